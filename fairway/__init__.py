@@ -1,0 +1,29 @@
+"""Fairway trains, packs and proves small language models.
+
+Reading order, which is also the order in which modules may import one another:
+errors, units, files, config, runtime | data | model | optim, checkpoint, train | quantise | pack |
+score | api | baselines, weights, report, run, doctor, cli. Importing this loads nothing heavy.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+from fairway.version import VERSION as __version__
+
+# Read once, when torch starts its thread pool. Spinning threads on two shared cores can make every
+# operation ten times slower than one thread; passive ones cost nothing measurable when alone.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from fairway.api import LanguageModel, load
+
+__all__ = ["LanguageModel", "__version__", "load"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the Python API on first use, so that `import fairway` does not cost a torch import."""
+    if name in ("load", "LanguageModel"):
+        from fairway import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'fairway' has no attribute {name!r}")

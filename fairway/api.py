@@ -1,0 +1,205 @@
+"""The Python interface: load an artifact, score a text with it, continue a prompt.
+
+    import fairway
+    model = fairway.load("runs/demo/artifact.fwy")
+    model.bits_per_byte("The quick brown fox jumps over the lazy dog.")
+    model.generate("The function returns")
+
+Shapes: B prompts, T time, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
+from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
+from fairway.errors import UserError
+from fairway.model.gpt import GPT, build
+from fairway.pack.artifact import load_artifact
+from fairway.runtime import DTYPES, Plan, make_plan
+from fairway.score.ledger import Score
+from fairway.score.sliding import FrozenPredictor, evaluate, text_of
+
+TOKENIZER_FILE = "tokenizer.model"
+
+
+def model_from(state: dict[str, Tensor], config: ModelConfig, plan: Plan, looping: bool) -> GPT:
+    """Return a model with these weights, ready to run under a plan."""
+    model = build(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(state[name])
+    model.to(plan.device)
+    model.set_compute(DTYPES[plan.dtype], plan.attention)
+    model.set_looping(looping)
+    return model.eval()
+
+
+class LanguageModel:
+    """A loaded artifact with its tokenizer: scores and continues text."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, score: ScoreConfig) -> None:
+        self.model, self.tokenizer, self.score_config = model, tokenizer, score
+
+    def score(self, text: str | Sequence[str], *, sliding: bool = True) -> Score:
+        """Return the score of a text, or of several documents, with the ledger's account.
+
+        Blanks at the ends of a document are not counted: no token stands for them. Raises
+        UserError for a text that the tokenizer cannot give back exactly.
+        """
+        ids = self._encode([text] if isinstance(text, str) else list(text))
+        proven = text_of(ids, self.tokenizer.table, prove_bytes(self.tokenizer, ids))
+        config = replace(self.score_config, truncate=False)
+        return evaluate(self.model, proven, config, sliding=sliding, seed=0, description="scoring")
+
+    def bits_per_byte(self, text: str | Sequence[str]) -> float:
+        """Return the bits per byte of a text under a sliding window."""
+        return self.score(text).bpb
+
+    def logprobs(self, text: str) -> npt.NDArray[np.float64]:
+        """Return the natural log-probability of every token of one document, in order.
+
+        The windows are those of `bits_per_byte`, so minus their sum is the text's cost in nats.
+        """
+        from fairway.score.ledger import Ledger
+        from fairway.score.windows import events, sliding_windows
+
+        ids = self._encode([text])
+        proven = text_of(ids, self.tokenizer.table, prove_bytes(self.tokenizer, ids))
+        targets, config = len(ids) - 1, self.score_config
+        ledger = Ledger(proven, targets)
+        predictor = FrozenPredictor(self.model, config.seq_len)
+        windows = sliding_windows(targets, config.seq_len, config.stride)
+        nats = [
+            ledger.commit(event, predictor.predict(ledger.context(event))).nats
+            for event in events(windows, config.batch_windows)
+        ]
+        return -np.concatenate(nats)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int = 50,
+        seed: int = 0,
+    ) -> str:
+        """Return a continuation of the prompt (without it), up to `max_tokens` tokens.
+
+        Temperature 0 always takes the likeliest token. Stops early where the model ends the
+        document.
+        """
+        ids = self._encode([prompt]) if prompt.strip() else np.array([self.tokenizer.bos_id])
+        return self.generate_batch(
+            ids.astype(np.int64)[None], max_tokens, temperature, top_k, seed
+        )[0]
+
+    @torch.no_grad()
+    def generate_batch(
+        self,
+        ids_BT: npt.NDArray[np.int64],
+        max_tokens: int,
+        temperature: float,
+        top_k: int,
+        seed: int,
+    ) -> list[str]:
+        """Return continuations of prompts of equal length, given as token ids [B, T]."""
+        if max_tokens < 0 or temperature < 0 or top_k < 1:
+            raise UserError(
+                f"generate needs max_tokens >= 0, temperature >= 0 and top_k >= 1, got "
+                f"{max_tokens}, {temperature:g} and {top_k}"
+            )
+        device = self.model.tok_emb.weight.device
+        generator = torch.Generator().manual_seed(seed)
+        start = ids_BT.shape[1]
+        tokens_BT = torch.from_numpy(ids_BT)
+        for _ in range(max_tokens):
+            window_BT = tokens_BT[:, -self.score_config.seq_len :].to(device)
+            logits_BV = self.model.logits(self.model.hidden(window_BT)[:, -1]).cpu()
+            chosen_B1 = _draw(logits_BV, temperature, top_k, generator)
+            tokens_BT = torch.cat((tokens_BT, chosen_B1), dim=1)
+            ended_B = (tokens_BT[:, start:] == self.tokenizer.bos_id).any(1)
+            if bool(ended_B.all()):
+                break
+        return [self._continuation(row, start) for row in tokens_BT.numpy()]
+
+    def _continuation(self, ids_T: npt.NDArray[np.int64], start: int) -> str:
+        ends = np.flatnonzero(ids_T[start:] == self.tokenizer.bos_id)
+        end = start + int(ends[0]) if len(ends) else len(ids_T)
+        # Decoding the prompt too keeps a leading space that decoding the rest alone would drop.
+        return self.tokenizer.decode(ids_T[:end])[len(self.tokenizer.decode(ids_T[:start])) :]
+
+    def _encode(self, documents: list[str]) -> npt.NDArray[np.uint16]:
+        documents = [self.tokenizer.canonical(document) for document in documents]
+        if not any(documents):
+            raise UserError("the text is empty (0 bytes); give at least one character")
+        for number, document in enumerate(documents):
+            if not self.tokenizer.represents(document):
+                raise UserError(
+                    f"document {number} cannot be represented exactly by this tokenizer (does it "
+                    "contain the character U+2581?); leave it out"
+                )
+        return encode_documents(self.tokenizer, documents)
+
+
+def _draw(logits_BV: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
+    if temperature == 0.0:
+        return logits_BV.argmax(1, keepdim=True)
+    values_BK, choices_BK = logits_BV.topk(min(top_k, logits_BV.shape[1]), dim=1)
+    shares_BK = (values_BK / temperature).softmax(1)
+    return choices_BK.gather(1, torch.multinomial(shares_BK, 1, generator=generator))
+
+
+def load(
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    runtime: RuntimeConfig | None = None,
+    plan: Plan | None = None,
+) -> LanguageModel:
+    """Return the model of an artifact file; nothing in the file is ever executed.
+
+    The tokenizer is the one inside the artifact, else the given file, else `tokenizer.model`
+    beside it; a tokenizer of another digest is refused. `plan` fixes device, precision and
+    threads; without it they are found as for training. Raises UserError for anything damaged.
+    """
+    path = Path(path)
+    artifact = load_artifact(path)
+    words = _tokenizer_of(path, artifact.tokenizer, tokenizer, artifact.header)
+    if words.vocab_size != artifact.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {words.vocab_size} pieces but the model {artifact.config.vocab_size}"
+        )
+    plan = plan or make_plan(runtime or RuntimeConfig())
+    plan.apply()
+    provenance = artifact.header["provenance"]
+    model = model_from(artifact.state, artifact.config, plan, bool(provenance["looping"]))
+    score: ScoreConfig = from_dict(provenance["score"], ScoreConfig, "score.")
+    return LanguageModel(model, words, score)
+
+
+def _tokenizer_of(
+    path: Path, inside: bytes | None, given: str | Path | None, header: dict[str, object]
+) -> Tokenizer:
+    beside = path.parent / TOKENIZER_FILE
+    if given is None and inside is not None:
+        tokenizer = Tokenizer.from_bytes(inside)
+    elif given is None and not beside.is_file():
+        raise UserError(
+            f"{path} carries no tokenizer and {beside} does not exist; name one with --tokenizer"
+        )
+    else:
+        tokenizer = Tokenizer.load(Path(given or beside))
+    if tokenizer.digest != header["tokenizer_digest"]:
+        raise UserError(
+            f"the tokenizer's digest {tokenizer.digest[:12]} is not the one {path} was made with, "
+            f"{str(header['tokenizer_digest'])[:12]}"
+        )
+    return tokenizer

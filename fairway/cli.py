@@ -1,0 +1,338 @@
+"""The command line: one verb per stage. Nothing heavy is imported before a verb needs it."""
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairway.errors import InterruptedRun, UserError
+from fairway.version import VERSION
+
+app = typer.Typer(
+    help="Train, pack and prove small language models under a byte and time budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Start with: fairway run demo. All settings of a recipe: fairway run demo --dry-run.",
+)
+data_app = typer.Typer(help="Turn text into token shards, or fetch published ones.")
+app.add_typer(data_app, name="data", no_args_is_help=True)
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder [runs/RECIPE].")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished training.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished training.")]
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    """Return where progress lines go: standard error when standard output carries JSON."""
+    return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def _emit(as_json: bool, value: Any, *things: Any) -> None:
+    """Print the value as JSON, or the things for people."""
+    if as_json:
+        print(json.dumps(value, indent=2))
+        return
+    from fairway.show import show
+
+    show(*things)
+
+
+def _pipeline(recipe: str, out: Path | None, overrides: list[str] | None, as_json: bool) -> Any:
+    from fairway.config import override
+    from fairway.recipes import recipe as recipe_of
+    from fairway.run import Pipeline
+    from fairway.stages import RunFolder
+
+    config = override(recipe_of(recipe), overrides or [])
+    return Pipeline(config, RunFolder(out or Path("runs") / recipe), _say(as_json))
+
+
+def _existing(run: Path, overrides: list[str] | None, as_json: bool) -> Any:
+    from fairway.run import open_run
+
+    return open_run(run, overrides or [], _say(as_json))
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    out: Out = None,
+    overrides: Set = None,
+    resume: Resume = False,
+    restart: Restart = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, parameters and bytes; then stop.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Walk the whole pipeline: text, tokens, model, artifact, score, report."""
+    if dry_run:
+        _dry_run(recipe, overrides or [], as_json)
+        return
+    from fairway.show import run_summary
+
+    pipeline = _pipeline(recipe, out, overrides, as_json)
+    with pipeline.folder.locked():
+        pipeline.start()
+        pipeline.train(resume, restart)
+        pipeline.pack()
+        pipeline.score()
+        pipeline.report()
+    results = pipeline.results()
+    _emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
+
+
+def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
+    from fairway.config import config_hash, override, to_dict
+    from fairway.model.gpt import num_parameters
+    from fairway.quantise.estimate import expected_bytes
+    from fairway.recipes import recipe as recipe_of
+    from fairway.show import config_table
+
+    config = override(recipe_of(recipe), overrides)
+    facts = {
+        "parameters": num_parameters(config.model),
+        "expected_artifact_bytes": expected_bytes(config),
+        "limit_bytes": config.pack.limit_bytes,
+        "recipe_hash": config_hash(config),
+    }
+    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()]
+    _emit(as_json, {**facts, "config": to_dict(config)}, config_table(config), *lines)
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    out: Out = None,
+    overrides: Set = None,
+    resume: Resume = False,
+    restart: Restart = False,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe: data and model, into a run folder."""
+    pipeline = _pipeline(recipe, out, overrides, as_json)
+    with pipeline.folder.locked():
+        pipeline.start()
+        facts = pipeline.train(resume, restart)
+    line = (
+        f"{facts['steps']:,} steps in {facts['seconds']:.1f} s; weights in {pipeline.folder.path}"
+    )
+    _emit(as_json, facts, line)
+
+
+@app.command()
+def pack(run: Run, overrides: Set = None, as_json: Json = False) -> None:
+    """Quantise a trained run's weights into an artifact, and account for its bytes."""
+    from fairway.show import account_table
+
+    pipeline = _existing(run, overrides, as_json)
+    with pipeline.folder.locked():
+        pipeline.start()
+        facts = pipeline.pack()
+    facts = {name: facts[name] for name in ("bytes", "limit_bytes", "code_bytes", "sections")}
+    _emit(as_json, facts, account_table(facts))
+
+
+@app.command()
+def score(
+    path: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="Run folder or artifact.")],
+    texts: Annotated[
+        list[Path] | None, typer.Argument(metavar="[TEXT]...", help="Text files, for an artifact.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Tokenizer of an artifact without one.")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run on its validation text, or an artifact on text files."""
+    if path.is_dir():
+        if texts or tokenizer:
+            raise UserError(f"{path} is a run folder, which has its own text; drop the others")
+        _score_run(path, overrides, as_json)
+        return
+    if overrides:
+        raise UserError("--set changes a run; an artifact carries its own settings")
+    if not texts:
+        raise UserError(f"name at least one text file to score {path} on")
+    _score_texts(path, texts, tokenizer, as_json)
+
+
+def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
+    from fairway.show import score_table
+
+    pipeline = _existing(path, overrides, as_json)
+    with pipeline.folder.locked():
+        pipeline.start()
+        pipeline.score()
+        results = pipeline.results()
+    _emit(as_json, {"stages": results["stages"], "text": results["text"]}, score_table(results))
+
+
+def _score_texts(path: Path, texts: list[Path], tokenizer: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from fairway.api import load
+    from fairway.data.sources import read_documents
+
+    model = load(path, tokenizer=tokenizer)
+    result = model.score([document.text for document in read_documents(texts)])
+    _emit(as_json, asdict(result), f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes")
+
+
+@app.command()
+def sample(
+    path: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="Run folder or artifact.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
+    tokens: Annotated[int, typer.Option("--tokens", help="Most tokens to add.")] = 100,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", help="Choose among so many tokens.")] = 50,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt."""
+    from fairway.api import load
+
+    model = load(path / "artifact.fwy" if path.is_dir() else path)
+    text = model.generate(
+        prompt, max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
+    )
+    if as_json:
+        _emit(True, {"prompt": prompt, "text": text})
+    else:
+        print(prompt + text)
+
+
+@app.command()
+def report(run: Run, as_json: Json = False) -> None:
+    """Write the report page and results.json of a scored run."""
+    pipeline = _existing(run, None, as_json)
+    with pipeline.folder.locked():
+        page = pipeline.report()
+    _emit(as_json, {"report": str(page)}, f"report {page}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has and what a run would use."""
+    from fairway.doctor import examine
+
+    facts = examine()
+    _emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
+
+
+@data_app.command("build")
+def data_build(
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(help=".txt, .md, .jsonl, .jsonl.zst, .parquet or folders of them."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("data"),
+    embedded: Annotated[bool, typer.Option(help="Use the embedded corpus instead.")] = False,
+    vocab_size: Annotated[int, typer.Option(help="Size of a new tokenizer.")] = 8192,
+    tokenizer: Annotated[Path | None, typer.Option(help="Existing tokenizer to use.")] = None,
+    validation: Annotated[list[Path] | None, typer.Option(help="Separate validation text.")] = None,
+    val_share: Annotated[float, typer.Option(help="Share split off for validation.")] = 0.05,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens per shard.")] = 10_000_000,
+    as_json: Json = False,
+) -> None:
+    """Build shards, tokenizer and held-out text from your own files."""
+    from fairway.data.build import build_files
+
+    if embedded == bool(texts):
+        raise UserError("name text files to build from, or pass --embedded, but not both")
+    manifest = build_files(
+        texts or [],
+        out,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        validation=validation or [],
+        val_share=val_share,
+        shard_tokens=shard_tokens,
+    )
+    _emit(as_json, manifest, f"built {out}: train with --set data.source={out}")
+
+
+@data_app.command("fetch")
+def data_fetch(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    shards: Annotated[int, typer.Option(help="Training shards to fetch.")] = 1,
+    revision: Annotated[
+        str, typer.Option(help="Commit, tag or branch of the repository.")
+    ] = "main",
+    as_json: Json = False,
+) -> None:
+    """Fetch the challenge's published SP8192 shards and tokenizer."""
+    from fairway.data.hub import fetch
+
+    facts = fetch(out, shards=shards, revision=revision)
+    _emit(as_json, facts, f"fetched {out}: train with --set data.source={out}")
+
+
+@data_app.command("show")
+def data_show(folder: Path, as_json: Json = False) -> None:
+    """Verify a data folder and say what is in it."""
+    from fairway.data.build import DataFolder
+
+    source = DataFolder.open(folder)
+    source.verify()
+    facts = source.facts()
+    _emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fairway {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take options that stand before the verb."""
+
+
+def main() -> None:
+    """Run the command line; the user's mistakes leave with one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        _leave(str(error), 2)
+    except OSError as error:
+        _leave(_os_sentence(error), 2)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+    except InterruptedRun as error:
+        _leave(str(error), 130)
+
+
+def _leave(sentence: str, code: int) -> None:
+    print(f"fairway: {sentence}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _os_sentence(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; free some space and run the same command again"
+    return f"{error.strerror or error}{where}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,395 @@
+"""Every setting of a run, as one tree of frozen dataclasses; the only home of defaults.
+
+The defaults are those of pull request #1858's seed runs (algorithms.md sections 2, 3 and 10); a
+recipe (`fairway.recipes`) is a function that returns this tree with its own values. `--set a.b=v`
+goes through `override`, which refuses unknown names with the nearest known one. `--help`, the
+README table and the recipe hash are generated from here.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairway.errors import UserError
+
+
+def opt(
+    default: Any,
+    text: str,
+    *,
+    lo: float | None = None,
+    hi: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a setting: its default, its help, and the bounds (inclusive) or choices it obeys."""
+    return field(default=default, metadata={"help": text, "lo": lo, "hi": hi, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where the text comes from and which part of it is scored."""
+
+    source: str = opt("embedded", "'embedded', or a folder made by `fairway data build` or `fetch`")
+    val_share: float = opt(0.05, "share of the documents kept for validation", lo=0.001, hi=0.5)
+    val_bytes: int = opt(0, "validation text to sample across documents; 0 takes all", lo=0)
+    shard_tokens: int = opt(10_000_000, "tokens per shard file", lo=1_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The transformer of #1493/#1858; algorithms.md section 2."""
+
+    vocab_size: int = opt(8192, "tokens in the vocabulary", lo=260, hi=65_535)
+    num_layers: int = opt(11, "physical blocks", lo=1, hi=256)
+    dim: int = opt(512, "width of the residual stream", lo=8, hi=16_384)
+    embed_dim: int = opt(0, "width of a factorised embedding; 0 means dim", lo=0, hi=16_384)
+    num_heads: int = opt(8, "query heads", lo=1, hi=256)
+    num_kv_heads: int = opt(4, "key and value heads", lo=1, hi=256)
+    mlp_dim: int = opt(2048, "hidden width of the MLP", lo=8, hi=65_536)
+    rope_dims: int = opt(16, "rotated dimensions of each head", lo=0, hi=1024)
+    rope_base: float = opt(10_000.0, "base of the rotary frequencies", lo=1.0)
+    rope_train_len: int = opt(2048, "length beyond which the rotary base is rescaled", lo=1)
+    qk_gain: float = opt(5.25, "initial gain of the queries, per head", lo=0.01, hi=100.0)
+    xsa_layers: int = opt(11, "last so many layers drop the part along their own value", lo=0)
+    leak: float = opt(0.5, "slope of the leaky ReLU below zero", lo=0.0, hi=1.0)
+    softcap: float = opt(30.0, "logits are softcap * tanh(logits / softcap); 0 is off", lo=0.0)
+    layer_scale: bool = opt(True, "scale the inputs of block i by 1/sqrt(i+1)")
+    parallel_from: int = opt(7, "first block whose MLP reads the attention's input", lo=0)
+    skips: bool = opt(True, "U-Net skips from the first to the second half of the visits")
+    skip_gates: bool = opt(True, "blend skips through learned gates instead of adding them")
+    loop_first: int = opt(3, "first block of the recurrence", lo=0)
+    loop_last: int = opt(5, "last block of the recurrence", lo=0)
+    loop_extra: int = opt(2, "extra visits of the looped blocks; 0 is no recurrence", lo=0, hi=16)
+    tie_embeddings: bool = opt(True, "use the embedding as output head")
+    embed_bf16: bool = opt(True, "keep the embedding and its Adam moments in bfloat16")
+    embed_std: float = opt(0.005, "standard deviation of the initial embedding", lo=1e-6, hi=1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """MuonEq-R for the matrices, AdamW for the rest; algorithms.md section 3."""
+
+    matrix_lr: float = opt(0.022, "Muon learning rate", lo=0.0, hi=10.0)
+    matrix_wd: float = opt(0.095, "Muon decoupled weight decay", lo=0.0, hi=10.0)
+    momentum: float = opt(0.99, "Muon momentum after its warm-up", lo=0.0, hi=0.9999)
+    momentum_start: float = opt(0.92, "Muon momentum at step 0", lo=0.0, hi=0.9999)
+    momentum_warmup_steps: int = opt(1500, "steps from momentum_start to momentum", lo=0)
+    newton_schulz_steps: int = opt(5, "steps of the orthogonalisation", lo=1, hi=20)
+    row_normalise: bool = opt(True, "divide rows by their norm before orthogonalising (MuonEq-R)")
+    embed_lr: float = opt(0.03, "AdamW learning rate of the tied embedding", lo=0.0, hi=10.0)
+    embed_wd: float = opt(0.085, "AdamW weight decay of the embedding", lo=0.0, hi=10.0)
+    head_lr: float = opt(0.008, "AdamW learning rate of an untied head", lo=0.0, hi=10.0)
+    scalar_lr: float = opt(0.02, "AdamW learning rate of gains, scales and gates", lo=0.0, hi=10.0)
+    scalar_wd: float = opt(0.02, "AdamW weight decay of gains, scales and gates", lo=0.0, hi=10.0)
+    beta1: float = opt(0.9, "AdamW first-moment decay", lo=0.0, hi=0.9999)
+    beta2: float = opt(0.95, "AdamW second-moment decay", lo=0.0, hi=0.99999)
+    eps: float = opt(1e-8, "AdamW epsilon", lo=1e-20, hi=1.0)
+    grad_clip: float = opt(0.3, "bound on the global gradient norm; 0 is off", lo=0.0)
+    warmdown_share: float = opt(0.72, "last share of the run with falling rates", lo=0.0, hi=1.0)
+    min_lr: float = opt(0.0, "floor of the learning-rate multiplier", lo=0.0, hi=1.0)
+    ema_decay: float | None = opt(0.9965, "weight average: decay per step", lo=0.0, hi=0.999999)
+    ema_share: float | None = opt(
+        None, "weight average: horizon as a share of the run (set ema_decay=none)", lo=1e-6, hi=1.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The loop: what drives it, how much it reads at a time, what it writes on the way."""
+
+    clock: str = opt("wall", "what drives schedule and stop", choices=("wall", "steps", "replay"))
+    budget_s: float = opt(600.0, "seconds for training and calibration (clock = wall)", lo=0.1)
+    reserve_s: float = opt(12.0, "part of the budget kept for calibration", lo=0.0)
+    steps: int = opt(4550, "steps of the run (clock = steps)", lo=1)
+    replay: str = opt("", "run folder whose recorded progress is followed (clock = replay)")
+    seq_len: int = opt(2048, "tokens per training sequence", lo=2, hi=1_048_576)
+    batch_tokens: int = opt(786_432, "tokens per optimiser step, over all ranks", lo=2)
+    micro_tokens: int = opt(98_304, "most tokens per forward pass on one rank", lo=2)
+    loop_from: float = opt(0.35, "progress at which the depth recurrence starts", lo=0.0, hi=1.0)
+    warmup_steps: int = opt(20, "steps before the clock, undone afterwards", lo=0, hi=1000)
+    log_every_s: float = opt(2.0, "seconds between step lines on the screen", lo=0.0)
+    checkpoint_every_s: float = opt(120.0, "seconds between checkpoints; 0 is only at stop", lo=0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantConfig:
+    """GPTQ with SDClip; algorithms.md section 4."""
+
+    matrix_bits: int = opt(6, "bits of the matrices' codes", lo=2, hi=8)
+    matrix_sigmas: float = opt(12.85, "matrices: clip at so many row sigmas", lo=0.5, hi=100.0)
+    embed_bits: int = opt(8, "bits of the embedding's codes", lo=2, hi=8)
+    embed_sigmas: float = opt(20.0, "embedding: clip at so many row sigmas", lo=0.5, hi=100.0)
+    method: str = opt("gptq", "error feedback or plain rounding", choices=("gptq", "round"))
+    calibration_tokens: int = opt(6_291_456, "training tokens behind the Hessians", lo=1)
+    damp: float = opt(0.01, "share of the mean diagonal added to it", lo=1e-6, hi=10.0)
+    block: int = opt(128, "columns between two lazy updates", lo=1, hi=65_536)
+    act_order: bool = opt(True, "round the columns of largest input energy first")
+    min_numel: int = opt(65_536, "tensors up to this size are kept as fp16", lo=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackConfig:
+    """The artifact: how its sections are coded and how large it may be."""
+
+    codec: str = opt("brotli", "entropy coder of the sections", choices=("brotli", "lzma", "raw"))
+    shuffle: int = opt(2, "byte shuffle stride before coding; 1 is off", lo=1, hi=16)
+    with_tokenizer: bool = opt(False, "carry the tokenizer inside the artifact")
+    limit_bytes: int = opt(16_000_000, "most bytes of artifact and code", lo=1)
+    code_bytes: int = opt(0, "size of the code shipped beside the artifact", lo=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig:
+    """Sliding-window evaluation; algorithms.md sections 5.1 and 5.2."""
+
+    seq_len: int = opt(2048, "context of a scoring window", lo=2, hi=1_048_576)
+    stride: int = opt(64, "positions scored by a sliding window", lo=1, hi=1_048_576)
+    batch_windows: int = opt(32, "windows per forward pass", lo=1, hi=65_536)
+    truncate: bool = opt(True, "drop targets beyond the last full window, as the challenge does")
+    check_positions: int = opt(64, "positions whose full distribution is summed", lo=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeConfig:
+    """The machine: what `auto` finds is printed and recorded."""
+
+    device: str = opt("auto", "where tensors live", choices=("auto", "cpu", "cuda"))
+    dtype: str = opt("auto", "activations", choices=("auto", "bfloat16", "float32"))
+    matmul: str = opt(
+        "auto", "precision of float32 products", choices=("auto", "highest", "high", "medium")
+    )
+    threads: int = opt(0, "CPU threads; 0 is found by a probe", lo=0, hi=1024)
+    attention: str = opt("auto", "attention backend", choices=("auto", "plain", "sdpa"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One run: a recipe's name, its seed and a section for every stage."""
+
+    recipe: str = opt("custom", "name of the recipe")
+    seed: int = opt(42, "seed of the initial weights", lo=0, hi=2**32 - 1)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+# ---------------------------------------------------------------------------------------------
+# Walking the tree
+
+
+def settings(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Yield (dotted name, field, value) for every setting below a config node, in order."""
+    for item in dataclasses.fields(node):
+        value = getattr(node, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from settings(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", item, value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config node as nested plain dictionaries, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def config_hash(config: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a config node's canonical JSON."""
+    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def from_dict(values: dict[str, Any], kind: type[Any] = Config, path: str = "") -> Any:
+    """Rebuild a config node from `to_dict`; unknown or missing names and wrong types are errors."""
+    if not isinstance(values, dict):
+        raise UserError(f"config section '{path or 'root'}' must be an object, got {values!r}")
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in fields:
+            known = [path + field_name for field_name in fields]
+            raise UserError(unknown_name("config field", f"{path}{name}", known))
+    built: dict[str, Any] = {}
+    for name in fields:
+        if name not in values:
+            raise UserError(f"config field '{path}{name}' is missing; was the file cut short?")
+        hint, value = hints[name], values[name]
+        if dataclasses.is_dataclass(hint):
+            built[name] = from_dict(value, typing.cast(type[Any], hint), f"{path}{name}.")
+        else:
+            built[name] = _typed(hint, value, f"{path}{name}")
+    return kind(**built)
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """Return a config with `section.field=value` texts applied, then checked.
+
+    Raises UserError for a text without '=', an unknown name (naming the nearest one), a value of
+    the wrong type or out of its bounds.
+    """
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UserError(f"override '{text}' has no '='; write section.field=value")
+        config = _assign(config, name, value.strip())
+    check(config)
+    return config
+
+
+def _assign(config: Config, name: str, text: str) -> Config:
+    known = [key for key, _, _ in settings(config)]
+    if name not in known:
+        raise UserError(unknown_name("setting", name, known))
+    section, _, leaf = name.rpartition(".")
+    node: Any = getattr(config, section) if section else config
+    value = _parse(typing.get_type_hints(type(node))[leaf], text, name)
+    node = dataclasses.replace(node, **{leaf: value})
+    return dataclasses.replace(config, **{section: node}) if section else typing.cast(Config, node)
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence that refuses an unknown name and offers the nearest known one."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    leaf = name.rpartition(".")[2]
+    near = [key for key in names if key.rpartition(".")[2] == leaf] or near
+    remedy = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(names))}"
+    return f"unknown {what} '{name}'; {remedy}"
+
+
+def _parse(hint: Any, text: str, name: str) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    kind = next(k for k in kinds if k is not type(None))
+    if kind is bool:
+        words = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+        if text.lower() not in words:
+            raise UserError(f"{name} must be true or false, got '{text}'")
+        return words[text.lower()]
+    if kind is str:
+        return text
+    try:
+        number = float(text.replace("_", "")) if kind is float else _whole(text)
+    except ValueError:
+        word = "a number" if kind is float else "a whole number"
+        raise UserError(f"{name} must be {word}, got '{text}'") from None
+    return number
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise ValueError(text) from None
+        return int(number)
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:
+        raise UserError(f"config field '{name}' has the wrong type: {value!r}")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------
+# Checks
+
+
+def check(config: Config) -> None:
+    """Raise UserError unless every setting is inside its bounds and they fit together."""
+    for name, item, value in settings(config):
+        _check_bounds(name, item, value)
+    check_model(config.model)
+    _check_training(config)
+    _check_scoring(config)
+
+
+def _check_bounds(name: str, item: dataclasses.Field[Any], value: Any) -> None:
+    lo, hi = item.metadata["lo"], item.metadata["hi"]
+    choices = item.metadata["choices"]
+    if choices and value not in choices:
+        raise UserError(f"{name} is '{value}'; choose one of {', '.join(choices)}")
+    if value is None or isinstance(value, str):
+        return
+    if value != value:
+        raise UserError(f"{name} is not a number")
+    if (lo is not None and value < lo) or (hi is not None and value > hi):
+        bound = f"at least {lo:g}" if hi is None else f"between {lo:g} and {hi:g}"
+        raise UserError(f"{name} is {value}; it must be {bound}")
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise UserError unless a model can be built from these settings."""
+    for name, item, value in settings(model, "model."):
+        _check_bounds(name, item, value)
+    if model.dim % model.num_heads:
+        raise UserError(
+            f"model.dim {model.dim} does not divide into model.num_heads {model.num_heads}; "
+            f"take a multiple, such as {model.num_heads * max(1, model.dim // model.num_heads)}"
+        )
+    if model.num_heads % model.num_kv_heads:
+        raise UserError(
+            f"model.num_heads {model.num_heads} is not a multiple of model.num_kv_heads "
+            f"{model.num_kv_heads}; each key head serves equally many query heads"
+        )
+    head_dim = model.dim // model.num_heads
+    if model.rope_dims % 2 or model.rope_dims > head_dim:
+        raise UserError(
+            f"model.rope_dims {model.rope_dims} must be even and at most the head width {head_dim}"
+        )
+    if model.loop_extra and not model.loop_first <= model.loop_last < model.num_layers:
+        raise UserError(
+            f"the recurrence runs over blocks {model.loop_first} to {model.loop_last}, but the "
+            f"model has {model.num_layers}; set model.loop_last below that, or model.loop_extra=0"
+        )
+
+
+def _check_training(config: Config) -> None:
+    train, optim = config.train, config.optim
+    if (optim.ema_decay is None) == (optim.ema_share is None):
+        raise UserError(
+            "set exactly one of optim.ema_decay and optim.ema_share; the other must be none"
+        )
+    if train.clock == "wall" and train.reserve_s >= train.budget_s:
+        raise UserError(
+            f"train.reserve_s {train.reserve_s:g} leaves nothing of train.budget_s "
+            f"{train.budget_s:g}; lower the reserve or raise the budget"
+        )
+    if (train.clock == "replay") != bool(train.replay):
+        raise UserError("train.clock=replay and train.replay=RUN_FOLDER go together; set both")
+    for name in ("batch_tokens", "micro_tokens"):
+        if getattr(train, name) % train.seq_len:
+            raise UserError(
+                f"train.{name} {getattr(train, name)} is not a multiple of train.seq_len "
+                f"{train.seq_len}"
+            )
+    if train.batch_tokens % train.micro_tokens:
+        raise UserError(
+            f"train.batch_tokens {train.batch_tokens} is not a multiple of train.micro_tokens "
+            f"{train.micro_tokens}"
+        )
+
+
+def _check_scoring(config: Config) -> None:
+    score = config.score
+    if score.stride > score.seq_len:
+        raise UserError(
+            f"score.stride {score.stride} is longer than score.seq_len {score.seq_len}; "
+            "some positions would never be scored"
+        )

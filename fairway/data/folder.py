@@ -1,0 +1,256 @@
+"""A data folder: a tokenizer, training and validation shards, and what is recorded about them.
+
+Two kinds are read: those `fairway data build` made, with a manifest, and those fetched or copied
+from the challenge, which hold only shards and a tokenizer.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairway.data.shards import Tokens, check_vocabulary, find_shards, open_shard
+from fairway.data.tokens import (
+    Tokenizer,
+    decode_documents,
+    encode_documents,
+    prove_bytes,
+    token_bytes,
+)
+from fairway.errors import UserError
+from fairway.files import digest_bytes, digest_file, read_json
+from fairway.progress import progress
+
+MANIFEST, FETCHED, TOKENIZER, VAL_TEXT = (
+    "manifest.json",
+    "fetch.json",
+    "tokenizer.model",
+    "val.jsonl",
+)
+FORMAT, FORMAT_VERSION = "fairway-data", 1
+# A sampled piece is long enough for a model to warm up on, short enough to reach many documents.
+PIECE_BYTES = 4096
+_MIN_PIECE_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Text to be scored: ids (N,) with BOS before each document, the documents, their bytes."""
+
+    ids: Tokens
+    documents: list[str]
+    bytes: int
+
+
+class DataFolder:
+    """A folder of token shards with the tokenizer they were made with."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, digests: dict[str, str]):
+        self.path = path
+        self.tokenizer = tokenizer
+        self._digests = digests
+
+    @classmethod
+    def open(cls, path: Path) -> "DataFolder":
+        """Return a data folder, its tokenizer checked; shards are checked when they are read.
+
+        Raises UserError when the folder, its tokenizer or its shards are missing, and for data
+        whose bytes per token lie in a sidecar (CaseOps), which tokens alone cannot give.
+        """
+        if not path.is_dir():
+            raise UserError(f"there is no data folder {path}; make one with `fairway data build`")
+        if sidecars := sorted(path.glob("*_val_bytes_*.bin")):
+            raise UserError(
+                f"{sidecars[0]} belongs to CaseOps data, whose bytes per token are not those of "
+                "its tokens; Fairway cannot score it exactly"
+            )
+        find_shards(path, "train")
+        find_shards(path, "val")
+        digests = _recorded_digests(path)
+        if missing := sorted(name for name in digests if not (path / name).exists()):
+            raise UserError(f"{path / missing[0]} is missing; build or fetch the data again")
+        tokenizer = Tokenizer.load(_tokenizer_file(path))
+        if digests.get(TOKENIZER, tokenizer.digest) != tokenizer.digest:
+            raise UserError(f"{path / TOKENIZER} is not the tokenizer the shards were made with")
+        return cls(path, tokenizer, digests)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex of what the folder holds: of its record, or of all files without one."""
+        for name in (MANIFEST, FETCHED):
+            if (self.path / name).exists():
+                return digest_file(self.path / name)
+        files = [*find_shards(self.path, "train"), *find_shards(self.path, "val")]
+        lines = [f"{file.name} {digest_file(file)}\n" for file in files]
+        return digest_bytes("".join([*lines, self.tokenizer.digest]).encode())
+
+    @cached_property
+    def bytes_per_token(self) -> float:
+        """Text bytes per training token, from the first million tokens: for step lines only."""
+        ids = self.train_shards()[0][:1_000_000]
+        return float(token_bytes(ids[1:], ids[:-1], self.tokenizer.table).mean())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a result says of its data; bytes and documents are None without a record."""
+        record = read_json(self.path / MANIFEST) if (self.path / MANIFEST).exists() else {}
+        train = record.get("train", {})
+        return {
+            "train_tokens": sum(len(shard) for shard in self.train_shards()),
+            "train_bytes": train.get("bytes"),
+            "train_documents": train.get("documents"),
+            "corpus_digest": record.get("corpus_sha256"),
+            "tokenizer_digest": self.tokenizer.digest,
+            "data_digest": self.digest,
+        }
+
+    def verify(self) -> None:
+        """Read everything; raise UserError for a changed file or an id outside the vocabulary."""
+        shards = [*find_shards(self.path, "train"), *find_shards(self.path, "val")]
+        names = {file.name for file in shards} | {VAL_TEXT} & self._digests.keys()
+        with progress("checking data", len(names)) as advance:
+            for name in sorted(names):
+                self._verify_file(self.path / name)
+                advance(1)
+
+    def _verify_file(self, path: Path) -> None:
+        if self._digests and self._digests.get(path.name) != digest_file(path):
+            raise UserError(
+                f"{path} is not the file that was recorded; build or fetch the data again"
+            )
+        if path.suffix == ".bin":
+            check_vocabulary(open_shard(path), self.tokenizer.vocab_size, str(path))
+
+    def train_shards(self) -> list[Tokens]:
+        """Return the training shards, each mapped read-only, in name order."""
+        return [open_shard(path) for path in find_shards(self.path, "train")]
+
+    def val_tokens(self) -> Tokens:
+        """Return all validation tokens (N,), the shards joined in name order."""
+        return np.concatenate([open_shard(path) for path in find_shards(self.path, "val")])
+
+    def train_documents(self) -> Iterator[str]:
+        """Yield the training texts; a document that shards cut in two is joined again."""
+        rest = np.zeros(0, np.uint16)
+        for shard in self.train_shards():
+            ids = np.concatenate([rest, shard])
+            starts = np.flatnonzero(ids == self.tokenizer.bos_id)
+            last = int(starts[-1]) if len(starts) else 0
+            yield from decode_documents(self.tokenizer, ids[:last])
+            rest = ids[last:]
+        yield from decode_documents(self.tokenizer, rest)
+
+    def sample_validation(self, max_bytes: int = 0) -> Validation:
+        """Return the text to be scored: everything (0), or about `max_bytes` across documents.
+
+        A sample takes documents in the order of their hash, and from each a run of whole
+        paragraphs of at most `PIECE_BYTES`, or more where few documents must fill it. It depends on
+        the text alone. Bytes are proven to be those of the documents.
+        """
+        ids = self.val_tokens()
+        documents = decode_documents(self.tokenizer, ids)
+        if max_bytes:
+            pieces = map(self.tokenizer.canonical, _sample(documents, max_bytes))
+            documents = [piece for piece in pieces if piece and self.tokenizer.represents(piece)]
+            ids = encode_documents(self.tokenizer, documents)
+        if not any(documents):
+            raise UserError(f"{self.path} has no validation text")
+        total = prove_bytes(self.tokenizer, ids)
+        assert total == sum(len(document.encode()) for document in documents)
+        return Validation(ids, documents, total)
+
+
+def _sample(documents: list[str], max_bytes: int) -> Iterator[str]:
+    """Yield pieces of documents, `max_bytes` in all or a little less."""
+    cap = max(PIECE_BYTES, _level([len(document.encode()) for document in documents], max_bytes))
+    left = max_bytes
+    for key, document in sorted((_hash(document), document) for document in documents):
+        if left < min(_MIN_PIECE_BYTES, max_bytes):
+            return
+        piece = _run_of_paragraphs(document, min(cap, left), key)
+        left -= len(piece.encode())
+        yield piece
+
+
+def _level(sizes: list[int], total: int) -> int:
+    """Return how much each document may give so that all together give `total`."""
+    for number, size in enumerate(sorted(sizes)):
+        if size * (len(sizes) - number) >= total:
+            return -(-total // (len(sizes) - number))
+        total -= size
+    return max(sizes, default=0)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _run_of_paragraphs(text: str, limit: int, key: int) -> str:
+    """Return paragraphs of at most `limit` bytes, from where `key` says and enough text follows.
+
+    A first paragraph that is longer is cut at a blank.
+    """
+    paragraphs = text.split("\n")
+    sizes = np.array([len(paragraph.encode()) + 1 for paragraph in paragraphs])
+    following = np.cumsum(sizes[::-1])[::-1]
+    possible = int(np.count_nonzero(following > limit)) or 1
+    first = key % possible
+    count = int(np.count_nonzero(np.cumsum(sizes[first:]) <= limit + 1))
+    if count:
+        return "\n".join(paragraphs[first : first + count])
+    return paragraphs[first].encode()[:limit].decode(errors="ignore").rpartition(" ")[0]
+
+
+# ---------------------------------------------------------------------------------------------
+# The record
+
+
+def is_data_folder(path: Path) -> bool:
+    """Return whether a folder has a manifest that `build_data` wrote, so may be replaced."""
+    try:
+        value = read_json(path / MANIFEST)
+    except UserError:
+        return False
+    return isinstance(value, dict) and value.get("format") == FORMAT
+
+
+def _recorded_digests(path: Path) -> dict[str, str]:
+    """Return the SHA-256 by file name of a manifest or fetch record; empty without one."""
+    for name, digests in ((MANIFEST, _manifest_digests), (FETCHED, _fetched_digests)):
+        if not (path / name).exists():
+            continue
+        record = read_json(path / name)
+        try:
+            return digests(record)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{path / name} is damaged ({error!r}); make the data again") from None
+    return {}
+
+
+def _fetched_digests(record: dict[str, Any]) -> dict[str, str]:
+    return {str(name): str(digest) for name, digest in record["files"].items()}
+
+
+def _manifest_digests(manifest: dict[str, Any]) -> dict[str, str]:
+    if (manifest["format"], manifest["version"]) != (FORMAT, FORMAT_VERSION):
+        raise ValueError(f"format {manifest['format']} version {manifest['version']}")
+    shards = [*manifest["train"]["shards"], *manifest["val"]["shards"]]
+    digests = {str(shard["name"]): str(shard["sha256"]) for shard in shards}
+    return {
+        **digests,
+        TOKENIZER: str(manifest["tokenizer"]["sha256"]),
+        VAL_TEXT: str(manifest["val"]["text_sha256"]),
+    }
+
+
+def _tokenizer_file(path: Path) -> Path:
+    found = [path / TOKENIZER] if (path / TOKENIZER).exists() else sorted(path.glob("*.model"))
+    if len(found) != 1:
+        raise UserError(
+            f"{path} has {len(found)} tokenizers; copy the one its shards were made with to "
+            f"{path / TOKENIZER}"
+        )
+    return found[0]

@@ -1,0 +1,241 @@
+"""The challenge's published shards and tokenizer, from a dataset repository of the Hugging Face Hub.
+
+The repository the field uses for SP8192 keeps shards in `datasets/datasets/fineweb10B_sp8192/` and
+tokenizers in `datasets/tokenizers/` (field notes of #1394 and later records). A fetched folder is
+flat, and its `fetch.json` names the commit and the digest of every file.
+"""
+
+import hashlib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from fairway.data.folder import FETCHED, TOKENIZER
+from fairway.data.shards import open_shard
+from fairway.data.tokens import Tokenizer
+from fairway.errors import UserError
+from fairway.files import digest_file, read_json, write_json
+from fairway.units import megabytes
+
+REPO = "kevclark/parameter-golf"
+DATASET = "fineweb10B_sp8192"
+TOKENIZER_FILE = "fineweb_8192_bpe.model"
+_STAGING = ".fetch"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A file of the repository: where it is, what it is called here, and how it is recognised."""
+
+    path: str
+    name: str
+    size_bytes: int
+    sha256: str | None
+    git_blob: str | None
+
+
+def fetch(
+    out: Path,
+    *,
+    repo: str = REPO,
+    revision: str = "main",
+    dataset: str = DATASET,
+    tokenizer: str = TOKENIZER_FILE,
+    shards: int = 1,
+    expected: dict[str, str] | None = None,
+    new_commit: bool = False,
+) -> dict[str, Any]:
+    """Download `shards` training shards, all validation shards and the tokenizer; return the record.
+
+    `revision` is resolved to a commit first, and everything comes from that commit. Files that are
+    there and right are kept, so an interrupted fetch continues with the file it was at. `expected`
+    pins SHA-256 by local file name, beside what the repository announces. Progress is the Hub
+    library's own bar for each file.
+
+    Raises UserError when offline, for an unknown repository, revision or file, a damaged download,
+    a full disk, a folder that holds something else, or one fetched from another commit (unless
+    `new_commit`).
+    """
+    if out.exists() and not (out.is_dir() and (_is_fetched(out) or not any(out.iterdir()))):
+        raise UserError(f"{out} holds something else than fetched data; name another folder")
+    commit, files = _list_files(repo, revision)
+    before = _recorded(out, repo, commit, new_commit)
+    wanted = _select(files, repo, dataset, tokenizer, shards, set(before))
+    _check_expected(wanted, expected or {})
+    _check_space(out, wanted)
+    record = {"repo": repo, "revision": revision, "commit": commit, "dataset": dataset}
+    digests = {file.name: file.sha256 or "" for file in wanted}
+    # Written first as well, so that a folder that is not complete is not taken for one that is.
+    write_json(out / FETCHED, {**record, "files": digests})
+    for file in wanted:
+        digests[file.name] = _fetch_file(out, repo, commit, file, (expected or {}).get(file.name))
+    write_json(out / FETCHED, {**record, "files": digests})
+    shutil.rmtree(out / _STAGING, ignore_errors=True)
+    return {**record, "files": digests}
+
+
+def _list_files(repo: str, revision: str) -> tuple[str, list[_Remote]]:
+    """Return the commit of a revision and all its files."""
+    try:
+        info = HfApi().dataset_info(repo, revision=revision, files_metadata=True)
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise _told(error, repo, revision) from None
+    if not info.sha or not _COMMIT.fullmatch(info.sha):
+        raise UserError(f"the Hub names no commit for {repo} at '{revision}'; try again later")
+    return info.sha, [
+        _Remote(
+            path=item.rfilename,
+            name=PurePosixPath(item.rfilename).name,
+            size_bytes=item.size or 0,
+            sha256=item.lfs.sha256 if item.lfs else None,
+            git_blob=item.blob_id,
+        )
+        for item in info.siblings or []
+    ]
+
+
+def _select(
+    files: list[_Remote], repo: str, dataset: str, tokenizer: str, shards: int, kept: set[str]
+) -> list[_Remote]:
+    """Return the tokenizer, the validation shards and the first training shards, in this order."""
+    inside = [file for file in files if PurePosixPath(file.path).parent.name == dataset]
+    inside = sorted((f for f in inside if f.name.endswith(".bin")), key=lambda f: f.name)
+    val = [f for f in inside if "_val_" in f.name and "_bytes_" not in f.name]
+    train = [f for f in inside if "_train_" in f.name]
+    models = [file for file in files if file.name == tokenizer]
+    if not val or not train:
+        found = {PurePosixPath(f.path).parent.name for f in files if f.name.endswith(".bin")}
+        raise UserError(
+            f"{repo} has no complete data set '{dataset}'; it has {', '.join(sorted(found)) or 'none'}"
+        )
+    if len(models) != 1:
+        raise UserError(f"{repo} has {len(models)} files named {tokenizer}; expected one")
+    if not 1 <= shards <= len(train):
+        raise UserError(f"{shards} training shards were asked for; {repo} has 1 to {len(train)}")
+    model = _Remote(**{**vars(models[0]), "name": TOKENIZER})
+    more = [file for file in train[shards:] if file.name in kept]
+    return [model, *val, *train[:shards], *more]
+
+
+def _fetch_file(out: Path, repo: str, commit: str, file: _Remote, expected: str | None) -> str:
+    """Return the SHA-256 of a file that is now in `out`, downloaded unless it was there."""
+    final = out / file.name
+    if final.exists() and _is_right(final, file, expected):
+        return digest_file(final)
+    try:
+        staged = Path(
+            hf_hub_download(
+                repo, file.path, repo_type="dataset", revision=commit, local_dir=out / _STAGING
+            )
+        )
+    except (HTTPError, OSError, ValueError) as error:
+        raise _told(error, repo, commit) from None
+    if not _is_right(staged, file, expected):
+        found = digest_file(staged)
+        staged.unlink()
+        raise UserError(
+            f"{file.path} of {repo} arrived damaged (SHA-256 {found}, expected "
+            f"{expected or file.sha256 or 'git blob ' + str(file.git_blob)}); fetch it again"
+        )
+    _check_content(staged)
+    staged.replace(final)
+    return digest_file(final)
+
+
+def _is_right(path: Path, file: _Remote, expected: str | None) -> bool:
+    digest = digest_file(path)
+    if (expected or digest) != digest:
+        return False
+    if file.sha256:
+        return digest == file.sha256
+    return file.git_blob is None or _git_blob(path) == file.git_blob
+
+
+def _git_blob(path: Path) -> str:
+    """Return the name git gives to a file's content; the Hub announces it for small files."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\x00" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _check_content(path: Path) -> None:
+    if path.suffix == ".bin":
+        open_shard(path)
+    else:
+        Tokenizer.load(path)
+
+
+def _is_fetched(out: Path) -> bool:
+    return (out / FETCHED).exists()
+
+
+def _recorded(out: Path, repo: str, commit: str, new_commit: bool) -> dict[str, str]:
+    """Return the files of an earlier fetch, refusing to mix two commits without being told."""
+    if not _is_fetched(out):
+        return {}
+    record = read_json(out / FETCHED)
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        raise UserError(f"{out / FETCHED} is damaged; remove the folder and fetch again")
+    if (record.get("repo"), record.get("commit")) != (repo, commit) and not new_commit:
+        raise UserError(
+            f"{out} was fetched from {record.get('repo')} at {record.get('commit')}, not from "
+            f"{repo} at {commit}; name another folder, or say that it may change"
+        )
+    return dict(record["files"])
+
+
+def _check_expected(wanted: list[_Remote], expected: dict[str, str]) -> None:
+    for file in wanted:
+        pinned = expected.get(file.name)
+        if pinned and file.sha256 and pinned != file.sha256:
+            raise UserError(
+                f"{file.path} has SHA-256 {file.sha256} on the Hub, but {pinned} is expected; "
+                "the published file has changed"
+            )
+
+
+def _check_space(out: Path, wanted: list[_Remote]) -> None:
+    missing = sum(file.size_bytes for file in wanted if not (out / file.name).exists())
+    folder = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise UserError(
+            f"{megabytes(missing)} are to be fetched, but {folder} has {megabytes(free)} free"
+        )
+
+
+def _told(error: Exception, repo: str, revision: str) -> UserError:
+    """Return what the Hub library raised as one sentence."""
+    if isinstance(error, GatedRepoError):
+        return UserError(f"{repo} is gated; accept its terms and log in with `hf auth login`")
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(f"there is no dataset repository '{repo}' on the Hub, or it is private")
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(f"{repo} has no revision '{revision}'")
+    if isinstance(error, HfHubHTTPError):
+        return UserError(f"the Hub refused {repo}: {str(error).splitlines()[0]}")
+    if isinstance(error, HFValidationError):
+        return UserError(f"'{repo}' is not a repository name; write owner/name")
+    if (
+        isinstance(error, OSError)
+        and error.errno
+        and not isinstance(error, LocalEntryNotFoundError)
+    ):
+        return UserError(f"cannot store files of {repo}: {error.strerror}")
+    return UserError(
+        f"cannot reach the Hub for {repo} ({type(error).__name__}); check the connection, or "
+        "HF_ENDPOINT, and fetch again: what has arrived is kept"
+    )

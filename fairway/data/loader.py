@@ -1,0 +1,105 @@
+"""Shuffled-sequence batches, the same for everybody (algorithms.md 1.3), and resumable.
+
+Rank r of W reads shards[r::W] with a PCG64 generator seeded by the rank alone: the order of the
+data does not depend on the run's seed. Every shard is cut at a random phase into sequences; each
+row of a batch takes one from a shard drawn in proportion to what it has left.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fairway.data.shards import Tokens
+from fairway.errors import UserError
+
+Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+class ShuffledLoader:
+    """Batches of `rows` sequences of `seq_len` tokens for one rank.
+
+    `shards` are all shards in name order; the loader takes its rank's own. Raises UserError when
+    there are fewer shards than ranks, or one is too short for a single sequence.
+    """
+
+    def __init__(
+        self, shards: list[Tokens], seq_len: int, rows: int, rank: int = 0, world: int = 1
+    ):
+        if world > len(shards):
+            raise UserError(
+                f"{len(shards)} training shards cannot feed {world} ranks; "
+                "build smaller shards (data.shard_tokens) or use fewer ranks"
+            )
+        self._shards = shards[rank::world]
+        shortest = min(len(shard) for shard in self._shards)
+        if shortest < seq_len + 1:
+            raise UserError(
+                f"a training shard has {shortest} tokens, but one sequence needs {seq_len + 1}; "
+                "lower train.seq_len or use larger shards"
+            )
+        self._seq_len, self._rows = seq_len, rows
+        self._phases: list[int]
+        self._orders: list[npt.NDArray[np.int64]]
+        self._remaining: npt.NDArray[np.int64]
+        self._rng = np.random.Generator(np.random.PCG64(rank))
+        self._reset()
+
+    def next_batch(self) -> Batch:
+        """Return inputs x and targets y, both int64 (rows, seq_len); y is x one token later."""
+        x = np.empty((self._rows, self._seq_len), np.int64)
+        y = np.empty_like(x)
+        for row in range(self._rows):
+            shard, start = self._draw()
+            window = self._shards[shard][start : start + self._seq_len + 1]
+            x[row], y[row] = window[:-1], window[1:]
+        return x, y
+
+    def state(self) -> dict[str, Any]:
+        """Return all that `restore` needs to continue with the next batch, ready for JSON.
+
+        The orders are not stored: they follow from the generator's state before the last reset.
+        """
+        return {
+            "epoch_rng": self._epoch_rng,
+            "remaining": self._remaining.tolist(),
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken; a state of other shards is a UserError."""
+        try:
+            self._rng.bit_generator.state = state["epoch_rng"]
+            self._reset()
+            remaining = np.array(state["remaining"], np.int64)
+            fits = remaining.shape == self._remaining.shape
+            if not fits or np.any((remaining < 0) | (remaining > self._remaining)):
+                raise ValueError(f"{state['remaining']} sequences left do not fit the shards")
+            self._rng.bit_generator.state = state["rng"]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"the loader's saved state does not fit this data ({error}); train from the start"
+            ) from None
+        self._remaining = remaining
+
+    def _reset(self) -> None:
+        """Cut every shard anew: one draw for the phase, one permutation, in shard order."""
+        self._epoch_rng = self._rng.bit_generator.state
+        self._phases, self._orders = [], []
+        for shard in self._shards:
+            room = min(self._seq_len - 1, max(0, len(shard) - self._seq_len - 1))
+            phase = int(self._rng.integers(room, endpoint=True)) if room else 0
+            self._phases.append(phase)
+            self._orders.append(self._rng.permutation((len(shard) - 1 - phase) // self._seq_len))
+        lengths = [len(order) for order in self._orders]
+        self._remaining = np.array(lengths, np.int64)
+
+    def _draw(self) -> tuple[int, int]:
+        """Return (shard, first token) of the next sequence."""
+        if not self._remaining.any():
+            self._reset()
+        weights = self._remaining / self._remaining.sum()
+        shard = int(self._rng.choice(len(self._shards), p=weights))
+        self._remaining[shard] -= 1
+        order = self._orders[shard][self._remaining[shard]]
+        return shard, self._phases[shard] + self._seq_len * int(order)

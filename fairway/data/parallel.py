@@ -1,0 +1,44 @@
+"""A pure function over many items in several processes, in order, with a progress bar."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+from fairway.progress import progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_MAX_PROCESSES = 16
+
+
+def processes() -> int:
+    """Return how many processes this machine has room for."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(usable or 1, _MAX_PROCESSES)
+
+
+def map_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], description: str, chunk: int = 1
+) -> Iterator[Result]:
+    """Yield function(item) for every item, in order, whatever the number of processes.
+
+    `function` is a module-level one. Work that fits one chunk stays in this process, as starting
+    another costs about half a second: it is spawned, since forking a process whose libraries have
+    threads can hang.
+    """
+    workers = min(processes(), -(-len(items) // chunk))
+    with progress(description, len(items)) as advance:
+        if workers < 2:
+            for item in items:
+                yield function(item)
+                advance(1)
+            return
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        try:
+            for result in pool.map(function, items, chunksize=chunk):
+                yield result
+                advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,245 @@
+"""The tokenizer, and the one definition of how many bytes of text a token stands for.
+
+Bytes per token follow the challenge (algorithms.md 1.5): a piece counts its UTF-8 length, its
+leading space counts unless the token before is a boundary (BOS), control tokens count nothing.
+`prove_bytes` checks that sum against the decoded documents, so no score rests on a wrong length.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from fairway.data.spmodel import (
+    BYTE,
+    CONTROL,
+    MAX_FILE_BYTES,
+    MAX_PIECES,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    ModelFile,
+    parse_model,
+)
+from fairway.errors import UserError
+from fairway.files import digest_bytes
+
+Ids = npt.NDArray[np.integer]
+_MAX_SENTENCE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ByteTable:
+    """By token id: bytes without a leading space, whether it has one, whether it is a boundary."""
+
+    base_bytes: npt.NDArray[np.int16]
+    leading: npt.NDArray[np.bool_]
+    boundary: npt.NDArray[np.bool_]
+
+
+def token_bytes(targets: Ids, previous: Ids, table: ByteTable) -> npt.NDArray[np.int64]:
+    """Return the text bytes of each target token, given the token before it; any shape."""
+    space = table.leading[targets] & ~table.boundary[previous]
+    return table.base_bytes[targets].astype(np.int64) + space
+
+
+class Tokenizer:
+    """A checked SentencePiece model. Not lossless means text is normalised before encoding."""
+
+    def __init__(self, data: bytes):
+        self.data = data
+        self._model: ModelFile = parse_model(data)
+        self._processor = _load_native(data)
+        self.vocab_size = len(self._model.pieces)
+        self.lossless = self._model.lossless
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Return the tokenizer of a model file; a missing or unusable one is a UserError."""
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+        try:
+            return cls(data)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Tokenizer":
+        """Return the tokenizer of a model file's bytes; an unusable one is a UserError."""
+        return cls(data)
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return Tokenizer, (self.data,)
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the model file, in hex."""
+        return digest_bytes(self.data)
+
+    @cached_property
+    def bos_id(self) -> int:
+        """The id that starts every document."""
+        return int(self._processor.bos_id())
+
+    @cached_property
+    def table(self) -> ByteTable:
+        """Bytes by token id (algorithms.md 1.5)."""
+        types = np.array(self._model.types)
+        text = [piece.removeprefix(SPACE) for piece in self._model.pieces]
+        base = np.array([len(piece.encode()) for piece in text], np.int16)
+        base[types == BYTE] = 1
+        boundary = np.isin(types, (CONTROL, UNKNOWN, UNUSED))
+        base[boundary] = 0
+        leading = np.array([piece.startswith(SPACE) for piece in self._model.pieces])
+        return ByteTable(base, leading & ~boundary & (types != BYTE), boundary)
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """Return the token ids of a text, without BOS."""
+        return np.array(self._processor.encode(text), np.int64)
+
+    def decode(self, ids: Ids | list[int]) -> str:
+        """Return the text of some token ids; control tokens are dropped."""
+        return str(self._processor.decode(np.asarray(ids).tolist()))
+
+    def canonical(self, text: str) -> str:
+        """Return the text as this tokenizer can represent it, the text that scores refer to.
+
+        Blanks at both ends go, since a space after BOS counts no byte; a tokenizer that is not
+        lossless also normalises (SP8192 folds line ends and runs of blanks to one space).
+        """
+        return text.strip() if self.lossless else self.decode(self.encode(text)).strip()
+
+    def represents(self, text: str) -> bool:
+        """Return whether encoding and decoding give exactly this text back.
+
+        A literal U+2581 never does: SentencePiece cannot tell it from a space.
+        """
+        return SPACE not in text and self.decode(self.encode(text)) == text
+
+
+def _load_native(data: bytes) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=data)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"the tokenizer is not a usable SentencePiece model: {str(error).splitlines()[0]}"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------------
+# Documents and streams of tokens
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> npt.NDArray[np.uint16]:
+    """Return all documents as one stream of ids, with BOS before each."""
+    bos = np.array([tokenizer.bos_id], np.uint16)
+    parts = [part for text in texts for part in (bos, tokenizer.encode(text).astype(np.uint16))]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint16)
+
+
+def decode_documents(tokenizer: Tokenizer, ids: Ids) -> list[str]:
+    """Return the texts between the BOS tokens of a stream; what precedes the first is one too."""
+    return list(_decoded(tokenizer, ids, _document_starts(tokenizer, ids)))
+
+
+def prove_bytes(tokenizer: Tokenizer, ids: Ids) -> int:
+    """Return the text bytes of all targets ids[1:], after proving them document by document.
+
+    `ids` holds whole documents, each after its BOS. Raises UserError when the bytes of some
+    document's tokens do not sum to the UTF-8 length of its decoded text.
+    """
+    starts = _document_starts(tokenizer, ids)
+    if len(ids) == 0 or ids[0] != tokenizer.bos_id:
+        raise UserError(f"a stream to be scored must start with BOS (id {tokenizer.bos_id})")
+    counts = np.zeros(len(ids), np.int64)
+    counts[1:] = token_bytes(ids[1:], ids[:-1], tokenizer.table)
+    sums = np.add.reduceat(counts, starts)
+    for number, text in enumerate(_decoded(tokenizer, ids, starts)):
+        if sums[number] != (length := len(text.encode())):
+            raise UserError(
+                f"document {number} has {length} bytes but its tokens sum to {sums[number]}; "
+                "this text and this tokenizer cannot be scored exactly"
+            )
+    return int(sums.sum())
+
+
+def _document_starts(tokenizer: Tokenizer, ids: Ids) -> npt.NDArray[np.intp]:
+    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+        raise UserError(
+            f"token id {int(ids.max())} is outside the tokenizer's {tokenizer.vocab_size} ids; "
+            "take the tokenizer that the tokens were made with"
+        )
+    starts = np.flatnonzero(ids == tokenizer.bos_id)
+    return starts if len(starts) and starts[0] == 0 else np.insert(starts, 0, 0)[: max(1, len(ids))]
+
+
+def _decoded(tokenizer: Tokenizer, ids: Ids, starts: npt.NDArray[np.intp]) -> Iterator[str]:
+    for part in np.split(ids, starts[1:]) if len(ids) else ():
+        yield tokenizer.decode(part)
+
+
+# ---------------------------------------------------------------------------------------------
+# Training
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    """Return a new SentencePiece BPE model file of exactly `vocab_size` pieces.
+
+    The field's settings (byte fallback, digits split, 99.9 % of characters, ids 0 to 3 for pad,
+    BOS, EOS, unknown), except that text is kept as it is: no normalisation, so decoding restores
+    it and the bytes are those of the raw text. One thread, because the count is written into the
+    file. Raises UserError when the texts cannot fill the vocabulary, naming what they can fill.
+    """
+    if not 260 <= vocab_size <= MAX_PIECES:
+        raise UserError(f"vocabulary size {vocab_size} is not between 260 and {MAX_PIECES}")
+    model, sentences = io.BytesIO(), list(_sentences(texts))
+    if not any(sentences):
+        raise UserError("there is no text to train a tokenizer on")
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.999,
+            byte_fallback=True,
+            split_digits=True,
+            required_chars=SPACE,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            max_sentence_length=_MAX_SENTENCE_BYTES,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            num_threads=1,
+            minloglevel=3,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).rpartition("] ")[2].split())
+        raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from None
+    size = len(parse_model(model.getvalue()).pieces)
+    if size < vocab_size:
+        raise UserError(
+            f"the text is too small for a vocabulary of {vocab_size}; the largest possible is "
+            f"{size}: set model.vocab_size={size} or add text"
+        )
+    return model.getvalue()
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Yield paragraphs: line ends are left to byte fallback, as no piece may hold one."""
+    for text in texts:
+        for line in text.split("\n"):
+            for start in range(0, len(line), _MAX_SENTENCE_BYTES // 4):
+                yield line[start : start + _MAX_SENTENCE_BYTES // 4]

@@ -1,0 +1,12 @@
+"""What leaves the command line as one sentence instead of a traceback."""
+
+
+class UserError(ValueError):
+    """Bad input, told in one sentence: what is wrong, the value, the bound, the remedy.
+
+    The command line prints it without a traceback and leaves with exit code 2.
+    """
+
+
+class InterruptedRun(Exception):  # noqa: N818 - it reports a wish, not an error
+    """A signal asked the run to stop; its state is saved and `--resume` continues."""

@@ -1,0 +1,1 @@
+"""Tokens become a model: the transformer and its attention backends."""

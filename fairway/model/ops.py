@@ -1,0 +1,255 @@
+"""The model's elementwise mathematics: each plain formula, and beside it the lean path it checks.
+
+A small model on a CPU spends more time moving activations than multiplying matrices. Each lean path
+is an autograd function with a hand-written backward that reads and writes every activation once or
+twice instead of five to ten times, saves one tensor instead of several, and equals its plain
+formula (tests/model/test_ops.py). In float32 they agree to rounding; in bfloat16 the lean paths
+round a row's scale once instead of each element's product.
+
+Shapes: B batch, T time, H query heads, G key/value heads, P = H / G, K head width, R rotated pairs,
+N rows of a flattened batch, V vocabulary; [...] anything.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The float32 machine epsilon, also for bfloat16 input: what eps=None meant in the records.
+NORM_EPS = 1.1920929e-07
+# Rows of logits treated at a time: 1,024 x 2,048 in float32 stays inside a CPU's caches.
+LOSS_ROWS = 1024
+
+
+class _Function(torch.autograd.Function):
+    """An autograd function whose `run` is typed; contexts are Any because torch's are."""
+
+    @classmethod
+    def run(cls, *args: Any) -> Tensor:
+        apply: Any = cls.apply
+        result: Tensor = apply(*args)
+        return result
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Return the Euclidean norms over the last dimension, kept as size 1, in float32."""
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norms
+
+
+# ---------------------------------------------------------------------------------------------
+# RMS norm
+
+
+def norm_plain(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Return scale * x / rms(x) over the last dimension: float32 inside, x's dtype outside.
+
+    Not F.rms_norm, whose output dtype under autocast changed between torch 2.11 and 2.13.
+    """
+    wide = x.float()
+    mean_square = wide.square().mean(-1, keepdim=True)
+    return (wide * (scale * torch.rsqrt(mean_square + NORM_EPS))).to(x.dtype)
+
+
+class _Norm(_Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        inverse = scale * torch.rsqrt(row_norms(x).square() / x.shape[-1] + NORM_EPS)
+        y = x * inverse.to(x.dtype)
+        ctx.save_for_backward(y, inverse)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, inverse = ctx.saved_tensors
+        along = (grad * y).sum(-1, keepdim=True, dtype=torch.float32)
+        share = (along / (-y.shape[-1] * ctx.scale**2)).to(y.dtype)
+        return torch.addcmul(grad, y, share) * inverse.to(y.dtype), None
+
+
+def norm(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Return what `norm_plain` returns, in one pass over x each way."""
+    return _Norm.run(x, scale)
+
+
+# ---------------------------------------------------------------------------------------------
+# Queries and keys: norm, gain, rotation
+
+
+def rotate(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Return x with its first 2R dimensions rotated by the position; the rest passes through.
+
+    Dimension j pairs with j + R. The sign is the transpose of the common convention and is kept
+    from the records; q and k agree, so only relative positions matter.
+    """
+    R = cos_TR.shape[-1]
+    a, b, rest = torch.split(x_BTHK, [R, R, x_BTHK.shape[-1] - 2 * R], dim=-1)
+    cos, sin = cos_TR[:, None].to(x_BTHK.dtype), sin_TR[:, None].to(x_BTHK.dtype)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1)
+
+
+def position_plain(x_BTHK: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Return queries or keys normalised per head, rotated, and multiplied by a gain per head."""
+    return rotate(norm_plain(x_BTHK), cos_TR, sin_TR) * gain_H[:, None].to(x_BTHK.dtype)
+
+
+class _Position(_Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        gain_H1 = gain_H.float()[:, None]
+        inverse = gain_H1 * torch.rsqrt(row_norms(x).square() / x.shape[-1] + NORM_EPS)
+        y = x * inverse.to(x.dtype)
+        _rotate_(y, cos_TR, sin_TR)
+        ctx.save_for_backward(y, inverse, gain_H1, cos_TR, sin_TR)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        # A rotation keeps dot products: everything but the last line works on rotated vectors.
+        y, inverse, gain_H1, cos_TR, sin_TR = ctx.saved_tensors
+        along = (grad * y).sum(-1, keepdim=True, dtype=torch.float32)
+        share = (along / (-y.shape[-1] * gain_H1.square())).to(y.dtype)
+        grad_x = torch.addcmul(grad, y, share).mul_(inverse.to(y.dtype))
+        _rotate_(grad_x, cos_TR, -sin_TR)
+        return grad_x, along.sum((0, 1, 3)) / gain_H1[:, 0], None, None
+
+
+def _rotate_(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> None:
+    """Rotate in place the first 2R dimensions."""
+    R = cos_TR.shape[-1]
+    a, b = x_BTHK[..., :R], x_BTHK[..., R : 2 * R]
+    cos, sin = cos_TR[:, None].to(x_BTHK.dtype), sin_TR[:, None].to(x_BTHK.dtype)
+    turned = a * cos + b * sin
+    b.copy_(b * cos - a * sin)
+    a.copy_(turned)
+
+
+def position(x_BTHK: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Return what `position_plain` returns; a gain must not be zero."""
+    return _Position.run(x_BTHK, gain_H, cos_TR, sin_TR)
+
+
+# ---------------------------------------------------------------------------------------------
+# Exclusive self-attention (XSA)
+
+
+def without_self_plain(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
+    """Return y less its part along the position's own raw value, per query head (XSA)."""
+    B, T, G, K = v_BTGK.shape
+    unit_BTG1K = F.normalize(v_BTGK.float(), dim=-1, eps=1e-12)[:, :, :, None].to(y_BTHK.dtype)
+    y_BTGPK = y_BTHK.reshape(B, T, G, -1, K)
+    along = (y_BTGPK * unit_BTG1K).sum(-1, keepdim=True)
+    return (y_BTGPK - along * unit_BTG1K).reshape(B, T, -1, K)
+
+
+class _WithoutSelf(_Function):
+    # With s = v.v, c = (y.v)/s and e = (g.v)/s:  out = y - c v,  dy = g - e v,
+    # dv = sum over the group's heads of (2 c e v - c g - e y).
+    @staticmethod
+    def forward(ctx: Any, y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
+        v = v_BTGK[:, :, :, None]
+        y = y_BTHK.reshape(*v_BTGK.shape[:3], -1, v_BTGK.shape[-1])
+        squares = row_norms(v).square().clamp_min(1e-24)
+        along = ((y * v).sum(-1, keepdim=True, dtype=torch.float32) / squares).to(y.dtype)
+        ctx.save_for_backward(y, v, squares, along)
+        return torch.addcmul(y, along, v, value=-1.0).reshape(y_BTHK.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTHK: Tensor) -> tuple[Tensor, Tensor]:
+        y, v, squares, along = ctx.saved_tensors
+        g = grad_BTHK.reshape(y.shape)
+        back = ((g * v).sum(-1, keepdim=True, dtype=torch.float32) / squares).to(y.dtype)
+        grad_y = torch.addcmul(g, back, v, value=-1.0)
+        cross = torch.addcmul(along * g, back, y).sum(3)
+        grad_v = torch.addcmul(-cross, v[:, :, :, 0], 2.0 * (along * back).sum(3))
+        return grad_y.reshape(grad_BTHK.shape), grad_v
+
+
+def without_self(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
+    """Return what `without_self_plain` returns."""
+    return _WithoutSelf.run(y_BTHK, v_BTGK)
+
+
+# ---------------------------------------------------------------------------------------------
+# The MLP's activation
+
+
+def leaky_square_plain(x: Tensor, leak: float) -> Tensor:
+    """Return the square of a leaky ReLU: x^2 above zero, (leak x)^2 below."""
+    return F.leaky_relu(x, leak).square()
+
+
+class _LeakySquare(_Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, leak: float) -> Tensor:
+        root = F.leaky_relu(x, leak)
+        ctx.save_for_backward(root)
+        ctx.leak = leak
+        return root * root
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (root,) = ctx.saved_tensors
+        slope = (grad * root).mul_(2.0)
+        return torch.ops.aten.leaky_relu_backward(slope, root, ctx.leak, False), None
+
+
+def leaky_square(x: Tensor, leak: float) -> Tensor:
+    """Return what `leaky_square_plain` returns, keeping one tensor for the way back."""
+    return _LeakySquare.run(x, leak)
+
+
+# ---------------------------------------------------------------------------------------------
+# The loss
+
+
+def softcapped(logits: Tensor, cap: float) -> Tensor:
+    """Return cap * tanh(logits / cap) in float32; a cap of 0 leaves the logits alone."""
+    wide = logits.float()
+    return cap * torch.tanh(wide / cap) if cap else wide
+
+
+def mean_loss_plain(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
+    """Return the mean cross-entropy in nats of capped logits, a float32 scalar."""
+    return F.cross_entropy(softcapped(logits_NV, cap), targets_N)
+
+
+class _MeanLoss(_Function):
+    # The gradient is formed on the way forward, a few rows at a time: no float32 table of the
+    # whole batch ever exists.
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
+        grad_NV = torch.empty_like(logits_NV)
+        total = torch.zeros((), dtype=torch.float64, device=logits_NV.device)
+        for first in range(0, len(targets_N), LOSS_ROWS):
+            rows = slice(first, first + LOSS_ROWS)
+            total += _loss_rows(logits_NV[rows], targets_N[rows], cap, grad_NV[rows])
+        ctx.save_for_backward(grad_NV)
+        return (total / len(targets_N)).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (grad_NV,) = ctx.saved_tensors
+        return grad_NV * (grad / len(grad_NV)).to(grad_NV.dtype), None, None
+
+
+def _loss_rows(logits_NV: Tensor, targets_N: Tensor, cap: float, grad_NV: Tensor) -> Tensor:
+    """Write the gradient of the summed loss of some rows; return that sum in float64."""
+    z_NV = softcapped(logits_NV, cap)
+    slope_NV = (z_NV / cap).square_().neg_().add_(1.0) if cap else None
+    picked_N1 = z_NV.gather(1, targets_N[:, None])
+    total_N1 = z_NV.logsumexp(1, keepdim=True)
+    loss = (total_N1 - picked_N1).double().sum()
+    soft_NV = z_NV.sub_(total_N1).exp_()
+    soft_NV.scatter_add_(1, targets_N[:, None], torch.full_like(picked_N1, -1.0))
+    if slope_NV is not None:
+        soft_NV.mul_(slope_NV)
+    grad_NV.copy_(soft_NV)
+    return loss
+
+
+def mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
+    """Return what `mean_loss_plain` returns, without its float32 tables."""
+    return _MeanLoss.run(logits_NV, targets_N, cap)

@@ -1,0 +1,1 @@
+"""Learning rules: Muon for matrices, AdamW for the rest, and their schedules."""

@@ -1,0 +1,1 @@
+"""From integers to a file: entropy coding and the artifact container."""

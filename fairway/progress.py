@@ -1,0 +1,44 @@
+"""Progress bars on a terminal, silence elsewhere."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Advance(Protocol):
+    """Move a bar by `count`, with a new description if one is given."""
+
+    def __call__(self, count: int, description: str | None = None) -> None:
+        """Advance."""
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Advance]:
+    """Yield `advance`: a bar with time left on a terminal's standard error, else nothing."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        task = bars.add_task(description, total=total)
+
+        def advance(count: int, description: str | None = None) -> None:
+            bars.update(task, advance=count, description=description)
+
+        yield advance

@@ -1,0 +1,92 @@
+"""Calibration: what reaches every matrix when the model reads training text (algorithms.md 4.1).
+
+Shapes: B batch, T time, N = B * T positions, C inputs of a matrix, D width.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fairway.model.gpt import GPT
+
+
+class _Collector:
+    """Adds up X^T X by name. Matrices that read the same tensor share its product."""
+
+    def __init__(self) -> None:
+        self.hessians: dict[str, Tensor] = {}
+        self._input: Tensor | None = None
+        self._product_CC = torch.empty(0)
+
+    def add(self, name: str, x: Tensor) -> None:
+        """Add the outer products of all positions of x to the matrix's Hessian, in float32."""
+        # Query, key and value read one tensor, and parallel MLPs read it too: a fourth of the work.
+        if x is not self._input:
+            x_NC = x.detach().flatten(0, -2).float()
+            self._input, self._product_CC = x, x_NC.T @ x_NC
+        if name in self.hessians:
+            self.hessians[name] += self._product_CC
+        else:
+            self.hessians[name] = self._product_CC.clone()
+
+
+def collect_hessians(
+    model: GPT, batches: Iterable[Tensor], names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Return X^T X [C, C] in float32 for each named weight, X being all of its inputs.
+
+    `batches` yields token ids [B, T] on the model's device. The model reads them in evaluation
+    mode, without gradients or autocast, in its present looping state: a block that is visited
+    several times adds every visit. The head, tied or not, reads the normalised final states. The
+    scale of a Hessian means nothing to GPTQ, so nothing is divided by the number of positions.
+    Raises ValueError if there is no batch, KeyError for a name that is no matrix of the model.
+    """
+    collector = _Collector()
+    head = "tok_emb.weight" if model.config.tie_embeddings else "head.weight"
+    names = list(names)
+    inner = [name for name in names if name not in (head, "tok_emb.weight")]
+    with _calibrating(model), _hooked(model, inner, collector):
+        for ids_BT in batches:
+            x_BTD = model.hidden(ids_BT)
+            if hasattr(model, "head_proj"):
+                x_BTD = model.head_proj(x_BTD)
+            if head in names:
+                collector.add(head, x_BTD)
+    if not collector.hessians:
+        raise ValueError("calibration needs at least one batch and one matrix")
+    return collector.hessians
+
+
+@contextmanager
+def _hooked(model: GPT, names: list[str], collector: _Collector) -> Iterator[None]:
+    modules = dict(model.named_modules())
+    handles = []
+    try:
+        for name in names:
+            module: nn.Module = modules[name.removesuffix(".weight")]
+            handles.append(module.register_forward_pre_hook(_hook(name, collector)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(name: str, collector: _Collector) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        collector.add(name, inputs[0])
+
+    return before
+
+
+@contextmanager
+def _calibrating(model: GPT) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    device = model.tok_emb.weight.device.type
+    try:
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        model.train(training)

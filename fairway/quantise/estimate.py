@@ -1,0 +1,59 @@
+"""How large the artifact will be, before there is one: for the dry run and for the step line.
+
+File size follows the entropy of the codes, not their nominal bits (algorithms.md 4.2): a Gaussian
+row clipped at k sigmas with codes up to qmax costs log2(qmax sqrt(2 pi e) / k) bits per weight.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fairway.config import Config, QuantConfig
+from fairway.model.gpt import GPT
+from fairway.quantise.gptq import grid_of
+from fairway.quantise.grid import Grid, largest_code, round_to_grid, row_scales
+
+# Rows of a matrix that the step line looks at: enough for 1 %, a few milliseconds in all.
+SAMPLE_ROWS = 64
+# Magic, header and section table of the container.
+CONTAINER_BYTES = 4000
+
+
+def gaussian_bits(grid: Grid) -> float:
+    """Return the entropy in bits per weight of a Gaussian row's codes, at least 0."""
+    qmax = largest_code(grid.bits)
+    return max(0.0, math.log2(qmax * math.sqrt(2 * math.pi * math.e) / grid.sigmas))
+
+
+def expected_bytes(config: Config) -> int:
+    """Return the artifact bytes to expect of a recipe, from shapes alone (Gaussian weights)."""
+    with torch.device("meta"):
+        model = GPT(config.model)
+    return _total(model, config.quant, lambda _, __, grid: gaussian_bits(grid))
+
+
+def estimate_bytes(model: GPT, config: QuantConfig) -> int:
+    """Return the artifact bytes of the present weights, from the entropy of a few rows' codes."""
+    return _total(model, config, _sampled_bits)
+
+
+def _total(model: GPT, config: QuantConfig, bits_of: Callable[[str, Tensor, Grid], float]) -> int:
+    total = float(CONTAINER_BYTES)
+    for name, value in model.named_parameters():
+        grid = grid_of(name, value, config)
+        total += 2 * value.numel() if grid is None else 2 * value.shape[0]
+        if grid is not None:
+            total += value.numel() * bits_of(name, value, grid) / 8
+    return round(total)
+
+
+@torch.no_grad()
+def _sampled_bits(name: str, weight_RC: Tensor, grid: Grid) -> float:
+    rows = weight_RC[:: max(1, weight_RC.shape[0] // SAMPLE_ROWS)].float()
+    codes = round_to_grid(rows, row_scales(rows, grid, name), grid.bits)
+    qmax = largest_code(grid.bits)
+    counts = torch.bincount(codes.flatten().int() + qmax, minlength=2 * qmax + 1).double()
+    shares = counts / counts.sum()
+    return float(-torch.special.xlogy(shares, shares).sum()) / math.log(2)

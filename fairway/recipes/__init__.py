@@ -1,0 +1,18 @@
+"""Recipes: complete runs as functions that return a config. A recipe is code you can diff."""
+
+from collections.abc import Callable
+
+from fairway.config import Config, check, unknown_name
+from fairway.errors import UserError
+from fairway.recipes.demo import demo, smoke
+
+RECIPES: dict[str, Callable[[], Config]] = {"demo": demo, "smoke": smoke}
+
+
+def recipe(name: str) -> Config:
+    """Return the config of a named recipe, checked; an unknown name is a UserError."""
+    if name not in RECIPES:
+        raise UserError(unknown_name("recipe", name, RECIPES))
+    config = RECIPES[name]()
+    check(config)
+    return config

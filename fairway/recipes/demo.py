@@ -1,0 +1,82 @@
+"""Recipes that run on a laptop: `demo` in minutes on real text, `smoke` in seconds for tests."""
+
+from dataclasses import replace
+
+from fairway.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    PackConfig,
+    QuantConfig,
+    ScoreConfig,
+    TrainConfig,
+)
+
+
+def demo() -> Config:
+    """A model of the embedded corpus, trained on two CPU cores within six minutes in all."""
+    return Config(
+        recipe="demo",
+        data=DataConfig(val_share=0.04, val_bytes=128_000, shard_tokens=1_000_000),
+        model=ModelConfig(
+            vocab_size=2048,
+            num_layers=6,
+            dim=256,
+            num_heads=4,
+            num_kv_heads=2,
+            mlp_dim=1024,
+            rope_train_len=256,
+            xsa_layers=6,
+            parallel_from=4,
+            loop_first=2,
+            loop_last=3,
+            loop_extra=1,
+        ),
+        optim=OptimConfig(momentum=0.95, momentum_warmup_steps=200, ema_decay=None, ema_share=0.04),
+        train=TrainConfig(
+            budget_s=200.0,
+            reserve_s=8.0,
+            seq_len=256,
+            batch_tokens=8192,
+            micro_tokens=8192,
+            warmup_steps=2,
+        ),
+        quant=QuantConfig(calibration_tokens=65_536, min_numel=4096),
+        pack=PackConfig(with_tokenizer=True),
+        score=ScoreConfig(seq_len=512, stride=64, truncate=False),
+    )
+
+
+def smoke() -> Config:
+    """The whole pipeline in a few seconds: the demo made tiny, driven by steps."""
+    base = demo()
+    return replace(
+        base,
+        recipe="smoke",
+        data=replace(base.data, val_bytes=8_000),
+        model=replace(
+            base.model,
+            vocab_size=512,
+            num_layers=4,
+            dim=64,
+            num_heads=2,
+            num_kv_heads=1,
+            mlp_dim=128,
+            rope_dims=8,
+            xsa_layers=4,
+            parallel_from=3,
+            loop_first=1,
+            loop_last=2,
+        ),
+        train=replace(
+            base.train,
+            clock="steps",
+            steps=12,
+            seq_len=64,
+            batch_tokens=1024,
+            micro_tokens=512,
+        ),
+        quant=replace(base.quant, calibration_tokens=2048),
+        score=replace(base.score, seq_len=64, stride=16, check_positions=8),
+    )

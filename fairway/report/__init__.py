@@ -1,0 +1,34 @@
+"""The report of a run: one self-contained HTML page, and every number on it as JSON."""
+
+from pathlib import Path
+from typing import Any
+
+from fairway.files import write_atomic, write_json
+from fairway.report.derive import derive
+from fairway.report.page import page
+
+
+def write_report(
+    run_folder: Path, results: dict[str, Any], steps: list[dict[str, Any]], out: Path
+) -> Path:
+    """Write the page to `out` and its numbers to the same name with .json; return `out`.
+
+    `results` is a run's results.json (schema 1), `steps` its steps.jsonl. The JSON holds the
+    results and what the page derives from them, so that every `<data value>` of the page is in it.
+    Equal input gives equal bytes. Raises UserError for results that do not hold a finished run.
+    """
+    numbers = out.with_suffix(".json")
+    derived = derive(results, steps)
+    links = [
+        numbers.name,
+        *(_files(run_folder, (out, numbers)) if out.parent == run_folder else []),
+    ]
+    write_json(numbers, {"schema": 1, "results": results, "derived": derived})
+    write_atomic(out, page(results, derived, links).encode())
+    return out
+
+
+def _files(folder: Path, without: tuple[Path, ...]) -> list[str]:
+    """Return the names of a run's own files, for links that hold wherever the folder goes."""
+    found = (path for path in folder.glob("[!.]*") if path.is_file() and path.suffix != ".lock")
+    return sorted(path.name for path in found if path not in without)

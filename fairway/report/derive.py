@@ -1,0 +1,128 @@
+"""What the report shows beyond results.json: comparisons, shares, remainders, the loss curve."""
+
+import itertools
+from typing import Any
+
+from fairway.errors import UserError
+
+SCHEMA = 1
+HEADLINE_STAGE = "sliding"
+
+_REQUIRED = ("recipe", "seed", "text", "model", "train", "stages", "artifact", "seconds")
+# Points of a curve: more than a page has pixels only makes the page heavy.
+_CURVE_POINTS = 1_500
+# The smoothed loss averages so many steps on either side, as a share of all.
+_SMOOTH_SHARE = 0.01
+# The first part of a run falls so steeply that it would flatten the rest; it may leave the frame.
+_STEEP_SHARE = 0.05
+
+
+def derive(results: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the numbers of the report that results.json does not hold, ready for JSON.
+
+    Raises UserError when the schema is another one or the results end before the last score.
+    """
+    _check(results)
+    artifact, seconds, text = results["artifact"], results["seconds"], results["text"]
+    parts = {item["name"]: item["bytes"] for item in artifact["sections"]}
+    spent = {name: value for name, value in seconds.items() if name != "total"}
+    scored = {name: stage["bytes"] for name, stage in results["stages"].items()}
+    shipped_bytes = artifact["bytes"] + artifact["code_bytes"]
+    return {
+        "baselines": _versus(results),
+        "shipped_bytes": shipped_bytes,
+        "shipped_percent": 100.0 * shipped_bytes / artifact["limit_bytes"],
+        "sections": _shares(parts, artifact["bytes"], "not attributed"),
+        "seconds": _shares(spent, seconds.get("total", sum(spent.values())), "between the stages"),
+        "scored_percent": {name: 100.0 * size / text["bytes"] for name, size in scored.items()},
+        "scored_whole": all(size == text["bytes"] for size in scored.values()),
+        "curve": _curve(steps),
+        "events": _events(steps),
+    }
+
+
+def _check(results: dict[str, Any]) -> None:
+    if results.get("schema") != SCHEMA:
+        raise UserError(
+            f"results of schema {results.get('schema')!r} cannot be reported; this version reads "
+            f"schema {SCHEMA}, so run the recipe again with it"
+        )
+    missing = [name for name in _REQUIRED if name not in results]
+    if not missing and HEADLINE_STAGE not in results["stages"]:
+        missing = [f"stages.{HEADLINE_STAGE}"]
+    if missing:
+        raise UserError(f"results lack '{missing[0]}'; let the run finish (fairway run) first")
+
+
+def _versus(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row per compressor and way of using it: its bpb and the model's against it."""
+    bpb = results["stages"][HEADLINE_STAGE]["bpb"]
+    rows = []
+    for prefix, way in (("", "cold"), ("primed_", "primed")):
+        for tool, found in results.get("baselines", {}).items():
+            if found[f"{prefix}bpb"] is None:
+                continue
+            theirs = found[f"{prefix}bpb"]
+            row = {"tool": tool, "way": way, "bytes": found[f"{prefix}bytes"], "bpb": theirs}
+            rows.append({**row, "model_percent": 100.0 * (bpb / theirs - 1.0)})
+    return rows
+
+
+def _shares(parts: dict[str, float], total: float, rest_name: str) -> list[dict[str, Any]]:
+    """Return the parts with their percentage of the total; what they leave over is a part too."""
+    rest = total - sum(parts.values())
+    # Seconds are sums of floats; a remainder below a thousandth is rounding, a byte never is.
+    if abs(rest) > (0 if isinstance(rest, int) else 1e-3 * total):
+        parts = {**parts, rest_name: rest}
+    scale = 100.0 / total if total else 0.0
+    return [
+        {"name": name, "value": value, "percent": scale * value} for name, value in parts.items()
+    ]
+
+
+def _curve(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return loss (raw and smoothed) and learning rate against seconds, thinned; None if empty."""
+    if not steps:
+        return None
+    reach = round(_SMOOTH_SHARE * len(steps))
+    smooth = _smooth([step["loss"] for step in steps], reach)
+    every = -(-len(steps) // _CURVE_POINTS)
+    kept = sorted({*range(0, len(steps), every), len(steps) - 1})
+    calm = [smooth[i] for i in range(len(steps)) if i >= _STEEP_SHARE * len(steps)]
+    return {
+        "steps": len(steps),
+        "every": every,
+        "smooth_steps": 2 * reach + 1,
+        "first_loss": steps[0]["loss"],
+        "last_smooth_loss": smooth[-1],
+        "frame_loss": max(calm, default=smooth[-1]),
+        "seconds": [steps[i]["seconds"] for i in kept],
+        "loss": [steps[i]["loss"] for i in kept],
+        "smooth": [smooth[i] for i in kept],
+        "lr": [steps[i]["lr"] for i in kept],
+    }
+
+
+def _smooth(values: list[float], reach: int) -> list[float]:
+    """Return the mean of each value and its neighbours up to `reach` steps away on either side."""
+    sums = [0.0, *itertools.accumulate(values)]
+    ends = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(sums[last] - sums[first]) / (last - first) for first, last in ends]
+
+
+def _events(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what happened when, read from the steps themselves: recurrence, warm-down, stop."""
+    if not steps:
+        return []
+    peak = max(range(len(steps)), key=lambda i: (steps[i]["lr"], i))
+    found = {
+        "recurrence on": next((step for step in steps if step.get("looping")), None),
+        "warm-down": steps[peak + 1] if peak + 1 < len(steps) else None,
+        "stop": steps[-1],
+    }
+    events = [
+        {"name": name, "step": step["step"], "seconds": step["seconds"]}
+        for name, step in found.items()
+        if step is not None
+    ]
+    return sorted(events, key=lambda event: event["seconds"])

@@ -1,0 +1,100 @@
+"""The report page as a whole: what it opens with, its sections in reading order, its end."""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from fairway.report import sections
+from fairway.report.derive import HEADLINE_STAGE
+from fairway.report.html import Html, esc, megabytes_of, num, pairs, time_of
+from fairway.report.style import CSS
+
+# Nothing of the page may be fetched or run, whatever a model wrote into its samples.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str]) -> str:
+    """Return the whole page as HTML; `links` names files beside it, its own numbers first."""
+    title = f"Fairway report: {results['recipe']}, seed {results['seed']}"
+    parts = [
+        _header(results, derived),
+        _cards(results, derived),
+        sections.scores(results, derived),
+        sections.loss(derived),
+        sections.made(results),
+        sections.artifact(results, derived),
+        sections.weights(results),
+        sections.checks(results, derived),
+        sections.seconds(results, derived),
+        sections.samples(results),
+        sections.settings(results),
+        _footer(links),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
+        f"<title>{esc(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n{''.join(parts)}</body>\n</html>\n"
+    )
+
+
+def _header(results: dict[str, Any], derived: dict[str, Any]) -> Html:
+    stage = results["stages"][HEADLINE_STAGE]
+    cold = [row for row in derived["baselines"] if row["way"] == "cold"]
+    others = [
+        f'<span class="whole">{esc(sections.tool_name(row["tool"]))} takes '
+        f"{num(row['bpb'], '.4f')}</span>"
+        for row in cold
+    ]
+    same = "on the same bytes" if derived["scored_whole"] else "on the whole text"
+    beside = f"; {same} {', '.join(others)}" if others else ""
+    return Html(
+        '<header>\n<p class="eyebrow">Fairway report &middot; recipe '
+        f"{esc(results['recipe'])} &middot; seed {num(results['seed'], 'd')} &middot; one run "
+        f"(n&nbsp;=&nbsp;1)</p>\n"
+        f"<h1>An artifact of {megabytes_of(results['artifact']['bytes'])} predicts "
+        f"{num(stage['bytes'])} bytes of held-out text at "
+        f'<span class="score">{num(stage["bpb"], ".4f", " bits per byte")}</span> '
+        f"after {time_of(results['train']['seconds'])} of training{beside}.</h1>\n"
+        "</header>\n"
+    )
+
+
+def _cards(results: dict[str, Any], derived: dict[str, Any]) -> Html:
+    artifact, text, train = results["artifact"], results["text"], results["train"]
+    score = results["stages"][HEADLINE_STAGE]["bpb"]
+    cards = [
+        ("Sliding window", num(score, ".4f"), Html("bits per byte")),
+        *_best(derived, "cold"),
+        *_best(derived, "primed"),
+        ("Artifact", megabytes_of(artifact["bytes"]), num(artifact["bytes"], ",", " bytes")),
+        ("Training", time_of(train["seconds"]), num(train["tokens"], ",", " tokens")),
+        ("Held-out text", megabytes_of(text["bytes"]), num(text["tokens"], ",", " tokens")),
+    ]
+    return pairs(
+        [(name, Html(f"{value}<small>{note}</small>")) for name, value, note in cards], "cards"
+    )
+
+
+def _best(derived: dict[str, Any], way: str) -> list[tuple[str, Html, Html]]:
+    """Return the card of the best compressor used in one way, if there is one."""
+    rows = [row for row in derived["baselines"] if row["way"] == way]
+    best = sorted(rows, key=lambda row: float(row["bpb"]))[:1]
+    return [
+        (
+            f"Against {sections.tool_name(row['tool'])}",
+            num(row["model_percent"], "+.1f", " %"),
+            Html(f"best {way}: {num(row['bpb'], '.4f')}"),
+        )
+        for row in best
+    ]
+
+
+def _footer(links: Sequence[str]) -> Html:
+    numbers, *others = [Html(f'<a href="{esc(quote(name))}">{esc(name)}</a>') for name in links]
+    files = f" Files of this run: {', '.join(others)}." if others else ""
+    return Html(
+        '<footer class="note">Every number of this page stands unrounded in '
+        f"{numbers}.{files}</footer>\n"
+    )

@@ -1,0 +1,251 @@
+"""The sections of the report page: each a function from results to HTML, in reading order.
+
+A section whose results are absent (an issue not built yet, a stage left out) is no HTML at all.
+"""
+
+from typing import Any
+
+from fairway.report.derive import HEADLINE_STAGE
+from fairway.report.html import (
+    DASH,
+    Html,
+    code,
+    esc,
+    figure,
+    join,
+    meter,
+    note,
+    num,
+    pairs,
+    printable,
+    section,
+    strong,
+    table,
+    time_of,
+)
+from fairway.report.plots import NARROW_IN, WIDE_IN, Bar, bars_figure, loss_figure
+
+Values = dict[str, Any]
+
+_STAGES = {
+    "raw": "raw weights",
+    "ema": "weight average",
+    "quantised": "artifact",
+    "sliding": "artifact, sliding window",
+    "ttt": "artifact, test-time training",
+}
+_TOOLS = {"xz": "xz -9e", "brotli": "brotli -11", "zstd": "zstd -19"}
+
+
+def stage_name(stage: str) -> str:
+    """Return what the page calls a stage of results.json."""
+    return _STAGES.get(stage, printable(stage))
+
+
+def tool_name(tool: str) -> str:
+    """Return what the page calls a compressor of results.json."""
+    return _TOOLS.get(tool, printable(tool))
+
+
+def scores(results: Values, derived: Values) -> Html:
+    """Return the bars of bits per byte and the table of compressors."""
+    rows = derived["baselines"]
+    bars = [
+        Bar(stage_name(name), stage["bpb"], "headline" if name == HEADLINE_STAGE else "stage")
+        for name, stage in results["stages"].items()
+    ]
+    bars += [Bar(f"{tool_name(row['tool'])}, {row['way']}", row["bpb"], row["way"]) for row in rows]
+    whole = derived["scored_whole"]
+    scope = "All bars code the same" if whole else "The model codes the share given below of all"
+    caption = Html(
+        f"{scope} {num(results['text']['bytes'])} bytes (n = {num(results['text']['documents'])} "
+        "documents). Neither the artifact's own bytes nor the compressors' programs are counted."
+    )
+    drawings = [bars_figure(bars, width_in) for width_in in (WIDE_IN, NARROW_IN)]
+    drawing = figure(drawings[0], drawings[1], "Bits per byte by stage and compressor", caption)
+    return section("Bits per byte", drawing, *_baselines(rows, results.get("baselines", {})))
+
+
+def _baselines(rows: list[Values], tools: Values) -> list[Html]:
+    if not rows:
+        return []
+    cells = [
+        [
+            esc(f"{tool_name(row['tool'])}, {row['way']}"),
+            num(row["bytes"]),
+            num(row["bpb"], ".4f"),
+            num(row["model_percent"], "+.1f"),
+        ]
+        for row in rows
+    ]
+    primed = max(tool["primed_with_bytes"] for tool in tools.values())
+    cold = "Cold compressors see the validation text alone."
+    ways = Html(
+        f"{cold} Primed ones have seen the last {num(primed)} bytes of the training text before "
+        "it, which is the closer comparison: the model has seen training text too."
+    )
+    how = [
+        Html(f"<b>{esc(tool_name(name))}</b>: {esc(tool['how'])}.") for name, tool in tools.items()
+    ]
+    heads = ["compressor", "size (bytes)", "bits per byte", "model against it (%)"]
+    return [table(heads, cells), note(ways if primed else Html(cold)), note(join(how, " "))]
+
+
+def loss(derived: Values) -> Html:
+    """Return the training loss and learning rate over time, with the events marked."""
+    curve, events = derived["curve"], derived["events"]
+    if curve is None:
+        return Html("")
+    thinned = f" (one in {num(curve['every'])} drawn)" if curve["every"] > 1 else ""
+    when = [
+        Html(f"{esc(event['name'])} at {num(event['seconds'], ',.1f', ' s')}") for event in events
+    ]
+    caption = Html(
+        f"Loss of the training batch at each of n = {num(curve['steps'])} steps{thinned}; the "
+        f"strong line is a centred mean (n = {num(curve['smooth_steps'])}) and ends at "
+        f"{num(curve['last_smooth_loss'], '.4f')} nats/token. The frame cuts off the steep start, "
+        f"from {num(curve['first_loss'], '.3f')} at the first step. Events: {join(when, ', ')}."
+    )
+    drawings = [loss_figure(curve, events, width_in) for width_in in (WIDE_IN, NARROW_IN)]
+    label = "Training loss and learning rate over time"
+    return section("Loss over time", figure(drawings[0], drawings[1], label, caption))
+
+
+def made(results: Values) -> Html:
+    """Return what was run: recipe, model, text, machine and versions, with digests."""
+    text, train = results["text"], results["train"]
+    machine, versions = results.get("machine", {}), results.get("versions", {})
+    training = Html(
+        f"{num(train['steps'])} steps, {num(train['tokens'])} tokens in "
+        f"{time_of(train['seconds'])} ({num(train['tokens_per_s'], ',.0f')} tokens/s), final loss "
+        f"{num(train['final_loss'], '.4f')} nats/token"
+    )
+    facts = [
+        ("Recipe", Html(f"{esc(results['recipe'])} {code(results.get('recipe_hash'))}")),
+        ("Seed", num(results["seed"], "d")),
+        ("Model", num(results["model"]["parameters"], ",", " parameters")),
+        ("Training", training),
+        ("Training text", _amount(text, "train_")),
+        ("Held-out text", _amount(text, "")),
+        ("Corpus digest", code(text.get("data_digest"))),
+        ("Held-out digest", code(text.get("digest"))),
+        ("Artifact digest", code(results["artifact"].get("digest"))),
+        ("Machine", esc(", ".join(f"{name} {value}" for name, value in machine.items()))),
+        ("Versions", esc(", ".join(f"{name} {value}" for name, value in versions.items()))),
+    ]
+    return section("What was done", pairs(facts, "facts"))
+
+
+def _amount(text: Values, prefix: str) -> Html:
+    units = ("bytes", "tokens", "documents")
+    known = [unit for unit in units if text.get(prefix + unit) is not None]
+    return join([num(text[prefix + unit], ",", f" {unit}") for unit in known], ", ")
+
+
+def artifact(results: Values, derived: Values) -> Html:
+    """Return the bytes of the artifact against its limit and by section, summing to the file."""
+    found, percent = results["artifact"], derived["shipped_percent"]
+    limit = Html(
+        f'<p class="limit">{num(derived["shipped_bytes"])} of {num(found["limit_bytes"])} bytes '
+        f"allowed ({num(percent, '.1f', ' %')}): artifact {num(found['bytes'])}, code "
+        f"{num(found['code_bytes'])}.{meter(percent)}</p>"
+    )
+    total = [Html("file"), num(found["bytes"]), DASH, Html("")]
+    parts = _share_rows(derived["sections"], ",")
+    return section("Bytes", limit, table(["section", "bytes", "share (%)", ""], parts, total))
+
+
+def _share_rows(parts: list[Values], spec: str) -> list[list[Html]]:
+    return [
+        [
+            esc(part["name"]),
+            num(part["value"], spec),
+            num(part["percent"], ".2f"),
+            meter(part["percent"]),
+        ]
+        for part in parts
+    ]
+
+
+def weights(results: Values) -> Html:
+    """Return the weight statistics by role and what they mean."""
+    found = results.get("weights")
+    if not found:
+        return Html("")
+    heads = ["role", "tensors", "weights", "row kurtosis", "code entropy (bits)"]
+    heads += ["zero mass", "void fraction"]
+    rows = [_weight_row(role, values) for role, values in found["roles"].items()]
+    meanings = [
+        Html(f"<b>{esc(name.replace('_', ' '))}</b>: {esc(text)}.")
+        for name, text in found.get("meanings", {}).items()
+    ]
+    total = _weight_row("all", found["pooled"])
+    return section("Weights", table(heads, rows, total), note(join(meanings, " ")))
+
+
+def _weight_row(role: str, found: Values) -> list[Html]:
+    return [
+        esc(role),
+        num(found["tensors"]),
+        num(found["weights"]),
+        num(found["row_kurtosis"], ".3f"),
+        num(found["code_entropy_bits"], ".3f"),
+        num(found["zero_mass"], ".4f"),
+        num(found["void_fraction"], ".4f"),
+    ]
+
+
+def checks(results: Values, derived: Values) -> Html:
+    """Return every stage's score with what was checked about it."""
+    heads = ["score", "bits per byte", "nats/token", "tokens (n)", "bytes", "of the text (%)"]
+    heads += ["full sums", "worst |sum - 1|"]
+    rows = [
+        [
+            strong(stage_name(name)) if name == HEADLINE_STAGE else esc(stage_name(name)),
+            num(stage["bpb"], ".4f"),
+            num(stage["nats_per_token"], ".4f"),
+            num(stage["tokens"]),
+            num(stage["bytes"]),
+            num(derived["scored_percent"][name], ".2f"),
+            num(stage.get("checked_positions")),
+            num(stage.get("worst_sum_error"), ".1e"),
+        ]
+        for name, stage in results["stages"].items()
+    ]
+    meaning = (
+        "Bits per byte divide by the UTF-8 length of the raw text, to which the byte lengths of "
+        "the tokens were proven to sum before any score was printed. Full sums: positions, drawn "
+        "at random, where the probabilities of the whole vocabulary were added up by other code "
+        "than the scorer's; the last column is the largest deviation from one."
+    )
+    return section("Scores and checks", table(heads, rows), note(esc(meaning)))
+
+
+def seconds(results: Values, derived: Values) -> Html:
+    """Return the seconds of every stage of the run."""
+    total = [Html("total"), num(results["seconds"].get("total"), ",.1f"), DASH, Html("")]
+    parts = _share_rows(derived["seconds"], ",.1f")
+    return section("Time", table(["stage", "seconds", "share (%)", ""], parts, total))
+
+
+def samples(results: Values) -> Html:
+    """Return the sampled continuations, prompt and text marked apart."""
+    texts = [
+        Html(f'<p class="sample"><mark>{esc(item["prompt"])}</mark>{esc(item["text"])}</p>')
+        for item in results.get("samples") or []
+    ]
+    meaning = (
+        [note(esc("Bold: the prompt. Plain: what the artifact wrote after it."))] if texts else []
+    )
+    return section("Sampled continuations", *meaning, *texts)
+
+
+def settings(results: Values) -> Html:
+    """Return every setting of the recipe, in columns."""
+    tree: Values = results.get("config", {})
+    flat = {name: value for name, value in tree.items() if not isinstance(value, dict)}
+    for group, values in tree.items():
+        if isinstance(values, dict):
+            flat |= {f"{group}.{name}": value for name, value in values.items()}
+    items = [(name, esc(value)) for name, value in flat.items()]
+    return section("Every setting", pairs(items, "settings") if items else Html(""))

@@ -1,0 +1,106 @@
+"""The style sheet of the report page: light, dark, narrow and printed."""
+
+CSS = """
+:root {
+  color-scheme: light dark;
+  --paper: #fdfdfb; --panel: #f5f5f1; --ink: #1d1f22; --muted: #62666d; --rule: #dfdfd9;
+  --model: #17599c; --faint: #9fc0e2; --base: #c3c5c8; --primed: #8c9097; --rate: #b35c00;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #15171a; --panel: #1d2024; --ink: #e7e5e0; --muted: #a0a4aa; --rule: #33373d;
+    --model: #78b4f2; --faint: #365f8b; --base: #4a4e55; --primed: #777c85; --rate: #e59a4b;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body {
+  margin: 0 auto; padding: 2.2rem 1.25rem 4rem; max-width: 58rem;
+  background: var(--paper); color: var(--ink);
+  font: 0.95rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+  font-variant-numeric: tabular-nums;
+}
+header { border-bottom: 2px solid var(--ink); padding-bottom: 1.1rem; }
+.eyebrow { margin: 0; color: var(--muted); font-size: 0.85rem; }
+h1 { font-size: 1.42rem; font-weight: 400; line-height: 1.4; margin: 0.5rem 0 0;
+  text-wrap: balance; }
+h1 data { font-weight: 650; }
+data, .whole { white-space: nowrap; }
+h1 .score data { color: var(--model); }
+h2 { font-size: 1.08rem; margin: 2.6rem 0 0.6rem; padding-top: 0.55rem;
+  border-top: 1px solid var(--rule); break-after: avoid; }
+p { margin: 0.5rem 0; max-width: 46rem; text-wrap: pretty; }
+.note, figcaption { color: var(--muted); font-size: 0.84rem; line-height: 1.5; max-width: 50rem; }
+a { color: var(--model); text-decoration: none; }
+a:hover { text-decoration: underline; }
+code { font: 0.84em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr));
+  gap: 1px; margin: 1.3rem 1px 0; }
+.cards div { box-shadow: 0 0 0 1px var(--rule); padding: 0.55rem 0.7rem; }
+.cards dt { color: var(--muted); font-size: 0.8rem; }
+.cards dd { margin: 0; font-size: 1.3rem; font-weight: 600; line-height: 1.3; }
+.cards small { display: block; font-size: 0.78rem; font-weight: 400; color: var(--muted); }
+.facts { margin: 0.4rem 0; }
+.facts div { display: grid; grid-template-columns: 11rem 1fr; gap: 0.2rem 1rem;
+  padding: 0.2rem 0; border-bottom: 1px solid var(--rule); break-inside: avoid; }
+.facts dt { color: var(--muted); }
+.facts dd { margin: 0; }
+.settings { columns: 3 15rem; column-gap: 2rem; margin: 0.4rem 0; font-size: 0.8rem; }
+.settings div { display: flex; justify-content: space-between; gap: 0.8rem;
+  border-bottom: 1px solid var(--rule); break-inside: avoid; padding: 0.05rem 0; }
+.settings dt { color: var(--muted); }
+.settings dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; margin: 0.6rem 0; background:
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--rule), transparent) right / 1rem 100% no-repeat scroll; }
+table { border-collapse: collapse; width: 100%; font-size: 0.88rem; }
+th, td { padding: 0.24rem 0 0.24rem 1.1rem; text-align: right; font-weight: 400;
+  vertical-align: baseline; white-space: nowrap; }
+th:first-child { padding-left: 0; text-align: left; }
+thead th { color: var(--muted); font-size: 0.8rem; vertical-align: bottom; white-space: normal;
+  border-bottom: 1px solid var(--ink); line-height: 1.3; }
+tbody tr { border-bottom: 1px solid var(--rule); break-inside: avoid; }
+tbody tr:last-child { border-bottom: 0; }
+tfoot th, tfoot td { border-top: 1px solid var(--ink); font-weight: 600; }
+tr:has(.key) > * { font-weight: 700; }
+.meter { display: inline-block; width: 100%; min-width: 5rem; height: 0.55rem;
+  background: var(--panel); vertical-align: baseline; }
+.meter i { display: block; height: 100%; min-width: 1px; background: var(--faint); }
+td:has(.meter) { width: 34%; }
+.limit { margin: 0.8rem 0; max-width: none; }
+.limit .meter { height: 0.9rem; border: 1px solid var(--rule); }
+.limit .meter i { background: var(--model); }
+figure { margin: 0.8rem 0; break-inside: avoid; }
+figure svg { display: block; width: 100%; height: auto; }
+svg text { font-family: inherit !important; }
+.narrow { display: none; }
+.sample { margin: 0.7rem 0; padding: 0.7rem 0.9rem; background: var(--panel); max-width: none;
+  white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;
+  border-left: 3px solid var(--faint); break-inside: avoid; }
+.sample mark { background: none; color: var(--model); font-weight: 600; }
+footer { margin-top: 2.6rem; border-top: 1px solid var(--rule); padding-top: 0.6rem; }
+@media (max-width: 40rem) {
+  body { padding: 1.3rem 1rem 3rem; }
+  h1 { font-size: 1.22rem; }
+  .wide { display: none; }
+  .narrow { display: block; }
+  .cards { grid-template-columns: 1fr 1fr; }
+  .facts div { grid-template-columns: 1fr; gap: 0; }
+  table { font-size: 0.8rem; }
+  th, td { padding-left: 0.6rem; }
+  thead th { font-size: 0.74rem; }
+}
+@media print {
+  :root {
+    color-scheme: light;
+    --paper: #fff; --panel: #f3f3f3; --ink: #000; --muted: #444; --rule: #ccc;
+    --model: #17599c; --faint: #9fc0e2; --base: #c3c5c8; --primed: #8c9097; --rate: #b35c00;
+  }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  html { font-size: 9.5pt; }
+  body { max-width: none; padding: 0; }
+  .scroll { break-inside: avoid; }
+  .wide { display: block; }
+  .narrow { display: none; }
+}
+"""

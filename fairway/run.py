@@ -1,0 +1,432 @@
+"""The pipeline: text -> tokens -> model -> artifact -> score, stage by stage in a run folder.
+
+Each method is one stage and one verb of the command line. It reads the files of the stage before,
+never its memory, so that a stage can be repeated alone, and what is scored is what was written.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairway import baselines, units
+from fairway.api import TOKENIZER_FILE, LanguageModel, load, model_from
+from fairway.checkpoint import load_checkpoint, save_checkpoint
+from fairway.config import Config, config_hash, from_dict, override, to_dict
+from fairway.data.build import DataFolder, Validation, build_data
+from fairway.data.corpus import corpus_versions, embedded_documents
+from fairway.data.loader import ShuffledLoader
+from fairway.errors import UserError
+from fairway.files import digest_bytes, digest_file, write_atomic, write_json
+from fairway.model.gpt import GPT, num_parameters
+from fairway.pack.artifact import save_artifact
+from fairway.quantise.calibrate import collect_hessians
+from fairway.quantise.estimate import estimate_bytes
+from fairway.quantise.gptq import grid_of, needs_hessian, quantise_model, tensor_stats
+from fairway.report import write_report
+from fairway.runtime import Plan, Ranks, join_ranks, make_plan
+from fairway.score.ledger import Score, Text
+from fairway.score.sliding import evaluate, text_of
+from fairway.stages import RunFolder, key_of
+from fairway.train import CHECKPOINT, STEPS, Say, TrainingText, read_steps, saved_plan, train
+from fairway.version import VERSION
+from fairway.weights import weight_statistics
+
+DATA, WEIGHTS, ARTIFACT, RESULTS, REPORT = (
+    "data",
+    "weights.safetensors",
+    "artifact.fwy",
+    "results.json",
+    "report.html",
+)
+RESULTS_SCHEMA = 1
+_PACKAGES = ("torch", "numpy", "sentencepiece", "brotli", "safetensors", "scipy", "zstandard")
+
+
+class Pipeline:
+    """A run: a config, its folder, and the stages."""
+
+    def __init__(self, config: Config, folder: RunFolder, say: Say) -> None:
+        self.config, self.folder, self.say = config, folder, say
+        self.ranks: Ranks = join_ranks()
+
+    def start(self) -> None:
+        """Keep the config in the folder; call it once the folder is locked."""
+        self.folder.remember("config", to_dict(self.config))
+
+    # -----------------------------------------------------------------------------------------
+    # The machine
+
+    def plan(self) -> Plan:
+        """Return what this run computes with: remembered, so that every stage and every later
+        process uses the same arithmetic; a replay takes the plan of the run it follows."""
+        key = key_of(to_dict(self.config.runtime), self.config.train.replay)
+        kept = self.folder.memory.get("plan")
+        if kept is None or kept["key"] != key:
+            plan = (
+                saved_plan(Path(self.config.train.replay))
+                if self.config.train.clock == "replay"
+                else make_plan(self.config.runtime)
+            )
+            self.folder.remember("plan", {"key": key, **plan.as_dict()})
+            self.say(f"machine: {plan.describe()}")
+        kept = {k: v for k, v in self.folder.memory["plan"].items() if k != "key"}
+        plan = Plan(**kept)
+        plan.apply()
+        return plan
+
+    # -----------------------------------------------------------------------------------------
+    # Text
+
+    def data(self) -> DataFolder:
+        """Return the tokens to train and score on, built from the embedded corpus if asked."""
+        data, model = self.config.data, self.config.model
+        if data.source != "embedded":
+            source = DataFolder.open(Path(data.source))
+        else:
+            key = key_of(data.val_share, data.shard_tokens, model.vocab_size, corpus_versions())
+            out = self.folder.file(DATA)
+            self.folder.stage(
+                "data",
+                key,
+                [f"{DATA}/manifest.json"],
+                lambda: build_data(
+                    embedded_documents(),
+                    out,
+                    vocab_size=model.vocab_size,
+                    val_share=data.val_share,
+                    shard_tokens=data.shard_tokens,
+                    provenance={"corpus": "embedded", "versions": corpus_versions()},
+                ),
+                self.say,
+            )
+            source = DataFolder.open(out)
+        if source.tokenizer.vocab_size != model.vocab_size:
+            raise UserError(
+                f"the tokenizer of {data.source} has {source.tokenizer.vocab_size} pieces, but "
+                f"model.vocab_size is {model.vocab_size}; set model.vocab_size="
+                f"{source.tokenizer.vocab_size}"
+            )
+        return source
+
+    # -----------------------------------------------------------------------------------------
+    # Model
+
+    def train(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
+        """Train and write raw and averaged weights; an unfinished run needs a word first."""
+        source = self.data()
+        plan = self.plan()
+        config = self.config
+        key = key_of(
+            source.digest,
+            to_dict(config.model),
+            to_dict(config.optim),
+            to_dict(config.train),
+            config.seed,
+            plan.as_dict(),
+        )
+        unfinished = self.folder.file(CHECKPOINT).exists() and not self.folder.is_done("train", key)
+        finished_before = self.folder.facts("train") is not None
+        if unfinished and not (resume or restart or finished_before):
+            raise UserError(
+                f"{self.folder.path} holds an unfinished training; add --resume to continue it or "
+                "--restart to begin again"
+            )
+        return self.folder.stage(
+            "train", key, [WEIGHTS, STEPS], lambda: self._train(source, plan, resume), self.say
+        )
+
+    def _train(self, source: DataFolder, plan: Plan, resume: bool) -> dict[str, Any]:
+        shards = source.train_shards()
+        text = TrainingText(shards, source.bytes_per_token)
+        training = train(
+            self.config,
+            plan,
+            self.ranks,
+            text,
+            self.folder.path,
+            lambda model: estimate_bytes(model, self.config.quant),
+            self.say,
+            resume,
+        )
+        average = training.average.average
+        tensors = {f"raw.{n}": w.detach() for n, w in training.model.named_parameters()}
+        tensors |= {f"ema.{n}": w for n, w in average.items()}
+        facts = {"looping": training.model.looping}
+        save_checkpoint(self.folder.file(WEIGHTS), tensors, facts)
+        self.folder.file(CHECKPOINT).unlink(missing_ok=True)
+        steps = read_steps(self.folder.file(STEPS))
+        seconds = steps[-1]["seconds"]
+        tail = [record["loss"] for record in steps[-max(1, len(steps) // 20) :]]
+        return {
+            **facts,
+            "steps": len(steps),
+            "tokens": steps[-1]["tokens"],
+            "seconds": seconds,
+            "tokens_per_s": steps[-1]["tokens"] / seconds,
+            "final_loss": sum(tail) / len(tail),
+        }
+
+    def _weights(self, kind: str) -> tuple[dict[str, Tensor], bool]:
+        """Return the 'raw' or 'ema' weights and whether the recurrence was on."""
+        tensors, facts = load_checkpoint(self.folder.file(WEIGHTS))
+        state = {n.removeprefix(f"{kind}."): w for n, w in tensors.items() if n.startswith(kind)}
+        return state, bool(facts["looping"])
+
+    # -----------------------------------------------------------------------------------------
+    # Artifact
+
+    def pack(self) -> dict[str, Any]:
+        """Quantise the averaged weights and write the artifact."""
+        source, plan = self.data(), self.plan()
+        self._need(WEIGHTS, "train")
+        config = self.config
+        key = key_of(
+            digest_file(self.folder.file(WEIGHTS)),
+            to_dict(config.model),
+            to_dict(config.quant),
+            to_dict(config.pack),
+            to_dict(config.score),
+            plan.as_dict(),
+            source.digest,
+            config.train.seq_len,
+            config.train.micro_tokens,
+        )
+        return self.folder.stage(
+            "pack", key, [ARTIFACT, TOKENIZER_FILE], lambda: self._pack(source, plan), self.say
+        )
+
+    def _pack(self, source: DataFolder, plan: Plan) -> dict[str, Any]:
+        config = self.config
+        state, looping = self._weights("ema")
+        model = model_from(state, config.model, plan, looping)
+        start_s = time.perf_counter()
+        hessians = self._hessians(model, state, source)
+        calibrated_s = time.perf_counter()
+        quantised = quantise_model(state, hessians, config.quant)
+        quantised_s = time.perf_counter()
+        provenance = {
+            "recipe": config.recipe,
+            "recipe_hash": config_hash(config),
+            "seed": config.seed,
+            "looping": looping,
+            "score": to_dict(config.score),
+            "fairway": VERSION,
+        }
+        write_atomic(self.folder.file(TOKENIZER_FILE), source.tokenizer.data)
+        account = save_artifact(
+            self.folder.file(ARTIFACT),
+            quantised,
+            config.model,
+            config.pack,
+            source.tokenizer,
+            provenance,
+        )
+        packed_s = time.perf_counter()
+        size = self.folder.file(ARTIFACT).stat().st_size
+        assert sum(count for _, count in account) == size, "the byte account misses the file size"
+        codes = {n: t.codes.numpy() for n, t in quantised.items() if not isinstance(t, Tensor)}
+        return {
+            "bytes": size,
+            "digest": digest_file(self.folder.file(ARTIFACT)),
+            "limit_bytes": config.pack.limit_bytes,
+            "code_bytes": config.pack.code_bytes,
+            "sections": [{"name": name, "bytes": count} for name, count in account],
+            "weights": weight_statistics(state, codes),
+            "matrices": [
+                asdict(tensor_stats(n, state[n], t, hessians.get(n)))
+                for n, t in quantised.items()
+                if not isinstance(t, Tensor)
+            ],
+            "seconds": {
+                "calibrate": calibrated_s - start_s,
+                "quantise": quantised_s - calibrated_s,
+                "pack": packed_s - quantised_s,
+            },
+        }
+
+    def _hessians(
+        self, model: GPT, state: dict[str, Tensor], source: DataFolder
+    ) -> dict[str, Tensor]:
+        quant = self.config.quant
+        if quant.method != "gptq":
+            return {}
+        names = [
+            name
+            for name, weight in state.items()
+            if grid_of(name, weight, quant) is not None and needs_hessian(name, state)
+        ]
+        return collect_hessians(model, self._calibration(source, model), names) if names else {}
+
+    def _calibration(self, source: DataFolder, model: GPT) -> Iterator[Tensor]:
+        """Yield the first training batches of rank 0: reading them again is training time."""
+        train = self.config.train
+        rows = train.micro_tokens // train.seq_len
+        loader = ShuffledLoader(source.train_shards(), train.seq_len, rows)
+        for _ in range(max(1, self.config.quant.calibration_tokens // train.micro_tokens)):
+            yield torch.from_numpy(loader.next_batch()[0]).to(model.tok_emb.weight.device)
+
+    # -----------------------------------------------------------------------------------------
+    # Score
+
+    def score(self) -> dict[str, Any]:
+        """Score raw and averaged weights side by side, then the artifact, as read from disk."""
+        source, plan = self.data(), self.plan()
+        self._need(ARTIFACT, "pack")
+        validation = source.sample_validation(self.config.data.val_bytes)
+        text = text_of(validation.ids, source.tokenizer.table, validation.bytes)
+        self._score_stage("raw", WEIGHTS, text, lambda: self._model("raw", plan))
+        self._score_stage("ema", WEIGHTS, text, lambda: self._model("ema", plan))
+        artifact = load(self.folder.file(ARTIFACT), plan=plan).model
+        self._score_stage("quantised", ARTIFACT, text, lambda: artifact)
+        facts = self._score_stage("sliding", ARTIFACT, text, lambda: artifact, sliding=True)
+        self._measure_baselines(source, validation)
+        self._sample(validation, plan)
+        return facts
+
+    def _model(self, kind: str, plan: Plan) -> GPT:
+        state, looping = self._weights(kind)
+        return model_from(state, self.config.model, plan, looping)
+
+    def _score_stage(
+        self, name: str, file: str, text: Text, model: Callable[[], GPT], sliding: bool = False
+    ) -> dict[str, Any]:
+        key = key_of(
+            digest_file(self.folder.file(file)),
+            digest_bytes(np.asarray(text.ids).tobytes()),
+            to_dict(self.config.score),
+            self.config.seed,
+            self.plan().as_dict(),
+        )
+
+        def work() -> dict[str, Any]:
+            start_s = time.perf_counter()
+            score: Score = evaluate(
+                model(),
+                text,
+                self.config.score,
+                sliding=sliding,
+                seed=self.config.seed,
+                description=f"score {name}",
+            )
+            seconds = time.perf_counter() - start_s
+            self.say(f"{name:>9}: {score.bpb:.4f} bpb ({units.duration(seconds)})")
+            return {**asdict(score), "seconds": seconds}
+
+        return self.folder.stage(f"score.{name}", key, [], work, self.say)
+
+    def _measure_baselines(self, source: DataFolder, validation: Validation) -> None:
+        key = key_of(source.digest, self.config.data.val_bytes)
+        self.folder.stage(
+            "baselines",
+            key,
+            [],
+            lambda: baselines.measure(validation.documents, source.train_documents()),
+            self.say,
+        )
+        joined = "".join(validation.documents).encode()
+        self.folder.remember(
+            "text",
+            {
+                "bytes": validation.bytes,
+                "tokens": len(validation.ids) - 1,
+                "documents": len(validation.documents),
+                "digest": digest_bytes(joined),
+                **source.facts(),
+            },
+        )
+
+    def _sample(self, validation: Validation, plan: Plan) -> None:
+        """Continue the openings of a few validation documents, and remember what came."""
+        model = load(self.folder.file(ARTIFACT), plan=plan)
+        key = key_of(digest_file(self.folder.file(ARTIFACT)), self.config.seed)
+        self.folder.stage(
+            "samples", key, [], lambda: {"samples": _samples(model, validation)}, self.say
+        )
+
+    # -----------------------------------------------------------------------------------------
+    # Results and report
+
+    def report(self) -> Path:
+        """Write results.json and the report page; return the page's path."""
+        results = self.results()
+        write_json(self.folder.file(RESULTS), results)
+        steps = read_steps(self.folder.file(STEPS))
+        return write_report(self.folder.path, results, steps, self.folder.file(REPORT))
+
+    def results(self) -> dict[str, Any]:
+        """Return everything known of this run, in the versioned schema of results.json."""
+        facts = {name: self.folder.facts(name) for name in self.folder.memory["stages"]}
+        for stage in ("train", "pack", "score.sliding"):
+            if facts.get(stage) is None:
+                raise UserError(
+                    f"{self.folder.path} has no finished '{stage}' stage yet; run it first"
+                )
+        packed = facts["pack"] or {}
+        seconds = self.folder.seconds()
+        seconds |= packed["seconds"]
+        names = [name for name in facts if name.startswith("score.")]
+        return {
+            "schema": RESULTS_SCHEMA,
+            "recipe": self.config.recipe,
+            "recipe_hash": config_hash(self.config),
+            "seed": self.config.seed,
+            "config": to_dict(self.config),
+            "versions": versions(),
+            "machine": self.plan().as_dict(),
+            "text": self.folder.memory["text"],
+            "model": {"parameters": num_parameters(self.config.model)},
+            "train": facts["train"],
+            "stages": {name.removeprefix("score."): facts[name] for name in names},
+            "artifact": {
+                key: packed[key]
+                for key in ("bytes", "digest", "limit_bytes", "code_bytes", "sections")
+            },
+            "baselines": facts.get("baselines"),
+            "weights": packed["weights"],
+            "matrices": packed["matrices"],
+            "seconds": {**seconds, "total": sum(self.folder.seconds().values())},
+            "samples": (facts.get("samples") or {"samples": []})["samples"],
+        }
+
+    def _need(self, file: str, verb: str) -> None:
+        if not self.folder.file(file).is_file():
+            raise UserError(
+                f"{self.folder.file(file)} does not exist; run `fairway {verb}` on it first"
+            )
+
+
+def _samples(model: LanguageModel, validation: Validation) -> list[dict[str, str]]:
+    """Return continuations of the first 16 tokens of up to four validation documents."""
+    tokenizer = model.tokenizer
+    length = 16
+    encoded = [tokenizer.encode(text)[:length] for text in validation.documents]
+    chosen = [ids for ids in encoded if len(ids) == length][:4]
+    if not chosen:
+        return []
+    ids_BT = np.array([[tokenizer.bos_id, *ids] for ids in chosen], dtype=np.int64)
+    texts = model.generate_batch(ids_BT, 80, temperature=0.8, top_k=50, seed=0)
+    return [
+        {"prompt": tokenizer.decode(ids), "text": text}
+        for ids, text in zip(chosen, texts, strict=True)
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return {"fairway": VERSION, "python": platform.python_version(), **found}
+
+
+def open_run(path: Path, overrides: list[str], say: Say) -> Pipeline:
+    """Return the pipeline of an existing run folder, its config changed by overrides."""
+    folder = RunFolder.existing(path)
+    config: Config = from_dict(folder.memory["config"])
+    return Pipeline(override(config, overrides), folder, say)

@@ -1,0 +1,234 @@
+"""The machine and the clock: ranks, seeds, device, precision, and what drives a run.
+
+What `auto` settings resolve to is a `Plan`; it is printed, kept with the checkpoint and recorded in
+the results, because a score is a function of it.
+"""
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fairway.config import Config, RuntimeConfig
+from fairway.errors import UserError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+# ---------------------------------------------------------------------------------------------
+# Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among its equals: `rank` of `world`, one process per device."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Return whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def broadcast(self, value: float) -> float:
+        """Return rank 0's value on every rank, so that all take the same decisions."""
+        if self.world == 1:
+            return value
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        box = torch.tensor([value], dtype=torch.float64, device=device)
+        dist.broadcast(box, src=0)
+        return float(box.item())
+
+    def average(self, tensors: list[torch.Tensor]) -> None:
+        """Replace each tensor by its mean over the ranks."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+                tensor /= self.world
+
+
+def join_ranks() -> Ranks:
+    """Return this process's ranks: those `torchrun` set, else a single one."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks()
+    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return ranks
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch. The data order ignores this seed by design (spec 1.3)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+# ---------------------------------------------------------------------------------------------
+# Device and precision
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the machine will use: every `auto` resolved."""
+
+    device: str
+    dtype: str
+    matmul: str
+    threads: int
+    attention: str
+
+    def describe(self) -> str:
+        """Return the plan as one line for people."""
+        threads = f", {self.threads} threads" if self.device == "cpu" else ""
+        return (
+            f"{self.device}{threads}, {self.dtype} activations, float32 products "
+            f"'{self.matmul}', {self.attention} attention"
+        )
+
+    def as_dict(self) -> dict[str, str | int]:
+        """Return the plan for JSON."""
+        return asdict(self)
+
+    def apply(self) -> None:
+        """Set threads and matmul precision of this process."""
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.matmul)
+
+
+def make_plan(config: RuntimeConfig) -> Plan:
+    """Resolve every `auto`; on a CPU by a probe of about two seconds.
+
+    Raises UserError for a CUDA device that is not there.
+    """
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise UserError("runtime.device is cuda, but torch sees no GPU; set runtime.device=cpu")
+    device = config.device if config.device != "auto" else ("cuda" if has_cuda else "cpu")
+    if device == "cuda":
+        dtype = "bfloat16" if config.dtype == "auto" else config.dtype
+        matmul = "high" if config.matmul == "auto" else config.matmul
+        threads = config.threads or torch.get_num_threads()
+    else:
+        threads, dtype, matmul = _probe_cpu(config)
+    return Plan(device, dtype, matmul, threads, _attention(config.attention, device))
+
+
+def _attention(name: str, device: str) -> str:
+    # Short contexts on a CPU: the plain path's three batched products beat the blocked kernel.
+    auto = "plain" if device == "cpu" else "sdpa"
+    return auto if name == "auto" else name
+
+
+def _usable_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _probe_cpu(config: RuntimeConfig) -> tuple[int, str, str]:
+    """Return the fastest (threads, dtype, matmul) among those the config leaves open."""
+    cores = _usable_cores()
+    counts = [config.threads] if config.threads else sorted({1, max(1, cores // 2), cores})
+    dtypes = [config.dtype] if config.dtype != "auto" else ["bfloat16", "float32"]
+    matmuls = [config.matmul] if config.matmul != "auto" else ["highest", "medium"]
+    options = [
+        (threads, dtype, matmul)
+        for threads in counts
+        for dtype in dtypes
+        # The precision of float32 products has no bearing on bfloat16 ones: try it once.
+        for matmul in (matmuls if dtype == "float32" else matmuls[:1])
+    ]
+    if len(options) == 1:
+        return options[0]
+    return min(options, key=lambda option: _probe_seconds(option, 2.0 / len(options)))
+
+
+def _probe_seconds(option: tuple[int, str, str], allowance_s: float) -> float:
+    """Return the median seconds of an MLP forward and backward under these settings."""
+    threads, dtype, matmul = option
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul)
+    x_ND = torch.randn(2048, 256).to(DTYPES[dtype]).requires_grad_()
+    up_FD = torch.randn(1024, 256).to(DTYPES[dtype])
+
+    def work() -> None:
+        torch.autograd.backward(((x_ND @ up_FD.T).square() @ up_FD).sum())
+
+    taken_s = [_timed(work)]
+    while sum(taken_s) < allowance_s or len(taken_s) < 3:
+        taken_s.append(_timed(work))
+    torch.set_num_threads(before[0])
+    torch.set_float32_matmul_precision(before[1])
+    return statistics.median(taken_s[1:])
+
+
+def _timed(work: Callable[[], None]) -> float:
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
+# ---------------------------------------------------------------------------------------------
+# The clock
+
+
+class Clock:
+    """Training progress in [0, 1], from elapsed seconds, from steps, or from a recorded run.
+
+    wall: elapsed training seconds over the budget net of its reserve; only the time between
+    `start` and `stop` counts, so validation and checkpoints stand outside.
+    steps: step over steps. replay: the recorded progress of each step of another run.
+    """
+
+    def __init__(self, config: Config, recorded: list[float] | None = None) -> None:
+        train = config.train
+        self.mode = train.clock
+        self.allowance_s = train.budget_s - train.reserve_s
+        self.total_steps = len(recorded) - 1 if recorded is not None else train.steps
+        self.recorded = recorded
+        self.elapsed_s = 0.0
+        self._since_s: float | None = None
+
+    def start(self) -> None:
+        """Let time count."""
+        _settle()
+        self._since_s = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stop counting, once the device has finished what it was given."""
+        _settle()
+        if self._since_s is not None:
+            self.elapsed_s += time.perf_counter() - self._since_s
+        self._since_s = None
+
+    def seconds(self) -> float:
+        """Return the training seconds counted so far."""
+        running_s = 0.0 if self._since_s is None else time.perf_counter() - self._since_s
+        return self.elapsed_s + running_s
+
+    def progress(self, step: int) -> float:
+        """Return the share of the run behind us when `step` is about to start."""
+        if self.mode == "wall":
+            return min(1.0, self.seconds() / self.allowance_s)
+        if self.recorded is not None:
+            return self.recorded[step]
+        return min(1.0, step / self.total_steps)
+
+    def done(self, step: int, progress: float) -> bool:
+        """Return whether the run ends before `step`, whose progress is given."""
+        return progress >= 1.0 if self.mode == "wall" else step >= self.total_steps
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

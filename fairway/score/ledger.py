@@ -1,0 +1,317 @@
+"""The account of a score: it alone reads the targets, and it adds what they cost, once each.
+
+The protocol (docs/scoring.md):
+
+    for event in events:
+        dist = predictor.predict(ledger.context(event))
+        receipt = ledger.commit(event, dist)
+        predictor.adapt(receipt)
+
+A predictor returns distributions, never costs. The ledger refuses gaps, repeats and rewrites, so
+score-before-update, single pass and full coverage hold by construction. At positions drawn at
+random it asks for the whole distribution *before* it shows the event's targets, sums it by its
+own arithmetic, and compares the entry of the realised token with the cost that was committed.
+
+No torch here: the ledger runs on NumPy and the standard library.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairway.progress import progress
+from fairway.score.windows import Event, Window
+from fairway.units import bits_per_byte
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+# |sum of exp(row) - 1| allowed at a checked position. Rows are float64; one that was normalised
+# in float32 misses by up to 1e-6 and is refused, so that the sum is a check and not a formality.
+SUM_TOLERANCE = 1e-9
+
+
+class LedgerError(ValueError):
+    """The score protocol was broken, or the account does not add up: no score is given."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What a predictor may see of an event: the inputs x[first:event.end], and no later token."""
+
+    event: Event
+    first: int
+    ids: IntArray
+
+    def inputs(self, window: Window, end: int | None = None) -> IntArray:
+        """Return the inputs x[window.start:end] of a window; `end` defaults to the window's."""
+        stop = window.end if end is None else end
+        return self.ids[window.start - self.first : stop - self.first]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Receipt:
+    """A committed event: its targets (int64) and their cost in nats (float64), read-only.
+
+    Entry i belongs to position event.first + i. Whatever a predictor learns, it learns from here.
+    """
+
+    event: Event
+    targets: IntArray
+    nats: FloatArray
+
+
+class Distribution(Protocol):
+    """The frozen prediction of one event; both methods must answer from the same state."""
+
+    def log_prob(self, targets: IntArray) -> FloatArray:
+        """Return the natural log-probability of the target of every scored position, in order."""
+
+    def row(self, position: int) -> FloatArray:
+        """Return the natural log-probabilities of all V tokens at one scored position."""
+
+
+class Predictor(Protocol):
+    """Anything that predicts text: a frozen model, one that adapts, a table of counts."""
+
+    def predict(self, context: Context) -> Distribution:
+        """Return a frozen distribution for the event."""
+
+    def adapt(self, receipt: Receipt) -> None:
+        """Learn from a committed event, or do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A finished account. `nats` and `bpb` are float64; `bytes` is the proven denominator.
+
+    `worst_sum_error` is the largest |sum of probabilities - 1| over the checked positions, and
+    `worst_row_error_nats` the largest disagreement there between the row and the committed cost.
+    """
+
+    bpb: float
+    nats_per_token: float
+    nats: float
+    tokens: int
+    bytes: int
+    events: int
+    windows: int
+    checked_positions: int
+    worst_sum_error: float
+    worst_row_error_nats: float
+
+
+@dataclass
+class _Checks:
+    """Running results of the full-distribution checks."""
+
+    count: int = 0
+    worst_sum: float = 0.0
+    worst_row_nats: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """The tokens to score and the proof of their bytes.
+
+    ids: x[0..N-1]. target_bytes: UTF-8 bytes of each of the N - 1 targets, in order. text_bytes:
+    the length of the raw text, counted on the text itself. vocab_size: V.
+    """
+
+    ids: NDArray[np.integer]
+    target_bytes: NDArray[np.integer]
+    text_bytes: int
+    vocab_size: int
+
+
+@dataclass(eq=False)
+class Ledger:
+    """The account of one evaluation of the first `num_targets` targets of a text.
+
+    `check_positions` positions are drawn with `seed`; `row_tolerance_nats` bounds the difference
+    between a checked row and the committed cost. Raises LedgerError if the token bytes do not sum
+    to the text's, or a token lies outside the vocabulary.
+    """
+
+    text: Text
+    num_targets: int
+    check_positions: int = 0
+    seed: int = 0
+    row_tolerance_nats: float = 1e-3
+    _next_event: int = field(default=0, init=False)
+    _next_position: int = field(default=0, init=False)
+    _windows: int = field(default=0, init=False)
+    _event_nats: list[float] = field(default_factory=list, init=False)
+    _checks: _Checks = field(default_factory=_Checks, init=False)
+    _finished: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        _check_text(self.text, self.num_targets)
+        count = min(self.check_positions, self.num_targets)
+        draw = np.random.default_rng(self.seed).choice(self.num_targets, count, replace=False)
+        self._checked: IntArray = np.sort(draw).astype(np.int64)
+
+    def context(self, event: Event) -> Context:
+        """Return the inputs of the next event, copied, up to and without its last target.
+
+        Raises LedgerError if the event is not the one that comes next.
+        """
+        self._require_next(event)
+        first = min(window.start for window in event.windows)
+        ids = np.array(self.text.ids[first : event.end], dtype=np.int64)
+        return Context(event, first, ids)
+
+    def commit(self, event: Event, dist: Distribution) -> Receipt:
+        """Add the cost of the next event's targets and return them with their cost.
+
+        Raises LedgerError for an event out of order, costs that are negative, not finite or of
+        the wrong number, and a checked row that is not a distribution or not the one committed.
+        """
+        self._require_next(event)
+        low, high = np.searchsorted(self._checked, [event.first, event.end])
+        positions = [int(p) for p in self._checked[low:high]]
+        rows = [self._row(dist, position) for position in positions]
+        targets = np.array(self.text.ids[event.first + 1 : event.end + 1], dtype=np.int64)
+        targets.setflags(write=False)
+        nats = _costs(dist, targets, event)
+        for position, row in zip(positions, rows, strict=True):
+            at = position - event.first
+            self._compare(position, -float(row[targets[at]]), float(nats[at]))
+        self._event_nats.append(math.fsum(nats))
+        self._next_event += 1
+        self._next_position = event.end
+        self._windows += len(event.windows)
+        return Receipt(event, targets, nats)
+
+    def finish(self) -> Score:
+        """Close the account; LedgerError before every position has been scored, or twice."""
+        if self._finished:
+            raise LedgerError("this account is closed already")
+        if self._next_position != self.num_targets:
+            raise LedgerError(
+                f"only {self._next_position} of {self.num_targets} positions are scored; "
+                "there is no score of a part"
+            )
+        self._finished = True
+        nats = math.fsum(self._event_nats)
+        scored_bytes = int(np.sum(self.text.target_bytes[: self.num_targets], dtype=np.int64))
+        return Score(
+            bpb=bits_per_byte(nats, scored_bytes),
+            nats_per_token=nats / self.num_targets,
+            nats=nats,
+            tokens=self.num_targets,
+            bytes=scored_bytes,
+            events=self._next_event,
+            windows=self._windows,
+            checked_positions=self._checks.count,
+            worst_sum_error=self._checks.worst_sum,
+            worst_row_error_nats=self._checks.worst_row_nats,
+        )
+
+    def _require_next(self, event: Event) -> None:
+        if self._finished:
+            raise LedgerError(f"event {event.index} came after the account was closed")
+        if event.index != self._next_event:
+            kind = "was committed already" if event.index < self._next_event else "came too early"
+            raise LedgerError(f"event {event.index} {kind}; the next one is {self._next_event}")
+        if not event.windows:
+            raise LedgerError(f"event {event.index} has no windows")
+        expected = self._next_position
+        for window in event.windows:
+            if window.score_from != expected:
+                kind = "scores again" if window.score_from < expected else "skips to"
+                raise LedgerError(
+                    f"event {event.index} {kind} position {window.score_from}; "
+                    f"the next one is {expected}"
+                )
+            if not 0 <= window.start <= window.score_from < window.end <= self.num_targets:
+                raise LedgerError(
+                    f"event {event.index} has a window {window.start}..{window.end} scored from "
+                    f"{window.score_from}, which does not fit {self.num_targets} positions"
+                )
+            expected = window.end
+
+    def _row(self, dist: Distribution, position: int) -> FloatArray:
+        row = np.array(dist.row(position))
+        if row.dtype != np.float64 or row.shape != (self.text.vocab_size,):
+            raise LedgerError(
+                f"the row at position {position} is {row.dtype}{list(row.shape)}; "
+                f"it must be float64[{self.text.vocab_size}]"
+            )
+        error = abs(math.fsum(np.exp(row)) - 1.0)
+        if not error <= SUM_TOLERANCE:
+            raise LedgerError(
+                f"the probabilities at position {position} miss 1 by {error:.3g}; "
+                f"at most {SUM_TOLERANCE:g} is allowed"
+            )
+        self._checks.count += 1
+        self._checks.worst_sum = max(self._checks.worst_sum, error)
+        return row
+
+    def _compare(self, position: int, row_nats: float, committed_nats: float) -> None:
+        # Two infinities would differ by NaN; costs are finite by now, so this is infinite then.
+        error = abs(row_nats - committed_nats)
+        if not error <= self.row_tolerance_nats:
+            raise LedgerError(
+                f"position {position} was committed at {committed_nats:.9g} nats, but its row "
+                f"says {row_nats:.9g}; they may differ by {self.row_tolerance_nats:g}"
+            )
+        self._checks.worst_row_nats = max(self._checks.worst_row_nats, error)
+
+
+def score_events(
+    ledger: Ledger, predictor: Predictor, events: Iterable[Event], description: str
+) -> Score:
+    """Return the score of a predictor: the protocol from first event to closed account."""
+    with progress(description, ledger.num_targets) as advance:
+        for event in events:
+            dist = predictor.predict(ledger.context(event))
+            receipt = ledger.commit(event, dist)
+            predictor.adapt(receipt)
+            advance(len(receipt.targets))
+    return ledger.finish()
+
+
+def _check_text(text: Text, num_targets: int) -> None:
+    targets = len(text.ids) - 1
+    if not 1 <= num_targets <= targets:
+        raise LedgerError(f"{num_targets} targets were asked of a text that has {targets}")
+    if len(text.target_bytes) != targets:
+        raise LedgerError(f"{len(text.target_bytes)} byte counts for {targets} targets")
+    smallest, largest = int(text.ids.min()), int(text.ids.max())
+    if smallest < 0 or largest >= text.vocab_size:
+        raise LedgerError(
+            f"token ids run from {smallest} to {largest}, outside the vocabulary of "
+            f"{text.vocab_size}; was the text encoded with another tokenizer?"
+        )
+    if text.target_bytes.min() < 0:
+        raise LedgerError("a token has a negative number of bytes")
+    total = int(np.sum(text.target_bytes, dtype=np.int64))
+    if total != text.text_bytes:
+        raise LedgerError(
+            f"the tokens' bytes sum to {total}, but the text has {text.text_bytes}; "
+            "without that proof there is no score"
+        )
+
+
+def _costs(dist: Distribution, targets: IntArray, event: Event) -> FloatArray:
+    log_probs = np.array(dist.log_prob(targets))
+    if log_probs.dtype != np.float64 or log_probs.shape != targets.shape:
+        raise LedgerError(
+            f"event {event.index} returned {log_probs.dtype}{list(log_probs.shape)} "
+            f"log-probabilities; it must be float64[{len(targets)}]"
+        )
+    nats = np.abs(log_probs)
+    wrong = np.flatnonzero(~(np.isfinite(log_probs) & (log_probs <= 0.0)))
+    if len(wrong):
+        at = int(wrong[0])
+        raise LedgerError(
+            f"position {event.first + at} has log-probability {log_probs[at]:g}; "
+            "it must be finite and at most 0"
+        )
+    nats.setflags(write=False)
+    return nats

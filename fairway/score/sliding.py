@@ -1,0 +1,144 @@
+"""Scoring with the frozen model: side-by-side windows or a sliding one (algorithms.md 5.1, 5.2).
+
+Shapes: B windows of an event, T = seq_len, N scored positions, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairway.config import ScoreConfig
+from fairway.data.tokens import ByteTable, Ids, token_bytes
+from fairway.model.gpt import GPT
+from fairway.score.ledger import (
+    Context,
+    FloatArray,
+    IntArray,
+    Ledger,
+    Receipt,
+    Score,
+    Text,
+    score_events,
+)
+from fairway.score.windows import events, sliding_windows, usable_targets
+
+# Logits are formed for so many positions at a time: 1,024 x 8,192 in float32 is 34 MB.
+_ROWS_AT_ONCE = 1024
+
+# How far a position's cost may move between a batch of windows and the same window alone: the
+# kernels add in another order. docs/scoring.md tells how these were measured.
+ROW_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+
+
+class FrozenPredictor:
+    """A model that never changes: `predict` runs it, `adapt` does nothing.
+
+    Every window is padded on the right with id 0 to `seq_len`, so that the rotary base, which may
+    depend on the length, is the same in all of them; causality keeps the padding unseen.
+    """
+
+    def __init__(self, model: GPT, seq_len: int) -> None:
+        self.model = model
+        self.seq_len = seq_len
+        self.device = model.tok_emb.weight.device
+
+    def predict(self, context: Context) -> "FrozenDistribution":
+        """Return the distributions of an event's scored positions."""
+        return FrozenDistribution(self, context)
+
+    def adapt(self, receipt: Receipt) -> None:
+        """Learn nothing."""
+
+    @torch.no_grad()
+    def hidden(self, rows: list[IntArray]) -> Tensor:
+        """Return the final states [B, T, D] of some inputs, each padded to seq_len."""
+        ids_BT = np.zeros((len(rows), self.seq_len), dtype=np.int64)
+        for row, ids in enumerate(rows):
+            ids_BT[row, : len(ids)] = ids
+        return self.model.hidden(torch.from_numpy(ids_BT).to(self.device))
+
+    @torch.no_grad()
+    def log_prob(self, x_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Return log p(target) [N] in float32 without keeping more than a slice of the logits."""
+        parts = []
+        for first in range(0, len(x_ND), _ROWS_AT_ONCE):
+            logits = self.model.logits(x_ND[first : first + _ROWS_AT_ONCE]).float()
+            picked = logits.gather(1, targets_N[first : first + _ROWS_AT_ONCE, None])[:, 0]
+            parts.append(picked - logits.logsumexp(1))
+        return torch.cat(parts)
+
+
+class FrozenDistribution:
+    """The predictions of one event by a frozen model."""
+
+    def __init__(self, predictor: FrozenPredictor, context: Context) -> None:
+        self._predictor = predictor
+        self._context = context
+        windows = context.event.windows
+        x_BTD = predictor.hidden([context.inputs(window) for window in windows])
+        scored = [
+            x_TD[window.score_from - window.start : window.end - window.start]
+            for window, x_TD in zip(windows, x_BTD, strict=True)
+        ]
+        self._x_ND = torch.cat(scored)
+
+    def log_prob(self, targets: IntArray) -> FloatArray:
+        """Return the natural log-probability of the target of every scored position."""
+        targets_N = torch.tensor(targets, device=self._x_ND.device)
+        log_probs = self._predictor.log_prob(self._x_ND, targets_N)
+        # In float32 the difference above can round to just over 0 when p is 1.
+        capped: FloatArray = np.minimum(log_probs.double().cpu().numpy(), 0.0)
+        return capped
+
+    @torch.no_grad()
+    def row(self, position: int) -> FloatArray:
+        """Return log p of all V tokens at a position, by another path than `log_prob`.
+
+        The position's own window runs alone, cut right after the position (what follows is
+        padding), and the softmax is taken by NumPy in float64.
+        """
+        window = self._context.event.window_of(position)
+        inputs = self._context.inputs(window, position + 1)
+        x_D = self._predictor.hidden([inputs])[0, len(inputs) - 1]
+        logits_V: FloatArray = self._predictor.model.logits(x_D).double().cpu().numpy()
+        shifted_V = logits_V - logits_V.max()
+        row_V: FloatArray = shifted_V - np.log(np.exp(shifted_V).sum())
+        return row_V
+
+
+def text_of(ids: Ids, table: ByteTable, text_bytes: int) -> Text:
+    """Return tokens with the bytes of every target, ready for a ledger."""
+    ids = np.asarray(ids)
+    return Text(ids, token_bytes(ids[1:], ids[:-1], table), text_bytes, len(table.base_bytes))
+
+
+def evaluate(
+    model: GPT, text: Text, config: ScoreConfig, *, sliding: bool, seed: int, description: str
+) -> Score:
+    """Return the score of a frozen model on a text, in its present looping state.
+
+    `sliding` scores config.stride positions per window of config.seq_len; otherwise windows lie
+    side by side. `seed` draws the checked positions. Raises UserError if the text is shorter than
+    a window and truncated to whole ones, LedgerError if the account does not add up.
+    """
+    targets = usable_targets(len(text.ids), config.seq_len, config.truncate)
+    stride = config.stride if sliding else config.seq_len
+    tolerance_nats = ROW_TOLERANCE_NATS[model.compute_dtype]
+    ledger = Ledger(text, targets, config.check_positions, seed, tolerance_nats)
+    windows = sliding_windows(targets, config.seq_len, stride)
+    with _evaluating(model):
+        predictor = FrozenPredictor(model, config.seq_len)
+        return score_events(ledger, predictor, events(windows, config.batch_windows), description)
+
+
+@contextmanager
+def _evaluating(model: GPT) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

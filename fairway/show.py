@@ -1,0 +1,88 @@
+"""What the terminal shows: tables of a run's scores, of an artifact's bytes, of a dry run."""
+
+import dataclasses
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fairway import units
+from fairway.config import Config, settings
+
+
+def score_table(results: dict[str, Any]) -> Table:
+    """Return the scores of a run by stage, beside the compressors on the same bytes."""
+    text = results["text"]
+    table = Table(
+        title=f"{text['bytes']:,} bytes of validation text, {text['documents']} documents",
+        title_justify="left",
+    )
+    table.add_column("what")
+    table.add_column("bits per byte", justify="right")
+    table.add_column("primed", justify="right")
+    table.add_column("sliding against it", justify="right")
+    sliding = results["stages"]["sliding"]["bpb"]
+    for name, stage in results["stages"].items():
+        table.add_row(f"model, {name}", f"{stage['bpb']:.4f}", "", "")
+    for name, tool in (results["baselines"] or {}).items():
+        primed = tool["primed_bpb"]
+        table.add_row(
+            _TOOLS.get(name, name),
+            f"{tool['bpb']:.4f}",
+            "" if primed is None else f"{primed:.4f}",
+            f"{sliding / tool['bpb'] - 1:+.1%}",
+        )
+    return table
+
+
+_TOOLS = {"xz": "xz -9e", "brotli": "brotli -11", "zstd": "zstd -19"}
+
+
+def account_table(artifact: dict[str, Any]) -> Table:
+    """Return the artifact's bytes by section, with their sum against the limit."""
+    table = Table(title="artifact, byte by byte", title_justify="left", show_footer=True)
+    total, limit = artifact["bytes"] + artifact["code_bytes"], artifact["limit_bytes"]
+    table.add_column("section", footer=f"of {limit:,} allowed ({total / limit:.1%})")
+    table.add_column("bytes", justify="right", footer=f"{total:,}")
+    for section in artifact["sections"]:
+        table.add_row(section["name"], f"{section['bytes']:,}")
+    if artifact["code_bytes"]:
+        table.add_row("code beside it", f"{artifact['code_bytes']:,}")
+    return table
+
+
+def config_table(config: Config) -> Table:
+    """Return every setting with its value and help, those that differ from the default marked."""
+    table = Table(title=f"recipe {config.recipe}", title_justify="left")
+    table.add_column("setting")
+    table.add_column("value", justify="right")
+    table.add_column("meaning")
+    for name, item, value in settings(config):
+        changed = item.default is not dataclasses.MISSING and value != item.default
+        table.add_row(
+            name, f"[bold]{value}[/bold]" if changed else str(value), item.metadata["help"]
+        )
+    return table
+
+
+def show(*things: Any) -> None:
+    """Print tables and lines to standard output."""
+    console = Console()
+    # A narrow pipe must not cut numbers in half.
+    if not console.is_terminal:
+        console = Console(width=100)
+    for thing in things:
+        console.print(thing, highlight=False)
+
+
+def run_summary(results: dict[str, Any], folder: str) -> list[Any]:
+    """Return what to print at the end of a run."""
+    seconds = results["seconds"]["total"]
+    return [
+        score_table(results),
+        account_table(results["artifact"]),
+        f"{results['model']['parameters']:,} parameters, {results['train']['steps']:,} steps, "
+        f"{results['train']['tokens']:,} tokens; {units.duration(seconds)} in all",
+        f"artifact {folder}/artifact.fwy, report {folder}/report.html, "
+        f"numbers {folder}/results.json",
+    ]

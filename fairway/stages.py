@@ -1,0 +1,117 @@
+"""The run folder: stages cached by the digests of what they read, one writer at a time.
+
+`run.json` is the folder's memory: the config, the machine plan, and for every finished stage its
+key (a digest of its inputs), the digests of its files, its facts and its seconds.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fairway.errors import UserError
+from fairway.files import digest_file, read_json, write_json
+from fairway.version import VERSION
+
+SCHEMA = 1
+MEMORY = "run.json"
+
+
+def key_of(*parts: Any) -> str:
+    """Return a digest of JSON-able parts, with Fairway's version: what a stage depends on."""
+    text = json.dumps([VERSION, *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RunFolder:
+    """One run's folder and its memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        memory = read_json(path / MEMORY) if (path / MEMORY).exists() else {}
+        if memory and memory.get("schema") != SCHEMA:
+            raise UserError(
+                f"{path / MEMORY} has schema {memory.get('schema')}, this Fairway reads {SCHEMA}; "
+                "choose another --out"
+            )
+        self.memory: dict[str, Any] = memory or {"schema": SCHEMA, "stages": {}}
+
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """Return a run folder that must be there already."""
+        if not (path / MEMORY).is_file():
+            raise UserError(f"{path} is not a run folder (no {MEMORY}); make one: fairway run demo")
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second writer, or refuse at once."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.path} is being written by another process; wait for it, or choose another "
+                "--out"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of this folder."""
+        return self.path / name
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a JSON-able value under a name."""
+        self.memory[name] = value
+        write_json(self.path / MEMORY, self.memory)
+
+    def facts(self, stage: str) -> dict[str, Any] | None:
+        """Return the facts of a finished stage, or None."""
+        record = self.memory["stages"].get(stage)
+        return None if record is None else dict(record["facts"])
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds that each finished stage took when it last ran."""
+        return {name: record["seconds"] for name, record in self.memory["stages"].items()}
+
+    def is_done(self, stage: str, key: str) -> bool:
+        """Return whether a stage finished with this key and its files are still what they were."""
+        record = self.memory["stages"].get(stage)
+        if record is None or record["key"] != key:
+            return False
+        return all(
+            self.file(name).is_file() and digest_file(self.file(name)) == digest
+            for name, digest in record["files"].items()
+        )
+
+    def stage(
+        self,
+        name: str,
+        key: str,
+        files: list[str],
+        work: Callable[[], dict[str, Any]],
+        say: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Return a stage's facts: remembered ones if nothing it reads has changed, else new ones."""
+        if self.is_done(name, key):
+            say(f"{name}: unchanged, kept")
+            return dict(self.memory["stages"][name]["facts"])
+        start_s = time.perf_counter()
+        facts = work()
+        record = {
+            "key": key,
+            "files": {file: digest_file(self.file(file)) for file in files},
+            "facts": facts,
+            "seconds": time.perf_counter() - start_s,
+        }
+        self.remember("stages", {**self.memory["stages"], name: record})
+        return facts

@@ -1,0 +1,41 @@
+"""Nats, bits, bytes and seconds: every conversion, and the bits-per-byte formula, once."""
+
+import math
+
+NATS_PER_BIT = math.log(2.0)
+
+
+def nats_to_bits(nats: float) -> float:
+    """Return an information content in bits, given it in nats."""
+    return nats / NATS_PER_BIT
+
+
+def bits_per_byte(total_nats: float, text_bytes: int) -> float:
+    """Return bits per byte: the total cost of a text in nats over its UTF-8 length in bytes.
+
+    The denominator is the raw text, never a sum over tokens that was not proven equal to it.
+    Raises ValueError when there is no text, since the score of nothing is not zero.
+    """
+    if text_bytes <= 0:
+        raise ValueError(f"bits per byte needs a text of at least one byte, got {text_bytes}")
+    return nats_to_bits(total_nats) / text_bytes
+
+
+def compression_bits_per_byte(compressed_bytes: int, text_bytes: int) -> float:
+    """Return the bits per byte of a compressed file, for setting compressors beside models."""
+    return bits_per_byte(8 * compressed_bytes * NATS_PER_BIT, text_bytes)
+
+
+def megabytes(count_bytes: int) -> str:
+    """Return a byte count in decimal megabytes, as text: 16,000,000 bytes is 16.00 MB."""
+    return f"{count_bytes / 1e6:.2f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people: 8.2 s, 3 min 20 s, 1 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,180 @@
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fairway.data import build
+from fairway.data.build import DataFolder, build_data
+from fairway.data.documents import Document
+from fairway.data.shards import open_shard
+from fairway.data.tokens import Tokenizer, prove_bytes, train_tokenizer
+from fairway.errors import UserError
+from fairway.files import digest_file
+
+NOUNS = ["cat", "dog", "river", "stone", "window", "letter", "garden", "engine", "winter", "story"]
+VERBS = ["sees", "takes", "finds", "leaves", "opens", "paints", "follows", "answers", "remembers"]
+
+
+def text(seed: int, sentences: int = 12) -> str:
+    rng = np.random.default_rng(seed)
+    lines = []
+    for number in range(sentences):
+        a, c = rng.choice(NOUNS, 2)
+        lines.append(
+            f"The {a} {rng.choice(VERBS)} the {c} at {int(rng.integers(999))}, {seed}.{number}"
+        )
+    return "\n".join(lines)
+
+
+def documents(count: int = 40) -> list[Document]:
+    return [Document(f"d{i}", text(i)) for i in range(count)]
+
+
+def build_small(out: Path, given: list[Document] | None = None, **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"vocab_size": 320, "val_share": 0.1, "shard_tokens": 3000}
+    return build_data(given or documents(), out, **(settings | changes))
+
+
+def test_a_built_folder_holds_what_its_manifest_says(tmp_path: Path) -> None:
+    manifest = build_small(tmp_path / "data", provenance={"source": "test"})
+    out = tmp_path / "data"
+    assert json.loads((out / "manifest.json").read_text()) == manifest
+    assert manifest["provenance"] == {"source": "test"}
+    listed = {"manifest.json", "tokenizer.model", "val.jsonl"}
+    tokenizer = Tokenizer.load(out / "tokenizer.model")
+    for split in ("train", "val"):
+        shards = manifest[split]["shards"]
+        tokens = [open_shard(out / shard["name"]) for shard in shards]
+        listed |= {shard["name"] for shard in shards}
+        assert [len(t) for t in tokens] == [shard["tokens"] for shard in shards]
+        assert all(digest_file(out / s["name"]) == s["sha256"] for s in shards)
+        stream = np.concatenate(tokens)
+        assert prove_bytes(tokenizer, stream) == manifest[split]["bytes"]
+        assert np.count_nonzero(stream == 1) == manifest[split]["documents"]
+    assert {path.name for path in out.iterdir()} == listed
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    sizes = [shard["tokens"] for shard in manifest["train"]["shards"]]
+    assert len(sizes) > 1 and max(sizes) - min(sizes) <= 1 and max(sizes) <= 3000
+
+
+def test_the_validation_text_is_the_raw_text(tmp_path: Path) -> None:
+    given = documents()
+    build_small(tmp_path / "data", given)
+    lines = (tmp_path / "data" / "val.jsonl").read_text().splitlines()
+    kept = [Document(**json.loads(line)) for line in lines]
+    assert kept and all(document in given for document in kept)
+    validation = DataFolder.open(tmp_path / "data").sample_validation()
+    assert validation.documents == [document.text.strip() for document in kept]
+
+
+def test_nothing_is_lost_and_the_sides_are_apart(tmp_path: Path) -> None:
+    build_small(tmp_path / "data")
+    folder = DataFolder.open(tmp_path / "data")
+    train, val = list(folder.train_documents()), folder.sample_validation().documents
+    assert sorted([*train, *val]) == sorted(document.text for document in documents())
+    assert train != [document.text for document in documents() if document.text in set(train)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_build_is_a_function_of_its_input(
+    tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_CHUNK_CHARS", 5000)
+    build_small(tmp_path / "a")
+    monkeypatch.setattr("fairway.data.parallel.processes", lambda: processes)
+    build_small(tmp_path / "b", documents()[::-1])
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_given_tokenizer_is_used(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_bytes(train_tokenizer([text(500)], 300))
+    manifest = build_small(tmp_path / "data", tokenizer=tokenizer, vocab_size=300)
+    assert manifest["tokenizer"] == {
+        "sha256": tokenizer.digest,
+        "vocab_size": 300,
+        "lossless": True,
+    }
+    with pytest.raises(UserError, match=r"has 300 pieces, but model\.vocab_size is 320"):
+        build_small(tmp_path / "other", tokenizer=tokenizer)
+
+
+def test_given_validation_documents_are_kept_in_order(tmp_path: Path) -> None:
+    val = [Document("z", text(901)), Document("a", text(900))]
+    manifest = build_small(tmp_path / "data", val_documents=val)
+    folder = DataFolder.open(tmp_path / "data")
+    assert folder.sample_validation().documents == [text(901), text(900)]
+    assert manifest["split"]["rule"] == "given" and manifest["train"]["documents"] == 40
+
+
+def test_overlapping_validation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="overlap"):
+        build_small(tmp_path / "data", val_documents=[Document("copy", text(3))])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_represented_is_left_out_and_counted(tmp_path: Path) -> None:
+    odd = [Document("blank", " \n "), Document("marker", text(70) + "\u2581"), *documents()]
+    manifest = build_small(tmp_path / "data", odd)
+    assert manifest["dropped"]["blank"] == manifest["dropped"]["not_representable"] == 1
+    assert manifest["train"]["documents"] + manifest["val"]["documents"] == 40
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "sentence"),
+    [
+        ([Document("a", " ")], {}, "no text in the 1 documents"),
+        ([Document("a", "b")], {}, "1 distinct documents cannot be split"),
+        (documents(), {"val_documents": [Document("v", "\n")]}, "no text in the validation"),
+        (documents(), {"vocab_size": 60_000}, "the largest possible is"),
+        (
+            [Document("a", "x\u2581y"), Document("b", "z\u2581")],
+            {"vocab_size": 264},
+            "represent none",
+        ),
+    ],
+)
+def test_unusable_text_is_refused_and_nothing_written(
+    tmp_path: Path, given: list[Document], changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        build_small(tmp_path / "data", given, **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_documents_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no text in the 0 documents"):
+        build_data([], tmp_path / "data", vocab_size=300, val_share=0.1, shard_tokens=3000)
+
+
+def test_only_data_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    build_small(tmp_path / "mine")
+    first = (tmp_path / "mine" / "manifest.json").read_bytes()
+    build_small(tmp_path / "mine", vocab_size=330)
+    assert (tmp_path / "mine" / "manifest.json").read_bytes() != first
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").touch()
+    for name, sentence in (("other", "holds something else"), ("file", "is a file")):
+        with pytest.raises(UserError, match=sentence):
+            build_small(tmp_path / name)
+    assert (tmp_path / "other" / "thesis.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "other"]
+
+
+def test_a_full_disk_leaves_the_old_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_small(tmp_path / "data")
+    before = (tmp_path / "data" / "manifest.json").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build, "write_json", full)
+    with pytest.raises(UserError, match=r"cannot write the data folder .*: No space left"):
+        build_small(tmp_path / "data", vocab_size=330)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (tmp_path / "data" / "manifest.json").read_bytes() == before

@@ -1,0 +1,219 @@
+import functools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fairway.data.build import build_data
+from fairway.data.documents import Document
+from fairway.data.folder import PIECE_BYTES, DataFolder, _level, _run_of_paragraphs, _sample
+from fairway.data.shards import write_shard
+from fairway.data.tokens import Tokenizer, encode_documents, train_tokenizer
+from fairway.errors import UserError
+
+TRAIN = ["The first text.\nIt has two lines.", "A second text, quite short.", "And a third one."]
+VAL = ["Text to score.", "More text to score.\nOn two lines."]
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_bytes(train_tokenizer([*TRAIN, *VAL], 290))
+
+
+def challenge_folder(path: Path) -> Path:
+    """A folder as the challenge publishes it: no manifest, documents cut by shards."""
+    path.mkdir()
+    train = encode_documents(tokenizer(), TRAIN)
+    for number, part in enumerate(np.array_split(train, 5)):
+        write_shard(path / f"fineweb_train_{number:06d}.bin", part)
+    write_shard(path / "fineweb_val_000000.bin", encode_documents(tokenizer(), VAL))
+    (path / "fineweb_290_bpe.model").write_bytes(tokenizer().data)
+    return path
+
+
+def built_folder(path: Path) -> Path:
+    documents = [Document(f"d{i}", f"{text} {i}") for i, text in enumerate(TRAIN)]
+    val = [Document(f"v{i}", text) for i, text in enumerate(VAL)]
+    build_data(
+        documents, path, vocab_size=290, val_share=0.5, shard_tokens=1000,
+        tokenizer=tokenizer(), val_documents=val,
+    )  # fmt: skip
+    return path
+
+
+def test_a_challenge_folder_is_read_without_a_manifest(tmp_path: Path) -> None:
+    folder = DataFolder.open(challenge_folder(tmp_path / "data"))
+    folder.verify()
+    assert len(folder.train_shards()) == 5
+    assert list(folder.train_documents()) == TRAIN
+    validation = folder.sample_validation()
+    assert validation.documents == VAL and validation.bytes == sum(map(len, VAL))
+    assert validation.ids.tolist() == folder.val_tokens().tolist()
+
+
+def test_a_built_folder_gives_its_text_back(tmp_path: Path) -> None:
+    folder = DataFolder.open(built_folder(tmp_path / "data"))
+    folder.verify()
+    assert folder.sample_validation().documents == VAL
+    assert sorted(folder.train_documents()) == sorted(f"{t} {i}" for i, t in enumerate(TRAIN))
+
+
+@pytest.mark.parametrize("make", [challenge_folder, built_folder])
+def test_the_digest_follows_the_content(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
+    digest = DataFolder.open(make(tmp_path / "a")).digest
+    assert DataFolder.open(make(tmp_path / "b")).digest == digest
+    changed = make(tmp_path / "c")
+    record, shard = changed / "manifest.json", changed / "fineweb_train_000000.bin"
+    path = record if record.exists() else shard
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert DataFolder.open(changed).digest != digest
+
+
+@pytest.mark.parametrize(
+    "name", ["fairway_train_000000.bin", "fairway_val_000000.bin", "val.jsonl"]
+)
+def test_a_changed_file_is_found(tmp_path: Path, name: str) -> None:
+    path = built_folder(tmp_path / "data") / name
+    path.write_bytes(path.read_bytes()[:-2] + b"\x09\x00")
+    with pytest.raises(UserError, match=f"{name} is not the file that was recorded"):
+        DataFolder.open(tmp_path / "data").verify()
+
+
+def test_a_file_too_many_is_found(tmp_path: Path) -> None:
+    built_folder(tmp_path / "data")
+    write_shard(tmp_path / "data" / "fairway_train_000009.bin", np.array([1], np.uint16))
+    with pytest.raises(UserError, match=r"fairway_train_000009\.bin is not the file"):
+        DataFolder.open(tmp_path / "data").verify()
+
+
+def test_tokens_of_another_tokenizer_are_found(tmp_path: Path) -> None:
+    challenge_folder(tmp_path / "data")
+    write_shard(tmp_path / "data" / "fineweb_val_000000.bin", np.array([1, 290], np.uint16))
+    with pytest.raises(UserError, match=r"fineweb_val_000000\.bin has token id 290"):
+        DataFolder.open(tmp_path / "data").verify()
+
+
+def test_incomplete_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no data folder"):
+        DataFolder.open(tmp_path / "none")
+    for name, sentence in (
+        ("fineweb_290_bpe.model", "has 0 tokenizers"),
+        ("fineweb_val_000000.bin", "no val shards"),
+    ):
+        path = challenge_folder(tmp_path / name)
+        (path / name).unlink()
+        with pytest.raises(UserError, match=sentence):
+            DataFolder.open(path)
+    built_folder(tmp_path / "built")
+    (tmp_path / "built" / "val.jsonl").unlink()
+    with pytest.raises(UserError, match=r"val\.jsonl is missing"):
+        DataFolder.open(tmp_path / "built")
+
+
+def test_two_tokenizers_or_a_foreign_one_are_refused(tmp_path: Path) -> None:
+    path = challenge_folder(tmp_path / "a")
+    shutil.copy(path / "fineweb_290_bpe.model", path / "other.model")
+    with pytest.raises(UserError, match="has 2 tokenizers"):
+        DataFolder.open(path)
+    path = built_folder(tmp_path / "b")
+    (path / "tokenizer.model").write_bytes(train_tokenizer(TRAIN, 286))
+    with pytest.raises(UserError, match="is not the tokenizer the shards were made with"):
+        DataFolder.open(path)
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["[]", "{}", '{"format": "fairway-data", "version": 2}', '{"format": 1, "version": 1}'],
+)
+def test_a_damaged_record_is_refused(tmp_path: Path, record: str) -> None:
+    path = built_folder(tmp_path / "data")
+    (path / "manifest.json").write_text(record)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        DataFolder.open(path)
+    (path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        DataFolder.open(path)
+
+
+def test_case_operations_are_refused(tmp_path: Path) -> None:
+    path = challenge_folder(tmp_path / "data")
+    write_shard(path / "fineweb_val_bytes_000000.bin", np.array([0, 3], np.uint16))
+    with pytest.raises(UserError, match="belongs to CaseOps data"):
+        DataFolder.open(path)
+
+
+def test_a_sample_is_proven_text_of_the_documents(tmp_path: Path) -> None:
+    folder = DataFolder.open(challenge_folder(tmp_path / "data"))
+    validation = folder.sample_validation(30)
+    assert 0 < validation.bytes <= 30
+    assert all(any(piece in document for document in VAL) for piece in validation.documents)
+    assert validation.ids.tolist() == encode_documents(tokenizer(), validation.documents).tolist()
+
+
+def test_validation_without_text_is_refused(tmp_path: Path) -> None:
+    path = challenge_folder(tmp_path / "data")
+    write_shard(path / "fineweb_val_000000.bin", np.array([1, 1], np.uint16))
+    with pytest.raises(UserError, match="no validation text"):
+        DataFolder.open(path).sample_validation()
+
+
+# Sampling
+
+
+def article(seed: int, paragraphs: int) -> str:
+    return "\n".join(
+        f"{seed} {i} " + "word " * (20 + (seed * i) % 50) + "end." for i in range(paragraphs)
+    )
+
+
+def test_a_sample_is_spread_and_full() -> None:
+    documents = [article(seed, 60) for seed in range(50)]
+    pieces = list(_sample(documents, 64_000))
+    total = sum(len(piece.encode()) for piece in pieces)
+    assert 60_000 < total <= 64_000 and len(pieces) >= 15
+    assert max(len(piece.encode()) for piece in pieces) <= PIECE_BYTES
+    sources = [next(d for d in documents if piece in d) for piece in pieces]
+    assert len(set(sources)) == len(pieces)
+    whole = {line for document in documents for line in document.split("\n")}
+    assert all(line in whole for piece in pieces for line in piece.split("\n"))
+    assert any(not source.startswith(piece) for source, piece in zip(sources, pieces, strict=True))
+
+
+def test_a_sample_ignores_the_order_of_documents() -> None:
+    documents = [article(seed, 60) for seed in range(20)]
+    assert list(_sample(documents, 30_000)) == list(_sample(documents[::-1], 30_000))
+
+
+def test_few_long_documents_give_more_each() -> None:
+    documents = [article(seed, 400) for seed in range(3)]
+    total = sum(len(piece) for piece in _sample(documents, 60_000))
+    assert 55_000 < total <= 60_000
+
+
+def test_more_than_there_is_gives_everything() -> None:
+    documents = [article(seed, 5) for seed in range(9)]
+    assert sorted(_sample(documents, 10**9)) == sorted(documents)
+
+
+def test_a_long_paragraph_is_cut_at_a_blank() -> None:
+    text = "w\u00f6rd " * 3000
+    piece = _run_of_paragraphs(text, 1001, 7)
+    assert text.startswith(piece + " ") and 990 <= len(piece.encode()) <= 1001
+
+
+@pytest.mark.parametrize("key", range(9))
+def test_a_run_starts_where_enough_follows(key: int) -> None:
+    paragraphs = [f"{i}" * 99 for i in range(8)]
+    run = _run_of_paragraphs("\n".join(paragraphs), 300, key).split("\n")
+    assert len(run) == 3 and run == paragraphs[int(run[0][0]) : int(run[0][0]) + 3]
+
+
+def test_the_level_fills_the_total() -> None:
+    sizes = [5, 100, 30, 70]
+    for total in range(1, 206):
+        level = _level(sizes, total)
+        given = sum(min(size, level) for size in sizes)
+        assert given >= min(total, 205)
+        assert sum(min(size, level - 1) for size in sizes) < total
+    assert _level([], 7) == 0

@@ -1,0 +1,126 @@
+import itertools
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairway.data.loader import ShuffledLoader
+from fairway.errors import UserError
+
+
+def shards(*lengths: int) -> list[np.ndarray]:
+    """Shards whose tokens tell where they are: no two tokens are equal."""
+    starts = np.cumsum((0, *lengths))
+    return [np.arange(a, b, dtype=np.uint16) for a, b in itertools.pairwise(starts)]
+
+
+def transcription(
+    files: list[np.ndarray], length: int, rank: int, world: int
+) -> Iterator[list[int]]:
+    """Algorithms.md 1.3, word for word; yields the S+1 tokens of each row."""
+    files = files[rank::world]
+    rng = np.random.Generator(np.random.PCG64(rank))
+    starts: list[list[int]] = [[] for _ in files]
+
+    def reset(k: int) -> None:
+        n_tokens = len(files[k])
+        max_phase = min(length - 1, max(0, n_tokens - length - 1))
+        phase = int(rng.integers(0, max_phase, endpoint=True)) if max_phase > 0 else 0
+        n = (n_tokens - 1 - phase) // length
+        starts[k] = [phase + length * int(o) for o in rng.permutation(n)]
+
+    for k in range(len(files)):
+        reset(k)
+    while True:
+        remaining = np.array([len(s) for s in starts], np.float64)
+        if remaining.sum() == 0:
+            for k in range(len(files)):
+                reset(k)
+            remaining = np.array([len(s) for s in starts], np.float64)
+        k = int(rng.choice(len(files), p=remaining / remaining.sum()))
+        start = starts[k].pop()
+        yield files[k][start : start + length + 1].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(9, 120), min_size=1, max_size=5),
+    st.integers(1, 8),
+    st.integers(0, 2),
+    st.integers(1, 3),
+)
+def test_rows_follow_the_specification(
+    lengths: list[int], seq_len: int, rank: int, world: int
+) -> None:
+    if world > len(lengths) or rank >= world:
+        return
+    loader = ShuffledLoader(shards(*lengths), seq_len, 3, rank, world)
+    expected = transcription(shards(*lengths), seq_len, rank, world)
+    for _ in range(25):
+        x, y = loader.next_batch()
+        assert x.dtype == y.dtype == np.int64 and x.shape == y.shape == (3, seq_len)
+        for row_x, row_y in zip(x, y, strict=True):
+            window = next(expected)
+            assert row_x.tolist() == window[:-1] and row_y.tolist() == window[1:]
+
+
+def test_the_order_of_the_data_is_pinned() -> None:
+    loader = ShuffledLoader(shards(40, 33), 8, 2)
+    first = [loader.next_batch()[0][:, 0].tolist() for _ in range(4)]
+    assert first == [[50, 58], [30, 14], [6, 42], [22, 0]]
+
+
+def test_one_pass_gives_every_sequence_once() -> None:
+    loader = ShuffledLoader(shards(41, 33), 8, 1)
+    starts = [int(loader.next_batch()[0][0, 0]) for _ in range(sum(loader.state()["remaining"]))]
+    assert len(set(starts)) == len(starts)
+    assert not any(loader.state()["remaining"])
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3, 4, 11])
+def test_a_restored_loader_continues_exactly(batches: int) -> None:
+    loader = ShuffledLoader(shards(90, 50, 61), 8, 5)
+    for _ in range(batches):
+        loader.next_batch()
+    state = json.loads(json.dumps(loader.state()))
+    other = ShuffledLoader(shards(90, 50, 61), 8, 5)
+    other.next_batch()
+    other.restore(state)
+    for _ in range(12):
+        for mine, theirs in zip(loader.next_batch(), other.next_batch(), strict=True):
+            assert np.array_equal(mine, theirs)
+    assert other.state() == loader.state()
+
+
+def test_the_state_does_not_grow_with_the_shards() -> None:
+    loader = ShuffledLoader([np.zeros(1_000_000, np.uint16)], 8, 1)
+    assert len(json.dumps(loader.state())) < 1000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.update(remaining=[1, 2, 3]),
+        lambda state: state.update(remaining=[10**6, 1]),
+        lambda state: state.update(remaining=[-1, 1]),
+        lambda state: state.pop("rng"),
+        lambda state: state.update(rng={"bit_generator": "MT19937"}),
+        lambda state: state.update(epoch_rng=3),
+    ],
+)
+def test_a_state_of_other_data_is_refused(change) -> None:  # type: ignore[no-untyped-def]
+    loader = ShuffledLoader(shards(40, 33), 8, 2)
+    state = loader.state()
+    change(state)
+    with pytest.raises(UserError, match="does not fit this data"):
+        loader.restore(state)
+
+
+def test_short_shards_and_too_many_ranks_are_refused() -> None:
+    with pytest.raises(UserError, match="has 8 tokens, but one sequence needs 9"):
+        ShuffledLoader(shards(40, 8), 8, 2)
+    with pytest.raises(UserError, match="2 training shards cannot feed 3 ranks"):
+        ShuffledLoader(shards(40, 33), 8, 2, 0, 3)

@@ -1,0 +1,41 @@
+import os
+import time
+
+import pytest
+
+from fairway.data.parallel import map_parallel, processes
+from fairway.errors import UserError
+
+
+def square(item: int) -> tuple[int, int]:
+    time.sleep(0.01 if item % 2 else 0.0)
+    return item * item, os.getpid()
+
+
+def refuse(item: int) -> int:
+    raise UserError(f"item {item} is bad")
+
+
+def test_results_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairway.data.parallel.processes", lambda: 2)
+    results = list(map_parallel(square, range(30), "squaring", chunk=2))
+    assert [value for value, _ in results] == [item * item for item in range(30)]
+    assert os.getpid() not in {pid for _, pid in results}
+
+
+def test_little_work_stays_here() -> None:
+    assert {pid for _, pid in map_parallel(square, range(5), "squaring", chunk=5)} == {os.getpid()}
+    assert list(map_parallel(square, [], "squaring")) == []
+
+
+@pytest.mark.parametrize("chunk", [1, 9])
+def test_a_refusal_in_a_worker_reaches_the_user(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairway.data.parallel.processes", lambda: 2)
+    with pytest.raises(UserError, match="item 0 is bad"):
+        list(map_parallel(refuse, range(9), "refusing", chunk))
+
+
+def test_there_is_at_least_one_process() -> None:
+    assert processes() >= 1

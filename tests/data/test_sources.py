@@ -1,0 +1,146 @@
+import json
+import tracemalloc
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from fairway.data.sources import read_documents
+from fairway.errors import UserError
+
+
+def read(*paths: Path) -> list[tuple[str, str]]:
+    return [(document.name, document.text) for document in read_documents(list(paths))]
+
+
+def json_lines(*texts: str) -> bytes:
+    return b"".join(json.dumps({"text": text, "id": 3}).encode() + b"\n" for text in texts)
+
+
+def parquet(path: Path, **columns: list[object]) -> None:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def test_every_kind_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffcaf\u00e9\r\nend\n".encode())
+    (tmp_path / "B.MD").write_text("# title")
+    (tmp_path / "c.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + json_lines("one") + b"\n" + json_lines("two")
+    )
+    (tmp_path / "d.jsonl.zst").write_bytes(
+        zstandard.compress(json_lines("three")) + zstandard.compress(json_lines("four"))
+    )
+    parquet(tmp_path / "e.parquet", id=[1, 2, 3], text=["five", None, "six"])
+    assert read(tmp_path / "a.txt", tmp_path) == [
+        ("a.txt", "caf\u00e9\nend\n"),
+        ("B.MD", "# title"),
+        ("a.txt", "caf\u00e9\nend\n"),
+        ("c.jsonl:1", "one"),
+        ("c.jsonl:3", "two"),
+        ("d.jsonl.zst:1", "three"),
+        ("d.jsonl.zst:2", "four"),
+        ("e.parquet:1", "five"),
+        ("e.parquet:3", "six"),
+    ]
+
+
+def test_folders_are_searched_in_order_without_hidden_files(tmp_path: Path) -> None:
+    for name in ("b/z.txt", "b/a.txt", "a.txt", ".git/x.txt", "b/.x.txt", "c.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [name for name, _ in read(tmp_path)] == ["a.txt", "b/a.txt", "b/z.txt"]
+
+
+def test_lines_may_be_longer_than_one_read(tmp_path: Path) -> None:
+    texts = ["x" * 3_000_000, "y", "z" * 1_100_000]
+    (tmp_path / "a.jsonl").write_bytes(json_lines(*texts)[:-1])
+    assert [text for _, text in read(tmp_path)] == texts
+
+
+def test_a_stream_is_not_held_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(json_lines("x" * 1000) * 60_000))
+    tracemalloc.start()
+    assert sum(1 for _ in read_documents([tmp_path])) == 60_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 15_000_000
+
+
+BAD_LINES = [
+    (b"{", "line 2 is not JSON"),
+    (b"[1]", "line 2 has no text"),
+    (b'{"txt": "a"}', "line 2 has no text"),
+    (b'{"text": 3}', "line 2 has no text"),
+    (b'{"text": "\\ud800"}', "line 2 has half a character"),
+    (b'{"text": "\xff"}', "line 2 is not UTF-8"),
+    (b"[" * 100_000, "line 2 is not JSON: nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("line", "sentence"), BAD_LINES)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, sentence: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines("good") + line + b"\n")
+    with pytest.raises(UserError, match=rf"a\.jsonl {sentence}"):
+        read(tmp_path)
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\ncaf\xe9\n")
+    with pytest.raises(UserError, match=r"a\.txt is not UTF-8 \(line 3\)"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:-9], lambda raw: raw + b"?", lambda raw: b"no"]
+)
+def test_damaged_zstandard_is_refused(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    raw = zstandard.compress(json_lines(*map(str, range(5000))))
+    (tmp_path / "a.jsonl.zst").write_bytes(damage(raw))
+    with pytest.raises(UserError, match=r"cannot read .*a\.jsonl\.zst"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"body": ["a"], "id": [1]}, "no column 'text'; it has body, id"),
+        ({"text": [1]}, "holds int64"),
+    ],
+)
+def test_parquet_without_text_is_refused(tmp_path: Path, columns, sentence: str) -> None:  # type: ignore[no-untyped-def]
+    parquet(tmp_path / "a.parquet", **columns)
+    with pytest.raises(UserError, match=sentence):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("at", [4, 30, -9, -1])
+def test_damaged_parquet_is_refused(tmp_path: Path, at: int) -> None:
+    parquet(tmp_path / "a.parquet", text=["some text"] * 100)
+    raw = bytearray((tmp_path / "a.parquet").read_bytes())
+    raw[at] ^= 0xFF
+    (tmp_path / "a.parquet").write_bytes(raw)
+    with pytest.raises(UserError, match=r"a\.parquet"):
+        read(tmp_path)
+
+
+def test_paths_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").touch()
+    with pytest.raises(UserError, match="does not exist"):
+        read(tmp_path / "none")
+    with pytest.raises(UserError, match=r"a\.pdf is of no known kind"):
+        read(tmp_path / "a.pdf")
+    with pytest.raises(UserError, match="no text in the folder"):
+        read(tmp_path)
+
+
+def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").touch()
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"cannot read .*a\.txt: Permission denied"):
+        read(tmp_path)

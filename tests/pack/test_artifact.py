@@ -1,0 +1,472 @@
+import hashlib
+import json
+import struct
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fairway.config import ModelConfig, PackConfig, QuantConfig, ScoreConfig, to_dict
+from fairway.errors import UserError
+from fairway.files import digest_bytes, digest_file
+from fairway.model.gpt import GPT, build
+from fairway.pack import artifact
+from fairway.pack.artifact import account, load_artifact, save_artifact
+from fairway.pack.layout import layout, role_of, threshold
+from fairway.quantise.gptq import QuantisedModel, dequantise, is_coded, quantise_model
+from fairway.quantise.grid import QuantisedTensor
+
+TINY = ModelConfig(
+    vocab_size=260, num_layers=2, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8, rope_dims=2,
+    xsa_layers=2, parallel_from=1, loop_first=0, loop_last=1, loop_extra=1,
+)  # fmt: skip
+PUNY = replace(TINY, num_layers=1, loop_extra=0)
+# A stand-in for the tokenizer: the container knows its bytes, digest and size only.
+WORDS: Any = SimpleNamespace(data=b"words" * 9, digest=digest_bytes(b"words" * 9), vocab_size=260)
+PROVENANCE = {
+    "recipe": "test",
+    "recipe_hash": "0123456789abcdef",
+    "seed": 42,
+    "looping": True,
+    "score": to_dict(ScoreConfig()),
+    "fairway": "0.1.0",
+}
+ROUND = QuantConfig(method="round", min_numel=40)
+RAW, BROTLI = PackConfig(codec="raw"), PackConfig(with_tokenizer=True)
+
+
+def quantised(config: ModelConfig = TINY, quant: QuantConfig = ROUND) -> QuantisedModel:
+    return quantise_model(alive(config).state_dict(), {}, quant)
+
+
+def alive(config: ModelConfig) -> GPT:
+    """A model whose output projections are not the zeros they start as."""
+    model = build(config, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            # Sixteenths are the same on every machine.
+            noise = torch.randint(-16, 17, weight.shape, generator=generator)
+            weight += noise / 256
+    return model
+
+
+def save(path: Path, pack: PackConfig = RAW, config: ModelConfig = TINY) -> Path:
+    save_artifact(path, quantised(config), config, pack, WORDS, PROVENANCE)
+    return path
+
+
+@pytest.mark.parametrize("codec", ["brotli", "lzma", "raw"])
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_round_trip(tmp_path: Path, codec: str, with_tokenizer: bool) -> None:
+    pack = PackConfig(codec=codec, with_tokenizer=with_tokenizer)
+    loaded = load_artifact(save(tmp_path / "a.fwy", pack))
+    assert loaded.config == TINY
+    assert loaded.tokenizer == (WORDS.data if with_tokenizer else None)
+    assert loaded.header["tokenizer_digest"] == WORDS.digest
+    assert loaded.header["provenance"] == PROVENANCE
+    expected = dequantise(quantised())
+    assert set(loaded.state) == set(expected)
+    for name, weight in expected.items():
+        assert loaded.state[name].dtype == torch.float32
+        assert torch.equal(loaded.state[name], weight), name
+    model = GPT(loaded.config)
+    model.load_state_dict(loaded.state)
+    ids = torch.arange(12)[None]
+    other = GPT(TINY)
+    other.load_state_dict(expected)
+    assert torch.equal(model.logits(model.hidden(ids)), other.logits(other.hidden(ids)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"embed_dim": 16},
+        {"tie_embeddings": False},
+        {"skips": False},
+        {"skip_gates": False},
+        {"loop_extra": 0},
+        {"num_kv_heads": 2, "mlp_dim": 24},
+    ],
+    ids=str,
+)
+def test_round_trip_of_every_shape_of_model(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = replace(TINY, **changes)
+    loaded = load_artifact(save(tmp_path / "a.fwy", BROTLI, config))
+    for name, weight in dequantise(quantised(config)).items():
+        assert torch.equal(loaded.state[name], weight), name
+
+
+def test_account_sums_to_the_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.fwy", BROTLI)
+    counts = account(path)
+    assert sum(count for _, count in counts) == path.stat().st_size
+    assert counts == load_artifact(path).account
+    assert [name for name, _ in counts] == [
+        "magic, version, digest", "header", "embedding", "query", "attention output", "MLP up",
+        "MLP down", "scales", "vectors", "tokenizer",
+    ]  # fmt: skip
+
+
+def test_saving_returns_the_account_and_repeats_its_bytes(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.fwy", tmp_path / "b" / "c.fwy"
+    counts = save_artifact(first, quantised(), TINY, BROTLI, WORDS, PROVENANCE)
+    save_artifact(second, quantised(), TINY, BROTLI, WORDS, PROVENANCE)
+    assert first.read_bytes() == second.read_bytes()
+    assert counts == account(first)
+    assert str(tmp_path).encode() not in first.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.fwy", "b"]
+
+
+def test_settings_of_the_packer_take_effect(tmp_path: Path) -> None:
+    digests = {
+        digest_file(save(tmp_path / "a.fwy", pack))
+        for pack in (RAW, BROTLI, PackConfig(), PackConfig(shuffle=1), PackConfig(codec="lzma"))
+    }
+    assert len(digests) == 5
+
+
+def test_codes_lie_column_by_column(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.fwy")
+    names = dict(account(path))
+    data = path.read_bytes()
+    first = names["magic, version, digest"] + names["header"]
+    embedding = quantised()["tok_emb.weight"]
+    stored = torch.frombuffer(bytearray(data[first : first + 260 * 8]), dtype=torch.int8)
+    assert torch.equal(stored.reshape(8, 260).T, embedding.codes)  # type: ignore[union-attr]
+
+
+def counted() -> QuantisedModel:
+    """Codes and numbers from whole-number formulas: the same on every machine."""
+    tensors: QuantisedModel = {}
+    for name, weight in GPT(TINY).state_dict().items():
+        steps = torch.arange(weight.numel()) * 37 % 61 - 30
+        if is_coded(name, weight, 40):
+            codes = steps.to(torch.int8).reshape(weight.shape)
+            scale = (1 + torch.arange(len(weight)) % 16).half() / 64
+            tensors[name] = QuantisedTensor(codes, scale, 6)
+        else:
+            tensors[name] = (steps / 32).half().reshape(weight.shape)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("pack", "digest"),
+    [
+        (RAW, "472c9172c12b3113"),
+        (PackConfig(codec="lzma", with_tokenizer=True), "e030a32efe1937be"),
+    ],
+    ids=["raw", "lzma"],
+)
+def test_pinned_bits(tmp_path: Path, pack: PackConfig, digest: str) -> None:
+    """A change here changes the format: raise its version, and go on reading the old one."""
+    path = tmp_path / "a.fwy"
+    save_artifact(path, counted(), TINY, pack, WORDS, PROVENANCE)
+    assert digest_file(path)[:16] == digest
+
+
+# ---------------------------------------------------------------------------------------------
+# Damage
+
+
+def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.fwy", BROTLI, PUNY)
+    data = path.read_bytes()
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.fwy: "):
+            load_artifact(path)
+
+
+def test_every_truncation_and_any_tail_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.fwy", BROTLI, PUNY)
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match=r"a\.fwy: "):
+            account(path)
+    path.write_bytes(data + b"\0")
+    with pytest.raises(UserError, match=r"its header speaks of"):
+        load_artifact(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read the artifact .*none\.fwy: No such file"):
+        load_artifact(tmp_path / "none.fwy")
+    with pytest.raises(UserError, match="cannot read the artifact"):
+        load_artifact(tmp_path)
+    (tmp_path / "x").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(UserError, match="x: this is not a Fairway artifact"):
+        account(tmp_path / "x")
+
+
+def forged(
+    path: Path,
+    change: Callable[[dict[str, Any]], Any],
+    tail: bytes | None = None,
+    pack: PackConfig = RAW,
+) -> Path:
+    """Write an artifact whose header was changed and whose digest is right again."""
+    data = save(path, pack).read_bytes()
+    length = struct.unpack_from("<I", data, 12)[0]
+    header = json.loads(data[48 : 48 + length])
+    header = change(header) or header
+    text = header if isinstance(header, bytes) else artifact._canonical(header)
+    rest = data[48 + length :] if tail is None else tail
+    prefix = struct.pack("<8sII", b"FAIRWAY\0", 1, len(text)) + hashlib.sha256(text).digest()
+    path.write_bytes(prefix + text + rest)
+    return path
+
+
+def change(*where: Any, to: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(header: dict[str, Any]) -> None:
+        node: Any = header
+        for key in where[:-1]:
+            node = node[key]
+        node[where[-1]] = to
+
+    return apply
+
+
+def test_the_forger_can_write_a_good_file(tmp_path: Path) -> None:
+    load_artifact(forged(tmp_path / "a.fwy", lambda header: None))
+
+
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        (change("model", "num_layers", to=10**9), "model.num_layers is 1000000000; it must be"),
+        (change("model", "dim", to=-8), "model.dim is -8"),
+        (change("model", "dim", to=8.5), "wrong type"),
+        (change("model", "dim", to=16), "not those of the model"),
+        (change("model", "dim", to=16384), "not those of the model"),
+        (change("model", "num_heads", to=3), "does not divide"),
+        (change("model", "rope_base", to=10**30), "not valid JSON"),
+        (change("model", "speed", to=1), r"unknown config field 'model\.speed'"),
+        (change("model", to=[]), "must be an object"),
+        (change("min_numel", to=10**9), "not those of the model"),
+        (change("min_numel", to=-1), "min_numel is -1"),
+        (change("min_numel", to=True), "min_numel is True"),
+        (change("extra", to=1), "the header must have exactly the fields"),
+        (change("tokenizer_digest", to="A" * 64), "the tokenizer's digest is not a SHA-256"),
+        (change("tokenizer_digest", to=0), "the tokenizer's digest is not a SHA-256"),
+        (change("provenance", "looping", to=1), "the provenance has looping 1, not a bool"),
+        (change("provenance", "host", to="h"), "the provenance must have exactly"),
+        (change("provenance", "score", "stride", to=0), r"score\.stride is 0"),
+        (change("provenance", to=None), "the provenance must have exactly"),
+        (change("sections", to={}), "the section table is not a list"),
+        (change("sections", to=[]), "not those of the model"),
+        (change("sections", 0, to=7), "a section must have exactly the fields"),
+        (change("sections", 0, "bytes", to=2**40), "its header speaks of"),
+        (change("sections", 0, "bytes", to=2**40 + 1), "the length of section 'embedding' is"),
+        (change("sections", 0, "bytes", to=-1), "the length of section 'embedding' is -1"),
+        (change("sections", 0, "bytes", to=2.0), "the length of section 'embedding' is 2.0"),
+        (change("sections", 0, "raw_bytes", to=2**40), "not those of the model"),
+        (change("sections", 0, "bits", to=9), "the bits of section 'embedding' is 9"),
+        (change("sections", 0, "bits", to=4), "holds a code of"),
+        (change("sections", 0, "codec", to="zip"), "unknown codec 'zip'"),
+        (change("sections", 0, "codec", to=["raw"]), "unknown codec"),
+        (change("sections", 0, "codec", to="lzma"), "in section 'embedding' a lzma stream is dam"),
+        (change("sections", 0, "codec", to="brotli"), "in section 'embedding' a brotli stream"),
+        (change("sections", 0, "stride", to=17), "the stride of section 'embedding' is 17"),
+        (change("sections", 0, "kind", to="scales"), "the bits of section 'embedding' is 8"),
+        (change("sections", 0, "kind", to={}), "the bits of section 'embedding' is 8"),
+        (change("sections", 0, "name", to=3), "section '3'"),
+        (change("sections", 0, "name", to="vectors"), "not those of the model"),
+        (change("sections", 0, "sha256", to="0" * 64), "section 'embedding' is damaged"),
+        (change("sections", 0, "sha256", to="0" * 63), "digest of section 'embedding' is not"),
+        (lambda h: h["sections"].pop() and None, "not those of the model"),
+        (lambda h: h["sections"].append(h["sections"][0]), "not those of the model"),
+        (lambda h: h["sections"].reverse(), "not those of the model"),
+        (lambda h: h.pop("model") and None, "the header must have exactly the fields"),
+        (lambda h: b"[]", "the header must have exactly the fields"),
+        (lambda h: b"{", "the header is not valid JSON"),
+        (lambda h: b"\xff", "the header is not valid JSON"),
+        (lambda h: b"NaN", "the header is not valid JSON"),
+        (lambda h: b"1e999", "the header is not valid JSON"),
+        (lambda h: b"9" * 5000, "the header is not valid JSON"),
+        (lambda h: b"[" * 60_000, "the header is not valid JSON"),
+        (lambda h: b'{"a":1,"a":1}', "the header is not in its canonical form"),
+        (lambda h: json.dumps(h).encode(), "the header is not in its canonical form"),
+        (lambda h: b" " * 65_537, "the header claims 65537 bytes; at most 65536"),
+    ],
+)
+def test_forged_headers_are_refused(
+    tmp_path: Path, forge: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    path = forged(tmp_path / "a.fwy", forge)
+    with pytest.raises(UserError, match=message) as caught:
+        load_artifact(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.fwy")
+    data = bytearray(path.read_bytes())
+    data[8] = 2
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="the format has version 2, this Fairway reads 1"):
+        load_artifact(path)
+
+
+def test_a_tokenizer_of_another_digest_is_refused(tmp_path: Path) -> None:
+    other = change("tokenizer_digest", to="0" * 64)
+    path = forged(tmp_path / "a.fwy", other, pack=replace(RAW, with_tokenizer=True))
+    with pytest.raises(UserError, match="the tokenizer inside is not the one"):
+        load_artifact(path)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.fwy")
+    counts = account(path)
+    data = bytearray(path.read_bytes())
+    for section, message in (("scales", "tok_emb.weight holds"), ("vectors", "holds a number")):
+        broken = bytearray(data)
+        first = 0
+        for name, count in counts:
+            if name == section:
+                # Shuffled by 2: upper bytes lie in the second half. 0x7c is infinity's.
+                broken[first + count // 2] = 0x7C
+                broken[first] = 0
+                digest = digest_bytes(bytes(broken[first : first + count]))
+                index = [name for name, _ in counts[2:]].index(section)
+                tail = bytes(broken[counts[0][1] + counts[1][1] :])
+            first += count
+        forged(path, change("sections", index, "sha256", to=digest), tail)
+        with pytest.raises(UserError, match=message):
+            load_artifact(path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda node: (
+        st.lists(node, max_size=3) | st.dictionaries(st.text(max_size=5), node, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data(), value=JSON)
+def test_any_value_anywhere_in_the_header_is_refused_or_harmless(
+    tmp_path: Path, data: st.DataObject, value: Any
+) -> None:
+    def replace_somewhere(header: dict[str, Any]) -> bytes:
+        node: Any = header
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            key = data.draw(st.sampled_from(keys))
+            if not isinstance(node[key], (dict, list)) or not node[key] or data.draw(st.booleans()):
+                node[key] = value
+                break
+            node = node[key]
+        return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+
+    path = forged(tmp_path / "a.fwy", replace_somewhere)
+    try:
+        loaded = load_artifact(path)
+    except UserError as error:
+        assert str(error).startswith(str(path))
+        return
+    shapes = {name: tuple(weight.shape) for name, weight in loaded.state.items()}
+    assert shapes == {name: tuple(w.shape) for name, w in dequantise(quantised()).items()}
+
+
+# ---------------------------------------------------------------------------------------------
+# Size
+
+
+def test_a_small_file_cannot_claim_a_large_model(tmp_path: Path) -> None:
+    """A header that is right in every field, for a model of 8 GB, in a file of 3 kB."""
+    large = replace(TINY, dim=8192, mlp_dim=32_768, num_layers=16, vocab_size=65_535)
+    specs = layout(large, 40)
+
+    def claim(header: dict[str, Any]) -> None:
+        entry = header["sections"][0] | {"bytes": 0, "sha256": digest_bytes(b"")}
+        header["model"] = to_dict(large)
+        header["sections"] = [
+            entry
+            | {"name": spec.name, "kind": spec.kind, "raw_bytes": spec.raw_bytes}
+            | {"bits": 8 if spec.kind == "codes" else 16}
+            for spec in specs
+        ]
+
+    path = forged(tmp_path / "a.fwy", claim, b"")
+    assert sum(spec.raw_bytes for spec in specs) > 8e9
+    tracemalloc.start()
+    with pytest.raises(UserError, match="more than 16 times as many; no trained model"):
+        load_artifact(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_small_models_of_zeros_can_be_packed_large_ones_cannot(tmp_path: Path) -> None:
+    def zeros(config: ModelConfig) -> QuantisedModel:
+        state = {name: torch.zeros_like(w) for name, w in GPT(config).state_dict().items()}
+        return quantise_model(state, {}, replace(ROUND, method="round"))
+
+    save_artifact(tmp_path / "a.fwy", zeros(TINY), TINY, PackConfig(), WORDS, PROVENANCE)
+    assert not any(w.any() for w in load_artifact(tmp_path / "a.fwy").state.values())
+    large = replace(TINY, dim=512, mlp_dim=2048)
+    with pytest.raises(UserError, match="no trained model compresses like that"):
+        save_artifact(tmp_path / "b.fwy", zeros(large), large, PackConfig(), WORDS, PROVENANCE)
+    assert not (tmp_path / "b.fwy").exists()
+
+
+def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
+    other = SimpleNamespace(**{**vars(WORDS), "vocab_size": 261})
+    with pytest.raises(UserError, match="261 pieces but the model 260"):
+        save_artifact(tmp_path / "a.fwy", quantised(), TINY, RAW, other, PROVENANCE)
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------
+# Layout
+
+
+def test_layout_of_the_seed_covers_every_value_once() -> None:
+    specs = layout(ModelConfig(), 65_536)
+    assert [spec.name for spec in specs] == [
+        "embedding", "query", "key", "value", "attention output", "MLP up", "MLP down", "scales",
+        "vectors",
+    ]  # fmt: skip
+    raw = {spec.name: spec.raw_bytes for spec in specs}
+    codes = [spec for spec in specs if spec.kind == "codes"]
+    assert sum(spec.raw_bytes for spec in codes) == 35_913_728
+    assert raw["scales"] == 2 * (8192 + 11 * (512 + 256 + 256 + 512 + 2048 + 512))
+    assert raw["vectors"] == 2 * 30_808
+    coded = [tensor.name for spec in codes for tensor in spec.tensors]
+    kept = [tensor.name for tensor in specs[-1].tensors]
+    assert (len(coded), len(kept)) == (67, 46)
+    assert len({*coded, *kept}) == 113
+    assert sorted(coded) == sorted(tensor.name for tensor in specs[-2].tensors)
+
+
+def test_roles_are_told_apart() -> None:
+    assert role_of("blocks.3.attn.proj.weight") == "attention output"
+    assert role_of("blocks.3.mlp.proj.weight") == "MLP down"
+    assert role_of("embed_proj.weight") == "projection"
+    assert role_of("head.weight") == role_of("tok_emb.weight") == "embedding"
+    with pytest.raises(AssertionError, match="no role"):
+        role_of("blocks.0.attn.gate.weight")
+
+
+@pytest.mark.parametrize("min_numel", [0, 31, 32, 63, 64, 2080, 10**6])
+def test_threshold_sorts_tensors_as_they_were(min_numel: int) -> None:
+    tensors = quantised(quant=replace(ROUND, min_numel=min_numel))
+    specs = layout(TINY, threshold(tensors))
+    coded = {tensor.name for spec in specs if spec.kind == "codes" for tensor in spec.tensors}
+    assert coded == {name for name, t in tensors.items() if not isinstance(t, torch.Tensor)}

@@ -1,0 +1,145 @@
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fairway.config import ModelConfig, QuantConfig
+from fairway.model.gpt import GPT, build
+from fairway.quantise.calibrate import collect_hessians
+from fairway.quantise.gptq import dequantise, quantise_model
+
+TINY = ModelConfig(
+    vocab_size=300, num_layers=4, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
+    xsa_layers=4, parallel_from=3, loop_first=1, loop_last=2, loop_extra=1,
+)  # fmt: skip
+TOKENS = 3 * 2 * 8
+
+
+def alive(config: ModelConfig = TINY) -> GPT:
+    """A model whose output projections are not the zeros they start as."""
+    model = build(config, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    model.set_looping(True)
+    return model
+
+
+def batches(count: int = 3) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(count):
+        yield torch.randint(0, 300, (2, 8), generator=generator)
+
+
+def matrices(model: GPT) -> list[str]:
+    return [name for name, weight in model.named_parameters() if name.endswith(".weight")]
+
+
+def plain_hessians(model: GPT) -> dict[str, Tensor]:
+    """Every input of every matrix, kept whole and multiplied in float64 at the end."""
+    inputs: dict[str, list[Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            kept = inputs.setdefault(f"{name}.weight", [])
+            module.register_forward_pre_hook(lambda _, x, kept=kept: kept.append(x[0].detach()))
+    finals = [model.hidden(ids).detach() for ids in batches()]
+    if hasattr(model, "head_proj"):
+        finals = [model.head_proj(x).detach() for x in finals]
+    inputs["tok_emb.weight" if model.config.tie_embeddings else "head.weight"] = finals
+    rows = {name: torch.cat([x.flatten(0, -2) for x in kept]) for name, kept in inputs.items()}
+    return {name: (x.double().T @ x.double()).float() for name, x in rows.items()}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        replace(TINY, embed_dim=8),
+        replace(TINY, tie_embeddings=False),
+        replace(TINY, tie_embeddings=False, embed_dim=8),
+    ],
+    ids=["tied", "factorised", "untied", "untied and factorised"],
+)
+def test_equals_inputs_kept_whole(config: ModelConfig) -> None:
+    found = collect_hessians(alive(config), batches(), matrices(alive(config)))
+    expected = plain_hessians(alive(config))
+    assert set(found) == set(expected)
+    for name, hessian_CC in expected.items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], hessian_CC, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("looping", "visits"), [(True, 2), (False, 1)])
+def test_looped_blocks_count_every_visit(looping: bool, visits: int) -> None:
+    model = alive()
+    model.set_looping(looping)
+    names = ["blocks.1.attn.c_q.weight", "blocks.3.attn.c_q.weight", "tok_emb.weight"]
+    found = collect_hessians(model, batches(), names)
+    # Inputs are normalised, so a trace counts positions: times width, times 1 / (layer + 1).
+    traces = [float(found[name].trace()) for name in names]
+    expected = [visits * TOKENS * 16 / 2, TOKENS * 16 / 4, TOKENS * 16]
+    assert traces == pytest.approx(expected, rel=1e-3)
+
+
+def test_only_named_matrices_are_collected() -> None:
+    found = collect_hessians(alive(), batches(), ["blocks.0.mlp.proj.weight"])
+    assert {name: tuple(h.shape) for name, h in found.items()} == {
+        "blocks.0.mlp.proj.weight": (32, 32)
+    }
+
+
+def test_model_is_left_as_it_was() -> None:
+    model = alive().train()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    collect_hessians(model, batches(), matrices(model))
+    assert model.training and model.looping
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_hooks_go_when_a_batch_fails() -> None:
+    model = alive()
+    with pytest.raises(IndexError):
+        collect_hessians(model, [torch.full((1, 4), 999)], matrices(model))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_autocast_is_off_and_bfloat16_activations_are_added_in_float32() -> None:
+    model = alive()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = collect_hessians(model, batches(), ["tok_emb.weight"])
+    torch.testing.assert_close(
+        plain["tok_emb.weight"], plain_hessians(alive())["tok_emb.weight"], rtol=1e-4, atol=1e-3
+    )
+    model.compute_dtype = torch.bfloat16
+    rough = collect_hessians(model, batches(), ["tok_emb.weight"])["tok_emb.weight"]
+    assert rough.dtype == torch.float32
+    assert float(rough.trace()) == pytest.approx(TOKENS * 16, rel=0.02)
+
+
+def test_no_batches_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one batch"):
+        collect_hessians(alive(), [], ["tok_emb.weight"])
+    with pytest.raises(KeyError, match="nowhere"):
+        collect_hessians(alive(), batches(), ["nowhere.weight"])
+
+
+def test_calibrated_codes_predict_better_than_rounded_ones() -> None:
+    model = alive()
+    config = QuantConfig(matrix_bits=4, embed_bits=4, min_numel=64, matrix_sigmas=3, embed_sigmas=3)
+    hessians = collect_hessians(model, batches(30), matrices(model))
+    errors = {}
+    with torch.no_grad():
+        ids = torch.cat(list(batches(30)))
+        wanted = model.logits(model.hidden(ids))
+        for method in ("gptq", "round"):
+            quantised = quantise_model(model.state_dict(), hessians, replace(config, method=method))
+            other = alive()
+            other.load_state_dict(dequantise(quantised))
+            off = other.logits(other.hidden(ids)) - wanted
+            errors[method] = float(off.square().mean())
+    assert errors["gptq"] < 0.9 * errors["round"]

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairway.errors import UserError
+from fairway.quantise.grid import (
+    SMALLEST_SCALE,
+    Grid,
+    QuantisedTensor,
+    error_bound,
+    largest_code,
+    restore,
+    round_to_grid,
+    row_scales,
+)
+
+INT6 = Grid(6, 12.85)
+
+
+def test_largest_codes() -> None:
+    assert [largest_code(bits) for bits in (2, 6, 8)] == [1, 31, 127]
+
+
+def test_scale_is_the_unbiased_deviation_in_float16() -> None:
+    w_RC = torch.tensor([[1.0, 2.0, 3.0, 4.0], [-1.0, 1.0, -1.0, 1.0]])
+    scale_R = row_scales(w_RC, INT6, "w")
+    # sqrt(5/3) and sqrt(4/3): divided by C - 1, not by C.
+    expected = [12.85 * (5 / 3) ** 0.5 / 31, 12.85 * (4 / 3) ** 0.5 / 31]
+    assert scale_R.dtype == torch.float16
+    assert scale_R.tolist() == torch.tensor(expected).half().tolist()
+
+
+def test_a_step_is_the_known_share_of_sigma() -> None:
+    w_RC = torch.randn(1, 4096, generator=torch.Generator().manual_seed(0))
+    sigma = float(w_RC.std())
+    assert float(row_scales(w_RC, INT6, "w")) / sigma == pytest.approx(0.4145, abs=3e-4)
+    assert float(row_scales(w_RC, Grid(8, 20.0), "w")) / sigma == pytest.approx(0.1575, abs=3e-4)
+
+
+def test_ties_go_to_even_and_the_rest_is_clipped() -> None:
+    w_RC = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 40.0, -40.0]])
+    codes = round_to_grid(w_RC, torch.ones(1).half(), 6)
+    assert codes.tolist() == [[0, 2, 2, 0, -2, 31, -31]]
+
+
+def test_zero_row_has_codes_zero_and_a_positive_scale() -> None:
+    w_RC = torch.zeros(2, 8)
+    scale_R = row_scales(w_RC, INT6, "w")
+    assert scale_R.tolist() == [SMALLEST_SCALE] * 2
+    quantised = QuantisedTensor(round_to_grid(w_RC, scale_R, 6), scale_R, 6)
+    assert torch.equal(restore(quantised), w_RC)
+
+
+@pytest.mark.parametrize("w_RC", [torch.full((1, 5), -0.25), torch.tensor([[0.125]])])
+def test_rows_without_spread_are_restored(w_RC: torch.Tensor) -> None:
+    scale_R = row_scales(w_RC, INT6, "w")
+    restored = restore(QuantisedTensor(round_to_grid(w_RC, scale_R, 6), scale_R, 6))
+    torch.testing.assert_close(restored, w_RC, rtol=1e-3, atol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.integers(2, 8), st.floats(0.5, 30.0), st.floats(1e-8, 100.0))
+def test_error_bound_holds(seed: int, bits: int, sigmas: float, size: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    w_RC = size * torch.randn(4, 33, generator=generator) ** 3
+    scale_R = row_scales(w_RC, Grid(bits, sigmas), "w")
+    restored = restore(QuantisedTensor(round_to_grid(w_RC, scale_R, bits), scale_R, bits))
+    assert bool(((restored - w_RC).abs() <= error_bound(w_RC, scale_R, bits)).all())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_name_their_tensor(value: float) -> None:
+    w_RC = torch.ones(2, 3)
+    w_RC[1, 1] = value
+    with pytest.raises(UserError, match=r"blocks\.0\.x holds a weight that is not finite"):
+        row_scales(w_RC, INT6, "blocks.0.x")
+
+
+def test_a_scale_beyond_float16_is_refused() -> None:
+    with pytest.raises(UserError, match="scale exceeds the 65,504"):
+        row_scales(torch.tensor([[1e6, -1e6]]), Grid(2, 1.0), "w")
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 4), (4, 0), (2, 2, 2)])
+def test_only_filled_matrices_have_scales(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="only filled matrices"):
+        row_scales(torch.zeros(shape), INT6, "w")

@@ -1,0 +1,390 @@
+import copy
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fairway.errors import UserError
+from fairway.report import write_report
+from fairway.report.derive import derive
+
+HOSTILE = '<script>alert("1")</script> & \x00\x1b[31m\ud800 $x$ \u202e'
+
+
+def stage(bpb: float) -> dict:
+    return {
+        "bpb": bpb,
+        "nats_per_token": 3.1415926535,
+        "tokens": 37_122,
+        "bytes": 128_004,
+        "checked_positions": 64,
+        "worst_sum_error": 3.14e-7,
+        "seconds": 6.25,
+    }
+
+
+def tool(bpb: float, primed: float) -> dict:
+    return {
+        "bytes": 37_001,
+        "bpb": bpb,
+        "primed_bytes": 33_002,
+        "primed_bpb": primed,
+        "primed_with_bytes": 3_000_000,
+        "seconds": 4.5,
+        "how": "as <b>hard</b> as it can",
+    }
+
+
+def role(shift: float) -> dict:
+    return {
+        "tensors": 3,
+        "weights": 98_304,
+        "rows": 384,
+        "constant_rows": 0,
+        "row_kurtosis": 2.961 + shift,
+        "coded_weights": 98_304,
+        "code_entropy_bits": 3.342 + shift,
+        "zero_mass": 0.1609 + shift,
+        "void_fraction": 0.5752 + shift,
+    }
+
+
+def example_results() -> dict:
+    return {
+        "schema": 1,
+        "recipe": "demo",
+        "recipe_hash": "0123456789abcdef",
+        "seed": 42,
+        "config": {"seed": 42, "model": {"dim": 256, "leak": 0.5}, "train": {"clock": "wall"}},
+        "versions": {"fairway": "0.1.0", "torch": "2.13.0"},
+        "machine": {"device": "cpu", "dtype": "bfloat16", "matmul": "highest", "threads": 2},
+        "text": {
+            "bytes": 128_004,
+            "tokens": 37_122,
+            "documents": 61,
+            "digest": "ab" * 32,
+            "train_bytes": 9_812_345,
+            "train_tokens": 2_934_112,
+            "train_documents": 1532,
+            "data_digest": "cd" * 32,
+        },
+        "model": {"parameters": 4_212_736},
+        "train": {
+            "steps": 80,
+            "tokens": 655_360,
+            "seconds": 192.34,
+            "tokens_per_s": 3407.3,
+            "final_loss": 2.71828,
+        },
+        "stages": {
+            "raw": stage(2.01412),
+            "ema": stage(2.00874),
+            "quantised": stage(2.01236),
+            "sliding": stage(1.98717),
+        },
+        "artifact": {
+            "bytes": 812_004,
+            "digest": "ef" * 32,
+            "limit_bytes": 16_000_000,
+            "code_bytes": 1000,
+            "sections": [{"name": "header", "bytes": 2004}, {"name": "codes", "bytes": 810_000}],
+        },
+        "baselines": {
+            "xz": tool(2.35123, 2.12345),
+            "brotli": tool(2.26414, 2.14012),
+            "zstd": tool(2.39127, 2.13101),
+        },
+        "weights": {
+            "roles": {"attn.c_q": role(0.0), "mlp.fc": role(0.01)},
+            "pooled": role(0.005),
+            "void_fraction_gaussian": 0.57506,
+            "meanings": {"row_kurtosis": "the fourth moment", "void_fraction": "a share"},
+        },
+        "seconds": {"data": 14.2, "train": 192.34, "total": 210.0},
+        "samples": [{"prompt": "The function", "text": " returns None."}],
+    }
+
+
+def example_steps(count: int = 80) -> list[dict]:
+    return [
+        {
+            "step": i + 1,
+            "progress": i / count,
+            "seconds": 2.4 * (i + 1),
+            "loss": 3.0 + 4.0 * math.exp(-i / 5) + 0.05 * math.sin(i),
+            "lr": min(1.0, (count - i) / (0.72 * count)),
+            "tokens": 8192 * (i + 1),
+            "tokens_per_s": 3400.0,
+            "grad_norm": 0.3,
+            "looping": i >= 0.35 * count,
+        }
+        for i in range(count)
+    ]
+
+
+class Reader(HTMLParser):
+    """Collects what the page shows: its numbers with their exact values, its tags, its ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.numbers: list[tuple[float, str]] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.value: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.value = dict(attributes)["value"] if tag == "data" else None
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.value is not None:
+            self.numbers.append((json.loads(self.value), data))
+            self.value = None
+
+
+def numbers_in(value) -> set[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return set().union(*(numbers_in(item) for item in value))
+    return {value} if isinstance(value, int | float) else set()
+
+
+def report(folder, results=None, steps=None) -> tuple[str, dict]:
+    out = folder / "report.html"
+    results = example_results() if results is None else results
+    steps = example_steps() if steps is None else steps
+    assert write_report(folder, results, steps, out) == out
+    return out.read_text(encoding="utf-8"), json.loads((folder / "report.json").read_text())
+
+
+def test_the_headline_names_score_size_time_and_text(tmp_path):
+    text, _ = report(tmp_path)
+    headline = re.sub(r"<[^>]+>", "", re.search(r"<h1>.*?</h1>", text, re.DOTALL)[0])
+    assert headline == (
+        "An artifact of 812.0 kB predicts 128,004 bytes of held-out text at 1.9872 bits per byte "
+        "after 3 min 12 s of training; on the same bytes xz -9e takes 2.3512, brotli -11 takes "
+        "2.2641, zstd -19 takes 2.3913."
+    )
+
+
+def test_every_number_of_the_page_is_in_the_json(tmp_path):
+    text, numbers = report(tmp_path)
+    shown = Reader(text).numbers
+    assert len(shown) > 100
+    assert {value for value, _ in shown} <= numbers_in(numbers)
+    assert numbers["results"] == example_results()
+
+
+def test_every_number_is_shown_as_the_value_it_carries(tmp_path):
+    for value, shown in Reader(report(tmp_path)[0]).numbers:
+        match = re.match(
+            r"^([\N{MINUS SIGN}+]?[\d,]+(?:\.(\d+))?(?:e-\d+)?)( (?!MB|kB|min).*)?$", shown
+        )
+        if match is None:
+            assert shown in ("812.0 kB", "128.0 kB", "3 min 12 s"), shown
+            continue
+        read = float(match[1].replace(",", "").replace("\N{MINUS SIGN}", "-"))
+        rounding = 0.5 * 10.0 ** -len(match[2] or "")
+        assert read == pytest.approx(value, abs=rounding * 1.0001, rel=0.05 if "e" in shown else 0)
+
+
+def test_sections_sum_to_the_file_and_a_gap_is_shown(tmp_path):
+    derived = derive(example_results(), [])
+    assert sum(part["value"] for part in derived["sections"]) == 812_004
+    assert [part["name"] for part in derived["sections"]] == ["header", "codes"]
+    results = example_results()
+    results["artifact"]["bytes"] += 1
+    gap = derive(results, [])["sections"][-1]
+    assert (gap["name"], gap["value"]) == ("not attributed", 1)
+    assert "not attributed" in report(tmp_path, results)[0]
+
+
+def test_seconds_show_what_no_stage_accounts_for():
+    parts = {part["name"]: part for part in derive(example_results(), [])["seconds"]}
+    assert parts["between the stages"]["value"] == pytest.approx(210.0 - 14.2 - 192.34)
+    assert sum(part["percent"] for part in parts.values()) == pytest.approx(100.0)
+
+
+def test_comparison_with_compressors_is_relative_to_theirs():
+    rows = derive(example_results(), [])["baselines"]
+    assert [(row["tool"], row["way"]) for row in rows[2:4]] == [("zstd", "cold"), ("xz", "primed")]
+    assert rows[0]["model_percent"] == pytest.approx(100 * (1.98717 - 2.35123) / 2.35123)
+
+
+def test_the_limit_counts_artifact_and_code():
+    derived = derive(example_results(), [])
+    assert derived["shipped_bytes"] == 813_004
+    assert derived["shipped_percent"] == pytest.approx(100 * 813_004 / 16_000_000)
+
+
+def test_events_are_read_from_the_steps():
+    steps = example_steps(100)
+    found = {event["name"]: event["step"] for event in derive(example_results(), steps)["events"]}
+    falls = next(step["step"] for step in steps if step["lr"] < 1.0)
+    assert found == {"warm-down": falls, "recurrence on": 36, "stop": 100}
+
+
+def test_a_run_without_recurrence_or_warm_down_only_stops():
+    steps = [{**step, "looping": False, "lr": 1.0} for step in example_steps(20)]
+    events = derive(example_results(), steps)["events"]
+    assert [event["name"] for event in events] == ["stop"]
+
+
+def test_smoothed_loss_is_the_mean_of_neighbours():
+    steps = example_steps(300)
+    curve = derive(example_results(), steps)["curve"]
+    losses = [step["loss"] for step in steps]
+    assert curve["smooth_steps"] == 7
+    assert curve["smooth"][50] == pytest.approx(sum(losses[47:54]) / 7)
+    assert curve["last_smooth_loss"] == pytest.approx(sum(losses[-4:]) / 4)
+
+
+def test_long_curves_are_thinned_but_keep_their_end(tmp_path):
+    steps = example_steps(10_000)
+    text, numbers = report(tmp_path, steps=steps)
+    curve = numbers["derived"]["curve"]
+    assert curve["steps"] == 10_000 and curve["every"] == 7
+    assert len(curve["loss"]) <= 1502
+    assert curve["seconds"][-1] == steps[-1]["seconds"]
+    assert len(text) < 600_000
+
+
+def test_equal_input_gives_equal_bytes(tmp_path):
+    first = report(tmp_path)[0]
+    second = report(tmp_path)[0]
+    assert first == second
+
+
+def test_nothing_is_fetched_or_run(tmp_path):
+    text, _ = report(tmp_path)
+    tags = Reader(text).tags
+    assert not {"script", "link", "iframe", "img", "object", "base"} & {tag for tag, _ in tags}
+    for _, attributes in tags:
+        assert not any(name.startswith("on") or name == "src" for name in attributes)
+        for name in ("href", "xlink:href"):
+            assert not re.match(r"(\w+:)?//|javascript:", attributes.get(name) or "")
+    assert "url(http" not in text and "@import" not in text
+    policy = [found.get("content", "") for tag, found in tags if tag == "meta"]
+    assert any("default-src 'none'" in content for content in policy)
+
+
+def test_ids_are_unique(tmp_path):
+    found = [
+        attributes["id"] for _, attributes in Reader(report(tmp_path)[0]).tags if "id" in attributes
+    ]
+    assert len(found) == len(set(found)) > 0
+
+
+def hostile(value):
+    """The same results with every text, name and version replaced by a hostile one."""
+    if isinstance(value, dict):
+        return {key: hostile(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_hostile_text_is_shown_and_never_obeyed(tmp_path):
+    results = hostile(example_results())
+    results["stages"][HOSTILE] = stage(1.5)
+    results["baselines"][HOSTILE] = tool(2.5, 2.4)
+    results["weights"]["roles"][HOSTILE] = role(0.0)
+    results["seconds"][HOSTILE] = 1.0
+    results["config"][HOSTILE] = HOSTILE
+    results["versions"][HOSTILE] = HOSTILE
+    text, _ = report(tmp_path, results)
+    reader = Reader(text)
+    assert not any(tag == "script" for tag, _ in reader.tags)
+    assert "<script" not in text and "\x00" not in text and "\x1b" not in text
+    assert text.count("&lt;script&gt;") > 15
+    assert any('<script>alert("1")</script>' in words for words in reader.words)
+
+
+def test_prompt_and_continuation_are_marked_apart(tmp_path):
+    text, _ = report(tmp_path)
+    assert '<p class="sample"><mark>The function</mark> returns None.</p>' in text
+
+
+@pytest.mark.parametrize(
+    "missing", ["samples", "baselines", "weights", "config", "versions", "machine", "recipe_hash"]
+)
+def test_optional_parts_may_be_missing(tmp_path, missing):
+    results = example_results()
+    del results[missing]
+    text, _ = report(tmp_path, results)
+    assert text.endswith("</html>\n") and "1.9872 bits per byte" in text
+
+
+def test_later_stages_get_a_bar_and_a_row(tmp_path):
+    results = example_results()
+    results["stages"]["ttt"] = stage(1.93333)
+    results["proof"] = {"bytes": 1}
+    text, _ = report(tmp_path, results)
+    assert text.count("artifact, test-time training") >= 3 and "1.9333" in text
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_very_short_runs_have_a_page(tmp_path, count):
+    text, _ = report(tmp_path, steps=example_steps(count))
+    assert ("Loss over time" in text) == (count > 0)
+
+
+def test_unprimed_compressors_and_uncoded_weights_leave_dashes(tmp_path):
+    results = example_results()
+    for found in results["baselines"].values():
+        found.update(primed_bytes=None, primed_bpb=None, primed_with_bytes=0)
+    results["weights"]["pooled"].update(code_entropy_bits=None, zero_mass=None, row_kurtosis=None)
+    results["text"].update(train_bytes=None, train_documents=None)
+    text, _ = report(tmp_path, results)
+    assert ", primed" not in text and "<td>&ndash;</td>" in text
+
+
+def test_a_partly_scored_text_is_said_to_be_so(tmp_path):
+    results = example_results()
+    for found in results["stages"].values():
+        found["bytes"] = 64_002
+    text, numbers = report(tmp_path, results)
+    assert numbers["derived"]["scored_percent"]["sliding"] == 50.0
+    assert "All bars code the same" not in text and "on the same bytes" not in text
+    assert '<data value="64002">64,002</data> bytes of held-out text' in text
+
+
+def test_the_page_links_to_the_run_and_to_nothing_else(tmp_path):
+    for name in ("results.json", "model.bin", ".hidden", "run.lock"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "shards").mkdir()
+    links = [found["href"] for tag, found in Reader(report(tmp_path)[0]).tags if tag == "a"]
+    assert links == ["report.json", "model.bin", "results.json"]
+
+
+def test_no_temporary_file_is_left(tmp_path):
+    report(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+
+
+@pytest.mark.parametrize("key", ["recipe", "text", "train", "stages", "artifact", "seconds"])
+def test_unfinished_results_are_one_sentence(tmp_path, key):
+    results = example_results()
+    del results[key]
+    with pytest.raises(UserError, match=f"results lack '{key}'; let the run finish"):
+        report(tmp_path, results)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_without_the_last_score_are_refused(tmp_path):
+    results = example_results()
+    del results["stages"]["sliding"]
+    with pytest.raises(UserError, match=r"lack 'stages\.sliding'"):
+        report(tmp_path, results)
+
+
+@pytest.mark.parametrize("schema", [None, 2, "1"])
+def test_another_schema_is_refused(tmp_path, schema):
+    results = {**copy.deepcopy(example_results()), "schema": schema}
+    with pytest.raises(UserError, match="this version reads schema 1"):
+        report(tmp_path, results)

@@ -1,0 +1,210 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fairway.config import ModelConfig, ScoreConfig
+from fairway.data.tokens import ByteTable
+from fairway.errors import UserError
+from fairway.model.gpt import GPT, build
+from fairway.score import sliding
+from fairway.score.ledger import Ledger, LedgerError, Text
+from fairway.score.sliding import FrozenPredictor, evaluate, text_of
+from fairway.score.windows import Event, Window, events, sliding_windows
+
+V, T = 260, 16
+# rope_train_len is below the window: the rotary base then depends on the padded length.
+TINY = ModelConfig(
+    vocab_size=V, num_layers=3, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
+    xsa_layers=3, parallel_from=2, loop_first=1, loop_last=1, loop_extra=1, rope_train_len=8,
+)  # fmt: skip
+CONFIG = ScoreConfig(seq_len=T, stride=4, batch_windows=3, check_positions=20, truncate=False)
+
+
+def alive(dtype: torch.dtype = torch.float32) -> GPT:
+    model = build(TINY, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    model.set_looping(True)
+    model.set_compute(dtype, "plain")
+    return model
+
+
+def text(tokens: int = 91) -> Text:
+    ids = np.random.default_rng(0).integers(0, V, tokens).astype(np.uint16)
+    target_bytes = np.random.default_rng(1).integers(0, 7, tokens - 1)
+    return Text(ids, target_bytes, int(target_bytes.sum()), V)
+
+
+def plain_nats(model: GPT, ids: np.ndarray, stride: int) -> list[float]:
+    """One window at a time, all logits, float64 softmax; windows by the words of section 5.2."""
+    targets, nats = len(ids) - 1, []
+    for start in range(0, targets, stride):
+        end = min(start + T, targets)
+        padded = np.zeros(T, np.int64)
+        padded[: end - start] = ids[start:end]
+        with torch.no_grad():
+            logits = model.logits(model.hidden(torch.tensor(padded)[None])[0]).double()
+        for position in range(max(start, len(nats)), end):
+            row = logits[position - start].log_softmax(0)
+            nats.append(-float(row[int(ids[position + 1])]))
+        if end == targets:
+            return nats
+    raise AssertionError
+
+
+@pytest.mark.parametrize("slides", [True, False])
+@pytest.mark.parametrize("tokens", [2, 9, 17, 18, 33, 91])
+def test_equals_one_window_at_a_time(tokens: int, slides: bool) -> None:
+    model, source = alive(), text(tokens)
+    score = evaluate(model, source, CONFIG, sliding=slides, seed=0, description="test")
+    nats = plain_nats(model, source.ids, CONFIG.stride if slides else T)
+    assert score.nats == pytest.approx(math.fsum(nats), rel=1e-6)
+    assert score.tokens == tokens - 1 and score.bytes == source.text_bytes
+    assert score.bpb == pytest.approx(math.fsum(nats) / math.log(2) / source.text_bytes, rel=1e-6)
+    assert score.checked_positions == min(20, tokens - 1)
+    assert score.worst_sum_error < 1e-12 and score.worst_row_error_nats < 1e-4
+
+
+def test_truncation_scores_whole_windows_only() -> None:
+    model, source = alive(), text(91)
+    cut = evaluate(
+        model, source, replace(CONFIG, truncate=True), sliding=True, seed=0, description="test"
+    )
+    assert cut.tokens == 80 and cut.bytes == source.target_bytes[:80].sum()
+    nats = plain_nats(model, source.ids[:81], CONFIG.stride)
+    assert cut.nats == pytest.approx(math.fsum(nats), rel=1e-6)
+    with pytest.raises(UserError, match="one window needs 17"):
+        evaluate(
+            model, text(16), replace(CONFIG, truncate=True), sliding=True, seed=0, description=""
+        )
+
+
+def test_sliding_and_standard_are_different_measurements() -> None:
+    model, source = alive(), text(91)
+    scores = [
+        evaluate(model, source, CONFIG, sliding=slides, seed=0, description="test").nats
+        for slides in (True, False)
+    ]
+    assert scores[0] != scores[1]
+
+
+def test_batches_do_not_change_the_score_and_events_do_not_leak() -> None:
+    model, source = alive(), text(91)
+    scores = [
+        evaluate(
+            model, source, replace(CONFIG, batch_windows=size), sliding=True, seed=0, description=""
+        )
+        for size in (1, 2, 32)
+    ]
+    for score in scores[1:]:
+        assert score.nats == pytest.approx(scores[0].nats, rel=1e-6)
+    assert [score.events for score in scores] == [20, 10, 1]
+
+
+def test_a_later_token_changes_no_earlier_cost() -> None:
+    model, source = alive(), text(60)
+    other = source.ids.copy()
+    other[40:] = (other[40:] + 1) % V
+    costs = []
+    for ids in (source.ids, other):
+        ledger = Ledger(replace(source, ids=ids), 59)
+        predictor, kept = FrozenPredictor(model, T), []
+        for event in events(sliding_windows(59, T, 4), 2):
+            kept.append(ledger.commit(event, predictor.predict(ledger.context(event))).nats)
+        costs.append(np.concatenate(kept))
+    assert np.array_equal(costs[0][:39], costs[1][:39])
+    assert not np.array_equal(costs[0][39:], costs[1][39:])
+
+
+def test_row_is_a_path_of_its_own() -> None:
+    model, source = alive(), text(40)
+    event = Event(0, (Window(0, 16, 0), Window(4, 20, 16), Window(8, 23, 20)))
+    dist = FrozenPredictor(model, T).predict(Ledger(source, 23).context(event))
+    targets = source.ids[1:24].astype(np.int64)
+    nats = dist.log_prob(targets)
+    for position in range(23):
+        row = dist.row(position)
+        assert row.dtype == np.float64 and row.shape == (V,)
+        assert math.fsum(np.exp(row)) == pytest.approx(1.0, abs=1e-12)
+        assert row[targets[position]] == pytest.approx(nats[position], abs=1e-5)
+
+
+def test_a_model_that_sees_the_future_is_caught() -> None:
+    class Peeking(GPT):
+        def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
+            return super().hidden(ids_BT.roll(-1, dims=1))
+
+    model = Peeking(TINY)
+    model.load_state_dict(alive().state_dict())
+    with pytest.raises(LedgerError, match="was committed at"):
+        evaluate(model, text(), CONFIG, sliding=True, seed=0, description="test")
+
+
+@pytest.mark.parametrize("dtype", sorted(sliding.ROW_TOLERANCE_NATS, key=str))
+def test_tolerance_of_every_dtype_is_enough_and_not_too_much(dtype: torch.dtype) -> None:
+    score = evaluate(alive(dtype), text(), CONFIG, sliding=True, seed=0, description="test")
+    assert score.worst_row_error_nats < sliding.ROW_TOLERANCE_NATS[dtype] / 2
+
+
+def test_logits_come_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, source, seen = alive(), text(91), []
+    whole = evaluate(model, source, CONFIG, sliding=True, seed=0, description="test")
+    monkeypatch.setattr(sliding, "_ROWS_AT_ONCE", 7)
+    plain = model.logits
+    monkeypatch.setattr(model, "logits", lambda x: seen.append(x.shape) or plain(x))
+    config = replace(CONFIG, check_positions=0)
+    sliced = evaluate(model, source, config, sliding=True, seed=0, description="test")
+    assert sliced.nats == pytest.approx(whole.nats, rel=1e-9)
+    assert max(len(shape) and shape[0] for shape in seen) == 7
+    assert sum(shape[0] for shape in seen) == 90, "only scored positions reach the head"
+
+
+def test_model_is_left_as_it_was() -> None:
+    model = alive().train()
+    model.set_looping(False)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    evaluate(model, text(), CONFIG, sliding=True, seed=0, description="test")
+    assert model.training and not model.looping
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    # A rotary table built under inference mode would break this.
+    model(torch.zeros(1, T, dtype=torch.long), torch.zeros(1, T, dtype=torch.long)).backward()
+
+
+def test_looping_state_is_the_callers() -> None:
+    model, source = alive(), text()
+    nats = []
+    for on in (True, False):
+        model.set_looping(on)
+        nats.append(evaluate(model, source, CONFIG, sliding=True, seed=0, description="").nats)
+    assert nats[0] != nats[1]
+
+
+def test_repeats_bit_for_bit() -> None:
+    scores = [
+        evaluate(alive(), text(), CONFIG, sliding=True, seed=5, description="") for _ in range(2)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_a_model_gone_wrong_gives_no_score() -> None:
+    model = alive()
+    with torch.no_grad():
+        model.tok_emb.weight[3, 0] = math.nan
+    with pytest.raises(LedgerError, match="position"):
+        evaluate(model, text(), CONFIG, sliding=True, seed=0, description="test")
+
+
+def test_text_of_counts_every_targets_bytes() -> None:
+    base = np.array([0, 3, 1, 2], np.int16)
+    leading = np.array([False, True, False, True])
+    boundary = np.array([True, False, False, False])
+    ids = np.array([0, 1, 3, 2, 0, 3], np.uint16)
+    source = text_of(ids, ByteTable(base, leading, boundary), 3 + 3 + 1 + 0 + 2)
+    assert source.target_bytes.tolist() == [3, 3, 1, 0, 2]
+    assert source.vocab_size == 4
+    Ledger(source, 5)

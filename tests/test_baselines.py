@@ -1,0 +1,106 @@
+import argparse
+import lzma
+import optparse
+import shutil
+import subprocess
+from pathlib import Path
+
+import brotli
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairway import baselines
+from fairway.errors import UserError
+
+TEXT = Path(argparse.__file__).read_text(encoding="utf-8")[:40_000]
+PRIME = Path(optparse.__file__).read_text(encoding="utf-8")
+
+TOOLS = {
+    "xz": ["xz", "-9e", "-T1", "-c"],
+    "brotli": ["brotli", "-q", "11", "-w", "24", "-c"],
+    "zstd": ["zstd", "-19", "-q", "-c"],
+}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return baselines.measure([TEXT[:100], TEXT[100:]], ["not this: ", PRIME], prime_bytes=30_000)
+
+
+def unprimed_zstd(data: bytes, dictionary: bytes) -> bytes:
+    raw = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdDecompressor(dict_data=raw).decompress(data)
+
+
+def test_every_file_decompresses_to_the_text():
+    text = TEXT.encode()
+    assert lzma.decompress(baselines.xz_file(text), lzma.FORMAT_XZ) == text
+    assert brotli.decompress(baselines.brotli_file(text)) == text
+    assert zstandard.ZstdDecompressor().decompress(baselines.zstd_file(text)) == text
+
+
+def test_primed_bytes_restore_the_text_given_what_primed_them():
+    text, prime = TEXT.encode(), PRIME.encode()
+    head, added = baselines.brotli_streams(prime, text)
+    assert brotli.decompress(head + added) == prime + text
+    assert unprimed_zstd(baselines.zstd_file(text, prime), prime) == text
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_sizes_are_those_of_the_tools(name, measured, tmp_path):
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    path = tmp_path / "text"
+    path.write_bytes(TEXT.encode())
+    told = len(subprocess.run([*TOOLS[name], path], capture_output=True, check=True).stdout)
+    # Another version of the tool than the library's may differ by a little.
+    assert measured[name]["bytes"] == pytest.approx(told, rel=0.005)
+
+
+def test_joined_documents_are_coded_without_separators(measured):
+    text = TEXT.encode()
+    assert measured["xz"]["bytes"] == len(baselines.xz_file(text))
+    assert measured["xz"]["bpb"] == pytest.approx(8 * measured["xz"]["bytes"] / len(text))
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_priming_with_like_text_helps(name, measured):
+    found = measured[name]
+    assert 0 < found["primed_bytes"] < found["bytes"]
+    assert found["primed_bpb"] == pytest.approx(8 * found["primed_bytes"] / len(TEXT.encode()))
+    assert found["primed_with_bytes"] == 30_000
+    assert found["seconds"] > 0 and "primed" in found["how"]
+
+
+def test_primed_xz_is_the_difference_of_two_files(measured):
+    prime, text = PRIME.encode()[-30_000:], TEXT.encode()
+    both, alone = baselines.xz_file(prime + text), baselines.xz_file(prime)
+    assert measured["xz"]["primed_bytes"] == len(both) - len(alone)
+
+
+def test_order_is_fixed_and_no_training_text_leaves_primed_empty():
+    found = baselines.measure(["some text"], [])
+    assert list(found) == ["xz", "brotli", "zstd"]
+    for tool in found.values():
+        assert tool["primed_bytes"] is None and tool["primed_bpb"] is None
+        assert tool["primed_with_bytes"] == 0 and tool["bytes"] > 0
+
+
+@pytest.mark.parametrize("documents", [[], [""], ["", ""]])
+def test_no_text_is_one_sentence(documents):
+    with pytest.raises(UserError, match="validation text is empty"):
+        baselines.measure(documents, ["training text"])
+
+
+@given(st.lists(st.text(max_size=12), max_size=8), st.integers(0, 40))
+def test_last_bytes_are_the_end_of_all_texts_joined(texts, limit_bytes):
+    joined = "".join(texts).encode()
+    expected = joined[max(0, len(joined) - limit_bytes) :]
+    assert baselines.last_bytes(texts, limit_bytes) == expected
+
+
+def test_last_bytes_hold_no_more_than_needed():
+    pieces = (f"{i:04d}" for i in range(5000))
+    assert baselines.last_bytes(pieces, 6) == b"984999"
