@@ -30,7 +30,7 @@ from fairway.data.folder import (
 from fairway.data.guard import NEAR_SHARE, SHINGLE_WORDS, Split, check_overlap, split_documents
 from fairway.data.parallel import map_parallel
 from fairway.data.shards import Tokens, write_shard
-from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes, train_tokenizer
+from fairway.data.tokens import Ids, Tokenizer, join_documents, prove_bytes, train_tokenizer
 from fairway.errors import UserError
 from fairway.files import digest_file, write_atomic, write_json
 
@@ -171,9 +171,14 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
 def _encode_texts(model: bytes, texts: list[str]) -> tuple[Tokens, list[int]]:
     """Return the stream of the texts, and each one's canonical bytes, 0 where it is left out."""
     tokenizer = _tokenizer(model)
-    canonical = [tokenizer.canonical(text) for text in texts]
-    kept = [text if tokenizer.represents(text) else "" for text in canonical]
-    return encode_documents(tokenizer, filter(None, kept)), [len(text.encode()) for text in kept]
+    documents: list[Ids] = []
+    sizes: list[int] = []
+    for text in map(tokenizer.canonical, texts):
+        ids = tokenizer.encode_exactly(text)
+        if text and ids is not None:
+            documents.append(ids)
+        sizes.append(len(text.encode()) if ids is not None else 0)
+    return join_documents(tokenizer, documents), sizes
 
 
 @functools.lru_cache(maxsize=1)

@@ -98,10 +98,10 @@ def _module_prose(path: Path) -> list[str]:
 
 
 def _literals(node: ast.AST) -> Iterator[str]:
-    """Yield the long strings among statements, in order: docstrings, and arguments of calls.
+    """Yield the documentation among statements, in order: docstrings, and long texts in calls.
 
-    Torch and NumPy attach documentation by calls, help topics are a dictionary. Other expressions,
-    which are most of a tree, are not visited.
+    Torch and NumPy attach documentation by calls, help topics are a dictionary; a text of one line
+    in a call is a message, not documentation. Other expressions, most of a tree, are not visited.
     """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Expr | ast.Assign):
@@ -112,6 +112,7 @@ def _literals(node: ast.AST) -> Iterator[str]:
                     if isinstance(leaf, ast.Constant)
                     and isinstance(leaf.value, str)
                     and len(leaf.value) >= _MIN_LITERAL_CHARS
+                    and (leaf is child.value or "\n" in leaf.value)
                 )
         elif isinstance(child, ast.stmt | ast.ExceptHandler):
             yield from _literals(child)

@@ -1,4 +1,4 @@
-"""The challenge's published shards and tokenizer, from a dataset repository of the Hugging Face Hub.
+"""The challenge's published shards and tokenizer, from a repository of the Hugging Face Hub.
 
 The repository the field uses for SP8192 keeps shards in `datasets/datasets/fineweb10B_sp8192/` and
 tokenizers in `datasets/tokenizers/` (field notes of #1394 and later records). A fetched folder is
@@ -59,9 +59,9 @@ def fetch(
     expected: dict[str, str] | None = None,
     new_commit: bool = False,
 ) -> dict[str, Any]:
-    """Download `shards` training shards, all validation shards and the tokenizer; return the record.
+    """Download training shards, all validation shards and the tokenizer; return the record.
 
-    `revision` is resolved to a commit first, and everything comes from that commit. Files that are
+    `revision` is resolved to a commit first, and all comes from that commit. Files that are
     there and right are kept, so an interrupted fetch continues with the file it was at. `expected`
     pins SHA-256 by local file name, beside what the repository announces. Progress is the Hub
     library's own bar for each file.
@@ -105,6 +105,8 @@ def _list_files(repo: str, revision: str) -> tuple[str, list[_Remote]]:
             git_blob=item.blob_id,
         )
         for item in info.siblings or []
+        # A path that climbs would be written outside the folder.
+        if ".." not in PurePosixPath(item.rfilename).parts
     ]
 
 
@@ -118,10 +120,9 @@ def _select(
     train = [f for f in inside if "_train_" in f.name]
     models = [file for file in files if file.name == tokenizer]
     if not val or not train:
-        found = {PurePosixPath(f.path).parent.name for f in files if f.name.endswith(".bin")}
-        raise UserError(
-            f"{repo} has no complete data set '{dataset}'; it has {', '.join(sorted(found)) or 'none'}"
-        )
+        known = {PurePosixPath(f.path).parent.name for f in files if f.name.endswith(".bin")}
+        listed = ", ".join(sorted(known)) or "none"
+        raise UserError(f"{repo} has no complete data set '{dataset}'; it has {listed}")
     if len(models) != 1:
         raise UserError(f"{repo} has {len(models)} files named {tokenizer}; expected one")
     if not 1 <= shards <= len(train):

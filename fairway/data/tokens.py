@@ -117,12 +117,17 @@ class Tokenizer:
         """
         return text.strip() if self.lossless else self.decode(self.encode(text)).strip()
 
-    def represents(self, text: str) -> bool:
-        """Return whether encoding and decoding give exactly this text back.
+    def encode_exactly(self, text: str) -> npt.NDArray[np.int64] | None:
+        """Return the token ids of a text, or None where they do not give exactly this text back.
 
-        A literal U+2581 never does: SentencePiece cannot tell it from a space.
+        A literal U+2581 never comes back: SentencePiece cannot tell it from a space.
         """
-        return SPACE not in text and self.decode(self.encode(text)) == text
+        ids = self.encode(text)
+        return ids if SPACE not in text and self.decode(ids) == text else None
+
+    def represents(self, text: str) -> bool:
+        """Return whether encoding and decoding give exactly this text back."""
+        return self.encode_exactly(text) is not None
 
 
 def _load_native(data: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -140,8 +145,13 @@ def _load_native(data: bytes) -> sentencepiece.SentencePieceProcessor:
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> npt.NDArray[np.uint16]:
     """Return all documents as one stream of ids, with BOS before each."""
+    return join_documents(tokenizer, map(tokenizer.encode, texts))
+
+
+def join_documents(tokenizer: Tokenizer, documents: Iterable[Ids]) -> npt.NDArray[np.uint16]:
+    """Return encoded documents as one stream of ids, with BOS before each."""
     bos = np.array([tokenizer.bos_id], np.uint16)
-    parts = [part for text in texts for part in (bos, tokenizer.encode(text).astype(np.uint16))]
+    parts = [part for ids in documents for part in (bos, ids.astype(np.uint16))]
     return np.concatenate(parts) if parts else np.zeros(0, np.uint16)
 
 

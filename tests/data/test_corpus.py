@@ -29,7 +29,8 @@ if True:
 add_docstr(f, r"""
 {SENTENCES[3]}
 """.format(x=1))
-topics = {{"a": """{SENTENCES[4]}"""}}
+topics = {{"a": """{SENTENCES[4]}\n"""}}
+log("Here is a message that reads like a sentence, but it is not documentation of it.")
 '''
 
 

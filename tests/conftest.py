@@ -1,0 +1,81 @@
+"""Shared fixtures: one thread, a tiny text, a data folder of it, and one finished smoke run."""
+
+import os
+
+# Test processes run side by side: threads of one would wait for those of the other.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fairway.config import Config, override
+from fairway.data.build import build_data
+from fairway.data.documents import Document
+from fairway.recipes import recipe
+
+# What a probe would choose is not what a test may depend on.
+FIXED = ["runtime.threads=1", "runtime.dtype=float32", "runtime.matmul=highest"]
+WORDS = (
+    "the of a model text token learns predicts small every byte is and to in that was he it".split()
+)
+
+
+def sentence(seed: int) -> str:
+    """Return one pseudo-random English-like sentence."""
+    draw = hashlib.sha256(str(seed).encode()).digest()
+    words = [WORDS[b % len(WORDS)] for b in draw[: 6 + draw[0] % 9]]
+    return " ".join(words).capitalize() + "."
+
+
+def documents(count: int = 60) -> list[Document]:
+    """Return documents of a few paragraphs each; every one is different."""
+    return [
+        Document(f"doc-{n}", "\n".join(sentence(1000 * n + k) for k in range(20)))
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data folder of pseudo-English with a vocabulary of 300."""
+    out = tmp_path_factory.mktemp("corpus") / "data"
+    build_data(documents(), out, vocab_size=300, val_share=0.1, shard_tokens=20_000)
+    return out
+
+
+def tiny_settings(data: Path) -> list[str]:
+    """Return the overrides that put the smoke recipe on a data folder with fixed arithmetic."""
+    return [f"data.source={data}", "model.vocab_size=300", "data.val_bytes=1500", *FIXED]
+
+
+@pytest.fixture(scope="session")
+def settings(data_folder: Path) -> list[str]:
+    """Return the overrides of the tests' smoke runs."""
+    return tiny_settings(data_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(settings: list[str]) -> Callable[..., Config]:
+    """Return a function: the tests' smoke config with further overrides."""
+    return lambda *more: override(recipe("smoke"), [*settings, *more])
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished smoke run."""
+    from fairway.run import Pipeline
+    from fairway.stages import RunFolder
+
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    pipeline = Pipeline(tiny(), RunFolder(folder), lambda text: None)
+    with pipeline.folder.locked():
+        pipeline.start()
+        pipeline.train()
+        pipeline.pack()
+        pipeline.score()
+        pipeline.report()
+    return folder
