@@ -1,8 +1,9 @@
 """Fairway trains, packs and proves small language models.
 
 Reading order, which is also the order in which modules may import one another:
-errors, units, files, config, runtime | data | model | optim, checkpoint, train | quantise | pack |
-score | api | baselines, weights, report, run, doctor, cli. Importing this loads nothing heavy.
+version, errors, units, files, progress, config, recipes, runtime | data | model | optim,
+checkpoint, steps, preflight, train | quantise | pack | score | api | baselines, weights, report,
+stages, run, doctor, show, cli. Importing this loads nothing heavy.
 """
 
 import os

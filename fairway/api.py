@@ -22,11 +22,13 @@ from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
 from fairway.errors import UserError
 from fairway.model.gpt import GPT, build
 from fairway.pack.artifact import load_artifact
+from fairway.progress import progress
 from fairway.runtime import DTYPES, Plan, make_plan
-from fairway.score.ledger import Score
+from fairway.score.ledger import Ledger, Receipt, Score, Text, score_events
 from fairway.score.sliding import FrozenPredictor, evaluate, text_of
+from fairway.score.windows import events, sliding_windows
 
-TOKENIZER_FILE = "tokenizer.model"
+ARTIFACT_FILE, TOKENIZER_FILE = "artifact.fwy", "tokenizer.model"
 
 
 def model_from(state: dict[str, Tensor], config: ModelConfig, plan: Plan, looping: bool) -> GPT:
@@ -41,6 +43,18 @@ def model_from(state: dict[str, Tensor], config: ModelConfig, plan: Plan, loopin
     return model.eval()
 
 
+class _Recorder(FrozenPredictor):
+    """A frozen model that keeps what the ledger's receipts say of every token."""
+
+    def __init__(self, model: GPT, seq_len: int) -> None:
+        super().__init__(model, seq_len)
+        self.nats: list[npt.NDArray[np.float64]] = []
+
+    def adapt(self, receipt: Receipt) -> None:
+        """Keep the costs; learn nothing."""
+        self.nats.append(receipt.nats)
+
+
 class LanguageModel:
     """A loaded artifact with its tokenizer: scores and continues text."""
 
@@ -53,9 +67,8 @@ class LanguageModel:
         Blanks at the ends of a document are not counted: no token stands for them. Raises
         UserError for a text that the tokenizer cannot give back exactly.
         """
-        ids = self._encode([text] if isinstance(text, str) else list(text))
-        proven = text_of(ids, self.tokenizer.table, prove_bytes(self.tokenizer, ids))
         config = replace(self.score_config, truncate=False)
+        proven = self._proven([text] if isinstance(text, str) else list(text))
         return evaluate(self.model, proven, config, sliding=sliding, seed=0, description="scoring")
 
     def bits_per_byte(self, text: str | Sequence[str]) -> float:
@@ -67,20 +80,13 @@ class LanguageModel:
 
         The windows are those of `bits_per_byte`, so minus their sum is the text's cost in nats.
         """
-        from fairway.score.ledger import Ledger
-        from fairway.score.windows import events, sliding_windows
-
-        ids = self._encode([text])
-        proven = text_of(ids, self.tokenizer.table, prove_bytes(self.tokenizer, ids))
-        targets, config = len(ids) - 1, self.score_config
-        ledger = Ledger(proven, targets)
-        predictor = FrozenPredictor(self.model, config.seq_len)
+        proven, config = self._proven([text]), self.score_config
+        targets = len(proven.ids) - 1
+        recorder = _Recorder(self.model, config.seq_len)
         windows = sliding_windows(targets, config.seq_len, config.stride)
-        nats = [
-            ledger.commit(event, predictor.predict(ledger.context(event))).nats
-            for event in events(windows, config.batch_windows)
-        ]
-        return -np.concatenate(nats)
+        grouped = events(windows, config.batch_windows)
+        score_events(Ledger(proven, targets), recorder, grouped, "scoring")
+        return -np.concatenate(recorder.nats)
 
     def generate(
         self,
@@ -111,23 +117,26 @@ class LanguageModel:
         seed: int,
     ) -> list[str]:
         """Return continuations of prompts of equal length, given as token ids [B, T]."""
-        if max_tokens < 0 or temperature < 0 or top_k < 1:
+        # Written so that a temperature that is not a number fails too.
+        if not (max_tokens >= 0 and temperature >= 0 and top_k >= 1 and 0 <= seed < 2**63):
             raise UserError(
-                f"generate needs max_tokens >= 0, temperature >= 0 and top_k >= 1, got "
-                f"{max_tokens}, {temperature:g} and {top_k}"
+                "generate needs max_tokens >= 0, temperature >= 0, top_k >= 1 and a seed from 0 to "
+                f"2^63 - 1, got {max_tokens}, {temperature:g}, {top_k} and {seed}"
             )
         device = self.model.tok_emb.weight.device
         generator = torch.Generator().manual_seed(seed)
         start = ids_BT.shape[1]
         tokens_BT = torch.from_numpy(ids_BT)
-        for _ in range(max_tokens):
-            window_BT = tokens_BT[:, -self.score_config.seq_len :].to(device)
-            logits_BV = self.model.logits(self.model.hidden(window_BT)[:, -1]).cpu()
-            chosen_B1 = _draw(logits_BV, temperature, top_k, generator)
-            tokens_BT = torch.cat((tokens_BT, chosen_B1), dim=1)
-            ended_B = (tokens_BT[:, start:] == self.tokenizer.bos_id).any(1)
-            if bool(ended_B.all()):
-                break
+        with progress("writing", max_tokens) as advance:
+            for _ in range(max_tokens):
+                window_BT = tokens_BT[:, -self.score_config.seq_len :].to(device)
+                logits_BV = self.model.logits(self.model.hidden(window_BT)[:, -1]).cpu()
+                chosen_B1 = _draw(logits_BV, temperature, top_k, generator)
+                tokens_BT = torch.cat((tokens_BT, chosen_B1), dim=1)
+                advance(1)
+                ended_B = (tokens_BT[:, start:] == self.tokenizer.bos_id).any(1)
+                if bool(ended_B.all()):
+                    break
         return [self._continuation(row, start) for row in tokens_BT.numpy()]
 
     def _continuation(self, ids_T: npt.NDArray[np.int64], start: int) -> str:
@@ -136,7 +145,13 @@ class LanguageModel:
         # Decoding the prompt too keeps a leading space that decoding the rest alone would drop.
         return self.tokenizer.decode(ids_T[:end])[len(self.tokenizer.decode(ids_T[:start])) :]
 
+    def _proven(self, documents: list[str]) -> Text:
+        ids = self._encode(documents)
+        return text_of(ids, self.tokenizer.table, prove_bytes(self.tokenizer, ids))
+
     def _encode(self, documents: list[str]) -> npt.NDArray[np.uint16]:
+        for number, document in enumerate(documents):
+            _check_characters(document, number)
         documents = [self.tokenizer.canonical(document) for document in documents]
         if not any(documents):
             raise UserError("the text is empty (0 bytes); give at least one character")
@@ -147,6 +162,15 @@ class LanguageModel:
                     "contain the character U+2581?); leave it out"
                 )
         return encode_documents(self.tokenizer, documents)
+
+
+def _check_characters(document: str, number: int) -> None:
+    try:
+        document.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"document {number} has half a character (a lone surrogate); was it read as UTF-8?"
+        ) from None
 
 
 def _draw(logits_BV: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
@@ -164,18 +188,21 @@ def load(
     runtime: RuntimeConfig | None = None,
     plan: Plan | None = None,
 ) -> LanguageModel:
-    """Return the model of an artifact file; nothing in the file is ever executed.
+    """Return the model of an artifact file, or of a run folder's; nothing in it is ever executed.
 
     The tokenizer is the one inside the artifact, else the given file, else `tokenizer.model`
     beside it; a tokenizer of another digest is refused. `plan` fixes device, precision and
     threads; without it they are found as for training. Raises UserError for anything damaged.
     """
     path = Path(path)
+    if path.is_dir():
+        path /= ARTIFACT_FILE
     artifact = load_artifact(path)
     words = _tokenizer_of(path, artifact.tokenizer, tokenizer, artifact.header)
     if words.vocab_size != artifact.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {words.vocab_size} pieces but the model {artifact.config.vocab_size}"
+            f"the tokenizer has {words.vocab_size} pieces but the model "
+            f"{artifact.config.vocab_size}"
         )
     plan = plan or make_plan(runtime or RuntimeConfig())
     plan.apply()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
+from fairway.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    RuntimeConfig,
+    config_hash,
+    override,
+    to_dict,
+)
 from fairway.errors import InterruptedRun, UserError
 from fairway.version import VERSION
 
@@ -24,11 +34,18 @@ app.add_typer(data_app, name="data", no_args_is_help=True)
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+RunOrArtifact = Annotated[
+    Path, typer.Argument(metavar="RUN|ARTIFACT", help="Folder of a run, or an artifact.")
+]
+TokenizerFile = Annotated[
+    Path | None, typer.Option("--tokenizer", help="Tokenizer of an artifact without one.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder [runs/RECIPE].")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; repeatable."),
 ]
+DataOut = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished training.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished training.")]
@@ -50,7 +67,6 @@ def _emit(as_json: bool, value: Any, *things: Any) -> None:
 
 
 def _pipeline(recipe: str, out: Path | None, overrides: list[str] | None, as_json: bool) -> Any:
-    from fairway.config import override
     from fairway.recipes import recipe as recipe_of
     from fairway.run import Pipeline
     from fairway.stages import RunFolder
@@ -95,7 +111,6 @@ def run(
 
 
 def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
-    from fairway.config import config_hash, override, to_dict
     from fairway.model.gpt import num_parameters
     from fairway.quantise.estimate import expected_bytes
     from fairway.recipes import recipe as recipe_of
@@ -147,27 +162,25 @@ def pack(run: Run, overrides: Set = None, as_json: Json = False) -> None:
 
 @app.command()
 def score(
-    path: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="Run folder or artifact.")],
+    path: RunOrArtifact,
     texts: Annotated[
         list[Path] | None, typer.Argument(metavar="[TEXT]...", help="Text files, for an artifact.")
     ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Tokenizer of an artifact without one.")
-    ] = None,
+    tokenizer: TokenizerFile = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Score a run on its validation text, or an artifact on text files."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run folder or an artifact")
     if path.is_dir():
         if texts or tokenizer:
             raise UserError(f"{path} is a run folder, which has its own text; drop the others")
         _score_run(path, overrides, as_json)
         return
-    if overrides:
-        raise UserError("--set changes a run; an artifact carries its own settings")
     if not texts:
         raise UserError(f"name at least one text file to score {path} on")
-    _score_texts(path, texts, tokenizer, as_json)
+    _score_texts(path, texts, tokenizer, overrides, as_json)
 
 
 def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
@@ -181,31 +194,50 @@ def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
     _emit(as_json, {"stages": results["stages"], "text": results["text"]}, score_table(results))
 
 
-def _score_texts(path: Path, texts: list[Path], tokenizer: Path | None, as_json: bool) -> None:
+def _score_texts(
+    path: Path,
+    texts: list[Path],
+    tokenizer: Path | None,
+    overrides: list[str] | None,
+    as_json: bool,
+) -> None:
     from dataclasses import asdict
 
     from fairway.api import load
     from fairway.data.sources import read_documents
 
-    model = load(path, tokenizer=tokenizer)
+    model = load(path, tokenizer=tokenizer, runtime=_runtime(overrides))
     result = model.score([document.text for document in read_documents(texts)])
     _emit(as_json, asdict(result), f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes")
 
 
+def _runtime(overrides: list[str] | None) -> RuntimeConfig:
+    """Return the machine settings among overrides; an artifact's own settings stay as they are."""
+    for text in overrides or []:
+        if not text.strip().startswith("runtime."):
+            raise UserError(
+                f"--set {text} would change a run; an artifact carries its own settings, and only "
+                "those of runtime can be set"
+            )
+    return override(Config(), overrides or []).runtime
+
+
 @app.command()
 def sample(
-    path: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="Run folder or artifact.")],
+    path: RunOrArtifact,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
     tokens: Annotated[int, typer.Option("--tokens", help="Most tokens to add.")] = 100,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.8,
     top_k: Annotated[int, typer.Option("--top-k", help="Choose among so many tokens.")] = 50,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draw.")] = 0,
+    tokenizer: TokenizerFile = None,
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt."""
     from fairway.api import load
 
-    model = load(path / "artifact.fwy" if path.is_dir() else path)
+    model = load(path, tokenizer=tokenizer, runtime=_runtime(overrides))
     text = model.generate(
         prompt, max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
     )
@@ -239,52 +271,81 @@ def data_build(
         list[Path] | None,
         typer.Argument(help=".txt, .md, .jsonl, .jsonl.zst, .parquet or folders of them."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("data"),
-    embedded: Annotated[bool, typer.Option(help="Use the embedded corpus instead.")] = False,
-    vocab_size: Annotated[int, typer.Option(help="Size of a new tokenizer.")] = 8192,
-    tokenizer: Annotated[Path | None, typer.Option(help="Existing tokenizer to use.")] = None,
+    out: DataOut = Path("data"),
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Use the embedded corpus instead.")
+    ] = False,
+    vocab_size: Annotated[
+        int, typer.Option(help="Size of a new tokenizer.")
+    ] = ModelConfig().vocab_size,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Existing tokenizer to use instead.")
+    ] = None,
     validation: Annotated[list[Path] | None, typer.Option(help="Separate validation text.")] = None,
-    val_share: Annotated[float, typer.Option(help="Share split off for validation.")] = 0.05,
-    shard_tokens: Annotated[int, typer.Option(help="Tokens per shard.")] = 10_000_000,
+    val_share: Annotated[
+        float, typer.Option(help="Share split off for validation.")
+    ] = DataConfig().val_share,
+    shard_tokens: Annotated[
+        int, typer.Option(help="Tokens per shard.")
+    ] = DataConfig().shard_tokens,
     as_json: Json = False,
 ) -> None:
     """Build shards, tokenizer and held-out text from your own files."""
-    from fairway.data.build import build_files
+    from fairway.data.build import build_data
+    from fairway.data.corpus import corpus_versions, embedded_documents
+    from fairway.data.sources import read_documents
+    from fairway.data.tokens import Tokenizer
 
     if embedded == bool(texts):
         raise UserError("name text files to build from, or pass --embedded, but not both")
-    manifest = build_files(
-        texts or [],
+    # The bounds of these settings are those of a recipe.
+    named = (f"data.val_share={val_share}", f"data.shard_tokens={shard_tokens}")
+    override(Config(), [*named, f"model.vocab_size={vocab_size}"])
+    words = Tokenizer.load(tokenizer) if tokenizer else None
+    provenance = {"corpus": "embedded", "versions": corpus_versions()} if embedded else None
+    manifest = build_data(
+        embedded_documents() if embedded else read_documents(texts or []),
         out,
-        vocab_size=vocab_size,
-        tokenizer=tokenizer,
-        validation=validation or [],
+        vocab_size=words.vocab_size if words else vocab_size,
         val_share=val_share,
         shard_tokens=shard_tokens,
+        tokenizer=words,
+        val_documents=read_documents(validation) if validation else None,
+        provenance=provenance,
     )
-    _emit(as_json, manifest, f"built {out}: train with --set data.source={out}")
+    _emit(as_json, manifest, _how_to_train("built", out))
 
 
 @data_app.command("fetch")
 def data_fetch(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    out: DataOut = Path("data"),
     shards: Annotated[int, typer.Option(help="Training shards to fetch.")] = 1,
     revision: Annotated[
         str, typer.Option(help="Commit, tag or branch of the repository.")
     ] = "main",
+    new_commit: Annotated[
+        bool, typer.Option("--new-commit", help="Let a folder change to another commit.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fetch the challenge's published SP8192 shards and tokenizer."""
     from fairway.data.hub import fetch
 
-    facts = fetch(out, shards=shards, revision=revision)
-    _emit(as_json, facts, f"fetched {out}: train with --set data.source={out}")
+    facts = fetch(out, shards=shards, revision=revision, new_commit=new_commit)
+    _emit(as_json, facts, _how_to_train("fetched", out))
+
+
+def _how_to_train(done: str, out: Path) -> str:
+    from fairway.data.folder import DataFolder
+
+    size = DataFolder.open(out).tokenizer.vocab_size
+    return f"{done} {out}; train with --set data.source={out} --set model.vocab_size={size}"
 
 
 @data_app.command("show")
 def data_show(folder: Path, as_json: Json = False) -> None:
     """Verify a data folder and say what is in it."""
-    from fairway.data.build import DataFolder
+    from fairway.data.folder import DataFolder
 
     source = DataFolder.open(folder)
     source.verify()
@@ -310,16 +371,21 @@ def _root(
 
 def main() -> None:
     """Run the command line; the user's mistakes leave with one sentence and exit code 2."""
+    # Told to end, we clean up as we do when interrupted by hand.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except UserError as error:
         _leave(str(error), 2)
     except OSError as error:
         _leave(_os_sentence(error), 2)
-    except KeyboardInterrupt:
-        _leave("interrupted", 130)
     except InterruptedRun as error:
         _leave(str(error), 130)
+    except SystemExit as ending:
+        # Typer turns KeyboardInterrupt into this code without a word.
+        if ending.code == 130:
+            _leave("interrupted", 130)
+        raise
 
 
 def _leave(sentence: str, code: int) -> None:

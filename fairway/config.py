@@ -300,7 +300,7 @@ def _whole(text: str) -> int:
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in kinds and type(value) is int:
+    if float in kinds and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) not in kinds:
         raise UserError(f"config field '{name}' has the wrong type: {value!r}")

@@ -19,7 +19,7 @@ from torch import Tensor
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, LanguageModel, load, model_from
 from fairway.checkpoint import load_checkpoint, save_checkpoint
-from fairway.config import Config, config_hash, from_dict, override, to_dict
+from fairway.config import Config, TrainConfig, config_hash, from_dict, override, to_dict
 from fairway.data.build import DataFolder, Validation, build_data
 from fairway.data.corpus import corpus_versions, embedded_documents
 from fairway.data.loader import ShuffledLoader
@@ -35,7 +35,8 @@ from fairway.runtime import Plan, Ranks, join_ranks, make_plan
 from fairway.score.ledger import Score, Text
 from fairway.score.sliding import evaluate, text_of
 from fairway.stages import RunFolder, key_of
-from fairway.train import CHECKPOINT, STEPS, Say, TrainingText, read_steps, saved_plan, train
+from fairway.steps import STEPS, Say, read_steps
+from fairway.train import CHECKPOINT, TrainingText, saved_plan, train
 from fairway.version import VERSION
 from fairway.weights import weight_statistics
 
@@ -56,6 +57,7 @@ class Pipeline:
     def __init__(self, config: Config, folder: RunFolder, say: Say) -> None:
         self.config, self.folder, self.say = config, folder, say
         self.ranks: Ranks = join_ranks()
+        self._source: DataFolder | None = None
 
     def start(self) -> None:
         """Keep the config in the folder; call it once the folder is locked."""
@@ -87,6 +89,11 @@ class Pipeline:
 
     def data(self) -> DataFolder:
         """Return the tokens to train and score on, built from the embedded corpus if asked."""
+        if self._source is None:
+            self._source = self._open_data()
+        return self._source
+
+    def _open_data(self) -> DataFolder:
         data, model = self.config.data, self.config.model
         if data.source != "embedded":
             source = DataFolder.open(Path(data.source))
@@ -128,13 +135,12 @@ class Pipeline:
             source.digest,
             to_dict(config.model),
             to_dict(config.optim),
-            to_dict(config.train),
+            _what_trains(config.train),
             config.seed,
             plan.as_dict(),
         )
         unfinished = self.folder.file(CHECKPOINT).exists() and not self.folder.is_done("train", key)
-        finished_before = self.folder.facts("train") is not None
-        if unfinished and not (resume or restart or finished_before):
+        if unfinished and not (resume or restart):
             raise UserError(
                 f"{self.folder.path} holds an unfinished training; add --resume to continue it or "
                 "--restart to begin again"
@@ -401,6 +407,12 @@ class Pipeline:
             raise UserError(
                 f"{self.folder.file(file)} does not exist; run `fairway {verb}` on it first"
             )
+
+
+def _what_trains(train: TrainConfig) -> dict[str, Any]:
+    """Return the training settings that change what is computed, not only what is shown."""
+    quiet = ("log_every_s", "checkpoint_every_s")
+    return {name: value for name, value in to_dict(train).items() if name not in quiet}
 
 
 def _samples(model: LanguageModel, validation: Validation) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fairway import units
 from fairway.config import Config, settings
@@ -53,26 +54,29 @@ def account_table(artifact: dict[str, Any]) -> Table:
 
 def config_table(config: Config) -> Table:
     """Return every setting with its value and help, those that differ from the default marked."""
-    table = Table(title=f"recipe {config.recipe}", title_justify="left")
+    table = Table(title=Text(f"recipe {config.recipe}"), title_justify="left")
     table.add_column("setting")
     table.add_column("value", justify="right")
     table.add_column("meaning")
     for name, item, value in settings(config):
         changed = item.default is not dataclasses.MISSING and value != item.default
-        table.add_row(
-            name, f"[bold]{value}[/bold]" if changed else str(value), item.metadata["help"]
-        )
+        # Values are the user's: a path may hold what Rich would take for markup.
+        shown = Text(str(value), style="bold" if changed else "")
+        table.add_row(name, shown, Text(item.metadata["help"]))
     return table
 
 
 def show(*things: Any) -> None:
-    """Print tables and lines to standard output."""
+    """Print tables, and lines as they are, to standard output."""
     console = Console()
     # A narrow pipe must not cut numbers in half.
     if not console.is_terminal:
         console = Console(width=100)
     for thing in things:
-        console.print(thing, highlight=False)
+        if isinstance(thing, str):
+            print(thing)
+        else:
+            console.print(thing, highlight=False)
 
 
 def run_summary(results: dict[str, Any], folder: str) -> list[Any]:

@@ -1,7 +1,8 @@
 """The run folder: stages cached by the digests of what they read, one writer at a time.
 
 `run.json` is the folder's memory: the config, the machine plan, and for every finished stage its
-key (a digest of its inputs), the digests of its files, its facts and its seconds.
+key (a digest of its inputs), the digests of its files, its facts and its seconds. It carries its
+own digest, so that one check refuses every kind of damage.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fairway.errors import UserError
-from fairway.files import digest_file, read_json, write_json
+from fairway.files import digest_bytes, digest_file, read_json, write_json
 from fairway.version import VERSION
 
 SCHEMA = 1
@@ -28,18 +29,34 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _digest(memory: dict[str, Any]) -> str:
+    return digest_bytes(json.dumps(memory, sort_keys=True).encode())
+
+
 class RunFolder:
     """One run's folder and its memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        memory = read_json(path / MEMORY) if (path / MEMORY).exists() else {}
-        if memory and memory.get("schema") != SCHEMA:
+        self.memory = self._recall()
+
+    def _recall(self) -> dict[str, Any]:
+        """Return what run.json holds, without its digest; an empty memory if there is none."""
+        file = self.path / MEMORY
+        if not file.exists():
+            return {"schema": SCHEMA, "stages": {}}
+        memory = read_json(file)
+        schema = memory.get("schema") if isinstance(memory, dict) else None
+        if schema != SCHEMA:
             raise UserError(
-                f"{path / MEMORY} has schema {memory.get('schema')}, this Fairway reads {SCHEMA}; "
-                "choose another --out"
+                f"{file} has schema {schema}, this Fairway reads {SCHEMA}; choose another --out"
             )
-        self.memory: dict[str, Any] = memory or {"schema": SCHEMA, "stages": {}}
+        if memory.pop("digest", None) != _digest(memory):
+            raise UserError(
+                f"{file} is damaged: its content does not match its digest; delete it and the "
+                "stages run again"
+            )
+        return dict(memory)
 
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":
@@ -51,6 +68,8 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder against a second writer, or refuse at once."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; name a folder with --out")
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
@@ -61,6 +80,8 @@ class RunFolder:
                 "--out"
             ) from None
         try:
+            # Another process may have finished stages between our reading and our turn.
+            self.memory = self._recall()
             yield
         finally:
             lock.release()
@@ -72,7 +93,7 @@ class RunFolder:
     def remember(self, name: str, value: Any) -> None:
         """Keep a JSON-able value under a name."""
         self.memory[name] = value
-        write_json(self.path / MEMORY, self.memory)
+        write_json(self.path / MEMORY, {**self.memory, "digest": _digest(self.memory)})
 
     def facts(self, stage: str) -> dict[str, Any] | None:
         """Return the facts of a finished stage, or None."""
@@ -101,7 +122,7 @@ class RunFolder:
         work: Callable[[], dict[str, Any]],
         say: Callable[[str], None],
     ) -> dict[str, Any]:
-        """Return a stage's facts: remembered ones if nothing it reads has changed, else new ones."""
+        """Return a stage's facts: those remembered if nothing it reads has changed, else new."""
         if self.is_done(name, key):
             say(f"{name}: unchanged, kept")
             return dict(self.memory["stages"][name]["facts"])

@@ -10,7 +10,6 @@ Shapes: B sequences, T time.
 import json
 import math
 import os
-import shutil
 import signal
 import threading
 import time
@@ -20,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,61 +26,29 @@ from fairway import units
 from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import Config, to_dict
 from fairway.data.loader import ShuffledLoader
+from fairway.data.shards import Tokens
 from fairway.errors import InterruptedRun, UserError
 from fairway.model.gpt import GPT, build
 from fairway.optim.muon import Optimisers
 from fairway.optim.schedule import WeightAverage, average_decay, lr_multiplier
+from fairway.preflight import preflight
 from fairway.progress import progress
 from fairway.runtime import DTYPES, Clock, Plan, Ranks, seed_everything
+from fairway.steps import STEPS, Say, StepLine, StepRecord, read_steps, recorded_progress
 
 CHECKPOINT = "checkpoint.safetensors"
-STEPS = "steps.jsonl"
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One line of steps.jsonl: what a step saw and did."""
-
-    step: int
-    progress: float
-    progress_after: float
-    seconds: float
-    loss: float
-    lr: float
-    tokens: int
-    tokens_per_s: float
-    grad_norm: float
-    looping: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingText:
     """What the loop needs to know of its data."""
 
-    shards: list[np.ndarray]
+    shards: list[Tokens]
     bytes_per_token: float
 
 
 # ---------------------------------------------------------------------------------------------
-# Records and signals
-
-
-def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Return the step records of a run folder's steps.jsonl, in order."""
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as step records ({error})") from None
-
-
-def recorded_progress(run: Path) -> list[float]:
-    """Return the progress before each step of a recorded run, and after its last one."""
-    records = read_steps(run / STEPS)
-    try:
-        return [r["progress"] for r in records] + [records[-1]["progress_after"]]
-    except (IndexError, KeyError, TypeError):
-        raise UserError(f"{run / STEPS} holds no step records to replay") from None
+# Signals
 
 
 @contextmanager
@@ -178,7 +144,9 @@ class Training:
         Raises InterruptedRun after a signal, once the state is saved, and UserError for a loss that
         is not finite.
         """
-        line = StepLine(self, estimate_bytes)
+        line = StepLine(
+            self.config, self.text.bytes_per_token, lambda: estimate_bytes(self.model), self.say
+        )
         steps_path = self.folder / STEPS
         with (
             stop_requested() as stop,
@@ -312,89 +280,8 @@ def _share_batch(config: Config, ranks: Ranks) -> tuple[int, int]:
     return per_rank // rows, rows
 
 
-class StepLine:
-    """The fixed-width line that shows where the run stands, in seconds and bytes."""
-
-    def __init__(self, training: Training, estimate_bytes: Callable[[GPT], int]) -> None:
-        self.training, self.estimate_bytes = training, estimate_bytes
-        self.smooth_loss: float | None = None
-        self.shown_s = -math.inf
-        self.printed = -1
-        self.permille = 0
-
-    def show(self, record: StepRecord, advance: Callable[..., None]) -> None:
-        """Move the bar; print a lasting line at every tenth of the run."""
-        mean = record.loss if self.smooth_loss is None else self.smooth_loss
-        self.smooth_loss = mean + 0.1 * (record.loss - mean)
-        tenth, permille = int(record.progress_after * 10), int(record.progress_after * 1000)
-        now_s = time.perf_counter()
-        if tenth == self.printed and now_s - self.shown_s < self.training.config.train.log_every_s:
-            return
-        self.shown_s = now_s
-        text = self.text(record)
-        advance(permille - self.permille, text)
-        self.permille = permille
-        if tenth != self.printed:
-            self.printed = tenth
-            self.training.say(text)
-
-    def text(self, record: StepRecord) -> str:
-        """Return the step line; `bpb~` takes the training text's bytes per token."""
-        training, config = self.training, self.training.config
-        assert self.smooth_loss is not None
-        bpb = units.nats_to_bits(self.smooth_loss) / training.text.bytes_per_token
-        batch_ms = 1000.0 * config.train.batch_tokens / record.tokens_per_s
-        used = f"{record.seconds:.0f}"
-        if config.train.clock == "wall":
-            used += f"/{config.train.budget_s:.0f}"
-        size = self.estimate_bytes(training.model) / 1e6
-        return (
-            f"step {record.step + 1:05d} {record.progress_after:6.1%}"
-            f" | loss {self.smooth_loss:6.4f} | bpb~{bpb:6.4f}"
-            f" | {batch_ms:6.0f} ms | {record.tokens_per_s / 1e3:7.1f} ktok/s"
-            f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB"
-        )
-
-
 # ---------------------------------------------------------------------------------------------
 # Before the clock, and the whole stage
-
-
-def preflight(config: Config, text: TrainingText, folder: Path, parameters: int) -> None:
-    """Raise UserError if data, disk or memory cannot carry the run, before any time is spent."""
-    rows = config.train.batch_tokens // config.train.seq_len
-    windows = sum(max(0, len(s) - 1) // config.train.seq_len for s in text.shards)
-    if windows < rows:
-        raise UserError(
-            f"the training text holds {windows} sequences of {config.train.seq_len} tokens and one "
-            f"step needs {rows}; add text or lower train.batch_tokens"
-        )
-    # Weights, average, momentum and two moments at most, twice: the old file lives until renamed.
-    need_bytes = 2 * 4 * 4 * parameters + 50_000_000
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < need_bytes:
-        raise UserError(
-            f"the run folder's disk has {units.megabytes(free_bytes)} free and checkpoints need "
-            f"about {units.megabytes(need_bytes)}; free some or choose another --out"
-        )
-    memory_bytes = _available_memory()
-    wide = config.model.mlp_dim + 12 * config.model.dim + 4 * config.model.vocab_size
-    need_bytes = 24 * parameters + 2 * config.train.micro_tokens * wide
-    if memory_bytes is not None and memory_bytes < need_bytes:
-        raise UserError(
-            f"about {units.megabytes(need_bytes)} of memory are needed and "
-            f"{units.megabytes(memory_bytes)} are free; lower train.micro_tokens"
-        )
-
-
-def _available_memory() -> int | None:
-    """Return the free bytes of main memory where the system says, else None."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return found[0] if found else None
 
 
 def saved_plan(folder: Path) -> Plan:
@@ -416,7 +303,7 @@ def train(
     """Train a model in a run folder and return its final state; with `resume`, continue one."""
     training = Training(config, plan, ranks, text, folder, say)
     parameters = sum(weight.numel() for weight in training.model.parameters())
-    preflight(config, text, folder, parameters)
+    preflight(config, text.shards, folder, parameters)
     training.warm_up()
     if resume:
         tensors, facts = load_checkpoint(folder / CHECKPOINT)

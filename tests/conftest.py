@@ -19,16 +19,15 @@ from fairway.recipes import recipe
 
 # What a probe would choose is not what a test may depend on.
 FIXED = ["runtime.threads=1", "runtime.dtype=float32", "runtime.matmul=highest"]
-WORDS = (
-    "the of a model text token learns predicts small every byte is and to in that was he it".split()
-)
+WORDS = "the of a model text token learns predicts small every byte is and to in that"
 
 
 def sentence(seed: int) -> str:
     """Return one pseudo-random English-like sentence."""
+    words = WORDS.split()
     draw = hashlib.sha256(str(seed).encode()).digest()
-    words = [WORDS[b % len(WORDS)] for b in draw[: 6 + draw[0] % 9]]
-    return " ".join(words).capitalize() + "."
+    chosen = [words[b % len(words)] for b in draw[: 6 + draw[0] % 9]]
+    return " ".join(chosen).capitalize() + "."
 
 
 def documents(count: int = 60) -> list[Document]:

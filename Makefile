@@ -1,0 +1,33 @@
+# Two commands: `make demo` trains, packs and scores a model; `make test` runs the tests.
+# Both set up .venv by themselves. PYTHON and the usual PIP_* variables are respected.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint types clean
+
+demo: .venv/installed
+	$(BIN)/fairway run demo
+
+test: .venv/developer
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/developer
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	touch $@
+
+.venv/developer: .venv/installed
+	$(PIP) --editable '.[dev]'
+	touch $@

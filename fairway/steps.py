@@ -1,0 +1,97 @@
+"""Step records: one JSON line per optimiser step, and the line that shows where a run stands."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairway import units
+from fairway.config import Config
+from fairway.errors import UserError
+from fairway.progress import Advance
+
+STEPS = "steps.jsonl"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One line of steps.jsonl: what a step saw and did."""
+
+    step: int
+    progress: float
+    progress_after: float
+    seconds: float
+    loss: float
+    lr: float
+    tokens: int
+    tokens_per_s: float
+    grad_norm: float
+    looping: bool
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Return the step records of a run folder's steps.jsonl, in order."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as step records ({error})") from None
+
+
+def recorded_progress(run: Path) -> list[float]:
+    """Return the progress before each step of a recorded run, and after its last one."""
+    records = read_steps(run / STEPS)
+    try:
+        return [r["progress"] for r in records] + [records[-1]["progress_after"]]
+    except (IndexError, KeyError, TypeError):
+        raise UserError(f"{run / STEPS} holds no step records to replay") from None
+
+
+class StepLine:
+    """The fixed-width line that shows where the run stands, in seconds and bytes."""
+
+    def __init__(
+        self, config: Config, bytes_per_token: float, estimate_bytes: Callable[[], int], say: Say
+    ) -> None:
+        self.config, self.bytes_per_token = config, bytes_per_token
+        self.estimate_bytes, self.say = estimate_bytes, say
+        self.smooth_loss: float | None = None
+        self.shown_s = -math.inf
+        self.printed = -1
+        self.permille = 0
+
+    def show(self, record: StepRecord, advance: Advance) -> None:
+        """Move the bar; print a lasting line at every tenth of the run."""
+        mean = record.loss if self.smooth_loss is None else self.smooth_loss
+        self.smooth_loss = mean + 0.1 * (record.loss - mean)
+        tenth, permille = int(record.progress_after * 10), int(record.progress_after * 1000)
+        now_s = time.perf_counter()
+        if tenth == self.printed and now_s - self.shown_s < self.config.train.log_every_s:
+            return
+        self.shown_s = now_s
+        text = self.text(record)
+        advance(permille - self.permille, text)
+        self.permille = permille
+        if tenth != self.printed:
+            self.printed = tenth
+            self.say(text)
+
+    def text(self, record: StepRecord) -> str:
+        """Return the step line; `bpb~` takes the training text's bytes per token."""
+        config = self.config
+        assert self.smooth_loss is not None
+        bpb = units.nats_to_bits(self.smooth_loss) / self.bytes_per_token
+        batch_ms = 1000.0 * config.train.batch_tokens / record.tokens_per_s
+        used = f"{record.seconds:.0f}"
+        if config.train.clock == "wall":
+            used += f"/{config.train.budget_s:.0f}"
+        size = self.estimate_bytes() / 1e6
+        return (
+            f"step {record.step + 1:05d} {record.progress_after:6.1%}"
+            f" | loss {self.smooth_loss:6.4f} | bpb~{bpb:6.4f}"
+            f" | {batch_ms:6.0f} ms | {record.tokens_per_s / 1e3:7.1f} ktok/s"
+            f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB"
+        )

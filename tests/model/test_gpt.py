@@ -1,0 +1,280 @@
+"""The transformer: counts, order of visits, positions, initial state, and a second implementation.
+
+The second implementation below is written from the formulas of #1493 alone (float32, no shared
+code), so that a slip in the fast one shows as a difference in loss or gradient.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairway.config import ModelConfig
+from fairway.model import gpt, ops
+from fairway.model.gpt import GPT, build, num_parameters, rope_table, visits
+
+SMALL = ModelConfig(
+    vocab_size=300,
+    num_layers=5,
+    dim=48,
+    num_heads=6,
+    num_kv_heads=3,
+    mlp_dim=80,
+    rope_dims=4,
+    rope_train_len=16,
+    xsa_layers=4,
+    parallel_from=3,
+    loop_first=1,
+    loop_last=2,
+    loop_extra=1,
+    embed_bf16=False,
+)
+
+
+def random_model(config: ModelConfig, looping: bool = True) -> GPT:
+    """Return a model whose every parameter is away from its special initial value."""
+    model = build(config, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            size = 0.3 if weight.ndim == 1 or "skip" in name or "mix" in name else 0.1
+            weight.add_(torch.randn(weight.shape, generator=generator) * size)
+    model.set_looping(looping)
+    return model
+
+
+def ids(rows: int = 2, length: int = 11, vocab: int = 300) -> Tensor:
+    return torch.randint(0, vocab, (rows, length), generator=torch.Generator().manual_seed(5))
+
+
+# --- The second implementation ----------------------------------------------------------------
+
+
+def rms(x: Tensor) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + 1.1920929e-07).sqrt()
+
+
+def reference_attention(h: Tensor, w: dict[str, Tensor], c: ModelConfig, xsa: bool) -> Tensor:
+    B, T, _ = h.shape
+    K = c.dim // c.num_heads
+    q = rms((h @ w["attn.c_q.weight"].T).view(B, T, -1, K))
+    k = rms((h @ w["attn.c_k.weight"].T).view(B, T, -1, K))
+    v = (h @ w["attn.c_v.weight"].T).view(B, T, -1, K)
+    half = c.rope_dims // 2
+    out = []
+    for z in (q, k):
+        z = z.clone()
+        for j in range(half):
+            f = torch.tensor(c.rope_base ** (-2 * j / c.rope_dims)).bfloat16().float()
+            angle = torch.arange(T) * f
+            a, b = z[..., j].clone(), z[..., j + half].clone()
+            cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+            z = torch.cat([z[..., :j], (a * cos + b * sin)[..., None], z[..., j + 1 :]], -1)
+            turned = (-a * sin + b * cos)[..., None]
+            z = torch.cat([z[..., : j + half], turned, z[..., j + half + 1 :]], -1)
+        out.append(z)
+    q, k = out[0] * w["attn.q_gain"][:, None], out[1]
+    y = torch.zeros_like(q)
+    for head in range(c.num_heads):
+        g = head // (c.num_heads // c.num_kv_heads)
+        scores = q[:, :, head] @ k[:, :, g].mT / math.sqrt(K)
+        mask = torch.ones(T, T, dtype=torch.bool).triu(1)
+        mixed = scores.masked_fill(mask, -1e9).softmax(-1) @ v[:, :, g]
+        if xsa:
+            unit = v[:, :, g] / v[:, :, g].norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            mixed = mixed - (mixed * unit).sum(-1, keepdim=True) * unit
+        y = torch.cat([y[:, :, :head], mixed[:, :, None], y[:, :, head + 1 :]], 2)
+    return y.reshape(B, T, -1) @ w["attn.proj.weight"].T
+
+
+def reference_loss(
+    model: GPT, x_ids: Tensor, targets: Tensor, order: tuple[list[int], ...]
+) -> Tensor:
+    c = model.config
+    p = dict(model.named_parameters())
+    x = x0 = rms(p["tok_emb.weight"][x_ids])
+
+    def block(i: int, x: Tensor) -> Tensor:
+        w = {n.split(".", 2)[2]: t for n, t in p.items() if n.startswith(f"blocks.{i}.")}
+        s = 1 / math.sqrt(i + 1)
+        u = w["resid_mix"][0] * x + w["resid_mix"][1] * x0
+        xsa = i >= c.num_layers - c.xsa_layers
+        v = u + w["attn_scale"] * reference_attention(rms(u) * s, w, c, xsa)
+        z = rms(u if i >= c.parallel_from else v) * s
+        h = z @ w["mlp.fc.weight"].T
+        act = torch.where(h > 0, h * h, (c.leak * h) ** 2)
+        return v + w["mlp_scale"] * (act @ w["mlp.proj.weight"].T)
+
+    stack = []
+    for i in order[0]:
+        x = block(i, x)
+        stack.append(x)
+    for step, i in enumerate(order[1]):
+        if stack:
+            skip = p["skip_weights"][step] * stack.pop()
+            gate = torch.sigmoid(p["skip_gates"][step])
+            x = skip + gate * (x - skip)
+        x = block(i, x)
+    logits = rms(x) @ p["tok_emb.weight"].T
+    logits = c.softcap * torch.tanh(logits / c.softcap)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+@pytest.mark.parametrize("looping", [False, True])
+def test_equals_a_second_implementation(looping: bool) -> None:
+    model = random_model(SMALL, looping)
+    x, order = ids(), ([0, 1, 2], [1, 2, 3, 4]) if looping else ([0, 1], [2, 3, 4])
+    loss = model(x[:, :-1], x[:, 1:])
+    names, weights = zip(*model.named_parameters(), strict=True)
+    grads = torch.autograd.grad(loss, weights, allow_unused=True)
+    wanted = reference_loss(model, x[:, :-1], x[:, 1:], order)
+    wanted_grads = torch.autograd.grad(wanted, weights, allow_unused=True)
+    assert abs(loss.item() - wanted.item()) < 2e-6
+    for name, got, ref in zip(names, grads, wanted_grads, strict=True):
+        assert (got is None) == (ref is None), name
+        if got is not None:
+            assert (got - ref).abs().max() <= 2e-4 * ref.abs().max() + 1e-8, name
+
+
+# --- Counts and orders -------------------------------------------------------------------------
+
+
+def test_seed_configuration_counts() -> None:
+    config = ModelConfig()
+    assert num_parameters(config) == 35_944_536
+    with torch.device("meta"):
+        named = dict(GPT(config).named_parameters())
+    matrices = [
+        w for n, w in named.items() if w.ndim == 2 and n.startswith("blocks") and "mix" not in n
+    ]
+    assert len(matrices) == 66
+    assert sum(w.numel() for w in matrices) == 31_719_424
+    assert named["tok_emb.weight"].numel() == 4_194_304
+    assert sum(w.numel() for w in named.values()) - 31_719_424 - 4_194_304 == 30_808
+
+
+def test_seed_configuration_visits() -> None:
+    config = ModelConfig()
+    assert visits(config, True) == ([0, 1, 2, 3, 4, 5, 3, 4], [5, 3, 4, 5, 6, 7, 8, 9, 10])
+    assert visits(config, False) == ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10])
+    assert visits(replace(config, loop_extra=0), True) == visits(config, False)
+    assert gpt.num_skips(config) == 8
+
+
+def test_initial_loss_of_the_seed_is_that_of_a_uniform_guess() -> None:
+    # The seed's logs print 9.0090 nats on FineWeb before the first step; ln 8192 is 9.0109.
+    model = build(replace(ModelConfig(), num_layers=1, loop_extra=0), seed=42)
+    x = ids(2, 65, 8192)
+    assert abs(model(x[:, :-1], x[:, 1:]).item() - 9.0109) < 0.04
+
+
+def test_blocks_start_as_the_identity() -> None:
+    model = build(SMALL)
+    for looping in (False, True):
+        model.set_looping(looping)
+        x0 = ops.norm_plain(model.tok_emb(ids()))
+        torch.testing.assert_close(model.hidden(ids()), ops.norm_plain(x0))
+
+
+def test_initial_values_depend_on_the_seed_and_pass_through_bfloat16() -> None:
+    a, b, other = (dict(build(SMALL, seed).named_parameters()) for seed in (1, 1, 2))
+    for name in a:
+        assert torch.equal(a[name], b[name])
+        assert torch.equal(a[name], a[name].bfloat16().float()), name
+    assert not torch.equal(a["blocks.0.mlp.fc.weight"], other["blocks.0.mlp.fc.weight"])
+    fc = a["blocks.0.attn.c_q.weight"]
+    torch.testing.assert_close(fc @ fc.T, torch.eye(48), atol=0.01, rtol=0)
+
+
+# --- Positions ---------------------------------------------------------------------------------
+
+
+def test_rope_table_keeps_positions_apart() -> None:
+    config = ModelConfig()
+    cos, sin = rope_table(2048, config)
+    wanted = [
+        1.0, 0.31640625, 0.10009765625, 0.03173828125, 0.010009765625,
+        0.0031585693359375, 0.00099945068359375, 0.000316619873046875,
+    ]  # fmt: skip
+    angles = torch.arange(2048.0)[:, None].double() * torch.tensor(wanted).double()
+    torch.testing.assert_close(cos.double(), angles.cos(), atol=2e-4, rtol=0)
+    torch.testing.assert_close(sin.double(), angles.sin(), atol=2e-4, rtol=0)
+    assert len(torch.unique(cos[:, 7])) == 2048
+
+
+def test_rope_base_grows_beyond_the_training_length() -> None:
+    config = replace(ModelConfig(), rope_dims=4)
+    slow = rope_table(4096, config)[1][1, 1].asin().item()
+    assert slow == pytest.approx((10_000 * 2 ** (4 / 2)) ** -0.5, rel=4e-3)
+    assert rope_table(2048, config)[1][1, 1].asin().item() == pytest.approx(0.01, rel=4e-3)
+
+
+def test_no_future_token_reaches_an_earlier_state() -> None:
+    model = random_model(SMALL)
+    x = ids()
+    changed = x.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % 300
+    before, after = model.hidden(x), model.hidden(changed)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.allclose(before[:, 7], after[:, 7])
+
+
+# --- Switches ----------------------------------------------------------------------------------
+
+SWITCHES = [
+    {"rope_dims": 0},
+    {"rope_base": 100.0},
+    {"rope_train_len": 4},
+    {"qk_gain": 2.0},
+    {"xsa_layers": 0},
+    {"leak": 0.0},
+    {"softcap": 5.0},
+    {"softcap": 0.0},
+    {"layer_scale": False},
+    {"parallel_from": 0},
+    {"parallel_from": 5},
+    {"skips": False},
+    {"skip_gates": False},
+    {"loop_extra": 0},
+    {"loop_extra": 2},
+    {"loop_first": 2},
+    {"loop_last": 3},
+    {"tie_embeddings": False},
+    {"embed_dim": 16},
+    {"embed_std": 0.02},
+    {"num_kv_heads": 2},
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_every_model_setting_has_an_effect(switch: dict[str, float]) -> None:
+    base, changed = random_model(SMALL), random_model(replace(SMALL, **switch))
+    shared = dict(base.named_parameters())
+    with torch.no_grad():
+        # Weights of equal shape are shared, so that only the setting tells the two apart.
+        for name, weight in changed.named_parameters():
+            if name in shared and shared[name].shape == weight.shape and "qk_gain" not in switch:
+                weight.copy_(shared[name])
+    if "embed_std" in switch:
+        changed = build(replace(SMALL, **switch), 3)
+        assert changed.tok_emb.weight.std() > 3 * build(SMALL, 3).tok_emb.weight.std()
+        return
+    x = ids()
+    assert base(x[:, :-1], x[:, 1:]).item() != changed(x[:, :-1], x[:, 1:]).item()
+
+
+def test_embedding_precision_is_a_setting() -> None:
+    assert build(replace(SMALL, embed_bf16=True)).tok_emb.weight.dtype == torch.bfloat16
+    assert build(SMALL).tok_emb.weight.dtype == torch.float32
+
+
+def test_bfloat16_activations_stay_near_float32() -> None:
+    model = random_model(SMALL)
+    x = ids()
+    exact = model(x[:, :-1], x[:, 1:])
+    model.set_compute(torch.bfloat16, "plain")
+    assert model.hidden(x).dtype == torch.bfloat16
+    assert abs(model(x[:, :-1], x[:, 1:]).item() - exact.item()) < 0.05

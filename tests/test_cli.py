@@ -1,0 +1,333 @@
+"""Every verb of the command line, for people and with --json."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from fairway import cli as command_line
+from fairway import doctor
+from fairway.config import RuntimeConfig
+from fairway.errors import InterruptedRun
+from fairway.files import read_json
+from fairway.runtime import make_plan
+from fairway.version import VERSION
+
+FIXED = [
+    *("--set", "runtime.threads=1"),
+    *("--set", "runtime.dtype=float32"),
+    *("--set", "runtime.matmul=highest"),
+]
+STAGES = ("doctor", "pack", "report", "run", "sample", "score", "train")
+HELP = """
+import sys
+from fairway.cli import main
+sys.argv = ["fairway", "--help"]
+try:
+    main()
+finally:
+    heavy = ["torch", "numpy", "scipy", "pyarrow", "matplotlib", "sentencepiece", "huggingface_hub"]
+    print([name for name in heavy if name in sys.modules], file=sys.stderr)
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What was printed, which must be one JSON value and nothing else."""
+        assert (self.code, self.out[:1]) == (0, "{"), self.err
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Return a function: the command line in this process."""
+
+    def call(*args: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fairway", *map(str, args)])
+        handler = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        try:
+            command_line.main()
+            code: Any = 0
+        except SystemExit as ending:
+            code = ending.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def run(smoke_run: Path, tmp_path: Path) -> Path:
+    """Return a finished run that may be changed."""
+    return Path(shutil.copytree(smoke_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def quick(settings: list[str]) -> list[str]:
+    """Return the options of the shortest run there is."""
+    short = ["train.steps=2", "train.warmup_steps=0", "score.stride=64", *settings]
+    return [word for setting in short for word in ("--set", setting)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Help
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    seconds = []
+    for _ in range(3):
+        start_s = time.perf_counter()
+        ended = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start_s)
+        assert ended.stderr == "[]\n"
+    assert all(verb in ended.stdout for verb in (*STAGES, "data"))
+    assert min(seconds) < 0.5
+
+
+def verbs() -> list[tuple[str, ...]]:
+    """Return every verb of the command line."""
+    root: Any = typer.main.get_command(command_line.app)
+    return [
+        (name, *inner) for name, found in root.commands.items() for inner in _inner(found) or [()]
+    ]
+
+
+def _inner(command: Any) -> list[tuple[str]]:
+    return [(name,) for name in getattr(command, "commands", {})]
+
+
+def test_all_verbs_are_there() -> None:
+    data = [("data", name) for name in ("build", "fetch", "show")]
+    assert sorted(verbs()) == sorted([*data, *((name,) for name in STAGES)])
+
+
+@pytest.mark.parametrize("verb", verbs(), ids=" ".join)
+def test_every_verb_explains_itself_and_speaks_json(cli: Cli, verb: tuple[str, ...]) -> None:
+    ended = cli(*verb, "--help")
+    assert ended.code == 0
+    assert "--json" in ended.out
+    assert ended.err == ""
+
+
+def test_the_version(cli: Cli) -> None:
+    assert cli("--version") == Outcome(0, f"fairway {VERSION}\n", "")
+
+
+@pytest.mark.parametrize("words", [(), ("data",)])
+def test_nothing_asked_is_answered_with_help(cli: Cli, words: tuple[str, ...]) -> None:
+    assert "Usage" in cli(*words).out
+
+
+@pytest.mark.parametrize(
+    "words", [("trian", "smoke"), ("train",), ("train", "smoke", "--steps", "3"), ("data", "get")]
+)
+def test_what_is_no_command_is_refused(cli: Cli, words: tuple[str, ...]) -> None:
+    ended = cli(*words)
+    assert (ended.code, ended.out) == (2, "")
+    assert "Usage" in ended.err
+
+
+# ---------------------------------------------------------------------------------------------
+# The verbs
+
+
+def test_run(cli: Cli, quick: list[str], tmp_path: Path) -> None:
+    told = cli("run", "smoke", "--out", tmp_path, *quick, "--json")
+    assert told.json == read_json(tmp_path / "results.json")
+    assert told.json["train"]["steps"] == 2
+    assert "step 00002 100.0%" in told.err
+    assert (tmp_path / "report.html").exists()
+    again = cli("run", "smoke", "--out", tmp_path, *quick)
+    assert again.code == 0
+    assert "train: unchanged, kept" in again.out
+    assert f"{told.json['stages']['sliding']['bpb']:.4f}" in again.out
+    assert again.err == ""
+
+
+def test_run_without_running(
+    cli: Cli, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = cli("run", "smoke", "--dry-run", *quick, "--json").json
+    assert told["config"]["train"]["steps"] == 2
+    assert told["parameters"] == 135_304
+    assert 0 < told["expected_artifact_bytes"] < told["limit_bytes"] == 16_000_000
+    shown = cli("run", "smoke", "--dry-run").out
+    assert "parameters: " in shown
+    assert "train.batch_tokens" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train(cli: Cli, quick: list[str], tmp_path: Path) -> None:
+    told = cli("train", "smoke", "--out", tmp_path, *quick, "--json")
+    assert told.json["steps"] == 2
+    assert told.json["tokens"] == 2 * 1024
+    assert "step 00002" in told.err
+    shown = cli("train", "smoke", "--out", tmp_path, *quick)
+    assert f"2 steps in {told.json['seconds']:.1f} s; weights in {tmp_path}" in shown.out
+    assert (tmp_path / "weights.safetensors").exists()
+    assert not (tmp_path / "artifact.fwy").exists()
+
+
+def test_pack(cli: Cli, run: Path) -> None:
+    told = cli("pack", run, "--set", "quant.matrix_bits=5", "--json").json
+    size = (run / "artifact.fwy").stat().st_size
+    assert told["bytes"] == size == sum(section["bytes"] for section in told["sections"])
+    shown = cli("pack", run)
+    assert "artifact, byte by byte" in shown.out
+    assert f"{size:,}" in shown.out
+
+
+def test_score_a_run(cli: Cli, run: Path) -> None:
+    told = cli("score", run, "--json").json
+    results = read_json(run / "results.json")
+    assert told == {"stages": results["stages"], "text": results["text"]}
+    assert f"{told['stages']['sliding']['bpb']:.4f}" in cli("score", run).out
+
+
+def test_score_an_artifact_on_texts(cli: Cli, run: Path, tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("The model predicts a token.\n")
+    lines = tmp_path / "b.jsonl"
+    lines.write_text(json.dumps({"text": "It was every byte."}) + "\n")
+    words = ("score", run / "artifact.fwy", text, lines, *FIXED)
+    told = cli(*words, "--json").json
+    assert told["bytes"] == len("The model predicts a token.It was every byte.")
+    assert told["bpb"] == pytest.approx(told["nats"] / told["bytes"] / 0.6931471805599453)
+    assert cli(*words).out == f"{told['bpb']:.4f} bits per byte on {told['bytes']} bytes\n"
+    named = cli(*words, "--tokenizer", run / "tokenizer.model", "--json").json
+    assert named == told
+
+
+def test_sample(cli: Cli, run: Path) -> None:
+    words = ("--prompt", "The model", "--tokens", 9, "--seed", 4, "--top-k", 20, *FIXED)
+    told = cli("sample", run, *words, "--json").json
+    assert told["prompt"] == "The model"
+    assert told["text"]
+    assert cli("sample", run / "artifact.fwy", *words).out == f"The model{told['text']}\n"
+    greedy = ("--prompt", "The model", "--tokens", 9, "--temperature", 0, *FIXED)
+    assert cli("sample", run, *greedy, "--seed", 1).out == cli("sample", run, *greedy).out
+
+
+def test_report(cli: Cli, run: Path) -> None:
+    for name in ("report.html", "report.json", "results.json"):
+        (run / name).unlink()
+    assert cli("report", run, "--json").json == {"report": str(run / "report.html")}
+    assert all((run / name).exists() for name in ("report.html", "report.json", "results.json"))
+    assert cli("report", run).out == f"report {run / 'report.html'}\n"
+
+
+def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
+    monkeypatch.setattr(doctor, "make_plan", lambda config: make_plan(fixed))
+    told = cli("doctor", "--json").json
+    assert told["a run would use"].startswith("cpu, 1 threads, float32")
+    assert told["version of fairway"] == VERSION
+    assert "GFLOP/s in float32" in told["matrix products"]
+    shown = cli("doctor").out.splitlines()
+    assert [line.partition(":")[0] for line in shown] == list(told)
+
+
+def test_data(cli: Cli, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(12):
+        words = [f"word{(number * 7 + k * k) % 97} in text {number}." for k in range(60)]
+        (texts / f"{number}.md").write_text(" ".join(words))
+    out = tmp_path / "data"
+    options = ("--out", out, "--vocab-size", 290, "--val-share", 0.2, "--shard-tokens", 2000)
+    built = cli("data", "build", texts, *options, "--json").json
+    assert built["tokenizer"]["vocab_size"] == 290
+    assert built["train"]["documents"] + built["val"]["documents"] == 12
+    shown = cli("data", "show", out, "--json").json
+    assert shown["train_tokens"] == built["train"]["tokens"]
+    assert f"train_tokens: {built['train']['tokens']}\n" in cli("data", "show", out).out
+
+    validation = tmp_path / "validation.txt"
+    validation.write_text("Here is quite another text, which nothing else resembles at all.")
+    again = ("--tokenizer", out / "tokenizer.model", "--validation", validation)
+    told = cli("data", "build", texts, "--out", tmp_path / "more", *again)
+    wanted = f"--set data.source={tmp_path / 'more'} --set model.vocab_size=290\n"
+    assert told.out == f"built {tmp_path / 'more'}; train with {wanted}"
+    assert read_json(tmp_path / "more" / "manifest.json")["split"]["rule"] == "given"
+
+
+def test_fetching_offline_is_refused(cli: Cli, tmp_path: Path) -> None:
+    ended = cli("data", "fetch", "--out", tmp_path / "data", "--json")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("fairway: cannot reach the Hub")
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_fetch_is_asked_reaches_the_hub_module(
+    cli: Cli, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def fetch(out: Path, **options: Any) -> dict[str, Any]:
+        asked.update(out=out, **options)
+        return {"files": {}}
+
+    monkeypatch.setattr("fairway.data.hub.fetch", fetch)
+    words = ("data", "fetch", "--out", data_folder, "--shards", 3, "--revision", "v1")
+    assert cli(*words, "--json").json == {"files": {}}
+    assert asked == {"out": data_folder, "shards": 3, "revision": "v1", "new_commit": False}
+    assert f"--set data.source={data_folder} --set model.vocab_size=300" in cli(*words).out
+
+
+# ---------------------------------------------------------------------------------------------
+# Leaving
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (InterruptedRun("stopped after step 3"), 130, "stopped after step 3"),
+        (IsADirectoryError(21, "Is a directory", "x"), 2, "Is a directory (x)"),
+        (OSError("odd"), 2, "odd"),
+        (OSError(28, "No space left on device", "x"), 2, "the disk is full (x); free some space "
+         "and run the same command again"),
+    ],
+)  # fmt: skip
+def test_how_a_command_ends(
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    sentence: str,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    assert cli("doctor", "--json") == Outcome(code, "", f"fairway: {sentence}\n")
+
+
+def test_a_bug_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    with pytest.raises(AssertionError, match="ours"):
+        cli("doctor")

@@ -1,0 +1,128 @@
+"""The config tree: overrides, refusals, round trips, and the bounds of every setting."""
+
+import dataclasses
+import json
+
+import pytest
+
+from fairway.config import (
+    Config,
+    ModelConfig,
+    check,
+    config_hash,
+    from_dict,
+    override,
+    settings,
+    to_dict,
+)
+from fairway.errors import UserError
+from fairway.recipes import RECIPES, recipe
+
+
+def test_overrides_reach_their_field_only() -> None:
+    base = Config()
+    changed = override(base, ["model.qk_gain=5.5", "seed=7", "pack.with_tokenizer=on"])
+    assert (changed.model.qk_gain, changed.seed, changed.pack.with_tokenizer) == (5.5, 7, True)
+    differing = [
+        a[0] for a, b in zip(settings(base), settings(changed), strict=True) if a[2] != b[2]
+    ]
+    assert differing == ["seed", "model.qk_gain", "pack.with_tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("786_432", 786_432), ("1e6", 1_000_000), ("4096", 4096)],
+)
+def test_whole_numbers_in_several_spellings(text: str, value: int) -> None:
+    assert override(Config(), [f"train.batch_tokens={text}", "train.seq_len=2",
+                               "train.micro_tokens=2"]).train.batch_tokens == value  # fmt: skip
+
+
+REFUSED = [
+    ("model.qkgain=3", "unknown setting 'model.qkgain'; did you mean 'model.qk_gain'?"),
+    ("qk_gain=3", "did you mean 'model.qk_gain'?"),
+    ("modle.dim=3", "did you mean 'model.dim'?"),
+    ("model.dim", "has no '='"),
+    ("model.dim=abc", "model.dim must be a whole number, got 'abc'"),
+    ("model.dim=8.5", "model.dim must be a whole number, got '8.5'"),
+    ("model.qk_gain=x", "model.qk_gain must be a number, got 'x'"),
+    ("model.qk_gain=nan", "model.qk_gain is not a number"),
+    ("model.qk_gain=inf", "model.qk_gain is inf; it must be between 0.01 and 100"),
+    ("model.skips=maybe", "model.skips must be true or false, got 'maybe'"),
+    ("model.dim=7", "model.dim is 7; it must be between 8 and 16384"),
+    ("train.clock=walls", "train.clock is 'walls'; choose one of wall, steps, replay"),
+    ("model.num_heads=7", "model.dim 512 does not divide into model.num_heads 7"),
+    ("model.num_kv_heads=3", "model.num_heads 8 is not a multiple of model.num_kv_heads 3"),
+    ("model.rope_dims=15", "model.rope_dims 15 must be even and at most the head width 64"),
+    ("model.rope_dims=66", "model.rope_dims 66 must be even and at most the head width 64"),
+    ("model.loop_last=11", "the recurrence runs over blocks 3 to 11, but the model has 11"),
+    ("model.loop_first=6", "the recurrence runs over blocks 6 to 5"),
+    ("optim.ema_decay=none", "set exactly one of optim.ema_decay and optim.ema_share"),
+    ("optim.ema_share=0.1", "set exactly one of optim.ema_decay and optim.ema_share"),
+    ("train.reserve_s=600", "leaves nothing of train.budget_s 600"),
+    ("train.clock=replay", "train.clock=replay and train.replay=RUN_FOLDER go together"),
+    ("train.replay=x", "train.clock=replay and train.replay=RUN_FOLDER go together"),
+    ("train.seq_len=2047", "train.batch_tokens 786432 is not a multiple of train.seq_len 2047"),
+    ("train.micro_tokens=65536", None),
+    ("train.micro_tokens=141312", "train.batch_tokens 786432 is not a multiple of train.micro_tok"),
+    ("score.stride=4096", "score.stride 4096 is longer than score.seq_len 2048"),
+]
+
+
+@pytest.mark.parametrize(("text", "fragment"), REFUSED)
+def test_bad_overrides_are_refused_in_one_sentence(text: str, fragment: str | None) -> None:
+    if fragment is None:
+        override(Config(), [text])
+        return
+    with pytest.raises(UserError) as caught:
+        override(Config(), [text])
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_has_help_and_a_default_inside_its_bounds() -> None:
+    check(Config())
+    for name, item, _ in settings(Config()):
+        assert len(item.metadata["help"]) > 8, name
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipes_are_valid_and_named(name: str) -> None:
+    assert recipe(name).recipe == name
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown recipe 'demmo'; did you mean 'demo'"):
+        recipe("demmo")
+
+
+def test_round_trip_through_json() -> None:
+    config = override(recipe("demo"), ["optim.ema_share=none", "optim.ema_decay=0.9"])
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_from_dict_is_strict() -> None:
+    values = to_dict(Config())
+    with pytest.raises(UserError, match="unknown config field 'model.dmi'; did you mean"):
+        from_dict({**values, "model": {**values["model"], "dmi": 3}})
+    with pytest.raises(UserError, match="'model.dim' is missing"):
+        from_dict({**values, "model": {k: v for k, v in values["model"].items() if k != "dim"}})
+    with pytest.raises(UserError, match="'seed' has the wrong type: '42'"):
+        from_dict({**values, "seed": "42"})
+    with pytest.raises(UserError, match="'seed' has the wrong type: True"):
+        from_dict({**values, "seed": True})
+    with pytest.raises(UserError, match="section 'model.' must be an object"):
+        from_dict({**values, "model": 3})
+    with pytest.raises(UserError, match="qk_gain"):
+        from_dict({**values, "model": {**values["model"], "qk_gain": 10**400}})
+
+
+def test_hash_follows_the_values() -> None:
+    assert config_hash(Config()) == config_hash(Config())
+    assert config_hash(Config()) != config_hash(Config(seed=43))
+    assert len(config_hash(ModelConfig())) == 16
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().model.dim = 3  # type: ignore[misc]

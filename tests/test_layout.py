@@ -1,0 +1,200 @@
+"""The shape of the package: one direction of imports, files for a sitting, nothing executed."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fairway
+
+PACKAGE = Path(fairway.__file__).parent
+README = PACKAGE.parent / "README.md"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 60
+# Longer functions must be argued for here, by name.
+LONG_FUNCTIONS: set[str] = set()
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def by_module(file: Path) -> str:
+    return module_name(file)
+
+
+def reading_order() -> list[str]:
+    """Return the parts of the package in the order that its docstring states."""
+    text = re.search(r"import one another:\n(.*?)\.", fairway.__doc__ or "", re.DOTALL)
+    assert text, "fairway/__init__.py no longer states the reading order"
+    return re.split(r"\s*[,|]\s*", text[1].strip())
+
+
+def imports(source: str) -> Iterator[str]:
+    """Yield the modules of Fairway that a source imports anywhere, such as 'data.tokens'."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.partition(".")[2] for name in names if name.startswith("fairway."))
+
+
+def part(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def wrong_way(module: str, source: str, order: list[str]) -> list[str]:
+    """Return the imports of a module that come from below it."""
+    own = order.index(part(module))
+    return [name for name in imports(source) if order.index(part(name)) > own]
+
+
+def test_the_stated_order_names_every_part_once() -> None:
+    parts = {part(module_name(file)) for file in FILES} - {"__init__"}
+    assert sorted(reading_order()) == sorted(parts)
+
+
+@pytest.mark.parametrize("file", FILES, ids=by_module)
+def test_modules_import_only_from_above(file: Path) -> None:
+    module = module_name(file)
+    if module != "__init__":
+        assert wrong_way(module, file.read_text(), reading_order()) == []
+
+
+def test_an_import_from_below_is_noticed() -> None:
+    order = ["data", "model", "train"]
+    source = "def late() -> None:\n    from fairway.train import train\n"
+    assert wrong_way("data.tokens", source, order) == ["train.train"]
+    assert wrong_way("data.tokens", "import fairway.model.gpt\n", order) == ["model.gpt"]
+
+
+def test_no_circle_inside_a_package() -> None:
+    known = {module_name(file).removesuffix(".__init__"): file for file in FILES}
+    graph = {}
+    for module, file in known.items():
+        found = {name if name in known else name.rpartition(".")[0] for name in imports_of(file)}
+        graph[module] = found & known.keys() - {module}
+    while graph:
+        leaves = {module for module, needs in graph.items() if not needs & graph.keys()}
+        assert leaves, f"these import one another in a circle: {sorted(graph)}"
+        graph = {module: needs for module, needs in graph.items() if module not in leaves}
+
+
+def imports_of(file: Path) -> list[str]:
+    return list(imports(file.read_text()))
+
+
+@pytest.mark.parametrize("file", FILES, ids=by_module)
+def test_files_and_functions_fit_a_sitting(file: Path) -> None:
+    source = file.read_text()
+    assert len(source.splitlines()) <= MAX_FILE_LINES
+    long = {
+        f"{module_name(file)}.{node.name}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
+    }
+    assert long <= LONG_FUNCTIONS
+
+
+def forbidden(source: str) -> list[str]:
+    """Return what a source does that loads code from data, or hides errors."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            found.append("bare except")
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in ("eval", "exec", "compile", "__import__", "torch.load", "np.load"):
+                found.append(name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            found += [n for n in names if n in ("pickle", "marshal", "shelve", "dill", "joblib")]
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=by_module)
+def test_nothing_is_executed_or_swallowed(file: Path) -> None:
+    assert forbidden(file.read_text()) == []
+
+
+def test_the_forbidden_is_noticed() -> None:
+    source = "import pickle\ntry:\n    eval('1')\n    torch.load(f)\nexcept:\n    pass\n"
+    assert sorted(forbidden(source)) == ["bare except", "eval", "pickle", "torch.load"]
+    assert forbidden("model.eval()\n") == []
+
+
+def undocumented(source: str) -> list[str]:
+    """Return the public functions and classes, also those of public classes, without docstring."""
+    found = []
+
+    def visit(body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                if not ast.get_docstring(node):
+                    found.append(node.name)
+                if isinstance(node, ast.ClassDef):
+                    visit(node.body)
+
+    visit(ast.parse(source).body)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=by_module)
+def test_what_is_public_is_documented(file: Path) -> None:
+    source = file.read_text()
+    assert ast.get_docstring(ast.parse(source)), "a module starts with what it is for"
+    assert undocumented(source) == []
+
+
+def test_a_missing_docstring_is_noticed() -> None:
+    source = "class A:\n    '''A.'''\n    def f(self): pass\n    def _g(self): pass\n"
+    assert undocumented(source) == ["f"]
+
+
+def listed_files(text: str) -> set[str]:
+    """Return the files of the tree that a text draws under `fairway/`, as 'data/tokens.py'.
+
+    One entry a line, its name first, deeper entries further right.
+    """
+    tree = re.search(r"^fairway/[^\n]*\n((?:[^\n`]*\n)*)", text, re.MULTILINE)
+    files: set[str] = set()
+    folders: list[tuple[int, str]] = []
+    for line in tree[1].splitlines() if tree else []:
+        entry = re.match(r"^([\s\u2500-\u257f]*)([\w./]+)", line)
+        if not entry:
+            continue
+        depth, name = len(entry[1]), entry[2]
+        if depth == 0:
+            break
+        folders = [(at, folder) for at, folder in folders if at < depth]
+        if name.endswith("/"):
+            folders.append((depth, name))
+        elif name.endswith(".py"):
+            files.add("".join(folder for _, folder in folders) + name)
+    return files
+
+
+def test_the_tree_in_the_readme_is_the_package() -> None:
+    if not README.exists():
+        pytest.skip("there is no README yet")
+    package = {file.relative_to(PACKAGE).as_posix() for file in FILES}
+    assert listed_files(README.read_text()) == {
+        name for name in package if not name.endswith("__init__.py")
+    }
+
+
+def test_the_tree_is_read_by_its_indentation() -> None:
+    text = (
+        "```\nfairway/        the package\n  errors.py   see cli.py\n  data/\n    tokens.py  ids\n"
+    )
+    drawn = "fairway/\n├── errors.py\n├── data/\n│   └── tokens.py\n```\n"
+    assert listed_files(text + "  run.py\n```\n") == {"errors.py", "data/tokens.py", "run.py"}
+    assert listed_files(drawn) == {"errors.py", "data/tokens.py"}

@@ -1,0 +1,91 @@
+"""Machine plans and ranks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from fairway.config import RuntimeConfig
+from fairway.errors import UserError
+from fairway.runtime import Plan, Ranks, join_ranks, make_plan, seed_everything
+
+
+def test_fixed_settings_need_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairway.runtime._probe_seconds", lambda *_: pytest.fail("probed"))
+    config = RuntimeConfig(
+        device="cpu", threads=1, dtype="float32", matmul="medium", attention="sdpa"
+    )
+    assert make_plan(config) == Plan("cpu", "float32", "medium", 1, "sdpa")
+
+
+def test_probe_takes_the_fastest_of_what_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def seconds(option: tuple[int, str, str], allowance_s: float) -> float:
+        tried.append(option)
+        assert allowance_s <= 1.0
+        return 0.1 if option[1] == "float32" and option[2] == "medium" else 1.0
+
+    monkeypatch.setattr("fairway.runtime._probe_seconds", seconds)
+    monkeypatch.setattr("fairway.runtime._usable_cores", lambda: 2)
+    plan = make_plan(RuntimeConfig(device="cpu"))
+    assert (plan.dtype, plan.matmul) == ("float32", "medium")
+    assert len(tried) == 6
+    tried.clear()
+    make_plan(RuntimeConfig(device="cpu", dtype="bfloat16"))
+    assert {option[1] for option in tried} == {"bfloat16"} and len(tried) == 2
+
+
+def test_probe_measures_and_leaves_no_trace() -> None:
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    plan = make_plan(RuntimeConfig(device="cpu", threads=1))
+    assert plan.dtype in ("bfloat16", "float32")
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before
+    assert "1 threads" in plan.describe() or "1 thread" in plan.describe()
+
+
+def test_a_missing_gpu_is_said() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="runtime.device is cuda, but torch sees no GPU"):
+        make_plan(RuntimeConfig(device="cuda"))
+
+
+def test_plan_applies_threads_and_precision() -> None:
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    Plan("cpu", "float32", "medium", 1, "plain").apply()
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (1, "medium")
+    torch.set_num_threads(before[0])
+    torch.set_float32_matmul_precision(before[1])
+
+
+def test_seed_covers_torch() -> None:
+    seed_everything(3)
+    first = torch.rand(2)
+    seed_everything(3)
+    assert torch.equal(first, torch.rand(2))
+
+
+def test_one_process_is_its_own_world() -> None:
+    ranks = join_ranks()
+    assert ranks == Ranks() and ranks.first
+    values = [torch.ones(2)]
+    ranks.average(values)
+    assert ranks.broadcast(2.5) == 2.5 and torch.equal(values[0], torch.ones(2))
+
+
+def _member(rank: int, store: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    ranks = Ranks(rank, 2, rank)
+    values = [torch.full((3,), float(rank))]
+    ranks.average(values)
+    assert torch.equal(values[0], torch.full((3,), 0.5))
+    assert ranks.broadcast(float(10 + rank)) == 10.0
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_agree(tmp_path: Path) -> None:
+    mp.spawn(_member, args=(str(tmp_path / "store"),), nprocs=2)

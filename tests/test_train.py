@@ -1,0 +1,264 @@
+"""The loop: a golden loss list, resume, replay, the clock, and what stops a run."""
+
+import itertools
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairway.config import Config
+from fairway.data.folder import DataFolder
+from fairway.errors import InterruptedRun, UserError
+from fairway.preflight import preflight
+from fairway.runtime import Clock, Plan, Ranks, make_plan
+from fairway.steps import STEPS, read_steps
+from fairway.train import (
+    CHECKPOINT,
+    Training,
+    TrainingText,
+    saved_plan,
+    stop_requested,
+    train,
+)
+
+# Losses of the smoke run on the tests' text, float32, one thread, recorded on 2026-11-22 with torch
+# 2.13.0. Orthogonalising in bfloat16 makes later steps differ between processors by about 1e-4.
+GOLDEN = [
+    5.699801, 4.729421, 3.356009, 2.94356, 2.732324, 2.598701,
+    2.504746, 2.413185, 2.313895, 2.216278, 2.128131, 2.11262,
+]  # fmt: skip
+
+
+def text_of(folder: Path) -> TrainingText:
+    source = DataFolder.open(folder)
+    return TrainingText(source.train_shards(), source.bytes_per_token)
+
+
+def run(
+    config: Config, data: Path, folder: Path, resume: bool = False, said: list[str] | None = None
+) -> Training:
+    folder.mkdir(exist_ok=True)
+    say = (lambda text: None) if said is None else said.append
+    plan = make_plan(config.runtime)
+    plan.apply()
+    return train(config, plan, Ranks(), text_of(data), folder, lambda model: 1000, say, resume)
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in read_steps(folder / STEPS)]
+
+
+def weights(training: Training) -> dict[str, torch.Tensor]:
+    live = dict(training.model.named_parameters())
+    return {**live, **{f"ema.{n}": w for n, w in training.average.average.items()}}
+
+
+def assert_same(a: Training, b: Training) -> None:
+    for name, value in weights(a).items():
+        assert torch.equal(value, weights(b)[name]), name
+
+
+def test_golden_losses(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    run(tiny(), data_folder, tmp_path, said=said)
+    assert losses(tmp_path) == pytest.approx(GOLDEN, abs=2e-3)
+    assert "step 00012 100.0%" in said[-1] and "est.  0.00/16.00 MB" in said[-1]
+
+
+def test_step_records(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> None:
+    run(tiny("train.loop_from=0.5"), data_folder, tmp_path)
+    records = read_steps(tmp_path / STEPS)
+    assert [r["step"] for r in records] == list(range(12))
+    assert [r["looping"] for r in records] == [False] * 6 + [True] * 6
+    assert [r["tokens"] for r in records] == [1024 * (n + 1) for n in range(12)]
+    for before, after in itertools.pairwise(records):
+        assert before["progress_after"] == after["progress"]
+        assert before["seconds"] < after["seconds"]
+    assert records[-1]["progress_after"] == 1.0
+    assert records[-1]["lr"] == pytest.approx((1 - 11 / 12) / 0.72)
+
+
+@pytest.mark.parametrize("stop_at", [1, 7])
+def test_resume_continues_bit_for_bit(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+) -> None:
+    config = tiny()
+    whole = run(config, data_folder, tmp_path / "whole")
+    step = Training._advance
+    calls = []
+
+    def interrupted(self: Training, multiplier: float, number: int) -> tuple[float, float]:
+        calls.append(number)
+        # The warm-up steps come first: two in each of two modes.
+        if len(calls) == 4 + stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, multiplier, number)
+
+    monkeypatch.setattr(Training, "_advance", interrupted)
+    with pytest.raises(InterruptedRun, match=f"after step {stop_at}; --resume"):
+        run(config, data_folder, tmp_path / "parts")
+    monkeypatch.setattr(Training, "_advance", step)
+    # A record beyond the checkpoint, as a crash leaves it, must not stay.
+    with (tmp_path / "parts" / STEPS).open("a") as log:
+        log.write(json.dumps({"step": stop_at, "loss": 0.0}) + "\n")
+    resumed = run(config, data_folder, tmp_path / "parts", resume=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert_same(whole, resumed)
+
+
+def test_replay_follows_a_wall_clock_run(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    wall = tiny("train.clock=wall", "train.budget_s=1.5", "train.reserve_s=0.5")
+    first = run(wall, data_folder, tmp_path / "wall")
+    seconds = read_steps(tmp_path / "wall" / STEPS)[-1]["seconds"]
+    assert 1.0 <= seconds < 1.6
+    replay = tiny("train.clock=replay", f"train.replay={tmp_path / 'wall'}")
+    second = run(replay, data_folder, tmp_path / "replay")
+    assert losses(tmp_path / "replay") == losses(tmp_path / "wall")
+    assert_same(first, second)
+
+
+def test_warm_up_leaves_no_trace(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    warm = run(tiny("train.warmup_steps=3"), data_folder, tmp_path / "warm")
+    cold = run(tiny("train.warmup_steps=0"), data_folder, tmp_path / "cold")
+    assert_same(warm, cold)
+
+
+def test_micro_steps_add_up_to_the_batch(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    run(tiny("train.micro_tokens=1024"), data_folder, tmp_path / "one")
+    run(tiny("train.micro_tokens=256"), data_folder, tmp_path / "four")
+    assert losses(tmp_path / "one")[:3] == pytest.approx(losses(tmp_path / "four")[:3], abs=2e-3)
+
+
+CHANGES = [
+    "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=20",
+    "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_training_setting_has_an_effect(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path, change: str
+) -> None:
+    run(tiny("train.warmup_steps=0"), data_folder, tmp_path / "base")
+    run(tiny("train.warmup_steps=0", change), data_folder, tmp_path / "changed")
+    assert losses(tmp_path / "base") != losses(tmp_path / "changed")
+
+
+@pytest.mark.parametrize(
+    "change", [["optim.ema_share=0.5"], ["optim.ema_share=none", "optim.ema_decay=0.5"]]
+)
+def test_average_settings_have_an_effect(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path, change: list[str]
+) -> None:
+    fast = ("train.warmup_steps=0", "train.steps=3")
+    base = run(tiny(*fast), data_folder, tmp_path / "base").average.average
+    other = run(tiny(*fast, *change), data_folder, tmp_path / "changed").average.average
+    assert not torch.equal(base["tok_emb.weight"], other["tok_emb.weight"])
+
+
+def test_checkpoints_are_written_on_the_way(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saves = []
+    save = Training.save
+    monkeypatch.setattr(
+        Training, "save", lambda self, log: (saves.append(self.step), save(self, log))
+    )
+    config = tiny("train.checkpoint_every_s=0.000001", "train.steps=3", "train.log_every_s=0")
+    run(config, data_folder, tmp_path)
+    assert saves == [1, 2, 3, 3]
+    assert isinstance(saved_plan(tmp_path), Plan)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny("train.warmup_steps=0", "train.steps=200")
+    step = Training._advance
+
+    def poison(self: Training, multiplier: float, number: int) -> tuple[float, float]:
+        if number == 3:
+            with torch.no_grad():
+                self.model.tok_emb.weight.fill_(math.nan)
+        return step(self, multiplier, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "_advance", poison)
+        with pytest.raises(UserError, match=r"became nan at step 3 \(1.5% of the run.*lower"):
+            run(config, data_folder, tmp_path)
+
+
+def test_resume_refuses_another_configuration(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    run(tiny("train.steps=2"), data_folder, tmp_path)
+    with pytest.raises(UserError, match="another configuration"):
+        run(tiny("train.steps=3"), data_folder, tmp_path, resume=True)
+
+
+def test_preflight_counts_text_disk_and_memory(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shards = text_of(data_folder).shards
+    few = [shards[0][:500]]
+    with pytest.raises(UserError, match=r"holds 7 sequences of 64 tokens and one\s+step needs 16"):
+        preflight(tiny(), few, tmp_path, 1000)
+    with pytest.raises(UserError, match="disk has .* free and checkpoints need"):
+        preflight(tiny(), shards, tmp_path, 10**14)
+    monkeypatch.setattr("fairway.preflight._available_memory", lambda: 10**6)
+    with pytest.raises(UserError, match="of memory are needed and 1.00 MB are free"):
+        preflight(tiny(), shards, tmp_path, 1000)
+
+
+def test_clock_counts_only_between_start_and_stop(tiny: Callable[..., Config]) -> None:
+    clock = Clock(tiny("train.clock=wall", "train.budget_s=100", "train.reserve_s=20"))
+    assert clock.progress(5) == 0.0
+    clock.elapsed_s = 40.0
+    assert clock.progress(0) == 0.5 and clock.seconds() == 40.0
+    clock.start()
+    assert 40.0 <= clock.seconds() < 41.0
+    clock.stop()
+    assert clock.seconds() == clock.elapsed_s
+    clock.elapsed_s = 80.0
+    assert clock.done(0, clock.progress(0))
+    steps = Clock(tiny())
+    assert steps.progress(6) == 0.5 and not steps.done(11, 0.9) and steps.done(12, 1.0)
+
+
+def test_signals_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_requested() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_damaged_checkpoint_is_refused(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    run(tiny("train.steps=1"), data_folder, tmp_path)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a whole Fairway checkpoint"):
+        run(tiny("train.steps=1"), data_folder, tmp_path, resume=True)

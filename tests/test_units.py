@@ -1,0 +1,42 @@
+import math
+
+import pytest
+
+from fairway import units
+
+
+def test_a_uniform_byte_costs_eight_bits() -> None:
+    assert units.nats_to_bits(math.log(256.0)) == pytest.approx(8.0, rel=1e-15)
+    assert units.bits_per_byte(100 * math.log(256.0), 100) == pytest.approx(8.0, rel=1e-15)
+
+
+def test_a_file_has_eight_bits_in_a_byte() -> None:
+    assert units.compression_bits_per_byte(25, 100) == pytest.approx(2.0, rel=1e-15)
+
+
+@pytest.mark.parametrize("text_bytes", [0, -1])
+def test_the_score_of_nothing_is_refused(text_bytes: int) -> None:
+    with pytest.raises(ValueError, match=f"at least one byte, got {text_bytes}"):
+        units.bits_per_byte(1.0, text_bytes)
+
+
+def test_megabytes_are_decimal() -> None:
+    assert units.megabytes(16_000_000) == "16.00 MB"
+    assert units.megabytes(16 << 20) == "16.78 MB"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (8.25, "8.2 s"),
+        (59.94, "59.9 s"),
+        (60.0, "1 min 00 s"),
+        (119.6, "2 min 00 s"),
+        (200.0, "3 min 20 s"),
+        (3599.7, "1 h 00 min"),
+        (3900.0, "1 h 05 min"),
+    ],
+)
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert units.duration(seconds) == text
