@@ -100,14 +100,10 @@ def run(
     from fairway.show import run_summary
 
     pipeline = _pipeline(recipe, out, overrides, as_json)
-    with pipeline.folder.locked():
-        pipeline.start()
-        pipeline.train(resume, restart)
-        pipeline.pack()
-        pipeline.score()
-        pipeline.report()
-    results = pipeline.results()
-    _emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
+    with pipeline.writing():
+        results = pipeline.walk(resume, restart)
+    if results:
+        _emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
 
 
 def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
@@ -138,13 +134,12 @@ def train(
 ) -> None:
     """Train a recipe: data and model, into a run folder."""
     pipeline = _pipeline(recipe, out, overrides, as_json)
-    with pipeline.folder.locked():
-        pipeline.start()
+    with pipeline.writing():
         facts = pipeline.train(resume, restart)
-    line = (
-        f"{facts['steps']:,} steps in {facts['seconds']:.1f} s; weights in {pipeline.folder.path}"
-    )
-    _emit(as_json, facts, line)
+    if facts:
+        seconds = f"{facts['seconds']:.1f} s"
+        line = f"{facts['steps']:,} steps in {seconds}; weights in {pipeline.folder.path}"
+        _emit(as_json, facts, line)
 
 
 @app.command()
@@ -153,8 +148,7 @@ def pack(run: Run, overrides: Set = None, as_json: Json = False) -> None:
     from fairway.show import account_table
 
     pipeline = _existing(run, overrides, as_json)
-    with pipeline.folder.locked():
-        pipeline.start()
+    with pipeline.writing():
         facts = pipeline.pack()
     facts = {name: facts[name] for name in ("bytes", "limit_bytes", "code_bytes", "sections")}
     _emit(as_json, facts, account_table(facts))
@@ -187,8 +181,7 @@ def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
     from fairway.show import score_table
 
     pipeline = _existing(path, overrides, as_json)
-    with pipeline.folder.locked():
-        pipeline.start()
+    with pipeline.writing():
         pipeline.score()
         results = pipeline.results()
     _emit(as_json, {"stages": results["stages"], "text": results["text"]}, score_table(results))
@@ -251,7 +244,7 @@ def sample(
 def report(run: Run, as_json: Json = False) -> None:
     """Write the report page and results.json of a scored run."""
     pipeline = _existing(run, None, as_json)
-    with pipeline.folder.locked():
+    with pipeline.writing():
         page = pipeline.report()
     _emit(as_json, {"report": str(page)}, f"report {page}")
 

@@ -4,10 +4,11 @@ Each method is one stage and one verb of the command line. It reads the files of
 never its memory, so that a stage can be repeated alone, and what is scored is what was written.
 """
 
+import dataclasses
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from fairway.score.ledger import Score, Text
 from fairway.score.sliding import evaluate, text_of
 from fairway.stages import RunFolder, key_of
 from fairway.steps import STEPS, Say, read_steps
-from fairway.train import CHECKPOINT, TrainingText, saved_plan, train
+from fairway.train import CHECKPOINT, TrainingText, train
 from fairway.version import VERSION
 from fairway.weights import weight_statistics
 
@@ -59,9 +60,25 @@ class Pipeline:
         self.ranks: Ranks = join_ranks()
         self._source: DataFolder | None = None
 
-    def start(self) -> None:
-        """Keep the config in the folder; call it once the folder is locked."""
-        self.folder.remember("config", to_dict(self.config))
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder and keep the config in it; ranks but the first only pass through."""
+        if not self.ranks.first:
+            yield
+            return
+        with self.folder.locked():
+            self.folder.remember("config", to_dict(self.config))
+            yield
+
+    def walk(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
+        """Run every stage in order; return the results, or nothing on ranks but the first."""
+        self.train(resume, restart)
+        if not self.ranks.first:
+            return {}
+        self.pack()
+        self.score()
+        self.report()
+        return self.results()
 
     # -----------------------------------------------------------------------------------------
     # The machine
@@ -69,20 +86,25 @@ class Pipeline:
     def plan(self) -> Plan:
         """Return what this run computes with: remembered, so that every stage and every later
         process uses the same arithmetic; a replay takes the plan of the run it follows."""
-        key = key_of(to_dict(self.config.runtime), self.config.train.replay)
+        replayed = self._replayed()
+        key = key_of(to_dict(self.config.runtime), replayed)
         kept = self.folder.memory.get("plan")
         if kept is None or kept["key"] != key:
-            plan = (
-                saved_plan(Path(self.config.train.replay))
-                if self.config.train.clock == "replay"
-                else make_plan(self.config.runtime)
-            )
+            plan = _plan_of(replayed["plan"]) if replayed else make_plan(self.config.runtime)
             self.folder.remember("plan", {"key": key, **plan.as_dict()})
             self.say(f"machine: {plan.describe()}")
-        kept = {k: v for k, v in self.folder.memory["plan"].items() if k != "key"}
-        plan = Plan(**kept)
+        plan = _plan_of(self.folder.memory["plan"])
         plan.apply()
         return plan
+
+    def _replayed(self) -> dict[str, Any] | None:
+        """Return the plan and the digest of the steps of the run that is followed, if one is."""
+        if self.config.train.clock != "replay":
+            return None
+        other = RunFolder.existing(Path(self.config.train.replay))
+        if "plan" not in other.memory or not other.file(STEPS).is_file():
+            raise UserError(f"{other.path} has no recorded training to replay")
+        return {"plan": other.memory["plan"], "steps": digest_file(other.file(STEPS))}
 
     # -----------------------------------------------------------------------------------------
     # Text
@@ -127,7 +149,13 @@ class Pipeline:
     # Model
 
     def train(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
-        """Train and write raw and averaged weights; an unfinished run needs a word first."""
+        """Train and write raw and averaged weights; an unfinished run needs a word first.
+
+        Under `torchrun` every rank trains, and only the first reads and writes the run's memory:
+        the others wait until it has built the data and decided, and return nothing.
+        """
+        if not self.ranks.first:
+            return self._follow(resume)
         source = self.data()
         plan = self.plan()
         config = self.config
@@ -138,6 +166,7 @@ class Pipeline:
             _what_trains(config.train),
             config.seed,
             plan.as_dict(),
+            self._replayed(),
         )
         unfinished = self.folder.file(CHECKPOINT).exists() and not self.folder.is_done("train", key)
         if unfinished and not (resume or restart):
@@ -145,9 +174,16 @@ class Pipeline:
                 f"{self.folder.path} holds an unfinished training; add --resume to continue it or "
                 "--restart to begin again"
             )
+        self.ranks.broadcast(float(self.folder.is_done("train", key)))
         return self.folder.stage(
             "train", key, [WEIGHTS, STEPS], lambda: self._train(source, plan, resume), self.say
         )
+
+    def _follow(self, resume: bool) -> dict[str, Any]:
+        if not self.ranks.broadcast(0.0):
+            self.folder = RunFolder.existing(self.folder.path)
+            self._train(self.data(), self.plan(), resume)
+        return {}
 
     def _train(self, source: DataFolder, plan: Plan, resume: bool) -> dict[str, Any]:
         shards = source.train_shards()
@@ -162,6 +198,8 @@ class Pipeline:
             self.say,
             resume,
         )
+        if not self.ranks.first:
+            return {}
         average = training.average.average
         tensors = {f"raw.{n}": w.detach() for n, w in training.model.named_parameters()}
         tensors |= {f"ema.{n}": w for n, w in average.items()}
@@ -216,11 +254,12 @@ class Pipeline:
         start_s = time.perf_counter()
         hessians = self._hessians(model, state, source)
         calibrated_s = time.perf_counter()
+        budget = self._budget(calibrated_s - start_s)
         quantised = quantise_model(state, hessians, config.quant)
         quantised_s = time.perf_counter()
         provenance = {
             "recipe": config.recipe,
-            "recipe_hash": config_hash(config),
+            "recipe_hash": config_hash(self._public()),
             "seed": config.seed,
             "looping": looping,
             "score": to_dict(config.score),
@@ -247,16 +286,29 @@ class Pipeline:
             "sections": [{"name": name, "bytes": count} for name, count in account],
             "weights": weight_statistics(state, codes),
             "matrices": [
-                asdict(tensor_stats(n, state[n], t, hessians.get(n)))
+                dataclasses.asdict(tensor_stats(n, state[n], t, hessians.get(n)))
                 for n, t in quantised.items()
                 if not isinstance(t, Tensor)
             ],
+            "budget": budget,
             "seconds": {
                 "calibrate": calibrated_s - start_s,
                 "quantise": quantised_s - calibrated_s,
                 "pack": packed_s - quantised_s,
             },
         }
+
+    def _budget(self, calibrate_s: float) -> dict[str, float]:
+        """Return training and calibration against the budget; say so if they exceed it."""
+        train = self.config.train
+        used_s = (self.folder.facts("train") or {"seconds": 0.0})["seconds"] + calibrate_s
+        if train.clock == "wall" and used_s > train.budget_s:
+            self.say(
+                f"over budget: training and calibration took {used_s:.1f} s of "
+                f"{train.budget_s:.0f} s; raise train.reserve_s or lower quant.calibration_tokens"
+            )
+        limit_s = train.budget_s if train.clock == "wall" else 0.0
+        return {"used_s": used_s, "limit_s": limit_s}
 
     def _hessians(
         self, model: GPT, state: dict[str, Tensor], source: DataFolder
@@ -324,7 +376,7 @@ class Pipeline:
             )
             seconds = time.perf_counter() - start_s
             self.say(f"{name:>9}: {score.bpb:.4f} bpb ({units.duration(seconds)})")
-            return {**asdict(score), "seconds": seconds}
+            return {**dataclasses.asdict(score), "seconds": seconds}
 
         return self.folder.stage(f"score.{name}", key, [], work, self.say)
 
@@ -382,9 +434,9 @@ class Pipeline:
         return {
             "schema": RESULTS_SCHEMA,
             "recipe": self.config.recipe,
-            "recipe_hash": config_hash(self.config),
+            "recipe_hash": config_hash(self._public()),
             "seed": self.config.seed,
-            "config": to_dict(self.config),
+            "config": to_dict(self._public()),
             "versions": versions(),
             "machine": self.plan().as_dict(),
             "text": self.folder.memory["text"],
@@ -395,12 +447,25 @@ class Pipeline:
                 key: packed[key]
                 for key in ("bytes", "digest", "limit_bytes", "code_bytes", "sections")
             },
+            "budget": packed["budget"],
             "baselines": facts.get("baselines"),
             "weights": packed["weights"],
             "matrices": packed["matrices"],
             "seconds": {**seconds, "total": sum(self.folder.seconds().values())},
             "samples": (facts.get("samples") or {"samples": []})["samples"],
         }
+
+    def _public(self) -> Config:
+        """Return the config with digests in place of paths: what a result may say of it."""
+        data, train = self.config.data, self.config.train
+        source = data.source if data.source == "embedded" else f"sha256:{self.data().digest}"
+        replayed = self._replayed()
+        replay = f"sha256:{replayed['steps']}" if replayed else ""
+        return dataclasses.replace(
+            self.config,
+            data=dataclasses.replace(data, source=source),
+            train=dataclasses.replace(train, replay=replay),
+        )
 
     def _need(self, file: str, verb: str) -> None:
         if not self.folder.file(file).is_file():
@@ -409,9 +474,13 @@ class Pipeline:
             )
 
 
+def _plan_of(memory: dict[str, Any]) -> Plan:
+    return Plan(**{name: value for name, value in memory.items() if name != "key"})
+
+
 def _what_trains(train: TrainConfig) -> dict[str, Any]:
-    """Return the training settings that change what is computed, not only what is shown."""
-    quiet = ("log_every_s", "checkpoint_every_s")
+    """Return the training settings that change what is computed, not what is shown or where."""
+    quiet = ("log_every_s", "checkpoint_every_s", "replay")
     return {name: value for name, value in to_dict(train).items() if name not in quiet}
 
 

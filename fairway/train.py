@@ -245,6 +245,8 @@ class Training:
             weight.copy_(tensors[f"model.{name}"])
             self.average.average[name].copy_(tensors[f"average.{name}"])
         self.optimisers.restore({n: v.to(self.device) for n, v in tensors.items()})
+        if facts["plan"] != self.plan.as_dict():
+            self.say(f"resuming on another machine plan: {self.plan.describe()}; not bit for bit")
         self.step, self.clock.elapsed_s = facts["step"], facts["elapsed_s"]
         self.model.set_looping(facts["looping"])
         self._catch_up(facts["loader"])
@@ -282,12 +284,6 @@ def _share_batch(config: Config, ranks: Ranks) -> tuple[int, int]:
 
 # ---------------------------------------------------------------------------------------------
 # Before the clock, and the whole stage
-
-
-def saved_plan(folder: Path) -> Plan:
-    """Return the plan a checkpoint was made under: a resumed run keeps its arithmetic."""
-    _, facts = load_checkpoint(folder / CHECKPOINT)
-    return Plan(**facts["plan"])
 
 
 def train(

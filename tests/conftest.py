@@ -71,10 +71,6 @@ def smoke_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFact
 
     folder = tmp_path_factory.mktemp("runs") / "smoke"
     pipeline = Pipeline(tiny(), RunFolder(folder), lambda text: None)
-    with pipeline.folder.locked():
-        pipeline.start()
-        pipeline.train()
-        pipeline.pack()
-        pipeline.score()
-        pipeline.report()
+    with pipeline.writing():
+        pipeline.walk()
     return folder

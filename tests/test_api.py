@@ -51,8 +51,7 @@ def bare(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bare") / "run"
     shutil.copytree(smoke_run, folder)
     pipeline = open_run(folder, ["pack.with_tokenizer=false"], lambda text: None)
-    with pipeline.folder.locked():
-        pipeline.start()
+    with pipeline.writing():
         pipeline.pack()
     return folder
 

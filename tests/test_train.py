@@ -15,13 +15,12 @@ from fairway.config import Config
 from fairway.data.folder import DataFolder
 from fairway.errors import InterruptedRun, UserError
 from fairway.preflight import preflight
-from fairway.runtime import Clock, Plan, Ranks, make_plan
+from fairway.runtime import Clock, Ranks, make_plan
 from fairway.steps import STEPS, read_steps
 from fairway.train import (
     CHECKPOINT,
     Training,
     TrainingText,
-    saved_plan,
     stop_requested,
     train,
 )
@@ -185,7 +184,6 @@ def test_checkpoints_are_written_on_the_way(
     config = tiny("train.checkpoint_every_s=0.000001", "train.steps=3", "train.log_every_s=0")
     run(config, data_folder, tmp_path)
     assert saves == [1, 2, 3, 3]
-    assert isinstance(saved_plan(tmp_path), Plan)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
