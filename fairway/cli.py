@@ -75,6 +75,13 @@ def _pipeline(recipe: str, out: Path | None, overrides: list[str] | None, as_jso
     return Pipeline(config, RunFolder(out or Path("runs") / recipe), _say(as_json))
 
 
+def _choose(resume: bool, restart: bool) -> None:
+    if resume and restart:
+        raise UserError(
+            "--resume continues an unfinished training and --restart discards it; choose one"
+        )
+
+
 def _existing(run: Path, overrides: list[str] | None, as_json: bool) -> Any:
     from fairway.run import open_run
 
@@ -99,6 +106,7 @@ def run(
         return
     from fairway.show import run_summary
 
+    _choose(resume, restart)
     pipeline = _pipeline(recipe, out, overrides, as_json)
     with pipeline.writing():
         results = pipeline.walk(resume, restart)
@@ -133,6 +141,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a recipe: data and model, into a run folder."""
+    _choose(resume, restart)
     pipeline = _pipeline(recipe, out, overrides, as_json)
     with pipeline.writing():
         facts = pipeline.train(resume, restart)

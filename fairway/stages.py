@@ -29,6 +29,14 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _digest_of(path: Path) -> str | None:
+    """Return the digest of a file, or of all files in a folder; None if there is neither."""
+    if path.is_dir():
+        inside = sorted(item for item in path.rglob("*") if item.is_file())
+        return key_of([[item.relative_to(path).as_posix(), digest_file(item)] for item in inside])
+    return digest_file(path) if path.is_file() else None
+
+
 def _digest(memory: dict[str, Any]) -> str:
     return digest_bytes(json.dumps(memory, sort_keys=True).encode())
 
@@ -91,7 +99,9 @@ class RunFolder:
         return self.path / name
 
     def remember(self, name: str, value: Any) -> None:
-        """Keep a JSON-able value under a name."""
+        """Keep a JSON-able value under a name; what is known already is not written again."""
+        if name in self.memory and self.memory[name] == value:
+            return
         self.memory[name] = value
         write_json(self.path / MEMORY, {**self.memory, "digest": _digest(self.memory)})
 
@@ -110,8 +120,7 @@ class RunFolder:
         if record is None or record["key"] != key:
             return False
         return all(
-            self.file(name).is_file() and digest_file(self.file(name)) == digest
-            for name, digest in record["files"].items()
+            _digest_of(self.file(name)) == digest for name, digest in record["files"].items()
         )
 
     def stage(
@@ -122,7 +131,10 @@ class RunFolder:
         work: Callable[[], dict[str, Any]],
         say: Callable[[str], None],
     ) -> dict[str, Any]:
-        """Return a stage's facts: those remembered if nothing it reads has changed, else new."""
+        """Return a stage's facts: those remembered if nothing it reads has changed, else new.
+
+        `files` are the files, or folders of files, that the stage writes.
+        """
         if self.is_done(name, key):
             say(f"{name}: unchanged, kept")
             return dict(self.memory["stages"][name]["facts"])
@@ -130,7 +142,7 @@ class RunFolder:
         facts = work()
         record = {
             "key": key,
-            "files": {file: digest_file(self.file(file)) for file in files},
+            "files": {file: _digest_of(self.file(file)) for file in files},
             "facts": facts,
             "seconds": time.perf_counter() - start_s,
         }

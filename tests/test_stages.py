@@ -80,6 +80,22 @@ def test_a_changed_file_is_noticed_and_rebuilt(
     assert folder.file("out").read_text() == "x"
 
 
+def test_a_folder_is_an_output_with_all_its_files(folder: RunFolder) -> None:
+    def work() -> dict[str, Any]:
+        for name in ("a", "b"):
+            (folder.file("out") / name).parent.mkdir(exist_ok=True)
+            (folder.file("out") / name).write_text(name)
+        return {}
+
+    folder.stage("one", "key", ["out"], work, print)
+    assert folder.is_done("one", "key")
+    (folder.file("out") / "b").write_text("c")
+    assert not folder.is_done("one", "key")
+    work()
+    (folder.file("out") / "a").rename(folder.file("out") / "c")
+    assert not folder.is_done("one", "key")
+
+
 def test_another_key_runs_the_stage_again(folder: RunFolder) -> None:
     stage = Stage(folder)
     stage("key")
@@ -114,6 +130,15 @@ def test_what_is_remembered_comes_back(folder: RunFolder) -> None:
         "stages": {},
         "text": {"bytes": 3},
     }
+
+
+def test_what_is_known_is_not_written_again(folder: RunFolder) -> None:
+    folder.remember("text", {"bytes": 3})
+    written = (folder.path / MEMORY).stat()
+    folder.remember("text", {"bytes": 3})
+    assert (folder.path / MEMORY).stat() == written
+    folder.remember("text", {"bytes": 4})
+    assert RunFolder(folder.path).memory["text"] == {"bytes": 4}
 
 
 def damaged_by(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:

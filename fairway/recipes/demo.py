@@ -35,9 +35,11 @@ def demo() -> Config:
             embed_bf16=False,
         ),
         optim=OptimConfig(
-            matrix_lr=0.04,
-            momentum=0.95,
+            matrix_lr=0.05,
+            momentum_start=0.85,
+            momentum=0.9,
             momentum_warmup_steps=200,
+            scalar_lr=0.04,
             ema_decay=None,
             ema_share=0.02,
         ),
@@ -49,9 +51,9 @@ def demo() -> Config:
             micro_tokens=4096,
             warmup_steps=2,
         ),
-        quant=QuantConfig(calibration_tokens=65_536, min_numel=4096),
+        quant=QuantConfig(calibration_tokens=32_768, min_numel=4096),
         pack=PackConfig(with_tokenizer=True),
-        score=ScoreConfig(seq_len=256, stride=64, truncate=False),
+        score=ScoreConfig(seq_len=256, stride=64, batch_windows=16, truncate=False),
     )
 
 

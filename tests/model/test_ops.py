@@ -55,7 +55,7 @@ def test_lean_equals_plain(dtype: torch.dtype, size: float) -> None:
         )
 
 
-@pytest.mark.parametrize("cap", [0.0, 30.0])
+@pytest.mark.parametrize("cap", [0.0, 30.0, 100.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [0.1, 100.0])
 def test_mean_loss(

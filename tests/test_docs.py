@@ -1,0 +1,171 @@
+"""The documents cannot lie: every command in them parses, every setting they name exists."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import fairway
+from fairway import cli
+from fairway.config import Config, override, settings, unknown_name
+from fairway.errors import UserError
+from fairway.recipes import RECIPES, recipe
+
+ROOT = Path(fairway.__file__).parent.parent
+# The log is history: what was typed then stays as it was.
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [path for path in DOCUMENTS if path.exists() and path.name != "LOG.md"]
+SETTINGS = [name for name, _, _ in settings(Config())]
+SECTIONS = sorted({name.partition(".")[0] for name in SETTINGS if "." in name})
+FENCES = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
+
+
+def snippets(text: str) -> Iterator[str]:
+    """Yield the lines of fenced blocks, continued ones joined, and then all inline code."""
+    for block in FENCES.findall(text):
+        lines = block.splitlines()[1:-1]
+        yield from "\n".join(lines).replace("\\\n", " ").splitlines()
+    yield from inline_code(text)
+
+
+def inline_code(text: str) -> list[str]:
+    """Return what stands between single backticks, on one line or over a line's end."""
+    return re.findall(r"`([^`]+)`", FENCES.sub("", text).replace("\n", " "))
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the words after `fairway` of every command in a text."""
+    for snippet in snippets(text):
+        for part in re.split(r"&&|\||;", snippet):
+            words = shlex.split(part.replace("...", ""), comments=True, posix=True)
+            words = words[words[0] == "$" :] if words else []
+            while words and re.fullmatch(r"\w+=\S*", words[0]):
+                words = words[1:]
+            if words and words[0] in ("fairway", ".venv/bin/fairway"):
+                # Brackets mark what may be left out.
+                yield [word.strip("[]") for word in words[1:] if word.strip("[]")]
+
+
+def fault(words: list[str]) -> str | None:
+    """Return what is wrong with a command: verb, option, recipe or setting; None if nothing.
+
+    Arguments may be missing, since prose names verbs alone, and upper case stands for anything.
+    """
+    command: Any = typer.main.get_command(cli.app)
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        name, *words = words
+        if name not in command.commands:
+            return unknown_name("verb", name, command.commands)
+        command = command.commands[name]
+    options = {name: item for item in command.params for name in item.opts if name[0] == "-"}
+    arguments, overrides = [], []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            arguments.append(word)
+        elif name not in options and name != "--help":
+            return unknown_name("option", name, options)
+        elif name != "--help" and not options[name].is_flag:
+            value = value if equals else next(rest, "")
+            overrides += [value] if name == "--set" and value != value.upper() else []
+    return _wrong_arguments(command, arguments, overrides)
+
+
+def _wrong_arguments(command: Any, arguments: list[str], overrides: list[str]) -> str | None:
+    places = [item for item in command.params if item.param_type_name == "argument"]
+    if len(arguments) > len(places) and all(item.nargs == 1 for item in places):
+        return f"too many arguments: {arguments}"
+    takes_recipe = bool(places) and places[0].name == "recipe"
+    named = arguments[0] if takes_recipe and arguments and arguments[0].islower() else "demo"
+    if named not in RECIPES:
+        return unknown_name("recipe", named, RECIPES)
+    try:
+        override(recipe(named), overrides)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def unknown_settings(text: str) -> list[str]:
+    """Return the settings that a text names in inline code, alone or with a value, in vain."""
+    found = []
+    for code in inline_code(text):
+        named = re.fullmatch(rf"((?:{'|'.join(SECTIONS)})\.\w+)(?:=.*)?", code)
+        if named and named[1] not in SETTINGS and not is_file(named[1]):
+            found.append(named[1])
+    return found
+
+
+def is_file(name: str) -> bool:
+    """Return whether a name is rather that of a file or of a module, such as score.ledger."""
+    module = Path(fairway.__file__).parent / f"{name.replace('.', '/')}.py"
+    return module.exists() or name.rpartition(".")[2] in ("py", "md", "json", "jsonl", "bin")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_parses(document: Path) -> None:
+    faults = {" ".join(words): fault(words) for words in commands(document.read_text())}
+    assert {line: wrong for line, wrong in faults.items() if wrong} == {}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_setting_exists(document: Path) -> None:
+    assert unknown_settings(document.read_text()) == []
+
+
+# ---------------------------------------------------------------------------------------------
+# That these tests can fail
+
+EXAMPLE = """
+Type `fairway run demo` or `fairway data
+build`, see `fairway.load` and `fairway/cli.py`.
+
+```bash
+make demo
+$ fairway run demo --set train.budget_s=1200 \\
+    --out runs/long   # twenty minutes
+OMP_NUM_THREADS=1 .venv/bin/fairway score runs/demo --json | less
+fairway train RECIPE [--resume] --set SECTION.FIELD=VALUE
+fairway score ARTIFACT text.txt ...
+```
+"""
+
+
+def test_commands_are_found() -> None:
+    assert list(commands(EXAMPLE)) == [
+        ["run", "demo", "--set", "train.budget_s=1200", "--out", "runs/long"],
+        ["score", "runs/demo", "--json"],
+        ["train", "RECIPE", "--resume", "--set", "SECTION.FIELD=VALUE"],
+        ["score", "ARTIFACT", "text.txt"],
+        ["run", "demo"],
+        ["data", "build"],
+    ]
+    assert [fault(words) for words in commands(EXAMPLE)] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("trian demo", "did you mean 'train'?"),
+        ("data get", "unknown verb 'get'"),
+        ("run demo --steps 3", "unknown option '--steps'"),
+        ("run deno", "did you mean 'demo'?"),
+        ("run demo smoke", "too many arguments"),
+        ("run demo --set train.budget=3", "did you mean 'train.budget_s'?"),
+        ("run demo --set train.budget_s=3", "leaves nothing"),
+        ("run demo --set=train.steps=x", "must be a whole number"),
+    ],
+)
+def test_wrong_commands_are_found(line: str, told: str) -> None:
+    assert told in str(fault(line.split()))
+
+
+def test_unknown_settings_are_found() -> None:
+    text = "`train.steps=3` `score.py` `fairway/train.py` `train.step` `model.gpt` `stages.raw.bpb`"
+    assert unknown_settings(text) == ["train.step"]
+    assert unknown_settings("the model.gain of prose, and `score.bpb + 1`") == []

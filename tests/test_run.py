@@ -1,0 +1,310 @@
+"""The run folder: what is kept, what is repeated, what is recorded, and stopping half-way."""
+
+import getpass
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairway.config import Config, to_dict
+from fairway.data.documents import Document
+from fairway.data.folder import DataFolder
+from fairway.files import digest_file, read_json
+from fairway.run import Pipeline, open_run
+from fairway.stages import RunFolder
+from fairway.steps import STEPS, read_steps
+from fairway.train import CHECKPOINT
+
+SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding"}
+AFTER_PACKING = {"score.quantised", "score.sliding", "samples"}
+ALL = {"train", "pack", "baselines", *SCORES, "samples"}
+Tiny = Callable[..., Config]
+
+
+def repeated_by(config: Config, folder: Path) -> set[str]:
+    """Run all stages in a folder and return those that did any work."""
+    before = RunFolder(folder).memory["stages"]
+    pipeline = Pipeline(config, RunFolder(folder), lambda text: None)
+    with pipeline.writing():
+        pipeline.train()
+        pipeline.pack()
+        pipeline.score()
+    after = RunFolder(folder).memory["stages"]
+    return {name for name, record in after.items() if record != before.get(name)}
+
+
+@pytest.fixture
+def run(smoke_run: Path, tmp_path: Path) -> Path:
+    """Return a finished run that may be changed."""
+    return Path(shutil.copytree(smoke_run, tmp_path / "run"))
+
+
+# ---------------------------------------------------------------------------------------------
+# What is kept and what is repeated
+
+
+def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None:
+    before = {file.name: digest_file(file) for file in run.iterdir() if file.name != ".lock"}
+    assert repeated_by(tiny(), run) == set()
+    open_run(run, [], lambda text: None).report()
+    assert before == {file: digest_file(run / file) for file in before}
+
+
+@pytest.mark.parametrize(
+    ("change", "repeated"),
+    [
+        ("train.log_every_s=0.5", set()),
+        ("train.checkpoint_every_s=7", set()),
+        ("quant.matrix_sigmas=5", {"pack", *AFTER_PACKING}),
+        ("pack.codec=lzma", {"pack", *AFTER_PACKING}),
+        # The artifact carries how it is meant to be scored.
+        ("score.stride=32", {"pack", *SCORES, "samples"}),
+        pytest.param(
+            "data.val_bytes=1000",
+            {*SCORES, "baselines", "samples"},
+            marks=pytest.mark.xfail(strict=True, reason="samples of the old text are kept"),
+        ),
+        ("train.steps=2", ALL - {"baselines"}),
+        ("seed=1", ALL - {"baselines"}),
+        ("runtime.attention=sdpa", ALL - {"baselines"}),
+    ],
+)
+def test_what_a_setting_repeats(tiny: Tiny, run: Path, change: str, repeated: set[str]) -> None:
+    assert repeated_by(tiny(change), run) == repeated
+
+
+@pytest.mark.parametrize(
+    ("file", "repeated"),
+    [
+        ("weights.safetensors", {"train"}),
+        (STEPS, {"train"}),
+        ("artifact.fwy", {"pack"}),
+        ("tokenizer.model", {"pack"}),
+    ],
+)
+def test_a_changed_output_is_noticed_and_made_again(
+    tiny: Tiny, run: Path, file: str, repeated: set[str]
+) -> None:
+    before = {name: digest_file(run / name) for name in ("artifact.fwy", "weights.safetensors")}
+    data = bytearray((run / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (run / file).write_bytes(data)
+    assert repeated_by(tiny(), run) == repeated
+    # What is made again is the same to the bit, so that nothing after it has to be.
+    assert before == {name: digest_file(run / name) for name in before}
+
+
+@pytest.mark.xfail(strict=True, reason="only the manifest counts as the output of the data stage")
+def test_the_embedded_text_is_built_once_and_again_when_damaged(
+    tiny: Tiny, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = list(DataFolder.open(data_folder).train_documents())
+    built: list[int] = []
+
+    def embedded() -> list[Document]:
+        built.append(1)
+        return [Document(f"doc-{n}", text) for n, text in enumerate(texts)]
+
+    monkeypatch.setattr("fairway.run.embedded_documents", embedded)
+    config = tiny("data.source=embedded", "train.steps=1", "train.warmup_steps=0")
+    for _ in range(2):
+        pipeline = Pipeline(config, RunFolder(tmp_path), lambda text: None)
+        with pipeline.writing():
+            pipeline.train()
+    assert len(built) == 1
+    results = RunFolder(tmp_path).memory["stages"]["data"]["facts"]
+    assert results["provenance"]["corpus"] == "embedded"
+
+    shard = tmp_path / "data" / "fairway_train_000000.bin"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-2] + b"\0\0")
+    pipeline = Pipeline(config, RunFolder(tmp_path), lambda text: None)
+    with pipeline.writing():
+        pipeline.train()
+    assert (len(built), shard.read_bytes()) == (2, before)
+
+
+def test_a_verb_repeats_its_stage_alone(run: Path) -> None:
+    pipeline = open_run(run, ["quant.matrix_sigmas=5"], lambda text: None)
+    before = pipeline.folder.memory["stages"]
+    with pipeline.writing():
+        facts = pipeline.pack()
+    after = RunFolder(run).memory["stages"]
+    assert {name for name in after if after[name] != before[name]} == {"pack"}
+    assert facts["digest"] == digest_file(run / "artifact.fwy") != before["pack"]["facts"]["digest"]
+
+
+# ---------------------------------------------------------------------------------------------
+# What is recorded
+
+COUNTS = "bpb nats_per_token nats tokens bytes events windows checked_positions"
+STAGE = {*COUNTS.split(), "worst_sum_error", "worst_row_error_nats", "seconds"}
+TOOL = {"bytes", "bpb", "primed_bytes", "primed_bpb", "primed_with_bytes", "seconds", "how"}
+SCHEMA: dict[str, set[str]] = {
+    "": {
+        *("schema", "recipe", "recipe_hash", "seed", "config", "versions", "machine", "text"),
+        *("model", "train", "stages", "artifact", "baselines", "weights", "matrices", "seconds"),
+        *("samples", "budget"),
+    },
+    "config": set(to_dict(Config())),
+    "machine": {"device", "dtype", "matmul", "threads", "attention"},
+    "versions": {
+        *("fairway", "python", "torch", "numpy", "sentencepiece", "brotli", "safetensors"),
+        *("scipy", "zstandard"),
+    },
+    "text": {
+        *("bytes", "tokens", "documents", "digest", "train_tokens", "train_bytes"),
+        *("train_documents", "corpus_digest", "tokenizer_digest", "data_digest"),
+    },
+    "model": {"parameters"},
+    "train": {"looping", "steps", "tokens", "seconds", "tokens_per_s", "final_loss"},
+    "stages": {"raw", "ema", "quantised", "sliding"},
+    **{f"stages.{name}": STAGE for name in ("raw", "ema", "quantised", "sliding")},
+    "artifact": {"bytes", "digest", "limit_bytes", "code_bytes", "sections"},
+    "baselines": {"xz", "brotli", "zstd"},
+    **{f"baselines.{name}": TOOL for name in ("xz", "brotli", "zstd")},
+    "budget": {"used_s", "limit_s"},
+    "seconds": {*ALL, "calibrate", "quantise", "total"},
+}
+
+
+@pytest.fixture(scope="module")
+def results(smoke_run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(smoke_run / "results.json")
+    return found
+
+
+@pytest.mark.parametrize("path", SCHEMA)
+def test_results_have_exactly_these_keys(results: dict[str, Any], path: str) -> None:
+    node: Any = results
+    for name in path.split(".") if path else []:
+        node = node[name]
+    assert set(node) == SCHEMA[path]
+
+
+def test_results_agree_with_one_another_and_with_the_files(
+    results: dict[str, Any], smoke_run: Path
+) -> None:
+    artifact, file = results["artifact"], smoke_run / "artifact.fwy"
+    sections = sum(section["bytes"] for section in artifact["sections"])
+    assert artifact["bytes"] == file.stat().st_size == sections
+    assert artifact["digest"] == digest_file(file)
+    for stage in results["stages"].values():
+        assert stage["bytes"] == results["text"]["bytes"]
+        assert stage["tokens"] == results["text"]["tokens"]
+        assert stage["bpb"] == pytest.approx(stage["nats"] / 0.6931471805599453 / stage["bytes"])
+        assert stage["checked_positions"] == results["config"]["score"]["check_positions"]
+    assert results["train"]["steps"] == len(read_steps(smoke_run / STEPS)) == 12
+    assert results["train"]["tokens"] == 12 * results["config"]["train"]["batch_tokens"]
+    assert [set(sample) for sample in results["samples"]] == [{"prompt", "text"}] * 2
+    seconds = dict(results["seconds"])
+    # Between the parts of packing lies only the reading of its input.
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()), rel=0.1)
+
+
+def strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+
+
+def tells_where(text: str, data_folder: Path) -> bool:
+    """Return whether a text names this host, its user or a place in its file system."""
+    names = (socket.gethostname(), str(data_folder), str(Path.home()), str(Path(sys.prefix)))
+    user = re.search(rf"[/\\]{re.escape(getpass.getuser())}\b", text)
+    return bool(re.match(r"(/|~|\w:[/\\])", text) or user or any(name in text for name in names))
+
+
+@pytest.mark.parametrize("file", ["results.json", "report.json"])
+def test_results_do_not_say_where_they_were_made(
+    smoke_run: Path, data_folder: Path, file: str
+) -> None:
+    found = [
+        text for text in strings(read_json(smoke_run / file)) if tells_where(text, data_folder)
+    ]
+    assert found == []
+
+
+def test_artifact_and_page_do_not_say_where_they_were_made(
+    smoke_run: Path, data_folder: Path
+) -> None:
+    for file in ("artifact.fwy", "report.html"):
+        data = (smoke_run / file).read_bytes()
+        for name in (socket.gethostname(), str(data_folder), str(Path(sys.prefix))):
+            assert name.encode() not in data
+
+
+def test_the_place_of_the_data_changes_no_result(
+    tiny: Tiny, smoke_run: Path, data_folder: Path, run: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(data_folder, tmp_path / "elsewhere")
+    assert repeated_by(tiny(f"data.source={moved}"), run) == set()
+    open_run(run, [], lambda text: None).report()
+    assert read_json(run / "results.json") == read_json(smoke_run / "results.json")
+
+
+# ---------------------------------------------------------------------------------------------
+# Stopping half-way
+
+
+def command(folder: Path, settings: list[str], *more: str) -> list[str]:
+    options = [word for setting in settings for word in ("--set", setting)]
+    main = [sys.executable, "-m", "fairway.cli", "run", "smoke", "--out", str(folder)]
+    return [*main, *options, *more]
+
+
+def stopped(words: list[str], number: signal.Signals) -> tuple[int, str]:
+    """Start a process, send a signal after its first step line; return exit code and errors."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    if any(line.startswith("step ") for line in process.stdout):
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_a_run_stopped_twice_ends_like_one_that_never_stopped(
+    tiny: Tiny, smoke_run: Path, settings: list[str], tmp_path: Path
+) -> None:
+    said = re.compile(r"fairway: stopped after step (\d+); --resume continues\n")
+    code, errors = stopped(command(tmp_path, settings), signal.SIGINT)
+    assert (code, bool(said.fullmatch(errors))) == (130, True), errors
+    assert (tmp_path / CHECKPOINT).exists()
+    first = int(said.fullmatch(errors)[1])  # type: ignore[index]
+
+    code, errors = stopped(command(tmp_path, settings, "--resume"), signal.SIGTERM)
+    assert (code, bool(said.fullmatch(errors))) == (130, True), errors
+    assert first < int(said.fullmatch(errors)[1]) < 12  # type: ignore[index]
+
+    said_since: list[str] = []
+    pipeline = Pipeline(tiny(), RunFolder(tmp_path), said_since.append)
+    with pipeline.writing():
+        results = pipeline.walk(resume=True)
+    assert any(line.startswith("resumed at step ") for line in said_since)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+    timing = ("seconds", "tokens_per_s")
+    for record, expected in zip(
+        read_steps(tmp_path / STEPS), read_steps(smoke_run / STEPS), strict=True
+    ):
+        for name in expected:
+            assert name in timing or record[name] == expected[name], name
+    # The same in other processes, from the first step to the last bit of the score.
+    expected = read_json(smoke_run / "results.json")
+    assert results["artifact"] == expected["artifact"]
+    for name, stage in expected["stages"].items():
+        assert results["stages"][name]["nats"] == stage["nats"]
+    assert results["samples"] == expected["samples"]
