@@ -13,7 +13,7 @@ from torch import Tensor
 from fairway import units
 from fairway.config import RuntimeConfig
 from fairway.model import attention
-from fairway.run import versions
+from fairway.results import versions
 from fairway.runtime import DTYPES, Plan, make_plan, seed_everything
 
 

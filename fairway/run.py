@@ -5,11 +5,9 @@ never its memory, so that a stage can be repeated alone, and what is scored is w
 """
 
 import dataclasses
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,13 @@ from fairway.data.corpus import corpus_versions, embedded_documents
 from fairway.data.loader import ShuffledLoader
 from fairway.errors import UserError
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
-from fairway.model.gpt import GPT, num_parameters
+from fairway.model.gpt import GPT
 from fairway.pack.artifact import save_artifact
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.estimate import estimate_bytes
 from fairway.quantise.gptq import grid_of, needs_hessian, quantise_model, tensor_stats
 from fairway.report import write_report
+from fairway.results import compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
 from fairway.score.ledger import Score, Text
 from fairway.score.sliding import evaluate, text_of
@@ -48,8 +47,6 @@ DATA, WEIGHTS, ARTIFACT, RESULTS, REPORT = (
     "results.json",
     "report.html",
 )
-RESULTS_SCHEMA = 1
-_PACKAGES = ("torch", "numpy", "sentencepiece", "brotli", "safetensors", "scipy", "zstandard")
 
 
 class Pipeline:
@@ -421,39 +418,7 @@ class Pipeline:
 
     def results(self) -> dict[str, Any]:
         """Return everything known of this run, in the versioned schema of results.json."""
-        facts = {name: self.folder.facts(name) for name in self.folder.memory["stages"]}
-        for stage in ("train", "pack", "score.sliding"):
-            if facts.get(stage) is None:
-                raise UserError(
-                    f"{self.folder.path} has no finished '{stage}' stage yet; run it first"
-                )
-        packed = facts["pack"] or {}
-        seconds = self.folder.seconds()
-        seconds |= packed["seconds"]
-        names = [name for name in facts if name.startswith("score.")]
-        return {
-            "schema": RESULTS_SCHEMA,
-            "recipe": self.config.recipe,
-            "recipe_hash": config_hash(self._public()),
-            "seed": self.config.seed,
-            "config": to_dict(self._public()),
-            "versions": versions(),
-            "machine": self.plan().as_dict(),
-            "text": self.folder.memory["text"],
-            "model": {"parameters": num_parameters(self.config.model)},
-            "train": facts["train"],
-            "stages": {name.removeprefix("score."): facts[name] for name in names},
-            "artifact": {
-                key: packed[key]
-                for key in ("bytes", "digest", "limit_bytes", "code_bytes", "sections")
-            },
-            "budget": packed["budget"],
-            "baselines": facts.get("baselines"),
-            "weights": packed["weights"],
-            "matrices": packed["matrices"],
-            "seconds": {**seconds, "total": sum(self.folder.seconds().values())},
-            "samples": (facts.get("samples") or {"samples": []})["samples"],
-        }
+        return compose(self.folder, self._public(), self.plan().as_dict())
 
     def _public(self) -> Config:
         """Return the config with digests in place of paths: what a result may say of it."""
@@ -498,12 +463,6 @@ def _samples(model: LanguageModel, validation: Validation) -> list[dict[str, str
         {"prompt": tokenizer.decode(ids), "text": text}
         for ids, text in zip(chosen, texts, strict=True)
     ]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    found = {name: metadata.version(name) for name in _PACKAGES}
-    return {"fairway": VERSION, "python": platform.python_version(), **found}
 
 
 def open_run(path: Path, overrides: list[str], say: Say) -> Pipeline:
