@@ -31,7 +31,9 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
     missing = [stage for stage in _NEEDED if facts.get(stage) is None]
     if missing:
         raise UserError(f"{folder.path} has no finished '{missing[0]}' stage yet; run it first")
-    packed = facts["pack"] or {}
+    packed, sliding = facts["pack"] or {}, facts["score.sliding"] or {}
+    if packed["digest"] != sliding["file_digest"]:
+        raise UserError(f"{folder.path} was packed again since it was scored; run `fairway score`")
     artifact = ("bytes", "digest", "limit_bytes", "code_bytes", "sections")
     seconds = folder.seconds()
     return {

@@ -18,7 +18,7 @@ from torch import Tensor
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, LanguageModel, load, model_from
 from fairway.checkpoint import load_checkpoint, save_checkpoint
-from fairway.config import Config, TrainConfig, config_hash, from_dict, override, to_dict
+from fairway.config import Config, config_hash, from_dict, override, to_dict
 from fairway.data.build import DataFolder, Validation, build_data
 from fairway.data.corpus import corpus_versions, embedded_documents
 from fairway.data.loader import ShuffledLoader
@@ -36,7 +36,7 @@ from fairway.score.ledger import Score, Text
 from fairway.score.sliding import evaluate, text_of
 from fairway.stages import RunFolder, key_of
 from fairway.steps import STEPS, Say, read_steps
-from fairway.train import CHECKPOINT, TrainingText, train
+from fairway.train import CHECKPOINT, TrainingText, train, what_trains
 from fairway.version import VERSION
 from fairway.weights import weight_statistics
 
@@ -59,13 +59,17 @@ class Pipeline:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder and keep the config in it; ranks but the first only pass through."""
+        """Hold the folder against other writers; ranks but the first only pass through."""
         if not self.ranks.first:
             yield
             return
         with self.folder.locked():
-            self.folder.remember("config", to_dict(self.config))
             yield
+
+    def _keep_config(self) -> None:
+        """Remember the config, once a stage that it fits has been allowed to begin."""
+        if self.folder.memory.get("config") != to_dict(self.config):
+            self.folder.remember("config", to_dict(self.config))
 
     def walk(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
         """Run every stage in order; return the results, or nothing on ranks but the first."""
@@ -122,7 +126,7 @@ class Pipeline:
             self.folder.stage(
                 "data",
                 key,
-                [f"{DATA}/manifest.json"],
+                [DATA],
                 lambda: build_data(
                     embedded_documents(),
                     out,
@@ -153,28 +157,40 @@ class Pipeline:
         """
         if not self.ranks.first:
             return self._follow(resume)
-        source = self.data()
-        plan = self.plan()
-        config = self.config
-        key = key_of(
-            source.digest,
-            to_dict(config.model),
-            to_dict(config.optim),
-            _what_trains(config.train),
-            config.seed,
-            plan.as_dict(),
-            self._replayed(),
-        )
-        unfinished = self.folder.file(CHECKPOINT).exists() and not self.folder.is_done("train", key)
-        if unfinished and not (resume or restart):
+        source, plan = self.data(), self.plan()
+        key = self._train_key()
+        done = self.folder.is_done("train", key)
+        if self.folder.file(CHECKPOINT).exists() and not (done or resume or restart):
             raise UserError(
                 f"{self.folder.path} holds an unfinished training; add --resume to continue it or "
                 "--restart to begin again"
             )
-        self.ranks.broadcast(float(self.folder.is_done("train", key)))
-        return self.folder.stage(
+        self._keep_config()
+        self.ranks.broadcast(float(done))
+        facts = self.folder.stage(
             "train", key, [WEIGHTS, STEPS], lambda: self._train(source, plan, resume), self.say
         )
+        # Not before the training is on record: a disk that fills up now must not cost it.
+        self.folder.file(CHECKPOINT).unlink(missing_ok=True)
+        return facts
+
+    def _train_key(self) -> str:
+        return key_of(
+            self.data().digest,
+            what_trains(self.config),
+            self.plan().as_dict(),
+            self._replayed(),
+        )
+
+    def _require(self, stage: str, key: str) -> None:
+        """Refuse to go on unless a stage was done with exactly these settings."""
+        if not self.folder.has_key(stage, key):
+            raise UserError(
+                f"{self.folder.path} has no '{stage}' stage made with these settings; run "
+                f"`fairway {stage}` with them first"
+            )
+        if changed := self.folder.changed(stage):
+            raise UserError(f"{changed} is not what was written; run `fairway {stage}` again")
 
     def _follow(self, resume: bool) -> dict[str, Any]:
         if not self.ranks.broadcast(0.0):
@@ -183,8 +199,8 @@ class Pipeline:
         return {}
 
     def _train(self, source: DataFolder, plan: Plan, resume: bool) -> dict[str, Any]:
-        shards = source.train_shards()
-        text = TrainingText(shards, source.bytes_per_token)
+        source.verify()
+        text = TrainingText(source.train_shards(), source.bytes_per_token)
         training = train(
             self.config,
             plan,
@@ -202,7 +218,6 @@ class Pipeline:
         tensors |= {f"ema.{n}": w for n, w in average.items()}
         facts = {"looping": training.model.looping}
         save_checkpoint(self.folder.file(WEIGHTS), tensors, facts)
-        self.folder.file(CHECKPOINT).unlink(missing_ok=True)
         steps = read_steps(self.folder.file(STEPS))
         seconds = steps[-1]["seconds"]
         tail = [record["loss"] for record in steps[-max(1, len(steps) // 20) :]]
@@ -228,20 +243,21 @@ class Pipeline:
         """Quantise the averaged weights and write the artifact."""
         source, plan = self.data(), self.plan()
         self._need(WEIGHTS, "train")
+        self._require("train", self._train_key())
+        self._keep_config()
+        outputs = [ARTIFACT, TOKENIZER_FILE]
+        return self.folder.stage(
+            "pack", self._pack_key(), outputs, lambda: self._pack(source, plan), self.say
+        )
+
+    def _pack_key(self) -> str:
         config = self.config
-        key = key_of(
+        return key_of(
             digest_file(self.folder.file(WEIGHTS)),
-            to_dict(config.model),
             to_dict(config.quant),
             to_dict(config.pack),
             to_dict(config.score),
-            plan.as_dict(),
-            source.digest,
-            config.train.seq_len,
-            config.train.micro_tokens,
-        )
-        return self.folder.stage(
-            "pack", key, [ARTIFACT, TOKENIZER_FILE], lambda: self._pack(source, plan), self.say
+            self._train_key(),
         )
 
     def _pack(self, source: DataFolder, plan: Plan) -> dict[str, Any]:
@@ -335,6 +351,9 @@ class Pipeline:
         """Score raw and averaged weights side by side, then the artifact, as read from disk."""
         source, plan = self.data(), self.plan()
         self._need(ARTIFACT, "pack")
+        self._require("train", self._train_key())
+        self._require("pack", self._pack_key())
+        self._keep_config()
         validation = source.sample_validation(self.config.data.val_bytes)
         text = text_of(validation.ids, source.tokenizer.table, validation.bytes)
         self._score_stage("raw", WEIGHTS, text, lambda: self._model("raw", plan))
@@ -373,7 +392,8 @@ class Pipeline:
             )
             seconds = time.perf_counter() - start_s
             self.say(f"{name:>9}: {score.bpb:.4f} bpb ({units.duration(seconds)})")
-            return {**dataclasses.asdict(score), "seconds": seconds}
+            scored = digest_file(self.folder.file(file))
+            return {**dataclasses.asdict(score), "seconds": seconds, "file_digest": scored}
 
         return self.folder.stage(f"score.{name}", key, [], work, self.say)
 
@@ -401,7 +421,8 @@ class Pipeline:
     def _sample(self, validation: Validation, plan: Plan) -> None:
         """Continue the openings of a few validation documents, and remember what came."""
         model = load(self.folder.file(ARTIFACT), plan=plan)
-        key = key_of(digest_file(self.folder.file(ARTIFACT)), self.config.seed)
+        texts = digest_bytes("".join(validation.documents).encode())
+        key = key_of(digest_file(self.folder.file(ARTIFACT)), self.config.seed, texts)
         self.folder.stage(
             "samples", key, [], lambda: {"samples": _samples(model, validation)}, self.say
         )
@@ -441,12 +462,6 @@ class Pipeline:
 
 def _plan_of(memory: dict[str, Any]) -> Plan:
     return Plan(**{name: value for name, value in memory.items() if name != "key"})
-
-
-def _what_trains(train: TrainConfig) -> dict[str, Any]:
-    """Return the training settings that change what is computed, not what is shown or where."""
-    quiet = ("log_every_s", "checkpoint_every_s", "replay")
-    return {name: value for name, value in to_dict(train).items() if name not in quiet}
 
 
 def _samples(model: LanguageModel, validation: Validation) -> list[dict[str, str]]:

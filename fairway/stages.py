@@ -116,12 +116,18 @@ class RunFolder:
 
     def is_done(self, stage: str, key: str) -> bool:
         """Return whether a stage finished with this key and its files are still what they were."""
+        return self.has_key(stage, key) and self.changed(stage) is None
+
+    def has_key(self, stage: str, key: str) -> bool:
+        """Return whether a stage finished with this key, whatever became of its files."""
         record = self.memory["stages"].get(stage)
-        if record is None or record["key"] != key:
-            return False
-        return all(
-            _digest_of(self.file(name)) == digest for name, digest in record["files"].items()
-        )
+        return record is not None and record["key"] == key
+
+    def changed(self, stage: str) -> Path | None:
+        """Return the first file of a finished stage that is not what it wrote, or None."""
+        files = self.memory["stages"][stage]["files"]
+        paths = {self.file(name): digest for name, digest in files.items()}
+        return next((path for path, d in paths.items() if _digest_of(path) != d), None)
 
     def stage(
         self,

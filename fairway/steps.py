@@ -11,6 +11,7 @@ from typing import Any
 from fairway import units
 from fairway.config import Config
 from fairway.errors import UserError
+from fairway.files import write_atomic
 from fairway.progress import Advance
 
 STEPS = "steps.jsonl"
@@ -39,6 +40,14 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as step records ({error})") from None
+
+
+def cut_steps(path: Path, count: int) -> None:
+    """Keep the first `count` records; a crash may have left more, or half of one."""
+    lines = path.read_bytes().splitlines(keepends=True)[:count]
+    if len(lines) < count:
+        raise UserError(f"{path} holds {len(lines)} step records, the checkpoint is at {count}")
+    write_atomic(path, b"".join(lines))
 
 
 def recorded_progress(run: Path) -> list[float]:

@@ -28,13 +28,13 @@ from fairway.config import Config, to_dict
 from fairway.data.loader import ShuffledLoader
 from fairway.data.shards import Tokens
 from fairway.errors import InterruptedRun, UserError
-from fairway.model.gpt import GPT, build
+from fairway.model.gpt import GPT, build, num_parameters
 from fairway.optim.muon import Optimisers
 from fairway.optim.schedule import WeightAverage, average_decay, lr_multiplier
 from fairway.preflight import preflight
 from fairway.progress import progress
 from fairway.runtime import DTYPES, Clock, Plan, Ranks, seed_everything
-from fairway.steps import STEPS, Say, StepLine, StepRecord, read_steps, recorded_progress
+from fairway.steps import STEPS, Say, StepLine, StepRecord, cut_steps, recorded_progress
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -224,7 +224,7 @@ class Training:
             "looping": self.model.looping,
             "loader": self.loader.state(),
             "plan": self.plan.as_dict(),
-            "config": to_dict(self.config),
+            "config": what_trains(self.config),
             "world": self.ranks.world,
         }
         save_checkpoint(self.folder / CHECKPOINT, tensors, facts)
@@ -251,9 +251,7 @@ class Training:
         self.model.set_looping(facts["looping"])
         self._catch_up(facts["loader"])
         if self.ranks.first:
-            records = read_steps(self.folder / STEPS)[: self.step]
-            text = "".join(json.dumps(record) + "\n" for record in records)
-            (self.folder / STEPS).write_text(text)
+            cut_steps(self.folder / STEPS, self.step)
 
     def _catch_up(self, state: dict[str, Any]) -> None:
         """Put the loader where the checkpoint left it: rank 0 by its state, others by replay."""
@@ -262,6 +260,14 @@ class Training:
         else:
             for _ in range(self.step * self.micro_steps):
                 self.loader.next_batch()
+
+
+def what_trains(config: Config) -> dict[str, Any]:
+    """Return the settings that decide what a training computes, not what it shows or where."""
+    quiet = ("log_every_s", "checkpoint_every_s", "replay")
+    train = {name: value for name, value in to_dict(config.train).items() if name not in quiet}
+    model, optim = to_dict(config.model), to_dict(config.optim)
+    return {"model": model, "optim": optim, "train": train, "seed": config.seed}
 
 
 def _share_batch(config: Config, ranks: Ranks) -> tuple[int, int]:
@@ -297,20 +303,43 @@ def train(
     resume: bool = False,
 ) -> Training:
     """Train a model in a run folder and return its final state; with `resume`, continue one."""
+    preflight(config, text.shards, folder, num_parameters(config.model))
+    saved = _saved(config, folder / CHECKPOINT) if resume else None
     training = Training(config, plan, ranks, text, folder, say)
-    parameters = sum(weight.numel() for weight in training.model.parameters())
-    preflight(config, text.shards, folder, parameters)
-    training.warm_up()
-    if resume:
-        tensors, facts = load_checkpoint(folder / CHECKPOINT)
-        if facts["config"] != to_dict(config):
-            raise UserError(
-                f"{folder / CHECKPOINT} belongs to another configuration; resume with the same "
-                "recipe and settings, or choose another --out"
-            )
-        training.restore(tensors, facts)
-        say(f"resumed at step {training.step}, {units.duration(training.clock.elapsed_s)} in")
-    elif ranks.first:
-        (folder / STEPS).write_text("")
+    if saved is None:
+        training.warm_up()
+        if ranks.first:
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+            (folder / STEPS).write_text("")
+    else:
+        _continue(training, *saved)
     training.run(estimate_bytes)
     return training
+
+
+def _saved(config: Config, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, facts = load_checkpoint(path)
+    if facts.get("config") is None:
+        raise UserError(f"{path} is not a whole Fairway checkpoint; delete it to start over")
+    if facts["config"] != what_trains(config):
+        raise UserError(
+            f"{path} belongs to another configuration; resume with the same recipe and settings, "
+            "or choose another --out"
+        )
+    return tensors, facts
+
+
+def _continue(training: Training, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Warm up, unless the run is over already, and put the saved state in place."""
+    try:
+        training.clock.elapsed_s = facts["elapsed_s"]
+        if not training.clock.done(facts["step"], training.clock.progress(facts["step"])):
+            training.warm_up()
+        training.restore(tensors, facts)
+    except (KeyError, TypeError, IndexError, RuntimeError) as error:
+        raise UserError(
+            f"{training.folder / CHECKPOINT} is not a whole Fairway checkpoint ({error!r}); "
+            "delete it to start over"
+        ) from None
+    elapsed = units.duration(training.clock.elapsed_s)
+    training.say(f"resumed at step {training.step}, {elapsed} in")

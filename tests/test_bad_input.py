@@ -23,6 +23,8 @@ from torch import Tensor
 
 from fairway import cli, preflight, stages, train
 from fairway.checkpoint import load_checkpoint, save_checkpoint
+from fairway.data.documents import Document
+from fairway.data.folder import DataFolder
 from fairway.model.gpt import GPT
 from fairway.optim.muon import Optimisers
 from fairway.stages import MEMORY, RunFolder
@@ -60,11 +62,6 @@ def place(
 
 
 Call = Callable[[str], tuple[int, str]]
-
-
-def left(reason: str) -> pytest.MarkDecorator:
-    """Return the mark of a known fault; the test must be freed of it when the fault is mended."""
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 @pytest.fixture
@@ -218,9 +215,7 @@ DATA = [
     (rewrite(TRAIN, lambda data: data + b"xx"), "damaged or cut short"),
     (rewrite(TRAIN, lambda data: b"GGUF" + data[4:]), "is not a token shard: its first word is"),
     (rewrite(TRAIN, lambda data: data[:4] + b"\2" + data[5:]), "is a token shard of version 2"),
-    pytest.param(
-        rewrite(VAL, halve), "damaged or cut short", marks=left("found only after training")
-    ),
+    (rewrite(VAL, halve), "damaged or cut short"),
     (rewrite("data/manifest.json", halve), "manifest.json is not valid JSON"),
     (rewrite("data/manifest.json", lambda data: b"[]"), "manifest.json is damaged"),
     (rewrite("data/tokenizer.model", flip(0.5)), "tokenizer.model"),
@@ -260,7 +255,7 @@ def foreign_ids(place: Place) -> None:
     "line",
     [
         "data show data",
-        pytest.param("train smoke --out new SMOKE", marks=left("nothing looks at the ids")),
+        "train smoke --out new SMOKE",
     ],
 )
 def test_ids_outside_the_vocabulary(place: Place, call: Call, line: str) -> None:
@@ -278,6 +273,13 @@ def test_validation_shorter_than_a_window(place: Place, call: Call) -> None:
     told = "but one window needs 4097; lower score.seq_len, set score.truncate=false"
     refused(call, f"run smoke --out new SMOKE {window}", told)
     assert not (place / "new" / "results.json").exists()
+
+
+@pytest.mark.xfail(strict=True, reason="told only after the time for training is spent")
+def test_validation_shorter_than_a_window_is_told_before_training(place: Place, call: Call) -> None:
+    window = "--set score.truncate=true --set score.seq_len=8192 --set data.val_bytes=0"
+    refused(call, f"run smoke --out new SMOKE {window}", "but one window needs 8193")
+    assert not (place / "new" / "weights.safetensors").exists()
 
 
 def test_training_text_shorter_than_a_step(place: Place, call: Call) -> None:
@@ -396,9 +398,9 @@ RUNS = [
     (remove("run/weights.safetensors"), "pack run", "weights.safetensors does not exist"),
     (remove(ARTIFACT), "score run", "artifact.fwy does not exist; run `fairway pack`"),
     (remove("run/steps.jsonl"), "report run", "run"),
-    (rewrite("run/weights.safetensors", halve), "pack run", "run/weights.safetensors"),
-    (rewrite("run/weights.safetensors", flip(0.0)), "pack run", "run/weights.safetensors"),
-    (rewrite(ARTIFACT, flip(0.5)), "score run", ARTIFACT),
+    (rewrite("run/weights.safetensors", halve), "pack run", "run `fairway train`"),
+    (rewrite("run/weights.safetensors", flip(0.9)), "pack run", "run `fairway train`"),
+    (rewrite(ARTIFACT, flip(0.5)), "score run", "run `fairway pack`"),
     (lambda place: shutil.rmtree(place / "data"), "score run", "there is no data folder data"),
 ]
 
@@ -424,7 +426,6 @@ STALE = [
 ]
 
 
-@left("the settings are remembered and the results mix two runs")
 @pytest.mark.parametrize(("line", "told"), STALE)
 def test_settings_that_an_earlier_stage_was_not_made_with(
     place: Place, call: Call, line: str, told: str
@@ -432,7 +433,23 @@ def test_settings_that_an_earlier_stage_was_not_made_with(
     untouched(place, call, line, told)
 
 
-@left("the report shows scores of an artifact that is gone")
+@pytest.mark.xfail(strict=True, reason="the new plan is remembered before the refusal")
+def test_another_machine_plan_is_refused_like_any_setting(place: Place, call: Call) -> None:
+    untouched(place, call, "pack run --set runtime.attention=sdpa", "run `fairway train`")
+
+
+@pytest.mark.xfail(strict=True, reason="packing builds a new text of the embedded corpus")
+def test_packing_never_builds_the_text_anew(
+    place: Place, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = list(DataFolder.open(place / "data").train_documents())
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    monkeypatch.setattr("fairway.run.embedded_documents", lambda: documents)
+    embedded = "--set data.source=embedded --set train.steps=1"
+    assert call(f"train smoke --out new SMOKE {embedded}") == (0, "")
+    untouched(place, call, "pack new --set model.vocab_size=295", "run `fairway train`")
+
+
 def test_scores_of_another_artifact_are_not_reported(place: Place, call: Call) -> None:
     assert call("pack run --set quant.matrix_bits=5") == (0, "")
     untouched(place, call, "report run", "run `fairway score`")
@@ -481,13 +498,11 @@ def test_starting_over(place: Place, call: Call, stopped: Path) -> None:
     assert not (stopped / train.CHECKPOINT).exists()
 
 
-@left("the whole config is compared")
 def test_resuming_with_what_changes_no_result(place: Place, call: Call, stopped: Path) -> None:
     quiet = "--set train.log_every_s=9 --set train.checkpoint_every_s=9 --set quant.matrix_bits=5"
     assert call(f"train smoke --out new SMOKE --resume {quiet}") == (0, "")
 
 
-@left("the checkpoint of the discarded training stays")
 def test_what_is_discarded_cannot_be_resumed(
     place: Place, call: Call, stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,9 +536,9 @@ CHECKPOINTS = [
     rewrite(f"new/{train.CHECKPOINT}", halve),
     rewrite(f"new/{train.CHECKPOINT}", lambda data: b"\xff" * 64),
     rewrite(f"new/{train.CHECKPOINT}", lambda data: b""),
-    pytest.param(without("config"), marks=left("KeyError")),
-    pytest.param(without("loader"), marks=left("KeyError")),
-    pytest.param(without_tensors, marks=left("KeyError")),
+    without("config"),
+    without("loader"),
+    without_tensors,
 ]
 
 
@@ -533,7 +548,6 @@ def test_a_damaged_checkpoint(place: Place, call: Call, stopped: Path, damage: D
     refused(call, "train smoke --out new SMOKE --resume", "is not a whole Fairway checkpoint")
 
 
-@left("a crash between two checkpoints makes the older one useless")
 def test_step_records_that_a_crash_cut_short_are_no_obstacle(
     place: Place, call: Call, stopped: Path
 ) -> None:
@@ -651,7 +665,6 @@ def test_a_disk_too_small_for_the_run(
     assert not (place / "new" / "steps.jsonl").exists()
 
 
-@left("the checkpoint is deleted before the training is recorded")
 def test_a_training_that_cannot_be_recorded_is_not_lost(
     place: Place, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -670,7 +683,6 @@ def test_a_training_that_cannot_be_recorded_is_not_lost(
         assert call("train smoke --out new SMOKE --resume") == (0, "")
 
 
-@left("the model is built before its size is looked at")
 def test_a_model_too_large_for_the_memory(
     place: Place, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

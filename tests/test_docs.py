@@ -21,20 +21,20 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [path for path in DOCUMENTS if path.exists() and path.name != "LOG.md"]
 SETTINGS = [name for name, _, _ in settings(Config())]
 SECTIONS = sorted({name.partition(".")[0] for name in SETTINGS if "." in name})
-FENCES = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
+# Code is fenced, or indented by four.
+BLOCKS = re.compile(r"^ *```(?:.|\n)*?^ *```|^ {4}.*$", re.MULTILINE)
 
 
 def snippets(text: str) -> Iterator[str]:
-    """Yield the lines of fenced blocks, continued ones joined, and then all inline code."""
-    for block in FENCES.findall(text):
-        lines = block.splitlines()[1:-1]
-        yield from "\n".join(lines).replace("\\\n", " ").splitlines()
+    """Yield the lines of code blocks, continued ones joined, and then all inline code."""
+    lines = "\n".join(BLOCKS.findall(text))
+    yield from lines.replace("\\\n", " ").splitlines()
     yield from inline_code(text)
 
 
 def inline_code(text: str) -> list[str]:
     """Return what stands between single backticks, on one line or over a line's end."""
-    return re.findall(r"`([^`]+)`", FENCES.sub("", text).replace("\n", " "))
+    return re.findall(r"`([^`]+)`", BLOCKS.sub("", text).replace("\n", " "))
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -133,6 +133,10 @@ OMP_NUM_THREADS=1 .venv/bin/fairway score runs/demo --json | less
 fairway train RECIPE [--resume] --set SECTION.FIELD=VALUE
 fairway score ARTIFACT text.txt ...
 ```
+
+or, indented,
+
+    fairway sample runs/demo --prompt "In the"   # said aloud
 """
 
 
@@ -142,10 +146,11 @@ def test_commands_are_found() -> None:
         ["score", "runs/demo", "--json"],
         ["train", "RECIPE", "--resume", "--set", "SECTION.FIELD=VALUE"],
         ["score", "ARTIFACT", "text.txt"],
+        ["sample", "runs/demo", "--prompt", "In the"],
         ["run", "demo"],
         ["data", "build"],
     ]
-    assert [fault(words) for words in commands(EXAMPLE)] == [None] * 6
+    assert [fault(words) for words in commands(EXAMPLE)] == [None] * 7
 
 
 @pytest.mark.parametrize(

@@ -160,25 +160,26 @@ def test_a_missing_docstring_is_noticed() -> None:
 
 
 def listed_files(text: str) -> set[str]:
-    """Return the files of the tree that a text draws under `fairway/`, as 'data/tokens.py'.
+    """Return the files of the tree that a text draws below `fairway/`, as 'data/tokens.py'.
 
-    One entry a line, its name first, deeper entries further right.
+    An entry is the first word of its line, further right the deeper it lies; the files of a folder
+    may also follow its name. The tree ends where the indentation does.
     """
-    tree = re.search(r"^fairway/[^\n]*\n((?:[^\n`]*\n)*)", text, re.MULTILINE)
+    tree = re.search(r"^( *)fairway/.*\n((?:.*\S.*\n?)*)", text, re.MULTILINE)
     files: set[str] = set()
     folders: list[tuple[int, str]] = []
-    for line in tree[1].splitlines() if tree else []:
-        entry = re.match(r"^([\s\u2500-\u257f]*)([\w./]+)", line)
-        if not entry:
-            continue
-        depth, name = len(entry[1]), entry[2]
-        if depth == 0:
+    for line in tree[2].splitlines() if tree else []:
+        entry = re.match(r"^([\s\u2500-\u257f*\u2022\u25cf]*)([\w.]+/?)(.*)", line)
+        if not (tree and entry) or len(entry[1]) <= len(tree[1]):
             break
+        depth, name, rest = len(entry[1]), entry[2], entry[3]
         folders = [(at, folder) for at, folder in folders if at < depth]
         if name.endswith("/"):
             folders.append((depth, name))
-        elif name.endswith(".py"):
-            files.add("".join(folder for _, folder in folders) + name)
+        names = re.match(r"([\s,*\u2022\u25cf]*[\w]+\.py\b)*", rest)
+        inside = re.findall(r"\w+\.py", names[0] if names else "")
+        prefix = "".join(folder for _, folder in folders)
+        files |= {prefix + file for file in (name, *inside) if file.endswith(".py")}
     return files
 
 
@@ -191,10 +192,15 @@ def test_the_tree_in_the_readme_is_the_package() -> None:
     }
 
 
-def test_the_tree_is_read_by_its_indentation() -> None:
-    text = (
-        "```\nfairway/        the package\n  errors.py   see cli.py\n  data/\n    tokens.py  ids\n"
-    )
-    drawn = "fairway/\n├── errors.py\n├── data/\n│   └── tokens.py\n```\n"
-    assert listed_files(text + "  run.py\n```\n") == {"errors.py", "data/tokens.py", "run.py"}
-    assert listed_files(drawn) == {"errors.py", "data/tokens.py"}
+@pytest.mark.parametrize(
+    "tree",
+    [
+        "fairway/  the package\n  errors.py  see cli.py\n  data/\n    tokens.py  ids\n  run.py *",
+        "fairway/\n├── errors.py ●  x\n├── data/\n│   └── tokens.py\n└── run.py",
+        "    fairway/\n      * errors.py  x\n        data/  tokens.py  ids\n      * run.py",
+        "    fairway/\n      errors.py, run.py  what both do\n      data/\n        tokens.py *",
+    ],
+)
+def test_trees_of_several_styles_are_read(tree: str) -> None:
+    text = f"Look into fairway/cli.py.\n\n{tree}\n\n    other.py\ntests/test_x.py\n"
+    assert listed_files(text) == {"errors.py", "data/tokens.py", "run.py"}

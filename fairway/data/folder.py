@@ -117,12 +117,14 @@ class DataFolder:
                 advance(1)
 
     def _verify_file(self, path: Path) -> None:
+        # First what the file itself tells: "cut short" says more than "not the one recorded".
+        tokens = open_shard(path) if path.suffix == ".bin" else None
         if self._digests and self._digests.get(path.name) != digest_file(path):
             raise UserError(
                 f"{path} is not the file that was recorded; build or fetch the data again"
             )
-        if path.suffix == ".bin":
-            check_vocabulary(open_shard(path), self.tokenizer.vocab_size, str(path))
+        if tokens is not None:
+            check_vocabulary(tokens, self.tokenizer.vocab_size, str(path))
 
     def train_shards(self) -> list[Tokens]:
         """Return the training shards, each mapped read-only, in name order."""
