@@ -19,7 +19,7 @@ from fairway.config import (
     override,
     to_dict,
 )
-from fairway.errors import InterruptedRun, UserError
+from fairway.errors import InterruptedRun, LedgerError, UserError
 from fairway.version import VERSION
 
 app = typer.Typer(
@@ -381,6 +381,8 @@ def main() -> None:
         _leave(str(error), 2)
     except OSError as error:
         _leave(_os_sentence(error), 2)
+    except LedgerError as error:
+        _leave(f"no score: {error}", 1)
     except InterruptedRun as error:
         _leave(str(error), 130)
     except SystemExit as ending:

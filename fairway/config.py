@@ -1,6 +1,6 @@
 """Every setting of a run, as one tree of frozen dataclasses; the only home of defaults.
 
-The defaults are those of pull request #1858's seed runs (algorithms.md sections 2, 3 and 10); a
+The defaults are those of pull request #1858's seed runs (and #1493's, its base); a
 recipe (`fairway.recipes`) is a function that returns this tree with its own values. `--set a.b=v`
 goes through `override`, which refuses unknown names with the nearest known one. `--help`, the
 README table and the recipe hash are generated from here.
@@ -43,7 +43,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The transformer of #1493/#1858; algorithms.md section 2."""
+    """The transformer of pull requests #1493 and #1858."""
 
     vocab_size: int = opt(8192, "tokens in the vocabulary", lo=260, hi=65_535)
     num_layers: int = opt(11, "physical blocks", lo=1, hi=256)
@@ -73,7 +73,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """MuonEq-R for the matrices, AdamW for the rest; algorithms.md section 3."""
+    """MuonEq-R for the matrices, AdamW for the rest, as in #1493."""
 
     matrix_lr: float = opt(0.022, "Muon learning rate", lo=0.0, hi=10.0)
     matrix_wd: float = opt(0.095, "Muon decoupled weight decay", lo=0.0, hi=10.0)
@@ -119,7 +119,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantConfig:
-    """GPTQ with SDClip; algorithms.md section 4."""
+    """GPTQ with SDClip (#1394)."""
 
     matrix_bits: int = opt(6, "bits of the matrices' codes", lo=2, hi=8)
     matrix_sigmas: float = opt(12.85, "matrices: clip at so many row sigmas", lo=0.5, hi=100.0)
@@ -146,7 +146,7 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreConfig:
-    """Sliding-window evaluation; algorithms.md sections 5.1 and 5.2."""
+    """Side-by-side and sliding evaluation, as in #1493."""
 
     seq_len: int = opt(2048, "context of a scoring window", lo=2, hi=1_048_576)
     stride: int = opt(64, "positions scored by a sliding window", lo=1, hi=1_048_576)

@@ -8,5 +8,9 @@ class UserError(ValueError):
     """
 
 
+class LedgerError(ValueError):
+    """The score protocol was broken, or the account does not add up: no score is given."""
+
+
 class InterruptedRun(Exception):  # noqa: N818 - it reports a wish, not an error
     """A signal asked the run to stop; its state is saved and `--resume` continues."""

@@ -34,6 +34,7 @@ from fairway.results import compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
 from fairway.score.ledger import Score, Text
 from fairway.score.sliding import evaluate, text_of
+from fairway.score.windows import usable_targets
 from fairway.stages import RunFolder, key_of
 from fairway.steps import STEPS, Say, read_steps
 from fairway.train import CHECKPOINT, TrainingText, train, what_trains
@@ -56,6 +57,7 @@ class Pipeline:
         self.config, self.folder, self.say = config, folder, say
         self.ranks: Ranks = join_ranks()
         self._source: DataFolder | None = None
+        self._plan: Plan | None = None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -68,8 +70,8 @@ class Pipeline:
 
     def _keep_config(self) -> None:
         """Remember the config, once a stage that it fits has been allowed to begin."""
-        if self.folder.memory.get("config") != to_dict(self.config):
-            self.folder.remember("config", to_dict(self.config))
+        self.folder.remember("config", to_dict(self.config))
+        self.folder.remember("plan", {"key": self._plan_key(), **self.plan().as_dict()})
 
     def walk(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
         """Run every stage in order; return the results, or nothing on ranks but the first."""
@@ -87,16 +89,21 @@ class Pipeline:
     def plan(self) -> Plan:
         """Return what this run computes with: remembered, so that every stage and every later
         process uses the same arithmetic; a replay takes the plan of the run it follows."""
-        replayed = self._replayed()
-        key = key_of(to_dict(self.config.runtime), replayed)
-        kept = self.folder.memory.get("plan")
-        if kept is None or kept["key"] != key:
-            plan = _plan_of(replayed["plan"]) if replayed else make_plan(self.config.runtime)
-            self.folder.remember("plan", {"key": key, **plan.as_dict()})
-            self.say(f"machine: {plan.describe()}")
-        plan = _plan_of(self.folder.memory["plan"])
-        plan.apply()
+        if self._plan is None:
+            self._plan = self._find_plan()
+            self._plan.apply()
+        return self._plan
+
+    def _find_plan(self) -> Plan:
+        kept, replayed = self.folder.memory.get("plan"), self._replayed()
+        if kept is not None and kept["key"] == self._plan_key():
+            return _plan_of(kept)
+        plan = _plan_of(replayed["plan"]) if replayed else make_plan(self.config.runtime)
+        self.say(f"machine: {plan.describe()}")
         return plan
+
+    def _plan_key(self) -> str:
+        return key_of(to_dict(self.config.runtime), self._replayed())
 
     def _replayed(self) -> dict[str, Any] | None:
         """Return the plan and the digest of the steps of the run that is followed, if one is."""
@@ -110,34 +117,18 @@ class Pipeline:
     # -----------------------------------------------------------------------------------------
     # Text
 
-    def data(self) -> DataFolder:
-        """Return the tokens to train and score on, built from the embedded corpus if asked."""
+    def data(self, build: bool = False) -> DataFolder:
+        """Return the tokens to train and score on; only training builds the embedded corpus."""
         if self._source is None:
-            self._source = self._open_data()
+            self._source = self._open_data(build)
         return self._source
 
-    def _open_data(self) -> DataFolder:
+    def _open_data(self, build: bool) -> DataFolder:
         data, model = self.config.data, self.config.model
-        if data.source != "embedded":
-            source = DataFolder.open(Path(data.source))
+        if data.source == "embedded":
+            source = self._embedded(build)
         else:
-            key = key_of(data.val_share, data.shard_tokens, model.vocab_size, corpus_versions())
-            out = self.folder.file(DATA)
-            self.folder.stage(
-                "data",
-                key,
-                [DATA],
-                lambda: build_data(
-                    embedded_documents(),
-                    out,
-                    vocab_size=model.vocab_size,
-                    val_share=data.val_share,
-                    shard_tokens=data.shard_tokens,
-                    provenance={"corpus": "embedded", "versions": corpus_versions()},
-                ),
-                self.say,
-            )
-            source = DataFolder.open(out)
+            source = DataFolder.open(Path(data.source))
         if source.tokenizer.vocab_size != model.vocab_size:
             raise UserError(
                 f"the tokenizer of {data.source} has {source.tokenizer.vocab_size} pieces, but "
@@ -145,6 +136,31 @@ class Pipeline:
                 f"{source.tokenizer.vocab_size}"
             )
         return source
+
+    def _embedded(self, build: bool) -> DataFolder:
+        data, vocab_size, versions = (
+            self.config.data,
+            self.config.model.vocab_size,
+            corpus_versions(),
+        )
+        key = key_of(data.val_share, data.shard_tokens, vocab_size, versions)
+        out = self.folder.file(DATA)
+
+        def work() -> dict[str, Any]:
+            return build_data(
+                embedded_documents(),
+                out,
+                vocab_size=vocab_size,
+                val_share=data.val_share,
+                shard_tokens=data.shard_tokens,
+                provenance={"corpus": "embedded", "versions": versions},
+            )
+
+        if build:
+            self.folder.stage("data", key, [DATA], work, self.say)
+        else:
+            self._require("data", key, verb="train")
+        return DataFolder.open(out)
 
     # -----------------------------------------------------------------------------------------
     # Model
@@ -157,7 +173,7 @@ class Pipeline:
         """
         if not self.ranks.first:
             return self._follow(resume)
-        source, plan = self.data(), self.plan()
+        source, plan = self.data(build=True), self.plan()
         key = self._train_key()
         done = self.folder.is_done("train", key)
         if self.folder.file(CHECKPOINT).exists() and not (done or resume or restart):
@@ -182,24 +198,28 @@ class Pipeline:
             self._replayed(),
         )
 
-    def _require(self, stage: str, key: str) -> None:
+    def _require(self, stage: str, key: str, verb: str = "") -> None:
         """Refuse to go on unless a stage was done with exactly these settings."""
+        verb = verb or stage
         if not self.folder.has_key(stage, key):
             raise UserError(
                 f"{self.folder.path} has no '{stage}' stage made with these settings; run "
-                f"`fairway {stage}` with them first"
+                f"`fairway {verb}` with them first"
             )
         if changed := self.folder.changed(stage):
-            raise UserError(f"{changed} is not what was written; run `fairway {stage}` again")
+            raise UserError(f"{changed} is not what was written; run `fairway {verb}` again")
 
     def _follow(self, resume: bool) -> dict[str, Any]:
         if not self.ranks.broadcast(0.0):
             self.folder = RunFolder.existing(self.folder.path)
-            self._train(self.data(), self.plan(), resume)
+            self._train(self.data(build=True), self.plan(), resume)
         return {}
 
     def _train(self, source: DataFolder, plan: Plan, resume: bool) -> dict[str, Any]:
         source.verify()
+        # Validation that is too short must be told now, not after the training.
+        validation, score = source.sample_validation(self.config.data.val_bytes), self.config.score
+        usable_targets(len(validation.ids), score.seq_len, score.truncate)
         text = TrainingText(source.train_shards(), source.bytes_per_token)
         training = train(
             self.config,

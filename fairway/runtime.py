@@ -69,7 +69,7 @@ def join_ranks() -> Ranks:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch. The data order ignores this seed by design (spec 1.3)."""
+    """Seed Python, NumPy and torch. The data order ignores this seed by design, as in #1493."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -33,7 +33,7 @@ def megabytes(count_bytes: int) -> str:
 
 def duration(seconds: float) -> str:
     """Return a duration for people: 8.2 s, 3 min 20 s, 1 h 05 min."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest_s = divmod(round(seconds), 60)
     if minutes < 60:

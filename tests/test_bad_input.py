@@ -275,7 +275,6 @@ def test_validation_shorter_than_a_window(place: Place, call: Call) -> None:
     assert not (place / "new" / "results.json").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="told only after the time for training is spent")
 def test_validation_shorter_than_a_window_is_told_before_training(place: Place, call: Call) -> None:
     window = "--set score.truncate=true --set score.seq_len=8192 --set data.val_bytes=0"
     refused(call, f"run smoke --out new SMOKE {window}", "but one window needs 8193")
@@ -433,12 +432,10 @@ def test_settings_that_an_earlier_stage_was_not_made_with(
     untouched(place, call, line, told)
 
 
-@pytest.mark.xfail(strict=True, reason="the new plan is remembered before the refusal")
 def test_another_machine_plan_is_refused_like_any_setting(place: Place, call: Call) -> None:
     untouched(place, call, "pack run --set runtime.attention=sdpa", "run `fairway train`")
 
 
-@pytest.mark.xfail(strict=True, reason="packing builds a new text of the embedded corpus")
 def test_packing_never_builds_the_text_anew(
     place: Place, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,11 @@
 """Every verb of the command line, for people and with --json."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,12 +96,15 @@ def quick(settings: list[str]) -> list[str]:
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
     seconds = []
     for _ in range(3):
-        start_s = time.perf_counter()
+        before = os.times()
         ended = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start_s)
+        after = os.times()
+        # Processor time: what other processes do at the moment is not the command's fault.
+        used = (after.children_user, after.children_system)
+        seconds.append(sum(used) - before.children_user - before.children_system)
         assert ended.stderr == "[]\n"
     assert all(verb in ended.stdout for verb in (*STAGES, "data"))
-    assert min(seconds) < 0.5
+    assert 0 < min(seconds) < 0.5
 
 
 def verbs() -> list[tuple[str, ...]]:

@@ -23,6 +23,8 @@ SETTINGS = [name for name, _, _ in settings(Config())]
 SECTIONS = sorted({name.partition(".")[0] for name in SETTINGS if "." in name})
 # Code is fenced, or indented by four.
 BLOCKS = re.compile(r"^ *```(?:.|\n)*?^ *```|^ {4}.*$", re.MULTILINE)
+# A prompt and variables may stand before the program.
+COMMAND = re.compile(r"\s*(\$ )?(\w+=\S* +)*(\.venv/bin/)?fairway(?= |$)")
 
 
 def snippets(text: str) -> Iterator[str]:
@@ -37,17 +39,22 @@ def inline_code(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", BLOCKS.sub("", text).replace("\n", " "))
 
 
+def _words(line: str) -> list[str]:
+    """Return a command line's words; prose with a lone apostrophe is no command line."""
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError:
+        return []
+
+
 def commands(text: str) -> Iterator[list[str]]:
     """Yield the words after `fairway` of every command in a text."""
     for snippet in snippets(text):
         for part in re.split(r"&&|\||;", snippet):
-            words = shlex.split(part.replace("...", ""), comments=True, posix=True)
-            words = words[words[0] == "$" :] if words else []
-            while words and re.fullmatch(r"\w+=\S*", words[0]):
-                words = words[1:]
-            if words and words[0] in ("fairway", ".venv/bin/fairway"):
+            if command := COMMAND.match(part):
+                words = shlex.split(part[command.end() :].replace("...", ""), comments=True)
                 # Brackets mark what may be left out.
-                yield [word.strip("[]") for word in words[1:] if word.strip("[]")]
+                yield [word.strip("[]") for word in words if word.strip("[]")]
 
 
 def fault(words: list[str]) -> str | None:

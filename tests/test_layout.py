@@ -163,8 +163,10 @@ def listed_files(text: str) -> set[str]:
     """Return the files of the tree that a text draws below `fairway/`, as 'data/tokens.py'.
 
     An entry is the first word of its line, further right the deeper it lies; the files of a folder
-    may also follow its name. The tree ends where the indentation does.
+    may also follow its name. Indented headings (#) after a blank line may stand between entries.
+    The tree ends where the indentation does.
     """
+    text = re.sub(r"\n\n +# .*\n", "\n", text)
     tree = re.search(r"^( *)fairway/.*\n((?:.*\S.*\n?)*)", text, re.MULTILINE)
     files: set[str] = set()
     folders: list[tuple[int, str]] = []

@@ -1,4 +1,4 @@
-"""Shuffled-sequence batches, the same for everybody (algorithms.md 1.3), and resumable.
+"""Shuffled-sequence batches, the same for everybody (#1394), and resumable.
 
 Rank r of W reads shards[r::W] with a PCG64 generator seeded by the rank alone: the order of the
 data does not depend on the run's seed. Every shard is cut at a random phase into sequences; each

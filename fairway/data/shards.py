@@ -1,4 +1,4 @@
-"""Token shards in the challenge's exact binary format (algorithms.md 1.1).
+"""Token shards in the challenge's exact binary format.
 
 256 little-endian int32 words (magic, version, token count, zeros), then uint16 token ids.
 """

@@ -1,6 +1,6 @@
 """The tokenizer, and the one definition of how many bytes of text a token stands for.
 
-Bytes per token follow the challenge (algorithms.md 1.5): a piece counts its UTF-8 length, its
+Bytes per token follow the challenge: a piece counts its UTF-8 length, its
 leading space counts unless the token before is a boundary (BOS), control tokens count nothing.
 `prove_bytes` checks that sum against the decoded documents, so no score rests on a wrong length.
 """
@@ -91,7 +91,7 @@ class Tokenizer:
 
     @cached_property
     def table(self) -> ByteTable:
-        """Bytes by token id (algorithms.md 1.5)."""
+        """Bytes by token id, by the challenge's rule."""
         types = np.array(self._model.types)
         text = [piece.removeprefix(SPACE) for piece in self._model.pieces]
         base = np.array([len(piece.encode()) for piece in text], np.int16)

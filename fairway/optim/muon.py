@@ -1,4 +1,4 @@
-"""MuonEq-R for the block matrices, AdamW for everything else; algorithms.md sections 3.1 and 3.4.
+"""MuonEq-R for the block matrices, AdamW for everything else, as in #1493.
 
 Muon: Jordan et al. 2024. Row normalisation before orthogonalising: MuonEq-R, pull request #1217.
 Shapes: L matrices of one shape stacked, R rows, C columns.

@@ -1,4 +1,4 @@
-"""Learning rate, momentum and weight average as functions of progress and step; algorithms.md 3."""
+"""Learning rate, momentum and weight average as functions of progress and step (#1493)."""
 
 import math
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ def average_decay(advance: float, config: OptimConfig) -> float:
 
 
 class WeightAverage:
-    """A float32 exponential average of weights, starting at the initial weights (spec 3.8)."""
+    """A float32 exponential average of weights, starting at the initial weights (#1493)."""
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
         self.live = dict(parameters)

@@ -1,4 +1,4 @@
-"""Calibration: what reaches every matrix when the model reads training text (algorithms.md 4.1).
+"""Calibration: what reaches every matrix when the model reads training text (#1493).
 
 Shapes: B batch, T time, N = B * T positions, C inputs of a matrix, D width.
 """

@@ -1,7 +1,7 @@
 """GPTQ: round a matrix column by column and let the rest of each row make up for the error.
 
 Frantar et al. 2022, arXiv 2210.17323, with the row scales of `grid` fixed beforehand; the order of
-the steps is that of algorithms.md 4.2. Everything runs in float32 on the weights' device.
+the steps is that of #1493. Everything runs in float32 on the weights' device.
 
 Shapes: R rows (outputs), C columns (inputs), B columns of a block.
 """

@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fairway.errors import LedgerError
 from fairway.progress import progress
 from fairway.score.windows import Event, Window
 from fairway.units import bits_per_byte
@@ -33,10 +34,6 @@ FloatArray = NDArray[np.float64]
 # |sum of exp(row) - 1| allowed at a checked position. Rows are float64; one that was normalised
 # in float32 misses by up to 1e-6 and is refused, so that the sum is a check and not a formality.
 SUM_TOLERANCE = 1e-9
-
-
-class LedgerError(ValueError):
-    """The score protocol was broken, or the account does not add up: no score is given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Scoring with the frozen model: side-by-side windows or a sliding one (algorithms.md 5.1, 5.2).
+"""Scoring with the frozen model: side-by-side windows or a sliding one (#1493).
 
 Shapes: B windows of an event, T = seq_len, N scored positions, D width, V vocabulary.
 """

@@ -19,7 +19,7 @@ TINY = ModelConfig(
 
 
 def plain_update(grad: Tensor, buffer: Tensor, mu: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Return (update, new buffer) of one matrix in float64, written from algorithms.md 3.1."""
+    """Return (update, new buffer) of one matrix in float64, written from the formulas of #1493."""
     buffer = mu * buffer + grad
     u = grad + mu * buffer
     u = u / u.norm(dim=1, keepdim=True)

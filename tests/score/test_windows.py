@@ -16,7 +16,7 @@ from fairway.score.windows import (
 
 
 def plain_sliding(targets: int, seq_len: int, stride: int) -> list[Window]:
-    """The rule of algorithms.md 5.2, word by word."""
+    """The rule of #1493, word by word."""
     context = seq_len - stride
     found = []
     for start in itertools.count(0, stride):
