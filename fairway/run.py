@@ -310,6 +310,7 @@ class Pipeline:
         packed_s = time.perf_counter()
         size = self.folder.file(ARTIFACT).stat().st_size
         assert sum(count for _, count in account) == size, "the byte account misses the file size"
+        self._warn_of_size(size)
         codes = {n: t.codes.numpy() for n, t in quantised.items() if not isinstance(t, Tensor)}
         return {
             "bytes": size,
@@ -330,6 +331,15 @@ class Pipeline:
                 "pack": packed_s - quantised_s,
             },
         }
+
+    def _warn_of_size(self, size_bytes: int) -> None:
+        pack = self.config.pack
+        excess_bytes = size_bytes + pack.code_bytes - pack.limit_bytes
+        if excess_bytes > 0:
+            self.say(
+                f"over the limit: artifact and code exceed {pack.limit_bytes:,} bytes by "
+                f"{excess_bytes:,}; raise quant.matrix_sigmas or make the model smaller"
+            )
 
     def _budget(self, calibrate_s: float) -> dict[str, float]:
         """Return training and calibration against the budget; say so if they exceed it."""

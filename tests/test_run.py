@@ -283,3 +283,23 @@ def test_a_run_stopped_twice_ends_like_one_that_never_stopped(
     for name, stage in expected["stages"].items():
         assert results["stages"][name]["nats"] == stage["nats"]
     assert results["samples"] == expected["samples"]
+
+
+def test_limits_that_are_exceeded_are_said(tiny: Tiny, run: Path) -> None:
+    said: list[str] = []
+    config = tiny("pack.limit_bytes=1000", "pack.code_bytes=500")
+    pipeline = Pipeline(config, RunFolder(run), said.append)
+    with pipeline.writing():
+        size = pipeline.pack()["bytes"]
+    assert f"over the limit: artifact and code exceed 1,000 bytes by {size - 500:,}" in said[-1]
+
+
+def test_a_budget_that_is_exceeded_is_said(tiny: Tiny, run: Path) -> None:
+    said: list[str] = []
+    limits = ("train.clock=wall", "train.budget_s=0.3", "train.reserve_s=0.0001")
+    pipeline = Pipeline(tiny(*limits), RunFolder(run), said.append)
+    with pipeline.writing():
+        pipeline.train()
+        facts = pipeline.pack()
+    assert any(line.startswith("over budget: training and calibration took") for line in said)
+    assert facts["budget"]["used_s"] > facts["budget"]["limit_s"] == 0.3
