@@ -3,7 +3,7 @@
 Reading order, which is also the order in which modules may import one another:
 version, errors, units, files, progress, config, recipes, runtime | data | model | optim,
 checkpoint, steps, preflight, train | quantise | pack | score | api | baselines, weights, report,
-stages, results, run, doctor, show, cli. Importing this loads nothing heavy.
+packing, stages, results, run, doctor, show, cli. Importing this loads nothing heavy.
 """
 
 import os

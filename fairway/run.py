@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fairway import baselines, units
@@ -21,14 +20,11 @@ from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import Config, config_hash, from_dict, override, to_dict
 from fairway.data.build import DataFolder, Validation, build_data
 from fairway.data.corpus import corpus_versions, embedded_documents
-from fairway.data.loader import ShuffledLoader
 from fairway.errors import UserError
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.model.gpt import GPT
-from fairway.pack.artifact import save_artifact
-from fairway.quantise.calibrate import collect_hessians
+from fairway.packing import pack_model
 from fairway.quantise.estimate import estimate_bytes
-from fairway.quantise.gptq import grid_of, needs_hessian, quantise_model, tensor_stats
 from fairway.report import write_report
 from fairway.results import compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
@@ -39,7 +35,6 @@ from fairway.stages import RunFolder, key_of
 from fairway.steps import STEPS, Say, read_steps
 from fairway.train import CHECKPOINT, TrainingText, train, what_trains
 from fairway.version import VERSION
-from fairway.weights import weight_statistics
 
 DATA, WEIGHTS, ARTIFACT, RESULTS, REPORT = (
     "data",
@@ -283,13 +278,6 @@ class Pipeline:
     def _pack(self, source: DataFolder, plan: Plan) -> dict[str, Any]:
         config = self.config
         state, looping = self._weights("ema")
-        model = model_from(state, config.model, plan, looping)
-        start_s = time.perf_counter()
-        hessians = self._hessians(model, state, source)
-        calibrated_s = time.perf_counter()
-        budget = self._budget(calibrated_s - start_s)
-        quantised = quantise_model(state, hessians, config.quant)
-        quantised_s = time.perf_counter()
         provenance = {
             "recipe": config.recipe,
             "recipe_hash": config_hash(self._public()),
@@ -299,38 +287,10 @@ class Pipeline:
             "fairway": VERSION,
         }
         write_atomic(self.folder.file(TOKENIZER_FILE), source.tokenizer.data)
-        account = save_artifact(
-            self.folder.file(ARTIFACT),
-            quantised,
-            config.model,
-            config.pack,
-            source.tokenizer,
-            provenance,
-        )
-        packed_s = time.perf_counter()
-        size = self.folder.file(ARTIFACT).stat().st_size
-        assert sum(count for _, count in account) == size, "the byte account misses the file size"
-        self._warn_of_size(size)
-        codes = {n: t.codes.numpy() for n, t in quantised.items() if not isinstance(t, Tensor)}
-        return {
-            "bytes": size,
-            "digest": digest_file(self.folder.file(ARTIFACT)),
-            "limit_bytes": config.pack.limit_bytes,
-            "code_bytes": config.pack.code_bytes,
-            "sections": [{"name": name, "bytes": count} for name, count in account],
-            "weights": weight_statistics(state, codes),
-            "matrices": [
-                dataclasses.asdict(tensor_stats(n, state[n], t, hessians.get(n)))
-                for n, t in quantised.items()
-                if not isinstance(t, Tensor)
-            ],
-            "budget": budget,
-            "seconds": {
-                "calibrate": calibrated_s - start_s,
-                "quantise": quantised_s - calibrated_s,
-                "pack": packed_s - quantised_s,
-            },
-        }
+        model = model_from(state, config.model, plan, looping)
+        facts = pack_model(config, model, state, source, self.folder.file(ARTIFACT), provenance)
+        self._warn_of_size(facts["bytes"])
+        return {**facts, "budget": self._budget(facts["seconds"]["calibrate"])}
 
     def _warn_of_size(self, size_bytes: int) -> None:
         pack = self.config.pack
@@ -352,27 +312,6 @@ class Pipeline:
             )
         limit_s = train.budget_s if train.clock == "wall" else 0.0
         return {"used_s": used_s, "limit_s": limit_s}
-
-    def _hessians(
-        self, model: GPT, state: dict[str, Tensor], source: DataFolder
-    ) -> dict[str, Tensor]:
-        quant = self.config.quant
-        if quant.method != "gptq":
-            return {}
-        names = [
-            name
-            for name, weight in state.items()
-            if grid_of(name, weight, quant) is not None and needs_hessian(name, state)
-        ]
-        return collect_hessians(model, self._calibration(source, model), names) if names else {}
-
-    def _calibration(self, source: DataFolder, model: GPT) -> Iterator[Tensor]:
-        """Yield the first training batches of rank 0: reading them again is training time."""
-        train = self.config.train
-        rows = train.micro_tokens // train.seq_len
-        loader = ShuffledLoader(source.train_shards(), train.seq_len, rows)
-        for _ in range(max(1, self.config.quant.calibration_tokens // train.micro_tokens)):
-            yield torch.from_numpy(loader.next_batch()[0]).to(model.tok_emb.weight.device)
 
     # -----------------------------------------------------------------------------------------
     # Score
