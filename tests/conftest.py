@@ -6,11 +6,18 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import hashlib
+import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from damage import FIXED as FIXED_OPTIONS
+from damage import Call, Place
 
+from fairway import cli
 from fairway.config import Config, override
 from fairway.data.build import build_data
 from fairway.data.documents import Document
@@ -73,3 +80,37 @@ def smoke_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFact
     with pipeline.writing():
         pipeline.walk()
     return folder
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, data_folder: Path, smoke_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    """Return a folder to spoil: a data folder, a finished run and two texts, with their options."""
+    shutil.copytree(data_folder, tmp_path / "data")
+    shutil.copytree(smoke_run, tmp_path / "run")
+    (tmp_path / "text.txt").write_text("The model predicts a token.")
+    (tmp_path / "empty.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    settings = "--set data.source=data --set model.vocab_size=300 --set data.val_bytes=1500"
+    return Place(tmp_path, f"{settings} {FIXED_OPTIONS}")
+
+
+@pytest.fixture
+def call(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Return a function: run a command line, return its exit code and what it said on stderr."""
+
+    def run(line: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fairway", *place.words(line)])
+        handler = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        try:
+            cli.main()
+            code: Any = 0
+        except SystemExit as ending:
+            code = ending.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return code, capsys.readouterr().err
+
+    return run
