@@ -24,6 +24,8 @@ from fairway.units import compression_bits_per_byte
 # 10 MB three times that; zstd's figure then falls by a further 5 %.
 PRIME_BYTES = 3_000_000
 
+TOOL_NAMES = {"xz": "xz -9e", "brotli": "brotli -11", "zstd": "zstd -19"}
+
 _XZ_DICT_BYTES = 1 << 26
 _ZSTD_WINDOW_LOG = 23
 

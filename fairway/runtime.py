@@ -112,7 +112,8 @@ class Plan:
 def _keep_freed_memory() -> None:
     """Ask glibc to reuse freed blocks of any size instead of returning them to the system.
 
-    Fresh pages cost a fault each: without this a step of the demo model takes 1.3 times as long.
+    Fresh pages cost a fault each: without this a step of the demo takes up to 1.4 times as long
+    (benchmarks/cpu_step.py).
     Other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":

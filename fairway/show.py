@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fairway import units
+from fairway.baselines import TOOL_NAMES
 from fairway.config import Config, settings
 
 
@@ -28,15 +29,12 @@ def score_table(results: dict[str, Any]) -> Table:
     for name, tool in (results["baselines"] or {}).items():
         primed = tool["primed_bpb"]
         table.add_row(
-            _TOOLS.get(name, name),
+            TOOL_NAMES.get(name, name),
             f"{tool['bpb']:.4f}",
             "" if primed is None else f"{primed:.4f}",
             f"{sliding / tool['bpb'] - 1:+.1%}",
         )
     return table
-
-
-_TOOLS = {"xz": "xz -9e", "brotli": "brotli -11", "zstd": "zstd -19"}
 
 
 def account_table(artifact: dict[str, Any]) -> Table:

@@ -7,17 +7,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import hashlib
 import shutil
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from damage import FIXED as FIXED_OPTIONS
-from damage import Call, Place
+from damage import Call, Place, run_command
 
-from fairway import cli
 from fairway.config import Config, override
 from fairway.data.build import build_data
 from fairway.data.documents import Document
@@ -101,16 +97,7 @@ def call(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     """Return a function: run a command line, return its exit code and what it said on stderr."""
 
     def run(line: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fairway", *place.words(line)])
-        handler = signal.getsignal(signal.SIGTERM)
-        capsys.readouterr()
-        try:
-            cli.main()
-            code: Any = 0
-        except SystemExit as ending:
-            code = ending.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        return code, capsys.readouterr().err
+        code, _, errors = run_command(place.words(line), capsys, monkeypatch)
+        return code, errors
 
     return run

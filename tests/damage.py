@@ -1,8 +1,15 @@
 """Ways to spoil a folder, and what a refusal must look like: for the tests of bad input."""
 
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairway import cli
 
 FIXED = "--set runtime.threads=1 --set runtime.dtype=float32 --set runtime.matmul=highest"
 SHORT = "--set train.steps=2 --set train.warmup_steps=0"
@@ -90,3 +97,20 @@ TRAINS = [f"data/fairway_train_00000{n}.bin" for n in range(3)]
 WITHOUT_RECORD = remove("data/manifest.json")
 HOSTILE = b"\x0a\xff\xff\xff\xff\x0f" + b"x" * 64
 ARTIFACT = "run/artifact.fwy"
+
+
+def run_command(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str, str]:
+    """Run the command line in this process; return its exit code, output and errors."""
+    monkeypatch.setattr(sys, "argv", ["fairway", *words])
+    handler = signal.getsignal(signal.SIGTERM)
+    capsys.readouterr()
+    try:
+        cli.main()
+        code: Any = 0
+    except SystemExit as ending:
+        code = ending.code or 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return code, *capsys.readouterr()

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from damage import run_command
 
 from fairway import cli as command_line
 from fairway import doctor
@@ -61,17 +61,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Return a function: the command line in this process."""
 
     def call(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fairway", *map(str, args)])
-        handler = signal.getsignal(signal.SIGTERM)
-        capsys.readouterr()
-        try:
-            command_line.main()
-            code: Any = 0
-        except SystemExit as ending:
-            code = ending.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        return Outcome(code, *capsys.readouterr())
+        return Outcome(*run_command([str(arg) for arg in args], capsys, monkeypatch))
 
     return call
 

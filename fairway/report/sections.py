@@ -5,6 +5,7 @@ A section whose results are absent (an issue not built yet, a stage left out) is
 
 from typing import Any
 
+from fairway.baselines import TOOL_NAMES
 from fairway.report.derive import HEADLINE_STAGE
 from fairway.report.html import (
     DASH,
@@ -34,7 +35,6 @@ _STAGES = {
     "sliding": "artifact, sliding window",
     "ttt": "artifact, test-time training",
 }
-_TOOLS = {"xz": "xz -9e", "brotli": "brotli -11", "zstd": "zstd -19"}
 
 
 def stage_name(stage: str) -> str:
@@ -44,7 +44,7 @@ def stage_name(stage: str) -> str:
 
 def tool_name(tool: str) -> str:
     """Return what the page calls a compressor of results.json."""
-    return _TOOLS.get(tool, printable(tool))
+    return TOOL_NAMES.get(tool, printable(tool))
 
 
 def scores(results: Values, derived: Values) -> Html:
