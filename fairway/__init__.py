@@ -1,9 +1,10 @@
 """Fairway trains, packs and proves small language models.
 
 Reading order, which is also the order in which modules may import one another:
-version, errors, units, files, progress, config, recipes, runtime | data | model | optim,
+version, errors, units, files, progress, config, recipes | data | model, runtime, peers | optim,
 checkpoint, steps, preflight, train | quantise | pack | score | api | baselines, weights, report,
-packing, stages, results, run, doctor, show, cli. Importing this loads nothing heavy.
+packing, stages, results, run, doctor, published, compare, show, cli. Importing this loads nothing
+heavy.
 """
 
 import os

@@ -21,6 +21,7 @@ from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
 from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
 from fairway.errors import UserError
 from fairway.model.gpt import GPT, build
+from fairway.model.paths import prepare
 from fairway.pack.artifact import load_artifact
 from fairway.progress import progress
 from fairway.runtime import DTYPES, Plan, make_plan
@@ -38,7 +39,7 @@ def model_from(state: dict[str, Tensor], config: ModelConfig, plan: Plan, loopin
         for name, weight in model.named_parameters():
             weight.copy_(state[name])
     model.to(plan.device)
-    model.set_compute(DTYPES[plan.dtype], plan.attention)
+    prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
     model.set_looping(looping)
     return model.eval()
 

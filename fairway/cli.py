@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -57,7 +58,11 @@ def _say(as_json: bool) -> Callable[[str], None]:
 
 
 def _emit(as_json: bool, value: Any, *things: Any) -> None:
-    """Print the value as JSON, or the things for people."""
+    """Print the value as JSON, or the things for people; of many processes, only the first."""
+    from fairway.progress import speaks
+
+    if not speaks():
+        return
     if as_json:
         print(json.dumps(value, indent=2))
         return
@@ -110,8 +115,7 @@ def run(
     pipeline = _pipeline(recipe, out, overrides, as_json)
     with pipeline.writing():
         results = pipeline.walk(resume, restart)
-    if results:
-        _emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
+    _emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
 
 
 def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
@@ -145,10 +149,9 @@ def train(
     pipeline = _pipeline(recipe, out, overrides, as_json)
     with pipeline.writing():
         facts = pipeline.train(resume, restart)
-    if facts:
-        seconds = f"{facts['seconds']:.1f} s"
-        line = f"{facts['steps']:,} steps in {seconds}; weights in {pipeline.folder.path}"
-        _emit(as_json, facts, line)
+    seconds = f"{facts['seconds']:.1f} s"
+    line = f"{facts['steps']:,} steps in {seconds}; weights in {pipeline.folder.path}"
+    _emit(as_json, facts, line)
 
 
 @app.command()
@@ -256,6 +259,20 @@ def report(run: Run, as_json: Json = False) -> None:
     with pipeline.writing():
         page = pipeline.report()
     _emit(as_json, {"report": str(page)}, f"report {page}")
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run folder, or a record like pr1858.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Set two runs, or a run and a published record, side by side."""
+    from fairway.compare import compare as compared
+    from fairway.show import compare_table
+
+    found = compared(a, b)
+    _emit(as_json, found, compare_table(found), *[f"- {line}" for line in found["cautions"]])
 
 
 @app.command()
@@ -372,29 +389,41 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; the user's mistakes leave with one sentence and exit code 2."""
+    """Run the command line; the user's mistakes leave with one sentence and exit code 2.
+
+    Under `torchrun`, whose own exit code is always 1 then, all processes end with the first that
+    fails, and that one speaks.
+    """
     # Told to end, we clean up as we do when interrupted by hand.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from fairway.peers import end_together
+
+        end_together(_attempt)
+        return
+    sentence, code = _attempt()
+    if sentence:
+        print(sentence, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _attempt() -> tuple[str, int]:
+    """Run one verb; return what is left to say on standard error, and the exit code."""
     try:
         app()
     except UserError as error:
-        _leave(str(error), 2)
+        return f"fairway: {error}", 2
     except OSError as error:
-        _leave(_os_sentence(error), 2)
+        return f"fairway: {_os_sentence(error)}", 2
     except LedgerError as error:
-        _leave(f"no score: {error}", 1)
+        return f"fairway: no score: {error}", 1
     except InterruptedRun as error:
-        _leave(str(error), 130)
+        return f"fairway: {error}", 130
     except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         # Typer turns KeyboardInterrupt into this code without a word.
-        if ending.code == 130:
-            _leave("interrupted", 130)
-        raise
-
-
-def _leave(sentence: str, code: int) -> None:
-    print(f"fairway: {sentence}", file=sys.stderr)
-    raise SystemExit(code)
+        return "fairway: interrupted" if code == 130 else "", code
+    return "", 0
 
 
 def _os_sentence(error: OSError) -> str:

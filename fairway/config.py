@@ -18,6 +18,9 @@ from typing import Any
 
 from fairway.errors import UserError
 
+# The token that begins every document: in the challenge's tokenizers and in those trained here.
+BOS_ID = 1
+
 
 def opt(
     default: Any,
@@ -35,9 +38,13 @@ def opt(
 class DataConfig:
     """Where the text comes from and which part of it is scored."""
 
-    source: str = opt("embedded", "'embedded', or a folder made by `fairway data build` or `fetch`")
+    source: str = opt(
+        "embedded",
+        "'embedded', or a folder made by `fairway data build` or `fetch`; '' is none yet",
+    )
     val_share: float = opt(0.05, "share of the documents kept for validation", lo=0.001, hi=0.5)
     val_bytes: int = opt(0, "validation text to sample across documents; 0 takes all", lo=0)
+    val_tokens: int = opt(0, "validation targets to score, from its beginning; 0 takes all", lo=0)
     shard_tokens: int = opt(10_000_000, "tokens per shard file", lo=1_000)
 
 
@@ -69,6 +76,7 @@ class ModelConfig:
     tie_embeddings: bool = opt(True, "use the embedding as output head")
     embed_bf16: bool = opt(True, "keep the embedding and its Adam moments in bfloat16")
     embed_std: float = opt(0.005, "standard deviation of the initial embedding", lo=1e-6, hi=1.0)
+    smear: bool = opt(False, "blend each embedding with the one before it in its document")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +88,9 @@ class OptimConfig:
     momentum: float = opt(0.99, "Muon momentum after its warm-up", lo=0.0, hi=0.9999)
     momentum_start: float = opt(0.92, "Muon momentum at step 0", lo=0.0, hi=0.9999)
     momentum_warmup_steps: int = opt(1500, "steps from momentum_start to momentum", lo=0)
+    newton_schulz: str = opt(
+        "fixed", "coefficients of the orthogonalisation", choices=("fixed", "polar_express")
+    )
     newton_schulz_steps: int = opt(5, "steps of the orthogonalisation", lo=1, hi=20)
     row_normalise: bool = opt(True, "divide rows by their norm before orthogonalising (MuonEq-R)")
     embed_lr: float = opt(0.03, "AdamW learning rate of the tied embedding", lo=0.0, hi=10.0)
@@ -131,6 +142,7 @@ class QuantConfig:
     block: int = opt(128, "columns between two lazy updates", lo=1, hi=65_536)
     act_order: bool = opt(True, "round the columns of largest input energy first")
     min_numel: int = opt(65_536, "tensors up to this size are kept as fp16", lo=0)
+    fit: bool = opt(False, "raise matrix_sigmas until artifact and code fit pack.limit_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +177,16 @@ class RuntimeConfig:
         "auto", "precision of float32 products", choices=("auto", "highest", "high", "medium")
     )
     threads: int = opt(0, "CPU threads; 0 is found by a probe", lo=0, hi=1024)
-    attention: str = opt("auto", "attention backend", choices=("auto", "plain", "sdpa"))
+    kernels: str = opt(
+        "auto",
+        "the model's kernels: PyTorch's, or our own for GPUs",
+        choices=("auto", "plain", "fused"),
+    )
+    attention: str = opt(
+        "auto",
+        "attention backend; `fairway doctor` lists those that run here",
+        choices=("auto", "plain", "sdpa", "cudnn", "flash", "efficient", "flex", "fa3", "fa4"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -316,6 +337,11 @@ def check(config: Config) -> None:
     for name, item, value in settings(config):
         _check_bounds(name, item, value)
     check_model(config.model)
+    if config.data.val_bytes and config.data.val_tokens:
+        raise UserError(
+            f"data.val_bytes {config.data.val_bytes} samples documents and data.val_tokens "
+            f"{config.data.val_tokens} takes the beginning; set one of them to 0"
+        )
     _check_training(config)
     _check_scoring(config)
 
@@ -365,6 +391,11 @@ def _check_training(config: Config) -> None:
     if (optim.ema_decay is None) == (optim.ema_share is None):
         raise UserError(
             "set exactly one of optim.ema_decay and optim.ema_share; the other must be none"
+        )
+    if optim.newton_schulz == "polar_express" and optim.newton_schulz_steps > 5:
+        raise UserError(
+            f"optim.newton_schulz_steps is {optim.newton_schulz_steps}, but polar_express has "
+            "coefficients for 5 steps; lower it, or set optim.newton_schulz=fixed"
         )
     if train.clock == "wall" and train.reserve_s >= train.budget_s:
         raise UserError(

@@ -5,7 +5,7 @@ import platform
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +28,8 @@ def examine() -> dict[str, Any]:
     facts["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     facts["a run would use"] = plan.describe()
     facts["matrix products"] = f"{_product_rate(plan) / 1e9:.0f} GFLOP/s in {plan.dtype}"
-    for name in attention.BACKENDS:
-        chosen = " (used)" if name == plan.attention else ""
-        facts[f"attention '{name}'"] = f"{1e3 * _attention_seconds(name, plan):.1f} ms{chosen}"
-    facts["attention measured on"] = "forward and backward, 16 x 256 tokens, 4 heads of 64"
+    facts |= {f"attention '{name}'": _attention_facts(name, plan) for name in attention.BACKENDS}
+    facts["attention measured on"] = f"forward and backward, {_SHAPES[plan.device].describe()}"
     return facts
 
 
@@ -41,16 +39,48 @@ def _product_rate(plan: Plan) -> float:
     return 2 * 2048 * 512 * 2048 / _fastest(lambda: a @ b.T)
 
 
+class _Shape(NamedTuple):
+    """What attention is measured on: rows of so many tokens, query and key/value heads of 64."""
+
+    rows: int
+    length: int
+    heads: int
+    kv_heads: int
+
+    def describe(self) -> str:
+        heads = f"{self.heads}/{self.kv_heads} heads of 64"
+        return f"{self.rows} x {self.length} tokens, {heads}"
+
+
+# Layers of the demo and of the published system, at the size of their forward passes.
+_SHAPES = {"cpu": _Shape(16, 256, 4, 4), "cuda": _Shape(48, 2048, 8, 4)}
+
+
+def _attention_facts(name: str, plan: Plan) -> str:
+    """Return a backend's time here, or why it has none: one that fails must not hide the others."""
+    if reason := attention.why_not(name, plan.device, DTYPES[plan.dtype]):
+        return f"not here: {reason}"
+    try:
+        taken_s = _attention_seconds(name, plan)
+    except Exception as error:
+        # Other people's kernels and their compilers raise whatever they like.
+        return f"failed: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    return f"{1e3 * taken_s:.2f} ms{' (used)' if name == plan.attention else ''}"
+
+
 def _attention_seconds(name: str, plan: Plan) -> float:
     seed_everything(0)
-    shape = (16, 4, 256, 64)
-    values = [torch.randn(shape, device=plan.device).to(DTYPES[plan.dtype]) for _ in range(3)]
-    q, k, v = (value.requires_grad_() for value in values)
+    rows, length, *heads = _SHAPES[plan.device]
 
-    def work() -> Tensor:
-        out = attention.BACKENDS[name](q, k, v)
-        torch.autograd.backward(out.sum())
-        return out
+    def values(count: int) -> Tensor:
+        value_BTHK = torch.randn(rows, length, count, 64, device=plan.device)
+        return value_BTHK.to(DTYPES[plan.dtype]).transpose(1, 2).requires_grad_()
+
+    inputs = [values(count) for count in (heads[0], heads[1], heads[1])]
+    dy_BHTK = torch.randn_like(inputs[0])
+
+    def work() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(attention.BACKENDS[name](*inputs), inputs, dy_BHTK)
 
     return _fastest(work)
 

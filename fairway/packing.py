@@ -1,23 +1,34 @@
 """From averaged weights to an artifact: calibrate, quantise, write, and say what came of it."""
 
 import dataclasses
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairway.config import Config
+from fairway.config import Config, QuantConfig
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
 from fairway.files import digest_file
 from fairway.model.gpt import GPT
-from fairway.pack.artifact import save_artifact
+from fairway.pack.artifact import Account, save_artifact
 from fairway.quantise.calibrate import collect_hessians
-from fairway.quantise.gptq import grid_of, needs_hessian, quantise_model, tensor_stats
+from fairway.quantise.estimate import estimate_bytes
+from fairway.quantise.fit import smallest_fitting
+from fairway.quantise.gptq import (
+    QuantisedModel,
+    grid_of,
+    needs_hessian,
+    quantise_model,
+    tensor_stats,
+)
 from fairway.quantise.grid import QuantisedTensor
+from fairway.steps import Say
 from fairway.weights import weight_statistics
 
 
@@ -28,25 +39,41 @@ def pack_model(
     source: DataFolder,
     path: Path,
     provenance: dict[str, Any],
+    say: Say,
 ) -> dict[str, Any]:
     """Write the artifact of some weights and return its facts: bytes, sections, statistics.
 
-    `model` holds `state` and reads the calibration text in its present looping state.
+    `model` holds `state` and reads the calibration text in its present looping state. With
+    quant.fit the clip multiplier is raised, and `say` told so, until artifact and code fit; raises
+    UserError, and leaves what was at `path`, when none is large enough.
     """
     start_s = time.perf_counter()
     hessians = _hessians(config, model, state, source)
-    calibrated_s = time.perf_counter()
-    quantised = quantise_model(state, hessians, config.quant)
-    quantised_s = time.perf_counter()
-    account = save_artifact(
-        path, quantised, config.model, config.pack, source.tokenizer, provenance
-    )
-    packed_s = time.perf_counter()
+    calibrate_s = time.perf_counter() - start_s
+    packs: dict[float, _Pack] = {}
+    # Beside the artifact, since what does not fit must not take its place.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+
+        def size_at(sigmas: float) -> int:
+            file = Path(folder) / str(len(packs))
+            quant = dataclasses.replace(config.quant, matrix_sigmas=sigmas)
+            packs[sigmas] = _pack(config, quant, state, hessians, source, file, provenance)
+            return file.stat().st_size + config.pack.code_bytes
+
+        sigmas = _choose_sigmas(config, model, size_at)
+        packs[sigmas].file.replace(path)
+    quantised, account = packs[sigmas].quantised, packs[sigmas].account
     size = path.stat().st_size
     assert sum(count for _, count in account) == size, "the byte account misses the file size"
+    if sigmas != config.quant.matrix_sigmas:
+        say(
+            f"clip multiplier {config.quant.matrix_sigmas:g} -> {sigmas:g} so that artifact and "
+            f"code fit: {size + config.pack.code_bytes:,} of {config.pack.limit_bytes:,} bytes"
+        )
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
     return {
         "bytes": size,
+        "matrix_sigmas": sigmas,
         "digest": digest_file(path),
         "limit_bytes": config.pack.limit_bytes,
         "code_bytes": config.pack.code_bytes,
@@ -57,11 +84,54 @@ def pack_model(
             for n, t in coded.items()
         ],
         "seconds": {
-            "calibrate": calibrated_s - start_s,
-            "quantise": quantised_s - calibrated_s,
-            "pack": packed_s - quantised_s,
+            "calibrate": calibrate_s,
+            "quantise": sum(pack.quantise_s for pack in packs.values()),
+            "pack": sum(pack.write_s for pack in packs.values()),
         },
     }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pack:
+    """The artifact of one clip multiplier, and what making it took."""
+
+    file: Path
+    quantised: QuantisedModel
+    account: Account
+    quantise_s: float
+    write_s: float
+
+
+def _pack(
+    config: Config,
+    quant: QuantConfig,
+    state: dict[str, Tensor],
+    hessians: dict[str, Tensor],
+    source: DataFolder,
+    file: Path,
+    provenance: dict[str, Any],
+) -> _Pack:
+    start_s = time.perf_counter()
+    quantised = quantise_model(state, hessians, quant)
+    quantised_s = time.perf_counter()
+    account = save_artifact(
+        file, quantised, config.model, config.pack, source.tokenizer, provenance
+    )
+    end_s = time.perf_counter()
+    return _Pack(file, quantised, account, quantised_s - start_s, end_s - quantised_s)
+
+
+def _choose_sigmas(config: Config, model: GPT, size_at: Callable[[float], int]) -> float:
+    """Pack at one clip multiplier or, with quant.fit, at several; return the one to keep."""
+    quant = config.quant
+
+    def estimate_at(sigmas: float) -> int:
+        return estimate_bytes(model, dataclasses.replace(quant, matrix_sigmas=sigmas))
+
+    if quant.fit:
+        return smallest_fitting(quant.matrix_sigmas, config.pack.limit_bytes, size_at, estimate_at)
+    size_at(quant.matrix_sigmas)
+    return quant.matrix_sigmas
 
 
 def _hessians(

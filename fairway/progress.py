@@ -1,5 +1,6 @@
 """Progress bars on a terminal, silence elsewhere."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -22,6 +23,11 @@ class Advance(Protocol):
         """Advance."""
 
 
+def speaks() -> bool:
+    """Return whether this process is the one that people see: rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
     """Yield `advance`: a bar with time left on a terminal's standard error, else nothing."""
@@ -34,7 +40,10 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns,
+        console=console,
+        transient=True,
+        disable=not (console.is_terminal and speaks()),
     ) as bars:
         task = bars.add_task(description, total=total)
 

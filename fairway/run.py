@@ -5,6 +5,7 @@ never its memory, so that a stage can be repeated alone, and what is scored is w
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, LanguageModel, load, model_from
 from fairway.checkpoint import load_checkpoint, save_checkpoint
-from fairway.config import Config, config_hash, from_dict, override, to_dict
+from fairway.config import BOS_ID, Config, config_hash, from_dict, override, to_dict
 from fairway.data.build import DataFolder, Validation, build_data
 from fairway.data.corpus import corpus_versions, embedded_documents
-from fairway.errors import UserError
+from fairway.errors import InterruptedRun, UserError
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.model.gpt import GPT
 from fairway.packing import pack_model
+from fairway.peers import peers
 from fairway.quantise.estimate import estimate_bytes
 from fairway.report import write_report
 from fairway.results import compose
@@ -49,8 +52,9 @@ class Pipeline:
     """A run: a config, its folder, and the stages."""
 
     def __init__(self, config: Config, folder: RunFolder, say: Say) -> None:
-        self.config, self.folder, self.say = config, folder, say
         self.ranks: Ranks = join_ranks()
+        self.config, self.folder = config, folder
+        self.say: Say = say if self.ranks.first else _nothing
         self._source: DataFolder | None = None
         self._plan: Plan | None = None
 
@@ -69,14 +73,38 @@ class Pipeline:
         self.folder.remember("plan", {"key": self._plan_key(), **self.plan().as_dict()})
 
     def walk(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
-        """Run every stage in order; return the results, or nothing on ranks but the first."""
+        """Run every stage in order; return the results, the same on every rank.
+
+        Under `torchrun` all ranks train and score. The first alone packs, writes, and decides what
+        is done already; the others wait for its word.
+        """
         self.train(resume, restart)
-        if not self.ranks.first:
-            return {}
         self.pack()
         self.score()
         self.report()
         return self.results()
+
+    # -----------------------------------------------------------------------------------------
+    # The other ranks
+
+    def _share_memory(self) -> None:
+        """Let every rank know what rank 0 knows of this run by now."""
+        if self.ranks.world > 1:
+            self.folder.memory = json.loads(peers().tell(json.dumps(self.folder.memory)))
+
+    def _is_due(self, stage: str, key: str) -> bool:
+        """Return whether rank 0 finds that a stage is to be done.
+
+        Raises UserError on a rank that would read or do something else than rank 0.
+        """
+        done = self.ranks.first and self.folder.is_done(stage, key)
+        expected, done = json.loads(peers().tell(json.dumps([key, done])))
+        if key != expected:
+            raise UserError(
+                f"process {self.ranks.rank} has other files or settings for '{stage}' than process "
+                "0; all hosts need the same run folder, data, settings and version of Fairway"
+            )
+        return not done
 
     # -----------------------------------------------------------------------------------------
     # The machine
@@ -86,8 +114,17 @@ class Pipeline:
         process uses the same arithmetic; a replay takes the plan of the run it follows."""
         if self._plan is None:
             self._plan = self._find_plan()
+            self._refuse_more_processes_than_gpus(self._plan)
             self._plan.apply()
         return self._plan
+
+    def _refuse_more_processes_than_gpus(self, plan: Plan) -> None:
+        gpus = torch.cuda.device_count()
+        if plan.device == "cuda" and self.ranks.local >= gpus:
+            raise UserError(
+                f"process {self.ranks.local} of this host has no GPU, since there are {gpus}; "
+                f"start at most --nproc-per-node={gpus}"
+            )
 
     def _find_plan(self) -> Plan:
         kept, replayed = self.folder.memory.get("plan"), self._replayed()
@@ -120,6 +157,13 @@ class Pipeline:
 
     def _open_data(self, build: bool) -> DataFolder:
         data, model = self.config.data, self.config.model
+        if not data.source:
+            raise UserError(
+                f"recipe {self.config.recipe} has no text of its own; get the challenge's by "
+                "`fairway data fetch --out DATA`, or make a folder of your own by `fairway data "
+                f"build --vocab-size {model.vocab_size} --out DATA`, then add --set "
+                "data.source=DATA"
+            )
         if data.source == "embedded":
             source = self._embedded(build)
         else:
@@ -130,7 +174,17 @@ class Pipeline:
                 f"model.vocab_size is {model.vocab_size}; set model.vocab_size="
                 f"{source.tokenizer.vocab_size}"
             )
+        if model.smear and source.tokenizer.bos_id != BOS_ID:
+            raise UserError(
+                f"the tokenizer of {data.source} begins documents with token "
+                f"{source.tokenizer.bos_id}, but model.smear stops at token {BOS_ID}; set "
+                "model.smear=false or take another tokenizer"
+            )
         return source
+
+    def _validation(self, source: DataFolder) -> Validation:
+        data = self.config.data
+        return source.sample_validation(data.val_bytes, data.val_tokens)
 
     def _embedded(self, build: bool) -> DataFolder:
         data, vocab_size, versions = (
@@ -161,29 +215,36 @@ class Pipeline:
     # Model
 
     def train(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
-        """Train and write raw and averaged weights; an unfinished run needs a word first.
+        """Train and write raw and averaged weights; an unfinished run needs a word first."""
+        if self.ranks.first:
+            self.data(build=True)
+            self._refuse_unfinished(resume or restart)
+            self._keep_config()
+        self._share_memory()
+        source, plan, key = self.data(), self.plan(), self._train_key()
+        due = self._is_due("train", key)
+        if self.ranks.first:
+            self.folder.stage(
+                "train", key, [WEIGHTS, STEPS], lambda: self._train(source, plan, resume), self.say
+            )
+            # Not before the training is on record: a disk that fills up now must not cost it.
+            self.folder.file(CHECKPOINT).unlink(missing_ok=True)
+        elif due:
+            self._train(source, plan, resume)
+        self._share_memory()
+        return self._facts("train")
 
-        Under `torchrun` every rank trains, and only the first reads and writes the run's memory:
-        the others wait until it has built the data and decided, and return nothing.
-        """
-        if not self.ranks.first:
-            return self._follow(resume)
-        source, plan = self.data(build=True), self.plan()
-        key = self._train_key()
-        done = self.folder.is_done("train", key)
-        if self.folder.file(CHECKPOINT).exists() and not (done or resume or restart):
+    def _refuse_unfinished(self, told_what_to_do: bool) -> None:
+        if told_what_to_do or not self.folder.file(CHECKPOINT).exists():
+            return
+        if not self.folder.is_done("train", self._train_key()):
             raise UserError(
                 f"{self.folder.path} holds an unfinished training; add --resume to continue it or "
                 "--restart to begin again"
             )
-        self._keep_config()
-        self.ranks.broadcast(float(done))
-        facts = self.folder.stage(
-            "train", key, [WEIGHTS, STEPS], lambda: self._train(source, plan, resume), self.say
-        )
-        # Not before the training is on record: a disk that fills up now must not cost it.
-        self.folder.file(CHECKPOINT).unlink(missing_ok=True)
-        return facts
+
+    def _facts(self, stage: str) -> dict[str, Any]:
+        return dict(self.folder.memory["stages"][stage]["facts"])
 
     def _train_key(self) -> str:
         return key_of(
@@ -204,28 +265,27 @@ class Pipeline:
         if changed := self.folder.changed(stage):
             raise UserError(f"{changed} is not what was written; run `fairway {verb}` again")
 
-    def _follow(self, resume: bool) -> dict[str, Any]:
-        if not self.ranks.broadcast(0.0):
-            self.folder = RunFolder.existing(self.folder.path)
-            self._train(self.data(build=True), self.plan(), resume)
-        return {}
-
     def _train(self, source: DataFolder, plan: Plan, resume: bool) -> dict[str, Any]:
         source.verify()
         # Validation that is too short must be told now, not after the training.
-        validation, score = source.sample_validation(self.config.data.val_bytes), self.config.score
+        validation, score = self._validation(source), self.config.score
         usable_targets(len(validation.ids), score.seq_len, score.truncate)
         text = TrainingText(source.train_shards(), source.bytes_per_token)
-        training = train(
-            self.config,
-            plan,
-            self.ranks,
-            text,
-            self.folder.path,
-            lambda model: estimate_bytes(model, self.config.quant),
-            self.say,
-            resume,
-        )
+        try:
+            training = train(
+                self.config,
+                plan,
+                self.ranks,
+                text,
+                self.folder.path,
+                lambda model: estimate_bytes(model, self.config.quant),
+                self.say,
+                resume,
+            )
+        except InterruptedRun:
+            # The first to leave ends all: not before rank 0 has saved the state.
+            peers().tell("saved")
+            raise
         if not self.ranks.first:
             return {}
         average = training.average.average
@@ -256,14 +316,17 @@ class Pipeline:
 
     def pack(self) -> dict[str, Any]:
         """Quantise the averaged weights and write the artifact."""
-        source, plan = self.data(), self.plan()
-        self._need(WEIGHTS, "train")
-        self._require("train", self._train_key())
-        self._keep_config()
-        outputs = [ARTIFACT, TOKENIZER_FILE]
-        return self.folder.stage(
-            "pack", self._pack_key(), outputs, lambda: self._pack(source, plan), self.say
-        )
+        if self.ranks.first:
+            source, plan = self.data(), self.plan()
+            self._need(WEIGHTS, "train")
+            self._require("train", self._train_key())
+            self._keep_config()
+            outputs = [ARTIFACT, TOKENIZER_FILE]
+            self.folder.stage(
+                "pack", self._pack_key(), outputs, lambda: self._pack(source, plan), self.say
+            )
+        self._share_memory()
+        return self._facts("pack")
 
     def _pack_key(self) -> str:
         config = self.config
@@ -288,7 +351,8 @@ class Pipeline:
         }
         write_atomic(self.folder.file(TOKENIZER_FILE), source.tokenizer.data)
         model = model_from(state, config.model, plan, looping)
-        facts = pack_model(config, model, state, source, self.folder.file(ARTIFACT), provenance)
+        path = self.folder.file(ARTIFACT)
+        facts = pack_model(config, model, state, source, path, provenance, self.say)
         self._warn_of_size(facts["bytes"])
         return {**facts, "budget": self._budget(facts["seconds"]["calibrate"])}
 
@@ -318,21 +382,26 @@ class Pipeline:
 
     def score(self) -> dict[str, Any]:
         """Score raw and averaged weights side by side, then the artifact, as read from disk."""
+        if self.ranks.first:
+            self.data()
+            self._need(ARTIFACT, "pack")
+            self._require("train", self._train_key())
+            self._require("pack", self._pack_key())
+            self._keep_config()
+        self._share_memory()
         source, plan = self.data(), self.plan()
-        self._need(ARTIFACT, "pack")
-        self._require("train", self._train_key())
-        self._require("pack", self._pack_key())
-        self._keep_config()
-        validation = source.sample_validation(self.config.data.val_bytes)
+        validation = self._validation(source)
         text = text_of(validation.ids, source.tokenizer.table, validation.bytes)
         self._score_stage("raw", WEIGHTS, text, lambda: self._model("raw", plan))
         self._score_stage("ema", WEIGHTS, text, lambda: self._model("ema", plan))
         artifact = load(self.folder.file(ARTIFACT), plan=plan).model
         self._score_stage("quantised", ARTIFACT, text, lambda: artifact)
-        facts = self._score_stage("sliding", ARTIFACT, text, lambda: artifact, sliding=True)
-        self._measure_baselines(source, validation)
-        self._sample(validation, plan)
-        return facts
+        self._score_stage("sliding", ARTIFACT, text, lambda: artifact, sliding=True)
+        if self.ranks.first:
+            self._measure_baselines(source, validation)
+            self._sample(validation, plan)
+        self._share_memory()
+        return self._facts("score.sliding")
 
     def _model(self, kind: str, plan: Plan) -> GPT:
         state, looping = self._weights(kind)
@@ -340,7 +409,7 @@ class Pipeline:
 
     def _score_stage(
         self, name: str, file: str, text: Text, model: Callable[[], GPT], sliding: bool = False
-    ) -> dict[str, Any]:
+    ) -> None:
         key = key_of(
             digest_file(self.folder.file(file)),
             digest_bytes(np.asarray(text.ids).tobytes()),
@@ -358,16 +427,22 @@ class Pipeline:
                 sliding=sliding,
                 seed=self.config.seed,
                 description=f"score {name}",
+                ranks=self.ranks,
             )
             seconds = time.perf_counter() - start_s
             self.say(f"{name:>9}: {score.bpb:.4f} bpb ({units.duration(seconds)})")
             scored = digest_file(self.folder.file(file))
             return {**dataclasses.asdict(score), "seconds": seconds, "file_digest": scored}
 
-        return self.folder.stage(f"score.{name}", key, [], work, self.say)
+        stage = f"score.{name}"
+        due = self._is_due(stage, key)
+        if self.ranks.first:
+            self.folder.stage(stage, key, [], work, self.say)
+        elif due:
+            work()
 
     def _measure_baselines(self, source: DataFolder, validation: Validation) -> None:
-        key = key_of(source.digest, self.config.data.val_bytes)
+        key = key_of(source.digest, self.config.data.val_bytes, self.config.data.val_tokens)
         self.folder.stage(
             "baselines",
             key,
@@ -401,6 +476,8 @@ class Pipeline:
 
     def report(self) -> Path:
         """Write results.json and the report page; return the page's path."""
+        if not self.ranks.first:
+            return self.folder.file(REPORT)
         results = self.results()
         write_json(self.folder.file(RESULTS), results)
         steps = read_steps(self.folder.file(STEPS))
@@ -427,6 +504,10 @@ class Pipeline:
             raise UserError(
                 f"{self.folder.file(file)} does not exist; run `fairway {verb}` on it first"
             )
+
+
+def _nothing(text: str) -> None:
+    """Say nothing: of many processes only the first speaks."""
 
 
 def _plan_of(memory: dict[str, Any]) -> Plan:

@@ -5,22 +5,30 @@ the results, because a score is a function of it.
 """
 
 import ctypes
+import importlib.util
 import os
 import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
 from fairway.config import Config, RuntimeConfig
 from fairway.errors import UserError
+from fairway.model import attention
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# Ends a collective: afterwards the device's stream (or the CPU) sees the result.
+Wait = Callable[[], object]
+# torch 2.13 renamed these two and warns about the old names, which are the only ones of 2.11.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 # ---------------------------------------------------------------------------------------------
@@ -42,19 +50,57 @@ class Ranks:
 
     def broadcast(self, value: float) -> float:
         """Return rank 0's value on every rank, so that all take the same decisions."""
-        if self.world == 1:
-            return value
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        box = torch.tensor([value], dtype=torch.float64, device=device)
-        dist.broadcast(box, src=0)
-        return float(box.item())
+        return self.broadcast_all((value,))[0]
 
-    def average(self, tensors: list[torch.Tensor]) -> None:
-        """Replace each tensor by its mean over the ranks."""
+    def broadcast_all(self, values: Sequence[float]) -> list[float]:
+        """Return rank 0's values on every rank, by one message between the hosts.
+
+        The numbers travel from CPU to CPU, so that no device has to finish its work first.
+        """
+        box = torch.tensor(values, dtype=torch.float64)
         if self.world > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
-                tensor /= self.world
+            dist.broadcast(box, src=0)
+        return box.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on some rank; every rank gets the same answer."""
+        box = torch.tensor(float(flag))
+        if self.world > 1:
+            dist.all_reduce(box, dist.ReduceOp.MAX)
+        return bool(box.item())
+
+    def start_sum(self, tensor: torch.Tensor) -> Wait:
+        """Begin to replace a tensor by its sum over the ranks; the result waits for the end."""
+        return self._wait(lambda: dist.all_reduce(tensor, async_op=True))
+
+    def shard(self, whole: torch.Tensor) -> torch.Tensor:
+        """Return this rank's equal part of a tensor's first dimension, as a view."""
+        return whole.chunk(self.world)[self.rank]
+
+    def start_scatter(self, whole: torch.Tensor) -> Wait:
+        """Begin to replace this rank's shard by its sum over the ranks; the rest is then undefined.
+
+        In place, which NCCL allows at exactly this offset. Gloo has a reduce-scatter of equal parts
+        since torch 2.3; it sums everything and keeps a part.
+        """
+        own = self.shard(whole)
+        return self._wait(lambda: _reduce_scatter(own, whole, async_op=True))
+
+    def start_gather(self, whole: torch.Tensor) -> Wait:
+        """Begin to fill a tensor, in place, with every rank's shard of it."""
+        own = self.shard(whole)
+        return self._wait(lambda: _all_gather(whole, own, async_op=True))
+
+    def _wait(self, begin: Callable[[], dist.Work | None]) -> Wait:
+        work = begin() if self.world > 1 else None
+        return work.wait if work is not None else lambda: True
+
+    def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the float64 sum of an array over the ranks, the same on every rank."""
+        box = torch.tensor(values, dtype=torch.float64)
+        if self.world > 1:
+            dist.all_reduce(box)
+        return np.asarray(box.numpy(), dtype=np.float64)
 
 
 def join_ranks() -> Ranks:
@@ -63,8 +109,11 @@ def join_ranks() -> Ranks:
     if world == 1:
         return Ranks()
     ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
+    if ranks.local < torch.cuda.device_count():
+        torch.cuda.set_device(ranks.local)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Gloo stays for what the hosts agree on: asking NCCL would wait for the device.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return ranks
 
 
@@ -88,13 +137,14 @@ class Plan:
     matmul: str
     threads: int
     attention: str
+    kernels: str = "plain"
 
     def describe(self) -> str:
         """Return the plan as one line for people."""
         threads = f", {self.threads} threads" if self.device == "cpu" else ""
         return (
             f"{self.device}{threads}, {self.dtype} activations, float32 products "
-            f"'{self.matmul}', {self.attention} attention"
+            f"'{self.matmul}', {self.attention} attention, {self.kernels} kernels"
         )
 
     def as_dict(self) -> dict[str, str | int]:
@@ -127,7 +177,7 @@ def _keep_freed_memory() -> None:
 def make_plan(config: RuntimeConfig) -> Plan:
     """Resolve every `auto`; on a CPU by a probe of about two seconds.
 
-    Raises UserError for a CUDA device that is not there.
+    Raises UserError for a CUDA device that is not there, or attention that does not run on it.
     """
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
@@ -139,13 +189,19 @@ def make_plan(config: RuntimeConfig) -> Plan:
         threads = config.threads or torch.get_num_threads()
     else:
         threads, dtype, matmul = _probe_cpu(config)
-    return Plan(device, dtype, matmul, threads, _attention(config.attention, device))
+    backend = attention.choose(config.attention, device, DTYPES[dtype])
+    return Plan(device, dtype, matmul, threads, backend, _kernels(config.kernels, device, dtype))
 
 
-def _attention(name: str, device: str) -> str:
-    # Short contexts on a CPU: the plain path's three batched products beat the blocked kernel.
-    auto = "plain" if device == "cpu" else "sdpa"
-    return auto if name == "auto" else name
+def _kernels(name: str, device: str, dtype: str) -> str:
+    missing = ""
+    if device != "cuda" or dtype != "bfloat16":
+        missing = f"they need a GPU and bfloat16, and this is {device} with {dtype}"
+    elif importlib.util.find_spec("triton") is None:
+        missing = "they need the package triton, which is not installed"
+    if name == "fused" and missing:
+        raise UserError(f"runtime.kernels is fused, but {missing}; set runtime.kernels=plain")
+    return "plain" if missing or name == "plain" else "fused"
 
 
 def _usable_cores() -> int:
@@ -212,7 +268,9 @@ class Clock:
     def __init__(self, config: Config, recorded: list[float] | None = None) -> None:
         train = config.train
         self.mode = train.clock
-        self.allowance_s = train.budget_s - train.reserve_s
+        self.budget_s, self.allowance_s = train.budget_s, train.budget_s - train.reserve_s
+        # What the last step took. The device may be one step behind the host's decisions.
+        self.step_s = 0.0
         self.total_steps = len(recorded) - 1 if recorded is not None else train.steps
         self.recorded = recorded
         self.elapsed_s = 0.0
@@ -236,9 +294,15 @@ class Clock:
         return self.elapsed_s + running_s
 
     def progress(self, step: int) -> float:
-        """Return the share of the run behind us when `step` is about to start."""
+        """Return the share of the run behind us when `step` is about to start.
+
+        With wall time the run is over, whatever its share, when the step in flight and one more
+        would not end within the budget: this matters where the reserve is shorter than two steps.
+        """
         if self.mode == "wall":
-            return min(1.0, self.seconds() / self.allowance_s)
+            seconds = self.seconds()
+            over = seconds + 2 * self.step_s > self.budget_s
+            return 1.0 if over else min(1.0, seconds / self.allowance_s)
         if self.recorded is not None:
             return self.recorded[step]
         return min(1.0, step / self.total_steps)

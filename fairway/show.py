@@ -64,6 +64,37 @@ def config_table(config: Config) -> Table:
     return table
 
 
+def compare_table(comparison: dict[str, Any]) -> Table:
+    """Return the figures of two sides with their differences; what one side lacks is blank."""
+    a, b, differences = comparison["a"], comparison["b"], comparison["differences"]
+    table = Table(title=Text(f"A  {a['name']}: {a['title']}\nB  {b['name']}: {b['title']}"))
+    table.title_justify = "left"
+    for name in ("figure", "A", "B", "A - B", "A / B - 1"):
+        table.add_column(name, justify="left" if name == "figure" else "right")
+    names = [*a["figures"], *(name for name in b["figures"] if name not in a["figures"])]
+    for name in names:
+        left, right = a["figures"].get(name), b["figures"].get(name)
+        row = [name, _figure(name, left), _figure(name, right)]
+        if name in differences:
+            share = f"{left['mean'] / right['mean'] - 1:+.2%}" if right["mean"] else ""
+            row += [_number(name, differences[name], "+"), share]
+        table.add_row(*row)
+    return table
+
+
+def _figure(name: str, figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    spread = f" (sd {figure['sd']:.4f})" if figure["sd"] and name.startswith("bpb") else ""
+    return _number(name, figure["mean"]) + spread
+
+
+def _number(name: str, value: float, sign: str = "") -> str:
+    if name.startswith("bpb"):
+        return f"{value:{sign}z.4f}"
+    return f"{value:{sign}z,.1f}" if name.endswith("seconds") else f"{value:{sign}z,.0f}"
+
+
 def show(*things: Any) -> None:
     """Print tables, and lines as they are, to standard output."""
     console = Console()

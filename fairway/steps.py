@@ -2,11 +2,12 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fairway import units
 from fairway.config import Config
@@ -69,8 +70,13 @@ class StepLine:
         self.estimate_bytes, self.say = estimate_bytes, say
         self.smooth_loss: float | None = None
         self.shown_s = -math.inf
+        self.size_bytes = 0
         self.printed = -1
         self.permille = 0
+
+    def lasting(self, progress: float) -> bool:
+        """Return whether the next line, at this progress, is one that stays on the screen."""
+        return int(progress * 10) != self.printed
 
     def show(self, record: StepRecord, advance: Advance) -> None:
         """Move the bar; print a lasting line at every tenth of the run."""
@@ -78,13 +84,17 @@ class StepLine:
         self.smooth_loss = mean + 0.1 * (record.loss - mean)
         tenth, permille = int(record.progress_after * 10), int(record.progress_after * 1000)
         now_s = time.perf_counter()
-        if tenth == self.printed and now_s - self.shown_s < self.config.train.log_every_s:
+        lasting = self.lasting(record.progress_after)
+        if not lasting and now_s - self.shown_s < self.config.train.log_every_s:
             return
         self.shown_s = now_s
+        if lasting:
+            # Reading sizes off the weights waits for the device: ten times a run, not every line.
+            self.size_bytes = self.estimate_bytes()
         text = self.text(record)
         advance(permille - self.permille, text)
         self.permille = permille
-        if tenth != self.printed:
+        if lasting:
             self.printed = tenth
             self.say(text)
 
@@ -97,10 +107,32 @@ class StepLine:
         used = f"{record.seconds:.0f}"
         if config.train.clock == "wall":
             used += f"/{config.train.budget_s:.0f}"
-        size = self.estimate_bytes() / 1e6
+        size = self.size_bytes / 1e6
         return (
             f"step {record.step + 1:05d} {record.progress_after:6.1%}"
             f" | loss {self.smooth_loss:6.4f} | bpb~{bpb:6.4f}"
             f" | {batch_ms:6.0f} ms | {record.tokens_per_s / 1e3:7.1f} ktok/s"
             f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB"
         )
+
+
+class StepLog:
+    """Where the records of a run go: its file and its line. Ranks but the first keep silent."""
+
+    def __init__(self, file: TextIO, line: StepLine, advance: Advance, active: bool) -> None:
+        self.file, self.line, self.advance, self.active = file, line, advance, active
+
+    def lasting(self, progress: float) -> bool:
+        """Return whether the record that ends at this progress will be read with its weights."""
+        return self.active and self.line.lasting(progress)
+
+    def write(self, record: StepRecord) -> None:
+        """Write a record and show it."""
+        if self.active:
+            self.file.write(json.dumps(asdict(record)) + "\n")
+            self.line.show(record, self.advance)
+
+    def keep(self) -> None:
+        """Return when all records are on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())

@@ -27,7 +27,7 @@ FIXED = [
     *("--set", "runtime.dtype=float32"),
     *("--set", "runtime.matmul=highest"),
 ]
-STAGES = ("doctor", "pack", "report", "run", "sample", "score", "train")
+STAGES = ("compare", "doctor", "pack", "report", "run", "sample", "score", "train")
 HELP = """
 import sys
 from fairway.cli import main
@@ -171,6 +171,18 @@ def test_run_without_running(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("recipe", ["pr1858", "pr1493", "pr1858_proxy"])
+def test_the_seed_tells_its_size_without_its_text(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = cli("run", recipe, "--dry-run", "--json").json
+    assert told["parameters"] == 35_944_536
+    # The artifacts of the records hold 15,975,300 to 15,976,638 bytes.
+    assert told["expected_artifact_bytes"] == pytest.approx(15_976_000, rel=0.02)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_train(cli: Cli, quick: list[str], tmp_path: Path) -> None:
     told = cli("train", "smoke", "--out", tmp_path, *quick, "--json")
     assert told.json["steps"] == 2
@@ -228,6 +240,29 @@ def test_report(cli: Cli, run: Path) -> None:
     assert cli("report", run, "--json").json == {"report": str(run / "report.html")}
     assert all((run / name).exists() for name in ("report.html", "report.json", "results.json"))
     assert cli("report", run).out == f"report {run / 'report.html'}\n"
+
+
+def test_compare(cli: Cli, run: Path) -> None:
+    told = cli("compare", run, "pr1858", "--json").json
+    assert told["b"]["figures"]["bpb, adapted"]["seeds"] == 3
+    ended = cli("compare", run, "pr1858")
+    rows = [[cell.strip() for cell in line.split("│")] for line in ended.out.splitlines()]
+    bpb = told["a"]["figures"]["bpb, sliding"]["mean"]
+    wanted = [
+        f"{bpb:.4f}",
+        "1.0822 (sd 0.0004)",
+        f"{bpb - 1.0822:+.4f}",
+        f"{bpb / 1.0822 - 1:+.2%}",
+    ]
+    found = next(row[2:6] for row in rows if "bpb, sliding" in row)
+    assert [cell[:5] for cell in found] == [cell[:5] for cell in wanted]
+    assert ["", "bpb, adapted", "", "1.0810 (sd 0.0004)", "", "", ""] in rows
+    assert [f"- {line}" for line in told["cautions"]] == ended.out.splitlines()[
+        -len(told["cautions"]) :
+    ]
+    refused = cli("compare", run, "pr1")
+    assert (refused.code, refused.out) == (2, "")
+    assert "unknown run folder or published record 'pr1'" in refused.err
 
 
 def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
 """The run folder: what is kept, what is repeated, what is recorded, and stopping half-way."""
 
+import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import pytest
 from fairway.config import Config, to_dict
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
+from fairway.errors import UserError
 from fairway.files import digest_file, read_json
 from fairway.run import Pipeline, open_run
+from fairway.runtime import Ranks
 from fairway.stages import RunFolder
 from fairway.steps import STEPS, read_steps
 from fairway.train import CHECKPOINT
@@ -147,7 +151,7 @@ SCHEMA: dict[str, set[str]] = {
         *("samples", "budget"),
     },
     "config": set(to_dict(Config())),
-    "machine": {"device", "dtype", "matmul", "threads", "attention"},
+    "machine": {"device", "dtype", "matmul", "threads", "attention", "kernels"},
     "versions": {
         *("fairway", "python", "torch", "numpy", "sentencepiece", "brotli", "safetensors"),
         "zstandard",
@@ -160,7 +164,7 @@ SCHEMA: dict[str, set[str]] = {
     "train": {"looping", "steps", "tokens", "seconds", "tokens_per_s", "final_loss"},
     "stages": {"raw", "ema", "quantised", "sliding"},
     **{f"stages.{name}": STAGE for name in ("raw", "ema", "quantised", "sliding")},
-    "artifact": {"bytes", "digest", "limit_bytes", "code_bytes", "sections"},
+    "artifact": {"bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "sections"},
     "baselines": {"xz", "brotli", "zstd"},
     **{f"baselines.{name}": TOOL for name in ("xz", "brotli", "zstd")},
     "budget": {"used_s", "limit_s"},
@@ -296,10 +300,39 @@ def test_limits_that_are_exceeded_are_said(tiny: Tiny, run: Path) -> None:
 
 def test_a_budget_that_is_exceeded_is_said(tiny: Tiny, run: Path) -> None:
     said: list[str] = []
-    limits = ("train.clock=wall", "train.budget_s=0.3", "train.reserve_s=0.0001")
-    pipeline = Pipeline(tiny(*limits), RunFolder(run), said.append)
+    limits = ("train.clock=wall", "train.budget_s=0.1", "train.reserve_s=0.0001")
+    # Training keeps to its budget: calibration must be what exceeds it.
+    config = tiny(*limits, "quant.calibration_tokens=65536")
+    pipeline = Pipeline(config, RunFolder(run), said.append)
     with pipeline.writing():
         pipeline.train()
         facts = pipeline.pack()
     assert any(line.startswith("over budget: training and calibration took") for line in said)
-    assert facts["budget"]["used_s"] > facts["budget"]["limit_s"] == 0.3
+    assert facts["budget"]["used_s"] > facts["budget"]["limit_s"] == 0.1
+
+
+# ---------------------------------------------------------------------------------------------
+# Many processes (more in test_many_ranks.py)
+
+
+def test_a_process_with_other_inputs_than_the_first_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class First:
+        def tell(self, text: str) -> str:
+            return json.dumps(["a key of other files", False])
+
+    monkeypatch.setattr("fairway.run.peers", First)
+    with pytest.raises(UserError, match="process 0 has other files or settings for 'score.raw'"):
+        open_run(run, [], lambda text: None).score()
+
+
+def test_more_processes_than_gpus_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = open_run(run, [], lambda text: None)
+    pipeline.ranks = Ranks(rank=6, world=8, local=2)
+    cpu = pipeline.plan()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(pipeline, "_find_plan", lambda: replace(cpu, device="cuda"))
+    pipeline._plan = None
+    with pytest.raises(UserError, match="2 of this host has no GPU.*at most --nproc-per-node=2"):
+        pipeline.plan()

@@ -52,6 +52,14 @@ def test_a_missing_gpu_is_said() -> None:
         make_plan(RuntimeConfig(device="cuda"))
 
 
+def test_attention_that_does_not_run_here_is_refused() -> None:
+    fixed = RuntimeConfig(
+        device="cpu", threads=1, dtype="float32", matmul="highest", attention="cudnn"
+    )
+    with pytest.raises(UserError, match="is cudnn, but it runs on CUDA GPUs only; set runtime.att"):
+        make_plan(fixed)
+
+
 def test_plan_applies_threads_and_precision() -> None:
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     Plan("cpu", "float32", "medium", 1, "plain").apply()
@@ -71,8 +79,10 @@ def test_one_process_is_its_own_world() -> None:
     ranks = join_ranks()
     assert ranks == Ranks() and ranks.first
     values = [torch.ones(2)]
-    ranks.average(values)
+    for start in (ranks.start_sum, ranks.start_scatter, ranks.start_gather):
+        start(values[0])()
     assert ranks.broadcast(2.5) == 2.5 and torch.equal(values[0], torch.ones(2))
+    assert ranks.any(True) and not ranks.any(False)
 
 
 def _member(rank: int, store: str) -> None:
@@ -81,9 +91,16 @@ def _member(rank: int, store: str) -> None:
     )
     ranks = Ranks(rank, 2, rank)
     values = [torch.full((3,), float(rank))]
-    ranks.average(values)
-    assert torch.equal(values[0], torch.full((3,), 0.5))
+    ranks.start_sum(values[0])()
+    assert torch.equal(values[0], torch.ones(3))
     assert ranks.broadcast(float(10 + rank)) == 10.0
+    assert ranks.broadcast_all((rank + 1.0, rank + 2.0)) == [1.0, 2.0]
+    assert ranks.any(rank == 1) and not ranks.any(False)
+    whole = torch.arange(4.0) + rank
+    ranks.start_scatter(whole)()
+    assert ranks.shard(whole).tolist() == ([1.0, 3.0], [5.0, 7.0])[rank]
+    ranks.start_gather(whole)()
+    assert whole.tolist() == [1.0, 3.0, 5.0, 7.0]
     torch.distributed.destroy_process_group()
 
 

@@ -5,25 +5,35 @@ import json
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fairway.config import Config
+from fairway.checkpoint import load_checkpoint
+from fairway.config import Config, OptimConfig
 from fairway.data.folder import DataFolder
 from fairway.errors import InterruptedRun, UserError
+from fairway.model.gpt import GPT
+from fairway.optim.schedule import lr_multiplier
 from fairway.preflight import preflight
-from fairway.runtime import Clock, Ranks, make_plan
-from fairway.steps import STEPS, read_steps
+from fairway.runtime import Clock, Plan, Ranks, make_plan
+from fairway.steps import STEPS, StepLine, StepLog, read_steps
 from fairway.train import (
     CHECKPOINT,
     Training,
     TrainingText,
+    _device,
     stop_requested,
     train,
 )
+
+CPU = Plan("cpu", "float32", "highest", 1, "plain")
 
 # Losses of the smoke run on the tests' text, float32, one thread, recorded on 2026-11-22 with torch
 # 2.13.0. Orthogonalising in bfloat16 makes later steps differ between processors by about 1e-4.
@@ -52,7 +62,7 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in read_steps(folder / STEPS)]
 
 
-def weights(training: Training) -> dict[str, torch.Tensor]:
+def weights(training: Training) -> dict[str, Tensor]:
     live = dict(training.model.named_parameters())
     return {**live, **{f"ema.{n}": w for n, w in training.average.average.items()}}
 
@@ -67,6 +77,21 @@ def test_golden_losses(tiny: Callable[..., Config], data_folder: Path, tmp_path:
     run(tiny(), data_folder, tmp_path, said=said)
     assert losses(tmp_path) == pytest.approx(GOLDEN, abs=2e-3)
     assert "step 00012 100.0%" in said[-1] and "est.  0.00/16.00 MB" in said[-1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_golden_losses_on_a_gpu(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    run(tiny("runtime.device=cuda", "runtime.attention=plain"), data_folder, tmp_path / "whole")
+    assert losses(tmp_path / "whole") == pytest.approx(GOLDEN, abs=2e-2)
+    seconds = [record["seconds"] for record in read_steps(tmp_path / "whole" / STEPS)]
+    assert all(a < b for a, b in itertools.pairwise(seconds))
+
+
+def test_a_process_without_a_gpu_is_told() -> None:
+    with pytest.raises(UserError, match="process 99 of this machine has no GPU: there are"):
+        _device(replace(CPU, device="cuda"), Ranks(99, 100, 99))
 
 
 def test_step_records(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> None:
@@ -97,8 +122,7 @@ def test_resume_continues_bit_for_bit(
 
     def interrupted(self: Training, multiplier: float, number: int) -> tuple[float, float]:
         calls.append(number)
-        # The warm-up steps come first: two in each of two modes.
-        if len(calls) == 4 + stop_at:
+        if len(calls) == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, multiplier, number)
 
@@ -133,6 +157,104 @@ def test_warm_up_leaves_no_trace(
     warm = run(tiny("train.warmup_steps=3"), data_folder, tmp_path / "warm")
     cold = run(tiny("train.warmup_steps=0"), data_folder, tmp_path / "cold")
     assert_same(warm, cold)
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Let a forward pass of more than `rows` sequences run out of memory."""
+    forward = GPT.forward
+
+    def failing(self: GPT, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        if len(ids_BT) > rows:
+            raise torch.OutOfMemoryError("no room")
+        return forward(self, ids_BT, targets_BT)
+
+    monkeypatch.setattr(GPT, "forward", failing)
+
+
+def test_a_micro_batch_too_large_for_memory_is_halved(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Down to a divisor of the rank's sequences; the run is the one with small micro-batches."""
+    batch = ["train.batch_tokens=1536", "train.micro_tokens=768", "train.steps=3"]
+    small = tiny(*batch, "train.micro_tokens=192")
+    run(small, data_folder, tmp_path / "small")
+    limit_memory(monkeypatch, 5)
+    said: list[str] = []
+    with pytest.raises(InterruptedRun), monkeypatch.context() as patch:
+        patch.setattr("fairway.train.lr_multiplier", stopping_at(1))
+        run(tiny(*batch), data_folder, tmp_path / "halved", said=said)
+    told = "out of memory with {} sequences per micro-step: going on with {}, {} micro-steps"
+    assert told.format(12, 6, 4) in said[0] and told.format(6, 3, 8) in said[1]
+    assert load_checkpoint(tmp_path / "halved" / CHECKPOINT)[1]["rows"] == 3
+    # The rows are remembered: a resumed run does not have to find them again.
+    said.clear()
+    run(tiny(*batch), data_folder, tmp_path / "halved", resume=True, said=said)
+    assert not [text for text in said if "out of memory" in text]
+    assert losses(tmp_path / "halved") == losses(tmp_path / "small")
+
+
+def stopping_at(count: int) -> Callable[..., float]:
+    """Return a learning-rate rule that sends a signal in the step of this number."""
+    calls = itertools.count(1)
+
+    def rule(now: float, config: OptimConfig) -> float:
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return lr_multiplier(now, config)
+
+    return rule
+
+
+def test_less_memory_than_one_sequence_needs_is_told(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit_memory(monkeypatch, 0)
+    with pytest.raises(UserError, match="one sequence of 64 tokens per micro-step needs more"):
+        run(tiny(), data_folder, tmp_path)
+    with pytest.raises(UserError, match="memory ran out with 8 sequences per micro-step; lower"):
+        run(tiny("train.warmup_steps=0"), data_folder, tmp_path)
+
+
+def test_the_host_is_one_step_ahead_and_no_more(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A record is written after the next step's launch, and before any weights are read."""
+    events: list[str] = []
+
+    def note(owner: type, name: str, text: str) -> None:
+        plain = getattr(owner, name)
+
+        def noted(self: Any, *args: Any) -> Any:
+            events.append(text)
+            return plain(self, *args)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(Training, "_advance", "launch")
+    note(StepLog, "write", "record")
+    note(StepLine, "text", "line")
+    note(Training, "save", "save")
+    config = tiny("train.steps=25", "train.log_every_s=1000", "train.warmup_steps=0")
+    run(config, data_folder, tmp_path)
+    ahead, most = 0, 0
+    for before, event in itertools.pairwise(events):
+        ahead += (event == "launch") - (event == "record")
+        most = max(most, ahead + 1)
+        if event == "line":
+            assert before == "record" and ahead + 1 == 0
+        if event == "save":
+            assert ahead + 1 == 0
+    assert most == 2 and events.count("line") == 11 and events[-1] == "save"
+    assert threading.active_count() == 1
 
 
 def test_micro_steps_add_up_to_the_batch(
@@ -187,21 +309,49 @@ def test_checkpoints_are_written_on_the_way(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
-    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = tiny("train.warmup_steps=0", "train.steps=200")
+    config = tiny("train.warmup_steps=0", "train.steps=200", "train.checkpoint_every_s=1e-6")
     step = Training._advance
 
-    def poison(self: Training, multiplier: float, number: int) -> tuple[float, float]:
+    def poison(self: Training, multiplier: float, number: int) -> tuple[Tensor, Tensor]:
         if number == 3:
             with torch.no_grad():
                 self.model.tok_emb.weight.fill_(math.nan)
         return step(self, multiplier, number)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "_advance", poison)
-        with pytest.raises(UserError, match=r"became nan at step 3 \(1.5% of the run.*lower"):
-            run(config, data_folder, tmp_path)
+    monkeypatch.setattr(Training, "_advance", poison)
+    with pytest.raises(UserError, match=r"loss became nan at step 3 \(1.5% of the run.*lower"):
+        run(config, data_folder, tmp_path)
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == 3
+    assert len(losses(tmp_path)) == 3
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loss of that step is sound, but its update would ruin the weights."""
+    forward, calls = GPT.forward, itertools.count()
+
+    def failing(self: GPT, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        loss = forward(self, ids_BT, targets_BT)
+        if next(calls) == 2:
+            loss.register_hook(lambda grad: grad * math.inf)
+        return loss
+
+    monkeypatch.setattr(GPT, "forward", failing)
+    config = tiny(
+        "train.warmup_steps=0", "train.micro_tokens=1024", "train.checkpoint_every_s=1e-6"
+    )
+    with pytest.raises(UserError, match=r"gradient norm became (nan|inf) at step 2"):
+        run(config, data_folder, tmp_path)
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == 2
 
 
 def test_resume_refuses_another_configuration(
@@ -221,12 +371,19 @@ def test_preflight_counts_text_disk_and_memory(
     shards = text_of(data_folder).shards
     few = [shards[0][:500]]
     with pytest.raises(UserError, match=r"holds 7 sequences of 64 tokens and one\s+step needs 16"):
-        preflight(tiny(), few, tmp_path, 1000)
+        preflight(tiny(), few, tmp_path, 1000, CPU)
     with pytest.raises(UserError, match="disk has .* free and checkpoints need"):
-        preflight(tiny(), shards, tmp_path, 10**14)
+        preflight(tiny(), shards, tmp_path, 10**14, CPU)
     monkeypatch.setattr("fairway.preflight._available_memory", lambda: 10**6)
     with pytest.raises(UserError, match="of memory are needed and 1.00 MB are free"):
-        preflight(tiny(), shards, tmp_path, 1000)
+        preflight(tiny(), shards, tmp_path, 1000, CPU)
+    # A micro-batch too large for a GPU is halved, so that one sequence decides: 1.92 MB of
+    # activations, where all sixteen would take 30.
+    monkeypatch.setattr("fairway.preflight._device_memory", lambda: 2 * 10**6)
+    gpu = replace(CPU, device="cuda")
+    preflight(tiny("train.micro_tokens=1024"), shards, tmp_path, 1000, gpu)
+    with pytest.raises(UserError, match="and 2.00 MB are free; take a smaller model"):
+        preflight(tiny("train.micro_tokens=1024"), shards, tmp_path, 10**4, gpu)
 
 
 def test_clock_counts_only_between_start_and_stop(tiny: Callable[..., Config]) -> None:
@@ -240,6 +397,12 @@ def test_clock_counts_only_between_start_and_stop(tiny: Callable[..., Config]) -
     assert clock.seconds() == clock.elapsed_s
     clock.elapsed_s = 80.0
     assert clock.done(0, clock.progress(0))
+    # Two more steps of a second would end after the budget, though the share is not reached.
+    clock.elapsed_s = 79.0
+    clock.step_s = 10.6
+    assert clock.done(0, clock.progress(0))
+    clock.step_s = 10.4
+    assert clock.progress(0) == pytest.approx(79 / 80)
     steps = Clock(tiny())
     assert steps.progress(6) == 0.5 and not steps.done(11, 0.9) and steps.done(12, 1.0)
 

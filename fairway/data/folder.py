@@ -145,14 +145,17 @@ class DataFolder:
             rest = ids[last:]
         yield from decode_documents(self.tokenizer, rest)
 
-    def sample_validation(self, max_bytes: int = 0) -> Validation:
-        """Return the text to be scored: everything (0), or about `max_bytes` across documents.
+    def sample_validation(self, max_bytes: int = 0, max_tokens: int = 0) -> Validation:
+        """Return the text to be scored: everything (0 and 0), or about `max_bytes` across documents,
+        or the first `max_tokens` targets, whose last document may be cut.
 
         A sample takes documents in the order of their hash, and from each a run of whole
         paragraphs of at most `PIECE_BYTES`, or more where few documents must fill it. It depends on
         the text alone. Bytes are proven to be those of the documents.
         """
         ids = self.val_tokens()
+        if max_tokens:
+            ids = ids[: max_tokens + 1]
         documents = decode_documents(self.tokenizer, ids)
         if max_bytes:
             pieces = map(self.tokenizer.canonical, _sample(documents, max_bytes))

@@ -3,12 +3,18 @@
 Rank r of W reads shards[r::W] with a PCG64 generator seeded by the rank alone: the order of the
 data does not depend on the run's seed. Every shard is cut at a random phase into sequences; each
 row of a batch takes one from a shard drawn in proportion to what it has left.
+
+Shapes: B sequences, T time, S = T + 1 tokens of a sequence and its last target.
 """
 
+import queue
+import threading
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from fairway.data.shards import Tokens
 from fairway.errors import UserError
@@ -47,13 +53,16 @@ class ShuffledLoader:
 
     def next_batch(self) -> Batch:
         """Return inputs x and targets y, both int64 (rows, seq_len); y is x one token later."""
-        x = np.empty((self._rows, self._seq_len), np.int64)
-        y = np.empty_like(x)
+        windows_BS = self.next_windows()
+        return windows_BS[:, :-1].astype(np.int64), windows_BS[:, 1:].astype(np.int64)
+
+    def next_windows(self) -> npt.NDArray[np.int32]:
+        """Return the next batch as (rows, seq_len + 1) tokens: inputs and last target in one."""
+        windows_BS = np.empty((self._rows, self._seq_len + 1), np.int32)
         for row in range(self._rows):
             shard, start = self._draw()
-            window = self._shards[shard][start : start + self._seq_len + 1]
-            x[row], y[row] = window[:-1], window[1:]
-        return x, y
+            windows_BS[row] = self._shards[shard][start : start + self._seq_len + 1]
+        return windows_BS
 
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs to continue with the next batch, ready for JSON.
@@ -103,3 +112,56 @@ class ShuffledLoader:
         self._remaining[shard] -= 1
         order = self._orders[shard][self._remaining[shard]]
         return shard, self._phases[shard] + self._seq_len * int(order)
+
+
+class Prefetcher:
+    """Batches on the device, gathered ahead of it by one thread; close it when done.
+
+    At most `depth` batches wait. What the thread meets is raised where the batch is asked for.
+    The loader belongs to the thread from here on: `state` is that of the batch last handed out.
+    """
+
+    def __init__(self, loader: ShuffledLoader, device: torch.device, depth: int = 2) -> None:
+        self._loader, self._device = loader, device
+        self._state = loader.state()
+        self._ready: queue.SimpleQueue[tuple[Tensor, dict[str, Any]] | Exception]
+        self._ready = queue.SimpleQueue()
+        self._room = threading.Semaphore(depth)
+        self._closed = False
+        self._thread = threading.Thread(target=self._gather, name="batches", daemon=True)
+        self._thread.start()
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets, both int64 [B, T], without waiting for the device."""
+        item = self._ready.get()
+        if isinstance(item, Exception):
+            self._ready.put(item)
+            raise item
+        windows_BS, self._state = item
+        self._room.release()
+        # Half the bytes travel; ids become int64 on the device.
+        windows_BS = windows_BS.to(self._device, non_blocking=True)
+        return windows_BS[:, :-1].long(), windows_BS[:, 1:].long()
+
+    def state(self) -> dict[str, Any]:
+        """Return the loader's state after the batch last handed out."""
+        return self._state
+
+    def close(self) -> None:
+        """End the thread; batches still waiting are dropped."""
+        self._closed = True
+        self._room.release()
+        self._thread.join()
+
+    def _gather(self) -> None:
+        try:
+            cuda = self._device.type == "cuda"
+            if cuda:
+                # A thread starts on the first device: pinning there would open it once per rank.
+                torch.cuda.set_device(self._device)
+            while self._room.acquire() and not self._closed:
+                windows_BS = torch.from_numpy(self._loader.next_windows())
+                windows_BS = windows_BS.pin_memory() if cuda else windows_BS
+                self._ready.put((windows_BS, self._loader.state()))
+        except Exception as error:
+            self._ready.put(error)

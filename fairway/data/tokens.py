@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
+from fairway.config import BOS_ID
 from fairway.data.spmodel import (
     BYTE,
     CONTROL,
@@ -229,7 +230,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
             remove_extra_whitespaces=False,
             max_sentence_length=_MAX_SENTENCE_BYTES,
             pad_id=0,
-            bos_id=1,
+            bos_id=BOS_ID,
             eos_id=2,
             unk_id=3,
             num_threads=1,

@@ -11,17 +11,17 @@ What is unusual here, in the order in which a token meets it:
 - the head is the embedding again, its logits capped by a tanh.
 
 Shapes: B batch, T time, D width, E embedding width, H query heads, G key/value heads,
-K head width, V vocabulary, N rows of a flattened batch.
+K head width, V vocabulary, N rows of a flattened batch, S features of SmearGate.
 """
 
 import math
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairway.config import ModelConfig
+from fairway.config import BOS_ID, ModelConfig
 from fairway.model import attention
 from fairway.model.ops import (
     leaky_square,
@@ -31,6 +31,9 @@ from fairway.model.ops import (
     softcapped,
     without_self,
 )
+
+# Features of a token that SmearGate reads.
+SMEAR_FEATURES = 12
 
 
 class Linear(nn.Linear):
@@ -67,6 +70,19 @@ def rope_table(length: int, config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 # ---------------------------------------------------------------------------------------------
 # Layers
+
+
+def smeared(e_BTE: Tensor, ids_BT: Tensor, gate_S: Tensor, strength: Tensor) -> Tensor:
+    """Return embeddings with a gated share of the one before added: SmearGate, [B, T, E].
+
+    The gate reads the first S features of the receiving token. A token that begins a document
+    receives nothing, nor does the first of a row: in packed streams what stands before BOS is
+    another document (pull requests #1851 and #1855; without the mask #1667 leaked it).
+    """
+    now_BTE, before_BTE = e_BTE[:, 1:], e_BTE[:, :-1]
+    gate_BT = torch.sigmoid(now_BTE[..., : len(gate_S)] @ gate_S.to(e_BTE.dtype))
+    share_BT = strength.to(e_BTE.dtype) * gate_BT * (ids_BT[:, 1:] != BOS_ID)
+    return torch.cat([e_BTE[:, :1], now_BTE + share_BT[..., None] * before_BTE], 1)
 
 
 class Attention(nn.Module):
@@ -168,6 +184,16 @@ def num_skips(config: ModelConfig) -> int:
 # The model
 
 
+class FastPath(Protocol):
+    """Another way to compute the same function of the same parameters; `fused` has one."""
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        """Return the normalised final states."""
+
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Return the mean loss."""
+
+
 class GPT(nn.Module):
     """The whole stack. `model(ids, targets)` is the mean loss; `hidden` and `logits` its halves."""
 
@@ -176,6 +202,9 @@ class GPT(nn.Module):
         self.config = config
         embed_dim = config.embed_dim or config.dim
         self.tok_emb = nn.Embedding(config.vocab_size, embed_dim)
+        if config.smear:
+            self.smear_gate = nn.Parameter(torch.empty(min(SMEAR_FEATURES, embed_dim)))
+            self.smear_lambda = nn.Parameter(torch.empty(1))
         if embed_dim != config.dim:
             self.embed_proj = Linear(embed_dim, config.dim)
             self.head_proj = Linear(config.dim, embed_dim)
@@ -188,6 +217,7 @@ class GPT(nn.Module):
         if not config.tie_embeddings:
             self.head = Linear(embed_dim, config.vocab_size)
         self.compute_dtype = torch.float32
+        self.fused: FastPath | None = None
         self.set_looping(False)
         self._rope: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
 
@@ -215,7 +245,7 @@ class GPT(nn.Module):
             kind = name.removesuffix(".weight").rpartition(".")[2]
             if kind == "tok_emb":
                 value = torch.randn(weight.shape, generator=generator) * self.config.embed_std
-            elif kind in ("proj", "head", "skip_gates"):
+            elif kind in ("proj", "head", "skip_gates", "smear_gate", "smear_lambda"):
                 value = torch.zeros(weight.shape)
             elif kind in ("attn_scale", "mlp_scale", "skip_weights"):
                 value = torch.ones(weight.shape)
@@ -234,11 +264,20 @@ class GPT(nn.Module):
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """Return the normalised final state of every position, [B, T, D] in the compute dtype."""
+        if self.fused is not None:
+            return self.fused.hidden(ids_BT)
+        return norm(self._walk(self.embedded(ids_BT), self.rope_for(ids_BT)))
+
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """Return x0, the normalised embeddings, [B, T, D] in the compute dtype."""
         x_BTD = self.tok_emb(ids_BT).to(self.compute_dtype)
+        if self.config.smear:
+            x_BTD = smeared(x_BTD, ids_BT, self.smear_gate, self.smear_lambda)
         x_BTD = norm(x_BTD)
-        if hasattr(self, "embed_proj"):
-            x_BTD = self.embed_proj(x_BTD)
-        return norm(self._walk(x_BTD, self._rope_for(ids_BT)))
+        if not hasattr(self, "embed_proj"):
+            return x_BTD
+        projected_BTD: Tensor = self.embed_proj(x_BTD)
+        return projected_BTD
 
     def _walk(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         x0_BTD = x_BTD
@@ -275,10 +314,13 @@ class GPT(nn.Module):
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats per token, a float32 scalar."""
+        if self.fused is not None:
+            return self.fused.loss(ids_BT, targets_BT)
         raw_NV = self._raw_logits(self.hidden(ids_BT)).flatten(0, 1)
         return mean_loss(raw_NV, targets_BT.flatten(), self.config.softcap)
 
-    def _rope_for(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def rope_for(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rotary table (cos_TR, sin_TR) of a batch's length, kept between calls."""
         T = ids_BT.shape[1]
         cos_TR = self._rope[0]
         if len(cos_TR) != T or cos_TR.device != ids_BT.device:

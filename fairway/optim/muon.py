@@ -1,11 +1,17 @@
 """MuonEq-R for the block matrices, AdamW for everything else, as in #1493.
 
 Muon: Jordan et al. 2024. Row normalisation before orthogonalising: MuonEq-R, pull request #1217.
-Shapes: L matrices of one shape stacked, R rows, C columns.
+Matrices of one shape form a bank, so that a step costs a few kernels per shape. Over several ranks
+a bank is divided: each rank receives the summed gradients of its share, keeps the momentum of
+those alone, orthogonalises them and sends the updates round (algorithms.md 3.3). Nothing here
+waits for the device.
+
+Shapes: L matrices of one shape, P the same padded to a multiple of the ranks, K = P / ranks those
+of one rank, R rows, C columns, N elements in a row.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,80 +19,241 @@ from torch import Tensor, nn
 
 from fairway.config import OptimConfig
 from fairway.optim.schedule import momentum
+from fairway.runtime import Ranks, Wait
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+Triple = tuple[float, float, float]
+NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
+# Amsel et al. 2025 (arXiv 2505.16932), without their safety factor: one triple per step.
+POLAR_EXPRESS: tuple[Triple, ...] = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
 
 
-def orthogonalise(u_LRC: Tensor, steps: int) -> Tensor:
+# ---------------------------------------------------------------------------------------------
+# The update of a bank
+
+
+def coefficients(config: OptimConfig) -> Sequence[Triple]:
+    """Return (a, b, c) of every step of the orthogonalisation."""
+    if config.newton_schulz == "polar_express":
+        return POLAR_EXPRESS[: config.newton_schulz_steps]
+    return (NEWTON_SCHULZ,) * config.newton_schulz_steps
+
+
+def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
     """Return the nearly orthogonal factor of each matrix by a quintic Newton-Schulz iteration.
 
-    X <- a X + (b A + c A^2) X with A = X X^T, in bfloat16, on the wide orientation. The
+    X <- a X + (b A + c A^2) X with A = X X^T, in bfloat16, on the wide orientation. The fixed
     coefficients push small singular values up fast and leave them between about 0.7 and 1.2.
     """
-    a, b, c = NEWTON_SCHULZ
     x_LRC = u_LRC.bfloat16()
     x_LRC = x_LRC / (x_LRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x_LRC.shape[-2] > x_LRC.shape[-1]
     if tall:
         x_LRC = x_LRC.mT
-    for _ in range(steps):
+    for a, b, c in triples:
         gram_LRR = x_LRC @ x_LRC.mT
         poly_LRR = torch.baddbmm(gram_LRR, gram_LRR, gram_LRR, beta=b, alpha=c)
         x_LRC = torch.baddbmm(x_LRC, poly_LRR, x_LRC, beta=a)
     return x_LRC.mT if tall else x_LRC
 
 
-def muon_update(grad: Tensor, buffer: Tensor, mu: float, config: OptimConfig) -> Tensor:
-    """Advance the momentum buffers [L, R, C] in place and return the updates, bfloat16.
+def muon_update(
+    grad_KRC: Tensor,
+    buffer_KRC: Tensor,
+    mu: float,
+    config: OptimConfig,
+    out_KRC: Tensor | None = None,
+) -> Tensor:
+    """Advance the momentum buffers in place and return the updates [K, R, C], bfloat16.
 
     Nesterov momentum, rows divided by their norms (float32), orthogonalised, scaled by
-    sqrt(max(1, R / C)).
+    sqrt(max(1, R / C)). The updates are written into `out_KRC` if it is given.
     """
-    buffer.mul_(mu).add_(grad)
-    u_LRC = grad + mu * buffer
+    torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
+    u_KRC = torch.add(grad_KRC, buffer_KRC, alpha=mu)
     if config.row_normalise:
-        u_LRC = u_LRC / u_LRC.norm(dim=-1, keepdim=True).clamp_min(1e-7)
-    rows, columns = u_LRC.shape[-2:]
-    return orthogonalise(u_LRC, config.newton_schulz_steps) * math.sqrt(max(1.0, rows / columns))
+        norms_KR1 = torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
+        # Divided in float32, rounded on the way out: the quotient is not stored twice.
+        rounded_KRC = torch.empty_like(u_KRC, dtype=torch.bfloat16)
+        u_KRC = torch.div(u_KRC, norms_KR1, out=rounded_KRC)
+    rows, columns = u_KRC.shape[-2:]
+    x_KRC = orthogonalise(u_KRC, coefficients(config))
+    return torch.mul(x_KRC, math.sqrt(max(1.0, rows / columns)), out=out_KRC)
+
+
+def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients and take them from their weights, so that backward makes new ones.
+
+    Handing over a new tensor costs nothing; adding into one that stays costs a pass over it.
+    """
+    grads = []
+    for weight in weights:
+        assert weight.grad is not None, "a parameter received no gradient"
+        grads.append(weight.grad)
+        weight.grad = None
+    return grads
+
+
+class Bank:
+    """The matrices of one shape: weights, gradients and updates stacked, momentum of our share.
+
+    The weights become views of the stack, so that one kernel decays and moves them all.
+    """
+
+    def __init__(
+        self, named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig, ranks: Ranks
+    ) -> None:
+        self.config, self.ranks = config, ranks
+        self.names, self.weights = [name for name, _ in named], [weight for _, weight in named]
+        self.weights_LRC = torch.stack([weight.detach() for weight in self.weights])
+        for weight, value_RC in zip(self.weights, self.weights_LRC, strict=True):
+            weight.data = value_RC
+        count, *shape = self.weights_LRC.shape
+        padded = -(-count // ranks.world) * ranks.world
+        self.grads_PRC = self.weights_LRC.new_zeros(padded, *shape)
+        self.updates_PRC = torch.zeros_like(self.grads_PRC, dtype=torch.bfloat16)
+        self.momentum_KRC = torch.zeros_like(ranks.shard(self.grads_PRC))
+        self.wait: Wait
+
+    def collect(self) -> None:
+        """Stack the gradients and begin to sum them over the ranks, each its share."""
+        count = len(self.weights)
+        torch.stack(_gradients(self.weights), out=self.grads_PRC[:count])
+        # The last sum may have left anything behind our own share.
+        self.grads_PRC[count:].zero_()
+        self.wait = self.ranks.start_scatter(self.grads_PRC)
+
+    def square(self) -> Tensor:
+        """Return the sum of squares of our share of the gradients, a float64 scalar.
+
+        Norms per matrix, added in float64: the sum over the ranks does not depend on their number.
+        """
+        self.wait()
+        own_KRC = self.ranks.shard(self.grads_PRC)
+        norms_K: Tensor = torch.linalg.vector_norm(own_KRC, dim=(-2, -1))
+        return norms_K.double().square().sum()
+
+    def propose(self, scale_1: Tensor | None, mu: float) -> None:
+        """Compute the updates of our share from scaled gradients; begin to send them round."""
+        own_KRC = self.ranks.shard(self.grads_PRC)
+        if scale_1 is not None:
+            own_KRC.mul_(scale_1)
+        updates_KRC = self.ranks.shard(self.updates_PRC)
+        muon_update(own_KRC, self.momentum_KRC, mu, self.config, updates_KRC)
+        self.wait = self.ranks.start_gather(self.updates_PRC)
+
+    def apply(self, lr: float) -> None:
+        """Decay the weights, then subtract everybody's updates."""
+        self.wait()
+        self.weights_LRC.mul_(1.0 - lr * self.config.matrix_wd)
+        self.weights_LRC.sub_(self.updates_PRC[: len(self.weights)], alpha=lr)
+        # The stack has its own version counter; who keeps copies of the weights watches theirs.
+        torch.autograd.graph.increment_version(self.weights)
+
+    def whole_momentum(self) -> Tensor:
+        """Return the momentum of all matrices [L, R, C], on every rank; all must ask for it."""
+        whole_PRC = torch.empty_like(self.grads_PRC)
+        self.ranks.shard(whole_PRC).copy_(self.momentum_KRC)
+        self.ranks.start_gather(whole_PRC)()
+        return whole_PRC[: len(self.weights)]
+
+    def restore(self, momentum_LRC: Tensor) -> None:
+        """Put our share of the momentum of all matrices back."""
+        whole_PRC = torch.zeros_like(self.grads_PRC)
+        whole_PRC[: len(self.weights)] = momentum_LRC
+        self.momentum_KRC.copy_(self.ranks.shard(whole_PRC))
 
 
 class Muon:
-    """Muon over matrices, stacked by shape so that each shape costs one batched iteration."""
+    """Muon over matrices in banks, largest first: the longest message has most work to hide in."""
 
-    def __init__(self, matrices: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
-        self.config = config
-        self.shapes: dict[torch.Size, list[tuple[str, nn.Parameter]]] = {}
+    def __init__(
+        self,
+        matrices: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        ranks: Ranks | None = None,
+    ) -> None:
+        shapes: dict[torch.Size, list[tuple[str, nn.Parameter]]] = {}
         for name, weight in matrices:
-            self.shapes.setdefault(weight.shape, []).append((name, weight))
-        self.buffers = {
-            shape: torch.zeros(len(group), *shape, device=group[0][1].device)
-            for shape, group in self.shapes.items()
-        }
+            shapes.setdefault(weight.shape, []).append((name, weight))
+        banks = [Bank(named, config, ranks or Ranks()) for named in shapes.values()]
+        self.banks = sorted(banks, key=lambda bank: -bank.grads_PRC.numel())
 
-    @torch.no_grad()
-    def step(self, lr: float, mu: float) -> None:
-        """Decay each matrix, then subtract its update; a matrix without gradient is an error."""
-        for shape, group in self.shapes.items():
-            weights: list[Tensor] = [weight for _, weight in group]
-            grads = [weight.grad for weight in weights]
-            stacked = torch.stack([grad.float() for grad in grads if grad is not None])
-            assert len(stacked) == len(group), "a block matrix received no gradient"
-            updates = muon_update(stacked, self.buffers[shape], mu, self.config).unbind()
-            torch._foreach_mul_(weights, 1.0 - lr * self.config.matrix_wd)
-            torch._foreach_sub_(weights, [u.float() for u in updates], alpha=lr)
+    def propose(self, scale_1: Tensor | None, mu: float) -> None:
+        """Compute all updates; those of one bank travel while the next is worked on."""
+        for bank in self.banks:
+            bank.propose(scale_1, mu)
+
+    def apply(self, lr: float) -> None:
+        """Move all matrices by what `propose` found."""
+        for bank in self.banks:
+            bank.apply(lr)
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, momentum buffer) per matrix: views, so loading into them restores."""
-        for shape, group in self.shapes.items():
-            for (name, _), buffer in zip(group, self.buffers[shape], strict=True):
-                yield name, buffer
+        """Yield ('muon.' + name, momentum) of every matrix, on every rank; all must iterate."""
+        for bank in self.banks:
+            names = [f"muon.{name}" for name in bank.names]
+            yield from zip(names, bank.whole_momentum(), strict=True)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `named_state` yielded."""
+        for bank in self.banks:
+            bank.restore(torch.stack([tensors[f"muon.{name}"] for name in bank.names]))
+
+    def reset(self) -> None:
+        """Forget the momentum."""
+        for bank in self.banks:
+            bank.momentum_KRC.zero_()
+
+
+# ---------------------------------------------------------------------------------------------
+# Everything else
+
+
+class FlatGradients:
+    """The gradients of parameters of one dtype in one row, so that one message sums them."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], ranks: Ranks) -> None:
+        self.weights, self.ranks = weights, ranks
+        self.row_N = weights[0].new_zeros(sum(weight.numel() for weight in weights))
+        parts = torch.split(self.row_N, [weight.numel() for weight in weights])
+        self.views = [p.view(w.shape) for p, w in zip(parts, weights, strict=True)]
+        self.wait: Wait
+
+    def collect(self) -> None:
+        """Move the gradients into the row and begin to sum it over the ranks."""
+        torch.cat([grad.flatten() for grad in _gradients(self.weights)], out=self.row_N)
+        for weight, view in zip(self.weights, self.views, strict=True):
+            weight.grad = view
+        self.wait = self.ranks.start_sum(self.row_N)
+
+    def square(self) -> Tensor:
+        """Return the sum of squares, a float64 scalar, the same on every rank."""
+        self.wait()
+        norm: Tensor = torch.linalg.vector_norm(self.row_N, dtype=torch.float32)
+        return norm.double().square()
+
+
+def _by_dtype(weights: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    groups: dict[torch.dtype, list[nn.Parameter]] = {}
+    for weight in weights:
+        groups.setdefault(weight.dtype, []).append(weight)
+    return list(groups.values())
 
 
 class Optimisers:
-    """Both learning rules over one model, each parameter in exactly one group."""
+    """Both learning rules over one model, each parameter in exactly one group.
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
-        self.config = config
+    With several ranks the losses must already be divided by their number: gradients are summed.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig, ranks: Ranks | None = None) -> None:
+        self.config, self.ranks = config, ranks or Ranks()
         named = dict(model.named_parameters())
         embed = [name for name in named if name == "tok_emb.weight"]
         head = [name for name in named if name == "head.weight"]
@@ -104,7 +271,7 @@ class Optimisers:
             (head, config.head_lr, 0.0),
             (scalars, config.scalar_lr, config.scalar_wd),
         ]
-        self.muon = Muon([(name, named[name]) for name in matrices], config)
+        self.muon = Muon([(name, named[name]) for name in matrices], config, self.ranks)
         self.adam = torch.optim.AdamW(
             [
                 {"params": [named[n] for n in names], "lr": lr, "base_lr": lr, "weight_decay": wd}
@@ -118,29 +285,61 @@ class Optimisers:
         self.adam_names = [name for names, _, _ in groups for name in names]
         self.parameters = list(named.values())
         assert sorted(matrices + self.adam_names) == sorted(named), "parameters not covered once"
+        rest = [named[name] for name in self.adam_names]
+        self.flats = [FlatGradients(weights, self.ranks) for weights in _by_dtype(rest)]
 
-    def step(self, multiplier: float, step: int) -> float:
-        """Clip, update every parameter, clear gradients; return the gradient norm before the clip.
+    @torch.no_grad()
+    def step(self, multiplier: float, step: int) -> Tensor:
+        """Sum over ranks, clip, update every parameter, clear gradients.
 
+        Returns the norm of the summed gradients before the clip, a float32 scalar on the device.
         `multiplier` scales all learning rates, `step` sets the momentum.
         """
-        bound = self.config.grad_clip or math.inf
-        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, bound))
+        for bank in self.muon.banks:
+            bank.collect()
+        for flat in self.flats:
+            flat.collect()
+        grad_norm = self._grad_norm()
+        scale_1 = None
+        if self.config.grad_clip:
+            scale_1 = (self.config.grad_clip / (grad_norm + 1e-6)).clamp(max=1.0).reshape(1)
+        self.muon.propose(scale_1, momentum(step, self.config))
+        self._step_adam(scale_1, multiplier)
+        self.muon.apply(self.config.matrix_lr * multiplier)
+        self.clear()
+        return grad_norm
+
+    def _grad_norm(self) -> Tensor:
+        zero = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+        square = sum((bank.square() for bank in self.muon.banks), start=zero)
+        self.ranks.start_sum(square)()
+        return sum((flat.square() for flat in self.flats), start=square).sqrt().float()
+
+    def _step_adam(self, scale_1: Tensor | None, multiplier: float) -> None:
+        if scale_1 is not None:
+            for flat in self.flats:
+                # The scale has a dimension: a scalar would be rounded to the row's dtype first.
+                flat.row_N.mul_(scale_1)
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * multiplier
         self.adam.step()
-        self.muon.step(self.config.matrix_lr * multiplier, momentum(step, self.config))
-        self.clear()
-        return grad_norm
 
     def clear(self) -> None:
         """Drop all gradients."""
         for weight in self.parameters:
             weight.grad = None
 
+    def reset(self) -> None:
+        """Forget momentum and moments, as before a first step."""
+        self.muon.reset()
+        self.adam.state.clear()
+
     def state(self) -> dict[str, Tensor]:
-        """Return every state tensor by name; empty AdamW state (before a first step) is absent."""
-        tensors = {f"muon.{name}": buffer for name, buffer in self.muon.named_state()}
+        """Return every state tensor by name; empty AdamW state (before a first step) is absent.
+
+        With several ranks all must call it, and all get the whole state.
+        """
+        tensors = dict(self.muon.named_state())
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
         for name, weight in zip(self.adam_names, parameters, strict=True):
             for key, value in self.adam.state[weight].items():
@@ -150,8 +349,7 @@ class Optimisers:
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `state` returned."""
-        for name, buffer in self.muon.named_state():
-            buffer.copy_(tensors[f"muon.{name}"])
+        self.muon.restore(tensors)
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
         for name, weight in zip(self.adam_names, parameters, strict=True):
             slots: dict[str, Any] = {}

@@ -1,15 +1,18 @@
 """GPTQ: round a matrix column by column and let the rest of each row make up for the error.
 
 Frantar et al. 2022, arXiv 2210.17323, with the row scales of `grid` fixed beforehand; the order of
-the steps is that of #1493. Everything runs in float32 on the weights' device.
+the steps is that of #1493. Everything runs in full float32 on the device of the Hessians, and
+matrices of one shape go through the columns together: 67 of them then cost five rounds of columns,
+which on a GPU is a matter of launches, not of arithmetic.
 
-Shapes: R rows (outputs), C columns (inputs), B columns of a block.
+Shapes: L matrices of one shape, R rows (outputs), C columns (inputs), B columns of a block.
 """
 
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +37,16 @@ _EMBEDDINGS = ("tok_emb.weight", "head.weight")
 _DAMPING_TRIES = 6
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrix:
+    """What GPTQ needs of a matrix: weight [R, C], hessian X^T X [C, C] of its inputs, a grid."""
+
+    name: str
+    weight: Tensor
+    hessian: Tensor
+    grid: Grid
+
+
 def gptq(
     w_RC: Tensor,
     hessian_CC: Tensor,
@@ -44,72 +57,157 @@ def gptq(
     act_order: bool,
     name: str = "the matrix",
 ) -> QuantisedTensor:
-    """Return the codes that keep w X closest to its old value, given hessian = X^T X.
+    """Return the codes that keep w X closest to its old value: `gptq_all` of one matrix."""
+    matrix = Matrix(name, w_RC, hessian_CC, grid)
+    [(_, found)] = gptq_all([matrix], damp=damp, block=block, act_order=act_order)
+    return found
 
-    Any positive multiple of the Hessian gives the same codes. `damp` times its mean diagonal is
-    added to it; `act_order` rounds the columns of largest energy first, equal ones in their
+
+def gptq_all(
+    matrices: Iterable[Matrix], *, damp: float, block: int, act_order: bool
+) -> Iterator[tuple[str, QuantisedTensor]]:
+    """Yield the name and codes of every matrix, those of one shape and number of bits together.
+
+    The codes keep w X closest to its old value, given hessian = X^T X; any positive multiple of
+    that gives the same codes. `damp` times its mean diagonal is added to it, more of it where that
+    is not enough. `act_order` rounds the columns of largest energy first, equal ones in their
     order in the matrix (a stable sort, so the codes do not depend on the device). Columns that no
     input ever reached become 0. Updates leave a block of `block` columns only at its end.
     Raises UserError for weights or Hessians that are not finite or do not fit each other.
     """
-    R, C = w_RC.shape
+    groups: dict[tuple[int, int, int], list[Matrix]] = {}
+    for matrix in matrices:
+        rows, columns = matrix.weight.shape
+        groups.setdefault((columns, rows, matrix.grid.bits), []).append(matrix)
+    # By the Hessian itself: matrices that read one tensor share one. Kept for one width at a time.
+    factors: dict[int, _Factor] = {}
+    width = 0
+    for columns, rows, bits in sorted(groups):
+        group = groups[columns, rows, bits]
+        if columns != width:
+            factors, width = {}, columns
+        for matrix in group:
+            if id(matrix.hessian) not in factors:
+                factors[id(matrix.hessian)] = _factorise(matrix, damp, act_order)
+        found = _gptq_group(group, [factors[id(m.hessian)] for m in group], block)
+        yield from zip((matrix.name for matrix in group), found, strict=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Factor:
+    """A Hessian as the column loop wants it: (H + damping)^-1 = U^T U in the order of rounding."""
+
+    order: Tensor
+    dead: Tensor
+    upper: Tensor
+
+
+def _factorise(matrix: Matrix, damp: float, act_order: bool) -> _Factor:
+    C = matrix.weight.shape[1]
+    hessian_CC = matrix.hessian
     if hessian_CC.shape != (C, C) or not torch.isfinite(hessian_CC).all():
-        raise UserError(f"the calibration statistics of {name} are not a finite {C} x {C} matrix")
-    scale_R = row_scales(w_RC, grid, name)
-    H_CC = hessian_CC.to(w_RC.device, torch.float32).clone()
+        raise UserError(
+            f"the calibration statistics of {matrix.name} are not a finite {C} x {C} matrix"
+        )
+    H_CC = hessian_CC.float().clone()
     diagonal_C = H_CC.diagonal()
     dead_C = diagonal_C == 0
     diagonal_C[dead_C] = 1.0
-    order_C = torch.arange(C, device=w_RC.device)
+    order_C = torch.arange(C, device=H_CC.device)
     if act_order:
         order_C = torch.argsort(diagonal_C, descending=True, stable=True)
-    factor_CC = _inverse_factor(H_CC[order_C][:, order_C], damp, name)
-    w_CR = w_RC.float().T.contiguous()
-    w_CR[dead_C] = 0.0
-    codes_CR = _feed_back(w_CR[order_C], factor_CC, scale_R.float(), grid.bits, block)
-    codes_RC = torch.empty(R, C, dtype=torch.int8)
-    codes_RC[:, order_C.cpu()] = codes_CR.T.to("cpu", torch.int8)
-    return QuantisedTensor(codes_RC, scale_R.cpu(), grid.bits)
+    with full_precision():
+        upper_CC = _inverse_factor(H_CC[order_C][:, order_C], damp, matrix.name)
+    return _Factor(order_C, dead_C, upper_CC)
 
 
 def _inverse_factor(H_CC: Tensor, damp: float, name: str) -> Tensor:
-    """Return the upper U with (H + damping)^-1 = U^T U; more damping, and a warning, if needed."""
+    """Return the upper U with (H + damping)^-1 = U^T U; more damping, and a warning, if needed.
+
+    With rows and columns reversed, H + damping = L L^T makes U the reverse of L^-1: one
+    factorisation and no inverse, whose rounding would enter squared.
+    """
     mean = H_CC.diagonal().mean()
+    reversed_CC = H_CC.flip(0, 1)
     eye_CC = torch.eye(len(H_CC), device=H_CC.device)
-    upper_CC: Tensor
     for attempt in range(_DAMPING_TRIES):
-        lower_CC, failed = torch.linalg.cholesky_ex(H_CC + damp * 10**attempt * mean * eye_CC)
-        if not failed:
-            inverse_CC = torch.cholesky_inverse(lower_CC)
-            upper_CC, failed = torch.linalg.cholesky_ex(inverse_CC, upper=True)
-            if not failed and torch.isfinite(upper_CC).all():
-                if attempt:
-                    warnings.warn(
-                        f"the Hessian of {name} needed {10**attempt} times the damping",
-                        stacklevel=3,
-                    )
-                return upper_CC
+        damping_CC = damp * 10**attempt * mean * eye_CC
+        lower_CC, failed = torch.linalg.cholesky_ex(reversed_CC + damping_CC)
+        if failed:
+            continue
+        inverse_CC: Tensor = torch.linalg.solve_triangular(lower_CC, eye_CC, upper=False)
+        upper_CC = inverse_CC.flip(0, 1)
+        if torch.isfinite(upper_CC).all():
+            if attempt:
+                warnings.warn(
+                    f"the Hessian of {name} needed {10**attempt} times the damping", stacklevel=6
+                )
+            return upper_CC
     raise UserError(
         f"the calibration statistics of {name} are not positive; calibrate on more text"
     )
 
 
-def _feed_back(w_CR: Tensor, U_CC: Tensor, scale_R: Tensor, bits: int, block: int) -> Tensor:
-    """Return codes_CR (float32 whole numbers) of columns in the order given; w is used up.
+def _gptq_group(group: list[Matrix], factors: list[_Factor], block: int) -> list[QuantisedTensor]:
+    """Return the codes of matrices of one shape and number of bits, on the CPU."""
+    device, bits = factors[0].upper.device, group[0].grid.bits
+    scale_LR = torch.stack([row_scales(m.weight, m.grid, m.name).to(device) for m in group])
+    w_LCR = torch.stack(
+        [
+            m.weight.to(device, torch.float32).T.masked_fill(f.dead[:, None], 0.0)[f.order]
+            for m, f in zip(group, factors, strict=True)
+        ]
+    )
+    with full_precision():
+        codes_LCR = _feed_back(
+            w_LCR, torch.stack([f.upper for f in factors]), scale_LR.float(), bits, block
+        )
+    places_LC = torch.stack([f.order.argsort() for f in factors])
+    codes_LCR = codes_LCR.to(torch.int8).gather(1, places_LC[..., None].expand_as(codes_LCR))
+    # Copies of their own: slices of one tensor would drag the whole group into whatever keeps one.
+    codes = [codes_RC.clone() for codes_RC in codes_LCR.mT.contiguous().cpu()]
+    return [
+        QuantisedTensor(codes_RC, scale_R.clone(), bits)
+        for codes_RC, scale_R in zip(codes, scale_LR.cpu(), strict=True)
+    ]
 
-    The matrix lies transposed so that a column is contiguous.
+
+def _feed_back(w_LCR: Tensor, U_LCC: Tensor, scale_LR: Tensor, bits: int, block: int) -> Tensor:
+    """Return codes_LCR (float32 whole numbers) of columns in the order given; w is used up.
+
+    The matrices lie transposed so that a column is contiguous.
     """
-    codes_CR = torch.empty_like(w_CR)
+    codes_LCR = torch.empty_like(w_LCR)
     qmax = largest_code(bits)
-    for first in range(0, len(w_CR), block):
-        last = min(first + block, len(w_CR))
-        error_BR = torch.empty_like(w_CR[first:last])
+    C = w_LCR.shape[1]
+    inverse_LC1 = U_LCC.diagonal(dim1=1, dim2=2).reciprocal()[..., None]
+    for first in range(0, C, block):
+        last = min(first + block, C)
+        error_LBR = torch.empty_like(w_LCR[:, first:last])
         for j in range(first, last):
-            codes_CR[j] = torch.round(w_CR[j] / scale_R).clamp_(-qmax, qmax)
-            error_BR[j - first] = (w_CR[j] - codes_CR[j] * scale_R) / U_CC[j, j]
-            w_CR[j + 1 : last].addr_(U_CC[j, j + 1 : last], error_BR[j - first], alpha=-1.0)
-        w_CR[last:].addmm_(U_CC[first:last, last:].T, error_BR, alpha=-1.0)
-    return codes_CR
+            w_LR, code_LR, error_LR = w_LCR[:, j], codes_LCR[:, j], error_LBR[:, j - first]
+            torch.div(w_LR, scale_LR, out=code_LR).round_().clamp_(-qmax, qmax)
+            torch.addcmul(w_LR, code_LR, scale_LR, value=-1.0, out=error_LR)
+            error_LR *= inverse_LC1[:, j]
+            w_LCR[:, j + 1 : last].addcmul_(
+                U_LCC[:, j, j + 1 : last, None], error_LR[:, None], value=-1.0
+            )
+        w_LCR[:, last:].baddbmm_(U_LCC[:, first:last, last:].mT, error_LBR, alpha=-1.0)
+    return codes_LCR
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply in full float32 inside, whatever the machine's plan allows a training step.
+
+    Ten bits of an update would change codes that are nowhere near a tie.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -149,27 +247,23 @@ def quantise_model(
     name, for values that cannot be stored.
     """
     quantised: QuantisedModel = {}
-    with progress("quantise", len(state)) as advance:
-        for name, weight in state.items():
-            grid = grid_of(name, weight, config)
-            if grid is None:
-                quantised[name] = _as_half(name, weight)
-            elif config.method == "gptq" and needs_hessian(name, state):
-                if name not in hessians:
-                    raise UserError(f"{name} has no calibration statistics; set quant.method=round")
-                quantised[name] = gptq(
-                    weight,
-                    hessians[name],
-                    grid,
-                    damp=config.damp,
-                    block=config.block,
-                    act_order=config.act_order,
-                    name=name,
-                )
-            else:
-                quantised[name] = round_plainly(weight, grid, name)
+    matrices: list[Matrix] = []
+    for name, weight in state.items():
+        grid = grid_of(name, weight, config)
+        if grid is None:
+            quantised[name] = _as_half(name, weight)
+        elif config.method == "gptq" and needs_hessian(name, state):
+            if name not in hessians:
+                raise UserError(f"{name} has no calibration statistics; set quant.method=round")
+            matrices.append(Matrix(name, weight, hessians[name], grid))
+        else:
+            quantised[name] = round_plainly(weight, grid, name)
+    found = gptq_all(matrices, damp=config.damp, block=config.block, act_order=config.act_order)
+    with progress("quantise", len(matrices)) as advance:
+        for name, tensor in found:
+            quantised[name] = tensor
             advance(1)
-    return quantised
+    return {name: quantised[name] for name in state}
 
 
 def round_plainly(w_RC: Tensor, grid: Grid, name: str) -> QuantisedTensor:
@@ -221,27 +315,34 @@ class TensorStats:
 def tensor_stats(
     name: str, w_RC: Tensor, quantised: QuantisedTensor, hessian_CC: Tensor | None
 ) -> TensorStats:
-    """Return the statistics of a matrix and its codes, for the report."""
-    w_RC = w_RC.detach().float().cpu()
-    H_CC = None if hessian_CC is None else hessian_CC.float().cpu()
+    """Return the statistics of a matrix and its codes, for the report.
+
+    Computed where the Hessian is, or else where the weights are.
+    """
+    device = w_RC.device if hessian_CC is None else hessian_CC.device
+    w_RC = w_RC.detach().to(device, torch.float32)
+    H_CC = None if hessian_CC is None else hessian_CC.float()
+    scale_R, codes_RC = quantised.scale.to(device), quantised.codes.to(device)
+    here = dataclasses.replace(quantised, codes=codes_RC, scale=scale_R)
+    plain = dataclasses.replace(here, codes=round_to_grid(w_RC, scale_R, quantised.bits))
     qmax = largest_code(quantised.bits)
-    counts = torch.bincount(quantised.codes.flatten().int() + qmax, minlength=2 * qmax + 1)
-    share = counts.double() / counts.sum()
-    plain = dataclasses.replace(
-        quantised, codes=round_to_grid(w_RC, quantised.scale, quantised.bits)
-    )
-    energy = max(_energy(w_RC, H_CC), 1e-30)
+    counts = torch.bincount(codes_RC.flatten().int() + qmax, minlength=2 * qmax + 1)
+    share = counts.double().cpu() / codes_RC.numel()
     centred = w_RC - w_RC.mean()
     variance = max(float(centred.square().mean()), 1e-30)
+    with full_precision():
+        energy = max(_energy(w_RC, H_CC), 1e-30)
+        error = _energy(w_RC - restore(here), H_CC) / energy
+        error_rounded = _energy(w_RC - restore(plain), H_CC) / energy
     return TensorStats(
         name=name,
         values=w_RC.numel(),
         bits=quantised.bits,
         entropy_bits=float(-torch.special.xlogy(share, share).sum()) / math.log(2),
         zero_share=float(share[qmax]),
-        kurtosis=float(centred.pow(4).mean()) / variance**2,
-        error=_energy(w_RC - restore(quantised), H_CC) / energy,
-        error_rounded=_energy(w_RC - restore(plain), H_CC) / energy,
+        kurtosis=float(centred.square().square_().mean()) / variance**2,
+        error=error,
+        error_rounded=error_rounded,
     )
 
 

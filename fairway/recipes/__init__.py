@@ -5,8 +5,11 @@ from collections.abc import Callable
 from fairway.config import Config, check, unknown_name
 from fairway.errors import UserError
 from fairway.recipes.demo import demo, smoke
+from fairway.recipes.seed import pr1493, pr1858, pr1858_proxy
 
-RECIPES: dict[str, Callable[[], Config]] = {"demo": demo, "smoke": smoke}
+RECIPES: dict[str, Callable[[], Config]] = {
+    function.__name__: function for function in (demo, smoke, pr1858, pr1493, pr1858_proxy)
+}
 
 
 def recipe(name: str) -> Config:

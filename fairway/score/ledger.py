@@ -16,7 +16,7 @@ No torch here: the ledger runs on NumPy and the standard library.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -102,6 +102,32 @@ class Score:
     worst_row_error_nats: float
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A closed account of consecutive events: one of several that make a score together.
+
+    The events are first_event, first_event + 1, ... with one float64 sum of nats each; they score
+    the positions first..end-1. The checks are those of `Score`.
+    """
+
+    first_event: int
+    first: int
+    end: int
+    event_nats: tuple[float, ...]
+    windows: int
+    checked_positions: int
+    worst_sum_error: float
+    worst_row_error_nats: float
+
+
+# Turns the part of one ledger into all parts of the text, in the order of the text.
+Gather = Callable[[Part], list[Part]]
+
+
+def _alone(part: Part) -> list[Part]:
+    return [part]
+
+
 @dataclass
 class _Checks:
     """Running results of the full-distribution checks."""
@@ -130,8 +156,10 @@ class Ledger:
     """The account of one evaluation of the first `num_targets` targets of a text.
 
     `check_positions` positions are drawn with `seed`; `row_tolerance_nats` bounds the difference
-    between a checked row and the committed cost. Raises LedgerError if the token bytes do not sum
-    to the text's, or a token lies outside the vocabulary.
+    between a checked row and the committed cost. Several ledgers may share the work: each then
+    accounts for some `positions` in a row, by the events from `first_event` on, and checks those
+    drawn positions that are its own. Raises LedgerError if the token bytes do not sum to the
+    text's, or a token lies outside the vocabulary.
     """
 
     text: Text
@@ -139,8 +167,8 @@ class Ledger:
     check_positions: int = 0
     seed: int = 0
     row_tolerance_nats: float = 1e-3
-    _next_event: int = field(default=0, init=False)
-    _next_position: int = field(default=0, init=False)
+    first_event: int = 0
+    positions: range | None = None
     _windows: int = field(default=0, init=False)
     _event_nats: list[float] = field(default_factory=list, init=False)
     _checks: _Checks = field(default_factory=_Checks, init=False)
@@ -151,6 +179,13 @@ class Ledger:
         count = min(self.check_positions, self.num_targets)
         draw = np.random.default_rng(self.seed).choice(self.num_targets, count, replace=False)
         self._checked: IntArray = np.sort(draw).astype(np.int64)
+        self._own = range(self.num_targets) if self.positions is None else self.positions
+        self._next_event, self._next_position = self.first_event, self._own.start
+
+    @property
+    def remaining(self) -> int:
+        """Return how many positions this ledger has yet to account for."""
+        return self._own.stop - self._next_position
 
     def context(self, event: Event) -> Context:
         """Return the inputs of the next event, copied, up to and without its last target.
@@ -184,17 +219,43 @@ class Ledger:
         self._windows += len(event.windows)
         return Receipt(event, targets, nats)
 
-    def finish(self) -> Score:
-        """Close the account; LedgerError before every position has been scored, or twice."""
+    def finish(self, gather: Gather = _alone) -> Score:
+        """Close the account and return the score of the whole text.
+
+        `gather` brings the parts of all ledgers that share it. Raises LedgerError before every
+        position has been scored, or twice, and for parts that leave a gap or overlap.
+        """
         if self._finished:
             raise LedgerError("this account is closed already")
-        if self._next_position != self.num_targets:
+        if self.remaining:
             raise LedgerError(
-                f"only {self._next_position} of {self.num_targets} positions are scored; "
-                "there is no score of a part"
+                f"only {len(self._own) - self.remaining} of {len(self._own)} positions are "
+                "scored; there is no score of a part"
             )
         self._finished = True
-        nats = math.fsum(self._event_nats)
+        return self._join(gather(self._part()))
+
+    def _part(self) -> Part:
+        checks = self._checks
+        return Part(
+            self.first_event,
+            self._own.start,
+            self._own.stop,
+            tuple(self._event_nats),
+            self._windows,
+            checks.count,
+            checks.worst_sum,
+            checks.worst_row_nats,
+        )
+
+    def _join(self, parts: list[Part]) -> Score:
+        """Return the score that parts add up to, once they are proven to cover the text."""
+        event_nats = _in_order(parts, self.num_targets)
+        checked = sum(part.checked_positions for part in parts)
+        if checked != len(self._checked):
+            raise LedgerError(f"{checked} of {len(self._checked)} drawn positions were checked")
+        # Correctly rounded, so that the sum is the same however the events were shared out.
+        nats = math.fsum(event_nats)
         scored_bytes = int(np.sum(self.text.target_bytes[: self.num_targets], dtype=np.int64))
         return Score(
             bpb=bits_per_byte(nats, scored_bytes),
@@ -202,11 +263,11 @@ class Ledger:
             nats=nats,
             tokens=self.num_targets,
             bytes=scored_bytes,
-            events=self._next_event,
-            windows=self._windows,
-            checked_positions=self._checks.count,
-            worst_sum_error=self._checks.worst_sum,
-            worst_row_error_nats=self._checks.worst_row_nats,
+            events=len(event_nats),
+            windows=sum(part.windows for part in parts),
+            checked_positions=checked,
+            worst_sum_error=max(part.worst_sum_error for part in parts),
+            worst_row_error_nats=max(part.worst_row_error_nats for part in parts),
         )
 
     def _require_next(self, event: Event) -> None:
@@ -225,10 +286,10 @@ class Ledger:
                     f"event {event.index} {kind} position {window.score_from}; "
                     f"the next one is {expected}"
                 )
-            if not 0 <= window.start <= window.score_from < window.end <= self.num_targets:
+            if not 0 <= window.start <= window.score_from < window.end <= self._own.stop:
                 raise LedgerError(
                     f"event {event.index} has a window {window.start}..{window.end} scored from "
-                    f"{window.score_from}, which does not fit {self.num_targets} positions"
+                    f"{window.score_from}, which does not fit {self._own.stop} positions"
                 )
             expected = window.end
 
@@ -261,16 +322,40 @@ class Ledger:
 
 
 def score_events(
-    ledger: Ledger, predictor: Predictor, events: Iterable[Event], description: str
+    ledger: Ledger,
+    predictor: Predictor,
+    events: Iterable[Event],
+    description: str,
+    gather: Gather = _alone,
 ) -> Score:
-    """Return the score of a predictor: the protocol from first event to closed account."""
-    with progress(description, ledger.num_targets) as advance:
+    """Return the score of a predictor: the protocol from first event to closed account.
+
+    Where several ledgers share a text, `events` are this one's and `gather` brings all parts.
+    """
+    with progress(description, ledger.remaining) as advance:
         for event in events:
             dist = predictor.predict(ledger.context(event))
             receipt = ledger.commit(event, dist)
             predictor.adapt(receipt)
             advance(len(receipt.targets))
-    return ledger.finish()
+    return ledger.finish(gather)
+
+
+def _in_order(parts: list[Part], num_targets: int) -> list[float]:
+    """Return the nats of all events; LedgerError unless every position is accounted for once."""
+    event_nats: list[float] = []
+    position = 0
+    for part in parts:
+        if (part.first_event, part.first) != (len(event_nats), position):
+            raise LedgerError(
+                f"the account of event {part.first_event} at position {part.first} does not "
+                f"follow event {len(event_nats)} at position {position}"
+            )
+        event_nats += part.event_nats
+        position = part.end
+    if position != num_targets:
+        raise LedgerError(f"the parts account for {position} of {num_targets} positions")
+    return event_nats
 
 
 def _check_text(text: Text, num_targets: int) -> None:

@@ -3,6 +3,7 @@
 Shapes: B windows of an event, T = seq_len, N scored positions, D width, V vocabulary.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,17 +14,22 @@ from torch import Tensor
 from fairway.config import ScoreConfig
 from fairway.data.tokens import ByteTable, Ids, token_bytes
 from fairway.model.gpt import GPT
+from fairway.runtime import Ranks
 from fairway.score.ledger import (
     Context,
     FloatArray,
+    Gather,
     IntArray,
     Ledger,
+    Part,
     Receipt,
     Score,
     Text,
     score_events,
 )
-from fairway.score.windows import events, sliding_windows, usable_targets
+from fairway.score.windows import Event, events, sliding_windows, usable_targets
+
+ALONE = Ranks()
 
 # Logits are formed for so many positions at a time: 1,024 x 8,192 in float32 is 34 MB.
 _ROWS_AT_ONCE = 1024
@@ -32,6 +38,9 @@ _ROWS_AT_ONCE = 1024
 # may add in another order. Measured on the trained seed model: 1.5e-5 in float32, 5e-3 when its
 # products run in TF32, 2e-6 in bfloat16, whose kernels gave the same bits (docs/scoring.md).
 ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.05}
+
+# What a rank tells of its part besides the nats of its events: see `_gathering`.
+_PART_NUMBERS = 8
 
 
 class FrozenPredictor:
@@ -117,22 +126,75 @@ def text_of(ids: Ids, table: ByteTable, text_bytes: int) -> Text:
 
 
 def evaluate(
-    model: GPT, text: Text, config: ScoreConfig, *, sliding: bool, seed: int, description: str
+    model: GPT,
+    text: Text,
+    config: ScoreConfig,
+    *,
+    sliding: bool,
+    seed: int,
+    description: str,
+    ranks: Ranks = ALONE,
 ) -> Score:
     """Return the score of a frozen model on a text, in its present looping state.
 
     `sliding` scores config.stride positions per window of config.seq_len; otherwise windows lie
-    side by side. `seed` draws the checked positions. Raises UserError if the text is shorter than
-    a window and truncated to whole ones, LedgerError if the account does not add up.
+    side by side. `seed` draws the checked positions. All `ranks` call this with the same model and
+    text and get the same score: each scores a share of the events, and as the events are what they
+    are for one rank, so is the score, to the bit where the kernels are the same. Raises UserError
+    if the text is shorter than a window and truncated to whole ones, LedgerError if the account
+    does not add up.
     """
     targets = usable_targets(len(text.ids), config.seq_len, config.truncate)
     stride = config.stride if sliding else config.seq_len
-    tolerance_nats = ROW_TOLERANCE_NATS[model.compute_dtype]
-    ledger = Ledger(text, targets, config.check_positions, seed, tolerance_nats)
-    windows = sliding_windows(targets, config.seq_len, stride)
+
+    def planned() -> Iterator[Event]:
+        return events(sliding_windows(targets, config.seq_len, stride), config.batch_windows)
+
+    starts = [*(event.first for event in planned()), targets]
+    count = len(starts) - 1
+    first, end = (count * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1))
+    ledger = Ledger(
+        text,
+        targets,
+        config.check_positions,
+        seed,
+        ROW_TOLERANCE_NATS[model.compute_dtype],
+        first_event=first,
+        positions=range(starts[first], starts[end]),
+    )
     with _evaluating(model):
         predictor = FrozenPredictor(model, config.seq_len)
-        return score_events(ledger, predictor, events(windows, config.batch_windows), description)
+        share = itertools.islice(planned(), first, end)
+        return score_events(ledger, predictor, share, description, _gathering(ranks, count))
+
+
+def _gathering(ranks: Ranks, count: int) -> Gather:
+    """Return what brings together the parts of all ranks, which share `count` events.
+
+    One float64 sum over the ranks: each adds its own numbers to zeros, so that nothing is rounded.
+    A rank's row is a `Part` with the number of its events in place of their nats, which follow
+    after the rows.
+    """
+    rows = ranks.world * _PART_NUMBERS
+
+    def gather(part: Part) -> list[Part]:
+        first, own = part.first_event, len(part.event_nats)
+        sent = np.zeros(rows + count)
+        sent[ranks.rank * _PART_NUMBERS :][:_PART_NUMBERS] = [
+            *(first, part.first, part.end, own, part.windows, part.checked_positions),
+            *(part.worst_sum_error, part.worst_row_error_nats),
+        ]
+        sent[rows + first :][:own] = part.event_nats
+        received = ranks.total(sent)
+        return [_part(row, received[rows:]) for row in received[:rows].reshape(ranks.world, -1)]
+
+    return gather
+
+
+def _part(row: FloatArray, event_nats: FloatArray) -> Part:
+    first_event, first, end, own, windows, checked = (int(number) for number in row[:6])
+    nats = tuple(event_nats[first_event : first_event + own].tolist())
+    return Part(first_event, first, end, nats, windows, checked, float(row[6]), float(row[7]))
 
 
 @contextmanager

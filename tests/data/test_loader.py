@@ -1,13 +1,16 @@
+import contextlib
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairway.data.loader import ShuffledLoader
+from fairway.data.loader import Prefetcher, ShuffledLoader
 from fairway.errors import UserError
 
 
@@ -124,3 +127,71 @@ def test_short_shards_and_too_many_ranks_are_refused() -> None:
         ShuffledLoader(shards(40, 8), 8, 2)
     with pytest.raises(UserError, match="2 training shards cannot feed 3 ranks"):
         ShuffledLoader(shards(40, 33), 8, 2, 0, 3)
+
+
+# ---------------------------------------------------------------------------------------------
+# Ahead of the device
+
+
+@contextlib.contextmanager
+def prefetched(loader: ShuffledLoader, device: str = "cpu") -> Iterator[Prefetcher]:
+    before = threading.active_count()
+    batches = Prefetcher(loader, torch.device(device))
+    try:
+        yield batches
+    finally:
+        batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+        ),
+    ],
+)
+def test_prefetched_batches_are_the_loaders(device: str) -> None:
+    loader = ShuffledLoader(shards(90, 50, 61), 8, 5)
+    with prefetched(ShuffledLoader(shards(90, 50, 61), 8, 5), device) as batches:
+        for _ in range(12):
+            for wanted, got in zip(loader.next_batch(), batches.next_batch(), strict=True):
+                assert got.dtype == torch.int64 and got.is_contiguous()
+                assert np.array_equal(wanted, got.cpu().numpy())
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 7])
+def test_the_state_is_that_of_the_batch_last_handed_out(count: int) -> None:
+    loader = ShuffledLoader(shards(90, 50, 61), 8, 5)
+    with prefetched(ShuffledLoader(shards(90, 50, 61), 8, 5)) as batches:
+        for _ in range(count):
+            loader.next_batch()
+            batches.next_batch()
+        assert batches.state() == loader.state()
+
+
+def test_large_ids_survive_the_way() -> None:
+    with prefetched(ShuffledLoader([np.full(9, 65_534, np.uint16)], 8, 1)) as batches:
+        assert batches.next_batch()[1].unique().tolist() == [65_534]
+
+
+def test_what_the_thread_meets_is_raised_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loader = ShuffledLoader(shards(90), 8, 2)
+    windows, calls = loader.next_windows, itertools.count()
+
+    def failing() -> np.ndarray:
+        if next(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return windows()
+
+    monkeypatch.setattr(loader, "next_windows", failing)
+    with prefetched(loader) as batches:
+        batches.next_batch()
+        batches.next_batch()
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output error"):
+                batches.next_batch()

@@ -1,15 +1,14 @@
 """The transformer: counts, order of visits, positions, initial state, and a second implementation.
 
-The second implementation below is written from the formulas of #1493 alone (float32, no shared
-code), so that a slip in the fast one shows as a difference in loss or gradient.
+The second implementation, tests/plain.py, is written from the formulas of #1493 alone (float64, no
+shared code), so that a slip in the fast one shows as a difference in loss or gradient.
 """
 
-import math
 from dataclasses import replace
 
+import plain
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairway.config import ModelConfig
@@ -53,85 +52,17 @@ def ids(rows: int = 2, length: int = 11, vocab: int = 300) -> Tensor:
 # --- The second implementation ----------------------------------------------------------------
 
 
-def rms(x: Tensor) -> Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + 1.1920929e-07).sqrt()
-
-
-def reference_attention(h: Tensor, w: dict[str, Tensor], c: ModelConfig, xsa: bool) -> Tensor:
-    B, T, _ = h.shape
-    K = c.dim // c.num_heads
-    q = rms((h @ w["attn.c_q.weight"].T).view(B, T, -1, K))
-    k = rms((h @ w["attn.c_k.weight"].T).view(B, T, -1, K))
-    v = (h @ w["attn.c_v.weight"].T).view(B, T, -1, K)
-    half = c.rope_dims // 2
-    out = []
-    for z in (q, k):
-        z = z.clone()
-        for j in range(half):
-            f = torch.tensor(c.rope_base ** (-2 * j / c.rope_dims)).bfloat16().float()
-            angle = torch.arange(T) * f
-            a, b = z[..., j].clone(), z[..., j + half].clone()
-            cos, sin = angle.cos()[:, None], angle.sin()[:, None]
-            z = torch.cat([z[..., :j], (a * cos + b * sin)[..., None], z[..., j + 1 :]], -1)
-            turned = (-a * sin + b * cos)[..., None]
-            z = torch.cat([z[..., : j + half], turned, z[..., j + half + 1 :]], -1)
-        out.append(z)
-    q, k = out[0] * w["attn.q_gain"][:, None], out[1]
-    y = torch.zeros_like(q)
-    for head in range(c.num_heads):
-        g = head // (c.num_heads // c.num_kv_heads)
-        scores = q[:, :, head] @ k[:, :, g].mT / math.sqrt(K)
-        mask = torch.ones(T, T, dtype=torch.bool).triu(1)
-        mixed = scores.masked_fill(mask, -1e9).softmax(-1) @ v[:, :, g]
-        if xsa:
-            unit = v[:, :, g] / v[:, :, g].norm(dim=-1, keepdim=True).clamp_min(1e-12)
-            mixed = mixed - (mixed * unit).sum(-1, keepdim=True) * unit
-        y = torch.cat([y[:, :, :head], mixed[:, :, None], y[:, :, head + 1 :]], 2)
-    return y.reshape(B, T, -1) @ w["attn.proj.weight"].T
-
-
-def reference_loss(
-    model: GPT, x_ids: Tensor, targets: Tensor, order: tuple[list[int], ...]
-) -> Tensor:
-    c = model.config
-    p = dict(model.named_parameters())
-    x = x0 = rms(p["tok_emb.weight"][x_ids])
-
-    def block(i: int, x: Tensor) -> Tensor:
-        w = {n.split(".", 2)[2]: t for n, t in p.items() if n.startswith(f"blocks.{i}.")}
-        s = 1 / math.sqrt(i + 1)
-        u = w["resid_mix"][0] * x + w["resid_mix"][1] * x0
-        xsa = i >= c.num_layers - c.xsa_layers
-        v = u + w["attn_scale"] * reference_attention(rms(u) * s, w, c, xsa)
-        z = rms(u if i >= c.parallel_from else v) * s
-        h = z @ w["mlp.fc.weight"].T
-        act = torch.where(h > 0, h * h, (c.leak * h) ** 2)
-        return v + w["mlp_scale"] * (act @ w["mlp.proj.weight"].T)
-
-    stack = []
-    for i in order[0]:
-        x = block(i, x)
-        stack.append(x)
-    for step, i in enumerate(order[1]):
-        if stack:
-            skip = p["skip_weights"][step] * stack.pop()
-            gate = torch.sigmoid(p["skip_gates"][step])
-            x = skip + gate * (x - skip)
-        x = block(i, x)
-    logits = rms(x) @ p["tok_emb.weight"].T
-    logits = c.softcap * torch.tanh(logits / c.softcap)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
 @pytest.mark.parametrize("looping", [False, True])
 def test_equals_a_second_implementation(looping: bool) -> None:
     model = random_model(SMALL, looping)
     x, order = ids(), ([0, 1, 2], [1, 2, 3, 4]) if looping else ([0, 1], [2, 3, 4])
+    assert plain.order(SMALL, looping) == order
     loss = model(x[:, :-1], x[:, 1:])
     names, weights = zip(*model.named_parameters(), strict=True)
     grads = torch.autograd.grad(loss, weights, allow_unused=True)
-    wanted = reference_loss(model, x[:, :-1], x[:, 1:], order)
-    wanted_grads = torch.autograd.grad(wanted, weights, allow_unused=True)
+    leaves = {n: w.detach().double().requires_grad_() for n, w in zip(names, weights, strict=True)}
+    wanted = plain.loss(leaves, SMALL, x[:, :-1], x[:, 1:], looping)
+    wanted_grads = torch.autograd.grad(wanted, list(leaves.values()), allow_unused=True)
     assert abs(loss.item() - wanted.item()) < 2e-6
     for name, got, ref in zip(names, grads, wanted_grads, strict=True):
         assert (got is None) == (ref is None), name

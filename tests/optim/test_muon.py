@@ -7,9 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairway.config import ModelConfig, OptimConfig
+from fairway.config import ModelConfig, OptimConfig, override
+from fairway.errors import UserError
 from fairway.model.gpt import build
-from fairway.optim.muon import Muon, Optimisers, muon_update, orthogonalise
+from fairway.optim.muon import (
+    POLAR_EXPRESS,
+    Muon,
+    Optimisers,
+    coefficients,
+    muon_update,
+    orthogonalise,
+)
+from fairway.recipes import recipe
 
 CONFIG = OptimConfig()
 TINY = ModelConfig(
@@ -51,8 +60,45 @@ def test_update_equals_the_plain_one(shape: tuple[int, int]) -> None:
 
 def test_orthogonalise_brings_singular_values_near_one() -> None:
     u = torch.randn(1, 48, 96, generator=torch.Generator().manual_seed(1))
-    values = torch.linalg.svdvals(orthogonalise(u, 5)[0].float())
+    values = torch.linalg.svdvals(orthogonalise(u, coefficients(CONFIG))[0].float())
     assert values.min() > 0.6 and values.max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 40), (3, 41, 24), (2, 31, 31)])
+def test_fixed_coefficients_are_the_records_loop(shape: tuple[int, ...]) -> None:
+    """Word for word the loop that made the golden losses: not one bit may move."""
+    u = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    x = u.bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(
+            x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445
+        )
+    assert torch.equal(orthogonalise(u, coefficients(CONFIG)), x.mT if tall else x)
+
+
+def test_polar_express_lands_where_the_specification_says() -> None:
+    """Algorithms.md 3.2, in float64: the iteration acts on the singular values alone."""
+    u = torch.randn(512, 512, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    values = torch.linalg.svdvals(u)
+    values /= values.square().sum().sqrt()
+    for a, b, c in POLAR_EXPRESS:
+        values = a * values + b * values**3 + c * values**5
+    assert values.mean() == pytest.approx(0.996, abs=0.01)
+    assert values.min() > 0.0 and values.max() == pytest.approx(1.14, abs=0.01)
+    config = replace(CONFIG, newton_schulz="polar_express")
+    got = torch.linalg.svdvals(orthogonalise(u.float()[None], coefficients(config))[0].float())
+    assert got.mean() == pytest.approx(float(values.mean()), abs=0.01) and got.max() < 1.2
+    assert coefficients(replace(config, newton_schulz_steps=2)) == POLAR_EXPRESS[:2]
+
+
+def test_polar_express_has_five_steps() -> None:
+    six = ["optim.newton_schulz=polar_express", "optim.newton_schulz_steps=6"]
+    with pytest.raises(UserError, match="steps is 6, but polar_express has coefficients for 5"):
+        override(recipe("smoke"), six)
 
 
 def test_rows_are_normalised_first() -> None:
@@ -74,14 +120,16 @@ def test_step_on_fixed_numbers() -> None:
     weight = nn.Parameter(torch.tensor([[1.0], [2.0], [-1.0], [0.5]]))
     weight.grad = torch.tensor([[0.3], [-0.1], [2.0], [0.7]])
     muon = Muon([("w", weight)], replace(CONFIG, matrix_wd=0.5))
-    muon.step(lr=0.1, mu=0.9)
+    muon.banks[0].collect()
+    muon.propose(None, mu=0.9)
+    muon.apply(lr=0.1)
     update = torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
     moved = (torch.tensor([[1.0], [2.0], [-1.0], [0.5]]) * 0.95 - weight.detach()) / 0.1
     scale = float(moved.norm() / update.norm())
     assert scale == pytest.approx(value, rel=0.03)
     torch.testing.assert_close(moved, update * scale, atol=0.01, rtol=0.01)
     torch.testing.assert_close(
-        muon.buffers[weight.shape][0], torch.tensor([[0.3], [-0.1], [2.0], [0.7]])
+        dict(muon.named_state())["muon.w"], torch.tensor([[0.3], [-0.1], [2.0], [0.7]])
     )
 
 
@@ -93,7 +141,7 @@ def test_every_parameter_is_in_one_group() -> None:
     ):
         model = build(config)
         optimisers = Optimisers(model, CONFIG)
-        muon = [name for name, _ in optimisers.muon.named_state()]
+        muon = [name.removeprefix("muon.") for name, _ in optimisers.muon.named_state()]
         assert sorted(muon + optimisers.adam_names) == sorted(
             n for n, _ in model.named_parameters()
         )
@@ -117,6 +165,7 @@ def losses(config: OptimConfig, count: int = 4) -> list[float]:
 CHANGES = [
     {"matrix_lr": 0.1}, {"matrix_wd": 5.0}, {"momentum_start": 0.5, "momentum": 0.5},
     {"momentum_warmup_steps": 1}, {"newton_schulz_steps": 1}, {"row_normalise": False},
+    {"newton_schulz": "polar_express"},
     {"embed_lr": 0.1}, {"embed_wd": 5.0}, {"scalar_lr": 0.5}, {"scalar_wd": 5.0}, {"beta1": 0.1},
     {"beta2": 0.1}, {"eps": 1.0}, {"grad_clip": 1e-3},
 ]  # fmt: skip
@@ -142,7 +191,50 @@ def test_clip_off_reports_the_norm_and_keeps_it() -> None:
     holder = nn.Module()
     holder.register_parameter("gain", weight)
     optimisers = Optimisers(holder, replace(CONFIG, grad_clip=0.0))
-    assert optimisers.step(1.0, 0) == pytest.approx(5.0)
+    assert float(optimisers.step(1.0, 0)) == pytest.approx(5.0)
+    # AdamW's first step is the learning rate times the sign: only its moments show the scale.
+    assert optimisers.state()["adam.exp_avg.gain"].tolist() == pytest.approx([0.3, 0.4, 0.0])
+
+
+def test_the_clip_bounds_the_norm_over_all_parameters() -> None:
+    """Matrices, float32 scalars and the bfloat16 embedding are scaled by one number."""
+    model = build(TINY)
+    optimisers = Optimisers(model, replace(CONFIG, grad_clip=0.5))
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight.grad = torch.randn(weight.shape, generator=generator).to(weight.dtype)
+    grads = {n: w.grad.float() for n, w in model.named_parameters() if w.grad is not None}
+    wanted = math.sqrt(sum(float(g.double().square().sum()) for g in grads.values()))
+    assert float(optimisers.step(0.0, 0)) == pytest.approx(wanted, rel=1e-5)
+    state = optimisers.state()
+    for name, grad in grads.items():
+        matrix = f"muon.{name}" in state
+        got = state[f"muon.{name}"] if matrix else state[f"adam.exp_avg.{name}"].float() / 0.1
+        # The embedding's moments are kept in bfloat16.
+        bound = 0.01 if model.get_parameter(name).dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(got, grad * (0.5 / wanted), rtol=bound, atol=1e-7)
+
+
+def test_matrices_move_as_one_by_one() -> None:
+    """Weights are views of a stack that one kernel moves: each must get its own update."""
+    model = build(TINY, 2)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimisers = Optimisers(model, replace(CONFIG, grad_clip=0.0, matrix_wd=0.3))
+    x = torch.randint(0, 260, (4, 17), generator=torch.Generator().manual_seed(0))
+    torch.autograd.backward(model(x[:, :-1], x[:, 1:]))
+    grads = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+    optimisers.step(0.5, 0)
+    for bank in optimisers.muon.banks:
+        for name in bank.names:
+            one = muon_update(grads[name][None], torch.zeros_like(grads[name])[None], 0.92, CONFIG)
+            wanted = before[name] * (1 - 0.011 * 0.3) - 0.011 * one[0].float()
+            torch.testing.assert_close(model.get_parameter(name), wanted, atol=2e-4, rtol=0)
+
+
+def test_a_parameter_without_gradient_is_noticed() -> None:
+    optimisers = Optimisers(build(TINY), CONFIG)
+    with pytest.raises(AssertionError, match="received no gradient"):
+        optimisers.step(1.0, 0)
 
 
 def test_overfits_one_batch() -> None:

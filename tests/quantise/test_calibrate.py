@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fairway.config import ModelConfig, QuantConfig
 from fairway.model.gpt import GPT, build
+from fairway.quantise import calibrate
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.gptq import dequantise, quantise_model
 
@@ -84,6 +85,36 @@ def test_looped_blocks_count_every_visit(looping: bool, visits: int) -> None:
     assert traces == pytest.approx(expected, rel=1e-3)
 
 
+def test_matrices_that_read_one_tensor_share_one_hessian() -> None:
+    found = collect_hessians(alive(), batches(), matrices(alive()))
+
+    def sharing(layer: int) -> list[bool]:
+        names = [f"blocks.{layer}.{part}.weight" for part in ("attn.c_k", "attn.c_v", "mlp.fc")]
+        return [found[name] is found[f"blocks.{layer}.attn.c_q.weight"] for name in names]
+
+    # The MLP of block 3, which is parallel, reads the attention's input; that of block 0 does not.
+    assert sharing(0) == [True, True, False] and sharing(3) == [True, True, True]
+
+
+def test_an_input_that_is_shared_only_at_times_is_noticed() -> None:
+    collector = calibrate._Collector()
+    one, other = torch.ones(2, 3), torch.ones(2, 3)
+    collector.add("q", one)
+    collector.add("k", one)
+    collector.add("q", one + 1)
+    with pytest.raises(AssertionError, match="k shares its input with q on some visits only"):
+        collector.add("k", other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_products_of_bfloat16_are_exact_and_added_in_float32() -> None:
+    x_NC = torch.randn(4099, 72, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = calibrate._gram(x_NC.cuda()).cpu()
+    assert found.dtype == torch.float32
+    wanted = (x_NC.double().T @ x_NC.double()).float()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-2)
+
+
 def test_only_named_matrices_are_collected() -> None:
     found = collect_hessians(alive(), batches(), ["blocks.0.mlp.proj.weight"])
     assert {name: tuple(h.shape) for name, h in found.items()} == {
@@ -99,6 +130,25 @@ def test_model_is_left_as_it_was() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(weight.grad is None for weight in model.parameters())
+
+
+class Opaque:
+    """A fused path: it must not be asked, since it shows no inputs, but be there afterwards."""
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        raise AssertionError
+
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        raise AssertionError
+
+
+def test_fused_kernels_are_bypassed() -> None:
+    model = alive()
+    model.fused = fused = Opaque()
+    found = collect_hessians(model, batches(), matrices(model))
+    assert model.fused is fused
+    plain = collect_hessians(alive(), batches(), matrices(model))
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
 def test_hooks_go_when_a_batch_fails() -> None:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from fairway.score.ledger import (
     IntArray,
     Ledger,
     LedgerError,
+    Part,
     Receipt,
     Text,
     score_events,
@@ -228,6 +230,62 @@ def test_finish_needs_every_position_and_closes() -> None:
         book.finish()
     with pytest.raises(LedgerError, match="after the account was closed"):
         book.commit(Event(2, (Window(0, 1, 0),)), fixed())
+
+
+def parts() -> list[Part]:
+    """Return the parts of two ledgers with an event each."""
+    books = []
+    for event in all_events():
+        book = ledger(first_event=event.index, positions=range(event.first, event.end))
+        book.commit(event, fixed())
+        books.append(book)
+    return [book._part() for book in books]
+
+
+def test_ledgers_that_share_a_text_give_one_score() -> None:
+    whole = ledger()
+    for event in all_events():
+        whole.commit(event, fixed())
+    book = ledger(first_event=1, positions=range(8, 12))
+    book.commit(all_events()[1], fixed())
+    first, second = parts()
+    assert (first.checked_positions, second.checked_positions) == (8, 4)
+    assert book.finish(lambda part: [first, part]) == whole.finish()
+
+
+def test_a_share_is_no_more_and_no_less() -> None:
+    first, second = all_events()
+    with pytest.raises(LedgerError, match="event 0 was committed already; the next one is 1"):
+        ledger(first_event=1, positions=range(8, 12)).context(first)
+    with pytest.raises(LedgerError, match="scores again position 8; the next one is 9"):
+        ledger(first_event=1, positions=range(9, 12)).context(second)
+    with pytest.raises(LedgerError, match="does not fit 7 positions"):
+        ledger(positions=range(7)).context(first)
+    with pytest.raises(LedgerError, match="only 0 of 4 positions"):
+        ledger(first_event=1, positions=range(8, 12)).finish()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b: [a], "the parts account for 8 of 12 positions"),
+        (lambda a, b: [b], "event 1 at position 8 does not follow event 0 at position 0"),
+        (lambda a, b: [b, a], "event 1 at position 8 does not follow event 0 at position 0"),
+        (lambda a, b: [a, a, b], "event 0 at position 0 does not follow event 1 at position 8"),
+        (lambda a, b: [a, replace(b, first=9)], "event 1 at position 9 does not follow event 1"),
+        (lambda a, b: [a, replace(b, first_event=2)], "event 2 at position 8 does not follow"),
+        (lambda a, b: [a, replace(b, end=11)], "the parts account for 11 of 12 positions"),
+        (lambda a, b: [a, replace(b, checked_positions=3)], "11 of 12 drawn positions were"),
+    ],
+)
+def test_parts_that_do_not_add_up_are_refused(
+    change: Callable[[Part, Part], list[Part]], message: str
+) -> None:
+    book = ledger(positions=range(8))
+    book.commit(all_events()[0], fixed())
+    first, second = parts()
+    with pytest.raises(LedgerError, match=message):
+        book.finish(lambda part: change(first, second))
 
 
 @pytest.mark.parametrize(

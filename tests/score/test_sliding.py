@@ -1,4 +1,5 @@
 import math
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from fairway.config import ModelConfig, ScoreConfig
 from fairway.data.tokens import ByteTable
 from fairway.errors import UserError
 from fairway.model.gpt import GPT, build
+from fairway.runtime import Ranks
 from fairway.score import sliding
 from fairway.score.ledger import Ledger, LedgerError, Text
 from fairway.score.sliding import FrozenPredictor, evaluate, text_of
@@ -189,6 +191,44 @@ def test_repeats_bit_for_bit() -> None:
         evaluate(alive(), text(), CONFIG, sliding=True, seed=5, description="") for _ in range(2)
     ]
     assert scores[0] == scores[1]
+
+
+class Together(Ranks):
+    """Ranks that are threads: the last to bring its numbers adds all."""
+
+    def join(self, board: list[np.ndarray], gate: threading.Barrier) -> "Together":
+        object.__setattr__(self, "meeting", (board, gate))
+        return self
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        board, gate = self.meeting  # type: ignore[attr-defined]
+        board.append(values)
+        gate.wait(30)
+        return np.sum(board, axis=0)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_share_the_events_and_get_the_same_score(world: int) -> None:
+    # Seven events: eight ranks leave one without any.
+    arguments = {"sliding": True, "seed": 3, "description": "test"}
+    whole = evaluate(alive(), text(), CONFIG, **arguments)
+    assert whole.events == 7 and whole.checked_positions == 20
+    board: list[np.ndarray] = []
+    gate, scores = threading.Barrier(world), {}
+
+    def work(rank: int) -> None:
+        ranks = Together(rank, world).join(board, gate)
+        scores[rank] = evaluate(alive(), text(), CONFIG, ranks=ranks, **arguments)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [scores[rank] for rank in range(world)] == [whole] * world
+    # Nobody did another's work.
+    numbers = np.array(board)[:, world * 8 :]
+    assert np.count_nonzero(numbers) == np.count_nonzero(numbers.sum(0)) == 7
 
 
 def test_a_model_gone_wrong_gives_no_score() -> None:

@@ -1,0 +1,202 @@
+"""A training step of the seed system on one GPU: floor, forward and backward, the whole step.
+
+    python benchmarks/step.py [--compiled] [--attention NAME] [--rows 48]
+
+Prints the measured floor, then milliseconds per micro-step of `rows` x 2,048 tokens without and
+with depth recurrence, and whole training steps as `fairway train` makes them (loader, clip,
+optimisers, weight average). `--compiled` also times the plain path through torch.compile, which
+takes a minute. Everything is timed back to back, as in training, since a GPU that is never idle
+runs slower: medians over repeats.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairway.config import Config, RuntimeConfig
+from fairway.model import attention, gpt, ops
+from fairway.model.gpt import GPT, build, visits
+from fairway.model.paths import prepare
+from fairway.quantise.estimate import estimate_bytes
+from fairway.recipes import recipe
+from fairway.runtime import DTYPES, Plan, Ranks, make_plan
+from fairway.steps import STEPS, read_steps
+from fairway.train import TrainingText, train
+
+T = 2048
+
+
+def ms_of(work: Callable[[], object], repeats: int = 20) -> float:
+    """Return the median milliseconds of some work, queued without a pause."""
+    for _ in range(3):
+        work()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda").bfloat16()
+
+
+def floor(config: Config, backend: str, rows: int) -> list[float]:
+    """Print what matrix products and attention alone take; return it for both orders of visits."""
+    model, N = config.model, rows * T
+    kv_dim = model.dim * model.num_kv_heads // model.num_heads
+    shapes = {
+        "q, k, v": (model.dim, model.dim + 2 * kv_dim),
+        "attention out": (model.dim, model.dim),
+        "MLP up": (model.dim, model.mlp_dim),
+        "MLP down": (model.mlp_dim, model.dim),
+        "head": (model.dim, model.vocab_size),
+    }
+    layer_ms, head_ms = 0.0, 0.0
+    for name, (inputs, outputs) in shapes.items():
+        x, w, g = random(N, inputs), random(outputs, inputs), random(N, outputs)
+        taken_ms = [ms_of(f, 10) for f in products(x, w, g)]
+        rates = [2 * N * inputs * outputs / ms / 1e9 for ms in taken_ms]
+        print(f"  {name:14} {inputs:5} -> {outputs:5}: forward {rates[0]:4.0f}, "
+              f"input gradient {rates[1]:4.0f}, weight gradient {rates[2]:4.0f} TFLOP/s, "
+              f"{sum(taken_ms):6.3f} ms")  # fmt: skip
+        if name == "head":
+            head_ms = sum(taken_ms)
+        else:
+            layer_ms += sum(taken_ms)
+    attention_ms = ms_of(attention_work(config, backend, rows), 10)
+    print(f"  {backend} attention, forward and backward: {attention_ms:.3f} ms")
+    per_visit_ms = layer_ms + attention_ms
+    counts = [sum(map(len, visits(model, looping))) for looping in (False, True)]
+    return [count * per_visit_ms + head_ms for count in counts]
+
+
+def products(x: Tensor, w: Tensor, g: Tensor) -> list[Callable[[], Tensor]]:
+    return [
+        lambda: x @ w.T,
+        lambda: g @ w,
+        lambda: torch.mm(g.T, x, out_dtype=torch.float32),
+    ]
+
+
+def attention_work(config: Config, backend: str, rows: int) -> Callable[[], object]:
+    H, G = config.model.num_heads, config.model.num_kv_heads
+    K = config.model.dim // H
+    both = random(rows, T, H + 2 * G, K).transpose(1, 2)
+    q, k, v = (z.detach().requires_grad_() for z in both.split((H, G, G), 1))
+    attend, dy = attention.BACKENDS[backend], random(rows, T, H, K).transpose(1, 2)
+    return lambda: torch.autograd.grad(attend(q, k, v), (q, k, v), dy)
+
+
+def new_model(config: Config, plan: Plan) -> GPT:
+    """Return the model with every weight away from zero, as after some training."""
+    model = build(config.model, config.seed).to("cuda")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("proj.weight"):
+                weight.normal_(0.0, 0.02)
+    prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+    return model
+
+
+def passes(name: str, config: Config, plan: Plan, rows: int, compiled: bool = False) -> list[float]:
+    """Print and return forward and backward, in milliseconds, without and with recurrence."""
+    model = new_model(config, plan)
+    run: Any = model
+    if compiled:
+        # The compiler makes its own backward passes: it gets the formulas, not our functions.
+        for lean in ("norm", "position", "without_self", "leaky_square", "mean_loss"):
+            setattr(gpt, lean, getattr(ops, f"{lean}_plain"))
+        run = torch.compile(model, dynamic=False)
+    ids, targets = (
+        torch.randint(0, config.model.vocab_size, (rows, T), device="cuda") for _ in range(2)
+    )
+
+    def work() -> None:
+        model.zero_grad(set_to_none=True)
+        run(ids, targets).backward()
+
+    found = []
+    for looping in (False, True):
+        model.set_looping(looping)
+        start_s = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        first_s = time.perf_counter() - start_s
+        torch.cuda.reset_peak_memory_stats()
+        found.append(ms_of(work))
+        print(f"  {name}, recurrence {'on' if looping else 'off':3}: {found[-1]:7.2f} ms, "
+              f"{rows * T / found[-1] / 1e3:6.3f} Mtok/s, "
+              f"peak {torch.cuda.max_memory_allocated() / 2**30:5.1f} GiB, "
+              f"first call {first_s:5.1f} s", flush=True)  # fmt: skip
+    return found
+
+
+def whole_steps(config: Config, plan: Plan, rows: int, steps: int) -> list[float]:
+    """Return the median milliseconds of whole training steps without and with recurrence."""
+    tokens = rows * T
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(
+            config.train, clock="steps", steps=steps, loop_from=0.5, warmup_steps=5,
+            batch_tokens=tokens, micro_tokens=tokens, checkpoint_every_s=0.0,
+        ),
+    )  # fmt: skip
+    ids = np.random.default_rng(0).integers(0, config.model.vocab_size, 4_000_000)
+    text = TrainingText([ids.astype(np.uint16)], 3.6)
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            config, plan, Ranks(), text, Path(folder),
+            lambda model: estimate_bytes(model, config.quant), lambda _: None,
+        )  # fmt: skip
+        records = read_steps(Path(folder) / STEPS)
+    pairs = list(itertools.pairwise(records))
+    # The first and last steps of a run wait for what steady ones do not.
+    inner = pairs[3:-3]
+    return [
+        statistics.median(
+            1e3 * (b["seconds"] - a["seconds"]) for a, b in inner if b["looping"] == looping
+        )
+        for looping in (False, True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--compiled", action="store_true")
+    chosen = parser.parse_args()
+    config = recipe("pr1858_proxy")
+    plan = make_plan(RuntimeConfig(attention=chosen.attention))
+    plan.apply()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {plan.describe()}")
+    print("floor: matrix products and attention alone")
+    least_ms = floor(config, plan.attention, chosen.rows)
+    print(f"  in all: {least_ms[0]:.1f} ms without recurrence, {least_ms[1]:.1f} with")
+    print("forward and backward")
+    ours = passes("fused", config, plan, chosen.rows)
+    if chosen.compiled:
+        plain = dataclasses.replace(plan, kernels="plain")
+        theirs = passes("plain, compiled", config, plain, chosen.rows, compiled=True)
+        print(f"  compiled / fused: {theirs[0] / ours[0]:.2f}, {theirs[1] / ours[1]:.2f}")
+    print(f"  fused / floor: {ours[0] / least_ms[0]:.2f}, {ours[1] / least_ms[1]:.2f}")
+    step = whole_steps(config, plan, chosen.rows, chosen.steps)
+    print(f"whole step: {step[0]:.2f} ms without recurrence, {step[1]:.2f} with")
+
+
+if __name__ == "__main__":
+    main()

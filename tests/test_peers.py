@@ -1,0 +1,175 @@
+"""Processes that end together, played by threads on one store."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NoReturn
+
+import pytest
+from torch.distributed import HashStore
+
+from fairway import peers as module
+from fairway.peers import Peers, end_together, peers
+
+
+class Gone:
+    """A store whose keeper has died."""
+
+    def set(self, key: str, value: str) -> NoReturn:
+        raise RuntimeError("connection reset")
+
+    def get(self, key: str) -> NoReturn:
+        raise RuntimeError("connection reset")
+
+    def add(self, key: str, amount: int) -> NoReturn:
+        raise RuntimeError("connection reset")
+
+    def check(self, keys: list[str]) -> NoReturn:
+        raise RuntimeError("connection reset")
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Return the exit codes with which this process would have ended; waits are short."""
+    codes: list[int] = []
+
+    def leave(code: int) -> NoReturn:
+        codes.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(module, "_exit", leave)
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "_GRACE_S", 0.1)
+    return codes
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Return a way to set the environment, which is asked anew."""
+    peers.cache_clear()
+    yield monkeypatch
+    peers.cache_clear()
+
+
+def watching(group: Peers) -> threading.Thread:
+    def watch() -> None:
+        with suppress(SystemExit):
+            group._watch()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def watched(group: Peers, seconds: float = 5.0) -> None:
+    """Run a watch until it ends."""
+    thread = watching(group)
+    thread.join(seconds)
+    assert not thread.is_alive()
+
+
+def test_what_the_first_tells_reaches_all_in_order() -> None:
+    store = HashStore()
+    first, second = Peers(0, store), Peers(1, store)
+    heard: list[str] = []
+    listener = threading.Thread(target=lambda: heard.extend(second.tell("") for _ in range(2)))
+    listener.start()
+    listener.join(0.3)
+    assert listener.is_alive() and heard == []
+    assert first.tell("one") == "one"
+    listener.join(0.3)
+    assert listener.is_alive() and heard == ["one"]
+    first.tell("two")
+    listener.join(5)
+    assert heard == ["one", "two"]
+    assert Peers().tell("alone") == "alone"
+
+
+def test_only_the_first_to_fail_speaks(
+    exits: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = HashStore()
+    for rank, code in ((1, 2), (0, 1)):
+        with pytest.raises(SystemExit):
+            Peers(rank, store).fail(f"fairway: said by {rank}", code)
+    assert exits == [2, 1]
+    assert capsys.readouterr().err == "fairway: said by 1\n"
+    assert Peers(0, store)._failure() == 2
+
+
+def test_a_failure_ends_the_others_with_its_code(exits: list[int]) -> None:
+    store = HashStore()
+    group = Peers(0, store)
+    thread = watching(group)
+    thread.join(0.3)
+    assert thread.is_alive() and exits == []
+    with pytest.raises(SystemExit):
+        Peers(1, store).fail("", 2)
+    thread.join(5)
+    assert not thread.is_alive() and exits == [2, 2]
+
+
+def test_who_has_parted_is_not_ended(exits: list[int]) -> None:
+    store = HashStore()
+    group = Peers(0, store)
+    group.part()
+    watched(group)
+    with pytest.raises(SystemExit):
+        Peers(1, store).fail("", 2)
+    assert exits == [2]
+
+
+def test_a_lost_store_ends_the_process(
+    exits: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = Peers(1, Gone())
+    with pytest.raises(SystemExit):
+        group.fail("fairway: nobody else can say it", 2)
+    assert capsys.readouterr().err == "fairway: nobody else can say it\n"
+    watched(group)
+    assert exits == [2, 1]
+    # Later errors are echoes of the same end.
+    with pytest.raises(SystemExit):
+        group.fail("fairway: an echo", 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_processes_that_cannot_meet_say_so(
+    world: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        world.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as ending:
+        end_together(lambda: pytest.fail("not before all have met"))
+    assert ending.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("fairway: WORLD_SIZE is 2, but the processes cannot meet")
+    assert told.endswith("start them with torchrun, or unset WORLD_SIZE\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "code"),
+    [(KeyboardInterrupt(), "fairway: interrupted\n", 130), (ZeroDivisionError("x"), "Error: x", 1)],
+)
+def test_what_nobody_foresaw_ends_all_too(
+    exits: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    said: str,
+    code: int,
+) -> None:
+    group = Peers(0, HashStore())
+    monkeypatch.setattr(module, "peers", lambda: group)
+
+    def attempt() -> tuple[str, int]:
+        raise error
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        end_together(attempt)
+    signal.signal(signal.SIGTERM, handler)
+    group._over.set()
+    assert exits[0] == code and said in capsys.readouterr().err

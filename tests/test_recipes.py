@@ -1,0 +1,187 @@
+"""The recipes of the published system against what its logs print."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairway.config import Config, OptimConfig, settings
+from fairway.data.tokens import Tokenizer
+from fairway.errors import UserError
+from fairway.model.gpt import GPT
+from fairway.optim.schedule import average_decay
+from fairway.quantise.gptq import grid_of
+from fairway.recipes import recipe
+from fairway.run import Pipeline
+from fairway.stages import RunFolder
+
+# The hyper-parameters that all six logs of #1493 and #1858 print with one value, by our names.
+LOGGED = {
+    "data.source": "",
+    "model.vocab_size": 8192,
+    "model.num_layers": 11,
+    "model.dim": 512,
+    "model.embed_dim": 0,
+    "model.num_heads": 8,
+    "model.num_kv_heads": 4,
+    "model.mlp_dim": 4.0 * 512,
+    "model.rope_dims": 16,
+    "model.rope_base": 10_000.0,
+    "model.rope_train_len": 2048,
+    "model.qk_gain": 5.25,
+    "model.xsa_layers": 11,
+    "model.softcap": 30.0,
+    "model.layer_scale": True,
+    "model.parallel_from": 7,
+    "model.skip_gates": True,
+    "model.loop_first": 3,
+    "model.loop_last": 5,
+    "model.loop_extra": 2,
+    "model.tie_embeddings": True,
+    "model.embed_std": 0.005,
+    "optim.matrix_lr": 0.022,
+    "optim.matrix_wd": 0.095,
+    "optim.momentum": 0.99,
+    "optim.momentum_start": 0.92,
+    "optim.momentum_warmup_steps": 1500,
+    "optim.newton_schulz_steps": 5,
+    "optim.row_normalise": True,
+    "optim.embed_lr": 0.03,
+    "optim.embed_wd": 0.085,
+    "optim.head_lr": 0.008,
+    "optim.scalar_lr": 0.02,
+    "optim.scalar_wd": 0.02,
+    "optim.beta1": 0.9,
+    "optim.beta2": 0.95,
+    "optim.eps": 1e-8,
+    "optim.grad_clip": 0.3,
+    "optim.warmdown_share": 0.72,
+    "optim.min_lr": 0.0,
+    "optim.ema_decay": 0.9965,
+    "optim.ema_share": None,
+    "train.clock": "wall",
+    "train.budget_s": 600.0,
+    "train.reserve_s": 12.0,
+    "train.seq_len": 2048,
+    "train.batch_tokens": 786_432,
+    "train.micro_tokens": 786_432 // 8,
+    "train.loop_from": 0.35,
+    "train.warmup_steps": 20,
+    "quant.matrix_bits": 6,
+    "quant.matrix_sigmas": 12.85,
+    "quant.embed_bits": 8,
+    "quant.embed_sigmas": 20.0,
+    "quant.calibration_tokens": 64 * 786_432 // 8,
+    "pack.codec": "brotli",
+    "score.seq_len": 2048,
+    "score.stride": 64,
+}
+# What the logs do not print: read in the sources.
+READ = {
+    "model.leak": 0.5,
+    "model.skips": True,
+    "model.embed_bf16": True,
+    "model.smear": False,
+    "optim.newton_schulz": "fixed",
+    "quant.method": "gptq",
+    "quant.damp": 0.01,
+    "quant.block": 128,
+    "quant.act_order": True,
+    "quant.min_numel": 65_536,
+    "pack.shuffle": 2,
+    "score.batch_windows": 32,
+    "score.truncate": True,
+}
+
+
+def values(config: Config) -> dict[str, object]:
+    return {name: value for name, _, value in settings(config)}
+
+
+def differing(a: Config, b: Config) -> dict[str, object]:
+    """Return the settings of b that are not those of a."""
+    return {name: value for name, value in values(b).items() if values(a)[name] != value}
+
+
+@pytest.mark.parametrize(("name", "code_bytes"), [("pr1858", 20_177), ("pr1493", 16_594)])
+def test_every_setting_is_that_of_the_published_runs(name: str, code_bytes: int) -> None:
+    found = values(recipe(name))
+    for setting, value in {**LOGGED, **READ, "pack.code_bytes": code_bytes}.items():
+        assert found[setting] == value, setting
+
+
+def test_defaults_are_the_seed_but_for_its_text_and_size() -> None:
+    told = {"recipe": "pr1858", "data.source": "", "quant.fit": True, "pack.code_bytes": 20_177}
+    assert differing(Config(), recipe("pr1858")) == told
+
+
+def test_the_two_seeds_differ_in_the_code_beside_them_only() -> None:
+    told = {"recipe": "pr1493", "pack.code_bytes": 16_594}
+    assert differing(recipe("pr1858"), recipe("pr1493")) == told
+
+
+def test_the_proxy_differs_in_batch_budget_and_horizon_only() -> None:
+    told = {
+        "recipe": "pr1858_proxy",
+        "optim.ema_decay": None,
+        "optim.ema_share": 0.025,
+        "train.budget_s": 162.0,
+        "train.batch_tokens": 98_304,
+    }
+    proxy = recipe("pr1858_proxy")
+    assert differing(recipe("pr1858"), proxy) == told
+    assert proxy.train.budget_s - proxy.train.reserve_s == 150.0
+    assert proxy.train.batch_tokens == proxy.train.micro_tokens
+
+
+def initial_share(config: OptimConfig, steps: int) -> float:
+    """Return the weight that the initial parameters keep in the average of an even run."""
+    return average_decay(1 / steps, config) ** steps
+
+
+def test_the_horizon_of_the_proxy_forgets_the_initial_weights() -> None:
+    assert initial_share(recipe("pr1858").optim, 4550) < 1e-6
+    assert initial_share(recipe("pr1858").optim, 1018) == pytest.approx(0.028, abs=0.001)
+    assert initial_share(recipe("pr1858_proxy").optim, 1018) < 1e-15
+
+
+@pytest.mark.parametrize("name", ["pr1858", "pr1493", "pr1858_proxy"])
+def test_tensors_are_those_of_the_published_artifacts(name: str) -> None:
+    config = recipe(name)
+    with torch.device("meta"):
+        named = dict(GPT(config.model).named_parameters())
+    matrices = [n for n, w in named.items() if n.startswith("blocks.") and n.endswith("weight")]
+    scalars = [n for n in named if n.startswith("blocks.") and n not in matrices]
+    assert (len(matrices), len(scalars)) == (66, 44)
+    assert set(named) - {*matrices, *scalars} == {"tok_emb.weight", "skip_weights", "skip_gates"}
+    coded = {n: w for n, w in named.items() if grid_of(n, w, config.quant) is not None}
+    kept = {n: w for n, w in named.items() if n not in coded}
+    assert (len(coded), sum(w.numel() for w in coded.values())) == (67, 35_913_728)
+    assert (len(kept), sum(w.numel() for w in kept.values())) == (46, 30_808)
+
+
+# ---------------------------------------------------------------------------------------------
+# The text, which these recipes do not bring along
+
+
+def test_a_recipe_without_text_says_where_to_get_it(tmp_path: Path) -> None:
+    pipeline = Pipeline(recipe("pr1858"), RunFolder(tmp_path / "run"), lambda text: None)
+    with pytest.raises(UserError) as caught, pipeline.writing():
+        pipeline.walk()
+    for part in ("fairway data fetch", "fairway data build --vocab-size 8192", "data.source=DATA"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_smear_needs_the_documents_to_begin_where_it_stops(
+    tmp_path: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    monkeypatch.setattr(Tokenizer, "bos_id", 2)
+    Pipeline(config, RunFolder(tmp_path), lambda text: None).data(build=True)
+    smeared = replace(config, model=replace(config.model, smear=True))
+    with pytest.raises(UserError, match="begins documents with token 2, but model.smear stops at"):
+        Pipeline(smeared, RunFolder(tmp_path), lambda text: None).data(build=True)
