@@ -54,10 +54,10 @@ def main() -> None:
     (chosen.out / TOKENIZER).write_bytes(data)
     for number, path in enumerate(chosen.train):
         tokens = tokens_of(data, path)
-        write_shard(chosen.out / f"proxy_train_{number:06d}.bin", tokens)
+        write_shard(chosen.out / f"fairway_train_{number:06d}.bin", tokens)
         print(f"{path.name}: {len(tokens):,} tokens", flush=True)
     tokens = tokens_of(data, chosen.validation)
-    write_shard(chosen.out / "proxy_val_000000.bin", tokens)
+    write_shard(chosen.out / "fairway_val_000000.bin", tokens)
     print(f"{chosen.validation.name}: {len(tokens):,} tokens")
 
 

@@ -152,8 +152,6 @@ class Bank:
         self.wait()
         self.weights_LRC.mul_(1.0 - lr * self.config.matrix_wd)
         self.weights_LRC.sub_(self.updates_PRC[: len(self.weights)], alpha=lr)
-        # The stack has its own version counter; who keeps copies of the weights watches theirs.
-        torch.autograd.graph.increment_version(self.weights)
 
     def whole_momentum(self) -> Tensor:
         """Return the momentum of all matrices [L, R, C], on every rank; all must ask for it."""
@@ -306,6 +304,9 @@ class Optimisers:
         self.muon.propose(scale_1, momentum(step, self.config))
         self._step_adam(scale_1, multiplier)
         self.muon.apply(self.config.matrix_lr * multiplier)
+        # Neither the banks nor fused AdamW count versions of the parameters they change, and
+        # whoever keeps copies of weights (`model.fused`) watches those.
+        torch.autograd.graph.increment_version(self.parameters)
         self.clear()
         return grad_norm
 

@@ -151,6 +151,14 @@ def test_a_sample_is_proven_text_of_the_documents(tmp_path: Path) -> None:
     assert validation.ids.tolist() == encode_documents(tokenizer(), validation.documents).tolist()
 
 
+def test_the_beginning_of_the_validation_text_may_be_scored_alone(tmp_path: Path) -> None:
+    folder = DataFolder.open(challenge_folder(tmp_path / "data"))
+    whole, part = folder.sample_validation(), folder.sample_validation(max_tokens=20)
+    assert part.ids.tolist() == whole.ids[:21].tolist() and len(whole.ids) > 21
+    assert whole.documents[0].startswith(part.documents[0])
+    assert part.bytes == sum(len(document.encode()) for document in part.documents)
+
+
 def test_validation_without_text_is_refused(tmp_path: Path) -> None:
     path = challenge_folder(tmp_path / "data")
     write_shard(path / "fineweb_val_000000.bin", np.array([1, 1], np.uint16))

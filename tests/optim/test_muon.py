@@ -258,3 +258,14 @@ def test_state_round_trip() -> None:
         optimisers.step(0.5, 3)
     for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_step_counts_as_a_change_of_every_parameter() -> None:
+    """Copies of weights are renewed by their version, which banks and fused AdamW do not count."""
+    model = build(TINY)
+    model.set_looping(True)
+    optimisers = Optimisers(model, CONFIG)
+    torch.autograd.backward(model(*torch.randint(0, 260, (2, 2, 9)).unbind()))
+    before = {name: weight._version for name, weight in model.named_parameters()}
+    optimisers.step(1.0, 0)
+    assert all(w._version > before[name] for name, w in model.named_parameters())

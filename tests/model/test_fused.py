@@ -1,0 +1,154 @@
+"""The fused path computes what `gpt` computes: loss, gradients, steps; and is refused in time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fairway.config import ModelConfig, OptimConfig, RuntimeConfig
+from fairway.errors import UserError
+from fairway.model.gpt import GPT, build
+from fairway.model.paths import prepare
+from fairway.optim.muon import Optimisers
+from fairway.quantise.calibrate import collect_hessians
+from fairway.runtime import make_plan
+
+pytest.importorskip("triton", reason="the fused path needs Triton")
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+TINY = ModelConfig(
+    vocab_size=300, num_layers=4, dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64, rope_dims=4,
+    rope_train_len=64, xsa_layers=3, parallel_from=3, loop_first=1, loop_last=2, loop_extra=1,
+    embed_bf16=False,
+)  # fmt: skip
+needs_gpu = pytest.mark.skipif(not GPU, reason="measures bfloat16 on a GPU")
+on_cpu = pytest.mark.skipif(GPU, reason="exact in float32, which the GPU's tiles do not hold")
+
+
+def varied(config: ModelConfig, looping: bool) -> GPT:
+    """Return a model none of whose parameters is at a special value."""
+    model = build(config, 1).to(DEVICE)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            noise = torch.randn(weight.shape, generator=generator).to(DEVICE)
+            weight.add_((noise * (0.2 if weight.ndim == 1 else 0.05)).to(weight.dtype))
+    model.set_looping(looping)
+    return model
+
+
+def batch(config: ModelConfig, rows: int = 2, T: int = 21) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(
+        0, config.vocab_size, (rows, T + 1), generator=torch.Generator().manual_seed(0)
+    ).to(DEVICE)
+    return ids[:, :-1], ids[:, 1:]
+
+
+def loss_and_gradients(model: GPT, backwards: int = 1) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad()
+    for _ in range(backwards):
+        loss = model(*batch(model.config))
+        torch.autograd.backward(loss / backwards)
+    grads = {n: w.grad.double() for n, w in model.named_parameters() if w.grad is not None}
+    return loss.item(), grads
+
+
+def apart(got: Tensor, wanted: Tensor) -> float:
+    return float((got - wanted).norm() / (wanted.norm() + 1e-12))
+
+
+VARIANTS = {
+    "as it is": {},
+    "no skips": {"skips": False},
+    "skips without gates": {"skip_gates": False},
+    "untied head": {"tie_embeddings": False},
+    "smear": {"smear": True},
+    "no cap, no XSA, no rotation": {"softcap": 0.0, "xsa_layers": 0, "rope_dims": 0},
+    "one layer": {"num_layers": 1, "parallel_from": 0, "loop_extra": 0, "xsa_layers": 1},
+}
+
+
+@on_cpu
+@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("looping", [False, True])
+def test_loss_and_gradients_are_those_of_the_plain_path(
+    change: dict[str, object], looping: bool
+) -> None:
+    config = replace(TINY, **change)
+    if looping and not config.loop_extra:
+        pytest.skip("nothing to repeat")
+    model = varied(config, looping)
+    wanted, plain = loss_and_gradients(model)
+    prepare(model, torch.float32, "plain", "fused")
+    got, fused = loss_and_gradients(model, backwards=2)
+    assert abs(got - wanted) < 1e-5
+    assert fused.keys() == plain.keys()
+    for name, grad in plain.items():
+        assert apart(fused[name], grad) < 2e-5, name
+
+
+@on_cpu
+def test_training_takes_the_same_steps() -> None:
+    """Working copies of weights must follow every kind of update, and a load."""
+    losses = []
+    for kernels in ("plain", "fused"):
+        model = varied(TINY, False)
+        prepare(model, torch.float32, "plain", kernels)
+        optimisers = Optimisers(model, OptimConfig())
+        found = []
+        for step in range(4):
+            model.set_looping(step >= 2)
+            loss = model(*batch(TINY))
+            torch.autograd.backward(loss)
+            optimisers.step(1.0, step)
+            found.append(loss.item())
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(torch.zeros_like(weight))
+            found.append(model(*batch(TINY)).item())
+        losses.append(found)
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+    assert losses[0][-2] < losses[0][0] - 0.5
+
+
+@on_cpu
+def test_calibration_sees_every_activation_of_a_fused_model() -> None:
+    model = varied(TINY, True)
+    names = ["blocks.0.attn.c_q.weight", "blocks.1.mlp.proj.weight", "tok_emb.weight"]
+    wanted = collect_hessians(model, [batch(TINY)[0]], names)
+    prepare(model, torch.float32, "plain", "fused")
+    got = collect_hessians(model, [batch(TINY)[0]], names)
+    assert all(torch.equal(got[name], wanted[name]) for name in names)
+    assert model.fused is not None
+
+
+def test_shapes_that_the_kernels_cannot_take_are_refused() -> None:
+    model = build(replace(TINY, dim=48, num_heads=4, num_kv_heads=2))
+    with pytest.raises(UserError, match=r"the head width 12 is not a multiple of 8; set runtime"):
+        prepare(model, torch.bfloat16, "plain", "fused")
+    model = build(replace(TINY, embed_dim=16))
+    with pytest.raises(UserError, match=r"model.embed_dim 16 differs from model.dim 32"):
+        prepare(model, torch.bfloat16, "plain", "fused")
+
+
+@on_cpu
+def test_without_a_gpu_fused_kernels_are_refused() -> None:
+    with pytest.raises(UserError, match=r"runtime.kernels is fused, but they need a GPU"):
+        make_plan(RuntimeConfig(kernels="fused", threads=1, dtype="float32", matmul="highest"))
+
+
+@needs_gpu
+@pytest.mark.parametrize("looping", [False, True])
+def test_on_a_gpu_bfloat16_is_as_near_to_float32_as_the_plain_path(looping: bool) -> None:
+    config = replace(TINY, dim=256, num_heads=4, mlp_dim=512, rope_dims=16)
+    model = varied(config, looping)
+    wanted, exact = loss_and_gradients(model)
+    prepare(model, torch.bfloat16, "sdpa", "plain")
+    _, plain = loss_and_gradients(model)
+    prepare(model, torch.bfloat16, "sdpa", "fused")
+    got, fused = loss_and_gradients(model)
+    assert abs(got - wanted) < 2e-2
+    for name, grad in exact.items():
+        assert apart(fused[name], grad) < 2.5 * apart(plain[name], grad) + 1e-2, name
