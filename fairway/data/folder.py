@@ -146,8 +146,8 @@ class DataFolder:
         yield from decode_documents(self.tokenizer, rest)
 
     def sample_validation(self, max_bytes: int = 0, max_tokens: int = 0) -> Validation:
-        """Return the text to be scored: everything (0 and 0), about `max_bytes` across documents, or
-        the first `max_tokens` targets, whose last document may be cut.
+        """Return the text to be scored: everything by default, about `max_bytes` across documents,
+        or the first `max_tokens` targets, whose last document may be cut.
 
         A sample takes documents in the order of their hash, and from each a run of whole
         paragraphs of at most `PIECE_BYTES`, or more where few documents must fill it. It depends on
