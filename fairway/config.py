@@ -168,6 +168,55 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TttConfig:
+    """Score-first test-time training: whole weights by chunks (#1413), or LoRA by documents (#1530).
+
+    Both learn from a token only after its cost is on record, and must end within `budget_s`.
+    """
+
+    method: str = opt(
+        "off",
+        "what learns from scored text: all weights (sgd), or adapters per document (lora)",
+        choices=("off", "sgd", "lora"),
+    )
+    budget_s: float = opt(600.0, "seconds for scoring and learning together", lo=1.0)
+    over_budget: str = opt(
+        "refuse",
+        "an estimate above budget_s: refuse with the numbers, or do less",
+        choices=("refuse", "shrink"),
+    )
+    chunk_tokens: int = opt(32_768, "sgd: positions scored before they are learned", lo=2)
+    epochs: int = opt(2, "sgd: passes over a scored chunk", lo=1, hi=100)
+    lr: float = opt(0.005, "sgd: rate of the first chunk, falling along a cosine", lo=0.0, hi=10.0)
+    momentum: float = opt(0.9, "sgd: momentum, kept from chunk to chunk", lo=0.0, hi=0.9999)
+    grad_clip: float = opt(1.0, "sgd: bound on the gradient norm; 0 is off", lo=0.0)
+    batch_seqs: int = opt(32, "sgd: most sequences per step", lo=1, hi=65_536)
+    confidence: bool = opt(False, "sgd: weigh tokens by cost / mean cost, within 1/3 to 3 (ConfTTT)")
+    lora_targets: str = opt(
+        "q k v o mlp head", "lora: what has adapters, out of q k v o mlp head; order is free"
+    )
+    lora_rank: int = opt(96, "lora: rank of every adapter", lo=1, hi=4096)
+    lora_alpha: float = opt(144.0, "lora: adapters are scaled by alpha / rank", lo=0.0, hi=1e6)
+    lora_lr: float = opt(1e-4, "lora: AdamW learning rate", lo=0.0, hi=1.0)
+    lora_beta2: float = opt(0.999, "lora: AdamW second-moment decay; the first is 0", lo=0.0, hi=1.0)
+    lora_eps: float = opt(1e-10, "lora: AdamW epsilon", lo=1e-20, hi=1.0)
+    lora_wd: float = opt(1.0, "lora: AdamW decoupled weight decay", lo=0.0, hi=1000.0)
+    lora_chunks: str = opt(
+        "48",
+        "lora: positions scored between two steps; '8@256 24@2000 48' takes 8 up to position 256 "
+        "of a document, 24 up to 2000, then 48",
+    )
+    lora_documents: int = opt(64, "lora: documents scored side by side", lo=1, hi=65_536)
+    lora_warm: bool = opt(True, "lora: keep the inner matrices A from one batch to the next")
+    lora_lanes: int = opt(8, "lora: batches in flight, shared out over processes", lo=1, hi=1024)
+    lora_sort: bool = opt(
+        False, "lora: longest documents first, which reads lengths of text not yet scored"
+    )
+    lora_phases: int = opt(0, "lora: times that all weights learn from all scored so far", lo=0)
+    lora_phase_lr: float = opt(0.001, "lora: SGD rate of those phases", lo=0.0, hi=10.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
     """The machine: what `auto` finds is printed and recorded."""
 
@@ -202,6 +251,7 @@ class Config:
     quant: QuantConfig = field(default_factory=QuantConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    ttt: TttConfig = field(default_factory=TttConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
@@ -424,3 +474,59 @@ def _check_scoring(config: Config) -> None:
             f"score.stride {score.stride} is longer than score.seq_len {score.seq_len}; "
             "some positions would never be scored"
         )
+    check_ttt(config.ttt, score)
+
+
+# What can have adapters, in the order of the forward pass.
+LORA_TARGETS = ("q", "k", "v", "o", "mlp", "head")
+
+
+def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
+    """Raise UserError unless test-time training can follow these windows."""
+    for name, item, value in settings(ttt, "ttt."):
+        _check_bounds(name, item, value)
+    if ttt.method == "sgd" and (ttt.chunk_tokens % score.seq_len or score.seq_len % score.stride):
+        raise UserError(
+            f"ttt.chunk_tokens {ttt.chunk_tokens} must be a multiple of score.seq_len "
+            f"{score.seq_len}, and that of score.stride {score.stride}, or a window would be "
+            "scored partly before and partly after a chunk is learned"
+        )
+    targets = ttt.lora_targets.split()
+    for target in targets:
+        if target not in LORA_TARGETS:
+            raise UserError(unknown_name("adapter target in ttt.lora_targets", target, LORA_TARGETS))
+    if not targets or len(set(targets)) < len(targets):
+        raise UserError(
+            f"ttt.lora_targets '{ttt.lora_targets}' must name some of "
+            f"{', '.join(LORA_TARGETS)}, each once"
+        )
+    longest = max(size for size, _ in lora_chunks(ttt))
+    if longest > score.seq_len:
+        raise UserError(
+            f"ttt.lora_chunks '{ttt.lora_chunks}' scores {longest} positions at a time, more than "
+            f"a window of score.seq_len {score.seq_len} holds"
+        )
+
+
+def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:
+    """Return (positions per chunk, position of a document up to which; None is its end)."""
+    found: list[tuple[int, int | None]] = []
+    words = ttt.lora_chunks.split()
+    for word in words:
+        size, at, end = word.partition("@")
+        last = word is words[-1]
+        digits = size.isdigit() and (end.isdigit() if at else True)
+        if not digits or int(size) < 1 or bool(at) == last or (found and at and _not_after(found, end)):
+            break
+        found.append((int(size), int(end) if at else None))
+    if not words or len(found) < len(words):
+        raise UserError(
+            f"ttt.lora_chunks '{ttt.lora_chunks}' must be like '48' or '8@256 24@2000 48': sizes "
+            "with rising ends, the last without one"
+        )
+    return found
+
+
+def _not_after(found: list[tuple[int, int | None]], end: str) -> bool:
+    before = found[-1][1]
+    return before is not None and int(end) <= before

@@ -266,7 +266,11 @@ class GPT(nn.Module):
         """Return the normalised final state of every position, [B, T, D] in the compute dtype."""
         if self.fused is not None:
             return self.fused.hidden(ids_BT)
-        return norm(self._walk(self.embedded(ids_BT), self.rope_for(ids_BT)))
+        return self.states(self.embedded(ids_BT), self.rope_for(ids_BT))
+
+    def states(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Return `hidden` of embedded tokens that stand where a rotary table says, plainly."""
+        return norm(self._walk(x_BTD, rope))
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """Return x0, the normalised embeddings, [B, T, D] in the compute dtype."""
@@ -300,9 +304,13 @@ class GPT(nn.Module):
         gate_D = torch.sigmoid(self.skip_gates[step]).to(x_BTD.dtype)
         return torch.lerp(s_BTD, x_BTD, gate_D)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the capped logits of final states, [..., V] in float32."""
-        return softcapped(self._raw_logits(x), self.config.softcap)
+    def logits(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Return the capped logits of final states, [..., V] in float32.
+
+        `extra` is added before the cap.
+        """
+        raw = self._raw_logits(x)
+        return softcapped(raw if extra is None else raw + extra, self.config.softcap)
 
     def _raw_logits(self, x: Tensor) -> Tensor:
         if hasattr(self, "head_proj"):

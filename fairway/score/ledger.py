@@ -12,11 +12,14 @@ score-before-update, single pass and full coverage hold by construction. At posi
 random it asks for the whole distribution *before* it shows the event's targets, sums it by its
 own arithmetic, and compares the entry of the realised token with the cost that was committed.
 
+What adapts on more than one event at a time, or on what other processes scored, asks for a
+`lesson`: tokens whose cost is on record, and a refusal if one of them is not.
+
 No torch here: the ledger runs on NumPy and the standard library.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,28 +41,46 @@ SUM_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """What a predictor may see of an event: the inputs x[first:event.end], and no later token."""
+    """What a predictor may see of an event: the inputs of its windows, and no later token."""
 
     event: Event
-    first: int
-    ids: IntArray
+    ids: dict[Window, IntArray]
 
     def inputs(self, window: Window, end: int | None = None) -> IntArray:
         """Return the inputs x[window.start:end] of a window; `end` defaults to the window's."""
-        stop = window.end if end is None else end
-        return self.ids[window.start - self.first : stop - self.first]
+        return self.ids[window][: None if end is None else end - window.start]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Receipt:
     """A committed event: its targets (int64) and their cost in nats (float64), read-only.
 
-    Entry i belongs to position event.first + i. Whatever a predictor learns, it learns from here.
+    Entry i belongs to event.positions[i]. Whatever a predictor learns, it learns from here.
     """
 
     event: Event
     targets: IntArray
     nats: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """What may be learned from: consecutive targets that have all been scored, and their cost.
+
+    inputs: the token before each target; the first of them is the target of the position before.
+    """
+
+    inputs: IntArray
+    targets: IntArray
+    nats: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions in a row that one ledger accounts for, by events numbered from `first_event` on."""
+
+    first_event: int
+    positions: range
 
 
 class Distribution(Protocol):
@@ -104,7 +125,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A closed account of consecutive events: one of several that make a score together.
+    """The closed account of a span: one of several that make a score together.
 
     The events are first_event, first_event + 1, ... with one float64 sum of nats each; they score
     the positions first..end-1. The checks are those of `Score`.
@@ -120,19 +141,27 @@ class Part:
     worst_row_error_nats: float
 
 
-# Turns the part of one ledger into all parts of the text, in the order of the text.
-Gather = Callable[[Part], list[Part]]
+# Turns the parts of one ledger into all parts of the text, in the order of the text.
+Gather = Callable[[list[Part]], list[Part]]
+# Adds arrays of float64 over the processes that share a text.
+Total = Callable[[FloatArray], FloatArray]
 
 
-def _alone(part: Part) -> list[Part]:
-    return [part]
+def _alone(parts: list[Part]) -> list[Part]:
+    return parts
+
+
+def _own(values: FloatArray) -> FloatArray:
+    return values
 
 
 @dataclass
-class _Checks:
-    """Running results of the full-distribution checks."""
+class _Account:
+    """The running account of one span."""
 
-    count: int = 0
+    event_nats: list[float] = field(default_factory=list)
+    windows: int = 0
+    checked: int = 0
     worst_sum: float = 0.0
     worst_row_nats: float = 0.0
 
@@ -157,9 +186,10 @@ class Ledger:
 
     `check_positions` positions are drawn with `seed`; `row_tolerance_nats` bounds the difference
     between a checked row and the committed cost. Several ledgers may share the work: each then
-    accounts for some `positions` in a row, by the events from `first_event` on, and checks those
-    drawn positions that are its own. Raises LedgerError if the token bytes do not sum to the
-    text's, or a token lies outside the vocabulary.
+    accounts for the positions of its `spans`, in their order, and checks those drawn positions that
+    are its own. Inside a span positions come in the order of the text, or, if `side_by_side`, in
+    any order, as documents that are scored at the same time need it. Raises LedgerError if the
+    token bytes do not sum to the text's, or a token lies outside the vocabulary.
     """
 
     text: Text
@@ -167,11 +197,10 @@ class Ledger:
     check_positions: int = 0
     seed: int = 0
     row_tolerance_nats: float = 1e-3
-    first_event: int = 0
-    positions: range | None = None
-    _windows: int = field(default=0, init=False)
-    _event_nats: list[float] = field(default_factory=list, init=False)
-    _checks: _Checks = field(default_factory=_Checks, init=False)
+    spans: Sequence[Span] | None = None
+    side_by_side: bool = False
+    _closed: list[Part] = field(default_factory=list, init=False)
+    _account: _Account = field(default_factory=_Account, init=False)
     _finished: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -179,23 +208,58 @@ class Ledger:
         count = min(self.check_positions, self.num_targets)
         draw = np.random.default_rng(self.seed).choice(self.num_targets, count, replace=False)
         self._checked: IntArray = np.sort(draw).astype(np.int64)
-        self._own = range(self.num_targets) if self.positions is None else self.positions
-        self._next_event, self._next_position = self.first_event, self._own.start
+        if self.spans is None:
+            self.spans = [Span(0, range(self.num_targets))]
+        # The cost of every position on record here; NaN where there is none.
+        self._nats: FloatArray = np.full(self.num_targets, np.nan)
+        self._own = sum(len(span.positions) for span in self.spans)
+        self._span = Span(0, range(0))
+        self._count = 0
+        self._enter_span()
+
+    def _enter_span(self) -> None:
+        """Turn to the next span that has positions; keep the last one when there is none."""
+        assert self.spans is not None
+        while len(self._closed) < len(self.spans):
+            self._span = self.spans[len(self._closed)]
+            self._next_event, self._next_position = (
+                self._span.first_event,
+                self._span.positions.start,
+            )
+            self._left = len(self._span.positions)
+            if self._left:
+                return
+            self._close_span()
+
+    def _close_span(self) -> None:
+        account, positions = self._account, self._span.positions
+        self._closed.append(
+            Part(
+                self._span.first_event,
+                positions.start,
+                positions.stop,
+                tuple(account.event_nats),
+                account.windows,
+                account.checked,
+                account.worst_sum,
+                account.worst_row_nats,
+            )
+        )
+        self._account = _Account()
 
     @property
     def remaining(self) -> int:
         """Return how many positions this ledger has yet to account for."""
-        return self._own.stop - self._next_position
+        return self._own - self._count
 
     def context(self, event: Event) -> Context:
-        """Return the inputs of the next event, copied, up to and without its last target.
+        """Return the inputs of the next event, copied: of every window up to its last position.
 
-        Raises LedgerError if the event is not the one that comes next.
+        Raises LedgerError if the event is not one that may come next.
         """
         self._require_next(event)
-        first = min(window.start for window in event.windows)
-        ids = np.array(self.text.ids[first : event.end], dtype=np.int64)
-        return Context(event, first, ids)
+        ids = self.text.ids
+        return Context(event, {w: np.array(ids[w.start : w.end], np.int64) for w in event.windows})
 
     def commit(self, event: Event, dist: Distribution) -> Receipt:
         """Add the cost of the next event's targets and return them with their cost.
@@ -204,20 +268,46 @@ class Ledger:
         the wrong number, and a checked row that is not a distribution or not the one committed.
         """
         self._require_next(event)
-        low, high = np.searchsorted(self._checked, [event.first, event.end])
-        positions = [int(p) for p in self._checked[low:high]]
-        rows = [self._row(dist, position) for position in positions]
-        targets = np.array(self.text.ids[event.first + 1 : event.end + 1], dtype=np.int64)
+        positions = event.positions
+        checked = np.flatnonzero(np.isin(positions, self._checked))
+        rows = [self._row(dist, int(positions[at])) for at in checked]
+        targets = np.array(self.text.ids[positions + 1], dtype=np.int64)
         targets.setflags(write=False)
         nats = _costs(dist, targets, event)
-        for position, row in zip(positions, rows, strict=True):
-            at = position - event.first
-            self._compare(position, -float(row[targets[at]]), float(nats[at]))
-        self._event_nats.append(math.fsum(nats))
+        for at, row in zip(checked, rows, strict=True):
+            self._compare(int(positions[at]), -float(row[targets[at]]), float(nats[at]))
+        self._record(event, positions, nats)
+        return Receipt(event, targets, nats)
+
+    def _record(self, event: Event, positions: IntArray, nats: FloatArray) -> None:
+        self._nats[positions] = nats
+        self._account.event_nats.append(math.fsum(nats))
+        self._account.windows += len(event.windows)
+        self._count += len(positions)
+        self._left -= len(positions)
         self._next_event += 1
         self._next_position = event.end
-        self._windows += len(event.windows)
-        return Receipt(event, targets, nats)
+        if not self._left:
+            self._close_span()
+            self._enter_span()
+
+    def lesson(self, first: int, end: int, total: Total = _own) -> Lesson:
+        """Return the tokens and costs of positions first..end-1, all of which have been scored.
+
+        `total` adds over the ledgers that share the text; all of them must then ask. Raises
+        LedgerError if a position is not on record: nothing may be learned from it.
+        """
+        known = ~np.isnan(self._nats[first:end])
+        numbers = np.stack([known, np.where(known, self._nats[first:end], 0.0)])
+        counts, nats = total(numbers)
+        wrong = np.flatnonzero(counts != 1)
+        if len(wrong) or not 0 <= first < end <= self.num_targets:
+            at = first + int(wrong[0]) if len(wrong) else end
+            raise LedgerError(
+                f"position {at} is not scored yet; nothing may be learned from it before that"
+            )
+        ids = np.array(self.text.ids[first : end + 1], dtype=np.int64)
+        return Lesson(ids[:-1], ids[1:], nats)
 
     def finish(self, gather: Gather = _alone) -> Score:
         """Close the account and return the score of the whole text.
@@ -229,24 +319,11 @@ class Ledger:
             raise LedgerError("this account is closed already")
         if self.remaining:
             raise LedgerError(
-                f"only {len(self._own) - self.remaining} of {len(self._own)} positions are "
-                "scored; there is no score of a part"
+                f"only {self._count} of {self._own} positions are scored; there is no score of a "
+                "part"
             )
         self._finished = True
-        return self._join(gather(self._part()))
-
-    def _part(self) -> Part:
-        checks = self._checks
-        return Part(
-            self.first_event,
-            self._own.start,
-            self._own.stop,
-            tuple(self._event_nats),
-            self._windows,
-            checks.count,
-            checks.worst_sum,
-            checks.worst_row_nats,
-        )
+        return self._join(gather(self._closed))
 
     def _join(self, parts: list[Part]) -> Score:
         """Return the score that parts add up to, once they are proven to cover the text."""
@@ -278,6 +355,16 @@ class Ledger:
             raise LedgerError(f"event {event.index} {kind}; the next one is {self._next_event}")
         if not event.windows:
             raise LedgerError(f"event {event.index} has no windows")
+        own = self._span.positions
+        for window in event.windows:
+            if not 0 <= window.start <= window.score_from < window.end <= own.stop:
+                raise LedgerError(
+                    f"event {event.index} has a window {window.start}..{window.end} scored from "
+                    f"{window.score_from}, which does not fit {own.stop} positions"
+                )
+        (self._require_unscored if self.side_by_side else self._require_in_order)(event)
+
+    def _require_in_order(self, event: Event) -> None:
         expected = self._next_position
         for window in event.windows:
             if window.score_from != expected:
@@ -286,12 +373,23 @@ class Ledger:
                     f"event {event.index} {kind} position {window.score_from}; "
                     f"the next one is {expected}"
                 )
-            if not 0 <= window.start <= window.score_from < window.end <= self._own.stop:
-                raise LedgerError(
-                    f"event {event.index} has a window {window.start}..{window.end} scored from "
-                    f"{window.score_from}, which does not fit {self._own.stop} positions"
-                )
             expected = window.end
+
+    def _require_unscored(self, event: Event) -> None:
+        """Refuse a position that has a cost, or has none but is read by a later one."""
+        positions = event.positions
+        again = positions[~np.isnan(self._nats[positions])]
+        values, counts = np.unique(positions, return_counts=True)
+        again = np.concatenate([again, values[counts > 1]])
+        if len(again):
+            raise LedgerError(f"event {event.index} scores again position {again.min()}")
+        for window in event.windows:
+            unread = np.isnan(self._nats[window.start : window.score_from])
+            if window.start < self._span.positions.start or unread.any():
+                raise LedgerError(
+                    f"event {event.index} scores position {window.score_from} with a context from "
+                    f"{window.start} on, part of which has not been scored"
+                )
 
     def _row(self, dist: Distribution, position: int) -> FloatArray:
         row = np.array(dist.row(position))
@@ -306,8 +404,8 @@ class Ledger:
                 f"the probabilities at position {position} miss 1 by {error:.3g}; "
                 f"at most {SUM_TOLERANCE:g} is allowed"
             )
-        self._checks.count += 1
-        self._checks.worst_sum = max(self._checks.worst_sum, error)
+        self._account.checked += 1
+        self._account.worst_sum = max(self._account.worst_sum, error)
         return row
 
     def _compare(self, position: int, row_nats: float, committed_nats: float) -> None:
@@ -318,7 +416,7 @@ class Ledger:
                 f"position {position} was committed at {committed_nats:.9g} nats, but its row "
                 f"says {row_nats:.9g}; they may differ by {self.row_tolerance_nats:g}"
             )
-        self._checks.worst_row_nats = max(self._checks.worst_row_nats, error)
+        self._account.worst_row_nats = max(self._account.worst_row_nats, error)
 
 
 def score_events(
@@ -392,7 +490,7 @@ def _costs(dist: Distribution, targets: IntArray, event: Event) -> FloatArray:
     if len(wrong):
         at = int(wrong[0])
         raise LedgerError(
-            f"position {event.first + at} has log-probability {log_probs[at]:g}; "
+            f"position {event.positions[at]} has log-probability {log_probs[at]:g}; "
             "it must be finite and at most 0"
         )
     nats.setflags(write=False)

@@ -18,15 +18,16 @@ from fairway.runtime import Ranks
 from fairway.score.ledger import (
     Context,
     FloatArray,
-    Gather,
     IntArray,
     Ledger,
-    Part,
+    LedgerError,
     Receipt,
     Score,
+    Span,
     Text,
     score_events,
 )
+from fairway.score.share import gathering, share
 from fairway.score.windows import Event, events, sliding_windows, usable_targets
 
 ALONE = Ranks()
@@ -39,12 +40,9 @@ _ROWS_AT_ONCE = 1024
 # products run in TF32, 2e-6 in bfloat16, whose kernels gave the same bits (docs/scoring.md).
 ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.05}
 
-# What a rank tells of its part besides the nats of its events: see `_gathering`.
-_PART_NUMBERS = 8
-
 
 class FrozenPredictor:
-    """A model that never changes: `predict` runs it, `adapt` does nothing.
+    """A model as it is: `predict` runs it, `adapt` does nothing.
 
     Every window is padded on the right with id 0 to `seq_len`, so that the rotary base, which may
     depend on the length, is the same in all of them; causality keeps the padding unseen.
@@ -61,6 +59,10 @@ class FrozenPredictor:
 
     def adapt(self, receipt: Receipt) -> None:
         """Learn nothing."""
+
+    def state(self) -> int:
+        """Return a number that grows whenever a weight is changed."""
+        return sum(weight._version for weight in self.model.parameters())
 
     @torch.no_grad()
     def hidden(self, rows: list[IntArray]) -> Tensor:
@@ -82,10 +84,10 @@ class FrozenPredictor:
 
 
 class FrozenDistribution:
-    """The predictions of one event by a frozen model."""
+    """The predictions of one event by a model, valid until its weights change."""
 
     def __init__(self, predictor: FrozenPredictor, context: Context) -> None:
-        self._predictor = predictor
+        self._predictor, self._state = predictor, predictor.state()
         self._context = context
         windows = context.event.windows
         x_BTD = predictor.hidden([context.inputs(window) for window in windows])
@@ -97,6 +99,7 @@ class FrozenDistribution:
 
     def log_prob(self, targets: IntArray) -> FloatArray:
         """Return the natural log-probability of the target of every scored position."""
+        self._require_unchanged()
         targets_N = torch.tensor(targets, device=self._x_ND.device)
         log_probs = self._predictor.log_prob(self._x_ND, targets_N)
         # In float32 the difference above can round to just over 0 when p is 1.
@@ -110,6 +113,7 @@ class FrozenDistribution:
         The position's own window runs alone, cut right after the position (what follows is
         padding), and the softmax is taken by NumPy in float64.
         """
+        self._require_unchanged()
         window = self._context.event.window_of(position)
         inputs = self._context.inputs(window, position + 1)
         x_D = self._predictor.hidden([inputs])[0, len(inputs) - 1]
@@ -117,6 +121,10 @@ class FrozenDistribution:
         shifted_V = logits_V - logits_V.max()
         row_V: FloatArray = shifted_V - np.log(np.exp(shifted_V).sum())
         return row_V
+
+    def _require_unchanged(self) -> None:
+        if self._predictor.state() != self._state:
+            raise LedgerError("the model's weights have changed since this prediction was made")
 
 
 def text_of(ids: Ids, table: ByteTable, text_bytes: int) -> Text:
@@ -152,53 +160,25 @@ def evaluate(
 
     starts = [*(event.first for event in planned()), targets]
     count = len(starts) - 1
-    first, end = (count * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1))
+    own = share(count, ranks)
     ledger = Ledger(
         text,
         targets,
         config.check_positions,
         seed,
         ROW_TOLERANCE_NATS[model.compute_dtype],
-        first_event=first,
-        positions=range(starts[first], starts[end]),
+        spans=[Span(own.start, range(starts[own.start], starts[own.stop]))],
     )
-    with _evaluating(model):
+    with evaluating(model):
         predictor = FrozenPredictor(model, config.seq_len)
-        share = itertools.islice(planned(), first, end)
-        return score_events(ledger, predictor, share, description, _gathering(ranks, count))
-
-
-def _gathering(ranks: Ranks, count: int) -> Gather:
-    """Return what brings together the parts of all ranks, which share `count` events.
-
-    One float64 sum over the ranks: each adds its own numbers to zeros, so that nothing is rounded.
-    A rank's row is a `Part` with the number of its events in place of their nats, which follow
-    after the rows.
-    """
-    rows = ranks.world * _PART_NUMBERS
-
-    def gather(part: Part) -> list[Part]:
-        first, own = part.first_event, len(part.event_nats)
-        sent = np.zeros(rows + count)
-        sent[ranks.rank * _PART_NUMBERS :][:_PART_NUMBERS] = [
-            *(first, part.first, part.end, own, part.windows, part.checked_positions),
-            *(part.worst_sum_error, part.worst_row_error_nats),
-        ]
-        sent[rows + first :][:own] = part.event_nats
-        received = ranks.total(sent)
-        return [_part(row, received[rows:]) for row in received[:rows].reshape(ranks.world, -1)]
-
-    return gather
-
-
-def _part(row: FloatArray, event_nats: FloatArray) -> Part:
-    first_event, first, end, own, windows, checked = (int(number) for number in row[:6])
-    nats = tuple(event_nats[first_event : first_event + own].tolist())
-    return Part(first_event, first, end, nats, windows, checked, float(row[6]), float(row[7]))
+        mine = itertools.islice(planned(), own.start, own.stop)
+        gather = gathering(ranks, [ranks.rank], ranks.world, count)
+        return score_events(ledger, predictor, mine, description, gather)
 
 
 @contextmanager
-def _evaluating(model: GPT) -> Iterator[None]:
+def evaluating(model: GPT) -> Iterator[None]:
+    """Put a model into evaluation mode for a while."""
     training = model.training
     model.eval()
     try:

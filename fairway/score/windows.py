@@ -1,4 +1,4 @@
-"""Which position is scored where, with which context: integers only, no model, no text.
+"""Which position is scored where, with which context: integers only, no model.
 
 A text of N tokens x[0..N-1] has N - 1 targets. Position p reads x[p] and predicts x[p + 1], so
 target indices are position indices plus one and x[0] is never predicted.
@@ -6,6 +6,9 @@ target indices are position indices plus one and x[0] is never predicted.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fairway.errors import UserError
 
@@ -21,20 +24,29 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Consecutive windows that are predicted before any of their targets may be learned from."""
+    """Windows that are predicted before any of their targets may be learned from.
+
+    Their scored positions follow one another, unless the windows belong to documents that are
+    scored side by side.
+    """
 
     index: int
     windows: tuple[Window, ...]
 
     @property
     def first(self) -> int:
-        """Return the first scored position."""
+        """Return the first scored position of the first window."""
         return self.windows[0].score_from
 
     @property
     def end(self) -> int:
-        """Return one past the last scored position."""
+        """Return one past the last scored position of the last window."""
         return self.windows[-1].end
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Return the scored positions, window by window."""
+        return np.concatenate([np.arange(w.score_from, w.end) for w in self.windows])
 
     def window_of(self, position: int) -> Window:
         """Return the window that scores a position; ValueError if none of this event's does."""
@@ -96,12 +108,14 @@ def _windows(num_targets: int, seq_len: int, stride: int) -> Iterator[Window]:
         scored = end
 
 
-def events(windows: Iterable[Window], windows_per_event: int) -> Iterator[Event]:
-    """Yield the windows in order, grouped into events of up to `windows_per_event`."""
+def events(windows: Iterable[Window], windows_per_event: int, index: int = 0) -> Iterator[Event]:
+    """Yield the windows in order, grouped into events of up to `windows_per_event`.
+
+    The first event has number `index`.
+    """
     if windows_per_event < 1:
         raise UserError(f"an event needs at least 1 window, got {windows_per_event}")
     group: list[Window] = []
-    index = 0
     for window in windows:
         group.append(window)
         if len(group) == windows_per_event:

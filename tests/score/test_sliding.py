@@ -161,7 +161,7 @@ def test_logits_come_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "logits", lambda x: seen.append(x.shape) or plain(x))
     config = replace(CONFIG, check_positions=0)
     sliced = evaluate(model, source, config, sliding=True, seed=0, description="test")
-    assert sliced.nats == pytest.approx(whole.nats, rel=1e-9)
+    assert sliced.nats == pytest.approx(whole.nats, rel=1e-7)
     assert max(len(shape) and shape[0] for shape in seen) == 7
     assert sum(shape[0] for shape in seen) == 90, "only scored positions reach the head"
 

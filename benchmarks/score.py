@@ -1,0 +1,123 @@
+"""Scoring the trained seed model on one GPU: sliding, and both ways of test-time training.
+
+    python benchmarks/score.py WEIGHTS TOKENIZER TEXT [--targets 786432] [--only sgd ...]
+
+WEIGHTS are 8-bit codes with scales (see seed_model.py), TEXT a .jsonl.zst of documents. Prints
+seconds, microseconds per token and bpb beside the seed's figures, and, for the ways that adapt,
+whether a second run gives the same bits. On a CPU, `--targets 8192` takes minutes.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from seed_model import load_state
+
+from fairway.api import model_from
+from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig, override
+from fairway.data.sources import read_documents
+from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
+from fairway.model.gpt import GPT
+from fairway.recipes import recipe
+from fairway.runtime import Plan, make_plan
+from fairway.score.ledger import Score, Text
+from fairway.score.lora import evaluate_lora
+from fairway.score.sgd import evaluate_sgd
+from fairway.score.sliding import evaluate, text_of
+
+# Microseconds of one GPU per token, as published: 8 H100, 40,540,160 tokens.
+PUBLISHED = {"sliding": "18 to 22", "sgd": "50", "lora": "118 at most (600 s on 8 GPUs)"}
+VARIANTS = {
+    "lora": [],
+    "lora, longest first": ["ttt.lora_sort=true"],
+    "lora, no q v": ["ttt.lora_targets=k o mlp head"],
+    "lora, growing chunks": ["ttt.lora_chunks=8@256 24@2000 48"],
+    "lora, cold A": ["ttt.lora_warm=false"],
+    "lora, wd 0.5 beta2 0.99": ["ttt.lora_wd=0.5", "ttt.lora_beta2=0.99", "ttt.lora_rank=80"],
+    "lora, 2 phases": ["ttt.lora_phases=2"],
+    "lora, lr 2e-4": ["ttt.lora_lr=2e-4"],
+    "sgd, 3 epochs": ["ttt.epochs=3"],
+    "sgd, confidence": ["ttt.confidence=true"],
+}
+
+
+def read_text(tokenizer: Tokenizer, path: Path, targets: int) -> Text:
+    """Return the beginning of the documents' stream, whole documents plus the rest of one."""
+    texts, count = [], 0
+    for document in read_documents([path]):
+        texts.append(tokenizer.canonical(document.text))
+        count += len(tokenizer.encode(texts[-1])) + 1
+        if count > targets + 1:
+            break
+    ids = encode_documents(tokenizer, texts)
+    whole = text_of(ids, tokenizer.table, prove_bytes(tokenizer, ids))
+    bytes_ = np.asarray(whole.target_bytes)[:targets]
+    return Text(whole.ids[: targets + 1], bytes_, int(bytes_.sum()), whole.vocab_size)
+
+
+def timed(name: str, targets: int, work: Callable[[], Score]) -> Score:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start_s = time.perf_counter()
+    score = work()
+    seconds = time.perf_counter() - start_s
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    print(
+        f"{name:28} {score.bpb:.5f} bpb  {seconds:7.2f} s  {1e6 * seconds / targets:7.2f} us/token"
+        f"  rows off by {score.worst_row_error_nats:.2g}  {peak:5.1f} GiB"
+        f"  published: {PUBLISHED.get(name, '')}",
+        flush=True,
+    )
+    return score
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--targets", type=int, default=786_432)
+    parser.add_argument("--only", nargs="*", default=["standard", "sliding", "sgd", "lora"])
+    parser.add_argument("--twice", action="store_true", help="repeat what adapts")
+    parser.add_argument("--attention", default="auto")
+    chosen = parser.parse_args()
+    state = load_state(chosen.weights)
+    text = read_text(Tokenizer.load(chosen.tokenizer), chosen.text, chosen.targets)
+    plan = make_plan(RuntimeConfig(attention=chosen.attention))
+    plan.apply()
+    print(f"torch {torch.__version__}, {plan.describe()}, {chosen.targets} targets")
+    score = ScoreConfig()
+
+    def fresh(plan: Plan = plan) -> GPT:
+        return model_from(state, ModelConfig(), plan, True)
+
+    def run(name: str) -> Score:
+        if name in ("standard", "sliding"):
+            return evaluate(
+                fresh(), text, score, sliding=name == "sliding", seed=0, description=name
+            )
+        if name == "sliding, plain":
+            plain = fresh(replace(plan, kernels="plain"))
+            return evaluate(plain, text, score, sliding=True, seed=0, description=name)
+        config = override(recipe("pr1858"), VARIANTS.get(name, [])).ttt
+        config = replace(config, method=name[:4].strip(","))
+        ways = {"sgd": evaluate_sgd, "lora": evaluate_lora}
+        if name.startswith("sgd, plain"):
+            plain = fresh(replace(plan, kernels="plain"))
+            return evaluate_sgd(plain, text, score, config, seed=0, description=name)
+        return ways[config.method](fresh(), text, score, config, seed=0, description=name)
+
+    for name in chosen.only:
+        first = timed(name, chosen.targets, lambda name=name: run(name))
+        if chosen.twice and name[:3] in ("sgd", "lor"):
+            again = timed(f"{name}, again", chosen.targets, lambda name=name: run(name))
+            print(f"  the same to the last bit: {again == first}")
+
+
+if __name__ == "__main__":
+    main()

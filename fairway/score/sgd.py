@@ -1,0 +1,209 @@
+"""Test-time training of all weights, chunk by chunk, each scored before it is learned (#1413).
+
+The text is cut into chunks. The windows of a chunk are scored with the weights as they are, then
+all weights take a few steps of SGD on the chunk, which scores the next one better. The last chunk
+is never learned: nothing comes after it. Algorithms.md 5.3.
+
+Shapes: B sequences, T = seq_len, N = B T positions, D width.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairway.config import ScoreConfig, TttConfig
+from fairway.model.gpt import GPT
+from fairway.progress import progress
+from fairway.runtime import Ranks
+from fairway.score.ledger import FloatArray, Gather, IntArray, Ledger, Lesson, Score, Span, Text
+from fairway.score.share import gathering, share
+from fairway.score.sliding import ALONE, ROW_TOLERANCE_NATS, FrozenPredictor, evaluating
+from fairway.score.windows import Event, Window, events, sliding_windows, usable_targets
+
+# Sequences per forward and backward pass: more need more memory and are not faster.
+_ROWS_AT_ONCE = 16
+
+
+# ---------------------------------------------------------------------------------------------
+# Which windows belong to which chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Positions first..end-1, scored by some events and then learned."""
+
+    index: int
+    first: int
+    end: int
+    events: tuple[Event, ...]
+
+
+def chunks(targets: int, score: ScoreConfig, chunk_tokens: int) -> Iterator[Chunk]:
+    """Yield the chunks of a text with the events that score them, in order.
+
+    A window belongs to the chunk of its first scored position; the first window, which scores
+    seq_len positions, must therefore fit the first chunk.
+    """
+    windows = sliding_windows(targets, score.seq_len, score.stride)
+    index, count = 0, -(-targets // chunk_tokens)
+    held: list[Window] = []
+    for number in range(count):
+        first, end = number * chunk_tokens, min((number + 1) * chunk_tokens, targets)
+        while not held or held[-1].end < end:
+            held.append(next(windows))
+        grouped = tuple(events(held, score.batch_windows, index))
+        yield Chunk(number, first, end, grouped)
+        index += len(grouped)
+        held = []
+
+
+# ---------------------------------------------------------------------------------------------
+# Learning
+
+
+def chunk_rate(lr: float, index: int, count: int) -> float:
+    """Return the rate of a chunk out of `count`: a cosine from `lr` to 0."""
+    return lr * 0.5 * (1.0 + math.cos(math.pi * index / max(count - 1, 1)))
+
+
+def token_weights(nats: FloatArray) -> FloatArray:
+    """Return ConfTTT's weight of every token: its cost over the mean cost, within 1/3 to 3."""
+    weights: FloatArray = np.clip(nats / max(float(nats.mean()), 1e-12), 1.0 / 3.0, 3.0)
+    return weights
+
+
+class Sgd:
+    """SGD with momentum over all weights of a model, learning from lessons in whole sequences."""
+
+    def __init__(self, model: GPT, config: TttConfig, seq_len: int, ranks: Ranks = ALONE) -> None:
+        self.model, self.config, self.seq_len, self.ranks = model, config, seq_len, ranks
+        self.weights = [weight for weight in model.parameters()]
+        self.optimiser = torch.optim.SGD(self.weights, lr=config.lr, momentum=config.momentum)
+
+    def learn(self, lesson: Lesson, lr: float, epochs: int) -> None:
+        """Take one step per `batch_seqs` sequences and epoch; what fills no sequence is left out.
+
+        Each process computes the gradient of its share of a step's sequences, and all step by the
+        sum, so that their weights stay equal.
+        """
+        count = len(lesson.targets) // self.seq_len
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        for _ in range(epochs):
+            for first in range(0, count, self.config.batch_seqs):
+                self._step(lesson, range(first, min(first + self.config.batch_seqs, count)))
+
+    def _step(self, lesson: Lesson, sequences: range) -> None:
+        own = [sequences[n] for n in share(len(sequences), self.ranks)]
+        for weight in self.weights:
+            weight.grad = None
+        for first in range(0, len(own), _ROWS_AT_ONCE):
+            rows = own[first : first + _ROWS_AT_ONCE]
+            (self._mean_loss(lesson, rows) * (len(rows) / len(sequences))).backward()  # type: ignore[no-untyped-call]
+        self._add_gradients()
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
+        self.optimiser.step()
+        # Whoever keeps copies of weights (`model.fused`) watches their versions.
+        torch.autograd.graph.increment_version(self.weights)
+
+    def _mean_loss(self, lesson: Lesson, rows: list[int]) -> Tensor:
+        ids_BT, targets_BT = (self._rows(ids, rows) for ids in (lesson.inputs, lesson.targets))
+        if not self.config.confidence:
+            loss: Tensor = self.model(ids_BT, targets_BT)
+            return loss
+        weights_BT = self._rows(token_weights(lesson.nats), rows)
+        logits_NV = self.model.logits(self.model.hidden(ids_BT)).flatten(0, 1)
+        nats_N = F.cross_entropy(logits_NV, targets_BT.flatten(), reduction="none")
+        return (nats_N * weights_BT.flatten().float()).mean()
+
+    def _rows(self, values: IntArray | FloatArray, rows: list[int]) -> Tensor:
+        whole = len(values) // self.seq_len * self.seq_len
+        rows_BT = values[:whole].reshape(-1, self.seq_len)[rows]
+        return torch.from_numpy(rows_BT).to(self.weights[0].device)
+
+    def _add_gradients(self) -> None:
+        """Sum the gradients over the processes; one without sequences adds zeros."""
+        if self.ranks.world == 1:
+            return
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            self.ranks.start_sum(weight.grad)()
+
+
+# ---------------------------------------------------------------------------------------------
+# The evaluation
+
+
+def evaluate_sgd(
+    model: GPT,
+    text: Text,
+    score: ScoreConfig,
+    config: TttConfig,
+    *,
+    seed: int,
+    description: str,
+    ranks: Ranks = ALONE,
+    after: Callable[[Chunk], None] | None = None,
+) -> Score:
+    """Return the score of a model that learns every chunk once it is scored.
+
+    The model's weights change; load it anew for another evaluation. All `ranks` call this alike:
+    each scores a share of a chunk's events, then all learn the whole chunk together. `after` is
+    called when a chunk is done. Raises LedgerError if the account does not add up.
+    """
+    targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
+    plan = list(chunks(targets, score, config.chunk_tokens))
+    ledger, gather = _shared_ledger(model, text, targets, score, seed, plan, ranks)
+    predictor = FrozenPredictor(model, score.seq_len)
+    learner = Sgd(model, config, score.seq_len, ranks)
+    with evaluating(model), progress(description, ledger.remaining) as advance:
+        for chunk in plan:
+            for number in share(len(chunk.events), ranks):
+                event = chunk.events[number]
+                ledger.commit(event, predictor.predict(ledger.context(event)))
+                advance(len(event.positions))
+            if chunk is not plan[-1]:
+                lesson = ledger.lesson(chunk.first, chunk.end, ranks.total)
+                rate = chunk_rate(config.lr, chunk.index, len(plan))
+                learner.learn(lesson, rate, config.epochs)
+            if after is not None:
+                after(chunk)
+        return ledger.finish(gather)
+
+
+def _shared_ledger(
+    model: GPT,
+    text: Text,
+    targets: int,
+    score: ScoreConfig,
+    seed: int,
+    plan: list[Chunk],
+    ranks: Ranks,
+) -> tuple[Ledger, Gather]:
+    """Return this process's ledger, with a span per chunk, and what joins all of them."""
+    spans, numbers = [], []
+    for chunk in plan:
+        own = share(len(chunk.events), ranks)
+        starts = [*(event.first for event in chunk.events), chunk.end]
+        spans.append(
+            Span(chunk.events[0].index + own.start, range(starts[own.start], starts[own.stop]))
+        )
+        numbers.append(chunk.index * ranks.world + ranks.rank)
+    ledger = Ledger(
+        text,
+        targets,
+        score.check_positions,
+        seed,
+        ROW_TOLERANCE_NATS[model.compute_dtype],
+        spans=spans,
+    )
+    count = sum(len(chunk.events) for chunk in plan)
+    return ledger, gathering(ranks, numbers, len(plan) * ranks.world, count)
+

@@ -1,0 +1,47 @@
+"""A text scored by several processes: what each tells the others, and how a score comes of it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fairway.runtime import Ranks
+from fairway.score.ledger import FloatArray, Gather, Part
+
+# What is told of a part besides the nats of its events.
+_PART_NUMBERS = 8
+
+
+def share(count: int, ranks: Ranks) -> range:
+    """Return which of `count` things in a row are this process's."""
+    first, end = (count * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1))
+    return range(first, end)
+
+
+def gathering(ranks: Ranks, own: Sequence[int], parts: int, events: int) -> Gather:
+    """Return what brings together all `parts` of a text, which have `events` events in all.
+
+    `own` are the numbers, among the parts, of those that this process made. One float64 sum over
+    the processes: each adds its own numbers to zeros, so that nothing is rounded. A part's row has
+    the number of its events in place of their nats, which follow after the rows.
+    """
+    rows = parts * _PART_NUMBERS
+
+    def gather(made: list[Part]) -> list[Part]:
+        sent = np.zeros(rows + events)
+        for number, part in zip(own, made, strict=True):
+            first = part.first_event
+            sent[number * _PART_NUMBERS :][:_PART_NUMBERS] = [
+                *(first, part.first, part.end, len(part.event_nats), part.windows),
+                *(part.checked_positions, part.worst_sum_error, part.worst_row_error_nats),
+            ]
+            sent[rows + first :][: len(part.event_nats)] = part.event_nats
+        received = ranks.total(sent)
+        return [_part(row, received[rows:]) for row in received[:rows].reshape(parts, -1)]
+
+    return gather
+
+
+def _part(row: FloatArray, event_nats: FloatArray) -> Part:
+    first_event, first, end, own, windows, checked = (int(number) for number in row[:6])
+    nats = tuple(event_nats[first_event : first_event + own].tolist())
+    return Part(first_event, first, end, nats, windows, checked, float(row[6]), float(row[7]))
