@@ -138,14 +138,17 @@ class Training:
     # -----------------------------------------------------------------------------------------
     # A step
 
-    def _accumulate(self) -> Tensor:
+    def _accumulate(self, send: bool) -> Tensor:
         """Run the micro-steps forward and backward; return this rank's share of the mean loss.
 
-        Nothing is sent: the ranks add their gradients once, in the optimisers' step.
+        With `send` the ranks begin to add their gradients, once, during the last backward pass;
+        without it nothing is sent before the optimisers' step, so that a rank may fail here.
         """
         share = torch.zeros((), device=self.device)
-        for _ in range(self.micro_steps):
+        for left in reversed(range(self.micro_steps)):
             loss = self.model(*self.batches.next_batch()) / (self.micro_steps * self.ranks.world)
+            if send and not left:
+                self.optimisers.expect_gradients()
             loss.backward()
             share += loss.detach()
         return share
@@ -155,7 +158,7 @@ class Training:
 
         Both stay on the device, which may not have computed them yet.
         """
-        loss = self._accumulate()
+        loss = self._accumulate(send=True)
         wait = self.ranks.start_sum(loss)
         grad_norm = self.optimisers.step(multiplier, step)
         wait()
@@ -183,7 +186,7 @@ class Training:
     def _fits_memory(self) -> bool:
         """Run the micro-steps; return whether the device's memory was enough for them."""
         try:
-            self._accumulate()
+            self._accumulate(send=False)
         except torch.OutOfMemoryError:
             return False
         return True

@@ -121,6 +121,28 @@ def step_on_whole_numbers(ranks: Ranks, world: int) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
+def record_departures(ranks: Ranks, settings: list[str], folder: Path) -> None:
+    """Train, and write down when backward passes begin and end and which sums begin when."""
+    backward, start_scatter = Tensor.backward, Ranks.start_scatter
+    events: list[str] = []
+
+    def watched(self: Tensor) -> None:
+        events.append("backward")
+        backward(self)
+        events.append("over")
+
+    def started(self: Ranks, whole: Tensor) -> Any:
+        events.append(f"sum {tuple(whole.shape)}")
+        return start_scatter(self, whole)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "backward", watched)
+        patch.setattr(Ranks, "start_scatter", started)
+        train_one(ranks, settings, folder)
+    (folder / f"events-{ranks.rank}").write_text(json.dumps(events))
+    dist.barrier()
+
+
 def member(rank: int, out: str, settings: list[str]) -> None:
     """Be a rank of two, if below two, then one of four: starting processes is what takes long."""
     torch.set_num_threads(1)
@@ -131,6 +153,7 @@ def member(rank: int, out: str, settings: list[str]) -> None:
             ranks, folder = Ranks(rank, world, rank), Path(out)
             train_one(ranks, settings, folder / f"{world}")
             extra(ranks, settings, folder / f"{world}-{extra.__name__}")
+            record_departures(ranks, settings, folder / f"{world}-departures")
             weights = step_on_whole_numbers(ranks, world)
             if ranks.first:
                 save_checkpoint(folder / f"{world}-exact", weights, {})
@@ -172,6 +195,24 @@ def test_the_sharded_step_is_exact(trained: Path, world: int) -> None:
     weights, _ = load_checkpoint(trained / f"{world}-exact")
     for name, value in step_on_whole_numbers(Ranks(), 1).items():
         assert torch.equal(weights[name], value), name
+
+
+# Banks: two shapes of six matrices and two of three, cut where all are multiples of the ranks.
+@pytest.mark.parametrize(("world", "banks"), [(2, 10), (4, 6)])
+def test_sums_begin_during_the_last_backward_pass_of_a_step(
+    trained: Path, world: int, banks: int
+) -> None:
+    """On every rank in the same order, with recurrence or without, and never before."""
+    folder = trained / f"{world}-departures"
+    events, *others = (json.loads((folder / f"events-{r}").read_text()) for r in range(world))
+    assert all(other == events for other in others)
+    kinds = [event.partition(" ")[0] for event in events]
+    earlier = ["backward", "over"] * (ROWS // world // 4 - 1)
+    # Two warm-up steps, in which memory may run out, send afterwards.
+    warm, real = (["over", *["sum"] * banks], [*["sum"] * banks, "over"])
+    assert kinds == 2 * [*earlier, "backward", *warm] + 4 * [*earlier, "backward", *real]
+    sums = [event for event in events if event.startswith("sum")]
+    assert sums == 6 * sums[:banks]
 
 
 def test_several_ranks_stop_together_and_go_on_bit_for_bit(trained: Path) -> None:

@@ -96,11 +96,22 @@ def _per_query_head(z_BGTK: Tensor, q_BHTK: Tensor) -> Tensor:
     return z_BGTK if repeats == 1 else z_BGTK.repeat_interleave(repeats, 1)
 
 
+_FLEX_BLOCK = 128
+
+
 def flex(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Return the same through PyTorch's generated kernel, compiled at the first call of a shape."""
-    mask = _causal_blocks(q_BHTK.shape[2], q_BHTK.device)
+    """Return the same through PyTorch's generated kernel, compiled at the first call of a shape.
+
+    Contexts grow to whole blocks: for fewer than 128 queries PyTorch takes its decoding kernel,
+    which has no tile for 65 to 127 of them in groups of two. Causality hides the added keys.
+    """
+    T = q_BHTK.shape[2]
+    added = -T % _FLEX_BLOCK
+    mask = _causal_blocks(T + added, q_BHTK.device)
+    if added:
+        q_BHTK, k_BGTK, v_BGTK = (F.pad(z, (0, 0, 0, added)) for z in (q_BHTK, k_BGTK, v_BGTK))
     y_BHTK: Tensor = _compiled_flex()(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=True)
-    return y_BHTK
+    return y_BHTK[:, :, :T]
 
 
 @functools.cache
@@ -111,7 +122,7 @@ def _compiled_flex() -> Callable[..., Any]:
 # Runs of one length ask for one mask; scoring and sampling add a few more.
 @functools.lru_cache(maxsize=16)
 def _causal_blocks(T: int, device: torch.device) -> BlockMask:
-    return create_block_mask(_not_after, None, None, T, T, device=device)
+    return create_block_mask(_not_after, None, None, T, T, device=device, BLOCK_SIZE=_FLEX_BLOCK)
 
 
 def _not_after(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 Muon: Jordan et al. 2024. Row normalisation before orthogonalising: MuonEq-R, pull request #1217.
 Matrices of one shape form a bank, so that a step costs a few kernels per shape. Over several ranks
 a bank is divided: each rank receives the summed gradients of its share, keeps the momentum of
-those alone, orthogonalises them and sends the updates round (algorithms.md 3.3). Nothing here
-waits for the device.
+those alone, orthogonalises them and sends the updates round (algorithms.md 3.3). There a shape has
+several banks, of late to early layers, so that the sums begin during the backward pass. Nothing
+here waits for the device.
 
 Shapes: L matrices of one shape, P the same padded to a multiple of the ranks, K = P / ranks those
 of one rank, R rows, C columns, N elements in a row.
@@ -12,6 +13,7 @@ of one rank, R rows, C columns, N elements in a row.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,8 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
+# Banks per shape over several ranks: more sums travel during the backward pass, by more kernels.
+STAGES = 3
 
 
 # ---------------------------------------------------------------------------------------------
@@ -100,7 +104,7 @@ def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
 
 
 class Bank:
-    """The matrices of one shape: weights, gradients and updates stacked, momentum of our share.
+    """Matrices of one shape: weights, gradients and updates stacked, momentum of our share.
 
     The weights become views of the stack, so that one kernel decays and moves them all.
     """
@@ -167,8 +171,61 @@ class Bank:
         self.momentum_KRC.copy_(self.ranks.shard(whole_PRC))
 
 
+def in_stages(count: int, world: int) -> list[slice]:
+    """Cut matrices in the order of the layers into those of each bank, the last layers first.
+
+    All banks but the last are multiples of the ranks, so that all together are padded no more than
+    one bank would be. A single rank sends nothing and has one bank.
+    """
+    share = -(-count // world)
+    size = world * -(-share // (STAGES if world > 1 else 1))
+    return [slice(max(0, end - size), end) for end in range(count, 0, -size)]
+
+
+class Departures:
+    """Begins the sum of each bank over the ranks once the backward pass has all its gradients.
+
+    The order is the same on every rank: that in which a backward pass completes the banks.
+    """
+
+    def __init__(self, banks: Sequence[Bank]) -> None:
+        self.banks = banks
+        self.missing: list[int] = []
+        self.left = 0
+        for number, bank in enumerate(banks):
+            if bank.ranks.world == 1:
+                continue
+            arrived = partial(self._arrived, number)
+            for weight in bank.weights:
+                weight.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+
+    def expect(self) -> None:
+        """Let the coming backward pass, the last one of the step, begin the sums."""
+        self.missing = [len(bank.weights) for bank in self.banks]
+
+    def _arrived(self, number: int, _: Tensor) -> None:
+        if not self.missing:
+            return
+        self.missing[number] -= 1
+        while self.left < len(self.banks) and not self.missing[self.left]:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.banks[self.left].collect()
+        self.left += 1
+
+    def finish(self) -> None:
+        """Begin the sums that no backward pass has begun."""
+        while self.left < len(self.banks):
+            self._leave()
+        self.missing, self.left = [], 0
+
+
 class Muon:
-    """Muon over matrices in banks, largest first: the longest message has most work to hide in."""
+    """Muon over matrices in the order of the layers.
+
+    `banks` has the largest first: the longest message has most work to hide in.
+    """
 
     def __init__(
         self,
@@ -176,11 +233,20 @@ class Muon:
         config: OptimConfig,
         ranks: Ranks | None = None,
     ) -> None:
+        ranks = ranks or Ranks()
         shapes: dict[torch.Size, list[tuple[str, nn.Parameter]]] = {}
-        for name, weight in matrices:
+        places: dict[str, int] = {}
+        for place, (name, weight) in enumerate(matrices):
             shapes.setdefault(weight.shape, []).append((name, weight))
-        banks = [Bank(named, config, ranks or Ranks()) for named in shapes.values()]
+            places[name] = place
+        banks = [
+            Bank(named[part], config, ranks)
+            for named in shapes.values()
+            for part in in_stages(len(named), ranks.world)
+        ]
         self.banks = sorted(banks, key=lambda bank: -bank.grads_PRC.numel())
+        # The backward pass completes a bank with the earliest of its matrices.
+        self.departures = Departures(sorted(banks, key=lambda bank: -places[bank.names[0]]))
 
     def propose(self, scale_1: Tensor | None, mu: float) -> None:
         """Compute all updates; those of one bank travel while the next is worked on."""
@@ -248,6 +314,8 @@ class Optimisers:
     """Both learning rules over one model, each parameter in exactly one group.
 
     With several ranks the losses must already be divided by their number: gradients are summed.
+    Those of matrices leave during the backward pass that `expect_gradients` announces, all others
+    in `step`.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, ranks: Ranks | None = None) -> None:
@@ -260,7 +328,11 @@ class Optimisers:
             for n, w in named.items()
             if n.startswith("blocks.") and w.ndim == 2 and not n.endswith("resid_mix")
         ]
-        matrices += [n for n in named if n in ("embed_proj.weight", "head_proj.weight")]
+        matrices = [
+            *(n for n in named if n == "embed_proj.weight"),
+            *matrices,
+            *(n for n in named if n == "head_proj.weight"),
+        ]
         taken = {*embed, *head, *matrices}
         scalars = [name for name in named if name not in taken]
         assert all(named[n].numel() for n in matrices)
@@ -286,6 +358,10 @@ class Optimisers:
         rest = [named[name] for name in self.adam_names]
         self.flats = [FlatGradients(weights, self.ranks) for weights in _by_dtype(rest)]
 
+    def expect_gradients(self) -> None:
+        """Announce the last backward pass before `step`; every rank must complete it."""
+        self.muon.departures.expect()
+
     @torch.no_grad()
     def step(self, multiplier: float, step: int) -> Tensor:
         """Sum over ranks, clip, update every parameter, clear gradients.
@@ -293,8 +369,7 @@ class Optimisers:
         Returns the norm of the summed gradients before the clip, a float32 scalar on the device.
         `multiplier` scales all learning rates, `step` sets the momentum.
         """
-        for bank in self.muon.banks:
-            bank.collect()
+        self.muon.departures.finish()
         for flat in self.flats:
             flat.collect()
         grad_norm = self._grad_norm()

@@ -51,13 +51,33 @@ def test_backend_equals_plain_in_float64(name: str, dtype: torch.dtype, shape: S
         assert got.dtype == dtype and off(got, want) <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 2, 7, 16), (1, 4, 1, 130, 16)])
+@pytest.mark.parametrize("shape", [(2, 4, 2, 7, 16), (1, 4, 1, 130, 16), (2, 4, 2, 128, 16)])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_masks_and_groups_like_plain(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
     # The compiled kernel has no backward pass on a CPU; the formula it is compiled from runs.
-    monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
+    lengths = []
+
+    def formula(q: Tensor, *rest: Tensor, **options: typing.Any) -> typing.Any:
+        lengths.append(q.shape[2])
+        return flex_attention(q, *rest, **options)
+
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: formula)
     values = fused_views(shape)
     assert off(BACKENDS["flex"](*values), plain(*values)) < 1e-12
+    # What the kernel gets is whole blocks: for fewer queries PyTorch would take another kernel.
+    assert lengths[0] % 128 == 0 and lengths[0] - shape[3] < 128
+
+
+@pytest.mark.parametrize("T", [7, 130])
+def test_gradients_flow_through_the_blocks_that_flex_adds(
+    monkeypatch: pytest.MonkeyPatch, T: int
+) -> None:
+    # On a CPU flex has no backward pass at all: the plain formula stands in for its kernel.
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: lambda *qkv, **_: plain(*qkv))
+    values = fused_views((2, 4, 2, T, 16))
+    found, wanted = with_gradients(BACKENDS["flex"], values), with_gradients(plain, values)
+    for got, want in zip(found, wanted, strict=True):
+        assert off(got, want) < 1e-12
 
 
 def test_efficient_repeats_grouped_heads_in_the_right_order(

@@ -15,6 +15,7 @@ from fairway.optim.muon import (
     Muon,
     Optimisers,
     coefficients,
+    in_stages,
     muon_update,
     orthogonalise,
 )
@@ -131,6 +132,16 @@ def test_step_on_fixed_numbers() -> None:
     torch.testing.assert_close(
         dict(muon.named_state())["muon.w"], torch.tensor([[0.3], [-0.1], [2.0], [0.7]])
     )
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("count", [1, 3, 11, 22])
+def test_stages_cover_every_matrix_and_pad_no_more_than_one_bank(count: int, world: int) -> None:
+    parts = [list(range(count))[part] for part in in_stages(count, world)]
+    assert [place for part in reversed(parts) for place in part] == list(range(count))
+    padded = [-(-len(part) // world) * world for part in parts]
+    assert sum(padded) == -(-count // world) * world
+    assert len(parts) <= (3 if world > 1 else 1)
 
 
 def test_every_parameter_is_in_one_group() -> None:
