@@ -40,8 +40,9 @@ def _widths(model: GPT, target: str) -> tuple[int, int]:
 class Adapters:
     """The adapters of some rows: matrices A [S, B, R, I] and B [S, B, O, R] of every target.
 
-    A is uniform within 1 / sqrt(I), B zero. Their product is scaled by alpha / rank. `use` chooses
-    the rows that the next forward passes have; what those learn is theirs alone.
+    Their product is scaled by alpha / rank. A is uniform within 1 / sqrt(I) at first and kept here
+    from batch to batch, B starts from zero every time. `use` chooses what the next forward passes
+    run with.
     """
 
     def __init__(
@@ -52,12 +53,10 @@ class Adapters:
         self.model, self.scale, self.rows = model, alpha / rank, rows
         self.targets = [target for target in LORA_TARGETS if target in targets]
         self.inner: dict[str, Tensor] = {}
-        self.outer: dict[str, Tensor] = {}
         for target in self.targets:
             slots = 1 if target == "head" else visits
-            inputs, outputs = _widths(model, target)
+            inputs, _ = _widths(model, target)
             self.inner[target] = torch.empty(slots, rows, rank, inputs, device=device)
-            self.outer[target] = torch.zeros(slots, rows, outputs, rank, device=device)
         self._pairs: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
         self._slot = -1
 
@@ -69,18 +68,23 @@ class Adapters:
             drawn = torch.rand(inner.shape, generator=generator) * (2.0 * bound) - bound
             inner.copy_(drawn)
 
-    @torch.no_grad()
-    def forget(self) -> None:
-        """Set every B to zero: from here on the adapters add nothing."""
-        for outer in self.outer.values():
-            outer.zero_()
+    def fresh(self, rows: int) -> list[Tensor]:
+        """Return what the first rows start with, target by target: copies of A, then B of zeros."""
+        values = []
+        for target, inner in self.inner.items():
+            outputs, rank = _widths(self.model, target)[1], inner.shape[2]
+            outer = inner.new_zeros(len(inner), rows, outputs, rank)
+            values += [inner[:, :rows].clone(), outer]
+        return values
 
-    def tensors(self) -> list[Tensor]:
-        """Return all matrices, target by target, A before B."""
-        return [m for t in self.targets for m in (self.inner[t], self.outer[t])]
+    @torch.no_grad()
+    def save(self, rows: Sequence[int], values: Sequence[Tensor]) -> None:
+        """Keep A of some rows, out of what `fresh` returned and learning changed."""
+        for inner, value in zip(self.inner.values(), values[::2], strict=True):
+            inner[:, list(rows)] = value
 
     def use(self, values: Sequence[Tensor]) -> None:
-        """Let the next forward pass run with these matrices, which are like `tensors` of its rows.
+        """Let the next forward pass run with these matrices, which are like those of `fresh`.
 
         In the compute dtype, so that one cast serves all visits.
         """

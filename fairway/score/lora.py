@@ -27,6 +27,7 @@ from fairway.runtime import Ranks
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
 from fairway.score.ledger import Context, FloatArray, IntArray, Ledger, LedgerError, Score, Span, Text
 from fairway.score.sgd import Sgd, chunk_rate
+from fairway.score.repeat import repeatable
 from fairway.score.share import gathering
 from fairway.score.sliding import ALONE, ROW_TOLERANCE_NATS, evaluating
 from fairway.score.windows import usable_targets
@@ -45,8 +46,8 @@ class AdamW:
         self._steps = 0
 
     def start(self, values: Sequence[Tensor]) -> None:
-        """Take over some tensors, which are copied, with fresh moments."""
-        self.values = [value.detach().clone().requires_grad_() for value in values]
+        """Take over some tensors, with fresh moments."""
+        self.values = [value.requires_grad_() for value in values]
         self._squares = [torch.zeros_like(value) for value in values]
         self._steps = 0
 
@@ -93,26 +94,22 @@ class Documents:
 
     def start(self, rows: int) -> None:
         """Begin a batch: every B zero, fresh moments."""
-        self.adapters.forget()
         self._rows = tuple(range(rows))
-        self.adam.start([matrices[:, :rows] for matrices in self.adapters.tensors()])
+        self.adam.start(self.adapters.fresh(rows))
         self.version += 1
 
     def keep(self, rows: tuple[int, ...]) -> None:
-        """Go on with some of the rows; what the others have learned goes back to the adapters."""
+        """Go on with some of the rows; the adapters keep what the others have learned."""
         if rows == self._rows:
             return
         self.save()
-        if rows:
-            self.adam.keep([self._rows.index(row) for row in rows])
+        self.adam.keep([self._rows.index(row) for row in rows])
         self._rows = rows
         self.version += 1
 
-    @torch.no_grad()
     def save(self) -> None:
-        """Put what the present rows have learned back into the adapters."""
-        for matrices, value in zip(self.adapters.tensors(), self.adam.values, strict=True):
-            matrices[:, list(self._rows)] = value
+        """Let the adapters keep what the present rows have learned."""
+        self.adapters.save(self._rows, self.adam.values)
 
     def predict(self, context: Context) -> "DocumentDistribution":
         """Return the distributions of a chunk of the present rows."""
@@ -298,7 +295,7 @@ def evaluate_lora(
     fused, model.fused = model.fused, None
     grads = [weight.requires_grad for weight in model.parameters()]
     try:
-        with evaluating(model), progress(description, ledger.remaining) as advance:
+        with evaluating(model), repeatable(model), progress(description, ledger.remaining) as advance:
             for first, end in zip(bounds, bounds[1:], strict=False):
                 if first:
                     _phase(state, plan[first - 1].positions.stop, ranks)

@@ -21,6 +21,7 @@ from fairway.model.gpt import GPT
 from fairway.progress import progress
 from fairway.runtime import Ranks
 from fairway.score.ledger import FloatArray, Gather, IntArray, Ledger, Lesson, Score, Span, Text
+from fairway.score.repeat import repeatable
 from fairway.score.share import gathering, share
 from fairway.score.sliding import ALONE, ROW_TOLERANCE_NATS, FrozenPredictor, evaluating
 from fairway.score.windows import Event, Window, events, sliding_windows, usable_targets
@@ -104,7 +105,9 @@ class Sgd:
             weight.grad = None
         for first in range(0, len(own), _ROWS_AT_ONCE):
             rows = own[first : first + _ROWS_AT_ONCE]
-            (self._mean_loss(lesson, rows) * (len(rows) / len(sequences))).backward()  # type: ignore[no-untyped-call]
+            with repeatable(self.model):
+                loss = self._mean_loss(lesson, rows) * (len(rows) / len(sequences))
+                loss.backward()  # type: ignore[no-untyped-call]
         self._add_gradients()
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
