@@ -266,7 +266,11 @@ class GPT(nn.Module):
         """Return the normalised final state of every position, [B, T, D] in the compute dtype."""
         if self.fused is not None:
             return self.fused.hidden(ids_BT)
-        return norm(self._walk(self.embedded(ids_BT), self.rope_for(ids_BT)))
+        return self.states(self.embedded(ids_BT), self.rope_for(ids_BT))
+
+    def states(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Return `hidden` of embedded tokens that stand where a rotary table says, plainly."""
+        return norm(self._walk(x_BTD, rope))
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """Return x0, the normalised embeddings, [B, T, D] in the compute dtype."""
