@@ -75,9 +75,7 @@ def test_a_cache_can_be_used_again_and_follows_the_weights() -> None:
     first = piecewise(cache, ids, [20, 1, 2])
     assert torch.equal(piecewise(cache, ids, [20, 1, 2]), first)
     model.blocks[0].mlp.fc.weight.mul_(2.0)  # type: ignore[union-attr,operator]
-    torch.testing.assert_close(
-        piecewise(cache, ids, [20, 3]), model.hidden(ids), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(piecewise(cache, ids, [20, 3]), model.hidden(ids), atol=1e-5, rtol=0)
 
 
 def test_the_model_is_as_it_was_even_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
