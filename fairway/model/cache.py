@@ -53,7 +53,7 @@ class Cache:
         Raises ValueError for another number of rows, no token, or more than there is room for.
         """
         S, T = ids_ST.shape
-        if S != self.rows or not 1 <= T <= self.length - self.filled:
+        if self.rows != S or not 1 <= T <= self.length - self.filled:
             raise ValueError(
                 f"cannot read {T} tokens in {S} rows after {self.filled} positions; the cache has "
                 f"{self.rows} rows of {self.length}"

@@ -42,7 +42,7 @@ def frequencies(log_probs: FloatArray, total_bits: int = TOTAL_BITS) -> IntArray
     probs = np.exp(log_probs)
     if not np.all(np.abs(probs.sum(-1) - 1.0) <= _SUM_TOLERANCE):
         raise ValueError("the probabilities of a row do not sum to 1")
-    counts = np.floor(probs * spare).astype(np.int64)
+    counts: IntArray = np.floor(probs * spare).astype(np.int64)
     # The likeliest has at least a V-th of `spare`, far more than a negative remainder could take.
     top = counts.argmax(-1)[..., None]
     rest = spare - counts.sum(-1, keepdims=True)
