@@ -1,6 +1,7 @@
 """The verbs that code text with a model: prove, compress, decompress, sample."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of
+from fairway.data.documents import Document
 from fairway.errors import UserError
 
 SUFFIX = ".fwz"
@@ -28,7 +30,10 @@ def prove(
     artifact: Annotated[
         Path | None, typer.Argument(metavar="[ARTIFACT]", help="An artifact, or its run folder.")
     ] = None,
-    text: Annotated[Path | None, typer.Argument(metavar="[TEXT]", help="Text to code.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Argument(metavar="[TEXT]", help="Text, or a data folder: its validation text."),
+    ] = None,
     limit_bytes: Annotated[
         int, typer.Option("--bytes", min=0, help="Code the first so many bytes; 0 codes all.")
     ] = 0,
@@ -64,14 +69,13 @@ def _prove(
     overrides: list[str] | None,
     as_json: bool,
 ) -> None:
-    from fairway.data.sources import read_documents
     from fairway.files import write_atomic
     from fairway.prove.coding import Sliding
     from fairway.prove.proof import prove as proven
 
     file, account = proven(
         artifact,
-        read_documents([text]),
+        _documents(text, limit_bytes),
         Sliding(),
         limit_bytes=limit_bytes,
         streams=streams,
@@ -95,6 +99,20 @@ def _prove(
     )
 
 
+def _documents(text: Path, limit_bytes: int) -> Iterator[Document]:
+    """Yield the documents of a text, or those of a data folder that are for validation."""
+    from fairway.data.folder import DataFolder
+    from fairway.data.sources import read_documents
+
+    if not any(text.glob("*_val_*.bin")):
+        yield from read_documents([text])
+        return
+    # Every target but BOS stands for a byte or more, so these suffice.
+    taken = DataFolder.open(text).sample_validation(max_tokens=2 * limit_bytes)
+    for number, document in enumerate(taken.documents):
+        yield Document(str(number), document)
+
+
 def _restore(file: Path, artifact: Path, out: Path, tokenizer: Path | None, as_json: bool) -> None:
     from fairway.files import write_atomic
     from fairway.prove.proof import restore
@@ -111,7 +129,7 @@ def compress(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Any file.")],
     artifact: Artifact,
     out: Annotated[Path | None, typer.Option("--out", help=f"[FILE{SUFFIX}]")] = None,
-    streams: Streams = 8,
+    streams: Streams = 16,
     beside: Annotated[
         bool, typer.Option("--compare", help="Print what xz -9e and brotli -11 make of it.")
     ] = False,

@@ -9,6 +9,7 @@ from damage import run_command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fairway.data.folder import DataFolder
 from fairway.errors import UserError
 from fairway.prove.archive import compress, decompress
 from fairway.prove.coding import Session
@@ -102,6 +103,14 @@ def test_prove_by_words(cli, artifact: Path) -> None:  # type: ignore[no-untyped
     code, _, err = cli(f"decompress p --artifact {artifact} --out x")
     assert "it is a proof; restore it with fairway prove --decode" in err
     assert not Path("x").exists()
+
+
+def test_the_validation_text_of_a_data_folder(cli, artifact: Path, data_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = cli(f"prove {artifact} {data_folder} --bytes 50 --out p {FIXED}")
+    assert code == 0 and "50 bytes of text" in out, err
+    assert cli(f"prove --decode p --artifact {artifact} --out t")[0] == 0
+    first = DataFolder.open(data_folder).sample_validation().documents[0]
+    assert Path("t").read_text() == first.encode()[:50].decode()
 
 
 def test_a_decoding_that_differs_is_never_a_success(
