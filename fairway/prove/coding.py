@@ -6,7 +6,7 @@ frozen model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fairway.api import ARTIFACT_FILE, LanguageModel, load
 from fairway.config import ScoreConfig, from_dict, to_dict, unknown_name
+from fairway.data.tokens import prove_bytes
 from fairway.errors import UserError
 from fairway.files import digest_file
 from fairway.model.gpt import GPT
@@ -34,6 +35,7 @@ from fairway.prove.walk import (
     window_segments,
 )
 from fairway.runtime import Plan
+from fairway.score.sliding import evaluate, text_of
 
 IntArray = NDArray[np.int64]
 
@@ -47,6 +49,12 @@ class Method(Protocol):
     def learner(self, model: GPT, score: ScoreConfig) -> Learner:
         """Return who changes this model on the way."""
 
+    def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
+        """Return what the scorer's own fast path makes of streams, each from its BOS on.
+
+        It leaves the model as it was.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Sliding:
@@ -59,6 +67,16 @@ class Sliding:
     def learner(self, model: GPT, score: ScoreConfig) -> Learner:
         """Return one that learns nothing."""
         return Frozen()
+
+    def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
+        """Return the sum of the streams' scores, each by a ledger of its own."""
+        config = replace(language.score_config, truncate=False)
+        words = language.tokenizer
+        texts = (text_of(ids, words.table, prove_bytes(words, ids)) for ids in streams)
+        return sum(
+            evaluate(language.model, text, config, sliding=True, seed=0, description="scoring").nats
+            for text in texts
+        )
 
 
 METHODS: dict[str, type[Any]] = {"sliding": Sliding}

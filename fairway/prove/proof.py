@@ -7,17 +7,16 @@ file, and not the text, gets the text back: then nothing was counted that was no
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.api import LanguageModel
 from fairway.config import RuntimeConfig
 from fairway.data.documents import Document
-from fairway.data.tokens import Tokenizer, decode_documents, prove_bytes
+from fairway.data.tokens import Tokenizer, decode_documents
 from fairway.errors import UserError
 from fairway.files import digest_bytes
 from fairway.prove.coding import Method, Session, method_record, open_session, session_for
@@ -32,7 +31,6 @@ from fairway.prove.container import (
 )
 from fairway.prove.machine import coding_plan
 from fairway.prove.walk import Walked
-from fairway.score.sliding import evaluate, text_of
 from fairway.units import nats_to_bits
 
 IntArray = NDArray[np.int64]
@@ -133,7 +131,7 @@ def prove(
     texts = [text for text in first_bytes(documents, limit_bytes) if text.strip()]
     ids = language.encode(texts).astype(np.int64)
     parts = cut(ids, streams, language.tokenizer)
-    scorer_nats = sum(_score(language, part.ids) for part in parts)
+    scorer_nats = method.scorer_nats(language, [part.ids for part in parts])
     rows = min(streams, len(parts))
     fingerprint = session.fingerprint(rows)
     start_s = time.perf_counter()
@@ -155,13 +153,6 @@ def prove(
     file = coded_file(PROOF, header, payload)
     text_bytes = sum(len(text.encode()) for text in plain)
     return file, _account(text_bytes, len(file), len(payload), walked, scorer_nats, seconds)
-
-
-def _score(language: LanguageModel, ids: IntArray) -> float:
-    """Return the nats of a stream by the ledger and the fast path of the sliding scorer."""
-    text = text_of(ids, language.tokenizer.table, prove_bytes(language.tokenizer, ids))
-    config = replace(language.score_config, truncate=False)
-    return evaluate(language.model, text, config, sliding=True, seed=0, description="scoring").nats
 
 
 def _account(

@@ -60,6 +60,17 @@ def test_pieces_equal_the_whole(config: ModelConfig, looping: bool, sizes: list[
 
 
 @torch.no_grad()
+def test_half_precision_is_as_near_as_it_can_be() -> None:
+    model, ids = random_model(SMALL, True), tokens(2)
+    exact = model.hidden(ids)
+    model.set_compute(torch.bfloat16, "plain")
+    whole = (model.hidden(ids).float() - exact).abs().max()
+    found = piecewise(Cache(model, 2, LENGTH), ids, [9, *[1] * (LENGTH - 9)])
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).abs().max() < 2 * whole
+
+
+@torch.no_grad()
 def test_a_short_row_is_one_padded_on_the_right() -> None:
     model, ids = random_model(SMALL), tokens(2)
     found = piecewise(Cache(model, 2, LENGTH), ids[:, :6], [4, 1, 1])

@@ -31,11 +31,21 @@ def test_any_bytes_come_back(session: Session, artifact: Path, data: bytes) -> N
     assert len(file) <= len(data) + PREFIX_BYTES
 
 
-@pytest.mark.parametrize("data", [b"", random.Random(1).randbytes(3000)], ids=["empty", "noise"])
+@pytest.mark.parametrize("data", [b"", random.Random(1).randbytes(900)], ids=["empty", "noise"])
 def test_what_does_not_pay_is_stored(session: Session, artifact: Path, data: bytes) -> None:
     file = compress(data, session, 8)
     assert len(file) == len(data) + PREFIX_BYTES
     assert decompress(file, artifact, None) == data
+
+
+def test_long_noise_is_not_even_walked(
+    session: Session, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "encode", None)
+    noise = random.Random(2).randbytes(5000)
+    assert decompress(compress(noise, session, 8), artifact, None) == noise
+    with pytest.raises(TypeError):
+        compress(TEXT * 8, session, 8)
 
 
 def test_text_is_coded_in_several_streams(session: Session, artifact: Path) -> None:
