@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from fairway.api import ARTIFACT_FILE, LanguageModel, load
 from fairway.config import ScoreConfig, from_dict, to_dict, unknown_name
-from fairway.data.tokens import prove_bytes
+from fairway.data.tokens import Tokenizer, prove_bytes
 from fairway.errors import UserError
 from fairway.files import digest_file
-from fairway.model.gpt import GPT
 from fairway.progress import progress
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header
 from fairway.prove.machine import Machine, fingerprint, plan_of, this_machine
+from fairway.prove.streams import Stream, cut_evenly
 from fairway.prove.walk import (
     Coded,
     Course,
@@ -43,11 +43,14 @@ IntArray = NDArray[np.int64]
 class Method(Protocol):
     """A way to predict streams, the same for encoder and decoder."""
 
+    def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
+        """Return documents, each behind its BOS, as streams, `count` of which go side by side."""
+
     def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
         """Return the segments for a longest stream of so many targets."""
 
-    def learner(self, model: GPT, score: ScoreConfig) -> Learner:
-        """Return who changes this model on the way."""
+    def learner(self, language: LanguageModel, course: Course) -> Learner:
+        """Return who changes this model on its way through a course."""
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
         """Return what the scorer's own fast path makes of streams, each from its BOS on.
@@ -60,13 +63,17 @@ class Method(Protocol):
 class Sliding:
     """The frozen model under the scorer's sliding window."""
 
+    def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
+        """Return up to `count` streams of about equal length."""
+        return cut_evenly(ids, count, tokenizer)
+
     def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
         """Return the windows of `score.windows`."""
         return window_segments(targets, score.seq_len, score.stride)
 
-    def learner(self, model: GPT, score: ScoreConfig) -> Learner:
+    def learner(self, language: LanguageModel, course: Course) -> Learner:
         """Return one that learns nothing."""
-        return Frozen()
+        return Frozen(language.model)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
         """Return the sum of the streams' scores, each by a ledger of its own."""
@@ -150,7 +157,7 @@ class Session:
         score = language.score_config
         segments = method.segments(max(targets, default=0), score)
         course = Course(targets, rows, score.seq_len, language.tokenizer.bos_id, segments)
-        learner = method.learner(language.model, score)
+        learner = method.learner(language, course)
         with progress(description, sum(targets)) as advance:
             return walk(language.model, course, source, learner, advance)
 

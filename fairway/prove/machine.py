@@ -108,6 +108,6 @@ def fingerprint(model: GPT, rows: int, seq_len: int, bos_id: int) -> str:
     segments = (Segment(0, 0, read), Segment(0, read, read + steps))
     course = Course((read + steps,) * rows, rows, seq_len, bos_id, segments)
     made_up = bytes(range(256)) * (1 + rows * (read + steps) // 64)
-    walked = walk(model, course, Coded(Decoder(made_up)), Frozen(), lambda count: None)
+    walked = walk(model, course, Coded(Decoder(made_up)), Frozen(model), lambda count: None)
     numbers = np.concatenate((np.concatenate(walked.ids), np.concatenate(walked.nats)))
     return hashlib.sha256(numbers.astype(np.float64).tobytes()).hexdigest()[:16]

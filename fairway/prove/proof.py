@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fairway.config import RuntimeConfig
 from fairway.data.documents import Document
-from fairway.data.tokens import Tokenizer, decode_documents
+from fairway.data.tokens import decode_documents
 from fairway.errors import UserError
 from fairway.files import digest_bytes
 from fairway.prove.coding import Method, Session, method_record, open_session, session_for
@@ -34,14 +34,6 @@ from fairway.prove.walk import Walked
 from fairway.units import nats_to_bits
 
 IntArray = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stream:
-    """Tokens from a BOS on; `joined` says that they go on within a document, behind a new BOS."""
-
-    ids: IntArray
-    joined: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,27 +75,6 @@ def first_bytes(documents: Iterable[Document], limit_bytes: int) -> Iterator[str
             return
 
 
-def cut(ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
-    """Return documents, each behind its BOS, as up to `count` streams of about equal length.
-
-    A stream begins with a document, or within one at a token that is no byte and has no space
-    before it, so that behind its new BOS it stands for the same bytes as before.
-    """
-    table, bos = tokenizer.table, tokenizer.bos_id
-    apart = np.isin(np.arange(tokenizer.vocab_size), tokenizer.byte_ids)
-    free = ~(table.leading | table.boundary | apart)[ids]
-    free[1:] &= ids[:-1] != bos
-    places = np.flatnonzero(free | (ids == bos))
-    ideal = len(ids) * np.arange(1, count) / count
-    nearest = {int(places[np.abs(places - at).argmin()]) for at in ideal}
-    starts = sorted({0} | nearest)
-    parts = [ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)]
-    return [
-        Stream(part, False) if part[0] == bos else Stream(np.insert(part, 0, bos), True)
-        for part in parts
-    ]
-
-
 def written(documents: list[str]) -> bytes:
     """Return what a text is as a file: one document as it is, several as lines of JSON."""
     if len(documents) == 1:
@@ -130,7 +101,7 @@ def prove(
     language = session.language
     texts = [text for text in first_bytes(documents, limit_bytes) if text.strip()]
     ids = language.encode(texts).astype(np.int64)
-    parts = cut(ids, streams, language.tokenizer)
+    parts = method.cut(ids, streams, language.tokenizer)
     scorer_nats = method.scorer_nats(language, [part.ids for part in parts])
     rows = min(streams, len(parts))
     fingerprint = session.fingerprint(rows)

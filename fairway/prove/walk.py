@@ -12,12 +12,14 @@ Shapes: S rows, T time, V vocabulary, A streams that have not ended.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fairway.model.cache import Cache
 from fairway.model.gpt import GPT
@@ -110,15 +112,14 @@ class Coded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fixed:
-    """Tokens that are fixed now: for each of `streams` those that positions first, ... predicted.
+    """What a segment fixed: for each of `streams` the tokens that its positions predicted.
 
-    ids: int64 and nats: float64, one array per stream, of `end - first` entries, or of fewer where
-    the stream ends. Nothing else may be learned from.
+    ids: int64 and nats: float64, one array per stream, for the positions first..end-1 of the
+    segment, or fewer where the stream ends. Nothing else may be learned from.
     """
 
     streams: range
-    first: int
-    end: int
+    segment: Segment
     ids: tuple[IntArray, ...]
     nats: tuple[FloatArray, ...]
 
@@ -131,7 +132,13 @@ class Learner(Protocol):
     """
 
     def begin(self, streams: range) -> None:
-        """Prepare the model for streams that start now, in rows 0, 1, ..."""
+        """Prepare for streams that start now, in rows 0, 1, ..."""
+
+    def predicting(self) -> AbstractContextManager[object]:
+        """Return what is entered while a segment is walked: the model as it has learned."""
+
+    def logits(self, states_SD: Tensor) -> Tensor:
+        """Return the capped logits [S, V] of final states of all rows."""
 
     def adapt(self, fixed: Fixed) -> None:
         """Learn from a segment that was walked."""
@@ -140,8 +147,19 @@ class Learner(Protocol):
 class Frozen:
     """Learns nothing: the sliding scorer's model."""
 
+    def __init__(self, model: GPT) -> None:
+        self._model = model
+
     def begin(self, streams: range) -> None:
         """Leave the model as it is."""
+
+    def predicting(self) -> AbstractContextManager[object]:
+        """Leave the model as it is."""
+        return nullcontext()
+
+    def logits(self, states_SD: Tensor) -> Tensor:
+        """Return the model's own."""
+        return self._model.logits(states_SD)
 
     def adapt(self, fixed: Fixed) -> None:
         """Leave the model as it is."""
@@ -172,11 +190,13 @@ def walk(
 ) -> Walked:
     """Return the tokens of all streams and what they cost; `advance` hears of every token."""
     cache = Cache(model, course.rows, course.seq_len)
-    groups = [_Group(cache, course, streams, source) for streams in course.groups()]
+    groups = [_Group(cache, course, streams, source, learner) for streams in course.groups()]
     for group in groups:
         learner.begin(group.streams)
         for segment in group.segments:
-            learner.adapt(group.walk(segment, advance))
+            with learner.predicting():
+                fixed = group.walk(segment, advance)
+            learner.adapt(fixed)
     return Walked(
         tuple(ids for group in groups for ids in group.result(group.ids_ST[:, 1:])),
         tuple(nats for group in groups for nats in group.result(group.nats_ST)),
@@ -187,8 +207,11 @@ def walk(
 class _Group:
     """Streams side by side: their tokens so far, and what these cost."""
 
-    def __init__(self, cache: Cache, course: Course, streams: range, source: Source) -> None:
-        self.cache, self.streams, self.source = cache, streams, source
+    def __init__(
+        self, cache: Cache, course: Course, streams: range, source: Source, learner: Learner
+    ) -> None:
+        self.cache, self.streams = cache, streams
+        self.source, self.learner = source, learner
         self.targets_S = np.zeros(course.rows, np.int64)
         self.targets_S[: len(streams)] = course.targets[streams.start : streams.stop]
         longest = int(self.targets_S.max())
@@ -211,8 +234,7 @@ class _Group:
             advance(len(active_A))
         return Fixed(
             self.streams,
-            segment.first,
-            end,
+            Segment(segment.start, segment.first, end),
             self.result(self.ids_ST[:, 1:], segment.first, end),
             self.result(self.nats_ST, segment.first, end),
         )
@@ -222,7 +244,7 @@ class _Group:
         """Return log p of what follows after the tokens first..end-1 are read too, [S, V]."""
         ids_ST = torch.from_numpy(self.ids_ST[:, first:end])
         last_SD = self.cache.read(ids_ST)[:, -1]
-        log_probs_SV = self.cache.model.logits(last_SD).double().log_softmax(-1)
+        log_probs_SV = self.learner.logits(last_SD).double().log_softmax(-1)
         return np.asarray(log_probs_SV.cpu().numpy())
 
     def _fix(self, position: int, active_A: IntArray, log_probs_AV: FloatArray) -> None:

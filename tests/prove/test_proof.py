@@ -20,7 +20,8 @@ from fairway.prove import container
 from fairway.prove.coding import Session, Sliding
 from fairway.prove.container import PROOF, coded_file, open_coded, open_file, stored_file
 from fairway.prove.machine import Machine
-from fairway.prove.proof import Account, cut, first_bytes, prove, restore, written
+from fairway.prove.proof import Account, first_bytes, prove, restore, written
+from fairway.prove.streams import cut_evenly
 
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 LINES = [f"The model {n} reads a text.\nIt learns the token; caf\u00e9 {n * n}." for n in range(14)]
@@ -110,7 +111,7 @@ def test_a_text_is_cut_between_characters(limit: int, expected: list[str]) -> No
 def test_streams_keep_every_byte(session: Session, count: int) -> None:
     tokenizer = session.language.tokenizer
     ids = session.language.encode([d.text for d in DOCUMENTS]).astype(np.int64)
-    parts = cut(ids, count, tokenizer)
+    parts = cut_evenly(ids, count, tokenizer)
     assert len(parts) <= count and min(len(part.ids) for part in parts) > 1
     assert count > 2 or len(parts) == count
     assert sum(prove_bytes(tokenizer, part.ids) for part in parts) == prove_bytes(tokenizer, ids)

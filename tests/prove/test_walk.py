@@ -1,6 +1,7 @@
 """Encoder and decoder walk alike, in the scorer's windows, with learners on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -75,9 +76,9 @@ def assert_same(a: Walked, b: Walked) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
 def test_what_is_walked_is_decoded(model: GPT, rows: int) -> None:
-    data, walked = encoded(model, course(rows), Frozen())
+    data, walked = encoded(model, course(rows), Frozen(model))
     source = Coded(Decoder(data))
-    found = walk(model, course(rows), source, Frozen(), lambda count: None)
+    found = walk(model, course(rows), source, Frozen(model), lambda count: None)
     assert_same(found, walked)
     assert all(np.array_equal(a, b) for a, b in zip(found.ids, streams(), strict=True))
 
@@ -85,7 +86,7 @@ def test_what_is_walked_is_decoded(model: GPT, rows: int) -> None:
 @pytest.mark.parametrize(("seq_len", "stride"), [(16, 5), (16, 16), (7, 1), (64, 8)])
 def test_costs_are_those_of_the_scorers_windows(model: GPT, seq_len: int, stride: int) -> None:
     plan = course(3, seq_len=seq_len, stride=stride)
-    _, walked = encoded(model, plan, Frozen())
+    _, walked = encoded(model, plan, Frozen(model))
     for ids, nats in zip(streams(), walked.nats, strict=True):
         assert len(nats) == len(ids)
         whole = np.concatenate(([1], ids))
@@ -100,17 +101,31 @@ def test_costs_are_those_of_the_scorers_windows(model: GPT, seq_len: int, stride
                 assert nats[position] == pytest.approx(expected, abs=2e-5)
 
 
-class Shaking:
+class Shaking(Frozen):
     """A learner whose weights depend on every token and cost that it was shown."""
 
     def __init__(self, model: GPT) -> None:
+        super().__init__(model)
         self.model, self.begun, self.seen = model, list[range](), list[Fixed]()
+        self.inside = False
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        self.inside = True
+        yield
+        self.inside = False
+
+    def logits(self, states_SD: torch.Tensor) -> torch.Tensor:
+        assert self.inside
+        extra = torch.linspace(-1, 1, 260) * len(self.seen)
+        return self.model.logits(states_SD) + extra
 
     def begin(self, streams: range) -> None:
         self.begun.append(streams)
 
     @torch.no_grad()
     def adapt(self, fixed: Fixed) -> None:
+        assert not self.inside
         self.seen.append(fixed)
         total = sum(float(nats.sum()) for nats in fixed.nats)
         share = sum(int(ids.sum()) for ids in fixed.ids) % 97 / 97
@@ -130,17 +145,20 @@ def test_a_learner_changes_both_sides_alike() -> None:
     found = walk(second, plan, Coded(Decoder(data)), other, lambda count: None)
     assert_same(found, walked)
     assert learner.begun == other.begun == [range(0, 2), range(2, 4), range(4, 5)]
-    _, frozen = encoded(fresh(), plan, Frozen())
+    model = fresh()
+    _, frozen = encoded(model, plan, Frozen(model))
     assert not np.array_equal(frozen.nats[0], walked.nats[0])
     for stream, ids in enumerate(streams()):
         shown = [f for f in learner.seen if stream in f.streams]
         parts = [f.ids[stream - f.streams.start] for f in shown]
         assert np.array_equal(np.concatenate(parts) if parts else [], ids)
-        assert all(f.end - f.first >= len(p) for f, p in zip(shown, parts, strict=True))
+        assert all(
+            f.segment.end - f.segment.first >= len(p) for f, p in zip(shown, parts, strict=True)
+        )
 
 
 def test_nothing_to_walk(model: GPT) -> None:
     walked = walk(
-        model, Course((), 2, 16, 1, ()), Coded(Decoder(b"")), Frozen(), lambda count: None
+        model, Course((), 2, 16, 1, ()), Coded(Decoder(b"")), Frozen(model), lambda count: None
     )
     assert (walked.ids, walked.frequency_bits) == ((), 0)
