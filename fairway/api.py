@@ -8,7 +8,7 @@
 Shapes: B prompts, T time, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
 from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
 from fairway.errors import UserError
+from fairway.model.cache import Cache
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.pack.artifact import load_artifact
@@ -103,12 +104,29 @@ class LanguageModel:
         Temperature 0 always takes the likeliest token. Stops early where the model ends the
         document.
         """
-        ids = self._encode([prompt]) if prompt.strip() else np.array([self.tokenizer.bos_id])
-        return self.generate_batch(
-            ids.astype(np.int64)[None], max_tokens, temperature, top_k, seed
-        )[0]
+        ids_1T = self._prompt(prompt)
+        return self.generate_batch(ids_1T, max_tokens, temperature, top_k, seed)[0]
 
-    @torch.no_grad()
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int = 50,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Yield what `generate` returns in parts, as soon as they are written."""
+        ids_1T = self._prompt(prompt)
+        start, told, text = ids_1T.shape[1], "", ""
+        for longer_1T in self._writing(ids_1T, max_tokens, temperature, top_k, seed):
+            text = self._continuation(longer_1T[0], start)
+            # A character of several byte tokens is whole with the last of them.
+            whole = text.rstrip("\ufffd")
+            yield whole[len(told) :]
+            told = max(told, whole, key=len)
+        yield text[len(told) :]
+
     def generate_batch(
         self,
         ids_BT: npt.NDArray[np.int64],
@@ -118,27 +136,60 @@ class LanguageModel:
         seed: int,
     ) -> list[str]:
         """Return continuations of prompts of equal length, given as token ids [B, T]."""
+        longest_BT = ids_BT
+        with progress("writing", max_tokens) as advance:
+            for longer_BT in self._writing(ids_BT, max_tokens, temperature, top_k, seed):
+                longest_BT = longer_BT
+                advance(1)
+        return [self._continuation(row, ids_BT.shape[1]) for row in longest_BT]
+
+    def _writing(
+        self,
+        ids_BT: npt.NDArray[np.int64],
+        max_tokens: int,
+        temperature: float,
+        top_k: int,
+        seed: int,
+    ) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the tokens with one more each, until all documents have ended."""
         # Written so that a temperature that is not a number fails too.
         if not (max_tokens >= 0 and temperature >= 0 and top_k >= 1 and 0 <= seed < 2**63):
             raise UserError(
                 "generate needs max_tokens >= 0, temperature >= 0, top_k >= 1 and a seed from 0 to "
                 f"2^63 - 1, got {max_tokens}, {temperature:g}, {top_k} and {seed}"
             )
-        device = self.model.tok_emb.weight.device
         generator = torch.Generator().manual_seed(seed)
+        cache = Cache(self.model, len(ids_BT), self.score_config.seq_len)
         start = ids_BT.shape[1]
-        tokens_BT = torch.from_numpy(ids_BT)
-        with progress("writing", max_tokens) as advance:
-            for _ in range(max_tokens):
-                window_BT = tokens_BT[:, -self.score_config.seq_len :].to(device)
-                logits_BV = self.model.logits(self.model.hidden(window_BT)[:, -1]).cpu()
-                chosen_B1 = _draw(logits_BV, temperature, top_k, generator)
-                tokens_BT = torch.cat((tokens_BT, chosen_B1), dim=1)
-                advance(1)
-                ended_B = (tokens_BT[:, start:] == self.tokenizer.bos_id).any(1)
-                if bool(ended_B.all()):
-                    break
-        return [self._continuation(row, start) for row in tokens_BT.numpy()]
+        for _ in range(max_tokens):
+            logits_BV = self._next_logits(cache, ids_BT)
+            chosen_B1 = _draw(logits_BV, temperature, top_k, generator).numpy()
+            ids_BT = np.concatenate((ids_BT, chosen_B1), axis=1)
+            yield ids_BT
+            if (ids_BT[:, start:] == self.tokenizer.bos_id).any(1).all():
+                return
+
+    @torch.no_grad()
+    def _next_logits(self, cache: Cache, ids_BT: npt.NDArray[np.int64]) -> Tensor:
+        """Return the logits [B, V] after these tokens, all but the last of which were read.
+
+        A full window moves on by the scorer's stride, at most half its length, and is read anew; a
+        prompt, of which nothing was read, fills as much of it as it can.
+        """
+        length = self.score_config.seq_len
+        if not cache.filled:
+            unread_BT = ids_BT[:, -length:]
+        elif cache.filled < length:
+            unread_BT = ids_BT[:, -1:]
+        else:
+            unread_BT = ids_BT[:, min(self.score_config.stride, length // 2) - length :]
+            cache.clear()
+        states_BTD = cache.read(torch.from_numpy(np.ascontiguousarray(unread_BT)))
+        return self.model.logits(states_BTD[:, -1]).cpu()
+
+    def _prompt(self, prompt: str) -> npt.NDArray[np.int64]:
+        ids = self.encode([prompt]) if prompt.strip() else np.array([self.tokenizer.bos_id])
+        return ids.astype(np.int64)[None]
 
     def _continuation(self, ids_T: npt.NDArray[np.int64], start: int) -> str:
         ends = np.flatnonzero(ids_T[start:] == self.tokenizer.bos_id)
@@ -147,10 +198,14 @@ class LanguageModel:
         return self.tokenizer.decode(ids_T[:end])[len(self.tokenizer.decode(ids_T[:start])) :]
 
     def _proven(self, documents: list[str]) -> Text:
-        ids = self._encode(documents)
+        ids = self.encode(documents)
         return text_of(ids, self.tokenizer.table, prove_bytes(self.tokenizer, ids))
 
-    def _encode(self, documents: list[str]) -> npt.NDArray[np.uint16]:
+    def encode(self, documents: list[str]) -> npt.NDArray[np.uint16]:
+        """Return documents as token ids, each behind a BOS, in the tokenizer's canonical form.
+
+        Raises UserError for one that it cannot represent exactly, and where there is no text.
+        """
         for number, document in enumerate(documents):
             _check_characters(document, number)
         documents = [self.tokenizer.canonical(document) for document in documents]

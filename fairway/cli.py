@@ -1,7 +1,6 @@
 """The command line: one verb per stage. Nothing heavy is imported before a verb needs it."""
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -11,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of
+from fairway.cli_prove import compress, decompress, prove, sample
 from fairway.config import (
     Config,
     DataConfig,
     ModelConfig,
-    RuntimeConfig,
     config_hash,
     override,
     to_dict,
@@ -35,19 +35,8 @@ app.add_typer(data_app, name="data", no_args_is_help=True)
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
-RunOrArtifact = Annotated[
-    Path, typer.Argument(metavar="RUN|ARTIFACT", help="Folder of a run, or an artifact.")
-]
-TokenizerFile = Annotated[
-    Path | None, typer.Option("--tokenizer", help="Tokenizer of an artifact without one.")
-]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder [runs/RECIPE].")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; repeatable."),
-]
 DataOut = Annotated[Path, typer.Option("--out", help="Folder to write.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished training.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished training.")]
 
@@ -55,20 +44,6 @@ Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished 
 def _say(as_json: bool) -> Callable[[str], None]:
     """Return where progress lines go: standard error when standard output carries JSON."""
     return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
-
-
-def _emit(as_json: bool, value: Any, *things: Any) -> None:
-    """Print the value as JSON, or the things for people; of many processes, only the first."""
-    from fairway.progress import speaks
-
-    if not speaks():
-        return
-    if as_json:
-        print(json.dumps(value, indent=2))
-        return
-    from fairway.show import show
-
-    show(*things)
 
 
 def _pipeline(recipe: str, out: Path | None, overrides: list[str] | None, as_json: bool) -> Any:
@@ -115,7 +90,7 @@ def run(
     pipeline = _pipeline(recipe, out, overrides, as_json)
     with pipeline.writing():
         results = pipeline.walk(resume, restart)
-    _emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
+    emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
 
 
 def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
@@ -132,7 +107,7 @@ def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
         "recipe_hash": config_hash(config),
     }
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()]
-    _emit(as_json, {**facts, "config": to_dict(config)}, config_table(config), *lines)
+    emit(as_json, {**facts, "config": to_dict(config)}, config_table(config), *lines)
 
 
 @app.command()
@@ -151,7 +126,7 @@ def train(
         facts = pipeline.train(resume, restart)
     seconds = f"{facts['seconds']:.1f} s"
     line = f"{facts['steps']:,} steps in {seconds}; weights in {pipeline.folder.path}"
-    _emit(as_json, facts, line)
+    emit(as_json, facts, line)
 
 
 @app.command()
@@ -163,7 +138,7 @@ def pack(run: Run, overrides: Set = None, as_json: Json = False) -> None:
     with pipeline.writing():
         facts = pipeline.pack()
     facts = {name: facts[name] for name in ("bytes", "limit_bytes", "code_bytes", "sections")}
-    _emit(as_json, facts, account_table(facts))
+    emit(as_json, facts, account_table(facts))
 
 
 @app.command()
@@ -196,7 +171,7 @@ def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
     with pipeline.writing():
         pipeline.score()
         results = pipeline.results()
-    _emit(as_json, {"stages": results["stages"], "text": results["text"]}, score_table(results))
+    emit(as_json, {"stages": results["stages"], "text": results["text"]}, score_table(results))
 
 
 def _score_texts(
@@ -211,45 +186,13 @@ def _score_texts(
     from fairway.api import load
     from fairway.data.sources import read_documents
 
-    model = load(path, tokenizer=tokenizer, runtime=_runtime(overrides))
+    model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))
     result = model.score([document.text for document in read_documents(texts)])
-    _emit(as_json, asdict(result), f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes")
+    emit(as_json, asdict(result), f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes")
 
 
-def _runtime(overrides: list[str] | None) -> RuntimeConfig:
-    """Return the machine settings among overrides; an artifact's own settings stay as they are."""
-    for text in overrides or []:
-        if not text.strip().startswith("runtime."):
-            raise UserError(
-                f"--set {text} would change a run; an artifact carries its own settings, and only "
-                "those of runtime can be set"
-            )
-    return override(Config(), overrides or []).runtime
-
-
-@app.command()
-def sample(
-    path: RunOrArtifact,
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
-    tokens: Annotated[int, typer.Option("--tokens", help="Most tokens to add.")] = 100,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", help="Choose among so many tokens.")] = 50,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draw.")] = 0,
-    tokenizer: TokenizerFile = None,
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Continue a prompt."""
-    from fairway.api import load
-
-    model = load(path, tokenizer=tokenizer, runtime=_runtime(overrides))
-    text = model.generate(
-        prompt, max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
-    )
-    if as_json:
-        _emit(True, {"prompt": prompt, "text": text})
-    else:
-        print(prompt + text)
+for verb in (prove, compress, decompress, sample):
+    app.command()(verb)
 
 
 @app.command()
@@ -258,7 +201,7 @@ def report(run: Run, as_json: Json = False) -> None:
     pipeline = _existing(run, None, as_json)
     with pipeline.writing():
         page = pipeline.report()
-    _emit(as_json, {"report": str(page)}, f"report {page}")
+    emit(as_json, {"report": str(page)}, f"report {page}")
 
 
 @app.command()
@@ -272,7 +215,7 @@ def compare(
     from fairway.show import compare_table
 
     found = compared(a, b)
-    _emit(as_json, found, compare_table(found), *[f"- {line}" for line in found["cautions"]])
+    emit(as_json, found, compare_table(found), *[f"- {line}" for line in found["cautions"]])
 
 
 @app.command()
@@ -281,7 +224,7 @@ def doctor(as_json: Json = False) -> None:
     from fairway.doctor import examine
 
     facts = examine()
-    _emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
+    emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
 
 
 @data_app.command("build")
@@ -332,7 +275,7 @@ def data_build(
         val_documents=read_documents(validation) if validation else None,
         provenance=provenance,
     )
-    _emit(as_json, manifest, _how_to_train("built", out))
+    emit(as_json, manifest, _how_to_train("built", out))
 
 
 @data_app.command("fetch")
@@ -351,7 +294,7 @@ def data_fetch(
     from fairway.data.hub import fetch
 
     facts = fetch(out, shards=shards, revision=revision, new_commit=new_commit)
-    _emit(as_json, facts, _how_to_train("fetched", out))
+    emit(as_json, facts, _how_to_train("fetched", out))
 
 
 def _how_to_train(done: str, out: Path) -> str:
@@ -369,7 +312,7 @@ def data_show(folder: Path, as_json: Json = False) -> None:
     source = DataFolder.open(folder)
     source.verify()
     facts = source.facts()
-    _emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
+    emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
 
 
 def _version(wanted: bool) -> None:

@@ -3,6 +3,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,49 @@ def test_a_prompt_longer_than_the_context_is_cut(
         likeliest = int(model.model.logits(hidden[:, -1]).argmax())
     found = model.generate(documents[0], max_tokens=1, temperature=0)
     assert found == model.tokenizer.decode([*ids, likeliest])[len(documents[0]) :]
+
+
+@pytest.mark.parametrize("stride", [16, 64])
+def test_a_full_window_moves_on(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, stride: int
+) -> None:
+    length = model.score_config.seq_len
+    monkeypatch.setattr(model, "score_config", replace(model.score_config, stride=stride))
+    never_ends = model.model.logits
+    ends = torch.zeros(300).index_fill(0, torch.tensor([model.tokenizer.bos_id]), math.inf)
+    monkeypatch.setattr(model.model, "logits", lambda x: never_ends(x) - ends)
+    ids, first = model._prompt("The model")[0].tolist(), 0
+    start = len(ids)
+    with torch.no_grad():
+        for _ in range(2 * length):
+            if len(ids) - first > length:
+                first = len(ids) - length + min(stride, length // 2)
+            states = model.model.hidden(torch.tensor([ids[first:]]))[:, -1]
+            ids.append(int(model.model.logits(states).argmax()))
+    expected = model.tokenizer.decode(ids)[len(model.tokenizer.decode(ids[:start])) :]
+    assert model.generate("The model", max_tokens=2 * length, temperature=0) == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_streamed_is_what_is_generated(model: LanguageModel, seed: int) -> None:
+    # Hot enough for bytes that are no characters.
+    settings: dict[str, Any] = {"max_tokens": 40, "temperature": 100.0, "top_k": 300, "seed": seed}
+    parts = list(model.stream("The na\u00efve model", **settings))
+    assert "".join(parts) == model.generate("The na\u00efve model", **settings)
+    assert len([part for part in parts if part]) > 10
+
+
+def test_a_streamed_character_is_whole(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = iter([*model.tokenizer.byte_ids[list("\u20ac".encode())], model.tokenizer.bos_id])
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([int(next(ids))]), 300).float()
+
+    monkeypatch.setattr(model.model, "logits", logits)
+    parts = [part for part in model.stream("The", temperature=0) if part]
+    assert parts == ["\u20ac"]
 
 
 @pytest.mark.parametrize("prompt", ["", " \n"])

@@ -27,7 +27,10 @@ FIXED = [
     *("--set", "runtime.dtype=float32"),
     *("--set", "runtime.matmul=highest"),
 ]
-STAGES = ("compare", "doctor", "pack", "report", "run", "sample", "score", "train")
+STAGES = (
+    *("compare", "compress", "decompress", "doctor", "pack", "prove", "report", "run", "sample"),
+    *("score", "train"),
+)
 HELP = """
 import sys
 from fairway.cli import main

@@ -102,6 +102,23 @@ class Tokenizer:
         leading = np.array([piece.startswith(SPACE) for piece in self._model.pieces])
         return ByteTable(base, leading & ~boundary & (types != BYTE), boundary)
 
+    @cached_property
+    def byte_ids(self) -> npt.NDArray[np.int64]:
+        """The id of the piece of every byte from 0 to 255, int64[256]."""
+        ids = {piece: token for token, piece in enumerate(self._model.pieces)}
+        return np.array([ids[f"<0x{value:02X}>"] for value in range(256)], np.int64)
+
+    @cached_property
+    def piece_bytes(self) -> list[bytes]:
+        """The bytes that each id stands for wherever it stands: no space is ever dropped."""
+        found = [
+            b"" if boundary else piece.replace(SPACE, " ").encode()
+            for piece, boundary in zip(self._model.pieces, self.table.boundary, strict=True)
+        ]
+        for value, token in enumerate(self.byte_ids):
+            found[token] = bytes([value])
+        return found
+
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the token ids of a text, without BOS."""
         return np.array(self._processor.encode(text), np.int64)

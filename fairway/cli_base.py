@@ -1,0 +1,47 @@
+"""What the verbs of the command line share: options, and how results are printed."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairway.config import Config, RuntimeConfig, override
+from fairway.errors import UserError
+
+RunOrArtifact = Annotated[
+    Path, typer.Argument(metavar="RUN|ARTIFACT", help="Folder of a run, or an artifact.")
+]
+TokenizerFile = Annotated[
+    Path | None, typer.Option("--tokenizer", help="Tokenizer of an artifact without one.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def emit(as_json: bool, value: Any, *things: Any) -> None:
+    """Print the value as JSON, or the things for people; of many processes, only the first."""
+    from fairway.progress import speaks
+
+    if not speaks():
+        return
+    if as_json:
+        print(json.dumps(value, indent=2))
+        return
+    from fairway.show import show
+
+    show(*things)
+
+
+def runtime_of(overrides: list[str] | None) -> RuntimeConfig:
+    """Return the machine settings among overrides; an artifact's own settings stay as they are."""
+    for text in overrides or []:
+        if not text.strip().startswith("runtime."):
+            raise UserError(
+                f"--set {text} would change a run; an artifact carries its own settings, and only "
+                "those of runtime can be set"
+            )
+    return override(Config(), overrides or []).runtime

@@ -1,0 +1,1 @@
+"""From distributions to bytes and back: what can be decoded was predicted."""

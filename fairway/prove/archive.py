@@ -1,0 +1,111 @@
+"""Files compressed with a language model: any bytes go in, and exactly they come out.
+
+Text costs what the model makes of it, anything else a token per byte (`pieces`). Where that does
+not pay, the bytes are stored, so no file grows by more than `container.PREFIX_BYTES`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairway.errors import UserError
+from fairway.files import digest_bytes
+from fairway.prove.coding import Session, Sliding, method_record, session_for
+from fairway.prove.container import (
+    ARCHIVE,
+    KINDS,
+    PROOF,
+    Header,
+    check_digest,
+    coded_file,
+    open_coded,
+    open_file,
+    stored_file,
+)
+from fairway.prove.pieces import Packer
+from fairway.score.ledger import Text
+from fairway.score.sliding import evaluate
+from fairway.units import nats_to_bits
+
+IntArray = NDArray[np.int64]
+
+# A stream begins without context, so it has to be some windows long.
+_WINDOWS_PER_STREAM = 4
+# Windows looked at before a long file is coded.
+_TRIALS = 8
+
+
+def compress(data: bytes, session: Session, streams: int) -> bytes:
+    """Return a file from which `decompress` restores the bytes; at most `streams` side by side."""
+    stored = stored_file(data)
+    if not data:
+        return stored
+    packer = Packer(session.language.tokenizer)
+    ids = packer.pack(data)
+    if _hopeless(ids, packer, session):
+        return stored
+    parts = _parts(ids, streams, session.language.score_config.seq_len)
+    fingerprint = session.fingerprint(len(parts))
+    payload, _ = session.encode(parts, len(parts), Sliding())
+    header = Header(
+        artifact=session.artifact,
+        digest=digest_bytes(data),
+        bytes=len(data),
+        documents=0,
+        targets=tuple(len(part) for part in parts),
+        joined=(True,) * len(parts),
+        rows=len(parts),
+        method=method_record(Sliding()),
+        machine=session.machine,
+        fingerprint=fingerprint,
+    )
+    coded = coded_file(ARCHIVE, header, payload)
+    return coded if len(coded) < len(stored) else stored
+
+
+def _hopeless(ids: IntArray, packer: Packer, session: Session) -> bool:
+    """Return whether windows from all over a long file cost more than their bytes.
+
+    Noise would cost as much time as text, only to be stored. The windows begin without context, so
+    a tenth more is forgiven.
+    """
+    language = session.language
+    score = replace(language.score_config, truncate=False, check_positions=0)
+    if len(ids) < 4 * _TRIALS * score.seq_len:
+        return False
+    bits = size_bytes = 0.0
+    for at in np.linspace(0, len(ids) - score.seq_len, _TRIALS).astype(int):
+        part = ids[at : at + score.seq_len]
+        lengths = np.array([len(packer.unpack(part[n : n + 1])) for n in range(len(part))])
+        whole = np.insert(part, 0, language.tokenizer.bos_id)
+        text = Text(whole, lengths, int(lengths.sum()), language.tokenizer.vocab_size)
+        found = evaluate(language.model, text, score, sliding=False, seed=0, description="looking")
+        bits += nats_to_bits(found.nats)
+        size_bytes += found.bytes
+    return bits > 1.1 * 8 * size_bytes
+
+
+def _parts(ids: IntArray, streams: int, seq_len: int) -> list[IntArray]:
+    count = min(streams, max(1, len(ids) // (_WINDOWS_PER_STREAM * seq_len)))
+    return [np.asarray(part) for part in np.array_split(ids, count)]
+
+
+def decompress(file: bytes, artifact: Path, tokenizer: Path | None) -> bytes:
+    """Return the bytes that were compressed, their digest compared.
+
+    Raises UserError, in words that follow the file's name, if it is damaged, of another artifact or
+    of another machine. A stored file needs neither.
+    """
+    kind, body = open_file(file)
+    if kind == PROOF:
+        raise UserError(f"it is {KINDS[kind]}; restore it with fairway prove --decode")
+    if kind != ARCHIVE:
+        return body
+    header, payload = open_coded(body)
+    session = session_for(header, artifact, tokenizer)
+    packer = Packer(session.language.tokenizer)
+    data = b"".join(packer.unpack(ids) for ids in session.decode(header, payload))
+    check_digest(data, header)
+    return data

@@ -1,0 +1,184 @@
+"""Streams of tokens through a model and the coder, in both directions.
+
+A *method* says how streams are predicted: by which segments, and who learns on the way. Methods are
+frozen dataclasses, so that their settings travel in a file's header. `Sliding` is the scorer's
+frozen model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairway.api import ARTIFACT_FILE, LanguageModel, load
+from fairway.config import ScoreConfig, from_dict, to_dict, unknown_name
+from fairway.data.tokens import Tokenizer, prove_bytes
+from fairway.errors import UserError
+from fairway.files import digest_file
+from fairway.progress import progress
+from fairway.prove.coder import Decoder, Encoder
+from fairway.prove.container import Header
+from fairway.prove.machine import Machine, fingerprint, plan_of, this_machine
+from fairway.prove.streams import Stream, cut_evenly
+from fairway.prove.walk import (
+    Coded,
+    Course,
+    Frozen,
+    Known,
+    Learner,
+    Segment,
+    Walked,
+    walk,
+    window_segments,
+)
+from fairway.runtime import Plan
+from fairway.score.sliding import evaluate, text_of
+
+IntArray = NDArray[np.int64]
+
+
+class Method(Protocol):
+    """A way to predict streams, the same for encoder and decoder."""
+
+    def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
+        """Return documents, each behind its BOS, as streams, `count` of which go side by side."""
+
+    def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
+        """Return the segments for a longest stream of so many targets."""
+
+    def learner(self, language: LanguageModel, course: Course) -> Learner:
+        """Return who changes this model on its way through a course."""
+
+    def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
+        """Return what the scorer's own fast path makes of streams, each from its BOS on.
+
+        It leaves the model as it was.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Sliding:
+    """The frozen model under the scorer's sliding window."""
+
+    def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
+        """Return up to `count` streams of about equal length."""
+        return cut_evenly(ids, count, tokenizer)
+
+    def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
+        """Return the windows of `score.windows`."""
+        return window_segments(targets, score.seq_len, score.stride)
+
+    def learner(self, language: LanguageModel, course: Course) -> Learner:
+        """Return one that learns nothing."""
+        return Frozen(language.model)
+
+    def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
+        """Return the sum of the streams' scores, each by a ledger of its own."""
+        config = replace(language.score_config, truncate=False)
+        words = language.tokenizer
+        texts = (text_of(ids, words.table, prove_bytes(words, ids)) for ids in streams)
+        return sum(
+            evaluate(language.model, text, config, sliding=True, seed=0, description="scoring").nats
+            for text in texts
+        )
+
+
+METHODS: dict[str, type[Any]] = {"sliding": Sliding}
+
+
+def method_record(method: Method) -> dict[str, Any]:
+    """Return a method's name and settings, for a header."""
+    name = next(name for name, kind in METHODS.items() if type(method) is kind)
+    return {"name": name, **to_dict(method)}
+
+
+def method_of(record: dict[str, Any]) -> Method:
+    """Return the method that a header names; UserError for an unknown one."""
+    settings = dict(record)
+    name = settings.pop("name")
+    if name not in METHODS:
+        raise UserError(unknown_name("method", name, METHODS))
+    method: Method = from_dict(settings, METHODS[name], "method.")
+    return method
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """An artifact loaded to code with, its digest and the machine; for one walk."""
+
+    language: LanguageModel
+    artifact: str
+    plan: Plan
+
+    @property
+    def machine(self) -> Machine:
+        """Return this machine as it computes now."""
+        return this_machine(self.plan)
+
+    def fingerprint(self, rows: int) -> str:
+        """Return what the model's numbers are here: see `machine`."""
+        language = self.language
+        return fingerprint(
+            language.model, rows, language.score_config.seq_len, language.tokenizer.bos_id
+        )
+
+    def encode(
+        self, streams: Sequence[IntArray], rows: int, method: Method
+    ) -> tuple[bytes, Walked]:
+        """Return the coded streams, whose BOS is left out, and what the walk found."""
+        encoder = Encoder()
+        targets = tuple(len(ids) for ids in streams)
+        walked = self._walk(targets, rows, method, Known(streams, encoder), "coding")
+        return encoder.finish(), walked
+
+    def decode(self, header: Header, payload: bytes) -> tuple[IntArray, ...]:
+        """Return the streams of a file; UserError if this machine's numbers are others."""
+        if self.fingerprint(header.rows) != header.fingerprint:
+            raise UserError(
+                "this machine looks like the one it was coded on but computes other numbers "
+                "(another processor?); decode where it was coded"
+            )
+        source = Coded(Decoder(payload))
+        method = method_of(header.method)
+        return self._walk(header.targets, header.rows, method, source, "decoding").ids
+
+    def _walk(
+        self,
+        targets: tuple[int, ...],
+        rows: int,
+        method: Method,
+        source: Known | Coded,
+        description: str,
+    ) -> Walked:
+        language = self.language
+        score = language.score_config
+        segments = method.segments(max(targets, default=0), score)
+        course = Course(targets, rows, score.seq_len, language.tokenizer.bos_id, segments)
+        learner = method.learner(language, course)
+        with progress(description, sum(targets)) as advance:
+            return walk(language.model, course, source, learner, advance)
+
+
+def open_session(artifact: Path, tokenizer: Path | None, plan: Plan) -> Session:
+    """Return an artifact, or a run folder's, loaded under a plan."""
+    path = artifact / ARTIFACT_FILE if artifact.is_dir() else artifact
+    language = load(path, tokenizer=tokenizer, plan=plan)
+    return Session(language, digest_file(path), plan)
+
+
+def session_for(header: Header, artifact: Path, tokenizer: Path | None) -> Session:
+    """Return the session that can decode a file.
+
+    Raises UserError for another artifact, and with the difference for another machine.
+    """
+    path = artifact / ARTIFACT_FILE if artifact.is_dir() else artifact
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name the artifact that the file was coded with")
+    if (digest := digest_file(path)) != header.artifact:
+        raise UserError(
+            f"it was coded with the artifact {header.artifact[:12]}, and {path} is {digest[:12]}"
+        )
+    return open_session(artifact, tokenizer, plan_of(header.machine))

@@ -1,0 +1,162 @@
+"""A coded file: what is needed to decode it, then what the coder wrote (docs/proof.md).
+
+    magic, version, kind, digest of the body | body
+
+The body of a stored file is its bytes. That of a coded one is the lengths of its header, packed and
+unpacked, the header as packed JSON, and the coder's bytes. Whatever is read is checked before use.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from fairway.config import from_dict, to_dict
+from fairway.errors import UserError
+from fairway.files import digest_bytes
+from fairway.pack.codec import compress, decompress
+from fairway.prove.machine import Machine
+
+MAGIC = b"FWYCODE\0"
+FORMAT_VERSION = 1
+STORED, ARCHIVE, PROOF = 0, 1, 2
+KINDS = {STORED: "a stored file", ARCHIVE: "a compressed file", PROOF: "a proof"}
+_PREFIX = struct.Struct("<8sBB32s")
+_LENGTHS = struct.Struct("<II")
+PREFIX_BYTES = _PREFIX.size
+_MAX_HEADER_BYTES = 1 << 22
+MAX_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """What a decoder must know.
+
+    artifact, digest: SHA-256 in hex of the artifact file and of the bytes to restore; bytes: how
+    many these are. targets: tokens of every stream, without BOS. joined: of every stream, whether
+    it goes on within the document that the stream before it ends in. documents: how many there are.
+    method: the name of a `fairway.prove.coding` method, with its settings. fingerprint: see
+    `fairway.prove.machine`.
+    """
+
+    artifact: str
+    digest: str
+    bytes: int
+    documents: int
+    targets: tuple[int, ...]
+    joined: tuple[bool, ...]
+    rows: int
+    method: dict[str, Any]
+    machine: Machine
+    fingerprint: str
+
+
+def stored_file(data: bytes) -> bytes:
+    """Return a file that holds some bytes as they are; it is PREFIX_BYTES longer."""
+    return _file(STORED, data)
+
+
+def coded_file(kind: int, header: Header, payload: bytes) -> bytes:
+    """Return a file of a header and what the coder wrote."""
+    text = _canonical(to_dict(header))
+    packed = compress(text, "brotli", 1)
+    return _file(kind, _LENGTHS.pack(len(packed), len(text)) + packed + payload)
+
+
+def _file(kind: int, body: bytes) -> bytes:
+    return _PREFIX.pack(MAGIC, FORMAT_VERSION, kind, hashlib.sha256(body).digest()) + body
+
+
+def _canonical(header: dict[str, Any]) -> bytes:
+    return json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def open_file(data: bytes) -> tuple[int, bytes]:
+    """Return the kind and the body of a file; UserError unless every byte is as it was written."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise UserError("it was not written by fairway compress or fairway prove")
+    if len(data) < PREFIX_BYTES:
+        raise UserError(f"it ends after {len(data)} bytes; copy it again")
+    _, version, kind, digest = _PREFIX.unpack(data[:PREFIX_BYTES])
+    if version != FORMAT_VERSION or kind not in KINDS:
+        raise UserError(
+            f"it has version {version} and kind {kind}; this Fairway reads version "
+            f"{FORMAT_VERSION}, kinds 0 to {max(KINDS)}"
+        )
+    body = data[PREFIX_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        raise UserError("it is damaged or cut short (its digest differs); copy it again")
+    return kind, body
+
+
+def open_coded(body: bytes) -> tuple[Header, bytes]:
+    """Return the checked header of a coded file's body, and what the coder wrote."""
+    if len(body) < _LENGTHS.size:
+        raise UserError(f"its body has {len(body)} bytes, too few for a header")
+    packed_bytes, text_bytes = _LENGTHS.unpack(body[: _LENGTHS.size])
+    end = _LENGTHS.size + packed_bytes
+    if end > len(body) or text_bytes > _MAX_HEADER_BYTES:
+        raise UserError(f"its header claims {packed_bytes} bytes that unfold to {text_bytes}")
+    text = decompress(body[_LENGTHS.size : end], "brotli", 1, text_bytes)
+    try:
+        fields = json.loads(text)
+        same = _canonical(fields) == text
+    except (ValueError, RecursionError):
+        raise UserError("its header is not valid JSON") from None
+    if not same or not isinstance(fields, dict) or set(fields) != set(Header.__slots__):
+        raise UserError(f"its header must have the fields {', '.join(Header.__slots__)}")
+    return _checked(fields), body[end:]
+
+
+def _checked(fields: dict[str, Any]) -> Header:
+    machine: Machine = from_dict(fields["machine"], Machine, "machine.")
+    targets, joined, method = fields["targets"], fields["joined"], fields["method"]
+    size, rows = _whole(fields["bytes"], "bytes"), _whole(fields["rows"], "rows")
+    if not isinstance(targets, list) or not isinstance(joined, list):
+        raise UserError("its header has no lists of streams")
+    for count in targets:
+        _whole(count, "a stream's length")
+    if len(joined) != len(targets) or not all(type(flag) is bool for flag in joined):
+        raise UserError(f"its header joins {len(joined)} of {len(targets)} streams")
+    # Every token but BOS stands for a byte, and only documents, which are not empty, have a BOS.
+    if not 1 <= rows <= MAX_ROWS or sum(targets) > 2 * size:
+        raise UserError(
+            f"its header speaks of {rows} rows and {sum(targets)} tokens for "
+            f"{size} bytes; at most {MAX_ROWS} rows and 2 tokens a byte can be"
+        )
+    if not isinstance(method, dict) or not isinstance(method.get("name"), str):
+        raise UserError("its header names no method")
+    return Header(
+        artifact=_text(fields["artifact"], "the artifact"),
+        digest=_text(fields["digest"], "the digest"),
+        bytes=size,
+        documents=_whole(fields["documents"], "documents"),
+        targets=tuple(targets),
+        joined=tuple(joined),
+        rows=rows,
+        method=method,
+        machine=machine,
+        fingerprint=_text(fields["fingerprint"], "the fingerprint"),
+    )
+
+
+def _whole(value: Any, what: str) -> int:
+    if type(value) is not int or not 0 <= value < 2**48:
+        raise UserError(f"its header has {value!r} for {what}, not a whole number below 2^48")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"its header has {value!r} for {what}, not a text")
+    return value
+
+
+def check_digest(data: bytes, header: Header) -> None:
+    """Raise UserError unless the restored bytes are those that were coded."""
+    if len(data) != header.bytes or digest_bytes(data) != header.digest:
+        raise UserError(
+            "decoding gave other bytes than were coded: this machine computes differently, though "
+            "it looks the same; decode where it was coded"
+        )

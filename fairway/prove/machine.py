@@ -1,0 +1,113 @@
+"""The machine whose arithmetic a coded file depends on, and whether this one computes the same.
+
+Decoding repeats the encoder's floating-point numbers to the bit. They depend on library versions,
+the processor's instructions, the precision and the number of threads, so a file names them all and
+is refused elsewhere. Nothing here names a host.
+"""
+
+import hashlib
+import platform
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+
+from fairway.config import Config, RuntimeConfig, check
+from fairway.errors import UserError
+from fairway.model.gpt import GPT
+from fairway.prove.coder import Decoder
+from fairway.prove.walk import Coded, Course, Frozen, Segment, walk
+from fairway.runtime import Plan, make_plan
+
+# Positions that the fingerprint reads at once and in turn.
+_READ, _STEPS = 24, 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """Versions, processor and settings; two equal ones compute the same numbers."""
+
+    torch: str
+    numpy: str
+    processor: str
+    instructions: str
+    gpu: str
+    device: str
+    dtype: str
+    matmul: str
+    threads: int
+    attention: str
+
+    def runtime(self) -> RuntimeConfig:
+        """Return the settings that give this arithmetic again; UserError for impossible ones."""
+        config = RuntimeConfig(
+            device=self.device,
+            dtype=self.dtype,
+            matmul=self.matmul,
+            threads=self.threads,
+            kernels="plain",
+            attention=self.attention,
+        )
+        check(Config(runtime=config))
+        if "auto" in asdict(config).values() or not config.threads:
+            raise UserError("the file leaves settings of its arithmetic open; it is damaged")
+        return config
+
+
+def coding_plan(runtime: RuntimeConfig) -> Plan:
+    """Return the plan to code with: float32, in full and by plain kernels, where nothing is said.
+
+    One token at a time gains nothing from bfloat16: every step would cast all weights.
+    """
+    dtype = "float32" if runtime.dtype == "auto" else runtime.dtype
+    matmul = "highest" if runtime.matmul == "auto" else runtime.matmul
+    return make_plan(replace(runtime, dtype=dtype, matmul=matmul, kernels="plain"))
+
+
+def this_machine(plan: Plan) -> Machine:
+    """Return this machine under a plan."""
+    return Machine(
+        torch=str(torch.__version__),
+        numpy=np.__version__,
+        processor=platform.machine(),
+        instructions=torch.backends.cpu.get_cpu_capability(),
+        gpu=torch.cuda.get_device_name() if plan.device == "cuda" else "",
+        device=plan.device,
+        dtype=plan.dtype,
+        matmul=plan.matmul,
+        threads=plan.threads,
+        attention=plan.attention,
+    )
+
+
+def plan_of(machine: Machine) -> Plan:
+    """Return the plan that a file was coded under.
+
+    Raises UserError with the first difference if this machine is another one.
+    """
+    if machine.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"it was coded on the GPU {machine.gpu}, and torch sees no GPU here")
+    plan = make_plan(machine.runtime())
+    here = asdict(this_machine(plan))
+    for name, there in asdict(machine).items():
+        if here[name] != there:
+            raise UserError(
+                f"it was coded with {name} {there}, here it is {here[name]}; only equal arithmetic "
+                f"can decode it, so decode where {name} is {there}"
+            )
+    return plan
+
+
+def fingerprint(model: GPT, rows: int, seq_len: int, bos_id: int) -> str:
+    """Return 16 hex digits of what the model's frequencies are here, on a walk of made-up tokens.
+
+    Two machines whose names agree may still add in another order; then their fingerprints differ.
+    """
+    read = min(_READ, seq_len // 2)
+    steps = min(_STEPS, seq_len - read)
+    segments = (Segment(0, 0, read), Segment(0, read, read + steps))
+    course = Course((read + steps,) * rows, rows, seq_len, bos_id, segments)
+    made_up = bytes(range(256)) * (1 + rows * (read + steps) // 64)
+    walked = walk(model, course, Coded(Decoder(made_up)), Frozen(model), lambda count: None)
+    numbers = np.concatenate((np.concatenate(walked.ids), np.concatenate(walked.nats)))
+    return hashlib.sha256(numbers.astype(np.float64).tobytes()).hexdigest()[:16]

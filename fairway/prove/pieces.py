@@ -1,0 +1,101 @@
+"""Any bytes as tokens, and tokens as bytes, by a rule that cannot lose one.
+
+A token stands for fixed bytes, whatever stands before it: a piece for its text with U+2581 read as
+a space, a byte piece for its byte, control tokens for nothing. Joining those bytes is the whole of
+`unpack`, so a file may be cut between any two tokens, and every byte has a token of its own to
+fall back to. What SentencePiece makes of a text is used only where these bytes are the text's:
+its normaliser may fold blanks, line ends or characters, and then the bytes differ.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairway.data.spmodel import SPACE
+from fairway.data.tokens import Ids, Tokenizer
+
+IntArray = NDArray[np.int64]
+
+# What is encoded as one text; longer texts are cut at a line end, or anywhere.
+_MOST_CHARACTERS = 1 << 16
+# A byte that is not UTF-8 becomes one of these characters, and nothing else does.
+_STRAY = re.compile("[\udc80-\udcff]+")
+_LINES = re.compile(rf"[^\n]{{0,{_MOST_CHARACTERS}}}\n?")
+# Words with single spaces before or between them, as every tokenizer knows them; the rest apart.
+_WORDS = re.compile(rf" ?[^\s{SPACE}]+(?: [^\s{SPACE}]+)*|[\s{SPACE}]")
+_WORD = re.compile(r" ?[^ ]+| ")
+
+
+class Packer:
+    """The two directions between bytes and tokens for one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def unpack(self, ids: Ids) -> bytes:
+        """Return the bytes that tokens stand for."""
+        piece_bytes = self._tokenizer.piece_bytes
+        return b"".join(piece_bytes[token] for token in ids.tolist())
+
+    def pack(self, data: bytes) -> IntArray:
+        """Return tokens that stand for exactly these bytes."""
+        parts = [self._text_or_bytes(run) for run in _runs(data)]
+        ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        assert self.unpack(ids) == data, "a part was accepted that stands for other bytes"
+        return ids
+
+    def _text_or_bytes(self, run: str) -> IntArray:
+        if _STRAY.match(run):
+            return self._as_bytes(run.encode(errors="surrogateescape"))
+        whole = self._exactly(run)
+        if whole is not None:
+            return whole
+        return self._by(_LINES, run, lambda line: self._by(_WORDS, line, self._words))
+
+    def _words(self, words: str) -> IntArray:
+        return self._by(_WORD, words, lambda word: self._as_bytes(word.encode()))
+
+    def _by(
+        self, pattern: re.Pattern[str], text: str, otherwise: Callable[[str], IntArray]
+    ) -> IntArray:
+        """Return the tokens of a text's matches, each encoded as it is or else otherwise."""
+        parts = []
+        for match in pattern.finditer(text):
+            if match[0]:
+                ids = self._exactly(match[0])
+                parts.append(otherwise(match[0]) if ids is None else ids)
+        return np.concatenate(parts)
+
+    def _exactly(self, text: str) -> IntArray | None:
+        """Return tokens of a text that stand for exactly its bytes, or None.
+
+        Some tokenizers put a space before every text. That space is the text's own first one, or
+        it goes to a digit put before the text, which is one token or two and left out again.
+        """
+        data = text.encode()
+        for trial, skipped in (
+            (text, 0),
+            (text.removeprefix(" "), 0),
+            (f"1{text}", 1),
+            (f"1{text}", 2),
+        ):
+            ids = self._tokenizer.encode(trial)[skipped:]
+            if self.unpack(ids) == data:
+                return ids
+        return None
+
+    def _as_bytes(self, data: bytes) -> IntArray:
+        return self._tokenizer.byte_ids[np.frombuffer(data, np.uint8)]
+
+
+def _runs(data: bytes) -> Iterator[str]:
+    """Yield text and what is not text in turn; the latter as characters of `_STRAY`."""
+    text = data.decode(errors="surrogateescape")
+    at = 0
+    for stray in _STRAY.finditer(text):
+        yield from (run for run in (text[at : stray.start()], stray[0]) if run)
+        at = stray.end()
+    if at < len(text):
+        yield text[at:]

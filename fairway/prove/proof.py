@@ -1,0 +1,184 @@
+"""Proof by decoding: a text coded with the scorer's own distributions, and restored from that.
+
+A score says what a text would cost; the file is what it does cost. Whoever has the artifact and the
+file, and not the text, gets the text back: then nothing was counted that was not predicted.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairway.config import RuntimeConfig
+from fairway.data.documents import Document
+from fairway.data.tokens import decode_documents
+from fairway.errors import UserError
+from fairway.files import digest_bytes
+from fairway.prove.coding import Method, Session, method_record, open_session, session_for
+from fairway.prove.container import (
+    KINDS,
+    PROOF,
+    Header,
+    check_digest,
+    coded_file,
+    open_coded,
+    open_file,
+)
+from fairway.prove.machine import coding_plan
+from fairway.prove.walk import Walked
+from fairway.units import nats_to_bits
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a proof came to. Differences are relative to `ideal_bits`, what the walk's own
+    log-probabilities add up to; `scorer_bits` is what the ledger says of the same streams."""
+
+    text_bytes: int
+    tokens: int
+    streams: int
+    file_bytes: int
+    coded_bytes: int
+    bits_per_byte: float
+    ideal_bits: float
+    coded_excess_bits: float
+    quantisation_bits: float
+    quantisation_share: float
+    scorer_bits: float
+    scorer_difference_bits: float
+    scorer_difference_share: float
+    seconds: float
+    bytes_per_s: float
+
+
+def first_bytes(documents: Iterable[Document], limit_bytes: int) -> Iterator[str]:
+    """Yield the texts of the first documents, of `limit_bytes` bytes or less; 0 yields all.
+
+    The last is cut between characters.
+    """
+    left = limit_bytes
+    for document in documents:
+        data = document.text.encode()
+        if not limit_bytes or len(data) <= left:
+            yield document.text
+        else:
+            yield data[:left].decode(errors="ignore")
+        left -= len(data)
+        if limit_bytes and left <= 0:
+            return
+
+
+def written(documents: list[str]) -> bytes:
+    """Return what a text is as a file: one document as it is, several as lines of JSON."""
+    if len(documents) == 1:
+        return documents[0].encode()
+    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in documents)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def prove(
+    artifact: Path,
+    documents: Iterable[Document],
+    method: Method,
+    *,
+    limit_bytes: int,
+    streams: int,
+    tokenizer: Path | None,
+    runtime: RuntimeConfig,
+) -> tuple[bytes, Account]:
+    """Return the proof of the first bytes of a text as a file, and its account.
+
+    Raises UserError for a text that the tokenizer cannot represent exactly.
+    """
+    session = open_session(artifact, tokenizer, coding_plan(runtime))
+    language = session.language
+    texts = [text for text in first_bytes(documents, limit_bytes) if text.strip()]
+    ids = language.encode(texts).astype(np.int64)
+    parts = method.cut(ids, streams, language.tokenizer)
+    scorer_nats = method.scorer_nats(language, [part.ids for part in parts])
+    rows = min(streams, len(parts))
+    fingerprint = session.fingerprint(rows)
+    start_s = time.perf_counter()
+    payload, walked = session.encode([part.ids[1:] for part in parts], rows, method)
+    seconds = time.perf_counter() - start_s
+    plain = decode_documents(language.tokenizer, ids)
+    header = Header(
+        artifact=session.artifact,
+        digest=digest_bytes(written(plain)),
+        bytes=len(written(plain)),
+        documents=len(plain),
+        targets=tuple(len(part.ids) - 1 for part in parts),
+        joined=tuple(part.joined for part in parts),
+        rows=rows,
+        method=method_record(method),
+        machine=session.machine,
+        fingerprint=fingerprint,
+    )
+    file = coded_file(PROOF, header, payload)
+    text_bytes = sum(len(text.encode()) for text in plain)
+    return file, _account(text_bytes, len(file), len(payload), walked, scorer_nats, seconds)
+
+
+def _account(
+    text_bytes: int,
+    file_bytes: int,
+    coded_bytes: int,
+    walked: Walked,
+    scorer_nats: float,
+    seconds: float,
+) -> Account:
+    ideal_bits = nats_to_bits(float(np.concatenate(walked.nats).sum()))
+    scorer_bits = nats_to_bits(scorer_nats)
+    quantisation_bits = walked.frequency_bits - ideal_bits
+    return Account(
+        text_bytes=text_bytes,
+        tokens=sum(len(ids) for ids in walked.ids),
+        streams=len(walked.ids),
+        file_bytes=file_bytes,
+        coded_bytes=coded_bytes,
+        bits_per_byte=8 * coded_bytes / text_bytes,
+        ideal_bits=ideal_bits,
+        coded_excess_bits=8 * coded_bytes - ideal_bits,
+        quantisation_bits=quantisation_bits,
+        quantisation_share=quantisation_bits / ideal_bits,
+        scorer_bits=scorer_bits,
+        scorer_difference_bits=ideal_bits - scorer_bits,
+        scorer_difference_share=ideal_bits / scorer_bits - 1,
+        seconds=seconds,
+        bytes_per_s=text_bytes / seconds,
+    )
+
+
+def restore(file: Path, artifact: Path, tokenizer: Path | None) -> tuple[bytes, dict[str, Any]]:
+    """Return the text of a proof, its digest compared, and what its header says.
+
+    Raises UserError, in one sentence that names the file, if it is damaged, of another artifact or
+    of another machine.
+    """
+    try:
+        kind, body = open_file(file.read_bytes())
+        if kind != PROOF:
+            raise UserError(f"it is {KINDS[kind]}; restore it with fairway decompress")
+        header, payload = open_coded(body)
+        session = session_for(header, artifact, tokenizer)
+        data = _restored(session, header, payload)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return data, asdict(header)
+
+
+def _restored(session: Session, header: Header, payload: bytes) -> bytes:
+    bos = np.array([session.language.tokenizer.bos_id])
+    parts: list[IntArray] = []
+    for ids, joined in zip(session.decode(header, payload), header.joined, strict=True):
+        parts += [ids] if joined else [bos, ids]
+    data = written(decode_documents(session.language.tokenizer, np.concatenate(parts)))
+    check_digest(data, header)
+    return data

@@ -1,0 +1,109 @@
+"""Reading a few tokens at a time gives what reading all of them at once does."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fairway.config import ModelConfig
+from fairway.model.cache import Cache
+from fairway.model.gpt import GPT, build
+
+SMALL = ModelConfig(
+    vocab_size=300,
+    num_layers=5,
+    dim=48,
+    num_heads=6,
+    num_kv_heads=3,
+    mlp_dim=80,
+    rope_dims=4,
+    rope_train_len=16,
+    xsa_layers=4,
+    parallel_from=3,
+    loop_first=1,
+    loop_last=2,
+    loop_extra=2,
+    embed_bf16=False,
+)
+ODD = replace(SMALL, num_layers=3, dim=21, num_heads=3, num_kv_heads=1, rope_dims=2, embed_dim=13)
+LENGTH = 23  # beyond rope_train_len, so that the base depends on it
+
+
+def random_model(config: ModelConfig, looping: bool = False) -> GPT:
+    model = build(config, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
+    model.set_looping(looping)
+    return model.eval()
+
+
+def tokens(rows: int, count: int = LENGTH) -> Tensor:
+    return torch.randint(0, 300, (rows, count), generator=torch.Generator().manual_seed(5))
+
+
+def piecewise(cache: Cache, ids_ST: Tensor, sizes: list[int]) -> Tensor:
+    cache.clear()
+    return torch.cat([cache.read(piece) for piece in ids_ST.split(sizes, 1)], 1)
+
+
+@pytest.mark.parametrize("looping", [False, True])
+@pytest.mark.parametrize("config", [SMALL, ODD, replace(SMALL, smear=True)])
+@pytest.mark.parametrize("sizes", [[LENGTH], [1] * LENGTH, [7, 1, 1, 5, 9], [1, 22]])
+@torch.no_grad()
+def test_pieces_equal_the_whole(config: ModelConfig, looping: bool, sizes: list[int]) -> None:
+    model, ids = random_model(config, looping), tokens(3)
+    found = piecewise(Cache(model, 3, LENGTH), ids, sizes)
+    torch.testing.assert_close(found, model.hidden(ids), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_half_precision_is_as_near_as_it_can_be() -> None:
+    model, ids = random_model(SMALL, True), tokens(2)
+    exact = model.hidden(ids)
+    model.set_compute(torch.bfloat16, "plain")
+    whole = (model.hidden(ids).float() - exact).abs().max()
+    found = piecewise(Cache(model, 2, LENGTH), ids, [9, *[1] * (LENGTH - 9)])
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).abs().max() < 2 * whole
+
+
+@torch.no_grad()
+def test_a_short_row_is_one_padded_on_the_right() -> None:
+    model, ids = random_model(SMALL), tokens(2)
+    found = piecewise(Cache(model, 2, LENGTH), ids[:, :6], [4, 1, 1])
+    padded = torch.cat((ids[:, :6], torch.zeros(2, LENGTH - 6, dtype=torch.long)), 1)
+    torch.testing.assert_close(found, model.hidden(padded)[:, :6], atol=1e-5, rtol=0)
+    assert not torch.allclose(found, model.hidden(ids[:, :6]), atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_cache_can_be_used_again_and_follows_the_weights() -> None:
+    model, ids = random_model(SMALL, True), tokens(2)
+    cache = Cache(model, 2, LENGTH)
+    first = piecewise(cache, ids, [20, 1, 2])
+    assert torch.equal(piecewise(cache, ids, [20, 1, 2]), first)
+    model.blocks[0].mlp.fc.weight.mul_(2.0)  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(piecewise(cache, ids, [20, 3]), model.hidden(ids), atol=1e-5, rtol=0)
+
+
+def test_the_model_is_as_it_was_even_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(SMALL)
+    own = [block.attn.attend for block in model.blocks]
+    cache = Cache(model, 2, LENGTH)
+    cache.read(tokens(2, 3))
+    assert [block.attn.attend for block in model.blocks] == own
+    monkeypatch.setattr(model.blocks[1], "mlp", None)
+    with pytest.raises(TypeError):
+        cache.read(tokens(2, 3))
+    assert [block.attn.attend for block in model.blocks] == own
+
+
+@pytest.mark.parametrize(("rows", "count"), [(3, 1), (2, 0), (2, LENGTH)])
+def test_what_there_is_no_room_for(rows: int, count: int) -> None:
+    cache = Cache(random_model(SMALL), 2, LENGTH)
+    cache.read(tokens(2, 3))
+    with pytest.raises(ValueError, match="the cache has 2 rows of 23"):
+        cache.read(tokens(rows, count))

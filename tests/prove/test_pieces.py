@@ -1,0 +1,84 @@
+"""Any bytes become tokens and come back, whatever the tokenizer's normaliser does to texts."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairway.data.folder import DataFolder
+from fairway.data.tokens import Tokenizer
+from fairway.prove.pieces import Packer
+
+ODD = "\ufb01\u2581  a\r\n\u3000b\t \u00a0e\u0301 x\u200b\u0085y "
+text_like = st.lists(
+    st.one_of(st.text(max_size=8), st.sampled_from([" the model", "\r\n", "  ", ODD, " a", "1 2"])),
+    max_size=8,
+).map(lambda parts: "".join(parts).encode(errors="surrogatepass"))
+anything = st.lists(st.one_of(text_like, st.binary(max_size=9)), max_size=5).map(b"".join)
+
+
+@pytest.fixture(scope="module")
+def lossless(data_folder: Path) -> Packer:
+    return Packer(DataFolder.open(data_folder).tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folding() -> Packer:
+    """Return a packer for a tokenizer that normalises as SP8192 does."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the model reads the text and the token"] * 9),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        split_digits=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="nmt_nfkc",
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=3,
+    )
+    tokenizer = Tokenizer.from_bytes(model.getvalue())
+    assert not tokenizer.lossless
+    return Packer(tokenizer)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=anything)
+def test_bytes_come_back(lossless: Packer, folding: Packer, data: bytes) -> None:
+    for packer in (lossless, folding):
+        assert packer.unpack(packer.pack(data)) == data
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=anything, share=st.floats(0, 1))
+def test_tokens_may_be_cut_anywhere(lossless: Packer, data: bytes, share: float) -> None:
+    ids = lossless.pack(data)
+    at = int(share * len(ids))
+    assert lossless.unpack(ids[:at]) + lossless.unpack(ids[at:]) == data
+
+
+def test_every_byte_alone(lossless: Packer, folding: Packer) -> None:
+    every = bytes(range(256))
+    for packer in (lossless, folding):
+        assert all(packer.unpack(packer.pack(bytes([b]))) == bytes([b]) for b in every)
+        assert packer.unpack(packer.pack(every * 2)) == every * 2
+
+
+def test_plain_text_is_coded_as_the_model_knows_it(lossless: Packer, folding: Packer) -> None:
+    text = "the model reads the text and the token"
+    for packer in (lossless, folding):
+        known = packer._tokenizer.encode(text)
+        ids = packer.pack(text.encode())
+        assert len(ids) <= len(known) + 1
+        after = packer.pack(b"\xff\n" + text.encode())
+        assert np.array_equal(after[-5:], known[-5:])
+        spaced = packer.pack(b"\r\n  the model  reads\r\n")
+        assert np.isin(spaced, packer._tokenizer.byte_ids).sum() <= 4 + 2

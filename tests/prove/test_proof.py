@@ -1,0 +1,235 @@
+"""A text becomes a proof; a fresh process that has the artifact and the proof restores it."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fairway
+from fairway.config import RuntimeConfig
+from fairway.data.documents import Document
+from fairway.data.tokens import decode_documents, prove_bytes
+from fairway.errors import UserError
+from fairway.prove import container
+from fairway.prove.coding import Session, Sliding
+from fairway.prove.container import PROOF, coded_file, open_coded, open_file, stored_file
+from fairway.prove.machine import Machine
+from fairway.prove.proof import Account, first_bytes, prove, restore, written
+from fairway.prove.streams import cut_evenly
+
+RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
+LINES = [f"The model {n} reads a text.\nIt learns the token; caf\u00e9 {n * n}." for n in range(14)]
+DOCUMENTS = [
+    Document("a", "\n".join(LINES)),
+    Document("b", "  It is.\n"),
+    Document("c", "To bytes"),
+]
+
+
+def proof(artifact: Path, documents: list[Document], streams: int) -> tuple[bytes, Account]:
+    return prove(
+        artifact,
+        documents,
+        Sliding(),
+        limit_bytes=0,
+        streams=streams,
+        tokenizer=None,
+        runtime=RUNTIME,
+    )
+
+
+def changed(file: bytes, **fields: object) -> bytes:
+    """Return a proof whose header says something else, with a digest that fits."""
+    header, payload = open_coded(open_file(file)[1])
+    return coded_file(PROOF, dataclasses.replace(header, **fields), payload)
+
+
+@pytest.fixture(scope="module")
+def proven(artifact: Path) -> tuple[bytes, Account]:
+    return proof(artifact, DOCUMENTS, 3)
+
+
+def test_the_account_adds_up(proven: tuple[bytes, Account]) -> None:
+    file, account = proven
+    assert account.text_bytes == len("\n".join(LINES).encode()) + len("It is.") + len("To bytes")
+    assert (account.streams, account.file_bytes) == (3, len(file))
+    assert abs(account.coded_excess_bits) < 32
+    assert abs(account.quantisation_share) < 1e-5
+    assert abs(account.scorer_difference_share) < 1e-5
+    assert account.bits_per_byte == 8 * account.coded_bytes / account.text_bytes
+
+
+def test_a_fresh_process_restores_the_text(
+    proven: tuple[bytes, Account], artifact: Path, tmp_path: Path
+) -> None:
+    shutil.copy(artifact, tmp_path / "artifact.fwy")
+    (tmp_path / "proof.fwp").write_bytes(proven[0])
+    words = "prove --decode proof.fwp --artifact artifact.fwy --out text.jsonl --json"
+    ended = subprocess.run(
+        [sys.executable, "-m", "fairway.cli", *words.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(fairway.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["documents"] == 3
+    texts = [json.loads(line)["text"] for line in (tmp_path / "text.jsonl").open()]
+    assert texts == [document.text.strip() for document in DOCUMENTS]
+
+
+def test_one_document_is_restored_as_it_is(artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "p"
+    file.write_bytes(proof(artifact, DOCUMENTS[:1], 4)[0])
+    data, header = restore(file, artifact, None)
+    assert data.decode() == DOCUMENTS[0].text
+    assert header["joined"] == (False, True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (0, ["ab\u00e9", "c", "d"]),
+        (1, ["a"]),
+        (3, ["ab"]),
+        (4, ["ab\u00e9"]),
+        (5, ["ab\u00e9", "c"]),
+    ],
+)
+def test_a_text_is_cut_between_characters(limit: int, expected: list[str]) -> None:
+    documents = [Document(name, name) for name in ("ab\u00e9", "c", "d")]
+    assert list(first_bytes(documents, limit)) == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 400])
+def test_streams_keep_every_byte(session: Session, count: int) -> None:
+    tokenizer = session.language.tokenizer
+    ids = session.language.encode([d.text for d in DOCUMENTS]).astype(np.int64)
+    parts = cut_evenly(ids, count, tokenizer)
+    assert len(parts) <= count and min(len(part.ids) for part in parts) > 1
+    assert count > 2 or len(parts) == count
+    assert sum(prove_bytes(tokenizer, part.ids) for part in parts) == prove_bytes(tokenizer, ids)
+    whole = np.concatenate([part.ids[part.joined :] for part in parts])
+    assert decode_documents(tokenizer, whole) == decode_documents(tokenizer, ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("torch", "1.0"),
+        ("numpy", "1.0"),
+        ("processor", "abacus"),
+        ("instructions", "BEADS"),
+        ("gpu", "none such"),
+    ],
+)
+def test_another_machine_is_refused(
+    proven: tuple[bytes, Account], artifact: Path, tmp_path: Path, name: str, value: str
+) -> None:
+    header, _ = open_coded(open_file(proven[0])[1])
+    machine = dataclasses.replace(header.machine, **{name: value})
+    (tmp_path / "p").write_bytes(changed(proven[0], machine=machine))
+    with pytest.raises(UserError, match=f"p: it was coded with {name} {value}, here it is"):
+        restore(tmp_path / "p", artifact, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"artifact": "0" * 64}, "coded with the artifact 000000000000"),
+        ({"digest": "0" * 64}, "decoding gave other bytes"),
+        ({"fingerprint": "0" * 16}, "computes other numbers"),
+        ({"method": {"name": "slidng"}}, "did you mean 'sliding'"),
+        ({"method": {"name": "sliding", "x": 1}}, "unknown config field 'method.x'"),
+        ({"method": {}}, "names no method"),
+        ({"rows": 0}, "rows"),
+        ({"targets": (2**40, 1, 1)}, "tokens"),
+        ({"targets": (1,)}, "joins 3 of 1"),
+        ({"targets": (1, 1, "x")}, "not a whole number"),
+        ({"digest": 3}, "not a text"),
+    ],
+)
+def test_a_header_that_cannot_be(
+    proven: tuple[bytes, Account],
+    artifact: Path,
+    tmp_path: Path,
+    fields: dict[str, object],
+    told: str,
+) -> None:
+    (tmp_path / "p").write_bytes(changed(proven[0], **fields))
+    with pytest.raises(UserError, match=told):
+        restore(tmp_path / "p", artifact, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"threads": 0}, "settings of its arithmetic open"),
+        ({"dtype": "auto"}, "settings of its arithmetic open"),
+        ({"dtype": "int3"}, "choose one of"),
+        ({"device": "cuda", "gpu": "X9"}, "coded on the GPU X9, and torch sees no GPU here"),
+    ],
+)
+def test_arithmetic_that_cannot_be(
+    proven: tuple[bytes, Account],
+    artifact: Path,
+    tmp_path: Path,
+    fields: dict[str, object],
+    told: str,
+) -> None:
+    header, _ = open_coded(open_file(proven[0])[1])
+    machine: Machine = dataclasses.replace(header.machine, **fields)
+    (tmp_path / "p").write_bytes(changed(proven[0], machine=machine))
+    with pytest.raises(UserError, match=told):
+        restore(tmp_path / "p", artifact, None)
+
+
+def test_damage_is_noticed_before_anything_is_decoded(proven: tuple[bytes, Account]) -> None:
+    file = proven[0]
+    for at in range(0, len(file), 7):
+        with pytest.raises(UserError):
+            open_file(file[:at] + bytes([file[at] ^ 4]) + file[at + 1 :])
+        with pytest.raises(UserError):
+            open_file(file[:at])
+    with pytest.raises(UserError, match="damaged"):
+        open_file(file + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "too few for a header"),
+        (b"\xff" * 8, "claims 4294967295 bytes"),
+        (b"\x01\0\0\0\x05\0\0\0\x06", "does not hold the 5 bytes"),
+    ],
+)
+def test_bodies_that_nobody_wrote(body: bytes, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        open_coded(body)
+
+
+def test_headers_that_nobody_wrote() -> None:
+    for text, told in ((b"{", "not valid JSON"), (b'{"a":1}', "must have the fields")):
+        packed = container.compress(text, "brotli", 1)
+        lengths = len(packed).to_bytes(4, "little") + len(text).to_bytes(4, "little")
+        with pytest.raises(UserError, match=told):
+            open_coded(lengths + packed)
+
+
+def test_other_files_are_no_proofs(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "p").write_bytes(stored_file(b"abc"))
+    with pytest.raises(UserError, match="stored file; restore it with fairway decompress"):
+        restore(tmp_path / "p", artifact, None)
+    with pytest.raises(UserError, match="not written by fairway"):
+        restore(artifact, artifact, None)
+
+
+def test_what_is_written() -> None:
+    assert written(["a\nb"]) == b"a\nb"
+    assert written(["a\nb", "\u00e9"]) == '{"text": "a\\nb"}\n{"text": "\u00e9"}\n'.encode()
