@@ -191,14 +191,16 @@ class TttConfig:
     momentum: float = opt(0.9, "sgd: momentum, kept from chunk to chunk", lo=0.0, hi=0.9999)
     grad_clip: float = opt(1.0, "sgd: bound on the gradient norm; 0 is off", lo=0.0)
     batch_seqs: int = opt(32, "sgd: most sequences per step", lo=1, hi=65_536)
-    confidence: bool = opt(False, "sgd: weigh tokens by cost / mean cost, within 1/3 to 3 (ConfTTT)")
+    confidence: bool = opt(False, "sgd: weigh tokens by cost over mean, 1/3 to 3 (ConfTTT)")
     lora_targets: str = opt(
         "q k v o mlp head", "lora: what has adapters, out of q k v o mlp head; order is free"
     )
     lora_rank: int = opt(96, "lora: rank of every adapter", lo=1, hi=4096)
     lora_alpha: float = opt(144.0, "lora: adapters are scaled by alpha / rank", lo=0.0, hi=1e6)
     lora_lr: float = opt(1e-4, "lora: AdamW learning rate", lo=0.0, hi=1.0)
-    lora_beta2: float = opt(0.999, "lora: AdamW second-moment decay; the first is 0", lo=0.0, hi=1.0)
+    lora_beta2: float = opt(
+        0.999, "lora: AdamW second-moment decay; the first is 0", lo=0.0, hi=1.0
+    )
     lora_eps: float = opt(1e-10, "lora: AdamW epsilon", lo=1e-20, hi=1.0)
     lora_wd: float = opt(1.0, "lora: AdamW decoupled weight decay", lo=0.0, hi=1000.0)
     lora_chunks: str = opt(
@@ -494,7 +496,9 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
     targets = ttt.lora_targets.split()
     for target in targets:
         if target not in LORA_TARGETS:
-            raise UserError(unknown_name("adapter target in ttt.lora_targets", target, LORA_TARGETS))
+            raise UserError(
+                unknown_name("adapter target in ttt.lora_targets", target, LORA_TARGETS)
+            )
     if not targets or len(set(targets)) < len(targets):
         raise UserError(
             f"ttt.lora_targets '{ttt.lora_targets}' must name some of "
@@ -516,7 +520,12 @@ def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:
         size, at, end = word.partition("@")
         last = word is words[-1]
         digits = size.isdigit() and (end.isdigit() if at else True)
-        if not digits or int(size) < 1 or bool(at) == last or (found and at and _not_after(found, end)):
+        if (
+            not digits
+            or int(size) < 1
+            or bool(at) == last
+            or (found and at and _not_after(found, end))
+        ):
             break
         found.append((int(size), int(end) if at else None))
     if not words or len(found) < len(words):

@@ -33,6 +33,7 @@ from fairway.results import compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
 from fairway.score.ledger import Score, Text
 from fairway.score.sliding import evaluate, text_of
+from fairway.score.ttt import evaluate_ttt
 from fairway.score.windows import usable_targets
 from fairway.stages import RunFolder, key_of
 from fairway.steps import STEPS, Say, read_steps
@@ -397,6 +398,10 @@ class Pipeline:
         artifact = load(self.folder.file(ARTIFACT), plan=plan).model
         self._score_stage("quantised", ARTIFACT, text, lambda: artifact)
         self._score_stage("sliding", ARTIFACT, text, lambda: artifact, sliding=True)
+        if self.config.ttt.method != "off":
+            self._score_ttt(text, plan)
+        elif self.ranks.first:
+            self.folder.forget("score.ttt")
         if self.ranks.first:
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
@@ -410,17 +415,8 @@ class Pipeline:
     def _score_stage(
         self, name: str, file: str, text: Text, model: Callable[[], GPT], sliding: bool = False
     ) -> None:
-        key = key_of(
-            digest_file(self.folder.file(file)),
-            digest_bytes(np.asarray(text.ids).tobytes()),
-            to_dict(self.config.score),
-            self.config.seed,
-            self.plan().as_dict(),
-        )
-
-        def work() -> dict[str, Any]:
-            start_s = time.perf_counter()
-            score: Score = evaluate(
+        def work() -> tuple[Score, dict[str, Any]]:
+            score = evaluate(
                 model(),
                 text,
                 self.config.score,
@@ -429,10 +425,63 @@ class Pipeline:
                 description=f"score {name}",
                 ranks=self.ranks,
             )
+            return score, {}
+
+        self._scored(name, file, text, {}, work)
+
+    def _score_ttt(self, text: Text, plan: Plan) -> None:
+        """Score the artifact as it learns from what is scored: read anew, since it changes."""
+        ttt = self.config.ttt
+
+        def work() -> tuple[Score, dict[str, Any]]:
+            found = evaluate_ttt(
+                load(self.folder.file(ARTIFACT), plan=plan).model,
+                text,
+                self.config.score,
+                ttt,
+                seed=self.config.seed,
+                description=f"score {ttt.method}",
+                ranks=self.ranks,
+            )
+            if found.changes:
+                self.say(f"ttt: to stay within {ttt.budget_s:.0f} s, {', '.join(found.changes)}")
+            if found.seconds > ttt.budget_s:
+                self.say(
+                    f"over budget: test-time training took {found.seconds:.0f} s of "
+                    f"{ttt.budget_s:.0f} s; raise ttt.budget_s or do less"
+                )
+            times = {"estimate_s": found.estimate_s, "budget_s": ttt.budget_s}
+            facts = {"method": ttt.method, "changes": list(found.changes), **times}
+            return found.score, facts
+
+        self._scored("ttt", ARTIFACT, text, to_dict(ttt), work)
+
+    def _scored(
+        self,
+        name: str,
+        file: str,
+        text: Text,
+        settings: dict[str, Any],
+        evaluate_it: Callable[[], tuple[Score, dict[str, Any]]],
+    ) -> None:
+        """Run a stage that scores a file of this folder; `settings` are those it has to itself."""
+        key = key_of(
+            digest_file(self.folder.file(file)),
+            digest_bytes(np.asarray(text.ids).tobytes()),
+            to_dict(self.config.score),
+            self.config.seed,
+            self.plan().as_dict(),
+            *([settings] if settings else []),
+        )
+
+        def work() -> dict[str, Any]:
+            start_s = time.perf_counter()
+            score, facts = evaluate_it()
             seconds = time.perf_counter() - start_s
             self.say(f"{name:>9}: {score.bpb:.4f} bpb ({units.duration(seconds)})")
             scored = digest_file(self.folder.file(file))
-            return {**dataclasses.asdict(score), "seconds": seconds, "file_digest": scored}
+            account = {**dataclasses.asdict(score), "seconds": seconds, "file_digest": scored}
+            return {**account, **facts}
 
         stage = f"score.{name}"
         due = self._is_due(stage, key)

@@ -105,6 +105,11 @@ class RunFolder:
         self.memory[name] = value
         write_json(self.path / MEMORY, {**self.memory, "digest": _digest(self.memory)})
 
+    def forget(self, stage: str) -> None:
+        """Drop what is known of a stage that is no longer asked for."""
+        stages = {name: kept for name, kept in self.memory["stages"].items() if name != stage}
+        self.remember("stages", stages)
+
     def facts(self, stage: str) -> dict[str, Any] | None:
         """Return the facts of a finished stage, or None."""
         record = self.memory["stages"].get(stage)

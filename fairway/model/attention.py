@@ -81,6 +81,38 @@ def flash(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
         return sdpa(q_BHTK, k_BGTK, v_BGTK)
 
 
+def flash_in_order(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+    """Return what `flash` returns; its gradients are added up in the same order every time."""
+    y_BHTK: Tensor = _InOrder.apply(flash, q_BHTK, k_BGTK, v_BGTK)  # type: ignore[no-untyped-call]
+    return y_BHTK
+
+
+class _InOrder(torch.autograd.Function):
+    """Attention whose way back alone runs under PyTorch's demand for repeatable results.
+
+    As a demand on the whole model it would refuse operations that repeat their bits anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, attend: Attention, *qkv: Tensor) -> Tensor:
+        inputs = tuple(z.detach().requires_grad_() for z in qkv)
+        with torch.enable_grad():
+            y_BHTK = attend(*inputs)
+        ctx.inputs, ctx.output = inputs, y_BHTK
+        return y_BHTK.detach()
+
+    @staticmethod
+    def backward(ctx: Any, dy_BHTK: Tensor) -> tuple[Tensor | None, ...]:
+        asked = torch.are_deterministic_algorithms_enabled()
+        only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            gradients = torch.autograd.grad(ctx.output, ctx.inputs, dy_BHTK)
+        finally:
+            torch.use_deterministic_algorithms(asked, warn_only=only_warned)
+        return None, *gradients
+
+
 def efficient(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
     """Return the same through the one fused GPU kernel that also takes float32.
 

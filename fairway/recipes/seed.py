@@ -15,6 +15,7 @@ from fairway.config import (
     QuantConfig,
     ScoreConfig,
     TrainConfig,
+    TttConfig,
 )
 
 
@@ -43,6 +44,15 @@ def pr1858() -> Config:
         quant=_quant(),
         pack=PackConfig(codec="brotli", shuffle=2, limit_bytes=16_000_000, code_bytes=20_177),
         score=ScoreConfig(seq_len=2048, stride=64, batch_windows=32, truncate=True),
+        ttt=TttConfig(
+            method="sgd",
+            budget_s=600.0,
+            chunk_tokens=32_768,
+            epochs=2,
+            lr=0.005,
+            momentum=0.9,
+            grad_clip=1.0,
+        ),
     )
 
 
@@ -123,11 +133,15 @@ def _quant() -> QuantConfig:
 def pr1493() -> Config:
     """#1493's record runs, the base of #1858: one system, with fewer bytes of code beside it.
 
-    The logs' settings are equal. Test-time training, which neither recipe has, took 3 epochs per
-    chunk there and 2 in #1858.
+    The logs' settings are equal but for test-time training: 3 epochs per chunk there, 2 in #1858.
     """
     base = pr1858()
-    return replace(base, recipe="pr1493", pack=replace(base.pack, code_bytes=16_594))
+    return replace(
+        base,
+        recipe="pr1493",
+        pack=replace(base.pack, code_bytes=16_594),
+        ttt=replace(base.ttt, epochs=3),
+    )
 
 
 def pr1858_proxy() -> Config:

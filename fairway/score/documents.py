@@ -7,6 +7,7 @@ needs a document's length before its last chunk: a decoder, which sees the end w
 arrives at the same events.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def documents(ids: NDArray[np.integer], targets: int) -> list[range]:
     """Return the positions of every document; text before a first BOS is a document too."""
     starts = np.flatnonzero(np.asarray(ids[:targets]) == BOS_ID).tolist()
     bounds = [*([] if starts[:1] == [0] else [0]), *starts, targets]
-    return [range(first, end) for first, end in zip(bounds, bounds[1:], strict=False)]
+    return [range(first, end) for first, end in itertools.pairwise(bounds)]
 
 
 def chunk_bounds(config: TttConfig, length: int) -> Iterator[tuple[int, int]]:
@@ -74,9 +75,7 @@ def batches(found: Sequence[range], config: TttConfig, seq_len: int) -> list[Bat
     return made
 
 
-def _steps(
-    group: tuple[range, ...], config: TttConfig, seq_len: int, index: int
-) -> Iterator[Step]:
+def _steps(group: tuple[range, ...], config: TttConfig, seq_len: int, index: int) -> Iterator[Step]:
     for first, end in chunk_bounds(config, max(map(len, group))):
         rows = tuple(n for n, document in enumerate(group) if len(document) > first)
         going_on = tuple(n for n in rows if len(group[n]) > end)

@@ -11,23 +11,25 @@ how to learn from it.
 Shapes: B documents, T positions of a window, C positions of a chunk, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairway.config import ScoreConfig, TttConfig
+from fairway.errors import LedgerError
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
 from fairway.progress import progress
 from fairway.runtime import Ranks
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
-from fairway.score.ledger import Context, FloatArray, IntArray, Ledger, LedgerError, Score, Span, Text
-from fairway.score.sgd import Sgd, chunk_rate
+from fairway.score.ledger import Context, FloatArray, IntArray, Ledger, Score, Span, Text
 from fairway.score.repeat import repeatable
+from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
 from fairway.score.sliding import ALONE, evaluating
 from fairway.score.windows import usable_targets
@@ -68,8 +70,8 @@ class AdamW:
         """Decay, then move against the gradients; clear them."""
         config = self.config
         self._steps += 1
-        grads = [value.grad for value in self.values]
-        assert all(grad is not None for grad in grads), "an adapter received no gradient"
+        grads = [value.grad for value in self.values if value.grad is not None]
+        assert len(grads) == len(self.values), "an adapter received no gradient"
         torch._foreach_mul_(self._squares, config.lora_beta2)
         torch._foreach_addcmul_(self._squares, grads, grads, 1.0 - config.lora_beta2)
         unbiased = 1.0 - config.lora_beta2**self._steps
@@ -270,14 +272,12 @@ def evaluate_lora(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
-    after: Callable[[Batch], None] | None = None,
 ) -> Score:
     """Return the score of a model whose adapters learn every document as it is scored.
 
     The plain path runs, whatever the model's kernels. Without phases the model's weights stay as
     they are. Batches belong to lanes and lanes to `ranks`, so that the score does not depend on
-    their number. `after` is called when a batch is done. Raises LedgerError if the account does
-    not add up.
+    their number. Raises LedgerError if the account does not add up.
     """
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     if config.lora_sort:
@@ -294,34 +294,46 @@ def evaluate_lora(
         side_by_side=True,
     )
     state = _Lora(model, ledger, score, config, seed, {})
-    numbers = [batch.index for batch in own]
-    events = plan[-1].steps[-1].event.index + 1
-    bounds = [0, *(len(plan) * n // (config.lora_phases + 1) for n in range(1, config.lora_phases + 1)), len(plan)]
-    fused, model.fused = model.fused, None
-    grads = [weight.requires_grad for weight in model.parameters()]
-    try:
-        with evaluating(model), repeatable(model), progress(description, ledger.remaining) as advance:
-            for first, end in zip(bounds, bounds[1:], strict=False):
-                if first:
-                    _phase(state, plan[first - 1].positions.stop, ranks)
-                model.requires_grad_(False)
+    with evaluating(model), repeatable(model), progress(description, ledger.remaining) as advance:
+        for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
+            if first:
+                _phase(state, plan[first - 1].positions.stop, ranks)
+            with frozen_weights(model):
                 for batch in own:
                     if first <= batch.index < end:
                         state.run(batch, advance)
-                        if after is not None:
-                            after(batch)
-            return ledger.finish(gathering(ranks, numbers, len(plan), events))
+    events = plan[-1].steps[-1].event.index + 1
+    numbers = [batch.index for batch in own]
+    return ledger.finish(gathering(ranks, numbers, len(plan), events))
+
+
+def phase_bounds(count: int, phases: int) -> list[int]:
+    """Return 0, the numbers of the batches before which all weights learn, and `count`.
+
+    They divide the batches evenly; where there are fewer batches than that, so are phases.
+    """
+    inner = {count * n // (phases + 1) for n in range(1, phases + 1)} - {0}
+    return [0, *sorted(inner), count]
+
+
+@contextmanager
+def frozen_weights(model: GPT) -> Iterator[None]:
+    """While this lasts, a model takes its plain path and its weights want no gradients."""
+    fused, model.fused = model.fused, None
+    wanted = [weight.requires_grad for weight in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
     finally:
         model.fused = fused
-        for weight, needed in zip(model.parameters(), grads, strict=True):
+        for weight, needed in zip(model.parameters(), wanted, strict=True):
             weight.requires_grad_(needed)
 
 
 def _phase(state: _Lora, end: int, ranks: Ranks) -> None:
     """Let all weights learn from the text scored so far, by chunks, with fresh momentum."""
-    config, model = state.config, state.model
-    model.requires_grad_(True)
-    learner = Sgd(model, config, state.score.seq_len, ranks)
+    config = state.config
+    learner = Sgd(state.model, config, state.score.seq_len, ranks)
     firsts = range(0, end, config.chunk_tokens)
     for index, first in enumerate(firsts):
         lesson = state.ledger.lesson(first, min(first + config.chunk_tokens, end), ranks.total)

@@ -8,7 +8,7 @@ Shapes: B sequences, T = seq_len, N = B T positions, D width.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,7 +83,7 @@ class Sgd:
 
     def __init__(self, model: GPT, config: TttConfig, seq_len: int, ranks: Ranks = ALONE) -> None:
         self.model, self.config, self.seq_len, self.ranks = model, config, seq_len, ranks
-        self.weights = [weight for weight in model.parameters()]
+        self.weights = list(model.parameters())
         self.optimiser = torch.optim.SGD(self.weights, lr=config.lr, momentum=config.momentum)
 
     def learn(self, lesson: Lesson, lr: float, epochs: int) -> None:
@@ -100,6 +100,15 @@ class Sgd:
                 self._step(lesson, range(first, min(first + self.config.batch_seqs, count)))
 
     def _step(self, lesson: Lesson, sequences: range) -> None:
+        self.gradients(lesson, sequences)
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
+        self.optimiser.step()
+        # Whoever keeps copies of weights (`model.fused`) watches their versions.
+        torch.autograd.graph.increment_version(self.weights)
+
+    def gradients(self, lesson: Lesson, sequences: range) -> None:
+        """Compute the gradients of the mean loss of some sequences, summed over the processes."""
         own = [sequences[n] for n in share(len(sequences), self.ranks)]
         for weight in self.weights:
             weight.grad = None
@@ -109,11 +118,6 @@ class Sgd:
                 loss = self._mean_loss(lesson, rows) * (len(rows) / len(sequences))
                 loss.backward()  # type: ignore[no-untyped-call]
         self._add_gradients()
-        if self.config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
-        self.optimiser.step()
-        # Whoever keeps copies of weights (`model.fused`) watches their versions.
-        torch.autograd.graph.increment_version(self.weights)
 
     def _mean_loss(self, lesson: Lesson, rows: list[int]) -> Tensor:
         ids_BT, targets_BT = (self._rows(ids, rows) for ids in (lesson.inputs, lesson.targets))
@@ -153,13 +157,12 @@ def evaluate_sgd(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
-    after: Callable[[Chunk], None] | None = None,
 ) -> Score:
     """Return the score of a model that learns every chunk once it is scored.
 
     The model's weights change; load it anew for another evaluation. All `ranks` call this alike:
-    each scores a share of a chunk's events, then all learn the whole chunk together. `after` is
-    called when a chunk is done. Raises LedgerError if the account does not add up.
+    each scores a share of a chunk's events, then all learn the whole chunk together. Raises
+    LedgerError if the account does not add up.
     """
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     plan = list(chunks(targets, score, config.chunk_tokens))
@@ -176,8 +179,6 @@ def evaluate_sgd(
                 lesson = ledger.lesson(chunk.first, chunk.end, ranks.total)
                 rate = chunk_rate(config.lr, chunk.index, len(plan))
                 learner.learn(lesson, rate, config.epochs)
-            if after is not None:
-                after(chunk)
         return ledger.finish(gather)
 
 
@@ -209,4 +210,3 @@ def _shared_ledger(
     )
     count = sum(len(chunk.events) for chunk in plan)
     return ledger, gathering(ranks, numbers, len(plan) * ranks.world, count)
-

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairway.config import ScoreConfig
 from fairway.data.tokens import ByteTable, Ids, token_bytes
+from fairway.errors import LedgerError
 from fairway.model.gpt import GPT
 from fairway.runtime import Ranks
 from fairway.score.ledger import (
@@ -20,7 +21,6 @@ from fairway.score.ledger import (
     FloatArray,
     IntArray,
     Ledger,
-    LedgerError,
     Receipt,
     Score,
     Span,

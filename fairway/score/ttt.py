@@ -1,0 +1,202 @@
+"""Test-time training inside a time budget: estimated before it starts, timed as it runs.
+
+What the estimate measures, scores and learns is all inside the timed region. An estimate above the
+budget is refused with its numbers, or less is done, if `ttt.over_budget` says so, and what changed
+is told.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fairway.config import ScoreConfig, TttConfig, lora_chunks
+from fairway.errors import UserError
+from fairway.model.adapters import Adapters
+from fairway.model.gpt import GPT
+from fairway.runtime import Ranks
+from fairway.score.documents import Step, batches, documents
+from fairway.score.ledger import Context, Lesson, Score, Text
+from fairway.score.lora import Documents, evaluate_lora, frozen_weights
+from fairway.score.repeat import repeatable
+from fairway.score.sgd import Sgd, chunks, evaluate_sgd
+from fairway.score.sliding import ALONE, FrozenPredictor, evaluating
+from fairway.score.windows import Event, Window, usable_targets
+
+
+@dataclass(frozen=True, slots=True)
+class Budgeted:
+    """A score, the settings it was made with, and its seconds beside the estimate."""
+
+    score: Score
+    windows: ScoreConfig
+    config: TttConfig
+    estimate_s: float
+    seconds: float
+    changes: tuple[str, ...]
+
+
+def evaluate_ttt(
+    model: GPT,
+    text: Text,
+    score: ScoreConfig,
+    config: TttConfig,
+    *,
+    seed: int,
+    description: str,
+    ranks: Ranks = ALONE,
+) -> Budgeted:
+    """Return the score under `config.method`, which must not be off.
+
+    Raises UserError, before anything is scored, for an estimate above the budget that may not
+    shrink or cannot.
+    """
+    start_s = time.perf_counter()
+    score, config, estimate_s, changes = _within_budget(model, text, score, config, ranks)
+    evaluate = {"sgd": evaluate_sgd, "lora": evaluate_lora}[config.method]
+    found = evaluate(model, text, score, config, seed=seed, description=description, ranks=ranks)
+    seconds = time.perf_counter() - start_s
+    return Budgeted(found, score, config, estimate_s, seconds, changes)
+
+
+def _within_budget(
+    model: GPT, text: Text, score: ScoreConfig, config: TttConfig, ranks: Ranks
+) -> tuple[ScoreConfig, TttConfig, float, tuple[str, ...]]:
+    changes: list[str] = []
+    while True:
+        estimate_s = ranks.broadcast(estimate(model, text, score, config, ranks))
+        if estimate_s <= config.budget_s:
+            return score, config, estimate_s, tuple(changes)
+        less = shrunk(score, config) if config.over_budget == "shrink" else None
+        if less is None:
+            how = " even at its smallest" if changes else ""
+            raise UserError(
+                f"test-time training would take about {estimate_s:.0f} s{how}, and ttt.budget_s is "
+                f"{config.budget_s:.0f}; raise it, set ttt.over_budget=shrink, or ttt.method=off"
+            )
+        score, config, change = less
+        changes.append(change)
+
+
+def shrunk(score: ScoreConfig, config: TttConfig) -> tuple[ScoreConfig, TttConfig, str] | None:
+    """Return settings that do less, and what was changed; None if nothing less is known.
+
+    Weights first learn in one epoch, then windows stride further. Documents are learned in larger
+    chunks.
+    """
+    if config.method == "lora":
+        sizes = lora_chunks(config)
+        if 2 * max(size for size, _ in sizes) > score.seq_len:
+            return None
+        words = [f"{2 * n}@{end}" if end is not None else f"{2 * n}" for n, end in sizes]
+        text = " ".join(words)
+        return score, replace(config, lora_chunks=text), f"ttt.lora_chunks={text}"
+    if config.epochs > 1:
+        return score, replace(config, epochs=1), "ttt.epochs=1"
+    if 2 * score.stride > score.seq_len or score.seq_len % (2 * score.stride):
+        return None
+    stride = 2 * score.stride
+    return replace(score, stride=stride), config, f"score.stride={stride}"
+
+
+# ---------------------------------------------------------------------------------------------
+# Estimates
+
+
+def estimate(
+    model: GPT, text: Text, score: ScoreConfig, config: TttConfig, ranks: Ranks = ALONE
+) -> float:
+    """Return the seconds that an evaluation would take here, from a few timed pieces of it."""
+    targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
+    with evaluating(model):
+        if config.method == "lora":
+            return _estimate_lora(model, text, targets, score, config, ranks)
+        return _estimate_sgd(model, targets, score, config, ranks)
+
+
+def _estimate_sgd(
+    model: GPT, targets: int, score: ScoreConfig, config: TttConfig, ranks: Ranks
+) -> float:
+    plan = list(chunks(targets, score, config.chunk_tokens))
+    events = sum(len(chunk.events) for chunk in plan)
+    sequences = min(config.chunk_tokens // score.seq_len, 2)
+    predictor = FrozenPredictor(model, score.seq_len)
+    event = _dummy(score.batch_windows, score.seq_len, min(score.stride, score.seq_len))
+    zeros = np.zeros(len(event.event.positions), np.int64)
+    event_s = _seconds(lambda: predictor.predict(event).log_prob(zeros))
+    if len(plan) == 1:
+        return events * event_s / ranks.world
+    ids = np.zeros(sequences * score.seq_len, np.int64)
+    learner = Sgd(model, config, score.seq_len)
+    lesson = Lesson(ids, ids, np.ones(len(ids)))
+    learn_s = _seconds(lambda: learner.gradients(lesson, range(sequences)))
+    steps = (len(plan) - 1) * config.epochs * (config.chunk_tokens // score.seq_len) / sequences
+    return (events * event_s + steps * learn_s) / ranks.world
+
+
+def _estimate_lora(
+    model: GPT, text: Text, targets: int, score: ScoreConfig, config: TttConfig, ranks: Ranks
+) -> float:
+    plan = batches(documents(text.ids, targets), config, score.seq_len)
+    steps = [step for batch in plan for step in batch.steps]
+    few, many = 1, min(config.lora_documents, max(len(step.rows) for step in steps))
+    length = min(score.seq_len, max(step.end for step in steps))
+    size = min(length, steps[0].end)
+    sizes = ((few, size), (many, max(size, length // 2)))
+    small_s, large_s = (_lora_step(model, score, config, rows, T, size) for rows, T in sizes)
+    (small, large) = (rows * T for rows, T in sizes)
+    per_token_s = max(0.0, large_s - small_s) / max(1, large - small)
+    per_step_s = max(0.0, small_s - small * per_token_s)
+    tokens = sum(_tokens(step, score.seq_len) for step in steps)
+    return (len(steps) * per_step_s + tokens * per_token_s) / ranks.world
+
+
+def _tokens(step: Step, seq_len: int) -> int:
+    return len(step.rows) * min(step.end, seq_len)
+
+
+def _lora_step(
+    model: GPT, score: ScoreConfig, config: TttConfig, rows: int, length: int, size: int
+) -> float:
+    """Return the seconds of scoring and learning the last `size` positions of some windows."""
+    adapters = Adapters(
+        model, config.lora_targets.split(), config.lora_rank, config.lora_alpha, rows
+    )
+    adapters.draw(torch.Generator().manual_seed(0))
+    lane = Documents(model, adapters, config, score.seq_len)
+    context = _dummy(rows, length, size)
+    targets = np.zeros(rows * size, np.int64)
+
+    def work() -> None:
+        lane.start(rows)
+        dist = lane.predict(context)
+        dist.log_prob(targets)
+        lane.learn(dist, dist.rectangle(targets), list(range(rows)))
+
+    with frozen_weights(model), repeatable(model):
+        return _seconds(work)
+
+
+def _dummy(rows: int, length: int, scored: int) -> Context:
+    """Return windows of zeros, whose last `scored` positions are asked for."""
+    windows = tuple(
+        Window(row * length, (row + 1) * length, (row + 1) * length - scored) for row in range(rows)
+    )
+    return Context(Event(0, windows), {window: np.zeros(length, np.int64) for window in windows})
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the seconds of some work, done once before it is timed."""
+    work()
+    _settle()
+    start_s = time.perf_counter()
+    work()
+    _settle()
+    return time.perf_counter() - start_s
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
