@@ -169,7 +169,7 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TttConfig:
-    """Score-first test-time training: whole weights by chunks (#1413), or LoRA by documents (#1530).
+    """Score-first test-time training: all weights by chunks (#1413), or LoRA by documents (#1530).
 
     Both learn from a token only after its cost is on record, and must end within `budget_s`.
     """

@@ -24,8 +24,8 @@ from fairway.stages import RunFolder
 from fairway.steps import STEPS, read_steps
 from fairway.train import CHECKPOINT
 
-SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding"}
-AFTER_PACKING = {"score.quantised", "score.sliding", "samples"}
+SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding", "score.ttt"}
+AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", "samples"}
 ALL = {"train", "pack", "baselines", *SCORES, "samples"}
 Tiny = Callable[..., Config]
 
@@ -67,6 +67,8 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
         ("quant.matrix_sigmas=5", {"pack", *AFTER_PACKING}),
         ("pack.codec=lzma", {"pack", *AFTER_PACKING}),
         # The artifact carries how it is meant to be scored.
+        ("ttt.lr=0.01", {"score.ttt"}),
+        ("ttt.method=lora", {"score.ttt"}),
         ("score.stride=32", {"pack", *SCORES, "samples"}),
         ("data.val_bytes=1000", {*SCORES, "baselines", "samples"}),
         ("train.steps=2", ALL - {"baselines"}),
@@ -76,6 +78,11 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
 )
 def test_what_a_setting_repeats(tiny: Tiny, run: Path, change: str, repeated: set[str]) -> None:
     assert repeated_by(tiny(change), run) == repeated
+
+
+def test_a_score_that_is_no_longer_asked_for_is_forgotten(tiny: Tiny, run: Path) -> None:
+    assert repeated_by(tiny("ttt.method=off"), run) == set()
+    assert "score.ttt" not in RunFolder(run).memory["stages"]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +169,8 @@ SCHEMA: dict[str, set[str]] = {
     },
     "model": {"parameters"},
     "train": {"looping", "steps", "tokens", "seconds", "tokens_per_s", "final_loss"},
-    "stages": {"raw", "ema", "quantised", "sliding"},
+    "stages": {"raw", "ema", "quantised", "sliding", "ttt"},
+    "stages.ttt": {*STAGE, "method", "changes", "estimate_s", "budget_s"},
     **{f"stages.{name}": STAGE for name in ("raw", "ema", "quantised", "sliding")},
     "artifact": {"bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "sections"},
     "baselines": {"xz", "brotli", "zstd"},

@@ -1,0 +1,87 @@
+"""Adapters: zeros change nothing, and what they add is what the formula says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import TINY, alive
+
+from fairway.config import LORA_TARGETS
+from fairway.model.adapters import Adapters
+from fairway.model.gpt import GPT
+
+IDS_BT = torch.randint(0, 260, (3, 7), generator=torch.Generator().manual_seed(0))
+
+
+def adapters_of(model: GPT, targets: tuple[str, ...]) -> tuple[Adapters, list[torch.Tensor]]:
+    adapters = Adapters(model, targets, 4, 6.0, 3)
+    adapters.draw(torch.Generator().manual_seed(3))
+    return adapters, adapters.fresh(3)
+
+
+def logits(model: GPT, adapters: Adapters, ids_BT: torch.Tensor) -> torch.Tensor:
+    with adapters.attached():
+        states_BTD = model.hidden(ids_BT)
+    return model.logits(states_BTD, adapters.added("head", 0, states_BTD))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("smear", [False, True])
+def test_zero_adapters_are_the_model_itself(dtype: torch.dtype, smear: bool) -> None:
+    model = alive(replace(TINY, smear=smear))
+    model.set_compute(dtype, "plain")
+    adapters, values = adapters_of(model, LORA_TARGETS)
+    adapters.use(values)
+    assert torch.equal(logits(model, adapters, IDS_BT), model.logits(model.hidden(IDS_BT)))
+
+
+@pytest.mark.parametrize("target", LORA_TARGETS)
+def test_each_target_learns_alone_and_rows_do_not_mix(target: str) -> None:
+    model = alive()
+    adapters, values = adapters_of(model, (target,))
+    values[1][:, 1] = torch.randn(values[1][:, 1].shape, generator=torch.Generator().manual_seed(4))
+    adapters.use(values)
+    plain, changed = model.logits(model.hidden(IDS_BT)), logits(model, adapters, IDS_BT)
+    assert torch.equal(plain[[0, 2]], changed[[0, 2]])
+    assert not torch.allclose(plain[1], changed[1])
+    # The first position attends to itself alone, but q and k of it cannot matter then.
+    if target in ("q", "k"):
+        torch.testing.assert_close(plain[1, 0], changed[1, 0])
+
+
+@pytest.mark.parametrize("target", ["q", "k", "v"])
+def test_one_adapter_equals_a_changed_matrix(target: str) -> None:
+    # With the same product in all visits of a block, W + scale B A does the same.
+    model = alive(replace(TINY, loop_extra=0))
+    adapters, values = adapters_of(model, (target,))
+    values[1].normal_(generator=torch.Generator().manual_seed(5))
+    adapters.use([value[:, :1] for value in values])
+    found = logits(model, adapters, IDS_BT[:1])
+    with torch.no_grad():
+        for layer, block in enumerate(model.blocks):
+            weight = getattr(block.attn, f"c_{target}").weight
+            weight += 1.5 * values[1][layer, 0] @ values[0][layer, 0]
+    torch.testing.assert_close(found, model.logits(model.hidden(IDS_BT[:1])), rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_leave_nothing_behind() -> None:
+    model = alive()
+    adapters, values = adapters_of(model, LORA_TARGETS)
+    before = model.hidden(IDS_BT)
+    values[1].fill_(1.0)
+    adapters.use(values)
+    with adapters.attached():
+        assert not torch.equal(before, model.hidden(IDS_BT))
+    assert torch.equal(before, model.hidden(IDS_BT))
+
+
+def test_only_the_inner_matrices_are_kept() -> None:
+    model = alive()
+    adapters, values = adapters_of(model, ("v", "head"))
+    for value in values:
+        value[:, 2] += 1.0
+    adapters.save([2], [value[:, 2:] for value in values])
+    again = adapters.fresh(3)
+    for kept, value in zip(again[::2], values[::2], strict=True):
+        assert torch.equal(kept, value)
+    assert not any(outer.any() for outer in again[1::2])

@@ -1,0 +1,22 @@
+"""A tiny model whose every part matters: all weights away from their initial values."""
+
+import torch
+
+from fairway.config import ModelConfig
+from fairway.model.gpt import GPT, build
+
+TINY = ModelConfig(
+    vocab_size=260, num_layers=3, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
+    xsa_layers=3, parallel_from=2, loop_first=1, loop_last=1, loop_extra=1,
+)  # fmt: skip
+
+
+def alive(config: ModelConfig = TINY) -> GPT:
+    """Return the model in float32, looping."""
+    model = build(config, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    model.set_looping(True)
+    return model
