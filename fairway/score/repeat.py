@@ -13,8 +13,7 @@ def repeatable(model: GPT) -> Iterator[None]:
     """While this lasts, gradients of a model are added up in a fixed order.
 
     CPUs need nothing. On a GPU fast attention adds up the gradient of the queries in whatever order
-    its programs finish; PyTorch's FlashAttention has a fixed order for those who ask, and does not
-    plan anew for every shape of a batch, as cuDNN's kernel does.
+    its programs finish; PyTorch's FlashAttention has a fixed order for those who ask.
     """
     attentions = [cast(Block, block).attn for block in model.blocks]
     before = [attn.attend for attn in attentions]

@@ -110,6 +110,30 @@ def test_gpu_backend_equals_plain_in_float64(name: str, shape: Shape, dtype: tor
         assert got.dtype == dtype and off(got, want) <= tolerance
 
 
+def test_in_order_asks_for_repeatable_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # flash is a GPU's kernel; here the one that PyTorch picks for the CPU takes its place.
+    asked: list[bool] = []
+
+    def watched(*qkv: Tensor) -> Tensor:
+        y = attention.sdpa(*qkv)
+        y.register_hook(lambda _: asked.append(torch.are_deterministic_algorithms_enabled()))
+        return y
+
+    monkeypatch.setattr(attention, "flash", watched)
+    values = fused_views((2, 6, 3, 7, 16))
+    found, wanted = with_gradients(attention.flash_in_order, values), with_gradients(plain, values)
+    for got, want in zip(found, wanted, strict=True):
+        assert off(got, want) < 1e-12
+    assert asked == [True] and not torch.are_deterministic_algorithms_enabled()
+
+
+@NEEDS_GPU
+def test_in_order_repeats_its_gradients_bit_for_bit() -> None:
+    values = [z.to("cuda", torch.bfloat16) for z in fused_views((4, 8, 4, 2048, 64), 1.0)]
+    first, second = (with_gradients(attention.flash_in_order, values) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 @NEEDS_GPU
 @pytest.mark.parametrize("name", ["cudnn", "flash", "fa3", "fa4"])
 def test_fast_outputs_transpose_for_free(name: str) -> None:
