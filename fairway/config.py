@@ -191,14 +191,18 @@ class TttConfig:
     momentum: float = opt(0.9, "sgd: momentum, kept from chunk to chunk", lo=0.0, hi=0.9999)
     grad_clip: float = opt(1.0, "sgd: bound on the gradient norm; 0 is off", lo=0.0)
     batch_seqs: int = opt(32, "sgd: most sequences per step", lo=1, hi=65_536)
-    confidence: bool = opt(False, "sgd: weigh tokens by cost / mean cost, within 1/3 to 3 (ConfTTT)")
+    confidence: bool = opt(
+        False, "sgd: weigh tokens by cost / mean cost, within 1/3 to 3 (ConfTTT)"
+    )
     lora_targets: str = opt(
         "q k v o mlp head", "lora: what has adapters, out of q k v o mlp head; order is free"
     )
     lora_rank: int = opt(96, "lora: rank of every adapter", lo=1, hi=4096)
     lora_alpha: float = opt(144.0, "lora: adapters are scaled by alpha / rank", lo=0.0, hi=1e6)
     lora_lr: float = opt(1e-4, "lora: AdamW learning rate", lo=0.0, hi=1.0)
-    lora_beta2: float = opt(0.999, "lora: AdamW second-moment decay; the first is 0", lo=0.0, hi=1.0)
+    lora_beta2: float = opt(
+        0.999, "lora: AdamW second-moment decay; the first is 0", lo=0.0, hi=1.0
+    )
     lora_eps: float = opt(1e-10, "lora: AdamW epsilon", lo=1e-20, hi=1.0)
     lora_wd: float = opt(1.0, "lora: AdamW decoupled weight decay", lo=0.0, hi=1000.0)
     lora_chunks: str = opt(
@@ -214,6 +218,21 @@ class TttConfig:
     )
     lora_phases: int = opt(0, "lora: times that all weights learn from all scored so far", lo=0)
     lora_phase_lr: float = opt(0.001, "lora: SGD rate of those phases", lo=0.0, hi=10.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProveConfig:
+    """The proof of a run: validation text coded, and restored by a fresh process."""
+
+    bytes: int = opt(0, "validation text to prove, from its beginning; 0 is off", lo=0)
+    method: str = opt(
+        "sliding",
+        "who predicts: the frozen model, or one that learns by the settings of ttt",
+        choices=("sliding", "sgd", "lora"),
+    )
+    streams: int = opt(
+        8, "parts side by side, with lora documents; sgd always has one", lo=1, hi=64
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,6 +271,7 @@ class Config:
     pack: PackConfig = field(default_factory=PackConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     ttt: TttConfig = field(default_factory=TttConfig)
+    prove: ProveConfig = field(default_factory=ProveConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
@@ -475,6 +495,8 @@ def _check_scoring(config: Config) -> None:
             "some positions would never be scored"
         )
     check_ttt(config.ttt, score)
+    if config.prove.bytes and config.prove.method != "sliding":
+        check_learning(config.prove.method, config.ttt, score)
 
 
 # What can have adapters, in the order of the forward pass.
@@ -494,7 +516,9 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
     targets = ttt.lora_targets.split()
     for target in targets:
         if target not in LORA_TARGETS:
-            raise UserError(unknown_name("adapter target in ttt.lora_targets", target, LORA_TARGETS))
+            raise UserError(
+                unknown_name("adapter target in ttt.lora_targets", target, LORA_TARGETS)
+            )
     if not targets or len(set(targets)) < len(targets):
         raise UserError(
             f"ttt.lora_targets '{ttt.lora_targets}' must name some of "
@@ -508,6 +532,16 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
         )
 
 
+def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
+    """Raise UserError unless a proof can follow test-time training by a method."""
+    check_ttt(dataclasses.replace(ttt, method=method), score)
+    if method == "lora" and (ttt.lora_sort or ttt.lora_phases):
+        raise UserError(
+            "a proof takes documents in their order and leaves the model's weights alone; set "
+            "ttt.lora_sort=false and ttt.lora_phases=0"
+        )
+
+
 def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:
     """Return (positions per chunk, position of a document up to which; None is its end)."""
     found: list[tuple[int, int | None]] = []
@@ -516,7 +550,12 @@ def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:
         size, at, end = word.partition("@")
         last = word is words[-1]
         digits = size.isdigit() and (end.isdigit() if at else True)
-        if not digits or int(size) < 1 or bool(at) == last or (found and at and _not_after(found, end)):
+        if (
+            not digits
+            or int(size) < 1
+            or bool(at) == last
+            or (found and at and _not_after(found, end))
+        ):
             break
         found.append((int(size), int(end) if at else None))
     if not words or len(found) < len(words):

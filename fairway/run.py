@@ -27,6 +27,7 @@ from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.model.gpt import GPT
 from fairway.packing import pack_model
 from fairway.peers import peers
+from fairway.prove.stage import prove_run
 from fairway.quantise.estimate import estimate_bytes
 from fairway.report import write_report
 from fairway.results import compose
@@ -39,10 +40,11 @@ from fairway.steps import STEPS, Say, read_steps
 from fairway.train import CHECKPOINT, TrainingText, train, what_trains
 from fairway.version import VERSION
 
-DATA, WEIGHTS, ARTIFACT, RESULTS, REPORT = (
+DATA, WEIGHTS, ARTIFACT, PROOF, RESULTS, REPORT = (
     "data",
     "weights.safetensors",
     "artifact.fwy",
+    "proof.fwp",
     "results.json",
     "report.html",
 )
@@ -400,6 +402,7 @@ class Pipeline:
         if self.ranks.first:
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
+            self._prove(source, validation, plan)
         self._share_memory()
         return self._facts("score.sliding")
 
@@ -470,6 +473,29 @@ class Pipeline:
         self.folder.stage(
             "samples", key, [], lambda: {"samples": _samples(model, validation)}, self.say
         )
+
+    def _prove(self, source: DataFolder, validation: Validation, plan: Plan) -> None:
+        """Code the beginning of the validation text and let a fresh process restore it."""
+        config, artifact, out = self.config, self.folder.file(ARTIFACT), self.folder.file(PROOF)
+        if not config.prove.bytes:
+            return
+        learning = None if config.prove.method == "sliding" else to_dict(config.ttt)
+        texts = digest_bytes(json.dumps(validation.documents).encode())
+        key = key_of(digest_file(artifact), texts, to_dict(config.prove), learning, plan.as_dict())
+        runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
+
+        def work() -> dict[str, Any]:
+            documents, tokenizer = validation.documents, source.tokenizer
+            facts = prove_run(config, runtime, artifact, documents, tokenizer, out)
+            # Coding had arithmetic of its own.
+            plan.apply()
+            self.say(
+                f"{'proof':>9}: {facts['bytes']:,} bytes coded in {facts['coded_bytes']:,} "
+                f"({facts['difference_share']:+.2%} to the ledger) and restored by a fresh process"
+            )
+            return facts
+
+        self.folder.stage("proof", key, [PROOF], work, self.say)
 
     # -----------------------------------------------------------------------------------------
     # Results and report

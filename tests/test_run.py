@@ -25,8 +25,8 @@ from fairway.steps import STEPS, read_steps
 from fairway.train import CHECKPOINT
 
 SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding"}
-AFTER_PACKING = {"score.quantised", "score.sliding", "samples"}
-ALL = {"train", "pack", "baselines", *SCORES, "samples"}
+AFTER_PACKING = {"score.quantised", "score.sliding", "samples", "proof"}
+ALL = {"train", "pack", "baselines", *SCORES, "samples", "proof"}
 Tiny = Callable[..., Config]
 
 
@@ -48,6 +48,18 @@ def run(smoke_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(smoke_run, tmp_path / "run"))
 
 
+@pytest.fixture(autouse=True)
+def proofs_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs have tests of their own, and each would start a process."""
+    facts = read_json(smoke_run / "results.json")["proof"]
+
+    def prove(*inputs: Any) -> dict[str, Any]:
+        inputs[-1].write_bytes(b"proof")
+        return dict(facts)
+
+    monkeypatch.setattr("fairway.run.prove_run", prove)
+
+
 # ---------------------------------------------------------------------------------------------
 # What is kept and what is repeated
 
@@ -67,8 +79,11 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
         ("quant.matrix_sigmas=5", {"pack", *AFTER_PACKING}),
         ("pack.codec=lzma", {"pack", *AFTER_PACKING}),
         # The artifact carries how it is meant to be scored.
-        ("score.stride=32", {"pack", *SCORES, "samples"}),
-        ("data.val_bytes=1000", {*SCORES, "baselines", "samples"}),
+        ("score.stride=32", {"pack", *SCORES, "samples", "proof"}),
+        ("data.val_bytes=1000", {*SCORES, "baselines", "samples", "proof"}),
+        ("prove.streams=3", {"proof"}),
+        ("prove.bytes=0", set()),
+        ("ttt.lr=0.1", set()),
         ("train.steps=2", ALL - {"baselines"}),
         ("seed=1", ALL - {"baselines"}),
         ("runtime.attention=sdpa", ALL - {"baselines"}),
@@ -148,7 +163,7 @@ SCHEMA: dict[str, set[str]] = {
     "": {
         *("schema", "recipe", "recipe_hash", "seed", "config", "versions", "machine", "text"),
         *("model", "train", "stages", "artifact", "baselines", "weights", "matrices", "seconds"),
-        *("samples", "budget"),
+        *("samples", "budget", "proof"),
     },
     "config": set(to_dict(Config())),
     "machine": {"device", "dtype", "matmul", "threads", "attention", "kernels"},
@@ -168,6 +183,10 @@ SCHEMA: dict[str, set[str]] = {
     "baselines": {"xz", "brotli", "zstd"},
     **{f"baselines.{name}": TOOL for name in ("xz", "brotli", "zstd")},
     "budget": {"used_s", "limit_s"},
+    "proof": {
+        *("method", "streams", "tokens", "bytes", "coded_bytes", "file_bytes", "bpb"),
+        *("ledger_bpb", "difference_share", "frequency_bits", "code_s", "decode_s", "equal"),
+    },
     "seconds": {*ALL, "calibrate", "quantise", "total"},
 }
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairway.api import LanguageModel
-from fairway.config import BOS_ID, ScoreConfig, TttConfig, check_ttt
+from fairway.config import BOS_ID, ScoreConfig, TttConfig, check_learning
 from fairway.data.tokens import Tokenizer, prove_bytes
 from fairway.errors import UserError
 from fairway.model.gpt import GPT
@@ -73,7 +73,7 @@ class ChunkSgd:
         return window_segments(targets, score.seq_len, score.stride)
 
     def _check(self, score: ScoreConfig) -> None:
-        check_ttt(replace(self.ttt, method="sgd"), score)
+        check_learning("sgd", self.ttt, score)
 
     def learner(self, language: LanguageModel, course: Course) -> "ChunkLearner":
         """Return one that changes the weights; UserError for several streams."""
@@ -151,12 +151,7 @@ class DocumentLora:
         return tuple(Segment(max(0, end - score.seq_len), first, end) for first, end in bounds)
 
     def _check(self, score: ScoreConfig) -> None:
-        check_ttt(replace(self.ttt, method="lora"), score)
-        if self.ttt.lora_sort or self.ttt.lora_phases:
-            raise UserError(
-                "a proof takes documents in their order and leaves the model's weights alone; set "
-                "ttt.lora_sort=false and ttt.lora_phases=0"
-            )
+        check_learning("lora", self.ttt, score)
         if self.ttt.lora_documents > MAX_ROWS or not 0 <= self.seed < 2**32:
             raise UserError(
                 f"{self.ttt.lora_documents} documents side by side and the seed {self.seed} must "

@@ -8,6 +8,7 @@ from fairway.config import (
     ModelConfig,
     OptimConfig,
     PackConfig,
+    ProveConfig,
     QuantConfig,
     ScoreConfig,
     TrainConfig,
@@ -54,6 +55,7 @@ def demo() -> Config:
         quant=QuantConfig(calibration_tokens=32_768, min_numel=4096),
         pack=PackConfig(with_tokenizer=True),
         score=ScoreConfig(seq_len=256, stride=64, batch_windows=16, truncate=False),
+        prove=ProveConfig(bytes=8_000),
     )
 
 
@@ -89,4 +91,5 @@ def smoke() -> Config:
         ),
         quant=replace(base.quant, calibration_tokens=2048, min_numel=1024),
         score=replace(base.score, seq_len=64, stride=16, check_positions=8),
+        prove=replace(base.prove, bytes=400),
     )
