@@ -77,8 +77,10 @@ class Sliding:
         return Frozen(language.model)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
-        """Return the sum of the streams' scores, each by a ledger of its own."""
-        config = replace(language.score_config, truncate=False)
+        """Return the sum of the streams' scores, each by a ledger of its own with its checks."""
+        config = language.score_config
+        checks = -(-config.check_positions // max(len(streams), 1))
+        config = replace(config, truncate=False, check_positions=checks)
         words = language.tokenizer
         texts = (text_of(ids, words.table, prove_bytes(words, ids)) for ids in streams)
         return sum(
