@@ -237,6 +237,21 @@ def _draw(logits_BV: Tensor, temperature: float, top_k: int, generator: torch.Ge
     return choices_BK.gather(1, torch.multinomial(shares_BK, 1, generator=generator))
 
 
+def openings(model: LanguageModel, documents: Sequence[str]) -> list[dict[str, str]]:
+    """Return continuations of the first 16 tokens of up to four documents."""
+    tokenizer, length = model.tokenizer, 16
+    encoded = [tokenizer.encode(text)[:length] for text in documents]
+    chosen = [ids for ids in encoded if len(ids) == length][:4]
+    if not chosen:
+        return []
+    ids_BT = np.array([[tokenizer.bos_id, *ids] for ids in chosen], dtype=np.int64)
+    texts = model.generate_batch(ids_BT, 80, temperature=0.8, top_k=50, seed=0)
+    return [
+        {"prompt": tokenizer.decode(ids), "text": text}
+        for ids, text in zip(chosen, texts, strict=True)
+    ]
+
+
 def load(
     path: str | Path,
     *,

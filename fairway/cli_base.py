@@ -38,10 +38,15 @@ def emit(as_json: bool, value: Any, *things: Any) -> None:
 
 def runtime_of(overrides: list[str] | None) -> RuntimeConfig:
     """Return the machine settings among overrides; an artifact's own settings stay as they are."""
+    return settings_of(overrides, ("runtime",)).runtime
+
+
+def settings_of(overrides: list[str] | None, sections: tuple[str, ...]) -> Config:
+    """Return the defaults with overrides of some sections; UserError for any other section."""
     for text in overrides or []:
-        if not text.strip().startswith("runtime."):
+        if text.strip().partition(".")[0] not in sections:
             raise UserError(
                 f"--set {text} would change a run; an artifact carries its own settings, and only "
-                "those of runtime can be set"
+                f"those of {' and '.join(sections)} can be set"
             )
-    return override(Config(), overrides or []).runtime
+    return override(Config(), overrides or [])

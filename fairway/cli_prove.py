@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of
+from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, settings_of
 from fairway.data.documents import Document
 from fairway.errors import UserError
 
@@ -17,12 +17,11 @@ SUFFIX = ".fwz"
 Artifact = Annotated[
     Path, typer.Option("--artifact", help="The artifact, or its run folder, to code with.")
 ]
-Streams = Annotated[
-    int,
-    typer.Option(
-        "--streams", min=1, max=64, help="Parts coded side by side: faster, with less context."
-    ),
-]
+_PARTS = typer.Option(
+    "--streams", min=1, max=64, help="Parts coded side by side: faster, with less context."
+)
+Streams = Annotated[int, _PARTS]
+StreamsOfMethod = Annotated[int | None, _PARTS]
 
 
 def prove(
@@ -37,7 +36,11 @@ def prove(
     limit_bytes: Annotated[
         int, typer.Option("--bytes", min=0, help="Code the first so many bytes; 0 codes all.")
     ] = 0,
-    streams: Streams = 1,
+    streams: StreamsOfMethod = None,
+    method: Annotated[
+        str,
+        typer.Option("--method", help="Who predicts: sliding, or one that learns: sgd, lora."),
+    ] = "sliding",
     decode: Annotated[
         Path | None, typer.Option("--decode", help="A proof, to restore its text from.")
     ] = None,
@@ -52,7 +55,7 @@ def prove(
     if decode is None:
         if artifact is None or text is None or decode_with is not None:
             raise UserError("name an artifact and a text to code, or --decode FILE --artifact FILE")
-        _prove(artifact, text, out, limit_bytes, streams, tokenizer, overrides, as_json)
+        _prove(artifact, text, out, limit_bytes, streams, method, tokenizer, overrides, as_json)
         return
     if text is not None or artifact is not None or decode_with is None or overrides:
         raise UserError("restoring takes --decode FILE, --artifact FILE and --out FILE alone")
@@ -64,23 +67,26 @@ def _prove(
     text: Path,
     out: Path,
     limit_bytes: int,
-    streams: int,
+    streams: int | None,
+    method: str,
     tokenizer: Path | None,
     overrides: list[str] | None,
     as_json: bool,
 ) -> None:
     from fairway.files import write_atomic
-    from fairway.prove.coding import Sliding
+    from fairway.prove.coding import method_named
     from fairway.prove.proof import prove as proven
 
+    config = settings_of(overrides, ("runtime", "ttt"))
+    predictor, rows = method_named(method, config.ttt, config.seed, streams)
     file, account = proven(
         artifact,
         _documents(text, limit_bytes),
-        Sliding(),
+        predictor,
         limit_bytes=limit_bytes,
-        streams=streams,
+        streams=rows,
         tokenizer=tokenizer,
-        runtime=runtime_of(overrides),
+        runtime=config.runtime,
     )
     write_atomic(out, file)
     a = account

@@ -219,6 +219,21 @@ class TttConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProveConfig:
+    """The proof of a run: validation text coded, and restored by a fresh process."""
+
+    bytes: int = opt(0, "validation text to prove, from its beginning; 0 is off", lo=0)
+    method: str = opt(
+        "sliding",
+        "who predicts: the frozen model, or one that learns by the settings of ttt",
+        choices=("sliding", "sgd", "lora"),
+    )
+    streams: int = opt(
+        8, "parts side by side, with lora documents; sgd always has one", lo=1, hi=64
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
     """The machine: what `auto` finds is printed and recorded."""
 
@@ -254,6 +269,7 @@ class Config:
     pack: PackConfig = field(default_factory=PackConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     ttt: TttConfig = field(default_factory=TttConfig)
+    prove: ProveConfig = field(default_factory=ProveConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
@@ -477,6 +493,8 @@ def _check_scoring(config: Config) -> None:
             "some positions would never be scored"
         )
     check_ttt(config.ttt, score)
+    if config.prove.bytes and config.prove.method != "sliding":
+        check_learning(config.prove.method, config.ttt, score)
 
 
 # What can have adapters, in the order of the forward pass.
@@ -509,6 +527,16 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
         raise UserError(
             f"ttt.lora_chunks '{ttt.lora_chunks}' scores {longest} positions at a time, more than "
             f"a window of score.seq_len {score.seq_len} holds"
+        )
+
+
+def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
+    """Raise UserError unless a proof can follow test-time training by a method."""
+    check_ttt(dataclasses.replace(ttt, method=method), score)
+    if method == "lora" and (ttt.lora_sort or ttt.lora_phases):
+        raise UserError(
+            "a proof takes documents in their order and leaves the model's weights alone; set "
+            "ttt.lora_sort=false and ttt.lora_phases=0"
         )
 
 

@@ -59,5 +59,6 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
         "matrices": packed["matrices"],
         # What packing spent on its parts replaces its sum.
         "seconds": {**seconds, **packed["seconds"], "total": sum(seconds.values())},
+        "proof": facts.get("proof") if public.prove.bytes else None,
         "samples": (facts.get("samples") or {"samples": []})["samples"],
     }

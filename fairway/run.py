@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fairway import baselines, units
-from fairway.api import TOKENIZER_FILE, LanguageModel, load, model_from
+from fairway.api import TOKENIZER_FILE, load, model_from, openings
 from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import BOS_ID, Config, config_hash, from_dict, override, to_dict
 from fairway.data.build import DataFolder, Validation, build_data
@@ -27,6 +27,7 @@ from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.model.gpt import GPT
 from fairway.packing import pack_model
 from fairway.peers import peers
+from fairway.prove.stage import prove_run
 from fairway.quantise.estimate import estimate_bytes
 from fairway.report import write_report
 from fairway.results import compose
@@ -40,10 +41,11 @@ from fairway.steps import STEPS, Say, read_steps
 from fairway.train import CHECKPOINT, TrainingText, train, what_trains
 from fairway.version import VERSION
 
-DATA, WEIGHTS, ARTIFACT, RESULTS, REPORT = (
+DATA, WEIGHTS, ARTIFACT, PROOF, RESULTS, REPORT = (
     "data",
     "weights.safetensors",
     "artifact.fwy",
+    "proof.fwp",
     "results.json",
     "report.html",
 )
@@ -405,6 +407,7 @@ class Pipeline:
         if self.ranks.first:
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
+            self._prove(source, validation, plan)
         self._share_memory()
         return self._facts("score.sliding")
 
@@ -517,8 +520,31 @@ class Pipeline:
         texts = digest_bytes("".join(validation.documents).encode())
         key = key_of(digest_file(self.folder.file(ARTIFACT)), self.config.seed, texts)
         self.folder.stage(
-            "samples", key, [], lambda: {"samples": _samples(model, validation)}, self.say
+            "samples", key, [], lambda: {"samples": openings(model, validation.documents)}, self.say
         )
+
+    def _prove(self, source: DataFolder, validation: Validation, plan: Plan) -> None:
+        """Code the beginning of the validation text and let a fresh process restore it."""
+        config, artifact, out = self.config, self.folder.file(ARTIFACT), self.folder.file(PROOF)
+        if not config.prove.bytes:
+            return
+        learning = None if config.prove.method == "sliding" else to_dict(config.ttt)
+        texts = digest_bytes(json.dumps(validation.documents).encode())
+        key = key_of(digest_file(artifact), texts, to_dict(config.prove), learning, plan.as_dict())
+        runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
+
+        def work() -> dict[str, Any]:
+            documents, tokenizer = validation.documents, source.tokenizer
+            facts = prove_run(config, runtime, artifact, documents, tokenizer, out)
+            # Coding had arithmetic of its own.
+            plan.apply()
+            self.say(
+                f"{'proof':>9}: {facts['bytes']:,} bytes coded in {facts['coded_bytes']:,} "
+                f"({facts['difference_share']:+.2%} to the ledger) and restored by a fresh process"
+            )
+            return facts
+
+        self.folder.stage("proof", key, [PROOF], work, self.say)
 
     # -----------------------------------------------------------------------------------------
     # Results and report
@@ -561,22 +587,6 @@ def _nothing(text: str) -> None:
 
 def _plan_of(memory: dict[str, Any]) -> Plan:
     return Plan(**{name: value for name, value in memory.items() if name != "key"})
-
-
-def _samples(model: LanguageModel, validation: Validation) -> list[dict[str, str]]:
-    """Return continuations of the first 16 tokens of up to four validation documents."""
-    tokenizer = model.tokenizer
-    length = 16
-    encoded = [tokenizer.encode(text)[:length] for text in validation.documents]
-    chosen = [ids for ids in encoded if len(ids) == length][:4]
-    if not chosen:
-        return []
-    ids_BT = np.array([[tokenizer.bos_id, *ids] for ids in chosen], dtype=np.int64)
-    texts = model.generate_batch(ids_BT, 80, temperature=0.8, top_k=50, seed=0)
-    return [
-        {"prompt": tokenizer.decode(ids), "text": text}
-        for ids, text in zip(chosen, texts, strict=True)
-    ]
 
 
 def open_run(path: Path, overrides: list[str], say: Say) -> Pipeline:

@@ -25,8 +25,8 @@ from fairway.steps import STEPS, read_steps
 from fairway.train import CHECKPOINT
 
 SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding", "score.ttt"}
-AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", "samples"}
-ALL = {"train", "pack", "baselines", *SCORES, "samples"}
+AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", "samples", "proof"}
+ALL = {"train", "pack", "baselines", *SCORES, "samples", "proof"}
 Tiny = Callable[..., Config]
 
 
@@ -46,6 +46,18 @@ def repeated_by(config: Config, folder: Path) -> set[str]:
 def run(smoke_run: Path, tmp_path: Path) -> Path:
     """Return a finished run that may be changed."""
     return Path(shutil.copytree(smoke_run, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def proofs_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs have tests of their own, and each would start a process."""
+    facts = read_json(smoke_run / "results.json")["proof"]
+
+    def prove(*inputs: Any) -> dict[str, Any]:
+        inputs[-1].write_bytes(b"proof")
+        return dict(facts)
+
+    monkeypatch.setattr("fairway.run.prove_run", prove)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -69,8 +81,10 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
         # The artifact carries how it is meant to be scored.
         ("ttt.lr=0.01", {"score.ttt"}),
         ("ttt.method=lora", {"score.ttt"}),
-        ("score.stride=32", {"pack", *SCORES, "samples"}),
-        ("data.val_bytes=1000", {*SCORES, "baselines", "samples"}),
+        ("score.stride=32", {"pack", *SCORES, "samples", "proof"}),
+        ("data.val_bytes=1000", {*SCORES, "baselines", "samples", "proof"}),
+        ("prove.streams=3", {"proof"}),
+        ("prove.bytes=0", set()),
         ("train.steps=2", ALL - {"baselines"}),
         ("seed=1", ALL - {"baselines"}),
         ("runtime.attention=sdpa", ALL - {"baselines"}),
@@ -155,7 +169,7 @@ SCHEMA: dict[str, set[str]] = {
     "": {
         *("schema", "recipe", "recipe_hash", "seed", "config", "versions", "machine", "text"),
         *("model", "train", "stages", "artifact", "baselines", "weights", "matrices", "seconds"),
-        *("samples", "budget"),
+        *("samples", "budget", "proof"),
     },
     "config": set(to_dict(Config())),
     "machine": {"device", "dtype", "matmul", "threads", "attention", "kernels"},
@@ -176,6 +190,10 @@ SCHEMA: dict[str, set[str]] = {
     "baselines": {"xz", "brotli", "zstd"},
     **{f"baselines.{name}": TOOL for name in ("xz", "brotli", "zstd")},
     "budget": {"used_s", "limit_s"},
+    "proof": {
+        *("method", "streams", "tokens", "bytes", "coded_bytes", "file_bytes", "bpb"),
+        *("ledger_bpb", "difference_share", "frequency_bits", "code_s", "decode_s", "equal"),
+    },
     "seconds": {*ALL, "calibrate", "quantise", "total"},
 }
 

@@ -2,7 +2,7 @@
 
 A *method* says how streams are predicted: by which segments, and who learns on the way. Methods are
 frozen dataclasses, so that their settings travel in a file's header. `Sliding` is the scorer's
-frozen model.
+frozen model; those that learn are in `learning`.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairway.api import ARTIFACT_FILE, LanguageModel, load
-from fairway.config import ScoreConfig, from_dict, to_dict, unknown_name
+from fairway.config import ScoreConfig, TttConfig, from_dict, to_dict, unknown_name
 from fairway.data.tokens import Tokenizer, prove_bytes
 from fairway.errors import UserError
 from fairway.files import digest_file
 from fairway.progress import progress
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header
+from fairway.prove.learning import ChunkSgd, DocumentLora
 from fairway.prove.machine import Machine, fingerprint, plan_of, this_machine
 from fairway.prove.streams import Stream, cut_evenly
 from fairway.prove.walk import (
@@ -76,8 +77,10 @@ class Sliding:
         return Frozen(language.model)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
-        """Return the sum of the streams' scores, each by a ledger of its own."""
-        config = replace(language.score_config, truncate=False)
+        """Return the sum of the streams' scores, each by a ledger of its own with its checks."""
+        config = language.score_config
+        checks = -(-config.check_positions // max(len(streams), 1))
+        config = replace(config, truncate=False, check_positions=checks)
         words = language.tokenizer
         texts = (text_of(ids, words.table, prove_bytes(words, ids)) for ids in streams)
         return sum(
@@ -86,7 +89,23 @@ class Sliding:
         )
 
 
-METHODS: dict[str, type[Any]] = {"sliding": Sliding}
+METHODS: dict[str, type[Any]] = {"sliding": Sliding, "sgd": ChunkSgd, "lora": DocumentLora}
+
+
+def method_named(name: str, ttt: TttConfig, seed: int, streams: int | None) -> tuple[Method, int]:
+    """Return a method with its settings, and how many streams go side by side.
+
+    `streams` None leaves that to the method: as many documents as `ttt` says, or one stream.
+    Raises UserError for an unknown name, and for several streams where one is learned along.
+    """
+    if name not in METHODS:
+        raise UserError(unknown_name("method", name, METHODS))
+    if name == "lora":
+        rows = streams or ttt.lora_documents
+        return DocumentLora(replace(ttt, lora_documents=rows), seed), rows
+    if name == "sgd" and (streams or 1) > 1:
+        raise UserError("method sgd learns along one stream; leave --streams out")
+    return (ChunkSgd(ttt) if name == "sgd" else Sliding()), streams or 1
 
 
 def method_record(method: Method) -> dict[str, Any]:

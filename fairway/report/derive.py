@@ -36,6 +36,7 @@ def derive(results: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, An
         "seconds": _shares(spent, seconds.get("total", sum(spent.values())), "between the stages"),
         "scored_percent": {name: 100.0 * size / text["bytes"] for name, size in scored.items()},
         "scored_whole": all(size == text["bytes"] for size in scored.values()),
+        "proof_percent": 100.0 * (results.get("proof") or {}).get("difference_share", 0.0),
         "curve": _curve(steps),
         "events": _events(steps),
     }

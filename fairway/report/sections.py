@@ -221,6 +221,42 @@ def checks(results: Values, derived: Values) -> Html:
     return section("Scores and checks", table(heads, rows), note(esc(meaning)))
 
 
+_METHODS = {
+    "sliding": "the artifact under its sliding window",
+    "sgd": "the artifact, all of whose weights learn as they go on",
+    "lora": "the artifact, whose adapters learn from every document as they go on",
+}
+
+
+def proof(results: Values, derived: Values) -> Html:
+    """Return what was coded by the model's predictions, and that it was restored from that."""
+    found = results.get("proof")
+    if not found:
+        return Html("")
+    method = _METHODS.get(found["method"], printable(found["method"]))
+    coded = Html(
+        f"{num(found['bytes'])} bytes of held-out text ({num(found['tokens'])} tokens in "
+        f"{num(found['streams'])} streams)"
+    )
+    facts = [
+        ("Text", coded),
+        ("Predicted by", esc(method)),
+        ("Coded", num(found["coded_bytes"], ",", " bytes")),
+        ("Bits per byte, coded", num(found["bpb"], ".4f")),
+        ("Bits per byte, ledger", num(found["ledger_bpb"], ".4f")),
+        ("Coded against ledger", num(derived["proof_percent"], "+.3f", " %")),
+        ("Cost of whole-number frequencies", num(found["frequency_bits"], ".3f", " bits")),
+        ("Coding", time_of(found["code_s"])),
+        ("Decoding, with its process", time_of(found["decode_s"])),
+    ]
+    meaning = (
+        "A fresh process restored this text byte for byte from the artifact and the coded file. "
+        "The ledger scored the same streams, which are shorter than the text of the scores above; "
+        "headers are not counted."
+    )
+    return section("Proof by decoding", pairs(facts, "facts"), note(esc(meaning)))
+
+
 def seconds(results: Values, derived: Values) -> Html:
     """Return the seconds of every stage of the run."""
     total = [Html("total"), num(results["seconds"].get("total"), ",.1f"), DASH, Html("")]

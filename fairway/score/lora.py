@@ -27,7 +27,16 @@ from fairway.model.gpt import GPT, rope_table
 from fairway.progress import progress
 from fairway.runtime import Ranks
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
-from fairway.score.ledger import Context, FloatArray, IntArray, Ledger, Score, Span, Text
+from fairway.score.ledger import (
+    Context,
+    FloatArray,
+    IntArray,
+    Ledger,
+    Receipt,
+    Score,
+    Span,
+    Text,
+)
 from fairway.score.repeat import repeatable
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
@@ -210,6 +219,46 @@ class DocumentDistribution:
 # The evaluation
 
 
+class Lanes:
+    """The predictors of batches: those of one lane follow one another and share matrices A."""
+
+    def __init__(self, model: GPT, config: TttConfig, seq_len: int, seed: int) -> None:
+        self.model, self.config, self.seq_len, self.seed = model, config, seq_len, seed
+        self._lanes: dict[int, Documents] = {}
+
+    def take(self, batch: int) -> Documents:
+        """Return the predictor of a batch: that of its lane, or with fresh matrices A."""
+        config, number = self.config, batch % self.config.lora_lanes
+        if number not in self._lanes:
+            adapters = Adapters(
+                self.model, config.lora_targets.split(), config.lora_rank, config.lora_alpha,
+                config.lora_documents,
+            )  # fmt: skip
+            self._lanes[number] = Documents(self.model, adapters, config, self.seq_len)
+        elif config.lora_warm:
+            return self._lanes[number]
+        # Warm or not, a lane's first A depends on its number alone, not on the process.
+        draw = number if config.lora_warm else batch
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+        self._lanes[number].adapters.draw(generator)
+        return self._lanes[number]
+
+
+@contextmanager
+def adapting(model: GPT) -> Iterator[None]:
+    """While this lasts, a model takes adapters: plain, frozen, its gradients repeatable."""
+    fused, model.fused = model.fused, None
+    grads = [weight.requires_grad for weight in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        with evaluating(model), repeatable(model):
+            yield
+    finally:
+        model.fused = fused
+        for weight, needed in zip(model.parameters(), grads, strict=True):
+            weight.requires_grad_(needed)
+
+
 @dataclass(eq=False)
 class _Lora:
     """What the evaluation of one process holds."""
@@ -218,30 +267,12 @@ class _Lora:
     ledger: Ledger
     score: ScoreConfig
     config: TttConfig
-    seed: int
-    lanes: dict[int, Documents]
-
-    def lane(self, batch: Batch) -> Documents:
-        """Return the predictor of a batch: that of its lane, or with fresh matrices A."""
-        number = batch.index % self.config.lora_lanes
-        if number not in self.lanes:
-            config = self.config
-            adapters = Adapters(
-                self.model, config.lora_targets.split(), config.lora_rank, config.lora_alpha,
-                config.lora_documents,
-            )  # fmt: skip
-            self.lanes[number] = Documents(self.model, adapters, config, self.score.seq_len)
-        elif self.config.lora_warm:
-            return self.lanes[number]
-        # Warm or not, a lane's first A depends on its number alone, not on the process.
-        draw = number if self.config.lora_warm else batch.index
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
-        self.lanes[number].adapters.draw(generator)
-        return self.lanes[number]
+    lanes: Lanes
+    receive: Callable[[Receipt], None] | None
 
     def run(self, batch: Batch, advance: Callable[[int], None]) -> None:
         """Score a batch of documents, learning each from its own chunks."""
-        lane = self.lane(batch)
+        lane = self.lanes.take(batch.index)
         lane.start(len(batch.documents))
         for step in batch.steps:
             lane.keep(step.rows)
@@ -251,7 +282,9 @@ class _Lora:
 
     def _run_step(self, lane: Documents, step: Step, batch: Batch) -> None:
         dist = lane.predict(self.ledger.context(step.event))
-        self.ledger.commit(step.event, dist)
+        receipt = self.ledger.commit(step.event, dist)
+        if self.receive is not None:
+            self.receive(receipt)
         if not step.going_on:
             return
         spans = [
@@ -272,12 +305,14 @@ def evaluate_lora(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
+    receive: Callable[[Receipt], None] | None = None,
 ) -> Score:
     """Return the score of a model whose adapters learn every document as it is scored.
 
     The plain path runs, whatever the model's kernels. Without phases the model's weights stay as
     they are. Batches belong to lanes and lanes to `ranks`, so that the score does not depend on
-    their number. Raises LedgerError if the account does not add up.
+    their number. `receive` gets the receipt of every event. Raises LedgerError if the account does
+    not add up.
     """
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     if config.lora_sort:
@@ -293,12 +328,13 @@ def evaluate_lora(
         spans=[Span(batch.steps[0].event.index, batch.positions) for batch in own],
         side_by_side=True,
     )
-    state = _Lora(model, ledger, score, config, seed, {})
-    with evaluating(model), repeatable(model), progress(description, ledger.remaining) as advance:
+    lanes = Lanes(model, config, score.seq_len, seed)
+    state = _Lora(model, ledger, score, config, lanes, receive)
+    with progress(description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
             if first:
                 _phase(state, plan[first - 1].positions.stop, ranks)
-            with frozen_weights(model):
+            with adapting(model):
                 for batch in own:
                     if first <= batch.index < end:
                         state.run(batch, advance)
@@ -314,20 +350,6 @@ def phase_bounds(count: int, phases: int) -> list[int]:
     """
     inner = {count * n // (phases + 1) for n in range(1, phases + 1)} - {0}
     return [0, *sorted(inner), count]
-
-
-@contextmanager
-def frozen_weights(model: GPT) -> Iterator[None]:
-    """While this lasts, a model takes its plain path and its weights want no gradients."""
-    fused, model.fused = model.fused, None
-    wanted = [weight.requires_grad for weight in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.fused = fused
-        for weight, needed in zip(model.parameters(), wanted, strict=True):
-            weight.requires_grad_(needed)
 
 
 def _phase(state: _Lora, end: int, ranks: Ranks) -> None:

@@ -19,8 +19,7 @@ from fairway.model.gpt import GPT
 from fairway.runtime import Ranks
 from fairway.score.documents import Step, batches, documents
 from fairway.score.ledger import Context, Lesson, Score, Text
-from fairway.score.lora import Documents, evaluate_lora, frozen_weights
-from fairway.score.repeat import repeatable
+from fairway.score.lora import Documents, adapting, evaluate_lora
 from fairway.score.sgd import Sgd, chunks, evaluate_sgd
 from fairway.score.sliding import ALONE, FrozenPredictor, evaluating
 from fairway.score.windows import Event, Window, usable_targets
@@ -175,7 +174,7 @@ def _lora_step(
         dist.log_prob(targets)
         lane.learn(dist, dist.rectangle(targets), list(range(rows)))
 
-    with frozen_weights(model), repeatable(model):
+    with adapting(model):
         return _seconds(work)
 
 

@@ -103,6 +103,21 @@ def example_results() -> dict:
             "meanings": {"row_kurtosis": "the fourth moment", "void_fraction": "a share"},
         },
         "seconds": {"data": 14.2, "train": 192.34, "total": 210.0},
+        "proof": {
+            "method": "lora",
+            "streams": 8,
+            "tokens": 2_217,
+            "bytes": 7_998,
+            "coded_bytes": 1_401,
+            "file_bytes": 1_911,
+            "bpb": 1.40135,
+            "ledger_bpb": 1.40021,
+            "difference_share": 0.000812,
+            "frequency_bits": 0.0421,
+            "code_s": 18.75,
+            "decode_s": 24.25,
+            "equal": True,
+        },
         "samples": [{"prompt": "The function", "text": " returns None."}],
     }
 
@@ -311,7 +326,8 @@ def test_prompt_and_continuation_are_marked_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "missing", ["samples", "baselines", "weights", "config", "versions", "machine", "recipe_hash"]
+    "missing",
+    ["samples", "baselines", "weights", "config", "versions", "machine", "recipe_hash", "proof"],
 )
 def test_optional_parts_may_be_missing(tmp_path, missing):
     results = example_results()
@@ -320,10 +336,19 @@ def test_optional_parts_may_be_missing(tmp_path, missing):
     assert text.endswith("</html>\n") and "1.9872 bits per byte" in text
 
 
+def test_a_proof_gets_a_section(tmp_path):
+    results = example_results()
+    text, _ = report(tmp_path, results)
+    for part in ("Proof by decoding", "adapters learn", "1,401 bytes", "+0.081 %", "byte for byte"):
+        assert part in text
+    results["proof"] = None
+    assert "Proof by decoding" not in report(tmp_path, results)[0]
+
+
 def test_later_stages_get_a_bar_and_a_row(tmp_path):
     results = example_results()
     results["stages"]["ttt"] = stage(1.93333)
-    results["proof"] = {"bytes": 1}
+    results["later"] = {"bytes": 1}
     text, _ = report(tmp_path, results)
     assert text.count("artifact, test-time training") >= 3 and "1.9333" in text
 

@@ -1,0 +1,277 @@
+"""Methods whose model learns on the way: encoder and decoder learn the same from the same tokens.
+
+They are the two ways of test-time training (`score.sgd`, `score.lora`), with the same steps on the
+same tokens in the same order. What is learned from is fixed by then: the decoder has it from the
+file.
+
+Shapes: S rows, B rows whose document has not ended, T positions, C positions of a chunk, D width.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairway.api import LanguageModel
+from fairway.config import BOS_ID, ScoreConfig, TttConfig, check_learning
+from fairway.data.tokens import Tokenizer, prove_bytes
+from fairway.errors import UserError
+from fairway.model.gpt import GPT
+from fairway.prove.container import MAX_ROWS
+from fairway.prove.streams import Stream
+from fairway.prove.walk import Course, Fixed, Frozen, Segment, window_segments
+from fairway.score.documents import chunk_bounds
+from fairway.score.ledger import Context, Lesson, Receipt, Text
+from fairway.score.lora import Documents, Lanes, adapting, evaluate_lora
+from fairway.score.sgd import Sgd, chunk_rate, evaluate_sgd
+from fairway.score.sliding import text_of
+from fairway.score.windows import Event, Window
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+def _text(words: Tokenizer, streams: Sequence[IntArray]) -> Text:
+    ids = np.concatenate(list(streams))
+    return text_of(ids, words.table, prove_bytes(words, ids))
+
+
+@contextmanager
+def _restoring(model: GPT) -> Iterator[None]:
+    """Give a model its weights back afterwards, and take away gradients."""
+    kept = [weight.detach().clone() for weight in model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in zip(model.parameters(), kept, strict=True):
+                weight.copy_(before)
+                weight.grad = None
+
+
+# ---------------------------------------------------------------------------------------------
+# All weights, chunk by chunk
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSgd:
+    """All weights learn every chunk but the last; one stream under the sliding window."""
+
+    ttt: TttConfig
+
+    def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
+        """Return the whole text as one stream: what is learned here is good for what follows."""
+        return [Stream(ids, False)]
+
+    def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
+        """Return the windows of `score.windows`; UserError if chunks would cut some."""
+        self._check(score)
+        return window_segments(targets, score.seq_len, score.stride)
+
+    def _check(self, score: ScoreConfig) -> None:
+        check_learning("sgd", self.ttt, score)
+
+    def learner(self, language: LanguageModel, course: Course) -> "ChunkLearner":
+        """Return one that changes the weights; UserError for several streams."""
+        if len(course.targets) > 1:
+            raise UserError(f"method sgd learns along one stream, and there are {course.targets}")
+        return ChunkLearner(language.model, self.ttt, course)
+
+    def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
+        """Return what `evaluate_sgd` makes of the text, in windows side by side."""
+        model, config = language.model, replace(language.score_config, truncate=False)
+        self._check(config)
+        text = _text(language.tokenizer, streams)
+        with _restoring(model):
+            return evaluate_sgd(model, text, config, self.ttt, seed=0, description="scoring").nats
+
+
+class ChunkLearner(Frozen):
+    """Learns a chunk as soon as its last token is fixed, unless nothing comes after it."""
+
+    def __init__(self, model: GPT, ttt: TttConfig, course: Course) -> None:
+        super().__init__(model)
+        self._sgd, self._ttt, self._bos_id = Sgd(model, ttt, course.seq_len), ttt, course.bos_id
+        self._chunks = -(-sum(course.targets) // ttt.chunk_tokens)
+        self._index = 0
+        self._ids: list[IntArray] = []
+        self._nats: list[FloatArray] = []
+
+    def begin(self, streams: range) -> None:
+        """Begin with the BOS, which is read and not predicted."""
+        self._ids = [np.array([self._bos_id])]
+
+    def adapt(self, fixed: Fixed) -> None:
+        """Keep what was fixed; learn it where a chunk ends and another one follows."""
+        self._ids += fixed.ids
+        self._nats += fixed.nats
+        ended = fixed.segment.end == (self._index + 1) * self._ttt.chunk_tokens
+        if not ended or self._index == self._chunks - 1:
+            return
+        ids = np.concatenate(self._ids)
+        lesson = Lesson(ids[:-1], ids[1:], np.concatenate(self._nats))
+        rate = chunk_rate(self._ttt.lr, self._index, self._chunks)
+        self._sgd.learn(lesson, rate, self._ttt.epochs)
+        self._ids, self._nats = [ids[-1:]], []
+        self._index += 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Adapters, document by document
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentLora:
+    """Every document has adapters that learn from it; `ttt.lora_documents` go side by side.
+
+    seed: of the adapters' matrices A.
+    """
+
+    ttt: TttConfig
+    seed: int
+
+    def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
+        """Return the documents, each a stream."""
+        if tokenizer.bos_id != BOS_ID:
+            raise UserError(
+                f"this tokenizer begins documents with token {tokenizer.bos_id}, and method lora "
+                f"looks for token {BOS_ID}; take another method"
+            )
+        starts = np.flatnonzero(ids == BOS_ID)
+        return [Stream(part, False) for part in np.split(ids, starts[1:])]
+
+    def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
+        """Return the chunks of `score.documents`; UserError for settings that do not fit."""
+        self._check(score)
+        bounds = chunk_bounds(self.ttt, targets)
+        return tuple(Segment(max(0, end - score.seq_len), first, end) for first, end in bounds)
+
+    def _check(self, score: ScoreConfig) -> None:
+        check_learning("lora", self.ttt, score)
+        if self.ttt.lora_documents > MAX_ROWS or not 0 <= self.seed < 2**32:
+            raise UserError(
+                f"{self.ttt.lora_documents} documents side by side and the seed {self.seed} must "
+                f"be at most {MAX_ROWS} and below 2^32; set ttt.lora_documents"
+            )
+
+    def learner(self, language: LanguageModel, course: Course) -> "DocumentLearner":
+        """Return one that changes adapters; UserError for more rows than have some."""
+        if course.rows > self.ttt.lora_documents:
+            raise UserError(
+                f"{course.rows} rows cannot have the adapters of {self.ttt.lora_documents}"
+            )
+        lanes = Lanes(language.model, self.ttt, course.seq_len, self.seed)
+        return DocumentLearner(language.model, lanes, course)
+
+    def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
+        """Return what `evaluate_lora` makes of the documents, less what it takes for their ends."""
+        config = replace(language.score_config, truncate=False)
+        self._check(config)
+        nats: list[float] = []
+
+        def receive(receipt: Receipt) -> None:
+            nats.append(float(receipt.nats[receipt.targets != BOS_ID].sum()))
+
+        evaluate_lora(
+            language.model,
+            _text(language.tokenizer, streams),
+            config,
+            self.ttt,
+            seed=self.seed,
+            description="scoring",
+            receive=receive,
+        )
+        return sum(nats)
+
+
+class DocumentLearner:
+    """Adapters of the rows, those of `score.lora`; rows without a document have zeros.
+
+    A document counts as one position longer than it has tokens to predict, unless it is the last,
+    since the scorer also predicts that it ends. So the same rows take the same steps.
+    """
+
+    def __init__(self, model: GPT, lanes: Lanes, course: Course) -> None:
+        self._model, self._lanes, self._course = model, lanes, course
+        self._ends = {segment.first: segment.end for segment in course.segments}
+        last = len(course.targets) - 1
+        self._lengths = [count + (n < last) for n, count in enumerate(course.targets)]
+        self._batch = 0
+        self._documents: Documents
+        self._streams = range(0)
+        self._rows: tuple[int, ...] = ()
+        self._ids: list[IntArray] = []
+
+    def begin(self, streams: range) -> None:
+        """Begin a batch of documents with fresh adapters, or those of its lane."""
+        if streams.start:
+            self._documents.save()
+        self._documents = self._lanes.take(self._batch)
+        self._documents.start(len(streams))
+        self._batch += 1
+        self._streams, self._rows = streams, tuple(range(len(streams)))
+        self._ids = [np.array([self._course.bos_id]) for _ in streams]
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Attach the adapters of all rows."""
+        adapters = self._documents.adapters
+        adapters.use([self._of_all_rows(value) for value in self._documents.adam.values])
+        with adapting(self._model), adapters.attached():
+            yield
+
+    @torch.no_grad()
+    def _of_all_rows(self, value: Tensor) -> Tensor:
+        """Return matrices of the present rows, of B, among zeros for the others, of S."""
+        whole = value.new_zeros(value.shape[0], self._course.rows, *value.shape[2:])
+        whole[:, list(self._rows)] = value
+        return whole
+
+    def logits(self, states_SD: Tensor) -> Tensor:
+        """Return the model's own with what the head's adapters add."""
+        return self._documents.logits(states_SD[:, None])[:, 0]
+
+    def adapt(self, fixed: Fixed) -> None:
+        """Let the rows whose document goes on learn the chunk; drop the others before the next."""
+        first, end = fixed.segment.first, self._ends[fixed.segment.first]
+        lengths = [self._lengths[stream] for stream in self._streams]
+        for row, ids in enumerate(fixed.ids):
+            self._ids[row] = np.append(self._ids[row], ids)
+        going_on = [place for place, row in enumerate(self._rows) if lengths[row] > end]
+        if going_on:
+            self._learn(Segment(fixed.segment.start, first, end), going_on)
+            # The scorer drops rows when the next chunk begins; nothing is read in between.
+            self._rows = tuple(row for row in self._rows if lengths[row] > end)
+            self._documents.keep(self._rows)
+
+    def _learn(self, chunk: Segment, going_on: list[int]) -> None:
+        context = self._context(chunk)
+        parts = [self._ids[row][chunk.first + 1 : chunk.end + 1] for row in self._rows]
+        with adapting(self._model):
+            dist = self._documents.predict(context)
+            targets_BC = dist.rectangle(_filled(parts, context.event))
+            self._documents.learn(dist, targets_BC, going_on)
+
+    def _context(self, chunk: Segment) -> Context:
+        """Return the chunk of the present rows as one event, documents one after another."""
+        ids: dict[Window, IntArray] = {}
+        at = 0
+        for row in self._rows:
+            end = min(chunk.end, self._lengths[self._streams[row]])
+            window = Window(at + chunk.start, at + end, at + chunk.first)
+            ids[window] = self._ids[row][chunk.start : end]
+            at = window.end
+        return Context(Event(0, tuple(ids)), ids)
+
+
+def _filled(parts: list[IntArray], event: Event) -> IntArray:
+    """Return the targets of an event; 0 for a document's end, which nothing learns from."""
+    filled = [
+        np.append(part, np.zeros(window.end - window.score_from - len(part), np.int64))
+        for part, window in zip(parts, event.windows, strict=True)
+    ]
+    return np.concatenate(filled)

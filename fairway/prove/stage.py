@@ -1,0 +1,105 @@
+"""The proof of a run: its validation text coded, then restored by a process of its own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fairway
+from fairway.config import Config, RuntimeConfig
+from fairway.data.documents import Document
+from fairway.data.tokens import Tokenizer
+from fairway.errors import UserError
+from fairway.files import write_atomic
+from fairway.prove.coding import method_named
+from fairway.prove.proof import Account, first_bytes, prove, written
+
+# A process that finds these takes itself for one of many that work together.
+_OF_MANY = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+def prove_run(
+    config: Config,
+    runtime: RuntimeConfig,
+    artifact: Path,
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    out: Path,
+) -> dict[str, Any]:
+    """Write the proof of the first `config.prove.bytes` of some texts; return what it came to.
+
+    Seconds of coding are those of the walk, seconds of decoding those of the whole process. Raises
+    UserError if a fresh process does not restore exactly these texts from proof and artifact.
+    """
+    settings = config.prove
+    streams = None if settings.method == "sgd" else settings.streams
+    method, rows = method_named(settings.method, config.ttt, config.seed, streams)
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    file, account = prove(
+        artifact,
+        documents,
+        method,
+        limit_bytes=settings.bytes,
+        streams=rows,
+        tokenizer=None,
+        runtime=runtime,
+    )
+    write_atomic(out, file)
+    start_s = time.perf_counter()
+    restored = _restored(out, artifact)
+    decode_s = time.perf_counter() - start_s
+    parts = [part for part in first_bytes(documents, settings.bytes) if part.strip()]
+    if restored != written([tokenizer.canonical(part) for part in parts]):
+        raise UserError(
+            f"a fresh process restored {len(restored):,} bytes from {out} that are not the text "
+            "that was coded; this is a fault of Fairway, please report it"
+        )
+    return {"method": settings.method, **_facts(account), "decode_s": decode_s, "equal": True}
+
+
+def _facts(account: Account) -> dict[str, Any]:
+    coded_bits = 8 * account.coded_bytes
+    return {
+        "streams": account.streams,
+        "tokens": account.tokens,
+        "bytes": account.text_bytes,
+        "coded_bytes": account.coded_bytes,
+        "file_bytes": account.file_bytes,
+        "bpb": account.bits_per_byte,
+        "ledger_bpb": account.scorer_bits / account.text_bytes,
+        "difference_share": coded_bits / account.scorer_bits - 1,
+        "frequency_bits": account.quantisation_bits,
+        "code_s": account.seconds,
+    }
+
+
+def _restored(proof: Path, artifact: Path) -> bytes:
+    """Return what a fresh process restores, which is told of two files and where to write."""
+    home = str(Path(fairway.__file__).parents[1])
+    env = {name: value for name, value in os.environ.items() if name not in _OF_MANY}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, env.get("PYTHONPATH"))))
+    with tempfile.TemporaryDirectory() as empty:
+        out = Path(empty) / "text"
+        files: list[str | Path] = [
+            "--decode",
+            proof.resolve(),
+            "--artifact",
+            artifact.resolve(),
+            "--out",
+            out,
+        ]
+        ended = subprocess.run(
+            [sys.executable, "-m", "fairway.cli", "prove", *files],
+            cwd=empty,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        if ended.returncode:
+            told = ended.stderr.strip().rpartition("\n")[2].removeprefix("fairway: ")
+            raise UserError(f"a fresh process could not restore the proof: {told}")
+        return out.read_bytes()
