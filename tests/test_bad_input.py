@@ -151,7 +151,7 @@ def test_a_changed_shard_is_found_by_show(place: Place, call: Call) -> None:
 
 
 def test_validation_shorter_than_a_window(place: Place, call: Call) -> None:
-    window = "--set score.truncate=true --set score.seq_len=4096"
+    window = "--set score.truncate=true --set score.seq_len=4096 --set ttt.method=off"
     told = "but one window needs 4097; lower score.seq_len, set score.truncate=false"
     refused(call, f"run smoke --out new SMOKE {window}", told)
     assert not (place / "new" / "results.json").exists()
@@ -159,6 +159,7 @@ def test_validation_shorter_than_a_window(place: Place, call: Call) -> None:
 
 def test_validation_shorter_than_a_window_is_told_before_training(place: Place, call: Call) -> None:
     window = "--set score.truncate=true --set score.seq_len=8192 --set data.val_bytes=0"
+    window += " --set ttt.method=off"
     refused(call, f"run smoke --out new SMOKE {window}", "but one window needs 8193")
     assert not (place / "new" / "weights.safetensors").exists()
 
