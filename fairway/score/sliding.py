@@ -117,14 +117,19 @@ class FrozenDistribution:
         window = self._context.event.window_of(position)
         inputs = self._context.inputs(window, position + 1)
         x_D = self._predictor.hidden([inputs])[0, len(inputs) - 1]
-        logits_V: FloatArray = self._predictor.model.logits(x_D).double().cpu().numpy()
-        shifted_V = logits_V - logits_V.max()
-        row_V: FloatArray = shifted_V - np.log(np.exp(shifted_V).sum())
-        return row_V
+        return whole_row(self._predictor.model.logits(x_D))
 
     def _require_unchanged(self) -> None:
         if self._predictor.state() != self._state:
             raise LedgerError("the model's weights have changed since this prediction was made")
+
+
+def whole_row(logits_V: Tensor) -> FloatArray:
+    """Return log p of all V tokens, the softmax taken by NumPy in float64."""
+    wide_V: FloatArray = logits_V.double().cpu().numpy()
+    shifted_V = wide_V - wide_V.max()
+    row_V: FloatArray = shifted_V - np.log(np.exp(shifted_V).sum())
+    return row_V
 
 
 def text_of(ids: Ids, table: ByteTable, text_bytes: int) -> Text:

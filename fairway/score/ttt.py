@@ -19,7 +19,7 @@ from fairway.model.gpt import GPT
 from fairway.runtime import Ranks
 from fairway.score.documents import Step, batches, documents
 from fairway.score.ledger import Context, Lesson, Score, Text
-from fairway.score.lora import Documents, adapting, evaluate_lora
+from fairway.score.lora import Documents, adapting, evaluate_lora, phase_bounds
 from fairway.score.sgd import Sgd, chunks, evaluate_sgd
 from fairway.score.sliding import ALONE, FrozenPredictor, evaluating
 from fairway.score.windows import Event, Window, usable_targets
@@ -27,11 +27,9 @@ from fairway.score.windows import Event, Window, usable_targets
 
 @dataclass(frozen=True, slots=True)
 class Budgeted:
-    """A score, the settings it was made with, and its seconds beside the estimate."""
+    """A score, its seconds beside the estimate, and what was changed to stay within the budget."""
 
     score: Score
-    windows: ScoreConfig
-    config: TttConfig
     estimate_s: float
     seconds: float
     changes: tuple[str, ...]
@@ -57,7 +55,7 @@ def evaluate_ttt(
     evaluate = {"sgd": evaluate_sgd, "lora": evaluate_lora}[config.method]
     found = evaluate(model, text, score, config, seed=seed, description=description, ranks=ranks)
     seconds = time.perf_counter() - start_s
-    return Budgeted(found, score, config, estimate_s, seconds, changes)
+    return Budgeted(found, estimate_s, seconds, changes)
 
 
 def _within_budget(
@@ -120,19 +118,23 @@ def _estimate_sgd(
 ) -> float:
     plan = list(chunks(targets, score, config.chunk_tokens))
     events = sum(len(chunk.events) for chunk in plan)
-    sequences = min(config.chunk_tokens // score.seq_len, 2)
     predictor = FrozenPredictor(model, score.seq_len)
     event = _dummy(score.batch_windows, score.seq_len, min(score.stride, score.seq_len))
     zeros = np.zeros(len(event.event.positions), np.int64)
     event_s = _seconds(lambda: predictor.predict(event).log_prob(zeros))
     if len(plan) == 1:
         return events * event_s / ranks.world
-    ids = np.zeros(sequences * score.seq_len, np.int64)
-    learner = Sgd(model, config, score.seq_len)
-    lesson = Lesson(ids, ids, np.ones(len(ids)))
-    learn_s = _seconds(lambda: learner.gradients(lesson, range(sequences)))
-    steps = (len(plan) - 1) * config.epochs * (config.chunk_tokens // score.seq_len) / sequences
-    return (events * event_s + steps * learn_s) / ranks.world
+    sequences = (len(plan) - 1) * config.epochs * (config.chunk_tokens // score.seq_len)
+    return (events * event_s + sequences * _sequence_s(model, score, config)) / ranks.world
+
+
+def _sequence_s(model: GPT, score: ScoreConfig, config: TttConfig) -> float:
+    """Return the seconds that all weights take to learn one sequence of two."""
+    ids = np.zeros(2 * score.seq_len, np.int64)
+    learner, lesson = Sgd(model, config, score.seq_len), Lesson(ids, ids, np.ones(len(ids)))
+    taken_s = _seconds(lambda: learner.gradients(lesson, range(2))) / 2
+    model.zero_grad(set_to_none=True)
+    return taken_s
 
 
 def _estimate_lora(
@@ -149,7 +151,12 @@ def _estimate_lora(
     per_token_s = max(0.0, large_s - small_s) / max(1, large - small)
     per_step_s = max(0.0, small_s - small * per_token_s)
     tokens = sum(_tokens(step, score.seq_len) for step in steps)
-    return (len(steps) * per_step_s + tokens * per_token_s) / ranks.world
+    seconds = len(steps) * per_step_s + tokens * per_token_s
+    # Every phase learns all that was scored before it.
+    ends = [plan[n - 1].positions.stop for n in phase_bounds(len(plan), config.lora_phases)[1:-1]]
+    if ends:
+        seconds += sum(ends) / score.seq_len * _sequence_s(model, score, config)
+    return seconds / ranks.world
 
 
 def _tokens(step: Step, seq_len: int) -> int:
