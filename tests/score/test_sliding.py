@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
-from fairway.config import ModelConfig, ScoreConfig
+from fairway.config import ScoreConfig
 from fairway.data.tokens import ByteTable
 from fairway.errors import UserError
-from fairway.model.gpt import GPT, build
+from fairway.model.gpt import GPT
 from fairway.runtime import Ranks
 from fairway.score import sliding
 from fairway.score.ledger import Ledger, LedgerError, Text
@@ -18,20 +19,12 @@ from fairway.score.windows import Event, Window, events, sliding_windows
 
 V, T = 260, 16
 # rope_train_len is below the window: the rotary base then depends on the padded length.
-TINY = ModelConfig(
-    vocab_size=V, num_layers=3, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
-    xsa_layers=3, parallel_from=2, loop_first=1, loop_last=1, loop_extra=1, rope_train_len=8,
-)  # fmt: skip
+TINY = replace(tiny.TINY, rope_train_len=8)
 CONFIG = ScoreConfig(seq_len=T, stride=4, batch_windows=3, check_positions=20, truncate=False)
 
 
 def alive(dtype: torch.dtype = torch.float32) -> GPT:
-    model = build(TINY, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.3 * torch.randn(weight.shape, generator=generator)
-    model.set_looping(True)
+    model = tiny.alive(TINY)
     model.set_compute(dtype, "plain")
     return model
 

@@ -156,10 +156,8 @@ def test_chunks_own_the_windows_that_score_them() -> None:
         assert positions.tolist() == list(range(chunk.first, chunk.end))
 
 
-def test_the_seeds_text_has_as_many_chunks_as_published() -> None:
-    # 40,540,160 targets, 1,238 chunks (algorithms.md 9.3); the windows alone would take a minute.
-    assert -(-40_540_160 // TttConfig().chunk_tokens) == 1238
-    assert [chunk_rate(0.005, c, 1238) for c in (0, 1237)] == pytest.approx([0.005, 0.0])
+def test_the_rate_falls_along_half_a_cosine() -> None:
+    assert [chunk_rate(0.005, c, 3) for c in range(3)] == pytest.approx([0.005, 0.0025, 0.0])
 
 
 def plain_sgd(model: GPT, source: Text) -> list[float]:
@@ -407,6 +405,13 @@ def test_an_evaluation_within_its_budget_is_left_alone(config: TttConfig) -> Non
     way = {"sgd": evaluate_sgd, "lora": evaluate_lora}[config.method]
     assert found.score == way(alive(), text(), SCORE, config, seed=0, description="")
     assert found.changes == () and 0 < found.estimate_s < config.budget_s and found.seconds > 0
+
+
+def test_phases_count_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ttt, "_sequence_s", lambda *_: 1000.0)
+    estimates = [ttt.estimate(alive(), text(), SCORE, replace(LORA, lora_phases=n)) for n in (0, 1)]
+    # One phase, before the second of three batches: documents 0 to 2, 100 positions of 16 each.
+    assert estimates[0] < 1000.0 and estimates[1] - estimates[0] == pytest.approx(6250.0, abs=100)
 
 
 def test_an_estimate_above_the_budget_is_refused_with_the_numbers(
