@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fairway.config import Config, override
+from fairway.config import Config
 from fairway.data.folder import DataFolder
 from fairway.model import attention
+from fairway.overrides import override
 from fairway.quantise.estimate import estimate_bytes
 from fairway.recipes import recipe
 from fairway.runtime import DTYPES, Plan, Ranks, make_plan

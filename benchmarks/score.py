@@ -18,10 +18,11 @@ import torch
 from seed_model import load_state
 
 from fairway.api import model_from
-from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig, override
+from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig
 from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
 from fairway.model.gpt import GPT
+from fairway.overrides import override
 from fairway.recipes import recipe
 from fairway.runtime import Plan, make_plan
 from fairway.score.ledger import Score, Text

@@ -1,9 +1,10 @@
 """Fairway trains, packs and proves small language models.
 
 Reading order, which is also the order in which modules may import one another:
-version, errors, units, files, progress, config, recipes | data | model, runtime, peers | optim,
-checkpoint, steps, preflight, train | quantise | pack | score | api | prove | baselines, weights,
-report, packing, stages, results, run, doctor, published, compare, show, cli_base, cli_prove, cli.
+version, errors, units, files, progress, config, checks, overrides, recipes | data | model,
+runtime, peers | optim, checkpoint, steps, preflight, train | quantise | pack | score | api |
+prove | baselines, weights, report, packing, stages, text, results, run, doctor, published,
+compare, show, cli_base, cli_prove, cli.
 Importing this loads nothing heavy.
 """
 

@@ -12,15 +12,9 @@ import typer
 
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of
 from fairway.cli_prove import compress, decompress, prove, sample
-from fairway.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    config_hash,
-    override,
-    to_dict,
-)
+from fairway.config import Config, DataConfig, ModelConfig, config_hash, to_dict
 from fairway.errors import InterruptedRun, LedgerError, UserError
+from fairway.overrides import override
 from fairway.version import VERSION
 
 app = typer.Typer(

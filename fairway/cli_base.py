@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fairway.config import Config, RuntimeConfig, override
+from fairway.config import Config, RuntimeConfig
 from fairway.errors import UserError
+from fairway.overrides import override
 
 RunOrArtifact = Annotated[
     Path, typer.Argument(metavar="RUN|ARTIFACT", help="Folder of a run, or an artifact.")

@@ -19,12 +19,12 @@ from torch import Tensor
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, load, model_from, openings
 from fairway.checkpoint import load_checkpoint, save_checkpoint
-from fairway.config import BOS_ID, Config, config_hash, from_dict, override, to_dict
-from fairway.data.build import DataFolder, Validation, build_data
-from fairway.data.corpus import corpus_versions, embedded_documents
+from fairway.config import Config, config_hash, from_dict, to_dict
+from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.model.gpt import GPT
+from fairway.overrides import override
 from fairway.packing import pack_model
 from fairway.peers import peers
 from fairway.prove.stage import prove_run
@@ -38,6 +38,7 @@ from fairway.score.ttt import evaluate_ttt
 from fairway.score.windows import usable_targets
 from fairway.stages import RunFolder, key_of
 from fairway.steps import STEPS, Say, read_steps
+from fairway.text import open_text
 from fairway.train import CHECKPOINT, TrainingText, train, what_trains
 from fairway.version import VERSION
 
@@ -155,64 +156,22 @@ class Pipeline:
     def data(self, build: bool = False) -> DataFolder:
         """Return the tokens to train and score on; only training builds the embedded corpus."""
         if self._source is None:
-            self._source = self._open_data(build)
+            self._source = open_text(
+                self.config,
+                self.folder.file(DATA),
+                lambda key, work: self._embedded(key, work, build),
+            )
         return self._source
-
-    def _open_data(self, build: bool) -> DataFolder:
-        data, model = self.config.data, self.config.model
-        if not data.source:
-            raise UserError(
-                f"recipe {self.config.recipe} has no text of its own; get the challenge's by "
-                "`fairway data fetch --out DATA`, or make a folder of your own by `fairway data "
-                f"build --vocab-size {model.vocab_size} --out DATA`, then add --set "
-                "data.source=DATA"
-            )
-        if data.source == "embedded":
-            source = self._embedded(build)
-        else:
-            source = DataFolder.open(Path(data.source))
-        if source.tokenizer.vocab_size != model.vocab_size:
-            raise UserError(
-                f"the tokenizer of {data.source} has {source.tokenizer.vocab_size} pieces, but "
-                f"model.vocab_size is {model.vocab_size}; set model.vocab_size="
-                f"{source.tokenizer.vocab_size}"
-            )
-        if model.smear and source.tokenizer.bos_id != BOS_ID:
-            raise UserError(
-                f"the tokenizer of {data.source} begins documents with token "
-                f"{source.tokenizer.bos_id}, but model.smear stops at token {BOS_ID}; set "
-                "model.smear=false or take another tokenizer"
-            )
-        return source
 
     def _validation(self, source: DataFolder) -> Validation:
         data = self.config.data
         return source.sample_validation(data.val_bytes, data.val_tokens)
 
-    def _embedded(self, build: bool) -> DataFolder:
-        data, vocab_size, versions = (
-            self.config.data,
-            self.config.model.vocab_size,
-            corpus_versions(),
-        )
-        key = key_of(data.val_share, data.shard_tokens, vocab_size, versions)
-        out = self.folder.file(DATA)
-
-        def work() -> dict[str, Any]:
-            return build_data(
-                embedded_documents(),
-                out,
-                vocab_size=vocab_size,
-                val_share=data.val_share,
-                shard_tokens=data.shard_tokens,
-                provenance={"corpus": "embedded", "versions": versions},
-            )
-
+    def _embedded(self, key: str, work: Callable[[], dict[str, Any]], build: bool) -> None:
         if build:
             self.folder.stage("data", key, [DATA], work, self.say)
         else:
             self._require("data", key, verb="train")
-        return DataFolder.open(out)
 
     # -----------------------------------------------------------------------------------------
     # Model

@@ -20,9 +20,10 @@ import pytest
 from damage import FIXED as FIXED_OPTIONS
 from damage import Call, Place, run_command
 
-from fairway.config import Config, override
+from fairway.config import Config
 from fairway.data.build import build_data
 from fairway.data.documents import Document
+from fairway.overrides import override
 from fairway.recipes import recipe
 
 # What a probe would choose is not what a test may depend on.

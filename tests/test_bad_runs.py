@@ -84,7 +84,7 @@ def test_packing_never_builds_the_text_anew(
 ) -> None:
     texts = list(DataFolder.open(place / "data").train_documents())
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
-    monkeypatch.setattr("fairway.run.embedded_documents", lambda: documents)
+    monkeypatch.setattr("fairway.text.embedded_documents", lambda: documents)
     embedded = "--set data.source=embedded --set train.steps=1"
     assert call(f"train smoke --out new SMOKE {embedded}") == (0, "")
     untouched(place, call, "pack new --set model.vocab_size=295", "run `fairway train`")

@@ -5,17 +5,10 @@ import json
 
 import pytest
 
-from fairway.config import (
-    Config,
-    ModelConfig,
-    check,
-    config_hash,
-    from_dict,
-    override,
-    settings,
-    to_dict,
-)
+from fairway.checks import check
+from fairway.config import Config, ModelConfig, config_hash, from_dict, settings, to_dict
 from fairway.errors import UserError
+from fairway.overrides import override
 from fairway.recipes import RECIPES, recipe
 
 

@@ -11,8 +11,9 @@ import typer.main
 
 import fairway
 from fairway import cli
-from fairway.config import Config, override, settings, unknown_name
+from fairway.config import Config, settings, unknown_name
 from fairway.errors import UserError
+from fairway.overrides import override
 from fairway.recipes import RECIPES, recipe
 
 ROOT = Path(fairway.__file__).parent.parent

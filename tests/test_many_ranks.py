@@ -16,11 +16,12 @@ import pytest
 
 from fairway.api import load
 from fairway.checkpoint import load_checkpoint
-from fairway.config import Config, override
+from fairway.config import Config
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.files import read_json
+from fairway.overrides import override
 from fairway.recipes import recipe
 from fairway.run import ARTIFACT, Pipeline
 from fairway.score.sliding import evaluate, text_of

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from fairway import train as loop
 from fairway.checkpoint import load_checkpoint, save_checkpoint
-from fairway.config import override
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.errors import InterruptedRun
 from fairway.model.gpt import GPT, build
 from fairway.optim.muon import Optimisers
+from fairway.overrides import override
 from fairway.recipes import recipe
 from fairway.runtime import Plan, Ranks
 from fairway.steps import STEPS, read_steps

@@ -130,7 +130,7 @@ def test_the_embedded_text_is_built_once_and_again_when_damaged(
         built.append(1)
         return [Document(f"doc-{n}", text) for n, text in enumerate(texts)]
 
-    monkeypatch.setattr("fairway.run.embedded_documents", embedded)
+    monkeypatch.setattr("fairway.text.embedded_documents", embedded)
     config = tiny("data.source=embedded", "train.steps=1", "train.warmup_steps=0")
     for _ in range(2):
         pipeline = Pipeline(config, RunFolder(tmp_path), lambda text: None)

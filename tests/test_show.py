@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from fairway import show
-from fairway.config import Config, override, settings
+from fairway.config import Config, settings
 from fairway.files import read_json
+from fairway.overrides import override
 from fairway.recipes import recipe
 
 

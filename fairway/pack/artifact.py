@@ -19,16 +19,8 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from fairway.config import (
-    Config,
-    ModelConfig,
-    PackConfig,
-    ScoreConfig,
-    check,
-    check_model,
-    from_dict,
-    to_dict,
-)
+from fairway.checks import check, check_model
+from fairway.config import Config, ModelConfig, PackConfig, ScoreConfig, from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.errors import UserError
 from fairway.files import digest_bytes, write_atomic

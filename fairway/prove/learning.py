@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairway.api import LanguageModel
-from fairway.config import BOS_ID, ScoreConfig, TttConfig, check_learning
+from fairway.checks import check_learning
+from fairway.config import BOS_ID, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer, prove_bytes
 from fairway.errors import UserError
 from fairway.model.gpt import GPT

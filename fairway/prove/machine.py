@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from fairway.config import Config, RuntimeConfig, check
+from fairway.checks import check
+from fairway.config import Config, RuntimeConfig
 from fairway.errors import UserError
 from fairway.model.gpt import GPT
 from fairway.prove.coder import Decoder

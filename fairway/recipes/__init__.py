@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from fairway.config import Config, check, unknown_name
+from fairway.checks import check
+from fairway.config import Config, unknown_name
 from fairway.errors import UserError
 from fairway.recipes.demo import demo, smoke
 from fairway.recipes.seed import pr1493, pr1858, pr1858_proxy

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.config import BOS_ID, TttConfig, lora_chunks
+from fairway.checks import lora_chunks
+from fairway.config import BOS_ID, TttConfig
 from fairway.score.ledger import Text
 from fairway.score.windows import Event, Window
 

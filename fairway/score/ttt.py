@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fairway.config import ScoreConfig, TttConfig, lora_chunks
+from fairway.checks import lora_chunks
+from fairway.config import ScoreConfig, TttConfig
 from fairway.errors import UserError
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT

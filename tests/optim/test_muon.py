@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairway.config import ModelConfig, OptimConfig, override
+from fairway.config import ModelConfig, OptimConfig
 from fairway.errors import UserError
 from fairway.model.gpt import build
 from fairway.optim.muon import (
@@ -19,6 +19,7 @@ from fairway.optim.muon import (
     muon_update,
     orthogonalise,
 )
+from fairway.overrides import override
 from fairway.recipes import recipe
 
 CONFIG = OptimConfig()

@@ -13,17 +13,11 @@ import torch.nn.functional as F
 from tiny import TINY
 from tiny import alive as alive_with
 
-from fairway.config import (
-    Config,
-    ModelConfig,
-    ScoreConfig,
-    TttConfig,
-    check_ttt,
-    lora_chunks,
-    override,
-)
+from fairway.checks import check_ttt, lora_chunks
+from fairway.config import Config, ModelConfig, ScoreConfig, TttConfig
 from fairway.errors import LedgerError, UserError
 from fairway.model.gpt import GPT
+from fairway.overrides import override
 from fairway.runtime import Ranks
 from fairway.score import ttt
 from fairway.score.documents import batches, chunk_bounds, documents, longest_first
