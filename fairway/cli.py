@@ -35,6 +35,24 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished t
 Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished training.")]
 
 
+Budget = Annotated[
+    int | None,
+    typer.Option("--budget", metavar="BYTES", help="Fill so many bytes, code included."),
+]
+
+
+def _filling(budget_bytes: int | None) -> list[str]:
+    """Return the settings that fill a budget."""
+    if budget_bytes is None:
+        return []
+    return [
+        "quant.method=trellis",
+        "quant.fit=false",
+        "quant.fill=true",
+        f"pack.limit_bytes={budget_bytes}",
+    ]
+
+
 def _say(as_json: bool) -> Callable[[str], None]:
     """Return where progress lines go: standard error when standard output carries JSON."""
     return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
@@ -124,11 +142,13 @@ def train(
 
 
 @app.command()
-def pack(run: Run, overrides: Set = None, as_json: Json = False) -> None:
+def pack(
+    run: Run, budget_bytes: Budget = None, overrides: Set = None, as_json: Json = False
+) -> None:
     """Quantise a trained run's weights into an artifact, and account for its bytes."""
     from fairway.show import account_table
 
-    pipeline = _existing(run, overrides, as_json)
+    pipeline = _existing(run, [*_filling(budget_bytes), *(overrides or [])], as_json)
     with pipeline.writing():
         facts = pipeline.pack()
     facts = {name: facts[name] for name in ("bytes", "limit_bytes", "code_bytes", "sections")}
