@@ -22,7 +22,7 @@ from fairway.config import Config, RuntimeConfig
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
 from fairway.model.gpt import GPT, build
-from fairway.quantise.calibrate import gram, collect_hessians
+from fairway.quantise.calibrate import collect_hessians, gram
 from fairway.quantise.gptq import gptq, grid_of, quantise_model, tensor_stats
 from fairway.quantise.grid import QuantisedTensor
 from fairway.recipes import recipe

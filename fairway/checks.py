@@ -101,14 +101,14 @@ def _check_training(config: Config) -> None:
         )
 
 
-TRELLIS_STATES = (4, 8)
+TRELLIS_STATES = (1, 4, 8)
 
 
 def _check_quantising(quant: QuantConfig) -> None:
     """Refuse a search for what the method does not have: one has multipliers, the other levels."""
     trellis = quant.method == "trellis"
     if quant.states not in TRELLIS_STATES:
-        raise UserError(f"quant.states is {quant.states}; there are trellises of 4 and of 8 states")
+        raise UserError(f"quant.states is {quant.states}; choose 8, 4, or 1 for a plain grid")
     if quant.fill and not trellis:
         raise UserError(
             f"quant.fill needs quant.method=trellis, not {quant.method}; set it, or quant.fit=true"

@@ -145,7 +145,7 @@ class QuantConfig:
     act_order: bool = opt(True, "round the columns of largest input energy first")
     min_numel: int = opt(65_536, "tensors up to this size are kept as fp16", lo=0)
     fit: bool = opt(False, "raise matrix_sigmas until artifact and code fit pack.limit_bytes")
-    states: int = opt(8, "trellis: states, 4 or 8", lo=4, hi=8)
+    states: int = opt(8, "trellis: states, 8 or 4; 1 is a plain grid", lo=1, hi=8)
     rate_bits: float = opt(3.4, "trellis: bits per weight to aim for", lo=0.5, hi=7.0)
     rate_price: float = opt(0.4, "trellis: squared steps of error that a bit is worth", lo=0.0)
     gradient_tokens: int = opt(1_048_576, "trellis: training tokens behind sensitivities", lo=1)

@@ -43,7 +43,7 @@ _HALVINGS = 40
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Group:
+class Group:
     """Matrices of one shape, ready to be quantised at any level.
 
     feed_LCC and weight_LC as `viterbi` wants them; mix_LRR is the upper factor of the inverse of
@@ -120,7 +120,7 @@ def _group(
     state: Mapping[str, Tensor],
     costs: Mapping[str, Curvature],
     config: QuantConfig,
-) -> _Group:
+) -> Group:
     device = costs[names[0]].inputs.device
     factors: dict[int, Tensor] = {}
     mixes, rows = [], []
@@ -145,7 +145,7 @@ def _group(
     mean_L1 = weight_LC.mean(1, keepdim=True)
     spread_LR = weights_LRC.std(2, unbiased=False)
     peak_LR = weights_LRC.abs().amax(2).clamp_min(2.0**-30)
-    return _Group(
+    return Group(
         names=names,
         weights=weights_LRC,
         feed=upper_LCC / diagonal_LC[..., None],
@@ -181,16 +181,16 @@ def _conditional(mix_RR: Tensor, stripe: int) -> Tensor:
     return torch.cat(rows)
 
 
-def _steps(group: _Group, level: float) -> Tensor:
+def _steps(group: Group, level: float) -> Tensor:
     """Return steps_LR, in sixteenths of an octave (int16)."""
     wanted_LR = level * group.cost.rsqrt()
     bounded_LR = torch.minimum(torch.maximum(wanted_LR, LOW * group.spread), HIGH * group.spread)
-    steps_LR = (16 * bounded_LR.log2()).round().clamp(-LARGEST_STEP, LARGEST_STEP)
+    steps_LR = (16 * bounded_LR.log2()).round().clamp(-LARGEST_STEP, LARGEST_STEP - 16)
     return steps_LR.to(torch.int16)
 
 
 def _quantise_group(
-    group: _Group, level: float, bits_XGK: Tensor, config: QuantConfig
+    group: Group, level: float, bits_XGK: Tensor, config: QuantConfig
 ) -> dict[str, QuantisedTensor]:
     steps_LR = _steps(group, level)
     scale_LR = scale_of(steps_LR)
@@ -216,20 +216,31 @@ def _quantise_group(
         codes_LSC = cheapest_paths(problem, config.states, config.block).mT
         codes.append(codes_LSC)
         if group.mix is not None and last < rows:
-            multiples_NC = reconstruct(codes_LSC.flatten(0, 1), config.states, None)
-            error_LSC = here_LSC - step_LS1 * multiples_NC.view_as(here_LSC).float()
+            multiples_LSC = _multiples(codes_LSC, config.states)
+            error_LSC = here_LSC - step_LS1 * multiples_LSC
             _make_up(left_LRC, group.mix, error_LSC, first, last)
     codes_LRC = torch.cat(codes, 1).to(torch.int8).cpu()
+    if config.states == 1:
+        # A plain grid has no second one between its points: its step is two of ours.
+        steps_LR = steps_LR + 16
+        scale_LR = scale_of(steps_LR)
     return {
         name: QuantisedTensor(
             codes_LRC[i].clone(),
             scale_LR[i].cpu(),
             CODE_BITS,
             steps_LR[i].cpu().clone(),
-            config.states,
+            config.states if config.states > 1 else 0,
         )
         for i, name in enumerate(group.names)
     }
+
+
+def _multiples(codes_LSC: Tensor, states: int) -> Tensor:
+    """Return the multiples of the step that codes stand for, in float32."""
+    if states == 1:
+        return 2.0 * codes_LSC.float()
+    return reconstruct(codes_LSC.flatten(0, 1), states, None).view_as(codes_LSC).float()
 
 
 def _make_up(left_LRC: Tensor, mix_LRR: Tensor, error_LSC: Tensor, first: int, last: int) -> None:

@@ -26,6 +26,10 @@ from torch import Tensor
 
 from fairway.quantise.trellis import GRIDS, TRELLIS
 
+# One state is no trellis: every code is a multiple of two steps, chosen by its bits all the same.
+_NEXT = {1: np.zeros((1, 2), np.int8), **TRELLIS}
+_GRIDS = {1: np.zeros(1, np.int8), **GRIDS}
+
 # What no path costs; finite, so that sums and comparisons stay ordinary.
 NEVER = 1e30
 
@@ -75,7 +79,7 @@ def cheapest_paths(problem: Problem, states: int, block: int) -> Tensor:
 
 def _arrivals(states: int) -> NDArray[np.int64]:
     """Return the two (state, parity), as 2 * state + parity, that lead to every state: [N, 2]."""
-    flat = TRELLIS[states].flatten()
+    flat = _NEXT[states].flatten()
     return np.stack([np.flatnonzero(flat == state) for state in range(states)])
 
 
@@ -89,7 +93,7 @@ def _block_on_gpu(
     weight_LB = problem.weight[:, columns]
     device = w_LBR.device
     arrival_N2 = torch.from_numpy(_arrivals(states)).to(device)
-    step = _Step(problem, torch.from_numpy(GRIDS[states]).to(device))
+    step = _Step(problem, states)
     left_NLBR = w_LBR.expand(states, L, B, R).contiguous()
     cost_NLR = torch.full((states, L, R), NEVER, device=device)
     cost_NLR.scatter_(0, state_LR[None], 0.0)
@@ -118,46 +122,41 @@ def _block_on_gpu(
     return (*_trace(back_BNLR, code_BNLR, error_BNLR, state_LR), state_LR)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """The best code of either parity for every survivor."""
+    """The best code of either parity for every survivor: of the nearest two, the cheaper one."""
 
-    problem: Problem
-    grid_N: Tensor
+    def __init__(self, problem: Problem, states: int) -> None:
+        """Lay out what is the same for all columns. O is the nearest code below and above."""
+        device = problem.weights.device
+        last = problem.bits.shape[2] - 1
+        grid_N11 = torch.from_numpy(_GRIDS[states]).to(device).long()[:, None, None]
+        self.problem = problem
+        self.grid_N11 = grid_N11.float()
+        # Where the bits of a row's codes on a state's grid begin in the flattened table.
+        self.table_NLR = (2 * problem.row_class + grid_N11) * (last + 1)
+        self.parity_P111 = torch.arange(2.0, device=device)[:, None, None, None]
+        self.option_O1111 = torch.arange(2.0, device=device)[:, None, None, None, None]
+        self.largest_P111 = ((last - self.parity_P111) / 2).floor()
 
     def __call__(self, x_NLR: Tensor, weight_L: Tensor, cost_NLR: Tensor) -> tuple[Tensor, ...]:
         """Return what a path costs with it, the code, and its error: [P, N, L, R] each."""
-        grid_N11 = self.grid_N[:, None, None].float()
-        bits_XGK = self.problem.bits
-        last = bits_XGK.shape[2] - 1
-        tables_NLR = self.problem.row_class * (2 * (last + 1)) + self.grid_N[:, None, None] * (
-            last + 1
-        )
         size_NLR = x_NLR.abs()
-        place_NLR = (size_NLR + grid_N11) * 0.5
-        found = []
-        for parity in (0, 1):
-            largest = (last - parity) // 2
-            low_NLR = ((place_NLR - parity) * 0.5).floor_().clamp_(0, largest)
-            options = [low_NLR, (low_NLR + 1).clamp_(max=largest)]
-            best: tuple[Tensor, ...] = ()
-            for half_NLR in options:
-                k_NLR = half_NLR * 2 + parity
-                error_NLR = size_NLR - (2 * k_NLR - grid_N11).clamp_min_(0)
-                bits_NLR = bits_XGK.view(-1)[tables_NLR + k_NLR.long()]
-                total_NLR = cost_NLR + (
-                    error_NLR * error_NLR * weight_L[:, None] + self.problem.price * bits_NLR
-                )
-                if best:
-                    better = total_NLR < best[0]
-                    now = (total_NLR, k_NLR, error_NLR)
-                    best = tuple(torch.where(better, a, b) for a, b in zip(now, best, strict=True))
-                else:
-                    best = (total_NLR, k_NLR, error_NLR)
-            found.append(best)
-        cost, k, error = (torch.stack(both) for both in zip(*found, strict=True))
+        place_NLR = (size_NLR + self.grid_N11) * 0.5
+        low_PNLR = ((place_NLR - self.parity_P111) * 0.5).floor_().clamp_min_(0)
+        low_PNLR = torch.minimum(low_PNLR, self.largest_P111)
+        half_OPNLR = torch.minimum(low_PNLR + self.option_O1111, self.largest_P111)
+        k_OPNLR = 2 * half_OPNLR + self.parity_P111
+        error_OPNLR = size_NLR - (2 * k_OPNLR - self.grid_N11).clamp_min_(0)
+        bits_OPNLR = self.problem.bits.view(-1)[self.table_NLR + k_OPNLR.long()]
+        total_OPNLR = error_OPNLR * error_OPNLR * weight_L[:, None]
+        total_OPNLR += self.problem.price * bits_OPNLR
+        total_OPNLR += cost_NLR
+        above_PNLR = total_OPNLR[1] < total_OPNLR[0]
         sign_NLR = torch.where(x_NLR < 0, -1.0, 1.0)
-        return cost, (k * sign_NLR).to(torch.int16), error * sign_NLR
+        code_PNLR = torch.where(above_PNLR, k_OPNLR[1], k_OPNLR[0]) * sign_NLR
+        error_PNLR = torch.where(above_PNLR, error_OPNLR[1], error_OPNLR[0]) * sign_NLR
+        cost_PNLR = torch.where(above_PNLR, total_OPNLR[1], total_OPNLR[0])
+        return cost_PNLR, code_PNLR.to(torch.int16), error_PNLR
 
 
 def _trace(
@@ -188,7 +187,7 @@ def _block_on_cpu(
     feed_LBB = problem.feed[:, columns, columns].contiguous().numpy()
     weight_LB = problem.weight[:, columns].contiguous().numpy()
     price_LR, class_LR = problem.price.numpy(), problem.row_class.numpy()
-    tables = (problem.bits.numpy(), TRELLIS[states], GRIDS[states], _arrivals(states))
+    tables = (problem.bits.numpy(), _NEXT[states], _GRIDS[states], _arrivals(states))
 
     def work(job: tuple[int, slice]) -> None:
         matrix, rows = job

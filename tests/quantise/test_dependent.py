@@ -91,6 +91,17 @@ def test_a_level_sets_the_bits_and_the_levels_end_where_all_steps_do() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_a_trellis_beats_a_plain_grid_of_as_many_bits() -> None:
+    state, costs = problem()
+    errors = {}
+    for states in (1, 4, 8):
+        plan = Plan(state, costs, replace(CONFIG, states=states))
+        found = coded(plan, plan.level_for(4.0))
+        assert {t.trellis for t in found.values()} == {0 if states == 1 else states}
+        errors[states] = sum(loss(state, costs, n, restore(found[n])) for n in NAMES[:2])
+    assert errors[8] < 0.9 * errors[1] and errors[4] < 0.9 * errors[1]
+
+
 def test_feedback_over_rows_lowers_the_loss() -> None:
     state, costs = problem()
     level = Plan(state, costs, CONFIG).level_for(3.0)
@@ -110,6 +121,7 @@ def test_feedback_over_rows_lowers_the_loss() -> None:
     ("changes", "what"),
     [
         ({"states": 4}, "states"),
+        ({"states": 1}, "no trellis"),
         ({"rate_price": 0.0}, "price"),
         ({"damp": 1.0}, "damping"),
         ({"gradient_damp": 5.0}, "damping of the outputs"),
