@@ -75,7 +75,7 @@ _RIDGE = 20 * 256.0**2
 _NEWTON = 256 / (65_536 * 0.6931471805599453)  # gradients to steps of log2 powers
 _ROOM_BYTES = 128  # more than one code can take
 LARGEST_CODE = 32_767
-_DAMAGED = "a cabac stream is damaged; copy the file again"
+DAMAGED = "a cabac stream is damaged; copy the file again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +126,7 @@ def _gaussian_cells() -> Ints:
             p[:, offset, :, at : at + UNARY] = _share(tail_NL[1:], tail_NL[:-1]).T
         p[:, offset, :, SIDE] = _share(ahead_NL[0], both_L)
     units = np.clip(np.rint(p * 4096), 1, 4095).astype(np.int64)
-    return ((units << 16) << USES_BITS | _PRIOR_USES).ravel()
+    return np.asarray((units << 16 << USES_BITS | _PRIOR_USES).ravel(), np.int64)
 
 
 def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -264,10 +264,10 @@ def decode_codes(data: bytes, sides: Sequence[Side]) -> list[NDArray[np.int16]]:
     """
     size = 1 + _HEAD.size * len(sides)
     if len(data) < size or data[0] > COVARIANCE:
-        raise UserError(_DAMAGED)
+        raise UserError(DAMAGED)
     predict = data[0]
     if predict == COVARIANCE and not _width(sides):
-        raise UserError(_DAMAGED)
+        raise UserError(DAMAGED)
     buffer = np.frombuffer(bytearray(data[size:]), np.uint8)
     cells, coder = _gaussian_cells().copy(), new_coder(data[size:])
     covariance = Covariance(_width(sides) if predict == COVARIANCE else 0)
@@ -275,24 +275,25 @@ def decode_codes(data: bytes, sides: Sequence[Side]) -> list[NDArray[np.int16]]:
     for i, side in enumerate(sides):
         log_energy, *powers = _HEAD.unpack_from(data, 1 + i * _HEAD.size)
         if log_energy > LARGEST_LOG:
-            raise UserError(_DAMAGED)
+            raise UserError(DAMAGED)
         walk = _Walk(side, _Head(log_energy, tuple(powers), predict), covariance)
         codes_RC = np.zeros(side.shape, np.int16)
         codes_C = np.zeros(side.shape[1], np.int64)
         for r in range(side.shape[0]):
             walk.go(DECODE, codes_C, cells, coder, buffer)
             if codes_C.min() < -LARGEST_CODE - 1 or codes_C.max() > LARGEST_CODE:
-                raise UserError(_DAMAGED)
+                raise UserError(DAMAGED)
             codes_RC[r] = codes_C
         found.append(_unordered(codes_RC, side))
     if not read_to_the_end(coder, data[size:]):
-        raise UserError(_DAMAGED)
+        raise UserError(DAMAGED)
     return found
 
 
 def _ordered(codes_RC: NDArray[np.integer], side: Side) -> Ints:
     assert codes_RC.shape == side.shape and len(side.step_logs) == side.shape[0]
     wide_RC = codes_RC.astype(np.int64)
+    assert wide_RC.min() >= -LARGEST_CODE - 1 and wide_RC.max() <= LARGEST_CODE, "beyond int16"
     return wide_RC if side.order is None else np.ascontiguousarray(wide_RC[:, side.order])
 
 
