@@ -49,6 +49,7 @@ def _filling(budget_bytes: int | None) -> list[str]:
         "quant.method=trellis",
         "quant.fit=false",
         "quant.fill=true",
+        "pack.codec=cabac",
         f"pack.limit_bytes={budget_bytes}",
     ]
 
