@@ -44,13 +44,15 @@ _HALVINGS = 40
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Matrices of one shape, ready to be quantised at any level.
+    """Matrices of one shape, ready to be quantised at any level, their columns in coding order.
 
+    orders_LC: the column that comes first, second, ...; None as they lie.
     feed_LCC and weight_LC as `viterbi` wants them; mix_LRR is the upper factor of the inverse of
     the outputs' moments, None where rows do not mix; cost_LR: rows_R times c; spread_LR.
     """
 
     names: list[str]
+    orders: Tensor | None
     weights: Tensor
     feed: Tensor
     weight: Tensor
@@ -122,7 +124,7 @@ def _group(
     config: QuantConfig,
 ) -> Group:
     device = costs[names[0]].inputs.device
-    factors: dict[int, Tensor] = {}
+    factors: dict[int, tuple[Tensor, Tensor]] = {}
     mixes, rows = [], []
     for name in names:
         cost = costs[name]
@@ -131,15 +133,19 @@ def _group(
                 f"{name} holds a weight that is not finite; was the training diverging?"
             )
         if id(cost.inputs) not in factors:
-            factors[id(cost.inputs)] = inverse_factor(_alive(cost.inputs), config.damp, name)
+            factors[id(cost.inputs)] = _factorised(cost.inputs, config, name)
         if cost.outputs is None:
             rows.append(_floored(cost.rows))
             continue
         mix_RR = inverse_factor(_alive(cost.outputs), config.gradient_damp, name)
         mixes.append(mix_RR)
         rows.append(_conditional(mix_RR, config.stripe))
+    orders_LC, upper_LCC = (
+        torch.stack(both)
+        for both in zip(*(factors[id(costs[name].inputs)] for name in names), strict=True)
+    )
     weights_LRC = torch.stack([state[name].to(device, torch.float32) for name in names])
-    upper_LCC = torch.stack([factors[id(costs[name].inputs)] for name in names])
+    weights_LRC = weights_LRC.gather(2, orders_LC[:, None].expand_as(weights_LRC))
     diagonal_LC = upper_LCC.diagonal(dim1=1, dim2=2)
     weight_LC = diagonal_LC.square().reciprocal()
     mean_L1 = weight_LC.mean(1, keepdim=True)
@@ -147,6 +153,7 @@ def _group(
     peak_LR = weights_LRC.abs().amax(2).clamp_min(2.0**-30)
     return Group(
         names=names,
+        orders=orders_LC if config.act_order else None,
         weights=weights_LRC,
         feed=upper_LCC / diagonal_LC[..., None],
         weight=weight_LC / mean_L1,
@@ -155,6 +162,20 @@ def _group(
         # A row without spread is coded like one whose deviation is its largest weight.
         spread=torch.where(spread_LR > 1e-6 * peak_LR, spread_LR, peak_LR),
     )
+
+
+def _factorised(inputs_CC: Tensor, config: QuantConfig, name: str) -> tuple[Tensor, Tensor]:
+    """Return the coding order of the columns, and the inverse's upper factor in that order.
+
+    Of the largest energy first: errors then cost nearly as much in every column, as one step for
+    all of a row's columns wants it.
+    """
+    moments_CC = _alive(inputs_CC)
+    order_C = torch.arange(len(moments_CC), device=moments_CC.device)
+    if config.act_order:
+        order_C = torch.argsort(moments_CC.diagonal(), descending=True, stable=True)
+        moments_CC = moments_CC[order_C][:, order_C]
+    return order_C, inverse_factor(moments_CC, config.damp, name)
 
 
 def _alive(moments_CC: Tensor) -> Tensor:
@@ -219,7 +240,12 @@ def _quantise_group(
             multiples_LSC = _multiples(codes_LSC, config.states)
             error_LSC = here_LSC - step_LS1 * multiples_LSC
             _make_up(left_LRC, group.mix, error_LSC, first, last)
-    codes_LRC = torch.cat(codes, 1).to(torch.int8).cpu()
+    codes_LRC, orders_LC = torch.cat(codes, 1).to(torch.int8), group.orders
+    if orders_LC is not None:
+        places_LC = orders_LC.argsort(1)
+        codes_LRC = codes_LRC.gather(2, places_LC[:, None].expand_as(codes_LRC))
+    codes_LRC = codes_LRC.cpu()
+    trellis = config.states if config.states > 1 else 0
     if config.states == 1:
         # A plain grid has no second one between its points: its step is two of ours.
         steps_LR = steps_LR + 16
@@ -230,7 +256,8 @@ def _quantise_group(
             scale_LR[i].cpu(),
             CODE_BITS,
             steps_LR[i].cpu().clone(),
-            config.states if config.states > 1 else 0,
+            trellis,
+            orders_LC[i].int().cpu() if orders_LC is not None and trellis else None,
         )
         for i, name in enumerate(group.names)
     }

@@ -74,9 +74,14 @@ def curvatures(
     if not sums.positions:
         raise ValueError("sensitivities need at least one batch")
     found = {}
+    # Matrices that read one tensor go on sharing one Hessian.
+    means: dict[int, Tensor] = {}
     for name in inner:
         outputs_RR = sums.outputs[name] / sums.positions
-        inputs_CC = hessians[name] / (positions * _visits(model, name))
+        hessian_CC = hessians[name]
+        if id(hessian_CC) not in means:
+            means[id(hessian_CC)] = hessian_CC / (positions * _visits(model, name))
+        inputs_CC = means[id(hessian_CC)]
         found[name] = Curvature(inputs_CC, outputs_RR, outputs_RR.diagonal().clone())
     return found | _embeddings(model, hessians, positions, sums)
 
