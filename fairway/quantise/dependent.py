@@ -37,7 +37,7 @@ from fairway.quantise.trellis import reconstruct
 from fairway.quantise.viterbi import Problem, cheapest_paths
 
 # Bounds of a step in deviations of its row. Beyond them a second-order model is no guide.
-LOW, HIGH = 0.04, 0.4
+LOW, HIGH = 0.04, 0.5
 # The coarsest level has so many times the steps of the one at which every row is at HIGH.
 _COARSEST = 16.0
 # How much dearer or cheaper a bit may be in a row whose step is bounded.
