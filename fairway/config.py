@@ -149,7 +149,11 @@ class QuantConfig:
 class PackConfig:
     """The artifact: how its sections are coded and how large it may be."""
 
-    codec: str = opt("brotli", "entropy coder of the sections", choices=("brotli", "lzma", "raw"))
+    codec: str = opt(
+        "brotli",
+        "entropy coder of the sections; cabac is Fairway's own, for codes and steps",
+        choices=("cabac", "brotli", "lzma", "raw"),
+    )
     shuffle: int = opt(2, "byte shuffle stride before coding; 1 is off", lo=1, hi=16)
     with_tokenizer: bool = opt(False, "carry the tokenizer inside the artifact")
     limit_bytes: int = opt(16_000_000, "most bytes of artifact and code", lo=1)
