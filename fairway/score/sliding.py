@@ -45,8 +45,11 @@ class FrozenPredictor:
     """A model as it is: `predict` runs it, `adapt` does nothing.
 
     Every window is padded on the right with id 0 to `seq_len`, so that the rotary base, which may
-    depend on the length, is the same in all of them; causality keeps the padding unseen.
+    depend on the length, is the same in all of them; causality keeps the padding unseen. Windows of
+    an event may be predicted in groups (`separable`).
     """
+
+    separable = True
 
     def __init__(self, model: GPT, seq_len: int) -> None:
         self.model = model
@@ -105,6 +108,13 @@ class FrozenDistribution:
         # In float32 the difference above can round to just over 0 when p is 1.
         capped: FloatArray = np.minimum(log_probs.double().cpu().numpy(), 0.0)
         return capped
+
+    @torch.no_grad()
+    def tables(self, first: int, end: int) -> Tensor:
+        """Return log p of all V tokens at the scored positions first..end-1, in float64."""
+        self._require_unchanged()
+        logits = self._predictor.model.logits(self._x_ND[first:end])
+        return logits.double().log_softmax(-1)
 
     @torch.no_grad()
     def row(self, position: int) -> FloatArray:
