@@ -273,6 +273,7 @@ class ProveConfig:
         "who predicts: the frozen model, or one that learns by the settings of ttt",
         choices=("sliding", "sgd", "lora"),
     )
+    experts: bool = opt(False, "with the experts of mixture beside it")
     streams: int = opt(
         8, "parts side by side, with lora documents; sgd always has one", lo=1, hi=64
     )

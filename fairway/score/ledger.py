@@ -117,6 +117,15 @@ class Predictor(Protocol):
         """Learn from a committed event, or do nothing."""
 
 
+# What experts make of a predictor: another one that has them beside it.
+Helped = Callable[[Predictor], Predictor]
+
+
+def alone(predictor: Predictor) -> Predictor:
+    """Return the predictor as it is."""
+    return predictor
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """A finished account. `nats` and `bpb` are float64; `bytes` is the proven denominator.

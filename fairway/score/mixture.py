@@ -29,6 +29,8 @@ from fairway.score.windows import Event, Window
 _AT_ONCE = 512
 # Bytes of a document that are read again where its scoring goes on.
 _TAIL_BYTES = 32
+# More than tokens of text have on average.
+_BYTES_PER_TOKEN = 5
 # A probability is not taken to be less, so that masses can be divided.
 _LEAST = 1e-300
 
@@ -48,17 +50,19 @@ def names(config: MixtureConfig) -> list[str]:
 class Helpers:
     """The experts with all they have learned; several predictors of one text may share them.
 
-    `text_bytes` is about how long the text is: it sizes the tables.
+    `tokens` is how long the text is: it sizes the tables, alike for a scorer and a decoder. `own_nats` adds up what the
+    tokens cost the model alone, by the same tables.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: MixtureConfig, text_bytes: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: MixtureConfig, tokens: int) -> None:
         self.config, self.table = config, tokenizer.table
         self.tries = Tries(token_strings(tokenizer))
         self.next_position = 0
+        self.own_nats = 0.0
         chosen = names(config)
         self.tilt = Tilt(config) if "tilt" in chosen else None
         self.by_bytes = "ppm" in chosen or "match" in chosen
-        self._state = _experts(config, len(self.tries.trie.parent), text_bytes)
+        self._state = _experts(config, len(self.tries.trie.parent), _BYTES_PER_TOKEN * tokens)
 
     @property
     def room(self) -> ppm.Room:
@@ -118,7 +122,7 @@ class Helpers:
         )  # fmt: skip
         picked = _pick(probs_NV, tokens, hints.token)
         if not self.by_bytes:
-            return lambda: _tilted_nats(*picked().T, tokens, hints)
+            return lambda: self._tilted(picked(), tokens, hints)
         nodes = planned.nodes[:wanted]
         rows = np.repeat(np.arange(count), np.diff(planned.starts))
         masses = self.tries.ask(probs_NV, Wanted(rows, nodes, after))
@@ -126,12 +130,21 @@ class Helpers:
         def finish() -> FloatArray:
             ends, inner = masses()
             own, hinted = picked().T.copy()
+            self.own_nats -= float(np.log(own).sum())
             nats = np.empty(count)
             whole = planned._replace(ends=ends, inner=inner)
             mixing.mix(self._state, trie, tokens, after, own, hints, hinted, whole, nats)
             return nats
 
         return finish
+
+    def _tilted(self, picked: FloatArray, tokens: IntArray, hints: mixing.Hints) -> FloatArray:
+        """Return the cost of tokens under the tilted model alone."""
+        own, hinted = picked.T
+        self.own_nats -= float(np.log(own).sum())
+        added = np.where(hints.token >= 0, hinted * hints.gain, 0.0)
+        tilted = own + np.where(hints.token == tokens, added, 0.0)
+        return np.asarray(-np.log(tilted / (1.0 + added)))
 
     def row(self, log_probs_V: FloatArray, previous: int) -> FloatArray:
         """Return log p of all tokens at the next position: the whole vocabulary, node by node."""
@@ -194,15 +207,6 @@ def _pick(probs_NV: Tensor, tokens: IntArray, hints: IntArray) -> Callable[[], F
     both = torch.from_numpy(np.stack([tokens, np.maximum(hints, 0)], 1)).to(probs_NV.device)
     picked = probs_NV.gather(1, both)
     return lambda: np.asarray(picked.cpu().numpy())
-
-
-def _tilted_nats(
-    own: FloatArray, hinted: FloatArray, tokens: IntArray, hints: mixing.Hints
-) -> FloatArray:
-    """Return the cost of tokens under the tilted model alone."""
-    added = np.where(hints.token >= 0, hinted * hints.gain, 0.0)
-    tilted = own + np.where(hints.token == tokens, added, 0.0)
-    return np.asarray(-np.log(tilted / (1.0 + added)))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -19,12 +19,14 @@ from fairway.runtime import Ranks
 from fairway.score.ledger import (
     Context,
     FloatArray,
+    Helped,
     IntArray,
     Ledger,
     Receipt,
     Score,
     Span,
     Text,
+    alone,
     score_events,
 )
 from fairway.score.share import gathering, share
@@ -157,6 +159,7 @@ def evaluate(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
+    helped: Helped = alone,
 ) -> Score:
     """Return the score of a frozen model on a text, in its present looping state.
 
@@ -165,7 +168,7 @@ def evaluate(
     text and get the same score: each scores a share of the events, and as the events are what they
     are for one rank, so is the score, to the bit where the kernels are the same. Raises UserError
     if the text is shorter than a window and truncated to whole ones, LedgerError if the account
-    does not add up.
+    does not add up. `helped` puts experts beside the model; those that learn need one rank.
     """
     targets = usable_targets(len(text.ids), config.seq_len, config.truncate)
     stride = config.stride if sliding else config.seq_len
@@ -185,7 +188,7 @@ def evaluate(
         spans=[Span(own.start, range(starts[own.start], starts[own.stop]))],
     )
     with evaluating(model):
-        predictor = FrozenPredictor(model, config.seq_len)
+        predictor = helped(FrozenPredictor(model, config.seq_len))
         mine = itertools.islice(planned(), own.start, own.stop)
         gather = gathering(ranks, [ranks.rank], ranks.world, count)
         return score_events(ledger, predictor, mine, description, gather)
