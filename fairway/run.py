@@ -496,7 +496,9 @@ class Pipeline:
         learning = None if config.prove.method == "sliding" else to_dict(config.ttt)
         experts = to_dict(config.mixture) if config.prove.experts else None
         texts = digest_bytes(json.dumps(validation.documents).encode())
-        key = key_of(digest_file(artifact), texts, to_dict(config.prove), learning, experts, plan.as_dict())
+        key = key_of(
+            digest_file(artifact), texts, to_dict(config.prove), learning, experts, plan.as_dict()
+        )
         runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
 
         def work() -> dict[str, Any]:

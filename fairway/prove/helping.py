@@ -22,7 +22,7 @@ from fairway.prove.learning import ChunkSgd, proven_text, restoring
 from fairway.prove.streams import Stream, cut_evenly
 from fairway.prove.walk import Course, Fixed, Frozen, Learner, Segment, window_segments
 from fairway.score.experts import evaluate_base
-from fairway.score.mixture import Helpers, Mixture
+from fairway.score.mixture import Helpers
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -74,7 +74,7 @@ class WithExperts:
                     self.mixture.base,
                     seed=0,
                     description="scoring",
-                    helped=lambda predictor, helpers=helpers: Mixture(predictor, helpers),
+                    helped=helpers.beside,
                 ).nats
         return nats
 

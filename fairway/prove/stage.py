@@ -60,7 +60,13 @@ def prove_run(
             "that was coded; this is a fault of Fairway, please report it"
         )
     experts = config.mixture.experts if settings.experts else ""
-    return {"method": settings.method, "experts": experts, **_facts(account), "decode_s": decode_s, "equal": True}
+    return {
+        "method": settings.method,
+        "experts": experts,
+        **_facts(account),
+        "decode_s": decode_s,
+        "equal": True,
+    }
 
 
 def _facts(account: Account) -> dict[str, Any]:

@@ -266,9 +266,7 @@ class _Group:
         mixed_AV = np.stack(
             [
                 self.learner.mixed(stream, before, log_probs_V)
-                for stream, before, log_probs_V in zip(
-                    streams, previous, log_probs_AV, strict=True
-                )
+                for stream, before, log_probs_V in zip(streams, previous, log_probs_AV, strict=True)
             ]
         )
         counts_AV = frequencies(mixed_AV)

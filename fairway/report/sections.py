@@ -236,7 +236,7 @@ def experts(results: Values) -> Html:
             ("Time", time_of(mixture["seconds"])),
         ]
         meaning = (
-            "The experts learn every token after its cost is on record. With the model they are one "
+            "The experts learn each token after its cost is on record. With the model they are one "
             "distribution over tokens, summed at the positions counted above."
         )
         parts += [pairs(facts, "facts"), note(esc(meaning))]

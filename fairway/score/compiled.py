@@ -8,11 +8,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# NumPy's numbers are not `int` to a type checker, though compiled code knows no difference.
+int64: Any = np.int64
 
 
 def compiled(function: Function) -> Function:

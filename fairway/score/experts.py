@@ -24,7 +24,7 @@ from fairway.score.ledger import (
     Text,
 )
 from fairway.score.lora import evaluate_lora
-from fairway.score.mixture import Helpers, Mixture
+from fairway.score.mixture import Helpers
 from fairway.score.sgd import evaluate_sgd
 from fairway.score.sliding import evaluate
 from fairway.score.spread import Spread, spread
@@ -81,7 +81,7 @@ def evaluate_mixture(
         mixture.base,
         seed=seed,
         description=description,
-        helped=lambda predictor: Mixture(predictor, helpers),
+        helped=helpers.beside,
     )
     alone_bpb = bits_per_byte(helpers.own_nats, found.bytes)
     return found, {

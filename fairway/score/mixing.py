@@ -1,8 +1,8 @@
 """A model and byte-level experts as one distribution over tokens: the loops (see `mixture`).
 
 At every node of the tree that a token's bytes lead through (`trie`), the next thing is one of its
-children's bytes, or the end of the token. The model says how likely each is: `ends` and `inner` over
-their sum. PPM says which child's byte to expect. The node's mixture is
+children's bytes, or the end of the token. The model says how likely each is: `ends` and `inner`
+over their sum. PPM says which child's byte to expect. The node's mixture is
 
     variant A:  stop:  s                          byte b:  w c(b) + (1 - w) (1 - s) r(b)
     variant B:  stop:  w s + (1 - w) u            byte b:  w c(b) + (1 - w) (1 - u) r(b)
@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.score.compiled import compiled
+from fairway.score.compiled import compiled, int64
 from fairway.score.ppm import EXCLUSION, Words, allows, ask, learn, pushed, share_of, shares
-from fairway.score.trie import Trie, sum_tree
+from fairway.score.trie import Trie
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -48,7 +48,7 @@ _STOP_PRIOR, _ROOT_PRIOR, _PRIOR_COUNT = 0.5, 0.01, 2.0
 # Tokens between the hint to the processor's memory and its use.
 _AHEAD = 2
 # Where the model is as sure of a repeat's byte as this, rounding would outweigh the rest.
-_SURE = 1.0 - 1e-6
+SURE = 1.0 - 1e-6
 
 
 class Experts(NamedTuple):
@@ -56,9 +56,9 @@ class Experts(NamedTuple):
 
     words: PPM's tables. past: int64[3], the last eight bytes and how many. weights:
     float64[BUCKETS], of the model. stops: float64[nodes, 2], tokens ended and gone on. text: the
-    bytes so far; heads: int32[2^k], where a hash of bytes was last followed. follow: int64[4], bytes
-    of text, place and length of the repeat, rolling hash. hits: float64[LENGTHS, 2], repeats broken
-    and kept; gains: float64[LENGTHS, 2], weights of the model's and the repeat's stretch.
+    bytes so far; heads: int32[2^k], where a hash of bytes was last followed. follow: int64[4],
+    bytes of text, place and length of the repeat, rolling hash. hits: float64[LENGTHS, 2], repeats
+    broken and kept; gains: float64[LENGTHS, 2], weights of the model's and the repeat's stretch.
     """
 
     how: IntArray
@@ -104,7 +104,7 @@ def heard(e: Experts, symbol: int) -> None:
     mixed = (mixed * (5 << shift) + symbol + 1) & 0x3FFFFF
     at = (mixed * 0x9E3779B1 >> 8) & bits
     if length == 0 and used >= shortest:
-        place = np.int64(e.heads[at])
+        place = int64(e.heads[at])
         while (
             length < 32
             and length < place
@@ -123,11 +123,11 @@ def _path(trie: Trie, node: int, out: IntArray) -> int:
     depth, at = 0, node
     while trie.parent[at] != at:
         depth += 1
-        at = np.int64(trie.parent[at])
+        at = int64(trie.parent[at])
     at = node
     for n in range(depth, -1, -1):
         out[n] = at
-        at = np.int64(trie.parent[at])
+        at = int64(trie.parent[at])
     return depth
 
 
@@ -136,7 +136,7 @@ def child_of(trie: Trie, node: int, symbol: int) -> int:
     """Return the child that a byte leads to, or -1."""
     if not allows(trie.mask, node, symbol):
         return -1
-    at = np.int64(trie.first[node])
+    at = int64(trie.first[node])
     while trie.symbol[at] != symbol:
         at += 1
     return at
@@ -164,7 +164,7 @@ def plan(
     for n in range(tokens.size):
         starts[n] = count
         follow[n] = e.follow[:3]
-        depth = _path(trie, np.int64(trie.node[after[n], tokens[n]]), path)
+        depth = _path(trie, int64(trie.node[after[n], tokens[n]]), path)
         depths[n] = depth
         nodes[count : count + depth + 1] = path[: depth + 1]
         count += depth + 1
@@ -174,7 +174,7 @@ def plan(
         for i in range(depth if length > 0 else 0):
             if place + i >= used:
                 break
-            expected = np.int64(e.text[place + i])
+            expected = int64(e.text[place + i])
             if expected != trie.symbol[path[i + 1]]:
                 other = child_of(trie, path[i], expected)
                 if other >= 0:
@@ -182,7 +182,7 @@ def plan(
                     count += 1
                 break
         for i in range(depth):
-            heard(e, np.int64(trie.symbol[path[i + 1]]))
+            heard(e, int64(trie.symbol[path[i + 1]]))
         if e.how[PER_DOCUMENT] == 1 and tokens[n] == e.how[BOS]:
             e.follow[2] = 0
     starts[tokens.size] = count
@@ -196,7 +196,7 @@ def _stretch(share: float) -> float:
 
 
 @compiled
-def _kept(e: Experts, bucket: int, model: float) -> float:
+def kept_share(e: Experts, bucket: int, model: float) -> float:
     """Return the share of a repeat's byte, of what does not end the token; `model`: before it."""
     own = (e.hits[bucket, 1] + 0.5) / (e.hits[bucket, 0] + e.hits[bucket, 1] + 1.0)
     sum_ = e.gains[bucket, 0] * _stretch(model) + e.gains[bucket, 1] * _stretch(own)
@@ -207,7 +207,7 @@ def _kept(e: Experts, bucket: int, model: float) -> float:
 def _learn_repeat(e: Experts, bucket: int, model: float, hit: int) -> None:
     """Move the weights of a repeat's length against the cost of what came."""
     own = (e.hits[bucket, 1] + 0.5) / (e.hits[bucket, 0] + e.hits[bucket, 1] + 1.0)
-    error = e.rates[MATCH_RATE] * (hit - _kept(e, bucket, model))
+    error = e.rates[MATCH_RATE] * (hit - kept_share(e, bucket, model))
     e.gains[bucket, 0] += error * _stretch(model)
     e.gains[bucket, 1] += error * _stretch(own)
     e.hits[bucket, hit] += 1.0
@@ -219,7 +219,7 @@ def length_bucket(e: Experts, length: int) -> int:
     more = length - e.how[MIN_MATCH]
     if more < 4:
         return more
-    return min(LENGTHS - 1, 2 + np.int64(2.0 * math.log2(np.float64(more) / 2.0)))
+    return min(LENGTHS - 1, 2 + int64(2.0 * math.log2(np.float64(more) / 2.0)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,11 +227,11 @@ def length_bucket(e: Experts, length: int) -> int:
 
 
 @compiled
-def _ppm_share(
+def ppm_share(
     e: Experts, trie: Trie, node: int, past: IntArray, symbol: int, row: FloatArray
 ) -> tuple[float, float, int]:
     """Return the share of a child's byte among the children, the confidence, and the order."""
-    size = np.int64(trie.size[node])
+    size = int64(trie.size[node])
     if size == 1:
         return 1.0, 1.0, -1
     share, confidence, order = share_of(
@@ -240,7 +240,7 @@ def _ppm_share(
     if e.words[EXCLUSION] == 0:
         # Without exclusion the children's shares do not sum to one by themselves.
         shares(e.words, trie.mask, node, size, past[0], past[1], past[2], row)
-        total, first = 0.0, np.int64(trie.first[node])
+        total, first = 0.0, int64(trie.first[node])
         for child in range(first, first + size):
             total += row[trie.symbol[child]]
         share = row[symbol] / total
@@ -248,13 +248,14 @@ def _ppm_share(
 
 
 @compiled
-def _bucket(depth: int, order: int, confidence: float) -> int:
-    level = min(_LEVELS - 1, np.int64(confidence * _LEVELS))
+def weight_bucket(depth: int, order: int, confidence: float) -> int:
+    """Return the bucket of a node by its depth, the order of the context, and its confidence."""
+    level = min(_LEVELS - 1, int64(confidence * _LEVELS))
     return (min(depth, _DEPTHS - 1) * _ORDERS + order + 1) * _LEVELS + level
 
 
 @compiled
-def _weight(e: Experts, bucket: int, confidence: float) -> float:
+def model_weight(e: Experts, bucket: int, confidence: float) -> float:
     """Return the weight of the model at a node, from what is known before its outcome."""
     if e.how[WEIGHTING] == SHARE:
         return e.weights[bucket]
@@ -274,7 +275,7 @@ def _learn_weight(e: Experts, bucket: int, model: float, expert: float) -> None:
 
 
 @compiled
-def _ends_here(e: Experts, trie: Trie, node: int) -> float:
+def ends_here(e: Experts, trie: Trie, node: int) -> float:
     """Return how often a token ended at a node that it had reached: the expert's u."""
     if trie.ends[node] == 0:
         return 0.0
@@ -328,7 +329,7 @@ def mix(
             low, high = _ask_for(e, trie, p, n + _AHEAD, low, high)
         first, depth = p.starts[n], p.depths[n]
         path, extra = p.nodes[first : first + depth + 1], first + depth + 1
-        aside, aside_node = 0.0, np.int64(-1)
+        aside, aside_node = 0.0, int64(-1)
         if extra < p.starts[n + 1]:
             aside, aside_node = p.ends[extra] + p.inner[extra], p.nodes[extra]
         for i in range(depth + 1):
@@ -337,7 +338,7 @@ def mix(
         if hints.token[n] >= 0:
             added = hinted[n] * hints.gain[n]
             mine += added if hints.token[n] == tokens[n] else 0.0
-            hint_depth = _path(trie, np.int64(trie.node[after[n], hints.token[n]]), hint_path)
+            hint_depth = _path(trie, int64(trie.node[after[n], hints.token[n]]), hint_path)
             aside += _tilt(hint_path, hint_depth, path, depth, aside_node, added, ends, inner)
         past[:] = e.past
         log_share = _token(e, trie, path, depth, ends, inner, aside, p.follow[n], past, row, notes)
@@ -376,7 +377,7 @@ def _tilt(
 def _ask_for(e: Experts, trie: Trie, p: Planned, n: int, low: int, high: int) -> tuple[int, int]:
     """Ask for the contexts within a later token; return the last bytes after it."""
     for i in range(p.starts[n] + 1, p.starts[n] + p.depths[n] + 1):
-        low, high = pushed(low, high, np.int64(trie.symbol[p.nodes[i]]))
+        low, high = pushed(low, high, int64(trie.symbol[p.nodes[i]]))
         if e.how[PPM] == 1:
             ask(e.words, low, high)
     return low, high
@@ -407,17 +408,17 @@ def _token(
     length = length_bucket(e, follow[2]) if aligned else 0
     for i in range(depth + 1):
         node, total = path[i], ends[i] + inner[i]
-        size = np.int64(trie.size[node])
+        size = int64(trie.size[node])
         stop, on = ends[i] / total, inner[i] / total
         notes[i, 0], notes[i, 3] = -1.0, -1.0
-        symbol = np.int64(trie.symbol[path[i + 1]]) if i < depth else np.int64(0)
+        symbol = int64(trie.symbol[path[i + 1]]) if i < depth else int64(0)
         share, confidence, order, weight, until = 1.0, 1.0, -1, 1.0, on
         if ppm and size > 0 and (both or size > 1) and (both or i < depth):
-            asked = symbol if i < depth else np.int64(trie.symbol[trie.first[node]])
-            share, confidence, order = _ppm_share(e, trie, node, past, asked, row)
-            bucket = _bucket(i, order, confidence)
-            weight = _weight(e, bucket, confidence)
-            until = 1.0 - _ends_here(e, trie, node) if both else on
+            asked = symbol if i < depth else int64(trie.symbol[trie.first[node]])
+            share, confidence, order = ppm_share(e, trie, node, past, asked, row)
+            bucket = weight_bucket(i, order, confidence)
+            weight = model_weight(e, bucket, confidence)
+            until = 1.0 - ends_here(e, trie, node) if both else on
             notes[i, 0] = bucket
         if i == depth:
             ended = weight * stop + (1.0 - weight) * (1.0 - until) if both else stop
@@ -428,7 +429,7 @@ def _token(
         mixed = weight * model + (1.0 - weight) * until * share
         notes[i, 1], notes[i, 2] = model, until * share
         if aligned and follow[1] + i < follow[0]:
-            expected = np.int64(e.text[follow[1] + i])
+            expected = int64(e.text[follow[1] + i])
             if size > 1 and allows(trie.mask, node, expected):
                 gone_on = weight * on + (1.0 - weight) * until
                 hit = expected == symbol
@@ -436,11 +437,11 @@ def _token(
                 if not hit:
                     other = 1.0
                     if weight < 1.0:
-                        other, _, _ = _ppm_share(e, trie, node, past, expected, row)
+                        other, _, _ = ppm_share(e, trie, node, past, expected, row)
                     theirs = weight * (aside / total) + (1.0 - weight) * until * other
                 before = theirs / gone_on
-                if before < _SURE:
-                    kept = _kept(e, length, before)
+                if before < SURE:
+                    kept = kept_share(e, length, before)
                     mixed = gone_on * kept if hit else mixed * (1.0 - kept) / (1.0 - before)
                     notes[i, 3] = before + (2.0 if hit else 0.0)
             aligned = expected == symbol
@@ -458,113 +459,15 @@ def _learn_token(e: Experts, trie: Trie, path: IntArray, depth: int, notes: Floa
     learned = e.how[WEIGHTING] == SHARE
     for i in range(depth + 1):
         if learned and notes[i, 0] >= 0.0:
-            _learn_weight(e, np.int64(notes[i, 0]), notes[i, 1], notes[i, 2])
+            _learn_weight(e, int64(notes[i, 0]), notes[i, 1], notes[i, 2])
         if notes[i, 3] >= 0.0:
             hit = 1 if notes[i, 3] >= 2.0 else 0
-            _learn_repeat(e, np.int64(notes[depth + 1, 0]), notes[i, 3] - 2.0 * hit, hit)
+            _learn_repeat(e, int64(notes[depth + 1, 0]), notes[i, 3] - 2.0 * hit, hit)
         if e.how[VARIANT_B] == 1:
             e.stops[path[i], 0 if i == depth else 1] += 1.0
     for i in range(depth):
-        symbol = np.int64(trie.symbol[path[i + 1]])
+        symbol = int64(trie.symbol[path[i + 1]])
         if e.how[PPM] == 1:
             learn(e.words, e.past[0], e.past[1], e.past[2], symbol)
         e.past[0], e.past[1] = pushed(e.past[0], e.past[1], symbol)
         e.past[2] = min(e.past[2] + 1, 8)
-
-
-# ---------------------------------------------------------------------------------------------
-# The whole vocabulary
-
-
-@compiled
-def enumerate_tokens(
-    e: Experts, trie: Trie, after: int, probs: FloatArray, hint: int, gain: float, out: FloatArray
-) -> None:
-    """Write the mixture's probability of every token at the next position: all nodes, top down.
-
-    probs: float64[V], the model's. Nothing is learned.
-    """
-    first = trie.root[after]
-    last = trie.root[1] if after == 0 else trie.parent.size
-    tilted = probs.copy()
-    if hint >= 0:
-        tilted[hint] += probs[hint] * gain
-    mass = np.empty((2, trie.parent.size))
-    sum_tree(tilted, trie.node[after], first, last, trie.parent, mass)
-    reach, stops = np.zeros(trie.parent.size), np.zeros(trie.parent.size)
-    pasts, depths = np.empty((trie.parent.size, 3), np.int64), np.zeros(trie.parent.size, np.int64)
-    matched = np.zeros(trie.parent.size, np.bool_)
-    row = np.empty(256)
-    reach[first], pasts[first], matched[first] = 1.0, e.past, e.follow[2] > 0
-    for node in range(first, last):
-        size = np.int64(trie.size[node])
-        _children(e, trie, node, depths[node], mass, pasts[node], matched[node], reach, stops, row)
-        for child in range(trie.first[node], trie.first[node] + size):
-            symbol = np.int64(trie.symbol[child])
-            low, high = pushed(pasts[node, 0], pasts[node, 1], symbol)
-            pasts[child, 0], pasts[child, 1] = low, high
-            pasts[child, 2] = min(pasts[node, 2] + 1, 8)
-            depths[child] = depths[node] + 1
-            place = e.follow[1] + depths[node]
-            matched[child] = (
-                matched[node] and place < e.follow[0] and e.text[place] == symbol
-            )
-    for token in range(probs.size):
-        node = np.int64(trie.node[after, token])
-        out[token] = stops[node] * (tilted[token] / mass[0, node])
-
-
-@compiled
-def _children(
-    e: Experts,
-    trie: Trie,
-    node: int,
-    depth: int,
-    mass: FloatArray,
-    past: IntArray,
-    matched: bool,
-    reach: FloatArray,
-    stops: FloatArray,
-    row: FloatArray,
-) -> None:
-    """Share a node's reach out to the end of the token and to its children."""
-    size, first = np.int64(trie.size[node]), np.int64(trie.first[node])
-    total, both = mass[0, node] + mass[1, node], e.how[VARIANT_B] == 1
-    stop, on, weight, until = mass[0, node] / total, mass[1, node] / total, 1.0, 1.0
-    if size == 0:
-        stops[node] = reach[node]
-        return
-    until, summed = on, 1.0
-    if e.how[PPM] == 1 and (both or size > 1):
-        _, confidence, order = _ppm_share(
-            e, trie, node, past, np.int64(trie.symbol[first]), row
-        )
-        weight = _weight(e, _bucket(depth, order, confidence), confidence)
-        until = 1.0 - _ends_here(e, trie, node) if both else on
-        row[trie.symbol[first]] = 1.0
-        if size > 1:
-            shares(e.words, trie.mask, node, size, past[0], past[1], past[2], row)
-            summed = 0.0
-            for child in range(first, first + size):
-                summed += row[trie.symbol[child]]
-            if e.words[EXCLUSION] == 1:
-                summed = 1.0
-    stops[node] = reach[node] * (weight * stop + (1.0 - weight) * (1.0 - until) if both else stop)
-    expected, scale, kept_mass = -1, 1.0, 0.0
-    gone_on = weight * on + (1.0 - weight) * until
-    place = e.follow[1] + depth
-    if e.how[MATCH] == 1 and matched and size > 1 and place < e.follow[0]:
-        child = child_of(trie, node, np.int64(e.text[place]))
-        if child >= 0:
-            before = weight * ((mass[0, child] + mass[1, child]) / total)
-            if weight < 1.0:
-                before += (1.0 - weight) * until * (row[trie.symbol[child]] / summed)
-            before /= gone_on
-            if before < _SURE:
-                kept = _kept(e, length_bucket(e, e.follow[2]), before)
-                expected, scale, kept_mass = child, (1.0 - kept) / (1.0 - before), gone_on * kept
-    for child in range(first, first + size):
-        share = weight * ((mass[0, child] + mass[1, child]) / total)
-        if weight < 1.0:
-            share += (1.0 - weight) * until * (row[trie.symbol[child]] / summed)
-        reach[child] = reach[node] * (kept_mass if child == expected else share * scale)

@@ -1,10 +1,10 @@
 """A model and byte-level experts as one predictor in the ledger's protocol.
 
-The mixture is of two *distributions*: whoever is helped must give whole tables of log-probabilities,
-of which the masses of the nodes are made (`trie`); PPM, repeats and the token tilt (`mixing`, `tilt`)
-have seen the text as far as it is on record. The ledger hands over the targets piece by piece
-(`ledger.Stepwise`), and a piece's tokens go through the loops one by one. On a GPU the next piece's
-tables and masses are under way while the processor mixes this one.
+The mixture is of two *distributions*: whoever is helped must give whole tables of log-
+probabilities, of which the masses of the nodes are made (`trie`); PPM, repeats and the token tilt
+(`mixing`, `tilt`) have seen the text as far as it is on record. The ledger hands over the targets
+piece by piece (`ledger.Stepwise`), and a piece's tokens go through the loops one by one. On a GPU
+the next piece's tables and masses are under way while the processor mixes this one.
 
 Shapes: N positions, V vocabulary.
 """
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from fairway.config import BOS_ID, MixtureConfig
-from fairway.data.tokens import ByteTable, Tokenizer
+from fairway.data.tokens import Tokenizer
 from fairway.errors import LedgerError
 from fairway.score import mixing, ppm
 from fairway.score.ledger import Context, Distribution, FloatArray, IntArray, Predictor, Receipt
 from fairway.score.tilt import Tilt
 from fairway.score.trie import Tries, Wanted, token_strings
+from fairway.score.whole import enumerate_tokens
 from fairway.score.windows import Event, Window
 
 # Positions whose tables are made at a time: 512 x 8,192 in float64 is 34 MB.
@@ -50,8 +51,8 @@ def names(config: MixtureConfig) -> list[str]:
 class Helpers:
     """The experts with all they have learned; several predictors of one text may share them.
 
-    `tokens` is how long the text is: it sizes the tables, alike for a scorer and a decoder. `own_nats` adds up what the
-    tokens cost the model alone, by the same tables.
+    `tokens` is how long the text is: it sizes the tables, alike for a scorer and a decoder.
+    `own_nats` adds up what the tokens cost the model alone, by the same tables.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: MixtureConfig, tokens: int) -> None:
@@ -62,12 +63,16 @@ class Helpers:
         chosen = names(config)
         self.tilt = Tilt(config) if "tilt" in chosen else None
         self.by_bytes = "ppm" in chosen or "match" in chosen
-        self._state = _experts(config, len(self.tries.trie.parent), _BYTES_PER_TOKEN * tokens)
+        self._state = experts_of(config, len(self.tries.trie.parent), _BYTES_PER_TOKEN * tokens)
 
     @property
     def room(self) -> ppm.Room:
         """Return how full PPM's tables are."""
         return ppm.room(self._state.words)
+
+    def beside(self, predictor: Predictor) -> "Mixture":
+        """Return a predictor with these experts beside it."""
+        return Mixture(predictor, self)
 
     def begin(self, ids: IntArray) -> None:
         """Go on after some tokens of another place than the last one: its bytes are the history."""
@@ -115,7 +120,7 @@ class Helpers:
         if self.tilt is not None:
             hints = self.tilt.read(tokens)
         self._make_room(count * int(trie.depth[0]))
-        planned = _planned(count, int(trie.depth[0]))
+        planned = planned_for(count, int(trie.depth[0]))
         wanted = mixing.plan(
             self._state, trie, tokens, after,
             planned.nodes, planned.starts, planned.depths, planned.follow,
@@ -155,11 +160,12 @@ class Helpers:
             return np.asarray(np.log(probs / probs.sum()))
         out = np.empty(len(probs))
         after = int(self.table.boundary[previous])
-        mixing.enumerate_tokens(self._state, self.tries.trie, after, probs, token, gain, out)
+        enumerate_tokens(self._state, self.tries.trie, after, probs, token, gain, out)
         return np.asarray(np.log(out))
 
 
-def _experts(config: MixtureConfig, nodes: int, text_bytes: int) -> mixing.Experts:
+def experts_of(config: MixtureConfig, nodes: int, text_bytes: int) -> mixing.Experts:
+    """Return experts that know nothing, for trees of so many nodes and a text of about that size."""
     chosen = names(config)
     how = np.zeros(7, np.int64)
     how[mixing.VARIANT_B] = config.variant == "B"
@@ -190,7 +196,8 @@ def _experts(config: MixtureConfig, nodes: int, text_bytes: int) -> mixing.Exper
     )
 
 
-def _planned(count: int, depth: int) -> mixing.Planned:
+def planned_for(count: int, depth: int) -> mixing.Planned:
+    """Return room for what `plan` writes of `count` tokens of up to `depth` bytes."""
     empty = np.zeros(0)
     return mixing.Planned(
         np.empty(count * (depth + 2), np.int64),

@@ -1,20 +1,20 @@
 """Prediction by partial matching: what followed the last bytes whenever they stood together before.
 
-Contexts of order k are the last k bytes, k = 0 to 8. The deepest context that was seen predicts; what
-it never saw gets its escape mass, shared out by the next shorter one, and at the end all bytes
-alike. Method C (Moffat, 1990): a byte seen c times out of N, among q different ones, gets
-c / (N + q), the escape q / (N + q). Method D (Howard and Vitter, 1992): (2c - 1) / 2N and q / 2N. With
+Contexts of order k are the last k bytes, k = 0 to 8. The deepest context that was seen predicts;
+what it never saw gets its escape mass, shared out by the next shorter one, and at the end all bytes
+alike. Method C (Moffat, 1990): a byte seen c times out of N, among q different ones, gets c / (N +
+q), the escape q / (N + q). Method D (Howard and Vitter, 1992): (2c - 1) / 2N and q / 2N. With
 *exclusion* a byte that a deeper context knows takes no part in the shorter ones, so that the shares
 of all bytes sum to one; without it (the published code) they sum to less.
 
 `allowed` restricts a prediction to some bytes, as the inside of a token does: with exclusion all
 others are excluded from the start.
 
-**Memory.** A context of order 3 to 8 is one line of 64 bytes: one cache miss per order and byte, which
-is asked for some bytes ahead. It holds eight different followers; a ninth moves them to a block of
-256. Orders 0 to 2 have blocks at fixed places. Lines and blocks are allocated once. When seven
-eighths of the lines are taken, new contexts are not learned; when the blocks are, no ninth follower
-is. What is known goes on counting.
+**Memory.** A context of order 3 to 8 is one line of 64 bytes: one cache miss per order and byte,
+which is asked for some bytes ahead. It holds eight different followers; a ninth moves them to a
+block of 256. Orders 0 to 2 have blocks at fixed places. Lines and blocks are allocated once. When
+seven eighths of the lines are taken, new contexts are not learned; when the blocks are, no ninth
+follower is. What is known goes on counting.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.score.compiled import compiled, fetch
+from fairway.score.compiled import compiled, fetch, int64
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -130,12 +130,12 @@ def pushed(low: int, high: int, symbol: int) -> tuple[int, int]:
 @compiled
 def _line_of(m: Words, order: int, low: int, high: int) -> int:
     """Return where the line of a context of order 3 or more begins; minus that if it is new."""
-    lines = np.int64(m[_LINES])
+    lines = int64(m[_LINES])
     low, high = _low_part(order, low), _high_part(order, high)
     at = _home(order, low, high, lines)
     while True:
         base = _LINES_AT + at * _LINE
-        found = np.int64(m[base + _ORDER])
+        found = int64(m[base + _ORDER])
         if found == order and m[base] == low and m[base + _HIGH] == high:
             return base
         if found == 0:
@@ -145,7 +145,7 @@ def _line_of(m: Words, order: int, low: int, high: int) -> int:
 
 @compiled
 def _block_at(m: Words, block: int) -> int:
-    return _LINES_AT + np.int64(m[_LINES]) * _LINE + block * _BLOCK
+    return _LINES_AT + int64(m[_LINES]) * _LINE + block * _BLOCK
 
 
 @compiled
@@ -161,7 +161,7 @@ def _fixed_block(m: Words, order: int, low: int) -> int:
 @compiled
 def ask(m: Words, low: int, high: int) -> None:
     """Ask for the contexts that end in these bytes."""
-    limit, lines = np.int64(m[_LIMIT]), np.int64(m[_LINES])
+    limit, lines = int64(m[_LIMIT]), int64(m[_LINES])
     for order in range(3, limit + 1):
         at = _home(order, _low_part(order, low), _high_part(order, high), lines)
         fetch(m, _LINES_AT + at * _LINE)
@@ -184,36 +184,36 @@ def _place(m: Words, order: int, low: int, high: int) -> tuple[int, int, int]:
     if at < 0:
         return 0, 0, 0
     if m[at + _DISTINCT] > _INLINE:
-        block = _block_at(m, np.int64(m[at + _COUNTS]))
+        block = _block_at(m, int64(m[at + _COUNTS]))
         return at + _DISTINCT, -(block + _BLOCK_FOLLOWERS), block + _BLOCK_COUNTS
     return at + _DISTINCT, at + _FOLLOWERS, at + _COUNTS
 
 
 @compiled
 def _symbol(m: Words, followers: int, n: int) -> int:
-    return (np.int64(m[abs(followers) + (n >> 2)]) >> ((n & 3) << 3)) & 255
+    return (int64(m[abs(followers) + (n >> 2)]) >> ((n & 3) << 3)) & 255
 
 
 @compiled
 def _nth_count(m: Words, followers: int, counts: int, n: int, symbol: int) -> int:
-    return np.int64(m[counts + (symbol if followers < 0 else n)])
+    return int64(m[counts + (symbol if followers < 0 else n)])
 
 
 @compiled
 def _count_of(m: Words, followers: int, counts: int, distinct: int, symbol: int) -> int:
     """Return how often a byte followed a context."""
     if followers < 0:
-        return np.int64(m[counts + symbol])
+        return int64(m[counts + symbol])
     for n in range(distinct):
         if _symbol(m, followers, n) == symbol:
-            return np.int64(m[counts + n])
+            return int64(m[counts + n])
     return 0
 
 
 @compiled
 def allows(mask: Words, row: int, symbol: int) -> bool:
     """Return whether a row of masks, 8 words of 32 bytes each, has a byte."""
-    return (np.int64(mask[row, symbol >> 5]) >> (symbol & 31)) & 1 == 1
+    return (int64(mask[row, symbol >> 5]) >> (symbol & 31)) & 1 == 1
 
 
 @compiled
@@ -226,19 +226,19 @@ def share_of(
     share that the deepest context with an allowed follower gives its commonest one; it does not
     depend on `symbol`. Without exclusion the mask is not looked at.
     """
-    twice, exclusion = np.int64(m[_TWICE]), m[EXCLUSION] == 1
-    now = np.int64(m[_NOW]) + 1
+    twice, exclusion = int64(m[_TWICE]), m[EXCLUSION] == 1
+    now = int64(m[_NOW]) + 1
     m[_NOW] = now
     share, confidence, deepest, left = 1.0, 0.0, -1, size
-    for order in range(min(np.int64(m[_LIMIT]), length), -1, -1):
+    for order in range(min(int64(m[_LIMIT]), length), -1, -1):
         facts, followers, counts = _place(m, order, low, high)
         if facts == 0 or m[facts] == 0:
             continue
-        distinct, weight = np.int64(m[facts]), 0
+        distinct, weight = int64(m[facts]), 0
         if not exclusion or left == 256:
             # Every follower takes part, so the facts of all will do.
-            summed = twice * np.int64(m[facts + 1]) - (twice - 1) * distinct
-            novel, best = distinct, twice * np.int64(m[facts + 2]) - (twice - 1)
+            summed = twice * int64(m[facts + 1]) - (twice - 1) * distinct
+            novel, best = distinct, twice * int64(m[facts + 2]) - (twice - 1)
             count = _count_of(m, followers, counts, distinct, symbol)
             if count:
                 weight = twice * count - (twice - 1)
@@ -278,13 +278,13 @@ def shares(
 
     One walk down the orders, beside `share_of`, which walks for a single byte.
     """
-    twice, exclusion = np.int64(m[_TWICE]), m[EXCLUSION] == 1
-    now = np.int64(m[_NOW]) + 1
+    twice, exclusion = int64(m[_TWICE]), m[EXCLUSION] == 1
+    now = int64(m[_NOW]) + 1
     m[_NOW] = now
     share, left = 1.0, size if exclusion else 256
-    for order in range(min(np.int64(m[_LIMIT]), length), -1, -1):
+    for order in range(min(int64(m[_LIMIT]), length), -1, -1):
         facts, followers, counts = _place(m, order, low, high)
-        distinct, summed, novel = np.int64(m[facts]) if facts else 0, 0, 0
+        distinct, summed, novel = int64(m[facts]) if facts else 0, 0, 0
         for n in range(distinct):
             follower = _symbol(m, followers, n)
             if exclusion and (m[_MARKS + follower] == now or not allows(mask, row, follower)):
@@ -322,10 +322,10 @@ def _set_symbol(m: Words, followers: int, n: int, symbol: int) -> None:
 def _count_in_block(m: Words, block: int, facts: int, symbol: int) -> None:
     """Count a follower in a block, with its facts there or in a line."""
     at = block + _BLOCK_COUNTS + symbol
-    count = np.int64(m[at]) + 1
+    count = int64(m[at]) + 1
     m[at] = count
     if count == 1:
-        distinct = np.int64(m[facts])
+        distinct = int64(m[facts])
         _set_symbol(m, block + _BLOCK_FOLLOWERS, distinct, symbol)
         m[facts] = distinct + 1
     m[facts + 1] += np.uint32(1)
@@ -336,7 +336,7 @@ def _count_in_block(m: Words, block: int, facts: int, symbol: int) -> None:
 @compiled
 def _moved(m: Words, line: int) -> int:
     """Move a line's followers to a new block and return its place; 0 if there is none."""
-    number = np.int64(m[_BLOCKS_USED])
+    number = int64(m[_BLOCKS_USED])
     if number == m[_BLOCKS]:
         return 0
     m[_BLOCKS_USED] = number + 1
@@ -352,9 +352,9 @@ def _moved(m: Words, line: int) -> int:
 @compiled
 def _count_in_line(m: Words, line: int, symbol: int) -> None:
     """Count a follower of a context in its line, or in the block that takes over its ninth."""
-    distinct, facts = np.int64(m[line + _DISTINCT]), line + _DISTINCT
+    distinct, facts = int64(m[line + _DISTINCT]), line + _DISTINCT
     if distinct > _INLINE:
-        _count_in_block(m, _block_at(m, np.int64(m[line + _COUNTS])), facts, symbol)
+        _count_in_block(m, _block_at(m, int64(m[line + _COUNTS])), facts, symbol)
         return
     at = 0
     while at < distinct and _symbol(m, line + _FOLLOWERS, at) != symbol:
@@ -369,7 +369,7 @@ def _count_in_line(m: Words, line: int, symbol: int) -> None:
     if at == distinct:
         _set_symbol(m, line + _FOLLOWERS, at, symbol)
         m[facts] = distinct + 1
-    count = np.int64(m[line + _COUNTS + at]) + 1
+    count = int64(m[line + _COUNTS + at]) + 1
     m[line + _COUNTS + at] = count
     m[facts + 1] += np.uint32(1)
     if count > m[facts + 2]:
@@ -379,14 +379,14 @@ def _count_in_line(m: Words, line: int, symbol: int) -> None:
 @compiled
 def learn(m: Words, low: int, high: int, length: int, symbol: int) -> None:
     """Count a byte after all contexts that the history before it ends in."""
-    for order in range(min(np.int64(m[_LIMIT]), length) + 1):
+    for order in range(min(int64(m[_LIMIT]), length) + 1):
         if order <= 2:
             block = _fixed_block(m, order, low)
             _count_in_block(m, block, block, symbol)
             continue
         line = _line_of(m, order, low, high)
         if line < 0:
-            lines, used = np.int64(m[_LINES]), np.int64(m[_LINES_USED])
+            lines, used = int64(m[_LINES]), int64(m[_LINES_USED])
             if used >= lines - (lines >> 3):
                 m[_FORGONE] += np.uint32(1)
                 continue
@@ -413,12 +413,12 @@ def score_bytes(
     low, high, length = history[0], history[1], history[2]
     ahead_low, ahead_high = low, high
     for n in range(min(AHEAD, data.size)):
-        ahead_low, ahead_high = pushed(ahead_low, ahead_high, np.int64(data[n]))
+        ahead_low, ahead_high = pushed(ahead_low, ahead_high, int64(data[n]))
     for n in range(data.size):
         if n + AHEAD < data.size:
-            ahead_low, ahead_high = pushed(ahead_low, ahead_high, np.int64(data[n + AHEAD]))
+            ahead_low, ahead_high = pushed(ahead_low, ahead_high, int64(data[n + AHEAD]))
             ask(m, ahead_low, ahead_high)
-        symbol = np.int64(data[n])
+        symbol = int64(data[n])
         share[n], confidence[n], _ = share_of(m, mask, 0, 256, low, high, length, symbol)
         learn(m, low, high, length, symbol)
         low, high = pushed(low, high, symbol)
@@ -429,7 +429,9 @@ def score_bytes(
 ALL_BYTES = np.full((1, 8), 0xFFFFFFFF, np.uint32)
 
 
-def byte_nats(m: Words, data: bytes, history: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
+def byte_nats(
+    m: Words, data: bytes, history: IntArray | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Return cost in nats and confidence of every byte, learning each after it is scored."""
     symbols = np.frombuffer(data, np.uint8)
     share, confidence = np.empty(len(symbols)), np.empty(len(symbols))
@@ -472,8 +474,8 @@ class PlainPpm:
             found |= {b: share * (n / whole) for b, n in parts.items() if b in left}
             left -= parts.keys()
             share *= len(parts) / whole
-        rest = len(left) if self.exclusion else 256
-        return found | {b: share / rest for b in left}, confidence
+        rest = (len(left) or 1) if self.exclusion else 256
+        return found | dict.fromkeys(left, share / rest), confidence
 
     def learn(self, history: bytes, symbol: int) -> None:
         """Count a byte after all contexts that the history before it ends in."""

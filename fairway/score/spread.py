@@ -1,15 +1,16 @@
 """The mixture of pull request #1858 as it was published, which is *not a distribution*.
 
-The model's cost of a token is spread evenly over its bytes, each of which is then mixed with PPM (method
-C, no exclusion): weight 0.9 for the model, or 0.05 where PPM is confident; in #1858 (after #1885) a
-byte that the model finds cheap keeps the model's price alone. The price of a token then depends on
-how *that* token was priced byte by byte, and the prices of all tokens sum to more than one, which
-`sums` measures. A score made this way is no score: nothing could be decoded by it. It is kept to be
-looked at, cannot be a headline, and is labelled wherever it is printed. Algorithms.md 6.1 and 6.2.
+The model's cost of a token is spread evenly over its bytes, each of which is then mixed with PPM
+(method C, no exclusion): weight 0.9 for the model, or 0.05 where PPM is confident; in #1858 (after
+#1885) a byte that the model finds cheap keeps the model's price alone. The price of a token then
+depends on how *that* token was priced byte by byte, and the prices of all tokens sum to more than
+one, which `sums` measures. A score made this way is no score: nothing could be decoded by it. It is
+kept to be looked at, cannot be a headline, and is labelled wherever it is printed. Algorithms.md
+6.1 and 6.2.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from fairway.config import MixtureConfig
 from fairway.score import ppm
-from fairway.score.compiled import compiled
+from fairway.score.compiled import compiled, int64
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -104,7 +105,7 @@ def _score(
         out[n] = 0.0
         size = starts[n + 1] - starts[n]
         for at in range(starts[n], starts[n + 1]):
-            symbol = np.int64(data[at])
+            symbol = int64(data[at])
             share, confidence, _ = ppm.share_of(words, mask, 0, 256, low, high, length, symbol)
             nats, what = _price(share, confidence, model_nats[n] / size, rates)
             out[n] += nats
@@ -129,7 +130,7 @@ def spread(
     strings: Sequence[bytes],
     model_nats: FloatArray,
     config: MixtureConfig,
-    rows: dict[int, tuple[FloatArray, Sequence[bytes]]],
+    rows: Mapping[int, tuple[FloatArray, Sequence[bytes]]],
     text_tokens: int,
     text_bytes: int,
 ) -> Spread:

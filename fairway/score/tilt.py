@@ -1,10 +1,12 @@
-"""The token tilt: after a long run of tokens that was seen before, what followed it becomes likelier.
+"""The token tilt: after a long run of tokens that was seen before, what followed it becomes
+likelier.
 
-The hint h is the commonest follower of the longest known run of 16, 14, 12, 10 or 8 tokens, if it was
-seen often enough and followed mostly by h. The model's distribution becomes p(t) exp(beta [t = h]) over
-its sum, beta = 2 times that share: a distribution for every beta and every h that does not depend on
-the outcome. Counts grow with every token after its cost is on record. Algorithms.md 5.4; the experts
-for words and word beginnings of its pull request read the target's class and are not built.
+The hint h is the commonest follower of the longest known run of 16, 14, 12, 10 or 8 tokens, if it
+was seen often enough and followed mostly by h. The model's distribution becomes p(t) exp(beta [t =
+h]) over its sum, beta = 2 times that share: a distribution for every beta and every h that does not
+depend on the outcome. Counts grow with every token after its cost is on record. Algorithms.md 5.4;
+the experts for words and word beginnings of its pull request read the target's class and are not
+built.
 """
 
 import math
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairway.config import MixtureConfig
-from fairway.score.compiled import compiled
+from fairway.score.compiled import compiled, int64
 from fairway.score.mixing import Hints
 
 IntArray = NDArray[np.int64]
@@ -90,7 +92,7 @@ def _hint(r: Runs) -> tuple[int, float]:
         least = 3 if length <= 10 else 2
         share = 0.5 if length >= 14 else (0.6 if length >= 11 else 0.7)
         if count >= least and best >= share * count:
-            return np.int64(token), best / count
+            return int64(token), best / count
     return -1, 0.0
 
 

@@ -1,9 +1,10 @@
 """The vocabulary as two trees of bytes, and how much probability passes through every node.
 
 A token stands for a string of bytes that depends on what stands before it: after a boundary (BOS)
-its leading space is dropped. So there are two trees, for `after` = 0 and 1; which one holds is known
-before the token is. A node is a prefix of strings; tokens end at nodes, several at one if they share
-a string (a byte piece and the character, or all control tokens at the root). Algorithms.md 6.3, 6.6.
+its leading space is dropped. So there are two trees, for `after` = 0 and 1; which one holds is
+known before the token is. A node is a prefix of strings; tokens end at nodes, several at one if
+they share a string (a byte piece and the character, or all control tokens at the root).
+Algorithms.md 6.3, 6.6.
 
 Under a distribution over tokens, `ends` of a node is the mass of the tokens that end there, `inner`
 that of all longer ones below it. Both are summed upwards, child by child, so that a node's mass is
@@ -71,11 +72,11 @@ class Tries:
             np.array([0, offset]),
             np.concatenate([trees[0].parent, trees[1].parent + offset]).astype(np.int32),
             np.concatenate([trees[0].first, trees[1].first + offset]).astype(np.int32),
-            *(
-                np.concatenate([getattr(tree, name) for tree in trees])
-                for name in ("size", "ends", "symbol", "mask")
-            ),
-            depth=np.array([max(len(text) for part in strings for text in part)]),
+            np.concatenate([tree.size for tree in trees]),
+            np.concatenate([tree.ends for tree in trees]),
+            np.concatenate([tree.symbol for tree in trees]),
+            np.concatenate([tree.mask for tree in trees]),
+            np.array([max(len(text) for part in strings for text in part)]),
         )
         self._on: dict[torch.device, list[_Sums]] = {}
 
@@ -86,7 +87,9 @@ class Tries:
             self._on[device] = [_Sums(tree, device) for tree in self.trees]
         return self._on[device][after](probs_NV)
 
-    def ask(self, probs_NV: Tensor, wanted: "Wanted") -> Callable[[], tuple[FloatArray, FloatArray]]:
+    def ask(
+        self, probs_NV: Tensor, wanted: "Wanted"
+    ) -> Callable[[], tuple[FloatArray, FloatArray]]:
         """Start finding `ends` and `inner` of some nodes; the function returned waits for them.
 
         probs_NV: float64. On a CPU one compiled loop per position takes the place of `masses`.
@@ -103,7 +106,10 @@ class Tries:
             place = np.searchsorted(positions, wanted.rows[of_tree])
             nodes = wanted.nodes[of_tree] - self.trie.root[after]
             rows = probs_NV[torch.from_numpy(positions).to(probs_NV.device)]
-            index = (torch.from_numpy(place).to(rows.device), torch.from_numpy(nodes).to(rows.device))
+            index = (
+                torch.from_numpy(place).to(rows.device),
+                torch.from_numpy(nodes).to(rows.device),
+            )
             where = torch.from_numpy(np.flatnonzero(of_tree)).to(rows.device)
             for n, values in enumerate(self.masses(rows, after)):
                 picked[n, where] = values[index]
@@ -126,7 +132,7 @@ def _arriving(picked: Tensor) -> Callable[[], tuple[FloatArray, FloatArray]]:
     """Start a copy from the device; the function returned waits for it alone."""
     kept = torch.empty(picked.shape, dtype=picked.dtype, pin_memory=True)
     kept.copy_(picked, non_blocking=True)
-    there = torch.cuda.Event()
+    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
     there.record()
 
     def wait() -> tuple[FloatArray, FloatArray]:
