@@ -52,6 +52,8 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
             for name, value in facts.items()
             if name.startswith("score.")
         },
+        # Not among the stages: it is no score and can be no headline.
+        "published_mixture": facts.get("published"),
         "artifact": {name: packed[name] for name in artifact},
         "budget": packed["budget"],
         "baselines": facts.get("baselines"),

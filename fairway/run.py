@@ -22,6 +22,7 @@ from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import Config, config_hash, from_dict, to_dict
 from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
+from fairway.experts import score_with_experts
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.model.gpt import GPT
 from fairway.overrides import override
@@ -364,6 +365,11 @@ class Pipeline:
         elif self.ranks.first:
             self.folder.forget("score.ttt")
         if self.ranks.first:
+            path = self.folder.file(ARTIFACT)
+            score_with_experts(
+                self.config, self.folder, text, source.tokenizer,
+                lambda: load(path, plan=plan).model, digest_file(path), plan.as_dict(), self.say,
+            )  # fmt: skip
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
             self._prove(source, validation, plan)
@@ -488,8 +494,11 @@ class Pipeline:
         if not config.prove.bytes:
             return
         learning = None if config.prove.method == "sliding" else to_dict(config.ttt)
+        experts = to_dict(config.mixture) if config.prove.experts else None
         texts = digest_bytes(json.dumps(validation.documents).encode())
-        key = key_of(digest_file(artifact), texts, to_dict(config.prove), learning, plan.as_dict())
+        key = key_of(
+            digest_file(artifact), texts, to_dict(config.prove), learning, experts, plan.as_dict()
+        )
         runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
 
         def work() -> dict[str, Any]:
