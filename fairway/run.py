@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, load, model_from, openings
+from fairway.audit.stage import RunFacts, audit_run, audited, summary
 from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import Config, config_hash, from_dict, to_dict
 from fairway.data.build import DataFolder, Validation
@@ -368,6 +369,7 @@ class Pipeline:
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
             self._prove(source, validation, plan)
+            self._audit(validation, plan)
         self._share_memory()
         return self._facts("score.sliding")
 
@@ -509,6 +511,23 @@ class Pipeline:
             return facts
 
         self.folder.stage("proof", key, [PROOF], work, self.say)
+
+    def _audit(self, validation: Validation, plan: Plan) -> None:
+        """Check the ledgers and budgets of this run, and probe what scored its artifact."""
+        stages = {name: self._facts(name) for name in self.folder.memory["stages"]}
+        run = RunFacts(self.folder.path, {n: f for n, f in stages.items() if audited(n)})
+        config = self.config
+        settings = [to_dict(part) for part in (config.audit, config.score, config.ttt)]
+        texts = digest_bytes(np.asarray(validation.ids).tobytes())
+        key = key_of(settings, config.seed, texts, plan.as_dict(), run.stages)
+
+        def work() -> dict[str, Any]:
+            artifact = load(self.folder.file(ARTIFACT), plan=plan).model
+            facts = audit_run(run, config, artifact, np.asarray(validation.ids, np.int64))
+            self.say(f"{'audit':>9}: {summary(facts)}")
+            return facts
+
+        self.folder.stage("audit", key, [], work, self.say)
 
     # -----------------------------------------------------------------------------------------
     # Results and report

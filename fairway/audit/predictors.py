@@ -1,14 +1,14 @@
 """Fairway's evaluations as scorers to be audited: whatever keeps its account in a ledger.
 
-What is audited is the evaluation itself, not a copy of it. A ledger's witness hears every cost as it
-is committed, in the order of the account, and may ask the frozen distribution for its rows.
+What is audited is the evaluation itself, not a copy of it. A ledger's witness hears every cost as
+it is committed, in the order of the account, and may ask the frozen distribution for its rows.
 """
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from fairway.config import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
@@ -106,8 +106,9 @@ def scorer_of(
 ) -> LedgerScorer:
     """Return a model under an evaluation ('sliding', 'sgd' or 'lora') as a scorer.
 
-    The model stays as it is: what learns gets a copy each time.
+    Every evaluation begins with the weights that the model has now.
     """
+    weights = [weight.detach().clone() for weight in model.parameters()]
 
     def evaluation(text: Text, witness: Witness) -> object:
         if method == "sliding":
@@ -115,16 +116,15 @@ def scorer_of(
                 model, text, score,
                 sliding=True, seed=seed, description="audit", witness=witness,
             )  # fmt: skip
+        with torch.no_grad():
+            for weight, before in zip(model.parameters(), weights, strict=True):
+                weight.copy_(before)
         learn = {"sgd": evaluate_sgd, "lora": evaluate_lora}[method]
-        # Without phases adapters leave the model's weights alone.
-        fresh = model if method == "lora" and not ttt.lora_phases else copy.deepcopy(model)
         return learn(
-            fresh, text, score, replace(ttt, method=method),
+            model, text, score, replace(ttt, method=method),
             seed=seed, description="audit", witness=witness,
         )  # fmt: skip
 
     tolerances = LORA_TOLERANCE_NATS if method == "lora" else ROW_TOLERANCE_NATS
     apart = method == "lora" and not ttt.lora_warm and not ttt.lora_phases
-    return LedgerScorer(
-        model.config.vocab_size, evaluation, tolerances[model.compute_dtype], apart
-    )
+    return LedgerScorer(model.config.vocab_size, evaluation, tolerances[model.compute_dtype], apart)

@@ -23,7 +23,7 @@ MOST_NOISE_NATS = 0.01
 # |sum of probabilities - 1| allowed: costs may come from float32.
 SUM_TOLERANCE = 1e-3
 
-_CUTS, _STREAMS, _SHUFFLES, _DOCUMENTS = 12, 3, 3, 3
+_CUTS, _PLACES, _STREAMS, _SHUFFLES, _DOCUMENTS = 12, 6, 3, 3, 3
 
 
 def audit_scorer(bench: Bench) -> list[Probe]:
@@ -148,7 +148,7 @@ def current_flip(bench: Bench) -> Probe:
     if rows is None:
         return result.undecided("the scorer shows no distributions; P1 stands in for this probe")
     shaved: list[float] = []
-    for index in _places(bench, costs, 6):
+    for index in _places(bench, costs, 0.15):
         row = rows.row(bench.text.copy(), index)
         later = costs.index[np.flatnonzero(costs.index == index)[0] :]
         again = rows.row(bench.changed(bench.text, later), index)
@@ -205,7 +205,7 @@ def _shown_sums(bench: Bench, costs: Costs) -> Iterator[_Sum]:
     """Sum the rows shown; likely, realised and random candidates must be charged as shown."""
     rows = bench.rows
     assert rows is not None
-    for index in _places(bench, costs, 6):
+    for index in _places(bench, costs, 0.3):
         row = rows.row(bench.text.copy(), index)
         excess = float(np.exp(row).sum()) - 1.0
         if not abs(excess) <= SUM_TOLERANCE:
@@ -225,11 +225,10 @@ def _shown_sums(bench: Bench, costs: Costs) -> Iterator[_Sum]:
 def _charged_sums(bench: Bench, costs: Costs) -> Iterator[_Sum]:
     """Ask for the cost of every candidate, or of as many as the time allows."""
     once_s = bench.seconds_of(lambda: scored(bench.scorer, bench.text))
-    places = 6
     # Half the audit's time may go into this probe.
-    most = int(0.5 * bench.budget_s / places / max(once_s, 1e-9))
+    most = int(0.5 * bench.budget_s / _PLACES / max(once_s, 1e-9))
     size = bench.scorer.vocab_size
-    for index in _places(bench, costs, places):
+    for index in _places(bench, costs, 0.5):
         if most >= size or size <= 64:
             yield _full_sum(bench, index)
         else:
@@ -486,17 +485,17 @@ def _cuts(bench: Bench, count: int, most: int) -> Iterator[int]:
     fixed = [count - 1, 3, 1, 8, *starts[:2].tolist(), count // 2]
     cuts = [cut for cut in dict.fromkeys([*anywhere[:2], *fixed, *anywhere]) if 0 < cut < count]
     cuts = cuts[:most]
-    for number in bench.rounds(0.2, len(cuts)):
+    for number in bench.rounds(0.12, len(cuts)):
         yield cuts[number]
 
 
-def _places(bench: Bench, costs: Costs, most: int) -> Iterator[int]:
+def _places(bench: Bench, costs: Costs, share: float) -> Iterator[int]:
     """Yield tokens to look at closely: the cheapest, where cheats gain, then any."""
     words = np.flatnonzero(bench.text[costs.index] != bench.bos_id)
     cheap = costs.index[words[np.argsort(costs.nats[words])]]
     late = costs.index[words[len(words) // 2 :]]
     chosen = [int(cheap[0]), int(bench.draw.choice(late)), int(cheap[len(cheap) // 10])]
-    chosen += bench.draw.choice(costs.index[words], 2 * most).tolist()
-    places = list(dict.fromkeys(chosen))[:most]
-    for number in bench.rounds(0.2, len(places)):
+    chosen += bench.draw.choice(costs.index[words], 2 * _PLACES).tolist()
+    places = list(dict.fromkeys(chosen))[:_PLACES]
+    for number in bench.rounds(share, len(places)):
         yield places[number]

@@ -1,6 +1,6 @@
 """What an audit of a scorer says of one probe."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,8 +31,13 @@ def verdict_of(probes: Sequence[Probe]) -> Verdict:
     A probe of whole distributions is not missed where every candidate was charged for (P1).
     """
     verdicts = {probe.name: probe.verdict for probe in probes}
-    if "invalid" in verdicts.values():
-        return "invalid"
     if verdicts.get("P1 substitution") == "valid":
         verdicts.pop("P3 current flip", None)
-    return "not decidable" if "not decidable" in verdicts.values() else "valid"
+    return joined(verdicts.values())
+
+
+def joined(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the worst of some verdicts."""
+    found = set(verdicts)
+    order: tuple[Verdict, ...] = ("invalid", "not decidable", "valid")
+    return next((verdict for verdict in order if verdict in found), "valid")
