@@ -514,12 +514,12 @@ class Pipeline:
 
     def _audit(self, validation: Validation, plan: Plan) -> None:
         """Check the ledgers and budgets of this run, and probe what scored its artifact."""
-        stages = {name: self._facts(name) for name in self.folder.memory["stages"]}
-        run = RunFacts(self.folder.path, {n: f for n, f in stages.items() if audited(n)})
+        stages = {n: r for n, r in self.folder.memory["stages"].items() if audited(n)}
+        run = RunFacts(self.folder.path, {name: r["facts"] for name, r in stages.items()})
         config = self.config
-        settings = [to_dict(part) for part in (config.audit, config.score, config.ttt)]
+        keys = {name: record["key"] for name, record in stages.items()}
         texts = digest_bytes(np.asarray(validation.ids).tobytes())
-        key = key_of(settings, config.seed, texts, plan.as_dict(), run.stages)
+        key = key_of(to_dict(config.audit), config.seed, texts, plan.as_dict(), keys)
 
         def work() -> dict[str, Any]:
             artifact = load(self.folder.file(ARTIFACT), plan=plan).model

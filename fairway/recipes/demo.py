@@ -97,5 +97,5 @@ def smoke() -> Config:
         score=replace(base.score, seq_len=64, stride=16, check_positions=8),
         ttt=replace(base.ttt, chunk_tokens=256, epochs=1),
         prove=replace(base.prove, bytes=400),
-        audit=AuditConfig(budget_s=1.0, tokens=64),
+        audit=AuditConfig(budget_s=0.5, tokens=64),
     )
