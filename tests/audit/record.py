@@ -90,7 +90,7 @@ class Case:
             f"Code size: {seed.code_bytes} bytes",
             f"GPTQ:collected 67 Hessians in {self.hessian_s}s",
             f"Serialized model quantized+brotli: {seed.artifact_bytes} bytes",
-            f"Total submission size quantized+brotli: {seed.artifact_bytes + seed.code_bytes} bytes",
+            f"Total submission size brotli: {seed.artifact_bytes + seed.code_bytes} bytes",
         ]  # fmt: skip
         for name, (bpb, ms) in stages.items():
             loss = bpb * NATS_PER_BIT * self.bytes_per_token
