@@ -284,6 +284,14 @@ class ProveConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AuditConfig:
+    """The audit that ends a run: probes of its own scorers, its ledgers, its budgets."""
+
+    budget_s: float = opt(60.0, "seconds for the probes; 0 checks ledgers and budgets only", lo=0.0)
+    tokens: int = opt(384, "tokens of validation text to probe on", lo=64, hi=1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
     """The machine: what `auto` finds is printed and recorded."""
 
@@ -321,6 +329,7 @@ class Config:
     ttt: TttConfig = field(default_factory=TttConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     prove: ProveConfig = field(default_factory=ProveConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 

@@ -38,6 +38,7 @@ from fairway.score.ledger import (
     Score,
     Span,
     Text,
+    Witness,
     alone,
 )
 from fairway.score.sgd import Sgd, chunk_rate
@@ -263,7 +264,6 @@ class _Lora:
     score: ScoreConfig
     config: TttConfig
     lanes: Lanes
-    receive: Callable[[Receipt], None] | None
     helped: Helped
 
     def run(self, batch: Batch, advance: Callable[[int], None]) -> None:
@@ -278,9 +278,7 @@ class _Lora:
     def _run_step(self, lane: Documents, step: Step, batch: Batch) -> None:
         context = self.ledger.context(step.event)
         dist = lane.predict(context)
-        receipt = self.ledger.commit(step.event, self.helped(_Made(dist)).predict(context))
-        if self.receive is not None:
-            self.receive(receipt)
+        self.ledger.commit(step.event, self.helped(_Made(dist)).predict(context))
         if not step.going_on:
             return
         spans = [
@@ -301,14 +299,14 @@ def evaluate_lora(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
-    receive: Callable[[Receipt], None] | None = None,
     helped: Helped = alone,
+    witness: Witness | None = None,
 ) -> Score:
     """Return the score of a model whose adapters learn every document as it is scored.
 
     Without phases the model's weights stay as they are. Batches belong to lanes and lanes to
-    `ranks`, so that the score does not depend on their number. `receive` gets the receipt of every
-    event; `helped` puts experts beside the model. Raises LedgerError if the account does not add up.
+    `ranks`, so that the score does not depend on their number. `helped` puts experts beside the
+    model. Raises LedgerError if the account does not add up.
     """
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     if config.lora_sort:
@@ -323,9 +321,10 @@ def evaluate_lora(
         ROW_TOLERANCE_NATS[model.compute_dtype],
         spans=[Span(batch.steps[0].event.index, batch.positions) for batch in own],
         side_by_side=True,
+        witness=witness or Witness(),
     )
     lanes = Lanes(model, config, score.seq_len, seed)
-    state = _Lora(model, ledger, score, config, lanes, receive, helped)
+    state = _Lora(model, ledger, score, config, lanes, helped)
     with progress(description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
             if first:
