@@ -30,7 +30,7 @@ from fairway.overrides import override
 from fairway.packing import pack_model
 from fairway.peers import peers
 from fairway.prove.stage import prove_run
-from fairway.quantise.estimate import estimate_bytes
+from fairway.quantise.estimate import estimate_bytes, filled_bytes
 from fairway.report import write_report
 from fairway.results import compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
@@ -243,7 +243,7 @@ class Pipeline:
                 self.ranks,
                 text,
                 self.folder.path,
-                lambda model: estimate_bytes(model, self.config.quant),
+                self._estimate_bytes,
                 self.say,
                 resume,
             )
@@ -269,6 +269,11 @@ class Pipeline:
             "tokens_per_s": steps[-1]["tokens"] / seconds,
             "final_loss": sum(tail) / len(tail),
         }
+
+    def _estimate_bytes(self, model: GPT) -> int:
+        if self.config.quant.fill:
+            return filled_bytes(self.config)
+        return estimate_bytes(model, self.config.quant)
 
     def _weights(self, kind: str) -> tuple[dict[str, Tensor], bool]:
         """Return the 'raw' or 'ema' weights and whether the recurrence was on."""

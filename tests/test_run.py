@@ -196,7 +196,9 @@ SCHEMA: dict[str, set[str]] = {
     "stages": {"raw", "ema", "quantised", "sliding", "ttt"},
     "stages.ttt": {*STAGE, "method", "changes", "estimate_s", "budget_s"},
     **{f"stages.{name}": STAGE for name in ("raw", "ema", "quantised", "sliding")},
-    "artifact": {"bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "sections"},
+    "artifact": {
+        *("bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "level", "sections"),
+    },
     "baselines": {"xz", "brotli", "zstd"},
     **{f"baselines.{name}": TOOL for name in ("xz", "brotli", "zstd")},
     "budget": {"used_s", "limit_s"},

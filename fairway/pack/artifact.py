@@ -231,6 +231,20 @@ def account(path: Path) -> Account:
             raise UserError(f"{path}: {error}") from None
 
 
+def read_sections(path: Path) -> Iterator[tuple[dict[str, Any], SectionSpec | None, bytes]]:
+    """Yield entry, spec and raw bytes of every section in file order; the tokenizer has no spec.
+
+    Raises UserError as `load_artifact` does.
+    """
+    with _opened(path) as stream:
+        try:
+            head = _read_head(stream)
+            for entry, raw in _sections(stream, head, Loaded()):
+                yield entry, head.specs.get(entry["name"]), raw
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
 def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")

@@ -231,23 +231,20 @@ class Loaded:
         Raises UserError for a code beyond its bits, a number that is not finite, a step beyond
         LARGEST_STEP and an order that is none.
         """
-        if spec.kind == "codes":
-            dtype = "i1" if bits <= 8 else "<i2"
-            for tensor, values in _split(spec, raw, dtype):
-                R, C = tensor.shape
-                codes_RC = torch.from_numpy(values.reshape(C, R).T.astype(dtype[-2:]))
-                _require_codes(codes_RC, bits, tensor.name)
-                self._codes[tensor.name] = codes_RC, bits, trellis
-        elif spec.kind == "orders":
+        if spec.kind == "orders":
             columns = [tensor.shape[1] for tensor in spec.tensors]
             names = [tensor.name for tensor in spec.tensors]
             self.orders = dict(zip(names, unpack_orders(raw, columns), strict=True))
-        elif spec.kind == "vectors":
-            for tensor, values in _split(spec, raw, "<f2"):
+            return
+        for tensor, values in split(spec, raw, bits):
+            if spec.kind == "codes":
+                codes_RC = _tensor(values).reshape(tensor.shape[1], tensor.shape[0]).T.contiguous()
+                _require_codes(codes_RC, bits, tensor.name)
+                self._codes[tensor.name] = codes_RC, bits, trellis
+            elif spec.kind == "vectors":
                 _require_finite(values, tensor.name)
                 self._vectors[tensor.name] = _tensor(values).float().reshape(tensor.shape)
-        else:
-            for tensor, values in _split(spec, raw, "<f2" if spec.kind == "scales" else "<i2"):
+            else:
                 check = _require_finite if spec.kind == "scales" else _require_steps
                 check(values, tensor.name)
                 self.steps[tensor.name] = values
@@ -270,8 +267,13 @@ class Loaded:
         )
 
 
-def _split(spec: SectionSpec, raw: bytes, dtype: str) -> list[tuple[TensorSpec, Numbers]]:
-    values = np.frombuffer(raw, dtype)
+def split(spec: SectionSpec, raw: bytes, bits: int) -> list[tuple[TensorSpec, Numbers]]:
+    """Return the numbers of every tensor of a section, in the order of the file.
+
+    For sections of whole length only: all but orders.
+    """
+    whole = {"codes": "i1" if bits <= 8 else "<i2", "steps": "<i2"}
+    values = np.frombuffer(raw, whole.get(spec.kind, "<f2"))
     by_row = spec.kind in ("scales", "steps")
     counts = [t.shape[0] if by_row else math.prod(t.shape) for t in spec.tensors]
     ends = np.cumsum(counts)
