@@ -132,8 +132,8 @@ def _check_scoring(config: Config) -> None:
     check_mixture(config.mixture, config.ttt, score)
     if config.prove.experts and (not config.mixture.experts or config.prove.method == "lora"):
         raise UserError(
-            "prove.experts needs some in mixture.experts, and prove.method sliding or sgd; set "
-            "both or prove.experts=false"
+            "prove.experts needs some in mixture.experts and prove.method sliding or sgd; set both "
+            "or prove.experts=false"
         )
     if config.prove.bytes and config.prove.method != "sliding":
         check_learning(config.prove.method, config.ttt, score)

@@ -21,64 +21,82 @@ from fairway.steps import Say
 MIXTURE, PUBLISHED = "score.mixture", "published"
 
 
-def score_with_experts(
-    config: Config,
-    folder: RunFolder,
-    text: Text,
-    tokenizer: Tokenizer,
-    load_model: Callable[[], GPT],
-    artifact_digest: str,
-    machine: dict[str, Any],
-    say: Say,
-) -> None:
-    """Run the stages that the config asks for, forget the others.
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ExpertStages:
+    """What both stages read. `load_model` reads the artifact anew, since models may learn."""
 
-    `load_model` reads the artifact anew, as models may learn. One process does this.
-    """
-    mixture = config.mixture
-    shared = {
-        "artifact": artifact_digest,
-        "text": digest_bytes(np.asarray(text.ids).tobytes()),
-        "score": to_dict(config.score),
-        "ttt": to_dict(config.ttt) if mixture.base != "sliding" else None,
-        "mixture": to_dict(mixture),
-        "seed": config.seed,
-        "machine": machine,
-    }
+    config: Config
+    text: Text
+    tokenizer: Tokenizer
+    load_model: Callable[[], GPT]
+    artifact: str
+    machine: dict[str, Any]
+    say: Say
 
-    def mixed() -> dict[str, Any]:
-        start_s = time.perf_counter()
+    def run(self, folder: RunFolder) -> None:
+        """Run the stages that the config asks for and forget the others; one process does this."""
+        mixture = self.config.mixture
+        for stage, wanted, work in (
+            (MIXTURE, bool(mixture.experts), self._mixture),
+            (PUBLISHED, mixture.published, self._published),
+        ):
+            if wanted:
+                folder.stage(stage, key_of(stage, self._read()), [], work, self.say)
+            else:
+                folder.forget(stage)
+
+    def _read(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "artifact": self.artifact,
+            "text": digest_bytes(np.asarray(self.text.ids).tobytes()),
+            "score": to_dict(config.score),
+            "ttt": to_dict(config.ttt) if config.mixture.base != "sliding" else None,
+            "mixture": to_dict(config.mixture),
+            "seed": config.seed,
+            "machine": self.machine,
+        }
+
+    def _mixture(self) -> dict[str, Any]:
+        config, start_s = self.config, time.perf_counter()
         score, facts = evaluate_mixture(
-            load_model(), tokenizer, text, config.score, config.ttt, mixture,
-            seed=config.seed, description="score mixture",
-        )  # fmt: skip
+            self.load_model(),
+            self.tokenizer,
+            self.text,
+            config.score,
+            config.ttt,
+            config.mixture,
+            seed=config.seed,
+            description="score mixture",
+        )
         seconds = time.perf_counter() - start_s
-        say(
+        self.say(
             f"{'mixture':>9}: {score.bpb:.4f} bpb, {facts['gain_bpb']:.4f} less than "
-            f"{mixture.base} alone ({units.duration(seconds)})"
+            f"{config.mixture.base} alone ({units.duration(seconds)})"
         )
         account = {**dataclasses.asdict(score), "seconds": seconds}
-        return {**account, "file_digest": artifact_digest, **facts}
+        return {**account, "file_digest": self.artifact, **facts}
 
-    def published() -> dict[str, Any]:
-        start_s = time.perf_counter()
+    def _published(self) -> dict[str, Any]:
+        config, start_s = self.config, time.perf_counter()
         found = evaluate_published(
-            load_model(), tokenizer, text, config.score, config.ttt, mixture, seed=config.seed
+            self.load_model(),
+            self.tokenizer,
+            self.text,
+            config.score,
+            config.ttt,
+            config.mixture,
+            seed=config.seed,
         )
         assert found.sums is not None
-        say(
+        self.say(
             f"published: {found.bpb:.4f} on {found.coverage:.1%} of the tokens, {LABEL}: prices of "
             f"the vocabulary sum to {found.sums.mean:.3f}; the gate fired on "
             f"{found.gate_share:.1%} of the bytes"
         )
-        facts = {**published_facts(found), "label": LABEL, "base": mixture.base}
-        return {**facts, "seconds": time.perf_counter() - start_s, "file_digest": artifact_digest}
-
-    for stage, wanted, work in (
-        (MIXTURE, bool(mixture.experts), mixed),
-        (PUBLISHED, mixture.published, published),
-    ):
-        if wanted:
-            folder.stage(stage, key_of(stage, shared), [], work, say)
-        else:
-            folder.forget(stage)
+        facts = {**published_facts(found), "label": LABEL, "base": config.mixture.base}
+        return {
+            **facts,
+            "seconds": time.perf_counter() - start_s,
+            "file_digest": self.artifact,
+        }

@@ -23,7 +23,7 @@ from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import Config, config_hash, from_dict, to_dict
 from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
-from fairway.experts import score_with_experts
+from fairway.experts import ExpertStages
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.model.gpt import GPT
 from fairway.overrides import override
@@ -373,10 +373,15 @@ class Pipeline:
             self.folder.forget("score.ttt")
         if self.ranks.first:
             path = self.folder.file(ARTIFACT)
-            score_with_experts(
-                self.config, self.folder, text, source.tokenizer,
-                lambda: load(path, plan=plan).model, digest_file(path), plan.as_dict(), self.say,
-            )  # fmt: skip
+            ExpertStages(
+                self.config,
+                text,
+                source.tokenizer,
+                lambda: load(path, plan=plan).model,
+                digest_file(path),
+                plan.as_dict(),
+                self.say,
+            ).run(self.folder)
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
             self._prove(source, validation, plan)

@@ -384,6 +384,22 @@ def _ask_for(e: Experts, trie: Trie, p: Planned, n: int, low: int, high: int) ->
 
 
 @compiled
+def _with_repeat(
+    e: Experts, length: int, before: float, hit: bool, gone_on: float, mixed: float
+) -> tuple[float, float]:
+    """Return a child's share once the repeat has spoken, and the note for whoever learns.
+
+    before, gone_on: the share of the repeat's byte among the children, and that of all of them.
+    """
+    if before >= SURE:
+        return mixed, -1.0
+    kept = kept_share(e, length, before)
+    if hit:
+        return gone_on * kept, before + 2.0
+    return mixed * (1.0 - kept) / (1.0 - before), before
+
+
+@compiled
 def _token(
     e: Experts,
     trie: Trie,
@@ -439,11 +455,7 @@ def _token(
                     if weight < 1.0:
                         other, _, _ = ppm_share(e, trie, node, past, expected, row)
                     theirs = weight * (aside / total) + (1.0 - weight) * until * other
-                before = theirs / gone_on
-                if before < SURE:
-                    kept = kept_share(e, length, before)
-                    mixed = gone_on * kept if hit else mixed * (1.0 - kept) / (1.0 - before)
-                    notes[i, 3] = before + (2.0 if hit else 0.0)
+                mixed, notes[i, 3] = _with_repeat(e, length, theirs / gone_on, hit, gone_on, mixed)
             aligned = expected == symbol
         log_share += math.log(mixed)
         past[0], past[1] = pushed(past[0], past[1], symbol)

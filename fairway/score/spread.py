@@ -9,6 +9,7 @@ kept to be looked at, cannot be a headline, and is labelled wherever it is print
 6.1 and 6.2.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def spread(
 ) -> Spread:
     """Return what the published mixture makes of tokens, given their bytes and the model's nats.
 
-    rows: at some places among the tokens, the model's log-probabilities of the whole vocabulary and
+    rows: before some of the tokens, the model's log-probabilities of the whole vocabulary and
     what its tokens' bytes are there; the sum of prices is measured at these. `text_bytes` is the
     denominator: the bytes of the tokens scored.
     """
@@ -148,18 +149,15 @@ def spread(
         [config.published_threshold, config.published_low, config.published_high, hijack]
     )
     past, counts = np.zeros(3, np.int64), np.zeros(3, np.int64)
-    nats, own, at = 0.0, 0.0, 0
+    nats = own = 0.0
     found: list[float] = []
-    for place in [*sorted(rows), len(strings)]:
-        data, starts = _joined(strings[at:place])
-        out = np.empty(place - at)
-        own += _score(
-            words, ppm.ALL_BYTES, past, data, starts, model_nats[at:place], rates, True, out, counts
-        )
+    for first, end in itertools.pairwise([0, *sorted(rows), len(strings)]):
+        if first in rows:
+            found.append(_sum(words, past, *rows[first], rates))
+        data, starts = _joined(strings[first:end])
+        out, part = np.empty(end - first), model_nats[first:end]
+        own += _score(words, ppm.ALL_BYTES, past, data, starts, part, rates, True, out, counts)
         nats += math.fsum(out)
-        at = place
-        if place in rows:
-            found.append(_sum(words, past, *rows[place], rates))
     to_bits = 1.0 / math.log(2.0) / text_bytes
     return Spread(
         distribution=False,
