@@ -13,9 +13,28 @@ Weights = Annotated[Path, typer.Option("--out", help="File to write, such as wei
 ByRole = Annotated[
     bool, typer.Option("--account", help="Show bytes, bits per weight and entropy by role.")
 ]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        "--budget", metavar="BYTES", help="Fill so many bytes, code included, as well as can be."
+    ),
+]
 AnyArtifact = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="An artifact, or its run folder.")
 ]
+
+
+def filling(budget_bytes: int | None) -> list[str]:
+    """Return the settings that fill a budget: dependent quantisation and the coder made for it."""
+    if budget_bytes is None:
+        return []
+    return [
+        "quant.method=trellis",
+        "quant.fit=false",
+        "quant.fill=true",
+        "pack.codec=cabac",
+        f"pack.limit_bytes={budget_bytes}",
+    ]
 
 
 def unpack(artifact: AnyArtifact, out: Weights, as_json: Json = False) -> None:
