@@ -5,6 +5,7 @@ from dataclasses import replace
 from fairway.config import (
     Config,
     DataConfig,
+    MixtureConfig,
     ModelConfig,
     OptimConfig,
     PackConfig,
@@ -57,6 +58,7 @@ def demo() -> Config:
         pack=PackConfig(with_tokenizer=True),
         score=ScoreConfig(seq_len=256, stride=64, batch_windows=16, truncate=False),
         ttt=TttConfig(method="sgd", chunk_tokens=4096, epochs=2, lr=0.02),
+        mixture=MixtureConfig(experts="ppm match"),
         prove=ProveConfig(bytes=8_000),
     )
 
@@ -94,5 +96,6 @@ def smoke() -> Config:
         quant=replace(base.quant, calibration_tokens=2048, min_numel=1024),
         score=replace(base.score, seq_len=64, stride=16, check_positions=8),
         ttt=replace(base.ttt, chunk_tokens=256, epochs=1),
+        mixture=MixtureConfig(),
         prove=replace(base.prove, bytes=400),
     )
