@@ -130,26 +130,39 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantConfig:
-    """GPTQ with SDClip (#1394)."""
+    """GPTQ with SDClip (#1394), or dependent quantisation: a trellis, steps by sensitivity."""
 
     matrix_bits: int = opt(6, "bits of the matrices' codes", lo=2, hi=8)
     matrix_sigmas: float = opt(12.85, "matrices: clip at so many row sigmas", lo=0.5, hi=100.0)
     embed_bits: int = opt(8, "bits of the embedding's codes", lo=2, hi=8)
     embed_sigmas: float = opt(20.0, "embedding: clip at so many row sigmas", lo=0.5, hi=100.0)
-    method: str = opt("gptq", "error feedback or plain rounding", choices=("gptq", "round"))
+    method: str = opt(
+        "gptq", "error feedback, plain rounding, or a trellis", choices=("gptq", "round", "trellis")
+    )
     calibration_tokens: int = opt(6_291_456, "training tokens behind the Hessians", lo=1)
     damp: float = opt(0.01, "share of the mean diagonal added to it", lo=1e-6, hi=10.0)
     block: int = opt(128, "columns between two lazy updates", lo=1, hi=65_536)
     act_order: bool = opt(True, "round the columns of largest input energy first")
     min_numel: int = opt(65_536, "tensors up to this size are kept as fp16", lo=0)
     fit: bool = opt(False, "raise matrix_sigmas until artifact and code fit pack.limit_bytes")
+    states: int = opt(8, "trellis: states, 8 or 4; 1 is a plain grid", lo=1, hi=8)
+    rate_bits: float = opt(3.4, "trellis: bits per weight to aim for", lo=0.5, hi=7.0)
+    rate_price: float = opt(0.4, "trellis: squared steps of error that a bit is worth", lo=0.0)
+    gradient_tokens: int = opt(1_048_576, "trellis: training tokens behind sensitivities", lo=1)
+    gradient_damp: float = opt(0.1, "trellis: damping of the outputs' moments", lo=1e-6, hi=10.0)
+    stripe: int = opt(64, "trellis: rows that later rows make up for together", lo=1, hi=65_536)
+    fill: bool = opt(False, "trellis: the finest steps that fit pack.limit_bytes, not rate_bits")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackConfig:
     """The artifact: how its sections are coded and how large it may be."""
 
-    codec: str = opt("brotli", "entropy coder of the sections", choices=("brotli", "lzma", "raw"))
+    codec: str = opt(
+        "brotli",
+        "entropy coder of the sections; cabac is Fairway's own, for codes and steps",
+        choices=("cabac", "brotli", "lzma", "raw"),
+    )
     shuffle: int = opt(2, "byte shuffle stride before coding; 1 is off", lo=1, hi=16)
     with_tokenizer: bool = opt(False, "carry the tokenizer inside the artifact")
     limit_bytes: int = opt(16_000_000, "most bytes of artifact and code", lo=1)
@@ -280,6 +293,14 @@ class ProveConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AuditConfig:
+    """The audit that ends a run: probes of its own scorers, its ledgers, its budgets."""
+
+    budget_s: float = opt(60.0, "seconds for the probes; 0 checks ledgers and budgets only", lo=0.0)
+    tokens: int = opt(384, "tokens of validation text to probe on", lo=64, hi=1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
     """The machine: what `auto` finds is printed and recorded."""
 
@@ -317,6 +338,7 @@ class Config:
     ttt: TttConfig = field(default_factory=TttConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     prove: ProveConfig = field(default_factory=ProveConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 

@@ -34,7 +34,8 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
     packed, sliding = facts["pack"] or {}, facts["score.sliding"] or {}
     if packed["digest"] != sliding["file_digest"]:
         raise UserError(f"{folder.path} was packed again since it was scored; run `fairway score`")
-    artifact = ("bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "sections")
+    sizes = ("bytes", "digest", "limit_bytes", "code_bytes", "sections")
+    artifact = (*sizes, "matrix_sigmas", "level")
     seconds = folder.seconds()
     return {
         "schema": SCHEMA,
@@ -62,5 +63,6 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
         # What packing spent on its parts replaces its sum.
         "seconds": {**seconds, **packed["seconds"], "total": sum(seconds.values())},
         "proof": facts.get("proof") if public.prove.bytes else None,
+        "audit": facts.get("audit"),
         "samples": (facts.get("samples") or {"samples": []})["samples"],
     }

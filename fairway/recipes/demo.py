@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from fairway.config import (
+    AuditConfig,
     Config,
     DataConfig,
     MixtureConfig,
@@ -60,6 +61,7 @@ def demo() -> Config:
         ttt=TttConfig(method="sgd", chunk_tokens=4096, epochs=2, lr=0.02),
         mixture=MixtureConfig(experts="ppm match"),
         prove=ProveConfig(bytes=8_000),
+        audit=AuditConfig(budget_s=10.0),
     )
 
 
@@ -98,4 +100,5 @@ def smoke() -> Config:
         ttt=replace(base.ttt, chunk_tokens=256, epochs=1),
         mixture=MixtureConfig(),
         prove=replace(base.prove, bytes=400),
+        audit=AuditConfig(budget_s=0.5, tokens=64),
     )

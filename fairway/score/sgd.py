@@ -30,6 +30,7 @@ from fairway.score.ledger import (
     Score,
     Span,
     Text,
+    Witness,
     alone,
 )
 from fairway.score.repeat import repeatable
@@ -169,6 +170,7 @@ def evaluate_sgd(
     description: str,
     ranks: Ranks = ALONE,
     helped: Helped = alone,
+    witness: Witness | None = None,
 ) -> Score:
     """Return the score of a model that learns every chunk once it is scored.
 
@@ -180,6 +182,7 @@ def evaluate_sgd(
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     plan = list(chunks(targets, score, config.chunk_tokens))
     ledger, gather = _shared_ledger(model, text, targets, score, seed, plan, ranks)
+    ledger.witness = witness or ledger.witness
     predictor = helped(FrozenPredictor(model, score.seq_len))
     learner = Sgd(model, config, score.seq_len, ranks)
     with evaluating(model), progress(description, ledger.remaining) as advance:

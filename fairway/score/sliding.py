@@ -26,6 +26,7 @@ from fairway.score.ledger import (
     Score,
     Span,
     Text,
+    Witness,
     alone,
     score_events,
 )
@@ -160,6 +161,7 @@ def evaluate(
     description: str,
     ranks: Ranks = ALONE,
     helped: Helped = alone,
+    witness: Witness | None = None,
 ) -> Score:
     """Return the score of a frozen model on a text, in its present looping state.
 
@@ -186,6 +188,7 @@ def evaluate(
         seed,
         ROW_TOLERANCE_NATS[model.compute_dtype],
         spans=[Span(own.start, range(starts[own.start], starts[own.stop]))],
+        witness=witness or Witness(),
     )
     with evaluating(model):
         predictor = helped(FrozenPredictor(model, config.seq_len))
