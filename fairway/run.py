@@ -512,6 +512,15 @@ class Pipeline:
 
         self.folder.stage("proof", key, [PROOF], work, self.say)
 
+    def audit(self) -> dict[str, Any]:
+        """Audit a scored run once more if anything that its audit reads has changed."""
+        self._require("pack", self._pack_key())
+        if not self.folder.facts("score.sliding"):
+            raise UserError(f"{self.folder.path} is not scored yet; run `fairway score` on it")
+        self._keep_config()
+        self._audit(self._validation(self.data()), self.plan())
+        return self._facts("audit")
+
     def _audit(self, validation: Validation, plan: Plan) -> None:
         """Check the ledgers and budgets of this run, and probe what scored its artifact."""
         stages = {n: r for n, r in self.folder.memory["stages"].items() if audited(n)}
