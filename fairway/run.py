@@ -526,7 +526,9 @@ class Pipeline:
         stages = {n: r for n, r in self.folder.memory["stages"].items() if audited(n)}
         run = RunFacts(self.folder.path, {name: r["facts"] for name, r in stages.items()})
         config = self.config
-        keys = {name: record["key"] for name, record in stages.items()}
+        # A ledger edited since is a ledger to be read again.
+        changed = {name: str(self.folder.changed(name)) for name in stages}
+        keys = {name: [record["key"], changed[name]] for name, record in stages.items()}
         texts = digest_bytes(np.asarray(validation.ids).tobytes())
         key = key_of(to_dict(config.audit), config.seed, texts, plan.as_dict(), keys)
 
