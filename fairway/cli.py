@@ -12,6 +12,7 @@ import typer
 
 from fairway.cli_audit import audit, audit_record
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of
+from fairway.cli_pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli_prove import compress, decompress, prove, sample
 from fairway.config import Config, DataConfig, ModelConfig, config_hash, to_dict
 from fairway.errors import InterruptedRun, LedgerError, UserError
@@ -125,13 +126,27 @@ def train(
 
 
 @app.command()
-def pack(run: Run, overrides: Set = None, as_json: Json = False) -> None:
+def pack(
+    run: RunOrArtifact,
+    account: ByRole = False,
+    budget_bytes: Budget = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
     """Quantise a trained run's weights into an artifact, and account for its bytes."""
     from fairway.show import account_table
 
-    pipeline = _existing(run, overrides, as_json)
+    if run.is_file():
+        if not account or overrides or budget_bytes is not None:
+            raise UserError(f"{run} is packed already; --account alone shows where its bytes go")
+        show_account(run, as_json)
+        return
+    pipeline = _existing(run, [*filling(budget_bytes), *(overrides or [])], as_json)
     with pipeline.writing():
         facts = pipeline.pack()
+    if account:
+        show_account(run, as_json)
+        return
     facts = {name: facts[name] for name in ("bytes", "limit_bytes", "code_bytes", "sections")}
     emit(as_json, facts, account_table(facts))
 
@@ -186,7 +201,7 @@ def _score_texts(
     emit(as_json, asdict(result), f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes")
 
 
-for verb in (prove, compress, decompress, sample, audit, audit_record):
+for verb in (unpack, prove, compress, decompress, sample, audit, audit_record):
     app.command()(verb)
 
 

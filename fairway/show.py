@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.text import Text
 from fairway import units
 from fairway.baselines import TOOL_NAMES
 from fairway.config import Config, settings
+
+if TYPE_CHECKING:
+    from fairway.pack.account import Part
 
 
 def score_table(results: dict[str, Any]) -> Table:
@@ -48,6 +51,31 @@ def account_table(artifact: dict[str, Any]) -> Table:
         table.add_row(section["name"], f"{section['bytes']:,}")
     if artifact["code_bytes"]:
         table.add_row("code beside it", f"{artifact['code_bytes']:,}")
+    return table
+
+
+def parts_table(parts: "list[Part]") -> Table:
+    """Return an artifact's parts: bytes, bits per number stored, entropy of the codes alone."""
+    table = Table(title="artifact, byte by byte", title_justify="left", show_footer=True)
+    total = sum(part.bytes for part in parts)
+    table.add_column("part", footer="the whole file")
+    table.add_column("coder")
+    table.add_column("numbers", justify="right", footer=f"{sum(p.numbers for p in parts):,}")
+    table.add_column("bytes", justify="right", footer=f"{total:,}")
+    for name in ("bits per number", "order-0 entropy", "difference"):
+        table.add_column(name, justify="right")
+    for part in parts:
+        row = [
+            part.name,
+            part.codec,
+            f"{part.numbers:,}" if part.numbers else "",
+            f"{part.bytes:,}",
+        ]
+        bits, entropy = part.bits_per_number, part.entropy_bits
+        row += ["" if bits is None else f"{bits:.4f}", "" if entropy is None else f"{entropy:.4f}"]
+        if bits is not None and entropy:
+            row.append(f"{bits / entropy - 1:+.2%}")
+        table.add_row(*row)
     return table
 
 

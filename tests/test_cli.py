@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
 from audit.record import Case
 from damage import run_command
 
 from fairway import cli as command_line
 from fairway import doctor
+from fairway.checkpoint import load_checkpoint
 from fairway.config import RuntimeConfig
 from fairway.errors import InterruptedRun
 from fairway.files import read_json
+from fairway.pack.artifact import load_artifact
 from fairway.runtime import make_plan
 from fairway.version import VERSION
 
@@ -29,20 +32,8 @@ FIXED = [
     *("--set", "runtime.matmul=highest"),
 ]
 STAGES = (
-    *(
-        "audit",
-        "audit-record",
-        "compare",
-        "compress",
-        "decompress",
-        "doctor",
-        "pack",
-        "prove",
-        "report",
-        "run",
-        "sample",
-    ),
-    *("score", "train"),
+    *("audit", "audit-record", "compare", "compress", "decompress", "doctor", "pack", "prove"),
+    *("report", "run", "sample", "score", "train", "unpack"),
 )
 HELP = """
 import sys
@@ -217,6 +208,37 @@ def test_pack(cli: Cli, run: Path) -> None:
     shown = cli("pack", run)
     assert "artifact, byte by byte" in shown.out
     assert f"{size:,}" in shown.out
+
+
+def test_pack_accounts_for_every_byte(cli: Cli, run: Path) -> None:
+    artifact = run / "artifact.fwy"
+    told = cli("pack", artifact, "--account", "--json").json
+    assert told == cli("pack", run, "--account", "--json").json
+    assert told["bytes"] == artifact.stat().st_size == sum(p["bytes"] for p in told["parts"])
+    parts = {part["name"]: part for part in told["parts"]}
+    codes = parts["embedding"]
+    assert codes["bits_per_number"] == 8 * codes["bytes"] / codes["numbers"]
+    assert 0 < codes["entropy_bits"] < 8 and parts["vectors"]["entropy_bits"] is None
+    shown = cli("pack", artifact, "--account").out
+    assert "order-0 entropy" in shown and f"{codes['entropy_bits']:.4f}" in shown
+    refusal = cli("pack", artifact)
+    assert refusal.code == 2 and "is packed already" in refusal.err
+
+
+def test_unpack_writes_the_weights(cli: Cli, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "weights.safetensors"
+    told = cli("unpack", run, "--out", out, "--json").json
+    found, facts = load_checkpoint(out)
+    loaded = load_artifact(run / "artifact.fwy")
+    assert facts == loaded.header and told["tensors"] == len(found)
+    assert found.keys() == loaded.state.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in loaded.state.items())
+    for path, target, words in (
+        (run / "artifact.fwy", run / "artifact.fwy", "is the artifact itself"),
+        (tmp_path, out, "does not exist; name an artifact"),
+    ):
+        refusal = cli("unpack", path, "--out", target)
+        assert refusal.code == 2 and words in refusal.err
 
 
 def test_score_a_run(cli: Cli, run: Path) -> None:

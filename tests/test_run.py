@@ -59,7 +59,7 @@ def proofs_and_audits_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) 
         return dict(facts)
 
     monkeypatch.setattr("fairway.run.prove_run", prove)
-    monkeypatch.setattr("fairway.run.audit_run", lambda *inputs: dict(results["audit"]))
+    monkeypatch.setattr("fairway.auditing.audit_run", lambda *inputs: dict(results["audit"]))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -196,7 +196,9 @@ SCHEMA: dict[str, set[str]] = {
     "stages": {"raw", "ema", "quantised", "sliding", "ttt"},
     "stages.ttt": {*STAGE, "method", "changes", "estimate_s", "budget_s"},
     **{f"stages.{name}": STAGE for name in ("raw", "ema", "quantised", "sliding")},
-    "artifact": {"bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "sections"},
+    "artifact": {
+        *("bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "level", "sections"),
+    },
     "baselines": {"xz", "brotli", "zstd"},
     **{f"baselines.{name}": TOOL for name in ("xz", "brotli", "zstd")},
     "budget": {"used_s", "limit_s"},

@@ -27,7 +27,7 @@ from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, window_segments
 from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
-from fairway.score.ledger import Context, Distribution, Lesson, Receipt, Text, Witness
+from fairway.score.ledger import Context, Lesson, Receipt, Text, Witness
 from fairway.score.lora import Documents, Lanes, evaluate_lora
 from fairway.score.sgd import Sgd, chunk_rate, evaluate_sgd
 from fairway.score.sliding import text_of
@@ -37,13 +37,14 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
-def _text(words: Tokenizer, streams: Sequence[IntArray]) -> Text:
+def proven_text(words: Tokenizer, streams: Sequence[IntArray]) -> Text:
+    """Return streams as one text with its bytes."""
     ids = np.concatenate(list(streams))
     return text_of(ids, words.table, prove_bytes(words, ids))
 
 
 @contextmanager
-def _restoring(model: GPT) -> Iterator[None]:
+def restoring(model: GPT) -> Iterator[None]:
     """Give a model its weights back afterwards, and take away gradients."""
     kept = [weight.detach().clone() for weight in model.parameters()]
     try:
@@ -87,8 +88,8 @@ class ChunkSgd:
         """Return what `evaluate_sgd` makes of the text, in windows side by side."""
         model, config = language.model, replace(language.score_config, truncate=False)
         self._check(config)
-        text = _text(language.tokenizer, streams)
-        with _restoring(model):
+        text = proven_text(language.tokenizer, streams)
+        with restoring(model):
             return evaluate_sgd(model, text, config, self.ttt, seed=0, description="scoring").nats
 
 
@@ -176,7 +177,7 @@ class DocumentLora:
         paid = _Paid()
         evaluate_lora(
             language.model,
-            _text(language.tokenizer, streams),
+            proven_text(language.tokenizer, streams),
             config,
             self.ttt,
             seed=self.seed,
@@ -192,7 +193,7 @@ class _Paid(Witness):
     def __init__(self) -> None:
         self.nats: list[float] = []
 
-    def scored(self, dist: Distribution, receipt: Receipt) -> None:
+    def scored(self, receipt: Receipt) -> None:
         """Take the cost of an event."""
         self.nats.append(float(receipt.nats[receipt.targets != BOS_ID].sum()))
 
@@ -244,6 +245,13 @@ class DocumentLearner:
         states_S1D = states_SD[:, None]
         extra = self._documents.adapters.added("head", 0, states_S1D)
         return self._model.logits(states_S1D, extra)[:, 0]
+
+    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
+        """Return the model's own."""
+        return log_probs_V
+
+    def heard(self, stream: int, token: int) -> None:
+        """Wait for the chunk's end."""
 
     def adapt(self, fixed: Fixed) -> None:
         """Let the rows whose document goes on learn the chunk; drop the others before the next."""

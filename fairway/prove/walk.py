@@ -140,6 +140,12 @@ class Learner(Protocol):
     def logits(self, states_SD: Tensor) -> Tensor:
         """Return the capped logits [S, V] of final states of all rows."""
 
+    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
+        """Return log p of all tokens after `previous`, given the model's; the coder's are these."""
+
+    def heard(self, stream: int, token: int) -> None:
+        """Learn the token that was fixed, if it was asked for by `mixed`."""
+
     def adapt(self, fixed: Fixed) -> None:
         """Learn from a segment that was walked."""
 
@@ -160,6 +166,13 @@ class Frozen:
     def logits(self, states_SD: Tensor) -> Tensor:
         """Return the model's own."""
         return self._model.logits(states_SD)
+
+    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
+        """Return the model's own."""
+        return log_probs_V
+
+    def heard(self, stream: int, token: int) -> None:
+        """Learn nothing."""
 
     def adapt(self, fixed: Fixed) -> None:
         """Leave the model as it is."""
@@ -248,12 +261,23 @@ class _Group:
         return np.asarray(log_probs_SV.cpu().numpy())
 
     def _fix(self, position: int, active_A: IntArray, log_probs_AV: FloatArray) -> None:
-        counts_AV = frequencies(log_probs_AV)
-        for row, log_probs_V, counts_V in zip(active_A, log_probs_AV, counts_AV, strict=True):
-            token = self.source.next(self.streams[int(row)], position, counts_V)
+        streams = [self.streams[row] for row in active_A.tolist()]
+        previous = self.ids_ST[active_A, position].tolist()
+        mixed_AV = np.stack(
+            [
+                self.learner.mixed(stream, before, log_probs_V)
+                for stream, before, log_probs_V in zip(streams, previous, log_probs_AV, strict=True)
+            ]
+        )
+        counts_AV = frequencies(mixed_AV)
+        for row, stream, log_probs_V, counts_V in zip(
+            active_A, streams, mixed_AV, counts_AV, strict=True
+        ):
+            token = self.source.next(stream, position, counts_V)
             self.ids_ST[row, position + 1] = token
             self.nats_ST[row, position] = -log_probs_V[token]
             self.frequency_bits += cost_bits(int(counts_V[token]))
+            self.learner.heard(stream, token)
 
     def result(
         self, table_ST: NDArray[Number], first: int = 0, end: int | None = None

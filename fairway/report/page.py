@@ -25,6 +25,7 @@ def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str])
         sections.artifact(results, derived),
         sections.weights(results),
         sections.checks(results, derived),
+        sections.experts(results),
         sections.proof(results, derived),
         audited.probes(results),
         sections.seconds(results, derived),

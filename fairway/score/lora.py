@@ -31,12 +31,15 @@ from fairway.score.documents import Batch, Step, batches, documents, longest_fir
 from fairway.score.ledger import (
     Context,
     FloatArray,
+    Helped,
     IntArray,
     Ledger,
+    Receipt,
     Score,
     Span,
     Text,
     Witness,
+    alone,
 )
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
@@ -165,6 +168,15 @@ class DocumentDistribution:
         capped: FloatArray = np.minimum(np.concatenate(rows), 0.0)
         return capped
 
+    @torch.no_grad()
+    def tables(self, first: int, end: int) -> Tensor:
+        """Return log p of all V tokens at the scored positions first..end-1, in float64."""
+        self._require_unchanged()
+        slots = np.argsort(self.places)
+        rows = [(slots[n], at) for n, count in enumerate(self._counts) for at in range(count)]
+        places = torch.tensor(rows[first:end], device=self.log_probs_BCV.device)
+        return self.log_probs_BCV[places[:, 0], places[:, 1]].double().log_softmax(-1)
+
     def rectangle(self, targets: IntArray) -> Tensor:
         """Return targets, window after window, as [B, C] on the model's device, slot by slot.
 
@@ -203,6 +215,20 @@ class DocumentDistribution:
 # The evaluation
 
 
+class _Made:
+    """A predictor of one event, whose prediction is made already."""
+
+    def __init__(self, dist: DocumentDistribution) -> None:
+        self._dist = dist
+
+    def predict(self, context: Context) -> DocumentDistribution:
+        """Return the prediction."""
+        return self._dist
+
+    def adapt(self, receipt: Receipt) -> None:
+        """Learn nothing: documents learn chunk by chunk."""
+
+
 class Lanes:
     """Batches of one lane follow one another and share matrices A; one batch runs at a time.
 
@@ -238,6 +264,7 @@ class _Lora:
     score: ScoreConfig
     config: TttConfig
     lanes: Lanes
+    helped: Helped
 
     def run(self, batch: Batch, advance: Callable[[int], None]) -> None:
         """Score a batch of documents, learning each from its own chunks."""
@@ -249,8 +276,9 @@ class _Lora:
         lane.save()
 
     def _run_step(self, lane: Documents, step: Step, batch: Batch) -> None:
-        dist = lane.predict(self.ledger.context(step.event))
-        self.ledger.commit(step.event, dist)
+        context = self.ledger.context(step.event)
+        dist = lane.predict(context)
+        self.ledger.commit(step.event, self.helped(_Made(dist)).predict(context))
         if not step.going_on:
             return
         spans = [
@@ -271,13 +299,14 @@ def evaluate_lora(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
+    helped: Helped = alone,
     witness: Witness | None = None,
 ) -> Score:
     """Return the score of a model whose adapters learn every document as it is scored.
 
     Without phases the model's weights stay as they are. Batches belong to lanes and lanes to
-    `ranks`, so that the score does not depend on their number. Raises LedgerError if the account
-    does not add up.
+    `ranks`, so that the score does not depend on their number. `helped` puts experts beside the
+    model. Raises LedgerError if the account does not add up.
     """
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     if config.lora_sort:
@@ -295,7 +324,7 @@ def evaluate_lora(
         witness=witness or Witness(),
     )
     lanes = Lanes(model, config, score.seq_len, seed)
-    state = _Lora(model, ledger, score, config, lanes)
+    state = _Lora(model, ledger, score, config, lanes, helped)
     with progress(description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
             if first:

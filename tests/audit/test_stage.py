@@ -11,6 +11,7 @@ from tiny import alive
 
 from fairway.audit.stage import RunFacts, audit_run, summary
 from fairway.config import Config
+from fairway.data.folder import DataFolder
 from fairway.files import read_json
 from fairway.stages import RunFolder
 
@@ -18,6 +19,17 @@ from fairway.stages import RunFolder
 @pytest.fixture(scope="module")
 def stages(smoke_run: Path) -> dict[str, dict[str, Any]]:
     return {n: dict(r["facts"]) for n, r in RunFolder(smoke_run).memory["stages"].items()}
+
+
+@pytest.fixture(scope="module")
+def audited(smoke_run: Path, data_folder: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function: the audit of facts in a folder, under a config, without probes."""
+    tokenizer = DataFolder.open(data_folder).tokenizer
+
+    def audit(facts: Any, config: Config, folder: Path = smoke_run) -> dict[str, Any]:
+        return audit_run(RunFacts(folder, facts), config, alive(), np.ones(9, np.int64), tokenizer)
+
+    return audit
 
 
 def test_the_run_of_the_tests_passes_its_audit(smoke_run: Path) -> None:
@@ -40,32 +52,29 @@ def test_the_run_of_the_tests_passes_its_audit(smoke_run: Path) -> None:
     ],
 )
 def test_what_exceeds_a_limit_does_not_pass(
-    stages: dict[str, dict[str, Any]], smoke_run: Path, tiny: Callable[..., Config],
+    stages: dict[str, dict[str, Any]], audited: Any, tiny: Callable[..., Config],
     stage: str, facts: dict[str, Any], code: str,
 ) -> None:  # fmt: skip
     changed = {name: dict(kept) for name, kept in stages.items()}
     changed[stage] |= facts
-    config = tiny("audit.budget_s=0")
-    found = audit_run(RunFacts(smoke_run, changed), config, alive(), np.ones(9, np.int64))
+    found = audited(changed, tiny("audit.budget_s=0"))
     assert not found["passed"]
     assert [f["code"] for f in found["findings"] if f["severity"] == "invalid"] == [code]
     assert "limit" in summary(found) or "longer than" in summary(found)
 
 
 def test_a_ledger_of_another_score_does_not_pass(
-    stages: dict[str, dict[str, Any]], smoke_run: Path, tiny: Callable[..., Config]
+    stages: dict[str, dict[str, Any]], audited: Any, tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     changed = {name: dict(kept) for name, kept in stages.items()}
     changed["score.ttt"]["trail"] = stages["score.sliding"]["trail"]
     config = tiny("audit.budget_s=0", "ttt.lora_sort=true")
-    run = RunFacts(smoke_run, changed)
-    found = audit_run(run, config, alive(), np.ones(9, np.int64))
+    found = audited(changed, config)
     assert (found["passed"], found["verdict"]) == (False, "invalid")
     assert "ttt, P4 ledger: the entries of process 0 were changed" in summary(found)
     # A run from before there were trails is not accused.
     changed["score.ttt"].pop("trail")
-    gone = RunFacts(smoke_run / "elsewhere", changed)
-    assert audit_run(gone, config, alive(), np.ones(9, np.int64))["verdict"] == "not decidable"
+    assert audited(changed, config, tmp_path)["verdict"] == "not decidable"
     sorted_first = replace(config, ttt=replace(config.ttt, method="lora"))
-    codes = [f["code"] for f in audit_run(run, sorted_first, alive(), np.ones(9))["findings"]]
+    codes = [f["code"] for f in audited(changed, sorted_first)["findings"]]
     assert codes == ["order", "no-probes"]

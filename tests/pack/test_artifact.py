@@ -21,7 +21,7 @@ from fairway.pack import artifact
 from fairway.pack.artifact import account, load_artifact, save_artifact
 from fairway.pack.layout import layout, role_of, threshold
 from fairway.quantise.gptq import QuantisedModel, dequantise, is_coded, quantise_model
-from fairway.quantise.grid import QuantisedTensor
+from fairway.quantise.grid import QuantisedTensor, scale_of
 
 TINY = ModelConfig(
     vocab_size=260, num_layers=2, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8, rope_dims=2,
@@ -63,7 +63,7 @@ def save(path: Path, pack: PackConfig = RAW, config: ModelConfig = TINY) -> Path
     return path
 
 
-@pytest.mark.parametrize("codec", ["brotli", "lzma", "raw"])
+@pytest.mark.parametrize("codec", ["cabac", "brotli", "lzma", "raw"])
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 def test_round_trip(tmp_path: Path, codec: str, with_tokenizer: bool) -> None:
     pack = PackConfig(codec=codec, with_tokenizer=with_tokenizer)
@@ -105,6 +105,44 @@ def test_round_trip_of_every_shape_of_model(tmp_path: Path, changes: dict[str, A
         assert torch.equal(loaded.state[name], weight), name
 
 
+def fancy(config: ModelConfig = TINY, seed: int = 5) -> QuantisedModel:
+    """Codes beyond int8 on a trellis, along an order, with steps on the logarithmic grid."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: QuantisedModel = {}
+    for name, weight in GPT(config).state_dict().items():
+        if not is_coded(name, weight, 40):
+            tensors[name] = torch.ones(weight.shape).half()
+            continue
+        R, C = weight.shape
+        codes = torch.randint(-300, 301, (R, C), generator=generator).short()
+        steps = torch.randint(-90, 91, (R,), generator=generator).short()
+        # The embedding keeps the natural order, matrices of one width share one.
+        order = torch.arange(C - 1, -1, -1, dtype=torch.int32) if R != 260 else None
+        tensors[name] = QuantisedTensor(codes, scale_of(steps), 10, steps, 8, order)
+    return tensors
+
+
+@pytest.mark.parametrize("codec", ["cabac", "brotli", "lzma", "raw"])
+def test_trellis_orders_and_steps_come_back(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.fwy"
+    counts = save_artifact(path, fancy(), TINY, PackConfig(codec=codec), WORDS, PROVENANCE)
+    assert [name for name, _ in counts][2:5] == ["orders", "steps", "embedding"]
+    loaded = load_artifact(path)
+    for name, weight in dequantise(fancy()).items():
+        assert torch.equal(loaded.state[name], weight), name
+
+
+def test_what_an_older_reader_can_read_is_written_for_it(tmp_path: Path) -> None:
+    for pack, version in ((RAW, 1), (BROTLI, 1), (PackConfig(codec="cabac"), 2)):
+        assert save(tmp_path / "a.fwy", pack).read_bytes()[8] == version
+
+
+def test_scales_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    mixed = quantised() | {"tok_emb.weight": fancy()["tok_emb.weight"]}
+    with pytest.raises(UserError, match="some matrices have float16 scales and others steps"):
+        save_artifact(tmp_path / "a.fwy", mixed, TINY, RAW, WORDS, PROVENANCE)
+
+
 def test_account_sums_to_the_file(tmp_path: Path) -> None:
     path = save(tmp_path / "a.fwy", BROTLI)
     counts = account(path)
@@ -129,9 +167,16 @@ def test_saving_returns_the_account_and_repeats_its_bytes(tmp_path: Path) -> Non
 def test_settings_of_the_packer_take_effect(tmp_path: Path) -> None:
     digests = {
         digest_file(save(tmp_path / "a.fwy", pack))
-        for pack in (RAW, BROTLI, PackConfig(), PackConfig(shuffle=1), PackConfig(codec="lzma"))
+        for pack in (
+            RAW,
+            BROTLI,
+            PackConfig(),
+            PackConfig(shuffle=1),
+            PackConfig(codec="lzma"),
+            PackConfig(codec="cabac"),
+        )
     }
-    assert len(digests) == 5
+    assert len(digests) == 6
 
 
 def test_codes_lie_column_by_column(tmp_path: Path) -> None:
@@ -313,9 +358,9 @@ def test_forged_headers_are_refused(
 def test_another_version_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.fwy")
     data = bytearray(path.read_bytes())
-    data[8] = 2
+    data[8] = 3
     path.write_bytes(data)
-    with pytest.raises(UserError, match="the format has version 2, this Fairway reads 1"):
+    with pytest.raises(UserError, match="the format has version 3, this Fairway reads 1 and 2"):
         load_artifact(path)
 
 
@@ -400,13 +445,13 @@ def test_a_small_file_cannot_claim_a_large_model(tmp_path: Path) -> None:
         header["model"] = to_dict(large)
         header["sections"] = [
             entry
-            | {"name": spec.name, "kind": spec.kind, "raw_bytes": spec.raw_bytes}
+            | {"name": spec.name, "kind": spec.kind, "raw_bytes": spec.raw_bytes(8)}
             | {"bits": 8 if spec.kind == "codes" else 16}
             for spec in specs
         ]
 
     path = forged(tmp_path / "a.fwy", claim, b"")
-    assert sum(spec.raw_bytes for spec in specs) > 8e9
+    assert sum(spec.raw_bytes(8) for spec in specs) > 8e9
     tracemalloc.start()
     with pytest.raises(UserError, match="more than 16 times as many; no trained model"):
         load_artifact(path)
@@ -444,9 +489,9 @@ def test_layout_of_the_seed_covers_every_value_once() -> None:
         "embedding", "query", "key", "value", "attention output", "MLP up", "MLP down", "scales",
         "vectors",
     ]  # fmt: skip
-    raw = {spec.name: spec.raw_bytes for spec in specs}
+    raw = {spec.name: spec.raw_bytes(8) for spec in specs}
     codes = [spec for spec in specs if spec.kind == "codes"]
-    assert sum(spec.raw_bytes for spec in codes) == 35_913_728
+    assert sum(spec.raw_bytes(8) for spec in codes) == 35_913_728
     assert raw["scales"] == 2 * (8192 + 11 * (512 + 256 + 256 + 512 + 2048 + 512))
     assert raw["vectors"] == 2 * 30_808
     coded = [tensor.name for spec in codes for tensor in spec.tensors]
