@@ -232,6 +232,51 @@ class TttConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureConfig:
+    """Experts beside the model that learn with every token, as one distribution over tokens.
+
+    The published mixture (#1858), which is none, is scored apart from that by `published`.
+    """
+
+    experts: str = opt("", "who helps the model, out of: ppm match tilt; '' is off")
+    base: str = opt(
+        "sliding", "who is helped: the frozen model, or one that learns by the settings of ttt",
+        choices=("sliding", "sgd", "lora"),
+    )  # fmt: skip
+    variant: str = opt(
+        "A", "whether a token ends: A as the model says, B as counted too", choices=("A", "B")
+    )
+    weights: str = opt(
+        "share",
+        "the model's weight: fixed, by the confidence of ppm, or learned (fixed share)",
+        choices=("fixed", "gate", "share"),
+    )
+    weight: float = opt(0.9, "the model's weight, or what it begins with", lo=0.0, hi=1.0)
+    low_weight: float = opt(0.5, "gate: the weight where ppm is confident", lo=0.0, hi=1.0)
+    threshold: float = opt(0.9, "gate: confidence from which it is", lo=0.0, hi=1.0)
+    switch: float = opt(0.002, "share: part of a weight that returns per step", lo=0.0, hi=1.0)
+    order: int = opt(5, "ppm: bytes of the longest context", lo=0, hi=8)
+    method: str = opt("D", "ppm: estimator of escapes", choices=("C", "D"))
+    exclusion: bool = opt(True, "ppm: leave bytes out that a longer context knows")
+    per_document: bool = opt(False, "ppm: histories begin anew with every document; counts stay")
+    memory_mb: int = opt(4000, "ppm: most memory for counts, in MB; then nothing new", lo=8)
+    match_min: int = opt(12, "match: bytes of a repeat that is followed", lo=4, hi=32)
+    match_rate: float = opt(0.02, "match: rate of its weights", lo=0.0, hi=1.0)
+    tilt_beta: float = opt(2.0, "tilt: the hint gains exp of this times its confidence", lo=0.0)
+    tilt_bits: int = opt(22, "tilt: 2 to this many places for contexts", lo=10, hi=26)
+    published: bool = opt(False, "score the published mixture too, which is no distribution")
+    published_order: int = opt(5, "published: bytes of the longest context", lo=0, hi=8)
+    published_tokens: int = opt(8_000_000, "published: targets it is given; 0 is all", lo=0)
+    published_threshold: float = opt(0.9, "published: confidence of the gate", lo=0.0, hi=1.0)
+    published_low: float = opt(0.05, "published: the model's weight from there on", lo=0.0, hi=1.0)
+    published_high: float = opt(0.9, "published: the model's weight below", lo=0.0, hi=1.0)
+    published_hijack: float = opt(
+        0.277, "published: a byte the model finds cheaper than this, in nats, is its own; 0 is off",
+        lo=0.0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ProveConfig:
     """The proof of a run: validation text coded, and restored by a fresh process."""
 
@@ -241,9 +286,18 @@ class ProveConfig:
         "who predicts: the frozen model, or one that learns by the settings of ttt",
         choices=("sliding", "sgd", "lora"),
     )
+    experts: bool = opt(False, "with the experts of mixture beside it")
     streams: int = opt(
         8, "parts side by side, with lora documents; sgd always has one", lo=1, hi=64
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditConfig:
+    """The audit that ends a run: probes of its own scorers, its ledgers, its budgets."""
+
+    budget_s: float = opt(60.0, "seconds for the probes; 0 checks ledgers and budgets only", lo=0.0)
+    tokens: int = opt(384, "tokens of validation text to probe on", lo=64, hi=1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,7 +336,9 @@ class Config:
     pack: PackConfig = field(default_factory=PackConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     ttt: TttConfig = field(default_factory=TttConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     prove: ProveConfig = field(default_factory=ProveConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 

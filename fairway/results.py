@@ -53,6 +53,8 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
             for name, value in facts.items()
             if name.startswith("score.")
         },
+        # Not among the stages: it is no score and can be no headline.
+        "published_mixture": facts.get("published"),
         "artifact": {name: packed[name] for name in artifact},
         "budget": packed["budget"],
         "baselines": facts.get("baselines"),
@@ -61,5 +63,6 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
         # What packing spent on its parts replaces its sum.
         "seconds": {**seconds, **packed["seconds"], "total": sum(seconds.values())},
         "proof": facts.get("proof") if public.prove.bytes else None,
+        "audit": facts.get("audit"),
         "samples": (facts.get("samples") or {"samples": []})["samples"],
     }

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, load, model_from, openings
+from fairway.auditing import AuditStage
 from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import Config, config_hash, from_dict, to_dict
 from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
+from fairway.experts import ExpertStages
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.model.gpt import GPT
 from fairway.overrides import override
@@ -32,8 +34,9 @@ from fairway.quantise.estimate import estimate_bytes, filled_bytes
 from fairway.report import write_report
 from fairway.results import compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
-from fairway.score.ledger import Score, Text
+from fairway.score.ledger import Score, Text, Witness
 from fairway.score.sliding import evaluate, text_of
+from fairway.score.trail import Trail, trail_file, write_trails
 from fairway.score.ttt import evaluate_ttt
 from fairway.score.windows import usable_targets
 from fairway.stages import RunFolder, key_of
@@ -42,14 +45,8 @@ from fairway.text import open_text
 from fairway.train import CHECKPOINT, TrainingText, train, what_trains
 from fairway.version import VERSION
 
-DATA, WEIGHTS, ARTIFACT, PROOF, RESULTS, REPORT = (
-    "data",
-    "weights.safetensors",
-    "artifact.fwy",
-    "proof.fwp",
-    "results.json",
-    "report.html",
-)
+DATA, WEIGHTS, ARTIFACT, PROOF = "data", "weights.safetensors", "artifact.fwy", "proof.fwp"
+RESULTS, REPORT = "results.json", "report.html"
 
 
 class Pipeline:
@@ -369,9 +366,20 @@ class Pipeline:
         elif self.ranks.first:
             self.folder.forget("score.ttt")
         if self.ranks.first:
+            path = self.folder.file(ARTIFACT)
+            ExpertStages(
+                self.config,
+                text,
+                source.tokenizer,
+                lambda: load(path, plan=plan).model,
+                digest_file(path),
+                plan.as_dict(),
+                self.say,
+            ).run(self.folder)
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
             self._prove(source, validation, plan)
+            self._audit(source, validation, plan)
         self._share_memory()
         return self._facts("score.sliding")
 
@@ -382,7 +390,7 @@ class Pipeline:
     def _score_stage(
         self, name: str, file: str, text: Text, model: Callable[[], GPT], sliding: bool = False
     ) -> None:
-        def work() -> tuple[Score, dict[str, Any]]:
+        def work(witness: Witness) -> tuple[Score, dict[str, Any]]:
             score = evaluate(
                 model(),
                 text,
@@ -391,6 +399,7 @@ class Pipeline:
                 seed=self.config.seed,
                 description=f"score {name}",
                 ranks=self.ranks,
+                witness=witness,
             )
             return score, {}
 
@@ -400,7 +409,7 @@ class Pipeline:
         """Score the artifact as it learns from what is scored: read anew, since it changes."""
         ttt = self.config.ttt
 
-        def work() -> tuple[Score, dict[str, Any]]:
+        def work(witness: Witness) -> tuple[Score, dict[str, Any]]:
             found = evaluate_ttt(
                 load(self.folder.file(ARTIFACT), plan=plan).model,
                 text,
@@ -409,6 +418,7 @@ class Pipeline:
                 seed=self.config.seed,
                 description=f"score {ttt.method}",
                 ranks=self.ranks,
+                witness=witness,
             )
             if found.changes:
                 self.say(f"ttt: to stay within {ttt.budget_s:.0f} s, {', '.join(found.changes)}")
@@ -429,7 +439,7 @@ class Pipeline:
         file: str,
         text: Text,
         settings: dict[str, Any],
-        evaluate_it: Callable[[], tuple[Score, dict[str, Any]]],
+        evaluate_it: Callable[[Witness], tuple[Score, dict[str, Any]]],
     ) -> None:
         """Run a stage that scores a file of this folder; `settings` are those it has to itself."""
         key = key_of(
@@ -443,8 +453,10 @@ class Pipeline:
 
         def work() -> dict[str, Any]:
             start_s = time.perf_counter()
-            score, facts = evaluate_it()
+            trail = Trail()
+            score, facts = evaluate_it(trail)
             seconds = time.perf_counter() - start_s
+            facts["trail"] = write_trails(trail, self.ranks, self.folder.file(trail_file(name)))
             self.say(f"{name:>9}: {score.bpb:.4f} bpb ({units.duration(seconds)})")
             scored = digest_file(self.folder.file(file))
             account = {**dataclasses.asdict(score), "seconds": seconds, "file_digest": scored}
@@ -453,7 +465,7 @@ class Pipeline:
         stage = f"score.{name}"
         due = self._is_due(stage, key)
         if self.ranks.first:
-            self.folder.stage(stage, key, [], work, self.say)
+            self.folder.stage(stage, key, [trail_file(name)], work, self.say)
         elif due:
             work()
 
@@ -493,8 +505,11 @@ class Pipeline:
         if not config.prove.bytes:
             return
         learning = None if config.prove.method == "sliding" else to_dict(config.ttt)
+        experts = to_dict(config.mixture) if config.prove.experts else None
         texts = digest_bytes(json.dumps(validation.documents).encode())
-        key = key_of(digest_file(artifact), texts, to_dict(config.prove), learning, plan.as_dict())
+        key = key_of(
+            digest_file(artifact), texts, to_dict(config.prove), learning, experts, plan.as_dict()
+        )
         runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
 
         def work() -> dict[str, Any]:
@@ -509,6 +524,26 @@ class Pipeline:
             return facts
 
         self.folder.stage("proof", key, [PROOF], work, self.say)
+
+    def audit(self) -> dict[str, Any]:
+        """Audit a scored run once more if anything that its audit reads has changed."""
+        self._require("pack", self._pack_key())
+        if not self.folder.facts("score.sliding"):
+            raise UserError(f"{self.folder.path} is not scored yet; run `fairway score` on it")
+        self._keep_config()
+        self._audit(self.data(), self._validation(self.data()), self.plan())
+        return self._facts("audit")
+
+    def _audit(self, source: DataFolder, validation: Validation, plan: Plan) -> None:
+        """Check the ledgers and budgets of this run, and probe what scored its artifact."""
+        AuditStage(
+            self.config,
+            np.asarray(validation.ids, np.int64),
+            source.tokenizer,
+            lambda: load(self.folder.file(ARTIFACT), plan=plan).model,
+            plan.as_dict(),
+            self.say,
+        ).run(self.folder)
 
     # -----------------------------------------------------------------------------------------
     # Results and report

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from fairway.config import (
+    AuditConfig,
     Config,
     DataConfig,
+    MixtureConfig,
     ModelConfig,
     OptimConfig,
     PackConfig,
@@ -54,10 +56,12 @@ def demo() -> Config:
             warmup_steps=2,
         ),
         quant=QuantConfig(calibration_tokens=32_768, min_numel=4096),
-        pack=PackConfig(with_tokenizer=True),
+        pack=PackConfig(codec="cabac", with_tokenizer=True),
         score=ScoreConfig(seq_len=256, stride=64, batch_windows=16, truncate=False),
         ttt=TttConfig(method="sgd", chunk_tokens=4096, epochs=2, lr=0.02),
+        mixture=MixtureConfig(experts="ppm match"),
         prove=ProveConfig(bytes=8_000),
+        audit=AuditConfig(budget_s=10.0),
     )
 
 
@@ -92,7 +96,10 @@ def smoke() -> Config:
             micro_tokens=512,
         ),
         quant=replace(base.quant, calibration_tokens=2048, min_numel=1024),
+        pack=replace(base.pack, codec="brotli"),
         score=replace(base.score, seq_len=64, stride=16, check_positions=8),
         ttt=replace(base.ttt, chunk_tokens=256, epochs=1),
+        mixture=MixtureConfig(),
         prove=replace(base.prove, bytes=400),
+        audit=AuditConfig(budget_s=0.5, tokens=64),
     )
