@@ -258,7 +258,7 @@ class MixtureConfig:
     order: int = opt(5, "ppm: bytes of the longest context", lo=0, hi=8)
     method: str = opt("D", "ppm: estimator of escapes", choices=("C", "D"))
     exclusion: bool = opt(True, "ppm: leave bytes out that a longer context knows")
-    per_document: bool = opt(False, "histories begin anew with every document; counts stay")
+    per_document: bool = opt(False, "ppm: histories begin anew with every document; counts stay")
     memory_mb: int = opt(4000, "ppm: most memory for counts, in MB; then nothing new", lo=8)
     match_min: int = opt(12, "match: bytes of a repeat that is followed", lo=4, hi=32)
     match_rate: float = opt(0.02, "match: rate of its weights", lo=0.0, hi=1.0)

@@ -6,6 +6,7 @@ from fairway.config import (
     AuditConfig,
     Config,
     DataConfig,
+    MixtureConfig,
     ModelConfig,
     OptimConfig,
     PackConfig,
@@ -58,6 +59,7 @@ def demo() -> Config:
         pack=PackConfig(codec="cabac", with_tokenizer=True),
         score=ScoreConfig(seq_len=256, stride=64, batch_windows=16, truncate=False),
         ttt=TttConfig(method="sgd", chunk_tokens=4096, epochs=2, lr=0.02),
+        mixture=MixtureConfig(experts="ppm match"),
         prove=ProveConfig(bytes=8_000),
         audit=AuditConfig(budget_s=10.0),
     )
@@ -97,6 +99,7 @@ def smoke() -> Config:
         pack=replace(base.pack, codec="brotli"),
         score=replace(base.score, seq_len=64, stride=16, check_positions=8),
         ttt=replace(base.ttt, chunk_tokens=256, epochs=1),
+        mixture=MixtureConfig(),
         prove=replace(base.prove, bytes=400),
         audit=AuditConfig(budget_s=0.5, tokens=64),
     )
