@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fairway.cli_audit import audit, audit_record
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of
 from fairway.cli_pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli_prove import compress, decompress, prove, sample
@@ -200,7 +201,7 @@ def _score_texts(
     emit(as_json, asdict(result), f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes")
 
 
-for verb in (unpack, prove, compress, decompress, sample):
+for verb in (unpack, prove, compress, decompress, sample, audit, audit_record):
     app.command()(verb)
 
 
@@ -215,16 +216,19 @@ def report(run: Run, as_json: Json = False) -> None:
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run folder, or a record like pr1858.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="Run folder(s), a record's, or one like pr1858.")
+    ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     as_json: Json = False,
 ) -> None:
     """Set two runs, or a run and a published record, side by side."""
     from fairway.compare import compare as compared
-    from fairway.show import compare_table
+    from fairway.show import compare_table, statistics_lines
 
     found = compared(a, b)
-    emit(as_json, found, compare_table(found), *[f"- {line}" for line in found["cautions"]])
+    told = [f"- {line}" for line in found["cautions"]]
+    emit(as_json, found, compare_table(found), *told, *statistics_lines(found["statistics"]))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The stages of a run that put experts beside its artifact: score.mixture, and published."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,11 @@ from fairway.config import Config, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.files import digest_bytes
 from fairway.model.gpt import GPT
+from fairway.runtime import Ranks
 from fairway.score.experts import evaluate_mixture, evaluate_published, published_facts
 from fairway.score.ledger import Text
 from fairway.score.spread import LABEL
+from fairway.score.trail import Trail, trail_file, write_trails
 from fairway.stages import RunFolder, key_of
 from fairway.steps import Say
 
@@ -36,12 +39,13 @@ class ExpertStages:
     def run(self, folder: RunFolder) -> None:
         """Run the stages that the config asks for and forget the others; one process does this."""
         mixture = self.config.mixture
-        for stage, wanted, work in (
-            (MIXTURE, bool(mixture.experts), self._mixture),
-            (PUBLISHED, mixture.published, self._published),
+        for stage, wanted, files, work in (
+            (MIXTURE, bool(mixture.experts), [trail_file("mixture")], self._mixture),
+            (PUBLISHED, mixture.published, [], self._published),
         ):
             if wanted:
-                folder.stage(stage, key_of(stage, self._read()), [], work, self.say)
+                key = key_of(stage, self._read())
+                folder.stage(stage, key, files, functools.partial(work, folder), self.say)
             else:
                 folder.forget(stage)
 
@@ -57,8 +61,8 @@ class ExpertStages:
             "machine": self.machine,
         }
 
-    def _mixture(self) -> dict[str, Any]:
-        config, start_s = self.config, time.perf_counter()
+    def _mixture(self, folder: RunFolder) -> dict[str, Any]:
+        config, start_s, trail = self.config, time.perf_counter(), Trail()
         score, facts = evaluate_mixture(
             self.load_model(),
             self.tokenizer,
@@ -68,16 +72,18 @@ class ExpertStages:
             config.mixture,
             seed=config.seed,
             description="score mixture",
+            witness=trail,
         )
         seconds = time.perf_counter() - start_s
         self.say(
             f"{'mixture':>9}: {score.bpb:.4f} bpb, {facts['gain_bpb']:.4f} less than "
             f"{config.mixture.base} alone ({units.duration(seconds)})"
         )
+        facts["trail"] = write_trails(trail, Ranks(), folder.file(trail_file("mixture")))
         account = {**dataclasses.asdict(score), "seconds": seconds}
         return {**account, "file_digest": self.artifact, **facts}
 
-    def _published(self) -> dict[str, Any]:
+    def _published(self, folder: RunFolder) -> dict[str, Any]:
         config, start_s = self.config, time.perf_counter()
         found = evaluate_published(
             self.load_model(),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, load, model_from, openings
-from fairway.audit.stage import RunFacts, audit_run, audited, summary
+from fairway.auditing import AuditStage
 from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import Config, config_hash, from_dict, to_dict
 from fairway.data.build import DataFolder, Validation
@@ -45,14 +45,8 @@ from fairway.text import open_text
 from fairway.train import CHECKPOINT, TrainingText, train, what_trains
 from fairway.version import VERSION
 
-DATA, WEIGHTS, ARTIFACT, PROOF, RESULTS, REPORT = (
-    "data",
-    "weights.safetensors",
-    "artifact.fwy",
-    "proof.fwp",
-    "results.json",
-    "report.html",
-)
+DATA, WEIGHTS, ARTIFACT, PROOF = "data", "weights.safetensors", "artifact.fwy", "proof.fwp"
+RESULTS, REPORT = "results.json", "report.html"
 
 
 class Pipeline:
@@ -385,7 +379,7 @@ class Pipeline:
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
             self._prove(source, validation, plan)
-            self._audit(validation, plan)
+            self._audit(source, validation, plan)
         self._share_memory()
         return self._facts("score.sliding")
 
@@ -531,22 +525,25 @@ class Pipeline:
 
         self.folder.stage("proof", key, [PROOF], work, self.say)
 
-    def _audit(self, validation: Validation, plan: Plan) -> None:
+    def audit(self) -> dict[str, Any]:
+        """Audit a scored run once more if anything that its audit reads has changed."""
+        self._require("pack", self._pack_key())
+        if not self.folder.facts("score.sliding"):
+            raise UserError(f"{self.folder.path} is not scored yet; run `fairway score` on it")
+        self._keep_config()
+        self._audit(self.data(), self._validation(self.data()), self.plan())
+        return self._facts("audit")
+
+    def _audit(self, source: DataFolder, validation: Validation, plan: Plan) -> None:
         """Check the ledgers and budgets of this run, and probe what scored its artifact."""
-        stages = {n: r for n, r in self.folder.memory["stages"].items() if audited(n)}
-        run = RunFacts(self.folder.path, {name: r["facts"] for name, r in stages.items()})
-        config = self.config
-        keys = {name: record["key"] for name, record in stages.items()}
-        texts = digest_bytes(np.asarray(validation.ids).tobytes())
-        key = key_of(to_dict(config.audit), config.seed, texts, plan.as_dict(), keys)
-
-        def work() -> dict[str, Any]:
-            artifact = load(self.folder.file(ARTIFACT), plan=plan).model
-            facts = audit_run(run, config, artifact, np.asarray(validation.ids, np.int64))
-            self.say(f"{'audit':>9}: {summary(facts)}")
-            return facts
-
-        self.folder.stage("audit", key, [], work, self.say)
+        AuditStage(
+            self.config,
+            np.asarray(validation.ids, np.int64),
+            source.tokenizer,
+            lambda: load(self.folder.file(ARTIFACT), plan=plan).model,
+            plan.as_dict(),
+            self.say,
+        ).run(self.folder)
 
     # -----------------------------------------------------------------------------------------
     # Results and report

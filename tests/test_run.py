@@ -59,7 +59,7 @@ def proofs_and_audits_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) 
         return dict(facts)
 
     monkeypatch.setattr("fairway.run.prove_run", prove)
-    monkeypatch.setattr("fairway.run.audit_run", lambda *inputs: dict(results["audit"]))
+    monkeypatch.setattr("fairway.auditing.audit_run", lambda *inputs: dict(results["audit"]))
 
 
 # ---------------------------------------------------------------------------------------------

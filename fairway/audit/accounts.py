@@ -23,6 +23,14 @@ _KNOWN_RATIOS: tuple[tuple[float, str], ...] = (
     (164_594_398 / 151_074_309, "the sentinels of CaseOps pieces were counted as bytes (+8.95 %)"),
     (176_332_748 / TEXT_BYTES, "leading spaces were counted twice (+16.71 %)"),
 )
+# Tokens scored of that text, by tokenizer and by what is done with its end, and their bytes.
+_TEXT_BYTES_OF = {
+    40_540_160: 151_078_222,
+    40_540_802: TEXT_BYTES,
+    45_508_608: 152_570_124,
+    47_851_520: 151_074_309,
+    47_853_343: 151_080_644,
+}
 _SUBSETS = {
     8_000_000: "the first 8,000,000 tokens",
     9_662_464: "10,000 of 50,000 documents, the default of a CaseOps script (issue #2127)",
@@ -242,6 +250,18 @@ def check_denominators(logs: Sequence[Log]) -> Iterator[Finding]:
     if undecided:
         why = "tokens scored, loss and bits per byte could not all be found: bytes not checked"
         yield Finding("note", "no-denominator", why, value=f"{undecided} of {len(logs)} logs")
+
+
+def text_bytes(log: Log) -> int | None:
+    """Return the bytes that a log's last score is of: those known for its tokens, or implied."""
+    final, tokens = final_stage(log), log.numbers.get("val tokens")
+    if final is None or tokens is None:
+        return None
+    if int(tokens.value) in _TEXT_BYTES_OF:
+        return _TEXT_BYTES_OF[int(tokens.value)]
+    if final.loss is None or final.bpb.value <= 0:
+        return None
+    return round(tokens.value * final.loss / (NATS_PER_BIT * final.bpb.value))
 
 
 def _denominator(final: Stage, loss: float, tokens: Number) -> Finding | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairway.audit import accounts, agreement
-from fairway.audit.accounts import LIMIT_BYTES, Shipped, total_bytes
+from fairway.audit.accounts import LIMIT_BYTES, Shipped, text_bytes, total_bytes
 from fairway.audit.claims import Claims, read_claims
 from fairway.audit.findings import Finding, holds, ordered
 from fairway.audit.folder import File, Folder, open_folder, read_object, read_text
@@ -98,6 +98,7 @@ def _facts_of(log: Log) -> dict[str, Any]:
         "steps": log.steps,
         "train_s": trained.value if trained else None,
         "total_bytes": total.value if total else None,
+        "text_bytes": text_bytes(log),
         **{name: number.value for name, number in log.numbers.items()},
         "stages": {stage.name: stage.bpb.value for stage in log.stages},
     }

@@ -27,7 +27,7 @@ from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, window_segments
 from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
-from fairway.score.ledger import Context, Distribution, Lesson, Receipt, Stepwise, Text, Witness
+from fairway.score.ledger import Context, Lesson, Receipt, Text, Witness
 from fairway.score.lora import Documents, Lanes, evaluate_lora
 from fairway.score.sgd import Sgd, chunk_rate, evaluate_sgd
 from fairway.score.sliding import text_of
@@ -193,7 +193,7 @@ class _Paid(Witness):
     def __init__(self) -> None:
         self.nats: list[float] = []
 
-    def scored(self, dist: Distribution | Stepwise, receipt: Receipt) -> None:
+    def scored(self, receipt: Receipt) -> None:
         """Take the cost of an event."""
         self.nats.append(float(receipt.nats[receipt.targets != BOS_ID].sum()))
 

@@ -22,6 +22,7 @@ from fairway.score.ledger import (
     Receipt,
     Score,
     Text,
+    Witness,
 )
 from fairway.score.lora import evaluate_lora
 from fairway.score.mixture import Helpers
@@ -46,6 +47,7 @@ def evaluate_base(
     seed: int,
     description: str,
     helped: Helped,
+    witness: Witness | None = None,
 ) -> Score:
     """Return the score of whoever `mixture.base` names, with helpers beside it.
 
@@ -53,11 +55,15 @@ def evaluate_base(
     """
     if base == "sliding":
         return evaluate(
-            model, text, score, sliding=True, seed=seed, description=description, helped=helped
-        )
+            model, text, score,
+            sliding=True, seed=seed, description=description, helped=helped, witness=witness,
+        )  # fmt: skip
     way: Callable[..., Score] = {"sgd": evaluate_sgd, "lora": evaluate_lora}[base]
     config = replace(ttt, method=base)
-    return way(model, text, score, config, seed=seed, description=description, helped=helped)
+    return way(
+        model, text, score, config,
+        seed=seed, description=description, helped=helped, witness=witness,
+    )  # fmt: skip
 
 
 def evaluate_mixture(
@@ -70,6 +76,7 @@ def evaluate_mixture(
     *,
     seed: int,
     description: str,
+    witness: Witness | None = None,
 ) -> tuple[Score, dict[str, Any]]:
     """Return the score of the mixture, and facts: what the model alone takes by the same tables."""
     helpers = Helpers(tokenizer, mixture, len(text.ids) - 1)
@@ -82,6 +89,7 @@ def evaluate_mixture(
         seed=seed,
         description=description,
         helped=helpers.beside,
+        witness=witness,
     )
     alone_bpb = bits_per_byte(helpers.own_nats, found.bytes)
     return found, {

@@ -127,16 +127,21 @@ def alone(predictor: Predictor) -> Predictor:
 
 
 class Witness:
-    """Told of what a ledger does, in the order in which it happens; a subclass says what for."""
+    """Told of what a ledger does, in the order in which it happens; a subclass says what for.
+
+    `wanted` are positions to be checked besides those drawn, so that their rows are heard.
+    """
+
+    wanted: tuple[int, ...] = ()
 
     def read(self, event: Event) -> None:
         """Hear that the inputs of an event are given out."""
 
-    def scored(self, dist: Distribution | Stepwise, receipt: Receipt) -> None:
-        """Hear that an event is on record.
+    def row(self, position: int, row: FloatArray) -> None:
+        """Hear the log-probabilities of all tokens at a checked position, before its target."""
 
-        A `Distribution` still answers from the state it was scored by, a `Stepwise` has moved on.
-        """
+    def scored(self, receipt: Receipt) -> None:
+        """Hear that an event is on record."""
 
     def learned(self, first: int, end: int) -> None:
         """Hear that positions first..end-1, which are on record, are given out to be learned."""
@@ -248,7 +253,8 @@ class Ledger:
         _check_text(self.text, self.num_targets)
         count = min(self.check_positions, self.num_targets)
         draw = np.random.default_rng(self.seed).choice(self.num_targets, count, replace=False)
-        self._checked: IntArray = np.sort(draw).astype(np.int64)
+        wanted = np.array(self.witness.wanted, np.int64)
+        self._checked: IntArray = np.union1d(draw.astype(np.int64), wanted)
         if self.spans is None:
             self.spans = [Span(0, range(self.num_targets))]
         # The cost of every position on record here; NaN where there is none.
@@ -327,7 +333,7 @@ class Ledger:
             self._compare(int(positions[at]), -float(row[targets[at]]), float(nats[at]))
         self._record(event, positions, nats)
         receipt = Receipt(event, targets, nats)
-        self.witness.scored(dist, receipt)
+        self.witness.scored(receipt)
         return receipt
 
     def _advanced(
@@ -471,6 +477,7 @@ class Ledger:
                 f"the probabilities at position {position} miss 1 by {error:.3g}; "
                 f"at most {SUM_TOLERANCE:g} is allowed"
             )
+        self.witness.row(position, row)
         self._account.checked += 1
         self._account.worst_sum = max(self._account.worst_sum, error)
         return row

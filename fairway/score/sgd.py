@@ -181,8 +181,9 @@ def evaluate_sgd(
     """
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     plan = list(chunks(targets, score, config.chunk_tokens))
-    ledger, gather = _shared_ledger(model, text, targets, score, seed, plan, ranks)
-    ledger.witness = witness or ledger.witness
+    ledger, gather = _shared_ledger(
+        model, text, targets, score, seed, plan, ranks, witness or Witness()
+    )
     predictor = helped(FrozenPredictor(model, score.seq_len))
     learner = Sgd(model, config, score.seq_len, ranks)
     with evaluating(model), progress(description, ledger.remaining) as advance:
@@ -206,6 +207,7 @@ def _shared_ledger(
     seed: int,
     plan: list[Chunk],
     ranks: Ranks,
+    witness: Witness,
 ) -> tuple[Ledger, Gather]:
     """Return this process's ledger, with a span per chunk, and what joins all of them."""
     spans, numbers = [], []
@@ -223,6 +225,7 @@ def _shared_ledger(
         seed,
         ROW_TOLERANCE_NATS[model.compute_dtype],
         spans=spans,
+        witness=witness,
     )
     count = sum(len(chunk.events) for chunk in plan)
     return ledger, gathering(ranks, numbers, len(plan) * ranks.world, count)
