@@ -209,7 +209,8 @@ def likely(row: Ints, columns: Ints, factor: Narrow, left_over: Narrow, c: int) 
     if row[PREDICT] == COLUMN_MEANS:
         return int(columns[TOTAL, c] << 6) // int(row[NUMBER] + _TOTAL_PRIOR)
     if row[PREDICT] == COVARIANCE:
-        return (dot(factor[c], left_over, c) + 32_768) >> 16
+        mean = (dot(factor[c], left_over, c) + 32_768) >> 16
+        return min(max(mean, -(LARGEST_MULTIPLE << 6)), LARGEST_MULTIPLE << 6)
     return 0
 
 

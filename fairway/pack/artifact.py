@@ -146,41 +146,40 @@ def save_artifact(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Section:
-    """A section about to be stored: its entry in the header, and what makes its bytes."""
+    """A section about to be stored: its entry in the header, and the ways to make its bytes.
+
+    A way has codec, stride and what encodes; the shortest result is stored.
+    """
 
     entry: dict[str, Any]
-    encode: Callable[[], bytes]
+    ways: list[tuple[str, int, Callable[[], bytes]]]
 
 
 def _encode(spec: SectionSpec, quantised: QuantisedModel, pack: PackConfig, form: Form) -> _Section:
     bits, trellis = section_bits(spec, quantised), section_trellis(spec, quantised)
+    entry = {"name": spec.name, "kind": spec.kind, "bits": bits}
+    entry |= {} if form.version == 1 else {"trellis": trellis}
+    ways = []
     if pack.codec == "cabac" and spec.kind in KINDS:
-        entry = _entry(spec, bits, "cabac", 1, trellis, form)
-        return _Section(
-            entry | {"raw_bytes": spec.raw_bytes(bits)}, lambda: encode_section(spec, quantised)
-        )
+        entry["raw_bytes"] = spec.raw_bytes(bits)
+        ways.append(("cabac", 1, lambda: encode_section(spec, quantised)))
+        if spec.kind == "codes":
+            return _Section(entry, ways)
+    # Few scales of a fresh model repeat one another, which Brotli sees better.
     raw = section_bytes(spec, quantised)
     # Only numbers of two bytes gain from the shuffle; it costs codes what their columns give.
     stride = pack.shuffle if spec.kind in ("scales", "steps", "vectors") else 1
-    entry = _entry(spec, bits, _bytes_codec(pack), stride, trellis, form)
-    return _Section(entry | {"raw_bytes": len(raw)}, lambda: compress(raw, entry["codec"], stride))
+    return _Section(entry | {"raw_bytes": len(raw)}, [*ways, _way(raw, pack, stride)])
 
 
 def _encode_tokenizer(data: bytes, pack: PackConfig, form: Form) -> _Section:
-    codec = _bytes_codec(pack)
-    entry = _entry(SectionSpec("tokenizer", "tokenizer", ()), 8, codec, 1, 0, form)
-    return _Section(entry | {"raw_bytes": len(data)}, lambda: compress(data, codec, 1))
+    entry = {"name": "tokenizer", "kind": "tokenizer", "bits": 8, "raw_bytes": len(data)}
+    return _Section(entry | ({} if form.version == 1 else {"trellis": 0}), [_way(data, pack, 1)])
 
 
-def _bytes_codec(pack: PackConfig) -> str:
-    return "brotli" if pack.codec == "cabac" else pack.codec
-
-
-def _entry(
-    spec: SectionSpec, bits: int, codec: str, stride: int, trellis: int, form: Form
-) -> dict[str, Any]:
-    entry = {"name": spec.name, "kind": spec.kind, "bits": bits, "codec": codec, "stride": stride}
-    return entry | ({} if form.version == 1 else {"trellis": trellis})
+def _way(raw: bytes, pack: PackConfig, stride: int) -> tuple[str, int, Callable[[], bytes]]:
+    codec = "brotli" if pack.codec == "cabac" else pack.codec
+    return codec, stride, lambda: compress(raw, codec, stride)
 
 
 def _all_at_once(sections: list[_Section]) -> list[bytes]:
@@ -191,8 +190,11 @@ def _all_at_once(sections: list[_Section]) -> list[bytes]:
     with progress("compress", sum(section.entry["raw_bytes"] for section in sections)) as advance:
 
         def work(section: _Section) -> bytes:
-            stored = section.encode()
-            section.entry["bytes"], section.entry["sha256"] = len(stored), digest_bytes(stored)
+            found = [(encode(), codec, stride) for codec, stride, encode in section.ways]
+            stored, codec, stride = min(found, key=lambda way: len(way[0]))
+            section.entry.update(
+                bytes=len(stored), sha256=digest_bytes(stored), codec=codec, stride=stride
+            )
             advance(section.entry["raw_bytes"])
             return stored
 

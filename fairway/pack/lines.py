@@ -1,8 +1,8 @@
 """Entropy coding of the steps of rows: a line of int16 numbers per matrix.
 
 float16 scales are coded by their bits, which grow with the number. Each line loses its median and
-a share of the number before (rows that lie together are alike in some matrices); what is left goes
-through `cabac` as a matrix of one column.
+a share of the number before (rows that lie together are alike in some matrices); what is left of
+all goes through `cabac` as a matrix of one column.
 """
 
 import struct
@@ -22,6 +22,8 @@ _SHARES = range(5)
 
 def encode_lines(lines: Sequence[NDArray[np.int16]]) -> bytes:
     """Return the stream of some lines of at least one number each."""
+    if not lines:
+        return b""
     heads, rests = [], []
     for line in lines:
         wide = line.astype(np.int64)
@@ -31,8 +33,9 @@ def encode_lines(lines: Sequence[NDArray[np.int16]]) -> bytes:
             key=lambda pair: _size(*pair),
         )
         heads.append(_HEAD.pack(base, share))
-        rests.append(rest[:, None])
-    return b"".join(heads) + encode_codes(rests, [_side(len(line)) for line in lines])
+        rests.append(rest)
+    whole = np.concatenate(rests)[:, None]
+    return b"".join(heads) + encode_codes([whole], [_side(len(whole))])
 
 
 def decode_lines(data: bytes, counts: Sequence[int]) -> list[NDArray[np.int16]]:
@@ -43,13 +46,17 @@ def decode_lines(data: bytes, counts: Sequence[int]) -> list[NDArray[np.int16]]:
     first = _HEAD.size * len(counts)
     if len(data) < first:
         raise UserError(DAMAGED)
-    rests = decode_codes(data[first:], [_side(count) for count in counts])
+    if not counts:
+        if data:
+            raise UserError(DAMAGED)
+        return []
+    [whole] = decode_codes(data[first:], [_side(sum(counts))])
     lines = []
-    for i, rest in enumerate(rests):
+    for i, rest in enumerate(np.split(whole[:, 0], np.cumsum(counts)[:-1])):
         base, share = _HEAD.unpack_from(data, i * _HEAD.size)
         if share not in _SHARES:
             raise UserError(DAMAGED)
-        line = _with(rest[:, 0].tolist(), base, share)
+        line = _with(rest.tolist(), base, share)
         if min(line) < -32_768 or max(line) > 32_767:
             raise UserError(DAMAGED)
         lines.append(np.array(line, np.int16))

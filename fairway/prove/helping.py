@@ -90,6 +90,11 @@ class ExpertLearner:
         self._helpers: dict[int, Helpers] = {}
         self._seen: dict[int, tuple[FloatArray, int]] = {}
 
+    @property
+    def steady(self) -> bool:
+        """Return the base's."""
+        return self._base.steady
+
     def begin(self, streams: range) -> None:
         """Begin with experts that know nothing."""
         self._base.begin(streams)

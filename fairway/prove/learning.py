@@ -205,6 +205,9 @@ class DocumentLearner:
     since the scorer also predicts that it ends. So the same rows take the same steps.
     """
 
+    # The adapters that are hooked on are other tensors after every chunk.
+    steady = False
+
     def __init__(self, model: GPT, lanes: Lanes, course: Course) -> None:
         self._model, self._lanes, self._course = model, lanes, course
         self._ends = {segment.first: segment.end for segment in course.segments}

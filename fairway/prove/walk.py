@@ -128,8 +128,12 @@ class Learner(Protocol):
     """Changes the model between segments, by what both sides know: the tokens that are fixed.
 
     It must be deterministic. After `adapt` the window is read anew, so weights may change freely;
-    while a segment is walked they may not.
+    while a segment is walked they may not. One that changes weights in place alone is `steady`.
     """
+
+    @property
+    def steady(self) -> bool:
+        """Return whether launches that were recorded once go on computing the model."""
 
     def begin(self, streams: range) -> None:
         """Prepare for streams that start now, in rows 0, 1, ..."""
@@ -152,6 +156,8 @@ class Learner(Protocol):
 
 class Frozen:
     """Learns nothing: the sliding scorer's model."""
+
+    steady = True
 
     def __init__(self, model: GPT) -> None:
         self._model = model
@@ -202,7 +208,7 @@ def walk(
     advance: Callable[[int], None],
 ) -> Walked:
     """Return the tokens of all streams and what they cost; `advance` hears of every token."""
-    cache = Cache(model, course.rows, course.seq_len)
+    cache = Cache(model, course.rows, course.seq_len, learner.steady)
     groups = [_Group(cache, course, streams, source, learner) for streams in course.groups()]
     for group in groups:
         learner.begin(group.streams)

@@ -286,8 +286,8 @@ def _branch(
         total_P[parity] = np.inf
         for i in range(2):
             k = 2 * min(int(low) + i, largest) + parity
-            error = size - np.float32(max(2 * k - grid, 0))
+            error = size - np.float32(max(2 * k - int(grid), 0))
             total = cost + (error * error * weight + price * bits_K[k])
             if total < total_P[parity]:
                 total_P[parity] = total
-                code_P[parity], error_P[parity] = np.int16(sign) * k, error * sign
+                code_P[parity], error_P[parity] = np.int16(int(sign) * k), error * sign

@@ -447,13 +447,10 @@ def _token(
         if aligned and follow[1] + i < follow[0]:
             expected = int64(e.text[follow[1] + i])
             if size > 1 and allows(trie.mask, node, expected):
-                gone_on = weight * on + (1.0 - weight) * until
+                gone_on, theirs = weight * on + (1.0 - weight) * until, mixed
                 hit = expected == symbol
-                theirs = mixed
                 if not hit:
-                    other = 1.0
-                    if weight < 1.0:
-                        other, _, _ = ppm_share(e, trie, node, past, expected, row)
+                    other = ppm_share(e, trie, node, past, expected, row)[0] if weight < 1 else 1.0
                     theirs = weight * (aside / total) + (1.0 - weight) * until * other
                 mixed, notes[i, 3] = _with_repeat(e, length, theirs / gone_on, hit, gone_on, mixed)
             aligned = expected == symbol

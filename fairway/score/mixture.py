@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.config import BOS_ID, MixtureConfig
+from fairway.config import MixtureConfig
 from fairway.data.tokens import Tokenizer
 from fairway.errors import LedgerError
 from fairway.score import mixing, ppm
 from fairway.score.ledger import Context, Distribution, FloatArray, IntArray, Predictor, Receipt
 from fairway.score.tilt import Tilt
-from fairway.score.trie import Tries, Wanted, token_strings
+from fairway.score.trie import Tries, Wanted, arriving, token_strings
 from fairway.score.whole import enumerate_tokens
 from fairway.score.windows import Event, Window
 
@@ -64,6 +64,7 @@ class Helpers:
         self.tilt = Tilt(config) if "tilt" in chosen else None
         self.by_bytes = "ppm" in chosen or "match" in chosen
         self._state = experts_of(config, len(self.tries.trie.parent), _BYTES_PER_TOKEN * tokens)
+        self._state.how[mixing.BOS] = tokenizer.bos_id
 
     @property
     def room(self) -> ppm.Room:
@@ -172,7 +173,6 @@ def experts_of(config: MixtureConfig, nodes: int, text_bytes: int) -> mixing.Exp
     how[mixing.WEIGHTING] = ("fixed", "gate", "share").index(config.weights)
     how[mixing.PPM], how[mixing.MATCH] = "ppm" in chosen, "match" in chosen
     how[mixing.MIN_MATCH], how[mixing.PER_DOCUMENT] = config.match_min, config.per_document
-    how[mixing.BOS] = BOS_ID
     lines, blocks = (16, 0)
     if "ppm" in chosen:
         lines, blocks = ppm.room_for(text_bytes, config.order, config.memory_mb * 1_000_000)
@@ -211,9 +211,8 @@ def planned_for(count: int, depth: int) -> mixing.Planned:
 
 def _pick(probs_NV: Tensor, tokens: IntArray, hints: IntArray) -> Callable[[], FloatArray]:
     """Start picking the probabilities of tokens and hints, [N, 2]; no hint picks anything."""
-    both = torch.from_numpy(np.stack([tokens, np.maximum(hints, 0)], 1)).to(probs_NV.device)
-    picked = probs_NV.gather(1, both)
-    return lambda: np.asarray(picked.cpu().numpy())
+    both = torch.from_numpy(np.stack([tokens, np.maximum(hints, 0)], 1))
+    return arriving(probs_NV.gather(1, both.to(probs_NV.device, non_blocking=True)))
 
 
 # ---------------------------------------------------------------------------------------------

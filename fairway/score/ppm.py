@@ -217,6 +217,17 @@ def allows(mask: Words, row: int, symbol: int) -> bool:
 
 
 @compiled
+def _fresh_mark(m: Words) -> int:
+    """Return a mark that no byte has."""
+    now = int64(m[_NOW]) + 1
+    if now == 1 << 32:
+        now = 1
+        m[_MARKS : _MARKS + 256] = 0
+    m[_NOW] = now
+    return now
+
+
+@compiled
 def share_of(
     m: Words, mask: Words, row: int, size: int, low: int, high: int, length: int, symbol: int
 ) -> tuple[float, float, int]:
@@ -227,8 +238,7 @@ def share_of(
     depend on `symbol`. Without exclusion the mask is not looked at.
     """
     twice, exclusion = int64(m[_TWICE]), m[EXCLUSION] == 1
-    now = int64(m[_NOW]) + 1
-    m[_NOW] = now
+    now = _fresh_mark(m)
     share, confidence, deepest, left = 1.0, 0.0, -1, size
     for order in range(min(int64(m[_LIMIT]), length), -1, -1):
         facts, followers, counts = _place(m, order, low, high)
@@ -279,8 +289,7 @@ def shares(
     One walk down the orders, beside `share_of`, which walks for a single byte.
     """
     twice, exclusion = int64(m[_TWICE]), m[EXCLUSION] == 1
-    now = int64(m[_NOW]) + 1
-    m[_NOW] = now
+    now = _fresh_mark(m)
     share, left = 1.0, size if exclusion else 256
     for order in range(min(int64(m[_LIMIT]), length), -1, -1):
         facts, followers, counts = _place(m, order, low, high)

@@ -97,7 +97,14 @@ class Tries:
         if probs_NV.device.type == "cpu":
             probs = probs_NV.contiguous().numpy()
             return lambda: _picked_on_cpu(self, probs, wanted)
-        picked = torch.zeros(2, len(wanted.nodes), dtype=torch.float64, device=probs_NV.device)
+        return self.ask_sums(probs_NV, wanted)
+
+    def ask_sums(
+        self, probs_NV: Tensor, wanted: "Wanted"
+    ) -> Callable[[], tuple[FloatArray, FloatArray]]:
+        """Do the same by `masses`, without waiting for the device."""
+        device = probs_NV.device
+        picked = torch.zeros(2, len(wanted.nodes), dtype=torch.float64, device=device)
         for after in (0, 1):
             positions = np.flatnonzero(wanted.after == after)
             if not len(positions):
@@ -105,15 +112,15 @@ class Tries:
             of_tree = wanted.after[wanted.rows] == after
             place = np.searchsorted(positions, wanted.rows[of_tree])
             nodes = wanted.nodes[of_tree] - self.trie.root[after]
-            rows = probs_NV[torch.from_numpy(positions).to(probs_NV.device)]
-            index = (
-                torch.from_numpy(place).to(rows.device),
-                torch.from_numpy(nodes).to(rows.device),
+            # Copies that the device is not waited for: it is busy with what comes before them.
+            rows, columns, where, chosen = (
+                torch.from_numpy(array).to(device, non_blocking=True)
+                for array in (place, nodes, np.flatnonzero(of_tree), positions)
             )
-            where = torch.from_numpy(np.flatnonzero(of_tree)).to(rows.device)
-            for n, values in enumerate(self.masses(rows, after)):
-                picked[n, where] = values[index]
-        return _arriving(picked)
+            for n, values in enumerate(self.masses(probs_NV[chosen], after)):
+                picked[n, where] = values[rows, columns]
+        masses = arriving(picked)
+        return lambda: (masses()[0], masses()[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,16 +135,18 @@ class Wanted:
     after: IntArray
 
 
-def _arriving(picked: Tensor) -> Callable[[], tuple[FloatArray, FloatArray]]:
-    """Start a copy from the device; the function returned waits for it alone."""
-    kept = torch.empty(picked.shape, dtype=picked.dtype, pin_memory=True)
-    kept.copy_(picked, non_blocking=True)
+def arriving(values: Tensor) -> Callable[[], FloatArray]:
+    """Start a copy from the device; the function returned waits for it, and no later work."""
+    if values.device.type == "cpu":
+        return lambda: np.asarray(values.numpy())
+    kept = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    kept.copy_(values, non_blocking=True)
     there = torch.cuda.Event()  # type: ignore[no-untyped-call]
     there.record()
 
-    def wait() -> tuple[FloatArray, FloatArray]:
+    def wait() -> FloatArray:
         there.synchronize()
-        return kept[0].numpy(), kept[1].numpy()
+        return np.asarray(kept.numpy())
 
     return wait
 
