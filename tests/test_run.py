@@ -179,7 +179,7 @@ SCHEMA: dict[str, set[str]] = {
     "": {
         *("schema", "recipe", "recipe_hash", "seed", "config", "versions", "machine", "text"),
         *("model", "train", "stages", "artifact", "baselines", "weights", "matrices", "seconds"),
-        *("samples", "budget", "proof", "audit"),
+        *("samples", "budget", "proof", "audit", "published_mixture"),
     },
     "config": set(to_dict(Config())),
     "machine": {"device", "dtype", "matmul", "threads", "attention", "kernels"},
@@ -206,6 +206,7 @@ SCHEMA: dict[str, set[str]] = {
     "proof": {
         *("method", "streams", "tokens", "bytes", "coded_bytes", "file_bytes", "bpb"),
         *("ledger_bpb", "difference_share", "frequency_bits", "code_s", "decode_s", "equal"),
+        "experts",
     },
     "seconds": {*ALL, "calibrate", "quantise", "total"},
 }

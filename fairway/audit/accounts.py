@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fairway.audit.claims import Claims
 from fairway.audit.findings import Finding
@@ -139,12 +139,12 @@ def _models(logs: Sequence[Log], shipped: Shipped) -> Iterator[Finding]:
 def check_times(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
     """Yield what took longer than a record may; what competes for no budget gets notes."""
     for log in logs:
+        world = str(log.settings.get("world_size", "8"))
+        aside = "not a record's track" if claims.unlimited else ""
+        aside = aside or (f"on {world} processes, not 8" if world != "8" else "")
         for finding in _times(log):
-            if claims.unlimited and finding.severity != "note":
-                finding = Finding(
-                    "note", finding.code, f"{finding.why} (not a record's track)",
-                    finding.file, finding.line, finding.value,
-                )  # fmt: skip
+            if aside and finding.severity != "note":
+                finding = replace(finding, severity="note", why=f"{finding.why} ({aside})")
             yield finding
 
 

@@ -61,7 +61,32 @@ def one_seed(case: Case) -> None:
     case.readme = case.readme.replace("1.0810", "1.08062")
 
 
+def harmless(case: Case) -> None:
+    """Differences that mean nothing, and stages by other names in every log."""
+    case.settings = {
+        42: {"train_log_every": "500", "matrix_lr": "0.0220", "run_id": "a"},
+        314: {"train_log_every": "100", "matrix_lr": "0.022", "run_id": "b"},
+    }
+    case.script += "train_log_every = run_id = 1\n"
+    case.extra = {seed.seed: f"best_{seed.seed} val_bpb:{seed.bpb['adapted'] - 0.001}\n"
+                  for seed in case.seeds}  # fmt: skip
+    case.claim = {"val_bpb": 1.08021, "seed_results": {}}
+    case.readme = case.readme.replace("1.0810", "1.0802")
+
+
 CASES = {
+    "what differs without harm": (harmless, {"claim-unproven": "warning"}),
+    "one GPU": (
+        lambda c: [
+            setattr(c, "eval_s", 3000.0),
+            c.settings.update({s: {"world_size": "1"} for s in (42, 314, 999)}),
+            setattr(c, "script", SCRIPT + "world_size = 1\n"),
+        ],
+        {},
+    ),
+    "a seed's score of another log": (
+        lambda c: c.claim.update(seed_results={"42": 1.0950}), {"seed-score": "warning"},
+    ),
     "over the cap": (lambda c: c.change(42, artifact_bytes=16_020_000), {"over-cap": "invalid"}),
     "the first seed's bytes": (
         lambda c: c.claim.update(bytes_total=15_995_838), {"bytes-not-largest": "warning"},
