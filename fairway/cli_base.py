@@ -48,6 +48,6 @@ def settings_of(overrides: list[str] | None, sections: tuple[str, ...]) -> Confi
         if text.strip().partition(".")[0] not in sections:
             raise UserError(
                 f"--set {text} would change a run; an artifact carries its own settings, and only "
-                f"those of {' and '.join(sections)} can be set"
+                f"those of {', '.join(sections)} can be set"
             )
     return override(Config(), overrides or [])

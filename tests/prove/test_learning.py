@@ -221,4 +221,4 @@ def test_a_fresh_process_learns_the_same(
     assert ended.returncode == 0, ended.stderr
     assert Path("back.jsonl").read_bytes() == written([d.text.strip() for d in DOCUMENTS])
     code, _, err = run_command(f"{words} --set score.stride=4".split(), capsys, monkeypatch)
-    assert code == 2 and "only those of runtime and ttt can be set" in err
+    assert code == 2 and "only those of runtime, ttt, mixture can be set" in err
