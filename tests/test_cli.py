@@ -178,7 +178,7 @@ def test_run_without_running(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("recipe", ["pr1858", "pr1493", "pr1858_proxy"])
+@pytest.mark.parametrize("recipe", ["pr1858", "pr1493", "pr1858_proxy", "best"])
 def test_the_seed_tells_its_size_without_its_text(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:

@@ -137,6 +137,15 @@ def test_the_proxy_differs_in_batch_budget_and_horizon_only() -> None:
     assert proxy.train.batch_tokens == proxy.train.micro_tokens
 
 
+def test_the_best_recipe_trains_as_the_seed_does() -> None:
+    changed = differing(recipe("pr1858"), recipe("best"))
+    assert not [name for name in changed if name.startswith(("model.", "train.", "data."))]
+    assert changed["quant.method"] == "trellis" and changed["ttt.method"] == "lora"
+    # The same horizon over the seed's 4,550 steps.
+    decay = average_decay(1 / 4550, recipe("best").optim)
+    assert decay == pytest.approx(recipe("pr1858").optim.ema_decay, abs=2e-5)
+
+
 def initial_share(config: OptimConfig, steps: int) -> float:
     """Return the weight that the initial parameters keep in the average of an even run."""
     return average_decay(1 / steps, config) ** steps

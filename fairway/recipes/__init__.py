@@ -6,10 +6,10 @@ from fairway.checks import check
 from fairway.config import Config, unknown_name
 from fairway.errors import UserError
 from fairway.recipes.demo import demo, smoke
-from fairway.recipes.seed import pr1493, pr1858, pr1858_proxy
+from fairway.recipes.seed import best, pr1493, pr1858, pr1858_proxy
 
 RECIPES: dict[str, Callable[[], Config]] = {
-    function.__name__: function for function in (demo, smoke, pr1858, pr1493, pr1858_proxy)
+    function.__name__: function for function in (demo, smoke, best, pr1858, pr1493, pr1858_proxy)
 }
 
 
