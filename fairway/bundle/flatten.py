@@ -1,0 +1,259 @@
+"""One file out of the modules that a recipe needs, as readable as they were.
+
+What is taken away before names are followed: annotations, docstrings, assertions, the sentences of
+refusals, and the functions of `CUTS`. What is replaced: the config, whose defaults become the
+recipe's values. What remains then is what the entry reaches.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fairway.bundle.fold import Folder, replaced_settings, types_of
+from fairway.bundle.modules import load_modules, resolve
+from fairway.bundle.shake import Item, again, items_of, shake
+from fairway.bundle.shorten import library_names
+from fairway.bundle.specialise import drop_empty, specialise
+from fairway.config import Config, to_dict
+
+ENTRY = "fairway.solo"
+
+
+def entry_name(name: str) -> str:
+    """Return what the entry, or the config's class, is called in the flat program."""
+    return {"main": "G_fairway_solo__main", "Config": "G_fairway_config__Config"}[name]
+
+
+# What a bundle does without, and why; the text takes the place of the function's body.
+CUTS = {
+    # The recipe was checked when the bundle was made.
+    "fairway.checks.check": "pass",
+    "fairway.checks.check_model": "pass",
+    "fairway.checks.check_ttt": "pass",
+    "fairway.preflight.preflight": "pass",
+    # Bars are for people who wait; a log has the step lines.
+    "fairway.progress.progress": "yield lambda *count: None",
+    # What the report shows of the weights decides nothing.
+    "fairway.weights.weight_statistics": "return {}",
+    "fairway.packing.matrix_statistics": "return []",
+    # A bundle's run is one go: it keeps no state to continue from.
+    "fairway.train.Training.save": "pass",
+    "fairway.data.loader.ShuffledLoader.state": "return None",
+    # Its folder is new, and so is every file in it.
+    "fairway.files.atomic_file": "with path.open('xb') as stream: yield stream",
+    # What it reads back it wrote itself, and its digest is right.
+    "fairway.pack.codec._brotli": "return brotli.decompress(data)",
+    "fairway.pack.codec._lzma": "return lzma.decompress(data, lzma.FORMAT_RAW, None, _LZMA_CHAIN)",
+    # The digests of a data folder cover its shards, and its own digest is in the score.
+    "fairway.data.shards.open_shard": "return np.memmap(path, '<u2', 'r', HEADER_BYTES)",
+    "fairway.data.shards.check_vocabulary": "pass",
+    # The tokenizer was checked when its data folder was made, whose digest is in the score.
+    "fairway.data.spmodel._check_charsmap": "pass",
+    "fairway.data.spmodel._check_trainer": "pass",
+    "fairway.data.spmodel._check_pieces": "pass",
+    # A header whose digest is right was written by this program, from fields of these types.
+    "fairway.config.from_dict": "return kind(**values)",
+    "fairway.pack.artifact._parse": "return json.loads(text)",
+    "fairway.pack.artifact._check_provenance": "pass",
+    "fairway.pack.artifact._check_sections": "pass",
+    "fairway.pack.artifact._check_sizes": "pass",
+    "fairway.pack.artifact._require_hex": "pass",
+}
+
+
+# Errors whose sentences a bundle gives as numbers of lines.
+REFUSALS = ("UserError", "LedgerError")
+
+
+@dataclass
+class Flat:
+    """The kept items, the outside names they use, and the recipe."""
+
+    items: list[Item]
+    externals: set[str]
+    config: Config
+
+
+def flatten(config: Config) -> Flat:
+    """Return what a recipe's run needs, in one scope and in the order in which it must stand.
+
+    Settings that some reached code changes are no constants. Which code is reached depends on the
+    constants: so at first every setting counts as changed, then those that the code changes which
+    was reached so, and so on until nothing more falls away.
+    """
+    changed: frozenset[str] | None = None
+    while True:
+        flat = _flatten(config, changed)
+        found = replaced_settings([item.node for item in flat.items])
+        if found == changed:
+            return flat
+        changed = found
+
+
+def _flatten(config: Config, changed: frozenset[str] | None) -> Flat:
+    modules = load_modules(ENTRY)
+    types = types_of(config, changed)
+    found: set[str] = set()
+    for module in modules.values():
+        found |= _cut(module.name, module.tree)
+        types.learn(module.tree)
+    assert found == CUTS.keys(), f"cuts of what is not there: {sorted(CUTS.keys() - found)}"
+    for module in modules.values():
+        if module.name == "fairway.config":
+            _fix_config(module.tree, config)
+        if module.name == "fairway.model.attention":
+            _prune_backends(module.tree, config)
+        Folder(types).visit(module.tree)
+        Stripper().visit(module.tree)
+        ast.fix_missing_locations(module.tree)
+    resolve(modules)
+    entries = [entry_name("main"), entry_name("Config")]
+    kept, externals = shake(items_of(modules), entries)
+    while specialise(kept, library_names(())) | drop_empty(kept):
+        kept, externals = shake(again(kept), entries)
+    return Flat(kept, externals, config)
+
+
+def _cut(name: str, tree: ast.Module) -> set[str]:
+    """Make the cuts in a module; return their names."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        inside = [tree] if node is tree else [node] if isinstance(node, ast.ClassDef) else []
+        for item in (n for place in inside for n in place.body if isinstance(n, ast.FunctionDef)):
+            middle = f".{node.name}" if isinstance(node, ast.ClassDef) else ""
+            if text := CUTS.get(f"{name}{middle}.{item.name}"):
+                found.add(f"{name}{middle}.{item.name}")
+                item.body = _body(text)
+    return found
+
+
+def _body(text: str) -> list[ast.stmt]:
+    function = ast.parse(f"def f():\n {text}").body[0]
+    assert isinstance(function, ast.FunctionDef)
+    return function.body
+
+
+def _prune_backends(tree: ast.Module, config: Config) -> None:
+    """Leave out attention that neither the recipe's choice nor the program itself names."""
+    asked = config.runtime.attention
+    order = {target.id: value for target, value in _constants_of(tree)}["AUTO_ON_CUDA"]
+    possible = set(ast.literal_eval(order)) if asked == "auto" else {asked, "plain"}
+    for target, value in _constants_of(tree):
+        if target.id in ("BACKENDS", "_MISSING") and isinstance(value, ast.Dict):
+            pairs = zip(value.keys, value.values, strict=True)
+            kept = [(k, v) for k, v in pairs if k and ast.literal_eval(k) in possible]
+            value.keys, value.values = [k for k, _ in kept], [v for _, v in kept]
+
+
+def _constants_of(tree: ast.Module) -> Iterator[tuple[ast.Name, ast.expr]]:
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and value is not None:
+            yield target, value
+
+
+def _fix_config(tree: ast.Module, config: Config) -> None:
+    """Turn the config's classes into plain ones whose defaults are the recipe's values."""
+    values: dict[str, dict[str, Any]] = {}
+    top = to_dict(config)
+    values["Config"] = {k: v for k, v in top.items() if not isinstance(v, dict)}
+    for key, value in top.items():
+        if isinstance(value, dict):
+            values[type(getattr(config, key)).__name__] = value
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or node.name not in values:
+            continue
+        node.decorator_list = [ast.parse("dataclass(frozen=True)", mode="eval").body]
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                if item.target.id in values[node.name]:
+                    item.value = ast.parse(repr(values[node.name][item.target.id])).body[0].value  # type: ignore[attr-defined]
+                else:
+                    item.value = ast.parse(f"{ast.unparse(item.annotation)}()").body[0].value  # type: ignore[attr-defined]
+
+
+class Stripper(ast.NodeTransformer):
+    """Drops annotations, docstrings, assertions and the sentences of refusals."""
+
+    def __init__(self) -> None:
+        self.fields = False
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        if is_kernel(node):
+            _drop_docstring(node)
+            return node
+        fields, self.fields = self.fields, False
+        node.returns = None
+        a = node.args
+        for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg):
+            if arg:
+                arg.annotation = None
+        self.generic_visit(node)
+        self.fields = fields
+        _drop_docstring(node)
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        fields = self.fields
+        self.fields = any("dataclass" in ast.unparse(item) for item in node.decorator_list)
+        self.generic_visit(node)
+        self.fields = fields
+        _drop_docstring(node)
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        self.generic_visit(node)
+        if self.fields:
+            node.annotation = ast.Constant(0)
+            return node
+        if node.value is None:
+            return None
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        return ast.Pass()
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        name = ast.unparse(node.func)
+        # Types only for readers.
+        if name in ("cast", "typing.cast"):
+            return node.args[1]
+        if name == "_refuse":
+            node.args = [ast.Constant(node.lineno)]
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        call = node.exc
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in REFUSALS:
+            call.args, node.cause = [ast.Constant(node.lineno)], None
+        return node
+
+    def visit_Try(self, node: ast.Try) -> Any:
+        self.generic_visit(node)
+        # Without its sentence a refusal says less than the error that led to it.
+        if not node.finalbody and all(_only_refuses(handler) for handler in node.handlers):
+            return [*node.body, *node.orelse]
+        return node
+
+
+def _only_refuses(handler: ast.ExceptHandler) -> bool:
+    first = handler.body[0]
+    call = first.exc if isinstance(first, ast.Raise) else first
+    call = call.value if isinstance(call, ast.Expr) else call
+    return isinstance(call, ast.Call) and ast.unparse(call.func) in (*REFUSALS, "_refuse")
+
+
+def is_kernel(node: ast.FunctionDef) -> bool:
+    """Return whether a compiler or a registry reads this function: its annotations are code."""
+    words = ("jit", "custom_op")
+    return any(word in ast.unparse(item) for item in node.decorator_list for word in words)
+
+
+def _drop_docstring(node: ast.FunctionDef | ast.ClassDef) -> None:
+    first = node.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        if isinstance(first.value.value, str):
+            node.body = node.body[1:] or [ast.Pass()]
