@@ -234,6 +234,14 @@ class ProveConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AuditConfig:
+    """The audit that ends a run: probes of its own scorers, its ledgers, its budgets."""
+
+    budget_s: float = opt(60.0, "seconds for the probes; 0 checks ledgers and budgets only", lo=0.0)
+    tokens: int = opt(384, "tokens of validation text to probe on", lo=64, hi=1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
     """The machine: what `auto` finds is printed and recorded."""
 
@@ -270,6 +278,7 @@ class Config:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     ttt: TttConfig = field(default_factory=TttConfig)
     prove: ProveConfig = field(default_factory=ProveConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 

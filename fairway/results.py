@@ -60,5 +60,6 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
         # What packing spent on its parts replaces its sum.
         "seconds": {**seconds, **packed["seconds"], "total": sum(seconds.values())},
         "proof": facts.get("proof") if public.prove.bytes else None,
+        "audit": facts.get("audit"),
         "samples": (facts.get("samples") or {"samples": []})["samples"],
     }

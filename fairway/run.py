@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, load, model_from, openings
+from fairway.audit.stage import RunFacts, audit_run, audited, summary
 from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import Config, config_hash, from_dict, to_dict
 from fairway.data.build import DataFolder, Validation
@@ -32,8 +33,9 @@ from fairway.quantise.estimate import estimate_bytes
 from fairway.report import write_report
 from fairway.results import compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
-from fairway.score.ledger import Score, Text
+from fairway.score.ledger import Score, Text, Witness
 from fairway.score.sliding import evaluate, text_of
+from fairway.score.trail import Trail, trail_file, write_trails
 from fairway.score.ttt import evaluate_ttt
 from fairway.score.windows import usable_targets
 from fairway.stages import RunFolder, key_of
@@ -367,6 +369,7 @@ class Pipeline:
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
             self._prove(source, validation, plan)
+            self._audit(validation, plan)
         self._share_memory()
         return self._facts("score.sliding")
 
@@ -377,7 +380,7 @@ class Pipeline:
     def _score_stage(
         self, name: str, file: str, text: Text, model: Callable[[], GPT], sliding: bool = False
     ) -> None:
-        def work() -> tuple[Score, dict[str, Any]]:
+        def work(witness: Witness) -> tuple[Score, dict[str, Any]]:
             score = evaluate(
                 model(),
                 text,
@@ -386,6 +389,7 @@ class Pipeline:
                 seed=self.config.seed,
                 description=f"score {name}",
                 ranks=self.ranks,
+                witness=witness,
             )
             return score, {}
 
@@ -395,7 +399,7 @@ class Pipeline:
         """Score the artifact as it learns from what is scored: read anew, since it changes."""
         ttt = self.config.ttt
 
-        def work() -> tuple[Score, dict[str, Any]]:
+        def work(witness: Witness) -> tuple[Score, dict[str, Any]]:
             found = evaluate_ttt(
                 load(self.folder.file(ARTIFACT), plan=plan).model,
                 text,
@@ -404,6 +408,7 @@ class Pipeline:
                 seed=self.config.seed,
                 description=f"score {ttt.method}",
                 ranks=self.ranks,
+                witness=witness,
             )
             if found.changes:
                 self.say(f"ttt: to stay within {ttt.budget_s:.0f} s, {', '.join(found.changes)}")
@@ -424,7 +429,7 @@ class Pipeline:
         file: str,
         text: Text,
         settings: dict[str, Any],
-        evaluate_it: Callable[[], tuple[Score, dict[str, Any]]],
+        evaluate_it: Callable[[Witness], tuple[Score, dict[str, Any]]],
     ) -> None:
         """Run a stage that scores a file of this folder; `settings` are those it has to itself."""
         key = key_of(
@@ -438,8 +443,10 @@ class Pipeline:
 
         def work() -> dict[str, Any]:
             start_s = time.perf_counter()
-            score, facts = evaluate_it()
+            trail = Trail()
+            score, facts = evaluate_it(trail)
             seconds = time.perf_counter() - start_s
+            facts["trail"] = write_trails(trail, self.ranks, self.folder.file(trail_file(name)))
             self.say(f"{name:>9}: {score.bpb:.4f} bpb ({units.duration(seconds)})")
             scored = digest_file(self.folder.file(file))
             account = {**dataclasses.asdict(score), "seconds": seconds, "file_digest": scored}
@@ -448,7 +455,7 @@ class Pipeline:
         stage = f"score.{name}"
         due = self._is_due(stage, key)
         if self.ranks.first:
-            self.folder.stage(stage, key, [], work, self.say)
+            self.folder.stage(stage, key, [trail_file(name)], work, self.say)
         elif due:
             work()
 
@@ -504,6 +511,23 @@ class Pipeline:
             return facts
 
         self.folder.stage("proof", key, [PROOF], work, self.say)
+
+    def _audit(self, validation: Validation, plan: Plan) -> None:
+        """Check the ledgers and budgets of this run, and probe what scored its artifact."""
+        stages = {name: self._facts(name) for name in self.folder.memory["stages"]}
+        run = RunFacts(self.folder.path, {n: f for n, f in stages.items() if audited(n)})
+        config = self.config
+        settings = [to_dict(part) for part in (config.audit, config.score, config.ttt)]
+        texts = digest_bytes(np.asarray(validation.ids).tobytes())
+        key = key_of(settings, config.seed, texts, plan.as_dict(), run.stages)
+
+        def work() -> dict[str, Any]:
+            artifact = load(self.folder.file(ARTIFACT), plan=plan).model
+            facts = audit_run(run, config, artifact, np.asarray(validation.ids, np.int64))
+            self.say(f"{'audit':>9}: {summary(facts)}")
+            return facts
+
+        self.folder.stage("audit", key, [], work, self.say)
 
     # -----------------------------------------------------------------------------------------
     # Results and report

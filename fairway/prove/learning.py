@@ -26,7 +26,7 @@ from fairway.prove.container import MAX_ROWS
 from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, window_segments
 from fairway.score.documents import chunk_bounds
-from fairway.score.ledger import Context, Lesson, Receipt, Text
+from fairway.score.ledger import Context, Distribution, Lesson, Receipt, Text, Witness
 from fairway.score.lora import Documents, Lanes, adapting, evaluate_lora
 from fairway.score.sgd import Sgd, chunk_rate, evaluate_sgd
 from fairway.score.sliding import text_of
@@ -172,11 +172,7 @@ class DocumentLora:
         """Return what `evaluate_lora` makes of the documents, less what it takes for their ends."""
         config = replace(language.score_config, truncate=False)
         self._check(config)
-        nats: list[float] = []
-
-        def receive(receipt: Receipt) -> None:
-            nats.append(float(receipt.nats[receipt.targets != BOS_ID].sum()))
-
+        paid = _Paid()
         evaluate_lora(
             language.model,
             _text(language.tokenizer, streams),
@@ -184,9 +180,20 @@ class DocumentLora:
             self.ttt,
             seed=self.seed,
             description="scoring",
-            receive=receive,
+            witness=paid,
         )
-        return sum(nats)
+        return sum(paid.nats)
+
+
+class _Paid(Witness):
+    """Hears what all tokens but BOS cost, event by event."""
+
+    def __init__(self) -> None:
+        self.nats: list[float] = []
+
+    def scored(self, dist: Distribution, receipt: Receipt) -> None:
+        """Take the cost of an event."""
+        self.nats.append(float(receipt.nats[receipt.targets != BOS_ID].sum()))
 
 
 class DocumentLearner:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from fairway.config import (
+    AuditConfig,
     Config,
     DataConfig,
     ModelConfig,
@@ -58,6 +59,7 @@ def demo() -> Config:
         score=ScoreConfig(seq_len=256, stride=64, batch_windows=16, truncate=False),
         ttt=TttConfig(method="sgd", chunk_tokens=4096, epochs=2, lr=0.02),
         prove=ProveConfig(bytes=8_000),
+        audit=AuditConfig(budget_s=10.0),
     )
 
 
@@ -95,4 +97,5 @@ def smoke() -> Config:
         score=replace(base.score, seq_len=64, stride=16, check_positions=8),
         ttt=replace(base.ttt, chunk_tokens=256, epochs=1),
         prove=replace(base.prove, bytes=400),
+        audit=AuditConfig(budget_s=1.0, tokens=64),
     )

@@ -103,6 +103,19 @@ class Predictor(Protocol):
         """Learn from a committed event, or do nothing."""
 
 
+class Witness:
+    """Told of what a ledger does, in the order in which it happens; a subclass says what for."""
+
+    def read(self, event: Event) -> None:
+        """Hear that the inputs of an event are given out."""
+
+    def scored(self, dist: Distribution, receipt: Receipt) -> None:
+        """Hear that an event is on record; `dist` still answers from the state it was scored by."""
+
+    def learned(self, first: int, end: int) -> None:
+        """Hear that positions first..end-1, which are on record, are given out to be learned."""
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """A finished account. `nats` and `bpb` are float64; `bytes` is the proven denominator.
@@ -188,8 +201,9 @@ class Ledger:
     between a checked row and the committed cost. Several ledgers may share the work: each then
     accounts for the positions of its `spans`, in their order, and checks those drawn positions that
     are its own. Inside a span positions come in the order of the text, or, if `side_by_side`, in
-    any order, as documents that are scored at the same time need it. Raises LedgerError if the
-    token bytes do not sum to the text's, or a token lies outside the vocabulary.
+    any order, as documents that are scored at the same time need it. `witness` is told of all that
+    happens. Raises LedgerError if the token bytes do not sum to the text's, or a token lies outside
+    the vocabulary.
     """
 
     text: Text
@@ -199,6 +213,7 @@ class Ledger:
     row_tolerance_nats: float = 1e-3
     spans: Sequence[Span] | None = None
     side_by_side: bool = False
+    witness: Witness = field(default_factory=Witness)
     _closed: list[Part] = field(default_factory=list, init=False)
     _account: _Account = field(default_factory=_Account, init=False)
     _finished: bool = field(default=False, init=False)
@@ -258,6 +273,7 @@ class Ledger:
         Raises LedgerError if the event is not one that may come next.
         """
         self._require_next(event)
+        self.witness.read(event)
         ids = self.text.ids
         return Context(event, {w: np.array(ids[w.start : w.end], np.int64) for w in event.windows})
 
@@ -277,7 +293,9 @@ class Ledger:
         for at, row in zip(checked, rows, strict=True):
             self._compare(int(positions[at]), -float(row[targets[at]]), float(nats[at]))
         self._record(event, positions, nats)
-        return Receipt(event, targets, nats)
+        receipt = Receipt(event, targets, nats)
+        self.witness.scored(dist, receipt)
+        return receipt
 
     def _record(self, event: Event, positions: IntArray, nats: FloatArray) -> None:
         self._nats[positions] = nats
@@ -306,6 +324,7 @@ class Ledger:
             raise LedgerError(
                 f"position {at} is not scored yet; nothing may be learned from it before that"
             )
+        self.witness.learned(first, end)
         ids = np.array(self.text.ids[first : end + 1], dtype=np.int64)
         return Lesson(ids[:-1], ids[1:], nats)
 

@@ -32,10 +32,10 @@ from fairway.score.ledger import (
     FloatArray,
     IntArray,
     Ledger,
-    Receipt,
     Score,
     Span,
     Text,
+    Witness,
 )
 from fairway.score.repeat import repeatable
 from fairway.score.sgd import Sgd, chunk_rate
@@ -263,7 +263,6 @@ class _Lora:
     score: ScoreConfig
     config: TttConfig
     lanes: Lanes
-    receive: Callable[[Receipt], None] | None
 
     def run(self, batch: Batch, advance: Callable[[int], None]) -> None:
         """Score a batch of documents, learning each from its own chunks."""
@@ -277,9 +276,7 @@ class _Lora:
 
     def _run_step(self, lane: Documents, step: Step, batch: Batch) -> None:
         dist = lane.predict(self.ledger.context(step.event))
-        receipt = self.ledger.commit(step.event, dist)
-        if self.receive is not None:
-            self.receive(receipt)
+        self.ledger.commit(step.event, dist)
         if not step.going_on:
             return
         spans = [
@@ -300,14 +297,13 @@ def evaluate_lora(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
-    receive: Callable[[Receipt], None] | None = None,
+    witness: Witness | None = None,
 ) -> Score:
     """Return the score of a model whose adapters learn every document as it is scored.
 
     The plain path runs, whatever the model's kernels. Without phases the model's weights stay as
     they are. Batches belong to lanes and lanes to `ranks`, so that the score does not depend on
-    their number. `receive` gets the receipt of every event. Raises LedgerError if the account does
-    not add up.
+    their number. Raises LedgerError if the account does not add up.
     """
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     if config.lora_sort:
@@ -322,9 +318,10 @@ def evaluate_lora(
         ROW_TOLERANCE_NATS[model.compute_dtype],
         spans=[Span(batch.steps[0].event.index, batch.positions) for batch in own],
         side_by_side=True,
+        witness=witness or Witness(),
     )
     lanes = Lanes(model, config, score.seq_len, seed)
-    state = _Lora(model, ledger, score, config, lanes, receive)
+    state = _Lora(model, ledger, score, config, lanes)
     with progress(description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
             if first:

@@ -20,7 +20,17 @@ from fairway.config import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
 from fairway.progress import progress
 from fairway.runtime import Ranks
-from fairway.score.ledger import FloatArray, Gather, IntArray, Ledger, Lesson, Score, Span, Text
+from fairway.score.ledger import (
+    FloatArray,
+    Gather,
+    IntArray,
+    Ledger,
+    Lesson,
+    Score,
+    Span,
+    Text,
+    Witness,
+)
 from fairway.score.repeat import repeatable
 from fairway.score.share import gathering, share
 from fairway.score.sliding import ALONE, ROW_TOLERANCE_NATS, FrozenPredictor, evaluating
@@ -157,6 +167,7 @@ def evaluate_sgd(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
+    witness: Witness | None = None,
 ) -> Score:
     """Return the score of a model that learns every chunk once it is scored.
 
@@ -167,6 +178,7 @@ def evaluate_sgd(
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     plan = list(chunks(targets, score, config.chunk_tokens))
     ledger, gather = _shared_ledger(model, text, targets, score, seed, plan, ranks)
+    ledger.witness = witness or ledger.witness
     predictor = FrozenPredictor(model, score.seq_len)
     learner = Sgd(model, config, score.seq_len, ranks)
     with evaluating(model), progress(description, ledger.remaining) as advance:

@@ -25,6 +25,7 @@ from fairway.score.ledger import (
     Score,
     Span,
     Text,
+    Witness,
     score_events,
 )
 from fairway.score.share import gathering, share
@@ -147,6 +148,7 @@ def evaluate(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
+    witness: Witness | None = None,
 ) -> Score:
     """Return the score of a frozen model on a text, in its present looping state.
 
@@ -173,6 +175,7 @@ def evaluate(
         seed,
         ROW_TOLERANCE_NATS[model.compute_dtype],
         spans=[Span(own.start, range(starts[own.start], starts[own.stop]))],
+        witness=witness or Witness(),
     )
     with evaluating(model):
         predictor = FrozenPredictor(model, config.seq_len)

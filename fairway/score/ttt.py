@@ -19,7 +19,7 @@ from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT
 from fairway.runtime import Ranks
 from fairway.score.documents import Step, batches, documents
-from fairway.score.ledger import Context, Lesson, Score, Text
+from fairway.score.ledger import Context, Lesson, Score, Text, Witness
 from fairway.score.lora import Documents, adapting, evaluate_lora, phase_bounds
 from fairway.score.sgd import Sgd, chunks, evaluate_sgd
 from fairway.score.sliding import ALONE, FrozenPredictor, evaluating
@@ -45,6 +45,7 @@ def evaluate_ttt(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
+    witness: Witness | None = None,
 ) -> Budgeted:
     """Return the score under `config.method`, which must not be off.
 
@@ -54,7 +55,10 @@ def evaluate_ttt(
     start_s = time.perf_counter()
     score, config, estimate_s, changes = _within_budget(model, text, score, config, ranks)
     evaluate = {"sgd": evaluate_sgd, "lora": evaluate_lora}[config.method]
-    found = evaluate(model, text, score, config, seed=seed, description=description, ranks=ranks)
+    found = evaluate(
+        model, text, score, config,
+        seed=seed, description=description, ranks=ranks, witness=witness,
+    )  # fmt: skip
     seconds = time.perf_counter() - start_s
     return Budgeted(found, estimate_s, seconds, changes)
 

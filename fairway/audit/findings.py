@@ -1,0 +1,43 @@
+"""What an audit has to say: findings with their evidence, and what follows from them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["invalid", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("invalid", "warning", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found: how grave, its code, why it matters, and where it stands.
+
+    invalid: a rule is broken. warning: a reviewer should ask. note: worth knowing, or could not be
+    found. `file` is relative to what was audited, '' for the whole; `line` counts from 1; `value`
+    is what stands there.
+    """
+
+    severity: Severity
+    code: str
+    why: str
+    file: str = ""
+    line: int | None = None
+    value: str = ""
+
+    @property
+    def place(self) -> str:
+        """Return file and line as people write them."""
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings without repetition, the gravest first, else by file and line."""
+    unique = dict.fromkeys(findings)
+    return tuple(
+        sorted(unique, key=lambda f: (SEVERITIES.index(f.severity), f.file, f.line or 0, f.code))
+    )
+
+
+def holds(findings: Sequence[Finding]) -> bool:
+    """Return whether no finding says that a rule is broken."""
+    return not any(finding.severity == "invalid" for finding in findings)

@@ -1,0 +1,130 @@
+"""Fairway's evaluations as scorers to be audited: whatever keeps its account in a ledger.
+
+What is audited is the evaluation itself, not a copy of it. A ledger's witness hears every cost as
+it is committed, in the order of the account, and may ask the frozen distribution for its rows.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fairway.config import ScoreConfig, TttConfig
+from fairway.model.gpt import GPT
+from fairway.score.ledger import Distribution, FloatArray, IntArray, Receipt, Text, Witness
+from fairway.score.lora import ROW_TOLERANCE_NATS as LORA_TOLERANCE_NATS
+from fairway.score.lora import evaluate_lora
+from fairway.score.sgd import evaluate_sgd
+from fairway.score.sliding import ROW_TOLERANCE_NATS, evaluate
+
+# Scores a text from a fresh state and lets the witness hear of it.
+Evaluate = Callable[[Text, Witness], object]
+
+
+class _Enough(Exception):  # noqa: N818 - no error: what was asked for has been heard
+    """Leave an evaluation before its end."""
+
+
+class _Costs(Witness):
+    """Hears what every position costs."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, float]] = []
+
+    def scored(self, dist: Distribution, receipt: Receipt) -> None:
+        """Take the costs of an event; position p predicts token p + 1."""
+        positions = (receipt.event.positions + 1).tolist()
+        self.found += zip(positions, receipt.nats.tolist(), strict=True)
+
+
+class _Row(Witness):
+    """Asks for the distribution of one position, and leaves."""
+
+    def __init__(self, position: int) -> None:
+        self.position, self.row = position, np.empty(0)
+
+    def scored(self, dist: Distribution, receipt: Receipt) -> None:
+        """Ask, if this is the event."""
+        if self.position in receipt.event.positions:
+            self.row = np.array(dist.row(self.position))
+            raise _Enough
+
+
+class LedgerScorer:
+    """A scorer made of an evaluation that keeps its account in a ledger."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        evaluation: Evaluate,
+        row_tolerance_nats: float = 1e-6,
+        separate: bool = False,
+    ) -> None:
+        self.vocab_size, self.row_tolerance_nats = vocab_size, row_tolerance_nats
+        self.separate, self._evaluation = separate, evaluation
+
+    def score(self, ids: IntArray) -> Iterable[tuple[int, float]]:
+        """Evaluate a text and return its costs in the order of the account."""
+        witness = _Costs()
+        self._run(ids, witness)
+        return witness.found
+
+    def row(self, ids: IntArray, index: int) -> FloatArray:
+        """Return the distribution that a token was scored by."""
+        witness = _Row(index - 1)
+        self._run(ids, witness)
+        return witness.row
+
+    def _run(self, ids: IntArray, witness: Witness) -> None:
+        # Bytes do not matter here: one for every token.
+        ones = np.ones(len(ids) - 1, np.int64)
+        try:
+            self._evaluation(Text(ids, ones, len(ones), self.vocab_size), witness)
+        except _Enough:
+            return
+
+
+def small(score: ScoreConfig, ttt: TttConfig, tokens: int) -> tuple[ScoreConfig, TttConfig]:
+    """Return the same evaluation with windows and chunks of which a short text holds three.
+
+    All code paths stay: overlapping windows, several chunks that are learned one after another.
+    """
+    seq_len = min(score.seq_len, max(8, tokens // 3 // 8 * 8))
+    stride = next(s for s in (score.stride, seq_len // 4) if seq_len % s == 0 and s <= seq_len)
+    sizes = ttt.lora_chunks
+    if max(int(word.partition("@")[0]) for word in sizes.split()) > seq_len:
+        sizes = str(seq_len // 2)
+    return (
+        replace(score, seq_len=seq_len, stride=stride, truncate=False, check_positions=0),
+        replace(ttt, chunk_tokens=seq_len, lora_chunks=sizes),
+    )
+
+
+def scorer_of(
+    model: GPT, method: str, score: ScoreConfig, ttt: TttConfig, seed: int
+) -> LedgerScorer:
+    """Return a model under an evaluation ('sliding', 'sgd' or 'lora') as a scorer.
+
+    Every evaluation begins with the weights that the model has now.
+    """
+    weights = [weight.detach().clone() for weight in model.parameters()]
+
+    def evaluation(text: Text, witness: Witness) -> object:
+        if method == "sliding":
+            return evaluate(
+                model, text, score,
+                sliding=True, seed=seed, description="audit", witness=witness,
+            )  # fmt: skip
+        with torch.no_grad():
+            for weight, before in zip(model.parameters(), weights, strict=True):
+                weight.copy_(before)
+        learn = {"sgd": evaluate_sgd, "lora": evaluate_lora}[method]
+        return learn(
+            model, text, score, replace(ttt, method=method),
+            seed=seed, description="audit", witness=witness,
+        )  # fmt: skip
+
+    tolerances = LORA_TOLERANCE_NATS if method == "lora" else ROW_TOLERANCE_NATS
+    apart = method == "lora" and not ttt.lora_warm and not ttt.lora_phases
+    return LedgerScorer(model.config.vocab_size, evaluation, tolerances[model.compute_dtype], apart)

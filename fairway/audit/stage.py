@@ -1,0 +1,123 @@
+"""A run audits itself: its ledgers, its budgets, and a short form of every probe."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fairway.audit.bench import Bench, exercise
+from fairway.audit.findings import Finding, holds, ordered
+from fairway.audit.ledger import check_trail_file
+from fairway.audit.predictors import scorer_of, small
+from fairway.audit.probes import audit_scorer
+from fairway.audit.verdicts import Probe, joined, verdict_of
+from fairway.config import Config
+from fairway.model.gpt import GPT
+from fairway.score.ledger import IntArray
+from fairway.score.trail import trail_file
+
+# What scores the artifact, by the stage that does; side-by-side windows are a case of sliding ones.
+_PROBED = ("sliding", "ttt")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a run says of itself: facts of its stages by name, such as 'pack' or 'score.ttt'."""
+
+    folder: Path
+    stages: Mapping[str, Mapping[str, Any]]
+
+
+def audited(stage: str) -> bool:
+    """Return whether an audit reads the facts of a stage."""
+    return stage == "pack" or stage.startswith("score.")
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """Return an audit in one line."""
+    bad = [f"{p['stage']}, {p['name']}: {p['why']}" for p in facts["probes"] if _fails(p)]
+    bad += [f["why"] for f in facts["findings"] if f["severity"] == "invalid"]
+    if bad:
+        return f"invalid: {'; '.join(bad)}"
+    return f"{facts['verdict']} by {len(facts['probes'])} probes"
+
+
+def _fails(probe: Mapping[str, Any]) -> bool:
+    return bool(probe["verdict"] == "invalid")
+
+
+def audit_run(run: RunFacts, config: Config, model: GPT, ids: IntArray) -> dict[str, Any]:
+    """Return the audit of a run: {passed, verdict, findings, probes}, ready for JSON.
+
+    `model` is the artifact as read from disk, whose weights may be changed; `ids` its validation
+    text. Nothing of a run's own word is believed that can be measured again here.
+    """
+    probes: list[tuple[str, Probe]] = []
+    for name, facts in run.stages.items():
+        stage = name.removeprefix("score.")
+        if stage != name:
+            file = run.folder / trail_file(stage)
+            # A stage that an earlier version scored left no trail.
+            digests = facts.get("trail", [])
+            found = check_trail_file(file, digests, facts["tokens"], facts["nats"])
+            probes.append((stage, found))
+    methods = {stage: run.stages[f"score.{stage}"] for stage in _PROBED if _has(run, stage)}
+    if config.audit.budget_s:
+        for stage, facts in methods.items():
+            method = facts.get("method", "sliding")
+            share_s = config.audit.budget_s / len(methods)
+            probes += [(stage, p) for p in _probe(config, model, ids, method, share_s)]
+    findings = ordered([*_budgets(run, config), *_skipped(config)])
+    verdict = joined(
+        verdict_of([probe for stage, probe in probes if stage == name])
+        for name in dict.fromkeys(stage for stage, _ in probes)
+    )
+    return {
+        "passed": verdict != "invalid" and holds(findings),
+        "verdict": verdict,
+        "findings": [asdict(finding) for finding in findings],
+        "probes": [{"stage": stage, **asdict(probe)} for stage, probe in probes],
+    }
+
+
+def _has(run: RunFacts, stage: str) -> bool:
+    return f"score.{stage}" in run.stages
+
+
+def _probe(config: Config, model: GPT, ids: IntArray, method: str, budget_s: float) -> list[Probe]:
+    text = exercise(ids, config.audit.tokens)
+    score, ttt = small(config.score, config.ttt, len(text))
+    scorer = scorer_of(model, method, score, ttt, config.seed)
+    return audit_scorer(Bench(scorer, text, config.seed, budget_s))
+
+
+def _budgets(run: RunFacts, config: Config) -> list[Finding]:
+    """Return what exceeds the limits that the run was given."""
+    found = []
+    packed = run.stages["pack"]
+    total, limit = packed["bytes"] + packed["code_bytes"], packed["limit_bytes"]
+    if total > limit:
+        why = "artifact and code together exceed the limit"
+        found.append(
+            Finding("invalid", "bytes", why, "artifact.fwy", value=f"{total:,} > {limit:,}")
+        )
+    used_s, limit_s = packed["budget"]["used_s"], packed["budget"]["limit_s"]
+    if limit_s and used_s > limit_s:
+        why = "training and calibration, which reads training text, took longer than their budget"
+        found.append(Finding("invalid", "train-time", why, value=f"{used_s:.1f} > {limit_s:.0f} s"))
+    ttt = run.stages.get("score.ttt")
+    if ttt is not None and ttt["seconds"] > ttt["budget_s"]:
+        why = "test-time training took longer than its budget"
+        seconds = f"{ttt['seconds']:.1f} > {ttt['budget_s']:.0f} s"
+        found.append(Finding("invalid", "eval-time", why, value=seconds))
+    if config.ttt.method == "lora" and config.ttt.lora_sort:
+        why = "longest documents first reads lengths of text that has not been scored"
+        found.append(Finding("warning", "order", why, value="ttt.lora_sort=true"))
+    return found
+
+
+def _skipped(config: Config) -> list[Finding]:
+    if config.audit.budget_s:
+        return []
+    why = "no scorer was probed; ledgers and budgets alone were checked"
+    return [Finding("note", "no-probes", why, value="audit.budget_s=0")]

@@ -1,0 +1,95 @@
+"""The record of an account: what was read, scored and learned, in which order, sealed step by step.
+
+Every entry is sealed with the digest of all entries before it, so that one that is changed, left
+out or moved afterwards does not fit the last digest. `fairway.audit.ledger` checks what it says.
+
+An entry is a line of JSON: ["read", event], ["score", event, [[start, end, score_from], ...], nats]
+or ["learn", first, end]. Several processes keep one trail each.
+"""
+
+import gzip
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairway.files import write_atomic
+from fairway.runtime import Ranks
+from fairway.score.ledger import Distribution, Receipt, Witness
+from fairway.score.windows import Event
+
+START = hashlib.sha256(b"fairway trail 1").hexdigest()
+
+
+def sealed(before: str, line: str) -> str:
+    """Return the digest of a line and of everything before it."""
+    return hashlib.sha256(f"{before}\n{line}".encode()).hexdigest()
+
+
+def trail_file(stage: str) -> str:
+    """Return the name of the file that holds the trails of a stage of scoring."""
+    return f"ledger-{stage}.jsonl.gz"
+
+
+class Trail(Witness):
+    """Writes down what a ledger does; `digest` seals all of it so far."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.digest = START
+
+    def _add(self, *entry: Any) -> None:
+        line = json.dumps(entry, separators=(",", ":"))
+        self.lines.append(line)
+        self.digest = sealed(self.digest, line)
+
+    def read(self, event: Event) -> None:
+        """Note that the inputs of an event were given out."""
+        self._add("read", event.index)
+
+    def scored(self, dist: Distribution, receipt: Receipt) -> None:
+        """Note an event's windows and its cost."""
+        windows = [(w.start, w.end, w.score_from) for w in receipt.event.windows]
+        self._add("score", receipt.event.index, windows, math.fsum(receipt.nats))
+
+    def learned(self, first: int, end: int) -> None:
+        """Note that positions first..end-1 were given out to be learned."""
+        self._add("learn", first, end)
+
+
+def write_trails(trail: Trail, ranks: Ranks, path: Path) -> list[str]:
+    """Write the trails of all processes to one gzip file; return their digests.
+
+    All `ranks` call this; the first writes. The file is one line of JSON per process: its entries.
+    """
+    own = gzip.compress(json.dumps(trail.lines).encode(), mtime=0)
+    parts = _gathered(own, ranks)
+    if not ranks.first:
+        return []
+    trails: list[list[str]] = [json.loads(gzip.decompress(part)) for part in parts]
+    text = "".join(json.dumps(lines) + "\n" for lines in trails)
+    write_atomic(path, gzip.compress(text.encode(), mtime=0))
+    return [_digest(lines) for lines in trails]
+
+
+def _digest(lines: Sequence[str]) -> str:
+    digest = START
+    for line in lines:
+        digest = sealed(digest, line)
+    return digest
+
+
+def _gathered(own: bytes, ranks: Ranks) -> list[bytes]:
+    """Return what every process has to say, on each of them."""
+    sizes = np.zeros(ranks.world)
+    sizes[ranks.rank] = len(own)
+    ends = np.cumsum(ranks.total(sizes)).astype(np.int64)
+    starts = [0, *ends[:-1].tolist()]
+    together = np.zeros(int(ends[-1]))
+    together[starts[ranks.rank] : ends[ranks.rank]] = np.frombuffer(own, np.uint8)
+    received = ranks.total(together).astype(np.uint8).tobytes()
+    return [received[first:end] for first, end in zip(starts, ends.tolist(), strict=True)]
