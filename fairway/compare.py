@@ -63,9 +63,10 @@ def compare(a: str, b: str) -> dict[str, Any]:
 
 
 def side(name: str) -> Side:
-    """Return a published record or a run by its name; see `compare`."""
-    if name not in RECORDS and Path(name).exists():
-        return _of_run(Path(name))
+    """Return a published record or a run, by its path or by its name in `runs`; see `compare`."""
+    places = (Path(name), Path("runs") / name)
+    if name not in RECORDS and (found := [path for path in places if path.exists()]):
+        return _of_run(found[0])
     return _of_record(record(name))
 
 

@@ -125,7 +125,10 @@ class Solo:
     def _public(self) -> Config:
         """Return the config with digests in place of paths, as `fairway run` records it."""
         config = self.config
-        data = replace(config.data, source=f"sha256:{self.source.digest}")
+        source = f"sha256:{self.source.digest}"
+        if config.data.source == "embedded":
+            source = "embedded"
+        data = replace(config.data, source=source)
         replay = f"sha256:{self.replayed}" if self.replayed else ""
         return replace(config, data=data, train=replace(config.train, replay=replay))
 
@@ -142,9 +145,7 @@ class Solo:
             "fairway": VERSION,
         }
         model = model_from(state, config.model, self.plan, looping)
-        facts = pack_model(
-            config, model, state, self.source, self.artifact, provenance, self.say
-        )
+        facts = pack_model(config, model, state, self.source, self.artifact, provenance, self.say)
         size = facts["bytes"] + config.pack.code_bytes
         if size > config.pack.limit_bytes:
             raise UserError(f"artifact and code have {size:,} of {config.pack.limit_bytes:,} bytes")

@@ -2,6 +2,8 @@
 
 import ast
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import python_minifier
 
@@ -12,20 +14,31 @@ from fairway.bundle.shorten import Renamer, identifiers, library_names, shorten
 _FIRST = 'import os\nos.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")\n'
 
 
-def program(flat: Flat, short: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The text of a program, and how many of its characters came from which module."""
+
+    text: str
+    characters: dict[str, int]
+
+
+def program(flat: Flat, short: bool) -> Program:
     """Return the whole program as text that ends by running the recipe.
 
     Under its own names, or with `short` as short as it gets.
     """
-    tree = _tree(flat)
+    tree, origins = _tree(flat)
     if short:
-        origins = {_origin(name)[0] for name in flat.externals}
-        shorten(tree, library_names(origins))
+        shorten(tree, library_names({_origin(name)[0] for name in flat.externals}))
     else:
         _readable(tree)
     _Imports().visit(tree)
-    text = _FIRST + ast.unparse(ast.fix_missing_locations(tree)) + "\n"
-    return minified(text) if short else text
+    ast.fix_missing_locations(tree)
+    write: Callable[[str], str] = minified if short else str
+    counts: Counter[str] = Counter()
+    for node, module in origins:
+        counts[module] += len(write(ast.unparse(node)))
+    return Program(write(_FIRST + ast.unparse(tree) + "\n"), dict(counts))
 
 
 def minified(text: str) -> str:
@@ -42,20 +55,20 @@ def minified(text: str) -> str:
     return small
 
 
-def _tree(flat: Flat) -> ast.Module:
-    eager = [item for item in flat.items if not item.lazy]
-    lazy = [item for item in flat.items if item.lazy]
-    used = {name for item in eager for name in _externals(item.node)}
+def _tree(flat: Flat) -> tuple[ast.Module, list[tuple[ast.stmt, str]]]:
+    """Return the program, and each statement of a module with that module's name."""
+    eager = [(_copy(item.node), item.module) for item in flat.items if not item.lazy]
+    lazy = [(_copy(item.node), item.module) for item in flat.items if item.lazy]
+    used = {name for node, _ in eager for name in _externals(node)}
     body: list[ast.stmt] = [_import(name) for name in sorted(used)]
-    body += [_copy(item.node) for item in eager]
+    body += [node for node, _ in eager]
     if lazy:
-        needed = {name for item in lazy for name in _externals(item.node)} - used
-        attempt = ast.Try([_import(name) for name in sorted(needed)], [], [], [])
-        attempt.handlers = [ast.ExceptHandler(ast.Name("ImportError", ast.Load()), None, [ast.Pass()])]
-        attempt.orelse = [_copy(item.node) for item in lazy]
-        body.append(attempt)
+        needed = {name for node, _ in lazy for name in _externals(node)} - used
+        absent = ast.ExceptHandler(ast.Name("ImportError", ast.Load()), None, [ast.Pass()])
+        imports = [_import(name) for name in sorted(needed)]
+        body.append(ast.Try(imports, [absent], [node for node, _ in lazy], []))
     body += ast.parse(f"{entry_name('main')}({entry_name('Config')}())").body
-    return ast.fix_missing_locations(ast.Module(body, []))
+    return ast.fix_missing_locations(ast.Module(body, [])), [*eager, *lazy]
 
 
 def _copy(node: ast.stmt) -> ast.stmt:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairway.bundle.fold import Folder, replaced_settings, types_of
-from fairway.bundle.modules import load_modules, resolve
+from fairway.bundle.modules import bound_names, is_kernel, load_modules, resolve
 from fairway.bundle.shake import Item, again, items_of, shake
 from fairway.bundle.shorten import library_names
 from fairway.bundle.specialise import drop_empty, specialise
-from fairway.config import Config, to_dict
+from fairway.config import Config, fixed_digest, to_dict
+from fairway.quantise.fit import LARGEST
 
 ENTRY = "fairway.solo"
 
@@ -62,6 +63,16 @@ CUTS = {
 }
 
 
+# Where no text is encoded anew, normalisation does not matter, and the library's own reading of a
+# tokenizer says all.
+_PARSE = (
+    "import sentencepiece as s; m = s.SentencePieceProcessor(model_proto=data); "
+    "ids = range(m.vocab_size()); "
+    "other = lambda i: m.is_control(i) or m.is_unknown(i) or m.is_unused(i); "
+    "return ModelFile([m.id_to_piece(i) for i in ids], "
+    "[BYTE if m.is_byte(i) else CONTROL if other(i) else 1 for i in ids], True)"
+)
+
 # Errors whose sentences a bundle gives as numbers of lines.
 REFUSALS = ("UserError", "LedgerError")
 
@@ -95,13 +106,18 @@ def _flatten(config: Config, changed: frozenset[str] | None) -> Flat:
     modules = load_modules(ENTRY)
     types = types_of(config, changed)
     found: set[str] = set()
+    cuts = CUTS | {"fairway.config.fixed_digest": f"return {fixed_digest(config)!r}"}
+    if not config.data.val_bytes:
+        cuts["fairway.data.spmodel.parse_model"] = _PARSE
     for module in modules.values():
-        found |= _cut(module.name, module.tree)
+        found |= _cut(cuts, module.name, module.tree)
         types.learn(module.tree)
-    assert found == CUTS.keys(), f"cuts of what is not there: {sorted(CUTS.keys() - found)}"
+    assert found == cuts.keys(), f"cuts of what is not there: {sorted(cuts.keys() - found)}"
     for module in modules.values():
         if module.name == "fairway.config":
             _fix_config(module.tree, config)
+        if module.name == "fairway.quantise.fit":
+            _set(module.tree, "LARGEST", LARGEST)
         if module.name == "fairway.model.attention":
             _prune_backends(module.tree, config)
         Folder(types).visit(module.tree)
@@ -110,19 +126,22 @@ def _flatten(config: Config, changed: frozenset[str] | None) -> Flat:
     resolve(modules)
     entries = [entry_name("main"), entry_name("Config")]
     kept, externals = shake(items_of(modules), entries)
-    while specialise(kept, library_names(())) | drop_empty(kept):
+    _drop_settings(kept)
+    kept, externals = shake(again(kept), entries)
+    libraries = library_names(())
+    while specialise(kept, libraries) | drop_empty(kept, libraries):
         kept, externals = shake(again(kept), entries)
     return Flat(kept, externals, config)
 
 
-def _cut(name: str, tree: ast.Module) -> set[str]:
+def _cut(cuts: dict[str, str], name: str, tree: ast.Module) -> set[str]:
     """Make the cuts in a module; return their names."""
     found: set[str] = set()
     for node in ast.walk(tree):
         inside = [tree] if node is tree else [node] if isinstance(node, ast.ClassDef) else []
         for item in (n for place in inside for n in place.body if isinstance(n, ast.FunctionDef)):
             middle = f".{node.name}" if isinstance(node, ast.ClassDef) else ""
-            if text := CUTS.get(f"{name}{middle}.{item.name}"):
+            if text := cuts.get(f"{name}{middle}.{item.name}"):
                 found.add(f"{name}{middle}.{item.name}")
                 item.body = _body(text)
     return found
@@ -132,6 +151,32 @@ def _body(text: str) -> list[ast.stmt]:
     function = ast.parse(f"def f():\n {text}").body[0]
     assert isinstance(function, ast.FunctionDef)
     return function.body
+
+
+# Sections that an artifact's header holds whole.
+_WHOLE = ("ModelConfig", "ScoreConfig")
+
+
+def _drop_settings(items: list[Item]) -> None:
+    """Leave out settings that nothing reads: what they are is in the recipe's digest."""
+    read = {
+        node.attr if isinstance(node, ast.Attribute) else node.arg
+        for item in items
+        for node in ast.walk(item.node)
+        if isinstance(node, ast.Attribute | ast.keyword)
+    }
+    for item in items:
+        node = item.node
+        if item.module != "fairway.config" or not isinstance(node, ast.ClassDef):
+            continue
+        if not node.name.endswith(_WHOLE):
+            node.body = [n for n in node.body if _setting(n) in (*read, "")] or [ast.Pass()]
+
+
+def _setting(node: ast.stmt) -> str:
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return node.target.id
+    return ""
 
 
 def _prune_backends(tree: ast.Module, config: Config) -> None:
@@ -144,6 +189,13 @@ def _prune_backends(tree: ast.Module, config: Config) -> None:
             pairs = zip(value.keys, value.values, strict=True)
             kept = [(k, v) for k, v in pairs if k and ast.literal_eval(k) in possible]
             value.keys, value.values = [k for k, _ in kept], [v for _, v in kept]
+
+
+def _set(tree: ast.Module, name: str, value: float) -> None:
+    """Give a constant of a module, which it computes from the settings' bounds, as a number."""
+    node = next(n for n in tree.body if bound_names(n) == {name})
+    assert isinstance(node, ast.AnnAssign)
+    node.value = ast.Constant(value)
 
 
 def _constants_of(tree: ast.Module) -> Iterator[tuple[ast.Name, ast.expr]]:
@@ -244,12 +296,6 @@ def _only_refuses(handler: ast.ExceptHandler) -> bool:
     call = first.exc if isinstance(first, ast.Raise) else first
     call = call.value if isinstance(call, ast.Expr) else call
     return isinstance(call, ast.Call) and ast.unparse(call.func) in (*REFUSALS, "_refuse")
-
-
-def is_kernel(node: ast.FunctionDef) -> bool:
-    """Return whether a compiler or a registry reads this function: its annotations are code."""
-    words = ("jit", "custom_op")
-    return any(word in ast.unparse(item) for item in node.decorator_list for word in words)
 
 
 def _drop_docstring(node: ast.FunctionDef | ast.ClassDef) -> None:

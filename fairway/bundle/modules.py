@@ -153,7 +153,9 @@ def scope_of(function: ast.FunctionDef | ast.Lambda) -> set[str]:
     body = function.body if isinstance(function.body, list) else [function.body]
     for statement in body:
         names |= bound_names(statement)
-        inside = () if isinstance(statement, ast.FunctionDef | ast.ClassDef) else own_nodes(statement)
+        inside = (
+            () if isinstance(statement, ast.FunctionDef | ast.ClassDef) else own_nodes(statement)
+        )
         for node in (statement, *inside):
             if isinstance(node, ast.Global | ast.Nonlocal):
                 names -= set(node.names)
@@ -169,6 +171,12 @@ def _imported_inside(function: ast.FunctionDef) -> set[str]:
         elif target := lazy_import(node):
             names.add(target[0])
     return names
+
+
+def is_kernel(node: ast.FunctionDef) -> bool:
+    """Return whether a compiler or a registry reads this function: its annotations are code."""
+    words = ("jit", "custom_op")
+    return any(word in ast.unparse(item) for item in node.decorator_list for word in words)
 
 
 class _Resolver(ast.NodeTransformer):

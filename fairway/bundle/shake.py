@@ -45,9 +45,7 @@ def _item(module: str, lazy: bool, node: ast.stmt) -> Item:
     item = Item(module, lazy, node, bound_names(node), _acts_on(node))
     if isinstance(node, ast.ClassDef):
         item.methods = {
-            n.name: n
-            for n in node.body
-            if isinstance(n, ast.FunctionDef) and not _always(n.name)
+            n.name: n for n in node.body if isinstance(n, ast.FunctionDef) and not _always(n.name)
         }
     return item
 

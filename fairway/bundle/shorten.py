@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairway.bundle.modules import bound_names, own_nodes, parameters, scope_of
+from fairway.bundle.modules import bound_names, parameters, scope_of
 
 # Classes and modules whose attributes keep their names, wherever they stand.
 _LIBRARIES: tuple[Any, ...] = (
@@ -50,8 +50,13 @@ def library_names(modules: Iterable[str]) -> set[str]:
     """Return the attribute names of libraries, and the parameters that calls to them may name."""
     names = {name for library in _LIBRARIES for name in _attributes(library)} | _KERNEL_WORDS
     for module in sorted(modules):
-        with contextlib.suppress(ImportError):
-            names |= _attributes(importlib.import_module(module))
+        if module.partition(".")[0] == "triton":
+            continue
+        library = importlib.import_module(module)
+        names |= _attributes(library)
+        if module.partition(".")[0] not in ("torch", "numpy"):
+            classes = [value for value in vars(library).values() if inspect.isclass(value)]
+            names |= {name for value in classes for name in _attributes(value)}
     for library in (torch, torch.nn.functional, torch.Tensor, np, torch.optim.SGD, pathlib.Path):
         for value in vars(library).values():
             with contextlib.suppress(TypeError, ValueError):
@@ -61,9 +66,7 @@ def library_names(modules: Iterable[str]) -> set[str]:
 
 def _attributes(library: Any) -> set[str]:
     """Return the attributes of a class or module, but for what was imported by now."""
-    return {
-        name for name in dir(library) if not inspect.ismodule(getattr(library, name, None))
-    }
+    return {name for name in dir(library) if not inspect.ismodule(getattr(library, name, None))}
 
 
 class Names:

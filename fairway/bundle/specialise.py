@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fairway.bundle.fold import fold_with
-from fairway.bundle.modules import parameters
+from fairway.bundle.modules import is_kernel, parameters
 from fairway.bundle.shake import Item
+
 
 @dataclass
 class _Uses:
@@ -36,12 +37,10 @@ def specialise(items: list[Item], libraries: set[str]) -> bool:
     return changed
 
 
-def drop_empty(items: list[Item]) -> bool:
-    """Remove statements that only call a function that does nothing; return whether any was."""
+def drop_empty(items: list[Item], libraries: set[str]) -> bool:
+    """Remove calls of functions that do nothing, and values that nobody reads; return if any."""
     empty = {
-        item.node.name
-        for item in items
-        if isinstance(item.node, ast.FunctionDef) and _does_nothing(item.node)
+        name for name, uses in _by_name(items, libraries).items() if _does_nothing(uses.function)
     }
     dropper = _Dropper(empty)
     for item in items:
@@ -56,19 +55,61 @@ def _does_nothing(function: ast.FunctionDef) -> bool:
 class _Dropper(ast.NodeTransformer):
     def __init__(self, empty: set[str]) -> None:
         self.empty, self.dropped = empty, False
+        self.read: set[str] | None = None
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        outermost = self.read is None and not is_kernel(node)
+        if outermost:
+            self.read = {
+                n.id
+                for n in ast.walk(node)
+                if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)
+            } | {name for n in ast.walk(node) if isinstance(n, ast.Nonlocal) for name in n.names}
+        self.generic_visit(node)
+        if outermost:
+            self.read = None
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        target = node.targets[0]
+        single = isinstance(target, ast.Name) and len(node.targets) == 1
+        if self.read is None or not single or not isinstance(target, ast.Name):
+            return node
+        if target.id in self.read or _acts(node.value):
+            return node
+        self.dropped = True
+        return ast.Pass()
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         call = node.value
         if not (isinstance(call, ast.Call) and _key(call.func) in self.empty):
             return node
         # What arguments compute may matter elsewhere; names and constants do not.
-        if any(isinstance(n, ast.Call) for part in call.args for n in ast.walk(part)):
+        if any(_acts(part) for part in (*call.args, call.func)):
             return node
         self.dropped = True
         return ast.Pass()
 
 
+def _acts(node: ast.expr) -> bool:
+    """Return whether computing an expression may do more than give a value."""
+    kinds = (ast.Call, ast.Yield, ast.YieldFrom, ast.NamedExpr)
+    harmless = ("int", "len", "float")
+    return any(
+        isinstance(n, kinds)
+        and not (isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in harmless)
+        for n in ast.walk(node)
+    )
+
+
 def _uses_by_function(items: list[Item], libraries: set[str]) -> list[_Uses]:
+    by_name = _by_name(items, libraries)
+    _count(items, by_name)
+    return list(by_name.values())
+
+
+def _by_name(items: list[Item], libraries: set[str]) -> dict[str, _Uses]:
+    """Return the functions whose calls can be told by a name, which is .name for a method."""
     by_name: dict[str, _Uses] = {}
     methods: dict[str, list[ast.FunctionDef]] = {}
     for item in items:
@@ -84,8 +125,7 @@ def _uses_by_function(items: list[Item], libraries: set[str]) -> list[_Uses]:
         own = len(found) == 1 and name not in libraries and not name.startswith("__")
         if own and not found[0].decorator_list:
             by_name[f".{name}"] = _Uses(found[0], True, [])
-    _count(items, by_name)
-    return list(by_name.values())
+    return by_name
 
 
 def _count(items: list[Item], by_name: dict[str, _Uses]) -> None:

@@ -69,7 +69,7 @@ def wrap(program: str, ascii_only: bool = False) -> bytes:
         literal = _base85(packed) if ascii_only else f"{_latin1(packed)}.encode('latin1')"
         imported = f"base64,{library}" if ascii_only else library
         steps = _STEPS.format(library=imported, module=MODULE, decode=call.format(literal))
-        files.append(((("" if ascii_only else _HEAD) + steps).encode("latin1")))
+        files.append((("" if ascii_only else _HEAD) + steps).encode("latin1"))
     file = min(files, key=len)
     assert unwrap(file) == program, "the file does not hold its program"
     return file
