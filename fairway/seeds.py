@@ -111,7 +111,7 @@ def summarise(out: Path, seeds: tuple[int, ...], failures: dict[int, str]) -> di
         failed = failures.get(seed, "")
         runs[str(seed)] = {"failed": failed} if failed else _figures(seed_folder(out, seed))
     done = [run for run in runs.values() if "failed" not in run]
-    stages = [name for name in (done[0]["bpb"] if done else {})]
+    stages = list(done[0]["bpb"]) if done else []
     return {
         "schema": SCHEMA,
         "seeds": runs,

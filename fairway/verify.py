@@ -166,7 +166,8 @@ def _notes(folder: Path) -> Iterator[str]:
     elif changed:
         yield f"{len(changed)} modules differ from those of the record ({changed[0]}, ...)"
     else:
-        yield f"the tools differ from those of the record: {manifest['tools']}"
+        tools = ", ".join(f"{name} {version}" for name, version in manifest["tools"].items())
+        yield f"the bundle comes out otherwise here; the record was made with {tools}"
 
 
 # ---------------------------------------------------------------------------------------------

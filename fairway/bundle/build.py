@@ -1,5 +1,6 @@
 """`fairway bundle`: the files of a bundle, and what vouches for them."""
 
+import functools
 import platform
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -19,6 +20,7 @@ SCRIPT, MANIFEST, REQUIREMENTS = "train_gpt.py", "bundle.json", "requirements.tx
 SCHEMA = 1
 # What a bundle imports, besides what comes with Python.
 PACKAGES = ("brotli", "numpy", "safetensors", "sentencepiece", "torch")
+_BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
 # What the bytes of a bundle are a function of, besides recipe and sources.
 _TOOLS = ("brotli", "numpy", "python-minifier", "sentencepiece", "torch")
 
@@ -32,13 +34,14 @@ class Bundle:
     manifest: dict[str, Any]
 
 
+@functools.cache
 def bundle(config: Config, ascii_only: bool = False) -> Bundle:
     """Return the bundle of a recipe: the same bytes for the same sources, recipe and tools."""
     config = _portable(config)
     flat = flatten(config)
     short, plain = program(flat, True), program(flat, False)
     file = wrap(short.text, ascii_only)
-    modules = sorted({item.module for item in flat.items})
+    modules = sorted({item.module for item in flat.items} | set(_BUNDLER))
     sources = {name: digest_file(path) for name in modules if (path := source_file(name))}
     manifest = {
         "schema": SCHEMA,
@@ -72,7 +75,7 @@ def _portable(config: Config) -> Config:
 def _shares(short: Program, size_bytes: int) -> list[dict[str, Any]]:
     """Return the file's bytes by module, in proportion to its characters; they sum to the file."""
     counts = sorted(short.characters.items(), key=lambda item: (-item[1], item[0]))
-    counts.append(("imports and wrapper", len(short.text) - sum(n for _, n in counts)))
+    counts.append(("imports", short.imports))
     total, before, found = sum(n for _, n in counts), 0, []
     for name, count in counts:
         start, before = before, before + count

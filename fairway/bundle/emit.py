@@ -2,13 +2,12 @@
 
 import ast
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import python_minifier
 
 from fairway.bundle.flatten import Flat, entry_name
-from fairway.bundle.shorten import Renamer, identifiers, library_names, shorten
+from fairway.bundle.shorten import identifiers, library_names, rename, shorten
 
 # Spinning threads cost more than they save; read once, when torch starts its pool.
 _FIRST = 'import os\nos.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")\n'
@@ -16,10 +15,12 @@ _FIRST = 'import os\nos.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")\n'
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The text of a program, and how many of its characters came from which module."""
+    """The text of a program, and how many characters of it, before the last step of minifying,
+    came from which module, and from imports."""
 
     text: str
     characters: dict[str, int]
+    imports: int
 
 
 def program(flat: Flat, short: bool) -> Program:
@@ -29,16 +30,17 @@ def program(flat: Flat, short: bool) -> Program:
     """
     tree, origins = _tree(flat)
     if short:
-        shorten(tree, library_names({_origin(name)[0] for name in flat.externals}))
+        shorten(tree, library_names(frozenset(_origin(name)[0] for name in flat.externals)))
     else:
         _readable(tree)
     _Imports().visit(tree)
     ast.fix_missing_locations(tree)
-    write: Callable[[str], str] = minified if short else str
     counts: Counter[str] = Counter()
     for node, module in origins:
-        counts[module] += len(write(ast.unparse(node)))
-    return Program(write(_FIRST + ast.unparse(tree) + "\n"), dict(counts))
+        counts[module] += len(ast.unparse(node))
+    text = _FIRST + ast.unparse(tree) + "\n"
+    imports = len(text) - sum(counts.values())
+    return Program(minified(text) if short else text, dict(counts), imports)
 
 
 def minified(text: str) -> str:
@@ -125,7 +127,7 @@ def _readable(tree: ast.Module) -> None:
         alone = counts[leaf] == 1 and leaf not in taken
         mapping[name] = leaf if alone else f"{leaf}_{module}"
     assert len(set(mapping.values())) == len(mapping), "two things of one name"
-    Renamer(mapping).visit(tree)
+    rename(tree, mapping)
 
 
 def _leaf(name: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fairway.bundle.fold import Folder, replaced_settings, types_of
+from fairway.bundle.fold import fold_module, replaced_settings, types_of
 from fairway.bundle.modules import bound_names, is_kernel, load_modules, resolve
 from fairway.bundle.shake import Item, again, items_of, shake
 from fairway.bundle.shorten import library_names
@@ -90,10 +90,10 @@ def flatten(config: Config) -> Flat:
     """Return what a recipe's run needs, in one scope and in the order in which it must stand.
 
     Settings that some reached code changes are no constants. Which code is reached depends on the
-    constants: so at first every setting counts as changed, then those that the code changes which
-    was reached so, and so on until nothing more falls away.
+    constants: so at first all those count as changed that any code changes, then those that the
+    code changes which was reached so, and so on until nothing more falls away.
     """
-    changed: frozenset[str] | None = None
+    changed = replaced_settings([module.tree for module in load_modules(ENTRY).values()])
     while True:
         flat = _flatten(config, changed)
         found = replaced_settings([item.node for item in flat.items])
@@ -102,7 +102,7 @@ def flatten(config: Config) -> Flat:
         changed = found
 
 
-def _flatten(config: Config, changed: frozenset[str] | None) -> Flat:
+def _flatten(config: Config, changed: frozenset[str]) -> Flat:
     modules = load_modules(ENTRY)
     types = types_of(config, changed)
     found: set[str] = set()
@@ -120,15 +120,15 @@ def _flatten(config: Config, changed: frozenset[str] | None) -> Flat:
             _set(module.tree, "LARGEST", LARGEST)
         if module.name == "fairway.model.attention":
             _prune_backends(module.tree, config)
-        Folder(types).visit(module.tree)
-        Stripper().visit(module.tree)
+        fold_module(module.tree, types)
+        _Stripper().visit(module.tree)
         ast.fix_missing_locations(module.tree)
     resolve(modules)
     entries = [entry_name("main"), entry_name("Config")]
     kept, externals = shake(items_of(modules), entries)
     _drop_settings(kept)
     kept, externals = shake(again(kept), entries)
-    libraries = library_names(())
+    libraries = library_names()
     while specialise(kept, libraries) | drop_empty(kept, libraries):
         kept, externals = shake(again(kept), entries)
     return Flat(kept, externals, config)
@@ -226,7 +226,7 @@ def _fix_config(tree: ast.Module, config: Config) -> None:
                     item.value = ast.parse(f"{ast.unparse(item.annotation)}()").body[0].value  # type: ignore[attr-defined]
 
 
-class Stripper(ast.NodeTransformer):
+class _Stripper(ast.NodeTransformer):
     """Drops annotations, docstrings, assertions and the sentences of refusals."""
 
     def __init__(self) -> None:
@@ -250,6 +250,10 @@ class Stripper(ast.NodeTransformer):
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         fields = self.fields
         self.fields = any("dataclass" in ast.unparse(item) for item in node.decorator_list)
+        for item in node.decorator_list if self.fields else ():
+            if isinstance(item, ast.Call):
+                # What guards against mistakes while writing, not what the program means.
+                item.keywords = [k for k in item.keywords if k.arg not in ("slots", "kw_only")]
         self.generic_visit(node)
         self.fields = fields
         _drop_docstring(node)
@@ -300,6 +304,6 @@ def _only_refuses(handler: ast.ExceptHandler) -> bool:
 
 def _drop_docstring(node: ast.FunctionDef | ast.ClassDef) -> None:
     first = node.body[0]
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-        if isinstance(first.value.value, str):
-            node.body = node.body[1:] or [ast.Pass()]
+    value = first.value if isinstance(first, ast.Expr) else None
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        node.body = node.body[1:] or [ast.Pass()]

@@ -9,7 +9,7 @@ return.
 import ast
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,18 +58,16 @@ class Types:
                     known |= _assigned_to_self(item)
 
 
-def types_of(config: Config, changed: frozenset[str] | None) -> Types:
-    """Return what is known of a recipe's settings: all but those of the names `changed`.
-
-    None stands for every name: no setting is a constant.
-    """
+def types_of(config: Config, changed: frozenset[str]) -> Types:
+    """Return what is known of a recipe's settings: all but those of the names `changed`."""
     types, top = Types(), to_dict(config)
-    varying = RUNTIME | (changed or frozenset())
     for name, value in {**top, "": top}.items():
-        if isinstance(value, dict) and changed is not None:
+        if isinstance(value, dict):
             node = getattr(config, name) if name else config
             types.values[type(node).__name__] = {
-                k: v for k, v in value.items() if k not in varying and not isinstance(v, dict)
+                key: setting
+                for key, setting in value.items()
+                if key not in RUNTIME | changed and not isinstance(setting, dict)
             }
     return types
 
@@ -90,7 +88,7 @@ def _assigned_to_self(init: ast.FunctionDef) -> dict[str, str]:
 
 def _pairs(function: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
     """Return (target, value) of the plain assignments of a function, tuples taken apart."""
-    found = []
+    found: list[tuple[ast.expr, ast.expr]] = []
     for node in own_nodes(function):
         if not isinstance(node, ast.Assign) or len(node.targets) > 1:
             continue
@@ -103,7 +101,7 @@ def _pairs(function: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
     return found
 
 
-class Folder(ast.NodeTransformer):
+class _Folder(ast.NodeTransformer):
     """Puts constants in place of settings, and follows what then is constant."""
 
     def __init__(self, types: Types) -> None:
@@ -171,7 +169,7 @@ class Folder(ast.NodeTransformer):
         node.orelse = self.block(node.orelse) if node.orelse else []
         return node
 
-    def _inner_blocks(self, node: Any) -> ast.AST:
+    def _inner_blocks(self, node: Any) -> Any:
         for name, value in ast.iter_fields(node):
             if name in ("body", "orelse", "finalbody"):
                 if value:
@@ -267,9 +265,14 @@ class Folder(ast.NodeTransformer):
         return node
 
 
+def fold_module(tree: ast.Module, types: Types) -> None:
+    """Put constants in place of the settings in a module, and follow them."""
+    _Folder(types).visit(tree)
+
+
 def fold_with(known: dict[str, ast.Constant], function: ast.FunctionDef) -> None:
     """Put constants in place of names of a function that it never binds, and follow them."""
-    folder = Folder(Types())
+    folder = _Folder(Types())
     folder.known.append(known)
     function.body = folder.block(function.body)
     # What is bound once to what has become a constant may decide more.
@@ -293,7 +296,7 @@ def _constants(function: ast.FunctionDef) -> dict[str, ast.Constant]:
     }
 
 
-def replaced_settings(trees: list[ast.AST]) -> frozenset[str]:
+def replaced_settings(trees: Sequence[ast.AST]) -> frozenset[str]:
     """Return the names that some call of `replace` gives another value, without their classes."""
     found = set()
     for tree in trees:

@@ -10,6 +10,7 @@ import ast
 import builtins
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import inspect
@@ -21,7 +22,7 @@ import pathlib
 import string
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
@@ -46,7 +47,8 @@ _LIBRARIES: tuple[Any, ...] = (
 _KERNEL_WORDS = {"constexpr", "dtype", "element_ty", "T", "to", "tl", "triton"}
 
 
-def library_names(modules: Iterable[str]) -> set[str]:
+@functools.cache
+def library_names(modules: frozenset[str] = frozenset()) -> frozenset[str]:
     """Return the attribute names of libraries, and the parameters that calls to them may name."""
     names = {name for library in _LIBRARIES for name in _attributes(library)} | _KERNEL_WORDS
     for module in sorted(modules):
@@ -57,11 +59,12 @@ def library_names(modules: Iterable[str]) -> set[str]:
         if module.partition(".")[0] not in ("torch", "numpy"):
             classes = [value for value in vars(library).values() if inspect.isclass(value)]
             names |= {name for value in classes for name in _attributes(value)}
-    for library in (torch, torch.nn.functional, torch.Tensor, np, torch.optim.SGD, pathlib.Path):
-        for value in vars(library).values():
+    called: tuple[Any, ...] = (torch, torch.nn.functional, torch.Tensor, np, torch.optim.SGD)
+    for owner in (*called, pathlib.Path):
+        for value in vars(owner).values():
             with contextlib.suppress(TypeError, ValueError):
                 names |= set(inspect.signature(value).parameters)
-    return names | set(keyword.kwlist) | set(dir(builtins))
+    return frozenset(names | set(keyword.kwlist) | set(dir(builtins)))
 
 
 def _attributes(library: Any) -> set[str]:
@@ -72,7 +75,7 @@ def _attributes(library: Any) -> set[str]:
 class Names:
     """What a flat program calls things, and what it must not rename."""
 
-    def __init__(self, tree: ast.Module, libraries: set[str]) -> None:
+    def __init__(self, tree: ast.Module, libraries: frozenset[str]) -> None:
         self.tree = tree
         self.fixed = libraries | _strings(tree) | _fields_in_files(tree) | _weights(tree)
         self.ours = _members(tree) | _named_parameters(tree)
@@ -87,9 +90,22 @@ class Names:
         counts: Counter[str] = Counter()
         for node in ast.walk(self.tree):
             counts.update(n for n in identifiers(node) if n in self.shared or n in self.globals)
-        order = sorted(counts, key=lambda name: (-counts[name], name))
-        free = (name for name in _upper_names() if name not in self.fixed)
-        return dict(zip(order, free, strict=False))
+        kept = self._kept_imports(counts)
+        order = sorted(counts.keys() - kept.keys(), key=lambda name: (-counts[name], name))
+        taken = self.fixed | set(kept.values())
+        free = (name for name in _upper_names() if name not in taken)
+        return kept | dict(zip(order, free, strict=False))
+
+    def _kept_imports(self, counts: Counter[str]) -> dict[str, str]:
+        """Return the imports whose own name costs less than another one: those of few uses."""
+        read = {name for node in ast.walk(self.tree) for name in identifiers(node)}
+        few = {
+            name: name.rpartition("__")[2] or name[2:-2]
+            for name in sorted(counts)
+            if name.startswith("X_") and "_dot_" not in name and counts[name] <= 3
+        }
+        leaves = Counter(few.values())
+        return {n: leaf for n, leaf in few.items() if leaves[leaf] == 1 and leaf not in read}
 
 
 def identifiers(node: ast.AST) -> list[str]:
@@ -207,14 +223,19 @@ def _foreign_keywords(tree: ast.Module, ours: set[str]) -> set[str]:
 # Renaming
 
 
-def shorten(tree: ast.Module, libraries: set[str]) -> None:
+def shorten(tree: ast.Module, libraries: frozenset[str]) -> None:
     """Give every name of a flat program that is its own a short one."""
     names = Names(tree, libraries)
     mapping = names.mapping()
     passed = {k.arg for call in _calls(tree) for k in call.keywords if k.arg}
     for function in _outermost(tree):
         _rename_locals(function, passed)
-    Renamer(mapping).visit(tree)
+    rename(tree, mapping)
+
+
+def rename(tree: ast.Module, names: dict[str, str]) -> None:
+    """Rename by spelling, wherever a name stands: variables, attributes, parameters, keywords."""
+    _Renamer(names).visit(tree)
 
 
 def _outermost(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.Lambda]:
@@ -244,7 +265,7 @@ def _rename_locals(function: ast.FunctionDef | ast.Lambda, passed: set[str]) -> 
     named = {a.arg for f in _functions(function) for a in parameters(f)} & passed
     order: dict[str, str] = {}
     bound = [name for node in _in_order(function) for name in _bound_here(node)]
-    own = {name for name in bound if name in _local_names(function)} - named
+    own = _local_names(function).intersection(bound) - named
     own -= {name for name in own if name[:2] in ("G_", "X_")}
     seen = {name for node in ast.walk(function) for name in _read_here(node)} - own
     taken = seen | named | set(keyword.kwlist) | set(dir(builtins))
@@ -314,7 +335,7 @@ class _LocalRenamer(ast.NodeTransformer):
     visit_Global = _scope
 
 
-class Renamer(ast.NodeTransformer):
+class _Renamer(ast.NodeTransformer):
     """Renames what the whole program shares, in whatever place its name stands."""
 
     def __init__(self, names: dict[str, str]) -> None:

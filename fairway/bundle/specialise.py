@@ -1,7 +1,7 @@
 """Parameters that every call gives the same constant: the constant takes their place.
 
-Sound where all uses of a function are calls that can be seen: a function of the program's scope that
-is never passed on, or a method whose name no other class and no library has.
+Sound where all uses of a function are calls that can be seen: a function of the program's scope
+that is never passed on, or a method whose name no other class and no library has.
 """
 
 import ast
@@ -23,7 +23,7 @@ class _Uses:
     escapes: bool = False
 
 
-def specialise(items: list[Item], libraries: set[str]) -> bool:
+def specialise(items: list[Item], libraries: frozenset[str]) -> bool:
     """Put constants in place of such parameters, here and in all calls; return whether any was."""
     changed = False
     for uses in _uses_by_function(items, libraries):
@@ -37,7 +37,7 @@ def specialise(items: list[Item], libraries: set[str]) -> bool:
     return changed
 
 
-def drop_empty(items: list[Item], libraries: set[str]) -> bool:
+def drop_empty(items: list[Item], libraries: frozenset[str]) -> bool:
     """Remove calls of functions that do nothing, and values that nobody reads; return if any."""
     empty = {
         name for name, uses in _by_name(items, libraries).items() if _does_nothing(uses.function)
@@ -102,13 +102,13 @@ def _acts(node: ast.expr) -> bool:
     )
 
 
-def _uses_by_function(items: list[Item], libraries: set[str]) -> list[_Uses]:
+def _uses_by_function(items: list[Item], libraries: frozenset[str]) -> list[_Uses]:
     by_name = _by_name(items, libraries)
     _count(items, by_name)
     return list(by_name.values())
 
 
-def _by_name(items: list[Item], libraries: set[str]) -> dict[str, _Uses]:
+def _by_name(items: list[Item], libraries: frozenset[str]) -> dict[str, _Uses]:
     """Return the functions whose calls can be told by a name, which is .name for a method."""
     by_name: dict[str, _Uses] = {}
     methods: dict[str, list[ast.FunctionDef]] = {}
@@ -137,9 +137,9 @@ def _count(items: list[Item], by_name: dict[str, _Uses]) -> None:
     for node in _nodes(items):
         if _key(node) in by_name and id(node) not in called:
             by_name[_key(node)].escapes = True
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if f".{node.value}" in by_name:
-                by_name[f".{node.value}"].escapes = True
+        # A string may ask for an attribute.
+        elif isinstance(node, ast.Constant) and f".{node.value!s}" in by_name:
+            by_name[f".{node.value!s}"].escapes = True
 
 
 def _nodes(items: list[Item]) -> Iterator[ast.AST]:

@@ -108,7 +108,7 @@ def unwrap(file: bytes) -> str:
         )
         packed = _literal(call.args[0])
         if ast.unparse(call.func) == "brotli.decompress":
-            return brotli.decompress(packed).decode()
+            return bytes(brotli.decompress(packed)).decode()
         chain = [{"id": lzma.FILTER_LZMA2, "dict_size": _WINDOW_BYTES}]
         return lzma.decompress(packed, lzma.FORMAT_RAW, None, chain).decode()
     except (SyntaxError, ValueError, StopIteration, IndexError, brotli.error, lzma.LZMAError):
