@@ -5,14 +5,17 @@ from typing import Any
 
 from safetensors.torch import save
 
-from fairway.api import TOKENIZER_FILE, LanguageModel, load
+from fairway.api import ARTIFACT_FILE, TOKENIZER_FILE, load
 from fairway.config import to_dict
 from fairway.errors import UserError
 from fairway.files import digest_bytes, write_atomic, write_json
 from fairway.pack.artifact import load_artifact
+from fairway.runtime import Plan
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMATS = ("safetensors",)
+# Nothing is computed: no need to try what is fastest here.
+_PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 
 
 def export(path: Path, out: Path, kind: str, tokenizer: Path | None = None) -> dict[str, Any]:
@@ -26,8 +29,8 @@ def export(path: Path, out: Path, kind: str, tokenizer: Path | None = None) -> d
     for name in (WEIGHTS, CONFIG, TOKENIZER_FILE):
         if (out / name).exists():
             raise UserError(f"{out / name} exists already; name another folder with --out")
-    file = path / "artifact.fwy" if path.is_dir() else path
-    model: LanguageModel = load(file, tokenizer=tokenizer)
+    file = path / ARTIFACT_FILE if path.is_dir() else path
+    model = load(file, tokenizer=tokenizer, plan=_PLAN)
     artifact = load_artifact(file)
     tensors = {name: value.float().contiguous() for name, value in artifact.state.items()}
     data = save(tensors, metadata={"format": "pt"})

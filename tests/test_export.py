@@ -12,6 +12,7 @@ from fairway.errors import UserError
 from fairway.export import export
 from fairway.files import digest_file, read_json
 from fairway.model.gpt import build
+from fairway.runtime import Plan
 
 
 def test_weights_and_config_make_the_same_model(smoke_run: Path, tmp_path: Path) -> None:
@@ -25,7 +26,8 @@ def test_weights_and_config_make_the_same_model(smoke_run: Path, tmp_path: Path)
         and digest_file(tmp_path / "out/model.safetensors") == facts["weights_digest"]
     )
     assert all(value.dtype == torch.float32 for value in tensors.values())
-    own = load(smoke_run).model
+    plan = Plan("cpu", "float32", "highest", 1, "plain")
+    own = load(smoke_run, plan=plan).model
     shape: ModelConfig = from_dict(config["model"], ModelConfig)
     model = build(shape)
     model.load_state_dict(tensors)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ ONE = Claim("A tiny record", "non_record", author="A. Author", min_seeds=1, with
 
 
 @pytest.fixture(scope="module")
-def made(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def made(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the record of the smoke run, whoever is working on the sources at the moment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fairway.submission._commit", lambda: "0" * 40)
         out = tmp_path_factory.mktemp("records") / "one"
         submit([smoke_run], ONE, out, lambda text: None)
-        yield out
+    return out
 
 
 @pytest.fixture

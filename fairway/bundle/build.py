@@ -27,11 +27,12 @@ _TOOLS = ("brotli", "numpy", "python-minifier", "sentencepiece", "torch")
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle's file, its program as it was before shortening, and its manifest."""
+    """A bundle's file, its program with long names, its manifest, and what became of names."""
 
     file: bytes
     plain: str
     manifest: dict[str, Any]
+    names: dict[str, str]
 
 
 @functools.cache
@@ -58,7 +59,7 @@ def bundle(config: Config, ascii_only: bool = False) -> Bundle:
         "tools": {name: metadata.version(name) for name in _TOOLS},
         "modules": _shares(short, len(file)),
     }
-    return Bundle(file, plain.text, manifest)
+    return Bundle(file, plain.text, manifest, short.names)
 
 
 def _portable(config: Config) -> Config:

@@ -16,11 +16,12 @@ _FIRST = 'import os\nos.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")\n'
 @dataclass(frozen=True, slots=True)
 class Program:
     """The text of a program, and how many characters of it, before the last step of minifying,
-    came from which module, and from imports."""
+    came from which module, and from imports. `names` says what became of those that it shares."""
 
     text: str
     characters: dict[str, int]
     imports: int
+    names: dict[str, str]
 
 
 def program(flat: Flat, short: bool) -> Program:
@@ -30,9 +31,9 @@ def program(flat: Flat, short: bool) -> Program:
     """
     tree, origins = _tree(flat)
     if short:
-        shorten(tree, library_names(frozenset(_origin(name)[0] for name in flat.externals)))
+        names = shorten(tree, library_names(frozenset(_origin(name)[0] for name in flat.externals)))
     else:
-        _readable(tree)
+        names = _readable(tree)
     _Imports().visit(tree)
     ast.fix_missing_locations(tree)
     counts: Counter[str] = Counter()
@@ -40,7 +41,7 @@ def program(flat: Flat, short: bool) -> Program:
         counts[module] += len(ast.unparse(node))
     text = _FIRST + ast.unparse(tree) + "\n"
     imports = len(text) - sum(counts.values())
-    return Program(minified(text) if short else text, dict(counts), imports)
+    return Program(minified(text) if short else text, dict(counts), imports, names)
 
 
 def minified(text: str) -> str:
@@ -115,8 +116,8 @@ class _Imports(ast.NodeTransformer):
         return ast.Import([ast.alias(module, renamed)])
 
 
-def _readable(tree: ast.Module) -> None:
-    """Give everything its own name again, with that of its module where two would be the same."""
+def _readable(tree: ast.Module) -> dict[str, str]:
+    """Give everything its own name again, with that of its module where two have one."""
     used = {name for node in ast.walk(tree) for name in identifiers(node)}
     taken = {name for name in used if name[:2] not in ("G_", "X_")}
     long = sorted(name for name in used if name[:2] in ("G_", "X_"))
@@ -128,6 +129,7 @@ def _readable(tree: ast.Module) -> None:
         mapping[name] = leaf if alone else f"{leaf}_{module}"
     assert len(set(mapping.values())) == len(mapping), "two things of one name"
     rename(tree, mapping)
+    return mapping
 
 
 def _leaf(name: str) -> tuple[str, str]:

@@ -223,14 +223,15 @@ def _foreign_keywords(tree: ast.Module, ours: set[str]) -> set[str]:
 # Renaming
 
 
-def shorten(tree: ast.Module, libraries: frozenset[str]) -> None:
-    """Give every name of a flat program that is its own a short one."""
+def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
+    """Give every name of a flat program that is its own a short one; return the shared ones."""
     names = Names(tree, libraries)
     mapping = names.mapping()
     passed = {k.arg for call in _calls(tree) for k in call.keywords if k.arg}
     for function in _outermost(tree):
         _rename_locals(function, passed)
     rename(tree, mapping)
+    return mapping
 
 
 def rename(tree: ast.Module, names: dict[str, str]) -> None:

@@ -1,18 +1,24 @@
 """A bundle trains, packs and scores like the package, to the bit, where the package is absent."""
 
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from tiny import TINY
 
 from fairway.bundle.build import SCRIPT, bundle, check_bundle, write_bundle
 from fairway.bundle.wrap import unwrap
-from fairway.config import Config
+from fairway.config import Config, to_dict
 from fairway.errors import UserError
 from fairway.files import read_json
+from fairway.model.gpt import build
+from fairway.model.paths import prepare
 from fairway.recipes import recipe
 
 Tiny = Callable[..., Config]
@@ -107,6 +113,37 @@ def test_the_bundle_of_the_published_system_is_small(capsys: pytest.CaptureFixtu
     assert not names & {"fairway.score.lora", "fairway.audit.probes", "fairway.data.build"}
     assert {"fairway.model.kernels", "fairway.score.sgd"} <= names
     compile(made.plain, "plain", "exec")
+
+
+def test_its_gpu_kernels_are_those_of_the_package(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the shortened source, in the file where the interpreter of kernels looks for it."""
+    pytest.importorskip("triton")
+    made = bundle(tiny())
+    definitions = unwrap(made.file).rstrip().rpartition("\n")[0]
+    (tmp_path / "bundled_kernels.py").write_text(definitions + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("bundled_kernels")
+
+    def named(name: str) -> Any:
+        return getattr(module, made.names[f"G_fairway_{name}"])
+
+    own = build(TINY, 3)
+    own.set_looping(True)
+    model = named("model_gpt__GPT")(named("config__ModelConfig")(**to_dict(TINY)))
+    getattr(model, made.names.get("set_looping", "set_looping"))(True)
+    model.load_state_dict(own.state_dict())
+    prepare(own, torch.float32, "plain", "fused")
+    named("model_paths__prepare")(model, torch.float32, "plain", "fused")
+    ids = torch.arange(2, 26).view(2, 12)
+    losses = [one(ids, ids.roll(-1, 1)) for one in (own, model)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    theirs = dict(model.named_parameters())
+    for name, weight in own.named_parameters():
+        assert weight.grad is not None and torch.equal(weight.grad, theirs[name].grad), name
 
 
 def test_any_edited_byte_is_noticed(made: Path) -> None:
