@@ -104,6 +104,8 @@ class Names:
             for name in sorted(counts)
             if name.startswith("X_") and "_dot_" not in name and counts[name] <= 3
         }
+        # Triton's interpreter knows compile-time constants by this spelling of their annotation.
+        few |= {name: "tl" for name in counts if name == "X_triton_dot_language__"}
         leaves = Counter(few.values())
         return {n: leaf for n, leaf in few.items() if leaves[leaf] == 1 and leaf not in read}
 
@@ -205,16 +207,25 @@ def _named_parameters(tree: ast.Module) -> set[str]:
     return {arg.arg for f in _functions(tree) for arg in parameters(f) if arg.arg in passed}
 
 
+def _callee(call: ast.Call) -> str:
+    """Return the last name of what is called; a kernel stands before the brackets of its grid."""
+    function = call.func
+    while isinstance(function, ast.Subscript):
+        function = function.value
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _unpacked(tree: ast.Module) -> set[str]:
+    """Return what is called with a dictionary of arguments, whose keys are strings somewhere."""
+    return {_callee(call) for call in _calls(tree) if any(k.arg is None for k in call.keywords)}
+
+
 def _foreign_keywords(tree: ast.Module, ours: set[str]) -> set[str]:
     """Return the names that calls of functions from elsewhere pass."""
     defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     found = set()
     for call in _calls(tree):
-        function = call.func
-        while isinstance(function, ast.Subscript):
-            function = function.value
-        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-        if name not in defined:
+        if _callee(call) not in defined:
             found |= {k.arg for k in call.keywords if k.arg}
     return found
 
@@ -228,8 +239,10 @@ def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
     names = Names(tree, libraries)
     mapping = names.mapping()
     passed = {k.arg for call in _calls(tree) for k in call.keywords if k.arg}
+    unpacked, words = _unpacked(tree), _strings(tree)
     for function in _outermost(tree):
-        _rename_locals(function, passed)
+        spread = getattr(function, "name", "") in unpacked
+        _rename_locals(function, passed | words if spread else passed)
     rename(tree, mapping)
     return mapping
 

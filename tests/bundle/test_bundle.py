@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TINY
+from tiny import alive
 
 from fairway.bundle.build import SCRIPT, bundle, check_bundle, write_bundle
 from fairway.bundle.wrap import unwrap
 from fairway.config import Config, to_dict
 from fairway.errors import UserError
 from fairway.files import read_json
-from fairway.model.gpt import build
 from fairway.model.paths import prepare
 from fairway.recipes import recipe
 
@@ -129,9 +128,8 @@ def test_its_gpu_kernels_are_those_of_the_package(
     def named(name: str) -> Any:
         return getattr(module, made.names[f"G_fairway_{name}"])
 
-    own = build(TINY, 3)
-    own.set_looping(True)
-    model = named("model_gpt__GPT")(named("config__ModelConfig")(**to_dict(TINY)))
+    own = alive(tiny().model)
+    model = named("model_gpt__GPT")(named("config__ModelConfig")(**to_dict(tiny().model)))
     getattr(model, made.names.get("set_looping", "set_looping"))(True)
     model.load_state_dict(own.state_dict())
     prepare(own, torch.float32, "plain", "fused")
