@@ -5,13 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-slow lint types clean
 
 demo: .venv/installed
 	$(BIN)/fairway run demo
 
 test: .venv/developer
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: .venv/developer
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/developer
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from fairway.config import Config, RuntimeConfig
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
 from fairway.model.gpt import GPT, build
-from fairway.quantise.calibrate import _gram, collect_hessians
+from fairway.quantise.calibrate import collect_hessians, gram
 from fairway.quantise.gptq import gptq, grid_of, quantise_model, tensor_stats
 from fairway.quantise.grid import QuantisedTensor
 from fairway.recipes import recipe
@@ -93,8 +93,8 @@ def forward_only(model: GPT, ids: Iterator[Tensor]) -> None:
 def gram_rate(columns: int, model: GPT, rows: int) -> float:
     """Return the operations per second of one X^T X, as calibration computes it."""
     x_NC = torch.randn(rows, columns, device=model.tok_emb.weight.device).to(model.compute_dtype)
-    _gram(x_NC)
-    _, taken_s = timed(lambda: [_gram(x_NC) for _ in range(5)])
+    gram(x_NC)
+    _, taken_s = timed(lambda: [gram(x_NC) for _ in range(5)])
     return 5 * 2.0 * rows * columns**2 / taken_s
 
 

@@ -39,6 +39,7 @@ VARIANTS = {
     "lora, growing chunks": ["ttt.lora_chunks=8@256 24@2000 48"],
     "lora, cold A": ["ttt.lora_warm=false"],
     "lora, wd 0.5 beta2 0.99": ["ttt.lora_wd=0.5", "ttt.lora_beta2=0.99", "ttt.lora_rank=80"],
+    "lora, 128 side by side": ["ttt.lora_documents=128"],
     "lora, 256 side by side": ["ttt.lora_documents=256"],
     "lora, 2 phases": ["ttt.lora_phases=2"],
     "lora, lr 2e-4": ["ttt.lora_lr=2e-4"],

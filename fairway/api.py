@@ -159,7 +159,7 @@ class LanguageModel:
                 f"2^63 - 1, got {max_tokens}, {temperature:g}, {top_k} and {seed}"
             )
         generator = torch.Generator().manual_seed(seed)
-        cache = Cache(self.model, len(ids_BT), self.score_config.seq_len)
+        cache = Cache(self.model, len(ids_BT), self.score_config.seq_len, steady=True)
         start = ids_BT.shape[1]
         for _ in range(max_tokens):
             logits_BV = self._next_logits(cache, ids_BT)

@@ -3,7 +3,16 @@
 import dataclasses
 from typing import Any
 
-from fairway.config import Config, ModelConfig, ScoreConfig, TttConfig, settings, unknown_name
+from fairway.config import (
+    Config,
+    MixtureConfig,
+    ModelConfig,
+    QuantConfig,
+    ScoreConfig,
+    TttConfig,
+    settings,
+    unknown_name,
+)
 from fairway.errors import UserError
 
 
@@ -18,6 +27,7 @@ def check(config: Config) -> None:
             f"{config.data.val_tokens} takes the beginning; set one of them to 0"
         )
     _check_training(config)
+    _check_quantising(config.quant)
     _check_scoring(config)
 
 
@@ -92,6 +102,25 @@ def _check_training(config: Config) -> None:
         )
 
 
+TRELLIS_STATES = (1, 4, 8)
+
+
+def _check_quantising(quant: QuantConfig) -> None:
+    """Refuse a search for what the method does not have: one has multipliers, the other levels."""
+    trellis = quant.method == "trellis"
+    if quant.states not in TRELLIS_STATES:
+        raise UserError(f"quant.states is {quant.states}; choose 8, 4, or 1 for a plain grid")
+    if quant.fill and not trellis:
+        raise UserError(
+            f"quant.fill needs quant.method=trellis, not {quant.method}; set it, or quant.fit=true"
+        )
+    if quant.fit and trellis:
+        raise UserError(
+            "quant.fit raises a clip multiplier, which quant.method=trellis does not have; set "
+            "quant.fill=true instead"
+        )
+
+
 def _check_scoring(config: Config) -> None:
     score = config.score
     if score.stride > score.seq_len:
@@ -100,6 +129,12 @@ def _check_scoring(config: Config) -> None:
             "some positions would never be scored"
         )
     check_ttt(config.ttt, score)
+    check_mixture(config.mixture, config.ttt, score)
+    if config.prove.experts and (not config.mixture.experts or config.prove.method == "lora"):
+        raise UserError(
+            "prove.experts needs some in mixture.experts and prove.method sliding or sgd; set both "
+            "or prove.experts=false"
+        )
     if config.prove.bytes and config.prove.method != "sliding":
         check_learning(config.prove.method, config.ttt, score)
 
@@ -135,6 +170,24 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
             f"ttt.lora_chunks '{ttt.lora_chunks}' scores {longest} positions at a time, more than "
             f"a window of score.seq_len {score.seq_len} holds"
         )
+
+
+# Who can help a model, in the order in which they do.
+EXPERTS = ("tilt", "ppm", "match")
+
+
+def check_mixture(mixture: MixtureConfig, ttt: TttConfig, score: ScoreConfig) -> None:
+    """Raise UserError unless experts can stand beside the model."""
+    for name, item, value in settings(mixture, "mixture."):
+        _check_bounds(name, item, value)
+    chosen = mixture.experts.split()
+    for expert in chosen:
+        if expert not in EXPERTS:
+            raise UserError(unknown_name("expert in mixture.experts", expert, EXPERTS))
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"mixture.experts '{mixture.experts}' must name each expert once")
+    if (chosen or mixture.published) and mixture.base != "sliding":
+        check_ttt(dataclasses.replace(ttt, method=mixture.base), score)
 
 
 def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from fairway.cli_audit import audit, audit_record
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, say_to
+from fairway.cli_pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli_prove import compress, decompress, prove, sample
 from fairway.cli_record import bundle, export, runs, seeds, submit, verify
 from fairway.config import Config, DataConfig, ModelConfig, config_hash, to_dict
@@ -119,13 +121,27 @@ def train(
 
 
 @app.command()
-def pack(run: Run, overrides: Set = None, as_json: Json = False) -> None:
+def pack(
+    run: RunOrArtifact,
+    account: ByRole = False,
+    budget_bytes: Budget = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
     """Quantise a trained run's weights into an artifact, and account for its bytes."""
     from fairway.show import account_table
 
-    pipeline = _existing(run, overrides, as_json)
+    if run.is_file():
+        if not account or overrides or budget_bytes is not None:
+            raise UserError(f"{run} is packed already; --account alone shows where its bytes go")
+        show_account(run, as_json)
+        return
+    pipeline = _existing(run, [*filling(budget_bytes), *(overrides or [])], as_json)
     with pipeline.writing():
         facts = pipeline.pack()
+    if account:
+        show_account(run, as_json)
+        return
     facts = {name: facts[name] for name in ("bytes", "limit_bytes", "code_bytes", "sections")}
     emit(as_json, facts, account_table(facts))
 
@@ -181,7 +197,7 @@ def _score_texts(
 
 
 for verb in (
-    *(prove, compress, decompress, sample),
+    *(unpack, prove, compress, decompress, sample, audit, audit_record),
     *(bundle, seeds, submit, verify, runs, export),
 ):
     app.command()(verb)
@@ -198,16 +214,19 @@ def report(run: Run, as_json: Json = False) -> None:
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run folder, or a record like pr1858.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="Run folder(s), a record's, or one like pr1858.")
+    ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     as_json: Json = False,
 ) -> None:
     """Set two runs, or a run and a published record, side by side."""
     from fairway.compare import compare as compared
-    from fairway.show import compare_table
+    from fairway.show import compare_table, statistics_lines
 
     found = compared(a, b)
-    emit(as_json, found, compare_table(found), *[f"- {line}" for line in found["cautions"]])
+    told = [f"- {line}" for line in found["cautions"]]
+    emit(as_json, found, compare_table(found), *told, *statistics_lines(found["statistics"]))
 
 
 @app.command()

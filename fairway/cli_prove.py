@@ -77,8 +77,8 @@ def _prove(
     from fairway.prove.coding import method_named
     from fairway.prove.proof import prove as proven
 
-    config = settings_of(overrides, ("runtime", "ttt"))
-    predictor, rows = method_named(method, config.ttt, config.seed, streams)
+    config = settings_of(overrides, ("runtime", "ttt", "mixture"))
+    predictor, rows = method_named(method, config.ttt, config.seed, streams, config.mixture)
     file, account = proven(
         artifact,
         _documents(text, limit_bytes),

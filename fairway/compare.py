@@ -2,16 +2,30 @@
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fairway.audit.records import audit_record
 from fairway.errors import UserError
 from fairway.files import read_json
 from fairway.published import HARDWARE, RECORDS, STEP_TOKENS, Record, Seed, record
 from fairway.results import SCHEMA
-from fairway.stages import RunFolder
+from fairway.stages import MEMORY, RunFolder
+from fairway.statistics import (
+    FRONTIER_P,
+    MARGIN_NATS,
+    RECORD_P,
+    margin_bpb,
+    paired,
+    sample,
+    seeds_needed,
+    welch,
+)
+from fairway.units import NATS_PER_BIT
 
+# What a record's folder says of its text: its tokens and bytes, which its audit has checked.
+_OF_LOGS = "as its logs say"
 # Two texts count as equally dense in tokens up to this ratio.
 _SAME_DENSITY = 0.005
 
@@ -30,6 +44,7 @@ class Side:
     """What one side of a comparison says of itself.
 
     `text` tells one scored text from another, `tokens` and `bytes` how much of it was scored.
+    `scores` are bits per byte by stage and seed.
     """
 
     name: str
@@ -40,13 +55,15 @@ class Side:
     hardware: str
     figures: dict[str, Figure]
     notes: tuple[str, ...] = ()
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 def compare(a: str, b: str) -> dict[str, Any]:
-    """Return both sides, the figures with the differences a - b, and cautions, ready for JSON.
+    """Return both sides, the figures with the differences a - b, cautions and tests for JSON.
 
-    Each name is a published record's, else the path of a run folder with results. Raises
-    UserError for anything else.
+    Each name is a published record's, the path of a run folder with results, several of those with
+    commas between (seeds of one system), or the folder of a record in the challenge's format.
+    Raises UserError for anything else.
     """
     left, right = side(a), side(b)
     names = [*left.figures, *(name for name in right.figures if name not in left.figures)]
@@ -59,15 +76,28 @@ def compare(a: str, b: str) -> dict[str, Any]:
             if name in left.figures and name in right.figures
         },
         "cautions": list(cautions(left, right)),
+        "statistics": statistics_of(left, right),
     }
 
 
 def side(name: str) -> Side:
     """Return a published record or a run, by its path or by its name in `runs`; see `compare`."""
-    places = (Path(name), Path("runs") / name)
-    if name not in RECORDS and (found := [path for path in places if path.exists()]):
-        return _of_run(found[0])
-    return _of_record(record(name))
+    if name in RECORDS:
+        return _of_record(record(name))
+    paths = [_found(part) for part in name.split(",")]
+    if not all(path.exists() for path in paths):
+        return _of_record(record(name))
+    if len(paths) > 1:
+        return _of_runs(name, [_of_run(path) for path in paths])
+    if (paths[0] / "submission.json").is_file() and not (paths[0] / MEMORY).is_file():
+        return _of_folder(paths[0])
+    return _of_run(paths[0])
+
+
+def _found(name: str) -> Path:
+    """Return a path, or where runs lie that of a run's name."""
+    inside = Path("runs") / name
+    return inside if inside.exists() and not Path(name).exists() else Path(name)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -99,6 +129,7 @@ def _of_record(published: Record) -> Side:
         hardware=HARDWARE,
         figures=figures,
         notes=published.notes,
+        scores={s: {seed.seed: seed.bpb[s] for seed in seeds} for s in seeds[0].bpb},
     )
 
 
@@ -146,7 +177,109 @@ def _of_results(name: str, results: dict[str, Any]) -> Side:
         bytes=scored["bytes"],
         hardware=results["machine"]["device"],
         figures={name: Figure(value) for name, value in figures.items()},
+        scores={
+            # What the challenge's records call adapted is test-time training here.
+            "adapted" if stage == "ttt" else stage: {results["seed"]: value["bpb"]}
+            for stage, value in results["stages"].items()
+        },
     )
+
+
+def _of_runs(name: str, runs: list[Side]) -> Side:
+    """Return several runs as seeds of one system; UserError unless they scored the same text."""
+    first = runs[0]
+    for run in runs[1:]:
+        if (run.text, run.tokens, run.bytes) != (first.text, first.tokens, first.bytes):
+            raise UserError(f"{run.name} and {first.name} were scored on different texts")
+    scores: dict[str, dict[int, float]] = {}
+    for run in runs:
+        for stage, by_seed in run.scores.items():
+            seen = scores.setdefault(stage, {})
+            if seen.keys() & by_seed.keys():
+                raise UserError(f"{run.name} has the seed of another run; a seed counts once")
+            seen |= by_seed
+    common = [n for n in first.figures if all(n in run.figures for run in runs)]
+    figures = {n: _mean([run.figures[n].mean for run in runs]) for n in common}
+    title = f"{len(runs)} runs; the first is a {first.title}"
+    return replace(first, name=name, title=title, figures=figures, scores=scores)
+
+
+# ---------------------------------------------------------------------------------------------
+# A record's folder
+
+
+def _of_folder(path: Path) -> Side:
+    facts = audit_record(path).facts
+    logs = [log for log in facts["logs"] if log["seed"] is not None and log["stages"]]
+    counted = [log for log in logs if "val tokens" in log and log["text_bytes"]]
+    if not counted:
+        raise UserError(f"{path} has no log with a seed, a score and the tokens that it is of")
+    of_log = {"training seconds": "train_s", "steps": "steps", "bytes in all": "total_bytes"}
+    figures = {
+        name: _mean(values) if len(values) > 1 else Figure(values[0])
+        for name, key in of_log.items()
+        if (values := [float(log[key]) for log in logs if log[key] is not None])
+    }
+    stages = [s for s in logs[0]["stages"] if all(s in log["stages"] for log in logs)]
+    scores = {s: {log["seed"]: log["stages"][s] for log in logs} for s in stages}
+    # The stage that is claimed is what other records call by other names.
+    if facts.get("claimed_stage") in scores:
+        scores["adapted"] = scores[facts["claimed_stage"]]
+    for stage, by_seed in scores.items():
+        values = list(by_seed.values())
+        figures[f"bpb, {stage}"] = _mean(values) if len(values) > 1 else Figure(values[0])
+    return Side(
+        name=str(path),
+        title="a record's folder, its authors' logs",
+        text=_OF_LOGS,
+        tokens=int(counted[0]["val tokens"]),
+        bytes=counted[0]["text_bytes"],
+        hardware="as its logs say",
+        figures=figures,
+        scores=scores,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Statistics
+
+
+def statistics_of(a: Side, b: Side) -> dict[str, Any] | None:
+    """Return the tests of 'the better side is better', or None without two seeds on each.
+
+    They are of the last stage that both sides have, in bits per byte. With the margin they ask for
+    0.005 nats per token, which in bits per byte depends on the tokenizer: that of the better side.
+    """
+    shared = [s for s in a.scores if s in b.scores]
+    if not shared or min(len(a.scores[shared[-1]]), len(b.scores[shared[-1]])) < 2:
+        return None
+    stage = shared[-1]
+    sides = [(side, sample(list(side.scores[stage].values()))) for side in (a, b)]
+    better, worse = sorted(sides, key=lambda pair: pair[1].mean)
+    margin = margin_bpb(better[0].bytes / better[0].tokens)
+    pairs = [side.scores[stage] for side, _ in (better, worse)]
+    gained, sd = worse[1].mean - better[1].mean, max(better[1].sd, worse[1].sd)
+    rules = {"record": (margin, RECORD_P), "frontier": (0.0, FRONTIER_P)}
+    tests = {}
+    for rule, (least, p) in rules.items():
+        found, paired_test = welch(better[1], worse[1], least), paired(pairs[0], pairs[1], least)
+        tests[rule] = {
+            "margin_nats": MARGIN_NATS if least else 0.0,
+            "margin_bpb": least,
+            "needed_p": p,
+            "welch": asdict(found),
+            "paired": asdict(paired_test) if paired_test else None,
+            "holds": found.p < p,
+            "seeds_needed": seeds_needed(gained, sd, p, least),
+        }
+    return {
+        "stage": stage,
+        "better": better[0].name,
+        "samples": {side.name: asdict(found) for side, found in sides},
+        "gain_bpb": gained,
+        "gain_nats_per_token": gained * NATS_PER_BIT * better[0].bytes / better[0].tokens,
+        "tests": tests,
+    }
 
 
 # ---------------------------------------------------------------------------------------------
@@ -180,7 +313,7 @@ def cautions(a: Side, b: Side) -> Iterator[str]:
 def _text_caution(a: Side, b: Side) -> Iterator[str]:
     if a.text == b.text and a.bytes == b.bytes:
         return
-    published = [one.name in RECORDS for one in (a, b)]
+    published = [one.name in RECORDS or one.text == _OF_LOGS for one in (a, b)]
     counted = ", ".join(
         f"{one.name} on {one.bytes:,} bytes ({one.tokens:,} tokens)" for one in (a, b)
     )

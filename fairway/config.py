@@ -130,26 +130,39 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantConfig:
-    """GPTQ with SDClip (#1394)."""
+    """GPTQ with SDClip (#1394), or dependent quantisation: a trellis, steps by sensitivity."""
 
     matrix_bits: int = opt(6, "bits of the matrices' codes", lo=2, hi=8)
     matrix_sigmas: float = opt(12.85, "matrices: clip at so many row sigmas", lo=0.5, hi=100.0)
     embed_bits: int = opt(8, "bits of the embedding's codes", lo=2, hi=8)
     embed_sigmas: float = opt(20.0, "embedding: clip at so many row sigmas", lo=0.5, hi=100.0)
-    method: str = opt("gptq", "error feedback or plain rounding", choices=("gptq", "round"))
+    method: str = opt(
+        "gptq", "error feedback, plain rounding, or a trellis", choices=("gptq", "round", "trellis")
+    )
     calibration_tokens: int = opt(6_291_456, "training tokens behind the Hessians", lo=1)
     damp: float = opt(0.01, "share of the mean diagonal added to it", lo=1e-6, hi=10.0)
     block: int = opt(128, "columns between two lazy updates", lo=1, hi=65_536)
     act_order: bool = opt(True, "round the columns of largest input energy first")
     min_numel: int = opt(65_536, "tensors up to this size are kept as fp16", lo=0)
     fit: bool = opt(False, "raise matrix_sigmas until artifact and code fit pack.limit_bytes")
+    states: int = opt(8, "trellis: states, 8 or 4; 1 is a plain grid", lo=1, hi=8)
+    rate_bits: float = opt(3.4, "trellis: bits per weight to aim for", lo=0.5, hi=7.0)
+    rate_price: float = opt(0.4, "trellis: squared steps of error that a bit is worth", lo=0.0)
+    gradient_tokens: int = opt(1_048_576, "trellis: training tokens behind sensitivities", lo=1)
+    gradient_damp: float = opt(0.1, "trellis: damping of the outputs' moments", lo=1e-6, hi=10.0)
+    stripe: int = opt(64, "trellis: rows that later rows make up for together", lo=1, hi=65_536)
+    fill: bool = opt(False, "trellis: the finest steps that fit pack.limit_bytes, not rate_bits")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackConfig:
     """The artifact: how its sections are coded and how large it may be."""
 
-    codec: str = opt("brotli", "entropy coder of the sections", choices=("brotli", "lzma", "raw"))
+    codec: str = opt(
+        "brotli",
+        "entropy coder of the sections; cabac is Fairway's own, for codes and steps",
+        choices=("cabac", "brotli", "lzma", "raw"),
+    )
     shuffle: int = opt(2, "byte shuffle stride before coding; 1 is off", lo=1, hi=16)
     with_tokenizer: bool = opt(False, "carry the tokenizer inside the artifact")
     limit_bytes: int = opt(16_000_000, "most bytes of artifact and code", lo=1)
@@ -219,6 +232,51 @@ class TttConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureConfig:
+    """Experts beside the model that learn with every token, as one distribution over tokens.
+
+    The published mixture (#1858), which is none, is scored apart from that by `published`.
+    """
+
+    experts: str = opt("", "who helps the model, out of: ppm match tilt; '' is off")
+    base: str = opt(
+        "sliding", "who is helped: the frozen model, or one that learns by the settings of ttt",
+        choices=("sliding", "sgd", "lora"),
+    )  # fmt: skip
+    variant: str = opt(
+        "A", "whether a token ends: A as the model says, B as counted too", choices=("A", "B")
+    )
+    weights: str = opt(
+        "share",
+        "the model's weight: fixed, by the confidence of ppm, or learned (fixed share)",
+        choices=("fixed", "gate", "share"),
+    )
+    weight: float = opt(0.9, "the model's weight, or what it begins with", lo=0.0, hi=1.0)
+    low_weight: float = opt(0.5, "gate: the weight where ppm is confident", lo=0.0, hi=1.0)
+    threshold: float = opt(0.9, "gate: confidence from which it is", lo=0.0, hi=1.0)
+    switch: float = opt(0.002, "share: part of a weight that returns per step", lo=0.0, hi=1.0)
+    order: int = opt(5, "ppm: bytes of the longest context", lo=0, hi=8)
+    method: str = opt("D", "ppm: estimator of escapes", choices=("C", "D"))
+    exclusion: bool = opt(True, "ppm: leave bytes out that a longer context knows")
+    per_document: bool = opt(False, "ppm: histories begin anew with every document; counts stay")
+    memory_mb: int = opt(4000, "ppm: most memory for counts, in MB; then nothing new", lo=8)
+    match_min: int = opt(12, "match: bytes of a repeat that is followed", lo=4, hi=32)
+    match_rate: float = opt(0.02, "match: rate of its weights", lo=0.0, hi=1.0)
+    tilt_beta: float = opt(2.0, "tilt: the hint gains exp of this times its confidence", lo=0.0)
+    tilt_bits: int = opt(22, "tilt: 2 to this many places for contexts", lo=10, hi=26)
+    published: bool = opt(False, "score the published mixture too, which is no distribution")
+    published_order: int = opt(5, "published: bytes of the longest context", lo=0, hi=8)
+    published_tokens: int = opt(8_000_000, "published: targets it is given; 0 is all", lo=0)
+    published_threshold: float = opt(0.9, "published: confidence of the gate", lo=0.0, hi=1.0)
+    published_low: float = opt(0.05, "published: the model's weight from there on", lo=0.0, hi=1.0)
+    published_high: float = opt(0.9, "published: the model's weight below", lo=0.0, hi=1.0)
+    published_hijack: float = opt(
+        0.277, "published: a byte the model finds cheaper than this, in nats, is its own; 0 is off",
+        lo=0.0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ProveConfig:
     """The proof of a run: validation text coded, and restored by a fresh process."""
 
@@ -228,6 +286,7 @@ class ProveConfig:
         "who predicts: the frozen model, or one that learns by the settings of ttt",
         choices=("sliding", "sgd", "lora"),
     )
+    experts: bool = opt(False, "with the experts of mixture beside it")
     streams: int = opt(
         8, "parts side by side, with lora documents; sgd always has one", lo=1, hi=64
     )
@@ -277,6 +336,7 @@ class Config:
     pack: PackConfig = field(default_factory=PackConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     ttt: TttConfig = field(default_factory=TttConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     prove: ProveConfig = field(default_factory=ProveConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -1,6 +1,7 @@
 """From averaged weights to an artifact: calibrate, quantise, write, and say what came of it."""
 
 import dataclasses
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ from fairway.files import digest_file
 from fairway.model.gpt import GPT
 from fairway.pack.artifact import Account, save_artifact
 from fairway.quantise.calibrate import collect_hessians
+from fairway.quantise.dependent import Plan
 from fairway.quantise.estimate import estimate_bytes
+from fairway.quantise.fill import finest_fitting
 from fairway.quantise.fit import smallest_fitting
 from fairway.quantise.gptq import (
     QuantisedModel,
@@ -28,6 +31,7 @@ from fairway.quantise.gptq import (
     tensor_stats,
 )
 from fairway.quantise.grid import QuantisedTensor
+from fairway.quantise.sensitivity import curvatures
 from fairway.steps import Say
 from fairway.weights import weight_statistics
 
@@ -49,31 +53,33 @@ def pack_model(
     """
     start_s = time.perf_counter()
     hessians = _hessians(config, model, state, source)
+    method = _method(config, model, state, hessians, source)
     calibrate_s = time.perf_counter() - start_s
     packs: dict[float, _Pack] = {}
     # Beside the artifact, since what does not fit must not take its place.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
 
-        def size_at(sigmas: float) -> int:
+        def size_at(setting: float) -> int:
             file = Path(folder) / str(len(packs))
-            quant = dataclasses.replace(config.quant, matrix_sigmas=sigmas)
-            packs[sigmas] = _pack(config, quant, state, hessians, source, file, provenance)
+            packs[setting] = _pack(config, method, setting, source, file, provenance)
             return file.stat().st_size + config.pack.code_bytes
 
-        sigmas = _choose_sigmas(config, model, size_at)
-        packs[sigmas].file.replace(path)
-    quantised, account = packs[sigmas].quantised, packs[sigmas].account
+        chosen = method.choose(size_at)
+        packs[chosen].file.replace(path)
+    quantised, account = packs[chosen].quantised, packs[chosen].account
     size = path.stat().st_size
     assert sum(count for _, count in account) == size, "the byte account misses the file size"
-    if sigmas != config.quant.matrix_sigmas:
+    if chosen != method.asked:
         say(
-            f"clip multiplier {config.quant.matrix_sigmas:g} -> {sigmas:g} so that artifact and "
-            f"code fit: {size + config.pack.code_bytes:,} of {config.pack.limit_bytes:,} bytes"
+            f"{method.what} {method.asked:.4g} -> {chosen:.4g} so that artifact and code fit: "
+            f"{size + config.pack.code_bytes:,} of {config.pack.limit_bytes:,} bytes"
         )
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
     return {
         "bytes": size,
-        "matrix_sigmas": sigmas,
+        "matrix_sigmas": None,
+        "level": None,
+        method.key: chosen,
         "digest": digest_file(path),
         "limit_bytes": config.pack.limit_bytes,
         "code_bytes": config.pack.code_bytes,
@@ -111,15 +117,14 @@ class _Pack:
 
 def _pack(
     config: Config,
-    quant: QuantConfig,
-    state: dict[str, Tensor],
-    hessians: dict[str, Tensor],
+    method: "_Method",
+    setting: float,
     source: DataFolder,
     file: Path,
     provenance: dict[str, Any],
 ) -> _Pack:
     start_s = time.perf_counter()
-    quantised = quantise_model(state, hessians, quant)
+    quantised = method.quantise(setting)
     quantised_s = time.perf_counter()
     account = save_artifact(
         file, quantised, config.model, config.pack, source.tokenizer, provenance
@@ -128,17 +133,75 @@ def _pack(
     return _Pack(file, quantised, account, quantised_s - start_s, end_s - quantised_s)
 
 
-def _choose_sigmas(config: Config, model: GPT, size_at: Callable[[float], int]) -> float:
-    """Pack at one clip multiplier or, with quant.fit, at several; return the one to keep."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Method:
+    """A quantiser with one number to set: what it is called, what was asked for, what to take.
+
+    `choose` packs at one setting or at several, by a function that returns bytes, and returns the
+    setting to keep.
+    """
+
+    key: str
+    what: str
+    asked: float
+    quantise: Callable[[float], QuantisedModel]
+    choose: Callable[[Callable[[float], int]], float]
+
+
+def _method(
+    config: Config,
+    model: GPT,
+    state: dict[str, Tensor],
+    hessians: dict[str, Tensor],
+    source: DataFolder,
+) -> _Method:
+    if config.quant.method == "trellis":
+        batches, positions = _calibration(config, source, model), _calibration_tokens(config)
+        few = itertools.islice(batches, _batches(config, config.quant.gradient_tokens))
+        plan = Plan(state, curvatures(model, few, hessians, positions), config.quant)
+        return _by_level(config, plan)
+    return _by_sigmas(config, model, state, hessians)
+
+
+def _by_level(config: Config, plan: Plan) -> _Method:
+    quant, limit_bytes = config.quant, config.pack.limit_bytes
+    asked = plan.level_for(quant.rate_bits)
+
+    def choose(size_at: Callable[[float], int]) -> float:
+        if quant.fill:
+            return finest_fitting(
+                limit_bytes, size_at, lambda level: plan.expected_bits(level) / 8, plan.levels()
+            )
+        size_at(asked)
+        return asked
+
+    return _Method("level", "level of the steps", asked, plan.quantise, choose)
+
+
+def _by_sigmas(
+    config: Config, model: GPT, state: dict[str, Tensor], hessians: dict[str, Tensor]
+) -> _Method:
     quant = config.quant
 
-    def estimate_at(sigmas: float) -> int:
-        return estimate_bytes(model, dataclasses.replace(quant, matrix_sigmas=sigmas))
+    def at(sigmas: float) -> QuantConfig:
+        return dataclasses.replace(quant, matrix_sigmas=sigmas)
 
-    if quant.fit:
-        return smallest_fitting(quant.matrix_sigmas, config.pack.limit_bytes, size_at, estimate_at)
-    size_at(quant.matrix_sigmas)
-    return quant.matrix_sigmas
+    def choose(size_at: Callable[[float], int]) -> float:
+        if quant.fit:
+            limit_bytes = config.pack.limit_bytes
+            return smallest_fitting(
+                quant.matrix_sigmas, limit_bytes, size_at, lambda s: estimate_bytes(model, at(s))
+            )
+        size_at(quant.matrix_sigmas)
+        return quant.matrix_sigmas
+
+    return _Method(
+        "matrix_sigmas",
+        "clip multiplier",
+        quant.matrix_sigmas,
+        lambda sigmas: quantise_model(state, hessians, at(sigmas)),
+        choose,
+    )
 
 
 def _hessians(
@@ -150,7 +213,7 @@ def _hessians(
         for name, weight in state.items()
         if grid_of(name, weight, quant) is not None and needs_hessian(name, state)
     ]
-    if quant.method != "gptq" or not names:
+    if quant.method == "round" or not names:
         return {}
     return collect_hessians(model, _calibration(config, source, model), names)
 
@@ -161,5 +224,13 @@ def _calibration(config: Config, source: DataFolder, model: GPT) -> Iterator[Ten
     loader = ShuffledLoader(
         source.train_shards(), train.seq_len, train.micro_tokens // train.seq_len
     )
-    for _ in range(max(1, config.quant.calibration_tokens // train.micro_tokens)):
+    for _ in range(_batches(config, config.quant.calibration_tokens)):
         yield torch.from_numpy(loader.next_batch()[0]).to(model.tok_emb.weight.device)
+
+
+def _batches(config: Config, tokens: int) -> int:
+    return max(1, tokens // config.train.micro_tokens)
+
+
+def _calibration_tokens(config: Config) -> int:
+    return _batches(config, config.quant.calibration_tokens) * config.train.micro_tokens

@@ -34,7 +34,8 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
     packed, sliding = facts["pack"] or {}, facts["score.sliding"] or {}
     if packed["digest"] != sliding["file_digest"]:
         raise UserError(f"{folder.path} was packed again since it was scored; run `fairway score`")
-    artifact = ("bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "sections")
+    sizes = ("bytes", "digest", "limit_bytes", "code_bytes", "sections")
+    artifact = (*sizes, "matrix_sigmas", "level")
     seconds = folder.seconds()
     return {
         "schema": SCHEMA,
@@ -52,6 +53,8 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
             for name, value in facts.items()
             if name.startswith("score.")
         },
+        # Not among the stages: it is no score and can be no headline.
+        "published_mixture": facts.get("published"),
         "artifact": {name: packed[name] for name in artifact},
         "budget": packed["budget"],
         "baselines": facts.get("baselines"),

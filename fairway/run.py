@@ -18,18 +18,19 @@ from torch import Tensor
 
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, load, model_from, openings
-from fairway.audit.stage import RunFacts, audit_run, audited, summary
+from fairway.auditing import AuditStage
 from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.config import Config, config_hash, from_dict, to_dict
 from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
+from fairway.experts import ExpertStages
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.model.gpt import GPT
 from fairway.overrides import override
 from fairway.packing import pack_model
 from fairway.peers import peers
 from fairway.prove.stage import prove_run
-from fairway.quantise.estimate import estimate_bytes
+from fairway.quantise.estimate import estimate_bytes, filled_bytes
 from fairway.report import write_report
 from fairway.results import compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
@@ -44,14 +45,8 @@ from fairway.text import open_text
 from fairway.train import CHECKPOINT, TrainingText, train, what_trains
 from fairway.version import VERSION
 
-DATA, WEIGHTS, ARTIFACT, PROOF, RESULTS, REPORT = (
-    "data",
-    "weights.safetensors",
-    "artifact.fwy",
-    "proof.fwp",
-    "results.json",
-    "report.html",
-)
+DATA, WEIGHTS, ARTIFACT, PROOF = "data", "weights.safetensors", "artifact.fwy", "proof.fwp"
+RESULTS, REPORT = "results.json", "report.html"
 
 
 class Pipeline:
@@ -242,7 +237,7 @@ class Pipeline:
                 self.ranks,
                 text,
                 self.folder.path,
-                lambda model: estimate_bytes(model, self.config.quant),
+                self._estimate_bytes,
                 self.say,
                 resume,
             )
@@ -268,6 +263,11 @@ class Pipeline:
             "tokens_per_s": steps[-1]["tokens"] / seconds,
             "final_loss": sum(tail) / len(tail),
         }
+
+    def _estimate_bytes(self, model: GPT) -> int:
+        if self.config.quant.fill:
+            return filled_bytes(self.config)
+        return estimate_bytes(model, self.config.quant)
 
     def _weights(self, kind: str) -> tuple[dict[str, Tensor], bool]:
         """Return the 'raw' or 'ema' weights and whether the recurrence was on."""
@@ -366,10 +366,20 @@ class Pipeline:
         elif self.ranks.first:
             self.folder.forget("score.ttt")
         if self.ranks.first:
+            path = self.folder.file(ARTIFACT)
+            ExpertStages(
+                self.config,
+                text,
+                source.tokenizer,
+                lambda: load(path, plan=plan).model,
+                digest_file(path),
+                plan.as_dict(),
+                self.say,
+            ).run(self.folder)
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
             self._prove(source, validation, plan)
-            self._audit(validation, plan)
+            self._audit(source, validation, plan)
         self._share_memory()
         return self._facts("score.sliding")
 
@@ -495,8 +505,11 @@ class Pipeline:
         if not config.prove.bytes:
             return
         learning = None if config.prove.method == "sliding" else to_dict(config.ttt)
+        experts = to_dict(config.mixture) if config.prove.experts else None
         texts = digest_bytes(json.dumps(validation.documents).encode())
-        key = key_of(digest_file(artifact), texts, to_dict(config.prove), learning, plan.as_dict())
+        key = key_of(
+            digest_file(artifact), texts, to_dict(config.prove), learning, experts, plan.as_dict()
+        )
         runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
 
         def work() -> dict[str, Any]:
@@ -512,22 +525,25 @@ class Pipeline:
 
         self.folder.stage("proof", key, [PROOF], work, self.say)
 
-    def _audit(self, validation: Validation, plan: Plan) -> None:
+    def audit(self) -> dict[str, Any]:
+        """Audit a scored run once more if anything that its audit reads has changed."""
+        self._require("pack", self._pack_key())
+        if not self.folder.facts("score.sliding"):
+            raise UserError(f"{self.folder.path} is not scored yet; run `fairway score` on it")
+        self._keep_config()
+        self._audit(self.data(), self._validation(self.data()), self.plan())
+        return self._facts("audit")
+
+    def _audit(self, source: DataFolder, validation: Validation, plan: Plan) -> None:
         """Check the ledgers and budgets of this run, and probe what scored its artifact."""
-        stages = {name: self._facts(name) for name in self.folder.memory["stages"]}
-        run = RunFacts(self.folder.path, {n: f for n, f in stages.items() if audited(n)})
-        config = self.config
-        settings = [to_dict(part) for part in (config.audit, config.score, config.ttt)]
-        texts = digest_bytes(np.asarray(validation.ids).tobytes())
-        key = key_of(settings, config.seed, texts, plan.as_dict(), run.stages)
-
-        def work() -> dict[str, Any]:
-            artifact = load(self.folder.file(ARTIFACT), plan=plan).model
-            facts = audit_run(run, config, artifact, np.asarray(validation.ids, np.int64))
-            self.say(f"{'audit':>9}: {summary(facts)}")
-            return facts
-
-        self.folder.stage("audit", key, [], work, self.say)
+        AuditStage(
+            self.config,
+            np.asarray(validation.ids, np.int64),
+            source.tokenizer,
+            lambda: load(self.folder.file(ARTIFACT), plan=plan).model,
+            plan.as_dict(),
+            self.say,
+        ).run(self.folder)
 
     # -----------------------------------------------------------------------------------------
     # Results and report

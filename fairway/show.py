@@ -1,7 +1,8 @@
 """What the terminal shows: tables of a run's scores, of an artifact's bytes, of a dry run."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,9 @@ from rich.text import Text
 from fairway import units
 from fairway.baselines import TOOL_NAMES
 from fairway.config import Config, settings
+
+if TYPE_CHECKING:
+    from fairway.pack.account import Part
 
 
 def score_table(results: dict[str, Any]) -> Table:
@@ -50,6 +54,31 @@ def account_table(artifact: dict[str, Any]) -> Table:
     return table
 
 
+def parts_table(parts: "list[Part]") -> Table:
+    """Return an artifact's parts: bytes, bits per number stored, entropy of the codes alone."""
+    table = Table(title="artifact, byte by byte", title_justify="left", show_footer=True)
+    total = sum(part.bytes for part in parts)
+    table.add_column("part", footer="the whole file")
+    table.add_column("coder")
+    table.add_column("numbers", justify="right", footer=f"{sum(p.numbers for p in parts):,}")
+    table.add_column("bytes", justify="right", footer=f"{total:,}")
+    for name in ("bits per number", "order-0 entropy", "difference"):
+        table.add_column(name, justify="right")
+    for part in parts:
+        row = [
+            part.name,
+            part.codec,
+            f"{part.numbers:,}" if part.numbers else "",
+            f"{part.bytes:,}",
+        ]
+        bits, entropy = part.bits_per_number, part.entropy_bits
+        row += ["" if bits is None else f"{bits:.4f}", "" if entropy is None else f"{entropy:.4f}"]
+        if bits is not None and entropy:
+            row.append(f"{bits / entropy - 1:+.2%}")
+        table.add_row(*row)
+    return table
+
+
 def config_table(config: Config) -> Table:
     """Return every setting with its value and help, those that differ from the default marked."""
     table = Table(title=Text(f"recipe {config.recipe}"), title_justify="left")
@@ -79,6 +108,69 @@ def compare_table(comparison: dict[str, Any]) -> Table:
             share = f"{left['mean'] / right['mean'] - 1:+.2%}" if right["mean"] else ""
             row += [_number(name, differences[name], "+"), share]
         table.add_row(*row)
+    return table
+
+
+def statistics_lines(found: dict[str, Any] | None) -> list[str]:
+    """Return the tests of a comparison in sentences."""
+    if found is None:
+        return ["no test: it takes two seeds on either side, of a stage that both have"]
+    lines = [
+        f"{name}: n = {one['n']}, mean {one['mean']:.5f}, sd {one['sd']:.5f} bpb ({found['stage']})"
+        for name, one in found["samples"].items()
+    ]
+    lines.append(
+        f"{found['better']} is better by {found['gain_bpb']:.5f} bpb = "
+        f"{found['gain_nats_per_token']:.5f} nats per token"
+    )
+    for rule, test in found["tests"].items():
+        margin = (
+            f"by more than {test['margin_nats']} nats per token ({test['margin_bpb']:.6f} bpb)"
+            if test["margin_nats"]
+            else "at all"
+        )
+        paired = f", paired p = {test['paired']['p']:.4g}" if test["paired"] else ""
+        needed = test["seeds_needed"]
+        seeds = "no number of seeds shows it" if needed is None else f"{needed} seeds a side do"
+        lines.append(
+            f"{rule}: better {margin}, one-sided Welch p = {test['welch']['p']:.4g}{paired}; asked "
+            f"is p < {test['needed_p']}: {'holds' if test['holds'] else 'does not hold'} "
+            f"(4 times out of 5, {seeds})"
+        )
+    return lines
+
+
+def probe_table(facts: dict[str, Any]) -> Table:
+    """Return the probes of an audit with their verdicts."""
+    table = Table(title=f"audit: {facts['verdict']}", title_justify="left")
+    for name in ("score", "probe", "rules", "samples", "worst", "at", "verdict"):
+        table.add_column(name, justify="right" if name in ("samples", "worst", "at") else "left")
+    table.add_column("because", overflow="fold")
+    for probe in facts["probes"]:
+        worst = "" if probe["worst"] is None else f"{probe['worst']:.2g}"
+        place = "" if probe["position"] is None else f"{probe['position']:,}"
+        table.add_row(
+            *(Text(str(probe[name])) for name in ("stage", "name")),
+            " ".join(probe["rules"]),
+            f"{probe['samples']:,}",
+            worst,
+            place,
+            Text(probe["verdict"], style="bold" if probe["verdict"] == "invalid" else ""),
+            Text(probe["why"]),
+        )
+    return table
+
+
+def findings_table(title: str, findings: Iterable[dict[str, Any]]) -> Table:
+    """Return what an audit found, the gravest first; names and values are shown as they are."""
+    table = Table(title=Text(title), title_justify="left")
+    for name in ("severity", "what", "where", "value", "why it matters"):
+        table.add_column(name, overflow="fold")
+    for found in findings:
+        place = found["file"] + (f":{found['line']}" if found["line"] else "")
+        bold = "bold" if found["severity"] == "invalid" else ""
+        cells = (found["severity"], found["code"], place, found["value"], found["why"])
+        table.add_row(*(Text(str(cell), style=bold) for cell in cells))
     return table
 
 

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
+from audit.record import Case
 from damage import run_command
 
 from fairway import cli as command_line
 from fairway import doctor
+from fairway.checkpoint import load_checkpoint
 from fairway.config import RuntimeConfig
 from fairway.errors import InterruptedRun
 from fairway.files import read_json
+from fairway.pack.artifact import load_artifact
 from fairway.runtime import make_plan
 from fairway.version import VERSION
 
@@ -28,8 +32,8 @@ FIXED = [
     *("--set", "runtime.matmul=highest"),
 ]
 STAGES = (
-    *("compare", "compress", "decompress", "doctor", "pack", "prove", "report", "run", "sample"),
-    *("score", "train"),
+    *("audit", "audit-record", "compare", "compress", "decompress", "doctor", "pack", "prove"),
+    *("report", "run", "sample", "score", "train", "unpack"),
 )
 HELP = """
 import sys
@@ -206,6 +210,37 @@ def test_pack(cli: Cli, run: Path) -> None:
     assert f"{size:,}" in shown.out
 
 
+def test_pack_accounts_for_every_byte(cli: Cli, run: Path) -> None:
+    artifact = run / "artifact.fwy"
+    told = cli("pack", artifact, "--account", "--json").json
+    assert told == cli("pack", run, "--account", "--json").json
+    assert told["bytes"] == artifact.stat().st_size == sum(p["bytes"] for p in told["parts"])
+    parts = {part["name"]: part for part in told["parts"]}
+    codes = parts["embedding"]
+    assert codes["bits_per_number"] == 8 * codes["bytes"] / codes["numbers"]
+    assert 0 < codes["entropy_bits"] < 8 and parts["vectors"]["entropy_bits"] is None
+    shown = cli("pack", artifact, "--account").out
+    assert "order-0 entropy" in shown and f"{codes['entropy_bits']:.4f}" in shown
+    refusal = cli("pack", artifact)
+    assert refusal.code == 2 and "is packed already" in refusal.err
+
+
+def test_unpack_writes_the_weights(cli: Cli, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "weights.safetensors"
+    told = cli("unpack", run, "--out", out, "--json").json
+    found, facts = load_checkpoint(out)
+    loaded = load_artifact(run / "artifact.fwy")
+    assert facts == loaded.header and told["tensors"] == len(found)
+    assert found.keys() == loaded.state.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in loaded.state.items())
+    for path, target, words in (
+        (run / "artifact.fwy", run / "artifact.fwy", "is the artifact itself"),
+        (tmp_path, out, "does not exist; name an artifact"),
+    ):
+        refusal = cli("unpack", path, "--out", target)
+        assert refusal.code == 2 and words in refusal.err
+
+
 def test_score_a_run(cli: Cli, run: Path) -> None:
     told = cli("score", run, "--json").json
     results = read_json(run / "results.json")
@@ -266,6 +301,52 @@ def test_compare(cli: Cli, run: Path) -> None:
     refused = cli("compare", run, "pr1")
     assert (refused.code, refused.out) == (2, "")
     assert "unknown run folder or published record 'pr1'" in refused.err
+
+
+def test_audit_a_run(cli: Cli, run: Path) -> None:
+    kept = read_json(run / "results.json")["audit"]
+    assert cli("audit", str(run), "--json").json == kept
+    shown = cli("audit", str(run))
+    assert shown.code == 0 and f"audit: {kept['verdict']}" in shown.out
+    assert "P1 substitution" in shown.out
+    # An edited ledger, and a run that is therefore invalid.
+    trail = run / "ledger-sliding.jsonl.gz"
+    trail.write_bytes((run / "ledger-raw.jsonl.gz").read_bytes())
+    assert cli("audit", str(run)).code == 1
+    again = cli("audit", str(run), "--set", "audit.budget_s=0", "--json")
+    assert again.code == 1
+    facts = json.loads(again.out)
+    assert (facts["passed"], facts["verdict"]) == (False, "invalid")
+    wrong = [probe for probe in facts["probes"] if probe["verdict"] == "invalid"]
+    assert [(probe["stage"], probe["name"]) for probe in wrong] == [("sliding", "P4 ledger")]
+    assert [finding["code"] for finding in facts["findings"]] == ["no-probes"]
+
+
+def test_audit_a_program(cli: Cli, tmp_path: Path) -> None:
+    program, ids = tmp_path / "scorer.py", tmp_path / "ids.json"
+    ids.write_text(json.dumps([1, *range(2, 12)]))
+    program.write_text(
+        "import json, math\nprint(json.dumps({'vocab_size': 12}), flush=True)\n"
+        "while True:\n  ids = json.loads(input())['ids']\n"
+        "  print(json.dumps({'nats': [math.log(12)] * (len(ids) - 1)}), flush=True)\n"
+    )
+    words = ["audit", "--program", f"{sys.executable} {program}", "--tokens", str(ids)]
+    found = cli(*words, "--budget", "1", "--json").json
+    assert (found["verdict"], found["passed"]) == ("valid", True)
+    program.write_text(program.read_text().replace("math.log(12)", "2.0"))
+    assert cli(*words, "--budget", "1").code == 1
+
+
+def test_audit_records(cli: Cli, tmp_path: Path) -> None:
+    good, bad = Case().write(tmp_path / "good"), Case().change(42, artifact_bytes=16_020_000)
+    page = tmp_path / "page.html"
+    found = cli("audit-record", str(good), "--json")
+    assert found.code == 0 and json.loads(found.out)[0]["valid"] is True
+    found = cli("audit-record", str(good), str(bad.write(tmp_path / "bad")), "--html", str(page))
+    assert found.code == 1
+    assert "good: 0 invalid, 0 to look at" in found.out and "over-cap" in found.out
+    assert "2 records, 1 with something invalid" in page.read_text()
+    assert "train_seed42.log:" in page.read_text()
 
 
 def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from audit.record import Case
 
 from fairway.compare import compare, side
 from fairway.errors import UserError
@@ -138,3 +139,54 @@ def test_what_cannot_be_compared_is_refused(run: Path, tmp_path: Path) -> None:
     (run / "results.json").unlink()
     with pytest.raises(UserError, match="has no results yet; run `fairway report"):
         compare(str(run), "pr1858")
+
+
+# ---------------------------------------------------------------------------------------------
+# Statistics
+
+
+def test_the_last_record_under_both_conventions() -> None:
+    found = compare("pr1855", "pr2135")["statistics"]
+    assert (found["better"], found["stage"]) == ("pr2135", "adapted")
+    assert found["gain_nats_per_token"] == pytest.approx(0.0100, abs=5e-5)
+    tests = found["tests"]
+    assert tests["record"]["margin_bpb"] == pytest.approx(0.002285, abs=1e-6)
+    assert tests["record"]["welch"]["p"] == pytest.approx(0.029, abs=5e-4)
+    assert (tests["record"]["holds"], tests["frontier"]["holds"]) == (False, True)
+    assert tests["record"]["paired"]["df"] == 1
+    assert tests["record"]["seeds_needed"] > 3
+    assert compare("pr2014", "pr2135")["statistics"]["tests"]["frontier"]["welch"]["p"] == (
+        pytest.approx(0.0138, abs=5e-5)
+    )
+
+
+def test_one_run_a_side_is_no_sample(run: Path) -> None:
+    assert compare(str(run), "pr1858")["statistics"] is None
+
+
+def test_runs_with_commas_between_are_seeds_of_one_system(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    with pytest.raises(UserError, match="has the seed of another run"):
+        compare(f"{run},{other}", "pr1858")
+    change(other, lambda r: r.update(seed=7))
+    change(other, lambda r: r["stages"]["ttt"].update(bpb=r["stages"]["ttt"]["bpb"] + 0.01))
+    found = compare(f"{run},{other}", "pr1858")
+    sample = found["statistics"]["samples"][f"{run},{other}"]
+    assert (sample["n"], sample["sd"]) == (2, pytest.approx(0.01 / 2**0.5))
+    assert found["a"]["figures"]["bpb, ttt"]["seeds"] == 2
+    change(other, lambda r: r["text"].update(digest="0" * 64))
+    with pytest.raises(UserError, match="scored on different texts"):
+        compare(f"{run},{other}", "pr1858")
+
+
+def test_a_records_folder_equals_its_published_figures(tmp_path: Path) -> None:
+    folder = str(Case().write(tmp_path / "record"))
+    found = compare(folder, "pr1858")
+    assert found["differences"]["bpb, adapted"] == pytest.approx(0.0, abs=1e-8)
+    assert found["differences"]["bytes in all"] == 0
+    assert not [line for line in found["cautions"] if "not comparable" in line]
+    assert found["statistics"]["samples"][folder]["n"] == 3
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "submission.json").write_text("{}")
+    with pytest.raises(UserError, match="has no log with a seed"):
+        compare(str(tmp_path / "empty"), "pr1858")

@@ -78,3 +78,41 @@ def test_a_limit_below_any_clip_leaves_the_artifact_alone(pack: Pack, tmp_path: 
         pack("quant.fit=true", "pack.limit_bytes=9000")
     assert (tmp_path / "artifact.fwy").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["artifact.fwy"]
+
+
+TRELLIS = ("quant.method=trellis", "pack.codec=cabac", "quant.gradient_tokens=256")
+
+
+def test_a_trellis_takes_about_the_bits_asked_for(pack: Pack) -> None:
+    sizes = {}
+    for bits in (3.0, 5.0):
+        facts, said = pack(*TRELLIS, f"quant.rate_bits={bits}")
+        sizes[bits] = facts["bytes"]
+        assert said == [] and facts["matrix_sigmas"] is None and facts["level"] > 0
+        assert all(0 < m["error"] < m["error_rounded"] for m in facts["matrices"])
+    weights = sum(m["values"] for m in facts["matrices"])
+    assert sizes[5.0] - sizes[3.0] == pytest.approx(2 * weights / 8, rel=0.2)
+
+
+def test_a_budget_is_filled_and_not_exceeded(pack: Pack, tmp_path: Path) -> None:
+    asked, _ = pack(*TRELLIS)
+    limit = asked["bytes"] + CODE_BYTES + 5000
+    facts, said = pack(*TRELLIS, "quant.fill=true", f"pack.limit_bytes={limit}")
+    size = (tmp_path / "artifact.fwy").stat().st_size
+    assert facts["bytes"] == size
+    assert 0.99 * limit < size + CODE_BYTES <= limit
+    assert facts["level"] < asked["level"]
+    assert len(said) == 1 and said[0].startswith("level of the steps ")
+    assert said[0].endswith(f"{size + CODE_BYTES:,} of {limit:,} bytes")
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact.fwy"]
+
+
+def test_a_budget_below_the_coarsest_steps_names_the_smallest_size(
+    pack: Pack, tmp_path: Path
+) -> None:
+    pack()
+    before = (tmp_path / "artifact.fwy").read_bytes()
+    with pytest.raises(UserError, match="even at the coarsest steps, more than the budget of"):
+        pack(*TRELLIS, "quant.fill=true", "pack.limit_bytes=2000")
+    assert (tmp_path / "artifact.fwy").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact.fwy"]

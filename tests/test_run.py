@@ -25,8 +25,8 @@ from fairway.steps import STEPS, read_steps
 from fairway.train import CHECKPOINT
 
 SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding", "score.ttt"}
-AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", "samples", "proof"}
-ALL = {"train", "pack", "baselines", *SCORES, "samples", "proof"}
+AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", "samples", "proof", "audit"}
+ALL = {"train", "pack", "baselines", *SCORES, "samples", "proof", "audit"}
 Tiny = Callable[..., Config]
 
 
@@ -49,15 +49,17 @@ def run(smoke_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def proofs_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proofs have tests of their own, and each would start a process."""
-    facts = read_json(smoke_run / "results.json")["proof"]
+def proofs_and_audits_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs and audits have tests of their own, and each would take seconds."""
+    results = read_json(smoke_run / "results.json")
+    facts = results["proof"]
 
     def prove(*inputs: Any) -> dict[str, Any]:
         inputs[-1].write_bytes(b"proof")
         return dict(facts)
 
     monkeypatch.setattr("fairway.run.prove_run", prove)
+    monkeypatch.setattr("fairway.auditing.audit_run", lambda *inputs: dict(results["audit"]))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -79,10 +81,11 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
         ("quant.matrix_sigmas=5", {"pack", *AFTER_PACKING}),
         ("pack.codec=lzma", {"pack", *AFTER_PACKING}),
         # The artifact carries how it is meant to be scored.
-        ("ttt.lr=0.01", {"score.ttt"}),
-        ("ttt.method=lora", {"score.ttt"}),
-        ("score.stride=32", {"pack", *SCORES, "samples", "proof"}),
-        ("data.val_bytes=1000", {*SCORES, "baselines", "samples", "proof"}),
+        ("ttt.lr=0.01", {"score.ttt", "audit"}),
+        ("ttt.method=lora", {"score.ttt", "audit"}),
+        ("score.stride=32", {"pack", *SCORES, "samples", "proof", "audit"}),
+        ("data.val_bytes=1000", {*SCORES, "baselines", "samples", "proof", "audit"}),
+        ("audit.tokens=65", {"audit"}),
         ("prove.streams=3", {"proof"}),
         ("prove.bytes=0", set()),
         ("train.steps=2", ALL - {"baselines"}),
@@ -95,7 +98,7 @@ def test_what_a_setting_repeats(tiny: Tiny, run: Path, change: str, repeated: se
 
 
 def test_a_score_that_is_no_longer_asked_for_is_forgotten(tiny: Tiny, run: Path) -> None:
-    assert repeated_by(tiny("ttt.method=off"), run) == set()
+    assert repeated_by(tiny("ttt.method=off"), run) == {"audit"}
     assert "score.ttt" not in RunFolder(run).memory["stages"]
 
 
@@ -163,13 +166,20 @@ def test_a_verb_repeats_its_stage_alone(run: Path) -> None:
 # What is recorded
 
 COUNTS = "bpb nats_per_token nats tokens bytes events windows checked_positions"
-STAGE = {*COUNTS.split(), "worst_sum_error", "worst_row_error_nats", "file_digest", "seconds"}
+STAGE = {
+    *COUNTS.split(),
+    "worst_sum_error",
+    "worst_row_error_nats",
+    "file_digest",
+    "seconds",
+    "trail",
+}
 TOOL = {"bytes", "bpb", "primed_bytes", "primed_bpb", "primed_with_bytes", "seconds", "how"}
 SCHEMA: dict[str, set[str]] = {
     "": {
         *("schema", "recipe", "recipe_hash", "seed", "config", "versions", "machine", "text"),
         *("model", "train", "stages", "artifact", "baselines", "weights", "matrices", "seconds"),
-        *("samples", "budget", "proof"),
+        *("samples", "budget", "proof", "audit"),
     },
     "config": set(to_dict(Config())),
     "machine": {"device", "dtype", "matmul", "threads", "attention", "kernels"},
@@ -186,10 +196,13 @@ SCHEMA: dict[str, set[str]] = {
     "stages": {"raw", "ema", "quantised", "sliding", "ttt"},
     "stages.ttt": {*STAGE, "method", "changes", "estimate_s", "budget_s"},
     **{f"stages.{name}": STAGE for name in ("raw", "ema", "quantised", "sliding")},
-    "artifact": {"bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "sections"},
+    "artifact": {
+        *("bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "level", "sections"),
+    },
     "baselines": {"xz", "brotli", "zstd"},
     **{f"baselines.{name}": TOOL for name in ("xz", "brotli", "zstd")},
     "budget": {"used_s", "limit_s"},
+    "audit": {"passed", "verdict", "findings", "probes"},
     "proof": {
         *("method", "streams", "tokens", "bytes", "coded_bytes", "file_bytes", "bpb"),
         *("ledger_bpb", "difference_share", "frequency_bits", "code_s", "decode_s", "equal"),

@@ -90,6 +90,22 @@ class Bench:
                 found[place] = self.other(int(found[place]))
         return found
 
+    def _like_text(self, drawn: IntArray) -> IntArray:
+        """Return drawn tokens with BOS where the text has it."""
+        return np.where(self.text == self.bos_id, self.bos_id, drawn)
+
+    def of_few_words(self) -> IntArray:
+        """Return a text of three words in random order: whatever is learned is soon used."""
+        words = self.draw.choice(self.words, 3, False)
+        return self._like_text(self.draw.choice(words, len(self.text)))
+
+    def of_habits(self) -> IntArray:
+        """Return a text of three words in turn, now and then another: whoever counts gets sure."""
+        words = self.draw.choice(self.words, 3, False)
+        drawn = np.resize(words, len(self.text))
+        odd = self.draw.random(len(drawn)) < 0.1
+        return self._like_text(np.where(odd, self.draw.choice(self.words, len(drawn)), drawn))
+
     def seconds_of(self, work: Callable[[], object]) -> float:
         """Return the seconds that some work takes."""
         start_s = time.perf_counter()
@@ -106,6 +122,13 @@ def exercise(ids: IntArray, tokens: int) -> IntArray:
     third = len(found) // 3
     found[len(found) - third :] = found[:third]
     return found
+
+
+def moved_by(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return |a - b|; equal infinities have not moved, and what is no number has, infinitely."""
+    with np.errstate(invalid="ignore"):
+        moved = np.where(a == b, 0.0, np.abs(a - b))
+    return np.where(np.isnan(moved), np.inf, moved)
 
 
 def winnings(stakes: FloatArray, costs: Costs, ids: IntArray) -> tuple[float, int | None]:

@@ -1,7 +1,7 @@
 """What an audit has to say: findings with their evidence, and what follows from them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Severity = Literal["invalid", "warning", "note"]
@@ -30,9 +30,18 @@ class Finding:
         return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
+def plain(text: str, most: int = 400) -> str:
+    """Return text of others without what a terminal or a page would obey, and not too long."""
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
+    return clean.encode("utf-8", "replace").decode()
+
+
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings without repetition, the gravest first, else by file and line."""
-    unique = dict.fromkeys(findings)
+    """Return findings as plain text, none twice, the gravest first, else by file and line."""
+    unique = dict.fromkeys(
+        replace(f, why=plain(f.why, 1_000), file=plain(f.file), value=plain(f.value))
+        for f in findings
+    )
     return tuple(
         sorted(unique, key=lambda f: (SEVERITIES.index(f.severity), f.file, f.line or 0, f.code))
     )

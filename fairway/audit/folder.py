@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairway.audit.findings import plain
 from fairway.errors import UserError
 
 # A record has a handful of files; whoever puts in more is not audited further than this.
@@ -45,12 +46,6 @@ class Folder:
         return [file for file in self.files if file.path.suffix.lower() in suffixes]
 
 
-def shown_name(name: str) -> str:
-    """Return a file name without what a terminal or a page would obey."""
-    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-    return clean.encode("utf-8", "replace").decode()[:200]
-
-
 def open_folder(path: Path) -> Folder:
     """Return the files of a folder; UserError if it is none, or cannot be read."""
     if not path.is_dir():
@@ -64,7 +59,7 @@ def open_folder(path: Path) -> Folder:
 
 def _walk(root: Path, path: Path, files: list[File], skipped: list[str], depth: int) -> None:
     for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
-        name = shown_name(os.path.relpath(entry.path, root))
+        name = plain(os.path.relpath(entry.path, root))
         if entry.name in (".git", "__pycache__"):
             continue
         if len(files) >= MOST_FILES:

@@ -1,7 +1,7 @@
 """Fairway's evaluations as scorers to be audited: whatever keeps its account in a ledger.
 
 What is audited is the evaluation itself, not a copy of it. A ledger's witness hears every cost as
-it is committed, in the order of the account, and may ask the frozen distribution for its rows.
+it is committed, in the order of the account, and the rows that it wants before their targets.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,13 +10,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fairway.config import ScoreConfig, TttConfig
+from fairway.config import MixtureConfig, ScoreConfig, TttConfig
+from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
-from fairway.score.ledger import Distribution, FloatArray, IntArray, Receipt, Text, Witness
+from fairway.score.experts import evaluate_base, evaluate_mixture
+from fairway.score.ledger import (
+    FloatArray,
+    IntArray,
+    Receipt,
+    Text,
+    Witness,
+    alone,
+)
 from fairway.score.lora import ROW_TOLERANCE_NATS as LORA_TOLERANCE_NATS
-from fairway.score.lora import evaluate_lora
-from fairway.score.sgd import evaluate_sgd
-from fairway.score.sliding import ROW_TOLERANCE_NATS, evaluate
+from fairway.score.sliding import ROW_TOLERANCE_NATS
 
 # Scores a text from a fresh state and lets the witness hear of it.
 Evaluate = Callable[[Text, Witness], object]
@@ -32,23 +39,22 @@ class _Costs(Witness):
     def __init__(self) -> None:
         self.found: list[tuple[int, float]] = []
 
-    def scored(self, dist: Distribution, receipt: Receipt) -> None:
+    def scored(self, receipt: Receipt) -> None:
         """Take the costs of an event; position p predicts token p + 1."""
         positions = (receipt.event.positions + 1).tolist()
         self.found += zip(positions, receipt.nats.tolist(), strict=True)
 
 
 class _Row(Witness):
-    """Asks for the distribution of one position, and leaves."""
+    """Wants the distribution of one position, and leaves with it."""
 
     def __init__(self, position: int) -> None:
-        self.position, self.row = position, np.empty(0)
+        self.wanted, self.found = (position,), np.empty(0)
 
-    def scored(self, dist: Distribution, receipt: Receipt) -> None:
-        """Ask, if this is the event."""
-        if self.position in receipt.event.positions:
-            self.row = np.array(dist.row(self.position))
-            raise _Enough
+    def row(self, position: int, row: FloatArray) -> None:
+        """Take it, before its target is shown to anyone."""
+        self.found = row
+        raise _Enough
 
 
 class LedgerScorer:
@@ -74,7 +80,7 @@ class LedgerScorer:
         """Return the distribution that a token was scored by."""
         witness = _Row(index - 1)
         self._run(ids, witness)
-        return witness.row
+        return witness.found
 
     def _run(self, ids: IntArray, witness: Witness) -> None:
         # Bytes do not matter here: one for every token.
@@ -102,29 +108,36 @@ def small(score: ScoreConfig, ttt: TttConfig, tokens: int) -> tuple[ScoreConfig,
 
 
 def scorer_of(
-    model: GPT, method: str, score: ScoreConfig, ttt: TttConfig, seed: int
+    model: GPT,
+    method: str,
+    score: ScoreConfig,
+    ttt: TttConfig,
+    seed: int,
+    experts: tuple[Tokenizer, MixtureConfig] | None = None,
 ) -> LedgerScorer:
     """Return a model under an evaluation ('sliding', 'sgd' or 'lora') as a scorer.
+
+    With `experts` it is the mixture of them with the model, whose base is `method`.
 
     Every evaluation begins with the weights that the model has now.
     """
     weights = [weight.detach().clone() for weight in model.parameters()]
 
     def evaluation(text: Text, witness: Witness) -> object:
-        if method == "sliding":
-            return evaluate(
-                model, text, score,
-                sliding=True, seed=seed, description="audit", witness=witness,
-            )  # fmt: skip
         with torch.no_grad():
             for weight, before in zip(model.parameters(), weights, strict=True):
                 weight.copy_(before)
-        learn = {"sgd": evaluate_sgd, "lora": evaluate_lora}[method]
-        return learn(
-            model, text, score, replace(ttt, method=method),
-            seed=seed, description="audit", witness=witness,
+        if experts is not None:
+            tokenizer, mixture = experts
+            return evaluate_mixture(
+                model, tokenizer, text, score, ttt, replace(mixture, base=method),
+                seed=seed, description="audit", witness=witness,
+            )  # fmt: skip
+        return evaluate_base(
+            model, text, score, ttt, method,
+            seed=seed, description="audit", helped=alone, witness=witness,
         )  # fmt: skip
 
     tolerances = LORA_TOLERANCE_NATS if method == "lora" else ROW_TOLERANCE_NATS
-    apart = method == "lora" and not ttt.lora_warm and not ttt.lora_phases
+    apart = method == "lora" and not ttt.lora_warm and not ttt.lora_phases and experts is None
     return LedgerScorer(model.config.vocab_size, evaluation, tolerances[model.compute_dtype], apart)

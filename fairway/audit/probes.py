@@ -11,17 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairway.audit.bench import ROUNDING_NATS, Bench, fair_shuffle, winnings
+from fairway.audit.bench import Bench, fair_shuffle, moved_by, winnings
 from fairway.audit.scorer import Costs, scored
+from fairway.audit.sums import Place, Sum
 from fairway.audit.verdicts import Probe, Verdict
 from fairway.score.ledger import FloatArray, IntArray
 
 # A valid scorer is this far ahead of fair odds in one of a million audits.
 AHEAD_NATS = math.log(1e6)
+# Costs may lie this far below the distributions shown, on average.
+SHAVED_NATS = 1e-3
 # More noise than this between two runs of one text and a score is no function of it.
 MOST_NOISE_NATS = 0.01
-# |sum of probabilities - 1| allowed: costs may come from float32.
-SUM_TOLERANCE = 1e-3
 
 _CUTS, _PLACES, _STREAMS, _SHUFFLES, _DOCUMENTS = 12, 6, 3, 3, 3
 
@@ -49,7 +50,7 @@ def replay(bench: Bench) -> Probe:
     result = _Result("replay", ("C1",), did, 2)
     if not _same_order(first, second):
         return result.invalid("the two runs scored in different orders")
-    moved = _moved(first.nats, second.nats)
+    moved = moved_by(first.nats, second.nats)
     result.see(moved, first.index)
     if result.above(MOST_NOISE_NATS):
         return result.invalid(
@@ -108,7 +109,7 @@ def future_flip(bench: Bench) -> Probe:
     """Change what is scored later: what was scored before must not move, nor the order."""
     did = "replaced tokens scored after a cut and compared the costs up to it (nats)"
     result = _Result("P3 future flip", ("C1", "C3"), did, 0)
-    for ids in (bench.text, _of_few_words(bench)):
+    for ids in (bench.text, bench.of_few_words()):
         costs = bench.costs(ids)
         for cut in _cuts(bench, len(costs.index), _CUTS):
             why = _flipped(bench, result, ids, costs, cut)
@@ -128,16 +129,10 @@ def _flipped(bench: Bench, result: "_Result", ids: IntArray, costs: Costs, cut: 
         if not np.array_equal(again.index, costs.index[:cut]):
             result.position = int(later[0])
             return "later tokens decide in which order the text is scored"
-        result.see(_moved(again.nats, costs.nats[:cut]), costs.index[:cut])
+        result.see(moved_by(again.nats, costs.nats[:cut]), costs.index[:cut])
         if result.above(bench.tolerance_nats):
             return "the cost of a token depends on tokens scored after it"
     return ""
-
-
-def _of_few_words(bench: Bench) -> IntArray:
-    """Return a text of three words in which whatever is learned is soon used."""
-    drawn = bench.draw.choice(bench.draw.choice(bench.words, 3, False), len(bench.text))
-    return np.where(bench.text == bench.bos_id, bench.bos_id, drawn)
 
 
 def current_flip(bench: Bench) -> Probe:
@@ -148,20 +143,20 @@ def current_flip(bench: Bench) -> Probe:
     if rows is None:
         return result.undecided("the scorer shows no distributions; P1 stands in for this probe")
     shaved: list[float] = []
-    for index in _places(bench, costs, 0.15):
+    for index in _places(bench, bench.text, 0.15):
         row = rows.row(bench.text.copy(), index)
         later = costs.index[np.flatnonzero(costs.index == index)[0] :]
         again = rows.row(bench.changed(bench.text, later), index)
         result.samples += 1
         shaved.append(-float(row[bench.text[index]]) - costs.at(index))
         likely = np.maximum(row, again) > -30.0
-        result.see(_moved(np.where(likely, row, 0), np.where(likely, again, 0)).max(), index)
+        result.see(moved_by(np.where(likely, row, 0), np.where(likely, again, 0)).max(), index)
         if result.above(bench.tolerance_nats):
             return result.invalid("the distribution depends on the token it is to predict")
         if not abs(shaved[-1]) <= rows.row_tolerance_nats + bench.tolerance_nats:
             result.worst, result.position = abs(shaved[-1]), index
             return result.invalid("the cost charged is not that of the distribution shown")
-    if len(shaved) > 2 and _mean_above_noise(np.array(shaved)) > SUM_TOLERANCE:
+    if len(shaved) > 2 and _mean_above_noise(np.array(shaved)) > SHAVED_NATS:
         result.worst = float(np.mean(shaved))
         return result.invalid("costs lie below those of the distributions shown, on average")
     return result.valid("the distribution stays, and is the one charged")
@@ -175,10 +170,8 @@ def substitution(bench: Bench) -> Probe:
     """Put other tokens at a place: the probabilities that they are charged by must sum to one."""
     did = "put candidates at a place and summed exp(-cost) over the vocabulary (|sum - 1|)"
     result = _Result("P1 substitution", ("C2", "C1"), did, 0)
-    costs = bench.costs(bench.text)
-    sums = _shown_sums if bench.rows is not None else _charged_sums
     undecided = ""
-    for found in sums(bench, costs):
+    for found in _sums(bench):
         result.samples += found.asked
         if found.wrong:
             result.worst, result.position = found.excess, found.index
@@ -190,119 +183,20 @@ def substitution(bench: Bench) -> Probe:
     return result.valid("probabilities sum to one, and are those charged")
 
 
-@dataclass(frozen=True, slots=True)
-class _Sum:
-    """One place: how many candidates were asked, sum - 1, and what is wrong or open."""
-
-    index: int
-    asked: int
-    excess: float
-    wrong: str = ""
-    doubt: str = ""
-
-
-def _shown_sums(bench: Bench, costs: Costs) -> Iterator[_Sum]:
-    """Sum the rows shown; likely, realised and random candidates must be charged as shown."""
-    rows = bench.rows
-    assert rows is not None
-    for index in _places(bench, costs, 0.3):
-        row = rows.row(bench.text.copy(), index)
-        excess = float(np.exp(row).sum()) - 1.0
-        if not abs(excess) <= SUM_TOLERANCE:
-            yield _Sum(index, len(row), excess, _sum_sentence(excess))
-            return
-        likely = np.argsort(row)[::-1][:4].tolist()
-        candidates = dict.fromkeys([*likely, *bench.draw.choice(bench.words, 6).tolist()])
-        for token in candidates:
-            cost = _cost_of(bench, index, token)
-            if not abs(cost + row[token]) <= rows.row_tolerance_nats + bench.tolerance_nats:
-                wrong = "a candidate put at the place is not charged as the distribution shows"
-                yield _Sum(index, 1, abs(cost + float(row[token])), wrong)
-                return
-        yield _Sum(index, len(candidates), excess)
-
-
-def _charged_sums(bench: Bench, costs: Costs) -> Iterator[_Sum]:
-    """Ask for the cost of every candidate, or of as many as the time allows."""
+def _sums(bench: Bench) -> Iterator[Sum]:
+    """Yield the sums at some places of the text, and of one in which habits form."""
     once_s = bench.seconds_of(lambda: scored(bench.scorer, bench.text))
     # Half the audit's time may go into this probe.
     most = int(0.5 * bench.budget_s / _PLACES / max(once_s, 1e-9))
-    size = bench.scorer.vocab_size
-    for index in _places(bench, costs, 0.5):
-        if most >= size or size <= 64:
-            yield _full_sum(bench, index)
-        else:
-            yield _sampled_sum(bench, index, max(most, 48))
-
-
-def _full_sum(bench: Bench, index: int) -> _Sum:
-    words = bench.words
-    excess = math.fsum(math.exp(-_cost_of(bench, index, int(v))) for v in words) - 1.0
-    if excess <= SUM_TOLERANCE and not _decides_order(bench, index):
-        excess += math.exp(-_cost_of(bench, index, bench.bos_id))
-    elif excess <= SUM_TOLERANCE:
-        # What BOS would have cost there cannot be asked: it is what is left.
-        return _Sum(index, len(words), max(excess, 0.0))
-    wrong = "" if abs(excess) <= SUM_TOLERANCE else _sum_sentence(excess)
-    return _Sum(index, len(words) + 1, excess, wrong)
-
-
-def _decides_order(bench: Bench, index: int) -> bool:
-    """Return whether BOS at a place changes what is scored before it, such as the order.
-
-    Where documents begin is then taken for known in advance, which the challenge allows.
-    """
-    ids, before = bench.text.copy(), bench.costs(bench.text)
-    ids[index] = bench.bos_id
-    found = scored(bench.scorer, ids, until=index)
-    count = len(found.index) - 1
-    same = np.array_equal(found.index, before.index[: count + 1])
-    return not same or bool(
-        (_moved(found.nats, before.nats[: count + 1])[:count] > ROUNDING_NATS).any()
-    )
-
-
-def _sampled_sum(bench: Bench, index: int, asked: int) -> _Sum:
-    """Return the sum by strata: tokens of the text are asked, of the others a random sample.
-
-    What was asked bounds the sum from below without error; the rest is an estimate.
-    """
-    common, counts = np.unique(bench.text, return_counts=True)
-    sure = [int(bench.text[index]), *common[np.argsort(-counts)][: asked // 2].tolist()]
-    sure = list(dict.fromkeys(sure))
-    rest = np.setdiff1d(np.arange(bench.scorer.vocab_size), sure)
-    drawn = bench.draw.choice(rest, min(asked - len(sure), len(rest)), replace=False)
-    known = np.exp([-_cost_of(bench, index, token) for token in sure])
-    guessed = np.exp([-_cost_of(bench, index, int(token)) for token in drawn])
-    asked = len(sure) + len(drawn)
-    if known.sum() + guessed.sum() - 1.0 > SUM_TOLERANCE:
-        excess = float(known.sum() + guessed.sum()) - 1.0
-        return _Sum(index, asked, excess, _sum_sentence(excess) + ", by those asked alone")
-    error = len(rest) * float(guessed.std(ddof=1)) / math.sqrt(len(drawn))
-    excess = float(known.sum() + len(rest) * guessed.mean()) - 1.0
-    # One large value must not carry the estimate.
-    without = float(known.sum() + len(rest) * np.sort(guessed)[:-1].mean()) - 1.0
-    if without - 5 * error > SUM_TOLERANCE:
-        return _Sum(index, asked, excess, f"{_sum_sentence(excess)} (estimated, +-{error:.3g})")
-    if abs(excess) <= max(SUM_TOLERANCE, 5 * error) and error <= 0.02:
-        return _Sum(index, asked, excess)
-    doubt = f"{asked} candidates leave the sum open: {1 + excess:.3f} +- {error:.3f}"
-    return _Sum(index, asked, excess, doubt=doubt)
-
-
-def _sum_sentence(excess: float) -> str:
-    if excess > 0:
-        return f"the probabilities sum to {1 + excess:.4g}: more than there is to give away"
-    return (
-        f"the probabilities sum to {1 + excess:.4g}: mass is missing, so that the score is not "
-        "that of a distribution (it is higher, not lower, for it)"
-    )
-
-
-def _cost_of(bench: Bench, index: int, token: int) -> float:
-    ids = bench.text.copy()
-    ids[index] = token
-    return scored(bench.scorer, ids, until=index).at(index)
+    for ids in (bench.text, bench.of_habits()):
+        for index in _places(bench, ids, 0.2):
+            place = Place(bench, ids, index)
+            if bench.rows is not None:
+                yield place.shown_sum(bench.rows)
+            elif most >= bench.scorer.vocab_size or bench.scorer.vocab_size <= 64:
+                yield place.full_sum()
+            else:
+                yield place.sampled_sum(max(most, 48))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -392,7 +286,7 @@ def packed(bench: Bench) -> Probe:
         one, other = (scored(bench.scorer, np.concatenate([ids, document])) for ids in before)
         result.samples += 1
         nats = [_by_index(costs, 2 * half)[half + 1 :] for costs in (one, other)]
-        result.see(_moved(*nats), np.arange(half + 1, 2 * half))
+        result.see(moved_by(*nats), np.arange(half + 1, 2 * half))
         if result.above(bench.tolerance_nats):
             break
     if not result.above(bench.tolerance_nats):
@@ -460,13 +354,6 @@ def _same_order(a: Costs, b: Costs) -> bool:
     return np.array_equal(a.index, b.index)
 
 
-def _moved(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Return |a - b|; equal infinities have not moved, and what is no number has, infinitely."""
-    with np.errstate(invalid="ignore"):
-        moved = np.where(a == b, 0.0, np.abs(a - b))
-    return np.where(np.isnan(moved), np.inf, moved)
-
-
 def _by_index(costs: Costs, count: int) -> FloatArray:
     found = np.full(count, np.nan)
     found[costs.index] = costs.nats
@@ -489,9 +376,10 @@ def _cuts(bench: Bench, count: int, most: int) -> Iterator[int]:
         yield cuts[number]
 
 
-def _places(bench: Bench, costs: Costs, share: float) -> Iterator[int]:
+def _places(bench: Bench, ids: IntArray, share: float) -> Iterator[int]:
     """Yield tokens to look at closely: the cheapest, where cheats gain, then any."""
-    words = np.flatnonzero(bench.text[costs.index] != bench.bos_id)
+    costs = bench.costs(ids)
+    words = np.flatnonzero(ids[costs.index] != bench.bos_id)
     cheap = costs.index[words[np.argsort(costs.nats[words])]]
     late = costs.index[words[len(words) // 2 :]]
     chosen = [int(cheap[0]), int(bench.draw.choice(late)), int(cheap[len(cheap) // 10])]

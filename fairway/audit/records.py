@@ -4,15 +4,24 @@ A folder in the challenge's format has no fixed schema, so numbers are taken whe
 what they mean; what could not be found is said. Nothing of it is executed or imported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairway.audit import accounts, agreement
+from fairway.audit.accounts import LIMIT_BYTES, Shipped, text_bytes, total_bytes
+from fairway.audit.claims import Claims, read_claims
 from fairway.audit.findings import Finding, holds, ordered
-from fairway.audit.folder import Folder, open_folder, read_object
+from fairway.audit.folder import File, Folder, open_folder, read_object, read_text
+from fairway.audit.logs import Log, read_log
+from fairway.audit.syntax import Script, patterns
+from fairway.audit.unwrap import unwrap
 
-LIMIT_BYTES = 16_000_000
+# More logs than these are not read; a record has three to five.
+_MOST_LOGS = 50
+_MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
+_README_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +50,26 @@ def audit_record(folder: Path) -> RecordAudit:
 
 def _findings(folder: Folder, facts: dict[str, Any]) -> Iterator[Finding]:
     yield from _parts(folder)
-    for file in folder.named("submission.json"):
-        value = read_object(file)
-        if isinstance(value, str):
-            yield Finding("invalid", "json", f"the claim cannot be read: {value}", file.name)
-        else:
-            facts["submission"] = value
+    logs = [log for file in _log_files(folder) if (log := read_log(file)).ran]
+    facts["logs"] = [_facts_of(log) for log in logs]
+    if not logs:
+        yield Finding("warning", "no-log", "no training log could be found")
+    claims, found = _claims(folder, facts)
+    yield from found
+    if "non_record" in str(folder.path.resolve()):
+        claims.unlimited = True
+    yield from accounts.check_bytes(logs, claims, _shipped(folder))
+    yield from accounts.check_times(logs, claims)
+    yield from accounts.check_steps(logs, claims)
+    yield from accounts.check_denominators(logs)
+    yield from agreement.check_settings(logs)
+    yield from agreement.check_scores(logs, claims, facts)
+    yield from agreement.check_gates(logs)
+    sources = yield from _sources(folder, logs, facts)
+    yield from agreement.check_known_settings(logs, sources)
+    for file in folder.named("readme.md")[:1]:
+        text = read_text(file, _README_BYTES)
+        yield from agreement.check_readme(text, file.name, logs, claims, sources)
 
 
 def _parts(folder: Folder) -> Iterator[Finding]:
@@ -54,7 +77,76 @@ def _parts(folder: Folder) -> Iterator[Finding]:
     for code, name in wanted.items():
         if not folder.named(name.lower()):
             yield Finding("warning", f"no-{code}", f"{name} could not be found")
-    if not folder.ending(".log", ".txt"):
-        yield Finding("warning", "no-log", "no training log could be found")
     for name in folder.skipped:
         yield Finding("note", "skipped", "not a regular file, or one too many: not read", name)
+
+
+def _log_files(folder: Folder) -> list[File]:
+    found = [
+        file
+        for file in folder.ending(".log", ".txt", ".out", "")
+        if "requirements" not in file.name.lower() and "licen" not in file.name.lower()
+    ]
+    return found[:_MOST_LOGS]
+
+
+def _facts_of(log: Log) -> dict[str, Any]:
+    total, trained = total_bytes(log), log.train_s
+    return {
+        "file": log.name,
+        "seed": log.seed,
+        "steps": log.steps,
+        "train_s": trained.value if trained else None,
+        "total_bytes": total.value if total else None,
+        "text_bytes": text_bytes(log),
+        **{name: number.value for name, number in log.numbers.items()},
+        "stages": {stage.name: stage.bpb.value for stage in log.stages},
+    }
+
+
+def _claims(folder: Folder, facts: dict[str, Any]) -> tuple[Claims, list[Finding]]:
+    found: list[Finding] = []
+    claims = Claims()
+    for file in folder.named("submission.json")[:1]:
+        value = read_object(file)
+        if isinstance(value, str):
+            why = f"the claim cannot be read: {value}"
+            found.append(Finding("invalid", "json", why, file.name))
+            continue
+        claims = read_claims(value, file.name)
+    facts["claims"] = {name: number.value for name, number in claims.numbers.items()}
+    return claims, found
+
+
+def _shipped(folder: Folder) -> Shipped:
+    scripts = folder.named("train_gpt.py")
+    code = sum(file.size_bytes for file in folder.ending(".py"))
+    models = tuple(
+        (file.name, file.size_bytes)
+        for file in folder.ending(*_MODELS)
+        if file.size_bytes > 1_000_000
+    )
+    return Shipped(scripts[0].size_bytes if scripts else None, code, models)
+
+
+def _sources(
+    folder: Folder, logs: list[Log], facts: dict[str, Any]
+) -> Generator[Finding, None, list[str]]:
+    """Yield what the source says; return the text of all layers of all scripts."""
+    texts: list[str] = []
+    settings = {name: str(value) for log in logs for name, value in log.settings.items()}
+    for file in folder.ending(".py")[:_MOST_LOGS]:
+        opened = unwrap(read_text(file))
+        texts += [layer.source for layer in opened.layers]
+        facts.setdefault("layers", {})[file.name] = len(opened.layers)
+        if opened.stopped:
+            why = f"the script cannot be unpacked for reading: {opened.stopped}"
+            yield Finding("warning", "unpack", why, file.name)
+        innermost = opened.layers[-1]
+        if innermost.tree is None:
+            why = "the script could not be read as Python here, so its patterns were not checked"
+            yield Finding("note", "syntax", why, file.name)
+        elif file.path.name.lower() == "train_gpt.py" or len(folder.ending(".py")) == 1:
+            shown = file.name if not innermost.depth else f"{file.name} (layer {innermost.depth})"
+            yield from patterns(Script(shown, innermost.tree, settings))
+    return texts

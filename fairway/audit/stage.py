@@ -8,16 +8,17 @@ from typing import Any
 from fairway.audit.bench import Bench, exercise
 from fairway.audit.findings import Finding, holds, ordered
 from fairway.audit.ledger import check_trail_file
-from fairway.audit.predictors import scorer_of, small
+from fairway.audit.predictors import LedgerScorer, scorer_of, small
 from fairway.audit.probes import audit_scorer
 from fairway.audit.verdicts import Probe, joined, verdict_of
 from fairway.config import Config
+from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
 from fairway.score.ledger import IntArray
 from fairway.score.trail import trail_file
 
 # What scores the artifact, by the stage that does; side-by-side windows are a case of sliding ones.
-_PROBED = ("sliding", "ttt")
+_PROBED = ("sliding", "ttt", "mixture")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,9 @@ def _fails(probe: Mapping[str, Any]) -> bool:
     return bool(probe["verdict"] == "invalid")
 
 
-def audit_run(run: RunFacts, config: Config, model: GPT, ids: IntArray) -> dict[str, Any]:
+def audit_run(
+    run: RunFacts, config: Config, model: GPT, ids: IntArray, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """Return the audit of a run: {passed, verdict, findings, probes}, ready for JSON.
 
     `model` is the artifact as read from disk, whose weights may be changed; `ids` its validation
@@ -64,9 +67,10 @@ def audit_run(run: RunFacts, config: Config, model: GPT, ids: IntArray) -> dict[
     methods = {stage: run.stages[f"score.{stage}"] for stage in _PROBED if _has(run, stage)}
     if config.audit.budget_s:
         for stage, facts in methods.items():
-            method = facts.get("method", "sliding")
             share_s = config.audit.budget_s / len(methods)
-            probes += [(stage, p) for p in _probe(config, model, ids, method, share_s)]
+            scorer, text = _scorer(config, model, ids, facts, tokenizer)
+            found_all = audit_scorer(Bench(scorer, text, config.seed, share_s))
+            probes += [(stage, found) for found in found_all]
     findings = ordered([*_budgets(run, config), *_skipped(config)])
     verdict = joined(
         verdict_of([probe for stage, probe in probes if stage == name])
@@ -84,11 +88,15 @@ def _has(run: RunFacts, stage: str) -> bool:
     return f"score.{stage}" in run.stages
 
 
-def _probe(config: Config, model: GPT, ids: IntArray, method: str, budget_s: float) -> list[Probe]:
+def _scorer(
+    config: Config, model: GPT, ids: IntArray, facts: Mapping[str, Any], tokenizer: Tokenizer
+) -> tuple[LedgerScorer, IntArray]:
+    """Return what a stage scored with as a scorer, and the text to probe it on."""
     text = exercise(ids, config.audit.tokens)
     score, ttt = small(config.score, config.ttt, len(text))
-    scorer = scorer_of(model, method, score, ttt, config.seed)
-    return audit_scorer(Bench(scorer, text, config.seed, budget_s))
+    experts = (tokenizer, config.mixture) if "experts" in facts else None
+    method = config.mixture.base if experts else facts.get("method", "sliding")
+    return scorer_of(model, method, score, ttt, config.seed, experts), text
 
 
 def _budgets(run: RunFacts, config: Config) -> list[Finding]:

@@ -10,7 +10,8 @@ Shapes: B batch, H query heads, G key/value heads, T time, K head width.
 import functools
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +104,31 @@ class _InOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy_BHTK: Tensor) -> tuple[Tensor | None, ...]:
-        asked = torch.are_deterministic_algorithms_enabled()
-        only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-        torch.use_deterministic_algorithms(True)
-        try:
+        with _demanding_order():
             gradients = torch.autograd.grad(ctx.output, ctx.inputs, dy_BHTK)
-        finally:
-            torch.use_deterministic_algorithms(asked, warn_only=only_warned)
         return None, *gradients
+
+
+# A module whose setting is an attribute added at run time.
+_DETERMINISTIC: Any = torch.utils.deterministic
+
+
+@contextmanager
+def _demanding_order() -> Iterator[None]:
+    """While this lasts, PyTorch takes operations that repeat their bits.
+
+    Without filling what it allocates, as it otherwise does then: 8 launches a layer.
+    """
+    asked = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = _DETERMINISTIC.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    _DETERMINISTIC.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=only_warned)
+        _DETERMINISTIC.fill_uninitialized_memory = filled
 
 
 def efficient(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:

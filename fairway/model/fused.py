@@ -16,7 +16,7 @@ G key/value heads, K head width, C = (H + 2 G) K, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ from fairway.model.gpt import GPT, Block
 from fairway.model.kernels import Join
 
 Rope = tuple[Tensor, Tensor]
+# Those of a state that must have one, and of two that may.
+Grads = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def product_f32(a_MN: Tensor, b_NL: Tensor) -> Tensor:
@@ -85,12 +87,14 @@ class _Tape:
     x0_ND: Tensor | None
     join: Join | None
     h_ND: Tensor
-    attended: "_Attended"
+    attended: "Attended"
     mlp: "_Hidden"
 
 
 @dataclass(slots=True)
-class _Attended:
+class Attended:
+    """What attention's way back needs."""
+
     qkv_NC: Tensor
     inverse: Tensor
     inputs: tuple[Tensor, Tensor, Tensor]
@@ -134,7 +138,7 @@ class FusedBlock:
         """Return the stream after the block and the tape of the visit."""
         block = self.block
         u_ND, h_ND = kernels.enter(x_ND, x0_ND, block.resid_mix, join, block.scale)
-        attended = self._attend(h_ND, rope, T, learn)
+        attended = self.attend(F.linear(h_ND, self.qkv_CD.get()), rope, T, learn)
         # In place: the way back needs neither u nor what the stream was before the MLP.
         stream_ND = u_ND.addmm_(attended.out_ND, self.out_DD.get().T)
         g_ND, inverse_N = h_ND, None
@@ -145,10 +149,10 @@ class FusedBlock:
         hidden = _Hidden(g_ND, inverse_N, square_NF)
         return stream_ND, _Tape(x_ND, x0_ND, join, h_ND, attended, hidden)
 
-    def _attend(self, h_ND: Tensor, rope: Rope, T: int, learn: bool) -> _Attended:
+    def attend(self, qkv_NC: Tensor, rope: Rope, T: int, learn: bool) -> Attended:
+        """Return attention over projections, which it turns in place."""
         attn = self.block.attn
         H, G, K = attn.num_heads, attn.num_kv_heads, attn.head_dim
-        qkv_NC = F.linear(h_ND, self.qkv_CD.get())
         inverse = heads.position_(qkv_NC, attn.q_gain, rope, T, H, G)
         split = torch.split(qkv_NC.view(-1, T, H + 2 * G, K).transpose(1, 2), [H, G, G], 1)
         q, k, v = (z.detach().requires_grad_(learn) for z in split)
@@ -157,18 +161,16 @@ class FusedBlock:
         if attn.exclude_self:
             out_ND = heads.without_self(y_BHTK.detach(), qkv_NC, G)
         else:
-            out_ND = y_BHTK.detach().transpose(1, 2).reshape(len(h_ND), -1)
-        return _Attended(qkv_NC, inverse, (q, k, v), y_BHTK, out_ND)
+            out_ND = y_BHTK.detach().transpose(1, 2).reshape(len(qkv_NC), -1)
+        return Attended(qkv_NC, inverse, (q, k, v), y_BHTK, out_ND)
 
-    def backward(
-        self, tape: _Tape, rope: Rope, grads: tuple[Tensor, Tensor | None, Tensor | None]
-    ) -> tuple[tuple[Tensor, Tensor | None, Tensor | None], Tensor, list[Tensor]]:
+    def backward(self, tape: _Tape, rope: Rope, grads: Grads) -> tuple[Grads, Tensor, list[Tensor]]:
         """Return (gradients of x, x0, skip; sums for the join; gradients of `parameters`)."""
         block, (dout_ND, dx0_ND, dpass_ND) = self.block, grads
         dv_ND, dh_ND, d_up, d_down = self._mlp_backward(tape, dout_ND)
         dy_ND = dv_ND @ self.out_DD.get()
         d_out = product_f32(dv_ND.T, tape.attended.out_ND)
-        dqkv_NC, d_gain = self._attend_backward(tape.attended, rope, dy_ND)
+        dqkv_NC, d_gain = self.attend_backward(tape.attended, rope, dy_ND)
         d_qkv = product_f32(dqkv_NC.T, tape.h_ND)
         qkv_CD = self.qkv_CD.get()
         dh_ND = dqkv_NC @ qkv_CD if dh_ND is None else dh_ND.addmm_(dqkv_NC, qkv_CD)
@@ -199,9 +201,10 @@ class FusedBlock:
         dv_ND = kernels.norm_backward(hidden.h_ND, hidden.inverse_N, dg_ND, dout_ND, block.scale)
         return dv_ND, None, d_up, d_down
 
-    def _attend_backward(
-        self, attended: _Attended, rope: Rope, grad_ND: Tensor
+    def attend_backward(
+        self, attended: Attended, rope: Rope, grad_ND: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the projections, [N, C], and of the gains, [H]."""
         attn, qkv_NC = self.block.attn, attended.qkv_NC
         y_BHTK, extra = attended.y_BHTK, None
         if attn.exclude_self:
@@ -222,6 +225,22 @@ def _unscale(d_scaled: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, T
     return d_scaled * scale.detach()[:, None], (d_scaled * weight.detach()).sum(1)
 
 
+class Visited(Protocol):
+    """What a visit runs: a block, or one with something added (`adapted`)."""
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """What gradients are returned for."""
+
+    def forward(
+        self, x_ND: Tensor, x0_ND: Tensor | None, join: Join | None, rope: Rope, T: int, learn: bool
+    ) -> tuple[Tensor, Any]:
+        """Return the stream and the tape, which has the join."""
+
+    def backward(self, tape: Any, rope: Rope, grads: Grads) -> tuple[Grads, Tensor, list[Tensor]]:
+        """Return (gradients of x, x0, skip; sums for the join; gradients of `parameters`)."""
+
+
 class _Visit(torch.autograd.Function):
     """A visit of a block: (x, x0, skip, join weights, parameters) -> (stream, x0, x).
 
@@ -229,7 +248,7 @@ class _Visit(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, fused: FusedBlock, rope: Rope, T: int, learn: bool, own: bool,
+    def forward(ctx: Any, fused: Visited, rope: Rope, T: int, learn: bool, own: bool,
                 x_ND: Tensor, x0_ND: Tensor | None, skip_ND: Tensor | None,
                 weight_D: Tensor | None, gate_D: Tensor | None,
                 *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
@@ -275,9 +294,12 @@ class _Embed(torch.autograd.Function):
         return d_table.to(dtype), None, None
 
 
-class _Norm(torch.autograd.Function):
+class Norm(torch.autograd.Function):
+    """x / rms(x) of rows."""
+
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor) -> Tensor:
+        """Return the normalised rows."""
         y_ND, inverse_N = kernels.norm(x_ND)
         ctx.save_for_backward(y_ND, inverse_N)
         return y_ND
@@ -285,6 +307,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_ND: Tensor) -> Tensor:
+        """Return the rows' gradient."""
         y_ND, inverse_N = ctx.saved_tensors
         return kernels.norm_backward(y_ND, inverse_N, dy_ND, None)
 
@@ -344,7 +367,7 @@ class FusedPath:
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """Return the normalised final state of every position, [B, T, D] in the compute dtype."""
-        h_ND: Tensor = _Norm.apply(self._final(ids_BT))  # type: ignore[no-untyped-call]
+        h_ND: Tensor = Norm.apply(self._final(ids_BT))  # type: ignore[no-untyped-call]
         return h_ND.view(*ids_BT.shape, -1)
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -387,6 +410,10 @@ class FusedPath:
             own = False
         return x_ND
 
+    def _block(self, layer: int) -> Visited:
+        """Return what the next visit runs, which is to a layer."""
+        return self.blocks[layer]
+
     def _join_rows(self, step: int) -> tuple[Tensor, Tensor | None]:
         model = self.model
         gates = model.skip_gates[step] if model.config.skip_gates else None
@@ -403,7 +430,7 @@ class FusedPath:
         rows: tuple[Tensor | None, Tensor | None] = (None, None),
         own: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        block = self.blocks[layer]
+        block = self._block(layer)
         outputs: tuple[Tensor, Tensor, Tensor | None] = _Visit.apply(  # type: ignore[no-untyped-call]
             block, rope, T, torch.is_grad_enabled(), own, x_ND, x0_ND, skip_ND, *rows,
             *block.parameters,

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +26,23 @@ from fairway.errors import UserError
 from fairway.files import digest_bytes, write_atomic
 from fairway.pack.codec import CODECS, MAX_STRIDE, compress, decompress
 from fairway.pack.layout import (
+    Form,
+    Loaded,
     SectionSpec,
+    form_of,
     layout,
     section_bits,
     section_bytes,
-    state_of,
+    section_trellis,
     threshold,
 )
+from fairway.pack.streams import KINDS, decode_section, encode_section
 from fairway.progress import progress
 from fairway.quantise.gptq import QuantisedModel
+from fairway.quantise.trellis import TRELLIS
 
 MAGIC = b"FAIRWAY\0"
-FORMAT_VERSION = 1
+VERSIONS = (1, 2)
 _PREFIX = struct.Struct("<8sII32s")
 MAX_HEADER_BYTES = 1 << 16
 MAX_TOKENIZER_BYTES = 1 << 24
@@ -50,6 +55,8 @@ MAX_EXPANSION = 16
 
 _HEADER_KEYS = {"model", "min_numel", "provenance", "sections", "tokenizer_digest"}
 _SECTION_KEYS = {"name", "kind", "bits", "codec", "stride", "bytes", "raw_bytes", "sha256"}
+# What version 2 adds to both.
+_HEADER_KEYS_2, _SECTION_KEYS_2 = {"log_steps", "orders"}, {"trellis"}
 _PROVENANCE: dict[str, type] = {
     "recipe": str,
     "recipe_hash": str,
@@ -81,7 +88,7 @@ class _Head:
     header: dict[str, Any]
     bytes: int
     config: ModelConfig
-    specs: list[SectionSpec]
+    specs: dict[str, SectionSpec]
 
     @property
     def account(self) -> Account:
@@ -113,16 +120,13 @@ def save_artifact(
             f"the tokenizer has {tokenizer.vocab_size} pieces but the model {model.vocab_size}; "
             "pack with the tokenizer of the training run"
         )
+    form = form_of(quantised, pack.codec)
     min_numel = threshold(quantised)
-    specs = layout(model, min_numel)
-    raw = [section_bytes(spec, quantised) for spec in specs]
-    entries = [_entry(spec.name, spec.kind, section_bits(spec, quantised), pack) for spec in specs]
+    sections = [_encode(spec, quantised, pack, form) for spec in layout(model, min_numel, form)]
     if pack.with_tokenizer:
-        raw.append(tokenizer.data)
-        entries.append(_entry("tokenizer", "tokenizer", 8, pack))
-    stored = _compress_all(raw, entries)
-    for entry, before, after in zip(entries, raw, stored, strict=True):
-        entry |= {"bytes": len(after), "raw_bytes": len(before), "sha256": digest_bytes(after)}
+        sections.append(_encode_tokenizer(tokenizer.data, pack, form))
+    stored = _all_at_once(sections)
+    entries = [section.entry for section in sections]
     header = {
         "model": to_dict(model),
         "min_numel": min_numel,
@@ -130,31 +134,72 @@ def save_artifact(
         "sections": entries,
         "tokenizer_digest": tokenizer.digest,
     }
+    if form.version == 2:
+        header |= {"log_steps": form.log_steps, "orders": form.orders}
     text = _canonical(header)
-    head = _checked(header, len(text), _PREFIX.size + len(text) + sum(map(len, stored)))
-    prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(text), hashlib.sha256(text).digest())
+    size = _PREFIX.size + len(text) + sum(map(len, stored))
+    head = _checked(header, form.version, len(text), size)
+    prefix = _PREFIX.pack(MAGIC, form.version, len(text), hashlib.sha256(text).digest())
     write_atomic(path, b"".join([prefix, text, *stored]))
     return head.account
 
 
-def _entry(name: str, kind: str, bits: int, pack: PackConfig) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Section:
+    """A section about to be stored: its entry in the header, and the ways to make its bytes.
+
+    A way has codec, stride and what encodes; the shortest result is stored.
+    """
+
+    entry: dict[str, Any]
+    ways: list[tuple[str, int, Callable[[], bytes]]]
+
+
+def _encode(spec: SectionSpec, quantised: QuantisedModel, pack: PackConfig, form: Form) -> _Section:
+    bits, trellis = section_bits(spec, quantised), section_trellis(spec, quantised)
+    entry = {"name": spec.name, "kind": spec.kind, "bits": bits}
+    entry |= {} if form.version == 1 else {"trellis": trellis}
+    ways = []
+    if pack.codec == "cabac" and spec.kind in KINDS:
+        entry["raw_bytes"] = spec.raw_bytes(bits)
+        ways.append(("cabac", 1, lambda: encode_section(spec, quantised)))
+        if spec.kind == "codes":
+            return _Section(entry, ways)
+    # Few scales of a fresh model repeat one another, which Brotli sees better.
+    raw = section_bytes(spec, quantised)
     # Only numbers of two bytes gain from the shuffle; it costs codes what their columns give.
-    stride = pack.shuffle if kind in ("scales", "vectors") else 1
-    return {"name": name, "kind": kind, "bits": bits, "codec": pack.codec, "stride": stride}
+    stride = pack.shuffle if spec.kind in ("scales", "steps", "vectors") else 1
+    return _Section(entry | {"raw_bytes": len(raw)}, [*ways, _way(raw, pack, stride)])
 
 
-def _compress_all(raw: list[bytes], entries: list[dict[str, Any]]) -> list[bytes]:
-    """Return the stored bytes of all sections; the coders release the interpreter lock."""
-    with progress("compress", sum(map(len, raw))) as advance:
+def _encode_tokenizer(data: bytes, pack: PackConfig, form: Form) -> _Section:
+    entry = {"name": "tokenizer", "kind": "tokenizer", "bits": 8, "raw_bytes": len(data)}
+    return _Section(entry | ({} if form.version == 1 else {"trellis": 0}), [_way(data, pack, 1)])
 
-        def work(job: tuple[bytes, dict[str, Any]]) -> bytes:
-            data, entry = job
-            stored = compress(data, entry["codec"], entry["stride"])
-            advance(len(data))
+
+def _way(raw: bytes, pack: PackConfig, stride: int) -> tuple[str, int, Callable[[], bytes]]:
+    codec = "brotli" if pack.codec == "cabac" else pack.codec
+    return codec, stride, lambda: compress(raw, codec, stride)
+
+
+def _all_at_once(sections: list[_Section]) -> list[bytes]:
+    """Return the stored bytes of all sections, which complete their entries.
+
+    The coders release the interpreter lock.
+    """
+    with progress("compress", sum(section.entry["raw_bytes"] for section in sections)) as advance:
+
+        def work(section: _Section) -> bytes:
+            found = [(encode(), codec, stride) for codec, stride, encode in section.ways]
+            stored, codec, stride = min(found, key=lambda way: len(way[0]))
+            section.entry.update(
+                bytes=len(stored), sha256=digest_bytes(stored), codec=codec, stride=stride
+            )
+            advance(section.entry["raw_bytes"])
             return stored
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(work, zip(raw, entries, strict=True)))
+            return list(pool.map(work, sections))
 
 
 def _canonical(header: Any) -> bytes:
@@ -188,6 +233,20 @@ def account(path: Path) -> Account:
             raise UserError(f"{path}: {error}") from None
 
 
+def read_sections(path: Path) -> Iterator[tuple[dict[str, Any], SectionSpec | None, bytes]]:
+    """Yield entry, spec and raw bytes of every section in file order; the tokenizer has no spec.
+
+    Raises UserError as `load_artifact` does.
+    """
+    with _opened(path) as stream:
+        try:
+            head = _read_head(stream)
+            for entry, raw in _sections(stream, head, Loaded()):
+                yield entry, head.specs.get(entry["name"]), raw
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
 def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
@@ -197,24 +256,35 @@ def _opened(path: Path) -> BinaryIO:
 
 def _load(stream: BinaryIO) -> Artifact:
     head = _read_head(stream)
-    raw, bits = {}, {}
-    for entry in head.header["sections"]:
-        raw[entry["name"]] = _section(stream.read(entry["bytes"]), entry)
-        bits[entry["name"]] = entry["bits"]
-    tokenizer = raw.get("tokenizer")
+    loaded, tokenizer = Loaded(), None
+    for entry, raw in _sections(stream, head, loaded):
+        if entry["kind"] == "tokenizer":
+            tokenizer = raw
     if tokenizer is not None and digest_bytes(tokenizer) != head.header["tokenizer_digest"]:
         raise UserError("the tokenizer inside is not the one its header names")
-    state = state_of(head.specs, raw, bits)
-    return Artifact(head.config, state, tokenizer, head.header, head.account)
+    return Artifact(head.config, loaded.state(), tokenizer, head.header, head.account)
 
 
-def _section(stored: bytes, entry: dict[str, Any]) -> bytes:
-    if digest_bytes(stored) != entry["sha256"]:
-        raise UserError(f"section '{entry['name']}' is damaged; copy the file again")
-    try:
-        return decompress(stored, entry["codec"], entry["stride"], entry["raw_bytes"])
-    except UserError as error:
-        raise UserError(f"in section '{entry['name']}' {error}") from None
+def _sections(
+    stream: BinaryIO, head: _Head, loaded: Loaded
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield the entry and the raw bytes of every section in file order, taken in by `loaded`."""
+    for entry in head.header["sections"]:
+        stored = stream.read(entry["bytes"])
+        if digest_bytes(stored) != entry["sha256"]:
+            raise UserError(f"section '{entry['name']}' is damaged; copy the file again")
+        spec = head.specs.get(entry["name"])
+        bits, trellis = entry["bits"], entry.get("trellis", 0)
+        try:
+            if entry["codec"] == "cabac" and spec is not None:
+                raw = decode_section(spec, stored, bits, trellis, loaded)
+            else:
+                raw = decompress(stored, entry["codec"], entry["stride"], entry["raw_bytes"])
+        except UserError as error:
+            raise UserError(f"in section '{entry['name']}' {error}") from None
+        if spec is not None:
+            loaded.add(spec, raw, bits, trellis)
+        yield entry, raw
 
 
 def _read_head(stream: BinaryIO) -> _Head:
@@ -225,17 +295,19 @@ def _read_head(stream: BinaryIO) -> _Head:
     if len(prefix) < _PREFIX.size:
         raise UserError(f"the file ends after {len(prefix)} bytes; copy it again")
     _, version, length, digest = _PREFIX.unpack(prefix)
-    if version != FORMAT_VERSION:
-        raise UserError(f"the format has version {version}, this Fairway reads {FORMAT_VERSION}")
+    if version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise UserError(f"the format has version {version}, this Fairway reads {known}")
     if length > MAX_HEADER_BYTES:
         raise UserError(f"the header claims {length} bytes; at most {MAX_HEADER_BYTES} are read")
     text = stream.read(length)
     if hashlib.sha256(text).digest() != digest:
         raise UserError("the header is damaged; copy the file again")
-    return _checked(_parse(text), length, os.fstat(stream.fileno()).st_size)
+    header = _parse(text, _HEADER_KEYS | (_HEADER_KEYS_2 if version == 2 else set()))
+    return _checked(header, version, length, os.fstat(stream.fileno()).st_size)
 
 
-def _parse(text: bytes) -> dict[str, Any]:
+def _parse(text: bytes, keys: set[str]) -> dict[str, Any]:
     try:
         header = json.loads(text, parse_int=_small)
         same = _canonical(header) == text
@@ -244,7 +316,7 @@ def _parse(text: bytes) -> dict[str, Any]:
     # One encoding per header also rules out doubled keys, NaN and stray blanks.
     if not same:
         raise UserError("the header is not in its canonical form")
-    return dict(_with_keys(header, _HEADER_KEYS, "the header"))
+    return dict(_with_keys(header, keys, "the header"))
 
 
 def _small(digits: str) -> int:
@@ -258,15 +330,17 @@ def _small(digits: str) -> int:
 # Checking a header against the model it names and the file it came in
 
 
-def _checked(header: dict[str, Any], header_bytes: int, file_bytes: int) -> _Head:
+def _checked(header: dict[str, Any], version: int, header_bytes: int, file_bytes: int) -> _Head:
     """Return the header if every field is of its type and follows from the model's config."""
     config: ModelConfig = from_dict(header["model"], ModelConfig, "model.")
     check_model(config)
     _check_provenance(header["provenance"])
     _require_hex(header["tokenizer_digest"], "the tokenizer's digest")
     min_numel = _whole(header["min_numel"], 0, 2**40, "min_numel")
-    head = _Head(header, header_bytes, config, layout(config, min_numel))
-    _check_sections(header["sections"], head.specs)
+    form = Form(version, *(_flag(header.get(key, False), key) for key in ("log_steps", "orders")))
+    specs = layout(config, min_numel, form)
+    head = _Head(header, header_bytes, config, {spec.name: spec for spec in specs})
+    _check_sections(header["sections"], specs, version)
     _check_sizes(head, file_bytes)
     return head
 
@@ -283,30 +357,47 @@ def _check_sizes(head: _Head, file_bytes: int) -> None:
         )
 
 
-def _check_sections(entries: Any, specs: list[SectionSpec]) -> None:
+def _check_sections(entries: Any, specs: list[SectionSpec], version: int) -> None:
     if not isinstance(entries, list):
         raise UserError("the section table is not a list")
     for entry in entries:
-        _check_section(entry)
-    expected = [(spec.name, spec.kind, spec.raw_bytes) for spec in specs]
-    found = [(entry["name"], entry["kind"], entry["raw_bytes"]) for entry in entries]
-    if len(found) > len(expected) and found[-1][:2] == ("tokenizer", "tokenizer"):
-        _whole(found.pop()[2], 0, MAX_TOKENIZER_BYTES, "the length of the tokenizer")
-    if found != expected:
+        _check_section(entry, version)
+    named = [(entry["name"], entry["kind"]) for entry in entries]
+    if len(named) == len(specs) + 1 and named[-1] == ("tokenizer", "tokenizer"):
+        size = entries[len(specs)]["raw_bytes"]
+        _whole(size, 0, MAX_TOKENIZER_BYTES, "the length of the tokenizer")
+        named.pop()
+    if named != [(spec.name, spec.kind) for spec in specs] or not all(
+        _fits(entry, spec) for entry, spec in zip(entries, specs, strict=False)
+    ):
         raise UserError("the sections are not those of the model that the header describes")
 
 
-def _check_section(entry: Any) -> None:
-    _with_keys(entry, _SECTION_KEYS, "a section")
-    name = entry["name"]
-    if not isinstance(name, str) or entry["codec"] not in CODECS:
+def _fits(entry: dict[str, Any], spec: SectionSpec) -> bool:
+    raw_bytes = spec.raw_bytes(entry["bits"])
+    return bool(
+        entry["raw_bytes"] <= raw_bytes
+        if spec.kind == "orders"
+        else entry["raw_bytes"] == raw_bytes
+    )
+
+
+def _check_section(entry: Any, version: int) -> None:
+    _with_keys(entry, _SECTION_KEYS | (_SECTION_KEYS_2 if version == 2 else set()), "a section")
+    name, kind = entry["name"], str(entry["kind"])
+    own = version == 2 and entry["codec"] == "cabac" and kind in KINDS
+    if not isinstance(name, str) or not (own or entry["codec"] in CODECS):
         raise UserError(f"section '{name}' has the unknown codec '{entry['codec']}'")
     _require_hex(entry["sha256"], f"the digest of section '{name}'")
     _whole(entry["stride"], 1, MAX_STRIDE, f"the stride of section '{name}'")
     _whole(entry["bytes"], 0, 2**40, f"the length of section '{name}'")
     _whole(entry["raw_bytes"], 0, 2**40, f"the raw length of section '{name}'")
-    low, high = {"codes": (2, 8), "tokenizer": (8, 8)}.get(str(entry["kind"]), (16, 16))
+    most = 8 if version == 1 else 16
+    low, high = {"codes": (2, most), "tokenizer": (8, 8)}.get(kind, (16, 16))
     _whole(entry["bits"], low, high, f"the bits of section '{name}'")
+    states = _whole(entry.get("trellis", 0), 0, 2**16, f"the trellis of section '{name}'")
+    if states and (kind != "codes" or states not in TRELLIS):
+        raise UserError(f"section '{name}' has a trellis of {states} states, which nobody knows")
 
 
 def _check_provenance(provenance: Any) -> None:
@@ -326,6 +417,12 @@ def _with_keys(value: Any, keys: set[str], what: str) -> Any:
 def _whole(value: Any, low: int, high: int, what: str) -> int:
     if type(value) is not int or not low <= value <= high:
         raise UserError(f"{what} is {value!r}; it must be a whole number from {low} to {high}")
+    return value
+
+
+def _flag(value: Any, what: str) -> bool:
+    if type(value) is not bool:
+        raise UserError(f"{what} is {value!r}; it must be true or false")
     return value
 
 

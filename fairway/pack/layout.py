@@ -1,21 +1,25 @@
 """What an artifact holds: which tensors lie in which section, in which order and how many bytes.
 
-All of it follows from the model's config and one number, so a file cannot claim other shapes.
+All of it follows from the model's config, one number and the form of its numbers, so a file cannot
+claim other shapes.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fairway.config import ModelConfig
 from fairway.errors import UserError
 from fairway.model.gpt import GPT
+from fairway.pack.orders import Order, most_bytes, pack_orders, unpack_orders
 from fairway.quantise.gptq import QuantisedModel, is_coded
-from fairway.quantise.grid import QuantisedTensor, largest_code, restore
+from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, largest_code, restore, scale_of
+
+Numbers = NDArray[np.generic]
 
 # Section of a matrix by the end of its name; like weights compress best beside one another.
 _ROLES = {
@@ -41,27 +45,46 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """How an artifact writes numbers: format version, log_steps: scales in 1/16 octave, orders:
+    some matrix has a column order. Version 1 has neither, and its scales lie behind the codes."""
+
+    version: int
+    log_steps: bool = False
+    orders: bool = False
+
+
+PLAIN = Form(1)
+
+
+@dataclass(frozen=True, slots=True)
 class SectionSpec:
-    """A section before compression. kind: codes (int8), scales or vectors (float16)."""
+    """A section before compression.
+
+    kind: codes (int8; int16 if of more than 8 bits), scales or vectors (float16), steps (int16),
+    orders (see `orders`).
+    """
 
     name: str
     kind: str
     tensors: tuple[TensorSpec, ...]
 
-    @property
-    def raw_bytes(self) -> int:
-        """Return the bytes of the section before compression."""
+    def raw_bytes(self, bits: int) -> int:
+        """Return the bytes of the section before compression; of orders, the most."""
         if self.kind == "codes":
-            return sum(math.prod(spec.shape) for spec in self.tensors)
-        if self.kind == "scales":
+            return (1 if bits <= 8 else 2) * sum(math.prod(spec.shape) for spec in self.tensors)
+        if self.kind == "orders":
+            return most_bytes([spec.shape[1] for spec in self.tensors])
+        if self.kind in ("scales", "steps"):
             return sum(2 * spec.shape[0] for spec in self.tensors)
         return sum(2 * math.prod(spec.shape) for spec in self.tensors)
 
 
-def layout(config: ModelConfig, min_numel: int) -> list[SectionSpec]:
+def layout(config: ModelConfig, min_numel: int, form: Form = PLAIN) -> list[SectionSpec]:
     """Return the sections of a model in file order, from shapes alone.
 
-    Codes by role, then all scales, then everything kept as float16, each in the model's order.
+    Codes by role, all scales, and everything kept as float16, each in the model's order. From
+    version 2 on scales, and orders, come before the codes, whose decoder wants them.
     """
     with torch.device("meta"):
         state = GPT(config).state_dict()
@@ -75,8 +98,13 @@ def layout(config: ModelConfig, min_numel: int) -> list[SectionSpec]:
         else:
             kept.append(spec)
     codes = [SectionSpec(role, "codes", tuple(specs)) for role, specs in roles.items() if specs]
-    scales = SectionSpec("scales", "scales", tuple(coded))
-    return [*codes, scales, SectionSpec("vectors", "vectors", tuple(kept))]
+    kind = "steps" if form.log_steps else "scales"
+    scales = SectionSpec(kind, kind, tuple(coded))
+    vectors = SectionSpec("vectors", "vectors", tuple(kept))
+    if form.version == 1:
+        return [*codes, scales, vectors]
+    orders = [SectionSpec("orders", "orders", tuple(coded))] if form.orders else []
+    return [*orders, scales, *codes, vectors]
 
 
 def role_of(name: str) -> str:
@@ -101,79 +129,164 @@ def threshold(quantised: QuantisedModel) -> int:
 # Tensors to bytes
 
 
+def form_of(quantised: QuantisedModel, codec: str) -> Form:
+    """Return the lowest form that can hold a model, so that older readers can have it.
+
+    Raises UserError for a model with both kinds of scales.
+    """
+    tensors = coded_tensors(quantised)
+    steps = {tensor.scale_steps is not None for tensor in tensors}
+    if len(steps) > 1:
+        raise UserError("some matrices have float16 scales and others steps; quantise them alike")
+    orders = any(tensor.order is not None for tensor in tensors)
+    plain = all(tensor.trellis == 0 and tensor.bits <= 8 for tensor in tensors)
+    if codec != "cabac" and plain and not orders and steps <= {False}:
+        return PLAIN
+    return Form(2, log_steps=True in steps, orders=orders)
+
+
+def coded_tensors(quantised: QuantisedModel) -> list[QuantisedTensor]:
+    """Return the matrices of a model that are codes."""
+    return [tensor for tensor in quantised.values() if isinstance(tensor, QuantisedTensor)]
+
+
+def matrices(spec: SectionSpec, quantised: QuantisedModel) -> list[QuantisedTensor]:
+    """Return the coded matrices of a section."""
+    found = []
+    for tensor in spec.tensors:
+        value = quantised[tensor.name]
+        assert isinstance(value, QuantisedTensor) and tuple(value.codes.shape) == tensor.shape
+        found.append(value)
+    return found
+
+
 def section_bytes(spec: SectionSpec, quantised: QuantisedModel) -> bytes:
     """Return a section's bytes before compression.
 
     Codes lie column by column: on trained weights that saves Brotli 0.14 % against rows. Numbers
     of two bytes are little-endian.
     """
-    parts = []
-    for tensor in spec.tensors:
-        value = quantised[tensor.name]
-        if spec.kind == "vectors":
-            assert isinstance(value, Tensor) and tuple(value.shape) == tensor.shape, tensor
-            parts.append(value.numpy().astype("<f2").tobytes())
-            continue
-        assert isinstance(value, QuantisedTensor) and tuple(value.codes.shape) == tensor.shape
-        if spec.kind == "codes":
-            parts.append(value.codes.T.contiguous().numpy().tobytes())
-        else:
-            parts.append(value.scale.numpy().astype("<f2").tobytes())
-    return b"".join(parts)
+    if spec.kind == "codes":
+        dtype = "i1" if section_bits(spec, quantised) <= 8 else "<i2"
+        return b"".join(codes_bytes(t.codes.numpy(), dtype) for t in matrices(spec, quantised))
+    if spec.kind == "orders":
+        orders = (tensor.order for tensor in matrices(spec, quantised))
+        return pack_orders([None if order is None else order.numpy() for order in orders])
+    if spec.kind == "vectors":
+        return b"".join(_vector_bytes(tensor, quantised) for tensor in spec.tensors)
+    return b"".join(line.tobytes() for line in lines_of(spec, quantised))
+
+
+def codes_bytes(codes_RC: Numbers, dtype: str) -> bytes:
+    """Return the codes of a matrix column by column."""
+    return np.ascontiguousarray(codes_RC.T).astype(dtype).tobytes()
+
+
+def lines_of(spec: SectionSpec, quantised: QuantisedModel) -> list[Numbers]:
+    """Return the scales or steps of a section, a line of two-byte numbers per matrix."""
+    if spec.kind == "scales":
+        return [t.scale.numpy().astype("<f2") for t in matrices(spec, quantised)]
+    steps = (tensor.scale_steps for tensor in matrices(spec, quantised))
+    return [step_R.numpy().astype("<i2") for step_R in steps if step_R is not None]
+
+
+def _vector_bytes(tensor: TensorSpec, quantised: QuantisedModel) -> bytes:
+    value = quantised[tensor.name]
+    assert isinstance(value, Tensor) and tuple(value.shape) == tensor.shape, tensor
+    return value.numpy().astype("<f2").tobytes()
 
 
 def section_bits(spec: SectionSpec, quantised: QuantisedModel) -> int:
-    """Return the bits per number of a section, one for all of its tensors; 16 for float16."""
-    bits = {16}
-    if spec.kind == "codes":
-        tensors = [quantised[tensor.name] for tensor in spec.tensors]
-        bits = {tensor.bits for tensor in tensors if isinstance(tensor, QuantisedTensor)}
-    assert len(bits) == 1, f"section {spec.name} mixes {bits} bits"
-    return bits.pop()
+    """Return the bits that hold every number of a section; 16 for all but codes."""
+    if spec.kind != "codes":
+        return 16
+    return max(tensor.bits for tensor in matrices(spec, quantised))
+
+
+def section_trellis(spec: SectionSpec, quantised: QuantisedModel) -> int:
+    """Return the states of the trellis of a section's matrices, 0 for none."""
+    if spec.kind != "codes":
+        return 0
+    states = {tensor.trellis for tensor in matrices(spec, quantised)}
+    assert len(states) == 1, f"section {spec.name} mixes trellises of {states} states"
+    return states.pop()
 
 
 # ---------------------------------------------------------------------------------------------
 # Bytes to tensors
 
 
-def state_of(
-    specs: list[SectionSpec], raw: Mapping[str, bytes], bits: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """Return the float32 state dict that the sections' bytes hold.
+class Loaded:
+    """What has been read of an artifact so far, and in the end its float32 state dict."""
 
-    Raises UserError for a code beyond its bits and a number that is not finite.
+    def __init__(self) -> None:
+        self.steps: dict[str, Numbers] = {}
+        self.orders: dict[str, Order | None] = {}
+        self._codes: dict[str, tuple[Tensor, int, int]] = {}
+        self._vectors: dict[str, Tensor] = {}
+
+    def add(self, spec: SectionSpec, raw: bytes, bits: int, trellis: int) -> None:
+        """Take in a section's bytes, which have the length that its spec says.
+
+        Raises UserError for a code beyond its bits, a number that is not finite, a step beyond
+        LARGEST_STEP and an order that is none.
+        """
+        if spec.kind == "orders":
+            columns = [tensor.shape[1] for tensor in spec.tensors]
+            names = [tensor.name for tensor in spec.tensors]
+            self.orders = dict(zip(names, unpack_orders(raw, columns), strict=True))
+            return
+        for tensor, values in split(spec, raw, bits):
+            if spec.kind == "codes":
+                codes_RC = _tensor(values).reshape(tensor.shape[1], tensor.shape[0]).T.contiguous()
+                _require_codes(codes_RC, bits, tensor.name)
+                self._codes[tensor.name] = codes_RC, bits, trellis
+            elif spec.kind == "vectors":
+                _require_finite(values, tensor.name)
+                self._vectors[tensor.name] = _tensor(values).float().reshape(tensor.shape)
+            else:
+                check = _require_finite if spec.kind == "scales" else _require_steps
+                check(values, tensor.name)
+                self.steps[tensor.name] = values
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every tensor in float32, once all sections are in."""
+        return self._vectors | {name: restore(self._matrix(name)) for name in self._codes}
+
+    def _matrix(self, name: str) -> QuantisedTensor:
+        codes_RC, bits, trellis = self._codes[name]
+        steps_R, order = _tensor(self.steps[name]), self.orders.get(name)
+        log = steps_R.dtype == torch.int16
+        return QuantisedTensor(
+            codes_RC,
+            scale_of(steps_R) if log else steps_R,
+            bits,
+            steps_R if log else None,
+            trellis,
+            None if order is None else torch.from_numpy(order),
+        )
+
+
+def split(spec: SectionSpec, raw: bytes, bits: int) -> list[tuple[TensorSpec, Numbers]]:
+    """Return the numbers of every tensor of a section, in the order of the file.
+
+    For sections of whole length only: all but orders.
     """
-    codes: dict[str, Tensor] = {}
-    scales: dict[str, Tensor] = {}
-    state: dict[str, Tensor] = {}
-    for spec in specs:
-        if spec.kind == "codes":
-            for tensor, values in _split(spec, raw[spec.name], "i1"):
-                columns, rows = tensor.shape[1], tensor.shape[0]
-                codes[tensor.name] = torch.from_numpy(values.reshape(columns, rows).T.copy())
-                _require_codes(codes[tensor.name], bits[spec.name], tensor.name)
-        elif spec.kind == "scales":
-            for tensor, values in _split(spec, raw[spec.name], "<f2"):
-                scales[tensor.name] = _finite(values, tensor.name)
-        else:
-            for tensor, values in _split(spec, raw[spec.name], "<f2"):
-                state[tensor.name] = _finite(values, tensor.name).float().reshape(tensor.shape)
-    for name, values_RC in codes.items():
-        state[name] = restore(QuantisedTensor(values_RC, scales[name], 8))
-    return state
-
-
-def _split(
-    spec: SectionSpec, raw: bytes, dtype: str
-) -> list[tuple[TensorSpec, "np.ndarray[tuple[int], np.dtype[np.generic]]"]]:
-    values = np.frombuffer(raw, dtype)
-    counts = [t.shape[0] if spec.kind == "scales" else math.prod(t.shape) for t in spec.tensors]
+    whole = {"codes": "i1" if bits <= 8 else "<i2", "steps": "<i2"}
+    values = np.frombuffer(raw, whole.get(spec.kind, "<f2"))
+    by_row = spec.kind in ("scales", "steps")
+    counts = [t.shape[0] if by_row else math.prod(t.shape) for t in spec.tensors]
     ends = np.cumsum(counts)
     assert not counts or ends[-1] == len(values), (spec.name, len(values))
     return [
         (tensor, values[end - count : end])
         for tensor, count, end in zip(spec.tensors, counts, ends, strict=True)
     ]
+
+
+def _tensor(values: Numbers) -> Tensor:
+    # A copy in the machine's own byte order.
+    return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
 
 
 def _require_codes(codes: Tensor, bits: int, name: str) -> None:
@@ -185,8 +298,11 @@ def _require_codes(codes: Tensor, bits: int, name: str) -> None:
         )
 
 
-def _finite(values: "np.ndarray[tuple[int], np.dtype[np.generic]]", name: str) -> Tensor:
-    tensor = torch.from_numpy(values.astype(np.float16))
-    if not torch.isfinite(tensor).all():
+def _require_finite(values: Numbers, name: str) -> None:
+    if not np.isfinite(values).all():
         raise UserError(f"{name} holds a number that is not finite; the file is not usable")
-    return tensor
+
+
+def _require_steps(values: Numbers, name: str) -> None:
+    if np.abs(values.astype(np.int64)).max() > LARGEST_STEP:
+        raise UserError(f"{name} holds a step beyond +-{LARGEST_STEP}; the file is not usable")

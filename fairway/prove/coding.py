@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairway.api import ARTIFACT_FILE, LanguageModel, load
-from fairway.config import ScoreConfig, TttConfig, from_dict, to_dict, unknown_name
+from fairway.config import MixtureConfig, ScoreConfig, TttConfig, from_dict, to_dict, unknown_name
 from fairway.data.tokens import Tokenizer, prove_bytes
 from fairway.errors import UserError
 from fairway.files import digest_file
 from fairway.progress import progress
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header
+from fairway.prove.helping import WithExperts
 from fairway.prove.learning import ChunkSgd, DocumentLora
 from fairway.prove.machine import Machine, fingerprint, plan_of, this_machine
 from fairway.prove.streams import Stream, cut_evenly
@@ -89,22 +90,32 @@ class Sliding:
         )
 
 
-METHODS: dict[str, type[Any]] = {"sliding": Sliding, "sgd": ChunkSgd, "lora": DocumentLora}
+METHODS: dict[str, type[Any]] = {
+    "sliding": Sliding,
+    "sgd": ChunkSgd,
+    "lora": DocumentLora,
+    "experts": WithExperts,
+}
 
 
-def method_named(name: str, ttt: TttConfig, seed: int, streams: int | None) -> tuple[Method, int]:
+def method_named(
+    name: str, ttt: TttConfig, seed: int, streams: int | None, mixture: MixtureConfig | None = None
+) -> tuple[Method, int]:
     """Return a method with its settings, and how many streams go side by side.
 
-    `streams` None leaves that to the method: as many documents as `ttt` says, or one stream.
-    Raises UserError for an unknown name, and for several streams where one is learned along.
+    `streams` None leaves that to the method: as many documents as `ttt` says, or one stream. The
+    experts of `mixture`, if it has some, stand beside it. Raises UserError for an unknown name, and
+    for several streams where one is learned along.
     """
-    if name not in METHODS:
-        raise UserError(unknown_name("method", name, METHODS))
+    if name not in METHODS or name == "experts":
+        raise UserError(unknown_name("method", name, [n for n in METHODS if n != "experts"]))
+    if name == "sgd" and (streams or 1) > 1:
+        raise UserError("method sgd learns along one stream; leave --streams out")
+    if mixture is not None and mixture.experts:
+        return WithExperts(replace(mixture, base=name, published=False), ttt), streams or 1
     if name == "lora":
         rows = streams or ttt.lora_documents
         return DocumentLora(replace(ttt, lora_documents=rows), seed), rows
-    if name == "sgd" and (streams or 1) > 1:
-        raise UserError("method sgd learns along one stream; leave --streams out")
     return (ChunkSgd(ttt) if name == "sgd" else Sliding()), streams or 1
 
 

@@ -25,9 +25,10 @@ from fairway.model.gpt import GPT
 from fairway.prove.container import MAX_ROWS
 from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, window_segments
+from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
-from fairway.score.ledger import Context, Distribution, Lesson, Receipt, Text, Witness
-from fairway.score.lora import Documents, Lanes, adapting, evaluate_lora
+from fairway.score.ledger import Context, Lesson, Receipt, Text, Witness
+from fairway.score.lora import Documents, Lanes, evaluate_lora
 from fairway.score.sgd import Sgd, chunk_rate, evaluate_sgd
 from fairway.score.sliding import text_of
 from fairway.score.windows import Event, Window
@@ -36,13 +37,14 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
-def _text(words: Tokenizer, streams: Sequence[IntArray]) -> Text:
+def proven_text(words: Tokenizer, streams: Sequence[IntArray]) -> Text:
+    """Return streams as one text with its bytes."""
     ids = np.concatenate(list(streams))
     return text_of(ids, words.table, prove_bytes(words, ids))
 
 
 @contextmanager
-def _restoring(model: GPT) -> Iterator[None]:
+def restoring(model: GPT) -> Iterator[None]:
     """Give a model its weights back afterwards, and take away gradients."""
     kept = [weight.detach().clone() for weight in model.parameters()]
     try:
@@ -86,8 +88,8 @@ class ChunkSgd:
         """Return what `evaluate_sgd` makes of the text, in windows side by side."""
         model, config = language.model, replace(language.score_config, truncate=False)
         self._check(config)
-        text = _text(language.tokenizer, streams)
-        with _restoring(model):
+        text = proven_text(language.tokenizer, streams)
+        with restoring(model):
             return evaluate_sgd(model, text, config, self.ttt, seed=0, description="scoring").nats
 
 
@@ -175,7 +177,7 @@ class DocumentLora:
         paid = _Paid()
         evaluate_lora(
             language.model,
-            _text(language.tokenizer, streams),
+            proven_text(language.tokenizer, streams),
             config,
             self.ttt,
             seed=self.seed,
@@ -191,7 +193,7 @@ class _Paid(Witness):
     def __init__(self) -> None:
         self.nats: list[float] = []
 
-    def scored(self, dist: Distribution, receipt: Receipt) -> None:
+    def scored(self, receipt: Receipt) -> None:
         """Take the cost of an event."""
         self.nats.append(float(receipt.nats[receipt.targets != BOS_ID].sum()))
 
@@ -202,6 +204,9 @@ class DocumentLearner:
     A document counts as one position longer than it has tokens to predict, unless it is the last,
     since the scorer also predicts that it ends. So the same rows take the same steps.
     """
+
+    # The adapters that are hooked on are other tensors after every chunk.
+    steady = False
 
     def __init__(self, model: GPT, lanes: Lanes, course: Course) -> None:
         self._model, self._lanes, self._course = model, lanes, course
@@ -218,8 +223,7 @@ class DocumentLearner:
         """Begin a batch of documents with fresh adapters, or those of its lane."""
         if streams.start:
             self._documents.save()
-        self._documents = self._lanes.take(self._batch)
-        self._documents.start(len(streams))
+        self._documents = self._lanes.start(self._batch, len(streams))
         self._batch += 1
         self._streams, self._rows = streams, tuple(range(len(streams)))
         self._ids = [np.array([self._course.bos_id]) for _ in streams]
@@ -228,11 +232,11 @@ class DocumentLearner:
     def predicting(self) -> Iterator[None]:
         """Attach the adapters of all rows."""
         adapters = self._documents.adapters
-        adapters.use([self._of_all_rows(value) for value in self._documents.adam.values])
+        values = self._documents.values_of(self._rows)
+        adapters.use([self._of_all_rows(value) for value in values])
         with adapting(self._model), adapters.attached():
             yield
 
-    @torch.no_grad()
     def _of_all_rows(self, value: Tensor) -> Tensor:
         """Return matrices of the present rows, of B, among zeros for the others, of S."""
         whole = value.new_zeros(value.shape[0], self._course.rows, *value.shape[2:])
@@ -241,7 +245,16 @@ class DocumentLearner:
 
     def logits(self, states_SD: Tensor) -> Tensor:
         """Return the model's own with what the head's adapters add."""
-        return self._documents.logits(states_SD[:, None])[:, 0]
+        states_S1D = states_SD[:, None]
+        extra = self._documents.adapters.added("head", 0, states_S1D)
+        return self._model.logits(states_S1D, extra)[:, 0]
+
+    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
+        """Return the model's own."""
+        return log_probs_V
+
+    def heard(self, stream: int, token: int) -> None:
+        """Wait for the chunk's end."""
 
     def adapt(self, fixed: Fixed) -> None:
         """Let the rows whose document goes on learn the chunk; drop the others before the next."""

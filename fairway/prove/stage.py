@@ -37,7 +37,8 @@ def prove_run(
     """
     settings = config.prove
     streams = None if settings.method == "sgd" else settings.streams
-    method, rows = method_named(settings.method, config.ttt, config.seed, streams)
+    mixture = config.mixture if settings.experts else None
+    method, rows = method_named(settings.method, config.ttt, config.seed, streams, mixture)
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
     file, account = prove(
         artifact,
@@ -58,7 +59,14 @@ def prove_run(
             f"a fresh process restored {len(restored):,} bytes from {out} that are not the text "
             "that was coded; this is a fault of Fairway, please report it"
         )
-    return {"method": settings.method, **_facts(account), "decode_s": decode_s, "equal": True}
+    experts = config.mixture.experts if settings.experts else ""
+    return {
+        "method": settings.method,
+        "experts": experts,
+        **_facts(account),
+        "decode_s": decode_s,
+        "equal": True,
+    }
 
 
 def _facts(account: Account) -> dict[str, Any]:

@@ -128,8 +128,12 @@ class Learner(Protocol):
     """Changes the model between segments, by what both sides know: the tokens that are fixed.
 
     It must be deterministic. After `adapt` the window is read anew, so weights may change freely;
-    while a segment is walked they may not.
+    while a segment is walked they may not. One that changes weights in place alone is `steady`.
     """
+
+    @property
+    def steady(self) -> bool:
+        """Return whether launches that were recorded once go on computing the model."""
 
     def begin(self, streams: range) -> None:
         """Prepare for streams that start now, in rows 0, 1, ..."""
@@ -140,12 +144,20 @@ class Learner(Protocol):
     def logits(self, states_SD: Tensor) -> Tensor:
         """Return the capped logits [S, V] of final states of all rows."""
 
+    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
+        """Return log p of all tokens after `previous`, given the model's; the coder's are these."""
+
+    def heard(self, stream: int, token: int) -> None:
+        """Learn the token that was fixed, if it was asked for by `mixed`."""
+
     def adapt(self, fixed: Fixed) -> None:
         """Learn from a segment that was walked."""
 
 
 class Frozen:
     """Learns nothing: the sliding scorer's model."""
+
+    steady = True
 
     def __init__(self, model: GPT) -> None:
         self._model = model
@@ -160,6 +172,13 @@ class Frozen:
     def logits(self, states_SD: Tensor) -> Tensor:
         """Return the model's own."""
         return self._model.logits(states_SD)
+
+    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
+        """Return the model's own."""
+        return log_probs_V
+
+    def heard(self, stream: int, token: int) -> None:
+        """Learn nothing."""
 
     def adapt(self, fixed: Fixed) -> None:
         """Leave the model as it is."""
@@ -189,7 +208,7 @@ def walk(
     advance: Callable[[int], None],
 ) -> Walked:
     """Return the tokens of all streams and what they cost; `advance` hears of every token."""
-    cache = Cache(model, course.rows, course.seq_len)
+    cache = Cache(model, course.rows, course.seq_len, learner.steady)
     groups = [_Group(cache, course, streams, source, learner) for streams in course.groups()]
     for group in groups:
         learner.begin(group.streams)
@@ -248,12 +267,23 @@ class _Group:
         return np.asarray(log_probs_SV.cpu().numpy())
 
     def _fix(self, position: int, active_A: IntArray, log_probs_AV: FloatArray) -> None:
-        counts_AV = frequencies(log_probs_AV)
-        for row, log_probs_V, counts_V in zip(active_A, log_probs_AV, counts_AV, strict=True):
-            token = self.source.next(self.streams[int(row)], position, counts_V)
+        streams = [self.streams[row] for row in active_A.tolist()]
+        previous = self.ids_ST[active_A, position].tolist()
+        mixed_AV = np.stack(
+            [
+                self.learner.mixed(stream, before, log_probs_V)
+                for stream, before, log_probs_V in zip(streams, previous, log_probs_AV, strict=True)
+            ]
+        )
+        counts_AV = frequencies(mixed_AV)
+        for row, stream, log_probs_V, counts_V in zip(
+            active_A, streams, mixed_AV, counts_AV, strict=True
+        ):
+            token = self.source.next(stream, position, counts_V)
             self.ids_ST[row, position + 1] = token
             self.nats_ST[row, position] = -log_probs_V[token]
             self.frequency_bits += cost_bits(int(counts_V[token]))
+            self.learner.heard(stream, token)
 
     def result(
         self, table_ST: NDArray[Number], first: int = 0, end: int | None = None

@@ -34,7 +34,7 @@ class _Collector:
         else:
             first = name
             self._recent.append((x, name))
-            product_CC = _gram(x.detach().flatten(0, -2))
+            product_CC = gram(x.detach().flatten(0, -2))
             if name in self.hessians:
                 self.hessians[name] += product_CC
             else:
@@ -43,7 +43,7 @@ class _Collector:
         assert first == usual, f"{name} shares its input with {usual} on some visits only"
 
 
-def _gram(x_NC: Tensor) -> Tensor:
+def gram(x_NC: Tensor) -> Tensor:
     """Return X^T X in float32.
 
     A GPU takes 16-bit inputs as they are: their products are exact in float32, in which it adds.
@@ -71,7 +71,7 @@ def collect_hessians(
     head = "tok_emb.weight" if model.config.tie_embeddings else "head.weight"
     names = list(names)
     inner = [name for name in names if name not in (head, "tok_emb.weight")]
-    with _calibrating(model), _hooked(model, inner, collector):
+    with calibrating(model), _hooked(model, inner, collector):
         for ids_BT in batches:
             x_BTD = model.hidden(ids_BT)
             if hasattr(model, "head_proj"):
@@ -105,7 +105,8 @@ def _hook(name: str, collector: _Collector) -> Callable[[nn.Module, tuple[Tensor
 
 
 @contextmanager
-def _calibrating(model: GPT) -> Iterator[None]:
+def calibrating(model: GPT) -> Iterator[None]:
+    """Read inside in evaluation mode, by the plain path, without gradients or autocast."""
     training, fused = model.training, model.fused
     model.eval()
     model.fused = None

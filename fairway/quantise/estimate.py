@@ -29,13 +29,23 @@ def gaussian_bits(grid: Grid) -> float:
 
 def expected_bytes(config: Config) -> int:
     """Return the artifact bytes to expect of a recipe, from shapes alone (Gaussian weights)."""
+    if config.quant.fill:
+        return filled_bytes(config)
     with torch.device("meta"):
         model = GPT(config.model)
     return _total(model, config.quant, lambda _, __, grid: gaussian_bits(grid))
 
 
+def filled_bytes(config: Config) -> int:
+    """Return the artifact bytes of a run that fills its budget: what the code leaves."""
+    return max(0, config.pack.limit_bytes - config.pack.code_bytes)
+
+
 def estimate_bytes(model: GPT, config: QuantConfig) -> int:
-    """Return the artifact bytes of the present weights, from the entropy of a few rows' codes."""
+    """Return the artifact bytes of the present weights, from the entropy of a few rows' codes.
+
+    A trellis is told its bits per weight.
+    """
     return _total(model, config, _sampled_bits)
 
 
@@ -44,7 +54,9 @@ def _total(model: GPT, config: QuantConfig, bits_of: Callable[[str, Tensor, Grid
     for name, value in model.named_parameters():
         grid = grid_of(name, value, config)
         total += 2 * value.numel() if grid is None else 2 * value.shape[0]
-        if grid is not None:
+        if grid is not None and config.method == "trellis":
+            total += value.numel() * config.rate_bits / 8
+        elif grid is not None:
             total += value.numel() * bits_of(name, value, grid) / 8
     return round(total)
 

@@ -117,11 +117,11 @@ def _factorise(matrix: Matrix, damp: float, act_order: bool) -> _Factor:
     if act_order:
         order_C = torch.argsort(diagonal_C, descending=True, stable=True)
     with full_precision():
-        upper_CC = _inverse_factor(H_CC[order_C][:, order_C], damp, matrix.name)
+        upper_CC = inverse_factor(H_CC[order_C][:, order_C], damp, matrix.name)
     return _Factor(order_C, dead_C, upper_CC)
 
 
-def _inverse_factor(H_CC: Tensor, damp: float, name: str) -> Tensor:
+def inverse_factor(H_CC: Tensor, damp: float, name: str) -> Tensor:
     """Return the upper U with (H + damping)^-1 = U^T U; more damping, and a warning, if needed.
 
     With rows and columns reversed, H + damping = L L^T makes U the reverse of L^-1: one
@@ -251,7 +251,7 @@ def quantise_model(
     for name, weight in state.items():
         grid = grid_of(name, weight, config)
         if grid is None:
-            quantised[name] = _as_half(name, weight)
+            quantised[name] = as_half(name, weight)
         elif config.method == "gptq" and needs_hessian(name, state):
             if name not in hessians:
                 raise UserError(f"{name} has no calibration statistics; set quant.method=round")
@@ -272,7 +272,8 @@ def round_plainly(w_RC: Tensor, grid: Grid, name: str) -> QuantisedTensor:
     return QuantisedTensor(round_to_grid(w_RC, scale_R, grid.bits).cpu(), scale_R.cpu(), grid.bits)
 
 
-def _as_half(name: str, weight: Tensor) -> Tensor:
+def as_half(name: str, weight: Tensor) -> Tensor:
+    """Return a tensor in float16, on the CPU; UserError, with its name, if it does not fit."""
     if not weight.is_floating_point():
         raise UserError(f"{name} is {weight.dtype}; an artifact holds floating-point tensors only")
     half = weight.detach().cpu().half()
@@ -324,7 +325,9 @@ def tensor_stats(
     H_CC = None if hessian_CC is None else hessian_CC.float()
     scale_R, codes_RC = quantised.scale.to(device), quantised.codes.to(device)
     here = dataclasses.replace(quantised, codes=codes_RC, scale=scale_R)
-    plain = dataclasses.replace(here, codes=round_to_grid(w_RC, scale_R, quantised.bits))
+    # One grid of a trellis has twice the step, and about as many bits as a plain grid of that.
+    plain_R = scale_R * (2 if quantised.trellis else 1)
+    plain = QuantisedTensor(round_to_grid(w_RC, plain_R, quantised.bits), plain_R, quantised.bits)
     qmax = largest_code(quantised.bits)
     counts = torch.bincount(codes_RC.flatten().int() + qmax, minlength=2 * qmax + 1)
     share = counts.double().cpu() / codes_RC.numel()

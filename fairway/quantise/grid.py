@@ -12,9 +12,32 @@ import torch
 from torch import Tensor
 
 from fairway.errors import UserError
+from fairway.quantise.trellis import reconstruct
 
 # 2^-24, the smallest positive float16. A smaller scale would be stored as 0, and 0 / 0 is NaN.
 SMALLEST_SCALE = 2.0**-24
+
+# Scales on a logarithmic grid, in sixteenths of an octave: from 2^-40 to 2^40.
+LARGEST_STEP = 640
+# 2^(i/16) as multiples of 2^-23, the nearest float32; a library's pow() may miss the last bit.
+_MANTISSAS = (
+    0x800000,
+    0x85AAC3,
+    0x8B95C2,
+    0x91C3D3,
+    0x9837F0,
+    0x9EF532,
+    0xA5FED7,
+    0xAD583F,
+    0xB504F3,
+    0xBD08A4,
+    0xC5672A,
+    0xCE248C,
+    0xD744FD,
+    0xE0CCDF,
+    0xEAC0C7,
+    0xF5257D,
+)
 
 
 def largest_code(bits: int) -> int:
@@ -32,11 +55,32 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantisedTensor:
-    """codes_RC int8 within +-largest_code(bits), float16 scale_R: w is codes * scale of the row."""
+    """Whole numbers codes_RC (int8, int16) within +-largest_code(bits), and a step for every row.
+
+    w is the row's scale times the multiple that a code stands for: the code itself, or what a
+    trellis of so many states along the columns in `order` (int32 [C]; None: as they lie) makes of
+    it. scale_R is float16, or float32 if scale_steps (int16 [R]) gives it: `scale_of(scale_steps)`.
+    """
 
     codes: Tensor
     scale: Tensor
     bits: int
+    scale_steps: Tensor | None = None
+    trellis: int = 0
+    order: Tensor | None = None
+
+
+def scale_of(steps_R: Tensor) -> Tensor:
+    """Return 2^(steps / 16) in float32, the same bits on every machine.
+
+    Raises UserError for steps beyond +-LARGEST_STEP.
+    """
+    if steps_R.numel() and int(steps_R.int().abs().max()) > LARGEST_STEP:
+        raise UserError(f"a scale step lies beyond +-{LARGEST_STEP}; was the training diverging?")
+    steps_R = steps_R.int()
+    mantissas = torch.tensor(_MANTISSAS, dtype=torch.int32, device=steps_R.device)
+    # Bits put together: the leading one of the mantissa adds 1 to an exponent biased by 127.
+    return ((126 + (steps_R >> 4) << 23) + mantissas[(steps_R & 15).long()]).view(torch.float32)
 
 
 def row_scales(w_RC: Tensor, grid: Grid, name: str) -> Tensor:
@@ -71,7 +115,8 @@ def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
 
 def restore(quantised: QuantisedTensor) -> Tensor:
     """Return the weights w_RC in float32. See `error_bound` for how far off they can be."""
-    return quantised.codes.float() * quantised.scale.float()[:, None]
+    multiples_RC = reconstruct(quantised.codes, quantised.trellis, quantised.order)
+    return multiples_RC.float() * quantised.scale.float()[:, None]
 
 
 def error_bound(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:

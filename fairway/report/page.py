@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from fairway.report import sections
+from fairway.report import audited, sections
 from fairway.report.derive import HEADLINE_STAGE
 from fairway.report.html import Html, esc, megabytes_of, num, pairs, time_of
 from fairway.report.style import CSS
@@ -25,7 +25,9 @@ def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str])
         sections.artifact(results, derived),
         sections.weights(results),
         sections.checks(results, derived),
+        sections.experts(results),
         sections.proof(results, derived),
+        audited.probes(results),
         sections.seconds(results, derived),
         sections.samples(results),
         sections.settings(results),
@@ -35,7 +37,7 @@ def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str])
         '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
-        f"<title>{esc(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<title>{esc(title)}</title>\n<style>{CSS}{audited.TEXT_CSS}</style>\n</head>\n"
         f"<body>\n{''.join(parts)}</body>\n</html>\n"
     )
 

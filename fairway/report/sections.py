@@ -34,6 +34,7 @@ _STAGES = {
     "quantised": "artifact",
     "sliding": "artifact, sliding window",
     "ttt": "artifact, test-time training",
+    "mixture": "artifact with experts",
 }
 
 
@@ -219,6 +220,50 @@ def checks(results: Values, derived: Values) -> Html:
         "than the scorer's; the last column is the largest deviation from one."
     )
     return section("Scores and checks", table(heads, rows), note(esc(meaning)))
+
+
+def experts(results: Values) -> Html:
+    """Return what experts beside the artifact gain, and what the published mixture is worth."""
+    mixture, published = results["stages"].get("mixture"), results.get("published_mixture")
+    parts: list[Html] = []
+    if mixture:
+        facts = [
+            ("Experts", esc(mixture["experts"])),
+            ("Beside", esc(_METHODS.get(mixture["base"], printable(mixture["base"])))),
+            ("Bits per byte", num(mixture["bpb"], ".4f")),
+            ("Without them", num(mixture["base_bpb"], ".4f")),
+            ("Gain", num(mixture["gain_bpb"], ".4f")),
+            ("Time", time_of(mixture["seconds"])),
+        ]
+        meaning = (
+            "The experts learn each token after its cost is on record. With the model they are one "
+            "distribution over tokens, summed at the positions counted above."
+        )
+        parts += [pairs(facts, "facts"), note(esc(meaning))]
+    if published:
+        parts.append(_published(published))
+    return section("Experts", *parts) if parts else Html("")
+
+
+def _published(found: Values) -> Html:
+    sums = found["sums"]
+    facts = [
+        (f"Published mixture ({printable(found['label'])})", num(found["bpb"], ".4f")),
+        ("The model on the same tokens", num(found["model_bpb"], ".4f")),
+        ("PPM alone", num(found["ppm_bpb"], ".4f")),
+        ("Sum over the vocabulary, mean", num(sums["mean"], ".3f")),
+        ("Sum, geometric mean", num(sums["geometric_mean"], ".3f")),
+        ("Sum, least to most", Html(f"{num(sums['least'], '.3f')} to {num(sums['most'], '.3f')}")),
+        ("Positions summed", num(sums["positions"])),
+        ("Bytes where the gate fired", num(100 * found["gate_share"], ".1f", " %")),
+        ("Of all tokens", num(100 * found["coverage"], ".1f", " %")),
+    ]
+    meaning = (
+        "The mixture of pull request 1858 as published is not a distribution: what it calls "
+        "probabilities of all tokens sums to more than one, so its figure is no score, and no text "
+        "could be decoded by it. It stands here for comparison alone."
+    )
+    return Html(f"{pairs(facts, 'facts')}{note(esc(meaning))}")
 
 
 _METHODS = {

@@ -21,7 +21,7 @@ No torch here: the ledger runs on NumPy and the standard library.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,24 +93,55 @@ class Distribution(Protocol):
         """Return the natural log-probabilities of all V tokens at one scored position."""
 
 
+@runtime_checkable
+class Stepwise(Protocol):
+    """A prediction that moves on with every token inside its event, as adaptive experts do."""
+
+    def advance(self, targets: IntArray) -> FloatArray:
+        """Return the natural log-probabilities of the next targets, and move behind them.
+
+        Each is fixed before the target is used for anything that comes after.
+        """
+
+    def row(self, position: int) -> FloatArray:
+        """Return the natural log-probabilities of all V tokens at the next position."""
+
+
 class Predictor(Protocol):
     """Anything that predicts text: a frozen model, one that adapts, a table of counts."""
 
-    def predict(self, context: Context) -> Distribution:
-        """Return a frozen distribution for the event."""
+    def predict(self, context: Context) -> "Distribution | Stepwise":
+        """Return a distribution for the event: frozen, or one that moves on within it."""
 
     def adapt(self, receipt: Receipt) -> None:
         """Learn from a committed event, or do nothing."""
 
 
+# What experts make of a predictor: another one that has them beside it.
+Helped = Callable[[Predictor], Predictor]
+
+
+def alone(predictor: Predictor) -> Predictor:
+    """Return the predictor as it is."""
+    return predictor
+
+
 class Witness:
-    """Told of what a ledger does, in the order in which it happens; a subclass says what for."""
+    """Told of what a ledger does, in the order in which it happens; a subclass says what for.
+
+    `wanted` are positions to be checked besides those drawn, so that their rows are heard.
+    """
+
+    wanted: tuple[int, ...] = ()
 
     def read(self, event: Event) -> None:
         """Hear that the inputs of an event are given out."""
 
-    def scored(self, dist: Distribution, receipt: Receipt) -> None:
-        """Hear that an event is on record; `dist` still answers from the state it was scored by."""
+    def row(self, position: int, row: FloatArray) -> None:
+        """Hear the log-probabilities of all tokens at a checked position, before its target."""
+
+    def scored(self, receipt: Receipt) -> None:
+        """Hear that an event is on record."""
 
     def learned(self, first: int, end: int) -> None:
         """Hear that positions first..end-1, which are on record, are given out to be learned."""
@@ -222,7 +253,8 @@ class Ledger:
         _check_text(self.text, self.num_targets)
         count = min(self.check_positions, self.num_targets)
         draw = np.random.default_rng(self.seed).choice(self.num_targets, count, replace=False)
-        self._checked: IntArray = np.sort(draw).astype(np.int64)
+        wanted = np.array(self.witness.wanted, np.int64)
+        self._checked: IntArray = np.union1d(draw.astype(np.int64), wanted)
         if self.spans is None:
             self.spans = [Span(0, range(self.num_targets))]
         # The cost of every position on record here; NaN where there is none.
@@ -277,8 +309,11 @@ class Ledger:
         ids = self.text.ids
         return Context(event, {w: np.array(ids[w.start : w.end], np.int64) for w in event.windows})
 
-    def commit(self, event: Event, dist: Distribution) -> Receipt:
+    def commit(self, event: Event, dist: Distribution | Stepwise) -> Receipt:
         """Add the cost of the next event's targets and return them with their cost.
+
+        A stepwise prediction is shown the targets up to a checked position, then asked for its row,
+        and shown that position's target only afterwards.
 
         Raises LedgerError for an event out of order, costs that are negative, not finite or of
         the wrong number, and a checked row that is not a distribution or not the one committed.
@@ -286,16 +321,35 @@ class Ledger:
         self._require_next(event)
         positions = event.positions
         checked = np.flatnonzero(np.isin(positions, self._checked))
-        rows = [self._row(dist, int(positions[at])) for at in checked]
         targets = np.array(self.text.ids[positions + 1], dtype=np.int64)
         targets.setflags(write=False)
-        nats = _costs(dist, targets, event)
+        if isinstance(dist, Stepwise):
+            rows, log_probs = self._advanced(dist, targets, positions, checked)
+        else:
+            rows = [self._row(dist, int(positions[at])) for at in checked]
+            log_probs = np.array(dist.log_prob(targets))
+        nats = _costs(log_probs, targets, event)
         for at, row in zip(checked, rows, strict=True):
             self._compare(int(positions[at]), -float(row[targets[at]]), float(nats[at]))
         self._record(event, positions, nats)
         receipt = Receipt(event, targets, nats)
-        self.witness.scored(dist, receipt)
+        self.witness.scored(receipt)
         return receipt
+
+    def _advanced(
+        self, dist: Stepwise, targets: IntArray, positions: IntArray, checked: IntArray
+    ) -> tuple[list[FloatArray], FloatArray]:
+        """Return rows of the checked positions and all log-probabilities, in the order of both."""
+        rows: list[FloatArray] = []
+        parts: list[FloatArray] = []
+        at = 0
+        for place in checked.tolist():
+            if place > at:
+                parts.append(np.array(dist.advance(targets[at:place])))
+                at = place
+            rows.append(self._row(dist, int(positions[place])))
+        parts.append(np.array(dist.advance(targets[at:])))
+        return rows, np.concatenate(parts)
 
     def _record(self, event: Event, positions: IntArray, nats: FloatArray) -> None:
         self._nats[positions] = nats
@@ -410,7 +464,7 @@ class Ledger:
                     f"{window.start} on, part of which has not been scored"
                 )
 
-    def _row(self, dist: Distribution, position: int) -> FloatArray:
+    def _row(self, dist: Distribution | Stepwise, position: int) -> FloatArray:
         row = np.array(dist.row(position))
         if row.dtype != np.float64 or row.shape != (self.text.vocab_size,):
             raise LedgerError(
@@ -423,6 +477,7 @@ class Ledger:
                 f"the probabilities at position {position} miss 1 by {error:.3g}; "
                 f"at most {SUM_TOLERANCE:g} is allowed"
             )
+        self.witness.row(position, row)
         self._account.checked += 1
         self._account.worst_sum = max(self._account.worst_sum, error)
         return row
@@ -497,8 +552,7 @@ def _check_text(text: Text, num_targets: int) -> None:
         )
 
 
-def _costs(dist: Distribution, targets: IntArray, event: Event) -> FloatArray:
-    log_probs = np.array(dist.log_prob(targets))
+def _costs(log_probs: FloatArray, targets: IntArray, event: Event) -> FloatArray:
     if log_probs.dtype != np.float64 or log_probs.shape != targets.shape:
         raise LedgerError(
             f"event {event.index} returned {log_probs.dtype}{list(log_probs.shape)} "

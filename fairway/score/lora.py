@@ -12,8 +12,7 @@ Shapes: B documents, T positions of a window, C positions of a chunk, D width, V
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,23 +23,27 @@ from fairway.config import ScoreConfig, TttConfig
 from fairway.errors import LedgerError
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
+from fairway.optim.adapters import AdamW
 from fairway.progress import progress
 from fairway.runtime import Ranks
+from fairway.score.adapting import Fused, Plain, Rope, Way, adapting, chunk_nats, plain_states
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
 from fairway.score.ledger import (
     Context,
     FloatArray,
+    Helped,
     IntArray,
     Ledger,
+    Receipt,
     Score,
     Span,
     Text,
     Witness,
+    alone,
 )
-from fairway.score.repeat import repeatable
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
-from fairway.score.sliding import ALONE, evaluating, whole_row
+from fairway.score.sliding import ALONE, whole_row
 from fairway.score.windows import usable_targets
 
 # How far a position's cost may move between a batch of documents and its document alone. Logits are
@@ -49,105 +52,86 @@ from fairway.score.windows import usable_targets
 ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.25}
 
 # ---------------------------------------------------------------------------------------------
-# Learning
-
-
-class AdamW:
-    """AdamW without first moments (beta1 = 0), over tensors that may lose rows (dimension 1)."""
-
-    def __init__(self, config: TttConfig) -> None:
-        self.config = config
-        self.values: list[Tensor] = []
-        self._squares: list[Tensor] = []
-        self._steps = 0
-
-    def start(self, values: Sequence[Tensor]) -> None:
-        """Take over some tensors, with fresh moments."""
-        self.values = [value.requires_grad_() for value in values]
-        self._squares = [torch.zeros_like(value) for value in values]
-        self._steps = 0
-
-    @torch.no_grad()
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but some, with their moments."""
-        index = torch.tensor(rows, device=self.values[0].device)
-        self.values = [v.index_select(1, index).requires_grad_() for v in self.values]
-        self._squares = [square.index_select(1, index) for square in self._squares]
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Decay, then move against the gradients; clear them."""
-        config = self.config
-        self._steps += 1
-        grads = [value.grad for value in self.values if value.grad is not None]
-        assert len(grads) == len(self.values), "an adapter received no gradient"
-        torch._foreach_mul_(self._squares, config.lora_beta2)
-        torch._foreach_addcmul_(self._squares, grads, grads, 1.0 - config.lora_beta2)
-        unbiased = 1.0 - config.lora_beta2**self._steps
-        roots = torch._foreach_sqrt(self._squares)
-        torch._foreach_mul_(roots, unbiased**-0.5)
-        torch._foreach_add_(roots, config.lora_eps)
-        torch._foreach_mul_(self.values, 1.0 - config.lora_lr * config.lora_wd)
-        torch._foreach_addcdiv_(self.values, grads, roots, -config.lora_lr)
-        for value in self.values:
-            value.grad = None
-
-
-# ---------------------------------------------------------------------------------------------
 # One batch of documents
 
 
 class Documents:
-    """The documents of a batch as a predictor: every row of the model's batch has its adapters."""
+    """The documents of a batch as a predictor: every row of the model's batch has its adapters.
 
-    def __init__(self, model: GPT, adapters: Adapters, config: TttConfig, seq_len: int) -> None:
-        self.model, self.adapters, self.seq_len = model, adapters, seq_len
-        self.adam = AdamW(config)
+    Rows that end leave their slot to the last one in use, so that those in use are the first.
+    """
+
+    def __init__(self, model: GPT, config: TttConfig, seq_len: int, rows: int, fast: bool) -> None:
+        self.model, self.config, self.seq_len = model, config, seq_len
+        self.adapters = Adapters(
+            model, config.lora_targets.split(), config.lora_rank, config.lora_alpha
+        )
+        self.adam = AdamW(config, self.adapters.zeros(rows))
+        self.way: Way = (Fused if fast else Plain)(self.adapters, self.adam)
         self.version = 0
-        self._rows: tuple[int, ...] = ()
+        # The row in every slot that is in use, and the matrices A kept beyond this batch.
+        self.rows: list[int] = []
+        self._inner: list[Tensor] = []
         table = rope_table(seq_len, model.config)
         self._cos_TR, self._sin_TR = (half.to(model.tok_emb.weight.device) for half in table)
 
-    def start(self, rows: int) -> None:
-        """Begin a batch: every B zero, fresh moments."""
-        self._rows = tuple(range(rows))
-        self.adam.start(self.adapters.fresh(rows))
+    @torch.no_grad()
+    def start(self, rows: int, inner: list[Tensor]) -> None:
+        """Begin a batch of some rows: A from `inner`, every B zero, fresh moments.
+
+        Rows leave what they have learned of A in `inner`.
+        """
+        self.rows, self._inner = list(range(rows)), inner
+        self.adam.start(rows)
+        for value, kept in zip(self.adam.values[::2], inner, strict=True):
+            value[:, :rows] = kept[:, :rows]
+        for value in self.adam.values[1::2]:
+            value[:, :rows].zero_()
+        self.way.renew()
         self.version += 1
 
+    @torch.no_grad()
     def keep(self, rows: tuple[int, ...]) -> None:
-        """Go on with some of the rows; the adapters keep what the others have learned."""
-        if rows == self._rows:
-            return
-        self.save()
-        self.adam.keep([self._rows.index(row) for row in rows])
-        self._rows = rows
-        self.version += 1
+        """Go on with some of the rows; `inner` keeps what the others have learned."""
+        for row in [row for row in self.rows if row not in rows]:
+            slot, last = self.rows.index(row), len(self.rows) - 1
+            self._save(slot)
+            if slot < last:
+                for tensor in (*self.adam.values, *self.adam.squares):
+                    tensor[:, slot] = tensor[:, last]
+                self.way.move(last, slot)
+                self.rows[slot] = self.rows[last]
+            self.rows.pop()
+            self.version += 1
+        self.adam.count = len(self.rows)
 
     def save(self) -> None:
-        """Let the adapters keep what the present rows have learned."""
-        self.adapters.save(self._rows, self.adam.values)
+        """Keep what the present rows have learned of A."""
+        for slot in range(len(self.rows)):
+            self._save(slot)
+
+    @torch.no_grad()
+    def _save(self, slot: int) -> None:
+        for kept, value in zip(self._inner, self.adam.values[::2], strict=True):
+            kept[:, self.rows[slot]] = value[:, slot]
+
+    def values_of(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return copies of the matrices of some rows, in their order."""
+        slots = [self.rows.index(row) for row in rows]
+        return [value[:, slots] for value in self.adam.values]
 
     def predict(self, context: Context) -> "DocumentDistribution":
-        """Return the distributions of a chunk of the present rows."""
+        """Return the distributions of a chunk of the present rows, a window each by rising row."""
         return DocumentDistribution(self, context)
 
-    def states(self, ids_BT: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """Return the final states of windows from their first token on, [B, T, D]."""
-        T = ids_BT.shape[1]
-        self.adapters.use(values)
-        with self.adapters.attached():
-            embedded_BTD = self.model.embedded(ids_BT)
-            return self.model.states(embedded_BTD, (self._cos_TR[:T], self._sin_TR[:T]))
-
-    def logits(self, x_BCD: Tensor) -> Tensor:
-        """Return logits of some states, [B, C, V]; the adapters in use add theirs."""
-        return self.model.logits(x_BCD, self.adapters.added("head", 0, x_BCD))
+    def rope(self, length: int | None = None) -> Rope:
+        """Return the rotary table of a window, or of its first positions."""
+        return self._cos_TR[:length], self._sin_TR[:length]
 
     def learn(self, dist: "DocumentDistribution", targets_BC: Tensor, going_on: list[int]) -> None:
-        """Take a step on the chunk of those rows (places in the batch) that go on."""
-        nats_BC = -dist.log_probs_BCV.gather(2, targets_BC[:, :, None])[:, :, 0]
-        nats_BC[going_on].mean(1).sum().backward()  # type: ignore[no-untyped-call]
-        self.adam.step()
+        """Take a step on the chunk of those windows (by place) that go on."""
+        share_B = torch.tensor([float(place in going_on) for place in dist.places])
+        self.way.learn(targets_BC, share_B.to(targets_BC.device))
         self.version += 1
 
 
@@ -157,53 +141,70 @@ class DocumentDistribution:
     def __init__(self, predictor: Documents, context: Context) -> None:
         self._predictor, self._version, self._context = predictor, predictor.version, context
         self._windows = context.event.windows
+        # The place among the windows of every slot.
+        rising = sorted(predictor.rows)
+        self.places = [rising.index(row) for row in predictor.rows]
         lengths = [window.end - window.start for window in self._windows]
         scored = [window.score_from - window.start for window in self._windows]
         # All rows stand at the same place of their documents.
-        (self._from,) = set(scored)
-        ids_BT = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
-        for row, window in enumerate(self._windows):
-            ids_BT[row, : lengths[row]] = context.inputs(window)
-        self._counts = [length - self._from for length in lengths]
-        device = predictor.model.tok_emb.weight.device
-        states_BTD = predictor.states(torch.from_numpy(ids_BT).to(device), predictor.adam.values)
-        logits_BCV = predictor.logits(states_BTD[:, self._from :])
-        self.log_probs_BCV = logits_BCV.log_softmax(-1)
+        (first,) = set(scored)
+        filled_BT = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
+        for slot, place in enumerate(self.places):
+            filled_BT[slot, : lengths[place]] = context.inputs(self._windows[place])
+        self._counts = [length - first for length in lengths]
+        model, way = predictor.model, predictor.way
+        ids_BT = torch.from_numpy(filled_BT).to(model.tok_emb.weight.device)
+        self.log_probs_BCV = way.log_probs(ids_BT, predictor.rope(), first)
 
     def log_prob(self, targets: IntArray) -> FloatArray:
         """Return the natural log-probability of the target of every scored position."""
         self._require_unchanged()
         with torch.no_grad():
             targets_BC = self.rectangle(targets)
-            found_BC = self.log_probs_BCV.gather(2, targets_BC[:, :, None])[:, :, 0].double().cpu()
-        rows = [row[:count] for row, count in zip(found_BC.numpy(), self._counts, strict=True)]
+            found_BC = -chunk_nats(self.log_probs_BCV, targets_BC).double().cpu()
+        by_place = found_BC.numpy()[np.argsort(self.places)]
+        rows = [row[:count] for row, count in zip(by_place, self._counts, strict=True)]
         # In float32 the softmax can round to just over 1.
         capped: FloatArray = np.minimum(np.concatenate(rows), 0.0)
         return capped
 
+    @torch.no_grad()
+    def tables(self, first: int, end: int) -> Tensor:
+        """Return log p of all V tokens at the scored positions first..end-1, in float64."""
+        self._require_unchanged()
+        slots = np.argsort(self.places)
+        rows = [(slots[n], at) for n, count in enumerate(self._counts) for at in range(count)]
+        places = torch.tensor(rows[first:end], device=self.log_probs_BCV.device)
+        return self.log_probs_BCV[places[:, 0], places[:, 1]].double().log_softmax(-1)
+
     def rectangle(self, targets: IntArray) -> Tensor:
-        """Return targets as [B, C] on the model's device, ended rows filled up with 0."""
+        """Return targets, window after window, as [B, C] on the model's device, slot by slot.
+
+        Windows that end sooner are filled up with 0.
+        """
         filled_BC = np.zeros((len(self._counts), max(self._counts)), dtype=np.int64)
-        at = 0
-        for row, count in enumerate(self._counts):
-            filled_BC[row, :count] = targets[at : at + count]
-            at += count
+        parts = np.split(targets, np.cumsum(self._counts)[:-1])
+        for slot, place in enumerate(self.places):
+            filled_BC[slot, : self._counts[place]] = parts[place]
         return torch.from_numpy(filled_BC).to(self.log_probs_BCV.device)
 
     @torch.no_grad()
     def row(self, position: int) -> FloatArray:
         """Return log p of all V tokens at a position, by another path than `log_prob`.
 
-        The document runs alone with its adapters, cut right after the position, and the softmax is
-        taken by NumPy in float64.
+        The document runs alone with its adapters through the plain path, cut right after the
+        position, and the softmax is taken by NumPy in float64.
         """
         self._require_unchanged()
+        predictor = self._predictor
         window = self._context.event.window_of(position)
-        place = self._windows.index(window)
+        row = sorted(predictor.rows)[self._windows.index(window)]
         ids = torch.from_numpy(self._context.inputs(window, position + 1)[None].copy())
-        values = [value[:, place : place + 1] for value in self._predictor.adam.values]
-        states_BTD = self._predictor.states(ids.to(self.log_probs_BCV.device), values)
-        return whole_row(self._predictor.logits(states_BTD[:, -1:])[0, 0])
+        ids_BT, adapters = ids.to(self.log_probs_BCV.device), predictor.adapters
+        rope = predictor.rope(ids_BT.shape[1])
+        last_BCD = plain_states(adapters, predictor.values_of([row]), ids_BT, rope)[:, -1:]
+        extra = adapters.added("head", 0, last_BCD)
+        return whole_row(predictor.model.logits(last_BCD, extra)[0, 0])
 
     def _require_unchanged(self) -> None:
         if self._predictor.version != self._version:
@@ -214,44 +215,44 @@ class DocumentDistribution:
 # The evaluation
 
 
+class _Made:
+    """A predictor of one event, whose prediction is made already."""
+
+    def __init__(self, dist: DocumentDistribution) -> None:
+        self._dist = dist
+
+    def predict(self, context: Context) -> DocumentDistribution:
+        """Return the prediction."""
+        return self._dist
+
+    def adapt(self, receipt: Receipt) -> None:
+        """Learn nothing: documents learn chunk by chunk."""
+
+
 class Lanes:
-    """The predictors of batches: those of one lane follow one another and share matrices A."""
+    """Batches of one lane follow one another and share matrices A; one batch runs at a time.
+
+    Created while the model still has the kernels that it shall use.
+    """
 
     def __init__(self, model: GPT, config: TttConfig, seq_len: int, seed: int) -> None:
-        self.model, self.config, self.seq_len, self.seed = model, config, seq_len, seed
-        self._lanes: dict[int, Documents] = {}
+        self.config, self.seed = config, seed
+        fast = model.fused is not None
+        self._documents = Documents(model, config, seq_len, config.lora_documents, fast)
+        self._inner: dict[int, list[Tensor]] = {}
 
-    def take(self, batch: int) -> Documents:
-        """Return the predictor of a batch: that of its lane, or with fresh matrices A."""
+    def start(self, batch: int, rows: int) -> Documents:
+        """Return the predictor of a batch: with A of its lane, or fresh ones."""
         config, number = self.config, batch % self.config.lora_lanes
-        if number not in self._lanes:
-            adapters = Adapters(
-                self.model, config.lora_targets.split(), config.lora_rank, config.lora_alpha,
-                config.lora_documents,
-            )  # fmt: skip
-            self._lanes[number] = Documents(self.model, adapters, config, self.seq_len)
-        elif config.lora_warm:
-            return self._lanes[number]
-        # Warm or not, a lane's first A depends on its number alone, not on the process.
-        draw = number if config.lora_warm else batch
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
-        self._lanes[number].adapters.draw(generator)
-        return self._lanes[number]
-
-
-@contextmanager
-def adapting(model: GPT) -> Iterator[None]:
-    """While this lasts, a model takes adapters: plain, frozen, its gradients repeatable."""
-    fused, model.fused = model.fused, None
-    grads = [weight.requires_grad for weight in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        with evaluating(model), repeatable(model):
-            yield
-    finally:
-        model.fused = fused
-        for weight, needed in zip(model.parameters(), grads, strict=True):
-            weight.requires_grad_(needed)
+        if number not in self._inner or not config.lora_warm:
+            # Warm or not, a lane's first A depends on its number alone, not on the process.
+            draw = number if config.lora_warm else batch
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+            drawn = self._documents.adapters.drawn(generator)
+            shape = (-1, config.lora_documents, -1, -1)
+            self._inner[number] = [inner.expand(shape).clone() for inner in drawn]
+        self._documents.start(rows, self._inner[number])
+        return self._documents
 
 
 @dataclass(eq=False)
@@ -263,11 +264,11 @@ class _Lora:
     score: ScoreConfig
     config: TttConfig
     lanes: Lanes
+    helped: Helped
 
     def run(self, batch: Batch, advance: Callable[[int], None]) -> None:
         """Score a batch of documents, learning each from its own chunks."""
-        lane = self.lanes.take(batch.index)
-        lane.start(len(batch.documents))
+        lane = self.lanes.start(batch.index, len(batch.documents))
         for step in batch.steps:
             lane.keep(step.rows)
             self._run_step(lane, step, batch)
@@ -275,8 +276,9 @@ class _Lora:
         lane.save()
 
     def _run_step(self, lane: Documents, step: Step, batch: Batch) -> None:
-        dist = lane.predict(self.ledger.context(step.event))
-        self.ledger.commit(step.event, dist)
+        context = self.ledger.context(step.event)
+        dist = lane.predict(context)
+        self.ledger.commit(step.event, self.helped(_Made(dist)).predict(context))
         if not step.going_on:
             return
         spans = [
@@ -297,13 +299,14 @@ def evaluate_lora(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
+    helped: Helped = alone,
     witness: Witness | None = None,
 ) -> Score:
     """Return the score of a model whose adapters learn every document as it is scored.
 
-    The plain path runs, whatever the model's kernels. Without phases the model's weights stay as
-    they are. Batches belong to lanes and lanes to `ranks`, so that the score does not depend on
-    their number. Raises LedgerError if the account does not add up.
+    Without phases the model's weights stay as they are. Batches belong to lanes and lanes to
+    `ranks`, so that the score does not depend on their number. `helped` puts experts beside the
+    model. Raises LedgerError if the account does not add up.
     """
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     if config.lora_sort:
@@ -321,7 +324,7 @@ def evaluate_lora(
         witness=witness or Witness(),
     )
     lanes = Lanes(model, config, score.seq_len, seed)
-    state = _Lora(model, ledger, score, config, lanes)
+    state = _Lora(model, ledger, score, config, lanes, helped)
     with progress(description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
             if first:

@@ -23,6 +23,7 @@ from fairway.runtime import Ranks
 from fairway.score.ledger import (
     FloatArray,
     Gather,
+    Helped,
     IntArray,
     Ledger,
     Lesson,
@@ -30,6 +31,7 @@ from fairway.score.ledger import (
     Span,
     Text,
     Witness,
+    alone,
 )
 from fairway.score.repeat import repeatable
 from fairway.score.share import gathering, share
@@ -167,19 +169,22 @@ def evaluate_sgd(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
+    helped: Helped = alone,
     witness: Witness | None = None,
 ) -> Score:
     """Return the score of a model that learns every chunk once it is scored.
 
     The model's weights change; load it anew for another evaluation. All `ranks` call this alike:
-    each scores a share of a chunk's events, then all learn the whole chunk together. Raises
-    LedgerError if the account does not add up.
+    each scores a share of a chunk's events, then all learn the whole chunk together. `helped` puts
+    experts beside the model, whose own loss alone it learns by. Raises LedgerError if the account
+    does not add up.
     """
     targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     plan = list(chunks(targets, score, config.chunk_tokens))
-    ledger, gather = _shared_ledger(model, text, targets, score, seed, plan, ranks)
-    ledger.witness = witness or ledger.witness
-    predictor = FrozenPredictor(model, score.seq_len)
+    ledger, gather = _shared_ledger(
+        model, text, targets, score, seed, plan, ranks, witness or Witness()
+    )
+    predictor = helped(FrozenPredictor(model, score.seq_len))
     learner = Sgd(model, config, score.seq_len, ranks)
     with evaluating(model), progress(description, ledger.remaining) as advance:
         for chunk in plan:
@@ -202,6 +207,7 @@ def _shared_ledger(
     seed: int,
     plan: list[Chunk],
     ranks: Ranks,
+    witness: Witness,
 ) -> tuple[Ledger, Gather]:
     """Return this process's ledger, with a span per chunk, and what joins all of them."""
     spans, numbers = [], []
@@ -219,6 +225,7 @@ def _shared_ledger(
         seed,
         ROW_TOLERANCE_NATS[model.compute_dtype],
         spans=spans,
+        witness=witness,
     )
     count = sum(len(chunk.events) for chunk in plan)
     return ledger, gathering(ranks, numbers, len(plan) * ranks.world, count)

@@ -19,6 +19,7 @@ from fairway.runtime import Ranks
 from fairway.score.ledger import (
     Context,
     FloatArray,
+    Helped,
     IntArray,
     Ledger,
     Receipt,
@@ -26,6 +27,7 @@ from fairway.score.ledger import (
     Span,
     Text,
     Witness,
+    alone,
     score_events,
 )
 from fairway.score.share import gathering, share
@@ -46,8 +48,11 @@ class FrozenPredictor:
     """A model as it is: `predict` runs it, `adapt` does nothing.
 
     Every window is padded on the right with id 0 to `seq_len`, so that the rotary base, which may
-    depend on the length, is the same in all of them; causality keeps the padding unseen.
+    depend on the length, is the same in all of them; causality keeps the padding unseen. Windows of
+    an event may be predicted in groups (`separable`).
     """
+
+    separable = True
 
     def __init__(self, model: GPT, seq_len: int) -> None:
         self.model = model
@@ -108,6 +113,13 @@ class FrozenDistribution:
         return capped
 
     @torch.no_grad()
+    def tables(self, first: int, end: int) -> Tensor:
+        """Return log p of all V tokens at the scored positions first..end-1, in float64."""
+        self._require_unchanged()
+        logits = self._predictor.model.logits(self._x_ND[first:end])
+        return logits.double().log_softmax(-1)
+
+    @torch.no_grad()
     def row(self, position: int) -> FloatArray:
         """Return log p of all V tokens at a position, by another path than `log_prob`.
 
@@ -148,6 +160,7 @@ def evaluate(
     seed: int,
     description: str,
     ranks: Ranks = ALONE,
+    helped: Helped = alone,
     witness: Witness | None = None,
 ) -> Score:
     """Return the score of a frozen model on a text, in its present looping state.
@@ -157,7 +170,7 @@ def evaluate(
     text and get the same score: each scores a share of the events, and as the events are what they
     are for one rank, so is the score, to the bit where the kernels are the same. Raises UserError
     if the text is shorter than a window and truncated to whole ones, LedgerError if the account
-    does not add up.
+    does not add up. `helped` puts experts beside the model; those that learn need one rank.
     """
     targets = usable_targets(len(text.ids), config.seq_len, config.truncate)
     stride = config.stride if sliding else config.seq_len
@@ -178,7 +191,7 @@ def evaluate(
         witness=witness or Witness(),
     )
     with evaluating(model):
-        predictor = FrozenPredictor(model, config.seq_len)
+        predictor = helped(FrozenPredictor(model, config.seq_len))
         mine = itertools.islice(planned(), own.start, own.stop)
         gather = gathering(ranks, [ranks.rank], ranks.world, count)
         return score_events(ledger, predictor, mine, description, gather)

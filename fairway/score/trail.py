@@ -19,7 +19,7 @@ import numpy as np
 
 from fairway.files import write_atomic
 from fairway.runtime import Ranks
-from fairway.score.ledger import Distribution, Receipt, Witness
+from fairway.score.ledger import Receipt, Witness
 from fairway.score.windows import Event
 
 START = hashlib.sha256(b"fairway trail 1").hexdigest()
@@ -51,7 +51,7 @@ class Trail(Witness):
         """Note that the inputs of an event were given out."""
         self._add("read", event.index)
 
-    def scored(self, dist: Distribution, receipt: Receipt) -> None:
+    def scored(self, receipt: Receipt) -> None:
         """Note an event's windows and its cost."""
         windows = [(w.start, w.end, w.score_from) for w in receipt.event.windows]
         self._add("score", receipt.event.index, windows, math.fsum(receipt.nats))

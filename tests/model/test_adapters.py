@@ -14,9 +14,12 @@ IDS_BT = torch.randint(0, 260, (3, 7), generator=torch.Generator().manual_seed(0
 
 
 def adapters_of(model: GPT, targets: tuple[str, ...]) -> tuple[Adapters, list[torch.Tensor]]:
-    adapters = Adapters(model, targets, 4, 6.0, 3)
-    adapters.draw(torch.Generator().manual_seed(3))
-    return adapters, adapters.fresh(3)
+    adapters = Adapters(model, targets, 4, 6.0)
+    values = adapters.zeros(3)
+    drawn = adapters.drawn(torch.Generator().manual_seed(3))
+    for value, inner in zip(values[::2], drawn, strict=True):
+        value.copy_(inner.expand_as(value))
+    return adapters, values
 
 
 def logits(model: GPT, adapters: Adapters, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -75,13 +78,17 @@ def test_hooks_leave_nothing_behind() -> None:
     assert torch.equal(before, model.hidden(IDS_BT))
 
 
-def test_only_the_inner_matrices_are_kept() -> None:
+def test_targets_lie_side_by_side_and_do_not_mix() -> None:
     model = alive()
-    adapters, values = adapters_of(model, ("v", "head"))
-    for value in values:
-        value[:, 2] += 1.0
-    adapters.save([2], [value[:, 2:] for value in values])
-    again = adapters.fresh(3)
-    for kept, value in zip(again[::2], values[::2], strict=True):
-        assert torch.equal(kept, value)
-    assert not any(outer.any() for outer in again[1::2])
+    together, values = adapters_of(model, LORA_TARGETS)
+    values[1].normal_(generator=torch.Generator().manual_seed(5))
+    values[3].normal_(generator=torch.Generator().manual_seed(6))
+    together.use(values)
+    x_BTD = torch.randn(3, 7, model.config.dim, generator=torch.Generator().manual_seed(7))
+    for target in LORA_TARGETS:
+        group, first = (together.groups[1], 2) if target == "head" else (together.groups[0], 0)
+        inner, outer = (value[0] for value in values[first : first + 2])
+        wanted = x_BTD @ inner[:, group.inner[target]].mT @ outer[:, group.outer[target]].mT * 1.5
+        found = together.added(target, 0, x_BTD)
+        assert found is not None
+        torch.testing.assert_close(found, wanted)

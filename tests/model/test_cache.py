@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fairway.config import ModelConfig
-from fairway.model.cache import Cache
+from fairway.model.cache import Cache, Single
 from fairway.model.gpt import GPT, build
 
 SMALL = ModelConfig(
@@ -47,6 +47,25 @@ def tokens(rows: int, count: int = LENGTH) -> Tensor:
 def piecewise(cache: Cache, ids_ST: Tensor, sizes: list[int]) -> Tensor:
     cache.clear()
     return torch.cat([cache.read(piece) for piece in ids_ST.split(sizes, 1)], 1)
+
+
+@pytest.mark.parametrize("config", [SMALL, ODD, replace(SMALL, smear=True)])
+@pytest.mark.parametrize("sizes", [[1] * LENGTH, [7, 1, 1, 1, 1, 12], [1, 1, 20, 1]])
+@torch.no_grad()
+def test_tokens_read_by_launches_for_any_position_equal_the_whole(
+    config: ModelConfig, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Single, "STRETCH", 8)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, ids = random_model(config, True).to(device), tokens(3).to(device)
+    cache = Cache(model, 3, LENGTH, steady=True)
+    cache.single = cache.single or Single(cache)
+    whole = model.hidden(ids)
+    # What an earlier walk left behind must not be seen; twice more, to have recordings run.
+    for _ in range(3):
+        found = piecewise(cache, ids, sizes)
+        torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+        ids, whole = ids.flip(0), whole.flip(0)
 
 
 @pytest.mark.parametrize("looping", [False, True])

@@ -12,50 +12,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from specimens import PROVENANCE, PUNY, ROUND, TINY, WORDS, fancy, quantised
 
-from fairway.config import ModelConfig, PackConfig, QuantConfig, ScoreConfig, to_dict
+from fairway.config import ModelConfig, PackConfig, to_dict
 from fairway.errors import UserError
 from fairway.files import digest_bytes, digest_file
-from fairway.model.gpt import GPT, build
+from fairway.model.gpt import GPT
 from fairway.pack import artifact
 from fairway.pack.artifact import account, load_artifact, save_artifact
 from fairway.pack.layout import layout, role_of, threshold
 from fairway.quantise.gptq import QuantisedModel, dequantise, is_coded, quantise_model
 from fairway.quantise.grid import QuantisedTensor
 
-TINY = ModelConfig(
-    vocab_size=260, num_layers=2, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8, rope_dims=2,
-    xsa_layers=2, parallel_from=1, loop_first=0, loop_last=1, loop_extra=1,
-)  # fmt: skip
-PUNY = replace(TINY, num_layers=1, loop_extra=0)
-# A stand-in for the tokenizer: the container knows its bytes, digest and size only.
-WORDS: Any = SimpleNamespace(data=b"words" * 9, digest=digest_bytes(b"words" * 9), vocab_size=260)
-PROVENANCE = {
-    "recipe": "test",
-    "recipe_hash": "0123456789abcdef",
-    "seed": 42,
-    "looping": True,
-    "score": to_dict(ScoreConfig()),
-    "fairway": "0.1.0",
-}
-ROUND = QuantConfig(method="round", min_numel=40)
 RAW, BROTLI = PackConfig(codec="raw"), PackConfig(with_tokenizer=True)
-
-
-def quantised(config: ModelConfig = TINY, quant: QuantConfig = ROUND) -> QuantisedModel:
-    return quantise_model(alive(config).state_dict(), {}, quant)
-
-
-def alive(config: ModelConfig) -> GPT:
-    """A model whose output projections are not the zeros they start as."""
-    model = build(config, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for weight in model.parameters():
-            # Sixteenths are the same on every machine.
-            noise = torch.randint(-16, 17, weight.shape, generator=generator)
-            weight += noise / 256
-    return model
 
 
 def save(path: Path, pack: PackConfig = RAW, config: ModelConfig = TINY) -> Path:
@@ -63,7 +32,7 @@ def save(path: Path, pack: PackConfig = RAW, config: ModelConfig = TINY) -> Path
     return path
 
 
-@pytest.mark.parametrize("codec", ["brotli", "lzma", "raw"])
+@pytest.mark.parametrize("codec", ["cabac", "brotli", "lzma", "raw"])
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 def test_round_trip(tmp_path: Path, codec: str, with_tokenizer: bool) -> None:
     pack = PackConfig(codec=codec, with_tokenizer=with_tokenizer)
@@ -105,6 +74,27 @@ def test_round_trip_of_every_shape_of_model(tmp_path: Path, changes: dict[str, A
         assert torch.equal(loaded.state[name], weight), name
 
 
+@pytest.mark.parametrize("codec", ["cabac", "brotli", "lzma", "raw"])
+def test_trellis_orders_and_steps_come_back(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.fwy"
+    counts = save_artifact(path, fancy(), TINY, PackConfig(codec=codec), WORDS, PROVENANCE)
+    assert [name for name, _ in counts][2:5] == ["orders", "steps", "embedding"]
+    loaded = load_artifact(path)
+    for name, weight in dequantise(fancy()).items():
+        assert torch.equal(loaded.state[name], weight), name
+
+
+def test_what_an_older_reader_can_read_is_written_for_it(tmp_path: Path) -> None:
+    for pack, version in ((RAW, 1), (BROTLI, 1), (PackConfig(codec="cabac"), 2)):
+        assert save(tmp_path / "a.fwy", pack).read_bytes()[8] == version
+
+
+def test_scales_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    mixed = quantised() | {"tok_emb.weight": fancy()["tok_emb.weight"]}
+    with pytest.raises(UserError, match="some matrices have float16 scales and others steps"):
+        save_artifact(tmp_path / "a.fwy", mixed, TINY, RAW, WORDS, PROVENANCE)
+
+
 def test_account_sums_to_the_file(tmp_path: Path) -> None:
     path = save(tmp_path / "a.fwy", BROTLI)
     counts = account(path)
@@ -129,9 +119,16 @@ def test_saving_returns_the_account_and_repeats_its_bytes(tmp_path: Path) -> Non
 def test_settings_of_the_packer_take_effect(tmp_path: Path) -> None:
     digests = {
         digest_file(save(tmp_path / "a.fwy", pack))
-        for pack in (RAW, BROTLI, PackConfig(), PackConfig(shuffle=1), PackConfig(codec="lzma"))
+        for pack in (
+            RAW,
+            BROTLI,
+            PackConfig(),
+            PackConfig(shuffle=1),
+            PackConfig(codec="lzma"),
+            PackConfig(codec="cabac"),
+        )
     }
-    assert len(digests) == 5
+    assert len(digests) == 6
 
 
 def test_codes_lie_column_by_column(tmp_path: Path) -> None:
@@ -313,9 +310,9 @@ def test_forged_headers_are_refused(
 def test_another_version_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.fwy")
     data = bytearray(path.read_bytes())
-    data[8] = 2
+    data[8] = 3
     path.write_bytes(data)
-    with pytest.raises(UserError, match="the format has version 2, this Fairway reads 1"):
+    with pytest.raises(UserError, match="the format has version 3, this Fairway reads 1 and 2"):
         load_artifact(path)
 
 
@@ -400,13 +397,13 @@ def test_a_small_file_cannot_claim_a_large_model(tmp_path: Path) -> None:
         header["model"] = to_dict(large)
         header["sections"] = [
             entry
-            | {"name": spec.name, "kind": spec.kind, "raw_bytes": spec.raw_bytes}
+            | {"name": spec.name, "kind": spec.kind, "raw_bytes": spec.raw_bytes(8)}
             | {"bits": 8 if spec.kind == "codes" else 16}
             for spec in specs
         ]
 
     path = forged(tmp_path / "a.fwy", claim, b"")
-    assert sum(spec.raw_bytes for spec in specs) > 8e9
+    assert sum(spec.raw_bytes(8) for spec in specs) > 8e9
     tracemalloc.start()
     with pytest.raises(UserError, match="more than 16 times as many; no trained model"):
         load_artifact(path)
@@ -444,9 +441,9 @@ def test_layout_of_the_seed_covers_every_value_once() -> None:
         "embedding", "query", "key", "value", "attention output", "MLP up", "MLP down", "scales",
         "vectors",
     ]  # fmt: skip
-    raw = {spec.name: spec.raw_bytes for spec in specs}
+    raw = {spec.name: spec.raw_bytes(8) for spec in specs}
     codes = [spec for spec in specs if spec.kind == "codes"]
-    assert sum(spec.raw_bytes for spec in codes) == 35_913_728
+    assert sum(spec.raw_bytes(8) for spec in codes) == 35_913_728
     assert raw["scales"] == 2 * (8192 + 11 * (512 + 256 + 256 + 512 + 2048 + 512))
     assert raw["vectors"] == 2 * 30_808
     coded = [tensor.name for spec in codes for tensor in spec.tensors]

@@ -109,7 +109,7 @@ def test_an_input_that_is_shared_only_at_times_is_noticed() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_products_of_bfloat16_are_exact_and_added_in_float32() -> None:
     x_NC = torch.randn(4099, 72, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = calibrate._gram(x_NC.cuda()).cpu()
+    found = calibrate.gram(x_NC.cuda()).cpu()
     assert found.dtype == torch.float32
     wanted = (x_NC.double().T @ x_NC.double()).float()
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-2)

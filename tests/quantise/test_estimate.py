@@ -5,7 +5,9 @@ import torch
 
 from fairway.config import Config
 from fairway.model.gpt import build
+from fairway.overrides import override
 from fairway.quantise.estimate import estimate_bytes, expected_bytes, gaussian_bits
+from fairway.quantise.gptq import is_coded
 from fairway.quantise.grid import Grid
 from fairway.recipes import recipe
 
@@ -32,3 +34,15 @@ def test_estimate_of_gaussian_weights_agrees_with_the_formula() -> None:
         for weight in model.parameters():
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
     assert estimate_bytes(model, config.quant) == pytest.approx(expected_bytes(config), rel=0.01)
+
+
+def test_a_trellis_is_told_its_bits_and_a_full_budget_its_size() -> None:
+    changes = ["quant.method=trellis", "quant.rate_bits=4.0"]
+    four = expected_bytes(override(recipe("demo"), changes))
+    three = expected_bytes(override(recipe("demo"), [*changes[:1], "quant.rate_bits=3.0"]))
+    model = build(recipe("demo").model)
+    coded = sum(w.numel() for n, w in model.named_parameters() if is_coded(n, w, 4096))
+    assert four - three == pytest.approx(coded / 8, abs=1)
+    assert estimate_bytes(model, override(recipe("demo"), changes).quant) == four
+    budget = ["quant.fill=true", "pack.limit_bytes=900000", "pack.code_bytes=1000"]
+    assert expected_bytes(override(recipe("demo"), [*changes, *budget])) == 899_000

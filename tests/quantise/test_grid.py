@@ -1,3 +1,6 @@
+from decimal import Decimal, localcontext
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,6 +8,7 @@ from hypothesis import strategies as st
 
 from fairway.errors import UserError
 from fairway.quantise.grid import (
+    LARGEST_STEP,
     SMALLEST_SCALE,
     Grid,
     QuantisedTensor,
@@ -13,6 +17,7 @@ from fairway.quantise.grid import (
     restore,
     round_to_grid,
     row_scales,
+    scale_of,
 )
 
 INT6 = Grid(6, 12.85)
@@ -86,3 +91,28 @@ def test_a_scale_beyond_float16_is_refused() -> None:
 def test_only_filled_matrices_have_scales(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="only filled matrices"):
         row_scales(torch.zeros(shape), INT6, "w")
+
+
+def test_scales_on_the_logarithmic_grid_are_the_nearest_float32() -> None:
+    steps_R = torch.arange(-LARGEST_STEP, LARGEST_STEP + 1, dtype=torch.int16)
+    scale_R = scale_of(steps_R)
+    assert scale_R.dtype == torch.float32
+    with localcontext() as context:
+        context.prec = 40
+        for step, scale in zip(steps_R.tolist(), scale_R.numpy(), strict=True):
+            exact = Decimal(2) ** (Decimal(step) / 16)
+            below, above = (np.nextafter(scale, np.float32(to)) for to in (0, np.inf))
+            off = abs(Decimal(float(scale)) - exact)
+            assert off < min(abs(Decimal(float(other)) - exact) for other in (below, above))
+    with pytest.raises(UserError, match="a scale step lies beyond \\+-640"):
+        scale_of(torch.tensor([641], dtype=torch.int16))
+
+
+def test_a_trellis_and_logarithmic_steps_are_restored() -> None:
+    codes = torch.tensor([[1, -1, 2], [0, 1, -3]], dtype=torch.int16)
+    steps = torch.tensor([16, -16], dtype=torch.int16)
+    order = torch.tensor([2, 0, 1], dtype=torch.int32)
+    tensor = QuantisedTensor(codes, scale_of(steps), 6, steps, 4, order)
+    # Row 0: 2 in state 0 (4), 1 in state 0 (2), -1 in state 2 (-2 + 1).
+    # Row 1: -3 in state 0 (-6), 0 in state 2 (0), 1 in state 1 (2).
+    assert restore(tensor).tolist() == [[4.0, -2.0, 8.0], [0.0, 1.0, -3.0]]

@@ -345,6 +345,25 @@ def test_a_proof_gets_a_section(tmp_path):
     assert "Proof by decoding" not in report(tmp_path, results)[0]
 
 
+def test_an_audit_gets_a_section(tmp_path):
+    results = example_results()
+    probe = {
+        "stage": "sliding", "name": "P1 substitution", "rules": ["C2"], "did": "summed <b>",
+        "samples": 12, "worst": 2e-16, "position": 3, "verdict": "invalid", "why": "not <i>one",
+    }  # fmt: skip
+    finding = {
+        "severity": "warning", "code": "order", "why": "lengths", "file": "a", "line": 7,
+        "value": "<script>",
+    }  # fmt: skip
+    results["audit"] = {
+        "passed": False, "verdict": "invalid", "findings": [finding], "probes": [probe],
+    }  # fmt: skip
+    page, _ = report(tmp_path, results)
+    told = page.split("<h2>Audit</h2>")[1].split("</section>")[0]
+    assert "it cannot become a submission" in told and "a:7" in told
+    assert "not &lt;i&gt;one" in told and "&lt;script&gt;" in told and "<script>" not in told
+
+
 def test_later_stages_get_a_bar_and_a_row(tmp_path):
     results = example_results()
     results["stages"]["ttt"] = stage(1.93333)

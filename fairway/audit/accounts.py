@@ -1,0 +1,282 @@
+"""A record's bytes, seconds and denominators against what the challenge allows and knows."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fairway.audit.claims import Claims
+from fairway.audit.findings import Finding
+from fairway.audit.logs import Log, Number, Stage
+from fairway.units import NATS_PER_BIT
+
+LIMIT_BYTES = 16_000_000
+BUDGET_S = 600.0
+# A run notices the end of its budget after the step that crosses it.
+_LAST_STEP_S = 1.0
+
+# The validation text of the challenge, 50,000 documents: its bytes by the tokens that count them,
+# and what is known to be wrong (pull requests #1804, #1916, #2138, #2039, #1795).
+TEXT_BYTES = 151_080_891
+_KNOWN_RATIOS: tuple[tuple[float, str], ...] = (
+    (1.0, ""),
+    (152_570_124 / TEXT_BYTES, ""),
+    (164_594_398 / 151_074_309, "the sentinels of CaseOps pieces were counted as bytes (+8.95 %)"),
+    (176_332_748 / TEXT_BYTES, "leading spaces were counted twice (+16.71 %)"),
+)
+# Tokens scored of that text, by tokenizer and by what is done with its end, and their bytes.
+_TEXT_BYTES_OF = {
+    40_540_160: 151_078_222,
+    40_540_802: TEXT_BYTES,
+    45_508_608: 152_570_124,
+    47_851_520: 151_074_309,
+    47_853_343: 151_080_644,
+}
+_SUBSETS = {
+    8_000_000: "the first 8,000,000 tokens",
+    9_662_464: "10,000 of 50,000 documents, the default of a CaseOps script (issue #2127)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """Bytes on disk: the script, all Python files, and what may be a model."""
+
+    script_bytes: int | None
+    code_bytes: int
+    models: tuple[tuple[str, int], ...]
+
+
+def of(severity: str, code: str, why: str, number: Number, value: str = "") -> Finding:
+    """Return a finding about a number where it stands."""
+    assert severity in ("invalid", "warning", "note")
+    return Finding(
+        severity,  # type: ignore[arg-type]
+        code,
+        why,
+        number.file,
+        number.line or None,
+        value or number.text,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Bytes
+
+
+def total_bytes(log: Log) -> Number | None:
+    """Return the bytes that a log counts for its submission: as printed, or model and code."""
+    if "total bytes" in log.numbers:
+        return log.numbers["total bytes"]
+    model, code = log.numbers.get("model bytes"), log.numbers.get("code bytes")
+    if model is None or code is None:
+        return None
+    return Number(model.value + code.value, model.file, model.line, model.text)
+
+
+def check_bytes(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterator[Finding]:
+    """Yield what is wrong with the bytes of a record."""
+    totals = [found for log in logs if (found := total_bytes(log)) is not None]
+    claimed = claims.numbers.get("total bytes")
+    for number in [*totals, *([claimed] if claimed else [])]:
+        if number.value > LIMIT_BYTES:
+            excess = f"{number.value:,.0f} is {number.value - LIMIT_BYTES:,.0f} over"
+            why = f"artifact and code exceed {LIMIT_BYTES:,} bytes (decimal)"
+            yield of("invalid", "over-cap", why, number, excess)
+    if not totals:
+        yield Finding("note", "no-bytes", "no log says how many bytes the submission has")
+    elif claimed is not None:
+        yield from _against_largest(claimed, totals)
+    yield from _code_size(logs, claims, shipped)
+    yield from _models(logs, shipped)
+
+
+def _against_largest(claimed: Number, totals: list[Number]) -> Iterator[Finding]:
+    largest = max(totals, key=lambda number: number.value)
+    if claimed.value >= largest.value:
+        return
+    value = f"{claimed.value:,.0f} claimed, {largest.value:,.0f} in {largest.file}:{largest.line}"
+    if any(claimed.value == number.value for number in totals):
+        why = "the bytes claimed are those of one seed; the largest counts"
+        yield of("warning", "bytes-not-largest", why, claimed, value)
+    elif abs(claimed.value - largest.value) > 0.5 + 1e-3 * largest.value:
+        why = "the bytes claimed are fewer than the logs count"
+        yield of("warning", "bytes-claimed", why, claimed, value)
+
+
+def _code_size(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterator[Finding]:
+    """Yield where the code that was counted is not the code that is shipped."""
+    counted = [log.numbers["code bytes"] for log in logs if "code bytes" in log.numbers]
+    counted += [claims.numbers["code bytes"]] if "code bytes" in claims.numbers else []
+    if shipped.script_bytes is None:
+        return
+    for number in {number.value: number for number in counted}.values():
+        if number.value in (shipped.script_bytes, shipped.code_bytes):
+            continue
+        why = "the code size that was counted is not that of the file shipped"
+        value = f"{number.value:,.0f} counted, {shipped.script_bytes:,} shipped"
+        models = [log.get("model bytes") or 0.0 for log in logs]
+        together = max(models, default=0.0) + shipped.script_bytes
+        if max(models, default=0.0) and together > LIMIT_BYTES:
+            why += f"; with the file as shipped it is {together:,.0f} bytes, above the limit"
+        yield of("warning", "code-size", why, number, value)
+
+
+def _models(logs: Sequence[Log], shipped: Shipped) -> Iterator[Finding]:
+    sizes = {log.get("model bytes") for log in logs} - {None}
+    for name, size in shipped.models:
+        if size > LIMIT_BYTES:
+            why = f"the artifact on disk alone exceeds {LIMIT_BYTES:,} bytes"
+            yield Finding("invalid", "over-cap", why, name, value=f"{size:,}")
+        elif sizes and size not in sizes:
+            why = "the artifact on disk has another size than any log says"
+            yield Finding("warning", "artifact-size", why, name, value=f"{size:,}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Seconds
+
+
+def check_times(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
+    """Yield what took longer than a record may; what competes for no budget gets notes."""
+    for log in logs:
+        for finding in _times(log):
+            if claims.unlimited and finding.severity != "note":
+                finding = Finding(
+                    "note", finding.code, f"{finding.why} (not a record's track)",
+                    finding.file, finding.line, finding.value,
+                )  # fmt: skip
+            yield finding
+
+
+def _times(log: Log) -> Iterator[Finding]:
+    trained = log.train_s
+    if trained is not None and trained.value > BUDGET_S:
+        late = "invalid" if trained.value > BUDGET_S + _LAST_STEP_S else "warning"
+        why = f"training took longer than {BUDGET_S:.0f} s"
+        yield of(late, "train-time", why, trained, f"{trained.value:.1f} s")
+    hessians = log.numbers.get("hessian seconds")
+    if trained is not None and hessians is not None and trained.value <= BUDGET_S:
+        both_s = trained.value + hessians.value
+        if both_s > BUDGET_S:
+            why = (
+                f"training and the reading of training text for calibration end after "
+                f"{BUDGET_S:.0f} s (ruling in #677: calibration is training)"
+            )
+            value = f"{trained.value:.1f} + {hessians.value:.1f} = {both_s:.1f} s"
+            grave = "warning" if both_s > BUDGET_S + _LAST_STEP_S else "note"
+            yield of(grave, "calibration-time", why, hessians, value)
+    yield from _evaluation(log)
+    outside = log.settings.get("ngram_hint_precompute_outside")
+    if outside is not None and str(outside).lower() in ("true", "1"):
+        line = log.setting_lines["ngram_hint_precompute_outside"]
+        why = "hints are computed before the evaluation's clock starts, and are part of it"
+        yield Finding("warning", "outside-clock", why, log.name, line, str(outside))
+
+
+def _evaluation(log: Log) -> Iterator[Finding]:
+    """Yield the evaluation if it took too long: the last stage, or the total that is printed."""
+    scored = [stage for stage in log.stages if stage.seconds is not None]
+    final = final_stage(log)
+    total = log.numbers.get("eval seconds")
+    if total is None and final is not None and final.seconds is not None:
+        place = final.bpb
+        total = Number(final.seconds, place.file, place.line, place.text)
+    if total is None:
+        return
+    if total.value > BUDGET_S:
+        why = f"evaluation took longer than {BUDGET_S:.0f} s"
+        yield of("invalid", "eval-time", why, total, f"{total.value:.1f} s")
+        return
+    all_s = sum(stage.seconds or 0.0 for stage in scored if stage.name != _IN_TRAINING)
+    if all_s > BUDGET_S:
+        why = (
+            f"all evaluations of the log together took longer than {BUDGET_S:.0f} s; the one that "
+            "counts did not"
+        )
+        yield of("note", "eval-sum", why, total, f"{all_s:.1f} s")
+
+
+_IN_TRAINING = "validation in training"
+
+
+def final_stage(log: Log) -> Stage | None:
+    """Return the last evaluation of a log that is not one during training."""
+    return next((s for s in reversed(log.stages) if s.name != _IN_TRAINING), None)
+
+
+def check_steps(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
+    """Yield step lines that contradict themselves, and steps claimed that no log has."""
+    for log in logs:
+        last = log.last_step
+        if last is None or last.seconds is None or last.ms_per_step is None or not last.step:
+            continue
+        product_s = last.step * last.ms_per_step / 1e3
+        if abs(product_s - last.seconds) > 0.02 * last.seconds + 0.1:
+            why = "steps times milliseconds per step are not the seconds of training"
+            value = (
+                f"{last.step} x {last.ms_per_step} ms = {product_s:.1f} s, not {last.seconds:.1f}"
+            )
+            yield Finding("warning", "step-time", why, log.name, last.line, value)
+    claimed, steps = claims.numbers.get("steps"), [log.steps for log in logs if log.steps]
+    if claimed is not None and steps and not min(steps) <= claimed.value <= max(steps):
+        why = "the steps claimed are those of no log"
+        value = f"{claimed.value:.0f} claimed, {min(steps)} to {max(steps)} in the logs"
+        yield of("warning", "steps", why, claimed, value)
+
+
+# ---------------------------------------------------------------------------------------------
+# Denominators
+
+
+def check_denominators(logs: Sequence[Log]) -> Iterator[Finding]:
+    """Yield scores whose bytes are not those of the validation text."""
+    told: set[str] = set()
+    undecided = 0
+    for log in logs:
+        final, tokens = final_stage(log), log.numbers.get("val tokens")
+        if final is None:
+            continue
+        if tokens is None or final.loss is None or not 0 < final.bpb.value < 100:
+            undecided += 1
+            continue
+        if int(tokens.value) in _SUBSETS:
+            why = f"not the whole text was scored: {_SUBSETS[int(tokens.value)]}"
+            yield of("invalid", "subset", why, tokens)
+            continue
+        finding = _denominator(final, final.loss, tokens)
+        if finding is not None and finding.code not in told:
+            told.add(finding.code)
+            yield finding
+    if undecided:
+        why = "tokens scored, loss and bits per byte could not all be found: bytes not checked"
+        yield Finding("note", "no-denominator", why, value=f"{undecided} of {len(logs)} logs")
+
+
+def text_bytes(log: Log) -> int | None:
+    """Return the bytes that a log's last score is of: those known for its tokens, or implied."""
+    final, tokens = final_stage(log), log.numbers.get("val tokens")
+    if final is None or tokens is None:
+        return None
+    if int(tokens.value) in _TEXT_BYTES_OF:
+        return _TEXT_BYTES_OF[int(tokens.value)]
+    if final.loss is None or final.bpb.value <= 0:
+        return None
+    return round(tokens.value * final.loss / (NATS_PER_BIT * final.bpb.value))
+
+
+def _denominator(final: Stage, loss: float, tokens: Number) -> Finding | None:
+    implied = tokens.value * loss / (NATS_PER_BIT * final.bpb.value)
+    ratio = implied / TEXT_BYTES
+    # A score of four decimals determines the bytes to one in ten thousand.
+    near = min(_KNOWN_RATIOS, key=lambda known: abs(ratio - known[0]))
+    value = (
+        f"{tokens.value:,.0f} tokens, {loss} nats per token, {final.bpb.value} bpb: "
+        f"{implied:,.0f} bytes"
+    )
+    if math.isclose(ratio, near[0], rel_tol=1.5e-3):
+        return of("invalid", "denominator", near[1], final.bpb, value) if near[1] else None
+    if ratio < 0.9:
+        why = f"only {ratio:.1%} of the bytes of the validation text ({TEXT_BYTES:,}) were scored"
+        return of("warning", "part-of-text", why, final.bpb, value)
+    why = f"the bytes behind this score are {ratio:.4f} of those of the validation text"
+    return of("warning", "denominator", why, final.bpb, value)

@@ -1,0 +1,125 @@
+"""P1: what all candidates for a place would have cost, asked wholly or in part.
+
+Of a scorer that shows its distributions the sum is taken at once, and some candidates are put at
+the place to see whether they are charged as shown. Of others every candidate is put there, or, of
+a large vocabulary, a sample by strata.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fairway.audit.bench import ROUNDING_NATS, Bench, moved_by
+from fairway.audit.scorer import RowScorer, scored
+from fairway.score.ledger import IntArray
+
+# |sum of probabilities - 1| allowed: costs may come from float32.
+SUM_TOLERANCE = 1e-3
+# How many of the likeliest and of all tokens are put at a place whose distribution is shown.
+_LIKELY, _ANY = 4, 6
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """One place: how many candidates were asked, sum - 1, and what is wrong or open."""
+
+    index: int
+    asked: int
+    excess: float
+    wrong: str = ""
+    doubt: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """A place in a text, at which other tokens are put."""
+
+    bench: Bench
+    ids: IntArray
+    index: int
+
+    def cost_of(self, token: int) -> float:
+        """Return what a token would have cost here."""
+        ids = self.ids.copy()
+        ids[self.index] = token
+        return scored(self.bench.scorer, ids, until=self.index).at(self.index)
+
+    def shown_sum(self, rows: RowScorer) -> Sum:
+        """Return the sum of the distribution shown; candidates must be charged as it says."""
+        row = rows.row(self.ids.copy(), self.index)
+        excess = float(np.exp(row).sum()) - 1.0
+        if not abs(excess) <= SUM_TOLERANCE:
+            return Sum(self.index, len(row), excess, _sentence(excess))
+        drawn = self.bench.draw.choice(self.bench.words, _ANY).tolist()
+        candidates = dict.fromkeys([*np.argsort(row)[::-1][:_LIKELY].tolist(), *drawn])
+        allowed = rows.row_tolerance_nats + self.bench.tolerance_nats
+        for asked, token in enumerate(candidates, start=1):
+            off = abs(self.cost_of(token) + float(row[token]))
+            if not off <= allowed:
+                wrong = "a candidate put at the place is not charged as the distribution shows"
+                return Sum(self.index, asked, off, wrong)
+        return Sum(self.index, len(candidates), excess)
+
+    def full_sum(self) -> Sum:
+        """Return the sum over all candidates."""
+        words = self.bench.words
+        excess = math.fsum(math.exp(-self.cost_of(int(v))) for v in words) - 1.0
+        if excess <= SUM_TOLERANCE:
+            if self._bos_decides_order():
+                # What BOS would have cost here cannot be asked: it is what is left.
+                return Sum(self.index, len(words), max(excess, 0.0))
+            excess += math.exp(-self.cost_of(self.bench.bos_id))
+        wrong = "" if abs(excess) <= SUM_TOLERANCE else _sentence(excess)
+        return Sum(self.index, len(words) + 1, excess, wrong)
+
+    def _bos_decides_order(self) -> bool:
+        """Return whether BOS here changes what is scored before it, such as the order.
+
+        Where documents begin is then taken for known in advance, which the challenge allows.
+        """
+        ids, before = self.ids.copy(), self.bench.costs(self.ids)
+        ids[self.index] = self.bench.bos_id
+        found = scored(self.bench.scorer, ids, until=self.index)
+        count = len(found.index) - 1
+        if not np.array_equal(found.index, before.index[: count + 1]):
+            return True
+        return bool((moved_by(found.nats, before.nats[: count + 1])[:count] > ROUNDING_NATS).any())
+
+    def sampled_sum(self, asked: int) -> Sum:
+        """Return the sum by strata: tokens of the text are asked, of the others a random sample.
+
+        What was asked bounds the sum from below without error; the rest is an estimate.
+        """
+        seen = np.concatenate([self.ids, self.bench.text])
+        common, counts = np.unique(seen, return_counts=True)
+        sure = [int(self.ids[self.index]), *common[np.argsort(-counts)][: asked // 2].tolist()]
+        sure = list(dict.fromkeys(sure))
+        rest = np.setdiff1d(np.arange(self.bench.scorer.vocab_size), sure)
+        drawn = self.bench.draw.choice(rest, min(asked - len(sure), len(rest)), replace=False)
+        known = np.exp([-self.cost_of(token) for token in sure])
+        guessed = np.exp([-self.cost_of(int(token)) for token in drawn])
+        asked = len(sure) + len(drawn)
+        least = float(known.sum() + guessed.sum()) - 1.0
+        if least > SUM_TOLERANCE:
+            return Sum(self.index, asked, least, _sentence(least) + ", by those asked alone")
+        error = len(rest) * float(guessed.std(ddof=1)) / math.sqrt(len(drawn))
+        excess = float(known.sum() + len(rest) * guessed.mean()) - 1.0
+        # One large value must not carry the estimate.
+        without = float(known.sum() + len(rest) * np.sort(guessed)[:-1].mean()) - 1.0
+        if without - 5 * error > SUM_TOLERANCE:
+            wrong = f"{_sentence(excess)} (estimated, +-{error:.3g})"
+            return Sum(self.index, asked, excess, wrong)
+        if abs(excess) <= max(SUM_TOLERANCE, 5 * error) and error <= 0.02:
+            return Sum(self.index, asked, excess)
+        doubt = f"{asked} candidates leave the sum open: {1 + excess:.3f} +- {error:.3f}"
+        return Sum(self.index, asked, excess, doubt=doubt)
+
+
+def _sentence(excess: float) -> str:
+    if excess > 0:
+        return f"the probabilities sum to {1 + excess:.4g}: more than there is to give away"
+    return (
+        f"the probabilities sum to {1 + excess:.4g}: mass is missing, so that the score is not "
+        "that of a distribution (it is higher, not lower, for it)"
+    )

@@ -1,0 +1,126 @@
+"""The verbs that doubt a score: audit, audit-record."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairway.cli_base import Json, Set, emit
+from fairway.errors import UserError
+
+
+def audit(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Folder of a scored run.")
+    ] = None,
+    program: Annotated[
+        str | None,
+        typer.Option("--program", help="Audit a program that scores instead (docs/RULES.md)."),
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option("--tokens", help="With --program: a JSON list of token ids, BOS first."),
+    ] = None,
+    budget_s: Annotated[
+        float, typer.Option("--budget", min=0.1, help="With --program: seconds to take.")
+    ] = 60.0,
+    bos_id: Annotated[int, typer.Option("--bos", help="With --program: id of BOS.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="With --program: seed of all draws.")] = 0,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Audit what scored a run, or another program; exit code 1 if something is invalid."""
+    if (run is None) == (program is None):
+        raise UserError("name a run folder to audit, or --program 'COMMAND' --tokens FILE")
+    if program is not None and (tokens is None or overrides):
+        raise UserError("--program takes --tokens FILE, a JSON list of token ids, and no --set")
+    if run is not None:
+        facts = _run(run, overrides or [], as_json)
+    else:
+        assert program is not None and tokens is not None
+        facts = _program(program, tokens, budget_s, bos_id, seed)
+    from fairway.show import findings_table, probe_table
+
+    tables = [probe_table(facts)]
+    if facts["findings"]:
+        tables.append(findings_table("beside the probes", facts["findings"]))
+    emit(as_json, facts, *tables)
+    if not facts["passed"]:
+        raise typer.Exit(1)
+
+
+def _run(path: Path, overrides: list[str], as_json: bool) -> dict[str, Any]:
+    import sys
+
+    from fairway.run import open_run
+
+    pipeline = open_run(path, overrides, lambda text: print(text, file=sys.stderr))
+    with pipeline.writing():
+        return pipeline.audit()
+
+
+def _program(command: str, tokens: Path, budget_s: float, bos_id: int, seed: int) -> dict[str, Any]:
+    import numpy as np
+
+    from fairway.audit.bench import Bench
+    from fairway.audit.probes import audit_scorer
+    from fairway.audit.scorer import open_program
+    from fairway.audit.verdicts import verdict_of
+    from fairway.files import read_json
+
+    ids = read_json(tokens)
+    if not isinstance(ids, list) or not all(type(n) is int and 0 <= n < 2**31 for n in ids):
+        raise UserError(f"{tokens} must hold a JSON list of token ids, whole numbers from 0 on")
+    words = shlex.split(command)
+    if not words:
+        raise UserError("--program is empty; name the command that starts the scorer")
+    scorer = open_program(words)
+    try:
+        probes = audit_scorer(Bench(scorer, np.array(ids, np.int64), seed, budget_s, bos_id))
+    finally:
+        scorer.close()
+    verdict = verdict_of(probes)
+    return {
+        "passed": verdict != "invalid",
+        "verdict": verdict,
+        "findings": [],
+        "probes": [{"stage": words[0], **asdict(probe)} for probe in probes],
+    }
+
+
+def audit_record(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of records.")],
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write the findings as a page, too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Audit records: bytes, times, seeds, scores, source; exit code 1 if anything is invalid."""
+    from fairway.audit.records import audit_record as audited
+    from fairway.files import write_atomic
+    from fairway.report.audited import records_page
+    from fairway.show import findings_table
+
+    audits = [audited(folder) for folder in folders]
+    if page is not None:
+        write_atomic(page, records_page(audits).encode("utf-8", "replace"))
+    facts = [
+        {
+            "folder": one.folder.name,
+            "valid": one.valid,
+            "findings": [asdict(finding) for finding in one.findings],
+            "facts": one.facts,
+        }
+        for one in audits
+    ]
+    things: list[Any] = []
+    for one in audits:
+        found = [asdict(finding) for finding in one.findings]
+        counts = [sum(f.severity == s for f in one.findings) for s in ("invalid", "warning")]
+        title = f"{one.folder}: {counts[0]} invalid, {counts[1]} to look at"
+        things.append(findings_table(title, found) if found else title)
+    emit(as_json, facts, *things)
+    if not all(one.valid for one in audits):
+        raise typer.Exit(1)

@@ -1,0 +1,76 @@
+"""The verbs around a finished artifact: its byte account, and its weights as a plain file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fairway.cli_base import Json, emit
+from fairway.errors import UserError
+
+Weights = Annotated[Path, typer.Option("--out", help="File to write, such as weights.safetensors.")]
+ByRole = Annotated[
+    bool, typer.Option("--account", help="Show bytes, bits per weight and entropy by role.")
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        "--budget", metavar="BYTES", help="Fill so many bytes, code included, as well as can be."
+    ),
+]
+AnyArtifact = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="An artifact, or its run folder.")
+]
+
+
+def filling(budget_bytes: int | None) -> list[str]:
+    """Return the settings that fill a budget: dependent quantisation and the coder made for it."""
+    if budget_bytes is None:
+        return []
+    return [
+        "quant.method=trellis",
+        "quant.fit=false",
+        "quant.fill=true",
+        "pack.codec=cabac",
+        f"pack.limit_bytes={budget_bytes}",
+    ]
+
+
+def unpack(artifact: AnyArtifact, out: Weights, as_json: Json = False) -> None:
+    """Write an artifact's weights as float32 in a safetensors file."""
+    from fairway.checkpoint import save_checkpoint
+    from fairway.pack.artifact import load_artifact
+
+    file = artifact_of(artifact)
+    if out.resolve() == file.resolve():
+        raise UserError(f"{out} is the artifact itself; name another file to write")
+    loaded = load_artifact(file)
+    save_checkpoint(out, loaded.state, loaded.header)
+    values = sum(weight.numel() for weight in loaded.state.values())
+    size = out.stat().st_size
+    emit(
+        as_json,
+        {"path": str(out), "tensors": len(loaded.state), "values": values, "bytes": size},
+        f"{out}: {len(loaded.state)} tensors, {values:,} values in float32, {size:,} bytes",
+    )
+
+
+def show_account(path: Path, as_json: bool) -> None:
+    """Print where an artifact's bytes go, by section and role."""
+    from fairway.pack.account import byte_account
+    from fairway.show import parts_table
+
+    parts = byte_account(artifact_of(path))
+    rows = [dataclasses.asdict(part) | {"bits_per_number": part.bits_per_number} for part in parts]
+    emit(as_json, {"bytes": sum(part.bytes for part in parts), "parts": rows}, parts_table(parts))
+
+
+def artifact_of(path: Path) -> Path:
+    """Return the artifact at a path: itself, or the one of a run folder."""
+    from fairway.api import ARTIFACT_FILE
+
+    file = path / ARTIFACT_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; name an artifact or the folder of a packed run")
+    return file

@@ -1,0 +1,54 @@
+"""AdamW without first moments (beta1 = 0), over matrices of which only the first rows are in use.
+
+The learning rule of adapters at test time (pull request #1530). `AdamW.step` is the plain rule;
+`fused_adam` makes the same step in one pass over memory.
+
+Tensors are [slots, rows, outputs, inputs].
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairway.config import TttConfig
+
+
+class AdamW:
+    """Values with their second moments; steps change the rows in use, the first `count`."""
+
+    def __init__(self, config: TttConfig, values: Sequence[Tensor]) -> None:
+        self.config, self.values = config, list(values)
+        self.squares = [torch.zeros_like(value) for value in values]
+        self.count = self.steps = 0
+        # What roots of second moments are multiplied by: on the device, where graphs read it.
+        self.unbiased = values[0].new_ones(())
+
+    def start(self, count: int) -> None:
+        """Begin with fresh moments for some rows."""
+        self.count, self.steps = count, 0
+        for square in self.squares:
+            square[:, :count].zero_()
+
+    def in_use(self) -> list[Tensor]:
+        """Return the values of the rows in use, views."""
+        return [value[:, : self.count] for value in self.values]
+
+    @torch.no_grad()
+    def step(self, grads: list[Tensor]) -> None:
+        """Count a step, decay the values in use, move them against their gradients."""
+        config = self.config
+        values, squares = self.in_use(), [square[:, : self.count] for square in self.squares]
+        torch._foreach_mul_(squares, config.lora_beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1.0 - config.lora_beta2)
+        roots = torch._foreach_sqrt(squares)
+        self.count_step()
+        torch._foreach_mul_(roots, self.unbiased)
+        torch._foreach_add_(roots, config.lora_eps)
+        torch._foreach_mul_(values, 1.0 - config.lora_lr * config.lora_wd)
+        torch._foreach_addcdiv_(values, grads, roots, -config.lora_lr)
+
+    def count_step(self) -> None:
+        """Count a step, before it is taken."""
+        self.steps += 1
+        self.unbiased.fill_((1.0 - self.config.lora_beta2**self.steps) ** -0.5)

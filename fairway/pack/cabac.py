@@ -1,0 +1,353 @@
+"""Entropy coding of integer matrices, in the context of every weight's likely mean and variance.
+
+A stream holds the matrices of one section. They are coded row by row, in the column order of the
+trellis if there is one, and cells are shared: what one matrix taught serves the next. In front of
+each matrix lie its mean energy and its powers, fitted by the encoder in whole numbers.
+
+Shapes: R rows, C columns.
+"""
+
+import functools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairway.errors import UserError
+from fairway.pack.arithmetic import (
+    AT,
+    BEYOND,
+    CODE,
+    COLUMN_MEANS,
+    COVARIANCE,
+    DECODE,
+    ENCODE,
+    ENERGY,
+    FAR,
+    FIT,
+    HIGH,
+    LARGEST_LOG,
+    LEVEL_LOG_BITS,
+    LEVELS,
+    LOG_ENERGY,
+    LOW,
+    LOWEST_LOG,
+    MET,
+    MULTIPLE,
+    NEAR,
+    NLL,
+    NO_PREDICTION,
+    NUMBER,
+    OFFSETS,
+    PER_COLUMN,
+    PER_ROW,
+    POWER_UNIT,
+    POWERS,
+    PREDICT,
+    SIDE,
+    SIZE,
+    SLOTS,
+    STEP,
+    UNARY,
+    USES_BITS,
+    ZERO,
+    ZERO_2,
+    Bytes,
+    Ints,
+    code_row,
+    exp2_256,
+    log2_256,
+)
+from fairway.pack.moments import WIDEST, Covariance
+from fairway.quantise.trellis import GRIDS, TRELLIS
+
+# The trust in a Gaussian that a fresh cell starts with, in uses.
+_PRIOR_USES = 24
+_PRIOR_REACH = 400
+
+_HEAD = struct.Struct(f"<H{POWERS}b")
+_FIT_STEPS, _FIT_VALUES = 3, 1 << 22
+_FIRST_POWERS = (0.9, 0.5, 0, 0, 0, 0, 0, 0)
+_RIDGE = 20 * 256.0**2
+_NEWTON = 256 / (65_536 * 0.6931471805599453)  # gradients to steps of log2 powers
+_ROOM_BYTES = 128  # more than one code can take
+LARGEST_CODE = 32_767
+DAMAGED = "a cabac stream is damaged; copy the file again"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """What encoder and decoder know of a matrix: its shape, 256 log2 of its rows' steps, its path.
+
+    `order` lists the columns as the trellis meets them; None is their natural order.
+    """
+
+    shape: tuple[int, int]
+    step_logs: Ints
+    trellis: int = 0
+    order: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What precedes a matrix: log2 of its mean energy, its powers; and how its stream predicts."""
+
+    log_energy: int
+    powers: tuple[int, ...]
+    predict: int
+
+
+@functools.cache
+def _gaussian_cells() -> Ints:
+    """Return the cells of Gaussians: IEEE products and sums in one order, the same everywhere."""
+    # w[t] is the density at t / 8 of every level: w[t + 1] / w[t] is q^(2t + 1).
+    with localcontext() as context:
+        context.prec = 20
+        octaves = [
+            Decimal(level * (1 << LEVEL_LOG_BITS) - LOWEST_LOG) / 256 for level in range(LEVELS)
+        ]
+        q_L = np.array([float((-1 / (128 * Decimal(2) ** o)).exp()) for o in octaves])
+    reach = 8 * _PRIOR_REACH
+    w_TL = np.ones((reach + 5, LEVELS))
+    ratio_L, square_L = q_L.copy(), q_L * q_L
+    for t in range(reach + 4):
+        w_TL[t + 1] = w_TL[t] * ratio_L
+        ratio_L = ratio_L * square_L
+    p = np.full((2, OFFSETS, LEVELS, SLOTS), 0.5)
+    for offset in range(OFFSETS):
+        tails = [w_TL[8 + side * offset : reach + 1 : 8][::-1].cumsum(0)[::-1] for side in (1, -1)]
+        behind_NL, ahead_NL = (tail_NL[: UNARY + 1] for tail_NL in tails)
+        zero_L, both_L = w_TL[offset], ahead_NL[0] + behind_NL[0]
+        p[:, offset, :, ZERO] = p[:, offset, :, ZERO_2] = zero_L / (zero_L + both_L)
+        for at, tail_NL in ((BEYOND, behind_NL), (BEYOND + UNARY, ahead_NL)):
+            p[:, offset, :, at : at + UNARY] = _share(tail_NL[1:], tail_NL[:-1]).T
+        p[:, offset, :, SIDE] = _share(ahead_NL[0], both_L)
+    units = np.clip(np.rint(p * 4096), 1, 4095).astype(np.int64)
+    return np.asarray((units << 16 << USES_BITS | _PRIOR_USES).ravel(), np.int64)
+
+
+def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return part / whole; half where nothing is left of the whole."""
+    some = whole > 1e-250
+    return np.asarray(np.where(some, part / np.where(some, whole, 1.0), 0.5))
+
+
+# ---------------------------------------------------------------------------------------------
+# One matrix
+
+
+class _Walk:
+    """A way through a matrix, row by row, and what is learnt on it."""
+
+    def __init__(self, side: Side, head: _Head, covariance: Covariance) -> None:
+        self._side, self._covariance = side, covariance
+        self._columns = np.zeros((PER_COLUMN, side.shape[1]), np.int64)
+        self._columns[NEAR] = self._columns[FAR] = 65_536
+        self._left_over = np.zeros(side.shape[1], np.int32)
+        self.row = np.zeros(PER_ROW, np.int64)
+        self.row[LOG_ENERGY], self.row[PREDICT] = head.log_energy, head.predict
+        self.row[ENERGY] = exp2_256(head.log_energy)
+        self._powers = np.array(head.powers, np.int64)
+        self._steps_R = 2 * (side.step_logs - side.step_logs.sum() // len(side.step_logs))
+        self._moves = _moves(side.trellis)
+        self._features = np.zeros(POWERS, np.int64)
+        self.gradient = np.zeros(POWERS, np.int64)
+        self.curvature = np.zeros((POWERS, POWERS), np.int64)
+
+    def go(self, mode: int, codes_C: Ints, cells: Ints, coder: Ints, buffer: Bytes) -> None:
+        """Code the next row, or add it to the fit."""
+        self.row[STEP] = self._steps_R[self.row[NUMBER]]
+        code_row(
+            mode, codes_C, self.row, self._columns, self._powers, self._covariance.factor_CC,
+            self._left_over, self._moves, cells, coder, buffer, self._features, self.gradient,
+            self.curvature,
+        )  # fmt: skip
+        if self.row[PREDICT] == COVARIANCE:
+            self._covariance.add(self._columns[MULTIPLE])
+
+
+def _moves(trellis: int) -> Ints:
+    """Return next state by parity and grid of every state, [N, 3]; one state without a trellis."""
+    if not trellis:
+        return np.zeros((1, 3), np.int64)
+    return np.column_stack([TRELLIS[trellis], GRIDS[trellis]]).astype(np.int64)
+
+
+def _fit(
+    codes_RC: Ints, side: Side, predict: int, covariance: Covariance, steps: int
+) -> tuple[_Head, int]:
+    """Return the head that makes a matrix likeliest, by Newton's method, and its cost at the last
+    step but one, in 2^-24 bits. The covariance goes on to the matrix's end."""
+    R, C = side.shape
+    rows = min(R, max(1, _FIT_VALUES // C))
+    energies = (codes_RC.astype(np.int64) ** 2).clip(0, 1 << 24).sum() << (
+        14 if side.trellis else 12
+    )
+    head = _Head(_log(int(energies), R * C), _in_units(_FIRST_POWERS), predict)
+    nothing, none = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+    for step in range(steps):
+        walk = _Walk(side, head, covariance if step == steps - 1 else covariance.copy())
+        met = 0
+        for r in range(rows):
+            walk.go(FIT, codes_RC[r], nothing, nothing, none)
+            met += int(walk.row[MET])
+        change = _solve(walk.curvature, walk.gradient)
+        powers = [
+            p / POWER_UNIT + min(max(d, -1.0), 1.0)
+            for p, d in zip(head.powers, change, strict=True)
+        ]
+        head = _Head(_log(met, rows * C), _in_units(powers), predict)
+    return head, int(walk.row[NLL])
+
+
+def _log(total: int, count: int) -> int:
+    return min(int(log2_256(max(total // count, 1))), LARGEST_LOG)
+
+
+def _in_units(powers: Sequence[float]) -> tuple[int, ...]:
+    return tuple(min(max(round(p * POWER_UNIT), -128), 127) for p in powers)
+
+
+def _solve(lower: Ints, gradient: Ints) -> list[float]:
+    """Return the Newton step of the powers: elimination in the one order, the same everywhere."""
+    n = len(gradient)
+    rows = [
+        [float(lower[max(i, j), min(i, j)]) + (_RIDGE if i == j else 0.0) for j in range(n)]
+        + [float(gradient[i]) * _NEWTON]
+        for i in range(n)
+    ]
+    for k in range(n):
+        for i in range(k + 1, n):
+            ratio = rows[i][k] / rows[k][k]
+            rows[i] = [a - ratio * b for a, b in zip(rows[i], rows[k], strict=True)]
+    found = [0.0] * n
+    for i in reversed(range(n)):
+        known = sum(rows[i][j] * found[j] for j in range(i + 1, n))
+        found[i] = (rows[i][n] - known) / rows[i][i]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# A stream of matrices
+
+
+def encode_codes(codes: Sequence[NDArray[np.integer]], sides: Sequence[Side]) -> bytes:
+    """Return the stream of some matrices of int16 codes, each with what the decoder will know.
+
+    Equal input gives equal bytes on every machine.
+    """
+    ordered = [_ordered(codes_RC, side) for codes_RC, side in zip(codes, sides, strict=True)]
+    predict = _best_prediction(ordered, sides)
+    cells, coder = _gaussian_cells().copy(), new_coder()
+    heads, parts = [], []
+    covariance = Covariance(_width(sides) if predict == COVARIANCE else 0)
+    for codes_RC, side in zip(ordered, sides, strict=True):
+        head, _ = _fit(codes_RC, side, predict, covariance.copy(), _FIT_STEPS)
+        walk = _Walk(side, head, covariance)
+        heads.append(_HEAD.pack(head.log_energy, *head.powers))
+        buffer = np.zeros(side.shape[1] * _ROOM_BYTES, np.uint8)
+        for codes_C in codes_RC:
+            walk.go(ENCODE, codes_C, cells, coder, buffer)
+            parts.append(buffer[: coder[AT]].tobytes())
+            coder[AT] = 0
+    return bytes([predict]) + b"".join(heads) + b"".join(parts) + ending(coder)
+
+
+def decode_codes(data: bytes, sides: Sequence[Side]) -> list[NDArray[np.int16]]:
+    """Return the codes that `encode_codes` was given, int16 [R, C] each.
+
+    Holds little more than the codes, whatever the bytes claim, and takes time in proportion to
+    their number. Raises UserError for a stream that was not made from these shapes.
+    """
+    size = 1 + _HEAD.size * len(sides)
+    if len(data) < size or data[0] > COVARIANCE:
+        raise UserError(DAMAGED)
+    predict = data[0]
+    if predict == COVARIANCE and not _width(sides):
+        raise UserError(DAMAGED)
+    buffer = np.frombuffer(bytearray(data[size:]), np.uint8)
+    cells, coder = _gaussian_cells().copy(), new_coder(data[size:])
+    covariance = Covariance(_width(sides) if predict == COVARIANCE else 0)
+    found = []
+    for i, side in enumerate(sides):
+        log_energy, *powers = _HEAD.unpack_from(data, 1 + i * _HEAD.size)
+        if log_energy > LARGEST_LOG:
+            raise UserError(DAMAGED)
+        walk = _Walk(side, _Head(log_energy, tuple(powers), predict), covariance)
+        codes_RC = np.zeros(side.shape, np.int16)
+        codes_C = np.zeros(side.shape[1], np.int64)
+        for r in range(side.shape[0]):
+            walk.go(DECODE, codes_C, cells, coder, buffer)
+            if codes_C.min() < -LARGEST_CODE - 1 or codes_C.max() > LARGEST_CODE:
+                raise UserError(DAMAGED)
+            codes_RC[r] = codes_C
+        found.append(_unordered(codes_RC, side))
+    if not read_to_the_end(coder, data[size:]):
+        raise UserError(DAMAGED)
+    return found
+
+
+def _ordered(codes_RC: NDArray[np.integer], side: Side) -> Ints:
+    assert codes_RC.shape == side.shape and len(side.step_logs) == side.shape[0]
+    wide_RC = codes_RC.astype(np.int64)
+    assert wide_RC.min() >= -LARGEST_CODE - 1 and wide_RC.max() <= LARGEST_CODE, "beyond int16"
+    return wide_RC if side.order is None else np.ascontiguousarray(wide_RC[:, side.order])
+
+
+def _unordered(codes_RC: NDArray[np.int16], side: Side) -> NDArray[np.int16]:
+    if side.order is None:
+        return codes_RC
+    natural_RC = np.empty_like(codes_RC)
+    natural_RC[:, side.order] = codes_RC
+    return natural_RC
+
+
+def _width(sides: Sequence[Side]) -> int:
+    """Return the number of columns if it is one for all and a covariance can have it, else 0."""
+    widths = {side.shape[1] for side in sides}
+    return widths.pop() if len(widths) == 1 and max(widths) <= WIDEST else 0
+
+
+def _best_prediction(ordered: Sequence[Ints], sides: Sequence[Side]) -> int:
+    """Return the way to predict means that makes the stream shortest, if Gaussian."""
+    ways = [NO_PREDICTION, COLUMN_MEANS, *([COVARIANCE] if _width(sides) else [])]
+    costs = []
+    for predict in ways:
+        covariance = Covariance(_width(sides) if predict == COVARIANCE else 0)
+        costs.append(
+            sum(
+                _fit(codes_RC, side, predict, covariance, 1)[1]
+                for codes_RC, side in zip(ordered, sides, strict=True)
+            )
+        )
+    return ways[costs.index(min(costs))]
+
+
+def new_coder(data: bytes | None = None) -> Ints:
+    """Return the state of a coder about to write, or to read some bytes."""
+    coder = np.array([0, 0xFFFFFFFF, 0, 0, 0], np.int64)
+    if data is not None:
+        coder[CODE] = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+        coder[AT], coder[SIZE] = 4, len(data)
+    return coder
+
+
+def ending(coder: Ints) -> bytes:
+    """Return the fewest bytes that end a stream: zeros after them stay inside the interval."""
+    low, high = int(coder[LOW]), int(coder[HIGH])
+    for count in range(4):
+        unit = 1 << (32 - 8 * count)
+        first = -(-low // unit) * unit
+        if first <= high:
+            return first.to_bytes(4, "big")[:count]
+    return low.to_bytes(4, "big")
+
+
+def read_to_the_end(coder: Ints, data: bytes) -> bool:
+    """Return whether a decoder's bytes are exactly those that the encoder wrote."""
+    tail = ending(coder)
+    read = int(coder[AT]) - 4
+    return read + len(tail) == len(data) and data[read:] == tail

@@ -1,0 +1,69 @@
+"""The sections of an artifact that `cabac` codes: tensors to streams, and streams to raw bytes.
+
+What it decodes is what `layout.section_bytes` would have written, so all else treats a section the
+same whatever its codec.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fairway.pack.arithmetic import Ints, log2_256
+from fairway.pack.cabac import Side, decode_codes, encode_codes
+from fairway.pack.layout import Loaded, Numbers, SectionSpec, codes_bytes, lines_of, matrices
+from fairway.pack.lines import decode_lines, encode_lines
+from fairway.pack.orders import Order
+from fairway.quantise.gptq import QuantisedModel
+
+# Integer tensors. What is kept as float16 has little to model, and orders are dense already.
+KINDS = ("codes", "scales", "steps")
+
+
+def encode_section(spec: SectionSpec, quantised: QuantisedModel) -> bytes:
+    """Return the stream of a section of one of KINDS."""
+    if spec.kind != "codes":
+        return encode_lines([line.view("<i2") for line in lines_of(spec, quantised)])
+    tensors = matrices(spec, quantised)
+    sides = []
+    for tensor in tensors:
+        steps = tensor.scale if tensor.scale_steps is None else tensor.scale_steps
+        order = None if tensor.order is None else tensor.order.numpy()
+        sides.append(_side(tuple(tensor.codes.shape), steps.numpy(), tensor.trellis, order))
+    return encode_codes([tensor.codes.numpy() for tensor in tensors], sides)
+
+
+def decode_section(
+    spec: SectionSpec, stored: bytes, bits: int, trellis: int, loaded: Loaded
+) -> bytes:
+    """Return the raw bytes of a section; its matrices' steps and orders are among what is loaded.
+
+    Raises UserError for a stream that is damaged or of other shapes.
+    """
+    if spec.kind != "codes":
+        counts = [tensor.shape[0] for tensor in spec.tensors]
+        return b"".join(line.astype("<i2").tobytes() for line in decode_lines(stored, counts))
+    sides = list(_sides(spec, trellis, loaded))
+    dtype = "i1" if bits <= 8 else "<i2"
+    return b"".join(codes_bytes(codes_RC, dtype) for codes_RC in decode_codes(stored, sides))
+
+
+def _sides(spec: SectionSpec, trellis: int, loaded: Loaded) -> Iterator[Side]:
+    for tensor in spec.tensors:
+        order = loaded.orders.get(tensor.name)
+        yield _side(tensor.shape, loaded.steps[tensor.name], trellis, order)
+
+
+def _side(shape: tuple[int, ...], steps_R: Numbers, trellis: int, order: Order | None) -> Side:
+    rows, columns = shape
+    return Side((rows, columns), _logs(steps_R), trellis, order)
+
+
+def _logs(steps_R: Numbers) -> Ints:
+    """Return 256 log2 of scales (float16) or steps (int16, in 1/16 octave)."""
+    if steps_R.dtype.kind == "i":
+        return 16 * steps_R.astype(np.int64)
+    bits_R = steps_R.astype("<f2").view("<u2").astype(np.int64)
+    exponent_R = bits_R >> 10 & 31
+    mantissa_R = np.where(exponent_R > 0, 1024, 0) + (bits_R & 1023)
+    logs = (log2_256(max(int(mantissa), 1)) for mantissa in mantissa_R)
+    return np.asarray(np.fromiter(logs, np.int64) + 256 * (np.maximum(exponent_R, 1) - 25))

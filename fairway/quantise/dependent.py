@@ -1,0 +1,277 @@
+"""Dependent quantisation of a whole model: steps by sensitivity, paths through a trellis.
+
+One number, the level, sets every step. An error of a row costs rows_R times that of its inputs, so
+at the level m the row's step is m / sqrt(rows_R c), c being the mean cost of a column's error under
+feedback: then a bit less costs the same loss in every row of every matrix (packing.md, Lagrange).
+Steps lie on the logarithmic grid of `grid`, between LOW and HIGH deviations of their row.
+
+Errors are fed back over columns (GPTQ) and over rows: the loss mixes outputs as the Fisher
+information's other factor says, so a stripe of rows makes up for the errors of the stripes before
+it. (Two-sided feedback: Tseng et al. 2025, arXiv 2505.22988.)
+
+Shapes: L matrices of one shape, R rows (outputs), C columns (inputs), S rows of a stripe.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairway.config import QuantConfig
+from fairway.errors import UserError
+from fairway.progress import progress
+from fairway.quantise.gptq import (
+    QuantisedModel,
+    as_half,
+    full_precision,
+    inverse_factor,
+    is_coded,
+)
+from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, scale_of
+from fairway.quantise.rates import CODE_BITS, code_bits, expected_bits, row_classes
+from fairway.quantise.sensitivity import Curvature
+from fairway.quantise.trellis import reconstruct
+from fairway.quantise.viterbi import Problem, cheapest_paths
+
+# Bounds of a step in deviations of its row. Beyond them a second-order model is no guide.
+LOW, HIGH = 0.04, 0.6
+# How much dearer or cheaper a bit may be in a row whose step is bounded.
+_PRICE_RANGE = 8.0
+_HALVINGS = 40
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Matrices of one shape, ready to be quantised at any level, their columns in coding order.
+
+    orders_LC: the column that comes first, second, ...; None as they lie.
+    feed_LCC and weight_LC as `viterbi` wants them; mix_LRR is the upper factor of the inverse of
+    the outputs' moments, None where rows do not mix; cost_LR: rows_R times c; spread_LR.
+    """
+
+    names: list[str]
+    orders: Tensor | None
+    weights: Tensor
+    feed: Tensor
+    weight: Tensor
+    mix: Tensor | None
+    cost: Tensor
+    spread: Tensor
+
+
+class Plan:
+    """A model's matrices and what their errors cost: codes at any level, as often as asked."""
+
+    def __init__(
+        self, state: Mapping[str, Tensor], costs: Mapping[str, Curvature], config: QuantConfig
+    ) -> None:
+        """Factorise once. Raises UserError, with the tensor's name, for what cannot be stored."""
+        self.config = config
+        self.kept: QuantisedModel = {}
+        shapes: dict[tuple[int, ...], list[str]] = {}
+        for name, weight in state.items():
+            if is_coded(name, weight, config.min_numel):
+                shapes.setdefault((*weight.shape, costs[name].outputs is None), []).append(name)
+            else:
+                self.kept[name] = as_half(name, weight)
+        self.order = list(state)
+        self.groups = [_group(names, state, costs, config) for names in shapes.values()]
+        device = self.groups[0].weights.device if self.groups else "cpu"
+        self.bits = code_bits().to(device)
+        self._expected = expected_bits(self.bits)
+
+    def expected_bits(self, level: float) -> float:
+        """Return the bits that all codes at a level take, if rows are Gaussian."""
+        total = 0.0
+        for group in self.groups:
+            classes_LR = row_classes(group.spread / scale_of(_steps(group, level)))
+            total += float(self._expected[classes_LR].double().sum()) * group.weights.shape[2]
+        return total
+
+    def level_for(self, bits_per_weight: float) -> float:
+        """Return the level at which codes are expected to take so many bits per weight."""
+        wanted = bits_per_weight * sum(group.weights.numel() for group in self.groups)
+        low, high = self.levels()
+        for _ in range(_HALVINGS):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if self.expected_bits(middle) > wanted else (low, middle)
+        return high
+
+    def levels(self) -> tuple[float, float]:
+        """Return the levels below and above which every step is at its bound."""
+        free = [group.spread * group.cost.sqrt() for group in self.groups]
+        if not free:
+            return 1.0, 1.0
+        return LOW * min(float(f.min()) for f in free), HIGH * max(float(f.max()) for f in free)
+
+    def quantise(self, level: float) -> QuantisedModel:
+        """Return every tensor of the model as codes or as float16, on the CPU, in its order."""
+        found = dict(self.kept)
+        rows = sum(len(group.names) * group.weights.shape[1] for group in self.groups)
+        with progress("quantise", rows) as advance, full_precision():
+            for group in self.groups:
+                found |= _quantise_group(group, level, self.bits, self.config)
+                advance(len(group.names) * group.weights.shape[1])
+        return {name: found[name] for name in self.order}
+
+
+def _group(
+    names: list[str],
+    state: Mapping[str, Tensor],
+    costs: Mapping[str, Curvature],
+    config: QuantConfig,
+) -> Group:
+    device = costs[names[0]].inputs.device
+    factors: dict[int, tuple[Tensor, Tensor]] = {}
+    mixes, rows = [], []
+    for name in names:
+        cost = costs[name]
+        if not torch.isfinite(state[name]).all():
+            raise UserError(
+                f"{name} holds a weight that is not finite; was the training diverging?"
+            )
+        if id(cost.inputs) not in factors:
+            factors[id(cost.inputs)] = _factorised(cost.inputs, config, name)
+        if cost.outputs is None:
+            rows.append(_floored(cost.rows))
+            continue
+        mix_RR = inverse_factor(_alive(cost.outputs), config.gradient_damp, name)
+        mixes.append(mix_RR)
+        rows.append(_conditional(mix_RR, config.stripe))
+    orders_LC, upper_LCC = (
+        torch.stack(both)
+        for both in zip(*(factors[id(costs[name].inputs)] for name in names), strict=True)
+    )
+    weights_LRC = torch.stack([state[name].to(device, torch.float32) for name in names])
+    weights_LRC = weights_LRC.gather(2, orders_LC[:, None].expand_as(weights_LRC))
+    diagonal_LC = upper_LCC.diagonal(dim1=1, dim2=2)
+    weight_LC = diagonal_LC.square().reciprocal()
+    mean_L1 = weight_LC.mean(1, keepdim=True)
+    spread_LR = weights_LRC.std(2, unbiased=False)
+    peak_LR = weights_LRC.abs().amax(2).clamp_min(2.0**-30)
+    return Group(
+        names=names,
+        orders=orders_LC if config.act_order else None,
+        weights=weights_LRC,
+        feed=upper_LCC / diagonal_LC[..., None],
+        weight=weight_LC / mean_L1,
+        mix=torch.stack(mixes) if mixes else None,
+        cost=torch.stack(rows) * mean_L1,
+        # A row without spread is coded like one whose deviation is its largest weight.
+        spread=torch.where(spread_LR > 1e-6 * peak_LR, spread_LR, peak_LR),
+    )
+
+
+def _factorised(inputs_CC: Tensor, config: QuantConfig, name: str) -> tuple[Tensor, Tensor]:
+    """Return the coding order of the columns, and the inverse's upper factor in that order.
+
+    Of the largest energy first: errors then cost nearly as much in every column, as one step for
+    all of a row's columns wants it.
+    """
+    moments_CC = _alive(inputs_CC)
+    order_C = torch.arange(len(moments_CC), device=moments_CC.device)
+    if config.act_order:
+        order_C = torch.argsort(moments_CC.diagonal(), descending=True, stable=True)
+        moments_CC = moments_CC[order_C][:, order_C]
+    return order_C, inverse_factor(moments_CC, config.damp, name)
+
+
+def _alive(moments_CC: Tensor) -> Tensor:
+    """Return moments in which what nothing ever reached counts as much as the mean."""
+    moments_CC = moments_CC.float().clone()
+    diagonal_C = moments_CC.diagonal()
+    mean = diagonal_C.mean().clamp_min(1e-30)
+    diagonal_C.copy_(torch.where(diagonal_C <= 0, mean, diagonal_C))
+    return moments_CC
+
+
+def _floored(rows_R: Tensor) -> Tensor:
+    return rows_R.float().clamp_min(1e-6 * float(rows_R.mean()) + 1e-30)
+
+
+def _conditional(mix_RR: Tensor, stripe: int) -> Tensor:
+    """Return the cost of every row's error given that later stripes make up for it."""
+    rows = []
+    for first in range(0, len(mix_RR), stripe):
+        within_SS = mix_RR[first : first + stripe, first : first + stripe]
+        eye_SS = torch.eye(len(within_SS), device=mix_RR.device)
+        inverse_SS = torch.linalg.solve_triangular(within_SS, eye_SS, upper=True)
+        rows.append(inverse_SS.square().sum(1))
+    return torch.cat(rows)
+
+
+def _steps(group: Group, level: float) -> Tensor:
+    """Return steps_LR, in sixteenths of an octave (int16)."""
+    wanted_LR = level * group.cost.rsqrt()
+    bounded_LR = torch.minimum(torch.maximum(wanted_LR, LOW * group.spread), HIGH * group.spread)
+    steps_LR = (16 * bounded_LR.log2()).round().clamp(-LARGEST_STEP, LARGEST_STEP - 16)
+    return steps_LR.to(torch.int16)
+
+
+def _quantise_group(
+    group: Group, level: float, bits_XGK: Tensor, config: QuantConfig
+) -> dict[str, QuantisedTensor]:
+    steps_LR = _steps(group, level)
+    scale_LR = scale_of(steps_LR)
+    # A bit costs as much loss in every row: where the step is not free, it costs other errors.
+    price_LR = level**2 / (scale_LR.square() * group.cost)
+    price_LR = config.rate_price * price_LR.clamp(1 / _PRICE_RANGE, _PRICE_RANGE)
+    classes_LR = row_classes(group.spread / scale_LR)
+    left_LRC = group.weights.clone()
+    rows = left_LRC.shape[1]
+    stripe = config.stripe if group.mix is not None else rows
+    codes = []
+    for first in range(0, rows, stripe):
+        last = min(first + stripe, rows)
+        here_LSC, step_LS1 = left_LRC[:, first:last], scale_LR[:, first:last, None]
+        problem = Problem(
+            (here_LSC / step_LS1).mT.contiguous(),
+            group.feed,
+            group.weight,
+            price_LR[:, first:last].contiguous(),
+            bits_XGK,
+            classes_LR[:, first:last].contiguous(),
+        )
+        codes_LSC = cheapest_paths(problem, config.states, config.block).mT
+        codes.append(codes_LSC)
+        if group.mix is not None and last < rows:
+            multiples_LSC = _multiples(codes_LSC, config.states)
+            error_LSC = here_LSC - step_LS1 * multiples_LSC
+            _make_up(left_LRC, group.mix, error_LSC, first, last)
+    codes_LRC, orders_LC = torch.cat(codes, 1).to(torch.int8), group.orders
+    if orders_LC is not None:
+        places_LC = orders_LC.argsort(1)
+        codes_LRC = codes_LRC.gather(2, places_LC[:, None].expand_as(codes_LRC))
+    codes_LRC = codes_LRC.cpu()
+    trellis = config.states if config.states > 1 else 0
+    if config.states == 1:
+        # A plain grid has no second one between its points: its step is two of ours.
+        steps_LR = steps_LR + 16
+        scale_LR = scale_of(steps_LR)
+    return {
+        name: QuantisedTensor(
+            codes_LRC[i].clone(),
+            scale_LR[i].cpu(),
+            CODE_BITS,
+            steps_LR[i].cpu().clone(),
+            trellis,
+            orders_LC[i].int().cpu() if orders_LC is not None and trellis else None,
+        )
+        for i, name in enumerate(group.names)
+    }
+
+
+def _multiples(codes_LSC: Tensor, states: int) -> Tensor:
+    """Return the multiples of the step that codes stand for, in float32."""
+    if states == 1:
+        return 2.0 * codes_LSC.float()
+    return reconstruct(codes_LSC.flatten(0, 1), states, None).view_as(codes_LSC).float()
+
+
+def _make_up(left_LRC: Tensor, mix_LRR: Tensor, error_LSC: Tensor, first: int, last: int) -> None:
+    """Let the rows after a stripe make up for its errors, in place."""
+    within_LSS = mix_LRR[:, first:last, first:last].mT
+    shared_LSC = torch.linalg.solve_triangular(within_LSS, error_LSC, upper=False)
+    left_LRC[:, last:].baddbmm_(mix_LRR[:, first:last, last:].mT, shared_LSC, alpha=-1.0)

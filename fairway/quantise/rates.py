@@ -1,0 +1,58 @@
+"""What a code costs in bits, given its row's step: the rates that dependent quantisation weighs.
+
+Given its row, a trained weight is nearly Gaussian (docs/LOG.md), so that the chances of a row's
+codes follow from one number, the row's deviation over its step. Rows are sorted into classes of
+that number, an eighth of an octave wide; a little is left for codes that no Gaussian would give.
+
+Shapes: R rows, X classes, G = 2 grids, K magnitudes of codes.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fairway.quantise.grid import largest_code
+
+# Codes of dependent quantisation are bytes.
+CODE_BITS = 8
+_PER_OCTAVE, _LOWEST_OCTAVE, _OCTAVES = 8, -4, 12
+# Share of the codes that follow no Gaussian, halved by every 4 further codes.
+_STRAY_SHARE = 0.005
+
+
+def row_classes(ratio_R: Tensor) -> Tensor:
+    """Return the class (int64) of rows by their deviation over their step."""
+    octave_R = ratio_R.clamp_min(2.0**_LOWEST_OCTAVE).log2() - _LOWEST_OCTAVE
+    return (octave_R * _PER_OCTAVE).round().long().clamp(0, _OCTAVES * _PER_OCTAVE - 1)
+
+
+def code_bits() -> Tensor:
+    """Return bits_XGK in float32: the bits of a code, its sign included."""
+    last = largest_code(CODE_BITS)
+    k_K = torch.arange(last + 1, dtype=torch.float64)
+    octave_X = torch.arange(_OCTAVES * _PER_OCTAVE, dtype=torch.float64) / _PER_OCTAVE
+    ratio_X1 = 2.0 ** (octave_X + _LOWEST_OCTAVE)[:, None]
+    tables = []
+    for grid in (0, 1):
+        place_K = (2 * k_K - grid).clamp_min(0)
+        above_K = torch.cat([(place_K[1:] + place_K[:-1]) / 2, place_K[-1:] + 1])
+        below_K = torch.cat([-above_K[:1], above_K[:-1]])
+        share_XK = _below(above_K / ratio_X1) - _below(below_K / ratio_X1)
+        stray_K = 0.5 ** (k_K / 4 + 3)
+        tables.append(-torch.log2((1 - _STRAY_SHARE) * share_XK + _STRAY_SHARE * stray_K))
+    return torch.stack(tables, 1).float()
+
+
+def expected_bits(bits_XGK: Tensor) -> Tensor:
+    """Return bits_X per weight to expect of a class: both grids equally often."""
+    signs_K = torch.full((bits_XGK.shape[2],), 2.0)
+    signs_K[0] = 1.0
+    share_XGK = torch.exp2(-bits_XGK) * signs_K.to(bits_XGK.device)
+    return ((share_XGK * bits_XGK).sum(2) / share_XGK.sum(2)).mean(1)
+
+
+def _below(z: Tensor) -> Tensor:
+    """Return the share of a standard Gaussian below z."""
+    share: Tensor = torch.special.erfc(-z / math.sqrt(2)) / 2
+    return share

@@ -1,0 +1,179 @@
+"""What an error costs, wherever it is made: second moments of the loss's gradients.
+
+Of an error E of a matrix the loss grows by about tr(G E H E^T) / 2: H is the second moment of its
+inputs (`calibrate`), G that of the loss's gradient at its outputs. Labels are drawn from the model
+itself, so that G H is the Fisher information in the Kronecker form of Martens and Grosse 2015,
+arXiv 1503.05671. Both are per position; a matrix that is visited several times has the sum of its
+visits' G and the mean of their H.
+
+Shapes: B batch, T time, N positions, R rows (outputs), C columns (inputs), V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fairway.model.gpt import GPT
+from fairway.quantise.calibrate import calibrating, gram
+
+# Positions that go through the model, forth and back, at a time: what a GPU holds easily.
+_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curvature:
+    """What an error of a matrix costs: inputs_CC, and outputs_RR or, if rows never mix, rows_R."""
+
+    inputs: Tensor
+    outputs: Tensor | None
+    rows: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class _Sums:
+    """Sums over positions: by matrix, and what the embedding is read and chosen for."""
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    entering: Tensor | None = None
+    chosen: Tensor | None = None
+    read: Tensor | None = None
+    positions: int = 0
+
+    def add(self, name: str, grad: Tensor) -> None:
+        product_RR = gram(grad.flatten(0, -2))
+        self.outputs[name] = self.outputs[name] + product_RR if name in self.outputs else product_RR
+
+    def enter(self, grad: Tensor) -> None:
+        product_CC = gram(grad.flatten(0, -2))
+        self.entering = product_CC if self.entering is None else self.entering + product_CC
+
+    def choose(self, chosen_V: Tensor, read_V: Tensor) -> None:
+        self.chosen = chosen_V if self.chosen is None else self.chosen + chosen_V
+        self.read = read_V if self.read is None else self.read + read_V
+
+
+def curvatures(
+    model: GPT, batches: Iterable[Tensor], hessians: Mapping[str, Tensor], positions: int
+) -> dict[str, Curvature]:
+    """Return the curvature of every matrix in `hessians`, and of an untied embedding.
+
+    `batches` yields token ids [B, T] on the model's device; `hessians` are those of `calibrate`,
+    summed over so many positions, in the model's present looping state. Raises ValueError if there
+    is no batch.
+    """
+    sums = _Sums()
+    inner = [name for name in hessians if name not in ("tok_emb.weight", "head.weight")]
+    generator = torch.Generator(model.tok_emb.weight.device).manual_seed(0)
+    with calibrating(model), torch.enable_grad(), _frozen(model), _hooked(model, inner, sums):
+        for ids_BT in batches:
+            for rows_BT in torch.split(ids_BT, max(1, _AT_ONCE // ids_BT.shape[1])):
+                _read(model, rows_BT, sums, generator)
+    if not sums.positions:
+        raise ValueError("sensitivities need at least one batch")
+    found = {}
+    # Matrices that read one tensor go on sharing one Hessian.
+    means: dict[int, Tensor] = {}
+    for name in inner:
+        outputs_RR = sums.outputs[name] / sums.positions
+        hessian_CC = hessians[name]
+        if id(hessian_CC) not in means:
+            means[id(hessian_CC)] = hessian_CC / (positions * _visits(model, name))
+        inputs_CC = means[id(hessian_CC)]
+        found[name] = Curvature(inputs_CC, outputs_RR, outputs_RR.diagonal().clone())
+    return found | _embeddings(model, hessians, positions, sums)
+
+
+def _visits(model: GPT, name: str) -> int:
+    parts = name.split(".")
+    if parts[0] != "blocks":
+        return 1
+    return [*model.encoder_visits, *model.decoder_visits].count(int(parts[1]))
+
+
+def _read(model: GPT, ids_BT: Tensor, sums: _Sums, generator: torch.Generator) -> None:
+    """Read some rows, draw a label everywhere, and send the sum of the costs back."""
+    logits_NV = model.logits(model.hidden(ids_BT)).flatten(0, 1)
+    with torch.no_grad():
+        shares_NV = logits_NV.softmax(-1)
+        labels_N1 = torch.multinomial(shares_NV, 1, generator=generator)
+        variance_NV = shares_NV * (1 - shares_NV)
+        if model.config.softcap:
+            variance_NV *= (1 - (logits_NV / model.config.softcap).square()).square()
+        chosen_V = variance_NV.sum(0)
+        seen_V = torch.bincount(ids_BT.flatten(), minlength=len(chosen_V))
+        # What was read says nothing of tokens that are rare; what was expected to come does.
+        sums.choose(chosen_V, (shares_NV.sum(0) + seen_V) / 2)
+    costs_N1 = logits_NV.logsumexp(-1, keepdim=True) - logits_NV.gather(1, labels_N1)
+    torch.autograd.backward(costs_N1.sum())
+    sums.positions += ids_BT.numel()
+
+
+def _embeddings(
+    model: GPT, hessians: Mapping[str, Tensor], positions: int, sums: _Sums
+) -> dict[str, Curvature]:
+    """Return the curvature of the head and of the embedding, which are one matrix if tied.
+
+    A row that is read costs what its token's state passes on, a row that is chosen by the head
+    what its logit does: one row's two parts are as frequent as its token, and so share a sum.
+    """
+    assert sums.entering is not None and sums.chosen is not None and sums.read is not None
+    entering_CC = sums.entering / sums.positions
+    chosen_V, read_V = sums.chosen / sums.positions, sums.read / sums.positions
+    if "head.weight" in hessians:
+        inputs_CC = hessians["head.weight"] / positions
+        return {
+            "head.weight": Curvature(inputs_CC, None, chosen_V),
+            "tok_emb.weight": Curvature(entering_CC, None, read_V),
+        }
+    if "tok_emb.weight" not in hessians:
+        return {}
+    final_CC = hessians["tok_emb.weight"] / positions
+    both_CC = final_CC + read_V.sum() / chosen_V.sum() * entering_CC
+    rows_V = chosen_V * final_CC.trace() + read_V * entering_CC.trace()
+    return {"tok_emb.weight": Curvature(both_CC, None, rows_V / both_CC.trace())}
+
+
+@contextmanager
+def _frozen(model: GPT) -> Iterator[None]:
+    """No parameter gathers gradients inside, so that only states carry them."""
+    before = [weight.requires_grad for weight in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight, needed in zip(model.parameters(), before, strict=True):
+            weight.requires_grad_(needed)
+
+
+@contextmanager
+def _hooked(model: GPT, names: list[str], sums: _Sums) -> Iterator[None]:
+    modules = dict(model.named_modules())
+    handles = []
+    try:
+        handles.append(model.tok_emb.register_forward_hook(_opened(sums.enter)))
+        for name in names:
+            module: nn.Module = modules[name.removesuffix(".weight")]
+            handles.append(module.register_forward_hook(_watched(name, sums)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _opened(add: Callable[[Tensor], None]) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def after(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        output = output.detach().requires_grad_(True)
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+        return output
+
+    return after
+
+
+def _watched(name: str, sums: _Sums) -> Callable[[nn.Module, object, Tensor], None]:
+    def after(module: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(lambda g: sums.add(name, g))  # type: ignore[no-untyped-call]
+
+    return after

@@ -1,0 +1,293 @@
+"""The encoder of dependent quantisation: the path through a trellis that costs least.
+
+Every state keeps its cheapest path, and with it what the path's errors leave of the columns to
+come: GPTQ's error feedback, of a path's own choices on its own copy. After a block of columns the
+cheapest path is fixed, and its errors reach the remaining columns exactly. What a code costs is
+its squared error, weighted as `gptq` weighs it, plus its bits. (Viterbi over a trellis with rates:
+Fischer and Wang 1992; feedback by survivors is what a sequential quantiser needs of it.)
+
+On a GPU all rows of all matrices of a shape go column by column through torch; on a CPU row by row
+through numba. Both follow one arithmetic, so they agree but for ties.
+
+Shapes: L matrices of one shape, R rows, C columns, B columns of a block, N states, P = 2 parities,
+X classes of rows, G = 2 grids, K magnitudes of codes.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairway.quantise.trellis import GRIDS, TRELLIS
+
+# One state is no trellis: every code is a multiple of two steps, chosen by its bits all the same.
+_NEXT = {1: np.zeros((1, 2), np.int8), **TRELLIS}
+_GRIDS = {1: np.zeros(1, np.int8), **GRIDS}
+
+# What no path costs; finite, so that sums and comparisons stay ordinary.
+NEVER = 1e30
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """What is to be coded, in units of every row's step: weights_LCR (used up), and its costs.
+
+    feed_LCC: row j of the inverse's factor over its diagonal entry, so that an error e of column j
+    takes e * feed[j, i] off column i. weight_LC: cost of a squared error; price_LR: cost of a bit.
+    bits_XGK: bits of a code by class of row, grid and magnitude, its sign included; class_LR.
+    """
+
+    weights: Tensor
+    feed: Tensor
+    weight: Tensor
+    price: Tensor
+    bits: Tensor
+    row_class: Tensor
+
+
+def cheapest_paths(problem: Problem, states: int, block: int) -> Tensor:
+    """Return codes_LCR (int16) of the cheapest path of every row; problem.weights is used up.
+
+    Codes end at the largest magnitude that the table of bits knows: what lies beyond takes the
+    nearest code there is, and its error is fed back like any other.
+    """
+    w_LCR = problem.weights
+    L, C, R = w_LCR.shape
+    codes_LCR = torch.empty((L, C, R), dtype=torch.int16, device=w_LCR.device)
+    state_LR = torch.zeros((L, R), dtype=torch.long, device=w_LCR.device)
+    encode = _block_on_gpu if w_LCR.is_cuda else _block_on_cpu
+    for first in range(0, C, block):
+        last = min(first + block, C)
+        codes_LBR, error_LBR, state_LR = encode(problem, slice(first, last), state_LR, states)
+        codes_LCR[:, first:last] = codes_LBR
+        feed_LBC = problem.feed[:, first:last, last:]
+        w_LCR[:, last:].baddbmm_(feed_LBC.mT, error_LBR, alpha=-1.0)
+    return codes_LCR
+
+
+# ---------------------------------------------------------------------------------------------
+# In torch: every row at once, column by column
+
+
+def _arrivals(states: int) -> NDArray[np.int64]:
+    """Return the two (state, parity), as 2 * state + parity, that lead to every state: [N, 2]."""
+    flat = _NEXT[states].flatten()
+    return np.stack([np.flatnonzero(flat == state) for state in range(states)])
+
+
+def _block_on_gpu(
+    problem: Problem, columns: slice, state_LR: Tensor, states: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (codes_LBR, error_LBR, state_LR) of a block, in torch on any device."""
+    w_LBR = problem.weights[:, columns]
+    L, B, R = w_LBR.shape
+    feed_LBB = problem.feed[:, columns, columns]
+    weight_LB = problem.weight[:, columns]
+    device = w_LBR.device
+    arrival_N2 = torch.from_numpy(_arrivals(states)).to(device)
+    step = _Step(problem, states)
+    left_NLBR = w_LBR.expand(states, L, B, R).contiguous()
+    cost_NLR = torch.full((states, L, R), NEVER, device=device)
+    cost_NLR.scatter_(0, state_LR[None], 0.0)
+    back_BNLR = torch.empty((B, states, L, R), dtype=torch.int8, device=device)
+    code_BNLR = torch.empty((B, states, L, R), dtype=torch.int16, device=device)
+    error_BNLR = torch.empty((B, states, L, R), device=device)
+    for j in range(B):
+        cost_PNLR, code_PNLR, err_PNLR = step(left_NLBR[:, :, j], weight_LB[:, j], cost_NLR)
+        # By 2 * state + parity, as `arrival` counts.
+        shape = (2 * states, L, R)
+        cost_ALR = cost_PNLR.transpose(0, 1).reshape(shape)
+        first_NLR, second_NLR = cost_ALR[arrival_N2[:, 0]], cost_ALR[arrival_N2[:, 1]]
+        second = second_NLR < first_NLR
+        cost_NLR = torch.where(second, second_NLR, first_NLR)
+        from_NLR = torch.where(second, arrival_N2[:, 1, None, None], arrival_N2[:, 0, None, None])
+        code_BNLR[j] = code_PNLR.transpose(0, 1).reshape(shape).gather(0, from_NLR)
+        error_NLR = err_PNLR.transpose(0, 1).reshape(shape).gather(0, from_NLR)
+        error_BNLR[j] = error_NLR
+        from_NLR >>= 1
+        back_BNLR[j] = from_NLR
+        rest_NLBR = left_NLBR[:, :, j + 1 :]
+        kept_NLBR = rest_NLBR.gather(0, from_NLR[:, :, None].expand_as(rest_NLBR))
+        feed_LB = feed_LBB[None, :, j, j + 1 :, None]
+        torch.addcmul(kept_NLBR, feed_LB, error_NLR[:, :, None], value=-1.0, out=rest_NLBR)
+    state_LR = cost_NLR.argmin(0)
+    return (*_trace(back_BNLR, code_BNLR, error_BNLR, state_LR), state_LR)
+
+
+class _Step:
+    """The best code of either parity for every survivor: of the nearest two, the cheaper one."""
+
+    def __init__(self, problem: Problem, states: int) -> None:
+        """Lay out what is the same for all columns. O is the nearest code below and above."""
+        device = problem.weights.device
+        last = problem.bits.shape[2] - 1
+        grid_N11 = torch.from_numpy(_GRIDS[states]).to(device).long()[:, None, None]
+        self.problem = problem
+        self.grid_N11 = grid_N11.float()
+        # Where the bits of a row's codes on a state's grid begin in the flattened table.
+        self.table_NLR = (2 * problem.row_class + grid_N11) * (last + 1)
+        self.parity_P111 = torch.arange(2.0, device=device)[:, None, None, None]
+        self.option_O1111 = torch.arange(2.0, device=device)[:, None, None, None, None]
+        self.largest_P111 = ((last - self.parity_P111) / 2).floor()
+
+    def __call__(self, x_NLR: Tensor, weight_L: Tensor, cost_NLR: Tensor) -> tuple[Tensor, ...]:
+        """Return what a path costs with it, the code, and its error: [P, N, L, R] each."""
+        size_NLR = x_NLR.abs()
+        place_NLR = (size_NLR + self.grid_N11) * 0.5
+        low_PNLR = ((place_NLR - self.parity_P111) * 0.5).floor_().clamp_min_(0)
+        low_PNLR = torch.minimum(low_PNLR, self.largest_P111)
+        half_OPNLR = torch.minimum(low_PNLR + self.option_O1111, self.largest_P111)
+        k_OPNLR = 2 * half_OPNLR + self.parity_P111
+        error_OPNLR = size_NLR - (2 * k_OPNLR - self.grid_N11).clamp_min_(0)
+        bits_OPNLR = self.problem.bits.view(-1)[self.table_NLR + k_OPNLR.long()]
+        total_OPNLR = error_OPNLR * error_OPNLR * weight_L[:, None]
+        total_OPNLR += self.problem.price * bits_OPNLR
+        total_OPNLR += cost_NLR
+        above_PNLR = total_OPNLR[1] < total_OPNLR[0]
+        sign_NLR = torch.where(x_NLR < 0, -1.0, 1.0)
+        code_PNLR = torch.where(above_PNLR, k_OPNLR[1], k_OPNLR[0]) * sign_NLR
+        error_PNLR = torch.where(above_PNLR, error_OPNLR[1], error_OPNLR[0]) * sign_NLR
+        cost_PNLR = torch.where(above_PNLR, total_OPNLR[1], total_OPNLR[0])
+        return cost_PNLR, code_PNLR.to(torch.int16), error_PNLR
+
+
+def _trace(
+    back_BNLR: Tensor, code_BNLR: Tensor, error_BNLR: Tensor, state_LR: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return codes_LBR and error_LBR of the paths that end in these states."""
+    codes, errors = [], []
+    at_1LR = state_LR[None]
+    for j in range(len(back_BNLR) - 1, -1, -1):
+        codes.append(code_BNLR[j].gather(0, at_1LR)[0])
+        errors.append(error_BNLR[j].gather(0, at_1LR)[0])
+        at_1LR = back_BNLR[j].gather(0, at_1LR).long()
+    return torch.stack(codes[::-1], 1), torch.stack(errors[::-1], 1)
+
+
+# ---------------------------------------------------------------------------------------------
+# In numba: row by row, the survivors in the cache
+
+
+def _block_on_cpu(
+    problem: Problem, columns: slice, state_LR: Tensor, states: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_block_on_gpu` returns; rows are shared out over torch's threads."""
+    x_LRB = problem.weights[:, columns].mT.contiguous().numpy()
+    code_LRB = np.empty(x_LRB.shape, np.int16)
+    error_LRB = np.empty(x_LRB.shape, np.float32)
+    state_after_LR = state_LR.numpy().copy()
+    feed_LBB = problem.feed[:, columns, columns].contiguous().numpy()
+    weight_LB = problem.weight[:, columns].contiguous().numpy()
+    price_LR, class_LR = problem.price.numpy(), problem.row_class.numpy()
+    tables = (problem.bits.numpy(), _NEXT[states], _GRIDS[states], _arrivals(states))
+
+    def work(job: tuple[int, slice]) -> None:
+        matrix, rows = job
+        _encode_rows(
+            x_LRB[matrix, rows],
+            feed_LBB[matrix],
+            weight_LB[matrix],
+            price_LR[matrix, rows],
+            class_LR[matrix, rows],
+            *tables,
+            state_after_LR[matrix, rows],
+            code_LRB[matrix, rows],
+            error_LRB[matrix, rows],
+        )
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(work, _jobs(*x_LRB.shape[:2])))
+    codes, errors = torch.from_numpy(code_LRB).mT, torch.from_numpy(error_LRB).mT
+    return codes, errors, torch.from_numpy(state_after_LR)
+
+
+def _jobs(matrices: int, rows: int, most: int = 256) -> Iterator[tuple[int, slice]]:
+    for matrix in range(matrices):
+        for first in range(0, rows, most):
+            yield matrix, slice(first, min(first + most, rows))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _encode_rows(
+    x_RB: Any,
+    feed_BB: Any,
+    weight_B: Any,
+    price_R: Any,
+    class_R: Any,
+    bits_XGK: Any,
+    next_N2: Any,
+    grid_N: Any,
+    arrival_N2: Any,
+    state_R: Any,
+    code_RB: Any,
+    error_RB: Any,
+) -> None:
+    """Fill code_RB and error_RB; state_R holds the states before, and then those after."""
+    R, B = x_RB.shape
+    N = len(next_N2)
+    left_NB, next_left_NB = np.empty((N, B), np.float32), np.empty((N, B), np.float32)
+    cost_N, next_cost_N = np.empty(N, np.float32), np.empty(N, np.float32)
+    back_BN, code_BN = np.empty((B, N), np.int8), np.empty((B, N), np.int16)
+    error_BN = np.empty((B, N), np.float32)
+    total_A = np.empty(2 * N, np.float32)
+    code_A, error_A = np.empty(2 * N, np.int16), np.empty(2 * N, np.float32)
+    for r in range(R):
+        cost_N[:] = NEVER
+        cost_N[state_R[r]] = 0.0
+        for n in range(N):
+            left_NB[n] = x_RB[r]
+        for j in range(B):
+            for n in range(N):
+                _branch(
+                    left_NB[n, j], cost_N[n], weight_B[j], price_R[r], grid_N[n],
+                    bits_XGK[class_R[r], grid_N[n]], total_A[2 * n : 2 * n + 2],
+                    code_A[2 * n : 2 * n + 2], error_A[2 * n : 2 * n + 2],
+                )  # fmt: skip
+            for n in range(N):
+                a = arrival_N2[n, 0]
+                if total_A[arrival_N2[n, 1]] < total_A[a]:
+                    a = arrival_N2[n, 1]
+                next_cost_N[n], code_BN[j, n] = total_A[a], code_A[a]
+                error, before = error_A[a], a >> 1
+                error_BN[j, n], back_BN[j, n] = error, before
+                for i in range(j + 1, B):
+                    next_left_NB[n, i] = left_NB[before, i] - feed_BB[j, i] * error
+            left_NB, next_left_NB = next_left_NB, left_NB
+            cost_N, next_cost_N = next_cost_N, cost_N
+        at = np.argmin(cost_N)
+        state_R[r] = at
+        for j in range(B - 1, -1, -1):
+            code_RB[r, j], error_RB[r, j] = code_BN[j, at], error_BN[j, at]
+            at = back_BN[j, at]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _branch(
+    x: Any, cost: Any, weight: Any, price: Any, grid: Any, bits_K: Any,
+    total_P: Any, code_P: Any, error_P: Any,
+) -> None:  # fmt: skip
+    """Fill in the best code of either parity: the cost of a path with it, the code, its error."""
+    last = len(bits_K) - 1
+    half, one = np.float32(0.5), np.float32(1.0)
+    sign = -one if x < 0 else one
+    size = abs(x)
+    for parity in range(2):
+        largest = (last - parity) // 2
+        low = np.floor(((size + grid) * half - parity) * half)
+        low = min(max(low, np.float32(0.0)), np.float32(largest))
+        total_P[parity] = np.inf
+        for i in range(2):
+            k = 2 * min(int(low) + i, largest) + parity
+            error = size - np.float32(max(2 * k - grid, 0))
+            total = cost + (error * error * weight + price * bits_K[k])
+            if total < total_P[parity]:
+                total_P[parity] = total
+                code_P[parity], error_P[parity] = np.int16(sign) * k, error * sign

@@ -1,0 +1,277 @@
+"""Two ways for documents' adapters to predict and learn: plain, and with GPU kernels.
+
+Both give log-probabilities of a chunk of windows and then, if asked, take one step on it. The
+fused way rounds the number of rows and the length of windows up to a few sizes and records what it
+launches for each as a CUDA graph: at 64 rows of 144 positions the launches took 67 ms and the work
+18 ms (H100). What is added in rounding up is computed and thrown away.
+
+Shapes: B rows in use, P rows after rounding, T positions of a window, C of a chunk, D width,
+V vocabulary.
+"""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fairway.model.adapters import Adapters
+from fairway.model.gpt import GPT
+from fairway.optim.adapters import AdamW
+from fairway.score.repeat import repeatable
+from fairway.score.sliding import evaluating
+
+Rope = tuple[Tensor, Tensor]
+
+
+@contextmanager
+def adapting(model: GPT) -> Iterator[None]:
+    """While this lasts, a model takes adapters: frozen, itself plain, its gradients repeatable."""
+    fused, model.fused = model.fused, None
+    grads = [weight.requires_grad for weight in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        with evaluating(model), repeatable(model):
+            yield
+    finally:
+        model.fused = fused
+        for weight, needed in zip(model.parameters(), grads, strict=True):
+            weight.requires_grad_(needed)
+
+
+def plain_states(
+    adapters: Adapters, values: Sequence[Tensor], ids_BT: Tensor, rope: Rope
+) -> Tensor:
+    """Return the final states of windows under some adapters by the plain path, [B, T, D]."""
+    adapters.use(values)
+    with adapters.attached():
+        return adapters.model.states(adapters.model.embedded(ids_BT), rope)
+
+
+def chunk_nats(log_probs_BCV: Tensor, targets_BC: Tensor) -> Tensor:
+    """Return the costs of targets, [B, C]."""
+    return -log_probs_BCV.gather(2, targets_BC[:, :, None])[:, :, 0]
+
+
+class Way(Protocol):
+    """How predictions and steps are computed; rows are those in use, by slot."""
+
+    def renew(self) -> None:
+        """Follow values that were set, and a model that may have changed."""
+
+    def move(self, source: int, target: int) -> None:
+        """Follow a row that takes the slot of another."""
+
+    def log_probs(self, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
+        """Return log-probabilities of the positions from `first` on, [B, C, V]."""
+
+    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
+        """Step on the mean cost of the last chunk, rows weighted by their share."""
+
+
+class Plain:
+    """The model's own operations, hooks for adapters, gradients by autograd."""
+
+    def __init__(self, adapters: Adapters, adam: AdamW) -> None:
+        self.adapters, self.adam = adapters, adam
+        self._leaves: list[Tensor] = []
+        self._log_probs_BCV = torch.empty(0)
+
+    def renew(self) -> None:
+        """There are no copies to make."""
+
+    def move(self, source: int, target: int) -> None:
+        """There are no copies to move."""
+
+    def log_probs(self, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
+        """Return log-probabilities of the positions from `first` on, [B, C, V]."""
+        self._leaves = [value.detach().requires_grad_() for value in self.adam.in_use()]
+        T = ids_BT.shape[1]
+        here = rope[0][:T], rope[1][:T]
+        states_BCD = plain_states(self.adapters, self._leaves, ids_BT, here)[:, first:]
+        extra = self.adapters.added("head", 0, states_BCD)
+        self._log_probs_BCV = self.adapters.model.logits(states_BCD, extra).log_softmax(-1)
+        return self._log_probs_BCV.detach()
+
+    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
+        """Step on the mean cost of the last chunk, rows weighted by their share."""
+        nats_BC = chunk_nats(self._log_probs_BCV, targets_BC)
+        (nats_BC.mean(1) * share_B).sum().backward()  # type: ignore[no-untyped-call]
+        grads = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
+        assert len(grads) == len(self._leaves), "an adapter received no gradient"
+        self._leaves, self._log_probs_BCV = [], torch.empty(0)
+        self.adam.step(grads)
+
+
+# ---------------------------------------------------------------------------------------------
+# With GPU kernels
+
+
+def rounded_rows(rows: int, most: int) -> int:
+    """Return the number of rows to compute: the next power of two, or three quarters of it."""
+    power = 1 << (rows - 1).bit_length()
+    return min(most, power * 3 // 4 if rows <= power * 3 // 4 else power)
+
+
+def rounded_length(length: int, seq_len: int) -> int:
+    """Return the length of windows to compute: at most a seventh more, in steps of 16 to 256."""
+    step = 16
+    while length > 8 * step and step < 256:
+        step *= 2
+    return min(seq_len, -(-length // step) * step)
+
+
+class Fused:
+    """GPU kernels; copies in the compute dtype, gradients written beside them."""
+
+    def __init__(self, adapters: Adapters, adam: AdamW) -> None:
+        # Imported here: they need Triton, which comes with GPU builds of PyTorch alone.
+        adapted = importlib.import_module("fairway.model.adapted")
+        self._fused_step = importlib.import_module("fairway.optim.fused_adam").fused_step
+        self.adam, self.adapters = adam, adapters
+        self.bank = adapted.Bank(adapters, adam.values[0].shape[1])
+        self.path = adapted.AdaptedPath(self.bank)
+        self._factors: list[Tensor | None] = []
+        self._versions: tuple[int, ...] = ()
+        self._shapes: dict[tuple[int, int, int], _Shape] = {}
+        self._shape: _Shape
+        self._room: tuple[Any, Any] | None = None
+        self._out: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Make the copies anew; in the beginning B is zero, and so is its copy.
+
+        Graphs hold addresses of what was made from the model's weights.
+        """
+        versions = tuple(weight._version for weight in self.adapters.model.parameters())
+        if versions != self._versions:
+            self._versions, self._factors = versions, self.bank.factors()
+            self._shapes.clear()
+        for copy, value in zip(self.bank.copies, self.adam.values, strict=True):
+            copy[:, : self.adam.count] = value[:, : self.adam.count]
+
+    def move(self, source: int, target: int) -> None:
+        """Follow a row that takes the slot of another."""
+        for copy in self.bank.copies:
+            copy[:, target] = copy[:, source]
+
+    def log_probs(self, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
+        """Return log-probabilities of the positions from `first` on, [B, C, V]."""
+        B, T = ids_BT.shape
+        most, seq_len = self.adam.values[0].shape[1], len(rope[0])
+        chunk = min(-(-(T - first) // 16) * 16, seq_len - first)
+        key = rounded_rows(B, most), rounded_length(first + chunk, seq_len), chunk
+        if key not in self._shapes:
+            self._shapes[key] = _Shape(self, *key, rope)
+        self._shape = self._shapes[key]
+        return self._shape.forward(ids_BT, first)[:, : T - first]
+
+    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
+        """Step on the mean cost of the last chunk, rows weighted by their share."""
+        self._shape.backward(targets_BC, share_B)
+
+    def out(self, rows: int, chunk: int) -> Tensor:
+        """Return memory for log-probabilities, [P, C, V]: the same for all numbers of rows."""
+        if chunk not in self._out:
+            like, most = self.adapters.model.tok_emb.weight, self.adam.values[0].shape[1]
+            self._out[chunk] = like.new_empty(most, chunk, len(like), dtype=torch.float32)
+        return self._out[chunk][:rows]
+
+    # -----------------------------------------------------------------------------------------
+    # What graphs record
+
+    def compute(self, ids_PT: Tensor, places_C: Tensor, rope: Rope) -> Tensor:
+        """Return log-probabilities of some places of windows, [P, C, V], with their way back."""
+        self.bank.count = len(ids_PT)
+        states_PCD = self.path.states(ids_PT, rope).index_select(1, places_C)
+        logits_PCV = self.adapters.model.logits(states_PCD, self.path.head_adds(states_PCD))
+        return logits_PCV.log_softmax(-1)
+
+    def step(self, log_probs_PCV: Tensor, targets_PC: Tensor, weights_PC: Tensor) -> None:
+        """Go the way back and let the values follow."""
+        nats_PC = chunk_nats(log_probs_PCV, targets_PC)
+        (nats_PC * weights_PC).sum().backward()  # type: ignore[no-untyped-call]
+        self._fused_step(
+            self.adam, len(weights_PC), self.bank.grads, self.bank.copies, self._factors
+        )
+
+    def room(self) -> tuple[Any, Any]:
+        """Return (stream, memory) of all recordings: they share it, one runs after the other.
+
+        Memory freed on one stream serves that stream alone.
+        """
+        if self._room is None:
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._room = stream, torch.cuda.graph_pool_handle()
+        return self._room
+
+
+class _Shape:
+    """The work on one size of batch: run as it is at first, recorded when it comes again."""
+
+    def __init__(self, way: Fused, rows: int, length: int, chunk: int, rope: Rope) -> None:
+        device = way.adapters.model.tok_emb.weight.device
+        self.way, self.rope = way, (rope[0][:length], rope[1][:length])
+        self._ids_PT = torch.zeros(rows, length, dtype=torch.long, device=device)
+        self._places_C = torch.arange(chunk, device=device)
+        self._chunk = torch.arange(chunk, device=device)
+        self._targets_PC = torch.zeros(rows, chunk, dtype=torch.long, device=device)
+        self._weights_PC = torch.zeros(rows, chunk, device=device)
+        self._out_PCV = way.out(rows, chunk)
+        self._graphs: list[Any] = []
+        # The first time: log-probabilities with their way back.
+        self._live_PCV: Tensor | None = None
+        self._seen = False
+
+    def forward(self, ids_BT: Tensor, first: int) -> Tensor:
+        """Return log-probabilities, [B, C, V], valid until the next call."""
+        B, T = ids_BT.shape
+        self._ids_PT[:B, :T] = ids_BT
+        torch.add(self._chunk, first, out=self._places_C)
+        if self._seen and ids_BT.is_cuda and not self._graphs:
+            self._record()
+        self._seen = True
+        if self._graphs:
+            self._graphs[0].replay()
+        else:
+            self._live_PCV = self._compute()
+        return self._out_PCV[:B]
+
+    def backward(self, targets_BC: Tensor, share_B: Tensor) -> None:
+        """Step on the chunk; rows out of use have no share."""
+        B, C = targets_BC.shape
+        self._targets_PC[:B, :C] = targets_BC
+        self._weights_PC.zero_()[:B, :C] = share_B[:, None] / C
+        self.way.adam.count_step()
+        if self._graphs:
+            self._graphs[1].replay()
+            return
+        live_PCV, self._live_PCV = self._live_PCV, None
+        assert live_PCV is not None, "a chunk is learned once"
+        self._step(live_PCV)
+
+    def _compute(self) -> Tensor:
+        log_probs_PCV = self.way.compute(self._ids_PT, self._places_C, self.rope)
+        self._out_PCV.copy_(log_probs_PCV.detach())
+        return log_probs_PCV
+
+    def _step(self, log_probs_PCV: Tensor) -> None:
+        self.way.step(log_probs_PCV, self._targets_PC, self._weights_PC)
+
+    def _record(self) -> None:
+        """Record both halves. The way back runs on the stream of the way there."""
+        stream, memory = self.way.room()
+        stream.wait_stream(torch.cuda.current_stream())
+        graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
+        with torch.cuda.stream(stream):
+            graphs[0].capture_begin(pool=memory)
+            log_probs_PCV = self._compute()
+            graphs[0].capture_end()
+            graphs[1].capture_begin(pool=memory)
+            self._step(log_probs_PCV)
+            graphs[1].capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graphs, self._live_PCV = graphs, None

@@ -1,0 +1,61 @@
+"""Loops at native speed: functions that numba compiles, and the memory hint they need.
+
+Compiled code is kept on disk where that is possible. With NUMBA_DISABLE_JIT=1 the same functions
+run as plain Python, slowly and with the same results.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# NumPy's numbers are not `int` to a type checker, though compiled code knows no difference.
+int64: Any = np.int64
+
+
+def compiled(function: Function) -> Function:
+    """Return a function compiled on its first call, without reordering of its arithmetic.
+
+    It releases the interpreter's lock. Where no folder for compiled code can be written, every
+    process compiles anew.
+    """
+    try:
+        made = numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        made = numba.njit(nogil=True)(function)
+    return cast(Function, made)
+
+
+def _fetching(typing_context: Any, array: Any, index: Any) -> Any:
+    """Emit a prefetch of an element; it changes no value."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind, _ = signature.args
+        view = cgutils.create_struct_proxy(kind)(context, builder, arguments[0])
+        place = builder.gep(view.data, [arguments[1]])
+        pointer = builder.bitcast(place, ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        hint = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word]),
+            "llvm.prefetch.p0",
+        )
+        # To be written, kept in all caches, data.
+        builder.call(hint, [pointer, word(1), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+def _unfetched(array: Any, index: Any) -> None:
+    """Do nothing: plain Python has no such hint."""
+
+
+# Asks the processor to load the cache line of array[index] before it is needed.
+fetch: Any = _unfetched if numba.config.DISABLE_JIT else intrinsic(_fetching)

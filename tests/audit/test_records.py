@@ -1,0 +1,221 @@
+"""Records built from published cases: what is wrong is found, and only that."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from audit.record import BYTES_PER_TOKEN, README, SCRIPT, Case
+
+from fairway.audit.records import RecordAudit, audit_record
+from fairway.errors import UserError
+from fairway.published import record
+
+
+def found(audit: RecordAudit) -> dict[str, str]:
+    """Return the codes of what was found with their severity, notes left out."""
+    return {f.code: f.severity for f in audit.findings if f.severity != "note"}
+
+
+def of(case: Case, folder: Path) -> dict[str, str]:
+    return found(audit_record(case.write(folder)))
+
+
+def test_a_sound_record_is_left_alone(tmp_path: Path) -> None:
+    audit = audit_record(Case().write(tmp_path))
+    assert audit.findings == ()
+    assert audit.valid
+    assert audit.facts["seeds"] == [314, 42, 999]
+    stage = audit.facts["stages"][audit.facts["claimed_stage"]]
+    assert (stage["mean"], stage["sd"]) == pytest.approx((1.081001, 0.000367), abs=1e-6)
+
+
+def test_the_inconsistencies_of_1858_are_found(tmp_path: Path) -> None:
+    readme = README.replace("2 epochs", "3 epochs").replace("TTT_EPOCHS=2", "TTT_CHUNK_SIZE=48")
+    audit = audit_record(Case(readme=readme, claim={"steps": 3770}).write(tmp_path))
+    assert found(audit) == dict.fromkeys(["steps", "readme-epochs", "unread-variable"], "warning")
+    by_code = {f.code: f for f in audit.findings}
+    assert by_code["unread-variable"].value == "TTT_CHUNK_SIZE"
+    assert by_code["unread-variable"].place == "README.md:6"
+    assert by_code["steps"].value == "3770 claimed, 4621 to 4630 in the logs"
+
+
+def test_the_code_size_of_1855_is_not_that_of_its_script(tmp_path: Path) -> None:
+    case = Case(seeds=record("pr1855").seeds, shipped_bytes=158_429, hessian_s=4.9)
+    case.val_tokens, case.bytes_per_token = 47_851_520, 151_074_309 / 47_851_520
+    case.readme = case.readme.replace("1.0810", "1.0611")
+    audit = audit_record(case.write(tmp_path))
+    assert found(audit) == {"code-size": "warning", "calibration-time": "warning"}
+    code = next(f for f in audit.findings if f.code == "code-size")
+    assert code.value == "31,999 counted, 158,429 shipped"
+    assert "16,033,980 bytes, above the limit" in code.why
+
+
+def wrong_claim(case: Case) -> None:
+    case.claim = {"val_bpb": 1.0790, "seed_results": {}}
+    case.readme = case.readme.replace("1.0810", "1.0790")
+
+
+def one_seed(case: Case) -> None:
+    case.claim = {"val_bpb": 1.08062}
+    case.readme = case.readme.replace("1.0810", "1.08062")
+
+
+CASES = {
+    "over the cap": (lambda c: c.change(42, artifact_bytes=16_020_000), {"over-cap": "invalid"}),
+    "the first seed's bytes": (
+        lambda c: c.claim.update(bytes_total=15_995_838), {"bytes-not-largest": "warning"},
+    ),
+    "training too long": (lambda c: c.change(42, train_s=603.2), {"train-time": "invalid"}),
+    "training late by a step": (lambda c: c.change(42, train_s=600.3), {"train-time": "warning"}),
+    "calibration after the budget": (
+        lambda c: setattr(c, "hessian_s", 15.6), {"calibration-time": "warning"},
+    ),
+    "evaluation too long": (lambda c: setattr(c, "eval_s", 688.0), {"eval-time": "invalid"}),
+    "mixed seeds": (
+        lambda c: c.settings.update({999: {"matrix_lr": "0.026"}}), {"mixed-config": "invalid"},
+    ),
+    "a setting of another script": (
+        lambda c: c.settings.update({42: {"ttt_hash_embed": "True"}}),
+        {"other-settings": "warning", "foreign-log": "warning"},
+    ),
+    "eight million tokens": (lambda c: setattr(c, "val_tokens", 8_000_000), {"subset": "invalid"}),
+    "ten thousand documents": (
+        lambda c: setattr(c, "val_tokens", 9_662_464), {"subset": "invalid"},
+    ),
+    "five million tokens": (
+        lambda c: setattr(c, "val_tokens", 5_000_000), {"part-of-text": "warning"},
+    ),
+    "spaces counted twice": (
+        lambda c: setattr(c, "bytes_per_token", BYTES_PER_TOKEN * 1.16714),
+        {"denominator": "invalid"},
+    ),
+    "sentinels counted": (
+        lambda c: setattr(c, "bytes_per_token", BYTES_PER_TOKEN * 1.0895),
+        {"denominator": "invalid"},
+    ),
+    "a claim of no log": (wrong_claim, {"claim": "invalid"}),
+    "the best seed as the mean": (one_seed, {"one-seed-claimed": "warning"}),
+    "a wrong spread": (lambda c: c.claim.update(val_bpb_std=0.0001), {"sd": "warning"}),
+    "a wrong seed": (
+        lambda c: c.claim.update(seed_results={"42": 1.07}), {"seed-score": "invalid"},
+    ),
+    "a seed without a log": (
+        lambda c: c.claim.update(seeds=[42, 314, 999, 7]), {"no-log-of-seed": "warning"},
+    ),
+    "gates at work": (
+        lambda c: c.extra.update({42: "ngram total=47851520 within_gate=9870000 word_gate=0\n"}),
+        {"target-gate": "invalid"},
+    ),
+    "hints outside the clock": (
+        lambda c: [
+            c.settings.setdefault(s, {}).update(ngram_hint_precompute_outside="True")
+            for s in (42, 314, 999)
+        ] + [setattr(c, "script", SCRIPT + "ngram_hint_precompute_outside = 1\n")],
+        {"outside-clock": "warning"},
+    ),
+    "another score in the README": (
+        lambda c: setattr(c, "readme", c.readme.replace("1.0810", "0.9946")),
+        {"readme-score": "warning"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_wrong_is_found_and_nothing_else(name: str, tmp_path: Path) -> None:
+    change, expected = CASES[name]
+    case = Case()
+    change(case)
+    assert of(case, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("spread", "severity"), [({"sd": 0.00037}, {}), ({"std": "0.0004"}, {}), ({"sd": 1}, {})]
+)
+def test_spreads_that_are_right_or_no_spreads_pass(
+    spread: dict[str, object], severity: dict[str, str], tmp_path: Path
+) -> None:
+    assert of(Case(claim=spread), tmp_path) == severity
+
+
+def test_published_records_are_not_accused(tmp_path: Path) -> None:
+    for name in ("pr1413", "pr1514", "pr1874", "pr1953"):
+        published = record(name)
+        case = Case(seeds=published.seeds, hessian_s=3.4, val_tokens=published.scored_tokens)
+        case.bytes_per_token = published.text_bytes / published.scored_tokens
+        mean = sum(s.bpb["adapted"] for s in case.seeds) / 3
+        case.readme = case.readme.replace("1.0810", f"{mean:.4f}")
+        assert of(case, tmp_path / name) == {}, name
+
+
+def test_another_track_has_no_budget(tmp_path: Path) -> None:
+    case = Case(claim={"track": "non-record-unlimited-compute-16mb"}, eval_s=5000.0)
+    audit = audit_record(case.change(42, train_s=3000.0).write(tmp_path))
+    assert audit.valid
+    codes = sorted(f.code for f in audit.findings)
+    assert codes == ["eval-time", "eval-time", "eval-time", "train-time"]
+
+
+# ---------------------------------------------------------------------------------------------
+# What is missing, damaged, or meant to hurt
+
+
+def test_an_empty_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    codes = {"no-readme", "no-claim", "no-script", "no-log"}
+    audit = audit_record(tmp_path)
+    assert codes <= {f.code for f in audit.findings}
+    assert audit.valid
+    with pytest.raises(UserError, match="is not a folder"):
+        audit_record(tmp_path / "none")
+
+
+def test_binary_junk_is_survived(tmp_path: Path) -> None:
+    Case().write(tmp_path)
+    junk = bytes(range(256)) * 5_000
+    for name in ("README.md", "train_gpt.py", "train_seed42.log", "other.log", "model.bin"):
+        (tmp_path / name).write_bytes(junk)
+    audit = audit_record(tmp_path)
+    assert {"syntax", "no-log-of-seed"} <= {f.code for f in audit.findings}
+    for claim in (b"\xff\xfe{", b"[1, 2]", b'{"val_bpb": NaN', b"[" * 100_000):
+        (tmp_path / "submission.json").write_bytes(claim)
+        assert found(audit_record(tmp_path))["json"] == "invalid"
+
+
+@pytest.mark.parametrize("value", [None, True, "x", [1], {}, 1e400, -1, "1" * 400])
+def test_any_json_is_survived(value: object, tmp_path: Path) -> None:
+    names = ("val_bpb", "seeds", "seed_results", "bytes_total", "steps", "track", "val_bpb_std")
+    audit_record(Case(claim=dict.fromkeys(names, value)).write(tmp_path))
+
+
+def test_hostile_names_links_and_pipes_are_left_alone(tmp_path: Path) -> None:
+    folder = Case().write(tmp_path / "record")
+    secret = tmp_path / "secret.log"
+    secret.write_text("quantized val_loss:1.0 val_bpb:0.5\n")
+    (folder / "link.log").symlink_to(secret)
+    (folder / "up").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.log")
+    (folder / "\x1b[31m<script>\n.log").write_text("step:1/2 train_time:1ms\n")
+    audit = audit_record(folder)
+    assert {f.file for f in audit.findings if f.code == "skipped"} == {"link.log", "pipe.log", "up"}
+    assert not [name for name in audit.facts["files"] if "\x1b" in name or "\n" in name]
+    assert found(audit) == {}
+
+
+@pytest.mark.parametrize("kind", ["steps", "scores", "one line", "noise", "short lines"])
+def test_a_huge_log_takes_seconds(kind: str, tmp_path: Path) -> None:
+    lines = {
+        "steps": b"step:1234/20000 train_loss:3.2 train_time:156789ms step_avg:127.06ms\n",
+        "scores": b"quantized val_loss:2.83711422 val_bpb:1.09833533 eval_time:19115ms\n",
+        "one line": b"val_bpb 1.5 ",
+        "short lines": b"x\n",
+        "noise": b"loading a shard of tokens for the next of many batches to come, and waiting\n",
+    }
+    Case().write(tmp_path)
+    with (tmp_path / "train_seed42.log").open("ab") as stream:
+        block = lines[kind] * (1_000_000 // len(lines[kind]))
+        for _ in range(20):
+            stream.write(block)
+    start_s = time.process_time()
+    audit_record(tmp_path)
+    # A fifth of 100 MB in a fifth of ten seconds.
+    assert time.process_time() - start_s < 2.0

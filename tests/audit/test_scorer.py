@@ -1,0 +1,166 @@
+"""Scorers of others: functions, programs that speak JSON lines, and Fairway's own evaluations."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from audit.honest import Adaptive, V, WithRows, text
+from tiny import TINY, alive
+
+from fairway.audit.bench import Bench, exercise
+from fairway.audit.predictors import scorer_of, small
+from fairway.audit.probes import audit_scorer
+from fairway.audit.scorer import FromCallable, RowScorer, open_program, scored
+from fairway.audit.verdicts import Probe, joined, verdict_of
+from fairway.config import BOS_ID, ScoreConfig, TttConfig
+from fairway.errors import UserError
+
+PROGRAM = """
+import json, sys
+import numpy as np
+from audit.honest import Adaptive, WithRows
+scorer = WithRows()
+print(json.dumps({{"vocab_size": 24, "rows": {rows}}}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    ids = np.array(asked["ids"])
+    if "row" in asked:
+        print(json.dumps({{"row": scorer.row(ids, asked["row"]).tolist()}}), flush=True)
+    else:
+        index, nats = zip(*scorer.score(ids))
+        print(json.dumps({{"nats": {cost}, "index": [int(i) for i in index]}}), flush=True)
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    return [sys.executable, str(tmp_path / "scorer.py")]
+
+
+def written(command: list[str], rows: str = "False", cost: str = "list(nats)") -> list[str]:
+    Path(command[1]).write_text(PROGRAM.format(rows=rows, cost=cost))
+    return command
+
+
+def test_a_function_is_a_scorer() -> None:
+    ids = text(0)
+    scorer = FromCallable(V, lambda ids: [cost for _, cost in Adaptive().score(ids)])
+    assert verdict_of(audit_scorer(Bench(scorer, ids, budget_s=1))) == "valid"
+    half = FromCallable(V, lambda ids: [0.5 * cost for _, cost in Adaptive().score(ids)])
+    assert verdict_of(audit_scorer(Bench(half, ids, budget_s=1))) == "invalid"
+
+
+@pytest.mark.parametrize("rows", ["False", "True"])
+def test_a_program_is_a_scorer(command: list[str], rows: str) -> None:
+    program = open_program(written(command, rows))
+    try:
+        assert isinstance(program, RowScorer) == (rows == "True")
+        ids = text(0)
+        ours, theirs = scored(WithRows(), ids), scored(program, ids)
+        assert np.array_equal(ours.nats, theirs.nats)
+        found = audit_scorer(Bench(program, ids, budget_s=2))
+        assert verdict_of(found) == "valid"
+    finally:
+        program.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("print('hello')", "which is no JSON object"),
+        ("print('{}')", "must begin with"),
+        ("", "gave no answer"),
+        ("import time; time.sleep(60)", "gave no answer within 1 s"),
+    ],
+)
+def test_programs_that_say_something_else_are_refused(
+    command: list[str], source: str, why: str
+) -> None:
+    Path(command[1]).write_text(source)
+    with pytest.raises(UserError, match=why):
+        open_program(command, timeout_s=1.0)
+
+
+def test_a_program_that_ends_or_errs_is_told(command: list[str], tmp_path: Path) -> None:
+    program = open_program(written(command, cost="'much'"))
+    with pytest.raises(UserError, match="no list of numbers as 'nats'"):
+        scored(program, text(0))
+    program.close()
+    with pytest.raises(UserError, match="cannot start"):
+        open_program([str(tmp_path / "none")])
+
+
+def test_texts_that_cannot_be_used_are_refused() -> None:
+    with pytest.raises(UserError, match="too short"):
+        Bench(Adaptive(), text(0)[:5])
+    with pytest.raises(UserError, match="has tokens up to 99"):
+        Bench(Adaptive(), np.array([1, 2, 99, 3, 4, 5, 6, 7]))
+
+
+def test_a_large_vocabulary_is_sampled_and_told_apart() -> None:
+    """Most of 3,000 tokens share what little the frequent ones leave."""
+    size = 3000
+    ids = np.array([1, *np.random.default_rng(0).integers(2, 12, 60)])
+
+    def costs(ids: np.ndarray, excess: float) -> list[float]:
+        frequent = (ids[1:] >= 2) & (ids[1:] < 12)
+        p = np.where(frequent, 0.09, 0.1 / (size - 10)) + excess
+        return (-np.log(p)).tolist()
+
+    def probed(excess: float) -> Probe:
+        scorer = FromCallable(size, lambda ids: costs(ids, excess))
+        return {p.name: p for p in audit_scorer(Bench(scorer, ids, budget_s=0.02))}[
+            "P1 substitution"
+        ]
+
+    assert probed(0.0).verdict == "valid"
+    assert 0 < probed(0.0).samples < size
+    assert probed(0.001).verdict == "invalid"
+    assert probed(0.2).verdict == "invalid"
+
+
+def test_the_worst_verdict_counts() -> None:
+    assert joined(["valid", "not decidable", "invalid"]) == "invalid"
+    assert joined(["valid", "not decidable"]) == "not decidable"
+    assert joined([]) == "valid"
+
+
+# ---------------------------------------------------------------------------------------------
+# Fairway's own
+
+
+def own(method: str, seed: int, tokens: int = 72) -> list[Probe]:
+    draw = np.random.default_rng(seed)
+    ids = draw.integers(2, TINY.vocab_size, tokens)
+    ids[::17] = BOS_ID
+    text = exercise(ids, tokens)
+    score = ScoreConfig(seq_len=24, stride=8, batch_windows=2)
+    ttt = TttConfig(
+        lr=0.05, epochs=1, lora_rank=2, lora_alpha=3.0, lora_chunks="8", lora_documents=3,
+        lora_lr=0.01, lora_warm=seed % 2 == 0,
+    )  # fmt: skip
+    score, ttt = small(score, ttt, len(text))
+    return audit_scorer(Bench(scorer_of(alive(), method, score, ttt, seed), text, seed, 0.0))
+
+
+@pytest.mark.parametrize("method", ["sliding", "sgd", "lora"])
+def test_fairways_own_evaluations_are_valid(method: str) -> None:
+    found = own(method, 0)
+    assert verdict_of(found) == "valid", [p for p in found if p.verdict != "valid"]
+    assert {p.verdict for p in found} == {"valid"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sliding", "sgd", "lora"])
+@pytest.mark.parametrize("seed", range(1, 20))
+def test_fairways_own_evaluations_are_valid_every_time(method: str, seed: int) -> None:
+    assert verdict_of(own(method, seed)) == "valid"
+
+
+def test_probed_settings_leave_room_for_three_chunks() -> None:
+    score, ttt = small(ScoreConfig(), TttConfig(), 384)
+    assert (score.seq_len, score.stride, ttt.chunk_tokens) == (128, 64, 128)
+    score, ttt = small(ScoreConfig(seq_len=64, stride=48), TttConfig(lora_chunks="64"), 30)
+    assert (score.seq_len, score.stride, ttt.lora_chunks) == (8, 2, "4")

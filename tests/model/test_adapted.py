@@ -1,0 +1,138 @@
+"""Adapters in the fused path learn what hooks and autograd make them learn."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import TINY, alive
+from torch import Tensor
+
+from fairway.checks import LORA_TARGETS
+from fairway.config import ScoreConfig, TttConfig
+from fairway.model.adapters import Adapters
+from fairway.model.paths import prepare
+from fairway.optim.adapters import AdamW
+from fairway.score.adapting import plain_states, rounded_length, rounded_rows
+from fairway.score.ledger import Text
+from fairway.score.lora import evaluate_lora
+
+pytest.importorskip("triton", reason="the fused path needs Triton")
+
+from fairway.model.adapted import AdaptedPath, Bank
+from fairway.optim.fused_adam import fused_step
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+MODEL = replace(TINY, dim=32, embed_bf16=False)
+ROWS, T, CHUNK = 3, 21, 5
+on_cpu = pytest.mark.skipif(GPU, reason="exact in float32, which the GPU's tiles do not hold")
+
+
+def drawn(adapters: Adapters, rows: int) -> list[Tensor]:
+    """Return matrices none of which is zero."""
+    generator = torch.Generator().manual_seed(4)
+    return [
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+        for value in adapters.zeros(rows)
+    ]
+
+
+def apart(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / (wanted.double().norm() + 1e-12))
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "targets", [LORA_TARGETS, ("head",), ("o",), ("mlp",), ("v", "mlp"), ("q", "k", "head")]
+)
+@pytest.mark.parametrize("smear", [False, True])
+def test_states_and_gradients_are_those_of_the_hooks(targets: Sequence[str], smear: bool) -> None:
+    model = alive(replace(MODEL, smear=smear)).to(DEVICE).requires_grad_(False)
+    adapters = Adapters(model, targets, 4, 6.0)
+    # One row more than is in use.
+    values = drawn(adapters, ROWS + 1)
+    ids_BT = torch.randint(0, 260, (ROWS, T), generator=torch.Generator().manual_seed(0))
+    rope = model.rope_for(ids_BT)
+    leaves = [value[:, :ROWS].clone().requires_grad_() for value in values]
+    states_BTD = plain_states(adapters, leaves, ids_BT, rope)[:, -CHUNK:]
+    wanted_BCV = model.logits(states_BTD, adapters.added("head", 0, states_BTD))
+    wanted_BCV.log_softmax(-1)[:, :, 7].mean().backward()
+
+    prepare(model, torch.float32, "plain", "fused")
+    bank = Bank(adapters, ROWS + 1)
+    bank.count = ROWS
+    for copy, value, factor in zip(bank.copies, values, bank.factors(), strict=True):
+        copy.copy_(value if factor is None else value * factor[:, None, :, None])
+    path = AdaptedPath(bank)
+    states_BTD = path.states(ids_BT, rope)[:, -CHUNK:]
+    got_BCV = model.logits(states_BTD, path.head_adds(states_BTD))
+    torch.testing.assert_close(got_BCV, wanted_BCV, rtol=1e-5, atol=5e-5)
+    got_BCV.log_softmax(-1)[:, :, 7].mean().backward()
+    for leaf, grad, factor in zip(leaves, bank.grads, bank.factors(), strict=True):
+        found = grad[:, :ROWS] if factor is None else grad[:, :ROWS] * factor[:, None, :, None]
+        assert leaf.grad is not None
+        assert apart(found, leaf.grad) < 2e-5
+        assert not grad[:, ROWS:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_pass_makes_the_step_of_the_plain_rule(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    config = TttConfig(lora_lr=0.01, lora_wd=0.5)
+    shapes = [(2, 5, 37, 7), (1, 5, 3, 129)]
+    factors = [torch.randn(2, 37, generator=generator).to(DEVICE), None]
+    values = [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes]
+    plain, fast = (AdamW(config, [value.clone() for value in values]) for _ in range(2))
+    copies = [torch.zeros(shape, dtype=dtype, device=DEVICE) for shape in shapes]
+    for adam in (plain, fast):
+        adam.start(4)
+    for size in (1.0, 0.0, 1e-20, 1e15):
+        grads = [torch.randn(shape, generator=generator) * size for shape in shapes]
+        grads = [grad.to(dtype).to(DEVICE) for grad in grads]
+        scaled = [
+            g.float() if f is None else g.float() * f[:, None, :, None]
+            for g, f in zip(grads, factors, strict=True)
+        ]
+        plain.step([grad[:, :4] for grad in scaled])
+        fast.count_step()
+        fused_step(fast, 4, grads, copies, factors)
+        for got, wanted in zip(fast.values, plain.values, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(fast.values[0][:, 4], values[0][:, 4]), "a row out of use was changed"
+    for copy, value, factor in zip(copies, fast.values, factors, strict=True):
+        scaled_value = value if factor is None else value * factor[:, None, :, None]
+        torch.testing.assert_close(copy[:, :4], scaled_value[:, :4].to(dtype))
+
+
+def repeating_text() -> Text:
+    ids = torch.randint(2, 14, (120,), generator=torch.Generator().manual_seed(1)).numpy()
+    ids[[0, 30, 75, 100]] = 1
+    target_bytes = torch.ones(119, dtype=torch.int64).numpy()
+    return Text(ids, target_bytes, 119, 260)
+
+
+@pytest.mark.parametrize("phases", [0, 1])
+def test_an_evaluation_learns_the_same_on_both_paths(phases: int) -> None:
+    score = ScoreConfig(seq_len=16, stride=4, check_positions=20, truncate=False)
+    config = TttConfig(
+        method="lora", lora_rank=4, lora_alpha=6, lora_lr=0.01, lora_chunks="8", lora_wd=0.1,
+        lora_documents=3, lora_lanes=1, lora_phases=phases, chunk_tokens=32, lora_phase_lr=0.01,
+    )  # fmt: skip
+    nats = {}
+    for kernels in ("plain", "fused"):
+        model = alive(replace(MODEL, rope_train_len=8)).to(DEVICE)
+        dtype, attention = (torch.bfloat16, "flash") if GPU else (torch.float32, "plain")
+        prepare(model, dtype, attention, kernels)
+        found = evaluate_lora(model, repeating_text(), score, config, seed=0, description="")
+        nats[kernels] = found.nats
+    assert nats["fused"] == pytest.approx(nats["plain"], rel=0.01 if GPU else 1e-5)
+
+
+def test_sizes_are_rounded_up_to_a_few() -> None:
+    rows = [rounded_rows(n, 64) for n in range(1, 65)]
+    assert all(n <= r <= max(n + 1, 1.5 * n) for n, r in enumerate(rows, 1))
+    assert len(set(rows)) == 12 and rounded_rows(50, 50) == 50
+    lengths = [rounded_length(n, 2048) for n in range(1, 2049)]
+    assert all(n <= r <= n + max(15, n // 4) for n, r in enumerate(lengths, 1))
+    assert len(set(lengths)) <= 28 and lengths[-1] == 2048 and rounded_length(30, 31) == 31

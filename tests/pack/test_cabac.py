@@ -1,0 +1,212 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import fairway
+from fairway.errors import UserError
+from fairway.pack.cabac import Side, decode_codes, encode_codes
+from fairway.pack.lines import decode_lines, encode_lines
+from fairway.pack.orders import most_bytes, pack_orders, rank, rank_bytes, unpack_orders, unrank
+
+Codes = NDArray[np.int16]
+
+
+def side(codes: Codes, trellis: int = 0) -> Side:
+    R, C = codes.shape
+    order = np.arange(C - 1, -1, -1, dtype=np.int32) if trellis else None
+    return Side((R, C), np.arange(R, dtype=np.int64) * 37 % 512, trellis, order)
+
+
+def whole(seed: int, shape: tuple[int, int], spread: int) -> Codes:
+    """Roughly Gaussian numbers that are the same on every machine: sums of twelve."""
+    sums = np.random.RandomState(seed).randint(0, 1 << 16, (12, *shape)).sum(0) - 6 * 65_535
+    return np.clip(sums * spread >> 16, -32_768, 32_767).astype(np.int16)
+
+
+def samples() -> list[tuple[list[Codes], list[Side]]]:
+    """Streams of every kind of code, small enough for the plain path."""
+    found = []
+    for trellis in (0, 4, 8):
+        for spread in (0, 1, 6, 300, 9000):
+            codes = [whole(spread, (5, 13), spread), whole(spread + 1, (9, 13), spread)]
+            found.append((codes, [side(matrix, trellis) for matrix in codes]))
+    for value in (0, 1, -32_768, 32_767):
+        found += [([matrix], [side(matrix)]) for matrix in (np.full((3, 5), value, np.int16),)]
+    extremes = np.where(whole(1, (8, 9), 9) > 0, 32_767, -32_768).astype(np.int16)
+    found += [([extremes], [side(extremes, trellis)]) for trellis in (0, 8)]
+    # Columns that follow from one another, and columns with a mean.
+    factors, loads = whole(2, (270, 2), 9), whole(3, (2, 10), 2)
+    alike = (factors @ loads + whole(4, (270, 10), 1)).astype(np.int16)
+    shifted = (whole(5, (30, 9), 2) + whole(6, (1, 9), 5)).astype(np.int16)
+    return [*found, ([alike], [side(alike)]), ([shifted], [side(shifted)])]
+
+
+def digests() -> list[str]:
+    return [hashlib.sha256(encode_codes(*sample)).hexdigest()[:12] for sample in samples()]
+
+
+def equal(found: list[Codes], codes: list[Codes]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(found, codes, strict=True))
+
+
+def test_every_kind_of_code_comes_back() -> None:
+    for codes, sides in samples():
+        assert equal(decode_codes(encode_codes(codes, sides), sides), codes)
+
+
+def test_all_ways_to_predict_are_used() -> None:
+    assert {encode_codes(*sample)[0] for sample in samples()} == {0, 1, 2}
+
+
+def test_the_plain_path_writes_and_reads_the_same_bytes() -> None:
+    program = (
+        "import json, test_cabac as t\n"
+        "for codes, sides in t.samples()[::4]:\n"
+        "    assert t.equal(t.decode_codes(t.encode_codes(codes, sides), sides), codes)\n"
+        "print(json.dumps(t.digests()))"
+    )
+    paths = [str(Path(__file__).parent), str(Path(fairway.__file__).parents[1])]
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    plain = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", program],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(plain.stdout) == digests()
+
+
+def test_pinned_bits() -> None:
+    """A change here changes the format: raise its version, and go on reading the old one."""
+    codes = [whole(7, (4, 6), 3)]
+    assert (
+        encode_codes(codes, [side(codes[0])]).hex()
+        == "003f0f1d1000fe0000f0ff968a20512a976e921d42a1"
+    )
+    assert encode_lines([np.array([3, 7, 5], np.int16)]).hex() == "050000006a0d1d10000000000000b7"
+    assert hashlib.sha256("".join(digests()).encode()).hexdigest()[:16] == "173a9443ab948eeb"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.sampled_from([0, 4, 8]),
+    st.sampled_from([1, 2, 40, 900, 32_767]),
+    st.integers(0, 2**31 - 1),
+)
+def test_round_trip(shape: tuple[int, int], trellis: int, most: int, seed: int) -> None:
+    codes = np.random.default_rng(seed).integers(-most, most + 1, shape).astype(np.int16)
+    sides = [side(codes, trellis)]
+    assert equal(decode_codes(encode_codes([codes], sides), sides), [codes])
+
+
+def test_gaussians_cost_their_entropy() -> None:
+    codes = whole(8, (256, 256), 3)
+    shares = np.bincount(codes.ravel() + 64) / codes.size
+    entropy_bytes = -sum(p * np.log2(p) for p in shares if p) * codes.size / 8
+    assert len(encode_codes([codes], [side(codes)])) < 1.005 * entropy_bytes + 40
+
+
+def test_what_the_steps_say_is_used() -> None:
+    # Rows whose codes are as large as their steps are small.
+    octaves = np.arange(64) * 5 % 4
+    codes = (whole(9, (64, 64), 60) >> octaves[:, None]).astype(np.int16)
+    known, unknown = Side((64, 64), 256 * octaves.astype(np.int64)), Side((64, 64), octaves * 0)
+    saved = len(encode_codes([codes], [unknown])) - len(encode_codes([codes], [known]))
+    assert saved > 32  # half a byte per row
+
+
+def test_a_trellis_is_context() -> None:
+    # On the second grid the codes of one weight are the others' less half: other probabilities.
+    codes = whole(10, (40, 300), 2)
+    sides = [side(codes, trellis) for trellis in (4, 8)]
+    assert encode_codes([codes], sides[:1]) != encode_codes([codes], sides[1:])
+
+
+def test_damaged_streams_end_as_one_sentence() -> None:
+    codes = [whole(11, (12, 12), 6)]
+    sides = [side(codes[0])]
+    data = encode_codes(codes, sides)
+    for damaged in (
+        b"",
+        data[:10],
+        data + b"\0",
+        b"\3" + data[1:],
+        b"\0\xff\xff" + data[3:],
+    ):
+        with pytest.raises(UserError, match="a cabac stream is damaged"):
+            decode_codes(damaged, sides)
+    wide = [Side((1, 2000), np.zeros(1, np.int64))]
+    with pytest.raises(UserError, match="a cabac stream is damaged"):
+        decode_codes(b"\2" + bytes(400), wide)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.binary(min_size=11, max_size=80), st.sampled_from([0, 4, 8]))
+def test_any_bytes_decode_or_end_as_one_sentence(data: bytes, trellis: int) -> None:
+    empty = np.zeros((6, 7), np.int16)
+    try:
+        [found] = decode_codes(data, [side(empty, trellis)])
+    except UserError:
+        return
+    assert found.shape == (6, 7)
+
+
+# ---------------------------------------------------------------------------------------------
+# Steps and orders
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.integers(-16_000, 16_000), min_size=1, max_size=9), max_size=4))
+def test_lines_come_back(values: list[list[int]]) -> None:
+    lines = [np.array(line, np.int16) for line in values]
+    found = decode_lines(encode_lines(lines), [len(line) for line in lines])
+    assert all(np.array_equal(a, b) for a, b in zip(found, lines, strict=True))
+
+
+def test_lines_of_a_trend_cost_little() -> None:
+    walk = whole(12, (1, 4000), 3)[0].cumsum().astype(np.int16)
+    apart = np.random.RandomState(0).permutation(walk)
+    assert len(encode_lines([walk])) < 0.6 * len(encode_lines([apart]))
+
+
+def test_damaged_lines_end_as_one_sentence() -> None:
+    data = encode_lines([np.array([4, 5, 9], np.int16)])
+    for damaged in (b"", data[:2], data[:2] + b"\7" + data[3:], b"\xff\x7f" + data[2:]):
+        with pytest.raises(UserError, match="a cabac stream is damaged"):
+            decode_lines(damaged, [3])
+
+
+def test_permutations_have_numbers_in_the_order_of_the_dictionary() -> None:
+    assert [unrank(i, 3) for i in range(6)] == [
+        [0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0],
+    ]  # fmt: skip
+    assert [rank_bytes(count) for count in (1, 2, 5, 6, 512, 2048)] == [0, 1, 1, 2, 485, 2448]
+    for seed, count in enumerate((1, 2, 7, 300)):
+        order = np.random.RandomState(seed).permutation(count).tolist()
+        assert unrank(rank(order), count) == order
+
+
+def test_equal_orders_are_stored_once() -> None:
+    order = np.random.RandomState(0).permutation(512).astype(np.int32)
+    other = np.arange(6, dtype=np.int32)
+    orders = [None, order, other, order.copy(), None]
+    data = pack_orders(orders)
+    assert len(data) == 10 + 485 + 2 <= most_bytes([8, 512, 6, 512, 8])
+    found = unpack_orders(data, [8, 512, 6, 512, 8])
+    assert [None if o is None else o.tolist() for o in found] == [
+        None if o is None else o.tolist() for o in orders
+    ]
+    for columns, damaged in (
+        ([8, 512, 6, 512, 8], data[:-1]), ([8, 512, 6, 512, 8], data + b"\0"),
+        ([8, 512, 6, 511, 8], data), ([9], b"\1"), ([9], b"\2\0\0\0\0"), ([3], b"\1\0\6"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="column orders are damaged"):
+            unpack_orders(damaged, columns)

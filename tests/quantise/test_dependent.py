@@ -1,0 +1,170 @@
+"""A model's matrices as paths through a trellis: steps, feedback both ways, what comes back."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fairway.config import QuantConfig
+from fairway.errors import UserError
+from fairway.quantise.dependent import HIGH, LOW, Plan
+from fairway.quantise.grid import QuantisedTensor, restore, scale_of
+from fairway.quantise.sensitivity import Curvature
+
+CONFIG = QuantConfig(method="trellis", min_numel=16, stripe=8, block=16)
+NAMES = ("blocks.0.mlp.fc.weight", "blocks.1.mlp.fc.weight", "tok_emb.weight")
+
+
+def moments(size: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x_NC = torch.randn(4 * size, size, generator=generator)
+    x_NC = x_NC @ (torch.eye(size) + 0.5 * torch.randn(size, size, generator=generator))
+    return x_NC.T @ x_NC / len(x_NC)
+
+
+def problem() -> tuple[dict[str, Tensor], dict[str, Curvature]]:
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(40, 24, generator=generator) for name in NAMES}
+    state["gain"] = torch.tensor([5.25, 1.0])
+    costs = {}
+    for seed, name in enumerate(NAMES[:2]):
+        outputs_RR = 1e-5 * moments(40, seed)
+        costs[name] = Curvature(moments(24, 9), outputs_RR, outputs_RR.diagonal())
+    rows_R = torch.logspace(-7, -3, 40)
+    costs["tok_emb.weight"] = Curvature(moments(24, 8), None, rows_R)
+    return state, costs
+
+
+def coded(plan: Plan, level: float) -> dict[str, QuantisedTensor]:
+    found = plan.quantise(level)
+    return {name: t for name, t in found.items() if isinstance(t, QuantisedTensor)}
+
+
+def loss(state: dict[str, Tensor], costs: dict[str, Curvature], name: str, got: Tensor) -> float:
+    error_RC = state[name] - got
+    outputs_RR = costs[name].outputs
+    assert outputs_RR is not None
+    return float(((outputs_RR @ error_RC @ costs[name].inputs) * error_RC).sum())
+
+
+def test_what_comes_back_is_near_and_in_order() -> None:
+    state, costs = problem()
+    plan = Plan(state, costs, CONFIG)
+    found = plan.quantise(plan.level_for(5.0))
+    assert list(found) == list(state)
+    assert isinstance(found["gain"], Tensor) and found["gain"].dtype == torch.float16
+    for name in NAMES:
+        tensor = found[name]
+        assert isinstance(tensor, QuantisedTensor)
+        assert (tensor.codes.dtype, tensor.trellis) == (torch.int8, 8)
+        energy_C = costs[name].inputs.diagonal()
+        assert tensor.order is not None
+        assert tensor.order.tolist() == energy_C.argsort(descending=True).tolist()
+        assert tensor.scale_steps is not None
+        assert torch.equal(tensor.scale, scale_of(tensor.scale_steps))
+        off_RC = (restore(tensor) - state[name]) / tensor.scale[:, None]
+        assert 0.1 < float(off_RC.square().mean()) < 3.0
+
+
+def test_steps_follow_sensitivity_within_their_bounds() -> None:
+    state, costs = problem()
+    plan = Plan(state, costs, CONFIG)
+    scale_R = coded(plan, plan.level_for(3.0))["tok_emb.weight"].scale
+    spread_R = state["tok_emb.weight"].std(1, unbiased=False)
+    sixteenth = 2 ** (1 / 16)
+    assert bool((scale_R <= HIGH * spread_R * sixteenth).all())
+    assert bool((scale_R >= LOW * spread_R / sixteenth).all())
+    free_R = (scale_R < HIGH * spread_R / 1.1) & (scale_R > LOW * spread_R * 1.1)
+    product_R = (scale_R * costs["tok_emb.weight"].rows.sqrt())[free_R]
+    assert len(product_R) > 5 and float(product_R.max() / product_R.min()) < 1.1
+
+
+def test_a_level_sets_the_bits_and_the_levels_end_where_all_steps_do() -> None:
+    state, costs = problem()
+    plan = Plan(state, costs, CONFIG)
+    weights = 3 * 40 * 24
+    for bits in (2.5, 3.0, 5.0):
+        assert plan.expected_bits(plan.level_for(bits)) / weights == pytest.approx(bits, abs=0.01)
+    low, high = plan.levels()
+    assert plan.expected_bits(low) == plan.expected_bits(low / 100)
+    assert plan.expected_bits(high) == plan.expected_bits(100 * high)
+    sizes = [sum(int(t.codes.abs().sum()) for t in coded(plan, level).values()) for level in
+             (low, plan.level_for(3.0), high)]  # fmt: skip
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_trellis_beats_a_plain_grid_of_as_many_bits() -> None:
+    state, costs = problem()
+    errors = {}
+    for states in (1, 4, 8):
+        plan = Plan(state, costs, replace(CONFIG, states=states))
+        found = coded(plan, plan.level_for(4.0))
+        assert {t.trellis for t in found.values()} == {0 if states == 1 else states}
+        errors[states] = sum(loss(state, costs, n, restore(found[n])) for n in NAMES[:2])
+    assert errors[8] < 0.9 * errors[1] and errors[4] < 0.9 * errors[1]
+
+
+def test_feedback_over_rows_lowers_the_loss() -> None:
+    state, costs = problem()
+    level = Plan(state, costs, CONFIG).level_for(3.0)
+    name = NAMES[0]
+    # In one stripe nothing is made up for; the steps differ a little as well.
+    errors = {}
+    for stripe in (1, 8, 40):
+        plan = Plan(state, costs, replace(CONFIG, stripe=stripe, gradient_damp=1e-3))
+        found = coded(plan, plan.level_for(3.0))
+        errors[stripe] = loss(state, costs, name, restore(found[name]))
+    assert errors[1] < errors[8] < errors[40]
+    assert errors[1] < 0.8 * errors[40]
+    assert level > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"states": 4}, "states"),
+        ({"states": 1}, "no trellis"),
+        ({"rate_price": 0.0}, "price"),
+        ({"damp": 1.0}, "damping"),
+        ({"gradient_damp": 5.0}, "damping of the outputs"),
+        ({"block": 3}, "block"),
+        ({"act_order": False}, "order"),
+    ],
+)
+def test_every_setting_changes_the_codes(changes: dict[str, float], what: str) -> None:
+    state, costs = problem()
+    base = Plan(state, costs, CONFIG)
+    level = base.level_for(3.0)
+    other = Plan(state, costs, replace(CONFIG, **changes))
+    before, after = coded(base, level), coded(other, level)
+    assert any(not torch.equal(before[n].codes, after[n].codes) for n in before), what
+
+
+def test_rows_without_spread_and_columns_without_input_are_coded() -> None:
+    state, costs = problem()
+    name = NAMES[0]
+    state[name][0], state[name][1] = 0.0, -0.25
+    inputs_CC = costs[name].inputs.clone()
+    inputs_CC[3], inputs_CC[:, 3] = 0.0, 0.0
+    outputs_RR = costs[name].outputs
+    assert outputs_RR is not None
+    outputs_RR[5], outputs_RR[:, 5] = 0.0, 0.0
+    costs[name] = Curvature(inputs_CC, outputs_RR, outputs_RR.diagonal())
+    plan = Plan(state, costs, CONFIG)
+    found = restore(coded(plan, plan.level_for(4.0))[name])
+    assert bool(torch.isfinite(found).all())
+    assert float(found[0].abs().mean()) < 0.1
+    assert float((found[1] + 0.25).abs().mean()) < 0.25
+
+
+def test_what_cannot_be_stored_is_named() -> None:
+    state, costs = problem()
+    state[NAMES[1]][2, 3] = float("nan")
+    with pytest.raises(UserError, match=r"blocks\.1\.mlp\.fc\.weight holds a weight that is not"):
+        Plan(state, costs, CONFIG)
+
+
+def test_a_model_without_matrices_is_kept_as_it_is() -> None:
+    plan = Plan({"gain": torch.ones(2)}, {}, CONFIG)
+    assert list(plan.quantise(plan.level_for(3.0))) == ["gain"]

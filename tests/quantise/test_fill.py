@@ -1,0 +1,59 @@
+"""Filling a budget, on made-up sizes."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from fairway.errors import UserError
+from fairway.quantise.fill import MAX_PACKS, SLACK, finest_fitting
+
+LEVELS = (1e-7, 1e-2)
+
+
+def bytes_at(level: float) -> float:
+    return 1e6 * (25 - math.log2(level / 1e-7)) / 1.7
+
+
+def search(size_at: Callable[[float], float], limit_bytes: int) -> tuple[float, list[float]]:
+    tried: list[float] = []
+
+    def packed(level: float) -> int:
+        tried.append(level)
+        return round(size_at(level))
+
+    return finest_fitting(limit_bytes, packed, bytes_at, LEVELS), tried
+
+
+def wavy(level: float) -> float:
+    """Sizes as a coder gives them: not as estimated, and not quite smooth."""
+    return 0.97 * bytes_at(level) + 50_000 + 900 * math.sin(40 * math.log(level))
+
+
+@pytest.mark.parametrize("limit_bytes", [7_000_000, 9_876_543, 12_000_000])
+def test_few_packs_fill_the_budget(limit_bytes: int) -> None:
+    level, tried = search(wavy, limit_bytes)
+    assert level in tried and len(tried) <= MAX_PACKS
+    assert limit_bytes * (1 - SLACK) <= round(wavy(level)) <= limit_bytes
+
+
+def test_a_wrong_estimate_never_breaks_the_limit() -> None:
+    def slow(level: float) -> float:
+        return 9e6 + bytes_at(level) / 5
+
+    level, tried = search(slow, 11_000_000)
+    assert len(tried) <= MAX_PACKS and slow(level) <= 11_000_000
+    assert slow(level) > 0.95 * 11_000_000
+
+
+def test_a_budget_that_is_never_reached_takes_the_finest_steps() -> None:
+    assert search(wavy, 10**9) == (LEVELS[0], [LEVELS[0]])
+
+
+def test_a_budget_that_cannot_be_met_names_the_smallest_size() -> None:
+    smallest = round(wavy(LEVELS[1]))
+    with pytest.raises(UserError, match="coarsest steps, more than the budget of 4,000"):
+        search(wavy, 4000)
+    with pytest.raises(UserError, match=f"take {smallest:,} bytes"):
+        search(wavy, smallest - 1)
+    assert search(wavy, smallest)[0] == pytest.approx(LEVELS[1], rel=1e-6)

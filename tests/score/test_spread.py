@@ -1,0 +1,111 @@
+"""The published mixture equals its formulas, and is shown to be no distribution."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from fairway.config import MixtureConfig, ScoreConfig, TttConfig
+from fairway.data.build import DataFolder
+from fairway.data.tokens import token_bytes
+from fairway.score.experts import evaluate_published
+from fairway.score.ledger import Text
+from fairway.score.sliding import evaluate
+from fairway.score.spread import spread
+
+CONFIG = MixtureConfig(published=True, published_order=3, published_tokens=0)
+
+
+def transcription(
+    strings: list[bytes], nats: np.ndarray, order: int, hijack: float
+) -> tuple[float, int, int]:
+    """Algorithms.md 6.1 and field.md B.4 by dictionaries: total nats, gates fired, low weights."""
+    tables: list[dict[bytes, dict[int, int]]] = [{} for _ in range(order + 1)]
+    history, total, fired, low = b"", 0.0, 0, 0
+    for text, cost in zip(strings, nats.tolist(), strict=True):
+        for symbol in text:
+            log_model, escape, log_ppm, confidence = -cost / len(text), 0.0, None, None
+            for k in range(min(order, len(history)), -1, -1):
+                counts = tables[k].get(history[len(history) - k :])
+                if counts is None:
+                    continue
+                whole = sum(counts.values()) + len(counts)
+                if confidence is None:
+                    confidence = max(counts.values()) / whole
+                if symbol in counts:
+                    log_ppm = escape + math.log(counts[symbol] / whole)
+                    break
+                escape += math.log(len(counts) / whole)
+            if log_ppm is None:
+                log_ppm = escape + math.log(1 / 256)
+            confident = (confidence or 0.0) >= 0.9
+            if -log_model < hijack:
+                total -= log_model
+                fired += 1
+            else:
+                weight = 0.05 if confident else 0.9
+                a, b = math.log(weight) + log_model, math.log(1 - weight) + log_ppm
+                total -= max(a, b) + math.log1p(math.exp(-abs(a - b)))
+                low += confident
+            for k in range(min(order, len(history)) + 1):
+                counts = tables[k].setdefault(history[len(history) - k :], {})
+                counts[symbol] = counts.get(symbol, 0) + 1
+            history += bytes([symbol])
+    return total, fired, low
+
+
+@pytest.mark.parametrize("hijack", [0.0, 0.277])
+@pytest.mark.parametrize("order", [0, 3, 5])
+def test_equals_the_published_formulas(order: int, hijack: float) -> None:
+    draw = np.random.default_rng(4)
+    words = [b"", b" the", b" model", b"a", b"\xff", b" tokens", b"a" * 12]
+    strings = [words[n] for n in draw.integers(0, len(words), 400)]
+    nats = draw.exponential(2.0, 400)
+    size = sum(map(len, strings))
+    config = replace(CONFIG, published_order=order, published_hijack=hijack)
+    found = spread(strings, nats, config, {}, 800, size)
+    total, fired, low = transcription(strings, nats, order, hijack or -math.inf)
+    assert found.bpb == pytest.approx(total / math.log(2) / size, rel=1e-12)
+    assert found.gate_share == fired / size and found.confident_share == low / size
+    assert (low > 0) == (order > 0) and (fired > 0) == bool(hijack)
+    assert found.model_bpb == pytest.approx(nats.sum() / math.log(2) / size, rel=1e-12)
+    assert found.coverage == 0.5 and found.distribution is False and found.sums is None
+
+
+def test_the_worked_example_of_the_page() -> None:
+    """docs/scoring.md: "a", "b" and "ab" at 0.2, 0.2 and 0.6, after fifty times "ab"."""
+    seen, row = [b"ab"] * 51, np.log([0.2, 0.2, 0.6])
+    config = replace(CONFIG, published_hijack=0.0, published_order=1)
+    found = spread(seen, np.ones(51), config, {50: (row, [b"a", b"b", b"ab"])}, 51, 102)
+    assert found.sums is not None
+    one = 0.05 * 0.2 + 0.95 * 49 / 50
+    other = 0.05 * 0.2 + 0.95 * 1 / 50 * 50 / 102
+    pair = (0.05 * math.sqrt(0.6) + 0.95 * 49 / 50) * (0.05 * math.sqrt(0.6) + 0.95 * 50 / 51)
+    assert [round(value, 3) for value in (one, other, pair)] == [0.941, 0.019, 0.941]
+    assert found.sums.mean == pytest.approx(one + other + pair, rel=1e-12)
+    assert found.sums.mean == pytest.approx(1.901, abs=5e-4)
+
+
+def test_sums_exceed_one_beside_a_real_scorer(data_folder: Path) -> None:
+    words = DataFolder.open(data_folder).tokenizer
+    phrase = words.encode("The model learns a token, and the small text predicts it.")
+    ids = np.concatenate([[1], *[phrase] * 6])
+    sizes = token_bytes(ids[1:], ids[:-1], words.table)
+    text = Text(ids, sizes, int(sizes.sum()), 300)
+    score = ScoreConfig(seq_len=16, stride=4, batch_windows=3, check_positions=0, truncate=False)
+
+    def model() -> object:
+        return tiny.alive(replace(tiny.TINY, vocab_size=300))
+
+    found = evaluate_published(model(), words, text, score, TttConfig(), CONFIG, seed=1)  # type: ignore[arg-type]
+    plain = evaluate(model(), text, score, sliding=True, seed=1, description="")  # type: ignore[arg-type]
+    assert found.model_bpb == pytest.approx(plain.bpb, rel=1e-12)
+    assert found.coverage == 1.0 and found.bytes == text.text_bytes
+    assert found.sums is not None and found.sums.positions == 32
+    assert found.sums.mean > 1.05 and found.sums.least <= found.sums.geometric_mean
+    part = replace(CONFIG, published_tokens=50)
+    found = evaluate_published(model(), words, text, score, TttConfig(), part, seed=1)  # type: ignore[arg-type]
+    assert found.tokens == 50 and found.coverage == 50 / (len(ids) - 1)

@@ -1,0 +1,63 @@
+"""Small quantised models for tests of the artifact, the same on every machine."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from fairway.config import ModelConfig, QuantConfig, ScoreConfig, to_dict
+from fairway.files import digest_bytes
+from fairway.model.gpt import GPT, build
+from fairway.quantise.gptq import QuantisedModel, is_coded, quantise_model
+from fairway.quantise.grid import QuantisedTensor, scale_of
+
+TINY = ModelConfig(
+    vocab_size=260, num_layers=2, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8, rope_dims=2,
+    xsa_layers=2, parallel_from=1, loop_first=0, loop_last=1, loop_extra=1,
+)  # fmt: skip
+PUNY = replace(TINY, num_layers=1, loop_extra=0)
+# A stand-in for the tokenizer: the container knows its bytes, digest and size only.
+WORDS: Any = SimpleNamespace(data=b"words" * 9, digest=digest_bytes(b"words" * 9), vocab_size=260)
+PROVENANCE = {
+    "recipe": "test",
+    "recipe_hash": "0123456789abcdef",
+    "seed": 42,
+    "looping": True,
+    "score": to_dict(ScoreConfig()),
+    "fairway": "0.1.0",
+}
+ROUND = QuantConfig(method="round", min_numel=40)
+
+
+def quantised(config: ModelConfig = TINY, quant: QuantConfig = ROUND) -> QuantisedModel:
+    return quantise_model(alive(config).state_dict(), {}, quant)
+
+
+def alive(config: ModelConfig) -> GPT:
+    """A model whose output projections are not the zeros they start as."""
+    model = build(config, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            # Sixteenths are the same on every machine.
+            noise = torch.randint(-16, 17, weight.shape, generator=generator)
+            weight += noise / 256
+    return model
+
+
+def fancy(config: ModelConfig = TINY, seed: int = 5) -> QuantisedModel:
+    """Codes beyond int8 on a trellis, along an order, with steps on the logarithmic grid."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: QuantisedModel = {}
+    for name, weight in GPT(config).state_dict().items():
+        if not is_coded(name, weight, 40):
+            tensors[name] = torch.ones(weight.shape).half()
+            continue
+        R, C = weight.shape
+        codes = torch.randint(-300, 301, (R, C), generator=generator).short()
+        steps = torch.randint(-90, 91, (R,), generator=generator).short()
+        # The embedding keeps the natural order, matrices of one width share one.
+        order = torch.arange(C - 1, -1, -1, dtype=torch.int32) if R != 260 else None
+        tensors[name] = QuantisedTensor(codes, scale_of(steps), 10, steps, 8, order)
+    return tensors

@@ -1,0 +1,52 @@
+"""The stages that put experts beside a run's artifact."""
+
+import json
+import shutil
+from pathlib import Path
+
+from fairway.run import Pipeline, open_run
+
+CHANGES = [
+    "mixture.experts=ppm match",
+    "mixture.published=true",
+    "mixture.published_tokens=300",
+    "prove.experts=true",
+    "prove.bytes=120",
+]
+
+
+def walked(folder: Path, changes: list[str]) -> tuple[Pipeline, list[str]]:
+    said: list[str] = []
+    pipeline = open_run(folder, changes, said.append)
+    with pipeline.writing():
+        pipeline.score()
+        pipeline.report()
+    return pipeline, said
+
+
+def test_experts_of_a_run(smoke_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(smoke_run, folder)
+    _, said = walked(folder, CHANGES)
+    results = json.loads((folder / "results.json").read_text())
+    mixture, sliding = results["stages"]["mixture"], results["stages"]["sliding"]
+    assert mixture["bpb"] < sliding["bpb"] and mixture["tokens"] == sliding["tokens"]
+    assert abs(mixture["base_bpb"] / sliding["bpb"] - 1) < 1e-6
+    assert mixture["gain_bpb"] == mixture["base_bpb"] - mixture["bpb"]
+    assert mixture["worst_sum_error"] < 1e-9 and mixture["checked_positions"] == 8
+    published = results["published_mixture"]
+    assert published["distribution"] is False and published["label"] == "not a distribution"
+    assert published["tokens"] == 300 and published["coverage"] == 300 / sliding["tokens"]
+    assert "published" not in results["stages"], "it can be no headline"
+    assert results["proof"]["experts"] == "ppm match" and results["proof"]["equal"]
+    assert any("not a distribution: prices of the vocabulary sum to" in line for line in said)
+    assert any("less than sliding alone" in line for line in said)
+    page = (folder / "report.html").read_text()
+    assert "Published mixture (not a distribution)" in page and "Experts" in page
+    again = walked(folder, CHANGES)[1]
+    assert "score.mixture: unchanged, kept" in again and "published: unchanged, kept" in again
+    off = ["mixture.experts=", "mixture.published=false", "prove.experts=false", "prove.bytes=0"]
+    walked(folder, off)
+    results = json.loads((folder / "results.json").read_text())
+    assert "mixture" not in results["stages"] and results["published_mixture"] is None
+    assert "Published mixture" not in (folder / "report.html").read_text()
