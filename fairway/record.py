@@ -174,16 +174,17 @@ def log(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
         f"data: sha256 {results['text']['data_digest']}",
     ]
     lines += [
-        f"step {s['step'] + 1} progress {s['progress_after']:.6f} train_loss {s['loss']:.6f} "
-        f"grad_norm {s['grad_norm']:.6f} train_time {s['seconds']:.3f}s tokens {s['tokens']}"
+        f"step:{s['step'] + 1}/{results['train']['steps']} train_loss:{s['loss']:.6f} "
+        f"grad_norm:{s['grad_norm']:.6f} tokens:{s['tokens']} train_time:{s['seconds']:.3f}s"
         for s in steps
     ]
     artifact = results["artifact"]
     lines.append(f"artifact: {artifact['bytes']} bytes, sha256 {artifact['digest']}")
     for name, stage in results["stages"].items():
         lines.append(
-            f"{name} val_bpb {stage['bpb']:.8f} nats {stage['nats']!r} tokens {stage['tokens']} "
-            f"bytes {stage['bytes']} eval_time {stage['seconds']:.3f}s"
+            f"{name} val_loss:{stage['nats_per_token']:.8f} val_bpb:{stage['bpb']:.8f} "
+            f"nats:{stage['nats']!r} tokens:{stage['tokens']} bytes:{stage['bytes']} "
+            f"eval_time:{stage['seconds']:.3f}s"
         )
     lines.append(f"training and calibration: {results['budget']['used_s']:.3f} s")
     return "\n".join(lines) + "\n"

@@ -140,10 +140,10 @@ def _inner_faults(
             yield f"{name}: {stage} says {score['bpb']} bits per byte, its nats and bytes {bpb}"
     if sum(section["bytes"] for section in run["artifact"]["sections"]) != run["artifact"]["bytes"]:
         yield f"{name}: the artifact's sections do not sum to its bytes"
-    steps = [line for line in _log_lines(folder, run) if line.startswith("step ")]
+    steps = [line for line in _log_lines(folder, run) if line.startswith("step:")]
     if len(steps) != run["train"]["steps"]:
         yield f"{log_file(run['seed'])} has {len(steps)} steps, the run {run['train']['steps']}"
-    rest = [line for line in _log_lines(folder, run) if not line.startswith("step ")]
+    rest = [line for line in _log_lines(folder, run) if not line.startswith("step:")]
     if rest != log(run, []).splitlines():
         yield f"{log_file(run['seed'])} does not follow from {name}"
 

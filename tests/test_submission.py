@@ -79,8 +79,8 @@ def test_an_edited_digit_is_found(record: Path, name: str) -> None:
         (CLAIM, '"val_bpb": 2', '"val_bpb": 1', "does not follow"),
         ("README.md", "| sliding | 2", "| sliding | 1", "README.md does not follow"),
         ("results/seed42.json", '"bpb": 2', '"bpb": 1', "does not follow"),
-        ("train_seed42.log", "ttt val_bpb 2", "ttt val_bpb 1", "log does not follow"),
-        ("train_seed42.log", "step 3 ", "stop 3 ", "has 11 steps"),
+        ("train_seed42.log", "val_bpb:2", "val_bpb:1", "log does not follow"),
+        ("train_seed42.log", "step:3/", "stop:3/", "has 11 steps"),
     ],
 )
 def test_an_edit_with_fitting_digests_is_found_too(
