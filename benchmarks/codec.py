@@ -66,7 +66,7 @@ def lrzip(raw: bytes) -> Figures:
         file.write_bytes(raw)
         used = [_child_s()]
         for command in (
-            ["lrzip", "-z", "-L", "9", "-p", "1", "-q", "-o", packed, file],
+            ["lrzip", "-z", "-L", "9", "-p", "1", "-N", "0", "-q", "-o", packed, file],
             ["lrzip", "-d", "-p", "1", "-q", "-o", again, packed],
         ):
             subprocess.run([str(word) for word in command], check=True)

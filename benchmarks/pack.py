@@ -68,8 +68,8 @@ ROWS = {
     "stripes of 16 rows": Row({"stripe": 16}),
     "damping of outputs 0.03": Row({"gradient_damp": 0.03}),
     "damping of outputs 0.3": Row({"gradient_damp": 0.3}),
+    "bits weighed 0.05": Row({"rate_price": 0.05}),
     "bits weighed 0.25": Row({"rate_price": 0.25}),
-    "bits weighed 0.6": Row({"rate_price": 0.6}),
 }
 DEFAULT = list(ROWS)[:7]
 

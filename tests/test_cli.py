@@ -241,6 +241,15 @@ def test_unpack_writes_the_weights(cli: Cli, run: Path, tmp_path: Path) -> None:
         assert refusal.code == 2 and words in refusal.err
 
 
+def test_pack_fills_a_budget(cli: Cli, run: Path) -> None:
+    budget = cli("pack", run, "--json").json["bytes"] - 5000
+    told = cli("pack", run, "--budget", str(budget), "--json").json
+    assert 0.99 * budget < told["bytes"] <= budget == told["limit_bytes"]
+    refused = cli("pack", run, "--budget", "3000")
+    assert refused.code == 2
+    assert "even at the coarsest steps, more than the budget of 3,000" in refused.err
+
+
 def test_score_a_run(cli: Cli, run: Path) -> None:
     told = cli("score", run, "--json").json
     results = read_json(run / "results.json")

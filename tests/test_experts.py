@@ -11,7 +11,7 @@ CHANGES = [
     "mixture.published=true",
     "mixture.published_tokens=300",
     "prove.experts=true",
-    "prove.bytes=120",
+    "prove.bytes=60",
 ]
 
 

@@ -111,6 +111,10 @@ def test_every_world_size_gets_the_same_score(two_hosts: Path, sets: list[str]) 
         assert found[name]["nats"] == alone.nats
         assert found[name]["events"] == alone.events > 2
         assert found[name]["checked_positions"] == config.score.check_positions
+        assert len(found[name]["trail"]) == 2
+    # One process audits what both did: their trails must fit together.
+    audit = read_json(two_hosts / "results.json")["audit"]
+    assert (audit["passed"], audit["verdict"]) == (True, "valid")
 
 
 def test_a_job_stopped_and_resumed_on_one_host_ends_like_two_hosts(

@@ -15,16 +15,15 @@ Shapes: R rows, C columns.
 
 from collections.abc import Callable
 from decimal import Decimal, localcontext
-from typing import Any, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from fairway.native import compiled
 
 Ints = NDArray[np.int64]
 Narrow = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
-F = TypeVar("F", bound=Callable[..., Any])
 
 FIT, ENCODE, DECODE = 0, 1, 2
 
@@ -34,15 +33,6 @@ LOW, HIGH, CODE, AT, SIZE = range(5)
 USES_BITS, MOST_USES = 12, (1 << 12) - 1
 # Probabilities of 16 bits stay this far from 0 and 1.
 MARGIN = 16
-
-
-def kernel(function: F) -> F:
-    """Compile a function; keep the result on disk where there is a folder to keep it in."""
-    try:
-        compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:
-        compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return compiled
 
 
 def _table(of: Callable[[Decimal], Decimal], count: int) -> Ints:
@@ -57,7 +47,7 @@ _EXP = _table(lambda i: 65_536 * (Decimal(2).ln() * i / 256).exp(), 256)
 _RATE = _table(lambda n: 2**24 / (n + Decimal("1.6")), MOST_USES + 1)
 
 
-@kernel
+@compiled
 def log2_256(x: int) -> int:
     """Return 256 log2(x), truncated to 8 bits of mantissa, for 1 <= x < 2^63."""
     # The leading one to bit 62, so that the eight bits below it are the mantissa.
@@ -69,13 +59,13 @@ def log2_256(x: int) -> int:
     return 256 * top + int(_LOG[(x >> 54) & 255])
 
 
-@kernel
+@compiled
 def exp2_256(v: int) -> int:
     """Return 2^(v / 256) in whole numbers, for 0 <= v < 46 * 256."""
     return int(_EXP[v & 255] << (v >> 8)) >> 16
 
 
-@kernel
+@compiled
 def adapt(cells: Ints, at: int, bit: int) -> None:
     """Move a cell towards the bit it met."""
     uses = cells[at] & MOST_USES
@@ -86,7 +76,7 @@ def adapt(cells: Ints, at: int, bit: int) -> None:
     cells[at] = p << USES_BITS | uses
 
 
-@kernel
+@compiled
 def narrow(coder: Ints, buffer: Bytes, mode: int, bit: int, p: int) -> int:
     """Code a bit whose chance of being one is p / 65536; return it (what was read, decoding)."""
     low, high = coder[LOW], coder[HIGH]
@@ -111,7 +101,7 @@ def narrow(coder: Ints, buffer: Bytes, mode: int, bit: int, p: int) -> int:
     return bit
 
 
-@kernel
+@compiled
 def code_bit(coder: Ints, buffer: Bytes, mode: int, bit: int, cells: Ints, at: int) -> int:
     """Code a bit with the probability in a cell, which learns from it; return the bit."""
     p = min(max(cells[at] >> 24, MARGIN), 65_536 - MARGIN)
@@ -154,7 +144,7 @@ LARGEST_MULTIPLE = 4095  # in statistics; larger weights count as this
 _MOST, _LEAST_PIVOT, _STEEPEST = 1 << 44, 1 << 24, 1 << 18
 
 
-@kernel
+@compiled
 def dot(a: Narrow, b: Narrow, count: int) -> int:
     """Return the sum of products of the first so many numbers."""
     total = 0
@@ -163,7 +153,7 @@ def dot(a: Narrow, b: Narrow, count: int) -> int:
     return total
 
 
-@kernel
+@compiled
 def begin_row(row: Ints, columns: Ints) -> None:
     """Take the columns' mean energies from the rows before and clear the row's sums."""
     row[MET], row[EXPECTED], row[ALL], row[LEFT] = 0, 0, 0, 65_536
@@ -174,7 +164,7 @@ def begin_row(row: Ints, columns: Ints) -> None:
         row[ALL] += columns[MEAN, c]
 
 
-@kernel
+@compiled
 def observe(features: Ints, row: Ints, columns: Ints, c: int) -> None:
     """Write the logarithms whose multiples by the powers sum to the log variance of a weight."""
     features[OF_COLUMN] = columns[LOG, c] - row[LOG_ENERGY]
@@ -194,7 +184,7 @@ def observe(features: Ints, row: Ints, columns: Ints, c: int) -> None:
     features[CONSTANT] = 256
 
 
-@kernel
+@compiled
 def log_variance(features: Ints, powers: Ints, row: Ints) -> int:
     """Return 256 log2 of the expected energy in 2^-12, within 0 and LARGEST_LOG."""
     total = 0
@@ -203,7 +193,7 @@ def log_variance(features: Ints, powers: Ints, row: Ints) -> int:
     return min(max(int(row[LOG_ENERGY]) + total // POWER_UNIT, 0), LARGEST_LOG)
 
 
-@kernel
+@compiled
 def likely(row: Ints, columns: Ints, factor: Narrow, left_over: Narrow, c: int) -> int:
     """Return the mean expected of a weight, in 1/64."""
     if row[PREDICT] == COLUMN_MEANS:
@@ -214,7 +204,7 @@ def likely(row: Ints, columns: Ints, factor: Narrow, left_over: Narrow, c: int) 
     return 0
 
 
-@kernel
+@compiled
 def learn(row: Ints, columns: Ints, left_over: Narrow, c: int, multiple: int, mean: int) -> int:
     """Take in a weight that is now known; return its energy about the mean."""
     multiple = min(max(multiple, -LARGEST_MULTIPLE), LARGEST_MULTIPLE)
@@ -234,7 +224,7 @@ def learn(row: Ints, columns: Ints, left_over: Narrow, c: int, multiple: int, me
     return energy
 
 
-@kernel
+@compiled
 def fit(
     features: Ints, row: Ints, variance: int, energy: int, gradient: Ints, curvature: Ints
 ) -> None:
@@ -249,7 +239,7 @@ def fit(
             curvature[i, j] += scaled * features[j]
 
 
-@kernel
+@compiled
 def factorise(covariance_CC: Ints, factor_CC: Narrow, scaled_CC: Narrow) -> None:
     """Write L of covariance = L D L^T, unit lower triangular, in 2^-16; covariance is in 2^-40.
 
@@ -286,7 +276,7 @@ OFFSETS, LEVELS = 5, 192
 LOWEST_LOG, LEVEL_LOG_BITS = 6 * 256, 5
 
 
-@kernel
+@compiled
 def _centre(mean: int, grid: int, fold: int) -> tuple[int, int]:
     """Return the code nearest a mean given in 1/64, and how far it is off in 1/64 of a spacing."""
     if not fold:
@@ -303,7 +293,7 @@ def _centre(mean: int, grid: int, fold: int) -> tuple[int, int]:
     return nearest * side, side * min((distance - (2 * nearest - 1) * 64) >> 1, 32)
 
 
-@kernel
+@compiled
 def _far(mode: int, x: int, base: int, cells: Ints, coder: Ints, buffer: Bytes) -> int:
     """Code a whole number from 0: the exponent of x + 1 in unary, then the bits below it."""
     exponent = 0
@@ -322,7 +312,7 @@ def _far(mode: int, x: int, base: int, cells: Ints, coder: Ints, buffer: Bytes) 
     return found - 1
 
 
-@kernel
+@compiled
 def _code(
     mode: int, k: int, grid: int, fold: int, mean: int, log_var: int,
     cells: Ints, coder: Ints, buffer: Bytes,
@@ -350,7 +340,7 @@ def _code(
     return nearest + (beyond + UNARY + 1) * step
 
 
-@kernel
+@compiled
 def code_row(
     mode: int, codes_C: Ints, row: Ints, columns: Ints, powers: Ints,
     factor: Narrow, left_over: Narrow, moves: Ints, cells: Ints, coder: Ints, buffer: Bytes,

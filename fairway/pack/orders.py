@@ -4,6 +4,7 @@ A permutation of C things is one of C!, so its number takes log2(C!) bits: 485 b
 columns, 2,447 for 2,048. Matrices that read the same input share an order.
 """
 
+import functools
 import math
 import struct
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ Order = NDArray[np.int32]
 _DAMAGED = "the column orders are damaged; copy the file again"
 
 
+@functools.cache
 def rank_bytes(columns: int) -> int:
     """Return the bytes of one order of so many columns."""
     return ((math.factorial(columns) - 1).bit_length() + 7) // 8

@@ -14,7 +14,10 @@ Shapes: [...] any, V vocabulary.
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from fairway.native import compiled, int64
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -39,16 +42,34 @@ def frequencies(log_probs: FloatArray, total_bits: int = TOTAL_BITS) -> IntArray
     spare = (1 << total_bits) - size
     if spare < size or total_bits > 48:
         raise ValueError(f"{size} symbols do not fit frequencies that sum to 2^{total_bits}")
-    probs = np.exp(log_probs)
-    if not np.all(np.abs(probs.sum(-1) - 1.0) <= _SUM_TOLERANCE):
+    # PyTorch's exp takes a third of NumPy's time, and compiled shares a third of array operations.
+    probs = torch.from_numpy(np.ascontiguousarray(log_probs)).exp().numpy()
+    counts: IntArray = np.empty(log_probs.shape, np.int64)
+    if not _shares(probs.reshape(-1, size), spare, counts.reshape(-1, size)):
         raise ValueError("the probabilities of a row do not sum to 1")
-    counts: IntArray = np.floor(probs * spare).astype(np.int64)
-    # The likeliest has at least a V-th of `spare`, far more than a negative remainder could take.
-    top = counts.argmax(-1)[..., None]
-    rest = spare - counts.sum(-1, keepdims=True)
-    np.put_along_axis(counts, top, np.take_along_axis(counts, top, -1) + rest, -1)
-    counts += 1
     return counts
+
+
+@compiled
+def _shares(probs_NV: FloatArray, spare: int, counts_NV: IntArray) -> bool:
+    """Fill in the frequencies; return whether all rows are distributions."""
+    for n in range(probs_NV.shape[0]):
+        total = 0.0
+        rest = spare
+        # The likeliest has at least a V-th of `spare`, far more than a negative remainder could
+        # take.
+        top = 0
+        for v in range(probs_NV.shape[1]):
+            total += probs_NV[n, v]
+            count = int64(math.floor(probs_NV[n, v] * spare))
+            counts_NV[n, v] = count + 1
+            rest -= count
+            if count + 1 > counts_NV[n, top]:
+                top = v
+        counts_NV[n, top] += rest
+        if not abs(total - 1.0) <= _SUM_TOLERANCE:
+            return False
+    return True
 
 
 def cost_bits(frequency: int, total_bits: int = TOTAL_BITS) -> float:

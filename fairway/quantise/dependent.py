@@ -2,12 +2,13 @@
 
 One number, the level, sets every step. An error of a row costs rows_R times that of its inputs, so
 at the level m the row's step is m / sqrt(rows_R c), c being the mean cost of a column's error under
-feedback: then a bit less costs the same loss in every row of every matrix (packing.md, Lagrange).
-Steps lie on the logarithmic grid of `grid`, between LOW and HIGH deviations of their row.
+feedback: then a bit less costs the same loss in every row of every matrix. Steps lie on the
+logarithmic grid of `grid`, between LOW and HIGH deviations of their row; HIGH gives way only to
+levels at which every row is there already.
 
-Errors are fed back over columns (GPTQ) and over rows: the loss mixes outputs as the Fisher
-information's other factor says, so a stripe of rows makes up for the errors of the stripes before
-it. (Two-sided feedback: Tseng et al. 2025, arXiv 2505.22988.)
+Errors are fed back over columns (GPTQ), as they lie, and over rows: the loss mixes outputs as the
+Fisher information's other factor says, so a stripe of rows makes up for the errors of the stripes
+before it. (Two-sided feedback: Tseng et al. 2025, arXiv 2505.22988.)
 
 Shapes: L matrices of one shape, R rows (outputs), C columns (inputs), S rows of a stripe.
 """
@@ -36,7 +37,9 @@ from fairway.quantise.trellis import reconstruct
 from fairway.quantise.viterbi import Problem, cheapest_paths
 
 # Bounds of a step in deviations of its row. Beyond them a second-order model is no guide.
-LOW, HIGH = 0.04, 0.6
+LOW, HIGH = 0.04, 0.5
+# The coarsest level has so many times the steps of the one at which every row is at HIGH.
+_COARSEST = 16.0
 # How much dearer or cheaper a bit may be in a row whose step is bounded.
 _PRICE_RANGE = 8.0
 _HALVINGS = 40
@@ -44,15 +47,13 @@ _HALVINGS = 40
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Matrices of one shape, ready to be quantised at any level, their columns in coding order.
+    """Matrices of one shape, ready to be quantised at any level.
 
-    orders_LC: the column that comes first, second, ...; None as they lie.
     feed_LCC and weight_LC as `viterbi` wants them; mix_LRR is the upper factor of the inverse of
     the outputs' moments, None where rows do not mix; cost_LR: rows_R times c; spread_LR.
     """
 
     names: list[str]
-    orders: Tensor | None
     weights: Tensor
     feed: Tensor
     weight: Tensor
@@ -81,12 +82,14 @@ class Plan:
         device = self.groups[0].weights.device if self.groups else "cpu"
         self.bits = code_bits().to(device)
         self._expected = expected_bits(self.bits)
+        free = [float((group.spread * group.cost.sqrt()).max()) for group in self.groups]
+        self._all_high = HIGH * max(free, default=1.0)
 
     def expected_bits(self, level: float) -> float:
         """Return the bits that all codes at a level take, if rows are Gaussian."""
         total = 0.0
         for group in self.groups:
-            classes_LR = row_classes(group.spread / scale_of(_steps(group, level)))
+            classes_LR = row_classes(group.spread / scale_of(self.steps(group, level)))
             total += float(self._expected[classes_LR].double().sum()) * group.weights.shape[2]
         return total
 
@@ -100,11 +103,20 @@ class Plan:
         return high
 
     def levels(self) -> tuple[float, float]:
-        """Return the levels below and above which every step is at its bound."""
-        free = [group.spread * group.cost.sqrt() for group in self.groups]
-        if not free:
+        """Return the finest level, below which steps no longer shrink, and the coarsest."""
+        if not self.groups:
             return 1.0, 1.0
-        return LOW * min(float(f.min()) for f in free), HIGH * max(float(f.max()) for f in free)
+        free = [group.spread * group.cost.sqrt() for group in self.groups]
+        return LOW * min(float(f.min()) for f in free), _COARSEST * self._all_high
+
+    def steps(self, group: Group, level: float) -> Tensor:
+        """Return steps_LR of a group, in sixteenths of an octave (int16)."""
+        low_LR, high_LR = LOW * group.spread, HIGH * group.spread
+        wanted_LR = level * group.cost.rsqrt()
+        bounded_LR = torch.minimum(torch.maximum(wanted_LR, low_LR), high_LR)
+        bounded_LR = bounded_LR * max(1.0, level / self._all_high)
+        steps_LR = (16 * bounded_LR.log2()).round().clamp(-LARGEST_STEP, LARGEST_STEP - 16)
+        return steps_LR.to(torch.int16)
 
     def quantise(self, level: float) -> QuantisedModel:
         """Return every tensor of the model as codes or as float16, on the CPU, in its order."""
@@ -112,7 +124,9 @@ class Plan:
         rows = sum(len(group.names) * group.weights.shape[1] for group in self.groups)
         with progress("quantise", rows) as advance, full_precision():
             for group in self.groups:
-                found |= _quantise_group(group, level, self.bits, self.config)
+                found |= _quantise_group(
+                    group, self.steps(group, level), level, self.bits, self.config
+                )
                 advance(len(group.names) * group.weights.shape[1])
         return {name: found[name] for name in self.order}
 
@@ -124,7 +138,7 @@ def _group(
     config: QuantConfig,
 ) -> Group:
     device = costs[names[0]].inputs.device
-    factors: dict[int, tuple[Tensor, Tensor]] = {}
+    factors: dict[int, Tensor] = {}
     mixes, rows = [], []
     for name in names:
         cost = costs[name]
@@ -133,19 +147,15 @@ def _group(
                 f"{name} holds a weight that is not finite; was the training diverging?"
             )
         if id(cost.inputs) not in factors:
-            factors[id(cost.inputs)] = _factorised(cost.inputs, config, name)
+            factors[id(cost.inputs)] = inverse_factor(_alive(cost.inputs), config.damp, name)
         if cost.outputs is None:
             rows.append(_floored(cost.rows))
             continue
         mix_RR = inverse_factor(_alive(cost.outputs), config.gradient_damp, name)
         mixes.append(mix_RR)
         rows.append(_conditional(mix_RR, config.stripe))
-    orders_LC, upper_LCC = (
-        torch.stack(both)
-        for both in zip(*(factors[id(costs[name].inputs)] for name in names), strict=True)
-    )
     weights_LRC = torch.stack([state[name].to(device, torch.float32) for name in names])
-    weights_LRC = weights_LRC.gather(2, orders_LC[:, None].expand_as(weights_LRC))
+    upper_LCC = torch.stack([factors[id(costs[name].inputs)] for name in names])
     diagonal_LC = upper_LCC.diagonal(dim1=1, dim2=2)
     weight_LC = diagonal_LC.square().reciprocal()
     mean_L1 = weight_LC.mean(1, keepdim=True)
@@ -153,7 +163,6 @@ def _group(
     peak_LR = weights_LRC.abs().amax(2).clamp_min(2.0**-30)
     return Group(
         names=names,
-        orders=orders_LC if config.act_order else None,
         weights=weights_LRC,
         feed=upper_LCC / diagonal_LC[..., None],
         weight=weight_LC / mean_L1,
@@ -162,20 +171,6 @@ def _group(
         # A row without spread is coded like one whose deviation is its largest weight.
         spread=torch.where(spread_LR > 1e-6 * peak_LR, spread_LR, peak_LR),
     )
-
-
-def _factorised(inputs_CC: Tensor, config: QuantConfig, name: str) -> tuple[Tensor, Tensor]:
-    """Return the coding order of the columns, and the inverse's upper factor in that order.
-
-    Of the largest energy first: errors then cost nearly as much in every column, as one step for
-    all of a row's columns wants it.
-    """
-    moments_CC = _alive(inputs_CC)
-    order_C = torch.arange(len(moments_CC), device=moments_CC.device)
-    if config.act_order:
-        order_C = torch.argsort(moments_CC.diagonal(), descending=True, stable=True)
-        moments_CC = moments_CC[order_C][:, order_C]
-    return order_C, inverse_factor(moments_CC, config.damp, name)
 
 
 def _alive(moments_CC: Tensor) -> Tensor:
@@ -202,18 +197,9 @@ def _conditional(mix_RR: Tensor, stripe: int) -> Tensor:
     return torch.cat(rows)
 
 
-def _steps(group: Group, level: float) -> Tensor:
-    """Return steps_LR, in sixteenths of an octave (int16)."""
-    wanted_LR = level * group.cost.rsqrt()
-    bounded_LR = torch.minimum(torch.maximum(wanted_LR, LOW * group.spread), HIGH * group.spread)
-    steps_LR = (16 * bounded_LR.log2()).round().clamp(-LARGEST_STEP, LARGEST_STEP - 16)
-    return steps_LR.to(torch.int16)
-
-
 def _quantise_group(
-    group: Group, level: float, bits_XGK: Tensor, config: QuantConfig
+    group: Group, steps_LR: Tensor, level: float, bits_XGK: Tensor, config: QuantConfig
 ) -> dict[str, QuantisedTensor]:
-    steps_LR = _steps(group, level)
     scale_LR = scale_of(steps_LR)
     # A bit costs as much loss in every row: where the step is not free, it costs other errors.
     price_LR = level**2 / (scale_LR.square() * group.cost)
@@ -240,12 +226,7 @@ def _quantise_group(
             multiples_LSC = _multiples(codes_LSC, config.states)
             error_LSC = here_LSC - step_LS1 * multiples_LSC
             _make_up(left_LRC, group.mix, error_LSC, first, last)
-    codes_LRC, orders_LC = torch.cat(codes, 1).to(torch.int8), group.orders
-    if orders_LC is not None:
-        places_LC = orders_LC.argsort(1)
-        codes_LRC = codes_LRC.gather(2, places_LC[:, None].expand_as(codes_LRC))
-    codes_LRC = codes_LRC.cpu()
-    trellis = config.states if config.states > 1 else 0
+    codes_LRC = torch.cat(codes, 1).to(torch.int8).cpu()
     if config.states == 1:
         # A plain grid has no second one between its points: its step is two of ours.
         steps_LR = steps_LR + 16
@@ -256,8 +237,7 @@ def _quantise_group(
             scale_LR[i].cpu(),
             CODE_BITS,
             steps_LR[i].cpu().clone(),
-            trellis,
-            orders_LC[i].int().cpu() if orders_LC is not None and trellis else None,
+            config.states if config.states > 1 else 0,
         )
         for i, name in enumerate(group.names)
     }

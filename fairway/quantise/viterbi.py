@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fairway.native import compiled
 from fairway.quantise.trellis import GRIDS, TRELLIS
 
 # One state is no trellis: every code is a multiple of two steps, chosen by its bits all the same.
@@ -215,7 +215,7 @@ def _jobs(matrices: int, rows: int, most: int = 256) -> Iterator[tuple[int, slic
             yield matrix, slice(first, min(first + most, rows))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def _encode_rows(
     x_RB: Any,
     feed_BB: Any,
@@ -269,7 +269,7 @@ def _encode_rows(
             at = back_BN[j, at]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@compiled
 def _branch(
     x: Any, cost: Any, weight: Any, price: Any, grid: Any, bits_K: Any,
     total_P: Any, code_P: Any, error_P: Any,
@@ -286,8 +286,8 @@ def _branch(
         total_P[parity] = np.inf
         for i in range(2):
             k = 2 * min(int(low) + i, largest) + parity
-            error = size - np.float32(max(2 * k - grid, 0))
+            error = size - np.float32(max(2 * k - int(grid), 0))
             total = cost + (error * error * weight + price * bits_K[k])
             if total < total_P[parity]:
                 total_P[parity] = total
-                code_P[parity], error_P[parity] = np.int16(sign) * k, error * sign
+                code_P[parity], error_P[parity] = np.int16(int(sign) * k), error * sign

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.score.compiled import compiled, int64
+from fairway.native import compiled, int64
 from fairway.score.ppm import EXCLUSION, Words, allows, ask, learn, pushed, share_of, shares
 from fairway.score.trie import Trie
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.score.compiled import compiled, fetch, int64
+from fairway.native import compiled, fetch, int64
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

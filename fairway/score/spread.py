@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairway.config import MixtureConfig
+from fairway.native import compiled, int64
 from fairway.score import ppm
-from fairway.score.compiled import compiled, int64
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairway.config import MixtureConfig
-from fairway.score.compiled import compiled, int64
+from fairway.native import compiled, int64
 from fairway.score.mixing import Hints
 
 IntArray = NDArray[np.int64]

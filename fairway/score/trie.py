@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairway.data.tokens import Tokenizer
-from fairway.score.compiled import compiled
+from fairway.native import compiled
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

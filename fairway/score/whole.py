@@ -7,7 +7,7 @@ code and in another order. So rows are a check of the scorer, and what a decoder
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.score.compiled import compiled, int64
+from fairway.native import compiled, int64
 from fairway.score.mixing import (
     MATCH,
     PPM,

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,9 +14,9 @@ from audit.honest import V, text
 from fairway.audit.ledger import check_trail_file, check_trails
 from fairway.audit.verdicts import Probe
 from fairway.runtime import Ranks
-from fairway.score.ledger import Context, Distribution, FloatArray, IntArray, Ledger, Text
+from fairway.score.ledger import Context, Distribution, FloatArray, IntArray, Ledger, Receipt, Text
 from fairway.score.trail import START, Trail, sealed, write_trails
-from fairway.score.windows import events, sliding_windows
+from fairway.score.windows import Event, Window, events, sliding_windows
 
 IDS = text(3)
 TARGETS = len(IDS) - 1
@@ -126,6 +129,38 @@ def test_processes_join_their_trails() -> None:
     assert check_trails(parts, digests, 4, 2.0).verdict == "valid"
     assert check_trails(parts[:1], digests[:1], 4, 1.0).verdict == "invalid"
     assert check_trails(parts, digests[:1], 4, 2.0).verdict == "invalid"
+
+
+class Threads(Ranks):
+    """Processes that are threads: they add up at a barrier."""
+
+    meet = threading.Barrier(2)
+    sent: ClassVar[dict[int, FloatArray]] = {}
+
+    def total(self, values: FloatArray) -> FloatArray:
+        self.sent[self.rank] = values
+        self.meet.wait()
+        found = self.sent[0] + self.sent[1]
+        self.meet.wait()
+        return np.asarray(found)
+
+
+def test_processes_write_one_file(tmp_path: Path) -> None:
+    trails = [Trail(), Trail()]
+    window = Window(0, 2, 0)
+    trails[0].read(Event(0, (window,)))
+    trails[0].scored(Receipt(Event(0, (window,)), np.array([3, 4]), np.array([0.5, 0.5])))
+    trails[1].read(Event(1, (Window(0, 4, 2),)))
+    trails[1].scored(
+        Receipt(Event(1, (Window(0, 4, 2),)), np.array([3, 4]), np.array([0.25, 0.75]))
+    )
+    path = tmp_path / "ledger-x.jsonl.gz"
+    with ThreadPoolExecutor(2) as pool:
+        found = list(
+            pool.map(lambda n: write_trails(trails[n], Threads(rank=n, world=2), path), range(2))
+        )
+    assert found == [[trails[0].digest, trails[1].digest], []]
+    assert check_trail_file(path, found[0], 4, 2.0).verdict == "valid"
 
 
 def test_the_file_is_written_and_damage_is_told(tmp_path: Path) -> None:

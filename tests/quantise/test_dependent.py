@@ -57,10 +57,7 @@ def test_what_comes_back_is_near_and_in_order() -> None:
     for name in NAMES:
         tensor = found[name]
         assert isinstance(tensor, QuantisedTensor)
-        assert (tensor.codes.dtype, tensor.trellis) == (torch.int8, 8)
-        energy_C = costs[name].inputs.diagonal()
-        assert tensor.order is not None
-        assert tensor.order.tolist() == energy_C.argsort(descending=True).tolist()
+        assert (tensor.codes.dtype, tensor.trellis, tensor.order) == (torch.int8, 8, None)
         assert tensor.scale_steps is not None
         assert torch.equal(tensor.scale, scale_of(tensor.scale_steps))
         off_RC = (restore(tensor) - state[name]) / tensor.scale[:, None]
@@ -80,15 +77,15 @@ def test_steps_follow_sensitivity_within_their_bounds() -> None:
     assert len(product_R) > 5 and float(product_R.max() / product_R.min()) < 1.1
 
 
-def test_a_level_sets_the_bits_and_the_levels_end_where_all_steps_do() -> None:
+def test_a_level_sets_the_bits_over_the_whole_range() -> None:
     state, costs = problem()
     plan = Plan(state, costs, CONFIG)
     weights = 3 * 40 * 24
-    for bits in (2.5, 3.0, 5.0):
+    for bits in (1.5, 3.0, 5.0):
         assert plan.expected_bits(plan.level_for(bits)) / weights == pytest.approx(bits, abs=0.01)
     low, high = plan.levels()
     assert plan.expected_bits(low) == plan.expected_bits(low / 100)
-    assert plan.expected_bits(high) == plan.expected_bits(100 * high)
+    assert plan.expected_bits(high) < 0.7 * weights
     sizes = [sum(int(t.codes.abs().sum()) for t in coded(plan, level).values()) for level in
              (low, plan.level_for(3.0), high)]  # fmt: skip
     assert sizes == sorted(sizes, reverse=True)
@@ -129,7 +126,6 @@ def test_feedback_over_rows_lowers_the_loss() -> None:
         ({"damp": 1.0}, "damping"),
         ({"gradient_damp": 5.0}, "damping of the outputs"),
         ({"block": 3}, "block"),
-        ({"act_order": False}, "order"),
     ],
 )
 def test_every_setting_changes_the_codes(changes: dict[str, float], what: str) -> None:

@@ -1,7 +1,7 @@
 """How long the audit of a record takes on huge logs, and how often planted violators are caught.
 
-python benchmarks/audit.py                 # logs of 100 MB, of four kinds
-python benchmarks/audit.py --violators 8   # tests/audit/violators on so many other texts
+python benchmarks/audits.py                 # logs of 100 MB, of four kinds
+python benchmarks/audits.py --violators 8   # tests/audit/violators on so many other texts
 """
 
 import argparse

@@ -22,13 +22,14 @@ int64: Any = np.int64
 def compiled(function: Function) -> Function:
     """Return a function compiled on its first call, without reordering of its arithmetic.
 
-    It releases the interpreter's lock. Where no folder for compiled code can be written, every
-    process compiles anew.
+    It releases the interpreter's lock, and divides by zero as NumPy does. Where no folder for
+    compiled code can be written, every process compiles anew.
     """
+    options = {"nogil": True, "error_model": "numpy"}
     try:
-        made = numba.njit(cache=True, nogil=True)(function)
+        made = numba.njit(cache=True, **options)(function)
     except RuntimeError:
-        made = numba.njit(nogil=True)(function)
+        made = numba.njit(**options)(function)
     return cast(Function, made)
 
 
