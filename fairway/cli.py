@@ -4,16 +4,16 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fairway.cli_audit import audit, audit_record
-from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of
+from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, say_to
 from fairway.cli_pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli_prove import compress, decompress, prove, sample
+from fairway.cli_record import bundle, export, runs, seeds, submit, verify
 from fairway.config import Config, DataConfig, ModelConfig, config_hash, to_dict
 from fairway.errors import InterruptedRun, LedgerError, UserError
 from fairway.overrides import override
@@ -37,18 +37,13 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished t
 Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished training.")]
 
 
-def _say(as_json: bool) -> Callable[[str], None]:
-    """Return where progress lines go: standard error when standard output carries JSON."""
-    return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
-
-
 def _pipeline(recipe: str, out: Path | None, overrides: list[str] | None, as_json: bool) -> Any:
     from fairway.recipes import recipe as recipe_of
     from fairway.run import Pipeline
     from fairway.stages import RunFolder
 
     config = override(recipe_of(recipe), overrides or [])
-    return Pipeline(config, RunFolder(out or Path("runs") / recipe), _say(as_json))
+    return Pipeline(config, RunFolder(out or Path("runs") / recipe), say_to(as_json))
 
 
 def _choose(resume: bool, restart: bool) -> None:
@@ -61,7 +56,7 @@ def _choose(resume: bool, restart: bool) -> None:
 def _existing(run: Path, overrides: list[str] | None, as_json: bool) -> Any:
     from fairway.run import open_run
 
-    return open_run(run, overrides or [], _say(as_json))
+    return open_run(run, overrides or [], say_to(as_json))
 
 
 @app.command()
@@ -201,7 +196,10 @@ def _score_texts(
     emit(as_json, asdict(result), f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes")
 
 
-for verb in (unpack, prove, compress, decompress, sample, audit, audit_record):
+for verb in (
+    *(unpack, prove, compress, decompress, sample, audit, audit_record),
+    *(bundle, seeds, submit, verify, runs, export),
+):
     app.command()(verb)
 
 

@@ -1,6 +1,8 @@
 """What the verbs of the command line share: options, and how results are printed."""
 
 import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,24 @@ Set = Annotated[
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def say_to(as_json: bool) -> Callable[[str], None]:
+    """Return where progress lines go: standard error when standard output carries JSON."""
+    return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
+    """Return a table for `emit`, its first column to the left and numbers to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=Text(title), title_justify="left")
+    for number, column in enumerate(columns):
+        made.add_column(Text(column), justify="right" if number else "left")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
 
 
 def emit(as_json: bool, value: Any, *things: Any) -> None:

@@ -81,10 +81,10 @@ def compare(a: str, b: str) -> dict[str, Any]:
 
 
 def side(name: str) -> Side:
-    """Return a published record or a run by its name; see `compare`."""
+    """Return a published record or a run, by its path or by its name in `runs`; see `compare`."""
     if name in RECORDS:
         return _of_record(record(name))
-    paths = [Path(part) for part in name.split(",")]
+    paths = [_found(part) for part in name.split(",")]
     if not all(path.exists() for path in paths):
         return _of_record(record(name))
     if len(paths) > 1:
@@ -92,6 +92,12 @@ def side(name: str) -> Side:
     if (paths[0] / "submission.json").is_file() and not (paths[0] / MEMORY).is_file():
         return _of_folder(paths[0])
     return _of_run(paths[0])
+
+
+def _found(name: str) -> Path:
+    """Return a path, or where runs lie that of a run's name."""
+    inside = Path("runs") / name
+    return inside if inside.exists() and not Path(name).exists() else Path(name)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -361,10 +361,28 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def config_hash(config: Any) -> str:
-    """Return the first 16 hex digits of the SHA-256 of a config node's canonical JSON."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def config_hash(config: Config) -> str:
+    """Return the first 16 hex digits of a digest of every setting of a run.
+
+    What a run's command line may still say, seed and text and what drives the clock, stands beside
+    the digest of the rest, which a bundle carries in its place.
+    """
+    data, train = config.data, config.train
+    free = (config.seed, data.source, train.clock, train.replay)
+    return _digest([fixed_digest(config), *free])[:16]
+
+
+def fixed_digest(config: Config) -> str:
+    """Return a digest of every setting but the seed, the text, and what drives the clock."""
+    values = to_dict(config)
+    del values["seed"], values["data"]["source"]
+    del values["train"]["clock"], values["train"]["replay"]
+    return _digest(values)
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def from_dict(values: dict[str, Any], kind: type[Any] = Config, path: str = "") -> Any:

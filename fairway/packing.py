@@ -85,16 +85,23 @@ def pack_model(
         "code_bytes": config.pack.code_bytes,
         "sections": [{"name": name, "bytes": count} for name, count in account],
         "weights": weight_statistics(state, {n: t.codes.numpy() for n, t in coded.items()}),
-        "matrices": [
-            dataclasses.asdict(tensor_stats(n, state[n], t, hessians.get(n)))
-            for n, t in coded.items()
-        ],
+        "matrices": matrix_statistics(state, coded, hessians),
         "seconds": {
             "calibrate": calibrate_s,
             "quantise": sum(pack.quantise_s for pack in packs.values()),
             "pack": sum(pack.write_s for pack in packs.values()),
         },
     }
+
+
+def matrix_statistics(
+    state: dict[str, Tensor], coded: dict[str, QuantisedTensor], hessians: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """Return for every coded matrix what rounding did to it, ready for JSON."""
+    return [
+        dataclasses.asdict(tensor_stats(name, state[name], tensor, hessians.get(name)))
+        for name, tensor in coded.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,11 +2,19 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
 from fairway.checks import check
-from fairway.config import Config, ModelConfig, config_hash, from_dict, settings, to_dict
+from fairway.config import (
+    Config,
+    config_hash,
+    fixed_digest,
+    from_dict,
+    settings,
+    to_dict,
+)
 from fairway.errors import UserError
 from fairway.overrides import override
 from fairway.recipes import RECIPES, recipe
@@ -113,7 +121,20 @@ def test_from_dict_is_strict() -> None:
 def test_hash_follows_the_values() -> None:
     assert config_hash(Config()) == config_hash(Config())
     assert config_hash(Config()) != config_hash(Config(seed=43))
-    assert len(config_hash(ModelConfig())) == 16
+    assert len(config_hash(Config())) == 16
+
+
+def test_the_hash_notices_what_a_command_line_may_say() -> None:
+    base, known = Config(), set()
+    for changed in (
+        replace(base, seed=1),
+        replace(base, data=replace(base.data, source="elsewhere")),
+        replace(base, train=replace(base.train, clock="steps")),
+        replace(base, train=replace(base.train, clock="replay", replay="run")),
+    ):
+        known.add(config_hash(changed))
+        assert fixed_digest(changed) == fixed_digest(base)
+    assert len(known | {config_hash(base)}) == 5
 
 
 def test_configs_are_frozen() -> None:

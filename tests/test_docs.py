@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,20 @@ def test_every_command_parses(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_setting_exists(document: Path) -> None:
     assert unknown_settings(document.read_text()) == []
+
+
+def test_the_examples_in_python_run(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/api.md").read_text(), re.S | re.M)
+    assert len(blocks) == 6
+    shutil.copytree(smoke_run, tmp_path / "runs/demo")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for block in blocks:
+        assert len(block.strip().splitlines()) <= 11, "an example has ten lines"
+        exec(block, scope)
+    assert (tmp_path / "weights/model.safetensors").is_file()
 
 
 # ---------------------------------------------------------------------------------------------

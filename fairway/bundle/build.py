@@ -1,0 +1,122 @@
+"""`fairway bundle`: the files of a bundle, and what vouches for them."""
+
+import functools
+import platform
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fairway.bundle.emit import Program, program
+from fairway.bundle.flatten import flatten
+from fairway.bundle.modules import source_file
+from fairway.bundle.wrap import unwrap, wrap
+from fairway.config import Config, fixed_digest, to_dict
+from fairway.errors import UserError
+from fairway.files import digest_bytes, digest_file, read_json, write_atomic, write_json
+from fairway.version import VERSION
+
+SCRIPT, MANIFEST, REQUIREMENTS = "train_gpt.py", "bundle.json", "requirements.txt"
+SCHEMA = 1
+# What a bundle imports, besides what comes with Python.
+PACKAGES = ("brotli", "numpy", "safetensors", "sentencepiece", "torch")
+_BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
+# What the bytes of a bundle are a function of, besides recipe and sources.
+_TOOLS = ("brotli", "numpy", "python-minifier", "sentencepiece", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle's file, its program with long names, its manifest, and what became of names."""
+
+    file: bytes
+    plain: str
+    manifest: dict[str, Any]
+    names: dict[str, str]
+
+
+@functools.cache
+def bundle(config: Config, ascii_only: bool = False) -> Bundle:
+    """Return the bundle of a recipe: the same bytes for the same sources, recipe and tools."""
+    config = _portable(config)
+    flat = flatten(config)
+    short, plain = program(flat, True), program(flat, False)
+    file = wrap(short.text, ascii_only)
+    modules = sorted({item.module for item in flat.items} | set(_BUNDLER))
+    sources = {name: digest_file(path) for name in modules if (path := source_file(name))}
+    manifest = {
+        "schema": SCHEMA,
+        "fairway": VERSION,
+        "recipe": config.recipe,
+        "fixed_digest": fixed_digest(config),
+        "config": to_dict(config),
+        "bytes": len(file),
+        "digest": digest_bytes(file),
+        "program_digest": digest_bytes(short.text.encode()),
+        "plain_digest": digest_bytes(plain.text.encode()),
+        "sources": sources,
+        "python": platform.python_version(),
+        "tools": {name: metadata.version(name) for name in _TOOLS},
+        "modules": _shares(short, len(file)),
+    }
+    return Bundle(file, plain.text, manifest, short.names)
+
+
+def _portable(config: Config) -> Config:
+    """Return a config without the paths of this machine: a bundle is told where its text is."""
+    if config.train.clock == "replay":
+        raise UserError(
+            "train.clock is replay, which belongs to one run; bundle the recipe with wall or steps "
+            "and start the bundle with --replay RUN"
+        )
+    source = config.data.source if config.data.source == "embedded" else ""
+    return replace(config, data=replace(config.data, source=source))
+
+
+def _shares(short: Program, size_bytes: int) -> list[dict[str, Any]]:
+    """Return the file's bytes by module, in proportion to its characters; they sum to the file."""
+    counts = sorted(short.characters.items(), key=lambda item: (-item[1], item[0]))
+    counts.append(("imports", short.imports))
+    total, before, found = sum(n for _, n in counts), 0, []
+    for name, count in counts:
+        start, before = before, before + count
+        share = before * size_bytes // total - start * size_bytes // total
+        found.append({"name": name, "characters": count, "bytes": share})
+    return found
+
+
+def write_bundle(config: Config, out: Path, ascii_only: bool = False) -> Bundle:
+    """Write train_gpt.py, its manifest and its requirements into a folder; overwrite nothing."""
+    for name in (SCRIPT, MANIFEST, REQUIREMENTS):
+        if (out / name).exists():
+            raise UserError(f"{out / name} exists already; name another folder with --out")
+    made = bundle(config, ascii_only)
+    write_atomic(out / SCRIPT, made.file)
+    write_json(out / MANIFEST, made.manifest)
+    write_atomic(out / REQUIREMENTS, requirements().encode())
+    return made
+
+
+def requirements() -> str:
+    """Return the packages that a bundle needs, at the versions installed here."""
+    # A local build of PyTorch is called 2.13.0+cpu; the index knows it without that.
+    versions = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
+    return "".join(f"{name}=={version}\n" for name, version in versions.items())
+
+
+def check_bundle(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a bundle whose file is what it says.
+
+    Raises UserError for a byte that differs.
+    """
+    manifest, path = read_json(folder / MANIFEST), folder / SCRIPT
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    found = {"bytes": len(data), "digest": digest_bytes(data)}
+    found["program_digest"] = digest_bytes(unwrap(data).encode())
+    for name, value in found.items():
+        if not isinstance(manifest, dict) or manifest.get(name) != value:
+            raise UserError(f"{path} is not the bundle of {folder / MANIFEST}: {name} is {value}")
+    return dict(manifest)

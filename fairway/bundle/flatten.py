@@ -1,0 +1,330 @@
+"""One file out of the modules that a recipe needs, as readable as they were.
+
+What is taken away before names are followed: annotations, docstrings, assertions, the sentences of
+refusals, and the functions of `CUTS`. What is replaced: the config, whose defaults become the
+recipe's values. What remains then is what the entry reaches.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fairway.bundle.fold import fold_module, replaced_settings, types_of
+from fairway.bundle.modules import bound_names, is_kernel, load_modules, resolve
+from fairway.bundle.shake import Item, again, items_of, shake
+from fairway.bundle.shorten import library_names
+from fairway.bundle.specialise import drop_empty, specialise
+from fairway.config import Config, fixed_digest, to_dict
+from fairway.quantise.fit import LARGEST
+
+ENTRY = "fairway.solo"
+
+
+def entry_name(name: str) -> str:
+    """Return what the entry, or the config's class, is called in the flat program."""
+    return {"main": "G_fairway_solo__main", "Config": "G_fairway_config__Config"}[name]
+
+
+# What a bundle does without, and why; the text takes the place of the function's body.
+CUTS = {
+    # The recipe was checked when the bundle was made.
+    "fairway.checks.check": "pass",
+    "fairway.checks.check_model": "pass",
+    "fairway.checks.check_ttt": "pass",
+    "fairway.preflight.preflight": "pass",
+    # Bars are for people who wait; a log has the step lines.
+    "fairway.progress.progress": "yield lambda *count: None",
+    # What the report shows of the weights decides nothing.
+    "fairway.weights.weight_statistics": "return {}",
+    "fairway.packing.matrix_statistics": "return []",
+    # A bundle's run is one go: it keeps no state to continue from.
+    "fairway.train.Training.save": "pass",
+    "fairway.data.loader.ShuffledLoader.state": "return None",
+    # Its folder is new, and so is every file in it.
+    "fairway.files.atomic_file": "with path.open('xb') as stream: yield stream",
+    # What it reads back it wrote itself, and its digest is right.
+    "fairway.pack.codec._brotli": "return brotli.decompress(data)",
+    "fairway.pack.codec._lzma": "return lzma.decompress(data, lzma.FORMAT_RAW, None, _LZMA_CHAIN)",
+    # The digests of a data folder cover its shards, and its own digest is in the score.
+    "fairway.data.shards.open_shard": "return np.memmap(path, '<u2', 'r', HEADER_BYTES)",
+    "fairway.data.shards.check_vocabulary": "pass",
+    # The tokenizer was checked when its data folder was made, whose digest is in the score.
+    "fairway.data.spmodel._check_charsmap": "pass",
+    "fairway.data.spmodel._check_trainer": "pass",
+    "fairway.data.spmodel._check_pieces": "pass",
+    # A header whose digest is right was written by this program, from fields of these types.
+    "fairway.config.from_dict": "return kind(**values)",
+    "fairway.pack.artifact._parse": "return json.loads(text)",
+    "fairway.pack.artifact._check_provenance": "pass",
+    "fairway.pack.artifact._check_sections": "pass",
+    "fairway.pack.artifact._check_sizes": "pass",
+    "fairway.pack.artifact._require_hex": "pass",
+    "fairway.pack.artifact._whole": "return value",
+    "fairway.pack.artifact._with_keys": "return value",
+    "fairway.pack.codec._require_codec": "pass",
+    "fairway.pack.codec._require_stride": "pass",
+}
+
+
+# Where no text is encoded anew, normalisation does not matter, and the library's own reading of a
+# tokenizer says all.
+_PARSE = (
+    "import sentencepiece as s; m = s.SentencePieceProcessor(model_proto=data); "
+    "ids = range(m.vocab_size()); "
+    "other = lambda i: m.is_control(i) or m.is_unknown(i) or m.is_unused(i); "
+    "return ModelFile([m.id_to_piece(i) for i in ids], "
+    "[BYTE if m.is_byte(i) else CONTROL if other(i) else 1 for i in ids], True)"
+)
+
+# What rounding on plain grids leaves as it is, in a file of the first version.
+_PLAIN: dict[str, dict[str, Any]] = {
+    "QuantisedTensor": {"scale_steps": None, "trellis": 0, "order": None},
+    "Form": {"version": 1, "log_steps": False, "orders": False},
+}
+
+# Errors whose sentences a bundle leaves to the line of the traceback.
+REFUSALS = ("UserError", "LedgerError")
+
+
+@dataclass
+class Flat:
+    """The kept items, the outside names they use, and the recipe."""
+
+    items: list[Item]
+    externals: set[str]
+    config: Config
+
+
+def flatten(config: Config) -> Flat:
+    """Return what a recipe's run needs, in one scope and in the order in which it must stand.
+
+    Settings that some reached code changes are no constants. Which code is reached depends on the
+    constants: so at first all those count as changed that any code changes, then those that the
+    code changes which was reached so, and so on until nothing more falls away.
+    """
+    changed = replaced_settings([module.tree for module in load_modules(ENTRY).values()])
+    while True:
+        flat = _flatten(config, changed)
+        found = replaced_settings([item.node for item in flat.items])
+        if found == changed:
+            return flat
+        changed = found
+
+
+def _flatten(config: Config, changed: frozenset[str]) -> Flat:
+    modules = load_modules(ENTRY)
+    types = types_of(config, changed)
+    plain = config.pack.codec != "cabac" and config.quant.method in ("gptq", "round")
+    if plain:
+        types.values |= _PLAIN
+    found: set[str] = set()
+    cuts = CUTS | {"fairway.config.fixed_digest": f"return {fixed_digest(config)!r}"}
+    if plain:
+        cuts["fairway.pack.layout.form_of"] = "return PLAIN"
+        cuts |= {f"fairway.pack.orders.{name}_orders": "pass" for name in ("pack", "unpack")}
+    # Sections are in the recipe's codec, and no other is ever read.
+    if config.pack.codec != "cabac":
+        cuts["fairway.pack.streams.decode_section"] = "pass"
+    if config.pack.codec in ("cabac", "brotli"):
+        cuts["fairway.pack.codec.decompress"] = "return unshuffle(brotli.decompress(data), stride)"
+    if not config.data.val_bytes:
+        cuts["fairway.data.spmodel.parse_model"] = _PARSE
+    for module in modules.values():
+        found |= _cut(cuts, module.name, module.tree)
+        types.learn(module.tree)
+    assert found == cuts.keys(), f"cuts of what is not there: {sorted(cuts.keys() - found)}"
+    for module in modules.values():
+        if module.name == "fairway.config":
+            _fix_config(module.tree, config)
+        if module.name == "fairway.quantise.fit":
+            _set(module.tree, "LARGEST", LARGEST)
+        if module.name == "fairway.model.attention":
+            _prune_backends(module.tree, config)
+        fold_module(module.tree, types)
+        _Stripper().visit(module.tree)
+        ast.fix_missing_locations(module.tree)
+    resolve(modules)
+    entries = [entry_name("main"), entry_name("Config")]
+    kept, externals = shake(items_of(modules), entries)
+    _drop_settings(kept)
+    kept, externals = shake(again(kept), entries)
+    libraries = library_names()
+    while specialise(kept, libraries) | drop_empty(kept, libraries):
+        kept, externals = shake(again(kept), entries)
+    return Flat(kept, externals, config)
+
+
+def _cut(cuts: dict[str, str], name: str, tree: ast.Module) -> set[str]:
+    """Make the cuts in a module; return their names."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        inside = [tree] if node is tree else [node] if isinstance(node, ast.ClassDef) else []
+        for item in (n for place in inside for n in place.body if isinstance(n, ast.FunctionDef)):
+            middle = f".{node.name}" if isinstance(node, ast.ClassDef) else ""
+            if text := cuts.get(f"{name}{middle}.{item.name}"):
+                found.add(f"{name}{middle}.{item.name}")
+                item.body = _body(text)
+    return found
+
+
+def _body(text: str) -> list[ast.stmt]:
+    function = ast.parse(f"def f():\n {text}").body[0]
+    assert isinstance(function, ast.FunctionDef)
+    return function.body
+
+
+# Sections that an artifact's header holds whole.
+_WHOLE = ("ModelConfig", "ScoreConfig")
+
+
+def _drop_settings(items: list[Item]) -> None:
+    """Leave out settings that nothing reads: what they are is in the recipe's digest."""
+    read = {
+        node.attr if isinstance(node, ast.Attribute) else node.arg
+        for item in items
+        for node in ast.walk(item.node)
+        if isinstance(node, ast.Attribute | ast.keyword)
+    }
+    for item in items:
+        node = item.node
+        if item.module != "fairway.config" or not isinstance(node, ast.ClassDef):
+            continue
+        if not node.name.endswith(_WHOLE):
+            node.body = [n for n in node.body if _setting(n) in (*read, "")] or [ast.Pass()]
+
+
+def _setting(node: ast.stmt) -> str:
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return node.target.id
+    return ""
+
+
+def _prune_backends(tree: ast.Module, config: Config) -> None:
+    """Leave out attention that neither the recipe's choice nor the program itself names."""
+    asked = config.runtime.attention
+    order = {target.id: value for target, value in _constants_of(tree)}["AUTO_ON_CUDA"]
+    possible = set(ast.literal_eval(order)) if asked == "auto" else {asked, "plain"}
+    for target, value in _constants_of(tree):
+        if target.id in ("BACKENDS", "_MISSING") and isinstance(value, ast.Dict):
+            pairs = zip(value.keys, value.values, strict=True)
+            kept = [(k, v) for k, v in pairs if k and ast.literal_eval(k) in possible]
+            value.keys, value.values = [k for k, _ in kept], [v for _, v in kept]
+
+
+def _set(tree: ast.Module, name: str, value: float) -> None:
+    """Give a constant of a module, which it computes from the settings' bounds, as a number."""
+    node = next(n for n in tree.body if bound_names(n) == {name})
+    assert isinstance(node, ast.AnnAssign)
+    node.value = ast.Constant(value)
+
+
+def _constants_of(tree: ast.Module) -> Iterator[tuple[ast.Name, ast.expr]]:
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and value is not None:
+            yield target, value
+
+
+def _fix_config(tree: ast.Module, config: Config) -> None:
+    """Turn the config's classes into plain ones whose defaults are the recipe's values."""
+    values: dict[str, dict[str, Any]] = {}
+    top = to_dict(config)
+    values["Config"] = {k: v for k, v in top.items() if not isinstance(v, dict)}
+    for key, value in top.items():
+        if isinstance(value, dict):
+            values[type(getattr(config, key)).__name__] = value
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or node.name not in values:
+            continue
+        node.decorator_list = [ast.parse("dataclass(frozen=True)", mode="eval").body]
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                if item.target.id in values[node.name]:
+                    item.value = ast.parse(repr(values[node.name][item.target.id])).body[0].value  # type: ignore[attr-defined]
+                else:
+                    item.value = ast.parse(f"{ast.unparse(item.annotation)}()").body[0].value  # type: ignore[attr-defined]
+
+
+class _Stripper(ast.NodeTransformer):
+    """Drops annotations, docstrings, assertions and the sentences of refusals."""
+
+    def __init__(self) -> None:
+        self.fields = False
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        if is_kernel(node):
+            _drop_docstring(node)
+            return node
+        fields, self.fields = self.fields, False
+        node.returns = None
+        a = node.args
+        for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg):
+            if arg:
+                arg.annotation = None
+        self.generic_visit(node)
+        self.fields = fields
+        _drop_docstring(node)
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        fields = self.fields
+        self.fields = any("dataclass" in ast.unparse(item) for item in node.decorator_list)
+        for item in node.decorator_list if self.fields else ():
+            if isinstance(item, ast.Call):
+                # What guards against mistakes while writing, not what the program means.
+                item.keywords = [k for k in item.keywords if k.arg not in ("slots", "kw_only")]
+        self.generic_visit(node)
+        self.fields = fields
+        _drop_docstring(node)
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        self.generic_visit(node)
+        if self.fields:
+            node.annotation = ast.Constant(0)
+            return node
+        if node.value is None:
+            return None
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        return ast.Pass()
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        name = ast.unparse(node.func)
+        # Types only for readers.
+        if name in ("cast", "typing.cast"):
+            return node.args[1]
+        if name == "_refuse":
+            node.args = [ast.Constant(0)]
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        call = node.exc
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in REFUSALS:
+            node.exc, node.cause = call.func, None
+        return node
+
+    def visit_Try(self, node: ast.Try) -> Any:
+        self.generic_visit(node)
+        # Without its sentence a refusal says less than the error that led to it.
+        if not node.finalbody and all(_only_refuses(handler) for handler in node.handlers):
+            return [*node.body, *node.orelse]
+        return node
+
+
+def _only_refuses(handler: ast.ExceptHandler) -> bool:
+    first = handler.body[0]
+    call = first.exc if isinstance(first, ast.Raise) else first
+    call = call.value if isinstance(call, ast.Expr) else call
+    return isinstance(call, ast.Call) and ast.unparse(call.func) in (*REFUSALS, "_refuse")
+
+
+def _drop_docstring(node: ast.FunctionDef | ast.ClassDef) -> None:
+    first = node.body[0]
+    value = first.value if isinstance(first, ast.Expr) else None
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        node.body = node.body[1:] or [ast.Pass()]

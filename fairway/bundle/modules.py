@@ -1,0 +1,311 @@
+"""The modules behind an entry, parsed, and what every name in them refers to.
+
+`resolve` gives each definition of the package a name of its own (`G_fairway_model_ops__norm`), so
+that all modules can share one scope: whatever reads or imports it, under whatever alias, reads that
+name afterwards.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fairway
+
+ROOT = Path(fairway.__file__).parent
+_Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+
+
+@dataclass
+class Module:
+    """A source file: its statements, and what its names import.
+
+    `internal` maps an alias to (module, name in it or "" for the module itself), `external` to
+    (module, name or ""). `lazy` modules are imported only when they are needed.
+    """
+
+    name: str
+    tree: ast.Module
+    lazy: bool
+    defined: set[str] = field(default_factory=set)
+    internal: dict[str, tuple[str, str]] = field(default_factory=dict)
+    external: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def source_file(module: str) -> Path | None:
+    """Return the file of a module of the package, or None if there is none."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    found = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    return found[0] if found and module.startswith("fairway.") else None
+
+
+def load_modules(entry: str) -> dict[str, Module]:
+    """Return the entry and all that it imports, each after what it needs; lazy ones last."""
+    found: dict[str, Module] = {}
+
+    def visit(name: str, lazy: bool) -> None:
+        if name in found:
+            return
+        file = source_file(name)
+        assert file is not None, f"no source file of {name}"
+        module = Module(name, ast.parse(file.read_text(), str(file)), lazy)
+        found[name] = module
+        waiting = _read_imports(module)
+        for target, _ in module.internal.values():
+            if target not in waiting:
+                visit(target, lazy)
+        # In the order of their end: what a module needs stands before it.
+        del found[name]
+        found[name] = module
+        for target in sorted(waiting):
+            visit(target, True)
+
+    visit(entry, False)
+    eager = {name: module for name, module in found.items() if not module.lazy}
+    return eager | found
+
+
+def _read_imports(module: Module) -> set[str]:
+    """Note what a module imports and defines; return the modules that it imports lazily."""
+    waiting = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                assert not alias.name.startswith("fairway"), "import names from Fairway's modules"
+                bound = alias.asname or alias.name.partition(".")[0]
+                module.external[bound] = (alias.name if alias.asname else bound, "")
+        elif isinstance(node, ast.ImportFrom):
+            _read_from(module, node)
+        elif target := lazy_import(node):
+            module.internal[target[0]] = (target[1], "")
+            waiting.add(target[1])
+    for statement in module.tree.body:
+        module.defined |= bound_names(statement)
+    module.defined -= module.internal.keys() | module.external.keys()
+    return waiting
+
+
+def _read_from(module: Module, node: ast.ImportFrom) -> None:
+    for alias in node.names:
+        bound, origin = alias.asname or alias.name, node.module or ""
+        if not origin.startswith("fairway"):
+            module.external[bound] = (origin, alias.name)
+        elif source_file(f"{origin}.{alias.name}"):
+            module.internal[bound] = (f"{origin}.{alias.name}", "")
+        else:
+            module.internal[bound] = (origin, alias.name)
+
+
+def lazy_import(node: ast.AST) -> tuple[str, str] | None:
+    """Return (name, module) of `name = importlib.import_module("fairway...")`, else None."""
+    if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
+        return None
+    call, target = node.value, node.targets[0]
+    if ast.unparse(call.func) != "importlib.import_module" or not isinstance(target, ast.Name):
+        return None
+    argument = call.args[0]
+    assert isinstance(argument, ast.Constant), "a module imported by a name known here"
+    return target.id, str(argument.value)
+
+
+# ---------------------------------------------------------------------------------------------
+# Scopes
+
+
+def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a body that share its scope; inner scopes are yielded, not entered."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, ast.FunctionDef | ast.ClassDef | ast.Lambda | _Comprehension):
+            yield from own_nodes(child)
+        elif isinstance(child, _Comprehension):
+            # A walrus inside binds outside.
+            yield from (n.target for n in ast.walk(child) if isinstance(n, ast.NamedExpr))
+
+
+def bound_names(node: ast.AST) -> set[str]:
+    """Return the names that a statement, or all of a body, binds in its own scope."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    names: set[str] = set()
+    for item in (node, *own_nodes(node)):
+        if isinstance(item, ast.FunctionDef | ast.ClassDef):
+            names.add(item.name)
+        elif isinstance(item, ast.Name) and isinstance(item.ctx, ast.Store):
+            names.add(item.id)
+        elif isinstance(item, ast.ExceptHandler) and item.name:
+            names.add(item.name)
+        elif isinstance(item, ast.Import | ast.ImportFrom):
+            names |= {a.asname or a.name.partition(".")[0] for a in item.names}
+    return names
+
+
+def parameters(function: ast.FunctionDef | ast.Lambda) -> list[ast.arg]:
+    """Return all parameters of a function, in order."""
+    a = function.args
+    rest = [arg for arg in (a.vararg, a.kwarg) if arg]
+    return [*a.posonlyargs, *a.args, *a.kwonlyargs, *rest]
+
+
+def scope_of(function: ast.FunctionDef | ast.Lambda) -> set[str]:
+    """Return the names local to a function, without those of functions inside it."""
+    names = {arg.arg for arg in parameters(function)}
+    body = function.body if isinstance(function.body, list) else [function.body]
+    for statement in body:
+        names |= bound_names(statement)
+        inside = (
+            () if isinstance(statement, ast.FunctionDef | ast.ClassDef) else own_nodes(statement)
+        )
+        for node in (statement, *inside):
+            if isinstance(node, ast.Global | ast.Nonlocal):
+                names -= set(node.names)
+    return names
+
+
+def _imported_inside(function: ast.FunctionDef) -> set[str]:
+    """Return the names of our own modules' things that a function imports when it runs."""
+    names: set[str] = set()
+    for node in own_nodes(ast.Module(function.body, [])):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fairway"):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif target := lazy_import(node):
+            names.add(target[0])
+    return names
+
+
+def is_kernel(node: ast.FunctionDef) -> bool:
+    """Return whether a compiler or a registry reads this function: its annotations are code."""
+    words = ("jit", "custom_op")
+    return any(word in ast.unparse(item) for item in node.decorator_list for word in words)
+
+
+class _Resolver(ast.NodeTransformer):
+    """Gives every name that is not local its one name in the whole program."""
+
+    def __init__(self, module: Module, modules: dict[str, Module]) -> None:
+        self.module, self.modules = module, modules
+        self.scopes: list[set[str]] = []
+        self.aliases = module.internal.keys() | module.external.keys()
+
+    def _global(self, name: str) -> bool:
+        return not any(name in scope for scope in self.scopes)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if self._global(node.id):
+            node.id = unique(self.module, node.id, self.modules)
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        value = node.value
+        if isinstance(value, ast.Name) and self._global(value.id):
+            target, name = self.module.internal.get(value.id, ("", "-"))
+            if not name:
+                flat = unique(self.modules[target], node.attr, self.modules)
+                return ast.copy_location(ast.Name(flat, node.ctx), node)
+        self.generic_visit(node)
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        if self._global(node.name):
+            node.name = unique(self.module, node.name, self.modules)
+        node.decorator_list = [self.visit(item) for item in node.decorator_list]
+        return self._function(node)
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        return self._function(node)
+
+    def _function(self, node: ast.FunctionDef | ast.Lambda) -> ast.AST:
+        a = node.args
+        a.defaults = [self.visit(value) for value in a.defaults]
+        a.kw_defaults = [value and self.visit(value) for value in a.kw_defaults]
+        for arg in parameters(node):
+            arg.annotation = arg.annotation and self.visit(arg.annotation)
+        if isinstance(node, ast.Lambda):
+            self.scopes.append(scope_of(node))
+            node.body = self.visit(node.body)
+        else:
+            node.returns = node.returns and self.visit(node.returns)
+            self.scopes.append(scope_of(node) - _imported_inside(node))
+            node.body = self._body(node.body)
+        self.scopes.pop()
+        return node
+
+    def _body(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        kept: list[ast.stmt] = []
+        for statement in body:
+            found = self.visit(statement)
+            kept += found if isinstance(found, list) else [found] if found else []
+        return kept or [ast.Pass()]
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        if self._global(node.name):
+            node.name = unique(self.module, node.name, self.modules)
+        node.decorator_list = [self.visit(item) for item in node.decorator_list]
+        node.bases = [self.visit(item) for item in node.bases]
+        node.keywords = [self.visit(item) for item in node.keywords]
+        own = bound_names(ast.Module(node.body, []))
+        body: list[ast.stmt] = []
+        for statement in node.body:
+            # Methods do not see the names of their class.
+            inner = not isinstance(statement, ast.FunctionDef)
+            self.scopes.append(own if inner else set())
+            if isinstance(statement, ast.FunctionDef):
+                statement.decorator_list = [self.visit(item) for item in statement.decorator_list]
+                body.append(self._method(statement))
+            else:
+                body.append(self.visit(statement))
+            self.scopes.pop()
+        node.body = body
+        return node
+
+    def _method(self, node: ast.FunctionDef) -> ast.stmt:
+        self._function(node)
+        return node
+
+    def _comprehension(self, node: ast.AST) -> ast.AST:
+        names = {
+            name.id
+            for generator in getattr(node, "generators", [])
+            for name in ast.walk(generator.target)
+            if isinstance(name, ast.Name)
+        }
+        self.scopes.append(names)
+        self.generic_visit(node)
+        self.scopes.pop()
+        return node
+
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
+
+    def visit_Import(self, node: ast.Import) -> ast.AST | None:
+        return node if self.scopes else None
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        own = (node.module or "").startswith("fairway")
+        return None if own or not self.scopes else node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        if lazy_import(node):
+            return None
+        self.generic_visit(node)
+        return node
+
+
+def unique(module: Module, name: str, modules: dict[str, Module]) -> str:
+    """Return the name that a global name of a module has in the whole program."""
+    if name in module.internal:
+        target, inside = module.internal[name]
+        return unique(modules[target], inside, modules) if inside else name
+    if name in module.external:
+        origin, inside = module.external[name]
+        return "X_" + "__".join((origin, inside)).replace(".", "_dot_")
+    if name in module.defined:
+        return f"G_{module.name.replace('.', '_')}__{name}"
+    return name
+
+
+def resolve(modules: dict[str, Module]) -> None:
+    """Rename, in every module, what refers to a definition or an import of any of them."""
+    for module in modules.values():
+        resolver = _Resolver(module, modules)
+        module.tree.body = resolver._body(module.tree.body)
+        ast.fix_missing_locations(module.tree)

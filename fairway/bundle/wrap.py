@@ -1,0 +1,127 @@
+"""A program in as few bytes as a Python file can carry it, and back.
+
+The file unpacks the program into a folder of its own that goes when the process ends, since kernels
+and numba functions need real source lines, and imports it from there. It neither reads its own file
+nor writes over anything.
+"""
+
+import ast
+import base64
+import itertools
+import lzma
+from typing import Any
+
+import brotli
+
+from fairway.errors import UserError
+
+# What the unpacked program is called, and how a wrapped file is known.
+MODULE = "fairway_bundle"
+_STEPS = (
+    "import {library},sys,tempfile as t\n"
+    "d=t.TemporaryDirectory()\n"
+    "sys.path.insert(0,d.name)\n"
+    "open(d.name+'/{module}.py','xb').write({decode})\n"
+    "import {module}\n"
+)
+_HEAD = "#coding:latin1\n"
+# The raw stream carries everything but the size of its window, for which this is the default.
+_WINDOW_BYTES = 1 << 23
+
+
+def _chains() -> list[dict[str, Any]]:
+    """Return the filter chains tried, everything stated."""
+    return [
+        {
+            "id": lzma.FILTER_LZMA2,
+            "dict_size": _WINDOW_BYTES,
+            "lc": lc,
+            "lp": 0,
+            "pb": pb,
+            "mode": lzma.MODE_NORMAL,
+            "nice_len": nice,
+            "mf": lzma.MF_BT4,
+            "depth": 1000,
+        }
+        for lc, pb, nice in itertools.product((0, 1, 2, 3, 4), (0, 1), (32, 64, 273))
+    ]
+
+
+def _packed(data: bytes) -> list[tuple[str, str, bytes]]:
+    """Return (library, call of its decoder, packed bytes) for each library, at its best."""
+    raw = [lzma.compress(data, lzma.FORMAT_RAW, filters=[chain]) for chain in _chains()]
+    coded = [brotli.compress(data, mode=mode, quality=11, lgwin=24) for mode in (0, 1)]
+    return [
+        ("lzma", "lzma.decompress({0},3,None,[{{'id':33}}])", min(raw, key=len)),
+        ("brotli", "brotli.decompress({0})", min(coded, key=len)),
+    ]
+
+
+def wrap(program: str, ascii_only: bool = False) -> bytes:
+    """Return a Python file that runs a program: the smaller of LZMA2 and Brotli, decoder included.
+
+    The packed bytes stand in a Latin-1 literal, or, with `ascii_only`, in base85. What comes out is
+    checked to hold the program again.
+    """
+    data = program.encode()
+    files = []
+    for library, call, packed in _packed(data):
+        literal = _base85(packed) if ascii_only else f"{_latin1(packed)}.encode('latin1')"
+        imported = f"base64,{library}" if ascii_only else library
+        steps = _STEPS.format(library=imported, module=MODULE, decode=call.format(literal))
+        files.append((("" if ascii_only else _HEAD) + steps).encode("latin1"))
+    file = min(files, key=len)
+    assert unwrap(file) == program, "the file does not hold its program"
+    return file
+
+
+def _base85(packed: bytes) -> str:
+    return f"base64.b85decode('{base64.b85encode(packed).decode()}')"
+
+
+def _latin1(packed: bytes) -> str:
+    """Return bytes as a string literal in Latin-1 with as few escapes as Python lets pass.
+
+    NUL may not stand in a source, and a carriage return would become a newline.
+    """
+    quotes = {mark: packed.count(mark.encode()) for mark in ("'", '"')}
+    mark = min(quotes, key=lambda key: (quotes[key], key))
+    escapes = {0: "\\0", 10: "\\n", 13: "\\r", 92: "\\\\", ord(mark): "\\" + mark}
+    parts = []
+    for value, following in itertools.zip_longest(packed, packed[1:]):
+        octal = value == 0 and following is not None and chr(following) in "01234567"
+        parts.append("\\000" if octal else escapes.get(value, chr(value)))
+    return mark + "".join(parts) + mark
+
+
+def unwrap(file: bytes) -> str:
+    """Return the program in a file that `wrap` made, without running anything.
+
+    Raises UserError for any other file.
+    """
+    try:
+        tree = ast.parse(file)
+        call = next(
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".decompress")
+        )
+        packed = _literal(call.args[0])
+        if ast.unparse(call.func) == "brotli.decompress":
+            return bytes(brotli.decompress(packed)).decode()
+        chain = [{"id": lzma.FILTER_LZMA2, "dict_size": _WINDOW_BYTES}]
+        return lzma.decompress(packed, lzma.FORMAT_RAW, None, chain).decode()
+    except (SyntaxError, ValueError, StopIteration, IndexError, brotli.error, lzma.LZMAError):
+        raise UserError("this is not a bundle of Fairway, or it is damaged") from None
+
+
+def _literal(node: ast.expr) -> bytes:
+    """Return the bytes of `'...'.encode('latin1')` or of `base64.b85decode('...')`."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        raise ValueError("no literal")
+    if node.func.attr == "encode" and isinstance(node.func.value, ast.Constant):
+        return str(node.func.value.value).encode("latin1")
+    argument = node.args[0]
+    if node.func.attr != "b85decode" or not isinstance(argument, ast.Constant):
+        raise ValueError("no literal")
+    return base64.b85decode(str(argument.value))

@@ -1,0 +1,93 @@
+"""The run index: differences from the recipe, scores, and what cannot be read."""
+
+import csv
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fairway.compare import side
+from fairway.config import Config
+from fairway.errors import UserError
+from fairway.files import read_json
+from fairway.index import as_csv, differences, runs
+from fairway.recipes import recipe
+from fairway.sink import send, sink_named
+from fairway.stages import RunFolder
+
+Tiny = Callable[..., Config]
+
+
+@pytest.fixture
+def folder(smoke_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(smoke_run, tmp_path / "runs/a")
+    (tmp_path / "runs/b").mkdir()
+    (tmp_path / "runs/b/run.json").write_text("{")
+    return tmp_path / "runs"
+
+
+def test_runs_are_listed_with_what_sets_them_apart(folder: Path, smoke_run: Path) -> None:
+    good, bad = runs(folder)
+    results = read_json(smoke_run / "results.json")
+    assert good["name"] == "a" and good["state"] == "scored" and good["seed"] == 42
+    assert good["bytes"] == results["artifact"]["bytes"]
+    assert good["scores"]["ttt"] == results["stages"]["ttt"]["bpb"]
+    assert "model.vocab_size=300" in good["differences"]
+    assert not [text for text in good["differences"] if text.startswith("runtime.")]
+    assert bad["name"] == "b" and "not valid JSON" in bad["state"] and bad["scores"] == {}
+
+
+def test_a_table_for_spreadsheets(folder: Path) -> None:
+    found = runs(folder)
+    rows = list(csv.DictReader(io.StringIO(as_csv(found))))
+    assert [row["name"] for row in rows] == ["a", "b"]
+    assert float(rows[0]["bpb_sliding"]) == found[0]["scores"]["sliding"]
+    assert rows[1]["bpb_sliding"] == "" and rows[1]["differences"] == ""
+
+
+def test_a_recipe_as_it_is_differs_in_nothing(tiny: Tiny) -> None:
+    assert differences(recipe("pr1858")) == []
+    assert "score.stride=32" in differences(tiny("score.stride=32"))
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a folder"):
+        runs(tmp_path / "none")
+
+
+def test_runs_are_compared_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert side("a").figures == side("runs/a").figures
+
+
+class Memory:
+    def __init__(self) -> None:
+        self.numbers: dict[str, list[tuple[int, float]]] = {}
+        self.closed = False
+
+    def number(self, name: str, value: float, step: int) -> None:
+        self.numbers.setdefault(name, []).append((step, value))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_sink_gets_all_that_was_recorded(smoke_run: Path) -> None:
+    sink, results = Memory(), read_json(smoke_run / "results.json")
+    assert send(RunFolder(smoke_run), sink) == results["train"]["steps"] == 12
+    assert [step for step, _ in sink.numbers["train/loss"]] == list(range(12))
+    assert sink.numbers["bpb/ttt"] == [(12, results["stages"]["ttt"]["bpb"])]
+    assert sink.closed
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("tensorboard", "not installed"), ("wandb", "not installed"), ("x", "csv")]
+)
+def test_a_missing_package_or_kind_is_told(
+    kind: str, says: str, smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairway.sink.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=says):
+        sink_named(kind, RunFolder(smoke_run), tmp_path)

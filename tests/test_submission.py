@@ -1,0 +1,221 @@
+"""From runs to a record that holds; whatever a reviewer must refuse is refused before."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairway import record as texts
+from fairway.audit.records import audit_record
+from fairway.errors import UserError
+from fairway.files import read_json, write_json
+from fairway.submission import CLAIM, DIGESTS, Claim, seal, submit
+from fairway.verify import judged, prediction_margin, verify
+
+ONE = Claim("A tiny record", "non_record", author="A. Author", min_seeds=1, with_artifacts=True)
+
+
+@pytest.fixture(scope="module")
+def made(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the record of the smoke run, whoever is working on the sources at the moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fairway.submission._commit", lambda: "0" * 40)
+        out = tmp_path_factory.mktemp("records") / "one"
+        submit([smoke_run], ONE, out, lambda text: None)
+    return out
+
+
+@pytest.fixture
+def record(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "record"))
+
+
+def test_a_record_holds_and_its_artifact_scores_the_same(
+    made: Path, smoke_run: Path, data_folder: Path
+) -> None:
+    found = verify(made, rescore=data_folder)
+    assert found.faults == () and found.holds
+    assert found.notes == ("the bundle follows from the sources installed here, to the byte",)
+    assert found.repeated is not None and found.repeated["exact"]
+    assert not [f for f in audit_record(made).findings if f.severity != "note"]
+    claim, results = read_json(made / CLAIM), read_json(smoke_run / "results.json")
+    assert claim["val_bpb"] == results["stages"]["ttt"]["bpb"]
+    assert (
+        claim["bytes_total"]
+        == results["artifact"]["bytes"] + (made / "train_gpt.py").stat().st_size
+    )
+
+
+def test_nothing_of_this_machine_is_in_it(made: Path, smoke_run: Path, data_folder: Path) -> None:
+    for path in made.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            for text in (str(data_folder), str(smoke_run), str(Path.home()), str(Path.cwd())):
+                assert text.encode() not in data, path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", CLAIM, "train_seed42.log", "results/seed42.json", "bundle.json", DIGESTS,
+     "requirements.txt", "train_gpt.py", "artifact_seed42.fwy"],
+)  # fmt: skip
+def test_an_edited_digit_is_found(record: Path, name: str) -> None:
+    path = record / name
+    data = bytearray(path.read_bytes())
+    digits = [at for at, byte in enumerate(data) if 48 <= byte <= 57]
+    for at in (digits[0], digits[len(digits) // 2], digits[-1]):
+        edited = data.copy()
+        edited[at] = 48 + (edited[at] - 47) % 10
+        path.write_bytes(edited)
+        assert not verify(record).holds, f"digit at {at}"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "says"),
+    [
+        (CLAIM, '"val_bpb": 2', '"val_bpb": 1', "does not follow"),
+        ("README.md", "| sliding | 2", "| sliding | 1", "README.md does not follow"),
+        ("results/seed42.json", '"bpb": 2', '"bpb": 1', "does not follow"),
+        ("train_seed42.log", "val_bpb:2", "val_bpb:1", "log does not follow"),
+        ("train_seed42.log", "step:3/", "stop:3/", "has 11 steps"),
+    ],
+)
+def test_an_edit_with_fitting_digests_is_found_too(
+    record: Path, name: str, old: str, new: str, says: str
+) -> None:
+    text = (record / name).read_text()
+    assert old in text
+    (record / name).write_text(text.replace(old, new))
+    (record / DIGESTS).unlink()
+    seal(record)
+    faults = verify(record).faults
+    assert any(says in fault for fault in faults), faults
+
+
+def test_a_score_must_follow_from_its_nats(record: Path) -> None:
+    """Even where every text was written anew from an edited score."""
+    path = record / "results/seed42.json"
+    run = read_json(path)
+    run["stages"]["ttt"]["bpb"] -= 0.01
+    write_json(path, run)
+    claim = read_json(record / CLAIM)
+    people = {n: claim[n] for n in ("name", "author", "github_id", "track", "commit", "processes")}
+    claim = texts.submission([run], read_json(record / "bundle.json"), people)
+    (record / CLAIM).write_bytes(texts.as_json(claim))
+    (record / "README.md").write_text(texts.readme([run], claim))
+    (record / DIGESTS).unlink()
+    seal(record)
+    assert any("its nats and bytes" in fault for fault in verify(record).faults)
+
+
+def test_files_that_come_or_go_are_found(record: Path) -> None:
+    (record / "more.txt").write_text("x")
+    (record / "requirements.txt").unlink()
+    assert verify(record).faults == (
+        "more.txt is in no list of the record",
+        "requirements.txt is missing",
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Refusals
+
+
+def changed(run: Path, tmp_path: Path, **facts: Any) -> list[Path]:
+    """Return the run, and a copy whose remembered facts differ."""
+    from fairway.stages import RunFolder
+
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    folder = RunFolder(other)
+    for name, value in facts.items():
+        if name in folder.memory["stages"]:
+            stages = dict(folder.memory["stages"])
+            kept = stages[name]["facts"]
+            stages[name] = {**stages[name], "facts": {**kept, **value}}
+            folder.remember("stages", stages)
+        else:
+            folder.remember(name, {**folder.memory[name], **value})
+    return [run, other]
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"config": {"seed": 43}, "audit": {"passed": False}}, "did not pass its audit"),
+        ({"config": {"seed": 42}}, "different seeds"),
+        ({"config": {"seed": 43}, "pack": {"bytes": 15_999_000}}, "of code"),
+        ({"config": {"seed": 43}, "pack": {"budget": {"used_s": 9.0, "limit_s": 8.0}}}, "trained"),
+        ({"config": {"seed": 43}, "text": {"digest": "0" * 64}}, "other text"),
+        ({"config": {"seed": 43}, "score.ttt": {"seconds": 601.0}}, "was scored in 601.0 s"),
+        ({"config": {"seed": 43}, "score.ttt": {"method": "ppm published"}}, "byte mixture"),
+    ],
+)
+def test_what_a_reviewer_must_refuse_is_refused(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: Any, says: str
+) -> None:
+    monkeypatch.setattr("fairway.submission._commit", lambda: "0" * 40)
+    paths = changed(smoke_run, tmp_path, **facts)
+    with pytest.raises(UserError, match=says):
+        submit(paths, replace(ONE, min_seeds=2), tmp_path / "out", lambda text: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_must_be_those_of_one_configuration(smoke_run: Path, tmp_path: Path) -> None:
+    paths = changed(smoke_run, tmp_path, config={"seed": 43})
+    from fairway.stages import RunFolder
+
+    folder = RunFolder(paths[1])
+    config = json.loads(json.dumps(folder.memory["config"]))
+    config["optim"]["matrix_lr"] = 0.04
+    folder.remember("config", config)
+    with pytest.raises(UserError, match="other settings"):
+        submit(paths, replace(ONE, min_seeds=2), tmp_path / "out", lambda text: None)
+
+
+def test_uncommitted_sources_and_missing_seeds_are_refused(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="a record needs 3"):
+        submit([smoke_run], replace(ONE, min_seeds=3), tmp_path / "out", lambda text: None)
+    with pytest.raises(UserError, match="track 'x' is unknown"):
+        submit([smoke_run], replace(ONE, track="x"), tmp_path / "out", lambda text: None)
+
+    class Ended:
+        returncode, stdout = 0, " M fairway/run.py\n"
+
+    monkeypatch.setattr("fairway.submission.subprocess.run", lambda *a, **k: Ended())
+    with pytest.raises(UserError, match=r"differ from their commit \(fairway/run.py"):
+        submit([smoke_run], ONE, tmp_path / "out", lambda text: None)
+
+
+# ---------------------------------------------------------------------------------------------
+# Repeating
+
+
+def claim_of(scores: dict[str, float]) -> dict[str, Any]:
+    return {"seeds": {seed: {"val_bpb": bpb} for seed, bpb in scores.items()}}
+
+
+def test_a_repeated_score_holds_within_the_spread_of_the_seeds() -> None:
+    claim = claim_of({"1": 1.00, "2": 1.01, "3": 1.02})
+    margin = prediction_margin([1.00, 1.01, 1.02])
+    # t of 2 degrees of freedom at 0.995 is 9.925.
+    assert margin == pytest.approx(9.9248 * 0.01 * (4 / 3) ** 0.5, rel=1e-4)
+    assert judged(1.01 + 0.9 * margin, claim, 1, "again")["holds"]
+    assert not judged(1.01 + 1.1 * margin, claim, 1, "again")["holds"]
+    assert judged(1.00, claim, 1, "again")["exact"]
+
+
+def test_a_single_seed_holds_only_to_the_bit(made: Path) -> None:
+    assert judged(1.0, claim_of({"1": 1.0}), 1, "again")["holds"]
+    assert not judged(1.0 + 1e-9, claim_of({"1": 1.0}), 1, "again")["holds"]
+
+
+def test_repeating_asks_for_what_the_record_is_of(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no seed 7"):
+        verify(made, rescore=tmp_path, seed=7)
+    with pytest.raises(UserError, match="not a record"):
+        verify(tmp_path)
