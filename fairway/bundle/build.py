@@ -19,7 +19,8 @@ from fairway.version import VERSION
 SCRIPT, MANIFEST, REQUIREMENTS = "train_gpt.py", "bundle.json", "requirements.txt"
 SCHEMA = 1
 # What a bundle imports, besides what comes with Python.
-PACKAGES = ("brotli", "numpy", "safetensors", "sentencepiece", "torch")
+# Of these a bundle needs those that it names.
+PACKAGES = ("brotli", "numba", "numpy", "safetensors", "sentencepiece", "torch")
 _BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
 # What the bytes of a bundle are a function of, besides recipe and sources.
 _TOOLS = ("brotli", "numpy", "python-minifier", "sentencepiece", "torch")
@@ -93,14 +94,16 @@ def write_bundle(config: Config, out: Path, ascii_only: bool = False) -> Bundle:
     made = bundle(config, ascii_only)
     write_atomic(out / SCRIPT, made.file)
     write_json(out / MANIFEST, made.manifest)
-    write_atomic(out / REQUIREMENTS, requirements().encode())
+    write_atomic(out / REQUIREMENTS, requirements(made.plain).encode())
     return made
 
 
-def requirements() -> str:
-    """Return the packages that a bundle needs, at the versions installed here."""
+def requirements(program: str) -> str:
+    """Return the packages that a bundle's program names, at the versions installed here."""
     # A local build of PyTorch is called 2.13.0+cpu; the index knows it without that.
-    versions = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
+    versions = {
+        name: metadata.version(name).partition("+")[0] for name in PACKAGES if name in program
+    }
     return "".join(f"{name}=={version}\n" for name, version in versions.items())
 
 

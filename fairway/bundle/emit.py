@@ -8,6 +8,7 @@ import python_minifier
 
 from fairway.bundle.flatten import Flat, entry_name
 from fairway.bundle.shorten import identifiers, library_names, rename, shorten
+from fairway.bundle.wrap import START
 
 # Spinning threads cost more than they save; read once, when torch starts its pool.
 _FIRST = 'import os\nos.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")\n'
@@ -25,13 +26,16 @@ class Program:
 
 
 def program(flat: Flat, short: bool) -> Program:
-    """Return the whole program as text that ends by running the recipe.
+    """Return the whole program as text that ends by running the recipe, under its own names.
 
-    Under its own names, or with `short` as short as it gets.
+    With `short` it is as short as it gets, and ends by defining `START`, which runs the recipe:
+    threads that compile or import would wait for a program that is still being imported.
     """
     tree, origins = _tree(flat)
     if short:
-        names = shorten(tree, library_names(frozenset(_origin(name)[0] for name in flat.externals)))
+        taken = library_names(frozenset(_origin(name)[0] for name in flat.externals))
+        names = shorten(tree, taken | {START})
+        tree.body[-1:] = ast.parse(f"def {START}(): {ast.unparse(tree.body[-1])}").body
     else:
         names = _readable(tree)
     _Imports().visit(tree)

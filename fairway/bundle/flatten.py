@@ -64,6 +64,47 @@ CUTS = {
     "fairway.pack.artifact._with_keys": "return value",
     "fairway.pack.codec._require_codec": "pass",
     "fairway.pack.codec._require_stride": "pass",
+    # Whether a backend runs is asked; why not, nobody reads.
+    "fairway.model.attention._check_width": "pass",
+    "fairway.model.attention._missing_cudnn": "return not torch.backends.cudnn.version()",
+    "fairway.model.attention._missing_flash": (
+        "return not torch.backends.cuda.is_flash_attention_available()"
+    ),
+    "fairway.model.attention._missing_fa4": (
+        "found = importlib.util.find_spec; "
+        "return not (found('cutlass') and found('flash_attn') and found('flash_attn.cute'))"
+    ),
+    "fairway.model.attention.why_not": (
+        "return name not in ('plain', 'sdpa') and (device != 'cuda' or name not in ('efficient', "
+        "'flex') and (dtype not in (torch.bfloat16, torch.float16) or "
+        "torch.cuda.get_device_capability()[0] < _OLDEST_GENERATION[name] or _MISSING[name]()))"
+    ),
+    # No experts are in a bundle, so no prediction moves on inside its event.
+    "fairway.score.ledger.Ledger._advanced": "pass",
+    "fairway.units.duration": "return f'{seconds:.0f} s'",
+}
+
+
+# An artifact without trellises, column orders and logarithmic steps, its digests right.
+PLAIN_CUTS = {
+    "fairway.pack.layout.form_of": "return PLAIN",
+    "fairway.pack.layout.section_trellis": "return 0",
+    "fairway.pack.layout._require_codes": "pass",
+    "fairway.pack.layout._require_finite": "pass",
+    "fairway.pack.layout._require_steps": "pass",
+    "fairway.pack.layout.Loaded._matrix": (
+        "codes_RC, bits, _ = self._codes[name]; "
+        "return QuantisedTensor(codes_RC, _tensor(self.steps[name]), bits)"
+    ),
+    "fairway.pack.layout.Loaded.add": (
+        "for tensor, values in split(spec, raw, bits):\n"
+        "  name, read = tensor.name, _tensor(values)\n"
+        "  if spec.kind == 'codes':\n"
+        "    self._codes[name] = read.reshape(tensor.shape[::-1]).T.contiguous(), bits, trellis\n"
+        "  elif spec.kind == 'scales': self.steps[name] = values\n"
+        "  else: self._vectors[name] = read.float().reshape(tensor.shape)"
+    ),
+    "fairway.pack.artifact._flag": "return value",
 }
 
 
@@ -84,7 +125,7 @@ _PLAIN: dict[str, dict[str, Any]] = {
 }
 
 # Errors whose sentences a bundle leaves to the line of the traceback.
-REFUSALS = ("UserError", "LedgerError")
+REFUSALS = ("UserError", "LedgerError", "ValueError", "AssertionError", "RuntimeError")
 
 
 @dataclass
@@ -121,13 +162,16 @@ def _flatten(config: Config, changed: frozenset[str]) -> Flat:
     found: set[str] = set()
     cuts = CUTS | {"fairway.config.fixed_digest": f"return {fixed_digest(config)!r}"}
     if plain:
-        cuts["fairway.pack.layout.form_of"] = "return PLAIN"
+        cuts |= PLAIN_CUTS
         cuts |= {f"fairway.pack.orders.{name}_orders": "pass" for name in ("pack", "unpack")}
     # Sections are in the recipe's codec, and no other is ever read.
     if config.pack.codec != "cabac":
         cuts["fairway.pack.streams.decode_section"] = "pass"
     if config.pack.codec in ("cabac", "brotli"):
         cuts["fairway.pack.codec.decompress"] = "return unshuffle(brotli.decompress(data), stride)"
+    # Documents go side by side for adapters alone.
+    if config.ttt.method != "lora":
+        cuts["fairway.score.ledger.Ledger._require_unscored"] = "pass"
     if not config.data.val_bytes:
         cuts["fairway.data.spmodel.parse_model"] = _PARSE
     for module in modules.values():
@@ -320,7 +364,9 @@ def _only_refuses(handler: ast.ExceptHandler) -> bool:
     first = handler.body[0]
     call = first.exc if isinstance(first, ast.Raise) else first
     call = call.value if isinstance(call, ast.Expr) else call
-    return isinstance(call, ast.Call) and ast.unparse(call.func) in (*REFUSALS, "_refuse")
+    # `visit_Raise` has been here: a refusal is its class alone.
+    name = call.func if isinstance(call, ast.Call) else call
+    return name is not None and ast.unparse(name) in (*REFUSALS, "_refuse")
 
 
 def _drop_docstring(node: ast.FunctionDef | ast.ClassDef) -> None:

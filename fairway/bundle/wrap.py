@@ -17,12 +17,15 @@ from fairway.errors import UserError
 
 # What the unpacked program is called, and how a wrapped file is known.
 MODULE = "fairway_bundle"
+# What runs it, once it is imported.
+START = "start"
 _STEPS = (
     "import {library},sys,tempfile as t\n"
     "d=t.TemporaryDirectory()\n"
     "sys.path.insert(0,d.name)\n"
     "open(d.name+'/{module}.py','xb').write({decode})\n"
     "import {module}\n"
+    "{module}.{start}()\n"
 )
 _HEAD = "#coding:latin1\n"
 # The raw stream carries everything but the size of its window, for which this is the default.
@@ -68,7 +71,9 @@ def wrap(program: str, ascii_only: bool = False) -> bytes:
     for library, call, packed in _packed(data):
         literal = _base85(packed) if ascii_only else f"{_latin1(packed)}.encode('latin1')"
         imported = f"base64,{library}" if ascii_only else library
-        steps = _STEPS.format(library=imported, module=MODULE, decode=call.format(literal))
+        steps = _STEPS.format(
+            library=imported, module=MODULE, start=START, decode=call.format(literal)
+        )
         files.append((("" if ascii_only else _HEAD) + steps).encode("latin1"))
     file = min(files, key=len)
     assert unwrap(file) == program, "the file does not hold its program"

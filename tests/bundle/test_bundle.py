@@ -23,7 +23,7 @@ from fairway.recipes import recipe
 Tiny = Callable[..., Config]
 
 # What the published script counts, and what growth must be argued for; the goal is 28,000.
-PUBLISHED_BYTES, MOST_BYTES = 20_177, 29_000
+PUBLISHED_BYTES, MOST_BYTES = 20_177, 28_000
 # Imports nothing of Fairway: a finder in front of all others refuses it.
 ABSENT = """
 import sys
