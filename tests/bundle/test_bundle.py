@@ -19,6 +19,8 @@ from fairway.errors import UserError
 from fairway.files import read_json
 from fairway.model.paths import prepare
 from fairway.recipes import recipe
+from fairway.run import Pipeline
+from fairway.stages import RunFolder
 
 Tiny = Callable[..., Config]
 
@@ -74,6 +76,26 @@ def test_it_ends_with_the_bits_of_the_package(
     # The folder that it was unpacked into is gone, and its own is as it was.
     assert {path.name for path in (tmp_path / "empty").iterdir()} == {"out"}
     check_bundle(made)
+
+
+@pytest.mark.slow
+def test_it_runs_what_is_compiled_too(tiny: Tiny, data_folder: Path, tmp_path: Path) -> None:
+    """Threads that compile must not wait for a program that is still being imported."""
+    config = tiny(
+        "quant.method=trellis", "pack.codec=cabac", "quant.gradient_tokens=1024",
+        "quant.rate_bits=4", "ttt.method=lora", "ttt.lora_rank=4", "ttt.lora_chunks=16",
+    )  # fmt: skip
+    pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
+    with pipeline.writing():
+        results = pipeline.walk()
+    write_bundle(config, tmp_path / "made")
+    assert "numba" in (tmp_path / "made/requirements.txt").read_text()
+    ended = start(tmp_path / "made" / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
+    assert ended.returncode == 0, ended.stderr
+    found = read_json(tmp_path / "empty/out/score.json")
+    assert found["artifact_digest"] == results["artifact"]["digest"]
+    for name, stage in found["stages"].items():
+        assert stage["nats"] == results["stages"][name]["nats"], name
 
 
 def test_it_follows_a_run_and_overwrites_nothing(
