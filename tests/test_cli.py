@@ -32,8 +32,9 @@ FIXED = [
     *("--set", "runtime.matmul=highest"),
 ]
 STAGES = (
-    *("audit", "audit-record", "compare", "compress", "decompress", "doctor", "pack", "prove"),
-    *("report", "run", "sample", "score", "train", "unpack"),
+    *("audit", "audit-record", "bundle", "compare", "compress", "decompress", "doctor", "export"),
+    *("pack", "prove", "report", "run", "runs", "sample", "score", "seeds", "submit", "train"),
+    *("unpack", "verify"),
 )
 HELP = """
 import sys

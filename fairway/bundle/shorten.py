@@ -21,6 +21,7 @@ import keyword
 import pathlib
 import string
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from types import FunctionType
@@ -69,7 +70,10 @@ def library_names(modules: frozenset[str] = frozenset()) -> frozenset[str]:
 
 def _attributes(library: Any) -> set[str]:
     """Return the attributes of a class or module, but for what was imported by now."""
-    return {name for name in dir(library) if not inspect.ismodule(getattr(library, name, None))}
+    with warnings.catch_warnings():
+        # Looking at a deprecated attribute is not using it.
+        warnings.simplefilter("ignore")
+        return {name for name in dir(library) if not inspect.ismodule(getattr(library, name, None))}
 
 
 class Names:
