@@ -318,11 +318,11 @@ def _bound_here(node: ast.AST) -> list[str]:
     return []
 
 
-class _LocalRenamer(ast.NodeTransformer):
-    """Renames variables and parameters of one outermost function; attributes stay."""
+class _VariableRenamer(ast.NodeTransformer):
+    """Renames variables and parameters."""
 
     def __init__(self, names: dict[str, str]) -> None:
-        self.names, self.top = names, True
+        self.names = names
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         node.id = self.names.get(node.id, node.id)
@@ -332,6 +332,14 @@ class _LocalRenamer(ast.NodeTransformer):
         node.arg = self.names.get(node.arg, node.arg)
         self.generic_visit(node)
         return node
+
+
+class _LocalRenamer(_VariableRenamer):
+    """Renames variables and parameters of one outermost function; attributes stay."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        super().__init__(names)
+        self.top = True
 
     def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
         node.name = node.name and self.names.get(node.name, node.name)
@@ -353,23 +361,11 @@ class _LocalRenamer(ast.NodeTransformer):
     visit_Global = _scope
 
 
-class _Renamer(ast.NodeTransformer):
+class _Renamer(_VariableRenamer):
     """Renames what the whole program shares, in whatever place its name stands."""
-
-    def __init__(self, names: dict[str, str]) -> None:
-        self.names = names
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        node.id = self.names.get(node.id, node.id)
-        return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         node.attr = self.names.get(node.attr, node.attr)
-        self.generic_visit(node)
-        return node
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        node.arg = self.names.get(node.arg, node.arg)
         self.generic_visit(node)
         return node
 

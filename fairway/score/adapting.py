@@ -116,7 +116,7 @@ def rounded_rows(rows: int, most: int) -> int:
 
 
 def rounded_length(length: int, seq_len: int) -> int:
-    """Return the length of windows to compute: at most a seventh more, in steps of 16 to 256."""
+    """Return the length of windows to compute: a quarter more at most beyond 64, by 16 to 256."""
     step = 16
     while length > 8 * step and step < 256:
         step *= 2
@@ -136,7 +136,7 @@ class Fused:
         self._factors: list[Tensor | None] = []
         self._versions: tuple[int, ...] = ()
         self._shapes: dict[tuple[int, int, int], _Shape] = {}
-        self._shape: _Shape
+        self._shape: _Shape | None = None
         self._room: tuple[Any, Any] | None = None
         self._out: dict[int, Tensor] = {}
 
@@ -164,6 +164,8 @@ class Fused:
         most, seq_len = self.adam.values[0].shape[1], len(rope[0])
         chunk = min(-(-(T - first) // 16) * 16, seq_len - first)
         key = rounded_rows(B, most), rounded_length(first + chunk, seq_len), chunk
+        if self._shape is not None:
+            self._shape.forget()
         if key not in self._shapes:
             self._shapes[key] = _Shape(self, *key, rope)
         self._shape = self._shapes[key]
@@ -171,6 +173,7 @@ class Fused:
 
     def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
         """Step on the mean cost of the last chunk, rows weighted by their share."""
+        assert self._shape is not None, "nothing was predicted"
         self._shape.backward(targets_BC, share_B)
 
     def out(self, rows: int, chunk: int) -> Tensor:
@@ -253,6 +256,10 @@ class _Shape:
         assert live_PCV is not None, "a chunk is learned once"
         self._step(live_PCV)
 
+    def forget(self) -> None:
+        """Drop the way back of a chunk that nobody learned, and the states it holds."""
+        self._live_PCV = None
+
     def _compute(self) -> Tensor:
         log_probs_PCV = self.way.compute(self._ids_PT, self._places_C, self.rope)
         self._out_PCV.copy_(log_probs_PCV.detach())
@@ -274,4 +281,4 @@ class _Shape:
             self._step(log_probs_PCV)
             graphs[1].capture_end()
         torch.cuda.current_stream().wait_stream(stream)
-        self._graphs, self._live_PCV = graphs, None
+        self._graphs = graphs

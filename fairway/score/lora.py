@@ -121,7 +121,11 @@ class Documents:
         return [value[:, slots] for value in self.adam.values]
 
     def predict(self, context: Context) -> "DocumentDistribution":
-        """Return the distributions of a chunk of the present rows, a window each by rising row."""
+        """Return the distributions of a chunk of the present rows, a window each by rising row.
+
+        Those of the chunk before answer no more: the next ones take their memory on a GPU.
+        """
+        self.version += 1
         return DocumentDistribution(self, context)
 
     def rope(self, length: int | None = None) -> Rope:
@@ -136,7 +140,7 @@ class Documents:
 
 
 class DocumentDistribution:
-    """The predictions of one chunk of all rows, valid until the adapters learn."""
+    """The predictions of one chunk of all rows, valid until the next or until adapters learn."""
 
     def __init__(self, predictor: Documents, context: Context) -> None:
         self._predictor, self._version, self._context = predictor, predictor.version, context
@@ -208,7 +212,7 @@ class DocumentDistribution:
 
     def _require_unchanged(self) -> None:
         if self._predictor.version != self._version:
-            raise LedgerError("the adapters have changed since this prediction was made")
+            raise LedgerError("the adapters have learned or predicted since this prediction")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import TINY, alive
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from fairway.checks import LORA_TARGETS
 from fairway.config import ScoreConfig, TttConfig
+from fairway.errors import LedgerError
 from fairway.model.adapters import Adapters
 from fairway.model.paths import prepare
 from fairway.optim.adapters import AdamW
-from fairway.score.adapting import plain_states, rounded_length, rounded_rows
-from fairway.score.ledger import Text
-from fairway.score.lora import evaluate_lora
+from fairway.score.adapting import adapting, plain_states, rounded_length, rounded_rows
+from fairway.score.ledger import Context, Text
+from fairway.score.lora import Documents, evaluate_lora
+from fairway.score.windows import Event, Window
 
 pytest.importorskip("triton", reason="the fused path needs Triton")
 
@@ -127,6 +130,26 @@ def test_an_evaluation_learns_the_same_on_both_paths(phases: int) -> None:
         found = evaluate_lora(model, repeating_text(), score, config, seed=0, description="")
         nats[kernels] = found.nats
     assert nats["fused"] == pytest.approx(nats["plain"], rel=0.01 if GPU else 1e-5)
+
+
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+def test_a_prediction_answers_until_the_next_alone(kernels: str) -> None:
+    """On a GPU the next prediction takes its memory, and would answer in its place."""
+    model = alive(replace(MODEL, rope_train_len=8)).to(DEVICE)
+    dtype, attention = (torch.bfloat16, "flash") if GPU else (torch.float32, "plain")
+    prepare(model, dtype, attention, kernels)
+    config = TttConfig(method="lora", lora_rank=4, lora_documents=2)
+    documents = Documents(model, config, 16, 2, model.fused is not None)
+    documents.start(1, documents.adapters.zeros(2)[::2])
+    window = Window(0, 8, 4)
+    context = Context(Event(0, (window,)), {window: np.arange(8)})
+    with adapting(model):
+        first = documents.predict(context)
+        kept = first.log_prob(np.arange(4))
+        second = documents.predict(context)
+        np.testing.assert_array_equal(second.log_prob(np.arange(4)), kept)
+        with pytest.raises(LedgerError, match="learned or predicted"):
+            first.log_prob(np.arange(4))
 
 
 def test_sizes_are_rounded_up_to_a_few() -> None:
