@@ -166,10 +166,13 @@ class Session:
         return default_streams(tokens, seq_len, self.plan.device, min(most, MAX_STREAMS))
 
     def _most_rows(self, room: int) -> int:
-        """Return how many rows of kept keys and values the GPU has room for."""
-        kept_bytes = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        free_bytes = torch.cuda.mem_get_info()[0] + kept_bytes
-        return free_bytes // row_bytes(self.language.model, room)
+        """Return how many rows of kept keys and values the GPU has room for.
+
+        A tenth is left for what a step computes.
+        """
+        unused_bytes = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free_bytes = torch.cuda.mem_get_info()[0] + unused_bytes
+        return free_bytes * 9 // 10 // row_bytes(self.language.model, room)
 
     def fingerprint(self, rows: int) -> str:
         """Return what the model's numbers are here: see `machine`."""

@@ -10,18 +10,16 @@ from fairway.data.tokens import Tokenizer
 IntArray = NDArray[np.int64]
 
 
-# Streams begin without context. On a CPU, where more of them save little time, one has to be so
-# many windows long; on a GPU, which reads hundreds of tokens in the time of one, it is one window.
-_WINDOWS = {"cpu": 4, "cuda": 1}
-
-
 def default_streams(tokens: int, seq_len: int, device: str, most: int) -> int:
     """Return how many streams so many tokens are cut into, unless the user says: at most `most`.
 
-    A stream of one window is walked without reading anything twice; longer ones read a window anew
-    for every stride of tokens.
+    They begin without context. On a CPU, where more of them save little time, each is four windows
+    long. A GPU reads hundreds of tokens in the time of one: there each fits a window, so that no
+    token is read twice, with a sixteenth to spare for streams that come out longer than others.
+    Where that makes too many, longer ones read a window anew for every stride of tokens.
     """
-    return max(1, min(most, tokens // (_WINDOWS[device] * seq_len)))
+    on_gpu, on_cpu = -(-tokens // (seq_len - seq_len // 16)), tokens // (4 * seq_len)
+    return max(1, min(most, on_gpu if device == "cuda" else on_cpu))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -76,7 +76,9 @@ def assert_same(a: Walked, b: Walked) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
-def test_what_is_walked_is_decoded(model: GPT, rows: int) -> None:
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_what_is_walked_is_decoded(model: GPT, rows: int, device: str) -> None:
+    model = model.to(device)
     data, walked = encoded(model, course(rows), Frozen(model))
     source = Coded(Decoder(data))
     found = walk(model, course(rows), source, Frozen(model), lambda count: None)
