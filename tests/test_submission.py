@@ -89,25 +89,35 @@ def test_an_edit_with_fitting_digests_is_found_too(
     text = (record / name).read_text()
     assert old in text
     (record / name).write_text(text.replace(old, new))
-    (record / DIGESTS).unlink()
-    seal(record)
+    sealed_again(record)
     faults = verify(record).faults
     assert any(says in fault for fault in faults), faults
 
 
-def test_a_score_must_follow_from_its_nats(record: Path) -> None:
-    """Even where every text was written anew from an edited score."""
-    path = record / "results/seed42.json"
-    run = read_json(path)
-    run["stages"]["ttt"]["bpb"] -= 0.01
-    write_json(path, run)
-    claim = read_json(record / CLAIM)
-    people = {n: claim[n] for n in ("name", "author", "github_id", "track", "commit", "processes")}
-    claim = texts.submission([run], read_json(record / "bundle.json"), people)
-    (record / CLAIM).write_bytes(texts.as_json(claim))
-    (record / "README.md").write_text(texts.readme([run], claim))
+def sealed_again(record: Path) -> None:
     (record / DIGESTS).unlink()
     seal(record)
+
+
+def written_anew(record: Path, run: dict[str, Any]) -> None:
+    """Write every text of a record of one seed as it follows from results, true or not."""
+    write_json(record / "results/seed42.json", run)
+    path, claim = record / "train_seed42.log", read_json(record / CLAIM)
+    steps = [line for line in path.read_text().splitlines() if line.startswith(texts.STEP)]
+    path.write_text(texts.log(run, steps))
+    people = {n: claim[n] for n in ("name", "author", "github_id", "track", "commit", "processes")}
+    manifest = read_json(record / "bundle.json")
+    claim = texts.submission([run], [path.read_text()], manifest, people)
+    (record / CLAIM).write_bytes(texts.as_json(claim))
+    (record / "README.md").write_text(texts.readme([run], claim))
+    sealed_again(record)
+
+
+def test_a_score_must_follow_from_its_nats(record: Path) -> None:
+    """Even where every text was written anew from an edited score."""
+    run = read_json(record / "results/seed42.json")
+    run["stages"]["ttt"]["bpb"] -= 0.01
+    written_anew(record, run)
     assert any("its nats and bytes" in fault for fault in verify(record).faults)
 
 

@@ -4,12 +4,15 @@ import importlib
 import os
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from tiny import alive
 
 from fairway.bundle.build import SCRIPT, bundle, check_bundle, write_bundle
@@ -18,6 +21,7 @@ from fairway.config import Config, to_dict
 from fairway.errors import UserError
 from fairway.files import read_json
 from fairway.model.paths import prepare
+from fairway.overrides import override
 from fairway.recipes import recipe
 from fairway.run import Pipeline
 from fairway.stages import RunFolder
@@ -93,6 +97,71 @@ def test_it_runs_what_is_compiled_too(tiny: Tiny, data_folder: Path, tmp_path: P
     ended = start(tmp_path / "made" / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
     assert ended.returncode == 0, ended.stderr
     found = read_json(tmp_path / "empty/out/score.json")
+    assert found["artifact_digest"] == results["artifact"]["digest"]
+    for name, stage in found["stages"].items():
+        assert stage["nats"] == results["stages"][name]["nats"], name
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """Return the distributions that some requirements bring, themselves among them."""
+    found: set[str] = set()
+    asked = [Requirement(text) for text in requirements]
+    while asked:
+        wanted = asked.pop()
+        if wanted.name in found or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+            continue
+        assert wanted.specifier.contains(metadata.version(wanted.name), prereleases=True), wanted
+        found.add(wanted.name)
+        asked += [Requirement(text) for text in metadata.requires(wanted.name) or []]
+    return found
+
+
+def fresh_interpreter(folder: Path, requirements: list[str]) -> Path:
+    """Return the interpreter of a new virtual environment in which requirements are installed.
+
+    By links to where they are installed already: nothing is fetched, and nothing else is there.
+    """
+    venv.create(folder, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name in closure(requirements):
+        files = metadata.distribution(name).files or []
+        for part in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+            link = packages / part
+            if not link.exists():
+                link.symlink_to(metadata.distribution(name).locate_file(part))
+    return folder / "bin/python"
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_with_its_requirements_ends_with_the_same_bits(
+    tiny: Tiny, data_folder: Path, tmp_path: Path
+) -> None:
+    """What a run did under the wall clock, followed by the package and by its bundle."""
+
+    def walked(config: Config, name: str) -> dict[str, Any]:
+        pipeline = Pipeline(config, RunFolder(tmp_path / name), lambda text: None)
+        with pipeline.writing():
+            return pipeline.walk()
+
+    wall = tiny("train.clock=wall", "train.budget_s=4", "train.reserve_s=1")
+    walked(wall, "wall")
+    results = walked(
+        override(wall, ["train.clock=replay", f"train.replay={tmp_path / 'wall'}"]), "followed"
+    )
+    made, empty = tmp_path / "made", tmp_path / "empty"
+    write_bundle(wall, made)
+    interpreter = fresh_interpreter(
+        tmp_path / "venv", (made / "requirements.txt").read_text().splitlines()
+    )
+    empty.mkdir()
+    alone: dict[str, Any] = {"cwd": empty, "env": {"OMP_NUM_THREADS": "1"}, "check": False}
+    gone = subprocess.run([interpreter, "-c", "import fairway"], capture_output=True, **alone)
+    assert b"No module named 'fairway'" in gone.stderr
+    command = [interpreter, made / SCRIPT, data_folder, "out", "--replay", tmp_path / "wall"]
+    ended = subprocess.run(command, capture_output=True, text=True, **alone)
+    assert ended.returncode == 0, ended.stderr
+    found = read_json(empty / "out/score.json")
+    assert found["recipe_hash"] == results["recipe_hash"]
     assert found["artifact_digest"] == results["artifact"]["digest"]
     for name, stage in found["stages"].items():
         assert stage["nats"] == results["stages"][name]["nats"], name
