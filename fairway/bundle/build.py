@@ -68,6 +68,12 @@ def _made(config: Config, ascii_only: bool) -> Bundle:
     return Bundle(file, plain.text, manifest, short.names)
 
 
+def left_out(config: Config) -> list[str]:
+    """Return what a recipe asks for and its bundle does not do: neither belongs to a score."""
+    asked = {"prove.bytes": config.prove.bytes, "mixture.published": config.mixture.published}
+    return [name for name, value in asked.items() if value]
+
+
 def _portable(config: Config) -> Config:
     """Return a config without the paths of this machine: a bundle is told where its text is."""
     if config.train.clock == "replay":

@@ -314,8 +314,9 @@ class _Stripper(ast.NodeTransformer):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         fields = self.fields
-        self.fields = any("dataclass" in ast.unparse(item) for item in node.decorator_list)
-        for item in node.decorator_list if self.fields else ():
+        dataclass = any("dataclass" in ast.unparse(item) for item in node.decorator_list)
+        self.fields = dataclass or any("NamedTuple" in ast.unparse(base) for base in node.bases)
+        for item in node.decorator_list if dataclass else ():
             if isinstance(item, ast.Call):
                 # What guards against mistakes while writing, not what the program means.
                 item.keywords = [k for k in item.keywords if k.arg not in ("slots", "kw_only")]

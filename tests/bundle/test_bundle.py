@@ -15,7 +15,7 @@ import torch
 from packaging.requirements import Requirement
 from tiny import alive
 
-from fairway.bundle.build import SCRIPT, bundle, check_bundle, write_bundle
+from fairway.bundle.build import SCRIPT, bundle, check_bundle, left_out, write_bundle
 from fairway.bundle.wrap import unwrap
 from fairway.config import Config, to_dict
 from fairway.errors import UserError
@@ -88,6 +88,7 @@ def test_it_runs_what_is_compiled_too(tiny: Tiny, data_folder: Path, tmp_path: P
     config = tiny(
         "quant.method=trellis", "pack.codec=cabac", "quant.gradient_tokens=1024",
         "quant.rate_bits=4", "ttt.method=lora", "ttt.lora_rank=4", "ttt.lora_chunks=16",
+        "mixture.experts=ppm match tilt",
     )  # fmt: skip
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
     with pipeline.writing():
@@ -98,6 +99,7 @@ def test_it_runs_what_is_compiled_too(tiny: Tiny, data_folder: Path, tmp_path: P
     assert ended.returncode == 0, ended.stderr
     found = read_json(tmp_path / "empty/out/score.json")
     assert found["artifact_digest"] == results["artifact"]["digest"]
+    assert set(found["stages"]) == {"quantised", "sliding", "ttt", "mixture"}
     for name, stage in found["stages"].items():
         assert stage["nats"] == results["stages"][name]["nats"], name
 
@@ -236,11 +238,19 @@ def test_its_gpu_kernels_are_those_of_the_package(
 
 
 def test_any_edited_byte_is_noticed(made: Path) -> None:
+    """One of every value that a byte has, and places all over; changed, dropped, doubled, cut."""
     path = made / SCRIPT
     data = path.read_bytes()
+    places = {data.index(value) for value in set(data)} | set(range(0, len(data), len(data) // 40))
+    edits: tuple[Callable[[int], bytes], ...] = (
+        lambda at: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+        lambda at: data[:at] + data[at + 1 :],
+        lambda at: data[:at] + data[at : at + 1] + data[at:],
+        lambda at: data[:at],
+    )
     try:
-        for at in range(0, len(data), len(data) // 40):
-            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        for number, at in enumerate(sorted(places)):
+            path.write_bytes(edits[number % len(edits)](at))
             with pytest.raises(UserError):
                 check_bundle(made)
     finally:
@@ -253,6 +263,12 @@ def test_what_cannot_be_bundled_is_refused(made: Path, tiny: Tiny) -> None:
         write_bundle(tiny(), made)
     with pytest.raises(UserError, match="clock is replay"):
         bundle(tiny("train.clock=replay", "train.replay=run"))
+
+
+def test_what_a_bundle_leaves_out_is_named(tiny: Tiny) -> None:
+    assert left_out(tiny()) == ["prove.bytes"]
+    asked = tiny("prove.bytes=0", "mixture.published=true", "mixture.experts=ppm")
+    assert left_out(asked) == ["mixture.published"]
 
 
 def test_no_path_of_this_machine_is_in_it(made: Path, data_folder: Path) -> None:
