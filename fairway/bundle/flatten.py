@@ -79,8 +79,6 @@ CUTS = {
         "'flex') and (dtype not in (torch.bfloat16, torch.float16) or "
         "torch.cuda.get_device_capability()[0] < _OLDEST_GENERATION[name] or _MISSING[name]()))"
     ),
-    # No experts are in a bundle, so no prediction moves on inside its event.
-    "fairway.score.ledger.Ledger._advanced": "pass",
     "fairway.units.duration": "return f'{seconds:.0f} s'",
 }
 
@@ -172,6 +170,9 @@ def _flatten(config: Config, changed: frozenset[str]) -> Flat:
     # Documents go side by side for adapters alone.
     if config.ttt.method != "lora":
         cuts["fairway.score.ledger.Ledger._require_unscored"] = "pass"
+    # Predictions move on inside their events for experts alone.
+    if not config.mixture.experts:
+        cuts["fairway.score.ledger.Ledger._advanced"] = "pass"
     if not config.data.val_bytes:
         cuts["fairway.data.spmodel.parse_model"] = _PARSE
     for module in modules.values():
