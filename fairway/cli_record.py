@@ -30,7 +30,7 @@ def bundle(
 ) -> None:
     """Flatten what a recipe needs into one train_gpt.py that trains, packs and scores."""
     from fairway.bundle.build import bundle as bundled
-    from fairway.bundle.build import write_bundle
+    from fairway.bundle.build import left_out, write_bundle
 
     if Path(recipe).is_file():
         raise UserError(
@@ -45,6 +45,8 @@ def bundle(
     lines: list[object] = [
         f"{out}: train_gpt.py has {size:,} bytes, {made.manifest['digest'][:16]}"
     ]
+    if missing := left_out(config):
+        lines.append(f"not in the bundle: what {' and '.join(missing)} ask for; `fairway run` does")
     if config.pack.code_bytes < size:
         lines.append(
             f"pack.code_bytes is {config.pack.code_bytes:,}; runs to be submitted with it need "

@@ -11,6 +11,7 @@ from typing import Any
 
 from fairway import units
 from fairway.config import Config, from_dict
+from fairway.files import digest_bytes
 from fairway.techniques import techniques
 
 SCHEMA = 1
@@ -19,6 +20,8 @@ TRACKS = {
     "non_record": "track_non_record_16mb",
 }
 LIMIT_BYTES = 16_000_000
+# How the line of a step begins in a log.
+STEP = "step:"
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -27,16 +30,20 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def submission(
-    runs: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], claim: Mapping[str, Any]
+    runs: Sequence[Mapping[str, Any]],
+    logs: Sequence[str],
+    manifest: Mapping[str, Any],
+    claim: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return submission.json of some results of one configuration.
+    """Return submission.json of some results of one configuration, and their logs.
 
-    `claim` holds what only people know: name, author, github_id, track; and the commit.
+    `claim` holds what only people know: name, author, github_id, track; and the commit. Every other
+    file of the record stands in it by its digest or follows from it.
     """
     stage = headline(runs[0])
     scores = [run["stages"][stage]["bpb"] for run in runs]
     code, seeds = manifest["bytes"], {}
-    for run in runs:
+    for run, text in zip(runs, logs, strict=True):
         size = run["artifact"]["bytes"]
         seeds[str(run["seed"])] = {
             "val_bpb": run["stages"][stage]["bpb"],
@@ -47,6 +54,8 @@ def submission(
             "train_seconds": run["budget"]["used_s"],
             "eval_seconds": run["stages"][stage]["seconds"],
             "artifact_sha256": run["artifact"]["digest"],
+            "results_sha256": digest_bytes(as_json(run)),
+            "log_sha256": digest_bytes(text.encode()),
         }
     first = runs[0]
     return {
@@ -68,6 +77,7 @@ def submission(
         "versions": first["versions"],
         "machine": first["machine"],
         "code_sha256": manifest["digest"],
+        "bundle_sha256": digest_bytes(as_json(manifest)),
     }
 
 
@@ -164,19 +174,24 @@ def command(claim: Mapping[str, Any]) -> str:
     return f"{start} train_gpt.py DATA RUN-$SEED --seed $SEED"
 
 
-def log(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
-    """Return the log of a run: every recorded step, then what each stage came to."""
+def step_lines(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a run's log that tell of its recorded steps."""
+    return [
+        f"{STEP}{s['step'] + 1}/{results['train']['steps']} train_loss:{s['loss']:.6f} "
+        f"grad_norm:{s['grad_norm']:.6f} tokens:{s['tokens']} train_time:{s['seconds']:.3f}s"
+        for s in steps
+    ]
+
+
+def log(results: Mapping[str, Any], steps: Sequence[str]) -> str:
+    """Return the log of a run: the lines of its steps, then what each stage came to."""
     machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     lines = [
         f"recipe {results['recipe']} ({results['recipe_hash']}), seed {results['seed']}",
         f"machine: {machine}",
         f"parameters: {results['model']['parameters']}",
         f"data: sha256 {results['text']['data_digest']}",
-    ]
-    lines += [
-        f"step:{s['step'] + 1}/{results['train']['steps']} train_loss:{s['loss']:.6f} "
-        f"grad_norm:{s['grad_norm']:.6f} tokens:{s['tokens']} train_time:{s['seconds']:.3f}s"
-        for s in steps
+        *steps,
     ]
     artifact = results["artifact"]
     lines.append(f"artifact: {artifact['bytes']} bytes, sha256 {artifact['digest']}")

@@ -22,6 +22,7 @@ from fairway.pack.artifact import load_artifact
 from fairway.packing import pack_model
 from fairway.quantise.estimate import estimate_bytes
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
+from fairway.score.experts import evaluate_mixture
 from fairway.score.ledger import Score, Text
 from fairway.score.sliding import evaluate, text_of
 from fairway.score.ttt import evaluate_ttt
@@ -182,6 +183,20 @@ class Solo:
                 ranks=ranks,
             )
             self._keep("ttt", found.score, start_s)
+        # Experts follow the text token by token: one process scores.
+        if config.mixture.experts and ranks.first:
+            start_s = time.perf_counter()
+            mixed, _ = evaluate_mixture(
+                self._loaded(),
+                self.source.tokenizer,
+                text,
+                config.score,
+                config.ttt,
+                config.mixture,
+                seed=config.seed,
+                description="mixture",
+            )
+            self._keep("mixture", mixed, start_s)
 
     def _keep(self, name: str, score: Score, start_s: float) -> None:
         seconds = time.perf_counter() - start_s

@@ -14,7 +14,16 @@ from fairway.bundle.build import SCRIPT, write_bundle
 from fairway.config import Config
 from fairway.errors import UserError
 from fairway.files import digest_file, write_atomic, write_json
-from fairway.record import LIMIT_BYTES, TRACKS, as_json, headline, log, readme, submission
+from fairway.record import (
+    LIMIT_BYTES,
+    TRACKS,
+    as_json,
+    headline,
+    log,
+    readme,
+    step_lines,
+    submission,
+)
 from fairway.run import ARTIFACT, DATA, Pipeline, open_run
 from fairway.steps import STEPS, Say, read_steps
 from fairway.version import VERSION
@@ -56,14 +65,18 @@ def submit(paths: Sequence[Path], claim: Claim, out: Path, say: Say) -> dict[str
     _require_budgets(runs, made.manifest)
     people = {"name": claim.name, "author": claim.author, "github_id": claim.github_id}
     facts = {"track": TRACKS[claim.track], "commit": commit, "processes": claim.processes}
-    text = submission(runs, made.manifest, {**people, **facts})
+    logs = [_log(pipeline, run) for pipeline, run in zip(pipelines, runs, strict=True)]
+    text = submission(runs, logs, made.manifest, {**people, **facts})
     write_atomic(folder / CLAIM, as_json(text))
     write_atomic(folder / README, readme(runs, text).encode())
-    for pipeline, run in zip(pipelines, runs, strict=True):
+    for pipeline, run, lines in zip(pipelines, runs, logs, strict=True):
+        write_atomic(folder / log_file(run["seed"]), lines.encode())
         _write_run(folder, pipeline, run, claim.with_artifacts)
     _dry_run(folder, pipelines[0], text)
     seal(folder)
     _require_clean(folder)
+    # Made for its owner alone, as a temporary folder is; a record is there to be read.
+    folder.chmod(0o755)
     folder.rename(out)
     say(f"{out}: {text['val_bpb']:.6f} bits per byte over {len(runs)} seeds")
     return text
@@ -194,11 +207,13 @@ def artifact_file(seed: int) -> str:
     return f"artifact_seed{seed}.fwy"
 
 
+def _log(pipeline: Pipeline, run: Mapping[str, Any]) -> str:
+    return log(run, step_lines(run, read_steps(pipeline.folder.file(STEPS))))
+
+
 def _write_run(folder: Path, pipeline: Pipeline, run: dict[str, Any], with_artifact: bool) -> None:
     seed = run["seed"]
     write_json(folder / results_file(seed), run)
-    steps = read_steps(pipeline.folder.file(STEPS))
-    write_atomic(folder / log_file(seed), log(run, steps).encode())
     if with_artifact:
         data = pipeline.folder.file(ARTIFACT).read_bytes()
         write_atomic(folder / artifact_file(seed), data)

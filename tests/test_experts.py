@@ -3,7 +3,9 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+from fairway.record import as_json, log, readme, submission
 from fairway.run import Pipeline, open_run
 
 CHANGES = [
@@ -22,6 +24,18 @@ def walked(folder: Path, changes: list[str]) -> tuple[Pipeline, list[str]]:
         pipeline.score()
         pipeline.report()
     return pipeline, said
+
+
+def assert_in_no_submission(results: dict[str, Any]) -> None:
+    """Neither README, submission.json nor log of a record knows the published mixture's figure."""
+    texts = [log(results, [])]
+    manifest = {"bytes": 1, "digest": "", "fixed_digest": ""}
+    people = {"name": "", "processes": 1}
+    claim = submission([results], texts, manifest, people)
+    assert claim["stage"] == "ttt" and claim["val_bpb"] == results["stages"]["ttt"]["bpb"]
+    texts += [readme([results], claim), as_json(claim).decode()]
+    figure = f"{results['published_mixture']['bpb']:.4f}"
+    assert not [text for text in texts if figure in text or "published" in text]
 
 
 def test_experts_of_a_run(smoke_run: Path, tmp_path: Path) -> None:
@@ -43,6 +57,10 @@ def test_experts_of_a_run(smoke_run: Path, tmp_path: Path) -> None:
     assert any("less than sliding alone" in line for line in said)
     page = (folder / "report.html").read_text()
     assert "Published mixture (not a distribution)" in page and "Experts" in page
+    rows = ("Sum over the vocabulary, mean", "Bytes where the gate fired", "Of all tokens")
+    assert all(row in page for row in rows) and f"{published['sums']['mean']:.3f}" in page
+    assert published["sums"]["mean"] > 1.0 and 0.0 <= published["gate_share"] <= 1.0
+    assert_in_no_submission(results)
     again = walked(folder, CHANGES)[1]
     assert "score.mixture: unchanged, kept" in again and "published: unchanged, kept" in again
     off = ["mixture.experts=", "mixture.published=false", "prove.experts=false", "prove.bytes=0"]

@@ -1,12 +1,15 @@
 """From runs to a record that holds; whatever a reviewer must refuse is refused before."""
 
+import itertools
 import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from digits import Place, numbers, unnoticed
 
 from fairway import record as texts
 from fairway.audit.records import audit_record
@@ -57,20 +60,31 @@ def test_nothing_of_this_machine_is_in_it(made: Path, smoke_run: Path, data_fold
                 assert text.encode() not in data, path
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["README.md", CLAIM, "train_seed42.log", "results/seed42.json", "bundle.json", DIGESTS,
-     "requirements.txt", "train_gpt.py", "artifact_seed42.fwy"],
-)  # fmt: skip
-def test_an_edited_digit_is_found(record: Path, name: str) -> None:
-    path = record / name
-    data = bytearray(path.read_bytes())
-    digits = [at for at, byte in enumerate(data) if 48 <= byte <= 57]
-    for at in (digits[0], digits[len(digits) // 2], digits[-1]):
-        edited = data.copy()
-        edited[at] = 48 + (edited[at] - 47) % 10
-        path.write_bytes(edited)
-        assert not verify(record).holds, f"digit at {at}"
+def beyond_proof(record: Path) -> set[Place]:
+    """Return the numbers that follow from nothing in a record: the commit of the sources."""
+    text = (record / CLAIM).read_text()
+    first = text.index('"commit"')
+    return {(CLAIM, at) for at in range(first, text.index("\n", first))}
+
+
+def test_an_edited_number_is_found(record: Path) -> None:
+    """Some of every file; with fitting digests too, but for what follows from nothing."""
+    draw, known = random.Random(0), beyond_proof(record)
+    for name, found in itertools.groupby(numbers(record), key=lambda place: place[0]):
+        places = list(found)
+        places = [places[0], places[-1], *draw.sample(places, min(8, len(places)))]
+        assert not list(unnoticed(record, places, fitting=False)), name
+        if name != DIGESTS:
+            assert set(unnoticed(record, places, fitting=True)) <= known
+
+
+@pytest.mark.slow
+def test_every_edited_number_is_found(record: Path) -> None:
+    places = numbers(record)
+    assert len(places) > 2500 and {name for name, _ in places} >= {CLAIM, "results/seed42.json"}
+    assert not list(unnoticed(record, places, fitting=False))
+    places = [place for place in places if place[0] != DIGESTS]
+    assert set(unnoticed(record, places, fitting=True)) <= beyond_proof(record)
 
 
 @pytest.mark.parametrize(
@@ -89,25 +103,35 @@ def test_an_edit_with_fitting_digests_is_found_too(
     text = (record / name).read_text()
     assert old in text
     (record / name).write_text(text.replace(old, new))
-    (record / DIGESTS).unlink()
-    seal(record)
+    sealed_again(record)
     faults = verify(record).faults
     assert any(says in fault for fault in faults), faults
 
 
-def test_a_score_must_follow_from_its_nats(record: Path) -> None:
-    """Even where every text was written anew from an edited score."""
-    path = record / "results/seed42.json"
-    run = read_json(path)
-    run["stages"]["ttt"]["bpb"] -= 0.01
-    write_json(path, run)
-    claim = read_json(record / CLAIM)
-    people = {n: claim[n] for n in ("name", "author", "github_id", "track", "commit", "processes")}
-    claim = texts.submission([run], read_json(record / "bundle.json"), people)
-    (record / CLAIM).write_bytes(texts.as_json(claim))
-    (record / "README.md").write_text(texts.readme([run], claim))
+def sealed_again(record: Path) -> None:
     (record / DIGESTS).unlink()
     seal(record)
+
+
+def written_anew(record: Path, run: dict[str, Any]) -> None:
+    """Write every text of a record of one seed as it follows from results, true or not."""
+    write_json(record / "results/seed42.json", run)
+    path, claim = record / "train_seed42.log", read_json(record / CLAIM)
+    steps = [line for line in path.read_text().splitlines() if line.startswith(texts.STEP)]
+    path.write_text(texts.log(run, steps))
+    people = {n: claim[n] for n in ("name", "author", "github_id", "track", "commit", "processes")}
+    manifest = read_json(record / "bundle.json")
+    claim = texts.submission([run], [path.read_text()], manifest, people)
+    (record / CLAIM).write_bytes(texts.as_json(claim))
+    (record / "README.md").write_text(texts.readme([run], claim))
+    sealed_again(record)
+
+
+def test_a_score_must_follow_from_its_nats(record: Path) -> None:
+    """Even where every text was written anew from an edited score."""
+    run = read_json(record / "results/seed42.json")
+    run["stages"]["ttt"]["bpb"] -= 0.01
+    written_anew(record, run)
     assert any("its nats and bytes" in fault for fault in verify(record).faults)
 
 
@@ -193,6 +217,24 @@ def test_uncommitted_sources_and_missing_seeds_are_refused(
 
 # ---------------------------------------------------------------------------------------------
 # Repeating
+
+
+@pytest.mark.slow
+def test_training_again_upholds_a_claim_and_refuses_a_spoiled_one(
+    record: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = verify(record, retrain=data_folder)
+    assert found.holds and found.repeated is not None and found.repeated["exact"]
+    assert "trained again" in found.repeated["sentence"]
+    # A consistent lie: every text follows from it, and only the training knows better.
+    run = read_json(record / "results/seed42.json")
+    stage = run["stages"]["ttt"]
+    stage.update({name: 0.999 * stage[name] for name in ("nats", "nats_per_token", "bpb")})
+    written_anew(record, run)
+    assert verify(record).holds
+    spoiled = verify(record, retrain=data_folder)
+    assert not spoiled.holds and "outside" in spoiled.faults[0]
 
 
 def claim_of(scores: dict[str, float]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ TINY = ModelConfig(
 )  # fmt: skip
 
 
-def alive(config: ModelConfig = TINY) -> GPT:
+def alive(config: ModelConfig = TINY, seed: int = 1) -> GPT:
     """Return the model in float32, looping."""
-    model = build(config, seed=1)
-    generator = torch.Generator().manual_seed(2)
+    model = build(config, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.3 * torch.randn(weight.shape, generator=generator)

@@ -2,6 +2,7 @@
 
 import functools
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,7 @@ from fairway.bundle.emit import Program, program
 from fairway.bundle.flatten import flatten
 from fairway.bundle.modules import source_file
 from fairway.bundle.wrap import unwrap, wrap
-from fairway.config import Config, fixed_digest, to_dict
+from fairway.config import Config, fixed_digest, from_dict, to_dict
 from fairway.errors import UserError
 from fairway.files import digest_bytes, digest_file, read_json, write_atomic, write_json
 from fairway.version import VERSION
@@ -36,10 +37,13 @@ class Bundle:
     names: dict[str, str]
 
 
-@functools.cache
 def bundle(config: Config, ascii_only: bool = False) -> Bundle:
     """Return the bundle of a recipe: the same bytes for the same sources, recipe and tools."""
-    config = _portable(config)
+    return _made(_portable(config), ascii_only)
+
+
+@functools.cache
+def _made(config: Config, ascii_only: bool) -> Bundle:
     flat = flatten(config)
     short, plain = program(flat, True), program(flat, False)
     file = wrap(short.text, ascii_only)
@@ -55,12 +59,19 @@ def bundle(config: Config, ascii_only: bool = False) -> Bundle:
         "digest": digest_bytes(file),
         "program_digest": digest_bytes(short.text.encode()),
         "plain_digest": digest_bytes(plain.text.encode()),
+        "requirements": requirements(plain.text),
         "sources": sources,
         "python": platform.python_version(),
         "tools": {name: metadata.version(name) for name in _TOOLS},
         "modules": _shares(short, len(file)),
     }
     return Bundle(file, plain.text, manifest, short.names)
+
+
+def left_out(config: Config) -> list[str]:
+    """Return what a recipe asks for and its bundle does not do: neither belongs to a score."""
+    asked = {"prove.bytes": config.prove.bytes, "mixture.published": config.mixture.published}
+    return [name for name, value in asked.items() if value]
 
 
 def _portable(config: Config) -> Config:
@@ -94,32 +105,44 @@ def write_bundle(config: Config, out: Path, ascii_only: bool = False) -> Bundle:
     made = bundle(config, ascii_only)
     write_atomic(out / SCRIPT, made.file)
     write_json(out / MANIFEST, made.manifest)
-    write_atomic(out / REQUIREMENTS, requirements(made.plain).encode())
+    write_atomic(out / REQUIREMENTS, _lines(made.manifest["requirements"]))
     return made
 
 
-def requirements(program: str) -> str:
+def _lines(needed: Sequence[str]) -> bytes:
+    return "".join(f"{line}\n" for line in needed).encode()
+
+
+def requirements(program: str) -> list[str]:
     """Return the packages that a bundle's program names, at the versions installed here."""
     # A local build of PyTorch is called 2.13.0+cpu; the index knows it without that.
     versions = {
         name: metadata.version(name).partition("+")[0] for name in PACKAGES if name in program
     }
-    return "".join(f"{name}=={version}\n" for name, version in versions.items())
+    return [f"{name}=={version}" for name, version in versions.items()]
 
 
 def check_bundle(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a bundle whose file is what it says.
+    """Return the manifest of a bundle whose files are what it says.
 
     Raises UserError for a byte that differs.
     """
     manifest, path = read_json(folder / MANIFEST), folder / SCRIPT
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    data, needed = _read(path), _read(folder / REQUIREMENTS)
     found = {"bytes": len(data), "digest": digest_bytes(data)}
     found["program_digest"] = digest_bytes(unwrap(data).encode())
     for name, value in found.items():
         if not isinstance(manifest, dict) or manifest.get(name) != value:
             raise UserError(f"{path} is not the bundle of {folder / MANIFEST}: {name} is {value}")
+    if needed != _lines(manifest["requirements"]):
+        raise UserError(f"{folder / REQUIREMENTS} is not what {folder / MANIFEST} asks for")
+    if fixed_digest(from_dict(manifest["config"])) != manifest["fixed_digest"]:
+        raise UserError(f"{folder / MANIFEST} has other settings than its fixed_digest says")
     return dict(manifest)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None

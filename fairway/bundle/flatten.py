@@ -81,8 +81,6 @@ CUTS = {
         "'flex') and (dtype not in (torch.bfloat16, torch.float16) or "
         "torch.cuda.get_device_capability()[0] < _OLDEST_GENERATION[name] or _MISSING[name]()))"
     ),
-    # No experts are in a bundle, so no prediction moves on inside its event.
-    "fairway.score.ledger.Ledger._advanced": "pass",
     "fairway.units.duration": "return f'{seconds:.0f} s'",
 }
 
@@ -174,6 +172,9 @@ def _flatten(config: Config, changed: frozenset[str]) -> Flat:
     # Documents go side by side for adapters alone.
     if config.ttt.method != "lora":
         cuts["fairway.score.ledger.Ledger._require_unscored"] = "pass"
+    # Predictions move on inside their events for experts alone.
+    if not config.mixture.experts:
+        cuts["fairway.score.ledger.Ledger._advanced"] = "pass"
     if not unfit(config.model):
         cuts["fairway.model.paths.unfit"] = "pass"
     if not config.data.val_bytes:
@@ -318,8 +319,9 @@ class _Stripper(ast.NodeTransformer):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         fields = self.fields
-        self.fields = any("dataclass" in ast.unparse(item) for item in node.decorator_list)
-        for item in node.decorator_list if self.fields else ():
+        dataclass = any("dataclass" in ast.unparse(item) for item in node.decorator_list)
+        self.fields = dataclass or any("NamedTuple" in ast.unparse(base) for base in node.bases)
+        for item in node.decorator_list if dataclass else ():
             if isinstance(item, ast.Call):
                 # What guards against mistakes while writing, not what the program means.
                 item.keywords = [k for k in item.keywords if k.arg not in ("slots", "kw_only")]

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tiny import TINY, alive
 from fairway.audit.bench import Bench, exercise
 from fairway.audit.predictors import scorer_of, small
 from fairway.audit.probes import audit_scorer
-from fairway.audit.verdicts import verdict_of
+from fairway.audit.verdicts import Probe, verdict_of
 from fairway.config import BOS_ID, MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.folder import DataFolder
 from fairway.score.spread import spread
@@ -47,26 +48,50 @@ def test_the_published_mixture_and_its_gate_are_no_distribution(hijack: float) -
     assert found["P3 future flip"].verdict == found["coverage"].verdict == "valid"
 
 
-@pytest.mark.parametrize(
-    ("experts", "base"),
-    [
-        ("ppm match tilt", "sliding"),
-        pytest.param("tilt", "sgd", marks=pytest.mark.slow),
-        pytest.param("ppm", "lora", marks=pytest.mark.slow),
-    ],
-)
-def test_fairways_mixtures_are_valid(experts: str, base: str, data_folder: Path) -> None:
-    tokenizer = DataFolder.open(data_folder).tokenizer
-    model = alive(replace(TINY, vocab_size=tokenizer.vocab_size))
-    draw = np.random.default_rng(1)
-    ids = draw.integers(4, tokenizer.vocab_size, 48)
-    ids[::13] = BOS_ID
+ALL = "ppm match tilt"
+
+
+def probed(experts: str, base: str, seed: int, data: DataFolder) -> list[Probe]:
+    """Audit a mixture; the seed draws model, text and places, and chooses among settings."""
+    model = alive(replace(TINY, vocab_size=data.tokenizer.vocab_size), seed)
+    draw = np.random.default_rng(seed)
+    written = data.sample_validation(0, 0).ids
+    first = int(draw.integers(len(written) - 48))
+    # Text, whose words experts know again, or tokens that nobody can know.
+    ids = written[first : first + 48] if seed % 2 else draw.integers(4, model.config.vocab_size, 48)
+    ids = np.where(np.arange(48) % 13 == 0, BOS_ID, ids)
     score, ttt = small(
         ScoreConfig(seq_len=16, stride=8, batch_windows=2),
-        TttConfig(epochs=1, lora_rank=2, lora_chunks="8", lora_documents=2),
+        TttConfig(epochs=1, lora_rank=2, lora_chunks="8", lora_documents=2, lora_warm=seed % 3 > 0),
         len(ids),
     )
-    mixture = MixtureConfig(experts=experts, order=2, memory_mb=8, tilt_bits=10, match_min=4)
-    scorer = scorer_of(model, base, score, ttt, 0, (tokenizer, mixture))
-    found = audit_scorer(Bench(scorer, exercise(ids, 48), 0, 0.0))
+    mixture = MixtureConfig(
+        experts=experts, variant="AB"[seed // 2 % 2], weights=("share", "gate", "fixed")[seed % 3],
+        low_weight=0.1, order=seed % 6, method="DC"[seed // 4 % 2], exclusion=seed % 5 > 0,
+        per_document=seed % 4 == 3, memory_mb=8, tilt_bits=10, match_min=4,
+    )  # fmt: skip
+    scorer = scorer_of(model, base, score, ttt, seed, (data.tokenizer, mixture))
+    return audit_scorer(Bench(scorer, exercise(ids, 48), seed, 0.0))
+
+
+def slow(*values: object) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# Two repetitions beside the frozen model, and all of them with `make test-slow`.
+REPEATED = [
+    *itertools.product(("ppm", "match", "tilt", ALL), ["sliding"], range(2)),
+    *(
+        slow(*c)
+        for c in itertools.product(("ppm", "match", "tilt", ALL), ["sliding"], range(2, 20))
+    ),
+    *(slow(*c) for c in itertools.product([ALL], ["sgd", "lora"], range(20))),
+]
+
+
+@pytest.mark.parametrize(("experts", "base", "seed"), REPEATED)
+def test_fairways_mixtures_are_valid_every_time(
+    experts: str, base: str, seed: int, data_folder: Path
+) -> None:
+    found = probed(experts, base, seed, DataFolder.open(data_folder))
     assert verdict_of(found) == "valid", [p for p in found if p.verdict != "valid"]

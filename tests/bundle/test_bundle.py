@@ -4,20 +4,24 @@ import importlib
 import os
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from tiny import alive
 
-from fairway.bundle.build import SCRIPT, bundle, check_bundle, write_bundle
+from fairway.bundle.build import SCRIPT, bundle, check_bundle, left_out, write_bundle
 from fairway.bundle.wrap import unwrap
 from fairway.config import Config, to_dict
 from fairway.errors import UserError
 from fairway.files import read_json
 from fairway.model.paths import prepare
+from fairway.overrides import override
 from fairway.recipes import recipe
 from fairway.run import Pipeline
 from fairway.stages import RunFolder
@@ -84,6 +88,7 @@ def test_it_runs_what_is_compiled_too(tiny: Tiny, data_folder: Path, tmp_path: P
     config = tiny(
         "quant.method=trellis", "pack.codec=cabac", "quant.gradient_tokens=1024",
         "quant.rate_bits=4", "ttt.method=lora", "ttt.lora_rank=4", "ttt.lora_chunks=16",
+        "mixture.experts=ppm match tilt",
     )  # fmt: skip
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
     with pipeline.writing():
@@ -93,6 +98,72 @@ def test_it_runs_what_is_compiled_too(tiny: Tiny, data_folder: Path, tmp_path: P
     ended = start(tmp_path / "made" / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
     assert ended.returncode == 0, ended.stderr
     found = read_json(tmp_path / "empty/out/score.json")
+    assert found["artifact_digest"] == results["artifact"]["digest"]
+    assert set(found["stages"]) == {"quantised", "sliding", "ttt", "mixture"}
+    for name, stage in found["stages"].items():
+        assert stage["nats"] == results["stages"][name]["nats"], name
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """Return the distributions that some requirements bring, themselves among them."""
+    found: set[str] = set()
+    asked = [Requirement(text) for text in requirements]
+    while asked:
+        wanted = asked.pop()
+        if wanted.name in found or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+            continue
+        assert wanted.specifier.contains(metadata.version(wanted.name), prereleases=True), wanted
+        found.add(wanted.name)
+        asked += [Requirement(text) for text in metadata.requires(wanted.name) or []]
+    return found
+
+
+def fresh_interpreter(folder: Path, requirements: list[str]) -> Path:
+    """Return the interpreter of a new virtual environment in which requirements are installed.
+
+    By links to where they are installed already: nothing is fetched, and nothing else is there.
+    """
+    venv.create(folder, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name in closure(requirements):
+        files = metadata.distribution(name).files or []
+        for part in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+            link = packages / part
+            if not link.exists():
+                link.symlink_to(metadata.distribution(name).locate_file(part))
+    return folder / "bin/python"
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_with_its_requirements_ends_with_the_same_bits(
+    tiny: Tiny, data_folder: Path, tmp_path: Path
+) -> None:
+    """What a run did under the wall clock, followed by the package and by its bundle."""
+
+    def walked(config: Config, name: str) -> dict[str, Any]:
+        pipeline = Pipeline(config, RunFolder(tmp_path / name), lambda text: None)
+        with pipeline.writing():
+            return pipeline.walk()
+
+    wall = tiny("train.clock=wall", "train.budget_s=4", "train.reserve_s=1")
+    walked(wall, "wall")
+    results = walked(
+        override(wall, ["train.clock=replay", f"train.replay={tmp_path / 'wall'}"]), "followed"
+    )
+    made, empty = tmp_path / "made", tmp_path / "empty"
+    write_bundle(wall, made)
+    interpreter = fresh_interpreter(
+        tmp_path / "venv", (made / "requirements.txt").read_text().splitlines()
+    )
+    empty.mkdir()
+    alone: dict[str, Any] = {"cwd": empty, "env": {"OMP_NUM_THREADS": "1"}, "check": False}
+    gone = subprocess.run([interpreter, "-c", "import fairway"], capture_output=True, **alone)
+    assert b"No module named 'fairway'" in gone.stderr
+    command = [interpreter, made / SCRIPT, data_folder, "out", "--replay", tmp_path / "wall"]
+    ended = subprocess.run(command, capture_output=True, text=True, **alone)
+    assert ended.returncode == 0, ended.stderr
+    found = read_json(empty / "out/score.json")
+    assert found["recipe_hash"] == results["recipe_hash"]
     assert found["artifact_digest"] == results["artifact"]["digest"]
     for name, stage in found["stages"].items():
         assert stage["nats"] == results["stages"][name]["nats"], name
@@ -167,11 +238,19 @@ def test_its_gpu_kernels_are_those_of_the_package(
 
 
 def test_any_edited_byte_is_noticed(made: Path) -> None:
+    """One of every value that a byte has, and places all over; changed, dropped, doubled, cut."""
     path = made / SCRIPT
     data = path.read_bytes()
+    places = {data.index(value) for value in set(data)} | set(range(0, len(data), len(data) // 40))
+    edits: tuple[Callable[[int], bytes], ...] = (
+        lambda at: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+        lambda at: data[:at] + data[at + 1 :],
+        lambda at: data[:at] + data[at : at + 1] + data[at:],
+        lambda at: data[:at],
+    )
     try:
-        for at in range(0, len(data), len(data) // 40):
-            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        for number, at in enumerate(sorted(places)):
+            path.write_bytes(edits[number % len(edits)](at))
             with pytest.raises(UserError):
                 check_bundle(made)
     finally:
@@ -184,6 +263,12 @@ def test_what_cannot_be_bundled_is_refused(made: Path, tiny: Tiny) -> None:
         write_bundle(tiny(), made)
     with pytest.raises(UserError, match="clock is replay"):
         bundle(tiny("train.clock=replay", "train.replay=run"))
+
+
+def test_what_a_bundle_leaves_out_is_named(tiny: Tiny) -> None:
+    assert left_out(tiny()) == ["prove.bytes"]
+    asked = tiny("prove.bytes=0", "mixture.published=true", "mixture.experts=ppm")
+    assert left_out(asked) == ["mixture.published"]
 
 
 def test_no_path_of_this_machine_is_in_it(made: Path, data_folder: Path) -> None:

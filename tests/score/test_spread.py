@@ -1,6 +1,7 @@
 """The published mixture equals its formulas, and is shown to be no distribution."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,11 @@ def test_the_worked_example_of_the_page() -> None:
     assert [round(value, 3) for value in (one, other, pair)] == [0.941, 0.019, 0.941]
     assert found.sums.mean == pytest.approx(one + other + pair, rel=1e-12)
     assert found.sums.mean == pytest.approx(1.901, abs=5e-4)
+    page = (Path(__file__).parents[2] / "docs/scoring.md").read_text()
+    example = page[page.index("**By hand.**") : page.index("Something must come next")]
+    assert re.findall(r"(?:=|sum) +(\d\.\d+)$", example, re.M) == [
+        f"{value:.3f}" for value in (one, other, pair, found.sums.mean)
+    ]
 
 
 def test_sums_exceed_one_beside_a_real_scorer(data_folder: Path) -> None:
