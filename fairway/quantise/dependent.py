@@ -33,8 +33,8 @@ from fairway.quantise.gptq import (
 from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, scale_of
 from fairway.quantise.rates import CODE_BITS, code_bits, expected_bits, row_classes
 from fairway.quantise.sensitivity import Curvature
-from fairway.quantise.trellis import reconstruct
-from fairway.quantise.viterbi import Problem, cheapest_paths
+from fairway.quantise.trellis import codes_of
+from fairway.quantise.viterbi import Encoder, Problem
 
 # Bounds of a step in deviations of its row. Beyond them a second-order model is no guide.
 LOW, HIGH = 0.04, 0.5
@@ -81,6 +81,7 @@ class Plan:
         self.groups = [_group(names, state, costs, config) for names in shapes.values()]
         device = self.groups[0].weights.device if self.groups else "cpu"
         self.bits = code_bits().to(device)
+        self._encoder = Encoder(config.states, config.block)
         self._expected = expected_bits(self.bits)
         free = [float((group.spread * group.cost.sqrt()).max()) for group in self.groups]
         self._all_high = HIGH * max(free, default=1.0)
@@ -124,11 +125,54 @@ class Plan:
         rows = sum(len(group.names) * group.weights.shape[1] for group in self.groups)
         with progress("quantise", rows) as advance, full_precision():
             for group in self.groups:
-                found |= _quantise_group(
-                    group, self.steps(group, level), level, self.bits, self.config
-                )
+                found |= self._quantise_group(group, self.steps(group, level), level)
                 advance(len(group.names) * group.weights.shape[1])
         return {name: found[name] for name in self.order}
+
+    def _quantise_group(
+        self, group: Group, steps_LR: Tensor, level: float
+    ) -> dict[str, QuantisedTensor]:
+        config = self.config
+        scale_LR = scale_of(steps_LR)
+        # A bit costs as much loss in every row: where the step is not free, it costs other errors.
+        price_LR = level**2 / (scale_LR.square() * group.cost)
+        price_LR = config.rate_price * price_LR.clamp(1 / _PRICE_RANGE, _PRICE_RANGE)
+        classes_LR = row_classes(group.spread / scale_LR)
+        left_LRC = group.weights.clone()
+        rows = left_LRC.shape[1]
+        stripe = config.stripe if group.mix is not None else rows
+        codes = []
+        for first in range(0, rows, stripe):
+            last = min(first + stripe, rows)
+            here_LSC, step_LS1 = left_LRC[:, first:last], scale_LR[:, first:last, None]
+            problem = Problem(
+                (here_LSC / step_LS1).mT.contiguous(),
+                group.feed,
+                group.weight,
+                price_LR[:, first:last].contiguous(),
+                self.bits,
+                classes_LR[:, first:last].contiguous(),
+            )
+            multiples_LSC = self._encoder.cheapest_paths(problem).mT
+            codes.append(codes_of(multiples_LSC))
+            if group.mix is not None and last < rows:
+                error_LSC = here_LSC - step_LS1 * multiples_LSC
+                _make_up(left_LRC, group.mix, error_LSC, first, last)
+        codes_LRC = torch.cat(codes, 1).to(torch.int8).cpu()
+        if config.states == 1:
+            # A plain grid has no second one between its points: its step is two of ours.
+            steps_LR = steps_LR + 16
+            scale_LR = scale_of(steps_LR)
+        return {
+            name: QuantisedTensor(
+                codes_LRC[i].clone(),
+                scale_LR[i].cpu(),
+                CODE_BITS,
+                steps_LR[i].cpu().clone(),
+                config.states if config.states > 1 else 0,
+            )
+            for i, name in enumerate(group.names)
+        }
 
 
 def _group(
@@ -195,59 +239,6 @@ def _conditional(mix_RR: Tensor, stripe: int) -> Tensor:
         inverse_SS = torch.linalg.solve_triangular(within_SS, eye_SS, upper=True)
         rows.append(inverse_SS.square().sum(1))
     return torch.cat(rows)
-
-
-def _quantise_group(
-    group: Group, steps_LR: Tensor, level: float, bits_XGK: Tensor, config: QuantConfig
-) -> dict[str, QuantisedTensor]:
-    scale_LR = scale_of(steps_LR)
-    # A bit costs as much loss in every row: where the step is not free, it costs other errors.
-    price_LR = level**2 / (scale_LR.square() * group.cost)
-    price_LR = config.rate_price * price_LR.clamp(1 / _PRICE_RANGE, _PRICE_RANGE)
-    classes_LR = row_classes(group.spread / scale_LR)
-    left_LRC = group.weights.clone()
-    rows = left_LRC.shape[1]
-    stripe = config.stripe if group.mix is not None else rows
-    codes = []
-    for first in range(0, rows, stripe):
-        last = min(first + stripe, rows)
-        here_LSC, step_LS1 = left_LRC[:, first:last], scale_LR[:, first:last, None]
-        problem = Problem(
-            (here_LSC / step_LS1).mT.contiguous(),
-            group.feed,
-            group.weight,
-            price_LR[:, first:last].contiguous(),
-            bits_XGK,
-            classes_LR[:, first:last].contiguous(),
-        )
-        codes_LSC = cheapest_paths(problem, config.states, config.block).mT
-        codes.append(codes_LSC)
-        if group.mix is not None and last < rows:
-            multiples_LSC = _multiples(codes_LSC, config.states)
-            error_LSC = here_LSC - step_LS1 * multiples_LSC
-            _make_up(left_LRC, group.mix, error_LSC, first, last)
-    codes_LRC = torch.cat(codes, 1).to(torch.int8).cpu()
-    if config.states == 1:
-        # A plain grid has no second one between its points: its step is two of ours.
-        steps_LR = steps_LR + 16
-        scale_LR = scale_of(steps_LR)
-    return {
-        name: QuantisedTensor(
-            codes_LRC[i].clone(),
-            scale_LR[i].cpu(),
-            CODE_BITS,
-            steps_LR[i].cpu().clone(),
-            config.states if config.states > 1 else 0,
-        )
-        for i, name in enumerate(group.names)
-    }
-
-
-def _multiples(codes_LSC: Tensor, states: int) -> Tensor:
-    """Return the multiples of the step that codes stand for, in float32."""
-    if states == 1:
-        return 2.0 * codes_LSC.float()
-    return reconstruct(codes_LSC.flatten(0, 1), states, None).view_as(codes_LSC).float()
 
 
 def _make_up(left_LRC: Tensor, mix_LRR: Tensor, error_LSC: Tensor, first: int, last: int) -> None:

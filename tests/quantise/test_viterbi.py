@@ -2,15 +2,15 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fairway.quantise import viterbi
-from fairway.quantise.trellis import GRIDS, TRELLIS, reconstruct
-from fairway.quantise.viterbi import Problem, cheapest_paths
+from fairway.quantise.trellis import GRIDS, TRELLIS, codes_of, reconstruct
+from fairway.quantise.viterbi import Encoder, Problem
 
 
 def problem(
@@ -82,9 +82,13 @@ def copied(problem: Problem) -> Problem:
     )  # fmt: skip
 
 
+def cheapest_paths(problem: Problem, states: int, block: int) -> Tensor:
+    return codes_of(Encoder(states, block).cheapest_paths(problem))
+
+
 def in_torch(problem: Problem, states: int, block: int) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(viterbi, "_block_on_cpu", viterbi._block_on_gpu)
+        patch.setattr(Encoder, "_block_on_cpu", Encoder._block_on_gpu)
         return cheapest_paths(copied(problem), states, block)
 
 
@@ -100,6 +104,16 @@ def test_numba_and_torch_equal_the_plain_search(
     expected = plain_paths(asked, states, block)
     assert torch.equal(cheapest_paths(copied(asked), states, block), expected)
     assert torch.equal(in_torch(asked, states, block), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_a_gpu_records_is_what_it_ran() -> None:
+    encoder = Encoder(8, 8)
+    for size in (3.0, 1.0, 30.0, 3.0):
+        asked = problem(2, 5, 21, size=size)
+        there = Problem(**{item.name: getattr(asked, item.name).cuda() for item in fields(asked)})
+        found = encoder.cheapest_paths(there).cpu()
+        assert torch.equal(codes_of(found), in_torch(asked, 8, 8))
 
 
 def test_one_state_is_a_plain_grid() -> None:
