@@ -43,7 +43,7 @@ from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.dependent import Group, Plan
 from fairway.quantise.gptq import QuantisedModel, dequantise, needs_hessian, quantise_model
 from fairway.quantise.grid import QuantisedTensor
-from fairway.quantise.rates import row_classes
+from fairway.quantise.rates import row_classes, shifted
 from fairway.quantise.sensitivity import Curvature, curvatures
 from fairway.quantise.trellis import GRIDS, TRELLIS
 from fairway.quantise.tune import tuned
@@ -79,7 +79,9 @@ PARTS = {
     "without weighing bits": Row({"rate_price": 0.0}),
     "4 states": Row({"states": 4}),
     "plain grid, bits weighed": Row({"states": 1, "rate_price": 0.1}, True, True),
+    "and steps by column": Row({"column_steps": True}),
     "and vectors tuned": Row({"tune_steps": 96}),
+    "and both": Row({"column_steps": True, "tune_steps": 96}),
 }
 CHOICES = {
     "trellis alone": Row({}, uniform_steps=True, one_sided=True),
@@ -115,14 +117,18 @@ def ideal_bytes(state: Mapping[str, Tensor], quantised: QuantisedModel) -> float
         if isinstance(tensor, Tensor):
             total += 2 * tensor.numel()
             continue
-        classes_R = row_classes(state[name].cpu().std(1) / tensor.scale)
+        classes_RC = row_classes(state[name].cpu().std(1) / tensor.scale)[:, None]
+        if tensor.columns is not None:
+            # A column's steps take about three bits in the artifact.
+            classes_RC = shifted(classes_RC, -tensor.columns.long() // 2)
+            total += 3 / 8 * len(tensor.columns)
         codes_RC = tensor.codes.int() + 128
-        keys = ((classes_R[:, None] * 2 + grids_of(tensor)) * 256 + codes_RC).flatten()
+        keys = ((classes_RC * 2 + grids_of(tensor)) * 256 + codes_RC).flatten()
         counts = torch.bincount(keys, minlength=256).double().cpu()
         counts = torch.nn.functional.pad(counts, (0, -len(counts) % 256)).view(-1, 256)
         bits = torch.special.xlogy(counts.sum(1), counts.sum(1)).sum()
         bits -= torch.special.xlogy(counts, counts).sum()
-        total += float(bits) / math.log(2) / 8 + 1.25 * len(classes_R)
+        total += float(bits) / math.log(2) / 8 + 1.25 * len(codes_RC)
     return total
 
 

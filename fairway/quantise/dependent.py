@@ -6,6 +6,10 @@ feedback: then a bit less costs the same loss in every row of every matrix. Step
 logarithmic grid of `grid`, between LOW and HIGH deviations of their row; HIGH gives way only to
 levels at which every row is there already.
 
+With quant.column_steps the columns of a matrix differ too: by the same reasoning a column's step is
+the smaller the more its errors cost that later columns cannot make up for, between FINEST and
+COARSEST octaves of its rows'.
+
 Errors are fed back over columns (GPTQ), as they lie, and over rows: the loss mixes outputs as the
 Fisher information's other factor says, so a stripe of rows makes up for the errors of the stripes
 before it. (Two-sided feedback: Tseng et al. 2025, arXiv 2505.22988.)
@@ -31,7 +35,14 @@ from fairway.quantise.gptq import (
     is_coded,
 )
 from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, scale_of
-from fairway.quantise.rates import CODE_BITS, code_bits, expected_bits, row_classes
+from fairway.quantise.rates import (
+    CODE_BITS,
+    PER_OCTAVE,
+    code_bits,
+    expected_bits,
+    row_classes,
+    shifted,
+)
 from fairway.quantise.sensitivity import Curvature
 from fairway.quantise.trellis import codes_of
 from fairway.quantise.viterbi import Encoder, Problem
@@ -40,6 +51,10 @@ from fairway.quantise.viterbi import Encoder, Problem
 LOW, HIGH = 0.04, 0.5
 # The coarsest level has so many times the steps of the one at which every row is at HIGH.
 _COARSEST = 16.0
+# Bounds of a column's step, in octaves. Codes are bytes, which very fine steps would exceed.
+FINEST, COARSEST = -2.0, 1.0
+# Columns' steps lie on every other sixteenth of an octave, as far apart as classes of rows.
+_PER_CLASS = 16 // PER_OCTAVE
 # How much dearer or cheaper a bit may be in a row whose step is bounded.
 _PRICE_RANGE = 8.0
 _HALVINGS = 40
@@ -49,14 +64,18 @@ _HALVINGS = 40
 class Group:
     """Matrices of one shape, ready to be quantised at any level.
 
-    feed_LCC and weight_LC as `viterbi` wants them; mix_LRR is the upper factor of the inverse of
-    the outputs' moments, None where rows do not mix; cost_LR: rows_R times c; spread_LR.
+    feed_LCC and weight_LC as `viterbi` wants them; columns_LC (int16): what a column adds to its
+    rows' steps, and `shares`: (such a number, in how many columns it is, by matrix) for each;
+    mix_LRR is the upper factor of the inverse of the outputs' moments, None where rows do not mix;
+    cost_LR: rows_R times c; spread_LR.
     """
 
     names: list[str]
     weights: Tensor
     feed: Tensor
     weight: Tensor
+    columns: Tensor
+    shares: list[tuple[int, Tensor]]
     mix: Tensor | None
     cost: Tensor
     spread: Tensor
@@ -91,7 +110,9 @@ class Plan:
         total = 0.0
         for group in self.groups:
             classes_LR = row_classes(group.spread / scale_of(self.steps(group, level)))
-            total += float(self._expected[classes_LR].double().sum()) * group.weights.shape[2]
+            for columns, count_L in group.shares:
+                nearby_LR = shifted(classes_LR, -columns // _PER_CLASS)
+                total += float((self._expected[nearby_LR].double().sum(1) * count_L).sum())
         return total
 
     def level_for(self, bits_per_weight: float) -> float:
@@ -116,7 +137,9 @@ class Plan:
         wanted_LR = level * group.cost.rsqrt()
         bounded_LR = torch.minimum(torch.maximum(wanted_LR, low_LR), high_LR)
         bounded_LR = bounded_LR * max(1.0, level / self._all_high)
-        steps_LR = (16 * bounded_LR.log2()).round().clamp(-LARGEST_STEP, LARGEST_STEP - 16)
+        # A margin for what columns add, and the plain grid of one state.
+        most = LARGEST_STEP - 64
+        steps_LR = (16 * bounded_LR.log2()).round().clamp(-most, most)
         return steps_LR.to(torch.int16)
 
     def quantise(self, level: float) -> QuantisedModel:
@@ -144,25 +167,28 @@ class Plan:
         codes = []
         for first in range(0, rows, stripe):
             last = min(first + stripe, rows)
-            here_LSC, step_LS1 = left_LRC[:, first:last], scale_LR[:, first:last, None]
+            here_LSC = left_LRC[:, first:last]
+            step_LSC = scale_of(steps_LR[:, first:last, None] + group.columns[:, None])
             problem = Problem(
-                (here_LSC / step_LS1).mT.contiguous(),
+                (here_LSC / step_LSC).mT.contiguous(),
                 group.feed,
                 group.weight,
                 price_LR[:, first:last].contiguous(),
                 self.bits,
                 classes_LR[:, first:last].contiguous(),
+                -group.columns.long() // _PER_CLASS,
             )
             multiples_LSC = self._encoder.cheapest_paths(problem).mT
             codes.append(codes_of(multiples_LSC))
             if group.mix is not None and last < rows:
-                error_LSC = here_LSC - step_LS1 * multiples_LSC
+                error_LSC = here_LSC - step_LSC * multiples_LSC
                 _make_up(left_LRC, group.mix, error_LSC, first, last)
         codes_LRC = torch.cat(codes, 1).to(torch.int8).cpu()
         if config.states == 1:
             # A plain grid has no second one between its points: its step is two of ours.
             steps_LR = steps_LR + 16
             scale_LR = scale_of(steps_LR)
+        columns_LC = group.columns.to(torch.int8).cpu()
         return {
             name: QuantisedTensor(
                 codes_LRC[i].clone(),
@@ -170,6 +196,7 @@ class Plan:
                 CODE_BITS,
                 steps_LR[i].cpu().clone(),
                 config.states if config.states > 1 else 0,
+                columns=columns_LC[i].clone() if config.column_steps else None,
             )
             for i, name in enumerate(group.names)
         }
@@ -202,19 +229,33 @@ def _group(
     upper_LCC = torch.stack([factors[id(costs[name].inputs)] for name in names])
     diagonal_LC = upper_LCC.diagonal(dim1=1, dim2=2)
     weight_LC = diagonal_LC.square().reciprocal()
+    columns_LC = _columns(weight_LC) if config.column_steps else torch.zeros_like(weight_LC).short()
+    wider_LC = scale_of(columns_LC)
+    weight_LC *= wider_LC.square()
     mean_L1 = weight_LC.mean(1, keepdim=True)
     spread_LR = weights_LRC.std(2, unbiased=False)
     peak_LR = weights_LRC.abs().amax(2).clamp_min(2.0**-30)
     return Group(
         names=names,
         weights=weights_LRC,
-        feed=upper_LCC / diagonal_LC[..., None],
+        # A column's error is in units of its own step, and so is what it takes off another's.
+        feed=upper_LCC / diagonal_LC[..., None] * (wider_LC[..., None] / wider_LC[:, None]),
         weight=weight_LC / mean_L1,
+        columns=columns_LC,
+        shares=[(int(at), (columns_LC == at).sum(1)) for at in torch.unique(columns_LC)],
         mix=torch.stack(mixes) if mixes else None,
         cost=torch.stack(rows) * mean_L1,
         # A row without spread is coded like one whose deviation is its largest weight.
         spread=torch.where(spread_LR > 1e-6 * peak_LR, spread_LR, peak_LR),
     )
+
+
+def _columns(weight_LC: Tensor) -> Tensor:
+    """Return columns_LC, the steps that give the errors of all columns the same cost (int16)."""
+    octave_LC = -weight_LC.log2() / 2
+    octave_LC -= octave_LC.mean(1, keepdim=True)
+    classes_LC = (PER_OCTAVE * octave_LC.clamp(FINEST, COARSEST)).round()
+    return (_PER_CLASS * classes_LC).to(torch.int16)
 
 
 def _alive(moments_CC: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class QuantisedTensor:
     w is the row's scale times the multiple that a code stands for: the code itself, or what a
     trellis of so many states along the columns in `order` (int32 [C]; None: as they lie) makes of
     it. scale_R is float16, or float32 if scale_steps (int16 [R]) gives it: `scale_of(scale_steps)`.
+    With `columns` (int8 [C]) the step of a weight is `scale_of(scale_steps_R + columns_C)` instead.
     """
 
     codes: Tensor
@@ -68,10 +69,11 @@ class QuantisedTensor:
     scale_steps: Tensor | None = None
     trellis: int = 0
     order: Tensor | None = None
+    columns: Tensor | None = None
 
 
 def scale_of(steps_R: Tensor) -> Tensor:
-    """Return 2^(steps / 16) in float32, the same bits on every machine.
+    """Return 2^(steps / 16) in float32, of any shape, the same bits on every machine.
 
     Raises UserError for steps beyond +-LARGEST_STEP.
     """
@@ -116,7 +118,10 @@ def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
 def restore(quantised: QuantisedTensor) -> Tensor:
     """Return the weights w_RC in float32. See `error_bound` for how far off they can be."""
     multiples_RC = reconstruct(quantised.codes, quantised.trellis, quantised.order)
-    return multiples_RC.float() * quantised.scale.float()[:, None]
+    if quantised.scale_steps is None or quantised.columns is None:
+        return multiples_RC.float() * quantised.scale.float()[:, None]
+    steps_RC = quantised.scale_steps[:, None].int() + quantised.columns.int()
+    return multiples_RC.float() * scale_of(steps_RC.to(multiples_RC.device))
 
 
 def error_bound(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:

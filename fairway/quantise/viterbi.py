@@ -42,7 +42,8 @@ class Problem:
 
     feed_LCC: row j of the inverse's factor over its diagonal entry, so that an error e of column j
     takes e * feed[j, i] off column i. weight_LC: cost of a squared error; price_LR: cost of a bit.
-    bits_XGK: bits of a code by class of row, grid and magnitude, its sign included; class_LR.
+    bits_XGK: bits of a code by class, grid and magnitude, its sign included. The class of a weight
+    is its row's, class_LR, and its column's, finer_LC, together, as far as there are classes.
     """
 
     weights: Tensor
@@ -51,6 +52,7 @@ class Problem:
     price: Tensor
     bits: Tensor
     row_class: Tensor
+    finer: Tensor
 
 
 class Encoder:
@@ -116,6 +118,7 @@ class _Inputs:
     price: Tensor
     bits: Tensor
     row_class: Tensor
+    finer: Tensor
     state: Tensor
 
     def all(self) -> list[Tensor]:
@@ -131,6 +134,7 @@ def _inputs(problem: Problem, columns: slice, state_LR: Tensor) -> _Inputs:
         problem.price,
         problem.bits,
         problem.row_class,
+        problem.finer[:, columns],
         state_LR,
     )
 
@@ -187,7 +191,6 @@ class _Block:
         inputs, states, arrival_N2 = self._in, self._states, self._arrival_N2
         L, B, R = inputs.weights.shape
         device = inputs.weights.device
-        table_NLR = self._step.tables(inputs)
         left_NLBR = inputs.weights.expand(states, L, B, R).contiguous()
         cost_NLR = torch.full((states, L, R), NEVER, device=device)
         cost_NLR.scatter_(0, inputs.state[None], 0.0)
@@ -195,9 +198,7 @@ class _Block:
         code_BNLR = torch.empty((B, states, L, R), dtype=torch.int16, device=device)
         error_BNLR = torch.empty((B, states, L, R), device=device)
         for j in range(B):
-            cost_PNLR, code_PNLR, err_PNLR = self._step(
-                left_NLBR[:, :, j], inputs, j, table_NLR, cost_NLR
-            )
+            cost_PNLR, code_PNLR, err_PNLR = self._step(left_NLBR[:, :, j], inputs, j, cost_NLR)
             # By 2 * state + parity, as `arrival` counts.
             shape = (2 * states, L, R)
             cost_ALR = cost_PNLR.transpose(0, 1).reshape(shape)
@@ -242,14 +243,14 @@ class _Step:
         self._largest_P111 = ((last - self._parity_P111) / 2).floor()
         self._plus, self._minus = (torch.tensor(sign, device=device) for sign in (1.0, -1.0))
 
-    def tables(self, inputs: _Inputs) -> Tensor:
-        """Return where the bits of a row's codes on a state's grid begin in the flattened table."""
-        return (2 * inputs.row_class + self._grid_N11) * (self._last + 1)
-
     def __call__(
-        self, x_NLR: Tensor, inputs: _Inputs, j: int, table_NLR: Tensor, cost_NLR: Tensor
+        self, x_NLR: Tensor, inputs: _Inputs, j: int, cost_NLR: Tensor
     ) -> tuple[Tensor, ...]:
         """Return what a path costs with it, the code, and its error: [P, N, L, R] each."""
+        class_LR = inputs.row_class + inputs.finer[:, j, None]
+        class_LR = class_LR.clamp_(0, len(inputs.bits) - 1)
+        # Where the bits of a row's codes on a state's grid begin in the flattened table.
+        table_NLR = (2 * class_LR + self._grid_N11) * (self._last + 1)
         size_NLR = x_NLR.abs()
         place_NLR = (size_NLR + self._shift_N11) * 0.5
         low_PNLR = ((place_NLR - self._parity_P111) * 0.5).floor_().clamp_min_(0)
@@ -283,6 +284,7 @@ def _on_cpu(
     feed_LBB = problem.feed[:, columns, columns].contiguous().numpy()
     weight_LB = problem.weight[:, columns].contiguous().numpy()
     price_LR, class_LR = problem.price.numpy(), problem.row_class.numpy()
+    finer_LB = problem.finer[:, columns].contiguous().numpy()
     tables = (problem.bits.numpy(), _NEXT[states], _GRIDS[states], _arrivals(states))
 
     def work(job: tuple[int, slice]) -> None:
@@ -293,6 +295,7 @@ def _on_cpu(
             weight_LB[matrix],
             price_LR[matrix, rows],
             class_LR[matrix, rows],
+            finer_LB[matrix],
             *tables,
             state_after_LR[matrix, rows],
             multiple_LRB[matrix, rows],
@@ -318,6 +321,7 @@ def _encode_rows(
     weight_B: Any,
     price_R: Any,
     class_R: Any,
+    finer_B: Any,
     bits_XGK: Any,
     next_N2: Any,
     grid_N: Any,
@@ -341,10 +345,11 @@ def _encode_rows(
         for n in range(N):
             left_NB[n] = x_RB[r]
         for j in range(B):
+            at = min(max(class_R[r] + finer_B[j], 0), len(bits_XGK) - 1)
             for n in range(N):
                 _branch(
                     left_NB[n, j], cost_N[n], weight_B[j], price_R[r], grid_N[n],
-                    bits_XGK[class_R[r], grid_N[n]], total_A[2 * n : 2 * n + 2],
+                    bits_XGK[at, grid_N[n]], total_A[2 * n : 2 * n + 2],
                     code_A[2 * n : 2 * n + 2], error_A[2 * n : 2 * n + 2],
                 )  # fmt: skip
             for n in range(N):

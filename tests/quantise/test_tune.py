@@ -66,4 +66,3 @@ def test_the_same_text_teaches_the_same_and_may_end_early() -> None:
     assert all(torch.equal(once[name], again[name]) for name in once)
     untouched = dequantise(tuned(model, before, [], CONFIG))
     assert all(torch.equal(untouched[n], w) for n, w in dequantise(before).items())
-
