@@ -96,10 +96,10 @@ PLAIN_CUTS = {
     "fairway.pack.layout.section_bytes": (
         "if spec.kind == 'vectors':\n"
         "  return b''.join(_vector_bytes(tensor, quantised) for tensor in spec.tensors)\n"
-        "found = matrices(spec, quantised)\n"
-        "if spec.kind == 'codes':\n"
+        " found = matrices(spec, quantised)\n"
+        " if spec.kind == 'codes':\n"
         "  return b''.join(codes_bytes(t.codes.numpy(), 'i1') for t in found)\n"
-        "return b''.join(t.scale.numpy().astype('<f2').tobytes() for t in found)"
+        " return b''.join(t.scale.numpy().astype('<f2').tobytes() for t in found)"
     ),
     "fairway.pack.layout.SectionSpec.raw_bytes": "return 0",
     "fairway.pack.layout._require_codes": "pass",
@@ -119,9 +119,9 @@ PLAIN_CUTS = {
     ),
     "fairway.pack.layout.split": (
         "values = np.frombuffer(raw, 'i1' if spec.kind == 'codes' else '<f2')\n"
-        "size = lambda t: t.shape[0] if spec.kind == 'scales' else math.prod(t.shape)\n"
-        "ends = np.cumsum([size(t) for t in spec.tensors])\n"
-        "return [(t, values[end - size(t) : end]) for t, end in zip(spec.tensors, ends)]"
+        " size = lambda t: t.shape[0] if spec.kind == 'scales' else math.prod(t.shape)\n"
+        " ends = np.cumsum([size(t) for t in spec.tensors])\n"
+        " return [(t, values[end - size(t) : end]) for t, end in zip(spec.tensors, ends)]"
     ),
     "fairway.pack.artifact._flag": "return value",
 }
