@@ -19,6 +19,8 @@ SMALLEST_SCALE = 2.0**-24
 
 # Scales on a logarithmic grid, in sixteenths of an octave: from 2^-40 to 2^40.
 LARGEST_STEP = 640
+# Rows restored together: numbers on the way to a step take many times a code's bytes.
+_ROWS_AT_ONCE = 256
 # 2^(i/16) as multiples of 2^-23, the nearest float32; a library's pow() may miss the last bit.
 _MANTISSAS = (
     0x800000,
@@ -120,8 +122,12 @@ def restore(quantised: QuantisedTensor) -> Tensor:
     multiples_RC = reconstruct(quantised.codes, quantised.trellis, quantised.order)
     if quantised.scale_steps is None or quantised.columns is None:
         return multiples_RC.float() * quantised.scale.float()[:, None]
-    steps_RC = quantised.scale_steps[:, None].int() + quantised.columns.int()
-    return multiples_RC.float() * scale_of(steps_RC.to(multiples_RC.device))
+    steps_R1, weights_RC = quantised.scale_steps.int()[:, None], multiples_RC.float()
+    for first in range(0, len(weights_RC), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        scale_RC = scale_of(steps_R1[rows] + quantised.columns.int())
+        weights_RC[rows] *= scale_RC.to(weights_RC.device)
+    return weights_RC
 
 
 def error_bound(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:

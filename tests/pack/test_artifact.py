@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from specimens import PROVENANCE, PUNY, ROUND, TINY, WORDS, fancy, quantised
+from specimens import PROVENANCE, PUNY, ROUND, TINY, WORDS, fancy, quantised, striped
 
 from fairway.config import ModelConfig, PackConfig, to_dict
 from fairway.errors import UserError
@@ -83,16 +83,6 @@ def test_trellis_orders_and_steps_come_back(tmp_path: Path, codec: str) -> None:
     loaded = load_artifact(path)
     for name, weight in dequantise(fancy()).items():
         assert torch.equal(loaded.state[name], weight), name
-
-
-def striped() -> QuantisedModel:
-    """`fancy` with steps for the columns of all matrices but one."""
-    found = fancy()
-    for name, tensor in found.items():
-        if isinstance(tensor, QuantisedTensor) and name != "blocks.0.mlp.fc.weight":
-            columns = (torch.arange(tensor.codes.shape[1]) * 11 % 49 - 32).to(torch.int8)
-            found[name] = replace(tensor, columns=columns)
-    return found
 
 
 @pytest.mark.parametrize("codec", ["cabac", "brotli", "lzma", "raw"])
