@@ -122,10 +122,10 @@ def ideal_bytes(state: Mapping[str, Tensor], quantised: QuantisedModel) -> float
             # A column's steps take about three bits in the artifact.
             classes_RC = shifted(classes_RC, -tensor.columns.long() // 2)
             total += 3 / 8 * len(tensor.columns)
-        codes_RC = tensor.codes.int() + 128
-        keys = ((classes_RC * 2 + grids_of(tensor)) * 256 + codes_RC).flatten()
-        counts = torch.bincount(keys, minlength=256).double().cpu()
-        counts = torch.nn.functional.pad(counts, (0, -len(counts) % 256)).view(-1, 256)
+        codes_RC = tensor.codes.int() + 512
+        keys = ((classes_RC * 2 + grids_of(tensor)) * 1024 + codes_RC).flatten()
+        counts = torch.bincount(keys, minlength=1024).double().cpu()
+        counts = torch.nn.functional.pad(counts, (0, -len(counts) % 1024)).view(-1, 1024)
         bits = torch.special.xlogy(counts.sum(1), counts.sum(1)).sum()
         bits -= torch.special.xlogy(counts, counts).sum()
         total += float(bits) / math.log(2) / 8 + 1.25 * len(codes_RC)

@@ -34,10 +34,11 @@ from fairway.quantise.gptq import (
     inverse_factor,
     is_coded,
 )
-from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, scale_of
+from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, largest_code, scale_of
 from fairway.quantise.rates import (
     CODE_BITS,
     PER_OCTAVE,
+    WIDE_BITS,
     code_bits,
     expected_bits,
     row_classes,
@@ -51,8 +52,8 @@ from fairway.quantise.viterbi import Encoder, Problem
 LOW, HIGH = 0.04, 0.5
 # The coarsest level has so many times the steps of the one at which every row is at HIGH.
 _COARSEST = 16.0
-# Bounds of a column's step, in octaves. Codes are bytes, which very fine steps would exceed.
-FINEST, COARSEST = -2.0, 1.0
+# Bounds of a column's step, in octaves. Where codes would end, damage would be large.
+FINEST, COARSEST = -3.0, 1.0
 # Columns' steps lie on every other sixteenth of an octave, as far apart as classes of rows.
 _PER_CLASS = 16 // PER_OCTAVE
 # How much dearer or cheaper a bit may be in a row whose step is bounded.
@@ -99,7 +100,7 @@ class Plan:
         self.order = list(state)
         self.groups = [_group(names, state, costs, config) for names in shapes.values()]
         device = self.groups[0].weights.device if self.groups else "cpu"
-        self.bits = code_bits().to(device)
+        self.bits = code_bits(WIDE_BITS if config.column_steps else CODE_BITS).to(device)
         self._encoder = Encoder(config.states, config.block)
         self._expected = expected_bits(self.bits)
         free = [float((group.spread * group.cost.sqrt()).max()) for group in self.groups]
@@ -183,23 +184,24 @@ class Plan:
             if group.mix is not None and last < rows:
                 error_LSC = here_LSC - step_LSC * multiples_LSC
                 _make_up(left_LRC, group.mix, error_LSC, first, last)
-        codes_LRC = torch.cat(codes, 1).to(torch.int8).cpu()
+        codes_LRC = torch.cat(codes, 1).cpu()
         if config.states == 1:
             # A plain grid has no second one between its points: its step is two of ours.
             steps_LR = steps_LR + 16
             scale_LR = scale_of(steps_LR)
         columns_LC = group.columns.to(torch.int8).cpu()
-        return {
-            name: QuantisedTensor(
-                codes_LRC[i].clone(),
+        found = {}
+        for i, name in enumerate(group.names):
+            codes_RC, bits = _narrowed(codes_LRC[i])
+            found[name] = QuantisedTensor(
+                codes_RC,
                 scale_LR[i].cpu(),
-                CODE_BITS,
+                bits,
                 steps_LR[i].cpu().clone(),
                 config.states if config.states > 1 else 0,
                 columns=columns_LC[i].clone() if config.column_steps else None,
             )
-            for i, name in enumerate(group.names)
-        }
+        return found
 
 
 def _group(
@@ -248,6 +250,13 @@ def _group(
         # A row without spread is coded like one whose deviation is its largest weight.
         spread=torch.where(spread_LR > 1e-6 * peak_LR, spread_LR, peak_LR),
     )
+
+
+def _narrowed(codes_RC: Tensor) -> tuple[Tensor, int]:
+    """Return codes as bytes if they are, else as they are; and their width in bits."""
+    if int(codes_RC.abs().max()) <= largest_code(CODE_BITS):
+        return codes_RC.to(torch.int8), CODE_BITS
+    return codes_RC.clone(), WIDE_BITS
 
 
 def _columns(weight_LC: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fairway.quantise.grid import largest_code
 
-# Codes of dependent quantisation are bytes.
-CODE_BITS = 8
+# Codes of dependent quantisation are bytes; where columns have finer steps, some need more.
+CODE_BITS, WIDE_BITS = 8, 10
 PER_OCTAVE = 8
 _LOWEST_OCTAVE, _OCTAVES = -4, 12
 # Share of the codes that follow no Gaussian, halved by every 4 further codes.
@@ -33,9 +33,9 @@ def shifted(class_R: Tensor, classes: int | Tensor) -> Tensor:
     return (class_R + classes).clamp(0, _OCTAVES * PER_OCTAVE - 1)
 
 
-def code_bits() -> Tensor:
-    """Return bits_XGK in float32: the bits of a code, its sign included."""
-    last = largest_code(CODE_BITS)
+def code_bits(width: int = CODE_BITS) -> Tensor:
+    """Return bits_XGK in float32: the bits of codes of a width in bits, their signs included."""
+    last = largest_code(width)
     k_K = torch.arange(last + 1, dtype=torch.float64)
     octave_X = torch.arange(_OCTAVES * PER_OCTAVE, dtype=torch.float64) / PER_OCTAVE
     ratio_X1 = 2.0 ** (octave_X + _LOWEST_OCTAVE)[:, None]

@@ -94,16 +94,32 @@ def test_columns_that_cost_more_have_finer_steps_and_less_is_lost() -> None:
         losses.append(loss(state, costs, NAMES[0], restore(found[NAMES[0]])) * 4**bits)
     for name, tensor in found.items():
         assert tensor.columns is not None and tensor.columns.dtype == torch.int8
-        assert int(tensor.columns.min()) >= -32 and int(tensor.columns.max()) <= 16
+        assert int(tensor.columns.min()) >= -48 and int(tensor.columns.max()) <= 16
         # What is left of a weight is within its own step, feedback included.
         assert tensor.scale_steps is not None
         step_RC = scale_of(tensor.scale_steps[:, None] + tensor.columns)
         off_RC = (restore(tensor) - state[name]) / step_RC
         assert 0.1 < float(off_RC.square().mean()) < 3.0
         if name != NAMES[1]:
-            assert int(tensor.columns[5]) == int(tensor.columns.min()) == -32
+            assert int(tensor.columns[5]) == int(tensor.columns.min()) < -16
     assert losses[1] < 0.8 * losses[0]
     assert all(t.columns is None for t in coded(Plan(state, costs, CONFIG), level).values())
+
+
+def test_codes_beyond_a_byte_are_kept_where_columns_ask_for_them() -> None:
+    state, costs = problem()
+    name = NAMES[2]
+    state[name][3, 5] = 12.0
+    inputs_CC = costs[name].inputs.clone()
+    inputs_CC[5] *= 40
+    inputs_CC[:, 5] *= 40
+    costs[name] = replace(costs[name], inputs=inputs_CC)
+    plan = Plan(state, costs, replace(CONFIG, column_steps=True))
+    tensor = coded(plan, plan.level_for(5.5))[name]
+    assert (tensor.codes.dtype, tensor.bits) == (torch.int16, 10)
+    largest = int(tensor.codes.abs().max())
+    assert int(tensor.codes[3, 5].abs()) == largest > 127
+    assert abs(float(restore(tensor)[3, 5]) - 12.0) < 0.1
 
 
 def order_0(tensor: QuantisedTensor) -> Tensor:
