@@ -1,12 +1,14 @@
 """A training step of the seed system on one GPU: floor, forward and backward, the whole step.
 
     python benchmarks/step.py [--compiled] [--attention NAME] [--rows 48]
+    torchrun --standalone --nproc-per-node=2 benchmarks/step.py     # whole steps alone
 
 Prints the measured floor, then milliseconds per micro-step of `rows` x 2,048 tokens without and
 with depth recurrence, and whole training steps as `fairway train` makes them (loader, clip,
 optimisers, weight average). `--compiled` also times the plain path through torch.compile, which
-takes a minute. Everything is timed back to back, as in training, since a GPU that is never idle
-runs slower: medians over repeats.
+takes a minute. Under torchrun each GPU has `rows` rows of a batch that grows with their number;
+`--whole` times the same on one. Everything is timed back to back, as in training, since a GPU that
+is never idle runs slower: medians over repeats.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from fairway.model.gpt import GPT, build, visits
 from fairway.model.paths import prepare
 from fairway.quantise.estimate import estimate_bytes
 from fairway.recipes import recipe
-from fairway.runtime import DTYPES, Plan, Ranks, make_plan
+from fairway.runtime import DTYPES, Plan, Ranks, join_ranks, make_plan
 from fairway.steps import STEPS, read_steps
 from fairway.train import TrainingText, train
 
@@ -144,23 +146,25 @@ def passes(name: str, config: Config, plan: Plan, rows: int, compiled: bool = Fa
     return found
 
 
-def whole_steps(config: Config, plan: Plan, rows: int, steps: int) -> list[float]:
+def whole_steps(config: Config, plan: Plan, ranks: Ranks, rows: int, steps: int) -> list[float]:
     """Return the median milliseconds of whole training steps without and with recurrence."""
     tokens = rows * T
     config = dataclasses.replace(
         config,
         train=dataclasses.replace(
             config.train, clock="steps", steps=steps, loop_from=0.5, warmup_steps=5,
-            batch_tokens=tokens, micro_tokens=tokens, checkpoint_every_s=0.0,
+            batch_tokens=tokens * ranks.world, micro_tokens=tokens, checkpoint_every_s=0.0,
         ),
     )  # fmt: skip
     ids = np.random.default_rng(0).integers(0, config.model.vocab_size, 4_000_000)
-    text = TrainingText([ids.astype(np.uint16)], 3.6)
+    text = TrainingText([ids.astype(np.uint16)] * ranks.world, 3.6)
     with tempfile.TemporaryDirectory() as folder:
         train(
-            config, plan, Ranks(), text, Path(folder),
+            config, plan, ranks, text, Path(folder),
             lambda model: estimate_bytes(model, config.quant), lambda _: None,
         )  # fmt: skip
+        if not ranks.first:
+            return []
         records = read_steps(Path(folder) / STEPS)
     pairs = list(itertools.pairwise(records))
     # The first and last steps of a run wait for what steady ones do not.
@@ -178,11 +182,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--whole", action="store_true", help="whole training steps alone")
     parser.add_argument("--compiled", action="store_true")
     chosen = parser.parse_args()
     config = recipe("pr1858_proxy")
+    ranks = join_ranks()
     plan = make_plan(RuntimeConfig(attention=chosen.attention))
     plan.apply()
+    if chosen.whole or ranks.world > 1:
+        step = whole_steps(config, plan, ranks, chosen.rows, chosen.steps)
+        if ranks.first:
+            print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {plan.describe()}")
+            print(f"{ranks.world} ranks, whole step: {step[0]:.2f} ms without recurrence, "
+                  f"{step[1]:.2f} with")  # fmt: skip
+        return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {plan.describe()}")
     print("floor: matrix products and attention alone")
     least_ms = floor(config, plan.attention, chosen.rows)
@@ -194,7 +207,7 @@ def main() -> None:
         theirs = passes("plain, compiled", config, plain, chosen.rows, compiled=True)
         print(f"  compiled / fused: {theirs[0] / ours[0]:.2f}, {theirs[1] / ours[1]:.2f}")
     print(f"  fused / floor: {ours[0] / least_ms[0]:.2f}, {ours[1] / least_ms[1]:.2f}")
-    step = whole_steps(config, plan, chosen.rows, chosen.steps)
+    step = whole_steps(config, plan, ranks, chosen.rows, chosen.steps)
     print(f"whole step: {step[0]:.2f} ms without recurrence, {step[1]:.2f} with")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, settings_of
+from fairway.config import MAX_STREAMS
 from fairway.data.documents import Document
 from fairway.errors import UserError
 
@@ -17,11 +18,15 @@ SUFFIX = ".fwz"
 Artifact = Annotated[
     Path, typer.Option("--artifact", help="The artifact, or its run folder, to code with.")
 ]
-_PARTS = typer.Option(
-    "--streams", min=1, max=64, help="Parts coded side by side: faster, with less context."
-)
-Streams = Annotated[int, _PARTS]
-StreamsOfMethod = Annotated[int | None, _PARTS]
+Streams = Annotated[
+    int | None,
+    typer.Option(
+        "--streams",
+        min=1,
+        max=MAX_STREAMS,
+        help="Parts coded side by side: faster, with less context. [by device and length]",
+    ),
+]
 
 
 def prove(
@@ -36,7 +41,7 @@ def prove(
     limit_bytes: Annotated[
         int, typer.Option("--bytes", min=0, help="Code the first so many bytes; 0 codes all.")
     ] = 0,
-    streams: StreamsOfMethod = None,
+    streams: Streams = None,
     method: Annotated[
         str,
         typer.Option("--method", help="Who predicts: sliding, or one that learns: sgd, lora."),
@@ -135,7 +140,7 @@ def compress(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Any file.")],
     artifact: Artifact,
     out: Annotated[Path | None, typer.Option("--out", help=f"[FILE{SUFFIX}]")] = None,
-    streams: Streams = 16,
+    streams: Streams = None,
     beside: Annotated[
         bool, typer.Option("--compare", help="Print what xz -9e and brotli -11 make of it.")
     ] = False,
@@ -153,7 +158,8 @@ def compress(
     target = _free(out, file.with_name(file.name + SUFFIX))
     data = file.read_bytes()
     start_s = time.perf_counter()
-    session = open_session(artifact, tokenizer, coding_plan(runtime_of(overrides)))
+    plan = coding_plan(runtime_of(overrides), exact=False)
+    session = open_session(artifact, tokenizer, plan)
     coded = compressed(data, session, streams)
     seconds = time.perf_counter() - start_s
     if decompressed(coded, artifact, tokenizer) != data:

@@ -279,6 +279,10 @@ class MixtureConfig:
     )  # fmt: skip
 
 
+# Streams that may be coded side by side.
+MAX_STREAMS = 1024
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProveConfig:
     """The proof of a run: validation text coded, and restored by a fresh process."""
@@ -291,7 +295,7 @@ class ProveConfig:
     )
     experts: bool = opt(False, "with the experts of mixture beside it")
     streams: int = opt(
-        8, "parts side by side, with lora documents; sgd always has one", lo=1, hi=64
+        8, "parts side by side, with lora documents; sgd always has one", lo=1, hi=MAX_STREAMS
     )
 
 

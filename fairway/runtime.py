@@ -271,6 +271,8 @@ class Clock:
         self.budget_s, self.allowance_s = train.budget_s, train.budget_s - train.reserve_s
         # What the last step took. The device may be one step behind the host's decisions.
         self.step_s = 0.0
+        # Calibration has no way back: about half of what training on its tokens takes.
+        self.left_steps = 2 + config.quant.calibration_tokens / train.batch_tokens / 2
         self.total_steps = len(recorded) - 1 if recorded is not None else train.steps
         self.recorded = recorded
         self.elapsed_s = 0.0
@@ -296,12 +298,12 @@ class Clock:
     def progress(self, step: int) -> float:
         """Return the share of the run behind us when `step` is about to start.
 
-        With wall time the run is over, whatever its share, when the step in flight and one more
-        would not end within the budget: this matters where the reserve is shorter than two steps.
+        With wall time the run is over, whatever its share, when the step in flight, one more and
+        calibration would not end within the budget: this matters where the reserve is too short.
         """
         if self.mode == "wall":
             seconds = self.seconds()
-            over = seconds + 2 * self.step_s > self.budget_s
+            over = seconds + self.left_steps * self.step_s > self.budget_s
             return 1.0 if over else min(1.0, seconds / self.allowance_s)
         if self.recorded is not None:
             return self.recorded[step]

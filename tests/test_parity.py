@@ -11,6 +11,7 @@ from pathlib import Path
 import plain
 import pytest
 import torch
+from tiny import muon_update
 from torch import Tensor
 
 from fairway.checkpoint import load_checkpoint
@@ -18,7 +19,6 @@ from fairway.config import Config, OptimConfig
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
 from fairway.model.gpt import GPT, build
-from fairway.optim.muon import muon_update
 from fairway.recipes import recipe
 from fairway.run import Pipeline
 from fairway.stages import RunFolder

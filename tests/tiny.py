@@ -1,9 +1,11 @@
 """A tiny model whose every part matters: all weights away from their initial values."""
 
 import torch
+from torch import Tensor
 
-from fairway.config import ModelConfig
+from fairway.config import ModelConfig, OptimConfig
 from fairway.model.gpt import GPT, build
+from fairway.optim import muon
 
 TINY = ModelConfig(
     vocab_size=260, num_layers=3, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
@@ -20,3 +22,10 @@ def alive(config: ModelConfig = TINY) -> GPT:
             weight += 0.3 * torch.randn(weight.shape, generator=generator)
     model.set_looping(True)
     return model
+
+
+def muon_update(grads: Tensor, buffers: Tensor, mu: float, config: OptimConfig) -> Tensor:
+    """Return updates [K, R, C] of gradients as they are; the momentum advances in place."""
+    out = torch.empty_like(grads, dtype=torch.bfloat16)
+    muon.muon_update(grads.clone(), buffers, torch.ones(1), mu, config, out)
+    return out

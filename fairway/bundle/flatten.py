@@ -16,6 +16,7 @@ from fairway.bundle.shake import Item, again, items_of, shake
 from fairway.bundle.shorten import library_names
 from fairway.bundle.specialise import drop_empty, specialise
 from fairway.config import Config, fixed_digest, to_dict
+from fairway.model.paths import unfit
 from fairway.quantise.fit import LARGEST
 
 ENTRY = "fairway.solo"
@@ -40,6 +41,7 @@ CUTS = {
     "fairway.packing.matrix_statistics": "return []",
     # A bundle's run is one go: it keeps no state to continue from.
     "fairway.train.Training.save": "pass",
+    "fairway.optim.muon.Optimisers.state": "return {}",
     "fairway.data.loader.ShuffledLoader.state": "return None",
     # Its folder is new, and so is every file in it.
     "fairway.files.atomic_file": "with path.open('xb') as stream: yield stream",
@@ -191,6 +193,8 @@ def _flatten(config: Config, changed: frozenset[str]) -> Flat:
     # Documents go side by side for adapters alone.
     if config.ttt.method != "lora":
         cuts["fairway.score.ledger.Ledger._require_unscored"] = "pass"
+    if not unfit(config.model):
+        cuts["fairway.model.paths.unfit"] = "pass"
     if not config.data.val_bytes:
         cuts["fairway.data.spmodel.parse_model"] = _PARSE
     for module in modules.values():

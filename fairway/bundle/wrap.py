@@ -9,6 +9,7 @@ import ast
 import base64
 import itertools
 import lzma
+import re
 from typing import Any
 
 import brotli
@@ -87,16 +88,13 @@ def _base85(packed: bytes) -> str:
 def _latin1(packed: bytes) -> str:
     """Return bytes as a string literal in Latin-1 with as few escapes as Python lets pass.
 
-    NUL may not stand in a source, and a carriage return would become a newline.
+    NUL may not stand in a source, and a carriage return would become a newline. Between three
+    quotes newlines and single quotes stand for themselves.
     """
-    quotes = {mark: packed.count(mark.encode()) for mark in ("'", '"')}
-    mark = min(quotes, key=lambda key: (quotes[key], key))
-    escapes = {0: "\\0", 10: "\\n", 13: "\\r", 92: "\\\\", ord(mark): "\\" + mark}
-    parts = []
-    for value, following in itertools.zip_longest(packed, packed[1:]):
-        octal = value == 0 and following is not None and chr(following) in "01234567"
-        parts.append("\\000" if octal else escapes.get(value, chr(value)))
-    return mark + "".join(parts) + mark
+    body = packed.decode("latin1").replace("\\", "\\\\").replace("\r", "\\r")
+    body = re.sub("\0(?=[0-7])", r"\\000", body).replace("\0", "\\0")
+    body = re.sub('"""|"$', lambda found: found[0][:-1] + '\\"', body)
+    return f'"""{body}"""'
 
 
 def unwrap(file: bytes) -> str:

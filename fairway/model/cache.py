@@ -4,8 +4,9 @@ There is no second transformer here. The model's own code runs, but while it doe
 block is replaced by one that adds the new keys and values to those of the same visit and lets the
 queries see both. A block that the recurrence visits three times keeps three sets.
 
-Shapes: S rows side by side, T new positions, N positions read so far, D width, V visits of blocks,
-H query heads, G key/value heads, P = H / G, K head width, R rotated pairs, L most positions.
+Shapes: S rows side by side, B some of them, T new positions, N positions read so far, D width,
+V visits of blocks, H query heads, G key/value heads, P = H / G, K head width, R rotated pairs,
+L most positions.
 """
 
 import functools
@@ -20,78 +21,112 @@ from torch import Tensor
 from fairway.model.attention import Attention
 from fairway.model.gpt import GPT, Block, rope_table
 
+_ALL = slice(None)
+# Tokens that a GPU reads at once: hidden states of the MLP are then 268 MB in bfloat16.
+_AT_ONCE = 1 << 16
+
+
+def row_bytes(model: GPT, room: int) -> int:
+    """Return what a cache of `room` positions takes for a row, in bytes."""
+    config = model.config
+    width = config.dim // config.num_heads
+    kept = 2 * _visits(model) * config.num_kv_heads * room * width
+    return kept * model.compute_dtype.itemsize
+
+
+def _visits(model: GPT) -> int:
+    return len(model.encoder_visits) + len(model.decoder_visits)
+
 
 class Cache:
-    """What a model has read of up to `length` positions in each of `rows` rows.
+    """What a model has read of up to `room` positions in each of `rows` rows.
 
     Positions are turned by the rotary table of `length`, whose base may depend on it, so that
     states equal those of a window padded to that length. Between calls the model is as it was:
     its weights may change as long as `clear` is called before reading on. It must not change its
     looping state or dtype. If weights change in place alone and nothing is hooked on, the cache may
-    be `steady`: on a GPU, single tokens are then read by recorded launches.
+    be `steady`: many tokens are then read some rows at a time and, on a GPU, single tokens by
+    recorded launches.
     """
 
-    def __init__(self, model: GPT, rows: int, length: int, steady: bool = False) -> None:
+    def __init__(
+        self, model: GPT, rows: int, length: int, room: int | None = None, steady: bool = False
+    ) -> None:
         config, weight = model.config, model.tok_emb.weight
-        cos_LR, sin_LR = rope_table(length, config)
-        self._rope = cos_LR.to(weight.device), sin_LR.to(weight.device)
-        self._visits = len(model.encoder_visits) + len(model.decoder_visits)
+        self.model, self.rows, self.steady = model, rows, steady
+        self.room = length if room is None else room
+        self.device = weight.device
+        self._rope = tuple(table.to(weight.device) for table in rope_table(length, config))
+        self._visits = _visits(model)
         width = config.dim // config.num_heads
-        shape = (2, self._visits, rows, config.num_kv_heads, length, width)
+        shape = (2, self._visits, rows, config.num_kv_heads, self.room, width)
         self._kept_2VSGLK = torch.zeros(shape, dtype=model.compute_dtype, device=weight.device)
         self.last_S1 = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
-        self.model, self.rows, self.length = model, rows, length
         self.filled = 0
-        self.single = Single(self) if steady and weight.device.type == "cuda" else None
+        self.single = Single(self) if steady and weight.is_cuda else None
 
     def clear(self) -> None:
         """Forget everything; the next token read stands at the beginning."""
         self.filled = 0
 
-    @torch.no_grad()
     def read(self, ids_ST: Tensor) -> Tensor:
         """Return the normalised final states of the next T tokens of every row, [S, T, D].
 
         Raises ValueError for another number of rows, no token, or more than there is room for.
         """
+        return torch.cat(list(self._read(ids_ST)))
+
+    def last(self, ids_ST: Tensor) -> Tensor:
+        """Read the next T tokens of every row and return the last one's states, [S, D]."""
+        return torch.cat([states_BTD[:, -1] for states_BTD in self._read(ids_ST)])
+
+    @torch.no_grad()
+    def _read(self, ids_ST: Tensor) -> Iterator[Tensor]:
+        """Yield the states [B, T, D] of some rows after another; then all rows were read."""
         S, T = ids_ST.shape
-        if self.rows != S or not 1 <= T <= self.length - self.filled:
+        if self.rows != S or not 1 <= T <= self.room - self.filled:
             raise ValueError(
                 f"cannot read {T} tokens in {S} rows after {self.filled} positions; the cache has "
-                f"{self.rows} rows of {self.length}"
+                f"{self.rows} rows of {self.room}"
             )
-        ids_ST = ids_ST.to(self.last_S1.device)
+        ids_ST = ids_ST.to(self.device)
         if T == 1 and self.filled and self.single is not None:
-            states_STD = self.single.read(ids_ST)
+            yield self.single.read(self, ids_ST)
         else:
-            cos_TR, sin_TR = (table[self.filled : self.filled + T] for table in self._rope)
-            x_STD = self._embedded(ids_ST)
-            with self.attending(self._attend):
-                states_STD = self.model.states(x_STD, (cos_TR, sin_TR))
+            # What is hooked on has a part for every row.
+            count = max(1, _AT_ONCE // T) if self.steady else S
+            for first in range(0, S, count):
+                yield self._states(ids_ST[first : first + count], slice(first, first + count))
         self.last_S1 = ids_ST[:, -1:]
         self.filled += T
-        return states_STD
+
+    def _states(self, ids_BT: Tensor, rows: slice) -> Tensor:
+        cos_LR, sin_LR = self._rope
+        places = slice(self.filled, self.filled + ids_BT.shape[1])
+        x_BTD = self._embedded(ids_BT, self.last_S1[rows])
+        with self.attending(self._attend, rows):
+            return self.model.states(x_BTD, (cos_LR[places], sin_LR[places]))
 
     def rope_at(self, at_1: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rotary table of one position, whose number is on the device."""
         cos_LR, sin_LR = self._rope
         return cos_LR.index_select(0, at_1), sin_LR.index_select(0, at_1)
 
-    def _embedded(self, ids_ST: Tensor) -> Tensor:
+    def _embedded(self, ids_BT: Tensor, last_B1: Tensor) -> Tensor:
         if not self.filled:
-            return self.model.embedded(ids_ST)
+            return self.model.embedded(ids_BT)
         # SmearGate looks one token back, so that one is embedded again.
-        return self.model.embedded(torch.cat((self.last_S1, ids_ST), 1))[:, 1:]
+        return self.model.embedded(torch.cat((last_B1, ids_BT), 1))[:, 1:]
 
     @contextmanager
-    def attending(self, attend: Callable[..., Tensor]) -> Iterator[None]:
-        """While this lasts, blocks attend by a function of (kept_2SGLK, own attention, q, k, v)."""
+    def attending(self, attend: Callable[..., Tensor], rows: slice = _ALL) -> Iterator[None]:
+        """While this lasts, blocks attend by a function of (kept_2BGLK, own attention, q, k, v)."""
         attentions = [cast(Block, block).attn for block in self.model.blocks]
         own = [attention.attend for attention in attentions]
         visits = iter(range(self._visits))
 
         def visited(plain: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend(self._kept_2VSGLK[:, next(visits)], plain, q, k, v)
+            return attend(self._kept_2VSGLK[:, next(visits), rows], plain, q, k, v)
 
         try:
             for attention, plain in zip(attentions, own, strict=True):
@@ -103,20 +138,20 @@ class Cache:
 
     def _attend(
         self,
-        kept_2SGLK: Tensor,
+        kept_2BGLK: Tensor,
         plain: Attention,
-        q_SHTK: Tensor,
-        k_SGTK: Tensor,
-        v_SGTK: Tensor,
+        q_BHTK: Tensor,
+        k_BGTK: Tensor,
+        v_BGTK: Tensor,
     ) -> Tensor:
-        """Return y_SHTK of new queries over everything read, the new positions included."""
-        first, end = self.filled, self.filled + q_SHTK.shape[2]
-        kept_2SGLK[0, :, :, first:end] = k_SGTK
-        kept_2SGLK[1, :, :, first:end] = v_SGTK
+        """Return y_BHTK of new queries over everything read, the new positions included."""
+        first, end = self.filled, self.filled + q_BHTK.shape[2]
+        kept_2BGLK[0, :, :, first:end] = k_BGTK
+        kept_2BGLK[1, :, :, first:end] = v_BGTK
         if not first:
             # A beginning is what the model's own backend computes, and faster.
-            return plain(q_SHTK, k_SGTK, v_SGTK)
-        return attend_after(q_SHTK, *kept_2SGLK[:, :, :, :end])
+            return plain(q_BHTK, k_BGTK, v_BGTK)
+        return attend_after(q_BHTK, *kept_2BGLK[:, :, :, :end])
 
 
 class Single:
@@ -124,42 +159,42 @@ class Single:
 
     They can be recorded: 17 visits of small products cost a GPU far less than their launches. The
     position is a number on the device, and queries see whole stretches of the cache under a mask. A
-    stretch is run once as it is, then recorded as a CUDA graph.
+    stretch is run once as it is, then recorded as a CUDA graph. The cache is told at every call: if
+    it were kept, nothing would free the two before Python looks for cycles.
     """
 
     STRETCH = 256
 
     def __init__(self, cache: Cache) -> None:
-        self._cache, config = cache, cache.model.config
-        like = cache.model.tok_emb.weight
-        self._ids_S2 = torch.zeros(cache.rows, 2, dtype=torch.long, device=like.device)
-        self._at_1 = torch.zeros(1, dtype=torch.long, device=like.device)
-        self._places_L = torch.arange(cache.length, device=like.device)
-        self._states_S1D = like.new_empty(
-            cache.rows, 1, config.dim, dtype=cache.model.compute_dtype
+        config, device = cache.model.config, cache.device
+        self._ids_S2 = torch.zeros(cache.rows, 2, dtype=torch.long, device=device)
+        self._at_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self._places_L = torch.arange(cache.room, device=device)
+        self._states_S1D = torch.empty(
+            cache.rows, 1, config.dim, dtype=cache.model.compute_dtype, device=device
         )
         self._graphs: dict[int, Any] = {}
+        # Graphs run one after another, so they may share what they write in between.
+        self._shared: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
-    def read(self, ids_S1: Tensor) -> Tensor:
+    def read(self, cache: Cache, ids_S1: Tensor) -> Tensor:
         """Return the normalised final states of the next token of every row, [S, 1, D]."""
-        cache = self._cache
         self._ids_S2[:, 1:] = ids_S1
         self._ids_S2[:, :1] = cache.last_S1
         self._at_1.fill_(cache.filled)
-        seen = min(cache.length, -(-(cache.filled + 1) // self.STRETCH) * self.STRETCH)
+        seen = min(cache.room, -(-(cache.filled + 1) // self.STRETCH) * self.STRETCH)
         if seen not in self._graphs:
             self._graphs[seen] = None
-            self._compute(seen)
+            self._compute(cache, seen)
         elif not ids_S1.is_cuda:
-            self._compute(seen)
+            self._compute(cache, seen)
         else:
-            self._graphs[seen] = self._graphs[seen] or self._record(seen)
+            self._graphs[seen] = self._graphs[seen] or self._record(cache, seen)
             self._graphs[seen].replay()
         return self._states_S1D.clone()
 
-    def _compute(self, seen: int) -> None:
-        model = self._cache.model
-        rope = self._cache.rope_at(self._at_1)
+    def _compute(self, cache: Cache, seen: int) -> None:
+        rope = cache.rope_at(self._at_1)
         hidden_N = self._places_L[:seen] > self._at_1
 
         def attend(
@@ -171,16 +206,16 @@ class Single:
             return attend_to(q_SH1K, k_SGNK, v_SGNK, hidden_N)
 
         # SmearGate looks one token back.
-        x_S1D = model.embedded(self._ids_S2)[:, 1:]
-        with self._cache.attending(attend):
-            self._states_S1D.copy_(model.states(x_S1D, rope))
+        x_S1D = cache.model.embedded(self._ids_S2)[:, 1:]
+        with cache.attending(attend):
+            self._states_S1D.copy_(cache.model.states(x_S1D, rope))
 
-    def _record(self, seen: int) -> Any:
+    def _record(self, cache: Cache, seen: int) -> Any:
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            graph.capture_begin()
-            self._compute(seen)
+            graph.capture_begin(pool=self._shared)
+            self._compute(cache, seen)
             graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
         return graph

@@ -14,7 +14,7 @@ Shapes: B batch, T time, N = B T rows, D width, F hidden width of the MLP, H que
 G key/value heads, K head width, C = (H + 2 G) K, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -46,33 +46,38 @@ def product_f32(a_MN: Tensor, b_NL: Tensor) -> Tensor:
 
 
 class Working:
-    """A tensor made from parameters, made again once one of them has changed."""
+    """A tensor made from parameters, made again in its place once one of them has changed.
 
-    def __init__(self, make: Callable[..., Tensor], dtype: torch.dtype, *sources: Tensor) -> None:
-        self._make, self._dtype, self._sources = make, dtype, sources
+    `make(out, *sources)` writes it: rounding on the way out saves a float32 tensor in between.
+    """
+
+    def __init__(
+        self, make: Callable[..., None], shape: Sequence[int], dtype: torch.dtype, *sources: Tensor
+    ) -> None:
+        self._make, self._sources = make, sources
         self._versions: tuple[int, ...] = ()
-        self._value: Tensor | None = None
+        self._value = sources[0].new_empty(shape, dtype=dtype)
 
     def get(self) -> Tensor:
         """Return the up-to-date tensor."""
         versions = tuple(source._version for source in self._sources)
-        if self._value is None or versions != self._versions:
-            wide = self._make(*(source.detach() for source in self._sources))
-            self._value = wide.to(self._dtype, copy=True)
+        if versions != self._versions:
+            self._make(self._value, *(source.detach() for source in self._sources))
             self._versions = versions
         return self._value
 
 
-def _side_by_side(*weights: Tensor) -> Tensor:
-    return torch.cat(weights)
+def _side_by_side(out_RC: Tensor, *weights: Tensor) -> None:
+    parts = torch.split(out_RC, [len(weight) for weight in weights])
+    torch._foreach_copy_(list(parts), list(weights))
 
 
-def _scaled(weight_RC: Tensor, scale_R: Tensor) -> Tensor:
-    return weight_RC * scale_R[:, None]
+def _scaled(out_RC: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
+    torch.mul(weight_RC, scale_R[:, None], out=out_RC)
 
 
-def _scaled_transposed(weight_RC: Tensor, scale_R: Tensor) -> Tensor:
-    return _scaled(weight_RC, scale_R).T.contiguous()
+def _scaled_transposed(out_CR: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
+    _scaled(out_CR.T, weight_RC, scale_R)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -116,13 +121,15 @@ class FusedBlock:
         attn, mlp = block.attn, block.mlp
         self.block = block
         q, k, v, out = (m.weight for m in (attn.c_q, attn.c_k, attn.c_v, attn.proj))
-        self.qkv_CD = Working(_side_by_side, dtype, q, k, v)
-        self.out_DD = Working(_scaled, dtype, out, block.attn_scale)
-        self.up_FD = Working(_side_by_side, dtype, mlp.fc.weight)
-        self.down_DF = Working(_scaled, dtype, mlp.proj.weight, block.mlp_scale)
-        self.down_FD = Working(_scaled_transposed, dtype, mlp.proj.weight, block.mlp_scale)
+        up, down = mlp.fc.weight, mlp.proj.weight
+        rows = len(q) + len(k) + len(v)
+        self.qkv_CD = Working(_side_by_side, (rows, q.shape[1]), dtype, q, k, v)
+        self.out_DD = Working(_scaled, out.shape, dtype, out, block.attn_scale)
+        self.up_FD = Working(_side_by_side, up.shape, dtype, up)
+        self.down_DF = Working(_scaled, down.shape, dtype, down, block.mlp_scale)
+        self.down_FD = Working(_scaled_transposed, up.shape, dtype, down, block.mlp_scale)
         self.parameters = (
-            q, k, v, out, attn.q_gain, mlp.fc.weight, mlp.proj.weight,
+            q, k, v, out, attn.q_gain, up, down,
             block.attn_scale, block.mlp_scale, block.resid_mix,
         )  # fmt: skip
 
@@ -178,8 +185,8 @@ class FusedBlock:
             tape.x_ND, tape.x0_ND, block.resid_mix, tape.join, block.scale,
             (dv_ND, dh_ND, dx0_ND, dpass_ND),
         )  # fmt: skip
-        d_out, d_attn_scale = _unscale(d_out, block.attn.proj.weight, block.attn_scale)
-        d_down, d_mlp_scale = _unscale(d_down, block.mlp.proj.weight, block.mlp_scale)
+        d_out, d_attn_scale = kernels.unscale_(d_out, block.attn.proj.weight, block.attn_scale)
+        d_down, d_mlp_scale = kernels.unscale_(d_down, block.mlp.proj.weight, block.mlp_scale)
         rows = [len(w) for w in self.parameters[:3]]
         return (dx_ND, dx0_ND, dskip_ND), sums_4D, [
             *torch.split(d_qkv, rows), d_out, d_gain, d_up, d_down,
@@ -218,11 +225,6 @@ class FusedBlock:
         return heads.position_backward(
             qkv_NC, attn.q_gain, rope, attended.inverse, (dq, dk, dv, extra)
         )
-
-
-def _unscale(d_scaled: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of W and s from that of s W, rows scaled."""
-    return d_scaled * scale.detach()[:, None], (d_scaled * weight.detach()).sum(1)
 
 
 class Visited(Protocol):
@@ -320,10 +322,10 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, copy_VD: Tensor, targets_N: Tensor,
-                cap: float, learn: bool) -> Tensor:  # fmt: skip
+                config: ModelConfig, learn: bool) -> Tensor:  # fmt: skip
         y_ND, inverse_N = kernels.norm(x_ND)
         logits_NV = y_ND @ copy_VD.T
-        loss_N = kernels.loss_(logits_NV, targets_N, cap, learn)
+        loss_N = kernels.loss_(logits_NV, targets_N, config.softcap, learn)
         if learn:
             d_weight = product_f32(logits_NV.T, y_ND).to(weight_VD.dtype)
             ctx.save_for_backward(y_ND, inverse_N, logits_NV @ copy_VD, d_weight)
@@ -342,19 +344,6 @@ class _HeadLoss(torch.autograd.Function):
 # The model
 
 
-def why_not(config: ModelConfig) -> str:
-    """Return why a model of these shapes cannot take this path, or nothing."""
-    if config.embed_dim not in (0, config.dim):
-        return f"model.embed_dim {config.embed_dim} differs from model.dim {config.dim}"
-    widths = {"model.dim": config.dim, "model.mlp_dim": config.mlp_dim}
-    odd = [f"{name} {width}" for name, width in widths.items() if width % 8]
-    if odd:
-        return f"{odd[0]} is not a multiple of 8"
-    if config.dim // config.num_heads % 8:
-        return f"the head width {config.dim // config.num_heads} is not a multiple of 8"
-    return ""
-
-
 class FusedPath:
     """Takes the place of a model's own hidden states and loss; see the module's text."""
 
@@ -363,7 +352,7 @@ class FusedPath:
         self.blocks = [FusedBlock(cast(Block, block), dtype) for block in model.blocks]
         head = model.tok_emb if model.config.tie_embeddings else model.head
         self.head = head.weight
-        self.head_VD = Working(_side_by_side, dtype, head.weight)
+        self.head_VD = Working(_side_by_side, head.weight.shape, dtype, head.weight)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """Return the normalised final state of every position, [B, T, D] in the compute dtype."""
@@ -374,7 +363,7 @@ class FusedPath:
         """Return the mean cross-entropy in nats per token, a float32 scalar."""
         loss: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
             self._final(ids_BT), self.head, self.head_VD.get(), targets_BT.flatten(),
-            self.model.config.softcap, torch.is_grad_enabled(),
+            self.model.config, torch.is_grad_enabled(),
         )  # fmt: skip
         return loss
 

@@ -336,6 +336,37 @@ def norm_backward(
 
 
 # ---------------------------------------------------------------------------------------------
+# Gradients of matrices whose rows were scaled
+
+
+@triton.jit
+def _unscale_kernel(
+    grad_ptr, weight_ptr, scale_ptr, sums_ptr, N,
+    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    mask = (rows[:, None] < N) & (columns[None, :] < C)
+    at = rows[:, None] * C + columns[None, :]
+    grad = tl.load(grad_ptr + at, mask, other=0.0)
+    weight = tl.load(weight_ptr + at, mask, other=0.0)
+    tl.store(sums_ptr + rows, tl.sum(grad * weight, 1), rows < N)
+    tl.store(grad_ptr + at, grad * tl.load(scale_ptr + rows, rows < N)[:, None], mask)
+
+
+def unscale_(grad_RC: Tensor, weight_RC: Tensor, scale_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of W and s from that of s W, rows scaled, whose memory it takes."""
+    N, C = grad_RC.shape
+    sums_R = torch.empty_like(scale_R)
+    rows = _rows_per_program(C)
+    _unscale_kernel[(triton.cdiv(N, rows),)](
+        grad_RC, weight_RC, scale_R, sums_R, N,
+        C=C, COLUMNS=triton.next_power_of_2(C), ROWS=rows, num_warps=4,
+    )  # fmt: skip
+    return grad_RC, sums_R
+
+
+# ---------------------------------------------------------------------------------------------
 # The loss
 
 

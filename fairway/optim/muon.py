@@ -11,8 +11,9 @@ Shapes: L matrices of one shape, P the same padded to a multiple of the ranks, K
 of one rank, R rows, C columns, N elements in a row.
 """
 
+import importlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,28 +67,53 @@ def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
     return x_LRC.mT if tall else x_LRC
 
 
+def nesterov(
+    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
+) -> None:
+    """Advance the momentum in place by scaled gradients; write what is to be orthogonalised.
+
+    `out` [K, R, C], bfloat16, gets Nesterov momentum, rows divided by their norms if asked to. The
+    gradients become scratch.
+    """
+    grad_KRC.mul_(scale_1)
+    torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
+    u_KRC = torch.add(grad_KRC, buffer_KRC, alpha=mu)
+    if normalise:
+        u_KRC /= torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
+    out.copy_(u_KRC)
+
+
+def move(weights_LRC: Tensor, updates_LRC: Tensor, lr: float, decay: float) -> None:
+    """Decay the weights, then subtract the updates."""
+    weights_LRC.mul_(1.0 - lr * decay)
+    weights_LRC.sub_(updates_LRC, alpha=lr)
+
+
 def muon_update(
     grad_KRC: Tensor,
     buffer_KRC: Tensor,
+    scale_1: Tensor,
     mu: float,
     config: OptimConfig,
-    out_KRC: Tensor | None = None,
-) -> Tensor:
-    """Advance the momentum buffers in place and return the updates [K, R, C], bfloat16.
+    out: Tensor,
+    rows: Callable[..., None] = nesterov,
+) -> None:
+    """Write the updates into `out` [K, R, C], bfloat16: orthogonal, times sqrt(max(1, R / C)).
 
-    Nesterov momentum, rows divided by their norms (float32), orthogonalised, scaled by
-    sqrt(max(1, R / C)). The updates are written into `out_KRC` if it is given.
+    The momentum advances in place; `rows` is `nesterov` or its GPU kernel.
     """
-    torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
-    u_KRC = torch.add(grad_KRC, buffer_KRC, alpha=mu)
-    if config.row_normalise:
-        norms_KR1 = torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
-        # Divided in float32, rounded on the way out: the quotient is not stored twice.
-        rounded_KRC = torch.empty_like(u_KRC, dtype=torch.bfloat16)
-        u_KRC = torch.div(u_KRC, norms_KR1, out=rounded_KRC)
-    rows, columns = u_KRC.shape[-2:]
-    x_KRC = orthogonalise(u_KRC, coefficients(config))
-    return torch.mul(x_KRC, math.sqrt(max(1.0, rows / columns)), out=out_KRC)
+    rows(grad_KRC, buffer_KRC, scale_1, mu, config.row_normalise, out)
+    x_KRC = orthogonalise(out, coefficients(config))
+    torch.mul(x_KRC, math.sqrt(max(1.0, out.shape[1] / out.shape[2])), out=out)
+
+
+def kernels(fused: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return `nesterov` and `move`, as they stand here or as one GPU kernel each."""
+    if fused:
+        # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
+        rows = importlib.import_module("fairway.optim.fused_muon")
+        return rows.fused_nesterov, rows.fused_move
+    return nesterov, move
 
 
 def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
@@ -110,9 +136,14 @@ class Bank:
     """
 
     def __init__(
-        self, named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig, ranks: Ranks
+        self,
+        named: Sequence[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        ranks: Ranks,
+        fused: bool,
     ) -> None:
         self.config, self.ranks = config, ranks
+        self.nesterov, self.move = kernels(fused)
         self.names, self.weights = [name for name, _ in named], [weight for _, weight in named]
         self.weights_LRC = torch.stack([weight.detach() for weight in self.weights])
         for weight, value_RC in zip(self.weights, self.weights_LRC, strict=True):
@@ -127,7 +158,8 @@ class Bank:
     def collect(self) -> None:
         """Stack the gradients and begin to sum them over the ranks, each its share."""
         count = len(self.weights)
-        torch.stack(_gradients(self.weights), out=self.grads_PRC[:count])
+        # One kernel for all: a stack copies matrix by matrix.
+        torch._foreach_copy_(list(self.grads_PRC[:count]), _gradients(self.weights))
         # The last sum may have left anything behind our own share.
         self.grads_PRC[count:].zero_()
         self.wait = self.ranks.start_scatter(self.grads_PRC)
@@ -142,20 +174,19 @@ class Bank:
         norms_K: Tensor = torch.linalg.vector_norm(own_KRC, dim=(-2, -1))
         return norms_K.double().square().sum()
 
-    def propose(self, scale_1: Tensor | None, mu: float) -> None:
+    def propose(self, scale_1: Tensor, mu: float) -> None:
         """Compute the updates of our share from scaled gradients; begin to send them round."""
-        own_KRC = self.ranks.shard(self.grads_PRC)
-        if scale_1 is not None:
-            own_KRC.mul_(scale_1)
-        updates_KRC = self.ranks.shard(self.updates_PRC)
-        muon_update(own_KRC, self.momentum_KRC, mu, self.config, updates_KRC)
+        own_KRC, updates_KRC = map(self.ranks.shard, (self.grads_PRC, self.updates_PRC))
+        muon_update(
+            own_KRC, self.momentum_KRC, scale_1, mu, self.config, updates_KRC, self.nesterov
+        )
         self.wait = self.ranks.start_gather(self.updates_PRC)
 
     def apply(self, lr: float) -> None:
         """Decay the weights, then subtract everybody's updates."""
         self.wait()
-        self.weights_LRC.mul_(1.0 - lr * self.config.matrix_wd)
-        self.weights_LRC.sub_(self.updates_PRC[: len(self.weights)], alpha=lr)
+        updates_LRC = self.updates_PRC[: len(self.weights)]
+        self.move(self.weights_LRC, updates_LRC, lr, self.config.matrix_wd)
 
     def whole_momentum(self) -> Tensor:
         """Return the momentum of all matrices [L, R, C], on every rank; all must ask for it."""
@@ -232,6 +263,7 @@ class Muon:
         matrices: Iterable[tuple[str, nn.Parameter]],
         config: OptimConfig,
         ranks: Ranks | None = None,
+        fused: bool = False,
     ) -> None:
         ranks = ranks or Ranks()
         shapes: dict[torch.Size, list[tuple[str, nn.Parameter]]] = {}
@@ -240,7 +272,7 @@ class Muon:
             shapes.setdefault(weight.shape, []).append((name, weight))
             places[name] = place
         banks = [
-            Bank(named[part], config, ranks)
+            Bank(named[part], config, ranks, fused)
             for named in shapes.values()
             for part in in_stages(len(named), ranks.world)
         ]
@@ -248,7 +280,7 @@ class Muon:
         # The backward pass completes a bank with the earliest of its matrices.
         self.departures = Departures(sorted(banks, key=lambda bank: -places[bank.names[0]]))
 
-    def propose(self, scale_1: Tensor | None, mu: float) -> None:
+    def propose(self, scale_1: Tensor, mu: float) -> None:
         """Compute all updates; those of one bank travel while the next is worked on."""
         for bank in self.banks:
             bank.propose(scale_1, mu)
@@ -320,6 +352,7 @@ class Optimisers:
 
     def __init__(self, model: nn.Module, config: OptimConfig, ranks: Ranks | None = None) -> None:
         self.config, self.ranks = config, ranks or Ranks()
+        self.clip = config.grad_clip or math.inf
         named = dict(model.named_parameters())
         embed = [name for name in named if name == "tok_emb.weight"]
         head = [name for name in named if name == "head.weight"]
@@ -341,7 +374,8 @@ class Optimisers:
             (head, config.head_lr, 0.0),
             (scalars, config.scalar_lr, config.scalar_wd),
         ]
-        self.muon = Muon([(name, named[name]) for name in matrices], config, self.ranks)
+        fused = getattr(model, "fused", None) is not None
+        self.muon = Muon([(name, named[name]) for name in matrices], config, self.ranks, fused)
         self.adam = torch.optim.AdamW(
             [
                 {"params": [named[n] for n in names], "lr": lr, "base_lr": lr, "weight_decay": wd}
@@ -373,9 +407,8 @@ class Optimisers:
         for flat in self.flats:
             flat.collect()
         grad_norm = self._grad_norm()
-        scale_1 = None
-        if self.config.grad_clip:
-            scale_1 = (self.config.grad_clip / (grad_norm + 1e-6)).clamp(max=1.0).reshape(1)
+        # It has a dimension: a scalar would be rounded to the gradients' dtype first.
+        scale_1 = (self.clip / (grad_norm + 1e-6)).clamp(max=1.0).reshape(1)
         self.muon.propose(scale_1, momentum(step, self.config))
         self._step_adam(scale_1, multiplier)
         self.muon.apply(self.config.matrix_lr * multiplier)
@@ -391,11 +424,9 @@ class Optimisers:
         self.ranks.start_sum(square)()
         return sum((flat.square() for flat in self.flats), start=square).sqrt().float()
 
-    def _step_adam(self, scale_1: Tensor | None, multiplier: float) -> None:
-        if scale_1 is not None:
-            for flat in self.flats:
-                # The scale has a dimension: a scalar would be rounded to the row's dtype first.
-                flat.row_N.mul_(scale_1)
+    def _step_adam(self, scale_1: Tensor, multiplier: float) -> None:
+        for flat in self.flats:
+            flat.row_N.mul_(scale_1)
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * multiplier
         self.adam.step()

@@ -31,14 +31,17 @@ from fairway.units import nats_to_bits
 
 IntArray = NDArray[np.int64]
 
-# A stream begins without context, so it has to be some windows long.
-_WINDOWS_PER_STREAM = 4
+# Streams that a long file is cut into on a CPU.
+_STREAMS_ON_CPU = 16
 # Windows looked at before a long file is coded.
 _TRIALS = 8
 
 
-def compress(data: bytes, session: Session, streams: int) -> bytes:
-    """Return a file from which `decompress` restores the bytes; at most `streams` side by side."""
+def compress(data: bytes, session: Session, streams: int | None) -> bytes:
+    """Return a file from which `decompress` restores the bytes.
+
+    So many streams go side by side, or as many as suit the file and the device.
+    """
     stored = stored_file(data)
     if not data:
         return stored
@@ -46,7 +49,8 @@ def compress(data: bytes, session: Session, streams: int) -> bytes:
     ids = packer.pack(data)
     if _hopeless(ids, packer, session):
         return stored
-    parts = _parts(ids, streams, session.language.score_config.seq_len)
+    count = streams or session.streams(len(ids), _STREAMS_ON_CPU)
+    parts = [np.asarray(part) for part in np.array_split(ids, min(count, len(ids)))]
     fingerprint = session.fingerprint(len(parts))
     payload, _ = session.encode(parts, len(parts), Sliding())
     header = Header(
@@ -85,11 +89,6 @@ def _hopeless(ids: IntArray, packer: Packer, session: Session) -> bool:
         bits += nats_to_bits(found.nats)
         size_bytes += found.bytes
     return bits > 1.1 * 8 * size_bytes
-
-
-def _parts(ids: IntArray, streams: int, seq_len: int) -> list[IntArray]:
-    count = min(streams, max(1, len(ids) // (_WINDOWS_PER_STREAM * seq_len)))
-    return [np.asarray(part) for part in np.array_split(ids, count)]
 
 
 def decompress(file: bytes, artifact: Path, tokenizer: Path | None) -> bytes:

@@ -8,10 +8,14 @@ The interval is [low, low + range) with range below 2^64. Its leading byte is wr
 bits hold the range; a later carry out of `low` is added to the bytes already written. Range coding:
 G. N. N. Martin (1979).
 
-Shapes: [...] any, V vocabulary.
+Encoder and decoder exist twice: symbol by symbol in Python's exact integers, and compiled, for many
+at once.
+
+Shapes: [...] any, V vocabulary, N symbols, S rows, A those that are coded.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +25,28 @@ from fairway.native import compiled, int64
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+BitsArray = NDArray[np.uint32]
 
 # Frequencies sum to 2^32. At 8,192 symbols the least frequency of 1 then costs the others 3e-6 bits
 # per symbol; 2^24 would cost 7e-4. Products with the range stay exact, as integers of Python are.
 TOTAL_BITS = 32
 _STATE_BITS = 64
 _RENORM = 1 << (_STATE_BITS - 8)
+# The same and others for compiled code, where a signed number among these would make floats.
+uint64: Any = np.uint64
+_MOST, _LEAST = uint64((1 << _STATE_BITS) - 1), uint64(_RENORM)
+_TOTAL, _HALF, _BYTE, _TOP = uint64(1 << TOTAL_BITS), uint64(32), uint64(8), uint64(56)
+_ONE, _NOTHING = uint64(1), uint64(0)
 # |sum of the probabilities - 1| accepted; float64 log-probabilities miss by some 1e-13.
-_SUM_TOLERANCE = 1e-9
+SUM_TOLERANCE = 1e-9
+
+
+def spare_of(size: int, total_bits: int) -> int:
+    """Return what is left of 2^total_bits when each of `size` symbols has 1; ValueError if none."""
+    spare = (1 << total_bits) - size
+    if spare < size or total_bits > 48:
+        raise ValueError(f"{size} symbols do not fit frequencies that sum to 2^{total_bits}")
+    return spare
 
 
 def frequencies(log_probs: FloatArray, total_bits: int = TOTAL_BITS) -> IntArray:
@@ -39,9 +57,7 @@ def frequencies(log_probs: FloatArray, total_bits: int = TOTAL_BITS) -> IntArray
     and for totals that leave no room.
     """
     size = log_probs.shape[-1]
-    spare = (1 << total_bits) - size
-    if spare < size or total_bits > 48:
-        raise ValueError(f"{size} symbols do not fit frequencies that sum to 2^{total_bits}")
+    spare = spare_of(size, total_bits)
     # PyTorch's exp takes a third of NumPy's time, and compiled shares a third of array operations.
     probs = torch.from_numpy(np.ascontiguousarray(log_probs)).exp().numpy()
     counts: IntArray = np.empty(log_probs.shape, np.int64)
@@ -67,14 +83,14 @@ def _shares(probs_NV: FloatArray, spare: int, counts_NV: IntArray) -> bool:
             if count + 1 > counts_NV[n, top]:
                 top = v
         counts_NV[n, top] += rest
-        if not abs(total - 1.0) <= _SUM_TOLERANCE:
+        if not abs(total - 1.0) <= SUM_TOLERANCE:
             return False
     return True
 
 
-def cost_bits(frequency: int, total_bits: int = TOTAL_BITS) -> float:
-    """Return what coding a symbol of this frequency costs, in bits."""
-    return total_bits - math.log2(frequency)
+def cost_bits(frequencies_N: IntArray, total_bits: int = TOTAL_BITS) -> FloatArray:
+    """Return what coding symbols of these frequencies costs, in bits."""
+    return np.asarray(total_bits - np.log2(frequencies_N))
 
 
 class Encoder:
@@ -95,14 +111,33 @@ class Encoder:
         self._low += unit * cumulative
         self._range = unit * frequency
         if self._low >> _STATE_BITS:
+            self._low &= int(_MOST)
             self._carry()
         while self._range < _RENORM:
             self._written.append(self._low >> (_STATE_BITS - 8))
-            self._low = self._low << 8 & ((1 << _STATE_BITS) - 1)
+            self._low = self._low << 8 & int(_MOST)
             self._range <<= 8
 
+    def encode_all(self, starts_N: IntArray, widths_N: IntArray) -> None:
+        """Add symbols whose shares of 2^TOTAL_BITS begin and are wide as said, as `encode` does.
+
+        Raises ValueError for a share that is empty or outside the total.
+        """
+        ends_N = starts_N + widths_N
+        if not ((starts_N >= 0) & (widths_N > 0) & (ends_N <= 1 << TOTAL_BITS)).all():
+            raise ValueError(f"a share is not within 2^{TOTAL_BITS}")
+        state = np.array([self._low, self._range], np.uint64)
+        # A symbol leaves at least 2^24 of a range of 2^56: four bytes.
+        out = np.empty(4 * len(starts_N), np.uint8)
+        count, carried = _encode_all(
+            state, starts_N.astype(np.uint64), widths_N.astype(np.uint64), out
+        )
+        if carried:
+            self._carry()
+        self._written += out[:count].tobytes()
+        self._low, self._range = (int(value) for value in state)
+
     def _carry(self) -> None:
-        self._low &= (1 << _STATE_BITS) - 1
         at = len(self._written) - 1
         while self._written[at] == 0xFF:
             self._written[at] = 0
@@ -119,6 +154,7 @@ class Encoder:
                 self._low = multiple
                 break
         if self._low >> _STATE_BITS:
+            self._low &= int(_MOST)
             self._carry()
         tail = self._low.to_bytes(_STATE_BITS // 8, "big")
         return (bytes(self._written) + tail).rstrip(b"\0")
@@ -149,7 +185,96 @@ class Decoder:
         while self._range < _RENORM:
             byte = self._data[self._next] if self._next < len(self._data) else 0
             # Only damaged data can leave the offset outside the interval; keep it a 64-bit number.
-            self._offset = (self._offset << 8 | byte) & ((1 << _STATE_BITS) - 1)
+            self._offset = (self._offset << 8 | byte) & int(_MOST)
             self._range <<= 8
             self._next += 1
         return symbol
+
+    def decode_rows(self, starts_SV: BitsArray, rows_A: IntArray, ids_S: IntArray) -> None:
+        """Fill in the next symbols of some rows, one after another, as `decode` finds them.
+
+        Given is where shares of 2^TOTAL_BITS begin; numbers that nobody computed give some symbol.
+        """
+        state = np.array([self._offset, self._range, self._next], np.uint64)
+        data = np.frombuffer(self._data, np.uint8)
+        _decode_rows(state, data, starts_SV, rows_A, ids_S)
+        self._offset, self._range, self._next = (int(value) for value in state)
+
+
+# ---------------------------------------------------------------------------------------------
+# The same, compiled: `state` is what the classes keep
+
+
+@compiled
+def _encode_all(
+    state: NDArray[np.uint64],
+    starts_N: NDArray[np.uint64],
+    widths_N: NDArray[np.uint64],
+    out: NDArray[np.uint8],
+) -> tuple[int, bool]:
+    """Return how many bytes were filled in, and whether a carry ran out at their front.
+
+    That happens at most once: what was written before is within 1 of its final value.
+    """
+    low, width = state[0], state[1]
+    count, carried = 0, False
+    for n in range(len(starts_N)):
+        unit = width >> _HALF
+        added = unit * starts_N[n]
+        room = _MOST - low
+        if added > room:
+            low = added - room - _ONE
+            at = count - 1
+            while at >= 0 and out[at] == 255:
+                out[at] = 0
+                at -= 1
+            if at >= 0:
+                out[at] += 1
+            else:
+                carried = True
+        else:
+            low = low + added
+        width = unit * widths_N[n]
+        while width < _LEAST:
+            out[count] = low >> _TOP
+            count += 1
+            low = low << _BYTE
+            width = width << _BYTE
+    state[0], state[1] = low, width
+    return count, carried
+
+
+@compiled
+def _decode_rows(
+    state: NDArray[np.uint64],
+    data: NDArray[np.uint8],
+    starts_SV: BitsArray,
+    rows_A: IntArray,
+    ids_S: IntArray,
+) -> None:
+    """Fill in the symbols."""
+    offset, width, place = state[0], state[1], int64(state[2])
+    size = starts_SV.shape[1]
+    for row in rows_A:
+        unit = width >> _HALF
+        target = min(offset // unit, _TOTAL - _ONE)
+        # The last share that begins no later than the target, which the next one does not: so even
+        # in a table that is not sorted it is not empty.
+        symbol, after = 0, size
+        while after - symbol > 1:
+            middle = (symbol + after) >> 1
+            if uint64(starts_SV[row, middle]) <= target:
+                symbol = middle
+            else:
+                after = middle
+        start = uint64(starts_SV[row, symbol]) if symbol > 0 else _NOTHING
+        end = uint64(starts_SV[row, after]) if after < size else _TOTAL
+        ids_S[row] = symbol
+        offset = offset - unit * start
+        width = unit * (end - start)
+        while width < _LEAST:
+            byte = uint64(data[place]) if place < len(data) else _NOTHING
+            offset = (offset << _BYTE) | byte
+            width = width << _BYTE
+            place += 1
+    state[0], state[1], state[2] = offset, width, uint64(place)

@@ -11,20 +11,30 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fairway.api import ARTIFACT_FILE, LanguageModel, load
-from fairway.config import MixtureConfig, ScoreConfig, TttConfig, from_dict, to_dict, unknown_name
+from fairway.config import (
+    MAX_STREAMS,
+    MixtureConfig,
+    ScoreConfig,
+    TttConfig,
+    from_dict,
+    to_dict,
+    unknown_name,
+)
 from fairway.data.tokens import Tokenizer, prove_bytes
 from fairway.errors import UserError
 from fairway.files import digest_file
+from fairway.model.cache import row_bytes
 from fairway.progress import progress
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header
 from fairway.prove.helping import WithExperts
 from fairway.prove.learning import ChunkSgd, DocumentLora
 from fairway.prove.machine import Machine, fingerprint, plan_of, this_machine
-from fairway.prove.streams import Stream, cut_evenly
+from fairway.prove.streams import Stream, cut_evenly, default_streams
 from fairway.prove.walk import (
     Coded,
     Course,
@@ -100,10 +110,11 @@ METHODS: dict[str, type[Any]] = {
 
 def method_named(
     name: str, ttt: TttConfig, seed: int, streams: int | None, mixture: MixtureConfig | None = None
-) -> tuple[Method, int]:
+) -> tuple[Method, int | None]:
     """Return a method with its settings, and how many streams go side by side.
 
-    `streams` None leaves that to the method: as many documents as `ttt` says, or one stream. The
+    `streams` None leaves that to the method: as many documents as `ttt` says, one stream where
+    something learns along, and for the frozen model None, which `Session.streams` decides. The
     experts of `mixture`, if it has some, stand beside it. Raises UserError for an unknown name, and
     for several streams where one is learned along.
     """
@@ -116,7 +127,7 @@ def method_named(
     if name == "lora":
         rows = streams or ttt.lora_documents
         return DocumentLora(replace(ttt, lora_documents=rows), seed), rows
-    return (ChunkSgd(ttt) if name == "sgd" else Sliding()), streams or 1
+    return (ChunkSgd(ttt), 1) if name == "sgd" else (Sliding(), streams)
 
 
 def method_record(method: Method) -> dict[str, Any]:
@@ -147,6 +158,21 @@ class Session:
     def machine(self) -> Machine:
         """Return this machine as it computes now."""
         return this_machine(self.plan)
+
+    def streams(self, tokens: int, on_cpu: int) -> int:
+        """Return how many streams so many tokens are cut into, unless the user says."""
+        seq_len, on_gpu = self.language.score_config.seq_len, self.plan.device == "cuda"
+        most = self._most_rows(seq_len) // 2 if on_gpu else on_cpu
+        return default_streams(tokens, seq_len, self.plan.device, min(most, MAX_STREAMS))
+
+    def _most_rows(self, room: int) -> int:
+        """Return how many rows of kept keys and values the GPU has room for.
+
+        A tenth is left for what a step computes.
+        """
+        unused_bytes = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free_bytes = torch.cuda.mem_get_info()[0] + unused_bytes
+        return free_bytes * 9 // 10 // row_bytes(self.language.model, room)
 
     def fingerprint(self, rows: int) -> str:
         """Return what the model's numbers are here: see `machine`."""
@@ -187,6 +213,11 @@ class Session:
         score = language.score_config
         segments = method.segments(max(targets, default=0), score)
         course = Course(targets, rows, score.seq_len, language.tokenizer.bos_id, segments)
+        if self.plan.device == "cuda" and rows > (most := self._most_rows(course.room())):
+            raise UserError(
+                f"{rows} streams side by side do not fit this GPU, which has room for {most} now; "
+                "code with fewer --streams, decode with more memory"
+            )
         learner = method.learner(language, course)
         with progress(description, sum(targets)) as advance:
             return walk(language.model, course, source, learner, advance)

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from fairway.config import from_dict, to_dict
+from fairway.config import MAX_STREAMS, from_dict, to_dict
 from fairway.errors import UserError
 from fairway.files import digest_bytes
 from fairway.pack.codec import compress, decompress
@@ -26,7 +26,6 @@ _PREFIX = struct.Struct("<8sBB32s")
 _LENGTHS = struct.Struct("<II")
 PREFIX_BYTES = _PREFIX.size
 _MAX_HEADER_BYTES = 1 << 22
-MAX_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,10 +119,11 @@ def _checked(fields: dict[str, Any]) -> Header:
     if len(joined) != len(targets) or not all(type(flag) is bool for flag in joined):
         raise UserError(f"its header joins {len(joined)} of {len(targets)} streams")
     # Every token but BOS stands for a byte, and only documents, which are not empty, have a BOS.
-    if not 1 <= rows <= MAX_ROWS or sum(targets) > 2 * size:
+    most = max(1, min(MAX_STREAMS, len(targets)))
+    if not 1 <= rows <= most or sum(targets) > 2 * size:
         raise UserError(
-            f"its header speaks of {rows} rows and {sum(targets)} tokens for "
-            f"{size} bytes; at most {MAX_ROWS} rows and 2 tokens a byte can be"
+            f"its header speaks of {rows} rows and {sum(targets)} tokens in {len(targets)} streams "
+            f"for {size} bytes; at most {most} rows and 2 tokens a byte can be"
         )
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise UserError("its header names no method")

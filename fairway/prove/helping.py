@@ -25,7 +25,6 @@ from fairway.score.experts import evaluate_base
 from fairway.score.mixture import Helpers
 
 IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,9 @@ class ExpertLearner:
     ) -> None:
         self._base, self._tokenizer, self._mixture = base, tokenizer, mixture
         self._targets = course.targets
-        self._helpers: dict[int, Helpers] = {}
-        self._seen: dict[int, tuple[FloatArray, int]] = {}
+        self._helpers: list[Helpers] = []
+        self._previous: list[int] = []
+        self._log_probs_SV = torch.zeros(0, 0, dtype=torch.float64)
 
     @property
     def steady(self) -> bool:
@@ -98,10 +98,9 @@ class ExpertLearner:
     def begin(self, streams: range) -> None:
         """Begin with experts that know nothing."""
         self._base.begin(streams)
-        self._helpers = {
-            stream: Helpers(self._tokenizer, self._mixture, self._targets[stream])
-            for stream in streams
-        }
+        self._helpers = [
+            Helpers(self._tokenizer, self._mixture, self._targets[stream]) for stream in streams
+        ]
 
     def predicting(self) -> AbstractContextManager[object]:
         """Return the base's."""
@@ -111,16 +110,22 @@ class ExpertLearner:
         """Return the base's."""
         return self._base.logits(states_SD)
 
-    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
-        """Return the mixture's log-probabilities after a token."""
-        self._seen[stream] = (log_probs_V, previous)
-        return self._helpers[stream].row(log_probs_V, previous)
+    def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
+        """Return the mixture's log-probabilities, on the CPU."""
+        self._previous, self._log_probs_SV = previous_S.tolist(), log_probs_SV.cpu()
+        mixed_SV = self._log_probs_SV.clone()
+        for row in active_A.tolist():
+            log_probs_V = self._log_probs_SV[row].numpy()
+            found_V = self._helpers[row].row(log_probs_V, self._previous[row])
+            mixed_SV[row] = torch.from_numpy(found_V)
+        return mixed_SV
 
-    def heard(self, stream: int, token: int) -> None:
-        """Let the experts learn the token that was fixed."""
-        log_probs_V, previous = self._seen.pop(stream)
-        table_1V = torch.from_numpy(log_probs_V[None])
-        self._helpers[stream].start(table_1V, np.array([token]), np.array([previous]))()
+    def heard(self, active_A: IntArray, ids_S: Tensor) -> None:
+        """Let the experts learn the tokens that were fixed."""
+        tokens = ids_S.tolist()
+        for row in active_A.tolist():
+            token, previous = np.array([tokens[row]]), np.array([self._previous[row]])
+            self._helpers[row].start(self._log_probs_SV[row : row + 1], token, previous)()
 
     def adapt(self, fixed: Fixed) -> None:
         """Let the base learn."""

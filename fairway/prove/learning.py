@@ -18,11 +18,10 @@ from torch import Tensor
 
 from fairway.api import LanguageModel
 from fairway.checks import check_learning
-from fairway.config import BOS_ID, ScoreConfig, TttConfig
+from fairway.config import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer, prove_bytes
 from fairway.errors import UserError
 from fairway.model.gpt import GPT
-from fairway.prove.container import MAX_ROWS
 from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, window_segments
 from fairway.score.adapting import adapting
@@ -155,10 +154,10 @@ class DocumentLora:
 
     def _check(self, score: ScoreConfig) -> None:
         check_learning("lora", self.ttt, score)
-        if self.ttt.lora_documents > MAX_ROWS or not 0 <= self.seed < 2**32:
+        if self.ttt.lora_documents > MAX_STREAMS or not 0 <= self.seed < 2**32:
             raise UserError(
                 f"{self.ttt.lora_documents} documents side by side and the seed {self.seed} must "
-                f"be at most {MAX_ROWS} and below 2^32; set ttt.lora_documents"
+                f"be at most {MAX_STREAMS} and below 2^32; set ttt.lora_documents"
             )
 
     def learner(self, language: LanguageModel, course: Course) -> "DocumentLearner":
@@ -249,11 +248,11 @@ class DocumentLearner:
         extra = self._documents.adapters.added("head", 0, states_S1D)
         return self._model.logits(states_S1D, extra)[:, 0]
 
-    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
+    def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
         """Return the model's own."""
-        return log_probs_V
+        return log_probs_SV
 
-    def heard(self, stream: int, token: int) -> None:
+    def heard(self, active_A: IntArray, ids_S: Tensor) -> None:
         """Wait for the chunk's end."""
 
     def adapt(self, fixed: Fixed) -> None:

@@ -26,6 +26,8 @@ _LINES = re.compile(rf"[^\n]{{0,{_MOST_CHARACTERS}}}\n?")
 # Words with single spaces before or between them, as every tokenizer knows them; the rest apart.
 _WORDS = re.compile(rf" ?[^\s{SPACE}]+(?: [^\s{SPACE}]+)*|[\s{SPACE}]")
 _WORD = re.compile(r" ?[^ ]+| ")
+# What some tokenizers fold: a text that has it need not be encoded to know.
+_FOLDED = ("\n", "\r", "\t", "  ", SPACE)
 
 
 class Packer:
@@ -33,6 +35,12 @@ class Packer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._adds_space = self._stands_for("a") == b" a"
+        inside = [(blanks, f"1a{blanks}a") for blanks in _FOLDED]
+        self._lost = [b for b, text in inside if not self._stands_for(text).endswith(text.encode())]
+
+    def _stands_for(self, text: str) -> bytes:
+        return self.unpack(self._tokenizer.encode(text))
 
     def unpack(self, ids: Ids) -> bytes:
         """Return the bytes that tokens stand for."""
@@ -74,14 +82,15 @@ class Packer:
         Some tokenizers put a space before every text. That space is the text's own first one, or
         it goes to a digit put before the text, which is one token or two and left out again.
         """
+        if any(blanks in text for blanks in self._lost):
+            return None
         data = text.encode()
-        for trial, skipped in (
-            (text, 0),
-            (text.removeprefix(" "), 0),
-            (f"1{text}", 1),
-            (f"1{text}", 2),
-        ):
-            ids = self._tokenizer.encode(trial)[skipped:]
+        if text.startswith(" ") or not self._adds_space:
+            ids = self._tokenizer.encode(text.removeprefix(" ") if self._adds_space else text)
+            if self.unpack(ids) == data:
+                return ids
+        with_digit = self._tokenizer.encode(f"1{text}")
+        for ids in (with_digit[1:], with_digit[2:]):
             if self.unpack(ids) == data:
                 return ids
         return None

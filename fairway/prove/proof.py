@@ -89,21 +89,23 @@ def prove(
     method: Method,
     *,
     limit_bytes: int,
-    streams: int,
+    streams: int | None,
     tokenizer: Path | None,
     runtime: RuntimeConfig,
 ) -> tuple[bytes, Account]:
     """Return the proof of the first bytes of a text as a file, and its account.
 
+    `streams` None leaves their number to the device: one on a CPU, on a GPU many for a long text.
     Raises UserError for a text that the tokenizer cannot represent exactly.
     """
     session = open_session(artifact, tokenizer, coding_plan(runtime))
     language = session.language
     texts = [text for text in first_bytes(documents, limit_bytes) if text.strip()]
     ids = language.encode(texts).astype(np.int64)
-    parts = method.cut(ids, streams, language.tokenizer)
+    count = streams or session.streams(len(ids), on_cpu=1)
+    parts = method.cut(ids, count, language.tokenizer)
     scorer_nats = method.scorer_nats(language, [part.ids for part in parts])
-    rows = min(streams, len(parts))
+    rows = min(count, len(parts))
     fingerprint = session.fingerprint(rows)
     start_s = time.perf_counter()
     payload, walked = session.encode([part.ids[1:] for part in parts], rows, method)

@@ -8,7 +8,11 @@ A *stream* is a sequence of tokens behind a BOS, which nobody has to predict. St
 of one another. `rows` of them go side by side; a row whose stream has ended reads on with
 dummies, and what it predicts is ignored.
 
-Shapes: S rows, T time, V vocabulary, A streams that have not ended.
+On a GPU the numbers stay there: a step launches work and waits for nothing, but that the decoder
+has to see where the shares begin. What a segment's tokens cost is fetched when it ends.
+
+Shapes: S rows, T time, P positions of a segment, V vocabulary, A rows whose stream has not ended,
+D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +27,8 @@ from torch import Tensor
 
 from fairway.model.cache import Cache
 from fairway.model.gpt import GPT
-from fairway.prove.coder import Decoder, Encoder, cost_bits, frequencies
+from fairway.prove.coder import Decoder, Encoder, cost_bits
+from fairway.prove.shares import Shares, shares_of
 from fairway.score.windows import sliding_windows
 
 IntArray = NDArray[np.int64]
@@ -74,6 +79,12 @@ class Course:
         count = len(self.targets)
         return [range(at, min(at + self.rows, count)) for at in range(0, count, self.rows)]
 
+    def room(self) -> int:
+        """Return how many positions of a row are ever read at once."""
+        longest = max(self.targets, default=0)
+        walked = [s for s in self.segments if s.first < longest]
+        return max((min(s.end, longest) - s.start for s in walked), default=1)
+
 
 # ---------------------------------------------------------------------------------------------
 # Who takes part
@@ -82,8 +93,17 @@ class Course:
 class Source(Protocol):
     """What knows the tokens: the text itself, or a file that was made from it."""
 
-    def next(self, stream: int, position: int, counts_V: IntArray) -> int:
-        """Return the token that a stream's position predicts, given its exact frequencies."""
+    def begin(self, streams: range, targets_S: IntArray, device: torch.device) -> None:
+        """Prepare for streams that start now, in rows 0, 1, ..., with so many targets."""
+
+    def tokens(self, position: int, active_A: IntArray, shares: Shares) -> Tensor:
+        """Return the tokens that a position of all rows predicts, ids_S on the shares' device.
+
+        Rows that are not active get 0, the dummy.
+        """
+
+    def fixed(self, starts_N: IntArray, widths_N: IntArray) -> None:
+        """Hear of the shares of a segment's tokens, position by position, row by row."""
 
 
 class Known:
@@ -91,12 +111,22 @@ class Known:
 
     def __init__(self, streams: Sequence[IntArray], encoder: Encoder) -> None:
         self._streams, self._encoder = streams, encoder
+        self._ids_TS = torch.zeros(0, 0, dtype=torch.long)
 
-    def next(self, stream: int, position: int, counts_V: IntArray) -> int:
-        """Return the stream's token and write it down."""
-        token = int(self._streams[stream][position])
-        self._encoder.encode(int(counts_V[:token].sum()), int(counts_V[token]))
-        return token
+    def begin(self, streams: range, targets_S: IntArray, device: torch.device) -> None:
+        """Put the streams side by side where the model is."""
+        ids_TS = np.zeros((int(targets_S.max()), len(targets_S)), np.int64)
+        for row, stream in enumerate(streams):
+            ids_TS[: targets_S[row], row] = self._streams[stream]
+        self._ids_TS = torch.from_numpy(ids_TS).to(device)
+
+    def tokens(self, position: int, active_A: IntArray, shares: Shares) -> Tensor:
+        """Return the streams' tokens."""
+        return self._ids_TS[position].to(shares.counts_SV.device)
+
+    def fixed(self, starts_N: IntArray, widths_N: IntArray) -> None:
+        """Write the tokens down."""
+        self._encoder.encode_all(starts_N, widths_N)
 
 
 class Coded:
@@ -104,10 +134,32 @@ class Coded:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
+        self._rows = 0
+        self._landing_SV = torch.zeros(0, 0, dtype=torch.int32)
 
-    def next(self, stream: int, position: int, counts_V: IntArray) -> int:
-        """Return the next token of the file."""
-        return self._decoder.decode(counts_V)
+    def begin(self, streams: range, targets_S: IntArray, device: torch.device) -> None:
+        """Go on in the file."""
+        self._rows = len(targets_S)
+
+    def tokens(self, position: int, active_A: IntArray, shares: Shares) -> Tensor:
+        """Return the next tokens of the file."""
+        starts_SV = self._fetched(shares.starts_bits()).numpy().view(np.uint32)
+        ids_S = torch.zeros(self._rows, dtype=torch.long, pin_memory=shares.counts_SV.is_cuda)
+        self._decoder.decode_rows(starts_SV, active_A, ids_S.numpy())
+        return ids_S.to(shares.counts_SV.device, non_blocking=True)
+
+    def _fetched(self, bits_SV: Tensor) -> Tensor:
+        if not bits_SV.is_cuda:
+            return bits_SV
+        if self._landing_SV.shape != bits_SV.shape:
+            # Pages that stay where they are, so that the device writes into them itself.
+            self._landing_SV = torch.empty_like(bits_SV, device="cpu", pin_memory=True)
+        self._landing_SV.copy_(bits_SV, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return self._landing_SV
+
+    def fixed(self, starts_N: IntArray, widths_N: IntArray) -> None:
+        """Do nothing: they were found in the file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,11 +196,14 @@ class Learner(Protocol):
     def logits(self, states_SD: Tensor) -> Tensor:
         """Return the capped logits [S, V] of final states of all rows."""
 
-    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
-        """Return log p of all tokens after `previous`, given the model's; the coder's are these."""
+    def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
+        """Return log p of all tokens [S, V] after `previous`, given the model's, in float64.
 
-    def heard(self, stream: int, token: int) -> None:
-        """Learn the token that was fixed, if it was asked for by `mixed`."""
+        The coder's are these. Rows that are not active do not matter.
+        """
+
+    def heard(self, active_A: IntArray, ids_S: Tensor) -> None:
+        """Learn the tokens that were fixed, behind `mixed`."""
 
     def adapt(self, fixed: Fixed) -> None:
         """Learn from a segment that was walked."""
@@ -173,11 +228,11 @@ class Frozen:
         """Return the model's own."""
         return self._model.logits(states_SD)
 
-    def mixed(self, stream: int, previous: int, log_probs_V: FloatArray) -> FloatArray:
+    def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
         """Return the model's own."""
-        return log_probs_V
+        return log_probs_SV
 
-    def heard(self, stream: int, token: int) -> None:
+    def heard(self, active_A: IntArray, ids_S: Tensor) -> None:
         """Learn nothing."""
 
     def adapt(self, fixed: Fixed) -> None:
@@ -207,83 +262,90 @@ def walk(
     learner: Learner,
     advance: Callable[[int], None],
 ) -> Walked:
-    """Return the tokens of all streams and what they cost; `advance` hears of every token."""
-    cache = Cache(model, course.rows, course.seq_len, learner.steady)
+    """Return the tokens of all streams and what they cost; `advance` hears of every token.
+
+    Raises ValueError if the model's probabilities are none, as when a weight is not a number.
+    """
+    cache = Cache(model, course.rows, course.seq_len, course.room(), learner.steady)
     groups = [_Group(cache, course, streams, source, learner) for streams in course.groups()]
     for group in groups:
-        learner.begin(group.streams)
+        group.begin()
         for segment in group.segments:
             with learner.predicting():
                 fixed = group.walk(segment, advance)
             learner.adapt(fixed)
     return Walked(
-        tuple(ids for group in groups for ids in group.result(group.ids_ST[:, 1:])),
+        tuple(ids for group in groups for ids in group.result(group.ids_ST)),
         tuple(nats for group in groups for nats in group.result(group.nats_ST)),
         sum(group.frequency_bits for group in groups),
     )
 
 
 class _Group:
-    """Streams side by side: their tokens so far, and what these cost."""
+    """Streams side by side: their tokens so far, BOS left out, and what these cost."""
 
     def __init__(
         self, cache: Cache, course: Course, streams: range, source: Source, learner: Learner
     ) -> None:
-        self.cache, self.streams = cache, streams
+        self.cache, self.streams, self.bos_id = cache, streams, course.bos_id
         self.source, self.learner = source, learner
         self.targets_S = np.zeros(course.rows, np.int64)
         self.targets_S[: len(streams)] = course.targets[streams.start : streams.stop]
-        longest = int(self.targets_S.max())
-        self.segments = [s for s in course.segments if s.first < longest]
-        self.ids_ST = np.zeros((course.rows, longest + 1), np.int64)
-        self.ids_ST[:, 0] = course.bos_id
-        self.nats_ST = np.zeros((course.rows, longest))
+        self.longest = int(self.targets_S.max())
+        self.segments = [s for s in course.segments if s.first < self.longest]
+        self.ids_ST = np.zeros((course.rows, self.longest), np.int64)
+        self.nats_ST = np.zeros((course.rows, self.longest))
         self.frequency_bits = 0.0
+        self._read_ST = torch.zeros(0, 0, dtype=torch.long)
 
+    def begin(self) -> None:
+        """Let source and learner prepare; every row begins with a BOS."""
+        device = self.cache.device
+        self.learner.begin(self.streams)
+        self.source.begin(self.streams, self.targets_S, device)
+        shape = len(self.targets_S), self.longest + 1
+        self._read_ST = torch.zeros(shape, dtype=torch.long, device=device)
+        self._read_ST[:, 0] = self.bos_id
+
+    @torch.no_grad()
     def walk(self, segment: Segment, advance: Callable[[int], None]) -> Fixed:
         """Predict and fix the positions of a segment."""
-        end = min(segment.end, self.ids_ST.shape[1] - 1)
+        end = min(segment.end, self.longest)
         self.cache.clear()
         unread = segment.start
+        taken = _Taken()
         for position in range(segment.first, end):
-            log_probs_SV = self._predict(unread, position + 1)
             active_A = np.flatnonzero(self.targets_S > position)
-            self._fix(position, active_A, log_probs_SV[active_A])
+            last_SD = self.cache.last(self._read_ST[:, unread : position + 1])
+            self._fix(position, active_A, last_SD, taken)
             unread = position + 1
             advance(len(active_A))
+        self._fetch(segment.first, end, taken)
         return Fixed(
             self.streams,
             Segment(segment.start, segment.first, end),
-            self.result(self.ids_ST[:, 1:], segment.first, end),
+            self.result(self.ids_ST, segment.first, end),
             self.result(self.nats_ST, segment.first, end),
         )
 
-    @torch.no_grad()
-    def _predict(self, first: int, end: int) -> FloatArray:
-        """Return log p of what follows after the tokens first..end-1 are read too, [S, V]."""
-        ids_ST = torch.from_numpy(self.ids_ST[:, first:end])
-        last_SD = self.cache.read(ids_ST)[:, -1]
+    def _fix(self, position: int, active_A: IntArray, last_SD: Tensor, taken: "_Taken") -> None:
         log_probs_SV = self.learner.logits(last_SD).double().log_softmax(-1)
-        return np.asarray(log_probs_SV.cpu().numpy())
+        mixed_SV = self.learner.mixed(active_A, self._read_ST[:, position], log_probs_SV)
+        shares = shares_of(mixed_SV)
+        ids_S = self.source.tokens(position, active_A, shares)
+        self.learner.heard(active_A, ids_S)
+        self._read_ST[:, position + 1] = ids_S
+        taken.add(ids_S, mixed_SV, shares)
 
-    def _fix(self, position: int, active_A: IntArray, log_probs_AV: FloatArray) -> None:
-        streams = [self.streams[row] for row in active_A.tolist()]
-        previous = self.ids_ST[active_A, position].tolist()
-        mixed_AV = np.stack(
-            [
-                self.learner.mixed(stream, before, log_probs_V)
-                for stream, before, log_probs_V in zip(streams, previous, log_probs_AV, strict=True)
-            ]
-        )
-        counts_AV = frequencies(mixed_AV)
-        for row, stream, log_probs_V, counts_V in zip(
-            active_A, streams, mixed_AV, counts_AV, strict=True
-        ):
-            token = self.source.next(stream, position, counts_V)
-            self.ids_ST[row, position + 1] = token
-            self.nats_ST[row, position] = -log_probs_V[token]
-            self.frequency_bits += cost_bits(int(counts_V[token]))
-            self.learner.heard(stream, token)
+    def _fetch(self, first: int, end: int, taken: "_Taken") -> None:
+        """Take over what a segment's tokens cost, and let the source write them down."""
+        nats_PS, starts_PS, widths_PS = taken.fetched()
+        self.ids_ST[:, first:end] = self._read_ST[:, first + 1 : end + 1].cpu().numpy()
+        self.nats_ST[:, first:end] = nats_PS.T
+        real_PS = self.targets_S > np.arange(first, end)[:, None]
+        widths_N = widths_PS[real_PS]
+        self.frequency_bits += float(cost_bits(widths_N).sum())
+        self.source.fixed(starts_PS[real_PS], widths_N)
 
     def result(
         self, table_ST: NDArray[Number], first: int = 0, end: int | None = None
@@ -292,3 +354,25 @@ class _Group:
         counts = self.targets_S[: len(self.streams)].tolist()
         rows = zip(table_ST, counts, strict=False)
         return tuple(row[first : min(count, end or count)].copy() for row, count in rows)
+
+
+class _Taken:
+    """What the tokens of a segment's positions cost, kept where it was computed."""
+
+    def __init__(self) -> None:
+        self._nats: list[Tensor] = []
+        self._shares: list[Tensor] = []
+        self._sound: list[Tensor] = []
+
+    def add(self, ids_S: Tensor, log_probs_SV: Tensor, shares: Shares) -> None:
+        """Keep the costs of a position's tokens."""
+        self._nats.append(-log_probs_SV.gather(1, ids_S[:, None])[:, 0])
+        self._shares.append(shares.taken(ids_S))
+        self._sound.append(shares.sound)
+
+    def fetched(self) -> tuple[FloatArray, IntArray, IntArray]:
+        """Return nats_PS, and where shares begin and how wide they are; ValueError if unsound."""
+        if not bool(torch.stack(self._sound).all()):
+            raise ValueError("the probabilities of a row do not sum to 1")
+        shares_2PS = torch.stack(self._shares, 1).cpu().numpy()
+        return torch.stack(self._nats).cpu().numpy(), shares_2PS[0], shares_2PS[1]

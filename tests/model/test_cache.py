@@ -1,5 +1,7 @@
 """Reading a few tokens at a time gives what reading all of them at once does."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairway.config import ModelConfig
-from fairway.model.cache import Cache, Single
+from fairway.model.cache import Cache, Single, row_bytes
 from fairway.model.gpt import GPT, build
 
 SMALL = ModelConfig(
@@ -76,6 +78,39 @@ def test_pieces_equal_the_whole(config: ModelConfig, looping: bool, sizes: list[
     model, ids = random_model(config, looping), tokens(3)
     found = piecewise(Cache(model, 3, LENGTH), ids, sizes)
     torch.testing.assert_close(found, model.hidden(ids), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_some_rows_at_a_time_are_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = random_model(replace(SMALL, smear=True), True), tokens(5)
+    whole = model.hidden(ids)
+    # Two rows of seven tokens, one of nine, then all rows of one.
+    monkeypatch.setattr("fairway.model.cache._AT_ONCE", 15)
+    cache = Cache(model, 5, LENGTH, room=18, steady=True)
+    for first, end in ((0, 7), (7, 8), (8, 17), (17, 18)):
+        found = cache.last(ids[:, first:end])
+        torch.testing.assert_close(found, whole[:, end - 1], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="5 rows of 18"):
+        cache.read(ids[:, :1])
+
+
+def test_a_cache_is_freed_with_its_last_name() -> None:
+    cache = Cache(random_model(SMALL), 2, LENGTH, steady=True)
+    cache.single = cache.single or Single(cache)
+    cache.read(tokens(2, 3)), cache.read(tokens(2, 1))
+    kept = weakref.ref(cache)
+    gc.disable()
+    try:
+        del cache
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_what_a_row_takes() -> None:
+    model = random_model(SMALL, True)
+    kept = Cache(model, 3, LENGTH, room=9)._kept_2VSGLK
+    assert row_bytes(model, 9) * 3 == kept.numel() * kept.itemsize
 
 
 @torch.no_grad()

@@ -40,6 +40,15 @@ def gradients(
     return list(torch.autograd.grad(outputs, leaves, [g.double() for g in outer]))
 
 
+@pytest.mark.parametrize(("R", "C"), [(13, 24), (1, 1), (37, 130), (3, 2500)])
+def test_unscale(R: int, C: int) -> None:
+    grad, weight, scale = randn(R, C), randn(R, C, seed=1, size=50.0), randn(R, seed=2)
+    scale[0] = 0.0
+    wanted = grad * scale[:, None], (grad.double() * weight.double()).sum(1).float()
+    for got, right in zip(kernels.unscale_(grad.clone(), weight, scale), wanted, strict=True):
+        near(got, right)
+
+
 # ---------------------------------------------------------------------------------------------
 # Entering a block
 

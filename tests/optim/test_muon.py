@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import muon_update
 from torch import Tensor, nn
 
 from fairway.config import ModelConfig, OptimConfig
@@ -16,7 +17,6 @@ from fairway.optim.muon import (
     Optimisers,
     coefficients,
     in_stages,
-    muon_update,
     orthogonalise,
 )
 from fairway.overrides import override
@@ -123,7 +123,7 @@ def test_step_on_fixed_numbers() -> None:
     weight.grad = torch.tensor([[0.3], [-0.1], [2.0], [0.7]])
     muon = Muon([("w", weight)], replace(CONFIG, matrix_wd=0.5))
     muon.banks[0].collect()
-    muon.propose(None, mu=0.9)
+    muon.propose(torch.ones(1), mu=0.9)
     muon.apply(lr=0.1)
     update = torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
     moved = (torch.tensor([[1.0], [2.0], [-1.0], [0.5]]) * 0.95 - weight.detach()) / 0.1

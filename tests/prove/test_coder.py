@@ -48,7 +48,8 @@ def test_what_is_coded_comes_back(
     symbols = [int(row.argmax()) for row in rows] if likely else uniform
     data = coded(rows, symbols, total_bits)
     assert decoded(rows, data, total_bits) == symbols
-    bits = sum(cost_bits(int(r[s]), total_bits) for r, s in zip(rows, symbols, strict=True))
+    widths = [int(row[symbol]) for row, symbol in zip(rows, symbols, strict=True)]
+    bits = float(cost_bits(np.array(widths, np.int64), total_bits).sum())
     assert 8 * len(data) <= bits + 16
 
 
@@ -111,3 +112,76 @@ def test_what_is_no_distribution_is_refused() -> None:
             frequencies(row)
     with pytest.raises(ValueError, match="do not fit"):
         frequencies(log_softmax(np.zeros(300)), 8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([2, 3, 257, 8192]),
+    spread=st.sampled_from([0.0, 2.0, 1000.0]),
+    parts=st.lists(st.integers(0, 9), max_size=5),
+    likely=st.booleans(),
+)
+def test_many_symbols_at_once_are_coded_as_one_by_one(
+    seed: int, size: int, spread: float, parts: list[int], likely: bool
+) -> None:
+    draw = np.random.default_rng(seed)
+    plain, fast = Encoder(), Encoder()
+    steps = []
+    for count in parts:
+        log_probs = log_softmax(draw.standard_normal((count, size)) * spread)
+        counts = frequencies(log_probs) if count else np.zeros((0, size), np.int64)
+        symbols = counts.argmax(1) if likely else draw.integers(0, size, count)
+        starts, picked = counts.cumsum(1) - counts, (np.arange(count), symbols)
+        for start, width in zip(starts[picked], counts[picked], strict=True):
+            plain.encode(int(start), int(width))
+        fast.encode_all(starts[picked], counts[picked])
+        steps.append((counts, starts, symbols))
+    data = plain.finish()
+    assert fast.finish() == data
+    one, many = Decoder(data), Decoder(data)
+    for counts, starts, symbols in steps:
+        assert [one.decode(row) for row in counts] == symbols.tolist()
+        found = np.full(len(symbols) + 2, -1)
+        # Rows in any order, among others that are left alone.
+        table = np.zeros((len(symbols) + 2, size), np.uint32)
+        order = draw.permutation(len(symbols) + 2)[: len(symbols)]
+        table[order] = starts
+        many.decode_rows(table, order, found)
+        assert found[order].tolist() == symbols.tolist() and (found == -1).sum() == 2
+    assert many.exhausted
+
+
+def test_compiled_carries_run_through_bytes_of_earlier_calls() -> None:
+    shares = [(2**31, 2**31)] * 70 + [(2**32 - 1, 1), (0, 2**31), (1, 2**32 - 1)] * 9
+    for size in (1, 2, 5, len(shares)):
+        plain, fast = Encoder(), Encoder()
+        for at in range(0, len(shares), size):
+            part = shares[at : at + size]
+            for start, width in part:
+                plain.encode(start, width)
+            fast.encode_all(*np.array(part, np.int64).T)
+        assert fast.finish() == plain.finish()
+
+
+def test_bytes_that_nobody_wrote_give_the_same_symbols_compiled() -> None:
+    counts = frequencies(log_softmax(np.arange(300.0) / 10))
+    starts = np.tile((counts.cumsum() - counts).astype(np.uint32), (500, 1))
+    data = b"\xff" * 5 + bytes(range(256))
+    one, many, found = Decoder(data), Decoder(data), np.zeros(500, np.int64)
+    many.decode_rows(starts, np.arange(500), found)
+    assert found.tolist() == [one.decode(counts) for _ in range(500)]
+
+
+@pytest.mark.parametrize(("start", "width"), [(0, 0), (-1, 2), (2**32 - 1, 2), (3, -1)])
+def test_shares_outside_the_total_are_refused_compiled(start: int, width: int) -> None:
+    with pytest.raises(ValueError, match="not within"):
+        Encoder().encode_all(np.array([0, start]), np.array([5, width]))
+
+
+def test_tables_that_are_none_give_symbols_too() -> None:
+    decoder, found = Decoder(bytes(range(256))), np.zeros(1, np.int64)
+    for seed in range(300):
+        table = np.random.default_rng(seed).integers(0, 2**32, (1, 9), np.uint32)
+        decoder.decode_rows(table, np.arange(1), found)
+        assert 0 <= found[0] < 9

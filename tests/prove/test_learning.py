@@ -145,7 +145,7 @@ def test_batches_follow_one_another_as_in_the_scorer(
         (replace(SGD, ttt=replace(SGD.ttt, chunk_tokens=100)), "multiple of score.seq_len"),
         (replace(LORA, ttt=replace(LORA.ttt, lora_chunks="x")), "ttt.lora_chunks 'x'"),
         (replace(LORA, ttt=replace(LORA.ttt, lora_phases=1)), "ttt.lora_phases=0"),
-        (replace(LORA, ttt=replace(LORA.ttt, lora_documents=65)), "must be at most 64"),
+        (replace(LORA, ttt=replace(LORA.ttt, lora_documents=1025)), "must be at most 1024"),
         (replace(LORA, seed=2**32), "below 2\\^32"),
     ],
 )
@@ -185,7 +185,7 @@ def test_headers_with_more_streams_than_learn(
 
 def test_methods_by_name() -> None:
     ttt = TttConfig()
-    assert method_named("sliding", ttt, 1, None) == (Sliding(), 1)
+    assert method_named("sliding", ttt, 1, None) == (Sliding(), None)
     assert method_named("sliding", ttt, 1, 7) == (Sliding(), 7)
     assert method_named("sgd", ttt, 1, None) == (ChunkSgd(ttt), 1)
     assert method_named("lora", ttt, 1, None) == (DocumentLora(ttt, 1), 64)

@@ -21,7 +21,7 @@ from fairway.prove.coding import Session, Sliding
 from fairway.prove.container import PROOF, coded_file, open_coded, open_file, stored_file
 from fairway.prove.machine import Machine
 from fairway.prove.proof import Account, first_bytes, prove, restore, written
-from fairway.prove.streams import cut_evenly
+from fairway.prove.streams import cut_evenly, default_streams
 
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 LINES = [f"The model {n} reads a text.\nIt learns the token; caf\u00e9 {n * n}." for n in range(14)]
@@ -233,3 +233,29 @@ def test_other_files_are_no_proofs(artifact: Path, tmp_path: Path) -> None:
 def test_what_is_written() -> None:
     assert written(["a\nb"]) == b"a\nb"
     assert written(["a\nb", "\u00e9"]) == '{"text": "a\\nb"}\n{"text": "\u00e9"}\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "device", "most", "count"),
+    [
+        (100, "cpu", 16, 1),
+        (8 * 64, "cpu", 16, 2),
+        (8 * 64 - 1, "cpu", 16, 1),
+        (10**6, "cpu", 16, 16),
+        (10**6, "cpu", 1, 1),
+        (0, "cuda", 900, 1),
+        (60, "cuda", 900, 1),
+        (61, "cuda", 900, 2),
+        (6000, "cuda", 900, 100),
+        (10**6, "cuda", 900, 900),
+        (10**6, "cuda", 0, 1),
+    ],
+)
+def test_streams_by_device_and_length(tokens: int, device: str, most: int, count: int) -> None:
+    assert default_streams(tokens, 64, device, most) == count
+
+
+def test_more_streams_than_tokens_or_streams_are_refused(proven: tuple[bytes, Account]) -> None:
+    for fields in ({"rows": 4}, {"rows": 0}, {"rows": 1025}):
+        with pytest.raises(UserError, match="at most 3 rows"):
+            open_coded(open_file(changed(proven[0], **fields))[1])

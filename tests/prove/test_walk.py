@@ -10,6 +10,7 @@ import torch
 from fairway.config import ModelConfig
 from fairway.model.gpt import GPT, build
 from fairway.prove.coder import Decoder, Encoder
+from fairway.prove.shares import Shares, device_frequencies
 from fairway.prove.walk import (
     Coded,
     Course,
@@ -75,7 +76,9 @@ def assert_same(a: Walked, b: Walked) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
-def test_what_is_walked_is_decoded(model: GPT, rows: int) -> None:
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_what_is_walked_is_decoded(model: GPT, rows: int, device: str) -> None:
+    model = model.to(device)
     data, walked = encoded(model, course(rows), Frozen(model))
     source = Coded(Decoder(data))
     found = walk(model, course(rows), source, Frozen(model), lambda count: None)
@@ -99,6 +102,40 @@ def test_costs_are_those_of_the_scorers_windows(model: GPT, seq_len: int, stride
             for position in range(window.score_from, window.end):
                 expected = -table[position - window.start, ids[position]]
                 assert nats[position] == pytest.approx(expected, abs=2e-5)
+
+
+def device_shares(log_probs_SV: torch.Tensor) -> Shares:
+    """Return what a GPU computes, here."""
+    counts_SV, sound = device_frequencies(log_probs_SV)
+    return Shares(counts_SV, counts_SV.cumsum(-1) - counts_SV, sound)
+
+
+def test_what_a_gpu_computes_is_decoded(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, walked = encoded(model, course(3), Frozen(model))
+    monkeypatch.setattr("fairway.prove.walk.shares_of", device_shares)
+    again, also = encoded(model, course(3), Frozen(model))
+    assert again == data
+    assert_same(also, walked)
+    found = walk(model, course(3), Coded(Decoder(data)), Frozen(model), lambda count: None)
+    assert_same(found, walked)
+
+
+def test_weights_that_are_no_numbers_code_nothing(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.no_grad():
+        model.tok_emb.weight[3:5] = torch.nan
+    plan = course(2)
+    for _ in range(2):
+        for source in (Known(streams(), Encoder()), Coded(Decoder(bytes(range(99))))):
+            with pytest.raises(ValueError, match="sum to 1"):
+                walk(model, plan, source, Frozen(model), lambda count: None)
+        monkeypatch.setattr("fairway.prove.walk.shares_of", device_shares)
+
+
+def test_only_what_is_read_has_room() -> None:
+    assert course(2).room() == 16 and course(2, seq_len=64).room() == 37
+    assert course(2, (3,)).room() == 3 and Course((), 2, 16, 1, ()).room() == 1
 
 
 class Shaking(Frozen):

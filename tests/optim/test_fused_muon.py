@@ -1,0 +1,48 @@
+"""Muon's GPU kernels equal its plain steps at odd sizes, extremes included.
+
+Without a GPU they run in Triton's interpreter, which truncates to bfloat16 where a GPU rounds.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fairway.optim import muon
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+
+from fairway.optim import fused_muon
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = [(3, 7, 40), (1, 33, 128), (2, 1, 1), (2, 5, 2500)]
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nesterov(shape: tuple[int, int, int], normalise: bool) -> None:
+    grads, buffers, scale = randn(*shape, seed=0), randn(*shape, seed=1), randn(1, seed=2).abs()
+    grads[0, 0], buffers[0, 0] = 0.0, 0.0
+    grads[-1, -1] *= 1e6
+    ours, plain, mine = buffers.clone(), buffers.clone(), grads.clone()
+    out = [torch.empty(shape, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
+    fused_muon.fused_nesterov(mine, ours, scale, 0.9, normalise, out[0])
+    assert torch.equal(mine, grads)
+    muon.nesterov(grads, plain, scale, 0.9, normalise, out[1])
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out[0].float(), out[1].float(), rtol=2**-7, atol=1e-6)
+    assert not out[0][0, 0].any()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_move(shape: tuple[int, int, int]) -> None:
+    ours, updates = randn(*shape, seed=3) * 100, randn(*shape, seed=4).bfloat16()
+    plain = ours.clone()
+    fused_muon.fused_move(ours, updates, 0.02, 0.3)
+    muon.move(plain, updates, 0.02, 0.3)
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    fused_muon.fused_move(ours, updates, 0.0, 0.3)
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
