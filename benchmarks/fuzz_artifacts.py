@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        loaded, slowest_s = spoil(Path(folder), arguments.count // 4, arguments.seed)
+        loaded, slowest_s = spoil(Path(folder), arguments.count // 5, arguments.seed)
     print(
         f"{arguments.count:,} files: {loaded:,} with digests made right loaded, the others were "
         f"refused; the slowest took {slowest_s:.2f} s"

@@ -152,6 +152,9 @@ class QuantConfig:
     gradient_damp: float = opt(0.1, "trellis: damping of the outputs' moments", lo=1e-6, hi=10.0)
     stripe: int = opt(64, "trellis: rows that later rows make up for together", lo=1, hi=65_536)
     fill: bool = opt(False, "trellis: the finest steps that fit pack.limit_bytes, not rate_bits")
+    column_steps: bool = opt(False, "trellis: columns whose errors cost more have finer steps")
+    tune_steps: int = opt(0, "steps in which float16 tensors learn around the codes", lo=0)
+    tune_lr: float = opt(0.001, "AdamW rate of these steps, falling to 0", lo=0.0, hi=1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

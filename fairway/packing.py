@@ -32,6 +32,7 @@ from fairway.quantise.gptq import (
 )
 from fairway.quantise.grid import QuantisedTensor
 from fairway.quantise.sensitivity import curvatures
+from fairway.quantise.tune import tuned
 from fairway.steps import Say
 from fairway.weights import weight_statistics
 
@@ -61,12 +62,14 @@ def pack_model(
 
         def size_at(setting: float) -> int:
             file = Path(folder) / str(len(packs))
-            packs[setting] = _pack(config, method, setting, source, file, provenance)
+            packs[setting] = _pack(config, model, method, setting, source, file, provenance)
             return file.stat().st_size + config.pack.code_bytes
 
         chosen = method.choose(size_at)
         packs[chosen].file.replace(path)
     quantised, account = packs[chosen].quantised, packs[chosen].account
+    # Whatever reads training text is training time.
+    calibrate_s += sum(pack.tune_s for pack in packs.values())
     size = path.stat().st_size
     assert sum(count for _, count in account) == size, "the byte account misses the file size"
     if chosen != method.asked:
@@ -112,11 +115,13 @@ class _Pack:
     quantised: QuantisedModel
     account: Account
     quantise_s: float
+    tune_s: float
     write_s: float
 
 
 def _pack(
     config: Config,
+    model: GPT,
     method: "_Method",
     setting: float,
     source: DataFolder,
@@ -126,11 +131,16 @@ def _pack(
     start_s = time.perf_counter()
     quantised = method.quantise(setting)
     quantised_s = time.perf_counter()
+    if config.quant.tune_steps:
+        quantised = tuned(model, quantised, _lessons(config, source, model), config.quant)
+    tuned_s = time.perf_counter()
     account = save_artifact(
         file, quantised, config.model, config.pack, source.tokenizer, provenance
     )
     end_s = time.perf_counter()
-    return _Pack(file, quantised, account, quantised_s - start_s, end_s - quantised_s)
+    return _Pack(
+        file, quantised, account, quantised_s - start_s, tuned_s - quantised_s, end_s - tuned_s
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,11 +230,18 @@ def _hessians(
 
 def _calibration(config: Config, source: DataFolder, model: GPT) -> Iterator[Tensor]:
     """Yield the first training batches of rank 0: reading them again is training time."""
+    return itertools.islice(
+        _lessons(config, source, model), _batches(config, config.quant.calibration_tokens)
+    )
+
+
+def _lessons(config: Config, source: DataFolder, model: GPT) -> Iterator[Tensor]:
+    """Yield the training batches of rank 0, without end."""
     train = config.train
     loader = ShuffledLoader(
         source.train_shards(), train.seq_len, train.micro_tokens // train.seq_len
     )
-    for _ in range(_batches(config, config.quant.calibration_tokens)):
+    while True:
         yield torch.from_numpy(loader.next_batch()[0]).to(model.tok_emb.weight.device)
 
 

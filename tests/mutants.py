@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from specimens import PROVENANCE, PUNY, WORDS, fancy, quantised
+from specimens import PROVENANCE, PUNY, WORDS, fancy, quantised, striped
 
 from fairway.config import PackConfig
 from fairway.errors import UserError
@@ -22,7 +22,19 @@ from fairway.pack.artifact import load_artifact, save_artifact
 MOST_BYTES = 64_000_000 + 20 * (1 << 22)
 MOST_S = 20.0
 _ODD = (None, True, False, 0, -1, 1, 2, 3, 8, 9, 16, 17, 255, 2**31, 2**40, 2**63, 10**17, 0.5)
-_WORDS = ("", "raw", "brotli", "lzma", "cabac", "codes", "steps", "orders", "scales", "vectors")
+_WORDS = (
+    "",
+    "raw",
+    "brotli",
+    "lzma",
+    "cabac",
+    "codes",
+    "steps",
+    "orders",
+    "columns",
+    "scales",
+    "vectors",
+)
 
 
 def mutants(data: bytes, count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
@@ -75,7 +87,7 @@ def _forged(data: bytes, rng: random.Random) -> bytes:
     if kind > 0.6:
         _spoil_field(header, rng)
     if rng.random() < 0.1:
-        version = rng.choice((1, 2))
+        version = rng.choice((1, 2, 3))
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     prefix = struct.pack("<8sII", b"FAIRWAY\0", version, len(text)) + hashlib.sha256(text).digest()
     return prefix + text + b"".join(sections)
@@ -99,7 +111,7 @@ def _spoil_field(header: dict[str, Any], rng: random.Random) -> None:
 
 
 def artifacts(folder: Path) -> list[bytes]:
-    """Version 1 and 2; with and without steps, trellis, orders and tokenizer."""
+    """Versions 1 to 3; with and without steps, trellis, orders and tokenizer."""
     brotli, cabac = PackConfig(with_tokenizer=True), PackConfig(codec="cabac")
     found = []
     for tensors, pack in (
@@ -107,6 +119,7 @@ def artifacts(folder: Path) -> list[bytes]:
         (quantised(PUNY), replace(cabac, with_tokenizer=True)),
         (fancy(PUNY), cabac),
         (fancy(PUNY), replace(cabac, codec="raw")),
+        (striped(PUNY), cabac),
     ):
         save_artifact(folder / "a.fwy", tensors, PUNY, pack, WORDS, PROVENANCE)
         found.append((folder / "a.fwy").read_bytes())

@@ -61,3 +61,13 @@ def fancy(config: ModelConfig = TINY, seed: int = 5) -> QuantisedModel:
         order = torch.arange(C - 1, -1, -1, dtype=torch.int32) if R != 260 else None
         tensors[name] = QuantisedTensor(codes, scale_of(steps), 10, steps, 8, order)
     return tensors
+
+
+def striped(config: ModelConfig = TINY) -> QuantisedModel:
+    """`fancy` with steps for the columns of all matrices but one."""
+    found = fancy(config)
+    for name, tensor in found.items():
+        if isinstance(tensor, QuantisedTensor) and name != "blocks.0.mlp.fc.weight":
+            columns = (torch.arange(tensor.codes.shape[1]) * 11 % 49 - 32).to(torch.int8)
+            found[name] = replace(tensor, columns=columns)
+    return found

@@ -11,6 +11,7 @@ from fairway.config import Config, to_dict
 from fairway.data.folder import DataFolder
 from fairway.errors import UserError
 from fairway.model.gpt import build
+from fairway.pack.artifact import load_artifact
 from fairway.packing import pack_model
 from fairway.quantise.fit import SLACK
 
@@ -69,6 +70,28 @@ def test_a_model_that_fits_is_packed_as_asked(pack: Pack) -> None:
     asked, _ = pack()
     facts, said = pack("quant.fit=true")
     assert (facts["digest"], facts["matrix_sigmas"], said) == (asked["digest"], 12.85, [])
+
+
+TRELLIS = ("quant.method=trellis", "pack.codec=cabac", "quant.gradient_tokens=512")
+
+
+def test_learning_around_the_codes_costs_time_and_no_bytes(pack: Pack) -> None:
+    plain, _ = pack(*TRELLIS)
+    facts, _ = pack(*TRELLIS, "quant.tune_steps=2", "quant.tune_lr=0.01")
+    again, _ = pack(*TRELLIS, "quant.tune_steps=2", "quant.tune_lr=0.01")
+    assert facts["digest"] == again["digest"] != plain["digest"]
+    same = [part for part in facts["sections"] if part in plain["sections"]]
+    # All but the header, whose digests moved, and the vectors.
+    assert len(same) >= len(facts["sections"]) - 2
+    assert abs(facts["bytes"] - plain["bytes"]) < 0.01 * plain["bytes"]
+    assert facts["level"] == plain["level"]
+
+
+def test_steps_by_column_are_packed(pack: Pack, tmp_path: Path) -> None:
+    facts, _ = pack(*TRELLIS, "quant.column_steps=true")
+    assert "columns" in [part["name"] for part in facts["sections"]]
+    assert all(0 < matrix["error"] < 0.5 for matrix in facts["matrices"])
+    load_artifact(tmp_path / "artifact.fwy")
 
 
 def test_a_limit_below_any_clip_leaves_the_artifact_alone(pack: Pack, tmp_path: Path) -> None:

@@ -85,10 +85,23 @@ CUTS = {
 }
 
 
-# An artifact without trellises, column orders and logarithmic steps, its digests right.
+# An artifact without trellises, column orders, logarithmic steps and those of columns, its digests
+# right.
 PLAIN_CUTS = {
     "fairway.pack.layout.form_of": "return PLAIN",
     "fairway.pack.layout.section_trellis": "return 0",
+    "fairway.pack.layout.section_bits": (
+        "return 16 if spec.kind != 'codes' else max(t.bits for t in matrices(spec, quantised))"
+    ),
+    "fairway.pack.layout.section_bytes": (
+        "if spec.kind == 'vectors':\n"
+        "  return b''.join(_vector_bytes(tensor, quantised) for tensor in spec.tensors)\n"
+        " found = matrices(spec, quantised)\n"
+        " if spec.kind == 'codes':\n"
+        "  return b''.join(codes_bytes(t.codes.numpy(), 'i1') for t in found)\n"
+        " return b''.join(t.scale.numpy().astype('<f2').tobytes() for t in found)"
+    ),
+    "fairway.pack.layout.SectionSpec.raw_bytes": "return 0",
     "fairway.pack.layout._require_codes": "pass",
     "fairway.pack.layout._require_finite": "pass",
     "fairway.pack.layout._require_steps": "pass",
@@ -103,6 +116,12 @@ PLAIN_CUTS = {
         "    self._codes[name] = read.reshape(tensor.shape[::-1]).T.contiguous(), bits, trellis\n"
         "  elif spec.kind == 'scales': self.steps[name] = values\n"
         "  else: self._vectors[name] = read.float().reshape(tensor.shape)"
+    ),
+    "fairway.pack.layout.split": (
+        "values = np.frombuffer(raw, 'i1' if spec.kind == 'codes' else '<f2')\n"
+        " size = lambda t: t.shape[0] if spec.kind == 'scales' else math.prod(t.shape)\n"
+        " ends = np.cumsum([size(t) for t in spec.tensors])\n"
+        " return [(t, values[end - size(t) : end]) for t, end in zip(spec.tensors, ends)]"
     ),
     "fairway.pack.artifact._flag": "return value",
 }
@@ -120,8 +139,8 @@ _PARSE = (
 
 # What rounding on plain grids leaves as it is, in a file of the first version.
 _PLAIN: dict[str, dict[str, Any]] = {
-    "QuantisedTensor": {"scale_steps": None, "trellis": 0, "order": None},
-    "Form": {"version": 1, "log_steps": False, "orders": False},
+    "QuantisedTensor": {"scale_steps": None, "trellis": 0, "order": None, "columns": None},
+    "Form": {"version": 1, "log_steps": False, "orders": False, "columns": False},
 }
 
 # Errors whose sentences a bundle leaves to the line of the traceback.

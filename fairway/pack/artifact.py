@@ -42,7 +42,7 @@ from fairway.quantise.gptq import QuantisedModel
 from fairway.quantise.trellis import TRELLIS
 
 MAGIC = b"FAIRWAY\0"
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
 _PREFIX = struct.Struct("<8sII32s")
 MAX_HEADER_BYTES = 1 << 16
 MAX_TOKENIZER_BYTES = 1 << 24
@@ -55,8 +55,9 @@ MAX_EXPANSION = 16
 
 _HEADER_KEYS = {"model", "min_numel", "provenance", "sections", "tokenizer_digest"}
 _SECTION_KEYS = {"name", "kind", "bits", "codec", "stride", "bytes", "raw_bytes", "sha256"}
-# What version 2 adds to both.
-_HEADER_KEYS_2, _SECTION_KEYS_2 = {"log_steps", "orders"}, {"trellis"}
+# What versions 2 and 3 add to both.
+_HEADER_ADDS = {1: set(), 2: {"log_steps", "orders"}, 3: {"log_steps", "orders", "columns"}}
+_SECTION_ADDS = {"trellis"}
 _PROVENANCE: dict[str, type] = {
     "recipe": str,
     "recipe_hash": str,
@@ -134,8 +135,7 @@ def save_artifact(
         "sections": entries,
         "tokenizer_digest": tokenizer.digest,
     }
-    if form.version == 2:
-        header |= {"log_steps": form.log_steps, "orders": form.orders}
+    header |= {key: getattr(form, key) for key in _HEADER_ADDS[form.version]}
     text = _canonical(header)
     size = _PREFIX.size + len(text) + sum(map(len, stored))
     head = _checked(header, form.version, len(text), size)
@@ -296,14 +296,14 @@ def _read_head(stream: BinaryIO) -> _Head:
         raise UserError(f"the file ends after {len(prefix)} bytes; copy it again")
     _, version, length, digest = _PREFIX.unpack(prefix)
     if version not in VERSIONS:
-        known = " and ".join(map(str, VERSIONS))
+        known = ", ".join(map(str, VERSIONS))
         raise UserError(f"the format has version {version}, this Fairway reads {known}")
     if length > MAX_HEADER_BYTES:
         raise UserError(f"the header claims {length} bytes; at most {MAX_HEADER_BYTES} are read")
     text = stream.read(length)
     if hashlib.sha256(text).digest() != digest:
         raise UserError("the header is damaged; copy the file again")
-    header = _parse(text, _HEADER_KEYS | (_HEADER_KEYS_2 if version == 2 else set()))
+    header = _parse(text, _HEADER_KEYS | _HEADER_ADDS[version])
     return _checked(header, version, length, os.fstat(stream.fileno()).st_size)
 
 
@@ -337,7 +337,9 @@ def _checked(header: dict[str, Any], version: int, header_bytes: int, file_bytes
     _check_provenance(header["provenance"])
     _require_hex(header["tokenizer_digest"], "the tokenizer's digest")
     min_numel = _whole(header["min_numel"], 0, 2**40, "min_numel")
-    form = Form(version, *(_flag(header.get(key, False), key) for key in ("log_steps", "orders")))
+    form = Form(version, **{key: _flag(header[key], key) for key in _HEADER_ADDS[version]})
+    if version == 3 and not (form.columns and form.log_steps):
+        raise UserError("version 3 has steps for rows and columns, which this header denies")
     specs = layout(config, min_numel, form)
     head = _Head(header, header_bytes, config, {spec.name: spec for spec in specs})
     _check_sections(header["sections"], specs, version)
@@ -383,9 +385,9 @@ def _fits(entry: dict[str, Any], spec: SectionSpec) -> bool:
 
 
 def _check_section(entry: Any, version: int) -> None:
-    _with_keys(entry, _SECTION_KEYS | (_SECTION_KEYS_2 if version == 2 else set()), "a section")
+    _with_keys(entry, _SECTION_KEYS | (set() if version == 1 else _SECTION_ADDS), "a section")
     name, kind = entry["name"], str(entry["kind"])
-    own = version == 2 and entry["codec"] == "cabac" and kind in KINDS
+    own = version > 1 and entry["codec"] == "cabac" and kind in KINDS
     if not isinstance(name, str) or not (own or entry["codec"] in CODECS):
         raise UserError(f"section '{name}' has the unknown codec '{entry['codec']}'")
     _require_hex(entry["sha256"], f"the digest of section '{name}'")
@@ -393,7 +395,7 @@ def _check_section(entry: Any, version: int) -> None:
     _whole(entry["bytes"], 0, 2**40, f"the length of section '{name}'")
     _whole(entry["raw_bytes"], 0, 2**40, f"the raw length of section '{name}'")
     most = 8 if version == 1 else 16
-    low, high = {"codes": (2, most), "tokenizer": (8, 8)}.get(kind, (16, 16))
+    low, high = {"codes": (2, most), "columns": (8, 8), "tokenizer": (8, 8)}.get(kind, (16, 16))
     _whole(entry["bits"], low, high, f"the bits of section '{name}'")
     states = _whole(entry.get("trellis", 0), 0, 2**16, f"the trellis of section '{name}'")
     if states and (kind != "codes" or states not in TRELLIS):

@@ -47,11 +47,15 @@ class TensorSpec:
 @dataclass(frozen=True, slots=True)
 class Form:
     """How an artifact writes numbers: format version, log_steps: scales in 1/16 octave, orders:
-    some matrix has a column order. Version 1 has neither, and its scales lie behind the codes."""
+    some matrix has a column order, columns: some matrix's columns have steps of their own.
+
+    Version 1 has none of them, and its scales lie behind the codes. Version 3 is 2 with columns.
+    """
 
     version: int
     log_steps: bool = False
     orders: bool = False
+    columns: bool = False
 
 
 PLAIN = Form(1)
@@ -62,7 +66,7 @@ class SectionSpec:
     """A section before compression.
 
     kind: codes (int8; int16 if of more than 8 bits), scales or vectors (float16), steps (int16),
-    orders (see `orders`).
+    columns (int8), orders (see `orders`).
     """
 
     name: str
@@ -75,6 +79,8 @@ class SectionSpec:
             return (1 if bits <= 8 else 2) * sum(math.prod(spec.shape) for spec in self.tensors)
         if self.kind == "orders":
             return most_bytes([spec.shape[1] for spec in self.tensors])
+        if self.kind == "columns":
+            return sum(spec.shape[1] for spec in self.tensors)
         if self.kind in ("scales", "steps"):
             return sum(2 * spec.shape[0] for spec in self.tensors)
         return sum(2 * math.prod(spec.shape) for spec in self.tensors)
@@ -104,7 +110,8 @@ def layout(config: ModelConfig, min_numel: int, form: Form = PLAIN) -> list[Sect
     if form.version == 1:
         return [*codes, scales, vectors]
     orders = [SectionSpec("orders", "orders", tuple(coded))] if form.orders else []
-    return [*orders, scales, *codes, vectors]
+    columns = [SectionSpec("columns", "columns", tuple(coded))] if form.columns else []
+    return [*orders, scales, *columns, *codes, vectors]
 
 
 def role_of(name: str) -> str:
@@ -139,10 +146,11 @@ def form_of(quantised: QuantisedModel, codec: str) -> Form:
     if len(steps) > 1:
         raise UserError("some matrices have float16 scales and others steps; quantise them alike")
     orders = any(tensor.order is not None for tensor in tensors)
+    columns = any(tensor.columns is not None for tensor in tensors)
     plain = all(tensor.trellis == 0 and tensor.bits <= 8 for tensor in tensors)
     if codec != "cabac" and plain and not orders and steps <= {False}:
         return PLAIN
-    return Form(2, log_steps=True in steps, orders=orders)
+    return Form(3 if columns else 2, log_steps=True in steps, orders=orders, columns=columns)
 
 
 def coded_tensors(quantised: QuantisedModel) -> list[QuantisedTensor]:
@@ -172,6 +180,8 @@ def section_bytes(spec: SectionSpec, quantised: QuantisedModel) -> bytes:
     if spec.kind == "orders":
         orders = (tensor.order for tensor in matrices(spec, quantised))
         return pack_orders([None if order is None else order.numpy() for order in orders])
+    if spec.kind == "columns":
+        return b"".join(_columns_of(tensor).tobytes() for tensor in matrices(spec, quantised))
     if spec.kind == "vectors":
         return b"".join(_vector_bytes(tensor, quantised) for tensor in spec.tensors)
     return b"".join(line.tobytes() for line in lines_of(spec, quantised))
@@ -190,6 +200,13 @@ def lines_of(spec: SectionSpec, quantised: QuantisedModel) -> list[Numbers]:
     return [step_R.numpy().astype("<i2") for step_R in steps if step_R is not None]
 
 
+def _columns_of(tensor: QuantisedTensor) -> Numbers:
+    if tensor.columns is None:
+        return np.zeros(tensor.codes.shape[1], np.int8)
+    assert tensor.scale_steps is not None, "columns have steps where rows have"
+    return tensor.columns.numpy()
+
+
 def _vector_bytes(tensor: TensorSpec, quantised: QuantisedModel) -> bytes:
     value = quantised[tensor.name]
     assert isinstance(value, Tensor) and tuple(value.shape) == tensor.shape, tensor
@@ -197,9 +214,9 @@ def _vector_bytes(tensor: TensorSpec, quantised: QuantisedModel) -> bytes:
 
 
 def section_bits(spec: SectionSpec, quantised: QuantisedModel) -> int:
-    """Return the bits that hold every number of a section; 16 for all but codes."""
+    """Return the bits that hold every number of a section; 16 for all but codes and columns."""
     if spec.kind != "codes":
-        return 16
+        return 8 if spec.kind == "columns" else 16
     return max(tensor.bits for tensor in matrices(spec, quantised))
 
 
@@ -222,6 +239,7 @@ class Loaded:
     def __init__(self) -> None:
         self.steps: dict[str, Numbers] = {}
         self.orders: dict[str, Order | None] = {}
+        self._columns: dict[str, Tensor] = {}
         self._codes: dict[str, tuple[Tensor, int, int]] = {}
         self._vectors: dict[str, Tensor] = {}
 
@@ -241,6 +259,8 @@ class Loaded:
                 codes_RC = _tensor(values).reshape(tensor.shape[1], tensor.shape[0]).T.contiguous()
                 _require_codes(codes_RC, bits, tensor.name)
                 self._codes[tensor.name] = codes_RC, bits, trellis
+            elif spec.kind == "columns":
+                self._columns[tensor.name] = _tensor(values)
             elif spec.kind == "vectors":
                 _require_finite(values, tensor.name)
                 self._vectors[tensor.name] = _tensor(values).float().reshape(tensor.shape)
@@ -264,6 +284,7 @@ class Loaded:
             steps_R if log else None,
             trellis,
             None if order is None else torch.from_numpy(order),
+            self._columns.get(name),
         )
 
 
@@ -272,10 +293,10 @@ def split(spec: SectionSpec, raw: bytes, bits: int) -> list[tuple[TensorSpec, Nu
 
     For sections of whole length only: all but orders.
     """
-    whole = {"codes": "i1" if bits <= 8 else "<i2", "steps": "<i2"}
+    whole = {"codes": "i1" if bits <= 8 else "<i2", "steps": "<i2", "columns": "i1"}
     values = np.frombuffer(raw, whole.get(spec.kind, "<f2"))
-    by_row = spec.kind in ("scales", "steps")
-    counts = [t.shape[0] if by_row else math.prod(t.shape) for t in spec.tensors]
+    axis = {"scales": 0, "steps": 0, "columns": 1}.get(spec.kind)
+    counts = [math.prod(t.shape) if axis is None else t.shape[axis] for t in spec.tensors]
     ends = np.cumsum(counts)
     assert not counts or ends[-1] == len(values), (spec.name, len(values))
     return [

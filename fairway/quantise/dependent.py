@@ -6,6 +6,10 @@ feedback: then a bit less costs the same loss in every row of every matrix. Step
 logarithmic grid of `grid`, between LOW and HIGH deviations of their row; HIGH gives way only to
 levels at which every row is there already.
 
+With quant.column_steps the columns of a matrix differ too: by the same reasoning a column's step is
+the smaller the more its errors cost that later columns cannot make up for, between FINEST and
+COARSEST octaves of its rows'.
+
 Errors are fed back over columns (GPTQ), as they lie, and over rows: the loss mixes outputs as the
 Fisher information's other factor says, so a stripe of rows makes up for the errors of the stripes
 before it. (Two-sided feedback: Tseng et al. 2025, arXiv 2505.22988.)
@@ -30,16 +34,28 @@ from fairway.quantise.gptq import (
     inverse_factor,
     is_coded,
 )
-from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, scale_of
-from fairway.quantise.rates import CODE_BITS, code_bits, expected_bits, row_classes
+from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, largest_code, scale_of
+from fairway.quantise.rates import (
+    CODE_BITS,
+    PER_OCTAVE,
+    WIDE_BITS,
+    code_bits,
+    expected_bits,
+    row_classes,
+    shifted,
+)
 from fairway.quantise.sensitivity import Curvature
-from fairway.quantise.trellis import reconstruct
-from fairway.quantise.viterbi import Problem, cheapest_paths
+from fairway.quantise.trellis import codes_of
+from fairway.quantise.viterbi import Encoder, Problem
 
 # Bounds of a step in deviations of its row. Beyond them a second-order model is no guide.
 LOW, HIGH = 0.04, 0.5
 # The coarsest level has so many times the steps of the one at which every row is at HIGH.
 _COARSEST = 16.0
+# Bounds of a column's step, in octaves. Where codes would end, damage would be large.
+FINEST, COARSEST = -3.0, 1.0
+# Columns' steps lie on every other sixteenth of an octave, as far apart as classes of rows.
+_PER_CLASS = 16 // PER_OCTAVE
 # How much dearer or cheaper a bit may be in a row whose step is bounded.
 _PRICE_RANGE = 8.0
 _HALVINGS = 40
@@ -49,14 +65,18 @@ _HALVINGS = 40
 class Group:
     """Matrices of one shape, ready to be quantised at any level.
 
-    feed_LCC and weight_LC as `viterbi` wants them; mix_LRR is the upper factor of the inverse of
-    the outputs' moments, None where rows do not mix; cost_LR: rows_R times c; spread_LR.
+    feed_LCC and weight_LC as `viterbi` wants them; columns_LC (int16): what a column adds to its
+    rows' steps, and `shares`: (such a number, in how many columns it is, by matrix) for each;
+    mix_LRR is the upper factor of the inverse of the outputs' moments, None where rows do not mix;
+    cost_LR: rows_R times c; spread_LR.
     """
 
     names: list[str]
     weights: Tensor
     feed: Tensor
     weight: Tensor
+    columns: Tensor
+    shares: list[tuple[int, Tensor]]
     mix: Tensor | None
     cost: Tensor
     spread: Tensor
@@ -80,7 +100,8 @@ class Plan:
         self.order = list(state)
         self.groups = [_group(names, state, costs, config) for names in shapes.values()]
         device = self.groups[0].weights.device if self.groups else "cpu"
-        self.bits = code_bits().to(device)
+        self.bits = code_bits(WIDE_BITS if config.column_steps else CODE_BITS).to(device)
+        self._encoder = Encoder(config.states, config.block)
         self._expected = expected_bits(self.bits)
         free = [float((group.spread * group.cost.sqrt()).max()) for group in self.groups]
         self._all_high = HIGH * max(free, default=1.0)
@@ -90,7 +111,9 @@ class Plan:
         total = 0.0
         for group in self.groups:
             classes_LR = row_classes(group.spread / scale_of(self.steps(group, level)))
-            total += float(self._expected[classes_LR].double().sum()) * group.weights.shape[2]
+            for columns, count_L in group.shares:
+                nearby_LR = shifted(classes_LR, -columns // _PER_CLASS)
+                total += float((self._expected[nearby_LR].double().sum(1) * count_L).sum())
         return total
 
     def level_for(self, bits_per_weight: float) -> float:
@@ -115,7 +138,9 @@ class Plan:
         wanted_LR = level * group.cost.rsqrt()
         bounded_LR = torch.minimum(torch.maximum(wanted_LR, low_LR), high_LR)
         bounded_LR = bounded_LR * max(1.0, level / self._all_high)
-        steps_LR = (16 * bounded_LR.log2()).round().clamp(-LARGEST_STEP, LARGEST_STEP - 16)
+        # A margin for what columns add, and the plain grid of one state.
+        most = LARGEST_STEP - 64
+        steps_LR = (16 * bounded_LR.log2()).round().clamp(-most, most)
         return steps_LR.to(torch.int16)
 
     def quantise(self, level: float) -> QuantisedModel:
@@ -124,11 +149,59 @@ class Plan:
         rows = sum(len(group.names) * group.weights.shape[1] for group in self.groups)
         with progress("quantise", rows) as advance, full_precision():
             for group in self.groups:
-                found |= _quantise_group(
-                    group, self.steps(group, level), level, self.bits, self.config
-                )
+                found |= self._quantise_group(group, self.steps(group, level), level)
                 advance(len(group.names) * group.weights.shape[1])
         return {name: found[name] for name in self.order}
+
+    def _quantise_group(
+        self, group: Group, steps_LR: Tensor, level: float
+    ) -> dict[str, QuantisedTensor]:
+        config = self.config
+        scale_LR = scale_of(steps_LR)
+        # A bit costs as much loss in every row: where the step is not free, it costs other errors.
+        price_LR = level**2 / (scale_LR.square() * group.cost)
+        price_LR = config.rate_price * price_LR.clamp(1 / _PRICE_RANGE, _PRICE_RANGE)
+        classes_LR = row_classes(group.spread / scale_LR)
+        left_LRC = group.weights.clone()
+        rows = left_LRC.shape[1]
+        stripe = config.stripe if group.mix is not None else rows
+        codes = []
+        for first in range(0, rows, stripe):
+            last = min(first + stripe, rows)
+            here_LSC = left_LRC[:, first:last]
+            step_LSC = scale_of(steps_LR[:, first:last, None] + group.columns[:, None])
+            problem = Problem(
+                (here_LSC / step_LSC).mT.contiguous(),
+                group.feed,
+                group.weight,
+                price_LR[:, first:last].contiguous(),
+                self.bits,
+                classes_LR[:, first:last].contiguous(),
+                -group.columns.long() // _PER_CLASS,
+            )
+            multiples_LSC = self._encoder.cheapest_paths(problem).mT
+            codes.append(codes_of(multiples_LSC))
+            if group.mix is not None and last < rows:
+                error_LSC = here_LSC - step_LSC * multiples_LSC
+                _make_up(left_LRC, group.mix, error_LSC, first, last)
+        codes_LRC = torch.cat(codes, 1).cpu()
+        if config.states == 1:
+            # A plain grid has no second one between its points: its step is two of ours.
+            steps_LR = steps_LR + 16
+            scale_LR = scale_of(steps_LR)
+        columns_LC = group.columns.to(torch.int8).cpu()
+        found = {}
+        for i, name in enumerate(group.names):
+            codes_RC, bits = _narrowed(codes_LRC[i])
+            found[name] = QuantisedTensor(
+                codes_RC,
+                scale_LR[i].cpu(),
+                bits,
+                steps_LR[i].cpu().clone(),
+                config.states if config.states > 1 else 0,
+                columns=columns_LC[i].clone() if config.column_steps else None,
+            )
+        return found
 
 
 def _group(
@@ -158,19 +231,40 @@ def _group(
     upper_LCC = torch.stack([factors[id(costs[name].inputs)] for name in names])
     diagonal_LC = upper_LCC.diagonal(dim1=1, dim2=2)
     weight_LC = diagonal_LC.square().reciprocal()
+    columns_LC = _columns(weight_LC) if config.column_steps else torch.zeros_like(weight_LC).short()
+    wider_LC = scale_of(columns_LC)
+    weight_LC *= wider_LC.square()
     mean_L1 = weight_LC.mean(1, keepdim=True)
     spread_LR = weights_LRC.std(2, unbiased=False)
     peak_LR = weights_LRC.abs().amax(2).clamp_min(2.0**-30)
     return Group(
         names=names,
         weights=weights_LRC,
-        feed=upper_LCC / diagonal_LC[..., None],
+        # A column's error is in units of its own step, and so is what it takes off another's.
+        feed=upper_LCC / diagonal_LC[..., None] * (wider_LC[..., None] / wider_LC[:, None]),
         weight=weight_LC / mean_L1,
+        columns=columns_LC,
+        shares=[(int(at), (columns_LC == at).sum(1)) for at in torch.unique(columns_LC)],
         mix=torch.stack(mixes) if mixes else None,
         cost=torch.stack(rows) * mean_L1,
         # A row without spread is coded like one whose deviation is its largest weight.
         spread=torch.where(spread_LR > 1e-6 * peak_LR, spread_LR, peak_LR),
     )
+
+
+def _narrowed(codes_RC: Tensor) -> tuple[Tensor, int]:
+    """Return codes as bytes if they are, else as they are; and their width in bits."""
+    if int(codes_RC.abs().max()) <= largest_code(CODE_BITS):
+        return codes_RC.to(torch.int8), CODE_BITS
+    return codes_RC.clone(), WIDE_BITS
+
+
+def _columns(weight_LC: Tensor) -> Tensor:
+    """Return columns_LC, the steps that give the errors of all columns the same cost (int16)."""
+    octave_LC = -weight_LC.log2() / 2
+    octave_LC -= octave_LC.mean(1, keepdim=True)
+    classes_LC = (PER_OCTAVE * octave_LC.clamp(FINEST, COARSEST)).round()
+    return (_PER_CLASS * classes_LC).to(torch.int16)
 
 
 def _alive(moments_CC: Tensor) -> Tensor:
@@ -195,59 +289,6 @@ def _conditional(mix_RR: Tensor, stripe: int) -> Tensor:
         inverse_SS = torch.linalg.solve_triangular(within_SS, eye_SS, upper=True)
         rows.append(inverse_SS.square().sum(1))
     return torch.cat(rows)
-
-
-def _quantise_group(
-    group: Group, steps_LR: Tensor, level: float, bits_XGK: Tensor, config: QuantConfig
-) -> dict[str, QuantisedTensor]:
-    scale_LR = scale_of(steps_LR)
-    # A bit costs as much loss in every row: where the step is not free, it costs other errors.
-    price_LR = level**2 / (scale_LR.square() * group.cost)
-    price_LR = config.rate_price * price_LR.clamp(1 / _PRICE_RANGE, _PRICE_RANGE)
-    classes_LR = row_classes(group.spread / scale_LR)
-    left_LRC = group.weights.clone()
-    rows = left_LRC.shape[1]
-    stripe = config.stripe if group.mix is not None else rows
-    codes = []
-    for first in range(0, rows, stripe):
-        last = min(first + stripe, rows)
-        here_LSC, step_LS1 = left_LRC[:, first:last], scale_LR[:, first:last, None]
-        problem = Problem(
-            (here_LSC / step_LS1).mT.contiguous(),
-            group.feed,
-            group.weight,
-            price_LR[:, first:last].contiguous(),
-            bits_XGK,
-            classes_LR[:, first:last].contiguous(),
-        )
-        codes_LSC = cheapest_paths(problem, config.states, config.block).mT
-        codes.append(codes_LSC)
-        if group.mix is not None and last < rows:
-            multiples_LSC = _multiples(codes_LSC, config.states)
-            error_LSC = here_LSC - step_LS1 * multiples_LSC
-            _make_up(left_LRC, group.mix, error_LSC, first, last)
-    codes_LRC = torch.cat(codes, 1).to(torch.int8).cpu()
-    if config.states == 1:
-        # A plain grid has no second one between its points: its step is two of ours.
-        steps_LR = steps_LR + 16
-        scale_LR = scale_of(steps_LR)
-    return {
-        name: QuantisedTensor(
-            codes_LRC[i].clone(),
-            scale_LR[i].cpu(),
-            CODE_BITS,
-            steps_LR[i].cpu().clone(),
-            config.states if config.states > 1 else 0,
-        )
-        for i, name in enumerate(group.names)
-    }
-
-
-def _multiples(codes_LSC: Tensor, states: int) -> Tensor:
-    """Return the multiples of the step that codes stand for, in float32."""
-    if states == 1:
-        return 2.0 * codes_LSC.float()
-    return reconstruct(codes_LSC.flatten(0, 1), states, None).view_as(codes_LSC).float()
 
 
 def _make_up(left_LRC: Tensor, mix_LRR: Tensor, error_LSC: Tensor, first: int, last: int) -> None:

@@ -19,6 +19,8 @@ SMALLEST_SCALE = 2.0**-24
 
 # Scales on a logarithmic grid, in sixteenths of an octave: from 2^-40 to 2^40.
 LARGEST_STEP = 640
+# Rows restored together: numbers on the way to a step take many times a code's bytes.
+_ROWS_AT_ONCE = 256
 # 2^(i/16) as multiples of 2^-23, the nearest float32; a library's pow() may miss the last bit.
 _MANTISSAS = (
     0x800000,
@@ -60,6 +62,7 @@ class QuantisedTensor:
     w is the row's scale times the multiple that a code stands for: the code itself, or what a
     trellis of so many states along the columns in `order` (int32 [C]; None: as they lie) makes of
     it. scale_R is float16, or float32 if scale_steps (int16 [R]) gives it: `scale_of(scale_steps)`.
+    With `columns` (int8 [C]) the step of a weight is `scale_of(scale_steps_R + columns_C)` instead.
     """
 
     codes: Tensor
@@ -68,10 +71,11 @@ class QuantisedTensor:
     scale_steps: Tensor | None = None
     trellis: int = 0
     order: Tensor | None = None
+    columns: Tensor | None = None
 
 
 def scale_of(steps_R: Tensor) -> Tensor:
-    """Return 2^(steps / 16) in float32, the same bits on every machine.
+    """Return 2^(steps / 16) in float32, of any shape, the same bits on every machine.
 
     Raises UserError for steps beyond +-LARGEST_STEP.
     """
@@ -116,7 +120,14 @@ def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
 def restore(quantised: QuantisedTensor) -> Tensor:
     """Return the weights w_RC in float32. See `error_bound` for how far off they can be."""
     multiples_RC = reconstruct(quantised.codes, quantised.trellis, quantised.order)
-    return multiples_RC.float() * quantised.scale.float()[:, None]
+    if quantised.scale_steps is None or quantised.columns is None:
+        return multiples_RC.float() * quantised.scale.float()[:, None]
+    steps_R1, weights_RC = quantised.scale_steps.int()[:, None], multiples_RC.float()
+    for first in range(0, len(weights_RC), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        scale_RC = scale_of(steps_R1[rows] + quantised.columns.int())
+        weights_RC[rows] *= scale_RC.to(weights_RC.device)
+    return weights_RC
 
 
 def error_bound(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fairway.quantise.grid import largest_code
 
-# Codes of dependent quantisation are bytes.
-CODE_BITS = 8
-_PER_OCTAVE, _LOWEST_OCTAVE, _OCTAVES = 8, -4, 12
+# Codes of dependent quantisation are bytes; where columns have finer steps, some need more.
+CODE_BITS, WIDE_BITS = 8, 10
+PER_OCTAVE = 8
+_LOWEST_OCTAVE, _OCTAVES = -4, 12
 # Share of the codes that follow no Gaussian, halved by every 4 further codes.
 _STRAY_SHARE = 0.005
 
@@ -24,14 +25,19 @@ _STRAY_SHARE = 0.005
 def row_classes(ratio_R: Tensor) -> Tensor:
     """Return the class (int64) of rows by their deviation over their step."""
     octave_R = ratio_R.clamp_min(2.0**_LOWEST_OCTAVE).log2() - _LOWEST_OCTAVE
-    return (octave_R * _PER_OCTAVE).round().long().clamp(0, _OCTAVES * _PER_OCTAVE - 1)
+    return shifted((octave_R * PER_OCTAVE).round().long(), 0)
 
 
-def code_bits() -> Tensor:
-    """Return bits_XGK in float32: the bits of a code, its sign included."""
-    last = largest_code(CODE_BITS)
+def shifted(class_R: Tensor, classes: int | Tensor) -> Tensor:
+    """Return the classes of rows whose steps are finer by so many classes."""
+    return (class_R + classes).clamp(0, _OCTAVES * PER_OCTAVE - 1)
+
+
+def code_bits(width: int = CODE_BITS) -> Tensor:
+    """Return bits_XGK in float32: the bits of codes of a width in bits, their signs included."""
+    last = largest_code(width)
     k_K = torch.arange(last + 1, dtype=torch.float64)
-    octave_X = torch.arange(_OCTAVES * _PER_OCTAVE, dtype=torch.float64) / _PER_OCTAVE
+    octave_X = torch.arange(_OCTAVES * PER_OCTAVE, dtype=torch.float64) / PER_OCTAVE
     ratio_X1 = 2.0 ** (octave_X + _LOWEST_OCTAVE)[:, None]
     tables = []
     for grid in (0, 1):

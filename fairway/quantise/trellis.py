@@ -46,3 +46,11 @@ def reconstruct(codes_RC: Tensor, trellis: int, order_C: Tensor | None) -> Tenso
         codes_CR[column] = 2 * code_R - grid_N[state_R] * code_R.sign()
         state_R = after_R
     return codes_CR.T.contiguous()
+
+
+def codes_of(multiples: Tensor) -> Tensor:
+    """Return the codes that stand for some multiples, which name their grid by being even or odd.
+
+    With one state alone multiples are even.
+    """
+    return multiples.sign() * ((multiples.abs() + 1) >> 1)

@@ -15,7 +15,7 @@ X classes of rows, G = 2 grids, K magnitudes of codes.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,8 @@ class Problem:
 
     feed_LCC: row j of the inverse's factor over its diagonal entry, so that an error e of column j
     takes e * feed[j, i] off column i. weight_LC: cost of a squared error; price_LR: cost of a bit.
-    bits_XGK: bits of a code by class of row, grid and magnitude, its sign included; class_LR.
+    bits_XGK: bits of a code by class, grid and magnitude, its sign included. The class of a weight
+    is its row's, class_LR, and its column's, finer_LC, together, as far as there are classes.
     """
 
     weights: Tensor
@@ -51,30 +52,91 @@ class Problem:
     price: Tensor
     bits: Tensor
     row_class: Tensor
+    finer: Tensor
 
 
-def cheapest_paths(problem: Problem, states: int, block: int) -> Tensor:
-    """Return codes_LCR (int16) of the cheapest path of every row; problem.weights is used up.
+class Encoder:
+    """Finds paths for problems of one trellis; what a GPU has run once it repeats as a CUDA graph.
 
-    Codes end at the largest magnitude that the table of bits knows: what lies beyond takes the
-    nearest code there is, and its error is fed back like any other.
+    A block of columns is thousands of launches too small to fill a GPU, whose calls by Python take
+    most of the time. Stripes of rows ask for the same shapes again and again.
     """
-    w_LCR = problem.weights
-    L, C, R = w_LCR.shape
-    codes_LCR = torch.empty((L, C, R), dtype=torch.int16, device=w_LCR.device)
-    state_LR = torch.zeros((L, R), dtype=torch.long, device=w_LCR.device)
-    encode = _block_on_gpu if w_LCR.is_cuda else _block_on_cpu
-    for first in range(0, C, block):
-        last = min(first + block, C)
-        codes_LBR, error_LBR, state_LR = encode(problem, slice(first, last), state_LR, states)
-        codes_LCR[:, first:last] = codes_LBR
-        feed_LBC = problem.feed[:, first:last, last:]
-        w_LCR[:, last:].baddbmm_(feed_LBC.mT, error_LBR, alpha=-1.0)
-    return codes_LCR
+
+    def __init__(self, states: int, block: int) -> None:
+        """Choose the number of states, 1, 4 or 8, and the columns whose path is found together."""
+        self._states, self._block = states, block
+        self._on_gpu: dict[tuple[int, ...], _Block] = {}
+
+    def cheapest_paths(self, problem: Problem) -> Tensor:
+        """Return multiples_LCR (int16) of the steps that every row's cheapest path restores.
+
+        problem.weights is used up; `trellis.codes_of` turns multiples into codes. Codes end at
+        the largest magnitude that the table of bits knows: what lies beyond takes the nearest code
+        there is, and its error is fed back like any other.
+        """
+        w_LCR = problem.weights
+        L, C, R = w_LCR.shape
+        multiples_LCR = torch.empty((L, C, R), dtype=torch.int16, device=w_LCR.device)
+        state_LR = torch.zeros((L, R), dtype=torch.long, device=w_LCR.device)
+        encode = self._block_on_gpu if w_LCR.is_cuda else self._block_on_cpu
+        for first in range(0, C, self._block):
+            last = min(first + self._block, C)
+            multiples_LBR, error_LBR, state_LR = encode(problem, slice(first, last), state_LR)
+            multiples_LCR[:, first:last] = multiples_LBR
+            feed_LBC = problem.feed[:, first:last, last:]
+            w_LCR[:, last:].baddbmm_(feed_LBC.mT, error_LBR, alpha=-1.0)
+        return multiples_LCR
+
+    def _block_on_gpu(
+        self, problem: Problem, columns: slice, state_LR: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (multiples_LBR, error_LBR, state_LR) of a block, in torch on any device."""
+        inputs = _inputs(problem, columns, state_LR)
+        shape = (*inputs.weights.shape, *inputs.bits.shape)
+        if shape not in self._on_gpu:
+            self._on_gpu[shape] = _Block(inputs, self._states)
+        return self._on_gpu[shape](inputs)
+
+    def _block_on_cpu(
+        self, problem: Problem, columns: slice, state_LR: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `_block_on_gpu` returns; rows are shared out over torch's threads."""
+        return _on_cpu(problem, columns, state_LR, self._states)
 
 
 # ---------------------------------------------------------------------------------------------
 # In torch: every row at once, column by column
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inputs:
+    """What a block is computed from: a problem's fields on its columns, and states before it."""
+
+    weights: Tensor
+    feed: Tensor
+    weight: Tensor
+    price: Tensor
+    bits: Tensor
+    row_class: Tensor
+    finer: Tensor
+    state: Tensor
+
+    def all(self) -> list[Tensor]:
+        """Return the tensors in order."""
+        return [getattr(self, item.name) for item in fields(self)]
+
+
+def _inputs(problem: Problem, columns: slice, state_LR: Tensor) -> _Inputs:
+    return _Inputs(
+        problem.weights[:, columns],
+        problem.feed[:, columns, columns],
+        problem.weight[:, columns],
+        problem.price,
+        problem.bits,
+        problem.row_class,
+        problem.finer[:, columns],
+        state_LR,
+    )
 
 
 def _arrivals(states: int) -> NDArray[np.int64]:
@@ -83,110 +145,146 @@ def _arrivals(states: int) -> NDArray[np.int64]:
     return np.stack([np.flatnonzero(flat == state) for state in range(states)])
 
 
-def _block_on_gpu(
-    problem: Problem, columns: slice, state_LR: Tensor, states: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (codes_LBR, error_LBR, state_LR) of a block, in torch on any device."""
-    w_LBR = problem.weights[:, columns]
-    L, B, R = w_LBR.shape
-    feed_LBB = problem.feed[:, columns, columns]
-    weight_LB = problem.weight[:, columns]
-    device = w_LBR.device
-    arrival_N2 = torch.from_numpy(_arrivals(states)).to(device)
-    step = _Step(problem, states)
-    left_NLBR = w_LBR.expand(states, L, B, R).contiguous()
-    cost_NLR = torch.full((states, L, R), NEVER, device=device)
-    cost_NLR.scatter_(0, state_LR[None], 0.0)
-    back_BNLR = torch.empty((B, states, L, R), dtype=torch.int8, device=device)
-    code_BNLR = torch.empty((B, states, L, R), dtype=torch.int16, device=device)
-    error_BNLR = torch.empty((B, states, L, R), device=device)
-    for j in range(B):
-        cost_PNLR, code_PNLR, err_PNLR = step(left_NLBR[:, :, j], weight_LB[:, j], cost_NLR)
-        # By 2 * state + parity, as `arrival` counts.
-        shape = (2 * states, L, R)
-        cost_ALR = cost_PNLR.transpose(0, 1).reshape(shape)
-        first_NLR, second_NLR = cost_ALR[arrival_N2[:, 0]], cost_ALR[arrival_N2[:, 1]]
-        second = second_NLR < first_NLR
-        cost_NLR = torch.where(second, second_NLR, first_NLR)
-        from_NLR = torch.where(second, arrival_N2[:, 1, None, None], arrival_N2[:, 0, None, None])
-        code_BNLR[j] = code_PNLR.transpose(0, 1).reshape(shape).gather(0, from_NLR)
-        error_NLR = err_PNLR.transpose(0, 1).reshape(shape).gather(0, from_NLR)
-        error_BNLR[j] = error_NLR
-        from_NLR >>= 1
-        back_BNLR[j] = from_NLR
-        rest_NLBR = left_NLBR[:, :, j + 1 :]
-        kept_NLBR = rest_NLBR.gather(0, from_NLR[:, :, None].expand_as(rest_NLBR))
-        feed_LB = feed_LBB[None, :, j, j + 1 :, None]
-        torch.addcmul(kept_NLBR, feed_LB, error_NLR[:, :, None], value=-1.0, out=rest_NLBR)
-    state_LR = cost_NLR.argmin(0)
-    return (*_trace(back_BNLR, code_BNLR, error_BNLR, state_LR), state_LR)
+class _Block:
+    """Blocks of one shape: places for what goes in and comes out, and the graph between them."""
+
+    def __init__(self, inputs: _Inputs, states: int) -> None:
+        """Make the places, and every constant, since a graph can fetch nothing from the host."""
+        device = inputs.weights.device
+        self._in = _Inputs(*(torch.empty_like(x).contiguous() for x in inputs.all()))
+        self._multiples_LBR = torch.empty_like(self._in.weights, dtype=torch.int16)
+        self._error_LBR = torch.empty_like(self._in.weights)
+        self._state_LR = torch.empty_like(self._in.state)
+        self._states = states
+        self._step = _Step(states, inputs.bits.shape[2] - 1, device)
+        self._arrival_N2 = torch.from_numpy(_arrivals(states)).to(device)
+        self._grid_N = torch.from_numpy(_GRIDS[states]).to(device, torch.int16)
+        self._seen = False
+        self._graph: Any = None
+
+    def __call__(self, inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (multiples_LBR, error_LBR, state_LR); the next call overwrites them."""
+        for place, value in zip(self._in.all(), inputs.all(), strict=True):
+            place.copy_(value)
+        # The first run is plain: what libraries set up on the way is not to be recorded.
+        if self._seen and self._graph is None and inputs.weights.is_cuda:
+            self._graph = self._recorded()
+        if self._graph is None:
+            self._compute()
+        else:
+            self._graph.replay()
+        self._seen = True
+        return self._multiples_LBR, self._error_LBR, self._state_LR
+
+    def _recorded(self) -> Any:
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            graph.capture_begin(capture_error_mode="thread_local")
+            self._compute()
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph
+
+    def _compute(self) -> None:
+        """Find the paths. Touches nothing but the device: no copies, no waiting."""
+        inputs, states, arrival_N2 = self._in, self._states, self._arrival_N2
+        L, B, R = inputs.weights.shape
+        device = inputs.weights.device
+        left_NLBR = inputs.weights.expand(states, L, B, R).contiguous()
+        cost_NLR = torch.full((states, L, R), NEVER, device=device)
+        cost_NLR.scatter_(0, inputs.state[None], 0.0)
+        back_BNLR = torch.empty((B, states, L, R), dtype=torch.int8, device=device)
+        code_BNLR = torch.empty((B, states, L, R), dtype=torch.int16, device=device)
+        error_BNLR = torch.empty((B, states, L, R), device=device)
+        for j in range(B):
+            cost_PNLR, code_PNLR, err_PNLR = self._step(left_NLBR[:, :, j], inputs, j, cost_NLR)
+            # By 2 * state + parity, as `arrival` counts.
+            shape = (2 * states, L, R)
+            cost_ALR = cost_PNLR.transpose(0, 1).reshape(shape)
+            first_NLR, second_NLR = cost_ALR[arrival_N2[:, 0]], cost_ALR[arrival_N2[:, 1]]
+            second = second_NLR < first_NLR
+            cost_NLR = torch.where(second, second_NLR, first_NLR)
+            from_NLR = torch.where(
+                second, arrival_N2[:, 1, None, None], arrival_N2[:, 0, None, None]
+            )
+            code_BNLR[j] = code_PNLR.transpose(0, 1).reshape(shape).gather(0, from_NLR)
+            error_NLR = err_PNLR.transpose(0, 1).reshape(shape).gather(0, from_NLR)
+            error_BNLR[j] = error_NLR
+            from_NLR >>= 1
+            back_BNLR[j] = from_NLR
+            rest_NLBR = left_NLBR[:, :, j + 1 :]
+            kept_NLBR = rest_NLBR.gather(0, from_NLR[:, :, None].expand_as(rest_NLBR))
+            feed_LB = inputs.feed[None, :, j, j + 1 :, None]
+            torch.addcmul(kept_NLBR, feed_LB, error_NLR[:, :, None], value=-1.0, out=rest_NLBR)
+        self._state_LR.copy_(cost_NLR.argmin(0))
+        self._trace(back_BNLR, code_BNLR, error_BNLR)
+
+    def _trace(self, back_BNLR: Tensor, code_BNLR: Tensor, error_BNLR: Tensor) -> None:
+        """Follow the paths that end in the states found back to the block's beginning."""
+        at_1LR = self._state_LR[None]
+        for j in range(len(back_BNLR) - 1, -1, -1):
+            code_LR = code_BNLR[j].gather(0, at_1LR)[0]
+            self._error_LBR[:, j] = error_BNLR[j].gather(0, at_1LR)[0]
+            at_1LR = back_BNLR[j].gather(0, at_1LR).long()
+            self._multiples_LBR[:, j] = 2 * code_LR - self._grid_N[at_1LR[0]] * code_LR.sign()
 
 
 class _Step:
     """The best code of either parity for every survivor: of the nearest two, the cheaper one."""
 
-    def __init__(self, problem: Problem, states: int) -> None:
+    def __init__(self, states: int, last: int, device: torch.device) -> None:
         """Lay out what is the same for all columns. O is the nearest code below and above."""
-        device = problem.weights.device
-        last = problem.bits.shape[2] - 1
-        grid_N11 = torch.from_numpy(_GRIDS[states]).to(device).long()[:, None, None]
-        self.problem = problem
-        self.grid_N11 = grid_N11.float()
-        # Where the bits of a row's codes on a state's grid begin in the flattened table.
-        self.table_NLR = (2 * problem.row_class + grid_N11) * (last + 1)
-        self.parity_P111 = torch.arange(2.0, device=device)[:, None, None, None]
-        self.option_O1111 = torch.arange(2.0, device=device)[:, None, None, None, None]
-        self.largest_P111 = ((last - self.parity_P111) / 2).floor()
+        self._last = last
+        self._grid_N11 = torch.from_numpy(_GRIDS[states]).to(device).long()[:, None, None]
+        self._shift_N11 = self._grid_N11.float()
+        self._parity_P111 = torch.arange(2.0, device=device)[:, None, None, None]
+        self._option_O1111 = torch.arange(2.0, device=device)[:, None, None, None, None]
+        self._largest_P111 = ((last - self._parity_P111) / 2).floor()
+        self._plus, self._minus = (torch.tensor(sign, device=device) for sign in (1.0, -1.0))
 
-    def __call__(self, x_NLR: Tensor, weight_L: Tensor, cost_NLR: Tensor) -> tuple[Tensor, ...]:
+    def __call__(
+        self, x_NLR: Tensor, inputs: _Inputs, j: int, cost_NLR: Tensor
+    ) -> tuple[Tensor, ...]:
         """Return what a path costs with it, the code, and its error: [P, N, L, R] each."""
+        class_LR = inputs.row_class + inputs.finer[:, j, None]
+        class_LR = class_LR.clamp_(0, len(inputs.bits) - 1)
+        # Where the bits of a row's codes on a state's grid begin in the flattened table.
+        table_NLR = (2 * class_LR + self._grid_N11) * (self._last + 1)
         size_NLR = x_NLR.abs()
-        place_NLR = (size_NLR + self.grid_N11) * 0.5
-        low_PNLR = ((place_NLR - self.parity_P111) * 0.5).floor_().clamp_min_(0)
-        low_PNLR = torch.minimum(low_PNLR, self.largest_P111)
-        half_OPNLR = torch.minimum(low_PNLR + self.option_O1111, self.largest_P111)
-        k_OPNLR = 2 * half_OPNLR + self.parity_P111
-        error_OPNLR = size_NLR - (2 * k_OPNLR - self.grid_N11).clamp_min_(0)
-        bits_OPNLR = self.problem.bits.view(-1)[self.table_NLR + k_OPNLR.long()]
-        total_OPNLR = error_OPNLR * error_OPNLR * weight_L[:, None]
-        total_OPNLR += self.problem.price * bits_OPNLR
+        place_NLR = (size_NLR + self._shift_N11) * 0.5
+        low_PNLR = ((place_NLR - self._parity_P111) * 0.5).floor_().clamp_min_(0)
+        low_PNLR = torch.minimum(low_PNLR, self._largest_P111)
+        half_OPNLR = torch.minimum(low_PNLR + self._option_O1111, self._largest_P111)
+        k_OPNLR = 2 * half_OPNLR + self._parity_P111
+        error_OPNLR = size_NLR - (2 * k_OPNLR - self._shift_N11).clamp_min_(0)
+        bits_OPNLR = inputs.bits.view(-1)[table_NLR + k_OPNLR.long()]
+        total_OPNLR = error_OPNLR * error_OPNLR * inputs.weight[:, j, None]
+        total_OPNLR += inputs.price * bits_OPNLR
         total_OPNLR += cost_NLR
         above_PNLR = total_OPNLR[1] < total_OPNLR[0]
-        sign_NLR = torch.where(x_NLR < 0, -1.0, 1.0)
+        sign_NLR = torch.where(x_NLR < 0, self._minus, self._plus)
         code_PNLR = torch.where(above_PNLR, k_OPNLR[1], k_OPNLR[0]) * sign_NLR
         error_PNLR = torch.where(above_PNLR, error_OPNLR[1], error_OPNLR[0]) * sign_NLR
         cost_PNLR = torch.where(above_PNLR, total_OPNLR[1], total_OPNLR[0])
         return cost_PNLR, code_PNLR.to(torch.int16), error_PNLR
 
 
-def _trace(
-    back_BNLR: Tensor, code_BNLR: Tensor, error_BNLR: Tensor, state_LR: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return codes_LBR and error_LBR of the paths that end in these states."""
-    codes, errors = [], []
-    at_1LR = state_LR[None]
-    for j in range(len(back_BNLR) - 1, -1, -1):
-        codes.append(code_BNLR[j].gather(0, at_1LR)[0])
-        errors.append(error_BNLR[j].gather(0, at_1LR)[0])
-        at_1LR = back_BNLR[j].gather(0, at_1LR).long()
-    return torch.stack(codes[::-1], 1), torch.stack(errors[::-1], 1)
-
-
 # ---------------------------------------------------------------------------------------------
 # In numba: row by row, the survivors in the cache
 
 
-def _block_on_cpu(
+def _on_cpu(
     problem: Problem, columns: slice, state_LR: Tensor, states: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `_block_on_gpu` returns; rows are shared out over torch's threads."""
     x_LRB = problem.weights[:, columns].mT.contiguous().numpy()
-    code_LRB = np.empty(x_LRB.shape, np.int16)
+    multiple_LRB = np.empty(x_LRB.shape, np.int16)
     error_LRB = np.empty(x_LRB.shape, np.float32)
     state_after_LR = state_LR.numpy().copy()
     feed_LBB = problem.feed[:, columns, columns].contiguous().numpy()
     weight_LB = problem.weight[:, columns].contiguous().numpy()
     price_LR, class_LR = problem.price.numpy(), problem.row_class.numpy()
+    finer_LB = problem.finer[:, columns].contiguous().numpy()
     tables = (problem.bits.numpy(), _NEXT[states], _GRIDS[states], _arrivals(states))
 
     def work(job: tuple[int, slice]) -> None:
@@ -197,16 +295,17 @@ def _block_on_cpu(
             weight_LB[matrix],
             price_LR[matrix, rows],
             class_LR[matrix, rows],
+            finer_LB[matrix],
             *tables,
             state_after_LR[matrix, rows],
-            code_LRB[matrix, rows],
+            multiple_LRB[matrix, rows],
             error_LRB[matrix, rows],
         )
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(work, _jobs(*x_LRB.shape[:2])))
-    codes, errors = torch.from_numpy(code_LRB).mT, torch.from_numpy(error_LRB).mT
-    return codes, errors, torch.from_numpy(state_after_LR)
+    multiples, errors = torch.from_numpy(multiple_LRB).mT, torch.from_numpy(error_LRB).mT
+    return multiples, errors, torch.from_numpy(state_after_LR)
 
 
 def _jobs(matrices: int, rows: int, most: int = 256) -> Iterator[tuple[int, slice]]:
@@ -222,15 +321,16 @@ def _encode_rows(
     weight_B: Any,
     price_R: Any,
     class_R: Any,
+    finer_B: Any,
     bits_XGK: Any,
     next_N2: Any,
     grid_N: Any,
     arrival_N2: Any,
     state_R: Any,
-    code_RB: Any,
+    multiple_RB: Any,
     error_RB: Any,
 ) -> None:
-    """Fill code_RB and error_RB; state_R holds the states before, and then those after."""
+    """Fill multiple_RB and error_RB; state_R holds the states before, and then those after."""
     R, B = x_RB.shape
     N = len(next_N2)
     left_NB, next_left_NB = np.empty((N, B), np.float32), np.empty((N, B), np.float32)
@@ -245,10 +345,11 @@ def _encode_rows(
         for n in range(N):
             left_NB[n] = x_RB[r]
         for j in range(B):
+            at = min(max(class_R[r] + finer_B[j], 0), len(bits_XGK) - 1)
             for n in range(N):
                 _branch(
                     left_NB[n, j], cost_N[n], weight_B[j], price_R[r], grid_N[n],
-                    bits_XGK[class_R[r], grid_N[n]], total_A[2 * n : 2 * n + 2],
+                    bits_XGK[at, grid_N[n]], total_A[2 * n : 2 * n + 2],
                     code_A[2 * n : 2 * n + 2], error_A[2 * n : 2 * n + 2],
                 )  # fmt: skip
             for n in range(N):
@@ -265,8 +366,9 @@ def _encode_rows(
         at = np.argmin(cost_N)
         state_R[r] = at
         for j in range(B - 1, -1, -1):
-            code_RB[r, j], error_RB[r, j] = code_BN[j, at], error_BN[j, at]
+            code, error_RB[r, j] = code_BN[j, at], error_BN[j, at]
             at = back_BN[j, at]
+            multiple_RB[r, j] = 2 * code - grid_N[at] * ((code > 0) - (code < 0))
 
 
 @compiled

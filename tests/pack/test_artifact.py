@@ -12,17 +12,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from specimens import PROVENANCE, PUNY, ROUND, TINY, WORDS, fancy, quantised
+from specimens import PROVENANCE, PUNY, ROUND, TINY, WORDS, fancy, quantised, striped
 
 from fairway.config import ModelConfig, PackConfig, to_dict
 from fairway.errors import UserError
 from fairway.files import digest_bytes, digest_file
 from fairway.model.gpt import GPT
 from fairway.pack import artifact
+from fairway.pack.account import byte_account
 from fairway.pack.artifact import account, load_artifact, save_artifact
 from fairway.pack.layout import layout, role_of, threshold
 from fairway.quantise.gptq import QuantisedModel, dequantise, is_coded, quantise_model
-from fairway.quantise.grid import QuantisedTensor
+from fairway.quantise.grid import QuantisedTensor, restore, scale_of
 
 RAW, BROTLI = PackConfig(codec="raw"), PackConfig(with_tokenizer=True)
 
@@ -82,6 +83,44 @@ def test_trellis_orders_and_steps_come_back(tmp_path: Path, codec: str) -> None:
     loaded = load_artifact(path)
     for name, weight in dequantise(fancy()).items():
         assert torch.equal(loaded.state[name], weight), name
+
+
+@pytest.mark.parametrize("codec", ["cabac", "brotli", "lzma", "raw"])
+def test_steps_of_columns_come_back(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.fwy"
+    counts = save_artifact(path, striped(), TINY, PackConfig(codec=codec), WORDS, PROVENANCE)
+    assert [name for name, _ in counts][2:6] == ["orders", "steps", "columns", "embedding"]
+    assert path.read_bytes()[8] == 3
+    assert sum(part.bytes for part in byte_account(path)) == path.stat().st_size
+    loaded = load_artifact(path)
+    for name, tensor in striped().items():
+        weight = restore(tensor) if isinstance(tensor, QuantisedTensor) else tensor.float()
+        assert torch.equal(loaded.state[name], weight), name
+
+
+def test_the_step_of_a_weight_is_that_of_its_row_and_column() -> None:
+    tensor = QuantisedTensor(
+        torch.tensor([[3, -1, 0], [2, 1, -4]]).to(torch.int8), torch.tensor([2.0, 0.5]), 8,
+        torch.tensor([16, -16]).short(), columns=torch.tensor([0, -32, 8]).to(torch.int8),
+    )  # fmt: skip
+    root = float(scale_of(torch.tensor(8)))
+    assert restore(tensor).tolist() == [[6.0, -0.5, 0.0], [1.0, 0.125, -2 * root]]
+
+
+@pytest.mark.parametrize("flag", ["columns", "log_steps"])
+def test_a_third_version_without_its_steps_is_refused(tmp_path: Path, flag: str) -> None:
+    path = tmp_path / "a.fwy"
+    save_artifact(path, striped(), TINY, RAW, WORDS, PROVENANCE)
+    with pytest.raises(UserError, match="version 3 has steps for rows and columns"):
+        load_artifact(reheaded(path, change(flag, to=False)))
+
+
+def test_a_step_beyond_the_grid_is_refused(tmp_path: Path) -> None:
+    path, name = tmp_path / "a.fwy", "tok_emb.weight"
+    far = replace(striped()[name], scale_steps=torch.full((260,), 640).short())
+    save_artifact(path, striped() | {name: far}, TINY, RAW, WORDS, PROVENANCE)
+    with pytest.raises(UserError, match="a scale step lies beyond"):
+        load_artifact(path)
 
 
 def test_what_an_older_reader_can_read_is_written_for_it(tmp_path: Path) -> None:
@@ -156,17 +195,22 @@ def counted() -> QuantisedModel:
 
 
 @pytest.mark.parametrize(
-    ("pack", "digest"),
+    ("made", "pack", "digest"),
     [
-        (RAW, "08a39c4a1ab09f49"),
-        (PackConfig(codec="lzma", with_tokenizer=True), "1497bbf2b58c5caa"),
+        (counted, RAW, "08a39c4a1ab09f49"),
+        (counted, PackConfig(codec="lzma", with_tokenizer=True), "1497bbf2b58c5caa"),
+        (fancy, RAW, "26aa085f07ae3ccd"),
+        (fancy, PackConfig(codec="cabac"), "a3d7a64b08dcabf3"),
+        (striped, RAW, "a404191b6bfbd557"),
+        (striped, PackConfig(codec="cabac"), "c521b555de35a044"),
     ],
-    ids=["raw", "lzma"],
 )
-def test_pinned_bits(tmp_path: Path, pack: PackConfig, digest: str) -> None:
+def test_pinned_bits(
+    tmp_path: Path, made: Callable[[], QuantisedModel], pack: PackConfig, digest: str
+) -> None:
     """A change here changes the format: raise its version, and go on reading the old one."""
     path = tmp_path / "a.fwy"
-    save_artifact(path, counted(), TINY, pack, WORDS, PROVENANCE)
+    save_artifact(path, made(), TINY, pack, WORDS, PROVENANCE)
     assert digest_file(path)[:16] == digest
 
 
@@ -214,13 +258,20 @@ def forged(
     pack: PackConfig = RAW,
 ) -> Path:
     """Write an artifact whose header was changed and whose digest is right again."""
-    data = save(path, pack).read_bytes()
+    return reheaded(save(path, pack), change, tail)
+
+
+def reheaded(
+    path: Path, change: Callable[[dict[str, Any]], Any], tail: bytes | None = None
+) -> Path:
+    """Change the header of an artifact so that its digest is right again."""
+    data = path.read_bytes()
     length = struct.unpack_from("<I", data, 12)[0]
     header = json.loads(data[48 : 48 + length])
     header = change(header) or header
     text = header if isinstance(header, bytes) else artifact._canonical(header)
     rest = data[48 + length :] if tail is None else tail
-    prefix = struct.pack("<8sII", b"FAIRWAY\0", 1, len(text)) + hashlib.sha256(text).digest()
+    prefix = data[:12] + struct.pack("<I", len(text)) + hashlib.sha256(text).digest()
     path.write_bytes(prefix + text + rest)
     return path
 
@@ -310,9 +361,9 @@ def test_forged_headers_are_refused(
 def test_another_version_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.fwy")
     data = bytearray(path.read_bytes())
-    data[8] = 3
+    data[8] = 4
     path.write_bytes(data)
-    with pytest.raises(UserError, match="the format has version 3, this Fairway reads 1 and 2"):
+    with pytest.raises(UserError, match="the format has version 4, this Fairway reads 1, 2, 3"):
         load_artifact(path)
 
 

@@ -77,6 +77,57 @@ def test_steps_follow_sensitivity_within_their_bounds() -> None:
     assert len(product_R) > 5 and float(product_R.max() / product_R.min()) < 1.1
 
 
+def test_columns_that_cost_more_have_finer_steps_and_less_is_lost() -> None:
+    state, costs = problem()
+    # One input that is far larger than the others, as one of a trained model's final states is.
+    for name in (NAMES[0], NAMES[2]):
+        inputs_CC = costs[name].inputs.clone()
+        inputs_CC[5] *= 20
+        inputs_CC[:, 5] *= 20
+        costs[name] = replace(costs[name], inputs=inputs_CC)
+    losses = []
+    for column_steps in (False, True):
+        plan = Plan(state, costs, replace(CONFIG, column_steps=column_steps))
+        level = plan.level_for(4.0)
+        found = coded(plan, level)
+        bits = sum(float(order_0(t)) for t in found.values()) / len(found)
+        losses.append(loss(state, costs, NAMES[0], restore(found[NAMES[0]])) * 4**bits)
+    for name, tensor in found.items():
+        assert tensor.columns is not None and tensor.columns.dtype == torch.int8
+        assert int(tensor.columns.min()) >= -48 and int(tensor.columns.max()) <= 16
+        # What is left of a weight is within its own step, feedback included.
+        assert tensor.scale_steps is not None
+        step_RC = scale_of(tensor.scale_steps[:, None] + tensor.columns)
+        off_RC = (restore(tensor) - state[name]) / step_RC
+        assert 0.1 < float(off_RC.square().mean()) < 3.0
+        if name != NAMES[1]:
+            assert int(tensor.columns[5]) == int(tensor.columns.min()) < -16
+    assert losses[1] < 0.8 * losses[0]
+    assert all(t.columns is None for t in coded(Plan(state, costs, CONFIG), level).values())
+
+
+def test_codes_beyond_a_byte_are_kept_where_columns_ask_for_them() -> None:
+    state, costs = problem()
+    name = NAMES[2]
+    state[name][3, 5] = 12.0
+    inputs_CC = costs[name].inputs.clone()
+    inputs_CC[5] *= 40
+    inputs_CC[:, 5] *= 40
+    costs[name] = replace(costs[name], inputs=inputs_CC)
+    plan = Plan(state, costs, replace(CONFIG, column_steps=True))
+    tensor = coded(plan, plan.level_for(5.5))[name]
+    assert (tensor.codes.dtype, tensor.bits) == (torch.int16, 10)
+    largest = int(tensor.codes.abs().max())
+    assert int(tensor.codes[3, 5].abs()) == largest > 127
+    assert abs(float(restore(tensor)[3, 5]) - 12.0) < 0.1
+
+
+def order_0(tensor: QuantisedTensor) -> Tensor:
+    """Return the bits of a code, column by column, order 0."""
+    shares = [torch.unique(c, return_counts=True)[1] / len(c) for c in tensor.codes.T]
+    return torch.stack([-(share * share.log2()).sum() for share in shares]).mean()
+
+
 def test_a_level_sets_the_bits_over_the_whole_range() -> None:
     state, costs = problem()
     plan = Plan(state, costs, CONFIG)

@@ -2,15 +2,15 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fairway.quantise import viterbi
-from fairway.quantise.trellis import GRIDS, TRELLIS, reconstruct
-from fairway.quantise.viterbi import Problem, cheapest_paths
+from fairway.quantise.trellis import GRIDS, TRELLIS, codes_of, reconstruct
+from fairway.quantise.viterbi import Encoder, Problem
 
 
 def problem(
@@ -29,6 +29,8 @@ def problem(
         price=0.2 * normal(matrices, rows).abs(),
         bits=2 * normal(3, 2, qmax + 1).abs() + torch.arange(qmax + 1),
         row_class=torch.randint(0, 3, (matrices, rows), generator=generator),
+        # Beyond the classes there are, on both sides.
+        finer=torch.randint(-2, 3, (matrices, columns), generator=generator),
     )
 
 
@@ -62,7 +64,8 @@ def _extended(
     qmax = problem.bits.shape[2] - 1
     for state, (cost, row, taken) in paths.items():
         grid = int(GRIDS[states][state])
-        bits_K = problem.bits[problem.row_class[m, r], grid]
+        kind = int(problem.row_class[m, r] + problem.finer[m, j])
+        bits_K = problem.bits[min(max(kind, 0), 2), grid]
         for k in range(-qmax, qmax + 1):
             error = float(row[j]) - multiple(k, grid)
             total = cost + float(problem.weight[m, j]) * error**2
@@ -78,13 +81,17 @@ def _extended(
 def copied(problem: Problem) -> Problem:
     return Problem(
         problem.weights.clone(), problem.feed, problem.weight, problem.price, problem.bits,
-        problem.row_class,
+        problem.row_class, problem.finer,
     )  # fmt: skip
+
+
+def cheapest_paths(problem: Problem, states: int, block: int) -> Tensor:
+    return codes_of(Encoder(states, block).cheapest_paths(problem))
 
 
 def in_torch(problem: Problem, states: int, block: int) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(viterbi, "_block_on_cpu", viterbi._block_on_gpu)
+        patch.setattr(Encoder, "_block_on_cpu", Encoder._block_on_gpu)
         return cheapest_paths(copied(problem), states, block)
 
 
@@ -102,10 +109,34 @@ def test_numba_and_torch_equal_the_plain_search(
     assert torch.equal(in_torch(asked, states, block), expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_a_gpu_records_is_what_it_ran() -> None:
+    recorded = Encoder(8, 32)
+    for size in (3.0, 1.0, 30.0, 3.0):
+        asked = problem(2, 5, 21, size=size)
+
+        def on_gpu(asked: Problem = asked) -> Problem:
+            values = {f.name: getattr(asked, f.name).cuda() for f in fields(asked)}
+            return Problem(**values)
+
+        found = recorded.cheapest_paths(on_gpu())
+        # One that has run nothing yet records nothing.
+        assert torch.equal(found, Encoder(8, 32).cheapest_paths(on_gpu()))
+        # Sums are rounded otherwise there, so that a tie may fall otherwise.
+        same = codes_of(found.cpu()) == cheapest_paths(copied(asked), 8, 32)
+        assert float(same.float().mean()) > 0.9
+
+
 def test_one_state_is_a_plain_grid() -> None:
     asked = problem(1, 3, 12)
     asked = Problem(
-        asked.weights, asked.feed, asked.weight, torch.zeros(1, 3), asked.bits, asked.row_class
+        asked.weights,
+        asked.feed,
+        asked.weight,
+        torch.zeros(1, 3),
+        asked.bits,
+        asked.row_class,
+        asked.finer,
     )
     left_CR = asked.weights[0].clone()
     for j in range(12):
@@ -136,13 +167,20 @@ def test_without_feedback_no_path_is_cheaper(
 ) -> None:
     asked = problem(1, 4, 5, qmax=2, size=1.5)
     asked = Problem(
-        asked.weights, torch.eye(5)[None], asked.weight, asked.price, asked.bits, asked.row_class
+        asked.weights,
+        torch.eye(5)[None],
+        asked.weight,
+        asked.price,
+        asked.bits,
+        asked.row_class,
+        asked.finer,
     )
     found = path(copied(asked), states, 128)[0].T
     every = torch.tensor(list(itertools.product(range(-2, 3), repeat=5)), dtype=torch.int16)
     multiples, grids = reconstruct(every, states, None), _grids(every, states)
     for r in range(4):
-        bits = asked.bits[asked.row_class[0, r]][grids, every.abs().long()].sum(1)
+        kind_C = (asked.row_class[0, r] + asked.finer[0]).clamp(0, 2)
+        bits = asked.bits[kind_C, grids, every.abs().long()].sum(1)
         costs = (asked.weights[0, :, r] - multiples).square() @ asked.weight[0]
         costs += asked.price[0, r] * bits
         at = int((every == found[r]).all(1).nonzero())
