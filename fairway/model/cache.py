@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fairway.model.attention import Attention
 from fairway.model.gpt import GPT, Block, rope_table
+from fairway.recording import recording
 
 _ALL = slice(None)
 # Tokens that a GPU reads at once: hidden states of the MLP are then 268 MB in bfloat16.
@@ -189,7 +190,9 @@ class Single:
         elif not ids_S1.is_cuda:
             self._compute(cache, seen)
         else:
-            self._graphs[seen] = self._graphs[seen] or self._record(cache, seen)
+            if self._graphs[seen] is None:
+                with recording(self._shared) as self._graphs[seen]:
+                    self._compute(cache, seen)
             self._graphs[seen].replay()
         return self._states_S1D.clone()
 
@@ -209,16 +212,6 @@ class Single:
         x_S1D = cache.model.embedded(self._ids_S2)[:, 1:]
         with cache.attending(attend):
             self._states_S1D.copy_(cache.model.states(x_S1D, rope))
-
-    def _record(self, cache: Cache, seen: int) -> Any:
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=self._shared)
-            self._compute(cache, seen)
-            graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        return graph
 
 
 def attend_after(q_SHTK: Tensor, k_SGNK: Tensor, v_SGNK: Tensor) -> Tensor:

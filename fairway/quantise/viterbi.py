@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fairway.native import compiled
 from fairway.quantise.trellis import GRIDS, TRELLIS
+from fairway.recording import recording
 
 # One state is no trellis: every code is a multiple of two steps, chosen by its bits all the same.
 _NEXT = {1: np.zeros((1, 2), np.int8), **TRELLIS}
@@ -168,23 +169,14 @@ class _Block:
             place.copy_(value)
         # The first run is plain: what libraries set up on the way is not to be recorded.
         if self._seen and self._graph is None and inputs.weights.is_cuda:
-            self._graph = self._recorded()
+            with recording() as self._graph:
+                self._compute()
         if self._graph is None:
             self._compute()
         else:
             self._graph.replay()
         self._seen = True
         return self._multiples_LBR, self._error_LBR, self._state_LR
-
-    def _recorded(self) -> Any:
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")
-            self._compute()
-            graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        return graph
 
     def _compute(self) -> None:
         """Find the paths. Touches nothing but the device: no copies, no waiting."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT
 from fairway.optim.adapters import AdamW
+from fairway.recording import recording
 from fairway.score.repeat import repeatable
 from fairway.score.sliding import evaluating
 
@@ -271,14 +272,8 @@ class _Shape:
     def _record(self) -> None:
         """Record both halves. The way back runs on the stream of the way there."""
         stream, memory = self.way.room()
-        stream.wait_stream(torch.cuda.current_stream())
-        graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
-        with torch.cuda.stream(stream):
-            graphs[0].capture_begin(pool=memory)
+        with recording(memory, stream) as forward:
             log_probs_PCV = self._compute()
-            graphs[0].capture_end()
-            graphs[1].capture_begin(pool=memory)
+        with recording(memory, stream) as backward:
             self._step(log_probs_PCV)
-            graphs[1].capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graphs = graphs
+        self._graphs = [forward, backward]
