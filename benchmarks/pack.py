@@ -262,7 +262,8 @@ class Bench:
         self.tokenizer_file = chosen.folder / "sp8192.model"
         tokenizer = Tokenizer.load(self.tokenizer_file)
         self.text = read_text(tokenizer, chosen.folder / "val.jsonl.zst", chosen.targets)
-        self.plan = make_plan(RuntimeConfig())
+        # Few: the processes that write need the cores.
+        self.plan = make_plan(RuntimeConfig(threads=4))
         self.plan.apply()
         print(f"torch {torch.__version__}, {self.plan.describe()}, {chosen.targets} targets")
         self.ids_BT = calibration_ids(

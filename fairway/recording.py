@@ -1,4 +1,4 @@
-"""Launches of a GPU recorded once and replayed: where they are small, launching is what takes time."""
+"""Launches of a GPU recorded once and replayed: launching small ones takes longer than they do."""
 
 import gc
 from collections.abc import Iterator

@@ -151,6 +151,8 @@ class Fused:
         if versions != self._versions:
             self._versions, self._factors = versions, self.bank.factors()
             self._shapes.clear()
+            # Nobody records into memory whose graphs are gone.
+            self._shape = self._room = None
         for copy, value in zip(self.bank.copies, self.adam.values, strict=True):
             copy[:, : self.adam.count] = value[:, : self.adam.count]
 
