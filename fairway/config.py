@@ -147,7 +147,7 @@ class QuantConfig:
     fit: bool = opt(False, "raise matrix_sigmas until artifact and code fit pack.limit_bytes")
     states: int = opt(8, "trellis: states, 8 or 4; 1 is a plain grid", lo=1, hi=8)
     rate_bits: float = opt(3.4, "trellis: bits per weight to aim for", lo=0.5, hi=7.0)
-    rate_price: float = opt(0.12, "trellis: squared steps of error that a bit is worth", lo=0.0)
+    rate_price: float = opt(0.0, "trellis: squared steps of error that a bit is worth", lo=0.0)
     gradient_tokens: int = opt(1_048_576, "trellis: calibration tokens behind sensitivities", lo=1)
     gradient_damp: float = opt(0.1, "trellis: damping of the outputs' moments", lo=1e-6, hi=10.0)
     stripe: int = opt(64, "trellis: rows that later rows make up for together", lo=1, hi=65_536)

@@ -70,6 +70,9 @@ class StepLine:
         self.estimate_bytes, self.say = estimate_bytes, say
         self.smooth_loss: float | None = None
         self.shown_s = -math.inf
+        # Tokens and seconds at the last line that stayed: a GPU's single steps are seen to end
+        # whenever the host looks.
+        self.since = 0, 0.0
         self.size_bytes = 0
         self.printed = -1
         self.permille = 0
@@ -96,14 +99,20 @@ class StepLine:
         self.permille = permille
         if lasting:
             self.printed = tenth
+            self.since = record.tokens, record.seconds
             self.say(text)
 
     def text(self, record: StepRecord) -> str:
-        """Return the step line; `bpb~` takes the training text's bytes per token."""
+        """Return the step line; `bpb~` takes the training text's bytes per token.
+
+        Time and pace are means since the last line that stayed.
+        """
         config = self.config
         assert self.smooth_loss is not None
         bpb = units.nats_to_bits(self.smooth_loss) / self.bytes_per_token
-        batch_ms = 1000.0 * config.train.batch_tokens / record.tokens_per_s
+        tokens, seconds = self.since
+        tokens_per_s = (record.tokens - tokens) / max(record.seconds - seconds, 1e-9)
+        batch_ms = 1000.0 * config.train.batch_tokens / tokens_per_s
         used = f"{record.seconds:.0f}"
         if config.train.clock == "wall":
             used += f"/{config.train.budget_s:.0f}"
@@ -111,7 +120,7 @@ class StepLine:
         return (
             f"step {record.step + 1:05d} {record.progress_after:6.1%}"
             f" | loss {self.smooth_loss:6.4f} | bpb~{bpb:6.4f}"
-            f" | {batch_ms:6.0f} ms | {record.tokens_per_s / 1e3:7.1f} ktok/s"
+            f" | {batch_ms:6.0f} ms | {tokens_per_s / 1e3:7.1f} ktok/s"
             f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB"
         )
 

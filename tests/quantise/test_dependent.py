@@ -173,7 +173,7 @@ def test_feedback_over_rows_lowers_the_loss() -> None:
     [
         ({"states": 4}, "states"),
         ({"states": 1}, "no trellis"),
-        ({"rate_price": 0.0}, "price"),
+        ({"rate_price": 0.3}, "price"),
         ({"damp": 1.0}, "damping"),
         ({"gradient_damp": 5.0}, "damping of the outputs"),
         ({"block": 3}, "block"),

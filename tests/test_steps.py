@@ -1,0 +1,31 @@
+"""The step line: what it says of a step, and of the pace since the last line that stayed."""
+
+from collections.abc import Callable
+
+from fairway.config import Config
+from fairway.steps import StepLine, StepRecord
+
+
+def record(step: int, seconds: float, progress: float, batch: int) -> StepRecord:
+    # A GPU's step that the host saw end right behind the one before.
+    return StepRecord(
+        step=step, progress=progress - 0.01, progress_after=progress, seconds=seconds, loss=2.0,
+        lr=1.0, tokens=(step + 1) * batch, tokens_per_s=1e9, grad_norm=1.0, looping=False,
+    )  # fmt: skip
+
+
+def test_time_and_pace_are_means_since_the_last_line_that_stayed(
+    tiny: Callable[..., Config],
+) -> None:
+    config = tiny("train.clock=wall", "train.budget_s=100", "train.reserve_s=20")
+    batch, lines = config.train.batch_tokens, list[str]()
+    line = StepLine(config, 4.0, lambda: 1_230_000, lines.append)
+    for step, seconds in enumerate((1.0, 1.5, 2.0, 9.0, 9.5)):
+        line.show(record(step, seconds, 0.05 + 0.03 * step, batch), lambda *moved: None)
+    # At 5, 11 and 17 % of the run: one step in a second, two in one; the last two have no line.
+    assert [text.split("|")[0] for text in lines] == ["step 00001   5.0% ", "step 00003  11.0% "]
+    assert "|   1000 ms |" in lines[0] and "|    500 ms |" in lines[1]
+    assert f"{2 * batch / 1e3:7.1f} ktok/s" in lines[1]
+    assert "| 2/100 s | est.  1.23/16.00 MB" in lines[1]
+    line.show(record(5, 10.0, 0.2, batch), lambda *moved: None)
+    assert "|   2667 ms |" in lines[2] and "bpb~0.7213" in lines[2]
