@@ -22,13 +22,12 @@ import numpy as np
 import torch
 
 from fairway.config import RuntimeConfig
-from fairway.files import digest_bytes
 from fairway.model.cache import Cache, Single
 from fairway.prove import walk
-from fairway.prove.archive import decompress
+from fairway.prove.archive import decompress, header_of
 from fairway.prove.coder import Decoder, Encoder
-from fairway.prove.coding import Session, Sliding, method_record, open_session
-from fairway.prove.container import ARCHIVE, Header, coded_file, open_coded, open_file
+from fairway.prove.coding import Session, Sliding, open_session
+from fairway.prove.container import ARCHIVE, coded_file, open_coded, open_file
 from fairway.prove.machine import coding_plan
 from fairway.prove.pieces import Packer
 from fairway.score.ledger import Text
@@ -182,18 +181,7 @@ def decode(
     payload: bytes,
 ) -> None:
     """Decode as `decompress` does, and compare."""
-    header = Header(
-        artifact=session.artifact,
-        digest=digest_bytes(data),
-        bytes=len(data),
-        documents=0,
-        targets=tuple(len(stream) for stream in streams),
-        joined=(True,) * len(streams),
-        rows=len(streams),
-        method=method_record(Sliding()),
-        machine=session.machine,
-        fingerprint=session.fingerprint(len(streams)),
-    )
+    header = header_of(session, data, streams)
     file = coded_file(ARCHIVE, header, payload)
     assert open_coded(open_file(file)[1])[0] == header
     start_s = time.perf_counter()

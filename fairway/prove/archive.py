@@ -51,20 +51,8 @@ def compress(data: bytes, session: Session, streams: int | None) -> bytes:
         return stored
     count = streams or session.streams(len(ids), _STREAMS_ON_CPU)
     parts = [np.asarray(part) for part in np.array_split(ids, min(count, len(ids)))]
-    fingerprint = session.fingerprint(len(parts))
+    header = header_of(session, data, parts)
     payload, _ = session.encode(parts, len(parts), Sliding())
-    header = Header(
-        artifact=session.artifact,
-        digest=digest_bytes(data),
-        bytes=len(data),
-        documents=0,
-        targets=tuple(len(part) for part in parts),
-        joined=(True,) * len(parts),
-        rows=len(parts),
-        method=method_record(Sliding()),
-        machine=session.machine,
-        fingerprint=fingerprint,
-    )
     coded = coded_file(ARCHIVE, header, payload)
     return coded if len(coded) < len(stored) else stored
 
@@ -89,6 +77,22 @@ def _hopeless(ids: IntArray, packer: Packer, session: Session) -> bool:
         bits += nats_to_bits(found.nats)
         size_bytes += found.bytes
     return bits > 1.1 * 8 * size_bytes
+
+
+def header_of(session: Session, data: bytes, parts: list[IntArray]) -> Header:
+    """Return the header of a file's bytes, whose tokens are coded in parts side by side."""
+    return Header(
+        artifact=session.artifact,
+        digest=digest_bytes(data),
+        bytes=len(data),
+        documents=0,
+        targets=tuple(len(part) for part in parts),
+        joined=(True,) * len(parts),
+        rows=len(parts),
+        method=method_record(Sliding()),
+        machine=session.machine,
+        fingerprint=session.fingerprint(len(parts)),
+    )
 
 
 def decompress(file: bytes, artifact: Path, tokenizer: Path | None) -> bytes:

@@ -110,16 +110,9 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Inputs:
+class _Inputs(Problem):
     """What a block is computed from: a problem's fields on its columns, and states before it."""
 
-    weights: Tensor
-    feed: Tensor
-    weight: Tensor
-    price: Tensor
-    bits: Tensor
-    row_class: Tensor
-    finer: Tensor
     state: Tensor
 
     def all(self) -> list[Tensor]:
