@@ -183,8 +183,11 @@ def step_lines(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -
     ]
 
 
-def log(results: Mapping[str, Any], steps: Sequence[str]) -> str:
-    """Return the log of a run: the lines of its steps, then what each stage came to."""
+def log(results: Mapping[str, Any], steps: Sequence[str], code_bytes: int) -> str:
+    """Return the log of a run: the lines of its steps, then what each stage came to.
+
+    Its size counts the bundle of the record it goes into.
+    """
     machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     lines = [
         f"recipe {results['recipe']} ({results['recipe_hash']}), seed {results['seed']}",
@@ -195,6 +198,8 @@ def log(results: Mapping[str, Any], steps: Sequence[str]) -> str:
     ]
     artifact = results["artifact"]
     lines.append(f"artifact: {artifact['bytes']} bytes, sha256 {artifact['digest']}")
+    lines.append(f"code size: {code_bytes} bytes")
+    lines.append(f"total submission size: {artifact['bytes'] + code_bytes} bytes")
     for name, stage in results["stages"].items():
         lines.append(
             f"{name} val_loss:{stage['nats_per_token']:.8f} val_bpb:{stage['bpb']:.8f} "

@@ -65,7 +65,8 @@ def submit(paths: Sequence[Path], claim: Claim, out: Path, say: Say) -> dict[str
     _require_budgets(runs, made.manifest)
     people = {"name": claim.name, "author": claim.author, "github_id": claim.github_id}
     facts = {"track": TRACKS[claim.track], "commit": commit, "processes": claim.processes}
-    logs = [_log(pipeline, run) for pipeline, run in zip(pipelines, runs, strict=True)]
+    code_bytes = made.manifest["bytes"]
+    logs = [_log(pipeline, run, code_bytes) for pipeline, run in zip(pipelines, runs, strict=True)]
     text = submission(runs, logs, made.manifest, {**people, **facts})
     write_atomic(folder / CLAIM, as_json(text))
     write_atomic(folder / README, readme(runs, text).encode())
@@ -207,8 +208,8 @@ def artifact_file(seed: int) -> str:
     return f"artifact_seed{seed}.fwy"
 
 
-def _log(pipeline: Pipeline, run: Mapping[str, Any]) -> str:
-    return log(run, step_lines(run, read_steps(pipeline.folder.file(STEPS))))
+def _log(pipeline: Pipeline, run: Mapping[str, Any], code_bytes: int) -> str:
+    return log(run, step_lines(run, read_steps(pipeline.folder.file(STEPS))), code_bytes)
 
 
 def _write_run(folder: Path, pipeline: Pipeline, run: dict[str, Any], with_artifact: bool) -> None:

@@ -160,7 +160,7 @@ def _inner_faults(
     steps = [line for line in text.splitlines() if line.startswith(STEP)]
     if len(steps) != run["train"]["steps"]:
         yield f"{log_file(seed)} has {len(steps)} steps, the run {run['train']['steps']}"
-    if log(run, steps) != text:
+    if log(run, steps, manifest["bytes"]) != text:
         yield f"{log_file(seed)} does not follow from {name}"
 
 

@@ -28,7 +28,7 @@ def walked(folder: Path, changes: list[str]) -> tuple[Pipeline, list[str]]:
 
 def assert_in_no_submission(results: dict[str, Any]) -> None:
     """Neither README, submission.json nor log of a record knows the published mixture's figure."""
-    texts = [log(results, [])]
+    texts = [log(results, [], 1)]
     manifest = {"bytes": 1, "digest": "", "fixed_digest": ""}
     people = {"name": "", "processes": 1}
     claim = submission([results], texts, manifest, people)
