@@ -44,7 +44,10 @@ def test_a_record_holds_and_its_artifact_scores_the_same(
     assert found.notes == ("the bundle follows from the sources installed here, to the byte",)
     assert found.repeated is not None and found.repeated["exact"]
     # One seed here, and the text is not that of the challenge, whose bytes are known.
-    assert {finding.code for finding in audit_record(made).findings} <= {"few-seeds", "no-denominator"}
+    assert {finding.code for finding in audit_record(made).findings} <= {
+        "few-seeds",
+        "no-denominator",
+    }
     claim, results = read_json(made / CLAIM), read_json(smoke_run / "results.json")
     assert claim["val_bpb"] == results["stages"]["ttt"]["bpb"]
     assert (

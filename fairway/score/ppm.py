@@ -30,9 +30,9 @@ ByteArray = NDArray[np.uint8]
 
 MAX_ORDER = 8
 # One array of 32-bit words holds everything, so that compiled functions have one to pass on: first
-# settings and counters, then a mark for every byte, then lines, then blocks.
+# settings and counters, a mark for every byte, the line last found of every order, lines, blocks.
 _LIMIT, _TWICE, EXCLUSION, _LINES, _LINES_USED, _BLOCKS, _BLOCKS_USED, _FORGONE, _NOW = range(9)
-_MARKS, _LINES_AT = 16, 320
+_MARKS, _LAST, _LINES_AT = 16, 272, 320
 # Words of a line: the last four bytes, the four before, the order (0: free), different followers,
 # all occurrences, those of the commonest; two words of 4 followers each, then their counts. A line
 # whose followers have moved has its block's number in place of the first count.
@@ -132,11 +132,16 @@ def _line_of(m: Words, order: int, low: int, high: int) -> int:
     """Return where the line of a context of order 3 or more begins; minus that if it is new."""
     lines = int64(m[_LINES])
     low, high = _low_part(order, low), _high_part(order, high)
+    # What predicted is learned next: it need not be searched for again.
+    last = int64(m[_LAST + order])
+    if last and m[last] == low and m[last + _HIGH] == high:
+        return last
     at = _home(order, low, high, lines)
     while True:
         base = _LINES_AT + at * _LINE
         found = int64(m[base + _ORDER])
         if found == order and m[base] == low and m[base + _HIGH] == high:
+            m[_LAST + order] = base
             return base
         if found == 0:
             return -base
