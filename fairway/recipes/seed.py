@@ -178,6 +178,7 @@ def best() -> Config:
         quant=replace(
             base.quant,
             method="trellis",
+            rate_price=0.12,
             column_steps=True,
             fill=True,
             fit=False,
