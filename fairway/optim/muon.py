@@ -78,9 +78,12 @@ def nesterov(
     grad_KRC.mul_(scale_1)
     torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
     u_KRC = torch.add(grad_KRC, buffer_KRC, alpha=mu)
-    if normalise:
-        u_KRC /= torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
-    out.copy_(u_KRC)
+    if not normalise:
+        out.copy_(u_KRC)
+        return
+    norms_KR1 = torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
+    # Divided in float32, rounded on the way out: the quotient is not stored twice.
+    torch.div(u_KRC, norms_KR1, out=out)
 
 
 def move(weights_LRC: Tensor, updates_LRC: Tensor, lr: float, decay: float) -> None:
