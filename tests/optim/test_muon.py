@@ -69,9 +69,8 @@ def test_orthogonalise_brings_singular_values_near_one() -> None:
 @pytest.mark.parametrize("shape", [(1, 24, 40), (3, 41, 24), (2, 31, 31)])
 def test_fixed_coefficients_are_the_records_loop(shape: tuple[int, ...]) -> None:
     """Word for word the loop that made the golden losses: not one bit may move."""
-    u = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    x = u.bfloat16()
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    u = torch.randn(shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+    x = u / (u.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     for _ in range(5):
@@ -80,6 +79,18 @@ def test_fixed_coefficients_are_the_records_loop(shape: tuple[int, ...]) -> None
             x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445
         )
     assert torch.equal(orthogonalise(u, coefficients(CONFIG)), x.mT if tall else x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_on_a_cpu_are_those_it_has(dtype: torch.dtype) -> None:
+    """A CPU that computes in float32 has no products of bfloat16, or slow ones."""
+    model = build(TINY)
+    model.set_compute(dtype, "plain")
+    assert {bank.updates_PRC.dtype for bank in Optimisers(model, CONFIG).muon.banks} == {dtype}
+    u = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(3)).to(dtype)
+    got, exact = (orthogonalise(x, coefficients(CONFIG)).double() for x in (u, u.double()))
+    bound = {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    assert (got - exact).norm() / exact.norm() < bound
 
 
 def test_polar_express_lands_where_the_specification_says() -> None:
