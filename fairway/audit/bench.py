@@ -69,12 +69,12 @@ class Bench:
             self._kept[key] = scored(self.scorer, ids)
         return self._kept[key]
 
-    def rounds(self, share: float, most: int) -> Iterator[int]:
-        """Yield 0, 1, ... up to `most`, at least one, while a share of the budget lasts."""
+    def rounds(self, share: float, most: int, least: int = 1) -> Iterator[int]:
+        """Yield 0, 1, ... up to `most`, at least `least`, while a share of the budget lasts."""
         end_s = time.perf_counter() + share * self.budget_s
         for number in range(most):
             yield number
-            if time.perf_counter() > end_s:
+            if number + 1 >= least and time.perf_counter() > end_s:
                 return
 
     def other(self, token: int) -> int:

@@ -34,15 +34,19 @@ class _Enough(Exception):  # noqa: N818 - no error: what was asked for has been 
 
 
 class _Costs(Witness):
-    """Hears what every position costs."""
+    """Hears what every position costs, and leaves when it has heard `count`, or of `until`."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int | None, until: int) -> None:
+        self._count, self._until = count, until
         self.found: list[tuple[int, float]] = []
 
     def scored(self, receipt: Receipt) -> None:
         """Take the costs of an event; position p predicts token p + 1."""
         positions = (receipt.event.positions + 1).tolist()
         self.found += zip(positions, receipt.nats.tolist(), strict=True)
+        many = self._count is not None and len(self.found) >= self._count
+        if many or self._until in positions:
+            raise _Enough
 
 
 class _Row(Witness):
@@ -72,7 +76,13 @@ class LedgerScorer:
 
     def score(self, ids: IntArray) -> Iterable[tuple[int, float]]:
         """Evaluate a text and return its costs in the order of the account."""
-        witness = _Costs()
+        return self.score_part(ids, None, -1)
+
+    def score_part(
+        self, ids: IntArray, count: int | None, until: int
+    ) -> Iterable[tuple[int, float]]:
+        """Return the beginning of that, and leave the rest of the text unscored."""
+        witness = _Costs(count, until)
         self._run(ids, witness)
         return witness.found
 

@@ -192,7 +192,7 @@ def _sums(bench: Bench) -> Iterator[Sum]:
         for index in _places(bench, ids, 0.2):
             place = Place(bench, ids, index)
             if bench.rows is not None:
-                yield place.shown_sum(bench.rows)
+                yield place.shown_sum(bench.rows, 0.1)
             elif most >= bench.scorer.vocab_size or bench.scorer.vocab_size <= 64:
                 yield place.full_sum()
             else:

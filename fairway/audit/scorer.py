@@ -57,6 +57,16 @@ class RowScorer(Protocol):
         """Return the log-probabilities of all V tokens at an index, as they stood there."""
 
 
+@runtime_checkable
+class PartScorer(Protocol):
+    """A scorer that can end early: most probes ask for the beginning of a score alone."""
+
+    def score_part(
+        self, ids: IntArray, count: int | None, until: int
+    ) -> Iterable[tuple[int, float]]:
+        """Yield what `score` would, at least its first `count` or up to the index `until`."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
     """What a scorer charged: indices in the order of scoring, and the cost of each in nats."""
@@ -74,7 +84,11 @@ def scored(scorer: Scorer, ids: IntArray, count: int | None = None, until: int =
     """Return what a scorer charges for a text: all, the first `count`, or up to an index."""
     index: list[int] = []
     nats: list[float] = []
-    for at, cost in scorer.score(ids.copy()):
+    if isinstance(scorer, PartScorer):
+        costs = scorer.score_part(ids.copy(), count, until)
+    else:
+        costs = scorer.score(ids.copy())
+    for at, cost in costs:
         index.append(int(at))
         nats.append(float(cost))
         if len(index) == count or at == until or len(index) > 2 * len(ids):

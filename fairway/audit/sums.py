@@ -16,8 +16,9 @@ from fairway.score.ledger import IntArray
 
 # |sum of probabilities - 1| allowed: costs may come from float32.
 SUM_TOLERANCE = 1e-3
-# How many of the likeliest and of all tokens are put at a place whose distribution is shown.
-_LIKELY, _ANY = 4, 6
+# How many of the likeliest and of all tokens are put at a place whose distribution is shown, and
+# how many of these in any case, when time is up.
+_LIKELY, _ANY, _LEAST = 4, 6, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +46,28 @@ class Place:
         ids[self.index] = token
         return scored(self.bench.scorer, ids, until=self.index).at(self.index)
 
-    def shown_sum(self, rows: RowScorer) -> Sum:
-        """Return the sum of the distribution shown; candidates must be charged as it says."""
+    def shown_sum(self, rows: RowScorer, share: float) -> Sum:
+        """Return the sum of the distribution shown; candidates must be charged as it says.
+
+        Beyond the first few they are asked while a share of the budget lasts.
+        """
         row = rows.row(self.ids.copy(), self.index)
         excess = float(np.exp(row).sum()) - 1.0
         if not abs(excess) <= SUM_TOLERANCE:
             return Sum(self.index, len(row), excess, _sentence(excess))
         drawn = self.bench.draw.choice(self.bench.words, _ANY).tolist()
-        candidates = dict.fromkeys([*np.argsort(row)[::-1][:_LIKELY].tolist(), *drawn])
+        likely = np.argsort(row)[::-1][:_LIKELY].tolist()
+        # Taken by turns, so that whoever has time for few asks for both kinds.
+        mixed = [t for pair in zip(likely, drawn, strict=False) for t in pair]
+        candidates = list(dict.fromkeys([*mixed, *drawn]))
         allowed = rows.row_tolerance_nats + self.bench.tolerance_nats
-        for asked, token in enumerate(candidates, start=1):
+        for asked in self.bench.rounds(share, len(candidates), _LEAST):
+            token = candidates[asked]
             off = abs(self.cost_of(token) + float(row[token]))
             if not off <= allowed:
                 wrong = "a candidate put at the place is not charged as the distribution shows"
-                return Sum(self.index, asked, off, wrong)
-        return Sum(self.index, len(candidates), excess)
+                return Sum(self.index, asked + 1, off, wrong)
+        return Sum(self.index, asked + 1, excess)
 
     def full_sum(self) -> Sum:
         """Return the sum over all candidates."""

@@ -10,6 +10,7 @@ V vocabulary.
 """
 
 import importlib
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -220,7 +221,9 @@ class _Shape:
 
     def __init__(self, way: Fused, rows: int, length: int, chunk: int, rope: Rope) -> None:
         device = way.adapters.model.tok_emb.weight.device
-        self.way, self.rope = way, (rope[0][:length], rope[1][:length])
+        # It keeps its shapes; a cycle would hold gigabytes until garbage is collected.
+        self.way: Fused = weakref.proxy(way)
+        self.rope = rope[0][:length], rope[1][:length]
         self._ids_PT = torch.zeros(rows, length, dtype=torch.long, device=device)
         self._places_C = torch.arange(chunk, device=device)
         self._chunk = torch.arange(chunk, device=device)

@@ -9,12 +9,13 @@ from audit.honest import Adaptive, V, WithRows, text
 from tiny import TINY, alive
 
 from fairway.audit.bench import Bench, exercise
-from fairway.audit.predictors import scorer_of, small
+from fairway.audit.predictors import LedgerScorer, scorer_of, small
 from fairway.audit.probes import audit_scorer
 from fairway.audit.scorer import FromCallable, RowScorer, open_program, scored
 from fairway.audit.verdicts import Probe, joined, verdict_of
 from fairway.config import BOS_ID, ScoreConfig, TttConfig
 from fairway.errors import UserError
+from fairway.score.ledger import IntArray
 
 PROGRAM = """
 import json, sys
@@ -131,7 +132,7 @@ def test_the_worst_verdict_counts() -> None:
 # Fairway's own
 
 
-def own(method: str, seed: int, tokens: int = 72) -> list[Probe]:
+def own_scorer(method: str, seed: int, tokens: int = 72) -> tuple[LedgerScorer, IntArray]:
     draw = np.random.default_rng(seed)
     ids = draw.integers(2, TINY.vocab_size, tokens)
     ids[::17] = BOS_ID
@@ -142,7 +143,24 @@ def own(method: str, seed: int, tokens: int = 72) -> list[Probe]:
         lora_lr=0.01, lora_warm=seed % 2 == 0,
     )  # fmt: skip
     score, ttt = small(score, ttt, len(text))
-    return audit_scorer(Bench(scorer_of(alive(), method, score, ttt, seed), text, seed, 0.0))
+    return scorer_of(alive(), method, score, ttt, seed), text
+
+
+def own(method: str, seed: int) -> list[Probe]:
+    return audit_scorer(Bench(*own_scorer(method, seed), seed, 0.0))
+
+
+@pytest.mark.parametrize("method", ["sliding", "sgd", "lora"])
+def test_the_beginning_of_a_score_is_that_of_the_whole(method: str) -> None:
+    scorer, text = own_scorer(method, 0)
+    whole = list(scorer.score(text))
+    for count, until in ((1, -1), (30, -1), (None, whole[35][0])):
+        part = list(scorer.score_part(text, count, until))
+        assert part == whole[: len(part)] and (count or 36) <= len(part) < len(whole)
+        assert until < 0 or until in dict(part)
+        begun = scored(scorer, text, count, until)
+        assert begun.nats.tolist() == [nats for _, nats in whole[: len(begun.nats)]]
+        assert len(begun.nats) == (count or 36)
 
 
 @pytest.mark.parametrize("method", ["sliding", "sgd", "lora"])

@@ -1,7 +1,11 @@
 """Adapters in the fused path learn what hooks and autograd make them learn."""
 
+import gc
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +19,9 @@ from fairway.errors import LedgerError
 from fairway.model.adapters import Adapters
 from fairway.model.paths import prepare
 from fairway.optim.adapters import AdamW
+from fairway.score import lora
 from fairway.score.adapting import adapting, plain_states, rounded_length, rounded_rows
-from fairway.score.ledger import Context, Text
+from fairway.score.ledger import Context, FloatArray, Text, Witness
 from fairway.score.lora import Documents, evaluate_lora
 from fairway.score.windows import Event, Window
 
@@ -130,6 +135,51 @@ def test_an_evaluation_learns_the_same_on_both_paths(phases: int) -> None:
         found = evaluate_lora(model, repeating_text(), score, config, seed=0, description="")
         nats[kernels] = found.nats
     assert nats["fused"] == pytest.approx(nats["plain"], rel=0.01 if GPU else 1e-5)
+
+
+class Leaving(Witness):
+    """Wants one row and ends the evaluation with it, as the audit does."""
+
+    wanted = (40,)
+
+    def row(self, position: int, row: FloatArray) -> None:
+        raise InterruptedError
+
+
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+@pytest.mark.parametrize("witness", [Witness(), Leaving()])
+def test_an_evaluation_leaves_nothing_behind(
+    kernels: str, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gigabytes of a GPU's memory must not wait for the garbage collector, which sees objects."""
+    model = alive(replace(MODEL, rope_train_len=8)).to(DEVICE)
+    dtype, attention = (torch.bfloat16, "flash") if GPU else (torch.float32, "plain")
+    prepare(model, dtype, attention, kernels)
+    config = TttConfig(
+        method="lora", lora_rank=4, lora_chunks="8", lora_documents=3, lora_phases=1,
+        chunk_tokens=32,
+    )  # fmt: skip
+    made = []
+
+    class Seen(Documents):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.extend(map(weakref.ref, (self, self.way, self.adam.values[0])))
+
+    monkeypatch.setattr(lora, "Documents", Seen)
+    score = ScoreConfig(seq_len=16, stride=4, check_positions=4, truncate=False)
+    gc.disable()
+    try:
+        # The first step of an optimiser in a process imports what keeps this frame for a while.
+        for _ in range(2):
+            made.clear()
+            with suppress(InterruptedError):
+                evaluate_lora(
+                    model, repeating_text(), score, config, seed=0, description="", witness=witness
+                )
+        assert made and not any(seen() is not None for seen in made)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kernels", ["plain", "fused"])
