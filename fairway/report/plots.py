@@ -103,7 +103,7 @@ def bars_figure(bars: list[Bar], width_in: float) -> str:
                 axes.axvline(bar.bpb, color=_MODEL, linewidth=0.8, dashes=(2, 2))
             axes.annotate(
                 f"{bar.bpb:.4f}",
-                (bar.bpb, place),
+                (label_at(bar, bars), place),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
@@ -116,6 +116,13 @@ def bars_figure(bars: list[Bar], width_in: float) -> str:
         axes.set_xlabel("bits per byte (lower is better)")
         axes.spines["left"].set_visible(False)
         return _svg(figure)
+
+
+def label_at(bar: Bar, bars: list[Bar]) -> float:
+    """Return where a bar's number begins: at its end, or beyond the line it would be crossed by."""
+    lines = [other.bpb for other in bars if other.kind == "headline"]
+    wide = 0.09 * max(other.bpb for other in bars)
+    return max([bar.bpb, *(line for line in lines if line - wide < bar.bpb)])
 
 
 def _places(bars: list[Bar]) -> list[float]:

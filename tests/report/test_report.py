@@ -9,6 +9,7 @@ import pytest
 from fairway.errors import UserError
 from fairway.report import write_report
 from fairway.report.derive import derive
+from fairway.report.plots import Bar, label_at
 
 HOSTILE = '<script>alert("1")</script> & \x00\x1b[31m\ud800 $x$ \u202e'
 
@@ -432,3 +433,10 @@ def test_another_schema_is_refused(tmp_path, schema):
     results = {**copy.deepcopy(example_results()), "schema": schema}
     with pytest.raises(UserError, match="this version reads schema 1"):
         report(tmp_path, results)
+
+
+def test_no_number_of_a_bar_is_crossed_by_the_line() -> None:
+    sizes = {"stage": 1.58, "headline": 1.65, "cold": 2.4, "primed": 1.2}
+    bars = [Bar(kind, bpb, kind) for kind, bpb in sizes.items()]
+    assert [label_at(bar, bars) for bar in bars] == [1.65, 1.65, 2.4, 1.2]
+    assert label_at(bars[0], [bars[0], bars[2]]) == 1.58
