@@ -2,9 +2,9 @@
 
     python benchmarks/score.py WEIGHTS TOKENIZER TEXT [--targets 786432] [--only sgd ...]
 
-WEIGHTS are 8-bit codes with scales (see seed_model.py), TEXT a .jsonl.zst of documents. Prints
-seconds, microseconds per token and bpb beside the seed's figures, and, for the ways that adapt,
-whether a second run gives the same bits. On a CPU, `--targets 8192` takes minutes.
+WEIGHTS are 8-bit codes with scales (see seed_model.py) or an artifact (.fwy), TEXT a .jsonl.zst of
+documents. Prints seconds, microseconds per token and bpb beside the seed's figures, and, for the
+ways that adapt, whether a second run gives the same bits. On a CPU, `--targets 8192` takes minutes.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from seed_model import load_state
+from torch import Tensor
 
 from fairway.api import model_from
 from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig
@@ -23,6 +24,7 @@ from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
 from fairway.model.gpt import GPT
 from fairway.overrides import override
+from fairway.pack.artifact import load_artifact
 from fairway.recipes import recipe
 from fairway.runtime import Plan, make_plan
 from fairway.score.ledger import Score, Text
@@ -46,6 +48,13 @@ VARIANTS = {
     "sgd, 3 epochs": ["ttt.epochs=3"],
     "sgd, confidence": ["ttt.confidence=true"],
 }
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
+    if path.suffix != ".fwy":
+        return load_state(path), ModelConfig()
+    artifact = load_artifact(path)
+    return artifact.state, artifact.config
 
 
 def read_text(tokenizer: Tokenizer, path: Path, targets: int) -> Text:
@@ -89,7 +98,7 @@ def main() -> None:
     parser.add_argument("--twice", action="store_true", help="repeat what adapts")
     parser.add_argument("--attention", default="auto")
     chosen = parser.parse_args()
-    state = load_state(chosen.weights)
+    state, model_config = read_weights(chosen.weights)
     text = read_text(Tokenizer.load(chosen.tokenizer), chosen.text, chosen.targets)
     plan = make_plan(RuntimeConfig(attention=chosen.attention))
     plan.apply()
@@ -97,7 +106,7 @@ def main() -> None:
     score = ScoreConfig()
 
     def fresh(plan: Plan = plan) -> GPT:
-        return model_from(state, ModelConfig(), plan, True)
+        return model_from(state, model_config, plan, True)
 
     def run(name: str) -> Score:
         if name in ("standard", "sliding"):
