@@ -373,6 +373,11 @@ def _attempt() -> tuple[str, int]:
         return f"fairway: no score: {error}", 1
     except InterruptedRun as error:
         return f"fairway: {error}", 130
+    except RuntimeError as error:
+        # By name: nothing heavy is imported before a verb needs it.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return f"fairway: {_memory_sentence(error)}", 2
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         # Typer turns KeyboardInterrupt into this code without a word.
@@ -385,6 +390,15 @@ def _os_sentence(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{where}; free some space and run the same command again"
     return f"{error.strerror or error}{where}"
+
+
+def _memory_sentence(error: RuntimeError) -> str:
+    asked = str(error).partition(".")[0]
+    return (
+        f"the memory of the device does not suffice ({asked}); end what else uses it or lower "
+        "train.micro_tokens, score.batch_windows or ttt.lora_documents, then run the same command "
+        "again"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Progress bars on a terminal, silence elsewhere."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -26,6 +27,12 @@ class Advance(Protocol):
 def speaks() -> bool:
     """Return whether this process is the one that people see: rank 0, or the only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def notice(text: str) -> None:
+    """Tell people, on standard error, of something that goes on otherwise than was asked for."""
+    if speaks():
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,8 +13,11 @@ def recording(pool: Any = None, stream: Any = None) -> Iterator[Any]:
     """Record what is launched inside as a CUDA graph, which is yielded; nothing of it runs.
 
     On a `stream`, a new one if it is not given, with memory of `pool`. No garbage is collected
-    meanwhile: a recording ends when memory of the device is freed, as old graphs would.
+    meanwhile: a recording ends when memory of the device is freed, as old graphs would. For the
+    same reason memory that PyTorch keeps for later use is given back before: while it records, it
+    cannot do so. An error inside ends the recording.
     """
+    torch.cuda.empty_cache()
     stream = stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
     graph = torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
@@ -23,7 +26,13 @@ def recording(pool: Any = None, stream: Any = None) -> Iterator[Any]:
     try:
         with torch.cuda.stream(stream):
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            yield graph
+            try:
+                yield graph
+            except BaseException:
+                # Left open, it would refuse everything that the device is asked for later.
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                raise
             graph.capture_end()
     finally:
         if collecting:

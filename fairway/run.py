@@ -25,6 +25,7 @@ from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
 from fairway.experts import ExpertStages
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
+from fairway.memory import give_back
 from fairway.model.gpt import GPT
 from fairway.overrides import override
 from fairway.packing import pack_model
@@ -303,6 +304,7 @@ class Pipeline:
         )
 
     def _pack(self, source: DataFolder, plan: Plan) -> dict[str, Any]:
+        give_back()
         config = self.config
         state, looping = self._weights("ema")
         provenance = {
@@ -452,6 +454,7 @@ class Pipeline:
         )
 
         def work() -> dict[str, Any]:
+            give_back()
             start_s = time.perf_counter()
             trail = Trail()
             score, facts = evaluate_it(trail)
@@ -513,6 +516,8 @@ class Pipeline:
         runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
 
         def work() -> dict[str, Any]:
+            # The fresh process needs the device too.
+            give_back()
             documents, tokenizer = validation.documents, source.tokenizer
             facts = prove_run(config, runtime, artifact, documents, tokenizer, out)
             # Coding had arithmetic of its own.
@@ -536,6 +541,7 @@ class Pipeline:
 
     def _audit(self, source: DataFolder, validation: Validation, plan: Plan) -> None:
         """Check the ledgers and budgets of this run, and probe what scored its artifact."""
+        give_back()
         AuditStage(
             self.config,
             np.asarray(validation.ids, np.int64),

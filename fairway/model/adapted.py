@@ -30,12 +30,12 @@ from fairway.model.kernels import Join
 class Bank:
     """Working copies and gradients of the adapters of up to so many rows, in the compute dtype.
 
-    Both are like `Adapters.zeros`. `count` of the rows are in use, the first ones.
+    Both are like `Adapters.zeros`. What is computed next belongs to `rows` of them.
     """
 
     def __init__(self, adapters: Adapters, rows: int) -> None:
         dtype = adapters.model.compute_dtype
-        self.adapters, self.count = adapters, 0
+        self.adapters, self.rows = adapters, range(rows)
         self.copies, self.grads = adapters.zeros(rows, dtype), adapters.zeros(rows, dtype)
 
     def factors(self) -> list[Tensor | None]:
@@ -62,7 +62,8 @@ class Bank:
         """Return A [B, Q, I] and B [B, O, R] of a visit, or of the head, out of copies or grads."""
         place = 2 * (len(self.adapters.groups) - 1) if head else 0
         inner, outer = tensors[place : place + 2]
-        return inner[slot, : self.count], outer[slot, : self.count]
+        rows = slice(self.rows.start, self.rows.stop)
+        return inner[slot, rows], outer[slot, rows]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -30,25 +30,31 @@ class AdamW:
         for square in self.squares:
             square[:, :count].zero_()
 
-    def in_use(self) -> list[Tensor]:
-        """Return the values of the rows in use, views."""
-        return [value[:, : self.count] for value in self.values]
+    def rows(self, first: int, count: int) -> list[Tensor]:
+        """Return the values of some rows, views."""
+        return [value[:, first : first + count] for value in self.values]
 
     @torch.no_grad()
-    def step(self, grads: list[Tensor]) -> None:
-        """Count a step, decay the values in use, move them against their gradients."""
-        config = self.config
-        values, squares = self.in_use(), [square[:, : self.count] for square in self.squares]
+    def step(self, grads: list[Tensor], first: int = 0) -> None:
+        """Decay the values of the rows from `first` on, move them against their gradients.
+
+        The step was counted before (`count_step`): rows may take it in several calls.
+        """
+        config, count = self.config, grads[0].shape[1]
+        values = self.rows(first, count)
+        squares = [square[:, first : first + count] for square in self.squares]
+        # Memory is taken before anything changes: where it does not suffice, no step was taken.
+        roots = [torch.empty_like(square) for square in squares]
         torch._foreach_mul_(squares, config.lora_beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1.0 - config.lora_beta2)
-        roots = torch._foreach_sqrt(squares)
-        self.count_step()
+        torch._foreach_copy_(roots, squares)
+        torch._foreach_sqrt_(roots)
         torch._foreach_mul_(roots, self.unbiased)
         torch._foreach_add_(roots, config.lora_eps)
         torch._foreach_mul_(values, 1.0 - config.lora_lr * config.lora_wd)
         torch._foreach_addcdiv_(values, grads, roots, -config.lora_lr)
 
     def count_step(self) -> None:
-        """Count a step, before it is taken."""
+        """Count a step, before the rows take it."""
         self.steps += 1
         self.unbiased.fill_((1.0 - self.config.lora_beta2**self.steps) ** -0.5)

@@ -42,25 +42,26 @@ def _step_kernel(
 
 def fused_step(
     adam: AdamW,
-    rows: int,
+    rows: range,
     grads: list[Tensor],
     copies: list[Tensor],
     factors: list[Tensor | None],
 ) -> None:
-    """Step the first rows as `adam.step` does on gradients times factors, after it was counted.
+    """Step some rows as `adam.step` does on gradients times factors; copies follow the values.
 
-       Copies become values times factors.
     Gradients and copies are like the values in shape, of any dtype; a factor [S, M] belongs to the
-       outputs of a slot, None is 1.
+    outputs of a slot, None is 1. Copies become values times factors.
     """
     config = adam.config
     for value, square, grad, copy, factor in zip(
         adam.values, adam.squares, grads, copies, factors, strict=True
     ):
         S, B, M, L = value.shape
-        count = rows * M * L
+        count = len(rows) * M * L
+        # Views begin at the first of the rows; the way from slot to slot stays that of all.
+        parts = (tensor[:, rows.start : rows.stop] for tensor in (value, square, grad, copy))
         _step_kernel[(triton.cdiv(count, _VALUES), S)](
-            value, square, grad, copy, value if factor is None else factor,
+            *parts, value if factor is None else factor,
             adam.unbiased, count, B * M * L, config.lora_lr, 1.0 - config.lora_lr * config.lora_wd,
             config.lora_beta2, config.lora_eps,
             M=M, L=L, FACTOR=factor is not None, VALUES=_VALUES, num_warps=_WARPS,

@@ -166,7 +166,7 @@ class DocumentLora:
             raise UserError(
                 f"{course.rows} rows cannot have the adapters of {self.ttt.lora_documents}"
             )
-        lanes = Lanes(language.model, self.ttt, course.seq_len, self.seed)
+        lanes = Lanes(language.model, self.ttt, course.seq_len, self.seed, fixed=True)
         return DocumentLearner(language.model, lanes, course)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:

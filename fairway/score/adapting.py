@@ -58,7 +58,10 @@ def chunk_nats(log_probs_BCV: Tensor, targets_BC: Tensor) -> Tensor:
 
 
 class Way(Protocol):
-    """How predictions and steps are computed; rows are those in use, by slot."""
+    """How predictions and steps are computed, for some rows at a time.
+
+    Windows take the first slots of a `room`; slots beyond it are not touched.
+    """
 
     def renew(self) -> None:
         """Follow values that were set, and a model that may have changed."""
@@ -66,11 +69,20 @@ class Way(Protocol):
     def move(self, source: int, target: int) -> None:
         """Follow a row that takes the slot of another."""
 
-    def log_probs(self, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
+    def log_probs(self, room: range, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
         """Return log-probabilities of the positions from `first` on, [B, C, V]."""
 
     def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
-        """Step on the mean cost of the last chunk, rows weighted by their share."""
+        """Step on the mean cost of the last chunk, rows weighted by their share.
+
+        The step was counted. Where memory does not suffice, nothing has been learned.
+        """
+
+    def forget(self) -> None:
+        """Drop the way back of the last chunk, and the states it holds."""
+
+    def release(self) -> bool:
+        """Drop what was recorded to be faster; return whether there was anything."""
 
 
 class Plain:
@@ -78,6 +90,7 @@ class Plain:
 
     def __init__(self, adapters: Adapters, adam: AdamW) -> None:
         self.adapters, self.adam = adapters, adam
+        self._at = 0
         self._leaves: list[Tensor] = []
         self._log_probs_BCV = torch.empty(0)
 
@@ -87,10 +100,10 @@ class Plain:
     def move(self, source: int, target: int) -> None:
         """There are no copies to move."""
 
-    def log_probs(self, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
+    def log_probs(self, room: range, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
         """Return log-probabilities of the positions from `first` on, [B, C, V]."""
-        self._leaves = [value.detach().requires_grad_() for value in self.adam.in_use()]
-        T = ids_BT.shape[1]
+        (B, T), self._at = ids_BT.shape, room.start
+        self._leaves = [value.detach().requires_grad_() for value in self.adam.rows(self._at, B)]
         here = rope[0][:T], rope[1][:T]
         states_BCD = plain_states(self.adapters, self._leaves, ids_BT, here)[:, first:]
         extra = self.adapters.added("head", 0, states_BCD)
@@ -103,8 +116,16 @@ class Plain:
         (nats_BC.mean(1) * share_B).sum().backward()  # type: ignore[no-untyped-call]
         grads = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
         assert len(grads) == len(self._leaves), "an adapter received no gradient"
+        self.forget()
+        self.adam.step(grads, self._at)
+
+    def forget(self) -> None:
+        """Drop the way back of the last chunk."""
         self._leaves, self._log_probs_BCV = [], torch.empty(0)
-        self.adam.step(grads)
+
+    def release(self) -> bool:
+        """Nothing is recorded here."""
+        return False
 
 
 # ---------------------------------------------------------------------------------------------
@@ -137,7 +158,7 @@ class Fused:
         self.path = adapted.AdaptedPath(self.bank)
         self._factors: list[Tensor | None] = []
         self._versions: tuple[int, ...] = ()
-        self._shapes: dict[tuple[int, int, int], _Shape] = {}
+        self._shapes: dict[tuple[int, int, int, int], _Shape] = {}
         self._shape: _Shape | None = None
         self._room: tuple[Any, Any] | None = None
         self._out: dict[int, Tensor] = {}
@@ -151,9 +172,7 @@ class Fused:
         versions = tuple(weight._version for weight in self.adapters.model.parameters())
         if versions != self._versions:
             self._versions, self._factors = versions, self.bank.factors()
-            self._shapes.clear()
-            # Nobody records into memory whose graphs are gone.
-            self._shape = self._room = None
+            self.release()
         for copy, value in zip(self.bank.copies, self.adam.values, strict=True):
             copy[:, : self.adam.count] = value[:, : self.adam.count]
 
@@ -162,14 +181,13 @@ class Fused:
         for copy in self.bank.copies:
             copy[:, target] = copy[:, source]
 
-    def log_probs(self, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
+    def log_probs(self, room: range, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
         """Return log-probabilities of the positions from `first` on, [B, C, V]."""
-        B, T = ids_BT.shape
-        most, seq_len = self.adam.values[0].shape[1], len(rope[0])
+        (B, T), seq_len = ids_BT.shape, len(rope[0])
         chunk = min(-(-(T - first) // 16) * 16, seq_len - first)
-        key = rounded_rows(B, most), rounded_length(first + chunk, seq_len), chunk
-        if self._shape is not None:
-            self._shape.forget()
+        length = rounded_length(first + chunk, seq_len)
+        key = room.start, rounded_rows(B, len(room)), length, chunk
+        self.forget()
         if key not in self._shapes:
             self._shapes[key] = _Shape(self, *key, rope)
         self._shape = self._shapes[key]
@@ -179,6 +197,19 @@ class Fused:
         """Step on the mean cost of the last chunk, rows weighted by their share."""
         assert self._shape is not None, "nothing was predicted"
         self._shape.backward(targets_BC, share_B)
+
+    def forget(self) -> None:
+        """Drop the way back of the last chunk, and the states it holds."""
+        if self._shape is not None:
+            self._shape.forget()
+
+    def release(self) -> bool:
+        """Drop all recordings and their memory; return whether there were any."""
+        recorded = any(shape.recorded for shape in self._shapes.values())
+        self._shapes.clear()
+        # Nobody records into memory whose graphs are gone.
+        self._shape = self._room = None
+        return recorded
 
     def out(self, rows: int, chunk: int) -> Tensor:
         """Return memory for log-probabilities, [P, C, V]: the same for all numbers of rows."""
@@ -190,20 +221,21 @@ class Fused:
     # -----------------------------------------------------------------------------------------
     # What graphs record
 
-    def compute(self, ids_PT: Tensor, places_C: Tensor, rope: Rope) -> Tensor:
+    def compute(self, rows: range, ids_PT: Tensor, places_C: Tensor, rope: Rope) -> Tensor:
         """Return log-probabilities of some places of windows, [P, C, V], with their way back."""
-        self.bank.count = len(ids_PT)
+        self.bank.rows = rows
         states_PCD = self.path.states(ids_PT, rope).index_select(1, places_C)
         logits_PCV = self.adapters.model.logits(states_PCD, self.path.head_adds(states_PCD))
         return logits_PCV.log_softmax(-1)
 
-    def step(self, log_probs_PCV: Tensor, targets_PC: Tensor, weights_PC: Tensor) -> None:
-        """Go the way back and let the values follow."""
+    def step(
+        self, rows: range, log_probs_PCV: Tensor, targets_PC: Tensor, weights_PC: Tensor
+    ) -> None:
+        """Go the way back and let the values of the rows follow."""
         nats_PC = chunk_nats(log_probs_PCV, targets_PC)
+        self.bank.rows = rows
         (nats_PC * weights_PC).sum().backward()  # type: ignore[no-untyped-call]
-        self._fused_step(
-            self.adam, len(weights_PC), self.bank.grads, self.bank.copies, self._factors
-        )
+        self._fused_step(self.adam, rows, self.bank.grads, self.bank.copies, self._factors)
 
     def room(self) -> tuple[Any, Any]:
         """Return (stream, memory) of all recordings: they share it, one runs after the other.
@@ -219,10 +251,11 @@ class Fused:
 class _Shape:
     """The work on one size of batch: run as it is at first, recorded when it comes again."""
 
-    def __init__(self, way: Fused, rows: int, length: int, chunk: int, rope: Rope) -> None:
+    def __init__(self, way: Fused, at: int, rows: int, length: int, chunk: int, rope: Rope) -> None:
         device = way.adapters.model.tok_emb.weight.device
         # It keeps its shapes; a cycle would hold gigabytes until garbage is collected.
         self.way: Fused = weakref.proxy(way)
+        self._rows = range(at, at + rows)
         self.rope = rope[0][:length], rope[1][:length]
         self._ids_PT = torch.zeros(rows, length, dtype=torch.long, device=device)
         self._places_C = torch.arange(chunk, device=device)
@@ -234,6 +267,11 @@ class _Shape:
         # The first time: log-probabilities with their way back.
         self._live_PCV: Tensor | None = None
         self._seen = False
+
+    @property
+    def recorded(self) -> bool:
+        """Return whether there are graphs to replay."""
+        return bool(self._graphs)
 
     def forward(self, ids_BT: Tensor, first: int) -> Tensor:
         """Return log-probabilities, [B, C, V], valid until the next call."""
@@ -254,7 +292,6 @@ class _Shape:
         B, C = targets_BC.shape
         self._targets_PC[:B, :C] = targets_BC
         self._weights_PC.zero_()[:B, :C] = share_B[:, None] / C
-        self.way.adam.count_step()
         if self._graphs:
             self._graphs[1].replay()
             return
@@ -267,12 +304,12 @@ class _Shape:
         self._live_PCV = None
 
     def _compute(self) -> Tensor:
-        log_probs_PCV = self.way.compute(self._ids_PT, self._places_C, self.rope)
+        log_probs_PCV = self.way.compute(self._rows, self._ids_PT, self._places_C, self.rope)
         self._out_PCV.copy_(log_probs_PCV.detach())
         return log_probs_PCV
 
     def _step(self, log_probs_PCV: Tensor) -> None:
-        self.way.step(log_probs_PCV, self._targets_PC, self._weights_PC)
+        self.way.step(self._rows, log_probs_PCV, self._targets_PC, self._weights_PC)
 
     def _record(self) -> None:
         """Record both halves. The way back runs on the stream of the way there."""

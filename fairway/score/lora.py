@@ -28,6 +28,7 @@ from fairway.progress import progress
 from fairway.runtime import Ranks
 from fairway.score.adapting import Fused, Plain, Rope, Way, adapting, chunk_nats, plain_states
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
+from fairway.score.halving import Halving
 from fairway.score.ledger import (
     Context,
     FloatArray,
@@ -61,13 +62,22 @@ class Documents:
     Rows that end leave their slot to the last one in use, so that those in use are the first.
     """
 
-    def __init__(self, model: GPT, config: TttConfig, seq_len: int, rows: int, fast: bool) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        config: TttConfig,
+        seq_len: int,
+        rows: int,
+        fast: bool,
+        fixed: bool = False,
+    ) -> None:
         self.model, self.config, self.seq_len = model, config, seq_len
         self.adapters = Adapters(
             model, config.lora_targets.split(), config.lora_rank, config.lora_alpha
         )
         self.adam = AdamW(config, self.adapters.zeros(rows))
         self.way: Way = (Fused if fast else Plain)(self.adapters, self.adam)
+        self.halving = Halving(self.way, rows, model.tok_emb.weight.device, fixed)
         self.version = 0
         # The row in every slot that is in use, and the matrices A kept beyond this batch.
         self.rows: list[int] = []
@@ -88,6 +98,7 @@ class Documents:
         for value in self.adam.values[1::2]:
             value[:, :rows].zero_()
         self.way.renew()
+        self.halving.begin()
         self.version += 1
 
     @torch.no_grad()
@@ -135,7 +146,8 @@ class Documents:
     def learn(self, dist: "DocumentDistribution", targets_BC: Tensor, going_on: list[int]) -> None:
         """Take a step on the chunk of those windows (by place) that go on."""
         share_B = torch.tensor([float(place in going_on) for place in dist.places])
-        self.way.learn(targets_BC, share_B.to(targets_BC.device))
+        self.adam.count_step()
+        self.halving.learn(targets_BC, share_B.to(targets_BC.device))
         self.version += 1
 
 
@@ -156,9 +168,8 @@ class DocumentDistribution:
         for slot, place in enumerate(self.places):
             filled_BT[slot, : lengths[place]] = context.inputs(self._windows[place])
         self._counts = [length - first for length in lengths]
-        model, way = predictor.model, predictor.way
-        ids_BT = torch.from_numpy(filled_BT).to(model.tok_emb.weight.device)
-        self.log_probs_BCV = way.log_probs(ids_BT, predictor.rope(), first)
+        ids_BT = torch.from_numpy(filled_BT).to(predictor.model.tok_emb.weight.device)
+        self.log_probs_BCV = predictor.halving.log_probs(ids_BT, predictor.rope(), first)
 
     def log_prob(self, targets: IntArray) -> FloatArray:
         """Return the natural log-probability of the target of every scored position."""
@@ -236,13 +247,17 @@ class _Made:
 class Lanes:
     """Batches of one lane follow one another and share matrices A; one batch runs at a time.
 
-    Created while the model still has the kernels that it shall use.
+    Created while the model still has the kernels that it shall use. `fixed` ones never compute a
+    batch in parts.
     """
 
-    def __init__(self, model: GPT, config: TttConfig, seq_len: int, seed: int) -> None:
+    def __init__(
+        self, model: GPT, config: TttConfig, seq_len: int, seed: int, fixed: bool = False
+    ) -> None:
         self.config, self.seed = config, seed
         fast = model.fused is not None
-        self._documents = Documents(model, config, seq_len, config.lora_documents, fast)
+        rows = config.lora_documents
+        self._documents = Documents(model, config, seq_len, rows, fast, fixed)
         self._inner: dict[int, list[Tensor]] = {}
 
     def start(self, batch: int, rows: int) -> Documents:

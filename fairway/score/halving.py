@@ -1,0 +1,174 @@
+"""Documents side by side, computed as many at a time as the memory of the device allows.
+
+All documents of a batch are predicted before any of them is on record. Where memory does not
+suffice for the way back of all, they are computed in parts: the states of all parts but one are
+dropped and computed again to learn from. Documents do not see one another, so the sums are the
+same, up to the rounding of products of another size. A part takes about a third longer that way.
+
+Shapes: B rows in use, T positions of a window, C of a chunk, V vocabulary.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairway.errors import UserError
+from fairway.memory import free_bytes, give_back
+from fairway.progress import notice
+from fairway.score.adapting import Rope, Way
+
+# One chunk runs as it is, another one is held by recordings; both at once are the most.
+_HELD_TWICE = 2.0
+# Larger batches than this share above what was found to fit are looked at anew.
+_LOOK_AGAIN = 1.125
+
+
+class Halving:
+    """A way to predict and learn for any number of rows; `at_once` of them run together at most.
+
+    `capacity` is the number of slots. A `fixed` one takes all rows together or refuses: what is
+    coded must be decoded by the same sums.
+    """
+
+    def __init__(self, way: Way, capacity: int, device: torch.device, fixed: bool) -> None:
+        self._way, self._capacity, self._device, self._fixed = way, capacity, device, fixed
+        self.at_once = capacity
+        self._kept: range | None = None
+        self._ids_BT = torch.empty(0)
+        self._rope: Rope = (self._ids_BT, self._ids_BT)
+        self._first = 0
+        # Bytes per position of the longest windows seen, and their length.
+        self._position_bytes, self._length = 0.0, 0
+        # Positions that are known to fit.
+        self._fitting = 0
+
+    def begin(self) -> None:
+        """Begin a batch: other tensors may have taken memory since the last one."""
+        self._fitting = 0
+
+    def log_probs(self, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
+        """Return log-probabilities of the positions from `first` on, [B, C, V].
+
+        Raises UserError where the memory does not suffice for one row.
+        """
+        self._ids_BT, self._rope, self._first = ids_BT, rope, first
+        self._choose()
+        while True:
+            found_BCV: Tensor | None = _unless_full(self._predict)
+            if found_BCV is not None:
+                return found_BCV
+            self._make_room()
+
+    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
+        """Step on the mean cost of the last chunk, rows weighted by their share."""
+        # The last part first: its way back is there.
+        todo = self._parts(range(len(share_B)))
+        while todo:
+            part = todo.pop()
+            if len(part) > self.at_once:
+                todo += self._parts(part)
+            elif not _unless_full(functools.partial(self._learned, part, targets_BC, share_B)):
+                self._make_room()
+                todo.append(part)
+
+    def _parts(self, rows: range) -> list[range]:
+        n = self.at_once
+        return [range(at, min(at + n, rows.stop)) for at in range(rows.start, rows.stop, n)]
+
+    def _predict(self) -> Tensor:
+        parts = self._parts(range(len(self._ids_BT)))
+        if len(parts) == 1:
+            return self._predicted(parts[0])
+        found_BCV: Tensor | None = None
+        for part in parts:
+            part_BCV = self._predicted(part)
+            if found_BCV is None:
+                found_BCV = part_BCV.new_empty(len(self._ids_BT), *part_BCV.shape[1:])
+            found_BCV[part.start : part.stop] = part_BCV
+        assert found_BCV is not None
+        return found_BCV
+
+    def _predicted(self, part: range) -> Tensor:
+        """Return the log-probabilities of a part, whose way back is the one that is kept."""
+        self._kept = None
+        self._way.forget()
+        # Slots behind the last row are nobody's: the number of rows may be rounded up to them.
+        last = part.stop == len(self._ids_BT)
+        room = range(part.start, min(self._capacity, part.start + self.at_once)) if last else part
+        ids_PT = self._ids_BT[part.start : part.stop]
+        before_bytes = self._in_use()
+        found_BCV = self._way.log_probs(room, ids_PT, self._rope, self._first)
+        self._note(before_bytes, *ids_PT.shape)
+        self._kept = part
+        return found_BCV
+
+    def _learned(self, part: range, targets_BC: Tensor, share_B: Tensor) -> bool:
+        if self._kept != part:
+            self._predicted(part)
+        self._kept = None
+        rows = slice(part.start, part.stop)
+        self._way.learn(targets_BC[rows], share_B[rows])
+        return True
+
+    # -----------------------------------------------------------------------------------------
+    # What fits
+
+    def _in_use(self) -> int:
+        if self._device.type != "cuda":
+            return 0
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return torch.cuda.memory_allocated(self._device)
+
+    def _note(self, before_bytes: int, rows: int, length: int) -> None:
+        """Remember what a position of the longest windows took; a replay takes nothing new."""
+        if self._device.type != "cuda" or length < self._length:
+            return
+        taken_bytes = torch.cuda.max_memory_allocated(self._device) - before_bytes
+        if (each_bytes := taken_bytes / (rows * length)) > self._position_bytes / 2:
+            self._position_bytes, self._length = each_bytes, length
+
+    def _choose(self) -> None:
+        """Take fewer rows together where what is free would not suffice."""
+        rows, length = self._ids_BT.shape
+        positions = min(rows, self.at_once) * length
+        if positions <= self._fitting or not self._position_bytes or self._fixed:
+            return
+        self._fitting = int(positions * _LOOK_AGAIN)
+        each_bytes = _HELD_TWICE * self._position_bytes * length * _LOOK_AGAIN
+        fit = max(1, int(free_bytes(self._device) // each_bytes))
+        while min(rows, self.at_once) > fit:
+            self._halve()
+
+    def _make_room(self) -> None:
+        """Drop recordings, or take fewer rows together if there are none."""
+        self._way.forget()
+        if not self._way.release():
+            if self.at_once == 1 or self._fixed:
+                raise UserError(
+                    f"the memory of the device does not suffice for {self.at_once} documents side "
+                    "by side; lower ttt.lora_documents, ttt.lora_rank or score.seq_len"
+                )
+            self._halve()
+        give_back()
+
+    def _halve(self) -> None:
+        before, self.at_once = self.at_once, -(-self.at_once // 2)
+        self._way.release()
+        notice(
+            f"memory does not suffice for {before} documents at a time: going on with "
+            f"{self.at_once}, with the same sums"
+        )
+
+
+def _unless_full(work: Callable[[], Any]) -> Any:
+    """Return the result of some work, or None where memory did not suffice.
+
+    The error is gone when this returns, and with it what its frames held.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        return None
