@@ -97,7 +97,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["standard", "sliding", "sgd", "lora"])
     parser.add_argument("--twice", action="store_true", help="repeat what adapts")
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--share", type=float, help="use at most this share of the GPU's memory")
     chosen = parser.parse_args()
+    if chosen.share is not None:
+        torch.cuda.set_per_process_memory_fraction(chosen.share)
     state, model_config = read_weights(chosen.weights)
     text = read_text(Tokenizer.load(chosen.tokenizer), chosen.text, chosen.targets)
     plan = make_plan(RuntimeConfig(attention=chosen.attention))
