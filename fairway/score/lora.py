@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fairway.config import ScoreConfig, TttConfig
 from fairway.errors import LedgerError
+from fairway.memory import free_bytes
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
 from fairway.optim.adapters import AdamW
@@ -51,6 +52,9 @@ from fairway.score.windows import usable_targets
 # bfloat16 numbers of up to 30 there, whose neighbours lie 0.125 apart, and a batch of another shape
 # adds in another order (largest difference seen on GPUs: 0.13).
 ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.25}
+
+# Matrices A that wait for their lane's next batch stay on a device that has room for so many.
+_ROOMS_BESIDE = 8
 
 # ---------------------------------------------------------------------------------------------
 # One batch of documents
@@ -268,10 +272,21 @@ class Lanes:
             draw = number if config.lora_warm else batch
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
             drawn = self._documents.adapters.drawn(generator)
-            shape = (-1, config.lora_documents, -1, -1)
-            self._inner[number] = [inner.expand(shape).clone() for inner in drawn]
+            self._inner.pop(number, None)
+            self._inner[number] = self._for_all_rows(drawn)
         self._documents.start(rows, self._inner[number])
         return self._documents
+
+    def _for_all_rows(self, drawn: list[Tensor]) -> list[Tensor]:
+        """Return a copy of matrices A for every row, on the device where there is plenty of room.
+
+        In host memory they cost a batch two copies: 0.5 s for the seed system's 128 rows.
+        """
+        count, device = self.config.lora_documents, drawn[0].device
+        taken_bytes = count * sum(inner.nbytes for inner in drawn)
+        if free_bytes(device) < _ROOMS_BESIDE * taken_bytes:
+            device = torch.device("cpu")
+        return [inner.to(device).expand(-1, count, -1, -1).clone() for inner in drawn]
 
 
 @dataclass(eq=False)
