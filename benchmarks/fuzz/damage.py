@@ -35,8 +35,8 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 def spoil_value(root: Any, rng: random.Random, words: tuple[str, ...] = ()) -> str:
     """Change one value somewhere in a JSON value, in place; return the path of its place.
 
-    A number moves by one, by itself or by seven; other values become odd ones; a key goes, or a list
-    gets longer or shorter. Texts may become one of `words`.
+    A number moves by one, by itself or by seven; other values become odd ones; a key goes, or a
+    list gets longer or shorter. Texts may become one of `words`.
     """
     node, path = root, ""
     while isinstance(node, dict | list) and node:
@@ -70,7 +70,7 @@ def _change(node: Any, key: Any, rng: random.Random, words: tuple[str, ...]) -> 
 
 
 def odd_json(value: Any, rng: random.Random) -> bytes:
-    """Return a JSON text that is hard to read: deep, long, of huge numbers, or with doubled keys."""
+    """Return a JSON text that is hard to read: deep, long, or with huge numbers or doubled keys."""
     text = json.dumps(value)
     match rng.randrange(9):
         case 0:

@@ -1,6 +1,7 @@
-"""The campaigns themselves: each kind of failure is noticed, and a few inputs of every format pass."""
+"""The campaigns: each kind of failure is noticed, and a few inputs of every format pass."""
 
 import importlib
+import os
 import random
 import time
 from pathlib import Path
@@ -58,9 +59,7 @@ class Toy:
             case "claimed memory":
                 np.zeros(1 << 33)
             case "crash":
-                import os
-
-                os.abort()
+                os._exit(7)
 
     def wrong(self, files: Files, case: Case, found: Any) -> str:
         return "" if found == files["a/b"] else "taken"
