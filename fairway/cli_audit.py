@@ -10,6 +10,9 @@ import typer
 from fairway.cli_base import Json, Set, emit
 from fairway.errors import UserError
 
+# Probes take a few thousand tokens of a text; this holds ten million.
+_MOST_TOKENS_BYTES = 1 << 26
+
 
 def audit(
     run: Annotated[
@@ -70,7 +73,7 @@ def _program(command: str, tokens: Path, budget_s: float, bos_id: int, seed: int
     from fairway.audit.verdicts import verdict_of
     from fairway.files import read_json
 
-    ids = read_json(tokens)
+    ids = read_json(tokens, _MOST_TOKENS_BYTES)
     if not isinstance(ids, list) or not all(type(n) is int and 0 <= n < 2**31 for n in ids):
         raise UserError(f"{tokens} must hold a JSON list of token ids, whole numbers from 0 on")
     words = shlex.split(command)
