@@ -10,6 +10,9 @@ import typer
 from fairway.cli_base import Json, Set, emit
 from fairway.errors import UserError
 
+# Probes take a few thousand tokens of a text; this holds ten million.
+_MOST_TOKENS_BYTES = 1 << 26
+
 
 def audit(
     run: Annotated[
@@ -17,14 +20,18 @@ def audit(
     ] = None,
     program: Annotated[
         str | None,
-        typer.Option("--program", help="Audit a program that scores instead (docs/RULES.md)."),
+        typer.Option(
+            "--program",
+            help="Audit a program that scores instead. It writes the first line (docs/RULES.md).",
+        ),
     ] = None,
     tokens: Annotated[
         Path | None,
         typer.Option("--tokens", help="With --program: a JSON list of token ids, BOS first."),
     ] = None,
     budget_s: Annotated[
-        float, typer.Option("--budget", min=0.1, help="With --program: seconds to take.")
+        float,
+        typer.Option("--budget", min=0.1, help="With --program: seconds to take, thrice at most."),
     ] = 60.0,
     bos_id: Annotated[int, typer.Option("--bos", help="With --program: id of BOS.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="With --program: seed of all draws.")] = 0,
@@ -70,13 +77,16 @@ def _program(command: str, tokens: Path, budget_s: float, bos_id: int, seed: int
     from fairway.audit.verdicts import verdict_of
     from fairway.files import read_json
 
-    ids = read_json(tokens)
+    ids = read_json(tokens, _MOST_TOKENS_BYTES)
     if not isinstance(ids, list) or not all(type(n) is int and 0 <= n < 2**31 for n in ids):
         raise UserError(f"{tokens} must hold a JSON list of token ids, whole numbers from 0 on")
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"--program {command!r} cannot be taken apart: {error}") from None
     if not words:
         raise UserError("--program is empty; name the command that starts the scorer")
-    scorer = open_program(words)
+    scorer = open_program(words, budget_s)
     try:
         probes = audit_scorer(Bench(scorer, np.array(ids, np.int64), seed, budget_s, bos_id))
     finally:

@@ -149,14 +149,14 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress a file with a model; success is reported after decoding it again."""
-    from fairway.files import write_atomic
+    from fairway.files import read_bytes, write_atomic
     from fairway.prove.archive import compress as compressed
     from fairway.prove.archive import decompress as decompressed
     from fairway.prove.coding import open_session
     from fairway.prove.machine import coding_plan
 
     target = _free(out, file.with_name(file.name + SUFFIX))
-    data = file.read_bytes()
+    data = read_bytes(file)
     start_s = time.perf_counter()
     plan = coding_plan(runtime_of(overrides), exact=False)
     session = open_session(artifact, tokenizer, plan)
@@ -201,15 +201,16 @@ def decompress(
     as_json: Json = False,
 ) -> None:
     """Restore a compressed file with the artifact it was compressed with."""
-    from fairway.files import write_atomic
+    from fairway.files import read_bytes, write_atomic
     from fairway.prove.archive import decompress as decompressed
 
     if out is None and file.suffix != SUFFIX:
         raise UserError(f"{file} does not end in {SUFFIX}; name the file to write with --out")
     target = _free(out, file.with_suffix(""))
+    coded = read_bytes(file)
     start_s = time.perf_counter()
     try:
-        data = decompressed(file.read_bytes(), artifact, tokenizer)
+        data = decompressed(coded, artifact, tokenizer)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     write_atomic(target, data)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairway.errors import UserError
+from fairway.errors import UserError, shown
 
 # The token that begins every document: in the challenge's tokenizers and in those trained here.
 BOS_ID = 1
@@ -395,7 +395,7 @@ def _digest(value: Any) -> str:
 def from_dict(values: dict[str, Any], kind: type[Any] = Config, path: str = "") -> Any:
     """Rebuild a config node from `to_dict`; unknown or missing names and wrong types are errors."""
     if not isinstance(values, dict):
-        raise UserError(f"config section '{path or 'root'}' must be an object, got {values!r}")
+        raise UserError(f"config section '{path or 'root'}' must be an object, got {shown(values)}")
     fields = {item.name: item for item in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for name in values:
@@ -421,7 +421,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     leaf = name.rpartition(".")[2]
     near = [key for key in names if key.rpartition(".")[2] == leaf] or near
     remedy = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(names))}"
-    return f"unknown {what} '{name}'; {remedy}"
+    return f"unknown {what} '{name[:60]}'; {remedy}"
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
@@ -429,5 +429,5 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     if float in kinds and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) not in kinds:
-        raise UserError(f"config field '{name}' has the wrong type: {value!r}")
+        raise UserError(f"config field '{name}' has the wrong type: {shown(value)}")
     return value

@@ -8,6 +8,12 @@ class UserError(ValueError):
     """
 
 
+def shown(value: object) -> str:
+    """Return a value as a sentence shows it: cut after 60 characters, since strangers' are long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 class LedgerError(ValueError):
     """The score protocol was broken, or the account does not add up: no score is given."""
 

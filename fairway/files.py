@@ -1,9 +1,17 @@
-"""Files: digests, and writes that either happen whole or not at all."""
+"""Files: bounded reading, digests, and writes that either happen whole or not at all.
+
+Whoever reads a file that another may have written opens it here: only regular files, of a size that
+is stated, and JSON of bounded depth and numbers.
+"""
 
 import hashlib
 import json
+import math
 import os
+import re
+import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +20,56 @@ from typing import Any, BinaryIO
 from fairway.errors import UserError
 
 _READ_BYTES = 1 << 20
+# The largest that Fairway writes, results.json, has some 100 kB. Python's objects take up to
+# 32 times the bytes of hostile JSON.
+MOST_JSON_BYTES = 1 << 23
+# The largest that is held in memory whole: files to compress and what was made of them.
+MOST_BYTES = 1 << 31
+_MOST_DEPTH = 64
+# Seeds and counts have at most 20.
+_MOST_DIGITS = 40
+_MANY_DIGITS = re.compile(rf"\d{{{_MOST_DIGITS + 1}}}")
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+    (stat.S_ISSOCK, "socket"),
+)
+
+
+def opened(path: Path, what: str = "") -> BinaryIO:
+    """Return a regular file, open to be read; `what` it should be is named in sentences.
+
+    UserError for what is missing, may not be read, or is no file: a pipe would wait for a writer,
+    and a device has no end.
+    """
+    named = f"{what} {path}" if what else str(path)
+    try:
+        # Without waiting, so that a pipe opens at once and can be refused.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise UserError(f"{named} does not exist") from None
+    except OSError as error:
+        raise UserError(f"cannot read {named}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{str(path)!r} cannot be the name of a file") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        kind = next((name for holds, name in _KINDS if holds(mode)), "special file")
+        raise UserError(f"cannot read {named}: it is a {kind}, not a file")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a regular file; UserError as `opened`, and for more than `most_bytes`."""
+    with opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        data = b"" if size > most_bytes else stream.read(most_bytes + 1)
+    if max(size, len(data)) > most_bytes:
+        raise UserError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
+    return data
 
 
 def digest_bytes(data: bytes) -> str:
@@ -20,9 +78,9 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hex, read in pieces."""
+    """Return the SHA-256 of a file in hex, read in pieces; UserError as `opened`."""
     total = hashlib.sha256()
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         while piece := stream.read(_READ_BYTES):
             total.update(piece)
     return total.hexdigest()
@@ -64,13 +122,65 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (text + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Return a parsed JSON file; a missing, unreadable or malformed one is a UserError."""
+def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
+    """Return a parsed JSON file; one that is missing, unreadable, too large or malformed is a
+    UserError."""
+    data = read_bytes(path, most_bytes)
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+        return parse_json(data)
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); was it cut short?") from None
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return a JSON value.
+
+    Raises ValueError, in a few words, for what is no JSON and for what other programs read in other
+    ways: a key given twice, NaN and infinities, numbers of more than 40 digits, and values nested
+    more than 64 deep.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    try:
+        value = json.loads(
+            text,
+            # Asking for every number takes as long as all the rest.
+            parse_int=_whole if _MANY_DIGITS.search(text) else None,
+            parse_float=_finite,
+            parse_constant=_finite,
+            object_pairs_hook=_once_each,
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MOST_DEPTH} deep") from None
+    level, depth = [[value]], 0
+    while level := [item for part in level for item in _inner(part)]:
+        depth += 1
+        if depth > _MOST_DEPTH:
+            raise ValueError(f"it is nested more than {_MOST_DEPTH} deep")
+    return value
+
+
+def _inner(value: Any) -> list[Any]:
+    """Return the lists and objects inside one."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [item for item in inside if isinstance(item, dict | list)]
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(digits):,} digits, {_MOST_DIGITS} at most")
+    return int(digits)
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(found := float(number)):
+        raise ValueError(f"it has the number {number[:_MOST_DIGITS]}, which is not finite")
+    return found
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"it has the key {counts.most_common(1)[0][0][:_MOST_DIGITS]!r} twice")
+    return found

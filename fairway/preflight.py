@@ -54,7 +54,7 @@ def _check_disk(folder: Path, parameters: int) -> None:
 def _check_memory(config: Config, parameters: int, plan: Plan) -> None:
     """Refuse what cannot fit. On a GPU that is one sequence: a larger micro-batch is halved."""
     on_gpu = plan.device == "cuda"
-    memory_bytes = _device_memory() if on_gpu else _available_memory()
+    memory_bytes = _device_memory() if on_gpu else available_memory()
     tokens = config.train.seq_len if on_gpu else config.train.micro_tokens
     # Weights, their average, their copy during the warm-up, gradients as backward leaves them and
     # stacked, momentum: float32. Updates: bfloat16.
@@ -84,7 +84,7 @@ def _device_memory() -> int:
     return torch.cuda.mem_get_info()[0]
 
 
-def _available_memory() -> int | None:
+def available_memory() -> int | None:
     """Return the free bytes of main memory where the system says, else None."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

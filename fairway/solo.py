@@ -6,7 +6,6 @@ there already. `fairway bundle` puts this module and what it needs into one file
 """
 
 import argparse
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from fairway.api import ARTIFACT_FILE, model_from
 from fairway.config import Config, config_hash, to_dict
 from fairway.data.folder import DataFolder
 from fairway.errors import UserError
-from fairway.files import digest_file, write_json
+from fairway.files import digest_file, read_json, write_json
 from fairway.model.gpt import GPT
 from fairway.pack.artifact import load_artifact
 from fairway.packing import pack_model
@@ -59,7 +58,7 @@ def _driven(config: Config, followed: str) -> tuple[Config, Plan, str]:
     if not followed:
         return config, make_plan(config.runtime), ""
     run = Path(followed)
-    memory = json.loads((run / "run.json").read_bytes())["plan"]
+    memory = read_json(run / "run.json")["plan"]
     plan = Plan(**{name: value for name, value in memory.items() if name != "key"})
     train = replace(config.train, clock="replay", replay=followed)
     return replace(config, train=train), plan, digest_file(run / "steps.jsonl")

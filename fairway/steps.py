@@ -12,10 +12,12 @@ from typing import Any, TextIO
 from fairway import units
 from fairway.config import Config
 from fairway.errors import UserError
-from fairway.files import write_atomic
+from fairway.files import parse_json, read_bytes, write_atomic
 from fairway.progress import Advance
 
 STEPS = "steps.jsonl"
+# A record takes 250 bytes: a million steps.
+_MOST_STEPS_BYTES = 1 << 28
 Say = Callable[[str], None]
 
 
@@ -37,15 +39,16 @@ class StepRecord:
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """Return the step records of a run folder's steps.jsonl, in order."""
+    lines = read_bytes(path, _MOST_STEPS_BYTES).splitlines()
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        return [parse_json(line) for line in lines]
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as step records ({error})") from None
 
 
 def cut_steps(path: Path, count: int) -> None:
     """Keep the first `count` records; a crash may have left more, or half of one."""
-    lines = path.read_bytes().splitlines(keepends=True)[:count]
+    lines = read_bytes(path, _MOST_STEPS_BYTES).splitlines(keepends=True)[:count]
     if len(lines) < count:
         raise UserError(f"{path} holds {len(lines)} step records, the checkpoint is at {count}")
     write_atomic(path, b"".join(lines))

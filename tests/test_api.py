@@ -288,5 +288,5 @@ def test_another_tokenizer_is_refused(
 
 
 def test_a_missing_artifact_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read the artifact .*artifact\.fwy"):
+    with pytest.raises(UserError, match=r"the artifact .*artifact\.fwy does not exist"):
         load(tmp_path, runtime=RUNTIME)

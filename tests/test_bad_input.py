@@ -78,7 +78,7 @@ WRONG_WORDS = [
     ("audit nowhere", "nowhere is not a run folder"),
     ("audit run --set audit.tokens=3", "audit.tokens is 3; it must be between 64"),
     ("audit-record nowhere", "nowhere is not a folder"),
-    ("sample nowhere", "cannot read the artifact nowhere: No such file"),
+    ("sample nowhere", "the artifact nowhere does not exist"),
     ("sample run --temperature -1", "generate needs"),
     ("sample run --tokens -1", "generate needs"),
     ("data build", "name text files to build from, or pass --embedded, but not both"),
@@ -117,7 +117,7 @@ DATA = [
         both(WITHOUT_RECORD, rewrite("data/tokenizer.model", lambda data: HOSTILE)),
         "not a usable SentencePiece model",
     ),
-    (both(remove(TRAIN), lambda place: (place / TRAIN).mkdir()), "Is a directory"),
+    (both(remove(TRAIN), lambda place: (place / TRAIN).mkdir()), "directory"),
 ]
 
 

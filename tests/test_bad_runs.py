@@ -331,6 +331,6 @@ def test_a_model_too_large_for_the_memory(
     def built(*_: object) -> GPT:
         raise AssertionError("too late")
 
-    monkeypatch.setattr(preflight, "_available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1_000_000)
     monkeypatch.setattr(train, "build", built)
     refused(call, "train smoke --out new SMOKE", "1.00 MB are free; lower train.micro_tokens")

@@ -1,8 +1,10 @@
 import errno
 import hashlib
+import json
 import math
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from fairway.files import (
     atomic_file,
     digest_bytes,
     digest_file,
+    parse_json,
+    read_bytes,
     read_json,
     write_atomic,
     write_json,
@@ -101,5 +105,64 @@ def test_json_that_cannot_be_read(tmp_path: Path, content: bytes | None, told: s
 
 
 def test_a_folder_is_not_json(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read .*directory"):
+    with pytest.raises(UserError, match=r"it is a folder, not a file"):
         read_json(tmp_path)
+
+
+def make_sparse(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(4 << 30)
+
+
+ODD_FILES = [
+    (make_sparse, r"has 4,294,967,296 bytes; at most 8,388,608 are read"),
+    (os.mkfifo, "it is a pipe, not a file"),
+    (Path.mkdir, "it is a folder, not a file"),
+    (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a file"),
+    (lambda path: path.symlink_to(path.name), "cannot read .*symbolic links"),
+    (lambda path: path.symlink_to("nowhere"), "does not exist"),
+]
+
+
+@pytest.mark.parametrize(("make", "told"), ODD_FILES)
+def test_what_is_no_file_or_too_large_is_refused_at_once(
+    tmp_path: Path, make: Callable[[Path], object], told: str
+) -> None:
+    make(tmp_path / "file")
+    with pytest.raises(UserError, match=told) as caught:
+        read_json(tmp_path / "file")
+    assert str(tmp_path / "file") in str(caught.value)
+    if make is not make_sparse:
+        with pytest.raises(UserError, match=told):
+            digest_file(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' twice"),
+        ("[" * 65 + "]" * 65, "nested more than 64 deep"),
+        ('{"a":' * 50_000 + "1" + "}" * 50_000, "nested more than 64 deep"),
+        ("9" * 41, "a number of 41 digits"),
+        ('{"seed": ' + "1" * 5_000 + "}", "a number of 5,000 digits"),
+        ("[NaN]", "the number NaN, which is not finite"),
+        ("[-Infinity]", "the number -Infinity"),
+        ("[1e999]", "the number 1e999"),
+    ],
+)
+def test_json_that_others_read_otherwise_is_refused(text: str, told: str) -> None:
+    for given in (text, text.encode()):
+        with pytest.raises(ValueError, match=told):
+            parse_json(given)
+
+
+def test_json_at_its_bounds_is_read() -> None:
+    assert parse_json("9" * 40) == 10**40 - 1
+    assert parse_json("[" * 64 + "]" * 64) == json.loads("[" * 64 + "]" * 64)
+    assert parse_json('["' + "9" * 50 + '", 1e308, -0.0]') == ["9" * 50, 1e308, -0.0]
+
+
+def test_a_file_that_grows_while_it_is_read_is_bounded() -> None:
+    # The kernel says of it that it has no bytes.
+    with pytest.raises(UserError, match="at most 10 are read"):
+        read_bytes(Path("/proc/self/status"), 10)

@@ -3,7 +3,6 @@
 Nothing is executed, no link is followed, and nothing outside the folder is opened.
 """
 
-import json
 import os
 import stat
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from fairway.audit.findings import plain
 from fairway.errors import UserError
+from fairway.files import opened, parse_json, read_bytes
 
 # A record has a handful of files; whoever puts in more is not audited further than this.
 MOST_FILES = 2_000
@@ -76,7 +76,7 @@ def _walk(root: Path, path: Path, files: list[File], skipped: list[str], depth: 
 
 def read_text(file: File, most_bytes: int = MOST_TEXT_BYTES) -> str:
     """Return the beginning of a file as text; bytes that are none become U+FFFD."""
-    with file.path.open("rb") as stream:
+    with opened(file.path) as stream:
         return stream.read(most_bytes).decode("utf-8", "replace")
 
 
@@ -85,7 +85,9 @@ def read_object(file: File) -> dict[str, Any] | str:
     if file.size_bytes > MOST_JSON_BYTES:
         return f"{file.size_bytes:,} bytes are too many for it"
     try:
-        value = json.loads(file.path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        return f"it is not valid JSON ({type(error).__name__})"
+        value = parse_json(read_bytes(file.path, MOST_JSON_BYTES))
+    except UserError as error:
+        return str(error)
+    except ValueError as error:
+        return f"it is not valid JSON ({error})"
     return value if isinstance(value, dict) else "it holds no JSON object"

@@ -18,17 +18,22 @@ A scorer whose `score` makes everything before it yields anything may offer `sco
 saves time and changes nothing else (`PartScorer`).
 """
 
-import json
-import subprocess
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from fairway.errors import UserError
+from fairway.audit.pipe import Pipe
+from fairway.errors import UserError, shown
 from fairway.score.ledger import FloatArray, IntArray
+
+# The largest vocabulary that is asked about.
+MOST_WORDS = 1 << 20
+# A line may have so many bytes, and so many for every number that it can hold, with its blanks.
+_LINE_BYTES, _NUMBER_BYTES = 1 << 16, 32
+# All answers together may take so many budgets.
+_TOTAL = 3.0
 
 
 class Scorer(Protocol):
@@ -113,74 +118,63 @@ class FromCallable:
 class FromProgram:
     """A scorer that is a program: one line of JSON in, one line of JSON out.
 
-    The program first writes {"vocab_size": V}, then answers {"ids": [...]} by {"nats": [...]}, the
-    cost of every token but the first, or, if it scores in another order, by {"nats": [...],
-    "index": [...]}. A program that writes {"vocab_size": V, "rows": true} also answers
-    {"ids": [...], "row": t} by {"row": [...]}. UserError for a program that ends, is silent for
-    `timeout_s`, or writes something else. `open_program` starts one.
+    The program speaks first: it writes {"vocab_size": V}. Then it answers {"ids": [...]} by
+    {"nats": [...]}, the cost of every token but the first, or, if it scores in another order, by
+    {"nats": [...], "index": [...]}. A program that writes {"vocab_size": V, "rows": true} also
+    answers {"ids": [...], "row": t} by {"row": [...]}. UserError for a program that ends, takes
+    longer than `pipe` allows, or writes something else. `open_program` starts one.
     """
 
-    def __init__(self, command: Sequence[str], timeout_s: float = 600.0) -> None:
-        self._timeout_s = timeout_s
-        self._name = command[0]
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-        except OSError as error:
-            raise UserError(f"cannot start {self._name}: {error.strerror}") from None
-        hello = self._answer()
+    # What stands in JSON has been rounded, and by whom we do not know.
+    row_tolerance_nats = 1e-3
+
+    def __init__(self, pipe: Pipe, hello: dict[str, Any]) -> None:
         size = hello.get("vocab_size")
-        if type(size) is not int or size < 2:
-            raise UserError(f'{self._name} must begin with {{"vocab_size": V}}, it wrote {hello}')
-        self.vocab_size = size
+        if type(size) is not int or not 2 <= size <= MOST_WORDS:
+            raise UserError(
+                f'{pipe.name} must begin with {{"vocab_size": V}}, V from 2 to {MOST_WORDS}; it '
+                f"wrote {shown(hello)}"
+            )
+        self._pipe, self.vocab_size = pipe, size
         self.separate = hello.get("separate") is True
-        self.shows_rows = hello.get("rows") is True
-        # What stands in JSON has been rounded, and by whom we do not know.
-        self.row_tolerance_nats = 1e-3
 
     def close(self) -> None:
-        """End the program."""
-        self._process.kill()
-        self._process.communicate()
+        """End the program, and what it has started."""
+        self._pipe.close()
 
     def score(self, ids: IntArray) -> Iterable[tuple[int, float]]:
         """Ask for the costs of a text."""
-        found = self._ask({"ids": ids.tolist()})
-        nats = self._numbers(found, "nats")
-        index = self._numbers(found, "index") if "index" in found else range(1, len(nats) + 1)
-        return [(int(at), float(cost)) for at, cost in zip(index, nats, strict=False)]
+        found = self._ask({"ids": ids.tolist()}, len(ids))
+        if "index" not in found:
+            return enumerate(self._numbers(found, "nats", len(ids) - 1), start=1)
+        # One that charges twice is to be found out, not to be silenced.
+        nats, index = (self._numbers(found, name, 2 * len(ids)) for name in ("nats", "index"))
+        strange = [at for at in index if not at.is_integer() or not 1 <= at < len(ids)]
+        if len(index) != len(nats) or strange:
+            of = f", {strange[0]:g} among them," if strange else ""
+            raise UserError(
+                f"{self._pipe.name} gave {len(nats)} costs and {len(index)} places{of} for a text "
+                f"of {len(ids)} tokens; every cost has a place, a whole number from 1 on"
+            )
+        return zip(map(int, index), nats, strict=True)
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
-        except OSError:
-            raise UserError(f"{self._name} has ended; nothing more can be asked of it") from None
-        return self._answer()
+    def _ask(self, question: dict[str, Any], numbers: int) -> dict[str, Any]:
+        return self._pipe.ask(question, _LINE_BYTES + _NUMBER_BYTES * 4 * numbers)
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        late = threading.Timer(self._timeout_s, self._process.kill)
-        late.start()
-        line = self._process.stdout.readline()
-        late.cancel()
-        if not line:
-            raise UserError(f"{self._name} gave no answer within {self._timeout_s:.0f} s, or ended")
-        try:
-            found = json.loads(line)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise UserError(f"{self._name} wrote '{line.strip()[:60]}', which is no JSON object")
-        return found
-
-    def _numbers(self, found: dict[str, Any], name: str) -> list[float]:
+    def _numbers(self, found: dict[str, Any], name: str, most: int) -> list[float]:
         values = found.get(name)
-        if not isinstance(values, list) or not all(type(v) in (int, float) for v in values):
-            raise UserError(f"{self._name} gave no list of numbers as '{name}'")
-        return values
+        if not isinstance(values, list) or not all(map(_is_number, values)):
+            raise UserError(f"{self._pipe.name} gave no list of numbers as '{name}'")
+        if len(values) > most:
+            raise UserError(
+                f"{self._pipe.name} gave {len(values)} numbers as '{name}', where {most} are the "
+                "most that a text of this length can need"
+            )
+        return [float(value) for value in values]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 class _RowProgram(FromProgram):
@@ -188,14 +182,25 @@ class _RowProgram(FromProgram):
 
     def row(self, ids: IntArray, index: int) -> FloatArray:
         """Ask for the distribution at an index."""
-        found = self._ask({"ids": ids.tolist(), "row": index})
-        return np.array(self._numbers(found, "row"), np.float64)
+        found = self._ask({"ids": ids.tolist(), "row": index}, self.vocab_size)
+        row = self._numbers(found, "row", self.vocab_size)
+        if len(row) < self.vocab_size:
+            raise UserError(
+                f"{self._pipe.name} gave {len(row)} of {self.vocab_size} numbers as 'row'"
+            )
+        return np.array(row, np.float64)
 
 
-def open_program(command: Sequence[str], timeout_s: float = 600.0) -> FromProgram:
-    """Start a program that scores; see `FromProgram`."""
-    program = FromProgram(command, timeout_s)
-    if program.shows_rows:
-        # The same process: only what may be asked of it differs.
-        program.__class__ = _RowProgram
-    return program
+def open_program(command: Sequence[str], budget_s: float = 60.0) -> FromProgram:
+    """Start a program that scores; see `FromProgram`.
+
+    No answer may take longer than the budget, and all together not three times as long: a slow
+    program still gets the few questions that every probe has to ask.
+    """
+    pipe = Pipe(command, budget_s, _TOTAL * budget_s)
+    try:
+        hello = pipe.answer(_LINE_BYTES)
+        return (_RowProgram if hello.get("rows") is True else FromProgram)(pipe, hello)
+    except BaseException:
+        pipe.close()
+        raise

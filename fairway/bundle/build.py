@@ -11,10 +11,17 @@ from typing import Any
 from fairway.bundle.emit import Program, program
 from fairway.bundle.flatten import flatten
 from fairway.bundle.modules import source_file
-from fairway.bundle.wrap import unwrap, wrap
+from fairway.bundle.wrap import MOST_FILE_BYTES, unwrap, wrap
 from fairway.config import Config, fixed_digest, from_dict, to_dict
 from fairway.errors import UserError
-from fairway.files import digest_bytes, digest_file, read_json, write_atomic, write_json
+from fairway.files import (
+    digest_bytes,
+    digest_file,
+    read_bytes,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from fairway.version import VERSION
 
 SCRIPT, MANIFEST, REQUIREMENTS = "train_gpt.py", "bundle.json", "requirements.txt"
@@ -128,7 +135,8 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     Raises UserError for a byte that differs.
     """
     manifest, path = read_json(folder / MANIFEST), folder / SCRIPT
-    data, needed = _read(path), _read(folder / REQUIREMENTS)
+    data = read_bytes(path, MOST_FILE_BYTES)
+    needed = read_bytes(folder / REQUIREMENTS, MOST_FILE_BYTES)
     found = {"bytes": len(data), "digest": digest_bytes(data)}
     found["program_digest"] = digest_bytes(unwrap(data).encode())
     for name, value in found.items():
@@ -139,10 +147,3 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     if fixed_digest(from_dict(manifest["config"])) != manifest["fixed_digest"]:
         raise UserError(f"{folder / MANIFEST} has other settings than its fixed_digest says")
     return dict(manifest)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -10,6 +10,7 @@ import base64
 import itertools
 import lzma
 import re
+import warnings
 from typing import Any
 
 import brotli
@@ -31,6 +32,10 @@ _STEPS = (
 _HEAD = "#coding:latin1\n"
 # The raw stream carries everything but the size of its window, for which this is the default.
 _WINDOW_BYTES = 1 << 23
+# The largest bundle has 50 kB and unfolds to 250. A syntax tree takes hundreds of times the size of
+# its source.
+MOST_FILE_BYTES = 1 << 19
+_MOST_PROGRAM_BYTES = 1 << 22
 
 
 def _chains() -> list[dict[str, Any]]:
@@ -103,19 +108,53 @@ def unwrap(file: bytes) -> str:
     Raises UserError for any other file.
     """
     try:
-        tree = ast.parse(file)
-        call = next(
-            node
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".decompress")
-        )
-        packed = _literal(call.args[0])
-        if ast.unparse(call.func) == "brotli.decompress":
-            return bytes(brotli.decompress(packed)).decode()
-        chain = [{"id": lzma.FILTER_LZMA2, "dict_size": _WINDOW_BYTES}]
-        return lzma.decompress(packed, lzma.FORMAT_RAW, None, chain).decode()
-    except (SyntaxError, ValueError, StopIteration, IndexError, brotli.error, lzma.LZMAError):
+        if len(file) > MOST_FILE_BYTES:
+            raise ValueError("too long")
+        with warnings.catch_warnings():
+            # Escapes that Python does not know, of which a bundle has some, would each be told.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(file)
+        library, packed = next(found for node in ast.walk(tree) if (found := _unpacked(node)))
+        opens = {"brotli": _unfold_brotli, "lzma": _unfold_lzma}[library]
+        return opens(_literal(packed)).decode()
+    except (SyntaxError, ValueError, LookupError, StopIteration, RecursionError, MemoryError):
         raise UserError("this is not a bundle of Fairway, or it is damaged") from None
+    except (brotli.error, lzma.LZMAError):
+        raise UserError("this is not a bundle of Fairway, or it is damaged") from None
+
+
+def _unpacked(node: ast.AST) -> tuple[str, ast.expr] | None:
+    """Return whose `decompress` a node calls and on what; None if it calls no such thing."""
+    match node:
+        case ast.Call(
+            func=ast.Attribute(value=ast.Name(id=str(library)), attr="decompress"),
+            args=[packed, *_],
+        ):
+            return library, packed
+    return None
+
+
+def _unfold_brotli(packed: bytes) -> bytes:
+    decoder, found = brotli.Decompressor(), b""
+    while packed or not decoder.is_finished():
+        piece = decoder.process(packed, output_buffer_limit=_MOST_PROGRAM_BYTES)
+        if not piece and not decoder.is_finished():
+            break
+        packed, found = b"", found + piece
+        if len(found) > _MOST_PROGRAM_BYTES:
+            break
+    if not decoder.is_finished():
+        raise ValueError("cut short, or too long")
+    return found
+
+
+def _unfold_lzma(packed: bytes) -> bytes:
+    chain = [{"id": lzma.FILTER_LZMA2, "dict_size": _WINDOW_BYTES}]
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=chain)
+    found = decoder.decompress(packed, _MOST_PROGRAM_BYTES)
+    if not decoder.eof or decoder.unused_data:
+        raise ValueError("cut short, or too long")
+    return found
 
 
 def _literal(node: ast.expr) -> bytes:

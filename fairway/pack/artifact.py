@@ -23,7 +23,7 @@ from fairway.checks import check, check_model
 from fairway.config import Config, ModelConfig, PackConfig, ScoreConfig, from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.errors import UserError
-from fairway.files import digest_bytes, write_atomic
+from fairway.files import digest_bytes, opened, write_atomic
 from fairway.pack.codec import CODECS, MAX_STRIDE, compress, decompress
 from fairway.pack.layout import (
     Form,
@@ -217,7 +217,7 @@ def load_artifact(path: Path) -> Artifact:
     Raises UserError, in one sentence that names the file, for anything that is not exactly what
     `save_artifact` writes.
     """
-    with _opened(path) as stream:
+    with opened(path, "the artifact") as stream:
         try:
             return _load(stream)
         except UserError as error:
@@ -226,7 +226,7 @@ def load_artifact(path: Path) -> Artifact:
 
 def account(path: Path) -> Account:
     """Return the bytes of every part of an artifact in file order; they sum to the file's size."""
-    with _opened(path) as stream:
+    with opened(path, "the artifact") as stream:
         try:
             return _read_head(stream).account
         except UserError as error:
@@ -238,20 +238,13 @@ def read_sections(path: Path) -> Iterator[tuple[dict[str, Any], SectionSpec | No
 
     Raises UserError as `load_artifact` does.
     """
-    with _opened(path) as stream:
+    with opened(path, "the artifact") as stream:
         try:
             head = _read_head(stream)
             for entry, raw in _sections(stream, head, Loaded()):
                 yield entry, head.specs.get(entry["name"]), raw
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot read the artifact {path}: {error.strerror}") from None
 
 
 def _load(stream: BinaryIO) -> Artifact:

@@ -37,6 +37,9 @@ uint64: Any = np.uint64
 _MOST, _LEAST = uint64((1 << _STATE_BITS) - 1), uint64(_RENORM)
 _TOTAL, _HALF, _BYTE, _TOP = uint64(1 << TOTAL_BITS), uint64(32), uint64(8), uint64(56)
 _ONE, _NOTHING = uint64(1), uint64(0)
+# Zeros that a decoder may have to imagine behind a file's end, beside those of its state: the
+# encoder writes all others. A file that is no code's runs past this at once.
+SPARE_BYTES = 8
 # |sum of the probabilities - 1| accepted; float64 log-probabilities miss by some 1e-13.
 SUM_TOLERANCE = 1e-9
 
@@ -145,7 +148,10 @@ class Encoder:
         self._written[at] += 1
 
     def finish(self) -> bytes:
-        """Return everything written: the fewest bytes that, with zeros after them, decode."""
+        """Return everything written: the fewest bytes that, with zeros after them, decode.
+
+        Of zeros at the end SPARE_BYTES are left out at most, beside those of the last 64 bits.
+        """
         end = self._low + self._range
         for bits in range(_STATE_BITS, -1, -8):
             # The first multiple of 2^bits within the interval, if there is one.
@@ -157,11 +163,15 @@ class Encoder:
             self._low &= int(_MOST)
             self._carry()
         tail = self._low.to_bytes(_STATE_BITS // 8, "big")
-        return (bytes(self._written) + tail).rstrip(b"\0")
+        least = max(0, len(self._written) - SPARE_BYTES)
+        return (bytes(self._written) + tail).rstrip(b"\0").ljust(least, b"\0")
 
 
 class Decoder:
-    """Reads back what an `Encoder` wrote; behind its end the bytes count as zeros."""
+    """Reads back what an `Encoder` wrote; behind its end the bytes count as zeros.
+
+    Whoever decodes asks from time to time whether it is `beyond` what an encoder can have meant.
+    """
 
     def __init__(self, data: bytes) -> None:
         self._data, self._next = data, _STATE_BITS // 8
@@ -172,6 +182,11 @@ class Decoder:
     def exhausted(self) -> bool:
         """Return whether every byte was needed so far."""
         return self._next >= len(self._data)
+
+    @property
+    def beyond(self) -> bool:
+        """Return whether more was read than an encoder leaves out, so that symbols mean nothing."""
+        return self._next > len(self._data) + _STATE_BITS // 8 + SPARE_BYTES
 
     def decode(self, counts_V: IntArray, total_bits: int = TOTAL_BITS) -> int:
         """Return the next symbol, given all frequencies; bytes nobody wrote give some symbol."""

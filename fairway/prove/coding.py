@@ -28,9 +28,10 @@ from fairway.data.tokens import Tokenizer, prove_bytes
 from fairway.errors import UserError
 from fairway.files import digest_file
 from fairway.model.cache import row_bytes
+from fairway.preflight import available_memory
 from fairway.progress import progress
 from fairway.prove.coder import Decoder, Encoder
-from fairway.prove.container import Header
+from fairway.prove.container import Header, padded
 from fairway.prove.helping import WithExperts
 from fairway.prove.learning import ChunkSgd, DocumentLora
 from fairway.prove.machine import Machine, fingerprint, plan_of, this_machine
@@ -41,7 +42,7 @@ from fairway.prove.walk import (
     Frozen,
     Known,
     Learner,
-    Segment,
+    Segments,
     Walked,
     walk,
     window_segments,
@@ -58,7 +59,7 @@ class Method(Protocol):
     def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
         """Return documents, each behind its BOS, as streams, `count` of which go side by side."""
 
-    def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
+    def segments(self, targets: int, score: ScoreConfig) -> Segments:
         """Return the segments for a longest stream of so many targets."""
 
     def learner(self, language: LanguageModel, course: Course) -> Learner:
@@ -79,12 +80,13 @@ class Sliding:
         """Return up to `count` streams of about equal length."""
         return cut_evenly(ids, count, tokenizer)
 
-    def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
+    def segments(self, targets: int, score: ScoreConfig) -> Segments:
         """Return the windows of `score.windows`."""
         return window_segments(targets, score.seq_len, score.stride)
 
     def learner(self, language: LanguageModel, course: Course) -> Learner:
         """Return one that learns nothing."""
+        course.require_one_group()
         return Frozen(language.model)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
@@ -188,7 +190,7 @@ class Session:
         encoder = Encoder()
         targets = tuple(len(ids) for ids in streams)
         walked = self._walk(targets, rows, method, Known(streams, encoder), "coding")
-        return encoder.finish(), walked
+        return padded(encoder.finish(), sum(targets)), walked
 
     def decode(self, header: Header, payload: bytes) -> tuple[IntArray, ...]:
         """Return the streams of a file; UserError if this machine's numbers are others."""
@@ -218,9 +220,28 @@ class Session:
                 f"{rows} streams side by side do not fit this GPU, which has room for {most} now; "
                 "code with fewer --streams, decode with more memory"
             )
+        self._check_memory(method, rows, course.room())
         learner = method.learner(language, course)
         with progress(description, sum(targets)) as advance:
             return walk(language.model, course, source, learner, advance)
+
+    def _check_memory(self, method: Method, rows: int, room: int) -> None:
+        """Raise UserError if a CPU lacks the memory for rows and adapters, which a file claims."""
+        available_bytes = available_memory()
+        if self.plan.device == "cuda" or available_bytes is None:
+            return
+        model = self.language.model
+        needed_bytes = rows * row_bytes(model, room)
+        if isinstance(method, DocumentLora):
+            sides = sum(sum(weight.shape) for weight in model.parameters() if weight.dim() == 2)
+            # The adapters, their gradients and two moments, in float32.
+            needed_bytes += 4 * 4 * method.ttt.lora_documents * method.ttt.lora_rank * sides
+        if needed_bytes > available_bytes:
+            raise UserError(
+                f"{rows} streams side by side by this method take {needed_bytes / 1e9:.1f} GB, and "
+                f"{available_bytes / 1e9:.1f} are free; code with fewer --streams, decode with "
+                "more memory"
+            )
 
 
 def open_session(artifact: Path, tokenizer: Path | None, plan: Plan) -> Session:

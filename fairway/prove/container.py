@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairway.config import MAX_STREAMS, from_dict, to_dict
-from fairway.errors import UserError
-from fairway.files import digest_bytes
+from fairway.errors import UserError, shown
+from fairway.files import digest_bytes, parse_json
 from fairway.pack.codec import compress, decompress
 from fairway.prove.machine import Machine
 
@@ -26,6 +26,9 @@ _PREFIX = struct.Struct("<8sBB32s")
 _LENGTHS = struct.Struct("<II")
 PREFIX_BYTES = _PREFIX.size
 _MAX_HEADER_BYTES = 1 << 22
+# What a header may claim: tokens for every byte of the coder. Whoever codes puts zeros behind a
+# code that is shorter (`padded`), so that a token that is all but certain costs 1/128 bit.
+MOST_TOKENS_PER_BYTE = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +64,11 @@ def coded_file(kind: int, header: Header, payload: bytes) -> bytes:
     text = _canonical(to_dict(header))
     packed = compress(text, "brotli", 1)
     return _file(kind, _LENGTHS.pack(len(packed), len(text)) + packed + payload)
+
+
+def padded(payload: bytes, tokens: int) -> bytes:
+    """Return what a coder wrote for so many tokens, long enough for a header to claim them."""
+    return payload.ljust(-(-tokens // MOST_TOKENS_PER_BYTE), b"\0")
 
 
 def _file(kind: int, body: bytes) -> bytes:
@@ -99,23 +107,24 @@ def open_coded(body: bytes) -> tuple[Header, bytes]:
         raise UserError(f"its header claims {packed_bytes} bytes that unfold to {text_bytes}")
     text = decompress(body[_LENGTHS.size : end], "brotli", 1, text_bytes)
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         same = _canonical(fields) == text
-    except (ValueError, RecursionError):
-        raise UserError("its header is not valid JSON") from None
+    except ValueError as error:
+        raise UserError(f"its header is not valid JSON ({error})") from None
     if not same or not isinstance(fields, dict) or set(fields) != set(Header.__slots__):
         raise UserError(f"its header must have the fields {', '.join(Header.__slots__)}")
-    return _checked(fields), body[end:]
+    return _checked(fields, len(body) - end), body[end:]
 
 
-def _checked(fields: dict[str, Any]) -> Header:
+def _checked(fields: dict[str, Any], payload_bytes: int) -> Header:
     machine: Machine = from_dict(fields["machine"], Machine, "machine.")
     targets, joined, method = fields["targets"], fields["joined"], fields["method"]
     size, rows = _whole(fields["bytes"], "bytes"), _whole(fields["rows"], "rows")
     if not isinstance(targets, list) or not isinstance(joined, list):
         raise UserError("its header has no lists of streams")
     for count in targets:
-        _whole(count, "a stream's length")
+        if not _whole(count, "a stream's length"):
+            raise UserError("its header has a stream of no tokens")
     if len(joined) != len(targets) or not all(type(flag) is bool for flag in joined):
         raise UserError(f"its header joins {len(joined)} of {len(targets)} streams")
     # Every token but BOS stands for a byte, and only documents, which are not empty, have a BOS.
@@ -124,6 +133,11 @@ def _checked(fields: dict[str, Any]) -> Header:
         raise UserError(
             f"its header speaks of {rows} rows and {sum(targets)} tokens in {len(targets)} streams "
             f"for {size} bytes; at most {most} rows and 2 tokens a byte can be"
+        )
+    if sum(targets) > MOST_TOKENS_PER_BYTE * payload_bytes:
+        raise UserError(
+            f"its header claims {sum(targets)} tokens in {payload_bytes} bytes; a byte can stand "
+            f"for {MOST_TOKENS_PER_BYTE} at most"
         )
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise UserError("its header names no method")
@@ -143,13 +157,13 @@ def _checked(fields: dict[str, Any]) -> Header:
 
 def _whole(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value < 2**48:
-        raise UserError(f"its header has {value!r} for {what}, not a whole number below 2^48")
+        raise UserError(f"its header has {shown(value)} for {what}, not a whole number below 2^48")
     return value
 
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"its header has {value!r} for {what}, not a text")
+        raise UserError(f"its header has {shown(value)} for {what}, not a text")
     return value
 
 

@@ -20,7 +20,7 @@ from fairway.data.tokens import Tokenizer
 from fairway.errors import UserError
 from fairway.prove.learning import ChunkSgd, proven_text, restoring
 from fairway.prove.streams import Stream, cut_evenly
-from fairway.prove.walk import Course, Fixed, Frozen, Learner, Segment, window_segments
+from fairway.prove.walk import Course, Fixed, Frozen, Learner, Segments, window_segments
 from fairway.score.experts import evaluate_base
 from fairway.score.mixture import Helpers
 
@@ -40,7 +40,7 @@ class WithExperts:
             return ChunkSgd(self.ttt).cut(ids, count, tokenizer)
         return cut_evenly(ids, count, tokenizer)
 
-    def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
+    def segments(self, targets: int, score: ScoreConfig) -> Segments:
         """Return the segments of the base; UserError for experts that cannot be decoded with."""
         if self.mixture.base == "lora":
             raise UserError(
@@ -52,6 +52,7 @@ class WithExperts:
 
     def learner(self, language: LanguageModel, course: Course) -> "ExpertLearner":
         """Return the base's learner with experts beside it."""
+        course.require_one_group()
         base: Learner = Frozen(language.model)
         if self.mixture.base == "sgd":
             base = ChunkSgd(self.ttt).learner(language, course)

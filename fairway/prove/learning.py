@@ -23,7 +23,7 @@ from fairway.data.tokens import Tokenizer, prove_bytes
 from fairway.errors import UserError
 from fairway.model.gpt import GPT
 from fairway.prove.streams import Stream
-from fairway.prove.walk import Course, Fixed, Frozen, Segment, window_segments
+from fairway.prove.walk import Course, Fixed, Frozen, Segment, Segments, window_segments
 from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
 from fairway.score.ledger import Context, Lesson, Receipt, Text, Witness
@@ -69,7 +69,7 @@ class ChunkSgd:
         """Return the whole text as one stream: what is learned here is good for what follows."""
         return [Stream(ids, False)]
 
-    def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
+    def segments(self, targets: int, score: ScoreConfig) -> Segments:
         """Return the windows of `score.windows`; UserError if chunks would cut some."""
         self._check(score)
         return window_segments(targets, score.seq_len, score.stride)
@@ -146,11 +146,15 @@ class DocumentLora:
         starts = np.flatnonzero(ids == BOS_ID)
         return [Stream(part, False) for part in np.split(ids, starts[1:])]
 
-    def segments(self, targets: int, score: ScoreConfig) -> tuple[Segment, ...]:
+    def segments(self, targets: int, score: ScoreConfig) -> Segments:
         """Return the chunks of `score.documents`; UserError for settings that do not fit."""
         self._check(score)
-        bounds = chunk_bounds(self.ttt, targets)
-        return tuple(Segment(max(0, end - score.seq_len), first, end) for first, end in bounds)
+
+        def made() -> Iterator[Segment]:
+            for first, end in chunk_bounds(self.ttt, targets):
+                yield Segment(max(0, end - score.seq_len), first, end)
+
+        return Segments(made)
 
     def _check(self, score: ScoreConfig) -> None:
         check_learning("lora", self.ttt, score)
@@ -209,7 +213,7 @@ class DocumentLearner:
 
     def __init__(self, model: GPT, lanes: Lanes, course: Course) -> None:
         self._model, self._lanes, self._course = model, lanes, course
-        self._ends = {segment.first: segment.end for segment in course.segments}
+        self._chunks: Iterator[Segment] = iter(())
         last = len(course.targets) - 1
         self._lengths = [count + (n < last) for n, count in enumerate(course.targets)]
         self._batch = 0
@@ -225,6 +229,7 @@ class DocumentLearner:
         self._documents = self._lanes.start(self._batch, len(streams))
         self._batch += 1
         self._streams, self._rows = streams, tuple(range(len(streams)))
+        self._chunks = iter(self._course.segments)
         self._ids = [np.array([self._course.bos_id]) for _ in streams]
 
     @contextmanager
@@ -257,7 +262,10 @@ class DocumentLearner:
 
     def adapt(self, fixed: Fixed) -> None:
         """Let the rows whose document goes on learn the chunk; drop the others before the next."""
-        first, end = fixed.segment.first, self._ends[fixed.segment.first]
+        # What was fixed ends with the longest document; a chunk is whole.
+        chunk = next(self._chunks)
+        first, end = chunk.first, chunk.end
+        assert first == fixed.segment.first, "chunks come in their order"
         lengths = [self._lengths[stream] for stream in self._streams]
         for row, ids in enumerate(fixed.ids):
             self._ids[row] = np.append(self._ids[row], ids)

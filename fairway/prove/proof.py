@@ -18,7 +18,7 @@ from fairway.config import RuntimeConfig
 from fairway.data.documents import Document
 from fairway.data.tokens import decode_documents
 from fairway.errors import UserError
-from fairway.files import digest_bytes
+from fairway.files import digest_bytes, read_bytes
 from fairway.prove.coding import Method, Session, method_record, open_session, session_for
 from fairway.prove.container import (
     KINDS,
@@ -165,7 +165,7 @@ def restore(file: Path, artifact: Path, tokenizer: Path | None) -> tuple[bytes, 
     of another machine.
     """
     try:
-        kind, body = open_file(file.read_bytes())
+        kind, body = open_file(read_bytes(file))
         if kind != PROOF:
             raise UserError(f"it is {KINDS[kind]}; restore it with fairway decompress")
         header, payload = open_coded(body)

@@ -15,7 +15,8 @@ Shapes: S rows, T time, P positions of a segment, V vocabulary, A rows whose str
 D width.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -25,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fairway.errors import UserError
 from fairway.model.cache import Cache
 from fairway.model.gpt import GPT
 from fairway.prove.coder import Decoder, Encoder, cost_bits
@@ -33,6 +35,8 @@ from fairway.score.windows import sliding_windows
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+# Positions that tables have room for at first.
+_FIRST_ROOM = 4_096
 Number = TypeVar("Number", np.int64, np.float64)
 
 
@@ -52,12 +56,25 @@ class Segment:
     end: int
 
 
-def window_segments(targets: int, seq_len: int, stride: int) -> tuple[Segment, ...]:
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Segments that are made as they are walked: a file claims how many there are."""
+
+    made: Callable[[], Iterator[Segment]]
+
+    def __iter__(self) -> Iterator[Segment]:
+        return self.made()
+
+
+def window_segments(targets: int, seq_len: int, stride: int) -> Segments:
     """Return the segments in which the sliding scorer's windows see `targets` positions."""
-    if not targets:
-        return ()
-    windows = sliding_windows(targets, seq_len, stride)
-    return tuple(Segment(window.start, window.score_from, window.end) for window in windows)
+
+    def made() -> Iterator[Segment]:
+        if targets:
+            for window in sliding_windows(targets, seq_len, stride):
+                yield Segment(window.start, window.score_from, window.end)
+
+    return Segments(made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +89,15 @@ class Course:
     rows: int
     seq_len: int
     bos_id: int
-    segments: tuple[Segment, ...]
+    segments: Iterable[Segment]
+
+    def require_one_group(self) -> None:
+        """Raise UserError unless all streams go side by side, as those of one text do."""
+        if len(self.targets) > self.rows:
+            raise UserError(
+                f"its header has {len(self.targets)} streams side by side in {self.rows} rows; it "
+                "was not written by Fairway"
+            )
 
     def groups(self) -> list[range]:
         """Return the streams that go side by side."""
@@ -81,9 +106,16 @@ class Course:
 
     def room(self) -> int:
         """Return how many positions of a row are ever read at once."""
-        longest = max(self.targets, default=0)
-        walked = [s for s in self.segments if s.first < longest]
-        return max((min(s.end, longest) - s.start for s in walked), default=1)
+        longest, found = max(self.targets, default=0), 1
+        for segment in self.walked(longest):
+            found = max(found, min(segment.end, longest) - segment.start)
+            if found == min(longest, self.seq_len):
+                break
+        return found
+
+    def walked(self, targets: int) -> Iterator[Segment]:
+        """Yield the segments that streams of up to so many targets go through."""
+        return itertools.takewhile(lambda segment: segment.first < targets, self.segments)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -130,7 +162,7 @@ class Known:
 
 
 class Coded:
-    """Tokens as a decoder finds them."""
+    """Tokens as a decoder finds them; UserError when the file has no more."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -146,6 +178,11 @@ class Coded:
         starts_SV = self._fetched(shares.starts_bits()).numpy().view(np.uint32)
         ids_S = torch.zeros(self._rows, dtype=torch.long, pin_memory=shares.counts_SV.is_cuda)
         self._decoder.decode_rows(starts_SV, active_A, ids_S.numpy())
+        if self._decoder.beyond:
+            raise UserError(
+                "it ends before the tokens that its header claims: it is damaged, or this machine "
+                "computes other numbers than the one where it was coded"
+            )
         return ids_S.to(shares.counts_SV.device, non_blocking=True)
 
     def _fetched(self, bits_SV: Tensor) -> Tensor:
@@ -267,45 +304,56 @@ def walk(
     Raises ValueError if the model's probabilities are none, as when a weight is not a number.
     """
     cache = Cache(model, course.rows, course.seq_len, course.room(), learner.steady)
-    groups = [_Group(cache, course, streams, source, learner) for streams in course.groups()]
-    for group in groups:
+    ids: list[IntArray] = []
+    nats: list[FloatArray] = []
+    bits = 0.0
+    for streams in course.groups():
+        group = _Group(cache, course, streams, source, learner)
         group.begin()
-        for segment in group.segments:
+        for segment in course.walked(group.longest):
+            group.make_room(segment.end)
             with learner.predicting():
                 fixed = group.walk(segment, advance)
             learner.adapt(fixed)
-    return Walked(
-        tuple(ids for group in groups for ids in group.result(group.ids_ST)),
-        tuple(nats for group in groups for nats in group.result(group.nats_ST)),
-        sum(group.frequency_bits for group in groups),
-    )
+        ids += group.result(group.ids_ST)
+        nats += group.result(group.nats_ST)
+        bits += group.frequency_bits
+    return Walked(tuple(ids), tuple(nats), bits)
 
 
 class _Group:
-    """Streams side by side: their tokens so far, BOS left out, and what these cost."""
+    """Streams side by side: their tokens so far, BOS left out, and what these cost.
+
+    The tables grow with the walk, since the streams' lengths are what a file claims.
+    """
 
     def __init__(
         self, cache: Cache, course: Course, streams: range, source: Source, learner: Learner
     ) -> None:
-        self.cache, self.streams, self.bos_id = cache, streams, course.bos_id
+        self.cache, self.streams = cache, streams
         self.source, self.learner = source, learner
         self.targets_S = np.zeros(course.rows, np.int64)
         self.targets_S[: len(streams)] = course.targets[streams.start : streams.stop]
         self.longest = int(self.targets_S.max())
-        self.segments = [s for s in course.segments if s.first < self.longest]
-        self.ids_ST = np.zeros((course.rows, self.longest), np.int64)
-        self.nats_ST = np.zeros((course.rows, self.longest))
+        self.ids_ST = np.zeros((course.rows, 0), np.int64)
+        self.nats_ST = np.zeros((course.rows, 0))
         self.frequency_bits = 0.0
-        self._read_ST = torch.zeros(0, 0, dtype=torch.long)
+        self._read_ST = torch.full((course.rows, 1), course.bos_id, device=cache.device)
 
     def begin(self) -> None:
         """Let source and learner prepare; every row begins with a BOS."""
-        device = self.cache.device
         self.learner.begin(self.streams)
-        self.source.begin(self.streams, self.targets_S, device)
-        shape = len(self.targets_S), self.longest + 1
-        self._read_ST = torch.zeros(shape, dtype=torch.long, device=device)
-        self._read_ST[:, 0] = self.bos_id
+        self.source.begin(self.streams, self.targets_S, self.cache.device)
+
+    def make_room(self, end: int) -> None:
+        """Let the tables hold the positions up to `end`, of all that there are."""
+        rows, width = self.ids_ST.shape
+        if min(end, self.longest) <= width:
+            return
+        more = min(max(end, 2 * width, _FIRST_ROOM), self.longest) - width
+        self.ids_ST = np.pad(self.ids_ST, ((0, 0), (0, more)))
+        self.nats_ST = np.pad(self.nats_ST, ((0, 0), (0, more)))
+        self._read_ST = torch.cat((self._read_ST, self._read_ST.new_zeros(rows, more)), 1)
 
     @torch.no_grad()
     def walk(self, segment: Segment, advance: Callable[[int], None]) -> Fixed:

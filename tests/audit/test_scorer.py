@@ -1,6 +1,7 @@
 """Scorers of others: functions, programs that speak JSON lines, and Fairway's own evaluations."""
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,18 +71,132 @@ def test_a_program_is_a_scorer(command: list[str], rows: str) -> None:
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("print('hello')", "which is no JSON object"),
+        ("print('hello')", "wrote 'hello', which is no JSON object"),
         ("print('{}')", "must begin with"),
-        ("", "gave no answer"),
-        ("import time; time.sleep(60)", "gave no answer within 1 s"),
+        ("print('{\"vocab_size\": NaN}')", "which is no JSON object of numbers"),
+        ("print('{\"vocab_size\": 1e9}')", "V from 2 to 1048576"),
+        ("print('{\"vocab_size\": 99999999}')", "V from 2 to 1048576"),
+        ("print('[' * 60_000)", "which is no JSON object"),
+        ("print('9' * 6_000)", "which is no JSON object"),
+        ("import sys; sys.stdout.buffer.write(b'\\xff\\xfe\\n')", "which is no JSON object"),
+        ("while True: print('x' * 4096, end='')", "a line of more than 65,536 bytes"),
+        ("", "has ended with exit code 0 and gave no answer"),
+        ("raise SystemExit(3)", "has ended with exit code 3 and gave no answer"),
+        (
+            "import os, time; os.close(1); time.sleep(60)",
+            "has closed its output and gave no answer",
+        ),
+        ("import time; time.sleep(60)", "gave no answer within 1 s; it must write the first line"),
+        ("import sys; sys.stdin.read()", "gave no answer within 1 s; it must write the first line"),
+        (
+            "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)",
+            "gave no answer within 1 s",
+        ),
     ],
 )
 def test_programs_that_say_something_else_are_refused(
     command: list[str], source: str, why: str
 ) -> None:
     Path(command[1]).write_text(source)
-    with pytest.raises(UserError, match=why):
-        open_program(command, timeout_s=1.0)
+    start_s = time.monotonic()
+    with pytest.raises(UserError, match=why) as caught:
+        open_program(command, budget_s=1.0 if "1 s" in why else 30.0)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert time.monotonic() - start_s < 29
+
+
+HELLO = 'print(json.dumps({"vocab_size": 24, "rows": True}), flush=True)\n'
+EACH = "for line in sys.stdin:\n    n = len(json.loads(line)['ids'])\n    "
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("print(json.dumps({'nats': [1.0] * n}), flush=True)", r"\d+ numbers as 'nats'"),
+        ("print(json.dumps({'nats': [1.0] * 9999}), flush=True)", "9999 numbers as 'nats'"),
+        ("print('{\"nats\": [' + '1,' * 999999 + '1]}', flush=True)", "wrote a line of more than"),
+        ("print('{\"nats\": [NaN]}', flush=True)", "no JSON object of numbers"),
+        ("print('{\"nats\": [' + '9' * 999 + ']}', flush=True)", "no list of numbers"),
+        ("print('{\"nats\": [1, true]}', flush=True)", "no list of numbers as 'nats'"),
+        ('print(\'{"nats": [1, 1], "index": [1]}\', flush=True)', "2 costs and 1 places for"),
+        ('print(\'{"nats": [1], "index": [99999]}\', flush=True)', "99999 among them"),
+        ('print(\'{"nats": [1], "index": [1.5]}\', flush=True)', "1.5 among them"),
+        ('print(\'{"nats": [1], "index": [Infinity]}\', flush=True)', "inf among them"),
+        ("print('{\"nats\": [1]}\\nmore', flush=True)", "wrote 'more' without having been asked"),
+        ("sys.exit(7)", "has ended with exit code 7 and gave no answer"),
+        ("time.sleep(60)", "gave no answer within 2 s"),
+        ("os.close(1); time.sleep(60)", "has closed its output"),
+    ],
+)
+def test_answers_that_cannot_be_are_told_in_time(command: list[str], answer: str, why: str) -> None:
+    Path(command[1]).write_text("import json, os, sys, time\n" + HELLO + EACH + answer)
+    program = open_program(command, budget_s=2.0 if "2 s" in why else 30.0)
+    start_s = time.monotonic()
+    with pytest.raises(UserError, match=why) as caught:
+        for _ in range(2):
+            scored(program, text(0))
+    program.close()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert time.monotonic() - start_s < 29
+
+
+def test_a_program_that_reads_nothing_is_not_waited_for(command: list[str]) -> None:
+    Path(command[1]).write_text("import json, time\n" + HELLO + "time.sleep(60)")
+    program = open_program(command, budget_s=1.0)
+    with pytest.raises(UserError, match="gave no answer within 1 s"):
+        scored(program, np.ones(100_000, np.int64))
+    program.close()
+
+
+def test_a_slow_program_has_three_times_its_budget(command: list[str]) -> None:
+    slow = "time.sleep(0.4); print(json.dumps({'nats': [1.0] * (n - 1)}), flush=True)"
+    Path(command[1]).write_text("import json, sys, time\n" + HELLO + EACH + slow)
+    program = open_program(command, budget_s=1.0)
+    with pytest.raises(UserError, match="took 3 s, three times the budget"):
+        for _ in range(20):
+            scored(program, text(0))
+    program.close()
+
+
+@pytest.mark.parametrize("stubborn", ["", "signal.signal(15, signal.SIG_IGN)"])
+@pytest.mark.parametrize("ending", ["close", "refusal"])
+def test_the_programs_children_end_with_it(
+    command: list[str], tmp_path: Path, stubborn: str, ending: str
+) -> None:
+    told = tmp_path / "pids"
+    first = "json.dumps({'vocab_size': 24})" if ending == "close" else "'junk'"
+    source = f"""
+import json, os, signal, sys, time
+{stubborn}
+child = os.fork()
+with open({str(told)!r}, "a") as stream:
+    stream.write(f"{{os.getpid()}}\\n")
+if not child:
+    time.sleep(60)
+while len(open({str(told)!r}).readlines()) < 2:
+    time.sleep(0.01)
+print({first}, flush=True)
+time.sleep(60)
+"""
+    Path(command[1]).write_text(source)
+    start_s = time.monotonic()
+    if ending == "close":
+        open_program(command, budget_s=30.0).close()
+    else:
+        with pytest.raises(UserError, match="junk"):
+            open_program(command, budget_s=30.0)
+    pids = [int(line) for line in told.read_text().split()]
+    assert len(pids) == 2
+    while any(map(goes_on, pids)):
+        assert time.monotonic() - start_s < 29
+        time.sleep(0.01)
+
+
+def goes_on(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_a_program_that_ends_or_errs_is_told(command: list[str], tmp_path: Path) -> None:

@@ -138,8 +138,10 @@ def test_a_decoding_that_differs_is_never_a_success(
 def test_altered_bytes_with_a_fitting_digest_are_noticed(session: Session, artifact: Path) -> None:
     header, payload = open_coded(open_file(compress(TEXT[:900], session, 2))[1])
     assert isinstance(header, Header) and header.documents == 0
-    spoilt = payload[:40] + bytes([payload[40] ^ 1]) + payload[41:]
-    with pytest.raises(UserError, match="decoding gave other bytes"):
-        decompress(coded_file(1, header, spoilt), artifact, None)
+    for at, told in ((40, "decoding gave other bytes|ends before the tokens"), (-1, "other bytes")):
+        spoilt = bytearray(payload)
+        spoilt[at] ^= 1
+        with pytest.raises(UserError, match=told):
+            decompress(coded_file(1, header, bytes(spoilt)), artifact, None)
     with pytest.raises(UserError, match="it is a proof"):
         decompress(coded_file(PROOF, header, payload), artifact, None)

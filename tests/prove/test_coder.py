@@ -185,3 +185,27 @@ def test_tables_that_are_none_give_symbols_too() -> None:
         table = np.random.default_rng(seed).integers(0, 2**32, (1, 9), np.uint32)
         decoder.decode_rows(table, np.arange(1), found)
         assert 0 <= found[0] < 9
+
+
+def test_a_decoder_knows_when_it_is_beyond_its_bytes() -> None:
+    counts_V = frequencies(np.log(np.full(256, 1 / 256)))
+    encoder = Encoder()
+    for symbol in range(100, 140):
+        encoder.encode(int(counts_V[:symbol].sum()), int(counts_V[symbol]))
+    decoder = Decoder(encoder.finish())
+    assert [decoder.decode(counts_V) for _ in range(40)] == list(range(100, 140))
+    assert not decoder.beyond
+    assert sum(1 for _ in range(30) if decoder.decode(counts_V) >= 0 and not decoder.beyond) == 8
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 50])
+def test_zeros_at_the_end_are_written_where_many_would_be_missing(count: int) -> None:
+    # The first symbol of all leaves the number at zero, however often it comes.
+    counts_V = frequencies(np.log(np.full(256, 1 / 256)))
+    encoder = Encoder()
+    encoder.encode_all(np.zeros(count, np.int64), np.full(count, counts_V[0]))
+    data = encoder.finish()
+    assert data == bytes(max(0, count - 1 - 8)) or data == bytes(max(0, count - 8))
+    decoder = Decoder(data)
+    assert [decoder.decode(counts_V) for _ in range(count)] == [0] * count
+    assert not decoder.beyond

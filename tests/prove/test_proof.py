@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from fairway.data.documents import Document
 from fairway.data.tokens import decode_documents, prove_bytes
 from fairway.errors import UserError
 from fairway.prove import container
+from fairway.prove.archive import decompress
 from fairway.prove.coding import Session, Sliding
-from fairway.prove.container import PROOF, coded_file, open_coded, open_file, stored_file
+from fairway.prove.container import ARCHIVE, PROOF, coded_file, open_coded, open_file, stored_file
 from fairway.prove.machine import Machine
 from fairway.prove.proof import Account, first_bytes, prove, restore, written
 from fairway.prove.streams import cut_evenly, default_streams
@@ -259,3 +261,50 @@ def test_more_streams_than_tokens_or_streams_are_refused(proven: tuple[bytes, Ac
     for fields in ({"rows": 4}, {"rows": 0}, {"rows": 1025}):
         with pytest.raises(UserError, match="at most 3 rows"):
             open_coded(open_file(changed(proven[0], **fields))[1])
+
+
+CLAIMS = [
+    ({"targets": (2**24,), "joined": (False,), "rows": 1, "bytes": 2**24}, "can stand for 1024"),
+    ({"targets": (2**47,), "joined": (False,), "rows": 1, "bytes": 2**47}, "can stand for 1024"),
+    ({"targets": (1,) * 100_000, "joined": (True,) * 100_000, "rows": 1}, "side by side in 1 rows"),
+    ({"targets": (1,) * 100_000, "joined": (True,) * 100_000, "rows": 1024}, "in 1024 rows"),
+    ({"targets": (1,) * 900, "joined": (True,) * 900, "rows": 900}, "ends before the tokens"),
+    ({"targets": (90_000,), "joined": (False,), "rows": 1}, "ends before the tokens"),
+    ({"targets": (90_000, *(1,) * 99), "joined": (True,) * 100, "rows": 100}, "ends before"),
+    ({"targets": (0,) * 100_000, "joined": (True,) * 100_000}, "a stream of no tokens"),
+    ({"targets": (10**45,), "joined": (True,), "rows": 1}, "a number of 46 digits"),
+]
+
+
+@pytest.mark.parametrize(("fields", "told"), CLAIMS, ids=[str(n) for n in range(len(CLAIMS))])
+@pytest.mark.parametrize("kind", [ARCHIVE, PROOF])
+def test_what_a_header_claims_costs_no_more_than_its_payload(
+    proven: tuple[bytes, Account],
+    session: Session,
+    artifact: Path,
+    tmp_path: Path,
+    fields: dict[str, object],
+    told: str,
+    kind: int,
+) -> None:
+    header, payload = open_coded(open_file(proven[0])[1])
+    rows = int(str(fields.get("rows", header.rows)))
+    own = {"bytes": 10**6, "fingerprint": session.fingerprint(rows)}
+    header = dataclasses.replace(header, **{**own, **fields})  # type: ignore[arg-type]
+    file = coded_file(kind, header, payload)
+    assert len(file) < 1_200
+    before_s = time.process_time()
+    with pytest.raises(UserError, match=told):
+        if kind == PROOF:
+            (tmp_path / "p").write_bytes(file)
+            restore(tmp_path / "p", artifact, None)
+        else:
+            decompress(file, artifact, None)
+    # The model is run once for every row, to see that it computes as the encoder did.
+    assert time.process_time() - before_s < 10
+
+
+def test_a_code_that_is_very_short_gets_zeros_behind_it() -> None:
+    assert container.padded(b"\1", 10_000) == b"\1" + bytes(9)
+    assert container.padded(b"\1", 1024) == b"\1" and container.padded(b"\1", 1025) == b"\1\0"
+    assert container.padded(b"", 0) == b"" and container.padded(b"abc", 5) == b"abc"

@@ -1,0 +1,144 @@
+"""A program that answers lines of JSON by lines of JSON, with a bound on all that it may do.
+
+It runs in a process group of its own, which ends with the conversation, children included. It may
+write nothing that it was not asked for, no line longer than an answer can be, and has its time.
+Nothing here waits without a limit: not for a line, nor for a program that reads nothing, nor for
+its end.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from fairway.errors import UserError, shown
+
+_PIECE_BYTES = 1 << 16
+_END_S = 2.0
+
+
+class Pipe:
+    """A running program; `answer_s` is the time for one answer, `total_s` that for all of them."""
+
+    def __init__(self, command: Sequence[str], answer_s: float, total_s: float) -> None:
+        self.name = command[0]
+        self._answer_s, self._total_s, self._used_s = answer_s, total_s, 0.0
+        self._unread = b""
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"cannot start {self.name}: {reason}") from None
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+        os.set_blocking(self._to.fileno(), False)
+        os.set_blocking(self._from.fileno(), False)
+
+    def close(self) -> None:
+        """End the program and all that it has started; what it still says is not heard."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for stream in (self._to, self._from):
+            with suppress(OSError):
+                stream.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
+
+    def ask(self, question: dict[str, Any], most_bytes: int) -> dict[str, Any]:
+        """Return the answer to a question, a line of at most so many bytes."""
+        if not self._unread and self._ready(self._from, 0.0):
+            self._unread = self._piece()
+        if self._unread:
+            raise UserError(
+                f"{self.name} wrote {shown(self._text())} without having been asked; it must write "
+                "one line for every line it reads, and all else to standard error"
+            )
+        start_s = time.monotonic()
+        self._send(json.dumps(question).encode() + b"\n", start_s)
+        return self.answer(most_bytes, start_s)
+
+    def answer(self, most_bytes: int, start_s: float | None = None) -> dict[str, Any]:
+        """Return the object that the next line holds."""
+        start_s = time.monotonic() if start_s is None else start_s
+        while b"\n" not in self._unread:
+            if len(self._unread) > most_bytes:
+                raise UserError(
+                    f"{self.name} wrote a line of more than {most_bytes:,} bytes, which no answer "
+                    "to what it was asked can need"
+                )
+            self._wait(self._from, start_s)
+            self._unread += self._piece()
+        self._used_s += time.monotonic() - start_s
+        line, _, self._unread = self._unread.partition(b"\n")
+        return self._parsed(line)
+
+    def _parsed(self, line: bytes) -> dict[str, Any]:
+        try:
+            # Costs may be infinite; what is no number is no cost.
+            found = json.loads(line, parse_constant=_constant)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            text = line.decode("utf-8", "replace").strip()
+            raise UserError(f"{self.name} wrote {shown(text)}, which is no JSON object of numbers")
+        return found
+
+    def _send(self, data: bytes, start_s: float) -> None:
+        while data:
+            self._wait(self._to, start_s)
+            try:
+                data = data[self._to.write(data) or 0 :]
+            except OSError:
+                raise UserError(f"{self.name} {self._ending()}; nothing can be asked") from None
+
+    def _piece(self) -> bytes:
+        """Return what there is to read; UserError if nothing will come any more."""
+        data = self._from.read(_PIECE_BYTES)
+        if not data:
+            raise UserError(f"{self.name} {self._ending()} and gave no answer")
+        return data
+
+    def _ending(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            return f"has ended with exit code {self._process.wait(0.5)}"
+        return "has closed its output"
+
+    def _text(self) -> str:
+        return self._unread[:100].decode("utf-8", "replace").strip()
+
+    def _wait(self, stream: Any, start_s: float) -> None:
+        """Return when a stream is ready; UserError when the time is over."""
+        taken_s = time.monotonic() - start_s
+        left_s = min(self._answer_s - taken_s, self._total_s - self._used_s - taken_s)
+        if left_s > 0 and self._ready(stream, left_s):
+            return
+        if self._used_s + self._answer_s > self._total_s:
+            raise UserError(
+                f"{self.name} took {self._total_s:g} s, three times the budget, for a part of "
+                "the least number of questions; raise --budget"
+            )
+        raise UserError(
+            f"{self.name} gave no answer within {self._answer_s:g} s; it must write the first "
+            "line, flush every line, and read one question after another, or raise --budget"
+        )
+
+    def _ready(self, stream: Any, seconds: float) -> bool:
+        reads, writes = ([stream], []) if stream is self._from else ([], [stream])
+        return any(select.select(reads, writes, [], seconds)[:2])
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("not a number")
+    return float(name)

@@ -1,0 +1,107 @@
+"""The campaigns: each kind of failure is noticed, and a few inputs of every format pass."""
+
+import importlib
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.fuzz import FORMATS, Case, Files, Format
+from benchmarks.fuzz.campaign import once, run
+from fairway.errors import UserError
+from fairway.native import compiled
+
+
+@compiled
+def turn(count: int) -> int:
+    found = 0
+    while count:
+        found = found * 3 + 1
+    return found
+
+
+class Toy:
+    """One byte says what happens when it is read: number 5 of each campaign is the odd one."""
+
+    name = "toy"
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        turn(0)
+
+    def specimens(self) -> list[Files]:
+        return [{"a/b": b"good"}]
+
+    def spoil(self, files: Files, rng: random.Random) -> Case:
+        self.made = getattr(self, "made", -1) + 1
+        return Case({"a/b": b"odd" if self.made == 5 else b"bad"}, False)
+
+    def read(self, folder: Path) -> Any:
+        data = (folder / "a" / "b").read_bytes()
+        if data == b"bad":
+            raise UserError("it is bad")
+        if data == b"odd":
+            self.misbehave()
+        return data
+
+    def misbehave(self) -> None:
+        match self.kind:
+            case "traceback":
+                raise KeyError("text")
+            case "hang":
+                turn(1)
+            case "memory":
+                np.ones(20_000_000)
+            case "claimed memory":
+                np.zeros(1 << 33)
+            case "crash":
+                os._exit(7)
+
+    def wrong(self, files: Files, case: Case, found: Any) -> str:
+        return "" if found == files["a/b"] else "taken"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("traceback", "traceback"),
+        ("hang", "hang"),
+        ("memory", "memory"),
+        ("claimed memory", "traceback"),
+        ("crash", "crash"),
+        ("nothing", "accepted"),
+    ],
+)
+def test_every_kind_of_failure_is_noticed_and_the_rest_goes_on(kind: str, told: str) -> None:
+    start_s = time.perf_counter()
+    found = run(Toy(kind), 8, 1)
+    assert [(f["number"], f["kind"]) for f in found.failures] == [(5, told)]
+    assert (found.inputs, found.refused) == (8, 7)
+    assert time.perf_counter() - start_s < 60
+
+
+def test_an_input_is_made_again_from_its_number(tmp_path: Path) -> None:
+    format = format_named("artifact")
+    for seed in (1, 2):
+        once(format, seed, 3, tmp_path / f"a{seed}")
+        once(format, seed, 3, tmp_path / f"b{seed}")
+    a1, b1, a2 = ((tmp_path / name / "a.fwy").read_bytes() for name in ("a1", "b1", "a2"))
+    assert a1 == b1 != a2
+
+
+def format_named(name: str) -> Format:
+    module, made = FORMATS[name]
+    found: Format = getattr(importlib.import_module(f"benchmarks.fuzz.{module}"), made)()
+    return found
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_spoiled_inputs_are_refused_or_right(name: str) -> None:
+    found = run(format_named(name), 150, 1)
+    assert found.failures == []
+    assert found.refused + found.read == found.inputs == 150
+    assert found.refused > 20
