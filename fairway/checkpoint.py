@@ -15,11 +15,13 @@ from fairway.errors import UserError
 from fairway.files import write_atomic
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors and JSON-able facts atomically; returns when they are on disk."""
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> int:
+    """Write tensors and JSON-able facts atomically; return how many bytes are on disk."""
     # Views and shared storage are not storable: every tensor is stored as its own copy.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write_atomic(path, save(plain, metadata={"fairway": json.dumps(facts)}))
+    data = save(plain, metadata={"fairway": json.dumps(facts)})
+    write_atomic(path, data)
+    return len(data)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

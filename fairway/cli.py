@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fairway import terminal
 from fairway.cli_audit import audit, audit_record
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, say_to
 from fairway.cli_pack import Budget, ByRole, filling, show_account, unpack
@@ -16,10 +17,13 @@ from fairway.cli_prove import compress, decompress, prove, sample
 from fairway.cli_record import bundle, export, runs, seeds, submit, verify
 from fairway.config import Config, DataConfig, ModelConfig, config_hash, to_dict
 from fairway.errors import InterruptedRun, LedgerError, UserError
+from fairway.options import Verbs, path_argument, path_option
 from fairway.overrides import override
+from fairway.terminal import quoted
 from fairway.version import VERSION
 
 app = typer.Typer(
+    cls=Verbs,
     help="Train, pack and prove small language models under a byte and time budget.",
     no_args_is_help=True,
     add_completion=False,
@@ -30,9 +34,9 @@ data_app = typer.Typer(help="Turn text into token shards, or fetch published one
 app.add_typer(data_app, name="data", no_args_is_help=True)
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder [runs/RECIPE].")]
-DataOut = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Run = Annotated[Path, path_argument("RUN", "Folder of a run.")]
+Out = Annotated[Path | None, path_option("--out", help="Run folder [runs/RECIPE].")]
+DataOut = Annotated[Path, path_option("--out", help="Folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished training.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished training.")]
 
@@ -150,7 +154,7 @@ def pack(
 def score(
     path: RunOrArtifact,
     texts: Annotated[
-        list[Path] | None, typer.Argument(metavar="[TEXT]...", help="Text files, for an artifact.")
+        list[Path] | None, path_argument("[TEXT]...", "Text files, for an artifact.")
     ] = None,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
@@ -242,7 +246,7 @@ def doctor(as_json: Json = False) -> None:
 def data_build(
     texts: Annotated[
         list[Path] | None,
-        typer.Argument(help=".txt, .md, .jsonl, .jsonl.zst, .parquet or folders of them."),
+        path_argument("[TEXT]...", ".txt, .md, .jsonl, .jsonl.zst, .parquet or folders of them."),
     ] = None,
     out: DataOut = Path("data"),
     embedded: Annotated[
@@ -252,9 +256,11 @@ def data_build(
         int, typer.Option(help="Size of a new tokenizer.")
     ] = ModelConfig().vocab_size,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Existing tokenizer to use instead.")
+        Path | None, path_option("--tokenizer", help="Existing tokenizer to use instead.")
     ] = None,
-    validation: Annotated[list[Path] | None, typer.Option(help="Separate validation text.")] = None,
+    validation: Annotated[
+        list[Path] | None, path_option("--validation", help="Separate validation text.")
+    ] = None,
     val_share: Annotated[
         float, typer.Option(help="Share split off for validation.")
     ] = DataConfig().val_share,
@@ -312,11 +318,14 @@ def _how_to_train(done: str, out: Path) -> str:
     from fairway.data.folder import DataFolder
 
     size = DataFolder.open(out).tokenizer.vocab_size
-    return f"{done} {out}; train with --set data.source={out} --set model.vocab_size={size}"
+    source = quoted(f"data.source={out}")
+    return f"{done} {out}; train with --set {source} --set model.vocab_size={size}"
 
 
 @data_app.command("show")
-def data_show(folder: Path, as_json: Json = False) -> None:
+def data_show(
+    folder: Annotated[Path, path_argument("FOLDER", "A data folder.")], as_json: Json = False
+) -> None:
     """Verify a data folder and say what is in it."""
     from fairway.data.folder import DataFolder
 
@@ -328,7 +337,7 @@ def data_show(folder: Path, as_json: Json = False) -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"fairway {VERSION}")
+        terminal.put(f"fairway {VERSION}")
         raise typer.Exit
 
 
@@ -348,6 +357,7 @@ def main() -> None:
     Under `torchrun`, whose own exit code is always 1 then, all processes end with the first that
     fails, and that one speaks.
     """
+    terminal.prepare()
     # Told to end, we clean up as we do when interrupted by hand.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -355,9 +365,9 @@ def main() -> None:
 
         end_together(_attempt)
         return
-    sentence, code = _attempt()
-    if sentence:
-        print(sentence, file=sys.stderr)
+    said, code = _attempt()
+    if said:
+        terminal.put(said, sys.stderr)
     raise SystemExit(code)
 
 
@@ -366,23 +376,27 @@ def _attempt() -> tuple[str, int]:
     try:
         app()
     except UserError as error:
-        return f"fairway: {error}", 2
+        return _told(str(error)), 2
     except OSError as error:
-        return f"fairway: {_os_sentence(error)}", 2
+        return _told(_os_sentence(error)), 2
     except LedgerError as error:
-        return f"fairway: no score: {error}", 1
+        return _told(f"no score: {error}"), 1
     except InterruptedRun as error:
-        return f"fairway: {error}", 130
+        return _told(str(error)), 130
     except RuntimeError as error:
         # By name: nothing heavy is imported before a verb needs it.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        return f"fairway: {_memory_sentence(error)}", 2
+        return _told(_memory_sentence(error)), 2
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         # Typer turns KeyboardInterrupt into this code without a word.
-        return "fairway: interrupted" if code == 130 else "", code
+        return _told("interrupted") if code == 130 else "", code
     return "", 0
+
+
+def _told(text: str) -> str:
+    return terminal.sentence(f"fairway: {text}")
 
 
 def _os_sentence(error: OSError) -> str:

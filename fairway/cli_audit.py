@@ -9,15 +9,16 @@ import typer
 
 from fairway.cli_base import Json, Set, emit
 from fairway.errors import UserError
+from fairway.options import path_argument, path_option, whole_option
+from fairway.outputs import require_file
+from fairway.terminal import put
 
 # Probes take a few thousand tokens of a text; this holds ten million.
 _MOST_TOKENS_BYTES = 1 << 26
 
 
 def audit(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Folder of a scored run.")
-    ] = None,
+    run: Annotated[Path | None, path_argument("[RUN]", "Folder of a scored run.")] = None,
     program: Annotated[
         str | None,
         typer.Option(
@@ -27,14 +28,20 @@ def audit(
     ] = None,
     tokens: Annotated[
         Path | None,
-        typer.Option("--tokens", help="With --program: a JSON list of token ids, BOS first."),
+        path_option("--tokens", help="With --program: a JSON list of token ids, BOS first."),
     ] = None,
     budget_s: Annotated[
         float,
-        typer.Option("--budget", min=0.1, help="With --program: seconds to take, thrice at most."),
+        typer.Option(
+            "--budget", min=0.1, max=1e6, help="With --program: seconds to take, thrice at most."
+        ),
     ] = 60.0,
-    bos_id: Annotated[int, typer.Option("--bos", help="With --program: id of BOS.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="With --program: seed of all draws.")] = 0,
+    bos_id: Annotated[
+        int, whole_option("--bos", lo=0, hi=2**31 - 1, help="With --program: id of BOS.")
+    ] = 1,
+    seed: Annotated[
+        int, whole_option("--seed", lo=0, hi=2**32 - 1, help="With --program: seed of all draws.")
+    ] = 0,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -63,7 +70,7 @@ def _run(path: Path, overrides: list[str], as_json: bool) -> dict[str, Any]:
 
     from fairway.run import open_run
 
-    pipeline = open_run(path, overrides, lambda text: print(text, file=sys.stderr))
+    pipeline = open_run(path, overrides, lambda text: put(text, sys.stderr))
     with pipeline.writing():
         return pipeline.audit()
 
@@ -101,18 +108,20 @@ def _program(command: str, tokens: Path, budget_s: float, bos_id: int, seed: int
 
 
 def audit_record(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of records.")],
+    folders: Annotated[list[Path], path_argument("DIR...", "Folders of records.")],
     page: Annotated[
-        Path | None, typer.Option("--html", help="Write the findings as a page, too.")
+        Path | None, path_option("--html", help="Write the findings as a page, too.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Audit records: bytes, times, seeds, scores, source; exit code 1 if anything is invalid."""
     from fairway.audit.records import audit_record as audited
     from fairway.files import write_atomic
-    from fairway.report.audited import records_page
+    from fairway.report.audited import is_page, records_page
     from fairway.show import findings_table
 
+    if page is not None:
+        require_file(page, {}, is_page)
     audits = [audited(folder) for folder in folders]
     if page is not None:
         write_atomic(page, records_page(audits).encode("utf-8", "replace"))
@@ -131,6 +140,6 @@ def audit_record(
         counts = [sum(f.severity == s for f in one.findings) for s in ("invalid", "warning")]
         title = f"{one.folder}: {counts[0]} invalid, {counts[1]} to look at"
         things.append(findings_table(title, found) if found else title)
-    emit(as_json, facts, *things)
+    emit(as_json, facts, *things, beside=page)
     if not all(one.valid for one in audits):
         raise typer.Exit(1)

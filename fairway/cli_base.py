@@ -1,6 +1,5 @@
 """What the verbs of the command line share: options, and how results are printed."""
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,15 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from fairway import terminal
 from fairway.config import Config, RuntimeConfig
 from fairway.errors import UserError
+from fairway.options import path_argument, path_option
+from fairway.outputs import is_standard_output
 from fairway.overrides import override
 
-RunOrArtifact = Annotated[
-    Path, typer.Argument(metavar="RUN|ARTIFACT", help="Folder of a run, or an artifact.")
-]
+RunOrArtifact = Annotated[Path, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")]
 TokenizerFile = Annotated[
-    Path | None, typer.Option("--tokenizer", help="Tokenizer of an artifact without one.")
+    Path | None, path_option("--tokenizer", help="Tokenizer of an artifact without one.")
 ]
 Set = Annotated[
     list[str] | None,
@@ -27,34 +27,33 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 
 def say_to(as_json: bool) -> Callable[[str], None]:
     """Return where progress lines go: standard error when standard output carries JSON."""
-    return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+    return lambda text: terminal.put(text, sys.stderr if as_json else sys.stdout)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     """Return a table for `emit`, its first column to the left and numbers to the right."""
-    from rich.table import Table
-    from rich.text import Text
+    from fairway.show import plain_table
 
-    made = Table(title=Text(title), title_justify="left")
-    for number, column in enumerate(columns):
-        made.add_column(Text(column), justify="right" if number else "left")
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    return made
+    return plain_table(title, columns, rows)
 
 
-def emit(as_json: bool, value: Any, *things: Any) -> None:
-    """Print the value as JSON, or the things for people; of many processes, only the first."""
+def emit(as_json: bool, value: Any, *things: Any, beside: Path | None = None) -> None:
+    """Print the value as JSON, or the things for people; of many processes, only the first.
+
+    `beside` is where the command wrote its file: if that is standard output, nothing is mixed into
+    it, and what is said goes to standard error.
+    """
     from fairway.progress import speaks
 
     if not speaks():
         return
+    stream = sys.stderr if beside is not None and is_standard_output(beside) else sys.stdout
     if as_json:
-        print(json.dumps(value, indent=2))
+        terminal.put(terminal.as_json(value), stream)
         return
     from fairway.show import show
 
-    show(*things)
+    show(*things, stream=stream)
 
 
 def runtime_of(overrides: list[str] | None) -> RuntimeConfig:

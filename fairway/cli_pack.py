@@ -8,20 +8,23 @@ import typer
 
 from fairway.cli_base import Json, emit
 from fairway.errors import UserError
+from fairway.options import path_argument, path_option, whole_option
+from fairway.outputs import require_file
 
-Weights = Annotated[Path, typer.Option("--out", help="File to write, such as weights.safetensors.")]
+Weights = Annotated[Path, path_option("--out", help="File to write, such as weights.safetensors.")]
 ByRole = Annotated[
     bool, typer.Option("--account", help="Show bytes, bits per weight and entropy by role.")
 ]
 Budget = Annotated[
     int | None,
-    typer.Option(
-        "--budget", metavar="BYTES", help="Fill so many bytes, code included, as well as can be."
+    whole_option(
+        "--budget",
+        lo=1,
+        metavar="BYTES",
+        help="Fill so many bytes, code included, as well as can be.",
     ),
 ]
-AnyArtifact = Annotated[
-    Path, typer.Argument(metavar="ARTIFACT", help="An artifact, or its run folder.")
-]
+AnyArtifact = Annotated[Path, path_argument("ARTIFACT", "An artifact, or its run folder.")]
 
 
 def filling(budget_bytes: int | None) -> list[str]:
@@ -43,17 +46,21 @@ def unpack(artifact: AnyArtifact, out: Weights, as_json: Json = False) -> None:
     from fairway.pack.artifact import load_artifact
 
     file = artifact_of(artifact)
-    if out.resolve() == file.resolve():
-        raise UserError(f"{out} is the artifact itself; name another file to write")
+    require_file(out, {"artifact": file}, _unpacked)
     loaded = load_artifact(file)
-    save_checkpoint(out, loaded.state, loaded.header)
+    size = save_checkpoint(out, loaded.state, loaded.header)
     values = sum(weight.numel() for weight in loaded.state.values())
-    size = out.stat().st_size
     emit(
         as_json,
         {"path": str(out), "tensors": len(loaded.state), "values": values, "bytes": size},
         f"{out}: {len(loaded.state)} tensors, {values:,} values in float32, {size:,} bytes",
+        beside=out,
     )
+
+
+def _unpacked(head: bytes) -> bool:
+    """Return whether a file begins as unpacked weights do; those of a training have other facts."""
+    return head[8:].startswith(b'{"__metadata__":{"fairway":') and b'\\"provenance\\"' in head
 
 
 def show_account(path: Path, as_json: bool) -> None:

@@ -1,7 +1,8 @@
 """The verbs that code text with a model: prove, compress, decompress, sample."""
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,34 +13,37 @@ from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runt
 from fairway.config import MAX_STREAMS
 from fairway.data.documents import Document
 from fairway.errors import UserError
+from fairway.options import path_argument, path_option, whole_option
+from fairway.outputs import require_file
+from fairway.terminal import command, put
 
 SUFFIX = ".fwz"
 
 Artifact = Annotated[
-    Path, typer.Option("--artifact", help="The artifact, or its run folder, to code with.")
+    Path, path_option("--artifact", help="The artifact, or its run folder, to code with.")
 ]
 Streams = Annotated[
     int | None,
-    typer.Option(
+    whole_option(
         "--streams",
-        min=1,
-        max=MAX_STREAMS,
+        lo=1,
+        hi=MAX_STREAMS,
         help="Parts coded side by side: faster, with less context. [by device and length]",
     ),
 ]
 
 
 def prove(
-    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    out: Annotated[Path, path_option("--out", help="File to write.")],
     artifact: Annotated[
-        Path | None, typer.Argument(metavar="[ARTIFACT]", help="An artifact, or its run folder.")
+        Path | None, path_argument("[ARTIFACT]", "An artifact, or its run folder.")
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Argument(metavar="[TEXT]", help="Text, or a data folder: its validation text."),
+        path_argument("[TEXT]", "Text, or a data folder: its validation text."),
     ] = None,
     limit_bytes: Annotated[
-        int, typer.Option("--bytes", min=0, help="Code the first so many bytes; 0 codes all.")
+        int, whole_option("--bytes", lo=0, help="Code the first so many bytes; 0 codes all.")
     ] = 0,
     streams: Streams = None,
     method: Annotated[
@@ -47,10 +51,10 @@ def prove(
         typer.Option("--method", help="Who predicts: sliding, or one that learns: sgd, lora."),
     ] = "sliding",
     decode: Annotated[
-        Path | None, typer.Option("--decode", help="A proof, to restore its text from.")
+        Path | None, path_option("--decode", help="A proof, to restore its text from.")
     ] = None,
     decode_with: Annotated[
-        Path | None, typer.Option("--artifact", help="With --decode: the artifact.")
+        Path | None, path_option("--artifact", help="With --decode: the artifact.")
     ] = None,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
@@ -80,8 +84,11 @@ def _prove(
 ) -> None:
     from fairway.files import write_atomic
     from fairway.prove.coding import method_named
+    from fairway.prove.container import PROOF
     from fairway.prove.proof import prove as proven
 
+    inputs = {"artifact": artifact, "text": text, "tokenizer": tokenizer}
+    require_file(out, inputs, _of_kind(PROOF))
     config = settings_of(overrides, ("runtime", "ttt", "mixture"))
     predictor, rows = method_named(method, config.ttt, config.seed, streams, config.mixture)
     file, account = proven(
@@ -106,8 +113,16 @@ def _prove(
         f"the prediction ({a.scorer_difference_share:+.2e})",
         f"{a.seconds:.1f} s, {a.bytes_per_s:,.0f} bytes per second; with its header {out} has "
         f"{a.file_bytes:,} bytes",
-        f"restore with: fairway prove --decode {out} --artifact {artifact} --out FILE",
+        f"restore with: {command('prove', '--decode', out, '--artifact', artifact)} --out FILE",
+        beside=out,
     )
+
+
+def _of_kind(*kinds: int) -> Callable[[bytes], bool]:
+    """Return what says whether a file begins as coded files of some kinds do."""
+    from fairway.prove.container import kind_of
+
+    return lambda head: kind_of(head) in kinds
 
 
 def _documents(text: Path, limit_bytes: int) -> Iterator[Document]:
@@ -128,18 +143,20 @@ def _restore(file: Path, artifact: Path, out: Path, tokenizer: Path | None, as_j
     from fairway.files import write_atomic
     from fairway.prove.proof import restore
 
+    require_file(out, {"proof": file, "artifact": artifact, "tokenizer": tokenizer})
     start_s = time.perf_counter()
     data, header = restore(file, artifact, tokenizer)
     write_atomic(out, data)
     facts = {**header, "seconds": time.perf_counter() - start_s}
     line = f"restored {len(data):,} bytes to {out}; their digest is that of the coded text"
-    emit(as_json, facts, f"{line}, {header['digest'][:12]} ({facts['seconds']:.1f} s)")
+    digest, seconds = header["digest"][:12], facts["seconds"]
+    emit(as_json, facts, f"{line}, {digest} ({seconds:.1f} s)", beside=out)
 
 
 def compress(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Any file.")],
+    file: Annotated[Path, path_argument("FILE", "Any file.")],
     artifact: Artifact,
-    out: Annotated[Path | None, typer.Option("--out", help=f"[FILE{SUFFIX}]")] = None,
+    out: Annotated[Path | None, path_option("--out", help=f"[FILE{SUFFIX}]")] = None,
     streams: Streams = None,
     beside: Annotated[
         bool, typer.Option("--compare", help="Print what xz -9e and brotli -11 make of it.")
@@ -153,9 +170,12 @@ def compress(
     from fairway.prove.archive import compress as compressed
     from fairway.prove.archive import decompress as decompressed
     from fairway.prove.coding import open_session
+    from fairway.prove.container import ARCHIVE, STORED
     from fairway.prove.machine import coding_plan
 
     target = _free(out, file.with_name(file.name + SUFFIX))
+    inputs = {"file": file, "artifact": artifact, "tokenizer": tokenizer}
+    require_file(target, inputs, _of_kind(STORED, ARCHIVE))
     data = read_bytes(file)
     start_s = time.perf_counter()
     plan = coding_plan(runtime_of(overrides), exact=False)
@@ -181,6 +201,7 @@ def compress(
         f"{target}: {len(data):,} to {len(coded):,} bytes{share}, decoded again and compared",
         f"{seconds:.1f} s to code, {facts['bytes_per_s']:,.0f} bytes per second",
         *(f"{name}: {size:,} bytes" for name, size in others.items()),
+        beside=target,
     )
 
 
@@ -194,9 +215,9 @@ def _others(data: bytes) -> dict[str, int]:
 
 
 def decompress(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A compressed file.")],
+    file: Annotated[Path, path_argument("FILE", "A compressed file.")],
     artifact: Artifact,
-    out: Annotated[Path | None, typer.Option("--out", help=f"[FILE without {SUFFIX}]")] = None,
+    out: Annotated[Path | None, path_option("--out", help=f"[FILE without {SUFFIX}]")] = None,
     tokenizer: TokenizerFile = None,
     as_json: Json = False,
 ) -> None:
@@ -207,6 +228,7 @@ def decompress(
     if out is None and file.suffix != SUFFIX:
         raise UserError(f"{file} does not end in {SUFFIX}; name the file to write with --out")
     target = _free(out, file.with_suffix(""))
+    require_file(target, {"file": file, "artifact": artifact, "tokenizer": tokenizer})
     coded = read_bytes(file)
     start_s = time.perf_counter()
     try:
@@ -216,12 +238,13 @@ def decompress(
     write_atomic(target, data)
     seconds = time.perf_counter() - start_s
     facts = {"file": str(target), "bytes": len(data), "seconds": seconds}
-    emit(as_json, facts, f"restored {len(data):,} bytes to {target} ({seconds:.1f} s)")
+    line = f"restored {len(data):,} bytes to {target} ({seconds:.1f} s)"
+    emit(as_json, facts, line, beside=target)
 
 
 def _free(named: Path | None, derived: Path) -> Path:
     """Return the file to write: the named one, or one derived from another if it is not there."""
-    if named is None and derived.exists():
+    if named is None and os.path.lexists(derived):
         raise UserError(f"{derived} exists already; name another file with --out")
     return named or derived
 
@@ -249,7 +272,7 @@ def sample(
     parts = model.stream(prompt, max_tokens=tokens, **options)
     # The first part first: if the prompt is refused, nothing but the reason is printed.
     first = next(parts, "")
-    print(prompt + first, end="", flush=True)
+    put(prompt + first, end="")
     for part in parts:
-        print(part, end="", flush=True)
-    print()
+        put(part, end="")
+    put("")

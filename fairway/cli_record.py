@@ -8,14 +8,20 @@ import typer
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, say_to, table
 from fairway.config import Config
 from fairway.errors import UserError
+from fairway.options import path_argument, path_option, whole, whole_option
+from fairway.outputs import require_file, require_folder, require_new
 from fairway.overrides import override
+from fairway.terminal import command, put_bytes
+
+# As many as `Config.seed` may be, and more processes than any host has processors.
+MOST_SEED, MOST_PROCESSES = 2**32 - 1, 4096
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
 
 
 def bundle(
     recipe: Recipe,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("bundle"),
+    out: Annotated[Path, path_option("--out", help="Folder to write.")] = Path("bundle"),
     plain: Annotated[
         bool, typer.Option("--plain", help="Print the readable single file instead.")
     ] = False,
@@ -38,8 +44,10 @@ def bundle(
         )
     config = override(_recipe_of(recipe), overrides or [])
     if plain:
-        print(bundled(config, ascii_only).plain, end="")
+        # A program is UTF-8, whatever this terminal shows.
+        put_bytes(bundled(config, ascii_only).plain.encode())
         return
+    require_folder(out)
     made = write_bundle(config, out, ascii_only)
     size = made.manifest["bytes"]
     lines: list[object] = [
@@ -62,19 +70,31 @@ def bundle(
 
 def seeds(
     recipe: Recipe,
-    more: Annotated[list[int] | None, typer.Argument(metavar="[SEED]...", help="Seeds.")] = None,
+    more: Annotated[
+        list[int] | None,
+        typer.Argument(parser=whole(0, MOST_SEED), metavar="[SEED]...", help="Seeds."),
+    ] = None,
     first: Annotated[
-        list[int] | None, typer.Option("--seeds", help="The first seed; more may follow it.")
+        list[int] | None,
+        whole_option("--seeds", lo=0, hi=MOST_SEED, help="The first seed; more may follow it."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the runs [runs/RECIPE-seeds].")
+        Path | None, path_option("--out", help="Folder of the runs [runs/RECIPE-seeds].")
     ] = None,
-    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Seeds side by side.")] = 1,
+    at_once: Annotated[
+        int, whole_option("--at-once", lo=1, hi=MOST_PROCESSES, help="Seeds side by side.")
+    ] = 1,
     processes: Annotated[
-        int, typer.Option("--nproc-per-node", min=1, help="Processes, one GPU each, per seed.")
+        int,
+        whole_option(
+            "--nproc-per-node",
+            lo=1,
+            hi=MOST_PROCESSES,
+            help="Processes, one GPU each, per seed.",
+        ),
     ] = 1,
     record: Annotated[
-        Path | None, typer.Option("--record", help="Also write the record into this folder.")
+        Path | None, path_option("--record", help="Also write the record into this folder.")
     ] = None,
     track: Annotated[str, typer.Option("--track", help="With --record: its track.")] = "non_record",
     with_artifacts: Annotated[
@@ -91,6 +111,8 @@ def seeds(
     target = out or Path("runs") / f"{recipe}-seeds"
     plan = Plan(recipe, tuple(overrides or []), wanted, at_once, processes)
     override(_recipe_of(recipe), plan.overrides)
+    if record:
+        require_new(record)
     summary = run_seeds(plan, target, say_to(as_json))
     emit(as_json, summary, _seed_table(summary), *_failures(summary))
     if summary["failed"]:
@@ -129,15 +151,23 @@ def _failures(summary: dict[str, Any]) -> list[str]:
 
 
 def submit(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the seeds.")],
+    runs: Annotated[list[Path], path_argument("RUN...", "Folders of the seeds.")],
     track: Annotated[str, typer.Option("--track", help="10min_16mb or non_record.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the record; must be new.")],
+    out: Annotated[Path, path_option("--out", help="Folder of the record; must be new.")],
     name: Annotated[str, typer.Option("--name", help="Title of the record.")] = "Fairway",
     author: Annotated[str, typer.Option("--author", help="Who submits.")] = "",
     github_id: Annotated[str, typer.Option("--github-id", help="Under which name.")] = "",
-    min_seeds: Annotated[int, typer.Option("--min-seeds", min=1, help="Seeds it needs.")] = 3,
+    min_seeds: Annotated[
+        int, whole_option("--min-seeds", lo=1, hi=MOST_PROCESSES, help="Seeds it needs.")
+    ] = 3,
     processes: Annotated[
-        int, typer.Option("--nproc-per-node", min=1, help="Processes of the command to repeat.")
+        int,
+        whole_option(
+            "--nproc-per-node",
+            lo=1,
+            hi=MOST_PROCESSES,
+            help="Processes of the command to repeat.",
+        ),
     ] = 1,
     with_artifacts: Annotated[
         bool, typer.Option("--with-artifacts", help="Carry the artifacts, to be scored again.")
@@ -150,18 +180,20 @@ def submit(
 
     claim = Claim(name, track, author, github_id, min_seeds, processes, with_artifacts)
     text = submitted(runs, claim, out, say_to(as_json))
-    emit(as_json, text, f"check it with: fairway verify {out}")
+    emit(as_json, text, f"check it with: {command('verify', out)}")
 
 
 def verify(
-    record: Annotated[Path, typer.Argument(metavar="RECORD", help="Folder of a record.")],
+    record: Annotated[Path, path_argument("RECORD", "Folder of a record.")],
     rescore: Annotated[
-        Path | None, typer.Option("--rescore", metavar="DATA", help="Score its artifact again.")
+        Path | None, path_option("--rescore", metavar="DATA", help="Score its artifact again.")
     ] = None,
     retrain: Annotated[
-        Path | None, typer.Option("--retrain", metavar="DATA", help="Run its train_gpt.py again.")
+        Path | None, path_option("--retrain", metavar="DATA", help="Run its train_gpt.py again.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Which seed to repeat.")] = None,
+    seed: Annotated[
+        int | None, whole_option("--seed", lo=0, hi=MOST_SEED, help="Which seed to repeat.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a record's files against one another and, if asked, its score against a new one."""
@@ -182,33 +214,34 @@ def verify(
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where runs lie.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[Path, path_argument("[FOLDER]", "Where runs lie.")] = Path("runs"),
     kind: Annotated[
         str | None, typer.Option("--export", help="csv, or a sink: tensorboard, wandb.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where an export goes [standard output; logs].")
+        Path | None, path_option("--out", help="Where an export goes [standard output; logs].")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """List runs: what sets each apart from its recipe, its scores, bytes and seconds."""
     from fairway.files import write_atomic
-    from fairway.index import as_csv
+    from fairway.index import as_csv, is_csv
     from fairway.index import runs as runs_of
     from fairway.sink import send, sink_named
     from fairway.stages import RunFolder
 
+    if kind == "csv" and out is not None:
+        require_file(out, {}, is_csv)
     found = runs_of(folder)
     if kind == "csv":
         text = as_csv(found)
         if out is None:
-            print(text, end="")
+            put_bytes(text.encode())
         else:
             write_atomic(out, text.encode())
         return
     if kind is not None:
+        require_folder(out or Path("logs"))
         for run in (run for run in found if run["steps"]):
             memory = RunFolder.existing(folder / run["name"])
             send(memory, sink_named(kind, memory, out or Path("logs")))
@@ -236,7 +269,7 @@ def _run_table(found: list[dict[str, Any]]) -> object:
 
 def export(
     path: RunOrArtifact,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    out: Annotated[Path, path_option("--out", help="Folder to write.")],
     kind: Annotated[str, typer.Option("--format", help="safetensors.")] = "safetensors",
     tokenizer: TokenizerFile = None,
     as_json: Json = False,
@@ -244,5 +277,6 @@ def export(
     """Write an artifact's dequantised weights, config and tokenizer for other programs."""
     from fairway.export import export as exported
 
+    require_folder(out)
     facts = exported(path, out, kind, tokenizer)
     emit(as_json, facts, f"{out}: {facts['parameters']:,} float32 weights")

@@ -22,6 +22,7 @@ from fairway.statistics import (
     seeds_needed,
     welch,
 )
+from fairway.terminal import command
 from fairway.units import NATS_PER_BIT
 
 # What a record's folder says of its text: its tokens and bytes, which its audit has checked.
@@ -144,7 +145,9 @@ def _mean(values: list[float]) -> Figure:
 def _of_run(path: Path) -> Side:
     file = RunFolder.existing(path).file("results.json")
     if not file.is_file():
-        raise UserError(f"{path} has no results yet; run `fairway report {path}` once it is scored")
+        raise UserError(
+            f"{path} has no results yet; run `{command('report', path)}` once it is scored"
+        )
     results = read_json(file)
     try:
         if results["schema"] != SCHEMA:
@@ -152,7 +155,7 @@ def _of_run(path: Path) -> Side:
         return _of_results(str(path), results)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} is damaged ({error!r}); write it again by `fairway report {path}`"
+            f"{file} is damaged ({error!r}); write it again by `{command('report', path)}`"
         ) from None
 
 

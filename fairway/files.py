@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fairway.errors import UserError
+from fairway.outputs import keep_permissions, lent_stream, place_of
 
 _READ_BYTES = 1 << 20
 # The largest that Fairway writes, results.json, has some 100 kB. Python's objects take up to
@@ -36,6 +37,8 @@ _KINDS = (
     (stat.S_ISBLK, "device"),
     (stat.S_ISSOCK, "socket"),
 )
+# So many characters of a name, of four bytes at most, and 15 bytes more make 255.
+_NAME_CHARACTERS = 60
 
 
 def opened(path: Path, what: str = "") -> BinaryIO:
@@ -88,19 +91,31 @@ def digest_file(path: Path) -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a binary file that takes its final name only if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    """Yield a binary file that takes its final name only if the block ends without an error.
+
+    It stands behind links and keeps the permissions of a file that it replaces. Devices and pipes
+    are written into. Raises UserError for what `fairway.outputs` refuses.
+    """
+    place = place_of(path)
+    if place.lent:
+        with lent_stream(place) as stream:
+            yield stream
+        return
+    folder = place.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"cannot write {path}: {error.filename} is no folder") from None
+    # A name of the longest that there may be has no room for an addition.
+    start = f".{place.path.name[:_NAME_CHARACTERS]}."
+    handle, name = tempfile.mkstemp(prefix=start, suffix=".part", dir=folder)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes private files; a result is as readable as the user's mask allows.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
+        keep_permissions(Path(name), place.old)
+        Path(name).replace(place.path)
     except BaseException as error:
         with suppress(OSError):
             Path(name).unlink()

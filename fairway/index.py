@@ -10,6 +10,7 @@ from fairway.config import Config, from_dict, settings
 from fairway.errors import UserError
 from fairway.recipes import RECIPES
 from fairway.stages import MEMORY, RunFolder
+from fairway.terminal import line
 
 _FACTS = ("name", "recipe", "seed", "differences", "bytes", "train_s", "steps", "state")
 
@@ -65,8 +66,14 @@ def as_csv(found: Sequence[dict[str, Any]]) -> str:
     stages = list(dict.fromkeys(stage for run in found for stage in run["scores"]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_FACTS, *(f"bpb_{stage}" for stage in stages)])
+    writer.writerow([*_FACTS, *(line(f"bpb_{stage}") for stage in stages)])
     for run in found:
         cells = [" ".join(run[n] or []) if n == "differences" else run[n] for n in _FACTS]
-        writer.writerow([*cells, *(run["scores"].get(stage) for stage in stages)])
+        shown = [line(cell) if isinstance(cell, str) else cell for cell in cells]
+        writer.writerow([*shown, *(run["scores"].get(stage) for stage in stages)])
     return out.getvalue()
+
+
+def is_csv(head: bytes) -> bool:
+    """Return whether a file begins as these values do."""
+    return head.startswith(",".join(_FACTS).encode())

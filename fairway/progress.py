@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fairway.terminal import line
+
 
 class Advance(Protocol):
     """Move a bar by `count`, with a new description if one is given."""
@@ -40,7 +42,7 @@ def progress(description: str, total: int) -> Iterator[Advance]:
     """Yield `advance`: a bar with time left on a terminal's standard error, else nothing."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -52,9 +54,10 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         transient=True,
         disable=not (console.is_terminal and speaks()),
     ) as bars:
-        task = bars.add_task(description, total=total)
+        task = bars.add_task(line(description), total=total)
 
         def advance(count: int, description: str | None = None) -> None:
-            bars.update(task, advance=count, description=description)
+            shown = None if description is None else line(description)
+            bars.update(task, advance=count, description=shown)
 
         yield advance

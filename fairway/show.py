@@ -1,28 +1,59 @@
 """What the terminal shows: tables of a run's scores, of an artifact's bytes, of a dry run."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
+import rich.table
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fairway import units
 from fairway.baselines import TOOL_NAMES
 from fairway.config import Config, settings
+from fairway.terminal import clean, line, put
 
 if TYPE_CHECKING:
     from fairway.pack.account import Part
 
 
+class Table(rich.table.Table):
+    """A table whose title and cells are shown as they are: no markup, one line, all harmless."""
+
+    def __init__(self, title: str, *, footer: bool = False) -> None:
+        super().__init__(title=Text(clean(title)), title_justify="left", show_footer=footer)
+
+    def add_column(self, header: Any = "", footer: Any = "", **how: Any) -> None:
+        """Add a column."""
+        super().add_column(_cell(header), _cell(footer), **how)
+
+    def add_row(self, *cells: Any, **how: Any) -> None:
+        """Add a row of texts."""
+        super().add_row(*(_cell(cell) for cell in cells), **how)
+
+
+def _cell(cell: str | Text) -> str | Text:
+    if isinstance(cell, Text):
+        return Text(line(cell.plain), cell.style)
+    shown = line(cell)
+    # In a plain string Rich looks for markup and names of pictures.
+    return Text(shown) if "[" in shown or ":" in shown else shown
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table, its first column to the left and numbers to the right."""
+    made = Table(title)
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
 def score_table(results: dict[str, Any]) -> Table:
     """Return the scores of a run by stage, beside the compressors on the same bytes."""
     text = results["text"]
-    table = Table(
-        title=f"{text['bytes']:,} bytes of validation text, {text['documents']} documents",
-        title_justify="left",
-    )
+    table = Table(f"{text['bytes']:,} bytes of validation text, {text['documents']} documents")
     table.add_column("what")
     table.add_column("bits per byte", justify="right")
     table.add_column("primed", justify="right")
@@ -43,7 +74,7 @@ def score_table(results: dict[str, Any]) -> Table:
 
 def account_table(artifact: dict[str, Any]) -> Table:
     """Return the artifact's bytes by section, with their sum against the limit."""
-    table = Table(title="artifact, byte by byte", title_justify="left", show_footer=True)
+    table = Table("artifact, byte by byte", footer=True)
     total, limit = artifact["bytes"] + artifact["code_bytes"], artifact["limit_bytes"]
     table.add_column("section", footer=f"of {limit:,} allowed ({total / limit:.1%})")
     table.add_column("bytes", justify="right", footer=f"{total:,}")
@@ -56,7 +87,7 @@ def account_table(artifact: dict[str, Any]) -> Table:
 
 def parts_table(parts: "list[Part]") -> Table:
     """Return an artifact's parts: bytes, bits per number stored, entropy of the codes alone."""
-    table = Table(title="artifact, byte by byte", title_justify="left", show_footer=True)
+    table = Table("artifact, byte by byte", footer=True)
     total = sum(part.bytes for part in parts)
     table.add_column("part", footer="the whole file")
     table.add_column("coder")
@@ -81,23 +112,25 @@ def parts_table(parts: "list[Part]") -> Table:
 
 def config_table(config: Config) -> Table:
     """Return every setting with its value and help, those that differ from the default marked."""
-    table = Table(title=Text(f"recipe {config.recipe}"), title_justify="left")
+    table = Table(f"recipe {line(config.recipe)}")
     table.add_column("setting")
     table.add_column("value", justify="right")
     table.add_column("meaning")
     for name, item, value in settings(config):
         changed = item.default is not dataclasses.MISSING and value != item.default
-        # Values are the user's: a path may hold what Rich would take for markup.
         shown = Text(str(value), style="bold" if changed else "")
-        table.add_row(name, shown, Text(item.metadata["help"]))
+        table.add_row(name, shown, item.metadata["help"])
     return table
 
 
 def compare_table(comparison: dict[str, Any]) -> Table:
     """Return the figures of two sides with their differences; what one side lacks is blank."""
     a, b, differences = comparison["a"], comparison["b"], comparison["differences"]
-    table = Table(title=Text(f"A  {a['name']}: {a['title']}\nB  {b['name']}: {b['title']}"))
-    table.title_justify = "left"
+    sides = {"A": a, "B": b}
+    titles = [
+        f"{name}  {line(side['name'])}: {line(side['title'])}" for name, side in sides.items()
+    ]
+    table = Table("\n".join(titles))
     for name in ("figure", "A", "B", "A - B", "A / B - 1"):
         table.add_column(name, justify="left" if name == "figure" else "right")
     names = [*a["figures"], *(name for name in b["figures"] if name not in a["figures"])]
@@ -142,7 +175,7 @@ def statistics_lines(found: dict[str, Any] | None) -> list[str]:
 
 def probe_table(facts: dict[str, Any]) -> Table:
     """Return the probes of an audit with their verdicts."""
-    table = Table(title=f"audit: {facts['verdict']}", title_justify="left")
+    table = Table(f"audit: {line(facts['verdict'])}")
     for name in ("score", "probe", "rules", "samples", "worst", "at", "verdict"):
         table.add_column(name, justify="right" if name in ("samples", "worst", "at") else "left")
     table.add_column("because", overflow="fold")
@@ -150,20 +183,20 @@ def probe_table(facts: dict[str, Any]) -> Table:
         worst = "" if probe["worst"] is None else f"{probe['worst']:.2g}"
         place = "" if probe["position"] is None else f"{probe['position']:,}"
         table.add_row(
-            *(Text(str(probe[name])) for name in ("stage", "name")),
+            *(str(probe[name]) for name in ("stage", "name")),
             " ".join(probe["rules"]),
             f"{probe['samples']:,}",
             worst,
             place,
             Text(probe["verdict"], style="bold" if probe["verdict"] == "invalid" else ""),
-            Text(probe["why"]),
+            probe["why"],
         )
     return table
 
 
 def findings_table(title: str, findings: Iterable[dict[str, Any]]) -> Table:
     """Return what an audit found, the gravest first; names and values are shown as they are."""
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title)
     for name in ("severity", "what", "where", "value", "why it matters"):
         table.add_column(name, overflow="fold")
     for found in findings:
@@ -187,15 +220,14 @@ def _number(name: str, value: float, sign: str = "") -> str:
     return f"{value:{sign}z,.1f}" if name.endswith("seconds") else f"{value:{sign}z,.0f}"
 
 
-def show(*things: Any) -> None:
-    """Print tables, and lines as they are, to standard output."""
-    console = Console()
+def show(*things: Any, stream: TextIO | None = None) -> None:
+    """Print tables and lines, cleaned, to a stream; standard output if nothing is said."""
     # A narrow pipe must not cut numbers in half.
-    if not console.is_terminal:
-        console = Console(width=100)
+    width = None if Console(file=stream).is_terminal else 100
+    console = Console(file=stream, width=width)
     for thing in things:
         if isinstance(thing, str):
-            print(thing)
+            put(thing, stream)
         else:
             console.print(thing, highlight=False)
 

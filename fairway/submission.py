@@ -14,6 +14,8 @@ from fairway.bundle.build import SCRIPT, write_bundle
 from fairway.config import Config
 from fairway.errors import UserError
 from fairway.files import digest_file, write_atomic, write_json
+from fairway.folders import new_folder
+from fairway.outputs import require_new
 from fairway.record import (
     LIMIT_BYTES,
     TRACKS,
@@ -26,9 +28,11 @@ from fairway.record import (
 )
 from fairway.run import ARTIFACT, DATA, Pipeline, open_run
 from fairway.steps import STEPS, Say, read_steps
+from fairway.terminal import line
 from fairway.version import VERSION
 
 DIGESTS, RESULTS, README, CLAIM = "digests.json", "results", "README.md", "submission.json"
+_SAID = ("--name", "--author", "--github-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,10 @@ def submit(paths: Sequence[Path], claim: Claim, out: Path, say: Say) -> dict[str
 
     Raises UserError for anything that a reviewer would have to refuse.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already; name a new folder with --out")
+    require_new(out)
+    for option, words in zip(_SAID, (claim.name, claim.author, claim.github_id), strict=True):
+        if words != line(words):
+            raise UserError(f"{option} is '{words}'; it stands on a page, which shows only letters")
     if claim.track not in TRACKS:
         raise UserError(f"track '{claim.track}' is unknown; choose one of {', '.join(TRACKS)}")
     pipelines = [open_run(path, [], _silent) for path in paths]
@@ -59,8 +65,30 @@ def submit(paths: Sequence[Path], claim: Claim, out: Path, say: Say) -> dict[str
     for path, run in zip(paths, runs, strict=True):
         _require_valid(path, run)
     commit = _commit()
+    with new_folder(out, _is_ours, _never, DIGESTS) as folder:
+        text = _write(folder, pipelines, runs, claim, commit)
+    say(f"{out}: {text['val_bpb']:.6f} bits per byte over {len(runs)} seeds")
+    return text
+
+
+def _is_ours(name: str) -> bool:
+    """Return that no file of a folder that is there already may be replaced."""
+    return False
+
+
+def _never(folder: Path) -> None:
+    raise AssertionError(f"a record is new, and {folder} is not filled")
+
+
+def _write(
+    folder: Path,
+    pipelines: Sequence[Pipeline],
+    runs: list[dict[str, Any]],
+    claim: Claim,
+    commit: str,
+) -> dict[str, Any]:
+    """Write the files of a record and audit it; return its submission.json."""
     config: Config = replace(pipelines[0].config, seed=runs[0]["seed"])
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=_parent(out)))
     made = write_bundle(config, folder)
     _require_budgets(runs, made.manifest)
     people = {"name": claim.name, "author": claim.author, "github_id": claim.github_id}
@@ -76,20 +104,11 @@ def submit(paths: Sequence[Path], claim: Claim, out: Path, say: Say) -> dict[str
     _dry_run(folder, pipelines[0], text)
     seal(folder)
     _require_clean(folder)
-    # Made for its owner alone, as a temporary folder is; a record is there to be read.
-    folder.chmod(0o755)
-    folder.rename(out)
-    say(f"{out}: {text['val_bpb']:.6f} bits per byte over {len(runs)} seeds")
     return text
 
 
 def _silent(text: str) -> None:
     """Say nothing."""
-
-
-def _parent(out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out.parent
 
 
 # ---------------------------------------------------------------------------------------------
@@ -171,9 +190,11 @@ def _commit() -> str:
     )
     if known.returncode:
         return f"fairway {VERSION}"
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    changed = (
+        subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, check=True)
+        .stdout.decode(errors="replace")
+        .splitlines()
+    )
     if changed:
         raise UserError(
             f"{len(changed)} source files differ from their commit ({changed[0][3:]}, ...); commit "
@@ -235,7 +256,8 @@ def _dry_run(folder: Path, pipeline: Pipeline, claim: Mapping[str, Any]) -> None
             [sys.executable, *command, "--dry-run"],
             cwd=empty,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
     wanted = f"{claim['recipe']}, seed {seed}, on {claim['data_sha256'][:16]}"

@@ -114,7 +114,7 @@ def _disagreements(folder: Path, claim: Mapping[str, Any]) -> Iterator[str]:
         yield str(error)
         return
     runs = [read_json(folder / results_file(int(seed))) for seed in claim["seeds"]]
-    logs = [(folder / log_file(int(seed))).read_text() for seed in claim["seeds"]]
+    logs = [(folder / log_file(int(seed))).read_text("utf-8") for seed in claim["seeds"]]
     if claim["track"] not in TRACKS.values():
         yield f"{CLAIM} names a track that there is not: {claim['track']}"
     people = {name: claim[name] for name in ("name", "author", "github_id")}
@@ -265,7 +265,8 @@ def _retrained(folder: Path, claim: Mapping[str, Any], seed: int, data: Path) ->
             [sys.executable, *command, "--seed", str(seed)],
             cwd=empty,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         if ended.returncode:

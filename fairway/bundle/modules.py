@@ -48,7 +48,7 @@ def load_modules(entry: str) -> dict[str, Module]:
             return
         file = source_file(name)
         assert file is not None, f"no source file of {name}"
-        module = Module(name, ast.parse(file.read_text(), str(file)), lazy)
+        module = Module(name, ast.parse(file.read_text("utf-8"), str(file)), lazy)
         found[name] = module
         waiting = _read_imports(module)
         for target, _ in module.internal.values():

@@ -79,6 +79,13 @@ def _canonical(header: dict[str, Any]) -> bytes:
     return json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def kind_of(head: bytes) -> int | None:
+    """Return the kind of the file that begins so, or None if it is none of these files."""
+    if len(head) < PREFIX_BYTES or not head.startswith(MAGIC):
+        return None
+    return int(_PREFIX.unpack(head[:PREFIX_BYTES])[2])
+
+
 def open_file(data: bytes) -> tuple[int, bytes]:
     """Return the kind and the body of a file; UserError unless every byte is as it was written."""
     if data[: len(MAGIC)] != MAGIC:

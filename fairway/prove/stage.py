@@ -105,7 +105,8 @@ def _restored(proof: Path, artifact: Path) -> bytes:
             cwd=empty,
             env=env,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         if ended.returncode:
             told = ended.stderr.strip().rpartition("\n")[2].removeprefix("fairway: ")

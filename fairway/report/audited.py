@@ -13,6 +13,8 @@ TEXT_CSS = """
 .text table { font-size: 0.84rem; }
 .text th, .text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 """
+_HEAD = '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
+_TITLE = "Fairway audit"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _WORDS = {"invalid": "invalid", "warning": "look here", "note": "note"}
 
@@ -69,13 +71,18 @@ def _findings(findings: Sequence[Finding]) -> Html:
     return _table(["", "what", "where", "value", "why it matters"], rows)
 
 
+def is_page(head: bytes) -> bool:
+    """Return whether a file begins as pages of audited records do."""
+    return head.startswith(_HEAD.encode()) and f"<title>{_TITLE}".encode() in head
+
+
 def records_page(audits: Sequence[RecordAudit]) -> str:
     """Return a self-contained page of audited records; nothing in it is fetched or run."""
     bad = sum(not audit.valid for audit in audits)
-    title = f"Fairway audit: {len(audits)} records, {bad} with something invalid"
+    title = f"{_TITLE}: {len(audits)} records, {bad} with something invalid"
     parts = [_record(audit) for audit in audits]
     return (
-        '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
+        f"{_HEAD}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
         f"<title>{esc(title)}</title>\n<style>{CSS}{TEXT_CSS}</style>\n</head>\n"
