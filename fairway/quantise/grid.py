@@ -112,9 +112,13 @@ def row_scales(w_RC: Tensor, grid: Grid, name: str) -> Tensor:
 
 
 def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
-    """Return the nearest codes, codes_RC int8; ties go to the even code, the rest is clipped."""
+    """Return the nearest codes, codes_RC (int8; int16 if of more than 8 bits).
+
+    Ties go to the even code, what lies beyond the largest code is clipped to it.
+    """
     codes_RC = torch.round(w_RC.float() / scale_R.float()[:, None])
-    return codes_RC.clamp_(-largest_code(bits), largest_code(bits)).to(torch.int8)
+    codes_RC.clamp_(-largest_code(bits), largest_code(bits))
+    return codes_RC.to(torch.int8 if bits <= 8 else torch.int16)
 
 
 def restore(quantised: QuantisedTensor) -> Tensor:
