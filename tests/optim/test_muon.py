@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import muon_update
-from torch import Tensor, nn
+from torch import nn
 
 from fairway.config import ModelConfig, OptimConfig
 from fairway.errors import UserError
