@@ -124,8 +124,9 @@ def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
 def restore(quantised: QuantisedTensor) -> Tensor:
     """Return the weights w_RC in float32. See `error_bound` for how far off they can be."""
     multiples_RC = reconstruct(quantised.codes, quantised.trellis, quantised.order)
-    if quantised.scale_steps is None or quantised.columns is None:
+    if quantised.columns is None:
         return multiples_RC.float() * quantised.scale.float()[:, None]
+    assert quantised.scale_steps is not None, "columns have steps where rows have"
     steps_R1, weights_RC = quantised.scale_steps.int()[:, None], multiples_RC.float()
     for first in range(0, len(weights_RC), _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)

@@ -91,7 +91,9 @@ def test_the_largest_scale_is_float16s() -> None:
         row_scales(torch.tensor([[1.0], [-65_520.0]]), Grid(2, 1.0), "w")
 
 
-def test_two_columns_have_a_deviation_and_a_constant_row_has_none() -> None:
+@pytest.mark.filterwarnings("error")
+def test_two_columns_have_a_deviation_and_one_or_equal_ones_have_none() -> None:
+    assert row_scales(torch.tensor([[-0.5]]), INT6, "w") == torch.tensor(0.5 / 31).half()
     w_RC = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
     wanted = torch.tensor([12.85 * 2**0.5 / 31, 2 / 31]).half()
     assert torch.equal(row_scales(w_RC, INT6, "w"), wanted)
