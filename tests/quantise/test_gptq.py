@@ -1,5 +1,6 @@
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -54,7 +55,8 @@ def plain_gptq(w_RC: Tensor, hessian_CC: Tensor, grid: Grid, damp: float, order:
     while left:
         j = left[0]
         inverse = torch.linalg.inv(H_CC[left][:, left])
-        codes_RC[:, j] = (w_RC[:, j] / scale_R).round().clamp(-31, 31)
+        most = 2 ** (grid.bits - 1) - 1
+        codes_RC[:, j] = (w_RC[:, j] / scale_R).round().clamp(-most, most)
         error_R = w_RC[:, j] - codes_RC[:, j] * scale_R
         w_RC[:, left] -= torch.outer(error_R, inverse[0] / inverse[0, 0])
         left = left[1:]
@@ -73,17 +75,19 @@ def test_equals_the_plain_column_by_column_version(
     act_order: bool, block: int, dead: tuple[int, ...]
 ) -> None:
     w_RC, hessian_CC = problem()
-    # Energies about 1, the value that a dead column's diagonal takes.
-    hessian_CC /= hessian_CC.diagonal().median()
+    # Energies up to 1, the value that a dead column's diagonal takes.
+    hessian_CC /= hessian_CC.diagonal().max()
     for column in dead:
         hessian_CC[column] = hessian_CC[:, column] = 0.0
     order = torch.arange(20)
     if act_order:
         energy_C = torch.where(hessian_CC.diagonal() == 0, 1.0, hessian_CC.diagonal())
         order = energy_C.argsort(descending=True, stable=True)
-    expected = plain_gptq(w_RC, hessian_CC, INT6, 0.01, order)
-    found = gptq(w_RC, hessian_CC, INT6, damp=0.01, block=block, act_order=act_order)
-    assert torch.equal(found.codes, expected)
+    for grid, damp in ((INT6, 0.01), (INT6, 0.5), (Grid(4, 1.5), 0.01)):
+        expected = plain_gptq(w_RC, hessian_CC, grid, damp, order)
+        found = gptq(w_RC, hessian_CC, grid, damp=damp, block=block, act_order=act_order)
+        assert torch.equal(found.codes, expected)
+    assert found.codes.min() == -7 and found.codes.max() == 7
 
 
 def batch(device: str = "cpu") -> list[Matrix]:
@@ -119,13 +123,20 @@ def test_groups_come_by_width_then_height_then_bits_and_factorise_a_hessian_once
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []
+    kept: list[weakref.ref[Tensor]] = []
+    gone: dict[str, bool] = {}
 
     def counted(hessian_CC: Tensor, damp: float, name: str) -> Tensor:
         asked.append(name)
-        return inverse_factor(hessian_CC, damp, name)
+        if len(hessian_CC) == 33:
+            gone[name] = not any(factor() is not None for factor in kept)
+        upper_CC = inverse_factor(hessian_CC, damp, name)
+        kept.append(weakref.ref(upper_CC))
+        return upper_CC
 
     monkeypatch.setattr("fairway.quantise.gptq.inverse_factor", counted)
     found = [name for name, _ in gptq_all(batch(), **SETTINGS)]
+    assert gone == {"m2": True, "m5": False}
     # 20 columns: m1 has 5 rows, m4 4 bits; 33 columns: m2 and m5.
     assert found == ["m1", "m4", "m0", "m3", "m2", "m5"]
     assert asked == ["m1", "m4", "m2", "m5"]
@@ -181,6 +192,13 @@ def test_gpu_codes_are_those_of_the_cpu_up_to_ties() -> None:
     )
     assert on_gpu.error == pytest.approx(on_cpu.error, rel=1e-4)
     assert on_gpu.entropy_bits == on_cpu.entropy_bits
+
+
+def test_weights_and_hessians_of_other_dtypes_are_computed_with_in_float32() -> None:
+    w_RC, hessian_CC = (part.bfloat16() for part in problem())
+    found = gptq(w_RC, hessian_CC, INT6, **SETTINGS)
+    wanted = gptq(w_RC.float(), hessian_CC.float(), INT6, **SETTINGS)
+    assert torch.equal(found.codes, wanted.codes) and torch.equal(found.scale, wanted.scale)
 
 
 def test_scale_of_the_hessian_does_not_matter() -> None:
@@ -247,7 +265,7 @@ def test_inputs_are_left_alone() -> None:
     assert torch.equal(w_RC, kept[0]) and torch.equal(hessian_CC, kept[1])
 
 
-@pytest.mark.parametrize(("beyond", "times"), [(0.5, 100), (50.0, 10_000), (500.0, 100_000)])
+@pytest.mark.parametrize(("beyond", "times"), [(0.95, 100), (50.0, 10_000), (950.0, 100_000)])
 def test_indefinite_hessian_gets_more_damping_and_a_warning(beyond: float, times: int) -> None:
     # Eigenvalues 2 + x and -x, a mean of 1: 0.01 times a power of ten must exceed x.
     hessian_CC = torch.tensor([[1.0, 1.0 + beyond], [1.0 + beyond, 1.0]])
@@ -286,7 +304,12 @@ def test_one_position_of_calibration_is_enough_without_a_warning() -> None:
 
 @pytest.mark.parametrize(
     "hessian",
-    [torch.full((20, 20), float("nan")), torch.eye(19), torch.ones(20), torch.eye(20) * math.inf],
+    [
+        torch.full((20, 20), float("nan")),
+        torch.eye(20).index_fill(1, torch.tensor([3]), math.inf),
+        torch.eye(19),
+        torch.ones(20),
+    ],
 )
 def test_unusable_hessians_are_refused(hessian: Tensor) -> None:
     with pytest.raises(UserError, match="statistics of the matrix are not a finite 20 x 20"):
@@ -367,7 +390,7 @@ def test_untied_embedding_is_rounded_plainly() -> None:
     [
         (torch.tensor([1e5]), "gain holds a value that float16 cannot"),
         (torch.tensor([float("nan")]), "gain holds a value that float16 cannot"),
-        (torch.tensor([65_520.0]), "gain holds a value that float16 cannot"),
+        (torch.tensor([1.0, 65_520.0]), "gain holds a value that float16 cannot"),
         (torch.tensor([1]), "gain is torch.int64; an artifact holds floating-point tensors only"),
     ],
 )
@@ -532,3 +555,18 @@ def test_statistics_of_nothing_are_numbers() -> None:
     stats = tensor_stats("w", w_RC, round_plainly(w_RC, INT6, "w"), None)
     assert (stats.entropy_bits, stats.zero_share, stats.error) == (0.0, 1.0, 0.0)
     assert stats.kurtosis == 0.0
+
+
+def test_energies_below_1e_30_count_as_that() -> None:
+    w_RC = torch.full((1, 2), 6e-16)
+    nothing = QuantisedTensor(torch.zeros(1, 2, dtype=torch.int8), torch.ones(1), 6)
+    assert tensor_stats("w", w_RC, nothing, None).error == pytest.approx(0.72)
+
+
+def test_codes_of_one_sign_have_their_entropy() -> None:
+    codes = torch.tensor([[-31, -30, -1, -1]], dtype=torch.int8)
+    tensor = QuantisedTensor(codes, torch.ones(1), 6)
+    for sign in (1, -1):
+        signed = replace(tensor, codes=sign * codes)
+        stats = tensor_stats("w", restore(signed), signed, None)
+        assert (stats.entropy_bits, stats.zero_share) == (1.5, 0.0)

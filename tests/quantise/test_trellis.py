@@ -53,9 +53,7 @@ def test_the_state_machines_are_part_of_the_format() -> None:
     }
     grids = {states: grid.tolist() for states, grid in GRIDS.items()}
     assert grids == {4: [0, 0, 1, 1], 8: [0, 1, 0, 1, 0, 1, 0, 1]}
-
-
-def test_a_known_path() -> None:
+    assert all(t.dtype == np.int8 for t in (*TRELLIS.values(), *GRIDS.values()))
     # 8 states: 1 in 0 (2), 2 in 2 (4), -1 in 1 (-2 + 1), -2 in 7 (-4 + 1), 0 in 7 (0), 3 in 7 (5).
     codes = torch.tensor([[1, 2, -1, -2, 0, 3]], dtype=torch.int8)
     assert reconstruct(codes, 8, None).tolist() == [[2, 4, -1, -3, 0, 5]]
