@@ -350,6 +350,46 @@ def test_the_largest_bank_is_worked_on_first_and_the_latest_layers_leave_first(
     assert {bank.updates_PRC.dtype for bank in made.banks} == {torch.bfloat16}
 
 
+def test_gradients_are_taken_from_their_weights_when_a_bank_leaves() -> None:
+    """A backward pass then makes new ones, whose memory is free until it does."""
+    matrices = lone((3, 4), (3, 4))
+    [bank] = Muon(matrices, CONFIG).banks
+    for number, (_, weight) in enumerate(matrices):
+        weight.grad = torch.full((3, 4), 1.0 + number)
+    bank.collect()
+    assert all(weight.grad is None for _, weight in matrices)
+    assert bank.grads_PRC[:, 0, 0].tolist() == [1.0, 2.0]
+
+
+def test_a_bank_goes_by_the_kernels_it_was_given() -> None:
+    called = []
+
+    def rows(*arguments: Any) -> None:
+        called.append(arguments)
+        muon.nesterov(*arguments)
+
+    [(_, weight)] = matrices = lone((3, 4))
+    [bank] = Muon(matrices, CONFIG).banks
+    bank.nesterov, weight.grad = rows, torch.ones(3, 4)
+    bank.collect()
+    bank.propose(torch.ones(1), 0.5)
+    [(grad, buffer, _, mu, normalise, out)] = called
+    assert (grad.data_ptr(), buffer is bank.momentum_KRC) == (bank.grads_PRC.data_ptr(), True)
+    assert (mu, normalise, out.data_ptr()) == (0.5, True, bank.updates_PRC.data_ptr())
+
+
+def test_norms_are_rounded_matrix_by_matrix() -> None:
+    """So that their sum does not depend on how many matrices a rank has."""
+    matrices = lone((3, 4), (3, 4))
+    [bank] = Muon(matrices, CONFIG).banks
+    for (_, weight), value in zip(matrices, (4097.0, 1.0), strict=True):
+        weight.grad = torch.zeros(3, 4)
+        weight.grad[0, 0] = value
+    bank.collect()
+    # The float32 next to the root of 4097^2 + 1 is 4097.
+    assert bank.square().dtype == torch.float64 and float(bank.square()) == 4097**2 + 1
+
+
 class Leaving:
     """A bank that writes down when it leaves."""
 
@@ -388,6 +428,13 @@ def test_a_bank_leaves_with_its_last_gradient_and_not_before_an_earlier_one() ->
         assert left == ["a", "b", "c"]
         c.backward(0, 1)
         assert left == ["a", "b", "c"]
+    left.clear()
+    departures.expect()
+    for bank in (c, a, b):
+        bank.backward(0, 1)
+    assert left == ["a", "b", "c"]
+    departures.finish()
+    assert left == ["a", "b", "c"]
 
 
 def test_a_single_rank_sends_nothing_before_the_step() -> None:

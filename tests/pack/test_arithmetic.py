@@ -135,6 +135,17 @@ def test_their_bytes_are_pinned() -> None:
     assert hashlib.sha256(data).hexdigest()[:16] == PINNED
 
 
+def test_the_heads_that_the_encoder_chooses_are_pinned() -> None:
+    """A worse fit would be read as well: what it costs is for a digest to say."""
+    streams = []
+    for trellis in (0, 4, 8):
+        case = cases()[f"extremes {trellis} 0"]
+        streams.append(cabac.encode_codes(case.codes, case.sides))
+    case = cases()["following"]
+    streams.append(cabac.encode_codes([case.codes[1]], [case.sides[1]]))
+    assert hashlib.sha256(b"".join(streams)).hexdigest()[:16] == "e1073acd8dca87c7"
+
+
 def test_those_streams_meet_every_bound() -> None:
     plain_cabac.MET.clear()
     for case in cases().values():
