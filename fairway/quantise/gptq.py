@@ -140,7 +140,7 @@ def inverse_factor(H_CC: Tensor, damp: float, name: str) -> Tensor:
         if torch.isfinite(upper_CC).all():
             if attempt:
                 warnings.warn(
-                    f"the Hessian of {name} needed {10**attempt} times the damping", stacklevel=6
+                    f"the Hessian of {name} needed {10**attempt} times the damping", stacklevel=2
                 )
             return upper_CC
     raise UserError(
@@ -329,7 +329,7 @@ def tensor_stats(
     plain_R = scale_R * (2 if quantised.trellis else 1)
     plain = QuantisedTensor(round_to_grid(w_RC, plain_R, quantised.bits), plain_R, quantised.bits)
     qmax = largest_code(quantised.bits)
-    counts = torch.bincount(codes_RC.flatten().int() + qmax, minlength=2 * qmax + 1)
+    counts = torch.bincount(codes_RC.flatten().int() + qmax, minlength=qmax + 1)
     share = counts.double().cpu() / codes_RC.numel()
     centred = w_RC - w_RC.mean()
     variance = max(float(centred.square().mean()), 1e-30)

@@ -112,16 +112,21 @@ def row_scales(w_RC: Tensor, grid: Grid, name: str) -> Tensor:
 
 
 def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
-    """Return the nearest codes, codes_RC int8; ties go to the even code, the rest is clipped."""
+    """Return the nearest codes, codes_RC (int8; int16 if of more than 8 bits).
+
+    Ties go to the even code, what lies beyond the largest code is clipped to it.
+    """
     codes_RC = torch.round(w_RC.float() / scale_R.float()[:, None])
-    return codes_RC.clamp_(-largest_code(bits), largest_code(bits)).to(torch.int8)
+    codes_RC.clamp_(-largest_code(bits), largest_code(bits))
+    return codes_RC.to(torch.int8 if bits <= 8 else torch.int16)
 
 
 def restore(quantised: QuantisedTensor) -> Tensor:
     """Return the weights w_RC in float32. See `error_bound` for how far off they can be."""
     multiples_RC = reconstruct(quantised.codes, quantised.trellis, quantised.order)
-    if quantised.scale_steps is None or quantised.columns is None:
+    if quantised.columns is None:
         return multiples_RC.float() * quantised.scale.float()[:, None]
+    assert quantised.scale_steps is not None, "columns have steps where rows have"
     steps_R1, weights_RC = quantised.scale_steps.int()[:, None], multiples_RC.float()
     for first in range(0, len(weights_RC), _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)

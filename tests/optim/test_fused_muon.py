@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fairway.config import OptimConfig
 from fairway.optim import muon
 
 pytest.importorskip("triton", reason="the kernels need Triton")
@@ -46,3 +47,15 @@ def test_move(shape: tuple[int, int, int]) -> None:
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
     fused_muon.fused_move(ours, updates, 0.0, 0.3)
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_of_kernels_is_moved_by_kernels() -> None:
+    for fused, kernels in (
+        (None, (muon.nesterov, muon.move)),
+        (object(), (fused_muon.fused_nesterov, fused_muon.fused_move)),
+    ):
+        model = torch.nn.Module()
+        model.blocks = torch.nn.ModuleList([torch.nn.Linear(3, 4)])
+        model.fused = fused
+        [bank] = muon.Optimisers(model, OptimConfig()).muon.banks
+        assert bank.names == ["blocks.0.weight"] and (bank.nesterov, bank.move) == kernels

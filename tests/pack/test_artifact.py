@@ -1,6 +1,4 @@
-import hashlib
 import json
-import struct
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +10,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from specimens import PROVENANCE, PUNY, ROUND, TINY, WORDS, fancy, quantised, striped
+from specimens import (
+    PROVENANCE,
+    PUNY,
+    ROUND,
+    TINY,
+    WORDS,
+    change,
+    fancy,
+    quantised,
+    reheaded,
+    striped,
+)
 
 from fairway.config import ModelConfig, PackConfig, to_dict
 from fairway.errors import UserError
 from fairway.files import digest_bytes, digest_file
 from fairway.model.gpt import GPT
-from fairway.pack import artifact
 from fairway.pack.account import byte_account
 from fairway.pack.artifact import account, load_artifact, save_artifact
 from fairway.pack.layout import layout, role_of, threshold
@@ -259,31 +267,6 @@ def forged(
 ) -> Path:
     """Write an artifact whose header was changed and whose digest is right again."""
     return reheaded(save(path, pack), change, tail)
-
-
-def reheaded(
-    path: Path, change: Callable[[dict[str, Any]], Any], tail: bytes | None = None
-) -> Path:
-    """Change the header of an artifact so that its digest is right again."""
-    data = path.read_bytes()
-    length = struct.unpack_from("<I", data, 12)[0]
-    header = json.loads(data[48 : 48 + length])
-    header = change(header) or header
-    text = header if isinstance(header, bytes) else artifact._canonical(header)
-    rest = data[48 + length :] if tail is None else tail
-    prefix = data[:12] + struct.pack("<I", len(text)) + hashlib.sha256(text).digest()
-    path.write_bytes(prefix + text + rest)
-    return path
-
-
-def change(*where: Any, to: Any) -> Callable[[dict[str, Any]], None]:
-    def apply(header: dict[str, Any]) -> None:
-        node: Any = header
-        for key in where[:-1]:
-            node = node[key]
-        node[where[-1]] = to
-
-    return apply
 
 
 def test_the_forger_can_write_a_good_file(tmp_path: Path) -> None:

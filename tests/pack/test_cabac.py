@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from plain_cabac import read_stream
 
 import fairway
 from fairway.errors import UserError
@@ -62,6 +63,20 @@ def equal(found: list[Codes], codes: list[Codes]) -> bool:
 def test_every_kind_of_code_comes_back() -> None:
     for codes, sides in samples():
         assert equal(decode_codes(encode_codes(codes, sides), sides), codes)
+
+
+def test_what_the_encoder_writes_is_read_from_the_page_alone() -> None:
+    for codes, sides in samples()[::3]:
+        data = encode_codes(codes, sides)
+        orders = [None if side.order is None else side.order.tolist() for side in sides]
+        found = read_stream(
+            data,
+            [side.shape for side in sides],
+            [side.step_logs.tolist() for side in sides],
+            sides[0].trellis,
+            orders,
+        )
+        assert found == [matrix.tolist() for matrix in codes]
 
 
 def test_all_ways_to_predict_are_used() -> None:

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairway.prove.coder import TOTAL_BITS, Decoder, Encoder, cost_bits, frequencies
+from fairway.prove.coder import Decoder, Encoder, cost_bits, frequencies, spare_of
+
+TOTAL_BITS = 32
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -209,3 +211,204 @@ def test_zeros_at_the_end_are_written_where_many_would_be_missing(count: int) ->
     decoder = Decoder(data)
     assert [decoder.decode(counts_V) for _ in range(count)] == [0] * count
     assert not decoder.beyond
+
+
+# ---------------------------------------------------------------------------------------------
+# Every figure again, from plain whole numbers of any size
+
+
+def plain_bytes(shares: list[tuple[int, int, int]]) -> bytes:
+    """Return the fewest bytes inside the interval of some (start, width, total bits)."""
+    low, width, count = 0, 2**64 - 1, 8
+    for start, part, total_bits in shares:
+        unit = width // 2**total_bits
+        low, width = low + unit * start, unit * part
+        while width < 2**56:
+            low, width, count = low * 256, width * 256, count + 1
+    for free in range(8, -1, -1):
+        step = 256**free
+        if (found := -(-low // step) * step) < low + width:
+            return found.to_bytes(count, "big").rstrip(b"\0")
+    raise AssertionError
+
+
+def plain_symbols(data: bytes, rows: list[list[int]], total_bits: int) -> tuple[list[int], int]:
+    """Return the symbols that any bytes stand for, and how many bytes were looked at."""
+    at, width = 8, 2**64 - 1
+    offset = int.from_bytes(data[:8].ljust(8, b"\0"), "big")
+    found = []
+    for counts in rows:
+        unit = width >> total_bits
+        target, symbol = min(offset // unit, 2**total_bits - 1), 0
+        while target >= counts[symbol]:
+            target -= counts[symbol]
+            symbol += 1
+        found.append(symbol)
+        offset -= unit * sum(counts[:symbol])
+        width = unit * counts[symbol]
+        while width < 2**56:
+            byte = data[at] if at < len(data) else 0
+            offset, width, at = (offset * 256 + byte) % 2**64, width * 256, at + 1
+    return found, at
+
+
+def shares_at(total_bits: int, seed: int) -> list[tuple[int, int, int]]:
+    """Shares of every width, at the edges and in the middle."""
+    draw, most, found = np.random.default_rng(seed), 2**total_bits, []
+    for _ in range(60):
+        width = min(most, 1 << int(draw.integers(0, total_bits + 1)))
+        start = [0, most - width, int(draw.integers(0, most - width + 1))][draw.integers(3)]
+        found.append((start, width, total_bits))
+    return found
+
+
+@pytest.mark.parametrize("total_bits", [1, 8, 24, 32, 40, 48])
+def test_the_bytes_are_the_shortest_number_in_the_interval(total_bits: int) -> None:
+    for seed in range(20):
+        shares = shares_at(total_bits, seed)
+        for count in (0, 1, 2, 3, 60):
+            encoder = Encoder()
+            for start, width, bits in shares[:count]:
+                encoder.encode(start, width, bits)
+            assert encoder.finish() == plain_bytes(shares[:count])
+
+
+def test_compiled_bytes_are_the_shortest_number_in_the_interval() -> None:
+    narrow = [(2**32 - 1, 1, 32)] * 40
+    for shares in (narrow, *(shares_at(32, seed) for seed in range(20))):
+        for count in (0, 1, 2, 3, 40):
+            encoder = Encoder()
+            starts, widths, _ = np.array(shares[:count], np.int64).reshape(-1, 3).T
+            encoder.encode_all(starts, widths)
+            assert encoder.finish() == plain_bytes(shares[:count])
+
+
+@pytest.mark.parametrize("total_bits", [8, 24, 32, 40])
+def test_any_bytes_stand_for_the_same_symbols(total_bits: int) -> None:
+    draw = np.random.default_rng(3)
+    for size in (0, 1, 7, 8, 9, 40):
+        for data in (b"\0" * size, b"\xff" * size, draw.bytes(size)):
+            rows = []
+            for _ in range(12):
+                counts = frequencies(log_softmax(draw.standard_normal(5) * 20), total_bits)
+                rows.append(counts.tolist())
+            decoder = Decoder(data)
+            assert decoder.exhausted == (size <= 8)
+            ends = [plain_symbols(data, rows[: count + 1], total_bits) for count in range(12)]
+            for row, (symbols, at) in zip(rows, ends, strict=True):
+                assert decoder.decode(np.array(row), total_bits) == symbols[-1]
+                assert decoder.exhausted == (at >= size)
+            if total_bits == 32:
+                starts = (np.cumsum(rows, 1) - np.array(rows)).astype(np.uint32)
+                many, found = Decoder(data), np.zeros(12, np.int64)
+                for part in (np.arange(5), np.arange(5, 12)):
+                    many.decode_rows(starts, part, found)
+                assert found.tolist() == ends[-1][0]
+                assert (many._offset, many._range, many._next) == (
+                    decoder._offset, decoder._range, decoder._next
+                )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 9])
+def test_tables_of_every_size_and_order_have_a_last_share_that_begins_in_time(size: int) -> None:
+    """What a search by halves finds, whatever the table; and its share is as wide as it goes on."""
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        table = draw.integers(0, 2**32, (3, size), np.uint32)
+        table[:2].sort(1)
+        table[0, 0] = 0
+        data = draw.bytes(30)
+        decoder, found = Decoder(data), np.zeros(3, np.int64)
+        offset, width = int.from_bytes(data[:8], "big"), 2**64 - 1
+        at = 8
+        for row in range(3):
+            decoder.decode_rows(table, np.array([row]), found)
+            starts = [0, *table[row, 1:].tolist(), 2**32]
+            target = min(offset // (width >> 32), 2**32 - 1)
+            symbol, after = 0, size
+            while after - symbol > 1:
+                middle = (symbol + after) // 2
+                symbol, after = (middle, after) if starts[middle] <= target else (symbol, middle)
+            assert found[row] == symbol
+            offset = (offset - (width >> 32) * starts[symbol]) % 2**64
+            width = (width >> 32) * (starts[after] - starts[symbol]) % 2**64
+            while width < 2**56:
+                byte = data[at] if at < len(data) else 0
+                offset, width, at = (offset * 256 + byte) % 2**64, width * 256 % 2**64, at + 1
+        assert (decoder._offset, decoder._range, decoder._next) == (offset, width, at)
+
+
+@pytest.mark.parametrize(
+    ("probs", "counts"),
+    [
+        # Each has 1 of 256; shares of the rest are cut, and the likeliest gets what is left.
+        ([0.5, 0.25, 0.25], [128, 64, 64]),
+        ([0.25, 0.5, 0.25], [64, 128, 64]),
+        ([1 / 3, 1 / 3, 1 / 3], [86, 85, 85]),
+        ([0.0, 1.0, 0.0], [1, 254, 1]),
+        ([0.3, 0.3, 0.2, 0.2], [77 + 1, 76, 51, 51]),
+        ([1.0], [256]),
+    ],
+)
+def test_frequencies_of_eight_bits(probs: list[float], counts: list[int]) -> None:
+    assert sum(counts) == 256
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.array([[probs], [probs]]))
+    found = frequencies(logs, 8)
+    assert found.shape == logs.shape and found.tolist() == [[counts], [counts]]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_sum_may_be_off_by_a_billionth_to_either_side(sign: int, place: int) -> None:
+    for off, fine in ((9e-10, True), (1.1e-9, False)):
+        probs = np.full((2, 4), 0.25)
+        probs[place, 2] += sign * off
+        if fine:
+            assert (frequencies(np.log(probs)).sum(1) == 2**32).all()
+        else:
+            with pytest.raises(ValueError, match="the probabilities of a row do not sum to 1"):
+                frequencies(np.log(probs))
+
+
+def test_symbols_fit_half_of_the_total_and_totals_48_bits() -> None:
+    assert spare_of(128, 8) == 128 and spare_of(1, 48) == 2**48 - 1 and spare_of(1, 1) == 1
+    told = r"129 symbols do not fit frequencies that sum to 2\^8"
+    with pytest.raises(ValueError, match=told):
+        spare_of(129, 8)
+    with pytest.raises(ValueError, match=r"1 symbols do not fit frequencies that sum to 2\^49"):
+        spare_of(1, 49)
+    assert frequencies(log_softmax(np.zeros(128)), 8).tolist() == [2] * 128
+
+
+def test_what_coding_costs() -> None:
+    assert cost_bits(np.array([2**32, 2**31, 1])).tolist() == [0.0, 1.0, 32.0]
+    assert cost_bits(np.array([2**24, 3]), 24).tolist() == [0.0, 24 - math.log2(3)]
+
+
+@pytest.mark.parametrize(
+    ("start", "width", "total_bits", "fine"),
+    [
+        (0, 2**32, 32, True), (2**32 - 1, 1, 32, True), (0, 1, 32, True), (0, 2**32 + 1, 32, False),
+        (2**32, 1, 32, False), (-1, 1, 32, False), (1, 2**32, 32, False), (1, 0, 32, False),
+        (255, 1, 8, True), (255, 2, 8, False),
+    ],
+)  # fmt: skip
+def test_the_first_and_the_last_share_are_within_the_total(
+    start: int, width: int, total_bits: int, fine: bool
+) -> None:
+    def one() -> None:
+        Encoder().encode(start, width, total_bits)
+
+    def many() -> None:
+        Encoder().encode_all(np.array([0, start]), np.array([1, width]))
+
+    for call in (one, many) if total_bits == 32 else (one,):
+        if fine:
+            call()
+        else:
+            with pytest.raises(ValueError, match=rf"share.* is not within 2\^{total_bits}$"):
+                call()
+    if not fine:
+        with pytest.raises(ValueError, match=rf"^share {start} \+ {width} is not"):
+            one()

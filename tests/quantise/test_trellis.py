@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairway.quantise.trellis import GRIDS, TRELLIS, reconstruct
+from fairway.quantise.trellis import GRIDS, TRELLIS, codes_of, reconstruct
 
 
 def plain_row(codes: list[int], order: list[int], trellis: int) -> list[int]:
@@ -43,3 +43,30 @@ def test_every_state_is_entered_twice_and_parities_part(trellis: int) -> None:
     assert sorted(table.flatten().tolist()) == sorted(2 * list(range(trellis)))
     assert (table[:, 0] != table[:, 1]).all()
     assert GRIDS[trellis].sum() * 2 == trellis
+
+
+def test_the_state_machines_are_part_of_the_format() -> None:
+    tables = {states: table.tolist() for states, table in TRELLIS.items()}
+    assert tables == {
+        4: [[0, 2], [2, 0], [1, 3], [3, 1]],
+        8: [[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]],
+    }
+    grids = {states: grid.tolist() for states, grid in GRIDS.items()}
+    assert grids == {4: [0, 0, 1, 1], 8: [0, 1, 0, 1, 0, 1, 0, 1]}
+    assert all(t.dtype == np.int8 for t in (*TRELLIS.values(), *GRIDS.values()))
+    # 8 states: 1 in 0 (2), 2 in 2 (4), -1 in 1 (-2 + 1), -2 in 7 (-4 + 1), 0 in 7 (0), 3 in 7 (5).
+    codes = torch.tensor([[1, 2, -1, -2, 0, 3]], dtype=torch.int8)
+    assert reconstruct(codes, 8, None).tolist() == [[2, 4, -1, -3, 0, 5]]
+    assert codes.tolist() == [[1, 2, -1, -2, 0, 3]]
+
+
+@pytest.mark.parametrize("trellis", sorted(TRELLIS))
+def test_multiples_name_their_codes(trellis: int) -> None:
+    codes = torch.randint(-16_000, 16_001, (9, 40), generator=torch.Generator().manual_seed(1))
+    codes[0] = 0
+    codes = codes.to(torch.int16)
+    found = codes_of(reconstruct(codes, trellis, None))
+    assert torch.equal(found, codes.int())
+    multiples = torch.tensor([-5, -4, -1, 0, 1, 2, 3, 4, 32_767], dtype=torch.int16)
+    assert codes_of(multiples.int()).tolist() == [-3, -2, -1, 0, 1, 1, 2, 2, 16_384]
+    assert codes_of(2 * torch.arange(-3, 4)).tolist() == [-3, -2, -1, 0, 1, 2, 3]

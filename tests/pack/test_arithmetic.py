@@ -1,0 +1,344 @@
+"""The entropy coder against a plain reader made from docs/format.md, at every bound it has.
+
+The reader writes down which bounds a stream meets, so that none stays untried.
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+
+import numpy as np
+import plain_cabac
+import pytest
+from numpy.typing import NDArray
+from plain_cabac import MOVES, Moments, ex, lg, read_stream
+
+from fairway.errors import UserError
+from fairway.pack import arithmetic, cabac
+from fairway.pack.arithmetic import AT, DECODE, ENCODE, FIT
+from fairway.pack.cabac import Side, decode_codes, ending, new_coder
+from fairway.pack.moments import Covariance
+
+Codes = NDArray[np.int64]
+Head = tuple[int, tuple[int, ...]]
+NONE, MEANS, COVARIANCE = 0, 1, 2
+GAUSSIAN = (29, 16, 0, 0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Matrices with heads that no encoder would choose."""
+
+    codes: Sequence[Codes]
+    heads: Sequence[Head]
+    predict: int
+    trellis: int = 0
+
+    @property
+    def sides(self) -> list[Side]:
+        return [
+            Side(matrix.shape, np.arange(len(matrix)) * 331 % 5000 - 2500, self.trellis)
+            for matrix in self.codes
+        ]
+
+
+def written(case: Case) -> bytes:
+    """Return the stream of a case: what `encode_codes` writes, but for who chooses the heads."""
+    cells, coder = cabac._gaussian_cells().copy(), new_coder()
+    width = case.codes[0].shape[1] if case.predict == COVARIANCE else 0
+    covariance, heads, parts = Covariance(width), b"", b""
+    for codes_RC, (log_energy, powers), side in zip(
+        case.codes, case.heads, case.sides, strict=True
+    ):
+        walk = cabac._Walk(side, cabac._Head(log_energy, powers, case.predict), covariance)
+        heads += cabac._HEAD.pack(log_energy, *powers)
+        buffer = np.zeros(side.shape[1] * 128, np.uint8)
+        for codes_C in codes_RC:
+            walk.go(ENCODE, codes_C, cells, coder, buffer)
+            parts += buffer[: coder[AT]].tobytes()
+            coder[AT] = 0
+    return bytes([case.predict]) + heads + parts + ending(coder)
+
+
+def extremes(seed: int, shape: tuple[int, int]) -> Codes:
+    """Codes of every size, the largest included, in any order."""
+    draw = np.random.RandomState(seed)
+    sizes = np.array([0, 1, 2, 19, 20, 21, 22, 300, 4095, 4096, 32_767])
+    codes = sizes[draw.randint(0, len(sizes), shape)] * draw.choice([-1, 1], shape)
+    codes[0, 0] = -32_768
+    return codes.astype(np.int64)
+
+
+def following(rows: int) -> Codes:
+    """Columns that are others 400 times over, copies, or nothing: no trained one is so steep."""
+    draw = np.random.RandomState(7)
+    codes = np.zeros((rows, 6), np.int64)
+    codes[:, 0] = draw.randint(-9, 10, rows)
+    codes[:, 1] = 400 * codes[:, 0]
+    codes[:, 2] = -450 * codes[:, 0] + draw.randint(-1, 2, rows)
+    codes[:, 3] = codes[:, 1]
+    codes[:, 5] = draw.randint(-400, 401, rows)
+    # What the predictor learnt from small rows meets large ones.
+    codes[-4:, 0] = 4095, -4095, 32_767, -32_768
+    codes[-2:, 3] = 32_767
+    return codes
+
+
+@functools.cache
+def cases() -> dict[str, Case]:
+    found = {}
+    for trellis in (0, 4, 8):
+        for predict in (NONE, MEANS, COVARIANCE):
+            codes = [
+                extremes(trellis + predict, (5, 9)),
+                extremes(9, (3, 9)),
+                np.random.RandomState(1).randint(-3, 4, (7, 9)),
+            ]
+            heads = [
+                (0, (127,) * 8),
+                (10_240, (-128, 127, -128, 127, -128, 127, -128, 127)),
+                (3000, GAUSSIAN),
+            ]
+            matrices = [matrix.astype(np.int64) for matrix in codes]
+            found[f"extremes {trellis} {predict}"] = Case(matrices, heads, predict, trellis)
+    constant = (2048, (0,) * 8)
+    found["zeros"] = Case([np.zeros((150, 60), np.int64)], [(0, GAUSSIAN)], NONE)
+    found["ones"] = Case([np.ones((130, 120), np.int64)], [constant], NONE)
+    found["following"] = Case([following(140), following(20)], [(9000, GAUSSIAN)] * 2, COVARIANCE)
+    return found
+
+
+def plainly(case: Case, data: bytes) -> list[list[list[int]]]:
+    shapes = [side.shape for side in case.sides]
+    return read_stream(data, shapes, [side.step_logs.tolist() for side in case.sides], case.trellis)
+
+
+PINNED = "01859c45c635bc5e"
+
+
+@pytest.mark.parametrize("name", cases())
+def test_streams_that_meet_the_bounds_are_read_alike(name: str) -> None:
+    case = cases()[name]
+    data = written(case)
+    wanted = [matrix.tolist() for matrix in case.codes]
+    assert plainly(case, data) == wanted
+    assert [matrix.tolist() for matrix in decode_codes(data, case.sides)] == wanted
+    for damaged in (data + b"\0", data + b"\1"):
+        with pytest.raises(UserError, match="a cabac stream is damaged"):
+            decode_codes(damaged, case.sides)
+
+
+def test_their_bytes_are_pinned() -> None:
+    data = b"".join(written(case) for case in cases().values())
+    assert hashlib.sha256(data).hexdigest()[:16] == PINNED
+
+
+def test_the_heads_that_the_encoder_chooses_are_pinned() -> None:
+    """A worse fit would be read as well: what it costs is for a digest to say."""
+    streams = []
+    for trellis in (0, 4, 8):
+        case = cases()[f"extremes {trellis} 0"]
+        streams.append(cabac.encode_codes(case.codes, case.sides))
+    case = cases()["following"]
+    streams.append(cabac.encode_codes([case.codes[1]], [case.sides[1]]))
+    assert hashlib.sha256(b"".join(streams)).hexdigest()[:16] == "e1073acd8dca87c7"
+
+
+def test_those_streams_meet_every_bound() -> None:
+    plain_cabac.MET.clear()
+    for case in cases().values():
+        plainly(case, written(case))
+    both = {"margin", "level", "variance", "mean", "multiple", "left over", "steep"}
+    assert {
+        *((name, end) for name in both for end in ("low", "high")),
+        *((name, "high") for name in ("fresh", "relative", "uses")),
+        *((name, "low") for name in ("fresh", "pivot", "row", "column")),
+    } == plain_cabac.MET
+
+
+@pytest.mark.parametrize("code", [32_767, -32_768, 32_768, -32_769, 200_000])
+def test_codes_beyond_16_bits_are_damage(code: int) -> None:
+    codes = np.zeros((2, 3), np.int64)
+    codes[1, 1] = code
+    case = Case([codes], [(4000, GAUSSIAN)], NONE)
+    data = written(case)
+    assert plainly(case, data) == [codes.tolist()]
+    if -32_768 <= code <= 32_767:
+        assert decode_codes(data, case.sides)[0].tolist() == codes.tolist()
+    else:
+        with pytest.raises(UserError, match="a cabac stream is damaged"):
+            decode_codes(data, case.sides)
+
+
+def test_a_mean_energy_ends_at_2_to_the_40th() -> None:
+    for log_energy in (10_240, 10_241):
+        case = Case([np.zeros((2, 2), np.int64)], [(10_240, GAUSSIAN)], NONE)
+        data = written(case)
+        data = data[:1] + log_energy.to_bytes(2, "little") + data[3:]
+        if log_energy == 10_240:
+            decode_codes(data, case.sides)
+        else:
+            with pytest.raises(UserError, match="a cabac stream is damaged"):
+                decode_codes(data, case.sides)
+
+
+# ---------------------------------------------------------------------------------------------
+# Its parts
+
+
+def test_logarithms_and_powers_are_those_of_the_page() -> None:
+    numbers = {1, 2, 3, 255, 256, 257, 511, 513, 65_535, 2**24, 2**31 - 1, 2**40 + 1, 2**63 - 1}
+    for top in range(1, 62):
+        numbers |= {2**top - 1, 2**top, 2**top + 1, 3 * 2**top // 2}
+    for x in sorted(numbers):
+        assert arithmetic.log2_256(x) == lg(x), x
+        with localcontext() as digits:
+            digits.prec = 40
+            exact = 256 * Decimal(x).ln() / Decimal(2).ln()
+        # Cut after eight bits, and each of them rounded: within 1.5 of 1/256 octave.
+        assert -2 < Decimal(lg(x)) - exact < Decimal("0.6")
+    for v in (*range(0, 257), *range(257, 46 * 256, 97), 46 * 256 - 1):
+        assert arithmetic.exp2_256(v) == ex(v)
+        assert abs(ex(v) - 2.0 ** (v / 256)) < 1 + 2.0 ** (v / 256) * 2**-16
+
+
+def test_a_cell_learns_at_the_rate_of_its_uses_and_no_slower_than_4095() -> None:
+    for uses in (0, 1, 2, 24, 4093, 4094, 4095):
+        for q in (0, 1, 1 << 27, (1 << 28) - 1):
+            for bit in (0, 1):
+                cells = np.array([7, q << 12 | uses, 7], np.int64)
+                arithmetic.adapt(cells, 1, bit)
+                moved = q + (((bit << 28) - q) * round(2**24 / (uses + 1.6)) >> 24)
+                assert cells.tolist() == [7, moved << 12 | min(uses + 1, 4095), 7]
+
+
+@pytest.mark.parametrize(
+    ("unit", "p"), [(0, 16), (15, 16), (17, 17), (65_519, 65_519), (65_535, 65_520)]
+)
+def test_a_cell_is_never_sure(unit: int, p: int) -> None:
+    for bit in (0, 1):
+        found = []
+        for through_cell in (True, False):
+            coder, buffer = new_coder(), np.zeros(9, np.uint8)
+            if through_cell:
+                cells = np.array([unit << 24 | 5], np.int64)
+                assert arithmetic.code_bit(coder, buffer, ENCODE, bit, cells, 0) == bit
+            else:
+                assert arithmetic.narrow(coder, buffer, ENCODE, bit, p) == bit
+            found.append([*coder.tolist(), buffer.tolist()])
+        assert found[0] == found[1]
+
+
+def multiple(k: int, grid: int) -> int:
+    return 2 * k - grid * ((k > 0) - (k < 0))
+
+
+@pytest.mark.parametrize("grid", [0, 1])
+def test_the_centre_is_the_nearest_code_and_its_distance_in_spacings(grid: int) -> None:
+    for mean in (*range(-700, 701), 262_080, -262_080):
+        k, off = arithmetic._centre(mean, grid, 1)
+        distances = {j: abs(mean - 64 * multiple(j, grid)) for j in range(k - 3, k + 4)}
+        assert distances[k] == min(distances.values())
+        # Half of what lies between, except that on the second grid 0 has nearer neighbours.
+        rest = mean - 64 * multiple(k, grid)
+        assert abs(off - rest / 2) <= 0.5 and -32 <= off <= 32
+        if not grid:
+            assert (k, off) == ((mean + 64) >> 7, rest >> 1)
+        plain, beside = arithmetic._centre(mean, 0, 0)
+        assert (plain, beside) == ((mean + 32) >> 6, mean - 64 * plain) and -32 <= beside < 32
+
+
+def test_numbers_far_away_come_back_up_to_18_bits() -> None:
+    numbers = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+        7,
+        8,
+        62,
+        63,
+        64,
+        2**16 - 2,
+        2**16 - 1,
+        2**17 - 2,
+        2**17 - 1,
+        2**18 - 2,
+    ]
+    cells = np.full(arithmetic.SLOTS + 3, 1 << 27 << 12 | 24, np.int64)
+    coder, buffer = new_coder(), np.zeros(4000, np.uint8)
+    for x in numbers:
+        assert arithmetic._far(ENCODE, x, 3, cells, coder, buffer) == x
+    learnt = hashlib.sha256(cells.tobytes()).hexdigest()
+    assert (cells[:47] == 1 << 27 << 12 | 24).all()
+    data = buffer[: coder[AT]].tobytes() + ending(coder)
+    cells[:] = 1 << 27 << 12 | 24
+    coder, buffer = new_coder(data), np.frombuffer(bytearray(data), np.uint8)
+    assert [arithmetic._far(DECODE, 0, 3, cells, coder, buffer) for _ in numbers] == numbers
+    assert hashlib.sha256(cells.tobytes()).hexdigest() == learnt
+    assert cabac.read_to_the_end(coder, data)
+
+
+def test_a_factor_is_the_plain_one_whatever_the_covariance() -> None:
+    draw = np.random.RandomState(1)
+    plain_cabac.MET.clear()
+    for size, scale in ((1, 1), (2, 64), (5, 1), (12, 1), (12, 64)):
+        for _ in range(4):
+            raw = draw.randint(-(2**40), 2**40, (size, size)).astype(np.int64) * scale
+            symmetric = np.tril(raw) + np.tril(raw, -1).T
+            for covariance in (symmetric, raw @ np.eye(size, dtype=np.int64)):
+                factor = np.zeros((size, size), np.int32)
+                arithmetic.factorise(covariance, factor, np.zeros_like(factor))
+                plain = Moments(size)
+                plain.factorise(covariance.tolist())
+                assert factor.tolist() == plain.factor
+    assert {end for end in plain_cabac.MET if end[0] in ("rest", "steep", "pivot")} == {
+        (name, end) for name in ("rest", "steep", "pivot") for end in ("low", "high")
+    }
+
+
+@pytest.mark.parametrize(("energy", "variance"), [(0, 3000), (5000, 3000), (10**9, 3000), (77, 0)])
+def test_the_normal_equations_of_a_weight(energy: int, variance: int) -> None:
+    features = [500, -300, 20, 0, -7, 60, 1024, 256]
+    row = np.zeros(arithmetic.PER_ROW, np.int64)
+    gradient, curvature = np.full(8, 5, np.int64), np.full((8, 8), 7, np.int64)
+    arithmetic.fit(np.array(features, np.int64), row, variance, energy, gradient, curvature)
+    # 24 bits after the point; more than 25 times what was expected counts as 25 times.
+    ratio = min((energy << 16) // ex(variance), 25 * 65_536)
+    assert (
+        row[arithmetic.NLL] == variance * 2**15 + 185 * ratio and row.sum() == row[arithmetic.NLL]
+    )
+    assert gradient.tolist() == [5 + (ratio - 65_536) * feature for feature in features]
+    for i in range(8):
+        for j in range(8):
+            added = ((ratio * features[i]) >> 16) * features[j] if j <= i else 0
+            assert curvature[i, j] == 7 + added
+
+
+@pytest.mark.parametrize("trellis", [0, 4, 8])
+def test_a_fit_meets_what_a_coder_meets(trellis: int) -> None:
+    """The same rows leave the same statistics, and the fit adds up to a figure that is pinned."""
+    codes = extremes(3, (6, 11))
+    side = Side(codes.shape, np.arange(6) * 40, trellis)
+    walks = [cabac._Walk(side, cabac._Head(3000, GAUSSIAN, MEANS), Covariance(0)) for _ in "ab"]
+    cells, coder = cabac._gaussian_cells().copy(), new_coder()
+    buffer, none = np.zeros(11 * 128, np.uint8), np.zeros(1, np.int64)
+    for codes_C in codes:
+        walks[0].go(ENCODE, codes_C.copy(), cells, coder, buffer)
+        walks[1].go(FIT, codes_C.copy(), none, none, np.zeros(1, np.uint8))
+        coder[AT] = 0
+    assert (walks[0]._columns == walks[1]._columns).all()
+    same = walks[0].row == walks[1].row
+    assert same[np.arange(len(same)) != arithmetic.NLL].all()
+    assert not walks[0].gradient.any() and walks[1].gradient.any()
+    multiples, state = np.zeros(11, int), 0
+    for c, k in enumerate(codes[-1].tolist()):
+        even, odd, grid = MOVES[trellis][state]
+        m = multiple(k, grid) if trellis else k
+        multiples[c] = max(-4095, min(4095, m))
+        state = odd if k % 2 else even
+    assert walks[1]._columns[arithmetic.MULTIPLE].tolist() == multiples.tolist()

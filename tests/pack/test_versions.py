@@ -1,0 +1,631 @@
+"""Every field of every version of an artifact: wrong, missing or one too many, and every bound.
+
+Numbers are spelt out here, not taken from the modules: a bound that moves must be noticed.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from specimens import (
+    PROVENANCE,
+    PUNY,
+    TINY,
+    WORDS,
+    change,
+    fancy,
+    header_of,
+    quantised,
+    reheaded,
+    resealed,
+    striped,
+)  # fmt: skip
+
+from fairway.config import PackConfig
+from fairway.errors import UserError
+from fairway.model.gpt import GPT
+from fairway.pack.artifact import load_artifact, read_sections, save_artifact
+from fairway.pack.layout import (
+    Form,
+    SectionSpec,
+    TensorSpec,
+    codes_bytes,
+    form_of,
+    layout,
+    section_bits,
+    section_bytes,
+    section_trellis,
+)
+from fairway.quantise.gptq import QuantisedModel
+from fairway.quantise.grid import QuantisedTensor, restore, scale_of
+
+RAW, CABAC = PackConfig(codec="raw"), PackConfig(codec="cabac")
+WITH_WORDS = {"with_tokenizer": True}
+# Version 2 twice: with all that it adds, and with float16 scales through the entropy coder.
+KINDS: dict[str, tuple[Callable[[], QuantisedModel], PackConfig]] = {
+    "1": (quantised, replace(RAW, with_tokenizer=True)),
+    "2": (fancy, replace(RAW, with_tokenizer=True)),
+    "2c": (quantised, replace(CABAC, with_tokenizer=True)),
+    "3": (striped, replace(RAW, with_tokenizer=True)),
+    "3c": (striped, replace(CABAC, with_tokenizer=True)),
+}
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the bytes of a file of every kind."""
+    path = tmp_path_factory.mktemp("versions") / "a.fwy"
+    found = {}
+    for kind, (make, pack) in KINDS.items():
+        save_artifact(path, make(), TINY, pack, WORDS, PROVENANCE)
+        found[kind] = path.read_bytes()
+    return found
+
+
+@pytest.fixture
+def forge(kept: dict[str, bytes], tmp_path: Path) -> Callable[[str, Change], Path]:
+    """Return a function: a file of a kind whose header was changed."""
+
+    def write(kind: str, change: Change) -> Path:
+        (tmp_path / "a.fwy").write_bytes(kept[kind])
+        return reheaded(tmp_path / "a.fwy", change)
+
+    return write
+
+
+def section(name: str, key: str, to: Any) -> Change:
+    """Return a change of one field of a section, by its name."""
+
+    def apply(header: dict[str, Any]) -> None:
+        [entry] = [entry for entry in header["sections"] if entry["name"] == name]
+        entry[key] = to
+
+    return apply
+
+
+def without(name: str, key: str) -> Change:
+    def apply(header: dict[str, Any]) -> None:
+        [entry] = [entry for entry in header["sections"] if entry["name"] == name]
+        del entry[key]
+
+    return apply
+
+
+def refuse(path: Path, told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        load_artifact(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "flags"),
+    [
+        ("1", 1, {}),
+        ("2", 2, {"log_steps": True, "orders": True}),
+        ("2c", 2, {"log_steps": False, "orders": False}),
+        ("3", 3, {"log_steps": True, "orders": True, "columns": True}),
+        ("3c", 3, {"log_steps": True, "orders": True, "columns": True}),
+    ],
+)
+def test_every_version_says_what_it_has(
+    kept: dict[str, bytes], tmp_path: Path, kind: str, version: int, flags: dict[str, bool]
+) -> None:
+    data = kept[kind]
+    assert data[:12] == b"FAIRWAY\0" + struct.pack("<I", version)
+    header = header_of(data)
+    fields = {"model", "min_numel", "provenance", "sections", "tokenizer_digest"}
+    assert set(header) == fields | set(flags)
+    assert {key: header[key] for key in flags} == flags
+    fields = {"name", "kind", "bits", "codec", "stride", "bytes", "raw_bytes", "sha256"}
+    for entry in header["sections"]:
+        assert set(entry) == (fields if version == 1 else fields | {"trellis"})
+    # Another version with the same fields is read by that version's rules, or refused.
+    for other in {0, 1, 2, 3, 4, 2**31} - {version}:
+        path = tmp_path / "b.fwy"
+        path.write_bytes(data[:8] + struct.pack("<I", other) + data[12:])
+        told = "must have exactly the fields" if other in (1, 2, 3) else f"has version {other}, "
+        refuse(path, told)
+
+
+FLAGS = {"1": (), "2": ("log_steps", "orders"), "3": ("log_steps", "orders", "columns")}
+
+
+@pytest.mark.parametrize("kind", ["1", "2", "3"])
+@pytest.mark.parametrize("flag", ["log_steps", "orders", "columns"])
+def test_flags_of_a_version_are_all_there_and_no_others(
+    forge: Callable[[str, Change], Path], kind: str, flag: str
+) -> None:
+    if flag not in FLAGS[kind]:
+        for value in (True, False):
+            refuse(forge(kind, change(flag, to=value)), "the header must have exactly the fields")
+        return
+    refuse(forge(kind, lambda header: header.pop(flag) and None), "header must have exactly the f")
+    for value in (0, 1, None, "true", 1.0, []):
+        told = f"{flag} is .*; it must be true or false"
+        refuse(forge(kind, change(flag, to=value)), told)
+    denied = "version 3 has steps" if kind == "3" and flag != "orders" else "not those of the model"
+    refuse(forge(kind, change(flag, to=False)), denied)
+
+
+@pytest.mark.parametrize("flag", ["log_steps", "orders"])
+def test_a_flag_that_promises_a_section_is_held_to_it(
+    forge: Callable[[str, Change], Path], flag: str
+) -> None:
+    refuse(forge("2c", change(flag, to=True)), "not those of the model")
+
+
+@pytest.mark.parametrize("kind", ["1", "2", "3"])
+def test_every_field_of_a_section_is_needed_and_of_its_type(
+    kept: dict[str, bytes], forge: Callable[[str, Change], Path], kind: str
+) -> None:
+    entries = header_of(kept[kind])["sections"]
+    for place in (0, len(entries) - 1):
+        entry = entries[place]
+        for key in entry:
+            path = forge(kind, lambda header, p=place, k=key: header["sections"][p].pop(k) and None)
+            refuse(path, "a section must have exactly the fields")
+        refuse(forge(kind, change("sections", place, "more", to=0)), "a section must have exactly")
+    for key in ("bits", "stride", "bytes", "raw_bytes"):
+        for value in (None, True, "8", float(entry[key]), -1):
+            told = f"of section '{entry['name']}' is .*; it must be a whole number from"
+            refuse(forge(kind, change("sections", place, key, to=value)), told)
+    if kind == "1":
+        refuse(forge(kind, section("scales", "trellis", 0)), "a section must have exactly")
+
+
+# What a section of each kind may have: fields, values just inside, values just outside.
+BITS = [
+    ("1", "embedding", (8,), (1, 9)),
+    ("1", "scales", (16,), (15, 17)),
+    ("1", "vectors", (16,), (15, 17)),
+    ("1", "tokenizer", (8,), (7, 9)),
+    ("2", "embedding", (10, 16), (1, 17)),
+    ("2", "orders", (16,), (15, 17)),
+    ("2", "steps", (16,), (15, 17)),
+    ("2", "tokenizer", (8,), (7, 9)),
+    ("3", "columns", (8,), (7, 9)),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "inside", "outside"), BITS)
+def test_bits_have_bounds_by_kind_and_version(
+    forge: Callable[[str, Change], Path],
+    kind: str,
+    name: str,
+    inside: tuple[int, ...],
+    outside: tuple[int, ...],
+) -> None:
+    for bits in inside:
+        load_artifact(forge(kind, section(name, "bits", bits)))
+    for bits in outside:
+        refuse(forge(kind, section(name, "bits", bits)), f"the bits of section '{name}' is {bits};")
+
+
+def test_codes_of_two_bits_are_the_narrowest(tmp_path: Path) -> None:
+    state = quantised(PUNY)
+    for name, tensor in state.items():
+        if isinstance(tensor, QuantisedTensor):
+            state[name] = replace(tensor, codes=tensor.codes.sign(), bits=2)
+    for pack in (RAW, CABAC):
+        save_artifact(tmp_path / "a.fwy", state, PUNY, pack, WORDS, PROVENANCE)
+        header = header_of((tmp_path / "a.fwy").read_bytes())
+        assert {e["bits"] for e in header["sections"] if e["kind"] == "codes"} == {2}
+        for name, tensor in state.items():
+            if isinstance(tensor, QuantisedTensor):
+                found = load_artifact(tmp_path / "a.fwy").state[name]
+                assert torch.equal(found, restore(tensor)), name
+
+
+@pytest.mark.parametrize("kind", ["1", "2", "3"])
+def test_a_code_is_within_its_bits_on_both_sides(
+    kept: dict[str, bytes], tmp_path: Path, kind: str
+) -> None:
+    bits, dtype = (8, "i1") if kind == "1" else (10, "<i2")
+    most = 2 ** (bits - 1) - 1
+
+    def with_code(code: int) -> Path:
+        codes = np.zeros(260 * 8, dtype)
+        codes[77] = code
+        return resealed(tmp_path / "a.fwy", kept[kind], "embedding", codes.tobytes())
+
+    for code in (most, -most):
+        state = load_artifact(with_code(code)).state
+        assert torch.count_nonzero(state["tok_emb.weight"]) == 1
+    for code in (-most - 1, *(() if kind == "1" else (most + 1, -(2**15), 2**15 - 1))):
+        told = rf"tok_emb\.weight holds a code of {abs(code)}, but {bits} bits end at {most}; the f"
+        refuse(with_code(code), told)
+
+
+@pytest.mark.parametrize("kind", ["2", "3"])
+def test_a_step_is_within_640_on_both_sides(
+    kept: dict[str, bytes], tmp_path: Path, kind: str
+) -> None:
+    count = next(e for e in header_of(kept[kind])["sections"] if e["name"] == "steps")["bytes"]
+
+    def with_step(step: int) -> Path:
+        steps = np.zeros(count // 2, "<i2")
+        # The last one's matrix has no steps of columns.
+        steps[-20] = step
+        return resealed(tmp_path / "a.fwy", kept[kind], "steps", steps.tobytes())
+
+    for step in (641, -641, -(2**15), 2**15 - 1):
+        refuse(with_step(step), r"holds a step beyond \+-640; the file is not usable")
+    if kind == "2":
+        for step in (640, -640):
+            load_artifact(with_step(step))
+
+
+@pytest.mark.parametrize(("name", "width"), [("scales", 2), ("vectors", 2)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_every_number_is_finite(
+    kept: dict[str, bytes], tmp_path: Path, name: str, width: int, value: float
+) -> None:
+    count = next(e for e in header_of(kept["1"])["sections"] if e["name"] == name)["bytes"]
+    values = np.ones(count // width, "<f2")
+    load_artifact(resealed(tmp_path / "a.fwy", kept["1"], name, values.tobytes()))
+    values[-1] = value
+    path = resealed(tmp_path / "a.fwy", kept["1"], name, values.tobytes())
+    refuse(path, "holds a number that is not finite; the file is not usable")
+
+
+TRELLIS_BAD = [
+    (1, "has a trellis of 1 states, which nobody knows"),
+    (3, "has a trellis of 3 states, which nobody knows"),
+    (16, "has a trellis of 16 states, which nobody knows"),
+    (2**16, "has a trellis of 65536 states, which nobody knows"),
+    (2**16 + 1, "is 65537; it must be a whole number from 0 to 65536"),
+    (-4, "is -4; it must be a whole number from 0 to 65536"),
+    (True, "is True; it must be a whole number"),
+    (None, "is None; it must be a whole number"),
+    (8.0, "is 8.0; it must be a whole number"),
+]
+
+
+@pytest.mark.parametrize(("states", "told"), TRELLIS_BAD)
+@pytest.mark.parametrize("kind", ["2", "3"])
+def test_a_trellis_nobody_knows_is_refused(
+    forge: Callable[[str, Change], Path], kind: str, states: Any, told: str
+) -> None:
+    refuse(forge(kind, section("embedding", "trellis", states)), f"'embedding' {told}|{told}")
+
+
+def test_only_codes_have_a_trellis(forge: Callable[[str, Change], Path]) -> None:
+    for name in ("orders", "steps", "vectors", "tokenizer"):
+        refuse(forge("2", section(name, "trellis", 8)), f"'{name}' has a trellis of 8 states")
+    refuse(forge("3", section("columns", "trellis", 4)), "'columns' has a trellis of 4 states")
+
+
+@pytest.mark.parametrize("states", [0, 4, 8])
+def test_the_trellis_of_a_header_is_the_one_that_restores(
+    forge: Callable[[str, Change], Path], states: int
+) -> None:
+    found = load_artifact(forge("2", section("embedding", "trellis", states))).state
+    tensor = fancy()["tok_emb.weight"]
+    assert isinstance(tensor, QuantisedTensor)
+    assert torch.equal(found["tok_emb.weight"], restore(replace(tensor, trellis=states)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "told"),
+    [
+        ("1", "embedding", "section 'embedding' has the unknown codec 'cabac'"),
+        ("1", "scales", "section 'scales' has the unknown codec 'cabac'"),
+        ("2", "vectors", "section 'vectors' has the unknown codec 'cabac'"),
+        ("2", "orders", "section 'orders' has the unknown codec 'cabac'"),
+        ("2", "tokenizer", "section 'tokenizer' has the unknown codec 'cabac'"),
+        ("3", "columns", "section 'columns' has the unknown codec 'cabac'"),
+        ("2", "steps", "in section 'steps' a cabac stream is damaged"),
+        ("2", "embedding", "in section 'embedding' a cabac stream is damaged"),
+    ],
+)
+def test_the_entropy_coder_has_its_sections_from_version_2_on(
+    forge: Callable[[str, Change], Path], kind: str, name: str, told: str
+) -> None:
+    refuse(forge(kind, section(name, "codec", "cabac")), told)
+
+
+def test_each_section_has_the_codec_and_the_stride_that_suit_it(tmp_path: Path) -> None:
+    def found(make: Callable[[], QuantisedModel], pack: PackConfig) -> dict[str, tuple[str, int]]:
+        save_artifact(tmp_path / "a.fwy", make(), TINY, pack, WORDS, PROVENANCE)
+        entries = header_of((tmp_path / "a.fwy").read_bytes())["sections"]
+        return {entry["name"]: (entry["codec"], entry["stride"]) for entry in entries}
+
+    codes = {"embedding", "query", "attention output", "MLP up", "MLP down"}
+    two, one = ("brotli", 2), ("brotli", 1)
+    pack = PackConfig(codec="brotli", shuffle=2, **WITH_WORDS)  # type: ignore[arg-type]
+    wanted = dict.fromkeys(codes, one) | {"scales": two, "vectors": two, "tokenizer": one}
+    assert found(quantised, pack) == wanted
+    wanted = dict.fromkeys(codes, one) | {
+        "orders": one, "steps": two, "columns": one, "vectors": two, "tokenizer": one
+    }  # fmt: skip
+    assert found(striped, pack) == wanted
+    wanted = dict.fromkeys(codes, ("cabac", 1)) | {
+        "orders": one, "steps": ("cabac", 1), "columns": one, "vectors": two, "tokenizer": one
+    }  # fmt: skip
+    assert found(striped, replace(pack, codec="cabac")) == wanted
+    raw = {name: ("raw", stride) for name, (_, stride) in found(striped, pack).items()}
+    assert found(striped, replace(pack, codec="raw")) == raw
+
+    def repeating() -> QuantisedModel:
+        state = fancy()
+        for name, tensor in state.items():
+            if isinstance(tensor, QuantisedTensor):
+                steps = (torch.arange(len(tensor.codes)) * 31 % 2 * 400 - 300).short()
+                state[name] = replace(tensor, scale_steps=steps, scale=scale_of(steps))
+        return state
+
+    # Brotli sees what repeats.
+    assert found(repeating, replace(pack, codec="cabac"))["steps"] == two
+
+
+@pytest.mark.parametrize("codec", ["raw", "lzma", "brotli"])
+@pytest.mark.parametrize("stride", [1, 16])
+def test_every_stride_is_read(tmp_path: Path, codec: str, stride: int) -> None:
+    pack = PackConfig(codec=codec, shuffle=stride)
+    save_artifact(tmp_path / "a.fwy", striped(), TINY, pack, WORDS, PROVENANCE)
+    found = load_artifact(tmp_path / "a.fwy").state
+    for name, tensor in striped().items():
+        wanted = restore(tensor) if isinstance(tensor, QuantisedTensor) else tensor.float()
+        assert torch.equal(found[name], wanted)
+
+
+def test_strides_have_bounds(forge: Callable[[str, Change], Path]) -> None:
+    for stride in (0, 17):
+        path = forge("2", section("vectors", "stride", stride))
+        refuse(
+            path, f"stride of section 'vectors' is {stride}; it must be a whole number from 1 to 16"
+        )
+
+
+def test_lengths_have_bounds(forge: Callable[[str, Change], Path]) -> None:
+    for key, what in (("bytes", "the length"), ("raw_bytes", "the raw length")):
+        path = forge("2", section("orders", key, 2**40 + 1))
+        refuse(path, f"{what} of section 'orders' is {2**40 + 1}; it must be a whole")
+    refuse(forge("2", section("orders", "bytes", 2**40)), "its header speaks of")
+    refuse(forge("2", section("orders", "raw_bytes", 2**40)), "not those of the model")
+    refuse(forge("2", change("min_numel", to=2**40)), "not those of the model")
+    refuse(forge("2", change("min_numel", to=2**40 + 1)), "min_numel is 1099511627777; it must be")
+    # Sixteen digits are read, seventeen are not.
+    refuse(forge("2", change("min_numel", to=10**15)), "min_numel is 1000000000000000;")
+    refuse(forge("2", change("min_numel", to=10**16)), "the header is not valid JSON")
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+@pytest.mark.parametrize("name", ["embedding", "steps", "columns", "vectors"])
+def test_raw_lengths_follow_from_the_model(
+    kept: dict[str, bytes], forge: Callable[[str, Change], Path], name: str, off: int
+) -> None:
+    [entry] = [e for e in header_of(kept["3"])["sections"] if e["name"] == name]
+    refuse(forge("3", section(name, "raw_bytes", entry["raw_bytes"] + off)), "not those of the mod")
+
+
+def test_orders_have_a_most_and_no_least(
+    kept: dict[str, bytes], forge: Callable[[str, Change], Path]
+) -> None:
+    [entry] = [e for e in header_of(kept["2"])["sections"] if e["name"] == "orders"]
+    # Five matrices for each of two layers and the embedding; all have 8 columns: 40,320 orders.
+    matrices = sum(len(spec.tensors) for spec in layout(TINY, 40, Form(1)) if spec.kind == "codes")
+    most = matrices * (2 + 2)
+    assert entry["raw_bytes"] == 2 * matrices + 2 < most
+    refuse(forge("2", section("orders", "raw_bytes", most + 1)), "not those of the model")
+    for length in (most, 0):
+        refuse(forge("2", section("orders", "raw_bytes", length)), "raw stream does not hold the")
+
+
+def test_a_tokenizer_comes_last_under_its_name_and_within_16_mib(
+    forge: Callable[[str, Change], Path],
+) -> None:
+    for to in (2**24 + 1, 2**24):
+        path = forge("2", section("tokenizer", "raw_bytes", to))
+        above = "the length of the tokenizer is 16777217; .* number from 0 to 16777216"
+        refuse(path, above if to > 2**24 else "unfold to")
+    refuse(forge("2", section("tokenizer", "name", "words")), "not those of the model")
+    refuse(forge("2", section("tokenizer", "kind", "codes")), "not those of the model")
+
+    def doubled(header: dict[str, Any]) -> None:
+        header["sections"].append(dict(header["sections"][-1]))
+
+    def first(header: dict[str, Any]) -> None:
+        header["sections"].insert(0, header["sections"].pop())
+
+    refuse(forge("2", doubled), "not those of the model")
+    refuse(forge("2", first), "not those of the model")
+
+
+def test_a_file_unfolds_to_16_times_its_size_and_4_mib(
+    kept: dict[str, bytes], forge: Callable[[str, Change], Path]
+) -> None:
+    sections = header_of(kept["2"])["sections"]
+    others = sum(entry["raw_bytes"] for entry in sections[:-1])
+    size = len(forge("2", section("tokenizer", "raw_bytes", 4_000_000)).read_bytes())
+    most = 4_194_304 + 16 * size - others
+    assert 10**6 <= most < 10**7 - 1
+    inside = forge("2", section("tokenizer", "raw_bytes", most))
+    assert len(inside.read_bytes()) == size
+    refuse(inside, f"in section 'tokenizer' a raw stream does not hold the {most} bytes it should")
+    told = f"{size} bytes unfold to {4_194_305 + 16 * size}, more than 16 times as many; no tr"
+    refuse(forge("2", section("tokenizer", "raw_bytes", most + 1)), told)
+
+
+def test_a_header_has_at_most_65_536_bytes(forge: Callable[[str, Change], Path]) -> None:
+    def long(total: int) -> Path:
+        path = forge("2", change("provenance", "recipe", to=""))
+        length = struct.unpack_from("<I", path.read_bytes(), 12)[0]
+        return forge("2", change("provenance", "recipe", to="x" * (total - length)))
+
+    assert len(load_artifact(long(65_536)).header["provenance"]["recipe"]) > 50_000
+    refuse(long(65_537), "the header claims 65537 bytes; at most 65536 are read")
+
+
+@pytest.mark.parametrize("key", sorted(PROVENANCE))
+def test_provenance_is_complete_and_of_its_types(
+    forge: Callable[[str, Change], Path], key: str
+) -> None:
+    told = "the provenance must have exactly the fields fairway, looping, recipe, recipe_hash, sc"
+    refuse(forge("3", lambda header: header["provenance"].pop(key) and None), told)
+    others = {str: 1, int: True, bool: 1, dict: []}[type(PROVENANCE[key])]
+    for value in (others, None):
+        refuse(forge("3", change("provenance", key, to=value)), f"the provenance has {key} ")
+    load_artifact(forge("3", change("provenance", "seed", to=-7)))
+
+
+@pytest.mark.parametrize("digest", ["0" * 63, "0" * 65, "A" * 64, "g" * 64, "", None, 0, []])
+def test_digests_are_64_small_hexadecimal_digits(
+    forge: Callable[[str, Change], Path], digest: Any
+) -> None:
+    told = "the digest of section 'steps' is not a SHA-256 in hex"
+    refuse(forge("3", section("steps", "sha256", digest)), told)
+    refuse(forge("3", change("tokenizer_digest", to=digest)), "the tokenizer's digest is not a SHA")
+
+
+@pytest.mark.parametrize("kind", ["2", "2c", "3", "3c"])
+def test_damage_anywhere_in_a_later_version_is_refused(
+    kept: dict[str, bytes], tmp_path: Path, kind: str
+) -> None:
+    data, path = kept[kind], tmp_path / "a.fwy"
+    for at in [*range(50), *range(50, len(data), len(data) // 80)]:
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        refuse(path, "")
+    for end in range(0, len(data), len(data) // 9):
+        path.write_bytes(data[:end])
+        refuse(path, "")
+
+
+# ---------------------------------------------------------------------------------------------
+# Sections read, and layouts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sections_are_read_in_order_as_they_were_before_compression(
+    kept: dict[str, bytes], tmp_path: Path, kind: str
+) -> None:
+    path, state = tmp_path / "a.fwy", KINDS[kind][0]()
+    path.write_bytes(kept[kind])
+    found = list(read_sections(path))
+    assert [entry for entry, _, _ in found] == header_of(kept[kind])["sections"]
+    for entry, spec, raw in found[:-1]:
+        assert spec is not None and (spec.name, spec.kind) == (entry["name"], entry["kind"])
+        assert raw == section_bytes(spec, state) and len(raw) == entry["raw_bytes"]
+        assert entry["bits"] == section_bits(spec, state)
+        assert entry.get("trellis", 0) == section_trellis(spec, state)
+    entry, spec, raw = found[-1]
+    assert spec is None and raw == WORDS.data
+    assert {key: entry[key] for key in ("name", "kind", "bits")} == {
+        "name": "tokenizer", "kind": "tokenizer", "bits": 8
+    }  # fmt: skip
+    assert entry.get("trellis") == (None if kind == "1" else 0)
+    path.write_bytes(kept[kind][:-1])
+    with pytest.raises(UserError, match=r"a\.fwy: the file has \d+ bytes, its header speaks of"):
+        list(read_sections(path))
+
+
+def spec_of(kind: str) -> SectionSpec:
+    return SectionSpec("x", kind, (TensorSpec("a", (3, 5)), TensorSpec("b", (7, 2))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "expected"),
+    [
+        ("codes", 2, 29), ("codes", 8, 29), ("codes", 9, 58), ("codes", 16, 58), ("scales", 16, 20),
+        ("steps", 16, 20), ("columns", 8, 7), ("vectors", 16, 58), ("orders", 16, 2 + 1 + 2 + 1),
+    ],
+)  # fmt: skip
+def test_sections_have_their_lengths(kind: str, bits: int, expected: int) -> None:
+    assert spec_of(kind).raw_bytes(bits) == expected
+
+
+def test_sections_lie_in_the_order_of_their_version() -> None:
+    codes = ["embedding", "query", "attention output", "MLP up", "MLP down"]
+    coded = [name for name in quantised() if name in coded_names()]
+    for form, names in (
+        (Form(1), [*codes, "scales", "vectors"]),
+        (Form(2), ["scales", *codes, "vectors"]),
+        (Form(2, orders=True), ["orders", "scales", *codes, "vectors"]),
+        (Form(2, log_steps=True), ["steps", *codes, "vectors"]),
+        (Form(3, True, False, True), ["steps", "columns", *codes, "vectors"]),
+        (Form(3, True, True, True), ["orders", "steps", "columns", *codes, "vectors"]),
+    ):
+        specs = layout(TINY, 40, form)
+        assert [spec.name for spec in specs] == names
+        for spec in specs:
+            if spec.kind in ("scales", "steps", "columns", "orders"):
+                assert [tensor.name for tensor in spec.tensors] == coded
+            assert spec.kind == (spec.name if spec.name not in codes else "codes")
+
+
+def coded_names() -> set[str]:
+    return {name for name, t in quantised().items() if isinstance(t, QuantisedTensor)}
+
+
+def test_the_lowest_form_that_holds_a_model_is_taken() -> None:
+    plain = quantised()
+
+    def changed(**fields: Any) -> QuantisedModel:
+        tensor = plain["tok_emb.weight"]
+        assert isinstance(tensor, QuantisedTensor)
+        return plain | {"tok_emb.weight": replace(tensor, **fields)}
+
+    def stepped() -> QuantisedModel:
+        state = dict(plain)
+        for name, tensor in plain.items():
+            if isinstance(tensor, QuantisedTensor):
+                state[name] = replace(tensor, scale_steps=torch.zeros(len(tensor.codes)).short())
+        return state
+
+    order, columns = torch.arange(8).int(), torch.zeros(8).to(torch.int8)
+    assert form_of(plain, "brotli") == form_of(plain, "raw") == Form(1)
+    assert form_of(plain, "cabac") == Form(2)
+    assert form_of(changed(bits=8), "raw") == Form(1)
+    assert form_of(changed(bits=9), "raw") == form_of(changed(trellis=4), "raw") == Form(2)
+    assert form_of(changed(order=order), "raw") == Form(2, orders=True)
+    assert form_of(stepped(), "raw") == Form(2, log_steps=True)
+    stripes = stepped()
+    tensor = stripes["tok_emb.weight"]
+    assert isinstance(tensor, QuantisedTensor)
+    stripes["tok_emb.weight"] = replace(tensor, columns=columns)
+    assert form_of(stripes, "raw") == form_of(stripes, "cabac") == Form(3, True, False, True)
+    assert form_of({}, "raw") == Form(1)
+
+
+def test_what_a_packer_got_wrong_is_noticed() -> None:
+    state = fancy()
+    specs = {spec.name: spec for spec in layout(TINY, 40, Form(3, True, True, True))}
+    name = "blocks.0.mlp.fc.weight"
+    tensor = state[name]
+    assert isinstance(tensor, QuantisedTensor)
+    with pytest.raises(AssertionError, match=r"section MLP up mixes trellises of \{.*\} states"):
+        section_trellis(specs["MLP up"], state | {name: replace(tensor, trellis=4)})
+    with pytest.raises(AssertionError):
+        section_bytes(specs["MLP up"], state | {name: replace(tensor, codes=tensor.codes[1:])})
+    with pytest.raises(AssertionError):
+        section_bytes(specs["MLP up"], state | {name: torch.ones(8, 8).half()})
+    striped = replace(tensor, columns=torch.zeros(8).to(torch.int8), scale_steps=None)
+    with pytest.raises(AssertionError, match="columns have steps where rows have"):
+        section_bytes(specs["columns"], state | {name: striped})
+    for wrong in (torch.ones(9).half(), tensor):
+        with pytest.raises(AssertionError, match=r"blocks\.0\.attn_scale"):
+            section_bytes(specs["vectors"], state | {"blocks.0.attn_scale": wrong})
+    with pytest.raises(UserError, match="the tokenizer has 260 pieces but the model 261; pack"):
+        larger = replace(TINY, vocab_size=261)
+        save_artifact(Path("unwritten"), quantised(larger), larger, RAW, WORDS, PROVENANCE)
+
+
+def test_numbers_of_a_matrix_lie_column_by_column() -> None:
+    codes = np.array([[1, -2, 3], [4, 5, -6]], np.int16)
+    assert codes_bytes(codes, "i1") == bytes([1, 4, 254, 5, 3, 250])
+    assert codes_bytes(codes, "<i2") == struct.pack("<6h", 1, 4, -2, 5, 3, -6)
+
+
+def test_the_model_decides_what_is_a_vector() -> None:
+    specs = layout(TINY, 40, Form(1))
+    state = GPT(TINY).state_dict()
+    shapes = {tensor.name: tensor.shape for spec in specs for tensor in spec.tensors}
+    assert shapes == {name: tuple(value.shape) for name, value in state.items()}
+    kept, coded = [tensor.name for tensor in specs[-1].tensors], coded_names()
+    assert kept == [name for name in state if name not in coded]
