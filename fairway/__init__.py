@@ -3,10 +3,10 @@
 Reading order, which is also the order in which modules may import one another:
 version, errors, units, files, progress, native, recording, config, checks, overrides, recipes |
 data | model, runtime, peers | optim, checkpoint, steps, preflight, train | quantise | pack |
-score | api | prove | statistics, audit | baselines, weights, report, packing, stages, text,
-results, experts, auditing, run, doctor, published, compare, solo, bundle, seeds, techniques,
-record, submission, verify, index, sink, export, harness, show, cli_base, cli_pack, cli_prove,
-cli_audit, cli_record, cli.
+score | writing, api | prove | statistics, audit | baselines, weights, report, packing, stages,
+text, results, experts, auditing, run, doctor, published, compare, solo, bundle, seeds, techniques,
+record, submission, verify, index, sink, export, costing, harness, show, cli_base, cli_pack,
+cli_prove, cli_audit, cli_record, cli.
 Importing this loads nothing heavy.
 """
 
