@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from fairway.config import RuntimeConfig
+from fairway.data.pieces import Packer
 from fairway.model.cache import Cache, Single
 from fairway.prove import walk
 from fairway.prove.archive import decompress, header_of
@@ -29,7 +30,6 @@ from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.coding import Session, Sliding, open_session
 from fairway.prove.container import ARCHIVE, coded_file, open_coded, open_file
 from fairway.prove.machine import coding_plan
-from fairway.prove.pieces import Packer
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate
 from fairway.units import nats_to_bits

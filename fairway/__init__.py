@@ -3,10 +3,10 @@
 Reading order, which is also the order in which modules may import one another:
 version, errors, units, terminal, outputs, files, folders, progress, native, recording, memory,
 config, checks, overrides, recipes | data | model, runtime, peers | optim, checkpoint, steps,
-preflight, train | quantise | pack | score | api | prove | statistics, audit | baselines, weights,
-report, packing, stages, text, results, experts, auditing, run, doctor, published, compare, solo,
-bundle, seeds, techniques, record, submission, verify, index, sink, export, harness, show, options,
-cli_base, cli_pack, cli_prove, cli_audit, cli_record, cli.
+preflight, train | quantise | pack | score | writing, api | prove | statistics, audit | baselines,
+weights, report, packing, stages, text, results, experts, auditing, run, doctor, published, compare,
+solo, bundle, seeds, techniques, record, submission, verify, index, sink, export, costing, harness,
+show, options, cli_base, cli_pack, cli_prove, cli_audit, cli_record, cli.
 Importing this loads nothing heavy.
 """
 

@@ -1,15 +1,16 @@
 """The Python interface: load an artifact, score a text with it, continue a prompt.
 
-    import fairway
-    model = fairway.load("runs/demo/artifact.fwy")
-    model.bits_per_byte("The quick brown fox jumps over the lazy dog.")
-    model.generate("The function returns")
+import fairway
+model = fairway.load("runs/demo/artifact.fwy")
+model.bits_per_byte("The quick brown fox jumps over the lazy dog.")
+model.generate("The function returns")
 
-Shapes: B prompts, T time, V vocabulary.
 """
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor
 
 from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
+from fairway.data.pieces import Packer, encoded
 from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
 from fairway.errors import UserError
-from fairway.model.cache import Cache
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.pack.artifact import load_artifact
@@ -29,7 +30,9 @@ from fairway.runtime import DTYPES, Plan, make_plan
 from fairway.score.ledger import Ledger, Receipt, Score, Text, score_events
 from fairway.score.sliding import FrozenPredictor, evaluate, text_of
 from fairway.score.windows import events, sliding_windows
+from fairway.writing import Manner, Row, write
 
+OPENING_TOKENS = 80
 ARTIFACT_FILE, TOKENIZER_FILE = "artifact.fwy", "tokenizer.model"
 
 
@@ -97,15 +100,17 @@ class LanguageModel:
         max_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int = 50,
+        top_p: float = 1.0,
         seed: int = 0,
     ) -> str:
         """Return a continuation of the prompt (without it), up to `max_tokens` tokens.
 
-        Temperature 0 always takes the likeliest token. Stops early where the model ends the
-        document.
+        The prompt is continued as it stands, blanks and line ends included. Temperature 0 always
+        takes the likeliest token. Stops early where the model ends the document.
         """
-        ids_1T = self._prompt(prompt)
-        return self.generate_batch(ids_1T, max_tokens, temperature, top_k, seed)[0]
+        row = Row(self.packer, prompt, max_tokens, seed)
+        self.write([row], Manner(temperature, top_k, top_p))
+        return row.text.decode(errors="replace")
 
     def stream(
         self,
@@ -114,88 +119,34 @@ class LanguageModel:
         max_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int = 50,
+        top_p: float = 1.0,
         seed: int = 0,
     ) -> Iterator[str]:
         """Yield what `generate` returns in parts, as soon as they are written."""
-        ids_1T = self._prompt(prompt)
-        start, told, text = ids_1T.shape[1], "", ""
-        for longer_1T in self._writing(ids_1T, max_tokens, temperature, top_k, seed):
-            text = self._continuation(longer_1T[0], start)
-            # A character of several byte tokens is whole with the last of them.
-            whole = text.rstrip("\ufffd")
-            yield whole[len(told) :]
-            told = max(told, whole, key=len)
-        yield text[len(told) :]
+        row = Row(self.packer, prompt, max_tokens, seed)
+        # A character of several byte tokens is whole with the last of them.
+        decoder, told = codecs.getincrementaldecoder("utf-8")("replace"), 0
+        for _ in self._writing([row], Manner(temperature, top_k, top_p)):
+            yield decoder.decode(row.text[told:])
+            told = len(row.text)
+        yield decoder.decode(b"", final=True)
 
-    def generate_batch(
-        self,
-        ids_BT: npt.NDArray[np.int64],
-        max_tokens: int,
-        temperature: float,
-        top_k: int,
-        seed: int,
-    ) -> list[str]:
-        """Return continuations of prompts of equal length, given as token ids [B, T]."""
-        longest_BT = ids_BT
-        with progress("writing", max_tokens) as advance:
-            for longer_BT in self._writing(ids_BT, max_tokens, temperature, top_k, seed):
-                longest_BT = longer_BT
+    def write(self, rows: Sequence[Row], manner: Manner, length: int | None = None) -> None:
+        """Let rows grow side by side until all have ended, with `length` tokens of context."""
+        with progress("writing", max((row.most for row in rows), default=0)) as advance:
+            for _ in self._writing(rows, manner, length):
                 advance(1)
-        return [self._continuation(row, ids_BT.shape[1]) for row in longest_BT]
 
     def _writing(
-        self,
-        ids_BT: npt.NDArray[np.int64],
-        max_tokens: int,
-        temperature: float,
-        top_k: int,
-        seed: int,
-    ) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the tokens with one more each, until all documents have ended."""
-        # Written so that a temperature that is not a number fails too.
-        if not (max_tokens >= 0 and temperature >= 0 and top_k >= 1 and 0 <= seed < 2**63):
-            raise UserError(
-                "generate needs max_tokens >= 0, temperature >= 0, top_k >= 1 and a seed from 0 to "
-                f"2^63 - 1, got {max_tokens}, {temperature:g}, {top_k} and {seed}"
-            )
-        generator = torch.Generator().manual_seed(seed)
-        cache = Cache(self.model, len(ids_BT), self.score_config.seq_len, steady=True)
-        start = ids_BT.shape[1]
-        for _ in range(max_tokens):
-            logits_BV = self._next_logits(cache, ids_BT)
-            chosen_B1 = _draw(logits_BV, temperature, top_k, generator).numpy()
-            ids_BT = np.concatenate((ids_BT, chosen_B1), axis=1)
-            yield ids_BT
-            if (ids_BT[:, start:] == self.tokenizer.bos_id).any(1).all():
-                return
+        self, rows: Sequence[Row], manner: Manner, length: int | None = None
+    ) -> Iterator[None]:
+        config = self.score_config
+        return write(self.model, rows, manner, length or config.seq_len, config.stride)
 
-    @torch.no_grad()
-    def _next_logits(self, cache: Cache, ids_BT: npt.NDArray[np.int64]) -> Tensor:
-        """Return the logits [B, V] after these tokens, all but the last of which were read.
-
-        A full window moves on by the scorer's stride, at most half its length, and is read anew; a
-        prompt, of which nothing was read, fills as much of it as it can.
-        """
-        length = self.score_config.seq_len
-        if not cache.filled:
-            unread_BT = ids_BT[:, -length:]
-        elif cache.filled < length:
-            unread_BT = ids_BT[:, -1:]
-        else:
-            unread_BT = ids_BT[:, min(self.score_config.stride, length // 2) - length :]
-            cache.clear()
-        states_BTD = cache.read(torch.from_numpy(np.ascontiguousarray(unread_BT)))
-        return self.model.logits(states_BTD[:, -1]).cpu()
-
-    def _prompt(self, prompt: str) -> npt.NDArray[np.int64]:
-        ids = self.encode([prompt]) if prompt.strip() else np.array([self.tokenizer.bos_id])
-        return ids.astype(np.int64)[None]
-
-    def _continuation(self, ids_T: npt.NDArray[np.int64], start: int) -> str:
-        ends = np.flatnonzero(ids_T[start:] == self.tokenizer.bos_id)
-        end = start + int(ends[0]) if len(ends) else len(ids_T)
-        # Decoding the prompt too keeps a leading space that decoding the rest alone would drop.
-        return self.tokenizer.decode(ids_T[:end])[len(self.tokenizer.decode(ids_T[:start])) :]
+    @cached_property
+    def packer(self) -> Packer:
+        """What turns any text into tokens, and tokens into text."""
+        return Packer(self.tokenizer)
 
     def _proven(self, documents: list[str]) -> Text:
         ids = self.encode(documents)
@@ -207,7 +158,7 @@ class LanguageModel:
         Raises UserError for one that it cannot represent exactly, and where there is no text.
         """
         for number, document in enumerate(documents):
-            _check_characters(document, number)
+            encoded(document, f"document {number}")
         documents = [self.tokenizer.canonical(document) for document in documents]
         if not any(documents):
             raise UserError("the text is empty (0 bytes); give at least one character")
@@ -220,23 +171,6 @@ class LanguageModel:
         return encode_documents(self.tokenizer, documents)
 
 
-def _check_characters(document: str, number: int) -> None:
-    try:
-        document.encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"document {number} has half a character (a lone surrogate); was it read as UTF-8?"
-        ) from None
-
-
-def _draw(logits_BV: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
-    if temperature == 0.0:
-        return logits_BV.argmax(1, keepdim=True)
-    values_BK, choices_BK = logits_BV.topk(min(top_k, logits_BV.shape[1]), dim=1)
-    shares_BK = (values_BK / temperature).softmax(1)
-    return choices_BK.gather(1, torch.multinomial(shares_BK, 1, generator=generator))
-
-
 def openings(model: LanguageModel, documents: Sequence[str]) -> list[dict[str, str]]:
     """Return continuations of the first 16 tokens of up to four documents."""
     tokenizer, length = model.tokenizer, 16
@@ -244,11 +178,14 @@ def openings(model: LanguageModel, documents: Sequence[str]) -> list[dict[str, s
     chosen = [ids for ids in encoded if len(ids) == length][:4]
     if not chosen:
         return []
-    ids_BT = np.array([[tokenizer.bos_id, *ids] for ids in chosen], dtype=np.int64)
-    texts = model.generate_batch(ids_BT, 80, temperature=0.8, top_k=50, seed=0)
+    rows = [
+        Row(model.packer, np.array([tokenizer.bos_id, *ids]), OPENING_TOKENS, seed=number)
+        for number, ids in enumerate(chosen)
+    ]
+    model.write(rows, Manner())
     return [
-        {"prompt": tokenizer.decode(ids), "text": text}
-        for ids, text in zip(chosen, texts, strict=True)
+        {"prompt": tokenizer.decode(ids), "text": row.text.decode(errors="replace")}
+        for ids, row in zip(chosen, rows, strict=True)
     ]
 
 

@@ -14,6 +14,10 @@ from fairway.config import (
     unknown_name,
 )
 from fairway.errors import UserError
+from fairway.units import written
+
+# The bound of a number that has none of its own: what 64 bits hold.
+LARGEST = 2**63 - 1
 
 
 def check(config: Config) -> None:
@@ -40,9 +44,11 @@ def _check_bounds(name: str, item: dataclasses.Field[Any], value: Any) -> None:
         return
     if value != value:
         raise UserError(f"{name} is not a number")
-    if (lo is not None and value < lo) or (hi is not None and value > hi):
-        bound = f"at least {lo:g}" if hi is None else f"between {lo:g} and {hi:g}"
-        raise UserError(f"{name} is {value}; it must be {bound}")
+    low = lo is not None and value < lo
+    if low or value > (LARGEST if hi is None else hi):
+        ends = f"between {written(lo)} and {written(LARGEST if hi is None else hi)}"
+        bound = f"at least {written(lo)}" if low and hi is None else ends
+        raise UserError(f"{name} is {written(value)}; it must be {bound}")
 
 
 def check_model(model: ModelConfig) -> None:
@@ -84,8 +90,8 @@ def _check_training(config: Config) -> None:
         )
     if train.clock == "wall" and train.reserve_s >= train.budget_s:
         raise UserError(
-            f"train.reserve_s {train.reserve_s:g} leaves nothing of train.budget_s "
-            f"{train.budget_s:g}; lower the reserve or raise the budget"
+            f"train.reserve_s {written(train.reserve_s)} leaves nothing of train.budget_s "
+            f"{written(train.budget_s)}; lower the reserve or raise the budget"
         )
     if (train.clock == "replay") != bool(train.replay):
         raise UserError("train.clock=replay and train.replay=RUN_FOLDER go together; set both")

@@ -255,6 +255,9 @@ def sample(
     tokens: Annotated[int, typer.Option("--tokens", help="Most tokens to add.")] = 100,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.8,
     top_k: Annotated[int, typer.Option("--top-k", help="Choose among so many tokens.")] = 50,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Of these, the likeliest that hold this share.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draw.")] = 0,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
@@ -264,7 +267,8 @@ def sample(
     from fairway.api import load
 
     model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "seed": seed}
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options["seed"] = seed
     if as_json:
         text = model.generate(prompt, max_tokens=tokens, **options)
         emit(True, {"prompt": prompt, "text": text})

@@ -1,66 +1,256 @@
 """An artifact as a model of lm-evaluation-harness: `python -m fairway.harness --model fairway ...`.
 
 Needs the package lm_eval (the extra `harness`), which nothing else imports. The arguments are those
-of lm_eval's own command; `--model_args path=runs/demo` names an artifact or a run.
+of lm_eval's own command; `--model_args path=runs/demo` names an artifact or a run, and docs/api.md
+says what else it takes and by which rules texts are costed and continued.
 """
 
-from collections.abc import Sequence
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from tqdm import tqdm
 
 from fairway.api import LanguageModel, load
+from fairway.config import Config, RuntimeConfig, unknown_name
+from fairway.costing import Continuation, Coster, continuation
+from fairway.data.pieces import encoded
+from fairway.errors import UserError
+from fairway.overrides import override
+from fairway.writing import Manner, Row, require_number, require_whole, told
 
-# A continuation of more tokens than this is not asked for by any task known here.
+# What lm_eval's models write where a task does not say.
 MOST_TOKENS = 256
+# Names of the same bound, by the programs that lm_eval drives.
+_BOUNDS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_WISHES = ("until", "do_sample", "temperature", "top_k", "top_p", *_BOUNDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a request is to be continued: how tokens are drawn, how many, and what ends the text."""
+
+    manner: Manner
+    most: int
+    stops: tuple[bytes, ...]
 
 
 @register_model("fairway")
 class FairwayLM(LM):  # type: ignore[misc]
-    """The three questions of the harness, answered by an artifact one at a time."""
+    """The three questions of the harness, answered by an artifact, many in one pass."""
 
-    def __init__(self, path: str, **unused: Any) -> None:
+    def __init__(
+        self,
+        path: str = "",
+        *,
+        tokenizer: str | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        matmul: str = "auto",
+        attention: str = "auto",
+        kernels: str = "auto",
+        threads: int = 0,
+        batch_size: int | str = "auto",
+        max_batch_size: int | None = None,
+        max_length: int | None = None,
+        max_gen_toks: int = MOST_TOKENS,
+        seed: int | None = None,
+        **unknown: object,
+    ) -> None:
         super().__init__()
-        self.model: LanguageModel = load(path)
+        _refuse_unknown("model argument", unknown, _ARGUMENTS)
+        if not path:
+            raise UserError("there is no model; name an artifact or a run: --model_args path=PATH")
+        runtime = {"device": _device(device), "dtype": str(dtype).removeprefix("torch.")}
+        runtime |= {"matmul": matmul, "attention": attention, "kernels": kernels}
+        self.model: LanguageModel = load(
+            str(path), tokenizer=tokenizer, runtime=_runtime({**runtime, "threads": threads})
+        )
+        self._device = self.model.model.tok_emb.weight.device
+        self.batch_size = _rows(batch_size, max_batch_size)
+        longest = self.model.score_config.seq_len
+        self.max_length = longest if max_length is None else max_length
+        require_whole("max_length", self.max_length, 1, longest)
+        require_whole("max_gen_toks", max_gen_toks, 0)
+        self.max_gen_toks = max_gen_toks
+        # lm_eval's own --seed has set that of torch before it builds a model.
+        self._seed = torch.initial_seed() if seed is None else seed
+        require_whole("seed", self._seed, 0)
+        self._coster = Coster(self.model, self.max_length, self.batch_size)
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    @property
+    def tokenizer_name(self) -> str:
+        """Return what tells this tokenizer from others, for lm_eval's cache of requests."""
+        return f"fairway-{self.model.tokenizer.digest}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Return that there is no chat template; UserError if one is asked for."""
+        return self.apply_chat_template([]) if chat_template else ""
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Raise UserError: an artifact was trained on plain text."""
+        raise UserError("an artifact has no chat template; leave out --apply_chat_template")
+
+    def loglikelihood(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
         """Return (nats, whether greedy decoding gives it) of each (context, continuation)."""
-        return [self._continued(*request.args) for request in requests]
+        asked = [self._asked(*request.args) for request in requests]
+        return self._answers("loglikelihood", requests, self._costed(asked), disable_tqdm)
 
-    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Return the log-probability in nats of each whole text under a sliding window."""
-        return [float(self.model.logprobs(request.args[0]).sum()) for request in requests]
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Return the log-probability in nats of every byte of each text, its blanks included."""
+        asked = [self._asked("", *request.args) for request in requests]
+        answers = ((number, nats) for number, (nats, _) in self._costed(asked))
+        return self._answers("loglikelihood_rolling", requests, answers, disable_tqdm)
 
-    def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Return greedy continuations, each up to the first of its stop words."""
-        return [self._written(*request.args) for request in requests]
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return continuations, each up to the first of its stop words."""
+        answers = self._written([request.args for request in requests])
+        return self._answers("generate_until", requests, answers, disable_tqdm)
 
-    @torch.no_grad()
-    def _continued(self, context: str, continuation: str) -> tuple[float, bool]:
-        own = self.model
-        ids = own.encode([context + continuation]).astype(np.int64)
-        # The tokens that reach beyond the context, however they straddle its end.
-        start = 1 if not context else len(own.encode([context]))
-        start = min(start, len(ids) - 1)
-        window = ids[-own.score_config.seq_len - 1 :]
-        first = start - (len(ids) - len(window))
-        states = own.model.hidden(torch.from_numpy(window[None, :-1]))
-        rows = own.model.logits(states[0, max(0, first - 1) :]).log_softmax(-1)
-        targets = torch.from_numpy(window[max(1, first) :])
-        nats = rows.gather(1, targets[:, None]).sum()
-        return float(nats), bool((rows.argmax(1) == targets).all())
+    def _asked(self, context: str, text: str) -> Continuation:
+        _require_text("a context", context)
+        _require_text("a continuation", text)
+        return continuation(self.model.packer, context, text)
 
-    def _written(self, context: str, options: dict[str, Any]) -> str:
-        most = int(options.get("max_gen_toks", MOST_TOKENS))
-        text = self.model.generate(context, max_tokens=most, temperature=0.0)
-        for stop in options.get("until", []):
-            text = text.split(stop)[0]
-        return text
+    def _costed(self, asked: list[Continuation]) -> Iterator[tuple[int, tuple[float, bool]]]:
+        for number, cost in self._coster.costs(asked):
+            yield number, (cost.nats, cost.greedy)
+
+    def _written(self, asked: Sequence[tuple[str, Any]]) -> Iterator[tuple[int, str]]:
+        """Yield the number and continuation of every request: alike ones side by side."""
+        alike: dict[Wish, list[tuple[int, Row]]] = {}
+        seen: Counter[str] = Counter()
+        for number, (context, options) in enumerate(asked):
+            _require_text("a context", context)
+            wish = self._wish(options)
+            # A request that is repeated gets other draws, whatever is asked beside it.
+            drawn = hashlib.blake2b(f"{self._seed} {seen[context]} ".encode(), digest_size=8)
+            drawn.update(encoded(context, "a context"))
+            seen[context] += 1
+            seed = int.from_bytes(drawn.digest()) >> 1
+            row = Row(self.model.packer, context, wish.most, seed, wish.stops)
+            alike.setdefault(wish, []).append((number, row))
+        count = self.batch_size or self.model.score_config.batch_windows
+        for wish, rows in alike.items():
+            rows.sort(key=lambda item: -len(item[1].prompt))
+            for first in range(0, len(rows), count):
+                part = rows[first : first + count]
+                self.model.write([row for _, row in part], wish.manner, self.max_length)
+                yield from ((number, row.text.decode(errors="replace")) for number, row in part)
+
+    def _answers(
+        self, kind: str, requests: Sequence[Any], answers: Iterator[tuple[int, Any]], quiet: bool
+    ) -> list[Any]:
+        """Return answers in the order of their requests, and keep each as soon as it is there."""
+        found: dict[int, Any] = {}
+        with tqdm(total=len(requests), disable=quiet, desc=f"Running {kind} requests") as bar:
+            for number, answer in answers:
+                found[number] = answer
+                self.cache_hook.add_partial(kind, requests[number].args, answer)
+                bar.update()
+        return [found[number] for number in range(len(requests))]
+
+    def _wish(self, options: Any) -> Wish:
+        if not isinstance(options, dict):
+            raise UserError(f"generation settings are {told(options)}; they must be names = values")
+        _refuse_unknown("generation setting", options, _WISHES)
+        given = {name: value for name, value in options.items() if value is not None}
+        bounds = {name: given[name] for name in _BOUNDS if name in given}
+        if len(set(map(repr, bounds.values()))) > 1:
+            raise UserError(f"{' and '.join(bounds)} name one bound and differ; leave one of them")
+        most = next(iter(bounds.values()), self.max_gen_toks)
+        require_whole(next(iter(bounds), "max_gen_toks"), most, 0)
+        everything = self.model.tokenizer.vocab_size
+        # 0 is how others say that all tokens may be drawn.
+        top_k = given["top_k"] if given.get("top_k", 0) != 0 else everything
+        manner = Manner(_temperature(given), top_k, given.get("top_p", 1.0))
+        return Wish(manner, most, tuple(_stops(given.get("until", []))))
+
+
+_ARGUMENTS = ("path", *(FairwayLM.__init__.__kwdefaults__ or {}))
+
+
+def _refuse_unknown(what: str, given: dict[str, Any], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise UserError(unknown_name(what, told(name).strip("'"), known))
+
+
+def _require_text(what: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{what} is {told(value)}; it must be text")
+
+
+def _device(device: Any) -> str:
+    """Return a device of Fairway's settings for one as lm_eval names it."""
+    names = {"None": "auto", "cuda:0": "cuda"}
+    name = names.get(str(device), str(device))
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"device is {told(device)}; it must be cpu or cuda, and CUDA_VISIBLE_DEVICES says "
+            "which GPU is the first"
+        )
+    return name
+
+
+def _runtime(values: dict[str, Any]) -> RuntimeConfig:
+    settings = [f"runtime.{name}={value}" for name, value in values.items()]
+    return override(Config(), settings).runtime
+
+
+def _rows(batch_size: int | str, max_batch_size: int | None) -> int | None:
+    """Return the most rows of a pass; None where length decides."""
+    if max_batch_size is not None:
+        require_whole("max_batch_size", max_batch_size, 1)
+    if batch_size == "auto":
+        return max_batch_size
+    if isinstance(batch_size, str) and batch_size.isdecimal():
+        batch_size = int(batch_size)
+    if isinstance(batch_size, str):
+        raise UserError(f"batch_size is {told(batch_size)}; it must be a whole number, or auto")
+    require_whole("batch_size", batch_size, 1)
+    return min(batch_size, max_batch_size or batch_size)
+
+
+def _temperature(given: dict[str, Any]) -> float:
+    """Return what lm_eval's names for greedy and drawn mean as a temperature; 0 is greedy."""
+    sampled = given.get("do_sample")
+    if not isinstance(sampled, bool | None):
+        raise UserError(f"do_sample is {told(sampled)}; it must be true or false")
+    temperature = given.get("temperature", 1.0 if sampled else 0.0)
+    require_number("temperature", temperature, 0, sys.float_info.max)
+    return 0.0 if sampled is False else float(temperature)
+
+
+def _stops(until: Any) -> Iterator[bytes]:
+    """Yield stop words as UTF-8; an empty one ends nothing."""
+    for stop in until if isinstance(until, list | tuple) else [until]:
+        _require_text("until", stop)
+        if stop:
+            yield encoded(stop, "until")
+
+
+def main() -> None:
+    """Run lm_eval's command; bad input leaves with one sentence and exit code 2."""
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print(f"fairway: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
-    cli_evaluate()
+    main()

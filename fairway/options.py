@@ -19,8 +19,11 @@ _MOST_CHARACTERS = 40
 _HOME = re.compile(r"~[^/]*(/|$)")
 
 
-def path_name(text: str) -> Path:
+def path_name(text: str | Path) -> Path:
     """Return a path; typer.BadParameter for a word that is none, or not the one that was meant."""
+    if isinstance(text, Path):
+        # A default, which nobody typed.
+        return text
     if not text:
         raise typer.BadParameter("the path is empty; was a variable of the shell not set?")
     if "\0" in text:

@@ -10,6 +10,9 @@ from fairway.checks import check
 from fairway.config import Config, settings, unknown_name
 from fairway.errors import UserError
 
+# Longer numbers fit no setting, and Python refuses to read those of thousands of digits.
+MAX_CHARACTERS = 100
+
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
     """Return a config with `section.field=value` texts applied, then checked.
@@ -50,6 +53,10 @@ def _parse(hint: Any, text: str, name: str) -> Any:
         return words[text.lower()]
     if kind is str:
         return text
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(
+            f"{name} must be a number of at most {MAX_CHARACTERS} characters, got {len(text):,}"
+        )
     try:
         number = float(text.replace("_", "")) if kind is float else _whole(text)
     except ValueError:

@@ -516,7 +516,6 @@ class Pipeline:
         runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
 
         def work() -> dict[str, Any]:
-            # The fresh process needs the device too.
             give_back()
             documents, tokenizer = validation.documents, source.tokenizer
             facts = prove_run(config, runtime, artifact, documents, tokenizer, out)

@@ -39,3 +39,10 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest_s:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def written(value: float) -> str:
+    """Return a number as people write it: 4,294,967,295, 0.0001; of very long ones the digits."""
+    if isinstance(value, int) and abs(value) >= 10**21:
+        return f"a number of about {int(math.log10(abs(value))) + 1:,} digits"
+    return f"{value:,}".removesuffix(".0")

@@ -3,6 +3,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fairway.data.tokens import train_tokenizer
 from fairway.errors import UserError
 from fairway.files import read_json
 from fairway.run import open_run
+from fairway.writing import Manner, Row, draw
 
 # The arithmetic of the fixture's run.
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
@@ -34,6 +36,16 @@ model = fairway.load("artifact.fwy", runtime=runtime)
 documents = json.loads(pathlib.Path("documents.json").read_text())
 print(json.dumps({"bpb": model.bits_per_byte(documents), "text": model.generate("The", seed=3)}))
 """
+
+
+def always(token: int | Iterator[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return logits that make a token certain: always the same, or one after another."""
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        now = token if isinstance(token, int) else int(next(token))
+        return 1e4 * torch.nn.functional.one_hot(torch.tensor([now]), 300).float()
+
+    return logits
 
 
 @pytest.fixture(scope="module")
@@ -141,21 +153,15 @@ def test_one_seed_gives_one_continuation(model: LanguageModel) -> None:
     assert first != model.generate("The model", seed=2)
 
 
+@pytest.mark.parametrize("count", [0, 1, 7])
 def test_a_continuation_is_as_long_as_asked(
-    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    ids = model.tokenizer.encode("The model")[None]
-    decoded: list[int] = []
-    decode = model.tokenizer.decode
-
-    def counting(tokens: np.ndarray) -> str:
-        decoded.append(len(tokens))
-        return decode(tokens)
-
-    monkeypatch.setattr(model.tokenizer, "decode", counting)
-    for count in (0, 1, 7):
-        model.generate_batch(ids, count, 100.0, 50, 5)
-        assert max(decoded) == ids.shape[1] + count
+    word = int(model.tokenizer.encode("it")[0])
+    monkeypatch.setattr(model.model, "logits", always(word))
+    text = model.tokenizer.piece_bytes[word].decode()
+    assert model.generate("The model", max_tokens=count, seed=5) == count * text
+    assert "".join(model.stream("The model", max_tokens=count, seed=5)) == count * text
 
 
 def test_temperature_zero_takes_the_likeliest_token(model: LanguageModel) -> None:
@@ -193,7 +199,7 @@ def test_a_full_window_moves_on(
     never_ends = model.model.logits
     ends = torch.zeros(300).index_fill(0, torch.tensor([model.tokenizer.bos_id]), math.inf)
     monkeypatch.setattr(model.model, "logits", lambda x: never_ends(x) - ends)
-    ids, first = model._prompt("The model")[0].tolist(), 0
+    ids, first = [model.tokenizer.bos_id, *model.tokenizer.encode("The model").tolist()], 0
     start = len(ids)
     with torch.no_grad():
         for _ in range(2 * length):
@@ -219,21 +225,18 @@ def test_a_streamed_character_is_whole(
 ) -> None:
     ids = iter([*model.tokenizer.byte_ids[list("\u20ac".encode())], model.tokenizer.bos_id])
 
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(torch.tensor([int(next(ids))]), 300).float()
-
-    monkeypatch.setattr(model.model, "logits", logits)
+    monkeypatch.setattr(model.model, "logits", always(ids))
     parts = [part for part in model.stream("The", temperature=0) if part]
     assert parts == ["\u20ac"]
 
 
-@pytest.mark.parametrize("prompt", ["", " \n"])
-def test_no_prompt_starts_a_document(model: LanguageModel, prompt: str) -> None:
-    start = np.array([[model.tokenizer.bos_id]], np.int64)
+def test_no_prompt_starts_a_document(model: LanguageModel) -> None:
+    row = Row(model.packer, np.array([model.tokenizer.bos_id]), 9, seed=5)
     # Hot enough for a hardly trained model to say anything.
-    expected = model.generate_batch(start, 9, 100.0, 50, 5)[0]
+    model.write([row], Manner(temperature=100.0))
+    expected = row.text.decode(errors="replace")
     assert expected
-    assert model.generate(prompt, max_tokens=9, temperature=100.0, seed=5) == expected
+    assert model.generate("", max_tokens=9, temperature=100.0, seed=5) == expected
 
 
 def test_a_continuation_ends_with_its_document(
@@ -242,28 +245,135 @@ def test_a_continuation_ends_with_its_document(
     word = int(model.tokenizer.encode("it")[0])
     wanted = iter([word, model.tokenizer.bos_id, word])
 
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(torch.tensor([next(wanted)]), 300).float()
-
-    monkeypatch.setattr(model.model, "logits", logits)
+    monkeypatch.setattr(model.model, "logits", always(wanted))
     assert model.generate("The", temperature=0) == model.tokenizer.decode([word])
     assert next(wanted) == word
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "told"),
     [
-        {"max_tokens": -1},
-        {"temperature": -0.1},
-        {"temperature": math.nan},
-        {"top_k": 0},
-        {"seed": -1},
-        {"seed": 2**70},
+        ({"max_tokens": -1}, "max_tokens is -1; it must be a whole number of 0 or more"),
+        ({"max_tokens": 1.5}, "max_tokens is 1.5; it must be a whole number of 0 or more"),
+        ({"temperature": -0.1}, "temperature is -0.1; it must be a number of 0 or more"),
+        ({"temperature": math.nan}, "temperature is nan; it must be a number of 0 or more"),
+        ({"temperature": math.inf}, "temperature is inf; it must be a number of 0 or more"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number of 0 or more"),
+        ({"top_k": 0}, "top_k is 0; it must be a whole number of 1 or more"),
+        ({"top_p": 1.5}, "top_p is 1.5; it must be a number from 0 to 1"),
+        ({"seed": -1}, "seed is -1; it must be a whole number from 0 to 9,223,372,036,854,775,807"),
+        ({"seed": 2**63}, "seed is 9,223,372,036,854,775,808; it must be a whole number from 0"),
+        ({"seed": 10**5000}, "seed is a number of about 5,001 digits; it must be a whole number"),
     ],
 )
-def test_what_generate_cannot_do(model: LanguageModel, wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="generate needs"):
-        model.generate("The", **wrong)
+def test_what_generate_cannot_do(model: LanguageModel, wrong: dict[str, Any], told: str) -> None:
+    for written in (model.generate, model.stream):
+        with pytest.raises(UserError) as caught:
+            "".join(written("The", **wrong))
+        assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-38, 1e-45, 1e-300, 5e-324])
+def test_a_temperature_near_zero_is_nearly_greedy(model: LanguageModel, temperature: float) -> None:
+    greedy = model.generate("The model", max_tokens=9, temperature=0)
+    assert model.generate("The model", max_tokens=9, temperature=temperature, seed=3) == greedy
+
+
+def test_a_boundless_temperature_draws_evenly() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_V = torch.tensor([50.0, 0.0, -50.0])
+    drawn = [draw(logits_V, Manner(1e308, 2), generator) for _ in range(200)]
+    assert sorted(set(drawn)) == [0, 1] and 60 < drawn.count(1) < 140
+
+
+def test_top_p_keeps_the_fewest_tokens_that_hold_so_much() -> None:
+    logits_V = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    for top_p, kept in (
+        (0.0, [0]),
+        (0.5, [0]),
+        (0.51, [0, 1]),
+        (0.9, [0, 1, 2]),
+        (1.0, [0, 1, 2, 3]),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        drawn = {draw(logits_V, Manner(1.0, 50, top_p), generator) for _ in range(300)}
+        assert sorted(drawn) == kept
+
+
+# What a prompt ends in, and what its tokenizer would drop or change.
+CONTINUED = [
+    *("The model ", "The model  ", "The\nmodel ", " The model ", " ", "  ", "\n", "The model\n"),
+    *("The model\r\n", "\tThe ", "The\u2581model", "The\u00a0", "The model\u3000 "),
+]
+
+
+@pytest.mark.parametrize("prompt", CONTINUED)
+def test_a_prompt_is_continued_as_it_stands(model: LanguageModel, prompt: str) -> None:
+    owed = prompt.endswith(" ")
+    stem = prompt.removesuffix(" ")
+    ids = [model.tokenizer.bos_id, *model.packer.document(stem).tolist()]
+    assert model.packer.unpack_document(np.array(ids[1:], np.int64)) == stem.encode()
+    table = model.tokenizer.table.leading
+    data = b""
+    with torch.no_grad():
+        for step in range(6):
+            logits_V = model.model.logits(model.model.hidden(torch.tensor([ids]))[0, -1])
+            if owed and not step:
+                logits_V[~torch.from_numpy(table)] = -math.inf
+            ids.append(int(logits_V.argmax()))
+            piece = model.tokenizer.piece_bytes[ids[-1]]
+            drops = not step and (owed or not stem) and table[ids[-1]]
+            data += piece[1:] if drops else piece
+    found = model.generate(prompt, max_tokens=6, temperature=0)
+    assert found == data.decode(errors="replace")
+    assert "".join(model.stream(prompt, max_tokens=6, temperature=0)) == found
+
+
+def test_a_blank_that_ends_a_prompt_is_not_said_twice(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word = int(model.tokenizer.encode("a token")[1])
+    piece = model.tokenizer.piece_bytes[word].decode()
+    assert piece.startswith(" ") and piece.strip()
+    monkeypatch.setattr(model.model, "logits", always(word))
+    for prompt, text in (("The model", piece), ("The model ", piece[1:]), ("The  ", piece[1:])):
+        assert model.generate(prompt, max_tokens=1) == text
+        assert model.generate(prompt, max_tokens=2) == text + piece
+
+
+def test_rows_side_by_side_say_what_they_say_alone(
+    model: LanguageModel, documents: list[str]
+) -> None:
+    prompts = ["", "The", "The model predicts ", documents[0][:90], documents[0], documents[1]]
+    for manner in (Manner(0.0), Manner(1.0, 20, 0.9)):
+        rows = [Row(model.packer, text, 70, seed) for seed, text in enumerate(prompts)]
+        model.write(rows, manner)
+        alone = [Row(model.packer, text, 70, seed) for seed, text in enumerate(prompts)]
+        for row in alone:
+            model.write([row], manner)
+        assert [row.text for row in rows] == [row.text for row in alone]
+
+
+@pytest.mark.parametrize(
+    ("stops", "left"),
+    [
+        ([b"two"], b"one "),
+        ([b"e t"], b"on"),
+        ([b"three", b" th"], b"one two"),
+        ([b"e three", b"ne"], b"o"),
+        ([b"one"], b""),
+        ([b"four"], b"one two three"),
+        ([], b"one two three"),
+    ],
+)
+def test_a_row_ends_before_its_first_stop(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, stops: list[bytes], left: bytes
+) -> None:
+    ids = iter([*model.packer.pack(b"one two three").tolist(), model.tokenizer.bos_id])
+    monkeypatch.setattr(model.model, "logits", always(ids))
+    row = Row(model.packer, "The", 99, 0, stops)
+    model.write([row], Manner(0.0))
+    assert row.text == left
 
 
 def test_an_artifact_without_tokenizer_takes_the_one_beside_it(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fairway.data.pieces import Packer
 from fairway.errors import UserError
 from fairway.files import digest_bytes
 from fairway.prove.coding import Session, Sliding, method_record, session_for
@@ -24,7 +25,6 @@ from fairway.prove.container import (
     open_file,
     stored_file,
 )
-from fairway.prove.pieces import Packer
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate
 from fairway.units import nats_to_bits

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairway.data.folder import DataFolder
-from fairway.data.tokens import Tokenizer
-from fairway.prove.pieces import Packer
+from fairway.data.pieces import Packer
+from fairway.data.tokens import Tokenizer, token_bytes
+from fairway.errors import UserError
 
 ODD = "\ufb01\u2581  a\r\n\u3000b\t \u00a0e\u0301 x\u200b\u0085y "
 text_like = st.lists(
@@ -75,10 +76,41 @@ def test_every_byte_alone(lossless: Packer, folding: Packer) -> None:
 def test_plain_text_is_coded_as_the_model_knows_it(lossless: Packer, folding: Packer) -> None:
     text = "the model reads the text and the token"
     for packer in (lossless, folding):
-        known = packer._tokenizer.encode(text)
+        known = packer.tokenizer.encode(text)
         ids = packer.pack(text.encode())
         assert len(ids) <= len(known) + 1
         after = packer.pack(b"\xff\n" + text.encode())
         assert np.array_equal(after[-5:], known[-5:])
         spaced = packer.pack(b"\r\n  the model  reads\r\n")
-        assert np.isin(spaced, packer._tokenizer.byte_ids).sum() <= 4 + 2
+        assert np.isin(spaced, packer.tokenizer.byte_ids).sum() <= 4 + 2
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.one_of(st.text(max_size=30), st.from_regex(r"[ \n\r\t]{0,3}(the model)?[ \n]{0,2}")))
+def test_documents_come_back(lossless: Packer, folding: Packer, text: str) -> None:
+    text = text.encode(errors="replace").decode()
+    for packer in (lossless, folding):
+        ids = packer.document(text)
+        assert packer.unpack_document(ids) == text.encode()
+        table, bos = packer.tokenizer.table, packer.tokenizer.bos_id
+        assert token_bytes(ids, np.insert(ids, 0, bos)[:-1], table).sum() == len(text.encode())
+
+
+@pytest.mark.parametrize("text", ["the model", "the model reads\u00e9", "1 2 the", "a"])
+def test_a_plain_document_is_what_training_reads(
+    lossless: Packer, folding: Packer, text: str
+) -> None:
+    for packer in (lossless, folding):
+        assert packer.document(text).tolist() == packer.tokenizer.encode(text).tolist()
+
+
+def test_documents_that_differ_have_different_tokens(lossless: Packer, folding: Packer) -> None:
+    texts = ["the", " the", "  the", "the ", "the\n", "the\r\n", "\nthe", "\tthe", "the\u2581", ""]
+    for packer in (lossless, folding):
+        found = {tuple(packer.document(text).tolist()) for text in texts}
+        assert len(found) == len(texts)
+
+
+def test_half_a_character_is_no_document(lossless: Packer) -> None:
+    with pytest.raises(UserError, match="the text has half a character"):
+        lossless.document("a\ud800")

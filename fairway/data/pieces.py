@@ -5,6 +5,8 @@ a space, a byte piece for its byte, control tokens for nothing. Joining those by
 `unpack`, so a file may be cut between any two tokens, and every byte has a token of its own to
 fall back to. What SentencePiece makes of a text is used only where these bytes are the text's:
 its normaliser may fold blanks, line ends or characters, and then the bytes differ.
+
+A document is read by the rule of `token_bytes`: the space of a piece behind BOS counts nothing.
 """
 
 import re
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from fairway.data.spmodel import SPACE
 from fairway.data.tokens import Ids, Tokenizer
+from fairway.errors import UserError
 
 IntArray = NDArray[np.int64]
 
@@ -31,20 +34,26 @@ _FOLDED = ("\n", "\r", "\t", "  ", SPACE)
 
 
 class Packer:
-    """The two directions between bytes and tokens for one tokenizer."""
+    """The two directions between bytes and tokens for one tokenizer.
+
+    `leading_ids` are the tokens that begin with a space.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._adds_space = self._stands_for("a") == b" a"
+        self._leading = tokenizer.table.leading
+        self.leading_ids = np.flatnonzero(self._leading)
+        self._spaces = [t for t in self.leading_ids if tokenizer.piece_bytes[t] == b" "]
         inside = [(blanks, f"1a{blanks}a") for blanks in _FOLDED]
         self._lost = [b for b, text in inside if not self._stands_for(text).endswith(text.encode())]
 
     def _stands_for(self, text: str) -> bytes:
-        return self.unpack(self._tokenizer.encode(text))
+        return self.unpack(self.tokenizer.encode(text))
 
     def unpack(self, ids: Ids) -> bytes:
         """Return the bytes that tokens stand for."""
-        piece_bytes = self._tokenizer.piece_bytes
+        piece_bytes = self.tokenizer.piece_bytes
         return b"".join(piece_bytes[token] for token in ids.tolist())
 
     def pack(self, data: bytes) -> IntArray:
@@ -53,6 +62,32 @@ class Packer:
         ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         assert self.unpack(ids) == data, "a part was accepted that stands for other bytes"
         return ids
+
+    def document(self, text: str) -> IntArray:
+        """Return tokens that stand for exactly this text right behind a BOS.
+
+        What SentencePiece makes of the text, as in training, if that is the text. Raises UserError
+        for half a character, which has no bytes.
+        """
+        data = encoded(text, "the text")
+        candidates = self._readings(text, data)
+        return next(ids for ids in candidates if self.unpack_document(ids) == data)
+
+    def _readings(self, text: str, data: bytes) -> Iterator[IntArray]:
+        """Yield tokens that may stand for a document, the usual ones first; the last ones do."""
+        yield self.tokenizer.encode(text)
+        if self._adds_space:
+            yield self.pack(b" " + data)
+        ids = self.pack(data)
+        yield ids
+        # A lone space counts nothing behind BOS, so that of the next piece does.
+        for space in self._spaces[:1]:
+            yield np.insert(ids, 0, space)
+        yield self._as_bytes(data)
+
+    def unpack_document(self, ids: Ids) -> bytes:
+        """Return the bytes that tokens stand for right behind a BOS."""
+        return self.unpack(ids)[len(ids) and int(self._leading[ids[0]]) :]
 
     def _text_or_bytes(self, run: str) -> IntArray:
         if _STRAY.match(run):
@@ -86,17 +121,27 @@ class Packer:
             return None
         data = text.encode()
         if text.startswith(" ") or not self._adds_space:
-            ids = self._tokenizer.encode(text.removeprefix(" ") if self._adds_space else text)
+            ids = self.tokenizer.encode(text.removeprefix(" ") if self._adds_space else text)
             if self.unpack(ids) == data:
                 return ids
-        with_digit = self._tokenizer.encode(f"1{text}")
+        with_digit = self.tokenizer.encode(f"1{text}")
         for ids in (with_digit[1:], with_digit[2:]):
             if self.unpack(ids) == data:
                 return ids
         return None
 
     def _as_bytes(self, data: bytes) -> IntArray:
-        return self._tokenizer.byte_ids[np.frombuffer(data, np.uint8)]
+        return self.tokenizer.byte_ids[np.frombuffer(data, np.uint8)]
+
+
+def encoded(text: str, name: str) -> bytes:
+    """Return a text as UTF-8; UserError, with the text's name, if it has half a character."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{name} has half a character (a lone surrogate); was it read as UTF-8?"
+        ) from None
 
 
 def _runs(data: bytes) -> Iterator[str]:

@@ -1,0 +1,165 @@
+"""What continuations cost: many texts in one pass through the model.
+
+The tokens are those of context and continuation as one document (`Packer.document`), so they stand
+for every byte of both. A continuation costs what the tokens that reach beyond its context cost; one
+that begins inside the context, as a word does whose blank ends the context, is among them.
+
+Shapes: B rows of a pass, T positions, N scored positions, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fairway.api import LanguageModel
+from fairway.data.pieces import IntArray, Packer, encoded
+from fairway.model.gpt import rope_table
+from fairway.score.windows import Window, sliding_windows
+
+# Logits are formed for so many positions at a time: 1,024 x 8,192 in float64 is 67 MB.
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """The tokens of a document, BOS first, and the first position whose target is asked for."""
+
+    ids: IntArray
+    first: int
+
+    @property
+    def count(self) -> int:
+        """Return how many targets are asked for."""
+        return len(self.ids) - 1 - self.first
+
+
+def continuation(packer: Packer, context: str, text: str) -> Continuation:
+    """Return the tokens of a text after a context, and which of them are the text's.
+
+    Raises UserError for half a character.
+    """
+    before_bytes = len(encoded(context, "the context"))
+    ids = packer.document(context + text)
+    sizes = [len(packer.tokenizer.piece_bytes[token]) for token in ids]
+    # Behind BOS the space of the first piece counts nothing.
+    sizes[:1] = [len(packer.unpack_document(ids[:1]))][: len(ids)]
+    ends = np.cumsum(sizes, dtype=np.int64)
+    reaching = (ends > before_bytes) | (ends - sizes >= before_bytes)
+    first = int(np.flatnonzero(reaching)[0]) if text else len(ids)
+    return Continuation(np.insert(ids, 0, packer.tokenizer.bos_id), first)
+
+
+def windows(asked: Continuation, length: int, stride: int) -> list[Window]:
+    """Return the windows that score a continuation, every position once.
+
+    One window that ends with it and begins as early as the length allows; a continuation longer
+    than that is scored under the sliding windows of its whole document, as any text is.
+    """
+    targets = len(asked.ids) - 1
+    if not asked.count:
+        return []
+    if asked.count <= length:
+        return [Window(max(0, targets - length), targets, asked.first)]
+    return [
+        Window(window.start, window.end, max(window.score_from, asked.first))
+        for window in sliding_windows(targets, length, stride)
+        if window.end > asked.first
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The log-probability in nats of a continuation; whether greedy decoding would give it."""
+
+    nats: float = 0.0
+    greedy: bool = True
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.nats + other.nats, self.greedy and other.greedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Windows of several continuations, by number, that go through the model together."""
+
+    numbers: tuple[int, ...]
+    windows: tuple[Window, ...]
+
+
+class Coster:
+    """Costs of continuations under windows of `length`, up to `rows` of them in one pass.
+
+    Without `rows`, as many as have together the positions of a pass of the scorer.
+    """
+
+    def __init__(self, language: LanguageModel, length: int, rows: int | None) -> None:
+        config = language.score_config
+        self._model, self._length, self._rows = language.model, length, rows
+        self._stride = min(config.stride, length)
+        self._most_positions = config.batch_windows * config.seq_len
+        # Turned as in windows of full length, on which the rotary base may depend.
+        self._device = self._model.tok_emb.weight.device
+        table = rope_table(config.seq_len, self._model.config)
+        self._cos_LR, self._sin_LR = (part.to(self._device) for part in table)
+
+    def costs(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, Cost]]:
+        """Yield the number and cost of every continuation as soon as its last window is scored.
+
+        The longest windows come first, so that a pass too large for memory is known at once.
+        """
+        planned = [windows(item, self._length, self._stride) for item in asked]
+        left = [len(parts) for parts in planned]
+        found = [Cost()] * len(asked)
+        yield from ((number, Cost()) for number, count in enumerate(left) if not count)
+        for batch in self._passes(planned):
+            costs = self._pass([asked[number].ids for number in batch.numbers], batch.windows)
+            for number, cost in zip(batch.numbers, costs, strict=True):
+                found[number] += cost
+                left[number] -= 1
+                if not left[number]:
+                    yield number, found[number]
+
+    def _passes(self, planned: list[list[Window]]) -> Iterator[Pass]:
+        order = [(number, window) for number, parts in enumerate(planned) for window in parts]
+        order.sort(key=lambda item: item[1].start - item[1].end)
+        while order:
+            longest = order[0][1].end - order[0][1].start
+            count = self._rows or max(1, self._most_positions // longest)
+            numbers, parts = zip(*order[:count], strict=True)
+            yield Pass(numbers, parts)
+            del order[:count]
+
+    @torch.no_grad()
+    def _pass(self, texts: list[IntArray], parts: Sequence[Window]) -> Iterator[Cost]:
+        """Yield the costs of windows, padded on the right: causality keeps that unseen."""
+        T = max(window.end - window.start for window in parts)
+        ids_BT = np.zeros((len(parts), T), np.int64)
+        for row, (ids, window) in enumerate(zip(texts, parts, strict=True)):
+            ids_BT[row, : window.end - window.start] = ids[window.start : window.end]
+        embedded_BTD = self._model.embedded(torch.from_numpy(ids_BT).to(self._device))
+        x_BTD = self._model.states(embedded_BTD, (self._cos_LR[:T], self._sin_LR[:T]))
+        scored = [
+            x_TD[window.score_from - window.start : window.end - window.start]
+            for window, x_TD in zip(parts, x_BTD, strict=True)
+        ]
+        targets = [
+            ids[window.score_from + 1 : window.end + 1]
+            for ids, window in zip(texts, parts, strict=True)
+        ]
+        nats_N, greedy_N = self._judged(torch.cat(scored), np.concatenate(targets))
+        ends = np.cumsum([len(part) for part in targets])[:-1]
+        for nats, greedy in zip(np.split(nats_N, ends), np.split(greedy_N, ends), strict=True):
+            yield Cost(float(nats.sum()), bool(greedy.all()))
+
+    def _judged(self, x_ND: torch.Tensor, targets: IntArray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the log-probability of every target, and whether it is the likeliest token."""
+        targets_N = torch.from_numpy(targets).to(self._device)
+        nats, greedy = [], []
+        for first in range(0, len(x_ND), _ROWS_AT_ONCE):
+            part = slice(first, first + _ROWS_AT_ONCE)
+            rows_NV = self._model.logits(x_ND[part]).double().log_softmax(1)
+            nats.append(rows_NV.gather(1, targets_N[part, None])[:, 0])
+            greedy.append(rows_NV.argmax(1) == targets_N[part])
+        return torch.cat(nats).cpu().numpy(), torch.cat(greedy).cpu().numpy()
