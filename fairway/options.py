@@ -28,17 +28,28 @@ def path_name(text: str | Path) -> Path:
 
 def path_option(*names: str, help: str, metavar: str = "PATH") -> Any:
     """Return an option that is a path."""
-    return typer.Option(*names, parser=path_name, metavar=metavar, help=help)
+    return typer.Option(*names, parser=path_name, metavar=metavar, help=_plain(help))
+
+
+def file_option(*names: str, help: str) -> Any:
+    """Return an option that is a file to write."""
+    rule = "What others wrote is not replaced; devices and pipes are written into."
+    return path_option(*names, help=f"{help} {rule}")
 
 
 def path_argument(metavar: str, help: str) -> Any:
     """Return an argument that is a path, or several."""
-    return typer.Argument(parser=path_name, metavar=metavar, help=help)
+    return typer.Argument(parser=path_name, metavar=metavar, help=_plain(help))
 
 
 def whole_option(*names: str, lo: int, hi: int = LARGEST, help: str, metavar: str = "N") -> Any:
     """Return an option that is a whole number from `lo` to `hi`."""
-    return typer.Option(*names, parser=whole(lo, hi), metavar=metavar, help=help)
+    return typer.Option(*names, parser=whole(lo, hi), metavar=metavar, help=_plain(help))
+
+
+def _plain(help: str) -> str:
+    """Return a help text whose brackets Typer shows, instead of reading them as markup."""
+    return help.replace("[", "\\[")
 
 
 def whole(lo: int, hi: int = LARGEST) -> Callable[[str], int]:
