@@ -9,7 +9,7 @@ import typer
 
 from fairway.cli_base import Json, Set, emit
 from fairway.errors import UserError
-from fairway.options import path_argument, path_option, whole_option
+from fairway.options import file_option, path_argument, path_option, whole_option
 from fairway.outputs import require_file
 from fairway.terminal import put
 
@@ -110,7 +110,7 @@ def _program(command: str, tokens: Path, budget_s: float, bos_id: int, seed: int
 def audit_record(
     folders: Annotated[list[Path], path_argument("DIR...", "Folders of records.")],
     page: Annotated[
-        Path | None, path_option("--html", help="Write the findings as a page, too.")
+        Path | None, file_option("--html", help="Write the findings as a page, too.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -8,10 +8,10 @@ import typer
 
 from fairway.cli_base import Json, emit
 from fairway.errors import UserError
-from fairway.options import path_argument, path_option, whole_option
+from fairway.options import file_option, path_argument, whole_option
 from fairway.outputs import require_file
 
-Weights = Annotated[Path, path_option("--out", help="File to write, such as weights.safetensors.")]
+Weights = Annotated[Path, file_option("--out", help="File to write, such as weights.safetensors.")]
 ByRole = Annotated[
     bool, typer.Option("--account", help="Show bytes, bits per weight and entropy by role.")
 ]

@@ -13,7 +13,7 @@ from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runt
 from fairway.config import MAX_STREAMS
 from fairway.data.documents import Document
 from fairway.errors import UserError
-from fairway.options import path_argument, path_option, whole_option
+from fairway.options import file_option, path_argument, path_option, whole_option
 from fairway.outputs import require_file
 from fairway.terminal import command, put
 
@@ -34,7 +34,7 @@ Streams = Annotated[
 
 
 def prove(
-    out: Annotated[Path, path_option("--out", help="File to write.")],
+    out: Annotated[Path, file_option("--out", help="File to write.")],
     artifact: Annotated[
         Path | None, path_argument("[ARTIFACT]", "An artifact, or its run folder.")
     ] = None,
@@ -156,7 +156,7 @@ def _restore(file: Path, artifact: Path, out: Path, tokenizer: Path | None, as_j
 def compress(
     file: Annotated[Path, path_argument("FILE", "Any file.")],
     artifact: Artifact,
-    out: Annotated[Path | None, path_option("--out", help=f"[FILE{SUFFIX}]")] = None,
+    out: Annotated[Path | None, file_option("--out", help=f"File to write [FILE{SUFFIX}].")] = None,
     streams: Streams = None,
     beside: Annotated[
         bool, typer.Option("--compare", help="Print what xz -9e and brotli -11 make of it.")
@@ -217,7 +217,9 @@ def _others(data: bytes) -> dict[str, int]:
 def decompress(
     file: Annotated[Path, path_argument("FILE", "A compressed file.")],
     artifact: Artifact,
-    out: Annotated[Path | None, path_option("--out", help=f"[FILE without {SUFFIX}]")] = None,
+    out: Annotated[
+        Path | None, file_option("--out", help=f"File to write [FILE without {SUFFIX}].")
+    ] = None,
     tokenizer: TokenizerFile = None,
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ import typer
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, say_to, table
 from fairway.config import Config
 from fairway.errors import UserError
-from fairway.options import path_argument, path_option, whole, whole_option
+from fairway.options import file_option, path_argument, path_option, whole, whole_option
 from fairway.outputs import require_file, require_folder, require_new
 from fairway.overrides import override
 from fairway.terminal import command, put_bytes
@@ -21,7 +21,9 @@ Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe,
 
 def bundle(
     recipe: Recipe,
-    out: Annotated[Path, path_option("--out", help="Folder to write.")] = Path("bundle"),
+    out: Annotated[
+        Path, path_option("--out", help="Folder to write; nothing there is replaced.")
+    ] = Path("bundle"),
     plain: Annotated[
         bool, typer.Option("--plain", help="Print the readable single file instead.")
     ] = False,
@@ -219,7 +221,7 @@ def runs(
         str | None, typer.Option("--export", help="csv, or a sink: tensorboard, wandb.")
     ] = None,
     out: Annotated[
-        Path | None, path_option("--out", help="Where an export goes [standard output; logs].")
+        Path | None, file_option("--out", help="Where an export goes [standard output; logs].")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -269,7 +271,7 @@ def _run_table(found: list[dict[str, Any]]) -> object:
 
 def export(
     path: RunOrArtifact,
-    out: Annotated[Path, path_option("--out", help="Folder to write.")],
+    out: Annotated[Path, path_option("--out", help="Folder to write; nothing there is replaced.")],
     kind: Annotated[str, typer.Option("--format", help="safetensors.")] = "safetensors",
     tokenizer: TokenizerFile = None,
     as_json: Json = False,

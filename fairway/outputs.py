@@ -1,4 +1,4 @@
-"""Where a command writes: files of its own, and what the rest of the system only lends it.
+"""Paths, and where a command writes: its own files, and what the system only lends it.
 
 A file that is there already is replaced at once, its permissions kept, and only where links lead.
 Devices and pipes are written into. Folders, sockets and disks are refused.
@@ -21,6 +21,20 @@ _MOST_LINKS = 40
 # Where a system shows the open files of a process: /dev/stdout and <(command) lead there.
 _OPEN_FILES = re.compile(r"/dev/fd|/proc/(\d+)(?:/task/\d+)?/fd")
 _HEAD_BYTES = 1 << 16
+_HOME = re.compile(r"~[^/]*(/|$)")
+
+
+def why_no_path(text: str) -> str:
+    """Return why a word is no path, or not the one that was meant; nothing if it is one."""
+    if not text:
+        return "the path is empty; was a variable of the shell not set?"
+    if "\0" in text:
+        return "the path has a zero byte in it, which no path may have"
+    if text == "-":
+        return "- is no path; name /dev/stdin or /dev/stdout, or ./- for a file of that name"
+    if _HOME.match(text) and not os.path.lexists(text):
+        return f"the shell left ~ as it is in {text}; write $HOME in its place, or ./ before it"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Settings from the command line: `section.field=value` texts over a config tree."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -9,6 +10,11 @@ from typing import Any
 from fairway.checks import check
 from fairway.config import Config, settings, unknown_name
 from fairway.errors import UserError
+from fairway.outputs import why_no_path
+from fairway.terminal import line
+
+# Settings that name a folder of this machine.
+_PATHS = ("data.source", "train.replay")
 
 # Longer numbers fit no setting, and Python refuses to read those of thousands of digits.
 MAX_CHARACTERS = 100
@@ -52,7 +58,7 @@ def _parse(hint: Any, text: str, name: str) -> Any:
             raise UserError(f"{name} must be true or false, got '{text}'")
         return words[text.lower()]
     if kind is str:
-        return text
+        return _words(text, name)
     if len(text) > MAX_CHARACTERS:
         raise UserError(
             f"{name} must be a number of at most {MAX_CHARACTERS} characters, got {len(text):,}"
@@ -65,11 +71,42 @@ def _parse(hint: Any, text: str, name: str) -> Any:
     return number
 
 
+def _words(text: str, name: str) -> str:
+    """Return a text that may stand in files and on pages, or a path."""
+    if name not in _PATHS:
+        if text != line(text):
+            raise UserError(f"{name} is '{text}', which has characters that cannot be shown")
+    elif text and (why := why_no_path(text)):
+        raise UserError(f"{name} is '{text}': {why}")
+    return text
+
+
 def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        number = float(text)
-        if not number.is_integer():
-            raise ValueError(text) from None
-        return int(number)
+    number = whole_number(text)
+    if number is None:
+        raise ValueError(text)
+    return number
+
+
+_WHOLE = re.compile(
+    r"(?P<sign>[+-]?)(?P<whole>\d+(_\d+)*)(\.(?P<fraction>\d*))?([eE]\+?(?P<power>\d{1,2}))?",
+    re.ASCII,
+)
+# More than any bound has, and fewer than Python refuses to read.
+_MOST_DIGITS = 40
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number that a text states to the last digit, or None: 16_000_000, 1.5e6.
+
+    Of one with more digits than any bound has, the first are taken, so that it is beyond them all.
+    """
+    if not (found := _WHOLE.fullmatch(text)):
+        return None
+    whole, fraction = found["whole"].replace("_", ""), (found["fraction"] or "").rstrip("0")
+    zeros = int(found["power"] or 0) - len(fraction)
+    if zeros < 0:
+        return None
+    digits = f"{whole}{fraction}{'0' * zeros}".lstrip("0") or "0"
+    number = int(digits[:_MOST_DIGITS])
+    return -number if found["sign"] == "-" else number

@@ -1,0 +1,299 @@
+"""Every path that a verb takes, with what strangers give it; every file that one writes."""
+
+import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
+import threading
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from damage import FIXED, Place, contents, run_command
+from test_outputs import node
+
+from fairway import cli, cli_audit, cli_pack, cli_prove, cli_record
+
+Run = Callable[[list[str]], tuple[int, str, str]]
+ART, SMOKE = "run/artifact.fwy", f"--set data.source=data --set model.vocab_size=300 {FIXED}"
+# By verb: lines in which {} stands for a path, one for every path that it takes.
+LINES: dict[str, list[str]] = {
+    "run": [f"run smoke --out {{}} {SMOKE}"],
+    "train": [f"train smoke --out {{}} {SMOKE}"],
+    "pack": ["pack {}"],
+    "score": [
+        "score {}",
+        f"score {ART} {{}} {FIXED}",
+        f"score {ART} text.txt --tokenizer {{}} {FIXED}",
+    ],
+    "report": ["report {}"],
+    "unpack": ["unpack {} --out new", f"unpack {ART} --out {{}}"],
+    "prove": [
+        f"prove --out {{}} {ART} text.txt",
+        "prove --out new {} text.txt",
+        f"prove --out new {ART} {{}}",
+        f"prove --out new --decode {{}} --artifact {ART}",
+        "prove --out new --decode run/proof.fwp --artifact {}",
+        f"prove --out new {ART} text.txt --tokenizer {{}}",
+    ],
+    "compress": [
+        f"compress {{}} --artifact {ART} --out new",
+        "compress text.txt --artifact {}",
+        f"compress text.txt --artifact {ART} --out {{}}",
+        f"compress text.txt --artifact {ART} --tokenizer {{}}",
+    ],
+    "decompress": [
+        f"decompress {{}} --artifact {ART} --out new",
+        "decompress run/proof.fwp --artifact {} --out new",
+        f"decompress run/proof.fwp --artifact {ART} --out {{}}",
+        f"decompress run/proof.fwp --artifact {ART} --out new --tokenizer {{}}",
+    ],
+    "sample": ["sample {}", f"sample {ART} --tokenizer {{}} {FIXED}"],
+    "audit": ["audit {}", "audit --program cat --tokens {}"],
+    "audit_record": ["audit-record {}", "audit-record record --html {}"],
+    "bundle": ["bundle smoke --out {}"],
+    "seeds": ["seeds smoke 1 --out {}", "seeds smoke 1 --out new --record {}"],
+    "submit": ["submit {} --track non_record --out new", "submit run --track non_record --out {}"],
+    "verify": ["verify {}", "verify record --rescore {}", "verify record --retrain {}"],
+    "runs": ["runs {}", "runs . --export csv --out {}"],
+    "export": ["export {} --out new", "export run --out {}", "export run --out new --tokenizer {}"],
+    "data_build": [
+        "data build {} --out new",
+        "data build text.txt --out {}",
+        "data build text.txt --out new --tokenizer {}",
+        "data build text.txt --out new --validation {}",
+    ],
+    "data_fetch": ["data fetch --out {}"],
+    "data_show": ["data show {}"],
+}
+ALL = [line for lines in LINES.values() for line in lines]
+WORDS = {
+    "": "the path is empty",
+    "-": "- is no path",
+    "~/x": "the shell left ~ as it is",
+    "~someone": "the shell left ~ as it is",
+    "a\0b": "zero byte",
+}
+# What no file is made of, and neither is what follows from it.
+NOTHING = ["x" * 5000, "text.txt/below", "loop", "loop/below"]
+# Where nothing is, and names that a terminal would obey.
+NOWHERE = ["./-rf", "\x1b[31m\u202e", "no\nthing\ttwice", "caf\udce9", "[bold]$x 'y'"]
+
+
+@pytest.fixture
+def run(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a function: the command line, in a folder with a link that leads to itself."""
+    (place / "loop").symlink_to("loop")
+    (place / "record").mkdir()
+    return lambda words: run_command(words, capsys, monkeypatch)
+
+
+def filled(line: str, path: str) -> list[str]:
+    return [path if word == "{}" else word for word in line.split()]
+
+
+def refused(place: Place, run: Run, words: list[str], told: str = "") -> None:
+    before = contents(place.path)
+    code, out, err = run(words)
+    assert (code, out) == (2, ""), (words, err)
+    assert err.startswith("fairway: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    assert told in err and "Traceback" not in err
+    assert len(err) < 2200 and err[:-1].isprintable(), err
+    assert contents(place.path) == before, words
+
+
+def test_the_table_has_every_path() -> None:
+    """A path that a verb takes and the table does not would go untested."""
+    verbs = {
+        command.callback.__name__: command.callback
+        for app in (cli.app, cli.data_app)
+        for command in app.registered_commands
+        if command.callback
+    }
+    assert cli_pack and cli_prove and cli_record and cli_audit
+    for name, verb in verbs.items():
+        hints = typing.get_type_hints(verb).values()
+        paths = sum("Path" in str(hint) for hint in hints)
+        assert len(LINES.get(name, [])) == paths, name
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words_that_are_no_paths(place: Place, run: Run, word: str) -> None:
+    for line in ALL:
+        refused(place, run, filled(line, word), WORDS[word])
+
+
+@pytest.mark.parametrize("path", NOTHING, ids=lambda path: path[:12])
+def test_paths_at_which_nothing_can_be(place: Place, run: Run, path: str) -> None:
+    for line in ALL:
+        if not line.startswith("runs ."):
+            refused(place, run, filled(line, path))
+
+
+@pytest.mark.parametrize("path", NOWHERE)
+def test_names_of_nothing_are_told_in_one_harmless_line(place: Place, run: Run, path: str) -> None:
+    for line in ALL:
+        if "--out {}" not in line and "--html {}" not in line and "--record {}" not in line:
+            refused(place, run, filled(line, path))
+
+
+FILES = [line for line in ALL if "--out {}" in line or "--html {}" in line]
+
+
+@pytest.mark.parametrize("line", FILES)
+def test_outputs_that_are_something_else(place: Place, run: Run, line: str) -> None:
+    """A file or a folder of others, a socket, a disk, a pipe where a folder is wanted."""
+    folder = line.split()[0] in ("run", "train", "bundle", "seeds", "submit", "export", "data")
+    (place / "thesis").write_text("mine")
+    node(place / "disk", stat.S_IFBLK, 7, 200)
+    (place / "gone").symlink_to("nowhere")
+    for path in ("thesis", "disk", *(["gone", "loop"] if folder else ["data", "run", "loop"])):
+        refused(place, run, filled(line, path))
+    assert not (place / "nowhere").exists()
+
+
+# ---------------------------------------------------------------------------------------------
+# Files are written into devices and pipes, and behind links
+
+
+@pytest.fixture
+def coded(place: Place, run: Run) -> None:
+    """Make a compressed file, a proof and a record to write from."""
+    assert run(f"compress text.txt --artifact {ART} --out text.fwz {FIXED}".split())[0] == 0
+    (place / "record" / "README.md").write_text("")
+
+
+def written(place: Place, run: Run, line: str) -> None:
+    device = node(place / "null", stat.S_IFCHR, 1, 3)
+    code, _, err = run(filled(line, "null"))
+    assert code in (0, 1) and "Traceback" not in err, err
+    assert stat.S_ISCHR(device.lstat().st_mode)
+    (place / "link").symlink_to("target")
+    assert run(filled(line, "link"))[0] == code
+    assert (place / "link").is_symlink() and (place / "target").stat().st_size > 0
+    os.mkfifo(place / "pipe")
+    got: list[bytes] = []
+    thread = threading.Thread(target=lambda: got.append((place / "pipe").read_bytes()))
+    thread.start()
+    assert run(filled(line, "pipe"))[0] == code
+    thread.join(10)
+    assert stat.S_ISFIFO((place / "pipe").lstat().st_mode)
+    assert len(got[0]) == (place / "target").stat().st_size
+    left = [path.name for path in place.path.iterdir() if path.name.startswith(".")]
+    assert not left
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"unpack {ART} --out {{}}",
+        f"prove --out {{}} {ART} text.txt --bytes 8 {FIXED}",
+        f"prove --out {{}} --decode run/proof.fwp --artifact {ART}",
+        f"compress text.txt --artifact {ART} --out {{}} {FIXED}",
+        f"decompress text.fwz --artifact {ART} --out {{}}",
+        "runs . --export csv --out {}",
+        "audit-record record --html {}",
+    ],
+)
+def test_devices_pipes_and_links(place: Place, run: Run, coded: None, line: str) -> None:
+    written(place, run, line)
+
+
+def test_a_file_of_ours_is_replaced_and_an_input_is_not(
+    place: Place, run: Run, coded: None
+) -> None:
+    for line in (f"compress text.txt --artifact {ART} --out a {FIXED}", f"unpack {ART} --out b"):
+        assert run(line.split())[0] == run(line.split())[0] == 0
+    before = contents(place.path)
+    os.link(place / "text.txt", place / "name")
+    for line, told in (
+        (f"compress text.txt --artifact {ART} --out text.txt", "is the file itself"),
+        (f"compress text.txt --artifact {ART} --out name", "is the file itself"),
+        (f"compress text.txt --artifact {ART} --out {ART}", "is the artifact itself"),
+        ("compress text.txt --artifact run --out run/run.json", "lies in run, which is read"),
+        ("prove run text.txt --out run/proof.fwp", "lies in run, which is read"),
+        (f"unpack {ART} --out {ART}", "is the artifact itself"),
+        (f"unpack {ART} --out run/weights.safetensors", "this command did not write it"),
+        (f"decompress text.fwz --artifact {ART} --out text.fwz", "is the file itself"),
+        (f"prove --decode run/proof.fwp --artifact {ART} --out text.fwz", "did not write it"),
+    ):
+        code, _, err = run(line.split())
+        assert code == 2 and told in err, (line, err)
+    assert contents(place.path) == before | {"name": before["text.txt"]}
+
+
+def fairway(words: str, place: Place, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell line in which `fairway` is the command line of these sources."""
+    program = f'fairway() {{ {shlex.quote(sys.executable)} -m fairway.cli "$@"; }}; {words}'
+    return subprocess.run(
+        ["bash", "-c", program],
+        cwd=place.path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_standard_output_carries_the_file_alone(place: Place) -> None:
+    """And what is said goes to standard error, JSON too."""
+    ended = fairway(
+        f"printf before > all; fairway unpack {ART} --out /dev/stdout --json >> all && "
+        f"fairway unpack {ART} --out >(cat > part)",
+        place,
+    )
+    assert ended.returncode == 0, ended.stderr
+    data = (place / "all").read_bytes().removeprefix(b"before")
+    told = json.loads(ended.stderr)
+    assert len(data) == told["bytes"] and told["path"] == "/dev/stdout"
+    assert data[8:].startswith(b'{"__metadata__"') and (place / "part").read_bytes() == data
+    assert b"/dev/fd/" in ended.stdout
+
+
+# ---------------------------------------------------------------------------------------------
+# Letters that Python or the terminal cannot encode
+
+
+ASCII = {"PYTHONIOENCODING": "ascii"}
+OLD = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{**ASCII, **OLD}, *(pytest.param(one, marks=pytest.mark.slow) for one in (ASCII, OLD))],
+)
+def test_names_that_cannot_be_shown(place: Place, environment: dict[str, str]) -> None:
+    name = b"caf\xc3\xa9 \xff\x1b[31m"
+    folder = os.fsencode(place.path) + b"/" + name
+    (place / "run").rename(os.fsdecode(folder))
+    (place / "caf\xe9.txt").write_bytes(b"The model predicts a token.")
+    quoted = "$'caf\\xc3\\xa9 \\xff\\x1b[31m'"
+    ended = fairway(
+        f"fairway runs . && fairway runs . --json && fairway runs . --export csv && "
+        f"fairway run smoke --dry-run && fairway pack {quoted} --account && "
+        f"fairway score {quoted}/artifact.fwy $'caf\\xc3\\xa9.txt' {FIXED} && "
+        f"fairway pack {quoted}/nowhere",
+        place,
+        **environment,
+    )
+    assert ended.returncode == 2, ended.stderr.decode("utf-8", "replace")
+    assert ended.stderr.startswith(b"fairway: ") and ended.stderr.count(b"\n") == 1
+    for told in (ended.stdout, ended.stderr):
+        assert b"\x1b" not in told and b"\xff" not in told and b"Traceback" not in told
+    assert b"\\xff\\x1b[31m" in ended.stdout
+
+
+def test_a_command_that_is_offered_can_be_given(place: Place) -> None:
+    """A data folder and a proof whose names a shell would take apart."""
+    name = "$HOME it's\n"
+    (place / "data").rename(place / name)
+    words = cli._how_to_train("built", Path(name)).partition("train with ")[2]
+    read = fairway(f"fairway run smoke --dry-run --json {words}", place)
+    assert json.loads(read.stdout)["config"]["data"]["source"] == name
+    proof = fairway(f"fairway prove {ART} text.txt --bytes 8 --out 'a $x' {FIXED}", place)
+    offer = proof.stdout.decode().rpartition("restore with: ")[2].strip()
+    assert offer == f"fairway prove --decode 'a $x' --artifact {ART} --out FILE"
+    again = fairway(offer, place)
+    assert again.returncode == 0 and (place / "FILE").exists(), again.stderr
