@@ -69,7 +69,10 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file; UserError as `opened`, and for more than `most_bytes`."""
     with opened(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-        data = b"" if size > most_bytes else stream.read(most_bytes + 1)
+        # What is asked for is allocated; only a file that grows has more than it said.
+        data = b"" if size > most_bytes else stream.read(size + 1)
+        while size < len(data) <= most_bytes and (piece := stream.read(_READ_BYTES)):
+            data += piece
     if max(size, len(data)) > most_bytes:
         raise UserError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
     return data

@@ -92,4 +92,9 @@ def most_bytes(size_bytes: int) -> int:
 # Where each format's class is: module below this package, and name.
 FORMATS: dict[str, tuple[str, str]] = {
     "artifact": ("artifacts", "Artifacts"),
+    "proof": ("coded", "Proofs"),
+    "compressed": ("coded", "Archives"),
+    "checkpoint": ("checkpoints", "Checkpoints"),
+    "trail": ("trails", "Trails"),
+    "bundle": ("bundles", "Bundles"),
 }

@@ -6,10 +6,10 @@ them have arrived at it.
 """
 
 import gzip
-import json
+import io
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairway.audit.verdicts import Probe, Verdict
+from fairway.files import parse_json, read_bytes
 from fairway.score.trail import START, sealed
 
-# A trail of the challenge's whole validation text has about 50 MB.
-_MOST_BYTES = 1_000_000_000
+# A trail of the challenge's whole validation text has about 50 MB and shrinks to a sixth.
+_FREE_BYTES, _MOST_EXPANSION = 1 << 22, 64
 
 _DID = "read the sealed entries of the ledger again: reads, scores, lessons, in their order"
 
@@ -37,16 +38,25 @@ class _Broken(Exception):  # noqa: N818 - what is found, not what went wrong her
 def read_trails(path: Path) -> list[list[str]] | str:
     """Return the trails of a stage of scoring, or in words why there are none."""
     try:
-        with gzip.open(path) as stream:
-            data = stream.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            return f"it unpacks to more than {_MOST_BYTES:,} bytes"
-        trails = [json.loads(line) for line in data.splitlines()]
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        packed = read_bytes(path)
+        most_bytes = _FREE_BYTES + _MOST_EXPANSION * len(packed)
+        with gzip.open(io.BytesIO(packed)) as stream:
+            pieces = list(_pieces(stream, most_bytes))
+        if sum(map(len, pieces)) > most_bytes:
+            return f"it unpacks to more than {most_bytes:,} bytes"
+        trails = [parse_json(line) for line in b"".join(pieces).splitlines()]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         return f"it cannot be read ({type(error).__name__})"
     if not all(isinstance(t, list) and all(isinstance(x, str) for x in t) for t in trails):
         return "it does not hold lines"
     return trails
+
+
+def _pieces(stream: gzip.GzipFile, most_bytes: int) -> Iterator[bytes]:
+    """Yield a stream up to `most_bytes`, and a little more where it goes on."""
+    while most_bytes >= 0 and (piece := stream.read(1 << 20)):
+        most_bytes -= len(piece)
+        yield piece
 
 
 def check_trails(
@@ -98,7 +108,7 @@ def _check_seal(number: int, lines: Sequence[str], digest: str) -> None:
 
 def _parsed(line: str) -> list[Any]:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         entry = None
     if not isinstance(entry, list) or not entry or entry[0] not in ("read", "score", "learn"):
@@ -137,6 +147,8 @@ class _Walk:
         self.scored[score_from:end] = True
 
     def _learn(self, first: int, end: int) -> None:
+        if not 0 <= first <= end <= len(self.taken):
+            raise _Broken(f"positions {first}..{end} were learned, which the text does not have")
         early = np.flatnonzero(~self.taken[first:end] | (self.own & ~self.scored)[first:end])
         if len(early):
             at = first + int(early[0])

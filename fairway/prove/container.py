@@ -9,6 +9,7 @@ unpacked, the header as packed JSON, and the coder's bytes. Whatever is read is 
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ _MAX_HEADER_BYTES = 1 << 22
 # What a header may claim: tokens for every byte of the coder. Whoever codes puts zeros behind a
 # code that is shorter (`padded`), so that a token that is all but certain costs 1/128 bit.
 MOST_TOKENS_PER_BYTE = 1024
+# Rows whose stream has ended read on with dummies: so many times the tokens, and these beside.
+_MOST_DUMMIES, _FEW_TOKENS = 16, 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +67,11 @@ def coded_file(kind: int, header: Header, payload: bytes) -> bytes:
     text = _canonical(to_dict(header))
     packed = compress(text, "brotli", 1)
     return _file(kind, _LENGTHS.pack(len(packed), len(text)) + packed + payload)
+
+
+def uneven(targets: Sequence[int], rows: int) -> bool:
+    """Return whether most of what a walk computes would be dummies beside one long stream."""
+    return rows * max(targets, default=0) > _MOST_DUMMIES * sum(targets) + _FEW_TOKENS
 
 
 def padded(payload: bytes, tokens: int) -> bytes:
@@ -148,6 +156,12 @@ def _checked(fields: dict[str, Any], payload_bytes: int) -> Header:
         )
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise UserError("its header names no method")
+    # Documents are as long as they are; all else was cut evenly.
+    if method["name"] != "lora" and uneven(targets, rows):
+        raise UserError(
+            f"its header has a stream of {max(targets)} tokens among {len(targets)} of {sum(targets)} "
+            "in all; it was not written by Fairway"
+        )
     return Header(
         artifact=_text(fields["artifact"], "the artifact"),
         digest=_text(fields["digest"], "the digest"),

@@ -28,7 +28,9 @@ from fairway.prove.container import (
     coded_file,
     open_coded,
     open_file,
+    uneven,
 )
+from fairway.prove.learning import DocumentLora
 from fairway.prove.machine import coding_plan
 from fairway.prove.walk import Walked
 from fairway.units import nats_to_bits
@@ -104,6 +106,12 @@ def prove(
     ids = language.encode(texts).astype(np.int64)
     count = streams or session.streams(len(ids), on_cpu=1)
     parts = method.cut(ids, count, language.tokenizer)
+    while not isinstance(method, DocumentLora) and uneven(
+        [len(part.ids) - 1 for part in parts], count
+    ):
+        # Few places in this text can begin a stream.
+        count //= 2
+        parts = method.cut(ids, count, language.tokenizer)
     scorer_nats = method.scorer_nats(language, [part.ids for part in parts])
     rows = min(count, len(parts))
     fingerprint = session.fingerprint(rows)

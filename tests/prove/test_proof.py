@@ -270,7 +270,11 @@ CLAIMS = [
     ({"targets": (1,) * 100_000, "joined": (True,) * 100_000, "rows": 1024}, "in 1024 rows"),
     ({"targets": (1,) * 900, "joined": (True,) * 900, "rows": 900}, "ends before the tokens"),
     ({"targets": (90_000,), "joined": (False,), "rows": 1}, "ends before the tokens"),
-    ({"targets": (90_000, *(1,) * 99), "joined": (True,) * 100, "rows": 100}, "ends before"),
+    (
+        {"targets": (90_000, *(1,) * 99), "joined": (True,) * 100, "rows": 100},
+        "a stream of 90000 tokens among 100",
+    ),
+    ({"targets": (1_000, *(1,) * 14), "joined": (True,) * 15, "rows": 15}, "ends before"),
     ({"targets": (0,) * 100_000, "joined": (True,) * 100_000}, "a stream of no tokens"),
     ({"targets": (10**45,), "joined": (True,), "rows": 1}, "a number of 46 digits"),
 ]
