@@ -68,6 +68,8 @@ class FairwayLM(LM):  # type: ignore[misc]
         _refuse_unknown("model argument", unknown, _ARGUMENTS)
         if not path:
             raise UserError("there is no model; name an artifact or a run: --model_args path=PATH")
+        if tokenizer is not None:
+            _require_text("tokenizer", tokenizer)
         runtime = {"device": _device(device), "dtype": str(dtype).removeprefix("torch.")}
         runtime |= {"matmul": matmul, "attention": attention, "kernels": kernels}
         self.model: LanguageModel = load(
@@ -195,9 +197,11 @@ def _require_text(what: str, value: Any) -> None:
 
 
 def _device(device: Any) -> str:
-    """Return a device of Fairway's settings for one as lm_eval names it."""
-    names = {"None": "auto", "cuda:0": "cuda"}
-    name = names.get(str(device), str(device))
+    """Return a device of Fairway's settings for one as lm_eval names it.
+
+    Its command says cuda:0 where nobody said anything, so that is the first GPU if there is one.
+    """
+    name = "auto" if str(device) in ("None", "cuda:0") else str(device)
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(
             f"device is {told(device)}; it must be cpu or cuda, and CUDA_VISIBLE_DEVICES says "
