@@ -253,11 +253,11 @@ class Campaign:
 
     @staticmethod
     def _chosen(reaches: list[_Reach], file: str, lines: tuple[int, int]) -> list[_Reach]:
-        """Return the tests that reach some lines; for lines that run at import, of any of it."""
+        """Return the tests that reach some lines: all of them where those run at import."""
         wanted = set(range(lines[0], lines[1] + 1))
         found = [reach for reach in reaches if reach.lines[file] & wanted]
         if not found and _at_import(file, lines[0]):
-            found = [reach for reach in reaches if reach.lines[file]]
+            found = reaches
         return sorted(found, key=lambda reach: reach.seconds)
 
     def _check_itself(
