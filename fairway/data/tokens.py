@@ -200,9 +200,10 @@ def prove_bytes(tokenizer: Tokenizer, ids: Ids) -> int:
 
 
 def _document_starts(tokenizer: Tokenizer, ids: Ids) -> npt.NDArray[np.intp]:
-    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+    wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+    if len(wrong):
         raise UserError(
-            f"token id {int(ids.max())} is outside the tokenizer's {tokenizer.vocab_size} ids; "
+            f"token id {int(wrong[0])} is outside the tokenizer's {tokenizer.vocab_size} ids; "
             "take the tokenizer that the tokens were made with"
         )
     starts = np.flatnonzero(ids == tokenizer.bos_id)
