@@ -18,6 +18,7 @@ those of other modules are compiled.
 import argparse
 import ast
 import ctypes
+import functools
 import importlib
 import os
 import random
@@ -47,8 +48,8 @@ TESTS = {
     "score.windows": ["score/test_windows.py", "score/test_ledger.py"],
     "score.trail": ["audit/test_ledger.py"],
     "score.sliding": ["score/test_sliding.py"],
-    "score.sgd": ["score/test_ttt.py"],
-    "score.lora": ["score/test_ttt.py"],
+    "score.sgd": ["score/test_sgd.py", "score/test_ttt.py"],
+    "score.lora": ["score/test_lora.py", "score/test_ttt.py"],
     "score.mixing": ["score/test_mixture.py"],
     "data.tokens": ["data/test_tokens.py"],
     "data.guard": ["data/test_guard.py"],
@@ -305,6 +306,11 @@ class Campaign:
         resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_BYTES, used + _MORE_BYTES))
         if not graft(module, source):
             os._exit(3)
+        for test in {reach.item.module for reach in chosen}:
+            # What tests keep from one to the next was made by the module as it is.
+            for value in vars(test).values():
+                if isinstance(value, functools._lru_cache_wrapper):
+                    value.cache_clear()
         for reach in chosen:
             reach.item.config.hook.pytest_runtest_protocol(item=reach.item, nextitem=_Keep(session))
         os._exit(0)

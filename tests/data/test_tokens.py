@@ -129,7 +129,7 @@ def test_any_representable_text_is_restored_and_counted(texts: list[str]) -> Non
 
 def test_a_space_after_bos_breaks_the_proof() -> None:
     ids = encode_documents(lossless(), ["fine", " the space"])
-    with pytest.raises(UserError, match="document 1 has 10 bytes but its tokens sum to 9"):
+    with pytest.raises(UserError, match="document 1 has 10 bytes but its tokens sum to 9;"):
         prove_bytes(lossless(), ids)
 
 
@@ -144,7 +144,7 @@ def test_an_unknown_token_breaks_the_proof() -> None:
         prove_bytes(lossless(), np.array([1, 3], np.uint16))
 
 
-@pytest.mark.parametrize("ids", [[], [300], [300, 1]])
+@pytest.mark.parametrize("ids", [[], [300], [300, 1], [0, 1]])
 def test_a_scored_stream_starts_with_bos(ids: list[int]) -> None:
     with pytest.raises(UserError, match="must start with BOS"):
         prove_bytes(lossless(), np.array(ids, np.uint16))
@@ -244,6 +244,8 @@ def test_exact_encodings_are_given_or_nothing() -> None:
     assert lossless().encode_exactly("a b").tolist() == lossless().encode("a b").tolist()  # type: ignore[union-attr]
     assert lossless().encode_exactly("a\u2581b") is None
     assert normalising().encode_exactly("a  b") is None
+    assert normalising().encode_exactly("\ufb01") is None
+    assert lossless().canonical(" a\u2581b ") == "a\u2581b", "not represented, and not hidden"
 
 
 def test_foreign_ids_are_refused() -> None:
@@ -256,6 +258,8 @@ def test_a_stream_cut_from_the_middle_keeps_its_head() -> None:
     cut = decode_documents(lossless(), ids[2:])
     assert len(cut) == 2 and "first".endswith(cut[0]) and cut[1] == "second"
     assert decode_documents(lossless(), ids[:0]) == []
+    only = lossless().encode("q")
+    assert decode_documents(lossless(), np.array([*only, 0, *only])) == ["qq"], "0 begins nothing"
 
 
 # Text
