@@ -75,7 +75,7 @@ def welch(a: Sample, b: Sample, margin: float = 0.0) -> TTest:
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], margin: float = 0.0) -> TTest | None:
     """Return the paired test over the seeds that both have; None if those are fewer than two."""
-    common = sorted(a.keys() & b.keys())
+    common = a.keys() & b.keys()
     if len(common) < 2:
         return None
     gains = sample([b[seed] - a[seed] for seed in common])

@@ -122,8 +122,6 @@ class _Walk:
 
     own: NDArray[np.bool_]
     scored: NDArray[np.bool_]
-    taken: NDArray[np.bool_]
-    alone: bool
     reading: int | None = None
 
     def step(self, entry: list[Any]) -> None:
@@ -134,25 +132,27 @@ class _Walk:
         elif kind == "score":
             if numbers[0] != self.reading:
                 raise _Broken(f"event {numbers[0]} was scored without having been read")
+            self.reading = None
             for start, end, score_from in numbers[1]:
                 self._score(start, end, score_from)
         else:
             self._learn(*numbers)
 
     def _score(self, start: int, end: int, score_from: int) -> None:
-        unread = np.flatnonzero(~self.scored[start:score_from])
-        if self.alone and len(unread):
-            at = start + int(unread[0])
+        if (at := self._not_yet(start, score_from)) is not None:
             raise _Broken(f"position {score_from} was scored with {at} in view, not scored yet", at)
         self.scored[score_from:end] = True
 
     def _learn(self, first: int, end: int) -> None:
-        if not 0 <= first <= end <= len(self.taken):
-            raise _Broken(f"positions {first}..{end} were learned, which the text does not have")
-        early = np.flatnonzero(~self.taken[first:end] | (self.own & ~self.scored)[first:end])
-        if len(early):
-            at = first + int(early[0])
+        if not 0 <= first < end <= len(self.own):
+            raise _Broken(f"a lesson {first}..{end} fits no text")
+        if (at := self._not_yet(first, end)) is not None:
             raise _Broken(f"position {at} was learned before it was scored", at)
+
+    def _not_yet(self, first: int, end: int) -> int | None:
+        """Return the first of some positions that is the trail's own and not on record, if any."""
+        early = np.flatnonzero((self.own & ~self.scored)[first:end])
+        return first + int(early[0]) if len(early) else None
 
 
 def _check_order(trails: list[list[list[Any]]], targets: int, nats: float) -> None:
@@ -179,6 +179,6 @@ def _check_order(trails: list[list[list[Any]]], targets: int, nats: float) -> No
     if not math.isclose(math.fsum(costs), nats, rel_tol=1e-12):
         raise _Broken(f"the events add up to {math.fsum(costs)!r} nats, the score says {nats!r}")
     for entries, own in zip(trails, owned, strict=True):
-        walk = _Walk(own, np.zeros(targets, bool), taken, len(trails) == 1)
+        walk = _Walk(own, np.zeros(targets, bool))
         for entry in entries:
             walk.step(entry)

@@ -72,14 +72,16 @@ class Place:
     def full_sum(self) -> Sum:
         """Return the sum over all candidates."""
         words = self.bench.words
+        asked = len(words)
         excess = math.fsum(math.exp(-self.cost_of(int(v))) for v in words) - 1.0
         if excess <= SUM_TOLERANCE:
             if self._bos_decides_order():
                 # What BOS would have cost here cannot be asked: it is what is left.
-                return Sum(self.index, len(words), max(excess, 0.0))
+                return Sum(self.index, asked, max(excess, 0.0))
+            asked += 1
             excess += math.exp(-self.cost_of(self.bench.bos_id))
         wrong = "" if abs(excess) <= SUM_TOLERANCE else _sentence(excess)
-        return Sum(self.index, len(words) + 1, excess, wrong)
+        return Sum(self.index, asked, excess, wrong)
 
     def _bos_decides_order(self) -> bool:
         """Return whether BOS here changes what is scored before it, such as the order.

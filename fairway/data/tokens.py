@@ -141,7 +141,7 @@ class Tokenizer:
         A literal U+2581 never comes back: SentencePiece cannot tell it from a space.
         """
         ids = self.encode(text)
-        return ids if SPACE not in text and self.decode(ids) == text else None
+        return ids if self.decode(ids) == text else None
 
     def represents(self, text: str) -> bool:
         """Return whether encoding and decoding give exactly this text back."""
@@ -200,17 +200,17 @@ def prove_bytes(tokenizer: Tokenizer, ids: Ids) -> int:
 
 
 def _document_starts(tokenizer: Tokenizer, ids: Ids) -> npt.NDArray[np.intp]:
-    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+    wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+    if len(wrong):
         raise UserError(
-            f"token id {int(ids.max())} is outside the tokenizer's {tokenizer.vocab_size} ids; "
+            f"token id {int(wrong[0])} is outside the tokenizer's {tokenizer.vocab_size} ids; "
             "take the tokenizer that the tokens were made with"
         )
-    starts = np.flatnonzero(ids == tokenizer.bos_id)
-    return starts if len(starts) and starts[0] == 0 else np.insert(starts, 0, 0)[: max(1, len(ids))]
+    return np.flatnonzero(ids == tokenizer.bos_id)
 
 
 def _decoded(tokenizer: Tokenizer, ids: Ids, starts: npt.NDArray[np.intp]) -> Iterator[str]:
-    for part in np.split(ids, starts[1:]) if len(ids) else ():
+    for part in np.split(ids, starts[starts > 0]) if len(ids) else ():
         yield tokenizer.decode(part)
 
 

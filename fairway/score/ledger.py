@@ -260,7 +260,6 @@ class Ledger:
         # The cost of every position on record here; NaN where there is none.
         self._nats: FloatArray = np.full(self.num_targets, np.nan)
         self._own = sum(len(span.positions) for span in self.spans)
-        self._span = Span(0, range(0))
         self._count = 0
         self._enter_span()
 

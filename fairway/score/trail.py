@@ -66,7 +66,7 @@ def write_trails(trail: Trail, ranks: Ranks, path: Path) -> list[str]:
 
     All `ranks` call this; the first writes. The file is one line of JSON per process: its entries.
     """
-    own = gzip.compress(json.dumps(trail.lines).encode(), mtime=0)
+    own = gzip.compress(json.dumps(trail.lines).encode())
     parts = _gathered(own, ranks)
     if not ranks.first:
         return []

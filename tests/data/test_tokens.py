@@ -3,7 +3,11 @@ import io
 import pickle
 import pydoc_data.topics
 import random
+import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +15,15 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairway.data import spmodel
+from fairway.data.spmodel import MAX_FILE_BYTES
 from fairway.data.tokens import (
     ByteTable,
     Tokenizer,
+    _sentences,
     decode_documents,
     encode_documents,
+    join_documents,
     prove_bytes,
     token_bytes,
     train_tokenizer,
@@ -23,6 +31,10 @@ from fairway.data.tokens import (
 from fairway.errors import UserError
 
 DOCUMENTS = ["The cat sat.\nOn 12 mats.", "caf\u00e9 \u65e5\u672c \U0001f600", "", "a  b\t\tc"]
+
+
+def _fields(data: bytes) -> list[tuple[int, Any]]:
+    return list(spmodel._fields(data))
 
 
 def text() -> list[str]:
@@ -117,7 +129,7 @@ def test_any_representable_text_is_restored_and_counted(texts: list[str]) -> Non
 
 def test_a_space_after_bos_breaks_the_proof() -> None:
     ids = encode_documents(lossless(), ["fine", " the space"])
-    with pytest.raises(UserError, match="document 1 has 10 bytes but its tokens sum to 9"):
+    with pytest.raises(UserError, match="document 1 has 10 bytes but its tokens sum to 9;"):
         prove_bytes(lossless(), ids)
 
 
@@ -132,10 +144,108 @@ def test_an_unknown_token_breaks_the_proof() -> None:
         prove_bytes(lossless(), np.array([1, 3], np.uint16))
 
 
-@pytest.mark.parametrize("ids", [[], [300], [300, 1]])
+@pytest.mark.parametrize("ids", [[], [300], [300, 1], [0, 1]])
 def test_a_scored_stream_starts_with_bos(ids: list[int]) -> None:
     with pytest.raises(UserError, match="must start with BOS"):
         prove_bytes(lossless(), np.array(ids, np.uint16))
+
+
+@pytest.mark.parametrize("token", [-1, -400, 400, 70_000])
+@pytest.mark.parametrize("use", [decode_documents, prove_bytes])
+def test_ids_of_no_token_are_refused(use: Callable[..., object], token: int) -> None:
+    with pytest.raises(UserError, match=f"token id {token} is outside the tokenizer's 400 ids"):
+        use(lossless(), np.array([1, 5, token, 6]))
+    use(lossless(), encode_documents(lossless(), ["fine"]))
+    decode_documents(lossless(), np.array([1, 0, 399]))
+
+
+@pytest.mark.parametrize("more", [1, -1, 40])
+def test_tokens_of_too_many_or_too_few_bytes_break_the_proof(more: int) -> None:
+    """In the second of three documents, so that the sum of all documents is wrong there alone."""
+    tokenizer = Tokenizer(lossless().data)
+    ids = encode_documents(tokenizer, ["a cat", "q", "a cat"])
+    (only,) = tokenizer.encode("q")
+    base = tokenizer.table.base_bytes.copy()
+    base[only] += more
+    tokenizer.__dict__["table"] = replace(tokenizer.table, base_bytes=base)
+    with pytest.raises(UserError, match=f"document 1 has 1 bytes but its tokens sum to {1 + more}"):
+        prove_bytes(tokenizer, ids)
+
+
+def test_bytes_that_make_up_for_one_another_break_the_proof() -> None:
+    tokenizer = Tokenizer(lossless().data)
+    ids = encode_documents(tokenizer, ["q", "z"])
+    base = tokenizer.table.base_bytes.copy()
+    base[tokenizer.encode("q")] -= 1
+    base[tokenizer.encode("z")] += 1
+    tokenizer.__dict__["table"] = replace(tokenizer.table, base_bytes=base)
+    with pytest.raises(UserError, match="document 0 has 1 bytes but its tokens sum to 0"):
+        prove_bytes(tokenizer, ids)
+
+
+def retyped(data: bytes, token: int, kind: int) -> bytes:
+    """Return a model file in which one piece is of another kind."""
+    parts = _fields(data)
+    piece = dict(_fields(parts[token][1]))
+    text, score = piece[1], struct.pack("<f", piece[2])
+    parts[token] = 1, b"\x0a" + bytes([len(text)]) + text + b"\x15" + score + bytes([0x18, kind])
+    return b"".join(bytes([n << 3 | 2]) + _length(value) + value for n, value in parts)
+
+
+def _length(value: bytes) -> bytes:
+    count, out = len(value), b""
+    while count >= 0x80:
+        out, count = out + bytes([count & 0x7F | 0x80]), count >> 7
+    return out + bytes([count])
+
+
+@pytest.mark.parametrize(("kind", "boundary"), [(1, False), (4, False), (3, True), (5, True)])
+def test_unused_and_control_pieces_have_no_bytes_and_are_boundaries(
+    kind: int, boundary: bool
+) -> None:
+    """1 is a normal piece, 3 control, 4 a user's own, 5 unused."""
+    pieces = lossless().piece_bytes
+    token = next(t for t, p in enumerate(pieces) if p.startswith(b" ") and len(p) > 3)
+    table = Tokenizer(retyped(lossless().data, token, kind)).table
+    length = len(pieces[token]) - 1
+    assert table.boundary[token] == boundary and table.leading[token] != boundary
+    assert table.base_bytes[token] == (0 if boundary else length)
+    assert np.flatnonzero(table.boundary).tolist() == [0, 1, 2, 3, *([token] if boundary else [])]
+    # Before a word with a space: it counts after a piece of text, not after a boundary.
+    other = next(t for t, p in enumerate(pieces) if p == b" a")
+    found = token_bytes(np.array([other, other]), np.array([token, 1]), table)
+    assert found.tolist() == [1 if boundary else 2, 1]
+
+
+def test_what_each_piece_stands_for() -> None:
+    tokenizer = lossless()
+    table, pieces = tokenizer.table, tokenizer.piece_bytes
+    assert pieces[:4] == [b""] * 4 and table.base_bytes[:4].tolist() == [0] * 4
+    assert tokenizer.byte_ids.dtype == np.int64 and tokenizer.byte_ids.tolist() == [*range(4, 260)]
+    assert pieces[4:260] == [bytes([value]) for value in range(256)]
+    assert table.base_bytes[4:260].tolist() == [1] * 256 and not table.leading[:260].any()
+    space = pieces.index(b" ", 260)
+    assert table.base_bytes[space] == 0 and table.leading[space]
+    assert table.base_bytes.dtype == np.int16
+    lengths = table.base_bytes[260:] + table.leading[260:]
+    assert lengths.tolist() == [len(piece) for piece in pieces[260:]]
+    assert table.leading[260:].tolist() == [piece.startswith(b" ") for piece in pieces[260:]]
+
+
+def test_streams_are_of_16_bits_even_when_empty() -> None:
+    assert encode_documents(lossless(), []).dtype == np.uint16
+    assert encode_documents(lossless(), []).tolist() == []
+    joined = join_documents(lossless(), [np.array([7, 8]), np.array([], int), np.array([9])])
+    assert (joined.dtype, joined.tolist()) == (np.uint16, [1, 7, 8, 1, 1, 9])
+    assert lossless().encode("a").dtype == np.int64
+
+
+def test_exact_encodings_are_given_or_nothing() -> None:
+    assert lossless().encode_exactly("a b").tolist() == lossless().encode("a b").tolist()  # type: ignore[union-attr]
+    assert lossless().encode_exactly("a\u2581b") is None
+    assert normalising().encode_exactly("a  b") is None
+    assert normalising().encode_exactly("\ufb01") is None
+    assert lossless().canonical(" a\u2581b ") == "a\u2581b", "not represented, and not hidden"
 
 
 def test_foreign_ids_are_refused() -> None:
@@ -148,6 +258,8 @@ def test_a_stream_cut_from_the_middle_keeps_its_head() -> None:
     cut = decode_documents(lossless(), ids[2:])
     assert len(cut) == 2 and "first".endswith(cut[0]) and cut[1] == "second"
     assert decode_documents(lossless(), ids[:0]) == []
+    only = lossless().encode("q")
+    assert decode_documents(lossless(), np.array([*only, 0, *only])) == ["qq"], "0 begins nothing"
 
 
 # Text
@@ -196,8 +308,28 @@ def test_training_is_deterministic_with_the_fields_settings() -> None:
         *range(4)
     ]
     pieces = [processor.id_to_piece(i) for i in range(400)]
-    assert not any(len(piece) > 1 and piece[-1].isdigit() for piece in pieces[260:])
     assert not any("\n" in piece for piece in pieces) and "\u2581" in pieces
+
+
+def test_the_settings_of_training_are_written_into_the_file() -> None:
+    data = train_tokenizer(["abc abd 2026 2027 2026\n" * 50], 270)
+    _, trainer, normaliser = (dict(_fields(v)) for _, v in _fields(data)[-3:])
+    assert trainer.pop(10) == pytest.approx(0.999)
+    assert trainer == {
+        3: 2, 4: 270, 16: 1, 18: 1_048_576, 25: 1, 33: 0, 35: 1, 36: "\u2581".encode(),
+        40: 3, 41: 1, 42: 2, 43: 0,
+    }  # fmt: skip
+    assert normaliser == {1: b"identity", 2: b"", 3: 0, 4: 0}
+
+
+def test_a_digit_stands_alone() -> None:
+    """Though '2026' comes a thousand times, and 'the' as often, only letters grow together."""
+    tokenizer = Tokenizer(train_tokenizer(["the 2026 12a a12 x99\n" * 1000], 275))
+    pieces = [piece.decode(errors="replace") for piece in tokenizer.piece_bytes[260:]]
+    assert any(len(piece) > 2 for piece in pieces) and "2" in pieces
+    digits = [piece for piece in pieces if any(c.isdigit() for c in piece)]
+    assert digits and all(len(piece) == 1 for piece in digits)
+    assert len(tokenizer.encode("2026")) == 4
 
 
 def test_training_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
@@ -223,6 +355,20 @@ def test_a_vocabulary_below_the_characters_is_refused() -> None:
         train_tokenizer(text(), 262)
 
 
+def test_the_smallest_and_the_largest_vocabulary_are_tried() -> None:
+    with pytest.raises(UserError, match="cannot train a tokenizer of 260 pieces: Vocabulary size"):
+        train_tokenizer(text(), 260)
+    with pytest.raises(UserError, match=r"small for a vocabulary of 65535; .*\d: set model"):
+        train_tokenizer(["abc abd"], 65_535)
+
+
+def test_long_lines_are_cut_where_sentencepiece_would_drop_them() -> None:
+    """A character has up to four bytes, and a sentence at most 2^20."""
+    found = list(_sentences(["a" * 600_000 + "\nb", "", "c"]))
+    assert [len(sentence) for sentence in found] == [262_144, 262_144, 75_712, 1, 1]
+    assert "".join(found) == "a" * 600_000 + "bc"
+
+
 @pytest.mark.parametrize("size", [0, 259, 65_536])
 def test_an_impossible_vocabulary_is_refused(size: int) -> None:
     with pytest.raises(UserError, match=f"vocabulary size {size} is not between 260 and 65535"):
@@ -238,6 +384,10 @@ def test_files_are_loaded_or_refused(tmp_path: Path) -> None:
         Tokenizer.load(path)
     path.write_bytes(lossless().data)
     assert Tokenizer.load(path).digest == lossless().digest
+    with path.open("wb") as stream:
+        stream.truncate(MAX_FILE_BYTES + 9)
+    with pytest.raises(UserError, match=f"it has {MAX_FILE_BYTES + 1} bytes; expected"):
+        Tokenizer.load(path)
     path.write_bytes(lossless().data[:-3])
     with pytest.raises(UserError, match=r"tokenizer\.model: the tokenizer is not a usable"):
         Tokenizer.load(path)

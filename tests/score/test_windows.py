@@ -98,6 +98,8 @@ def test_usable_targets() -> None:
     assert usable_targets(10, 4, truncate=False) == 9
     assert usable_targets(10, 4, truncate=True) == 8
     assert usable_targets(3, 4, truncate=False) == 2
+    assert usable_targets(2, 4, truncate=False) == 1
+    assert usable_targets(5, 4, truncate=True) == 4
     with pytest.raises(UserError, match="one window needs 5"):
         usable_targets(4, 4, truncate=True)
     with pytest.raises(UserError, match="nothing to predict"):
