@@ -304,7 +304,7 @@ def _far(mode: int, x: int, base: int, cells: Ints, coder: Ints, buffer: Bytes) 
     found = 1
     for i in range(exponent - 1, -1, -1):
         bit = ((x + 1) >> i) & 1
-        if found < 4 and exponent - i <= 2:
+        if found < 4:
             at = base + MANTISSA + 3 * exponent + found - 1
             found = 2 * found + code_bit(coder, buffer, mode, bit, cells, at)
         else:

@@ -114,7 +114,7 @@ class Exchange:
 
     def __init__(self, world: int) -> None:
         self._world, self._sent = world, {}  # type: ignore[var-annotated]
-        self._news = threading.Condition()
+        self._news, self._broken = threading.Condition(), False
 
     def send(self, number: int, rank: int, value: Tensor) -> None:
         with self._news:
@@ -124,8 +124,14 @@ class Exchange:
     def all(self, number: int) -> list[Tensor]:
         keys = [(number, rank) for rank in range(self._world)]
         with self._news:
-            assert self._news.wait_for(lambda: all(key in self._sent for key in keys), 20)
+            self._news.wait_for(lambda: self._broken or all(key in self._sent for key in keys), 20)
         return [self._sent[key] for key in keys]
+
+    def part(self) -> None:
+        """Let nobody wait any longer."""
+        with self._news:
+            self._broken = True
+            self._news.notify_all()
 
 
 class Threaded:
@@ -162,9 +168,16 @@ def together(world: int, work: Callable[[Any], Any]) -> list[Any]:
     if world == 1:
         return [work(Ranks())]
     exchange = Exchange(world)
+
+    def one(rank: int) -> Any:
+        try:
+            return work(Threaded(rank, world, exchange))
+        except BaseException:
+            exchange.part()
+            raise
+
     with ThreadPoolExecutor(world) as pool:
-        running = [pool.submit(work, Threaded(rank, world, exchange)) for rank in range(world)]
-        return [future.result() for future in running]
+        return list(pool.map(one, range(world)))
 
 
 def wide(seed: int = 1) -> GPT:

@@ -71,6 +71,15 @@ def extremes(seed: int, shape: tuple[int, int]) -> Codes:
     return codes.astype(np.int64)
 
 
+def uneven(seed: int, shape: tuple[int, int]) -> Codes:
+    """Codes of rows and columns of several sizes, with means: nothing about them is at a bound."""
+    draw = np.random.RandomState(seed)
+    rows, columns = draw.randint(1, 9, (shape[0], 1)), draw.randint(1, 9, (1, shape[1]))
+    around = draw.randint(-4, 5, (1, shape[1]))
+    codes = (draw.randint(-20, 21, shape) * rows * columns >> 5) + around
+    return codes.astype(np.int64)
+
+
 def following(rows: int) -> Codes:
     """Columns that are others 400 times over, copies, or nothing: no trained one is so steep."""
     draw = np.random.RandomState(7)
@@ -103,8 +112,15 @@ def cases() -> dict[str, Case]:
             ]
             matrices = [matrix.astype(np.int64) for matrix in codes]
             found[f"extremes {trellis} {predict}"] = Case(matrices, heads, predict, trellis)
+            # Every feature counts, and none for much.
+            even = [uneven(2, (9, 19)), uneven(3, (14, 19))]
+            heads = [(3600, (25, 14, 6, 5, 4, 3, 2, 1)), (3500, (20, -9, 11, 7, -5, 9, -3, -2))]
+            found[f"even {trellis} {predict}"] = Case(even, heads, predict, trellis)
     constant = (2048, (0,) * 8)
     found["zeros"] = Case([np.zeros((150, 60), np.int64)], [(0, GAUSSIAN)], NONE)
+    # Columns at their least, where a step of the logarithm shows.
+    least = (0, (127, 0, 0, 0, 0, 0, 40, 127))
+    found["least"] = Case([np.zeros((60, 12), np.int64)], [least], NONE)
     found["ones"] = Case([np.ones((130, 120), np.int64)], [constant], NONE)
     found["following"] = Case([following(140), following(20)], [(9000, GAUSSIAN)] * 2, COVARIANCE)
     return found
@@ -115,7 +131,7 @@ def plainly(case: Case, data: bytes) -> list[list[list[int]]]:
     return read_stream(data, shapes, [side.step_logs.tolist() for side in case.sides], case.trellis)
 
 
-PINNED = "01859c45c635bc5e"
+PINNED = "638ec15f0fbbef28"
 
 
 @pytest.mark.parametrize("name", cases())
@@ -342,3 +358,125 @@ def test_a_fit_meets_what_a_coder_meets(trellis: int) -> None:
         multiples[c] = max(-4095, min(4095, m))
         state = odd if k % 2 else even
     assert walks[1]._columns[arithmetic.MULTIPLE].tolist() == multiples.tolist()
+
+
+def numbers(**values: int) -> Codes:
+    """Return a row's variables, those that are named; the others are 0."""
+    row = np.zeros(arithmetic.PER_ROW, np.int64)
+    for name, value in values.items():
+        row[getattr(arithmetic, name)] = value
+    return row
+
+
+def per_column(count: int, **values: int | list[int]) -> Codes:
+    columns = np.zeros((arithmetic.PER_COLUMN, count), np.int64)
+    for name, value in values.items():
+        columns[getattr(arithmetic, name)] = value
+    return columns
+
+
+def test_a_row_begins_with_its_columns_means() -> None:
+    row = numbers(NUMBER=3, ENERGY=7, MET=5, EXPECTED=6, ALL=9, LEFT=4)
+    columns = per_column(4, SUM=[0, 22, 23, 9000])
+    arithmetic.begin_row(row, columns)
+    logs = [max(lg(total + 280) - lg(43), 0) for total in (0, 22, 23, 9000)]
+    assert columns[arithmetic.LOG].tolist() == logs
+    assert columns[arithmetic.MEAN].tolist() == [ex(value) for value in logs]
+    wanted = numbers(NUMBER=3, ENERGY=7, LEFT=65_536, ALL=sum(ex(value) for value in logs))
+    assert row.tolist() == wanted.tolist()
+    # The least mean of a column is one: its logarithm 0.
+    row, columns = numbers(NUMBER=9, ENERGY=1), per_column(1)
+    arithmetic.begin_row(row, columns)
+    assert (columns[arithmetic.LOG, 0], columns[arithmetic.MEAN, 0]) == (0, 1)
+
+
+@pytest.mark.parametrize("met", [0, 1, 2, 3, 900])
+@pytest.mark.parametrize("place", [0, 1, 7, 8])
+def test_what_is_observed_of_a_weight(met: int, place: int) -> None:
+    # Two numbers beside each other whose logarithms differ: doubt is 2 + 9 * 4096 // 6 = 6146.
+    soft = 20_000
+    row = numbers(ENERGY=1, MET=met, ALL=4000, EXPECTED=300, LOG_ENERGY=77, LEFT=1234, STEP=-55)
+    columns = per_column(9, LOG=500, NEAR=4321, FAR=99)
+    features = np.arange(8) + 10_000
+    arithmetic.observe(features, row, columns, place)
+    first = (
+        [
+            lg(max(9 - met, 0) + 6146) - lg(4000 - 300 + 6146),
+            lg(met + 64) - lg(300 + 64),
+        ]
+        if place % 8 == 0
+        else [10_001, 10_002]
+    )
+    one = lg(65_536 + soft)
+    near = [lg(value + soft) - one for value in (1234, 4321, 99)]
+    assert features.tolist() == [500 - 77, *first, *near, -55, 256]
+
+
+def test_what_is_left_of_a_row_is_never_below_nothing() -> None:
+    # With 2 columns of energy 1 doubt is 1367, whose logarithm is not that of 1368.
+    assert lg(1367) != lg(1368)
+    for met in (1, 2, 3, 50):
+        row = numbers(ENERGY=1, MET=met, ALL=2)
+        features = np.zeros(8, np.int64)
+        arithmetic.observe(features, row, per_column(2), 0)
+        assert features[1] == lg(max(2 - met, 0) + 1367) - lg(2 + 1367)
+
+
+@pytest.mark.parametrize(
+    ("log_energy", "power", "feature", "variance"),
+    [
+        (100, 32, 11, 111), (100, 1, 31, 100), (100, 1, -1, 99), (100, 32, -100, 0),
+        (100, 32, -99, 1), (100, 32, -101, 0), (10_000, 32, 240, 10_240), (10_000, 32, 241, 10_240),
+        (10_000, 32, 239, 10_239),
+    ],
+)  # fmt: skip
+def test_a_variance_is_within_0_and_10_240(
+    log_energy: int, power: int, feature: int, variance: int
+) -> None:
+    for place in range(8):
+        powers, features = np.zeros(8, np.int64), np.full(8, 7)
+        powers[place], features[place] = power, feature
+        found = arithmetic.log_variance(features, powers, numbers(LOG_ENERGY=log_energy))
+        assert found == variance
+
+
+def test_means_are_those_of_the_way_to_predict() -> None:
+    factor = np.zeros((3, 3), np.int32)
+    left_over = np.array([1, 1, 9], np.int32)
+    columns = per_column(3, TOTAL=[0, 0, -100])
+
+    def likely(predict: int) -> int:
+        return arithmetic.likely(numbers(PREDICT=predict, NUMBER=6), columns, factor, left_over, 2)
+
+    assert likely(NONE) == 0 and likely(MEANS) == -6400 // 70
+    for product, mean in (
+        (32_767, 0), (32_768, 1), (-32_768, 0), (-32_769, -1), (98_303, 1), (98_304, 2)
+    ):  # fmt: skip
+        factor[2] = product - 3, 3, 5
+        assert likely(COVARIANCE) == mean
+    for size, mean in ((262_080, 262_080), (262_081, 262_080), (262_079, 262_079)):
+        for sign in (1, -1):
+            factor[2], left_over[:2] = (65_536, 0, 5), (sign * size, 3)
+            assert likely(COVARIANCE) == sign * mean
+
+
+@pytest.mark.parametrize("multiple", [0, 3, -4095, 4095, 4096, -4096, 9000])
+@pytest.mark.parametrize("mean", [0, 17, -262_080, 262_080])
+@pytest.mark.parametrize("expected", [1, 700, 1 << 40])
+def test_what_a_weight_teaches(multiple: int, mean: int, expected: int) -> None:
+    row = numbers(LEFT=50, MET=7, EXPECTED=8)
+    columns = per_column(2, MEAN=expected, NEAR=70, FAR=9000, SUM=3, TOTAL=-5, MULTIPLE=1)
+    left_over = np.array([4, 4], np.int32)
+    m = max(-4095, min(4095, multiple))
+    x = max(-262_080, min(262_080, 64 * m - mean))
+    relative = min((x * x << 16) // expected, 1 << 22)
+    assert arithmetic.learn(row, columns, left_over, 1, multiple, mean) == x * x
+    assert left_over.tolist() == [4, x]
+    left = 50 + ((relative - 50) >> 4)
+    assert row.tolist() == numbers(LEFT=left, MET=7 + x * x, EXPECTED=8 + expected).tolist()
+    wanted = per_column(
+        2, MEAN=expected, NEAR=[70, 70 + ((relative - 70) >> 4)],
+        FAR=[9000, 9000 + ((relative - 9000) >> 6)], SUM=[3, 3 + x * x], TOTAL=[-5, m - 5],
+        MULTIPLE=[1, m],
+    )  # fmt: skip
+    assert columns.tolist() == wanted.tolist()

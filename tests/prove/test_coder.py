@@ -218,7 +218,10 @@ def test_zeros_at_the_end_are_written_where_many_would_be_missing(count: int) ->
 
 
 def plain_bytes(shares: list[tuple[int, int, int]]) -> bytes:
-    """Return the fewest bytes inside the interval of some (start, width, total bits)."""
+    """Return the fewest bytes inside the interval of some (start, width, total bits).
+
+    All but 16 of them are written, be they zeros or not.
+    """
     low, width, count = 0, 2**64 - 1, 8
     for start, part, total_bits in shares:
         unit = width // 2**total_bits
@@ -228,7 +231,7 @@ def plain_bytes(shares: list[tuple[int, int, int]]) -> bytes:
     for free in range(8, -1, -1):
         step = 256**free
         if (found := -(-low // step) * step) < low + width:
-            return found.to_bytes(count, "big").rstrip(b"\0")
+            return found.to_bytes(count, "big").rstrip(b"\0").ljust(count - 16, b"\0")
     raise AssertionError
 
 
@@ -298,6 +301,7 @@ def test_any_bytes_stand_for_the_same_symbols(total_bits: int) -> None:
             for row, (symbols, at) in zip(rows, ends, strict=True):
                 assert decoder.decode(np.array(row), total_bits) == symbols[-1]
                 assert decoder.exhausted == (at >= size)
+                assert decoder.beyond == (at > size + 16)
             if total_bits == 32:
                 starts = (np.cumsum(rows, 1) - np.array(rows)).astype(np.uint32)
                 many, found = Decoder(data), np.zeros(12, np.int64)
