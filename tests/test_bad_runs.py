@@ -200,10 +200,11 @@ def test_step_records_that_a_crash_cut_short_are_no_obstacle(
     ("damage", "told"),
     [
         (remove("run/steps.jsonl"), "has no recorded training to replay"),
-        (rewrite("run/steps.jsonl", lambda data: b""), "holds no step records to replay"),
-        (rewrite("run/steps.jsonl", lambda data: b"{}\n"), "holds no step records to replay"),
-        (rewrite("run/steps.jsonl", lambda data: data[:-9]), "cannot be read as step records"),
-        (remove("run/run.json"), "run is not a run folder"),
+        (rewrite("run/steps.jsonl", lambda data: b""), "steps.jsonl is not what was written"),
+        (rewrite("run/steps.jsonl", lambda data: b"{}\n"), "steps.jsonl is not what was written"),
+        (rewrite("run/steps.jsonl", flip(0.5)), "steps.jsonl is not what was written"),
+        (remove("run/run.json"), "run has no finished stage yet"),
+        (remove("run/run.json", "run/.lock"), "run is not a run folder"),
     ],
 )
 def test_nothing_to_replay(place: Place, call: Call, damage: Damage, told: str) -> None:
@@ -257,7 +258,7 @@ def full(*_: object) -> None:
     ("line", "file"),
     [
         ("train smoke --out new SMOKE", "new/run.json"),
-        ("pack run --set quant.matrix_bits=5", "run/run.json"),
+        ("pack run --set quant.matrix_bits=5", "run/tokenizer.model"),
         ("report run", "run/results.json"),
     ],
 )
