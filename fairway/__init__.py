@@ -1,24 +1,33 @@
 """Fairway trains, packs and proves small language models.
 
 Reading order, which is also the order in which modules may import one another:
-version, errors, units, terminal, outputs, files, folders, progress, native, recording, memory,
-config, checks, overrides, recipes | data | model, runtime, peers | optim, checkpoint, steps,
-preflight, train | quantise | pack | score | writing, api | prove | statistics, audit | baselines,
-weights, report, packing, stages, text, results, experts, auditing, run, doctor, published, compare,
-solo, bundle, seeds, techniques, record, submission, verify, index, sink, export, costing, harness,
-show, options, cli_base, cli_pack, cli_prove, cli_audit, cli_record, cli.
+version, errors, units, terminal, outputs, files, folders, endings, children, progress, native,
+recording, memory, config, checks, overrides, recipes | data | model, runtime, peers | optim,
+checkpoint, steps, preflight, train | quantise | pack | score | writing, api | prove | statistics,
+audit | baselines, weights, report, packing, facts, stages, text, inputs, results, experts,
+auditing, run, doctor, published, compare, solo, bundle, seeds, techniques, record, submission,
+verify, index, sink, export, costing, harness, show, options, cli_base, cli_pack, cli_prove,
+cli_audit, cli_record, cli, __main__.
 Importing this loads nothing heavy.
 """
 
 import os
-from typing import TYPE_CHECKING
+import sys
 
-from fairway.version import VERSION as __version__
+# `python -m fairway` puts the folder it starts in on the module path, where a stranger's `json.py`
+# may lie. Fairway itself is found by now, and nothing else has been imported.
+_started = sys.orig_argv[-len(sys.argv)].partition(".")[0] if sys.argv[:1] == ["-m"] else ""
+_ours = _started == "fairway" or (_started.startswith("-") and _started.endswith("mfairway"))
+if _ours and not sys.flags.safe_path:
+    del sys.path[0]
+
+from fairway.version import VERSION as __version__  # noqa: E402
 
 # Read once, when torch starts its thread pool. Spinning threads on two shared cores can make every
 # operation ten times slower than one thread; passive ones cost nothing measurable when alone.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fairway.api import LanguageModel, load
 

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from fairway.audit.stage import RunFacts, audit_run, audited, summary
-from fairway.config import Config, to_dict
+from fairway.config import Config
 from fairway.data.tokens import Tokenizer
-from fairway.files import digest_bytes
 from fairway.model.gpt import GPT
 from fairway.score.ledger import IntArray
-from fairway.stages import RunFolder, key_of
+from fairway.stages import RunFolder
 from fairway.steps import Say
 
 AUDIT = "audit"
@@ -18,31 +17,23 @@ AUDIT = "audit"
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class AuditStage:
-    """What the audit reads. `load_model` reads the artifact anew, since its weights will change."""
+    """What the audit takes. `load_model` reads the artifact anew, since its weights will change."""
 
     config: Config
+    reads: dict[str, Any]
     ids: IntArray
     tokenizer: Tokenizer
     load_model: Callable[[], GPT]
-    machine: dict[str, Any]
     say: Say
 
     def run(self, folder: RunFolder) -> None:
         """Run the stage; one process does this."""
         stages = {n: r for n, r in folder.memory["stages"].items() if audited(n)}
         run = RunFacts(folder.path, {name: record["facts"] for name, record in stages.items()})
-        key = key_of(
-            to_dict(self.config.audit),
-            self.config.seed,
-            digest_bytes(self.ids.tobytes()),
-            self.machine,
-            # A ledger edited since is a ledger to be read again.
-            {name: [record["key"], str(folder.changed(name))] for name, record in stages.items()},
-        )
 
         def work() -> dict[str, Any]:
             facts = audit_run(run, self.config, self.load_model(), self.ids, self.tokenizer)
             self.say(f"{AUDIT:>9}: {summary(facts)}")
             return facts
 
-        folder.stage(AUDIT, key, [], work, self.say)
+        folder.stage(AUDIT, self.reads, [], work, self.say)

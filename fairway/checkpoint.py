@@ -1,26 +1,41 @@
 """A run's state on disk: named tensors and a JSON text in one safetensors file, nothing executable.
 
 Written under a temporary name and renamed, so that a stop at any moment leaves the last good one.
+The file carries the digest of all its bytes, as if the place of the digest held zeros.
 """
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from fairway.errors import UserError
-from fairway.files import write_atomic
+from fairway.files import atomic_file
+
+_ZEROS = b"0" * 64
+# No name and no fact can hold these bytes: quotes inside a JSON text are escaped.
+_MARK = b'"digest":"'
+_READ_BYTES = 1 << 20
+# What safetensors itself takes as a header.
+_MOST_HEADER_BYTES = 100_000_000
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> int:
     """Write tensors and JSON-able facts atomically; return how many bytes are on disk."""
     # Views and shared storage are not storable: every tensor is stored as its own copy.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    data = save(plain, metadata={"fairway": json.dumps(facts)})
-    write_atomic(path, data)
+    metadata = {"fairway": json.dumps(facts), "digest": _ZEROS.decode()}
+    data = memoryview(save(plain, metadata=metadata))
+    digest = hashlib.sha256(data).hexdigest().encode()
+    header = bytes(data[: 8 + int.from_bytes(data[:8], "little")])
+    at = header.index(_MARK + _ZEROS) + len(_MARK)
+    with atomic_file(path) as stream:
+        for part in (data[:at], digest, data[at + len(digest) :]):
+            stream.write(part)
     return len(data)
 
 
@@ -29,12 +44,35 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; there is nothing to resume from")
     try:
-        with safe_open(path, framework="pt") as stream:
-            facts = json.loads((stream.metadata() or {})["fairway"])
-            names = stream.keys()
-            tensors = {name: stream.get_tensor(name) for name in names}
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a whole Fairway checkpoint ({error}); delete it to start over"
-        ) from None
+        with path.open("rb") as stream:
+            check_digest(stream)
+        with safe_open(path, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {})["fairway"])
+            names = opened.keys()
+            tensors = {name: opened.get_tensor(name) for name in names}
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from None
     return tensors, facts
+
+
+def damaged(path: Path, why: object) -> UserError:
+    """Return the refusal of a checkpoint that is not what was written."""
+    return UserError(
+        f"{path} is a damaged checkpoint ({why}); delete it, or begin again with --restart"
+    )
+
+
+def check_digest(stream: BinaryIO) -> None:
+    """Raise ValueError unless the bytes of a file are those that its digest was made of."""
+    start = stream.read(8)
+    size = int.from_bytes(start, "little")
+    if not 0 < size <= _MOST_HEADER_BYTES:
+        raise ValueError("its header is not one of safetensors")
+    header = stream.read(size)
+    before, mark, rest = header.partition(_MARK)
+    told, rest = rest[: len(_ZEROS)], rest[len(_ZEROS) :]
+    found = hashlib.sha256(start + before + mark + _ZEROS + rest)
+    while piece := stream.read(_READ_BYTES):
+        found.update(piece)
+    if not mark or found.hexdigest().encode() != told:
+        raise ValueError("its content does not match its digest")

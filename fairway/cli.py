@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from fairway.cli_pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli_prove import compress, decompress, prove, sample
 from fairway.cli_record import bundle, export, runs, seeds, submit, verify
 from fairway.config import Config, DataConfig, ModelConfig, config_hash, to_dict
+from fairway.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
 from fairway.errors import InterruptedRun, LedgerError, UserError
 from fairway.options import Verbs, path_argument, path_option
 from fairway.overrides import override
@@ -37,17 +37,26 @@ Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe,
 Run = Annotated[Path, path_argument("RUN", "Folder of a run.")]
 Out = Annotated[Path | None, path_option("--out", help="Run folder [runs/RECIPE].")]
 DataOut = Annotated[Path, path_option("--out", help="Folder to write.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished training.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished training.")]
 
 
-def _pipeline(recipe: str, out: Path | None, overrides: list[str] | None, as_json: bool) -> Any:
+def _pipeline(
+    recipe: str,
+    out: Path | None,
+    overrides: list[str] | None,
+    as_json: bool,
+    resume: bool,
+) -> Any:
     from fairway.recipes import recipe as recipe_of
     from fairway.run import Pipeline
     from fairway.stages import RunFolder
 
     config = override(recipe_of(recipe), overrides or [])
-    return Pipeline(config, RunFolder(out or Path("runs") / recipe), say_to(as_json))
+    folder = RunFolder(out or Path("runs") / recipe)
+    if resume and not folder.is_begun():
+        raise UserError(f"{folder.path} holds no run to resume; leave out --resume to begin one")
+    return Pipeline(config, folder, say_to(as_json))
 
 
 def _choose(resume: bool, restart: bool) -> None:
@@ -82,7 +91,7 @@ def run(
     from fairway.show import run_summary
 
     _choose(resume, restart)
-    pipeline = _pipeline(recipe, out, overrides, as_json)
+    pipeline = _pipeline(recipe, out, overrides, as_json, resume)
     with pipeline.writing():
         results = pipeline.walk(resume, restart)
     emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
@@ -116,7 +125,7 @@ def train(
 ) -> None:
     """Train a recipe: data and model, into a run folder."""
     _choose(resume, restart)
-    pipeline = _pipeline(recipe, out, overrides, as_json)
+    pipeline = _pipeline(recipe, out, overrides, as_json, resume)
     with pipeline.writing():
         facts = pipeline.train(resume, restart)
     seconds = f"{facts['seconds']:.1f} s"
@@ -357,15 +366,18 @@ def main() -> None:
     Under `torchrun`, whose own exit code is always 1 then, all processes end with the first that
     fails, and that one speaks.
     """
+    interrupt_by_signals()
+    outlive_readers()
     terminal.prepare()
-    # Told to end, we clean up as we do when interrupted by hand.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_with_parent()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         from fairway.peers import end_together
 
         end_together(_attempt)
         return
     said, code = _attempt()
+    if code == 0 and (why := unwritten()):
+        said, code = _told(why), 2
     if said:
         terminal.put(said, sys.stderr)
     raise SystemExit(code)

@@ -8,10 +8,9 @@ from typing import Any
 
 from fairway.audit.records import audit_record
 from fairway.errors import UserError
-from fairway.files import read_json
 from fairway.published import HARDWARE, RECORDS, STEP_TOKENS, Record, Seed, record
-from fairway.results import SCHEMA
-from fairway.stages import MEMORY, RunFolder
+from fairway.results import RESULTS, SCHEMA, read_results
+from fairway.stages import MEMORY
 from fairway.statistics import (
     FRONTIER_P,
     MARGIN_NATS,
@@ -143,12 +142,7 @@ def _mean(values: list[float]) -> Figure:
 
 
 def _of_run(path: Path) -> Side:
-    file = RunFolder.existing(path).file("results.json")
-    if not file.is_file():
-        raise UserError(
-            f"{path} has no results yet; run `{command('report', path)}` once it is scored"
-        )
-    results = read_json(file)
+    file, results = path / RESULTS, read_results(path)
     try:
         if results["schema"] != SCHEMA:
             raise UserError(f"{file} has schema {results['schema']}, this Fairway reads {SCHEMA}")

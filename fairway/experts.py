@@ -6,19 +6,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from fairway import units
-from fairway.config import Config, to_dict
+from fairway.config import Config
 from fairway.data.tokens import Tokenizer
-from fairway.files import digest_bytes
 from fairway.model.gpt import GPT
 from fairway.runtime import Ranks
 from fairway.score.experts import evaluate_mixture, evaluate_published, published_facts
 from fairway.score.ledger import Text
 from fairway.score.spread import LABEL
 from fairway.score.trail import Trail, trail_file, write_trails
-from fairway.stages import RunFolder, key_of
+from fairway.stages import RunFolder
 from fairway.steps import Say
 
 MIXTURE, PUBLISHED = "score.mixture", "published"
@@ -26,14 +23,14 @@ MIXTURE, PUBLISHED = "score.mixture", "published"
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ExpertStages:
-    """What both stages read. `load_model` reads the artifact anew, since models may learn."""
+    """What both stages take. `load_model` reads the artifact anew, since models may learn."""
 
     config: Config
+    reads: Callable[[str], dict[str, Any]]
     text: Text
     tokenizer: Tokenizer
     load_model: Callable[[], GPT]
     artifact: str
-    machine: dict[str, Any]
     say: Say
 
     def run(self, folder: RunFolder) -> None:
@@ -44,22 +41,10 @@ class ExpertStages:
             (PUBLISHED, mixture.published, [], self._published),
         ):
             if wanted:
-                key = key_of(stage, self._read())
-                folder.stage(stage, key, files, functools.partial(work, folder), self.say)
+                do = functools.partial(work, folder)
+                folder.stage(stage, self.reads(stage), files, do, self.say)
             else:
                 folder.forget(stage)
-
-    def _read(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "artifact": self.artifact,
-            "text": digest_bytes(np.asarray(self.text.ids).tobytes()),
-            "score": to_dict(config.score),
-            "ttt": to_dict(config.ttt) if config.mixture.base != "sliding" else None,
-            "mixture": to_dict(config.mixture),
-            "seed": config.seed,
-            "machine": self.machine,
-        }
 
     def _mixture(self, folder: RunFolder) -> dict[str, Any]:
         config, start_s, trail = self.config, time.perf_counter(), Trail()

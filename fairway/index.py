@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairway.config import Config, from_dict, settings
+from fairway.config import Config
 from fairway.errors import UserError
-from fairway.recipes import RECIPES
+from fairway.inputs import config_of, differences, stages_of
 from fairway.stages import MEMORY, RunFolder
 from fairway.terminal import line
 
@@ -19,46 +19,42 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     """Return the runs below a folder in order of name; UserError if there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; runs lie in `runs` by default")
-    return [_run(path.parent, folder) for path in sorted(folder.rglob(MEMORY))]
+    return [_run(path.parent, folder) for path in sorted(folder.rglob(MEMORY)) if path.is_file()]
 
 
 def _run(path: Path, root: Path) -> dict[str, Any]:
     name = path.relative_to(root).as_posix() if path != root else path.name
     try:
-        memory = RunFolder(path).memory
-        config: Config = from_dict(memory["config"])
-    except (UserError, KeyError) as error:
-        reason = str(error) if isinstance(error, UserError) else "no settings yet"
-        return {**dict.fromkeys(_FACTS), "name": name, "scores": {}, "state": reason}
-    facts = {stage: kept["facts"] for stage, kept in memory["stages"].items()}
+        folder = RunFolder(path)
+        config = config_of(folder)
+    except UserError as error:
+        return {**dict.fromkeys(_FACTS), "name": name, "scores": {}, "state": str(error)}
+    facts = {stage: kept["facts"] for stage, kept in folder.memory["stages"].items()}
     trained, packed = facts.get("train", {}), facts.get("pack", {})
     scores = {
         n.removeprefix("score."): f["bpb"] for n, f in facts.items() if n.startswith("score.")
     }
-    last = list(facts)[-1] if facts else "begun"
     return {
         "name": name,
         "recipe": config.recipe,
         "seed": config.seed,
-        "differences": differences(config),
+        "differences": differences(config, lambda n: n == "seed" or n.startswith("runtime.")),
         "bytes": packed.get("bytes"),
         "train_s": trained.get("seconds"),
         "steps": trained.get("steps"),
         "scores": scores,
-        "state": "scored" if "score.sliding" in facts else last,
+        "state": _state(config, facts),
     }
 
 
-def differences(config: Config) -> list[str]:
-    """Return the settings, but for seed and machine, in which a run departs from its recipe."""
-    if config.recipe not in RECIPES:
-        return []
-    own = {name: value for name, _, value in settings(RECIPES[config.recipe]())}
-    return [
-        f"{name}={value}"
-        for name, _, value in settings(config)
-        if value != own[name] and name != "seed" and not name.startswith("runtime.")
-    ]
+def _state(config: Config, facts: dict[str, Any]) -> str:
+    """Return how far a run has come: 'scored', or the last stage before one that is missing."""
+    done, wanted = "begun", stages_of(config)
+    for stage in wanted:
+        if stage not in facts:
+            return done
+        done = stage
+    return "scored"
 
 
 def as_csv(found: Sequence[dict[str, Any]]) -> str:

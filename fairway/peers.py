@@ -29,6 +29,11 @@ _FAILED, _SPOKEN, _TOLD = "fairway/failed", "fairway/spoken", "fairway/told"
 _MEET = timedelta(minutes=5)
 # How often a process looks into the store: a question costs 50 microseconds.
 _LOOK_S = 0.1
+# What the others say of a process that could say nothing itself.
+_LOST = (
+    "fairway: another process of this run ended without a word (killed, or out of memory?); the "
+    "last checkpoint is kept, --resume continues"
+)
 # What a process gets, once another has failed, to end by itself and leave no half-written file.
 _GRACE_S = 2.0
 
@@ -117,6 +122,13 @@ class Peers:
         self._over.set()
 
 
+def _is_of_a_lost_process(error: BaseException) -> bool:
+    """Return whether an error says that messages between processes ended: Gloo's, NCCL's."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+
+
 def _speak(sentence: str) -> None:
     if sentence:
         print(sentence, file=sys.stderr, flush=True)
@@ -167,8 +179,9 @@ def end_together(attempt: Callable[[], tuple[str, int]]) -> None:
             return
     except KeyboardInterrupt:
         sentence, code = "fairway: interrupted", 130
-    except BaseException:
-        sentence, code = traceback.format_exc(), 1
+    except BaseException as error:
+        lost = _is_of_a_lost_process(error)
+        sentence, code = _LOST if lost else traceback.format_exc(), 1
     # The signal by which torchrun ends us, when another was faster, must not find us unprepared.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     group.fail(sentence, code)

@@ -2,18 +2,21 @@
 but what the numbers depend on. No host, no path, no environment."""
 
 import platform
+import shlex
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from fairway.config import Config, config_hash, to_dict
 from fairway.errors import UserError
+from fairway.files import digest_file, read_json
 from fairway.model.gpt import num_parameters
 from fairway.stages import RunFolder
 from fairway.version import VERSION
 
 SCHEMA = 1
+RESULTS = "results.json"
 _PACKAGES = ("torch", "numpy", "sentencepiece", "brotli", "safetensors", "zstandard")
-_NEEDED = ("train", "pack", "score.sliding")
 
 
 def versions() -> dict[str, str]:
@@ -23,20 +26,16 @@ def versions() -> dict[str, str]:
 
 
 def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[str, Any]:
-    """Return the results of a run folder. `public` is its config without paths.
+    """Return the results of a run folder whose stages fit together: see `fairway.inputs`.
 
-    Raises UserError when a stage is still missing.
+    `public` is its config without paths.
     """
     facts = {name: folder.facts(name) for name in folder.memory["stages"]}
-    missing = [stage for stage in _NEEDED if facts.get(stage) is None]
-    if missing:
-        raise UserError(f"{folder.path} has no finished '{missing[0]}' stage yet; run it first")
-    packed, sliding = facts["pack"] or {}, facts["score.sliding"] or {}
-    if packed["digest"] != sliding["file_digest"]:
-        raise UserError(f"{folder.path} was packed again since it was scored; run `fairway score`")
+    packed = facts["pack"] or {}
     sizes = ("bytes", "digest", "limit_bytes", "code_bytes", "sections")
     artifact = (*sizes, "matrix_sigmas", "level")
-    seconds = folder.seconds()
+    # Counting the text is no work of its own.
+    seconds = {name: taken_s for name, taken_s in folder.seconds().items() if name != "text"}
     return {
         "schema": SCHEMA,
         "recipe": public.recipe,
@@ -45,7 +44,7 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
         "config": to_dict(public),
         "versions": versions(),
         "machine": machine,
-        "text": folder.memory["text"],
+        "text": facts["text"],
         "model": {"parameters": num_parameters(public.model)},
         "train": facts["train"],
         "stages": {
@@ -66,3 +65,22 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
         "audit": facts.get("audit"),
         "samples": (facts.get("samples") or {"samples": []})["samples"],
     }
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the results.json of a run folder.
+
+    Raises UserError unless it is what the last report wrote, of the artifact that is there.
+    """
+    folder = RunFolder.existing(path)
+    file, report = folder.file(RESULTS), f"`fairway report {shlex.quote(str(path))}`"
+    if not file.is_file():
+        raise UserError(f"{path} has no results yet; run {report} once it is scored")
+    if folder.memory.get("results") != digest_file(file):
+        raise UserError(f"{file} is not what was written; write it again by {report}")
+    results: dict[str, Any] = read_json(file)
+    packed = folder.facts("pack")
+    with folder.reading():
+        if packed is None or packed["digest"] != results["artifact"]["digest"]:
+            raise UserError(f"{path} was packed again since; run {report} once it is scored")
+    return results

@@ -20,20 +20,22 @@ from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, load, model_from, openings
 from fairway.auditing import AuditStage
 from fairway.checkpoint import load_checkpoint, save_checkpoint
-from fairway.config import Config, config_hash, from_dict, to_dict
+from fairway.config import Config, config_hash, to_dict
 from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
 from fairway.experts import ExpertStages
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
+from fairway.inputs import ARTIFACT, WEIGHTS, Inputs, config_of
 from fairway.memory import give_back
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, num_parameters
 from fairway.overrides import override
 from fairway.packing import pack_model
 from fairway.peers import peers
+from fairway.preflight import preflight
 from fairway.prove.stage import prove_run
 from fairway.quantise.estimate import estimate_bytes, filled_bytes
 from fairway.report import write_report
-from fairway.results import compose
+from fairway.results import RESULTS, compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
 from fairway.score.ledger import Score, Text, Witness
 from fairway.score.sliding import evaluate, text_of
@@ -43,11 +45,11 @@ from fairway.score.windows import usable_targets
 from fairway.stages import RunFolder, key_of
 from fairway.steps import STEPS, Say, read_steps
 from fairway.text import open_text
-from fairway.train import CHECKPOINT, TrainingText, train, what_trains
+from fairway.train import CHECKPOINT, TrainingText, train
 from fairway.version import VERSION
 
-DATA, WEIGHTS, ARTIFACT, PROOF = "data", "weights.safetensors", "artifact.fwy", "proof.fwp"
-RESULTS, REPORT = "results.json", "report.html"
+DATA, PROOF = "data", "proof.fwp"
+REPORT = "report.html"
 
 
 class Pipeline:
@@ -60,6 +62,12 @@ class Pipeline:
         self._source: DataFolder | None = None
         self._plan: Plan | None = None
 
+    @property
+    def _inputs(self) -> Inputs:
+        """Return what the stages of this run read, for the settings that it has now."""
+        first = self.ranks.first
+        return Inputs(self.config, self.folder, first, self.data, self.plan, self._replayed)
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the folder against other writers; ranks but the first only pass through."""
@@ -69,10 +77,16 @@ class Pipeline:
         with self.folder.locked():
             yield
 
-    def _keep_config(self) -> None:
-        """Remember the config, once a stage that it fits has been allowed to begin."""
-        self.folder.remember("config", to_dict(self.config))
-        self.folder.remember("plan", {"key": self._plan_key(), **self.plan().as_dict()})
+    def _propose(self) -> None:
+        """Let config and machine plan enter the record once a stage has succeeded with them."""
+        self.folder.propose(config=to_dict(self.config), plan=self._keyed_plan())
+
+    def _keyed_plan(self) -> dict[str, Any]:
+        return {"key": self._plan_key(), **self.plan().as_dict()}
+
+    def _stage(self, name: str, files: list[str], work: Callable[[], dict[str, Any]]) -> None:
+        """Do a stage, unless nothing that it reads has changed; the first process does this."""
+        self.folder.stage(name, self._inputs.of(name), files, work, self.say)
 
     def walk(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
         """Run every stage in order; return the results, the same on every rank.
@@ -92,14 +106,16 @@ class Pipeline:
     def _share_memory(self) -> None:
         """Let every rank know what rank 0 knows of this run by now."""
         if self.ranks.world > 1:
-            self.folder.memory = json.loads(peers().tell(json.dumps(self.folder.memory)))
+            own = json.dumps([self.folder.memory, self.folder.proposed])
+            self.folder.memory, self.folder.proposed = json.loads(peers().tell(own))
 
-    def _is_due(self, stage: str, key: str) -> bool:
+    def _is_due(self, stage: str) -> bool:
         """Return whether rank 0 finds that a stage is to be done.
 
         Raises UserError on a rank that would read or do something else than rank 0.
         """
-        done = self.ranks.first and self.folder.is_done(stage, key)
+        reads = self._inputs.of(stage)
+        key, done = key_of(reads), self.ranks.first and self.folder.is_done(stage, reads)
         expected, done = json.loads(peers().tell(json.dumps([key, done])))
         if key != expected:
             raise UserError(
@@ -129,9 +145,11 @@ class Pipeline:
             )
 
     def _find_plan(self) -> Plan:
-        kept, replayed = self.folder.memory.get("plan"), self._replayed()
-        if kept is not None and kept["key"] == self._plan_key():
-            return _plan_of(kept)
+        key, replayed, memory = self._plan_key(), self._replayed(), self.folder.memory
+        begun = memory.get("begun", {}).get("plan")
+        for kept in (self.folder.proposed.get("plan"), begun, memory.get("plan")):
+            if kept is not None and kept["key"] == key:
+                return _plan_of(kept)
         plan = _plan_of(replayed["plan"]) if replayed else make_plan(self.config.runtime)
         self.say(f"machine: {plan.describe()}")
         return plan
@@ -144,8 +162,9 @@ class Pipeline:
         if self.config.train.clock != "replay":
             return None
         other = RunFolder.existing(Path(self.config.train.replay))
-        if "plan" not in other.memory or not other.file(STEPS).is_file():
+        if not other.facts("train") or not other.file(STEPS).is_file():
             raise UserError(f"{other.path} has no recorded training to replay")
+        other.require_unchanged("train", STEPS)
         return {"plan": other.memory["plan"], "steps": digest_file(other.file(STEPS))}
 
     # -----------------------------------------------------------------------------------------
@@ -157,7 +176,7 @@ class Pipeline:
             self._source = open_text(
                 self.config,
                 self.folder.file(DATA),
-                lambda key, work: self._embedded(key, work, build),
+                lambda reads, work: self._embedded(reads, work, build),
             )
         return self._source
 
@@ -165,11 +184,13 @@ class Pipeline:
         data = self.config.data
         return source.sample_validation(data.val_bytes, data.val_tokens)
 
-    def _embedded(self, key: str, work: Callable[[], dict[str, Any]], build: bool) -> None:
+    def _embedded(
+        self, reads: dict[str, Any], work: Callable[[], dict[str, Any]], build: bool
+    ) -> None:
         if build:
-            self.folder.stage("data", key, [DATA], work, self.say)
+            self.folder.stage("data", reads, [DATA], work, self.say)
         else:
-            self._require("data", key, verb="train")
+            self._require("data", reads, verb="train")
 
     # -----------------------------------------------------------------------------------------
     # Model
@@ -179,14 +200,15 @@ class Pipeline:
         if self.ranks.first:
             self.data(build=True)
             self._refuse_unfinished(resume or restart)
-            self._keep_config()
+            self._propose()
+            # Nothing is unfinished once this training is on record.
+            self.folder.propose(begun=None)
         self._share_memory()
-        source, plan, key = self.data(), self.plan(), self._train_key()
-        due = self._is_due("train", key)
+        source, plan = self.data(), self.plan()
+        due, resume = self._is_due("train"), self._can_resume(resume)
         if self.ranks.first:
-            self.folder.stage(
-                "train", key, [WEIGHTS, STEPS], lambda: self._train(source, plan, resume), self.say
-            )
+            self._stage("train", [WEIGHTS, STEPS], lambda: self._train(source, plan, resume))
+            self.folder.settle()
             # Not before the training is on record: a disk that fills up now must not cost it.
             self.folder.file(CHECKPOINT).unlink(missing_ok=True)
         elif due:
@@ -194,10 +216,18 @@ class Pipeline:
         self._share_memory()
         return self._facts("train")
 
+    def _can_resume(self, wanted: bool) -> bool:
+        """Return whether there is a checkpoint to resume from, the same on every rank."""
+        found = wanted and self.folder.file(CHECKPOINT).exists()
+        found = json.loads(peers().tell(json.dumps(found)))
+        if wanted and not found and not self.folder.is_done("train", self._inputs.of("train")):
+            self.say(f"{self.folder.path} has no checkpoint yet: the training begins anew")
+        return bool(found)
+
     def _refuse_unfinished(self, told_what_to_do: bool) -> None:
         if told_what_to_do or not self.folder.file(CHECKPOINT).exists():
             return
-        if not self.folder.is_done("train", self._train_key()):
+        if not self.folder.is_done("train", self._inputs.of("train")):
             raise UserError(
                 f"{self.folder.path} holds an unfinished training; add --resume to continue it or "
                 "--restart to begin again"
@@ -206,31 +236,27 @@ class Pipeline:
     def _facts(self, stage: str) -> dict[str, Any]:
         return dict(self.folder.memory["stages"][stage]["facts"])
 
-    def _train_key(self) -> str:
-        return key_of(
-            self.data().digest,
-            what_trains(self.config),
-            self.plan().as_dict(),
-            self._replayed(),
-        )
-
-    def _require(self, stage: str, key: str, verb: str = "") -> None:
+    def _require(self, stage: str, reads: dict[str, Any] | None = None, verb: str = "") -> None:
         """Refuse to go on unless a stage was done with exactly these settings."""
         verb = verb or stage
-        if not self.folder.has_key(stage, key):
+        if not self.folder.has(stage, self._inputs.of(stage) if reads is None else reads):
             raise UserError(
                 f"{self.folder.path} has no '{stage}' stage made with these settings; run "
                 f"`fairway {verb}` with them first"
             )
-        if changed := self.folder.changed(stage):
-            raise UserError(f"{changed} is not what was written; run `fairway {verb}` again")
+        self.folder.require_unchanged(stage)
 
     def _train(self, source: DataFolder, plan: Plan, resume: bool) -> dict[str, Any]:
         source.verify()
         # Validation that is too short must be told now, not after the training.
         validation, score = self._validation(source), self.config.score
         usable_targets(len(validation.ids), score.seq_len, score.truncate)
-        text = TrainingText(source.train_shards(), source.bytes_per_token)
+        shards = source.train_shards()
+        preflight(self.config, shards, self.folder.path, num_parameters(self.config.model), plan)
+        text = TrainingText(shards, source.bytes_per_token)
+        if self.ranks.first:
+            begun = {"config": to_dict(self.config), "plan": self._keyed_plan()}
+            self.folder.remember("begun", begun)
         try:
             training = train(
                 self.config,
@@ -284,24 +310,12 @@ class Pipeline:
         if self.ranks.first:
             source, plan = self.data(), self.plan()
             self._need(WEIGHTS, "train")
-            self._require("train", self._train_key())
-            self._keep_config()
-            outputs = [ARTIFACT, TOKENIZER_FILE]
-            self.folder.stage(
-                "pack", self._pack_key(), outputs, lambda: self._pack(source, plan), self.say
-            )
+            self._require("train")
+            self._propose()
+            self._stage("pack", [ARTIFACT, TOKENIZER_FILE], lambda: self._pack(source, plan))
+            self.folder.settle()
         self._share_memory()
         return self._facts("pack")
-
-    def _pack_key(self) -> str:
-        config = self.config
-        return key_of(
-            digest_file(self.folder.file(WEIGHTS)),
-            to_dict(config.quant),
-            to_dict(config.pack),
-            to_dict(config.score),
-            self._train_key(),
-        )
 
     def _pack(self, source: DataFolder, plan: Plan) -> dict[str, Any]:
         give_back()
@@ -351,11 +365,12 @@ class Pipeline:
         if self.ranks.first:
             self.data()
             self._need(ARTIFACT, "pack")
-            self._require("train", self._train_key())
-            self._require("pack", self._pack_key())
-            self._keep_config()
+            self._require("train")
+            self._require("pack")
+            self._propose()
         self._share_memory()
         source, plan = self.data(), self.plan()
+        source.verify(("val",))
         validation = self._validation(source)
         text = text_of(validation.ids, source.tokenizer.table, validation.bytes)
         self._score_stage("raw", WEIGHTS, text, lambda: self._model("raw", plan))
@@ -371,17 +386,18 @@ class Pipeline:
             path = self.folder.file(ARTIFACT)
             ExpertStages(
                 self.config,
+                self._inputs.of,
                 text,
                 source.tokenizer,
                 lambda: load(path, plan=plan).model,
                 digest_file(path),
-                plan.as_dict(),
                 self.say,
             ).run(self.folder)
             self._measure_baselines(source, validation)
             self._sample(validation, plan)
             self._prove(source, validation, plan)
             self._audit(source, validation, plan)
+            self.folder.settle()
         self._share_memory()
         return self._facts("score.sliding")
 
@@ -405,7 +421,7 @@ class Pipeline:
             )
             return score, {}
 
-        self._scored(name, file, text, {}, work)
+        self._scored(name, file, work)
 
     def _score_ttt(self, text: Text, plan: Plan) -> None:
         """Score the artifact as it learns from what is scored: read anew, since it changes."""
@@ -433,25 +449,15 @@ class Pipeline:
             facts = {"method": ttt.method, "changes": list(found.changes), **times}
             return found.score, facts
 
-        self._scored("ttt", ARTIFACT, text, to_dict(ttt), work)
+        self._scored("ttt", ARTIFACT, work)
 
     def _scored(
         self,
         name: str,
         file: str,
-        text: Text,
-        settings: dict[str, Any],
         evaluate_it: Callable[[Witness], tuple[Score, dict[str, Any]]],
     ) -> None:
-        """Run a stage that scores a file of this folder; `settings` are those it has to itself."""
-        key = key_of(
-            digest_file(self.folder.file(file)),
-            digest_bytes(np.asarray(text.ids).tobytes()),
-            to_dict(self.config.score),
-            self.config.seed,
-            self.plan().as_dict(),
-            *([settings] if settings else []),
-        )
+        """Run a stage that scores a file of this folder."""
 
         def work() -> dict[str, Any]:
             give_back()
@@ -466,53 +472,39 @@ class Pipeline:
             return {**account, **facts}
 
         stage = f"score.{name}"
-        due = self._is_due(stage, key)
+        due = self._is_due(stage)
         if self.ranks.first:
-            self.folder.stage(stage, key, [trail_file(name)], work, self.say)
+            self._stage(stage, [trail_file(name)], work)
         elif due:
             work()
 
     def _measure_baselines(self, source: DataFolder, validation: Validation) -> None:
-        key = key_of(source.digest, self.config.data.val_bytes, self.config.data.val_tokens)
-        self.folder.stage(
-            "baselines",
-            key,
-            [],
-            lambda: baselines.measure(validation.documents, source.train_documents()),
-            self.say,
-        )
-        joined = "".join(validation.documents).encode()
-        self.folder.remember(
-            "text",
-            {
+        def count() -> dict[str, Any]:
+            return {
                 "bytes": validation.bytes,
                 "tokens": len(validation.ids) - 1,
                 "documents": len(validation.documents),
-                "digest": digest_bytes(joined),
+                "digest": digest_bytes("".join(validation.documents).encode()),
                 **source.facts(),
-            },
-        )
+            }
+
+        def measure() -> dict[str, Any]:
+            return baselines.measure(validation.documents, source.train_documents())
+
+        self._stage("text", [], count)
+        self._stage("baselines", [], measure)
 
     def _sample(self, validation: Validation, plan: Plan) -> None:
         """Continue the openings of a few validation documents, and remember what came."""
         model = load(self.folder.file(ARTIFACT), plan=plan)
-        texts = digest_bytes("".join(validation.documents).encode())
-        key = key_of(digest_file(self.folder.file(ARTIFACT)), self.config.seed, texts)
-        self.folder.stage(
-            "samples", key, [], lambda: {"samples": openings(model, validation.documents)}, self.say
-        )
+        documents = validation.documents
+        self._stage("samples", [], lambda: {"samples": openings(model, documents)})
 
     def _prove(self, source: DataFolder, validation: Validation, plan: Plan) -> None:
         """Code the beginning of the validation text and let a fresh process restore it."""
         config, artifact, out = self.config, self.folder.file(ARTIFACT), self.folder.file(PROOF)
         if not config.prove.bytes:
             return
-        learning = None if config.prove.method == "sliding" else to_dict(config.ttt)
-        experts = to_dict(config.mixture) if config.prove.experts else None
-        texts = digest_bytes(json.dumps(validation.documents).encode())
-        key = key_of(
-            digest_file(artifact), texts, to_dict(config.prove), learning, experts, plan.as_dict()
-        )
         runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
 
         def work() -> dict[str, Any]:
@@ -527,15 +519,14 @@ class Pipeline:
             )
             return facts
 
-        self.folder.stage("proof", key, [PROOF], work, self.say)
+        self._stage("proof", [PROOF], work)
 
     def audit(self) -> dict[str, Any]:
         """Audit a scored run once more if anything that its audit reads has changed."""
-        self._require("pack", self._pack_key())
-        if not self.folder.facts("score.sliding"):
-            raise UserError(f"{self.folder.path} is not scored yet; run `fairway score` on it")
-        self._keep_config()
+        self._inputs.require("audit")
+        self._propose()
         self._audit(self.data(), self._validation(self.data()), self.plan())
+        self.folder.settle()
         return self._facts("audit")
 
     def _audit(self, source: DataFolder, validation: Validation, plan: Plan) -> None:
@@ -543,10 +534,10 @@ class Pipeline:
         give_back()
         AuditStage(
             self.config,
+            self._inputs.of("audit"),
             np.asarray(validation.ids, np.int64),
             source.tokenizer,
             lambda: load(self.folder.file(ARTIFACT), plan=plan).model,
-            plan.as_dict(),
             self.say,
         ).run(self.folder)
 
@@ -558,13 +549,18 @@ class Pipeline:
         if not self.ranks.first:
             return self.folder.file(REPORT)
         results = self.results()
-        write_json(self.folder.file(RESULTS), results)
+        self.folder.require_unchanged("train", STEPS)
         steps = read_steps(self.folder.file(STEPS))
-        return write_report(self.folder.path, results, steps, self.folder.file(REPORT))
+        write_json(self.folder.file(RESULTS), results)
+        self.folder.remember("results", digest_file(self.folder.file(RESULTS)))
+        with self.folder.reading():
+            return write_report(self.folder.path, results, steps, self.folder.file(REPORT))
 
     def results(self) -> dict[str, Any]:
         """Return everything known of this run, in the versioned schema of results.json."""
-        return compose(self.folder, self._public(), self.plan().as_dict())
+        self._inputs.require()
+        with self.folder.reading():
+            return compose(self.folder, self._public(), self.plan().as_dict())
 
     def _public(self) -> Config:
         """Return the config with digests in place of paths: what a result may say of it."""
@@ -596,5 +592,4 @@ def _plan_of(memory: dict[str, Any]) -> Plan:
 def open_run(path: Path, overrides: list[str], say: Say) -> Pipeline:
     """Return the pipeline of an existing run folder, its config changed by overrides."""
     folder = RunFolder.existing(path)
-    config: Config = from_dict(folder.memory["config"])
-    return Pipeline(override(config, overrides), folder, say)
+    return Pipeline(override(config_of(folder), overrides), folder, say)

@@ -5,22 +5,30 @@ into a log beside its folder. A failed seed is reported and counts: it is never 
 """
 
 import os
+import re
+import signal
 import statistics
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
+from fairway import children
 from fairway.errors import UserError
-from fairway.files import read_json, write_json
-from fairway.stages import RunFolder
+from fairway.files import write_json
+from fairway.results import read_results
+from fairway.stages import locked, sweep
 from fairway.steps import Say
 from fairway.train import CHECKPOINT
 
 SUMMARY, SCHEMA = "seeds.json", 1
+_OURS = re.compile(re.escape(SUMMARY))
+_LOOK_S = 0.1
+# A process that was left alone saves its state and ends within this time.
+_WAIT_S = 60.0
+# The end of a log that may hold a last word.
+_LAST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,63 +53,92 @@ def seed_folder(out: Path, seed: int) -> Path:
 def run_seeds(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
     """Run all seeds and return their summary, which is also written to `seeds.json`.
 
-    Raises UserError for seeds that are not distinct; a seed that fails is in the summary.
+    Raises UserError for seeds that are not distinct, or a folder where others run theirs; a seed
+    that fails is in the summary. No seed outlives this process.
     """
     if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
         raise UserError(f"seeds {', '.join(map(str, plan.seeds)) or '(none)'}: name each once")
-    out.mkdir(parents=True, exist_ok=True)
-    slots: SimpleQueue[int] = SimpleQueue()
-    for slot in range(plan.at_once):
-        slots.put(slot)
-
-    def work(seed: int) -> str:
-        slot = slots.get()
-        try:
-            say(f"seed {seed}: running, log in {_log(out, seed).name}")
-            return _run(plan, seed, out, slot)
-        finally:
-            slots.put(slot)
-
-    with ThreadPoolExecutor(plan.at_once) as pool:
-        failures = dict(zip(plan.seeds, pool.map(work, plan.seeds), strict=True))
-    summary = summarise(out, plan.seeds, failures)
-    write_json(out / SUMMARY, summary)
+    with locked(out):
+        sweep(out, _OURS)
+        summary = summarise(out, plan.seeds, _failures(plan, out, say))
+        write_json(out / SUMMARY, summary)
     return summary
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Running:
+    """A seed's process, and how long its log was before."""
+
+    seed: int
+    process: "subprocess.Popen[bytes]"
+    log_bytes: int
+
+
+def _failures(plan: Plan, out: Path, say: Say) -> dict[int, str]:
+    """Run all seeds, so many at once; return what each failed of, or nothing."""
+    failures: dict[int, str] = {}
+    waiting, slots = list(plan.seeds), dict.fromkeys(range(plan.at_once))
+    running: dict[int, _Running] = {}
+    try:
+        while waiting or running:
+            for slot in slots:
+                if slot not in running and waiting:
+                    running[slot] = _begin(plan, waiting.pop(0), out, slot, say)
+            for slot, one in list(running.items()):
+                if one.process.poll() is not None:
+                    failures[one.seed] = _reason(one, out)
+                    del running[slot]
+            time.sleep(_LOOK_S)
+    finally:
+        children.end(one.process for one in running.values())
+    return failures
 
 
 def _log(out: Path, seed: int) -> Path:
     return out / f"seed-{seed}.log"
 
 
-def _run(plan: Plan, seed: int, out: Path, slot: int) -> str:
-    """Run one seed, or go on with it; return what it failed of, or nothing."""
+def _begin(plan: Plan, seed: int, out: Path, slot: int, say: Say) -> _Running:
+    """Start one seed, or go on with it."""
     folder = seed_folder(out, seed)
-    command = ["run", plan.recipe, "--out", str(folder)]
+    # An earlier call that was killed may have left a process that saves its state at this moment.
+    with locked(folder, wait_s=_WAIT_S):
+        pass
+    say(f"seed {seed}: running, log in {_log(out, seed).name}")
+    words = ["run", plan.recipe, "--out", str(folder)]
     for text in (*plan.overrides, f"seed={seed}"):
-        command += ["--set", text]
+        words += ["--set", text]
     if (folder / CHECKPOINT).exists():
-        command.append("--resume")
-    start = [sys.executable]
-    environment = dict(os.environ)
-    if plan.processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone"]
-        start.append(f"--nproc-per-node={plan.processes}")
+        words.append("--resume")
+    env = {}
     if plan.at_once > 1:
         first = slot * plan.processes
         visible = [str(gpu) for gpu in range(first, first + plan.processes)]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
     with _log(out, seed).open("ab") as log:
-        ended = subprocess.run(
-            [*start, "-m", "fairway.cli", *command],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            check=False,
+        start = log.tell()
+        process = children.begin(
+            words, plan.processes, stdout=log, stderr=subprocess.STDOUT, env=env
         )
-    if ended.returncode == 0:
+    return _Running(seed, process, start)
+
+
+def _reason(ended: _Running, out: Path) -> str:
+    """Return what a seed failed of: its own last word; or nothing."""
+    code = ended.process.returncode
+    assert ended.process.stdin is not None
+    ended.process.stdin.close()
+    if code == 0:
         return ""
-    lines = _log(out, seed).read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit code {ended.returncode}"
+    with _log(out, ended.seed).open("rb") as log:
+        log.seek(max(ended.log_bytes, log.seek(0, os.SEEK_END) - _LAST_BYTES))
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    own = [line for line in lines if line.startswith("fairway: ")]
+    if own:
+        return own[-1]
+    if code < 0:
+        return f"killed by signal {-code} ({signal.Signals(-code).name})"
+    return lines[-1] if lines else f"exit code {code}"
 
 
 def summarise(out: Path, seeds: tuple[int, ...], failures: dict[int, str]) -> dict[str, Any]:
@@ -125,7 +162,7 @@ def summarise(out: Path, seeds: tuple[int, ...], failures: dict[int, str]) -> di
 
 
 def _figures(folder: Path) -> dict[str, Any]:
-    results = read_json(RunFolder.existing(folder).file("results.json"))
+    results = read_results(folder)
     stages = results["stages"]
     return {
         "bpb": {name: stage["bpb"] for name, stage in stages.items()},

@@ -8,8 +8,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
-from fairway.config import Config, from_dict, to_dict
+from fairway.config import Config, to_dict
 from fairway.errors import UserError
+from fairway.inputs import config_of
 from fairway.stages import RunFolder
 from fairway.steps import STEPS, read_steps
 
@@ -84,6 +85,5 @@ def sink_named(kind: str, run: RunFolder, out: Path) -> Sink:
     if kind == "tensorboard":
         return TensorBoard(out / run.path.name)
     if kind == "wandb":
-        config: Config = from_dict(run.memory["config"])
-        return WeightsAndBiases(run.path.name, config)
+        return WeightsAndBiases(run.path.name, config_of(run))
     raise UserError(f"cannot export to '{kind}'; choose csv, tensorboard or wandb")

@@ -16,9 +16,10 @@ from fairway.config import Config, config_hash, to_dict
 from fairway.data.folder import DataFolder
 from fairway.errors import UserError
 from fairway.files import digest_file, read_json, write_json
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, num_parameters
 from fairway.pack.artifact import load_artifact
 from fairway.packing import pack_model
+from fairway.preflight import preflight
 from fairway.quantise.estimate import estimate_bytes
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
 from fairway.score.experts import evaluate_mixture
@@ -112,11 +113,13 @@ class Solo:
     def _train(self) -> Training:
         source = self.source
         source.verify()
+        shards = source.train_shards()
+        preflight(self.config, shards, self.out, num_parameters(self.config.model), self.plan)
         return train(
             self.config,
             self.plan,
             self.ranks,
-            TrainingText(source.train_shards(), source.bytes_per_token),
+            TrainingText(shards, source.bytes_per_token),
             self.out,
             lambda model: estimate_bytes(model, self.config.quant),
             self.say,

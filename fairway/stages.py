@@ -1,14 +1,17 @@
 """The run folder: stages cached by the digests of what they read, one writer at a time.
 
-`run.json` is the folder's memory: the config, the machine plan, and for every finished stage its
-key (a digest of its inputs), the digests of its files, its facts and its seconds. It carries its
-own digest, so that one check refuses every kind of damage.
+`run.json` is the folder's memory: for every finished stage what it read (settings, and digests of
+files), the digests of its files, its facts and its seconds; and the config and machine plan, which
+enter it together with the first stage that succeeds with them. It carries its own digest, so that
+one check refuses every kind of damage.
 """
 
 import hashlib
 import json
+import re
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fairway.errors import UserError
+from fairway.facts import check_memory
 from fairway.files import digest_bytes, digest_file, read_json, write_json
 from fairway.version import VERSION
 
-SCHEMA = 1
-MEMORY = "run.json"
+SCHEMA = 2
+MEMORY, LOCK = "run.json", ".lock"
+# What a killed process leaves beside a file or folder that it was writing: see `fairway.files`.
+_LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(\.part|\.old)?")
+# What a run writes into its folder.
+_OURS = re.compile(
+    r"(run|results|report)\.json|report\.html|(weights|checkpoint)\.safetensors|steps\.jsonl|"
+    r"artifact\.fwy|proof\.fwp|tokenizer\.model|ledger-\w+\.jsonl\.gz|data"
+)
 
 
 def key_of(*parts: Any) -> str:
@@ -41,12 +52,46 @@ def _digest(memory: dict[str, Any]) -> str:
     return digest_bytes(json.dumps(memory, sort_keys=True).encode())
 
 
+@contextmanager
+def locked(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a folder, made if need be, against a second writer, or refuse after `wait_s`."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder with --out")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout:
+        raise UserError(
+            f"{path} is being written by another process; wait for it, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sweep(path: Path, ours: re.Pattern[str]) -> None:
+    """Remove what killed writers of such names left in a folder whose lock is held."""
+    for left in path.iterdir():
+        match = _LEFT.fullmatch(left.name)
+        if match and ours.fullmatch(match["name"]):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
 class RunFolder:
-    """One run's folder and its memory."""
+    """One run's folder and its memory.
+
+    `proposed` is what enters the memory with the next stage that succeeds: see `propose`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.memory = self._recall()
+        self.proposed: dict[str, Any] = {}
 
     def _recall(self) -> dict[str, Any]:
         """Return what run.json holds, without its digest; an empty memory if there is none."""
@@ -64,51 +109,70 @@ class RunFolder:
                 f"{file} is damaged: its content does not match its digest; delete it and the "
                 "stages run again"
             )
+        check_memory(memory, str(file))
         return dict(memory)
 
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":
         """Return a run folder that must be there already."""
         if not (path / MEMORY).is_file():
-            raise UserError(f"{path} is not a run folder (no {MEMORY}); make one: fairway run demo")
+            raise UserError(
+                f"{path} has no finished stage yet; run the command that began it again, with "
+                "--resume"
+                if (path / LOCK).is_file()
+                else f"{path} is not a run folder (no {MEMORY}); make one: fairway run demo"
+            )
         return cls(path)
+
+    def is_begun(self) -> bool:
+        """Return whether a command has begun a run here, however early it ended."""
+        return (self.path / MEMORY).is_file() or (self.path / LOCK).is_file()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against a second writer, or refuse at once."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; name a folder with --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{self.path} is being written by another process; wait for it, or choose another "
-                "--out"
-            ) from None
-        try:
+        """Hold the folder against a second writer, or refuse at once; sweep what kills left."""
+        with locked(self.path):
             # Another process may have finished stages between our reading and our turn.
             self.memory = self._recall()
+            sweep(self.path, _OURS)
             yield
-        finally:
-            lock.release()
 
     def file(self, name: str) -> Path:
         """Return the path of a file of this folder."""
         return self.path / name
 
+    def propose(self, **facts: Any) -> None:
+        """Let facts enter the memory with the next stage that succeeds, or once a verb has.
+
+        What is refused, fails or is killed before that leaves the memory as it was. None takes a
+        name out of the memory.
+        """
+        self.proposed |= facts
+
+    def settle(self) -> None:
+        """Remember what was proposed: every stage of a verb is done with it."""
+        self._keep()
+
     def remember(self, name: str, value: Any) -> None:
         """Keep a JSON-able value under a name; what is known already is not written again."""
-        if name in self.memory and self.memory[name] == value:
-            return
-        self.memory[name] = value
-        write_json(self.path / MEMORY, {**self.memory, "digest": _digest(self.memory)})
+        self._write({**self.memory, name: value})
 
     def forget(self, stage: str) -> None:
         """Drop what is known of a stage that is no longer asked for."""
-        stages = {name: kept for name, kept in self.memory["stages"].items() if name != stage}
-        self.remember("stages", stages)
+        stages = self.memory["stages"]
+        if stage in stages:
+            self._keep({name: kept for name, kept in stages.items() if name != stage})
+
+    def _keep(self, stages: Mapping[str, Any] | None = None) -> None:
+        """Write stages, those that are known if none are given, with what was proposed."""
+        known = self.memory["stages"] if stages is None else stages
+        memory = {**self.memory, **self.proposed, "stages": known}
+        self._write({name: value for name, value in memory.items() if value is not None})
+
+    def _write(self, memory: dict[str, Any]) -> None:
+        if memory != self.memory:
+            write_json(self.path / MEMORY, {**memory, "digest": _digest(memory)})
+            self.memory = memory
 
     def facts(self, stage: str) -> dict[str, Any] | None:
         """Return the facts of a finished stage, or None."""
@@ -119,43 +183,67 @@ class RunFolder:
         """Return the seconds that each finished stage took when it last ran."""
         return {name: record["seconds"] for name, record in self.memory["stages"].items()}
 
-    def is_done(self, stage: str, key: str) -> bool:
-        """Return whether a stage finished with this key and its files are still what they were."""
-        return self.has_key(stage, key) and self.changed(stage) is None
+    def is_done(self, stage: str, reads: Mapping[str, Any]) -> bool:
+        """Return whether a stage finished with what it reads, its files still what they were."""
+        return self.has(stage, reads) and self.changed(stage) is None
 
-    def has_key(self, stage: str, key: str) -> bool:
-        """Return whether a stage finished with this key, whatever became of its files."""
+    def has(self, stage: str, reads: Mapping[str, Any]) -> bool:
+        """Return whether a stage finished with what it reads, whatever became of its files."""
         record = self.memory["stages"].get(stage)
-        return record is not None and record["key"] == key
+        return record is not None and record["key"] == key_of(reads)
 
-    def changed(self, stage: str) -> Path | None:
-        """Return the first file of a finished stage that is not what it wrote, or None."""
+    def changed(self, stage: str, *names: str) -> Path | None:
+        """Return the first of some files of a finished stage, by default of all, that is not what
+        it wrote, or None."""
         files = self.memory["stages"][stage]["files"]
-        paths = {self.file(name): digest for name, digest in files.items()}
+        paths = {self.file(n): digest for n, digest in files.items() if not names or n in names}
         return next((path for path, d in paths.items() if _digest_of(path) != d), None)
+
+    def require_unchanged(self, stage: str, *names: str) -> None:
+        """Raise UserError if files of a finished stage, by default all, are not what it wrote."""
+        changed = self.changed(stage, *names)
+        if changed and stage == "train" and "begun" in self.memory:
+            raise UserError(f"{self.path} holds an unfinished training; run it with --resume")
+        if changed:
+            raise UserError(f"{changed} is not what was written; run `fairway {stage}` again")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Tell in one sentence of a memory that cannot be read as what it says it is."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.path / MEMORY} does not hold what a finished run has ({error!r}); delete "
+                "it and the stages run again"
+            ) from None
 
     def stage(
         self,
         name: str,
-        key: str,
+        reads: Mapping[str, Any],
         files: list[str],
         work: Callable[[], dict[str, Any]],
         say: Callable[[str], None],
     ) -> dict[str, Any]:
         """Return a stage's facts: those remembered if nothing it reads has changed, else new.
 
-        `files` are the files, or folders of files, that the stage writes.
+        `reads` are the settings, and digests of files, that decide what comes out; `files` are the
+        files, or folders of files, that the stage writes.
         """
-        if self.is_done(name, key):
+        if self.is_done(name, reads):
             say(f"{name}: unchanged, kept")
             return dict(self.memory["stages"][name]["facts"])
         start_s = time.perf_counter()
         facts = work()
         record = {
-            "key": key,
+            "key": key_of(reads),
+            "reads": dict(reads),
             "files": {file: _digest_of(self.file(file)) for file in files},
             "facts": facts,
             "seconds": time.perf_counter() - start_s,
         }
-        self.remember("stages", {**self.memory["stages"], name: record})
+        self._keep({**self.memory["stages"], name: record})
         return facts

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from fairway import units
 from fairway.config import Config
 from fairway.errors import UserError
-from fairway.files import parse_json, read_bytes, write_atomic
+from fairway.files import digest_bytes, parse_json, read_bytes, write_atomic
 from fairway.progress import Advance
 
 STEPS = "steps.jsonl"
@@ -46,12 +46,18 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} cannot be read as step records ({error})") from None
 
 
-def cut_steps(path: Path, count: int) -> None:
-    """Keep the first `count` records; a crash may have left more, or half of one."""
-    lines = read_bytes(path, _MOST_STEPS_BYTES).splitlines(keepends=True)[:count]
-    if len(lines) < count:
-        raise UserError(f"{path} holds {len(lines)} step records, the checkpoint is at {count}")
-    write_atomic(path, b"".join(lines))
+def cut_steps(path: Path, count: int, digest: str) -> None:
+    """Keep the first `count` records, whose digest is known; a crash may have left more, or half
+    of one."""
+    data = read_bytes(path, _MOST_STEPS_BYTES) if path.exists() else b""
+    lines = data.splitlines(keepends=True)
+    kept = b"".join(lines[:count])
+    if digest_bytes(kept) != digest:
+        raise UserError(
+            f"{path} is damaged: its first {count} step records are not those of the checkpoint; "
+            "begin again with --restart"
+        )
+    write_atomic(path, kept)
 
 
 def recorded_progress(run: Path) -> list[float]:

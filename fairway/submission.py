@@ -15,6 +15,7 @@ from fairway.config import Config
 from fairway.errors import UserError
 from fairway.files import digest_file, write_atomic, write_json
 from fairway.folders import new_folder
+from fairway.inputs import ARTIFACT
 from fairway.outputs import require_new
 from fairway.record import (
     LIMIT_BYTES,
@@ -26,7 +27,7 @@ from fairway.record import (
     step_lines,
     submission,
 )
-from fairway.run import ARTIFACT, DATA, Pipeline, open_run
+from fairway.run import DATA, Pipeline, open_run
 from fairway.steps import STEPS, Say, read_steps
 from fairway.terminal import line
 from fairway.version import VERSION

@@ -8,17 +8,16 @@ from fairway.config import BOS_ID, Config
 from fairway.data.build import DataFolder, build_data
 from fairway.data.corpus import corpus_versions, embedded_documents
 from fairway.errors import UserError
-from fairway.stages import key_of
 
-# What sees to it that the embedded corpus of a key exists, by the work that makes it.
-Embedded = Callable[[str, Callable[[], dict[str, Any]]], None]
+# What sees to it that the embedded corpus of some settings exists, by the work that makes it.
+Embedded = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], None]
 
 
 def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
     """Return the tokens to train and score on, if the model of `config` can read them.
 
-    The embedded corpus lies at `out`; `embedded` is told the key and the work that makes it. Raises
-    UserError where there is no text, or one of another tokenizer than the model's.
+    The embedded corpus lies at `out`; `embedded` is told what it depends on and the work that makes
+    it. Raises UserError where there is no text, or one of another tokenizer than the model's.
     """
     data, model = config.data, config.model
     if not data.source:
@@ -49,7 +48,12 @@ def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
 
 def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
     data, vocab_size, versions = config.data, config.model.vocab_size, corpus_versions()
-    key = key_of(data.val_share, data.shard_tokens, vocab_size, versions)
+    reads = {
+        "val_share": data.val_share,
+        "shard_tokens": data.shard_tokens,
+        "vocab_size": vocab_size,
+        "versions": versions,
+    }
 
     def work() -> dict[str, Any]:
         return build_data(
@@ -61,5 +65,5 @@ def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
             provenance={"corpus": "embedded", "versions": versions},
         )
 
-    embedded(key, work)
+    embedded(reads, work)
     return DataFolder.open(out)

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from fairway import units
-from fairway.checkpoint import load_checkpoint, save_checkpoint
+from fairway.checkpoint import damaged, load_checkpoint, save_checkpoint
 from fairway.config import Config, to_dict
 from fairway.data.loader import Prefetcher, ShuffledLoader
 from fairway.data.shards import Tokens
 from fairway.errors import InterruptedRun, UserError
-from fairway.model.gpt import GPT, build, num_parameters
+from fairway.files import digest_file
+from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.optim.muon import Optimisers
 from fairway.optim.schedule import WeightAverage, average_decay, lr_multiplier
-from fairway.preflight import preflight
 from fairway.progress import progress
 from fairway.runtime import DTYPES, Clock, Plan, Ranks, seed_everything
 from fairway.steps import STEPS, Say, StepLine, StepLog, StepRecord, cut_steps, recorded_progress
@@ -53,15 +53,16 @@ class TrainingText:
 
 @contextmanager
 def stop_requested() -> Iterator[threading.Event]:
-    """Yield an event that SIGINT or SIGTERM sets, so that a step is never cut in half."""
+    """Yield an event that a signal to end sets, so that a step is never cut in half."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = {
-        number: signal.signal(number, lambda *_: event.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A closed terminal; nohup asks to outlive it.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in numbers}
     try:
         yield event
     finally:
@@ -338,6 +339,7 @@ class Training:
         tensors |= {f"average.{n}": w for n, w in self.average.average.items()}
         facts = {
             "step": self.step,
+            "steps_digest": digest_file(self.folder / STEPS),
             "elapsed_s": self.clock.seconds(),
             "looping": self.model.looping,
             "loader": self.batches.state(),
@@ -378,7 +380,7 @@ class Training:
         self.model.set_looping(facts["looping"])
         self._catch_up(facts["loader"])
         if self.ranks.first:
-            cut_steps(self.folder / STEPS, self.step)
+            cut_steps(self.folder / STEPS, self.step, facts["steps_digest"])
 
     def _catch_up(self, state: dict[str, Any]) -> None:
         """Put the data where the checkpoint left it: rank 0 by its state, others by replay."""
@@ -455,7 +457,6 @@ def train(
     resume: bool = False,
 ) -> Training:
     """Train a model in a run folder and return its final state; with `resume`, continue one."""
-    preflight(config, text.shards, folder, num_parameters(config.model), plan)
     saved = _saved(config, folder / CHECKPOINT) if resume else None
     training = Training(config, plan, ranks, text, folder, say)
     try:
@@ -480,7 +481,7 @@ def train(
 def _saved(config: Config, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, facts = load_checkpoint(path)
     if facts.get("config") is None:
-        raise UserError(f"{path} is not a whole Fairway checkpoint; delete it to start over")
+        raise damaged(path, "it is not one of a training")
     if facts["config"] != what_trains(config):
         raise UserError(
             f"{path} belongs to another configuration; resume with the same recipe and settings, "
@@ -495,9 +496,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is not a whole Fairway checkpoint ({error!r}); delete it to start over"
-        ) from None
+        raise damaged(path, repr(error)) from None
 
 
 def _continue(training: Training, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from fairway.data.folder import DataFolder
 from fairway.model.gpt import GPT
 from fairway.optim.muon import Optimisers
 from fairway.stages import MEMORY, RunFolder
+from fairway.steps import STEPS, read_steps
 
 # ---------------------------------------------------------------------------------------------
 # Run folders
@@ -92,7 +93,7 @@ def test_packing_never_builds_the_text_anew(
 
 def test_scores_of_another_artifact_are_not_reported(place: Place, call: Call) -> None:
     assert call("pack run --set quant.matrix_bits=5") == (0, "")
-    untouched(place, call, "report run", "run `fairway score`")
+    untouched(place, call, "report run", "run `fairway score run` first")
     assert call("score run") == (0, "")
     assert call("report run") == (0, "")
 
@@ -126,8 +127,8 @@ def test_an_unfinished_training(place: Place, call: Call, stopped: Path) -> None
     told = "new holds an unfinished training; add --resume to continue it or --restart"
     refused(call, "train smoke --out new SMOKE", told)
     refused(call, "run smoke --out new SMOKE", told)
-    refused(call, "pack new", "weights.safetensors does not exist; run `fairway train`")
-    refused(call, "report new", "has no finished 'train' stage yet")
+    for line in ("pack new", "score new", "audit new", "report new"):
+        refused(call, line, "the training of new is unfinished; run `fairway run smoke --out new ")
     other = "train smoke --out new SMOKE --set optim.matrix_lr=0.01 --resume"
     refused(call, other, "belongs to another configuration")
     assert call("train smoke --out new SMOKE --resume") == (0, "")
@@ -151,11 +152,8 @@ def test_what_is_discarded_cannot_be_resumed(
             GPT, "forward", lambda model, *_: torch.nan * sum(w.sum() for w in model.parameters())
         )
         refused(call, "train smoke --out new SMOKE --restart", "the loss became nan at step 0")
-    refused(call, "train smoke --out new SMOKE --resume", "there is nothing to resume from")
-
-
-def test_nothing_to_resume(place: Place, call: Call) -> None:
-    refused(call, "train smoke --out new SMOKE --resume", "there is nothing to resume from")
+    assert call("train smoke --out new SMOKE --resume") == (0, "")
+    assert len(read_steps(stopped / STEPS)) == 2
 
 
 def without(key: str) -> Damage:
@@ -187,7 +185,7 @@ CHECKPOINTS = [
 @pytest.mark.parametrize("damage", CHECKPOINTS)
 def test_a_damaged_checkpoint(place: Place, call: Call, stopped: Path, damage: Damage) -> None:
     damage(place)
-    refused(call, "train smoke --out new SMOKE --resume", "is not a whole Fairway checkpoint")
+    refused(call, "train smoke --out new SMOKE --resume", "is a damaged checkpoint")
 
 
 def test_step_records_that_a_crash_cut_short_are_no_obstacle(
@@ -202,10 +200,11 @@ def test_step_records_that_a_crash_cut_short_are_no_obstacle(
     ("damage", "told"),
     [
         (remove("run/steps.jsonl"), "has no recorded training to replay"),
-        (rewrite("run/steps.jsonl", lambda data: b""), "holds no step records to replay"),
-        (rewrite("run/steps.jsonl", lambda data: b"{}\n"), "holds no step records to replay"),
-        (rewrite("run/steps.jsonl", lambda data: data[:-9]), "cannot be read as step records"),
-        (remove("run/run.json"), "run is not a run folder"),
+        (rewrite("run/steps.jsonl", lambda data: b""), "steps.jsonl is not what was written"),
+        (rewrite("run/steps.jsonl", lambda data: b"{}\n"), "steps.jsonl is not what was written"),
+        (rewrite("run/steps.jsonl", flip(0.5)), "steps.jsonl is not what was written"),
+        (remove("run/run.json"), "run has no finished stage yet"),
+        (remove("run/run.json", "run/.lock"), "run is not a run folder"),
     ],
 )
 def test_nothing_to_replay(place: Place, call: Call, damage: Damage, told: str) -> None:
@@ -259,7 +258,7 @@ def full(*_: object) -> None:
     ("line", "file"),
     [
         ("train smoke --out new SMOKE", "new/run.json"),
-        ("pack run --set quant.matrix_bits=5", "run/run.json"),
+        ("pack run --set quant.matrix_bits=5", "run/tokenizer.model"),
         ("report run", "run/results.json"),
     ],
 )

@@ -33,7 +33,7 @@ def test_refusals(tmp_path: Path) -> None:
         load_checkpoint(path)
     for content in (b"", b"hello", b"\xff" * 100):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="not a whole Fairway checkpoint"):
+        with pytest.raises(UserError, match="is a damaged checkpoint"):
             load_checkpoint(path)
 
 

@@ -11,10 +11,12 @@ from audit.record import Case
 
 from fairway.compare import compare, side
 from fairway.errors import UserError
-from fairway.files import read_json
+from fairway.files import digest_file, read_json
 from fairway.model.gpt import num_parameters
 from fairway.published import RECORDS, STAGES, record
 from fairway.recipes import recipe
+from fairway.run import open_run
+from fairway.stages import RunFolder
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))
@@ -90,6 +92,7 @@ def change(run: Path, alter: Callable[[dict[str, Any]], object]) -> None:
     results = read_json(run / "results.json")
     alter(results)
     (run / "results.json").write_text(json.dumps(results))
+    RunFolder(run).remember("results", digest_file(run / "results.json"))
 
 
 def test_a_run_beside_a_record(run: Path) -> None:
@@ -121,6 +124,23 @@ def test_a_run_beside_itself_and_beside_another_text(run: Path, smoke_run: Path)
     change(run, lambda r: r["text"].update(digest="0" * 64))
     told = compare(str(run), str(smoke_run))["cautions"]
     assert len(told) == 1 and told[0].endswith("another text")
+
+
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
+def test_results_that_were_damaged_since_are_not_compared(run: Path, at: float) -> None:
+    data = bytearray((run / "results.json").read_bytes())
+    data[int(at * len(data))] ^= 1
+    (run / "results.json").write_bytes(data)
+    with pytest.raises(UserError, match="results.json is not what was written; write it again by"):
+        compare(str(run), "pr1858")
+
+
+def test_results_of_an_artifact_that_was_packed_again_are_not_compared(run: Path) -> None:
+    pipeline = open_run(run, ["quant.matrix_bits=5"], lambda text: None)
+    with pipeline.writing():
+        pipeline.pack()
+    with pytest.raises(UserError, match="was packed again since; run `fairway report"):
+        compare(str(run), "pr1858")
 
 
 def test_what_cannot_be_compared_is_refused(run: Path, tmp_path: Path) -> None:

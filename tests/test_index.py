@@ -12,7 +12,8 @@ from fairway.compare import side
 from fairway.config import Config
 from fairway.errors import UserError
 from fairway.files import read_json
-from fairway.index import as_csv, differences, runs
+from fairway.index import as_csv, runs
+from fairway.inputs import differences
 from fairway.recipes import recipe
 from fairway.sink import send, sink_named
 from fairway.stages import RunFolder
@@ -48,8 +49,8 @@ def test_a_table_for_spreadsheets(folder: Path) -> None:
 
 
 def test_a_recipe_as_it_is_differs_in_nothing(tiny: Tiny) -> None:
-    assert differences(recipe("pr1858")) == []
-    assert "score.stride=32" in differences(tiny("score.stride=32"))
+    assert differences(recipe("pr1858"), lambda name: False) == []
+    assert "score.stride=32" in differences(tiny("score.stride=32"), lambda name: False)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ The hosts are two addresses of this machine. Every launch costs seconds of impor
 made to answer several questions.
 """
 
+import os
 import re
 import signal
 import socket
@@ -194,3 +195,30 @@ def test_a_process_that_fails_ends_one_that_hears_nothing(sets: list[str], tmp_p
     assert time.monotonic() - start_s < 30 and code != 0
     assert errors.count("fairway: the cat sat on the GPU\n") == errors.count("fairway: ") == 1
     assert errors.count("Traceback") == 1, "that of torchrun"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_killed_by_the_kernel_is_one_sentence(
+    sets: list[str], tmp_path: Path, rank: int
+) -> None:
+    long = [*sets, "train.steps=2000"]
+    process = started(launcher("--standalone", "--nproc-per-node=2"), tmp_path / "run", long)
+    assert process.stdout
+    assert any(line.startswith("step ") for line in process.stdout)
+    os.kill(ranks_of(process.pid)[rank], signal.SIGKILL)
+    start_s = time.monotonic()
+    (code, _, errors), *_ = ended(process)
+    assert code != 0 and time.monotonic() - start_s < 30
+    assert errors.count("fairway: another process of this run ended without a word") == 1, errors
+    assert errors.count("fairway: ") == 1
+    assert errors.count("Traceback") <= 1, "that of torchrun"
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Return the processes of a launcher by rank."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    ranks = {}
+    for child in children:
+        told = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks |= {int(x[5:]): int(child) for x in told if x.startswith(b"RANK=")}
+    return [ranks[rank] for rank in sorted(ranks)]

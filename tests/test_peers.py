@@ -7,10 +7,13 @@ from contextlib import suppress
 from typing import NoReturn
 
 import pytest
+import torch
 from torch.distributed import HashStore
 
 from fairway import peers as module
 from fairway.peers import Peers, end_together, peers
+
+LOST = "fairway: another process of this run ended without a word"
 
 
 class Gone:
@@ -151,7 +154,14 @@ def test_processes_that_cannot_meet_say_so(
 
 @pytest.mark.parametrize(
     ("error", "said", "code"),
-    [(KeyboardInterrupt(), "fairway: interrupted\n", 130), (ZeroDivisionError("x"), "Error: x", 1)],
+    [
+        (KeyboardInterrupt(), "fairway: interrupted\n", 130),
+        (ZeroDivisionError("x"), "Error: x", 1),
+        (RuntimeError("[third_party/gloo/transport/tcp/pair.cc:1] Connection closed"), LOST, 1),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), LOST, 1),
+        (torch.distributed.DistNetworkError("the store is gone"), LOST, 1),
+        (RuntimeError("gloomy"), "RuntimeError: gloomy", 1),
+    ],
 )
 def test_what_nobody_foresaw_ends_all_too(
     exits: list[int],

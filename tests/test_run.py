@@ -84,7 +84,7 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
         ("ttt.lr=0.01", {"score.ttt", "audit"}),
         ("ttt.method=lora", {"score.ttt", "audit"}),
         ("score.stride=32", {"pack", *SCORES, "samples", "proof", "audit"}),
-        ("data.val_bytes=1000", {*SCORES, "baselines", "samples", "proof", "audit"}),
+        ("data.val_bytes=1000", {*SCORES, "text", "baselines", "samples", "proof", "audit"}),
         ("audit.tokens=65", {"audit"}),
         ("prove.streams=3", {"proof"}),
         ("prove.bytes=0", set()),

@@ -1,7 +1,11 @@
-"""Seeds: run, resumed, failed; a failed one counts and is told."""
+"""Seeds: run, resumed, failed; a failed one counts and is told, and none outlives its caller."""
 
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +14,36 @@ import pytest
 from fairway.errors import UserError
 from fairway.files import read_json
 from fairway.seeds import SUMMARY, Plan, run_seeds, seed_folder
+from fairway.stages import locked
 
 
 class Runner:
     """Takes the place of a process per seed: copies a finished run, or fails."""
 
-    def __init__(self, finished: Path, failing: set[int]) -> None:
+    def __init__(self, finished: Path, failing: dict[int, str]) -> None:
         self.finished, self.failing = finished, failing
         self.commands: list[list[str]] = []
+        self.processes: list[int] = []
         self.gpus: list[str | None] = []
 
-    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
-        self.commands.append(command)
+    def __call__(
+        self, words: list[str], processes: int, **options: Any
+    ) -> "subprocess.Popen[bytes]":
+        self.commands.append(words)
+        self.processes.append(processes)
         self.gpus.append(options["env"].get("CUDA_VISIBLE_DEVICES"))
-        seed = int(command[-1 - ("--resume" in command)].removeprefix("seed="))
-        if seed in self.failing:
-            options["stdout"].write(b"step 1\nfairway: the loss became nan\n")
-            return subprocess.CompletedProcess(command, 2)
-        out = Path(command[command.index("--out") + 1])
-        shutil.copytree(self.finished, out, dirs_exist_ok=True)
-        return subprocess.CompletedProcess(command, 0)
+        seed = int(words[-1 - ("--resume" in words)].removeprefix("seed="))
+        out = Path(words[words.index("--out") + 1])
+        if seed not in self.failing:
+            shutil.copytree(self.finished, out, dirs_exist_ok=True)
+        program = self.failing.get(seed, "")
+        command = [sys.executable, "-c", program]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, **options)
 
 
-def use(monkeypatch: pytest.MonkeyPatch, finished: Path, *failing: int) -> Runner:
-    runner = Runner(finished, set(failing))
-    monkeypatch.setattr("fairway.seeds.subprocess.run", runner)
+def use(monkeypatch: pytest.MonkeyPatch, finished: Path, **failing: str) -> Runner:
+    runner = Runner(finished, {int(seed[1:]): program for seed, program in failing.items()})
+    monkeypatch.setattr("fairway.seeds.children.begin", runner)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return runner
 
@@ -58,13 +67,31 @@ def test_figures_of_all_seeds(
     assert runner.gpus == [None, None, None]
 
 
-def test_a_failed_seed_is_told_and_leaves_the_others(
-    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+TOLD = "import sys; print('step 1'); print('fairway: the loss became nan'); sys.exit(2)"
+TORCHRUN = "import sys; print('fairway: no GPU'); print('E1126 torchrun\\n====='); sys.exit(1)"
+KILLED = "import os; print('step 9', flush=True); os.kill(os.getpid(), 9)"
+TRACED = "print('step 1', flush=True); 1 / 0"
+SILENT = "raise SystemExit(3)"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (TOLD, "fairway: the loss became nan"),
+        (TORCHRUN, "fairway: no GPU"),
+        (KILLED, "killed by signal 9 (SIGKILL)"),
+        (TRACED, "ZeroDivisionError: division by zero"),
+        (SILENT, "exit code 3"),
+    ],
+)
+def test_a_failed_seed_is_told_by_its_own_last_word_and_leaves_the_others(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, reason: str
 ) -> None:
-    use(monkeypatch, smoke_run, 314)
+    (tmp_path / "seed-314.log").write_text("fairway: a word of an earlier call\n")
+    use(monkeypatch, smoke_run, s314=program)
     summary = run_seeds(Plan("smoke", (), (42, 314, 999)), tmp_path, quiet)
     assert summary["failed"] == 1
-    assert summary["seeds"]["314"] == {"failed": "fairway: the loss became nan"}
+    assert summary["seeds"]["314"] == {"failed": reason}
     assert summary["bpb"]["ttt"]["n"] == 2
 
 
@@ -79,11 +106,97 @@ def test_an_unfinished_seed_is_resumed_and_seeds_share_out_the_gpus(
         "seed=1": False,
         "seed=2": True,
     }
-    assert all("--nproc-per-node=4" in command for command in runner.commands)
-    assert set(runner.gpus) <= {"0,1,2,3", "4,5,6,7"}
+    assert runner.processes == [4, 4]
+    assert set(runner.gpus) == {"0,1,2,3", "4,5,6,7"}
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
 def test_each_seed_is_named_once(seeds: tuple[int, ...], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name each once"):
         run_seeds(Plan("smoke", (), seeds), tmp_path, quiet)
+
+
+def test_a_second_call_on_a_folder_is_refused(smoke_run: Path, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match="is being written by another process"):
+        run_seeds(Plan("smoke", (), (1,)), tmp_path, quiet)
+
+
+def test_what_a_kill_left_is_swept(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, smoke_run)
+    (tmp_path / ".seeds.json.abcd1234.part").touch()
+    (tmp_path / ".notes.txt.abcd1234.part").touch()
+    run_seeds(Plan("smoke", (), (1,)), tmp_path, quiet)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == [
+        ".notes.txt.abcd1234.part"
+    ]
+
+
+# A call whose seed writes its process number, and says how it was ended.
+CALL = """
+import sys
+from pathlib import Path
+from fairway import children, cli
+
+SEED = '''
+import signal, sys, time
+from fairway import endings
+endings.interrupt_by_signals()
+endings.end_with_parent()
+try:
+    print(__import__("os").getpid(), flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print("saved", flush=True)
+    sys.exit(130)
+'''
+popen = children.subprocess.Popen
+children.subprocess.Popen = lambda command, **more: popen([command[0], "-c", SEED], **more)
+cli.main()
+"""
+
+
+def seeds_of(tmp_path: Path) -> tuple["subprocess.Popen[str]", int]:
+    """Start `fairway seeds` with a seed that only waits; return both, once it does."""
+    words = ["seeds", "smoke", "--seeds", "7", "--out", str(tmp_path)]
+    call = subprocess.Popen([sys.executable, "-c", CALL, *words], stderr=subprocess.PIPE, text=True)
+    log, end_s = tmp_path / "seed-7.log", time.monotonic() + 60
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert time.monotonic() < end_s and call.poll() is None
+        time.sleep(0.05)
+    return call, int(log.read_text())
+
+
+def ended(process: int, within_s: float) -> bool:
+    end_s = time.monotonic() + within_s
+    while time.monotonic() < end_s:
+        state = Path(f"/proc/{process}/stat")
+        try:
+            if state.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_seed_which_saves_before_the_call_ends(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    call, seed = seeds_of(tmp_path)
+    call.send_signal(number)
+    _, errors = call.communicate(timeout=20)
+    assert (call.returncode, errors.splitlines()[-1]) == (130, "fairway: interrupted")
+    assert (tmp_path / "seed-7.log").read_text() == f"{seed}\nsaved\n"
+    assert ended(seed, 0.1)
+
+
+def test_a_seed_ends_with_a_call_that_is_killed(tmp_path: Path) -> None:
+    call, seed = seeds_of(tmp_path)
+    os.kill(call.pid, signal.SIGKILL)
+    call.communicate(timeout=20)
+    assert ended(seed, 20)
+    assert (tmp_path / "seed-7.log").read_text() == f"{seed}\nsaved\n"

@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -22,6 +23,9 @@ with RunFolder(Path(sys.argv[1])).locked():
 """
 
 
+KEY = {"key": "key"}
+
+
 class Stage:
     """A stage that writes one file, counts how often it worked and keeps what was said."""
 
@@ -31,7 +35,9 @@ class Stage:
         self.said: list[str] = []
 
     def __call__(self, key: str, content: str = "x") -> dict[str, Any]:
-        return self.folder.stage("one", key, ["out"], lambda: self.work(content), self.said.append)
+        reads = {"key": key}
+        work = functools.partial(self.work, content)
+        return self.folder.stage("one", reads, ["out"], work, self.said.append)
 
     def work(self, content: str) -> dict[str, Any]:
         self.runs += 1
@@ -75,7 +81,7 @@ def test_a_changed_file_is_noticed_and_rebuilt(
     stage = Stage(folder)
     stage("key")
     change(folder.file("out"))
-    assert not folder.is_done("one", "key")
+    assert not folder.is_done("one", KEY)
     assert stage("key") == {"run": 2}
     assert folder.file("out").read_text() == "x"
 
@@ -87,13 +93,13 @@ def test_a_folder_is_an_output_with_all_its_files(folder: RunFolder) -> None:
             (folder.file("out") / name).write_text(name)
         return {}
 
-    folder.stage("one", "key", ["out"], work, print)
-    assert folder.is_done("one", "key")
+    folder.stage("one", KEY, ["out"], work, print)
+    assert folder.is_done("one", KEY)
     (folder.file("out") / "b").write_text("c")
-    assert not folder.is_done("one", "key")
+    assert not folder.is_done("one", KEY)
     work()
     (folder.file("out") / "a").rename(folder.file("out") / "c")
-    assert not folder.is_done("one", "key")
+    assert not folder.is_done("one", KEY)
 
 
 def test_another_key_runs_the_stage_again(folder: RunFolder) -> None:
@@ -112,15 +118,15 @@ def test_a_stage_that_fails_is_not_done(folder: RunFolder) -> None:
         raise UserError("no")
 
     with pytest.raises(UserError):
-        folder.stage("one", "other", ["out"], fail, stage.said.append)
+        folder.stage("one", {"key": "other"}, ["out"], fail, stage.said.append)
     again = RunFolder(folder.path)
-    assert not again.is_done("one", "key")
-    assert not again.is_done("one", "other")
+    assert not again.is_done("one", KEY)
+    assert not again.is_done("one", {"key": "other"})
 
 
 def test_facts_of_an_unknown_stage_are_none(folder: RunFolder) -> None:
     assert folder.facts("one") is None
-    assert not folder.is_done("one", "key")
+    assert not folder.is_done("one", KEY)
 
 
 def test_what_is_remembered_comes_back(folder: RunFolder) -> None:
@@ -206,7 +212,7 @@ def test_two_writers_are_kept_apart_and_the_second_learns_what_the_first_did(
     holder.communicate()
     Stage(RunFolder(tmp_path))("key")
     with early.locked():
-        assert early.is_done("one", "key")
+        assert early.is_done("one", KEY)
 
 
 def test_the_lock_is_released_after_an_error(folder: RunFolder) -> None:

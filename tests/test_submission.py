@@ -153,6 +153,12 @@ def test_files_that_come_or_go_are_found(record: Path) -> None:
 # Refusals
 
 
+@pytest.fixture
+def forged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run pass whose stages were not made with its settings, as after a forgery."""
+    monkeypatch.setattr("fairway.inputs.Inputs.require", lambda inputs, *but: None)
+
+
 def changed(run: Path, tmp_path: Path, **facts: Any) -> list[Path]:
     """Return the run, and a copy whose remembered facts differ."""
     from fairway.stages import RunFolder
@@ -182,6 +188,7 @@ def changed(run: Path, tmp_path: Path, **facts: Any) -> list[Path]:
         ({"config": {"seed": 43}, "score.ttt": {"method": "ppm published"}}, "byte mixture"),
     ],
 )
+@pytest.mark.usefixtures("forged")
 def test_what_a_reviewer_must_refuse_is_refused(
     smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: Any, says: str
 ) -> None:
@@ -192,6 +199,13 @@ def test_what_a_reviewer_must_refuse_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_stages_must_be_made_with_the_settings_of_the_run(smoke_run: Path, tmp_path: Path) -> None:
+    paths = changed(smoke_run, tmp_path, config={"seed": 43})
+    with pytest.raises(UserError, match="'train' stage of .* was made with other trains"):
+        submit(paths, replace(ONE, min_seeds=2), tmp_path / "out", lambda text: None)
+
+
+@pytest.mark.usefixtures("forged")
 def test_settings_must_be_those_of_one_configuration(smoke_run: Path, tmp_path: Path) -> None:
     paths = changed(smoke_run, tmp_path, config={"seed": 43})
     from fairway.stages import RunFolder

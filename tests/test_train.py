@@ -429,5 +429,5 @@ def test_damaged_checkpoint_is_refused(
     run(tiny("train.steps=1"), data_folder, tmp_path)
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="not a whole Fairway checkpoint"):
+    with pytest.raises(UserError, match="is a damaged checkpoint"):
         run(tiny("train.steps=1"), data_folder, tmp_path, resume=True)

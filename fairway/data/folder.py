@@ -5,7 +5,7 @@ from the challenge, which hold only shards and a tokenizer.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,9 +107,9 @@ class DataFolder:
             "data_digest": self.digest,
         }
 
-    def verify(self) -> None:
+    def verify(self, splits: Sequence[str] = ("train", "val")) -> None:
         """Read everything; raise UserError for a changed file or an id outside the vocabulary."""
-        shards = [*find_shards(self.path, "train"), *find_shards(self.path, "val")]
+        shards = [file for split in splits for file in find_shards(self.path, split)]
         names = {file.name for file in shards} | {VAL_TEXT} & self._digests.keys()
         with progress("checking data", len(names)) as advance:
             for name in sorted(names):

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from fairway.progress import progress
@@ -35,10 +37,38 @@ def map_parallel(
                 yield function(item)
                 advance(1)
             return
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent)
         try:
-            for result in pool.map(function, items, chunksize=chunk):
+            with _modules_of_this_process():
+                results = pool.map(function, items, chunksize=chunk)
+            for result in results:
                 yield result
                 advance(1)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _modules_of_this_process() -> Iterator[None]:
+    """Let processes that are started here find no module in the folder they start in."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that shares out the work is killed: it would wait on."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,15 +1,13 @@
 """The proof of a run: its validation text coded, then restored by a process of its own."""
 
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fairway
+from fairway.children import child
 from fairway.config import Config, RuntimeConfig
 from fairway.data.documents import Document
 from fairway.data.tokens import Tokenizer
@@ -17,9 +15,6 @@ from fairway.errors import UserError
 from fairway.files import write_atomic
 from fairway.prove.coding import method_named
 from fairway.prove.proof import Account, first_bytes, prove, written
-
-# A process that finds these takes itself for one of many that work together.
-_OF_MANY = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 def prove_run(
@@ -87,28 +82,16 @@ def _facts(account: Account) -> dict[str, Any]:
 
 def _restored(proof: Path, artifact: Path) -> bytes:
     """Return what a fresh process restores, which is told of two files and where to write."""
-    home = str(Path(fairway.__file__).parents[1])
-    env = {name: value for name, value in os.environ.items() if name not in _OF_MANY}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, env.get("PYTHONPATH"))))
-    with tempfile.TemporaryDirectory() as empty:
-        out = Path(empty) / "text"
-        files: list[str | Path] = [
-            "--decode",
-            proof.resolve(),
-            "--artifact",
-            artifact.resolve(),
-            "--out",
-            out,
-        ]
-        ended = subprocess.run(
-            [sys.executable, "-m", "fairway.cli", "prove", *files],
-            cwd=empty,
-            env=env,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-        if ended.returncode:
-            told = ended.stderr.strip().rpartition("\n")[2].removeprefix("fairway: ")
+    # Beside the proof: what a kill leaves is swept with the run's folder.
+    with tempfile.TemporaryDirectory(prefix=f".{proof.name}.", dir=proof.parent) as empty:
+        out = Path(empty).resolve() / "text"
+        files = ("--decode", proof.resolve(), "--artifact", artifact.resolve(), "--out", out)
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        with child(["prove", *map(str, files)], cwd=empty, **quiet) as process:
+            assert process.stderr is not None
+            said = process.stderr.read().decode(errors="replace")
+            code = process.wait()
+        if code:
+            told = said.strip().rpartition("\n")[2].removeprefix("fairway: ")
             raise UserError(f"a fresh process could not restore the proof: {told}")
         return out.read_bytes()

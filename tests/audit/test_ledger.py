@@ -296,10 +296,11 @@ def test_a_file_that_unpacks_to_too_much_is_not_read(
 ) -> None:
     path = tmp_path / "trail.gz"
     path.write_bytes(gzip.compress(b'["ab"]\n'))
-    assert audit._MOST_BYTES == 1_000_000_000
-    monkeypatch.setattr(audit, "_MOST_BYTES", 7)
+    assert (audit._FREE_BYTES, audit._MOST_EXPANSION) == (4_194_304, 64)
+    monkeypatch.setattr(audit, "_MOST_EXPANSION", 0)
+    monkeypatch.setattr(audit, "_FREE_BYTES", 7)
     assert read_trails(path) == [["ab"]]
-    monkeypatch.setattr(audit, "_MOST_BYTES", 6)
+    monkeypatch.setattr(audit, "_FREE_BYTES", 6)
     assert read_trails(path) == "it unpacks to more than 6 bytes"
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,18 +74,17 @@ def test_a_fresh_process_learns_whole_weights_too(
 def test_a_text_that_does_not_come_back_is_an_error(
     proving: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(words: list[Any], **options: object) -> subprocess.CompletedProcess[str]:
-        Path(words[-1]).write_text("another text")
-        return subprocess.CompletedProcess(words, 0, "", "")
+    def instead(program: str) -> None:
+        def begin(words: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+            command = [sys.executable, "-c", program, words[-1]]
+            return subprocess.Popen(command, stdin=subprocess.PIPE, **options)
 
-    monkeypatch.setattr(subprocess, "run", write)
+        monkeypatch.setattr("fairway.children.begin", begin)
+
+    instead("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('another text')")
     with pytest.raises(UserError, match="restored 12 bytes from .* not the text"):
         proving()
-
-    def fail(words: list[Any], **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(words, 2, "", "fairway: p: it is damaged\n")
-
-    monkeypatch.setattr(subprocess, "run", fail)
+    instead("import sys; sys.exit('a warning\\nfairway: p: it is damaged')")
     with pytest.raises(UserError, match="could not restore the proof: p: it is damaged"):
         proving()
 

@@ -1,0 +1,155 @@
+"""What every stage of a run reads: the one list of stages, and whether they fit together.
+
+A stage is kept while nothing that it reads has changed. Results are composed of stages that were
+all made with the settings of the run's record, or not at all.
+"""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairway.audit.stage import audited
+from fairway.config import Config, from_dict, settings, to_dict
+from fairway.data.folder import DataFolder
+from fairway.errors import UserError
+from fairway.files import digest_file
+from fairway.recipes import RECIPES
+from fairway.runtime import Plan
+from fairway.stages import RunFolder
+from fairway.train import what_trains
+
+WEIGHTS, ARTIFACT = "weights.safetensors", "artifact.fwy"
+# The stage that writes a file which others read.
+_WRITTEN_BY = {WEIGHTS: "train", ARTIFACT: "pack"}
+_MODEL = ("data", "trains", "plan", "replay")
+_TEXT = ("data", "sample")
+_SCORED = (*_TEXT, "score", "seed", "plan")
+
+
+def stages_of(config: Config) -> dict[str, tuple[str, ...]]:
+    """Return the stages that a config asks for, in order, and the names of what each reads."""
+    ttt, mixture, prove = config.ttt, config.mixture, config.prove
+    helped = (ARTIFACT, *_SCORED, "mixture", *_if(mixture.base != "sliding", "ttt"))
+    proven = (*_if(prove.method != "sliding", "ttt"), *_if(prove.experts, "mixture"))
+    wanted: dict[str, tuple[str, ...] | None] = {
+        "train": _MODEL,
+        "pack": (WEIGHTS, "quant", "pack", "score", *_MODEL),
+        "score.raw": (WEIGHTS, *_SCORED),
+        "score.ema": (WEIGHTS, *_SCORED),
+        "score.quantised": (ARTIFACT, *_SCORED),
+        "score.sliding": (ARTIFACT, *_SCORED),
+        "score.ttt": (ARTIFACT, *_SCORED, "ttt") if ttt.method != "off" else None,
+        "score.mixture": helped if mixture.experts else None,
+        "published": helped if mixture.published else None,
+        "text": _TEXT,
+        "baselines": _TEXT,
+        "samples": (ARTIFACT, *_TEXT, "seed", "plan"),
+        "proof": (ARTIFACT, *_TEXT, "prove", *proven, "seed", "plan") if prove.bytes else None,
+        "audit": (*_TEXT, "audit", "ledgers", "seed", "plan"),
+    }
+    return {name: reads for name, reads in wanted.items() if reads is not None}
+
+
+def _if(wanted: bool, name: str) -> tuple[str, ...]:
+    return (name,) if wanted else ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What the stages of one run read now.
+
+    `data`, `plan` and `replayed` are asked only where a stage reads them. A process that is not
+    the first knows its files by their own digests, so that a host with others is noticed.
+    """
+
+    config: Config
+    folder: RunFolder
+    first: bool
+    data: Callable[[], DataFolder]
+    plan: Callable[[], Plan]
+    replayed: Callable[[], Any]
+
+    def of(self, stage: str) -> dict[str, Any]:
+        """Return what a stage reads, by name, ready for JSON."""
+        return {name: self._value(name) for name in stages_of(self.config)[stage]}
+
+    def _value(self, name: str) -> Any:
+        config = self.config
+        if name in _WRITTEN_BY:
+            return self._digest(name)
+        if name == "ledgers":
+            # A ledger edited since is a ledger to be read again.
+            stages = self.folder.memory["stages"]
+            read = {n: record["key"] for n, record in stages.items() if audited(n)}
+            return {n: [key, str(self.folder.changed(n))] for n, key in read.items()}
+        values: dict[str, Callable[[], Any]] = {
+            "data": lambda: self.data().digest,
+            "plan": lambda: self.plan().as_dict(),
+            "replay": self.replayed,
+            "sample": lambda: [config.data.val_bytes, config.data.val_tokens],
+            "seed": lambda: config.seed,
+            "trains": lambda: what_trains(config),
+        }
+        return values[name]() if name in values else to_dict(getattr(config, name))
+
+    def _digest(self, file: str) -> str | None:
+        if not self.first:
+            return digest_file(self.folder.file(file))
+        record = self.folder.memory["stages"].get(_WRITTEN_BY[file], {"files": {}})
+        known: str | None = record["files"].get(file)
+        return known
+
+    def require(self, *but: str) -> None:
+        """Raise UserError unless every stage that the config asks for was made with it."""
+        for stage in stages_of(self.config):
+            if stage not in but and not self.folder.has(stage, self.of(stage)):
+                raise UserError(self._missing(stage))
+
+    def _missing(self, stage: str) -> str:
+        path, record = self.folder.path, self.folder.memory["stages"].get(stage)
+        verb = stage if stage in ("train", "pack") else "score"
+        command = f"fairway {verb} {shlex.quote(str(path))}"
+        if stage == "train":
+            command = command_of(self.config, path)
+        if record is None:
+            return f"{path} has no finished '{stage}' stage yet; run `{command}` first"
+        now = self.of(stage)
+        others = [name for name in now if record["reads"].get(name) != now[name]]
+        what = " and ".join(others) or "code, of another version of Fairway"
+        return f"the '{stage}' stage of {path} was made with other {what}; run `{command}` first"
+
+
+def config_of(folder: RunFolder) -> Config:
+    """Return the config of a run's record; UserError, with the command to go on, if none is yet."""
+    memory, path = folder.memory, folder.path
+    if "config" in memory and "plan" in memory:
+        config: Config = from_dict(memory["config"])
+        return config
+    if "begun" in memory:
+        begun: Config = from_dict(memory["begun"]["config"])
+        raise UserError(f"the training of {path} is unfinished; run `{command_of(begun, path)}`")
+    raise UserError(
+        f"{path} has no finished training yet; run the command that began it again, with --resume"
+    )
+
+
+def differences(config: Config, without: Callable[[str], bool]) -> list[str]:
+    """Return the settings, but for some, in which a config departs from its recipe."""
+    if config.recipe not in RECIPES:
+        return []
+    own = {name: value for name, _, value in settings(RECIPES[config.recipe]())}
+    return [
+        f"{name}={value}"
+        for name, _, value in settings(config)
+        if value != own[name] and not without(name)
+    ]
+
+
+def command_of(config: Config, path: Path) -> str:
+    """Return the command that goes on with a run of this config in a folder."""
+    sets = differences(config, lambda name: name == "recipe")
+    words = [config.recipe, "--out", str(path), "--resume"]
+    words += [word for text in sets for word in ("--set", text)]
+    return f"fairway run {shlex.join(words)}"
