@@ -92,4 +92,8 @@ def most_bytes(size_bytes: int) -> int:
 # Where each format's class is: module below this package, and name.
 FORMATS: dict[str, tuple[str, str]] = {
     "artifact": ("artifacts", "Artifacts"),
+    "shard": ("data", "Shards"),
+    "tokenizer": ("data", "Tokenizers"),
+    "data": ("data", "DataFolders"),
+    "text": ("data", "Texts"),
 }

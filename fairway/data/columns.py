@@ -35,6 +35,8 @@ def column_texts(path: Path, name: str) -> Iterator[tuple[int, str | None]]:
                     text = _text(value.as_py(), f"{path} row {number}")
                     budget.spend(len(text) if text else 0)
                     yield number, text
+            if number != table.metadata.num_rows:
+                raise pyarrow.ArrowInvalid(f"{table.metadata.num_rows} rows are announced")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         reason = (str(error) or "out of memory").splitlines()[0]
         raise UserError(f"{path} is damaged after row {number}: {reason}") from None
