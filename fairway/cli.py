@@ -202,11 +202,22 @@ def _score_texts(
     from dataclasses import asdict
 
     from fairway.api import load
+    from fairway.data.documents import LeftOut, told
     from fairway.data.sources import read_documents
 
+    left_out = LeftOut()
     model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))
-    result = model.score([document.text for document in read_documents(texts)])
-    emit(as_json, asdict(result), f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes")
+    documents = [document.text for document in read_documents(texts, left_out)]
+    result = model.score(documents)
+    raw_bytes = sum(len(document.encode()) for document in documents)
+    lines = [f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes"]
+    if raw_bytes != result.bytes:
+        lines.append(
+            f"the text has {raw_bytes:,} bytes; blanks at the ends of documents are not scored"
+            + ("" if model.tokenizer.lossless else ", and this tokenizer folds blanks")
+        )
+    facts = {**asdict(result), "raw_bytes": raw_bytes, "left_out": dict(left_out)}
+    emit(as_json, facts, *lines, *filter(None, [told(left_out)]))
 
 
 for verb in (
@@ -276,11 +287,15 @@ def data_build(
     shard_tokens: Annotated[
         int, typer.Option(help="Tokens per shard.")
     ] = DataConfig().shard_tokens,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the Fairway data that the folder holds.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build shards, tokenizer and held-out text from your own files."""
     from fairway.data.build import build_data
     from fairway.data.corpus import corpus_versions, embedded_documents
+    from fairway.data.documents import LeftOut, told
     from fairway.data.sources import read_documents
     from fairway.data.tokens import Tokenizer
 
@@ -291,17 +306,20 @@ def data_build(
     override(Config(), [*named, f"model.vocab_size={vocab_size}"])
     words = Tokenizer.load(tokenizer) if tokenizer else None
     provenance = {"corpus": "embedded", "versions": corpus_versions()} if embedded else None
+    left_out = LeftOut()
     manifest = build_data(
-        embedded_documents() if embedded else read_documents(texts or []),
+        embedded_documents() if embedded else read_documents(texts or [], left_out),
         out,
         vocab_size=words.vocab_size if words else vocab_size,
         val_share=val_share,
         shard_tokens=shard_tokens,
         tokenizer=words,
-        val_documents=read_documents(validation) if validation else None,
+        val_documents=read_documents(validation, left_out) if validation else None,
         provenance=provenance,
+        left_out=left_out,
+        replace=replace,
     )
-    emit(as_json, manifest, _how_to_train("built", out))
+    emit(as_json, manifest, *filter(None, [told(manifest["dropped"])]), _how_to_train("built", out))
 
 
 @data_app.command("fetch")

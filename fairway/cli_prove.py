@@ -11,7 +11,7 @@ import typer
 
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, settings_of
 from fairway.config import MAX_STREAMS
-from fairway.data.documents import Document
+from fairway.data.documents import Document, LeftOut, told
 from fairway.errors import UserError
 from fairway.options import file_option, path_argument, path_option, whole_option
 from fairway.outputs import require_file
@@ -91,9 +91,10 @@ def _prove(
     require_file(out, inputs, _of_kind(PROOF))
     config = settings_of(overrides, ("runtime", "ttt", "mixture"))
     predictor, rows = method_named(method, config.ttt, config.seed, streams, config.mixture)
+    left_out = LeftOut()
     file, account = proven(
         artifact,
-        _documents(text, limit_bytes),
+        _documents(text, limit_bytes, left_out),
         predictor,
         limit_bytes=limit_bytes,
         streams=rows,
@@ -104,7 +105,7 @@ def _prove(
     a = account
     emit(
         as_json,
-        asdict(account),
+        {**asdict(account), "left_out": dict(left_out)},
         f"{a.coded_bytes:,} bytes code {a.text_bytes:,} bytes of text: {a.bits_per_byte:.4f} bits "
         f"per byte ({a.tokens:,} tokens, {a.streams} streams)",
         f"predicted: {a.ideal_bits:,.1f} bits; coded: {a.coded_excess_bits:+,.1f} bits, of which "
@@ -114,6 +115,7 @@ def _prove(
         f"{a.seconds:.1f} s, {a.bytes_per_s:,.0f} bytes per second; with its header {out} has "
         f"{a.file_bytes:,} bytes",
         f"restore with: {command('prove', '--decode', out, '--artifact', artifact)} --out FILE",
+        *filter(None, [told(left_out)]),
         beside=out,
     )
 
@@ -125,13 +127,13 @@ def _of_kind(*kinds: int) -> Callable[[bytes], bool]:
     return lambda head: kind_of(head) in kinds
 
 
-def _documents(text: Path, limit_bytes: int) -> Iterator[Document]:
+def _documents(text: Path, limit_bytes: int, left_out: LeftOut) -> Iterator[Document]:
     """Yield the documents of a text, or those of a data folder that are for validation."""
     from fairway.data.folder import DataFolder
     from fairway.data.sources import read_documents
 
     if not any(text.glob("*_val_*.bin")):
-        yield from read_documents([text])
+        yield from read_documents([text], left_out)
         return
     # Every target but BOS stands for a byte or more, so these suffice.
     taken = DataFolder.open(text).sample_validation(max_tokens=2 * limit_bytes)

@@ -63,6 +63,7 @@ def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
             val_share=data.val_share,
             shard_tokens=data.shard_tokens,
             provenance={"corpus": "embedded", "versions": versions},
+            replace=True,
         )
 
     embedded(reads, work)

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import typer.main
+import zstandard
 from audit.record import Case
 from damage import run_command
 
@@ -394,6 +397,57 @@ def test_data(cli: Cli, tmp_path: Path) -> None:
     wanted = f"--set data.source={tmp_path / 'more'} --set model.vocab_size=290\n"
     assert told.out == f"built {tmp_path / 'more'}; train with {wanted}"
     assert read_json(tmp_path / "more" / "manifest.json")["split"]["rule"] == "given"
+
+
+def test_building_says_what_was_left_out_and_replaces_when_told(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(12):
+        words = " ".join(f"word{(number * 7 + k * k) % 97} in text {number}." for k in range(60))
+        (texts / f"{number}.jsonl").write_text(json.dumps({"text": words, "id": 1}) + "\n")
+    (texts / "0.jsonl").write_text('{"text": null}\n{"text": " "}\n')
+    (texts / "more.pdf").touch()
+    (texts / "link").symlink_to(texts)
+    monkeypatch.chdir(tmp_path)
+    build = ("data", "build", "texts", "--vocab-size", 290, "--val-share", 0.2, "--out")
+    told = cli(*build, "data")
+    assert told.out.splitlines()[0] == (
+        "left out: files of unknown ending (1), links to folders that are read already (1), "
+        "rows or lines whose text is null (1), documents without text (1)"
+    )
+    refused = cli(*build, "data")
+    assert (refused.code, refused.out) == (2, "") and "--replace" in refused.err
+    again = cli(*build, "data", "--replace", "--json").json
+    assert again["dropped"]["null_text"] == again["dropped"]["blank"] == 1
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    here = cli("data", "build", "../texts", *build[3:], ".")
+    assert here.code == 0, here.err
+    assert cli("data", "show", ".").code == 0
+    small = cli("data", "build", "../texts", "--vocab-size", 261, "--out", "small")
+    assert small.code == 2 and "set --vocab-size" in small.err and "coverage" not in small.err
+
+
+@pytest.mark.parametrize("text", ["One.\r\nTwo.\r\n", "One.\n", "\ufeffOne\rTwo", "  One \t"])
+def test_a_text_has_one_score_in_every_kind_of_file(
+    cli: Cli, smoke_run: Path, tmp_path: Path, text: str
+) -> None:
+    line = json.dumps({"text": text}).encode()
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "b.md").write_bytes(text.encode())
+    (tmp_path / "c.jsonl").write_bytes(line + b"\r\n")
+    (tmp_path / "d.jsonl.zst").write_bytes(zstandard.compress(line))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [text]}), tmp_path / "e.parquet")
+    artifact = smoke_run / "artifact.fwy"
+    names = ("a.txt", "b.md", "c.jsonl", "d.jsonl.zst", "e.parquet")
+    scores = [cli("score", artifact, tmp_path / name, *FIXED, "--json").json for name in names]
+    assert all(score == scores[0] for score in scores)
+    assert scores[0]["raw_bytes"] == len(text.encode())
+    assert scores[0]["bytes"] == len(text.strip().encode())
+    told = cli("score", artifact, tmp_path / "c.jsonl", *FIXED).out
+    assert ("blanks at the ends of documents are not scored" in told) == (text != text.strip())
 
 
 def test_fetching_offline_is_refused(cli: Cli, tmp_path: Path) -> None:

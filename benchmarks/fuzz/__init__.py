@@ -97,4 +97,8 @@ FORMATS: dict[str, tuple[str, str]] = {
     "checkpoint": ("checkpoints", "Checkpoints"),
     "trail": ("trails", "Trails"),
     "bundle": ("bundles", "Bundles"),
+    "shard": ("data", "Shards"),
+    "tokenizer": ("data", "Tokenizers"),
+    "data": ("data", "DataFolders"),
+    "text": ("data", "Texts"),
 }

@@ -1,13 +1,12 @@
 """From documents to a data folder: split, tokenizer, shards, and a manifest written last.
 
-Everything in the folder is a function of the documents and the settings. It is built beside its
-final place and renamed, so a folder is either whole or not there.
+Everything in the folder is a function of the documents and the settings. A folder is either whole
+or one that no reader accepts (`fairway/folders.py`).
 """
 
 import functools
 import json
-import os
-import shutil
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fairway.data.documents import Document, corpus_digest, document_key
+from fairway.data.documents import Document, LeftOut, corpus_digest, document_key, told
 from fairway.data.folder import (
     FORMAT,
     FORMAT_VERSION,
@@ -25,21 +24,28 @@ from fairway.data.folder import (
     VAL_TEXT,
     DataFolder,
     Validation,
-    is_data_folder,
+    is_unfinished,
+    unfinished_record,
 )
-from fairway.data.guard import NEAR_SHARE, SHINGLE_WORDS, Split, check_overlap, split_documents
+from fairway.data.guard import NEAR_SHARE, Split, check_overlap, split_documents
 from fairway.data.parallel import map_parallel
 from fairway.data.shards import Tokens, write_shard
+from fairway.data.shingles import SHINGLE_CHARS, SHINGLE_WORDS
 from fairway.data.tokens import Ids, Tokenizer, join_documents, prove_bytes, train_tokenizer
 from fairway.errors import UserError
-from fairway.files import digest_file, write_atomic, write_json
+from fairway.files import digest_file, read_json, write_atomic, write_json
+from fairway.folders import held, new_folder, refuse_foreign
 
 __all__ = ["DataFolder", "Validation", "build_data"]
 
 _SPLIT_RULE = "validation is the share of documents with the smallest BLAKE2b of name and text"
+_NEAR_RULE = (
+    f"over {NEAR_SHARE:.0%} of its runs of {SHINGLE_WORDS} words or {SHINGLE_CHARS} characters"
+)
 # SentencePiece holds its training text several times over; more than this changes little.
 _TOKENIZER_SAMPLE_CHARS = 50_000_000
 _CHUNK_CHARS = 1_000_000
+_SHARD = re.compile(r"fairway_(train|val)_\d+\.bin")
 
 
 @dataclass(frozen=True)
@@ -62,66 +68,91 @@ def build_data(
     tokenizer: Tokenizer | None = None,
     val_documents: Iterable[Document] | None = None,
     provenance: dict[str, Any] | None = None,
+    left_out: LeftOut | None = None,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Write a data folder at `out` and return its manifest.
 
     Without a tokenizer one of `vocab_size` pieces is trained on the training side. Documents that
-    the tokenizer cannot restore exactly are left out and counted. Documents are held in memory.
-    Raises UserError for no text, overlap with the given validation documents, a tokenizer of
-    another size, an `out` that holds something else, and a full or read-only disk.
+    the tokenizer cannot restore exactly are left out and counted, beside what reading left out and
+    counts in `left_out`. Documents are held in memory. Raises UserError for no text, overlap with
+    the given validation documents, a tokenizer of another size, an `out` that holds something else,
+    or Fairway data that are not to be replaced, and a full or read-only disk.
     """
-    _check_out(out)
+    _check_out(out, replace)
+    left_out = LeftOut() if left_out is None else left_out
     if tokenizer and tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size is "
             f"{vocab_size}; set them equal"
         )
-    split = _split(documents, val_share, val_documents)
-    digest = corpus_digest(sorted([*split.train, *split.val], key=document_key))
-    tokenizer = tokenizer or Tokenizer.from_bytes(_train(split.train, vocab_size))
-    train = _encode(tokenizer, sorted(split.train, key=document_key), "encoding training text")
-    val = _encode(tokenizer, split.val, "encoding validation text")
-    if prove_bytes(tokenizer, val.tokens) != val.bytes:
-        raise UserError("the bytes of the validation tokens are not those of the validation text")
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "corpus_sha256": digest,
-        "tokenizer": _tokenizer_record(tokenizer),
-        "split": {
-            "rule": "given" if val_documents is not None else _SPLIT_RULE,
-            "val_share": val_share if val_documents is None else None,
-            "near_duplicate": f"over {NEAR_SHARE:.0%} of {SHINGLE_WORDS}-word shingles",
-        },
-        "dropped": {**split.dropped, "not_representable": train.dropped + val.dropped},
-        "provenance": provenance or {},
-    }
-    with _new_folder(out) as folder:
-        write_atomic(folder / TOKENIZER, tokenizer.data)
-        manifest["train"] = _write_side(folder, "train", train, shard_tokens)
-        manifest["val"] = _write_side(folder, "val", val, shard_tokens)
-        write_atomic(folder / VAL_TEXT, _json_lines(val.documents))
-        manifest["val"]["text_sha256"] = digest_file(folder / VAL_TEXT)
-        write_json(folder / MANIFEST, manifest)
+    with _folder(out) as folder:
+        split = _split(documents, val_share, val_documents, left_out)
+        digest = corpus_digest(sorted([*split.train, *split.val], key=document_key))
+        tokenizer = tokenizer or Tokenizer.from_bytes(_train(split.train, vocab_size))
+        train = _encode(tokenizer, sorted(split.train, key=document_key), "encoding training text")
+        val = _encode(tokenizer, split.val, "encoding validation text")
+        if prove_bytes(tokenizer, val.tokens) != val.bytes:
+            raise UserError("the bytes of the validation tokens are not those of its text")
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "corpus_sha256": digest,
+            "tokenizer": _tokenizer_record(tokenizer),
+            "split": {
+                "rule": "given" if val_documents is not None else _SPLIT_RULE,
+                "val_share": val_share if val_documents is None else None,
+                "near_duplicate": _NEAR_RULE,
+            },
+            "dropped": {
+                **left_out,
+                **split.dropped,
+                "not_representable": train.dropped + val.dropped,
+            },
+            "provenance": provenance or {},
+        }
+        _write(folder, manifest, tokenizer, train, val, shard_tokens)
     return manifest
 
 
+def _write(
+    folder: Path,
+    manifest: dict[str, Any],
+    tokenizer: Tokenizer,
+    train: _Encoded,
+    val: _Encoded,
+    shard_tokens: int,
+) -> None:
+    """Write all files; the manifest, which gains their digests, comes last."""
+    write_atomic(folder / TOKENIZER, tokenizer.data)
+    manifest["train"] = _write_side(folder, "train", train, shard_tokens)
+    manifest["val"] = _write_side(folder, "val", val, shard_tokens)
+    write_atomic(folder / VAL_TEXT, _json_lines(val.documents))
+    manifest["val"]["text_sha256"] = digest_file(folder / VAL_TEXT)
+    write_json(folder / MANIFEST, manifest)
+
+
 def _split(
-    documents: Iterable[Document], val_share: float, val_documents: Iterable[Document] | None
+    documents: Iterable[Document],
+    val_share: float,
+    val_documents: Iterable[Document] | None,
+    left_out: LeftOut,
 ) -> Split:
     given = list(documents)
     train = [document for document in given if document.text.strip()]
     if not train:
-        raise UserError(f"there is no text in the {len(given)} documents given; nothing to build")
-    blank = {"blank": len(given) - len(train)}
+        reasons = f" ({told(left_out)})" if told(left_out) else ""
+        raise UserError(f"there is no text in the {len(given)} documents given{reasons}")
+    blank = len(given) - len(train)
     if val_documents is None:
         split = split_documents(train, val_share)
-        return Split(split.train, split.val, {**blank, **split.dropped})
-    val = [document for document in val_documents if document.text.strip()]
+        return Split(split.train, split.val, {"blank": blank, **split.dropped})
+    given = list(val_documents)
+    val = [document for document in given if document.text.strip()]
     if not val:
         raise UserError("there is no text in the validation documents given")
     check_overlap(train, val)
-    return Split(train, val, blank)
+    return Split(train, val, {"blank": blank + len(given) - len(val)})
 
 
 def _train(documents: Iterable[Document], vocab_size: int) -> bytes:
@@ -219,28 +250,28 @@ def _json_lines(documents: Iterable[Document]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; name a folder for the data")
-    if out.is_dir() and any(out.iterdir()) and not is_data_folder(out):
-        raise UserError(f"{out} holds something else than Fairway data; name another folder")
+def _is_ours(name: str) -> bool:
+    return name in (MANIFEST, TOKENIZER, VAL_TEXT) or _SHARD.fullmatch(name) is not None
+
+
+def _check_out(out: Path, replace: bool) -> None:
+    refuse_foreign(out, _is_ours)
+    if replace or not out.is_dir() or not held(out):
+        return
+    if (out / MANIFEST).exists() and is_unfinished(read_json(out / MANIFEST)):
+        return
+    raise UserError(f"{out} holds data already; replace them with --replace or name another folder")
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder beside `out` that takes its place if the block ends without an error."""
-    part = out.parent / f".{out.name}.{os.getpid()}.part"
+def _folder(out: Path) -> Iterator[Path]:
+    """Yield a folder that takes the place of `out` if the block ends without an error."""
+
+    def mark(final: Path) -> None:
+        write_json(final / MANIFEST, unfinished_record())
+
     try:
-        part.mkdir(parents=True)
-        yield part
-        if out.exists():
-            old = part.with_suffix(".old")
-            out.rename(old)
-            part.rename(out)
-            shutil.rmtree(old)
-        else:
-            part.rename(out)
+        with new_folder(out, _is_ours, mark, MANIFEST) as folder:
+            yield folder
     except OSError as error:
         raise UserError(f"cannot write the data folder {out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -1,8 +1,27 @@
-"""A document: the unit that is split, encoded and scored; and the digest of many."""
+"""A document: the unit that is split, encoded and scored; the digest of many; what is left out."""
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+# How many documents, files or folders were not taken, by a key of REASONS.
+LeftOut = Counter[str]
+
+# Why something is not taken, in the words of a message, by its key in a manifest.
+REASONS = {
+    "unknown_kind": "files of unknown ending",
+    "hidden": "hidden files or folders",
+    "broken_link": "links that lead nowhere",
+    "linked_again": "links to folders that are read already",
+    "not_a_file": "pipes, sockets or devices",
+    "null_text": "rows or lines whose text is null",
+    "blank": "documents without text",
+    "repeats": "repeats of another document",
+    "train_near_validation": "training documents too near to validation text",
+    "validation_near_train": "validation documents too near to training text",
+    "not_representable": "documents that the tokenizer cannot give back",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +46,9 @@ def corpus_digest(documents: Iterable[Document]) -> str:
     for document in documents:
         total.update(document_key(document))
     return total.hexdigest()
+
+
+def told(left_out: Mapping[str, int]) -> str:
+    """Return one line that says what was left out and why; '' where nothing was."""
+    parts = [f"{words} ({left_out[key]:,})" for key, words in REASONS.items() if left_out.get(key)]
+    return f"left out: {', '.join(parts)}" if parts else ""

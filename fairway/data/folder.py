@@ -32,6 +32,7 @@ MANIFEST, FETCHED, TOKENIZER, VAL_TEXT = (
     "val.jsonl",
 )
 FORMAT, FORMAT_VERSION = "fairway-data", 1
+UNFINISHED = "unfinished"
 # A sampled piece is long enough for a model to warm up on, short enough to reach many documents.
 PIECE_BYTES = 4096
 _MIN_PIECE_BYTES = 256
@@ -213,13 +214,14 @@ def _run_of_paragraphs(text: str, limit: int, key: int) -> str:
 # The record
 
 
-def is_data_folder(path: Path) -> bool:
-    """Return whether a folder has a manifest that `build_data` wrote, so may be replaced."""
-    try:
-        value = read_json(path / MANIFEST)
-    except UserError:
-        return False
-    return isinstance(value, dict) and value.get("format") == FORMAT
+def unfinished_record() -> dict[str, Any]:
+    """Return what a manifest says while the folder is being filled; `open` refuses it."""
+    return {"format": FORMAT, "version": FORMAT_VERSION, UNFINISHED: True}
+
+
+def is_unfinished(record: Any) -> bool:
+    """Return whether a record says that its folder was never completed."""
+    return isinstance(record, dict) and bool(record.get(UNFINISHED))
 
 
 def _recorded_digests(path: Path) -> dict[str, str]:
@@ -228,6 +230,8 @@ def _recorded_digests(path: Path) -> dict[str, str]:
         if not (path / name).exists():
             continue
         record = read_json(path / name)
+        if is_unfinished(record):
+            raise UserError(f"{path} is not complete; build or fetch the data again")
         try:
             return digests(record)
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -1,13 +1,13 @@
 """Training and validation text are kept apart: the split, and the search for overlap.
 
-A shingle is a run of 13 words, the length customary in contamination checks since GPT-3 (Brown et
-al. 2020, appendix C). A document is a near duplicate of the other side when more than `NEAR_SHARE`
-of its shingles occur there. Both directions are searched: a short validation document may be a
-small part of a long training one.
+Documents are compared by runs of 13 words, or of 20 characters where a script has no blanks
+(`fairway/data/shingles.py`). A document is a near duplicate of the other side when more than
+`NEAR_SHARE` of its runs occur there. Both directions are searched: a short validation document may
+be a small part of a long training one. One that is shorter than a run, from 8 words or 12
+characters on, is a near duplicate when the other side holds the whole of it; a shorter one, when
+the other side has an equal document.
 """
 
-import string
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,19 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 from fairway.data.documents import Document, document_key
+from fairway.data.shingles import (
+    SHINGLE_WEIGHT,
+    WORD_WEIGHT,
+    Hashes,
+    Slots,
+    Units,
+    index_of,
+    look_up,
+    views,
+)
 from fairway.errors import UserError
 from fairway.progress import progress
 
-SHINGLE_WORDS = 13
 # Stock phrases shared by honest neighbours (licences, boilerplate) stay below a fifth; an edited
-# copy that has one word in thirteen replaced at random still shares a third of its shingles.
+# copy that has one word in thirteen replaced at random still shares a third of its runs.
 NEAR_SHARE = 0.2
+# Any text may hold a greeting or a name; eight words in a row are hardly met by chance.
+SHORT_WEIGHT = 8 * WORD_WEIGHT
 
 Shares = npt.NDArray[np.float64]
-Shingles = npt.NDArray[np.uint64]
-_BREAKS = string.punctuation.encode()
-_TO_WORDS = bytes.maketrans(_BREAKS, b" " * len(_BREAKS))
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -102,43 +109,95 @@ def _without_repeats(documents: Iterable[Document]) -> tuple[list[Document], int
     total = 0
     for document in documents:
         total += 1
-        seen.setdefault(b" ".join(_words(document.text)), document)
+        view = views(document.text)[0]
+        seen.setdefault(view.key() if len(view.bare) else document.text.encode(), document)
     return list(seen.values()), total - len(seen)
 
 
-def _words(text: str) -> list[bytes]:
-    return text.casefold().encode().translate(_TO_WORDS).split()
+class _Pool:
+    """Distinct hashes of one side, and where each is, for a search from the other."""
+
+    def __init__(self, parts: Iterable[Hashes]) -> None:
+        self.keys = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+        self.slots = np.full(max(4, 1 << int(2 * len(self.keys)).bit_length()), -1, np.int64)
+        index_of(self.keys, self.slots)
+
+    def find(self, hashes: Hashes) -> Slots:
+        """Return the places of the hashes that are here, once each."""
+        return np.unique(look_up(self.keys, self.slots, hashes))
 
 
-def shingles(text: str) -> Shingles:
-    """Return a 64-bit hash of each run of 13 words, sorted, once each; fewer words are one run."""
-    words = _words(text)
-    codes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
-    length = max(1, min(SHINGLE_WORDS, len(words)))
-    total = np.zeros(len(words) - length + 1 if words else 0, np.uint64)
-    for offset in range(length if words else 0):
-        total = (total ^ codes[offset : offset + len(total)]) * _MULTIPLIER
-        total ^= total >> np.uint64(29)
-    return np.unique(total)
+def _is_short(view: Units) -> bool:
+    return SHORT_WEIGHT <= view.weight < SHINGLE_WEIGHT
+
+
+def _share(found: Slots, runs: Hashes) -> float:
+    return len(found) / len(np.unique(runs)) if len(found) else 0.0
+
+
+class _Side:
+    """Validation text, made ready to be searched from training documents one after another."""
+
+    def __init__(self, documents: list[Document]) -> None:
+        self._views = [views(document.text) for document in documents]
+        self._all = [view for some in self._views for view in some]
+        self._pool = _Pool(view.runs(SHINGLE_WEIGHT) for view in self._all)
+        self._covered = np.zeros(len(self._pool.keys), bool)
+        short = [view for view in self._all if _is_short(view)]
+        # By weight: the short validation documents, and whether training text holds them.
+        self._short = {
+            weight: _Pool(v.runs(weight) for v in short if v.weight == weight)
+            for weight in {v.weight for v in short}
+        }
+        self._held = {weight: np.zeros(len(p.keys), bool) for weight, p in self._short.items()}
+        self._runs: dict[int, _Pool] = {}
+
+    def meet(self, text: str) -> float:
+        """Return the share of a training document that is here; if it may stay, remember it."""
+        readings = views(text)
+        runs = [view.runs(SHINGLE_WEIGHT) for view in readings]
+        found = [self._pool.find(some) for some in runs]
+        share = max(_share(places, some) for places, some in zip(found, runs, strict=True))
+        if any(_is_short(view) and self._holds(view) for view in readings):
+            share = 1.0
+        if share <= NEAR_SHARE:
+            for places in found:
+                self._covered[places] = True
+            for weight, pool in self._short.items():
+                for view in readings:
+                    self._held[weight][pool.find(view.runs(weight))] = True
+        return share
+
+    def _holds(self, short: Units) -> bool:
+        """Return whether some validation text holds a short training document."""
+        weight = short.weight
+        if weight not in self._runs:
+            self._runs[weight] = _Pool(view.runs(weight) for view in self._all)
+        return len(self._runs[weight].find(short.runs(weight))) > 0
+
+    def shares(self) -> Shares:
+        """Return the share of every validation document that the training documents cover."""
+        return np.array([max(map(self._covered_share, some)) for some in self._views])
+
+    def _covered_share(self, view: Units) -> float:
+        places = self._pool.find(view.runs(SHINGLE_WEIGHT))
+        share = float(self._covered[places].mean()) if len(places) else 0.0
+        if _is_short(view):
+            held = self._held[view.weight][self._short[view.weight].find(view.runs(view.weight))]
+            return max(share, float(held.any()))
+        return share
 
 
 def _overlap(train: list[Document], val: list[Document]) -> tuple[Shares, Shares]:
-    """Return for each document of both sides the share of its shingles found on the other side.
+    """Return for each document of both sides the share of its runs found on the other side.
 
     Training documents that are near duplicates do not count against validation, as they go first.
-    Only the validation side is held in memory, 8 bytes a word.
+    Only the validation side is held in memory.
     """
-    val_shingles = [shingles(document.text) for document in val]
-    pool = np.unique(np.concatenate([*val_shingles, np.zeros(1, np.uint64)]))
-    covered = np.zeros(len(pool), bool)
+    side = _Side(val)
     train_shares = np.zeros(len(train))
     with progress("comparing with validation", len(train)) as advance:
         for number, document in enumerate(train):
-            mine = shingles(document.text)
-            places = np.searchsorted(pool, mine).clip(max=len(pool) - 1)
-            found = pool[places] == mine
-            train_shares[number] = found.mean() if len(mine) else 0.0
-            covered[places[found]] |= train_shares[number] <= NEAR_SHARE
+            train_shares[number] = side.meet(document.text)
             advance(1)
-    places_of = (np.searchsorted(pool, mine) for mine in val_shingles)
-    return train_shares, np.array([covered[p].mean() if len(p) else 0.0 for p in places_of])
+    return train_shares, side.shares()

@@ -23,11 +23,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from fairway.data.folder import FETCHED, TOKENIZER
+from fairway.data.folder import FETCHED, TOKENIZER, UNFINISHED
 from fairway.data.shards import open_shard
 from fairway.data.tokens import Tokenizer
 from fairway.errors import UserError
 from fairway.files import digest_file, read_json, write_json
+from fairway.folders import held, locked_folder
 from fairway.units import megabytes
 
 REPO = "kevclark/parameter-golf"
@@ -67,10 +68,10 @@ def fetch(
     library's own bar for each file.
 
     Raises UserError when offline, for an unknown repository, revision or file, a damaged download,
-    a full disk, a folder that holds something else, or one fetched from another commit (unless
-    `new_commit`).
+    a full disk, a folder that holds something else or that another process fetches into, or one
+    fetched from another commit (unless `new_commit`).
     """
-    if out.exists() and not (out.is_dir() and (_is_fetched(out) or not any(out.iterdir()))):
+    if out.exists() and not (out.is_dir() and (_is_fetched(out) or not held(out))):
         raise UserError(f"{out} holds something else than fetched data; name another folder")
     commit, files = _list_files(repo, revision)
     before = _recorded(out, repo, commit, new_commit)
@@ -79,12 +80,16 @@ def fetch(
     _check_space(out, wanted)
     record = {"repo": repo, "revision": revision, "commit": commit, "dataset": dataset}
     digests = {file.name: file.sha256 or "" for file in wanted}
-    # Written first as well, so that a folder that is not complete is not taken for one that is.
-    write_json(out / FETCHED, {**record, "files": digests})
-    for file in wanted:
-        digests[file.name] = _fetch_file(out, repo, commit, file, (expected or {}).get(file.name))
-    write_json(out / FETCHED, {**record, "files": digests})
-    shutil.rmtree(out / _STAGING, ignore_errors=True)
+    folder = out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder):
+        # Written first as well, so that what is not complete, or of two commits, is not opened.
+        write_json(folder / FETCHED, {**record, UNFINISHED: True, "files": digests})
+        for file in wanted:
+            pinned = (expected or {}).get(file.name)
+            digests[file.name] = _fetch_file(folder, repo, commit, file, pinned)
+        shutil.rmtree(folder / _STAGING, ignore_errors=True)
+        write_json(folder / FETCHED, {**record, "files": digests})
     return {**record, "files": digests}
 
 
@@ -125,6 +130,8 @@ def _select(
         raise UserError(f"{repo} has no complete data set '{dataset}'; it has {listed}")
     if len(models) != 1:
         raise UserError(f"{repo} has {len(models)} files named {tokenizer}; expected one")
+    if len({file.name for file in inside}) < len(inside):
+        raise UserError(f"{repo} has two files of one name in folders named '{dataset}'")
     if not 1 <= shards <= len(train):
         raise UserError(f"{shards} training shards were asked for; {repo} has 1 to {len(train)}")
     model = _Remote(**{**vars(models[0]), "name": TOKENIZER})

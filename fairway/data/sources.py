@@ -1,40 +1,49 @@
 """Documents from the user's own files: .txt and .md, .jsonl and .jsonl.zst, .parquet, folders.
 
-Compressed and columnar files are read as streams, so memory is bounded by the longest document
-rather than by the file. What cannot be read is refused with its file and line.
+One rule holds for all kinds: a text is taken as it is. No character is removed or replaced, be it a
+carriage return, a byte order mark or a control character, so the same text has the same bytes in
+every kind of file. What cannot be read is refused with its file and line; what is not taken is
+counted.
+
+Lines and columns are read as streams, so memory is bounded by the longest document rather than by
+the file.
 """
 
 import json
+import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
-from fairway.data.documents import Document
+from fairway.data.columns import column_texts
+from fairway.data.documents import Document, LeftOut
+from fairway.data.streams import lines
 from fairway.errors import UserError
 from fairway.progress import progress
+from fairway.units import megabytes
 
 TEXT_FIELD = "text"
 KINDS = (".txt", ".md", ".jsonl", ".jsonl.zst", ".parquet")
-_READ_BYTES = 1 << 20
-_MAX_LINE_BYTES = 1 << 28
-_BATCH_ROWS = 256
-_BOM = "\ufeff"
+# A text file is one document and held in memory several times over.
+_MAX_FILE_BYTES = 1 << 32
+_BOM = b"\xef\xbb\xbf"
 
 
-def read_documents(paths: list[Path]) -> Iterator[Document]:
+def read_documents(paths: list[Path], left_out: LeftOut | None = None) -> Iterator[Document]:
     """Yield the documents of files and folders (searched in depth, by name).
 
-    A text file is one document; a line of JSON or a row of Parquet is one, its field `text`.
+    A text file is one document; a line of JSON or a row of Parquet is one, its field `text`. In a
+    folder links are followed, each folder is read once, and hidden files, files of another kind and
+    what is no file are left out. Null texts are left out too. `left_out` counts them by reason.
     Raises UserError for what is missing, unknown, damaged or not UTF-8, when it is reached.
     """
-    files = [item for path in paths for item in _files(path)]
+    left_out = LeftOut() if left_out is None else left_out
+    files = [item for path in paths for item in _files(path, left_out)]
     with progress("reading text", len(files)) as advance:
         for name, file in files:
             try:
-                yield from _documents(name, file)
+                yield from _documents(name, file, left_out)
             except OSError as error:
                 raise UserError(f"cannot read {file}: {error.strerror or error}") from None
             advance(1)
@@ -44,103 +53,128 @@ def _kind(path: Path) -> str | None:
     return next((kind for kind in KINDS if path.name.lower().endswith(kind)), None)
 
 
-def _files(path: Path) -> list[tuple[str, Path]]:
+def _files(path: Path, left_out: LeftOut) -> list[tuple[str, Path]]:
     """Return (name, file) for a file, or for all files of known kinds below a folder."""
-    if path.is_file() and _kind(path):
-        return [(path.name, path)]
-    if path.is_file():
+    if path.is_dir():
+        return _inside(path, left_out)
+    if not path.is_file():
+        missing = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {missing}")
+    if not _kind(path):
         raise UserError(f"{path} is of no known kind; expected {', '.join(KINDS)}, or a folder")
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist")
-    inside = sorted((item.relative_to(path), item) for item in path.rglob("*") if item.is_file())
-    known = [
-        (relative.as_posix(), item)
-        for relative, item in inside
-        if _kind(item) and not any(part.startswith(".") for part in relative.parts)
-    ]
+    return [(_name(path.name), path)]
+
+
+def _inside(top: Path, left_out: LeftOut) -> list[tuple[str, Path]]:
+    try:
+        files = list(_walk(top, left_out))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or top}: {error.strerror}") from None
+    known = [file for file in files if _kind(file)]
     if not known:
-        raise UserError(f"no text in the folder {path}; expected files of kind {', '.join(KINDS)}")
-    return known
+        raise UserError(f"no text in the folder {top}; expected files of kind {', '.join(KINDS)}")
+    left_out["unknown_kind"] += len(files) - len(known)
+    return sorted((_name(file.relative_to(top).as_posix()), file) for file in known)
 
 
-def _documents(name: str, path: Path) -> Iterator[Document]:
+def _walk(top: Path, left_out: LeftOut) -> Iterator[Path]:
+    """Yield the files below a folder; links to folders wait until the folders have been read.
+
+    A folder is entered once, and a link to one that holds `top` never, so loops end.
+    """
+    above = {_identity(folder) for folder in top.resolve().parents}
+    seen = set(above)
+    waiting = deque([top])
+    while waiting:
+        folder = waiting.popleft()
+        if _identity(folder) in seen:
+            left_out["linked_again"] += 1
+            continue
+        seen.add(_identity(folder))
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                left_out["hidden"] += 1
+            elif path.is_dir():
+                (waiting.append if path.is_symlink() else waiting.appendleft)(path)
+            elif path.is_file():
+                yield path
+            else:
+                left_out["broken_link" if path.is_symlink() else "not_a_file"] += 1
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _name(path: str) -> str:
+    """Return a file's name as a text; bytes of it that are not UTF-8 are written as `\\xff`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _documents(name: str, path: Path, left_out: LeftOut) -> Iterator[Document]:
     kind = _kind(path)
     if kind in (".txt", ".md"):
-        yield Document(name, _text(path.read_bytes(), str(path)))
-    elif kind == ".parquet":
-        yield from _parquet(name, path)
-    else:
-        for number, line in enumerate(_lines(path, "zstd" if kind == ".jsonl.zst" else None), 1):
-            if text := line.strip():
-                yield Document(f"{name}:{number}", _json_text(text, f"{path} line {number}"))
+        if (size := path.stat().st_size) > _MAX_FILE_BYTES:
+            raise UserError(f"{path} has {megabytes(size)}; split it into documents")
+        yield Document(name, _decoded(path.read_bytes(), str(path)))
+        return
+    rows = column_texts(path, TEXT_FIELD) if kind == ".parquet" else _line_texts(path, kind)
+    for number, text in rows:
+        if text is None:
+            left_out["null_text"] += 1
+        else:
+            yield Document(f"{name}:{number}", text)
 
 
-def _text(data: bytes, place: str) -> str:
+def _decoded(data: bytes, place: str) -> str:
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{place} is not UTF-8 (line {line}); convert it first") from None
-    return text.removeprefix(_BOM).replace("\r\n", "\n")
 
 
-def _lines(path: Path, compression: str | None) -> Iterator[bytes]:
-    """Yield the lines of a file; pyarrow's reader also notices a compressed stream cut short."""
-    rest = b""
-    number = 1
-    with pyarrow.input_stream(str(path), compression=compression) as stream:
-        while piece := stream.read(_READ_BYTES):
-            *whole, rest = (rest + piece).split(b"\n")
-            yield from whole
-            number += len(whole)
-            if len(rest) > _MAX_LINE_BYTES:
-                raise UserError(f"{path} line {number} is longer than {_MAX_LINE_BYTES} bytes")
-    yield rest
+# ---------------------------------------------------------------------------------------------
+# Lines of JSON
 
 
-def _json_text(line: bytes, place: str) -> str:
-    text = _text(line, place)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise UserError(f"{place} is not JSON: {reason}") from None
-    if not isinstance(value, dict) or not isinstance(value.get(TEXT_FIELD), str):
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as its pairs, so that a key that stands twice is seen."""
+
+
+def _line_texts(path: Path, kind: str | None) -> Iterator[tuple[int, str | None]]:
+    """Yield (number, text) of every line that is not blank; a null text is None."""
+    for number, line in enumerate(lines(path, kind == ".jsonl.zst"), 1):
+        if bare := (line.removeprefix(_BOM) if number == 1 else line).strip():
+            yield number, _json_text(bare, f"{path} line {number}")
+
+
+def _json_text(line: bytes, place: str) -> str | None:
+    value = _json(_decoded(line, place), place)
+    found = [item for key, item in value if key == TEXT_FIELD] if isinstance(value, _Object) else []
+    if len(found) > 1:
+        raise UserError(f'{place} has {len(found)} fields "{TEXT_FIELD}"; keep one')
+    if not found or not isinstance(found[0], str | None):
         raise UserError(f'{place} has no text; expected {{"{TEXT_FIELD}": "..."}}')
-    return _checked(value[TEXT_FIELD], place)
+    return _whole(found[0], place) if found[0] is not None else None
 
 
-def _checked(text: str, place: str) -> str:
+def _json(text: str, place: str) -> Any:
+    """Return a parsed line; its numbers, of any length, are read as zero, as none is used."""
+    try:
+        return json.loads(text, object_pairs_hook=_Object, parse_int=lambda digits: 0)
+    except json.JSONDecodeError as error:
+        reason = "more than one value on a line" if error.msg == "Extra data" else error.msg
+    except RecursionError:
+        reason = "nested too deeply"
+    raise UserError(f"{place} is not JSON: {reason}")
+
+
+def _whole(text: str, place: str) -> str:
     """Return a text that can be written as UTF-8; JSON may smuggle in halves of characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(f"{place} has half a character (a lone surrogate) in its text") from None
     return text
-
-
-def _parquet(name: str, path: Path) -> Iterator[Document]:
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            _check_column(table.schema_arrow, path)
-            for batch in table.iter_batches(_BATCH_ROWS, columns=[TEXT_FIELD]):
-                for value in batch.column(0):
-                    number += 1
-                    if (text := value.as_py()) is not None:
-                        yield Document(f"{name}:{number}", text)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        _refuse_parquet(path, number, error)
-
-
-def _check_column(schema: Any, path: Path) -> None:
-    if TEXT_FIELD not in schema.names:
-        raise UserError(f"{path} has no column '{TEXT_FIELD}'; it has {', '.join(schema.names)}")
-    kind = schema.field(TEXT_FIELD).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise UserError(f"{path}: the column '{TEXT_FIELD}' holds {kind}, not strings")
-
-
-def _refuse_parquet(path: Path, number: int, error: Exception) -> NoReturn:
-    reason = str(error).splitlines()[0]
-    raise UserError(f"{path} is damaged after row {number}: {reason}") from None

@@ -6,6 +6,7 @@ leading space counts unless the token before is a boundary (BOS), control tokens
 """
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,8 +131,9 @@ class Tokenizer:
     def canonical(self, text: str) -> str:
         """Return the text as this tokenizer can represent it, the text that scores refer to.
 
-        Blanks at both ends go, since a space after BOS counts no byte; a tokenizer that is not
-        lossless also normalises (SP8192 folds line ends and runs of blanks to one space).
+        Blanks at both ends go, since a space after BOS counts no byte; nothing else does, carriage
+        returns and byte order marks neither. A tokenizer that is not lossless also normalises
+        (SP8192 folds line ends and runs of blanks to one space).
         """
         return text.strip() if self.lossless else self.decode(self.encode(text)).strip()
 
@@ -254,15 +256,36 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
             minloglevel=3,
         )
     except RuntimeError as error:
-        reason = " ".join(str(error).rpartition("] ")[2].split())
-        raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from None
+        raise _too_small(str(error), vocab_size) from None
     size = len(parse_model(model.getvalue()).pieces)
     if size < vocab_size:
         raise UserError(
             f"the text is too small for a vocabulary of {vocab_size}; the largest possible is "
-            f"{size}: set model.vocab_size={size} or add text"
+            f"{size}: {_set_vocabulary(size)}, or add text"
         )
     return model.getvalue()
+
+
+def _too_small(reason: str, vocab_size: int) -> UserError:
+    """Return why SentencePiece trains no tokenizer; it checks the characters before any work."""
+    needed = re.search(r"required_chars\. \d+ vs (\d+)", reason)
+    if not needed:
+        told = " ".join(reason.rpartition("] ")[2].split())
+        return UserError(f"cannot train a tokenizer of {vocab_size} pieces: {told}")
+    size = int(needed[1])
+    if size > MAX_PIECES:
+        return UserError(
+            f"the different characters of this text need a vocabulary of {size}, but {MAX_PIECES} "
+            "is the most; build from less varied text"
+        )
+    return UserError(
+        f"a vocabulary of {vocab_size} is too small for the different characters of this text, "
+        f"which need {size}; {_set_vocabulary(size)} or more"
+    )
+
+
+def _set_vocabulary(size: int) -> str:
+    return f"set --vocab-size {size} (in a recipe model.vocab_size={size})"
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

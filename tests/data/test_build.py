@@ -1,5 +1,6 @@
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from fairway.data import build
 from fairway.data.build import DataFolder, build_data
-from fairway.data.documents import Document
+from fairway.data.documents import REASONS, Document, LeftOut
 from fairway.data.shards import open_shard
 from fairway.data.tokens import Tokenizer, prove_bytes, train_tokenizer
 from fairway.errors import UserError
@@ -150,11 +151,97 @@ def test_no_documents_are_refused(tmp_path: Path) -> None:
         build_data([], tmp_path / "data", vocab_size=300, val_share=0.1, shard_tokens=3000)
 
 
+def test_line_ends_stay_and_are_counted(tmp_path: Path) -> None:
+    given = [Document(d.name, d.text.replace("\n", "\r\n")) for d in documents()]
+    manifest = build_small(tmp_path / "data", given)
+    total = sum(len(document.text.encode()) for document in given)
+    assert manifest["train"]["bytes"] + manifest["val"]["bytes"] == total
+
+
+def test_what_reading_left_out_is_recorded(tmp_path: Path) -> None:
+    left_out = LeftOut(null_text=2, hidden=1)
+    manifest = build_small(
+        tmp_path / "data",
+        [*documents(), Document("blank", "\n"), Document("again", text(3).upper())],
+        left_out=left_out,
+    )
+    assert manifest["dropped"] == {
+        **{"null_text": 2, "hidden": 1, "blank": 1, "repeats": 1, "not_representable": 0},
+        **{"train_near_validation": 0, "validation_near_train": 0},
+    }
+    assert set(manifest["dropped"]) <= set(REASONS)
+    told_of = [Document("v", text(77)), Document("w", "")]
+    assert build_small(tmp_path / "b", val_documents=told_of)["dropped"]["blank"] == 1
+
+
+def test_no_text_says_what_was_left_out(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"0 documents given \(left out: rows or lines whose text is null"
+    ):
+        build_data(
+            iter(()),
+            tmp_path / "data",
+            **{"vocab_size": 300, "val_share": 0.1, "shard_tokens": 3000},
+            left_out=LeftOut(null_text=3),
+        )
+
+
+def test_an_unfinished_folder_is_refused_and_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+
+    def killed(part: Path, final: Path, last: str) -> None:
+        (part / "fairway_train_000000.bin").rename(final / "fairway_train_000000.bin")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fairway.folders._fill", killed)
+        build_small(tmp_path / "data")
+    shard = tmp_path / "data" / "fairway_train_000000.bin"
+    shutil.copy(shard, shard.with_name("fairway_val_000000.bin"))
+    with pytest.raises(UserError, match="data is not complete; build or fetch the data again"):
+        DataFolder.open(tmp_path / "data")
+    build_small(tmp_path / "data")
+    DataFolder.open(tmp_path / "data").verify()
+
+
+def test_data_are_replaced_only_when_told(tmp_path: Path) -> None:
+    build_small(tmp_path / "data")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+    with pytest.raises(UserError, match="data holds data already; replace them with --replace"):
+        build_small(tmp_path / "data", vocab_size=330)
+    (tmp_path / "link").symlink_to("data")
+    with pytest.raises(UserError, match="link holds data already"):
+        build_small(tmp_path / "link", vocab_size=330)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
+    build_small(tmp_path / "link", vocab_size=330, replace=True)
+    assert (tmp_path / "link").is_symlink()
+    assert DataFolder.open(tmp_path / "data").tokenizer.vocab_size == 330
+    (tmp_path / "data" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else than Fairway data .notes.txt"):
+        build_small(tmp_path / "data", replace=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link"]
+
+
+def test_data_are_built_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    build_small(Path())
+    with pytest.raises(UserError, match="holds data already"):
+        build_small(Path())
+    build_small(Path(), vocab_size=330, replace=True)
+    source = DataFolder.open(tmp_path)
+    source.verify()
+    assert source.tokenizer.vocab_size == 330 and not list(tmp_path.glob(".*"))
+
+
 def test_only_data_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     build_small(tmp_path / "mine")
     first = (tmp_path / "mine" / "manifest.json").read_bytes()
-    build_small(tmp_path / "mine", vocab_size=330)
+    build_small(tmp_path / "mine", vocab_size=330, replace=True)
     assert (tmp_path / "mine" / "manifest.json").read_bytes() != first
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
@@ -175,6 +262,6 @@ def test_a_full_disk_leaves_the_old_data(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(build, "write_json", full)
     with pytest.raises(UserError, match=r"cannot write the data folder .*: No space left"):
-        build_small(tmp_path / "data", vocab_size=330)
+        build_small(tmp_path / "data", vocab_size=330, replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert (tmp_path / "data" / "manifest.json").read_bytes() == before

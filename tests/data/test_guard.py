@@ -1,11 +1,16 @@
 import random
+import textwrap
+import unicodedata
+from collections.abc import Callable
 
 import pytest
 
 from fairway.data.documents import Document, document_key
-from fairway.data.guard import NEAR_SHARE, check_overlap, shingles, split_documents
+from fairway.data.guard import check_overlap, split_documents
+from fairway.data.shingles import shingles
 from fairway.errors import UserError
 
+Edit = Callable[[str], str]
 WORDS = [f"w{i}" for i in range(5000)]
 
 
@@ -120,14 +125,164 @@ def test_a_validation_document_inside_training_is_named() -> None:
         check_overlap([book], [Document("v", text(7))])
 
 
-def test_the_threshold_is_a_share_of_shingles() -> None:
+def shared(count: int) -> tuple[Document, Document]:
+    """Return two documents of 500 runs of words each, of which `count` are the same."""
     words = text(5, 512).split()
-    below = int(500 * NEAR_SHARE) - 5
-    for count, refused in ((below, False), (below + 10, True)):
-        other = [*text(6, 512 - count - 12).split(), *words[: count + 12]]
-        try:
-            check_overlap([Document("a", text(5, 512))], [Document("b", " ".join(other))])
-        except UserError:
-            assert refused
-        else:
-            assert not refused
+    other = [*text(6, 512 - count - 12).split(), *words[: count + 12]]
+    return Document("a", text(5, 512)), Document("b", " ".join(other))
+
+
+def test_a_near_duplicate_shares_over_a_fifth_of_its_runs() -> None:
+    a, b = shared(99)
+    check_overlap([a], [b])
+    a, b = shared(101)
+    with pytest.raises(UserError, match=r"the first is 'a' \(by 20%\)"):
+        check_overlap([a], [b])
+
+
+def characters(seed: int, count: int, first: int, size: int = 2000) -> str:
+    draw = random.Random(seed)
+    return "".join(chr(first + draw.randrange(size)) for _ in range(count))
+
+
+def test_a_fifth_counts_for_characters_too() -> None:
+    whole = characters(1, 519, 0x4E00)
+    for count, near in ((99, False), (101, True)):
+        other = characters(2, 519 - count - 19, 0x4E00) + whole[: count + 19]
+        assert refused([Document("a", whole)], [Document("b", other)]) == near
+
+
+def refused(train: list[Document], val: list[Document]) -> bool:
+    try:
+        check_overlap(train, val)
+    except UserError as error:
+        assert "overlap" in str(error)
+        return True
+    return False
+
+
+WORDLESS = {
+    "chinese": (0x4E00, 2000),
+    "japanese": (0x3041, 170),
+    "thai": (0x0E01, 46),
+    "lao": (0x0E94, 4),
+    "burmese": (0x1000, 33),
+    "khmer": (0x1780, 34),
+    "tibetan": (0x0F40, 8),
+    "emoji": (0x1F600, 60),
+    "rare han": (0x20000, 2000),
+}
+
+
+def changed(value: str) -> str:
+    middle = len(value) // 2
+    return value[:middle] + "x" + value[middle + 1 :]
+
+
+@pytest.mark.parametrize(("first", "size"), WORDLESS.values(), ids=WORDLESS)
+def test_one_changed_character_is_found_without_blanks(first: int, size: int) -> None:
+    given = [Document(f"d{n}", characters(n, 1500, first, size)) for n in range(25)]
+    for edit in (changed, lambda v: v[700:] + v[:700], lambda v: "\n".join(v), lambda v: v[:400]):
+        assert refused(given, [Document("v", edit(given[7].text))])
+    assert not refused(given, [Document("v", characters(99, 1500, first, size))])
+
+
+WORDED = {
+    "latin": "a\u00e9bcdo\u00fcxyz",
+    "greek": "\u03b1\u03ac\u03b2\u03b3\u03b4\u03c9",
+    "cyrillic": "\u0430\u0431\u0439\u0451\u0433",
+    "hebrew": "\u05d0\u05d1\u05d2\u05d3\u05e9\u05dd",
+    "arabic": "\u0627\u0628\u062a\u062b\u062c\u062d",
+    "hindi": "\u0915\u0916\u0917\u093e\u093f\u0941",
+    "korean": "\uac00\ub098\ub2e4\ub77c\ub9c8",
+}
+
+
+def sentences(seed: int, alphabet: str, words: int = 250) -> str:
+    draw = random.Random(f"{seed}{alphabet}")
+    known = ["".join(draw.choices(alphabet, k=draw.randint(2, 8))) for _ in range(words)]
+    return " ".join(known)
+
+
+EDITS = {
+    "one character": changed,
+    "NFD": lambda v: unicodedata.normalize("NFD", v),
+    "case": lambda v: changed(v.upper()),
+    "no-break spaces": lambda v: v.replace(" ", "\u00a0"),
+    "ideographic spaces": lambda v: v.replace(" ", "\u3000"),
+    "spaces without width": lambda v: v.replace(" ", "\u200b"),
+    "signs without width inside": lambda v: "\u200d".join(v),
+    "wrapped": lambda v: "\r\n".join(textwrap.wrap(v, 40)),
+    "punctuation": lambda v: v.replace(" ", " \u201c", 40).replace(" ", "\u2014 "),
+    "paragraphs moved": lambda v: " ".join([*v.split()[125:], *v.split()[:125]]),
+    "inside a page": lambda v: f"<p>{sentences(98, 'pq')}</p><div>{v}</div>" + sentences(97, "pq"),
+    "joined with others": lambda v: v + sentences(96, "abcdefgh") + sentences(95, "abcdefgh"),
+    "a part": lambda v: v[: len(v) // 3],
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("alphabet", WORDED.values(), ids=WORDED)
+def test_an_edited_copy_is_found_in_every_script(alphabet: str, edit: Edit) -> None:
+    given = [Document(f"d{n}", sentences(n, alphabet)) for n in range(6)]
+    copy = Document("v", edit(given[3].text))
+    assert refused(given, [copy]) and refused([copy], given)
+    split, pair = split_documents([*given, copy], 0.3), {"v", "d3"}
+    assert not pair & {d.name for d in split.train} or not pair & {d.name for d in split.val}
+
+
+def test_copies_in_mixed_scripts_are_found() -> None:
+    words = text(7, 60).split()
+    value = "".join(f"{characters(n, 9, 0x4E00)} {words[n]} \U0001f600" for n in range(60))
+    for edit in (changed, lambda v: v.replace(" ", ""), lambda v: v.upper(), lambda v: v[200:]):
+        assert refused([Document("a", value)], [Document("b", edit(value))])
+    assert not refused([Document("a", value)], [Document("b", " ".join(words))])
+
+
+MIT = (
+    "Permission is hereby granted, free of charge, to any person obtaining a copy of this software "
+    "and associated documentation files, to deal in the Software without restriction, including "
+    "without limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, "
+    "and sell copies of the Software, subject to the following conditions. "
+)
+
+
+def test_honest_neighbours_are_kept() -> None:
+    stock = (
+        "\u672c\u6587\u7248\u6743\u5f52\u4f5c\u8005\u6240\u6709\uff0c\u8f6c\u8f7d\u8bf7\u6ce8\u660e"
+    )
+    english = [Document(f"e{n}", MIT + text(n, 400)) for n in range(20)]
+    chinese = [Document(f"c{n}", characters(n, 300, 0x4E00) + stock) for n in range(20)]
+    greetings = [Document(f"g{n}", f"{name}, thank you.") for n, name in enumerate(WORDS[:20])]
+    for given in (english, chinese, greetings):
+        assert not refused(given[:10], given[10:])
+        split = split_documents(given, 0.3)
+        assert len(split.train) + len(split.val) == 20 and not any(split.dropped.values())
+
+
+@pytest.mark.parametrize("words", [8, 9, 12, 13])
+def test_a_short_document_is_found_inside_a_long_one(words: int) -> None:
+    long = Document("long", f"{text(1)} {text(2, words)}, {text(3)}")
+    short = Document("short", text(2, words).upper())
+    assert refused([long], [short]) and refused([short], [long])
+    assert not refused([long], [Document("short", text(4, words))])
+
+
+def test_a_very_short_document_may_occur_elsewhere() -> None:
+    long = Document("long", f"{text(1)} {text(2, 7)} {text(3)}")
+    assert not refused([long], [Document("short", text(2, 7))])
+    assert refused([Document("a", text(2, 7))], [Document("b", text(2, 7) + "!")])
+
+
+def test_a_short_line_of_characters_is_found() -> None:
+    long = characters(1, 500, 0x4E00)
+    for length, near in ((11, False), (12, True), (19, True), (20, True)):
+        part = Document("v", long[100 : 100 + length])
+        assert refused([Document("a", long)], [part]) == near
+        assert refused([part], [Document("a", long)]) == near
+
+
+def test_documents_of_signs_are_not_repeats() -> None:
+    given = [Document(f"d{n}", "".join(random.Random(n).choices("+-*/<>", k=80))) for n in range(9)]
+    split = split_documents(given, 0.3)
+    assert len(split.train) + len(split.val) == 9 and split.dropped["repeats"] == 0

@@ -19,6 +19,8 @@ import pytest
 from fairway.data.folder import DataFolder
 from fairway.data.shards import write_shard
 from fairway.data.tokens import Tokenizer, encode_documents, train_tokenizer
+from fairway.errors import UserError
+from fairway.folders import locked_folder
 
 COMMITS = {"main": "a" * 40, "next": "b" * 40}
 SHARDS = "datasets/datasets/fineweb10B_sp8192"
@@ -289,3 +291,38 @@ def test_other_folders_are_left_alone(hub: Hub, tmp_path: Path) -> None:
 def test_a_path_that_climbs_is_ignored(hub: Hub, tmp_path: Path) -> None:
     hub.files["../fineweb10B_sp8192/fineweb_train_000009.bin"] = b"x"
     assert "asked for; some/data has 1 to 3" in refusal(fetch(hub, tmp_path / "data", shards=4))
+
+
+def test_a_fetch_that_was_interrupted_is_not_opened(hub: Hub, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    record(fetch(hub, out))
+    hub.damaged = {f"{SHARDS}/fineweb_train_000001.bin"}
+    assert "arrived damaged" in refusal(fetch(hub, out, shards=2))
+    with pytest.raises(UserError, match="data is not complete; build or fetch the data again"):
+        DataFolder.open(out)
+    hub.damaged = set()
+    assert "unfinished" not in record(fetch(hub, out, shards=2))
+    assert len(DataFolder.open(out).train_shards()) == 2
+
+
+def test_a_fetch_writes_behind_a_link_and_into_an_empty_disk(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    (tmp_path / "data").symlink_to("disk")
+    (tmp_path / "new").symlink_to("disk/deep/er")
+    for name in ("data", "new"):
+        record(fetch(hub, tmp_path / name))
+        assert (tmp_path / name).is_symlink()
+        DataFolder.open(tmp_path / name).verify()
+
+
+def test_two_cannot_fetch_into_one_folder(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with locked_folder(tmp_path / "data"):
+        message = refusal(fetch(hub, tmp_path / "data"))
+    assert "another process is writing" in message and list((tmp_path / "data").iterdir()) == []
+
+
+def test_two_files_of_one_name_are_refused(hub: Hub, tmp_path: Path) -> None:
+    shard = hub.files[f"{SHARDS}/fineweb_train_000000.bin"]
+    hub.files["old/fineweb10B_sp8192/fineweb_train_000000.bin"] = shard
+    assert "has two files of one name" in refusal(fetch(hub, tmp_path / "data"))

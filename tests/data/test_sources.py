@@ -1,4 +1,5 @@
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from fairway.data.documents import REASONS, LeftOut, document_key, told
 from fairway.data.sources import read_documents
 from fairway.errors import UserError
 
@@ -34,9 +36,9 @@ def test_every_kind_is_read(tmp_path: Path) -> None:
     )
     parquet(tmp_path / "e.parquet", id=[1, 2, 3], text=["five", None, "six"])
     assert read(tmp_path / "a.txt", tmp_path) == [
-        ("a.txt", "caf\u00e9\nend\n"),
+        ("a.txt", "\ufeffcaf\u00e9\r\nend\n"),
         ("B.MD", "# title"),
-        ("a.txt", "caf\u00e9\nend\n"),
+        ("a.txt", "\ufeffcaf\u00e9\r\nend\n"),
         ("c.jsonl:1", "one"),
         ("c.jsonl:3", "two"),
         ("d.jsonl.zst:1", "three"),
@@ -44,6 +46,91 @@ def test_every_kind_is_read(tmp_path: Path) -> None:
         ("e.parquet:1", "five"),
         ("e.parquet:3", "six"),
     ]
+
+
+ODD_TEXTS = [
+    "one\r\ntwo\r\n",
+    "one\rtwo\r",
+    "\ufeffmarked",
+    "tabs\t\x0b\x0c\x00\x1f\x7f\x85 end \n\n",
+    "lines\u2028and\u2029more\n",
+    "e\u0301 is not \u00e9, \ufb01 not fi, \uff21 not A",
+    "\U0001f600 \u05e9\u05dc\u05d5\u05dd \u200b\u00a0\u3000",
+    "",
+    "\r\n",
+]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_a_text_is_the_same_in_every_kind_of_file(tmp_path: Path, text: str) -> None:
+    line = json.dumps({"text": text}).encode()
+    raw_line = json.dumps({"text": text}, ensure_ascii=False).encode() + b"\r\n"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "b.md").write_bytes(text.encode())
+    (tmp_path / "c.jsonl").write_bytes(line)
+    (tmp_path / "d.jsonl").write_bytes(b"\xef\xbb\xbf" + raw_line)
+    (tmp_path / "e.jsonl.zst").write_bytes(zstandard.compress(line + b"\n"))
+    parquet(tmp_path / "f.parquet", text=[text])
+    assert [found for _, found in read(tmp_path)] == [text] * 6
+
+
+NUMBERS = [b"9" * 5000, b"-" + b"1" * 100_000, b"1e999", b"NaN", b"-Infinity", b"[1e400, {}]"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_beside_a_text_do_not_matter(tmp_path: Path, number: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"id": ' + number + b', "text": "taken", "b": {"text": 1}}'
+    )
+    assert read(tmp_path) == [("a.jsonl:1", "taken")]
+
+
+def test_null_texts_are_counted_in_both_kinds(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": null}\n{"text": "one"}\n\n{"text": null}')
+    parquet(tmp_path / "b.parquet", text=[None, "two", None, None])
+    parquet(tmp_path / "c.parquet", text=[None])
+    left_out = LeftOut()
+    found = [document.name for document in read_documents([tmp_path], left_out)]
+    assert found == ["a.jsonl:2", "b.parquet:2"] and left_out["null_text"] == 6
+    assert told(left_out) == "left out: rows or lines whose text is null (6)"
+
+
+def test_what_a_folder_holds_besides_is_counted(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    for name in ("a.txt", "b/c.txt", "b/.hidden.txt", ".git/x.txt", "b/d.py", "e.json", "f.TXT.gz"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(name)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "z.md").write_text("far")
+    (top / "linked").symlink_to(tmp_path / "far")
+    (top / "linked.txt").symlink_to(tmp_path / "far" / "z.md")
+    (top / "again").symlink_to(top / "b")
+    (top / "up").symlink_to(tmp_path)
+    (top / "b" / "loop").symlink_to("..")
+    (top / "self").symlink_to("self")
+    (top / "dead.txt").symlink_to("nowhere")
+    os.mkfifo(top / "pipe.txt")
+    left_out = LeftOut()
+    names = [document.name for document in read_documents([top], left_out)]
+    assert names == ["a.txt", "b/c.txt", "linked.txt", "linked/z.md"]
+    assert +left_out == {
+        "hidden": 2,
+        "unknown_kind": 3,
+        "linked_again": 3,
+        "broken_link": 2,
+        "not_a_file": 1,
+    }
+    assert set(left_out) <= set(REASONS)
+
+
+def test_names_that_are_not_utf8_are_written_as_bytes(tmp_path: Path) -> None:
+    for name in (b"caf\xe9/a.txt", b"b\xff\xfe.txt"):
+        path = tmp_path / "corpus" / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text")
+    names = [document.name for document in read_documents([tmp_path / "corpus"])]
+    assert names == ["b\\xff\\xfe.txt", "caf\\xe9/a.txt"]
+    assert len({document_key(d) for d in read_documents([tmp_path / "corpus"])}) == 2
 
 
 def test_folders_are_searched_in_order_without_hidden_files(tmp_path: Path) -> None:
@@ -76,6 +163,13 @@ BAD_LINES = [
     (b'{"text": "\\ud800"}', "line 2 has half a character"),
     (b'{"text": "\xff"}', "line 2 is not UTF-8"),
     (b"[" * 100_000, "line 2 is not JSON: nested too deeply"),
+    (b'{"text": "a"}{"text": "b"}', "line 2 is not JSON: more than one value on a line"),
+    (b'{"text": "a", "text": "b"}', r'line 2 has 2 fields "text"'),
+    (b'{"text": ' + b"9" * 5000 + b"}", "line 2 has no text"),
+    (b'{"text": ["a"]}', "line 2 has no text"),
+    (b'{"meta": {"text": "a"}}', "line 2 has no text"),
+    (b"\xff\xfe{", "line 2 is not UTF-8"),
+    (b'\xef\xbb\xbf{"text": "a"}', "line 2 is not JSON"),
 ]
 
 
@@ -129,6 +223,9 @@ def test_paths_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").touch()
     with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "none")
+    os.mkfifo(tmp_path / ".pipe.txt")
+    with pytest.raises(UserError, match="is neither a file nor a folder"):
+        read(tmp_path / ".pipe.txt")
     with pytest.raises(UserError, match=r"a\.pdf is of no known kind"):
         read(tmp_path / "a.pdf")
     with pytest.raises(UserError, match="no text in the folder"):

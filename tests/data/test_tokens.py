@@ -272,6 +272,8 @@ def test_a_lossless_tokenizer_keeps_text_as_it_is() -> None:
     for sample in (odd, *text()):
         assert tokenizer.decode(tokenizer.encode(sample)) == sample
     assert tokenizer.canonical(" \n a b \t") == "a b"
+    for sample in ("a\r\nb", "a\rb", "\ufeffa\r\n\r\n\tb\x00"):
+        assert tokenizer.canonical(sample + "\r\n") == sample
     assert 1 not in tokenizer.encode("<s>") and 0 not in tokenizer.encode("<pad>")
 
 
@@ -351,7 +353,7 @@ def test_no_text_trains_no_tokenizer(texts: list[str]) -> None:
 
 
 def test_a_vocabulary_below_the_characters_is_refused() -> None:
-    with pytest.raises(UserError, match="cannot train a tokenizer of 262 pieces: Vocabulary size"):
+    with pytest.raises(UserError, match="a vocabulary of 262 is too small .* which need"):
         train_tokenizer(text(), 262)
 
 

@@ -1,0 +1,91 @@
+"""Lines of files as streams, plain or compressed, within a budget of memory and of work."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import zstandard
+
+from fairway.errors import UserError
+from fairway.units import megabytes
+
+MAX_LINE_BYTES = 1 << 28
+# The window of `zstd --long=31`, the largest that the program itself can write.
+MAX_WINDOW_BYTES = 1 << 31
+# A file of some bytes may hold this much text, and so many times its own size more: English text
+# shrinks three to five times, a log file fifty times, a bomb twenty thousand times.
+FREE_TEXT_BYTES, MAX_RATIO = 1 << 30, 100
+_READ_BYTES = 1 << 20
+# So little is given to the decompressor at once, as 4 bytes may be a block of 128 kB: 4 MB in all.
+_FEED_BYTES = 1 << 7
+
+
+class Budget:
+    """How much text a compressed file may still give."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._most = self._left = FREE_TEXT_BYTES + MAX_RATIO * path.stat().st_size
+
+    def spend(self, size: int) -> None:
+        """Count some bytes of text; raise UserError where they are too many for the file."""
+        self._left -= size
+        if self._left < 0:
+            raise UserError(
+                f"{self._path} holds over {megabytes(self._most)} of text, too much for its size; "
+                "if it is what you want, decompress it first"
+            )
+
+
+def lines(path: Path, compressed: bool) -> Iterator[bytes]:
+    """Yield the lines of a file without their line feeds, the last one also where it is empty.
+
+    Compressed means zstandard: any number of frames, windows up to 2 GiB, skippable frames passed
+    over. Raises UserError for a line over 256 MiB, and for a stream that is damaged, cut short,
+    followed by something else, or larger than its budget.
+    """
+    parts: list[bytes] = []
+    size, number = 0, 1
+    for piece in _unpacked(path) if compressed else _pieces(path, _READ_BYTES):
+        first, *others = piece.split(b"\n")
+        parts.append(first)
+        size += len(first)
+        if others:
+            yield b"".join(parts)
+            yield from others[:-1]
+            parts, size = [others[-1]], len(others[-1])
+            number += len(others)
+        if size > MAX_LINE_BYTES:
+            raise UserError(f"{path} line {number} is longer than {megabytes(MAX_LINE_BYTES)}")
+    yield b"".join(parts)
+
+
+def _pieces(path: Path, size: int) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while piece := stream.read(size):
+            yield piece
+
+
+def _morsels(path: Path) -> Iterator[bytes]:
+    for piece in _pieces(path, _READ_BYTES):
+        for start in range(0, len(piece), _FEED_BYTES):
+            yield piece[start : start + _FEED_BYTES]
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    """Yield what a file of zstandard frames holds; every frame must be whole."""
+    budget = Budget(path)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
+    frame = decompressor.decompressobj()
+    whole = False
+    try:
+        for unread in _morsels(path):
+            while unread:
+                frame = decompressor.decompressobj() if whole else frame
+                found = frame.decompress(unread)
+                budget.spend(len(found))
+                yield found
+                whole, unread = frame.eof, frame.unused_data
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise UserError(f"cannot read {path}: {error or 'out of memory'}") from None
+    if not whole:
+        raise UserError(f"cannot read {path}: it is cut short")
