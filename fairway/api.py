@@ -4,7 +4,6 @@ import fairway
 model = fairway.load("runs/demo/artifact.fwy")
 model.bits_per_byte("The quick brown fox jumps over the lazy dog.")
 model.generate("The function returns")
-
 """
 
 import codecs

@@ -256,13 +256,13 @@ def _free(named: Path | None, derived: Path) -> Path:
 def sample(
     path: RunOrArtifact,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
-    tokens: Annotated[int, typer.Option("--tokens", help="Most tokens to add.")] = 100,
+    tokens: Annotated[int, whole_option("--tokens", lo=0, help="Most tokens to add.")] = 100,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", help="Choose among so many tokens.")] = 50,
+    top_k: Annotated[int, whole_option("--top-k", lo=1, help="Choose among so many tokens.")] = 50,
     top_p: Annotated[
         float, typer.Option("--top-p", help="Of these, the likeliest that hold this share.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draw.")] = 0,
+    seed: Annotated[int, whole_option("--seed", lo=0, help="Seed of the draw.")] = 0,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
     as_json: Json = False,

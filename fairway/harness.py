@@ -6,10 +6,12 @@ says what else it takes and by which rules texts are costed and continued.
 """
 
 import hashlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,9 +50,9 @@ class FairwayLM(LM):  # type: ignore[misc]
 
     def __init__(
         self,
-        path: str = "",
+        path: str | int | Path = "",
         *,
-        tokenizer: str | None = None,
+        tokenizer: str | Path | None = None,
         device: str | None = None,
         dtype: str = "auto",
         matmul: str = "auto",
@@ -68,12 +70,15 @@ class FairwayLM(LM):  # type: ignore[misc]
         _refuse_unknown("model argument", unknown, _ARGUMENTS)
         if not path:
             raise UserError("there is no model; name an artifact or a run: --model_args path=PATH")
+        # lm_eval reads digits as a number.
+        name = str(path) if isinstance(path, int) else path
+        _require_name("path", name)
         if tokenizer is not None:
-            _require_text("tokenizer", tokenizer)
+            _require_name("tokenizer", tokenizer)
         runtime = {"device": _device(device), "dtype": str(dtype).removeprefix("torch.")}
         runtime |= {"matmul": matmul, "attention": attention, "kernels": kernels}
         self.model: LanguageModel = load(
-            str(path), tokenizer=tokenizer, runtime=_runtime({**runtime, "threads": threads})
+            name, tokenizer=tokenizer, runtime=_runtime({**runtime, "threads": threads})
         )
         self._device = self.model.model.tok_emb.weight.device
         self.batch_size = _rows(batch_size, max_batch_size)
@@ -194,6 +199,16 @@ def _refuse_unknown(what: str, given: dict[str, Any], known: Sequence[str]) -> N
 def _require_text(what: str, value: Any) -> None:
     if not isinstance(value, str):
         raise UserError(f"{what} is {told(value)}; it must be text")
+
+
+def _require_name(what: str, value: Any) -> None:
+    """Raise UserError unless a value can be the name of a file."""
+    try:
+        named = isinstance(value, str | Path) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise UserError(f"{what} is {told(value)}; it must be the name of a file")
 
 
 def _device(device: Any) -> str:
