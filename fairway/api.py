@@ -109,7 +109,7 @@ class LanguageModel:
         """
         row = Row(self.packer, prompt, max_tokens, seed)
         self.write([row], Manner(temperature, top_k, top_p))
-        return row.text.decode(errors="replace")
+        return row.said()
 
     def stream(
         self,
@@ -183,7 +183,7 @@ def openings(model: LanguageModel, documents: Sequence[str]) -> list[dict[str, s
     ]
     model.write(rows, Manner())
     return [
-        {"prompt": tokenizer.decode(ids), "text": row.text.decode(errors="replace")}
+        {"prompt": tokenizer.decode(ids), "text": row.said()}
         for ids, row in zip(chosen, rows, strict=True)
     ]
 

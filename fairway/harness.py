@@ -156,7 +156,7 @@ class FairwayLM(LM):  # type: ignore[misc]
             for first in range(0, len(rows), count):
                 part = rows[first : first + count]
                 self.model.write([row for _, row in part], wish.manner, self.max_length)
-                yield from ((number, row.text.decode(errors="replace")) for number, row in part)
+                yield from ((number, row.said()) for number, row in part)
 
     def _answers(
         self, kind: str, requests: Sequence[Any], answers: Iterator[tuple[int, Any]], quiet: bool

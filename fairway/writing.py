@@ -10,7 +10,7 @@ Shapes: S rows side by side, V vocabulary, K tokens to choose from.
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, AnyStr
 
 import numpy as np
 import torch
@@ -88,6 +88,10 @@ class Row:
         self._count = 0
         self._generator = torch.Generator().manual_seed(int(seed))
 
+    def said(self) -> str:
+        """Return the text. Bytes that are no character are U+FFFD there, which may be a stop."""
+        return before(self.text.decode(errors="replace"), [stop.decode() for stop in self._stops])
+
     def draw(self, logits_V: Tensor, manner: Manner) -> int:
         """Return the token that is drawn next, whose text is added unless the row has ended."""
         allowed_K = torch.from_numpy(self._packer.leading_ids) if self.owed else None
@@ -102,9 +106,14 @@ class Row:
         self.text += packer.unpack_document(ids) if starts or self.owed else packer.unpack(ids)
         self.owed = False
         self._count += 1
-        found = [at for stop in self._stops if (at := self.text.find(stop)) >= 0]
-        self.text = self.text[: min(found, default=None)]
-        self.ended = bool(found) or self._count >= self.most or token == self._bos
+        whole = self.text
+        self.text = before(whole, self._stops)
+        self.ended = len(self.text) < len(whole) or self._count >= self.most or token == self._bos
+
+
+def before(text: AnyStr, stops: Sequence[AnyStr]) -> AnyStr:
+    """Return what stands before the first place where a stop stands; all of it if none does."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
 
 
 def draw(

@@ -313,6 +313,16 @@ def test_a_text_ends_before_the_first_stop(lm: FairwayLM, said: str, until: Any,
     assert generate(lm, {"until": until}, "The") == [left]
 
 
+def test_what_is_no_character_may_be_a_stop(lm: FairwayLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = iter([*lm.model.packer.pack(b"one \xff\xe2\x82 two").tolist(), lm.model.tokenizer.bos_id])
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([next(ids)]), 300).float() * 1e4
+
+    monkeypatch.setattr(lm.model.model, "logits", logits)
+    assert generate(lm, {"until": ["\ufffd"]}, "The") == ["one "]
+
+
 def test_no_stop_is_needed(lm: FairwayLM, said: str) -> None:
     assert generate(lm, {}, "The") == [said]
 
