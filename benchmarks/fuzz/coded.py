@@ -25,13 +25,13 @@ from fairway.config import (
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
+from fairway.data.pieces import Packer
 from fairway.files import digest_bytes
 from fairway.pack.artifact import save_artifact
 from fairway.prove.archive import compress, decompress, header_of
 from fairway.prove.coding import Session, Sliding, method_named, open_session
 from fairway.prove.container import ARCHIVE, coded_file, open_coded, open_file, stored_file
 from fairway.prove.machine import coding_plan
-from fairway.prove.pieces import Packer
 from fairway.prove.proof import prove, restore
 
 from . import Case, Files, most_bytes

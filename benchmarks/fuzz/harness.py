@@ -49,7 +49,7 @@ _ARGUMENTS = (
 class Requests:
     """Requests of the three kinds, and models made with arguments."""
 
-    name = "harness request"
+    name = "request"
 
     def specimens(self) -> list[Files]:
         """Return a request of each kind."""
