@@ -20,8 +20,6 @@ from fairway.errors import UserError
 _PART = ".part"
 # renameat2 of Linux: both names exist before and after, each time with whole contents.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-
-
 # What an empty disk may hold.
 _EMPTY = frozenset({"lost+found"})
 
@@ -41,7 +39,7 @@ def new_folder(
     Raises UserError when `out` holds a file whose name is not `ours`, and when another process
     fills it at the same time.
     """
-    final = out.resolve()
+    final = behind(out)
     refuse_foreign(out, ours)
     inside = final.is_dir() and _must_stay(final)
     home = final if inside else final.parent
@@ -61,9 +59,17 @@ def new_folder(
         os.close(lock)
 
 
+def behind(out: Path) -> Path:
+    """Return where a path leads; a link that leads to itself is a UserError."""
+    try:
+        return out.resolve()
+    except (OSError, RuntimeError):
+        raise UserError(f"{out} is a link that leads to itself; name another folder") from None
+
+
 def held(folder: Path) -> list[str]:
     """Return the names in a folder, sorted, without what an empty disk or a killed write leaves."""
-    own = f".{folder.resolve().name}."
+    own = f".{behind(folder).name}."
     names = (path.name for path in folder.iterdir())
     return sorted(
         name

@@ -86,9 +86,10 @@ def build_data(
             f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size is "
             f"{vocab_size}; set them equal"
         )
+    # Read first: the new folder may lie in a folder that is read.
+    split = _split(documents, val_share, val_documents, left_out)
+    digest = corpus_digest(sorted([*split.train, *split.val], key=document_key))
     with _folder(out) as folder:
-        split = _split(documents, val_share, val_documents, left_out)
-        digest = corpus_digest(sorted([*split.train, *split.val], key=document_key))
         tokenizer = tokenizer or Tokenizer.from_bytes(_train(split.train, vocab_size))
         train = _encode(tokenizer, sorted(split.train, key=document_key), "encoding training text")
         val = _encode(tokenizer, split.val, "encoding validation text")

@@ -5,6 +5,7 @@ from the challenge, which hold only shards and a tokenizer.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,8 @@ MANIFEST, FETCHED, TOKENIZER, VAL_TEXT = (
 )
 FORMAT, FORMAT_VERSION = "fairway-data", 1
 UNFINISHED = "unfinished"
+# No file has a longer name; a record may.
+_LONGEST_NAME = 255
 # A sampled piece is long enough for a model to warm up on, short enough to reach many documents.
 PIECE_BYTES = 4096
 _MIN_PIECE_BYTES = 256
@@ -72,8 +75,9 @@ class DataFolder:
         find_shards(path, "train")
         find_shards(path, "val")
         digests = _recorded_digests(path)
-        if missing := sorted(name for name in digests if not (path / name).exists()):
-            raise UserError(f"{path / missing[0]} is missing; build or fetch the data again")
+        if missing := sorted(digests.keys() - {file.name for file in path.iterdir()}):
+            name = missing[0][:_LONGEST_NAME]
+            raise UserError(f"{path / name} is missing; build or fetch the data again")
         tokenizer = Tokenizer.load(_tokenizer_file(path))
         if digests.get(TOKENIZER, tokenizer.digest) != tokenizer.digest:
             raise UserError(f"{path / TOKENIZER} is not the tokenizer the shards were made with")
@@ -86,8 +90,9 @@ class DataFolder:
             if (self.path / name).exists():
                 return digest_file(self.path / name)
         files = [*find_shards(self.path, "train"), *find_shards(self.path, "val")]
-        lines = [f"{file.name} {digest_file(file)}\n" for file in files]
-        return digest_bytes("".join([*lines, self.tokenizer.digest]).encode())
+        # A name may be no UTF-8: its bytes are taken.
+        lines = [os.fsencode(file.name) + f" {digest_file(file)}\n".encode() for file in files]
+        return digest_bytes(b"".join([*lines, self.tokenizer.digest.encode()]))
 
     @cached_property
     def bytes_per_token(self) -> float:

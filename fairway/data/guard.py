@@ -164,7 +164,7 @@ class _Side:
             for places in found:
                 self._covered[places] = True
             for weight, pool in self._short.items():
-                for view in readings:
+                for view in (view for view in readings if view.weight >= weight):
                     self._held[weight][pool.find(view.runs(weight))] = True
         return share
 

@@ -28,7 +28,7 @@ from fairway.data.shards import open_shard
 from fairway.data.tokens import Tokenizer
 from fairway.errors import UserError
 from fairway.files import digest_file, read_json, write_json
-from fairway.folders import held, locked_folder
+from fairway.folders import behind, held, locked_folder
 from fairway.units import megabytes
 
 REPO = "kevclark/parameter-golf"
@@ -80,7 +80,7 @@ def fetch(
     _check_space(out, wanted)
     record = {"repo": repo, "revision": revision, "commit": commit, "dataset": dataset}
     digests = {file.name: file.sha256 or "" for file in wanted}
-    folder = out.resolve()
+    folder = behind(out)
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
         # Written first as well, so that what is not complete, or of two commits, is not opened.

@@ -1,6 +1,7 @@
 import errno
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fairway.data import build
 from fairway.data.build import DataFolder, build_data
 from fairway.data.documents import REASONS, Document, LeftOut
 from fairway.data.shards import open_shard
+from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer, prove_bytes, train_tokenizer
 from fairway.errors import UserError
 from fairway.files import digest_file
@@ -34,7 +36,9 @@ def documents(count: int = 40) -> list[Document]:
     return [Document(f"d{i}", text(i)) for i in range(count)]
 
 
-def build_small(out: Path, given: list[Document] | None = None, **changes: Any) -> dict[str, Any]:
+def build_small(
+    out: Path, given: Iterable[Document] | None = None, **changes: Any
+) -> dict[str, Any]:
     settings: dict[str, Any] = {"vocab_size": 320, "val_share": 0.1, "shard_tokens": 3000}
     return build_data(given or documents(), out, **(settings | changes))
 
@@ -222,6 +226,20 @@ def test_data_are_replaced_only_when_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds something else than Fairway data .notes.txt"):
         build_small(tmp_path / "data", replace=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link"]
+
+
+def test_a_folder_inside_the_text_is_not_counted(tmp_path: Path) -> None:
+    for document in documents():
+        (tmp_path / f"{document.name}.txt").write_text(document.text)
+    left_out = LeftOut()
+    build_small(tmp_path / "data", read_documents([tmp_path], left_out), left_out=left_out)
+    assert not +left_out
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to("data")
+    with pytest.raises(UserError, match="a link that leads to itself"):
+        build_small(tmp_path / "data")
 
 
 def test_data_are_built_in_the_working_folder(

@@ -1,4 +1,6 @@
 import functools
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -225,3 +227,23 @@ def test_the_level_fills_the_total() -> None:
         assert given >= min(total, 205)
         assert sum(min(size, level - 1) for size in sizes) < total
     assert _level([], 7) == 0
+
+
+def test_names_that_are_not_utf8_are_digested(tmp_path: Path, data_folder: Path) -> None:
+    for path in data_folder.iterdir():
+        if path.name not in ("manifest.json", "val.jsonl"):
+            name = path.name.replace("_0", os.fsdecode(b"_\xff\xfe0"))
+            shutil.copy(path, tmp_path / name)
+    source = DataFolder.open(tmp_path)
+    assert len(source.digest) == 64 and source.sample_validation().documents
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "../val.jsonl", "a\x00b", "\ud800"])
+def test_odd_names_in_a_record_are_missing(tmp_path: Path, data_folder: Path, name: str) -> None:
+    shutil.copytree(data_folder, tmp_path / "data")
+    record = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    record["train"]["shards"][0]["name"] = name
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="is missing; build or fetch the data again") as told:
+        DataFolder.open(tmp_path / "data")
+    assert len(str(told.value)) < 600
