@@ -4,6 +4,8 @@ Whoever reads a file that another may have written opens it here: only regular f
 is stated, and JSON of bounded depth and numbers.
 """
 
+import fcntl
+import glob
 import hashlib
 import json
 import math
@@ -111,14 +113,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"cannot write {path}: {error.filename} is no folder") from None
     # A name of the longest that there may be has no room for an addition.
     start = f".{place.path.name[:_NAME_CHARACTERS]}."
-    handle, name = tempfile.mkstemp(prefix=start, suffix=".part", dir=folder)
+    _sweep(folder, start)
+    handle, name = _part(folder, start)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        keep_permissions(Path(name), place.old)
-        Path(name).replace(place.path)
+            keep_permissions(Path(name), place.old)
+            # Before it is closed, which gives up its lock.
+            Path(name).replace(place.path)
     except BaseException as error:
         with suppress(OSError):
             Path(name).unlink()
@@ -126,6 +130,31 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             # The temporary name means nothing to whoever asked for this file.
             error.filename = str(path)
         raise
+
+
+def _part(folder: Path, start: str) -> tuple[int, str]:
+    """Return an open new file in a folder, locked as long as it is open, and its name."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=start, suffix=".part", dir=folder)
+        # Some network disks have no locks: nothing is swept there.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A sweeper may have met it before it was locked.
+        if Path(name).exists():
+            return handle, name
+        os.close(handle)
+
+
+def _sweep(folder: Path, start: str) -> None:
+    """Remove what killed writers of a file left beside it; a locked one is being written."""
+    for left in folder.glob(f"{glob.escape(start)}????????.part"):
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(handle)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

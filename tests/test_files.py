@@ -166,3 +166,25 @@ def test_a_file_that_grows_while_it_is_read_is_bounded() -> None:
     # The kernel says of it that it has no bytes.
     with pytest.raises(UserError, match="at most 10 are read"):
         read_bytes(Path("/proc/self/status"), 10)
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    left = [tmp_path / f".out.{name}.part" for name in ("abcd1234", "efgh_678")]
+    others = [tmp_path / name for name in (".out.part", ".other.abcd1234.part", ".out.abc.part")]
+    for path in (*left, *others):
+        path.write_text("half")
+    (tmp_path / ".out.abcdefgh.part").symlink_to(others[0])
+    write_atomic(tmp_path / "out", b"whole")
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+    assert (tmp_path / ".out.abcdefgh.part").is_symlink()
+    assert (tmp_path / "out").read_bytes() == b"whole"
+
+
+def test_a_file_that_another_is_writing_is_left_alone(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "out") as first:
+        first.write(b"first")
+        write_atomic(tmp_path / "out", b"second")
+        assert (tmp_path / "out").read_bytes() == b"second"
+    assert (tmp_path / "out").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
