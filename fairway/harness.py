@@ -26,6 +26,7 @@ from fairway.costing import Continuation, Coster, continuation
 from fairway.data.pieces import encoded
 from fairway.errors import UserError
 from fairway.overrides import override
+from fairway.terminal import put, sentence
 from fairway.writing import Manner, Row, require_number, require_whole, told
 
 # What lm_eval's models write where a task does not say.
@@ -267,7 +268,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except UserError as error:
-        print(f"fairway: {error}", file=sys.stderr)
+        put(sentence(f"fairway: {error}"), sys.stderr)
         raise SystemExit(2) from None
 
 

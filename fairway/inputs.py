@@ -4,7 +4,6 @@ A stage is kept while nothing that it reads has changed. Results are composed of
 all made with the settings of the run's record, or not at all.
 """
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from fairway.files import digest_file
 from fairway.recipes import RECIPES
 from fairway.runtime import Plan
 from fairway.stages import RunFolder
+from fairway.terminal import command
 from fairway.train import what_trains
 
 WEIGHTS, ARTIFACT = "weights.safetensors", "artifact.fwy"
@@ -110,15 +110,13 @@ class Inputs:
     def _missing(self, stage: str) -> str:
         path, record = self.folder.path, self.folder.memory["stages"].get(stage)
         verb = stage if stage in ("train", "pack") else "score"
-        command = f"fairway {verb} {shlex.quote(str(path))}"
-        if stage == "train":
-            command = command_of(self.config, path)
+        remedy = command(verb, path) if stage != "train" else command_of(self.config, path)
         if record is None:
-            return f"{path} has no finished '{stage}' stage yet; run `{command}` first"
+            return f"{path} has no finished '{stage}' stage yet; run `{remedy}` first"
         now = self.of(stage)
         others = [name for name in now if record["reads"].get(name) != now[name]]
         what = " and ".join(others) or "code, of another version of Fairway"
-        return f"the '{stage}' stage of {path} was made with other {what}; run `{command}` first"
+        return f"the '{stage}' stage of {path} was made with other {what}; run `{remedy}` first"
 
 
 def config_of(folder: RunFolder) -> Config:
@@ -150,6 +148,5 @@ def differences(config: Config, without: Callable[[str], bool]) -> list[str]:
 def command_of(config: Config, path: Path) -> str:
     """Return the command that goes on with a run of this config in a folder."""
     sets = differences(config, lambda name: name == "recipe")
-    words = [config.recipe, "--out", str(path), "--resume"]
-    words += [word for text in sets for word in ("--set", text)]
-    return f"fairway run {shlex.join(words)}"
+    words = (word for text in sets for word in ("--set", text))
+    return command("run", config.recipe, "--out", path, "--resume", *words)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from fairway.errors import UserError
+from fairway.terminal import line, put
 
 _FAILED, _SPOKEN, _TOLD = "fairway/failed", "fairway/spoken", "fairway/told"
 
@@ -131,7 +132,7 @@ def _is_of_a_lost_process(error: BaseException) -> bool:
 
 def _speak(sentence: str) -> None:
     if sentence:
-        print(sentence, file=sys.stderr, flush=True)
+        put(sentence, sys.stderr)
 
 
 def _exit(code: int) -> NoReturn:
@@ -169,7 +170,7 @@ def end_together(attempt: Callable[[], tuple[str, int]]) -> None:
     try:
         group = peers()
     except UserError as error:
-        print(f"fairway: {error}", file=sys.stderr)
+        put(line(f"fairway: {error}"), sys.stderr)
         raise SystemExit(2) from None
     group.watch()
     try:

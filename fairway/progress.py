@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fairway.terminal import line
+from fairway.terminal import line, put
 
 
 class Advance(Protocol):
@@ -34,7 +34,7 @@ def speaks() -> bool:
 def notice(text: str) -> None:
     """Tell people, on standard error, of something that goes on otherwise than was asked for."""
     if speaks():
-        print(text, file=sys.stderr, flush=True)
+        put(text, sys.stderr)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 but what the numbers depend on. No host, no path, no environment."""
 
 import platform
-import shlex
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from fairway.errors import UserError
 from fairway.files import digest_file, read_json
 from fairway.model.gpt import num_parameters
 from fairway.stages import RunFolder
+from fairway.terminal import command
 from fairway.version import VERSION
 
 SCHEMA = 1
@@ -73,7 +73,7 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises UserError unless it is what the last report wrote, of the artifact that is there.
     """
     folder = RunFolder.existing(path)
-    file, report = folder.file(RESULTS), f"`fairway report {shlex.quote(str(path))}`"
+    file, report = folder.file(RESULTS), f"`{command('report', path)}`"
     if not file.is_file():
         raise UserError(f"{path} has no results yet; run {report} once it is scored")
     if folder.memory.get("results") != digest_file(file):

@@ -260,6 +260,34 @@ ASCII = {"PYTHONIOENCODING": "ascii"}
 OLD = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+IN_TURN = """
+import ast, os, sys
+from fairway import cli
+for words in ast.literal_eval(sys.argv[1]):
+    sys.argv = ["fairway", *(os.fsdecode(word) for word in words)]
+    try:
+        cli.main()
+    except SystemExit as ending:
+        code = ending.code
+        if code:
+            raise
+"""
+
+
+def in_turn(
+    lines: list[list[str]], place: Place, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run command lines in one process, until one fails."""
+    words = repr([[os.fsencode(word) for word in line] for line in lines])
+    return subprocess.run(
+        [sys.executable, "-c", IN_TURN, words],
+        cwd=place.path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     "environment",
     [{**ASCII, **OLD}, *(pytest.param(one, marks=pytest.mark.slow) for one in (ASCII, OLD))],
@@ -269,15 +297,20 @@ def test_names_that_cannot_be_shown(place: Place, environment: dict[str, str]) -
     folder = os.fsencode(place.path) + b"/" + name
     (place / "run").rename(os.fsdecode(folder))
     (place / "caf\xe9.txt").write_bytes(b"The model predicts a token.")
-    quoted = "$'caf\\xc3\\xa9 \\xff\\x1b[31m'"
-    ended = fairway(
-        f"fairway runs . && fairway runs . --json && fairway runs . --export csv && "
-        f"fairway run smoke --dry-run && fairway pack {quoted} --account && "
-        f"fairway score {quoted}/artifact.fwy $'caf\\xc3\\xa9.txt' {FIXED} && "
-        f"fairway pack {quoted}/nowhere",
-        place,
-        **environment,
-    )
+    run = os.fsdecode(name)
+    lines = [
+        ["runs", "."],
+        ["runs", ".", "--json"],
+        ["runs", ".", "--export", "csv"],
+        ["run", "smoke", "--dry-run"],
+        ["score", "--help"],
+        ["pack", run, "--account"],
+        ["compare", run, "pr1858"],
+        ["score", f"{run}/artifact.fwy", "caf\xe9.txt", *FIXED.split()],
+        ["unpack", run, "--out", "w\udcff"],
+        ["pack", f"{run}/nowhere"],
+    ]
+    ended = in_turn(lines, place, **environment)
     assert ended.returncode == 2, ended.stderr.decode("utf-8", "replace")
     assert ended.stderr.startswith(b"fairway: ") and ended.stderr.count(b"\n") == 1
     for told in (ended.stdout, ended.stderr):

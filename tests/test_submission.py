@@ -56,6 +56,36 @@ def test_a_record_holds_and_its_artifact_scores_the_same(
     )
 
 
+@pytest.mark.parametrize("step", ["_require_budgets", "_dry_run", "seal", "_require_clean"])
+def test_a_refused_record_leaves_nothing(
+    made: Path, smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Nor does one that was killed before: the next one sweeps."""
+
+    def refuse(*_: object) -> None:
+        assert len(list(tmp_path.iterdir())) == 1, "the folder is written beside its place"
+        raise UserError("refused")
+
+    left = tmp_path / ".record.k1lled00.part"
+    left.mkdir()
+    (left / "train_gpt.py").write_text("half")
+    monkeypatch.setattr("fairway.submission._commit", lambda: "0" * 40)
+    monkeypatch.setattr(f"fairway.submission.{step}", refuse)
+    with pytest.raises(UserError, match="refused"):
+        submit([smoke_run], ONE, tmp_path / "record", lambda text: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["\x1b[31mred", "two\nlines", "caf\udce9"])
+def test_words_that_no_page_can_hold_are_refused(tmp_path: Path, words: str) -> None:
+    for claim in (replace(ONE, name=words), replace(ONE, author=words)):
+        with pytest.raises(UserError, match="shows only letters"):
+            submit([], claim, tmp_path / "record", lambda text: None)
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(UserError, match="exists already"):
+        submit([], ONE, tmp_path / "gone", lambda text: None)
+
+
 def test_nothing_of_this_machine_is_in_it(made: Path, smoke_run: Path, data_folder: Path) -> None:
     for path in made.rglob("*"):
         if path.is_file():
