@@ -20,6 +20,7 @@ class AuditStage:
     """What the audit takes. `load_model` reads the artifact anew, since its weights will change."""
 
     config: Config
+    code_bytes: int
     reads: dict[str, Any]
     ids: IntArray
     tokenizer: Tokenizer
@@ -29,7 +30,8 @@ class AuditStage:
     def run(self, folder: RunFolder) -> None:
         """Run the stage; one process does this."""
         stages = {n: r for n, r in folder.memory["stages"].items() if audited(n)}
-        run = RunFacts(folder.path, {name: record["facts"] for name, record in stages.items()})
+        facts = {name: record["facts"] for name, record in stages.items()}
+        run = RunFacts(folder.path, facts, self.code_bytes)
 
         def work() -> dict[str, Any]:
             facts = audit_run(run, self.config, self.load_model(), self.ids, self.tokenizer)

@@ -38,8 +38,10 @@ def check(config: Config) -> None:
 def _check_bounds(name: str, item: dataclasses.Field[Any], value: Any) -> None:
     lo, hi = item.metadata["lo"], item.metadata["hi"]
     choices = item.metadata["choices"]
-    if choices and value not in choices:
-        raise UserError(f"{name} is '{value}'; choose one of {', '.join(choices)}")
+    if choices and isinstance(value, str) and value not in choices:
+        # A number may stand where a word does not.
+        number = "" if lo is None else f", or a number that is at least {lo:g}"
+        raise UserError(f"{name} is '{value}'; choose one of {', '.join(choices)}{number}")
     if value is None or isinstance(value, str):
         return
     if value != value:

@@ -98,15 +98,21 @@ def run(
 
 
 def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
+    from fairway.bundle.build import bundle_bytes
     from fairway.model.gpt import num_parameters
-    from fairway.quantise.estimate import expected_bytes
+    from fairway.quantise.estimate import counted, expected_bytes, how_counted
     from fairway.recipes import recipe as recipe_of
     from fairway.show import config_table
 
     config = override(recipe_of(recipe), overrides)
+    size_bytes = bundle_bytes(config)
+    code_bytes = counted(config.pack, size_bytes)
     facts = {
         "parameters": num_parameters(config.model),
-        "expected_artifact_bytes": expected_bytes(config),
+        "expected_artifact_bytes": expected_bytes(config, code_bytes),
+        "bundle_bytes": size_bytes,
+        "code_bytes": code_bytes,
+        "code": how_counted(config.pack),
         "limit_bytes": config.pack.limit_bytes,
         "recipe_hash": config_hash(config),
     }
@@ -142,6 +148,7 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Quantise a trained run's weights into an artifact, and account for its bytes."""
+    from fairway.quantise.estimate import how_counted
     from fairway.show import account_table
 
     if run.is_file():
@@ -156,6 +163,7 @@ def pack(
         show_account(run, as_json)
         return
     facts = {name: facts[name] for name in ("bytes", "limit_bytes", "code_bytes", "sections")}
+    facts["code"] = how_counted(pipeline.config.pack)
     emit(as_json, facts, account_table(facts))
 
 

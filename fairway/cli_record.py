@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fairway.cli_base import Json, RunOrArtifact, Set, TokenizerFile, emit, say_to, table
-from fairway.config import Config
+from fairway.config import Config, declares_code
 from fairway.errors import UserError
 from fairway.options import file_option, path_argument, path_option, whole, whole_option
 from fairway.outputs import require_file, require_folder, require_new
@@ -57,10 +57,10 @@ def bundle(
     ]
     if missing := left_out(config):
         lines.append(f"not in the bundle: what {' and '.join(missing)} ask for; `fairway run` does")
-    if config.pack.code_bytes < size:
+    if declares_code(config.pack):
         lines.append(
-            f"pack.code_bytes is {config.pack.code_bytes:,}; runs to be submitted with it need "
-            f"--set pack.code_bytes={-(-size // 100) * 100}"
+            f"runs of these settings count {config.pack.code_bytes:,} declared bytes instead; one "
+            "to be submitted needs --set pack.code_bytes=auto"
         )
     if explain:
         rows = [
@@ -112,9 +112,14 @@ def seeds(
     wanted = (*(first or []), *(more or [])) or (42, 314, 999)
     target = out or Path("runs") / f"{recipe}-seeds"
     plan = Plan(recipe, tuple(overrides or []), wanted, at_once, processes)
-    override(_recipe_of(recipe), plan.overrides)
+    config = override(_recipe_of(recipe), plan.overrides)
     if record:
         require_new(record)
+    if record and declares_code(config.pack):
+        raise UserError(
+            f"{recipe} declares {config.pack.code_bytes:,} bytes of code, and a record counts the "
+            "bundle that it ships; add --set pack.code_bytes=auto"
+        )
     summary = run_seeds(plan, target, say_to(as_json))
     emit(as_json, summary, _seed_table(summary), *_failures(summary))
     if summary["failed"]:

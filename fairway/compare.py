@@ -28,6 +28,7 @@ from fairway.units import NATS_PER_BIT
 _OF_LOGS = "as its logs say"
 # Two texts count as equally dense in tokens up to this ratio.
 _SAME_DENSITY = 0.005
+_DECLARED = "its bytes of code are declared, and not those of its own bundle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,7 @@ def _of_results(name: str, results: dict[str, Any]) -> Side:
         bytes=scored["bytes"],
         hardware=results["machine"]["device"],
         figures={name: Figure(value) for name, value in figures.items()},
+        notes=(_DECLARED,) if artifact.get("code") == "declared" else (),
         scores={
             # What the challenge's records call adapted is test-time training here.
             "adapted" if stage == "ttt" else stage: {results["seed"]: value["bpb"]}

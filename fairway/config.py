@@ -18,6 +18,8 @@ from typing import Any
 
 from fairway.errors import UserError, shown
 
+# A setting that is found out: on the machine, or by measuring.
+AUTO = "auto"
 # The token that begins every document: in the challenge's tokenizers and in those trained here.
 BOS_ID = 1
 
@@ -169,7 +171,13 @@ class PackConfig:
     shuffle: int = opt(2, "byte shuffle stride before coding; 1 is off", lo=1, hi=16)
     with_tokenizer: bool = opt(False, "carry the tokenizer inside the artifact")
     limit_bytes: int = opt(16_000_000, "most bytes of artifact and code", lo=1)
-    code_bytes: int = opt(0, "size of the code shipped beside the artifact", lo=0)
+    code_bytes: int | str = opt(
+        AUTO,
+        "code beside the artifact: auto counts this recipe's own bundle; a number is declared, for "
+        "comparisons, and cannot be submitted",
+        lo=0,
+        choices=(AUTO,),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -390,6 +398,11 @@ def fixed_digest(config: Config) -> str:
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def declares_code(pack: PackConfig) -> bool:
+    """Return whether the bytes of code are a number of the recipe's, not those of its bundle."""
+    return not isinstance(pack.code_bytes, str)
 
 
 def from_dict(values: dict[str, Any], kind: type[Any] = Config, path: str = "") -> Any:

@@ -86,6 +86,7 @@ _MEMORY = {
     "config": dict,
     "plan": _PLAN,
     "begun": {"config": dict, "plan": _PLAN},
+    "code": {"bytes": int, "settings": str, "sources": str},
     "results": str,
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairway.audit.stage import audited
+from fairway.codesize import known_code
 from fairway.config import Config, from_dict, settings, to_dict
 from fairway.data.folder import DataFolder
 from fairway.errors import UserError
@@ -35,7 +36,7 @@ def stages_of(config: Config) -> dict[str, tuple[str, ...]]:
     proven = (*_if(prove.method != "sliding", "ttt"), *_if(prove.experts, "mixture"))
     wanted: dict[str, tuple[str, ...] | None] = {
         "train": _MODEL,
-        "pack": (WEIGHTS, "quant", "pack", "score", *_MODEL),
+        "pack": (WEIGHTS, "quant", "pack", "score", "beside", *_MODEL),
         "score.raw": (WEIGHTS, *_SCORED),
         "score.ema": (WEIGHTS, *_SCORED),
         "score.quantised": (ARTIFACT, *_SCORED),
@@ -47,7 +48,7 @@ def stages_of(config: Config) -> dict[str, tuple[str, ...]]:
         "baselines": _TEXT,
         "samples": (ARTIFACT, *_TEXT, "seed", "plan"),
         "proof": (ARTIFACT, *_TEXT, "prove", *proven, "seed", "plan") if prove.bytes else None,
-        "audit": (*_TEXT, "audit", "ledgers", "seed", "plan"),
+        "audit": (*_TEXT, "audit", "ledgers", "code", "seed", "plan"),
     }
     return {name: reads for name, reads in wanted.items() if reads is not None}
 
@@ -85,6 +86,9 @@ class Inputs:
             read = {n: record["key"] for n, record in stages.items() if audited(n)}
             return {n: [key, str(self.folder.changed(n))] for n, key in read.items()}
         values: dict[str, Callable[[], Any]] = {
+            # What it was packed beside, until it is packed again.
+            "beside": lambda: (self.folder.facts("pack") or {}).get("code_bytes"),
+            "code": lambda: known_code(config, self.folder),
             "data": lambda: self.data().digest,
             "plan": lambda: self.plan().as_dict(),
             "replay": self.replayed,

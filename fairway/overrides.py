@@ -67,6 +67,9 @@ def _parse(hint: Any, text: str, name: str) -> Any:
     try:
         number = float(text.replace("_", "")) if kind is float else _whole(text)
     except ValueError:
+        if str in kinds:
+            # A word that stands for a number: `check` knows which there are.
+            return text
         word = "a number" if kind is float else "a whole number"
         raise UserError(f"{name} must be {word}, got '{text}'") from None
     return number

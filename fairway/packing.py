@@ -39,6 +39,7 @@ from fairway.weights import weight_statistics
 
 def pack_model(
     config: Config,
+    code_bytes: int,
     model: GPT,
     state: dict[str, Tensor],
     source: DataFolder,
@@ -48,9 +49,10 @@ def pack_model(
 ) -> dict[str, Any]:
     """Write the artifact of some weights and return its facts: bytes, sections, statistics.
 
-    `model` holds `state` and reads the calibration text in its present looping state. With
-    quant.fit the clip multiplier is raised, and `say` told so, until artifact and code fit; raises
-    UserError, and leaves what was at `path`, when none is large enough.
+    `model` holds `state` and reads the calibration text in its present looping state. `code_bytes`
+    are those of the code that counts with the artifact. With quant.fit the clip multiplier is
+    raised, and `say` told so, until artifact and code fit; raises UserError, and leaves what was at
+    `path`, when none is large enough.
     """
     start_s = time.perf_counter()
     hessians = _hessians(config, model, state, source)
@@ -63,7 +65,7 @@ def pack_model(
         def size_at(setting: float) -> int:
             file = Path(folder) / str(len(packs))
             packs[setting] = _pack(config, model, method, setting, source, file, provenance)
-            return file.stat().st_size + config.pack.code_bytes
+            return file.stat().st_size + code_bytes
 
         chosen = method.choose(size_at)
         packs[chosen].file.replace(path)
@@ -75,7 +77,7 @@ def pack_model(
     if chosen != method.asked:
         say(
             f"{method.what} {method.asked:.4g} -> {chosen:.4g} so that artifact and code fit: "
-            f"{size + config.pack.code_bytes:,} of {config.pack.limit_bytes:,} bytes"
+            f"{size + code_bytes:,} of {config.pack.limit_bytes:,} bytes"
         )
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
     return {
@@ -85,7 +87,7 @@ def pack_model(
         method.key: chosen,
         "digest": digest_file(path),
         "limit_bytes": config.pack.limit_bytes,
-        "code_bytes": config.pack.code_bytes,
+        "code_bytes": code_bytes,
         "sections": [{"name": name, "bytes": count} for name, count in account],
         "weights": weight_statistics(state, {n: t.codes.numpy() for n, t in coded.items()}),
         "matrices": matrix_statistics(state, coded, hessians),

@@ -10,6 +10,7 @@ from fairway.config import Config, config_hash, to_dict
 from fairway.errors import UserError
 from fairway.files import digest_file, read_json
 from fairway.model.gpt import num_parameters
+from fairway.quantise.estimate import how_counted
 from fairway.stages import RunFolder
 from fairway.terminal import command
 from fairway.version import VERSION
@@ -25,15 +26,16 @@ def versions() -> dict[str, str]:
     return {"fairway": VERSION, "python": platform.python_version(), **found}
 
 
-def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[str, Any]:
+def compose(
+    folder: RunFolder, public: Config, machine: dict[str, Any], code_bytes: int
+) -> dict[str, Any]:
     """Return the results of a run folder whose stages fit together: see `fairway.inputs`.
 
-    `public` is its config without paths.
+    `public` is its config without paths, `code_bytes` those that count with its artifact.
     """
     facts = {name: folder.facts(name) for name in folder.memory["stages"]}
     packed = facts["pack"] or {}
-    sizes = ("bytes", "digest", "limit_bytes", "code_bytes", "sections")
-    artifact = (*sizes, "matrix_sigmas", "level")
+    artifact = ("bytes", "digest", "limit_bytes", "matrix_sigmas", "level", "sections")
     # Counting the text is no work of its own.
     seconds = {name: taken_s for name, taken_s in folder.seconds().items() if name != "text"}
     return {
@@ -54,7 +56,11 @@ def compose(folder: RunFolder, public: Config, machine: dict[str, Any]) -> dict[
         },
         # Not among the stages: it is no score and can be no headline.
         "published_mixture": facts.get("published"),
-        "artifact": {name: packed[name] for name in artifact},
+        "artifact": {
+            **{name: packed[name] for name in artifact},
+            "code_bytes": code_bytes,
+            "code": how_counted(public.pack),
+        },
         "budget": packed["budget"],
         "baselines": facts.get("baselines"),
         "weights": packed["weights"],

@@ -20,6 +20,7 @@ from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, load, model_from, openings
 from fairway.auditing import AuditStage
 from fairway.checkpoint import load_checkpoint, save_checkpoint
+from fairway.codesize import known_code, measure_code
 from fairway.config import Config, config_hash, to_dict
 from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
@@ -33,7 +34,7 @@ from fairway.packing import pack_model
 from fairway.peers import peers
 from fairway.preflight import preflight
 from fairway.prove.stage import prove_run
-from fairway.quantise.estimate import estimate_bytes, filled_bytes
+from fairway.quantise.estimate import estimated_total
 from fairway.report import write_report
 from fairway.results import RESULTS, compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
@@ -200,6 +201,7 @@ class Pipeline:
         if self.ranks.first:
             self.data(build=True)
             self._refuse_unfinished(resume or restart)
+            measure_code(self.config, self.folder, self.say)
             self._propose()
             # Nothing is unfinished once this training is on record.
             self.folder.propose(begun=None)
@@ -251,7 +253,7 @@ class Pipeline:
         # Validation that is too short must be told now, not after the training.
         validation, score = self._validation(source), self.config.score
         usable_targets(len(validation.ids), score.seq_len, score.truncate)
-        shards = source.train_shards()
+        shards, code_bytes = source.train_shards(), self._code_bytes()
         preflight(self.config, shards, self.folder.path, num_parameters(self.config.model), plan)
         text = TrainingText(shards, source.bytes_per_token)
         if self.ranks.first:
@@ -264,7 +266,7 @@ class Pipeline:
                 self.ranks,
                 text,
                 self.folder.path,
-                self._estimate_bytes,
+                lambda model: estimated_total(model, self.config, code_bytes),
                 self.say,
                 resume,
             )
@@ -291,10 +293,12 @@ class Pipeline:
             "final_loss": sum(tail) / len(tail),
         }
 
-    def _estimate_bytes(self, model: GPT) -> int:
-        if self.config.quant.fill:
-            return filled_bytes(self.config)
-        return estimate_bytes(model, self.config.quant)
+    def _code_bytes(self) -> int:
+        found = known_code(self.config, self.folder)
+        if found is None:
+            path = self.folder.path
+            raise UserError(f"the code of {path} is not measured yet; run `fairway score` on it")
+        return found
 
     def _weights(self, kind: str) -> tuple[dict[str, Tensor], bool]:
         """Return the 'raw' or 'ema' weights and whether the recurrence was on."""
@@ -311,13 +315,19 @@ class Pipeline:
             source, plan = self.data(), self.plan()
             self._need(WEIGHTS, "train")
             self._require("train")
+            code_bytes = measure_code(self.config, self.folder, self.say, packing=True)
             self._propose()
-            self._stage("pack", [ARTIFACT, TOKENIZER_FILE], lambda: self._pack(source, plan))
+            reads = {**self._inputs.of("pack"), "beside": code_bytes}
+
+            def work() -> dict[str, Any]:
+                return self._pack(source, plan, code_bytes)
+
+            self.folder.stage("pack", reads, [ARTIFACT, TOKENIZER_FILE], work, self.say)
             self.folder.settle()
         self._share_memory()
         return self._facts("pack")
 
-    def _pack(self, source: DataFolder, plan: Plan) -> dict[str, Any]:
+    def _pack(self, source: DataFolder, plan: Plan, code_bytes: int) -> dict[str, Any]:
         give_back()
         config = self.config
         state, looping = self._weights("ema")
@@ -332,17 +342,17 @@ class Pipeline:
         write_atomic(self.folder.file(TOKENIZER_FILE), source.tokenizer.data)
         model = model_from(state, config.model, plan, looping)
         path = self.folder.file(ARTIFACT)
-        facts = pack_model(config, model, state, source, path, provenance, self.say)
-        self._warn_of_size(facts["bytes"])
+        facts = pack_model(config, code_bytes, model, state, source, path, provenance, self.say)
+        self._warn_of_size(facts["bytes"] + code_bytes)
         return {**facts, "budget": self._budget(facts["seconds"]["calibrate"])}
 
-    def _warn_of_size(self, size_bytes: int) -> None:
-        pack = self.config.pack
-        excess_bytes = size_bytes + pack.code_bytes - pack.limit_bytes
-        if excess_bytes > 0:
+    def _warn_of_size(self, total_bytes: int) -> None:
+        limit_bytes, trellis = self.config.pack.limit_bytes, self.config.quant.method == "trellis"
+        if total_bytes > limit_bytes:
             self.say(
-                f"over the limit: artifact and code exceed {pack.limit_bytes:,} bytes by "
-                f"{excess_bytes:,}; raise quant.matrix_sigmas or make the model smaller"
+                f"over the limit: artifact and code exceed {limit_bytes:,} bytes by "
+                f"{total_bytes - limit_bytes:,}; pack again with "
+                f"--set quant.{'fill' if trellis else 'fit'}=true, or make the model smaller"
             )
 
     def _budget(self, calibrate_s: float) -> dict[str, float]:
@@ -367,6 +377,7 @@ class Pipeline:
             self._need(ARTIFACT, "pack")
             self._require("train")
             self._require("pack")
+            self._measure_for_score()
             self._propose()
         self._share_memory()
         source, plan = self.data(), self.plan()
@@ -400,6 +411,12 @@ class Pipeline:
             self.folder.settle()
         self._share_memory()
         return self._facts("score.sliding")
+
+    def _measure_for_score(self) -> None:
+        """Measure the code anew where settings of the score change the bundle."""
+        code_bytes, packed = measure_code(self.config, self.folder, self.say), self._facts("pack")
+        if code_bytes != packed["code_bytes"]:
+            self._warn_of_size(packed["bytes"] + code_bytes)
 
     def _model(self, kind: str, plan: Plan) -> GPT:
         state, looping = self._weights(kind)
@@ -524,6 +541,7 @@ class Pipeline:
     def audit(self) -> dict[str, Any]:
         """Audit a scored run once more if anything that its audit reads has changed."""
         self._inputs.require("audit")
+        self._measure_for_score()
         self._propose()
         self._audit(self.data(), self._validation(self.data()), self.plan())
         self.folder.settle()
@@ -534,6 +552,7 @@ class Pipeline:
         give_back()
         AuditStage(
             self.config,
+            self._code_bytes(),
             self._inputs.of("audit"),
             np.asarray(validation.ids, np.int64),
             source.tokenizer,
@@ -560,7 +579,8 @@ class Pipeline:
         """Return everything known of this run, in the versioned schema of results.json."""
         self._inputs.require()
         with self.folder.reading():
-            return compose(self.folder, self._public(), self.plan().as_dict())
+            plan = self.plan().as_dict()
+            return compose(self.folder, self._public(), plan, self._code_bytes())
 
     def _public(self) -> Config:
         """Return the config with digests in place of paths: what a result may say of it."""

@@ -80,8 +80,7 @@ def account_table(artifact: dict[str, Any]) -> Table:
     table.add_column("bytes", justify="right", footer=f"{total:,}")
     for section in artifact["sections"]:
         table.add_row(section["name"], f"{section['bytes']:,}")
-    if artifact["code_bytes"]:
-        table.add_row("code beside it", f"{artifact['code_bytes']:,}")
+    table.add_row(f"code beside it, {artifact['code']}", f"{artifact['code_bytes']:,}")
     return table
 
 

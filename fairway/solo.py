@@ -20,7 +20,7 @@ from fairway.model.gpt import GPT, num_parameters
 from fairway.pack.artifact import load_artifact
 from fairway.packing import pack_model
 from fairway.preflight import preflight
-from fairway.quantise.estimate import estimate_bytes
+from fairway.quantise.estimate import counted, estimated_total
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
 from fairway.score.experts import evaluate_mixture
 from fairway.score.ledger import Score, Text
@@ -33,16 +33,21 @@ from fairway.version import VERSION
 SCORE_FILE = "score.json"
 
 
-def main(config: Config) -> None:
-    """Read `DATA OUT [--seed N] [--replay RUN] [--dry-run]` and do all of it."""
+def main(config: Config, bundle_bytes: int, seed: int, text: str, clock: str) -> None:
+    """Read `DATA OUT [--seed N] [--replay RUN] [--dry-run]` and do all of it.
+
+    Told are the bytes of the file that carries this program, and what may be another one in every
+    bundle of it: seed, `data.source` and `train.clock`.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     parser.add_argument("out")
-    parser.add_argument("--seed", type=int, default=config.seed)
+    parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--replay", default="")
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
-    config = replace(config, seed=given.seed)
+    data, loop = replace(config.data, source=text), replace(config.train, clock=clock)
+    config = replace(config, seed=given.seed, data=data, train=loop)
     ranks = join_ranks()
     say: Say = (lambda text: print(text, flush=True)) if ranks.first else (lambda text: None)
     config, plan, digest = _driven(config, given.replay)
@@ -50,7 +55,8 @@ def main(config: Config) -> None:
     source = DataFolder.open(Path(given.data))
     say(f"{config.recipe}, seed {config.seed}, on {source.digest[:16]}: {plan.describe()}")
     if not given.dry_run:
-        Solo(config, plan, ranks, source, Path(given.out), say, digest).walk()
+        code_bytes = counted(config.pack, bundle_bytes)
+        Solo(config, code_bytes, plan, ranks, source, Path(given.out), say, digest).walk()
 
 
 def _driven(config: Config, followed: str) -> tuple[Config, Plan, str]:
@@ -71,6 +77,7 @@ class Solo:
     def __init__(
         self,
         config: Config,
+        code_bytes: int,
         plan: Plan,
         ranks: Ranks,
         source: DataFolder,
@@ -79,6 +86,7 @@ class Solo:
         replayed: str,
     ) -> None:
         self.config, self.plan, self.ranks, self.source = config, plan, ranks, source
+        self.code_bytes = code_bytes
         self.out, self.say, self.replayed = out, say, replayed
         self.artifact = out / ARTIFACT_FILE
         self.stages: dict[str, dict[str, Any]] = {}
@@ -121,7 +129,7 @@ class Solo:
             self.ranks,
             TrainingText(shards, source.bytes_per_token),
             self.out,
-            lambda model: estimate_bytes(model, self.config.quant),
+            lambda model: estimated_total(model, self.config, self.code_bytes),
             self.say,
         )
 
@@ -148,8 +156,11 @@ class Solo:
             "fairway": VERSION,
         }
         model = model_from(state, config.model, self.plan, looping)
-        facts = pack_model(config, model, state, self.source, self.artifact, provenance, self.say)
-        size = facts["bytes"] + config.pack.code_bytes
+        facts = pack_model(
+            *(config, self.code_bytes, model, state),
+            *(self.source, self.artifact, provenance, self.say),
+        )
+        size = facts["bytes"] + self.code_bytes
         if size > config.pack.limit_bytes:
             raise UserError(f"artifact and code have {size:,} of {config.pack.limit_bytes:,} bytes")
         return float(facts["seconds"]["calibrate"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fairway import units
-from fairway.config import Config
+from fairway.config import Config, declares_code
 from fairway.errors import UserError
 from fairway.files import digest_bytes, parse_json, read_bytes, write_atomic
 from fairway.progress import Advance
@@ -126,11 +126,12 @@ class StepLine:
         if config.train.clock == "wall":
             used += f"/{config.train.budget_s:.0f}"
         size = self.size_bytes / 1e6
+        declared = ", code declared" if declares_code(config.pack) else ""
         return (
             f"step {record.step + 1:05d} {record.progress_after:6.1%}"
             f" | loss {self.smooth_loss:6.4f} | bpb~{bpb:6.4f}"
             f" | {batch_ms:6.0f} ms | {tokens_per_s / 1e3:7.1f} ktok/s"
-            f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB"
+            f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB{declared}"
         )
 
 

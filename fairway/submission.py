@@ -64,6 +64,7 @@ def submit(paths: Sequence[Path], claim: Claim, out: Path, say: Say) -> dict[str
     runs = [pipeline.results() for pipeline in pipelines]
     _require_comparable(paths, runs, claim.min_seeds)
     for path, run in zip(paths, runs, strict=True):
+        _require_measured(path, run)
         _require_valid(path, run)
     commit = _commit()
     with new_folder(out, _is_ours, _never, DIGESTS) as folder:
@@ -91,7 +92,8 @@ def _write(
     """Write the files of a record and audit it; return its submission.json."""
     config: Config = replace(pipelines[0].config, seed=runs[0]["seed"])
     made = write_bundle(config, folder)
-    _require_budgets(runs, made.manifest)
+    _require_own_code(pipelines, made.manifest["bytes"])
+    _require_budgets(pipelines, runs, made.manifest["bytes"])
     people = {"name": claim.name, "author": claim.author, "github_id": claim.github_id}
     facts = {"track": TRACKS[claim.track], "commit": commit, "processes": claim.processes}
     code_bytes = made.manifest["bytes"]
@@ -145,6 +147,27 @@ def _require_comparable(paths: Sequence[Path], runs: list[dict[str, Any]], least
             )
 
 
+def _require_measured(path: Path, run: Mapping[str, Any]) -> None:
+    if run["artifact"]["code"] == "declared":
+        raise UserError(
+            f"{path} declares {run['artifact']['code_bytes']:,} bytes of code, and a record counts "
+            "the bundle that it ships; run "
+            f"`{command('pack', path, '--set', 'pack.code_bytes=auto')}`, then "
+            f"`{command('score', path)}`"
+        )
+
+
+def _require_own_code(pipelines: Sequence[Pipeline], size: int) -> None:
+    """Refuse an artifact that was packed beside other code: the bundle would make another one."""
+    for pipeline in pipelines:
+        path, packed = pipeline.folder.path, pipeline.folder.facts("pack") or {}
+        if packed["code_bytes"] != size:
+            raise UserError(
+                f"{path} was packed beside {packed['code_bytes']:,} bytes of code and its bundle "
+                f"has {size:,} now; run `{command('pack', path)}`, then `{command('score', path)}`"
+            )
+
+
 def _require_valid(path: Path, run: Mapping[str, Any]) -> None:
     audit = run["audit"]
     if audit is None or not audit["passed"]:
@@ -167,15 +190,18 @@ def _require_valid(path: Path, run: Mapping[str, Any]) -> None:
         raise UserError(f"{path} was scored in {claimed['seconds']:.1f} s of {allowed_s:.0f} s")
 
 
-def _require_budgets(runs: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> None:
-    for run in runs:
+def _require_budgets(
+    pipelines: Sequence[Pipeline], runs: Sequence[Mapping[str, Any]], code_bytes: int
+) -> None:
+    for pipeline, run in zip(pipelines, runs, strict=True):
+        path = pipeline.folder.path
         limit = min(LIMIT_BYTES, run["config"]["pack"]["limit_bytes"])
-        total = run["artifact"]["bytes"] + manifest["bytes"]
+        total = run["artifact"]["bytes"] + code_bytes
         if total > limit:
             raise UserError(
                 f"seed {run['seed']} has {run['artifact']['bytes']:,} bytes of model and "
-                f"{manifest['bytes']:,} of code, {total - limit:,} above {limit:,}; train with "
-                f"--set pack.code_bytes={-(-manifest['bytes'] // 100) * 100} and quant.fit=true"
+                f"{code_bytes:,} of code, {total - limit:,} above {limit:,}; run "
+                f"`{command('pack', path, '--budget', limit)}`, then `{command('score', path)}`"
             )
 
 

@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 from fairway.api import load
 from fairway.audit.records import audit_record
 from fairway.bundle.build import SCRIPT, bundle, check_bundle
-from fairway.config import Config, config_hash, fixed_digest, from_dict
+from fairway.config import Config, config_hash, declares_code, fixed_digest, from_dict
 from fairway.data.folder import DataFolder
 from fairway.errors import UserError
 from fairway.files import digest_file, read_json
@@ -154,6 +154,10 @@ def _inner_faults(
             yield f"{name}: {stage} says {score['nats_per_token']} nats per token, not {nats}"
     if sum(section["bytes"] for section in run["artifact"]["sections"]) != run["artifact"]["bytes"]:
         yield f"{name}: the artifact's sections do not sum to its bytes"
+    if (counted := run["artifact"]["code_bytes"]) != manifest["bytes"]:
+        yield f"{name} counts {counted} bytes of code, its bundle has {manifest['bytes']}"
+    if declares_code(config.pack):
+        yield f"{name} declares its bytes of code instead of counting its bundle"
     artifact = folder / artifact_file(seed)
     if artifact.is_file() and digest_file(artifact) != run["artifact"]["digest"]:
         yield f"{artifact.name} is not the artifact that was scored"

@@ -56,8 +56,12 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_settings(data: Path) -> list[str]:
-    """Return the overrides that put the smoke recipe on a data folder with fixed arithmetic."""
-    return [f"data.source={data}", "model.vocab_size=300", "data.val_bytes=1500", *FIXED]
+    """Return the overrides that put the smoke recipe on a data folder with fixed arithmetic.
+
+    Its bytes of code are declared: a bundle takes ten seconds.
+    """
+    text = [f"data.source={data}", "model.vocab_size=300", "data.val_bytes=1500"]
+    return [*text, "pack.code_bytes=0", *FIXED]
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +100,7 @@ def place(
     (tmp_path / "empty.txt").touch()
     monkeypatch.chdir(tmp_path)
     settings = "--set data.source=data --set model.vocab_size=300 --set data.val_bytes=1500"
+    settings += " --set pack.code_bytes=0"
     return Place(tmp_path, f"{settings} {FIXED_OPTIONS}")
 
 

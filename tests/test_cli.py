@@ -182,9 +182,9 @@ def test_run_without_running(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("recipe", ["pr1858", "pr1493", "pr1858_proxy", "best"])
+@pytest.mark.parametrize(("recipe", "declared"), [("pr1858", 20_177), ("best", None)])
 def test_the_seed_tells_its_size_without_its_text(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, declared: int | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     told = cli("run", recipe, "--dry-run", "--json").json
@@ -192,6 +192,13 @@ def test_the_seed_tells_its_size_without_its_text(
     # The artifacts of the records hold 15,975,300 to 15,976,638 bytes.
     assert told["expected_artifact_bytes"] == pytest.approx(15_976_000, rel=0.02)
     assert list(tmp_path.iterdir()) == []
+    # What counts as code is the file that would be shipped, unless the recipe says otherwise.
+    size = cli("bundle", recipe, "--out", "bundle", "--json").json["bytes"]
+    assert told["bundle_bytes"] == size == (tmp_path / "bundle/train_gpt.py").stat().st_size
+    assert told["code_bytes"] == (declared or size)
+    assert told["code"] == ("declared" if declared else "measured")
+    if not declared:
+        assert told["expected_artifact_bytes"] + size == told["limit_bytes"]
 
 
 def test_train(cli: Cli, quick: list[str], tmp_path: Path) -> None:

@@ -120,10 +120,13 @@ def test_a_run_on_the_records_text_is_comparable(run: Path) -> None:
 def test_a_run_beside_itself_and_beside_another_text(run: Path, smoke_run: Path) -> None:
     found = compare(str(run), str(smoke_run))
     assert set(found["differences"].values()) == {0}
-    assert found["cautions"] == []
+    told = found["cautions"]
+    assert len(told) == 2 and all("its bytes of code are declared" in line for line in told)
+    change(run, lambda r: r["artifact"].update(code="measured"))
     change(run, lambda r: r["text"].update(digest="0" * 64))
     told = compare(str(run), str(smoke_run))["cautions"]
-    assert len(told) == 1 and told[0].endswith("another text")
+    assert len(told) == 2 and told[0].endswith("another text")
+    assert told[1].startswith(f"{smoke_run}: its bytes of code are declared")
 
 
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.9])

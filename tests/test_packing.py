@@ -32,7 +32,7 @@ def pack(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> Pack
 
     def call(*settings: str) -> Packed:
         said: list[str] = []
-        config = tiny(*settings, f"pack.code_bytes={CODE_BYTES}")
+        config = tiny(*settings)
         provenance = {
             "recipe": "test",
             "recipe_hash": "0123456789abcdef",
@@ -43,7 +43,8 @@ def pack(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> Pack
         }
         source, path = DataFolder.open(data_folder), tmp_path / "artifact.fwy"
         state = {name: weight.detach() for name, weight in model.named_parameters()}
-        return pack_model(config, model, state, source, path, provenance, said.append), said
+        given = (config, CODE_BYTES, model, state, source, path, provenance)
+        return pack_model(*given, said.append), said
 
     return call
 

@@ -197,7 +197,8 @@ SCHEMA: dict[str, set[str]] = {
     "stages.ttt": {*STAGE, "method", "changes", "estimate_s", "budget_s"},
     **{f"stages.{name}": STAGE for name in ("raw", "ema", "quantised", "sliding")},
     "artifact": {
-        *("bytes", "digest", "limit_bytes", "code_bytes", "matrix_sigmas", "level", "sections"),
+        *("bytes", "digest", "limit_bytes", "matrix_sigmas", "level", "sections"),
+        *("code_bytes", "code"),
     },
     "baselines": {"xz", "brotli", "zstd"},
     **{f"baselines.{name}": TOOL for name in ("xz", "brotli", "zstd")},

@@ -47,12 +47,12 @@ def test_scores_without_compressors_or_priming(results: dict[str, Any]) -> None:
 
 
 def test_the_account_adds_up_on_the_screen(results: dict[str, Any]) -> None:
-    artifact = {**results["artifact"], "code_bytes": 1234}
+    artifact = {**results["artifact"], "code_bytes": 1234, "code": "declared"}
     lines = text_of(show.account_table(artifact)).splitlines()
     shown = [cells(line) for line in lines if line.startswith("│")]
     *parts, total = [int(row[1].replace(",", "")) for row in shown]
     assert sum(parts) == total == artifact["bytes"] + 1234
-    assert ["code beside it", "1,234"] in shown
+    assert ["code beside it, declared", "1,234"] in shown
     assert "16,000,000 allowed" in shown[-1][0]
 
 

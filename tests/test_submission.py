@@ -4,7 +4,8 @@ import itertools
 import json
 import random
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,25 @@ from digits import Place, numbers, unnoticed
 
 from fairway import record as texts
 from fairway.audit.records import audit_record
+from fairway.config import Config
 from fairway.errors import UserError
 from fairway.files import read_json, write_json
+from fairway.run import Pipeline
+from fairway.stages import RunFolder
 from fairway.submission import CLAIM, DIGESTS, Claim, seal, submit
 from fairway.verify import judged, prediction_margin, verify
 
 ONE = Claim("A tiny record", "non_record", author="A. Author", min_seeds=1, with_artifacts=True)
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished smoke run that counts its own bundle."""
+    folder = tmp_path_factory.mktemp("counted") / "smoke"
+    pipeline = Pipeline(tiny("pack.code_bytes=auto"), RunFolder(folder), lambda text: None)
+    with pipeline.writing():
+        pipeline.walk()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +184,15 @@ def test_a_score_must_follow_from_its_nats(record: Path) -> None:
     assert any("its nats and bytes" in fault for fault in verify(record).faults)
 
 
+@pytest.mark.parametrize("edited", [{"code_bytes": 20_177}, {"code_bytes": 0, "bytes": 28_000}])
+def test_the_bytes_of_code_are_those_of_the_bundle(record: Path, edited: dict[str, int]) -> None:
+    run = read_json(record / "results/seed42.json")
+    run["artifact"].update(edited)
+    written_anew(record, run)
+    told = f"counts {edited['code_bytes']} bytes of code, its bundle has 28"
+    assert any(told in fault for fault in verify(record).faults)
+
+
 def test_files_that_come_or_go_are_found(record: Path) -> None:
     (record / "more.txt").write_text("x")
     (record / "requirements.txt").unlink()
@@ -191,8 +214,6 @@ def forged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def changed(run: Path, tmp_path: Path, **facts: Any) -> list[Path]:
     """Return the run, and a copy whose remembered facts differ."""
-    from fairway.stages import RunFolder
-
     other = Path(shutil.copytree(run, tmp_path / "other"))
     folder = RunFolder(other)
     for name, value in facts.items():
@@ -211,7 +232,14 @@ def changed(run: Path, tmp_path: Path, **facts: Any) -> list[Path]:
     [
         ({"config": {"seed": 43}, "audit": {"passed": False}}, "did not pass its audit"),
         ({"config": {"seed": 42}}, "different seeds"),
-        ({"config": {"seed": 43}, "pack": {"bytes": 15_999_000}}, "of code"),
+        (
+            {"config": {"seed": 43}, "pack": {"bytes": 15_999_000}},
+            r"above 16,000,000; run `fairway pack \S+other --budget 16000000`, then `fairway score",
+        ),
+        (
+            {"config": {"seed": 43}, "pack": {"code_bytes": 20_177}},
+            r"packed beside 20,177 bytes of code and its bundle has 28,\d+ now; run `fairway pack",
+        ),
         ({"config": {"seed": 43}, "pack": {"budget": {"used_s": 9.0, "limit_s": 8.0}}}, "trained"),
         ({"config": {"seed": 43}, "text": {"digest": "0" * 64}}, "other text"),
         ({"config": {"seed": 43}, "score.ttt": {"seconds": 601.0}}, "was scored in 601.0 s"),
@@ -236,10 +264,19 @@ def test_stages_must_be_made_with_the_settings_of_the_run(smoke_run: Path, tmp_p
 
 
 @pytest.mark.usefixtures("forged")
+def test_a_declared_figure_is_refused(smoke_run: Path, tmp_path: Path) -> None:
+    declared = asdict(replace(Config().pack, code_bytes=20_177))
+    other = changed(smoke_run, tmp_path, config={"pack": declared})[1]
+    told = (
+        f"other declares 20,177 bytes of code, .* `fairway pack {other} --set pack.code_bytes=auto`"
+    )
+    with pytest.raises(UserError, match=told):
+        submit([other], ONE, tmp_path / "out", lambda text: None)
+
+
+@pytest.mark.usefixtures("forged")
 def test_settings_must_be_those_of_one_configuration(smoke_run: Path, tmp_path: Path) -> None:
     paths = changed(smoke_run, tmp_path, config={"seed": 43})
-    from fairway.stages import RunFolder
-
     folder = RunFolder(paths[1])
     config = json.loads(json.dumps(folder.memory["config"]))
     config["optim"]["matrix_lr"] = 0.04

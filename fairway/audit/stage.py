@@ -11,7 +11,7 @@ from fairway.audit.ledger import check_trail_file
 from fairway.audit.predictors import LedgerScorer, scorer_of, small
 from fairway.audit.probes import audit_scorer
 from fairway.audit.verdicts import Probe, joined, verdict_of
-from fairway.config import Config
+from fairway.config import Config, declares_code
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
 from fairway.score.ledger import IntArray
@@ -23,10 +23,14 @@ _PROBED = ("sliding", "ttt", "mixture")
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What a run says of itself: facts of its stages by name, such as 'pack' or 'score.ttt'."""
+    """What a run says of itself: facts of its stages by name, such as 'pack' or 'score.ttt'.
+
+    `code_bytes` are those that count with its artifact.
+    """
 
     folder: Path
     stages: Mapping[str, Mapping[str, Any]]
+    code_bytes: int
 
 
 def audited(stage: str) -> bool:
@@ -103,12 +107,15 @@ def _budgets(run: RunFacts, config: Config) -> list[Finding]:
     """Return what exceeds the limits that the run was given."""
     found = []
     packed = run.stages["pack"]
-    total, limit = packed["bytes"] + packed["code_bytes"], packed["limit_bytes"]
+    total, limit = packed["bytes"] + run.code_bytes, packed["limit_bytes"]
     if total > limit:
         why = "artifact and code together exceed the limit"
         found.append(
             Finding("invalid", "bytes", why, "artifact.fwy", value=f"{total:,} > {limit:,}")
         )
+    if declares_code(config.pack):
+        why = "the bytes of code are declared, and not those of this run's own bundle"
+        found.append(Finding("note", "declared-code", why, value=f"{run.code_bytes:,} bytes"))
     used_s, limit_s = packed["budget"]["used_s"], packed["budget"]["limit_s"]
     if limit_s and used_s > limit_s:
         why = "training and calibration, which reads training text, took longer than their budget"

@@ -10,8 +10,8 @@ from typing import Any
 
 from fairway.bundle.emit import Program, program
 from fairway.bundle.flatten import flatten
-from fairway.bundle.modules import source_file
-from fairway.bundle.wrap import MOST_FILE_BYTES, unwrap, wrap
+from fairway.bundle.modules import ROOT, source_file
+from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
 from fairway.config import Config, fixed_digest, from_dict, to_dict
 from fairway.errors import UserError
 from fairway.files import (
@@ -44,18 +44,38 @@ class Bundle:
     names: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Programs:
+    """A recipe's program twice, short and with long names, and the modules that it is made of."""
+
+    short: Program
+    plain: Program
+    modules: tuple[str, ...]
+
+
 def bundle(config: Config, ascii_only: bool = False) -> Bundle:
     """Return the bundle of a recipe: the same bytes for the same sources, recipe and tools."""
-    return _made(_portable(config), ascii_only)
+    return _bundle(_portable(config), ascii_only)
 
 
-@functools.cache
-def _made(config: Config, ascii_only: bool) -> Bundle:
-    flat = flatten(config)
-    short, plain = program(flat, True), program(flat, False)
-    file = wrap(short.text, ascii_only)
-    modules = sorted({item.module for item in flat.items} | set(_BUNDLER))
-    sources = {name: digest_file(path) for name in modules if (path := source_file(name))}
+def bundle_bytes(config: Config) -> int:
+    """Return the bytes of a recipe's bundle: the same for every seed, text and clock.
+
+    Takes about ten seconds the first time.
+    """
+    return len(_file(_unstarted(config), _started(config)))
+
+
+def bundle_key(config: Config) -> list[Any]:
+    """Return what the bytes of a recipe's bundle are a function of, ready for JSON."""
+    return [fixed_digest(config), _sources(), platform.python_version(), _tools()]
+
+
+def _bundle(config: Config, ascii_only: bool) -> Bundle:
+    fixed, started = _unstarted(config), _started(config)
+    made, file = _programs(fixed, _sources()), _file(fixed, started, ascii_only)
+    short, plain = made.short, made.plain.text + started.call(len(file))
+    sources = {name: digest_file(path) for name in made.modules if (path := source_file(name))}
     manifest = {
         "schema": SCHEMA,
         "fairway": VERSION,
@@ -65,14 +85,48 @@ def _made(config: Config, ascii_only: bool) -> Bundle:
         "bytes": len(file),
         "digest": digest_bytes(file),
         "program_digest": digest_bytes(short.text.encode()),
-        "plain_digest": digest_bytes(plain.text.encode()),
-        "requirements": requirements(plain.text),
+        "plain_digest": digest_bytes(plain.encode()),
+        "requirements": requirements(plain),
         "sources": sources,
         "python": platform.python_version(),
-        "tools": {name: metadata.version(name) for name in _TOOLS},
+        "tools": _tools(),
         "modules": _shares(short, len(file)),
     }
-    return Bundle(file, plain.text, manifest, short.names)
+    return Bundle(file, plain, manifest, short.names)
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(config: Config, sources: str) -> _Programs:
+    """Return the programs of a recipe out of the sources of a digest, which are those on disk."""
+    flat = flatten(config)
+    modules = sorted({item.module for item in flat.items} | set(_BUNDLER))
+    return _Programs(program(flat, True), program(flat, False), tuple(modules))
+
+
+def _file(fixed: Config, started: Started, ascii_only: bool = False) -> bytes:
+    return wrap(_programs(fixed, _sources()).short.text, started, ascii_only)
+
+
+def _sources() -> str:
+    """Return a digest of all of the package's sources, as they lie on disk now."""
+    files = sorted(ROOT.rglob("*.py"))
+    return digest_bytes("".join(map(digest_file, files)).encode())
+
+
+def _tools() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _TOOLS}
+
+
+def _unstarted(config: Config) -> Config:
+    """Return a config whose program is told seed, text and clock when it starts."""
+    data, train = replace(config.data, source=""), replace(config.train, clock="wall", replay="")
+    return replace(config, seed=0, data=data, train=train)
+
+
+def _started(config: Config) -> Started:
+    """Return what starts the bundle of a config; one that follows a run is told so elsewhere."""
+    clock = "wall" if config.train.clock == "replay" else config.train.clock
+    return Started(config.seed, _portable_source(config), clock)
 
 
 def left_out(config: Config) -> list[str]:
@@ -88,8 +142,11 @@ def _portable(config: Config) -> Config:
             "train.clock is replay, which belongs to one run; bundle the recipe with wall or steps "
             "and start the bundle with --replay RUN"
         )
-    source = config.data.source if config.data.source == "embedded" else ""
-    return replace(config, data=replace(config.data, source=source))
+    return replace(config, data=replace(config.data, source=_portable_source(config)))
+
+
+def _portable_source(config: Config) -> str:
+    return config.data.source if config.data.source == "embedded" else ""
 
 
 def _shares(short: Program, size_bytes: int) -> list[dict[str, Any]]:

@@ -26,18 +26,20 @@ class Program:
 
 
 def program(flat: Flat, short: bool) -> Program:
-    """Return the whole program as text that ends by running the recipe, under its own names.
+    """Return the whole program as text under its own names, or as short as it gets.
 
-    With `short` it is as short as it gets, and ends by defining `START`, which runs the recipe:
-    threads that compile or import would wait for a program that is still being imported.
+    It ends by defining `START`, which runs the recipe: threads that compile or import would wait
+    for a program that is still being imported.
     """
     tree, origins = _tree(flat)
     if short:
         taken = library_names(frozenset(_origin(name)[0] for name in flat.externals))
         names = shorten(tree, taken | {START})
-        tree.body[-1:] = ast.parse(f"def {START}(): {ast.unparse(tree.body[-1])}").body
     else:
         names = _readable(tree)
+    # Its own name is the only one that is certainly no other's.
+    started = ast.unparse(tree.body[-1]).removesuffix(")") + f", *{START})"
+    tree.body[-1:] = ast.parse(f"def {START}(*{START}): {started}").body
     _Imports().visit(tree)
     ast.fix_missing_locations(tree)
     counts: Counter[str] = Counter()

@@ -11,6 +11,7 @@ import itertools
 import lzma
 import re
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import brotli
@@ -27,7 +28,6 @@ _STEPS = (
     "sys.path.insert(0,d.name)\n"
     "open(d.name+'/{module}.py','xb').write({decode})\n"
     "import {module}\n"
-    "{module}.{start}()\n"
 )
 _HEAD = "#coding:latin1\n"
 # The raw stream carries everything but the size of its window, for which this is the default.
@@ -36,6 +36,25 @@ _WINDOW_BYTES = 1 << 23
 # its source.
 MOST_FILE_BYTES = 1 << 19
 _MOST_PROGRAM_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What starts a program: the settings that its command line may still say.
+
+    They stand behind the packed program, each in as many characters as the longest value takes. So
+    the bytes of a bundle follow from the other settings alone, and a bundle can hold that number.
+    """
+
+    seed: int
+    source: str
+    clock: str
+
+    def call(self, size_bytes: int) -> str:
+        """Return the call that starts a program which is shipped in so many bytes."""
+        words = f"{size_bytes:7},{self.seed:10},{self.source!r:10},{self.clock!r:7}"
+        assert len(words) == 37, f"a field is too narrow: {words}"
+        return f"{START}({words})\n"
 
 
 def _chains() -> list[dict[str, Any]]:
@@ -66,22 +85,21 @@ def _packed(data: bytes) -> list[tuple[str, str, bytes]]:
     ]
 
 
-def wrap(program: str, ascii_only: bool = False) -> bytes:
+def wrap(program: str, started: Started, ascii_only: bool = False) -> bytes:
     """Return a Python file that runs a program: the smaller of LZMA2 and Brotli, decoder included.
 
-    The packed bytes stand in a Latin-1 literal, or, with `ascii_only`, in base85. What comes out is
-    checked to hold the program again.
+    The packed bytes stand in a Latin-1 literal, or, with `ascii_only`, in base85. The program is
+    told the bytes of the whole file. What comes out is checked to hold the program again.
     """
     data = program.encode()
     files = []
     for library, call, packed in _packed(data):
         literal = _base85(packed) if ascii_only else f"{_latin1(packed)}.encode('latin1')"
         imported = f"base64,{library}" if ascii_only else library
-        steps = _STEPS.format(
-            library=imported, module=MODULE, start=START, decode=call.format(literal)
-        )
+        steps = _STEPS.format(library=imported, module=MODULE, decode=call.format(literal))
         files.append((("" if ascii_only else _HEAD) + steps).encode("latin1"))
-    file = min(files, key=len)
+    file, ending = min(files, key=len), len(f"{MODULE}.{started.call(0)}")
+    file += f"{MODULE}.{started.call(len(file) + ending)}".encode()
     assert unwrap(file) == program, "the file does not hold its program"
     return file
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fairway.config import Config, QuantConfig
+from fairway.config import Config, PackConfig, QuantConfig, declares_code
 from fairway.model.gpt import GPT
 from fairway.quantise.gptq import grid_of
 from fairway.quantise.grid import Grid, largest_code, round_to_grid, row_scales
@@ -27,18 +27,35 @@ def gaussian_bits(grid: Grid) -> float:
     return max(0.0, math.log2(qmax * math.sqrt(2 * math.pi * math.e) / grid.sigmas))
 
 
-def expected_bytes(config: Config) -> int:
+def counted(pack: PackConfig, bundle_bytes: int) -> int:
+    """Return the bytes of code that count with an artifact: the bundle's, or what is declared."""
+    return bundle_bytes if isinstance(pack.code_bytes, str) else pack.code_bytes
+
+
+def how_counted(pack: PackConfig) -> str:
+    """Return how the bytes of code came to be: 'measured' or 'declared'."""
+    return "declared" if declares_code(pack) else "measured"
+
+
+def expected_bytes(config: Config, code_bytes: int) -> int:
     """Return the artifact bytes to expect of a recipe, from shapes alone (Gaussian weights)."""
     if config.quant.fill:
-        return filled_bytes(config)
+        return filled_bytes(config.pack, code_bytes)
     with torch.device("meta"):
         model = GPT(config.model)
     return _total(model, config.quant, lambda _, __, grid: gaussian_bits(grid))
 
 
-def filled_bytes(config: Config) -> int:
+def filled_bytes(pack: PackConfig, code_bytes: int) -> int:
     """Return the artifact bytes of a run that fills its budget: what the code leaves."""
-    return max(0, config.pack.limit_bytes - config.pack.code_bytes)
+    return max(0, pack.limit_bytes - code_bytes)
+
+
+def estimated_total(model: GPT, config: Config, code_bytes: int) -> int:
+    """Return the bytes of artifact and code to expect, given the present weights."""
+    if config.quant.fill:
+        return filled_bytes(config.pack, code_bytes) + code_bytes
+    return estimate_bytes(model, config.quant) + code_bytes
 
 
 def estimate_bytes(model: GPT, config: QuantConfig) -> int:

@@ -7,6 +7,7 @@ readers set beside the records. Facts: the logs and sources of the two pull requ
 from dataclasses import replace
 
 from fairway.config import (
+    AUTO,
     Config,
     DataConfig,
     ModelConfig,
@@ -22,8 +23,9 @@ from fairway.config import (
 def pr1858() -> Config:
     """#1858's seed runs: 35,944,536 parameters, 588 s of training on up to 8 GPUs, then GPTQ.
 
-    The text is not here: name a folder by data.source. Code counts as many bytes as #1858's did,
-    so that the model has the same room. `quant.fit` keeps the clip multiplier where it fits.
+    The text is not here: name a folder by data.source. Declared are the bytes of #1858's code, so
+    that the model has the same room; a run to be submitted counts its bundle, by
+    `--set pack.code_bytes=auto`. `quant.fit` keeps the clip multiplier where it fits.
     """
     return Config(
         recipe="pr1858",
@@ -183,6 +185,6 @@ def best() -> Config:
             fit=False,
             calibration_tokens=2_097_152,
         ),
-        pack=replace(base.pack, codec="cabac"),
+        pack=replace(base.pack, codec="cabac", code_bytes=AUTO),
         ttt=replace(base.ttt, method="lora", lora_documents=128),
     )

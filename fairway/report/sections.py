@@ -149,7 +149,7 @@ def artifact(results: Values, derived: Values) -> Html:
     limit = Html(
         f'<p class="limit">{num(derived["shipped_bytes"])} of {num(found["limit_bytes"])} bytes '
         f"allowed ({num(percent, '.1f', ' %')}): artifact {num(found['bytes'])}, code "
-        f"{num(found['code_bytes'])}.{meter(percent)}</p>"
+        f"{num(found['code_bytes'])} ({esc(found['code'])}).{meter(percent)}</p>"
     )
     total = [Html("file"), num(found["bytes"]), DASH, Html("")]
     parts = _share_rows(derived["sections"], ",")

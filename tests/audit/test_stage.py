@@ -26,15 +26,19 @@ def audited(smoke_run: Path, data_folder: Path) -> Callable[..., dict[str, Any]]
     """Return a function: the audit of facts in a folder, under a config, without probes."""
     tokenizer = DataFolder.open(data_folder).tokenizer
 
-    def audit(facts: Any, config: Config, folder: Path = smoke_run) -> dict[str, Any]:
-        return audit_run(RunFacts(folder, facts), config, alive(), np.ones(9, np.int64), tokenizer)
+    def audit(
+        facts: Any, config: Config, folder: Path = smoke_run, code_bytes: int = 0
+    ) -> dict[str, Any]:
+        run = RunFacts(folder, facts, code_bytes)
+        return audit_run(run, config, alive(), np.ones(9, np.int64), tokenizer)
 
     return audit
 
 
 def test_the_run_of_the_tests_passes_its_audit(smoke_run: Path) -> None:
     found = read_json(smoke_run / "results.json")["audit"]
-    assert (found["passed"], found["verdict"], found["findings"]) == (True, "valid", [])
+    assert (found["passed"], found["verdict"]) == (True, "valid")
+    assert [(f["severity"], f["code"]) for f in found["findings"]] == [("note", "declared-code")]
     names = {(probe["stage"], probe["name"]) for probe in found["probes"]}
     assert {("raw", "P4 ledger"), ("ttt", "P4 ledger"), ("sliding", "P1 substitution")} <= names
     assert {name for stage, name in names if stage == "ttt"} == {
@@ -77,4 +81,4 @@ def test_a_ledger_of_another_score_does_not_pass(
     assert audited(changed, config, tmp_path)["verdict"] == "not decidable"
     sorted_first = replace(config, ttt=replace(config.ttt, method="lora"))
     codes = [f["code"] for f in audited(changed, sorted_first)["findings"]]
-    assert codes == ["order", "no-probes"]
+    assert codes == ["order", "declared-code", "no-probes"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from alone import start
 from packaging.requirements import Requirement
 from tiny import alive
 
@@ -30,30 +31,6 @@ Tiny = Callable[..., Config]
 
 # What the published script counts, and what growth must be argued for; the goal is 28,000.
 PUBLISHED_BYTES, MOST_BYTES = 20_177, 28_000
-# Imports nothing of Fairway: a finder in front of all others refuses it.
-ABSENT = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name == "fairway" or name.startswith("fairway."):
-            raise ImportError("the package is absent")
-sys.meta_path.insert(0, Absent())
-import runpy
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def start(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    cwd.mkdir(exist_ok=True)
-    return subprocess.run(
-        [sys.executable, "-c", ABSENT, str(script), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": ""},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,10 @@ import random
 
 import pytest
 
-from fairway.bundle.wrap import _latin1, unwrap, wrap
+from fairway.bundle.wrap import Started, _latin1, unwrap, wrap
 from fairway.errors import UserError
+
+STARTED = Started(42, "", "wall")
 
 
 @pytest.mark.parametrize(
@@ -32,15 +34,30 @@ def test_a_literal_carries_any_bytes(data: bytes) -> None:
 @pytest.mark.parametrize("ascii_only", [False, True])
 def test_a_program_comes_back(ascii_only: bool) -> None:
     program = "print('\u2581')\n" * 50
-    file = wrap(program, ascii_only)
+    file = wrap(program, STARTED, ascii_only)
     assert unwrap(file) == program
-    assert wrap(program, ascii_only) == file
+    assert wrap(program, STARTED, ascii_only) == file
     assert file.isascii() == ascii_only
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize(
+    "started", [STARTED, Started(0, "embedded", "steps"), Started(2**32 - 1, "", "steps")]
+)
+def test_a_program_is_told_its_bytes_which_no_start_changes(
+    started: Started, ascii_only: bool
+) -> None:
+    file = wrap("print(1)\n" * 50, started, ascii_only)
+    call = ast.parse(file).body[-1]
+    assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
+    told = [ast.literal_eval(argument) for argument in call.value.args]
+    assert told == [len(file), started.seed, started.source, started.clock]
+    assert len(file) == len(wrap("print(1)\n" * 50, STARTED, ascii_only))
 
 
 def test_the_latin_form_is_smaller() -> None:
     program = "".join(f"{random.Random(n).random()}\n" for n in range(200))
-    assert len(wrap(program)) < 0.9 * len(wrap(program, ascii_only=True))
+    assert len(wrap(program, STARTED)) < 0.9 * len(wrap(program, STARTED, ascii_only=True))
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def example_results() -> dict:
             "digest": "ef" * 32,
             "limit_bytes": 16_000_000,
             "code_bytes": 1000,
+            "code": "measured",
             "sections": [{"name": "header", "bytes": 2004}, {"name": "codes", "bytes": 810_000}],
         },
         "baselines": {
