@@ -397,7 +397,7 @@ class Optimisers:
         )
         self.adam = torch.optim.AdamW(
             [
-                {"params": [named[n] for n in names], "lr": lr, "base_lr": lr, "weight_decay": wd}
+                {"params": [named[n] for n in names], "base_lr": lr, "weight_decay": wd}
                 for names, lr, wd in groups
                 if names
             ],

@@ -14,7 +14,6 @@ at once.
 Shapes: [...] any, V vocabulary, N symbols, S rows, A those that are coded.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,7 @@ def _shares(probs_NV: FloatArray, spare: int, counts_NV: IntArray) -> bool:
         top = 0
         for v in range(probs_NV.shape[1]):
             total += probs_NV[n, v]
-            count = int64(math.floor(probs_NV[n, v] * spare))
+            count = int64(probs_NV[n, v] * spare)
             counts_NV[n, v] = count + 1
             rest -= count
             if count + 1 > counts_NV[n, top]:
