@@ -101,4 +101,5 @@ FORMATS: dict[str, tuple[str, str]] = {
     "tokenizer": ("data", "Tokenizers"),
     "data": ("data", "DataFolders"),
     "text": ("data", "Texts"),
+    "record": ("records", "Records"),
 }

@@ -12,6 +12,7 @@ from typing import Any
 import brotli
 import numpy as np
 from conftest import documents
+from fairway.prove.pieces import Packer
 from specimens import PROVENANCE, PUNY, quantised
 
 from fairway.config import (
@@ -31,7 +32,6 @@ from fairway.prove.archive import compress, decompress, header_of
 from fairway.prove.coding import Session, Sliding, method_named, open_session
 from fairway.prove.container import ARCHIVE, coded_file, open_coded, open_file, stored_file
 from fairway.prove.machine import coding_plan
-from fairway.prove.pieces import Packer
 from fairway.prove.proof import prove, restore
 
 from . import Case, Files, most_bytes
