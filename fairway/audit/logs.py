@@ -145,7 +145,7 @@ _LIST = b"hyperparameters"
 _WORDS = (b"val_bpb", b"train_time", _LIST, *(word.encode() for _, word, _ in _NUMBERS))
 
 
-def read_log(file: File, most_bytes: int = 1 << 28) -> Log:
+def read_log(file: File, most_bytes: int = 1 << 26) -> Log:
     """Return what the first `most_bytes` of a log say.
 
     Words are looked for in whole blocks and only lines that have one are taken apart, so that a

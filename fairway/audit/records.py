@@ -21,7 +21,7 @@ from fairway.audit.unwrap import unwrap
 # More logs than these are not read; a record has three to five.
 _MOST_LOGS = 50
 # Bytes of all logs together, and of all scripts: seconds of work.
-_LOG_BYTES, _SCRIPT_BYTES = 1 << 28, 1 << 24
+_LOG_BYTES, _SCRIPT_BYTES = 1 << 26, 1 << 24
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
 _README_BYTES = 1_000_000
 
