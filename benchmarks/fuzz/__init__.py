@@ -102,4 +102,5 @@ FORMATS: dict[str, tuple[str, str]] = {
     "data": ("data", "DataFolders"),
     "text": ("data", "Texts"),
     "record": ("records", "Records"),
+    "run": ("runs", "Runs"),
 }

@@ -12,7 +12,6 @@ from typing import Any
 import brotli
 import numpy as np
 from conftest import documents
-from fairway.prove.pieces import Packer
 from specimens import PROVENANCE, PUNY, quantised
 
 from fairway.config import (
@@ -26,6 +25,7 @@ from fairway.config import (
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
+from fairway.data.pieces import Packer
 from fairway.files import digest_bytes
 from fairway.pack.artifact import save_artifact
 from fairway.prove.archive import compress, decompress, header_of
