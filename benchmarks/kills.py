@@ -218,7 +218,7 @@ def kept(folder: Path, home: Path, name: str) -> Path:
 def cases(
     home: Path, verbs: list[str]
 ) -> tuple[list[Case], dict[str, tuple[dict[str, Any], float]]]:
-    """Run every verb that is needed once; return the cases, and by verb what is left, in how long."""
+    """Run every verb that is needed once; return the cases, and what each verb leaves, timed."""
     documents = [Document(f"doc-{n}", text(n)) for n in range(50)]
     build_data(documents, home / "data", vocab_size=300, val_share=0.1, shard_tokens=20_000)
     sets = [f"data.source={home / 'data'}", *SETTINGS]

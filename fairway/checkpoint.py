@@ -6,6 +6,7 @@ The file carries the digest of all its bytes, as if the place of the digest held
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fairway.errors import UserError
-from fairway.files import atomic_file
+from fairway.files import atomic_file, opened, parse_json
 
 _ZEROS = b"0" * 64
 # No name and no fact can hold these bytes: quotes inside a JSON text are escaped.
@@ -44,13 +45,15 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; there is nothing to resume from")
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             check_digest(stream)
-        with safe_open(path, framework="pt") as opened:
-            facts = json.loads((opened.metadata() or {})["fairway"])
-            names = opened.keys()
-            tensors = {name: opened.get_tensor(name) for name in names}
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        with safe_open(path, framework="pt") as tables:
+            facts = parse_json((tables.metadata() or {})["fairway"])
+            names = tables.keys()
+            tensors = {name: tables.get_tensor(name) for name in names}
+    except UserError:
+        raise
+    except (SafetensorError, KeyError, ValueError) as error:
         raise damaged(path, error) from None
     return tensors, facts
 
@@ -68,7 +71,8 @@ def check_digest(stream: BinaryIO) -> None:
     size = int.from_bytes(start, "little")
     if not 0 < size <= _MOST_HEADER_BYTES:
         raise ValueError("its header is not one of safetensors")
-    header = stream.read(size)
+    # What is asked for is allocated, and the size is what the file says.
+    header = stream.read(min(size, os.fstat(stream.fileno()).st_size))
     before, mark, rest = header.partition(_MARK)
     told, rest = rest[: len(_ZEROS)], rest[len(_ZEROS) :]
     found = hashlib.sha256(start + before + mark + _ZEROS + rest)

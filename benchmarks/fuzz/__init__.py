@@ -102,4 +102,6 @@ FORMATS: dict[str, tuple[str, str]] = {
     "data": ("data", "DataFolders"),
     "text": ("data", "Texts"),
     "request": ("harness", "Requests"),
+    "record": ("records", "Records"),
+    "run": ("runs", "Runs"),
 }

@@ -1,5 +1,6 @@
 """Do logs agree with one another, and claim and README with the logs?"""
 
+import itertools
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ from fairway.audit.claims import Claims, bpb_like, variables
 from fairway.audit.findings import Finding
 from fairway.audit.logs import Log, Number
 
+# So many names are looked for in so many characters of source: seconds, whatever they are.
+_MOST_NAMES, _MOST_READ = 2_000, 1 << 22
 # Settings that may differ between runs of one configuration: places, and what is printed or kept.
 _OWN = re.compile(
     r"(^|_)(seed|run_id|rank|local_rank|path|paths|dir|dirs|file|files|logfile|name|host|port|"
@@ -206,10 +209,10 @@ def check_readme(
             yield Finding("warning", "readme-score", why, file, written[0][1], value)
     yield from _epochs(text, file, logs)
     if sources:
-        read = "\n".join(sources)
+        read = "\n".join(sources)[:_MOST_READ]
         # A script that goes through all variables reads this one too.
         whole = re.search(r"in\s+(?:os\.)?environ\b(?!\.get|\[)|environ\.items\(\)", read)
-        for name, line in variables(text).items():
+        for name, line in itertools.islice(variables(text).items(), _MOST_NAMES):
             if not whole and name not in read:
                 why = "a variable is set for the script, which never reads it"
                 yield Finding("warning", "unread-variable", why, file, line, name)
@@ -232,10 +235,14 @@ def _epochs(text: str, file: str, logs: Sequence[Log]) -> Iterator[Finding]:
 
 def check_known_settings(logs: Sequence[Log], sources: Sequence[str]) -> Iterator[Finding]:
     """Yield settings of a log that the script does not have: another script wrote the log."""
-    read = "\n".join(sources).lower()
+    read = "\n".join(sources)[:_MOST_READ].lower()
+    looked: dict[str, bool] = {}
     for log in logs:
         names = [n for n in log.settings if not _OWN.search(n)]
-        unknown = [name for name in names if name not in read]
+        if len(looked) + len(names) > _MOST_NAMES:
+            return
+        looked |= {name: name in read for name in names if name not in looked}
+        unknown = [name for name in names if not looked[name]]
         # If most are unknown, what we read is not the script, and nothing follows.
         if unknown and 4 * len(unknown) <= len(names):
             line = log.setting_lines[unknown[0]]

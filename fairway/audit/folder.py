@@ -3,6 +3,7 @@
 Nothing is executed, no link is followed, and nothing outside the folder is opened.
 """
 
+import itertools
 import os
 import stat
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fairway.files import opened, parse_json, read_bytes
 
 # A record has a handful of files; whoever puts in more is not audited further than this.
 MOST_FILES = 2_000
+_MOST_ENTRIES = 10_000
 MOST_JSON_BYTES = 4_000_000
 MOST_TEXT_BYTES = 4_000_000
 _MOST_DEPTH = 6
@@ -58,16 +60,26 @@ def open_folder(path: Path) -> Folder:
 
 
 def _walk(root: Path, path: Path, files: list[File], skipped: list[str], depth: int) -> None:
-    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+    try:
+        with os.scandir(path) as found:
+            entries = sorted(itertools.islice(found, _MOST_ENTRIES), key=lambda entry: entry.name)
+    except OSError:
+        skipped.append(plain(os.path.relpath(path, root)))
+        return
+    for entry in entries:
         name = plain(os.path.relpath(entry.path, root))
         if entry.name in (".git", "__pycache__"):
             continue
-        if len(files) >= MOST_FILES:
+        if len(files) >= MOST_FILES or len(skipped) >= MOST_FILES:
             skipped.append(name)
             return
         info = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(info.st_mode) and depth < _MOST_DEPTH:
+            before = len(files) + len(skipped)
             _walk(root, Path(entry.path), files, skipped, depth + 1)
+            if len(files) + len(skipped) == before:
+                # Folders without an end would be walked in silence.
+                skipped.append(name)
         elif stat.S_ISREG(info.st_mode):
             files.append(File(Path(entry.path), name, info.st_size))
         else:

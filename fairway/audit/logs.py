@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from fairway.audit.folder import File
+from fairway.files import opened
 
 # A line is read up to here; what a program prints for people is shorter.
 _LINE_BYTES = 4_096
@@ -18,6 +19,10 @@ _LINE_BYTES = 4_096
 _MOST_OF_A_KIND = 2_000
 _MOST_SETTINGS = 1_000
 _SETTINGS_BYTES = 200_000
+# Numbers beyond this mean nothing, and their products would be none.
+_LARGEST = 1e18
+# Patterns try every part of a run of blanks; what people write has few.
+_BLANKS = re.compile(r"\s{10,}")
 _BLOCK_BYTES = 1 << 22
 
 
@@ -105,17 +110,22 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
     (name, kind, re.compile(pattern, re.IGNORECASE))
     for name, kind, pattern in (
         ("seed", "seed", rf"^\s*(?:random_)?seed\s*[:=]\s*{_INT}\s*$"),
-        ("code bytes", "code size", rf"code size[^:=]*[:=]\s*{_INT}"),
-        ("total bytes", "total submission size", rf"total submission size[^:=]*[:=]\s*{_INT}"),
+        ("code bytes", "code size", rf"code size[^:=]{{0,80}}[:=]\s*{_INT}"),
+        (
+            "total bytes",
+            "total submission size",
+            rf"total submission size[^:=]{{0,80}}[:=]\s*{_INT}",
+        ),
         (
             "model bytes",
             "serialized model",
-            rf"serialized model[^:=]*(?:quant|int\d|zlib|brotli|lzma|zstd)[^:=]*[:=]\s*{_INT}",
+            rf"serialized model[^:=]{{0,80}}(?:quant|int\d|zlib|brotli|lzma|zstd)[^:=]{{0,80}}[:=]"
+            rf"\s*{_INT}",
         ),
         ("parameters", "model_params", rf"model_params\s*[:=]\s*{_INT}"),
         ("train shards", "train_shards", rf"train_shards\s*[:=]\s*{_INT}"),
         ("val tokens", "val_tokens", rf"val_tokens\s*[:=]\s*{_INT}"),
-        ("val tokens", "val_loader", rf"val_loader\b.*?\btokens\s*[:=]\s*{_INT}"),
+        ("val tokens", "val_loader", rf"val_loader\b.{{0,200}}?\btokens\s*[:=]\s*{_INT}"),
         ("hessian seconds", "hessian", rf"collected\s+\d+\s+hessians\s+in\s+{_FLOAT}\s*s"),
         ("eval seconds", "total_eval_time", rf"total_eval_time\s*[:=]\s*{_FLOAT}\s*s"),
         ("within gate", "within_gate", rf"within_gate\s*[:=]\s*{_INT}"),
@@ -135,16 +145,18 @@ _LIST = b"hyperparameters"
 _WORDS = (b"val_bpb", b"train_time", _LIST, *(word.encode() for _, word, _ in _NUMBERS))
 
 
-def read_log(file: File) -> Log:
-    """Return what a log says.
+def read_log(file: File, most_bytes: int = 1 << 26) -> Log:
+    """Return what the first `most_bytes` of a log say.
 
     Words are looked for in whole blocks and only lines that have one are taken apart, so that a
     hundred megabytes of anything take seconds.
     """
     log, seen = Log(file.name), Counter[bytes]()
     number, offset = 1, 0
-    with file.path.open("rb") as stream:
+    with opened(file.path) as stream:
         for block in _blocks(stream):
+            if offset >= most_bytes:
+                break
             low, at = block.lower(), 0
             for start in _hits(low, seen):
                 number += low.count(b"\n", at, start)
@@ -186,7 +198,7 @@ def _hits(low: bytes, seen: Counter[bytes]) -> list[int]:
 
 def _read_settings(log: Log, file: File, number: int, offset: int) -> None:
     """Read the list of settings that begins after a line at an offset."""
-    with file.path.open("rb") as stream:
+    with opened(file.path) as stream:
         stream.seek(offset)
         lines = stream.read(_SETTINGS_BYTES).split(b"\n")[1 : _MOST_SETTINGS + 1]
     for place, raw in enumerate(lines, start=number + 1):
@@ -195,7 +207,7 @@ def _read_settings(log: Log, file: File, number: int, offset: int) -> None:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace").rstrip()
+    return _BLANKS.sub(" " * 9, raw.decode("utf-8", "replace").rstrip())
 
 
 def _read(log: Log, number: int, text: str) -> None:
@@ -212,7 +224,7 @@ def _read(log: Log, number: int, text: str) -> None:
 
 
 def _value(digits: str) -> float:
-    return float(digits.replace(",", ""))
+    return min(float(digits.replace(",", "")), _LARGEST)
 
 
 def _read_stage(log: Log, number: int, text: str) -> None:
@@ -240,7 +252,7 @@ def _read_step(log: Log, number: int, text: str) -> None:
         return
     seconds = _value(taken[1]) * _SECONDS[taken[2].lower()] if taken else None
     line = StepLine(
-        int(step[1] or step[2]),
+        int(_value(step[1] or step[2])),
         seconds,
         _value(average[1]) if average else None,
         number,
@@ -260,6 +272,6 @@ def _read_setting(log: Log, number: int, text: str) -> bool:
         return False
     log.settings[found[1]] = found[2].strip()
     log.setting_lines[found[1]] = number
-    if found[1] == "seed" and found[2].strip().isdigit():
-        log.numbers["seed"] = Number(float(found[2]), log.name, number, text.strip())
+    if found[1] == "seed" and found[2].strip().isdecimal():
+        log.numbers["seed"] = Number(_value(found[2].strip()), log.name, number, text.strip())
     return True

@@ -20,6 +20,8 @@ from fairway.audit.unwrap import unwrap
 
 # More logs than these are not read; a record has three to five.
 _MOST_LOGS = 50
+# Bytes of all logs together, and of all scripts: seconds of work.
+_LOG_BYTES, _SCRIPT_BYTES = 1 << 26, 1 << 24
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
 _README_BYTES = 1_000_000
 
@@ -50,7 +52,15 @@ def audit_record(folder: Path) -> RecordAudit:
 
 def _findings(folder: Folder, facts: dict[str, Any]) -> Iterator[Finding]:
     yield from _parts(folder)
-    logs = [log for file in _log_files(folder) if (log := read_log(file)).ran]
+    logs = []
+    left_bytes = _LOG_BYTES
+    for file in _log_files(folder):
+        if file.size_bytes > left_bytes:
+            why = f"of all logs together {_LOG_BYTES:,} bytes are read; this one has more"
+            yield Finding("warning", "long-log", why, file.name, value=f"{file.size_bytes:,}")
+        log = read_log(file, left_bytes)
+        left_bytes = max(0, left_bytes - file.size_bytes)
+        logs += [log] if log.ran else []
     facts["logs"] = [_facts_of(log) for log in logs]
     if not logs:
         yield Finding("warning", "no-log", "no training log could be found")
@@ -135,8 +145,14 @@ def _sources(
     """Yield what the source says; return the text of all layers of all scripts."""
     texts: list[str] = []
     settings = {name: str(value) for log in logs for name, value in log.settings.items()}
+    left_bytes = _SCRIPT_BYTES
     for file in folder.ending(".py")[:_MOST_LOGS]:
+        if left_bytes <= 0:
+            why = f"of all scripts together {_SCRIPT_BYTES:,} bytes are read"
+            yield Finding("warning", "unpack", why, file.name)
+            break
         opened = unwrap(read_text(file))
+        left_bytes -= sum(len(layer.source) for layer in opened.layers)
         texts += [layer.source for layer in opened.layers]
         facts.setdefault("layers", {})[file.name] = len(opened.layers)
         if opened.stopped:

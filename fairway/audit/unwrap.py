@@ -9,7 +9,9 @@ import ast
 import base64
 import bz2
 import io
+import itertools
 import lzma
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ _MOST_PARSED = 1_000_000
 # A dictionary larger than this is no part of an honest script, but takes memory.
 _MOST_DICTIONARY = 64_000_000
 _MEMORY = 128_000_000
+# Calls of exec that are followed; a script needs one.
+_MOST_CALLS = 20
 
 Value = bytes | str
 
@@ -79,7 +83,10 @@ def parsed(source: str) -> ast.Module | None:
     if len(source) > _MOST_PARSED:
         return None
     try:
-        return ast.parse(source)
+        with warnings.catch_warnings():
+            # A stranger's script may have a warning in every line, told in its own words.
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
@@ -95,7 +102,7 @@ def _inner(tree: ast.Module, left: int) -> str | None:
             modules |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             names[node.targets[0].id] = node.value
-    for call in _executed(tree):
+    for call in itertools.islice(_executed(tree), _MOST_CALLS):
         try:
             value = _Follow(names, modules, left).value(call)
         except (_Unknown, ValueError, EOFError, lzma.LZMAError, zlib.error, OSError):

@@ -159,8 +159,8 @@ def _checked(fields: dict[str, Any], payload_bytes: int) -> Header:
     # Documents are as long as they are; all else was cut evenly.
     if method["name"] != "lora" and uneven(targets, rows):
         raise UserError(
-            f"its header has a stream of {max(targets)} tokens among {len(targets)} of {sum(targets)} "
-            "in all; it was not written by Fairway"
+            f"its header has a stream of {max(targets)} tokens among {len(targets)}, which have "
+            f"{sum(targets)} in all; it was not written by Fairway"
         )
     return Header(
         artifact=_text(fields["artifact"], "the artifact"),

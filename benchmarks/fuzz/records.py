@@ -1,0 +1,145 @@
+"""Records: folders in the challenge's format, and those that `fairway submit` wrote."""
+
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from audit.record import SCRIPT, wrapped
+from audit.record import Case as Written
+
+from fairway.audit.records import audit_record
+from fairway.errors import UserError
+
+from . import Case, Change, Files
+from .damage import damaged, odd_json, spoil_value
+
+_CLAIM = "submission.json"
+
+
+class Records:
+    """A record of the challenge with a plain script, and one whose script unpacks itself."""
+
+    name = "record"
+
+    def specimens(self) -> list[Files]:
+        """Return both."""
+        found = []
+        for script in (SCRIPT, wrapped(wrapped(SCRIPT))):
+            with tempfile.TemporaryDirectory() as place:
+                folder = Written(script=script).write(Path(place) / "record")
+                found.append({f"r/{path.name}": path.read_bytes() for path in folder.iterdir()})
+        return found
+
+    def spoil(self, files: Files, rng: random.Random) -> Case:
+        """Spoil bytes, values of the claim, lines of a log or README, the script, or the folder."""
+        kind = rng.random()
+        if kind < 0.35:
+            name = rng.choice(list(files))
+            return Case({name: damaged(files[name], rng)}, True, name)
+        if kind < 0.55:
+            claim = json.loads(files[f"r/{_CLAIM}"])
+            note = "claim" + spoil_value(claim, rng)
+            data = odd_json(claim, rng) if rng.random() < 0.2 else json.dumps(claim).encode()
+            return Case({f"r/{_CLAIM}": data}, True, note)
+        if kind < 0.8:
+            return _lines(files, rng)
+        if kind < 0.92:
+            script = _script(rng)
+            return Case({"r/train_gpt.py": script}, True, "script")
+        return _folder(files, rng)
+
+    def read(self, folder: Path) -> Any:
+        """Return the audit; UserError where it finds the record invalid."""
+        found = audit_record(folder / "r")
+        if not found.valid:
+            raise UserError(found.findings[0].why)
+        return found
+
+    def wrong(self, files: Files, case: Case, found: Any) -> str:
+        """Return findings that could not be printed or are not of this folder."""
+        for finding in found.findings:
+            texts = (finding.why, finding.place, finding.value)
+            if any(len(text) > 2_000 for text in texts):
+                return f"{finding.code} is a page long"
+        json.dumps(found.facts, allow_nan=False)
+        return ""
+
+
+def _lines(files: Files, rng: random.Random) -> Case:
+    """Change the lines of a log or of the README so that they are hard to read."""
+    name = rng.choice([name for name in files if name.endswith((".log", ".md"))])
+    lines = files[name].splitlines(keepends=True)
+    at = rng.randrange(len(lines))
+    many = rng.choice((10, 1_000, 5_000, 100_000))
+    line = lines[at].rstrip(b"\n")
+    digit = next((n for n, byte in enumerate(line) if 48 <= byte < 58), 0)
+    lines[at] = rng.choice(
+        (
+            line[:digit] + b"9" * many + line[digit:], line + b" " * many + b":", line * 1_000,
+            line.replace(b":", b" " * many + b":", 1), line[:digit] + b"\xc2\xb2" + line[digit:],
+            line.replace(b":", b":-"), line[:digit] + b"1e999" + line[digit:], b"\x1b[2J" + line,
+            (b"serialized model quant " * many)[:200_000], line + b"\0", b"step" + b" " * many,
+            line[:digit] + "\u0663".encode() + line[digit:], line.replace(b".", b"."* many, 1),
+            line[:digit] + b"nan" + line[digit + 1 :], line[:digit] + b"0" + line[digit + 1 :],
+            b"Hyperparameters:\n" + b"  a: 1\n" * many, (line + b"\n") * min(many, 5_000),
+            b"".join(b"A%d=1 " % n for n in range(min(many, 5_000))) + b"python x.py",
+        )
+    ) + b"\n"  # fmt: skip
+    return Case({name: b"".join(lines)}, True, f"{name}:{at + 1}")
+
+
+def _script(rng: random.Random) -> bytes:
+    """Return a script that is hard to read or to unpack."""
+    many = rng.choice((100, 1_000, 20_000))
+    kind = rng.randrange(9)
+    if kind == 0:
+        return wrapped("#" * rng.choice((10**5, 10**7, 10**8))).encode()
+    if kind == 1:
+        return wrapped(SCRIPT).encode() * min(many, 30)
+    if kind == 2:
+        return damaged(wrapped(SCRIPT).encode(), rng)
+    return rng.choice(
+        (
+            b"exec(x)\nx=x+x\n", b"a='aaaa'\n" + b"a=a+a\n" * many + b"exec(a)\n",
+            b"if 1:\n" * 1 + b" x=1\n" * many, b"x" + b".a" * many, b"(" * many,
+            b"1" + b"+1" * many,
+            b"def f():\n" + b" while 1:\n  pass\n" * many, b"'\\q'\n" * many, b"\0", b"\xff" * many,
+            b"exec(__import__('zlib').decompress(b''))\n" * many, b"lambda:" * many + b"0",
+            b"import base64 as b\nexec(b.b85decode(" + repr("~" * many).encode() + b"))",
+            b"def mix_ppm(y):\n" + b" y=y[y[y]]\n" * many, b"x=" + b"[" * 90 + b"]" * 90,
+        )
+    )  # fmt: skip
+
+
+def _folder(files: Files, rng: random.Random) -> Case:
+    """Change what kind of thing lies in the folder."""
+    name = rng.choice(list(files))
+    many = rng.choice((3, 100, 3_000))
+    change: Change = rng.choice(
+        (
+            None, os.mkfifo, Path.mkdir, lambda path: path.symlink_to("."), _sparse,
+            lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path.name),
+            lambda path: _many(path, many), lambda path: _deep(path, 50),
+        )
+    )  # fmt: skip
+    return Case({name: change}, True, f"{name} as another thing")
+
+
+def _sparse(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(1 << 34)
+
+
+def _many(path: Path, count: int) -> None:
+    path.mkdir()
+    for number in range(count):
+        (path / f"{number}.log").write_bytes(b"step 1/2 val_bpb: 1.0 \n")
+
+
+def _deep(path: Path, depth: int) -> None:
+    for _ in range(depth):
+        path.mkdir()
+        path = path / "submission.json"
