@@ -38,7 +38,9 @@ def vocabulary() -> Tokenizer:
 
 def helpers(tokens: int = 40, **changes: Any) -> Helpers:
     return Helpers(
-        vocabulary(), MixtureConfig(**{"memory_mb": 8, "match_min": 4, **changes}), tokens
+        vocabulary(),
+        MixtureConfig(**{"memory_mb": 8, "match_min": 4, "tilt_bits": 10, **changes}),
+        tokens,
     )
 
 
