@@ -37,11 +37,8 @@ def vocabulary() -> Tokenizer:
 
 
 def helpers(tokens: int = 40, **changes: Any) -> Helpers:
-    return Helpers(
-        vocabulary(),
-        MixtureConfig(**{"memory_mb": 8, "match_min": 4, "tilt_bits": 10, **changes}),
-        tokens,
-    )
+    smallest = {"memory_mb": 8, "match_min": 4, "tilt_bits": 10}
+    return Helpers(vocabulary(), MixtureConfig(**{**smallest, **changes}), tokens)
 
 
 def source() -> np.ndarray:
