@@ -20,6 +20,8 @@ import ast
 import ctypes
 import functools
 import importlib
+import itertools
+import math
 import os
 import random
 import resource
@@ -195,6 +197,7 @@ class Campaign:
     work: dict[str, list[Mutant]]
     known: dict[tuple[str, str, str, str], str]
     quiet: bool
+    most_s: float
     out: Any
     failed: bool = False
     child: bool = False
@@ -225,7 +228,7 @@ class Campaign:
                 if mutant.key in self.known:
                     counts["equivalent"] += 1
                     continue
-                chosen = self._chosen(reaches, files[name], mutant.lines)
+                chosen = self._chosen(reaches, files[name], mutant.lines, self.most_s)
                 verdict = self._try(session, modules[name], mutant.source, chosen)
                 counts[verdict] += 1
                 if verdict in ("survived", "unreached", "unchanged"):
@@ -253,13 +256,20 @@ class Campaign:
         return _Reach(item, seconds, {file: set(data.lines(file) or ()) for file in files})
 
     @staticmethod
-    def _chosen(reaches: list[_Reach], file: str, lines: tuple[int, int]) -> list[_Reach]:
-        """Return the tests that reach some lines: all of them where those run at import."""
+    def _chosen(
+        reaches: list[_Reach], file: str, lines: tuple[int, int], most_s: float
+    ) -> list[_Reach]:
+        """Return the tests that reach some lines: all of them where those run at import.
+
+        The quick ones come first; those that would end after `most_s` are left out.
+        """
         wanted = set(range(lines[0], lines[1] + 1))
         found = [reach for reach in reaches if reach.lines[file] & wanted]
         if not found and _at_import(file, lines[0]):
             found = reaches
-        return sorted(found, key=lambda reach: reach.seconds)
+        found = sorted(found, key=lambda reach: reach.seconds)
+        ends_s = itertools.accumulate(reach.seconds for reach in found)
+        return [reach for reach, end_s in zip(found, ends_s, strict=True) if end_s <= most_s]
 
     def _check_itself(
         self, session: Any, module: types.ModuleType, reaches: list[_Reach], file: str
@@ -401,6 +411,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--tests", nargs="+", help="run these instead, paths below tests/")
     parser.add_argument("--compiled", action="store_true", help="compile other modules' loops")
+    parser.add_argument(
+        "--most-s",
+        type=float,
+        default=math.inf,
+        help="seconds of tests for a mutant: the rest of them are left out, so that more survive",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no survivors")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -424,7 +440,7 @@ def main() -> int:
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nothing, stream)
-    campaign = Campaign(work, equivalents(), options.quiet, out)
+    campaign = Campaign(work, equivalents(), options.quiet, options.most_s, out)
     switches = ["-o", "addopts=", "--import-mode=importlib", "--strict-markers", "-m", "not slow"]
     switches += ["-p", "no:cacheprovider", "-s", "-q"]
     code = pytest.main([*switches, *(f"tests/{file}" for file in files)], plugins=[campaign])

@@ -307,9 +307,10 @@ def mutants(name: str, source: str) -> Iterator[Mutant]:
 
 
 def _bare(unit: Any) -> cst.CSTNode:
-    """Return a function or a statement without the comments around it."""
+    """Return a function or a statement without the comments and the decorators around it."""
     unit = unit.with_changes(leading_lines=[])
     if isinstance(unit, cst.FunctionDef):
+        unit = unit.with_changes(decorators=[], lines_after_decorators=[])
         unit = unit.with_deep_changes(unit.body, footer=[])
     return cast(cst.CSTNode, unit)
 

@@ -1,0 +1,323 @@
+"""Documents side by side: slots, matrices, rows and lessons, each against a plain one."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY
+from tiny import alive as alive_with
+
+from fairway.config import ScoreConfig, TttConfig
+from fairway.errors import LedgerError
+from fairway.model.gpt import GPT
+from fairway.score import lora
+from fairway.score.documents import batches, documents
+from fairway.score.ledger import Context, Ledger, Text, Witness
+from fairway.score.lora import DocumentDistribution, Documents, Lanes, evaluate_lora, phase_bounds
+from fairway.score.sgd import Sgd
+from fairway.score.windows import Event, Window
+
+V, T = 260, 16
+MODEL = replace(TINY, num_layers=2, xsa_layers=1, loop_first=0, loop_last=0, rope_train_len=8)
+CONFIG = TttConfig(
+    method="lora", lora_rank=2, lora_alpha=3.0, lora_lr=0.01, lora_wd=0.1, lora_chunks="8",
+    lora_documents=4, lora_lanes=2, lora_targets="q head",
+)  # fmt: skip
+SCORE = ScoreConfig(seq_len=T, stride=4, batch_windows=3, check_positions=9, truncate=False)
+
+
+def alive() -> GPT:
+    model = alive_with(MODEL)
+    model.set_compute(torch.float32, "plain")
+    return model
+
+
+def lane(rows: int = 4) -> tuple[Documents, list[torch.Tensor]]:
+    """Return the documents of a batch of four slots, and the matrices A kept beyond it."""
+    found = Documents(alive(), CONFIG, T, 4, False)
+    inner = found.adapters.zeros(4)[::2]
+    for number, kept in enumerate(inner):
+        for row in range(4):
+            kept[:, row] = 10 * number + row
+    found.start(rows, inner)
+    return found, inner
+
+
+def marks(found: list[torch.Tensor]) -> list[list[float]]:
+    """Return the one value that every row of every tensor is full of."""
+    return [[float(row.unique()) for row in tensor.unbind(1)] for tensor in found]
+
+
+def test_a_batch_begins_with_the_matrices_kept_for_its_rows() -> None:
+    found, _ = lane()
+    for value in (*found.adam.values, *found.adam.squares):
+        value.fill_(7.0)
+    version = found.version
+    inner = found.adapters.zeros(4)[::2]
+    for kept in inner:
+        kept.fill_(0.5)
+    found.start(3, inner)
+    assert marks(found.adam.values[::2]) == [[0.5, 0.5, 0.5, 7.0]] * 2
+    assert marks(found.adam.values[1::2]) == [[0.0, 0.0, 0.0, 7.0]] * 2
+    assert marks(found.adam.squares) == [[0.0, 0.0, 0.0, 7.0]] * 4
+    assert (found.rows, found.adam.count, found.version) == ([0, 1, 2], 3, version + 1)
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 2, 3), (1, 3), (0,), (3,), (0, 2, 3), ()])
+def test_those_that_go_on_keep_what_is_theirs(kept: tuple[int, ...]) -> None:
+    found, inner = lane()
+    for number, tensor in enumerate((*found.adam.values, *found.adam.squares)):
+        for row in range(4):
+            tensor[:, row] = 100 * number + row
+    version = found.version
+    found.keep(kept)
+    assert sorted(found.rows) == list(kept) and found.adam.count == len(kept)
+    assert found.version == version + 4 - len(kept)
+    # What is in a slot belongs to the row of the slot.
+    for number, tensor in enumerate((*found.adam.values, *found.adam.squares)):
+        assert marks([tensor])[0][: len(kept)] == [100 * number + row for row in found.rows]
+    assert marks(found.values_of(kept)) == [[100.0 * n + row for row in kept] for n in range(4)]
+    # Those that have ended leave A, which are the values 0 and 2.
+    expected = [[(200 * n if r not in kept else 10 * n) + r for r in range(4)] for n in range(2)]
+    assert marks(inner) == expected
+    found.save()
+    assert marks(inner) == [[200.0 * n + r for r in range(4)] for n in range(2)]
+
+
+def test_rope_is_of_a_window_or_its_beginning() -> None:
+    found, _ = lane()
+    (cos, sin), (part, _) = found.rope(), found.rope(3)
+    assert len(cos) == len(sin) == T and torch.equal(part, cos[:3])
+    assert torch.equal(cos[0], torch.ones_like(cos[0])) and float(sin[0].abs().max()) == 0.0
+
+
+def predicted() -> tuple[Documents, DocumentDistribution, Context]:
+    """Return a prediction of three documents, one of them shorter, with adapters that matter."""
+    found, _ = lane(3)
+    generator = torch.Generator().manual_seed(0)
+    for value in found.adam.values:
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
+    # Row 0 has ended: the last row is in its slot.
+    found.keep((1, 2))
+    windows = (Window(20, 30, 24), Window(40, 47, 44))
+    ids = np.random.default_rng(0).integers(2, V, 60)
+    inputs = {w: ids[w.start : w.end] for w in windows}
+    context = Context(Event(0, windows), inputs)
+    return found, found.predict(context), context
+
+
+def test_the_three_ways_to_ask_agree_at_every_position() -> None:
+    found, dist, context = predicted()
+    assert found.rows == [2, 1] and dist.places == [1, 0]
+    positions = context.event.positions.tolist()
+    tables = dist.tables(0, len(positions))
+    assert tables.dtype == torch.float64 and tables.shape == (9, V)
+    targets = np.arange(3, 12)
+    nats = dist.log_prob(targets)
+    assert nats.dtype == np.float64 and nats.shape == (9,)
+    for n, position in enumerate(positions):
+        row = dist.row(position)
+        assert np.exp(row).sum() == pytest.approx(1.0, abs=1e-12)
+        assert row == pytest.approx(tables[n].numpy(), abs=1e-4)
+        assert row[targets[n]] == pytest.approx(nats[n], abs=1e-4)
+        assert torch.equal(dist.tables(n, n + 1)[0], tables[n])
+    # The adapters of a document are its own.
+    one, other = (found.values_of([row]) for row in (1, 2))
+    assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_what_is_certain_costs_nothing() -> None:
+    _, dist, _ = predicted()
+    dist.log_probs_BCV = torch.full_like(dist.log_probs_BCV, 1e-6)
+    assert dist.log_prob(np.arange(3, 12)).tolist() == [0.0] * 9
+
+
+@pytest.mark.parametrize("ask", ["log_prob", "tables", "row"])
+@pytest.mark.parametrize("change", ["predict", "keep", "learn", "start"])
+def test_a_prediction_is_good_until_something_changes(ask: str, change: str) -> None:
+    found, dist, context = predicted()
+    arguments = {"log_prob": (np.arange(9),), "tables": (0, 9), "row": (24,)}[ask]
+    getattr(dist, ask)(*arguments)
+    match change:
+        case "predict":
+            found.predict(context)
+        case "keep":
+            found.keep((1,))
+        case "learn":
+            found.learn(dist, dist.rectangle(np.arange(9)), [0])
+        case "start":
+            found.start(2, found.adapters.zeros(4)[::2])
+    with pytest.raises(LedgerError, match="have learned or predicted since"):
+        getattr(dist, ask)(*arguments)
+
+
+def test_targets_stand_in_the_slots_of_their_rows() -> None:
+    _, dist, _ = predicted()
+    found = dist.rectangle(np.arange(1, 10))
+    # Places 0 and 1 have 6 and 3 positions; the slots hold place 1, then 0.
+    assert found.tolist() == [[7, 8, 9, 0, 0, 0], [1, 2, 3, 4, 5, 6]]
+    assert found.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("going_on", "share"), [([0, 1], [1, 1]), ([0], [0, 1]), ([1], [1, 0]), ([], [0, 0])]
+)
+def test_only_those_that_go_on_learn(
+    going_on: list[int], share: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, dist, _ = predicted()
+    told: list[Any] = []
+    monkeypatch.setattr(found.halving, "learn", lambda *given: told.append(given))
+    targets, steps, version = dist.rectangle(np.arange(9)), found.adam.steps, found.version
+    found.learn(dist, targets, going_on)
+    ((given, share_B),) = told
+    assert given is targets and share_B.tolist() == share
+    assert (found.adam.steps, found.version) == (steps + 1, version + 1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Lanes
+
+
+def drawn(seed: int) -> list[torch.Tensor]:
+    adapters = Documents(alive(), CONFIG, T, 1, False).adapters
+    return adapters.drawn(torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_lanes_draw_by_their_number_and_batches_by_theirs(warm: bool) -> None:
+    lanes = Lanes(alive(), replace(CONFIG, lora_warm=warm), T, 5)
+    for batch, seed in ((0, 5_000_015), (1, 5_000_016), (3, 5_000_016 if warm else 5_000_018)):
+        found = lanes.start(batch, 4)
+        for value, wanted in zip(found.adam.values[::2], drawn(seed), strict=True):
+            assert torch.equal(value, wanted.expand_as(value)), batch
+        assert found.rows == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("warm", "kept"), [(True, 2.0), (False, None)])
+def test_what_a_lane_has_learned_it_keeps_if_warm(warm: bool, kept: float | None) -> None:
+    lanes = Lanes(alive(), replace(CONFIG, lora_warm=warm), T, 0)
+    found = lanes.start(0, 3)
+    for value in found.adam.values[::2]:
+        value.fill_(2.0)
+    found.save()
+    other = lanes.start(1, 4).adam.values[0].clone()
+    again = lanes.start(2, 4).adam.values[0]
+    assert not torch.equal(other, again)
+    assert (float(again[:, :3].unique()) == kept) if warm else len(again.unique()) > 9
+    # Row 3 was not in use, and has what it began with.
+    assert torch.equal(again[:, 3], drawn(0 if warm else 2)[0][:, 0])
+
+
+# ---------------------------------------------------------------------------------------------
+# The evaluation
+
+
+STARTS = [0, 20, 21, 50]
+
+
+def text(tokens: int = 70) -> Text:
+    generator = np.random.default_rng(0)
+    ids = generator.integers(2, V, 8)[generator.integers(0, 8, tokens)]
+    ids[STARTS] = 1
+    target_bytes = generator.integers(1, 7, tokens - 1)
+    return Text(ids, target_bytes, int(target_bytes.sum()), V)
+
+
+class Hearing(Witness):
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.lessons: list[tuple[int, int]] = []
+
+    def read(self, event: Event) -> None:
+        self.events.append(event)
+
+    def learned(self, first: int, end: int) -> None:
+        self.lessons.append((first, end))
+
+
+def test_documents_learn_from_what_they_go_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    books: list[Ledger] = []
+    finish = Ledger.finish
+    monkeypatch.setattr(Ledger, "finish", lambda self, *a: books.append(self) or finish(self, *a))
+    counted: list[Any] = []
+
+    @contextmanager
+    def counting(description: str, total: int) -> Any:
+        counted.append((description, total))
+        yield counted.append
+
+    monkeypatch.setattr(lora, "progress", counting)
+    witness, helped = Hearing(), []
+    config = replace(CONFIG, lora_documents=2)
+    found = evaluate_lora(
+        alive(), text(), SCORE, config, seed=3, description="x", witness=witness,
+        helped=lambda predictor: helped.append(1) or predictor,
+    )  # fmt: skip
+    plan = batches(documents(text().ids, 69), config, T)
+    steps = [step for batch in plan for step in batch.steps]
+    assert witness.events == [step.event for step in steps] and len(helped) == len(steps)
+    (book,) = books
+    assert (book.seed, book.check_positions, book.row_tolerance_nats) == (3, 9, 0.02)
+    assert book.side_by_side and counted[0] == ("x", 69) and sum(counted[1:]) == 69
+    assert (found.tokens, found.events, found.checked_positions) == (69, len(steps), 9)
+    assert found.worst_row_error_nats < 1e-4
+
+
+def test_a_lesson_is_the_chunk_of_every_row_and_no_more() -> None:
+    witness = Hearing()
+    evaluate_lora(
+        alive(), text(), SCORE, replace(CONFIG, lora_documents=2), seed=0, description="",
+        witness=witness,
+    )  # fmt: skip
+    expected = [(0, 8), (20, 21), (8, 16)]
+    expected += [(21, 29), (50, 58), (29, 37), (58, 66), (37, 45), (66, 69)]
+    assert witness.lessons == expected
+
+
+def test_longest_first_is_another_order_of_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Text] = []
+    made = Ledger.__post_init__
+    monkeypatch.setattr(Ledger, "__post_init__", lambda self: kept.append(self.text) or made(self))
+    for sort in (False, True):
+        config = replace(CONFIG, lora_sort=sort)
+        evaluate_lora(alive(), text(), SCORE, config, seed=0, description="")
+    assert kept[0].ids.tolist() == text().ids.tolist()
+    assert [len(d) for d in documents(kept[1].ids, 69)] == [29, 20, 1, 19]
+
+
+@pytest.mark.parametrize(
+    ("count", "phases", "bounds"),
+    [(3, 0, [0, 3]), (3, 1, [0, 1, 3]), (8, 3, [0, 2, 4, 6, 8]), (2, 5, [0, 1, 2]), (1, 4, [0, 1])],
+)
+def test_phases_divide_the_batches_evenly(count: int, phases: int, bounds: list[int]) -> None:
+    assert phase_bounds(count, phases) == bounds
+
+
+def test_a_phase_learns_all_that_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the second of two batches: positions 0 to 20, in chunks of 16, at falling rates."""
+    learned: list[Any] = []
+    monkeypatch.setattr(
+        Sgd, "learn", lambda self, a, b, c: learned.append((a.targets.tolist(), b, c))
+    )
+    config = replace(CONFIG, lora_documents=2, lora_phases=1, chunk_tokens=16, lora_phase_lr=0.25)
+    evaluate_lora(alive(), text(), SCORE, config, seed=0, description="")
+    ids = text().ids
+    assert learned == [
+        (ids[1:17].tolist(), 0.25, 1), (ids[17:22].tolist(), pytest.approx(0.0, abs=1e-18), 1)
+    ]  # fmt: skip
+
+
+def test_what_fills_no_window_is_left_out_if_truncated() -> None:
+    score = replace(SCORE, truncate=True)
+    found = evaluate_lora(alive(), text(), score, CONFIG, seed=0, description="")
+    assert found.tokens == 64 and math.isfinite(found.nats)
+
+
+def test_tolerances_are_these_numbers() -> None:
+    """Wider ones would let a row pass that is not the one that was charged."""
+    assert {torch.float32: 0.02, torch.bfloat16: 0.25} == lora.ROW_TOLERANCE_NATS
