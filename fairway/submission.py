@@ -29,7 +29,7 @@ from fairway.record import (
 )
 from fairway.run import DATA, Pipeline, open_run
 from fairway.steps import STEPS, Say, read_steps
-from fairway.terminal import line
+from fairway.terminal import command, line
 from fairway.version import VERSION
 
 DIGESTS, RESULTS, README, CLAIM = "digests.json", "results", "README.md", "submission.json"
