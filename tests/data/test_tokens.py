@@ -358,9 +358,9 @@ def test_a_vocabulary_below_the_characters_is_refused() -> None:
 
 
 def test_the_smallest_and_the_largest_vocabulary_are_tried() -> None:
-    with pytest.raises(UserError, match="cannot train a tokenizer of 260 pieces: Vocabulary size"):
+    with pytest.raises(UserError, match="a vocabulary of 260 is too small"):
         train_tokenizer(text(), 260)
-    with pytest.raises(UserError, match=r"small for a vocabulary of 65535; .*\d: set model"):
+    with pytest.raises(UserError, match=r"small for a vocabulary of 65535; .*\d: set --vocab-size"):
         train_tokenizer(["abc abd"], 65_535)
 
 
