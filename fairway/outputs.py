@@ -4,7 +4,6 @@ A file that is there already is replaced at once, its permissions kept, and only
 Devices and pipes are written into. Folders, sockets and disks are refused.
 """
 
-import errno
 import os
 import re
 import stat
@@ -87,16 +86,6 @@ def _behind(out: Path) -> Path:
             return path
         path = path.parent / path.readlink()
     raise UserError(f"cannot write {out}: it is a link that leads back to itself")
-
-
-def resolved(path: Path) -> Path:
-    """Return a path without links, absolute; UserError where they lead back to themselves."""
-    try:
-        path.stat()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise UserError(f"{path} is a link that leads back to itself") from None
-    return Path(os.path.realpath(path))
 
 
 def _open_file(path: Path) -> re.Match[str] | None:
@@ -192,7 +181,7 @@ def _is_part(path: Path, read: Path) -> bool:
         return False
     if not read.is_dir():
         return path.samefile(read)
-    return resolved(path).is_relative_to(resolved(read))
+    return path.resolve().is_relative_to(read.resolve())
 
 
 def require_new(out: Path) -> None:
