@@ -17,7 +17,7 @@ from fairway.cli_record import bundle, export, runs, seeds, submit, verify
 from fairway.config import Config, DataConfig, ModelConfig, config_hash, to_dict
 from fairway.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
 from fairway.errors import InterruptedRun, LedgerError, UserError
-from fairway.options import Verbs, path_argument, path_option
+from fairway.options import Verbs, path_argument, path_option, whole_option
 from fairway.overrides import override
 from fairway.terminal import quoted
 from fairway.version import VERSION
@@ -333,7 +333,9 @@ def data_build(
 @data_app.command("fetch")
 def data_fetch(
     out: DataOut = Path("data"),
-    shards: Annotated[int, typer.Option(help="Training shards to fetch.")] = 1,
+    shards: Annotated[
+        int, whole_option("--shards", lo=0, hi=100_000, help="Training shards to fetch.")
+    ] = 1,
     revision: Annotated[
         str, typer.Option(help="Commit, tag or branch of the repository.")
     ] = "main",

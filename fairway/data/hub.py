@@ -73,6 +73,7 @@ def fetch(
     """
     if out.exists() and not (out.is_dir() and (_is_fetched(out) or not held(out))):
         raise UserError(f"{out} holds something else than fetched data; name another folder")
+    folder = behind(out)
     commit, files = _list_files(repo, revision)
     before = _recorded(out, repo, commit, new_commit)
     wanted = _select(files, repo, dataset, tokenizer, shards, set(before))
@@ -80,7 +81,6 @@ def fetch(
     _check_space(out, wanted)
     record = {"repo": repo, "revision": revision, "commit": commit, "dataset": dataset}
     digests = {file.name: file.sha256 or "" for file in wanted}
-    folder = behind(out)
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
         # Written first as well, so that what is not complete, or of two commits, is not opened.
