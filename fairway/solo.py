@@ -100,10 +100,8 @@ class Solo:
         # What is too short to be scored must be told now, not after the training.
         data = self.config.data
         validation = self.source.sample_validation(data.val_bytes, data.val_tokens)
-        score, pack = self.config.score, self.config.pack
+        score = self.config.score
         usable_targets(len(validation.ids), score.seq_len, score.truncate)
-        if self.code_bytes >= pack.limit_bytes:
-            raise UserError(f"code has {self.code_bytes:,} of {pack.limit_bytes:,} bytes")
         training = self._train()
         seconds = training.clock.elapsed_s
         if self.ranks.first:
