@@ -2,19 +2,27 @@
 
 from fairway.bundle.build import bundle_bytes, bundle_key
 from fairway.config import Config, declares_code, fixed_digest
+from fairway.errors import UserError
 from fairway.quantise.estimate import counted
 from fairway.stages import RunFolder, key_of
 from fairway.steps import Say
+from fairway.terminal import command
 
 # What was measured, in the memory of a run.
 CODE = "code"
 
 
-def known_code(config: Config, folder: RunFolder) -> int | None:
-    """Return the bytes of code that count with a run's artifact; None before they are measured."""
+def known_code(config: Config, folder: RunFolder) -> int:
+    """Return the bytes of code that count with a run's artifact.
+
+    Raises UserError where they are not measured, as in a run of an earlier version.
+    """
     found = folder.proposed.get(CODE) or folder.memory.get(CODE)
     if found is None and not declares_code(config.pack):
-        return None
+        raise UserError(
+            f"the bytes of code of {folder.path} are not measured yet; run "
+            f"`{command('pack', folder.path)}`, then `{command('score', folder.path)}`"
+        )
     return counted(config.pack, found["bytes"] if found else 0)
 
 

@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fairway.averaging import loss_warning
 from fairway.config import Config, config_hash, to_dict
 from fairway.errors import UserError
 from fairway.files import digest_file, read_json
@@ -24,6 +25,12 @@ def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     found = {name: metadata.version(name) for name in _PACKAGES}
     return {"fairway": VERSION, "python": platform.python_version(), **found}
+
+
+def average_warning(config: Config, folder: RunFolder) -> str:
+    """Return what a scored run shows of its weight average, if that was the worse choice."""
+    train, raw, ema = (folder.facts(name) or {} for name in ("train", "score.raw", "score.ema"))
+    return loss_warning(config.optim, train["steps"], raw["bpb"], ema["bpb"])
 
 
 def compose(
@@ -62,6 +69,7 @@ def compose(
             "code": how_counted(public.pack),
         },
         "budget": packed["budget"],
+        "warnings": [text for text in [average_warning(public, folder)] if text],
         "baselines": facts.get("baselines"),
         "weights": packed["weights"],
         "matrices": packed["matrices"],

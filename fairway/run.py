@@ -19,6 +19,7 @@ from torch import Tensor
 from fairway import baselines, units
 from fairway.api import TOKENIZER_FILE, load, model_from, openings
 from fairway.auditing import AuditStage
+from fairway.averaging import known_steps, lag_warning
 from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.codesize import known_code, measure_code
 from fairway.config import Config, config_hash, to_dict
@@ -27,6 +28,7 @@ from fairway.errors import InterruptedRun, UserError
 from fairway.experts import ExpertStages
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.inputs import ARTIFACT, WEIGHTS, Inputs, config_of
+from fairway.limits import check_later_stages, tell_of_size, time_budget
 from fairway.memory import give_back
 from fairway.model.gpt import GPT, num_parameters
 from fairway.overrides import override
@@ -36,13 +38,12 @@ from fairway.preflight import preflight
 from fairway.prove.stage import prove_run
 from fairway.quantise.estimate import estimated_total
 from fairway.report import write_report
-from fairway.results import RESULTS, compose
+from fairway.results import RESULTS, average_warning, compose
 from fairway.runtime import Plan, Ranks, join_ranks, make_plan
 from fairway.score.ledger import Score, Text, Witness
 from fairway.score.sliding import evaluate, text_of
 from fairway.score.trail import Trail, trail_file, write_trails
 from fairway.score.ttt import evaluate_ttt
-from fairway.score.windows import usable_targets
 from fairway.stages import RunFolder, key_of
 from fairway.steps import STEPS, Say, read_steps
 from fairway.text import open_text
@@ -250,10 +251,11 @@ class Pipeline:
 
     def _train(self, source: DataFolder, plan: Plan, resume: bool) -> dict[str, Any]:
         source.verify()
-        # Validation that is too short must be told now, not after the training.
-        validation, score = self._validation(source), self.config.score
-        usable_targets(len(validation.ids), score.seq_len, score.truncate)
         shards, code_bytes = source.train_shards(), self._code_bytes()
+        tokens = len(self._validation(source).ids)
+        check_later_stages(self.config, tokens, code_bytes, plan, self.say)
+        known = known_steps(self.config.train)
+        self._tell(lag_warning(self.config.optim, known))
         preflight(self.config, shards, self.folder.path, num_parameters(self.config.model), plan)
         text = TrainingText(shards, source.bytes_per_token)
         if self.ranks.first:
@@ -282,6 +284,7 @@ class Pipeline:
         facts = {"looping": training.model.looping}
         save_checkpoint(self.folder.file(WEIGHTS), tensors, facts)
         steps = read_steps(self.folder.file(STEPS))
+        self._tell("" if known else lag_warning(self.config.optim, len(steps)))
         seconds = steps[-1]["seconds"]
         tail = [record["loss"] for record in steps[-max(1, len(steps) // 20) :]]
         return {
@@ -293,12 +296,12 @@ class Pipeline:
             "final_loss": sum(tail) / len(tail),
         }
 
+    def _tell(self, warning: str) -> None:
+        if warning:
+            self.say(warning)
+
     def _code_bytes(self) -> int:
-        found = known_code(self.config, self.folder)
-        if found is None:
-            path = self.folder.path
-            raise UserError(f"the code of {path} is not measured yet; run `fairway score` on it")
-        return found
+        return known_code(self.config, self.folder)
 
     def _weights(self, kind: str) -> tuple[dict[str, Tensor], bool]:
         """Return the 'raw' or 'ema' weights and whether the recurrence was on."""
@@ -343,29 +346,10 @@ class Pipeline:
         model = model_from(state, config.model, plan, looping)
         path = self.folder.file(ARTIFACT)
         facts = pack_model(config, code_bytes, model, state, source, path, provenance, self.say)
-        self._warn_of_size(facts["bytes"] + code_bytes)
-        return {**facts, "budget": self._budget(facts["seconds"]["calibrate"])}
-
-    def _warn_of_size(self, total_bytes: int) -> None:
-        limit_bytes, trellis = self.config.pack.limit_bytes, self.config.quant.method == "trellis"
-        if total_bytes > limit_bytes:
-            self.say(
-                f"over the limit: artifact and code exceed {limit_bytes:,} bytes by "
-                f"{total_bytes - limit_bytes:,}; pack again with "
-                f"--set quant.{'fill' if trellis else 'fit'}=true, or make the model smaller"
-            )
-
-    def _budget(self, calibrate_s: float) -> dict[str, float]:
-        """Return training and calibration against the budget; say so if they exceed it."""
-        train = self.config.train
-        used_s = (self.folder.facts("train") or {"seconds": 0.0})["seconds"] + calibrate_s
-        if train.clock == "wall" and used_s > train.budget_s:
-            self.say(
-                f"over budget: training and calibration took {used_s:.1f} s of "
-                f"{train.budget_s:.0f} s; raise train.reserve_s or lower quant.calibration_tokens"
-            )
-        limit_s = train.budget_s if train.clock == "wall" else 0.0
-        return {"used_s": used_s, "limit_s": limit_s}
+        tell_of_size(config, facts["bytes"] + code_bytes, self.say)
+        train_s = (self.folder.facts("train") or {"seconds": 0.0})["seconds"]
+        budget = time_budget(config, train_s, facts["seconds"]["calibrate"], self.say)
+        return {**facts, "budget": budget}
 
     # -----------------------------------------------------------------------------------------
     # Score
@@ -386,6 +370,7 @@ class Pipeline:
         text = text_of(validation.ids, source.tokenizer.table, validation.bytes)
         self._score_stage("raw", WEIGHTS, text, lambda: self._model("raw", plan))
         self._score_stage("ema", WEIGHTS, text, lambda: self._model("ema", plan))
+        self._tell(average_warning(self.config, self.folder) if self.ranks.first else "")
         artifact = load(self.folder.file(ARTIFACT), plan=plan).model
         self._score_stage("quantised", ARTIFACT, text, lambda: artifact)
         self._score_stage("sliding", ARTIFACT, text, lambda: artifact, sliding=True)
@@ -416,7 +401,7 @@ class Pipeline:
         """Measure the code anew where settings of the score change the bundle."""
         code_bytes, packed = measure_code(self.config, self.folder, self.say), self._facts("pack")
         if code_bytes != packed["code_bytes"]:
-            self._warn_of_size(packed["bytes"] + code_bytes)
+            tell_of_size(self.config, packed["bytes"] + code_bytes, self.say)
 
     def _model(self, kind: str, plan: Plan) -> GPT:
         state, looping = self._weights(kind)

@@ -237,6 +237,7 @@ def run_summary(results: dict[str, Any], folder: str) -> list[Any]:
     return [
         score_table(results),
         account_table(results["artifact"]),
+        *results["warnings"],
         f"{results['model']['parameters']:,} parameters, {results['train']['steps']:,} steps, "
         f"{results['train']['tokens']:,} tokens; {units.duration(seconds)} in all",
         f"artifact {folder}/artifact.fwy, report {folder}/report.html, "

@@ -26,6 +26,7 @@ from fairway.score.experts import evaluate_mixture
 from fairway.score.ledger import Score, Text
 from fairway.score.sliding import evaluate, text_of
 from fairway.score.ttt import evaluate_ttt
+from fairway.score.windows import usable_targets
 from fairway.steps import Say
 from fairway.train import Training, TrainingText, train
 from fairway.version import VERSION
@@ -99,6 +100,8 @@ class Solo:
         # What is too short to be scored must be told now, not after the training.
         data = self.config.data
         validation = self.source.sample_validation(data.val_bytes, data.val_tokens)
+        score = self.config.score
+        usable_targets(len(validation.ids), score.seq_len, score.truncate)
         training = self._train()
         seconds = training.clock.elapsed_s
         if self.ranks.first:

@@ -179,7 +179,7 @@ SCHEMA: dict[str, set[str]] = {
     "": {
         *("schema", "recipe", "recipe_hash", "seed", "config", "versions", "machine", "text"),
         *("model", "train", "stages", "artifact", "baselines", "weights", "matrices", "seconds"),
-        *("samples", "budget", "proof", "audit", "published_mixture"),
+        *("samples", "budget", "warnings", "proof", "audit", "published_mixture"),
     },
     "config": set(to_dict(Config())),
     "machine": {"device", "dtype", "matmul", "threads", "attention", "kernels"},
@@ -203,6 +203,7 @@ SCHEMA: dict[str, set[str]] = {
     "baselines": {"xz", "brotli", "zstd"},
     **{f"baselines.{name}": TOOL for name in ("xz", "brotli", "zstd")},
     "budget": {"used_s", "limit_s"},
+    "warnings": set(),
     "audit": {"passed", "verdict", "findings", "probes"},
     "proof": {
         *("method", "streams", "tokens", "bytes", "coded_bytes", "file_bytes", "bpb"),

@@ -18,6 +18,10 @@ ROUNDING_NATS = 1e-5
 _NOISE_FACTOR = 4.0
 
 
+# Fewer tokens leave no place that a probe could change and look behind.
+MIN_TOKENS = 8
+
+
 @dataclass(eq=False)
 class Bench:
     """A scorer under audit, the text it is audited on (BOS first), and the seconds left.
@@ -34,8 +38,11 @@ class Bench:
     _kept: dict[bytes, Costs] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if len(self.text) < 8:
-            raise UserError(f"a text of {len(self.text)} tokens is too short to audit a scorer on")
+        if len(self.text) < MIN_TOKENS:
+            raise UserError(
+                f"a text of {len(self.text)} tokens is too short to audit a scorer on; it needs "
+                f"{MIN_TOKENS}"
+            )
         if not 0 <= int(self.text.min()) <= int(self.text.max()) < self.scorer.vocab_size:
             raise UserError(
                 f"the text has tokens up to {self.text.max()}, the scorer knows "

@@ -64,7 +64,9 @@ def scores(results: Values, derived: Values) -> Html:
     )
     drawings = [bars_figure(bars, width_in) for width_in in (WIDE_IN, NARROW_IN)]
     drawing = figure(drawings[0], drawings[1], "Bits per byte by stage and compressor", caption)
-    return section("Bits per byte", drawing, *_baselines(rows, results.get("baselines", {})))
+    told = [Html(f"<p>{esc(text)}.</p>") for text in results.get("warnings", [])]
+    tables = _baselines(rows, results.get("baselines", {}))
+    return section("Bits per byte", drawing, *told, *tables)
 
 
 def _baselines(rows: list[Values], tools: Values) -> list[Html]:

@@ -1,0 +1,91 @@
+"""What would stop a run after its training is told before it, in one sentence with its remedy."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fairway import limits
+from fairway.config import Config
+from fairway.errors import UserError
+from fairway.limits import check_later_stages, smallest_bytes
+from fairway.quantise.estimate import expected_bytes
+from fairway.run import Pipeline
+from fairway.runtime import Plan
+from fairway.stages import RunFolder
+
+Tiny = Callable[..., Config]
+CPU = Plan("cpu", "float32", "highest", 1, "plain", "plain")
+FILL = ("quant.method=trellis", "quant.fill=true")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["data.val_tokens=6"], "has 7 tokens and an audit needs 8; validate on more text"),
+        (["data.val_tokens=1"], "has 2 tokens and an audit needs 8"),
+        (["data.val_tokens=40", "score.truncate=true"], "has 41 tokens, but one window needs 65"),
+        (
+            ["pack.limit_bytes=1", "quant.fit=true"],
+            "quant.fit=true cannot keep pack.limit_bytes 1",
+        ),
+        ([*FILL, "pack.limit_bytes=800"], "quant.fill=true cannot keep pack.limit_bytes 800:"),
+        (["pack.code_bytes=90000", *FILL, "pack.limit_bytes=90000"], "90,000 bytes of code and at"),
+        (
+            ["score.seq_len=1048576", "score.stride=1048576", "ttt.method=off"],
+            "scoring 1 windows of 1048576 tokens at a time takes .*; lower score.batch_win",
+        ),
+    ],
+)
+def test_nothing_is_trained_for_what_cannot_end(
+    tiny: Tiny, tmp_path: Path, changes: list[str], told: str
+) -> None:
+    sampled = ["data.val_bytes=0"] if "data.val_tokens" in changes[0] else []
+    said: list[str] = []
+    folder = RunFolder(tmp_path / "run")
+    pipeline = Pipeline(tiny(*sampled, *changes), folder, said.append)
+    with pytest.raises(UserError, match=told), pipeline.writing():
+        pipeline.walk()
+    assert not any(line.startswith("step") for line in said)
+    assert "train" not in folder.memory["stages"]
+
+
+def test_what_a_switch_turns_off_needs_no_text(tiny: Tiny) -> None:
+    said: list[str] = []
+    check_later_stages(tiny("audit.budget_s=0"), 2, 0, CPU, said.append)
+    check_later_stages(tiny(), 8, 0, CPU, said.append)
+    assert said == []
+
+
+def test_memory_of_scoring_counts_all_windows_of_a_pass(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("score.batch_windows=16")
+    score, model = config.score, config.model
+    # By hand: states of 16 windows, scores and their softmax of all heads, the mask.
+    states = 16 * score.seq_len * (14 * model.dim + 2 * model.mlp_dim)
+    need = 4 * (states + 33 * model.num_heads * score.seq_len**2)
+    for free, refused in ((need, False), (need - 1, True)):
+        monkeypatch.setattr(limits, "available_memory", lambda free=free: free)
+        if refused:
+            with pytest.raises(UserError, match="scoring 16 windows of 64 tokens"):
+                check_later_stages(config, 1000, 0, CPU, pytest.fail)
+        else:
+            check_later_stages(config, 1000, 0, CPU, pytest.fail)
+    # Other kernels keep no table of scores.
+    check_later_stages(config, 1000, 0, replace(CPU, attention="sdpa"), pytest.fail)
+
+
+def test_a_size_above_the_limit_is_told_where_nothing_is_fitted(tiny: Tiny) -> None:
+    size = expected_bytes(tiny(), 0) + 500
+    for limit, told in ((size, 0), (size - 1, 1)):
+        said: list[str] = []
+        check_later_stages(tiny(f"pack.limit_bytes={limit}"), 1000, 500, CPU, said.append)
+        assert len(said) == told
+    assert f"about {size:,} bytes" in said[0] and "--set quant.fit=true" in said[0]
+
+
+def test_no_packing_is_smaller_than_the_smallest(smoke_run: Path, tiny: Tiny) -> None:
+    real = (smoke_run / "artifact.fwy").stat().st_size
+    assert 1000 < smallest_bytes(tiny(*FILL)) < smallest_bytes(tiny("quant.fit=true")) < real / 2
