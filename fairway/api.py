@@ -125,20 +125,21 @@ class LanguageModel:
         row = Row(self.packer, prompt, max_tokens, seed)
         # A character of several byte tokens is whole with the last of them.
         decoder, told = codecs.getincrementaldecoder("utf-8")("replace"), 0
-        for _ in self._writing([row], Manner(temperature, top_k, top_p)):
+        for _ in self.writing([row], Manner(temperature, top_k, top_p)):
             yield decoder.decode(row.text[told:])
             told = len(row.text)
         yield decoder.decode(b"", final=True)
 
-    def write(self, rows: Sequence[Row], manner: Manner, length: int | None = None) -> None:
-        """Let rows grow side by side until all have ended, with `length` tokens of context."""
+    def write(self, rows: Sequence[Row], manner: Manner) -> None:
+        """Let several rows grow side by side until all have ended."""
         with progress("writing", max((row.most for row in rows), default=0)) as advance:
-            for _ in self._writing(rows, manner, length):
+            for _ in self.writing(rows, manner):
                 advance(1)
 
-    def _writing(
+    def writing(
         self, rows: Sequence[Row], manner: Manner, length: int | None = None
     ) -> Iterator[None]:
+        """Let rows grow by a token per step, reading up to `length` tokens back; the window's."""
         config = self.score_config
         return write(self.model, rows, manner, length or config.seq_len, config.stride)
 

@@ -156,7 +156,9 @@ class FairwayLM(LM):  # type: ignore[misc]
             rows.sort(key=lambda item: -len(item[1].prompt))
             for first in range(0, len(rows), count):
                 part = rows[first : first + count]
-                self.model.write([row for _, row in part], wish.manner, self.max_length)
+                side_by_side = [row for _, row in part]
+                for _ in self.model.writing(side_by_side, wish.manner, self.max_length):
+                    pass
                 yield from ((number, row.said()) for number, row in part)
 
     def _answers(

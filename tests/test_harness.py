@@ -439,9 +439,9 @@ def test_texts_that_are_none(lm: FairwayLM) -> None:
         ({"path": "a\0b"}, "path is 'a\\x00b'; it must be the name of a file"),
         ({"path": "\ud800"}, "path is '\\ud800'; it must be the name of a file"),
         ({"path": 5.5}, "path is 5.5; it must be the name of a file"),
-        ({"path": 5}, "cannot read the artifact 5: "),
+        ({"path": 5}, "the artifact 5 does not exist"),
         ({"tokenizer": "\ud800"}, "tokenizer is '\\ud800'; it must be the name of a file"),
-        ({"path": "nowhere"}, "cannot read the artifact nowhere"),
+        ({"path": "nowhere"}, "the artifact nowhere does not exist"),
         ({"tokenizer": "nowhere"}, "cannot read the tokenizer nowhere"),
     ],
 )
