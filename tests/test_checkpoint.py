@@ -24,7 +24,8 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         "empty": torch.empty(0, 5),
     }
     facts = {"step": 3, "progress": 0.1, "loader": {"rng": 2**100}}
-    save_checkpoint(tmp_path / "c.safetensors", tensors, facts)
+    size = save_checkpoint(tmp_path / "c.safetensors", tensors, facts)
+    assert size == (tmp_path / "c.safetensors").stat().st_size
     loaded, got = load_checkpoint(tmp_path / "c.safetensors")
     assert got == facts
     for name, value in tensors.items():
