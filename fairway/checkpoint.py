@@ -47,21 +47,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with opened(path) as stream:
             check_digest(stream)
-<<<<<<< HEAD
         with safe_open(path, framework="pt") as tables:
-            facts = parse_json((tables.metadata() or {})["fairway"])
+            facts = parse_json(tables.metadata()["fairway"])
             names = tables.keys()
             tensors = {name: tables.get_tensor(name) for name in names}
     except UserError:
         raise
     except (SafetensorError, KeyError, ValueError) as error:
-=======
-        with safe_open(path, framework="pt") as opened:
-            facts = json.loads(opened.metadata()["fairway"])
-            names = opened.keys()
-            tensors = {name: opened.get_tensor(name) for name in names}
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
->>>>>>> 5eed41a (Checkpoints: what is told without a mark equals no digest; equivalents of the mutation campaign)
         raise damaged(path, error) from None
     return tensors, facts
 

@@ -1,7 +1,6 @@
 """Checkpoints: exact round trips, and refusal of anything that is not a whole one."""
 
 import hashlib
-import io
 import json
 import tracemalloc
 from pathlib import Path
@@ -152,8 +151,10 @@ def test_what_is_sealed_is_read_whoever_wrote_it(tmp_path: Path) -> None:
     ],
 )
 def test_a_header_has_a_byte_and_at_most_100_million(tmp_path: Path, size: int, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        check_digest(io.BytesIO(size.to_bytes(8, "little") + b"{}" * 40))
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + b"{}" * 40)
+    with pytest.raises(ValueError, match=told), path.open("rb") as stream:
+        check_digest(stream)
 
 
 def test_long_files_are_read_in_parts(tmp_path: Path) -> None:
