@@ -1,7 +1,9 @@
 import functools
+import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,3 +222,235 @@ def test_the_lock_is_released_after_an_error(folder: RunFolder) -> None:
         raise UserError("no")
     with folder.locked():
         pass
+
+
+# ---------------------------------------------------------------------------------------------
+# The memory and the files of a folder, by their names
+
+
+def test_the_memory_is_run_json_of_schema_2_with_its_digest(folder: RunFolder) -> None:
+    with folder.locked():
+        assert (folder.path / ".lock").is_file()
+        folder.remember("text", {"b": 1, "a": 2})
+    memory = json.loads((folder.path / "run.json").read_text())
+    told = memory.pop("digest")
+    assert memory == {"schema": 2, "stages": {}, "text": {"b": 1, "a": 2}}
+    plain = '{"schema": 2, "stages": {}, "text": {"a": 2, "b": 1}}'
+    assert told == hashlib.sha256(plain.encode()).hexdigest()
+    for schema in (1, 3):
+        (folder.path / "run.json").write_text(json.dumps({**memory, "schema": schema}))
+        with pytest.raises(UserError, match=f"has schema {schema}, this Fairway reads 2; choose"):
+            RunFolder(folder.path)
+
+
+def test_the_order_of_a_memorys_names_does_not_matter(folder: RunFolder) -> None:
+    Stage(folder)("key")
+    file = folder.path / MEMORY
+    memory = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(sorted(memory.items(), reverse=True))))
+    assert RunFolder(folder.path).is_done("one", KEY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda memory: memory.update(stages=[]),
+        lambda memory: memory["stages"]["one"].pop("files"),
+        lambda memory: memory["stages"]["one"].update(seconds="long"),
+    ],
+)
+def test_a_memory_of_other_kinds_is_refused_though_its_digest_is_right(
+    folder: RunFolder, change: Callable[[dict[str, Any]], object]
+) -> None:
+    Stage(folder)("key")
+    file = folder.path / MEMORY
+    memory = json.loads(file.read_text())
+    del memory["digest"]
+    change(memory)
+    digest = hashlib.sha256(json.dumps(memory, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({**memory, "digest": digest}))
+    with pytest.raises(UserError) as caught:
+        RunFolder(folder.path)
+    assert str(file) in str(caught.value) and "does not match" not in str(caught.value)
+
+
+def test_a_folders_files_are_digested_in_one_order_and_folders_in_it_walked(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> dict[str, Any]:
+        (folder.file("out") / "inner").mkdir(parents=True)
+        for name in ("b", "a", "inner/c"):
+            (folder.file("out") / name).write_text(name)
+        return {}
+
+    folder.stage("one", KEY, ["out"], work, print)
+    found = Path.rglob
+    for backwards in (True, False):
+        monkeypatch.setattr(
+            Path, "rglob", lambda p, pattern, b=backwards: sorted(found(p, pattern), reverse=b)
+        )
+        assert folder.is_done("one", KEY)
+    (folder.file("out") / "inner" / "c").write_text("d")
+    assert not folder.is_done("one", KEY)
+
+
+# What a kill leaves of each kind of output, and what only looks like that.
+LEFT = [
+    ".run.json.abcd1234", ".results.json.a_9zzzzz", ".report.json.00000000.part",
+    ".report.html.abcd1234", ".weights.safetensors.abcd1234", ".checkpoint.safetensors.abcd1234",
+    ".steps.jsonl.abcd1234", ".artifact.fwy.abcd1234", ".proof.fwp.abcd1234",
+    ".tokenizer.model.abcd1234", ".ledger-sliding.jsonl.gz.abcd1234.part", ".data.abcd1234",
+    ".data.abcd1234.old", ".data.abcd1234.part",
+]  # fmt: skip
+KEPT = [
+    "run.json.abcd1234", ".run.json", ".run.json.abcd123", ".run.json.abcd12345",
+    ".run.json.ABCD1234", ".run.json.abcd1234.bak", ".notes.txt.abcd1234", ".lock",
+    ".results.jsonx.abcd1234", ".xdata.abcd1234", ".ledger-.jsonl.gz.abcd1234", ".abcd1234",
+    "artifact.fwy",
+]  # fmt: skip
+
+
+def test_what_kills_left_is_swept_by_the_next_writer_and_nothing_else(folder: RunFolder) -> None:
+    (folder.path / "elsewhere").mkdir()
+    (folder.path / "elsewhere" / "file").touch()
+    for name in (*LEFT, *KEPT):
+        (folder.path / name).touch()
+    for name in (".data.dddddddd", ".data.dddddddd.old"):
+        (folder.path / name / "inner").mkdir(parents=True)
+        (folder.path / name / "inner" / "file").touch()
+    (folder.path / ".data.linked00").symlink_to(folder.path / "elsewhere")
+    (folder.path / ".notes.abcd1234").mkdir()
+    with folder.locked():
+        names = {item.name for item in folder.path.iterdir()}
+    assert names == {*KEPT, "elsewhere", ".notes.abcd1234"}
+    assert (folder.path / "elsewhere" / "file").is_file()
+
+
+def test_a_run_is_begun_by_its_lock_or_its_memory(tmp_path: Path) -> None:
+    told = {"nothing": "is not a run folder", ".lock": "has no finished stage yet"}
+    for name in ("nothing", ".lock", "run.json"):
+        path = tmp_path / name.strip(".")
+        path.mkdir()
+        if name == "run.json":
+            RunFolder(path).remember("text", {})
+        elif name == ".lock":
+            (path / name).touch()
+        assert RunFolder(path).is_begun() == (name != "nothing")
+        if name in told:
+            with pytest.raises(UserError, match=told[name]):
+                RunFolder.existing(path)
+        else:
+            assert RunFolder.existing(path).memory["text"] == {}
+
+
+def on_disk(folder: RunFolder) -> dict[str, Any]:
+    memory = RunFolder(folder.path).memory
+    assert memory == folder.memory
+    return memory
+
+
+def test_what_is_proposed_enters_with_the_next_stage_that_succeeds(folder: RunFolder) -> None:
+    folder.remember("old", {"threads": 3})
+    folder.propose(note=1, old=None)
+    folder.propose(more={"a": 2})
+    assert on_disk(folder) == {"schema": 2, "stages": {}, "old": {"threads": 3}}
+
+    def fail() -> dict[str, Any]:
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        folder.stage("one", KEY, [], fail, print)
+    assert on_disk(folder) == {"schema": 2, "stages": {}, "old": {"threads": 3}}
+    folder.stage("one", KEY, [], lambda: {"f": 1}, print)
+    memory = on_disk(folder)
+    [record] = memory.pop("stages").values()
+    assert memory == {"schema": 2, "note": 1, "more": {"a": 2}}
+    assert record.pop("seconds") < 5
+    assert record == {"key": key_of(KEY), "reads": KEY, "files": {}, "facts": {"f": 1}}
+    folder.propose(note=5)
+    # A stage that is kept takes nothing in; the end of a verb does.
+    assert folder.stage("one", KEY, [], fail, print) == {"f": 1}
+    assert on_disk(folder)["note"] == 1
+    folder.settle()
+    assert on_disk(folder)["note"] == 5 and set(on_disk(folder)["stages"]) == {"one"}
+
+
+def test_a_stage_is_forgotten_alone(folder: RunFolder) -> None:
+    for name in ("a", "b", "c"):
+        folder.stage(name, KEY, [], dict, print)
+    folder.propose(text=1)
+    folder.forget("none of them")
+    assert set(on_disk(folder)["stages"]) == {"a", "b", "c"} and "text" not in folder.memory
+    folder.forget("b")
+    assert set(on_disk(folder)["stages"]) == {"a", "c"} and folder.memory["text"] == 1
+    assert folder.facts("b") is None and folder.facts("a") == {}
+
+
+def test_files_that_changed_are_named_where_they_are_asked_for(folder: RunFolder) -> None:
+    def work() -> dict[str, Any]:
+        for name in ("a", "b", "c"):
+            folder.file(name).write_text(name)
+        return {}
+
+    for stage in ("train", "pack"):
+        folder.stage(stage, KEY, ["a", "b", "c"], work, print)
+    folder.require_unchanged("pack")
+    folder.file("b").write_text("x")
+    folder.file("c").unlink()
+    assert folder.changed("pack") == folder.file("b") == folder.changed("pack", "b", "c")
+    assert folder.changed("pack", "c") == folder.file("c")
+    assert folder.changed("pack", "a") is None
+    folder.require_unchanged("pack", "a")
+    told = rf"^{folder.file('b')} is not what was written; run `fairway (pack|train)` again$"
+    for stage in ("pack", "train"):
+        with pytest.raises(UserError, match=told):
+            folder.require_unchanged(stage, "a", "b")
+    folder.remember("begun", {})
+    with pytest.raises(UserError, match="holds an unfinished training; run it with --resume"):
+        folder.require_unchanged("train", "b")
+    folder.require_unchanged("train", "a")
+    with pytest.raises(UserError, match="run `fairway pack` again"):
+        folder.require_unchanged("pack", "b")
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError, AttributeError, KeyError, IndexError, TypeError, ValueError]
+)
+def test_a_memory_of_odd_values_is_one_sentence(folder: RunFolder, error: type[Exception]) -> None:
+    told = r"run\.json does not hold what a finished run has \("
+    with pytest.raises(UserError, match=told), folder.reading():
+        raise error("odd")
+    for other in (UserError("mine"), OSError("disk"), KeyboardInterrupt()):
+        with pytest.raises(type(other)) as caught, folder.reading():
+            raise other
+        assert caught.value is other
+
+
+def test_a_second_writer_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout and holder.stdout.readline() == "locked\n"
+    told = f"^{tmp_path} is being written by another process; wait for it, or choose another --out$"
+    for wait_s, least_s in ((0.0, 0.0), (0.4, 0.35)):
+        start_s = time.monotonic()
+        with pytest.raises(UserError, match=told), stages.locked(tmp_path, wait_s):
+            pass
+        assert least_s <= time.monotonic() - start_s
+    holder.communicate()
+    with stages.locked(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / ".lock").is_file()
+    (tmp_path / "file").touch()
+    told = r"file is a file; name a folder with --out"
+    with pytest.raises(UserError, match=told), stages.locked(tmp_path / "file"):
+        pass
+
+
+def test_facts_are_copies_and_seconds_are_those_of_the_work(folder: RunFolder) -> None:
+    folder.stage("slow", KEY, [], lambda: time.sleep(0.03) or {"a": 1}, print)
+    assert 0.03 <= folder.seconds()["slow"] < 5
+    for facts in (folder.facts("slow"), folder.stage("slow", KEY, [], dict, lambda text: None)):
+        assert facts == {"a": 1}
+        facts["a"] = 2
+    assert folder.facts("slow") == {"a": 1}

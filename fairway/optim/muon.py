@@ -399,7 +399,6 @@ class Optimisers:
             [
                 {"params": [named[n] for n in names], "base_lr": lr, "weight_decay": wd}
                 for names, lr, wd in groups
-                if names
             ],
             betas=(config.beta1, config.beta2),
             eps=config.eps,

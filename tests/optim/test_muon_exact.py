@@ -113,7 +113,7 @@ class Exchange:
     """Where threads meet: what each of them sent, by the number of the message."""
 
     def __init__(self, world: int) -> None:
-        self._world, self._sent = world, {}  # type: ignore[var-annotated]
+        self._world, self._sent = world, {}
         self._news, self._broken = threading.Condition(), False
 
     def send(self, number: int, rank: int, value: Tensor) -> None:
@@ -152,11 +152,11 @@ class Threaded:
 
     def start_sum(self, whole: Tensor) -> Callable[[], object]:
         received = self._begin(whole, whole)
-        return lambda: whole.copy_(sum(received()))  # type: ignore[arg-type]
+        return lambda: whole.copy_(sum(received()))
 
     def start_scatter(self, whole: Tensor) -> Callable[[], object]:
         received = self._begin(whole, whole)
-        return lambda: self.shard(whole).copy_(self.shard(sum(received())))  # type: ignore[arg-type]
+        return lambda: self.shard(whole).copy_(self.shard(sum(received())))
 
     def start_gather(self, whole: Tensor) -> Callable[[], object]:
         received = self._begin(whole, self.shard(whole))
@@ -422,7 +422,7 @@ class Leaving:
 def test_a_bank_leaves_with_its_last_gradient_and_not_before_an_earlier_one() -> None:
     left: list[str] = []
     a, b, c = (Leaving(name, 2, 2, left) for name in "abc")
-    departures = Departures([a, b, c])  # type: ignore[list-item]
+    departures = Departures([a, b, c])
     for _ in range(2):
         left.clear()
         # Earlier backward passes of the step are not announced.
@@ -453,7 +453,7 @@ def test_a_bank_leaves_with_its_last_gradient_and_not_before_an_earlier_one() ->
 def test_a_single_rank_sends_nothing_before_the_step() -> None:
     left: list[str] = []
     bank = Leaving("a", 1, 1, left)
-    departures = Departures([bank])  # type: ignore[list-item]
+    departures = Departures([bank])
     departures.expect()
     bank.backward(0)
     assert left == []

@@ -220,6 +220,19 @@ def test_logarithms_and_powers_are_those_of_the_page() -> None:
         assert abs(ex(v) - 2.0 ** (v / 256)) < 1 + 2.0 ** (v / 256) * 2**-16
 
 
+def test_tables_are_rounded_from_thirty_digits() -> None:
+    digits = []
+
+    def of(i: Decimal) -> Decimal:
+        digits.append(len(str(1 / (i + 3))) - 2)
+        return i * i / 2
+
+    table = arithmetic._table(of, 5)
+    # Ties go to the even number.
+    assert table.tolist() == [0, 0, 2, 4, 8] and table.dtype == np.int64
+    assert digits[0] == 30
+
+
 def test_a_cell_learns_at_the_rate_of_its_uses_and_no_slower_than_4095() -> None:
     for uses in (0, 1, 2, 24, 4093, 4094, 4095):
         for q in (0, 1, 1 << 27, (1 << 28) - 1):

@@ -338,7 +338,7 @@ def test_each_section_has_the_codec_and_the_stride_that_suit_it(tmp_path: Path) 
 
     codes = {"embedding", "query", "attention output", "MLP up", "MLP down"}
     two, one = ("brotli", 2), ("brotli", 1)
-    pack = PackConfig(codec="brotli", shuffle=2, **WITH_WORDS)  # type: ignore[arg-type]
+    pack = PackConfig(codec="brotli", shuffle=2, **WITH_WORDS)
     wanted = dict.fromkeys(codes, one) | {"scales": two, "vectors": two, "tokenizer": one}
     assert found(quantised, pack) == wanted
     wanted = dict.fromkeys(codes, one) | {

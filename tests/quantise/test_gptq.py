@@ -445,9 +445,9 @@ def test_grids_are_those_of_the_settings() -> None:
 
 def test_only_an_untied_embedding_is_not_multiplied() -> None:
     tied, untied = {"tok_emb.weight": 0, "x.weight": 0}, {"tok_emb.weight": 0, "head.weight": 0}
-    assert needs_hessian("tok_emb.weight", tied) and needs_hessian("x.weight", tied)  # type: ignore[arg-type]
-    assert not needs_hessian("tok_emb.weight", untied)  # type: ignore[arg-type]
-    assert needs_hessian("head.weight", untied) and needs_hessian("x.weight", untied)  # type: ignore[arg-type]
+    assert needs_hessian("tok_emb.weight", tied) and needs_hessian("x.weight", tied)
+    assert not needs_hessian("tok_emb.weight", untied)
+    assert needs_hessian("head.weight", untied) and needs_hessian("x.weight", untied)
 
 
 def test_progress_counts_the_matrices_that_feedback_takes(monkeypatch: pytest.MonkeyPatch) -> None:
