@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from fairway.inputs import config_of, differences, stages_of
 from fairway.stages import MEMORY, RunFolder
 from fairway.terminal import line
 
+# What a folder of runs holds at most: a run has some 20 files.
+_MOST_ENTRIES = 100_000
 _FACTS = ("name", "recipe", "seed", "differences", "bytes", "train_s", "steps", "state")
 
 
@@ -19,7 +22,20 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     """Return the runs below a folder in order of name; UserError if there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; runs lie in `runs` by default")
-    return [_run(path.parent, folder) for path in sorted(folder.rglob(MEMORY)) if path.is_file()]
+    return [_run(path, folder) for path in sorted(_folders(folder))]
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """Yield the run folders below a folder; links are not followed."""
+    seen = 0
+    for path, folders, files in os.walk(folder):
+        seen += len(folders) + len(files)
+        if seen > _MOST_ENTRIES:
+            raise UserError(
+                f"{folder} has more than {_MOST_ENTRIES:,} files and folders; name a folder of runs"
+            )
+        if MEMORY in files:
+            yield Path(path)
 
 
 def _run(path: Path, root: Path) -> dict[str, Any]:

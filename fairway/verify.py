@@ -17,12 +17,13 @@ from typing import Any
 from scipy.special import stdtrit
 
 from fairway.api import load
+from fairway.audit.folder import open_folder
 from fairway.audit.records import audit_record
 from fairway.bundle.build import SCRIPT, bundle, check_bundle
 from fairway.config import Config, config_hash, declares_code, fixed_digest, from_dict
 from fairway.data.folder import DataFolder
 from fairway.errors import UserError
-from fairway.files import digest_file, read_json
+from fairway.files import MOST_BYTES, digest_file, read_bytes, read_json
 from fairway.record import STEP, TRACKS, as_json, log, readme, submission
 from fairway.runtime import Plan
 from fairway.score.sliding import evaluate, text_of
@@ -96,11 +97,17 @@ def _wrong_files(folder: Path) -> Iterator[str]:
     known = read_json(folder / DIGESTS)
     if not isinstance(known, dict):
         raise UserError(f"{folder / DIGESTS} is damaged: it is no table of digests")
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    for name in sorted(found - known.keys() - {DIGESTS}):
+    opened = open_folder(folder)
+    sizes = {file.path.relative_to(folder).as_posix(): file.size_bytes for file in opened.files}
+    if sum(sizes.values()) > MOST_BYTES:
+        yield f"its files have {sum(sizes.values()):,} bytes; at most {MOST_BYTES:,} are read"
+        return
+    for name in opened.skipped:
+        yield f"{name} is not a regular file, or one too many"
+    for name in sorted(sizes.keys() - known.keys() - {DIGESTS}):
         yield f"{name} is in no list of the record"
     for name, digest in known.items():
-        if name not in found:
+        if name not in sizes:
             yield f"{name} is missing"
         elif digest_file(folder / name) != digest:
             yield f"{name} is not what was written"
@@ -114,15 +121,15 @@ def _disagreements(folder: Path, claim: Mapping[str, Any]) -> Iterator[str]:
         yield str(error)
         return
     runs = [read_json(folder / results_file(int(seed))) for seed in claim["seeds"]]
-    logs = [(folder / log_file(int(seed))).read_text("utf-8") for seed in claim["seeds"]]
+    logs = [read_bytes(folder / log_file(int(seed))).decode() for seed in claim["seeds"]]
     if claim["track"] not in TRACKS.values():
         yield f"{CLAIM} names a track that there is not: {claim['track']}"
     people = {name: claim[name] for name in ("name", "author", "github_id")}
     facts = {name: claim[name] for name in ("track", "commit", "processes")}
     expected = submission(runs, logs, manifest, {**people, **facts})
-    if as_json(expected) != (folder / CLAIM).read_bytes():
+    if as_json(expected) != read_bytes(folder / CLAIM):
         yield f"{CLAIM} does not follow from the results: {_first_difference(expected, claim)}"
-    elif readme(runs, expected).encode() != (folder / README).read_bytes():
+    elif readme(runs, expected).encode() != read_bytes(folder / README):
         yield f"{README} does not follow from the results and {CLAIM}"
     for seed, run, text in zip(claim["seeds"], runs, logs, strict=True):
         yield from _inner_faults(folder, int(seed), run, text, manifest)
@@ -138,7 +145,7 @@ def _inner_faults(
 ) -> Iterator[str]:
     """Yield what contradicts itself in a run's results, or its log."""
     name = results_file(seed)
-    if as_json(run) != (folder / name).read_bytes():
+    if as_json(run) != read_bytes(folder / name):
         yield f"{name} is not written as Fairway writes it"
     config: Config = from_dict(run["config"])
     if fixed_digest(config) != manifest["fixed_digest"]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -347,3 +348,48 @@ def test_repeating_asks_for_what_the_record_is_of(made: Path, tmp_path: Path) ->
         verify(made, rescore=tmp_path, seed=7)
     with pytest.raises(UserError, match="not a record"):
         verify(tmp_path)
+
+
+def _sparse(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("wb") as stream:
+        stream.truncate(4 << 30)
+
+
+def _pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "told"),
+    [
+        (DIGESTS, _sparse, r"has 4,294,967,296 bytes; at most"),
+        (DIGESTS, lambda path: path.write_text("[" * 10_000), "nested more than 64 deep"),
+        (DIGESTS, lambda path: path.write_text('{"a": 1, "a": 2}'), "the key 'a' twice"),
+    ],
+)
+def test_digests_that_cannot_be_read_are_refused(
+    record: Path, name: str, make: Callable[[Path], object], told: str
+) -> None:
+    make(record / name)
+    with pytest.raises(UserError, match=told):
+        verify(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "told"),
+    [
+        ("README.md", _pipe, "README.md is not a regular file"),
+        ("more.log", _sparse, "have 4,2"),
+        ("loop", lambda path: path.symlink_to("."), "loop is not a regular file"),
+        ("zero", lambda path: path.symlink_to("/dev/zero"), "zero is not a regular file"),
+        ("many", lambda path: [(path / str(n)).mkdir(parents=True) for n in range(3_000)], "many"),
+    ],
+)
+def test_odd_files_of_a_record_are_faults(
+    record: Path, name: str, make: Callable[[Path], object], told: str
+) -> None:
+    make(record / name)
+    found = verify(record)
+    assert any(told in fault for fault in found.faults), found.faults[:3]

@@ -281,7 +281,9 @@ def decode_codes(data: bytes, sides: Sequence[Side]) -> list[NDArray[np.int16]]:
         codes_C = np.zeros(side.shape[1], np.int64)
         for r in range(side.shape[0]):
             walk.go(DECODE, codes_C, cells, coder, buffer)
-            if codes_C.min() < -LARGEST_CODE - 1 or codes_C.max() > LARGEST_CODE:
+            # A coder that has read past its end decodes zeros: what follows is not worth its time.
+            beyond = coder[AT] > len(buffer) + 4
+            if beyond or codes_C.min() < -LARGEST_CODE - 1 or codes_C.max() > LARGEST_CODE:
                 raise UserError(DAMAGED)
             codes_RC[r] = codes_C
         found.append(_unordered(codes_RC, side))
