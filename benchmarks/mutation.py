@@ -239,11 +239,8 @@ class Campaign:
 
     def _tell(self, mutant: Mutant, verdict: str) -> None:
         if not self.quiet:
-            old, new = (text.replace("\n", "\n    ") for text in (mutant.old, mutant.new))
-            self.out.write(
-                f"{verdict}: {mutant.module} {mutant.function} line {mutant.lines[0]}\n"
-                f"  - {old}\n  + {new}\n"
-            )
+            new = mutant.new.replace("\n", "\n    ")
+            self.out.write(f"{verdict}, line {mutant.lines[0]}: {_lines_of(mutant)}  + {new}\n")
             self.out.flush()
 
     def _reach(self, session: Any, item: Any, files: list[str]) -> _Reach:
@@ -324,6 +321,12 @@ class Campaign:
         for reach in chosen:
             reach.item.config.hook.pytest_runtest_protocol(item=reach.item, nextitem=_Keep(session))
         os._exit(0)
+
+
+def _lines_of(mutant: Mutant) -> str:
+    """Return where a mutant is and what stands there, as survivors are told."""
+    old = mutant.old.replace("\n", "\n    ")
+    return f"{mutant.module} {mutant.function}\n  - {old}\n"
 
 
 def _ended(process: int, seconds: float) -> str:
@@ -409,6 +412,9 @@ def main() -> int:
     parser.add_argument("--modules", nargs="+", default=list(TESTS), choices=list(TESTS))
     parser.add_argument("--sample", type=int, default=0, help="so many of each module; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument(
+        "--again", type=Path, help="only the lines that survivors in this earlier output changed"
+    )
     parser.add_argument("--tests", nargs="+", help="run these instead, paths below tests/")
     parser.add_argument("--compiled", action="store_true", help="compile other modules' loops")
     parser.add_argument(
@@ -425,6 +431,9 @@ def main() -> int:
         os.environ["NUMBA_DISABLE_JIT"] = "1"
     os.chdir(ROOT)
     work = planned(options.modules, options.sample, options.seed)
+    if options.again:
+        told = options.again.read_text()
+        work = {n: [m for m in found if _lines_of(m) in told] for n, found in work.items()}
     files = options.tests or sorted({file for name in work for file in TESTS[name]})
 
     # A failing example is enough; it need not be a small one.

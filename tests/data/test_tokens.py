@@ -21,6 +21,7 @@ from fairway.data.tokens import (
     ByteTable,
     Tokenizer,
     _sentences,
+    _too_small,
     decode_documents,
     encode_documents,
     join_documents,
@@ -358,10 +359,28 @@ def test_a_vocabulary_below_the_characters_is_refused() -> None:
 
 
 def test_the_smallest_and_the_largest_vocabulary_are_tried() -> None:
-    with pytest.raises(UserError, match="a vocabulary of 260 is too small"):
-        train_tokenizer(text(), 260)
-    with pytest.raises(UserError, match=r"small for a vocabulary of 65535; .*\d: set --vocab-size"):
+    # 256 bytes, 4 control tokens, the space and three letters.
+    for size in (260, 263):
+        with pytest.raises(UserError, match=f"of {size} is too small .* need 264; set .*=264"):
+            train_tokenizer(["abc"], size)
+    assert len(Tokenizer(train_tokenizer(["abc"], 264)).piece_bytes) == 264
+    with pytest.raises(UserError, match=r"small for a vocabulary of 65535; .*\d: set "):
         train_tokenizer(["abc abd"], 65_535)
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("x required_chars. 300 vs 65535 y", "need 65535; set --vocab-size 65535"),
+        ("x required_chars. 300 vs 65536 y", "a vocabulary of 65536, but 65535 is the most"),
+        (
+            "a.cc(12) [size > 1] What  it\n says",
+            "tokenizer of 300 pieces: What it says",
+        ),
+    ],
+)
+def test_what_sentencepiece_refuses_is_told(reason: str, told: str) -> None:
+    assert told in str(_too_small(reason, 300))
 
 
 def test_long_lines_are_cut_where_sentencepiece_would_drop_them() -> None:
