@@ -4,6 +4,7 @@ A stage is kept while nothing that it reads has changed. Results are composed of
 all made with the settings of the run's record, or not at all.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from fairway.files import digest_file
 from fairway.recipes import RECIPES
 from fairway.runtime import Plan
 from fairway.stages import RunFolder
+from fairway.steps import STEPS
 from fairway.terminal import command
 from fairway.train import what_trains
 
@@ -121,6 +123,28 @@ class Inputs:
         others = [name for name in now if record["reads"].get(name) != now[name]]
         what = " and ".join(others) or "code, of another version of Fairway"
         return f"the '{stage}' stage of {path} was made with other {what}; run `{remedy}` first"
+
+
+def replayed(config: Config) -> dict[str, Any] | None:
+    """Return the plan and the digest of the steps of the run that is followed, if one is."""
+    if config.train.clock != "replay":
+        return None
+    other = RunFolder.existing(Path(config.train.replay))
+    if not other.facts("train") or not other.file(STEPS).is_file():
+        raise UserError(f"{other.path} has no recorded training to replay")
+    other.require_unchanged("train", STEPS)
+    return {"plan": other.memory["plan"], "steps": digest_file(other.file(STEPS))}
+
+
+def public(config: Config, data: str, followed: dict[str, Any] | None) -> Config:
+    """Return a config with digests in place of paths; the embedded text has none."""
+    source = f"sha256:{data}" if data else config.data.source
+    replay = f"sha256:{followed['steps']}" if followed else ""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, source=source),
+        train=dataclasses.replace(config.train, replay=replay),
+    )
 
 
 def config_of(folder: RunFolder) -> Config:

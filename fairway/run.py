@@ -27,7 +27,7 @@ from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
 from fairway.experts import ExpertStages
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
-from fairway.inputs import ARTIFACT, WEIGHTS, Inputs, config_of
+from fairway.inputs import ARTIFACT, WEIGHTS, Inputs, config_of, public, replayed
 from fairway.limits import check_later_stages, tell_of_size, time_budget
 from fairway.memory import give_back
 from fairway.model.gpt import GPT, num_parameters
@@ -60,7 +60,8 @@ class Pipeline:
     def __init__(self, config: Config, folder: RunFolder, say: Say) -> None:
         self.ranks: Ranks = join_ranks()
         self.config, self.folder = config, folder
-        self.say: Say = say if self.ranks.first else _nothing
+        # Of many processes only the first speaks.
+        self.say: Say = say if self.ranks.first else lambda text: None
         self._source: DataFolder | None = None
         self._plan: Plan | None = None
 
@@ -160,14 +161,7 @@ class Pipeline:
         return key_of(to_dict(self.config.runtime), self._replayed())
 
     def _replayed(self) -> dict[str, Any] | None:
-        """Return the plan and the digest of the steps of the run that is followed, if one is."""
-        if self.config.train.clock != "replay":
-            return None
-        other = RunFolder.existing(Path(self.config.train.replay))
-        if not other.facts("train") or not other.file(STEPS).is_file():
-            raise UserError(f"{other.path} has no recorded training to replay")
-        other.require_unchanged("train", STEPS)
-        return {"plan": other.memory["plan"], "steps": digest_file(other.file(STEPS))}
+        return replayed(self.config)
 
     # -----------------------------------------------------------------------------------------
     # Text
@@ -569,25 +563,15 @@ class Pipeline:
 
     def _public(self) -> Config:
         """Return the config with digests in place of paths: what a result may say of it."""
-        data, train = self.config.data, self.config.train
-        source = data.source if data.source == "embedded" else f"sha256:{self.data().digest}"
-        replayed = self._replayed()
-        replay = f"sha256:{replayed['steps']}" if replayed else ""
-        return dataclasses.replace(
-            self.config,
-            data=dataclasses.replace(data, source=source),
-            train=dataclasses.replace(train, replay=replay),
-        )
+        config = self.config
+        digest = "" if config.data.source == "embedded" else self.data().digest
+        return public(config, digest, self._replayed())
 
     def _need(self, file: str, verb: str) -> None:
         if not self.folder.file(file).is_file():
             raise UserError(
                 f"{self.folder.file(file)} does not exist; run `fairway {verb}` on it first"
             )
-
-
-def _nothing(text: str) -> None:
-    """Say nothing: of many processes only the first speaks."""
 
 
 def _plan_of(memory: dict[str, Any]) -> Plan:
