@@ -295,7 +295,7 @@ def test_uncommitted_sources_and_missing_seeds_are_refused(
         submit([smoke_run], replace(ONE, track="x"), tmp_path / "out", lambda text: None)
 
     class Ended:
-        returncode, stdout = 0, " M fairway/run.py\n"
+        returncode, stdout = 0, b" M fairway/run.py\n"
 
     monkeypatch.setattr("fairway.submission.subprocess.run", lambda *a, **k: Ended())
     with pytest.raises(UserError, match=r"differ from their commit \(fairway/run.py"):
