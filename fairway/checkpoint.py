@@ -53,8 +53,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: tables.get_tensor(name) for name in names}
     except UserError:
         raise
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise damaged(path, error) from None
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        # What is no shape for PyTorch is told by it in many lines.
+        raise damaged(path, str(error).partition("\n")[0]) from None
     return tensors, facts
 
 

@@ -26,7 +26,7 @@ from . import Case, Change, Files
 from .damage import damaged, odd_json, spoil_value
 
 _FOLDER = "r"
-_KEPT = (".json", ".jsonl", ".gz", ".fwy")
+_KEPT = (".json", ".jsonl", ".gz", ".fwy", ".model")
 
 
 @cache
@@ -56,7 +56,7 @@ class Runs:
         """Spoil bytes, values of the record with its digest made right, or what lies there."""
         kind, record = rng.random(), f"{_FOLDER}/{MEMORY}"
         if kind < 0.4:
-            name = rng.choice([name for name in files if not name.endswith(".fwy")])
+            name = rng.choice([name for name in files if not name.endswith((".fwy", ".model"))])
             return Case({name: damaged(files[name], rng)}, False, name)
         if kind < 0.5:
             results = json.loads(files[f"{_FOLDER}/results.json"])

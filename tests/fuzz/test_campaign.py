@@ -101,7 +101,9 @@ def format_named(name: str) -> Format:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_spoiled_inputs_are_refused_or_right(name: str) -> None:
-    found = run(format_named(name), 150, 1)
+    # A report of a run takes half a second.
+    count = 20 if name == "run" else 150
+    found = run(format_named(name), count, 1)
     assert found.failures == []
-    assert found.refused + found.read == found.inputs == 150
-    assert found.refused > 20
+    assert found.refused + found.read == found.inputs == count
+    assert found.refused > count // 10
