@@ -473,6 +473,8 @@ def test_provenance_is_complete_and_of_its_types(
     for value in (others, None):
         refuse(forge("3", change("provenance", key, to=value)), f"the provenance has {key} ")
     load_artifact(forge("3", change("provenance", "seed", to=-7)))
+    odd = forge("3", change("provenance", "score", "speed", to=1))
+    refuse(odd, r"unknown config field 'score\.speed'")
 
 
 @pytest.mark.parametrize("digest", ["0" * 63, "0" * 65, "A" * 64, "g" * 64, "", None, 0, []])
