@@ -145,7 +145,7 @@ def read_code(reader: Reader, mean: int, variance: int, grid: int, trellis: int)
     else:
         side = 1 if mean > 0 else -1
         n = max(1, (abs(mean) + 128) >> 7)
-        near, off = side * n, side * min((abs(mean) - 64 * (2 * n - 1)) >> 1, 32)
+        near, off = side * n, side * ((abs(mean) - 64 * (2 * n - 1)) >> 1)
     level = within((variance - (512 if trellis else 0) - 1520) >> 5, 0, 191, "level")
     where = grid, (abs(off) + 4) >> 3, level
     up = 1 if off >= 0 else -1

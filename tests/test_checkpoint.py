@@ -179,3 +179,16 @@ def test_tensors_are_copies_on_the_cpu_without_gradients(tmp_path: Path) -> None
     assert loaded["t"].tolist() == weight.T.tolist()
     loaded["w"][0, 0] = 5.0
     assert not loaded["w"].requires_grad and float(loaded["same"][0, 0]) == 0.0
+
+
+def test_a_file_that_cannot_be_opened_is_told_of_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path / "c.safetensors")
+
+    def refuse(path: Path) -> None:
+        raise UserError("cannot read it: Permission denied")
+
+    monkeypatch.setattr("fairway.checkpoint.opened", refuse)
+    with pytest.raises(UserError, match=r"^cannot read it: Permission denied$"):
+        load_checkpoint(tmp_path / "c.safetensors")

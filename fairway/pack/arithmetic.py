@@ -290,7 +290,7 @@ def _centre(mean: int, grid: int, fold: int) -> tuple[int, int]:
     if distance <= 32:
         return 0, mean >> 1
     nearest = max(1, (distance + 128) >> 7)
-    return nearest * side, side * min((distance - (2 * nearest - 1) * 64) >> 1, 32)
+    return nearest * side, side * ((distance - (2 * nearest - 1) * 64) >> 1)
 
 
 @compiled

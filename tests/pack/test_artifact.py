@@ -490,7 +490,7 @@ def test_layout_of_the_seed_covers_every_value_once() -> None:
 def test_roles_are_told_apart() -> None:
     assert role_of("blocks.3.attn.proj.weight") == "attention output"
     assert role_of("blocks.3.mlp.proj.weight") == "MLP down"
-    assert role_of("embed_proj.weight") == "projection"
+    assert role_of("embed_proj.weight") == role_of("head_proj.weight") == "projection"
     assert role_of("head.weight") == role_of("tok_emb.weight") == "embedding"
     with pytest.raises(AssertionError, match="no role"):
         role_of("blocks.0.attn.gate.weight")

@@ -416,3 +416,49 @@ def test_the_first_and_the_last_share_are_within_the_total(
     if not fine:
         with pytest.raises(ValueError, match=rf"^share {start} \+ {width} is not"):
             one()
+
+
+@pytest.mark.parametrize("k", [1, 2**31, 2**32 - 1])
+def test_a_share_begins_at_its_first_number_exactly(k: int) -> None:
+    """Numbers of 64 bits, of which a float would keep 53."""
+    counts = np.array([k, 2**32 - k])
+    starts = np.array([[0, k]], np.uint32)
+    for number, symbol in ((k * (2**32 - 1) - 1, 0), (k * (2**32 - 1), 1)):
+        data, found = number.to_bytes(8, "big"), np.zeros(1, np.int64)
+        assert Decoder(data).decode(counts) == symbol
+        Decoder(data).decode_rows(starts, np.arange(1), found)
+        assert found[0] == symbol
+
+
+@pytest.mark.parametrize(
+    ("low", "width", "start", "part", "wanted"),
+    [
+        # A sum of 2^64 - 1 carries nothing, one of 2^64 does.
+        (2**64 - 1 - 5 * 2**28, 2**60, 5, 2**31, (2**64 - 1, 2**59, b"\x07")),
+        (2**64 - 5 * 2**28, 2**60, 5, 2**31, (0, 2**59, b"\x08")),
+        # A range of 2^56 stays, one below it grows.
+        (3 << 40, 2**60, 0, 2**28, (3 << 40, 2**56, b"\x07")),
+        (3 << 40, 2**60, 0, 2**28 - 1, (3 << 48, 2**64 - 2**36, b"\x07\x00")),
+    ],
+)
+def test_an_interval_at_the_edges_of_its_numbers(
+    low: int, width: int, start: int, part: int, wanted: tuple[int, int, bytes]
+) -> None:
+    for compiled in (False, True):
+        encoder = Encoder()
+        encoder._low, encoder._range, encoder._written = low, width, bytearray(b"\x07")
+        if compiled:
+            encoder.encode_all(np.array([start]), np.array([part]))
+        else:
+            encoder.encode(start, part)
+        assert (encoder._low, encoder._range, bytes(encoder._written)) == wanted
+        decoder = Decoder(bytes(8) + b"\x63")
+        decoder._offset, decoder._range = (width >> 32) * start, width
+        if compiled:
+            edges = np.array([[0, start, start + part]] if start else [[0, part, part]], np.uint32)
+            decoder.decode_rows(edges, np.arange(1), np.zeros(1, np.int64))
+        else:
+            decoder.decode(np.array([start, part, 2**32 - start - part]))
+        grown = wanted[1] > 2**60
+        assert (decoder._offset, decoder._range) == (0x63 if grown else 0, wanted[1])
+        assert decoder._next == (9 if grown else 8)
