@@ -16,9 +16,10 @@ from fairway.errors import LedgerError
 from fairway.model.gpt import GPT
 from fairway.score import lora
 from fairway.score.documents import batches, documents
-from fairway.score.ledger import Context, Ledger, Text, Witness
+from fairway.score.ledger import Context, Ledger, Lesson, Text, Witness
 from fairway.score.lora import DocumentDistribution, Documents, Lanes, evaluate_lora, phase_bounds
 from fairway.score.sgd import Sgd
+from fairway.score.sliding import ALONE
 from fairway.score.windows import Event, Window
 
 V, T = 260, 16
@@ -88,6 +89,23 @@ def test_those_that_go_on_keep_what_is_theirs(kept: tuple[int, ...]) -> None:
     assert marks(inner) == [[200.0 * n + r for r in range(4)] for n in range(2)]
 
 
+def test_the_way_is_the_fast_one_where_asked_and_a_batch_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("Fused", "Plain"):
+        monkeypatch.setattr(lora, name, lambda *_, name=name: name)
+    assert [Documents(alive(), CONFIG, T, 4, fast).way for fast in (True, False)] == [
+        "Fused", "Plain",
+    ]  # fmt: skip
+    monkeypatch.undo()
+    found, inner = lane()
+    begun: list[str] = []
+    monkeypatch.setattr(found.way, "renew", lambda: begun.append("way"))
+    monkeypatch.setattr(found.halving, "begin", lambda: begun.append("halving"))
+    found.start(2, inner)
+    assert begun == ["way", "halving"]
+
+
 def test_rope_is_of_a_window_or_its_beginning() -> None:
     found, _ = lane()
     (cos, sin), (part, _) = found.rope(), found.rope(3)
@@ -124,7 +142,7 @@ def test_the_three_ways_to_ask_agree_at_every_position() -> None:
         assert np.exp(row).sum() == pytest.approx(1.0, abs=1e-12)
         assert row == pytest.approx(tables[n].numpy(), abs=1e-4)
         assert row[targets[n]] == pytest.approx(nats[n], abs=1e-4)
-        assert torch.equal(dist.tables(n, n + 1)[0], tables[n])
+        assert torch.equal(dist.tables(n, n + 1), tables[n : n + 1])
     # The adapters of a document are its own.
     one, other = (found.values_of([row]) for row in (1, 2))
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -301,9 +319,12 @@ def test_phases_divide_the_batches_evenly(count: int, phases: int, bounds: list[
 def test_a_phase_learns_all_that_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the second of two batches: positions 0 to 20, in chunks of 16, at falling rates."""
     learned: list[Any] = []
-    monkeypatch.setattr(
-        Sgd, "learn", lambda self, a, b, c: learned.append((a.targets.tolist(), b, c))
-    )
+
+    def learn(self: Sgd, lesson: Lesson, lr: float, epochs: int) -> None:
+        assert (self.seq_len, self.ranks, self.config) == (T, ALONE, config)
+        learned.append((lesson.targets.tolist(), lr, epochs))
+
+    monkeypatch.setattr(Sgd, "learn", learn)
     config = replace(CONFIG, lora_documents=2, lora_phases=1, chunk_tokens=16, lora_phase_lr=0.25)
     evaluate_lora(alive(), text(), SCORE, config, seed=0, description="")
     ids = text().ids

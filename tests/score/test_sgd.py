@@ -175,15 +175,15 @@ class Others(Ranks):
         return lambda: tensor.add_(1.0)
 
 
-@pytest.mark.parametrize(("rank", "own"), [(0, [0]), (1, [1]), (2, [2])])
-def test_every_process_adds_its_share_of_the_whole_step(rank: int, own: list[int]) -> None:
-    learned, sums = lesson(3 * T), []
+@pytest.mark.parametrize(("rank", "world"), [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3)])
+def test_every_process_adds_its_share_of_the_whole_step(rank: int, world: int) -> None:
+    learned, sums = lesson(world * T), []
     model, alone_ = alive(), alive()
-    Sgd(model, CONFIG, T, Others(rank, 3).note(sums)).gradients(learned, range(3))
+    Sgd(model, CONFIG, T, Others(rank, world).note(sums)).gradients(learned, range(world))
     assert len(sums) == len(list(model.parameters()))
-    Sgd(alone_, CONFIG, T).gradients(learned, range(own[0], own[0] + 1))
+    Sgd(alone_, CONFIG, T).gradients(learned, range(rank, rank + 1))
     for grad, expected in zip(gradients(model), gradients(alone_), strict=True):
-        assert_near(grad, expected / 3 + 1.0)
+        assert_near(grad, expected / world + 1.0)
 
 
 def test_a_process_without_sequences_adds_zeros() -> None:
