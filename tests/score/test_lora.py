@@ -106,6 +106,25 @@ def test_the_way_is_the_fast_one_where_asked_and_a_batch_begins_anew(
     assert begun == ["way", "halving"]
 
 
+def test_recordings_follow_the_last_row_into_the_slot_that_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, _ = lane()
+    moved: list[tuple[int, int]] = []
+    monkeypatch.setattr(found.way, "move", lambda *slots: moved.append(slots))
+    found.keep((1, 3))
+    assert moved == [(3, 0)] and found.rows == [3, 1]
+    found.keep((1,))
+    assert moved == [(3, 0), (1, 0)] and found.rows == [1]
+
+
+def test_memory_is_shared_out_unless_it_is_fixed() -> None:
+    assert (
+        not lane()[0].halving._fixed and not Lanes(alive(), CONFIG, T, 0)._documents.halving._fixed
+    )
+    assert Lanes(alive(), CONFIG, T, 0, True)._documents.halving._fixed
+
+
 def test_rope_is_of_a_window_or_its_beginning() -> None:
     found, _ = lane()
     (cos, sin), (part, _) = found.rope(), found.rope(3)
@@ -155,13 +174,16 @@ def test_what_is_certain_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("ask", ["log_prob", "tables", "row"])
-@pytest.mark.parametrize("change", ["predict", "keep", "learn", "start"])
+@pytest.mark.parametrize("change", ["predict", "learn and predict", "keep", "learn", "start"])
 def test_a_prediction_is_good_until_something_changes(ask: str, change: str) -> None:
     found, dist, context = predicted()
     arguments = {"log_prob": (np.arange(9),), "tables": (0, 9), "row": (24,)}[ask]
     getattr(dist, ask)(*arguments)
     match change:
         case "predict":
+            found.predict(context)
+        case "learn and predict":
+            found.learn(dist, dist.rectangle(np.arange(9)), [0])
             found.predict(context)
         case "keep":
             found.keep((1,))
