@@ -119,9 +119,8 @@ def test_recordings_follow_the_last_row_into_the_slot_that_is_free(
 
 
 def test_memory_is_shared_out_unless_it_is_fixed() -> None:
-    assert (
-        not lane()[0].halving._fixed and not Lanes(alive(), CONFIG, T, 0)._documents.halving._fixed
-    )
+    assert not lane()[0].halving._fixed
+    assert not Lanes(alive(), CONFIG, T, 0)._documents.halving._fixed
     assert Lanes(alive(), CONFIG, T, 0, True)._documents.halving._fixed
 
 
@@ -236,6 +235,38 @@ def test_lanes_draw_by_their_number_and_batches_by_theirs(warm: bool) -> None:
         for value, wanted in zip(found.adam.values[::2], drawn(seed), strict=True):
             assert torch.equal(value, wanted.expand_as(value)), batch
         assert found.rows == [0, 1, 2, 3]
+
+
+def test_a_lane_that_begins_late_draws_by_its_number() -> None:
+    found = Lanes(alive(), CONFIG, T, 5).start(3, 4)
+    assert torch.equal(found.adam.values[0][:, :1], drawn(5_000_016)[0])
+
+
+@pytest.mark.parametrize("fused", [None, object()])
+def test_lanes_are_fast_where_the_model_is(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(lora, "Documents", lambda *arguments: given.append(arguments))
+    model = alive()
+    model.fused = fused
+    Lanes(model, CONFIG, T, 0, True)
+    assert given == [(model, CONFIG, T, 4, fused is not None, True)]
+
+
+def test_matrices_wait_where_eight_times_their_memory_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tensors without memory cannot go to the host, which tells the two places apart."""
+    lanes = Lanes(alive(), CONFIG, T, 0)
+    inner = [torch.empty(2, 1, 3, 5, device="meta"), torch.empty(1, 1, 3, 7, device="meta")]
+    # Four rows of 30 and of 21 numbers of four bytes.
+    for free, stays in ((8 * 816, True), (8 * 816 - 1, False), (0, False), (1 << 40, True)):
+        monkeypatch.setattr(lora, "free_bytes", lambda device, free=free: free)
+        if stays:
+            made = lanes._for_all_rows(inner)
+            assert [tuple(m.shape) for m in made] == [(2, 4, 3, 5), (1, 4, 3, 7)]
+        else:
+            with pytest.raises(NotImplementedError, match="meta"):
+                lanes._for_all_rows(inner)
 
 
 @pytest.mark.parametrize(("warm", "kept"), [(True, 2.0), (False, None)])
