@@ -363,7 +363,14 @@ def test_longest_first_is_another_order_of_the_same_text(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("count", "phases", "bounds"),
-    [(3, 0, [0, 3]), (3, 1, [0, 1, 3]), (8, 3, [0, 2, 4, 6, 8]), (2, 5, [0, 1, 2]), (1, 4, [0, 1])],
+    [
+        (3, 0, [0, 3]),
+        (3, 1, [0, 1, 3]),
+        (8, 3, [0, 2, 4, 6, 8]),
+        (16, 3, [0, 4, 8, 12, 16]),
+        (2, 5, [0, 1, 2]),
+        (1, 4, [0, 1]),
+    ],
 )
 def test_phases_divide_the_batches_evenly(count: int, phases: int, bounds: list[int]) -> None:
     assert phase_bounds(count, phases) == bounds
