@@ -96,7 +96,7 @@ class Sgd:
     def __init__(self, model: GPT, config: TttConfig, seq_len: int, ranks: Ranks = ALONE) -> None:
         self.model, self.config, self.seq_len, self.ranks = model, config, seq_len, ranks
         self.weights = list(model.parameters())
-        self.optimiser = torch.optim.SGD(self.weights, lr=config.lr, momentum=config.momentum)
+        self.optimiser = torch.optim.SGD(self.weights, momentum=config.momentum)
 
     def learn(self, lesson: Lesson, lr: float, epochs: int) -> None:
         """Take one step per `batch_seqs` sequences and epoch; what fills no sequence is left out.

@@ -238,7 +238,7 @@ def test_streams_are_of_16_bits_even_when_empty() -> None:
     assert encode_documents(lossless(), []).tolist() == []
     joined = join_documents(lossless(), [np.array([7, 8]), np.array([], int), np.array([9])])
     assert (joined.dtype, joined.tolist()) == (np.uint16, [1, 7, 8, 1, 1, 9])
-    assert lossless().encode("a").dtype == np.int64
+    assert lossless().encode("a").dtype == lossless().encode("").dtype == np.int64
 
 
 def test_exact_encodings_are_given_or_nothing() -> None:

@@ -16,9 +16,10 @@ from fairway.errors import LedgerError
 from fairway.model.gpt import GPT
 from fairway.score import lora
 from fairway.score.documents import batches, documents
-from fairway.score.ledger import Context, Ledger, Text, Witness
+from fairway.score.ledger import Context, Ledger, Lesson, Text, Witness
 from fairway.score.lora import DocumentDistribution, Documents, Lanes, evaluate_lora, phase_bounds
 from fairway.score.sgd import Sgd
+from fairway.score.sliding import ALONE
 from fairway.score.windows import Event, Window
 
 V, T = 260, 16
@@ -88,6 +89,41 @@ def test_those_that_go_on_keep_what_is_theirs(kept: tuple[int, ...]) -> None:
     assert marks(inner) == [[200.0 * n + r for r in range(4)] for n in range(2)]
 
 
+def test_the_way_is_the_fast_one_where_asked_and_a_batch_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("Fused", "Plain"):
+        monkeypatch.setattr(lora, name, lambda *_, name=name: name)
+    assert [Documents(alive(), CONFIG, T, 4, fast).way for fast in (True, False)] == [
+        "Fused", "Plain",
+    ]  # fmt: skip
+    monkeypatch.undo()
+    found, inner = lane()
+    begun: list[str] = []
+    monkeypatch.setattr(found.way, "renew", lambda: begun.append("way"))
+    monkeypatch.setattr(found.halving, "begin", lambda: begun.append("halving"))
+    found.start(2, inner)
+    assert begun == ["way", "halving"]
+
+
+def test_recordings_follow_the_last_row_into_the_slot_that_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, _ = lane()
+    moved: list[tuple[int, int]] = []
+    monkeypatch.setattr(found.way, "move", lambda *slots: moved.append(slots))
+    found.keep((1, 3))
+    assert moved == [(3, 0)] and found.rows == [3, 1]
+    found.keep((1,))
+    assert moved == [(3, 0), (1, 0)] and found.rows == [1]
+
+
+def test_memory_is_shared_out_unless_it_is_fixed() -> None:
+    assert not lane()[0].halving._fixed
+    assert not Lanes(alive(), CONFIG, T, 0)._documents.halving._fixed
+    assert Lanes(alive(), CONFIG, T, 0, True)._documents.halving._fixed
+
+
 def test_rope_is_of_a_window_or_its_beginning() -> None:
     found, _ = lane()
     (cos, sin), (part, _) = found.rope(), found.rope(3)
@@ -124,7 +160,7 @@ def test_the_three_ways_to_ask_agree_at_every_position() -> None:
         assert np.exp(row).sum() == pytest.approx(1.0, abs=1e-12)
         assert row == pytest.approx(tables[n].numpy(), abs=1e-4)
         assert row[targets[n]] == pytest.approx(nats[n], abs=1e-4)
-        assert torch.equal(dist.tables(n, n + 1)[0], tables[n])
+        assert torch.equal(dist.tables(n, n + 1), tables[n : n + 1])
     # The adapters of a document are its own.
     one, other = (found.values_of([row]) for row in (1, 2))
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -137,13 +173,16 @@ def test_what_is_certain_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("ask", ["log_prob", "tables", "row"])
-@pytest.mark.parametrize("change", ["predict", "keep", "learn", "start"])
+@pytest.mark.parametrize("change", ["predict", "learn and predict", "keep", "learn", "start"])
 def test_a_prediction_is_good_until_something_changes(ask: str, change: str) -> None:
     found, dist, context = predicted()
     arguments = {"log_prob": (np.arange(9),), "tables": (0, 9), "row": (24,)}[ask]
     getattr(dist, ask)(*arguments)
     match change:
         case "predict":
+            found.predict(context)
+        case "learn and predict":
+            found.learn(dist, dist.rectangle(np.arange(9)), [0])
             found.predict(context)
         case "keep":
             found.keep((1,))
@@ -196,6 +235,38 @@ def test_lanes_draw_by_their_number_and_batches_by_theirs(warm: bool) -> None:
         for value, wanted in zip(found.adam.values[::2], drawn(seed), strict=True):
             assert torch.equal(value, wanted.expand_as(value)), batch
         assert found.rows == [0, 1, 2, 3]
+
+
+def test_a_lane_that_begins_late_draws_by_its_number() -> None:
+    found = Lanes(alive(), CONFIG, T, 5).start(3, 4)
+    assert torch.equal(found.adam.values[0][:, :1], drawn(5_000_016)[0])
+
+
+@pytest.mark.parametrize("fused", [None, object()])
+def test_lanes_are_fast_where_the_model_is(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(lora, "Documents", lambda *arguments: given.append(arguments))
+    model = alive()
+    model.fused = fused
+    Lanes(model, CONFIG, T, 0, True)
+    assert given == [(model, CONFIG, T, 4, fused is not None, True)]
+
+
+def test_matrices_wait_where_eight_times_their_memory_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tensors without memory cannot go to the host, which tells the two places apart."""
+    lanes = Lanes(alive(), CONFIG, T, 0)
+    inner = [torch.empty(2, 1, 3, 5, device="meta"), torch.empty(1, 1, 3, 7, device="meta")]
+    # Four rows of 30 and of 21 numbers of four bytes.
+    for free, stays in ((8 * 816, True), (8 * 816 - 1, False), (0, False), (1 << 40, True)):
+        monkeypatch.setattr(lora, "free_bytes", lambda device, free=free: free)
+        if stays:
+            made = lanes._for_all_rows(inner)
+            assert [tuple(m.shape) for m in made] == [(2, 4, 3, 5), (1, 4, 3, 7)]
+        else:
+            with pytest.raises(NotImplementedError, match="meta"):
+                lanes._for_all_rows(inner)
 
 
 @pytest.mark.parametrize(("warm", "kept"), [(True, 2.0), (False, None)])
@@ -292,7 +363,14 @@ def test_longest_first_is_another_order_of_the_same_text(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("count", "phases", "bounds"),
-    [(3, 0, [0, 3]), (3, 1, [0, 1, 3]), (8, 3, [0, 2, 4, 6, 8]), (2, 5, [0, 1, 2]), (1, 4, [0, 1])],
+    [
+        (3, 0, [0, 3]),
+        (3, 1, [0, 1, 3]),
+        (8, 3, [0, 2, 4, 6, 8]),
+        (16, 3, [0, 4, 8, 12, 16]),
+        (2, 5, [0, 1, 2]),
+        (1, 4, [0, 1]),
+    ],
 )
 def test_phases_divide_the_batches_evenly(count: int, phases: int, bounds: list[int]) -> None:
     assert phase_bounds(count, phases) == bounds
@@ -301,9 +379,12 @@ def test_phases_divide_the_batches_evenly(count: int, phases: int, bounds: list[
 def test_a_phase_learns_all_that_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the second of two batches: positions 0 to 20, in chunks of 16, at falling rates."""
     learned: list[Any] = []
-    monkeypatch.setattr(
-        Sgd, "learn", lambda self, a, b, c: learned.append((a.targets.tolist(), b, c))
-    )
+
+    def learn(self: Sgd, lesson: Lesson, lr: float, epochs: int) -> None:
+        assert (self.seq_len, self.ranks, self.config) == (T, ALONE, config)
+        learned.append((lesson.targets.tolist(), lr, epochs))
+
+    monkeypatch.setattr(Sgd, "learn", learn)
     config = replace(CONFIG, lora_documents=2, lora_phases=1, chunk_tokens=16, lora_phase_lr=0.25)
     evaluate_lora(alive(), text(), SCORE, config, seed=0, description="")
     ids = text().ids

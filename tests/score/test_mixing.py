@@ -63,6 +63,11 @@ def costs(found: Helpers, ids: np.ndarray) -> np.ndarray:
 # fmt: off
 CONFIGS: list[tuple[Changes, list[float]]] = [
     (
+        {"experts": "ppm", "order": 8, "method": "C"},
+        [442.843871643, 88.7961863504, 8.42950943852, 313.027913031, 280.330832619, 0, 0,
+         0, 0, 20, 1, 0, 0],
+    ),
+    (
         {"experts": "ppm"},
         [449.080829509, 90.3591118253, 9.06525182114, 313.43597019, 281.037044815, 0, 0,
          0, 0, 20, 1, 0, 0],
@@ -153,6 +158,25 @@ def test_parts_of_a_text_give_what_the_whole_gives() -> None:
             for a, b in ((0, 1), (1, 3), (3, 40), (40, len(ids) - 1))
         ]
         assert np.concatenate(parts).tolist() == costs(helpers(**changes), ids).tolist()
+
+
+def test_a_tilted_model_alone_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all weight on the model, every token as a hint in turn, and none."""
+    config: Changes = {"experts": "ppm tilt", "weights": "fixed", "weight": 1.0}
+    ids = source()[:45]
+    count = len(ids) - 1
+    token, gain = np.arange(count) % (V + 1) - 1, np.linspace(0.1, 9.0, count)
+    token[::4] = ids[1::4]
+    token[5::9] = -1
+    found = helpers(**config)
+    assert found.tilt is not None
+    monkeypatch.setattr(found.tilt, "read", lambda _: mixing.Hints(token, gain))
+    nats = found.start(model(count), ids[1:], ids[:-1])()
+    p = model(count).exp().numpy()
+    added = np.where(token >= 0, p[np.arange(count), token] * gain, 0.0)
+    tilted = p[np.arange(count), ids[1:]] + np.where(token == ids[1:], added, 0.0)
+    assert nats == pytest.approx(-np.log(tilted / (1 + added)), rel=1e-9)
+    assert (token == 0).any() and (token == -1).any()
 
 
 # ---------------------------------------------------------------------------------------------
