@@ -238,7 +238,8 @@ def cases(
     record = home / "records"
     record.mkdir()
     seeds = [str(other / f"seed-{n}") for n in (1, 2)]
-    short = ["--set", "prove.bytes=0", "--set", "ttt.method=off"]
+    # A record counts its own code.
+    short = ["--set", "prove.bytes=0", "--set", "ttt.method=off", "--set", "pack.code_bytes=auto"]
     submitted = ["--track", "non_record", "--min-seeds", "2", "--out", str(record / "one")]
     plan = {
         "train": (resume, run),

@@ -20,6 +20,8 @@ from fairway.files import atomic_file, opened, parse_json
 _ZEROS = b"0" * 64
 # No name and no fact can hold these bytes: quotes inside a JSON text are escaped.
 _MARK = b'"digest":"'
+# Where metadata begin.
+_FIRST = 8 + len('{"__metadata__":{')
 _READ_BYTES = 1 << 20
 # What safetensors itself takes as a header.
 _MOST_HEADER_BYTES = 100_000_000
@@ -31,13 +33,24 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     metadata = {"fairway": json.dumps(facts), "digest": _ZEROS.decode()}
     data = memoryview(save(plain, metadata=metadata))
-    digest = hashlib.sha256(data).hexdigest().encode()
-    header = bytes(data[: 8 + int.from_bytes(data[:8], "little")])
-    at = header.index(_MARK + _ZEROS) + len(_MARK)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = _digest_first(bytes(data[:end]))
+    total = hashlib.sha256(header)
+    total.update(data[end:])
+    sealed = header.replace(_MARK + _ZEROS, _MARK + total.hexdigest().encode(), 1)
     with atomic_file(path) as stream:
-        for part in (data[:at], digest, data[at + len(digest) :]):
-            stream.write(part)
+        stream.write(sealed)
+        stream.write(data[end:])
     return len(data)
+
+
+def _digest_first(header: bytes) -> bytes:
+    """Return a header whose digest stands first: safetensors writes metadata in any order."""
+    pair = _MARK + _ZEROS + b'"'
+    at = header.index(pair)
+    if at == _FIRST:
+        return header
+    return header[:_FIRST] + pair + b"," + header[_FIRST : at - 1] + header[at + len(pair) :]
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

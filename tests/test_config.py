@@ -137,6 +137,8 @@ def test_hash_follows_the_values() -> None:
 def nearest(item: dataclasses.Field[Any], value: Any) -> list[Any]:
     """Return other values of a setting inside its bounds, the least different ones of numbers."""
     lo, hi, choices = (item.metadata[name] for name in ("lo", "hi", "choices"))
+    if value == "auto" and lo is not None:
+        return [lo]
     if choices:
         return [choice for choice in choices if choice != value]
     if value is None:

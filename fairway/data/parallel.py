@@ -38,7 +38,9 @@ def map_parallel(
                 advance(1)
             return
         spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent)
+        # A pool's locks start a process too.
+        with _modules_of_this_process():
+            pool = ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent)
         try:
             with _modules_of_this_process():
                 results = pool.map(function, items, chunksize=chunk)

@@ -276,7 +276,7 @@ def test_the_forger_can_write_a_good_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("forge", "message"),
     [
-        (change("model", "num_layers", to=10**9), "model.num_layers is 1000000000; it must be"),
+        (change("model", "num_layers", to=10**9), "model.num_layers is 1,000,000,000; it must be"),
         (change("model", "dim", to=-8), "model.dim is -8"),
         (change("model", "dim", to=8.5), "wrong type"),
         (change("model", "dim", to=16), "not those of the model"),

@@ -90,7 +90,8 @@ def test_the_plain_path_writes_and_reads_the_same_bytes() -> None:
         "    assert t.equal(t.decode_codes(t.encode_codes(codes, sides), sides), codes)\n"
         "print(json.dumps(t.digests()))"
     )
-    paths = [str(Path(__file__).parent), str(Path(fairway.__file__).parents[1])]
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), str(Path(fairway.__file__).parents[1])]
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(paths)}
     plain = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-c", program],

@@ -274,7 +274,11 @@ CLAIMS = [
         {"targets": (90_000, *(1,) * 99), "joined": (True,) * 100, "rows": 100},
         "a stream of 90000 tokens among 100",
     ),
-    ({"targets": (1_000, *(1,) * 14), "joined": (True,) * 15, "rows": 15}, "ends before"),
+    # Told by the end of the payload, or by bytes that are not those of the header's digest.
+    (
+        {"targets": (1_000, *(1,) * 14), "joined": (True,) * 15, "rows": 15},
+        "ends before|other bytes",
+    ),
     ({"targets": (0,) * 100_000, "joined": (True,) * 100_000}, "a stream of no tokens"),
     ({"targets": (10**45,), "joined": (True,), "rows": 1}, "a number of 46 digits"),
 ]
