@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Nothing here is fetched. The libraries read this when they are imported, and other tests, in the
-# same process, do fetch.
-OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-os.environ.update(dict.fromkeys(OFFLINE, "1"))
+# Nothing here is fetched.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
@@ -25,9 +23,6 @@ from lm_eval.tasks import TaskManager
 from fairway import harness
 from fairway.errors import UserError
 from fairway.harness import FairwayLM
-
-for variable in OFFLINE:
-    del os.environ[variable]
 
 FIXED: dict[str, Any] = {"threads": 1, "dtype": "float32", "matmul": "highest"}
 CLOSE = {"abs": 1e-4, "rel": 1e-6}

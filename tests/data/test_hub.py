@@ -152,6 +152,8 @@ def fetch(hub: Hub | None, out: Path, **options: Any) -> subprocess.CompletedPro
         **os.environ,
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(out.parent / "hf"),
+        # Tests of the harness, which may run in this process, fetch nothing.
+        "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1",
     }
