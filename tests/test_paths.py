@@ -77,10 +77,21 @@ WORDS = {
     "~someone": "the shell left ~ as it is",
     "a\0b": "zero byte",
 }
+
+
+def slowly(*paths: str) -> list[typing.Any]:
+    """Return cases of the slow tier: each takes ten seconds for all verbs together."""
+    return [pytest.param(path, marks=pytest.mark.slow) for path in paths]
+
+
 # What no file is made of, and neither is what follows from it.
-NOTHING = ["x" * 5000, "text.txt/below", "loop", "loop/below"]
+NOTHING = ["x" * 5000, "loop/below", *slowly("text.txt/below", "loop")]
 # Where nothing is, and names that a terminal would obey.
-NOWHERE = ["./-rf", "\x1b[31m\u202e", "no\nthing\ttwice", "caf\udce9", "[bold]$x 'y'"]
+NOWHERE = [
+    "\x1b[31m\u202e",
+    "caf\udce9",
+    *slowly("./-rf", "no\nthing\ttwice", "[bold]$x 'y'"),
+]
 
 
 @pytest.fixture
