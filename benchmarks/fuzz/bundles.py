@@ -10,7 +10,7 @@ from typing import Any
 import brotli
 
 from fairway.bundle.build import MANIFEST, REQUIREMENTS, SCRIPT, bundle, check_bundle
-from fairway.bundle.wrap import unwrap, wrap
+from fairway.bundle.wrap import Started, unwrap, wrap
 from fairway.config import fixed_digest, from_dict
 from fairway.files import digest_bytes, read_bytes
 from fairway.recipes import recipe
@@ -34,7 +34,9 @@ class Bundles:
             REQUIREMENTS: lines.encode(),
         }
         program = "import sys\n\n\ndef start():\n    print(sys.argv, '\u00e9')\n" * 20
-        return [whole, {SCRIPT: wrap(program)}, {SCRIPT: wrap(program, ascii_only=True)}]
+        started = Started(seed=42, source="local", clock="")
+        alone = [wrap(program, started, ascii_only) for ascii_only in (False, True)]
+        return [whole, *({SCRIPT: script} for script in alone)]
 
     def spoil(self, files: Files, rng: random.Random) -> Case:
         """Spoil bytes, or what they carry, with the manifest's digests made right again."""

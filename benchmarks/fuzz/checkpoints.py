@@ -82,7 +82,7 @@ class Checkpoints:
                 return f"{name} has another shape"
             if entry["dtype"] in _DTYPES:
                 values = np.frombuffer(body[first:end], _DTYPES[entry["dtype"]])
-                if values.tobytes() != tensor.contiguous().numpy().tobytes():
+                if values.tobytes() != tensor.reshape(-1).numpy().tobytes():
                     return f"{name} has other values"
         return ""
 

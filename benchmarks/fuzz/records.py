@@ -11,9 +11,10 @@ from audit.record import SCRIPT, wrapped
 from audit.record import Case as Written
 
 from fairway.audit.records import audit_record
+from fairway.audit.unwrap import MOST_PARSED
 from fairway.errors import UserError
 
-from . import Case, Change, Files
+from . import Case, Change, Files, most_bytes
 from .damage import damaged, odd_json, spoil_value
 
 _CLAIM = "submission.json"
@@ -32,6 +33,10 @@ class Records:
                 folder = Written(script=script).write(Path(place) / "record")
                 found.append({f"r/{path.name}": path.read_bytes() for path in folder.iterdir()})
         return found
+
+    def most_bytes(self, size_bytes: int) -> int:
+        """Return what any input may take, and the syntax trees of all that is parsed."""
+        return most_bytes(size_bytes) + 400 * MOST_PARSED
 
     def spoil(self, files: Files, rng: random.Random) -> Case:
         """Spoil bytes, values of the claim, lines of a log or README, the script, or the folder."""

@@ -15,14 +15,15 @@ def main() -> None:
         for line in Path(name).read_text().splitlines():
             outcome = json.loads(line)
             found.setdefault(outcome["name"], []).append(outcome)
-    print("| format | inputs | refused | read | slowest, s | memory, MB | failures |")
-    print("|---|--:|--:|--:|--:|--:|--:|")
+    print("| format | seeds | inputs | refused | read | slowest, s | memory, MB | failures |")
+    print("|---|---|--:|--:|--:|--:|--:|--:|")
     for name, parts in [*found.items(), ("all", [p for ps in found.values() for p in ps])]:
         inputs, refused, read = (sum(p[n] for p in parts) for n in ("inputs", "refused", "read"))
         slowest_s, peak = (max(p[n] for p in parts) for n in ("slowest_s", "peak_bytes"))
+        seeds = ", ".join(str(seed) for seed in sorted({p["seed"] for p in parts}))
         failures = sum(len(p["failures"]) for p in parts)
         print(
-            f"| {name} | {inputs:,} | {refused:,} | {read:,} | {slowest_s:.2f} | {peak / 1e6:.1f} "
+            f"| {name} | {seeds} | {inputs:,} | {refused:,} | {read:,} | {slowest_s:.2f} | {peak / 1e6:.1f} "
             f"| {failures} |"
         )
 

@@ -16,7 +16,7 @@ from fairway.audit.findings import Finding, holds, ordered
 from fairway.audit.folder import File, Folder, open_folder, read_object, read_text
 from fairway.audit.logs import Log, read_log
 from fairway.audit.syntax import Script, patterns
-from fairway.audit.unwrap import unwrap
+from fairway.audit.unwrap import MOST_PARSED, unwrap
 
 # More logs than these are not read; a record has three to five.
 _MOST_LOGS = 50
@@ -145,14 +145,17 @@ def _sources(
     """Yield what the source says; return the text of all layers of all scripts."""
     texts: list[str] = []
     settings = {name: str(value) for log in logs for name, value in log.settings.items()}
-    left_bytes = _SCRIPT_BYTES
-    for file in folder.ending(".py")[:_MOST_LOGS]:
+    left_bytes, left_parsed = _SCRIPT_BYTES, MOST_PARSED
+    # The script that was run comes first, so that no other takes what may be parsed.
+    scripts = sorted(folder.ending(".py"), key=lambda f: f.path.name.lower() != "train_gpt.py")
+    for file in scripts[:_MOST_LOGS]:
         if left_bytes <= 0:
             why = f"of all scripts together {_SCRIPT_BYTES:,} bytes are read"
             yield Finding("warning", "unpack", why, file.name)
             break
-        opened = unwrap(read_text(file))
-        left_bytes -= sum(len(layer.source) for layer in opened.layers)
+        opened = unwrap(read_text(file), left_parsed)
+        unpacked = sum(len(layer.source) for layer in opened.layers)
+        left_bytes, left_parsed = left_bytes - unpacked, left_parsed - unpacked
         texts += [layer.source for layer in opened.layers]
         facts.setdefault("layers", {})[file.name] = len(opened.layers)
         if opened.stopped:
@@ -160,9 +163,12 @@ def _sources(
             yield Finding("warning", "unpack", why, file.name)
         innermost = opened.layers[-1]
         if innermost.tree is None:
-            why = "the script could not be read as Python here, so its patterns were not checked"
+            why = (
+                "the script could not be read as Python here, or is too long, so its patterns were "
+                "not checked"
+            )
             yield Finding("note", "syntax", why, file.name)
-        elif file.path.name.lower() == "train_gpt.py" or len(folder.ending(".py")) == 1:
+        elif file.path.name.lower() == "train_gpt.py" or len(scripts) == 1:
             shown = file.name if not innermost.depth else f"{file.name} (layer {innermost.depth})"
             yield from patterns(Script(shown, innermost.tree, settings))
     return texts

@@ -22,8 +22,8 @@ import zstandard
 
 MOST_BYTES = 16_000_000
 MOST_DEPTH = 8
-# Larger sources are not parsed: a tree takes hundreds of times their size in memory.
-_MOST_PARSED = 1_000_000
+# Characters of all layers that are parsed. Each takes a microsecond, and up to 400 bytes of a tree.
+MOST_PARSED = 350_000
 # A dictionary larger than this is no part of an honest script, but takes memory.
 _MOST_DICTIONARY = 64_000_000
 _MEMORY = 128_000_000
@@ -58,12 +58,16 @@ class _TooMuch(Exception):  # noqa: N818 - what is found, not what went wrong he
     """A layer that unpacks to more than may be unpacked."""
 
 
-def unwrap(source: str) -> Unwrapped:
-    """Return the layers of a script; nothing of it is executed."""
+def unwrap(source: str, most_parsed: int = MOST_PARSED) -> Unwrapped:
+    """Return the layers of a script; nothing of it is executed.
+
+    Of all layers together, so many characters are parsed; the tree of what is longer is None.
+    """
     layers: list[Layer] = []
     left = MOST_BYTES
     while True:
-        tree = parsed(source)
+        tree = _parsed(source, most_parsed)
+        most_parsed -= len(source)
         layers.append(Layer(source, len(layers), tree))
         if tree is None or len(layers) > MOST_DEPTH:
             deep = f"it is nested more than {MOST_DEPTH} deep" if tree else ""
@@ -78,9 +82,9 @@ def unwrap(source: str) -> Unwrapped:
         source = inner
 
 
-def parsed(source: str) -> ast.Module | None:
+def _parsed(source: str, most: int) -> ast.Module | None:
     """Return the syntax tree of a source, or None if it is no Python that this Python reads."""
-    if len(source) > _MOST_PARSED:
+    if len(source) > most:
         return None
     try:
         with warnings.catch_warnings():

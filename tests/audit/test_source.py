@@ -5,6 +5,7 @@ import base64
 import bz2
 import gzip
 import lzma
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import zstandard
 from audit.record import SCRIPT, Case, wrapped
 
 from fairway.audit.records import audit_record
-from fairway.audit.unwrap import MOST_BYTES, MOST_DEPTH, unwrap
+from fairway.audit.unwrap import MOST_BYTES, MOST_DEPTH, MOST_PARSED, unwrap
 
 B85 = base64.b85encode
 STYLES: dict[str, Callable[[bytes], str]] = {
@@ -136,6 +137,52 @@ def test_patterns_are_found_plain_and_packed(
     code: str, wrap: Callable[[str], str], tmp_path: Path
 ) -> None:
     assert codes(wrap(SCRIPT + PATTERNS[code]), tmp_path) == {code: "warning"}
+
+
+# Each takes the square of its length where nested walks have no budget.
+LABOUR = {
+    "nested functions": "".join(f"{' ' * n}def mix{n}():\n" for n in range(90))
+    + (" " * 90 + "y = y[y[y]]\n") * 3_000,
+    "long quotients": ("def mix():\n x = " + "/".join("y" * 900) + "\n") * 150,
+    "long chains": "".join(f"x{'.a()' * 900}\n" for _ in range(100)),
+    "many conditions": "def pre(val_x):\n backward.backward()\n x.step()\n"
+    "def f():\n" + " if a:\n  pre()\n" * 8_000 + " serialize()\n",
+    "many statements": "def mix_ppm(y):\n" + " y=y[y[y]]\n" * 30_000,
+    "deep hash": "def f(target):\n x = (" + "^".join(["target"] * 900) + ") % 7\n",
+}
+
+
+@pytest.mark.parametrize("kind", LABOUR)
+def test_a_script_takes_so_many_steps_and_is_told(kind: str, tmp_path: Path) -> None:
+    start_s = time.process_time()
+    found = codes(LABOUR[kind], tmp_path)
+    assert time.process_time() - start_s < 4
+    if kind == "deep hash":
+        assert found["hashed-target"] == "warning"
+    elif kind != "long chains":
+        assert found["syntax"] == "note"
+
+
+def test_many_scripts_are_parsed_in_one_budget_and_the_one_that_ran_comes_first(
+    tmp_path: Path,
+) -> None:
+    folder = Case(script=SCRIPT + PATTERNS["installs"]).write(tmp_path / "record")
+    for number in range(40):
+        (folder / f"a{number}.py").write_text("x = 1\n" * 50_000)
+    start_s = time.process_time()
+    found = audit_record(folder).findings
+    assert time.process_time() - start_s < 4
+    assert any(f.code == "installs" and f.place.startswith("train_gpt.py") for f in found)
+    assert sum(f.code == "syntax" for f in found) == 39
+
+
+def test_layers_are_parsed_in_one_budget() -> None:
+    script = "x = 1\n"
+    for _ in range(4):
+        script = wrapped(script + "y = 1\n" * 15_000)
+    layers = unwrap(script).layers
+    assert [layer.tree is None for layer in layers] == [False] * (len(layers) - 1) + [True]
+    assert sum(len(layer.source) for layer in layers[:-1]) <= MOST_PARSED
 
 
 def test_what_only_looks_like_a_pattern_passes(tmp_path: Path) -> None:

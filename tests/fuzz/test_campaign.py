@@ -55,7 +55,8 @@ class Toy:
             case "hang":
                 turn(1)
             case "memory":
-                np.ones(20_000_000)
+                # 240 MB: far above the 64 MB that are justified, below what is refused.
+                np.ones(30_000_000)
             case "claimed memory":
                 np.zeros(1 << 33)
             case "crash":
