@@ -22,10 +22,8 @@ def main() -> None:
         slowest_s, peak = (max(p[n] for p in parts) for n in ("slowest_s", "peak_bytes"))
         seeds = ", ".join(str(seed) for seed in sorted({p["seed"] for p in parts}))
         failures = sum(len(p["failures"]) for p in parts)
-        print(
-            f"| {name} | {seeds} | {inputs:,} | {refused:,} | {read:,} | {slowest_s:.2f} | {peak / 1e6:.1f} "
-            f"| {failures} |"
-        )
+        counts = f"{inputs:,} | {refused:,} | {read:,} | {slowest_s:.2f} | {peak / 1e6:.1f}"
+        print(f"| {name} | {seeds} | {counts} | {failures} |")
 
 
 if __name__ == "__main__":
