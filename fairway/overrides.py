@@ -93,11 +93,11 @@ def _whole(text: str) -> int:
 
 
 _WHOLE = re.compile(
-    r"(?P<sign>[+-]?)(?P<whole>\d+(_\d+)*)(\.(?P<fraction>\d*))?([eE]\+?(?P<power>\d{1,2}))?",
+    r"(?P<sign>[+-]?)(?P<whole>\d+(_\d+)*)(\.(?P<fraction>\d*))?([eE]\+?(?P<power>\d{1,3}))?",
     re.ASCII,
 )
-# More than any bound has, and fewer than Python refuses to read.
-_MOST_DIGITS = 40
+# More than any power of three digits adds to a short number, and fewer than Python refuses to read.
+_MOST_DIGITS = 1200
 
 
 def whole_number(text: str) -> int | None:

@@ -27,7 +27,7 @@ from fairway.data.build import DataFolder, Validation
 from fairway.errors import InterruptedRun, UserError
 from fairway.experts import ExpertStages
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
-from fairway.inputs import ARTIFACT, WEIGHTS, Inputs, config_of, public, replayed
+from fairway.inputs import ARTIFACT, WEIGHTS, Inputs, command_of, config_of, public, replayed
 from fairway.limits import check_later_stages, tell_of_size, time_budget
 from fairway.memory import give_back
 from fairway.model.gpt import GPT, num_parameters
@@ -46,6 +46,7 @@ from fairway.score.trail import Trail, trail_file, write_trails
 from fairway.score.ttt import evaluate_ttt
 from fairway.stages import RunFolder, key_of
 from fairway.steps import STEPS, Say, read_steps
+from fairway.terminal import command
 from fairway.text import open_text
 from fairway.train import CHECKPOINT, TrainingText, train
 from fairway.version import VERSION
@@ -241,7 +242,11 @@ class Pipeline:
                 f"{self.folder.path} has no '{stage}' stage made with these settings; run "
                 f"`fairway {verb}` with them first"
             )
-        self.folder.require_unchanged(stage)
+        # No command has the name of the data stage, and training needs its recipe.
+        first = stage in ("data", "train")
+        path = self.folder.path
+        again = command_of(self.config, path) if first else command(verb, path)
+        self.folder.require_unchanged(stage, again=again)
 
     def _train(self, source: DataFolder, plan: Plan, resume: bool) -> dict[str, Any]:
         source.verify()

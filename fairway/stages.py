@@ -199,13 +199,18 @@ class RunFolder:
         paths = {self.file(n): digest for n, digest in files.items() if not names or n in names}
         return next((path for path, d in paths.items() if _digest_of(path) != d), None)
 
-    def require_unchanged(self, stage: str, *names: str) -> None:
-        """Raise UserError if files of a finished stage, by default all, are not what it wrote."""
+    def require_unchanged(self, stage: str, *names: str, again: str = "") -> None:
+        """Raise UserError if files of a finished stage, by default all, are not what it wrote.
+
+        `again` is the command that writes them again, where it is not one of the stage's name.
+        """
         changed = self.changed(stage, *names)
         if changed and stage == "train" and "begun" in self.memory:
             raise UserError(f"{self.path} holds an unfinished training; run it with --resume")
         if changed:
-            raise UserError(f"{changed} is not what was written; run `fairway {stage}` again")
+            raise UserError(
+                f"{changed} is not what was written; run `{again or f'fairway {stage}'}` again"
+            )
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -405,6 +405,8 @@ def test_files_that_changed_are_named_where_they_are_asked_for(folder: RunFolder
     for stage in ("pack", "train"):
         with pytest.raises(UserError, match=told):
             folder.require_unchanged(stage, "a", "b")
+    with pytest.raises(UserError, match=r"run `fairway run smoke` again$"):
+        folder.require_unchanged("train", "b", again="fairway run smoke")
     folder.remember("begun", {})
     with pytest.raises(UserError, match="holds an unfinished training; run it with --resume"):
         folder.require_unchanged("train", "b")

@@ -4,12 +4,14 @@ A unit is a word where the script puts blanks between words, and a character whe
 (Han, kana, Thai, Lao, Khmer, Burmese, Tibetan and others), and an emoji. A run, or shingle, is the
 shortest one from a unit on that weighs 39, at 3 a word and 2 a character: 13 words, the length
 customary in contamination checks since GPT-3 (Brown et al. 2020, appendix C), or 20 characters,
-which in Chinese are about as many words.
+which in Chinese are about as many words. Of a word of more than 40 letters the letters after these
+are units too: text without blanks, such as base64 or a genome, would be one word that any edit
+changes.
 
 What writers, editors and programs change without changing the text is taken away first: forms of
 Unicode (NFKD), case, punctuation, symbols, blanks of all kinds, accents and vowel points, soft
-hyphens. Characters without width may stand for a blank or for nothing, so a text that has any is
-compared both ways.
+hyphens, the stroke that stretches Arabic words. Characters without width may stand for a blank or
+for nothing, so a text that has any is compared both ways.
 
 Runs are compared as hashes of 64 bits: equal runs always have equal ones, so nothing is missed.
 """
@@ -27,6 +29,7 @@ from fairway.native import compiled
 
 SHINGLE_WORDS, SHINGLE_CHARS = 13, 20
 WORD_WEIGHT, CHAR_WEIGHT = 3, 2
+WORD_LETTERS = 40
 SHINGLE_WEIGHT = SHINGLE_WORDS * WORD_WEIGHT
 
 Hashes = npt.NDArray[np.uint64]
@@ -38,7 +41,7 @@ Slots = npt.NDArray[np.int64]
 uint64: Any = np.uint64
 
 _BREAK, _WORD, _CHAR, _MARK, _WIDTHLESS, _NOTHING = range(6)
-_SOFT_HYPHEN, _EMPTY_BRAILLE = 0xAD, 0x2800
+_SOFT_HYPHEN, _TATWEEL, _EMPTY_BRAILLE = 0xAD, 0x640, 0x2800
 # Hangul letters that are seen by nobody.
 _FILLERS = [0x115F, 0x1160]
 _FIRST_EMOJI = 0x2600
@@ -140,7 +143,7 @@ def _classes() -> Classes:
             classes[code] = _MARK
         elif kind == "Cf":
             classes[code] = _WIDTHLESS
-    classes[_SOFT_HYPHEN] = _NOTHING
+    classes[[_SOFT_HYPHEN, _TATWEEL]] = _NOTHING
     classes[_FILLERS] = _WIDTHLESS
     classes[_EMPTY_BRAILLE] = _BREAK
     return classes
@@ -176,7 +179,7 @@ def _units(
     codes: Codes, classes: Classes, breaks: bool, bare: Hashes, full: Hashes, weights: Weights
 ) -> tuple[int, bool]:
     """Write the units of some code points; return their number and whether any has no width."""
-    count = 0
+    count = letters = 0
     inside = has_widthless = False
     word, marked = _SEED, _SEED
     # One place more than there is, where the last word ends.
@@ -187,6 +190,9 @@ def _units(
         if kind == _WIDTHLESS:
             has_widthless = True
             kind = _BREAK if breaks else _NOTHING
+        letters = letters + 1 if kind == _WORD else 0 if kind in (_BREAK, _CHAR) else letters
+        if letters > WORD_LETTERS and kind == _WORD:
+            kind = _CHAR
         if kind == _WORD:
             word, marked, inside = (word ^ code) * _PRIME, (marked ^ code) * _PRIME, True
         elif kind == _MARK and inside:

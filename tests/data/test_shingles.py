@@ -14,6 +14,7 @@ ALPHABETS = {
     "thai": "\u0e01\u0e02\u0e03\u0e31\u0e34\u0e48 ",
     "cyrillic": "\u0430\u0431\u0432\u0439 \u0451",
     "arabic": "\u0627\u0628\u062a \u064e\u064f",
+    "genome": "acgt",
     "mixed": "ab c\u4e00\u4e8c \u0e01\U0001f600\u0301- \ud55c\uae00 ",
 }
 
@@ -32,7 +33,8 @@ def plain_units(text: str) -> list[tuple[str, int]]:
             word += letter
             continue
         if word:
-            units.append((word, 3))
+            units.append((word[:40], 3))
+            units += [(late, 2) for late in word[40:]]
             word = ""
         if alone:
             units.append((letter, 2))
@@ -97,6 +99,23 @@ def test_a_sign_without_width_is_a_blank_or_nothing(sign: str) -> None:
     expected = set(shingles(PLAIN).tolist())
     for other in (PLAIN.replace(" ", sign), PLAIN.replace("e", "e" + sign), sign + PLAIN):
         assert expected <= set(shingles(other).tolist())
+
+
+@pytest.mark.parametrize(
+    "letters", ["acgt", "0123456789abcdef", "\u0430\u0431\u0432", "\u0915\u0916"]
+)
+def test_text_without_blanks_is_known_after_an_edit(letters: str) -> None:
+    text = "".join(random.Random(letters).choices(letters, k=1000))
+    ours = set(shingles(text).tolist())
+    for other in (f"{text[:500]}z{text[501:]}", text[300:], f"z{text}"):
+        found = set(shingles(other).tolist())
+        assert len(found & ours) > 0.9 * len(found)
+
+
+def test_stretched_arabic_words_are_the_same() -> None:
+    text = " ".join(random.Random(1).choices(["\u0643\u062a\u0628", "\u0628\u0627\u0628"], k=40))
+    stretched = text.replace("\u0628", "\u0628\u0640\u0640")
+    assert shingles(stretched).tolist() == shingles(text).tolist()
 
 
 def test_accents_tell_repeats_apart() -> None:
