@@ -5,9 +5,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
+from fairway.errors import UserError
 from fairway.progress import progress
 
 Item = TypeVar("Item")
@@ -28,7 +30,7 @@ def map_parallel(
 
     `function` is a module-level one. Work that fits one chunk stays in this process, as starting
     another costs about half a second: it is spawned, since forking a process whose libraries have
-    threads can hang.
+    threads can hang. Raises UserError when one of them is killed.
     """
     workers = min(processes(), -(-len(items) // chunk))
     with progress(description, len(items)) as advance:
@@ -47,6 +49,11 @@ def map_parallel(
             for result in results:
                 yield result
                 advance(1)
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process that helped with '{description}' was ended from outside, perhaps since "
+                "memory ran out; free some and run the same command again"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 
 import pytest
@@ -39,3 +40,14 @@ def test_a_refusal_in_a_worker_reaches_the_user(
 
 def test_there_is_at_least_one_process() -> None:
     assert processes() >= 1
+
+
+def end(item: int) -> None:
+    """Do as the kernel does to a process that takes too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_helper_that_is_killed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairway.data.parallel.processes", lambda: 2)
+    with pytest.raises(UserError, match="a process that helped with 'counting' was ended"):
+        list(map_parallel(end, [1, 2, 3], "counting"))
