@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
 from fairway.data.pieces import Packer, encoded
-from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
+from fairway.data.tokens import Tokenizer, encode_documents
 from fairway.errors import UserError
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
@@ -68,8 +68,9 @@ class LanguageModel:
     def score(self, text: str | Sequence[str], *, sliding: bool = True) -> Score:
         """Return the score of a text, or of several documents, with the ledger's account.
 
-        Blanks at the ends of a document are not counted: no token stands for them. Raises
-        UserError for a text that the tokenizer cannot give back exactly.
+        Every byte of a document counts and costs: what the tokenizer's usual form drops, such as
+        blanks at the ends, is scored as tokens of its bytes. Raises UserError for an empty text and
+        for half a character.
         """
         config = replace(self.score_config, truncate=False)
         proven = self._proven([text] if isinstance(text, str) else list(text))
@@ -149,8 +150,14 @@ class LanguageModel:
         return Packer(self.tokenizer)
 
     def _proven(self, documents: list[str]) -> Text:
-        ids = self.encode(documents)
-        return text_of(ids, self.tokenizer.table, prove_bytes(self.tokenizer, ids))
+        """Return documents, each behind a BOS, as tokens that stand for all of their bytes."""
+        bytes_ = sum(len(encoded(text, f"document {n}")) for n, text in enumerate(documents))
+        if not bytes_:
+            raise UserError("the text is empty (0 bytes); give at least one character")
+        bos = np.array([self.tokenizer.bos_id])
+        parts = [part for text in documents for part in (bos, self.packer.document(text))]
+        # Where tokens counted other bytes than the text has, the ledger would give no score.
+        return text_of(np.concatenate(parts), self.tokenizer.table, bytes_)
 
     def encode(self, documents: list[str]) -> npt.NDArray[np.uint16]:
         """Return documents as token ids, each behind a BOS, in the tokenizer's canonical form.

@@ -215,17 +215,10 @@ def _score_texts(
 
     left_out = LeftOut()
     model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))
-    documents = [document.text for document in read_documents(texts, left_out)]
-    result = model.score(documents)
-    raw_bytes = sum(len(document.encode()) for document in documents)
-    lines = [f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes"]
-    if raw_bytes != result.bytes:
-        lines.append(
-            f"the text has {raw_bytes:,} bytes; blanks at the ends of documents are not scored"
-            + ("" if model.tokenizer.lossless else ", and this tokenizer folds blanks")
-        )
-    facts = {**asdict(result), "raw_bytes": raw_bytes, "left_out": dict(left_out)}
-    emit(as_json, facts, *lines, *filter(None, [told(left_out)]))
+    result = model.score([document.text for document in read_documents(texts, left_out)])
+    line = f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes"
+    facts = {**asdict(result), "left_out": dict(left_out)}
+    emit(as_json, facts, line, *filter(None, [told(left_out)]))
 
 
 for verb in (

@@ -118,8 +118,11 @@ class FairwayLM(LM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Return the log-probability in nats of every byte of each text, its blanks included."""
-        asked = [self._asked("", *request.args) for request in requests]
+        """Return the log-probability in nats of every byte of each text, its blanks included.
+
+        A text of blanks alone costs 0.0, as an empty one: it says nothing.
+        """
+        asked = [self._asked("", *map(_unless_blank, request.args)) for request in requests]
         answers = ((number, nats) for number, (nats, _) in self._costed(asked))
         return self._answers("loglikelihood_rolling", requests, answers, disable_tqdm)
 
@@ -197,6 +200,11 @@ def _refuse_unknown(what: str, given: dict[str, Any], known: Sequence[str]) -> N
     for name in given:
         if name not in known:
             raise UserError(unknown_name(what, told(name).strip("'"), known))
+
+
+def _unless_blank(text: Any) -> Any:
+    """Return a text, or nothing where it is blank."""
+    return "" if isinstance(text, str) and not text.strip() else text
 
 
 def _require_text(what: str, value: Any) -> None:
