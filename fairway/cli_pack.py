@@ -60,7 +60,7 @@ def unpack(artifact: AnyArtifact, out: Weights, as_json: Json = False) -> None:
 
 def _unpacked(head: bytes) -> bool:
     """Return whether a file begins as unpacked weights do; those of a training have other facts."""
-    return head[8:].startswith(b'{"__metadata__":{"fairway":') and b'\\"provenance\\"' in head
+    return head[8:].startswith(b'{"__metadata__":{"digest":') and b'\\"provenance\\"' in head
 
 
 def show_account(path: Path, as_json: bool) -> None:

@@ -41,9 +41,9 @@ RUNS = [
     (remove("run/weights.safetensors"), "pack run", "weights.safetensors does not exist"),
     (remove(ARTIFACT), "score run", "artifact.fwy does not exist; run `fairway pack`"),
     (remove("run/steps.jsonl"), "report run", "run"),
-    (rewrite("run/weights.safetensors", halve), "pack run", "run `fairway train`"),
-    (rewrite("run/weights.safetensors", flip(0.9)), "pack run", "run `fairway train`"),
-    (rewrite(ARTIFACT, flip(0.5)), "score run", "run `fairway pack`"),
+    (rewrite("run/weights.safetensors", halve), "pack run", "run `fairway run smoke --out run"),
+    (rewrite("run/weights.safetensors", flip(0.9)), "pack run", "run `fairway run smoke --out run"),
+    (rewrite(ARTIFACT, flip(0.5)), "score run", "run `fairway pack run`"),
     (lambda place: shutil.rmtree(place / "data"), "score run", "there is no data folder data"),
 ]
 
