@@ -1,4 +1,4 @@
-"""Documents side by side, computed as many at a time as the memory of the device allows.
+"""Documents side by side, computed in parts where the memory of the device is short.
 
 All documents of a batch are predicted before any of them is on record. Where memory does not
 suffice for the way back of all, they are computed in parts: the states of all parts but one are
