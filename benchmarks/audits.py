@@ -22,7 +22,7 @@ KINDS = {
 
 def logs() -> None:
     """Print the seconds that a folder with one log of 100 MB takes, by kind."""
-    from fairway.audit.records import audit_record
+    from fairway.audit.records.audit import audit_record
 
     for kind, line in KINDS.items():
         with tempfile.TemporaryDirectory() as name:
@@ -40,8 +40,8 @@ def violators(seeds: int) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from audit.honest import text  # type: ignore[import-not-found]
 
-    from fairway.audit.bench import Bench
-    from fairway.audit.probes import audit_scorer
+    from fairway.audit.scorers.bench import Bench
+    from fairway.audit.scorers.probes import audit_scorer
 
     names = sorted(file.stem for file in (ROOT / "tests/audit/violators").glob("*.py"))
     caught = meant = 0

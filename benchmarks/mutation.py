@@ -65,7 +65,7 @@ TESTS = {
     "optim.muon": ["optim/test_muon.py", "optim/test_muon_exact.py", "optim/test_fused_muon.py"],
     "checkpoint": ["test_checkpoint.py"],
     "stages": ["test_stages.py"],
-    "audit.sums": ["audit/test_sums.py"],
+    "audit.scorers.sums": ["audit/test_sums.py"],
     "audit.ledger": ["audit/test_ledger.py"],
     "statistics": ["test_statistics.py"],
 }

@@ -78,10 +78,10 @@ def _run(path: Path, overrides: list[str], as_json: bool) -> dict[str, Any]:
 def _program(command: str, tokens: Path, budget_s: float, bos_id: int, seed: int) -> dict[str, Any]:
     import numpy as np
 
-    from fairway.audit.bench import Bench
-    from fairway.audit.probes import audit_scorer
-    from fairway.audit.scorer import open_program
-    from fairway.audit.verdicts import verdict_of
+    from fairway.audit.scorers.bench import Bench
+    from fairway.audit.scorers.probes import audit_scorer
+    from fairway.audit.scorers.scorer import open_program
+    from fairway.audit.scorers.verdicts import verdict_of
     from fairway.files import read_json
 
     ids = read_json(tokens, _MOST_TOKENS_BYTES)
@@ -115,7 +115,7 @@ def audit_record(
     as_json: Json = False,
 ) -> None:
     """Audit records: bytes, times, seeds, scores, source; exit code 1 if anything is invalid."""
-    from fairway.audit.records import audit_record as audited
+    from fairway.audit.records.audit import audit_record as audited
     from fairway.files import write_atomic
     from fairway.report.audited import is_page, records_page
     from fairway.show import findings_table

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fairway.audit.records import audit_record
+from fairway.audit.records.audit import audit_record
 from fairway.errors import UserError
 from fairway.published import HARDWARE, RECORDS, STEP_TOKENS, Record, Seed, record
 from fairway.results import RESULTS, SCHEMA, read_results

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from fairway import units
-from fairway.audit.bench import MIN_TOKENS
+from fairway.audit.scorers.bench import MIN_TOKENS
 from fairway.config import Config
 from fairway.errors import UserError
 from fairway.model.gpt import GPT

@@ -9,6 +9,7 @@ them looks there.
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from fairway.errors import UserError
 from fairway.terminal import line, put
 
 _FAILED, _SPOKEN, _TOLD = "fairway/failed", "fairway/spoken", "fairway/told"
+_PROCESS = "fairway/process"
 
 # All processes must have started within this time.
 _MEET = timedelta(minutes=5)
@@ -83,6 +85,8 @@ class Peers:
 
     def watch(self) -> None:
         """From now on, end this process soon after another one has failed."""
+        assert self._store is not None
+        self._store.set(f"{_PROCESS}/{self._rank}", _name_of(os.getpid()))
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
@@ -115,6 +119,32 @@ class Peers:
                 _speak(sentence)
         _exit(code)
 
+    def explained(self, error: BaseException) -> tuple[str, int]:
+        """Return what to say of an error that ends this process, and its exit code."""
+        if _is_of_a_lost_process(error):
+            return _LOST, 1
+        if isinstance(error, KeyboardInterrupt):
+            return self.told_apart("fairway: interrupted")
+        return "".join(traceback.format_exception(error)), 1
+
+    def told_apart(self, interrupted: str) -> tuple[str, int]:
+        """Return what to say of a signal, and the exit code.
+
+        torchrun ends us by the same signal when another process is gone and when its user wants it.
+        """
+        return (_LOST, 1) if self._lost_one() else (interrupted, 130)
+
+    def _lost_one(self) -> bool:
+        """Return whether another process of this host has ended."""
+        assert self._store is not None
+        try:
+            keys = [f"{_PROCESS}/{rank}" for rank in range(int(os.environ.get("WORLD_SIZE", "1")))]
+            started = [self._store.get(key).decode() for key in keys if self._store.check([key])]
+        except RuntimeError:
+            return False
+        ours = [int(name.split()[0]) for name in started if name == _name_of(int(name.split()[0]))]
+        return not all(map(_is_alive, ours))
+
     def part(self) -> None:
         """End well: nobody leaves before rank 0 has finished."""
         self.tell("finished")
@@ -128,6 +158,20 @@ def _is_of_a_lost_process(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+
+
+def _name_of(process: int) -> str:
+    return f"{process} {socket.gethostname()}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _speak(sentence: str) -> None:
@@ -174,15 +218,22 @@ def end_together(attempt: Callable[[], tuple[str, int]]) -> None:
         raise SystemExit(2) from None
     group.watch()
     try:
+        sentence, code = _tried(group, attempt)
+        if code:
+            # The signal by which torchrun ends us, when another was faster, must come no more.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except KeyboardInterrupt as late:
+        # It came while an error was being explained.
+        sentence, code = group.explained(late.__context__ or late)
+    if code:
+        group.fail(sentence, code)
+
+
+def _tried(group: Peers, attempt: Callable[[], tuple[str, int]]) -> tuple[str, int]:
+    try:
         sentence, code = attempt()
         if code == 0:
             group.part()
-            return
-    except KeyboardInterrupt:
-        sentence, code = "fairway: interrupted", 130
+        return group.told_apart(sentence) if code == 130 else (sentence, code)
     except BaseException as error:
-        lost = _is_of_a_lost_process(error)
-        sentence, code = _LOST if lost else traceback.format_exc(), 1
-    # The signal by which torchrun ends us, when another was faster, must not find us unprepared.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    group.fail(sentence, code)
+        return group.explained(error)

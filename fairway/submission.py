@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fairway
-from fairway.audit.records import audit_record
+from fairway.audit.records.audit import audit_record
 from fairway.bundle.build import SCRIPT, write_bundle
 from fairway.config import Config
 from fairway.errors import UserError

@@ -17,8 +17,8 @@ from typing import Any
 from scipy.special import stdtrit
 
 from fairway.api import load
-from fairway.audit.folder import open_folder
-from fairway.audit.records import audit_record
+from fairway.audit.records.audit import audit_record
+from fairway.audit.records.folder import open_folder
 from fairway.bundle.build import SCRIPT, bundle, check_bundle
 from fairway.config import Config, config_hash, declares_code, fixed_digest, from_dict
 from fairway.data.folder import DataFolder

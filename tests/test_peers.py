@@ -1,6 +1,9 @@
 """Processes that end together, played by threads on one store."""
 
+import os
 import signal
+import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +16,7 @@ from torch.distributed import HashStore
 from fairway import peers as module
 from fairway.peers import Peers, end_together, peers
 
+HOST = socket.gethostname()
 LOST = "fairway: another process of this run ended without a word"
 
 
@@ -183,3 +187,44 @@ def test_what_nobody_foresaw_ends_all_too(
     signal.signal(signal.SIGTERM, handler)
     group._over.set()
     assert exits[0] == code and said in capsys.readouterr().err
+
+
+def test_the_signal_for_a_lost_process_is_told_from_that_of_a_user(
+    exits: list[int], world: pytest.MonkeyPatch
+) -> None:
+    world.setenv("WORLD_SIZE", "3")
+    store = HashStore()
+    group = Peers(0, store)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for rank, name in enumerate((f"{os.getpid()} {HOST}", f"{gone.pid} of another host")):
+        store.set(f"fairway/process/{rank}", name)
+    assert group.explained(KeyboardInterrupt()) == ("fairway: interrupted", 130)
+    store.set("fairway/process/2", f"{gone.pid} {HOST}")
+    for sentence, code in (group.explained(KeyboardInterrupt()), group.told_apart("saved")):
+        assert sentence.startswith(LOST) and code == 1
+
+
+def test_a_signal_that_comes_while_an_error_is_explained_hides_nothing(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = Peers(0, HashStore())
+    explained = group.explained
+    asked: list[BaseException] = []
+
+    def late(error: BaseException) -> tuple[str, int]:
+        asked.append(error)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return explained(error)
+
+    def attempt() -> tuple[str, int]:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed")
+
+    monkeypatch.setattr(group, "explained", late)
+    monkeypatch.setattr(module, "peers", lambda: group)
+    with pytest.raises(SystemExit):
+        end_together(attempt)
+    group._over.set()
+    assert exits == [1] and len(asked) == 2 and asked[0] is asked[1]
+    assert capsys.readouterr().err.count(LOST) == 1

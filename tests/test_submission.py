@@ -14,7 +14,7 @@ import pytest
 from digits import Place, numbers, unnoticed
 
 from fairway import record as texts
-from fairway.audit.records import audit_record
+from fairway.audit.records.audit import audit_record
 from fairway.config import Config
 from fairway.errors import UserError
 from fairway.files import read_json, write_json

@@ -10,8 +10,8 @@ from typing import Any
 from audit.record import SCRIPT, wrapped
 from audit.record import Case as Written
 
-from fairway.audit.records import audit_record
-from fairway.audit.unwrap import MOST_PARSED
+from fairway.audit.records.audit import audit_record
+from fairway.audit.records.unwrap import MOST_PARSED
 from fairway.errors import UserError
 
 from . import Case, Change, Files, most_bytes

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.audit.verdicts import Probe, Verdict
+from fairway.audit.scorers.verdicts import Probe, Verdict
 from fairway.files import parse_json, read_bytes
 from fairway.score.trail import START, sealed
 

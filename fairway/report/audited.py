@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairway.audit.findings import Finding
-from fairway.audit.records import RecordAudit
+from fairway.audit.records.audit import RecordAudit
 from fairway.report.html import DASH, Html, esc, join, note, num, printable, section, strong
 from fairway.report.style import CSS
 

@@ -11,10 +11,10 @@ import pytest
 from audit.honest import PIECES, Charges, Ids, V, frozen, nats, text
 from tiny import TINY, alive
 
-from fairway.audit.bench import Bench, exercise
-from fairway.audit.predictors import scorer_of, small
-from fairway.audit.probes import audit_scorer
-from fairway.audit.verdicts import Probe, verdict_of
+from fairway.audit.scorers.bench import Bench, exercise
+from fairway.audit.scorers.predictors import scorer_of, small
+from fairway.audit.scorers.probes import audit_scorer
+from fairway.audit.scorers.verdicts import Probe, verdict_of
 from fairway.config import BOS_ID, MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.folder import DataFolder
 from fairway.score.spread import spread

@@ -14,7 +14,7 @@ from audit.honest import V, text
 
 from fairway.audit import ledger as audit
 from fairway.audit.ledger import check_trail_file, check_trails, read_trails
-from fairway.audit.verdicts import Probe
+from fairway.audit.scorers.verdicts import Probe
 from fairway.runtime import Ranks
 from fairway.score.ledger import Context, Distribution, FloatArray, IntArray, Ledger, Receipt, Text
 from fairway.score.trail import START, Trail, sealed, trail_file, write_trails

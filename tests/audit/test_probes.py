@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from audit.honest import VALID, text
 
-from fairway.audit.bench import Bench
-from fairway.audit.probes import audit_scorer
-from fairway.audit.verdicts import Probe, verdict_of
+from fairway.audit.scorers.bench import Bench
+from fairway.audit.scorers.probes import audit_scorer
+from fairway.audit.scorers.verdicts import Probe, verdict_of
 
 VIOLATORS = sorted(
     file.stem for file in (Path(__file__).parent / "violators").glob("*.py") if file.stem[0] != "_"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from audit.record import BYTES_PER_TOKEN, README, SCRIPT, Case
 
-from fairway.audit.records import RecordAudit, audit_record
+from fairway.audit.records.audit import RecordAudit, audit_record
 from fairway.errors import UserError
 from fairway.published import record
 

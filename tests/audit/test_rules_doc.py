@@ -8,11 +8,11 @@ import pytest
 from audit.honest import PIECES, V, frozen, text
 
 import fairway
-from fairway.audit.accounts import BUDGET_S, LIMIT_BYTES, TEXT_BYTES
-from fairway.audit.bench import Bench
-from fairway.audit.probes import AHEAD_NATS, MOST_NOISE_NATS, audit_scorer
-from fairway.audit.sums import SUM_TOLERANCE
-from fairway.audit.verdicts import verdict_of
+from fairway.audit.records.accounts import BUDGET_S, LIMIT_BYTES, TEXT_BYTES
+from fairway.audit.scorers.bench import Bench
+from fairway.audit.scorers.probes import AHEAD_NATS, MOST_NOISE_NATS, audit_scorer
+from fairway.audit.scorers.sums import SUM_TOLERANCE
+from fairway.audit.scorers.verdicts import verdict_of
 
 PACKAGE = Path(fairway.__file__).parent
 RULES = PACKAGE.parent / "docs" / "RULES.md"
@@ -51,7 +51,7 @@ def test_every_condition_has_both_kinds() -> None:
 
 def test_codes_and_limits_are_those_of_the_code() -> None:
     rules = RULES.read_text()
-    source = "".join(file.read_text() for file in (PACKAGE / "audit").glob("*.py"))
+    source = "".join(file.read_text() for file in (PACKAGE / "audit").rglob("*.py"))
     table = rules.split("## The budgets")[1].split("## How")[0]
     codes = [c for c in re.findall(r"`([a-z]+(?:-[a-z]+)*)`", table) if c != "fairway"]
     assert len(codes) > 20

@@ -9,11 +9,11 @@ import pytest
 from audit.honest import Adaptive, V, WithRows, text
 from tiny import TINY, alive
 
-from fairway.audit.bench import Bench, exercise
-from fairway.audit.predictors import LedgerScorer, scorer_of, small
-from fairway.audit.probes import audit_scorer
-from fairway.audit.scorer import FromCallable, RowScorer, open_program, scored
-from fairway.audit.verdicts import Probe, joined, verdict_of
+from fairway.audit.scorers.bench import Bench, exercise
+from fairway.audit.scorers.predictors import LedgerScorer, scorer_of, small
+from fairway.audit.scorers.probes import audit_scorer
+from fairway.audit.scorers.scorer import FromCallable, RowScorer, open_program, scored
+from fairway.audit.scorers.verdicts import Probe, joined, verdict_of
 from fairway.config import BOS_ID, ScoreConfig, TttConfig
 from fairway.errors import UserError
 from fairway.score.ledger import IntArray

@@ -15,8 +15,8 @@ import pytest
 import zstandard
 from audit.record import SCRIPT, Case, wrapped
 
-from fairway.audit.records import audit_record
-from fairway.audit.unwrap import MOST_BYTES, MOST_DEPTH, MOST_PARSED, unwrap
+from fairway.audit.records.audit import audit_record
+from fairway.audit.records.unwrap import MOST_BYTES, MOST_DEPTH, MOST_PARSED, unwrap
 
 B85 = base64.b85encode
 STYLES: dict[str, Callable[[bytes], str]] = {

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairway.audit.bench import Bench
-from fairway.audit.sums import Place, Sum
+from fairway.audit.scorers.bench import Bench
+from fairway.audit.scorers.sums import Place, Sum
 
 BOS, AT = 1, 4
 IDS = np.array([1, 2, 3, 4, 5, 2, 3, 6, 7])

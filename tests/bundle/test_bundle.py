@@ -180,7 +180,7 @@ def test_the_bundle_of_the_published_system_is_small(capsys: pytest.CaptureFixtu
     assert sum(module["bytes"] for module in modules) == size == len(made.file)
     assert size <= MOST_BYTES
     names = {module["name"] for module in modules}
-    assert not names & {"fairway.score.lora", "fairway.audit.probes", "fairway.data.build"}
+    assert not names & {"fairway.score.lora", "fairway.audit.scorers.probes", "fairway.data.build"}
     assert {"fairway.model.kernels", "fairway.score.sgd"} <= names
     compile(made.plain, "plain", "exec")
 

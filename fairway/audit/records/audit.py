@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairway.audit import accounts, agreement
-from fairway.audit.accounts import LIMIT_BYTES, Shipped, text_bytes, total_bytes
-from fairway.audit.claims import Claims, read_claims
 from fairway.audit.findings import Finding, holds, ordered
-from fairway.audit.folder import File, Folder, open_folder, read_object, read_text
-from fairway.audit.logs import Log, read_log
-from fairway.audit.syntax import Script, patterns
-from fairway.audit.unwrap import MOST_PARSED, unwrap
+from fairway.audit.records import accounts, agreement
+from fairway.audit.records.accounts import LIMIT_BYTES, Shipped, text_bytes, total_bytes
+from fairway.audit.records.claims import Claims, read_claims
+from fairway.audit.records.folder import File, Folder, open_folder, read_object, read_text
+from fairway.audit.records.logs import Log, read_log
+from fairway.audit.records.syntax import Script, patterns
+from fairway.audit.records.unwrap import MOST_PARSED, unwrap
 
 # More logs than these are not read; a record has three to five.
 _MOST_LOGS = 50

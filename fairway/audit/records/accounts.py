@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from fairway.audit.claims import Claims
 from fairway.audit.findings import Finding
-from fairway.audit.logs import Log, Number, Stage
+from fairway.audit.records.claims import Claims
+from fairway.audit.records.logs import Log, Number, Stage
 from fairway.units import NATS_PER_BIT
 
 LIMIT_BYTES = 16_000_000

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from fairway.audit.folder import File
+from fairway.audit.records.folder import File
 from fairway.files import opened
 
 # A line is read up to here; what a program prints for people is shorter.

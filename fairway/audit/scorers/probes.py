@@ -2,7 +2,7 @@
 
 Each asks the scorer for costs of texts that were changed, drawn or joined, and compares; none knows
 how the scorer works. docs/RULES.md says which rule each belongs to. Sources: issue #1017 for the
-conditions, #1240 for the flip; the bounds are derived in `fairway.audit.bench.winnings`.
+conditions, #1240 for the flip; the bounds are derived in `fairway.audit.scorers.bench.winnings`.
 """
 
 import math
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairway.audit.bench import Bench, fair_shuffle, moved_by, winnings
-from fairway.audit.scorer import Costs, scored
-from fairway.audit.sums import Place, Sum
-from fairway.audit.verdicts import Probe, Verdict
+from fairway.audit.scorers.bench import Bench, fair_shuffle, moved_by, winnings
+from fairway.audit.scorers.scorer import Costs, scored
+from fairway.audit.scorers.sums import Place, Sum
+from fairway.audit.scorers.verdicts import Probe, Verdict
 from fairway.score.ledger import FloatArray, IntArray
 
 # A valid scorer is this far ahead of fair odds in one of a million audits.

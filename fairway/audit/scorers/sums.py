@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairway.audit.bench import ROUNDING_NATS, Bench, moved_by
-from fairway.audit.scorer import RowScorer, scored
+from fairway.audit.scorers.bench import ROUNDING_NATS, Bench, moved_by
+from fairway.audit.scorers.scorer import RowScorer, scored
 from fairway.score.ledger import IntArray
 
 # |sum of probabilities - 1| allowed: costs may come from float32.

@@ -24,7 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from fairway.audit.pipe import Pipe
+from fairway.audit.scorers.pipe import Pipe
 from fairway.errors import UserError, shown
 from fairway.score.ledger import FloatArray, IntArray
 

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fairway.audit.accounts import final_stage, of
-from fairway.audit.claims import Claims, bpb_like, variables
 from fairway.audit.findings import Finding
-from fairway.audit.logs import Log, Number
+from fairway.audit.records.accounts import final_stage, of
+from fairway.audit.records.claims import Claims, bpb_like, variables
+from fairway.audit.records.logs import Log, Number
 
 # So many names are looked for in so many characters of source: seconds, whatever they are.
 _MOST_NAMES, _MOST_READ = 2_000, 1 << 22

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairway.audit.logs import Number
+from fairway.audit.records.logs import Number
 
 _MOST_VALUES = 5_000
 _MEAN = ("val_bpb", "val_bpb_mean", "mean_val_bpb", "bpb", "final_val_bpb", "score")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fairway.audit.scorer import Costs, RowScorer, Scorer, scored
+from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
 from fairway.config import BOS_ID
 from fairway.errors import UserError
 from fairway.score.ledger import FloatArray, IntArray

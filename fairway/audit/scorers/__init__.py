@@ -1,0 +1,1 @@
+"""Audits of scorers: probes that only ask for costs."""
