@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
-from fairway.data.pieces import Packer, encoded
-from fairway.data.tokens import Tokenizer, encode_documents
+from fairway.data.pieces import Packer
+from fairway.data.tokens import Tokenizer
 from fairway.errors import UserError
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
@@ -151,31 +151,9 @@ class LanguageModel:
 
     def _proven(self, documents: list[str]) -> Text:
         """Return documents, each behind a BOS, as tokens that stand for all of their bytes."""
-        bytes_ = sum(len(encoded(text, f"document {n}")) for n, text in enumerate(documents))
-        if not bytes_:
-            raise UserError("the text is empty (0 bytes); give at least one character")
-        bos = np.array([self.tokenizer.bos_id])
-        parts = [part for text in documents for part in (bos, self.packer.document(text))]
+        ids = self.packer.stream(documents)
         # Where tokens counted other bytes than the text has, the ledger would give no score.
-        return text_of(np.concatenate(parts), self.tokenizer.table, bytes_)
-
-    def encode(self, documents: list[str]) -> npt.NDArray[np.uint16]:
-        """Return documents as token ids, each behind a BOS, in the tokenizer's canonical form.
-
-        Raises UserError for one that it cannot represent exactly, and where there is no text.
-        """
-        for number, document in enumerate(documents):
-            encoded(document, f"document {number}")
-        documents = [self.tokenizer.canonical(document) for document in documents]
-        if not any(documents):
-            raise UserError("the text is empty (0 bytes); give at least one character")
-        for number, document in enumerate(documents):
-            if not self.tokenizer.represents(document):
-                raise UserError(
-                    f"document {number} cannot be represented exactly by this tokenizer (does it "
-                    "contain the character U+2581?); leave it out"
-                )
-        return encode_documents(self.tokenizer, documents)
+        return text_of(ids, self.tokenizer.table, sum(len(text.encode()) for text in documents))
 
 
 def openings(model: LanguageModel, documents: Sequence[str]) -> list[dict[str, str]]:

@@ -510,8 +510,7 @@ class Pipeline:
 
         def work() -> dict[str, Any]:
             give_back()
-            documents, tokenizer = validation.documents, source.tokenizer
-            facts = prove_run(config, runtime, artifact, documents, tokenizer, out)
+            facts = prove_run(config, runtime, artifact, validation.documents, out)
             # Coding had arithmetic of its own.
             plan.apply()
             self.say(

@@ -10,7 +10,7 @@ A document is read by the rule of `token_bytes`: the space of a piece behind BOS
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,23 @@ class Packer:
         data = encoded(text, "the text")
         candidates = self._readings(text, data)
         return next(ids for ids in candidates if self.unpack_document(ids) == data)
+
+    def stream(self, documents: Sequence[str]) -> IntArray:
+        """Return the tokens of documents, each behind a BOS, that stand for all of their bytes.
+
+        Raises UserError for half a character, and where there is no text.
+        """
+        bytes_ = sum(len(encoded(text, f"document {n}")) for n, text in enumerate(documents))
+        if not bytes_:
+            raise UserError("the text is empty (0 bytes); give at least one character")
+        bos = np.array([self.tokenizer.bos_id])
+        parts = [part for text in documents for part in (bos, self.document(text))]
+        return np.concatenate(parts)
+
+    def documents(self, ids: IntArray) -> list[bytes]:
+        """Return the bytes of the documents of a stream that begins with BOS."""
+        starts = np.flatnonzero(ids == self.tokenizer.bos_id)
+        return [self.unpack_document(part[1:]) for part in np.split(ids, starts[1:])]
 
     def _readings(self, text: str, data: bytes) -> Iterator[IntArray]:
         """Yield tokens that may stand for a document, the usual ones first; the last ones do."""

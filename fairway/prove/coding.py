@@ -24,7 +24,7 @@ from fairway.config import (
     to_dict,
     unknown_name,
 )
-from fairway.data.tokens import Tokenizer, prove_bytes
+from fairway.data.tokens import Tokenizer
 from fairway.errors import UserError
 from fairway.files import digest_file
 from fairway.model.cache import row_bytes
@@ -33,7 +33,7 @@ from fairway.progress import progress
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header, padded
 from fairway.prove.helping import WithExperts
-from fairway.prove.learning import ChunkSgd, DocumentLora
+from fairway.prove.learning import ChunkSgd, DocumentLora, proven_text
 from fairway.prove.machine import Machine, fingerprint, plan_of, this_machine
 from fairway.prove.streams import Stream, cut_evenly, default_streams
 from fairway.prove.walk import (
@@ -48,7 +48,7 @@ from fairway.prove.walk import (
     window_segments,
 )
 from fairway.runtime import Plan
-from fairway.score.sliding import evaluate, text_of
+from fairway.score.sliding import evaluate
 
 IntArray = NDArray[np.int64]
 
@@ -94,8 +94,7 @@ class Sliding:
         config = language.score_config
         checks = -(-config.check_positions // max(len(streams), 1))
         config = replace(config, truncate=False, check_positions=checks)
-        words = language.tokenizer
-        texts = (text_of(ids, words.table, prove_bytes(words, ids)) for ids in streams)
+        texts = (proven_text(language, [ids]) for ids in streams)
         return sum(
             evaluate(language.model, text, config, sliding=True, seed=0, description="scoring").nats
             for text in texts

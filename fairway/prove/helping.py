@@ -68,7 +68,7 @@ class WithExperts:
             with restoring(language.model):
                 nats += evaluate_base(
                     language.model,
-                    proven_text(language.tokenizer, [ids]),
+                    proven_text(language, [ids]),
                     replace(config, check_positions=checks),
                     self.ttt,
                     self.mixture.base,

@@ -19,7 +19,7 @@ from torch import Tensor
 from fairway.api import LanguageModel
 from fairway.checks import check_learning
 from fairway.config import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
-from fairway.data.tokens import Tokenizer, prove_bytes
+from fairway.data.tokens import Tokenizer
 from fairway.errors import UserError
 from fairway.model.gpt import GPT
 from fairway.prove.streams import Stream
@@ -36,10 +36,11 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
-def proven_text(words: Tokenizer, streams: Sequence[IntArray]) -> Text:
-    """Return streams as one text with its bytes."""
+def proven_text(language: LanguageModel, streams: Sequence[IntArray]) -> Text:
+    """Return streams as one text with the bytes that their documents stand for."""
     ids = np.concatenate(list(streams))
-    return text_of(ids, words.table, prove_bytes(words, ids))
+    text_bytes = sum(map(len, language.packer.documents(ids)))
+    return text_of(ids, language.tokenizer.table, text_bytes)
 
 
 @contextmanager
@@ -87,7 +88,7 @@ class ChunkSgd:
         """Return what `evaluate_sgd` makes of the text, in windows side by side."""
         model, config = language.model, replace(language.score_config, truncate=False)
         self._check(config)
-        text = proven_text(language.tokenizer, streams)
+        text = proven_text(language, streams)
         with restoring(model):
             return evaluate_sgd(model, text, config, self.ttt, seed=0, description="scoring").nats
 
@@ -180,7 +181,7 @@ class DocumentLora:
         paid = _Paid()
         evaluate_lora(
             language.model,
-            proven_text(language.tokenizer, streams),
+            proven_text(language, streams),
             config,
             self.ttt,
             seed=self.seed,

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from fairway.config import RuntimeConfig
 from fairway.data.documents import Document
-from fairway.data.tokens import decode_documents
 from fairway.errors import UserError
 from fairway.files import digest_bytes, read_bytes
 from fairway.prove.coding import Method, Session, method_record, open_session, session_for
@@ -98,12 +97,12 @@ def prove(
     """Return the proof of the first bytes of a text as a file, and its account.
 
     `streams` None leaves their number to the device: one on a CPU, on a GPU many for a long text.
-    Raises UserError for a text that the tokenizer cannot represent exactly.
+    Every byte of a document is coded, as in its score. Raises UserError where there is no text.
     """
     session = open_session(artifact, tokenizer, coding_plan(runtime))
     language = session.language
-    texts = [text for text in first_bytes(documents, limit_bytes) if text.strip()]
-    ids = language.encode(texts).astype(np.int64)
+    texts = [text for text in first_bytes(documents, limit_bytes) if text]
+    ids = language.packer.stream(texts)
     count = streams or session.streams(len(ids), on_cpu=1)
     parts = method.cut(ids, count, language.tokenizer)
     while not isinstance(method, DocumentLora) and uneven(
@@ -118,12 +117,12 @@ def prove(
     start_s = time.perf_counter()
     payload, walked = session.encode([part.ids[1:] for part in parts], rows, method)
     seconds = time.perf_counter() - start_s
-    plain = decode_documents(language.tokenizer, ids)
+    plain = written(texts)
     header = Header(
         artifact=session.artifact,
-        digest=digest_bytes(written(plain)),
-        bytes=len(written(plain)),
-        documents=len(plain),
+        digest=digest_bytes(plain),
+        bytes=len(plain),
+        documents=len(texts),
         targets=tuple(len(part.ids) - 1 for part in parts),
         joined=tuple(part.joined for part in parts),
         rows=rows,
@@ -132,7 +131,7 @@ def prove(
         fingerprint=fingerprint,
     )
     file = coded_file(PROOF, header, payload)
-    text_bytes = sum(len(text.encode()) for text in plain)
+    text_bytes = sum(len(text.encode()) for text in texts)
     return file, _account(text_bytes, len(file), len(payload), walked, scorer_nats, seconds)
 
 
@@ -189,6 +188,8 @@ def _restored(session: Session, header: Header, payload: bytes) -> bytes:
     parts: list[IntArray] = []
     for ids, joined in zip(session.decode(header, payload), header.joined, strict=True):
         parts += [ids] if joined else [bos, ids]
-    data = written(decode_documents(session.language.tokenizer, np.concatenate(parts)))
+    documents = session.language.packer.documents(np.concatenate(parts))
+    # What is no text was not coded, and has another digest.
+    data = written([document.decode(errors="replace") for document in documents])
     check_digest(data, header)
     return data

@@ -10,7 +10,6 @@ from typing import Any
 from fairway.children import child
 from fairway.config import Config, RuntimeConfig
 from fairway.data.documents import Document
-from fairway.data.tokens import Tokenizer
 from fairway.errors import UserError
 from fairway.files import write_atomic
 from fairway.prove.coding import method_named
@@ -22,7 +21,6 @@ def prove_run(
     runtime: RuntimeConfig,
     artifact: Path,
     texts: Sequence[str],
-    tokenizer: Tokenizer,
     out: Path,
 ) -> dict[str, Any]:
     """Write the proof of the first `config.prove.bytes` of some texts; return what it came to.
@@ -48,8 +46,7 @@ def prove_run(
     start_s = time.perf_counter()
     restored = _restored(out, artifact)
     decode_s = time.perf_counter() - start_s
-    parts = [part for part in first_bytes(documents, settings.bytes) if part.strip()]
-    if restored != written([tokenizer.canonical(part) for part in parts]):
+    if restored != written([part for part in first_bytes(documents, settings.bytes) if part]):
         raise UserError(
             f"a fresh process restored {len(restored):,} bytes from {out} that are not the text "
             "that was coded; this is a fault of Fairway, please report it"

@@ -62,7 +62,7 @@ def walked(artifact: Path) -> Callable[[Method, list[np.ndarray]], Walked]:
 
 
 def streams_of(session: Session, method: Method) -> list[np.ndarray]:
-    ids = session.language.encode([d.text for d in DOCUMENTS]).astype(np.int64)
+    ids = session.language.packer.stream([d.text for d in DOCUMENTS])
     return [part.ids for part in method.cut(ids, 2, session.language.tokenizer)]
 
 
@@ -76,7 +76,7 @@ def test_a_model_loaded_anew_restores_the_text(
     file, account = proven(method)
     (tmp_path / "p").write_bytes(file)
     data, header = restore(tmp_path / "p", artifact, None)
-    assert data == written([document.text.strip() for document in DOCUMENTS])
+    assert data == written([document.text for document in DOCUMENTS])
     assert header["method"] == method_record(method)
     assert header["joined"] == (False,) * (1 if method == SGD else 3)
     assert -8 < account.coded_excess_bits < 64
@@ -219,6 +219,6 @@ def test_a_fresh_process_learns_the_same(
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    assert Path("back.jsonl").read_bytes() == written([d.text.strip() for d in DOCUMENTS])
+    assert Path("back.jsonl").read_bytes() == written([d.text for d in DOCUMENTS])
     code, _, err = run_command(f"{words} --set score.stride=4".split(), capsys, monkeypatch)
     assert code == 2 and "only those of runtime, ttt, mixture can be set" in err

@@ -15,7 +15,6 @@ import pytest
 import fairway
 from fairway.config import RuntimeConfig
 from fairway.data.documents import Document
-from fairway.data.tokens import decode_documents, prove_bytes
 from fairway.errors import UserError
 from fairway.prove import container
 from fairway.prove.archive import decompress
@@ -24,6 +23,7 @@ from fairway.prove.container import ARCHIVE, PROOF, coded_file, open_coded, open
 from fairway.prove.machine import Machine
 from fairway.prove.proof import Account, first_bytes, prove, restore, written
 from fairway.prove.streams import cut_evenly, default_streams
+from fairway.units import nats_to_bits
 
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 LINES = [f"The model {n} reads a text.\nIt learns the token; caf\u00e9 {n * n}." for n in range(14)]
@@ -32,6 +32,7 @@ DOCUMENTS = [
     Document("b", "  It is.\n"),
     Document("c", "To bytes"),
 ]
+TEXT = "".join(document.text for document in DOCUMENTS).encode()
 
 
 def proof(artifact: Path, documents: list[Document], streams: int) -> tuple[bytes, Account]:
@@ -59,7 +60,9 @@ def proven(artifact: Path) -> tuple[bytes, Account]:
 
 def test_the_account_adds_up(proven: tuple[bytes, Account]) -> None:
     file, account = proven
-    assert account.text_bytes == len("\n".join(LINES).encode()) + len("It is.") + len("To bytes")
+    assert account.text_bytes == len("\n".join(LINES).encode()) + len("  It is.\n") + len(
+        "To bytes"
+    )
     assert (account.streams, account.file_bytes) == (3, len(file))
     assert abs(account.coded_excess_bits) < 32
     assert abs(account.quantisation_share) < 1e-5
@@ -83,7 +86,7 @@ def test_a_fresh_process_restores_the_text(
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["documents"] == 3
     texts = [json.loads(line)["text"] for line in (tmp_path / "text.jsonl").open()]
-    assert texts == [document.text.strip() for document in DOCUMENTS]
+    assert texts == [document.text for document in DOCUMENTS]
 
 
 def test_one_document_is_restored_as_it_is(artifact: Path, tmp_path: Path) -> None:
@@ -92,6 +95,20 @@ def test_one_document_is_restored_as_it_is(artifact: Path, tmp_path: Path) -> No
     data, header = restore(file, artifact, None)
     assert data.decode() == DOCUMENTS[0].text
     assert header["joined"] == (False, True, True, True)
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_text_of_odd_bytes_is_restored_and_costs_what_its_score_says(
+    artifact: Path, session: Session, tmp_path: Path, streams: int
+) -> None:
+    odd = [" ", "\r\n a\u2581 \t", "\ufeffb\x00", "", "c\u0301 \U0001f600\n\n"]
+    documents = [Document(str(number), text) for number, text in enumerate(odd)]
+    file, account = proof(artifact, documents, streams)
+    (tmp_path / "p").write_bytes(file)
+    assert restore(tmp_path / "p", artifact, None)[0] == written([text for text in odd if text])
+    scored = session.language.score([text for text in odd if text])
+    assert account.text_bytes == scored.bytes
+    assert streams > 1 or account.ideal_bits == pytest.approx(nats_to_bits(scored.nats), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +129,14 @@ def test_a_text_is_cut_between_characters(limit: int, expected: list[str]) -> No
 @pytest.mark.parametrize("count", [1, 2, 7, 400])
 def test_streams_keep_every_byte(session: Session, count: int) -> None:
     tokenizer = session.language.tokenizer
-    ids = session.language.encode([d.text for d in DOCUMENTS]).astype(np.int64)
+    ids = session.language.packer.stream([d.text for d in DOCUMENTS])
     parts = cut_evenly(ids, count, tokenizer)
     assert len(parts) <= count and min(len(part.ids) for part in parts) > 1
     assert count > 2 or len(parts) == count
-    assert sum(prove_bytes(tokenizer, part.ids) for part in parts) == prove_bytes(tokenizer, ids)
+    packer = session.language.packer
+    assert b"".join(b"".join(packer.documents(part.ids)) for part in parts) == TEXT
     whole = np.concatenate([part.ids[part.joined :] for part in parts])
-    assert decode_documents(tokenizer, whole) == decode_documents(tokenizer, ids)
+    assert packer.documents(whole) == packer.documents(ids)
 
 
 @pytest.mark.parametrize(

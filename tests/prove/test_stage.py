@@ -52,10 +52,10 @@ def proving(
     """Return a function: the proof of the smoke run with other settings."""
 
     def work(*more: str) -> dict[str, Any]:
-        config, source = tiny(*more), DataFolder.open(data_folder)
+        config = tiny(*more)
         texts, out = validation(data_folder), tmp_path / "p"
         artifact = smoke_run / "artifact.fwy"
-        return prove_run(config, config.runtime, artifact, texts, source.tokenizer, out)
+        return prove_run(config, config.runtime, artifact, texts, out)
 
     return work
 
