@@ -60,10 +60,14 @@ class _Recorder(FrozenPredictor):
 
 
 class LanguageModel:
-    """A loaded artifact with its tokenizer: scores and continues text."""
+    """A loaded artifact with its tokenizer: scores and continues text.
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, score: ScoreConfig) -> None:
+    It computes by its plan, and leaves threads and precision of the process as they are.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, score: ScoreConfig, plan: Plan) -> None:
         self.model, self.tokenizer, self.score_config = model, tokenizer, score
+        self.plan = plan
 
     def score(self, text: str | Sequence[str], *, sliding: bool = True) -> Score:
         """Return the score of a text, or of several documents, with the ledger's account.
@@ -74,7 +78,10 @@ class LanguageModel:
         """
         config = replace(self.score_config, truncate=False)
         proven = self._proven([text] if isinstance(text, str) else list(text))
-        return evaluate(self.model, proven, config, sliding=sliding, seed=0, description="scoring")
+        with self.plan.applied():
+            return evaluate(
+                self.model, proven, config, sliding=sliding, seed=0, description="scoring"
+            )
 
     def bits_per_byte(self, text: str | Sequence[str]) -> float:
         """Return the bits per byte of a text under a sliding window."""
@@ -90,7 +97,8 @@ class LanguageModel:
         recorder = _Recorder(self.model, config.seq_len)
         windows = sliding_windows(targets, config.seq_len, config.stride)
         grouped = events(windows, config.batch_windows)
-        score_events(Ledger(proven, targets), recorder, grouped, "scoring")
+        with self.plan.applied():
+            score_events(Ledger(proven, targets), recorder, grouped, "scoring")
         return -np.concatenate(recorder.nats)
 
     def generate(
@@ -142,7 +150,13 @@ class LanguageModel:
     ) -> Iterator[None]:
         """Let rows grow by a token per step, reading up to `length` tokens back; the window's."""
         config = self.score_config
-        return write(self.model, rows, manner, length or config.seq_len, config.stride)
+        steps = write(self.model, rows, manner, length or config.seq_len, config.stride)
+        going = True
+        while going:
+            with self.plan.applied():
+                going = next(steps, True) is None
+            if going:
+                yield
 
     @cached_property
     def packer(self) -> Packer:
@@ -185,7 +199,8 @@ def load(
 
     The tokenizer is the one inside the artifact, else the given file, else `tokenizer.model`
     beside it; a tokenizer of another digest is refused. `plan` fixes device, precision and
-    threads; without it they are found as for training. Raises UserError for anything damaged.
+    threads; without it they are found as for training. Those of the process stay as they are.
+    Raises UserError for anything damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -197,12 +212,13 @@ def load(
             f"the tokenizer has {words.vocab_size} pieces but the model "
             f"{artifact.config.vocab_size}"
         )
-    plan = plan or make_plan(runtime or RuntimeConfig())
-    plan.apply()
     provenance = artifact.header["provenance"]
-    model = model_from(artifact.state, artifact.config, plan, bool(provenance["looping"]))
+    # The probe of a CPU and weights before they are read draw numbers, which are not the caller's.
+    with torch.random.fork_rng(devices=()):
+        plan = plan or make_plan(runtime or RuntimeConfig())
+        model = model_from(artifact.state, artifact.config, plan, bool(provenance["looping"]))
     score: ScoreConfig = from_dict(provenance["score"], ScoreConfig, "score.")
-    return LanguageModel(model, words, score)
+    return LanguageModel(model, words, score, plan)
 
 
 def _tokenizer_of(

@@ -97,7 +97,7 @@ class Coster:
     def __init__(self, language: LanguageModel, length: int, rows: int | None) -> None:
         config = language.score_config
         self._model, self._length, self._rows = language.model, length, rows
-        self._stride = min(config.stride, length)
+        self._stride, self._plan = min(config.stride, length), language.plan
         self._most_positions = config.batch_windows * config.seq_len
         # Turned as in windows of full length, on which the rotary base may depend.
         self._device = self._model.tok_emb.weight.device
@@ -114,7 +114,9 @@ class Coster:
         found = [Cost()] * len(asked)
         yield from ((number, Cost()) for number, count in enumerate(left) if not count)
         for batch in self._passes(planned):
-            costs = self._pass([asked[number].ids for number in batch.numbers], batch.windows)
+            with self._plan.applied():
+                texts = [asked[number].ids for number in batch.numbers]
+                costs = list(self._pass(texts, batch.windows))
             for number, cost in zip(batch.numbers, costs, strict=True):
                 found[number] += cost
                 left[number] -= 1

@@ -11,7 +11,8 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -155,8 +156,22 @@ class Plan:
         """Set threads and matmul precision of this process."""
         if self.device == "cpu":
             _keep_freed_memory()
+        self._set()
+
+    def _set(self) -> None:
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision(self.matmul)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Compute as planned inside, and as the caller of this library has it outside."""
+        before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        self._set()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before[0])
+            torch.set_float32_matmul_precision(before[1])
 
 
 def _keep_freed_memory() -> None:
@@ -230,20 +245,16 @@ def _probe_cpu(config: RuntimeConfig) -> tuple[int, str, str]:
 def _probe_seconds(option: tuple[int, str, str], allowance_s: float) -> float:
     """Return the median seconds of an MLP forward and backward under these settings."""
     threads, dtype, matmul = option
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(matmul)
     x_ND = torch.randn(2048, 256).to(DTYPES[dtype]).requires_grad_()
     up_FD = torch.randn(1024, 256).to(DTYPES[dtype])
 
     def work() -> None:
         torch.autograd.backward(((x_ND @ up_FD.T).square() @ up_FD).sum())
 
-    taken_s = [_timed(work)]
-    while sum(taken_s) < allowance_s or len(taken_s) < 3:
-        taken_s.append(_timed(work))
-    torch.set_num_threads(before[0])
-    torch.set_float32_matmul_precision(before[1])
+    with Plan("cpu", dtype, matmul, threads, "plain").applied():
+        taken_s = [_timed(work)]
+        while sum(taken_s) < allowance_s or len(taken_s) < 3:
+            taken_s.append(_timed(work))
     return statistics.median(taken_s[1:])
 
 

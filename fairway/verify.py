@@ -251,6 +251,7 @@ def _rescored(
         )
     config: Config = from_dict(results["config"])
     plan = Plan(**results["machine"])
+    plan.apply()
     loaded = load(path, tokenizer=_tokenizer(source), plan=plan)
     validation = source.sample_validation(config.data.val_bytes, config.data.val_tokens)
     text = text_of(validation.ids, source.tokenizer.table, validation.bytes)

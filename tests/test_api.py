@@ -69,6 +69,37 @@ def bare(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_process_keeps_its_own_threads_and_precision(
+    smoke_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairway.runtime._keep_freed_memory", lambda: pytest.fail("for good"))
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+
+    def own() -> tuple[int, str]:
+        return torch.get_num_threads(), torch.get_float32_matmul_precision()
+
+    def state() -> tuple[Any, ...]:
+        return (*own(), torch.get_rng_state().tolist(), torch.is_grad_enabled())
+
+    try:
+        torch.set_num_threads(2)
+        torch.set_float32_matmul_precision("high")
+        kept = state()
+        model = load(smoke_run / "artifact.fwy", runtime=RUNTIME)
+        assert state() == kept
+        used: list[tuple[int, str]] = []
+        model.model.blocks[0].register_forward_pre_hook(lambda *_: used.append(own()))
+        model.score(TEXT)
+        model.logprobs(TEXT)
+        assert state() == kept
+        for _ in model.stream("The", max_tokens=3):
+            assert state() == kept
+        assert state() == kept and set(used) == {(1, "highest")}
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+
+
 def test_a_fresh_process_scores_what_the_run_did(
     smoke_run: Path, model: LanguageModel, documents: list[str], tmp_path: Path
 ) -> None:

@@ -244,8 +244,9 @@ class Session:
 
 
 def open_session(artifact: Path, tokenizer: Path | None, plan: Plan) -> Session:
-    """Return an artifact, or a run folder's, loaded under a plan."""
+    """Return an artifact, or a run folder's, loaded under a plan, by which this process goes on."""
     path = artifact / ARTIFACT_FILE if artifact.is_dir() else artifact
+    plan.apply()
     language = load(path, tokenizer=tokenizer, plan=plan)
     return Session(language, digest_file(path), plan)
 
