@@ -1,15 +1,19 @@
 """`fairway bundle`: the files of a bundle, and what vouches for them."""
 
 import functools
+import gc
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from fairway.bundle.emit import Program, program
-from fairway.bundle.flatten import flatten
+from fairway.bundle.flatten import Flat, flatten
+from fairway.bundle.known import key_digest, known_bytes, note_bytes
 from fairway.bundle.modules import ROOT, source_file
 from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
 from fairway.config import Config, fixed_digest, from_dict, to_dict
@@ -31,7 +35,7 @@ SCHEMA = 1
 PACKAGES = ("brotli", "numba", "numpy", "safetensors", "sentencepiece", "torch")
 _BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
 # What the bytes of a bundle are a function of, besides recipe and sources.
-_TOOLS = ("brotli", "numpy", "python-minifier", "sentencepiece", "torch")
+_TOOLS = ("brotli", "llvmlite", "numba", "numpy", "python-minifier", "sentencepiece", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +48,6 @@ class Bundle:
     names: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Programs:
-    """A recipe's program twice, short and with long names, and the modules that it is made of."""
-
-    short: Program
-    plain: Program
-    modules: tuple[str, ...]
-
-
 def bundle(config: Config, ascii_only: bool = False) -> Bundle:
     """Return the bundle of a recipe: the same bytes for the same sources, recipe and tools."""
     return _bundle(_portable(config), ascii_only)
@@ -61,21 +56,30 @@ def bundle(config: Config, ascii_only: bool = False) -> Bundle:
 def bundle_bytes(config: Config) -> int:
     """Return the bytes of a recipe's bundle: the same for every seed, text and clock.
 
-    Takes about ten seconds the first time.
+    Takes five to ten seconds the first time, which is noted for the next process that asks.
     """
-    return len(_file(_unstarted(config), _started(config)))
+    key = key_digest(bundle_key(config))
+    if found := known_bytes(key):
+        return found
+    size = len(_file(_unstarted(config), _started(config)))
+    note_bytes(key, size)
+    return size
 
 
 def bundle_key(config: Config) -> list[Any]:
     """Return what the bytes of a recipe's bundle are a function of, ready for JSON."""
-    return [fixed_digest(config), _sources(), platform.python_version(), _tools()]
+    python = [platform.python_version(), sys.platform, platform.machine()]
+    return [fixed_digest(config), _sources(), python, _tools()]
 
 
 def _bundle(config: Config, ascii_only: bool) -> Bundle:
     fixed, started = _unstarted(config), _started(config)
-    made, file = _programs(fixed, _sources()), _file(fixed, started, ascii_only)
-    short, plain = made.short, made.plain.text + started.call(len(file))
-    sources = {name: digest_file(path) for name in made.modules if (path := source_file(name))}
+    short, file = _short(fixed, _sources()), _file(fixed, started, ascii_only)
+    flat = _flat(fixed, _sources())
+    with _uncollected():
+        plain = program(flat, False).text + started.call(len(file))
+    modules = sorted({item.module for item in flat.items} | set(_BUNDLER))
+    sources = {name: digest_file(path) for name in modules if (path := source_file(name))}
     manifest = {
         "schema": SCHEMA,
         "fairway": VERSION,
@@ -96,15 +100,37 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(config: Config, sources: str) -> _Programs:
-    """Return the programs of a recipe out of the sources of a digest, which are those on disk."""
-    flat = flatten(config)
-    modules = sorted({item.module for item in flat.items} | set(_BUNDLER))
-    return _Programs(program(flat, True), program(flat, False), tuple(modules))
+def _flat(config: Config, sources: str) -> Flat:
+    """Return the flat program of a recipe out of sources of a digest, which are those on disk."""
+    with _uncollected():
+        return flatten(config)
+
+
+@functools.lru_cache(maxsize=8)
+def _short(config: Config, sources: str) -> Program:
+    """Return the short program of a recipe out of sources of a digest, which are those on disk."""
+    flat = _flat(config, sources)
+    with _uncollected():
+        return program(flat, True)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage meanwhile: of millions of nodes nearly all live, or go by their counts.
+
+    To look at them, and at all of PyTorch, again and again takes a third of a bundle's time.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _file(fixed: Config, started: Started, ascii_only: bool = False) -> bytes:
-    return wrap(_programs(fixed, _sources()).short.text, started, ascii_only)
+    return wrap(_short(fixed, _sources()).text, started, ascii_only)
 
 
 def _sources() -> str:

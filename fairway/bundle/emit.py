@@ -8,6 +8,7 @@ import python_minifier
 
 from fairway.bundle.flatten import Flat, entry_name
 from fairway.bundle.shorten import identifiers, library_names, rename, shorten
+from fairway.bundle.trees import Transformer, walk
 from fairway.bundle.wrap import START
 
 # Spinning threads cost more than they save; read once, when torch starts its pool.
@@ -87,7 +88,7 @@ def _copy(node: ast.stmt) -> ast.stmt:
 
 
 def _externals(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id.startswith("X_")}
+    return {n.id for n in walk(node) if isinstance(n, ast.Name) and n.id.startswith("X_")}
 
 
 def _origin(name: str) -> tuple[str, str]:
@@ -108,7 +109,7 @@ def _import(name: str) -> ast.stmt:
     return mark
 
 
-class _Imports(ast.NodeTransformer):
+class _Imports(Transformer):
     """Turns the marks into imports."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
@@ -124,7 +125,7 @@ class _Imports(ast.NodeTransformer):
 
 def _readable(tree: ast.Module) -> dict[str, str]:
     """Give everything its own name again, with that of its module where two have one."""
-    used = {name for node in ast.walk(tree) for name in identifiers(node)}
+    used = {name for node in walk(tree) for name in identifiers(node)}
     taken = {name for name in used if name[:2] not in ("G_", "X_")}
     long = sorted(name for name in used if name[:2] in ("G_", "X_"))
     counts = Counter(_leaf(name)[0] for name in long)

@@ -15,6 +15,7 @@ from fairway.bundle.modules import bound_names, is_kernel, load_modules, resolve
 from fairway.bundle.shake import Item, again, items_of, shake
 from fairway.bundle.shorten import library_names
 from fairway.bundle.specialise import drop_empty, specialise
+from fairway.bundle.trees import Transformer, walk
 from fairway.config import Config, fixed_digest, to_dict
 from fairway.model.paths import unfit
 from fairway.quantise.fit import LARGEST
@@ -26,6 +27,8 @@ def entry_name(name: str) -> str:
     """Return what the entry, or the config's class, is called in the flat program."""
     return {"main": "G_fairway_solo__main", "Config": "G_fairway_config__Config"}[name]
 
+
+_ENTRIES = [entry_name("main"), entry_name("Config")]
 
 # What a bundle does without, and why; the text takes the place of the function's body.
 CUTS = {
@@ -169,15 +172,19 @@ def flatten(config: Config) -> Flat:
     code changes which was reached so, and so on until nothing more falls away.
     """
     changed = replaced_settings([module.tree for module in load_modules(ENTRY).values()])
+    # What is nearly reached is more than what is, so that the end is the same, and sooner.
+    nearly = _reached(config, changed)
+    changed = replaced_settings([item.node for item in nearly.items])
     while True:
-        flat = _flatten(config, changed)
+        flat = _specialised(_reached(config, changed))
         found = replaced_settings([item.node for item in flat.items])
         if found == changed:
             return flat
         changed = found
 
 
-def _flatten(config: Config, changed: frozenset[str]) -> Flat:
+def _reached(config: Config, changed: frozenset[str]) -> Flat:
+    """Return what the entry reaches where all settings but the changed ones are constants."""
     modules = load_modules(ENTRY)
     types = types_of(config, changed)
     plain = config.pack.codec != "cabac" and config.quant.method in ("gptq", "round")
@@ -216,22 +223,25 @@ def _flatten(config: Config, changed: frozenset[str]) -> Flat:
             _prune_backends(module.tree, config)
         fold_module(module.tree, types)
         _Stripper().visit(module.tree)
-        ast.fix_missing_locations(module.tree)
     resolve(modules)
-    entries = [entry_name("main"), entry_name("Config")]
-    kept, externals = shake(items_of(modules), entries)
+    kept, externals = shake(items_of(modules), _ENTRIES)
     _drop_settings(kept)
-    kept, externals = shake(again(kept), entries)
-    libraries = library_names()
-    while specialise(kept, libraries) | drop_empty(kept, libraries):
-        kept, externals = shake(again(kept), entries)
+    kept, externals = shake(again(kept), _ENTRIES)
     return Flat(kept, externals, config)
+
+
+def _specialised(flat: Flat) -> Flat:
+    """Return what is still reached once parameters that are constants are such."""
+    libraries = library_names()
+    while specialise(flat.items, libraries) | drop_empty(flat.items, libraries):
+        flat = Flat(*shake(again(flat.items), _ENTRIES), flat.config)
+    return flat
 
 
 def _cut(cuts: dict[str, str], name: str, tree: ast.Module) -> set[str]:
     """Make the cuts in a module; return their names."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in walk(tree):
         inside = [tree] if node is tree else [node] if isinstance(node, ast.ClassDef) else []
         for item in (n for place in inside for n in place.body if isinstance(n, ast.FunctionDef)):
             middle = f".{node.name}" if isinstance(node, ast.ClassDef) else ""
@@ -256,7 +266,7 @@ def _drop_settings(items: list[Item]) -> None:
     read = {
         node.attr if isinstance(node, ast.Attribute) else node.arg
         for item in items
-        for node in ast.walk(item.node)
+        for node in walk(item.node)
         if isinstance(node, ast.Attribute | ast.keyword)
     }
     for item in items:
@@ -320,7 +330,7 @@ def _fix_config(tree: ast.Module, config: Config) -> None:
                     item.value = ast.parse(f"{ast.unparse(item.annotation)}()").body[0].value  # type: ignore[attr-defined]
 
 
-class _Stripper(ast.NodeTransformer):
+class _Stripper(Transformer):
     """Drops annotations, docstrings, assertions and the sentences of refusals."""
 
     def __init__(self) -> None:

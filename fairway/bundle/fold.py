@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairway.bundle.modules import own_nodes, parameters
+from fairway.bundle.trees import Transformer, walk
 from fairway.config import Config, to_dict
 
 # What the bundle's command line may change.
@@ -101,7 +102,7 @@ def _pairs(function: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
     return found
 
 
-class _Folder(ast.NodeTransformer):
+class _Folder(Transformer):
     """Puts constants in place of settings, and follows what then is constant."""
 
     def __init__(self, types: Types) -> None:
@@ -283,7 +284,7 @@ def fold_with(known: dict[str, ast.Constant], function: ast.FunctionDef) -> None
 def _constants(function: ast.FunctionDef) -> dict[str, ast.Constant]:
     """Return the variables of a function that are bound once, to a constant."""
     bound: Counter[str] = Counter(arg.arg for arg in parameters(function))
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
             bound[node.id] += 1
         elif isinstance(node, ast.arg | ast.Nonlocal):
@@ -300,7 +301,7 @@ def replaced_settings(trees: Sequence[ast.AST]) -> frozenset[str]:
     """Return the names that some call of `replace` gives another value, without their classes."""
     found = set()
     for tree in trees:
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("replace"):
                 found |= {keyword.arg or "*" for keyword in node.keywords}
     return frozenset(found)

@@ -6,14 +6,15 @@ name afterwards.
 """
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import fairway
+from fairway.bundle.trees import Transformer, children, walk
 
 ROOT = Path(fairway.__file__).parent
-_Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_SCOPES = (ast.FunctionDef, ast.ClassDef, ast.Lambda, *_COMPREHENSIONS)
 
 
 @dataclass
@@ -68,7 +69,7 @@ def load_modules(entry: str) -> dict[str, Module]:
 def _read_imports(module: Module) -> set[str]:
     """Note what a module imports and defines; return the modules that it imports lazily."""
     waiting = set()
-    for node in ast.walk(module.tree):
+    for node in walk(module.tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 assert not alias.name.startswith("fairway"), "import names from Fairway's modules"
@@ -112,15 +113,17 @@ def lazy_import(node: ast.AST) -> tuple[str, str] | None:
 # Scopes
 
 
-def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a body that share its scope; inner scopes are yielded, not entered."""
-    for child in ast.iter_child_nodes(node):
-        yield child
-        if not isinstance(child, ast.FunctionDef | ast.ClassDef | ast.Lambda | _Comprehension):
-            yield from own_nodes(child)
-        elif isinstance(child, _Comprehension):
+def own_nodes(node: ast.AST) -> list[ast.AST]:
+    """Return the nodes of a body that share its scope; inner scopes are there, not entered."""
+    found: list[ast.AST] = []
+    for child in children(node):
+        found.append(child)
+        if not isinstance(child, _SCOPES):
+            found += own_nodes(child)
+        elif isinstance(child, _COMPREHENSIONS):
             # A walrus inside binds outside.
-            yield from (n.target for n in ast.walk(child) if isinstance(n, ast.NamedExpr))
+            found += [n.target for n in walk(child) if isinstance(n, ast.NamedExpr)]
+    return found
 
 
 def bound_names(node: ast.AST) -> set[str]:
@@ -179,7 +182,7 @@ def is_kernel(node: ast.FunctionDef) -> bool:
     return any(word in ast.unparse(item) for item in node.decorator_list for word in words)
 
 
-class _Resolver(ast.NodeTransformer):
+class _Resolver(Transformer):
     """Gives every name that is not local its one name in the whole program."""
 
     def __init__(self, module: Module, modules: dict[str, Module]) -> None:
@@ -266,7 +269,7 @@ class _Resolver(ast.NodeTransformer):
         names = {
             name.id
             for generator in getattr(node, "generators", [])
-            for name in ast.walk(generator.target)
+            for name in walk(generator.target)
             if isinstance(name, ast.Name)
         }
         self.scopes.append(names)
@@ -308,4 +311,3 @@ def resolve(modules: dict[str, Module]) -> None:
     for module in modules.values():
         resolver = _Resolver(module, modules)
         module.tree.body = resolver._body(module.tree.body)
-        ast.fix_missing_locations(module.tree)

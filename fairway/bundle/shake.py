@@ -5,10 +5,10 @@ any other method stays if something that stays names it as an attribute or in a 
 """
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fairway.bundle.modules import Module, bound_names
+from fairway.bundle.trees import children, walk
 
 # What libraries call on their own on classes derived from theirs.
 _CALLED = {"forward", "backward", "__call__"}
@@ -123,11 +123,12 @@ class _Reach:
                     self.waiting.append((name, node))
 
 
-def _walk(node: ast.AST, skipped: set[int]) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if id(child) not in skipped:
-            yield from _walk(child, skipped)
+def _walk(node: ast.AST, skipped: set[int]) -> list[ast.AST]:
+    """Return a node and what is in it, but for the skipped."""
+    found = [node]
+    for inner in found:
+        found += [child for child in children(inner) if id(child) not in skipped]
+    return found
 
 
 def shake(items: list[Item], entries: list[str]) -> tuple[list[Item], set[str]]:
@@ -150,6 +151,6 @@ def shake(items: list[Item], entries: list[str]) -> tuple[list[Item], set[str]]:
 
 def _require_known(kept: list[Item], reach: _Reach) -> None:
     for item in kept:
-        for node in ast.walk(item.node):
+        for node in walk(item.node):
             if isinstance(node, ast.Name) and node.id.startswith("G_"):
                 assert node.id in reach.owner, f"{node.id} is not defined in {item.module}"

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from fairway.bundle.modules import bound_names, parameters, scope_of
+from fairway.bundle.trees import Transformer, children, walk
 
 # Classes and modules whose attributes keep their names, wherever they stand.
 _LIBRARIES: tuple[Any, ...] = (
@@ -86,13 +87,13 @@ class Names:
         self.fixed |= _foreign_keywords(tree, self.ours)
         self.shared = {n for n in self.ours if n not in self.fixed and not n.startswith("__")}
         self.globals = {
-            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id[:2] in ("G_", "X_")
+            n.id for n in walk(tree) if isinstance(n, ast.Name) and n.id[:2] in ("G_", "X_")
         } | {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
 
     def mapping(self) -> dict[str, str]:
         """Return short names for all that the whole program shares, the frequent ones first."""
         counts: Counter[str] = Counter()
-        for node in ast.walk(self.tree):
+        for node in walk(self.tree):
             counts.update(n for n in identifiers(node) if n in self.shared or n in self.globals)
         kept = self._kept_imports(counts)
         order = sorted(counts.keys() - kept.keys(), key=lambda name: (-counts[name], name))
@@ -102,7 +103,7 @@ class Names:
 
     def _kept_imports(self, counts: Counter[str]) -> dict[str, str]:
         """Return the imports whose own name costs less than another one: those of few uses."""
-        read = {name for node in ast.walk(self.tree) for name in identifiers(node)}
+        read = {name for node in walk(self.tree) for name in identifiers(node)}
         few = {
             name: name.rpartition("__")[2] or name[2:-2]
             for name in sorted(counts)
@@ -147,7 +148,7 @@ def _strings(tree: ast.Module) -> set[str]:
     """Return the strings that may be names: of attributes, of keys, in launches of kernels."""
     return {
         node.value
-        for node in ast.walk(tree)
+        for node in walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         if node.value.isidentifier()
     }
@@ -176,7 +177,7 @@ def _weights(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.ClassDef) and any("nn" in ast.unparse(b) for b in node.bases):
             found |= {
                 n.attr
-                for n in ast.walk(node)
+                for n in walk(node)
                 if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)
             }
     return found
@@ -185,7 +186,7 @@ def _weights(tree: ast.Module) -> set[str]:
 def _members(tree: ast.Module) -> set[str]:
     """Return the attributes that the program itself makes: methods, fields, what it assigns."""
     names = set()
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.ClassDef):
             names |= bound_names(ast.Module(node.body, []))
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -194,13 +195,13 @@ def _members(tree: ast.Module) -> set[str]:
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.Lambda]:
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.FunctionDef | ast.Lambda):
             yield node
 
 
 def _calls(tree: ast.AST) -> Iterator[ast.Call]:
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Call):
             yield node
 
@@ -226,7 +227,7 @@ def _unpacked(tree: ast.Module) -> set[str]:
 
 def _foreign_keywords(tree: ast.Module, ours: set[str]) -> set[str]:
     """Return the names that calls of functions from elsewhere pass."""
-    defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    defined = {n.name for n in walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     found = set()
     for call in _calls(tree):
         if _callee(call) not in defined:
@@ -264,17 +265,17 @@ def _outermost(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.Lambda]:
         if isinstance(node, ast.FunctionDef | ast.Lambda):
             yield node
         else:
-            waiting += ast.iter_child_nodes(node)
+            waiting += children(node)
 
 
 def _local_names(function: ast.FunctionDef | ast.Lambda) -> set[str]:
     """Return all names bound inside a function, in whatever scope of it."""
     names = set()
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.FunctionDef | ast.Lambda):
             names |= scope_of(node)
         elif isinstance(node, ast.comprehension):
-            names |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+            names |= {n.id for n in walk(node.target) if isinstance(n, ast.Name)}
     return names
 
 
@@ -285,7 +286,7 @@ def _rename_locals(function: ast.FunctionDef | ast.Lambda, passed: set[str]) -> 
     bound = [name for node in _in_order(function) for name in _bound_here(node)]
     own = _local_names(function).intersection(bound) - named
     own -= {name for name in own if name[:2] in ("G_", "X_")}
-    seen = {name for node in ast.walk(function) for name in _read_here(node)} - own
+    seen = {name for node in walk(function) for name in _read_here(node)} - own
     taken = seen | named | set(keyword.kwlist) | set(dir(builtins))
     free = (name for name in _lower_names() if name not in taken)
     for name in bound:
@@ -302,7 +303,7 @@ def _read_here(node: ast.AST) -> list[str]:
 
 def _in_order(node: ast.AST) -> Iterator[ast.AST]:
     yield node
-    for child in ast.iter_child_nodes(node):
+    for child in children(node):
         yield from _in_order(child)
 
 
@@ -318,7 +319,7 @@ def _bound_here(node: ast.AST) -> list[str]:
     return []
 
 
-class _VariableRenamer(ast.NodeTransformer):
+class _VariableRenamer(Transformer):
     """Renames variables and parameters."""
 
     def __init__(self, names: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fairway.bundle.fold import fold_with
 from fairway.bundle.modules import is_kernel, parameters
 from fairway.bundle.shake import Item
+from fairway.bundle.trees import Transformer, walk
 
 
 @dataclass
@@ -52,7 +53,7 @@ def _does_nothing(function: ast.FunctionDef) -> bool:
     return all(isinstance(node, ast.Pass) for node in function.body)
 
 
-class _Dropper(ast.NodeTransformer):
+class _Dropper(Transformer):
     def __init__(self, empty: set[str]) -> None:
         self.empty, self.dropped = empty, False
         self.read: set[str] | None = None
@@ -62,9 +63,9 @@ class _Dropper(ast.NodeTransformer):
         if outermost:
             self.read = {
                 n.id
-                for n in ast.walk(node)
+                for n in walk(node)
                 if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)
-            } | {name for n in ast.walk(node) if isinstance(n, ast.Nonlocal) for name in n.names}
+            } | {name for n in walk(node) if isinstance(n, ast.Nonlocal) for name in n.names}
         self.generic_visit(node)
         if outermost:
             self.read = None
@@ -98,7 +99,7 @@ def _acts(node: ast.expr) -> bool:
     return any(
         isinstance(n, kinds)
         and not (isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in harmless)
-        for n in ast.walk(node)
+        for n in walk(node)
     )
 
 
@@ -130,21 +131,16 @@ def _by_name(items: list[Item], libraries: frozenset[str]) -> dict[str, _Uses]:
 
 def _count(items: list[Item], by_name: dict[str, _Uses]) -> None:
     called = set()
-    for node in _nodes(items):
+    nodes = [node for item in items for node in walk(item.node)]
+    for node in nodes:
         if isinstance(node, ast.Call) and (key := _key(node.func)) in by_name:
             by_name[key].calls.append(node)
             called.add(id(node.func))
-    for node in _nodes(items):
-        if _key(node) in by_name and id(node) not in called:
-            by_name[_key(node)].escapes = True
+    for node in nodes:
         # A string may ask for an attribute.
-        elif isinstance(node, ast.Constant) and f".{node.value!s}" in by_name:
-            by_name[f".{node.value!s}"].escapes = True
-
-
-def _nodes(items: list[Item]) -> Iterator[ast.AST]:
-    for item in items:
-        yield from ast.walk(item.node)
+        key = f".{node.value!s}" if isinstance(node, ast.Constant) else _key(node)
+        if key in by_name and id(node) not in called:
+            by_name[key].escapes = True
 
 
 def _key(node: ast.AST) -> str:
@@ -168,12 +164,12 @@ def _candidates(uses: _Uses) -> Iterator[str]:
     """Yield the parameters that the function never binds anew."""
     stored = {
         n.id
-        for n in ast.walk(uses.function)
+        for n in walk(uses.function)
         if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)
     }
     inner = {
         arg.arg
-        for f in ast.walk(uses.function)
+        for f in walk(uses.function)
         if isinstance(f, ast.FunctionDef | ast.Lambda) and f is not uses.function
         for arg in parameters(f)
     }
