@@ -162,6 +162,7 @@ def test_accents_tell_repeats_apart() -> None:
     ]
     texts += ["\u304b\u3042", "\u304b\u3099\u3042", "\u304b\u3042\u3099", "\u304b\u309a\u3042"]
     texts += ["\u304b\u3042a", "\u304b\u3042\u0301a", "\u304b\u3042a\u0301", "\u304b\u3042b"]
+    texts += [chr(0x4E00 + n) + "\u3099" for n in range(99)]
     keys = [views(text)[0].key() for text in texts]
     assert len(set(keys)) == len(texts)
     for sign in ("\u00ad", "\u200d", "\ufeff", "\u0640"):
