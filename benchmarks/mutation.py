@@ -73,7 +73,7 @@ TESTS = {
     "audit.ledger": ["audit/test_ledger.py"],
     "statistics": ["test_statistics.py"],
     "compare": ["test_compare.py"],
-    "costing": ["test_harness.py"],
+    "costing": ["test_costing.py", "test_harness.py"],
     "units": ["test_units.py"],
 }
 
