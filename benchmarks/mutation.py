@@ -52,9 +52,12 @@ TESTS = {
     "score.sliding": ["score/test_sliding.py"],
     "score.sgd": ["score/test_sgd.py", "score/test_ttt.py"],
     "score.lora": ["score/test_lora.py", "score/test_ttt.py"],
-    "score.mixing": ["score/test_mixture.py"],
+    "score.mixing": ["score/test_mixing.py"],
     "data.tokens": ["data/test_tokens.py"],
+    "data.documents": ["data/test_documents.py"],
     "data.guard": ["data/test_guard.py"],
+    "data.pieces": ["data/test_pieces.py"],
+    "data.shingles": ["data/test_shingles.py", "data/test_guard.py"],
     "quantise.grid": ["quantise/test_grid.py"],
     "quantise.gptq": ["quantise/test_gptq.py"],
     "quantise.trellis": ["quantise/test_trellis.py"],
@@ -62,12 +65,16 @@ TESTS = {
     "pack.layout": ["pack/test_artifact.py", "pack/test_versions.py"],
     "pack.arithmetic": ["pack/test_arithmetic.py"],
     "prove.coder": ["prove/test_coder.py"],
+    "prove.shares": ["prove/test_shares.py"],
     "optim.muon": ["optim/test_muon.py", "optim/test_muon_exact.py", "optim/test_fused_muon.py"],
     "checkpoint": ["test_checkpoint.py"],
     "stages": ["test_stages.py"],
     "audit.scorers.sums": ["audit/test_sums.py"],
     "audit.ledger": ["audit/test_ledger.py"],
     "statistics": ["test_statistics.py"],
+    "compare": ["test_compare.py"],
+    "costing": ["test_costing.py", "test_harness.py"],
+    "units": ["test_units.py"],
 }
 
 # A child may take so many times the processor time that its tests took, and this much more.
@@ -262,6 +269,9 @@ class Campaign:
         """
         wanted = set(range(lines[0], lines[1] + 1))
         found = [reach for reach in reaches if reach.lines[file] & wanted]
+        if _is_kept(file, lines[0]):
+            # The first test runs it, and all that reach the module may use what it has found.
+            found = [reach for reach in reaches if reach.lines[file]]
         if not found and _at_import(file, lines[0]):
             found = reaches
         found = sorted(found, key=lambda reach: reach.seconds)
@@ -313,9 +323,9 @@ class Campaign:
         resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_BYTES, used + _MORE_BYTES))
         if not graft(module, source):
             os._exit(3)
-        for test in {reach.item.module for reach in chosen}:
-            # What tests keep from one to the next was made by the module as it is.
-            for value in vars(test).values():
+        for holder in (module, *{reach.item.module for reach in chosen}):
+            # What the module and tests keep from one to the next was made by the module as it is.
+            for value in vars(holder).values():
                 if isinstance(value, functools._lru_cache_wrapper):
                     value.cache_clear()
         for reach in chosen:
@@ -351,6 +361,15 @@ def _at_import(file: str, line: int) -> bool:
         if inside and line <= (node.end_lineno or line):  # type: ignore[attr-defined]
             return False
     return True
+
+
+def _is_kept(file: str, line: int) -> bool:
+    """Return whether a line belongs to a function whose results are kept for the process."""
+    for node in ast.walk(ast.parse(Path(file).read_text())):
+        inside = isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or 0)
+        if inside and any("cache" in ast.unparse(d).split(".") for d in node.decorator_list):  # type: ignore[attr-defined]
+            return True
+    return False
 
 
 # ---------------------------------------------------------------------------------------------

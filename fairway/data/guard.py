@@ -119,7 +119,7 @@ class _Pool:
 
     def __init__(self, parts: Iterable[Hashes]) -> None:
         self.keys = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
-        self.slots = np.full(max(4, 1 << int(2 * len(self.keys)).bit_length()), -1, np.int64)
+        self.slots = np.full(1 << int(2 * len(self.keys)).bit_length(), -1, np.int64)
         index_of(self.keys, self.slots)
 
     def find(self, hashes: Hashes) -> Slots:

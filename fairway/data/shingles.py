@@ -214,7 +214,7 @@ def _units(
 @compiled
 def _runs(units: Hashes, weights: Weights, least: int) -> Hashes:
     """Return a hash of each run: a polynomial modulo 2^64 of values that are mixed already."""
-    powers = np.ones(least // CHAR_WEIGHT + 2, np.uint64)
+    powers = np.ones(least // CHAR_WEIGHT + 1, np.uint64)
     for n in range(1, len(powers)):
         powers[n] = powers[n - 1] * _BASE
     found = np.empty(len(units), np.uint64)

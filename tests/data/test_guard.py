@@ -1,7 +1,8 @@
 import random
 import textwrap
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -45,19 +46,21 @@ def test_case_punctuation_and_blanks_do_not_matter() -> None:
     assert shingles(a).tolist() == shingles(b).tolist()
 
 
-def test_the_split_is_stable_and_about_the_share() -> None:
-    split = split_documents(documents(400), 0.1)
-    again = split_documents(reversed(documents(400)), 0.1)
-    assert split == again
-    assert 20 <= len(split.val) <= 60 and len(split.train) + len(split.val) == 400
-    more = split_documents(documents(500), 0.1)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_the_split_is_stable_and_about_the_share(share: float) -> None:
+    given = [Document(f"d{i}", text(i, 20)) for i in range(500)]
+    split, again = (split_documents(some, share) for some in (given[:400], reversed(given[:400])))
+    assert split == again and len(split.train) + len(split.val) == 400
+    assert abs(len(split.val) - 400 * share) < 4 * (400 * share * (1 - share)) ** 0.5
+    more = split_documents(given, share)
     assert {d.name for d in split.val} <= {d.name for d in more.val}
 
 
-@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
-def test_both_sides_have_a_document(share: float) -> None:
+@pytest.mark.parametrize(("share", "of_5"), [(0.001, 1), (0.5, 3), (0.999, 4)])
+def test_both_sides_have_a_document(share: float, of_5: int) -> None:
     split = split_documents(documents(2), share)
     assert len(split.train) == len(split.val) == 1
+    assert len(split_documents(documents(5), share).val) == of_5
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -133,11 +136,121 @@ def shared(count: int) -> tuple[Document, Document]:
 
 
 def test_a_near_duplicate_shares_over_a_fifth_of_its_runs() -> None:
-    a, b = shared(99)
+    a, b = shared(100)
     check_overlap([a], [b])
+    split = split_documents([a, b], 0.5)
+    assert len(split.train) == len(split.val) == 1 and not any(split.dropped.values())
+    # What stays in training counts against validation.
+    inside = Document("v", " ".join(a.text.split()[:112]))
+    with pytest.raises(UserError, match="1 validation documents overlap with the training text"):
+        check_overlap([a], [inside])
     a, b = shared(101)
     with pytest.raises(UserError, match=r"the first is 'a' \(by 20%\)"):
         check_overlap([a], [b])
+
+
+# Words, the readings of a text that has a sign without width.
+def readings(value: str) -> list[list[str]]:
+    return [value.replace("\u200b", by).split() for by in ("", " ")][: 1 + ("\u200b" in value)]
+
+
+def runs(words: list[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + 13]) for i in range(max(len(words) - 12, min(len(words), 1)))}
+
+
+def plain_share(value: str, others: list[str]) -> float:
+    """Return what part of a text others hold, by a search word after word."""
+    held = [words for other in others for words in readings(other)]
+    known = set().union(*map(runs, held))
+    shares = [len(runs(words) & known) / max(len(runs(words)), 1) for words in readings(value)]
+    for words in (words for words in readings(value) if 8 <= len(words) <= 12):
+        places = ((other, i) for other in held for i in range(len(other)))
+        shares.append(float(any(other[i : i + len(words)] == words for other, i in places)))
+    return max(shares)
+
+
+def plain_overlap(train: list[Document], val: list[Document]) -> tuple[list[float], list[float]]:
+    of_train = [plain_share(d.text, [v.text for v in val]) for d in train]
+    stays = [d.text for d, share in zip(train, of_train, strict=True) if share <= 0.2]
+    return of_train, [plain_share(d.text, stays) for d in val]
+
+
+def patchwork(seed: int) -> list[Document]:
+    """Return documents that share phrases with one another, some short, some without width."""
+    draw = random.Random(seed)
+    phrases = [text(draw.randrange(1 << 30), draw.randrange(1, 16)) for _ in range(40)]
+    texts = ["", " ", " "]
+    for _ in range(draw.randrange(3, 14)):
+        parts = [*draw.choices(phrases, k=draw.choice([1, 1, 2, 6])), text(draw.randrange(99), 6)]
+        joined = " ".join(parts[: draw.randrange(1, len(parts) + 1)])
+        texts.append(joined.replace(" ", draw.choice([" ", " ", "\u200b"]), draw.choice([1, 99])))
+    return [Document(f"d{n}", some) for n, some in enumerate(texts)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_split_and_check_are_those_of_a_plain_search(seed: int) -> None:
+    given, share = patchwork(seed), random.Random(seed).choice([0.1, 0.3, 0.6])
+    unique = {tuple(readings(d.text)[0]) or d.text: d for d in reversed(given)}
+    rest = sorted(unique.values(), key=document_key)
+    count = sum(int.from_bytes(document_key(d)) / 2**128 < share for d in rest)
+    count = min(max(count, 1), len(rest) - 1)
+    val, train = rest[:count], rest[count:]
+    shares, val_shares = plain_overlap(train, val)
+    kept = [
+        [d for d, near in zip(side, of, strict=True) if near <= 0.2]
+        for side, of in ((train, shares), (val, val_shares))
+    ]
+    if all(kept):
+        split = split_documents(given, share)
+        assert [split.train, split.val] == kept
+        assert list(split.dropped.values()) == [
+            len(given) - len(rest),
+            len(train) - len(kept[0]),
+            len(val) - len(kept[1]),
+        ]
+    else:
+        with pytest.raises(UserError, match="too alike"):
+            split_documents(given, share)
+    told = ""
+    for near, side, other, of in (
+        (shares, "training", "validation", train),
+        (val_shares, "validation", "training", val),
+    ):
+        found = [n for n, part in enumerate(near) if part > 0.2]
+        if found:
+            name, part = of[found[0]].name, near[found[0]]
+            told = f"{len(found)} {side} documents overlap with the {other} text, the first is "
+            told += f"'{name}' (by {part:.0%}); remove them from one side"
+    assert said(train, val) == told
+
+
+def said(train: list[Document], val: list[Document]) -> str:
+    try:
+        check_overlap(train, val)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_validation_that_training_holds_whole_leaves_nothing() -> None:
+    short = Document("v", text(7))
+    books = (Document(f"b{i}", f"{text(100, 3000)} {text(7)}") for i in range(1000))
+    book = next(b for b in books if document_key(b) > document_key(short))
+    with pytest.raises(UserError, match="the 2 documents are too alike to be split"):
+        split_documents([book, short], 0.5)
+
+
+def test_the_bar_counts_training_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    @contextmanager
+    def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+        counted.append(-total)
+        yield counted.append
+
+    monkeypatch.setattr("fairway.data.guard.progress", bar)
+    check_overlap(documents(5), [])
+    assert counted == [-5, 1, 1, 1, 1, 1]
 
 
 def characters(seed: int, count: int, first: int, size: int = 2000) -> str:
@@ -153,12 +266,7 @@ def test_a_fifth_counts_for_characters_too() -> None:
 
 
 def refused(train: list[Document], val: list[Document]) -> bool:
-    try:
-        check_overlap(train, val)
-    except UserError as error:
-        assert "overlap" in str(error)
-        return True
-    return False
+    return "overlap" in said(train, val)
 
 
 WORDLESS = {

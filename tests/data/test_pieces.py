@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from fairway.data.folder import DataFolder
 from fairway.data.pieces import Packer
-from fairway.data.tokens import Tokenizer, token_bytes
+from fairway.data.tokens import Ids, Tokenizer, token_bytes
 from fairway.errors import UserError
 
 ODD = "\ufb01\u2581  a\r\n\u3000b\t \u00a0e\u0301 x\u200b\u0085y "
@@ -27,28 +28,33 @@ def lossless(data_folder: Path) -> Packer:
     return Packer(DataFolder.open(data_folder).tokenizer)
 
 
+def trained(*lines: str, **settings: Any) -> Packer:
+    """Return a packer for a small tokenizer: with byte pieces, BPE, of some settings."""
+    model = io.BytesIO()
+    fixed = {"model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False}
+    fixed |= {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "minloglevel": 3}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*lines] * 9), model_writer=model, **fixed, **settings
+    )
+    return Packer(Tokenizer.from_bytes(model.getvalue()))
+
+
+SENTENCE = "the model reads the text and the token"
+FOLDING = {"vocab_size": 300, "split_digits": True, "normalization_rule_name": "nmt_nfkc"}
+AS_IS: dict[str, Any] = {"vocab_size": 300, "normalization_rule_name": "identity"}
+# Blanks stay, and pieces reach across them.
+ACROSS = AS_IS | dict.fromkeys(
+    ["split_by_whitespace", "split_by_number", "split_by_unicode_script"], False
+)
+ACROSS |= {"vocab_size": 275, "remove_extra_whitespaces": False}
+
+
 @pytest.fixture(scope="module")
 def folding() -> Packer:
     """Return a packer for a tokenizer that normalises as SP8192 does."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the model reads the text and the token"] * 9),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=300,
-        byte_fallback=True,
-        split_digits=True,
-        hard_vocab_limit=False,
-        normalization_rule_name="nmt_nfkc",
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=3,
-    )
-    tokenizer = Tokenizer.from_bytes(model.getvalue())
-    assert not tokenizer.lossless
-    return Packer(tokenizer)
+    packer = trained(SENTENCE, **FOLDING)
+    assert not packer.tokenizer.lossless
+    return packer
 
 
 @settings(max_examples=150, deadline=None)
@@ -83,6 +89,63 @@ def test_plain_text_is_coded_as_the_model_knows_it(lossless: Packer, folding: Pa
         assert np.array_equal(after[-5:], known[-5:])
         spaced = packer.pack(b"\r\n  the model  reads\r\n")
         assert np.isin(spaced, packer.tokenizer.byte_ids).sum() <= 4 + 2
+
+
+TEXTS = [
+    "the model", "  the model", "the\r\nmodel\n", " the", "1 the", "\u00e9 the", "the  mode",
+    "the\u2581", "",
+]  # fmt: skip
+CUTS: dict[str, tuple[Packer, list[str], list[str]]] = {
+    "folding": (
+        trained(SENTENCE, **FOLDING),
+        ["t|he| model", " | the| model", "t|he|\r|\n|mo|del|\n", " the", "1| the",
+         "\xc3|\xa9| the", "t|he| | mo|de", "t|he|\xe2|\x96|\x81", ""],
+        [" the| model", " | the| model", " the|\r|\n|mo|del|\n", " | the", " |1| the",
+         " |\xc3|\xa9| the", " the| | mo|de", " the|\xe2|\x96|\x81", ""],
+    ),
+    "without a prefix": (
+        trained(SENTENCE, **AS_IS, add_dummy_prefix=False),
+        ["the| model", " | the| model", "the|\r|\n|mo|del|\n", " the", "1| the",
+         "\xc3|\xa9| the", "the| | mo|de", "the|\xe2|\x96|\x81", ""],
+        ["the| model", " | the| model", "the|\r|\n|mo|del|\n", " | the", "1| the",
+         "\xc3|\xa9| the", "the| | mo|de", "the|\xe2|\x96|\x81", ""],
+    ),
+    "across blanks": (
+        trained("1 the", "the", **ACROSS),
+        ["the| |m|o|d|e|l", " | the| |m|o|d|e|l", "the|\r|\n|m|o|d|e|l|\n", " the", "1 the",
+         "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", ""],
+        [" the| |m|o|d|e|l", " | | the| |m|o|d|e|l", " the|\r|\n|m|o|d|e|l|\n", " | the",
+         " 1 the", " |\xc3|\xa9| the", " the| | |m|o|d|e", " the|\xe2|\x96|\x81", ""],
+    ),
+    "across blanks without a prefix": (
+        trained("1 the", "a the", **ACROSS, add_dummy_prefix=False),
+        ["the| |m|o|d|e|l", " | the| |m|o|d|e|l", "the|\r|\n|m|o|d|e|l|\n", " the", "1 the",
+         "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", ""],
+        ["the| |m|o|d|e|l", " | | the| |m|o|d|e|l", "the|\r|\n|m|o|d|e|l|\n", " | the", "1 the",
+         "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", ""],
+    ),
+}  # fmt: skip
+
+
+def cut(packer: Packer, ids: Ids) -> str:
+    return "|".join(packer.tokenizer.piece_bytes[token].decode("latin-1") for token in ids.tolist())
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_texts_are_cut_where_the_tokenizer_cuts_them(kind: str) -> None:
+    packer, packed, documents = CUTS[kind]
+    assert [cut(packer, packer.pack(text.encode())) for text in TEXTS] == packed
+    assert [cut(packer, packer.document(text)) for text in TEXTS] == documents
+    # What is not UTF-8 stands between texts.
+    assert cut(packer, packer.pack(b" the\xff the")) == " the|\xff| the"
+    nothing = packer.pack(b"")
+    assert nothing.dtype == np.int64 and nothing.shape == (0,)
+
+
+def test_a_line_is_cut_behind_65_536_characters(folding: Packer) -> None:
+    ids = folding.pack(b"x" * 32_766 + b" the" + b"x" * 32_764 + b"the model\t")
+    assert cut(folding, ids[32_766:32_768]) == " the|x"
+    assert cut(folding, ids[65_531:]) == "t|h|e| model|\t"
 
 
 @settings(max_examples=150, deadline=None)

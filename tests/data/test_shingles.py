@@ -1,12 +1,26 @@
 import random
 import unicodedata
 
+import numpy as np
 import pytest
 
-from fairway.data.shingles import shingles, views
+from fairway.data.shingles import (
+    SHINGLE_CHARS,
+    SHINGLE_WORDS,
+    index_of,
+    look_up,
+    shingles,
+    views,
+)
 
 # Scripts that put no blanks between words, by the first letters of a character's name.
-UNSPACED = ("CJK UNIFIED", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+UNSPACED = (
+    *("CJK ", "IDEOGRAPHIC ITERATION", "IDEOGRAPHIC CLOSING", "IDEOGRAPHIC NUMBER", "HANGZHOU"),
+    *("HIRAGANA", "KATAKANA", "HENTAIGANA", "VERTICAL KANA", "MASU", "VERTICAL IDEO", "BOPOMOFO"),
+    *("THAI ", "LAO ", "KHMER", "MYANMAR", "TIBETAN", "TAI ", "NEW TAI", "BALINESE", "JAVANESE"),
+    *("YI ", "CUNEIFORM", "EGYPTIAN", "CYPRO-MINOAN", "TANGUT", "KHITAN", "NUSHU", "OLD CHINESE"),
+    "VIETNAMESE ALTERNATE",
+)
 ALPHABETS = {
     "latin": "abcdef ghij, klm. noP QRS-T\u00e9\u00fc",
     "han": "\u4e00\u4e8c\u4e09\u56db\u3002\uff0c\u6c34\u706b",
@@ -15,20 +29,21 @@ ALPHABETS = {
     "cyrillic": "\u0430\u0431\u0432\u0439 \u0451",
     "arabic": "\u0627\u0628\u062a \u064e\u064f",
     "genome": "acgt",
+    "long words": "acgt\u0301" * 16 + " ",
     "mixed": "ab c\u4e00\u4e8c \u0e01\U0001f600\u0301- \ud55c\uae00 ",
 }
 
 
 def plain_units(text: str) -> list[tuple[str, int]]:
-    """Return (unit, weight), character by character."""
+    """Return (unit, weight), character by character; signs without width are nothing."""
     units: list[tuple[str, int]] = []
     word = ""
     for letter in unicodedata.normalize("NFKD", text).casefold() + " ":
         kind, name = unicodedata.category(letter), unicodedata.name(letter, "")
-        if kind in ("Mn", "Me"):
+        if kind in ("Mn", "Me", "Cf") or "FILLER" in name or name == "ARABIC TATWEEL":
             continue
         alone = name.startswith(UNSPACED) and kind[0] in "LNM"
-        alone |= kind == "So"
+        alone |= kind == "So" and letter >= "\u2600" and name != "BRAILLE PATTERN BLANK"
         if kind[0] in "LNMC" and kind != "Cc" and not alone:
             word += letter
             continue
@@ -39,6 +54,20 @@ def plain_units(text: str) -> list[tuple[str, int]]:
         if alone:
             units.append((letter, 2))
     return units
+
+
+def test_every_character_is_read_as_its_name_and_category_say() -> None:
+    draw = random.Random(1)
+    # Of the many Han and Hangul characters a few; where their blocks begin and end, all.
+    many = {*range(0x4E10, 0x9FF0), *range(0x3410, 0x4DB0), *range(0xAC10, 0xD790)}
+    many |= {*range(0x12010, 0x12FE0), *range(0x1B180, 0x1B2F0), *range(0x20010, 0x40000)}
+    codes = {*range(0x20010), 0x3134A} - many | {*draw.sample(sorted(many), 2000)}
+    # A word behind each tells which of two neighbours is a unit.
+    text = "\nq\n".join(chr(code) for code in sorted(codes) if unicodedata.name(chr(code), ""))
+    found, units = views(text)[0], plain_units(text)
+    assert found.weights.tolist() == [weight for _, weight in units]
+    pairs = set(zip((unit for unit, _ in units), found.bare.tolist(), strict=True))
+    assert len(pairs) == len({unit for unit, _ in pairs}) == len({code for _, code in pairs})
 
 
 def plain_runs(text: str) -> set[tuple[str, ...]]:
@@ -122,14 +151,71 @@ def test_accents_tell_repeats_apart() -> None:
     (bare,), (marked,) = views("ma ma ma"), views("m\u00e1 ma m\u00e0")
     assert bare.runs(39).tolist() == marked.runs(39).tolist() and bare.key() != marked.key()
     (composed,), (apart,) = views("m\u00e1"), views("ma\u0301")
-    assert composed.key() == apart.key()
+    assert composed.key() == apart.key() and len(apart.key()) == 16
+    texts = [
+        "ma me",
+        "m\u00e1 me",
+        "m\u00e0 me",
+        "ma\u0300\u0316\u0301 me",
+        "ma m\u00e9",
+        "ma\u0305 me",
+    ]
+    texts += ["\u304b\u3042", "\u304b\u3099\u3042", "\u304b\u3042\u3099", "\u304b\u309a\u3042"]
+    texts += ["\u304b\u3042a", "\u304b\u3042\u0301a", "\u304b\u3042a\u0301", "\u304b\u3042b"]
+    texts += [chr(0x4E00 + n) + "\u3099" for n in range(99)]
+    keys = [views(text)[0].key() for text in texts]
+    assert len(set(keys)) == len(texts)
+    for sign in ("\u00ad", "\u200d", "\ufeff", "\u0640"):
+        assert [views(text[0] + sign + text[1:])[0].key() for text in texts] == keys
 
 
-@pytest.mark.parametrize("text", ["++ -- ** ++", "((<>)) [] {}", "\u2190\u2192 \u2190"])
-def test_signs_alone_are_characters(text: str) -> None:
-    assert len(views(text)[0].bare) == len("".join(text.split()))
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("++ -- ** ++", 8),
+        ("((<>)) [] {}", 10),
+        ("\u2190\u2192 \u2190", 3),
+        ("+-\n*\t/\x00", 4),
+        ("+\u0301-\u200b*\u00ad\u0640", 3),
+    ],
+)
+def test_signs_alone_are_characters(text: str, count: int) -> None:
+    assert all(len(view.bare) == count for view in views(text))
+
+
+def test_hashes_are_spread_over_64_bits() -> None:
+    [view] = views(
+        " ".join(f"w{n}" for n in range(4000)) + "".join(map(chr, range(0x4E00, 0x5E00)))
+    )
+    for hashes in (view.bare, view.full, view.runs(39)):
+        bits = (hashes[:, None] >> np.arange(64, dtype=np.uint64)) & 1
+        assert np.abs(bits.mean(0) - 0.5).max() < 0.03 and len(np.unique(hashes)) == len(hashes)
+
+
+def test_the_lengths_that_are_told_are_those_of_runs() -> None:
+    for length, letters in (
+        (SHINGLE_CHARS, "".join(map(chr, range(0x4E00, 0x4F00)))),
+        (SHINGLE_WORDS, [f"w{n} " for n in range(99)]),
+    ):
+        assert len(shingles("".join(letters[: length + 1]))) == 2
+        assert len(shingles("".join(letters[:length]))) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_table_finds_what_a_dictionary_finds(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    # Of few hashes many fall to one place, of others' low bits all do.
+    many = draw.permutation(np.arange(200, dtype=np.uint64)) << np.uint64(draw.choice([0, 3, 40]))
+    keys, wanted = many[: draw.choice([0, 1, 7, 31, 63])], draw.choice(many, 300)
+    slots = np.full(1 << len(keys).bit_length(), -1, np.int64)
+    index_of(keys, slots)
+    places = {key: place for place, key in enumerate(keys.tolist())}
+    found = look_up(keys, slots, wanted).tolist()
+    assert found == [places[key] for key in wanted.tolist() if key in places]
 
 
 def test_any_text_has_units_or_none() -> None:
-    for code in (0, 0x20, 0xAD, 0x301, 0x200B, 0x3164, 0x2800, 0xE000, 0x10FFFF):
-        assert len(views(chr(code) * 3)[0].bare) <= 3
+    for code in (0, 0x20, 0xAD, 0x301, 0x200B, 0x3164):
+        assert len(views(chr(code) * 3)[0].bare) == 0
+    for code in (0xE000, 0x10FFFF):
+        assert len(views(chr(code) * 3)[0].bare) == 1
