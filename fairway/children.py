@@ -20,11 +20,13 @@ _OF_MANY = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _GRACE_S = 30.0
 
 
-def begin(words: Sequence[str], processes: int = 1, **options: Any) -> "subprocess.Popen[bytes]":
+def begin(
+    words: Sequence[str], processes: int = 1, module: str = "fairway.cli", **options: Any
+) -> "subprocess.Popen[bytes]":
     """Start `fairway WORDS`, or several processes of it by torchrun; options are those of Popen.
 
-    Its standard input is a pipe that stays open as long as this process lives; see
-    `fairway.endings.end_with_parent`.
+    `module` is another entry than the command line. The standard input is a pipe that stays open as
+    long as this process lives; see `fairway.endings.end_with_parent`.
     """
     start = [sys.executable]
     if processes > 1:
@@ -35,7 +37,7 @@ def begin(words: Sequence[str], processes: int = 1, **options: Any) -> "subproce
     home = str(Path(fairway.__file__).parents[1])
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, env.get("PYTHONPATH"))))
     env |= {"PYTHONSAFEPATH": "1", HELD: "1"}
-    command = [*start, "-m", "fairway.cli", *words]
+    command = [*start, "-m", module, *words]
     return subprocess.Popen(command, stdin=subprocess.PIPE, env=env, **options)
 
 

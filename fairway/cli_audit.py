@@ -3,18 +3,24 @@
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fairway.cli_base import Json, Set, emit
 from fairway.errors import UserError
+from fairway.files import opened
 from fairway.options import file_option, path_argument, path_option, whole_option
 from fairway.outputs import require_file
-from fairway.terminal import put
+from fairway.terminal import line, put
+
+if TYPE_CHECKING:
+    from fairway.audit.records.audit import RecordAudit
 
 # Probes take a few thousand tokens of a text; this holds ten million.
 _MOST_TOKENS_BYTES = 1 << 26
+# More records than these are told by a line each.
+_MOST_IN_FULL = 5
 
 
 def audit(
@@ -42,10 +48,21 @@ def audit(
     seed: Annotated[
         int, whole_option("--seed", lo=0, hi=2**32 - 1, help="With --program: seed of all draws.")
     ] = 0,
+    logs: Annotated[
+        list[Path] | None,
+        path_option("--log", help="Audit a training log alone; repeatable.", metavar="FILE"),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Audit what scored a run, or another program; exit code 1 if something is invalid."""
+    """Audit what scored a run, a program, or a log; exit code 1 if something is invalid."""
+    if logs:
+        if run is not None or program is not None or tokens is not None or overrides:
+            raise UserError("--log takes log files alone: no run, no --program, no --set")
+        for path in logs:
+            opened(path, "log").close()
+        _records(logs, None, False, as_json)
+        return
     if (run is None) == (program is None):
         raise UserError("name a run folder to audit, or --program 'COMMAND' --tokens FILE")
     if program is not None and (tokens is None or overrides):
@@ -108,38 +125,78 @@ def _program(command: str, tokens: Path, budget_s: float, bos_id: int, seed: int
 
 
 def audit_record(
-    folders: Annotated[list[Path], path_argument("DIR...", "Folders of records.")],
+    paths: Annotated[
+        list[Path], path_argument("DIR...", "Folders of records, folders of such, or single files.")
+    ],
     page: Annotated[
         Path | None, file_option("--html", help="Write the findings as a page, too.")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Tell all findings and notes, with every place.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Audit records: bytes, times, seeds, scores, source; exit code 1 if anything is invalid."""
-    from fairway.audit.records.audit import audit_record as audited
+    """Audit records: bytes, times, seeds, scores, source; exit code 1 if anything is invalid.
+
+    Exit code 2 if nothing is, but a record could not be audited to its end.
+    """
+    _records(paths, page, whole, as_json)
+
+
+def _records(paths: list[Path], page: Path | None, whole: bool, as_json: bool) -> None:
+    """Audit records, logs and scripts, tell what was found, and leave with what came of it."""
+    from fairway.audit.records.fence import Reader
+    from fairway.audit.records.folder import records_in
+    from fairway.audit.records.telling import as_facts, failed
     from fairway.files import write_atomic
     from fairway.report.audited import is_page, records_page
-    from fairway.show import findings_table
 
     if page is not None:
         require_file(page, {}, is_page)
-    audits = [audited(folder) for folder in folders]
+    for path in paths:
+        if not path.is_dir():
+            opened(path, "neither a folder nor a file:").close()
+    chosen = [one for path in paths for one in records_in(path)]
+    with Reader() as reader:
+        audits = [reader.audit(path) for path in chosen]
     if page is not None:
         write_atomic(page, records_page(audits).encode("utf-8", "replace"))
-    facts = [
-        {
-            "folder": one.folder.name,
-            "valid": one.valid,
-            "findings": [asdict(finding) for finding in one.findings],
-            "facts": one.facts,
-        }
-        for one in audits
-    ]
-    things: list[Any] = []
-    for one in audits:
-        found = [asdict(finding) for finding in one.findings]
-        counts = [sum(f.severity == s for f in one.findings) for s in ("invalid", "warning")]
-        title = f"{one.folder}: {counts[0]} invalid, {counts[1]} to look at"
-        things.append(findings_table(title, found) if found else title)
-    emit(as_json, facts, *things, beside=page)
+    if as_json:
+        emit(True, [as_facts(one) for one in audits], beside=page)
+    else:
+        emit(False, None, *_lines(paths, audits, whole), beside=page)
     if not all(one.valid for one in audits):
         raise typer.Exit(1)
+    if any(failed(one) for one in audits):
+        raise typer.Exit(2)
+
+
+def _lines(paths: list[Path], audits: "list[RecordAudit]", whole: bool) -> list[str]:
+    """Return what people read of audits: each in full, or many by their verdicts alone."""
+    from fairway.audit.records.telling import (
+        JUDGEMENTS,
+        MOST_TOLD,
+        judged,
+        sentence,
+        summary,
+        told,
+    )
+    from fairway.show import record_figures, record_lines
+
+    lines = []
+    if len(audits) != len(paths):
+        lines.append(f"{len(audits)} records were found below what was named; each is audited.")
+    if len(audits) <= _MOST_IN_FULL or whole:
+        for one in audits:
+            lines += [f"{line(str(one.folder))}: {sentence(one)}"]
+            lines += filter(None, [record_figures(summary(one))])
+            lines += [*record_lines(told(one.findings), None if whole else MOST_TOLD), ""]
+    else:
+        ranked = sorted(audits, key=lambda one: JUDGEMENTS.index(judged(one)))
+        lines += [f"{line(str(one.folder))}: {sentence(one)}" for one in ranked]
+    counts = [(word, sum(judged(one) == word for one in audits)) for word in JUDGEMENTS]
+    if len(audits) > 1:
+        lines.append(", ".join(f"{count} {word}" for word, count in counts if count))
+    if len(audits) > _MOST_IN_FULL and not whole:
+        lines.append("Their findings: name one folder, or take --html PAGE, --all or --json.")
+    return lines

@@ -1,6 +1,7 @@
 """What the terminal shows: tables of a run's scores, of an artifact's bytes, of a dry run."""
 
 import dataclasses
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -9,11 +10,13 @@ from rich.console import Console
 from rich.text import Text
 
 from fairway import units
+from fairway.audit.findings import SEVERITY_WORDS
 from fairway.baselines import TOOL_NAMES
 from fairway.config import Config, settings
 from fairway.terminal import clean, line, put
 
 if TYPE_CHECKING:
+    from fairway.audit.records.telling import Told
     from fairway.pack.account import Part
 
 
@@ -204,6 +207,46 @@ def findings_table(title: str, findings: Iterable[dict[str, Any]]) -> Table:
         cells = (found["severity"], found["code"], place, found["value"], found["why"])
         table.add_row(*(Text(str(cell), style=bold) for cell in cells))
     return table
+
+
+def record_lines(told: "Sequence[Told]", most: int | None = None) -> list[str]:
+    """Return what was found in a record in lines: the gravest first, with what to ask about it.
+
+    With `most`, so many findings, the first place of each, and no notes; the rest is counted.
+    """
+    whole = most is None
+    shown = list(told) if whole else [one for one in told if one.severity != "note"][:most]
+    lines = []
+    for number, one in enumerate(shown, start=1):
+        word = SEVERITY_WORDS[one.severity]
+        often = f", {one.often}" if one.often else ""
+        lines.append(f" {number:>2}. {word}: {one.question.title}{often} [{one.code}]")
+        for finding in one.findings if whole else one.findings[:1]:
+            place = ": ".join(filter(None, (line(finding.place), line(finding.value))))
+            lines += _indented(place) + _indented(f"It says: {line(finding.why)}.")
+        for head, text in (("Why it matters", one.question.matters), ("Ask", one.question.ask)):
+            lines += _indented(f"{head}: {text}") if text else []
+    rest = len(told) - len(shown)
+    if rest:
+        kinds = "kind" if rest == 1 else "kinds"
+        lines.append(f"     {rest} more {kinds} of finding or note: see --all, or --json")
+    return lines
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=" " * 5, subsequent_indent=" " * 7)
+
+
+def record_figures(summary: dict[str, Any]) -> str:
+    """Return the figures of a record in one line; what was not found is left out."""
+    figures = (
+        ("claimed_bpb", "{:.5g} bpb claimed"), ("recomputed_bpb", "{:.5f} recomputed"),
+        ("seeds", "seeds: {}"), ("steps", "{:,.0f} steps"), ("bytes", "{:,.0f} bytes"),
+        ("train_s", "{:,.1f} s of training"), ("eval_s", "{:,.1f} s of evaluation"),
+        ("coverage", "{:.0%} of the log read"),
+    )  # fmt: skip
+    known = [words.format(summary[name]) for name, words in figures if summary[name]]
+    return "     " + ", ".join(known) if known else ""
 
 
 def _figure(name: str, figure: dict[str, Any] | None) -> str:

@@ -21,6 +21,9 @@ from damage import run_command
 
 from fairway import cli as command_line
 from fairway import doctor
+from fairway.audit.findings import Finding
+from fairway.audit.records import fence
+from fairway.audit.records.audit import RecordAudit
 from fairway.checkpoint import load_checkpoint
 from fairway.config import RuntimeConfig
 from fairway.errors import InterruptedRun
@@ -366,9 +369,53 @@ def test_audit_records(cli: Cli, tmp_path: Path) -> None:
     assert found.code == 0 and json.loads(found.out)[0]["valid"] is True
     found = cli("audit-record", str(good), str(bad.write(tmp_path / "bad")), "--html", str(page))
     assert found.code == 1
-    assert "good: 0 invalid, 0 to look at" in found.out and "over-cap" in found.out
-    assert "2 records, 1 with something invalid" in page.read_text()
+    assert "good: nothing invalid, and nothing to ask about" in found.out
+    assert "bad: invalid: more bytes than the limit (submission.json)" in found.out
+    assert "Ask: Which file is submitted" in found.out and "1 invalid, 1 clean" in found.out
+    assert "2 records, 1 invalid, 1 clean" in page.read_text()
     assert "train_seed42.log:" in page.read_text()
+
+
+def test_audit_a_log_a_script_and_a_folder_of_records(cli: Cli, tmp_path: Path) -> None:
+    for number in range(7):
+        case = Case().change(42, train_s=610.0) if number == 3 else Case()
+        case.write(tmp_path / "records" / "track" / f"r{number}")
+    parent, log = tmp_path / "records", "track/r3/train_seed42.log"
+    found = cli("audit-record", str(parent))
+    assert found.code == 1 and "1 invalid, 6 clean" in found.out
+    lines = found.out.splitlines()
+    assert lines[0] == "7 records were found below what was named; each is audited."
+    assert "r3: invalid: training over its budget" in lines[1]
+    assert "[train-time]" not in found.out
+    assert "[train-time]" in cli("audit-record", str(parent), "--all").out
+    for words in (("audit", "--log"), ("audit-record",)):
+        found = cli(*words, str(parent / log))
+        assert found.code == 1 and "[train-time]" in found.out
+        assert "[no-readme]" not in found.out and "[no-claim]" not in found.out
+    words = [w for n in (0, 1) for w in ("--log", str(parent / f"track/r{n}/train_seed42.log"))]
+    assert len(json.loads(cli("audit", *words, "--json").out)) == 2
+    assert cli("audit-record", str(parent / "track/r0/train_gpt.py")).code == 0
+    for wrong in (["audit", "--log", str(parent)], ["audit", "x", "--log", str(parent / log)],
+                  ["audit-record", str(tmp_path / "none")]):  # fmt: skip
+        assert cli(*wrong).code == 2
+
+
+def test_a_record_that_cannot_be_audited_does_not_hide_the_others(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = Case().write(tmp_path / "good"), Case().write(tmp_path / "bad")
+    opened = fence.Reader.audit
+
+    def audited(self: fence.Reader, path: Path) -> RecordAudit:
+        if path == bad:
+            return RecordAudit(path, (Finding("warning", "not-audited", "it took too long"),))
+        return opened(self, path)
+
+    monkeypatch.setattr(fence.Reader, "audit", audited)
+    found = cli("audit-record", str(bad), str(good))
+    assert found.code == 2
+    assert "bad: could not be judged: it took too long" in found.out
+    assert "good: nothing invalid" in found.out
 
 
 def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ LINES: dict[str, list[str]] = {
         f"decompress run/proof.fwp --artifact {ART} --out new --tokenizer {{}}",
     ],
     "sample": ["sample {}", f"sample {ART} --tokenizer {{}} {FIXED}"],
-    "audit": ["audit {}", "audit --program cat --tokens {}"],
+    "audit": ["audit {}", "audit --program cat --tokens {}", "audit --log {}"],
     "audit_record": ["audit-record {}", "audit-record record --html {}"],
     "bundle": ["bundle smoke --out {}"],
     "seeds": ["seeds smoke 1 --out {}", "seeds smoke 1 --out new --record {}"],

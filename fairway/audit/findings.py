@@ -7,6 +7,9 @@ from typing import Literal
 Severity = Literal["invalid", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("invalid", "warning", "note")
 
+# How each is told to people.
+SEVERITY_WORDS: dict[Severity, str] = {"invalid": "INVALID", "warning": "ask", "note": "note"}
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

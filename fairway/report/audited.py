@@ -1,11 +1,14 @@
 """What an audit found, as HTML: the section of a run's page, and the page of some records."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from fairway.audit.findings import Finding
+from fairway.audit.findings import SEVERITIES, SEVERITY_WORDS, Finding
 from fairway.audit.records.audit import RecordAudit
-from fairway.report.html import DASH, Html, esc, join, note, num, printable, section, strong
+from fairway.audit.records.telling import JUDGEMENTS, judged, sentence, summary, told
+from fairway.report.html import DASH, Html, esc, join, note, num, section, strong
 from fairway.report.style import CSS
 
 # Words of an audit are sentences: cells of these tables wrap and stand to the left.
@@ -15,7 +18,48 @@ TEXT_CSS = """
 """
 _HEAD = '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
 _TITLE = "Fairway audit"
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_PAGE_CSS = """
+body { max-width: 84rem; }
+details { border-top: 1px solid var(--rule); padding: 0.4rem 0; }
+details:target { background: var(--panel); }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+th button { all: unset; cursor: pointer; }
+th button:focus-visible { outline: 2px solid var(--model); }
+th[aria-sort="ascending"] button::after { content: " \\25B2"; }
+th[aria-sort="descending"] button::after { content: " \\25BC"; }
+"""
+# Heads of the first table become buttons that sort its rows; without it, they stay heads.
+_SORT = """
+const table = document.querySelector("table"), body = table.tBodies[0];
+const key = (row, at) => {
+  const found = row.cells[at].querySelector("data");
+  return found ? Number(found.value) : row.cells[at].textContent;
+};
+const compare = (a, b) => typeof a === typeof b
+  ? (typeof a === "number" ? a - b : a.localeCompare(b)) : typeof a === "number" ? -1 : 1;
+[...table.tHead.rows[0].cells].forEach((head, at) => {
+  const button = document.createElement("button");
+  button.append(...head.childNodes);
+  head.append(button);
+  button.onclick = () => {
+    const down = head.ariaSort === "ascending";
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const rows = [...body.rows].sort((a, b) => compare(key(a, at), key(b, at)));
+    body.append(...(down ? rows.reverse() : rows));
+  };
+});
+const unfold = () => {
+  const found = location.hash && document.getElementById(location.hash.slice(1));
+  if (found) found.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();
+"""
+_DIGEST = base64.b64encode(hashlib.sha256(_SORT.encode()).digest()).decode()
+_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
+# Places of one finding that the page shows.
+_MOST_PLACES = 20
 _WORDS = {"invalid": "invalid", "warning": "look here", "note": "note"}
 
 
@@ -71,30 +115,88 @@ def _findings(findings: Sequence[Finding]) -> Html:
     return _table(["", "what", "where", "value", "why it matters"], rows)
 
 
+# ---------------------------------------------------------------------------------------------
+# The page of records
+
+
 def is_page(head: bytes) -> bool:
     """Return whether a file begins as pages of audited records do."""
     return head.startswith(_HEAD.encode()) and f"<title>{_TITLE}".encode() in head
 
 
 def records_page(audits: Sequence[RecordAudit]) -> str:
-    """Return a self-contained page of audited records; nothing in it is fetched or run."""
-    bad = sum(not audit.valid for audit in audits)
-    title = f"{_TITLE}: {len(audits)} records, {bad} with something invalid"
-    parts = [_record(audit) for audit in audits]
+    """Return a self-contained page of audited records, by verdict; a click on a head sorts it.
+
+    Nothing is fetched, and nothing runs but the few lines that sort, known by their digest.
+    """
+    ranked = sorted(audits, key=lambda one: JUDGEMENTS.index(judged(one)))
+    counts = [(word, sum(judged(one) == word for one in audits)) for word in JUDGEMENTS]
+    words = ", ".join(f"{count} {word}" for word, count in counts if count)
+    title = f"{_TITLE}: {len(audits)} record{'' if len(audits) == 1 else 's'}, {words or 'none'}"
+    parts = [_overview(ranked), *(_record(number, one) for number, one in enumerate(ranked))]
     return (
         f"{_HEAD}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
-        f"<title>{esc(title)}</title>\n<style>{CSS}{TEXT_CSS}</style>\n</head>\n"
-        f"<body>\n<header><h1>{esc(title)}</h1></header>\n{''.join(parts)}</body>\n</html>\n"
+        f"<title>{esc(title)}</title>\n<style>{CSS}{TEXT_CSS}{_PAGE_CSS}</style>\n</head>\n"
+        f"<body>\n<header><h1>{esc(title)}</h1></header>\n{''.join(parts)}"
+        f"<script>{_SORT}</script>\n</body>\n</html>\n"
     )
 
 
-def _record(audit: RecordAudit) -> Html:
-    name = printable(audit.folder.name)
-    if not audit.findings:
-        return section(name, note(esc("Nothing was found that is wrong or missing.")))
-    return section(name, _findings(audit.findings), _scores(audit.facts.get("stages", {})))
+_FIGURES = (
+    ("claimed_bpb", "claimed, bpb", ".5g"), ("recomputed_bpb", "recomputed", ".5f"),
+    ("seeds", "seeds", ","), ("steps", "steps", ",.0f"), ("bytes", "bytes", ",.0f"),
+    ("train_s", "training, s", ",.1f"), ("eval_s", "evaluation, s", ",.1f"),
+    ("coverage", "log read", ".0%"),
+)  # fmt: skip
+
+
+def _overview(audits: Sequence[RecordAudit]) -> Html:
+    """Return the table of all records: a line each, with a link to its findings."""
+    rows = []
+    for number, audit in enumerate(audits):
+        figures, found = summary(audit), told(audit.findings)
+        counts = [sum(one.severity == word for one in found) for word in SEVERITIES]
+        name = Html(f'<a href="#r{number}">{esc(audit.folder.name)}</a>')
+        word = judged(audit)
+        rank = Html(f'<data value="{JUDGEMENTS.index(word)}">{_marked(word)}</data>')
+        cells = [num(figures[key], spec) for key, _, spec in _FIGURES]
+        rows.append([name, rank, *(num(count) for count in counts), *cells])
+    heads = ["record", "verdict", "invalid", "to ask", "notes", *(head for _, head, _ in _FIGURES)]
+    return section("All records", _table(heads, rows))
+
+
+def _marked(word: str) -> Html:
+    return strong(word) if word == "invalid" else esc(word)
+
+
+def _record(number: int, audit: RecordAudit) -> Html:
+    """Return a record's findings, folded."""
+    groups = [
+        [
+            _marked(SEVERITY_WORDS[one.severity].lower()),
+            Html(f"{esc(one.question.title)}<br><code>{esc(one.code)}</code> {esc(one.often)}"),
+            Html("<br>".join(_place(finding) for finding in one.findings[:_MOST_PLACES])),
+            esc(one.findings[0].why),
+            esc(one.question.matters),
+            esc(one.question.ask),
+        ]
+        for one in told(audit.findings)
+    ]
+    heads = ["", "what", "where", "it says", "why it matters", "ask"]
+    inside = _table(heads, groups) if groups else Html("")
+    stages = _scores(audit.facts.get("stages", {}))
+    head = f"<b>{esc(audit.folder.name)}</b>: {esc(sentence(audit))}"
+    return Html(
+        f'<details id="r{number}"><summary>{head}</summary>{inside}{stages}'
+        f"{note(esc(str(audit.folder)))}</details>\n"
+    )
+
+
+def _place(finding: Finding) -> Html:
+    value = f": {esc(finding.value)}" if finding.value else ""
+    return Html(f"<code>{esc(finding.place)}</code>{value}" if finding.place else value[2:])
 
 
 def _scores(stages: dict[str, Any]) -> Html:

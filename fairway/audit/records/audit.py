@@ -4,26 +4,41 @@ A folder in the challenge's format has no fixed schema, so numbers are taken whe
 what they mean; what could not be found is said. Nothing of it is executed or imported.
 """
 
-from collections.abc import Generator, Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairway.audit.findings import Finding, holds, ordered
+from fairway.audit.findings import Finding, holds, ordered, plain
 from fairway.audit.records import accounts, agreement
 from fairway.audit.records.accounts import LIMIT_BYTES, Shipped, text_bytes, total_bytes
 from fairway.audit.records.claims import Claims, read_claims
-from fairway.audit.records.folder import File, Folder, open_folder, read_object, read_text
+from fairway.audit.records.folder import (
+    CLAIM,
+    README,
+    SCRIPT,
+    File,
+    Folder,
+    open_file,
+    open_folder,
+    read_object,
+    read_text,
+)
 from fairway.audit.records.logs import Log, read_log
 from fairway.audit.records.syntax import Script, patterns
 from fairway.audit.records.unwrap import MOST_PARSED, unwrap
+from fairway.audit.records.work import LOG_BYTES, MOST_LOGS, MOST_OF_A_CODE, MOST_S, Work
+from fairway.errors import UserError
 
-# More logs than these are not read; a record has three to five.
-_MOST_LOGS = 50
-# Bytes of all logs together, and of all scripts: seconds of work.
-_LOG_BYTES, _SCRIPT_BYTES = 1 << 26, 1 << 24
+# Bytes of all scripts: seconds of work.
+_SCRIPT_BYTES = 1 << 24
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
+_ARCHIVES = (".gz", ".zip", ".bz2", ".tar", ".tgz", ".7z", ".rar")
 _README_BYTES = 1_000_000
+# What can be said of a folder, and not of a log or a script alone.
+_OF_FOLDERS = frozenset({"no-claim", "no-log", "few-seeds"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,73 +55,188 @@ class RecordAudit:
         return holds(self.findings)
 
 
-def audit_record(folder: Path) -> RecordAudit:
-    """Return the audit of a record's folder; UserError if it is no folder."""
-    opened = open_folder(folder)
-    facts: dict[str, Any] = {
-        "files": {file.name: file.size_bytes for file in opened.files},
+def audit_record(path: Path) -> RecordAudit:
+    """Return the audit of a record's folder, or of a log or script alone; UserError if neither.
+
+    It takes a bounded amount of work, and what goes wrong inside one part of it is a finding.
+    """
+    facts: dict[str, Any] = {}
+    return RecordAudit(path, ordered(findings(path, facts)), facts)
+
+
+def findings(path: Path, facts: dict[str, Any]) -> Iterator[Finding]:
+    """Yield the findings of a record as they are made; put the numbers behind them in `facts`."""
+    folder = open_folder(path) if path.is_dir() else open_file(path)
+    facts |= {
+        "files": {file.name: file.size_bytes for file in folder.files},
         "limit_bytes": LIMIT_BYTES,
     }
-    return RecordAudit(folder, ordered(_findings(opened, facts)), facts)
+    record = _Record(folder, facts, Work())
+    yield from _few_of_each(_all(record))
 
 
-def _findings(folder: Folder, facts: dict[str, Any]) -> Iterator[Finding]:
-    yield from _parts(folder)
-    logs = []
-    left_bytes = _LOG_BYTES
-    for file in _log_files(folder):
-        if file.size_bytes > left_bytes:
-            why = f"of all logs together {_LOG_BYTES:,} bytes are read; this one has more"
+@dataclass
+class _Record:
+    """A record while it is read: what later parts take from earlier ones."""
+
+    folder: Folder
+    facts: dict[str, Any]
+    work: Work
+    logs: list[Log] = field(default_factory=list)
+    claims: Claims = field(default_factory=Claims)
+    sources: list[str] = field(default_factory=list)
+
+
+def _all(record: _Record) -> Iterator[Finding]:
+    """Yield what all parts find; a part that fails says so, and does not hide the others."""
+    for name, part in _PARTS.items():
+        if record.work.ended:
+            why = f"after {MOST_S:.0f} s of processor time the rest was not looked at"
+            rest = list(_PARTS)[list(_PARTS).index(name) :]
+            yield Finding("warning", "work-ended", why, value=", ".join(rest))
+            return
+        try:
+            yield from part(record)
+        except Exception as error:
+            why = f"its {name} could not be audited ({type(error).__name__}: {plain(str(error))})"
+            yield Finding("warning", "not-audited", why)
+
+
+def _few_of_each(found: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield findings, of each code so many; the rest are counted."""
+    seen: Counter[str] = Counter()
+    for finding in found:
+        seen[finding.code] += 1
+        if seen[finding.code] <= MOST_OF_A_CODE or finding.severity == "invalid":
+            yield finding
+    for code, count in seen.items():
+        if count > MOST_OF_A_CODE:
+            why = f"{MOST_OF_A_CODE} of {count:,} findings of one kind are listed"
+            yield Finding("note", "more-of-it", why, value=code)
+
+
+# ---------------------------------------------------------------------------------------------
+# Its parts
+
+
+def _files(record: _Record) -> Iterator[Finding]:
+    folder = record.folder
+    if folder.whole and not folder.named(README):
+        yield Finding("warning", "no-readme", "README.md could not be found")
+    if folder.whole and not folder.named(CLAIM):
+        yield Finding("warning", "no-submission", "submission.json could not be found")
+    if folder.whole and not folder.named(SCRIPT):
+        yield Finding("warning", "no-script", "train_gpt.py could not be found")
+    for name in folder.skipped:
+        yield Finding("note", "skipped", "not a regular file, or not readable: not read", name)
+    if folder.left_out:
+        why = "files beyond those that are read were left out"
+        yield Finding("warning", "many-files", why, value=f"{folder.left_out:,} or more")
+    for file in folder.ending(*_ARCHIVES):
+        yield Finding("note", "archive", "an archive is not opened", file.name)
+
+
+def _logs(record: _Record) -> Iterator[Finding]:
+    files = _log_files(record.folder)
+    if len(files) > MOST_LOGS:
+        why = f"of {len(files):,} logs and texts {MOST_LOGS} are read"
+        yield Finding("warning", "many-logs", why, files[MOST_LOGS].name)
+    for file in files[:MOST_LOGS]:
+        most_bytes = record.work.take_log(file.size_bytes)
+        if file.size_bytes > most_bytes:
+            why = f"of all logs together {LOG_BYTES:,} bytes are read; this one has more"
             yield Finding("warning", "long-log", why, file.name, value=f"{file.size_bytes:,}")
-        log = read_log(file, left_bytes)
-        left_bytes = max(0, left_bytes - file.size_bytes)
-        logs += [log] if log.ran else []
-    facts["logs"] = [_facts_of(log) for log in logs]
-    if not logs:
-        yield Finding("warning", "no-log", "no training log could be found")
-    claims, found = _claims(folder, facts)
+        if record.work.ended:
+            why = f"after {MOST_S:.0f} s of processor time this log was not read"
+            yield Finding("warning", "work-ended", why, file.name)
+            return
+        try:
+            log = read_log(file, most_bytes)
+        except UserError as error:
+            yield Finding("warning", "unreadable", str(error), file.name)
+            continue
+        record.logs += [log] if log.ran else []
+    record.facts["logs"] = [_facts_of(log) for log in record.logs]
+    if not record.logs:
+        yield from _told(record, [Finding("warning", "no-log", "no training log could be found")])
+
+
+def _told(record: _Record, found: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield what can be said of what was given: a folder, or a file without one."""
+    for finding in found:
+        if record.folder.whole or finding.code not in _OF_FOLDERS:
+            yield finding
+
+
+def _claim(record: _Record) -> Iterator[Finding]:
+    record.claims, found = _claims(record.folder, record.facts)
     yield from found
-    if "non_record" in str(folder.path.resolve()):
-        claims.unlimited = True
-    yield from accounts.check_bytes(logs, claims, _shipped(folder))
+    if "non_record" in os.path.realpath(record.folder.path):
+        record.claims.unlimited = True
+
+
+def _accounts(record: _Record) -> Iterator[Finding]:
+    logs, claims = record.logs, record.claims
+    if logs or record.folder.whole:
+        yield from accounts.check_bytes(logs, claims, _shipped(record.folder))
     yield from accounts.check_times(logs, claims)
     yield from accounts.check_steps(logs, claims)
-    yield from accounts.check_denominators(logs)
+
+
+def _scores(record: _Record) -> Iterator[Finding]:
+    logs, claims = record.logs, record.claims
     yield from agreement.check_settings(logs)
-    yield from agreement.check_scores(logs, claims, facts)
+    yield from _told(record, agreement.check_scores(logs, claims, record.facts))
     yield from agreement.check_gates(logs)
-    sources = yield from _sources(folder, logs, facts)
-    yield from agreement.check_known_settings(logs, sources)
-    for file in folder.named("readme.md")[:1]:
+
+
+def _scripts(record: _Record) -> Iterator[Finding]:
+    record.sources = yield from _sources(record.folder, record.logs, record.facts)
+    yield from agreement.check_known_settings(record.logs, record.sources)
+
+
+def _readme(record: _Record) -> Iterator[Finding]:
+    for file in record.folder.named(README)[:1]:
         text = read_text(file, _README_BYTES)
-        yield from agreement.check_readme(text, file.name, logs, claims, sources)
+        sources = record.sources
+        yield from agreement.check_readme(text, file.name, record.logs, record.claims, sources)
 
 
-def _parts(folder: Folder) -> Iterator[Finding]:
-    wanted = {"readme": "README.md", "claim": "submission.json", "script": "train_gpt.py"}
-    for code, name in wanted.items():
-        if not folder.named(name.lower()):
-            yield Finding("warning", f"no-{code}", f"{name} could not be found")
-    for name in folder.skipped:
-        yield Finding("note", "skipped", "not a regular file, or one too many: not read", name)
+def _denominators(record: _Record) -> Iterator[Finding]:
+    yield from accounts.check_denominators(record.logs)
+
+
+# In this order, and each by the name that a finding gives it.
+_PARTS: dict[str, Callable[[_Record], Iterator[Finding]]] = {
+    "files": _files,
+    "logs": _logs,
+    "claim": _claim,
+    "bytes and times": _accounts,
+    "denominators": _denominators,
+    "scores and settings": _scores,
+    "script": _scripts,
+    "README": _readme,
+}
 
 
 def _log_files(folder: Folder) -> list[File]:
-    found = [
+    if not folder.whole:
+        return [file for file in folder.files if file.path.suffix.lower() != ".py"]
+    return [
         file
         for file in folder.ending(".log", ".txt", ".out", "")
         if "requirements" not in file.name.lower() and "licen" not in file.name.lower()
     ]
-    return found[:_MOST_LOGS]
 
 
 def _facts_of(log: Log) -> dict[str, Any]:
-    total, trained = total_bytes(log), log.train_s
+    total, trained, final = total_bytes(log), log.train_s, accounts.final_stage(log)
     return {
         "file": log.name,
         "seed": log.seed,
         "steps": log.steps,
         "train_s": trained.value if trained else None,
+        "eval_s": log.get("eval seconds") or (final.seconds if final else None),
         "total_bytes": total.value if total else None,
         "text_bytes": text_bytes(log),
         **{name: number.value for name, number in log.numbers.items()},
@@ -117,11 +247,11 @@ def _facts_of(log: Log) -> dict[str, Any]:
 def _claims(folder: Folder, facts: dict[str, Any]) -> tuple[Claims, list[Finding]]:
     found: list[Finding] = []
     claims = Claims()
-    for file in folder.named("submission.json")[:1]:
+    for file in folder.named(CLAIM)[:1]:
         value = read_object(file)
         if isinstance(value, str):
             why = f"the claim cannot be read: {value}"
-            found.append(Finding("invalid", "json", why, file.name))
+            found.append(Finding("warning", "json", why, file.name))
             continue
         claims = read_claims(value, file.name)
     facts["claims"] = {name: number.value for name, number in claims.numbers.items()}
@@ -129,7 +259,7 @@ def _claims(folder: Folder, facts: dict[str, Any]) -> tuple[Claims, list[Finding
 
 
 def _shipped(folder: Folder) -> Shipped:
-    scripts = folder.named("train_gpt.py")
+    scripts = folder.named(SCRIPT)
     code = sum(file.size_bytes for file in folder.ending(".py"))
     models = tuple(
         (file.name, file.size_bytes)
@@ -148,7 +278,7 @@ def _sources(
     left_bytes, left_parsed = _SCRIPT_BYTES, MOST_PARSED
     # The script that was run comes first, so that no other takes what may be parsed.
     scripts = sorted(folder.ending(".py"), key=lambda f: f.path.name.lower() != "train_gpt.py")
-    for file in scripts[:_MOST_LOGS]:
+    for file in scripts[:MOST_LOGS]:
         if left_bytes <= 0:
             why = f"of all scripts together {_SCRIPT_BYTES:,} bytes are read"
             yield Finding("warning", "unpack", why, file.name)

@@ -3,12 +3,16 @@
 Nothing is executed, no link is followed, and nothing outside the folder is opened.
 """
 
+import codecs
+import heapq
+import io
 import itertools
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fairway.audit.findings import plain
 from fairway.errors import UserError
@@ -16,10 +20,19 @@ from fairway.files import opened, parse_json, read_bytes
 
 # A record has a handful of files; whoever puts in more is not audited further than this.
 MOST_FILES = 2_000
-_MOST_ENTRIES = 10_000
+# Names of one folder that are looked at: a tenth of a second.
+_MOST_ENTRIES = 200_000
 MOST_JSON_BYTES = 4_000_000
 MOST_TEXT_BYTES = 4_000_000
 _MOST_DEPTH = 6
+# What every record has, which comes first where there are too many files to read.
+CLAIM, SCRIPT, README = "submission.json", "train_gpt.py", "readme.md"
+_TEXTS = (".log", ".py", ".txt", ".json", ".md", ".out")
+# Records lie in the folder of their track, which lies in a folder of all.
+_DEPTH_OF_RECORDS = 3
+_MOST_RECORDS = 5_000
+_CLAIMED = re.compile(r"submission.*\.json")
+_RAN = re.compile(r"train.*\.(py|log|txt)|.*\.log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +46,16 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The regular files of a record in order of name, and the names that were left alone."""
+    """The regular files of a record in order of name, and the names that were left alone.
+
+    `left_out` counts the files that are one too many. `whole` is false for a file without a folder.
+    """
 
     path: Path
     files: tuple[File, ...]
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+    left_out: int = 0
+    whole: bool = True
 
     def named(self, *names: str) -> list[File]:
         """Return the files of these names (in lower case), wherever in the folder they lie."""
@@ -52,44 +70,151 @@ def open_folder(path: Path) -> Folder:
     """Return the files of a folder; UserError if it is none, or cannot be read."""
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; name the folder of a record")
-    files: list[File] = []
-    skipped: list[str] = []
-    _walk(path, path, files, skipped, 0)
-    files.sort(key=lambda file: file.name)
-    return Folder(path, tuple(files), tuple(sorted(skipped)))
+    walk = _Walk(path)
+    walk.into(path, 0)
+    walk.files.sort(key=lambda file: file.name)
+    return Folder(path, tuple(walk.files), tuple(sorted(walk.skipped)), walk.left_out)
 
 
-def _walk(root: Path, path: Path, files: list[File], skipped: list[str], depth: int) -> None:
+def open_file(path: Path) -> Folder:
+    """Return a single log or script as a folder that is not whole; UserError if it is no file."""
+    with opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+    return Folder(path, (File(path, plain(path.name), size),), whole=False)
+
+
+class _Walk:
+    """The files below a folder, within bounds."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.left_out = root, 0
+        self.files: list[File] = []
+        self.skipped: list[str] = []
+
+    def into(self, path: Path, depth: int) -> None:
+        """Add what lies in a folder."""
+        try:
+            with os.scandir(path) as found:
+                first = list(itertools.islice(found, _MOST_ENTRIES))
+                more = sum(1 for _ in itertools.islice(found, _MOST_ENTRIES))
+        except OSError:
+            self._skip(path)
+            return
+        entries = heapq.nsmallest(2 * MOST_FILES, first, key=_importance)
+        self.left_out += len(first) - len(entries) + more
+        for entry in entries:
+            if entry.name in (".git", "__pycache__"):
+                continue
+            if len(self.files) >= MOST_FILES or len(self.skipped) >= MOST_FILES:
+                self.left_out += 1
+            else:
+                self._add(entry, depth)
+
+    def _add(self, entry: "os.DirEntry[str]", depth: int) -> None:
+        try:
+            info = entry.stat(follow_symlinks=False)
+        except OSError:
+            # It went while the folder was read.
+            self._skip(Path(entry.path))
+            return
+        if stat.S_ISDIR(info.st_mode) and depth < _MOST_DEPTH:
+            before = len(self.files) + len(self.skipped)
+            self.into(Path(entry.path), depth + 1)
+            if len(self.files) + len(self.skipped) == before:
+                # Folders without an end would be walked in silence.
+                self._skip(Path(entry.path))
+        elif stat.S_ISREG(info.st_mode):
+            self.files.append(File(Path(entry.path), self._name(entry.path), info.st_size))
+        else:
+            self._skip(Path(entry.path))
+
+    def _skip(self, path: Path) -> None:
+        self.skipped.append(self._name(path))
+
+    def _name(self, path: str | Path) -> str:
+        return plain(os.path.relpath(path, self.root))
+
+
+def _importance(entry: "os.DirEntry[str]") -> tuple[int, str]:
+    """Return by what the entries of a folder are read in order: what an audit reads comes first."""
+    name = entry.name.lower()
+    if name in (CLAIM, SCRIPT, README):
+        return 0, entry.name
+    return (1 if name.endswith(_TEXTS) else 2), entry.name
+
+
+# ---------------------------------------------------------------------------------------------
+# Records below a folder
+
+
+def records_in(path: Path) -> list[Path]:
+    """Return the records that a folder holds, or the path itself if it is one, or holds none.
+
+    A record is a folder with a submission.json; below a folder of records also one with a training
+    script or a log.
+    """
+    return sorted(_records(path, _DEPTH_OF_RECORDS))[:_MOST_RECORDS] or [path]
+
+
+def _records(path: Path, depth: int) -> list[Path]:
     try:
         with os.scandir(path) as found:
-            entries = sorted(itertools.islice(found, _MOST_ENTRIES), key=lambda entry: entry.name)
+            entries = list(itertools.islice(found, _MOST_ENTRIES))
     except OSError:
-        skipped.append(plain(os.path.relpath(path, root)))
-        return
-    for entry in entries:
-        name = plain(os.path.relpath(entry.path, root))
-        if entry.name in (".git", "__pycache__"):
-            continue
-        if len(files) >= MOST_FILES or len(skipped) >= MOST_FILES:
-            skipped.append(name)
-            return
-        info = entry.stat(follow_symlinks=False)
-        if stat.S_ISDIR(info.st_mode) and depth < _MOST_DEPTH:
-            before = len(files) + len(skipped)
-            _walk(root, Path(entry.path), files, skipped, depth + 1)
-            if len(files) + len(skipped) == before:
-                # Folders without an end would be walked in silence.
-                skipped.append(name)
-        elif stat.S_ISREG(info.st_mode):
-            files.append(File(Path(entry.path), name, info.st_size))
-        else:
-            skipped.append(name)
+        return []
+    names = [entry.name.lower() for entry in entries]
+    if any(_CLAIMED.fullmatch(name) for name in names):
+        return [path]
+    inner = [Path(entry.path) for entry in entries if depth and _is_folder(entry)]
+    below = [record for folder in inner for record in _records(folder, depth - 1)]
+    return below or ([path] if any(_RAN.fullmatch(name) for name in names) else [])
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------
+# Pieces of files
 
 
 def read_text(file: File, most_bytes: int = MOST_TEXT_BYTES) -> str:
     """Return the beginning of a file as text; bytes that are none become U+FFFD."""
     with opened(file.path) as stream:
-        return stream.read(most_bytes).decode("utf-8", "replace")
+        return decoded(stream.read(most_bytes))
+
+
+def open_text(file: File, most_bytes: int) -> BinaryIO:
+    """Return a file to be read as UTF-8; of what is UTF-16, so many bytes are turned into it."""
+    stream = opened(file.path)
+    head = stream.read(4_096)
+    stream.seek(0)
+    if _encoding(head) == "utf-8":
+        return stream
+    with stream:
+        return io.BytesIO(decoded(stream.read(most_bytes)).encode())
+
+
+def decoded(data: bytes) -> str:
+    """Return text of UTF-8 or UTF-16, with or without a mark at its beginning."""
+    return data.decode(_encoding(data[:4_096]), "replace").removeprefix("\ufeff")
+
+
+def _encoding(head: bytes) -> str:
+    """Return the encoding of a text by its first bytes: a mark, or every other byte zero."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    half = len(head) // 2
+    if half > 8:
+        for codec, zeros, letters in (
+            ("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2]),
+        ):  # fmt: skip
+            if zeros.count(0) > 0.7 * half and letters.count(0) < 0.1 * half:
+                return codec
+    return "utf-8"
 
 
 def read_object(file: File) -> dict[str, Any] | str:

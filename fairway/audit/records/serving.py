@@ -1,0 +1,52 @@
+"""A process that audits records and nothing else: paths come in, findings go out as they are made.
+
+`fairway.audit.records.fence` starts it and ends it where a record takes too much. It limits its own
+processor time and memory, so that whatever a record holds, only this process ends.
+"""
+
+import json
+import resource
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fairway.audit.findings import Finding, plain
+from fairway.audit.records.audit import findings
+
+# The audit ends itself after 6 s; this is for what cannot be interrupted.
+MOST_S = 8.0
+# Trees of what is parsed take 400 bytes a character, and logs are read in blocks.
+MOST_BYTES = 3 << 30
+
+
+def serve() -> None:
+    """Answer every line, a path in JSON, by a line for each finding and one for the facts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    for line in sys.stdin:
+        # Processor time, since a machine may be shared; at its end the system ends this process.
+        signal.setitimer(signal.ITIMER_PROF, MOST_S)
+        _answer(Path(json.loads(line)))
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
+def _answer(path: Path) -> None:
+    facts: dict[str, Any] = {}
+    try:
+        for finding in findings(path, facts):
+            _say({"finding": asdict(finding)})
+    except Exception as error:
+        why = f"it could not be audited ({type(error).__name__}: {plain(str(error))})"
+        _say({"finding": asdict(Finding("warning", "not-audited", why))})
+    _say({"facts": facts})
+
+
+def _say(value: dict[str, Any]) -> None:
+    print(json.dumps(value), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

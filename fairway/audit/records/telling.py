@@ -1,0 +1,153 @@
+"""What an audit says to a person with ten minutes: a verdict first, then each finding once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fairway.audit.findings import SEVERITIES, Finding, Severity
+from fairway.audit.records.audit import RecordAudit
+from fairway.audit.records.questions import Question, importance, question
+
+Judgement = Literal["invalid", "not judged", "to ask about", "clean"]
+# The gravest first: the order of a page.
+JUDGEMENTS: tuple[Judgement, ...] = ("invalid", "not judged", "to ask about", "clean")
+# So many findings are told to a person; the rest is counted.
+MOST_TOLD = 10
+# Without these, there is nothing to judge.
+_NOTHING_READ = {"no-log": "no log could be read"}
+_FAILED = ("not-audited", "work-ended")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """All findings of one severity and code, in order of place."""
+
+    severity: Severity
+    code: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def question(self) -> Question:
+        """Return what this finding means, and what to ask about it."""
+        return question(self.code)
+
+    @property
+    def often(self) -> str:
+        """Return how often it was found, in words: '', '5 logs', '12 places in 2 files'."""
+        count, names = len(self.findings), {finding.file for finding in self.findings}
+        if count == 1:
+            return ""
+        if len(names) == count:
+            return f"{count} {'logs' if all(_is_log(name) for name in names) else 'files'}"
+        return f"{count} places" + (f" in {len(names)} files" if len(names) > 1 else "")
+
+
+def _is_log(name: str) -> bool:
+    return name.lower().endswith((".log", ".txt", ".out"))
+
+
+def told(findings: Sequence[Finding]) -> list[Told]:
+    """Return findings, those of one code as one: the gravest first, then the most important."""
+    groups: dict[tuple[Severity, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.severity, finding.code), []).append(finding)
+    made = [Told(severity, code, tuple(each)) for (severity, code), each in groups.items()]
+    return sorted(made, key=lambda one: (SEVERITIES.index(one.severity), importance(one.code)))
+
+
+def failed(audit: RecordAudit) -> bool:
+    """Return whether an audit did not come to its end, so that its silence means nothing."""
+    return any(finding.code in _FAILED for finding in audit.findings)
+
+
+def judged(audit: RecordAudit) -> Judgement:
+    """Return what came of an audit, in one word."""
+    if not audit.valid:
+        return "invalid"
+    if failed(audit) or _unread(audit):
+        return "not judged"
+    return "to ask about" if _to_ask(audit) else "clean"
+
+
+def _unread(audit: RecordAudit) -> str:
+    """Return why there was nothing to judge, or an empty text."""
+    return next((_NOTHING_READ[f.code] for f in audit.findings if f.code in _NOTHING_READ), "")
+
+
+def _to_ask(audit: RecordAudit) -> int:
+    return sum(one.severity == "warning" for one in told(audit.findings))
+
+
+def sentence(audit: RecordAudit) -> str:
+    """Return the verdict in one sentence."""
+    asked = _to_ask(audit)
+    to_ask = f"{asked} {'thing' if asked == 1 else 'things'} to ask about" if asked else ""
+    match judged(audit):
+        case "invalid":
+            first, *others = [one for one in told(audit.findings) if one.severity == "invalid"]
+            place = first.findings[0].place
+            where = f" ({place})" if place else ""
+            more = f", and {len(others)} more" if others else ""
+            return f"invalid: {first.question.title}{where}{more}{'; ' if asked else ''}{to_ask}"
+        case "not judged":
+            reasons = [f.why for f in audit.findings if f.code in _FAILED]
+            return f"could not be judged: {(reasons or [_unread(audit)])[0]}"
+        case "to ask about":
+            return f"nothing invalid; {to_ask}"
+        case _:
+            return "nothing invalid, and nothing to ask about"
+
+
+def summary(audit: RecordAudit) -> dict[str, Any]:
+    """Return the figures of a record: claimed and recomputed score, seeds, steps, bytes, seconds.
+
+    What was not found is None. `coverage` is the smallest of its logs.
+    """
+    facts = audit.facts
+    logs = facts.get("logs", [])
+    stage = facts.get("stages", {}).get(facts.get("claimed_stage"), {})
+    claims = facts.get("claims", {})
+    return {
+        "claimed_bpb": claims.get("bpb"),
+        "recomputed_bpb": stage.get("mean"),
+        "seeds": len({log["seed"] for log in logs if log.get("seed") is not None}),
+        "logs": len(logs),
+        "steps": _most(logs, "steps"),
+        "bytes": _most(logs, "total_bytes") or claims.get("total bytes"),
+        "train_s": _most(logs, "train_s"),
+        "eval_s": _most(logs, "eval_s"),
+        "coverage": _least(logs, "coverage"),
+    }
+
+
+def _most(logs: Sequence[dict[str, Any]], name: str) -> float | None:
+    return max((log[name] for log in logs if log.get(name) is not None), default=None)
+
+
+def _least(logs: Sequence[dict[str, Any]], name: str) -> float | None:
+    return min((log[name] for log in logs if log.get(name) is not None), default=None)
+
+
+def as_facts(audit: RecordAudit) -> dict[str, Any]:
+    """Return all of an audit, ready for JSON: findings one by one, questions by code, facts."""
+    return {
+        "folder": audit.folder.name,
+        "path": str(audit.folder),
+        "valid": audit.valid,
+        "judgement": judged(audit),
+        "verdict": sentence(audit),
+        "summary": summary(audit),
+        "findings": [
+            {
+                "severity": f.severity, "code": f.code, "why": f.why, "file": f.file,
+                "line": f.line, "value": f.value,
+            }
+            for f in audit.findings
+        ],
+        "questions": {
+            code: {"title": q.title, "matters": q.matters, "ask": q.ask, "kind": q.kind}
+            for code in dict.fromkeys(f.code for f in audit.findings)
+            for q in [question(code)]
+        },
+        "facts": audit.facts,
+    }  # fmt: skip

@@ -1,0 +1,38 @@
+"""Whatever a record holds, reading it takes seconds and ends with findings, never with a trace."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from audit.hostile import HOSTILE
+from audit.record import Case
+
+from fairway.audit.records.fence import Reader
+from fairway.audit.records.telling import sentence, told
+from fairway.show import record_lines
+
+# 8 s of processor time, on a machine with the work of others.
+MOST_WALL_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Reader]:
+    with Reader() as made:
+        yield made
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_reading_ends_in_time_and_every_part_was_read(
+    kind: str, tmp_path: Path, reader: Reader
+) -> None:
+    folder = Case().write(tmp_path)
+    HOSTILE[kind](folder)
+    start_s = time.monotonic()
+    found = reader.audit(folder)
+    assert time.monotonic() - start_s < MOST_WALL_S
+    assert "not-audited" not in {finding.code for finding in found.findings}, sentence(found)
+    text = "\n".join(record_lines(told(found.findings)))
+    assert not set(text) & {"\x1b", "\u202e", "\0"}
+    json.dumps(found.facts)
