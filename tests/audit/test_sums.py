@@ -149,7 +149,7 @@ def test_a_sum_just_above_one_is_told_where_bos_decides() -> None:
 def test_a_shown_sum_within_its_bound(whole: float) -> None:
     p = np.arange(1.0, 65) / 2080 * whole
     scorer = Table(p, p)
-    found = place(scorer).shown_sum(scorer, 0.1)
+    found = place(scorer).shown_sum(scorer)
     assert (found.index, found.wrong, found.doubt) == (AT, "", "")
     assert found.excess == pytest.approx(whole - 1, abs=1e-12)
 
@@ -160,7 +160,7 @@ def test_a_shown_sum_within_its_bound(whole: float) -> None:
 def test_a_shown_sum_outside_its_bound_is_asked_no_further(whole: float, words: str) -> None:
     p = np.arange(1.0, 65) / 2080 * whole
     scorer = Table(p, p)
-    found = place(scorer).shown_sum(scorer, 0.1)
+    found = place(scorer).shown_sum(scorer)
     assert words in found.wrong and found.asked == 64 and scorer.seen == []
 
 
@@ -171,7 +171,7 @@ def test_the_likeliest_and_some_others_are_charged_by_turns() -> None:
         spot = place(scorer, budget_s=budget_s, seed=0)
         drawn = Bench(scorer, IDS, 0).draw.choice(np.setdiff1d(np.arange(64), [BOS]), 6).tolist()
         assert len({*drawn, 63, 62, 61, 60}) == 10, "this seed draws no token twice"
-        assert spot.shown_sum(scorer, 0.1).asked == asked
+        assert spot.shown_sum(scorer).asked == asked
         turns = [63, drawn[0], 62, drawn[1], 61, drawn[2], 60, drawn[3], drawn[4], drawn[5]]
         assert scorer.seen == turns[:asked]
 
@@ -183,7 +183,7 @@ def test_candidates_are_charged_as_shown_to_the_scorers_tolerance(off: float) ->
     charged = p.copy()
     charged[62] *= math.exp(off)
     scorer = Table(charged, p)
-    found = place(scorer).shown_sum(scorer, 0.1)
+    found = place(scorer).shown_sum(scorer)
     if abs(off) < 0.01:
         assert (found.asked, found.wrong) == (5, "")
         return
