@@ -18,6 +18,8 @@ class Table:
     """Charges by one table of probabilities, shows another, and notes which tokens it saw at AT."""
 
     row_tolerance_nats = 0.01
+    # Where BOS alone makes a sum wrong, it is also put behind the place.
+    ends_documents = False
 
     def __init__(self, charged: np.ndarray, shown: np.ndarray | None = None) -> None:
         self.vocab_size, self.charged, self.shown = len(charged), charged, shown
@@ -25,7 +27,8 @@ class Table:
 
     def score(self, ids: np.ndarray) -> Iterator[tuple[int, float]]:
         self.seen.append(int(ids[AT]))
-        assert [*ids[:AT], *ids[AT + 1 :]] == [*IDS[:AT], *IDS[AT + 1 :]], "one place changes"
+        if not self.ends_documents:
+            assert [*ids[:AT], *ids[AT + 1 :]] == [*IDS[:AT], *IDS[AT + 1 :]], "one place changes"
         for t in range(1, len(ids)):
             assert t <= AT, "nothing is asked beyond the place"
             yield t, -math.log(self.charged[ids[t]])
@@ -69,6 +72,7 @@ def test_a_full_sum_within_its_bound(whole: float) -> None:
 )  # fmt: skip
 def test_a_full_sum_outside_its_bound(whole: float, words: str) -> None:
     scorer = Table(summing_to(whole))
+    scorer.ends_documents = True
     scorer.score = without_order(scorer)  # type: ignore[method-assign]
     found = place(scorer).full_sum()
     assert words in found.wrong and found.asked == 8

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
+from fairway.audit.scorers.texts import of_few_words, of_pieces
 from fairway.config import BOS_ID
 from fairway.errors import UserError
 from fairway.score.ledger import FloatArray, IntArray
@@ -17,6 +19,8 @@ from fairway.score.ledger import FloatArray, IntArray
 ROUNDING_NATS = 1e-5
 # More noise than this between two runs of one text and nothing small can be told from it.
 MOST_NOISE_NATS = 0.01
+# Costs that are rounded to coarser steps are no costs.
+_COARSEST_NATS = 0.02
 # A scorer that does not repeat itself is measured against its own noise, so many times of it.
 _NOISE_FACTOR = 4.0
 # Two costs are asked for again so many times before a difference counts: of a scorer that has
@@ -29,6 +33,10 @@ MIN_TOKENS = 8
 # A longer text is audited on its beginning if the budget does not hold so many questions.
 _LONG_TOKENS, _QUESTIONS = 1024, 400
 _FIRST_TOKENS = 256
+# So often documents are made to begin elsewhere before a scorer is said not to know of it.
+_MOVES = 32
+# Longer texts than that of the audit take this part of the budget for one question, and no more.
+_LONG_SHARE, _LONG_S = 0.002, 0.1
 
 
 @dataclass(eq=False)
@@ -49,6 +57,9 @@ class Bench:
     # Raw bytes of all of the text, and text of the same source that came later, where known.
     text_bytes: int | None = None
     later: IntArray | None = None
+    # What a question about the text takes, and the step to which its costs are rounded.
+    once_s: float = field(default=0.0, init=False)
+    grain_nats: float = field(default=0.0, init=False)
     # The text as it was given; `text` becomes its beginning where all would take too long.
     whole: IntArray = field(init=False)
     # Excess of sums in which BOS was put at the place of a word; see `documents`.
@@ -83,13 +94,26 @@ class Bench:
     def start(self) -> None:
         """Start the clock of the audit, and choose how much of a long text it takes."""
         self._start_s = time.perf_counter()
-        if len(self.whole) <= _LONG_TOKENS:
-            return
         first = self.whole[:_FIRST_TOKENS]
-        scored(self.scorer, first)
+        self.costs(first)
         each_s = self.seconds_of(lambda: scored(self.scorer, first)) / len(first)
         tokens = int(self.budget_s / _QUESTIONS / max(each_s, 1e-12))
-        self.text = self.whole[: max(_LONG_TOKENS, tokens)]
+        if len(self.whole) > max(_LONG_TOKENS, tokens):
+            self.text = self.whole[: max(_LONG_TOKENS, tokens)]
+        self.once_s = each_s * len(self.text)
+        self.grain_nats = grain(self.costs(self.text).nats)
+
+    def lengths(self) -> list[int]:
+        """Return lengths of texts beyond that of the text: what is judged later may be long."""
+        most_s = min(_LONG_SHARE * self.budget_s, _LONG_S)
+        fit = [times for times in (4, 16, 64) if times * self.once_s <= most_s]
+        return [len(self.text) * times for times in (2, *fit)]
+
+    def longer(self, length: int) -> IntArray:
+        """Return a natural text of another length."""
+        if length <= len(self.whole):
+            return self.whole[:length]
+        return of_pieces(self.text, self.bos_id, length, self.draw)
 
     @property
     def left_s(self) -> float:
@@ -136,6 +160,39 @@ class Bench:
             if close is not None and fresh is not self.scorer:
                 close()
 
+    def moved_beginnings(self) -> tuple[bool, float]:
+        """Put later BOS elsewhere; return whether the order before changes, and by how much costs.
+
+        Behind a cut one document begins soon, or none at all. By turns in the text, and in one of
+        few words, in which whatever is learned shows at once.
+        """
+        ids = (self.text, self.few_words)[int(self.draw.integers(2))]
+        costs = self.costs(ids)
+        if len(costs.index) < 4:
+            return False, 0.0
+        cut = int(self.draw.integers(1, len(costs.index) - 2))
+        later = np.sort(costs.index[cut:])
+        other = ids.copy()
+        marks = later[other[later] == self.bos_id]
+        other[marks] = self.draw.choice(self.words, len(marks))
+        if soon := int(self.draw.integers(0, 4)):
+            other[later[min(soon, len(later) - 1)]] = self.bos_id
+        again = scored(self.scorer, other, count=cut)
+        if not np.array_equal(again.index, costs.index[:cut]):
+            return True, 0.0
+        return False, float(moved_by(again.nats, costs.nats[:cut]).max(initial=0.0))
+
+    @cached_property
+    def few_words(self) -> IntArray:
+        """Return a text of the same documents in three words."""
+        return of_few_words(self.text, self.words, self.bos_id, self.draw)
+
+    @cached_property
+    def beginnings_known(self) -> bool:
+        """Return whether later beginnings of documents reach what is scored before them."""
+        found = (self.moved_beginnings() for _ in range(_MOVES))
+        return any(order or not nats <= self.tolerance_nats for order, nats in found)
+
     def differ(self, one: Callable[[], float], other: Callable[[], float]) -> bool:
         """Return whether two costs differ for certain: both are asked for again and again.
 
@@ -172,6 +229,23 @@ class Bench:
         start_s = time.perf_counter()
         work()
         return time.perf_counter() - start_s
+
+
+def grain(costs: FloatArray) -> float:
+    """Return the step to which numbers are rounded, 0 if it is fine: decimals, or float16.
+
+    Steps above 0.02 nats are no rounding that an audit could allow for.
+    """
+    finite = costs[np.isfinite(costs)]
+    for step in (0.01, 0.001, 0.0001):
+        if len(finite) and np.allclose(finite, np.round(finite / step) * step, rtol=0, atol=1e-9):
+            return step
+    with np.errstate(over="ignore"):
+        half = finite.astype(np.float16)
+    if len(finite) and np.array_equal(half.astype(np.float64), finite):
+        step = float(np.spacing(np.abs(half)).max())
+        return step if step <= _COARSEST_NATS else 0.0
+    return 0.0
 
 
 def _copied(scorer: Scorer) -> Callable[[], Scorer | None]:

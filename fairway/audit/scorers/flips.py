@@ -7,7 +7,6 @@ import numpy as np
 from fairway.audit.scorers import power, texts
 from fairway.audit.scorers.bench import moved_by
 from fairway.audit.scorers.places import cuts, in_turn, places
-from fairway.audit.scorers.replay import lengths, longer
 from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
 from fairway.audit.scorers.trial import Trial
 from fairway.score.ledger import FloatArray, IntArray
@@ -16,6 +15,8 @@ from fairway.score.ledger import FloatArray, IntArray
 SHAVED_NATS = 1e-3
 # A text that is asked about at every place is asked about again with other changes, so often.
 _PASSES = 6
+# Other texts are cut at so many places.
+_OTHER_CUTS = 96
 # Scorers may be started anew for so large a share of the probe's time.
 _ANEW = 0.3
 
@@ -31,14 +32,14 @@ class FutureFlip(Trial):
 
     def steps(self) -> Iterator[None]:
         """Cut the text and others of its kind at every place, in turn."""
-        bench, draw = self.bench, self.bench.draw
+        bench = self.bench
         text = bench.text
         self.looked: set[int] = set()
         self.of = max(1, len(text) - 1)
-        few = texts.of_few_words(text, bench.words, bench.bos_id, draw)
-        pieces = texts.of_pieces(text, bench.bos_id, len(text), draw)
+        few = bench.few_words
+        pieces = texts.of_pieces(text, bench.bos_id, len(text), bench.draw)
         yield from in_turn(self._cut(text), self._cut(few), self._anew(), self._cut(text, 12))
-        others = [longer(self, n) for n in lengths(text, bench.whole)]
+        others = [bench.longer(n) for n in bench.lengths()]
         yield from in_turn(
             self._cut(text, 24),
             *(self._cut(ids, 24) for ids in (pieces, few, *others)),
@@ -63,7 +64,7 @@ class FutureFlip(Trial):
             return
         changes = (self._all, self._following, self._moved, self._natural, self._far, self._next)
         for number in range(_PASSES if main else 1):
-            for at, cut in enumerate(found):
+            for at, cut in enumerate(found if main else found[:_OTHER_CUTS]):
                 self._flip(ids, costs, cut, changes[(number + at * (not main)) % len(changes)])
                 if main:
                     self.looked.add(cut)
@@ -237,7 +238,7 @@ class CurrentFlip(Trial):
         self._charged(rows, row, ids, costs, index)
 
     def _allowed(self) -> float:
-        return self.bench.tolerance_nats + 4 * self.row_noise
+        return self.bench.tolerance_nats + 4 * self.row_noise + self.bench.grain_nats
 
     def _moves(self, rows: RowScorer, ids: IntArray, flipped: IntArray, index: int) -> bool:
         """Return whether one entry moves for certain, the one that has moved most."""

@@ -15,8 +15,6 @@ from fairway.score.ledger import IntArray
 OPEN_NOISE_NATS = 0.1
 # So many totals in strictly falling or rising order are no noise either (2 of 40,320 orders).
 _TREND = 8
-_LONGER = (2, 4, 16)
-_MOST_TOKENS = 4096
 
 
 class Replay(Trial):
@@ -124,8 +122,8 @@ class Coverage(Trial):
         if missing:
             self._windows(costs, missing)
         yield
-        for length in lengths(bench.text, self.bench.whole):
-            ids = longer(self, length)
+        for length in bench.lengths():
+            ids = bench.longer(length)
             taken = scored(bench.scorer, ids)
             self.samples += len(taken.index)
             left_out = self._wrong(taken, length)
@@ -212,6 +210,18 @@ class Wholes(Trial):
                 self.by_length = max(self.by_length, float(moved.max(initial=0.0)))
             yield
 
+    def _until(self, ids: IntArray, costs: Costs) -> None:
+        """Ask for the score up to one token: it must cost what it costs in the whole."""
+        for at in self.bench.draw.choice(costs.index, min(8, len(costs.index)), False).tolist():
+            off = moved_by(
+                np.array([scored(self.bench.scorer, ids, until=at).at(at)]),
+                np.array([costs.at(at)]),
+            )
+            self.see(off, at)
+            if self.above(self.bench.tolerance_nats):
+                self.convict("a token costs something else when no later one is asked for")
+                return
+
     def _methods(self, ids: IntArray) -> None:
         """Compare `score` with `score_part`: who asks for all must hear what who asks for part."""
         scorer = self.bench.scorer
@@ -232,6 +242,7 @@ class Wholes(Trial):
             if self.above(self.bench.tolerance_nats):
                 self.convict("a token costs something else when only a part is asked for")
                 return
+        self._until(ids, Costs(index, nats))
 
     def passed(self) -> str:
         """Return whether the length of a text matters."""
@@ -241,17 +252,3 @@ class Wholes(Trial):
             f"a token's cost depends on the length of the text, by up to {self.by_length:.2g} "
             "nats, as a schedule over the text may do; the other probes asked at several lengths"
         )
-
-
-def lengths(text: IntArray, whole: IntArray) -> list[int]:
-    """Return the lengths of texts beyond that of the text: what is judged later may be long."""
-    most = max(_MOST_TOKENS, 2 * len(text))
-    return [len(text) * times for times in _LONGER if len(text) * times <= most]
-
-
-def longer(trial: Trial, length: int) -> IntArray:
-    """Return a natural text of another length."""
-    bench = trial.bench
-    if length <= len(bench.whole):
-        return bench.whole[:length]
-    return of_pieces(bench.text, bench.bos_id, length, bench.draw)

@@ -7,7 +7,6 @@ import numpy as np
 
 from fairway.audit.scorers import power, texts
 from fairway.audit.scorers.betting import AHEAD_NATS, Bets, fair_shuffle
-from fairway.audit.scorers.replay import lengths
 from fairway.audit.scorers.scorer import scored
 from fairway.audit.scorers.trial import Trial
 from fairway.score.ledger import FloatArray, IntArray
@@ -26,7 +25,7 @@ class Streams(Trial):
         """Draw and bet, all kinds in turn; later rounds are of other lengths too."""
         self.bets = {kind: Bets() for kind in self.kinds}
         text = self.bench.text
-        sizes = [len(text)] * 4 + [max(8, len(text) // 2)] + lengths(text, self.bench.whole)
+        sizes = [len(text)] * 4 + [max(8, len(text) // 2)] + self.bench.lengths()
         for number in range(_STREAMS):
             length = len(text) if number < 3 else sizes[number % len(sizes)]
             for kind in self.kinds:

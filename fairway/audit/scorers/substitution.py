@@ -1,12 +1,12 @@
 """P1 over many places: what all candidates for a place would have cost must sum to one."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from fairway.audit.scorers import power, texts
 from fairway.audit.scorers.places import in_turn, places
-from fairway.audit.scorers.replay import lengths, longer
 from fairway.audit.scorers.scorer import scored
 from fairway.audit.scorers.sums import SUM_TOLERANCE, Place, Sum
 from fairway.audit.scorers.trial import Trial
@@ -37,7 +37,7 @@ class Substitution(Trial):
         self.once_s = max(bench.seconds_of(lambda: scored(bench.scorer, text)), 1e-9)
         habits = texts.of_habits(text, bench.words, bench.bos_id, bench.draw)
         pieces = texts.of_pieces(text, bench.bos_id, len(text), bench.draw)
-        others = [longer(self, n) for n in lengths(text, bench.whole)]
+        others = [bench.longer(n) for n in bench.lengths()]
         yield from in_turn(self._sums(text), self._sums(habits, _OTHER_PLACES), self._anew())
         yield from in_turn(*(self._sums(ids, _OTHER_PLACES) for ids in (pieces, *others)))
 
@@ -69,6 +69,10 @@ class Substitution(Trial):
         bench = self.bench
         found = place.sure(lambda: self._sum(place))
         self.samples += found.asked
+        if found.with_bos is not None and bench.beginnings_known:
+            # BOS is then judged by itself, on the average of many places.
+            bench.with_bos.append(found.with_bos)
+            found = replace(found, wrong="", excess=min(found.excess, 0.0))
         if found.wrong:
             self.worst, self.position = found.excess, found.index
             self.convict(found.wrong)
@@ -79,8 +83,6 @@ class Substitution(Trial):
             self.excesses.append(found.excess)
             if place.ids is bench.text:
                 self.looked.add(place.index)
-        if found.with_bos is not None:
-            bench.with_bos.append(found.with_bos)
 
     def _sum(self, place: Place) -> Sum:
         bench = self.bench

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairway.audit.scorers.bench import ROUNDING_NATS, Bench, moved_by
+from fairway.audit.scorers.bench import ROUNDING_NATS, Bench, grain, moved_by
 from fairway.audit.scorers.scorer import RowScorer, scored
 from fairway.score.ledger import IntArray
 
@@ -33,7 +33,7 @@ class Sum:
     excess: float
     wrong: str = ""
     doubt: str = ""
-    # The excess with BOS at the place, where BOS changes what is scored before it.
+    # The excess with BOS at the place, where the words alone leave room for it.
     with_bos: float | None = None
 
 
@@ -50,7 +50,8 @@ class Place:
     @property
     def allowed(self) -> float:
         """Return how far a sum may be from one: what replay called noise is allowed here too."""
-        return SUM_TOLERANCE + math.expm1(self.bench.tolerance_nats - ROUNDING_NATS)
+        noise_nats = self.bench.tolerance_nats - ROUNDING_NATS + self.bench.grain_nats / 2
+        return SUM_TOLERANCE + math.expm1(noise_nats)
 
     def cost_of(self, token: int) -> float:
         """Return what a token would have cost here."""
@@ -81,14 +82,15 @@ class Place:
         """
         row = rows.row(self.ids.copy(), self.index)
         excess = float(np.exp(row).sum()) - 1.0
-        if not abs(excess) <= self.allowed:
+        if not abs(excess) <= self.allowed + math.expm1(grain(row) / 2):
             return Sum(self.index, len(row), excess, _sentence(excess))
         drawn = self.bench.draw.choice(self.bench.words, _ANY).tolist()
-        likely = np.argsort(row)[::-1][:_LIKELY].tolist()
+        # BOS would begin a document, which may be known before: see `documents`.
+        likely = [t for t in np.argsort(row)[::-1].tolist() if t != self.bench.bos_id][:_LIKELY]
         # Taken by turns, so that whoever has time for few asks for both kinds.
         mixed = [t for pair in zip(likely, drawn, strict=False) for t in pair]
         candidates = list(dict.fromkeys([*mixed, *drawn]))
-        allowed = rows.row_tolerance_nats + 2 * self.bench.tolerance_nats
+        allowed = rows.row_tolerance_nats + 2 * self.bench.tolerance_nats + self.bench.grain_nats
         asked = 0
         for token in candidates if self.bench.left_s > 0 else candidates[:_LEAST]:
             asked += 1
@@ -109,8 +111,11 @@ class Place:
             if known:
                 # What BOS would have cost here cannot be asked: it is what is left.
                 return Sum(self.index, asked, max(excess, 0.0), with_bos=with_bos)
-            asked, excess = asked + 1, with_bos
-        wrong = "" if abs(excess) <= self.allowed else _sentence(excess)
+            wrong = "" if abs(with_bos) <= self.allowed else _sentence(with_bos)
+            if wrong and self._next_beginning_known():
+                return Sum(self.index, asked, max(excess, 0.0), with_bos=with_bos)
+            return Sum(self.index, asked + 1, with_bos, wrong, with_bos=with_bos)
+        wrong = _sentence(excess)
         return Sum(self.index, asked, excess, wrong)
 
     def _bos_decides_order(self) -> bool:
@@ -126,6 +131,21 @@ class Place:
             return True
         moved = moved_by(found.nats, before.nats[: count + 1])[:count]
         return bool((moved > self.bench.tolerance_nats).any())
+
+    def _next_beginning_known(self) -> bool:
+        """Return whether this token costs something else when the document ends behind it, or not.
+
+        Then BOS put here is another text to the scorer, and not only another token.
+        """
+        bench, before = self.bench, self.cost_of(int(self.ids[self.index]))
+        behind = np.arange(len(self.ids)) > self.index
+        joined = np.where(behind & (self.ids == bench.bos_id), bench.words[0], self.ids)
+        ended = joined.copy()
+        ended[self.index + 1 : self.index + 2] = bench.bos_id
+        costs = [
+            scored(bench.scorer, ids, until=self.index).at(self.index) for ids in (joined, ended)
+        ]
+        return bool((moved_by(np.array(costs), np.array(before)) > bench.tolerance_nats).any())
 
     def sampled_sum(self, asked: int) -> Sum:
         """Return the sum by strata: tokens of the text are asked, of the others a random sample.
