@@ -10,7 +10,7 @@ import typer
 from fairway.cli_base import Json, Set, emit
 from fairway.errors import UserError
 from fairway.files import opened
-from fairway.options import file_option, path_argument, path_option, whole_option
+from fairway.options import file_option, number_option, path_argument, path_option, whole_option
 from fairway.outputs import require_file
 from fairway.terminal import line, put
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _MOST_TOKENS_BYTES = 1 << 26
 # More records than these are told by a line each.
 _MOST_IN_FULL = 5
+
+# Beside a program's text: fresh text, the bytes of its text, a tokenizer that knows them.
+_Beside = tuple[Path | None, int | None, Path | None]
 
 
 def audit(
@@ -38,10 +41,24 @@ def audit(
     ] = None,
     budget_s: Annotated[
         float,
-        typer.Option(
-            "--budget", min=0.1, max=1e6, help="With --program: seconds to take, thrice at most."
+        number_option(
+            "--budget", lo=0.1, hi=1e6, help="With --program: seconds to take, thrice at most."
         ),
     ] = 60.0,
+    text_bytes: Annotated[
+        int | None,
+        whole_option("--bytes", lo=1, help="With --program: raw bytes of the text."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        path_option("--tokenizer", help="With --program: a SentencePiece model that has them."),
+    ] = None,
+    fresh: Annotated[
+        Path | None,
+        path_option(
+            "--fresh", help="With --program: token ids of text of the same source, written later."
+        ),
+    ] = None,
     bos_id: Annotated[
         int, whole_option("--bos", lo=0, hi=2**31 - 1, help="With --program: id of BOS.")
     ] = 1,
@@ -56,22 +73,21 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Audit what scored a run, a program, or a log; exit code 1 if something is invalid."""
+    beside = (fresh, text_bytes, tokenizer)
     if logs:
-        if run is not None or program is not None or tokens is not None or overrides:
+        if run is not None or program is not None or tokens is not None or overrides or any(beside):
             raise UserError("--log takes log files alone: no run, no --program, no --set")
         for path in logs:
             opened(path, "log").close()
         _records(logs, None, False, as_json)
         return
-    if (run is None) == (program is None):
-        raise UserError("name a run folder to audit, or --program 'COMMAND' --tokens FILE")
-    if program is not None and (tokens is None or overrides):
-        raise UserError("--program takes --tokens FILE, a JSON list of token ids, and no --set")
+    _check(run, program, tokens, beside, overrides)
     if run is not None:
         facts = _run(run, overrides or [], as_json)
     else:
         assert program is not None and tokens is not None
-        facts = _program(program, tokens, budget_s, bos_id, seed)
+        how = {"budget_s": budget_s, "bos_id": bos_id, "seed": seed}
+        facts = _program(program, tokens, beside, **how)
     from fairway.show import findings_table, probe_table
 
     tables = [probe_table(facts)]
@@ -80,6 +96,20 @@ def audit(
     emit(as_json, facts, *tables)
     if not facts["passed"]:
         raise typer.Exit(1)
+
+
+def _check(
+    run: Path | None, program: str | None, tokens: Path | None, beside: _Beside, overrides: Set
+) -> None:
+    """Raise UserError for arguments that do not go together."""
+    if (run is None) == (program is None):
+        raise UserError("name a run folder to audit, or --program 'COMMAND' --tokens FILE")
+    if program is not None and (tokens is None or overrides):
+        raise UserError("--program takes --tokens FILE, a JSON list of token ids, and no --set")
+    if program is None and beside != (None, None, None):
+        raise UserError("--bytes, --tokenizer and --fresh go with --program; a run knows its bytes")
+    if None not in beside[1:]:
+        raise UserError("name --bytes or --tokenizer: both say how many bytes the text has")
 
 
 def _run(path: Path, overrides: list[str], as_json: bool) -> dict[str, Any]:
@@ -92,27 +122,26 @@ def _run(path: Path, overrides: list[str], as_json: bool) -> dict[str, Any]:
         return pipeline.audit()
 
 
-def _program(command: str, tokens: Path, budget_s: float, bos_id: int, seed: int) -> dict[str, Any]:
-    import numpy as np
-
+def _program(command: str, tokens: Path, beside: _Beside, **how: Any) -> dict[str, Any]:
     from fairway.audit.scorers.bench import Bench
     from fairway.audit.scorers.probes import audit_scorer
     from fairway.audit.scorers.scorer import open_program
     from fairway.audit.scorers.verdicts import verdict_of
-    from fairway.files import read_json
 
-    ids = read_json(tokens, _MOST_TOKENS_BYTES)
-    if not isinstance(ids, list) or not all(type(n) is int and 0 <= n < 2**31 for n in ids):
-        raise UserError(f"{tokens} must hold a JSON list of token ids, whole numbers from 0 on")
+    fresh, text_bytes, tokenizer = beside
+    ids = _token_ids(tokens)
+    later = None if fresh is None else _token_ids(fresh)
+    if tokenizer is not None:
+        text_bytes = _bytes_of(tokenizer, ids)
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise UserError(f"--program {command!r} cannot be taken apart: {error}") from None
     if not words:
         raise UserError("--program is empty; name the command that starts the scorer")
-    scorer = open_program(words, budget_s)
+    scorer = open_program(words, how["budget_s"])
     try:
-        probes = audit_scorer(Bench(scorer, np.array(ids, np.int64), seed, budget_s, bos_id))
+        probes = audit_scorer(Bench(scorer, ids, text_bytes=text_bytes, later=later, **how))
     finally:
         scorer.close()
     verdict = verdict_of(probes)
@@ -122,6 +151,30 @@ def _program(command: str, tokens: Path, budget_s: float, bos_id: int, seed: int
         "findings": [],
         "probes": [{"stage": words[0], **asdict(probe)} for probe in probes],
     }
+
+
+def _token_ids(file: Path) -> Any:
+    """Return the token ids that a file lists."""
+    import numpy as np
+
+    from fairway.files import read_json
+
+    ids = read_json(file, _MOST_TOKENS_BYTES)
+    if not isinstance(ids, list) or not all(type(n) is int and 0 <= n < 2**31 for n in ids):
+        raise UserError(f"{file} must hold a JSON list of token ids, whole numbers from 0 on")
+    return np.array(ids, np.int64)
+
+
+def _bytes_of(file: Path, ids: Any) -> int:
+    """Return the bytes of the text that some ids stand for, by a tokenizer."""
+    from fairway.data.tokens import Tokenizer, token_bytes
+
+    tokenizer = Tokenizer.load(file)
+    if len(ids) and ids.max() >= tokenizer.vocab_size:
+        raise UserError(
+            f"the text has token {ids.max()} and {file} knows {tokenizer.vocab_size} tokens"
+        )
+    return int(token_bytes(ids[1:], ids[:-1], tokenizer.table).sum())
 
 
 def audit_record(

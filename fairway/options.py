@@ -47,6 +47,30 @@ def whole_option(*names: str, lo: int, hi: int = LARGEST, help: str, metavar: st
     return typer.Option(*names, parser=whole(lo, hi), metavar=metavar, help=_plain(help))
 
 
+def number_option(*names: str, lo: float, hi: float, help: str) -> Any:
+    """Return an option that is a number from `lo` to `hi`."""
+    return typer.Option(*names, parser=number(lo, hi), metavar="X", help=_plain(help))
+
+
+def number(lo: float, hi: float) -> Callable[[str | float], float]:
+    """Return what reads a number within bounds; the value and the bounds are named otherwise."""
+
+    def read(word: str | float) -> float:
+        text = str(word)
+        try:
+            value = float(text)
+        except ValueError:
+            raise typer.BadParameter(f"'{_short(text)}' is not a number") from None
+        if not lo <= value <= hi:
+            raise typer.BadParameter(
+                f"{_short(text)} is out of bounds; it must be between {written(lo)} and "
+                f"{written(hi)}"
+            )
+        return value
+
+    return read
+
+
 def _plain(help: str) -> str:
     """Return a help text whose brackets Typer shows, instead of reading them as markup."""
     return help.replace("[", "\\[")

@@ -191,7 +191,7 @@ def probe_table(facts: dict[str, Any]) -> Table:
             worst,
             place,
             Text(probe["verdict"], style="bold" if probe["verdict"] == "invalid" else ""),
-            probe["why"],
+            "; ".join(str(part) for part in (probe["why"], probe.get("power")) if part),
         )
     return table
 

@@ -11,7 +11,7 @@ from fairway.audit.scorers.bench import Bench, exercise
 from fairway.audit.scorers.predictors import LedgerScorer, scorer_of, small
 from fairway.audit.scorers.probes import audit_scorer
 from fairway.audit.scorers.verdicts import Probe, joined, verdict_of
-from fairway.config import Config, declares_code
+from fairway.config import AuditConfig, Config, declares_code
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
 from fairway.score.ledger import IntArray
@@ -73,7 +73,10 @@ def audit_run(
         for stage, facts in methods.items():
             share_s = config.audit.budget_s / len(methods)
             scorer, text = _scorer(config, model, ids, facts, tokenizer)
-            found_all = audit_scorer(Bench(scorer, text, config.seed, share_s))
+            # The usual questions, and more of them only for who gives more than the usual time.
+            asked = config.audit.budget_s > AuditConfig().budget_s
+            bench = Bench(scorer, text, config.seed, share_s, thorough=asked)
+            found_all = audit_scorer(bench)
             probes += [(stage, found) for found in found_all]
     findings = ordered([*_budgets(run, config), *_skipped(config)])
     verdict = joined(

@@ -19,10 +19,15 @@ STRINGS = ["".join(s) for n in (1, 2, 3) for s in itertools.product("abc", repea
 PIECES = [STRINGS[0], "", *STRINGS[1 : V - 1]]
 
 
-def text(seed: int, tokens: int = 49) -> Ids:
-    """Return documents of a language in which a token mostly allows three others."""
+def text(seed: int, tokens: int = 49, later: bool = False) -> Ids:
+    """Return documents of a language in which a token mostly allows three others.
+
+    `later` is another text of the same language.
+    """
     draw = np.random.default_rng([7, seed])
     follow = draw.choice([v for v in range(V) if v != BOS], (V, 3))
+    if later:
+        draw = np.random.default_rng([8, seed])
     ids = [BOS]
     while len(ids) < tokens:
         if draw.random() < 0.05 and ids[-1] != BOS:
@@ -63,6 +68,14 @@ def frozen() -> Counts:
     counts = Counts()
     counts.table[:] = trained()
     return counts
+
+
+def peeking(model: Counts, ids: Ids, t: int, ahead: int = 1) -> Floats:
+    """Return the row of a token, bent towards what goes well with a later one: a planted leak."""
+    row = model.row(ids[t - 1])
+    if t + ahead < len(ids):
+        row = row * model.table[:, ids[t + ahead]] ** 2
+    return row / row.sum()
 
 
 def nats(probability: float) -> float:

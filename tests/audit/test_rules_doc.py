@@ -9,8 +9,9 @@ from audit.honest import PIECES, V, frozen, text
 
 import fairway
 from fairway.audit.records.accounts import BUDGET_S, LIMIT_BYTES, TEXT_BYTES
-from fairway.audit.scorers.bench import Bench
-from fairway.audit.scorers.probes import AHEAD_NATS, MOST_NOISE_NATS, audit_scorer
+from fairway.audit.scorers.bench import MOST_NOISE_NATS, Bench
+from fairway.audit.scorers.betting import AHEAD_NATS
+from fairway.audit.scorers.probes import audit_scorer
 from fairway.audit.scorers.sums import SUM_TOLERANCE
 from fairway.audit.scorers.verdicts import verdict_of
 

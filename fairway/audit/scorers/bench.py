@@ -1,32 +1,50 @@
 """What probes share: the scorer, the texts they put to it, the time they may take."""
 
-import math
+import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
+from fairway.audit.scorers.texts import of_few_words, of_pieces
 from fairway.config import BOS_ID
 from fairway.errors import UserError
 from fairway.score.ledger import FloatArray, IntArray
 
 # Costs that move by less are rounding; a leak of information is larger by far.
 ROUNDING_NATS = 1e-5
+# More noise than this between two runs of one text and nothing small can be told from it.
+MOST_NOISE_NATS = 0.01
+# Costs that are rounded to coarser steps are no costs.
+_COARSEST_NATS = 0.02
 # A scorer that does not repeat itself is measured against its own noise, so many times of it.
 _NOISE_FACTOR = 4.0
-
+# Two costs are asked for again so many times before a difference counts: of a scorer that has
+# always repeated itself, and of one that has not. If all of one lie above all of the other, chance
+# has done that once in 2.7 million times, whatever the noise (24! / 12!^2 orders, two of them so).
+_AGAIN, _OFTEN = 2, 12
 
 # Fewer tokens leave no place that a probe could change and look behind.
 MIN_TOKENS = 8
+# A longer text is audited on its beginning if the budget does not hold so many questions.
+_LONG_TOKENS, _QUESTIONS = 1024, 400
+_FIRST_TOKENS = 256
+# So often documents are made to begin elsewhere before a scorer is said not to know of it.
+_MOVES = 32
+# Longer texts than that of the audit take this part of the budget for one question, and no more.
+_LONG_SHARE, _LONG_S = 0.002, 0.1
 
 
 @dataclass(eq=False)
 class Bench:
     """A scorer under audit, the text it is audited on (BOS first), and the seconds left.
 
-    With equal `seed` a probe looks at the same places; more time only means more of them.
+    With equal `seed` a probe looks at the same places; more time only means more of them. Not
+    `thorough` means that probes end after the usual number of questions, whatever the budget.
     """
 
     scorer: Scorer
@@ -35,6 +53,17 @@ class Bench:
     budget_s: float = 60.0
     bos_id: int = BOS_ID
     noise_nats: float = 0.0
+    thorough: bool = True
+    # Raw bytes of all of the text, and text of the same source that came later, where known.
+    text_bytes: int | None = None
+    later: IntArray | None = None
+    # What a question about the text takes, and the step to which its costs are rounded.
+    once_s: float = field(default=0.0, init=False)
+    grain_nats: float = field(default=0.0, init=False)
+    # The text as it was given; `text` becomes its beginning where all would take too long.
+    whole: IntArray = field(init=False)
+    # Excess of sums in which BOS was put at the place of a word; see `documents`.
+    with_bos: list[float] = field(default_factory=list, init=False)
     _kept: dict[bytes, Costs] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -48,11 +77,48 @@ class Bench:
                 f"the text has tokens up to {self.text.max()}, the scorer knows "
                 f"{self.scorer.vocab_size}"
             )
+        if not 0 <= self.bos_id < self.scorer.vocab_size:
+            raise UserError(
+                f"BOS is {self.bos_id} and the scorer knows tokens 0 to "
+                f"{self.scorer.vocab_size - 1}; name the token that begins a document (--bos)"
+            )
+        self.whole = self.text
+        self._start_s = time.perf_counter()
+        self._new = _copied(self.scorer)
         self.begin("")
 
     def begin(self, probe: str) -> None:
         """Give a probe random numbers of its own, whatever those before it have used."""
         self.draw = np.random.default_rng([self.seed, *probe.encode()])
+
+    def start(self) -> None:
+        """Start the clock of the audit, and choose how much of a long text it takes."""
+        self._start_s = time.perf_counter()
+        first = self.whole[:_FIRST_TOKENS]
+        self.costs(first)
+        each_s = self.seconds_of(lambda: scored(self.scorer, first)) / len(first)
+        tokens = int(self.budget_s / _QUESTIONS / max(each_s, 1e-12))
+        if len(self.whole) > max(_LONG_TOKENS, tokens):
+            self.text = self.whole[: max(_LONG_TOKENS, tokens)]
+        self.once_s = each_s * len(self.text)
+        self.grain_nats = grain(self.costs(self.text).nats)
+
+    def lengths(self) -> list[int]:
+        """Return lengths of texts beyond that of the text: what is judged later may be long."""
+        most_s = min(_LONG_SHARE * self.budget_s, _LONG_S)
+        fit = [times for times in (4, 16, 64) if times * self.once_s <= most_s]
+        return [len(self.text) * times for times in (2, *fit)]
+
+    def longer(self, length: int) -> IntArray:
+        """Return a natural text of another length."""
+        if length <= len(self.whole):
+            return self.whole[:length]
+        return of_pieces(self.text, self.bos_id, length, self.draw)
+
+    @property
+    def left_s(self) -> float:
+        """Return the seconds that are left of the budget, by one clock for all probes."""
+        return self.budget_s - (time.perf_counter() - self._start_s)
 
     @property
     def tolerance_nats(self) -> float:
@@ -69,6 +135,10 @@ class Bench:
         """Return all tokens but BOS, which decides where documents begin."""
         return np.setdiff1d(np.arange(self.scorer.vocab_size), [self.bos_id])
 
+    def met(self, noise_nats: float) -> None:
+        """Take a difference between equal questions for noise, which is allowed from then on."""
+        self.noise_nats = max(self.noise_nats, noise_nats)
+
     def costs(self, ids: IntArray) -> Costs:
         """Return what the scorer charges for all of a text; asked once only."""
         key = ids.tobytes()
@@ -76,48 +146,120 @@ class Bench:
             self._kept[key] = scored(self.scorer, ids)
         return self._kept[key]
 
-    def rounds(self, share: float, most: int, least: int = 1) -> Iterator[int]:
-        """Yield 0, 1, ... up to `most`, at least `least`, while a share of the budget lasts."""
-        end_s = time.perf_counter() + share * self.budget_s
-        for number in range(most):
-            yield number
-            if number + 1 >= least and time.perf_counter() > end_s:
-                return
+    @contextmanager
+    def anew(self) -> Iterator[Scorer | None]:
+        """Yield a scorer that was asked nothing yet: the same program started again, or a copy.
 
-    def other(self, token: int) -> int:
-        """Return a random token that is another one, and not BOS."""
-        words = self.words
-        return int(self.draw.choice(words[words != token]))
+        None if it can neither be started again nor copied.
+        """
+        fresh = self._new()
+        try:
+            yield fresh
+        finally:
+            close = getattr(fresh, "close", None)
+            if close is not None and fresh is not self.scorer:
+                close()
+
+    def moved_beginnings(self) -> tuple[bool, float]:
+        """Put later BOS elsewhere; return whether the order before changes, and by how much costs.
+
+        Behind a cut one document begins soon, or none at all. By turns in the text, and in one of
+        few words, in which whatever is learned shows at once.
+        """
+        ids = (self.text, self.few_words)[int(self.draw.integers(2))]
+        costs = self.costs(ids)
+        if len(costs.index) < 4:
+            return False, 0.0
+        cut = int(self.draw.integers(1, len(costs.index) - 2))
+        later = np.sort(costs.index[cut:])
+        other = ids.copy()
+        marks = later[other[later] == self.bos_id]
+        other[marks] = self.draw.choice(self.words, len(marks))
+        if soon := int(self.draw.integers(0, 4)):
+            other[later[min(soon, len(later) - 1)]] = self.bos_id
+        again = scored(self.scorer, other, count=cut)
+        if not np.array_equal(again.index, costs.index[:cut]):
+            return True, 0.0
+        return False, float(moved_by(again.nats, costs.nats[:cut]).max(initial=0.0))
+
+    @cached_property
+    def few_words(self) -> IntArray:
+        """Return a text of the same documents in three words."""
+        return of_few_words(self.text, self.words, self.bos_id, self.draw)
+
+    @cached_property
+    def beginnings_known(self) -> bool:
+        """Return whether later beginnings of documents reach what is scored before them."""
+        found = (self.moved_beginnings() for _ in range(_MOVES))
+        return any(order or not nats <= self.tolerance_nats for order, nats in found)
+
+    def differ(self, one: Callable[[], float], other: Callable[[], float]) -> bool:
+        """Return whether two costs differ for certain: both are asked for again and again.
+
+        What differs between equal questions is noise, and from then on it is allowed for.
+        """
+        heard: tuple[list[float], list[float]] = ([], [])
+        times = _OFTEN if self.noise_nats > 0 else _AGAIN
+        while len(heard[0]) < times:
+            first = int(self.draw.integers(2))
+            for which in (first, 1 - first):
+                heard[which].append((one, other)[which]())
+            if np.isnan(heard).any():
+                # A token that is charged for only sometimes, or never.
+                return not np.isnan(heard).all()
+            spread = max(max(moved_by(np.array(h), np.array(h[:1]))) for h in heard)
+            if spread > ROUNDING_NATS:
+                self.met(float(spread))
+                times = _OFTEN
+        a, b = heard
+        return max(a) < min(b) - ROUNDING_NATS or max(b) < min(a) - ROUNDING_NATS
 
     def changed(self, ids: IntArray, places: IntArray) -> IntArray:
         """Return a text with other tokens at some places; BOS stays what and where it is."""
         found = ids.copy()
-        for place in places:
-            if found[place] != self.bos_id:
-                found[place] = self.other(int(found[place]))
+        places = places[found[places] != self.bos_id]
+        # One of the words but the last, moved up where it would be the token itself.
+        words = self.words
+        drawn = words[self.draw.integers(0, max(1, len(words) - 1), len(places))]
+        found[places] = np.where(drawn == found[places], words[-1], drawn)
         return found
-
-    def _like_text(self, drawn: IntArray) -> IntArray:
-        """Return drawn tokens with BOS where the text has it."""
-        return np.where(self.text == self.bos_id, self.bos_id, drawn)
-
-    def of_few_words(self) -> IntArray:
-        """Return a text of three words in random order: whatever is learned is soon used."""
-        words = self.draw.choice(self.words, 3, False)
-        return self._like_text(self.draw.choice(words, len(self.text)))
-
-    def of_habits(self) -> IntArray:
-        """Return a text of three words in turn, now and then another: whoever counts gets sure."""
-        words = self.draw.choice(self.words, 3, False)
-        drawn = np.resize(words, len(self.text))
-        odd = self.draw.random(len(drawn)) < 0.1
-        return self._like_text(np.where(odd, self.draw.choice(self.words, len(drawn)), drawn))
 
     def seconds_of(self, work: Callable[[], object]) -> float:
         """Return the seconds that some work takes."""
         start_s = time.perf_counter()
         work()
         return time.perf_counter() - start_s
+
+
+def grain(costs: FloatArray) -> float:
+    """Return the step to which numbers are rounded, 0 if it is fine: decimals, or float16.
+
+    Steps above 0.02 nats are no rounding that an audit could allow for.
+    """
+    finite = costs[np.isfinite(costs)]
+    for step in (0.01, 0.001, 0.0001):
+        if len(finite) and np.allclose(finite, np.round(finite / step) * step, rtol=0, atol=1e-9):
+            return step
+    with np.errstate(over="ignore"):
+        half = finite.astype(np.float16)
+    if len(finite) and np.array_equal(half.astype(np.float64), finite):
+        step = float(np.spacing(np.abs(half)).max())
+        return step if step <= _COARSEST_NATS else 0.0
+    return 0.0
+
+
+def _copied(scorer: Scorer) -> Callable[[], Scorer | None]:
+    """Return what makes a scorer that has been asked nothing."""
+    again = getattr(scorer, "fresh", None)
+    if again is not None:
+        made: Callable[[], Scorer | None] = again
+        return made
+    try:
+        pristine = copy.deepcopy(scorer)
+    except (TypeError, AttributeError, NotImplementedError, RuntimeError, copy.Error):
+        # Pipes, locks and generators cannot be copied; the probe says so.
+        return lambda: None
+    return lambda: copy.deepcopy(pristine)
 
 
 def exercise(ids: IntArray, tokens: int) -> IntArray:
@@ -136,40 +278,3 @@ def moved_by(a: FloatArray, b: FloatArray) -> FloatArray:
     with np.errstate(invalid="ignore"):
         moved = np.where(a == b, 0.0, np.abs(a - b))
     return np.where(np.isnan(moved), np.inf, moved)
-
-
-def winnings(stakes: FloatArray, costs: Costs, ids: IntArray) -> tuple[float, int | None]:
-    """Return the most that a scorer was ahead of fair odds, in nats, and at which token.
-
-    `stakes` are the fair costs of the tokens of a random text, by index; NaN where a token is not
-    random. Whoever predicts by distributions, from the past alone, is ahead by L nats at any time
-    with a probability of at most exp(-L): the ratio is a martingale (Ville's inequality). So this
-    needs no assumption about the scorer.
-    """
-    fair = stakes[costs.index]
-    random = ~np.isnan(fair)
-    if not random.any():
-        return 0.0, None
-    ahead = np.cumsum(fair[random] - costs.nats[random])
-    best = int(np.argmax(ahead))
-    if not ahead[best] > 0:
-        return 0.0, None
-    return float(ahead[best]), int(costs.index[random][best])
-
-
-def fair_shuffle(ids: IntArray, costs: Costs, bos_id: int) -> FloatArray:
-    """Return the fair cost of every token of a shuffled text, by index, in its scoring order.
-
-    Even who knows which tokens come, and how often, can do no better than to bet on what is left.
-    """
-    stakes = np.full(len(ids), np.nan)
-    left = np.bincount(ids[1:][ids[1:] != bos_id]).astype(np.float64)
-    total = float(left.sum())
-    for at in costs.index:
-        token = int(ids[at])
-        if token == bos_id or not left[token]:
-            continue
-        stakes[at] = math.log(total / left[token])
-        left[token] -= 1
-        total -= 1
-    return stakes

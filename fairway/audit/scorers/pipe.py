@@ -1,21 +1,22 @@
 """A program that answers lines of JSON by lines of JSON, with a bound on all that it may do.
 
-It runs in a process group of its own, which ends with the conversation, children included. It may
-write nothing that it was not asked for, no line longer than an answer can be, and has its time.
-Nothing here waits without a limit: not for a line, nor for a program that reads nothing, nor for
-its end.
+It runs in a session of its own and ends with the conversation, and with it all processes that it
+has started (`processes`). It may write nothing that it was not asked for, no line longer than an
+answer can be, and has its time. Nothing here waits without a limit: not for a line, nor for a
+program that reads nothing, nor for its end.
 """
 
 import json
 import os
+import secrets
 import select
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from fairway.audit.scorers.processes import MARK, end_all, keeper_of_orphans
 from fairway.errors import UserError, shown
 
 _PIECE_BYTES = 1 << 16
@@ -29,6 +30,7 @@ class Pipe:
         self.name = command[0]
         self._answer_s, self._total_s, self._used_s = answer_s, total_s, 0.0
         self._unread = b""
+        self._mark = secrets.token_hex(16)
         try:
             self._process = subprocess.Popen(
                 command,
@@ -36,6 +38,8 @@ class Pipe:
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,
+                env={**os.environ, MARK: self._mark},
+                preexec_fn=keeper_of_orphans(),
             )
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -47,8 +51,7 @@ class Pipe:
 
     def close(self) -> None:
         """End the program and all that it has started; what it still says is not heard."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        end_all(self._process.pid, self._mark, self._process.returncode is None)
         for stream in (self._to, self._from):
             with suppress(OSError):
                 stream.close()

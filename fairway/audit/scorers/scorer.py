@@ -14,6 +14,13 @@ That is all. Two things more may be offered, and are then audited too:
         def row(self, ids: IntArray, index: int) -> FloatArray:
             '''Return the log-probabilities of all V tokens at an index, as they stood there.'''
 
+Two more methods serve an audit and are not needed:
+
+        def byte_counts(self, ids: IntArray) -> Sequence[float]:
+            '''Return the bytes of text that every token but the first stands for.'''
+        def fresh(self) -> Scorer:
+            '''Return a scorer that was asked nothing before; without it, a copy is made.'''
+
 A scorer whose `score` makes everything before it yields anything may offer `score_part`, which
 saves time and changes nothing else (`PartScorer`).
 """
@@ -121,14 +128,18 @@ class FromProgram:
     The program speaks first: it writes {"vocab_size": V}. Then it answers {"ids": [...]} by
     {"nats": [...]}, the cost of every token but the first, or, if it scores in another order, by
     {"nats": [...], "index": [...]}. A program that writes {"vocab_size": V, "rows": true} also
-    answers {"ids": [...], "row": t} by {"row": [...]}. UserError for a program that ends, takes
-    longer than `pipe` allows, or writes something else. `open_program` starts one.
+    answers {"ids": [...], "row": t} by {"row": [...]}; one that writes "bytes": true answers
+    {"ids": [...], "bytes": true} by {"bytes": [...]}, one for every cost. UserError
+    for a program that ends, takes longer than `pipe` allows, or writes something else.
+    `open_program` starts one.
     """
 
     # What stands in JSON has been rounded, and by whom we do not know.
     row_tolerance_nats = 1e-3
 
-    def __init__(self, pipe: Pipe, hello: dict[str, Any]) -> None:
+    def __init__(
+        self, pipe: Pipe, hello: dict[str, Any], fresh: Callable[[], "FromProgram"]
+    ) -> None:
         size = hello.get("vocab_size")
         if type(size) is not int or not 2 <= size <= MOST_WORDS:
             raise UserError(
@@ -137,6 +148,10 @@ class FromProgram:
             )
         self._pipe, self.vocab_size = pipe, size
         self.separate = hello.get("separate") is True
+        # The same program, started once more.
+        self.fresh = fresh
+        if hello.get("bytes") is True:
+            self.byte_counts = self._byte_counts
 
     def close(self) -> None:
         """End the program, and what it has started."""
@@ -157,6 +172,10 @@ class FromProgram:
                 f"of {len(ids)} tokens; every cost has a place, a whole number from 1 on"
             )
         return zip(map(int, index), nats, strict=True)
+
+    def _byte_counts(self, ids: IntArray) -> list[float]:
+        found = self._ask({"ids": ids.tolist(), "bytes": True}, len(ids))
+        return self._numbers(found, "bytes", len(ids) - 1)
 
     def _ask(self, question: dict[str, Any], numbers: int) -> dict[str, Any]:
         return self._pipe.ask(question, _LINE_BYTES + _NUMBER_BYTES * 4 * numbers)
@@ -200,7 +219,8 @@ def open_program(command: Sequence[str], budget_s: float = 60.0) -> FromProgram:
     pipe = Pipe(command, budget_s, _TOTAL * budget_s)
     try:
         hello = pipe.answer(_LINE_BYTES)
-        return (_RowProgram if hello.get("rows") is True else FromProgram)(pipe, hello)
+        kind = _RowProgram if hello.get("rows") is True else FromProgram
+        return kind(pipe, hello, lambda: open_program(command, budget_s))
     except BaseException:
         pipe.close()
         raise

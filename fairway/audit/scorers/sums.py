@@ -6,16 +6,19 @@ a large vocabulary, a sample by strata.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from fairway.audit.scorers.bench import ROUNDING_NATS, Bench, moved_by
+from fairway.audit.scorers.bench import ROUNDING_NATS, Bench, grain, moved_by
 from fairway.audit.scorers.scorer import RowScorer, scored
 from fairway.score.ledger import IntArray
 
 # |sum of probabilities - 1| allowed: costs may come from float32.
 SUM_TOLERANCE = 1e-3
+# An excess below this may be noise that was not met before, and is asked for again, so often.
+_SMALL, _AGAIN = 0.05, 2
 # How many of the likeliest and of all tokens are put at a place whose distribution is shown, and
 # how many of these in any case, when time is up.
 _LIKELY, _ANY, _LEAST = 4, 6, 5
@@ -30,6 +33,8 @@ class Sum:
     excess: float
     wrong: str = ""
     doubt: str = ""
+    # The excess with BOS at the place, where the words alone leave room for it.
+    with_bos: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,48 +44,78 @@ class Place:
     bench: Bench
     ids: IntArray
     index: int
+    # Every candidate is put to a scorer that was asked nothing before.
+    anew: bool = False
+
+    @property
+    def allowed(self) -> float:
+        """Return how far a sum may be from one: what replay called noise is allowed here too."""
+        noise_nats = self.bench.tolerance_nats - ROUNDING_NATS + self.bench.grain_nats / 2
+        return SUM_TOLERANCE + math.expm1(noise_nats)
 
     def cost_of(self, token: int) -> float:
         """Return what a token would have cost here."""
         ids = self.ids.copy()
         ids[self.index] = token
-        return scored(self.bench.scorer, ids, until=self.index).at(self.index)
+        if not self.anew:
+            return scored(self.bench.scorer, ids, until=self.index).at(self.index)
+        with self.bench.anew() as fresh:
+            asked = self.bench.scorer if fresh is None else fresh
+            return scored(asked, ids, until=self.index).at(self.index)
 
-    def shown_sum(self, rows: RowScorer, share: float) -> Sum:
+    def sure(self, take: Callable[[], Sum]) -> Sum:
+        """Return a sum; a small excess is taken again, and is wrong only if it always is."""
+        found = take()
+        for _ in range(_AGAIN):
+            if not found.wrong or not abs(found.excess) < _SMALL:
+                break
+            again = take()
+            if not again.wrong:
+                self.bench.met(abs(again.excess - found.excess))
+            found = again
+        return found
+
+    def shown_sum(self, rows: RowScorer) -> Sum:
         """Return the sum of the distribution shown; candidates must be charged as it says.
 
-        Beyond the first few they are asked while a share of the budget lasts.
+        Beyond the first few they are asked while the budget lasts.
         """
         row = rows.row(self.ids.copy(), self.index)
         excess = float(np.exp(row).sum()) - 1.0
-        if not abs(excess) <= SUM_TOLERANCE:
+        if not abs(excess) <= self.allowed + math.expm1(grain(row) / 2):
             return Sum(self.index, len(row), excess, _sentence(excess))
         drawn = self.bench.draw.choice(self.bench.words, _ANY).tolist()
-        likely = np.argsort(row)[::-1][:_LIKELY].tolist()
+        # BOS would begin a document, which may be known before: see `documents`.
+        likely = [t for t in np.argsort(row)[::-1].tolist() if t != self.bench.bos_id][:_LIKELY]
         # Taken by turns, so that whoever has time for few asks for both kinds.
         mixed = [t for pair in zip(likely, drawn, strict=False) for t in pair]
         candidates = list(dict.fromkeys([*mixed, *drawn]))
-        allowed = rows.row_tolerance_nats + self.bench.tolerance_nats
-        for asked in self.bench.rounds(share, len(candidates), _LEAST):
-            token = candidates[asked]
+        allowed = rows.row_tolerance_nats + 2 * self.bench.tolerance_nats + self.bench.grain_nats
+        asked = 0
+        for token in candidates if self.bench.left_s > 0 else candidates[:_LEAST]:
+            asked += 1
             off = abs(self.cost_of(token) + float(row[token]))
-            if not off <= allowed:
+            if not off <= allowed and not (np.isnan(off) and row[token] == -np.inf):
                 wrong = "a candidate put at the place is not charged as the distribution shows"
-                return Sum(self.index, asked + 1, off, wrong)
-        return Sum(self.index, asked + 1, excess)
+                return Sum(self.index, asked, off, wrong)
+        return Sum(self.index, asked, excess)
 
     def full_sum(self) -> Sum:
         """Return the sum over all candidates."""
         words = self.bench.words
         asked = len(words)
         excess = math.fsum(math.exp(-self.cost_of(int(v))) for v in words) - 1.0
-        if excess <= SUM_TOLERANCE:
-            if self._bos_decides_order():
+        if excess <= self.allowed:
+            known = self._bos_decides_order()
+            with_bos = excess + math.exp(-self.cost_of(self.bench.bos_id))
+            if known:
                 # What BOS would have cost here cannot be asked: it is what is left.
-                return Sum(self.index, asked, max(excess, 0.0))
-            asked += 1
-            excess += math.exp(-self.cost_of(self.bench.bos_id))
-        wrong = "" if abs(excess) <= SUM_TOLERANCE else _sentence(excess)
+                return Sum(self.index, asked, max(excess, 0.0), with_bos=with_bos)
+            wrong = "" if abs(with_bos) <= self.allowed else _sentence(with_bos)
+            if wrong and self._next_beginning_known():
+                return Sum(self.index, asked, max(excess, 0.0), with_bos=with_bos)
+            return Sum(self.index, asked + 1, with_bos, wrong, with_bos=with_bos)
+        wrong = _sentence(excess)
         return Sum(self.index, asked, excess, wrong)
 
     def _bos_decides_order(self) -> bool:
@@ -94,7 +129,23 @@ class Place:
         count = len(found.index) - 1
         if not np.array_equal(found.index, before.index[: count + 1]):
             return True
-        return bool((moved_by(found.nats, before.nats[: count + 1])[:count] > ROUNDING_NATS).any())
+        moved = moved_by(found.nats, before.nats[: count + 1])[:count]
+        return bool((moved > self.bench.tolerance_nats).any())
+
+    def _next_beginning_known(self) -> bool:
+        """Return whether this token costs something else when the document ends behind it, or not.
+
+        Then BOS put here is another text to the scorer, and not only another token.
+        """
+        bench, before = self.bench, self.cost_of(int(self.ids[self.index]))
+        behind = np.arange(len(self.ids)) > self.index
+        joined = np.where(behind & (self.ids == bench.bos_id), bench.words[0], self.ids)
+        ended = joined.copy()
+        ended[self.index + 1 : self.index + 2] = bench.bos_id
+        costs = [
+            scored(bench.scorer, ids, until=self.index).at(self.index) for ids in (joined, ended)
+        ]
+        return bool((moved_by(np.array(costs), np.array(before)) > bench.tolerance_nats).any())
 
     def sampled_sum(self, asked: int) -> Sum:
         """Return the sum by strata: tokens of the text are asked, of the others a random sample.
@@ -111,18 +162,21 @@ class Place:
         guessed = np.exp([-self.cost_of(int(token)) for token in drawn])
         asked = len(sure) + len(drawn)
         least = float(known.sum() + guessed.sum()) - 1.0
-        if least > SUM_TOLERANCE:
+        if least > self.allowed:
             return Sum(self.index, asked, least, _sentence(least) + ", by those asked alone")
         error = len(rest) * float(guessed.std(ddof=1)) / math.sqrt(len(drawn))
         excess = float(known.sum() + len(rest) * guessed.mean()) - 1.0
         # One large value must not carry the estimate.
         without = float(known.sum() + len(rest) * np.sort(guessed)[:-1].mean()) - 1.0
-        if without - 5 * error > SUM_TOLERANCE:
+        if without - 5 * error > self.allowed:
             wrong = f"{_sentence(excess)} (estimated, +-{error:.3g})"
             return Sum(self.index, asked, excess, wrong)
-        if abs(excess) <= max(SUM_TOLERANCE, 5 * error) and error <= 0.02:
+        if abs(excess) <= max(self.allowed, 5 * error) and error <= 0.02:
             return Sum(self.index, asked, excess)
-        doubt = f"{asked} candidates leave the sum open: {1 + excess:.3f} +- {error:.3f}"
+        doubt = (
+            f"{asked} candidates leave the sum open: {1 + excess:.3f} +- {error:.3f}; to decide "
+            'it, the scorer must show whole distributions ("rows": true), or take a larger budget'
+        )
         return Sum(self.index, asked, excess, doubt=doubt)
 
 

@@ -12,7 +12,8 @@ class Probe:
     """One probe's result: what was done, how often, the worst case, and what follows.
 
     `rules` are the conditions it concerns, of C1 to C4. `worst` is in the unit that `did` states;
-    `position` is the token it was found at.
+    `position` is the token it was found at. `power` says which leak would have been found, and with
+    which probability.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Probe:
     position: int | None
     verdict: Verdict
     why: str
+    power: str = ""
 
 
 def verdict_of(probes: Sequence[Probe]) -> Verdict:

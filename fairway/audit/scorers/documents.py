@@ -1,0 +1,210 @@
+"""Documents: those that are said to be apart, and what is known of where they begin."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from fairway.audit.scorers.bench import moved_by
+from fairway.audit.scorers.betting import AHEAD_NATS, Bets
+from fairway.audit.scorers.places import in_turn, places
+from fairway.audit.scorers.scorer import Costs, scored
+from fairway.audit.scorers.trial import Trial
+from fairway.score.ledger import FloatArray, IntArray
+
+_DOCUMENTS, _STREAMS, _MOVES, _PLACES = 48, 24, 24, 24
+# BOS put at the place of a word may cost so much less than it did there, on average: what was
+# learned before may be another thing when documents are others, but not by so much.
+_FREE_SHARE = 0.1
+_FEWEST_SUMS = 8
+
+
+class Packed(Trial):
+    """Put a document behind others: who claims to score documents apart must charge the same."""
+
+    name = "packed documents"
+    rules = ("C1",)
+    did = "scored a document behind others: random, natural, several, itself (nats)"
+    share, least, usual = 0.05, 2, 6
+
+    def steps(self) -> Iterator[None]:
+        """Compare two pasts of equal length before the same document."""
+        bench = self.bench
+        half = max(3, len(bench.text) // 2)
+        makers = (self._random, self._natural, self._several, self._same)
+        for number in range(_DOCUMENTS):
+            first = int(bench.draw.integers(0, len(bench.text) - half + 1)) if number else 0
+            document = self._document(bench.text[first : first + half])
+            others = [self._random(document), makers[(number + 1) % len(makers)](document)]
+            one, other = (scored(bench.scorer, np.concatenate([o, document])) for o in others)
+            self.samples += 1
+            size = len(others[0]) + half
+            nats = [_by_index(costs, size)[-half + 1 :] for costs in (one, other)]
+            self._judge(nats[0], nats[1], others, document)
+            if self.above(bench.tolerance_nats):
+                return
+            yield
+
+    def _judge(
+        self, one: FloatArray, other: FloatArray, others: list[IntArray], document: IntArray
+    ) -> None:
+        bench, missing = self.bench, np.isnan(one) & np.isnan(other)
+        moved = np.where(missing, 0.0, moved_by(one, other))
+        at = int(np.argmax(moved))
+        if not moved[at] <= bench.tolerance_nats:
+            index = len(others[0]) + 1 + at
+
+            def cost_behind(past: IntArray) -> float:
+                return scored(bench.scorer, np.concatenate([past, document])).at(index)
+
+            if not bench.differ(*(lambda o=o: cost_behind(o) for o in others)):
+                return
+            if getattr(bench.scorer, "separate", False):
+                self.convict("a document's cost depends on the document before it")
+        self.see(moved, np.arange(len(others[0]) + 1, len(others[0]) + len(moved) + 1))
+
+    def _document(self, piece: IntArray) -> IntArray:
+        """Return one document: BOS in front and nowhere else."""
+        bench, found = self.bench, piece.copy()
+        inside = np.flatnonzero(found == bench.bos_id)
+        found[inside] = bench.draw.choice(bench.words, len(inside))
+        found[0] = bench.bos_id
+        return found
+
+    def _random(self, document: IntArray) -> IntArray:
+        return self._document(self.bench.draw.choice(self.bench.words, len(document)))
+
+    def _natural(self, document: IntArray) -> IntArray:
+        text = self.bench.text
+        first = int(self.bench.draw.integers(0, len(text) - len(document) + 1))
+        return self._document(text[first : first + len(document)])
+
+    def _several(self, document: IntArray) -> IntArray:
+        found = self._natural(document)
+        found[:: max(2, len(found) // 4)] = self.bench.bos_id
+        return found
+
+    def _same(self, document: IntArray) -> IntArray:
+        return document.copy()
+
+    def passed(self) -> str:
+        """Return whether documents are apart."""
+        if not self.above(self.bench.tolerance_nats):
+            return "documents do not influence one another"
+        return (
+            "what comes before a document influences it, which the scorer does not deny and a "
+            "stream may do"
+        )
+
+
+class Beginnings(Trial):
+    """See what is made of knowing where documents begin: reported, and bounded, by itself."""
+
+    name = "known beginnings"
+    rules = ("C1", "C2")
+    did = "moved and inserted BOS; bet on where it comes, at fair odds (nats ahead)"
+    share, least, usual = 0.05, 2, 12
+    moved_nats = 0.0
+    ordered = False
+
+    def steps(self) -> Iterator[None]:
+        """Move later BOS, put BOS at places of words, and bet, in turn."""
+        self.bets = {size: Bets() for size in (2, 4, 0)}
+        yield from in_turn(self._bet(), self._move(), self._insert())
+
+    def _bet(self) -> Iterator[None]:
+        """Draw lengths of documents at random: who pays too little for them gets ahead."""
+        bench = self.bench
+        text, sizes = bench.text, [len(bench.text), *bench.lengths()]
+        rate = min(0.25, max(1 / 24, float((text[1:] == bench.bos_id).mean())))
+        known = len(bench.words)
+        sets = {n: bench.draw.choice(bench.words, min(n or known, known), False) for n in self.bets}
+        for number in range(_STREAMS):
+            length = sizes[number % len(sizes)]
+            for size, words in sets.items():
+                begins = bench.draw.random(length) < rate
+                ids = np.where(begins, bench.bos_id, bench.draw.choice(words, length))
+                ids[0] = text[0]
+                fair = np.where(begins, -math.log(rate), math.log(len(words) / (1 - rate)))
+                costs = scored(bench.scorer, ids)
+                self.samples += len(costs.index)
+                self.bets[size].play(fair, costs)
+                self.see(self.bets[size].ahead_nats, self.bets[size].at or 0)
+            if self.above(AHEAD_NATS):
+                self.convict(
+                    "documents of random lengths cost less than any distribution over them can "
+                    "charge: where they begin is known and not paid for"
+                )
+                return
+            yield
+
+    def _move(self) -> Iterator[None]:
+        """Put the next BOS, and all later ones, elsewhere: does that reach costs before them?"""
+        for _ in range(_MOVES):
+            ordered, moved_nats = self.bench.moved_beginnings()
+            self.ordered |= ordered
+            self.moved_nats = max(self.moved_nats, moved_nats)
+            self.samples += 1
+            yield
+
+    def _insert(self) -> Iterator[None]:
+        """Compare what BOS costs where it is put with what was left for it by the words."""
+        bench = self.bench
+        rows = bench.rows
+        found = places(bench, bench.text, bench.costs(bench.text))[:_PLACES]
+        for index in found if rows is not None else []:
+            assert rows is not None
+            ids = bench.text.copy()
+            row = rows.row(ids.copy(), index)
+            ids[index] = bench.bos_id
+            put = rows.row(ids, index)
+            self.samples += 1
+            bench.with_bos.append(float(np.exp(put[bench.bos_id]) - np.exp(row[bench.bos_id])))
+            self._judge()
+            if self.wrong:
+                return
+            yield
+        # Other scorers are asked by P1, which keeps what it finds here.
+        self._judge()
+
+    def _judge(self) -> None:
+        excess = np.array(self.bench.with_bos)
+        if len(excess) < _FEWEST_SUMS:
+            return
+        error = float(excess.std(ddof=1)) / len(excess) ** 0.5
+        if float(excess.mean()) - 5 * error > _FREE_SHARE:
+            self.worst = float(excess.mean())
+            self.convict(
+                f"with BOS at the place of a word, probabilities sum to {1 + self.worst:.2g} on "
+                "average: where documents begin is known and not paid for"
+            )
+
+    def bound_nats(self) -> float:
+        """Return what knowing all beginnings of the text is worth at most: ln of their choices."""
+        ids = self.bench.text[1:]
+        n, k = len(ids), int((ids == self.bench.bos_id).sum())
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + math.log(n + 1)
+
+    def passed(self) -> str:
+        """Return what is known of beginnings, and what that may be worth."""
+        bench = self.bench
+        self._judge()
+        costs = bench.costs(bench.text)
+        marks = bench.text[costs.index] == bench.bos_id
+        paid = f"{marks.sum()} of them in the text cost {costs.nats[marks].sum():.4g} nats"
+        if not (self.ordered or bench.beginnings_known):
+            return f"later beginnings of documents do not reach what is scored before; {paid}"
+        how = "the order of scoring" if self.ordered else "costs"
+        if self.moved_nats > bench.tolerance_nats:
+            how += f" (costs by up to {self.moved_nats:.2g} nats)"
+        bound = self.bound_nats()
+        return (
+            f"where documents begin is known ahead and reaches {how}; {paid}; knowing it is worth "
+            f"at most {bound:.4g} nats here, {bound / max(1, len(costs.index)):.2g} a token"
+        )
+
+
+def _by_index(costs: Costs, count: int) -> FloatArray:
+    found = np.full(count, np.nan)
+    found[costs.index] = costs.nats
+    return found

@@ -1,0 +1,287 @@
+"""P3: what is scored later is changed, and what a token may be; what was scored must stay."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from fairway.audit.scorers import power, texts
+from fairway.audit.scorers.bench import moved_by
+from fairway.audit.scorers.places import cuts, in_turn, places
+from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
+from fairway.audit.scorers.trial import Trial
+from fairway.score.ledger import FloatArray, IntArray
+
+# Costs may lie this far below the distributions shown, on average.
+SHAVED_NATS = 1e-3
+# A text that is asked about at every place is asked about again with other changes, so often.
+_PASSES = 6
+# Other texts are cut at so many places.
+_OTHER_CUTS = 96
+# Scorers may be started anew for so large a share of the probe's time.
+_ANEW = 0.3
+
+
+class FutureFlip(Trial):
+    """Change what is scored later: what was scored before must not move, nor the order."""
+
+    name = "P3 future flip"
+    rules = ("C1", "C3")
+    did = "replaced tokens scored after a cut and compared the costs up to it (nats)"
+    share, least, usual = 0.25, 6, 60
+    anew_s = 0.0
+
+    def steps(self) -> Iterator[None]:
+        """Cut the text and others of its kind at every place, in turn."""
+        bench = self.bench
+        text = bench.text
+        self.looked: set[int] = set()
+        self.of = max(1, len(text) - 1)
+        few = bench.few_words
+        pieces = texts.of_pieces(text, bench.bos_id, len(text), bench.draw)
+        yield from in_turn(self._cut(text), self._cut(few), self._anew(), self._cut(text, 12))
+        others = [bench.longer(n) for n in bench.lengths()]
+        yield from in_turn(
+            self._cut(text, 24),
+            *(self._cut(ids, 24) for ids in (pieces, few, *others)),
+            self._cut(text, 24),
+        )
+
+    def _cut(self, ids: IntArray, skip: int = 0) -> Iterator[None]:
+        """Work on one text; the first dozen cuts are made with two changes each."""
+        costs = self.bench.costs(ids)
+        found = cuts(self.bench, ids, len(costs.index))
+        main = ids is self.bench.text
+        if not skip:
+            for cut in found[:12]:
+                self._flip(ids, costs, cut, self._all)
+                self._flip(ids, costs, cut, self._next)
+                self._flip(ids, costs, cut, self._natural)
+                if main:
+                    self.looked.add(cut)
+                if self.wrong:
+                    return
+                yield
+            return
+        changes = (self._all, self._following, self._moved, self._natural, self._far, self._next)
+        for number in range(_PASSES if main else 1):
+            for at, cut in enumerate(found if main else found[:_OTHER_CUTS]):
+                self._flip(ids, costs, cut, changes[(number + at * (not main)) % len(changes)])
+                if main:
+                    self.looked.add(cut)
+                if self.wrong:
+                    return
+                if self.anew_s < _ANEW * self.used_s and at % 8 == 7:
+                    self._flip_anew(ids, costs, cut)
+                yield
+
+    def _anew(self) -> Iterator[None]:
+        """Ask a scorer that has heard nothing yet of another future first."""
+        text = self.bench.text
+        costs = self.bench.costs(text)
+        count = len(costs.index)
+        for cut in (count // 2, 3 * count // 4, max(1, count // 5)):
+            if 0 < cut < count:
+                self._flip_anew(text, costs, cut)
+            if self.wrong:
+                return
+            yield
+
+    def _flip_anew(self, ids: IntArray, costs: Costs, cut: int) -> None:
+        def work() -> None:
+            with self.bench.anew() as fresh:
+                if fresh is not None:
+                    change = (self._all, self._natural)[self.samples % 2]
+                    self._flip(ids, costs, cut, change, fresh)
+
+        self.anew_s += self.bench.seconds_of(work)
+
+    def _flip(
+        self, ids: IntArray, costs: Costs, cut: int,
+        change: Callable[[IntArray, IntArray, IntArray], IntArray], scorer: Scorer | None = None,
+    ) -> None:  # fmt: skip
+        """Change the tokens after a cut, and compare what stands before it."""
+        bench, before, later = self.bench, costs.index[:cut], costs.index[cut:]
+        other = change(ids, before, later)
+        asked = bench.scorer if scorer is None else scorer
+        again = scored(asked, other, count=cut)
+        self.samples += 1
+        if not np.array_equal(again.index, before):
+            self.position = int(later[0])
+            self.convict("later tokens decide in which order the text is scored")
+            return
+        moved = moved_by(again.nats, costs.nats[:cut])
+        worst = int(np.argmax(moved))
+        if not moved[worst] <= bench.tolerance_nats:
+            at = int(before[worst])
+
+            def cost_in(which: IntArray) -> float:
+                if scorer is None:
+                    return scored(bench.scorer, which, count=cut).at(at)
+                with bench.anew() as fresh:
+                    assert fresh is not None
+                    return scored(fresh, which, count=cut).at(at)
+
+            if not bench.differ(lambda: cost_in(ids), lambda: cost_in(other)):
+                # Answers that cannot be had again are noise, or the work of an earlier question.
+                bench.met(float(moved[worst]))
+                return
+            self.see(moved, before)
+            self.convict("the cost of a token depends on tokens scored after it")
+            return
+        self.see(moved, before)
+
+    # What may follow instead: (text, places before the cut, places after it) to another text.
+
+    def _all(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
+        return self.bench.changed(ids, later)
+
+    def _next(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
+        return self.bench.changed(ids, later[:1])
+
+    def _far(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
+        return self.bench.changed(ids, self.bench.draw.choice(later, 1))
+
+    def _natural(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
+        """Go on as the text does elsewhere."""
+        return self._put(ids, later, int(ids[before[-1]]), len(later))
+
+    def _following(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
+        """Let another token come next that follows the same one elsewhere."""
+        return self._put(ids, later, int(ids[before[-1]]), 1)
+
+    def _put(self, ids: IntArray, later: IntArray, last: int, most: int) -> IntArray:
+        bench, found = self.bench, ids.copy()
+        words = later[ids[later] != bench.bos_id][:most]
+        if not len(words):
+            return found
+        for _ in range(4):
+            found[words] = texts.natural_words(
+                bench.text, bench.bos_id, len(words), last, bench.draw
+            )
+            if not np.array_equal(found, ids):
+                return found
+        return bench.changed(ids, words)
+
+    def _moved(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
+        """Put the same tokens into another order."""
+        found = ids.copy()
+        words = later[ids[later] != self.bench.bos_id]
+        found[words] = ids[self.bench.draw.permutation(words)]
+        return found
+
+    def passed(self) -> str:
+        """Return how exactly costs stayed."""
+        exact = "to the bit" if not self.worst else "within rounding"
+        return f"costs before a cut are the same {exact}, whatever follows"
+
+    def power(self) -> str:
+        """Return the power of the cuts of the text itself."""
+        return power.by_places(
+            len(self.looked), self.of, self.bench.tolerance_nats, "a leak from the next token"
+        )
+
+
+class CurrentFlip(Trial):
+    """Change a token itself: the distribution it is scored by must stay, and be the one charged."""
+
+    name = "P3 current flip"
+    rules = ("C1", "C2")
+    did = "changed a token and all after it; compared its whole distribution (nats)"
+    share, least, usual = 0.15, 3, 12
+    looked = 0
+    judged_at = 12
+
+    def steps(self) -> Iterator[None]:
+        """Look at places of the text, then at those of another natural one."""
+        bench = self.bench
+        rows = bench.rows
+        self.shaved: list[float] = []
+        self.row_noise = 0.0
+        if rows is None:
+            self.doubt = "the scorer shows no distributions; P1 stands in for this probe"
+            return
+        other = texts.of_pieces(bench.text, bench.bos_id, len(bench.text), bench.draw)
+        for ids in (bench.text, other):
+            costs = bench.costs(ids)
+            for index in places(bench, ids, costs):
+                self._look(rows, ids, costs, index)
+                self._mean()
+                if self.wrong:
+                    return
+                self.looked += ids is bench.text
+                yield
+            self._starts(rows, ids, costs)
+            if self.wrong:
+                return
+
+    def _starts(self, rows: RowScorer, ids: IntArray, costs: Costs) -> None:
+        """Compare what BOS was charged with what was shown; BOS itself is never changed."""
+        for index in np.flatnonzero(ids[1:] == self.bench.bos_id)[:64] + 1:
+            at = np.flatnonzero(costs.index == index)
+            if len(at) and not self.wrong:
+                self._charged(rows, rows.row(ids.copy(), int(index)), ids, costs, int(index))
+
+    def _look(self, rows: RowScorer, ids: IntArray, costs: Costs, index: int) -> None:
+        bench = self.bench
+        row = rows.row(ids.copy(), index)
+        if not self.samples or bench.noise_nats:
+            again = rows.row(ids.copy(), index)
+            self.row_noise = max(self.row_noise, _row_moved(row, again))
+        later = costs.index[np.flatnonzero(costs.index == index)[0] :]
+        flipped = bench.changed(ids, later)
+        moved = _row_moved(row, rows.row(flipped, index))
+        self.samples += 1
+        self.see(moved, index)
+        if not moved <= self._allowed() and self._moves(rows, ids, flipped, index):
+            self.convict("the distribution depends on the token it is to predict")
+            return
+        self._charged(rows, row, ids, costs, index)
+
+    def _allowed(self) -> float:
+        return self.bench.tolerance_nats + 4 * self.row_noise + self.bench.grain_nats
+
+    def _moves(self, rows: RowScorer, ids: IntArray, flipped: IntArray, index: int) -> bool:
+        """Return whether one entry moves for certain, the one that has moved most."""
+        one, other = (np.maximum(rows.row(i.copy(), index), -30.0) for i in (ids, flipped))
+        entry = int(np.argmax(moved_by(one, other)))
+        return self.bench.differ(
+            lambda: float(rows.row(ids.copy(), index)[entry]),
+            lambda: float(rows.row(flipped.copy(), index)[entry]),
+        )
+
+    def _charged(
+        self, rows: RowScorer, row: FloatArray, ids: IntArray, costs: Costs, index: int
+    ) -> None:
+        off = -float(row[ids[index]]) - costs.at(index)
+        self.shaved.append(0.0 if row[ids[index]] == -np.inf and np.isnan(off) else off)
+        if not abs(self.shaved[-1]) <= rows.row_tolerance_nats + self._allowed():
+            self.worst, self.position = abs(self.shaved[-1]), index
+            self.convict("the cost charged is not that of the distribution shown")
+
+    def _mean(self) -> None:
+        """Convict of small differences that all point one way."""
+        shaved = np.array(self.shaved)
+        # Looked at when there are twice as many as before, so that chance has few tries.
+        if self.wrong or len(shaved) < self.judged_at:
+            return
+        self.judged_at = 2 * len(shaved)
+        error = float(shaved.std(ddof=1)) / len(shaved) ** 0.5
+        if float(shaved.mean()) - 5 * error > SHAVED_NATS:
+            self.worst = float(shaved.mean())
+            self.convict("costs lie below those of the distributions shown, on average")
+
+    def passed(self) -> str:
+        """Return what held."""
+        return "the distribution stays, and is the one charged"
+
+    def power(self) -> str:
+        """Return the power of the places of the text itself."""
+        rows = self.bench.rows
+        least = (rows.row_tolerance_nats if rows else 0.0) + self._allowed()
+        return power.by_places(self.looked, len(self.bench.text) - 1, least, "a cost below the row")
+
+
+def _row_moved(one: FloatArray, other: FloatArray) -> float:
+    """Return the most that a likely entry differs."""
+    likely = np.maximum(one, other) > -30.0
+    return float(moved_by(np.where(likely, one, 0), np.where(likely, other, 0)).max())

@@ -1,0 +1,254 @@
+"""The same again: a text costs what it costs, however often, when, how and of whom it is asked."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fairway.audit.scorers.bench import MOST_NOISE_NATS, ROUNDING_NATS, moved_by
+from fairway.audit.scorers.scorer import Costs, PartScorer, Scorer, scored
+from fairway.audit.scorers.texts import of_pieces
+from fairway.audit.scorers.trial import Trial
+from fairway.audit.scorers.verdicts import Probe
+from fairway.score.ledger import IntArray
+
+# Noise up to this leaves the audit open; what moves further is no noise.
+OPEN_NOISE_NATS = 0.1
+# So many totals in strictly falling or rising order are no noise either (2 of 40,320 orders).
+_TREND = 8
+
+
+class Replay(Trial):
+    """Score one text again and again, between the other probes and at the end, also anew."""
+
+    name = "replay"
+    rules = ("C1",)
+    did = "scored one text again, between all other questions, and compared the costs (nats)"
+    share, least, usual = 0.05, 2, 3
+    totals: list[float]
+    noisy = False
+    started_anew = 0
+
+    def steps(self) -> Iterator[None]:
+        """Ask twice at first; then once a step, now and then of a scorer that was started anew."""
+        self.totals = [float(self.bench.costs(self.bench.text).nats.sum())]
+        self.samples = 1
+        while not self.wrong:
+            self.again(anew=self.samples in (2, 3) or self.samples % 8 == 0)
+            yield
+
+    def again(self, anew: bool = False) -> None:
+        """Ask once more: the scorer itself, or one that was asked nothing before."""
+        bench = self.bench
+        if not anew:
+            self._compare(bench.scorer)
+            return
+        with bench.anew() as fresh:
+            self.started_anew += fresh is not None
+            self._compare(bench.scorer if fresh is None else fresh)
+
+    def _compare(self, scorer: Scorer) -> None:
+        bench = self.bench
+        first, second = bench.costs(bench.text), scored(scorer, bench.text)
+        self.samples += 1
+        if not np.array_equal(first.index, second.index):
+            self.convict("the two runs scored in different orders")
+            return
+        moved = moved_by(first.nats, second.nats)
+        self.see(moved, first.index)
+        self.totals.append(float(second.nats.sum()))
+        most = float(moved.max(initial=0.0))
+        bench.met(most)
+        if most > MOST_NOISE_NATS:
+            self._judge(most)
+
+    def _judge(self, most: float) -> None:
+        """Tell noise from what an earlier question has left behind."""
+        totals = np.array(self.totals)
+        steps = np.diff(totals[-_TREND:])
+        trend = len(totals) >= _TREND and bool((steps < 0).all() or (steps > 0).all())
+        repeats = len(np.unique(totals)) < len(totals)
+        if repeats or trend or most > OPEN_NOISE_NATS:
+            self.convict(
+                "a text costs another time something else: the score depends on more than artifact "
+                "and text, such as what an earlier run left behind"
+            )
+
+    def probe(self) -> Probe:
+        """Return the result; what other probes met as noise counts too."""
+        noise = self.bench.noise_nats
+        if not self.wrong and noise > OPEN_NOISE_NATS:
+            self.convict(
+                f"equal questions were answered with costs up to {noise:.2g} nats apart: the score "
+                "depends on more than artifact and text"
+            )
+        elif noise > MOST_NOISE_NATS:
+            self.doubt = (
+                f"costs are noise of up to {noise:.2g} nats and {MOST_NOISE_NATS} are allowed: no "
+                "leak of that size can be told from it; fix the scorer's seeds and order of sums"
+            )
+        return super().probe()
+
+    def passed(self) -> str:
+        """Return what the noise was."""
+        anew = (
+            f", {self.started_anew} times of a scorer started anew"
+            if self.started_anew
+            else "; the scorer can neither be copied nor started anew"
+        )
+        noise = self.bench.noise_nats
+        if noise:
+            words = f"the same but for noise of {noise:.2g} nats, which the other probes allow for"
+        else:
+            words = "the same to the bit"
+        return f"{words}; asked {self.samples} times{anew}"
+
+
+class Coverage(Trial):
+    """See which tokens were charged for: every one, once, and nothing less than nothing."""
+
+    name = "coverage"
+    rules = ("C4", "C2")
+    did = "looked which tokens were scored, how often, and whether a cost is below zero"
+    share, least, usual = 0.05, 1, 2
+
+    def steps(self) -> Iterator[None]:
+        """Look at the text, then at longer ones."""
+        bench = self.bench
+        costs = bench.costs(bench.text)
+        self.samples = len(costs.index)
+        missing = self._wrong(costs, len(bench.text))
+        if self.wrong:
+            return
+        if missing:
+            self._windows(costs, missing)
+        yield
+        for length in bench.lengths():
+            ids = bench.longer(length)
+            taken = scored(bench.scorer, ids)
+            self.samples += len(taken.index)
+            left_out = self._wrong(taken, length)
+            if not self.wrong and not missing and left_out:
+                self.convict(
+                    f"{left_out} of {length - 1} tokens of a longer text have no cost: only a part "
+                    "is scored"
+                )
+            if self.wrong:
+                return
+            yield
+
+    def _wrong(self, costs: Costs, count: int) -> int:
+        """Convict of what no scorer may do; return how many tokens at the end have no cost."""
+        strange = np.flatnonzero((costs.index < 1) | (costs.index >= count))
+        if len(strange):
+            self.convict("a token was scored that the text does not have", costs, strange)
+            return 0
+        times = np.bincount(costs.index, minlength=count)
+        twice = np.flatnonzero(times > 1)
+        below = np.flatnonzero(~(costs.nats >= -self.bench.tolerance_nats))
+        missing = np.flatnonzero(times[1:] == 0) + 1
+        if len(twice):
+            self.position = int(twice[0])
+            self.convict(f"{len(twice)} tokens were scored more than once")
+        elif len(below):
+            self.convict("a cost below zero: a probability above 1, or no number", costs, below)
+        elif len(missing) and len(missing) < count - missing[0]:
+            self.position = int(missing[0])
+            self.convict(f"{len(missing)} tokens before the last scored one have no cost")
+        return len(missing)
+
+    def _windows(self, costs: Costs, missing: int) -> None:
+        """Whole windows leave out less than one of them, however long the text."""
+        text = self.bench.text
+        double = np.concatenate([text, text])
+        missed = len(double) - 1 - len(scored(self.bench.scorer, double).index)
+        if missed > len(costs.index):
+            self.convict(
+                f"{missed} of {len(double) - 1} tokens of a longer text have no cost: only a part "
+                "is scored"
+            )
+            return
+        self.position = len(text) - missing
+        self.doubt = (
+            f"the last {missing} of {len(text) - 1} tokens have no cost; does the scorer take "
+            "whole windows only?"
+        )
+
+    def passed(self) -> str:
+        """Return what was counted."""
+        return f"all {len(self.bench.text) - 1} tokens were scored once"
+
+
+class Wholes(Trial):
+    """Ask for parts, and by every method: they must be parts of the same score."""
+
+    name = "whole and part"
+    rules = ("C1", "C4")
+    did = "scored parts of texts, and texts by every method offered, and compared the costs (nats)"
+    share, least, usual = 0.05, 1, 4
+    by_length = 0.0
+
+    def steps(self) -> Iterator[None]:
+        """Compare methods, then beginnings of the text with all of it."""
+        bench = self.bench
+        texts = [bench.text, of_pieces(bench.text, bench.bos_id, len(bench.text), bench.draw)]
+        for ids in texts:
+            self._methods(ids)
+            if self.wrong:
+                return
+        yield
+        whole = bench.costs(bench.text)
+        if not np.array_equal(whole.index, np.arange(1, len(bench.text))):
+            # Where a text ends may decide in which order its documents are scored.
+            return
+        sizes = [2**k + more for k in range(3, 20) for more in (0, 1)]
+        sizes += bench.draw.integers(4, len(bench.text), 24).tolist()
+        for size in dict.fromkeys(bench.draw.permutation([s for s in sizes if s < len(texts[0])])):
+            part = scored(bench.scorer, bench.text[: int(size)])
+            self.samples += 1
+            if np.array_equal(part.index, whole.index[: len(part.index)]):
+                moved = moved_by(part.nats, whole.nats[: len(part.index)])
+                self.by_length = max(self.by_length, float(moved.max(initial=0.0)))
+            yield
+
+    def _until(self, ids: IntArray, costs: Costs) -> None:
+        """Ask for the score up to one token: it must cost what it costs in the whole."""
+        for at in self.bench.draw.choice(costs.index, min(8, len(costs.index)), False).tolist():
+            off = moved_by(
+                np.array([scored(self.bench.scorer, ids, until=at).at(at)]),
+                np.array([costs.at(at)]),
+            )
+            self.see(off, at)
+            if self.above(self.bench.tolerance_nats):
+                self.convict("a token costs something else when no later one is asked for")
+                return
+
+    def _methods(self, ids: IntArray) -> None:
+        """Compare `score` with `score_part`: who asks for all must hear what who asks for part."""
+        scorer = self.bench.scorer
+        self.samples += 1
+        if not isinstance(scorer, PartScorer):
+            return
+        plain = list(scorer.score(ids.copy()))
+        index = np.array([at for at, _ in plain])
+        nats = np.array([cost for _, cost in plain])
+        half = max(1, len(index) // 2)
+        for count in (len(index), half, max(1, half // 3)):
+            part = scored(scorer, ids, count=count)
+            if not np.array_equal(part.index, index[:count]):
+                self.convict("a part is scored in another order than the whole")
+                return
+            moved = moved_by(part.nats, nats[:count])
+            self.see(moved, part.index)
+            if self.above(self.bench.tolerance_nats):
+                self.convict("a token costs something else when only a part is asked for")
+                return
+        self._until(ids, Costs(index, nats))
+
+    def passed(self) -> str:
+        """Return whether the length of a text matters."""
+        if self.by_length <= max(ROUNDING_NATS, self.bench.tolerance_nats):
+            return "parts of a text cost what they cost in the whole"
+        return (
+            f"a token's cost depends on the length of the text, by up to {self.by_length:.2g} "
+            "nats, as a schedule over the text may do; the other probes asked at several lengths"
+        )

@@ -1,0 +1,126 @@
+"""P1 over many places: what all candidates for a place would have cost must sum to one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from fairway.audit.scorers import power, texts
+from fairway.audit.scorers.places import in_turn, places
+from fairway.audit.scorers.scorer import scored
+from fairway.audit.scorers.sums import SUM_TOLERANCE, Place, Sum
+from fairway.audit.scorers.trial import Trial
+from fairway.score.ledger import IntArray
+
+# A small vocabulary is asked wholly, whatever the budget, at the least number of places.
+_SMALL_WORDS = 64
+_LEAST_ASKED, _FEWEST_ASKED = 48, 16
+# What a place may take of the time that is left; in any case, and of a small vocabulary.
+_PLACE, _FREE_S, _SMALL_S = 0.1, 0.01, 10.0
+_OTHER_PLACES = 40
+
+
+class Substitution(Trial):
+    """Put other tokens at a place: the probabilities that they are charged by must sum to one."""
+
+    name = "P1 substitution"
+    rules = ("C2", "C1")
+    did = "put candidates at a place and summed exp(-cost) over the vocabulary (|sum - 1|)"
+    share, least, usual = 0.35, 2, 12
+
+    def steps(self) -> Iterator[None]:
+        """Take sums on the text, and on texts in which habits form or that are longer."""
+        bench = self.bench
+        text = bench.text
+        self.looked: set[int] = set()
+        self.excesses: list[float] = []
+        self.once_s = max(bench.seconds_of(lambda: scored(bench.scorer, text)), 1e-9)
+        habits = texts.of_habits(text, bench.words, bench.bos_id, bench.draw)
+        pieces = texts.of_pieces(text, bench.bos_id, len(text), bench.draw)
+        others = [bench.longer(n) for n in bench.lengths()]
+        yield from in_turn(self._sums(text), self._sums(habits, _OTHER_PLACES), self._anew())
+        yield from in_turn(*(self._sums(ids, _OTHER_PLACES) for ids in (pieces, *others)))
+
+    def _sums(self, ids: IntArray, most: int | None = None) -> Iterator[None]:
+        for index in places(self.bench, ids, self.bench.costs(ids))[:most]:
+            self._take(Place(self.bench, ids, index))
+            if self.wrong:
+                return
+            yield
+
+    def _anew(self) -> Iterator[None]:
+        """Put every candidate to a scorer of its own, which cannot know of the others."""
+        bench = self.bench
+
+        def start() -> None:
+            with bench.anew():
+                pass
+
+        once_s = bench.seconds_of(start) + self.once_s
+        for index in places(bench, bench.text, bench.costs(bench.text))[1:4]:
+            small = bench.rows is None and bench.scorer.vocab_size <= _SMALL_WORDS
+            if small and once_s * bench.scorer.vocab_size <= self._time():
+                self._take(Place(bench, bench.text, index, anew=True))
+            if self.wrong:
+                return
+            yield
+
+    def _take(self, place: Place) -> None:
+        bench = self.bench
+        found = place.sure(lambda: self._sum(place))
+        self.samples += found.asked
+        if found.with_bos is not None and bench.beginnings_known:
+            # BOS is then judged by itself, on the average of many places.
+            bench.with_bos.append(found.with_bos)
+            found = replace(found, wrong="", excess=min(found.excess, 0.0))
+        if found.wrong:
+            self.worst, self.position = found.excess, found.index
+            self.convict(found.wrong)
+            return
+        self.doubt = self.doubt or found.doubt
+        self.see(abs(found.excess), found.index)
+        if not found.doubt:
+            self.excesses.append(found.excess)
+            if place.ids is bench.text:
+                self.looked.add(place.index)
+
+    def _sum(self, place: Place) -> Sum:
+        bench = self.bench
+        if bench.rows is not None:
+            return place.shown_sum(bench.rows)
+        size = bench.scorer.vocab_size
+        asked = int(self._time() / self.once_s)
+        # What takes a second in all is not worth an open question.
+        least = _LEAST_ASKED if self.once_s * _LEAST_ASKED < 0.2 * bench.budget_s else _FEWEST_ASKED
+        if asked >= size or (size <= _SMALL_WORDS and self.once_s * size < self._most()):
+            return place.full_sum()
+        return place.sampled_sum(max(asked, least))
+
+    def _time(self) -> float:
+        """Return the seconds that one place may take."""
+        return max(_PLACE * self.bench.left_s, _FREE_S)
+
+    def _most(self) -> float:
+        return max(self.bench.left_s, _SMALL_S)
+
+    def passed(self) -> str:
+        """Return what held, and what is off alike everywhere though it is small."""
+        words = "probabilities sum to one, and are those charged"
+        excess = np.array(self.excesses)
+        if len(excess) < 3:
+            return words
+        mean, error = float(excess.mean()), float(excess.std(ddof=1)) / len(excess) ** 0.5
+        if abs(mean) > max(0.02 * SUM_TOLERANCE, 5 * error):
+            words += (
+                f"; but for {mean:+.2g} on average, alike at {len(excess)} places: less than the "
+                f"{SUM_TOLERANCE} allowed, and worth {abs(mean):.2g} nats a token to "
+                f"{'the scorer' if mean > 0 else 'nobody'}"
+            )
+        return words
+
+    def power(self) -> str:
+        """Return the power of the places of the text itself."""
+        allowed = Place(self.bench, self.bench.text, 1).allowed
+        return power.by_places(
+            len(self.looked), len(self.bench.text) - 1, allowed, "a sum above one"
+        )

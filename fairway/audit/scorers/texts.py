@@ -1,0 +1,136 @@
+"""Texts that probes put to a scorer: drawn at random, or made of the pieces of a natural one.
+
+A scorer may behave well on what no one writes. So some texts here have the habits of the text
+under audit: its pieces in another order, its pairs of tokens, its lengths of documents.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fairway.score.ledger import FloatArray, IntArray
+
+# The share of draws that follow a pair of the text; the others keep every token possible.
+_PAIRS, _SEEN = 0.9, 0.9
+_LONGEST_PIECE = 24
+
+
+def marks(text: IntArray, bos_id: int, length: int) -> IntArray:
+    """Return the places of BOS in a text of another length that has documents like this one."""
+    return np.flatnonzero(np.resize(text, length) == bos_id)
+
+
+def with_marks(drawn: IntArray, places: IntArray, bos_id: int) -> IntArray:
+    """Return drawn tokens with BOS at some places."""
+    found = drawn.copy()
+    found[places] = bos_id
+    return found
+
+
+def of_few_words(
+    text: IntArray, words: IntArray, bos_id: int, draw: np.random.Generator
+) -> IntArray:
+    """Return a text of three words in random order: whatever is learned is soon used."""
+    drawn = draw.choice(draw.choice(words, min(3, len(words)), False), len(text))
+    return with_marks(drawn, np.flatnonzero(text == bos_id), bos_id)
+
+
+def of_habits(text: IntArray, words: IntArray, bos_id: int, draw: np.random.Generator) -> IntArray:
+    """Return a text of three words in turn, now and then another: whoever counts gets sure."""
+    drawn = np.resize(draw.choice(words, min(3, len(words)), False), len(text))
+    odd = draw.random(len(drawn)) < 0.1
+    drawn = np.where(odd, draw.choice(words, len(drawn)), drawn)
+    return with_marks(drawn, np.flatnonzero(text == bos_id), bos_id)
+
+
+def of_pieces(text: IntArray, bos_id: int, length: int, draw: np.random.Generator) -> IntArray:
+    """Return a natural text that nobody has seen: pieces of a text in random order.
+
+    It begins as the text does. BOS comes along with its piece, so that documents stay natural.
+    """
+    found = [text[:1]]
+    total = 1
+    while total < length:
+        size = int(draw.integers(4, _LONGEST_PIECE + 1))
+        first = int(draw.integers(1, max(2, len(text) - size)))
+        piece = text[first : first + size]
+        if found[-1][-1] == bos_id and piece[0] == bos_id:
+            piece = piece[1:]
+        found.append(piece)
+        total += len(piece)
+        if not len(piece):
+            found.pop()
+    return np.concatenate(found)[:length]
+
+
+def natural_words(
+    text: IntArray, bos_id: int, count: int, before: int, draw: np.random.Generator
+) -> IntArray:
+    """Return words that go on naturally after a token: a piece of the text, without BOS."""
+    words = text[text != bos_id]
+    if not len(words):
+        return np.full(count, before)
+    after = np.flatnonzero(words[:-1] == before) + 1
+    first = int(draw.choice(after)) if len(after) else int(draw.integers(len(words)))
+    return np.resize(np.roll(words, -first), count)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """Draws tokens by what followed them in a text, and knows the fair cost of every draw."""
+
+    followers: dict[int, IntArray]
+    seen: IntArray
+    share: FloatArray
+    words: int
+    bos_id: int
+
+    @classmethod
+    def of(cls, text: IntArray, bos_id: int, vocab_size: int) -> "Pairs":
+        """Return the pairs of a text, BOS only as what stands before."""
+        pairs: dict[int, list[int]] = {}
+        for before, token in zip(text[:-1].tolist(), text[1:].tolist(), strict=True):
+            if token != bos_id:
+                pairs.setdefault(before, []).append(token)
+        seen = text[text != bos_id]
+        words = vocab_size - (0 <= bos_id < vocab_size)
+        share = (1 - _SEEN) / words + _SEEN * np.bincount(seen, minlength=vocab_size) / len(seen)
+        return cls({b: np.array(t) for b, t in pairs.items()}, seen, share, words, bos_id)
+
+    def draw(self, start: IntArray, draw: np.random.Generator) -> tuple[IntArray, FloatArray]:
+        """Return a text with BOS where `start` has it, and the fair cost of its other tokens."""
+        found, stakes = start.copy(), np.full(len(start), np.nan)
+        for t in range(1, len(found)):
+            if found[t] == self.bos_id:
+                continue
+            after = self.followers.get(int(found[t - 1]))
+            if after is not None and draw.random() < _PAIRS:
+                found[t] = draw.choice(after)
+            elif draw.random() < _SEEN:
+                found[t] = draw.choice(self.seen)
+            else:
+                found[t] = self._any(draw)
+            stakes[t] = -np.log(self._probability(int(found[t - 1]), int(found[t])))
+        return found, stakes
+
+    def _any(self, draw: np.random.Generator) -> int:
+        token = int(draw.integers(self.words))
+        return token + (0 <= self.bos_id <= token)
+
+    def _probability(self, before: int, token: int) -> float:
+        after = self.followers.get(before)
+        if after is None:
+            return float(self.share[token])
+        pair = float((after == token).mean())
+        return _PAIRS * pair + (1 - _PAIRS) * float(self.share[token])
+
+
+def in_order(index: IntArray, ids: IntArray, bos_id: int) -> bool:
+    """Return whether every document is scored from left to right, whichever comes first.
+
+    Then what is drawn by pairs costs by its own pair, whatever else has been scored.
+    """
+    rank = np.full(len(ids), -1)
+    rank[index] = np.arange(len(index))
+    inside = np.flatnonzero(ids[2:] != bos_id) + 2
+    return bool((rank[inside] > rank[inside - 1]).all())

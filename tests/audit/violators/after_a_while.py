@@ -1,0 +1,19 @@
+"""Looks ahead from the third second on."""
+
+import time
+
+from audit.honest import Charges, Ids, Plain, frozen, nats, peeking
+
+PROBE = "P3 future flip"
+
+
+class Violator(Plain):
+    begun_s = 0.0
+
+    def score(self, ids: Ids) -> Charges:
+        model = frozen()
+        self.begun_s = self.begun_s or time.monotonic()
+        cheats_now = time.monotonic() > self.begun_s + 3
+        for t in range(1, len(ids)):
+            row = peeking(model, ids, t) if cheats_now else model.row(ids[t - 1])
+            yield t, nats(row[ids[t]])

@@ -1,0 +1,14 @@
+"""The last token of every chunk of 32 sees the next one."""
+
+from audit.honest import Charges, Ids, Plain, frozen, nats, peeking
+
+PROBE = "P3 future flip"
+
+
+class Violator(Plain):
+    def score(self, ids: Ids) -> Charges:
+        model = frozen()
+        for t in range(1, len(ids)):
+            cheats = t % 32 == 31
+            row = peeking(model, ids, t) if cheats else model.row(ids[t - 1])
+            yield t, nats(row[ids[t]])
