@@ -4,7 +4,7 @@ A folder in the challenge's format has no fixed schema, so numbers are taken whe
 what they mean; what could not be found is said. Nothing of it is executed or imported.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from fairway.audit.records.accounts import LIMIT_BYTES, Shipped, text_bytes, tot
 from fairway.audit.records.claims import Claims, read_claims
 from fairway.audit.records.folder import File, Folder, open_folder, read_object, read_text
 from fairway.audit.records.logs import Log, read_log
-from fairway.audit.records.syntax import Script, patterns
-from fairway.audit.records.unwrap import MOST_PARSED, unwrap
+from fairway.audit.records.sources import check_sources
 
 # More logs than these are not read; a record has three to five.
 _MOST_LOGS = 50
-# Bytes of all logs together, and of all scripts: seconds of work.
-_LOG_BYTES, _SCRIPT_BYTES = 1 << 26, 1 << 24
+# Bytes of all logs together: seconds of work.
+_LOG_BYTES = 1 << 26
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
 _README_BYTES = 1_000_000
 
@@ -75,7 +74,7 @@ def _findings(folder: Folder, facts: dict[str, Any]) -> Iterator[Finding]:
     yield from agreement.check_settings(logs)
     yield from agreement.check_scores(logs, claims, facts)
     yield from agreement.check_gates(logs)
-    sources = yield from _sources(folder, logs, facts)
+    sources = yield from check_sources(folder, logs, facts)
     yield from agreement.check_known_settings(logs, sources)
     for file in folder.named("readme.md")[:1]:
         text = read_text(file, _README_BYTES)
@@ -137,38 +136,3 @@ def _shipped(folder: Folder) -> Shipped:
         if file.size_bytes > 1_000_000
     )
     return Shipped(scripts[0].size_bytes if scripts else None, code, models)
-
-
-def _sources(
-    folder: Folder, logs: list[Log], facts: dict[str, Any]
-) -> Generator[Finding, None, list[str]]:
-    """Yield what the source says; return the text of all layers of all scripts."""
-    texts: list[str] = []
-    settings = {name: str(value) for log in logs for name, value in log.settings.items()}
-    left_bytes, left_parsed = _SCRIPT_BYTES, MOST_PARSED
-    # The script that was run comes first, so that no other takes what may be parsed.
-    scripts = sorted(folder.ending(".py"), key=lambda f: f.path.name.lower() != "train_gpt.py")
-    for file in scripts[:_MOST_LOGS]:
-        if left_bytes <= 0:
-            why = f"of all scripts together {_SCRIPT_BYTES:,} bytes are read"
-            yield Finding("warning", "unpack", why, file.name)
-            break
-        opened = unwrap(read_text(file), left_parsed)
-        unpacked = sum(len(layer.source) for layer in opened.layers)
-        left_bytes, left_parsed = left_bytes - unpacked, left_parsed - unpacked
-        texts += [layer.source for layer in opened.layers]
-        facts.setdefault("layers", {})[file.name] = len(opened.layers)
-        if opened.stopped:
-            why = f"the script cannot be unpacked for reading: {opened.stopped}"
-            yield Finding("warning", "unpack", why, file.name)
-        innermost = opened.layers[-1]
-        if innermost.tree is None:
-            why = (
-                "the script could not be read as Python here, or is too long, so its patterns were "
-                "not checked"
-            )
-            yield Finding("note", "syntax", why, file.name)
-        elif file.path.name.lower() == "train_gpt.py" or len(scripts) == 1:
-            shown = file.name if not innermost.depth else f"{file.name} (layer {innermost.depth})"
-            yield from patterns(Script(shown, innermost.tree, settings))
-    return texts
