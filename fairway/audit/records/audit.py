@@ -6,7 +6,7 @@ what they mean; what could not be found is said. Nothing of it is executed or im
 
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,10 @@ from fairway.audit.records.folder import (
     read_text,
 )
 from fairway.audit.records.logs import Log, read_log
-from fairway.audit.records.syntax import Script, patterns
-from fairway.audit.records.unwrap import MOST_PARSED, unwrap
+from fairway.audit.records.sources import check_sources
 from fairway.audit.records.work import LOG_BYTES, MOST_LOGS, MOST_OF_A_CODE, MOST_S, Work
 from fairway.errors import UserError
 
-# Bytes of all scripts: seconds of work.
-_SCRIPT_BYTES = 1 << 24
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
 _ARCHIVES = (".gz", ".zip", ".bz2", ".tar", ".tgz", ".7z", ".rar")
 _README_BYTES = 1_000_000
@@ -191,7 +188,7 @@ def _scores(record: _Record) -> Iterator[Finding]:
 
 
 def _scripts(record: _Record) -> Iterator[Finding]:
-    record.sources = yield from _sources(record.folder, record.logs, record.facts)
+    record.sources = yield from check_sources(record.folder, record.logs, record.facts)
     yield from agreement.check_known_settings(record.logs, record.sources)
 
 
@@ -267,38 +264,3 @@ def _shipped(folder: Folder) -> Shipped:
         if file.size_bytes > 1_000_000
     )
     return Shipped(scripts[0].size_bytes if scripts else None, code, models)
-
-
-def _sources(
-    folder: Folder, logs: list[Log], facts: dict[str, Any]
-) -> Generator[Finding, None, list[str]]:
-    """Yield what the source says; return the text of all layers of all scripts."""
-    texts: list[str] = []
-    settings = {name: str(value) for log in logs for name, value in log.settings.items()}
-    left_bytes, left_parsed = _SCRIPT_BYTES, MOST_PARSED
-    # The script that was run comes first, so that no other takes what may be parsed.
-    scripts = sorted(folder.ending(".py"), key=lambda f: f.path.name.lower() != "train_gpt.py")
-    for file in scripts[:MOST_LOGS]:
-        if left_bytes <= 0:
-            why = f"of all scripts together {_SCRIPT_BYTES:,} bytes are read"
-            yield Finding("warning", "unpack", why, file.name)
-            break
-        opened = unwrap(read_text(file), left_parsed)
-        unpacked = sum(len(layer.source) for layer in opened.layers)
-        left_bytes, left_parsed = left_bytes - unpacked, left_parsed - unpacked
-        texts += [layer.source for layer in opened.layers]
-        facts.setdefault("layers", {})[file.name] = len(opened.layers)
-        if opened.stopped:
-            why = f"the script cannot be unpacked for reading: {opened.stopped}"
-            yield Finding("warning", "unpack", why, file.name)
-        innermost = opened.layers[-1]
-        if innermost.tree is None:
-            why = (
-                "the script could not be read as Python here, or is too long, so its patterns were "
-                "not checked"
-            )
-            yield Finding("note", "syntax", why, file.name)
-        elif file.path.name.lower() == "train_gpt.py" or len(scripts) == 1:
-            shown = file.name if not innermost.depth else f"{file.name} (layer {innermost.depth})"
-            yield from patterns(Script(shown, innermost.tree, settings))
-    return texts

@@ -13,13 +13,10 @@ from dataclasses import dataclass, field
 
 from fairway.audit.findings import Finding
 
-_VALIDATION = re.compile(r"(^|_)val(_|$|id)", re.IGNORECASE)
 _TARGET = re.compile(r"^(tgt|target|targets|next_tok|next_token|gold|actual|realized|y)(_\w*)?$")
 _COST = re.compile(r"(nll|logp|log_prob|logprob|_lp|^lp)", re.IGNORECASE)
 _BYTES = re.compile(r"(n_?bytes|byte_len|blen|num_bytes|nb)$", re.IGNORECASE)
 _WEIGHT = re.compile(r"^(lam|lambda_?|lmbda|alpha|gate|mix_w|w_nn)\w*$", re.IGNORECASE)
-_WRITES = re.compile(r"(^|_)(serialize|serialise|quantize|quantise|gptq|pack)(_|$)", re.IGNORECASE)
-_LOSS = re.compile(r"(loss|nll|logits|cross_entropy|score)", re.IGNORECASE)
 _INSTALLS = re.compile(r"\b(apt(-get)?\s+install|pip3?\s+install|conda\s+install)\b")
 _FETCHES = re.compile(r"\b(curl|wget)\s+\S*(https?:|-)")
 _NETWORK = (
@@ -78,7 +75,6 @@ def patterns(script: Script) -> Iterator[Finding]:
 
 def _patterns(script: Script) -> Iterator[Finding]:
     functions = [n for n in script.walk(script.tree) if isinstance(n, Function)]
-    yield from _training_on_validation(script, functions)
     for function in functions:
         yield from _target_in_hash(script, function)
         yield from _gate_on_target(script, function)
@@ -124,101 +120,6 @@ def _shown(script: Script, node: ast.AST) -> str:
     """Return an expression as text, or nothing if it is long."""
     few = sum(1 for _ in itertools.islice(script.walk(node), _MOST_SHOWN)) < _MOST_SHOWN
     return ast.unparse(node)[:120] if few else ""
-
-
-# ---------------------------------------------------------------------------------------------
-# Validation tokens that reach an optimiser
-
-
-def _training_on_validation(script: Script, functions: list[Function]) -> Iterator[Finding]:
-    by_name = {function.name: function for function in functions}
-    trains = {f.name for f in functions if _trains_unscored(script, f)}
-    for function in functions:
-        calls = sorted(
-            (n for n in script.walk(function) if isinstance(n, ast.Call)), key=lambda n: n.lineno
-        )
-        written = next((c.lineno for c in calls if _WRITES.search(_called(c))), None)
-        if written is None:
-            continue
-        for call in calls:
-            name = _called(call).rpartition(".")[2]
-            if call.lineno < written and (
-                name in trains or _reaches(script, name, trains, by_name)
-            ):
-                yield _trained(script, function, call, name)
-
-
-def _trains_unscored(script: Script, function: Function) -> bool:
-    """Return whether a function trains on validation tokens that it has not scored itself."""
-    own = {argument.arg for argument in script.walk(function.args) if isinstance(argument, ast.arg)}
-    names = own | {n.id for n in script.walk(function) if isinstance(n, ast.Name)}
-    if not any(_VALIDATION.search(name) for name in names):
-        return False
-    backward = _lines_of(script, function, "backward")
-    if not backward or not _lines_of(script, function, "step"):
-        return False
-    # What is scored first is scored without gradients, and has a loss.
-    scored = [
-        n.lineno
-        for n in script.walk(function)
-        if isinstance(n, ast.With)
-        and _ungraded(script, n)
-        and any(_LOSS.search(name) for name in _names(script, n))
-    ]
-    return not scored or min(scored) > min(backward)
-
-
-def _ungraded(script: Script, block: ast.With) -> bool:
-    """Return whether a block runs without gradients."""
-    names = _names(script, block.items[0].context_expr)
-    return any(re.search("no_grad|inference_mode", name) for name in names)
-
-
-def _lines_of(script: Script, function: Function, method: str) -> list[int]:
-    """Return the lines in which a function calls a method."""
-    calls = (n for n in script.walk(function) if isinstance(n, ast.Call))
-    return [n.lineno for n in calls if isinstance(n.func, ast.Attribute) and n.func.attr == method]
-
-
-def _reaches(
-    script: Script, name: str, trains: set[str], by_name: dict[str, Function], depth: int = 3
-) -> bool:
-    """Return whether a function calls one that trains, over a few calls."""
-    if name not in by_name or depth == 0 or _WRITES.search(name):
-        return False
-    inside = {
-        _called(n).rpartition(".")[2] for n in script.walk(by_name[name]) if isinstance(n, ast.Call)
-    } - {name}
-    return bool(inside & trains) or any(
-        _reaches(script, other, trains, by_name, depth - 1) for other in inside
-    )
-
-
-def _trained(script: Script, inside: Function, call: ast.Call, name: str) -> Finding:
-    """Return the finding, as grave as the logs make it."""
-    switches = _switches(script, inside, call)
-    known = {s: script.settings[s] for s in switches if s in script.settings}
-    off = [s for s, value in known.items() if value.strip().lower() in ("false", "0", "0.0", "")]
-    what = f"{name}() trains on validation tokens before the model is written"
-    if off:
-        why = f"{what}, but the logs say that {off[0]} is off"
-        return Finding("note", "val-training-off", why, script.file, call.lineno, name)
-    if known or not switches:
-        how = f"; the logs say that {next(iter(known))} is on" if known else ""
-        why = f"{what}: the text is learned, then scored{how}"
-        return Finding("invalid", "val-training", why, script.file, call.lineno, name)
-    why = f"{what} if {' and '.join(sorted(switches))}; the logs do not say"
-    return Finding("warning", "val-training", why, script.file, call.lineno, name)
-
-
-def _switches(script: Script, function: Function, call: ast.Call) -> set[str]:
-    """Return the names that the conditions around a call ask for."""
-    found: set[str] = set()
-    for node in script.walk(function):
-        if isinstance(node, ast.If) and any(call in script.walk(part) for part in node.body):
-            found |= {n.attr for n in script.walk(node.test) if isinstance(n, ast.Attribute)}
-            found |= {n.id for n in script.walk(node.test) if isinstance(n, ast.Name)}
-    return {name.lower() for name in found} - {"h", "args", "hparams", "hp", "cfg", "config"}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import bz2
 import io
 import itertools
 import lzma
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from typing import Any
 
 import brotli
 import zstandard
+
+from fairway.audit.records.parse import Parsed, parsed
 
 MOST_BYTES = 16_000_000
 MOST_DEPTH = 8
@@ -35,11 +36,12 @@ Value = bytes | str
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of a script: its source, how deep it lay, and the tree if it is Python."""
+    """One layer of a script: its source, how deep it lay, its tree if it is Python, else why."""
 
     source: str
     depth: int
     tree: ast.Module | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,10 @@ def unwrap(source: str, most_parsed: int = MOST_PARSED) -> Unwrapped:
     layers: list[Layer] = []
     left = MOST_BYTES
     while True:
-        tree = _parsed(source, most_parsed)
+        read = Parsed(None, "it is too long") if len(source) > most_parsed else parsed(source)
+        tree = read.tree
         most_parsed -= len(source)
-        layers.append(Layer(source, len(layers), tree))
+        layers.append(Layer(source, len(layers), tree, read.why))
         if tree is None or len(layers) > MOST_DEPTH:
             deep = f"it is nested more than {MOST_DEPTH} deep" if tree else ""
             return Unwrapped(tuple(layers), deep)
@@ -80,19 +83,6 @@ def unwrap(source: str, most_parsed: int = MOST_PARSED) -> Unwrapped:
             return Unwrapped(tuple(layers))
         left -= len(inner)
         source = inner
-
-
-def _parsed(source: str, most: int) -> ast.Module | None:
-    """Return the syntax tree of a source, or None if it is no Python that this Python reads."""
-    if len(source) > most:
-        return None
-    try:
-        with warnings.catch_warnings():
-            # A stranger's script may have a warning in every line, told in its own words.
-            warnings.simplefilter("ignore")
-            return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
 
 
 def _inner(tree: ast.Module, left: int) -> str | None:

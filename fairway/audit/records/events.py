@@ -1,0 +1,287 @@
+"""What happens to validation tokens while a script is followed: training, scores, their sums."""
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fairway.audit.records.values import (
+    COST,
+    VAL,
+    Cut,
+    Held,
+    Label,
+    Labels,
+    Scope,
+    Slice,
+    Summed,
+    Trained,
+    Turn,
+    Value,
+)
+
+# Events that are kept; a script that has more repeats itself.
+_MOST_EVENTS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands: file, line, the expression as text, the function around it."""
+
+    file: str
+    line: int
+    text: str
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A step on a loss of validation tokens: which, and what it changed; or counts of them."""
+
+    place: Place
+    when: int
+    pieces: frozenset[Slice]
+    cuts: frozenset[Cut]
+    changed: frozenset[Held]
+    guards: tuple[str, ...]
+    fresh: bool
+    turns: tuple[Turn, ...]
+    calls: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A cost of validation tokens that was added up, and the training it depends on."""
+
+    place: Place
+    when: int
+    pieces: frozenset[Slice]
+    cuts: frozenset[Cut]
+    trained: frozenset[int]
+    guards: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    labels: Labels = frozenset()
+    calls: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Bits that were calculated from scores: those that went into them, in their order."""
+
+    place: Place
+    calls: tuple[int, ...]
+    scores: tuple[Score, ...]
+
+
+class OverBudget(Exception):  # noqa: N818 - what is found, not what went wrong here
+    """A script that takes more steps than there are."""
+
+
+@dataclass(eq=False)
+class Work:
+    """Steps that are left, for all that look at one record."""
+
+    left: int
+
+    def spend(self, steps: int = 1) -> None:
+        """Take steps; OverBudget once none are left."""
+        self.left -= steps
+        if self.left < 0:
+            raise OverBudget
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A loss that was differentiated and waits for a step."""
+
+    place: Place
+    labels: Labels
+
+
+@dataclass(eq=False)
+class Events:
+    """State of a script that is followed, and what happened so far."""
+
+    work: Work
+    clock: int = 0
+    scope: Scope = field(default_factory=lambda: Scope(""))
+    turns: list[Turn] = field(default_factory=list)
+    guards: list[str] = field(default_factory=list)
+    # Lines of the calls that led here.
+    calls: list[int] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    sinks: list[Sink] = field(default_factory=list)
+    # What everything that keeps state depends on, holds as parts, and has summed up.
+    learned: dict[Held, set[Trained]] = field(default_factory=dict)
+    parts: dict[Held, dict[str, Value]] = field(default_factory=dict)
+    summed: dict[Held, set[Summed]] = field(default_factory=dict)
+    born: dict[Held, tuple[Turn, ...]] = field(default_factory=dict)
+    # What stands for a name that is defined nowhere, or for a parameter of which nothing is known.
+    unknown: dict[str, Held] = field(default_factory=dict)
+    vague: set[Held] = field(default_factory=set)
+    disk: set[Label] = field(default_factory=set)
+    waiting: list[_Pending] = field(default_factory=list)
+    # Switches that a log shows to be on, and where.
+    seen: dict[str, str] = field(default_factory=dict)
+
+    def place(self, node: ast.AST, text: str = "") -> Place:
+        """Return where a node stands."""
+        line = getattr(node, "lineno", 0)
+        return Place(self.scope.file, line, text, self.scope.function)
+
+    def new(self) -> Held:
+        """Return a new thing that keeps state."""
+        held = Held(len(self.born))
+        self.born[held] = tuple(self.turns)
+        return held
+
+    def vague_one(self, name: str) -> Held:
+        """Return what stands for a name of which nothing is known."""
+        if name not in self.unknown:
+            self.unknown[name] = self.new()
+            self.born[self.unknown[name]] = ()
+            self.vague.add(self.unknown[name])
+        return self.unknown[name]
+
+    def with_training(self, value: Value) -> Value:
+        """Return a value of validation tokens with all training that what it was made of had."""
+        if VAL not in value.labels:
+            return value
+        return value.plus(t for h in value.of(Held) for t in self.learned.get(h, ()))
+
+    def snapshot(self, value: Value) -> Value:
+        """Return a copy that no longer follows what it was taken from."""
+        held = value.of(Held)
+        if not held:
+            return value
+        learned = {t for h in held for t in self.learned.get(h, ())}
+        summed = {s for h in held for s in self.summed.get(h, ())}
+        new = self.new()
+        self.learned[new], self.summed[new] = learned, summed
+        labels = value.without(Held).labels | learned | {new}
+        return Value(labels)
+
+    def differentiated(self, node: ast.AST, value: Value) -> None:
+        """Note that a loss was differentiated."""
+        value = self._opened(value)
+        if VAL in value.labels:
+            self.waiting.append(_Pending(self.place(node, _text(node)), value.labels))
+
+    def _opened(self, value: Value) -> Value:
+        """Return a sum with what was added to it."""
+        summed = value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
+        return value.plus(n for s in sorted(summed)[:20] for n in self.scores[s.number].labels)
+
+    def stepped(self, changed: Iterable[Held]) -> None:
+        """Note that what is held was changed by the losses that wait."""
+        waiting, self.waiting = self.waiting, []
+        holders = set(changed)
+        for pending in waiting:
+            own = {n for n in pending.labels if isinstance(n, Held)}
+            known = (own & holders) or holders or own
+            if holders <= self.vague:
+                known = own | holders
+            self._train(pending.place, pending.labels, known)
+
+    def _train(self, place: Place, labels: Labels, changed: set[Held]) -> Trained | None:
+        if len(self.trainings) >= _MOST_EVENTS:
+            return None
+        self.clock += 1
+        fresh = bool(changed) and all(len(self.born.get(h, ())) > 0 for h in changed)
+        self.trainings.append(
+            Training(
+                place, self.clock, _pieces(labels), _cuts(labels), frozenset(changed),
+                tuple(self.guards), fresh, tuple(self.turns), tuple(self.calls),
+            )
+        )  # fmt: skip
+        trained = Trained(len(self.trainings) - 1)
+        for held in changed:
+            self.learned.setdefault(held, set()).add(trained)
+        return trained
+
+    def gradient(self, node: ast.AST, loss: Value) -> Value:
+        """Return a gradient that is given back: who adds it has trained."""
+        if VAL not in loss.labels:
+            return Value(loss.labels)
+        trained = self._train(self.place(node, _text(node)), loss.labels, set())
+        return Value(frozenset({trained}) if trained else frozenset())
+
+    def forget(self, value: Value) -> None:
+        """Note that what is held was set back to what it was at the start."""
+        for held in value.of(Held):
+            self.learned.pop(held, None)
+            self.summed.pop(held, None)
+
+    def load(self, target: Value, source: Value) -> None:
+        """Note that what is held was replaced by another state."""
+        learned = source.of(Trained) | {t for h in source.of(Held) for t in self.learned.get(h, ())}
+        for held in target.of(Held):
+            self.learned[held] = set(learned)
+
+    def absorb(self, target: Value, source: Value) -> None:
+        """Note that what is held has taken in something trained: a gradient, an average."""
+        trained = source.of(Trained)
+        for held in target.of(Held):
+            if trained:
+                self.learned.setdefault(held, set()).update(trained)
+
+    def save(self, value: Value) -> None:
+        """Note that something was written to disk."""
+        self.disk |= value.of(Trained)
+        self.disk |= {t for h in value.of(Held) for t in self.learned.get(h, ())}
+
+    def added(self, node: ast.AST, target: Value, value: Value) -> Value:
+        """Return a sum to which a value is added; a cost of validation tokens is a score."""
+        value = self.with_training(value)
+        if not (VAL in value.labels and COST in value.labels):
+            kept = value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
+            for held in target.of(Held):
+                self.summed.setdefault(held, set()).update(kept)
+            return target.plus(kept | (value.labels & {VAL, COST} if kept else set()))
+        if len(self.scores) >= _MOST_EVENTS:
+            return target
+        self.clock += 1
+        trained = frozenset(t.number for t in value.of(Trained))
+        self.scores.append(
+            Score(
+                self.place(node, _text(node)), self.clock, _pieces(value.labels),
+                _cuts(value.labels), trained, tuple(self.guards), tuple(self.turns), value.labels,
+                tuple(self.calls),
+            )
+        )  # fmt: skip
+        label = Summed(len(self.scores) - 1)
+        for held in target.of(Held):
+            self.summed.setdefault(held, set()).add(label)
+        return Value(target.labels | {label})
+
+    def bits(self, node: ast.AST, value: Value) -> None:
+        """Note that a value is turned into bits."""
+        value = self.with_training(value)
+        summed = value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
+        scores = [self.scores[s.number] for s in sorted(summed)]
+        if VAL in value.labels and COST in value.labels:
+            trained = frozenset(t.number for t in value.of(Trained))
+            scores.append(
+                Score(
+                    self.place(node), self.clock + 1, _pieces(value.labels), _cuts(value.labels),
+                    trained, tuple(self.guards), tuple(self.turns),
+                )
+            )  # fmt: skip
+        if scores and len(self.sinks) < _MOST_EVENTS:
+            self.clock += 1
+            scores.sort(key=lambda score: score.when)
+            self.sinks.append(Sink(self.place(node), tuple(self.calls), tuple(scores)))
+
+
+def _pieces(labels: Labels) -> frozenset[Slice]:
+    return frozenset(n for n in labels if isinstance(n, Slice))
+
+
+def _cuts(labels: Labels) -> frozenset[Cut]:
+    return frozenset(n for n in labels if isinstance(n, Cut))
+
+
+def _text(node: ast.AST) -> str:
+    """Return a short expression as text."""
+    few = sum(1 for _ in zip(ast.walk(node), range(60), strict=False)) < 60
+    return ast.unparse(node)[:120] if few else ""

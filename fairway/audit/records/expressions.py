@@ -1,0 +1,489 @@
+"""Expressions of a script, followed by labels: what a name, an index, a call stands for."""
+
+import ast
+import builtins
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fairway.audit.records.events import Events
+from fairway.audit.records.values import (
+    COST,
+    PATH,
+    UNKNOWN,
+    VAL,
+    Callee,
+    Cut,
+    Held,
+    Items,
+    Kind,
+    Known,
+    Label,
+    Position,
+    Slice,
+    Summed,
+    Switch,
+    Turn,
+    Value,
+    cut,
+    union,
+)
+
+# Expressions inside one another that are followed; what lies deeper is unknown.
+_MOST_DEPTH = 40
+# Names that hold validation tokens wherever they come from, and strings that name their files.
+TOKENS = re.compile(r"^_?val(id|idation)?_(tok|toks|tokens?|data|ids|text)(_\w+)?$", re.I)
+_FILES = re.compile(
+    r"(^|[_/\\\-.*])val(id|idation)?[_\-.*/\\][^\s:=]*(\*|\.(bin|npy|pt|txt|jsonl?|u16|npz))"
+    r"|fineweb_val|[/\\]val(id|idation)?[/\\]"
+)
+_PATHS = re.compile(r"^_?val(id|idation)?_(\w+_)?(files?|paths?|glob|pattern|shards?)$", re.I)
+_BUILTINS = frozenset(dir(builtins))
+_NUMBERS = {"shape", "ndim", "dtype", "device", "requires_grad", "itemsize", "nbytes", "is_cuda"}
+_LOG2 = (0.6931, 0.69315, 1.4427, 1.442695)
+_COMPARED: dict[type, Callable[[object, object], bool]] = {
+    ast.Eq: lambda a, b: a == b,
+    ast.NotEq: lambda a, b: a != b,
+    ast.Lt: lambda a, b: a < b,  # type: ignore[operator]
+    ast.LtE: lambda a, b: a <= b,  # type: ignore[operator]
+    ast.Gt: lambda a, b: a > b,  # type: ignore[operator]
+    ast.GtE: lambda a, b: a >= b,  # type: ignore[operator]
+    ast.In: lambda a, b: a in b,  # type: ignore[operator]
+    ast.NotIn: lambda a, b: a not in b,  # type: ignore[operator]
+    ast.Is: lambda a, b: a is b,
+    ast.IsNot: lambda a, b: a is not b,
+}
+
+
+def plain_setting(text: str) -> object:
+    """Return a setting as a log prints it, as a value."""
+    low = text.strip().strip("'\"")
+    if low.lower() in ("true", "false", "none", ""):
+        return {"true": True, "false": False}.get(low.lower())
+    for kind in (int, float):
+        try:
+            return kind(low)
+        except ValueError:
+            continue
+    return low
+
+
+@dataclass(eq=False)
+class Expressions(Events):
+    """Follows expressions; calls are followed by `called`, which `Flow` adds."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    depth: int = 0
+
+    def called(self, node: ast.Call) -> Value:
+        """Return what a call gives."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        node: ast.Call,
+        callee: Callee,
+        arguments: list[Value],
+        named: dict[str, Value],
+    ) -> Value:
+        """Follow a function of the script and return what it returns."""
+        raise NotImplementedError
+
+    def value(self, node: ast.AST | None) -> Value:
+        """Return what an expression stands for."""
+        if node is None or self.depth > _MOST_DEPTH:
+            return UNKNOWN
+        self.work.spend()
+        self.depth += 1
+        try:
+            follow = _FOLLOWED.get(type(node))
+            return follow(self, node) if follow else self._any(node)
+        finally:
+            self.depth -= 1
+
+    def _any(self, node: ast.AST) -> Value:
+        """Return the labels of all parts of an expression."""
+        inner = (n for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr))
+        return self.with_training(Value(union([self.value(n) for n in inner])))
+
+    def _constant(self, node: ast.Constant) -> Value:
+        value = node.value
+        if isinstance(value, str) and len(value) < 400 and _FILES.search(value):
+            return Value(frozenset({PATH}), Known(value))
+        return Value(what=Known(value))
+
+    def _name(self, node: ast.Name) -> Value:
+        found = self.scope.get(node.id)
+        if found is not None:
+            return found
+        if TOKENS.match(node.id):
+            return Value(frozenset({VAL}))
+        return UNKNOWN if node.id in _BUILTINS else Value(frozenset({self.vague_one(node.id)}))
+
+    def _attribute(self, node: ast.Attribute) -> Value:
+        return self.attribute(self.value(node.value), node.attr)
+
+    def attribute(self, base: Value, name: str) -> Value:
+        """Return an attribute of a value."""
+        if name in _NUMBERS:
+            return Value(frozenset(base.of(Switch)))
+        found = self._part(base, name)
+        setting = self.settings.get(name.lower())
+        if setting is not None and (found is None or isinstance(found.what, Known | None)):
+            labels = found.labels if found else frozenset()
+            return Value(labels | {Switch(name)}, Known(plain_setting(setting)))
+        if found is not None:
+            return found
+        if _PATHS.match(name):
+            return Value(frozenset({PATH}))
+        if TOKENS.match(name) and not base.of(Slice):
+            return Value(frozenset({VAL}))
+        vague = base.what is None and base.of(Held) <= self.vague and VAL not in base.labels
+        return Value(base.labels | {Switch(name)} if vague else base.labels)
+
+    def _part(self, base: Value, name: str) -> Value | None:
+        """Return a part that is known of something: of an object, of its class, of a module."""
+        if isinstance(base.what, Kind):
+            return base.what.scope.names.get(name)
+        for held in base.of(Held):
+            parts = self.parts.get(held, {})
+            if name in parts:
+                return parts[name]
+            kind = parts.get("__class__")
+            if kind is not None and isinstance(kind.what, Kind):
+                found = kind.what.scope.names.get(name)
+                if found is not None and isinstance(found.what, Callee):
+                    return Value(base.labels, Callee(found.what.node, found.what.scope, (base,)))
+                if found is not None:
+                    return found
+        return None
+
+    def _subscript(self, node: ast.Subscript) -> Value:
+        base = self.value(node.value)
+        index = self.value(node.slice)
+        if isinstance(base.what, Items) and isinstance(index.what, Known):
+            return _item(base, index.what.value)
+        if isinstance(index.what, Known) and isinstance(index.what.value, str):
+            for held in base.of(Held):
+                part = self.parts.get(held, {}).get(f"[{index.what.value}]")
+                if part is not None:
+                    return part
+        labels = set(base.labels)
+        turns = index.of(Turn) | self._always()
+        if VAL in labels and COST not in labels:
+            labels = cut(labels, id(node), turns)
+        if VAL in labels or VAL in index.labels:
+            labels |= index.without(Held, Summed, Turn, Slice, Switch).labels
+            labels |= index.of(Slice) if VAL not in base.labels else set()
+        labels |= turns | cuts(node.slice)
+        return self.with_training(Value(frozenset(labels)))
+
+    def _always(self) -> set[Turn]:
+        """Return the turns of loops whose passes differ without a variable that says so."""
+        return {turn for turn in self.turns if turn.loop in self.unbound}
+
+    unbound: set[int] = field(default_factory=set)
+
+    def _binary(self, node: ast.BinOp) -> Value:
+        # Long sums are chains to the left: they are followed in a loop.
+        chain: list[ast.BinOp] = []
+        left: ast.expr = node
+        while isinstance(left, ast.BinOp):
+            chain.append(left)
+            left = left.left
+        value = self.value(left)
+        for link in reversed(chain):
+            right = self.value(link.right)
+            value = self._operated(link, value, right)
+        return value
+
+    def _operated(self, node: ast.BinOp, left: Value, right: Value) -> Value:
+        self.work.spend()
+        if isinstance(left.what, Known) and isinstance(right.what, Known):
+            folded = _folded(node.op, left.what.value, right.what.value)
+            if folded is not None:
+                sure = left.what.sure and right.what.sure
+                return Value(left.labels | right.labels, Known(folded, sure))
+        if isinstance(node.op, ast.Div | ast.Mult) and (is_log2(node.left) or is_log2(node.right)):
+            self.bits(node, left if is_log2(node.right) else right)
+        return self.with_training(Value(left.labels).plus(right.labels).without(Switch))
+
+    def _compare(self, node: ast.Compare) -> Value:
+        values = [self.value(node.left), *(self.value(n) for n in node.comparators)]
+        # A truth about tokens is none of them: where documents begin, say.
+        labels = frozenset(n for n in union(values) if isinstance(n, Turn | Switch))
+        if len(values) == 2:
+            truth = self._truth(node, values[0], values[1])
+            if truth is not None:
+                return Value(labels, truth)
+        return Value(labels)
+
+    def _truth(self, node: ast.Compare, left: Value, right: Value) -> Known | None:
+        a, b = left.what, right.what
+        if isinstance(a, Known) and isinstance(b, Known):
+            try:
+                truth = _COMPARED[type(node.ops[0])](a.value, b.value)
+            except TypeError:
+                return None
+            return Known(bool(truth), a.sure and b.sure)
+        if isinstance(a, Position):
+            found = _at(a, node.ops[0], b, node.comparators[0])
+            return None if found is None else Known(found)
+        return None
+
+    def _bool(self, node: ast.BoolOp) -> Value:
+        values = [self.value(n) for n in node.values]
+        labels = union(values)
+        known = [v.what for v in values if isinstance(v.what, Known)]
+        stops = isinstance(node.op, ast.Or)
+        deciding = [k for k in known if bool(k.value) == stops]
+        if deciding:
+            return Value(labels, Known(stops, any(k.sure for k in deciding)))
+        if len(known) == len(values):
+            return Value(labels, Known(not stops, all(k.sure for k in known)))
+        return Value(labels)
+
+    def _unary(self, node: ast.UnaryOp) -> Value:
+        value = self.value(node.operand)
+        if isinstance(value.what, Known) and isinstance(node.op, ast.Not):
+            return Value(value.labels, Known(not value.what.value, value.what.sure))
+        if isinstance(value.what, Known) and isinstance(node.op, ast.USub):
+            number = value.what.value
+            if isinstance(number, int | float):
+                return Value(value.labels, Known(-number, value.what.sure))
+        return Value(value.labels)
+
+    def _choice(self, node: ast.IfExp) -> Value:
+        test = self.value(node.test)
+        if isinstance(test.what, Known) and test.what.sure:
+            return self.value(node.body if test.what.value else node.orelse)
+        return Value(union([self.value(node.body), self.value(node.orelse)]) | test.of(Switch))
+
+    def _list(self, node: ast.List | ast.Tuple | ast.Set) -> Value:
+        values = tuple(self.value(n) for n in node.elts[:200])
+        labels = union(values)
+        if not values:
+            labels = labels | {self.new()}
+        starred = any(isinstance(n, ast.Starred) for n in node.elts)
+        return Value(labels, None if starred or not values else Items(values))
+
+    def _dict(self, node: ast.Dict) -> Value:
+        held = self.new()
+        parts = self.parts.setdefault(held, {})
+        values = []
+        for key, value in zip(node.keys[:300], node.values, strict=False):
+            found = self.value(value)
+            values.append(found)
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                parts[f"[{key.value}]"] = found
+        return Value(union(values) | {held})
+
+    def _comprehension(self, node: ast.AST) -> Value:
+        assert isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp)
+        for part in node.generators:
+            self.bind(part.target, element(self.value(part.iter)))
+            for test in part.ifs:
+                self.value(test)
+        if isinstance(node, ast.DictComp):
+            inner = union([self.value(node.key), self.value(node.value)])
+        else:
+            inner = self.value(node.elt).labels
+        return self.with_training(Value(inner))
+
+    def _joined(self, node: ast.JoinedStr) -> Value:
+        labels: set[Label] = set()
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue):
+                labels |= self.value(part.value).labels & {PATH}
+            elif _FILES.search(str(getattr(part, "value", ""))[:400]):
+                labels.add(PATH)
+        return Value(frozenset(labels))
+
+    def _walrus(self, node: ast.NamedExpr) -> Value:
+        value = self.value(node.value)
+        self.bind(node.target, value)
+        return value
+
+    def _lambda(self, node: ast.Lambda) -> Value:
+        return Value(what=Callee(node, self.scope))
+
+    def _starred(self, node: ast.Starred) -> Value:
+        return self.value(node.value)
+
+    def bind(self, target: ast.expr, value: Value) -> None:
+        """Give what stands left of an assignment its value."""
+        if isinstance(target, ast.Name):
+            if TOKENS.match(target.id) and not value.labels and value.what is None:
+                value = Value(frozenset({VAL}))
+            self.scope.put(target.id, value)
+        elif isinstance(target, ast.Tuple | ast.List):
+            parts = value.what.values if isinstance(value.what, Items) else ()
+            same = len(parts) == len(target.elts)
+            for number, inner in enumerate(target.elts):
+                self.bind(inner, parts[number] if same else Value(value.labels))
+        elif isinstance(target, ast.Starred):
+            self.bind(target.value, Value(value.labels))
+        elif isinstance(target, ast.Attribute):
+            self._bind_part(self.value(target.value), target.attr, value)
+        elif isinstance(target, ast.Subscript):
+            self._store(target, value)
+
+    def _bind_part(self, base: Value, name: str, value: Value) -> None:
+        if name in ("data", "grad"):
+            if name == "data":
+                self.load(base, value)
+            return
+        for held in base.of(Held):
+            self.parts.setdefault(held, {})[name] = value
+
+    def _store(self, target: ast.Subscript, value: Value) -> None:
+        """Put a value into a place of something: it takes over the labels."""
+        base, index = self.value(target.value), self.value(target.slice)
+        if isinstance(index.what, Known) and isinstance(index.what.value, str):
+            for held in base.of(Held):
+                self.parts.setdefault(held, {})[f"[{index.what.value}]"] = value
+        if isinstance(value.what, Known) and value.what.value in (True, 1) and _until(target.slice):
+            value = value.plus({Cut("masked", "")})
+        value = self.with_training(value)
+        if VAL in value.labels and COST in value.labels:
+            self.rebind(target.value, self.added(target, base, value))
+            return
+        new = value.labels | cuts(target.slice)
+        new |= {n for n in index.labels if isinstance(n, Turn)}
+        self.rebind(target.value, base.plus(n for n in new if not isinstance(n, Held)))
+
+    def rebind(self, node: ast.expr, value: Value) -> None:
+        """Give a name or an attribute a value that has taken in another."""
+        while isinstance(node, ast.Subscript):
+            node = node.value
+        if isinstance(node, ast.Name) and self.scope.get(node.id) is not None:
+            self.scope.put(node.id, Value(value.labels))
+        elif isinstance(node, ast.Attribute):
+            self._bind_part(self.value(node.value), node.attr, Value(value.labels))
+
+
+def element(value: Value) -> Value:
+    """Return what a loop over a value gives, without its turn."""
+    if isinstance(value.what, Items) and value.what.values:
+        whats = value.what.values
+        first = whats[0].what if len(whats) == 1 else None
+        return Value(union(whats), first)
+    return Value(value.labels)
+
+
+def _item(base: Value, index: object) -> Value:
+    assert isinstance(base.what, Items)
+    values = base.what.values
+    if isinstance(index, int) and -len(values) <= index < len(values):
+        return values[index]
+    return Value(base.labels)
+
+
+def cuts(index: ast.expr) -> set[Cut]:
+    """Return the ends of the ranges in an index that are no plain numbers."""
+    parts = index.elts if isinstance(index, ast.Tuple) else [index]
+    found = set()
+    for part in parts:
+        if isinstance(part, ast.Slice):
+            if isinstance(part.lower, ast.Name | ast.Attribute):
+                found.add(Cut("from", ast.unparse(part.lower)))
+            if isinstance(part.upper, ast.Name | ast.Attribute):
+                found.add(Cut("upto", ast.unparse(part.upper)))
+    return found
+
+
+def _until(index: ast.expr) -> bool:
+    """Return whether an index is a range from the start up to somewhere."""
+    parts = index.elts if isinstance(index, ast.Tuple) else [index]
+    return any(isinstance(n, ast.Slice) and n.lower is None and n.upper is not None for n in parts)
+
+
+def is_log2(node: ast.expr) -> bool:
+    """Return whether an expression is the natural logarithm of 2, or its inverse."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, float):
+        return any(abs(node.value - known) < 1e-4 for known in _LOG2)
+    if isinstance(node, ast.Name | ast.Attribute):
+        name = node.id if isinstance(node, ast.Name) else node.attr
+        return name.lower() in ("ln2", "log2", "ln_2", "log_2", "nats_per_bit", "log2e", "_ln2")
+    if not isinstance(node, ast.Call) or len(node.args) != 1:
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    argument = node.args[0]
+    return name in ("log", "tensor") and (
+        (isinstance(argument, ast.Constant) and argument.value in (2, 2.0)) or is_log2(argument)
+    )
+
+
+def _at(position: Position, operator: ast.cmpop, other: object, node: ast.expr) -> bool | None:
+    """Return what a comparison of a loop's variable gives in its first or last turn."""
+    text = ast.unparse(node) if not isinstance(node, ast.Call) else ""
+    at_start = isinstance(other, Known) and str(other.value) == position.start
+    ends = {f"{position.stop} - 1", position.stop.removesuffix(" + 1")} - {position.stop}
+    at_end = bool(position.stop) and text.strip("()") in ends
+    if not at_start and not at_end:
+        return None
+    inside = position.first if at_start else position.last
+    below = not inside and at_end
+    above = not inside and at_start
+    match operator:
+        case ast.Eq():
+            return inside
+        case ast.NotEq():
+            return not inside
+        case ast.Lt():
+            return below
+        case ast.Gt():
+            return above
+        case ast.LtE():
+            return inside or below
+        case ast.GtE():
+            return inside or above
+    return None
+
+
+def _folded(operator: ast.operator, a: object, b: object) -> object:
+    """Return a simple calculation with small numbers and short strings, or None."""
+    if isinstance(operator, ast.Add) and isinstance(a, str) and isinstance(b, str):
+        return a + b if len(a) + len(b) < 1_000 else None
+    if not (isinstance(a, int | float) and isinstance(b, int | float)):
+        return None
+    if abs(a) > 1e15 or abs(b) > 1e15:
+        return None
+    match operator:
+        case ast.Add():
+            return a + b
+        case ast.Sub():
+            return a - b
+        case ast.Mult():
+            return a * b
+        case ast.FloorDiv() if b:
+            return a // b
+        case ast.Div() if b:
+            return a / b
+    return None
+
+
+_FOLLOWED: dict[type, Callable[..., Value]] = {
+    ast.Constant: Expressions._constant,
+    ast.Name: Expressions._name,
+    ast.Attribute: Expressions._attribute,
+    ast.Subscript: Expressions._subscript,
+    ast.BinOp: Expressions._binary,
+    ast.Compare: Expressions._compare,
+    ast.BoolOp: Expressions._bool,
+    ast.UnaryOp: Expressions._unary,
+    ast.IfExp: Expressions._choice,
+    ast.List: Expressions._list,
+    ast.Tuple: Expressions._list,
+    ast.Set: Expressions._list,
+    ast.Dict: Expressions._dict,
+    ast.ListComp: Expressions._comprehension,
+    ast.SetComp: Expressions._comprehension,
+    ast.GeneratorExp: Expressions._comprehension,
+    ast.DictComp: Expressions._comprehension,
+    ast.JoinedStr: Expressions._joined,
+    ast.NamedExpr: Expressions._walrus,
+    ast.Lambda: Expressions._lambda,
+    ast.Starred: Expressions._starred,
+    ast.Call: lambda self, node: self.called(node),
+}

@@ -1,0 +1,560 @@
+"""A script followed statement by statement, without running it: what is trained on, what is scored.
+
+Labels stand for values (`values.py`). Every loop is gone through twice, for its first and its last
+turn; a condition is decided where the script or the logs decide it, else both ways are gone; calls
+of the script's own functions are followed. So trainings and scores come in the order in which the
+script would make them. What is not understood has no labels, and nothing follows from it.
+"""
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fairway.audit.records.events import OverBudget
+from fairway.audit.records.expressions import Expressions, element
+from fairway.audit.records.methods import METHODS
+from fairway.audit.records.shown import Shown
+from fairway.audit.records.values import (
+    COST,
+    PATH,
+    UNKNOWN,
+    VAL,
+    Callee,
+    Held,
+    Items,
+    Kind,
+    Known,
+    Label,
+    Labels,
+    Position,
+    Scope,
+    Summed,
+    Switch,
+    Turn,
+    Value,
+    What,
+    cut,
+    union,
+)
+
+# Calls inside one another that are followed, and how often one function may be in them.
+_MOST_CALLS = 14
+_MOST_SAME = 2
+# Functions that start a script.
+_STARTS = re.compile(r"^_?(main|run|start|entry|train_and_eval|evaluate_all)", re.IGNORECASE)
+
+
+@dataclass(eq=False)
+class Flow(Expressions):
+    """Follows statements and calls."""
+
+    modules: Mapping[str, ast.Module] = field(default_factory=dict)
+    running: list[ast.AST] = field(default_factory=list)
+    loaded: dict[str, Scope] = field(default_factory=dict)
+    finished: bool = True
+    shown: Shown | None = None
+    training_inside: dict[ast.AST, bool] = field(default_factory=dict)
+
+    def follow(self, file: str, tree: ast.Module) -> None:
+        """Follow a module as if it were started; `finished` says whether the work sufficed."""
+        self.scope = Scope(file)
+        self.loaded[file] = self.scope
+        try:
+            self.block(tree.body)
+            if not self.trainings and not self.scores:
+                self._roots(tree)
+        except OverBudget:
+            self.finished = False
+
+    def _roots(self, tree: ast.Module) -> None:
+        """Follow the functions that no other one names, if nothing else starts them."""
+        named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        self.work.spend(len(named))
+        functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
+        roots = [n for n in functions if n.name not in named]
+        for node in [n for n in roots if _STARTS.match(n.name)] or roots:
+            given = [Value(frozenset({self.vague_one(a.arg)})) for a in node.args.args]
+            call = ast.copy_location(ast.Call(ast.Name(node.name), [], []), node)
+            self.run(call, Callee(node, self.scope), given, {})
+            # The next one starts anew.
+            for known in (self.learned, self.summed, self.unknown, self.disk, self.waiting):
+                known.clear()
+
+    # -----------------------------------------------------------------------------------------
+    # Statements
+
+    def block(self, body: list[ast.stmt]) -> bool:
+        """Follow statements; return whether what stands behind them is not reached."""
+        guards = len(self.guards)
+        try:
+            return any(self.statement(node) for node in body)
+        finally:
+            del self.guards[guards:]
+
+    def statement(self, node: ast.stmt) -> bool:
+        """Follow one statement; return whether the next is not reached."""
+        self.work.spend()
+        match node:
+            case ast.Assign():
+                value = self.value(node.value)
+                for target in node.targets:
+                    self.bind(target, value)
+            case ast.AnnAssign() if node.value is not None:
+                self.bind(node.target, self.value(node.value))
+            case ast.AugAssign():
+                self._augmented(node)
+            case ast.Expr():
+                self.value(node.value)
+                return _ends(node.value)
+            case ast.If():
+                return self._if(node)
+            case ast.For() | ast.AsyncFor():
+                self._for(node)
+            case ast.While():
+                self._while(node)
+            case ast.With() | ast.AsyncWith():
+                for item in node.items:
+                    value = self.value(item.context_expr)
+                    if item.optional_vars is not None:
+                        self.bind(item.optional_vars, value)
+                return self.block(node.body)
+            case ast.Try():
+                return self._try(node)
+            case ast.Return():
+                self._return(self.value(node.value))
+                return True
+            case _:
+                return self._rarer(node)
+        return False
+
+    def _rarer(self, node: ast.stmt) -> bool:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                self.scope.put(node.name, Value(what=Callee(node, self.scope)))
+            case ast.ClassDef():
+                self._class(node)
+            case ast.Import() | ast.ImportFrom():
+                self._import(node)
+            case ast.Global() | ast.Nonlocal():
+                self.scope.elsewhere |= set(node.names)
+            case ast.Raise() | ast.Continue() | ast.Break():
+                return True
+            case ast.Match():
+                for case in node.cases:
+                    self.block(case.body)
+        return False
+
+    def _return(self, value: Value) -> None:
+        """Keep what a function returns; what a switch decided is no more certain than it."""
+        guards = self.guards[self.scope.guards :]
+        if guards and isinstance(value.what, Known) and value.what.sure:
+            labels = value.labels | {Switch(guard) for guard in guards}
+            value = Value(labels, Known(value.what.value, False))
+        self.scope.returned.append(value)
+
+    def _augmented(self, node: ast.AugAssign) -> None:
+        target, value = self.value(_loaded(node.target)), self.value(node.value)
+        if isinstance(node.op, ast.Add | ast.Sub):
+            known = isinstance(target.what, Known) and isinstance(value.what, Known)
+            grown = self.added(node, target, value)
+            if grown.labels == target.labels:
+                grown = grown.plus(value.without(Held, Summed).labels)
+            if self.turns and known:
+                # A counter: another value in every turn.
+                grown = grown.plus({self.turns[-1]})
+            self._put_back(node.target, Value(grown.labels))
+        else:
+            self._put_back(node.target, Value(target.labels).plus(value.labels))
+
+    def _put_back(self, target: ast.expr, value: Value) -> None:
+        if isinstance(target, ast.Name):
+            self.bind(target, value)
+        else:
+            self.rebind(target, value)
+
+    def _if(self, node: ast.If) -> bool:
+        test = self.value(node.test)
+        switches = sorted(n.name for n in test.labels if isinstance(n, Switch))
+        what = test.what
+        if not isinstance(what, Known) or not what.sure:
+            what = self._looked_up(switches, what, node)
+        if isinstance(what, Known):
+            taken, other = (node.body, node.orelse) if what.value else (node.orelse, node.body)
+            return self._perhaps(switches, taken, other)
+        guards = len(self.guards)
+        self.guards += switches
+        before = dict(self.scope.names)
+        first = self.block(node.body)
+        after, self.scope.names = self.scope.names, before
+        second = self.block(node.orelse)
+        if not first:
+            self._merge(after)
+        del self.guards[guards:]
+        return first and second and bool(node.orelse)
+
+    def _looked_up(self, switches: list[str], what: What, node: ast.If) -> What:
+        """Return what a condition is, if the logs show one of its branches."""
+        if not switches or self.shown is None:
+            return what
+        for truth, body in ((True, node.body), (False, node.orelse)):
+            where = self.shown.where(body)
+            if where:
+                self.seen |= {name.lower(): where for name in switches}
+                return Known(truth)
+        if self.shown.where(node.body) == "" and not (isinstance(what, Known) and not what.value):
+            return Known(False)
+        return what
+
+    def _merge(self, other: dict[str, Value]) -> None:
+        """Let names stand for either of two values, after two branches."""
+        names = self.scope.names
+        for name, value in other.items():
+            here = names.get(name)
+            if here is None or here is value:
+                names[name] = value
+            elif here.what is not None and here.what == value.what:
+                names[name] = here.plus(value.labels)
+            else:
+                what = value.what if isinstance(value.what, Callee) else here.what
+                keeps = isinstance(what, Callee | Kind)
+                names[name] = Value(here.labels | value.labels, what if keeps else None)
+
+    def _perhaps(self, switches: list[str], taken: list[ast.stmt], other: list[ast.stmt]) -> bool:
+        """Follow what a default says; what depends on it is not certain."""
+        guards = len(self.guards)
+        self.guards += switches
+        stops = self.block(taken)
+        if not _leaves(other):
+            del self.guards[guards:]
+        return stops
+
+    def _for(self, node: ast.For | ast.AsyncFor) -> None:
+        values, turns = self._turns_of(node.iter)
+        loop = self._loop(node)
+        for turn in turns:
+            number = Turn(loop, 0 if turn.first else 1)
+            self.turns.append(number)
+            events = self.clock
+            if values is not None:
+                labels = set(values.labels) | {number}
+                if self._is_vague_call(node.iter):
+                    # Pieces of tokens, cut by a function that is not here.
+                    labels.discard(COST)
+                if VAL in labels and COST not in labels:
+                    labels = cut(labels, loop, {number})
+                self.bind(node.target, self._turned(values, frozenset(labels), turn))
+            else:
+                self.bind(node.target, Value(frozenset({number}), turn))
+            self.block(node.body)
+            self.turns.pop()
+            if self.clock == events:
+                break
+        self.block(node.orelse)
+
+    def _loop(self, node: ast.AST) -> int:
+        """Return what stands for a loop: in another call it is another one."""
+        return hash((id(node), tuple(self.calls)))
+
+    def _is_vague_call(self, node: ast.expr) -> bool:
+        """Return whether a function is called of which nothing is known."""
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            return False
+        found = self.value(node.func)
+        return found.what is None and found.of(Held) <= self.vague
+
+    def _turned(self, values: Value, labels: Labels, turn: Position) -> Value:
+        """Return the value of a loop's variable in a turn."""
+        if isinstance(values.what, Items) and values.what.names == ("enumerate",):
+            inner = values.what.values[0]
+            turns = {n for n in labels if isinstance(n, Turn)}
+            counter = Value(frozenset(turns), turn)
+            one = element(inner)
+            kept = labels if VAL in inner.labels else one.labels | turns
+            return Value(labels, Items((counter, Value(frozenset(kept), one.what))))
+        one = element(values)
+        what = one.what if not isinstance(one.what, Known) else None
+        return Value(labels, what)
+
+    def _turns_of(self, node: ast.expr) -> tuple[Value | None, list[Position]]:
+        """Return what a loop goes over (None for numbers), and its first and last turn."""
+        start, stop, count = "0", "", None
+        values: Value | None = self.value(node)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            arguments = node.args
+            if node.func.id in ("range", "trange") and arguments:
+                bounds = [self.value(n).what for n in arguments]
+                known = [b.value if isinstance(b, Known) else None for b in bounds]
+                low = 0 if len(known) == 1 else known[0]
+                high = known[0] if len(known) == 1 else known[1]
+                if isinstance(low, int) and isinstance(high, int) and len(known) < 3:
+                    count = high - low
+                start = str(low)
+                if len(known) < 3:
+                    stop = ast.unparse(arguments[0 if len(known) == 1 else 1])
+                turns_in = values.of(Turn) if values else set()
+                values = None if not turns_in else Value(frozenset(turns_in))
+        if count is not None and count <= 0:
+            return values, []
+        if count == 1:
+            return values, [Position(True, True, start, stop)]
+        return values, [Position(True, False, start, stop), Position(False, True, start, stop)]
+
+    def _while(self, node: ast.While) -> None:
+        loop = self._loop(node)
+        self.unbound.add(loop)
+        test = self.value(node.test)
+        if isinstance(test.what, Known) and test.what.sure and not test.what.value:
+            return
+        for number in range(2):
+            self.turns.append(Turn(loop, number))
+            events = self.clock
+            self.value(node.test)
+            self.block(node.body)
+            self.turns.pop()
+            if self.clock == events:
+                break
+        self.block(node.orelse)
+
+    def _try(self, node: ast.Try) -> bool:
+        stops = self.block(node.body)
+        for handler in node.handlers:
+            # What is defined there stands in for what could not be imported.
+            defined = [n for n in handler.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+            known = set(self.scope.names)
+            self.block([n for n in defined if n.name not in known])
+        stops = self.block(node.orelse) or stops
+        return self.block(node.finalbody) or stops
+
+    def _class(self, node: ast.ClassDef) -> None:
+        inner = Scope(self.scope.file, self.scope)
+        bases: set[str] = set()
+        for base in node.bases:
+            found = self.value(base)
+            if isinstance(found.what, Kind):
+                bases |= found.what.bases
+                inner.names |= found.what.scope.names
+            name = base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
+            bases.add(name)
+        kind = Kind(node, inner, frozenset(bases))
+        inner.kind_is_model = kind.is_model
+        outer, self.scope = self.scope, inner
+        try:
+            self.block(node.body)
+        finally:
+            self.scope = outer
+        self.scope.put(node.name, Value(what=kind))
+
+    def _import(self, node: ast.Import | ast.ImportFrom) -> None:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                scope = self._module(alias.name)
+                labels: set[Label] = set()
+                if scope is not None:
+                    held = self.new()
+                    self.parts[held] = scope.names
+                    labels.add(held)
+                name = alias.asname or alias.name.partition(".")[0]
+                self.scope.put(name, Value(frozenset(labels)))
+            return
+        scope = self._module(node.module or "")
+        for alias in node.names:
+            if alias.name == "*" and scope is not None:
+                self.scope.names |= scope.names
+            elif alias.name != "*":
+                found = scope.names.get(alias.name, UNKNOWN) if scope else UNKNOWN
+                self.scope.put(alias.asname or alias.name, found)
+
+    def _module(self, name: str) -> Scope | None:
+        """Return the names of a script that lies beside this one, or None."""
+        file = name.rpartition(".")[2] + ".py"
+        if file in self.loaded:
+            return self.loaded[file]
+        if file not in self.modules:
+            return None
+        outer, self.scope = self.scope, Scope(file)
+        self.loaded[file] = self.scope
+        try:
+            self.scope.names["__name__"] = Value(what=Known(name))
+            self.block(self.modules[file].body)
+            return self.scope
+        finally:
+            self.scope = outer
+
+    # -----------------------------------------------------------------------------------------
+    # Calls
+
+    def called(self, node: ast.Call) -> Value:
+        """Return what a call gives."""
+        name, receiver = self._callee(node)
+        arguments, named = self._arguments(node)
+        method = METHODS.get(name)
+        if method is not None:
+            found = method(self, node, receiver, arguments, named)
+            if found is not None:
+                return found
+        function = receiver
+        if isinstance(node.func, ast.Attribute):
+            function = self.attribute(receiver, name)
+        if isinstance(function.what, Callee) and not self._is_forward(function.what):
+            return self.run(node, function.what, arguments, named)
+        if isinstance(function.what, Kind):
+            return self.made(node, function.what, arguments, named)
+        return self._unknown(name, receiver, arguments, named)
+
+    def _is_forward(self, callee: Callee) -> bool:
+        """Return whether a function is a method of a model that trains nothing itself."""
+        if not callee.bound or not callee.scope.kind_is_model:
+            return False
+        if callee.node not in self.training_inside:
+            self.training_inside[callee.node] = any(
+                isinstance(n, ast.Attribute) and n.attr in ("backward", "grad")
+                for n in ast.walk(callee.node)
+            )
+        return not self.training_inside[callee.node]
+
+    def _callee(self, node: ast.Call) -> tuple[str, Value]:
+        """Return the last name of what is called, and what it belongs to (or is itself)."""
+        if isinstance(node.func, ast.Attribute):
+            return node.func.attr, self.value(node.func.value)
+        if isinstance(node.func, ast.Name):
+            return node.func.id, self.value(node.func)
+        return "", self.value(node.func)
+
+    def _arguments(self, node: ast.Call) -> tuple[list[Value], dict[str, Value]]:
+        found: list[Value] = []
+        for argument in node.args:
+            value = self.value(argument)
+            if isinstance(argument, ast.Starred) and isinstance(value.what, Items):
+                found += value.what.values
+            else:
+                found.append(value)
+        named: dict[str, Value] = {}
+        for keyword in node.keywords:
+            value = self.value(keyword.value)
+            if keyword.arg is not None:
+                named[keyword.arg] = value
+            elif isinstance(value.what, Items):
+                named |= dict(zip(value.what.names, value.what.values, strict=False))
+        return found, named
+
+    def run(
+        self,
+        node: ast.Call,
+        callee: Callee,
+        arguments: list[Value],
+        named: dict[str, Value],
+    ) -> Value:
+        """Follow a function of the script and return what it returns."""
+        arguments = [*callee.bound, *arguments]
+        named = dict(callee.named) | named
+        everything = union([*arguments, *named.values()])
+        if len(self.running) >= _MOST_CALLS or self.running.count(callee.node) >= _MOST_SAME:
+            return Value(everything)
+        scope = Scope(callee.scope.file, callee.scope)
+        scope.function = getattr(callee.node, "name", "") or self.scope.function
+        scope.guards = len(self.guards)
+        self._fill(scope, callee.node.args, arguments, named)
+        outer, self.scope = self.scope, scope
+        self.running.append(callee.node)
+        self.calls.append(node.lineno)
+        try:
+            if isinstance(callee.node, ast.Lambda):
+                return self.value(callee.node.body)
+            self.block(callee.node.body)
+        finally:
+            self.scope = outer
+            self.running.pop()
+            self.calls.pop()
+        if len(scope.returned) == 1:
+            return scope.returned[0]
+        return self._one_of(scope.returned)
+
+    def _one_of(self, values: list[Value]) -> Value:
+        """Return what may be any of several values; parts stay parts if all have as many."""
+        shapes = {len(v.what.values) if isinstance(v.what, Items) else 0 for v in values}
+        labels = union(values)
+        if len(shapes) == 1 and shapes != {0}:
+            rows = [v.what.values for v in values if isinstance(v.what, Items)]
+            return Value(labels, Items(tuple(Value(union(c)) for c in zip(*rows, strict=True))))
+        return Value(labels)
+
+    def _fill(
+        self, scope: Scope, wanted: ast.arguments, given: list[Value], named: dict[str, Value]
+    ) -> None:
+        """Bind the parameters of a function."""
+        names = [a.arg for a in [*wanted.posonlyargs, *wanted.args]]
+        defaults = dict(zip(reversed(names), reversed(wanted.defaults), strict=False))
+        defaults |= {
+            a.arg: d
+            for a, d in zip(wanted.kwonlyargs, wanted.kw_defaults, strict=True)
+            if d is not None
+        }
+        for name, default in defaults.items():
+            scope.names[name] = self.value(default)
+        scope.names |= dict(zip(names, given, strict=False))
+        allowed = {*names, *(a.arg for a in wanted.kwonlyargs)}
+        rest = {name: value for name, value in named.items() if name not in allowed}
+        scope.names |= {name: value for name, value in named.items() if name in allowed}
+        if wanted.vararg is not None:
+            more = tuple(given[len(names) :])
+            scope.names[wanted.vararg.arg] = Value(union(more), Items(more))
+        if wanted.kwarg is not None:
+            values = tuple(rest.values())
+            scope.names[wanted.kwarg.arg] = Value(union(values), Items(values, tuple(rest)))
+
+    def made(
+        self, node: ast.Call, kind: Kind, arguments: list[Value], named: dict[str, Value]
+    ) -> Value:
+        """Return a new instance of a class of the script."""
+        everything = union([*arguments, *named.values()])
+        if kind.is_optimiser:
+            return Value(everything)
+        held = self.new()
+        self.parts[held] = {"__class__": Value(what=kind)}
+        value = Value(frozenset({held, *(everything & {PATH, VAL})}))
+        if not kind.is_model:
+            first = kind.scope.names.get("__init__")
+            if first is not None and isinstance(first.what, Callee):
+                bound = Callee(first.what.node, first.what.scope, (value,))
+                self.run(node, bound, arguments, named)
+        return value
+
+    def _unknown(
+        self, name: str, receiver: Value, arguments: list[Value], named: dict[str, Value]
+    ) -> Value:
+        """Return what a function gives of which nothing is known."""
+        given = union([*arguments, *named.values()])
+        labels = Value(given | receiver.labels).without(Switch).labels
+        if VAL in given and receiver.of(Held) and COST not in receiver.labels:
+            # Something that keeps state is given tokens: a model.
+            found = self.with_training(Value(labels | {COST}))
+            return found
+        if PATH in labels:
+            labels = (labels - {PATH}) | {VAL}
+        if name[:1].isupper() and not Value(labels).of(Held):
+            # An instance of a class that is not here: a layer, a model, a generator.
+            labels = (labels & {VAL}) | {self.new()}
+        if not labels:
+            labels = frozenset({self.new(), *self.turns[-1:]})
+        return self.with_training(Value(frozenset(labels)))
+
+
+def _loaded(node: ast.expr) -> ast.expr:
+    """Return a target as something that is read."""
+    return node
+
+
+def _ends(node: ast.expr) -> bool:
+    """Return whether a call ends the program."""
+    match node:
+        case ast.Call(func=ast.Name(id="exit" | "quit")):
+            return True
+        case ast.Call(func=ast.Attribute(attr="exit" | "_exit", value=ast.Name(id="sys" | "os"))):
+            return True
+    return False
+
+
+def _leaves(body: list[ast.stmt]) -> bool:
+    """Return whether a branch leaves the block that it stands in."""
+    return bool(body) and isinstance(body[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)

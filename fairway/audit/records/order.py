@@ -1,0 +1,164 @@
+"""What was trained on before it was scored: the events of a followed script, judged.
+
+A score is right if nothing that it depends on has seen its tokens. So training is allowed on what
+the same sum already counts, and on nothing else.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fairway.audit.findings import Finding
+from fairway.audit.records.events import Events, Score, Training
+
+_WHY = {
+    "val-training": (
+        "validation tokens are trained on before the first of them is scored: the text is "
+        "learned, then scored"
+    ),
+    "last-epoch": (
+        "the same tokens are trained on in one pass and scored in a later one: only a score from "
+        "before the first pass counts"
+    ),
+    "slot": (
+        "values are fitted to the targets of a window, then the same window is scored with them"
+    ),
+    "trained-before-scored": "a piece of the text is trained on before it is scored",
+    "second-pass": "a text that was trained on while it was scored is scored again with the result",
+    "slot-context": (
+        "values are fitted to the part of a window that was scored before; whether that is allowed "
+        "was never ruled"
+    ),
+    "val-warm-up": (
+        "a warm-up takes steps on validation tokens before they are scored; no score seems to "
+        "depend on them, but other tokens would do"
+    ),
+}
+_ALWAYS_WARNING = ("slot-context", "second-pass", "val-warm-up")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One training that is out of order: its kind, and the score that shows it."""
+
+    kind: str
+    training: Training
+    score: Score | None
+
+
+def check_order(events: Events, settings: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield trainings on validation tokens that come before their score, one for each line."""
+    worst: dict[tuple[str, int], Verdict] = {}
+    grave = list(_WHY)
+    for verdict in verdicts(events):
+        place = (verdict.training.place.file, verdict.training.place.line)
+        known = worst.setdefault(place, verdict)
+        if grave.index(verdict.kind) < grave.index(known.kind):
+            worst[place] = verdict
+    for verdict in worst.values():
+        yield _finding(verdict, settings, events.seen)
+
+
+def verdicts(events: Events) -> Iterator[Verdict]:
+    """Yield all trainings that are out of order, as often as scores show it."""
+    used: set[int] = set()
+    for scores in _grouped(events):
+        for score in scores:
+            used |= score.trained
+            for number in sorted(score.trained):
+                kind = _kind(events, events.trainings[number], score, score is scores[0])
+                if kind:
+                    yield Verdict(kind, events.trainings[number], score)
+    last = max((score.when for score in events.scores), default=0)
+    for number, training in enumerate(events.trainings):
+        if number not in used and training.when < last and not _interleaved(events, training):
+            yield Verdict("val-warm-up", training, None)
+
+
+def _grouped(events: Events) -> list[list[Score]]:
+    """Return the scores behind each figure, in order; a figure may be printed many times."""
+    groups: dict[tuple[object, ...], dict[int, Score]] = {}
+    for sink in events.sinks:
+        key = (sink.place.file, sink.place.line, sink.calls)
+        groups.setdefault(key, {}).update({id(score): score for score in sink.scores})
+    if not groups:
+        # Nothing is turned into bits: sums are taken for figures, but those of training itself.
+        first: dict[tuple[object, ...], int] = {}
+        for training in events.trainings:
+            first.setdefault((training.calls, training.turns), training.when)
+        for score in events.scores:
+            if score.when < first.get((score.calls, score.turns), score.when + 1):
+                groups.setdefault((score.place.function, score.calls), {})[id(score)] = score
+    return [sorted(group.values(), key=lambda s: s.when) for group in groups.values()]
+
+
+def _kind(events: Events, training: Training, score: Score, first: bool) -> str:
+    """Return how a training is out of order before a score, or nothing."""
+    if training.when > score.when:
+        return ""
+    if _same(training, score):
+        common = {t.loop for t in training.turns} & {t.loop for t in score.turns}
+        if _shared(training, score):
+            return "slot-context" if common else ""
+        if _passes(training, score):
+            return "last-epoch"
+        if common:
+            return "slot" if training.fresh else "trained-before-scored"
+        return "second-pass" if _interleaved(events, training) else "val-training"
+    if not first or _shared(training, score):
+        return ""
+    return "second-pass" if _interleaved(events, training) else "val-training"
+
+
+def _same(training: Training, score: Score) -> bool:
+    """Return whether a training saw tokens of a score for certain."""
+    ours = [p for p in training.pieces if p.turns]
+    theirs = [p for p in score.pieces if p.turns]
+    return any(a.within(b) or b.within(a) for a in ours for b in theirs)
+
+
+def _shared(training: Training, score: Score) -> bool:
+    """Return whether a window is trained on up to where it is scored from."""
+    upto = {c.where for c in training.cuts if c.side == "upto"}
+    if upto & {c.where for c in score.cuts if c.side == "from"}:
+        return True
+    # A mask that is set up to somewhere, and a score that begins somewhere.
+    masked = any(c.side == "masked" for c in training.cuts)
+    return masked and any(c.side == "from" for c in score.cuts)
+
+
+def _passes(training: Training, score: Score) -> bool:
+    """Return whether both stand in one loop, the training in an earlier turn of it."""
+    turns = {t.loop: t.number for t in score.turns}
+    return any(t.loop in turns and t.number < turns[t.loop] for t in training.turns)
+
+
+def _interleaved(events: Events, training: Training) -> bool:
+    """Return whether tokens were scored before, turn by turn with those that are trained on."""
+    loops = {t.loop for piece in training.pieces for t in piece.turns}
+    loops &= {t.loop for t in training.turns}
+    return any(
+        score.when < training.when and loops & {t.loop for t in score.turns}
+        for score in events.scores
+    )
+
+
+def _finding(verdict: Verdict, settings: Mapping[str, str], seen: Mapping[str, str]) -> Finding:
+    """Return the finding, as grave as what is known of the switches around it."""
+    training, why = verdict.training, _WHY[verdict.kind]
+    asked = list(dict.fromkeys(g.lower() for g in training.guards))
+    unsure = [name for name in asked if name not in settings and name not in seen]
+    on = [name for name in asked if name in settings and name not in seen]
+    shown = [name for name in asked if name in seen]
+    if shown:
+        why += f"; {seen[shown[-1]]} shows that it ran"
+    elif on:
+        why += f"; the logs say that {on[-1]} is {settings[on[-1]]}"
+    grave = "warning" if verdict.kind in _ALWAYS_WARNING else "invalid"
+    if unsure and not on and not shown:
+        why += f"; by default, and if {' and '.join(unsure[-2:])}: the logs do not say"
+        grave = "warning"
+    place = training.place
+    value = f"{place.text} in {place.function}()" if place.function else place.text
+    if verdict.score is not None:
+        value += f"; scored in line {verdict.score.place.line}"
+    return Finding(grave, verdict.kind, why, place.file, place.line, value)  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""Did a part of a script run? Its logs show what it prints, and nothing else prints that."""
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+# A text that stands for a part must have so many letters, and at most so many texts are looked for.
+_LEAST_LETTERS = 6
+_MOST_TEXTS = 40
+# Statements that are looked at for what they print.
+_MOST_NODES = 5_000
+_PRINTS = re.compile(r"^_?(print|log|info|debug|warning|write|master_print|print_rank|say)", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class LogText:
+    """A log as text, and its name."""
+
+    name: str
+    text: str
+
+
+@dataclass(eq=False)
+class Shown:
+    """Looks for what a script prints in its logs."""
+
+    logs: Sequence[LogText]
+    source: str
+    functions: dict[str, ast.AST] = field(default_factory=dict)
+    found: dict[int, str | None] = field(default_factory=dict)
+
+    def where(self, body: list[ast.stmt]) -> str | None:
+        """Return 'file:line' of a log that shows that statements ran, '' if none does.
+
+        None: they print nothing that only they print, or there are no logs.
+        """
+        if not self.logs or not body:
+            return None
+        key = id(body[0])
+        if key not in self.found:
+            self.found[key] = self._where(body)
+        return self.found[key]
+
+    def _where(self, body: list[ast.stmt]) -> str | None:
+        looked = False
+        for number, text in enumerate(self._texts(body)):
+            if number >= _MOST_TEXTS:
+                break
+            looked = True
+            for log in self.logs:
+                line = _line_of(text, log.text)
+                if line:
+                    return f"{log.name}:{line}"
+        return "" if looked else None
+
+    def _texts(self, body: list[ast.stmt]) -> Iterator[str]:
+        """Yield what statements print, and the functions that they call, if nothing else does."""
+        waiting: list[ast.AST] = list(body)
+        seen: set[str] = set()
+        nodes = 0
+        while waiting and nodes < _MOST_NODES:
+            for node in ast.walk(waiting.pop(0)):
+                nodes += 1
+                if nodes >= _MOST_NODES:
+                    return
+                if not isinstance(node, ast.Call):
+                    continue
+                name = _name(node)
+                if _PRINTS.match(name) and node.args:
+                    text = _longest(node.args[0])
+                    if text and self.source.count(text) == 1:
+                        yield text
+                elif name in self.functions and name not in seen and len(seen) < 20:
+                    seen.add(name)
+                    waiting.append(self.functions[name])
+
+
+def _name(node: ast.Call) -> str:
+    function = node.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _longest(node: ast.expr) -> str:
+    """Return the longest text of a string that a log would hold, or nothing."""
+    parts: list[str] = []
+    for inner in [node] if isinstance(node, ast.Constant) else getattr(node, "values", []):
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+            parts += inner.value.split("\n")
+    best = max(parts, key=len, default="")
+    return best if sum(c.isalpha() for c in best) >= _LEAST_LETTERS else ""
+
+
+def _line_of(text: str, log: str) -> int:
+    """Return the line of a log that holds a text which is no source of the script, or 0."""
+    at = log.find(text)
+    for _ in range(20):
+        if at < 0:
+            return 0
+        before, behind = log[at - 1 : at], log[at + len(text) : at + len(text) + 1]
+        if before not in ("'", '"') and behind not in ("{", "'", '"', "\\"):
+            return log.count("\n", 0, at) + 1
+        at = log.find(text, at + 1)
+    return 0

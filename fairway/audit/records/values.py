@@ -1,0 +1,220 @@
+"""What is known of a value in a script that nobody runs: labels that say where it comes from."""
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Turn:
+    """One turn of a loop: which loop, and which turn."""
+
+    loop: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Slice:
+    """A piece of the validation tokens: where it was cut, depending on which turns, from what."""
+
+    site: int
+    turns: frozenset[Turn]
+    inside: frozenset[Any] = frozenset()
+
+    def within(self, other: "Slice") -> bool:
+        """Return whether this is the other piece, or was cut from it."""
+        return self == other or any(outer.within(other) for outer in self.inside)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Held:
+    """Something that keeps state: a model, a tensor, a table."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Trained:
+    """A piece of training that this value depends on: its place in `Flow.trainings`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Summed:
+    """A score that went into this value: its place in `Flow.scores`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Switch:
+    """A setting that this value depends on."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cut:
+    """An end of a range of positions: "from", "upto" or "masked", and the expression for it."""
+
+    side: str
+    where: str
+
+
+# Tokens of the validation text, or what was calculated from them.
+VAL = "validation"
+# The name of a file of them.
+PATH = "path"
+# What went through a model or a cost.
+COST = "cost"
+
+Label = str | Turn | Slice | Held | Trained | Summed | Switch | Cut
+Labels = frozenset[Label]
+NOTHING: Labels = frozenset()
+# More labels than these tell nothing more.
+_MOST_LABELS = 200
+# Pieces that a piece may be cut from, and that are remembered.
+_MOST_OUTER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A value itself; `sure` unless it is a default that the environment may replace."""
+
+    value: Any
+    sure: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The variable of a loop in its first or last turn, or in its only one."""
+
+    first: bool
+    last: bool
+    start: str = "0"
+    stop: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The parts of a tuple, a list or the keywords of a call."""
+
+    values: tuple["Value", ...]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Callee:
+    """A function of the script: its tree, where its names are looked up, and what is bound."""
+
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    scope: "Scope"
+    bound: tuple["Value", ...] = ()
+    named: tuple[tuple[str, "Value"], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A class of the script."""
+
+    node: ast.ClassDef
+    scope: "Scope"
+    bases: frozenset[str]
+
+    @property
+    def is_model(self) -> bool:
+        """Return whether instances are modules: calling one is a forward pass."""
+        return bool(self.bases & {"Module", "Function"})
+
+    @property
+    def is_optimiser(self) -> bool:
+        """Return whether instances change what they were given, by `step`."""
+        return "Optimizer" in self.bases
+
+
+What = Known | Position | Items | Callee | Kind | None
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Labels of a value, and what it is if that is known."""
+
+    labels: Labels = NOTHING
+    what: What = None
+
+    def has(self, label: Label) -> bool:
+        """Return whether the value has a label."""
+        return label in self.labels
+
+    def of(self, kind: type) -> set[Any]:
+        """Return the labels of one kind."""
+        return {label for label in self.labels if isinstance(label, kind)}
+
+    def plus(self, labels: Iterable[Label]) -> "Value":
+        """Return the value with more labels; past a number of them none is added."""
+        if len(self.labels) > _MOST_LABELS:
+            return self
+        return Value(self.labels.union(labels), self.what)
+
+    def without(self, *kinds: type) -> "Value":
+        """Return the value without labels of some kinds."""
+        return Value(frozenset(n for n in self.labels if not isinstance(n, kinds)), self.what)
+
+
+UNKNOWN = Value()
+
+
+def cut(labels: Iterable[Label], site: int, turns: Iterable[Turn]) -> set[Label]:
+    """Return the labels of a piece that was cut from tokens with these labels.
+
+    A piece that depends on no turn replaces nothing: it stands for all that it was cut from.
+    """
+    known, turned = set(labels), frozenset(turns)
+    whole = {n for n in known if isinstance(n, Slice)}
+    if whole and not turned:
+        return known
+    outer = sorted((n for n in whole if n.turns), key=lambda n: n.site)
+    return (known - whole) | {Slice(site, turned, frozenset(outer[:_MOST_OUTER]))}
+
+
+def union(values: Iterable[Value]) -> Labels:
+    """Return the labels of several values."""
+    found: set[Label] = set()
+    for value in values:
+        found |= value.labels
+        if len(found) > _MOST_LABELS:
+            break
+    return frozenset(found)
+
+
+@dataclass(eq=False)
+class Scope:
+    """Names and their values; `file` is the script that they belong to."""
+
+    file: str
+    outer: "Scope | None" = None
+    names: dict[str, Value] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+    returned: list[Value] = field(default_factory=list)
+    function: str = ""
+    guards: int = 0
+    kind_is_model: bool = False
+
+    def get(self, name: str) -> Value | None:
+        """Return what a name stands for, here or further out."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return scope.names[name]
+            scope = scope.outer
+        return None
+
+    def put(self, name: str, value: Value) -> None:
+        """Give a name a value, where `global` and `nonlocal` say."""
+        scope: Scope = self
+        if name in self.elsewhere:
+            while scope.outer is not None and (name not in scope.names or scope is self):
+                scope = scope.outer
+        scope.names[name] = value
