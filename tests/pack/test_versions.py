@@ -37,9 +37,11 @@ from fairway.pack.layout import (
     codes_bytes,
     form_of,
     layout,
+    role_of,
     section_bits,
     section_bytes,
     section_trellis,
+    threshold,
 )
 from fairway.quantise.gptq import QuantisedModel
 from fairway.quantise.grid import QuantisedTensor, restore, scale_of
@@ -207,15 +209,19 @@ def test_bits_have_bounds_by_kind_and_version(
         refuse(forge(kind, section(name, "bits", bits)), f"the bits of section '{name}' is {bits};")
 
 
-def test_codes_of_two_bits_are_the_narrowest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [2, 8, 9])
+def test_codes_of_two_bits_are_the_narrowest_and_nine_take_two_bytes(
+    tmp_path: Path, bits: int
+) -> None:
     state = quantised(PUNY)
     for name, tensor in state.items():
         if isinstance(tensor, QuantisedTensor):
-            state[name] = replace(tensor, codes=tensor.codes.sign(), bits=2)
+            codes = tensor.codes.sign().short() * (2 ** (bits - 1) - 1)
+            state[name] = replace(tensor, codes=codes if bits > 8 else codes.char(), bits=bits)
     for pack in (RAW, CABAC):
         save_artifact(tmp_path / "a.fwy", state, PUNY, pack, WORDS, PROVENANCE)
         header = header_of((tmp_path / "a.fwy").read_bytes())
-        assert {e["bits"] for e in header["sections"] if e["kind"] == "codes"} == {2}
+        assert {e["bits"] for e in header["sections"] if e["kind"] == "codes"} == {bits}
         for name, tensor in state.items():
             if isinstance(tensor, QuantisedTensor):
                 found = load_artifact(tmp_path / "a.fwy").state[name]
@@ -561,6 +567,36 @@ def test_sections_lie_in_the_order_of_their_version() -> None:
             assert spec.kind == (spec.name if spec.name not in codes else "codes")
 
 
+def test_every_matrix_has_the_section_of_its_role() -> None:
+    config = replace(TINY, dim=16, embed_dim=8, num_kv_heads=2, tie_embeddings=False)
+    found = {spec.name: [tensor.name for tensor in spec.tensors] for spec in layout(config, 40)}
+    whole = {
+        "embedding": ["tok_emb", "head"],
+        "projection": ["embed_proj", "head_proj"],
+        "query": ["blocks.0.attn.c_q", "blocks.1.attn.c_q"],
+        "key": ["blocks.0.attn.c_k", "blocks.1.attn.c_k"],
+        "value": ["blocks.0.attn.c_v", "blocks.1.attn.c_v"],
+        "attention output": ["blocks.0.attn.proj", "blocks.1.attn.proj"],
+        "MLP up": ["blocks.0.mlp.fc", "blocks.1.mlp.fc"],
+        "MLP down": ["blocks.0.mlp.proj", "blocks.1.mlp.proj"],
+    }
+    assert list(found) == [*whole, "scales", "vectors"]
+    assert {role: sorted(found[role]) for role in whole} == {
+        role: sorted(f"{name}.weight" for name in names) for role, names in whole.items()
+    }
+    for name in ("x.weight", "my_head.weight", "head.weights", "mlp.fc"):
+        with pytest.raises(AssertionError, match=f"matrix {name} has no role"):
+            role_of(name)
+
+
+def test_the_largest_matrix_that_is_kept_sets_the_threshold() -> None:
+    kept = {f"m{n}.weight": torch.ones(n, 3).half() for n in (2, 5, 4)}
+    others = {"vector.weight": torch.ones(99).half(), "matrix": torch.ones(7, 9).half()}
+    coded = {name: t for name, t in quantised().items() if isinstance(t, QuantisedTensor)}
+    assert threshold({**others, **coded}) == threshold({}) == 0
+    assert threshold({**kept, **others, **coded}) == 15
+
+
 def coded_names() -> set[str]:
     return {name for name, t in quantised().items() if isinstance(t, QuantisedTensor)}
 
@@ -603,6 +639,7 @@ def test_what_a_packer_got_wrong_is_noticed() -> None:
     assert isinstance(tensor, QuantisedTensor)
     with pytest.raises(AssertionError, match=r"section MLP up mixes trellises of \{.*\} states"):
         section_trellis(specs["MLP up"], state | {name: replace(tensor, trellis=4)})
+    assert section_bits(specs["MLP up"], state | {name: replace(tensor, bits=12)}) == 12
     with pytest.raises(AssertionError):
         section_bytes(specs["MLP up"], state | {name: replace(tensor, codes=tensor.codes[1:])})
     with pytest.raises(AssertionError):
