@@ -95,30 +95,30 @@ TEXTS = [
     "the model", "  the model", "the\r\nmodel\n", " the", "1 the", "\u00e9 the", "the  mode",
     "the\u2581", "",
 ]  # fmt: skip
-CUTS: dict[str, tuple[Packer, list[str], list[str]]] = {
+CUTS: dict[str, tuple[list[str], dict[str, Any], list[str], list[str]]] = {
     "folding": (
-        trained(SENTENCE, **FOLDING),
+        [SENTENCE], FOLDING,
         ["t|he| model", " | the| model", "t|he|\r|\n|mo|del|\n", " the", "1| the",
          "\xc3|\xa9| the", "t|he| | mo|de", "t|he|\xe2|\x96|\x81", ""],
         [" the| model", " | the| model", " the|\r|\n|mo|del|\n", " | the", " |1| the",
          " |\xc3|\xa9| the", " the| | mo|de", " the|\xe2|\x96|\x81", ""],
     ),
     "without a prefix": (
-        trained(SENTENCE, **AS_IS, add_dummy_prefix=False),
+        [SENTENCE], AS_IS | {"add_dummy_prefix": False},
         ["the| model", " | the| model", "the|\r|\n|mo|del|\n", " the", "1| the",
          "\xc3|\xa9| the", "the| | mo|de", "the|\xe2|\x96|\x81", ""],
         ["the| model", " | the| model", "the|\r|\n|mo|del|\n", " | the", "1| the",
          "\xc3|\xa9| the", "the| | mo|de", "the|\xe2|\x96|\x81", ""],
     ),
     "across blanks": (
-        trained("1 the", "the", **ACROSS),
+        ["1 the", "the"], ACROSS,
         ["the| |m|o|d|e|l", " | the| |m|o|d|e|l", "the|\r|\n|m|o|d|e|l|\n", " the", "1 the",
          "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", ""],
         [" the| |m|o|d|e|l", " | | the| |m|o|d|e|l", " the|\r|\n|m|o|d|e|l|\n", " | the",
          " 1 the", " |\xc3|\xa9| the", " the| | |m|o|d|e", " the|\xe2|\x96|\x81", ""],
     ),
     "across blanks without a prefix": (
-        trained("1 the", "a the", **ACROSS, add_dummy_prefix=False),
+        ["1 the", "a the"], ACROSS | {"add_dummy_prefix": False},
         ["the| |m|o|d|e|l", " | the| |m|o|d|e|l", "the|\r|\n|m|o|d|e|l|\n", " the", "1 the",
          "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", ""],
         ["the| |m|o|d|e|l", " | | the| |m|o|d|e|l", "the|\r|\n|m|o|d|e|l|\n", " | the", "1 the",
@@ -133,7 +133,8 @@ def cut(packer: Packer, ids: Ids) -> str:
 
 @pytest.mark.parametrize("kind", CUTS)
 def test_texts_are_cut_where_the_tokenizer_cuts_them(kind: str) -> None:
-    packer, packed, documents = CUTS[kind]
+    lines, settings, packed, documents = CUTS[kind]
+    packer = trained(*lines, **settings)
     assert [cut(packer, packer.pack(text.encode())) for text in TEXTS] == packed
     assert [cut(packer, packer.document(text)) for text in TEXTS] == documents
     # What is not UTF-8 stands between texts.
