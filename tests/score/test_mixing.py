@@ -233,6 +233,26 @@ def test_a_repeat_is_told_apart_up_to_400_bytes() -> None:
     assert e.follow[1:3].tolist() == [41, 32]
 
 
+@pytest.mark.parametrize(
+    ("shortest", "places", "lengths", "follow", "heads"),
+    [
+        (4, 174_921, 315, [600, 582, 0, 2_216_657], 193_859),
+        (7, 166_291, 87, [600, 582, 0, 3_141_345], 447_238),
+    ],
+)
+def test_a_full_table_of_repeats_forgets_as_its_hash_says(
+    shortest: int, places: int, lengths: int, follow: list[int], heads: int
+) -> None:
+    """Which of two strings a place keeps decides what is found: 64 places for 600 bytes."""
+    e = experts(match_min=shortest)._replace(heads=np.zeros(64, np.int32))
+    found = np.zeros(2, np.int64)
+    for symbol in np.random.default_rng(3).integers(0, 3, 600) ** 2 * 100:
+        mixing.heard(e, int(symbol))
+        found += e.follow[1:3]
+    assert (found.tolist(), e.follow.tolist()) == ([places, lengths], follow)
+    assert int((e.heads.astype(np.int64) * np.arange(64)).sum()) == heads
+
+
 def test_lengths_in_buckets() -> None:
     e = experts()
     lengths = [4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 16, 20, 36, 68, 132, 196, 260, 400]
