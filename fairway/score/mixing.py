@@ -428,7 +428,7 @@ def _token(
         stop, on = ends[i] / total, inner[i] / total
         notes[i, 0], notes[i, 3] = -1.0, -1.0
         symbol = int64(trie.symbol[path[i + 1]]) if i < depth else int64(0)
-        share, confidence, order, weight, until = 1.0, 1.0, -1, 1.0, on
+        share, weight, until = 1.0, 1.0, on
         if ppm and size > 0 and (both or size > 1) and (both or i < depth):
             asked = symbol if i < depth else int64(trie.symbol[trie.first[node]])
             share, confidence, order = ppm_share(e, trie, node, past, asked, row)

@@ -93,36 +93,36 @@ def test_plain_text_is_coded_as_the_model_knows_it(lossless: Packer, folding: Pa
 
 TEXTS = [
     "the model", "  the model", "the\r\nmodel\n", " the", "1 the", "\u00e9 the", "the  mode",
-    "the\u2581", "",
+    "the\u2581", "", "a  b",
 ]  # fmt: skip
 CUTS: dict[str, tuple[list[str], dict[str, Any], list[str], list[str]]] = {
     "folding": (
         [SENTENCE], FOLDING,
         ["t|he| model", " | the| model", "t|he|\r|\n|mo|del|\n", " the", "1| the",
-         "\xc3|\xa9| the", "t|he| | mo|de", "t|he|\xe2|\x96|\x81", ""],
+         "\xc3|\xa9| the", "t|he| | mo|de", "t|he|\xe2|\x96|\x81", "", "a| | |b"],
         [" the| model", " | the| model", " the|\r|\n|mo|del|\n", " | the", " |1| the",
-         " |\xc3|\xa9| the", " the| | mo|de", " the|\xe2|\x96|\x81", ""],
+         " |\xc3|\xa9| the", " the| | mo|de", " the|\xe2|\x96|\x81", "", " |a| | |b"],
     ),
     "without a prefix": (
         [SENTENCE], AS_IS | {"add_dummy_prefix": False},
         ["the| model", " | the| model", "the|\r|\n|mo|del|\n", " the", "1| the",
-         "\xc3|\xa9| the", "the| | mo|de", "the|\xe2|\x96|\x81", ""],
+         "\xc3|\xa9| the", "the| | mo|de", "the|\xe2|\x96|\x81", "", "a| | |b"],
         ["the| model", " | the| model", "the|\r|\n|mo|del|\n", " | the", "1| the",
-         "\xc3|\xa9| the", "the| | mo|de", "the|\xe2|\x96|\x81", ""],
+         "\xc3|\xa9| the", "the| | mo|de", "the|\xe2|\x96|\x81", "", "a| | |b"],
     ),
     "across blanks": (
-        ["1 the", "the"], ACROSS,
+        ["1 the", "the", "the", "a  b"], ACROSS | {"vocab_size": 280},
         ["the| |m|o|d|e|l", " | the| |m|o|d|e|l", "the|\r|\n|m|o|d|e|l|\n", " the", "1 the",
-         "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", ""],
+         "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", "", "a|  b"],
         [" the| |m|o|d|e|l", " | | the| |m|o|d|e|l", " the|\r|\n|m|o|d|e|l|\n", " | the",
-         " 1 the", " |\xc3|\xa9| the", " the| | |m|o|d|e", " the|\xe2|\x96|\x81", ""],
+         " 1 the", " |\xc3|\xa9| the", " the| | |m|o|d|e", " the|\xe2|\x96|\x81", "", " a  b"],
     ),
     "across blanks without a prefix": (
-        ["1 the", "a the"], ACROSS | {"add_dummy_prefix": False},
+        ["1 the", "1the", "a the"], ACROSS | {"add_dummy_prefix": False},
         ["the| |m|o|d|e|l", " | the| |m|o|d|e|l", "the|\r|\n|m|o|d|e|l|\n", " the", "1 the",
-         "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", ""],
+         "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", "", "a| | |b"],
         ["the| |m|o|d|e|l", " | | the| |m|o|d|e|l", "the|\r|\n|m|o|d|e|l|\n", " | the", "1 the",
-         "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", ""],
+         "\xc3|\xa9| the", "the| | |m|o|d|e", "the|\xe2|\x96|\x81", "", "a| | |b"],
     ),
 }  # fmt: skip
 
