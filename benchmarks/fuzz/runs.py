@@ -108,9 +108,9 @@ class Runs:
                 raise told
         if listed["state"] != "scored":
             raise UserError(listed["state"])
-        # It says where the run lies.
-        del compared["a"]["name"]
-        return {"memory": memory, "listed": listed, "compared": compared, "reported": reported}
+        # All else of a comparison says where the run lies.
+        figures = compared["a"]["figures"], compared["differences"]
+        return {"memory": memory, "listed": listed, "compared": figures, "reported": reported}
 
     def wrong(self, files: Files, case: Case, found: Any) -> str:
         """Compare with the good run if no digest was made right; else with what the record says."""
