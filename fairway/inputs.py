@@ -108,15 +108,25 @@ class Inputs:
         return known
 
     def require(self, *but: str) -> None:
-        """Raise UserError unless every stage that the config asks for was made with it."""
-        for stage in stages_of(self.config):
-            if stage not in but and not self.folder.has(stage, self.of(stage)):
+        """Raise UserError unless every stage that the config asks for was made with it, and its
+        files are what it wrote. The weights may be gone: nothing reads them once all is scored."""
+        for stage in (name for name in stages_of(self.config) if name not in but):
+            if not self.folder.has(stage, self.of(stage)):
                 raise UserError(self._missing(stage))
+            files = self.folder.memory["stages"][stage]["files"]
+            kept = [n for n in files if n != WEIGHTS or self.folder.file(n).exists()]
+            if kept:
+                self.folder.require_unchanged(stage, *kept, again=self._remedy(stage))
+
+    def _remedy(self, stage: str) -> str:
+        """Return the command that makes a stage."""
+        if stage == "train":
+            return command_of(self.config, self.folder.path)
+        return command(stage if stage == "pack" else "score", self.folder.path)
 
     def _missing(self, stage: str) -> str:
         path, record = self.folder.path, self.folder.memory["stages"].get(stage)
-        verb = stage if stage in ("train", "pack") else "score"
-        remedy = command(verb, path) if stage != "train" else command_of(self.config, path)
+        remedy = self._remedy(stage)
         if record is None:
             return f"{path} has no finished '{stage}' stage yet; run `{remedy}` first"
         now = self.of(stage)

@@ -2,18 +2,23 @@
 
 import dataclasses
 
+import numpy as np
 import torch
 
 from fairway import units
 from fairway.audit.scorers.bench import MIN_TOKENS
 from fairway.config import Config
+from fairway.data.shards import Tokens
 from fairway.errors import UserError
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, build
+from fairway.model.paths import prepare
 from fairway.preflight import available_memory
 from fairway.quantise.estimate import expected_bytes
 from fairway.quantise.fit import LARGEST
 from fairway.quantise.gptq import grid_of
-from fairway.runtime import DTYPES, Plan
+from fairway.runtime import DTYPES, Plan, Ranks
+from fairway.score.ledger import Text
+from fairway.score.ttt import require_time
 from fairway.score.windows import usable_targets
 from fairway.steps import Say
 
@@ -27,6 +32,24 @@ def check_later_stages(config: Config, tokens: int, code_bytes: int, plan: Plan,
     _check_audit(config, tokens)
     _check_scoring_memory(config, tokens, plan)
     _check_bytes(config, code_bytes, say)
+
+
+def check_learning_time(config: Config, ids: Tokens, plan: Plan, ranks: Ranks) -> None:
+    """Refuse a time for learning from the validation text that is far too short on this machine.
+
+    `ids` are the text's. Takes a few batches of an untrained model. On a GPU the model would be
+    compiled and its launches recorded for that, in memory that training needs: there the time is
+    estimated once the model is trained.
+    """
+    if config.ttt.method == "off" or plan.device != "cpu":
+        return
+    text = Text(ids, np.zeros(len(ids) - 1, np.int64), 0, config.model.vocab_size)
+    with torch.random.fork_rng():
+        model = build(config.model)
+    prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+    # The recurrence is on in nearly all of training, and when it is scored.
+    model.set_looping(True)
+    require_time(model.eval(), text, config.score, config.ttt, ranks)
 
 
 def _check_audit(config: Config, tokens: int) -> None:

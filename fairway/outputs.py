@@ -4,6 +4,7 @@ A file that is there already is replaced at once, its permissions kept, and only
 Devices and pipes are written into. Folders, sockets and disks are refused.
 """
 
+import errno
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fairway.errors import UserError
+from fairway.terminal import put
 
 # As many links as Linux follows.
 _MOST_LINKS = 40
@@ -106,7 +108,7 @@ def lent_stream(place: Place) -> Iterator[BinaryIO]:
     """Yield a device, a pipe or an open file to write into; it is neither cut nor replaced."""
     try:
         if place.descriptor is None:
-            handle = os.open(place.path, os.O_WRONLY | os.O_NOCTTY)
+            handle = _opened(place.path)
         else:
             # What was printed before comes first.
             sys.stdout.flush()
@@ -120,6 +122,19 @@ def lent_stream(place: Place) -> Iterator[BinaryIO]:
         if error.filename is None:
             error.filename = str(place.path)
         raise
+
+
+def _opened(path: Path) -> int:
+    """Return a device or a pipe, open to be written; say so where a pipe waits for its reader."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO or not path.is_fifo():
+            raise
+        put(f"fairway: waiting until a program reads the pipe {path}", sys.stderr)
+        return os.open(path, os.O_WRONLY | os.O_NOCTTY)
+    os.set_blocking(handle, True)
+    return handle
 
 
 def keep_permissions(path: Path, old: os.stat_result | None) -> None:

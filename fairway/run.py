@@ -28,7 +28,7 @@ from fairway.errors import InterruptedRun, UserError
 from fairway.experts import ExpertStages
 from fairway.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.inputs import ARTIFACT, WEIGHTS, Inputs, command_of, config_of, public, replayed
-from fairway.limits import check_later_stages, tell_of_size, time_budget
+from fairway.limits import check_later_stages, check_learning_time, tell_of_size, time_budget
 from fairway.memory import give_back
 from fairway.model.gpt import GPT, num_parameters
 from fairway.overrides import override
@@ -251,8 +251,9 @@ class Pipeline:
     def _train(self, source: DataFolder, plan: Plan, resume: bool) -> dict[str, Any]:
         source.verify()
         shards, code_bytes = source.train_shards(), self._code_bytes()
-        tokens = len(self._validation(source).ids)
-        check_later_stages(self.config, tokens, code_bytes, plan, self.say)
+        ids = self._validation(source).ids
+        check_later_stages(self.config, len(ids), code_bytes, plan, self.say)
+        check_learning_time(self.config, ids, plan, self.ranks)
         known = known_steps(self.config.train)
         self._tell(lag_warning(self.config.optim, known))
         preflight(self.config, shards, self.folder.path, num_parameters(self.config.model), plan)

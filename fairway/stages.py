@@ -208,8 +208,10 @@ class RunFolder:
         if changed and stage == "train" and "begun" in self.memory:
             raise UserError(f"{self.path} holds an unfinished training; run it with --resume")
         if changed:
+            what = "is not what was written (it is damaged, or was edited)"
             raise UserError(
-                f"{changed} is not what was written; run `{again or f'fairway {stage}'}` again"
+                f"{changed} {what if changed.exists() else 'is gone'}; run "
+                f"`{again or f'fairway {stage}'}` again"
             )
 
     @contextmanager

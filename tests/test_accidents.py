@@ -214,6 +214,38 @@ def test_step_records_of_an_unfinished_training_are_those_of_its_checkpoint(
         pipeline.train(resume=True)
 
 
+@pytest.mark.parametrize("file", ["artifact.fwy", "ledger-sliding.jsonl.gz", "proof.fwp"])
+def test_a_damaged_file_is_named_with_the_command_that_makes_it_anew(
+    place: Place, call: Call, file: str
+) -> None:
+    """Not the stage that reads it, and not other settings: nobody gave any."""
+    path = place / "run" / file
+    good = path.read_bytes()
+    command = "pack" if file == "artifact.fwy" else "score"
+    for spoil, what in (
+        (lambda: path.write_bytes(good[:-1] + bytes([good[-1] ^ 1])), "is not what was written"),
+        (lambda: path.write_bytes(b""), "is not what was written"),
+        (path.unlink, "is gone"),
+    ):
+        spoil()
+        untouched(place, call, "report run", f"{file} {what}")
+        _, said = call("report run")
+        assert said.rstrip().endswith(f"run `fairway {command} run` again")
+        path.write_bytes(good)
+    assert call("report run") == (0, "")
+
+
+def test_weights_that_are_gone_are_no_obstacle_and_damaged_ones_are(
+    place: Place, call: Call
+) -> None:
+    weights = place / "run/weights.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    untouched(place, call, "report run", "weights.safetensors is not what was written")
+    weights.unlink()
+    assert call("report run") == (0, "")
+
+
 def test_damaged_step_records_are_not_reported(place: Place, call: Call) -> None:
     on_its_data(place)
     data = (place / "run" / STEPS).read_bytes()

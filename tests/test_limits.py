@@ -1,18 +1,22 @@
 """What would stop a run after its training is told before it, in one sentence with its remedy."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fairway import limits
 from fairway.config import Config
 from fairway.errors import UserError
-from fairway.limits import check_later_stages, smallest_bytes
+from fairway.limits import check_later_stages, check_learning_time, smallest_bytes
 from fairway.quantise.estimate import expected_bytes
 from fairway.run import Pipeline
 from fairway.runtime import Plan
+from fairway.score import ttt
+from fairway.score.sliding import ALONE
 from fairway.stages import RunFolder
 
 Tiny = Callable[..., Config]
@@ -36,6 +40,10 @@ FILL = ("quant.method=trellis", "quant.fill=true")
             ["score.seq_len=1048576", "score.stride=1048576", "ttt.method=off"],
             "scoring 1 windows of 1048576 tokens at a time takes .*; lower score.batch_win",
         ),
+        (
+            ["ttt.method=sgd", "ttt.epochs=100", "ttt.budget_s=1", "data.val_bytes=0"],
+            "test-time training would take about .* s, and ttt.budget_s is 1; raise it",
+        ),
     ],
 )
 def test_nothing_is_trained_for_what_cannot_end(
@@ -49,6 +57,31 @@ def test_nothing_is_trained_for_what_cannot_end(
         pipeline.walk()
     assert not any(line.startswith("step") for line in said)
     assert "train" not in folder.memory["stages"]
+
+
+def test_a_time_to_learn_is_refused_early_only_if_it_is_far_too_short(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a shared machine times scatter; on a GPU, and where nothing is learned, none is taken."""
+    asked: list[float] = []
+
+    def estimated(*_: object) -> float:
+        asked.append(0.0)
+        return 10.0
+
+    monkeypatch.setattr(ttt, "estimate", estimated)
+    ids = np.zeros(200, np.uint16)
+    for budget, refused in ((5, False), (4.99, True), (20, False)):
+        config = tiny("ttt.method=sgd", f"ttt.budget_s={budget}", "ttt.epochs=1")
+        with pytest.raises(UserError, match="take about 10 s") if refused else nullcontext():
+            check_learning_time(config, ids, CPU, ALONE)
+    shrinking = tiny("ttt.method=sgd", "ttt.budget_s=1", "ttt.over_budget=shrink", "ttt.epochs=2")
+    with pytest.raises(UserError, match="even at its smallest"):
+        check_learning_time(shrinking, ids, CPU, ALONE)
+    asked.clear()
+    check_learning_time(tiny("ttt.method=off", "ttt.budget_s=1"), ids, CPU, ALONE)
+    check_learning_time(config, ids, replace(CPU, device="cuda"), ALONE)
+    assert asked == []
 
 
 def test_what_a_switch_turns_off_needs_no_text(tiny: Tiny) -> None:

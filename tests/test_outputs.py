@@ -4,6 +4,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,28 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
         write_atomic(pipe, b"data" * 100_000)
     assert got == [b"data" * 100_000]
     assert stat.S_ISFIFO(pipe.lstat().st_mode)
+
+
+def test_a_pipe_without_a_reader_says_what_it_waits_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=write_atomic, args=(pipe, b"data"))
+    writer.start()
+    told, end_s = "", time.monotonic() + 30
+    while not told and time.monotonic() < end_s:
+        told = capsys.readouterr().err
+        time.sleep(0.01)
+    assert told == f"fairway: waiting until a program reads the pipe {pipe}\n"
+    assert pipe.read_bytes() == b"data"
+    writer.join()
+    # With a reader, and for a device, nothing is said.
+    held = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(pipe, b"data")
+    os.close(held)
+    write_atomic(Path("/dev/null"), b"data")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("form", ["/dev/fd/{}", "/proc/self/fd/{}", "/proc/{pid}/fd/{}"])

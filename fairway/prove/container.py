@@ -126,8 +126,10 @@ def open_coded(body: bytes) -> tuple[Header, bytes]:
         same = _canonical(fields) == text
     except ValueError as error:
         raise UserError(f"its header is not valid JSON ({error})") from None
-    if not same or not isinstance(fields, dict) or set(fields) != set(Header.__slots__):
+    if not isinstance(fields, dict) or set(fields) != set(Header.__slots__):
         raise UserError(f"its header must have the fields {', '.join(Header.__slots__)}")
+    if not same:
+        raise UserError("its header has blanks, escapes or an order that Fairway never writes")
     return _checked(fields, len(body) - end), body[end:]
 
 

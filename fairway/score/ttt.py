@@ -63,13 +63,24 @@ def evaluate_ttt(
     return Budgeted(found, estimate_s, seconds, changes)
 
 
-def _within_budget(
+def require_time(
     model: GPT, text: Text, score: ScoreConfig, config: TttConfig, ranks: Ranks
+) -> None:
+    """Raise UserError, as `evaluate_ttt` will, if even twice the budget is too little here.
+
+    Any weights will do. Times of a shared machine scatter: only what is certain is refused early.
+    """
+    _within_budget(model, text, score, config, ranks, most=2.0)
+
+
+def _within_budget(
+    model: GPT, text: Text, score: ScoreConfig, config: TttConfig, ranks: Ranks, most: float = 1.0
 ) -> tuple[ScoreConfig, TttConfig, float, tuple[str, ...]]:
+    """Return what is done in at most so many budgets, its estimate, and what was changed."""
     changes: list[str] = []
     while True:
         estimate_s = ranks.broadcast(estimate(model, text, score, config, ranks))
-        if estimate_s <= config.budget_s:
+        if estimate_s <= most * config.budget_s:
             return score, config, estimate_s, tuple(changes)
         less = shrunk(score, config) if config.over_budget == "shrink" else None
         if less is None:

@@ -105,8 +105,8 @@ def format_named(name: str) -> Format:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_spoiled_inputs_are_refused_or_right(name: str) -> None:
-    # A report of a run takes half a second.
-    count = 20 if name == "run" else 150
+    # A report of a run takes a seventh of a second.
+    count = 40 if name == "run" else 150
     found = run(format_named(name), count, 1)
     assert found.failures == []
     assert found.refused + found.read == found.inputs == count

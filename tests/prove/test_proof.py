@@ -19,7 +19,15 @@ from fairway.errors import UserError
 from fairway.prove import container
 from fairway.prove.archive import decompress
 from fairway.prove.coding import Session, Sliding
-from fairway.prove.container import ARCHIVE, PROOF, coded_file, open_coded, open_file, stored_file
+from fairway.prove.container import (
+    ARCHIVE,
+    PROOF,
+    Header,
+    coded_file,
+    open_coded,
+    open_file,
+    stored_file,
+)
 from fairway.prove.machine import Machine
 from fairway.prove.proof import Account, first_bytes, prove, restore, written
 from fairway.prove.streams import cut_evenly, default_streams
@@ -235,7 +243,13 @@ def test_bodies_that_nobody_wrote(body: bytes, told: str) -> None:
 
 
 def test_headers_that_nobody_wrote() -> None:
-    for text, told in ((b"{", "not valid JSON"), (b'{"a":1}', "must have the fields")):
+    fields = dict.fromkeys(Header.__slots__, 1)
+    for text, told in (
+        (b"{", "not valid JSON"),
+        (b'{"a":1}', "must have the fields"),
+        (json.dumps(fields, sort_keys=True).encode(), "blanks, escapes or an order"),
+        (json.dumps(fields, separators=(",", ":")).encode(), "blanks, escapes or an order"),
+    ):
         packed = container.compress(text, "brotli", 1)
         lengths = len(packed).to_bytes(4, "little") + len(text).to_bytes(4, "little")
         with pytest.raises(UserError, match=told):
