@@ -3,7 +3,7 @@
 python benchmarks/audits.py                           # logs of 100 MB, of four kinds
 python benchmarks/audits.py --violators 20 --budget 20  # planted violators on so many texts
 python benchmarks/audits.py --valid 20 --budget 20      # valid scorers that look odd
-python benchmarks/audits.py --power 10                  # leaks of several sizes, at a share of places
+python benchmarks/audits.py --power 10                  # leaks by size and share of places
 """
 
 import argparse
