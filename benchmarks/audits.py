@@ -1,11 +1,12 @@
-"""How long the audit of a record takes on huge logs, and how often planted violators are caught.
+"""How long the audit of a record takes on huge logs, and what the audit of a scorer finds.
 
-python benchmarks/audits.py                 # logs of 100 MB, of four kinds
-python benchmarks/audits.py --violators 8   # tests/audit/violators on so many other texts
+python benchmarks/audits.py                           # logs of 100 MB, of four kinds
+python benchmarks/audits.py --violators 20 --budget 20  # planted violators on so many texts
+python benchmarks/audits.py --valid 20 --budget 20      # valid scorers that look odd
+python benchmarks/audits.py --power 10                  # leaks by size and share of places
 """
 
 import argparse
-import importlib
 import sys
 import tempfile
 import time
@@ -35,33 +36,95 @@ def logs() -> None:
             print(f"{kind:>20}: {taken[0]:.2f} s ({taken[1]:.2f} s of CPU)")
 
 
-def violators(seeds: int) -> None:
+def violators(seeds: int, budget_s: float) -> None:
     """Print how many audits of planted violators find them, by any probe and by the one meant."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from audit.honest import text  # type: ignore[import-not-found]
+    from audit.planted import NAMES, bench_of, planted
+
+    caught = meant = 0
+    for name in NAMES:
+        module, missed, others = planted(name), [], []
+        for seed in range(seeds):
+            bad = _invalid(bench_of(module, seed, budget_s))
+            caught, meant = caught + bool(bad), meant + (module.PROBE in bad)
+            missed += [] if bad else [seed]
+            others += [seed] if bad and module.PROBE not in bad else []
+        beside = f", not by {module.PROBE}: {others}" if others else ""
+        print(f"{name:>28}: {seeds - len(missed)} of {seeds}{beside}", flush=True)
+    total = len(NAMES) * seeds
+    print(f"{len(NAMES)} violators, {seeds} texts: {caught} of {total} caught, {meant} as meant")
+
+
+def valid(seeds: int, budget_s: float) -> None:
+    """Print how often valid scorers are accused, and how often an audit of one stays open."""
+    from audit.honest import text
+    from audit.valid import KINDS
 
     from fairway.audit.scorers.bench import Bench
     from fairway.audit.scorers.probes import audit_scorer
+    from fairway.audit.scorers.verdicts import verdict_of
 
-    names = sorted(file.stem for file in (ROOT / "tests/audit/violators").glob("*.py"))
-    caught = meant = 0
-    for name in names:
-        module = importlib.import_module(f"audit.violators.{name}")
-        for seed in range(1, seeds + 1):
-            found = audit_scorer(Bench(module.Violator(), text(seed, 97), seed, 1e6))
-            bad = {probe.name for probe in found if probe.verdict == "invalid"}
-            caught, meant = caught + bool(bad), meant + (module.PROBE in bad)
-            if module.PROBE not in bad:
-                print(f"{name}, seed {seed}: not by {module.PROBE}, but by {sorted(bad)}")
-    total = len(names) * seeds
-    print(f"{len(names)} violators, {seeds} texts: {caught} of {total} caught, {meant} as meant")
+    accused = 0
+    for kind in KINDS:
+        told = []
+        for seed in range(seeds):
+            ids = text(seed, getattr(kind, "tokens", 97))
+            told.append(verdict_of(audit_scorer(Bench(kind(), ids, seed, budget_s))))
+        accused += told.count("invalid")
+        print(f"{kind.__name__:>20}: {told.count('valid')} of {seeds} valid", flush=True)
+    print(f"{len(KINDS)} kinds, {seeds} texts: {accused} false alarms")
+
+
+def power(seeds: int) -> None:
+    """Print how often a leak of a size, at a share of places, is found in so many seconds."""
+    import numpy as np
+    from audit.honest import Adaptive, Charges, Ids, text
+
+    from fairway.audit.scorers.bench import Bench
+
+    class Leak(Adaptive):
+        """Charges less at some places, chosen by number; for `future` by what comes next."""
+
+        def __init__(self, size_nats: float, share: float, future: bool) -> None:
+            self.size_nats, self.future = size_nats, future
+            self.leaky = np.random.default_rng(5).random(1 << 16) < share
+
+        def score(self, ids: Ids) -> Charges:
+            for t, cost in super().score(ids):
+                late = not self.future or (t + 1 < len(ids) and ids[t + 1] % 2 == 0)
+                yield t, max(0.0, cost - self.size_nats * (self.leaky[t] and late))
+
+    for future in (True, False):
+        for share, size_nats in ((0.1, 0.01), (0.02, 0.01), (0.005, 0.01), (0.005, 0.1)):
+            row = []
+            for budget_s in (1.0, 5.0, 20.0):
+                benches = (
+                    Bench(Leak(size_nats, share, future), text(seed, 385), seed, budget_s)
+                    for seed in range(seeds)
+                )
+                row.append(sum(bool(_invalid(bench)) for bench in benches) / seeds)
+            kind = "next token" if future else "sum above one"
+            print(f"{kind}, {size_nats} nats at {share:.1%}: {row} in 1, 5, 20 s", flush=True)
+
+
+def _invalid(bench: object) -> set[str]:
+    from fairway.audit.scorers.probes import audit_scorer
+
+    found = audit_scorer(bench)  # type: ignore[arg-type]
+    return {probe.name for probe in found if probe.verdict == "invalid"}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--violators", type=int, default=0)
+    for name in ("violators", "valid", "power"):
+        parser.add_argument(f"--{name}", type=int, default=0, metavar="TEXTS")
+    parser.add_argument("--budget", type=float, default=20.0, metavar="SECONDS")
     options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
     if options.violators:
-        violators(options.violators)
+        violators(options.violators, options.budget)
+    elif options.valid:
+        valid(options.valid, options.budget)
+    elif options.power:
+        power(options.power)
     else:
         logs()

@@ -95,6 +95,13 @@ REAL = [
 ]
 
 
+@pytest.mark.parametrize("word", ["1e9", "0", "0.05", "1000001"])
+def test_a_budget_out_of_bounds_is_told_with_both(place: Place, call: Call, word: str) -> None:
+    line = f"audit --program cat --tokens text.txt --budget {word}"
+    told = f"{word} is out of bounds; it must be between 0.1 and 1,000,000"
+    untouched(place, call, line, told)
+
+
 @pytest.mark.parametrize(("line", "words"), REAL, ids=lambda value: str(value)[:30])
 def test_numbers_that_are_not_finite(
     place: Place, call: Call, line: str, words: tuple[str, ...]

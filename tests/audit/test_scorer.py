@@ -23,11 +23,13 @@ import json, sys
 import numpy as np
 from audit.honest import Adaptive, WithRows
 scorer = WithRows()
-print(json.dumps({{"vocab_size": 24, "rows": {rows}}}), flush=True)
+print(json.dumps({{"vocab_size": 24, "rows": {rows}, "bytes": True}}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     ids = np.array(asked["ids"])
-    if "row" in asked:
+    if "bytes" in asked:
+        print(json.dumps({{"bytes": (1 + ids[1:] % 3).tolist()}}), flush=True)
+    elif "row" in asked:
         print(json.dumps({{"row": scorer.row(ids, asked["row"]).tolist()}}), flush=True)
     else:
         index, nats = zip(*scorer.score(ids))
@@ -190,6 +192,55 @@ time.sleep(60)
     while any(map(goes_on, pids)):
         assert time.monotonic() - start_s < 29
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("leaves", ["program", "child", "both"])
+def test_a_child_that_leaves_its_group_ends_too(
+    command: list[str], tmp_path: Path, leaves: str
+) -> None:
+    """One that has a session of its own, whose parent has ended, and whose program has too."""
+    told = tmp_path / "pid"
+    source = f"""
+import json, os, time
+if not os.fork():
+    if {leaves != "program"}:
+        os.setsid()
+    if os.fork():
+        os._exit(0)
+    with open({str(told)!r}, "w") as stream:
+        stream.write(f"{{os.getpid()}}\\n")
+    time.sleep(60)
+os.wait()
+while not os.path.exists({str(told)!r}) or not open({str(told)!r}).read().endswith("\\n"):
+    time.sleep(0.01)
+print(json.dumps({{"vocab_size": 24}}), flush=True)
+if {leaves == "child"}:
+    time.sleep(60)
+"""
+    Path(command[1]).write_text(source)
+    program = open_program(command, budget_s=30.0)
+    if leaves != "child":
+        program._pipe._process.wait(20)
+    program.close()
+    start_s = time.monotonic()
+    while goes_on(int(told.read_text())):
+        assert time.monotonic() - start_s < 10
+        time.sleep(0.01)
+
+
+def test_a_program_says_bytes_and_is_started_anew(command: list[str]) -> None:
+    ids = text(0)
+    program = open_program(written(command), budget_s=30.0)
+    true = int((1 + ids[1:] % 3).sum())
+    try:
+        for more, verdict in ((0, "valid"), (1, "invalid")):
+            bench = Bench(program, ids, budget_s=4.0, text_bytes=true + more, thorough=False)
+            found = {p.name: p for p in audit_scorer(bench)}
+            assert found["P7 bytes"].verdict == verdict
+            assert f"{true:,} bytes" in found["P7 bytes"].why
+            assert "of a scorer started anew" in found["replay"].why
+    finally:
+        program.close()
 
 
 def goes_on(pid: int) -> bool:

@@ -43,7 +43,8 @@ _LONG_SHARE, _LONG_S = 0.002, 0.1
 class Bench:
     """A scorer under audit, the text it is audited on (BOS first), and the seconds left.
 
-    With equal `seed` a probe looks at the same places; more time only means more of them. Not
+    With equal `seed` a probe looks at the same places; more time only means more of them. A budget
+    of 0 means the least questions, whatever they take. Not
     `thorough` means that probes end after the usual number of questions, whatever the budget.
     """
 

@@ -28,21 +28,22 @@ _USUAL, _ALL = 0.6, 0.97
 def audit_scorer(bench: Bench) -> list[Probe]:
     """Return what every probe found, replay first: its noise is the measure of the others.
 
-    One clock holds for all. First every probe makes its least steps, whatever the budget, then its
-    usual ones; then, unless something was found, all go on by turns until the budget or the
-    questions are at an end. Last, the text is asked for once more.
+    One clock holds for all. First every probe makes its least steps (with a budget of 0 whatever
+    they take), P1 last, since it asks most; then its usual ones; then, unless something was found,
+    all go on by turns until the budget or the questions are at an end. Last, the text is asked for
+    once more.
     """
     bench.start()
     trials = [_begun(bench, kind) for kind in KINDS if kind.concerns(bench)]
+    for trial, work in sorted(trials, key=lambda pair: isinstance(pair[0], Substitution)):
+        _least(bench, trial, work)
     for trial, work in trials:
-        _advance(bench, trial, work, trial.least, float("inf"))
-    for trial, work in trials:
-        _advance(bench, trial, work, trial.usual, trial.share * _USUAL * bench.budget_s)
+        _usual(bench, trial, work)
     if bench.thorough:
         _go_on(bench, trials)
     replay = trials[0][0]
     assert isinstance(replay, Replay)
-    if not replay.wrong:
+    if not replay.wrong and replay.steps_made:
         bench.begin("replay, at the end")
         replay.again()
     return [trial.probe() for trial, _ in trials]
@@ -53,10 +54,22 @@ def _begun(bench: Bench, kind: type[Trial]) -> tuple[Trial, Iterator[None]]:
     return trial, trial.steps()
 
 
-def _advance(bench: Bench, trial: Trial, work: Iterator[None], steps: int, most_s: float) -> None:
-    """Make steps until there were so many, the probe has used its time, or its work is done."""
-    while trial.steps_made < steps and not trial.done and trial.used_s < most_s:
-        if trial.steps_made >= trial.least and bench.left_s <= 0:
+def _least(bench: Bench, trial: Trial, work: Iterator[None]) -> None:
+    """Make the least steps; of a slow scorer one, and none when the budget is over."""
+    for step in range(trial.least):
+        if bench.budget_s and bench.left_s < (0.5 * bench.budget_s if step else 0.0):
+            break
+        if not trial.done:
+            trial.make_step(work)
+    if not trial.steps_made:
+        trial.doubt = "the budget was over before this was asked; raise it (--budget)"
+
+
+def _usual(bench: Bench, trial: Trial, work: Iterator[None]) -> None:
+    """Make the usual steps, unless the probe has used its share of the time."""
+    most_s = trial.share * _USUAL * bench.budget_s
+    while trial.steps_made < trial.usual and not trial.done and trial.used_s < most_s:
+        if bench.left_s <= 0:
             return
         trial.make_step(work)
 

@@ -30,6 +30,7 @@ class Replay(Trial):
 
     def steps(self) -> Iterator[None]:
         """Ask twice at first; then once a step, now and then of a scorer that was started anew."""
+        # Those of the scorer itself; copies of it may have the same noise.
         self.totals = [float(self.bench.costs(self.bench.text).nats.sum())]
         self.samples = 1
         while not self.wrong:
@@ -55,7 +56,8 @@ class Replay(Trial):
             return
         moved = moved_by(first.nats, second.nats)
         self.see(moved, first.index)
-        self.totals.append(float(second.nats.sum()))
+        if scorer is bench.scorer:
+            self.totals.append(float(second.nats.sum()))
         most = float(moved.max(initial=0.0))
         bench.met(most)
         if most > MOST_NOISE_NATS:

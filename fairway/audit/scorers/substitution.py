@@ -12,11 +12,11 @@ from fairway.audit.scorers.sums import SUM_TOLERANCE, Place, Sum
 from fairway.audit.scorers.trial import Trial
 from fairway.score.ledger import IntArray
 
-# A small vocabulary is asked wholly, whatever the budget, at the least number of places.
-_SMALL_WORDS = 64
+# A small vocabulary is asked wholly if so much of the time that is left is enough.
+_SMALL_WORDS, _SMALL = 64, 0.7
 _LEAST_ASKED, _FEWEST_ASKED = 48, 16
-# What a place may take of the time that is left; in any case, and of a small vocabulary.
-_PLACE, _FREE_S, _SMALL_S = 0.1, 0.01, 10.0
+# What a place may take of the time that is left, and in any case.
+_PLACE, _FREE_S = 0.1, 0.01
 _OTHER_PLACES = 40
 
 
@@ -89,25 +89,24 @@ class Substitution(Trial):
         if bench.rows is not None:
             return place.shown_sum(bench.rows)
         size = bench.scorer.vocab_size
-        asked = int(self._time() / self.once_s)
-        # What takes a second in all is not worth an open question.
-        least = _LEAST_ASKED if self.once_s * _LEAST_ASKED < 0.2 * bench.budget_s else _FEWEST_ASKED
-        if asked >= size or (size <= _SMALL_WORDS and self.once_s * size < self._most()):
+        # What takes little in all is not worth an open question.
+        cheap = self.once_s * _LEAST_ASKED < 0.2 * bench.budget_s or not bench.budget_s
+        least = _LEAST_ASKED if cheap else _FEWEST_ASKED
+        asked = max(int(self._time() / self.once_s), least)
+        most_s = _SMALL * bench.left_s if bench.budget_s else np.inf
+        if asked >= size or (size <= _SMALL_WORDS and self.once_s * size < most_s):
             return place.full_sum()
-        return place.sampled_sum(max(asked, least))
+        return place.sampled_sum(asked)
 
     def _time(self) -> float:
         """Return the seconds that one place may take."""
         return max(_PLACE * self.bench.left_s, _FREE_S)
 
-    def _most(self) -> float:
-        return max(self.bench.left_s, _SMALL_S)
-
     def passed(self) -> str:
         """Return what held, and what is off alike everywhere though it is small."""
         words = "probabilities sum to one, and are those charged"
         excess = np.array(self.excesses)
-        if len(excess) < 3:
+        if len(excess) < 2:
             return words
         mean, error = float(excess.mean()), float(excess.std(ddof=1)) / len(excess) ** 0.5
         if abs(mean) > max(0.02 * SUM_TOLERANCE, 5 * error):

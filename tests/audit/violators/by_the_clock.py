@@ -4,7 +4,7 @@ import time
 
 from audit.honest import Charges, Ids, Plain, frozen, nats, peeking
 
-PROBE = "P3 future flip"
+PROBE = "replay"
 
 
 class Violator(Plain):
