@@ -61,12 +61,8 @@ def test_codes_are_collected_however_they_are_given() -> None:
         "_WHY = {'g': 'because'}\n"
     )
     assert sorted(code.replace("\\", "") for code in codes(source)) == [
-        "a-b",
-        "no-[a-z-]+",
-        "c",
-        "d",
-        "e",
-    ]
+        "a-b", "c", "d", "e", "g", "no-[a-z-]+",
+    ]  # fmt: skip
 
 
 def test_every_entry_says_something() -> None:
