@@ -99,6 +99,10 @@ QUESTIONS: dict[str, Question] = {
             "What do the byte probabilities at one place sum to, over all tokens?",
             "uniform-spread",
         ),
+        "oracle": (
+            "the better of several costs is taken", _SUMS,
+            "Can the choice be made before the token is known?", "target-gate",
+        ),
         "first-byte-mix": (
             "first byte and remainder are mixed apart", _SUMS,
             "What do the byte probabilities at one place sum to, over all tokens?",
