@@ -92,14 +92,16 @@ class Clone:
         return self._text("merge-base", onto, head).strip() or self.main
 
     def write(self, origin: Origin, below: Path) -> Path:
-        """Write a folder's files below a folder of all; return its path."""
+        """Write a folder's files below a folder of all, unless it is there; return its path."""
         if origin.pull == 0:
             commit = self.main
         else:
             commit = origin.revision
             commit = f"refs/pull/{origin.pull}/head" if commit == "head" else commit
         place = below / origin.name
-        place.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            return place
+        place.mkdir(parents=True)
         for name, blob in self._files(commit, origin.path):
             file = place / os.path.relpath(name, origin.path)
             file.parent.mkdir(parents=True, exist_ok=True)

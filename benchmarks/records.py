@@ -71,7 +71,8 @@ def fairway(origin: Origin, place: Path) -> Answer:
             quoted = _line(place / found.file, found.line)
             invalid.append({"code": found.code, "kind": kind, "place": found.place,
                             "value": found.value, "line": quoted})  # fmt: skip
-    coverage = [log["coverage"] for log in audit.facts.get("logs", []) if log.get("coverage")]
+    shares = [log.get("coverage", {}) for log in audit.facts.get("logs", [])]
+    coverage = [share["settings"] for share in shares if "settings" in share]
     asked = kinds["warning"] - kinds["invalid"]
     word = judged(audit)
     return Answer(origin, kinds["invalid"], asked, seconds, word, invalid, coverage)
@@ -193,7 +194,9 @@ def report(labels: dict[str, Any], answers: Sequence[Answer]) -> str:
         if coverage:
             few = sum(share < 0.9 for share in coverage)
             middle = f"{statistics.median(coverage):.1%}"
-            parts.append(f"{len(coverage)} logs: median {middle} read, {few} below 90 %.")
+            parts.append(
+                f"Settings of {len(coverage)} logs: median {middle} read, {few} below 90 %."
+            )
         parts.append(_convicted(answers))
     return "\n\n".join(parts)
 

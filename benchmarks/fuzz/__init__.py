@@ -77,7 +77,7 @@ class Format(Protocol):
         """
 
     # Optional: `def most_bytes(self, size_bytes: int) -> int`, the memory that one input of this
-    # size may take; `most_bytes` below is what holds without it.
+    # size may take, and `most_s`, its processor time; `most_bytes` and `MOST_S` hold without them.
 
 
 def most_bytes(size_bytes: int) -> int:

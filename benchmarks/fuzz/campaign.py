@@ -2,7 +2,7 @@
 
 Compiled loops hear no signals, so the reader is a child. The parent looks at its processor time and
 ends it after `MOST_S` for one input; another child goes on with the next. Processor time counts
-because the machine may be shared; what sleeps ends after `_MOST_WALL_S`.
+because the machine may be shared; what sleeps ends after ten times as long.
 
 Memory is bounded twice: the child's address space by what it has before an input and what the
 format allows for the input's size, and the growth of its resident memory is measured.
@@ -27,7 +27,8 @@ from fairway.errors import UserError
 
 from . import MOST_S, Case, Change, Files, Format, most_bytes
 
-_MOST_WALL_S = 20.0
+# Seconds by the clock for each that is allowed.
+_MOST_WALL_S = 10.0
 _LOOK_S = 0.1
 # Threads of a library map stacks and arenas at their first use, however small the input.
 _SLACK_BYTES = 256_000_000
@@ -139,6 +140,7 @@ class _Reader:
             for name, data in files.items():
                 _put(folder / name, data)
         self._most = getattr(format, "most_bytes", most_bytes)
+        self.most_s: float = getattr(format, "most_s", MOST_S)
 
     def warm(self) -> None:
         """Read every good input; they must be right."""
@@ -208,7 +210,7 @@ class _Reader:
         kind, what = "", ""
         if trace:
             kind, what = "traceback", trace
-        elif took_s > MOST_S:
+        elif took_s > self.most_s:
             kind, what = "hang", f"took {took_s:.2f} s"
         elif grew > most:
             kind, what = "memory", f"grew by {grew:,} bytes, {most:,} are justified"
@@ -266,13 +268,14 @@ class _Watch:
     def _late(self, number: int) -> float:
         """Return how long the input in progress has taken, if that is too long, else 0."""
         began_s, began_cpu_s = self._reader.shared[_WALL_S], self._reader.shared[_CPU_S]
-        if not began_s or time.monotonic() - began_s < MOST_S:
+        most_s = self._reader.most_s
+        if not began_s or time.monotonic() - began_s < most_s:
             return 0.0
         used_s = _cpu_s(self._pid) - began_cpu_s
         slept_s = time.monotonic() - began_s
         if int(self._reader.shared[_NUMBER]) != number or self._reader.shared[_WALL_S] != began_s:
             return 0.0
-        return used_s if used_s > MOST_S else slept_s if slept_s > _MOST_WALL_S else 0.0
+        return used_s if used_s > most_s else slept_s if slept_s > _MOST_WALL_S * most_s else 0.0
 
 
 _NO_LIMIT = resource.RLIM_INFINITY

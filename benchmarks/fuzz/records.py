@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from audit.hostile import HOSTILE
 from audit.record import SCRIPT, wrapped
 from audit.record import Case as Written
 
@@ -24,6 +26,8 @@ class Records:
     """A record of the challenge with a plain script, and one whose script unpacks itself."""
 
     name = "record"
+    # Issue 17: an audit ends itself after 6 s.
+    most_s = 10.0
 
     def specimens(self) -> list[Files]:
         """Return both."""
@@ -41,20 +45,24 @@ class Records:
     def spoil(self, files: Files, rng: random.Random) -> Case:
         """Spoil bytes, values of the claim, lines of a log or README, the script, or the folder."""
         kind = rng.random()
-        if kind < 0.35:
+        if kind < 0.2:
             name = rng.choice(list(files))
             return Case({name: damaged(files[name], rng)}, True, name)
-        if kind < 0.55:
+        if kind < 0.3:
             claim = json.loads(files[f"r/{_CLAIM}"])
             note = "claim" + spoil_value(claim, rng)
             data = odd_json(claim, rng) if rng.random() < 0.2 else json.dumps(claim).encode()
             return Case({f"r/{_CLAIM}": data}, True, note)
-        if kind < 0.8:
+        if kind < 0.4:
             return _lines(files, rng)
-        if kind < 0.92:
+        if kind < 0.5:
             script = _script(rng)
             return Case({"r/train_gpt.py": script}, True, "script")
-        return _folder(files, rng)
+        if kind < 0.55:
+            return _folder(files, rng)
+        if kind < 0.75:
+            return _hostile(files, rng)
+        return _texts(files, rng)
 
     def read(self, folder: Path) -> Any:
         """Return the audit; UserError where it finds the record invalid."""
@@ -71,6 +79,146 @@ class Records:
                 return f"{finding.code} is a page long"
         json.dumps(found.facts, allow_nan=False)
         return ""
+
+
+# ---------------------------------------------------------------------------------------------
+# Ways to spoil
+
+# What makes thousands of files, or none that are bytes, is left to `_folder`.
+_SPOILS = sorted(
+    HOSTILE.keys()
+    - {
+        "many logs",
+        "many files",
+        "many scripts",
+        "many bombs",
+        "pipes",
+        "sockets",
+        "links",
+        "names",
+    }
+    - {"huge files", "deep folders", "folders by the names of files", "files that are archives"}
+)
+_NUMBERS = (
+    *(b"1e400", b"-1", b"0", b"nan", b"inf", b"1_000", b"1,000", b"", b"None", b"1e-400", b"0.0.0"),
+    *(b"9" * 30, b"9" * 5_000, b"-0.0", b"0x1f", b"1e5", b"12:34", b"5 %", b"1.2.3", b"\xc2\xbd"),
+)
+_WORDS = (
+    *(
+        b"val_bpb:",
+        b"val_loss:",
+        b"step:",
+        b"train_time:",
+        b"Hyperparameters:",
+        b"seed:",
+        b"ms",
+        b"=",
+    ),
+    *(
+        b"{",
+        b"}",
+        b"[",
+        b"(",
+        b")",
+        b"'",
+        b'"',
+        b"|",
+        b"\\",
+        b"\n",
+        b"\r",
+        b"\t",
+        b" " * 40,
+        b":",
+        b",",
+    ),
+    *(
+        b"ttt",
+        b"epoch",
+        b"1/20000",
+        b"val_tokens:",
+        b"Total submission size",
+        b"bytes",
+        b"Namespace(",
+    ),
+    *(
+        b"exec(",
+        b"lambda x:",
+        b"def f(",
+        b"if 1:\n",
+        b"f'{",
+        b"b'",
+        b"import ",
+        b"#",
+        b'"""',
+        b"~" * 9,
+    ),
+)
+
+
+def _hostile(files: Files, rng: random.Random) -> Case:
+    """Take a record that is hard to read, at times with damage on top."""
+    kind = rng.choice(_SPOILS)
+    with tempfile.TemporaryDirectory() as place:
+        for name, data in files.items():
+            (Path(place) / Path(name).name).write_bytes(data)
+        HOSTILE[kind](Path(place))
+        spoiled = {f"r/{path.name}": path.read_bytes() for path in Path(place).iterdir()}
+    changes: dict[str, Change] = {
+        name: damaged(data, rng) if data and rng.random() < 0.5 else data
+        for name, data in spoiled.items()
+        if data != files.get(name)
+    }
+    return Case(changes, True, kind)
+
+
+def _texts(files: Files, rng: random.Random) -> Case:
+    """Change numbers, lines, words, nesting and lengths of some files, several times."""
+    changes: dict[str, Change] = {}
+    for name in rng.sample(sorted(files), 1 + rng.randrange(2)):
+        data = files[name]
+        for _ in range(1 + rng.randrange(4)):
+            data = _text(data, files, rng)
+        changes[name] = data
+    return Case(changes, True, " ".join(changes))
+
+
+def _text(data: bytes, files: Files, rng: random.Random) -> bytes:
+    lines = data.splitlines(keepends=True)
+    at = rng.randrange(len(data) + 1)
+    match rng.randrange(10):
+        case 0:
+            share = rng.choice((0.01, 0.2, 1.0))
+            number = re.compile(rb"\d+(\.\d+)?")
+            return number.sub(
+                lambda m: rng.choice(_NUMBERS) if rng.random() < share else m[0], data
+            )
+        case 1:
+            rng.shuffle(lines)
+        case 2:
+            lines = [line for line in lines for _ in range(rng.choice((0, 1, 1, 1, 2, 50)))]
+        case 3:
+            other = files[rng.choice(sorted(files))]
+            start = rng.randrange(len(other) + 1)
+            return data[:at] + other[start : start + rng.choice((20, 2_000, 200_000))] + data[at:]
+        case 4:
+            return data[:at] + rng.choice(_WORDS) * rng.choice((1, 10, 1_000, 50_000)) + data[at:]
+        case 5:
+            words = b"".join(rng.choice(_WORDS) for _ in range(rng.choice((5, 100, 5_000))))
+            return data[:at] + words + data[at:]
+        case 6:
+            return data.replace(b"\n", rng.choice((b"\r", b"\r\n", b" ", b"", b"\n\n", b"\0")))
+        case 7:
+            opening, closing = rng.choice(((b"[", b"]"), (b"{", b"}"), (b"(", b")"), (b"-", b"1")))
+            depth = rng.choice((5, 500, 50_000))
+            return data[:at] + opening * depth + data[at : at + 9] + closing * depth + data[at:]
+        case 8:
+            return data.decode("utf-8", "replace").encode(
+                rng.choice(("utf-16", "utf-16-be", "utf-7"))
+            )
+        case _:
+            prefix = rng.choice((b"[2026-04-01 00:00:00] ", b"  ", b"\t", b"# ", b"rank0: ", b"| "))
+            lines = [prefix + line for line in lines]
+    return b"".join(lines)
 
 
 def _lines(files: Files, rng: random.Random) -> Case:

@@ -42,7 +42,7 @@ const compare = (a, b) => typeof a === typeof b
   button.append(...head.childNodes);
   head.append(button);
   button.onclick = () => {
-    const down = head.ariaSort === "ascending";
+    const down = head.getAttribute("aria-sort") === "ascending";
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const rows = [...body.rows].sort((a, b) => compare(key(a, at), key(b, at)));

@@ -96,8 +96,14 @@ def test_names_and_values_of_others_are_only_seen() -> None:
 
 def test_the_figures_of_a_record_come_from_its_logs() -> None:
     logs = [
-        {"seed": 1, "steps": 10, "total_bytes": 5.0, "train_s": 3.0, "coverage": 0.9},
-        {"seed": 2, "steps": 12, "total_bytes": None, "train_s": 4.0, "coverage": 0.8},
+        {
+            "seed": 1,
+            "steps": 10,
+            "total_bytes": 5.0,
+            "train_s": 3.0,
+            "coverage": {"steps": 0.9, "settings": 1.0},
+        },
+        {"seed": 2, "steps": 12, "total_bytes": None, "train_s": 4.0, "coverage": {"steps": 0.8}},
     ]
     stages = {"x": {"mean": 1.08, "sd": None, "values": [1.08]}}
     found = audit(logs=logs, claims={"bpb": 1.081}, stages=stages, claimed_stage="x")

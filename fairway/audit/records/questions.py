@@ -43,6 +43,8 @@ _PROMISE = "a score counts only if the artifact alone gives it"
 _LEARNED = "the text is learned before it is scored (C3)"
 _SUMS = "its probabilities over all candidates sum to more than one (C2)"
 _RUN = "three seeds count as repetitions only of one script with one configuration"
+_SPLIT = "documents that were trained on are no test"
+_WARM = "a step on validation tokens before they are scored is what #677 forbids"
 _BYTES = "artifact and code together have 16,000,000 bytes at most"
 _TIME = "training has 600 s, evaluation another 600 s on eight GPUs"
 _UNIT = "bits per byte divide by the bytes of the text; fewer tokens or more bytes look like a gain"
@@ -59,6 +61,35 @@ QUESTIONS: dict[str, Question] = {
             "Is this call made before scoring in the claimed runs, and on which tokens?",
             "trained-on-text",
         ),
+        "ttt-before-score": (
+            "a log that learns the text before it scores", _LEARNED,
+            "Which tokens are these epochs of, and which score is from before them?",
+            "trained-on-text",
+        ),
+        "trained-before-scored": (
+            "a piece of the text is learned before it is scored", _LEARNED,
+            "Which line scores this piece before the step?", "trained-on-text",
+        ),
+        "last-epoch": (
+            "the last of several epochs is scored", _LEARNED,
+            "What is the score of the first epoch?", "scored-twice",
+        ),
+        "second-pass": (
+            "a second scoring pass", "every token is scored once, before anything learns it (C4)",
+            "What is the score of the first pass?", "scored-twice",
+        ),
+        "slot": (
+            "values fitted to a window's own targets", _LEARNED,
+            "What is the score of every window before its fit?", "fitted-on-target",
+        ),
+        "slot-score": (
+            "the score claimed is one after a fit in every window", _LEARNED,
+            "Which tokens is the fit on, and which are scored after it?", "fitted-on-target",
+        ),
+        "slot-context": (
+            "values fitted to the scored part of a window", "whether it is allowed was never ruled",
+            "Does the fit see a token that is scored after it?", "fitted-on-target",
+        ),
         "hashed-target": (
             "a hash key holds the target", _SUMS,
             "What do the scores of all candidates at one place sum to?", "hashed-target",
@@ -67,6 +98,19 @@ QUESTIONS: dict[str, Question] = {
             "a token's cost is spread evenly over its bytes", _SUMS,
             "What do the byte probabilities at one place sum to, over all tokens?",
             "uniform-spread",
+        ),
+        "oracle": (
+            "the better of several costs is taken", _SUMS,
+            "Can the choice be made before the token is known?", "target-gate",
+        ),
+        "first-byte-mix": (
+            "first byte and remainder are mixed apart", _SUMS,
+            "What do the byte probabilities at one place sum to, over all tokens?",
+            "remainder-mixture",
+        ),
+        "target-expert": (
+            "an expert asks about the token to predict", _SUMS,
+            "Can the hint be computed before the token is known?", "target-gate",
         ),
         "target-gate": (
             "a gate reads the token to predict", _SUMS,
@@ -83,6 +127,38 @@ QUESTIONS: dict[str, Question] = {
         "denominator": (
             "the bytes are not those of the text", _UNIT,
             "How are the bytes of a token counted, and what do they sum to?", "denominator",
+        ),
+        "space-twice": (
+            "leading spaces are counted twice", _UNIT,
+            "What do the bytes of all tokens sum to?", "denominator",
+        ),
+        "marker-bytes": (
+            "the marker of a space counts as bytes", _UNIT,
+            "What do the bytes of all tokens sum to?", "denominator",
+        ),
+        "byte-pieces": (
+            "pieces of single bytes may count as several", _UNIT,
+            "Has the tokenizer such pieces, and how many bytes do they count?", "denominator",
+        ),
+        "val-in-train": (
+            "validation documents among the training text", _SPLIT,
+            "Which documents do the training files hold?", "split",
+        ),
+        "val-docs-default": (
+            "a preparation that leaves validation documents to training", _SPLIT,
+            "With which number of validation documents was the data made?", "split",
+        ),
+        "warm-up": (
+            "a warm-up on validation tokens", _WARM, "Would random tokens do?", "warm-up",
+        ),
+        "val-warm-up": (
+            "steps on validation tokens that no score seems to depend on", _WARM,
+            "Would random tokens do?", "warm-up",
+        ),
+        "smear": (
+            "a gate that reads the token before, across documents",
+            "documents that were said to be apart are not",
+            "Is the term zero at the first token of a document?", "smear",
         ),
         # Budgets.
         "bytes": ("more bytes than the limit", _BYTES, "Which bytes can go?", "over-bytes"),
@@ -124,6 +200,9 @@ QUESTIONS: dict[str, Question] = {
         "mixed-code": (
             "seeds with different sizes of code", _RUN,
             "Did all seeds run the script shipped?", "mixed-seeds",
+        ),
+        "mixed-source": (
+            "seeds with different scripts", _RUN, "Which script ran for each seed?", "mixed-seeds",
         ),
         "mixed-shards": (
             "seeds with different training text", _RUN,
@@ -204,6 +283,10 @@ QUESTIONS: dict[str, Question] = {
             "an order that reads lengths of text not yet scored",
             "what is not scored yet must not be known (C1)", "Is the order needed?",
         ),
+        "other-source": (
+            "a log that begins with another script than the one shipped",
+            "the script shipped may not be the one that ran", "Which script ran?", "mixed-seeds",
+        ),
         # What could not be found or read.
         "not-audited": ("it could not be audited", _UNREAD, "Can it be read by others?"),
         "work-ended": (
@@ -221,6 +304,9 @@ QUESTIONS: dict[str, Question] = {
             "the script could not be read as Python", _UNREAD,
             "Can the source be shipped in a form that is shorter or plainer?",
         ),
+        "log-unread": (
+            "a log that was not read in full", _UNREAD, "Which lines state the rest?",
+        ),
         "no-log": ("no log of a run", _STATED, "Can the logs of all seeds be added?"),
         "no-claim": ("no score in submission.json", _STATED, "Which score is claimed?"),
         "no-submission": ("no submission.json", _STATED, "Which score is claimed?"),
@@ -237,6 +323,10 @@ QUESTIONS: dict[str, Question] = {
         "skipped": ("not a regular file", _UNREAD, "Is it needed?"),
         "archive": ("an archive that is not opened", _UNREAD, "Can it be shipped unpacked?"),
         # Worth knowing.
+        "runs-aside": (
+            "runs that are not claimed", "nothing of them is held against the record",
+            "Are they re-runs or ablations?",
+        ),
         "few-seeds": (
             "fewer than three seeds", "a test against another record needs repetitions",
             "Are there logs of more seeds?",

@@ -101,7 +101,7 @@ def sentence(audit: RecordAudit) -> str:
 def summary(audit: RecordAudit) -> dict[str, Any]:
     """Return the figures of a record: claimed and recomputed score, seeds, steps, bytes, seconds.
 
-    What was not found is None. `coverage` is the smallest of its logs.
+    What was not found is None. `coverage` is the smallest share of a kind of line, of all logs.
     """
     facts = audit.facts
     logs = facts.get("logs", [])
@@ -116,16 +116,14 @@ def summary(audit: RecordAudit) -> dict[str, Any]:
         "bytes": _most(logs, "total_bytes") or claims.get("total bytes"),
         "train_s": _most(logs, "train_s"),
         "eval_s": _most(logs, "eval_s"),
-        "coverage": _least(logs, "coverage"),
+        "coverage": min(
+            (share for log in logs for share in log.get("coverage", {}).values()), default=None
+        ),
     }
 
 
 def _most(logs: Sequence[dict[str, Any]], name: str) -> float | None:
     return max((log[name] for log in logs if log.get(name) is not None), default=None)
-
-
-def _least(logs: Sequence[dict[str, Any]], name: str) -> float | None:
-    return min((log[name] for log in logs if log.get(name) is not None), default=None)
 
 
 def as_facts(audit: RecordAudit) -> dict[str, Any]:
