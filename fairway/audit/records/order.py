@@ -7,7 +7,7 @@ the same sum already counts, and on nothing else.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fairway.audit.findings import Finding
+from fairway.audit.findings import Finding, Severity
 from fairway.audit.records.events import Events, Score, Training
 
 _WHY = {
@@ -45,8 +45,13 @@ class Verdict:
     score: Score | None
 
 
-def check_order(events: Events, settings: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield trainings on validation tokens that come before their score, one for each line."""
+def check_order(
+    events: Events, settings: Mapping[str, str], said: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Yield trainings on validation tokens that come before their score, one for each line.
+
+    `said` names who says a setting, if not the logs.
+    """
     worst: dict[tuple[str, int], Verdict] = {}
     grave = list(_WHY)
     for verdict in verdicts(events):
@@ -55,7 +60,7 @@ def check_order(events: Events, settings: Mapping[str, str]) -> Iterator[Finding
         if grave.index(verdict.kind) < grave.index(known.kind):
             worst[place] = verdict
     for verdict in worst.values():
-        yield _finding(verdict, settings, events.seen)
+        yield _finding(verdict, _switches(verdict.training, settings, said, events.seen))
 
 
 def verdicts(events: Events) -> Iterator[Verdict]:
@@ -142,23 +147,35 @@ def _interleaved(events: Events, training: Training) -> bool:
     )
 
 
-def _finding(verdict: Verdict, settings: Mapping[str, str], seen: Mapping[str, str]) -> Finding:
-    """Return the finding, as grave as what is known of the switches around it."""
-    training, why = verdict.training, _WHY[verdict.kind]
-    asked = list(dict.fromkeys(g.lower() for g in training.guards))
-    unsure = [name for name in asked if name not in settings and name not in seen]
-    on = [name for name in asked if name in settings and name not in seen]
+def _switches(
+    training: Training,
+    settings: Mapping[str, str],
+    said: Mapping[str, str],
+    seen: Mapping[str, str],
+) -> tuple[str, bool]:
+    """Return in words what is known of the switches around a training, and if that is enough."""
+    asked = list(dict.fromkeys(guard.lower() for guard in training.guards))
     shown = [name for name in asked if name in seen]
+    known = [name for name in asked if name in settings]
     if shown:
-        why += f"; {seen[shown[-1]]} shows that it ran"
-    elif on:
-        why += f"; the logs say that {on[-1]} is {settings[on[-1]]}"
-    grave = "warning" if verdict.kind in _ALWAYS_WARNING else "invalid"
-    if unsure and not on and not shown:
-        why += f"; by default, and if {' and '.join(unsure[-2:])}: the logs do not say"
-        grave = "warning"
+        return f"; {seen[shown[-1]]} shows that it ran", True
+    if known:
+        name = known[-1]
+        who = f"{said[name]} says" if name in said else "the logs say"
+        return f"; {who} that {name} is {settings[name]}", True
+    if asked:
+        return f"; by default, and if {' and '.join(asked[-2:])}: the logs do not say", False
+    return "", True
+
+
+def _finding(verdict: Verdict, known: tuple[str, bool]) -> Finding:
+    """Return the finding, as grave as what is known of the switches around it."""
+    training = verdict.training
+    words, sure = known
     place = training.place
     value = f"{place.text} in {place.function}()" if place.function else place.text
     if verdict.score is not None:
         value += f"; scored in line {verdict.score.place.line}"
-    return Finding(grave, verdict.kind, why, place.file, place.line, value)  # type: ignore[arg-type]
+    grave: Severity = "invalid" if sure and verdict.kind not in _ALWAYS_WARNING else "warning"
+    why = _WHY[verdict.kind] + words
+    return Finding(grave, verdict.kind, why, place.file, place.line, value)

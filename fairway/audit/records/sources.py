@@ -1,18 +1,22 @@
 """The scripts of a record: read, unpacked, and looked at for known faults; none is run."""
 
 import ast
+import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.events import Work
+from fairway.audit.records.denominators import check_bytes_of_pieces
+from fairway.audit.records.events import OverBudget, Work
 from fairway.audit.records.flow import Flow
 from fairway.audit.records.folder import File, Folder, read_text
 from fairway.audit.records.logs import Log
+from fairway.audit.records.native import check_native
 from fairway.audit.records.order import check_order
 from fairway.audit.records.shown import LogText, Shown
-from fairway.audit.records.syntax import Script, patterns
+from fairway.audit.records.syntax import patterns
+from fairway.audit.records.trees import Script
 from fairway.audit.records.unwrap import MOST_PARSED, unwrap
 
 # More scripts than these are not read, nor more bytes of all of them: seconds of work.
@@ -20,9 +24,21 @@ _MOST_SCRIPTS = 50
 _SCRIPT_BYTES = 1 << 24
 # Expressions that are followed, of all scripts: a few microseconds each.
 _MOST_STEPS = 400_000
+# Nodes that are visited for patterns, of all scripts: about a microsecond each. The longest script
+# of a record that was seen takes 470,000.
+_MOST_VISITS = 1_200_000
 # Characters of a log in which is looked for what a script prints, and of all logs.
 _LOG_CHARS, _ALL_LOG_CHARS = 2_000_000, 6_000_000
 _MAIN = "train_gpt.py"
+_README_BYTES, _README_LINES = 1_000_000, 20_000
+_ASSIGNED = re.compile(
+    r"(?<![\w$./{-])([A-Z][A-Z0-9_]{2,60})=(\"[^\"\n]*\"|'[^'\n]*'|[\w.+-]+)(?=[\s\\;&|`]|$)"
+)
+_NATIVE = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".cxx")
+# Scripts that make training and validation data.
+_PREPARES = re.compile(
+    r"(prep|tokeni[sz]e|build|download|retoken|data|caseops|shard)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +57,55 @@ def check_sources(
     """Yield what the scripts of a record do; return the text of all layers of all scripts."""
     texts: list[str] = []
     scripts = yield from _read_all(folder, texts, facts)
-    settings = settings_of(logs)
+    settings, said = settings_of(logs), {}
+    for file in _told(folder):
+        for name, (value, line) in commanded(read_text(file, _README_BYTES)).items():
+            if name not in settings:
+                settings[name], said[name] = value, f"{file.name}:{line}"
     main = [s for s in scripts if s.file.path.name.lower() == _MAIN] or scripts[:1]
+    used = _used(main[:1], scripts)
     for script in main[:1]:
-        yield from _order(script, scripts, settings, _logs(folder, logs))
-        if len(scripts) == 1 or script.file.path.name.lower() == _MAIN:
-            yield from patterns(Script(script.shown, script.tree, settings))
+        yield from _order(script, scripts, (settings, said), _logs(folder, logs))
+    work = Work(_MOST_VISITS)
+    trees = [Script(script.shown, script.tree, work) for script in used]
+    for tree in trees:
+        yield from patterns(tree)
+    try:
+        yield from check_bytes_of_pieces(trees)
+    except OverBudget:
+        yield Finding(
+            "note", "syntax", "the scripts are too deep: tables of bytes were not checked"
+        )
+    for file in folder.ending(*_NATIVE)[:_MOST_SCRIPTS]:
+        yield from check_native(read_text(file), file.name)
     return texts
+
+
+def _used(main: Sequence[_Read], scripts: Sequence[_Read]) -> list[_Read]:
+    """Return the main script, those that it imports, and those that prepare its data."""
+    found, waiting = list(main), list(main)
+    beside = {s.file.path.stem: s for s in scripts}
+    while waiting:
+        for name in _imported(waiting.pop().tree):
+            if name in beside and beside[name] not in found:
+                found.append(beside[name])
+                waiting.append(beside[name])
+    return found + [s for s in scripts if s not in found and _PREPARES.search(s.file.path.name)]
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """Return the last names of all modules that a script imports or starts by name."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.rpartition(".")[2] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").rpartition(".")[2])
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and str(node.value)[-200:].endswith(".py"):
+            name = str(node.value)[-200:].replace("\\", "/").rpartition("/")[2]
+            found.add(name.removesuffix(".py"))
+    return found
 
 
 def settings_of(logs: Sequence[Log]) -> dict[str, str]:
@@ -60,6 +118,30 @@ def settings_of(logs: Sequence[Log]) -> dict[str, str]:
             if found.setdefault(low, text) != text:
                 differ.add(low)
     return {name: value for name, value in found.items() if name not in differ}
+
+
+def commanded(text: str) -> dict[str, tuple[str, int]]:
+    """Return the variables that commands set, by names in lower case: their values and lines.
+
+    A variable that several commands set to different values is left out.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    differ: set[str] = set()
+    for number, line in enumerate(text.splitlines()[:_README_LINES], start=1):
+        for match in _ASSIGNED.finditer(line[:2_000]):
+            name, value = match[1].lower(), match[2].strip("'\"")
+            if found.setdefault(name, (value, number))[0] != value:
+                differ.add(name)
+    return {name: told for name, told in found.items() if name not in differ}
+
+
+def _told(folder: Folder) -> list[File]:
+    """Return the files that say how a script was run."""
+    return [
+        file
+        for file in folder.files
+        if file.path.name.lower() in ("readme.md", "commands.txt") or file.path.suffix == ".sh"
+    ][:5]
 
 
 def _read_all(
@@ -93,9 +175,13 @@ def _read_all(
 
 
 def _order(
-    script: _Read, scripts: Sequence[_Read], settings: dict[str, str], logs: list[LogText]
+    script: _Read,
+    scripts: Sequence[_Read],
+    told: tuple[dict[str, str], dict[str, str]],
+    logs: list[LogText],
 ) -> Iterator[Finding]:
-    """Yield what is trained on before it is scored."""
+    """Yield what is trained on before it is scored; `told` are settings and who says them."""
+    settings, said = told
     beside = {s.file.path.name: s.tree for s in scripts if s is not script}
     shown = Shown(logs, "\n".join(s.source for s in scripts))
     for read in scripts:
@@ -104,7 +190,7 @@ def _order(
         }
     flow = Flow(Work(_MOST_STEPS), settings=settings, modules=beside, shown=shown)
     flow.follow(script.shown, script.tree)
-    yield from check_order(flow, settings)
+    yield from check_order(flow, settings, said)
     if not flow.finished:
         why = f"the script is long: {_MOST_STEPS:,} steps of what it trains on were followed"
         yield Finding("note", "syntax", why, script.shown)

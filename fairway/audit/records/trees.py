@@ -1,0 +1,111 @@
+"""A script's syntax tree, asked for names, statements and texts within one budget of work."""
+
+import ast
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from fairway.audit.records.events import Work
+
+# Nodes of an expression that is shown; longer ones take a place, not a text.
+_MOST_SHOWN = 150
+# Parts of a dotted name that are looked at.
+_MOST_PARTS = 8
+
+# Names of the token that is scored, and of what it costs.
+TARGET = re.compile(
+    r"^_?(tgt|target|targets|next_tok|next_token|gold|actual|realized|realised|y|label|labels)(_\w*)?$"
+)
+COST = re.compile(r"(nll|logp|log_p|log_prob|logprob|_lp|^lp)", re.IGNORECASE)
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(eq=False)
+class Script:
+    """A parsed script: its file as named in findings, its tree, and the work that may be spent."""
+
+    file: str
+    tree: ast.Module
+    work: Work
+    _names: dict[int, frozenset[str]] = field(default_factory=dict)
+
+    def walk(self, node: ast.AST) -> Iterator[ast.AST]:
+        """Yield a node and all below it; OverBudget once no steps are left.
+
+        The budget is for all calls: what is nested would be visited many times.
+        """
+        for found in ast.walk(node):
+            self.work.spend()
+            yield found
+
+    @property
+    def functions(self) -> list[Function]:
+        """Return all functions, wherever they stand."""
+        return [n for n in self.walk(self.tree) if isinstance(n, Function)]
+
+    def names(self, node: ast.AST) -> frozenset[str]:
+        """Return all names, attributes and parameters inside a node."""
+        if id(node) not in self._names:
+            found = set()
+            for inner in self.walk(node):
+                if isinstance(inner, ast.Name):
+                    found.add(inner.id)
+                elif isinstance(inner, ast.Attribute):
+                    found.add(inner.attr)
+                elif isinstance(inner, ast.arg):
+                    found.add(inner.arg)
+            self._names[id(node)] = frozenset(found)
+        return self._names[id(node)]
+
+    def strings(self, node: ast.AST) -> Iterator[str]:
+        """Yield the strings inside a node."""
+        for inner in self.walk(node):
+            if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+                yield inner.value
+
+    def inside(self, body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+        """Yield statements and those inside them, in their order; functions are not entered."""
+        waiting = list(reversed(list(body)))
+        while waiting:
+            node = waiting.pop()
+            self.work.spend()
+            yield node
+            if isinstance(node, Function | ast.ClassDef):
+                continue
+            inner: list[ast.stmt] = []
+            for name in ("body", "orelse", "finalbody"):
+                inner += getattr(node, name, [])
+            for handler in getattr(node, "handlers", []):
+                inner += handler.body
+            waiting += reversed(inner)
+
+    def statements(self, function: Function) -> Iterator[ast.stmt]:
+        """Yield the statements of a function in their order."""
+        return self.inside(function.body)
+
+    def assigned(self, node: ast.stmt) -> set[str]:
+        """Return the plain names that a statement assigns."""
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        return {t.id for t in targets if isinstance(t, ast.Name)}
+
+    def shown(self, node: ast.AST) -> str:
+        """Return an expression as text, or nothing if it is long."""
+        few = sum(1 for _ in itertools.islice(self.walk(node), _MOST_SHOWN)) < _MOST_SHOWN
+        return ast.unparse(node)[:120] if few else ""
+
+
+def called(node: ast.Call) -> str:
+    """Return the dotted name of what is called: at most its last parts."""
+    parts: list[str] = []
+    function = node.func
+    while isinstance(function, ast.Attribute) and len(parts) < _MOST_PARTS:
+        parts.append(function.attr)
+        function = function.value
+    if isinstance(function, ast.Name):
+        parts.append(function.id)
+    elif parts:
+        # A method of a value that has no name.
+        parts.append("")
+    return ".".join(reversed(parts))
