@@ -57,7 +57,9 @@ class Case:
     claim: dict[str, Any] = field(default_factory=dict)
     settings: dict[int, dict[str, str]] = field(default_factory=dict)
     extra: dict[int, str] = field(default_factory=dict)
+    before: dict[int, str] = field(default_factory=dict)
     val_tokens: int = 40_540_160
+    train_shards: int = 80
     bytes_per_token: float = BYTES_PER_TOKEN
     hessian_s: float = 11.5
     eval_s: float = 395.3
@@ -79,7 +81,8 @@ class Case:
         }
         lines = ["Hyperparameters:", *(f"  {n}: {v}" for n, v in settings.items())]
         lines += [
-            "train_shards: 80", f"val_tokens: {self.val_tokens}", "model_params:35944536",
+            f"train_shards: {self.train_shards}", f"val_tokens: {self.val_tokens}",
+            "model_params:35944536",
             "gptq:reserving 12s, effective=588000ms",
             "step:0/20000 val_loss:9.0090 val_bpb:3.4877 train_time:0ms step_avg:0.01ms",
             f"step:1000/20000 train_loss:3.2821 train_time:{ms * 1000:.0f}ms step_avg:{ms:.2f}ms",
@@ -92,6 +95,7 @@ class Case:
             f"Serialized model quantized+brotli: {seed.artifact_bytes} bytes",
             f"Total submission size brotli: {seed.artifact_bytes + seed.code_bytes} bytes",
         ]  # fmt: skip
+        lines += self.before.get(seed.seed, "").splitlines()
         for name, (bpb, ms) in stages.items():
             loss = bpb * NATS_PER_BIT * self.bytes_per_token
             lines.append(f"{name} val_loss:{loss:.8f} val_bpb:{bpb:.8f} eval_time:{ms}ms")

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,26 @@ def harmless(case: Case) -> None:
     case.readme = case.readme.replace("1.0810", "1.0802")
 
 
-CASES = {
+EPOCHS = "".join(f"prequant_ttt:epoch {n}/21 loss:2.{99 - n} time:8s\n" for n in range(1, 22))
+CHUNKS = "".join(f"ttt chunk {c} epoch {n}/3 loss:2.8\n" for c in range(9) for n in (1, 2, 3))
+
+
+def mixture(line: str) -> Callable[[Case], None]:
+    """Return a change that claims a last score which a line tells in its own words."""
+
+    def change(case: Case) -> None:
+        scores = {42: 1.00001, 314: 1.00001, 999: 1.00001}
+        case.extra = {seed: line.format(bpb=bpb) + "\n" for seed, bpb in scores.items()}
+        case.claim = {
+            "val_bpb": 1.00001,
+            "seed_results": {str(seed): bpb for seed, bpb in scores.items()},
+        }
+        case.readme = case.readme.replace("1.0810", "1.00001")
+
+    return change
+
+
+CASES: dict[str, tuple[Callable[[Case], object], dict[str, str]]] = {
     "what differs without harm": (harmless, {"claim-unproven": "warning"}),
     "one GPU": (
         lambda c: [
@@ -138,6 +158,85 @@ CASES = {
             for s in (42, 314, 999)
         ] + [setattr(c, "script", SCRIPT + "ngram_hint_precompute_outside = 1\n")],
         {"outside-clock": "warning"},
+    ),
+    "epochs over the text before its score": (
+        lambda c: c.before.update(dict.fromkeys((42, 314, 999), EPOCHS)),
+        {"ttt-before-score": "invalid"},
+    ),
+    "epochs over the text by another name": (
+        lambda c: c.before.update({42: EPOCHS.replace("prequant_ttt:epoch ", "ttt_epoch:")}),
+        {"ttt-before-score": "invalid"},
+    ),
+    "epochs of every chunk, after it is scored": (
+        lambda c: c.before.update({42: CHUNKS}), {},
+    ),
+    "epochs of training": (
+        lambda c: c.before.update({42: EPOCHS.replace("prequant_ttt:", "train ")}), {},
+    ),
+    "a second pass": (
+        lambda c: c.before.update({42: "ngram: Pass 1 done\nngram: starting Pass 2 (rescore)\n"}),
+        {"second-pass": "invalid"},
+    ),
+    "rescoring by number": (
+        lambda c: c.before.update({42: "pass1 chunk:1\nngram_pass2: rescoring 15 chunks\n"}),
+        {"second-pass": "invalid"},
+    ),
+    "a second pass that is off": (
+        lambda c: c.before.update({42: "two_pass: False\npass2_enabled: 0\n"}), {},
+    ),
+    "warm-up on validation tokens": (
+        lambda c: c.before.update({42: "ttt_lora: warming up compile on validation tokens\n"}),
+        {"warm-up": "warning"},
+    ),
+    "warm-up on random tokens": (
+        lambda c: c.before.update({42: "ttt_lora: warm-up (random tokens, no val data)\n"}), {},
+    ),
+    "a mixture of a part of the text": (
+        mixture("ppm_mix bytes=29365687 mix_bpb={bpb}\nppm_time:9s subset=8000000 tokens"),
+        {"subset": "invalid"},
+    ),
+    "a mixture of the whole text": (
+        mixture("ppm_mix bytes=151078222 mix_bpb={bpb} ppm_only=2.27"), {},
+    ),
+    "a mixture that one of eight processes counted": (
+        mixture("ppm_mix tokens=5067520 bytes=18884777 mix_bpb={bpb}"), {},
+    ),
+    "the score of a mixture beside the loss of the model": (
+        mixture("quantized_mix val_loss:2.79135 val_bpb:{bpb}"), {},
+    ),
+    "nats per byte": (mixture("final val_loss:0.69315 val_bpb:1.00001"), {}),
+    "a mixture with the bytes of sentinels": (
+        mixture("ppm_mix bytes=164594398 mix_bpb={bpb}"), {"denominator": "invalid"},
+    ),
+    "the score of SLOT": (mixture("final_slot val_bpb:{bpb}"), {"slot-score": "warning"}),
+    "more bytes than the text has": (
+        lambda c: setattr(c, "bytes_per_token", BYTES_PER_TOKEN * 1.21), {"denominator": "invalid"},
+    ),
+    "shards that mark the default of a script": (
+        lambda c: setattr(c, "train_shards", 1499), {"val-in-train": "warning"},
+    ),
+    "steps of a seed": (
+        lambda c: c.claim.update(seed_results={"42": {"val_bpb": 1.08061893, "steps": 3770}}),
+        {"seed-steps": "warning"},
+    ),
+    "bytes of a seed": (
+        lambda c: c.claim.update(
+            seeds={"42": {"val_bpb": 1.08061893, "artifact_bytes": 15_900_000}}, seed_results={}
+        ),
+        {"seed-bytes": "warning"},
+    ),
+    "seconds of a seed": (
+        lambda c: c.claim.update(
+            seed_results=[{"seed": 42, "bpb": 1.08061893, "train_time_ms": 580_000}]
+        ),
+        {"seed-time": "warning"},
+    ),
+    "the end of the step that crosses the budget": (lambda c: c.change(42, train_s=600.04), {}),
+    "unpacked code counted, packed code shipped": (
+        lambda c: [
+            c.change(s, code_bytes=68_000, artifact_bytes=15_970_000) for s in (42, 314, 999)
+        ] + [setattr(c, "shipped_bytes", 20_000)],
+        {},
     ),
     "another score in the README": (
         lambda c: setattr(c, "readme", c.readme.replace("1.0810", "0.9946")),

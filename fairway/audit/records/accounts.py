@@ -1,12 +1,15 @@
 """A record's bytes, seconds and denominators against what the challenge allows and knows."""
 
 import math
+import re
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from fairway.audit.findings import Finding
+from fairway.audit.findings import Finding, Severity
 from fairway.audit.records.claims import Claims
-from fairway.audit.records.logs import Log, Number, Stage
+from fairway.audit.records.logs import Log
+from fairway.audit.records.said import IN_TRAINING, Number, Stage
 from fairway.units import NATS_PER_BIT
 
 LIMIT_BYTES = 16_000_000
@@ -31,6 +34,13 @@ _TEXT_BYTES_OF = {
     47_851_520: 151_074_309,
     47_853_343: 151_080_644,
 }
+# Nats per token over bits per byte, by what the names of the data sets hold.
+_RATIOS = {
+    r"caseops": 151_074_309 / 47_851_520 * NATS_PER_BIT,
+    r"sp8192|fineweb_8192_bpe": 151_078_222 / 40_540_160 * NATS_PER_BIT,
+    r"sp4096|fineweb_4096_bpe": 152_570_124 / 45_508_608 * NATS_PER_BIT,
+    r"sp1024|fineweb_1024_bpe": 1.68846,
+}
 _SUBSETS = {
     8_000_000: "the first 8,000,000 tokens",
     9_662_464: "10,000 of 50,000 documents, the default of a CaseOps script (issue #2127)",
@@ -39,18 +49,19 @@ _SUBSETS = {
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """Bytes on disk: the script, all Python files, and what may be a model."""
+    """Bytes on disk: the script, all Python files, what may be a model; the script packed."""
 
     script_bytes: int | None
     code_bytes: int
     models: tuple[tuple[str, int], ...]
+    # The script once more, packed, where the folder has it.
+    packed_bytes: int | None = None
 
 
-def of(severity: str, code: str, why: str, number: Number, value: str = "") -> Finding:
+def of(severity: Severity, code: str, why: str, number: Number, value: str = "") -> Finding:
     """Return a finding about a number where it stands."""
-    assert severity in ("invalid", "warning", "note")
     return Finding(
-        severity,  # type: ignore[arg-type]
+        severity,
         code,
         why,
         number.file,
@@ -65,8 +76,10 @@ def of(severity: str, code: str, why: str, number: Number, value: str = "") -> F
 
 def total_bytes(log: Log) -> Number | None:
     """Return the bytes that a log counts for its submission: as printed, or model and code."""
-    if "total bytes" in log.numbers:
-        return log.numbers["total bytes"]
+    totals = log.packed_totals[-3:]
+    if totals:
+        # Sizes are printed of every attempt: one that fits is enough.
+        return min(reversed(totals), key=lambda number: number.value > LIMIT_BYTES)
     model, code = log.numbers.get("model bytes"), log.numbers.get("code bytes")
     if model is None or code is None:
         return None
@@ -77,17 +90,37 @@ def check_bytes(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterat
     """Yield what is wrong with the bytes of a record."""
     totals = [found for log in logs if (found := total_bytes(log)) is not None]
     claimed = claims.numbers.get("total bytes")
-    for number in [*totals, *([claimed] if claimed else [])]:
-        if number.value > LIMIT_BYTES:
-            excess = f"{number.value:,.0f} is {number.value - LIMIT_BYTES:,.0f} over"
-            why = f"artifact and code exceed {LIMIT_BYTES:,} bytes (decimal)"
-            yield of("invalid", "over-cap", why, number, excess)
+    for log in logs:
+        total = total_bytes(log)
+        if total is not None and total.value > LIMIT_BYTES:
+            yield _over(total, log, shipped)
+    if claimed is not None and claimed.value > LIMIT_BYTES:
+        largest = max(logs, key=lambda log: log.get("model bytes") or 0.0, default=None)
+        yield _over(claimed, largest, shipped)
     if not totals:
         yield Finding("note", "no-bytes", "no log says how many bytes the submission has")
     elif claimed is not None:
         yield from _against_largest(claimed, totals)
     yield from _code_size(logs, claims, shipped)
     yield from _models(logs, shipped)
+
+
+def _over(total: Number, log: Log | None, shipped: Shipped) -> Finding:
+    """Return a total above the limit: a note where the file as shipped is small enough."""
+    model = log.get("model bytes") if log is not None else None
+    code = log.get("code bytes") if log is not None else None
+    if model is None and code is not None:
+        model = total.value - code
+    value = f"{total.value:,.0f} is {total.value - LIMIT_BYTES:,.0f} over"
+    scripts = [size for size in (shipped.script_bytes, shipped.packed_bytes) if size is not None]
+    script = min(scripts, default=None)
+    if model is not None and script is not None and model + script <= LIMIT_BYTES:
+        why = (
+            f"the log counts more than {LIMIT_BYTES:,} bytes; with the script as shipped it is less"
+        )
+        return of("note", "over-cap", why, total, f"{value}; {model + script:,.0f} as shipped")
+    why = f"artifact and code exceed {LIMIT_BYTES:,} bytes (decimal)"
+    return of("invalid", "over-cap", why, total, value)
 
 
 def _against_largest(claimed: Number, totals: list[Number]) -> Iterator[Finding]:
@@ -109,16 +142,17 @@ def _code_size(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterato
     counted += [claims.numbers["code bytes"]] if "code bytes" in claims.numbers else []
     if shipped.script_bytes is None:
         return
+    models = [log.get("model bytes") or 0.0 for log in logs]
+    together = max(models, default=0.0) + shipped.script_bytes
     for number in {number.value: number for number in counted}.values():
         if number.value in (shipped.script_bytes, shipped.code_bytes):
             continue
         why = "the code size that was counted is not that of the file shipped"
         value = f"{number.value:,.0f} counted, {shipped.script_bytes:,} shipped"
-        models = [log.get("model bytes") or 0.0 for log in logs]
-        together = max(models, default=0.0) + shipped.script_bytes
-        if max(models, default=0.0) and together > LIMIT_BYTES:
+        over = max(models, default=0.0) > 0 and together > LIMIT_BYTES
+        if over:
             why += f"; with the file as shipped it is {together:,.0f} bytes, above the limit"
-        yield of("warning", "code-size", why, number, value)
+        yield of("warning" if over else "note", "code-size", why, number, value)
 
 
 def _models(logs: Sequence[Log], shipped: Shipped) -> Iterator[Finding]:
@@ -139,9 +173,9 @@ def _models(logs: Sequence[Log], shipped: Shipped) -> Iterator[Finding]:
 def check_times(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
     """Yield what took longer than a record may; what competes for no budget gets notes."""
     for log in logs:
-        world = str(log.settings.get("world_size", "8"))
+        world = log.processes or claims.accelerators or 8
         aside = "not a record's track" if claims.unlimited else ""
-        aside = aside or (f"on {world} processes, not 8" if world != "8" else "")
+        aside = aside or (f"on {world} processes, not 8" if world != 8 else "")
         for finding in _times(log):
             if aside and finding.severity != "note":
                 finding = replace(finding, severity="note", why=f"{finding.why} ({aside})")
@@ -151,9 +185,8 @@ def check_times(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
 def _times(log: Log) -> Iterator[Finding]:
     trained = log.train_s
     if trained is not None and trained.value > BUDGET_S:
-        late = "invalid" if trained.value > BUDGET_S + _LAST_STEP_S else "warning"
         why = f"training took longer than {BUDGET_S:.0f} s"
-        yield of(late, "train-time", why, trained, f"{trained.value:.1f} s")
+        yield of(_late(trained.value, log), "train-time", why, trained, f"{trained.value:.2f} s")
     hessians = log.numbers.get("hessian seconds")
     if trained is not None and hessians is not None and trained.value <= BUDGET_S:
         both_s = trained.value + hessians.value
@@ -163,19 +196,29 @@ def _times(log: Log) -> Iterator[Finding]:
                 f"{BUDGET_S:.0f} s (ruling in #677: calibration is training)"
             )
             value = f"{trained.value:.1f} + {hessians.value:.1f} = {both_s:.1f} s"
-            grave = "warning" if both_s > BUDGET_S + _LAST_STEP_S else "note"
+            grave: Severity = "warning" if both_s > BUDGET_S + _LAST_STEP_S else "note"
             yield of(grave, "calibration-time", why, hessians, value)
-    yield from _evaluation(log)
+    if not log.training_only:
+        yield from _evaluation(log)
     outside = log.settings.get("ngram_hint_precompute_outside")
-    if outside is not None and str(outside).lower() in ("true", "1"):
+    if outside is not None and outside.lower() in ("true", "1"):
         line = log.setting_lines["ngram_hint_precompute_outside"]
         why = "hints are computed before the evaluation's clock starts, and are part of it"
-        yield Finding("warning", "outside-clock", why, log.name, line, str(outside))
+        yield Finding("warning", "outside-clock", why, log.name, line, outside)
+
+
+def _late(seconds: float, log: Log) -> Severity:
+    """Return how grave an end after the budget is: the step that crosses it may end."""
+    last = log.last_step
+    step_s = last.ms_per_step / 1e3 if last is not None and last.ms_per_step else 0.0
+    if seconds <= BUDGET_S + min(max(step_s, 0.1), _LAST_STEP_S):
+        return "note"
+    return "invalid" if seconds > BUDGET_S + _LAST_STEP_S else "warning"
 
 
 def _evaluation(log: Log) -> Iterator[Finding]:
-    """Yield the evaluation if it took too long: the last stage, or the total that is printed."""
-    scored = [stage for stage in log.stages if stage.seconds is not None]
+    """Yield the evaluation if it took too long: that of the score claimed, or the total printed."""
+    scored = [stage for stage in log.stages if stage.seconds is not None and not stage.running]
     final = final_stage(log)
     total = log.numbers.get("eval seconds")
     if total is None and final is not None and final.seconds is not None:
@@ -187,21 +230,20 @@ def _evaluation(log: Log) -> Iterator[Finding]:
         why = f"evaluation took longer than {BUDGET_S:.0f} s"
         yield of("invalid", "eval-time", why, total, f"{total.value:.1f} s")
         return
-    all_s = sum(stage.seconds or 0.0 for stage in scored if stage.name != _IN_TRAINING)
+    all_s = sum({stage.name: stage.seconds or 0.0 for stage in scored}.values())
     if all_s > BUDGET_S:
         why = (
             f"all evaluations of the log together took longer than {BUDGET_S:.0f} s; the one that "
-            "counts did not"
+            "counts did not: ask which of them the score needs"
         )
         yield of("note", "eval-sum", why, total, f"{all_s:.1f} s")
 
 
-_IN_TRAINING = "validation in training"
-
-
 def final_stage(log: Log) -> Stage | None:
-    """Return the last evaluation of a log that is not one during training."""
-    return next((s for s in reversed(log.stages) if s.name != _IN_TRAINING), None)
+    """Return the evaluation that is claimed, else the last one that is not during training."""
+    if log.claimed is not None:
+        return log.claimed
+    return next((s for s in reversed(log.stages) if s.name != IN_TRAINING), None)
 
 
 def check_steps(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
@@ -228,28 +270,128 @@ def check_steps(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
 # Denominators
 
 
-def check_denominators(logs: Sequence[Log]) -> Iterator[Finding]:
+def check_denominators(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
     """Yield scores whose bytes are not those of the validation text."""
     told: set[str] = set()
     undecided = 0
     for log in logs:
-        final, tokens = final_stage(log), log.numbers.get("val tokens")
-        if final is None:
+        final = final_stage(log)
+        if final is None or log.training_only:
             continue
-        if tokens is None or final.loss is None or not 0 < final.bpb.value < 100:
-            undecided += 1
-            continue
-        if int(tokens.value) in _SUBSETS:
-            why = f"not the whole text was scored: {_SUBSETS[int(tokens.value)]}"
-            yield of("invalid", "subset", why, tokens)
-            continue
-        finding = _denominator(final, final.loss, tokens)
-        if finding is not None and finding.code not in told:
-            told.add(finding.code)
-            yield finding
+        subset: list[Finding | None] = list(_subset(log, final))
+        found = subset or list(_bytes_behind(log, final))
+        undecided += not found
+        for finding in found:
+            if finding is not None and finding.code not in told:
+                told.add(finding.code)
+                yield finding
     if undecided:
         why = "tokens scored, loss and bits per byte could not all be found: bytes not checked"
         yield Finding("note", "no-denominator", why, value=f"{undecided} of {len(logs)} logs")
+    yield from _claimed_ratio(logs, claims)
+
+
+def _subset(log: Log, final: Stage) -> Iterator[Finding]:
+    """Yield that a part of the text stands for the whole, where a line says so."""
+    tokens, subset = log.numbers.get("val tokens"), log.numbers.get("subset tokens")
+    if tokens is not None and int(tokens.value) in _SUBSETS:
+        why = f"not the whole text was scored: {_SUBSETS[int(tokens.value)]}"
+        yield of("invalid", "subset", why, tokens)
+        return
+    of_text = final.text_bytes
+    if of_text is None or not 0 < of_text < 0.9 * TEXT_BYTES or (tokens or subset) is None:
+        return
+    # What one process of several counted is no part that stands for the whole.
+    processes = log.processes or 8
+    if processes > 1 and math.isclose(of_text * processes, TEXT_BYTES, rel_tol=0.03):
+        return
+    share = of_text / TEXT_BYTES
+    why = f"the score claimed is of {share:.0%} of the bytes of the validation text"
+    near = subset is not None and abs(subset.line - final.bpb.line) <= 3
+    grave: Severity = "invalid" if near and log.claimed is not None else "warning"
+    place = subset if subset is not None and near else final.bpb
+    yield of(grave, "subset", why, place, f"{of_text:,} bytes; {place.text}")
+
+
+def _bytes_behind(log: Log, final: Stage) -> Iterator[Finding | None]:
+    """Yield what is wrong with the bytes behind a score, None where they are right."""
+    tokens = log.numbers.get("val tokens")
+    if final.text_bytes is not None:
+        wrong = _known(final.text_bytes / TEXT_BYTES)
+        if wrong:
+            yield of("invalid", "denominator", wrong, final.bpb, f"{final.text_bytes:,} bytes")
+            return
+    if final.loss is None or not 0 < final.bpb.value < 100:
+        return
+    ratio = final.loss / final.bpb.value
+    if math.isclose(ratio, NATS_PER_BIT, rel_tol=1e-3):
+        # Nats per byte beside bits per byte: they say nothing of tokens.
+        return
+    ratios = _other_ratios(log, final)
+    usual = statistics.median(ratios) if len(ratios) > 1 else ratio
+    alike = sum(math.isclose(one, usual, rel_tol=3e-3) for one in ratios)
+    if 2 * alike <= len(ratios):
+        # Loss and score of the other evaluations are not of one measure, so neither may these be.
+        return
+    if not math.isclose(ratio, usual, rel_tol=3e-3):
+        # The loss of a model beside the score of a mixture; or bytes counted otherwise at the end.
+        wrong = _known(ratio / usual)
+        if wrong:
+            value = f"{final.loss} nats over {final.bpb.value} bpb is {ratio:.4f}, not {usual:.4f}"
+            yield of("invalid", "denominator", wrong, final.bpb, value)
+        return
+    if tokens is not None:
+        yield _denominator(final, final.loss, tokens, sure=alike > 0)
+        return
+    known = _ratio_of_data(log)
+    if known is not None:
+        yield _against_known(ratio, known, final.bpb)
+
+
+def _other_ratios(log: Log, final: Stage) -> list[float]:
+    """Return nats per token over bits per byte of a log's other evaluations."""
+    others = (s for s in log.stages if s.bpb.line != final.bpb.line and 0 < s.bpb.value < 100)
+    return [s.loss / s.bpb.value for s in others if s.loss is not None]
+
+
+def _known(ratio: float) -> str:
+    """Return what is wrong with bytes that are so many times the right ones, '' if not known."""
+    return next(
+        (why for r, why in _KNOWN_RATIOS if why and math.isclose(ratio, r, rel_tol=1.5e-3)), ""
+    )
+
+
+def _ratio_of_data(log: Log) -> float | None:
+    """Return nats per token over bits per byte that the data set named in a log must have."""
+    words = " ".join(
+        value for value in log.settings.values() if "/" in value or "sp" in value
+    ).lower()
+    for name, ratio in _RATIOS.items():
+        if re.search(name, words[:100_000]):
+            return ratio
+    return None
+
+
+def _against_known(ratio: float, known: float, place: Number) -> Finding | None:
+    if math.isclose(ratio, known, rel_tol=3e-3):
+        return None
+    value = f"{ratio:.4f}; the bytes of this data set give {known:.4f}"
+    wrong = _known(ratio / known)
+    why = wrong or "nats per token over bits per byte is not that of the data set named"
+    return of("invalid" if wrong else "warning", "denominator", why, place, value)
+
+
+def _claimed_ratio(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
+    """Yield a loss and a score in the claim that only wrong bytes bring together."""
+    loss, bpb = claims.numbers.get("loss"), claims.numbers.get("bpb")
+    known = next((r for log in logs if (r := _ratio_of_data(log)) is not None), None)
+    if loss is None or bpb is None or known is None or bpb.value <= 0:
+        return
+    wrong = _known(loss.value / bpb.value / known)
+    if wrong:
+        ratio = loss.value / bpb.value
+        value = f"{loss.value} nats over {bpb.value} bpb is {ratio:.4f}, not {known:.4f}"
+        yield of("invalid", "denominator", wrong, bpb, value)
 
 
 def text_bytes(log: Log) -> int | None:
@@ -264,7 +406,7 @@ def text_bytes(log: Log) -> int | None:
     return round(tokens.value * final.loss / (NATS_PER_BIT * final.bpb.value))
 
 
-def _denominator(final: Stage, loss: float, tokens: Number) -> Finding | None:
+def _denominator(final: Stage, loss: float, tokens: Number, sure: bool) -> Finding | None:
     implied = tokens.value * loss / (NATS_PER_BIT * final.bpb.value)
     ratio = implied / TEXT_BYTES
     # A score of four decimals determines the bytes to one in ten thousand.
@@ -275,6 +417,9 @@ def _denominator(final: Stage, loss: float, tokens: Number) -> Finding | None:
     )
     if math.isclose(ratio, near[0], rel_tol=1.5e-3):
         return of("invalid", "denominator", near[1], final.bpb, value) if near[1] else None
+    if ratio > 1.02:
+        why = f"more bytes are behind this score than the validation text has ({TEXT_BYTES:,})"
+        return of("invalid" if sure else "warning", "denominator", why, final.bpb, value)
     if ratio < 0.9:
         why = f"only {ratio:.1%} of the bytes of the validation text ({TEXT_BYTES:,}) were scored"
         return of("warning", "part-of-text", why, final.bpb, value)

@@ -6,10 +6,13 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fairway.audit.findings import Finding
+from fairway.audit.findings import Finding, Severity
 from fairway.audit.records.accounts import final_stage, of
-from fairway.audit.records.claims import Claims, bpb_like, variables
-from fairway.audit.records.logs import Log, Number
+from fairway.audit.records.claims import Claims, SeedClaim, bpb_like, seed_rows, variables
+from fairway.audit.records.coverage import ENOUGH
+from fairway.audit.records.logs import Log, source_hash
+from fairway.audit.records.runs import ROUNDING, unit
+from fairway.audit.records.said import Number
 
 # So many names are looked for in so many characters of source: seconds, whatever they are.
 _MOST_NAMES, _MOST_READ = 2_000, 1 << 22
@@ -17,40 +20,64 @@ _MOST_NAMES, _MOST_READ = 2_000, 1 << 22
 _OWN = re.compile(
     r"(^|_)(seed|run_id|rank|local_rank|path|paths|dir|dirs|file|files|logfile|name|host|port|"
     r"is_main_process|date|time|device|world_size|grad_accum_steps|log|every|verbose|debug|wandb|save|"
-    r"profile)(_|$)"
+    r"profile|git|commit|pid|job|node|nproc|threads|workers|cache|tag|note|exp|ckpt|checkpoint|resume|"
+    r"artifact|eval_only|train_only|skip_training|max_memory|hostname|uuid|timestamp|experiment|stdout|"
+    r"pattern|dataset|version|torch|cuda|python|gpu|driver|pids?)(_|\.|$)"
 )
-# A mean of rounded scores may miss a rounded claim by this much.
-_ROUNDING = 6e-5
+# Settings of an evaluation matter where that evaluation is claimed.
+_OF_EVALUATION = re.compile(r"^(ttt|eval|slot|ngram|ppm|etlb|tilt|phased|knn|cache|sliding|val)_")
+# Pairs that a log prints outside a list are settings if they are named as such.
+_KNOB = re.compile(
+    r"(^|[_.])(lr|wd|weight_decay|epochs?|iterations|momentum|beta[12]?|layers|num_layers|dim|heads|"
+    r"kv_heads|mult|seq_len|bits|rank|alpha|stride|chunk|chunk_tokens|gain|clip|vocab_size|order|"
+    r"buckets|dropout|decay|warmdown\w{0,10}|warmup_steps|batch_tokens|batch_size|softcap|rope_base|"
+    r"rope_dims|enabled|max_wallclock_seconds|freeze_blocks)$"
+)
 
 
 def check_settings(logs: Sequence[Log]) -> Iterator[Finding]:
     """Yield what differs between logs that should have one configuration."""
-    first = next((log for log in logs if log.settings), None)
-    if first is None:
-        return
-    for log in logs:
-        if log is first or not log.settings:
-            continue
-        for name in sorted(first.settings.keys() | log.settings.keys()):
-            if not _OWN.search(name):
-                yield from _setting(first, log, name)
+    for trained in (True, False):
+        yield from _settings([log for log in logs if log.trained is trained and log.settings])
     yield from _same_number(logs, "parameters", "invalid", "parameters", "not one model")
     yield from _same_number(logs, "code bytes", "warning", "code", "not one script")
     yield from _same_number(logs, "train shards", "warning", "shards", "not the same training text")
 
 
-def _setting(first: Log, log: Log, name: str) -> Iterator[Finding]:
-    a, b = (str(one.settings[name]) if name in one.settings else None for one in (first, log))
+def _settings(logs: Sequence[Log]) -> Iterator[Finding]:
+    for log in logs[1:]:
+        first = logs[0]
+        partial = first.training_only or log.training_only
+        for name in sorted(first.settings.keys() | log.settings.keys()):
+            listed = name in first.listed and name in log.listed
+            if partial and _OF_EVALUATION.match(name):
+                continue
+            if not _OWN.search(name) and (
+                listed or _KNOB.search(name) or name in first.listed | log.listed
+            ):
+                yield from _setting(first, log, name, listed)
+
+
+def _setting(first: Log, log: Log, name: str, listed: bool) -> Iterator[Finding]:
+    a, b = (one.settings.get(name) for one in (first, log))
     if a == b or "/" in (a or "") + (b or "") or _same_value(a, b):
         return
     line = log.setting_lines.get(name)
-    value = f"{name}: {a} in {first.name}, {b} in {log.name}"
+    value = f"{name}: {a} in {first.shown}, {b} in {log.shown}"
     if a is None or b is None:
-        why = "a setting is listed in one log and not in another: not the same script"
-        yield Finding("warning", "other-settings", why, log.name, line, value)
+        # A log whose list is another one, or none, says nothing of single settings.
+        whole = (
+            min(len(first.listed), len(log.listed)) > max(len(first.listed), len(log.listed)) // 2
+        )
+        if whole and len(log.listed) > 3:
+            why = "a setting is listed in one log and not in another: not the same script"
+            yield Finding("warning", "other-settings", why, log.name, line, value)
     else:
         why = "the seeds have different configurations: they are no repetitions of one run"
-        yield Finding("invalid", "mixed-config", why, log.name, line, value)
+        of_evaluation = _OF_EVALUATION.match(name)
+        used = not of_evaluation or (log.claimed and of_evaluation[1] in log.claimed.name.lower())
+        grave: Severity = "invalid" if listed and used else "warning"
+        yield Finding(grave, "mixed-config", why, log.name, line, value)
 
 
 def _same_value(a: str | None, b: str | None) -> bool:
@@ -62,7 +89,7 @@ def _same_value(a: str | None, b: str | None) -> bool:
 
 
 def _same_number(
-    logs: Sequence[Log], meaning: str, severity: str, code: str, why: str
+    logs: Sequence[Log], meaning: str, severity: Severity, code: str, why: str
 ) -> Iterator[Finding]:
     found = [log.numbers[meaning] for log in logs if meaning in log.numbers]
     for number in found[1:]:
@@ -77,9 +104,11 @@ def _same_number(
 # The claim
 
 
-def check_scores(logs: Sequence[Log], claims: Claims, facts: dict[str, Any]) -> Iterator[Finding]:
+def check_scores(
+    logs: Sequence[Log], claims: Claims, facts: dict[str, Any], readme: str = ""
+) -> Iterator[Finding]:
     """Yield where scores claimed are not those of the logs; put what was recomputed in `facts`."""
-    scored = [log for log in logs if final_stage(log) is not None]
+    scored = _scored(logs)
     found = _stages_of_all(scored)
     facts["stages"] = found
     facts["seeds"] = [log.seed for log in scored]
@@ -88,15 +117,22 @@ def check_scores(logs: Sequence[Log], claims: Claims, facts: dict[str, Any]) -> 
         yield Finding("note", "no-claim", "no score could be found in submission.json")
     elif scored:
         yield from _mean(scored, claims, claimed, found, facts)
-    yield from _each_seed(scored, claims)
+    yield from _each_seed(scored, claims, readme)
     if scored and len(scored) < 3:
         why = f"scores of {len(scored)} log were found; three seeds are usual, two needed to test"
         yield Finding("note", "few-seeds", why)
     seeds = [log.seed for log in scored if log.seed is not None]
     for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-        names = ", ".join(log.name for log in scored if log.seed == seed)
+        names = ", ".join(log.shown for log in scored if log.seed == seed)
         why = "several logs have the same seed: they count once"
         yield Finding("warning", "seed-twice", why, value=f"seed {seed}: {names}")
+
+
+def _scored(logs: Sequence[Log]) -> list[Log]:
+    """Return the logs that have a score; of a seed with a claimed one, not its training too."""
+    scored = [log for log in logs if final_stage(log) is not None]
+    claimed = {log.seed for log in scored if log.claimed is not None}
+    return [log for log in scored if log.claimed is not None or log.seed not in claimed]
 
 
 def _stages_of_all(logs: Sequence[Log]) -> dict[str, dict[str, Any]]:
@@ -120,56 +156,54 @@ def _mean(
     stages: dict[str, dict[str, Any]],
     facts: dict[str, Any],
 ) -> Iterator[Finding]:
-    allowed = max(_ROUNDING, _unit(claimed.text))
+    allowed = max(ROUNDING, unit(claimed.text))
     close = [n for n, s in stages.items() if abs(s["mean"] - claimed.value) <= allowed]
     if close:
         facts["claimed_stage"] = close[-1]
-        yield from _spread(claims, stages[close[-1]])
+        yield from _spread(claims, stages[close[-1]]["values"])
         return
-    single = [
-        (log, stage)
-        for log in logs
-        for stage in log.stages
-        if abs(stage.bpb.value - claimed.value) <= allowed
-    ]
-    if single and len(logs) > 1:
-        log, stage = single[0]
+    own = [log.claimed.bpb for log in logs if log.claimed is not None]
+    if (
+        len(own) == len(logs)
+        and abs(statistics.fmean(n.value for n in own) - claimed.value) <= allowed
+    ):
+        yield from _spread(claims, [n.value for n in own])
+        return
+    single = next(
+        (s.bpb for log in logs for s in log.stages if abs(s.bpb.value - claimed.value) <= allowed),
+        None,
+    )
+    if single is not None and len(logs) > 1:
         why = "the score claimed is that of one seed, not the mean of all"
-        value = f"{claimed.value} is {stage.name} of {log.name}:{stage.bpb.line}"
+        value = f"{claimed.value} is in {single.file}:{single.line}"
         yield of("warning", "one-seed-claimed", why, claimed, value)
         return
     means = ", ".join(f"{name} {stage['mean']:.5f}" for name, stage in list(stages.items())[-3:])
     # Whatever stages are meant, no mean of them is below that of the best of every log.
     best = statistics.fmean(min(stage.bpb.value for stage in log.stages) for log in logs)
-    complete = len(claims.seeds) <= len(logs) and len(logs) >= 2
+    complete = claims.seeds <= {log.seed for log in logs} and len(logs) >= 2
     if complete and claimed.value < best - allowed:
         why = "the score claimed is better than the mean of the best of every log"
         value = f"{claimed.value} claimed; best {best:.5f}; {means}"
         yield of("invalid", "claim", why, claimed, value)
-    elif not single:
+    elif single is None:
         why = "the score claimed could not be found in the logs that there are"
         yield of("warning", "claim-unproven", why, claimed, f"{claimed.value} claimed; {means}")
 
 
-def _unit(text: str) -> float:
-    """Return half a unit of the last decimal of a number as it was written."""
-    digits = re.search(r"\d\.(\d+)\s*$", text)
-    return 0.51 * 10.0 ** -len(digits[1]) if digits else 0.0
-
-
-def _spread(claims: Claims, stage: dict[str, Any]) -> Iterator[Finding]:
-    claimed, values = claims.numbers.get("sd"), stage["values"]
+def _spread(claims: Claims, values: list[float]) -> Iterator[Finding]:
+    claimed = claims.numbers.get("sd")
     if claimed is None or len(values) < 2:
         return
     own = (statistics.stdev(values), statistics.pstdev(values))
-    allowed = max(1.1e-5, _unit(claimed.text), 0.02 * own[0])
+    allowed = max(1.1e-5, unit(claimed.text), 0.02 * own[0])
     if not any(abs(claimed.value - sd) <= allowed for sd in own):
         why = "the standard deviation claimed is not that of the seeds"
         value = f"{claimed.value} claimed, {own[0]:.6f} (n - 1) or {own[1]:.6f} (n) recomputed"
         yield of("warning", "sd", why, claimed, value)
 
 
-def _each_seed(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
+def _each_seed(logs: Sequence[Log], claims: Claims, readme: str) -> Iterator[Finding]:
     by_seed: dict[int, list[Log]] = {}
     for log in logs:
         if log.seed is not None:
@@ -177,19 +211,75 @@ def _each_seed(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
     for seed in sorted(claims.seeds - by_seed.keys()):
         why = "a seed is claimed for which no log could be found"
         yield Finding("warning", "no-log-of-seed", why, value=f"seed {seed}")
+    rows = seed_rows(readme, set(by_seed))
     for seed, claimed in claims.by_seed.items():
         found = [stage.bpb for log in by_seed.get(seed, ()) for stage in log.stages]
-        allowed = max(_ROUNDING, _unit(claimed.text))
+        allowed = max(ROUNDING, unit(claimed.text))
         if not found or any(abs(bpb.value - claimed.value) <= allowed for bpb in found):
             continue
         best = min(found, key=lambda bpb: bpb.value)
         value = f"seed {seed}: {claimed.value}; best {best.value} in {best.file}:{best.line}"
-        if claimed.value < best.value:
+        # A log that says its score in words that were not read proves nothing.
+        unread = any((log.coverage.share("scores") or 0.0) < ENOUGH for log in by_seed[seed])
+        # A README that has both scores tells of an evaluation whose log is missing.
+        row = [score for score, _ in rows.get(seed, ())]
+        told = all(any(abs(s - v.value) <= ROUNDING for s in row) for v in (claimed, best))
+        if claimed.value < best.value and not unread and not told:
             why = "the score claimed for a seed is better than any in its log"
             yield of("invalid", "seed-score", why, claimed, value)
         else:
             why = "the score claimed for a seed could not be found in its log"
             yield of("warning", "seed-score", why, claimed, value)
+
+
+def check_seed_claims(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
+    """Yield steps, bytes and seconds claimed of a seed that its log does not bear out."""
+    told: dict[str, list[tuple[Number, str]]] = {}
+    for seed, said in sorted(claims.of_seed.items()):
+        for log in (log for log in logs if log.seed == seed and log.trained):
+            for code, number, value in _of_seed(log, said):
+                told.setdefault(code, []).append((number, f"{log.shown}: {value}"))
+    for code, places in told.items():
+        why = f"{_SEED_CLAIMS[code]} claimed of {len(places)} seeds are not those of their logs"
+        yield of("warning", code, why, places[0][0], places[0][1])
+
+
+_SEED_CLAIMS = {"seed-steps": "steps", "seed-bytes": "bytes", "seed-time": "seconds of training"}
+
+
+def _of_seed(log: Log, said: SeedClaim) -> Iterator[tuple[str, Number, str]]:
+    """Yield code, claim and what the log has, for what is claimed of a seed otherwise."""
+    steps, size = said.numbers.get("steps"), said.numbers.get("total bytes")
+    seconds = said.numbers.get("train seconds")
+    if steps is not None and log.steps and abs(steps.value - log.steps) > 1:
+        yield "seed-steps", steps, f"{steps.value:,.0f} claimed, {log.steps:,} steps in the log"
+    totals = [number.value for number in log.totals]
+    totals += [m + c for m in [log.get("model bytes")] for c in [log.get("code bytes")] if m and c]
+    if size is not None and totals and all(size.value < total * 0.999 for total in totals):
+        yield "seed-bytes", size, f"{size.value:,.0f} claimed, {max(totals):,.0f} bytes in the log"
+    trained = log.train_s
+    if seconds is not None and trained is not None and trained.value - seconds.value > 1.5:
+        yield (
+            "seed-time",
+            seconds,
+            f"{seconds.value:.1f} s claimed, {trained.value:.1f} s in the log",
+        )
+
+
+def check_source(logs: Sequence[Log], sources: Sequence[str]) -> Iterator[Finding]:
+    """Yield logs that begin with another script than the others, or than the one shipped."""
+    carrying = [log for log in logs if log.source is not None]
+    if len({log.source for log in carrying}) > 1:
+        other = next(log for log in carrying if log.source != carrying[0].source)
+        why = "the script that a log begins with is not that of another seed: not one code"
+        value = f"{carrying[0].shown} and {other.shown}"
+        yield Finding("warning", "mixed-source", why, other.name, other.first_line, value)
+    shipped = {source_hash(text) for text in sources}
+    foreign = [log for log in carrying if log.source not in shipped]
+    if foreign and sources:
+        why = "the script that a log begins with is not the one shipped"
+        value = f"{len(foreign)} of {len(carrying)} logs"
+        yield Finding("note", "other-source", why, foreign[0].name, foreign[0].first_line, value)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -202,7 +292,7 @@ def check_readme(
     """Yield where the README contradicts claim, logs or script."""
     claimed, written = claims.numbers.get("bpb"), bpb_like(text)
     if claimed is not None and written:
-        near = [w for w, _ in written if abs(float(w) - claimed.value) <= max(_unit(w), _ROUNDING)]
+        near = [w for w, _ in written if abs(float(w) - claimed.value) <= max(unit(w), ROUNDING)]
         if not near:
             why = "the score of submission.json stands nowhere in the README"
             value = f"{claimed.value}; the README has {', '.join(w for w, _ in written[:5])}"
@@ -238,7 +328,7 @@ def check_known_settings(logs: Sequence[Log], sources: Sequence[str]) -> Iterato
     read = "\n".join(sources)[:_MOST_READ].lower()
     looked: dict[str, bool] = {}
     for log in logs:
-        names = [n for n in log.settings if not _OWN.search(n)]
+        names = sorted(n for n in log.settings if not _OWN.search(n) and n in log.listed)
         if len(looked) + len(names) > _MOST_NAMES:
             return
         looked |= {name: name in read for name in names if name not in looked}
@@ -248,17 +338,3 @@ def check_known_settings(logs: Sequence[Log], sources: Sequence[str]) -> Iterato
             line = log.setting_lines[unknown[0]]
             why = "the log lists settings that the script shipped does not have"
             yield Finding("warning", "foreign-log", why, log.name, line, ", ".join(unknown[:6]))
-
-
-def check_gates(logs: Sequence[Log]) -> Iterator[Finding]:
-    """Yield hints that depend on the token they are for, by their counts in the logs."""
-    for log in logs:
-        for name in ("within gate", "word gate"):
-            number = log.numbers.get(name)
-            if number is not None and number.value > 0:
-                why = (
-                    "an expert that asks whether the token to predict begins a word was at work: "
-                    "its probabilities depend on that token (C2)"
-                )
-                yield of("invalid", "target-gate", why, number, f"{name}: {number.value:,.0f}")
-                break

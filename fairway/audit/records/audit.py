@@ -14,7 +14,9 @@ from typing import Any
 from fairway.audit.findings import Finding, holds, ordered, plain
 from fairway.audit.records import accounts, agreement
 from fairway.audit.records.accounts import LIMIT_BYTES, Shipped, text_bytes, total_bytes
+from fairway.audit.records.adaptation import check_adaptation
 from fairway.audit.records.claims import Claims, read_claims
+from fairway.audit.records.coverage import gaps
 from fairway.audit.records.folder import (
     CLAIM,
     README,
@@ -26,7 +28,8 @@ from fairway.audit.records.folder import (
     read_object,
     read_text,
 )
-from fairway.audit.records.logs import Log, read_log
+from fairway.audit.records.logs import Log, read_runs
+from fairway.audit.records.runs import Runs, choose
 from fairway.audit.records.sources import check_sources
 from fairway.audit.records.work import LOG_BYTES, MOST_LOGS, MOST_OF_A_CODE, MOST_S, Work
 from fairway.errors import UserError
@@ -34,6 +37,7 @@ from fairway.errors import UserError
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
 _ARCHIVES = (".gz", ".zip", ".bz2", ".tar", ".tgz", ".7z", ".rar")
 _README_BYTES = 1_000_000
+_LOGS = (".log", ".txt", ".out", ".err", ".jsonl", ".ndjson", ".csv", ".tsv", "")
 # What can be said of a folder, and not of a log or a script alone.
 _OF_FOLDERS = frozenset({"no-claim", "no-log", "few-seeds"})
 
@@ -81,6 +85,8 @@ class _Record:
     work: Work
     logs: list[Log] = field(default_factory=list)
     claims: Claims = field(default_factory=Claims)
+    runs: Runs = field(default_factory=Runs)
+    readme: str = ""
     sources: list[str] = field(default_factory=list)
 
 
@@ -148,12 +154,12 @@ def _logs(record: _Record) -> Iterator[Finding]:
             yield Finding("warning", "work-ended", why, file.name)
             return
         try:
-            log = read_log(file, most_bytes)
+            logs = read_runs(file, most_bytes)
         except UserError as error:
             yield Finding("warning", "unreadable", str(error), file.name)
             continue
-        record.logs += [log] if log.ran else []
-    record.facts["logs"] = [_facts_of(log) for log in record.logs]
+        record.logs += [log for log in logs if log.ran]
+    record.facts["coverage"] = {log.shown: log.coverage.shares() for log in record.logs}
     if not record.logs:
         yield from _told(record, [Finding("warning", "no-log", "no training log could be found")])
 
@@ -172,35 +178,55 @@ def _claim(record: _Record) -> Iterator[Finding]:
         record.claims.unlimited = True
 
 
+def _runs(record: _Record) -> Iterator[Finding]:
+    """Leave the runs aside that are not claimed; yield which, and what of the others is unread."""
+    for file in record.folder.named(README)[:1]:
+        record.readme = read_text(file, _README_BYTES)
+    if not record.folder.whole:
+        # What is given alone is meant.
+        record.runs = Runs(claimed=record.logs)
+    else:
+        record.runs = choose(record.logs, record.claims, record.readme)
+    record.logs = record.runs.claimed
+    record.facts["logs"] = [_facts_of(log) for log in record.logs]
+    record.facts["logs_aside"] = {log.shown: why for log, why in record.runs.aside}
+    yield from record.runs.findings()
+    for log in record.logs:
+        yield from gaps(log.name, log.coverage)
+
+
 def _accounts(record: _Record) -> Iterator[Finding]:
-    logs, claims = record.logs, record.claims
+    logs, claims, tempered = record.logs, record.claims, record.runs.tempered
     if logs or record.folder.whole:
-        yield from accounts.check_bytes(logs, claims, _shipped(record.folder))
-    yield from accounts.check_times(logs, claims)
-    yield from accounts.check_steps(logs, claims)
+        yield from tempered(accounts.check_bytes(logs, claims, _shipped(record.folder)))
+    yield from tempered(accounts.check_times(logs, claims))
+    yield from tempered(accounts.check_steps(logs, claims))
 
 
 def _scores(record: _Record) -> Iterator[Finding]:
-    logs, claims = record.logs, record.claims
-    yield from agreement.check_settings(logs)
-    yield from _told(record, agreement.check_scores(logs, claims, record.facts))
-    yield from agreement.check_gates(logs)
+    logs, claims, tempered = record.logs, record.claims, record.runs.tempered
+    yield from tempered(agreement.check_settings(logs))
+    found = agreement.check_scores(logs, claims, record.facts, record.readme)
+    yield from tempered(_told(record, found))
+    yield from tempered(agreement.check_seed_claims(logs, claims))
+    yield from tempered(check_adaptation(logs))
 
 
 def _scripts(record: _Record) -> Iterator[Finding]:
     record.sources = yield from check_sources(record.folder, record.logs, record.facts)
     yield from agreement.check_known_settings(record.logs, record.sources)
+    yield from agreement.check_source(record.logs, record.sources)
 
 
 def _readme(record: _Record) -> Iterator[Finding]:
     for file in record.folder.named(README)[:1]:
-        text = read_text(file, _README_BYTES)
-        sources = record.sources
-        yield from agreement.check_readme(text, file.name, record.logs, record.claims, sources)
+        yield from agreement.check_readme(
+            record.readme, file.name, record.logs, record.claims, record.sources
+        )
 
 
 def _denominators(record: _Record) -> Iterator[Finding]:
-    yield from accounts.check_denominators(record.logs)
+    yield from record.runs.tempered(accounts.check_denominators(record.logs, record.claims))
 
 
 # In this order, and each by the name that a finding gives it.
@@ -208,6 +234,7 @@ _PARTS: dict[str, Callable[[_Record], Iterator[Finding]]] = {
     "files": _files,
     "logs": _logs,
     "claim": _claim,
+    "runs": _runs,
     "bytes and times": _accounts,
     "denominators": _denominators,
     "scores and settings": _scores,
@@ -221,7 +248,7 @@ def _log_files(folder: Folder) -> list[File]:
         return [file for file in folder.files if file.path.suffix.lower() != ".py"]
     return [
         file
-        for file in folder.ending(".log", ".txt", ".out", "")
+        for file in folder.ending(*_LOGS)
         if "requirements" not in file.name.lower() and "licen" not in file.name.lower()
     ]
 
@@ -229,7 +256,7 @@ def _log_files(folder: Folder) -> list[File]:
 def _facts_of(log: Log) -> dict[str, Any]:
     total, trained, final = total_bytes(log), log.train_s, accounts.final_stage(log)
     return {
-        "file": log.name,
+        "file": log.shown,
         "seed": log.seed,
         "steps": log.steps,
         "train_s": trained.value if trained else None,
@@ -238,6 +265,7 @@ def _facts_of(log: Log) -> dict[str, Any]:
         "text_bytes": text_bytes(log),
         **{name: number.value for name, number in log.numbers.items()},
         "stages": {stage.name: stage.bpb.value for stage in log.stages},
+        "coverage": log.coverage.shares(),
     }
 
 
@@ -263,4 +291,10 @@ def _shipped(folder: Folder) -> Shipped:
         for file in folder.ending(*_MODELS)
         if file.size_bytes > 1_000_000
     )
-    return Shipped(scripts[0].size_bytes if scripts else None, code, models)
+    packed = [
+        file.size_bytes
+        for file in folder.ending(".lzma", ".xz", ".br", ".zst", ".gz")
+        if file.path.name.lower().startswith("train_gpt")
+    ]
+    script = scripts[0].size_bytes if scripts else None
+    return Shipped(script, code, models, min(packed, default=None))

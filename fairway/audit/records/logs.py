@@ -1,80 +1,104 @@
 """A training log of the challenge, read for its numbers: one pass, bounded in time and memory.
 
-Logs follow no schema. A number is taken for what the words before it say; what no rule knows is
-left alone. Every number keeps the line it stands in.
+The beginning of a file is read line by line; what comes after it by words that matter. A file may
+hold several runs, one after the other: each becomes a log of its own.
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from fairway.audit.records.coverage import Coverage
 from fairway.audit.records.folder import File
+from fairway.audit.records.said import (
+    Epoch,
+    Number,
+    Pass,
+    Stage,
+    StepLine,
+    epoch_of,
+    numbers,
+    pass_of,
+    scores,
+    step_of,
+    value_of,
+    warms_on_text,
+)
+from fairway.audit.records.settings import Setting, SettingsReader
 from fairway.files import opened
 
 # A line is read up to here; what a program prints for people is shorter.
-_LINE_BYTES = 4_096
-# Of every kind of line so many are read, and the last of every block.
+_LINE_BYTES = 16_384
+# So much of a file is read line by line; a run's log is 10 to 400 kB.
+_HEAD_BYTES, _HEAD_LINES = 1 << 21, 30_000
+# After it, of every kind of line so many are read, and the last of every block.
 _MOST_OF_A_KIND = 2_000
-_MOST_SETTINGS = 1_000
-_SETTINGS_BYTES = 200_000
-# Numbers beyond this mean nothing, and their products would be none.
-_LARGEST = 1e18
+_MOST_EVENTS = 20_000
+_MOST_RUNS = 50
 # Patterns try every part of a run of blanks; what people write has few.
 _BLANKS = re.compile(r"\s{10,}")
 _BLOCK_BYTES = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A number with its evidence."""
-
-    value: float
-    file: str
-    line: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One evaluation in a log: its name, bits per byte, loss in nats per token, seconds."""
-
-    name: str
-    bpb: Number
-    loss: float | None
-    seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class StepLine:
-    """One line of training: steps done, seconds of training so far, milliseconds per step."""
-
-    step: int
-    seconds: float | None
-    ms_per_step: float | None
-    line: int
-    text: str
+_COLOUR = re.compile(r"\x1b\[[0-9;?]{0,20}[A-Za-z]")
+# What loggers and launchers put before a line.
+_PREFIX = re.compile(
+    r"\s{0,4}(?:"
+    r"\[?\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d(?::\d\d)?(?:[.,]\d{1,9})?"
+    r"(?:Z|[+-]\d\d:?\d\d)?\]?[ :|,-]{0,4}|"
+    r"\d{9,10}\.\d{1,9}\s{1,4}|"
+    r"\[?\d\d:\d\d:\d\d(?:[.,]\d{1,9})?\]?[ :|,-]{1,4}|"
+    r"\[?(?:INFO|DEBUG|WARNING|ERROR|root|__main__)\]?(?:\s{0,2}[:|-]\s{0,2}|\s{1,4})|"
+    r"\[(?:rank|default|worker|gpu|node)?\s?\d{1,4}\]:?\s?|"
+    r"\[[A-Za-z][\w .:-]{0,30}\]:?\s(?=\S)|"
+    r"\((?:\w{1,40} )?pid=\d{1,9}[^()]{0,40}\)\s?|"
+    r"\d{1,3}:\s(?=[A-Za-z ])"
+    r")"
+)
 
 
 @dataclass(eq=False)
 class Log:
-    """What a log says. `numbers` are by meaning: 'seed', 'code bytes', 'total bytes', ..."""
+    """What a run's log says. `numbers` are by meaning: 'seed', 'code bytes', 'total bytes', ...
+
+    `listed` are the settings that stand in a list; `totals` are all sizes of a submission that it
+    prints; `source` is a hash of the script that it begins with, None without one.
+    """
 
     name: str
+    part: int = 1
+    first_line: int = 1
     numbers: dict[str, Number] = field(default_factory=dict)
-    settings: dict[str, Number | str] = field(default_factory=dict)
+    totals: list[Number] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
     setting_lines: dict[str, int] = field(default_factory=dict)
+    listed: set[str] = field(default_factory=set)
     stages: list[Stage] = field(default_factory=list)
     first_step: StepLine | None = None
     last_step: StepLine | None = None
+    epochs: list[Epoch] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+
+    warm_up: Number | None = None
+    source: str | None = None
+    coverage: Coverage = field(default_factory=Coverage)
+    # The evaluation that the record claims, where that could be told (`runs.choose`).
+    claimed: Stage | None = None
+    # Whether it is the training behind an evaluation that has a log of its own.
+    training_only: bool = False
+
+    @property
+    def shown(self) -> str:
+        """Return the log's name as it may be printed, with its part of the file."""
+        return self.name if self.part == 1 else f"{self.name} (run {self.part})"
 
     @property
     def seed(self) -> int | None:
         """Return the seed that the log states, else that of its file name."""
         if "seed" in self.numbers:
             return int(self.numbers["seed"].value)
-        found = re.search(r"seed[_-]?(\d{1,9})", self.name, re.IGNORECASE)
+        found = re.search(r"(?:seed|(?<![a-z])s)[_-]?(\d{1,9})(?!\d)", self.name, re.IGNORECASE)
         return int(found[1]) if found else None
 
     @property
@@ -82,9 +106,29 @@ class Log:
         """Return whether this is the log of a run at all."""
         return bool(self.stages or self.last_step)
 
+    @property
+    def trained(self) -> bool:
+        """Return whether the run trained; an evaluation alone has no steps."""
+        return self.last_step is not None and self.last_step.step > 1
+
     def get(self, name: str) -> float | None:
         """Return a number by its meaning, or None."""
         return self.numbers[name].value if name in self.numbers else None
+
+    @property
+    def packed_totals(self) -> list[Number]:
+        """Return the sizes of a submission that are not of the model before it is packed."""
+        raw = self.get("raw bytes")
+        codes = {0.0, self.get("code bytes") or 0.0}
+        return [n for n in self.totals if raw is None or n.value - raw not in codes]
+
+    @property
+    def processes(self) -> int | None:
+        """Return the number of processes that the log states, or None."""
+        stated = self.settings.get("world_size", "")
+        if stated.isdecimal() and len(stated) < 9:
+            return int(stated)
+        return int(self.numbers["processes"].value) if "processes" in self.numbers else None
 
     @property
     def train_s(self) -> Number | None:
@@ -104,69 +148,75 @@ class Log:
         return self.last_step.step if self.last_step else None
 
 
-_INT = r"(\d{1,3}(?:,\d{3})+|\d+)"
-_FLOAT = r"([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?\d+)?)"
-_NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
-    (name, kind, re.compile(pattern, re.IGNORECASE))
-    for name, kind, pattern in (
-        ("seed", "seed", rf"^\s*(?:random_)?seed\s*[:=]\s*{_INT}\s*$"),
-        ("code bytes", "code size", rf"code size[^:=]{{0,80}}[:=]\s*{_INT}"),
-        (
-            "total bytes",
-            "total submission size",
-            rf"total submission size[^:=]{{0,80}}[:=]\s*{_INT}",
-        ),
-        (
-            "model bytes",
-            "serialized model",
-            rf"serialized model[^:=]{{0,80}}(?:quant|int\d|zlib|brotli|lzma|zstd)[^:=]{{0,80}}[:=]"
-            rf"\s*{_INT}",
-        ),
-        ("parameters", "model_params", rf"model_params\s*[:=]\s*{_INT}"),
-        ("train shards", "train_shards", rf"train_shards\s*[:=]\s*{_INT}"),
-        ("val tokens", "val_tokens", rf"val_tokens\s*[:=]\s*{_INT}"),
-        ("val tokens", "val_loader", rf"val_loader\b.{{0,200}}?\btokens\s*[:=]\s*{_INT}"),
-        ("hessian seconds", "hessian", rf"collected\s+\d+\s+hessians\s+in\s+{_FLOAT}\s*s"),
-        ("eval seconds", "total_eval_time", rf"total_eval_time\s*[:=]\s*{_FLOAT}\s*s"),
-        ("within gate", "within_gate", rf"within_gate\s*[:=]\s*{_INT}"),
-        ("word gate", "word_gate", rf"word_gate\s*[:=]\s*{_INT}"),
-    )
-)
-_STAGE = re.compile(r"^(.{0,120}?)[\s|,]*(?:val_loss\s*[:=]|val_bpb\s*[:=])", re.IGNORECASE)
-_BPB = re.compile(rf"val_bpb\s*[:=]\s*{_FLOAT}", re.IGNORECASE)
-_LOSS = re.compile(rf"val_loss\s*[:=]\s*{_FLOAT}", re.IGNORECASE)
-_EVAL_TIME = re.compile(rf"eval_time\s*[:=]\s*{_FLOAT}\s*(ms|s|m)\b", re.IGNORECASE)
-_STEP = re.compile(r"\bstep\s*[:=]?\s*(\d+)\s*/\s*\d+|^\s*(\d+)\s*/\s*\d+\b", re.IGNORECASE)
-_TRAIN_TIME = re.compile(rf"train_time\s*[:=]\s*{_FLOAT}\s*(ms|s|m)\b", re.IGNORECASE)
-_STEP_AVG = re.compile(rf"step_avg\s*[:=]\s*{_FLOAT}\s*ms", re.IGNORECASE)
-_SETTING = re.compile(r"^\s{1,8}([a-z][a-z0-9_]{1,60})\s*:\s(.{0,300})$")
-_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0}
-_LIST = b"hyperparameters"
-_WORDS = (b"val_bpb", b"train_time", _LIST, *(word.encode() for _, word, _ in _NUMBERS))
+# ---------------------------------------------------------------------------------------------
+# Lines of a file
+
+_WORDS = (
+    b"bpb", b"bits per byte", b"train_time", b"hyperparameters", b"submission", b"serialized model",
+    b"code size", b"artifact", b"val_tokens", b"val_loader", b"train_shards", b"hessian",
+    b"total_eval_time", b"within_gate", b"model_params", b"epoch", b"pass", b"seed", b"stopping",
+)  # fmt: skip
 
 
-def read_log(file: File, most_bytes: int = 1 << 26) -> Log:
-    """Return what the first `most_bytes` of a log say.
+def read_runs(file: File, most_bytes: int = 1 << 26) -> list[Log]:
+    """Return the logs of the runs in the first `most_bytes` of a file, the first one at least."""
+    reader = _Reader(file.name)
+    table: list[str] | None = None
+    for number, raw in _lines(file, most_bytes):
+        texts = raw.decode("utf-8", "replace").rstrip("\r\n").split("\r")[-50:]
+        for text in texts:
+            text = _clean(text)
+            if table is not None:
+                text = _as_pairs(table, text)
+            elif number == 1 and file.path.suffix.lower() in (".csv", ".tsv"):
+                table = re.split(r"[,\t]", text)[:200]
+                continue
+            reader.read(text, number)
+    return reader.runs()
 
-    Words are looked for in whole blocks and only lines that have one are taken apart, so that a
-    hundred megabytes of anything take seconds.
-    """
-    log, seen = Log(file.name), Counter[bytes]()
+
+def _as_pairs(names: list[str], row: str) -> str:
+    """Return a row of a table as pairs of name and value."""
+    cells = zip(names, re.split(r"[,\t]", row), strict=False)
+    return " ".join(f"{n.strip()}:{v.strip()}" for n, v in cells)
+
+
+def _clean(text: str) -> str:
+    """Return a line without colours and without what a logger put before it."""
+    if "\x1b" in text:
+        text = _COLOUR.sub("", text)
+    for _ in range(4):
+        found = _PREFIX.match(text) if text[:5].strip()[:1] in _PREFIXED else None
+        if not found or found.end() == len(text):
+            break
+        text = text[found.end() :]
+    return _BLANKS.sub(" " * 9, text.rstrip())
+
+
+_PREFIXED = frozenset("[(0123456789IDWEr_")
+
+
+def _lines(file: File, most_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Yield lines with their numbers: all at the beginning, then those that hold a word."""
+    seen: Counter[bytes] = Counter()
     number, offset = 1, 0
     with opened(file.path) as stream:
         for block in _blocks(stream):
             if offset >= most_bytes:
-                break
-            low, at = block.lower(), 0
-            for start in _hits(low, seen):
+                return
+            at = 0
+            while offset + at < _HEAD_BYTES and number <= _HEAD_LINES and at < len(block):
+                end = block.find(b"\n", at) + 1 or len(block)
+                yield number, block[at : min(end, at + _LINE_BYTES)]
+                number += block.endswith(b"\n", at, end)
+                at = end
+            low = block.lower() if at < len(block) else b""
+            for start in _hits(low, at, seen):
                 number += low.count(b"\n", at, start)
                 at = start
-                _read(log, number, _text(block[start : start + _LINE_BYTES].partition(b"\n")[0]))
-                if low.startswith(_LIST, start) and not log.settings:
-                    _read_settings(log, file, number, offset + start)
+                yield number, block[start : start + _LINE_BYTES].partition(b"\n")[0]
             number += low.count(b"\n", at)
             offset += len(block)
-    return log
 
 
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:
@@ -181,97 +231,219 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
-def _hits(low: bytes, seen: Counter[bytes]) -> list[int]:
+def _hits(low: bytes, first: int, seen: Counter[bytes]) -> list[int]:
     """Return where the lines begin that hold a word; of a frequent word, the block's last too."""
     found: set[int] = set()
     for word in _WORDS:
-        at = low.find(word)
+        at = low.find(word, first)
         while at >= 0 and seen[word] < _MOST_OF_A_KIND:
             seen[word] += 1
-            found.add(low.rfind(b"\n", 0, at) + 1)
+            found.add(max(first, low.rfind(b"\n", first, at) + 1))
             end = low.find(b"\n", at)
             at = low.find(word, end) if end >= 0 else -1
         if at >= 0:
-            found.add(low.rfind(b"\n", 0, low.rfind(word)) + 1)
+            last = low.rfind(word, first)
+            found.add(max(first, low.rfind(b"\n", first, last) + 1))
     return sorted(found)
 
 
-def _read_settings(log: Log, file: File, number: int, offset: int) -> None:
-    """Read the list of settings that begins after a line at an offset."""
-    with opened(file.path) as stream:
-        stream.seek(offset)
-        lines = stream.read(_SETTINGS_BYTES).split(b"\n")[1 : _MOST_SETTINGS + 1]
-    for place, raw in enumerate(lines, start=number + 1):
-        if not _read_setting(log, place, _text(raw[:_LINE_BYTES])):
+# ---------------------------------------------------------------------------------------------
+# What the lines say, and where a run begins
+
+_SOURCE = re.compile(
+    r"(?:from [\w.]{1,60} import\b|import [\w., ]{1,80}$)|#!/|\"\"\"|'''|# -\*- coding"
+)
+_RULE = re.compile(r"^={20,}$")
+_RUNNING = re.compile(r"^Running (?:Python|PyTorch)", re.IGNORECASE)
+# A script that a log begins with has ended where one of these stands.
+_LOGS = re.compile(
+    r"^(?:hyperparameters:$|(?:warmup_)?step:\d|model_params:\d|seed:\d{1,9}$|train_loader:|val_loader:|"
+    r"\d{1,9}/\d{1,9} (?:train|val)_loss)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """A line that may begin a run; a strong one does, once another has run."""
+
+    line: int
+    strong: bool
+
+
+_Event = Number | Stage | StepLine | Setting | Epoch | Pass | _Begin
+
+
+def source_hash(text: str) -> str:
+    """Return the hash of a script that a log would have if it began with it."""
+    lines = iter(text.splitlines())
+    first = next((line for line in lines if _SOURCE.match(line)), "")
+    digest = hashlib.sha256()
+    for line in (first, *lines):
+        _update(digest, _clean(line))
+    return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", text: str) -> None:
+    if text.strip():
+        digest.update(text.encode("utf-8", "replace") + b"\n")
+
+
+class _Reader:
+    """Takes lines and keeps what they say; of consecutive lines of one kind, two are kept."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.events: list[tuple[str, _Event]] = []
+        self.settings = SettingsReader()
+        self.coverage: list[tuple[int, Coverage]] = [(1, Coverage())]
+        self.sources: list[tuple[int, str]] = []
+        self._source: hashlib._Hash | None = None
+        self._source_line = 0
+        self._step: StepLine | None = None
+        self._said: list[tuple[str, _Event]] = []
+
+    def read(self, text: str, line: int) -> None:
+        """Take one line."""
+        if not text or self._is_source(text, line):
             return
+        low, self._said = text.lower(), []
+        if _RUNNING.match(text) or self.settings.begins(text):
+            self._begin(line)
+        preamble = self._step is None
+        for setting in self.settings.read(text, line, preamble):
+            self._add("setting", setting)
+        listed = bool(self._said)
+        self._measures(text, low, line)
+        if not listed:
+            self._adaptation(text, low, line)
+        self.coverage[-1][1].count(text, low, self._said, line, preamble)
+
+    def _measures(self, text: str, low: str, line: int) -> None:
+        if "bpb" in low or "bits" in low:
+            for stage in scores(text, self.name, line):
+                self._add("running" if stage.running else "stage", stage)
+        if "step" in low or "iter" in low or "train_" in low:
+            step = step_of(text, line)
+            if step:
+                self._add_step(step)
+        for meaning, number in numbers(text, low, self.name, line):
+            if meaning in ("seed", "parameters"):
+                self._add("begin", _Begin(line, strong=False))
+            self._add(meaning, number)
+
+    def _adaptation(self, text: str, low: str, line: int) -> None:
+        if "epoch" in low and (epoch := epoch_of(text, self.name, line)):
+            self._add("epoch", epoch)
+        if ("pass" in low or "rescor" in low) and (found := pass_of(text, self.name, line)):
+            self._add("pass", found)
+        if "warm" in low and "val" in low and warms_on_text(text):
+            self._add("warm-up", Number(0.0, self.name, line, text.strip()[:200]))
+
+    def _is_source(self, text: str, line: int) -> bool:
+        """Return whether a line is of a script that the log begins with."""
+        if self._source is None:
+            if not _SOURCE.match(text):
+                return False
+            self._source, self._source_line = hashlib.sha256(), line
+        elif _RULE.match(text) or _RUNNING.match(text) or _LOGS.match(text):
+            self.sources.append((self._source_line, self._source.hexdigest()))
+            self._source = None
+            return False
+        _update(self._source, text)
+        return True
+
+    def _begin(self, line: int) -> None:
+        self._add("begin", _Begin(line, strong=True))
+        if line > self.coverage[-1][0] and len(self.coverage) < 2 * _MOST_RUNS:
+            self.coverage.append((line, Coverage()))
+
+    def _add(self, kind: str, event: _Event) -> None:
+        self._said.append((kind, event))
+        last = self.events[-2:]
+        if kind in _ON_THE_WAY and len(last) == 2 and last[0][0] == last[1][0] == kind:
+            self.events[-1] = (kind, event)
+        elif len(self.events) < _MOST_EVENTS:
+            self.events.append((kind, event))
+
+    def _add_step(self, step: StepLine) -> None:
+        last = self._step
+        if last is not None and last.step > _WARM_STEPS and step.step <= 1:
+            self._begin(step.line)
+        self._step = step
+        self._add("stop" if step.stops else "step", step)
+
+    def runs(self) -> list[Log]:
+        """Return a log for every run that the lines tell of."""
+        cuts = self._cuts()
+        lines = [1, *(self._line(cut) for cut in cuts[1:-1]), 1 << 62]
+        found = []
+        for part in range(len(cuts) - 1):
+            first, end = lines[part], lines[part + 1]
+            log = Log(self.name, part + 1, first)
+            for kind, event in self.events[cuts[part] : cuts[part + 1]]:
+                _take(log, kind, event)
+            for line, counted in self.coverage:
+                if first <= line < end:
+                    log.coverage.add(counted)
+            log.source = next((h for line, h in self.sources if first <= line < end), None)
+            found.append(log)
+        return found
+
+    def _cuts(self) -> list[int]:
+        """Return where in the events runs begin, and their end."""
+        cuts, ran = [0], -1
+        for i, (kind, event) in enumerate(self.events):
+            if kind == "stage" or (isinstance(event, StepLine) and event.step > 1):
+                ran = i
+            elif isinstance(event, _Begin) and event.strong and ran >= 0 and len(cuts) < _MOST_RUNS:
+                # A run begins with what it says of itself before, its seed and its settings.
+                begins = (j for j in range(ran + 1, i + 1) if self.events[j][0] == "begin")
+                cuts.append(next(begins))
+                ran = -1
+        return [*cuts, len(self.events)]
+
+    def _line(self, at: int) -> int:
+        event = self.events[at][1]
+        assert isinstance(event, _Begin)
+        return event.line
 
 
-def _text(raw: bytes) -> str:
-    return _BLANKS.sub(" " * 9, raw.decode("utf-8", "replace").rstrip())
+_ON_THE_WAY = ("running", "step")
+# Steps of a launch's warm-up, or of processes that print out of order, begin no run again.
+_WARM_STEPS = 10
 
 
-def _read(log: Log, number: int, text: str) -> None:
-    low = text.lower()
-    if "val_bpb" in low:
-        _read_stage(log, number, text)
-    elif "train_time" in low:
-        _read_step(log, number, text)
-    for name, word, pattern in _NUMBERS:
-        found = pattern.search(text) if word in low else None
-        if found:
-            # The last word counts: sizes are printed again after another attempt.
-            log.numbers[name] = Number(_value(found[1]), log.name, number, text.strip()[:200])
+def _take(log: Log, kind: str, event: _Event) -> None:
+    """Put what a line says into a log."""
+    if isinstance(event, Setting):
+        log.settings[event.name] = event.value
+        log.setting_lines[event.name] = event.line
+        log.listed |= {event.name} if event.listed else set()
+        if event.name == "seed" and event.value.isdecimal() and len(event.value) < 12:
+            text = f"seed: {event.value}"
+            log.numbers["seed"] = Number(value_of(event.value), log.name, event.line, text)
+    elif isinstance(event, Stage):
+        log.stages.append(event)
+    elif isinstance(event, StepLine):
+        _take_step(log, event)
+    elif isinstance(event, Epoch):
+        log.epochs.append(event)
+    elif isinstance(event, Pass):
+        log.passes.append(event)
+    elif isinstance(event, Number):
+        if kind == "warm-up":
+            log.warm_up = log.warm_up or event
+            return
+        # The last word counts: sizes are printed again after another attempt.
+        log.numbers[kind] = event
+        if kind == "total bytes":
+            log.totals.append(event)
 
 
-def _value(digits: str) -> float:
-    return min(float(digits.replace(",", "")), _LARGEST)
-
-
-def _read_stage(log: Log, number: int, text: str) -> None:
-    found = _BPB.search(text)
-    if not found:
-        return
-    name = _STAGE.match(text)
-    label = re.sub(r"\s+", " ", name[1]).strip(" :|,-") if name else ""
-    # Validation during training is told by its step, which is no name.
-    label = "validation in training" if re.search(r"\d+\s*/\s*\d+", label) else label
-    loss, taken = _LOSS.search(text), _EVAL_TIME.search(text)
-    log.stages.append(
-        Stage(
-            label or "unnamed",
-            Number(_value(found[1]), log.name, number, text.strip()[:200]),
-            _value(loss[1]) if loss else None,
-            _value(taken[1]) * _SECONDS[taken[2].lower()] if taken else None,
-        )
-    )
-
-
-def _read_step(log: Log, number: int, text: str) -> None:
-    step, taken, average = _STEP.search(text), _TRAIN_TIME.search(text), _STEP_AVG.search(text)
-    if not step:
-        return
-    seconds = _value(taken[1]) * _SECONDS[taken[2].lower()] if taken else None
-    line = StepLine(
-        int(_value(step[1] or step[2])),
-        seconds,
-        _value(average[1]) if average else None,
-        number,
-        text.strip()[:200],
-    )
-    if "stopping" in text.lower() and seconds is not None:
-        log.numbers["stop seconds"] = Number(seconds, log.name, number, line.text)
-        log.numbers["stop steps"] = Number(line.step, log.name, number, line.text)
-    log.first_step = log.first_step or line
-    log.last_step = line
-
-
-def _read_setting(log: Log, number: int, text: str) -> bool:
-    """Read one line of a list of settings; return whether the list goes on."""
-    found = _SETTING.match(text)
-    if not found:
-        return False
-    log.settings[found[1]] = found[2].strip()
-    log.setting_lines[found[1]] = number
-    if found[1] == "seed" and found[2].strip().isdecimal():
-        log.numbers["seed"] = Number(_value(found[2].strip()), log.name, number, text.strip())
-    return True
+def _take_step(log: Log, step: StepLine) -> None:
+    if step.stops and step.seconds is not None:
+        log.numbers["stop seconds"] = Number(step.seconds, log.name, step.line, step.text)
+        log.numbers["stop steps"] = Number(step.step, log.name, step.line, step.text)
+    log.first_step = log.first_step or step
+    log.last_step = step

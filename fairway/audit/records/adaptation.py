@@ -1,0 +1,108 @@
+"""What logs say of the order of scoring and learning: epochs, passes, gates, warm-up, shards."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from fairway.audit.findings import Finding, Severity
+from fairway.audit.records.accounts import final_stage, of
+from fairway.audit.records.logs import Log
+from fairway.audit.records.said import Epoch
+
+# Shards of training text that the preparation of issue #2127 leaves, and that of the whole text.
+_SHARDS_OF_LEAK = (1_499, 1_502)
+
+
+def check_adaptation(logs: Sequence[Log]) -> Iterator[Finding]:
+    """Yield what breaks the order of scoring and learning by a log's own words."""
+    told: set[str] = set()
+    for log in logs:
+        for finding in _of_log(log):
+            if finding.code not in told:
+                told.add(finding.code)
+                yield finding
+
+
+def _of_log(log: Log) -> Iterator[Finding]:
+    if not log.training_only:
+        yield from _epochs(log)
+        yield from _passes(log)
+        yield from _gates(log)
+    if log.warm_up is not None:
+        why = "a warm-up runs on validation tokens before they are scored (the pattern of #677)"
+        yield of("warning", "warm-up", why, log.warm_up)
+    shards = log.numbers.get("train shards")
+    if shards is not None and int(shards.value) in _SHARDS_OF_LEAK:
+        why = (
+            "so many shards of training text are what a preparation script makes that leaves only "
+            "10,000 documents for validation: the others of the 50,000 may be in training (#2127)"
+        )
+        yield of("warning", "val-in-train", why, shards)
+    claimed = log.claimed
+    if claimed is not None and re.search(r"(?<![a-z])slot", claimed.name, re.IGNORECASE):
+        why = (
+            "the score claimed is by SLOT, which fits numbers on a window before it scores it: ask "
+            "which tokens they are fitted on"
+        )
+        yield of("warning", "slot-score", why, claimed.bpb)
+
+
+def _epochs(log: Log) -> Iterator[Finding]:
+    """Yield epochs of adaptation to the whole text that end before the score that is claimed."""
+    final = log.claimed or final_stage(log)
+    if final is None:
+        return
+    for epochs in _global_epochs(log.epochs):
+        last = epochs[-1]
+        after = final.bpb.line > last.place.line
+        later = [s for s in log.stages if s.bpb.line > last.place.line and not s.running]
+        value = f"{last.place.text}; then {final.bpb.file}:{final.bpb.line} {final.bpb.text}"
+        if after and log.claimed is not None:
+            why = (
+                f"the model learns the validation text for {last.epoch} epochs before the score "
+                "that is claimed: every token is scored by a model that has seen it (C3)"
+            )
+            yield of("invalid", "ttt-before-score", why, last.place, value)
+        elif later:
+            why = f"a model learns the text for {last.epoch} epochs before an evaluation (C3)"
+            yield of("warning", "ttt-before-score", why, last.place, value)
+
+
+def _global_epochs(epochs: Sequence[Epoch]) -> Iterator[list[Epoch]]:
+    """Yield epochs by name that go up once through a log: chunks of a text begin again."""
+    names: dict[str, list[Epoch]] = {}
+    for epoch in epochs:
+        names.setdefault(re.sub(r"\d+", "#", epoch.name), []).append(epoch)
+    for of_name in names.values():
+        counts = [epoch.epoch for epoch in of_name]
+        if counts == sorted(counts) and counts[0] < counts[-1] and counts[-1] > 1:
+            yield of_name
+
+
+def _passes(log: Log) -> Iterator[Finding]:
+    """Yield a second pass over the text whose scores are claimed."""
+    first = [p for p in log.passes if p.number == 1]
+    second = [p for p in log.passes if p.number == 2]
+    final = log.claimed or final_stage(log)
+    if not first or not second or final is None:
+        return
+    begin = second[0].place
+    if final.bpb.line >= begin.line:
+        why = (
+            "tokens are scored a second time after later ones were seen, and that score counts "
+            "(C1, C4)"
+        )
+        grave: Severity = "invalid" if log.claimed is not None else "warning"
+        yield of(grave, "second-pass", why, begin)
+
+
+def _gates(log: Log) -> Iterator[Finding]:
+    """Yield hints that depend on the token they are for, by their counts."""
+    for name in ("within gate", "word gate"):
+        number = log.numbers.get(name)
+        if number is not None and number.value > 0:
+            why = (
+                "an expert that asks whether the token to predict begins a word was at work: "
+                "its probabilities depend on that token (C2)"
+            )
+            yield of("invalid", "target-gate", why, number, f"{name}: {number.value:,.0f}")
+            return

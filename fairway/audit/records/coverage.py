@@ -1,0 +1,101 @@
+"""How much of a log was read: of what looks like a setting, step, score, size or time, what share.
+
+What looks like one is told by other, cruder patterns than what is read, so that a gap shows.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fairway.audit.findings import Finding
+from fairway.audit.records.said import Number, Stage, StepLine
+from fairway.audit.records.settings import Setting
+
+KINDS = ("settings", "steps", "scores", "sizes", "times")
+# Below this share, what was not read is said.
+ENOUGH = 0.9
+# Of so few lines a share says nothing.
+_FEW = 3
+
+_SETTING = re.compile(
+    r"^\s{0,12}[\"']?[A-Za-z_]\w{1,60}[\"']?\s{0,30}[:=]\s{0,30}(?:[^\s,]{1,200},?$|"
+    r"(?=.{0,200}\s\w{1,60}[:=][^\s:=]))"
+)
+_STEP = re.compile(r"\bstep\b.{0,40}(?:train_loss|train_time|\bloss)|train_loss.{0,40}\btrain_time")
+_SCORE = re.compile(r"\bval_bpb[\"']?\s{0,3}[:=]\s{0,3}\d|\bbpb[\"']?\s{0,3}[:=]\s{0,20}\d\.\d{3}")
+_SIZE = re.compile(
+    r"(?:submission|artifact|serialized model|code size)\D{0,60}\d[\d,]{4,14}\s?bytes"
+)
+_TIME = re.compile(r"\b(?:train_time|eval_time)\w{0,8}[\"']?\s{0,3}[:=]\s{0,3}\d")
+_OF_KIND = {"steps": _STEP, "scores": _SCORE, "sizes": _SIZE, "times": _TIME}
+_WORD = {"steps": "train", "scores": "bpb", "sizes": "bytes", "times": "_time"}
+_SIZES = ("total bytes", "model bytes", "code bytes", "raw bytes")
+# Said of something else than the text or the run.
+_OTHER = re.compile(r"train_bpb|batch_bpb|delta|gain|improve|best|baseline|target")
+
+
+@dataclass(slots=True)
+class Coverage:
+    """Lines by kind: how many look like one, how many were read, and the first that was not."""
+
+    looked: Counter[str] = field(default_factory=Counter)
+    read: Counter[str] = field(default_factory=Counter)
+    missed: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def count(
+        self, text: str, low: str, said: Sequence[tuple[str, object]], line: int, preamble: bool
+    ) -> None:
+        """Count a line and what was read of it."""
+        for kind, pattern in _OF_KIND.items():
+            if _WORD[kind] in low and pattern.search(low) and not _OTHER.search(low):
+                self._add(kind, any(_is(kind, *one) for one in said), line, text)
+        if preamble and _SETTING.match(text):
+            self._add("settings", bool(said), line, text)
+
+    def _add(self, kind: str, read: bool, line: int, text: str) -> None:
+        self.looked[kind] += 1
+        self.read[kind] += read
+        if not read:
+            self.missed.setdefault(kind, (line, text.strip()[:120]))
+
+    def add(self, other: "Coverage") -> None:
+        """Add what was counted elsewhere in the same log."""
+        self.looked.update(other.looked)
+        self.read.update(other.read)
+        for kind, place in other.missed.items():
+            self.missed.setdefault(kind, place)
+
+    def share(self, kind: str) -> float | None:
+        """Return the share of lines of a kind that were read; None where none looks like one."""
+        return self.read[kind] / self.looked[kind] if self.looked[kind] else None
+
+    def shares(self) -> dict[str, float]:
+        """Return the shares of all kinds that the log has, rounded to three places."""
+        found = {kind: self.share(kind) for kind in KINDS}
+        return {kind: round(share, 3) for kind, share in found.items() if share is not None}
+
+
+def _is(kind: str, meaning: str, event: object) -> bool:
+    if kind == "steps":
+        return isinstance(event, StepLine)
+    if kind == "scores":
+        return isinstance(event, Stage)
+    if kind == "sizes":
+        return meaning in _SIZES
+    if kind == "times":
+        timed = isinstance(event, Stage | StepLine) and event.seconds is not None
+        return timed or (isinstance(event, Number) and meaning.endswith("seconds"))
+    return isinstance(event, Setting | Number)
+
+
+def gaps(file: str, coverage: Coverage) -> Iterator[Finding]:
+    """Yield a finding for every kind of which less than nine tenths could be read."""
+    for kind in KINDS:
+        share, looked = coverage.share(kind), coverage.looked[kind]
+        if share is None or share >= ENOUGH or looked < _FEW:
+            continue
+        line, text = coverage.missed[kind]
+        why = f"less than {ENOUGH:.0%} of the {kind} in this log could be read: it is no proof"
+        value = f"{coverage.read[kind]} of {looked} lines; the first that could not: {text}"
+        yield Finding("note", "log-unread", why, file, line, value)

@@ -1,0 +1,277 @@
+"""Which of a folder's runs a record claims: by their scores, seeds and names.
+
+Folders hold ablations, earlier runs, evaluations and failures beside what they claim. What is not
+claimed is read, and nothing of it is held against the record.
+"""
+
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from fairway.audit.findings import Finding
+from fairway.audit.records.claims import Claims, seed_rows
+from fairway.audit.records.logs import Log
+from fairway.audit.records.said import Number, Stage
+
+# A rounded score may miss the one it stands for by this much.
+ROUNDING = 6e-5
+# Names of runs that nobody claims, where others have the same seed.
+_ASIDE = re.compile(
+    r"ablat|baseline|control|original|smoke|debug|fail|crash|abort|partial|snapshot|old|prev|proxy|"
+    r"test_|sweep|screen|rerun|attempt|no_?ttt|without",
+    re.IGNORECASE,
+)
+
+
+@dataclass(eq=False)
+class Runs:
+    """The runs that a record claims, and the others, each with why it was left aside.
+
+    `certain` is False where the claim does not tell its runs from others: then nothing that only a
+    log says convicts.
+    """
+
+    claimed: list[Log] = field(default_factory=list)
+    aside: list[tuple[Log, str]] = field(default_factory=list)
+    certain: bool = True
+
+    def tempered(self, findings: Iterable[Finding]) -> Iterator[Finding]:
+        """Yield findings about logs, as warnings where no run is known to be claimed."""
+        for finding in findings:
+            if finding.severity == "invalid" and not self.certain:
+                why = f"{finding.why} (whether the record claims this run could not be told)"
+                finding = replace(finding, severity="warning", why=why)
+            yield finding
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield which logs were left aside, folded into one note."""
+        if self.aside:
+            reasons: dict[str, list[str]] = {}
+            for log, why in self.aside:
+                reasons.setdefault(why, []).append(log.shown)
+            value = "; ".join(f"{why}: {_some(names)}" for why, names in reasons.items())
+            why = f"{len(self.aside)} of {len(self.aside) + len(self.claimed)} runs are not claimed"
+            yield Finding(
+                "note", "runs-aside", f"{why}; nothing of them is held against it", value=value
+            )
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def choose(logs: Sequence[Log], claims: Claims, readme: str) -> Runs:
+    """Return the runs that a record claims; where a score matches, `claimed` of a log is set."""
+    left, aside = _without_copies(logs)
+    named = [log for log in left if _base(log) in claims.others]
+    aside += [(log, "the claim names it as another's") for log in named]
+    left = [log for log in left if log not in named]
+    runs = _by_seed(left, _scores_by_seed(claims, readme, left), claims) or _by_mean(left, claims)
+    runs.aside = aside + runs.aside
+    runs.claimed.sort(key=lambda log: (log.name, log.part))
+    for log in runs.claimed:
+        log.claimed = log.claimed or _match(log, _values(claims, log))
+    return runs
+
+
+def _base(log: Log) -> str:
+    return log.name.rpartition("/")[2]
+
+
+def _without_copies(logs: Sequence[Log]) -> tuple[list[Log], list[tuple[Log, str]]]:
+    """Return logs without those that say what another one says, which come second."""
+    seen: dict[tuple[object, ...], Log] = {}
+    left, aside = [], []
+    for log in sorted(logs, key=lambda log: log.name.count("/")):
+        values = tuple((s.name, s.bpb.value) for s in log.stages if not s.running)
+        key = (log.seed, log.steps, log.train_s.value if log.train_s else None, values)
+        if values and key in seen:
+            aside.append((log, "a copy of another log"))
+        else:
+            seen[key] = log
+            left.append(log)
+    left.sort(key=lambda log: (log.name, log.part))
+    return left, aside
+
+
+def _values(claims: Claims, log: Log) -> list[Number]:
+    """Return the scores that may be claimed of a log: that of its seed, else that of the whole."""
+    found = [claims.by_seed[log.seed]] if log.seed in claims.by_seed else []
+    return found or ([claims.numbers["bpb"]] if "bpb" in claims.numbers else [])
+
+
+def unit(text: str) -> float:
+    """Return half a unit of the last decimal of a number as it was written."""
+    digits = re.search(r"\d\.(\d{1,30})\s*$", text)
+    return 0.51 * 10.0 ** -len(digits[1]) if digits else 0.0
+
+
+def _match(log: Log, values: Iterable[Number]) -> Stage | None:
+    """Return the stage of a log that one of some scores is of: the nearest, of those the last."""
+    stages = [s for s in log.stages if not s.running] or log.stages[-1:]
+    best: tuple[float, Stage] | None = None
+    for value in values:
+        for stage in stages:
+            off = abs(stage.bpb.value - value.value)
+            near = off <= max(ROUNDING, min(unit(value.text), 6e-4))
+            # Rounded scores stand beside exact ones of the same evaluation: the last exact one.
+            if near and (best is None or off <= best[0] + 1e-9):
+                best = (off, _timed(stage, stages))
+    return best[1] if best else None
+
+
+def _timed(stage: Stage, stages: Sequence[Stage]) -> Stage:
+    """Return a stage with the seconds and the loss that its lines together say."""
+    same = [s for s in stages if abs(s.bpb.value - stage.bpb.value) <= ROUNDING]
+    seconds = max((s.seconds for s in same if s.seconds is not None), default=None)
+    losses = [s.loss for s in same if s.loss is not None and s.name.startswith(stage.name[:12])]
+    loss = losses[-1] if stage.loss is None and losses else stage.loss
+    return replace(stage, seconds=seconds, loss=loss)
+
+
+# ---------------------------------------------------------------------------------------------
+# By the scores of seeds
+
+
+def _scores_by_seed(claims: Claims, readme: str, logs: Sequence[Log]) -> dict[int, list[Number]]:
+    """Return the scores that are claimed of every seed, by submission.json, else by the README."""
+    if claims.by_seed:
+        return {seed: [score] for seed, score in claims.by_seed.items()}
+    rows = seed_rows(readme, {log.seed for log in logs if log.seed is not None})
+    claimed = claims.numbers.get("bpb")
+    columns = min((len(values) for values in rows.values()), default=0)
+    if claimed is None:
+        return {}
+    allowed = max(ROUNDING, unit(claimed.text))
+    for column in reversed(range(columns)):
+        values = [row[column][0] for row in rows.values()]
+        if any(abs(v - claimed.value) <= allowed for v in [statistics.fmean(values), *values]):
+            return {
+                seed: [Number(row[column][0], "README.md", row[column][1], str(row[column][0]))]
+                for seed, row in rows.items()
+            }
+    return {}
+
+
+def _by_seed(logs: list[Log], scores: dict[int, list[Number]], claims: Claims) -> Runs | None:
+    """Return the runs whose scores are claimed seed by seed; None where none matches."""
+    runs, matched = Runs(), 0
+    for seed, values in scores.items():
+        of_seed = [log for log in logs if log.seed == seed]
+        unknown = [log for log in logs if log.seed is None]
+        found = _nearest([*of_seed, *unknown], values)
+        matched += found is not None
+        if found is None and len(of_seed) == 1:
+            found = of_seed[0]
+        if found is None:
+            continue
+        found.claimed = _match(found, values)
+        runs.claimed.append(found)
+        training = _training_of(found, of_seed, claims)
+        for log in training:
+            log.training_only = True
+        runs.claimed += training
+    alone = len(runs.claimed) == len(logs) == len(scores)
+    if not matched and not alone:
+        return None
+    runs.claimed = list(dict.fromkeys(runs.claimed))
+    for log in logs:
+        if log not in runs.claimed:
+            known = log.seed in scores
+            why = "not the score claimed of its seed" if known else "of no seed that is claimed"
+            runs.aside.append((log, why))
+    return runs
+
+
+def _nearest(logs: Sequence[Log], values: Sequence[Number]) -> Log | None:
+    """Return the log whose score is claimed: the nearest, of equals one that trained."""
+    matches = []
+    for log in logs:
+        stage = _match(log, values)
+        if stage is not None:
+            off = min(abs(stage.bpb.value - value.value) for value in values)
+            matches.append(
+                (round(off, 7), bool(_ASIDE.search(log.name)), not log.trained, log.name, log)
+            )
+    return min(matches, key=lambda match: match[:4])[4] if matches else None
+
+
+def _training_of(found: Log, of_seed: Sequence[Log], claims: Claims) -> list[Log]:
+    """Return the training behind an evaluation: the one log of its seed that can be it."""
+    if found.trained or found.seed is None:
+        return []
+    trained = [log for log in of_seed if log.trained and log is not found]
+    if len(trained) > 1:
+        said = claims.of_seed.get(found.seed)
+        scores = list(said.scores.values()) if said else []
+        trained = [log for log in trained if _match(log, scores) is not None]
+    return trained if len(trained) == 1 else []
+
+
+# ---------------------------------------------------------------------------------------------
+# By the score of the whole
+
+
+def _by_mean(logs: list[Log], claims: Claims) -> Runs:
+    """Return the runs whose mean is claimed, or the one whose score is."""
+    claimed = claims.numbers.get("bpb")
+    if claimed is None or not logs:
+        return Runs(claimed=list(logs), certain=False)
+    allowed = max(ROUNDING, unit(claimed.text))
+    for group in _groups(logs, claims):
+        stage = _common(group, claimed.value, allowed)
+        if stage is not None:
+            for log in group:
+                log.claimed = _match(log, [s.bpb for s in log.stages if s.name == stage][-1:])
+            return _rest(logs, group)
+    single = _nearest(logs, [claimed])
+    if single is not None:
+        single.claimed = _match(single, [claimed])
+        family = [log for log in logs if log is single or _same_run(log, single)]
+        return _rest(logs, family)
+    seeds = [log.seed for log in logs]
+    names = {re.sub(r"\d+", "#", log.name) for log in logs}
+    distinct = len(set(seeds)) == len(seeds) > 1 and None not in seeds and len(names) == 1
+    return Runs(claimed=list(logs), certain=distinct)
+
+
+def _rest(logs: Sequence[Log], claimed: list[Log]) -> Runs:
+    aside = [(log, "its score is no part of the claim") for log in logs if log not in claimed]
+    return Runs(claimed, aside)
+
+
+def _groups(logs: list[Log], claims: Claims) -> Iterator[list[Log]]:
+    """Yield sets of logs that may be the seeds of one claim: named so, alike in name, all."""
+    if claims.seeds:
+        yield [log for log in logs if log.seed in claims.seeds]
+    stems: dict[str, list[Log]] = {}
+    for log in logs:
+        stems.setdefault(re.sub(r"\d+", "#", log.name), []).append(log)
+    yield from stems.values()
+    yield logs
+
+
+def _common(group: Sequence[Log], value: float, allowed: float) -> str | None:
+    """Return the stage of all logs of a group whose mean is a value, or None."""
+    seeds = [log.seed for log in group if log.seed is not None]
+    if len(group) < 2 or len(set(seeds)) < len(seeds):
+        return None
+    last = [{s.name: s.bpb.value for s in log.stages} for log in group]
+    for name in reversed(list(last[0])):
+        if all(name in stages for stages in last):
+            mean = statistics.fmean(stages[name] for stages in last)
+            if abs(mean - value) <= allowed:
+                return name
+    return None
+
+
+def _same_run(log: Log, single: Log) -> bool:
+    """Return whether a log is of another seed of the same configuration."""
+    if log.seed is None or log.seed == single.seed or log.trained != single.trained:
+        return False
+    if re.sub(r"\d+", "#", log.name) != re.sub(r"\d+", "#", single.name):
+        return False
+    names = {s.name for s in log.stages} == {s.name for s in single.stages}
+    return names and log.get("parameters") == single.get("parameters")

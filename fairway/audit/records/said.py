@@ -1,0 +1,296 @@
+"""What one line of a log says: scores, steps, sizes, seconds, counts, each with its place.
+
+Logs follow no schema. A number is taken for what the words beside it say; what no rule knows is
+left alone. All patterns are bounded, so a line of any kind costs microseconds.
+"""
+
+import re
+from dataclasses import dataclass
+
+# Numbers beyond this mean nothing, and their products would be none.
+_LARGEST = 1e18
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+# What stands between a name and its value: name: 1, name=1, "name": 1, name (words): 1.
+_IS = r"[\"']?(?:\s{0,3}\([^()]{0,40}\))?\s{0,3}[:=]\s{0,20}[\"']?"
+_INT = r"(\d{1,3}(?:[,_]\d{3}){1,6}|\d{1,18})(?![\d.]*[eE]?\d)"
+_FLOAT = r"(\d{1,15}(?:\.\d{1,17})?(?:[eE][-+]?\d{1,3})?)"
+_TIME = rf"{_FLOAT}\s?(ms|s|sec|secs|seconds|m|min|minutes)\b"
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number with its evidence."""
+
+    value: float
+    file: str
+    line: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One evaluation in a log: its name, bits per byte, loss in nats per token, seconds.
+
+    `tokens` and `text_bytes` are what the line itself says was scored, None where it does not.
+    `running` says that it is a step on the way: validation in training, a chunk of many.
+    """
+
+    name: str
+    bpb: Number
+    loss: float | None
+    seconds: float | None
+    tokens: int | None = None
+    text_bytes: int | None = None
+    running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepLine:
+    """One line of training: steps done, seconds of training so far, milliseconds per step."""
+
+    step: int
+    seconds: float | None
+    ms_per_step: float | None
+    line: int
+    text: str
+    stops: bool = False
+
+
+def value_of(digits: str) -> float:
+    """Return a number as it is written, with or without marks between thousands."""
+    return min(float(digits.replace(",", "").replace("_", "")), _LARGEST)
+
+
+def _seconds(found: re.Match[str]) -> float:
+    unit = found[2].lower()
+    return value_of(found[1]) * _SECONDS["ms" if unit == "ms" else unit[0]]
+
+
+# ---------------------------------------------------------------------------------------------
+# Scores
+
+# Ten million scores a second are no scores: of a line, so many are read.
+_MOST_SCORES = 6
+_SCORE = re.compile(
+    rf"(?<![\w.])([a-z][\w+./-]{{0,40}})?(?:bpb|bits[ _]per[ _]byte)(\w{{0,20}}){_IS}{_FLOAT}",
+    re.IGNORECASE,
+)
+_SPACED = re.compile(
+    rf"(?<![\w.])((?:[A-Za-z][\w+-]{{0,20}} ){{0,3}})(?:BPB|bpb){_IS}{_FLOAT}(?![%\w])"
+)
+# These name no score of the text: of the batch, of training, of a difference, of a limit.
+_NO_SCORE = re.compile(
+    r"(train|batch|delta|gain|improve|diff|gap|std|_sd$|target|threshold|limit|baseline|best|"
+    r"reference|champion|prev|static|clean|ours|record|penalty|degrad)",
+    re.IGNORECASE,
+)
+_RUNNING = re.compile(r"^(running|run|cum|cumulative|avg|rolling|bb|rb)[_.]?", re.IGNORECASE)
+_PROGRESS = re.compile(r"\d\s?/\s?\d|\d%|\b(chunk|batch|epoch|window|step|iter)s?\b\W{0,3}\d", re.I)
+_LOSS = re.compile(rf"(?:val_loss|\bloss)\b{_IS}{_FLOAT}", re.IGNORECASE)
+_TOOK = re.compile(rf"\b(?:eval_time|elapsed|time|took|t){_IS}{_TIME}", re.IGNORECASE)
+_TOKENS = re.compile(rf"\b(?:tokens|tokens_scored|scored_tokens|subset){_IS}{_INT}", re.IGNORECASE)
+_BYTES = re.compile(rf"\b(?:bytes|text_bytes|byte_count){_IS}{_INT}", re.IGNORECASE)
+_PLAIN = ("val_bpb", "bpb")
+IN_TRAINING = "validation in training"
+
+
+def scores(text: str, file: str, line: int) -> list[Stage]:
+    """Return the scores in a line that mentions bits per byte."""
+    found: list[Stage] = []
+    loss, took = _LOSS.search(text), _TOOK.search(text)
+    for match in list(_SCORE.finditer(text))[:_MOST_SCORES]:
+        before, after = match[1] or "", match[2]
+        found += _score(text, file, line, match, f"{before}bpb{after}", match[3], loss, took)
+    if not found:
+        for match in list(_SPACED.finditer(text))[:_MOST_SCORES]:
+            found += _score(text, file, line, match, f"{match[1]}bpb", match[2], loss, took)
+    return found
+
+
+def _score(
+    text: str, file: str, line: int, match: re.Match[str], key: str, digits: str,
+    loss: re.Match[str] | None, took: re.Match[str] | None,
+) -> list[Stage]:  # fmt: skip
+    value = value_of(digits)
+    if _NO_SCORE.search(key) or not 0 < value < 100 or "." not in digits:
+        return []
+    plain = key.lower() in _PLAIN
+    label = _label(text[: min(match.start(), loss.start() if loss else match.start())])
+    running = bool(_RUNNING.match(key) or _PROGRESS.search(text[: match.start()]))
+    if not plain:
+        label = f"{label} {key}".strip()
+    if running:
+        label = IN_TRAINING
+    tokens, of_text = _TOKENS.search(text), _BYTES.search(text)
+    stage = Stage(
+        label or "unnamed",
+        Number(value, file, line, text.strip()[:200]),
+        # A mixture's own score stands beside the model's loss: those two say nothing together.
+        value_of(loss[1]) if loss and plain else None,
+        _seconds(took) if took else None,
+        int(value_of(tokens[1])) if tokens else None,
+        int(value_of(of_text[1])) if of_text else None,
+        running,
+    )
+    return [stage]
+
+
+def _label(before: str) -> str:
+    """Return the name of a stage: the words before it, up to the first number by name."""
+    words = re.sub(r"\s+", " ", before[-120:])
+    named = re.search(r"\b[\w.]{1,30}\s?[=:]\s?-?\d", words)
+    if named and words[: named.start()].strip(" :|,-=("):
+        words = words[: named.start()]
+    return re.sub(r"\b[\w.]{1,30}\s?[=:]\s?-?\d\S{0,40}", "", words).strip(" :|,-=(")
+
+
+# ---------------------------------------------------------------------------------------------
+# Steps
+
+_STEP = re.compile(
+    r"\b(?:step|iter|iteration)s?\b[\"']?\s{0,10}[:=]?\s{0,10}(\d{1,12})(?:\s{0,3}/\s{0,3}\d{1,12})?|"
+    r"^\s{0,10}(\d{1,12})\s{0,3}/\s{0,3}\d{1,12}\b",
+    re.IGNORECASE,
+)
+_TRAIN_TIME = re.compile(rf"\btrain(?:ing)?_time{_IS}{_TIME}", re.IGNORECASE)
+_TRAIN_TIME_OF_NAME = re.compile(
+    rf"\btrain(?:ing)?_time_(ms|s|seconds){_IS}{_FLOAT}", re.IGNORECASE
+)
+_STEP_AVG = re.compile(rf"(?:step_avg|ms_per_step){_IS}{_FLOAT}\s?(?:ms)?", re.IGNORECASE)
+_STOPS = re.compile(r"stopping|stopped early|early stop|wallclock_cap", re.IGNORECASE)
+_TRAINS = re.compile(
+    r"train_loss|train_time|step_avg|\bloss\b|lr_mul|tok/s|steps/s|stopping", re.IGNORECASE
+)
+_WARM = re.compile(r"warm-?up|\bttt|adapt|slot|calib|epoch|ngram|pass", re.IGNORECASE)
+
+
+def step_of(text: str, line: int) -> StepLine | None:
+    """Return a line of training, or None: it has a step, and a loss or a time of training."""
+    found = _STEP.search(text)
+    if not found or not _TRAINS.search(text) or _WARM.search(text[: found.start() + 1]):
+        return None
+    taken, named = _TRAIN_TIME.search(text), _TRAIN_TIME_OF_NAME.search(text)
+    seconds = _seconds(taken) if taken else None
+    if named:
+        seconds = value_of(named[2]) * _SECONDS["ms" if named[1].lower() == "ms" else "s"]
+    average = _STEP_AVG.search(text)
+    return StepLine(
+        int(value_of(found[1] or found[2])),
+        seconds,
+        value_of(average[1]) if average else None,
+        line,
+        text.strip()[:200],
+        bool(_STOPS.search(text)) and seconds is not None,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Other numbers: a meaning, a word that must stand in the line, and the pattern
+
+_PACKED = r"(?:quant|int\d|zlib|brotli|lzma|zst|xz|pergroup|compress|export|packed|bz2|arith|rans)"
+_OF_PACKED = rf"[^:=]{{0,60}}{_PACKED}[^:=]{{0,60}}"
+_OF_BYTES = r"(?:[ _]size|[ _]bytes|_size_bytes)?"
+_NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
+    (name, word, re.compile(pattern, re.IGNORECASE))
+    for name, word, pattern in (
+        ("seed", "seed", rf"^\s*[\"']?(?:random_?|global_?)?seed{_IS}{_INT}(?=[\s,;\"'}}|]|$)"),
+        ("seed", "seed", rf"\bseed[:=]{_INT}\s*$"),
+        ("code bytes", "code", rf"code(?:[ _]size|_bytes|[ _]bytes){_IS}{_INT}\s?(?:bytes)?(?!\.)"),
+        ("total bytes", "submission", rf"submission size[^:=]{{0,60}}[:=]\s{{0,5}}{_INT}"),
+        ("total bytes", "submission_", rf"\b(?:total_)?submission_bytes(?:_total)?{_IS}{_INT}"),
+        ("total bytes", "artifact", rf"\bartifact{_OF_BYTES}{_IS}{_INT}\s?(?:bytes|B\b|$)"),
+        ("total bytes", "size", rf"\bsize check\D{{0,20}}{_INT}\s?/\s?[\d,_]{{4,15}}"),
+        ("total bytes", "total:", rf"\bmodel:\d{{1,12}} code:\d{{1,12}} total:{_INT}"),
+        ("raw bytes", "serialized", rf"serialized model(?: \(raw\))?:\s{{0,5}}{_INT}"),
+        ("model bytes", "serialized", rf"serialized model{_OF_PACKED}[:=]\s?{_INT}"),
+        ("model bytes", "model_bytes", rf"\b(?:quant\w{{0,20}}|compressed)_model_bytes{_IS}{_INT}"),
+        ("parameters", "param", rf"\b(?:(?:model|num|n)_params|total[ _]params){_IS}{_INT}"),
+        ("train shards", "shards", rf"\btrain_shards{_IS}{_INT}"),
+        ("val tokens", "val", rf"\bval(?:idation)?[ _]tokens{_IS}{_INT}"),
+        ("val tokens", "val_loader", rf"val_loader\b.{{0,200}}?\btokens{_IS}{_INT}"),
+        ("hessian seconds", "hessian", rf"collected\s+\d{{1,6}}\s+hessians\s+in\s+{_FLOAT}\s*s"),
+        ("hessian seconds", "calibrated", rf"calibrated\s+\d{{1,6}}\s+layers\s+in\s+{_FLOAT}\s*s"),
+        ("eval seconds", "eval", rf"\btotal_eval_time{_IS}{_FLOAT}\s*s"),
+        ("within gate", "within_gate", rf"within_gate{_IS}{_INT}"),
+        ("word gate", "word_gate", rf"word_gate{_IS}{_INT}"),
+        ("processes", "world", rf"\bworld[ _]size{_IS}{_INT}"),
+    )
+)  # fmt: skip
+_SUBSET = re.compile(rf"\bsubset{_IS}{_INT}\s{{0,3}}tokens", re.IGNORECASE)
+
+
+def numbers(text: str, low: str, file: str, line: int) -> list[tuple[str, Number]]:
+    """Return what else a line says, by meaning; `low` is the line in lower case."""
+    found = []
+    for name, word, pattern in _NUMBERS:
+        match = pattern.search(text) if word in low else None
+        if match:
+            found.append((name, Number(value_of(match[1]), file, line, text.strip()[:200])))
+    subset = _SUBSET.search(text) if "subset" in low else None
+    if subset:
+        found.append(("subset tokens", Number(value_of(subset[1]), file, line, text.strip()[:200])))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Adaptation: epochs over the text, further passes, warm-up
+
+_EPOCH = re.compile(
+    r"(?=.{0,60}(?:ttt|adapt|test.time))([\w:+. -]{0,60}?)\bepochs?\b[\"']?\s?[:= ]\s?"
+    r"(\d{1,4})\s?/\s?(\d{1,4})\b|"
+    r"^\s*(\w{0,20}ttt\w{0,20})_epoch[:= ]\s?(\d{1,4})\s?/\s?(\d{1,4})\b",
+    re.IGNORECASE,
+)
+_PASS = re.compile(
+    r"\b(?:\w{0,30}[_ ])?(?:pass[_ ]?([12])(?=[\b_ :]|$)|(?:(second) pass)|(rescor(?:e|ing)))",
+    re.IGNORECASE,
+)
+_WARM_ON_TEXT = re.compile(
+    r"warm(?:ing)?[-_ ]?up\b.{0,40}\b(?:on|with|using|from)\s.{0,20}"
+    r"\b(?:val|validation)[-_ ](?:tokens?|data|text|set|batch|batches|docs?|documents?)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch of adaptation to the text: which of how many, and where the log says so."""
+
+    name: str
+    epoch: int
+    epochs: int
+    place: Number
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A pass over the text by number, where a log names it."""
+
+    number: int
+    place: Number
+
+
+def epoch_of(text: str, file: str, line: int) -> Epoch | None:
+    """Return the epoch of adaptation that a line reports, or None."""
+    found = _EPOCH.search(text)
+    if not found:
+        return None
+    name, epoch, of = (found[i] or found[i + 3] for i in (1, 2, 3))
+    place = Number(float(epoch), file, line, text.strip()[:200])
+    return Epoch((name or "").strip(" :").lower(), int(epoch), int(of), place)
+
+
+def pass_of(text: str, file: str, line: int) -> Pass | None:
+    """Return the pass over the text that a line reports, or None: a setting reports none."""
+    found = _PASS.search(text)
+    if not found or re.match(r"^\s*[\w.]{1,60}\s?[:=]\s?\S{1,20}$", text):
+        return None
+    number = int(found[1]) if found[1] else 2
+    return Pass(number, Number(float(number), file, line, text.strip()[:200]))
+
+
+def warms_on_text(text: str) -> bool:
+    """Return whether a line says that a warm-up runs on validation text."""
+    return bool(_WARM_ON_TEXT.search(text)) and not re.search(
+        r"\b(?:no|not|never|without|random)\b", text, re.IGNORECASE
+    )

@@ -1,0 +1,167 @@
+"""Settings as logs print them: lists, pairs, tables, dictionaries, JSON, a Namespace.
+
+One line at a time, with what was seen before it: a list goes on until a line is none of its kind.
+"""
+
+import re
+from dataclasses import dataclass
+
+_NAME = r"[A-Za-z][\w.]{0,60}"
+# What begins a list of settings, alone in its line.
+_HEAD = re.compile(
+    r"^[\s=#*\-\[]{0,40}(?:[a-z]{1,20} ){0,2}(?:hyper-?parameters?|config(?:uration)?|settings|"
+    r"arguments|args|environment|env vars?)\b[\s:=#*\-\]{(]{0,40}$",
+    re.IGNORECASE,
+)
+_ITEM = re.compile(
+    rf"^\s{{0,12}}[-*]?\s?[\"']?(?:export\s|env:)?({_NAME})[\"']?\s{{0,40}}[:=](?:\s|(?=\S))(.{{0,300}})$"
+)
+_EMPTY = re.compile(rf"^\s{{1,12}}[-*]?\s?[\"']?({_NAME})[\"']?\s{{0,40}}[:=]$")
+_ROW = re.compile(
+    rf"^\s{{0,8}}[|│]\s{{0,40}}[\"'`]?({_NAME})[\"'`]?\s{{0,60}}[|│]([^|│]{{1,200}})[|│]"
+)
+_COLUMNS = re.compile(r"^\s{1,12}([a-z][\w.]{1,60})\s{1,60}(\S{1,200})$")
+_OPENS = re.compile(
+    r"(?:\bNamespace|\b[A-Z]\w{0,40}(?:Config|Args|Arguments|Parameters|Hyperparameters)|\bConfig|\bdict)\(|"
+    r"\b(?:args|config|hyperparameters|settings|hparams)\b[\"']?\s{0,3}[:=]?\s{0,3}\{|^\s{0,4}\{\s?[\"']",
+    re.IGNORECASE,
+)
+_IN_OBJECT = re.compile(
+    r"[\"']?\b([A-Za-z]\w{0,60})[\"']?\s{0,3}[:=]\s{0,3}"
+    r"(\[[^\[\]]{0,200}\]|\([^()]{0,200}\)|\"[^\"]{0,200}\"|'[^']{0,200}'|[^\s,(){}\[\]\"']{1,100})"
+)
+_PAIR = re.compile(
+    rf"(?<!\S)({_NAME})[:=](\[[^\[\]]{{0,120}}\]|\([^()]{{0,120}}\)|[^\s,;]{{1,120}})[,;]?(?=\s|$)"
+)
+_GROUP = re.compile(r"^\s{0,8}(?:#\s)?([A-Za-z][\w. ]{0,30}):\s{0,2}(?=[A-Za-z][\w.]{0,60}[=:])")
+_TITLED = re.compile(
+    r"(?:^|, )([A-Z][A-Za-z][\w /()-]{0,40}?): ([^\s,]{1,60}(?: \([^()]{0,40}\))?)(?=,\s|$)"
+)
+# What is measured, or is of the machine, is no setting.
+_MEASURED = re.compile(
+    r"^(val_loss|val_bpb|train_loss|train_time|step_avg|step|loss|eval_time|elapsed|time|tok_s|"
+    r"tokens_per_s|mem|peak_memory|lr_scale|grad_norm|bpb|t)$|_bpb$|_ms$|^(http|https|file|line)$",
+    re.IGNORECASE,
+)
+_MOST_PAIRS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its name in lower case, its value as written, its line; whether in a list."""
+
+    name: str
+    value: str
+    line: int
+    listed: bool
+
+
+@dataclass(slots=True)
+class SettingsReader:
+    """Reads settings line by line; `lines` counts those that were taken for lines of settings."""
+
+    inside: str = ""
+    indented: bool | None = None
+    blanks: int = 0
+    lines: int = 0
+
+    def begins(self, text: str) -> bool:
+        """Return whether a line is the head of a list of settings."""
+        return bool(_HEAD.match(text))
+
+    def read(self, text: str, line: int, preamble: bool) -> list[Setting]:
+        """Return the settings of a line; pairs without a list count only in the preamble."""
+        if self.begins(text):
+            self._open("{" if text.rstrip().endswith("{") else "list")
+            return []
+        found = self._in_list(text, line) if self.inside else []
+        if not found and not self.inside:
+            found = self._alone(text, line, preamble)
+        self.lines += bool(found)
+        return found
+
+    def _open(self, kind: str) -> None:
+        self.inside, self.indented, self.blanks = kind, None, 0
+
+    def _in_list(self, text: str, line: int) -> list[Setting]:
+        if not text.strip(" =-+#*|:│─━┃┼"):
+            # A rule or a blank line may stand in a list, not many of them.
+            self.blanks += 1
+            self.inside = self.inside if self.blanks <= 2 else ""
+            return []
+        indented = text[:1].isspace()
+        if self.inside == "list" and self.indented and not indented:
+            # What follows an indented list stands at the margin.
+            self.inside = ""
+            return []
+        found = _list_item(text, line)
+        if found:
+            self.blanks, self.indented = 0, indented
+        elif not (self.inside == "{" and re.match(r"^\s{0,40}[\]}\[{,]", text)):
+            self.inside = ""
+        return found
+
+    def _alone(self, text: str, line: int, preamble: bool) -> list[Setting]:
+        if _OPENS.search(text[:300]) and len(text) > 20:
+            return _in_object(text, line)
+        if text.strip() in ("{", "config = {", "args = {"):
+            self._open("{")
+            return []
+        return _pairs(text, line) if preamble else []
+
+
+def _setting(name: str, value: str, line: int, listed: bool) -> list[Setting]:
+    name = name.strip().lower().replace(" ", "_")
+    if _MEASURED.search(name):
+        return []
+    clean = value.strip().rstrip(",").strip()
+    if len(clean) > 1 and clean[0] == clean[-1] and clean[0] in "\"'`":
+        clean = clean[1:-1]
+    return [Setting(name, clean[:300], line, listed)]
+
+
+def _list_item(text: str, line: int) -> list[Setting]:
+    pairs = _PAIR.findall(text)
+    if len(pairs) > 1 and not re.match(
+        r"^\s{0,12}[-*]?\s?[\"']?[\w.]{1,60}[\"']?\s{0,40}[:=]\s", text
+    ):
+        return [
+            one for pair in pairs[:_MOST_PAIRS] for one in _setting(pair[0], pair[1], line, True)
+        ]
+    for pattern in (_ITEM, _ROW):
+        found = pattern.match(text)
+        if found:
+            return _setting(found[1], found[2], line, True)
+    empty = _EMPTY.match(text)
+    if empty:
+        return _setting(empty[1], "", line, True)
+    columns = _COLUMNS.match(text)
+    return _setting(columns[1], columns[2], line, True) if columns else []
+
+
+def _in_object(text: str, line: int) -> list[Setting]:
+    found = _IN_OBJECT.findall(text)
+    if len(found) < 3:
+        return []
+    return [one for pair in found[:_MOST_PAIRS] for one in _setting(pair[0], pair[1], line, True)]
+
+
+def _pairs(text: str, line: int) -> list[Setting]:
+    """Return the pairs of a line that holds nothing else, but for the name of their group."""
+    row = _ROW.match(text)
+    if row and "_" in row[1]:
+        return _setting(row[1], row[2], line, True)
+    group = _GROUP.match(text)
+    prefix = ""
+    if group and not group[1].strip().endswith("="):
+        prefix = group[1].strip().lower().replace(" ", "_") + "."
+    rest = text[group.end() :] if group and prefix else text
+    found = _PAIR.findall(rest)
+    left = _PAIR.sub("", rest)
+    if found and len(left.split()) <= len(found) // 3:
+        return [one for name, value in found[:_MOST_PAIRS]
+                for one in _setting(prefix + name, value, line, False)]  # fmt: skip
+    titled = _TITLED.findall(text.strip())
+    if titled and not re.sub(r"[, ]", "", _TITLED.sub("", text.strip())):
+        return [one for name, value in titled for one in _setting(name, value, line, False)]
+    return []
