@@ -75,11 +75,7 @@ def audit(
     """Audit what scored a run, a program, or a log; exit code 1 if something is invalid."""
     beside = (fresh, text_bytes, tokenizer)
     if logs:
-        if run is not None or program is not None or tokens is not None or overrides or any(beside):
-            raise UserError("--log takes log files alone: no run, no --program, no --set")
-        for path in logs:
-            opened(path, "log").close()
-        _records(logs, None, False, as_json)
+        _logs(logs, as_json, alone=not any((run, program, tokens, overrides, *beside)))
         return
     _check(run, program, tokens, beside, overrides)
     if run is not None:
@@ -88,6 +84,10 @@ def audit(
         assert program is not None and tokens is not None
         how = {"budget_s": budget_s, "bos_id": bos_id, "seed": seed}
         facts = _program(program, tokens, beside, **how)
+    _show(facts, as_json)
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
     from fairway.show import findings_table, probe_table
 
     tables = [probe_table(facts)]
@@ -96,6 +96,14 @@ def audit(
     emit(as_json, facts, *tables)
     if not facts["passed"]:
         raise typer.Exit(1)
+
+
+def _logs(logs: list[Path], as_json: bool, alone: bool) -> None:
+    if not alone:
+        raise UserError("--log takes log files alone: no run, no --program, no --set")
+    for path in logs:
+        opened(path, "log").close()
+    _records(logs, None, False, as_json)
 
 
 def _check(

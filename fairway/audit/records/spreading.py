@@ -89,7 +89,7 @@ def _first_byte(script: Script, function: Function) -> ast.expr | None:
             logs
             and any(_FIRST.search(n) for n in right)
             and not any(_FIRST.search(n) for n in left)
+            and any(_TOKEN.search(n) for n in left)
         ):
-            if any(_TOKEN.search(n) for n in left):
-                return node
+            return node
     return None
