@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -302,6 +303,21 @@ def test_a_file_that_unpacks_to_too_much_is_not_read(
     assert read_trails(path) == [["ab"]]
     monkeypatch.setattr(audit, "_FREE_BYTES", 6)
     assert read_trails(path) == "it unpacks to more than 6 bytes"
+    # What is read at once ends where the budget does, and the file goes on.
+    path.write_bytes(gzip.compress(b'["' + b"a" * ((1 << 20) - 5) + b'"]\n["b"]\n'))
+    monkeypatch.setattr(audit, "_FREE_BYTES", 1 << 20)
+    assert read_trails(path) == "it unpacks to more than 1,048,576 bytes"
+
+
+def test_of_a_file_that_unpacks_to_much_only_the_budget_is_read(tmp_path: Path) -> None:
+    path, lines = tmp_path / "trail.gz", [f"{n:064x}" for n in range(60_000)]
+    path.write_bytes(gzip.compress(json.dumps(lines).encode()))
+    assert read_trails(path) == [lines]
+    path.write_bytes(gzip.compress(bytes(1 << 26), 1))
+    tracemalloc.start()
+    assert "it unpacks to more than" in str(read_trails(path))
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    tracemalloc.stop()
 
 
 def test_a_trail_is_these_bytes(tmp_path: Path) -> None:
