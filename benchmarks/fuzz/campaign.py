@@ -2,7 +2,8 @@
 
 Compiled loops hear no signals, so the reader is a child. The parent looks at its processor time and
 ends it after `MOST_S` for one input; another child goes on with the next. Processor time counts
-because the machine may be shared; what sleeps ends after ten times as long.
+because the machine may be shared; what sleeps ends after ten times as long, the time not counted
+in which it could have run and others did.
 
 Memory is bounded twice: the child's address space by what it has before an input and what the
 format allows for the input's size, and the growth of its resident memory is measured.
@@ -38,6 +39,7 @@ _LONGEST_SENTENCE = 1_000
 _MOST_FAILURES = 20
 # Places of what parent and child share, as float64.
 _NUMBER, _CPU_S, _WALL_S, _REFUSED, _READ, _SLOWEST_S, _SLOWEST, _GREW, _GREATEST = range(9)
+_QUEUED_S = 9
 
 
 @dataclass(slots=True)
@@ -191,7 +193,8 @@ class _Reader:
         _reset_peak()
         mapped, before = _memory()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + most + _SLACK_BYTES, _NO_LIMIT))
-        shared[_WALL_S], shared[_CPU_S] = time.monotonic(), _used_s()
+        shared[_QUEUED_S], shared[_CPU_S] = _queued_s(os.getpid()), _used_s()
+        shared[_WALL_S] = time.monotonic()
         try:
             found = self._format.read(folder)
         except UserError as error:
@@ -272,7 +275,8 @@ class _Watch:
         if not began_s or time.monotonic() - began_s < most_s:
             return 0.0
         used_s = _cpu_s(self._pid) - began_cpu_s
-        slept_s = time.monotonic() - began_s
+        queued_s = _queued_s(self._pid) - self._reader.shared[_QUEUED_S]
+        slept_s = time.monotonic() - began_s - queued_s
         if int(self._reader.shared[_NUMBER]) != number or self._reader.shared[_WALL_S] != began_s:
             return 0.0
         return used_s if used_s > most_s else slept_s if slept_s > _MOST_WALL_S * most_s else 0.0
@@ -302,6 +306,12 @@ def _peak() -> int:
 def _used_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def _queued_s(pid: int) -> float:
+    """Return the seconds in which a process could have run and others did, where that is known."""
+    known = Path(f"/proc/{pid}/schedstat")
+    return int(known.read_text().split()[1]) / 1e9 if known.exists() else 0.0
 
 
 def _cpu_s(pid: int) -> float:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fairway.terminal import line
+
 Severity = Literal["invalid", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("invalid", "warning", "note")
 
@@ -34,9 +36,8 @@ class Finding:
 
 
 def plain(text: str, most: int = 400) -> str:
-    """Return text of others without what a terminal or a page would obey, and not too long."""
-    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
-    return clean.encode("utf-8", "replace").decode()
+    """Return text of others as a terminal may show it, in one line, and not too long."""
+    return line(text[:most])[:most]
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fuzz import FORMATS, Case, Files, Format
+from benchmarks.fuzz import FORMATS, Case, Files, Format, campaign
 from benchmarks.fuzz.campaign import once, run
 from fairway.errors import UserError
 from fairway.native import compiled
@@ -55,6 +55,8 @@ class Toy:
                 raise KeyError("text")
             case "hang":
                 turn(1)
+            case "sleep":
+                time.sleep(60)
             case "memory":
                 # 240 MB: far above the 64 MB that are justified, below what is refused. Pages of
                 # its own: the C library may have freed memory to give that is resident already.
@@ -86,6 +88,19 @@ def test_every_kind_of_failure_is_noticed_and_the_rest_goes_on(kind: str, told: 
     assert [(f["number"], f["kind"]) for f in found.failures] == [(5, told)]
     assert (found.inputs, found.refused) == (8, 7)
     assert time.perf_counter() - start_s < 60
+
+
+def test_what_sleeps_is_ended_and_what_waits_for_its_turn_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(campaign, "_MOST_WALL_S", 1.5)
+    assert [f["kind"] for f in run(Toy("sleep"), 8, 1).failures] == ["hang"]
+    # As on a machine on which others run all the time.
+    start_s = time.monotonic()
+    monkeypatch.setattr(campaign, "_queued_s", lambda pid: time.monotonic() - start_s)
+    toy = Toy("sleep")
+    monkeypatch.setattr(toy, "misbehave", lambda: time.sleep(4))
+    assert [f["kind"] for f in run(toy, 8, 1).failures] == ["accepted"]
 
 
 def test_an_input_is_made_again_from_its_number(tmp_path: Path) -> None:
