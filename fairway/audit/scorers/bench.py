@@ -1,6 +1,7 @@
 """What probes share: the scorer, the texts they put to it, the time they may take."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,6 +121,11 @@ class Bench:
     def left_s(self) -> float:
         """Return the seconds that are left of the budget, by one clock for all probes."""
         return self.budget_s - (time.perf_counter() - self._start_s)
+
+    @property
+    def debt_s(self) -> float:
+        """Return what must be left for a first step: one that is not thorough makes it always."""
+        return 0.0 if self.thorough else -math.inf
 
     @property
     def tolerance_nats(self) -> float:
