@@ -40,37 +40,37 @@ def violators(seeds: int, budget_s: float) -> None:
     """Print how many audits of planted violators find them, by any probe and by the one meant."""
     from audit.planted import NAMES, bench_of, planted
 
-    caught = meant = 0
+    found = {
+        (name, seed): _invalid(bench_of(planted(name), seed, budget_s))
+        for seed in range(seeds)
+        for name in NAMES
+    }
     for name in NAMES:
-        module, missed, others = planted(name), [], []
-        for seed in range(seeds):
-            bad = _invalid(bench_of(module, seed, budget_s))
-            caught, meant = caught + bool(bad), meant + (module.PROBE in bad)
-            missed += [] if bad else [seed]
-            others += [seed] if bad and module.PROBE not in bad else []
-        beside = f", not by {module.PROBE}: {others}" if others else ""
-        print(f"{name:>28}: {seeds - len(missed)} of {seeds}{beside}", flush=True)
-    total = len(NAMES) * seeds
-    print(f"{len(NAMES)} violators, {seeds} texts: {caught} of {total} caught, {meant} as meant")
+        told = [found[name, seed] for seed in range(seeds)]
+        meant = sum(planted(name).PROBE in bad for bad in told)
+        print(f"{name:>28}: {sum(map(bool, told))} of {seeds}, {meant} by {planted(name).PROBE}")
+    meant = sum(planted(name).PROBE in bad for (name, _), bad in found.items())
+    caught = sum(map(bool, found.values()))
+    print(f"{len(NAMES)} violators: {caught} of {len(found)} caught, {meant} as meant")
 
 
 def valid(seeds: int, budget_s: float) -> None:
     """Print how often valid scorers are accused, and how often an audit of one stays open."""
-    from audit.honest import text
+    from audit.planted import valid_bench
     from audit.valid import KINDS
 
-    from fairway.audit.scorers.bench import Bench
     from fairway.audit.scorers.probes import audit_scorer
     from fairway.audit.scorers.verdicts import verdict_of
 
-    accused = 0
+    told = {
+        (kind.__name__, seed): verdict_of(audit_scorer(valid_bench(kind, seed, budget_s)))
+        for seed in range(seeds)
+        for kind in KINDS
+    }
     for kind in KINDS:
-        told = []
-        for seed in range(seeds):
-            ids = text(seed, getattr(kind, "tokens", 97))
-            told.append(verdict_of(audit_scorer(Bench(kind(), ids, seed, budget_s))))
-        accused += told.count("invalid")
-        print(f"{kind.__name__:>20}: {told.count('valid')} of {seeds} valid", flush=True)
+        verdicts = [told[kind.__name__, seed] for seed in range(seeds)]
+        print(f"{kind.__name__:>20}: {verdicts.count('valid')} of {seeds} valid")
+    accused = list(told.values()).count("invalid")
     print(f"{len(KINDS)} kinds, {seeds} texts: {accused} false alarms")
 
 
@@ -98,12 +98,20 @@ def power(seeds: int) -> None:
             row = []
             for budget_s in (1.0, 5.0, 20.0):
                 benches = (
-                    Bench(Leak(size_nats, share, future), text(seed, 385), seed, budget_s)
+                    Bench(
+                        Leak(size_nats, share, future),
+                        text(seed, 385),
+                        seed,
+                        budget_s,
+                        clock=time.process_time,
+                    )
                     for seed in range(seeds)
                 )
                 row.append(sum(bool(_invalid(bench)) for bench in benches) / seeds)
             kind = "next token" if future else "sum above one"
-            print(f"{kind}, {size_nats} nats at {share:.1%}: {row} in 1, 5, 20 s", flush=True)
+            print(
+                f"{kind}, {size_nats} nats at {share:.1%}: {row} in 1, 5, 20 s of CPU", flush=True
+            )
 
 
 def _invalid(bench: object) -> set[str]:

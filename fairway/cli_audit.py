@@ -22,6 +22,19 @@ _MOST_TOKENS_BYTES = 1 << 26
 # More records than these are told by a line each.
 _MOST_IN_FULL = 5
 
+_Bytes = Annotated[
+    int | None, whole_option("--bytes", lo=1, help="With --program: raw bytes of the text.")
+]
+_Tokenizer = Annotated[
+    Path | None,
+    path_option("--tokenizer", help="With --program: a SentencePiece model that has them."),
+]
+_Fresh = Annotated[
+    Path | None,
+    path_option(
+        "--fresh", help="With --program: token ids of text of the same source, written later."
+    ),
+]
 # Beside a program's text: fresh text, the bytes of its text, a tokenizer that knows them.
 _Beside = tuple[Path | None, int | None, Path | None]
 
@@ -45,20 +58,9 @@ def audit(
             "--budget", lo=0.1, hi=1e6, help="With --program: seconds to take, thrice at most."
         ),
     ] = 60.0,
-    text_bytes: Annotated[
-        int | None,
-        whole_option("--bytes", lo=1, help="With --program: raw bytes of the text."),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        path_option("--tokenizer", help="With --program: a SentencePiece model that has them."),
-    ] = None,
-    fresh: Annotated[
-        Path | None,
-        path_option(
-            "--fresh", help="With --program: token ids of text of the same source, written later."
-        ),
-    ] = None,
+    text_bytes: _Bytes = None,
+    tokenizer: _Tokenizer = None,
+    fresh: _Fresh = None,
     bos_id: Annotated[
         int, whole_option("--bos", lo=0, hi=2**31 - 1, help="With --program: id of BOS.")
     ] = 1,

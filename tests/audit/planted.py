@@ -1,6 +1,7 @@
 """Planted violators: their names, and the bench that each is audited on."""
 
 import importlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,4 +27,11 @@ def bench_of(module: Any, seed: int, budget_s: float, **how: Any) -> Bench:
         how["later"] = text(seed, tokens, later=True)
     if getattr(module, "BYTES", False):
         how["text_bytes"] = sum(max(1, len(PIECES[token])) for token in ids[1:])
-    return Bench(module.Violator(), ids, seed, budget_s, **how)
+    # A loaded machine must not decide what is found.
+    return Bench(module.Violator(), ids, seed, budget_s, clock=time.process_time, **how)
+
+
+def valid_bench(kind: Any, seed: int, budget_s: float) -> Bench:
+    """Return a valid scorer on a text of its size; only one that sleeps is measured by the wall."""
+    clock = time.perf_counter if kind.__name__ == "Slow" else time.process_time
+    return Bench(kind(), text(seed, getattr(kind, "tokens", 97)), seed, budget_s, clock=clock)

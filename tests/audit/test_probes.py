@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from audit.honest import Adaptive, Plain, V, text
-from audit.planted import NAMES, bench_of, planted
+from audit.planted import NAMES, bench_of, planted, valid_bench
 from audit.valid import KINDS, OPEN
 
 from fairway.audit.scorers.bench import Bench
@@ -28,7 +28,7 @@ def test_there_are_many_violators_and_many_valid_scorers() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_violator_is_caught_by_its_probe(name: str, seed: int) -> None:
     module = planted(name)
-    found = {p.name: p for p in audit_scorer(bench_of(module, seed, 60.0))}
+    found = {p.name: p for p in audit_scorer(bench_of(module, seed, 20.0))}
     assert found[module.PROBE].verdict == "invalid", found
     assert verdict_of(list(found.values())) == "invalid"
     assert found[module.PROBE].rules
@@ -40,8 +40,7 @@ def test_a_violator_is_caught_by_its_probe(name: str, seed: int) -> None:
 )
 @pytest.mark.parametrize("scorer", KINDS, ids=lambda kind: kind.__name__)
 def test_a_valid_scorer_is_never_accused(scorer: Any, seed: int, budget_s: float) -> None:
-    ids = text(seed, getattr(scorer, "tokens", 97))
-    found = audit_scorer(Bench(scorer(), ids, seed, budget_s))
+    found = audit_scorer(valid_bench(scorer, seed, budget_s))
     open_ = scorer.__name__ in OPEN
     assert verdict_of(found) in ("valid", *(["not decidable"] if open_ else [])), [
         p for p in found if p.verdict != "valid"

@@ -1,6 +1,7 @@
 """P3: what is scored later is changed, and what a token may be; what was scored must stay."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -38,30 +39,29 @@ class FutureFlip(Trial):
         self.of = max(1, len(text) - 1)
         few = bench.few_words
         pieces = texts.of_pieces(text, bench.bos_id, len(text), bench.draw)
-        yield from in_turn(self._cut(text), self._cut(few), self._anew(), self._cut(text, 12))
-        others = [bench.longer(n) for n in bench.lengths()]
-        yield from in_turn(
-            self._cut(text, 24),
-            *(self._cut(ids, 24) for ids in (pieces, few, *others)),
-            self._cut(text, 24),
-        )
+        dense = self._cut(text)
+        yield from in_turn(self._first(text), self._first(few), self._anew(), islice(dense, 24))
+        others = (pieces, few, *(bench.longer(n) for n in bench.lengths()))
+        # Half of the steps are for the text itself.
+        yield from in_turn(dense, in_turn(*(self._cut(ids) for ids in others)))
 
-    def _cut(self, ids: IntArray, skip: int = 0) -> Iterator[None]:
-        """Work on one text; the first dozen cuts are made with two changes each."""
+    def _first(self, ids: IntArray) -> Iterator[None]:
+        """Cut at a dozen places, with three changes each."""
+        costs = self.bench.costs(ids)
+        for cut in cuts(self.bench, ids, len(costs.index))[:12]:
+            for change in (self._all, self._next, self._natural):
+                self._flip(ids, costs, cut, change)
+            if ids is self.bench.text:
+                self.looked.add(cut)
+            if self.wrong:
+                return
+            yield
+
+    def _cut(self, ids: IntArray) -> Iterator[None]:
+        """Cut at every place of the text, again and again with other changes; at some of others."""
         costs = self.bench.costs(ids)
         found = cuts(self.bench, ids, len(costs.index))
         main = ids is self.bench.text
-        if not skip:
-            for cut in found[:12]:
-                self._flip(ids, costs, cut, self._all)
-                self._flip(ids, costs, cut, self._next)
-                self._flip(ids, costs, cut, self._natural)
-                if main:
-                    self.looked.add(cut)
-                if self.wrong:
-                    return
-                yield
-            return
         changes = (self._all, self._following, self._moved, self._natural, self._far, self._next)
         for number in range(_PASSES if main else 1):
             for at, cut in enumerate(found if main else found[:_OTHER_CUTS]):

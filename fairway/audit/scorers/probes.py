@@ -55,9 +55,9 @@ def _begun(bench: Bench, kind: type[Trial]) -> tuple[Trial, Iterator[None]]:
 
 
 def _least(bench: Bench, trial: Trial, work: Iterator[None]) -> None:
-    """Make the least steps; of a slow scorer one, and none when the budget is over."""
+    """Make the least steps: of a slow scorer one, and none when a budget that binds is over."""
     for step in range(trial.least):
-        if bench.budget_s and bench.left_s < (0.5 * bench.budget_s if step else 0.0):
+        if bench.budget_s and bench.left_s < (0.5 * bench.budget_s if step else bench.debt_s):
             break
         if not trial.done:
             trial.make_step(work)

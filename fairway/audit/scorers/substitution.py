@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -37,9 +38,12 @@ class Substitution(Trial):
         self.once_s = max(bench.seconds_of(lambda: scored(bench.scorer, text)), 1e-9)
         habits = texts.of_habits(text, bench.words, bench.bos_id, bench.draw)
         pieces = texts.of_pieces(text, bench.bos_id, len(text), bench.draw)
-        others = [bench.longer(n) for n in bench.lengths()]
-        yield from in_turn(self._sums(text), self._sums(habits, _OTHER_PLACES), self._anew())
-        yield from in_turn(*(self._sums(ids, _OTHER_PLACES) for ids in (pieces, *others)))
+        dense, wild = self._sums(text), self._sums(habits, _OTHER_PLACES)
+        yield from in_turn(islice(dense, 12), islice(wild, 12), self._anew())
+        others = (pieces, *(bench.longer(n) for n in bench.lengths()))
+        # Half of the steps are for the text itself.
+        rest = in_turn(wild, *(self._sums(ids, _OTHER_PLACES) for ids in others))
+        yield from in_turn(dense, rest)
 
     def _sums(self, ids: IntArray, most: int | None = None) -> Iterator[None]:
         for index in places(self.bench, ids, self.bench.costs(ids))[:most]:
