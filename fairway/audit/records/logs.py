@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from fairway.audit.records.coverage import Coverage
-from fairway.audit.records.folder import File
+from fairway.audit.records.folder import File, open_text
 from fairway.audit.records.said import (
     Epoch,
     Number,
@@ -28,7 +28,6 @@ from fairway.audit.records.said import (
     warms_on_text,
 )
 from fairway.audit.records.settings import Setting, SettingsReader
-from fairway.files import opened
 
 # A line is read up to here; what a program prints for people is shorter.
 _LINE_BYTES = 16_384
@@ -200,7 +199,7 @@ def _lines(file: File, most_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Yield lines with their numbers: all at the beginning, then those that hold a word."""
     seen: Counter[bytes] = Counter()
     number, offset = 1, 0
-    with opened(file.path) as stream:
+    with open_text(file, most_bytes) as stream:
         for block in _blocks(stream):
             if offset >= most_bytes:
                 return
