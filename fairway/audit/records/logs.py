@@ -97,7 +97,7 @@ class Log:
         """Return the seed that the log states, else that of its file name."""
         if "seed" in self.numbers:
             return int(self.numbers["seed"].value)
-        found = re.search(r"(?:seed|(?<![a-z])s)[_-]?(\d{1,9})(?!\d)", self.name, re.IGNORECASE)
+        found = re.search(r"(?:seed|(?<![a-z])s)[_-]?(\d{1,10})(?!\d)", self.name, re.IGNORECASE)
         return int(found[1]) if found else None
 
     @property
@@ -256,8 +256,8 @@ _RULE = re.compile(r"^={20,}$")
 _RUNNING = re.compile(r"^Running (?:Python|PyTorch)", re.IGNORECASE)
 # A script that a log begins with has ended where one of these stands.
 _LOGS = re.compile(
-    r"^(?:hyperparameters:$|(?:warmup_)?step:\d|model_params:\d|seed:\d{1,9}$|train_loader:|val_loader:|"
-    r"\d{1,9}/\d{1,9} (?:train|val)_loss)",
+    r"^(?:hyperparameters:$|(?:warmup_)?step:\d|model_params:\d|seed:\d{1,10}$|train_loader:|"
+    r"val_loader:|\d{1,9}/\d{1,9} (?:train|val)_loss)",
     re.IGNORECASE,
 )
 
