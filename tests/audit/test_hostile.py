@@ -9,6 +9,7 @@ import pytest
 from audit.hostile import HOSTILE
 from audit.record import Case
 
+from fairway.audit.records.audit import audit_record
 from fairway.audit.records.fence import Reader
 from fairway.audit.records.telling import sentence, told
 from fairway.show import record_lines
@@ -36,3 +37,13 @@ def test_reading_ends_in_time_and_every_part_was_read(
     text = "\n".join(record_lines(told(found.findings)))
     assert not set(text) & {"\x1b", "\u202e", "\0"}
     json.dumps(found.facts)
+
+
+@pytest.mark.parametrize("kind", ["UTF-16", "UTF-16 without a mark", "carriage returns"])
+def test_a_log_is_read_whatever_its_encoding_and_ends_of_lines(kind: str, tmp_path: Path) -> None:
+    plain = audit_record(Case().write(tmp_path / "plain")).facts
+    folder = Case().write(tmp_path / "other")
+    HOSTILE[kind](folder)
+    found = audit_record(folder)
+    assert not [f for f in found.findings if f.severity != "note"]
+    assert (found.facts["seeds"], found.facts["stages"]) == (plain["seeds"], plain["stages"])

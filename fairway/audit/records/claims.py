@@ -46,7 +46,7 @@ _OTHERS = re.compile(
     re.IGNORECASE,
 )
 _SEED_KEY = re.compile(
-    r"^(?:(?:val_)?bpb_)?(?:seed|s)?[_ -]?(\d{1,9})(?:_seed)?$|(?:^|_)seed_?(\d{1,9})$", re.I
+    r"^(?:(?:val_)?bpb_)?(?:seed|s)?[_ -]?(\d{1,10})(?:_seed)?$|(?:^|_)seed_?(\d{1,10})$", re.I
 )
 _NO_BPB = re.compile(r"gain|delta|std|_sd$|improve|diff|degrad|gap|train_bpb", re.IGNORECASE)
 
@@ -326,7 +326,7 @@ def seed_rows(text: str, seeds: set[int]) -> dict[int, list[tuple[float, int]]]:
         if "|" not in line:
             continue
         cells = [cell.strip(" *`_") for cell in line[:4_096].split("|")][:40]
-        digits = [re.fullmatch(r"(?:[Ss]eed[ =_-]?)?(\d{1,9})", cell) for cell in cells[:4]]
+        digits = [re.fullmatch(r"(?:[Ss]eed[ =_-]?)?(\d{1,10})", cell) for cell in cells[:4]]
         named = [int(match[1]) for match in digits if match]
         for seed in [n for n in named if n in seeds][:1]:
             scores = [float(s) for cell in cells for s in _BPB_LIKE.findall(cell)]

@@ -188,14 +188,19 @@ def read_text(file: File, most_bytes: int = MOST_TEXT_BYTES) -> str:
 
 
 def open_text(file: File, most_bytes: int) -> BinaryIO:
-    """Return a file to be read as UTF-8; of what is UTF-16, so many bytes are turned into it."""
+    """Return a file to be read as UTF-8 by lines; UTF-16 and lines that end in CR are turned so.
+
+    Of what is turned, `most_bytes` are read.
+    """
     stream = opened(file.path)
     head = stream.read(4_096)
     stream.seek(0)
-    if _encoding(head) == "utf-8":
+    wide = _encoding(head) != "utf-8"
+    if not wide and (b"\n" in head or b"\r" not in head):
         return stream
     with stream:
-        return io.BytesIO(decoded(stream.read(most_bytes)).encode())
+        data = stream.read(most_bytes)
+    return io.BytesIO(decoded(data).encode() if wide else data.replace(b"\r", b"\n"))
 
 
 def decoded(data: bytes) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from fairway.audit.records.coverage import Coverage
-from fairway.audit.records.folder import File
+from fairway.audit.records.folder import File, open_text
 from fairway.audit.records.said import (
     Epoch,
     Number,
@@ -28,7 +28,6 @@ from fairway.audit.records.said import (
     warms_on_text,
 )
 from fairway.audit.records.settings import Setting, SettingsReader
-from fairway.files import opened
 
 # A line is read up to here; what a program prints for people is shorter.
 _LINE_BYTES = 16_384
@@ -98,7 +97,7 @@ class Log:
         """Return the seed that the log states, else that of its file name."""
         if "seed" in self.numbers:
             return int(self.numbers["seed"].value)
-        found = re.search(r"(?:seed|(?<![a-z])s)[_-]?(\d{1,9})(?!\d)", self.name, re.IGNORECASE)
+        found = re.search(r"(?:seed|(?<![a-z])s)[_-]?(\d{1,10})(?!\d)", self.name, re.IGNORECASE)
         return int(found[1]) if found else None
 
     @property
@@ -200,7 +199,7 @@ def _lines(file: File, most_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Yield lines with their numbers: all at the beginning, then those that hold a word."""
     seen: Counter[bytes] = Counter()
     number, offset = 1, 0
-    with opened(file.path) as stream:
+    with open_text(file, most_bytes) as stream:
         for block in _blocks(stream):
             if offset >= most_bytes:
                 return
@@ -257,8 +256,8 @@ _RULE = re.compile(r"^={20,}$")
 _RUNNING = re.compile(r"^Running (?:Python|PyTorch)", re.IGNORECASE)
 # A script that a log begins with has ended where one of these stands.
 _LOGS = re.compile(
-    r"^(?:hyperparameters:$|(?:warmup_)?step:\d|model_params:\d|seed:\d{1,9}$|train_loader:|val_loader:|"
-    r"\d{1,9}/\d{1,9} (?:train|val)_loss)",
+    r"^(?:hyperparameters:$|(?:warmup_)?step:\d|model_params:\d|seed:\d{1,10}$|train_loader:|"
+    r"val_loader:|\d{1,9}/\d{1,9} (?:train|val)_loss)",
     re.IGNORECASE,
 )
 

@@ -204,7 +204,7 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("raw bytes", "serialized", rf"serialized model(?: \(raw\))?:\s{{0,5}}{_INT}"),
         ("model bytes", "serialized", rf"serialized model{_OF_PACKED}[:=]\s?{_INT}"),
         ("model bytes", "model_bytes", rf"\b(?:quant\w{{0,20}}|compressed)_model_bytes{_IS}{_INT}"),
-        ("parameters", "param", rf"\b(?:(?:model|num|n)_params|total[ _]params){_IS}{_INT}"),
+        ("parameters", "param", rf"\b(?:(?:model|num|n)_params|total params){_IS}{_INT}"),
         ("train shards", "shards", rf"\btrain_shards{_IS}{_INT}"),
         ("val tokens", "val", rf"\bval(?:idation)?[ _]tokens{_IS}{_INT}"),
         ("val tokens", "val_loader", rf"val_loader\b.{{0,200}}?\btokens{_IS}{_INT}"),
