@@ -16,7 +16,8 @@ import zstandard
 from audit.record import SCRIPT, Case, wrapped
 
 from fairway.audit.records.audit import audit_record
-from fairway.audit.records.unwrap import MOST_BYTES, MOST_DEPTH, MOST_PARSED, unwrap
+from fairway.audit.records.constants import MOST_BYTES
+from fairway.audit.records.unwrap import MOST_DEPTH, MOST_PARSED, unwrap
 
 B85 = base64.b85encode
 STYLES: dict[str, Callable[[bytes], str]] = {
@@ -179,7 +180,7 @@ def test_many_scripts_are_parsed_in_one_budget_and_the_one_that_ran_comes_first(
 def test_layers_are_parsed_in_one_budget() -> None:
     script = "x = 1\n"
     for _ in range(4):
-        script = wrapped(script + "y = 1\n" * 15_000)
+        script = wrapped(script + "y = 1\n" * 25_000)
     layers = unwrap(script).layers
     assert [layer.tree is None for layer in layers] == [False] * (len(layers) - 1) + [True]
     assert sum(len(layer.source) for layer in layers[:-1]) <= MOST_PARSED

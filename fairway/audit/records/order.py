@@ -4,6 +4,7 @@ A score is right if nothing that it depends on has seen its tokens. So training 
 the same sum already counts, and on nothing else.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ _WHY = {
         "depend on them, but other tokens would do"
     ),
 }
+_SWITCHES = re.compile(r"ttt|slot|adapt|enable|_on$|^use_|^do_|mode|epochs|warm|tune|refine", re.I)
 _ALWAYS_WARNING = ("slot-context", "second-pass", "val-warm-up")
 
 
@@ -155,6 +157,8 @@ def _switches(
 ) -> tuple[str, bool]:
     """Return in words what is known of the switches around a training, and if that is enough."""
     asked = list(dict.fromkeys(guard.lower() for guard in training.guards))
+    # Of the conditions around a training, those decide that switch it on.
+    asked = [name for name in asked if _SWITCHES.search(name)] or asked
     shown = [name for name in asked if name in seen]
     known = [name for name in asked if name in settings]
     if shown:

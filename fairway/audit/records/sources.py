@@ -2,11 +2,13 @@
 
 import ast
 import re
+from collections import UserDict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fairway.audit.findings import Finding
+from fairway.audit.records.constants import MOST_BYTES
 from fairway.audit.records.denominators import check_bytes_of_pieces
 from fairway.audit.records.events import OverBudget, Work
 from fairway.audit.records.flow import Flow
@@ -18,6 +20,8 @@ from fairway.audit.records.shown import LogText, Shown
 from fairway.audit.records.syntax import patterns
 from fairway.audit.records.trees import Script
 from fairway.audit.records.unwrap import MOST_PARSED, unwrap
+from fairway.errors import UserError
+from fairway.files import read_bytes
 
 # More scripts than these are not read, nor more bytes of all of them: seconds of work.
 _MOST_SCRIPTS = 50
@@ -49,6 +53,23 @@ class _Read:
     source: str
     tree: ast.Module
     shown: str
+
+
+class _Beside(UserDict[str, bytes]):
+    """The files of a folder by their last names, read when they are asked for."""
+
+    def __init__(self, folder: Folder) -> None:
+        super().__init__()
+        self._files = {file.path.name: file for file in folder.files}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __getitem__(self, name: str) -> bytes:
+        try:
+            return read_bytes(self._files[name].path, MOST_BYTES)
+        except UserError as error:
+            raise KeyError(name) from error
 
 
 def check_sources(
@@ -149,6 +170,7 @@ def _read_all(
 ) -> Generator[Finding, None, list[_Read]]:
     found: list[_Read] = []
     left_bytes, left_parsed = _SCRIPT_BYTES, MOST_PARSED
+    beside = _Beside(folder)
     # The script that was run comes first, so that no other takes what may be parsed.
     scripts = sorted(folder.ending(".py"), key=lambda f: f.path.name.lower() != _MAIN)
     for file in scripts[:_MOST_SCRIPTS]:
@@ -156,7 +178,7 @@ def _read_all(
             why = f"of all scripts together {_SCRIPT_BYTES:,} bytes are read"
             yield Finding("warning", "unpack", why, file.name)
             break
-        opened = unwrap(read_text(file), left_parsed)
+        opened = unwrap(read_text(file), left_parsed, beside, file.path.name)
         unpacked = sum(len(layer.source) for layer in opened.layers)
         left_bytes, left_parsed = left_bytes - unpacked, left_parsed - unpacked
         texts += [layer.source for layer in opened.layers]

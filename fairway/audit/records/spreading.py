@@ -85,11 +85,7 @@ def _first_byte(script: Script, function: Function) -> ast.expr | None:
         logs = isinstance(node.op, ast.Div) or all(
             any(COST.search(n) for n in side) for side in (left, right)
         )
-        if (
-            logs
-            and any(_FIRST.search(n) for n in right)
-            and not any(_FIRST.search(n) for n in left)
-            and any(_TOKEN.search(n) for n in left)
-        ):
+        first = [any(_FIRST.search(n) for n in side) for side in (left, right)]
+        if logs and first == [False, True] and any(_TOKEN.search(n) for n in left):
             return node
     return None

@@ -1,0 +1,549 @@
+"""Values that a wrapper calculates before it runs what is inside it, calculated without running it.
+
+Known are strings, bytes, whole numbers, lists of them, what is done with these, and files that lie
+beside the script. Whatever else a script does is unknown, and what depends on it too.
+"""
+
+import ast
+import json
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairway.audit.records.decoders import (
+    BROKEN,
+    DECODERS,
+    OPENERS,
+    TooMuch,
+    Unknown,
+    options,
+)
+
+# Bytes of one value; steps of one script, and bytes of all values that they give.
+MOST_BYTES = 16_000_000
+_MOST_STEPS = 400_000
+_MOST_MADE = 200_000_000
+_MOST_DEPTH = 60
+_MOST_TURNS = 100_000
+# Exceptions that mean: not known.
+_LOST = (Unknown, RecursionError, ArithmeticError, AttributeError, *BROKEN)
+
+_METHODS = {
+    "strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "partition", "rpartition",
+    "upper", "lower", "swapcase", "removeprefix", "removesuffix", "hex", "index",
+    "find", "rindex", "rfind",
+    "startswith", "endswith", "count", "items", "keys", "values", "get", "maketrans", "to_bytes",
+}  # fmt: skip
+_PATHS = {
+    "os.path.abspath", "os.path.realpath", "os.path.basename", "pathlib.Path", "Path", "os.fspath",
+    "os.path.normpath", "pathlib.PurePath", "os.path.expanduser",
+}  # fmt: skip
+_COMPILED = ("marshal.loads", "marshal.load", "pickle.loads", "pickle.load", "dill.loads",
+             "cloudpickle.loads", "joblib.load")  # fmt: skip
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.BitXor: operator.xor, ast.Mod: operator.mod,
+    ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.FloorDiv: operator.floordiv,
+    ast.RShift: operator.rshift,
+}  # fmt: skip
+_COMPARE: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
+    ast.Gt: operator.gt, ast.GtE: operator.ge,
+}  # fmt: skip
+_SIMPLE: dict[str, Callable[..., Any]] = {
+    "len": len, "ord": ord, "chr": chr, "list": list, "tuple": tuple, "abs": abs, "int": int,
+    "reversed": lambda v: list(reversed(v)), "sorted": sorted, "dict": dict, "min": min, "max": max,
+    "enumerate": lambda v: list(enumerate(v)), "zip": lambda *v: list(zip(*v, strict=False)),
+    "str.maketrans": str.maketrans, "bytes.maketrans": bytes.maketrans, "json.loads": json.loads,
+    "int.from_bytes": int.from_bytes, "bytearray": bytes, "memoryview": bytes,
+    "io.BytesIO": bytes, "io.StringIO": str, "BytesIO": bytes,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file that a script opened: its name, whether it is written, whether it is text."""
+
+    name: str
+    writes: bool = False
+    text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """An object that decompresses, by the name of the function that it is like."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Constants:
+    """Follows a script's statements, as far as its values are known."""
+
+    files: Mapping[str, bytes]
+    own: str
+    left: int = MOST_BYTES
+    names: dict[str, Any] = field(default_factory=dict)
+    modules: dict[str, str] = field(default_factory=dict)
+    functions: dict[str, ast.FunctionDef] = field(default_factory=dict)
+    written: dict[str, str | bytes] = field(default_factory=dict)
+    executed: list[str | bytes] = field(default_factory=list)
+    refused: str = ""
+    unread: int = 0
+    steps: int = 0
+    made: int = 0
+    depth: int = 0
+
+    # -----------------------------------------------------------------------------------------
+    # Statements
+
+    def follow(self, body: Iterable[ast.stmt]) -> Any:
+        """Follow statements; return what the first `return` among them gives, or None."""
+        for node in body:
+            self._spend()
+            try:
+                if isinstance(node, ast.Return):
+                    return self.value(node.value) if node.value else None
+                self._statement(node)
+            except _LOST:
+                for target in _targets(node):
+                    self.names.pop(target, None)
+        return None
+
+    def _statement(self, node: ast.stmt) -> None:
+        match node:
+            case ast.Import():
+                self.modules |= {a.asname or a.name: a.name for a in node.names}
+            case ast.ImportFrom():
+                self.modules |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+            case ast.FunctionDef():
+                self.functions[node.name] = node
+            case ast.Assign():
+                value = self.value(node.value)
+                for target in node.targets:
+                    self._bind(target, value)
+            case ast.AnnAssign() if node.value is not None:
+                self._bind(node.target, self.value(node.value))
+            case ast.AugAssign():
+                both = ast.BinOp(node.target, node.op, node.value)
+                self._bind(node.target, self.value(both))
+            case ast.Expr():
+                self.value(node.value)
+            case ast.With():
+                for item in node.items:
+                    if item.optional_vars is not None:
+                        self._bind(item.optional_vars, self.value(item.context_expr))
+                self.follow(node.body)
+            case ast.For():
+                for one in self._several(self.value(node.iter)):
+                    self._bind(node.target, one)
+                    self.follow(node.body)
+            case ast.If():
+                self._if(node)
+            case ast.Try():
+                self.follow([*node.body, *node.orelse, *node.finalbody])
+
+    def _if(self, node: ast.If) -> None:
+        try:
+            truth = bool(self.value(node.test))
+        except _LOST:
+            # Either may be taken.
+            self.follow([*node.body, *node.orelse])
+            return
+        self.follow(node.body if truth else node.orelse)
+
+    def _bind(self, target: ast.expr, value: Any) -> None:
+        if isinstance(target, ast.Name):
+            self.names[target.id] = value
+        elif isinstance(target, ast.Tuple | ast.List):
+            for inner, part in zip(target.elts, list(value), strict=True):
+                self._bind(inner, part)
+
+    def _spend(self, made: int = 0) -> None:
+        self.steps += 1
+        self.made += made
+        if self.steps > _MOST_STEPS or self.made > _MOST_MADE:
+            raise TooMuch(f"it takes more than {_MOST_STEPS:,} steps, or {_MOST_MADE:,} bytes")
+
+    # -----------------------------------------------------------------------------------------
+    # Expressions
+
+    def value(self, node: ast.expr) -> Any:
+        """Return what an expression gives; Unknown if it is none of those followed."""
+        self._spend()
+        self.depth += 1
+        try:
+            if self.depth > _MOST_DEPTH:
+                raise Unknown
+            found = self._value(node)
+        finally:
+            self.depth -= 1
+        if isinstance(found, str | bytes):
+            self._spend(len(found))
+            if len(found) > MOST_BYTES:
+                raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
+        return found
+
+    def _value(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant():
+                return node.value
+            case ast.Name():
+                if node.id in self.names:
+                    return self.names[node.id]
+                if node.id in ("__file__", "__name__"):
+                    return self.own if node.id == "__file__" else "__main__"
+                raise Unknown
+            case ast.BinOp():
+                return self._binary(node)
+            case ast.Subscript():
+                return self.value(node.value)[self._index(node.slice)]
+            case ast.Tuple() | ast.List():
+                return [self.value(n) for n in node.elts]
+            case ast.Dict():
+                pairs = zip(node.keys, node.values, strict=True)
+                return {self.value(k): self.value(v) for k, v in pairs if k is not None}
+            case ast.Call():
+                return self._call(node)
+            case _:
+                return self._rarer(node)
+
+    def _rarer(self, node: ast.expr) -> Any:
+        match node:
+            case ast.JoinedStr():
+                return "".join(str(self.value(n)) for n in node.values)
+            case ast.FormattedValue():
+                return self.value(node.value)
+            case ast.NamedExpr():
+                self.names[node.target.id] = self.value(node.value)
+                return self.names[node.target.id]
+            case ast.IfExp():
+                return self.value(node.body if self.value(node.test) else node.orelse)
+            case ast.UnaryOp(op=ast.USub()):
+                return -self.value(node.operand)
+            case ast.UnaryOp(op=ast.Not()):
+                return not self.value(node.operand)
+            case ast.Compare(ops=[op]) if type(op) in _COMPARE:
+                return _COMPARE[type(op)](self.value(node.left), self.value(node.comparators[0]))
+            case ast.GeneratorExp() | ast.ListComp():
+                return self._comprehended(node)
+            case ast.Attribute(attr="parent"):
+                return self.value(node.value).rpartition("/")[0]
+            case ast.Attribute(attr="name" | "stem"):
+                return self.value(node.value).rpartition("/")[2]
+        raise Unknown
+
+    def _index(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Slice):
+            parts = (node.lower, node.upper, node.step)
+            return slice(*(None if n is None else self.value(n) for n in parts))
+        return self.value(node)
+
+    def _binary(self, node: ast.BinOp) -> Any:
+        left, right = self.value(node.left), self.value(node.right)
+        if isinstance(node.op, ast.Div) and isinstance(left, str) and isinstance(right, str):
+            return f"{left}/{right}"
+        if isinstance(node.op, ast.Mult):
+            sizes = [len(v) for v in (left, right) if isinstance(v, str | bytes | list)]
+            counts = [v for v in (left, right) if isinstance(v, int)]
+            if sizes and counts and sizes[0] * abs(counts[0]) > MOST_BYTES:
+                raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
+            _small(left, right)
+            return left * right
+        if isinstance(node.op, ast.Mod) and not isinstance(left, int):
+            raise Unknown
+        if type(node.op) not in _BINARY:
+            raise Unknown
+        if isinstance(left, list) and isinstance(right, list):
+            self._spend(len(left) + len(right))
+        return _BINARY[type(node.op)](left, right)
+
+    def _several(self, value: Any) -> list[Any]:
+        """Return the items of something that is gone through, if they are few enough."""
+        if not isinstance(value, str | bytes | list | tuple | range | dict):
+            raise Unknown
+        if len(value) > _MOST_TURNS:
+            raise Unknown
+        return list(value)
+
+    def _comprehended(self, node: ast.GeneratorExp | ast.ListComp) -> list[Any]:
+        if len(node.generators) != 1:
+            raise Unknown
+        part = node.generators[0]
+        found = []
+        for one in self._several(self.value(part.iter)):
+            self._bind(part.target, one)
+            if all(self.value(test) for test in part.ifs):
+                found.append(self.value(node.elt))
+        return found
+
+    # -----------------------------------------------------------------------------------------
+    # Calls
+
+    def _call(self, node: ast.Call) -> Any:
+        name = self._name(node.func)
+        if name in _COMPILED:
+            self.refused = f"it holds compiled or pickled Python ({name}), which is not read"
+            raise Unknown
+        if name in ("exec", "eval", "builtins.exec", "builtins.eval"):
+            return self._execute(node)
+        if name in ("compile", "builtins.compile"):
+            return self.value(node.args[0])
+        if name in ("runpy.run_path", "importlib.util.spec_from_file_location"):
+            self._started(self.value(node.args[-1 if "spec" in name else 0]))
+            raise Unknown
+        if name in self.functions:
+            return self._own(node, self.functions[name])
+        if isinstance(node.func, ast.Lambda):
+            return self._lambda(node, node.func)
+        if name in OPENERS or name in DECODERS:
+            return self._unpacked(node, name)
+        if name in ("open", "io.open", "os.open") or name.endswith((".open",)):
+            return self._open(node, name)
+        if name.startswith(("os.path.", "pathlib.", "os.fspath")) or name == "Path":
+            return self._path(node, name)
+        if name.startswith("tempfile.") or name == "os.getcwd":
+            return "tmp"
+        if name == "codecs.decode":
+            return self._codec(node)
+        return self._function(node, name)
+
+    def _execute(self, node: ast.Call) -> Any:
+        try:
+            value = self.value(node.args[0])
+        except _LOST:
+            self.unread = self.unread or node.lineno
+            raise
+        if isinstance(value, str | bytes):
+            self.executed.append(value)
+        return None
+
+    def _started(self, path: Any) -> None:
+        """Note that a file is run that the script wrote, or that lies beside it."""
+        self.executed.append(self._read(_base(path)))
+
+    def _own(self, node: ast.Call, function: ast.FunctionDef) -> Any:
+        names = [a.arg for a in function.args.args]
+        for name, argument in zip(names, node.args, strict=False):
+            self.names[name] = self.value(argument)
+        for keyword in node.keywords:
+            if keyword.arg:
+                self.names[keyword.arg] = self.value(keyword.value)
+        return self.follow(function.body)
+
+    def _lambda(self, node: ast.Call, function: ast.Lambda) -> Any:
+        for argument, value in zip(function.args.args, node.args, strict=False):
+            self.names[argument.arg] = self.value(value)
+        return self.value(function.body)
+
+    def _unpacked(self, node: ast.Call, name: str) -> bytes:
+        inner = self.value(node.args[0])
+        inner = inner.encode("latin-1", "replace") if isinstance(inner, str) else bytes(inner)
+        if name in DECODERS:
+            return DECODERS[name](inner)
+        found = OPENERS[name](inner, self.left + 1, options(node, self.modules))
+        if len(found) > self.left:
+            raise TooMuch(f"it unpacks to more than {MOST_BYTES:,} bytes")
+        return found
+
+    def _codec(self, node: ast.Call) -> Any:
+        value, name = self.value(node.args[0]), str(self.value(node.args[1])).replace("_codec", "")
+        data = value.encode() if isinstance(value, str) else value
+        names = {"base64": "base64.b64decode", "hex": "bytes.fromhex"}
+        if name in names:
+            return DECODERS[names[name]](data)
+        if name in ("zlib", "bz2"):
+            return OPENERS[f"{name}.decompress"](data, self.left + 1, {})
+        if name in ("rot13", "rot_13"):
+            shift = bytes.maketrans(
+                bytes([*range(65, 91), *range(97, 123)]),
+                bytes([*range(78, 91), *range(65, 78), *range(110, 123), *range(97, 110)]),
+            )
+            return data.translate(shift).decode("utf-8", "replace")
+        raise Unknown
+
+    def _path(self, node: ast.Call, name: str) -> str:
+        parts = [str(self.value(argument)) for argument in node.args]
+        if name in _PATHS or name == "os.path.join":
+            return "/".join(parts)
+        if name == "os.path.dirname":
+            return parts[0].rpartition("/")[0]
+        raise Unknown
+
+    def _open(self, node: ast.Call, name: str) -> Any:
+        path = self.value(node.args[0])
+        mode = str(self.value(node.args[1])) if len(node.args) > 1 else "r"
+        opener = f"{name.rpartition('.')[0]}.decompress"
+        if opener in OPENERS:
+            data = path if isinstance(path, bytes) else self._read(_base(path))
+            return OPENERS[opener](_bytes(data), self.left + 1, {})
+        if not isinstance(path, str):
+            raise Unknown
+        return Opened(_base(path), any(c in mode for c in "wax+"), "b" not in mode)
+
+    def _read(self, name: str) -> str | bytes:
+        if name in self.written:
+            return self.written[name]
+        if name in self.files:
+            return self.files[name]
+        raise Unknown
+
+    def _function(self, node: ast.Call, name: str) -> Any:
+        of_value = isinstance(node.func, ast.Attribute) and not self._is_module(node.func.value)
+        if isinstance(node.func, ast.Attribute) and of_value and name not in _SIMPLE:
+            return self._method(node, self.value(node.func.value), node.func.attr)
+        given = [self.value(n) for n in node.args]
+        if name == "range":
+            return range(*given)
+        if name == "bytes" and len(given) < 3:
+            return self._bytes_of(given)
+        if name == "str":
+            return (
+                given[0].decode("utf-8", "replace")
+                if isinstance(given[0], bytes)
+                else str(given[0])
+            )
+        if name == "map":
+            return [self._applied(node.args[0], one) for one in self._several(given[1])]
+        opener = _OBJECTS.get(name)
+        if opener is not None:
+            return _Opener(opener)
+        if name in _SIMPLE:
+            for value in given:
+                self._spend(len(value) if hasattr(value, "__len__") else 0)
+            return _SIMPLE[name](*given)
+        raise Unknown
+
+    def _applied(self, function: ast.expr, one: Any) -> Any:
+        name = self._name(function)
+        if name in ("chr", "ord", "int"):
+            return _SIMPLE[name](one)
+        raise Unknown
+
+    def _bytes_of(self, given: list[Any]) -> bytes:
+        if given and isinstance(given[0], str):
+            return given[0].encode("utf-8")
+        if given and isinstance(given[0], int) and given[0] > MOST_BYTES:
+            raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
+        return bytes(given[0]) if given else b""
+
+    def _method(self, node: ast.Call, owner: Any, name: str) -> Any:
+        if isinstance(owner, Opened):
+            return self._of_file(node, owner, name)
+        if isinstance(owner, _Opener):
+            data = _bytes(self.value(node.args[0]))
+            return OPENERS[owner.name](data, self.left + 1, {})
+        given = [self.value(n) for n in node.args]
+        if isinstance(owner, str) and name in ("read_bytes", "read_text"):
+            return self._of_file(node, Opened(_base(owner)), name)
+        if isinstance(owner, str) and name in ("write_bytes", "write_text"):
+            return self._of_file(node, Opened(_base(owner), True), "write")
+        if isinstance(owner, str) and name in ("resolve", "absolute", "expanduser", "as_posix"):
+            return owner
+        if isinstance(owner, str) and name in ("with_suffix", "with_name"):
+            folder, _, last = owner.rpartition("/")
+            last = last.rpartition(".")[0] + given[0] if name == "with_suffix" else given[0]
+            return f"{folder}/{last}" if folder else last
+        return self._of_text(owner, name, given)
+
+    def _of_text(self, owner: Any, name: str, given: list[Any]) -> Any:
+        if name == "decode" and isinstance(owner, bytes):
+            return owner.decode(given[0] if given else "utf-8", "replace")
+        if name == "encode" and isinstance(owner, str):
+            return owner.encode(given[0] if given else "utf-8", "replace")
+        if name in ("read", "getvalue", "tobytes", "copy") and isinstance(owner, str | bytes):
+            return owner
+        if name == "join" and isinstance(owner, str | bytes):
+            parts = list(given[0])
+            self._spend(sum(len(p) for p in parts) + len(owner) * len(parts))
+            return owner.join(parts)
+        if name == "replace" and isinstance(owner, str | bytes):
+            grown = owner.count(given[0]) * len(given[1])
+            if grown > MOST_BYTES:
+                raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
+            return owner.replace(*given)
+        if name == "translate" and isinstance(owner, str | bytes):
+            if isinstance(given[0], dict):
+                longest = max((len(str(v)) for v in given[0].values()), default=1)
+                if longest * len(owner) > MOST_BYTES:
+                    raise Unknown
+            return owner.translate(*given)
+        if name == "to_bytes" and not (isinstance(given[0], int) and given[0] <= MOST_BYTES):
+            raise Unknown
+        if name in _METHODS and isinstance(owner, str | bytes | dict | int):
+            found = getattr(owner, name)(*given)
+            return list(found) if name in ("items", "keys", "values") else found
+        raise Unknown
+
+    def _of_file(self, node: ast.Call, file: Opened, name: str) -> Any:
+        if name == "write" and file.writes:
+            value = self.value(node.args[0])
+            if isinstance(value, str | bytes):
+                self.written[file.name] = value
+            return 0
+        if name in ("read", "read_bytes", "read_text"):
+            data = self._read(file.name)
+            if file.text or name == "read_text":
+                return data if isinstance(data, str) else data.decode("utf-8", "replace")
+            return _bytes(data)
+        raise Unknown
+
+    def _is_module(self, node: ast.expr) -> bool:
+        """Return whether an expression is a module, and no value."""
+        if isinstance(node, ast.Name):
+            return node.id in self.modules and node.id not in self.names
+        if isinstance(node, ast.Attribute):
+            return self._is_module(node.value)
+        match node:
+            case ast.Call(func=ast.Name(id="__import__")):
+                return True
+        return False
+
+    def _name(self, node: ast.expr) -> str:
+        """Return the full name of a function, through aliases and __import__."""
+        if isinstance(node, ast.Name):
+            return self.modules.get(node.id, node.id)
+        if isinstance(node, ast.Attribute):
+            inner = self._name(node.value)
+            return f"{inner}.{node.attr}" if inner else ""
+        match node:
+            case ast.Call(func=ast.Name(id="__import__"), args=[ast.Constant(value=str(name)), *_]):
+                return name
+            case ast.Call(func=ast.Name(id="getattr"), args=[owner, part, *_]):
+                try:
+                    return f"{self._name(owner)}.{self.value(part)}"
+                except _LOST:
+                    return ""
+        return ""
+
+
+_OBJECTS = {
+    "lzma.LZMADecompressor": "lzma.decompress", "zlib.decompressobj": "zlib.decompress",
+    "bz2.BZ2Decompressor": "bz2.decompress", "zstandard.ZstdDecompressor": "zstandard.decompress",
+    "zstd.ZstdDecompressor": "zstandard.decompress", "brotli.Decompressor": "brotli.decompress",
+    "gzip.GzipFile": "gzip.decompress",
+}  # fmt: skip
+
+
+def _base(path: Any) -> str:
+    return str(path).replace("\\", "/").rpartition("/")[2]
+
+
+def _bytes(value: Any) -> bytes:
+    return value.encode("utf-8", "replace") if isinstance(value, str) else bytes(value)
+
+
+def _small(*values: Any) -> None:
+    """Refuse a product of numbers so long that it takes time."""
+    if any(isinstance(v, int) and v.bit_length() > 1 << 20 for v in values):
+        raise Unknown
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    """Return the plain names that a statement would have assigned."""
+    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+    found = []
+    for target in targets:
+        parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+        found += [n.id for n in parts if isinstance(n, ast.Name)]
+    return found
