@@ -107,10 +107,9 @@ def check_bytes(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterat
 
 def _over(total: Number, log: Log | None, shipped: Shipped) -> Finding:
     """Return a total above the limit: a note where the file as shipped is small enough."""
-    model = log.get("model bytes") if log is not None else None
     code = log.get("code bytes") if log is not None else None
-    if model is None and code is not None:
-        model = total.value - code
+    # All that is no code: the model, and what else the total counts.
+    model = total.value - code if code is not None else None
     value = f"{total.value:,.0f} is {total.value - LIMIT_BYTES:,.0f} over"
     scripts = [size for size in (shipped.script_bytes, shipped.packed_bytes) if size is not None]
     script = min(scripts, default=None)
@@ -120,7 +119,8 @@ def _over(total: Number, log: Log | None, shipped: Shipped) -> Finding:
         )
         return of("note", "over-cap", why, total, f"{value}; {model + script:,.0f} as shipped")
     why = f"artifact and code exceed {LIMIT_BYTES:,} bytes (decimal)"
-    return of("invalid", "over-cap", why, total, value)
+    as_shipped = f"; {model + script:,.0f} as shipped" if model and script else ""
+    return of("invalid", "over-cap", why, total, value + as_shipped)
 
 
 def _against_largest(claimed: Number, totals: list[Number]) -> Iterator[Finding]:
@@ -180,6 +180,23 @@ def check_times(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
             if aside and finding.severity != "note":
                 finding = replace(finding, severity="note", why=f"{finding.why} ({aside})")
             yield finding
+        if not claims.unlimited and world < 8:
+            yield from _on_eight(log, world)
+    stated = claims.numbers.get("eval seconds")
+    if stated is not None and stated.value > BUDGET_S and not claims.unlimited:
+        grave: Severity = "warning" if (claims.accelerators or 8) == 8 else "note"
+        why = f"the claim itself states an evaluation of more than {BUDGET_S:.0f} s"
+        yield of(grave, "eval-time", why, stated)
+
+
+def _on_eight(log: Log, world: int) -> Iterator[Finding]:
+    """Yield an evaluation that eight processes would not end in time either."""
+    final = final_stage(log)
+    taken_s = final.seconds if final is not None else None
+    if final is not None and taken_s is not None and taken_s * world / 8 > BUDGET_S:
+        why = f"evaluation on {world} processes took so long that eight need more than the budget"
+        value = f"{taken_s:,.0f} s; an eighth of all is {taken_s * world / 8:,.0f} s"
+        yield of("warning", "eval-time", why, final.bpb, value)
 
 
 def _times(log: Log) -> Iterator[Finding]:
@@ -231,12 +248,20 @@ def _evaluation(log: Log) -> Iterator[Finding]:
         yield of("invalid", "eval-time", why, total, f"{total.value:.1f} s")
         return
     all_s = sum({stage.name: stage.seconds or 0.0 for stage in scored}.values())
+    packed_s = sum(
+        {s.name: s.seconds or 0.0 for s in scored if not _BEFORE.search(s.name)}.values()
+    )
     if all_s > BUDGET_S:
         why = (
             f"all evaluations of the log together took longer than {BUDGET_S:.0f} s; the one that "
             "counts did not: ask which of them the score needs"
         )
-        yield of("note", "eval-sum", why, total, f"{all_s:.1f} s")
+        grave: Severity = "warning" if packed_s > BUDGET_S else "note"
+        yield of(grave, "eval-sum", why, total, f"{all_s:.1f} s")
+
+
+# Evaluations of the model before it is packed.
+_BEFORE = re.compile(r"diagnostic|pre-?_?quant|post_?ema|post_?swa|raw", re.IGNORECASE)
 
 
 def final_stage(log: Log) -> Stage | None:

@@ -59,6 +59,30 @@ QUESTIONS: dict[str, Question] = {
             "Is this call made before scoring in the claimed runs, and on which tokens?",
             "trained-on-text",
         ),
+        "ttt-before-score": (
+            "epochs over the text before its score", _LEARNED,
+            "Which tokens are these epochs of, and when is each scored?", "trained-on-text",
+        ),
+        "last-epoch": (
+            "the last of several epochs is scored", _LEARNED,
+            "What is the score of the first epoch?", "scored-twice",
+        ),
+        "adaptation-gain": (
+            "adaptation gains more than it can", _LEARNED,
+            "Is every token scored once, before the model learns it?", "scored-twice",
+        ),
+        "unusual-gain": (
+            "a score far below that of the model alone", _SUMS,
+            "What do the probabilities of all candidates at one place sum to?",
+        ),
+        "second-pass": (
+            "a second pass over the text", "a token counts once, before it is learned (C1, C4)",
+            "Which pass is claimed, and what had it seen?", "scored-twice",
+        ),
+        "slot-score": (
+            "a score by SLOT", _LEARNED,
+            "Which tokens are the numbers of a window fitted on?", "fitted-on-target",
+        ),
         "hashed-target": (
             "a hash key holds the target", _SUMS,
             "What do the scores of all candidates at one place sum to?", "hashed-target",
@@ -83,6 +107,13 @@ QUESTIONS: dict[str, Question] = {
         "denominator": (
             "the bytes are not those of the text", _UNIT,
             "How are the bytes of a token counted, and what do they sum to?", "denominator",
+        ),
+        "val-in-train": (
+            "shards that may hold validation documents", "what is trained on is no test",
+            "From which document on does the training text begin (issue #2127)?", "split",
+        ),
+        "warm-up": (
+            "a warm-up on validation tokens", _LEARNED, "Is all state set back?", "warm-up",
         ),
         # Budgets.
         "bytes": ("more bytes than the limit", _BYTES, "Which bytes can go?", "over-bytes"),
@@ -125,6 +156,10 @@ QUESTIONS: dict[str, Question] = {
             "seeds with different sizes of code", _RUN,
             "Did all seeds run the script shipped?", "mixed-seeds",
         ),
+        "mixed-source": (
+            "logs of seeds begin with different scripts", _RUN,
+            "Which script is claimed, and which seeds ran it?", "mixed-seeds",
+        ),
         "mixed-shards": (
             "seeds with different training text", _RUN,
             "Which training files did each seed read?", "mixed-seeds",
@@ -142,6 +177,9 @@ QUESTIONS: dict[str, Question] = {
         "steps": (
             "steps that no log shows", _STATED, _SHOW, "claim",
         ),
+        "seed-steps": ("steps of a seed that its log does not show", _STATED, _SHOW, "claim"),
+        "seed-bytes": ("bytes of a seed that its log does not show", _STATED, _SHOW, "claim"),
+        "seed-time": ("seconds of a seed that its log does not show", _STATED, _SHOW, "claim"),
         "bytes-claimed": (
             "fewer bytes claimed than logged", _STATED, _SHOW, "claim",
         ),
@@ -231,6 +269,9 @@ QUESTIONS: dict[str, Question] = {
             "tokens, loss and score could not all be found", _UNREAD,
             "How many tokens and bytes were scored?",
         ),
+        "log-unread": (
+            "a log that could not all be read", _UNREAD, "What do these lines say?",
+        ),
         "long-log": ("a log longer than is read", _UNREAD, "Can the log be shortened?"),
         "many-logs": ("more logs than are read", _UNREAD, "Which logs are claimed?"),
         "many-files": ("more files than are read", _UNREAD, "Which files are needed?"),
@@ -240,6 +281,14 @@ QUESTIONS: dict[str, Question] = {
         "few-seeds": (
             "fewer than three seeds", "a test against another record needs repetitions",
             "Are there logs of more seeds?",
+        ),
+        "runs-aside": (
+            "runs that are not claimed", "they are read, and nothing of theirs is held against it",
+            "Are these runs another's?",
+        ),
+        "other-source": (
+            "a log that begins with another script than the one shipped",
+            "the script shipped may not be the one that ran", "Which script ran?",
         ),
         "val-training-off": (
             "a routine that trains on validation text is off", "it is no part of the claimed runs",
