@@ -225,10 +225,13 @@ def _times(log: Log) -> Iterator[Finding]:
 
 
 def _late(seconds: float, log: Log) -> Severity:
-    """Return how grave an end after the budget is: the step that crosses it may end."""
+    """Return how grave an end after the budget is: the step that crosses it may end.
+
+    It is read after that step, which may take twice the mean of all.
+    """
     last = log.last_step
     step_s = last.ms_per_step / 1e3 if last is not None and last.ms_per_step else 0.0
-    if seconds <= BUDGET_S + min(max(step_s, 0.1), _LAST_STEP_S):
+    if seconds <= BUDGET_S + min(max(2 * step_s, 0.1), _LAST_STEP_S):
         return "note"
     return "invalid" if seconds > BUDGET_S + _LAST_STEP_S else "warning"
 

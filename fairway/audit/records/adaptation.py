@@ -95,12 +95,13 @@ def _epochs(log: Log) -> Iterator[Finding]:
         after = final.bpb.line > last.place.line
         later = [s for s in log.stages if s.bpb.line > last.place.line and not s.running]
         value = f"{last.place.text}; then {final.bpb.file}:{final.bpb.line} {final.bpb.text}"
-        if after and log.claimed is not None and _scores_itself(last):
+        grave: Severity = "invalid" if log.claimed is not None else "warning"
+        if after and _score_themselves(epochs):
             why = (
                 f"of {last.epoch} epochs over the text the last one is scored: every token by a "
                 "model that learned it in those before (C3)"
             )
-            yield of("invalid", "last-epoch", why, last.place, value)
+            yield of(grave, "last-epoch", why, last.place, value)
         elif after and log.claimed is not None:
             why = (
                 f"the model learns the validation text for {last.epoch} epochs before the score "
@@ -112,9 +113,10 @@ def _epochs(log: Log) -> Iterator[Finding]:
             yield of("warning", "ttt-before-score", why, last.place, value)
 
 
-def _scores_itself(epoch: Epoch) -> bool:
-    """Return whether the lines of an epoch score the text while it is learned."""
-    return "bpb" in epoch.place.text.lower() and "pre" not in epoch.name
+def _score_themselves(epochs: Sequence[Epoch]) -> bool:
+    """Return whether the lines of the last epoch score the text while it is learned."""
+    last = [epoch for epoch in epochs if epoch.epoch == epochs[-1].epoch]
+    return any("bpb" in e.place.text.lower() and "pre" not in e.name for e in last)
 
 
 def _global_epochs(epochs: Sequence[Epoch]) -> Iterator[list[Epoch]]:

@@ -234,6 +234,10 @@ QUESTIONS: dict[str, Question] = {
             "the command in the README does not repeat the run",
             "Which command ran?", "claim",
         ),
+        "runs-unknown": (
+            "none of the runs has the score claimed", _STATED,
+            "Which logs are those of the claimed runs?", "claim",
+        ),
         "seed-twice": (
             "several logs with one seed", "a seed counts once",
             "Which of the logs is claimed?",
