@@ -246,6 +246,20 @@ CASES: dict[str, tuple[Callable[[Case], object], dict[str, str]]] = {
         ] + [setattr(c, "shipped_bytes", 20_000)],
         {},
     ),
+    "work before the clock starts": (
+        lambda c: c.before.update(
+            {42: "ngram_tilt:precompute_outside_timer_done elapsed=168.20s total_targets=9\n"}
+        ),
+        {"outside-clock": "warning"},
+    ),
+    "another score of a seed in the README": (
+        lambda c: setattr(c, "readme", README + "\n| seed | bpb |\n|---|---|\n| 42 | 1.0751 |\n"),
+        {"readme-score": "warning"},
+    ),
+    "rounded scores of seeds in the README": (
+        lambda c: setattr(c, "readme", README + "\n| seed | bpb |\n|---|---|\n| 42 | 1.0806 |\n"),
+        {},
+    ),
     "another score in the README": (
         lambda c: setattr(c, "readme", c.readme.replace("1.0810", "0.9946")),
         {"readme-score": "warning"},

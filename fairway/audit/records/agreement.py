@@ -297,6 +297,7 @@ def check_readme(
             why = "the score of submission.json stands nowhere in the README"
             value = f"{claimed.value}; the README has {', '.join(w for w, _ in written[:5])}"
             yield Finding("warning", "readme-score", why, file, written[0][1], value)
+    yield from _rows(text, file, claims)
     yield from _epochs(text, file, logs)
     if sources:
         read = "\n".join(sources)[:_MOST_READ]
@@ -306,6 +307,18 @@ def check_readme(
             if not whole and name not in read:
                 why = "a variable is set for the script, which never reads it"
                 yield Finding("warning", "unread-variable", why, file, line, name)
+
+
+def _rows(text: str, file: str, claims: Claims) -> Iterator[Finding]:
+    """Yield seeds whose rows in the README have another score than submission.json."""
+    for seed, scores in seed_rows(text, set(claims.by_seed)).items():
+        claimed = claims.by_seed[seed]
+        # A README may round to three decimals.
+        allowed = max(6e-4, unit(claimed.text))
+        if scores and all(abs(score - claimed.value) > allowed for score, _ in scores):
+            why = "the score of a seed in submission.json is in none of its rows in the README"
+            value = f"seed {seed}: {claimed.value}; the row has {scores[-1][0]}"
+            yield Finding("warning", "readme-score", why, file, scores[-1][1], value)
 
 
 def _epochs(text: str, file: str, logs: Sequence[Log]) -> Iterator[Finding]:
