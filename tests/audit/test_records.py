@@ -79,17 +79,13 @@ EPOCHS = "".join(f"prequant_ttt:epoch {n}/21 loss:2.{99 - n} time:8s\n" for n in
 CHUNKS = "".join(f"ttt chunk {c} epoch {n}/3 loss:2.8\n" for c in range(9) for n in (1, 2, 3))
 
 
-def mixture(line: str) -> Callable[[Case], None]:
+def mixture(line: str, bpb: float = 1.05001) -> Callable[[Case], None]:
     """Return a change that claims a last score which a line tells in its own words."""
 
     def change(case: Case) -> None:
-        scores = {42: 1.00001, 314: 1.00001, 999: 1.00001}
-        case.extra = {seed: line.format(bpb=bpb) + "\n" for seed, bpb in scores.items()}
-        case.claim = {
-            "val_bpb": 1.00001,
-            "seed_results": {str(seed): bpb for seed, bpb in scores.items()},
-        }
-        case.readme = case.readme.replace("1.0810", "1.00001")
+        case.extra = dict.fromkeys((42, 314, 999), line.format(bpb=bpb) + "\n")
+        case.claim = {"val_bpb": bpb, "seed_results": dict.fromkeys(("42", "314", "999"), bpb)}
+        case.readme = case.readme.replace("1.0810", str(bpb))
 
     return change
 
@@ -204,13 +200,25 @@ CASES: dict[str, tuple[Callable[[Case], object], dict[str, str]]] = {
     "the score of a mixture beside the loss of the model": (
         mixture("quantized_mix val_loss:2.79135 val_bpb:{bpb}"), {},
     ),
-    "nats per byte": (mixture("final val_loss:0.69315 val_bpb:1.00001"), {}),
+    "nats per byte": (mixture("final val_loss:0.72781 val_bpb:1.05001"), {}),
     "a mixture with the bytes of sentinels": (
         mixture("ppm_mix bytes=164594398 mix_bpb={bpb}"), {"denominator": "invalid"},
     ),
     "the score of SLOT": (mixture("final_slot val_bpb:{bpb}"), {"slot-score": "warning"}),
     "more bytes than the text has": (
         lambda c: setattr(c, "bytes_per_token", BYTES_PER_TOKEN * 1.21), {"denominator": "invalid"},
+    ),
+    "a gain that adaptation does not give": (
+        mixture("final_ttt_lora val_bpb:{bpb}", 0.78295), {"adaptation-gain": "warning"},
+    ),
+    "a gain that nothing valid gives": (
+        mixture("final_ngram val_bpb:{bpb}", 0.39678), {"unusual-gain": "warning"},
+    ),
+    "the last of several epochs": (
+        lambda c: c.before.update(
+            {42: EPOCHS.replace("prequant_ttt:", "ttt ").replace("loss:2.78", "loss:2.78 bpb=1.01")}
+        ),
+        {"last-epoch": "invalid"},
     ),
     "shards that mark the default of a script": (
         lambda c: setattr(c, "train_shards", 1499), {"val-in-train": "warning"},
@@ -236,6 +244,20 @@ CASES: dict[str, tuple[Callable[[Case], object], dict[str, str]]] = {
         lambda c: [
             c.change(s, code_bytes=68_000, artifact_bytes=15_970_000) for s in (42, 314, 999)
         ] + [setattr(c, "shipped_bytes", 20_000)],
+        {},
+    ),
+    "work before the clock starts": (
+        lambda c: c.before.update(
+            {42: "ngram_tilt:precompute_outside_timer_done elapsed=168.20s total_targets=9\n"}
+        ),
+        {"outside-clock": "warning"},
+    ),
+    "another score of a seed in the README": (
+        lambda c: setattr(c, "readme", README + "\n| seed | bpb |\n|---|---|\n| 42 | 1.0751 |\n"),
+        {"readme-score": "warning"},
+    ),
+    "rounded scores of seeds in the README": (
+        lambda c: setattr(c, "readme", README + "\n| seed | bpb |\n|---|---|\n| 42 | 1.0806 |\n"),
         {},
     ),
     "another score in the README": (

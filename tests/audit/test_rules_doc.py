@@ -8,7 +8,8 @@ import pytest
 from audit.honest import PIECES, V, frozen, text
 
 import fairway
-from fairway.audit.records.accounts import BUDGET_S, LIMIT_BYTES, TEXT_BYTES
+from fairway.audit.records.accounts import BUDGET_S, LIMIT_BYTES
+from fairway.audit.records.denominators import TEXT_BYTES
 from fairway.audit.scorers.bench import MOST_NOISE_NATS, Bench
 from fairway.audit.scorers.betting import AHEAD_NATS
 from fairway.audit.scorers.probes import audit_scorer

@@ -237,30 +237,30 @@ def check_seed_claims(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
     told: dict[str, list[tuple[Number, str]]] = {}
     for seed, said in sorted(claims.of_seed.items()):
         for log in (log for log in logs if log.seed == seed and log.trained):
-            for code, number, value in _of_seed(log, said):
-                told.setdefault(code, []).append((number, f"{log.shown}: {value}"))
-    for code, places in told.items():
-        why = f"{_SEED_CLAIMS[code]} claimed of {len(places)} seeds are not those of their logs"
-        yield of("warning", code, why, places[0][0], places[0][1])
+            for what, number, value in _of_seed(log, said):
+                told.setdefault(what, []).append((number, f"{log.shown}: {value}"))
+    for what, places in told.items():
+        why = f"{_SEED_CLAIMS[what]} claimed of {len(places)} seeds are not those of their logs"
+        yield of("warning", f"seed-{what}", why, places[0][0], places[0][1])
 
 
-_SEED_CLAIMS = {"seed-steps": "steps", "seed-bytes": "bytes", "seed-time": "seconds of training"}
+_SEED_CLAIMS = {"steps": "steps", "bytes": "bytes", "time": "seconds of training"}
 
 
 def _of_seed(log: Log, said: SeedClaim) -> Iterator[tuple[str, Number, str]]:
-    """Yield code, claim and what the log has, for what is claimed of a seed otherwise."""
+    """Yield what it is, the claim and what the log has, for what is claimed of a seed otherwise."""
     steps, size = said.numbers.get("steps"), said.numbers.get("total bytes")
     seconds = said.numbers.get("train seconds")
     if steps is not None and log.steps and abs(steps.value - log.steps) > 1:
-        yield "seed-steps", steps, f"{steps.value:,.0f} claimed, {log.steps:,} steps in the log"
+        yield "steps", steps, f"{steps.value:,.0f} claimed, {log.steps:,} steps in the log"
     totals = [number.value for number in log.totals]
     totals += [m + c for m in [log.get("model bytes")] for c in [log.get("code bytes")] if m and c]
     if size is not None and totals and all(size.value < total * 0.999 for total in totals):
-        yield "seed-bytes", size, f"{size.value:,.0f} claimed, {max(totals):,.0f} bytes in the log"
+        yield "bytes", size, f"{size.value:,.0f} claimed, {max(totals):,.0f} bytes in the log"
     trained = log.train_s
     if seconds is not None and trained is not None and trained.value - seconds.value > 1.5:
         yield (
-            "seed-time",
+            "time",
             seconds,
             f"{seconds.value:.1f} s claimed, {trained.value:.1f} s in the log",
         )
@@ -297,6 +297,7 @@ def check_readme(
             why = "the score of submission.json stands nowhere in the README"
             value = f"{claimed.value}; the README has {', '.join(w for w, _ in written[:5])}"
             yield Finding("warning", "readme-score", why, file, written[0][1], value)
+    yield from _rows(text, file, claims)
     yield from _epochs(text, file, logs)
     if sources:
         read = "\n".join(sources)[:_MOST_READ]
@@ -306,6 +307,18 @@ def check_readme(
             if not whole and name not in read:
                 why = "a variable is set for the script, which never reads it"
                 yield Finding("warning", "unread-variable", why, file, line, name)
+
+
+def _rows(text: str, file: str, claims: Claims) -> Iterator[Finding]:
+    """Yield seeds whose rows in the README have another score than submission.json."""
+    for seed, scores in seed_rows(text, set(claims.by_seed)).items():
+        claimed = claims.by_seed[seed]
+        # A README may round to three decimals.
+        allowed = max(6e-4, unit(claimed.text))
+        if scores and all(abs(score - claimed.value) > allowed for score, _ in scores):
+            why = "the score of a seed in submission.json is in none of its rows in the README"
+            value = f"seed {seed}: {claimed.value}; the row has {scores[-1][0]}"
+            yield Finding("warning", "readme-score", why, file, scores[-1][1], value)
 
 
 def _epochs(text: str, file: str, logs: Sequence[Log]) -> Iterator[Finding]:

@@ -13,10 +13,11 @@ from typing import Any
 
 from fairway.audit.findings import Finding, holds, ordered, plain
 from fairway.audit.records import accounts, agreement
-from fairway.audit.records.accounts import LIMIT_BYTES, Shipped, text_bytes, total_bytes
+from fairway.audit.records.accounts import LIMIT_BYTES, Shipped, total_bytes
 from fairway.audit.records.adaptation import check_adaptation
 from fairway.audit.records.claims import Claims, read_claims
 from fairway.audit.records.coverage import gaps
+from fairway.audit.records.denominators import check_denominators, text_bytes
 from fairway.audit.records.folder import (
     CLAIM,
     README,
@@ -226,7 +227,7 @@ def _readme(record: _Record) -> Iterator[Finding]:
 
 
 def _denominators(record: _Record) -> Iterator[Finding]:
-    yield from record.runs.tempered(accounts.check_denominators(record.logs, record.claims))
+    yield from record.runs.tempered(check_denominators(record.logs, record.claims))
 
 
 # In this order, and each by the name that a finding gives it.

@@ -39,6 +39,10 @@ _EVAL_S = (
     "eval_time_seconds",
     "total_eval_seconds",
 )
+_EVAL_ALL_S = (
+    "eval_ops_seconds", "eval_seconds", "eval_time_s_max", "max_eval_time_s", *_EVAL_S,
+    "eval_time_s_mean",
+)  # fmt: skip
 # What is told of others, or of what is not claimed.
 _OTHERS = re.compile(
     r"baseline|compar|ablation|reference|previous|prior|rerun|re_run|experimental|legacy|original|"
@@ -87,13 +91,14 @@ def read_claims(value: dict[str, Any], file: str) -> Claims:
     for names, meaning in (
         (_MEAN, "bpb"), (_SD, "sd"), (_TOTAL, "total bytes"), (_CODE, "code bytes"),
         (_STEPS, "steps"), (_TOKENS, "val tokens"), (("val_loss",), "loss"),
+        (_EVAL_ALL_S, "eval seconds"),
     ):  # fmt: skip
         found = _first(value, names, file)
         if found is not None:
             claims.numbers[meaning] = found
     _read_seeds(value, file, claims, 0, "")
     seed = _number(value.get("seed"))
-    claims.seed = int(seed) if seed is not None and 0 <= seed < 1e9 else None
+    claims.seed = int(seed) if seed is not None and 0 <= seed < 1e10 else None
     claims.others = set(_logs_of_others(value))
     _choose(claims)
     claims.seeds |= claims.by_seed.keys()
@@ -162,9 +167,9 @@ def _of_seeds(name: str) -> bool:
 def _read_list(part: list[Any], name: str, file: str, claims: Claims) -> None:
     for item in part:
         seed = _number(item.get("seed")) if isinstance(item, dict) else None
-        if seed is not None and 0 <= seed < 1e9:
+        if seed is not None and 0 <= seed < 1e10:
             _take(claims, int(seed), item, file, name)
-        elif type(item) is int and name.lower() in ("seeds", "seed_list") and 0 <= item < 1e9:
+        elif type(item) is int and name.lower() in ("seeds", "seed_list") and 0 <= item < 1e10:
             claims.seeds.add(item)
 
 

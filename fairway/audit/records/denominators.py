@@ -1,135 +1,199 @@
-"""Bytes that a script counts for its pieces, and documents it takes for validation: patterns."""
+"""The bytes behind a score: of the whole validation text, counted once, as their unit demands."""
 
-import ast
+import math
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 
-from fairway.audit.findings import Finding
-from fairway.audit.records.trees import Function, Script
+from fairway.audit.findings import Finding, Severity
+from fairway.audit.records.accounts import final_stage, of
+from fairway.audit.records.claims import Claims
+from fairway.audit.records.logs import Log
+from fairway.audit.records.said import Number, Stage
+from fairway.units import NATS_PER_BIT
 
-_MARKER = "\u2581"
-_TABLE = re.compile(r"(byte|blen|piece_len|tok_len)", re.IGNORECASE)
-_SPACES = re.compile(r"(space|leading)", re.IGNORECASE)
-_VAL_DOCS = re.compile(r"^--?(n(um)?[-_])?val(idation)?[-_](n(um)?[-_])?(docs|documents)$")
-_VAL_DOCS_NAME = re.compile(r"^(n(um)?_)?val(idation)?_(n(um)?_)?(docs|documents)$", re.IGNORECASE)
-# Documents of the challenge's validation text.
-_DOCUMENTS = 50_000
+# The validation text of the challenge, 50,000 documents: its bytes by the tokens that count them,
+# and what is known to be wrong (pull requests #1804, #1916, #2138, #2039, #1795).
+TEXT_BYTES = 151_080_891
+_KNOWN_RATIOS: tuple[tuple[float, str], ...] = (
+    (1.0, ""),
+    (152_570_124 / TEXT_BYTES, ""),
+    (164_594_398 / 151_074_309, "the sentinels of CaseOps pieces were counted as bytes (+8.95 %)"),
+    (176_332_748 / TEXT_BYTES, "leading spaces were counted twice (+16.71 %)"),
+)
+# Tokens scored of that text, by tokenizer and by what is done with its end, and their bytes.
+_TEXT_BYTES_OF = {
+    40_540_160: 151_078_222,
+    40_540_802: TEXT_BYTES,
+    45_508_608: 152_570_124,
+    47_851_520: 151_074_309,
+    47_853_343: 151_080_644,
+}
+# Nats per token over bits per byte, by what the names of the data sets hold.
+_RATIOS = {
+    r"caseops": 151_074_309 / 47_851_520 * NATS_PER_BIT,
+    r"sp8192|fineweb_8192_bpe": 151_078_222 / 40_540_160 * NATS_PER_BIT,
+    r"sp4096|fineweb_4096_bpe": 152_570_124 / 45_508_608 * NATS_PER_BIT,
+    r"sp1024|fineweb_1024_bpe": 1.68846,
+}
+_SUBSETS = {
+    8_000_000: "the first 8,000,000 tokens",
+    9_662_464: "10,000 of 50,000 documents, the default of a CaseOps script (issue #2127)",
+}
 
 
-def check_bytes_of_pieces(scripts: Sequence[Script]) -> Iterator[Finding]:
-    """Yield tables of bytes that count a piece wrong, in the scripts of one record."""
-    adds = any(_adds_space(script) for script in scripts)
-    for script in scripts:
-        for function in script.functions:
-            names = script.names(function)
-            if "id_to_piece" not in names and "IdToPiece" not in names:
-                continue
-            yield from _table(script, function, adds)
-
-
-def _adds_space(script: Script) -> bool:
-    """Return whether a byte is added for a leading space where scores are summed."""
-    for node in script.walk(script.tree):
-        value = None
-        if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
-            value = node.value
-        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            value = node.right
-        if value is None or not any(_SPACES.search(name) for name in script.names(value)):
+def check_denominators(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
+    """Yield scores whose bytes are not those of the validation text."""
+    told: set[str] = set()
+    undecided = 0
+    for log in logs:
+        final = final_stage(log)
+        if final is None or log.training_only:
             continue
-        if any(isinstance(n, ast.BitAnd) for n in script.walk(value)):
-            return True
-    return False
+        subset: list[Finding | None] = list(_subset(log, final))
+        found = subset or list(_bytes_behind(log, final))
+        undecided += not found
+        for finding in found:
+            if finding is not None and finding.code not in told:
+                told.add(finding.code)
+                yield finding
+    if undecided:
+        why = "tokens scored, loss and bits per byte could not all be found: bytes not checked"
+        yield Finding("note", "no-denominator", why, value=f"{undecided} of {len(logs)} logs")
+    yield from _claimed_ratio(logs, claims)
 
 
-def _table(script: Script, function: Function, adds: bool) -> Iterator[Finding]:
-    """Yield what is wrong with one function that fills a table of bytes."""
-    stores = [
-        node
-        for node in script.statements(function)
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Subscript)
-        and any(_TABLE.search(n) for n in script.names(node.targets[0].value))
-        and "len" in script.names(node.value)
-    ]
-    for node in stores:
-        one_more = isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.Add)
-        if adds and one_more and _is_one(node.value):
-            why = (
-                "a leading space is counted in the table of bytes, and once more where scores are "
-                "summed: the bytes are too many, and the score too low"
-            )
-            yield Finding(
-                "invalid", "space-twice", why, script.file, node.lineno, script.shown(node)
-            )
-            return
-    texts = set(script.strings(function))
-    stripped = any(_MARKER in text for text in texts) or script.names(function) & {
-        "lstrip", "replace", "removeprefix", "decode", "decode_pieces",
-    }  # fmt: skip
-    if stores and not stripped:
-        why = (
-            "the marker of a leading space is counted as its three bytes of UTF-8: the bytes are "
-            "too many, and the score too low"
-        )
-        node = stores[-1]
-        yield Finding("warning", "marker-bytes", why, script.file, node.lineno, script.shown(node))
+def _subset(log: Log, final: Stage) -> Iterator[Finding]:
+    """Yield that a part of the text stands for the whole, where a line says so."""
+    tokens, subset = log.numbers.get("val tokens"), log.numbers.get("subset tokens")
+    if tokens is not None and int(tokens.value) in _SUBSETS:
+        why = f"not the whole text was scored: {_SUBSETS[int(tokens.value)]}"
+        yield of("invalid", "subset", why, tokens)
         return
-    asked = any("byte" in name.lower() for name in _asked(script, function))
-    if stores and not asked and not any("0x" in text.lower() for text in texts):
-        why = (
-            "pieces that stand for one byte (<0x..>) are counted by their names of six letters: "
-            "the bytes are too many where the text has any"
-        )
-        node = stores[-1]
-        yield Finding("note", "byte-pieces", why, script.file, node.lineno, script.shown(node))
+    of_text = final.text_bytes
+    if of_text is None or not 0 < of_text < 0.9 * TEXT_BYTES or (tokens or subset) is None:
+        return
+    # What one process of several counted is no part that stands for the whole.
+    processes = log.processes or 8
+    if processes > 1 and math.isclose(of_text * processes, TEXT_BYTES, rel_tol=0.03):
+        return
+    share = of_text / TEXT_BYTES
+    why = f"the score claimed is of {share:.0%} of the bytes of the validation text"
+    near = subset is not None and abs(subset.line - final.bpb.line) <= 3
+    grave: Severity = "invalid" if near and log.claimed is not None else "warning"
+    place = subset if subset is not None and near else final.bpb
+    yield of(grave, "subset", why, place, f"{of_text:,} bytes; {place.text}")
 
 
-def _asked(script: Script, function: Function) -> set[str]:
-    """Return the names of what a function asks a tokenizer."""
-    return {
-        node.func.attr
-        for node in script.walk(function)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-        and node.func.attr.lower().startswith("is")
-    }  # fmt: skip
-
-
-def _is_one(node: ast.expr) -> bool:
-    assert isinstance(node, ast.BinOp)
-    sides = (node.left, node.right)
-    return any(isinstance(n, ast.Constant) and n.value in (1, 1.0) for n in sides)
-
-
-def check_val_docs(script: Script) -> Iterator[Finding]:
-    """Yield a preparation script whose default takes too few documents for validation."""
-    for node in script.walk(script.tree):
-        found = _default(node)
-        if found is not None and 0 < found < _DOCUMENTS:
-            why = (
-                f"by default the first {found:,} documents are set aside for validation and all "
-                f"that follow are training text; the challenge scores the first {_DOCUMENTS:,}: "
-                "the others are trained on"
-            )
-            shown = script.shown(node)
-            line = getattr(node, "lineno", 0)
-            yield Finding("warning", "val-docs-default", why, script.file, line, shown)
+def _bytes_behind(log: Log, final: Stage) -> Iterator[Finding | None]:
+    """Yield what is wrong with the bytes behind a score, None where they are right."""
+    tokens = log.numbers.get("val tokens")
+    if final.text_bytes is not None:
+        wrong = _known(final.text_bytes / TEXT_BYTES)
+        if wrong:
+            yield of("invalid", "denominator", wrong, final.bpb, f"{final.text_bytes:,} bytes")
             return
+    if final.loss is None or not 0 < final.bpb.value < 100:
+        return
+    ratio = final.loss / final.bpb.value
+    if math.isclose(ratio, NATS_PER_BIT, rel_tol=1e-3):
+        # Nats per byte beside bits per byte: they say nothing of tokens.
+        return
+    ratios = _other_ratios(log, final)
+    usual = statistics.median(ratios) if len(ratios) > 1 else ratio
+    alike = sum(math.isclose(one, usual, rel_tol=3e-3) for one in ratios)
+    if 2 * alike <= len(ratios):
+        # Loss and score of the other evaluations are not of one measure, so neither may these be.
+        return
+    if not math.isclose(ratio, usual, rel_tol=3e-3):
+        # The loss of a model beside the score of a mixture; or bytes counted otherwise at the end.
+        wrong = _known(ratio / usual)
+        if wrong:
+            value = f"{final.loss} nats over {final.bpb.value} bpb is {ratio:.4f}, not {usual:.4f}"
+            yield of("invalid", "denominator", wrong, final.bpb, value)
+        return
+    if tokens is not None:
+        yield _denominator(final, final.loss, tokens, sure=alike > 0)
+        return
+    known = _ratio_of_data(log)
+    if known is not None:
+        yield _against_known(ratio, known, final.bpb)
 
 
-def _default(node: ast.AST) -> int | None:
-    """Return the number of validation documents that a statement sets by default."""
-    if isinstance(node, ast.Call):
-        first = node.args[0] if node.args else None
-        if isinstance(first, ast.Constant) and _VAL_DOCS.match(str(first.value)):
-            for keyword in node.keywords:
-                if keyword.arg == "default" and isinstance(keyword.value, ast.Constant):
-                    value = keyword.value.value
-                    return value if isinstance(value, int) else None
-        return None
-    if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = [t.id for t in targets if isinstance(t, ast.Name)]
-        if any(_VAL_DOCS_NAME.match(name) for name in names) and isinstance(node.value.value, int):
-            return node.value.value
+def _other_ratios(log: Log, final: Stage) -> list[float]:
+    """Return nats per token over bits per byte of a log's other evaluations."""
+    others = (s for s in log.stages if s.bpb.line != final.bpb.line and 0 < s.bpb.value < 100)
+    return [s.loss / s.bpb.value for s in others if s.loss is not None]
+
+
+def _known(ratio: float) -> str:
+    """Return what is wrong with bytes that are so many times the right ones, '' if not known."""
+    return next(
+        (why for r, why in _KNOWN_RATIOS if why and math.isclose(ratio, r, rel_tol=1.5e-3)), ""
+    )
+
+
+def _ratio_of_data(log: Log) -> float | None:
+    """Return nats per token over bits per byte that the data set named in a log must have."""
+    words = " ".join(
+        value for value in log.settings.values() if "/" in value or "sp" in value
+    ).lower()
+    for name, ratio in _RATIOS.items():
+        if re.search(name, words[:100_000]):
+            return ratio
     return None
+
+
+def _against_known(ratio: float, known: float, place: Number) -> Finding | None:
+    if math.isclose(ratio, known, rel_tol=3e-3):
+        return None
+    value = f"{ratio:.4f}; the bytes of this data set give {known:.4f}"
+    wrong = _known(ratio / known)
+    why = wrong or "nats per token over bits per byte is not that of the data set named"
+    return of("invalid" if wrong else "warning", "denominator", why, place, value)
+
+
+def _claimed_ratio(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
+    """Yield a loss and a score in the claim that only wrong bytes bring together."""
+    loss, bpb = claims.numbers.get("loss"), claims.numbers.get("bpb")
+    known = next((r for log in logs if (r := _ratio_of_data(log)) is not None), None)
+    if loss is None or bpb is None or known is None or bpb.value <= 0:
+        return
+    wrong = _known(loss.value / bpb.value / known)
+    if wrong:
+        ratio = loss.value / bpb.value
+        value = f"{loss.value} nats over {bpb.value} bpb is {ratio:.4f}, not {known:.4f}"
+        yield of("invalid", "denominator", wrong, bpb, value)
+
+
+def text_bytes(log: Log) -> int | None:
+    """Return the bytes that a log's last score is of: those known for its tokens, or implied."""
+    final, tokens = final_stage(log), log.numbers.get("val tokens")
+    if final is None or tokens is None:
+        return None
+    if int(tokens.value) in _TEXT_BYTES_OF:
+        return _TEXT_BYTES_OF[int(tokens.value)]
+    if final.loss is None or final.bpb.value <= 0:
+        return None
+    return round(tokens.value * final.loss / (NATS_PER_BIT * final.bpb.value))
+
+
+def _denominator(final: Stage, loss: float, tokens: Number, sure: bool) -> Finding | None:
+    implied = tokens.value * loss / (NATS_PER_BIT * final.bpb.value)
+    ratio = implied / TEXT_BYTES
+    # A score of four decimals determines the bytes to one in ten thousand.
+    near = min(_KNOWN_RATIOS, key=lambda known: abs(ratio - known[0]))
+    value = (
+        f"{tokens.value:,.0f} tokens, {loss} nats per token, {final.bpb.value} bpb: "
+        f"{implied:,.0f} bytes"
+    )
+    if math.isclose(ratio, near[0], rel_tol=1.5e-3):
+        return of("invalid", "denominator", near[1], final.bpb, value) if near[1] else None
+    if ratio > 1.02:
+        why = f"more bytes are behind this score than the validation text has ({TEXT_BYTES:,})"
+        return of("invalid" if sure else "warning", "denominator", why, final.bpb, value)
+    if ratio < 0.9:
+        why = f"only {ratio:.1%} of the bytes of the validation text ({TEXT_BYTES:,}) were scored"
+        return of("warning", "part-of-text", why, final.bpb, value)
+    why = f"the bytes behind this score are {ratio:.4f} of those of the validation text"
+    return of("warning", "denominator", why, final.bpb, value)

@@ -300,6 +300,8 @@ class _Reader:
         self._source: hashlib._Hash | None = None
         self._source_line = 0
         self._step: StepLine | None = None
+        # Whether a run has not trained yet, and whether the last one was scored at its end.
+        self._preamble, self._scored = True, False
         self._said: list[tuple[str, _Event]] = []
 
     def read(self, text: str, line: int) -> None:
@@ -309,7 +311,7 @@ class _Reader:
         low, self._said = text.lower(), []
         if _RUNNING.match(text) or self.settings.begins(text):
             self._begin(line)
-        preamble = self._step is None
+        preamble = self._preamble
         for setting in self.settings.read(text, line, preamble):
             self._add("setting", setting)
         listed = bool(self._said)
@@ -322,6 +324,7 @@ class _Reader:
         if "bpb" in low or "bits" in low:
             for stage in scores(text, self.name, line):
                 self._add("running" if stage.running else "stage", stage)
+                self._scored = self._scored or not stage.running
         if "step" in low or "iter" in low or "train_" in low:
             step = step_of(text, line)
             if step:
@@ -329,6 +332,7 @@ class _Reader:
         for meaning, number in numbers(text, low, self.name, line):
             if meaning in ("seed", "parameters"):
                 self._add("begin", _Begin(line, strong=False))
+                self._preamble = self._preamble or self._scored
             self._add(meaning, number)
 
     def _adaptation(self, text: str, low: str, line: int) -> None:
@@ -354,6 +358,7 @@ class _Reader:
 
     def _begin(self, line: int) -> None:
         self._add("begin", _Begin(line, strong=True))
+        self._preamble = self._preamble or self._scored
         if line > self.coverage[-1][0] and len(self.coverage) < 2 * _MOST_RUNS:
             self.coverage.append((line, Coverage()))
 
@@ -369,7 +374,7 @@ class _Reader:
         last = self._step
         if last is not None and last.step > _WARM_STEPS and step.step <= 1:
             self._begin(step.line)
-        self._step = step
+        self._step, self._preamble, self._scored = step, False, False
         self._add("stop" if step.stops else "step", step)
 
     def runs(self) -> list[Log]:

@@ -74,6 +74,14 @@ QUESTIONS: dict[str, Question] = {
             "the last of several epochs is scored", _LEARNED,
             "What is the score of the first epoch?", "scored-twice",
         ),
+        "adaptation-gain": (
+            "adaptation gains more than it can", _LEARNED,
+            "Is every token scored once, before the model learns it?", "scored-twice",
+        ),
+        "unusual-gain": (
+            "a score far below that of the model alone", _SUMS,
+            "What do the probabilities of all candidates at one place sum to?",
+        ),
         "second-pass": (
             "a second scoring pass", "every token is scored once, before anything learns it (C4)",
             "What is the score of the first pass?", "scored-twice",
@@ -221,6 +229,9 @@ QUESTIONS: dict[str, Question] = {
         "steps": (
             "steps that no log shows", _STATED, _SHOW, "claim",
         ),
+        "seed-steps": ("steps of a seed that its log does not show", _STATED, _SHOW, "claim"),
+        "seed-bytes": ("bytes of a seed that its log does not show", _STATED, _SHOW, "claim"),
+        "seed-time": ("seconds of a seed that its log does not show", _STATED, _SHOW, "claim"),
         "bytes-claimed": (
             "fewer bytes claimed than logged", _STATED, _SHOW, "claim",
         ),
@@ -274,6 +285,10 @@ QUESTIONS: dict[str, Question] = {
             "a variable that the script does not read",
             "the command in the README does not repeat the run",
             "Which command ran?", "claim",
+        ),
+        "runs-unknown": (
+            "none of the runs has the score claimed", _STATED,
+            "Which logs are those of the claimed runs?", "claim",
         ),
         "seed-twice": (
             "several logs with one seed", "a seed counts once",

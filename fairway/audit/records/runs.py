@@ -24,6 +24,9 @@ _ASIDE = re.compile(
 )
 
 
+_COMPARES = re.compile(r"mixed-|other-settings|seed-twice|no-log-of-seed|bytes-not-largest")
+
+
 @dataclass(eq=False)
 class Runs:
     """The runs that a record claims, and the others, each with why it was left aside.
@@ -39,13 +42,22 @@ class Runs:
     def tempered(self, findings: Iterable[Finding]) -> Iterator[Finding]:
         """Yield findings about logs, as warnings where no run is known to be claimed."""
         for finding in findings:
+            if not self.certain and _COMPARES.match(finding.code):
+                # Runs that may not belong together need not agree.
+                continue
             if finding.severity == "invalid" and not self.certain:
                 why = f"{finding.why} (whether the record claims this run could not be told)"
                 finding = replace(finding, severity="warning", why=why)
             yield finding
 
     def findings(self) -> Iterator[Finding]:
-        """Yield which logs were left aside, folded into one note."""
+        """Yield which logs were left aside, folded into one note; or that none could be told."""
+        if not self.certain and len(self.claimed) > 1:
+            why = (
+                "none of these runs has the score claimed, so which of them are meant is not known"
+            )
+            names = _some([log.shown for log in self.claimed])
+            yield Finding("warning", "runs-unknown", why, value=names)
         if self.aside:
             reasons: dict[str, list[str]] = {}
             for log, why in self.aside:

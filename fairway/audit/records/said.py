@@ -188,6 +188,7 @@ def step_of(text: str, line: int) -> StepLine | None:
 # Other numbers: a meaning, a word that must stand in the line, and the pattern
 
 _PACKED = r"(?:quant|int\d|zlib|brotli|lzma|zst|xz|pergroup|compress|export|packed|bz2|arith|rans)"
+_TAKEN = rf"(?:elapsed|took|done|in|time)[:= ]{_FLOAT}\s?s"
 _OF_PACKED = rf"[^:=]{{0,60}}{_PACKED}[^:=]{{0,60}}"
 _OF_BYTES = r"(?:[ _]size|[ _]bytes|_size_bytes)?"
 _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
@@ -211,6 +212,7 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("hessian seconds", "hessian", rf"collected\s+\d{{1,6}}\s+hessians\s+in\s+{_FLOAT}\s*s"),
         ("hessian seconds", "calibrated", rf"calibrated\s+\d{{1,6}}\s+layers\s+in\s+{_FLOAT}\s*s"),
         ("eval seconds", "eval", rf"\btotal_eval_time{_IS}{_FLOAT}\s*s"),
+        ("outside seconds", "outside", rf"outside.{{0,30}}(?:timer|clock).{{0,40}}?{_TAKEN}"),
         ("within gate", "within_gate", rf"within_gate{_IS}{_INT}"),
         ("word gate", "word_gate", rf"word_gate{_IS}{_INT}"),
         ("processes", "world", rf"\bworld[ _]size{_IS}{_INT}"),

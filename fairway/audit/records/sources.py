@@ -9,7 +9,7 @@ from typing import Any
 
 from fairway.audit.findings import Finding
 from fairway.audit.records.constants import MOST_BYTES
-from fairway.audit.records.denominators import check_bytes_of_pieces
+from fairway.audit.records.counts import check_bytes_of_pieces
 from fairway.audit.records.events import OverBudget, Work
 from fairway.audit.records.flow import Flow
 from fairway.audit.records.folder import File, Folder, read_text

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.denominators import check_val_docs
+from fairway.audit.records.counts import check_val_docs
 from fairway.audit.records.events import OverBudget
 from fairway.audit.records.native import check_native
 from fairway.audit.records.peeks import check_peeks

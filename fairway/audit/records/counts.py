@@ -1,0 +1,135 @@
+"""Bytes that a script counts for its pieces, and documents it takes for validation: patterns."""
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+
+from fairway.audit.findings import Finding
+from fairway.audit.records.trees import Function, Script
+
+_MARKER = "\u2581"
+_TABLE = re.compile(r"(byte|blen|piece_len|tok_len)", re.IGNORECASE)
+_SPACES = re.compile(r"(space|leading)", re.IGNORECASE)
+_VAL_DOCS = re.compile(r"^--?(n(um)?[-_])?val(idation)?[-_](n(um)?[-_])?(docs|documents)$")
+_VAL_DOCS_NAME = re.compile(r"^(n(um)?_)?val(idation)?_(n(um)?_)?(docs|documents)$", re.IGNORECASE)
+# Documents of the challenge's validation text.
+_DOCUMENTS = 50_000
+
+
+def check_bytes_of_pieces(scripts: Sequence[Script]) -> Iterator[Finding]:
+    """Yield tables of bytes that count a piece wrong, in the scripts of one record."""
+    adds = any(_adds_space(script) for script in scripts)
+    for script in scripts:
+        for function in script.functions:
+            names = script.names(function)
+            if "id_to_piece" not in names and "IdToPiece" not in names:
+                continue
+            yield from _table(script, function, adds)
+
+
+def _adds_space(script: Script) -> bool:
+    """Return whether a byte is added for a leading space where scores are summed."""
+    for node in script.walk(script.tree):
+        value = None
+        if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
+            value = node.value
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            value = node.right
+        if value is None or not any(_SPACES.search(name) for name in script.names(value)):
+            continue
+        if any(isinstance(n, ast.BitAnd) for n in script.walk(value)):
+            return True
+    return False
+
+
+def _table(script: Script, function: Function, adds: bool) -> Iterator[Finding]:
+    """Yield what is wrong with one function that fills a table of bytes."""
+    stores = [
+        node
+        for node in script.statements(function)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Subscript)
+        and any(_TABLE.search(n) for n in script.names(node.targets[0].value))
+        and "len" in script.names(node.value)
+    ]
+    for node in stores:
+        one_more = isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.Add)
+        if adds and one_more and _is_one(node.value):
+            why = (
+                "a leading space is counted in the table of bytes, and once more where scores are "
+                "summed: the bytes are too many, and the score too low"
+            )
+            yield Finding(
+                "invalid", "space-twice", why, script.file, node.lineno, script.shown(node)
+            )
+            return
+    texts = set(script.strings(function))
+    stripped = any(_MARKER in text for text in texts) or script.names(function) & {
+        "lstrip", "replace", "removeprefix", "decode", "decode_pieces",
+    }  # fmt: skip
+    if stores and not stripped:
+        why = (
+            "the marker of a leading space is counted as its three bytes of UTF-8: the bytes are "
+            "too many, and the score too low"
+        )
+        node = stores[-1]
+        yield Finding("warning", "marker-bytes", why, script.file, node.lineno, script.shown(node))
+        return
+    asked = any("byte" in name.lower() for name in _asked(script, function))
+    if stores and not asked and not any("0x" in text.lower() for text in texts):
+        why = (
+            "pieces that stand for one byte (<0x..>) are counted by their names of six letters: "
+            "the bytes are too many where the text has any"
+        )
+        node = stores[-1]
+        yield Finding("note", "byte-pieces", why, script.file, node.lineno, script.shown(node))
+
+
+def _asked(script: Script, function: Function) -> set[str]:
+    """Return the names of what a function asks a tokenizer."""
+    return {
+        node.func.attr
+        for node in script.walk(function)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and node.func.attr.lower().startswith("is")
+    }  # fmt: skip
+
+
+def _is_one(node: ast.expr) -> bool:
+    assert isinstance(node, ast.BinOp)
+    sides = (node.left, node.right)
+    return any(isinstance(n, ast.Constant) and n.value in (1, 1.0) for n in sides)
+
+
+def check_val_docs(script: Script) -> Iterator[Finding]:
+    """Yield a preparation script whose default takes too few documents for validation."""
+    for node in script.walk(script.tree):
+        found = _default(node)
+        if found is not None and 0 < found < _DOCUMENTS:
+            why = (
+                f"by default the first {found:,} documents are set aside for validation and all "
+                f"that follow are training text; the challenge scores the first {_DOCUMENTS:,}: "
+                "the others are trained on"
+            )
+            shown = script.shown(node)
+            line = getattr(node, "lineno", 0)
+            yield Finding("warning", "val-docs-default", why, script.file, line, shown)
+            return
+
+
+def _default(node: ast.AST) -> int | None:
+    """Return the number of validation documents that a statement sets by default."""
+    if isinstance(node, ast.Call):
+        first = node.args[0] if node.args else None
+        if isinstance(first, ast.Constant) and _VAL_DOCS.match(str(first.value)):
+            for keyword in node.keywords:
+                if keyword.arg == "default" and isinstance(keyword.value, ast.Constant):
+                    value = keyword.value.value
+                    return value if isinstance(value, int) else None
+        return None
+    if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [t.id for t in targets if isinstance(t, ast.Name)]
+        if any(_VAL_DOCS_NAME.match(name) for name in names) and isinstance(node.value.value, int):
+            return node.value.value
+    return None
