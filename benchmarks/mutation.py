@@ -72,7 +72,6 @@ TESTS = {
     "audit.scorers.sums": ["audit/test_sums.py"],
     "audit.ledger": ["audit/test_ledger.py"],
     "statistics": ["test_statistics.py"],
-    "compare": ["test_compare.py"],
     "costing": ["test_costing.py", "test_harness.py"],
     "units": ["test_units.py"],
 }

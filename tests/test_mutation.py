@@ -23,6 +23,16 @@ def test_at_least_95_of_100_changes_are_noticed(module: str) -> None:
 
 
 @pytest.mark.slow
+def test_every_equivalent_is_still_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mutmut", reason="needs the extra 'mutation'")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from mutation import TESTS, equivalents, planned
+
+    # It refuses what is no change of its module any more.
+    assert set(planned(list(TESTS), 0, 0)) == set(TESTS) >= {key[0] for key in equivalents()}
+
+
+@pytest.mark.slow
 def test_what_is_changed_are_checks_bounds_and_statements(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

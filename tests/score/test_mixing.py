@@ -238,6 +238,7 @@ def test_a_repeat_is_told_apart_up_to_400_bytes() -> None:
     [
         (4, 176_068, 270, [600, 582, 0, 2_216_457], 119_930),
         (7, 165_072, 96, [600, 582, 0, 2_616_857], 494_189),
+        (11, 147_930, 0, [600, 334, 0, 1_388_525], 1_052_386),
     ],
 )
 def test_a_full_table_of_repeats_forgets_as_its_hash_says(
