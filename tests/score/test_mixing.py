@@ -292,6 +292,8 @@ def test_nothing_is_surer_than_30_nats_nor_stretched_beyond_a_millionth() -> Non
         e.gains[0] = gain, 0.0
         found = mixing.kept_share(e, 0, 1.0)
         assert found == pytest.approx(1 / (1 + math.exp(sum_ * edge)), rel=1e-9)
+        # What is left for other bytes is never nothing.
+        assert 1 - found == pytest.approx(1 / (1 + math.exp(-sum_ * edge)), rel=1e-2, abs=0)
 
 
 @pytest.mark.parametrize(
@@ -385,3 +387,45 @@ def test_shares_of_children_sum_to_one(exclusion: bool) -> None:
         if len(children) == 1:
             assert given == [(1.0, 1.0, -1)]
     assert ppm.room(e.words).forgone == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Hints, repeats and ends of documents together
+
+
+@pytest.mark.parametrize("variant", ["A", "B"])
+def test_hints_along_a_repeat_leave_sums_at_one(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token in turn, where the hint may share its first bytes with the repeat."""
+    found, ids, at = helpers(experts="ppm match tilt", variant=variant), source(), 60
+    table = model(len(ids) - 1)
+    found.start(table[:at], ids[1 : at + 1], ids[:at])()
+    follow = found._state.follow
+    assert follow[2] > 0 and found.tilt is not None
+    expected = bytes(found._state.text[follow[1] : follow[1] + 2])
+    hints = [v for v in range(V) if PIECES[v][:1] == expected[:1]]
+    assert len(hints) > 2
+    for hint in [*hints, 4]:
+        read = mixing.Hints(np.array([hint]), np.array([3.0]))
+        monkeypatch.setattr(found.tilt, "read", lambda _, read=read: read)
+        tried = [
+            copy.deepcopy(found).start(table[at : at + 1], np.array([v]), ids[at : at + 1])()[0]
+            for v in range(V)
+        ]
+        assert math.fsum(np.exp(-np.array(tried))) == pytest.approx(1.0, abs=1e-12), hint
+
+
+@pytest.mark.parametrize("per_document", [True, False])
+def test_a_repeat_ends_with_a_document_only_if_asked(per_document: bool) -> None:
+    phrase = [6, 11, 13, 4, 16, 8]
+    ids = np.array([BOS, *phrase, 3, 5, *phrase[:4], BOS])
+    found = helpers(experts="match", per_document=per_document)
+    costs(found, ids)
+    assert (found._state.follow[2] > 0) == (not per_document)
+
+
+def test_a_place_of_other_bytes_is_no_repeat() -> None:
+    found = helpers(experts="match")
+    found._state = found._state._replace(heads=np.zeros(4, np.int32))
+    assert costs(found, source()).sum() == pytest.approx(587.3736282617, rel=1e-9)
