@@ -288,7 +288,13 @@ def test_nothing_is_surer_than_30_nats_nor_stretched_beyond_a_millionth() -> Non
     assert mixing._stretch(1.0) == mixing._stretch(1 - 1e-7) == pytest.approx(-edge, rel=1e-9)
     assert mixing._stretch(2e-6) == pytest.approx(math.log(2e-6 / (1 - 2e-6)), rel=1e-12)
     assert mixing._stretch(0.5) == 0.0
-    for gain, sum_ in ((2.1, 2.1), (2.18, 2.18), (9.0, 30 / -edge), (-9.0, 30 / edge)):
+    for gain, sum_ in (
+        (2.1, 2.1),
+        (2.17, 2.17),
+        (2.18, 30 / -edge),
+        (9.0, 30 / -edge),
+        (-9.0, 30 / edge),
+    ):
         e.gains[0] = gain, 0.0
         found = mixing.kept_share(e, 0, 1.0)
         assert found == pytest.approx(1 / (1 + math.exp(sum_ * edge)), rel=1e-9)
