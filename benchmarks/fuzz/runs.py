@@ -30,7 +30,7 @@ _RECORD, _RESULTS, _STEPS = (f"{_FOLDER}/{name}" for name in (MEMORY, "results.j
 # To draw a report's figures takes ten times as long as all else; of so many reports one is drawn.
 _DRAWN_OF = 12
 _draw = plots._svg
-_KEPT = (".json", ".jsonl", ".gz", ".fwy", ".model")
+_KEPT = (".json", ".jsonl", ".gz", ".fwy", ".fwp", ".model")
 
 
 @cache
@@ -60,7 +60,7 @@ class Runs:
         """Spoil bytes, values of the record with its digest made right, or what lies there."""
         kind = rng.random()
         if kind < 0.3:
-            name = rng.choice([name for name in files if not name.endswith((".fwy", ".model"))])
+            name = rng.choice(list(files))
             return Case({name: damaged(files[name], rng)}, False, name)
         if kind < 0.38:
             results = json.loads(files[_RESULTS])
