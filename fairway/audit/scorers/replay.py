@@ -24,6 +24,7 @@ class Replay(Trial):
     rules = ("C1",)
     did = "scored one text again, between all other questions, and compared the costs (nats)"
     share, least, usual = 0.05, 2, 3
+    turn = 0
     totals: list[float]
     noisy = False
     started_anew = 0
@@ -112,6 +113,7 @@ class Coverage(Trial):
     rules = ("C4", "C2")
     did = "looked which tokens were scored, how often, and whether a cost is below zero"
     share, least, usual = 0.05, 1, 2
+    turn = 1
 
     def steps(self) -> Iterator[None]:
         """Look at the text, then at longer ones."""
