@@ -314,7 +314,8 @@ def test_noise_that_replay_measured_is_allowed_in_sums() -> None:
 @pytest.mark.parametrize(
     ("values", "step"),
     [([0.25, 3.0, 1.5], 0.01), ([0.251, 3.0], 0.001), ([0.2513, 3.0], 0.0001),
-     ([0.25131, 2.0], 0.0), ([float(np.float16(3.3)), float(np.float16(0.7))], 2**-9), ([np.inf], 0.0), ([], 0.0),
+     ([0.25131, 2.0], 0.0), ([float(np.float16(3.3)), float(np.float16(0.7))], 2**-9),
+     ([np.inf], 0.0), ([], 0.0),
      ([float(np.float16(77.7)), float(np.float16(0.7))], 0.0)],
 )  # fmt: skip
 def test_the_step_of_rounded_costs_is_seen(values: list[float], step: float) -> None:
