@@ -267,12 +267,16 @@ def _copied(scorer: Scorer) -> Callable[[], Scorer | None]:
     if again is not None:
         made: Callable[[], Scorer | None] = again
         return made
+    pristine = _copy(scorer)
+    return lambda: None if pristine is None else _copy(pristine)
+
+
+def _copy(scorer: Scorer) -> Scorer | None:
+    """Return a copy; None for what has pipes or locks, or is too large, which replay says."""
     try:
-        pristine = copy.deepcopy(scorer)
-    except (TypeError, AttributeError, NotImplementedError, RuntimeError, copy.Error):
-        # Pipes, locks and generators cannot be copied; the probe says so.
-        return lambda: None
-    return lambda: copy.deepcopy(pristine)
+        return copy.deepcopy(scorer)
+    except (TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError, copy.Error):
+        return None
 
 
 def exercise(ids: IntArray, tokens: int) -> IntArray:

@@ -94,7 +94,7 @@ class Replay(Trial):
     def passed(self) -> str:
         """Return what the noise was."""
         anew = (
-            f", {self.started_anew} times of a scorer started anew"
+            f", {self.started_anew} times of a scorer started anew or copied"
             if self.started_anew
             else "; the scorer can neither be copied nor started anew"
         )

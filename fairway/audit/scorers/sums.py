@@ -171,8 +171,9 @@ class Place:
         if abs(excess) <= max(self.allowed, 5 * error) and error <= 0.02:
             return Sum(self.index, asked, excess)
         doubt = (
-            f"{asked} candidates leave the sum open: {1 + excess:.3f} +- {error:.3f}; to decide "
-            'it, the scorer must show whole distributions ("rows": true), or take a larger budget'
+            f"{asked} candidates leave the sum open: {1 + excess:.3f} +- {error:.3f}; for a "
+            f"vocabulary of {self.bench.scorer.vocab_size:,} the scorer must show whole "
+            'distributions ("rows": true), or the budget must be larger'
         )
         return Sum(self.index, asked, excess, doubt=doubt)
 
