@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairway.audit.scorers.bench import Bench
+from fairway.audit.scorers.bench import Bench, grain
 from fairway.audit.scorers.sums import Place, Sum
 
 BOS, AT = 1, 4
@@ -298,3 +298,72 @@ def test_a_wide_estimate_leaves_the_sum_open(error: float, open_: bool) -> None:
     found, _, _ = sampled(spread_out(error)[0])
     assert (found.wrong, bool(found.doubt)) == ("", open_)
     assert f"1.000 +- {error:.3f}" in found.doubt or not open_
+
+
+# ---------------------------------------------------------------------------------------------
+# Noise, rounding, scorers asked anew
+
+
+def test_noise_that_replay_measured_is_allowed_in_sums() -> None:
+    found = place(Table(summing_to(1.005)))
+    assert found.allowed == 1e-3
+    found.bench.met(2e-3)
+    assert found.allowed == pytest.approx(1e-3 + math.expm1(8e-3))
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [([0.25, 3.0, 1.5], 0.01), ([0.251, 3.0], 0.001), ([0.2513, 3.0], 0.0001),
+     ([0.25131, 2.0], 0.0), ([float(np.float16(3.3)), float(np.float16(0.7))], 2**-9),
+     ([np.inf], 0.0), ([], 0.0),
+     ([float(np.float16(77.7)), float(np.float16(0.7))], 0.0)],
+)  # fmt: skip
+def test_the_step_of_rounded_costs_is_seen(values: list[float], step: float) -> None:
+    assert grain(np.array(values)) == step
+
+
+def test_a_small_excess_counts_only_if_it_comes_again() -> None:
+    spot = place(Table(summing_to(1.0)))
+    told = [Sum(AT, 8, 0.004, "too much"), Sum(AT, 8, 0.0), Sum(AT, 8, 0.004, "too much")]
+    asked = iter(told)
+    assert spot.sure(lambda: next(asked)).wrong == ""
+    assert spot.bench.noise_nats == pytest.approx(0.004)
+    asked = iter([told[0]] * 3)
+    assert spot.sure(lambda: next(asked)).wrong == "too much"
+    assert next(asked, None) is None
+    large = iter([Sum(AT, 8, 0.4, "too much")])
+    assert spot.sure(lambda: next(large)).wrong == "too much"
+
+
+def test_a_scorer_asked_anew_has_seen_one_candidate() -> None:
+    class Remembers:
+        vocab_size = 8
+
+        def __init__(self) -> None:
+            self.known: int | None = None
+
+        def score(self, ids: np.ndarray) -> Iterator[tuple[int, float]]:
+            self.known = int(ids[AT]) if self.known is None else self.known
+            for t in range(1, len(ids)):
+                sure = t == AT
+                yield t, -math.log((0.6 if ids[t] == self.known else 0.4 / 7) if sure else 1 / 8)
+
+    assert place(Remembers()).full_sum().wrong == ""
+    bench = Bench(Remembers(), IDS, budget_s=0.0)
+    assert "sum to 4.2" in Place(bench, IDS.copy(), AT, anew=True).full_sum().wrong
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_bos_is_excused_where_the_end_of_the_document_was_known(knows: bool) -> None:
+    """The token before BOS costs more: then BOS here is another text, else too much is given."""
+
+    class Ends:
+        vocab_size = 8
+
+        def score(self, ids: np.ndarray) -> Iterator[tuple[int, float]]:
+            for t in range(1, len(ids)):
+                ends = knows and t + 1 < len(ids) and ids[t + 1] == BOS
+                yield t, math.log(7) + 0.3 * ends
+
+    found = place(Ends()).full_sum()
+    assert bool(found.wrong) != knows and found.with_bos == pytest.approx(1 / 7)

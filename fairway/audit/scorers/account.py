@@ -24,6 +24,7 @@ class Bytes(Trial):
     rules = ("C4",)
     did = "asked for the bytes of every token, again with later tokens changed (bytes apart)"
     share, least, usual = 0.02, 2, 4
+    turn = 1
     counted = 0
 
     @classmethod
@@ -97,6 +98,7 @@ class Memory(Trial):
     rules = ("C1",)
     did = "scored text that came later, and compared nats a token (later less audited)"
     share, least, usual = 0.05, 1, 1
+    turn = 1
     interval = (0.0, 0.0, 0.0)
 
     @classmethod

@@ -71,16 +71,9 @@ class Bench:
     _kept: dict[bytes, Costs] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if len(self.text) < MIN_TOKENS:
-            raise UserError(
-                f"a text of {len(self.text)} tokens is too short to audit a scorer on; it needs "
-                f"{MIN_TOKENS}"
-            )
-        if not 0 <= int(self.text.min()) <= int(self.text.max()) < self.scorer.vocab_size:
-            raise UserError(
-                f"the text has tokens up to {self.text.max()}, the scorer knows "
-                f"{self.scorer.vocab_size}"
-            )
+        self._check("the text", self.text)
+        if self.later is not None:
+            self._check("the fresh text", self.later)
         if not 0 <= self.bos_id < self.scorer.vocab_size:
             raise UserError(
                 f"BOS is {self.bos_id} and the scorer knows tokens 0 to "
@@ -90,6 +83,17 @@ class Bench:
         self._start_s = self.clock()
         self._new = _copied(self.scorer)
         self.begin("")
+
+    def _check(self, name: str, ids: IntArray) -> None:
+        """Raise UserError for a text that is too short, or has tokens that the scorer has not."""
+        size = self.scorer.vocab_size
+        if len(ids) < MIN_TOKENS:
+            raise UserError(
+                f"{name} has {len(ids)} tokens, which is too short to audit a scorer on; it needs "
+                f"{MIN_TOKENS}"
+            )
+        if not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise UserError(f"{name} has tokens up to {ids.max()}, the scorer knows {size}")
 
     def begin(self, probe: str) -> None:
         """Give a probe random numbers of its own, whatever those before it have used."""
@@ -139,7 +143,7 @@ class Bench:
         """Return the scorer if it shows whole distributions."""
         return self.scorer if isinstance(self.scorer, RowScorer) else None
 
-    @property
+    @cached_property
     def words(self) -> IntArray:
         """Return all tokens but BOS, which decides where documents begin."""
         return np.setdiff1d(np.arange(self.scorer.vocab_size), [self.bos_id])
@@ -263,12 +267,16 @@ def _copied(scorer: Scorer) -> Callable[[], Scorer | None]:
     if again is not None:
         made: Callable[[], Scorer | None] = again
         return made
+    pristine = _copy(scorer)
+    return lambda: None if pristine is None else _copy(pristine)
+
+
+def _copy(scorer: Scorer) -> Scorer | None:
+    """Return a copy; None for what has pipes or locks, or is too large, which replay says."""
     try:
-        pristine = copy.deepcopy(scorer)
-    except (TypeError, AttributeError, NotImplementedError, RuntimeError, copy.Error):
-        # Pipes, locks and generators cannot be copied; the probe says so.
-        return lambda: None
-    return lambda: copy.deepcopy(pristine)
+        return copy.deepcopy(scorer)
+    except (TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError, copy.Error):
+        return None
 
 
 def exercise(ids: IntArray, tokens: int) -> IntArray:

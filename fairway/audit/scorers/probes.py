@@ -29,13 +29,13 @@ def audit_scorer(bench: Bench) -> list[Probe]:
     """Return what every probe found, replay first: its noise is the measure of the others.
 
     One clock holds for all. First every probe makes its least steps (with a budget of 0 whatever
-    they take), P1 last, since it asks most; then its usual ones; then, unless something was found,
+    they take), what asks most last; then its usual ones; then, unless something was found,
     all go on by turns until the budget or the questions are at an end. Last, the text is asked for
     once more.
     """
     bench.start()
     trials = [_begun(bench, kind) for kind in KINDS if kind.concerns(bench)]
-    for trial, work in sorted(trials, key=lambda pair: isinstance(pair[0], Substitution)):
+    for trial, work in sorted(trials, key=lambda pair: pair[0].turn):
         _least(bench, trial, work)
     for trial, work in trials:
         _usual(bench, trial, work)
@@ -83,4 +83,7 @@ def _go_on(bench: Bench, trials: Sequence[tuple[Trial, Iterator[None]]]) -> None
         if all(isinstance(trial, Replay) for trial, _ in going):
             return
         trial, work = min(going, key=lambda pair: pair[0].used_s / pair[0].share)
+        # A step that the budget does not hold is not begun.
+        if trial.used_s > trial.steps_made * bench.left_s:
+            return
         trial.make_step(work)

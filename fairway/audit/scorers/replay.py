@@ -13,6 +13,8 @@ from fairway.score.ledger import IntArray
 
 # Noise up to this leaves the audit open; what moves further is no noise.
 OPEN_NOISE_NATS = 0.1
+# Tokens may cost so much more, on average, when a text is a token shorter or longer.
+_EDGE_NATS = 0.1
 # So many totals in strictly falling or rising order are no noise either (2 of 40,320 orders).
 _TREND = 8
 
@@ -24,6 +26,7 @@ class Replay(Trial):
     rules = ("C1",)
     did = "scored one text again, between all other questions, and compared the costs (nats)"
     share, least, usual = 0.05, 2, 3
+    turn = 0
     totals: list[float]
     noisy = False
     started_anew = 0
@@ -93,7 +96,7 @@ class Replay(Trial):
     def passed(self) -> str:
         """Return what the noise was."""
         anew = (
-            f", {self.started_anew} times of a scorer started anew"
+            f", {self.started_anew} times of a scorer started anew or copied"
             if self.started_anew
             else "; the scorer can neither be copied nor started anew"
         )
@@ -112,6 +115,7 @@ class Coverage(Trial):
     rules = ("C4", "C2")
     did = "looked which tokens were scored, how often, and whether a cost is below zero"
     share, least, usual = 0.05, 1, 2
+    turn = 1
 
     def steps(self) -> Iterator[None]:
         """Look at the text, then at longer ones."""
@@ -198,6 +202,10 @@ class Wholes(Trial):
             if self.wrong:
                 return
         yield
+        self._edges()
+        if self.wrong:
+            return
+        yield
         whole = bench.costs(bench.text)
         if not np.array_equal(whole.index, np.arange(1, len(bench.text))):
             # Where a text ends may decide in which order its documents are scored.
@@ -211,6 +219,38 @@ class Wholes(Trial):
                 moved = moved_by(part.nats, whole.nats[: len(part.index)])
                 self.by_length = max(self.by_length, float(moved.max(initial=0.0)))
             yield
+
+    def _edges(self) -> None:
+        """Leave out the last tokens, or add some: no schedule over the text notices that much.
+
+        A scorer that knows the whole text again, or its length, does.
+        """
+        bench, text = self.bench, self.bench.text
+        more = np.concatenate([text, bench.draw.choice(bench.words, 3)])
+        for others in ([text[:-1], text[:-2], text[:-3]], [more[:-2], more[:-1], more]):
+            dearer = [self._dearer(ids) for ids in others]
+            self.samples += len(others)
+            if min(dearer) > _EDGE_NATS:
+                self.worst = min(dearer)
+                how = "shorter" if len(others[0]) < len(text) else "longer"
+                self.convict(
+                    f"tokens cost {self.worst:.2g} nats more each in a text that is a token {how}: "
+                    "the whole text, or its length, is known again"
+                )
+                return
+
+    def _dearer(self, ids: IntArray) -> float:
+        """Return by how much tokens cost more in another text, on average, for certain."""
+        costs, other = self.bench.costs(self.bench.text), scored(self.bench.scorer, ids)
+        nats = [np.full(len(self.bench.text) + 3, np.nan) for _ in range(2)]
+        for found, charged in zip(nats, (costs, other), strict=True):
+            found[charged.index] = charged.nats
+        with np.errstate(invalid="ignore"):
+            off = (nats[1] - nats[0])[1 : min(len(ids), len(self.bench.text))]
+        off = off[np.isfinite(off)]
+        if len(off) < 2:
+            return 0.0
+        return float(off.mean() - 5 * off.std(ddof=1) / len(off) ** 0.5)
 
     def _until(self, ids: IntArray, costs: Costs) -> None:
         """Ask for the score up to one token: it must cost what it costs in the whole."""

@@ -28,6 +28,7 @@ class Substitution(Trial):
     rules = ("C2", "C1")
     did = "put candidates at a place and summed exp(-cost) over the vocabulary (|sum - 1|)"
     share, least, usual = 0.35, 2, 12
+    turn = 3
 
     def steps(self) -> Iterator[None]:
         """Take sums on the text, and on texts in which habits form or that are longer."""

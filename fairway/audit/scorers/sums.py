@@ -105,18 +105,15 @@ class Place:
         words = self.bench.words
         asked = len(words)
         excess = math.fsum(math.exp(-self.cost_of(int(v))) for v in words) - 1.0
-        if excess <= self.allowed:
-            known = self._bos_decides_order()
-            with_bos = excess + math.exp(-self.cost_of(self.bench.bos_id))
-            if known:
-                # What BOS would have cost here cannot be asked: it is what is left.
-                return Sum(self.index, asked, max(excess, 0.0), with_bos=with_bos)
-            wrong = "" if abs(with_bos) <= self.allowed else _sentence(with_bos)
-            if wrong and self._next_beginning_known():
-                return Sum(self.index, asked, max(excess, 0.0), with_bos=with_bos)
-            return Sum(self.index, asked + 1, with_bos, wrong, with_bos=with_bos)
-        wrong = _sentence(excess)
-        return Sum(self.index, asked, excess, wrong)
+        if excess > self.allowed:
+            return Sum(self.index, asked, excess, _sentence(excess))
+        known = self._bos_decides_order()
+        with_bos = excess + math.exp(-self.cost_of(self.bench.bos_id))
+        wrong = "" if abs(with_bos) <= self.allowed else _sentence(with_bos)
+        if known or (wrong and self._next_beginning_known()):
+            # What BOS would have cost here cannot be asked: it is what is left.
+            return Sum(self.index, asked, max(excess, 0.0), with_bos=with_bos)
+        return Sum(self.index, asked + 1, with_bos, wrong, with_bos=with_bos)
 
     def _bos_decides_order(self) -> bool:
         """Return whether BOS here changes what is scored before it, such as the order.
@@ -174,8 +171,9 @@ class Place:
         if abs(excess) <= max(self.allowed, 5 * error) and error <= 0.02:
             return Sum(self.index, asked, excess)
         doubt = (
-            f"{asked} candidates leave the sum open: {1 + excess:.3f} +- {error:.3f}; to decide "
-            'it, the scorer must show whole distributions ("rows": true), or take a larger budget'
+            f"{asked} candidates leave the sum open: {1 + excess:.3f} +- {error:.3f}; for a "
+            f"vocabulary of {self.bench.scorer.vocab_size:,} the scorer must show whole "
+            'distributions ("rows": true), or the budget must be larger'
         )
         return Sum(self.index, asked, excess, doubt=doubt)
 

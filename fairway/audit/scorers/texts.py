@@ -82,7 +82,7 @@ class Pairs:
     followers: dict[int, IntArray]
     seen: IntArray
     share: FloatArray
-    words: int
+    words: IntArray
     bos_id: int
 
     @classmethod
@@ -92,9 +92,11 @@ class Pairs:
         for before, token in zip(text[:-1].tolist(), text[1:].tolist(), strict=True):
             if token != bos_id:
                 pairs.setdefault(before, []).append(token)
-        seen = text[text != bos_id]
-        words = vocab_size - (0 <= bos_id < vocab_size)
-        share = (1 - _SEEN) / words + _SEEN * np.bincount(seen, minlength=vocab_size) / len(seen)
+        words = np.setdiff1d(np.arange(vocab_size), [bos_id])
+        # A text of nothing but BOS has no words to go by.
+        seen = text[text != bos_id] if (text != bos_id).any() else words
+        counts = np.bincount(seen, minlength=vocab_size)
+        share = (1 - _SEEN) / len(words) + _SEEN * counts / len(seen)
         return cls({b: np.array(t) for b, t in pairs.items()}, seen, share, words, bos_id)
 
     def draw(self, start: IntArray, draw: np.random.Generator) -> tuple[IntArray, FloatArray]:
@@ -109,13 +111,9 @@ class Pairs:
             elif draw.random() < _SEEN:
                 found[t] = draw.choice(self.seen)
             else:
-                found[t] = self._any(draw)
+                found[t] = draw.choice(self.words)
             stakes[t] = -np.log(self._probability(int(found[t - 1]), int(found[t])))
         return found, stakes
-
-    def _any(self, draw: np.random.Generator) -> int:
-        token = int(draw.integers(self.words))
-        return token + (0 <= self.bos_id <= token)
 
     def _probability(self, before: int, token: int) -> float:
         after = self.followers.get(before)

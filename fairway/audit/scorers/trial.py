@@ -18,13 +18,14 @@ class Trial(ABC):
     """A probe. Its work is cut into steps, so that a clock can share the budget among probes.
 
     `least` steps are made in any case, `usual` ones if the budget lasts, more where the audit is
-    thorough. `share` is the part of the budget that it may take.
+    thorough. `share` is the part of the budget that it may take; who has a lower `turn` asks first.
     """
 
     name: str
     rules: tuple[str, ...]
     did: str
     share: float = 0.1
+    turn: int = 2
     least: int = 1
     usual: int = 1
 
