@@ -211,11 +211,10 @@ def longest_line(file: File, most_bytes: int) -> tuple[int, int]:
     with open_text(file, most_bytes) as stream:
         for _ in range(0, most_bytes, _BLOCK_BYTES):
             lines = stream.read(_BLOCK_BYTES).split(b"\n")
-            for at, line in enumerate(lines):
-                length = len(line) + (rest if at == 0 else 0)
-                if length > longest[1]:
-                    longest = number + at, length
-            rest = len(lines[-1]) + (rest if len(lines) == 1 else 0)
+            lengths = [len(lines[0]) + rest, *map(len, lines[1:])]
+            if max(lengths) > longest[1]:
+                longest = number + lengths.index(max(lengths)), max(lengths)
+            rest = lengths[-1]
             number += len(lines) - 1
     return longest
 
