@@ -9,6 +9,7 @@ import pytest
 from audit.hostile import HOSTILE
 from audit.record import Case
 
+from fairway.audit.records import folder as folder_module
 from fairway.audit.records.audit import audit_record
 from fairway.audit.records.fence import Reader
 from fairway.audit.records.telling import sentence, told
@@ -47,3 +48,31 @@ def test_a_log_is_read_whatever_its_encoding_and_ends_of_lines(kind: str, tmp_pa
     found = audit_record(folder)
     assert not [f for f in found.findings if f.severity != "note"]
     assert (found.facts["seeds"], found.facts["stages"]) == (plain["seeds"], plain["stages"])
+
+
+@pytest.mark.parametrize("kind", ["digits", "words", "blanks", "brackets", "namespace"])
+def test_a_line_that_is_not_read_to_its_end_is_told(kind: str, tmp_path: Path) -> None:
+    folder = Case().write(tmp_path)
+    HOSTILE[kind](folder)
+    found = {f.code: f for f in audit_record(folder).findings}["long-line"]
+    lines = (folder / "train_seed42.log").read_bytes().split(b"\n")
+    assert found.line is not None
+    assert found.value == f"{max(map(len, lines)):,} bytes"
+    assert len(lines[found.line - 1]) == max(map(len, lines))
+
+
+def test_the_longest_line_is_found_over_the_ends_of_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "_BLOCK_BYTES", 4)
+    (tmp_path / "a").write_bytes(b"ab\n\ncdefghijkl\nmn\nopqrst")
+    file = folder_module.open_file(tmp_path / "a").files[0]
+    assert folder_module.longest_line(file, 1_000) == (3, 10)
+    (tmp_path / "a").write_bytes(b"")
+    assert folder_module.longest_line(file, 1_000) == (1, 0)
+
+
+def test_of_files_with_one_name_the_outer_counts(tmp_path: Path) -> None:
+    folder = Case().write(tmp_path)
+    Case(claim={"val_bpb": 0.5}).write(folder / "a_reference")
+    assert audit_record(folder).facts["claims"]["bpb"] == pytest.approx(1.081, abs=1e-4)

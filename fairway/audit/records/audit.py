@@ -24,6 +24,7 @@ from fairway.audit.records.folder import (
     SCRIPT,
     File,
     Folder,
+    longest_line,
     open_file,
     open_folder,
     read_object,
@@ -32,7 +33,7 @@ from fairway.audit.records.folder import (
 from fairway.audit.records.logs import Log, read_runs
 from fairway.audit.records.runs import Runs, choose
 from fairway.audit.records.sources import check_sources
-from fairway.audit.records.work import LOG_BYTES, MOST_LOGS, MOST_OF_A_CODE, MOST_S, Work
+from fairway.audit.records.work import LOG_BYTES, MOST_LINE, MOST_LOGS, MOST_OF_A_CODE, MOST_S, Work
 from fairway.errors import UserError
 
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
@@ -160,6 +161,10 @@ def _logs(record: _Record) -> Iterator[Finding]:
             yield Finding("warning", "unreadable", str(error), file.name)
             continue
         record.logs += [log for log in logs if log.ran]
+        line, length = longest_line(file, most_bytes)
+        if length > MOST_LINE:
+            why = "a line so long is read at its beginning only"
+            yield Finding("note", "long-line", why, file.name, line, f"{length:,} bytes")
     record.facts["coverage"] = {log.shown: log.coverage.shares() for log in record.logs}
     if not record.logs:
         yield from _told(record, [Finding("warning", "no-log", "no training log could be found")])

@@ -25,6 +25,7 @@ _MOST_ENTRIES = 200_000
 MOST_JSON_BYTES = 4_000_000
 MOST_TEXT_BYTES = 4_000_000
 _MOST_DEPTH = 6
+_BLOCK_BYTES = 1 << 22
 # What every record has, which comes first where there are too many files to read.
 CLAIM, SCRIPT, README = "submission.json", "train_gpt.py", "readme.md"
 _TEXTS = (".log", ".py", ".txt", ".json", ".md", ".out")
@@ -58,8 +59,9 @@ class Folder:
     whole: bool = True
 
     def named(self, *names: str) -> list[File]:
-        """Return the files of these names (in lower case), wherever in the folder they lie."""
-        return [file for file in self.files if file.path.name.lower() in names]
+        """Return the files of these names (in lower case), those that lie deeper last."""
+        found = [file for file in self.files if file.path.name.lower() in names]
+        return sorted(found, key=lambda file: (file.name.count("/"), file.name))
 
     def ending(self, *suffixes: str) -> list[File]:
         """Return the files with these suffixes (in lower case)."""
@@ -201,6 +203,20 @@ def open_text(file: File, most_bytes: int) -> BinaryIO:
     with stream:
         data = stream.read(most_bytes)
     return io.BytesIO(decoded(data).encode() if wide else data.replace(b"\r", b"\n"))
+
+
+def longest_line(file: File, most_bytes: int) -> tuple[int, int]:
+    """Return the number and the bytes of the longest line in the beginning of a file."""
+    longest, number, rest = (1, 0), 1, 0
+    with open_text(file, most_bytes) as stream:
+        for _ in range(0, most_bytes, _BLOCK_BYTES):
+            lines = stream.read(_BLOCK_BYTES).split(b"\n")
+            lengths = [len(lines[0]) + rest, *map(len, lines[1:])]
+            if max(lengths) > longest[1]:
+                longest = number + lengths.index(max(lengths)), max(lengths)
+            rest = lengths[-1]
+            number += len(lines) - 1
+    return longest
 
 
 def decoded(data: bytes) -> str:

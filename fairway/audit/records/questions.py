@@ -333,6 +333,9 @@ QUESTIONS: dict[str, Question] = {
             "How many tokens and bytes were scored?",
         ),
         "long-log": ("a log longer than is read", _UNREAD, "Can the log be shortened?"),
+        "long-line": (
+            "a line longer than is read", _UNREAD, "Can the log be written in lines?",
+        ),
         "many-logs": ("more logs than are read", _UNREAD, "Which logs are claimed?"),
         "many-files": ("more files than are read", _UNREAD, "Which files are needed?"),
         "skipped": ("not a regular file", _UNREAD, "Is it needed?"),

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 MOST_S = 6.0
 MOST_LOGS = 50
 LOG_BYTES = 1 << 26
+# Longer lines of a log are told; a packed script in one line has 50,000 bytes at most.
+MOST_LINE = 1 << 16
 # Of one code; the rest of them is counted.
 MOST_OF_A_CODE = 200
 
