@@ -9,10 +9,10 @@ from audit.record import Case
 
 from fairway.audit.findings import Finding
 from fairway.audit.records.audit import audit_record
-from fairway.audit.records.events import Work
 from fairway.audit.records.flow import Flow
 from fairway.audit.records.order import check_order
 from fairway.audit.records.parse import parsed
+from fairway.audit.records.trees import Work
 
 HEAD = """
 import glob, math, os, copy

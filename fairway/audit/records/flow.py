@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fairway.audit.records.events import OverBudget
 from fairway.audit.records.expressions import Expressions, element
 from fairway.audit.records.methods import METHODS
 from fairway.audit.records.shown import Shown
-from fairway.audit.records.trees import called
+from fairway.audit.records.trees import OverBudget, called, short
 from fairway.audit.records.values import (
     COST,
     PATH,
@@ -66,7 +65,7 @@ class Flow(Expressions):
             self.block(tree.body)
             if not self.trainings and not self.scores:
                 self._roots(tree)
-        except OverBudget:
+        except (OverBudget, RecursionError):
             self.finished = False
 
     def _roots(self, tree: ast.Module) -> None:
@@ -290,7 +289,7 @@ class Flow(Expressions):
         whole = len(known) < 3 and isinstance(low, int) and isinstance(high, int)
         count = int(high) - int(low) if whole else None  # type: ignore[arg-type]
         start = str(low)
-        stop = _short(node.args[0 if len(known) == 1 else 1]) if len(known) < 3 else ""
+        stop = short(node.args[0 if len(known) == 1 else 1]) if len(known) < 3 else ""
         turns = frozenset(t for v in given for t in v.of(Turn))
         values = Value(turns) if turns else None
         if count is not None and count <= 0:
@@ -331,6 +330,7 @@ class Flow(Expressions):
         for base in node.bases:
             found = self.value(base)
             if isinstance(found.what, Kind):
+                self.work.spend(len(found.what.scope.names) + len(found.what.bases))
                 bases |= found.what.bases
                 inner.names |= found.what.scope.names
             name = base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
@@ -542,12 +542,6 @@ class Flow(Expressions):
 def _loaded(node: ast.expr) -> ast.expr:
     """Return a target as something that is read."""
     return node
-
-
-def _short(node: ast.expr) -> str:
-    """Return a short expression as text, or nothing."""
-    few = sum(1 for _ in zip(ast.walk(node), range(20), strict=False)) < 20
-    return ast.unparse(node) if few else ""
 
 
 def _ends(node: ast.expr) -> bool:
