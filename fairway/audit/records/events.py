@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from fairway.audit.records.trees import Work, short
 from fairway.audit.records.values import (
     COST,
     VAL,
@@ -70,23 +71,6 @@ class Sink:
     place: Place
     calls: tuple[int, ...]
     scores: tuple[Score, ...]
-
-
-class OverBudget(Exception):  # noqa: N818 - what is found, not what went wrong here
-    """A script that takes more steps than there are."""
-
-
-@dataclass(eq=False)
-class Work:
-    """Steps that are left, for all that look at one record."""
-
-    left: int
-
-    def spend(self, steps: int = 1) -> None:
-        """Take steps; OverBudget once none are left."""
-        self.left -= steps
-        if self.left < 0:
-            raise OverBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +149,7 @@ class Events:
         """Note that a loss was differentiated."""
         value = self._opened(value)
         if VAL in value.labels:
-            self.waiting.append(_Pending(self.place(node, _text(node)), value.labels))
+            self.waiting.append(_Pending(self.place(node, short(node)), value.labels))
 
     def _opened(self, value: Value) -> Value:
         """Return a sum with what was added to it."""
@@ -203,7 +187,7 @@ class Events:
         """Return a gradient that is given back: who adds it has trained."""
         if VAL not in loss.labels:
             return Value(loss.labels)
-        trained = self._train(self.place(node, _text(node)), loss.labels, set())
+        trained = self._train(self.place(node, short(node)), loss.labels, set())
         return Value(frozenset({trained}) if trained else frozenset())
 
     def forget(self, value: Value) -> None:
@@ -244,7 +228,7 @@ class Events:
         trained = frozenset(t.number for t in value.of(Trained))
         self.scores.append(
             Score(
-                self.place(node, _text(node)), self.clock, _pieces(value.labels),
+                self.place(node, short(node)), self.clock, _pieces(value.labels),
                 _cuts(value.labels), trained, tuple(self.guards), tuple(self.turns), value.labels,
                 tuple(self.calls),
             )
@@ -279,9 +263,3 @@ def _pieces(labels: Labels) -> frozenset[Slice]:
 
 def _cuts(labels: Labels) -> frozenset[Cut]:
     return frozenset(n for n in labels if isinstance(n, Cut))
-
-
-def _text(node: ast.AST) -> str:
-    """Return a short expression as text."""
-    few = sum(1 for _ in zip(ast.walk(node), range(60), strict=False)) < 60
-    return ast.unparse(node)[:120] if few else ""

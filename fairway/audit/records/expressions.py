@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fairway.audit.records.events import Events
+from fairway.audit.records.trees import short
 from fairway.audit.records.values import (
     COST,
     PATH,
@@ -385,10 +386,9 @@ def cuts(index: ast.expr) -> set[Cut]:
     found = set()
     for part in parts:
         if isinstance(part, ast.Slice):
-            if isinstance(part.lower, ast.Name | ast.Attribute):
-                found.add(Cut("from", ast.unparse(part.lower)))
-            if isinstance(part.upper, ast.Name | ast.Attribute):
-                found.add(Cut("upto", ast.unparse(part.upper)))
+            for side, end in (("from", part.lower), ("upto", part.upper)):
+                if isinstance(end, ast.Name | ast.Attribute):
+                    found.add(Cut(side, short(end, 20)))
     return found
 
 
@@ -416,7 +416,7 @@ def is_log2(node: ast.expr) -> bool:
 
 def _at(position: Position, operator: ast.cmpop, other: object, node: ast.expr) -> bool | None:
     """Return what a comparison of a loop's variable gives in its first or last turn."""
-    text = ast.unparse(node) if not isinstance(node, ast.Call) else ""
+    text = short(node, 20)
     at_start = isinstance(other, Known) and str(other.value) == position.start
     ends = {f"{position.stop} - 1", position.stop.removesuffix(" + 1")} - {position.stop}
     at_end = bool(position.stop) and text.strip("()") in ends

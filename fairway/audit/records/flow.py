@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fairway.audit.records.events import OverBudget
 from fairway.audit.records.expressions import Expressions, element
 from fairway.audit.records.methods import METHODS
 from fairway.audit.records.shown import Shown
+from fairway.audit.records.trees import OverBudget, called, short
 from fairway.audit.records.values import (
     COST,
     PATH,
@@ -41,6 +41,7 @@ from fairway.audit.records.values import (
 # Calls inside one another that are followed, and how often one function may be in them.
 _MOST_CALLS = 14
 _MOST_SAME = 2
+_RANGES = ("range", "trange")
 # Functions that start a script.
 _STARTS = re.compile(r"^_?(main|run|start|entry|train_and_eval|evaluate_all)", re.IGNORECASE)
 
@@ -64,7 +65,7 @@ class Flow(Expressions):
             self.block(tree.body)
             if not self.trainings and not self.scores:
                 self._roots(tree)
-        except OverBudget:
+        except (OverBudget, RecursionError):
             self.finished = False
 
     def _roots(self, tree: ast.Module) -> None:
@@ -278,22 +279,19 @@ class Flow(Expressions):
 
     def _turns_of(self, node: ast.expr) -> tuple[Value | None, list[Position]]:
         """Return what a loop goes over (None for numbers), and its first and last turn."""
-        start, stop, count = "0", "", None
-        values: Value | None = self.value(node)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            arguments = node.args
-            if node.func.id in ("range", "trange") and arguments:
-                bounds = [self.value(n).what for n in arguments]
-                known = [b.value if isinstance(b, Known) else None for b in bounds]
-                low = 0 if len(known) == 1 else known[0]
-                high = known[0] if len(known) == 1 else known[1]
-                if isinstance(low, int) and isinstance(high, int) and len(known) < 3:
-                    count = high - low
-                start = str(low)
-                if len(known) < 3:
-                    stop = ast.unparse(arguments[0 if len(known) == 1 else 1])
-                turns_in = values.of(Turn) if values else set()
-                values = None if not turns_in else Value(frozenset(turns_in))
+        if not isinstance(node, ast.Call) or not node.args or called(node) not in _RANGES:
+            both = [Position(True, False), Position(False, True)]
+            return self.value(node), both
+        given = [self.value(n) for n in node.args]
+        known = [v.what.value if isinstance(v.what, Known) else None for v in given]
+        low = 0 if len(known) == 1 else known[0]
+        high = known[0] if len(known) == 1 else known[1]
+        whole = len(known) < 3 and isinstance(low, int) and isinstance(high, int)
+        count = int(high) - int(low) if whole else None  # type: ignore[arg-type]
+        start = str(low)
+        stop = short(node.args[0 if len(known) == 1 else 1]) if len(known) < 3 else ""
+        turns = frozenset(t for v in given for t in v.of(Turn))
+        values = Value(turns) if turns else None
         if count is not None and count <= 0:
             return values, []
         if count == 1:
@@ -332,12 +330,13 @@ class Flow(Expressions):
         for base in node.bases:
             found = self.value(base)
             if isinstance(found.what, Kind):
+                self.work.spend(len(found.what.scope.names) + len(found.what.bases))
                 bases |= found.what.bases
                 inner.names |= found.what.scope.names
             name = base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
             bases.add(name)
         kind = Kind(node, inner, frozenset(bases))
-        inner.kind_is_model = kind.is_model
+        inner.kind_is_model, inner.kind_is_optimiser = kind.is_model, kind.is_optimiser
         outer, self.scope = self.scope, inner
         try:
             self.block(node.body)
@@ -388,24 +387,24 @@ class Flow(Expressions):
         """Return what a call gives."""
         name, receiver = self._callee(node)
         arguments, named = self._arguments(node)
-        method = METHODS.get(name)
-        if method is not None:
-            found = method(self, node, receiver, arguments, named)
-            if found is not None:
-                return found
         function = receiver
         if isinstance(node.func, ast.Attribute):
             function = self.attribute(receiver, name)
         if isinstance(function.what, Callee) and not self._is_forward(function.what):
             return self.run(node, function.what, arguments, named)
+        method = METHODS.get(name)
+        if method is not None:
+            found = method(self, node, receiver, arguments, named)
+            if found is not None:
+                return found
         if isinstance(function.what, Kind):
             return self.made(node, function.what, arguments, named)
         return self._unknown(name, receiver, arguments, named)
 
     def _is_forward(self, callee: Callee) -> bool:
-        """Return whether a function is a method of a model that trains nothing itself."""
+        """Return whether a method belongs to a model or an optimiser and trains nothing itself."""
         if not callee.bound or not callee.scope.kind_is_model:
-            return False
+            return callee.scope.kind_is_optimiser and bool(callee.bound)
         if callee.node not in self.training_inside:
             self.training_inside[callee.node] = any(
                 isinstance(n, ast.Attribute) and n.attr in ("backward", "grad")

@@ -16,8 +16,8 @@ from fairway.audit.records.values import (
     Callee,
     Held,
     Items,
-    Kind,
     Known,
+    Summed,
     Switch,
     Trained,
     Turn,
@@ -45,16 +45,6 @@ def _given(arguments: list[Value], named: dict[str, Value]) -> Value:
     return Value(union([*arguments, *named.values()]))
 
 
-def _own_method(flow: Expressions, receiver: Value, name: str) -> bool:
-    """Return whether a class of the script has this method, and is no module or optimiser."""
-    for held in receiver.of(Held):
-        kind = flow.parts.get(held, {}).get("__class__")
-        if kind is not None and isinstance(kind.what, Kind):
-            found = kind.what.scope.names.get(name)
-            return found is not None and not kind.what.is_model
-    return False
-
-
 # ---------------------------------------------------------------------------------------------
 # Training
 
@@ -72,8 +62,6 @@ def _backward(flow, node, receiver, arguments, named):  # type: ignore[no-untype
 @_for("step")
 def _step(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
     """`optimizer.step()`, also with a closure, or through a scaler."""
-    if _own_method(flow, receiver, "step"):
-        return None
     for argument in [*arguments, *named.values()]:
         if isinstance(argument.what, Callee):
             flow.run(node, argument.what, [], {})
@@ -123,8 +111,6 @@ def _add_into(flow, node, receiver, arguments, named):  # type: ignore[no-untype
 
 @_for("append", "extend", "appendleft", "put", "insert")
 def _append(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
-    if _own_method(flow, receiver, getattr(node.func, "attr", "")):
-        return None
     source = flow.with_training(_given(arguments, named))
     if VAL in source.labels and COST in source.labels:
         grown = flow.added(node, receiver, source)
@@ -141,9 +127,10 @@ def _append(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-
 )  # fmt: skip
 def _reset(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
     value = receiver if receiver.of(Held) else _given(arguments, named)
-    if _own_method(flow, receiver, getattr(node.func, "attr", "")):
-        return None
     flow.forget(value)
+    value = value.without(Summed)
+    if isinstance(node.func, ast.Attribute):
+        flow.rebind(node.func.value, value)
     return value
 
 
@@ -193,8 +180,6 @@ def _path(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-de
 @_for("next", "next_batch", "popleft", "pop", "get_batch")
 def _next(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
     """The next of something: other tokens in every turn."""
-    if _own_method(flow, receiver, getattr(node.func, "attr", "")):
-        return None
     labels = receiver.labels | _given(arguments, named).labels
     if PATH in labels:
         labels = labels - {PATH} | {VAL}
@@ -360,6 +345,4 @@ def _itself(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-
     """What changes the form of something and gives it back."""
     if not isinstance(node.func, ast.Attribute):
         return METHODS["int"](flow, node, receiver, arguments, named)
-    if _own_method(flow, receiver, node.func.attr):
-        return None
     return Value(receiver.labels)

@@ -66,12 +66,22 @@ _Found = tuple[str, str, int, str]
 
 def _statements(text: str, line: int) -> Iterator[_Statement]:
     """Yield the statements of a program with their lines; comments are left out."""
-    text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL)
-    text = re.sub(r"//[^\n]*", "", text)
+    text = re.sub(r"//[^\n]*", "", _without_comments(text))
     for part in re.split(r"(?<=[;{}])", text):
         lead = len(part) - len(part.lstrip())
-        yield line + part.count("\n", 0, lead), part.strip()[:_MOST_STATEMENT]
+        # Patterns take the square of a run of blanks, or of the letters of one word.
+        short = re.sub(r"\w{80,}", "_", re.sub(r"\s+", " ", part.strip()[:_MOST_STATEMENT]))
+        yield line + part.count("\n", 0, lead), short
         line += part.count("\n")
+
+
+def _without_comments(text: str) -> str:
+    """Return a program without its comments of many lines, which keep their line ends."""
+    parts, at = [], 0
+    while (start := text.find("/*", at)) >= 0 and (end := text.find("*/", start + 2)) >= 0:
+        parts += [text[at:start], "\n" * text.count("\n", start, end)]
+        at = end + 2
+    return "".join(parts) + text[at:]
 
 
 def _hashed(statements: list[_Statement]) -> Iterator[_Found]:

@@ -12,13 +12,13 @@ from fairway.audit.findings import Finding, Severity
 from fairway.audit.records.events import Events, Score, Training
 
 _WHY = {
-    "val-training": (
-        "validation tokens are trained on before the first of them is scored: the text is "
-        "learned, then scored"
-    ),
     "last-epoch": (
         "the same tokens are trained on in one pass and scored in a later one: only a score from "
         "before the first pass counts"
+    ),
+    "val-training": (
+        "validation tokens are trained on before the first of them is scored: the text is "
+        "learned, then scored"
     ),
     "slot": (
         "values are fitted to the targets of a window, then the same window is scored with them"

@@ -1,6 +1,7 @@
 """Did a part of a script run? Its logs show what it prints, and nothing else prints that."""
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from dataclasses import dataclass, field
 # A text that stands for a part must have so many letters, and at most so many texts are looked for.
 _LEAST_LETTERS = 6
 _MOST_TEXTS = 40
+# Texts that are looked for in all logs of a record: a millisecond each.
+_MOST_SEARCHES = 400
 # Statements that are looked at for what they print.
 _MOST_NODES = 5_000
 _PRINTS = re.compile(r"^_?(print|log|info|debug|warning|write|master_print|print_rank|say)", re.I)
@@ -29,6 +32,7 @@ class Shown:
     source: str
     functions: dict[str, ast.AST] = field(default_factory=dict)
     found: dict[int, str | None] = field(default_factory=dict)
+    lines: dict[str, str | None] = field(default_factory=dict)
 
     def where(self, body: list[ast.stmt]) -> str | None:
         """Return 'file:line' of a log that shows that statements ran, '' if none does.
@@ -44,18 +48,26 @@ class Shown:
 
     def _where(self, body: list[ast.stmt]) -> str | None:
         looked = False
-        for number, text in enumerate(self._texts(body)):
-            if number >= _MOST_TEXTS:
-                break
-            looked = True
-            for log in self.logs:
-                line = _line_of(text, log.text)
-                if line:
-                    return f"{log.name}:{line}"
+        for text in itertools.islice(self._texts(body), _MOST_TEXTS):
+            where = self._searched(text)
+            if where:
+                return where
+            looked = looked or where == ""
         return "" if looked else None
 
+    def _searched(self, text: str) -> str | None:
+        """Return where a log holds a text, '' if none does; None if other parts print it too."""
+        if text not in self.lines:
+            if len(self.lines) >= _MOST_SEARCHES:
+                return None
+            self.lines[text] = None
+            if self.source.count(text) == 1:
+                found = ((log.name, _line_of(text, log.text)) for log in self.logs)
+                self.lines[text] = next((f"{name}:{n}" for name, n in found if n), "")
+        return self.lines[text]
+
     def _texts(self, body: list[ast.stmt]) -> Iterator[str]:
-        """Yield what statements print, and the functions that they call, if nothing else does."""
+        """Yield what statements print, and the functions that they call."""
         waiting: list[ast.AST] = list(body)
         seen: set[str] = set()
         nodes = 0
@@ -69,7 +81,7 @@ class Shown:
                 name = _name(node)
                 if _PRINTS.match(name) and node.args:
                     text = _longest(node.args[0])
-                    if text and self.source.count(text) == 1:
+                    if text:
                         yield text
                 elif name in self.functions and name not in seen and len(seen) < 20:
                     seen.add(name)

@@ -10,7 +10,6 @@ from typing import Any
 from fairway.audit.findings import Finding
 from fairway.audit.records.constants import MOST_BYTES
 from fairway.audit.records.counts import check_bytes_of_pieces
-from fairway.audit.records.events import OverBudget, Work
 from fairway.audit.records.flow import Flow
 from fairway.audit.records.folder import File, Folder, read_text
 from fairway.audit.records.logs import Log
@@ -18,7 +17,7 @@ from fairway.audit.records.native import check_native
 from fairway.audit.records.order import check_order
 from fairway.audit.records.shown import LogText, Shown
 from fairway.audit.records.syntax import patterns
-from fairway.audit.records.trees import Script
+from fairway.audit.records.trees import OverBudget, Script, Work
 from fairway.audit.records.unwrap import MOST_PARSED, unwrap
 from fairway.errors import UserError
 from fairway.files import read_bytes
@@ -38,6 +37,7 @@ _README_BYTES, _README_LINES = 1_000_000, 20_000
 _ASSIGNED = re.compile(
     r"(?<![\w$./{-])([A-Z][A-Z0-9_]{2,60})=(\"[^\"\n]*\"|'[^'\n]*'|[\w.+-]+)(?=[\s\\;&|`]|$)"
 )
+_NATIVE_CHARS = 300_000
 _NATIVE = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".cxx")
 # Scripts that make training and validation data.
 _PREPARES = re.compile(
@@ -97,9 +97,21 @@ def check_sources(
         yield Finding(
             "note", "syntax", "the scripts are too deep: tables of bytes were not checked"
         )
-    for file in folder.ending(*_NATIVE)[:_MOST_SCRIPTS]:
-        yield from check_native(read_text(file), file.name)
+    yield from _native(folder)
     return texts
+
+
+def _native(folder: Folder) -> Iterator[Finding]:
+    """Yield what is found in programs in C and its kin."""
+    left = _NATIVE_CHARS
+    for file in folder.ending(*_NATIVE):
+        if left <= 0:
+            why = f"of all programs in C together {_NATIVE_CHARS:,} characters are read"
+            yield Finding("note", "syntax", why, file.name)
+            return
+        text = read_text(file, left)
+        left -= len(text)
+        yield from check_native(text, file.name)
 
 
 def _used(main: Sequence[_Read], scripts: Sequence[_Read]) -> list[_Read]:

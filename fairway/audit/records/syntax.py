@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 from fairway.audit.findings import Finding
 from fairway.audit.records.counts import check_val_docs
-from fairway.audit.records.events import OverBudget
 from fairway.audit.records.native import check_native
 from fairway.audit.records.peeks import check_peeks
 from fairway.audit.records.spreading import check_spreading
-from fairway.audit.records.trees import Script, called
+from fairway.audit.records.trees import OverBudget, Script, called
 
 _INSTALLS = re.compile(r"\b(apt(-get)?\s+install|pip3?\s+install|conda\s+install)\b")
 _FETCHES = re.compile(r"\b(curl|wget)\s+\S*(https?:|-)")
@@ -24,6 +23,8 @@ _NETWORK = (
 _SHELLS = ("os.system", "os.popen", "subprocess.")
 # Strings that may be a program of their own: shorter ones are none.
 _LEAST_PROGRAM = 200
+# A character of them takes as long as so many nodes of a tree.
+_STEPS_A_CHAR = 8
 
 
 def patterns(script: Script) -> Iterator[Finding]:
@@ -46,6 +47,7 @@ def _programs(script: Script) -> Iterator[Finding]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value
             if len(text) >= _LEAST_PROGRAM and ";" in text and "{" in text:
+                script.work.spend(_STEPS_A_CHAR * len(text))
                 yield from check_native(text, script.file, node.lineno)
 
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from fairway.audit.records.events import Work
-
 # Nodes of an expression that is shown; longer ones take a place, not a text.
 _MOST_SHOWN = 150
 # Parts of a dotted name that are looked at.
@@ -20,6 +18,23 @@ TARGET = re.compile(
 COST = re.compile(r"(nll|logp|log_p|log_prob|logprob|_lp|^lp)", re.IGNORECASE)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class OverBudget(Exception):  # noqa: N818 - what is found, not what went wrong here
+    """A script that takes more steps than there are."""
+
+
+@dataclass(eq=False)
+class Work:
+    """Steps that are left, for all that look at one record."""
+
+    left: int
+
+    def spend(self, steps: int = 1) -> None:
+        """Take steps; OverBudget once none are left."""
+        self.left -= steps
+        if self.left < 0:
+            raise OverBudget
 
 
 @dataclass(eq=False)
@@ -92,8 +107,18 @@ class Script:
 
     def shown(self, node: ast.AST) -> str:
         """Return an expression as text, or nothing if it is long."""
-        few = sum(1 for _ in itertools.islice(self.walk(node), _MOST_SHOWN)) < _MOST_SHOWN
-        return ast.unparse(node)[:120] if few else ""
+        self.work.spend(_MOST_SHOWN)
+        return short(node, _MOST_SHOWN)
+
+
+def short(node: ast.AST, most: int = 60) -> str:
+    """Return an expression of at most so many parts as text, or nothing."""
+    if sum(1 for _ in itertools.islice(ast.walk(node), most)) >= most:
+        return ""
+    try:
+        return ast.unparse(node)[:120]
+    except RecursionError:
+        return ""
 
 
 def called(node: ast.Call) -> str:

@@ -22,6 +22,7 @@ MOST_PARSED = 450_000
 _LEAST_CHARS = 40
 _PYTHON = re.compile(r"^\s*(import|from|def|class|@|if|for|with|try)\b", re.MULTILINE)
 # What a script does that is no wrapper.
+_RUNS = re.compile(r"\b(exec|eval|runpy|importlib|marshal|pickle|getattr|__import__)\b")
 _TRAINS = re.compile(r"\.backward\(|\.step\(|class \w+\((\w+\.)*Module\)")
 
 
@@ -72,7 +73,7 @@ def unwrap(
             stopped = str(error)
         inner = _inner(values, {layer.source for layer in layers})
         if inner is None:
-            return Unwrapped(tuple(layers), stopped or _unread(values, source))
+            return Unwrapped(tuple(layers), _unread(values, source, stopped))
         left -= len(inner)
         source = inner
 
@@ -89,10 +90,12 @@ def _inner(values: Constants, known: set[str]) -> str | None:
     return None
 
 
-def _unread(values: Constants, source: str) -> str:
+def _unread(values: Constants, source: str, stopped: str) -> str:
     """Return in words what a wrapper executes that could not be followed, or nothing."""
-    if _TRAINS.search(source):
+    if _TRAINS.search(source) or not _RUNS.search(source):
         return ""
+    if stopped:
+        return stopped
     if values.refused:
         return values.refused
     if values.unread:

@@ -201,6 +201,7 @@ class Scope:
     function: str = ""
     guards: int = 0
     kind_is_model: bool = False
+    kind_is_optimiser: bool = False
 
     def get(self, name: str) -> Value | None:
         """Return what a name stands for, here or further out."""
