@@ -230,12 +230,14 @@ def _evaluation(log: Log) -> Iterator[Finding]:
     if total is None and final is not None and final.seconds is not None:
         place = final.bpb
         total = Number(final.seconds, place.file, place.line, place.text)
-    if total is None:
-        return
-    if total.value > BUDGET_S:
+    if total is not None and total.value > BUDGET_S:
         why = f"evaluation took longer than {BUDGET_S:.0f} s"
         yield of("invalid", "eval-time", why, total, f"{total.value:.1f} s")
         return
+    if not scored:
+        return
+    # A mixture's own line may have no time: that of the evaluation around it stands beside.
+    total = total or scored[-1].bpb
     all_s = sum({stage.name: stage.seconds or 0.0 for stage in scored}.values())
     packed_s = sum(
         {s.name: s.seconds or 0.0 for s in scored if not _BEFORE.search(s.name)}.values()

@@ -192,7 +192,10 @@ def _denominator(final: Stage, loss: float, tokens: Number, sure: bool) -> Findi
     if math.isclose(ratio, near[0], rel_tol=1.5e-3):
         return of("invalid", "denominator", near[1], final.bpb, value) if near[1] else None
     if ratio > _TOO_MANY:
-        why = f"more bytes are behind this score than the validation text has ({TEXT_BYTES:,})"
+        why = (
+            f"more bytes are behind this score than the validation text has ({TEXT_BYTES:,}): they "
+            "are counted wrongly, or it is another text"
+        )
         return of("invalid" if sure else "warning", "denominator", why, final.bpb, value)
     if ratio < 0.9:
         why = f"only {ratio:.1%} of the bytes of the validation text ({TEXT_BYTES:,}) were scored"

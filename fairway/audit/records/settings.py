@@ -44,6 +44,21 @@ _MEASURED = re.compile(
     re.IGNORECASE,
 )
 _MOST_PAIRS = 200
+# Without one of these a line has no value; a list's head may be a word of its kind alone.
+_MARKS = (
+    ":",
+    "=",
+    "|",
+    "\u2502",
+    "{",
+    "ypar",
+    "etting",
+    "onfig",
+    "rgument",
+    "nviron",
+    "ARG",
+    "CONF",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,8 @@ class SettingsReader:
 
     def read(self, text: str, line: int, preamble: bool) -> list[Setting]:
         """Return the settings of a line; pairs without a list count only in the preamble."""
+        if not self.inside and not any(mark in text for mark in _MARKS):
+            return []
         if self.begins(text):
             self._open("{" if text.rstrip().endswith("{") else "list")
             return []
