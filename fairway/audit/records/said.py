@@ -84,7 +84,7 @@ _NO_SCORE = re.compile(
     r"reference|champion|prev|static|clean|ours|record|penalty|degrad)",
     re.IGNORECASE,
 )
-_OF_MANY = re.compile(r"\b(mean|average|avg|std|overall)\b", re.IGNORECASE)
+_OF_MANY = re.compile(r"\b(mean|average|avg|std|overall)\b|\b(mean|avg|std)_", re.IGNORECASE)
 _RUNNING = re.compile(r"^(running|run|cum|cumulative|avg|rolling|bb|rb)[_.]?", re.IGNORECASE)
 _PROGRESS = re.compile(r"\d\s?/\s?\d|\d%|\b(chunk|batch|epoch|window|step|iter)s?\b\W{0,3}\d", re.I)
 _LOSS = re.compile(rf"(?:val_loss|\bloss)\b{_IS}{_FLOAT}", re.IGNORECASE)
@@ -117,7 +117,7 @@ def _score(
         return []
     plain = key.lower() in _PLAIN
     label = _label(text[: min(match.start(), loss.start() if loss else match.start())])
-    if _OF_MANY.search(f"{label} {key}".replace("_", " ")):
+    if _OF_MANY.search(f"{label} {key}"):
         return []
     running = bool(_RUNNING.match(key) or _PROGRESS.search(text[: match.start()]))
     if not plain:
@@ -201,6 +201,7 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("seed", "seed", rf"\bseed[:=]{_INT}\s*$"),
         ("code bytes", "code", rf"code(?:[ _]size|_bytes|[ _]bytes){_IS}{_INT}\s?(?:bytes)?(?!\.)"),
         ("total bytes", "submission", rf"submission size[^:=]{{0,60}}[:=]\s{{0,5}}{_INT}"),
+        ("total bytes", "submission", rf"submission{_IS}{_INT}\s?bytes"),
         ("total bytes", "submission_", rf"\b(?:total_)?submission_bytes(?:_total)?{_IS}{_INT}"),
         ("total bytes", "artifact", rf"\bartifact{_OF_BYTES}{_IS}{_INT}\s?(?:bytes|B\b|$)"),
         ("total bytes", "size", rf"\bsize check\D{{0,20}}{_INT}\s?/\s?[\d,_]{{4,15}}"),
