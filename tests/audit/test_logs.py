@@ -30,6 +30,10 @@ SETTINGS = {
     "a list": "Hyperparameters:\n" + "".join(f"  {n}: {v}\n" for n, v in ITEMS),
     "a value that is empty": "Hyperparameters:\n  data_note:\n"
     + "".join(f"  {n}: {v}\n" for n, v in ITEMS),
+    "a line of another process in between": "[rank0]: Hyperparameters:\n"
+    + "[rank7]: NCCL INFO Connected all rings\n".join(f"[rank0]:   {n}: {v}\n" for n, v in ITEMS),
+    "an empty value after a time": "1776142719.400 Hyperparameters:\n1776142719.4   eval_path: \n"
+    + "".join(f"1776142719.401   {n}: {v}\n" for n, v in ITEMS),
     "blank lines and rules": "=== Hyperparameters ===\n\n----\n"
     + "".join(f"  {n}: {v}\n" for n, v in ITEMS),
     "equals signs": "Configuration:\n" + "".join(f"{n} = {v}\n" for n, v in ITEMS),
@@ -48,6 +52,9 @@ SETTINGS = {
     "a dictionary": "config: {" + ", ".join(f"'{n}': {v}" for n, v in ITEMS) + "}\n",
     "one line of JSON": "{" + ", ".join(f'"{n}": "{v}"' for n, v in ITEMS) + "}\n",
     "JSON over lines": "config = {\n" + "".join(f'    "{n}": {v},\n' for n, v in ITEMS) + "}\n",
+    "JSON with a list over lines": 'config = {\n    "steps": [\n'
+    + "".join(f"      {n},\n" for n in range(9)) + "    ],\n"
+    + "".join(f'    "{n}": {v},\n' for n, v in ITEMS) + "}\n",
     "a Namespace": "Namespace(" + ", ".join(f"{n}={v}" for n, v in ITEMS) + ", x='a b')\n",
     "a class of settings": "TrainConfig(" + ", ".join(f"{n}={v}" for n, v in ITEMS) + ")\n",
     "pairs": " ".join(f"{n}:{v}" for n, v in ITEMS[:2]) + "\n"

@@ -246,6 +246,16 @@ CASES: dict[str, tuple[Callable[[Case], object], dict[str, str]]] = {
         ] + [setattr(c, "shipped_bytes", 20_000)],
         {},
     ),
+    "names of runs that hold the seed": (
+        lambda c: [
+            c.settings.update({s: {"exp": f"best-{s}-a", "s": str(s)} for s in (42, 314, 999)}),
+            setattr(c, "script", SCRIPT + "exp = s = 1\n"),
+        ],
+        {},
+    ),
+    "evaluations that together take too long": (
+        lambda c: setattr(c, "eval_s", 550.0), {"eval-sum": "warning"},
+    ),
     "work before the clock starts": (
         lambda c: c.before.update(
             {42: "ngram_tilt:precompute_outside_timer_done elapsed=168.20s total_targets=9\n"}

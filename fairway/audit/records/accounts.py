@@ -13,6 +13,8 @@ LIMIT_BYTES = 16_000_000
 BUDGET_S = 600.0
 # A run notices the end of its budget after the step that crosses it.
 _LAST_STEP_S = 1.0
+# Who is so much over it, and does not say on what, may have run on fewer processes.
+_MUCH = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +143,12 @@ def _models(logs: Sequence[Log], shipped: Shipped) -> Iterator[Finding]:
 def check_times(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
     """Yield what took longer than a record may; what competes for no budget gets notes."""
     for log in logs:
-        world = log.processes or claims.accelerators or 8
+        known = log.processes or claims.accelerators
+        world = known or 8
         aside = "not a record's track" if claims.unlimited else ""
         aside = aside or (f"on {world} processes, not 8" if world != 8 else "")
         for finding in _times(log):
-            if aside and finding.severity != "note":
-                finding = replace(finding, severity="note", why=f"{finding.why} ({aside})")
-            yield finding
+            yield _on(finding, aside, known is not None)
         if not claims.unlimited and world < 8:
             yield from _on_eight(log, world)
     stated = claims.numbers.get("eval seconds")
@@ -155,6 +156,17 @@ def check_times(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
         grave: Severity = "warning" if (claims.accelerators or 8) == 8 else "note"
         why = f"the claim itself states an evaluation of more than {BUDGET_S:.0f} s"
         yield of(grave, "eval-time", why, stated)
+
+
+def _on(finding: Finding, aside: str, known: bool) -> Finding:
+    """Return a finding about time as grave as what is known of the machine allows."""
+    if aside and finding.severity != "note":
+        return replace(finding, severity="note", why=f"{finding.why} ({aside})")
+    seconds = float(finding.value.split()[0]) if finding.value.endswith(" s") else 0.0
+    if finding.severity == "invalid" and not known and seconds > _MUCH * BUDGET_S:
+        why = f"{finding.why} (on how many processes is not said)"
+        return replace(finding, severity="warning", why=why)
+    return finding
 
 
 def _on_eight(log: Log, world: int) -> Iterator[Finding]:
@@ -218,12 +230,14 @@ def _evaluation(log: Log) -> Iterator[Finding]:
     if total is None and final is not None and final.seconds is not None:
         place = final.bpb
         total = Number(final.seconds, place.file, place.line, place.text)
-    if total is None:
-        return
-    if total.value > BUDGET_S:
+    if total is not None and total.value > BUDGET_S:
         why = f"evaluation took longer than {BUDGET_S:.0f} s"
         yield of("invalid", "eval-time", why, total, f"{total.value:.1f} s")
         return
+    if not scored:
+        return
+    # A mixture's own line may have no time: that of the evaluation around it stands beside.
+    total = total or scored[-1].bpb
     all_s = sum({stage.name: stage.seconds or 0.0 for stage in scored}.values())
     packed_s = sum(
         {s.name: s.seconds or 0.0 for s in scored if not _BEFORE.search(s.name)}.values()

@@ -95,14 +95,16 @@ def _epochs(log: Log) -> Iterator[Finding]:
         after = final.bpb.line > last.place.line
         later = [s for s in log.stages if s.bpb.line > last.place.line and not s.running]
         value = f"{last.place.text}; then {final.bpb.file}:{final.bpb.line} {final.bpb.text}"
-        grave: Severity = "invalid" if log.claimed is not None else "warning"
+        # A log that says it scores first may count its epochs after that.
+        sure = log.claimed is not None and "score first" not in log.numbers
+        grave: Severity = "invalid" if sure else "warning"
         if after and _score_themselves(epochs):
             why = (
                 f"of {last.epoch} epochs over the text the last one is scored: every token by a "
                 "model that learned it in those before (C3)"
             )
             yield of(grave, "last-epoch", why, last.place, value)
-        elif after and log.claimed is not None:
+        elif after and sure:
             why = (
                 f"the model learns the validation text for {last.epoch} epochs before the score "
                 "that is claimed: every token is scored by a model that has seen it (C3)"

@@ -18,7 +18,7 @@ from fairway.audit.records.said import Number
 _MOST_NAMES, _MOST_READ = 2_000, 1 << 22
 # Settings that may differ between runs of one configuration: places, and what is printed or kept.
 _OWN = re.compile(
-    r"(^|_)(seed|run_id|rank|local_rank|path|paths|dir|dirs|file|files|logfile|name|host|port|"
+    r"(^|_)(seed|id|run_id|rank|local_rank|path|paths|dir|dirs|file|files|logfile|name|host|port|"
     r"is_main_process|date|time|device|world_size|grad_accum_steps|log|every|verbose|debug|wandb|save|"
     r"profile|git|commit|pid|job|node|nproc|threads|workers|cache|tag|note|exp|ckpt|checkpoint|resume|"
     r"artifact|eval_only|train_only|skip_training|max_memory|hostname|uuid|timestamp|experiment|stdout|"
@@ -62,6 +62,8 @@ def _setting(first: Log, log: Log, name: str, listed: bool) -> Iterator[Finding]
     a, b = (one.settings.get(name) for one in (first, log))
     if a == b or "/" in (a or "") + (b or "") or _same_value(a, b):
         return
+    if a and b and _without_seed(a, first) == _without_seed(b, log):
+        return
     line = log.setting_lines.get(name)
     value = f"{name}: {a} in {first.shown}, {b} in {log.shown}"
     if a is None or b is None:
@@ -78,6 +80,12 @@ def _setting(first: Log, log: Log, name: str, listed: bool) -> Iterator[Finding]
         used = not of_evaluation or (log.claimed and of_evaluation[1] in log.claimed.name.lower())
         grave: Severity = "invalid" if listed and used else "warning"
         yield Finding(grave, "mixed-config", why, log.name, line, value)
+
+
+def _without_seed(value: str, log: Log) -> str:
+    """Return a setting with the log's own seed taken out: names of runs hold it."""
+    seed = str(log.seed)
+    return "#" if value == seed else re.sub(rf"(?<![0-9.]){seed}(?![0-9.])", "#", value, count=9)
 
 
 def _same_value(a: str | None, b: str | None) -> bool:
@@ -214,7 +222,8 @@ def _each_seed(logs: Sequence[Log], claims: Claims, readme: str) -> Iterator[Fin
     rows = seed_rows(readme, set(by_seed))
     for seed, claimed in claims.by_seed.items():
         found = [stage.bpb for log in by_seed.get(seed, ()) for stage in log.stages]
-        allowed = max(ROUNDING, unit(claimed.text))
+        # Some cut decimals off where others round.
+        allowed = max(ROUNDING, 2 * unit(claimed.text))
         if not found or any(abs(bpb.value - claimed.value) <= allowed for bpb in found):
             continue
         best = min(found, key=lambda bpb: bpb.value)
@@ -224,7 +233,8 @@ def _each_seed(logs: Sequence[Log], claims: Claims, readme: str) -> Iterator[Fin
         # A README that has both scores tells of an evaluation whose log is missing.
         row = [score for score, _ in rows.get(seed, ())]
         told = all(any(abs(s - v.value) <= ROUNDING for s in row) for v in (claimed, best))
-        if claimed.value < best.value and not unread and not told:
+        few = all(sum(not s.running for s in log.stages) < 2 for log in by_seed[seed])
+        if claimed.value < best.value and not unread and not told and not few:
             why = "the score claimed for a seed is better than any in its log"
             yield of("invalid", "seed-score", why, claimed, value)
         else:

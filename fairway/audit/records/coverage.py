@@ -19,7 +19,7 @@ ENOUGH = 0.9
 _FEW = 3
 
 _SETTING = re.compile(
-    r"^\s{0,12}[\"']?[A-Za-z_]\w{1,60}[\"']?\s{0,30}[:=]\s{0,30}(?:[^\s,]{1,200},?$|"
+    r"^\s{0,12}(?!\w{0,30}_step\b)[\"']?[A-Za-z_]\w{1,60}[\"']?\s{0,30}[:=]\s{0,30}(?:[^\s,]{1,200},?$|"
     r"(?=.{0,200}\s\w{1,60}[:=][^\s:=]))"
 )
 _STEP = re.compile(r"\bstep\b.{0,40}(?:train_loss|train_time|\bloss)|train_loss.{0,40}\btrain_time")

@@ -32,7 +32,7 @@ from fairway.audit.records.settings import Setting, SettingsReader
 # A line is read up to here; what a program prints for people is shorter.
 _LINE_BYTES = 16_384
 # So much of a file is read line by line; a run's log is 10 to 400 kB.
-_HEAD_BYTES, _HEAD_LINES = 1 << 21, 30_000
+_HEAD_BYTES, _HEAD_LINES = 1 << 21, 20_000
 # After it, of every kind of line so many are read, and the last of every block.
 _MOST_OF_A_KIND = 2_000
 _MOST_EVENTS = 20_000
@@ -189,7 +189,8 @@ def _clean(text: str) -> str:
         if not found or found.end() == len(text):
             break
         text = text[found.end() :]
-    return _BLANKS.sub(" " * 9, text.rstrip())
+    text = text.rstrip()
+    return _BLANKS.sub(" " * 9, text) if "  " in text or "\t" in text else text
 
 
 _PREFIXED = frozenset("[(0123456789IDWEr_")

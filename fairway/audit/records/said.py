@@ -84,6 +84,7 @@ _NO_SCORE = re.compile(
     r"reference|champion|prev|static|clean|ours|record|penalty|degrad)",
     re.IGNORECASE,
 )
+_OF_MANY = re.compile(r"\b(mean|average|avg|std|overall)\b|\b(mean|avg|std)_", re.IGNORECASE)
 _RUNNING = re.compile(r"^(running|run|cum|cumulative|avg|rolling|bb|rb)[_.]?", re.IGNORECASE)
 _PROGRESS = re.compile(r"\d\s?/\s?\d|\d%|\b(chunk|batch|epoch|window|step|iter)s?\b\W{0,3}\d", re.I)
 _LOSS = re.compile(rf"(?:val_loss|\bloss)\b{_IS}{_FLOAT}", re.IGNORECASE)
@@ -116,6 +117,8 @@ def _score(
         return []
     plain = key.lower() in _PLAIN
     label = _label(text[: min(match.start(), loss.start() if loss else match.start())])
+    if _OF_MANY.search(f"{label} {key}"):
+        return []
     running = bool(_RUNNING.match(key) or _PROGRESS.search(text[: match.start()]))
     if not plain:
         label = f"{label} {key}".strip()
@@ -198,6 +201,7 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("seed", "seed", rf"\bseed[:=]{_INT}\s*$"),
         ("code bytes", "code", rf"code(?:[ _]size|_bytes|[ _]bytes){_IS}{_INT}\s?(?:bytes)?(?!\.)"),
         ("total bytes", "submission", rf"submission size[^:=]{{0,60}}[:=]\s{{0,5}}{_INT}"),
+        ("total bytes", "submission", rf"submission{_IS}{_INT}\s?bytes"),
         ("total bytes", "submission_", rf"\b(?:total_)?submission_bytes(?:_total)?{_IS}{_INT}"),
         ("total bytes", "artifact", rf"\bartifact{_OF_BYTES}{_IS}{_INT}\s?(?:bytes|B\b|$)"),
         ("total bytes", "size", rf"\bsize check\D{{0,20}}{_INT}\s?/\s?[\d,_]{{4,15}}"),
@@ -213,6 +217,7 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("hessian seconds", "calibrated", rf"calibrated\s+\d{{1,6}}\s+layers\s+in\s+{_FLOAT}\s*s"),
         ("eval seconds", "eval", rf"\btotal_eval_time{_IS}{_FLOAT}\s*s"),
         ("outside seconds", "outside", rf"outside.{{0,30}}(?:timer|clock).{{0,40}}?{_TAKEN}"),
+        ("score first", "first", r"score[-_ ]first\b(?![\"']?\s?[:=]\s?(?:0|False))(\b)"),
         ("within gate", "within_gate", rf"within_gate{_IS}{_INT}"),
         ("word gate", "word_gate", rf"word_gate{_IS}{_INT}"),
         ("processes", "world", rf"\bworld[ _]size{_IS}{_INT}"),
@@ -227,7 +232,7 @@ def numbers(text: str, low: str, file: str, line: int) -> list[tuple[str, Number
     for name, word, pattern in _NUMBERS:
         match = pattern.search(text) if word in low else None
         if match:
-            found.append((name, Number(value_of(match[1]), file, line, text.strip()[:200])))
+            found.append((name, Number(value_of(match[1] or "1"), file, line, text.strip()[:200])))
     subset = _SUBSET.search(text) if "subset" in low else None
     if subset:
         found.append(("subset tokens", Number(value_of(subset[1]), file, line, text.strip()[:200])))
@@ -252,6 +257,10 @@ _WARM_ON_TEXT = re.compile(
     r"\b(?:val|validation)[-_ ](?:tokens?|data|text|set|batch|batches|docs?|documents?)\b",
     re.IGNORECASE,
 )
+
+
+# What is learned in these is training text, whatever else the name says.
+_ON_OTHER_TEXT = re.compile(r"burst|replay|buffer|distil|meta|(?<!time )(?<!time-)train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +288,8 @@ def epoch_of(text: str, file: str, line: int) -> Epoch | None:
         return None
     name, epoch, of = (found[i] or found[i + 3] for i in (1, 2, 3))
     place = Number(float(epoch), file, line, text.strip()[:200])
-    return Epoch((name or "").strip(" :").lower(), int(epoch), int(of), place)
+    low = (name or "").strip(" :").lower()
+    return None if _ON_OTHER_TEXT.search(low) else Epoch(low, int(epoch), int(of), place)
 
 
 def pass_of(text: str, file: str, line: int) -> Pass | None:

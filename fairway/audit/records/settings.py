@@ -16,7 +16,7 @@ _HEAD = re.compile(
 _ITEM = re.compile(
     rf"^\s{{0,12}}[-*]?\s?[\"']?(?:export\s|env:)?({_NAME})[\"']?\s{{0,40}}[:=](?:\s|(?=\S))(.{{0,300}})$"
 )
-_EMPTY = re.compile(rf"^\s{{1,12}}[-*]?\s?[\"']?({_NAME})[\"']?\s{{0,40}}[:=]$")
+_EMPTY = re.compile(rf"^\s{{0,12}}[-*]?\s?[\"']?({_NAME})[\"']?\s{{0,40}}[:=]$")
 _ROW = re.compile(
     rf"^\s{{0,8}}[|│]\s{{0,40}}[\"'`]?({_NAME})[\"'`]?\s{{0,60}}[|│]([^|│]{{1,200}})[|│]"
 )
@@ -43,7 +43,27 @@ _MEASURED = re.compile(
     r"tokens_per_s|mem|peak_memory|lr_scale|grad_norm|bpb|t)$|_bpb$|_ms$|^(http|https|file|line)$",
     re.IGNORECASE,
 )
+# Brackets, and members of a list that goes over lines, inside an object.
+_INNER = re.compile(
+    r"^\s{0,40}(?:[\]}\[{,]|(?:[-+.\deE]{1,40}|\"[^\"]{0,200}\"|true|false|null),?$)"
+)
 _MOST_PAIRS = 200
+_MOST_STRAYS = 3
+# Without one of these a line has no value; a list's head may be a word of its kind alone.
+_MARKS = (
+    ":",
+    "=",
+    "|",
+    "\u2502",
+    "{",
+    "ypar",
+    "etting",
+    "onfig",
+    "rgument",
+    "nviron",
+    "ARG",
+    "CONF",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +83,7 @@ class SettingsReader:
     inside: str = ""
     indented: bool | None = None
     blanks: int = 0
+    strays: int = 0
     lines: int = 0
 
     def begins(self, text: str) -> bool:
@@ -71,17 +92,19 @@ class SettingsReader:
 
     def read(self, text: str, line: int, preamble: bool) -> list[Setting]:
         """Return the settings of a line; pairs without a list count only in the preamble."""
+        if not self.inside and not any(mark in text for mark in _MARKS):
+            return []
         if self.begins(text):
             self._open("{" if text.rstrip().endswith("{") else "list")
             return []
         found = self._in_list(text, line) if self.inside else []
-        if not found and not self.inside:
+        if not found and (self.strays or not self.inside):
             found = self._alone(text, line, preamble)
         self.lines += bool(found)
         return found
 
     def _open(self, kind: str) -> None:
-        self.inside, self.indented, self.blanks = kind, None, 0
+        self.inside, self.indented, self.blanks, self.strays = kind, None, 0, 0
 
     def _in_list(self, text: str, line: int) -> list[Setting]:
         if not text.strip(" =-+#*|:│─━┃┼"):
@@ -90,15 +113,15 @@ class SettingsReader:
             self.inside = self.inside if self.blanks <= 2 else ""
             return []
         indented = text[:1].isspace()
-        if self.inside == "list" and self.indented and not indented:
-            # What follows an indented list stands at the margin.
-            self.inside = ""
-            return []
-        found = _list_item(text, line)
+        # What stands at the margin is of no indented list.
+        outside = self.inside == "list" and self.indented and not indented
+        found = [] if outside else _list_item(text, line)
         if found:
-            self.blanks, self.indented = 0, indented
-        elif not (self.inside == "{" and re.match(r"^\s{0,40}[\]}\[{,]", text)):
-            self.inside = ""
+            self.blanks, self.strays, self.indented = 0, 0, indented
+        elif not (self.inside == "{" and _INNER.match(text)):
+            # Another process may have printed a line in between.
+            self.strays += 1
+            self.inside = self.inside if self.strays <= _MOST_STRAYS else ""
         return found
 
     def _alone(self, text: str, line: int, preamble: bool) -> list[Setting]:
