@@ -30,6 +30,9 @@ from fairway.version import VERSION
 
 SCRIPT, MANIFEST, REQUIREMENTS = "train_gpt.py", "bundle.json", "requirements.txt"
 SCHEMA = 1
+# What a manifest says beside the digests, and `verify` reads.
+_FIELDS = {"config": dict, "fairway": str, "fixed_digest": str, "requirements": list}
+_FIELDS |= {"sources": dict, "tools": dict}
 # What a bundle imports, besides what comes with Python.
 # Of these a bundle needs those that it names.
 PACKAGES = ("brotli", "numba", "numpy", "safetensors", "sentencepiece", "torch")
@@ -200,7 +203,7 @@ def write_bundle(config: Config, out: Path, ascii_only: bool = False) -> Bundle:
 
 
 def _lines(needed: Sequence[str]) -> bytes:
-    return "".join(f"{line}\n" for line in needed).encode()
+    return "".join(f"{line}\n" for line in needed).encode(errors="surrogatepass")
 
 
 def requirements(program: str) -> list[str]:
@@ -225,6 +228,12 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     for name, value in found.items():
         if not isinstance(manifest, dict) or manifest.get(name) != value:
             raise UserError(f"{path} is not the bundle of {folder / MANIFEST}: {name} is {value}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(manifest.get(name), kind):
+            raise UserError(
+                f"{folder / MANIFEST} has no '{name}', or none that Fairway writes; make the "
+                "bundle again by fairway bundle"
+            )
     if needed != _lines(manifest["requirements"]):
         raise UserError(f"{folder / REQUIREMENTS} is not what {folder / MANIFEST} asks for")
     if fixed_digest(from_dict(manifest["config"])) != manifest["fixed_digest"]:

@@ -81,7 +81,8 @@ class ChunkSgd:
     def learner(self, language: LanguageModel, course: Course) -> "ChunkLearner":
         """Return one that changes the weights; UserError for several streams."""
         if len(course.targets) > 1:
-            raise UserError(f"method sgd learns along one stream, and there are {course.targets}")
+            count = len(course.targets)
+            raise UserError(f"method sgd learns along one stream, and there are {count:,}")
         return ChunkLearner(language.model, self.ttt, course)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:

@@ -1,6 +1,7 @@
 """A bundle trains, packs and scores like the package, to the bit, where the package is absent."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -233,6 +234,28 @@ def test_any_edited_byte_is_noticed(made: Path) -> None:
                 check_bundle(made)
     finally:
         path.write_bytes(data)
+    check_bundle(made)
+
+
+@pytest.mark.parametrize(
+    "name", ["config", "fairway", "fixed_digest", "requirements", "sources", "tools"]
+)
+def test_a_manifest_that_lacks_a_field_or_has_another_kind_is_one_sentence(
+    made: Path, name: str
+) -> None:
+    path = made / "bundle.json"
+    good = path.read_bytes()
+    manifest = read_json(path)
+    try:
+        for value in (None, 7, [7] if name != "requirements" else {}, [["\ud800"]]):
+            changed = {**manifest, name: value}
+            if value is None:
+                del changed[name]
+            path.write_text(json.dumps(changed))
+            with pytest.raises(UserError, match=r"bundle\.json"):
+                check_bundle(made)
+    finally:
+        path.write_bytes(good)
     check_bundle(made)
 
 
