@@ -18,7 +18,6 @@ import json
 import statistics
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -59,9 +58,8 @@ def fairway(origin: Origin, place: Path) -> Answer:
     """Return Fairway's answer to a folder."""
     if not hasattr(_own, "reader"):
         _own.reader = Reader()
-    start_s = time.perf_counter()
     audit = _own.reader.audit(place)
-    seconds = time.perf_counter() - start_s
+    seconds = _own.reader.cpu_s
     kinds: dict[str, set[str]] = {"invalid": set(), "warning": set(), "note": set()}
     invalid = []
     for found in audit.findings:
@@ -189,7 +187,8 @@ def report(labels: dict[str, Any], answers: Sequence[Answer]) -> str:
         counts = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
         parts.append(
             f"{len(answers)} folders ({len(heads)} of heads and merged: {counts}); "
-            f"median {statistics.median(seconds):.2f} s, worst {seconds[-1]:.2f} s a folder."
+            f"median {statistics.median(seconds):.2f} s, worst {seconds[-1]:.2f} s of processor "
+            "time a folder."
         )
         if coverage:
             few = sum(share < 0.9 for share in coverage)

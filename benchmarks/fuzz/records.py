@@ -13,7 +13,7 @@ from audit.record import SCRIPT, wrapped
 from audit.record import Case as Written
 
 from fairway.audit.records.audit import audit_record
-from fairway.audit.records.unwrap import MOST_PARSED
+from fairway.audit.records.unwrap import MOST_BYTES, MOST_PARSED
 from fairway.errors import UserError
 
 from . import Case, Change, Files, most_bytes
@@ -39,8 +39,8 @@ class Records:
         return found
 
     def most_bytes(self, size_bytes: int) -> int:
-        """Return what any input may take, and the syntax trees of all that is parsed."""
-        return most_bytes(size_bytes) + 400 * MOST_PARSED
+        """Return what any input may take, with trees of what is parsed and what is unpacked."""
+        return most_bytes(size_bytes) + 400 * MOST_PARSED + 8 * MOST_BYTES
 
     def spoil(self, files: Files, rng: random.Random) -> Case:
         """Spoil bytes, values of the claim, lines of a log or README, the script, or the folder."""

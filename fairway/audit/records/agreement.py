@@ -22,7 +22,7 @@ _OWN = re.compile(
     r"is_main_process|date|time|device|world_size|grad_accum_steps|log|every|verbose|debug|wandb|save|"
     r"profile|git|commit|pid|job|node|nproc|threads|workers|cache|tag|note|exp|ckpt|checkpoint|resume|"
     r"artifact|eval_only|train_only|skip_training|max_memory|hostname|uuid|timestamp|experiment|stdout|"
-    r"pattern|dataset|version|torch|cuda|python|gpu|driver|pids?)(_|\.|$)"
+    r"pattern|dataset|version|torch|cuda|python|gpu|driver|pids?|kind)(_|\.|$)"
 )
 # Settings of an evaluation matter where that evaluation is claimed.
 _OF_EVALUATION = re.compile(r"^(ttt|eval|slot|ngram|ppm|etlb|tilt|phased|knn|cache|sliding|val)_")

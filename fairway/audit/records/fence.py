@@ -26,10 +26,14 @@ _MOST_SAID_BYTES = 1 << 26
 
 
 class Reader:
-    """Audits records one after another, each within its bounds. Close it, or use it in a `with`."""
+    """Audits records one after another, each within its bounds. Close it, or use it in a `with`.
+
+    `cpu_s` is the processor time that the last one took.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self.cpu_s = 0.0
 
     def __enter__(self) -> "Reader":
         return self
@@ -73,11 +77,13 @@ class Reader:
                 for line in map(json.loads, lines):
                     if "facts" in line:
                         facts |= line["facts"]
+                        self.cpu_s = line["cpu_s"]
                         return ""
                     found.append(Finding(**line["finding"]))
         except (BrokenPipeError, ValueError):
             # It ended before it was asked, or in the middle of a word.
             pass
+        self.cpu_s = serving.MOST_S
         late = time.monotonic() >= until_s
         why = _why(process, late, said)
         self.close()

@@ -8,6 +8,7 @@ import json
 import resource
 import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,14 @@ def serve() -> None:
 
 def _answer(path: Path) -> None:
     facts: dict[str, Any] = {}
+    begun_s = time.process_time()
     try:
         for finding in findings(path, facts):
             _say({"finding": asdict(finding)})
     except Exception as error:
         why = f"it could not be audited ({type(error).__name__}: {plain(str(error))})"
         _say({"finding": asdict(Finding("warning", "not-audited", why))})
-    _say({"facts": facts})
+    _say({"facts": facts, "cpu_s": time.process_time() - begun_s})
 
 
 def _say(value: dict[str, Any]) -> None:

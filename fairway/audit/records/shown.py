@@ -33,6 +33,7 @@ class Shown:
     functions: dict[str, ast.AST] = field(default_factory=dict)
     found: dict[int, str | None] = field(default_factory=dict)
     lines: dict[str, str | None] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
 
     def where(self, body: list[ast.stmt]) -> str | None:
         """Return 'file:line' of a log that shows that statements ran, '' if none does.
@@ -83,9 +84,18 @@ class Shown:
                     text = _longest(node.args[0])
                     if text:
                         yield text
-                elif name in self.functions and name not in seen and len(seen) < 20:
+                elif self._only_here(name) and name not in seen and len(seen) < 20:
                     seen.add(name)
                     waiting.append(self.functions[name])
+
+    def _only_here(self, name: str) -> bool:
+        """Return whether a function is called once: prints may be those of another call."""
+        if name not in self.functions:
+            return False
+        if name not in self.calls:
+            calls = len(re.findall(rf"\b{re.escape(name)}\(", self.source))
+            self.calls[name] = calls - self.source.count(f"def {name}(")
+        return self.calls[name] == 1
 
 
 def _name(node: ast.Call) -> str:
