@@ -74,13 +74,14 @@ def _evaluates(function: Function) -> bool:
 
 def _smeared(script: Script) -> Iterator[Finding]:
     """Yield a mixing with the token before that crosses documents, where these are kept apart."""
-    smears = [f for f in script.functions if _mixes_before(script, f)]
+    gates = [n for n in script.walk(script.tree) if isinstance(n, ast.ClassDef)]
+    methods = {id(f) for n in gates if _SMEAR.search(n.name) for f in n.body}
+    smears = [f for f in script.functions if _mixes_before(script, f, id(f) in methods)]
     if not smears or not any(_PACKED.search(name) for name in script.names(script.tree)):
         return
     for function in script.functions:
-        if any(_SMEAR.search(name) for name in script.names(function)) and any(
-            _masks(script, node) for node in script.walk(function)
-        ):
+        of_gate = id(function) in methods or any(map(_SMEAR.search, script.names(function)))
+        if of_gate and any(_masks(script, node) for node in script.walk(function)):
             return
     why = (
         "documents are kept apart by attention, but each token is mixed with the one before, and "
@@ -100,10 +101,10 @@ def _masks(script: Script, node: ast.AST) -> bool:
     )
 
 
-def _mixes_before(script: Script, function: Function) -> bool:
+def _mixes_before(script: Script, function: Function, of_gate: bool) -> bool:
     """Return whether a function mixes each place with the one before: x[:, :-1] and a gate."""
-    names = script.names(function)
-    if not _SMEAR.search(function.name) and not any(_SMEAR.search(n) for n in names):
+    names = {function.name, *script.names(function)}
+    if not of_gate and not any(_SMEAR.search(name) for name in names):
         return False
     return any(
         isinstance(n, ast.Slice)
