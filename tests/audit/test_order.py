@@ -200,6 +200,17 @@ INNOCENT = {
         "        model(*before).mean().backward()\n        opt.step()\n    x, y = piece(held, start, 64)\n"
         "    with torch.no_grad():\n        total += model(x, y).sum().item()\n    before = (x, y)\nprint(total / math.log(2))"
     ),
+    "a state that is carried": (
+        "opt = torch.optim.SGD(model.parameters(), lr=1)\nstate, before, total, start = None, None, 0.0, 0\n"
+        "while start + 64 < held.numel():\n    x, y = piece(held, start, 64)\n    if before is not None:\n"
+        "        opt.zero_grad()\n        F.cross_entropy(model(before[0]), before[1]).backward()\n        opt.step()\n"
+        "    with torch.no_grad():\n        logits, state = model(x, state=state)\n"
+        "        total += F.cross_entropy(logits, y).item()\n    before = (x, y)\n    start += 64\nprint(total / math.log(2))"
+    ),
+    "files in one dictionary": (
+        "conf = {'train_files': h.train_files, 'val_files': h.val_files}\nconf.update(settings())\n"
+        "fit(model, load(conf['train_files']), 1)\nprint(evaluate(model, load(conf['val_files'])))"
+    ),
     "a diagnosis of the training": (
         "def adapt(model, x, y):\n    opt = torch.optim.SGD(model.parameters(), lr=1)\n    shown = 0.0\n"
         "    for _ in range(h.epochs):\n        loss = model(x, y).mean()\n        opt.zero_grad()\n        loss.backward()\n"

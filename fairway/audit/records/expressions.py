@@ -277,7 +277,8 @@ class Expressions(Events):
             values.append(found)
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
                 parts[f"[{key.value}]"] = found
-        return Value(union(values) | {held})
+        # Names of files are asked for by their keys; what stands beside them is another file.
+        return Value(union(values) - {PATH} | {held})
 
     def _comprehension(self, node: ast.AST) -> Value:
         assert isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp)
