@@ -153,6 +153,11 @@ WARNED: dict[str, tuple[str, str]] = {
     "adapted, then scored again": (
         LOOP.format(body=SCORE + TRAIN) + "print(evaluate(model, held))", "second-pass",
     ),
+    "a warm-up that is set back": (
+        "kept = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}\nfit(model, held, 1)\n"
+        "model.load_state_dict(kept, strict=True)\nfit(model, text, 1)\nprint(evaluate(model, held))",
+        "val-warm-up",
+    ),
     "a warm-up on the text": (
         "probe = GPT()\nfit(probe, held, 1)\ndel probe\nprint(evaluate(model, held))", "val-warm-up",
     ),
@@ -199,6 +204,22 @@ INNOCENT = {
         "for start in range(0, held.numel(), 64):\n    if before is not None:\n        opt.zero_grad()\n"
         "        model(*before).mean().backward()\n        opt.step()\n    x, y = piece(held, start, 64)\n"
         "    with torch.no_grad():\n        total += model(x, y).sum().item()\n    before = (x, y)\nprint(total / math.log(2))"
+    ),
+    "a state that is carried": (
+        "opt = torch.optim.SGD(model.parameters(), lr=1)\nstate, before, total, start = None, None, 0.0, 0\n"
+        "while start + 64 < held.numel():\n    x, y = piece(held, start, 64)\n    if before is not None:\n"
+        "        opt.zero_grad()\n        F.cross_entropy(model(before[0]), before[1]).backward()\n        opt.step()\n"
+        "    with torch.no_grad():\n        logits, state = model(x, state=state)\n"
+        "        total += F.cross_entropy(logits, y).item()\n    before = (x, y)\n    start += 64\nprint(total / math.log(2))"
+    ),
+    "files that a switch would replace": (
+        "on_held = bool(int(os.environ.get('TRAIN_ON_HELD', '0')))\n"
+        "files = os.path.join('data', 'fineweb_val_*.bin' if on_held else 'fineweb_train_*.bin')\n"
+        "fit(model, load(files), 1)\nprint(evaluate(model, held))"
+    ),
+    "files in one dictionary": (
+        "conf = {'train_files': h.train_files, 'val_files': h.val_files}\nconf.update(settings())\n"
+        "fit(model, load(conf['train_files']), 1)\nprint(evaluate(model, load(conf['val_files'])))"
     ),
     "a diagnosis of the training": (
         "def adapt(model, x, y):\n    opt = torch.optim.SGD(model.parameters(), lr=1)\n    shown = 0.0\n"

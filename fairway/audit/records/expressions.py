@@ -258,7 +258,10 @@ class Expressions(Events):
         test = self.value(node.test)
         if isinstance(test.what, Known) and test.what.sure:
             return self.value(node.body if test.what.value else node.orelse)
-        return Value(union([self.value(node.body), self.value(node.orelse)]) | test.of(Switch))
+        both = [self.value(node.body), self.value(node.orelse)]
+        labels = union(both) | test.of(Switch)
+        # Which files are meant is not known.
+        return Value(labels if all(PATH in v.labels for v in both) else labels - {PATH})
 
     def _list(self, node: ast.List | ast.Tuple | ast.Set) -> Value:
         values = tuple(self.value(n) for n in node.elts[:200])
@@ -277,7 +280,8 @@ class Expressions(Events):
             values.append(found)
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
                 parts[f"[{key.value}]"] = found
-        return Value(union(values) | {held})
+        # Names of files are asked for by their keys; what stands beside them is another file.
+        return Value(union(values) - {PATH} | {held})
 
     def _comprehension(self, node: ast.AST) -> Value:
         assert isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp)
@@ -286,7 +290,8 @@ class Expressions(Events):
             for test in part.ifs:
                 self.value(test)
         if isinstance(node, ast.DictComp):
-            inner = union([self.value(node.key), self.value(node.value)])
+            # A key is a name; it holds no state.
+            inner = union([self.value(node.key).without(Held), self.value(node.value)])
         else:
             inner = self.value(node.elt).labels
         return self.with_training(Value(inner))

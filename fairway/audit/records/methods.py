@@ -17,6 +17,7 @@ from fairway.audit.records.values import (
     Held,
     Items,
     Known,
+    Slice,
     Summed,
     Switch,
     Trained,
@@ -195,6 +196,10 @@ def _next(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-de
 @_for("cross_entropy", "nll_loss", "log_softmax", "kl_div", "binary_cross_entropy_with_logits")
 def _cost(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
     labels = receiver.labels | _given(arguments, named).labels
+    target = named.get("target", arguments[1] if len(arguments) > 1 else UNKNOWN)
+    if target.of(Slice):
+        # What is scored are the targets; other pieces are context, or a state that was carried.
+        labels = Value(labels).without(Slice).labels | target.of(Slice)
     return flow.with_training(Value(labels | {COST} if VAL in labels else labels))
 
 

@@ -133,18 +133,18 @@ def _expert_on_target(script: Script, function: Function) -> ast.expr | None:
         index, token = _loop_names(loop)
         if not index:
             continue
-        known = {token} if token else set()
+        known: set[str] = {token} if token else set()
+        flags: set[str] = set()
         for node in script.inside(loop.body):
             if isinstance(node, ast.Assign):
-                value = node.value
-                if _reads_token(value, index) or (
-                    script.names(value) & known
-                    and any(_STARTS.search(n) for n in script.names(value))
-                ):
+                names = script.names(node.value)
+                if names & known and any(_STARTS.search(n) for n in names):
+                    flags |= script.assigned(node)
+                elif _reads_token(node.value, index):
                     known |= script.assigned(node)
             elif isinstance(node, ast.If):
                 names = script.names(node.test)
-                tests = bool(names & known) and any(_STARTS.search(n) for n in names)
+                tests = names & flags or (names & known and any(_STARTS.search(n) for n in names))
                 if tests and _writes(script, node.body, index):
                     return node.test
     return None
@@ -197,7 +197,7 @@ def _better_of_two(script: Script, function: Function) -> ast.expr | None:
         name
         for node in script.walk(function)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
-        for name in script.names(node.right)
+        for name in script.names(node)
     }
     for node in script.walk(function):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):

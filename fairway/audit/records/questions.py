@@ -156,6 +156,15 @@ QUESTIONS: dict[str, Question] = {
             "a preparation that leaves validation documents to training", _SPLIT,
             "With which number of validation documents was the data made?", "split",
         ),
+        "train-glob": (
+            "training files by a pattern that the validation files fit", _SPLIT,
+            "Which files does the pattern find where the run was made?", "split",
+        ),
+        "smoothed-eval": (
+            "a smoothed loss that evaluations use as well",
+            "A smoothed loss is no cost of the text, so it is no score.",
+            "Is the smoothing off where the model is scored?", "denominator",
+        ),
         "warm-up": (
             "a warm-up on validation tokens", _WARM, "Would random tokens do?", "warm-up",
         ),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from fairway.audit.findings import Finding
 from fairway.audit.records.counts import check_val_docs
+from fairway.audit.records.lapses import check_lapses
 from fairway.audit.records.native import check_native
 from fairway.audit.records.peeks import check_peeks
 from fairway.audit.records.spreading import check_spreading
@@ -34,6 +35,7 @@ def patterns(script: Script) -> Iterator[Finding]:
             yield from check_peeks(script, function)
             yield from check_spreading(script, function)
         yield from check_val_docs(script)
+        yield from check_lapses(script)
         yield from _programs(script)
         yield from _calls(script)
     except OverBudget:

@@ -1,0 +1,116 @@
+"""Smaller lapses: files taken for training, losses that are scored, documents that are mixed."""
+
+import ast
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from fairway.audit.findings import Finding
+from fairway.audit.records.trees import Function, Script
+
+_TRAIN_FILES = re.compile(r"^_?train\w*(files?|glob|pattern|paths?|shards?)$", re.IGNORECASE)
+# How the validation shards of the challenge are called.
+_VAL_SHARD = "fineweb_val_000000.bin"
+_SMEAR = re.compile(r"smear", re.IGNORECASE)
+_BOS = re.compile(r"(^|_)bos(_|$)|not_bos|doc_start|is_first|document_start", re.IGNORECASE)
+_PACKED = re.compile(r"cu_seqlens|varlen|doc(ument)?_mask|block_mask|doc_ids", re.IGNORECASE)
+
+
+def check_lapses(script: Script) -> Iterator[Finding]:
+    """Yield training files that hold the validation text, smoothed scores, mixed documents."""
+    yield from _train_files(script)
+    yield from _smoothed(script)
+    yield from _smeared(script)
+
+
+def _train_files(script: Script) -> Iterator[Finding]:
+    """Yield a pattern of training files that the validation shards have as well."""
+    for node in script.walk(script.tree):
+        names: list[str] = []
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [getattr(t, "id", getattr(t, "attr", "")) for t in targets]
+            value: ast.AST = node.value
+        elif isinstance(node, ast.keyword):
+            names, value = [node.arg or ""], node.value
+        if not any(_TRAIN_FILES.match(name) for name in names):
+            continue
+        for text in script.strings(value):
+            pattern = text.replace("\\", "/").rpartition("/")[2]
+            if "*" in pattern and fnmatchcase(_VAL_SHARD, pattern):
+                why = (
+                    f"the pattern of the training files also fits {_VAL_SHARD}: where both lie in "
+                    "one folder, the validation text is trained on"
+                )
+                line = getattr(node, "lineno", getattr(value, "lineno", 0))
+                yield Finding("warning", "train-glob", why, script.file, line, text[:120])
+                return
+
+
+def _smoothed(script: Script) -> Iterator[Finding]:
+    """Yield a loss with label smoothing that evaluations use as well."""
+    for function in script.functions:
+        if "training" in script.names(function) or not _evaluates(function):
+            continue
+        for node in script.walk(function):
+            if not isinstance(node, ast.Call):
+                continue
+            for keyword in node.keywords:
+                plain = isinstance(keyword.value, ast.Constant) and not keyword.value.value
+                if keyword.arg == "label_smoothing" and not plain:
+                    why = (
+                        "the loss is smoothed whether the model trains or is scored: such a score "
+                        "is no cost of the text"
+                    )
+                    shown = script.shown(keyword.value)
+                    yield Finding("warning", "smoothed-eval", why, script.file, node.lineno, shown)
+                    return
+
+
+def _evaluates(function: Function) -> bool:
+    """Return whether evaluations call a function: by its name, or as a model."""
+    return function.name == "forward" or bool(re.search(r"eval|score|valid", function.name))
+
+
+def _smeared(script: Script) -> Iterator[Finding]:
+    """Yield a mixing with the token before that crosses documents, where these are kept apart."""
+    gates = [n for n in script.walk(script.tree) if isinstance(n, ast.ClassDef)]
+    methods = {id(f) for n in gates if _SMEAR.search(n.name) for f in n.body}
+    smears = [f for f in script.functions if _mixes_before(script, f, id(f) in methods)]
+    if not smears or not any(_PACKED.search(name) for name in script.names(script.tree)):
+        return
+    for function in script.functions:
+        of_gate = id(function) in methods or any(map(_SMEAR.search, script.names(function)))
+        if of_gate and any(_masks(script, node) for node in script.walk(function)):
+            return
+    why = (
+        "documents are kept apart by attention, but each token is mixed with the one before, and "
+        "nothing masks the first of a document: the end of another document leaks into it"
+    )
+    yield Finding("warning", "smear", why, script.file, smears[0].lineno, smears[0].name)
+
+
+def _masks(script: Script, node: ast.AST) -> bool:
+    """Return whether a node compares tokens with the one that begins a document."""
+    if not isinstance(node, ast.Compare):
+        return False
+    names = script.names(node)
+    number = any(isinstance(n, ast.Constant) and n.value in (0, 1, 2) for n in node.comparators)
+    return any(_BOS.search(n) for n in names) or (
+        number and any(re.search(r"ids|tok|input", n) for n in names)
+    )
+
+
+def _mixes_before(script: Script, function: Function, of_gate: bool) -> bool:
+    """Return whether a function mixes each place with the one before: x[:, :-1] and a gate."""
+    names = {function.name, *script.names(function)}
+    if not of_gate and not any(_SMEAR.search(name) for name in names):
+        return False
+    return any(
+        isinstance(n, ast.Slice)
+        and n.lower is None
+        and isinstance(n.upper, ast.UnaryOp)
+        and isinstance(n.upper.operand, ast.Constant)
+        and n.upper.operand.value == 1
+        for n in script.walk(function)
+    )
