@@ -246,6 +246,15 @@ CASES: dict[str, tuple[Callable[[Case], object], dict[str, str]]] = {
         ] + [setattr(c, "shipped_bytes", 20_000)],
         {},
     ),
+    "words that differ": (
+        lambda c: [
+            c.settings.update({999: {"data_dir": "new", "loop_start": "late"}}),
+        ],
+        {"mixed-config": "warning"},
+    ),
+    "the model's bytes as those of all": (
+        lambda c: c.claim.update(bytes_total=15_976_144), {},
+    ),
     "names of runs that hold the seed": (
         lambda c: [
             c.settings.update({s: {"exp": f"best-{s}-a", "s": str(s)} for s in (42, 314, 999)}),
@@ -304,8 +313,16 @@ def test_published_records_are_not_accused(tmp_path: Path) -> None:
         assert of(case, tmp_path / name) == {}, name
 
 
-def test_another_track_has_no_budget(tmp_path: Path) -> None:
-    case = Case(claim={"track": "non-record-unlimited-compute-16mb"}, eval_s=5000.0)
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"track": "non-record-unlimited-compute-16mb"},
+        {"name": "Non-record: what does not work"},
+        {"status": "non_record_pending"},
+    ],
+)
+def test_another_track_has_no_budget(claim: dict[str, str], tmp_path: Path) -> None:
+    case = Case(claim=dict(claim), eval_s=5000.0)
     audit = audit_record(case.change(42, train_s=3000.0).write(tmp_path))
     assert audit.valid
     codes = sorted(f.code for f in audit.findings)

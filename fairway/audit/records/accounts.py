@@ -70,7 +70,8 @@ def check_bytes(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterat
     if not totals:
         yield Finding("note", "no-bytes", "no log says how many bytes the submission has")
     elif claimed is not None:
-        yield from _against_largest(claimed, totals)
+        models = {log.get("model bytes") for log in logs}
+        yield from _against_largest(claimed, totals, models)
     yield from _code_size(logs, claims, shipped)
     yield from _models(logs, shipped)
 
@@ -93,7 +94,9 @@ def _over(total: Number, log: Log | None, shipped: Shipped) -> Finding:
     return of("invalid", "over-cap", why, total, value + as_shipped)
 
 
-def _against_largest(claimed: Number, totals: list[Number]) -> Iterator[Finding]:
+def _against_largest(
+    claimed: Number, totals: list[Number], models: set[float | None]
+) -> Iterator[Finding]:
     largest = max(totals, key=lambda number: number.value)
     if claimed.value >= largest.value:
         return
@@ -101,6 +104,9 @@ def _against_largest(claimed: Number, totals: list[Number]) -> Iterator[Finding]
     if any(claimed.value == number.value for number in totals):
         why = "the bytes claimed are those of one seed; the largest counts"
         yield of("warning", "bytes-not-largest", why, claimed, value)
+    elif claimed.value in models:
+        why = "the bytes claimed are those of the model alone, without the code"
+        yield of("note", "bytes-claimed", why, claimed, value)
     elif abs(claimed.value - largest.value) > 0.5 + 1e-3 * largest.value:
         why = "the bytes claimed are fewer than the logs count"
         yield of("warning", "bytes-claimed", why, claimed, value)

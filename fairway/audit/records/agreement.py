@@ -24,6 +24,7 @@ _OWN = re.compile(
     r"artifact|eval_only|train_only|skip_training|max_memory|hostname|uuid|timestamp|experiment|stdout|"
     r"pattern|dataset|version|torch|cuda|python|gpu|driver|pids?|kind)(_|\.|$)"
 )
+_NUMBER = re.compile(r"[-+]?\d[\d_.]{0,30}(?:[eE][-+]?\d{1,3})?|True|False|true|false|None")
 # Settings of an evaluation matter where that evaluation is claimed.
 _OF_EVALUATION = re.compile(r"^(ttt|eval|slot|ngram|ppm|etlb|tilt|phased|knn|cache|sliding|val)_")
 # Pairs that a log prints outside a list are settings if they are named as such.
@@ -78,7 +79,9 @@ def _setting(first: Log, log: Log, name: str, listed: bool) -> Iterator[Finding]
         why = "the seeds have different configurations: they are no repetitions of one run"
         of_evaluation = _OF_EVALUATION.match(name)
         used = not of_evaluation or (log.claimed and of_evaluation[1] in log.claimed.name.lower())
-        grave: Severity = "invalid" if listed and used else "warning"
+        # Words may name a run; numbers and switches are what it was.
+        plain = all(_NUMBER.fullmatch(value) for value in (a, b))
+        grave: Severity = "invalid" if listed and used and plain else "warning"
         yield Finding(grave, "mixed-config", why, log.name, line, value)
 
 

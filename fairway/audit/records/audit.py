@@ -15,7 +15,7 @@ from fairway.audit.findings import Finding, holds, ordered, plain
 from fairway.audit.records import accounts, agreement
 from fairway.audit.records.accounts import LIMIT_BYTES, Shipped, total_bytes
 from fairway.audit.records.adaptation import check_adaptation
-from fairway.audit.records.claims import Claims, read_claims
+from fairway.audit.records.claims import NON_RECORD, Claims, read_claims
 from fairway.audit.records.coverage import gaps
 from fairway.audit.records.denominators import check_denominators, text_bytes
 from fairway.audit.records.folder import (
@@ -180,7 +180,7 @@ def _told(record: _Record, found: Iterable[Finding]) -> Iterator[Finding]:
 def _claim(record: _Record) -> Iterator[Finding]:
     record.claims, found = _claims(record.folder, record.facts)
     yield from found
-    if "non_record" in os.path.realpath(record.folder.path):
+    if NON_RECORD.search(os.path.realpath(record.folder.path)):
         record.claims.unlimited = True
 
 

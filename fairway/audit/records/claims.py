@@ -43,6 +43,9 @@ _EVAL_ALL_S = (
     "eval_ops_seconds", "eval_seconds", "eval_time_s_max", "max_eval_time_s", *_EVAL_S,
     "eval_time_s_mean",
 )  # fmt: skip
+# What says that a record competes for no budget.
+NON_RECORD = re.compile(r"non[-_ ]?record", re.IGNORECASE)
+_KINDS = ("name", "status", "submission_type", "category", "type")
 # What is told of others, or of what is not claimed.
 _OTHERS = re.compile(
     r"baseline|compar|ablation|reference|previous|prior|rerun|re_run|experimental|legacy|original|"
@@ -105,7 +108,8 @@ def read_claims(value: dict[str, Any], file: str) -> Claims:
     hardware = re.search(r"\b(\d{1,3})\s?[x×]\s?[A-Z]", str(value.get("hardware", ""))[:200])
     claims.accelerators = int(hardware[1]) if hardware else None
     track = str(value.get("track", "")).lower()
-    claims.unlimited = "non" in track or "unlimited" in track
+    named = " ".join(str(value.get(key, ""))[:200] for key in _KINDS)
+    claims.unlimited = "non" in track or "unlimited" in track or bool(NON_RECORD.search(named))
     return claims
 
 
