@@ -318,7 +318,7 @@ def test_published_records_are_not_accused(tmp_path: Path) -> None:
     [
         {"track": "non-record-unlimited-compute-16mb"},
         {"name": "Non-record: what does not work"},
-        {"status": "non_record_pending"},
+        {"submission_type": "non_record"},
     ],
 )
 def test_another_track_has_no_budget(claim: dict[str, str], tmp_path: Path) -> None:

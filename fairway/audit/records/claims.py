@@ -45,7 +45,7 @@ _EVAL_ALL_S = (
 )  # fmt: skip
 # What says that a record competes for no budget.
 NON_RECORD = re.compile(r"non[-_ ]?record", re.IGNORECASE)
-_KINDS = ("name", "status", "submission_type", "category", "type")
+_KINDS = ("name", "submission_type", "category", "type")
 # What is told of others, or of what is not claimed.
 _OTHERS = re.compile(
     r"baseline|compar|ablation|reference|previous|prior|rerun|re_run|experimental|legacy|original|"

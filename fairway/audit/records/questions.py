@@ -364,7 +364,7 @@ QUESTIONS: dict[str, Question] = {
         ),
         "eval-sum": (
             "all evaluations together over the budget", "only the one that counts must fit",
-            "Which evaluation counts?",
+            "Which evaluation counts?", "over-time",
         ),
         "declared-code": (
             "the bytes of code are declared", _BYTES, "What has the script shipped?",
