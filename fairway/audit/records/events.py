@@ -204,7 +204,9 @@ class Events:
 
     def absorb(self, target: Value, source: Value) -> None:
         """Note that what is held has taken in something trained: a gradient, an average."""
-        trained = source.of(Trained)
+        trained = source.of(Trained) | {
+            t for h in source.of(Held) - target.of(Held) for t in self.learned.get(h, ())
+        }
         for held in target.of(Held):
             if trained:
                 self.learned.setdefault(held, set()).update(trained)

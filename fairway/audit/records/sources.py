@@ -29,7 +29,7 @@ _SCRIPT_BYTES = 1 << 24
 _MOST_STEPS = 400_000
 # Nodes that are visited for patterns, of all scripts: about a microsecond each. The longest script
 # of a record that was seen takes 470,000.
-_MOST_VISITS = 1_200_000
+_MOST_VISITS = 800_000
 # Characters of a log in which is looked for what a script prints, and of all logs.
 _LOG_CHARS, _ALL_LOG_CHARS = 2_000_000, 6_000_000
 _MAIN = "train_gpt.py"
@@ -116,6 +116,8 @@ def _native(folder: Folder) -> Iterator[Finding]:
 
 def _used(main: Sequence[_Read], scripts: Sequence[_Read]) -> list[_Read]:
     """Return the main script, those that it imports, and those that prepare its data."""
+    if len(scripts) == len(main):
+        return list(main)
     found, waiting = list(main), list(main)
     beside = {s.file.path.stem: s for s in scripts}
     while waiting:
