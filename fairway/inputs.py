@@ -18,6 +18,7 @@ from fairway.errors import UserError
 from fairway.files import digest_file
 from fairway.recipes import RECIPES
 from fairway.runtime import Plan
+from fairway.score.trail import trail_file
 from fairway.stages import RunFolder
 from fairway.steps import STEPS
 from fairway.terminal import command
@@ -109,12 +110,16 @@ class Inputs:
 
     def require(self, *but: str) -> None:
         """Raise UserError unless every stage that the config asks for was made with it, and its
-        files are what it wrote. The weights may be gone: nothing reads them once all is scored."""
+        files are what it wrote. The weights may be gone: nothing reads them once all is scored. An
+        audit that is to be made looks at the ledgers itself."""
         for stage in (name for name in stages_of(self.config) if name not in but):
             if not self.folder.has(stage, self.of(stage)):
                 raise UserError(self._missing(stage))
             files = self.folder.memory["stages"][stage]["files"]
             kept = [n for n in files if n != WEIGHTS or self.folder.file(n).exists()]
+            if "audit" in but:
+                trail = trail_file(stage.removeprefix("score."))
+                kept = [name for name in kept if name != trail]
             if kept:
                 self.folder.require_unchanged(stage, *kept, again=self._remedy(stage))
 

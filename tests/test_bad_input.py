@@ -77,7 +77,7 @@ WRONG_WORDS = [
     ("audit --program nowhere --tokens run/run.json", "must hold a JSON list of token ids"),
     ("audit nowhere", "nowhere is not a run folder"),
     ("audit run --set audit.tokens=3", "audit.tokens is 3; it must be between 64"),
-    ("audit-record nowhere", "nowhere is not a folder"),
+    ("audit-record nowhere", "nowhere does not exist"),
     ("sample nowhere", "the artifact nowhere does not exist"),
     ("sample run --temperature -1", "temperature is -1; it must be a number of 0 or more"),
     ("sample run --temperature nan", "temperature is nan; it must be a number of 0 or more"),
