@@ -97,8 +97,9 @@ class Runs:
     def read(self, folder: Path) -> Any:
         """Return what `runs`, `compare` and `report` say of the run, and what its record holds."""
         path = folder / _FOLDER
-        listed = next(run for run in runs(folder) if run["name"] == _FOLDER)
+        found = runs(folder)
         memory = RunFolder.existing(path).memory
+        listed = next(run for run in found if run["name"] == _FOLDER)
         compared, reported = (
             _told(lambda: compare(str(path), "pr1858")),
             _told(lambda: _reported(path)),
