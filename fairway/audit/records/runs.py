@@ -130,8 +130,8 @@ def _match(log: Log, values: Iterable[Number]) -> Stage | None:
             near = off <= max(ROUNDING, min(unit(value.text), 6e-4))
             # Rounded scores stand beside exact ones of the same evaluation: the last exact one.
             if near and (best is None or off <= best[0] + 1e-9):
-                best = (off, _timed(stage, stages))
-    return best[1] if best else None
+                best = (off, stage)
+    return _timed(best[1], stages) if best else None
 
 
 def _timed(stage: Stage, stages: Sequence[Stage]) -> Stage:
