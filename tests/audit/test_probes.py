@@ -32,7 +32,7 @@ def test_a_violator_is_caught_by_its_probe(name: str, seed: int) -> None:
     assert verdict_of(list(found.values())) == "invalid"
     assert found[module.PROBE].rules
     # On another text another probe may be the first to find it, and the rest then asks no more.
-    if not seed:
+    if not seed and not hasattr(module, "BY_TIME"):
         assert found[module.PROBE].verdict == "invalid", found
 
 

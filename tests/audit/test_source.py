@@ -157,7 +157,7 @@ LABOUR = {
 def test_a_script_takes_so_many_steps_and_is_told(kind: str, tmp_path: Path) -> None:
     start_s = time.process_time()
     found = codes(LABOUR[kind], tmp_path)
-    assert time.process_time() - start_s < 4
+    assert time.process_time() - start_s < 8
     if kind == "deep hash":
         assert found["hashed-target"] == "warning"
     elif kind not in ("long chains", "many conditions"):
@@ -172,7 +172,7 @@ def test_many_scripts_are_parsed_in_one_budget_and_the_one_that_ran_comes_first(
         (folder / f"a{number}.py").write_text("x = 1\n" * 50_000)
     start_s = time.process_time()
     found = audit_record(folder).findings
-    assert time.process_time() - start_s < 4
+    assert time.process_time() - start_s < 8
     assert any(f.code == "installs" and f.place.startswith("train_gpt.py") for f in found)
     assert sum(f.code == "syntax" for f in found) == 39
 

@@ -4,6 +4,7 @@ import time
 
 from audit.honest import Charges, Ids, Plain, frozen, nats, peeking
 
+BY_TIME = True
 PROBE = "replay"
 
 
