@@ -120,8 +120,8 @@ def format_named(name: str) -> Format:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_spoiled_inputs_are_refused_or_right(name: str) -> None:
-    # A report of a run takes a seventh of a second.
-    count = {"run": 40, "record": 80}.get(name, 150)
+    # A bundle takes a sixth of a second, a report of a run half of one.
+    count = {"run": 20, "bundle": 40, "record": 60}.get(name, 150)
     found = run(format_named(name), count, 1)
     assert found.failures == []
     assert found.refused + found.read == found.inputs == count
