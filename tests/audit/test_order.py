@@ -12,7 +12,7 @@ from fairway.audit.records.audit import audit_record
 from fairway.audit.records.flow import Flow
 from fairway.audit.records.order import check_order
 from fairway.audit.records.parse import parsed
-from fairway.audit.records.trees import Work
+from fairway.audit.records.trees import Steps
 
 HEAD = """
 import glob, math, os, copy
@@ -232,7 +232,7 @@ INNOCENT = {
 def found(script: str, settings: Mapping[str, str] | None = None) -> list[Finding]:
     tree = parsed(HEAD + script).tree
     assert tree is not None
-    flow = Flow(Work(200_000), settings=settings or {})
+    flow = Flow(Steps(200_000), settings=settings or {})
     flow.follow("train_gpt.py", tree)
     assert flow.finished
     return list(check_order(flow, settings or {}, {}))

@@ -12,13 +12,13 @@ from fairway.audit.records.counts import check_bytes_of_pieces
 from fairway.audit.records.native import check_native
 from fairway.audit.records.parse import parsed
 from fairway.audit.records.syntax import patterns
-from fairway.audit.records.trees import Script, Work
+from fairway.audit.records.trees import Script, Steps
 
 
 def script(text: str) -> Script:
     tree = parsed(text).tree
     assert tree is not None
-    return Script("train_gpt.py", tree, Work(1_000_000))
+    return Script("train_gpt.py", tree, Steps(1_000_000))
 
 
 def codes(text: str) -> set[str]:

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fairway.audit.records.trees import Work, short
+from fairway.audit.records.trees import Steps, short
 from fairway.audit.records.values import (
     COST,
     VAL,
@@ -85,7 +85,7 @@ class _Pending:
 class Events:
     """State of a script that is followed, and what happened so far."""
 
-    work: Work
+    work: Steps
     clock: int = 0
     scope: Scope = field(default_factory=lambda: Scope(""))
     turns: list[Turn] = field(default_factory=list)

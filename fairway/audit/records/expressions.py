@@ -3,6 +3,7 @@
 import ast
 import builtins
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -70,16 +71,17 @@ def plain_setting(text: str) -> object:
 
 
 @dataclass(eq=False)
-class Expressions(Events):
+class Expressions(Events, ABC):
     """Follows expressions; calls are followed by `called`, which `Flow` adds."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
     depth: int = 0
 
+    @abstractmethod
     def called(self, node: ast.Call) -> Value:
         """Return what a call gives."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(
         self,
         node: ast.Call,
@@ -88,7 +90,6 @@ class Expressions(Events):
         named: dict[str, Value],
     ) -> Value:
         """Follow a function of the script and return what it returns."""
-        raise NotImplementedError
 
     def value(self, node: ast.AST | None) -> Value:
         """Return what an expression stands for."""

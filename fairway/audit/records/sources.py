@@ -17,7 +17,7 @@ from fairway.audit.records.native import check_native
 from fairway.audit.records.order import check_order
 from fairway.audit.records.shown import LogText, Shown
 from fairway.audit.records.syntax import patterns
-from fairway.audit.records.trees import OverBudget, Script, Work
+from fairway.audit.records.trees import OverBudget, Script, Steps
 from fairway.audit.records.unwrap import MOST_PARSED, unwrap
 from fairway.errors import UserError
 from fairway.files import read_bytes
@@ -87,7 +87,7 @@ def check_sources(
     used = _used(main[:1], scripts)
     for script in main[:1]:
         yield from _order(script, scripts, (settings, said), _logs(folder, logs))
-    work = Work(_MOST_VISITS)
+    work = Steps(_MOST_VISITS)
     trees = [Script(script.shown, script.tree, work) for script in used]
     for tree in trees:
         yield from patterns(tree)
@@ -224,7 +224,7 @@ def _order(
         shown.functions |= {
             n.name: n for n in ast.walk(read.tree) if isinstance(n, ast.FunctionDef)
         }
-    flow = Flow(Work(_MOST_STEPS), settings=settings, modules=beside, shown=shown)
+    flow = Flow(Steps(_MOST_STEPS), settings=settings, modules=beside, shown=shown)
     flow.follow(script.shown, script.tree)
     yield from check_order(flow, settings, said)
     if not flow.finished:

@@ -25,7 +25,7 @@ class OverBudget(Exception):  # noqa: N818 - what is found, not what went wrong 
 
 
 @dataclass(eq=False)
-class Work:
+class Steps:
     """Steps that are left, for all that look at one record."""
 
     left: int
@@ -43,7 +43,7 @@ class Script:
 
     file: str
     tree: ast.Module
-    work: Work
+    work: Steps
     _names: dict[int, frozenset[str]] = field(default_factory=dict)
 
     def walk(self, node: ast.AST) -> Iterator[ast.AST]:

@@ -1,6 +1,7 @@
 """P2 and P5: texts that nobody can predict, drawn by odds that are known."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,9 +49,9 @@ class Streams(Trial):
         if self.above(AHEAD_NATS):
             self.convict(self.sentence(kind))
 
+    @abstractmethod
     def draw_text(self, kind: str, length: int) -> tuple[IntArray, FloatArray]:
         """Return a text of a kind, and the fair cost of its tokens, NaN where one is known."""
-        raise NotImplementedError
 
     def odds(
         self, kind: str, ids: IntArray, stakes: FloatArray, costs: object
@@ -58,9 +59,9 @@ class Streams(Trial):
         """Return the fair costs in the order in which the text was scored; None for no bet."""
         return stakes
 
+    @abstractmethod
     def sentence(self, kind: str) -> str:
         """Return what is wrong with who wins."""
-        raise NotImplementedError
 
     def power(self) -> str:
         """Return the power of the bets, by planting leaks into what was charged."""
