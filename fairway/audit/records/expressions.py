@@ -72,7 +72,7 @@ def plain_setting(text: str) -> object:
 
 @dataclass(eq=False)
 class Expressions(Events, ABC):
-    """Follows expressions; calls are followed by `called`, which `Flow` adds."""
+    """Follows expressions; calls are followed by `called`, which `Calls` adds."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
     depth: int = 0

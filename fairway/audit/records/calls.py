@@ -1,0 +1,192 @@
+"""Calls in a followed script: its functions and classes, methods, and what nobody knows."""
+
+import ast
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+from fairway.audit.records.expressions import Expressions
+from fairway.audit.records.methods import METHODS
+from fairway.audit.records.values import (
+    COST,
+    PATH,
+    VAL,
+    Callee,
+    Held,
+    Items,
+    Kind,
+    Scope,
+    Switch,
+    Value,
+    union,
+)
+
+# Calls inside one another that are followed, and how often one function may be in them.
+_MOST_CALLS = 14
+_MOST_SAME = 2
+
+
+@dataclass(eq=False)
+class Calls(Expressions):
+    """Follows calls; the statements of a function are followed by `block`, which `Flow` adds."""
+
+    running: list[ast.AST] = field(default_factory=list)
+    training_inside: dict[ast.AST, bool] = field(default_factory=dict)
+
+    @abstractmethod
+    def block(self, body: list[ast.stmt]) -> bool:
+        """Follow statements; return whether what stands behind them is not reached."""
+
+    def called(self, node: ast.Call) -> Value:
+        """Return what a call gives."""
+        name, receiver = self._callee(node)
+        arguments, named = self._arguments(node)
+        function = receiver
+        if isinstance(node.func, ast.Attribute):
+            function = self.attribute(receiver, name)
+        if isinstance(function.what, Callee) and not self._is_forward(function.what):
+            return self.run(node, function.what, arguments, named)
+        method = METHODS.get(name)
+        if method is not None:
+            found = method(self, node, receiver, arguments, named)
+            if found is not None:
+                return found
+        if isinstance(function.what, Kind):
+            return self.made(node, function.what, arguments, named)
+        return self._unknown(name, receiver, arguments, named)
+
+    def _is_forward(self, callee: Callee) -> bool:
+        """Return whether a method belongs to a model or an optimiser and trains nothing itself."""
+        if not callee.bound or not callee.scope.kind_is_model:
+            return callee.scope.kind_is_optimiser and bool(callee.bound)
+        if callee.node not in self.training_inside:
+            self.training_inside[callee.node] = any(
+                isinstance(n, ast.Attribute) and n.attr in ("backward", "grad")
+                for n in ast.walk(callee.node)
+            )
+        return not self.training_inside[callee.node]
+
+    def _callee(self, node: ast.Call) -> tuple[str, Value]:
+        """Return the last name of what is called, and what it belongs to (or is itself)."""
+        if isinstance(node.func, ast.Attribute):
+            return node.func.attr, self.value(node.func.value)
+        if isinstance(node.func, ast.Name):
+            return node.func.id, self.value(node.func)
+        return "", self.value(node.func)
+
+    def _arguments(self, node: ast.Call) -> tuple[list[Value], dict[str, Value]]:
+        found: list[Value] = []
+        for argument in node.args:
+            value = self.value(argument)
+            if isinstance(argument, ast.Starred) and isinstance(value.what, Items):
+                found += value.what.values
+            else:
+                found.append(value)
+        named: dict[str, Value] = {}
+        for keyword in node.keywords:
+            value = self.value(keyword.value)
+            if keyword.arg is not None:
+                named[keyword.arg] = value
+            elif isinstance(value.what, Items):
+                named |= dict(zip(value.what.names, value.what.values, strict=False))
+        return found, named
+
+    def run(
+        self,
+        node: ast.Call,
+        callee: Callee,
+        arguments: list[Value],
+        named: dict[str, Value],
+    ) -> Value:
+        """Follow a function of the script and return what it returns."""
+        arguments = [*callee.bound, *arguments]
+        named = dict(callee.named) | named
+        everything = union([*arguments, *named.values()])
+        if len(self.running) >= _MOST_CALLS or self.running.count(callee.node) >= _MOST_SAME:
+            return Value(everything)
+        scope = Scope(callee.scope.file, callee.scope)
+        scope.function = getattr(callee.node, "name", "") or self.scope.function
+        scope.guards = len(self.guards)
+        self._fill(scope, callee.node.args, arguments, named)
+        outer, self.scope = self.scope, scope
+        self.running.append(callee.node)
+        self.calls.append(node.lineno)
+        try:
+            if isinstance(callee.node, ast.Lambda):
+                return self.value(callee.node.body)
+            self.block(callee.node.body)
+        finally:
+            self.scope = outer
+            self.running.pop()
+            self.calls.pop()
+        if len(scope.returned) == 1:
+            return scope.returned[0]
+        return self._one_of(scope.returned)
+
+    def _one_of(self, values: list[Value]) -> Value:
+        """Return what may be any of several values; parts stay parts if all have as many."""
+        shapes = {len(v.what.values) if isinstance(v.what, Items) else 0 for v in values}
+        labels = union(values)
+        if len(shapes) == 1 and shapes != {0}:
+            rows = [v.what.values for v in values if isinstance(v.what, Items)]
+            return Value(labels, Items(tuple(Value(union(c)) for c in zip(*rows, strict=True))))
+        return Value(labels)
+
+    def _fill(
+        self, scope: Scope, wanted: ast.arguments, given: list[Value], named: dict[str, Value]
+    ) -> None:
+        """Bind the parameters of a function."""
+        names = [a.arg for a in [*wanted.posonlyargs, *wanted.args]]
+        defaults = dict(zip(reversed(names), reversed(wanted.defaults), strict=False))
+        defaults |= {
+            a.arg: d
+            for a, d in zip(wanted.kwonlyargs, wanted.kw_defaults, strict=True)
+            if d is not None
+        }
+        for name, default in defaults.items():
+            scope.names[name] = self.value(default)
+        scope.names |= dict(zip(names, given, strict=False))
+        allowed = {*names, *(a.arg for a in wanted.kwonlyargs)}
+        rest = {name: value for name, value in named.items() if name not in allowed}
+        scope.names |= {name: value for name, value in named.items() if name in allowed}
+        if wanted.vararg is not None:
+            more = tuple(given[len(names) :])
+            scope.names[wanted.vararg.arg] = Value(union(more), Items(more))
+        if wanted.kwarg is not None:
+            values = tuple(rest.values())
+            scope.names[wanted.kwarg.arg] = Value(union(values), Items(values, tuple(rest)))
+
+    def made(
+        self, node: ast.Call, kind: Kind, arguments: list[Value], named: dict[str, Value]
+    ) -> Value:
+        """Return a new instance of a class of the script."""
+        everything = union([*arguments, *named.values()])
+        if kind.is_optimiser:
+            return Value(everything)
+        held = self.new()
+        self.parts[held] = {"__class__": Value(what=kind)}
+        value = Value(frozenset({held, *(everything & {PATH, VAL})}))
+        if not kind.is_model:
+            first = kind.scope.names.get("__init__")
+            if first is not None and isinstance(first.what, Callee):
+                bound = Callee(first.what.node, first.what.scope, (value,))
+                self.run(node, bound, arguments, named)
+        return value
+
+    def _unknown(
+        self, name: str, receiver: Value, arguments: list[Value], named: dict[str, Value]
+    ) -> Value:
+        """Return what a function gives of which nothing is known."""
+        given = union([*arguments, *named.values()])
+        labels = Value(given | receiver.labels).without(Switch).labels
+        if VAL in given and receiver.of(Held) and COST not in receiver.labels:
+            # Something that keeps state is given tokens: a model.
+            found = self.with_training(Value(labels | {COST}))
+            return found
+        if PATH in labels:
+            labels = (labels - {PATH}) | {VAL}
+        if name[:1].isupper() and not Value(labels).of(Held):
+            # An instance of a class that is not here: a layer, a model, a generator.
+            labels = (labels & {VAL}) | {self.new()}
+        if not labels:
+            labels = frozenset({self.new(), *self.turns[-1:]})
+        return self.with_training(Value(frozenset(labels)))
