@@ -24,17 +24,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fairway.config import Config
+from fairway.config.overrides import override
+from fairway.config.settings import Config
 from fairway.data.folder import DataFolder
+from fairway.machine.runtime import DTYPES, Plan, Ranks, make_plan
 from fairway.model import attention
-from fairway.overrides import override
 from fairway.quantise.estimate import estimate_bytes
 from fairway.recipes import recipe
-from fairway.runtime import DTYPES, Plan, Ranks, make_plan
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate, text_of
-from fairway.steps import STEPS, cut_steps, read_steps
-from fairway.train import Training, TrainingText, train
+from fairway.train.loop import Training, TrainingText, train
+from fairway.train.steps import STEPS, cut_steps, read_steps
 
 TARGETS = 786_432
 WINDOW = 50

@@ -26,7 +26,7 @@ import zstandard
 from numpy.typing import NDArray
 from seed_model import load_state
 
-from fairway.config import ModelConfig, QuantConfig
+from fairway.config.settings import ModelConfig, QuantConfig
 from fairway.pack.account import order_0_bits
 from fairway.pack.codec import shuffle
 from fairway.pack.layout import Form, Loaded, SectionSpec, layout, matrices, section_bytes

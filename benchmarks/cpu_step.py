@@ -16,12 +16,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fairway.config import ModelConfig
+from fairway.config.settings import ModelConfig
+from fairway.machine.runtime import Plan
 from fairway.model import gpt, ops
 from fairway.model.gpt import GPT, build
-from fairway.optim.muon import Optimisers
 from fairway.recipes import recipe
-from fairway.runtime import Plan
+from fairway.train.muon import Optimisers
 
 REPEATS = 9
 

@@ -23,17 +23,23 @@ from score import read_text
 from seed_model import load_state
 
 from fairway.api import load, model_from
-from fairway.config import MixtureConfig, ModelConfig, RuntimeConfig, ScoreConfig, TttConfig
+from fairway.base.units import bits_per_byte
+from fairway.config.settings import (
+    MixtureConfig,
+    ModelConfig,
+    RuntimeConfig,
+    ScoreConfig,
+    TttConfig,
+)
 from fairway.data.tokens import Tokenizer
+from fairway.machine.runtime import make_plan
 from fairway.model.gpt import GPT
+from fairway.pipeline.run import open_run
 from fairway.recipes import recipe
-from fairway.run import open_run
-from fairway.runtime import make_plan
-from fairway.score.experts import evaluate_base, evaluate_mixture, evaluate_published
+from fairway.score.experts.evaluate import evaluate_base, evaluate_mixture, evaluate_published
+from fairway.score.experts.mixture import Helpers
 from fairway.score.ledger import Context, Predictor, Receipt, Score, Text
-from fairway.score.mixture import Helpers
 from fairway.score.sliding import text_of
-from fairway.units import bits_per_byte
 
 VARIANTS: dict[str, dict[str, object]] = {
     "ppm, fixed 0.98": {"experts": "ppm", "weights": "fixed", "weight": 0.98},

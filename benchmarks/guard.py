@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 
+from fairway.base.units import megabytes
 from fairway.data.documents import Document, document_key
 from fairway.data.guard import split_documents
-from fairway.units import megabytes
 
 VAL_SHARE = 0.01
 DOCUMENT_BYTES = 6_000

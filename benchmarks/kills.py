@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairway import cli
+from fairway.cli import main as cli
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 
@@ -63,7 +63,13 @@ SETTINGS = (
     *("runtime.threads=1", "runtime.dtype=float32", "runtime.matmul=highest"),
     *("runtime.attention=plain", "runtime.device=cpu"),
 )
-HEAVY = ("fairway.run", "fairway.show", "fairway.submission", "fairway.seeds", "fairway.report")
+HEAVY = (
+    "fairway.pipeline.run",
+    "fairway.cli.show",
+    "fairway.submission.submission",
+    "fairway.submission.seeds",
+    "fairway.report",
+)
 WORDS = [
     "the",
     "of",

@@ -52,7 +52,7 @@ TESTS = {
     "score.sliding": ["score/test_sliding.py"],
     "score.sgd": ["score/test_sgd.py", "score/test_ttt.py"],
     "score.lora": ["score/test_lora.py", "score/test_ttt.py"],
-    "score.mixing": ["score/test_mixing.py"],
+    "score.experts.mixing": ["score/test_mixing.py"],
     "data.tokens": ["data/test_tokens.py"],
     "data.documents": ["data/test_documents.py"],
     "data.guard": ["data/test_guard.py"],
@@ -66,14 +66,14 @@ TESTS = {
     "pack.arithmetic": ["pack/test_arithmetic.py"],
     "prove.coder": ["prove/test_coder.py"],
     "prove.shares": ["prove/test_shares.py"],
-    "optim.muon": ["optim/test_muon.py", "optim/test_muon_exact.py", "optim/test_fused_muon.py"],
-    "checkpoint": ["test_checkpoint.py"],
-    "stages": ["test_stages.py"],
+    "train.muon": ["optim/test_muon.py", "optim/test_muon_exact.py", "optim/test_fused_muon.py"],
+    "train.checkpoint": ["test_checkpoint.py"],
+    "pipeline.folder": ["test_stages.py"],
     "audit.scorers.sums": ["audit/test_sums.py"],
-    "audit.ledger": ["audit/test_ledger.py"],
-    "statistics": ["test_statistics.py"],
+    "audit.scorers.trails": ["audit/test_ledger.py"],
+    "submission.statistics": ["test_statistics.py"],
     "costing": ["test_costing.py", "test_harness.py"],
-    "units": ["test_units.py"],
+    "base.units": ["test_units.py"],
 }
 
 # A child may take so many times the processor time that its tests took, and this much more.
@@ -418,7 +418,7 @@ def planned(modules: list[str], sample: int, seed: int) -> dict[str, list[Mutant
 
 def _interpreted(modules: list[str]) -> None:
     """Leave the functions of some modules uncompiled, and compile the others."""
-    from fairway import native
+    from fairway.base import native
 
     plain = native.compiled
     names = {f"fairway.{name}" for name in modules}

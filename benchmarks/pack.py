@@ -34,9 +34,17 @@ from seed_model import load_state
 from torch import Tensor
 
 from fairway.api import model_from
-from fairway.config import ModelConfig, PackConfig, QuantConfig, RuntimeConfig, ScoreConfig, to_dict
+from fairway.config.settings import (
+    ModelConfig,
+    PackConfig,
+    QuantConfig,
+    RuntimeConfig,
+    ScoreConfig,
+    to_dict,
+)
 from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer
+from fairway.machine.runtime import make_plan
 from fairway.pack.artifact import load_artifact, save_artifact
 from fairway.pack.cabac import Side, encode_codes
 from fairway.quantise.calibrate import collect_hessians
@@ -47,7 +55,6 @@ from fairway.quantise.rates import row_classes, shifted
 from fairway.quantise.sensitivity import Curvature, curvatures
 from fairway.quantise.trellis import GRIDS, TRELLIS
 from fairway.quantise.tune import tuned
-from fairway.runtime import make_plan
 from fairway.score.sliding import evaluate
 
 LENGTH = 2048

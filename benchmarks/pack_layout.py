@@ -11,7 +11,7 @@ from pathlib import Path
 
 from seed_model import load_state
 
-from fairway.config import ModelConfig, QuantConfig
+from fairway.config.settings import ModelConfig, QuantConfig
 from fairway.pack.codec import compress
 from fairway.pack.layout import SectionSpec, layout, section_bytes
 from fairway.quantise.gptq import QuantisedModel, quantise_model

@@ -20,8 +20,9 @@ from seed_model import load_state
 from torch import Tensor
 
 from fairway.api import model_from
-from fairway.config import ModelConfig, QuantConfig, RuntimeConfig
+from fairway.config.settings import ModelConfig, QuantConfig, RuntimeConfig
 from fairway.data.tokens import Tokenizer
+from fairway.machine.runtime import make_plan
 from fairway.pack.cabac import Side, encode_codes
 from fairway.pack.codec import compress
 from fairway.quantise.calibrate import collect_hessians
@@ -29,7 +30,6 @@ from fairway.quantise.dependent import Plan
 from fairway.quantise.gptq import Matrix, QuantisedModel, dequantise, gptq_all, quantise_model
 from fairway.quantise.grid import Grid, QuantisedTensor
 from fairway.quantise.sensitivity import Curvature, curvatures
-from fairway.runtime import make_plan
 
 RANK = 4
 # Row permutations and factors are stored beside the codes: bytes that are added to a trial's own.

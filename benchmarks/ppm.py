@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fairway.config import MixtureConfig
+from fairway.config.settings import MixtureConfig
 from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer
-from fairway.score import mixing, ppm
-from fairway.score.mixture import experts_of, planned_for
-from fairway.score.trie import Tries, token_strings
+from fairway.score.experts import mixing, ppm
+from fairway.score.experts.mixture import experts_of, planned_for
+from fairway.score.experts.trie import Tries, token_strings
 
 # Method C without exclusion: one open-addressing table per order for contexts, one for followers.
 C_SOURCE = r"""

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairway.config import RuntimeConfig
+from fairway.base.units import nats_to_bits
+from fairway.config.settings import RuntimeConfig
 from fairway.data.pieces import Packer
 from fairway.model.cache import Cache, Single
 from fairway.prove import walk
@@ -32,7 +33,6 @@ from fairway.prove.container import ARCHIVE, coded_file, open_coded, open_file
 from fairway.prove.machine import coding_plan
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate
-from fairway.units import nats_to_bits
 
 SCORED = 4
 

@@ -18,15 +18,15 @@ import torch
 from seed_model import load_state
 from torch import Tensor
 
-from fairway.config import Config, RuntimeConfig
+from fairway.config.settings import Config, RuntimeConfig
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
+from fairway.machine.runtime import DTYPES, make_plan
 from fairway.model.gpt import GPT, build
 from fairway.quantise.calibrate import collect_hessians, gram
 from fairway.quantise.gptq import gptq, grid_of, quantise_model, tensor_stats
 from fairway.quantise.grid import QuantisedTensor
 from fairway.recipes import recipe
-from fairway.runtime import DTYPES, make_plan
 
 T = TypeVar("T")
 

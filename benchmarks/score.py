@@ -19,14 +19,14 @@ from seed_model import load_state
 from torch import Tensor
 
 from fairway.api import model_from
-from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig
+from fairway.config.overrides import override
+from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig
 from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
+from fairway.machine.runtime import Plan, make_plan
 from fairway.model.gpt import GPT
-from fairway.overrides import override
 from fairway.pack.artifact import load_artifact
 from fairway.recipes import recipe
-from fairway.runtime import Plan, make_plan
 from fairway.score.ledger import Score, Text
 from fairway.score.lora import evaluate_lora
 from fairway.score.sgd import evaluate_sgd

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from seed_model import load_state
 
-from fairway.config import ModelConfig
+from fairway.config.settings import ModelConfig
 from fairway.data.tokens import Tokenizer, encode_documents
 from fairway.model.gpt import GPT
 from fairway.score.ledger import IntArray, Ledger, Text

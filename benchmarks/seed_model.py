@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fairway.config import ModelConfig
+from fairway.config.settings import ModelConfig
 from fairway.model.gpt import GPT
 
 

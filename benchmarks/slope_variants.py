@@ -1,4 +1,4 @@
-"""Other shapes of the MLP's two product kernels, timed beside those of `fairway.model.products`.
+"""Other shapes of the MLP's two product kernels, beside those of `fairway.model.gpu.products`.
 
     python benchmarks/slope_variants.py [--rows 98304] [--rounds 30]
 
@@ -23,8 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fairway.model import products
-from fairway.model.products import _slope, _tile
+from fairway.model.gpu import products
+from fairway.model.gpu.products import _slope, _tile
 
 WIDTH, HIDDEN, LEAK = 512, 2048, 0.5
 SETS, CALLS = 3, 6

@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.config import Config, RuntimeConfig
+from fairway.config.settings import Config, RuntimeConfig
+from fairway.machine.runtime import DTYPES, Plan, Ranks, join_ranks, make_plan
 from fairway.model import attention, gpt, ops
 from fairway.model.gpt import GPT, build, visits
 from fairway.model.paths import prepare
 from fairway.quantise.estimate import estimate_bytes
 from fairway.recipes import recipe
-from fairway.runtime import DTYPES, Plan, Ranks, join_ranks, make_plan
-from fairway.steps import STEPS, read_steps
-from fairway.train import TrainingText, train
+from fairway.train.loop import TrainingText, train
+from fairway.train.steps import STEPS, read_steps
 
 T = 2048
 

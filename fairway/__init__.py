@@ -1,13 +1,8 @@
 """Fairway trains, packs and proves small language models.
 
 Reading order, which is also the order in which modules may import one another:
-version, errors, units, terminal, outputs, files, folders, endings, children, progress, native,
-recording, memory, config, checks, overrides, recipes | data | model, runtime, peers | optim,
-checkpoint, steps, preflight, train | quantise | pack | score | writing, api | prove | statistics,
-audit | baselines, weights, averaging, report, packing, facts, stages, solo, bundle, codesize,
-limits, text, inputs, results, experts, auditing, run, doctor, published, compare, seeds,
-techniques, record, submission, verify, index, sink, export, costing, harness, show, options,
-cli_base, cli_pack, cli_prove, cli_audit, cli_record, cli, __main__.
+version, base, config, recipes | data | model, machine | train | quantise | pack | score | api |
+prove | audit | report | bundle | pipeline | submission | costing, harness, cli, __main__.
 Importing this loads nothing heavy.
 """
 

@@ -1,6 +1,6 @@
 """`python -m fairway`, which is `fairway`."""
 
-from fairway.cli import main
+from fairway.cli.main import main
 
 # Processes that share out work import this module, too.
 if __name__ == "__main__":

@@ -17,19 +17,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fairway.config import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
+from fairway.base.errors import UserError
+from fairway.base.progress import progress
+from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer
-from fairway.errors import UserError
+from fairway.machine.runtime import DTYPES, Plan, make_plan
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
+from fairway.model.writing import Manner, Row, write
 from fairway.pack.artifact import load_artifact
-from fairway.progress import progress
-from fairway.runtime import DTYPES, Plan, make_plan
 from fairway.score.ledger import Ledger, Receipt, Score, Text, score_events
 from fairway.score.sliding import FrozenPredictor, evaluate, text_of
 from fairway.score.windows import events, sliding_windows
-from fairway.writing import Manner, Row, write
 
 OPENING_TOKENS = 80
 ARTIFACT_FILE, TOKENIZER_FILE = "artifact.fwy", "tokenizer.model"

@@ -21,13 +21,13 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from fairway.api import LanguageModel, load
-from fairway.config import Config, RuntimeConfig, unknown_name
+from fairway.base.errors import UserError
+from fairway.base.terminal import put, sentence
+from fairway.config.overrides import override
+from fairway.config.settings import Config, RuntimeConfig, unknown_name
 from fairway.costing import Continuation, Coster, continuation
 from fairway.data.pieces import encoded
-from fairway.errors import UserError
-from fairway.overrides import override
-from fairway.terminal import put, sentence
-from fairway.writing import Manner, Row, require_number, require_whole, told
+from fairway.model.writing import Manner, Row, require_number, require_whole, told
 
 # What lm_eval's models write where a task does not say.
 MOST_TOKENS = 256

@@ -20,10 +20,10 @@ import pytest
 from damage import FIXED as FIXED_OPTIONS
 from damage import Call, Place, run_command
 
-from fairway.config import Config
+from fairway.config.overrides import override
+from fairway.config.settings import Config
 from fairway.data.build import build_data
 from fairway.data.documents import Document
-from fairway.overrides import override
 from fairway.recipes import recipe
 
 # What a probe would choose is not what a test may depend on.
@@ -79,8 +79,8 @@ def tiny(settings: list[str]) -> Callable[..., Config]:
 @pytest.fixture(scope="session")
 def smoke_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished smoke run."""
-    from fairway.run import Pipeline
-    from fairway.stages import RunFolder
+    from fairway.pipeline.folder import RunFolder
+    from fairway.pipeline.run import Pipeline
 
     folder = tmp_path_factory.mktemp("runs") / "smoke"
     pipeline = Pipeline(tiny(), RunFolder(folder), lambda text: None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fairway import cli
+from fairway.cli import main as cli
 
 FIXED = "--set runtime.threads=1 --set runtime.dtype=float32 --set runtime.matmul=highest"
 SHORT = "--set train.steps=2 --set train.warmup_steps=0"

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fairway.errors import UserError
-from fairway.files import digest_file, read_json, write_json
-from fairway.submission import DIGESTS
-from fairway.verify import verify
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file, read_json, write_json
+from fairway.submission.submission import DIGESTS
+from fairway.submission.verify import verify
 
 Place = tuple[str, int]
 

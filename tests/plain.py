@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairway.config import ModelConfig, OptimConfig
+from fairway.config.settings import ModelConfig, OptimConfig
 
 State = dict[str, Tensor]
 

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from damage import Call, Place, contents, refused, untouched
 
-from fairway import stages
-from fairway.checkpoint import load_checkpoint, save_checkpoint
-from fairway.files import read_json
-from fairway.run import Pipeline
-from fairway.stages import LOCK, MEMORY, RunFolder
-from fairway.steps import STEPS, read_steps
-from fairway.train import CHECKPOINT
+from fairway.base.files import read_json
+from fairway.pipeline import folder as stages
+from fairway.pipeline.folder import LOCK, MEMORY, RunFolder
+from fairway.pipeline.run import Pipeline
+from fairway.train.checkpoint import load_checkpoint, save_checkpoint
+from fairway.train.loop import CHECKPOINT
+from fairway.train.steps import STEPS, read_steps
 
 HERE = Path(__file__).parents[1]
 
@@ -149,8 +149,8 @@ def unfinished(
     """Return the folder of a training that was stopped after its first step."""
     import threading
 
-    from fairway import train
-    from fairway.errors import InterruptedRun
+    from fairway.base.errors import InterruptedRun
+    from fairway.train import loop as train
 
     @contextlib.contextmanager
     def at_once() -> Iterator[threading.Event]:
@@ -172,7 +172,7 @@ def unfinished(
 def test_one_bit_of_a_checkpoint_is_noticed(
     unfinished: Path, tmp_path: Path, at: float, bit: int
 ) -> None:
-    from fairway.errors import UserError
+    from fairway.base.errors import UserError
 
     data = bytearray((unfinished / CHECKPOINT).read_bytes())
     data[min(int(at * len(data)), len(data) - 1)] ^= 1 << bit
@@ -184,7 +184,7 @@ def test_one_bit_of_a_checkpoint_is_noticed(
 def test_any_bit_of_a_small_checkpoint_is_noticed(tmp_path: Path) -> None:
     import torch
 
-    from fairway.errors import UserError
+    from fairway.base.errors import UserError
 
     path = tmp_path / "c"
     save_checkpoint(path, {'"digest":"': torch.ones(3)}, {"x": '"digest":"' + "0" * 64})
@@ -205,7 +205,7 @@ def test_any_bit_of_a_small_checkpoint_is_noticed(tmp_path: Path) -> None:
 def test_step_records_of_an_unfinished_training_are_those_of_its_checkpoint(
     unfinished: Path, tmp_path: Path, tiny: Callable[..., Any], change: tuple[bytes, bytes]
 ) -> None:
-    from fairway.errors import UserError
+    from fairway.base.errors import UserError
 
     run = Path(shutil.copytree(unfinished, tmp_path / "run"))
     (run / STEPS).write_bytes((run / STEPS).read_bytes().replace(*change, 1))
@@ -360,7 +360,7 @@ def test_odd_memories_with_a_digest_that_fits_are_one_sentence(
 
 
 def test_one_broken_run_hides_no_other(place: Place, call: Call) -> None:
-    from fairway.index import runs
+    from fairway.pipeline.index import runs
 
     for number, value in enumerate(ODD):
         shutil.copytree(place / "run", place / f"broken-{number}")
@@ -393,7 +393,7 @@ def test_a_run_without_a_checkpoint_begins_anew(
     for name in left:
         (place / "new" / (f"{name}abcd1234.part" if name.endswith(".") else name)).write_text("{")
     said: list[str] = []
-    from fairway.overrides import override
+    from fairway.config.overrides import override
     from fairway.recipes import recipe
 
     words = place.words("SMOKE")
@@ -513,7 +513,7 @@ def test_output_to_a_full_disk_is_told_when_the_work_is_done(place: Place) -> No
 NAMES = ("torch", "json", "numpy", "typing", "typer", "rich", "signal", "pickle", "fairway_data")
 
 
-@pytest.mark.parametrize("module", ["fairway", "fairway.cli"])
+@pytest.mark.parametrize("module", ["fairway", "fairway.cli.main"])
 def test_no_module_of_the_folder_it_starts_in_is_imported(
     place: Place, smoke_run: Path, module: str
 ) -> None:
@@ -533,7 +533,7 @@ def test_no_module_of_the_folder_it_starts_in_is_imported(
 def test_processes_that_fairway_starts_import_none_either(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fairway import children
+    from fairway.base import children
     from fairway.data.parallel import map_parallel
 
     for name in NAMES:

@@ -14,13 +14,13 @@ import torch
 
 import fairway
 from fairway.api import LanguageModel, load
-from fairway.config import RuntimeConfig
+from fairway.base.errors import UserError
+from fairway.base.files import read_json
+from fairway.config.settings import RuntimeConfig
 from fairway.data.build import DataFolder
 from fairway.data.tokens import train_tokenizer
-from fairway.errors import UserError
-from fairway.files import read_json
-from fairway.run import open_run
-from fairway.writing import Manner, Row, draw
+from fairway.model.writing import Manner, Row, draw
+from fairway.pipeline.run import open_run
 
 # The arithmetic of the fixture's run.
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
@@ -30,7 +30,7 @@ TEXT = "The model predicts a small token.\nIt was the text that every byte is in
 FRESH = """
 import json, pathlib
 import fairway
-from fairway.config import RuntimeConfig
+from fairway.config.settings import RuntimeConfig
 runtime = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 model = fairway.load("artifact.fwy", runtime=runtime)
 documents = json.loads(pathlib.Path("documents.json").read_text())
@@ -72,7 +72,9 @@ def bare(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_process_keeps_its_own_threads_and_precision(
     smoke_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fairway.runtime._keep_freed_memory", lambda: pytest.fail("for good"))
+    monkeypatch.setattr(
+        "fairway.machine.runtime._keep_freed_memory", lambda: pytest.fail("for good")
+    )
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
 
     def own() -> tuple[int, str]:

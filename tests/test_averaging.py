@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fairway.averaging import initial_share, lag_warning, loss_warning
-from fairway.config import Config, OptimConfig
+from fairway.config.settings import Config, OptimConfig
+from fairway.pipeline.averaging import initial_share, lag_warning, loss_warning
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import Pipeline
 from fairway.recipes import RECIPES, recipe
-from fairway.run import Pipeline
-from fairway.stages import RunFolder
 
 DECAY = OptimConfig()
 

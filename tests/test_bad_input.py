@@ -28,7 +28,7 @@ from damage import (
     untouched,
 )
 
-from fairway.stages import MEMORY
+from fairway.pipeline.folder import MEMORY
 
 # ---------------------------------------------------------------------------------------------
 # Recipes, settings and options: refused before anything is made

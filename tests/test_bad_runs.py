@@ -15,14 +15,16 @@ import torch
 from damage import ARTIFACT, Call, Damage, Place, flip, halve, refused, remove, rewrite, untouched
 from torch import Tensor
 
-from fairway import preflight, stages, train
-from fairway.checkpoint import load_checkpoint, save_checkpoint
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.model.gpt import GPT
-from fairway.optim.muon import Optimisers
-from fairway.stages import MEMORY, RunFolder
-from fairway.steps import STEPS, read_steps
+from fairway.pipeline import folder as stages
+from fairway.pipeline.folder import MEMORY, RunFolder
+from fairway.train import loop as train
+from fairway.train import preflight
+from fairway.train.checkpoint import load_checkpoint, save_checkpoint
+from fairway.train.muon import Optimisers
+from fairway.train.steps import STEPS, read_steps
 
 # ---------------------------------------------------------------------------------------------
 # Run folders
@@ -85,7 +87,7 @@ def test_packing_never_builds_the_text_anew(
 ) -> None:
     texts = list(DataFolder.open(place / "data").train_documents())
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
-    monkeypatch.setattr("fairway.text.embedded_documents", lambda: documents)
+    monkeypatch.setattr("fairway.pipeline.text.embedded_documents", lambda: documents)
     embedded = "--set data.source=embedded --set train.steps=1"
     assert call(f"train smoke --out new SMOKE {embedded}") == (0, "")
     untouched(place, call, "pack new --set model.vocab_size=295", "run `fairway train`")
@@ -282,7 +284,7 @@ def test_a_disk_that_fills_up_during_training(
             monkeypatch.setattr(os, "fsync", full)
         save(path, *more)
 
-    for module in ("fairway.train", "fairway.run"):
+    for module in ("fairway.train.loop", "fairway.pipeline.run"):
         monkeypatch.setattr(f"{module}.save_checkpoint", fill)
     refused(call, "train smoke --out new SMOKE", f"the disk is full (new/{name})")
     assert not (place / "new" / name).exists()

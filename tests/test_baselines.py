@@ -11,8 +11,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairway import baselines
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.score import baselines
 
 TEXT = Path(argparse.__file__).read_text(encoding="utf-8")[:40_000]
 PRIME = Path(optparse.__file__).read_text(encoding="utf-8")

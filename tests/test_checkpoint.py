@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fairway.checkpoint import check_digest, load_checkpoint, save_checkpoint
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.train.checkpoint import check_digest, load_checkpoint, save_checkpoint
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_opened_is_told_of_as_such(
     def refuse(path: Path) -> None:
         raise UserError("cannot read it: Permission denied")
 
-    monkeypatch.setattr("fairway.checkpoint.opened", refuse)
+    monkeypatch.setattr("fairway.train.checkpoint.opened", refuse)
     with pytest.raises(UserError, match=r"^cannot read it: Permission denied$"):
         load_checkpoint(tmp_path / "c.safetensors")
 

@@ -19,17 +19,17 @@ import zstandard
 from audit.record import Case
 from damage import run_command
 
-from fairway import cli as command_line
-from fairway import doctor
 from fairway.audit.findings import Finding
 from fairway.audit.records import fence
 from fairway.audit.records.audit import RecordAudit
-from fairway.checkpoint import load_checkpoint
-from fairway.config import RuntimeConfig
-from fairway.errors import InterruptedRun
-from fairway.files import read_json
+from fairway.base.errors import InterruptedRun
+from fairway.base.files import read_json
+from fairway.cli import doctor
+from fairway.cli import main as command_line
+from fairway.config.settings import RuntimeConfig
+from fairway.machine.runtime import make_plan
 from fairway.pack.artifact import load_artifact
-from fairway.runtime import make_plan
+from fairway.train.checkpoint import load_checkpoint
 from fairway.version import VERSION
 
 FIXED = [
@@ -44,7 +44,7 @@ STAGES = (
 )
 HELP = """
 import sys
-from fairway.cli import main
+from fairway.cli.main import main
 sys.argv = ["fairway", "--help"]
 try:
     main()

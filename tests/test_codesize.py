@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from alone import start
 
-from fairway import codesize
+from fairway.base.files import read_json
 from fairway.bundle import build
 from fairway.bundle.build import SCRIPT, bundle, bundle_bytes, write_bundle
-from fairway.codesize import CODE, measure_code
-from fairway.config import Config
-from fairway.files import read_json
-from fairway.run import Pipeline
-from fairway.stages import RunFolder
+from fairway.config.settings import Config
+from fairway.pipeline import codesize
+from fairway.pipeline.codesize import CODE, measure_code
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import Pipeline
 
 Tiny = Callable[..., Config]
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from audit.record import Case
 
-from fairway.compare import compare, side
-from fairway.errors import UserError
-from fairway.files import digest_file, read_json
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file, read_json
 from fairway.model.gpt import num_parameters
-from fairway.published import RECORDS, STAGES, record
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import open_run
 from fairway.recipes import recipe
-from fairway.run import open_run
-from fairway.stages import RunFolder
+from fairway.submission.compare import compare, side
+from fairway.submission.published import RECORDS, STAGES, record
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))

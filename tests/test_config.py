@@ -8,17 +8,10 @@ from typing import Any
 
 import pytest
 
-from fairway.checks import check
-from fairway.config import (
-    Config,
-    config_hash,
-    fixed_digest,
-    from_dict,
-    settings,
-    to_dict,
-)
-from fairway.errors import UserError
-from fairway.overrides import override
+from fairway.base.errors import UserError
+from fairway.config.checks import check
+from fairway.config.overrides import override
+from fairway.config.settings import Config, config_hash, fixed_digest, from_dict, settings, to_dict
 from fairway.recipes import RECIPES, recipe
 
 

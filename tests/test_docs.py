@@ -11,10 +11,10 @@ import pytest
 import typer.main
 
 import fairway
-from fairway import cli
-from fairway.config import Config, settings, unknown_name
-from fairway.errors import UserError
-from fairway.overrides import override
+from fairway.base.errors import UserError
+from fairway.cli import main as cli
+from fairway.config.overrides import override
+from fairway.config.settings import Config, settings, unknown_name
 from fairway.recipes import RECIPES, recipe
 
 ROOT = Path(fairway.__file__).parent.parent
@@ -146,7 +146,7 @@ def test_the_examples_in_python_run(
 
 EXAMPLE = """
 Type `fairway run demo` or `fairway data
-build`, see `fairway.load` and `fairway/cli.py`.
+build`, see `fairway.load` and `fairway/cli/main.py`.
 
 ```bash
 make demo
@@ -194,6 +194,6 @@ def test_wrong_commands_are_found(line: str, told: str) -> None:
 
 
 def test_unknown_settings_are_found() -> None:
-    text = "`train.steps=3` `score.py` `fairway/train.py` `train.step` `model.gpt` `stages.raw.bpb`"
+    text = "`train.steps=3` `score.py` `fairway/api.py` `train.step` `model.gpt` `stages.raw.bpb`"
     assert unknown_settings(text) == ["train.step"]
     assert unknown_settings("the model.gain of prose, and `score.bpb + 1`") == []

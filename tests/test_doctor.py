@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fairway import doctor
+from fairway.cli import doctor
+from fairway.machine.runtime import Plan
 from fairway.model import attention
-from fairway.runtime import Plan
 
 PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 

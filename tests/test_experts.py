@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fairway.record import as_json, log, readme, submission
-from fairway.run import Pipeline, open_run
+from fairway.pipeline.run import Pipeline, open_run
+from fairway.submission.texts import as_json, log, readme, submission
 
 CHANGES = [
     "mixture.experts=ppm match",

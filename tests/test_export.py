@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from fairway.api import load
-from fairway.config import ModelConfig, from_dict
-from fairway.errors import UserError
-from fairway.export import export
-from fairway.files import digest_file, read_json
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file, read_json
+from fairway.config.settings import ModelConfig, from_dict
+from fairway.machine.runtime import Plan
 from fairway.model.gpt import build
-from fairway.runtime import Plan
+from fairway.pipeline.export import export
 
 
 def test_weights_and_config_make_the_same_model(smoke_run: Path, tmp_path: Path) -> None:

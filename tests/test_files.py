@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fairway.errors import UserError
-from fairway.files import (
+from fairway.base.errors import UserError
+from fairway.base.files import (
     atomic_file,
     digest_bytes,
     digest_file,

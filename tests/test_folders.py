@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fairway import folders
-from fairway.errors import UserError
-from fairway.folders import held, locked_folder, new_folder
+from fairway.base import folders
+from fairway.base.errors import UserError
+from fairway.base.folders import held, locked_folder, new_folder
 
 NAMES = {"last", "a", "b"}
 

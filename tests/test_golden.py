@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from fairway.config import Config
+from fairway.config.settings import Config
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import Pipeline
 from fairway.prove.container import open_coded, open_file
-from fairway.run import Pipeline
-from fairway.stages import RunFolder
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-4
@@ -69,7 +69,8 @@ def machine() -> str:
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{[*names, platform.machine()][0]}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    name, kernels = [*names, platform.machine()][0], torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {kernels}, torch {torch.__version__}"
 
 
 @pytest.fixture(scope="module")

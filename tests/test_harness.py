@@ -21,7 +21,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from fairway import harness
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.harness import FairwayLM
 
 FIXED: dict[str, Any] = {"threads": 1, "dtype": "float32", "matmul": "highest"}

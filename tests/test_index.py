@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from fairway.compare import side
-from fairway.config import Config
-from fairway.errors import UserError
-from fairway.files import read_json
-from fairway.index import as_csv, runs
-from fairway.inputs import differences
+from fairway.base.errors import UserError
+from fairway.base.files import read_json
+from fairway.config.settings import Config
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.index import as_csv, runs
+from fairway.pipeline.inputs import differences
+from fairway.pipeline.sink import send, sink_named
 from fairway.recipes import recipe
-from fairway.sink import send, sink_named
-from fairway.stages import RunFolder
+from fairway.submission.compare import side
 
 Tiny = Callable[..., Config]
 
@@ -89,6 +89,6 @@ def test_a_sink_gets_all_that_was_recorded(smoke_run: Path) -> None:
 def test_a_missing_package_or_kind_is_told(
     kind: str, says: str, smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fairway.sink.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("fairway.pipeline.sink.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=says):
         sink_named(kind, RunFolder(smoke_run), tmp_path)

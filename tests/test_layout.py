@@ -10,7 +10,7 @@ import pytest
 import fairway
 
 PACKAGE = Path(fairway.__file__).parent
-README = PACKAGE.parent / "README.md"
+TREE = PACKAGE.parent / "docs/tree.md"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
@@ -185,11 +185,9 @@ def listed_files(text: str) -> set[str]:
     return files
 
 
-def test_the_tree_in_the_readme_is_the_package() -> None:
-    if not README.exists():
-        pytest.skip("there is no README yet")
+def test_the_tree_in_the_docs_is_the_package() -> None:
     package = {file.relative_to(PACKAGE).as_posix() for file in FILES}
-    assert listed_files(README.read_text()) == {
+    assert listed_files(TREE.read_text()) == {
         name for name in package if not name.endswith("__init__.py")
     }
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairway import limits
-from fairway.config import Config
-from fairway.errors import UserError
-from fairway.limits import check_later_stages, check_learning_time, smallest_bytes
+from fairway.base.errors import UserError
+from fairway.config.settings import Config
+from fairway.machine.runtime import Plan
+from fairway.pipeline import limits
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.limits import check_later_stages, check_learning_time, smallest_bytes
+from fairway.pipeline.run import Pipeline
 from fairway.quantise.estimate import expected_bytes
-from fairway.run import Pipeline
-from fairway.runtime import Plan
 from fairway.score import ttt
 from fairway.score.sliding import ALONE
-from fairway.stages import RunFolder
 
 Tiny = Callable[..., Config]
 CPU = Plan("cpu", "float32", "highest", 1, "plain", "plain")

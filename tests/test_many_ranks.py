@@ -16,19 +16,19 @@ from pathlib import Path
 import pytest
 
 from fairway.api import load
-from fairway.checkpoint import load_checkpoint
-from fairway.config import Config
+from fairway.base.files import read_json
+from fairway.config.overrides import override
+from fairway.config.settings import Config
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
-from fairway.files import read_json
-from fairway.overrides import override
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import ARTIFACT, Pipeline
 from fairway.recipes import recipe
-from fairway.run import ARTIFACT, Pipeline
 from fairway.score.sliding import evaluate, text_of
-from fairway.stages import RunFolder
-from fairway.steps import STEPS, read_steps
-from fairway.train import CHECKPOINT
+from fairway.train.checkpoint import load_checkpoint
+from fairway.train.loop import CHECKPOINT
+from fairway.train.steps import STEPS, read_steps
 
 STEPS_RUN = 40
 Ended = tuple[int, str, str]
@@ -50,8 +50,8 @@ def sets(settings: list[str], data: Path) -> list[str]:
     return [*settings, *short, f"data.source={data}"]
 
 
-def launcher(*options: str, program: str = "fairway.cli") -> list[str]:
-    start = ["-m", program] if program == "fairway.cli" else [program]
+def launcher(*options: str, program: str = "fairway.cli.main") -> list[str]:
+    start = ["-m", program] if program == "fairway.cli.main" else [program]
     return [sys.executable, "-m", "torch.distributed.run", *options, *start]
 
 
@@ -171,8 +171,8 @@ def test_a_host_with_damaged_data_ends_the_others(
 # Nothing but the end of its process wakes rank 0, as inside a collective of a GPU.
 DEAF = """
 import os, time
-from fairway import cli
-from fairway.errors import UserError
+from fairway.cli.main import main as cli
+from fairway.base.errors import UserError
 from fairway.model.gpt import GPT
 
 def forward(*_):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["statistics", "audit.ledger"])
+@pytest.mark.parametrize("module", ["submission.statistics", "audit.scorers.trails"])
 def test_at_least_95_of_100_changes_are_noticed(module: str) -> None:
     pytest.importorskip("mutmut", reason="needs the extra 'mutation'")
     command = [sys.executable, "benchmarks/mutation.py", "--quiet", "--modules", module]

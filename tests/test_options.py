@@ -6,11 +6,11 @@ import pytest
 import typer
 from damage import FIXED, Call, Place, refused, untouched
 
-from fairway.checks import LARGEST
-from fairway.config import Config
-from fairway.errors import UserError
-from fairway.options import whole
-from fairway.overrides import override, whole_number
+from fairway.base.errors import UserError
+from fairway.cli.options import whole
+from fairway.config.checks import LARGEST
+from fairway.config.overrides import override, whole_number
+from fairway.config.settings import Config
 
 LONG = "9" * 5000
 NUMBERS = [

@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from fairway.errors import UserError
-from fairway.files import write_atomic
-from fairway.outputs import is_standard_output, place_of, require_file, require_folder, require_new
+from fairway.base.errors import UserError
+from fairway.base.files import write_atomic
+from fairway.base.outputs import (
+    is_standard_output,
+    place_of,
+    require_file,
+    require_folder,
+    require_new,
+)
 
 
 def node(path: Path, kind: int, major: int, minor: int) -> Path:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from fairway.config import Config, to_dict
+from fairway.base.errors import UserError
+from fairway.config.settings import Config, to_dict
 from fairway.data.folder import DataFolder
-from fairway.errors import UserError
 from fairway.model.gpt import build
 from fairway.pack.artifact import load_artifact
-from fairway.packing import pack_model
+from fairway.pack.model import pack_model
 from fairway.quantise.fit import SLACK
 
 CODE_BYTES = 1234

@@ -14,14 +14,14 @@ import torch
 from tiny import muon_update
 from torch import Tensor
 
-from fairway.checkpoint import load_checkpoint
-from fairway.config import Config, OptimConfig
+from fairway.config.settings import Config, OptimConfig
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
 from fairway.model.gpt import GPT, build
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import Pipeline
 from fairway.recipes import recipe
-from fairway.run import Pipeline
-from fairway.stages import RunFolder
+from fairway.train.checkpoint import load_checkpoint
 
 STEPS = 8
 # Loss of the untrained seed on `words`, in nats per token.

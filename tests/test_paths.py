@@ -15,7 +15,21 @@ import pytest
 from damage import FIXED, Place, contents, run_command
 from test_outputs import node
 
-from fairway import cli, cli_audit, cli_pack, cli_prove, cli_record
+from fairway.cli import (
+    audit as cli_audit,
+)
+from fairway.cli import (
+    main as cli,
+)
+from fairway.cli import (
+    pack as cli_pack,
+)
+from fairway.cli import (
+    prove as cli_prove,
+)
+from fairway.cli import (
+    submission as cli_record,
+)
 
 Run = Callable[[list[str]], tuple[int, str, str]]
 ART, SMOKE = "run/artifact.fwy", f"--set data.source=data --set model.vocab_size=300 {FIXED}"
@@ -278,7 +292,7 @@ OLD = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 IN_TURN = """
 import ast, os, sys
-from fairway import cli
+from fairway.cli.main import main as cli
 for words in ast.literal_eval(sys.argv[1]):
     sys.argv = ["fairway", *(os.fsdecode(word) for word in words)]
     try:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from fairway import peers as module
-from fairway.peers import Peers, end_together, peers
+from fairway.machine import peers as module
+from fairway.machine.peers import Peers, end_together, peers
 
 HOST = socket.gethostname()
 LOST = "fairway: another process of this run ended without a word"

@@ -15,19 +15,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from fairway import train as loop
-from fairway.checkpoint import load_checkpoint, save_checkpoint
+from fairway.base.errors import InterruptedRun
+from fairway.config.overrides import override
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
-from fairway.errors import InterruptedRun
+from fairway.machine.runtime import Plan, Ranks
 from fairway.model.gpt import GPT, build
-from fairway.optim.muon import Optimisers
-from fairway.overrides import override
 from fairway.recipes import recipe
-from fairway.runtime import Plan, Ranks
-from fairway.steps import STEPS, read_steps
-from fairway.train import CHECKPOINT, Training, TrainingText, train
+from fairway.train import loop
+from fairway.train.checkpoint import load_checkpoint, save_checkpoint
+from fairway.train.loop import CHECKPOINT, Training, TrainingText, train
+from fairway.train.muon import Optimisers
+from fairway.train.steps import STEPS, read_steps
 
 # Three layers make banks of three and six matrices: neither two nor four ranks divide them evenly.
 SETTINGS = [

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairway.config import Config, OptimConfig, settings
+from fairway.base.errors import UserError
+from fairway.config.settings import Config, OptimConfig, settings
 from fairway.data.tokens import Tokenizer
-from fairway.errors import UserError
 from fairway.model.gpt import GPT
-from fairway.optim.schedule import average_decay
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import Pipeline
 from fairway.quantise.gptq import grid_of
 from fairway.recipes import recipe
-from fairway.run import Pipeline
-from fairway.stages import RunFolder
+from fairway.train.schedule import average_decay
 
 # The hyper-parameters that all six logs of #1493 and #1858 print with one value, by our names.
 LOGGED = {

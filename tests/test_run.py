@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from fairway.config import Config, to_dict
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file, read_json
+from fairway.config.settings import Config, to_dict
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
-from fairway.errors import UserError
-from fairway.files import digest_file, read_json
-from fairway.run import Pipeline, open_run
-from fairway.runtime import Ranks
-from fairway.stages import RunFolder
-from fairway.steps import STEPS, read_steps
-from fairway.train import CHECKPOINT
+from fairway.machine.runtime import Ranks
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import Pipeline, open_run
+from fairway.train.loop import CHECKPOINT
+from fairway.train.steps import STEPS, read_steps
 
 SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding", "score.ttt"}
 AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", "samples", "proof", "audit"}
@@ -58,8 +58,10 @@ def proofs_and_audits_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) 
         inputs[-1].write_bytes(b"proof")
         return dict(facts)
 
-    monkeypatch.setattr("fairway.run.prove_run", prove)
-    monkeypatch.setattr("fairway.auditing.audit_run", lambda *inputs: dict(results["audit"]))
+    monkeypatch.setattr("fairway.pipeline.run.prove_run", prove)
+    monkeypatch.setattr(
+        "fairway.pipeline.auditing.audit_run", lambda *inputs: dict(results["audit"])
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ def test_the_embedded_text_is_built_once_and_again_when_damaged(
         built.append(1)
         return [Document(f"doc-{n}", text) for n, text in enumerate(texts)]
 
-    monkeypatch.setattr("fairway.text.embedded_documents", embedded)
+    monkeypatch.setattr("fairway.pipeline.text.embedded_documents", embedded)
     config = tiny("data.source=embedded", "train.steps=1", "train.warmup_steps=0")
     for _ in range(2):
         pipeline = Pipeline(config, RunFolder(tmp_path), lambda text: None)
@@ -364,7 +366,7 @@ def test_a_process_with_other_inputs_than_the_first_is_refused(
         def tell(self, text: str) -> str:
             return json.dumps(["a key of other files", False])
 
-    monkeypatch.setattr("fairway.run.peers", First)
+    monkeypatch.setattr("fairway.pipeline.run.peers", First)
     with pytest.raises(UserError, match="process 0 has other files or settings for 'score.raw'"):
         open_run(run, [], lambda text: None).score()
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from fairway.errors import UserError
-from fairway.files import read_json
-from fairway.seeds import SUMMARY, Plan, run_seeds, seed_folder
-from fairway.stages import locked
+from fairway.base.errors import UserError
+from fairway.base.files import read_json
+from fairway.pipeline.folder import locked
+from fairway.submission.seeds import SUMMARY, Plan, run_seeds, seed_folder
 
 
 class Runner:
@@ -43,7 +43,7 @@ class Runner:
 
 def use(monkeypatch: pytest.MonkeyPatch, finished: Path, **failing: str) -> Runner:
     runner = Runner(finished, {int(seed[1:]): program for seed, program in failing.items()})
-    monkeypatch.setattr("fairway.seeds.children.begin", runner)
+    monkeypatch.setattr("fairway.submission.seeds.children.begin", runner)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return runner
 
@@ -137,11 +137,11 @@ def test_what_a_kill_left_is_swept(
 CALL = """
 import sys
 from pathlib import Path
-from fairway import children, cli
+from fairway.base import children; from fairway.cli.main import main as cli
 
 SEED = '''
 import signal, sys, time
-from fairway import endings
+from fairway.base import endings
 endings.interrupt_by_signals()
 endings.end_with_parent()
 try:

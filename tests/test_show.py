@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fairway import show
-from fairway.config import Config, settings
-from fairway.files import read_json
-from fairway.overrides import override
+from fairway.base.files import read_json
+from fairway.cli import show
+from fairway.config.overrides import override
+from fairway.config.settings import Config, settings
 from fairway.recipes import recipe
 
 

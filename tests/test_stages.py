@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from fairway import stages
-from fairway.errors import UserError
-from fairway.stages import MEMORY, RunFolder, key_of
+from fairway.base.errors import UserError
+from fairway.pipeline import folder as stages
+from fairway.pipeline.folder import MEMORY, RunFolder, key_of
 
 # Another process that holds a folder's lock until its standard input is closed.
 HOLDER = """
 import sys
 from pathlib import Path
-from fairway.stages import RunFolder
+from fairway.pipeline.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     sys.stdin.read()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fairway import statistics
-from fairway.errors import UserError
-from fairway.published import record
-from fairway.statistics import (
+from fairway.base.errors import UserError
+from fairway.submission import statistics
+from fairway.submission.published import record
+from fairway.submission.statistics import (
     FRONTIER_P,
     MARGIN_NATS,
     RECORD_P,

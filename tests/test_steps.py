@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from fairway.config import Config
-from fairway.steps import StepLine, StepRecord
+from fairway.config.settings import Config
+from fairway.train.steps import StepLine, StepRecord
 
 
 def record(step: int, seconds: float, progress: float, batch: int) -> StepRecord:

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from digits import Place, numbers, unnoticed
 
-from fairway import record as texts
 from fairway.audit.records.audit import audit_record
-from fairway.config import Config
-from fairway.errors import UserError
-from fairway.files import read_json, write_json
-from fairway.run import Pipeline
-from fairway.stages import RunFolder
-from fairway.submission import CLAIM, DIGESTS, Claim, seal, submit
-from fairway.verify import judged, prediction_margin, verify
+from fairway.base.errors import UserError
+from fairway.base.files import read_json, write_json
+from fairway.config.settings import Config
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import Pipeline
+from fairway.submission import texts
+from fairway.submission.submission import CLAIM, DIGESTS, Claim, seal, submit
+from fairway.submission.verify import judged, prediction_margin, verify
 
 ONE = Claim("A tiny record", "non_record", author="A. Author", min_seeds=1, with_artifacts=True)
 
@@ -40,7 +40,7 @@ def smoke_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFact
 def made(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the record of the smoke run, whoever is working on the sources at the moment."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fairway.submission._commit", lambda: "0" * 40)
+        patch.setattr("fairway.submission.submission._commit", lambda: "0" * 40)
         out = tmp_path_factory.mktemp("records") / "one"
         submit([smoke_run], ONE, out, lambda text: None)
     return out
@@ -84,8 +84,8 @@ def test_a_refused_record_leaves_nothing(
     left = tmp_path / ".record.k1lled00.part"
     left.mkdir()
     (left / "train_gpt.py").write_text("half")
-    monkeypatch.setattr("fairway.submission._commit", lambda: "0" * 40)
-    monkeypatch.setattr(f"fairway.submission.{step}", refuse)
+    monkeypatch.setattr("fairway.submission.submission._commit", lambda: "0" * 40)
+    monkeypatch.setattr(f"fairway.submission.submission.{step}", refuse)
     with pytest.raises(UserError, match="refused"):
         submit([smoke_run], ONE, tmp_path / "record", lambda text: None)
     assert list(tmp_path.iterdir()) == []
@@ -210,7 +210,7 @@ def test_files_that_come_or_go_are_found(record: Path) -> None:
 @pytest.fixture
 def forged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run pass whose stages were not made with its settings, as after a forgery."""
-    monkeypatch.setattr("fairway.inputs.Inputs.require", lambda inputs, *but: None)
+    monkeypatch.setattr("fairway.pipeline.inputs.Inputs.require", lambda inputs, *but: None)
 
 
 def changed(run: Path, tmp_path: Path, **facts: Any) -> list[Path]:
@@ -251,7 +251,7 @@ def changed(run: Path, tmp_path: Path, **facts: Any) -> list[Path]:
 def test_what_a_reviewer_must_refuse_is_refused(
     smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: Any, says: str
 ) -> None:
-    monkeypatch.setattr("fairway.submission._commit", lambda: "0" * 40)
+    monkeypatch.setattr("fairway.submission.submission._commit", lambda: "0" * 40)
     paths = changed(smoke_run, tmp_path, **facts)
     with pytest.raises(UserError, match=says):
         submit(paths, replace(ONE, min_seeds=2), tmp_path / "out", lambda text: None)
@@ -295,10 +295,10 @@ def test_uncommitted_sources_and_missing_seeds_are_refused(
         submit([smoke_run], replace(ONE, track="x"), tmp_path / "out", lambda text: None)
 
     class Ended:
-        returncode, stdout = 0, b" M fairway/run.py\n"
+        returncode, stdout = 0, b" M fairway/pipeline/run.py\n"
 
-    monkeypatch.setattr("fairway.submission.subprocess.run", lambda *a, **k: Ended())
-    with pytest.raises(UserError, match=r"differ from their commit \(fairway/run.py"):
+    monkeypatch.setattr("fairway.submission.submission.subprocess.run", lambda *a, **k: Ended())
+    with pytest.raises(UserError, match=r"differ from their commit \(fairway/pipeline/run.py"):
         submit([smoke_run], ONE, tmp_path / "out", lambda text: None)
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import settings as speed
 from hypothesis import strategies as st
 
-from fairway.config import Config, config_hash, settings
+from fairway.config.settings import Config, config_hash, settings
 from fairway.recipes import recipe
-from fairway.techniques import techniques
+from fairway.submission.techniques import techniques
 
 
 def names(config: Config) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fairway import terminal
+from fairway.base import terminal
 
 HOSTILE = [
     ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),

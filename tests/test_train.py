@@ -15,23 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.checkpoint import load_checkpoint
-from fairway.config import Config, OptimConfig
+from fairway.base.errors import InterruptedRun, UserError
+from fairway.config.settings import Config, OptimConfig
 from fairway.data.folder import DataFolder
-from fairway.errors import InterruptedRun, UserError
+from fairway.machine.runtime import Clock, Plan, Ranks, make_plan
 from fairway.model.gpt import GPT
-from fairway.optim.schedule import lr_multiplier
-from fairway.preflight import preflight
-from fairway.runtime import Clock, Plan, Ranks, make_plan
-from fairway.steps import STEPS, StepLine, StepLog, read_steps
-from fairway.train import (
-    CHECKPOINT,
-    Training,
-    TrainingText,
-    _device,
-    stop_requested,
-    train,
-)
+from fairway.train.checkpoint import load_checkpoint
+from fairway.train.loop import CHECKPOINT, Training, TrainingText, _device, stop_requested, train
+from fairway.train.preflight import preflight
+from fairway.train.schedule import lr_multiplier
+from fairway.train.steps import STEPS, StepLine, StepLog, read_steps
 
 CPU = Plan("cpu", "float32", "highest", 1, "plain")
 
@@ -184,7 +177,7 @@ def test_a_micro_batch_too_large_for_memory_is_halved(
     limit_memory(monkeypatch, 5)
     said: list[str] = []
     with pytest.raises(InterruptedRun), monkeypatch.context() as patch:
-        patch.setattr("fairway.train.lr_multiplier", stopping_at(1))
+        patch.setattr("fairway.train.loop.lr_multiplier", stopping_at(1))
         run(tiny(*batch), data_folder, tmp_path / "halved", said=said)
     told = "out of memory with {} sequences per micro-step: going on with {}, {} micro-steps"
     assert told.format(12, 6, 4) in said[0] and told.format(6, 3, 8) in said[1]
@@ -375,12 +368,12 @@ def test_preflight_counts_text_disk_and_memory(
         preflight(tiny(), few, tmp_path, 1000, CPU)
     with pytest.raises(UserError, match="disk has .* free and checkpoints need"):
         preflight(tiny(), shards, tmp_path, 10**14, CPU)
-    monkeypatch.setattr("fairway.preflight.available_memory", lambda: 10**6)
+    monkeypatch.setattr("fairway.train.preflight.available_memory", lambda: 10**6)
     with pytest.raises(UserError, match="of memory are needed and 1.00 MB are free"):
         preflight(tiny(), shards, tmp_path, 1000, CPU)
     # A micro-batch too large for a GPU is halved, so that one sequence decides: 1.92 MB of
     # activations, where all sixteen would take 30.
-    monkeypatch.setattr("fairway.preflight._device_memory", lambda: 2 * 10**6)
+    monkeypatch.setattr("fairway.train.preflight._device_memory", lambda: 2 * 10**6)
     gpu = replace(CPU, device="cuda")
     preflight(tiny("train.micro_tokens=1024"), shards, tmp_path, 1000, gpu)
     with pytest.raises(UserError, match="and 2.00 MB are free; take a smaller model"):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fairway import units
+from fairway.base import units
 
 
 def test_a_uniform_byte_costs_eight_bits() -> None:

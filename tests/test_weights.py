@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 import torch
 
-from fairway.errors import UserError
-from fairway.weights import (
+from fairway.base.errors import UserError
+from fairway.quantise.weights import (
     VOID_FRACTION_GAUSSIAN,
     code_entropy_bits,
     role_of,

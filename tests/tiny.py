@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from fairway.config import ModelConfig, OptimConfig
+from fairway.config.settings import ModelConfig, OptimConfig
 from fairway.model.gpt import GPT, build
-from fairway.optim import muon
+from fairway.train import muon
 
 TINY = ModelConfig(
     vocab_size=260, num_layers=3, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,

@@ -14,8 +14,8 @@ import brotli
 import torch
 from specimens import PROVENANCE, PUNY, WORDS, fancy, quantised, striped
 
-from fairway.config import PackConfig
-from fairway.files import digest_bytes
+from fairway.base.files import digest_bytes
+from fairway.config.settings import PackConfig
 from fairway.model.gpt import GPT
 from fairway.pack.artifact import load_artifact, read_sections, save_artifact
 from fairway.pack.codec import _LZMA_CHAIN, unshuffle

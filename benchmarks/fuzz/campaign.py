@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 from . import MOST_S, Case, Change, Files, Format, most_bytes
 

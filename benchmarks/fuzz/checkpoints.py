@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairway.checkpoint import load_checkpoint, save_checkpoint
+from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 
 from . import Case, Files
 from .damage import damaged, spoil_value

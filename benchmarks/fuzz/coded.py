@@ -14,7 +14,8 @@ import numpy as np
 from conftest import documents
 from specimens import PROVENANCE, PUNY, quantised
 
-from fairway.config import (
+from fairway.base.files import digest_bytes
+from fairway.config.settings import (
     MixtureConfig,
     PackConfig,
     RuntimeConfig,
@@ -26,7 +27,6 @@ from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.data.pieces import Packer
-from fairway.files import digest_bytes
 from fairway.pack.artifact import save_artifact
 from fairway.prove.archive import compress, decompress, header_of
 from fairway.prove.coding import Session, Sliding, method_named, open_session

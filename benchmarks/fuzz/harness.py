@@ -15,10 +15,10 @@ import torch
 from conftest import documents
 from specimens import PROVENANCE, PUNY, quantised
 
-from fairway.config import PackConfig, ScoreConfig, to_dict
+from fairway.base.files import read_json
+from fairway.config.settings import PackConfig, ScoreConfig, to_dict
 from fairway.data.build import build_data
 from fairway.data.folder import DataFolder
-from fairway.files import read_json
 from fairway.harness import FairwayLM
 from fairway.pack.artifact import save_artifact
 

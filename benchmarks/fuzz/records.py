@@ -14,7 +14,7 @@ from audit.record import Case as Written
 
 from fairway.audit.records.audit import audit_record
 from fairway.audit.records.unwrap import MOST_BYTES, MOST_PARSED
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 from . import Case, Change, Files, most_bytes
 from .damage import damaged, odd_json, spoil_value

@@ -10,17 +10,17 @@ from typing import Any
 
 from conftest import FIXED, documents
 
-from fairway.compare import compare
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes, read_json
+from fairway.config.overrides import override
 from fairway.data.build import build_data
-from fairway.errors import UserError
-from fairway.files import digest_bytes, read_json
-from fairway.index import runs
-from fairway.overrides import override
+from fairway.pipeline.folder import MEMORY, RunFolder
+from fairway.pipeline.index import runs
+from fairway.pipeline.run import Pipeline, open_run
 from fairway.recipes import recipe
 from fairway.report import plots, write_report
-from fairway.run import Pipeline, open_run
-from fairway.stages import MEMORY, RunFolder
-from fairway.steps import STEPS, read_steps
+from fairway.submission.compare import compare
+from fairway.train.steps import STEPS, read_steps
 
 from . import Case, Change, Files
 from .damage import damaged, odd_json, spoil_value

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fairway.audit.ledger import check_trail_file
-from fairway.errors import UserError
-from fairway.files import read_json
+from fairway.audit.scorers.trails import check_trail_file
+from fairway.base.errors import UserError
+from fairway.base.files import read_json
 from fairway.score.trail import START, sealed
 
 from . import Case, Files

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fairway.terminal import line
+from fairway.base.terminal import line
 
 Severity = Literal["invalid", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("invalid", "warning", "note")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fairway.audit.findings import Finding, holds, ordered
-from fairway.audit.ledger import check_trail_file
 from fairway.audit.scorers.bench import Bench, exercise
 from fairway.audit.scorers.predictors import LedgerScorer, scorer_of, small
 from fairway.audit.scorers.probes import audit_scorer
+from fairway.audit.scorers.trails import check_trail_file
 from fairway.audit.scorers.verdicts import Probe, joined, verdict_of
-from fairway.config import AuditConfig, Config, declares_code
+from fairway.config.settings import AuditConfig, Config, declares_code
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
 from fairway.score.ledger import IntArray

@@ -11,14 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fairway.bundle.emit import Program, program
-from fairway.bundle.flatten import Flat, flatten
-from fairway.bundle.known import key_digest, known_bytes, note_bytes
-from fairway.bundle.modules import ROOT, source_file
-from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
-from fairway.config import Config, fixed_digest, from_dict, to_dict
-from fairway.errors import UserError
-from fairway.files import (
+from fairway.base.errors import UserError
+from fairway.base.files import (
     digest_bytes,
     digest_file,
     read_bytes,
@@ -26,6 +20,12 @@ from fairway.files import (
     write_atomic,
     write_json,
 )
+from fairway.bundle.emit import Program, program
+from fairway.bundle.flatten import Flat, flatten
+from fairway.bundle.known import key_digest, known_bytes, note_bytes
+from fairway.bundle.modules import ROOT, source_file
+from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
+from fairway.config.settings import Config, fixed_digest, from_dict, to_dict
 from fairway.version import VERSION
 
 SCRIPT, MANIFEST, REQUIREMENTS = "train_gpt.py", "bundle.json", "requirements.txt"

@@ -16,11 +16,11 @@ from fairway.bundle.shake import Item, again, items_of, shake
 from fairway.bundle.shorten import library_names
 from fairway.bundle.specialise import drop_empty, specialise
 from fairway.bundle.trees import Transformer, walk
-from fairway.config import Config, fixed_digest, to_dict
+from fairway.config.settings import Config, fixed_digest, to_dict
 from fairway.model.paths import unfit
 from fairway.quantise.fit import LARGEST
 
-ENTRY = "fairway.solo"
+ENTRY = "fairway.pipeline.solo"
 
 
 def entry_name(name: str) -> str:
@@ -33,26 +33,26 @@ _ENTRIES = [entry_name("main"), entry_name("Config")]
 # What a bundle does without, and why; the text takes the place of the function's body.
 CUTS = {
     # The recipe was checked when the bundle was made.
-    "fairway.checks.check": "pass",
-    "fairway.checks.check_model": "pass",
-    "fairway.checks.check_ttt": "pass",
-    "fairway.preflight.preflight": "pass",
+    "fairway.config.checks.check": "pass",
+    "fairway.config.checks.check_model": "pass",
+    "fairway.config.checks.check_ttt": "pass",
+    "fairway.train.preflight.preflight": "pass",
     # Bars are for people who wait; a log has the step lines.
-    "fairway.progress.progress": "yield lambda *count: None",
+    "fairway.base.progress.progress": "yield lambda *count: None",
     # What the report shows of the weights decides nothing.
-    "fairway.weights.weight_statistics": "return {}",
-    "fairway.packing.matrix_statistics": "return []",
+    "fairway.quantise.weights.weight_statistics": "return {}",
+    "fairway.pack.model.matrix_statistics": "return []",
     # A bundle's run is one go: it keeps no state to continue from.
-    "fairway.train.Training.save": "pass",
-    "fairway.optim.muon.Optimisers.state": "return {}",
+    "fairway.train.loop.Training.save": "pass",
+    "fairway.train.muon.Optimisers.state": "return {}",
     "fairway.data.loader.ShuffledLoader.state": "return None",
     # Its folder is new, and so is every file in it.
-    "fairway.files.atomic_file": "with path.open('xb') as stream: yield stream",
+    "fairway.base.files.atomic_file": "with path.open('xb') as stream: yield stream",
     # It reads its own files alone.
-    "fairway.files.opened": "return path.open('rb')",
-    "fairway.files.read_bytes": "return path.read_bytes()",
-    "fairway.files.parse_json": "return json.loads(text)",
-    "fairway.files.read_json": "return json.loads(path.read_bytes())",
+    "fairway.base.files.opened": "return path.open('rb')",
+    "fairway.base.files.read_bytes": "return path.read_bytes()",
+    "fairway.base.files.parse_json": "return json.loads(text)",
+    "fairway.base.files.read_json": "return json.loads(path.read_bytes())",
     # What it reads back it wrote itself, and its digest is right.
     "fairway.pack.codec._brotli": "return brotli.decompress(data)",
     "fairway.pack.codec._lzma": "return lzma.decompress(data, lzma.FORMAT_RAW, None, _LZMA_CHAIN)",
@@ -64,7 +64,7 @@ CUTS = {
     "fairway.data.spmodel._check_trainer": "pass",
     "fairway.data.spmodel._check_pieces": "pass",
     # A header whose digest is right was written by this program, from fields of these types.
-    "fairway.config.from_dict": "return kind(**values)",
+    "fairway.config.settings.from_dict": "return kind(**values)",
     "fairway.pack.artifact._parse": "return json.loads(text)",
     "fairway.pack.artifact._check_provenance": "pass",
     "fairway.pack.artifact._check_sections": "pass",
@@ -89,7 +89,7 @@ CUTS = {
         "'flex') and (dtype not in (torch.bfloat16, torch.float16) or "
         "torch.cuda.get_device_capability()[0] < _OLDEST_GENERATION[name] or _MISSING[name]()))"
     ),
-    "fairway.units.duration": "return f'{seconds:.0f} s'",
+    "fairway.base.units.duration": "return f'{seconds:.0f} s'",
 }
 
 
@@ -191,7 +191,7 @@ def _reached(config: Config, changed: frozenset[str]) -> Flat:
     if plain:
         types.values |= _PLAIN
     found: set[str] = set()
-    cuts = CUTS | {"fairway.config.fixed_digest": f"return {fixed_digest(config)!r}"}
+    cuts = CUTS | {"fairway.config.settings.fixed_digest": f"return {fixed_digest(config)!r}"}
     if plain:
         cuts |= PLAIN_CUTS
         cuts |= {f"fairway.pack.orders.{name}_orders": "pass" for name in ("pack", "unpack")}
@@ -215,7 +215,7 @@ def _reached(config: Config, changed: frozenset[str]) -> Flat:
         types.learn(module.tree)
     assert found == cuts.keys(), f"cuts of what is not there: {sorted(cuts.keys() - found)}"
     for module in modules.values():
-        if module.name == "fairway.config":
+        if module.name == "fairway.config.settings":
             _fix_config(module.tree, config)
         if module.name == "fairway.quantise.fit":
             _set(module.tree, "LARGEST", LARGEST)
@@ -271,7 +271,7 @@ def _drop_settings(items: list[Item]) -> None:
     }
     for item in items:
         node = item.node
-        if item.module != "fairway.config" or not isinstance(node, ast.ClassDef):
+        if item.module != "fairway.config.settings" or not isinstance(node, ast.ClassDef):
             continue
         if not node.name.endswith(_WHOLE):
             node.body = [n for n in node.body if _setting(n) in (*read, "")] or [ast.Pass()]

@@ -15,7 +15,7 @@ from typing import Any
 
 from fairway.bundle.modules import own_nodes, parameters
 from fairway.bundle.trees import Transformer, walk
-from fairway.config import Config, to_dict
+from fairway.config.settings import Config, to_dict
 
 # What the bundle's command line may change.
 RUNTIME = frozenset({"seed", "source", "clock", "replay"})

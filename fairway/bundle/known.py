@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fairway.errors import UserError
-from fairway.files import digest_bytes, read_json, write_json
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes, read_json, write_json
 
 # Two hex digits name a note: the folder never grows beyond 256, and a later one takes its place.
 _DIGITS = 2

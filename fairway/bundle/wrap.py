@@ -16,7 +16,7 @@ from typing import Any
 
 import brotli
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 # What the unpacked program is called, and how a wrapped file is known.
 MODULE = "fairway_bundle"

@@ -1,7 +1,7 @@
 """From documents to a data folder: split, tokenizer, shards, and a manifest written last.
 
 Everything in the folder is a function of the documents and the settings. A folder is either whole
-or one that no reader accepts (`fairway/folders.py`).
+or one that no reader accepts (`fairway/base/folders.py`).
 """
 
 import functools
@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file, read_json, write_atomic, write_json
+from fairway.base.folders import held, new_folder, refuse_foreign
 from fairway.data.documents import Document, LeftOut, corpus_digest, document_key, told
 from fairway.data.folder import (
     FORMAT,
@@ -32,9 +35,6 @@ from fairway.data.parallel import map_parallel
 from fairway.data.shards import Tokens, write_shard
 from fairway.data.shingles import SHINGLE_CHARS, SHINGLE_WORDS
 from fairway.data.tokens import Ids, Tokenizer, join_documents, prove_bytes, train_tokenizer
-from fairway.errors import UserError
-from fairway.files import digest_file, read_json, write_atomic, write_json
-from fairway.folders import held, new_folder, refuse_foreign
 
 __all__ = ["DataFolder", "Validation", "build_data"]
 

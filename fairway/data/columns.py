@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 from pyarrow import types
 
+from fairway.base.errors import UserError
+from fairway.base.units import megabytes
 from fairway.data.streams import MAX_LINE_BYTES, Budget
-from fairway.errors import UserError
-from fairway.units import megabytes
 
 _MAX_BATCH_ROWS, _BATCH_BYTES = 256, 1 << 26
 _STRINGS = (types.is_string, types.is_large_string, types.is_string_view)

@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes, digest_file, read_json
+from fairway.base.progress import progress
 from fairway.data.shards import Tokens, check_vocabulary, find_shards, open_shard
 from fairway.data.tokens import (
     Tokenizer,
@@ -22,9 +25,6 @@ from fairway.data.tokens import (
     prove_bytes,
     token_bytes,
 )
-from fairway.errors import UserError
-from fairway.files import digest_bytes, digest_file, read_json
-from fairway.progress import progress
 
 MANIFEST, FETCHED, TOKENIZER, VAL_TEXT = (
     "manifest.json",

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fairway.base.errors import UserError
+from fairway.base.progress import progress
 from fairway.data.documents import Document, document_key
 from fairway.data.shingles import (
     SHINGLE_WEIGHT,
@@ -25,8 +27,6 @@ from fairway.data.shingles import (
     look_up,
     views,
 )
-from fairway.errors import UserError
-from fairway.progress import progress
 
 # Stock phrases shared by honest neighbours (licences, boilerplate) stay below a fifth; an edited
 # copy that has one word in thirteen replaced at random still shares a third of its runs.

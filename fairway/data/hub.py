@@ -23,13 +23,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file, read_json, write_json
+from fairway.base.folders import behind, held, locked_folder
+from fairway.base.units import megabytes
 from fairway.data.folder import FETCHED, TOKENIZER, UNFINISHED
 from fairway.data.shards import open_shard
 from fairway.data.tokens import Tokenizer
-from fairway.errors import UserError
-from fairway.files import digest_file, read_json, write_json
-from fairway.folders import behind, held, locked_folder
-from fairway.units import megabytes
 
 REPO = "kevclark/parameter-golf"
 DATASET = "fineweb10B_sp8192"

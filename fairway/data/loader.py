@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fairway.base.errors import UserError
 from fairway.data.shards import Tokens
-from fairway.errors import UserError
 
 Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 

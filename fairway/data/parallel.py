@@ -9,8 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from fairway.errors import UserError
-from fairway.progress import progress
+from fairway.base.errors import UserError
+from fairway.base.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

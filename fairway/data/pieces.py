@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fairway.base.errors import UserError
 from fairway.data.spmodel import SPACE
 from fairway.data.tokens import Ids, Tokenizer
-from fairway.errors import UserError
 
 IntArray = NDArray[np.int64]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fairway.errors import UserError
-from fairway.files import atomic_file
+from fairway.base.errors import UserError
+from fairway.base.files import atomic_file
 
 MAGIC, VERSION = 20240520, 1
 HEADER_WORDS, HEADER_BYTES, TOKEN_BYTES = 256, 1024, 2

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fairway.native import compiled
+from fairway.base.native import compiled
 
 SHINGLE_WORDS, SHINGLE_CHARS = 13, 20
 WORD_WEIGHT, CHAR_WEIGHT = 3, 2

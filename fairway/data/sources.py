@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fairway.base.errors import UserError
+from fairway.base.progress import progress
+from fairway.base.units import megabytes
 from fairway.data.columns import column_texts
 from fairway.data.documents import Document, LeftOut
 from fairway.data.streams import lines
-from fairway.errors import UserError
-from fairway.progress import progress
-from fairway.units import megabytes
 
 TEXT_FIELD = "text"
 KINDS = (".txt", ".md", ".jsonl", ".jsonl.zst", ".parquet")

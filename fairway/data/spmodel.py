@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

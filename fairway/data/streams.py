@@ -5,8 +5,8 @@ from pathlib import Path
 
 import zstandard
 
-from fairway.errors import UserError
-from fairway.units import megabytes
+from fairway.base.errors import UserError
+from fairway.base.units import megabytes
 
 MAX_LINE_BYTES = 1 << 28
 # The window of `zstd --long=31`, the largest that the program itself can write.

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from fairway.config import BOS_ID
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes
+from fairway.config.settings import BOS_ID
 from fairway.data.spmodel import (
     BYTE,
     CONTROL,
@@ -28,8 +30,6 @@ from fairway.data.spmodel import (
     ModelFile,
     parse_model,
 )
-from fairway.errors import UserError
-from fairway.files import digest_bytes
 
 Ids = npt.NDArray[np.integer]
 _MAX_SENTENCE_BYTES = 1 << 20

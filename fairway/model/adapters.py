@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fairway.checks import LORA_TARGETS
+from fairway.config.checks import LORA_TARGETS
 from fairway.model.gpt import GPT, Block
 
 # Where an adapter sits in a block: its output is added to that of this module, for its input.

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 

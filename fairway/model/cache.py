@@ -18,9 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fairway.base.graphs import recording
 from fairway.model.attention import Attention
 from fairway.model.gpt import GPT, Block, rope_table
-from fairway.recording import recording
 
 _ALL = slice(None)
 # Tokens that a GPU reads at once: hidden states of the MLP are then 268 MB in bfloat16.

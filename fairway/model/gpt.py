@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairway.config import BOS_ID, ModelConfig
+from fairway.config.settings import BOS_ID, ModelConfig
 from fairway.model import attention
 from fairway.model.ops import (
     leaky_square,

@@ -4,8 +4,8 @@ import importlib
 
 import torch
 
-from fairway.config import ModelConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import ModelConfig
 from fairway.model.gpt import GPT
 
 
@@ -20,7 +20,7 @@ def prepare(model: GPT, dtype: torch.dtype, backend: str, kernels: str) -> None:
         if reason := unfit(model.config):
             raise UserError(f"the fused kernels cannot run: {reason}; set runtime.kernels=plain")
         # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
-        fused = importlib.import_module("fairway.model.fused")
+        fused = importlib.import_module("fairway.model.gpu.fused")
         model.fused = fused.FusedPath(model)
 
 

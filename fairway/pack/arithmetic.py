@@ -19,7 +19,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.native import compiled
+from fairway.base.native import compiled
 
 Ints = NDArray[np.int64]
 Narrow = NDArray[np.int32]

@@ -19,11 +19,12 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from fairway.checks import check, check_model
-from fairway.config import Config, ModelConfig, PackConfig, ScoreConfig, from_dict, to_dict
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes, opened, write_atomic
+from fairway.base.progress import progress
+from fairway.config.checks import check, check_model
+from fairway.config.settings import Config, ModelConfig, PackConfig, ScoreConfig, from_dict, to_dict
 from fairway.data.tokens import Tokenizer
-from fairway.errors import UserError
-from fairway.files import digest_bytes, opened, write_atomic
 from fairway.pack.codec import CODECS, MAX_STRIDE, compress, decompress
 from fairway.pack.layout import (
     Form,
@@ -37,7 +38,6 @@ from fairway.pack.layout import (
     threshold,
 )
 from fairway.pack.streams import KINDS, decode_section, encode_section
-from fairway.progress import progress
 from fairway.quantise.gptq import QuantisedModel
 from fairway.quantise.trellis import TRELLIS
 

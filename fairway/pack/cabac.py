@@ -16,7 +16,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.pack.arithmetic import (
     AT,
     BEYOND,

@@ -9,7 +9,7 @@ from typing import Any
 
 import brotli
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 CODECS = ("brotli", "lzma", "raw")
 MAX_STRIDE = 16

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairway.config import ModelConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import ModelConfig
 from fairway.model.gpt import GPT
 from fairway.pack.orders import Order, most_bytes, pack_orders, unpack_orders
 from fairway.quantise.gptq import QuantisedModel, is_coded

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.pack.arithmetic import Ints
 from fairway.pack.cabac import DAMAGED, Side, decode_codes, encode_codes
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 Order = NDArray[np.int32]
 _DAMAGED = "the column orders are damaged; copy the file again"

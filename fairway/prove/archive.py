@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes
+from fairway.base.units import nats_to_bits
 from fairway.data.pieces import Packer
-from fairway.errors import UserError
-from fairway.files import digest_bytes
 from fairway.prove.coding import Session, Sliding, method_record, session_for
 from fairway.prove.container import (
     ARCHIVE,
@@ -27,7 +28,6 @@ from fairway.prove.container import (
 )
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate
-from fairway.units import nats_to_bits
 
 IntArray = NDArray[np.int64]
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairway.native import compiled, int64
+from fairway.base.native import compiled, int64
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

@@ -15,7 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from fairway.api import ARTIFACT_FILE, LanguageModel, load
-from fairway.config import (
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file
+from fairway.base.progress import progress
+from fairway.config.settings import (
     MAX_STREAMS,
     MixtureConfig,
     ScoreConfig,
@@ -25,11 +28,8 @@ from fairway.config import (
     unknown_name,
 )
 from fairway.data.tokens import Tokenizer
-from fairway.errors import UserError
-from fairway.files import digest_file
+from fairway.machine.runtime import Plan
 from fairway.model.cache import row_bytes
-from fairway.preflight import available_memory
-from fairway.progress import progress
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header, padded
 from fairway.prove.helping import WithExperts
@@ -47,8 +47,8 @@ from fairway.prove.walk import (
     walk,
     window_segments,
 )
-from fairway.runtime import Plan
 from fairway.score.sliding import evaluate
+from fairway.train.preflight import available_memory
 
 IntArray = NDArray[np.int64]
 

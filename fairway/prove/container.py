@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairway.config import MAX_STREAMS, from_dict, to_dict
-from fairway.errors import UserError, shown
-from fairway.files import digest_bytes, parse_json
+from fairway.base.errors import UserError, shown
+from fairway.base.files import digest_bytes, parse_json
+from fairway.config.settings import MAX_STREAMS, from_dict, to_dict
 from fairway.pack.codec import compress, decompress
 from fairway.prove.machine import Machine
 

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairway.api import LanguageModel
-from fairway.checks import check_mixture
-from fairway.config import MixtureConfig, ScoreConfig, TttConfig
+from fairway.base.errors import UserError
+from fairway.config.checks import check_mixture
+from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
-from fairway.errors import UserError
 from fairway.prove.learning import ChunkSgd, proven_text, restoring
 from fairway.prove.streams import Stream, cut_evenly
 from fairway.prove.walk import Course, Fixed, Frozen, Learner, Segments, window_segments
-from fairway.score.experts import evaluate_base
-from fairway.score.mixture import Helpers
+from fairway.score.experts.evaluate import evaluate_base
+from fairway.score.experts.mixture import Helpers
 
 IntArray = NDArray[np.int64]
 

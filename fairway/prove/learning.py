@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairway.api import LanguageModel
-from fairway.checks import check_learning
-from fairway.config import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
+from fairway.base.errors import UserError
+from fairway.config.checks import check_learning
+from fairway.config.settings import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
-from fairway.errors import UserError
 from fairway.model.gpt import GPT
 from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, Segments, window_segments

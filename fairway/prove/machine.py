@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from fairway.checks import check
-from fairway.config import Config, RuntimeConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.checks import check
+from fairway.config.settings import Config, RuntimeConfig
+from fairway.machine.runtime import DTYPES, Plan, make_plan
 from fairway.model.attention import why_not
 from fairway.model.gpt import GPT
 from fairway.prove.coder import Decoder
 from fairway.prove.walk import Coded, Course, Frozen, Segment, walk
-from fairway.runtime import DTYPES, Plan, make_plan
 
 # Positions that the fingerprint reads at once and in turn.
 _READ, _STEPS = 24, 8

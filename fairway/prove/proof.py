@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.config import RuntimeConfig
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes, read_bytes
+from fairway.base.units import nats_to_bits
+from fairway.config.settings import RuntimeConfig
 from fairway.data.documents import Document
-from fairway.errors import UserError
-from fairway.files import digest_bytes, read_bytes
 from fairway.prove.coding import Method, Session, method_record, open_session, session_for
 from fairway.prove.container import (
     KINDS,
@@ -32,7 +33,6 @@ from fairway.prove.container import (
 from fairway.prove.learning import DocumentLora
 from fairway.prove.machine import coding_plan
 from fairway.prove.walk import Walked
-from fairway.units import nats_to_bits
 
 IntArray = NDArray[np.int64]
 

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.model.cache import Cache
 from fairway.model.gpt import GPT
 from fairway.prove.coder import Decoder, Encoder, cost_bits

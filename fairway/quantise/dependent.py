@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairway.config import QuantConfig
-from fairway.errors import UserError
-from fairway.progress import progress
+from fairway.base.errors import UserError
+from fairway.base.progress import progress
+from fairway.config.settings import QuantConfig
 from fairway.quantise.gptq import (
     QuantisedModel,
     as_half,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fairway.config import Config, PackConfig, QuantConfig, declares_code
+from fairway.config.settings import Config, PackConfig, QuantConfig, declares_code
 from fairway.model.gpt import GPT
 from fairway.quantise.gptq import grid_of
 from fairway.quantise.grid import Grid, largest_code, round_to_grid, row_scales

@@ -7,7 +7,7 @@ real size, say where to try next.
 
 from collections.abc import Callable
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 # A size below the limit by this share of it is near enough: 3,200 of 16,000,000 bytes.
 SLACK = 0.0002

@@ -8,8 +8,8 @@ right by the last real size, says where to try next.
 import math
 from collections.abc import Callable
 
-from fairway.config import QuantConfig, settings
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import QuantConfig, settings
 
 # Multipliers are searched in hundredths: at 12.85 one hundredth is 0.03 % of the seed's file.
 PER_SIGMA = 100

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.quantise.trellis import reconstruct
 
 # 2^-24, the smallest positive float16. A smaller scale would be stored as 0, and 0 / 0 is NaN.

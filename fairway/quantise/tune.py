@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairway.config import QuantConfig
+from fairway.base.progress import progress
+from fairway.config.settings import QuantConfig
 from fairway.model.gpt import GPT
-from fairway.progress import progress
 from fairway.quantise.calibrate import calibrating
 from fairway.quantise.gptq import QuantisedModel, as_half, dequantise
 

@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairway.native import compiled
+from fairway.base.graphs import recording
+from fairway.base.native import compiled
 from fairway.quantise.trellis import GRIDS, TRELLIS
-from fairway.recording import recording
 
 # One state is no trellis: every code is a multiple of two steps, chosen by its bits all the same.
 _NEXT = {1: np.zeros((1, 2), np.int8), **TRELLIS}

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from fairway.checks import check
-from fairway.config import Config, unknown_name
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.checks import check
+from fairway.config.settings import Config, unknown_name
 from fairway.recipes.demo import demo, smoke
 from fairway.recipes.seed import best, pr1493, pr1858, pr1858_proxy
 

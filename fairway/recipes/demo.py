@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fairway.config import (
+from fairway.config.settings import (
     AuditConfig,
     Config,
     DataConfig,

@@ -6,7 +6,7 @@ readers set beside the records. Facts: the logs and sources of the two pull requ
 
 from dataclasses import replace
 
-from fairway.config import (
+from fairway.config.settings import (
     AUTO,
     Config,
     DataConfig,

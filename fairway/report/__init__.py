@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fairway.files import write_atomic, write_json
+from fairway.base.files import write_atomic, write_json
 from fairway.report.derive import derive
 from fairway.report.page import page
 

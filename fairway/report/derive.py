@@ -3,7 +3,7 @@
 import itertools
 from typing import Any
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 SCHEMA = 1
 HEADLINE_STAGE = "sliding"

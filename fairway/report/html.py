@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NewType
 
-from fairway.units import duration, megabytes
+from fairway.base.units import duration, megabytes
 
 # Text that is safe inside a page. Markup of this package is wrapped by hand.
 Html = NewType("Html", str)

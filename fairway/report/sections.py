@@ -5,7 +5,6 @@ A section whose results are absent (an issue not built yet, a stage left out) is
 
 from typing import Any
 
-from fairway.baselines import TOOL_NAMES
 from fairway.report.derive import HEADLINE_STAGE
 from fairway.report.html import (
     DASH,
@@ -25,6 +24,7 @@ from fairway.report.html import (
     time_of,
 )
 from fairway.report.plots import NARROW_IN, WIDE_IN, Bar, bars_figure, loss_figure
+from fairway.score.baselines import TOOL_NAMES
 
 Values = dict[str, Any]
 

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fairway.base.graphs import recording
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT
-from fairway.optim.adapters import AdamW
-from fairway.recording import recording
+from fairway.score.adam import AdamW
 from fairway.score.repeat import repeatable
 from fairway.score.sliding import evaluating
 
@@ -151,8 +151,8 @@ class Fused:
 
     def __init__(self, adapters: Adapters, adam: AdamW) -> None:
         # Imported here: they need Triton, which comes with GPU builds of PyTorch alone.
-        adapted = importlib.import_module("fairway.model.adapted")
-        self._fused_step = importlib.import_module("fairway.optim.fused_adam").fused_step
+        adapted = importlib.import_module("fairway.model.gpu.adapted")
+        self._fused_step = importlib.import_module("fairway.score.fused_adam").fused_step
         self.adam, self.adapters = adam, adapters
         self.bank = adapted.Bank(adapters, adam.values[0].shape[1])
         self.path = adapted.AdaptedPath(self.bank)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.checks import lora_chunks
-from fairway.config import BOS_ID, TttConfig
+from fairway.config.checks import lora_chunks
+from fairway.config.settings import BOS_ID, TttConfig
 from fairway.score.ledger import Text
 from fairway.score.windows import Event, Window
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairway.errors import UserError
-from fairway.memory import free_bytes, give_back
-from fairway.progress import notice
+from fairway.base.errors import UserError
+from fairway.base.memory import free_bytes, give_back
+from fairway.base.progress import notice
 from fairway.score.adapting import Rope, Way
 
 # One chunk runs as it is, another one is held by recordings; both at once are the most.

@@ -26,10 +26,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.errors import LedgerError
-from fairway.progress import progress
+from fairway.base.errors import LedgerError
+from fairway.base.progress import progress
+from fairway.base.units import bits_per_byte
 from fairway.score.windows import Event, Window
-from fairway.units import bits_per_byte
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

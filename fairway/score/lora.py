@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.config import ScoreConfig, TttConfig
-from fairway.errors import LedgerError
-from fairway.memory import free_bytes
+from fairway.base.errors import LedgerError
+from fairway.base.memory import free_bytes
+from fairway.base.progress import progress
+from fairway.config.settings import ScoreConfig, TttConfig
+from fairway.machine.runtime import Ranks
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
-from fairway.optim.adapters import AdamW
-from fairway.progress import progress
-from fairway.runtime import Ranks
+from fairway.score.adam import AdamW
 from fairway.score.adapting import Fused, Plain, Rope, Way, adapting, chunk_nats, plain_states
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
 from fairway.score.halving import Halving

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairway.config import ScoreConfig, TttConfig
+from fairway.base.progress import progress
+from fairway.config.settings import ScoreConfig, TttConfig
+from fairway.machine.runtime import Ranks
 from fairway.model.gpt import GPT
-from fairway.progress import progress
-from fairway.runtime import Ranks
 from fairway.score.ledger import (
     FloatArray,
     Gather,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fairway.runtime import Ranks
+from fairway.machine.runtime import Ranks
 from fairway.score.ledger import FloatArray, Gather, Part
 
 # What is told of a part besides the nats of its events.

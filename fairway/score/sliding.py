@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.config import ScoreConfig
+from fairway.base.errors import LedgerError
+from fairway.config.settings import ScoreConfig
 from fairway.data.tokens import ByteTable, Ids, token_bytes
-from fairway.errors import LedgerError
+from fairway.machine.runtime import Ranks
 from fairway.model.gpt import GPT
-from fairway.runtime import Ranks
 from fairway.score.ledger import (
     Context,
     FloatArray,

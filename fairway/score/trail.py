@@ -1,7 +1,8 @@
 """The record of an account: what was read, scored and learned, in which order, sealed step by step.
 
 Every entry is sealed with the digest of all entries before it, so that one that is changed, left
-out or moved afterwards does not fit the last digest. `fairway.audit.ledger` checks what it says.
+out or moved afterwards does not fit the last digest. `fairway.audit.scorers.trails` checks what it
+says.
 
 An entry is a line of JSON: ["read", event], ["score", event, [[start, end, score_from], ...], nats]
 or ["learn", first, end]. Several processes keep one trail each.
@@ -17,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fairway.files import write_atomic
-from fairway.runtime import Ranks
+from fairway.base.files import write_atomic
+from fairway.machine.runtime import Ranks
 from fairway.score.ledger import Receipt, Witness
 from fairway.score.windows import Event
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fairway.checks import lora_chunks
-from fairway.config import ScoreConfig, TttConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.checks import lora_chunks
+from fairway.config.settings import ScoreConfig, TttConfig
+from fairway.machine.runtime import Ranks
 from fairway.model.gpt import GPT
-from fairway.runtime import Ranks
 from fairway.score.adapting import adapting
 from fairway.score.documents import Step, batches, documents
 from fairway.score.ledger import Context, Lesson, Score, Text, Witness

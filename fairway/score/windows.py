@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)

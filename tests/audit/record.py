@@ -1,4 +1,4 @@
-"""Folders in the challenge's format, written from published figures (`fairway.published`)."""
+"""Folders in the challenge's format, written from the figures of `fairway.submission.published`."""
 
 import base64
 import json
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fairway.published import Seed, record
-from fairway.units import NATS_PER_BIT
+from fairway.base.units import NATS_PER_BIT
+from fairway.submission.published import Seed, record
 
 SCRIPT = """
 import os

@@ -15,13 +15,13 @@ from fairway.audit.scorers.bench import Bench, exercise
 from fairway.audit.scorers.predictors import scorer_of, small
 from fairway.audit.scorers.probes import audit_scorer
 from fairway.audit.scorers.verdicts import Probe, verdict_of
-from fairway.config import BOS_ID, MixtureConfig, ScoreConfig, TttConfig
+from fairway.config.settings import BOS_ID, MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.folder import DataFolder
-from fairway.score.spread import spread
+from fairway.score.experts.published import spread
 
 
 class Published:
-    """`fairway.score.spread` as a scorer: a token costs what it adds to the whole."""
+    """`fairway.score.experts.published` as a scorer: a token costs what it adds to the whole."""
 
     vocab_size = V
 

@@ -13,7 +13,7 @@ from fairway.audit.records import folder as folder_module
 from fairway.audit.records.audit import audit_record
 from fairway.audit.records.fence import Reader
 from fairway.audit.records.telling import sentence, told
-from fairway.show import record_lines
+from fairway.cli.show import record_lines
 
 # 8 s of processor time, on a machine with the work of others.
 MOST_WALL_S = 60.0

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from audit.honest import V, text
 
-from fairway.audit import ledger as audit
-from fairway.audit.ledger import check_trail_file, check_trails, read_trails
+from fairway.audit.scorers import trails as audit
+from fairway.audit.scorers.trails import check_trail_file, check_trails, read_trails
 from fairway.audit.scorers.verdicts import Probe
-from fairway.runtime import Ranks
+from fairway.machine.runtime import Ranks
 from fairway.score.ledger import Context, Distribution, FloatArray, IntArray, Ledger, Receipt, Text
 from fairway.score.trail import START, Trail, sealed, trail_file, write_trails
 from fairway.score.windows import Event, Window, events, sliding_windows

@@ -9,7 +9,7 @@ from audit.record import Case
 from fairway.audit.records.audit import audit_record
 from fairway.audit.records.folder import File
 from fairway.audit.records.logs import Log, read_runs
-from fairway.published import record
+from fairway.submission.published import record
 
 WANTED = {"matrix_lr": "0.022", "num_layers": "11", "seed": "42", "ttt_enabled": "True"}
 ITEMS = list(WANTED.items())

@@ -12,7 +12,7 @@ from audit.valid import KINDS, OPEN
 from fairway.audit.scorers.bench import Bench
 from fairway.audit.scorers.probes import audit_scorer
 from fairway.audit.scorers.verdicts import Probe, verdict_of
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 
 def slow(*values: object) -> Any:

@@ -9,8 +9,8 @@ import pytest
 from audit.record import BYTES_PER_TOKEN, README, SCRIPT, Case
 
 from fairway.audit.records.audit import RecordAudit, audit_record
-from fairway.errors import UserError
-from fairway.published import record
+from fairway.base.errors import UserError
+from fairway.submission.published import record
 
 
 def found(audit: RecordAudit) -> dict[str, str]:

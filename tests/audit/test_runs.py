@@ -9,7 +9,7 @@ from audit.record import README, Case
 
 from fairway.audit.records.audit import RecordAudit, audit_record
 from fairway.audit.records.claims import read_claims
-from fairway.published import record
+from fairway.submission.published import record
 
 SEEDS = {s.seed: s.bpb["adapted"] for s in record("pr1858").seeds}
 GATES = "ngram total=47851520 within_gate=9870000 word_gate=2890000\n"

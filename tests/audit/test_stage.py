@@ -10,10 +10,10 @@ import pytest
 from tiny import alive
 
 from fairway.audit.stage import RunFacts, audit_run, summary
-from fairway.config import Config
+from fairway.base.files import read_json
+from fairway.config.settings import Config
 from fairway.data.folder import DataFolder
-from fairway.files import read_json
-from fairway.stages import RunFolder
+from fairway.pipeline.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

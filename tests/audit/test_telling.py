@@ -8,7 +8,7 @@ import pytest
 from fairway.audit.findings import Finding, Severity, ordered
 from fairway.audit.records.audit import RecordAudit
 from fairway.audit.records.telling import as_facts, judged, sentence, summary, told
-from fairway.show import record_figures, record_lines
+from fairway.cli.show import record_figures, record_lines
 
 
 def finding(severity: Severity, code: str, file: str = "", line: int | None = None) -> Finding:

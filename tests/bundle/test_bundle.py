@@ -17,16 +17,16 @@ from alone import start
 from packaging.requirements import Requirement
 from tiny import alive
 
+from fairway.base.errors import UserError
+from fairway.base.files import read_json
 from fairway.bundle.build import SCRIPT, bundle, check_bundle, left_out, write_bundle
 from fairway.bundle.wrap import unwrap
-from fairway.config import Config, to_dict
-from fairway.errors import UserError
-from fairway.files import read_json
+from fairway.config.overrides import override
+from fairway.config.settings import Config, to_dict
 from fairway.model.paths import prepare
-from fairway.overrides import override
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import Pipeline
 from fairway.recipes import recipe
-from fairway.run import Pipeline
-from fairway.stages import RunFolder
 
 Tiny = Callable[..., Config]
 
@@ -182,7 +182,7 @@ def test_the_bundle_of_the_published_system_is_small(capsys: pytest.CaptureFixtu
     assert size <= MOST_BYTES
     names = {module["name"] for module in modules}
     assert not names & {"fairway.score.lora", "fairway.audit.scorers.probes", "fairway.data.build"}
-    assert {"fairway.model.kernels", "fairway.score.sgd"} <= names
+    assert {"fairway.model.gpu.kernels", "fairway.score.sgd"} <= names
     compile(made.plain, "plain", "exec")
 
 

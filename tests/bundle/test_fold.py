@@ -8,7 +8,7 @@ from fairway.bundle.fold import fold_module, replaced_settings, types_of
 from fairway.bundle.shake import Item, again, shake
 from fairway.bundle.shorten import library_names
 from fairway.bundle.specialise import drop_empty, specialise
-from fairway.config import Config, TttConfig
+from fairway.config.settings import Config, TttConfig
 
 
 def folded(body: str, changed: tuple[str, ...] = (), config: Config | None = None) -> str:

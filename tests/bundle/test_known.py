@@ -9,8 +9,8 @@ import pytest
 from fairway.bundle import build
 from fairway.bundle.build import bundle_bytes, bundle_key
 from fairway.bundle.known import key_digest, known_bytes, note_bytes
-from fairway.config import Config
-from fairway.overrides import override
+from fairway.config.overrides import override
+from fairway.config.settings import Config
 from fairway.recipes import recipe
 
 KEY = key_digest(["settings", "sources"])

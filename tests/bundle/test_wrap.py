@@ -5,8 +5,8 @@ import random
 
 import pytest
 
+from fairway.base.errors import UserError
 from fairway.bundle.wrap import Started, _latin1, unwrap, wrap
-from fairway.errors import UserError
 
 STARTED = Started(42, "", "wall")
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file
 from fairway.data import build
 from fairway.data.build import DataFolder, build_data
 from fairway.data.documents import REASONS, Document, LeftOut
 from fairway.data.shards import open_shard
 from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer, prove_bytes, train_tokenizer
-from fairway.errors import UserError
-from fairway.files import digest_file
 
 NOUNS = ["cat", "dog", "river", "stone", "window", "letter", "garden", "engine", "winter", "story"]
 VERBS = ["sees", "takes", "finds", "leaves", "opens", "paints", "follows", "answers", "remembers"]
@@ -200,7 +200,7 @@ def test_an_unfinished_folder_is_refused_and_built_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fairway.folders._fill", killed)
+        patch.setattr("fairway.base.folders._fill", killed)
         build_small(tmp_path / "data")
     shard = tmp_path / "data" / "fairway_train_000000.bin"
     shutil.copy(shard, shard.with_name("fairway_val_000000.bin"))

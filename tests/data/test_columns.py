@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from fairway.base.errors import UserError
 from fairway.data import streams
 from fairway.data.columns import column_texts
-from fairway.errors import UserError
 
 TEXTS = ["one", None, "caf\u00e9 \r\n", "one", ""]
 

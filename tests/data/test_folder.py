@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fairway.base.errors import UserError
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import PIECE_BYTES, DataFolder, _level, _run_of_paragraphs, _sample
 from fairway.data.shards import write_shard
 from fairway.data.tokens import Tokenizer, encode_documents, train_tokenizer
-from fairway.errors import UserError
 
 TRAIN = ["The first text.\nIt has two lines.", "A second text, quite short.", "And a third one."]
 VAL = ["Text to score.", "More text to score.\nOn two lines."]

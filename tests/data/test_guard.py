@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from fairway.base.errors import UserError
 from fairway.data.documents import Document, document_key
 from fairway.data.guard import check_overlap, split_documents
 from fairway.data.shingles import shingles
-from fairway.errors import UserError
 
 Edit = Callable[[str], str]
 WORDS = [f"w{i}" for i in range(5000)]

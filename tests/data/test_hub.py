@@ -16,11 +16,11 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
+from fairway.base.errors import UserError
+from fairway.base.folders import locked_folder
 from fairway.data.folder import DataFolder
 from fairway.data.shards import write_shard
 from fairway.data.tokens import Tokenizer, encode_documents, train_tokenizer
-from fairway.errors import UserError
-from fairway.folders import locked_folder
 
 COMMITS = {"main": "a" * 40, "next": "b" * 40}
 SHARDS = "datasets/datasets/fineweb10B_sp8192"
@@ -30,7 +30,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from fairway.data.hub import fetch
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 try:
     print(json.dumps(fetch(Path(sys.argv[1]), **json.loads(sys.argv[2]))))
 except UserError as error:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairway.base.errors import UserError
 from fairway.data.loader import Prefetcher, ShuffledLoader
-from fairway.errors import UserError
 
 
 def shards(*lengths: int) -> list[np.ndarray]:

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from fairway.base.errors import UserError
 from fairway.data.parallel import map_parallel, processes
-from fairway.errors import UserError
 
 
 def square(item: int) -> tuple[int, int]:

@@ -10,10 +10,10 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairway.base.errors import UserError
 from fairway.data.folder import DataFolder
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Ids, Tokenizer, token_bytes
-from fairway.errors import UserError
 
 ODD = "\ufb01\u2581  a\r\n\u3000b\t \u00a0e\u0301 x\u200b\u0085y "
 text_like = st.lists(

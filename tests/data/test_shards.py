@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fairway.base.errors import UserError
 from fairway.data.shards import check_vocabulary, find_shards, open_shard, write_shard
-from fairway.errors import UserError
 
 TOKENS = np.array([1, 5, 65_535, 0], np.uint16)
 

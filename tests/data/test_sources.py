@@ -8,9 +8,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from fairway.base.errors import UserError
 from fairway.data.documents import REASONS, LeftOut, document_key, told
 from fairway.data.sources import read_documents
-from fairway.errors import UserError
 
 
 def read(*paths: Path) -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceNormalizer
 
+from fairway.base.errors import UserError
 from fairway.data.spmodel import parse_model
-from fairway.errors import UserError
 
 BYTE_PIECES = [(f"<0x{value:02X}>", 6) for value in range(256)]
 PIECES = [

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from fairway.base.errors import UserError
 from fairway.data import streams
 from fairway.data.streams import lines
-from fairway.errors import UserError
 
 TEXT = b"".join(b"line %d\n" % n for n in range(5000)) + b"end"
 SKIPPED = b"\x5a\x2a\x4d\x18\x05\x00\x00\x00notes"

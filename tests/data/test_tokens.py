@@ -15,6 +15,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairway.base.errors import UserError
 from fairway.data import spmodel
 from fairway.data.spmodel import MAX_FILE_BYTES
 from fairway.data.tokens import (
@@ -29,7 +30,6 @@ from fairway.data.tokens import (
     token_bytes,
     train_tokenizer,
 )
-from fairway.errors import UserError
 
 DOCUMENTS = ["The cat sat.\nOn 12 mats.", "caf\u00e9 \u65e5\u672c \U0001f600", "", "a  b\t\tc"]
 

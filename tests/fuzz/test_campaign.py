@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.fuzz import FORMATS, Case, Files, Format, campaign
 from benchmarks.fuzz.campaign import once, run
-from fairway.errors import UserError
-from fairway.native import compiled
+from fairway.base.errors import UserError
+from fairway.base.native import compiled
 
 
 @compiled

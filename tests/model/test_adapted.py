@@ -13,13 +13,13 @@ import torch
 from tiny import TINY, alive
 from torch import Tensor
 
-from fairway.checks import LORA_TARGETS
-from fairway.config import ScoreConfig, TttConfig
-from fairway.errors import LedgerError
+from fairway.base.errors import LedgerError
+from fairway.config.checks import LORA_TARGETS
+from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.adapters import Adapters
 from fairway.model.paths import prepare
-from fairway.optim.adapters import AdamW
 from fairway.score import lora
+from fairway.score.adam import AdamW
 from fairway.score.adapting import adapting, plain_states, rounded_length, rounded_rows
 from fairway.score.ledger import Context, FloatArray, Text, Witness
 from fairway.score.lora import Documents, evaluate_lora
@@ -27,8 +27,8 @@ from fairway.score.windows import Event, Window
 
 pytest.importorskip("triton", reason="the fused path needs Triton")
 
-from fairway.model.adapted import AdaptedPath, Bank
-from fairway.optim.fused_adam import fused_step
+from fairway.model.gpu.adapted import AdaptedPath, Bank
+from fairway.score.fused_adam import fused_step
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

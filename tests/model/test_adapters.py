@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import TINY, alive
 
-from fairway.checks import LORA_TARGETS
+from fairway.config.checks import LORA_TARGETS
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from fairway.config import RuntimeConfig, settings
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import RuntimeConfig, settings
 from fairway.model import attention
 from fairway.model.attention import AUTO_ON_CUDA, BACKENDS, choose, plain, why_not
 

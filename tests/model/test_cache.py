@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.config import ModelConfig
+from fairway.config.settings import ModelConfig
 from fairway.model.cache import Cache, Single, row_bytes
 from fairway.model.gpt import GPT, build
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.config import ModelConfig, OptimConfig, RuntimeConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import ModelConfig, OptimConfig, RuntimeConfig
+from fairway.machine.runtime import make_plan
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
-from fairway.optim.muon import Optimisers
 from fairway.quantise.calibrate import collect_hessians
-from fairway.runtime import make_plan
+from fairway.train.muon import Optimisers
 
 pytest.importorskip("triton", reason="the fused path needs Triton")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.config import ModelConfig
+from fairway.config.settings import ModelConfig
 from fairway.model import gpt, ops
 from fairway.model.gpt import GPT, build, num_parameters, rope_table, visits
 

@@ -14,8 +14,8 @@ from fairway.model import ops
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-from fairway.model import heads, kernels, products
-from fairway.model.kernels import Join
+from fairway.model.gpu import heads, kernels, products
+from fairway.model.gpu.kernels import Join
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

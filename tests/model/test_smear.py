@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.config import BOS_ID, ModelConfig
+from fairway.config.settings import BOS_ID, ModelConfig
 from fairway.model.gpt import GPT, build, num_parameters, smeared
-from fairway.optim.muon import Optimisers
 from fairway.recipes import recipe
+from fairway.train.muon import Optimisers
 
 OFF = ModelConfig(
     vocab_size=300, num_layers=3, dim=24, num_heads=3, num_kv_heads=1, mlp_dim=40, rope_dims=4,

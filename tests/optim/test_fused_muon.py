@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.config import OptimConfig
-from fairway.optim import muon
+from fairway.config.settings import OptimConfig
+from fairway.train import muon
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-from fairway.optim import fused_muon
+from fairway.train import fused_muon
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(3, 7, 40), (1, 33, 128), (2, 1, 1), (2, 5, 2500)]

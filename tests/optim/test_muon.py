@@ -8,10 +8,12 @@ import torch
 from tiny import muon_update
 from torch import nn
 
-from fairway.config import ModelConfig, OptimConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.overrides import override
+from fairway.config.settings import ModelConfig, OptimConfig
 from fairway.model.gpt import build
-from fairway.optim.muon import (
+from fairway.recipes import recipe
+from fairway.train.muon import (
     POLAR_EXPRESS,
     Muon,
     Optimisers,
@@ -19,8 +21,6 @@ from fairway.optim.muon import (
     in_stages,
     orthogonalise,
 )
-from fairway.overrides import override
-from fairway.recipes import recipe
 
 CONFIG = OptimConfig()
 TINY = ModelConfig(

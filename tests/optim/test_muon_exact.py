@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairway.config import ModelConfig, OptimConfig
+from fairway.config.settings import ModelConfig, OptimConfig
+from fairway.machine.runtime import Ranks
 from fairway.model.gpt import GPT, build
-from fairway.optim import muon
-from fairway.optim.muon import Departures, Muon, Optimisers, in_stages, move, muon_update
-from fairway.runtime import Ranks
+from fairway.train import muon
+from fairway.train.muon import Departures, Muon, Optimisers, in_stages, move, muon_update
 
 # Five layers: banks of 10 and 5 matrices, which neither two nor three ranks divide evenly.
 MODEL = ModelConfig(

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fairway.config import OptimConfig
-from fairway.optim.schedule import WeightAverage, average_decay, lr_multiplier, momentum
+from fairway.config.settings import OptimConfig
+from fairway.train.schedule import WeightAverage, average_decay, lr_multiplier, momentum
 
 SEED = OptimConfig()
 

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from plain_cabac import MOVES, Moments, ex, lg, read_stream
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.pack import arithmetic, cabac
 from fairway.pack.arithmetic import AT, DECODE, ENCODE, FIT
 from fairway.pack.cabac import Side, decode_codes, ending, new_coder

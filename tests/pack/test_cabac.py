@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from plain_cabac import read_stream
 
 import fairway
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.pack.cabac import Side, decode_codes, encode_codes
 from fairway.pack.lines import decode_lines, encode_lines
 from fairway.pack.orders import most_bytes, pack_orders, rank, rank_bytes, unpack_orders, unrank

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.pack.codec import CODECS, compress, decompress, shuffle, unshuffle
 
 # Bytes with some structure: the codes of a matrix, in small.

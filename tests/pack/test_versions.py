@@ -26,8 +26,8 @@ from specimens import (
     striped,
 )  # fmt: skip
 
-from fairway.config import PackConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import PackConfig
 from fairway.model.gpt import GPT
 from fairway.pack.artifact import load_artifact, read_sections, save_artifact
 from fairway.pack.layout import (

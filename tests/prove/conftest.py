@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fairway.config import RuntimeConfig
+from fairway.config.settings import RuntimeConfig
 from fairway.prove.coding import Session, open_session
 from fairway.prove.machine import coding_plan
 

@@ -9,8 +9,8 @@ from damage import run_command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fairway.base.errors import UserError
 from fairway.data.folder import DataFolder
-from fairway.errors import UserError
 from fairway.prove.archive import compress, decompress
 from fairway.prove.coding import Session
 from fairway.prove.container import PREFIX_BYTES, PROOF, Header, coded_file, open_coded, open_file

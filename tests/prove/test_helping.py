@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from fairway.config import MixtureConfig, RuntimeConfig, TttConfig
+from fairway.base.errors import UserError
+from fairway.base.units import nats_to_bits
+from fairway.config.settings import MixtureConfig, RuntimeConfig, TttConfig
 from fairway.data.documents import Document
-from fairway.errors import UserError
 from fairway.prove.coding import Session, Sliding, method_named
 from fairway.prove.helping import WithExperts
 from fairway.prove.proof import prove, restore, written
-from fairway.units import nats_to_bits
 
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 TEXT = [

@@ -14,9 +14,9 @@ import pytest
 from damage import run_command
 
 import fairway
-from fairway.config import RuntimeConfig, TttConfig
+from fairway.base.errors import UserError
+from fairway.config.settings import RuntimeConfig, TttConfig
 from fairway.data.documents import Document
-from fairway.errors import UserError
 from fairway.prove.coding import Method, Session, Sliding, method_named, method_record, open_session
 from fairway.prove.container import PROOF, coded_file, open_coded, open_file
 from fairway.prove.learning import ChunkSgd, DocumentLora

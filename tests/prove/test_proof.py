@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import fairway
-from fairway.config import RuntimeConfig
+from fairway.base.errors import UserError
+from fairway.base.units import nats_to_bits
+from fairway.config.settings import RuntimeConfig
 from fairway.data.documents import Document
-from fairway.errors import UserError
 from fairway.prove import container
 from fairway.prove.archive import decompress
 from fairway.prove.coding import Session, Sliding
@@ -31,7 +32,6 @@ from fairway.prove.container import (
 from fairway.prove.machine import Machine
 from fairway.prove.proof import Account, first_bytes, prove, restore, written
 from fairway.prove.streams import cut_evenly, default_streams
-from fairway.units import nats_to_bits
 
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 LINES = [f"The model {n} reads a text.\nIt learns the token; caf\u00e9 {n * n}." for n in range(14)]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from fairway.config import Config
+from fairway.base.errors import UserError
+from fairway.base.files import read_json
+from fairway.config.settings import Config
 from fairway.data.folder import DataFolder
-from fairway.errors import UserError
-from fairway.files import read_json
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.proving import prove_run
+from fairway.pipeline.run import Pipeline
 from fairway.prove.proof import restore
-from fairway.prove.stage import prove_run
-from fairway.run import Pipeline
-from fairway.stages import RunFolder
 
 Tiny = Callable[..., Config]
 
@@ -79,7 +79,7 @@ def test_a_text_that_does_not_come_back_is_an_error(
             command = [sys.executable, "-c", program, words[-1]]
             return subprocess.Popen(command, stdin=subprocess.PIPE, **options)
 
-        monkeypatch.setattr("fairway.children.begin", begin)
+        monkeypatch.setattr("fairway.base.children.begin", begin)
 
     instead("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('another text')")
     with pytest.raises(UserError, match="restored 12 bytes from .* not the text"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairway.config import ModelConfig
+from fairway.config.settings import ModelConfig
 from fairway.model.gpt import GPT, build
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.shares import Shares, device_frequencies

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairway.config import ModelConfig, QuantConfig
+from fairway.config.settings import ModelConfig, QuantConfig
 from fairway.model.gpt import GPT, build
 from fairway.quantise import calibrate
 from fairway.quantise.calibrate import collect_hessians

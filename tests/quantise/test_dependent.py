@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.config import QuantConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import QuantConfig
 from fairway.quantise.dependent import HIGH, LOW, Plan
 from fairway.quantise.grid import QuantisedTensor, restore, scale_of
 from fairway.quantise.sensitivity import Curvature

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fairway.config import Config
+from fairway.config.overrides import override
+from fairway.config.settings import Config
 from fairway.model.gpt import build
-from fairway.overrides import override
 from fairway.quantise.estimate import (
     counted,
     estimate_bytes,

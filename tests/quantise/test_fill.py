@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.quantise.fill import MAX_PACKS, SLACK, finest_fitting
 
 LEVELS = (1e-7, 1e-2)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.quantise.fit import LARGEST, MAX_PACKS, SLACK, smallest_fitting
 
 # The seed model: codes that shrink with the entropy of a Gaussian, the rest constant.

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.config import ModelConfig, QuantConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import ModelConfig, QuantConfig
 from fairway.model.gpt import GPT
 from fairway.quantise.gptq import (
     Matrix,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.quantise.grid import (
     Grid,
     QuantisedTensor,

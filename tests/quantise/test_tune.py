@@ -6,7 +6,7 @@ import torch
 from tiny import alive
 from torch import Tensor
 
-from fairway.config import QuantConfig
+from fairway.config.settings import QuantConfig
 from fairway.quantise.gptq import QuantisedModel, dequantise, quantise_model
 from fairway.quantise.grid import QuantisedTensor
 from fairway.quantise.tune import divergence, tuned

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.report import write_report
 from fairway.report.derive import derive
 from fairway.report.plots import Bar, label_at

@@ -13,8 +13,8 @@ import torch
 from tiny import TINY, alive
 from torch import Tensor
 
-from fairway.config import ScoreConfig, TttConfig
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.paths import prepare
 from fairway.score import halving, lora
 from fairway.score.adapting import Rope

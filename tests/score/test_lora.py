@@ -11,8 +11,8 @@ import torch
 from tiny import TINY
 from tiny import alive as alive_with
 
-from fairway.config import ScoreConfig, TttConfig
-from fairway.errors import LedgerError
+from fairway.base.errors import LedgerError
+from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
 from fairway.score import lora
 from fairway.score.documents import batches, documents

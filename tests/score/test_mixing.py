@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from fairway.config import MixtureConfig
+from fairway.config.settings import MixtureConfig
 from fairway.data.tokens import ByteTable, Tokenizer
-from fairway.score import mixing, ppm
-from fairway.score.mixture import Helpers, experts_of
+from fairway.score.experts import mixing, ppm
+from fairway.score.experts.mixture import Helpers, experts_of
 
 PIECES = [
     b"", b"", b"a", b"b", b"c", b" ", b" a", b" ab", b" abc", b"ab", b"abc", b"bc", b"ca", b" b",

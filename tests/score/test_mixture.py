@@ -12,17 +12,17 @@ import pytest
 import tiny
 import torch
 
-from fairway.checks import check_mixture
-from fairway.config import Config, MixtureConfig, ScoreConfig, TttConfig
+from fairway.base.errors import LedgerError, UserError
+from fairway.config.checks import check_mixture
+from fairway.config.overrides import override
+from fairway.config.settings import Config, MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.build import DataFolder
 from fairway.data.tokens import Tokenizer, token_bytes
-from fairway.errors import LedgerError, UserError
-from fairway.overrides import override
-from fairway.score.experts import evaluate_base, evaluate_mixture
+from fairway.score.experts.evaluate import evaluate_base, evaluate_mixture
+from fairway.score.experts.mixture import Helpers, Mixture
+from fairway.score.experts.ppm import PlainPpm
+from fairway.score.experts.trie import Tries, Wanted, token_strings
 from fairway.score.ledger import Context, Ledger, Receipt, Score, Text
-from fairway.score.mixture import Helpers, Mixture
-from fairway.score.ppm import PlainPpm
-from fairway.score.trie import Tries, Wanted, token_strings
 from fairway.score.windows import events, sliding_windows
 
 V, N = 300, 260

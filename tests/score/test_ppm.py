@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fairway.score import ppm
+from fairway.score.experts import ppm
 
 TEXT = ("The model predicts a byte, and the byte that it predicts is learned. " * 3).encode()
 DRAW = np.random.default_rng(0)

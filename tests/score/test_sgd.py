@@ -12,9 +12,9 @@ import torch
 from tiny import TINY
 from tiny import alive as alive_with
 
-from fairway.config import ScoreConfig, TttConfig
+from fairway.config.settings import ScoreConfig, TttConfig
+from fairway.machine.runtime import Ranks
 from fairway.model.gpt import GPT
-from fairway.runtime import Ranks
 from fairway.score import sgd
 from fairway.score.ledger import Ledger, Lesson, Text, Witness
 from fairway.score.sgd import Sgd, chunk_rate, chunks, evaluate_sgd, token_weights

@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 
-from fairway.config import ScoreConfig
+from fairway.base.errors import UserError
+from fairway.config.settings import ScoreConfig
 from fairway.data.tokens import ByteTable
-from fairway.errors import UserError
+from fairway.machine.runtime import Ranks
 from fairway.model.gpt import GPT
-from fairway.runtime import Ranks
 from fairway.score import sliding
 from fairway.score.ledger import Context, Ledger, LedgerError, Text, Witness
 from fairway.score.sliding import FrozenDistribution, FrozenPredictor, evaluate, text_of

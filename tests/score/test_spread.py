@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from fairway.config import MixtureConfig, ScoreConfig, TttConfig
+from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.build import DataFolder
 from fairway.data.tokens import token_bytes
-from fairway.score.experts import evaluate_published
+from fairway.score.experts.evaluate import evaluate_published
+from fairway.score.experts.published import spread
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate
-from fairway.score.spread import spread
 
 CONFIG = MixtureConfig(published=True, published_order=3, published_tokens=0)
 

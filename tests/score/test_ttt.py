@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from tiny import TINY
 from tiny import alive as alive_with
 
-from fairway.checks import check_ttt, lora_chunks
-from fairway.config import Config, ModelConfig, ScoreConfig, TttConfig
-from fairway.errors import LedgerError, UserError
+from fairway.base.errors import LedgerError, UserError
+from fairway.config.checks import check_ttt, lora_chunks
+from fairway.config.overrides import override
+from fairway.config.settings import Config, ModelConfig, ScoreConfig, TttConfig
+from fairway.machine.runtime import Ranks
 from fairway.model.gpt import GPT
-from fairway.overrides import override
-from fairway.runtime import Ranks
 from fairway.score import ttt
 from fairway.score.documents import batches, chunk_bounds, documents, longest_first
 from fairway.score.ledger import Ledger, Score, Span, Text

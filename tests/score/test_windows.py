@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 from fairway.score.windows import (
     Event,
     Window,

@@ -34,7 +34,7 @@ from fairway.audit.records.logs import Log, read_runs
 from fairway.audit.records.runs import Runs, choose
 from fairway.audit.records.sources import check_sources
 from fairway.audit.records.work import LOG_BYTES, MOST_LINE, MOST_LOGS, MOST_OF_A_CODE, MOST_S, Work
-from fairway.errors import UserError
+from fairway.base.errors import UserError
 
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
 _ARCHIVES = (".gz", ".zip", ".bz2", ".tar", ".tgz", ".7z", ".rar")

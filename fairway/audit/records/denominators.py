@@ -10,7 +10,7 @@ from fairway.audit.records.accounts import final_stage, of
 from fairway.audit.records.claims import Claims
 from fairway.audit.records.logs import Log
 from fairway.audit.records.said import Number, Stage
-from fairway.units import NATS_PER_BIT
+from fairway.base.units import NATS_PER_BIT
 
 # The validation text of the challenge, 50,000 documents: its bytes by the tokens that count them,
 # and what is known to be wrong (pull requests #1804, #1916, #2138, #2039, #1795).

@@ -16,7 +16,7 @@ from typing import Any
 from fairway.audit.findings import Finding, ordered
 from fairway.audit.records import serving
 from fairway.audit.records.audit import RecordAudit
-from fairway.children import begin, end
+from fairway.base.children import begin, end
 
 # By the clock, for what waits instead of working: an honest record on a machine with twenty other
 # tasks must not be ended.

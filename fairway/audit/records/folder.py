@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fairway.audit.findings import plain
-from fairway.errors import UserError
-from fairway.files import opened, parse_json, read_bytes
+from fairway.base.errors import UserError
+from fairway.base.files import opened, parse_json, read_bytes
 
 # A record has a handful of files; whoever puts in more is not audited further than this.
 MOST_FILES = 2_000

@@ -19,8 +19,8 @@ from fairway.audit.records.shown import LogText, Shown
 from fairway.audit.records.syntax import patterns
 from fairway.audit.records.trees import OverBudget, Script, Steps
 from fairway.audit.records.unwrap import MOST_PARSED, unwrap
-from fairway.errors import UserError
-from fairway.files import read_bytes
+from fairway.base.errors import UserError
+from fairway.base.files import read_bytes
 
 # More scripts than these are not read, nor more bytes of all of them: seconds of work.
 _MOST_SCRIPTS = 50

@@ -12,8 +12,8 @@ import numpy as np
 
 from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
 from fairway.audit.scorers.texts import of_few_words, of_pieces
-from fairway.config import BOS_ID
-from fairway.errors import UserError
+from fairway.base.errors import UserError
+from fairway.config.settings import BOS_ID
 from fairway.score.ledger import FloatArray, IntArray
 
 # Costs that move by less are rounding; a leak of information is larger by far.

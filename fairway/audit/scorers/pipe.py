@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from fairway.audit.scorers.processes import MARK, end_all, keeper_of_orphans
-from fairway.errors import UserError, shown
+from fairway.base.errors import UserError, shown
 
 _PIECE_BYTES = 1 << 16
 _END_S = 2.0

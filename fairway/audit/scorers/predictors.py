@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fairway.config import MixtureConfig, ScoreConfig, TttConfig
+from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
-from fairway.score.experts import evaluate_base, evaluate_mixture
+from fairway.score.experts.evaluate import evaluate_base, evaluate_mixture
 from fairway.score.ledger import (
     FloatArray,
     IntArray,

@@ -32,7 +32,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fairway.audit.scorers.pipe import Pipe
-from fairway.errors import UserError, shown
+from fairway.base.errors import UserError, shown
 from fairway.score.ledger import FloatArray, IntArray
 
 # The largest vocabulary that is asked about.

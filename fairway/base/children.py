@@ -1,0 +1,69 @@
+"""Fairway started anew as processes of their own, which end with the one that started them.
+
+They find Fairway where this process found it, and no module in the folder they start in.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fairway
+from fairway.base.endings import HELD
+
+# A process that finds these takes itself for one of many that work together.
+_OF_MANY = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+# What a process gets to save its state: a step and a checkpoint, or one long loop without Python.
+_GRACE_S = 30.0
+
+
+def begin(
+    words: Sequence[str], processes: int = 1, module: str = "fairway.cli.main", **options: Any
+) -> "subprocess.Popen[bytes]":
+    """Start `fairway WORDS`, or several processes of it by torchrun; options are those of Popen.
+
+    `module` is another entry than the command line. The standard input is a pipe that stays open as
+    long as this process lives; see `fairway.base.endings.end_with_parent`.
+    """
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone"]
+        start.append(f"--nproc-per-node={processes}")
+    env = {**os.environ, **options.pop("env", {})}
+    env = {name: value for name, value in env.items() if name not in _OF_MANY}
+    home = str(Path(fairway.__file__).parents[1])
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (home, env.get("PYTHONPATH"))))
+    env |= {"PYTHONSAFEPATH": "1", HELD: "1"}
+    command = [*start, "-m", module, *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=env, **options)
+
+
+def end(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
+    """End processes that `begin` started, and return when they have: gently, then by force."""
+    left = [process for process in processes if process.poll() is None]
+    try:
+        for process in left:
+            process.terminate()
+        for process in left:
+            process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        for process in left:
+            process.kill()
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
+
+
+@contextmanager
+def child(words: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """Yield a process that `begin` started, which is ended when the block is left."""
+    process = begin(words, **options)
+    try:
+        yield process
+    finally:
+        end([process])

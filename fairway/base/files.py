@@ -1,0 +1,233 @@
+"""Files: bounded reading, digests, and writes that either happen whole or not at all.
+
+Whoever reads a file that another may have written opens it here: only regular files, of a size that
+is stated, and JSON of bounded depth and numbers.
+"""
+
+import fcntl
+import glob
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fairway.base.errors import UserError
+from fairway.base.outputs import keep_permissions, lent_stream, place_of
+
+_READ_BYTES = 1 << 20
+# The largest that Fairway writes, results.json, has some 100 kB. Python's objects take up to
+# 32 times the bytes of hostile JSON.
+MOST_JSON_BYTES = 1 << 23
+# The largest that is held in memory whole: files to compress and what was made of them.
+MOST_BYTES = 1 << 31
+_MOST_DEPTH = 64
+# Seeds and counts have at most 20.
+_MOST_DIGITS = 40
+_MANY_DIGITS = re.compile(rf"\d{{{_MOST_DIGITS + 1}}}")
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+    (stat.S_ISSOCK, "socket"),
+)
+# So many characters of a name, of four bytes at most, and 15 bytes more make 255.
+_NAME_CHARACTERS = 60
+
+
+def opened(path: Path, what: str = "") -> BinaryIO:
+    """Return a regular file, open to be read; `what` it should be is named in sentences.
+
+    UserError for what is missing, may not be read, or is no file: a pipe would wait for a writer,
+    and a device has no end.
+    """
+    named = f"{what} {path}" if what else str(path)
+    try:
+        # Without waiting, so that a pipe opens at once and can be refused.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise UserError(f"{named} does not exist") from None
+    except OSError as error:
+        raise UserError(f"cannot read {named}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{str(path)!r} cannot be the name of a file") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        kind = next((name for holds, name in _KINDS if holds(mode)), "special file")
+        raise UserError(f"cannot read {named}: it is a {kind}, not a file")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a regular file; UserError as `opened`, and for more than `most_bytes`."""
+    with opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        # What is asked for is allocated; only a file that grows has more than it said.
+        data = b"" if size > most_bytes else stream.read(size + 1)
+        while size < len(data) <= most_bytes and (piece := stream.read(_READ_BYTES)):
+            data += piece
+    if max(size, len(data)) > most_bytes:
+        raise UserError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
+    return data
+
+
+def digest_bytes(data: bytes) -> str:
+    """Return the SHA-256 of some bytes in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hex, read in pieces; UserError as `opened`."""
+    total = hashlib.sha256()
+    with opened(path) as stream:
+        while piece := stream.read(_READ_BYTES):
+            total.update(piece)
+    return total.hexdigest()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file that takes its final name only if the block ends without an error.
+
+    It stands behind links and keeps the permissions of a file that it replaces. Devices and pipes
+    are written into. Raises UserError for what `fairway.base.outputs` refuses.
+    """
+    place = place_of(path)
+    if place.lent:
+        with lent_stream(place) as stream:
+            yield stream
+        return
+    folder = place.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"cannot write {path}: {error.filename} is no folder") from None
+    # A name of the longest that there may be has no room for an addition.
+    start = f".{place.path.name[:_NAME_CHARACTERS]}."
+    _sweep(folder, start)
+    handle, name = _part(folder, start)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+            keep_permissions(Path(name), place.old)
+            # Before it is closed, which gives up its lock.
+            Path(name).replace(place.path)
+    except BaseException as error:
+        with suppress(OSError):
+            Path(name).unlink()
+        if isinstance(error, OSError) and error.filename in (None, name):
+            # The temporary name means nothing to whoever asked for this file.
+            error.filename = str(path)
+        raise
+
+
+def _part(folder: Path, start: str) -> tuple[int, str]:
+    """Return an open new file in a folder, locked as long as it is open, and its name."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=start, suffix=".part", dir=folder)
+        # Some network disks have no locks: nothing is swept there.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A sweeper may have met it before it was locked.
+        if Path(name).exists():
+            return handle, name
+        os.close(handle)
+
+
+def _sweep(folder: Path, start: str) -> None:
+    """Remove what killed writers of a file left beside it; a locked one is being written."""
+    for left in folder.glob(f"{glob.escape(start)}????????.part"):
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, then rename it into place."""
+    with atomic_file(path) as stream:
+        stream.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON with a final newline, atomically; NaN is refused."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
+    """Return a parsed JSON file; one that is missing, unreadable, too large or malformed is a
+    UserError."""
+    data = read_bytes(path, most_bytes)
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); was it cut short?") from None
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return a JSON value.
+
+    Raises ValueError, in a few words, for what is no JSON and for what other programs read in other
+    ways: a key given twice, NaN and infinities, numbers of more than 40 digits, and values nested
+    more than 64 deep.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    try:
+        value = json.loads(
+            text,
+            # Asking for every number takes as long as all the rest.
+            parse_int=_whole if _MANY_DIGITS.search(text) else None,
+            parse_float=_finite,
+            parse_constant=_finite,
+            object_pairs_hook=_once_each,
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MOST_DEPTH} deep") from None
+    level, depth = [[value]], 0
+    while level := [item for part in level for item in _inner(part)]:
+        depth += 1
+        if depth > _MOST_DEPTH:
+            raise ValueError(f"it is nested more than {_MOST_DEPTH} deep")
+    return value
+
+
+def _inner(value: Any) -> list[Any]:
+    """Return the lists and objects inside one."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [item for item in inside if isinstance(item, dict | list)]
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(digits):,} digits, {_MOST_DIGITS} at most")
+    return int(digits)
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(found := float(number)):
+        raise ValueError(f"it has the number {number[:_MOST_DIGITS]}, which is not finite")
+    return found
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"it has the key {counts.most_common(1)[0][0][:_MOST_DIGITS]!r} twice")
+    return found

@@ -1,0 +1,184 @@
+"""Folders that are written whole: beside their place and swapped in, or filled with a marker.
+
+A folder being written carries a random name and a lock of the system (flock), so other processes,
+in other containers too, know that it is in use; what a killed process left is unlocked and goes
+with the next write to the same place.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fairway.base.errors import UserError
+
+_PART = ".part"
+# renameat2 of Linux: both names exist before and after, each time with whole contents.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# What an empty disk may hold.
+_EMPTY = frozenset({"lost+found"})
+
+
+@contextmanager
+def new_folder(
+    out: Path, ours: Callable[[str], bool], mark: Callable[[Path], None], last: str
+) -> Iterator[Path]:
+    """Yield an empty folder whose files are those of `out` when the block ends without an error.
+
+    A link is followed: the folder behind it is written. Where nothing is, the folder is renamed
+    into place. One that holds files is exchanged in one step, and the old one deleted. One that
+    must stay itself (it is empty, the working folder, a mount point, or in a folder that cannot be
+    written), or a system that cannot exchange, is filled: `mark(out)` makes it one that no reader
+    accepts, old files go, the new ones move in, `last` at the end.
+
+    Raises UserError when `out` holds a file whose name is not `ours`, and when another process
+    fills it at the same time.
+    """
+    final = behind(out)
+    refuse_foreign(out, ours)
+    inside = final.is_dir() and _must_stay(final)
+    home = final if inside else final.parent
+    home.mkdir(parents=True, exist_ok=True)
+    _sweep(home, final.name)
+    part, lock = _part(home, final.name)
+    try:
+        yield part
+        part.chmod(_mode(final))
+        refuse_foreign(out, ours)
+        if inside or not _swapped(part, final):
+            with locked_folder(final):
+                mark(final)
+                _fill(part, final, last)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
+
+
+def behind(out: Path) -> Path:
+    """Return where a path leads; a link that leads to itself is a UserError."""
+    try:
+        return out.resolve()
+    except (OSError, RuntimeError):
+        raise UserError(f"{out} is a link that leads to itself; name another folder") from None
+
+
+def held(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted, without what an empty disk or a killed write leaves."""
+    own = f".{behind(folder).name}."
+    names = (path.name for path in folder.iterdir())
+    return sorted(
+        name
+        for name in names
+        if name not in _EMPTY and not (name.startswith(own) and name.endswith(_PART))
+    )
+
+
+def refuse_foreign(out: Path, ours: Callable[[str], bool]) -> None:
+    """Raise UserError when there is a file at `out`, or a folder with a name that is not `ours`."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder for the data")
+    foreign = [name for name in held(out) if not ours(name)] if out.is_dir() else []
+    if foreign:
+        raise UserError(
+            f"{out} holds something else than Fairway data ({foreign[0]}); name another folder"
+        )
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; raise UserError where another process holds it.
+
+    Where the system has no locks for folders, as on some network disks, nothing is held.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not _lock(handle):
+            raise UserError(f"another process is writing {folder}; wait for it to end")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _must_stay(folder: Path) -> bool:
+    """Return whether a folder cannot become another one."""
+    here = Path.cwd()
+    return (
+        not held(folder)
+        or any(folder.samefile(known) for known in (here, *here.parents))
+        or os.path.ismount(folder)
+        or not os.access(folder.parent, os.W_OK)
+    )
+
+
+def _mode(final: Path) -> int:
+    """Return the rights of the folder that is there, or those that the user's mask allows."""
+    if final.is_dir():
+        return final.stat().st_mode & 0o7777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o777 & ~mask
+
+
+def _lock(handle: int) -> bool:
+    """Return whether this process has the lock now, or there are none on this disk."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def _part(home: Path, name: str) -> tuple[Path, int]:
+    """Return a new folder in `home` and the handle that holds its lock."""
+    while True:
+        part = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_PART, dir=home))
+        with suppress(FileNotFoundError):
+            lock = os.open(part, os.O_RDONLY)
+            # A sweeper may have met it before it was locked.
+            if _lock(lock) and part.exists():
+                return part, lock
+            os.close(lock)
+
+
+def _sweep(home: Path, name: str) -> None:
+    """Delete what killed processes left of folders of this name; a locked one is in use."""
+    for part in home.iterdir():
+        if not part.name.startswith(f".{name}.") or part.suffix != _PART or part.is_symlink():
+            continue
+        with suppress(OSError):
+            lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _swapped(part: Path, final: Path) -> bool:
+    """Put a folder in its place, the old one's contents under its name; False if that cannot be."""
+    if final.exists():
+        return _exchange(part, final)
+    part.rename(final)
+    return True
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two names in one step; return whether this system and disk can."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    places = _AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b)
+    return bool(rename(*places, _RENAME_EXCHANGE) == 0)
+
+
+def _fill(part: Path, final: Path, last: str) -> None:
+    for name in held(final):
+        if name != last:
+            (final / name).unlink()
+    for new in sorted(part.iterdir(), key=lambda path: path.name == last):
+        new.rename(final / new.name)

@@ -1,0 +1,223 @@
+"""Paths, and where a command writes: its own files, and what the system only lends it.
+
+A file that is there already is replaced at once, its permissions kept, and only where links lead.
+Devices and pipes are written into. Folders, sockets and disks are refused.
+"""
+
+import errno
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fairway.base.errors import UserError
+from fairway.base.terminal import put
+
+# As many links as Linux follows.
+_MOST_LINKS = 40
+# Where a system shows the open files of a process: /dev/stdout and <(command) lead there.
+_OPEN_FILES = re.compile(r"/dev/fd|/proc/(\d+)(?:/task/\d+)?/fd")
+_HEAD_BYTES = 1 << 16
+_HOME = re.compile(r"~[^/]*(/|$)")
+
+
+def why_no_path(text: str) -> str:
+    """Return why a word is no path, or not the one that was meant; nothing if it is one."""
+    if not text:
+        return "the path is empty; was a variable of the shell not set?"
+    if "\0" in text:
+        return "the path has a zero byte in it, which no path may have"
+    if text == "-":
+        return "- is no path; name /dev/stdin or /dev/stdout, or ./- for a file of that name"
+    if _HOME.match(text) and not os.path.lexists(text):
+        return f"the shell left ~ as it is in {text}; write $HOME in its place, or ./ before it"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an output goes once links are followed.
+
+    `old` is what a file that will be replaced is now; `descriptor` an open file of this process. A
+    place that is `lent` is a device, a pipe or an open file, and is written into.
+    """
+
+    path: Path
+    lent: bool = False
+    descriptor: int | None = None
+    old: os.stat_result | None = None
+
+
+def place_of(out: Path) -> Place:
+    """Return where an output goes.
+
+    Raises UserError for what may not be written: a folder, a socket, a disk, a link that leads
+    nowhere but to itself, a file that is read-only, and whatever is below a file.
+    """
+    path = _behind(out)
+    if _open_file(path):
+        return Place(path, lent=True, descriptor=_descriptor(path))
+    try:
+        old = path.stat()
+    except FileNotFoundError:
+        return Place(path)
+    except NotADirectoryError:
+        above = next(folder for folder in path.parents if folder.exists())
+        raise UserError(f"cannot write {out}: {above} is a file, not a folder") from None
+    mode = old.st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        return Place(path, lent=True)
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a socket" if stat.S_ISSOCK(mode) else "a disk"
+        raise UserError(f"cannot write {out}: it is {kind}; name a file with --out")
+    if not os.access(path, os.W_OK):
+        raise UserError(f"cannot write {out}: it is read-only; name another file with --out")
+    return Place(path, old=old)
+
+
+def _behind(out: Path) -> Path:
+    """Return the path that links lead to, whether there is something or not."""
+    path = out
+    for _ in range(_MOST_LINKS):
+        if _open_file(path) or not path.is_symlink():
+            return path
+        path = path.parent / path.readlink()
+    raise UserError(f"cannot write {out}: it is a link that leads back to itself")
+
+
+def _open_file(path: Path) -> re.Match[str] | None:
+    """Return how a path names an open file of a process, or None."""
+    number = path.name.isascii() and path.name.isdecimal()
+    return _OPEN_FILES.fullmatch(os.path.realpath(path.parent)) if number else None
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return which open file of this process a path names, or None."""
+    found = _open_file(path)
+    ours = found is not None and found[1] in (None, str(os.getpid()))
+    return int(path.name) if ours else None
+
+
+@contextmanager
+def lent_stream(place: Place) -> Iterator[BinaryIO]:
+    """Yield a device, a pipe or an open file to write into; it is neither cut nor replaced."""
+    try:
+        if place.descriptor is None:
+            handle = _opened(place.path)
+        else:
+            # What was printed before comes first.
+            sys.stdout.flush()
+            # A copy has the same place in the file, and sockets, too, can be copied.
+            handle = os.dup(place.descriptor)
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+    except BrokenPipeError:
+        raise UserError(f"cannot write {place.path}: who read it has gone") from None
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(place.path)
+        raise
+
+
+def _opened(path: Path) -> int:
+    """Return a device or a pipe, open to be written; say so where a pipe waits for its reader."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO or not path.is_fifo():
+            raise
+        put(f"fairway: waiting until a program reads the pipe {path}", sys.stderr)
+        return os.open(path, os.O_WRONLY | os.O_NOCTTY)
+    os.set_blocking(handle, True)
+    return handle
+
+
+def keep_permissions(path: Path, old: os.stat_result | None) -> None:
+    """Give a new file the owner and mode of the one it replaces, or what the user's mask allows."""
+    if old is None:
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
+        return
+    if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+        # Only the superuser may give files away.
+        with suppress(PermissionError):
+            os.chown(path, old.st_uid, old.st_gid)
+    path.chmod(stat.S_IMODE(old.st_mode))
+
+
+def is_standard_output(out: Path) -> bool:
+    """Return whether a path names this process's standard output."""
+    descriptor = _descriptor(_behind(out))
+    with suppress(OSError):
+        return descriptor is not None and os.path.sameopenfile(descriptor, sys.stdout.fileno())
+    return False
+
+
+# ---------------------------------------------------------------------------------------------
+# What commands check before they begin
+
+
+def require_file(
+    out: Path,
+    inputs: Mapping[str, Path | None],
+    ours: Callable[[bytes], bool] | None = None,
+) -> None:
+    """Raise UserError unless a command that reads `inputs` may write its file to `out`.
+
+    What is read is not replaced, nor is anything in a folder that is read. A file that is there
+    already, and not empty, is replaced only if its beginning says that the same command wrote it
+    (`ours`).
+    """
+    place = place_of(out)
+    if place.old is None:
+        return
+    for name, read in inputs.items():
+        if read is not None and _is_part(place.path, read):
+            what = f"lies in {read}, which is read" if read.is_dir() else f"is the {name} itself"
+            raise UserError(f"{out} {what}; name another file with --out")
+    with place.path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if head and not (ours and ours(head)):
+        raise UserError(
+            f"{out} exists already, and this command did not write it; name another file with "
+            "--out, or delete it first"
+        )
+
+
+def _is_part(path: Path, read: Path) -> bool:
+    """Return whether a file is another, or lies in it."""
+    if not read.exists():
+        return False
+    if not read.is_dir():
+        return path.samefile(read)
+    return path.resolve().is_relative_to(read.resolve())
+
+
+def require_new(out: Path) -> None:
+    """Raise UserError unless nothing is at a path, and a folder can be made there."""
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists already; name a new folder with --out")
+    require_folder(out)
+
+
+def require_folder(out: Path) -> None:
+    """Raise UserError unless there is a folder at a path, or room for one."""
+    _behind(out)
+    try:
+        if stat.S_ISDIR(out.stat().st_mode):
+            return
+    except FileNotFoundError:
+        if not out.is_symlink():
+            return
+        raise UserError(f"{out} is a link to nothing; name a folder with --out") from None
+    except NotADirectoryError:
+        above = next(folder for folder in out.parents if folder.exists())
+        raise UserError(f"cannot write {out}: {above} is a file, not a folder") from None
+    kind = "a file" if out.is_file() else "no folder"
+    raise UserError(f"{out} is {kind}; name a folder with --out")

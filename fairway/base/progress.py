@@ -1,0 +1,63 @@
+"""Progress bars on a terminal, silence elsewhere."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fairway.base.terminal import line, put
+
+
+class Advance(Protocol):
+    """Move a bar by `count`, with a new description if one is given."""
+
+    def __call__(self, count: int, description: str | None = None) -> None:
+        """Advance."""
+
+
+def speaks() -> bool:
+    """Return whether this process is the one that people see: rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def notice(text: str) -> None:
+    """Tell people, on standard error, of something that goes on otherwise than was asked for."""
+    if speaks():
+        put(text, sys.stderr)
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Advance]:
+    """Yield `advance`: a bar with time left on a terminal's standard error, else nothing."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not (console.is_terminal and speaks()),
+    ) as bars:
+        task = bars.add_task(line(description), total=total)
+
+        def advance(count: int, description: str | None = None) -> None:
+            shown = None if description is None else line(description)
+            bars.update(task, advance=count, description=shown)
+
+        yield advance

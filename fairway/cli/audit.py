@@ -1,0 +1,265 @@
+"""The verbs that doubt a score: audit, audit-record."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fairway.base.errors import UserError
+from fairway.base.files import opened
+from fairway.base.outputs import require_file
+from fairway.base.terminal import line, put
+from fairway.cli.base import Json, Set, emit
+from fairway.cli.options import file_option, number_option, path_argument, path_option, whole_option
+
+if TYPE_CHECKING:
+    from fairway.audit.records.audit import RecordAudit
+
+# Probes take a few thousand tokens of a text; this holds ten million.
+_MOST_TOKENS_BYTES = 1 << 26
+# More records than these are told by a line each.
+_MOST_IN_FULL = 5
+
+_Bytes = Annotated[
+    int | None, whole_option("--bytes", lo=1, help="With --program: raw bytes of the text.")
+]
+_Tokenizer = Annotated[
+    Path | None,
+    path_option("--tokenizer", help="With --program: a SentencePiece model that has them."),
+]
+_Fresh = Annotated[
+    Path | None,
+    path_option(
+        "--fresh", help="With --program: token ids of text of the same source, written later."
+    ),
+]
+# Beside a program's text: fresh text, the bytes of its text, a tokenizer that knows them.
+_Beside = tuple[Path | None, int | None, Path | None]
+
+
+def audit(
+    run: Annotated[Path | None, path_argument("[RUN]", "Folder of a scored run.")] = None,
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--program",
+            help="Audit a program that scores instead. It writes the first line (docs/RULES.md).",
+        ),
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        path_option("--tokens", help="With --program: a JSON list of token ids, BOS first."),
+    ] = None,
+    budget_s: Annotated[
+        float,
+        number_option(
+            "--budget", lo=0.1, hi=1e6, help="With --program: seconds to take, thrice at most."
+        ),
+    ] = 60.0,
+    text_bytes: _Bytes = None,
+    tokenizer: _Tokenizer = None,
+    fresh: _Fresh = None,
+    bos_id: Annotated[
+        int, whole_option("--bos", lo=0, hi=2**31 - 1, help="With --program: id of BOS.")
+    ] = 1,
+    seed: Annotated[
+        int, whole_option("--seed", lo=0, hi=2**32 - 1, help="With --program: seed of all draws.")
+    ] = 0,
+    logs: Annotated[
+        list[Path] | None,
+        path_option("--log", help="Audit a training log alone; repeatable.", metavar="FILE"),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Audit what scored a run, a program, or a log; exit code 1 if something is invalid."""
+    beside = (fresh, text_bytes, tokenizer)
+    if logs:
+        _logs(logs, as_json, alone=not any((run, program, tokens, overrides, *beside)))
+        return
+    _check(run, program, tokens, beside, overrides)
+    if run is not None:
+        facts = _run(run, overrides or [], as_json)
+    else:
+        assert program is not None and tokens is not None
+        how = {"budget_s": budget_s, "bos_id": bos_id, "seed": seed}
+        facts = _program(program, tokens, beside, **how)
+    _show(facts, as_json)
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    from fairway.cli.show import findings_table, probe_table
+
+    tables = [probe_table(facts)]
+    if facts["findings"]:
+        tables.append(findings_table("beside the probes", facts["findings"]))
+    emit(as_json, facts, *tables)
+    if not facts["passed"]:
+        raise typer.Exit(1)
+
+
+def _logs(logs: list[Path], as_json: bool, alone: bool) -> None:
+    if not alone:
+        raise UserError("--log takes log files alone: no run, no --program, no --set")
+    for path in logs:
+        opened(path, "log").close()
+    _records(logs, None, False, as_json)
+
+
+def _check(
+    run: Path | None, program: str | None, tokens: Path | None, beside: _Beside, overrides: Set
+) -> None:
+    """Raise UserError for arguments that do not go together."""
+    if (run is None) == (program is None):
+        raise UserError("name a run folder to audit, or --program 'COMMAND' --tokens FILE")
+    if program is not None and (tokens is None or overrides):
+        raise UserError("--program takes --tokens FILE, a JSON list of token ids, and no --set")
+    if program is None and beside != (None, None, None):
+        raise UserError("--bytes, --tokenizer and --fresh go with --program; a run knows its bytes")
+    if None not in beside[1:]:
+        raise UserError("name --bytes or --tokenizer: both say how many bytes the text has")
+
+
+def _run(path: Path, overrides: list[str], as_json: bool) -> dict[str, Any]:
+    import sys
+
+    from fairway.pipeline.run import open_run
+
+    pipeline = open_run(path, overrides, lambda text: put(text, sys.stderr))
+    with pipeline.writing():
+        return pipeline.audit()
+
+
+def _program(command: str, tokens: Path, beside: _Beside, **how: Any) -> dict[str, Any]:
+    from fairway.audit.scorers.bench import Bench
+    from fairway.audit.scorers.probes import audit_scorer
+    from fairway.audit.scorers.scorer import open_program
+    from fairway.audit.scorers.verdicts import verdict_of
+
+    fresh, text_bytes, tokenizer = beside
+    ids = _token_ids(tokens)
+    later = None if fresh is None else _token_ids(fresh)
+    if tokenizer is not None:
+        text_bytes = _bytes_of(tokenizer, ids)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"--program {command!r} cannot be taken apart: {error}") from None
+    if not words:
+        raise UserError("--program is empty; name the command that starts the scorer")
+    scorer = open_program(words, how["budget_s"])
+    try:
+        probes = audit_scorer(Bench(scorer, ids, text_bytes=text_bytes, later=later, **how))
+    finally:
+        scorer.close()
+    verdict = verdict_of(probes)
+    return {
+        "passed": verdict != "invalid",
+        "verdict": verdict,
+        "findings": [],
+        "probes": [{"stage": words[0], **asdict(probe)} for probe in probes],
+    }
+
+
+def _token_ids(file: Path) -> Any:
+    """Return the token ids that a file lists."""
+    import numpy as np
+
+    from fairway.base.files import read_json
+
+    ids = read_json(file, _MOST_TOKENS_BYTES)
+    if not isinstance(ids, list) or not all(type(n) is int and 0 <= n < 2**31 for n in ids):
+        raise UserError(f"{file} must hold a JSON list of token ids, whole numbers from 0 on")
+    return np.array(ids, np.int64)
+
+
+def _bytes_of(file: Path, ids: Any) -> int:
+    """Return the bytes of the text that some ids stand for, by a tokenizer."""
+    from fairway.data.tokens import Tokenizer, token_bytes
+
+    tokenizer = Tokenizer.load(file)
+    if len(ids) and ids.max() >= tokenizer.vocab_size:
+        raise UserError(
+            f"the text has token {ids.max()} and {file} knows {tokenizer.vocab_size} tokens"
+        )
+    return int(token_bytes(ids[1:], ids[:-1], tokenizer.table).sum())
+
+
+def audit_record(
+    paths: Annotated[
+        list[Path], path_argument("DIR...", "Folders of records, folders of such, or single files.")
+    ],
+    page: Annotated[
+        Path | None, file_option("--html", help="Write the findings as a page, too.")
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Tell all findings and notes, with every place.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Audit records: bytes, times, seeds, scores, source; exit code 1 if anything is invalid.
+
+    Exit code 2 if nothing is, but a record could not be audited to its end.
+    """
+    _records(paths, page, whole, as_json)
+
+
+def _records(paths: list[Path], page: Path | None, whole: bool, as_json: bool) -> None:
+    """Audit records, logs and scripts, tell what was found, and leave with what came of it."""
+    from fairway.audit.records.fence import Reader
+    from fairway.audit.records.folder import records_in
+    from fairway.audit.records.telling import as_facts, failed
+    from fairway.base.files import write_atomic
+    from fairway.report.audited import is_page, records_page
+
+    if page is not None:
+        require_file(page, {}, is_page)
+    for path in paths:
+        if not path.is_dir():
+            opened(path, "neither a folder nor a file:").close()
+    chosen = [one for path in paths for one in records_in(path)]
+    with Reader() as reader:
+        audits = [reader.audit(path) for path in chosen]
+    if page is not None:
+        write_atomic(page, records_page(audits).encode("utf-8", "replace"))
+    if as_json:
+        emit(True, [as_facts(one) for one in audits], beside=page)
+    else:
+        emit(False, None, *_lines(paths, audits, whole), beside=page)
+    if not all(one.valid for one in audits):
+        raise typer.Exit(1)
+    if any(failed(one) for one in audits):
+        raise typer.Exit(2)
+
+
+def _lines(paths: list[Path], audits: "list[RecordAudit]", whole: bool) -> list[str]:
+    """Return what people read of audits: each in full, or many by their verdicts alone."""
+    from fairway.audit.records.telling import (
+        JUDGEMENTS,
+        MOST_TOLD,
+        judged,
+        sentence,
+        summary,
+        told,
+    )
+    from fairway.cli.show import record_figures, record_lines
+
+    lines = []
+    if len(audits) != len(paths):
+        lines.append(f"{len(audits)} records were found below what was named; each is audited.")
+    if len(audits) <= _MOST_IN_FULL or whole:
+        for one in audits:
+            lines += [f"{line(str(one.folder))}: {sentence(one)}"]
+            lines += filter(None, [record_figures(summary(one))])
+            lines += [*record_lines(told(one.findings), None if whole else MOST_TOLD), ""]
+    else:
+        ranked = sorted(audits, key=lambda one: JUDGEMENTS.index(judged(one)))
+        lines += [f"{line(str(one.folder))}: {sentence(one)}" for one in ranked]
+    counts = [(word, sum(judged(one) == word for one in audits)) for word in JUDGEMENTS]
+    if len(audits) > 1:
+        lines.append(", ".join(f"{count} {word}" for word, count in counts if count))
+    if len(audits) > _MOST_IN_FULL and not whole:
+        lines.append("Their findings: name one folder, or take --html PAGE, --all or --json.")
+    return lines

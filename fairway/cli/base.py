@@ -1,0 +1,72 @@
+"""What the verbs of the command line share: options, and how results are printed."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairway.base import terminal
+from fairway.base.errors import UserError
+from fairway.base.outputs import is_standard_output
+from fairway.cli.options import path_argument, path_option
+from fairway.config.overrides import override
+from fairway.config.settings import Config, RuntimeConfig
+
+RunOrArtifact = Annotated[Path, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")]
+TokenizerFile = Annotated[
+    Path | None, path_option("--tokenizer", help="Tokenizer of an artifact without one.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def say_to(as_json: bool) -> Callable[[str], None]:
+    """Return where progress lines go: standard error when standard output carries JSON."""
+    return lambda text: terminal.put(text, sys.stderr if as_json else sys.stdout)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
+    """Return a table for `emit`, its first column to the left and numbers to the right."""
+    from fairway.cli.show import plain_table
+
+    return plain_table(title, columns, rows)
+
+
+def emit(as_json: bool, value: Any, *things: Any, beside: Path | None = None) -> None:
+    """Print the value as JSON, or the things for people; of many processes, only the first.
+
+    `beside` is where the command wrote its file: if that is standard output, nothing is mixed into
+    it, and what is said goes to standard error.
+    """
+    from fairway.base.progress import speaks
+
+    if not speaks():
+        return
+    stream = sys.stderr if beside is not None and is_standard_output(beside) else sys.stdout
+    if as_json:
+        terminal.put(terminal.as_json(value), stream)
+        return
+    from fairway.cli.show import show
+
+    show(*things, stream=stream)
+
+
+def runtime_of(overrides: list[str] | None) -> RuntimeConfig:
+    """Return the machine settings among overrides; an artifact's own settings stay as they are."""
+    return settings_of(overrides, ("runtime",)).runtime
+
+
+def settings_of(overrides: list[str] | None, sections: tuple[str, ...]) -> Config:
+    """Return the defaults with overrides of some sections; UserError for any other section."""
+    for text in overrides or []:
+        if text.strip().partition(".")[0] not in sections:
+            raise UserError(
+                f"--set {text} would change a run; an artifact carries its own settings, and only "
+                f"those of {', '.join(sections)} can be set"
+            )
+    return override(Config(), overrides or [])

@@ -1,0 +1,448 @@
+"""The command line: one verb per stage. Nothing heavy is imported before a verb needs it."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairway.base import terminal
+from fairway.base.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
+from fairway.base.errors import InterruptedRun, LedgerError, UserError
+from fairway.base.terminal import quoted
+from fairway.cli.audit import audit, audit_record
+from fairway.cli.base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, say_to
+from fairway.cli.options import Verbs, path_argument, path_option, whole_option
+from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
+from fairway.cli.prove import compress, decompress, prove, sample
+from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
+from fairway.config.overrides import override
+from fairway.config.settings import Config, DataConfig, ModelConfig, config_hash, to_dict
+from fairway.version import VERSION
+
+app = typer.Typer(
+    cls=Verbs,
+    help="Train, pack and prove small language models under a byte and time budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Start with: fairway run demo. All settings of a recipe: fairway run demo --dry-run.",
+)
+data_app = typer.Typer(help="Turn text into token shards, or fetch published ones.")
+app.add_typer(data_app, name="data", no_args_is_help=True)
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
+Run = Annotated[Path, path_argument("RUN", "Folder of a run.")]
+Out = Annotated[Path | None, path_option("--out", help="Run folder [runs/RECIPE].")]
+DataOut = Annotated[Path, path_option("--out", help="Folder to write.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished training.")]
+
+
+def _pipeline(
+    recipe: str,
+    out: Path | None,
+    overrides: list[str] | None,
+    as_json: bool,
+    resume: bool,
+) -> Any:
+    from fairway.pipeline.folder import RunFolder
+    from fairway.pipeline.run import Pipeline
+    from fairway.recipes import recipe as recipe_of
+
+    config = override(recipe_of(recipe), overrides or [])
+    folder = RunFolder(out or Path("runs") / recipe)
+    if resume and not folder.is_begun():
+        raise UserError(f"{folder.path} holds no run to resume; leave out --resume to begin one")
+    return Pipeline(config, folder, say_to(as_json))
+
+
+def _choose(resume: bool, restart: bool) -> None:
+    if resume and restart:
+        raise UserError(
+            "--resume continues an unfinished training and --restart discards it; choose one"
+        )
+
+
+def _existing(run: Path, overrides: list[str] | None, as_json: bool) -> Any:
+    from fairway.pipeline.run import open_run
+
+    return open_run(run, overrides or [], say_to(as_json))
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    out: Out = None,
+    overrides: Set = None,
+    resume: Resume = False,
+    restart: Restart = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, parameters and bytes; then stop.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Walk the whole pipeline: text, tokens, model, artifact, score, report."""
+    if dry_run:
+        _dry_run(recipe, overrides or [], as_json)
+        return
+    from fairway.cli.show import run_summary
+
+    _choose(resume, restart)
+    pipeline = _pipeline(recipe, out, overrides, as_json, resume)
+    with pipeline.writing():
+        results = pipeline.walk(resume, restart)
+    emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
+
+
+def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
+    from fairway.bundle.build import bundle_bytes
+    from fairway.cli.show import config_table
+    from fairway.model.gpt import num_parameters
+    from fairway.quantise.estimate import counted, expected_bytes, how_counted
+    from fairway.recipes import recipe as recipe_of
+
+    config = override(recipe_of(recipe), overrides)
+    size_bytes = bundle_bytes(config)
+    code_bytes = counted(config.pack, size_bytes)
+    facts = {
+        "parameters": num_parameters(config.model),
+        "expected_artifact_bytes": expected_bytes(config, code_bytes),
+        "bundle_bytes": size_bytes,
+        "code_bytes": code_bytes,
+        "code": how_counted(config.pack),
+        "limit_bytes": config.pack.limit_bytes,
+        "recipe_hash": config_hash(config),
+    }
+    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()]
+    emit(as_json, {**facts, "config": to_dict(config)}, config_table(config), *lines)
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    out: Out = None,
+    overrides: Set = None,
+    resume: Resume = False,
+    restart: Restart = False,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe: data and model, into a run folder."""
+    _choose(resume, restart)
+    pipeline = _pipeline(recipe, out, overrides, as_json, resume)
+    with pipeline.writing():
+        facts = pipeline.train(resume, restart)
+    seconds = f"{facts['seconds']:.1f} s"
+    line = f"{facts['steps']:,} steps in {seconds}; weights in {pipeline.folder.path}"
+    emit(as_json, facts, line)
+
+
+@app.command()
+def pack(
+    run: RunOrArtifact,
+    account: ByRole = False,
+    budget_bytes: Budget = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Quantise a trained run's weights into an artifact, and account for its bytes."""
+    from fairway.cli.show import account_table
+    from fairway.quantise.estimate import how_counted
+
+    if run.is_file():
+        if not account or overrides or budget_bytes is not None:
+            raise UserError(f"{run} is packed already; --account alone shows where its bytes go")
+        show_account(run, as_json)
+        return
+    pipeline = _existing(run, [*filling(budget_bytes), *(overrides or [])], as_json)
+    with pipeline.writing():
+        facts = pipeline.pack()
+    if account:
+        show_account(run, as_json)
+        return
+    facts = {name: facts[name] for name in ("bytes", "limit_bytes", "code_bytes", "sections")}
+    facts["code"] = how_counted(pipeline.config.pack)
+    emit(as_json, facts, account_table(facts))
+
+
+@app.command()
+def score(
+    path: RunOrArtifact,
+    texts: Annotated[
+        list[Path] | None, path_argument("[TEXT]...", "Text files, for an artifact.")
+    ] = None,
+    tokenizer: TokenizerFile = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run on its validation text, or an artifact on text files."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run folder or an artifact")
+    if path.is_dir():
+        if texts or tokenizer:
+            raise UserError(f"{path} is a run folder, which has its own text; drop the others")
+        _score_run(path, overrides, as_json)
+        return
+    if not texts:
+        raise UserError(f"name at least one text file to score {path} on")
+    _score_texts(path, texts, tokenizer, overrides, as_json)
+
+
+def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
+    from fairway.cli.show import score_table
+
+    pipeline = _existing(path, overrides, as_json)
+    with pipeline.writing():
+        pipeline.score()
+        results = pipeline.results()
+    emit(as_json, {"stages": results["stages"], "text": results["text"]}, score_table(results))
+
+
+def _score_texts(
+    path: Path,
+    texts: list[Path],
+    tokenizer: Path | None,
+    overrides: list[str] | None,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from fairway.api import load
+    from fairway.data.documents import LeftOut, told
+    from fairway.data.sources import read_documents
+
+    left_out = LeftOut()
+    model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))
+    result = model.score([document.text for document in read_documents(texts, left_out)])
+    line = f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes"
+    facts = {**asdict(result), "left_out": dict(left_out)}
+    emit(as_json, facts, line, *filter(None, [told(left_out)]))
+
+
+for verb in (
+    *(unpack, prove, compress, decompress, sample, audit, audit_record),
+    *(bundle, seeds, submit, verify, runs, export),
+):
+    app.command()(verb)
+
+
+@app.command()
+def report(run: Run, as_json: Json = False) -> None:
+    """Write the report page and results.json of a scored run."""
+    pipeline = _existing(run, None, as_json)
+    with pipeline.writing():
+        page = pipeline.report()
+    emit(as_json, {"report": str(page)}, f"report {page}")
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="Run folder(s), a record's, or one like pr1858.")
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Set two runs, or a run and a published record, side by side."""
+    from fairway.cli.show import compare_table, statistics_lines
+    from fairway.submission.compare import compare as compared
+
+    found = compared(a, b)
+    told = [f"- {line}" for line in found["cautions"]]
+    emit(as_json, found, compare_table(found), *told, *statistics_lines(found["statistics"]))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has and what a run would use."""
+    from fairway.cli.doctor import examine
+
+    facts = examine()
+    emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
+
+
+@data_app.command("build")
+def data_build(
+    texts: Annotated[
+        list[Path] | None,
+        path_argument("[TEXT]...", ".txt, .md, .jsonl, .jsonl.zst, .parquet or folders of them."),
+    ] = None,
+    out: DataOut = Path("data"),
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Use the embedded corpus instead.")
+    ] = False,
+    vocab_size: Annotated[
+        int, typer.Option(help="Size of a new tokenizer.")
+    ] = ModelConfig().vocab_size,
+    tokenizer: Annotated[
+        Path | None, path_option("--tokenizer", help="Existing tokenizer to use instead.")
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, path_option("--validation", help="Separate validation text.")
+    ] = None,
+    val_share: Annotated[
+        float, typer.Option(help="Share split off for validation.")
+    ] = DataConfig().val_share,
+    shard_tokens: Annotated[
+        int, typer.Option(help="Tokens per shard.")
+    ] = DataConfig().shard_tokens,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the Fairway data that the folder holds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Build shards, tokenizer and held-out text from your own files."""
+    from fairway.data.build import build_data
+    from fairway.data.corpus import corpus_versions, embedded_documents
+    from fairway.data.documents import LeftOut, told
+    from fairway.data.sources import read_documents
+    from fairway.data.tokens import Tokenizer
+
+    if embedded == bool(texts):
+        raise UserError("name text files to build from, or pass --embedded, but not both")
+    # The bounds of these settings are those of a recipe.
+    named = (f"data.val_share={val_share}", f"data.shard_tokens={shard_tokens}")
+    override(Config(), [*named, f"model.vocab_size={vocab_size}"])
+    words = Tokenizer.load(tokenizer) if tokenizer else None
+    provenance = {"corpus": "embedded", "versions": corpus_versions()} if embedded else None
+    left_out = LeftOut()
+    manifest = build_data(
+        embedded_documents() if embedded else read_documents(texts or [], left_out),
+        out,
+        vocab_size=words.vocab_size if words else vocab_size,
+        val_share=val_share,
+        shard_tokens=shard_tokens,
+        tokenizer=words,
+        val_documents=read_documents(validation, left_out) if validation else None,
+        provenance=provenance,
+        left_out=left_out,
+        replace=replace,
+    )
+    emit(as_json, manifest, *filter(None, [told(manifest["dropped"])]), _how_to_train("built", out))
+
+
+@data_app.command("fetch")
+def data_fetch(
+    out: DataOut = Path("data"),
+    shards: Annotated[
+        int, whole_option("--shards", lo=0, hi=100_000, help="Training shards to fetch.")
+    ] = 1,
+    revision: Annotated[
+        str, typer.Option(help="Commit, tag or branch of the repository.")
+    ] = "main",
+    new_commit: Annotated[
+        bool, typer.Option("--new-commit", help="Let a folder change to another commit.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch the challenge's published SP8192 shards and tokenizer."""
+    from fairway.data.hub import fetch
+
+    facts = fetch(out, shards=shards, revision=revision, new_commit=new_commit)
+    emit(as_json, facts, _how_to_train("fetched", out))
+
+
+def _how_to_train(done: str, out: Path) -> str:
+    from fairway.data.folder import DataFolder
+
+    size = DataFolder.open(out).tokenizer.vocab_size
+    source = quoted(f"data.source={out}")
+    return f"{done} {out}; train with --set {source} --set model.vocab_size={size}"
+
+
+@data_app.command("show")
+def data_show(
+    folder: Annotated[Path, path_argument("FOLDER", "A data folder.")], as_json: Json = False
+) -> None:
+    """Verify a data folder and say what is in it."""
+    from fairway.data.folder import DataFolder
+
+    source = DataFolder.open(folder)
+    source.verify()
+    facts = source.facts()
+    emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        terminal.put(f"fairway {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take options that stand before the verb."""
+
+
+def main() -> None:
+    """Run the command line; the user's mistakes leave with one sentence and exit code 2.
+
+    Under `torchrun`, whose own exit code is always 1 then, all processes end with the first that
+    fails, and that one speaks.
+    """
+    interrupt_by_signals()
+    outlive_readers()
+    terminal.prepare()
+    end_with_parent()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from fairway.machine.peers import end_together
+
+        end_together(_attempt)
+        return
+    said, code = _attempt()
+    if code == 0 and (why := unwritten()):
+        said, code = _told(why), 2
+    if said:
+        terminal.put(said, sys.stderr)
+    raise SystemExit(code)
+
+
+def _attempt() -> tuple[str, int]:
+    """Run one verb; return what is left to say on standard error, and the exit code."""
+    try:
+        app()
+    except UserError as error:
+        return _told(str(error)), 2
+    except OSError as error:
+        return _told(_os_sentence(error)), 2
+    except LedgerError as error:
+        return _told(f"no score: {error}"), 1
+    except InterruptedRun as error:
+        return _told(str(error)), 130
+    except RuntimeError as error:
+        # By name: nothing heavy is imported before a verb needs it.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _told(_memory_sentence(error)), 2
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        # Typer turns KeyboardInterrupt into this code without a word.
+        return _told("interrupted") if code == 130 else "", code
+    return "", 0
+
+
+def _told(text: str) -> str:
+    return terminal.sentence(f"fairway: {text}")
+
+
+def _os_sentence(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; free some space and run the same command again"
+    return f"{error.strerror or error}{where}"
+
+
+def _memory_sentence(error: RuntimeError) -> str:
+    asked = str(error).partition(".")[0]
+    return (
+        f"the memory of the device does not suffice ({asked}); end what else uses it or lower "
+        "train.micro_tokens, score.batch_windows or ttt.lora_documents, then run the same command "
+        "again"
+    )

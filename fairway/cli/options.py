@@ -1,0 +1,122 @@
+"""What stands after a verb: paths and numbers, each mistake told in one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from fairway.base.errors import UserError
+from fairway.base.outputs import why_no_path
+from fairway.base.units import written
+from fairway.config.checks import LARGEST
+from fairway.config.overrides import whole_number
+
+_MOST_CHARACTERS = 40
+
+
+def path_name(text: str | Path) -> Path:
+    """Return a path; typer.BadParameter for a word that is none, or not the one that was meant."""
+    if isinstance(text, Path):
+        # A default, which nobody typed.
+        return text
+    if why := why_no_path(text):
+        raise typer.BadParameter(why)
+    return Path(text)
+
+
+def path_option(*names: str, help: str, metavar: str = "PATH") -> Any:
+    """Return an option that is a path."""
+    return typer.Option(*names, parser=path_name, metavar=metavar, help=_plain(help))
+
+
+def file_option(*names: str, help: str) -> Any:
+    """Return an option that is a file to write."""
+    rule = "What others wrote is not replaced; devices and pipes are written into."
+    return path_option(*names, help=f"{help} {rule}")
+
+
+def path_argument(metavar: str, help: str) -> Any:
+    """Return an argument that is a path, or several."""
+    return typer.Argument(parser=path_name, metavar=metavar, help=_plain(help))
+
+
+def whole_option(*names: str, lo: int, hi: int = LARGEST, help: str, metavar: str = "N") -> Any:
+    """Return an option that is a whole number from `lo` to `hi`."""
+    return typer.Option(*names, parser=whole(lo, hi), metavar=metavar, help=_plain(help))
+
+
+def number_option(*names: str, lo: float, hi: float, help: str) -> Any:
+    """Return an option that is a number from `lo` to `hi`."""
+    return typer.Option(*names, parser=number(lo, hi), metavar="X", help=_plain(help))
+
+
+def number(lo: float, hi: float) -> Callable[[str | float], float]:
+    """Return what reads a number within bounds; the value and the bounds are named otherwise."""
+
+    def read(word: str | float) -> float:
+        text = str(word)
+        try:
+            value = float(text)
+        except ValueError:
+            raise typer.BadParameter(f"'{_short(text)}' is not a number") from None
+        if not lo <= value <= hi:
+            raise typer.BadParameter(
+                f"{_short(text)} is out of bounds; it must be between {written(lo)} and "
+                f"{written(hi)}"
+            )
+        return value
+
+    return read
+
+
+def _plain(help: str) -> str:
+    """Return a help text whose brackets Typer shows, instead of reading them as markup."""
+    return help.replace("[", "\\[")
+
+
+def whole(lo: int, hi: int = LARGEST) -> Callable[[str], int]:
+    """Return what reads a whole number within bounds: 1000, 1_000, 1e3."""
+
+    def read(word: str | int) -> int:
+        text = str(word)
+        number = whole_number(text)
+        if number is None:
+            raise typer.BadParameter(f"'{_short(text)}' is not a whole number")
+        if not lo <= number <= hi:
+            ends = f"between {written(lo)} and {written(hi)}"
+            bound = f"at least {written(lo)}" if hi == LARGEST and number < lo else ends
+            raise typer.BadParameter(f"{_short(text)} is out of bounds; it must be {bound}")
+        return number
+
+    return read
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+
+
+class Verbs(TyperGroup):
+    """The verbs of the command line. Words that make no command are refused in one sentence."""
+
+    def main(self, *args: Any, **how: Any) -> Any:
+        """Run a verb, and end the process with its exit code."""
+        try:
+            ended = super().main(*args, **{**how, "standalone_mode": False})
+        except Exception as error:
+            # Whose class it is depends on the version of Typer.
+            message = getattr(error, "format_message", None)
+            if message is None:
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                raise SystemExit(2) from None
+            raise UserError(_with_usage(message(), getattr(error, "ctx", None))) from None
+        raise SystemExit(ended if isinstance(ended, int) else 0)
+
+
+def _with_usage(message: str, context: Any) -> str:
+    if not message.endswith((".", "?")):
+        message += "."
+    usage = "" if context is None else " ".join(context.get_usage().split())
+    return f"{message} {usage}".rstrip()

@@ -1,0 +1,286 @@
+"""The verbs that code text with a model: prove, compress, decompress, sample."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairway.base.errors import UserError
+from fairway.base.outputs import require_file
+from fairway.base.terminal import command, put
+from fairway.cli.base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, settings_of
+from fairway.cli.options import file_option, path_argument, path_option, whole_option
+from fairway.config.settings import MAX_STREAMS
+from fairway.data.documents import Document, LeftOut, told
+
+SUFFIX = ".fwz"
+
+Artifact = Annotated[
+    Path, path_option("--artifact", help="The artifact, or its run folder, to code with.")
+]
+Streams = Annotated[
+    int | None,
+    whole_option(
+        "--streams",
+        lo=1,
+        hi=MAX_STREAMS,
+        help="Parts coded side by side: faster, with less context. [by device and length]",
+    ),
+]
+
+
+def prove(
+    out: Annotated[Path, file_option("--out", help="File to write.")],
+    artifact: Annotated[
+        Path | None, path_argument("[ARTIFACT]", "An artifact, or its run folder.")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        path_argument("[TEXT]", "Text, or a data folder: its validation text."),
+    ] = None,
+    limit_bytes: Annotated[
+        int, whole_option("--bytes", lo=0, help="Code the first so many bytes; 0 codes all.")
+    ] = 0,
+    streams: Streams = None,
+    method: Annotated[
+        str,
+        typer.Option("--method", help="Who predicts: sliding, or one that learns: sgd, lora."),
+    ] = "sliding",
+    decode: Annotated[
+        Path | None, path_option("--decode", help="A proof, to restore its text from.")
+    ] = None,
+    decode_with: Annotated[
+        Path | None, path_option("--artifact", help="With --decode: the artifact.")
+    ] = None,
+    tokenizer: TokenizerFile = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Code a text with the scorer's own distributions, or restore it from that file."""
+    if decode is None:
+        if artifact is None or text is None or decode_with is not None:
+            raise UserError("name an artifact and a text to code, or --decode FILE --artifact FILE")
+        _prove(artifact, text, out, limit_bytes, streams, method, tokenizer, overrides, as_json)
+        return
+    if text is not None or artifact is not None or decode_with is None or overrides:
+        raise UserError("restoring takes --decode FILE, --artifact FILE and --out FILE alone")
+    _restore(decode, decode_with, out, tokenizer, as_json)
+
+
+def _prove(
+    artifact: Path,
+    text: Path,
+    out: Path,
+    limit_bytes: int,
+    streams: int | None,
+    method: str,
+    tokenizer: Path | None,
+    overrides: list[str] | None,
+    as_json: bool,
+) -> None:
+    from fairway.base.files import write_atomic
+    from fairway.prove.coding import method_named
+    from fairway.prove.container import PROOF
+    from fairway.prove.proof import prove as proven
+
+    inputs = {"artifact": artifact, "text": text, "tokenizer": tokenizer}
+    require_file(out, inputs, _of_kind(PROOF))
+    config = settings_of(overrides, ("runtime", "ttt", "mixture"))
+    predictor, rows = method_named(method, config.ttt, config.seed, streams, config.mixture)
+    left_out = LeftOut()
+    file, account = proven(
+        artifact,
+        _documents(text, limit_bytes, left_out),
+        predictor,
+        limit_bytes=limit_bytes,
+        streams=rows,
+        tokenizer=tokenizer,
+        runtime=config.runtime,
+    )
+    write_atomic(out, file)
+    a = account
+    emit(
+        as_json,
+        {**asdict(account), "left_out": dict(left_out)},
+        f"{a.coded_bytes:,} bytes code {a.text_bytes:,} bytes of text: {a.bits_per_byte:.4f} bits "
+        f"per byte ({a.tokens:,} tokens, {a.streams} streams)",
+        f"predicted: {a.ideal_bits:,.1f} bits; coded: {a.coded_excess_bits:+,.1f} bits, of which "
+        f"{a.quantisation_bits:,.3f} for whole-number frequencies ({a.quantisation_share:.2e})",
+        f"the scorer's fast path: {a.scorer_bits:,.1f} bits, {a.scorer_difference_bits:+.4f} to "
+        f"the prediction ({a.scorer_difference_share:+.2e})",
+        f"{a.seconds:.1f} s, {a.bytes_per_s:,.0f} bytes per second; with its header {out} has "
+        f"{a.file_bytes:,} bytes",
+        f"restore with: {command('prove', '--decode', out, '--artifact', artifact)} --out FILE",
+        *filter(None, [told(left_out)]),
+        beside=out,
+    )
+
+
+def _of_kind(*kinds: int) -> Callable[[bytes], bool]:
+    """Return what says whether a file begins as coded files of some kinds do."""
+    from fairway.prove.container import kind_of
+
+    return lambda head: kind_of(head) in kinds
+
+
+def _documents(text: Path, limit_bytes: int, left_out: LeftOut) -> Iterator[Document]:
+    """Yield the documents of a text, or those of a data folder that are for validation."""
+    from fairway.data.folder import DataFolder
+    from fairway.data.sources import read_documents
+
+    if not any(text.glob("*_val_*.bin")):
+        yield from read_documents([text], left_out)
+        return
+    # Every target but BOS stands for a byte or more, so these suffice.
+    taken = DataFolder.open(text).sample_validation(max_tokens=2 * limit_bytes)
+    for number, document in enumerate(taken.documents):
+        yield Document(str(number), document)
+
+
+def _restore(file: Path, artifact: Path, out: Path, tokenizer: Path | None, as_json: bool) -> None:
+    from fairway.base.files import write_atomic
+    from fairway.prove.proof import restore
+
+    require_file(out, {"proof": file, "artifact": artifact, "tokenizer": tokenizer})
+    start_s = time.perf_counter()
+    data, header = restore(file, artifact, tokenizer)
+    write_atomic(out, data)
+    facts = {**header, "seconds": time.perf_counter() - start_s}
+    line = f"restored {len(data):,} bytes to {out}; their digest is that of the coded text"
+    digest, seconds = header["digest"][:12], facts["seconds"]
+    emit(as_json, facts, f"{line}, {digest} ({seconds:.1f} s)", beside=out)
+
+
+def compress(
+    file: Annotated[Path, path_argument("FILE", "Any file.")],
+    artifact: Artifact,
+    out: Annotated[Path | None, file_option("--out", help=f"File to write [FILE{SUFFIX}].")] = None,
+    streams: Streams = None,
+    beside: Annotated[
+        bool, typer.Option("--compare", help="Print what xz -9e and brotli -11 make of it.")
+    ] = False,
+    tokenizer: TokenizerFile = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Compress a file with a model; success is reported after decoding it again."""
+    from fairway.base.files import read_bytes, write_atomic
+    from fairway.prove.archive import compress as compressed
+    from fairway.prove.archive import decompress as decompressed
+    from fairway.prove.coding import open_session
+    from fairway.prove.container import ARCHIVE, STORED
+    from fairway.prove.machine import coding_plan
+
+    target = _free(out, file.with_name(file.name + SUFFIX))
+    inputs = {"file": file, "artifact": artifact, "tokenizer": tokenizer}
+    require_file(target, inputs, _of_kind(STORED, ARCHIVE))
+    data = read_bytes(file)
+    start_s = time.perf_counter()
+    plan = coding_plan(runtime_of(overrides), exact=False)
+    session = open_session(artifact, tokenizer, plan)
+    coded = compressed(data, session, streams)
+    seconds = time.perf_counter() - start_s
+    if decompressed(coded, artifact, tokenizer) != data:
+        raise UserError(f"{file} did not come back on decoding it again; nothing was written")
+    write_atomic(target, coded)
+    others = _others(data) if beside else {}
+    facts = {
+        "file": str(target),
+        "bytes": len(data),
+        "compressed_bytes": len(coded),
+        "seconds": seconds,
+        "bytes_per_s": len(data) / seconds,
+        "others": others,
+    }
+    share = f" ({len(coded) / len(data):.1%})" if data else ""
+    emit(
+        as_json,
+        facts,
+        f"{target}: {len(data):,} to {len(coded):,} bytes{share}, decoded again and compared",
+        f"{seconds:.1f} s to code, {facts['bytes_per_s']:,.0f} bytes per second",
+        *(f"{name}: {size:,} bytes" for name, size in others.items()),
+        beside=target,
+    )
+
+
+def _others(data: bytes) -> dict[str, int]:
+    from fairway.score.baselines import TOOL_NAMES, brotli_file, xz_file
+
+    return {
+        TOOL_NAMES["xz"]: len(xz_file(data)),
+        TOOL_NAMES["brotli"]: len(brotli_file(data)),
+    }
+
+
+def decompress(
+    file: Annotated[Path, path_argument("FILE", "A compressed file.")],
+    artifact: Artifact,
+    out: Annotated[
+        Path | None, file_option("--out", help=f"File to write [FILE without {SUFFIX}].")
+    ] = None,
+    tokenizer: TokenizerFile = None,
+    as_json: Json = False,
+) -> None:
+    """Restore a compressed file with the artifact it was compressed with."""
+    from fairway.base.files import read_bytes, write_atomic
+    from fairway.prove.archive import decompress as decompressed
+
+    if out is None and file.suffix != SUFFIX:
+        raise UserError(f"{file} does not end in {SUFFIX}; name the file to write with --out")
+    target = _free(out, file.with_suffix(""))
+    require_file(target, {"file": file, "artifact": artifact, "tokenizer": tokenizer})
+    coded = read_bytes(file)
+    start_s = time.perf_counter()
+    try:
+        data = decompressed(coded, artifact, tokenizer)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    write_atomic(target, data)
+    seconds = time.perf_counter() - start_s
+    facts = {"file": str(target), "bytes": len(data), "seconds": seconds}
+    line = f"restored {len(data):,} bytes to {target} ({seconds:.1f} s)"
+    emit(as_json, facts, line, beside=target)
+
+
+def _free(named: Path | None, derived: Path) -> Path:
+    """Return the file to write: the named one, or one derived from another if it is not there."""
+    if named is None and os.path.lexists(derived):
+        raise UserError(f"{derived} exists already; name another file with --out")
+    return named or derived
+
+
+def sample(
+    path: RunOrArtifact,
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
+    tokens: Annotated[int, whole_option("--tokens", lo=0, help="Most tokens to add.")] = 100,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int, whole_option("--top-k", lo=1, help="Choose among so many tokens.")] = 50,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Of these, the likeliest that hold this share.")
+    ] = 1.0,
+    seed: Annotated[int, whole_option("--seed", lo=0, help="Seed of the draw.")] = 0,
+    tokenizer: TokenizerFile = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt, printing the text as it is written."""
+    from fairway.api import load
+
+    model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options["seed"] = seed
+    if as_json:
+        text = model.generate(prompt, max_tokens=tokens, **options)
+        emit(True, {"prompt": prompt, "text": text})
+        return
+    parts = model.stream(prompt, max_tokens=tokens, **options)
+    # The first part first: if the prompt is refused, nothing but the reason is printed.
+    first = next(parts, "")
+    put(prompt + first, end="")
+    for part in parts:
+        put(part, end="")
+    put("")

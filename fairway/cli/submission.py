@@ -1,0 +1,289 @@
+"""The verbs from runs to a submission: bundle, seeds, submit, verify, runs, export."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairway.base.errors import UserError
+from fairway.base.outputs import require_file, require_folder, require_new
+from fairway.base.terminal import command, put_bytes
+from fairway.cli.base import Json, RunOrArtifact, Set, TokenizerFile, emit, say_to, table
+from fairway.cli.options import file_option, path_argument, path_option, whole, whole_option
+from fairway.config.overrides import override
+from fairway.config.settings import Config, declares_code
+
+# As many as `Config.seed` may be, and more processes than any host has processors.
+MOST_SEED, MOST_PROCESSES = 2**32 - 1, 4096
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
+
+
+def bundle(
+    recipe: Recipe,
+    out: Annotated[
+        Path, path_option("--out", help="Folder to write; nothing there is replaced.")
+    ] = Path("bundle"),
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print the readable single file instead.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say how many bytes each module takes.")
+    ] = False,
+    ascii_only: Annotated[
+        bool, typer.Option("--ascii", help="Base85 instead of Latin-1: larger, plain text.")
+    ] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Flatten what a recipe needs into one train_gpt.py that trains, packs and scores."""
+    from fairway.bundle.build import bundle as bundled
+    from fairway.bundle.build import left_out, write_bundle
+
+    if Path(recipe).is_file():
+        raise UserError(
+            f"{recipe} is a file; a bundle is made from a recipe, and not from a bundle"
+        )
+    config = override(_recipe_of(recipe), overrides or [])
+    if plain:
+        # A program is UTF-8, whatever this terminal shows.
+        put_bytes(bundled(config, ascii_only).plain.encode())
+        return
+    require_folder(out)
+    made = write_bundle(config, out, ascii_only)
+    size = made.manifest["bytes"]
+    lines: list[object] = [
+        f"{out}: train_gpt.py has {size:,} bytes, {made.manifest['digest'][:16]}"
+    ]
+    if missing := left_out(config):
+        lines.append(f"not in the bundle: what {' and '.join(missing)} ask for; `fairway run` does")
+    if declares_code(config.pack):
+        lines.append(
+            f"runs of these settings count {config.pack.code_bytes:,} declared bytes instead; one "
+            "to be submitted needs --set pack.code_bytes=auto"
+        )
+    if explain:
+        rows = [
+            (m["name"], f"{m['characters']:,}", f"{m['bytes']:,}") for m in made.manifest["modules"]
+        ]
+        lines.append(table("bytes by module", ("module", "characters", "bytes"), rows))
+    emit(as_json, made.manifest, *lines)
+
+
+def seeds(
+    recipe: Recipe,
+    more: Annotated[
+        list[int] | None,
+        typer.Argument(parser=whole(0, MOST_SEED), metavar="[SEED]...", help="Seeds."),
+    ] = None,
+    first: Annotated[
+        list[int] | None,
+        whole_option("--seeds", lo=0, hi=MOST_SEED, help="The first seed; more may follow it."),
+    ] = None,
+    out: Annotated[
+        Path | None, path_option("--out", help="Folder of the runs [runs/RECIPE-seeds].")
+    ] = None,
+    at_once: Annotated[
+        int, whole_option("--at-once", lo=1, hi=MOST_PROCESSES, help="Seeds side by side.")
+    ] = 1,
+    processes: Annotated[
+        int,
+        whole_option(
+            "--nproc-per-node",
+            lo=1,
+            hi=MOST_PROCESSES,
+            help="Processes, one GPU each, per seed.",
+        ),
+    ] = 1,
+    record: Annotated[
+        Path | None, path_option("--record", help="Also write the record into this folder.")
+    ] = None,
+    track: Annotated[str, typer.Option("--track", help="With --record: its track.")] = "non_record",
+    with_artifacts: Annotated[
+        bool, typer.Option("--with-artifacts", help="With --record: carry the artifacts.")
+    ] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Run or resume several seeds of a recipe, and say how their scores spread."""
+    from fairway.submission.seeds import Plan, run_seeds, seed_folder
+    from fairway.submission.submission import Claim, submit
+
+    wanted = (*(first or []), *(more or [])) or (42, 314, 999)
+    target = out or Path("runs") / f"{recipe}-seeds"
+    plan = Plan(recipe, tuple(overrides or []), wanted, at_once, processes)
+    config = override(_recipe_of(recipe), plan.overrides)
+    if record:
+        require_new(record)
+    if record and declares_code(config.pack):
+        raise UserError(
+            f"{recipe} declares {config.pack.code_bytes:,} bytes of code, and a record counts the "
+            "bundle that it ships; add --set pack.code_bytes=auto"
+        )
+    summary = run_seeds(plan, target, say_to(as_json))
+    emit(as_json, summary, _seed_table(summary), *_failures(summary))
+    if summary["failed"]:
+        raise UserError(
+            f"{summary['failed']} of {len(wanted)} seeds failed; see the logs in {target}"
+        )
+    if record:
+        claim = Claim(recipe, track, processes=processes, with_artifacts=with_artifacts)
+        submit([seed_folder(target, seed) for seed in wanted], claim, record, say_to(as_json))
+
+
+def _recipe_of(name: str) -> Config:
+    from fairway.recipes import recipe
+
+    return recipe(name)
+
+
+def _seed_table(summary: dict[str, Any]) -> object:
+    rows = [
+        (seed, *(f"{bpb:.4f}" for bpb in run["bpb"].values()), f"{run['artifact_bytes']:,}")
+        for seed, run in summary["seeds"].items()
+        if "failed" not in run
+    ]
+    for name in ("mean", "sd"):
+        numbers = [spread[name] for spread in summary["bpb"].values()]
+        rows.append((name, *("" if n is None else f"{n:.4f}" for n in numbers), ""))
+    return table("bits per byte", ("seed", *summary["bpb"], "artifact bytes"), rows)
+
+
+def _failures(summary: dict[str, Any]) -> list[str]:
+    return [
+        f"seed {seed} failed: {run['failed']}"
+        for seed, run in summary["seeds"].items()
+        if "failed" in run
+    ]
+
+
+def submit(
+    runs: Annotated[list[Path], path_argument("RUN...", "Folders of the seeds.")],
+    track: Annotated[str, typer.Option("--track", help="10min_16mb or non_record.")],
+    out: Annotated[Path, path_option("--out", help="Folder of the record; must be new.")],
+    name: Annotated[str, typer.Option("--name", help="Title of the record.")] = "Fairway",
+    author: Annotated[str, typer.Option("--author", help="Who submits.")] = "",
+    github_id: Annotated[str, typer.Option("--github-id", help="Under which name.")] = "",
+    min_seeds: Annotated[
+        int, whole_option("--min-seeds", lo=1, hi=MOST_PROCESSES, help="Seeds it needs.")
+    ] = 3,
+    processes: Annotated[
+        int,
+        whole_option(
+            "--nproc-per-node",
+            lo=1,
+            hi=MOST_PROCESSES,
+            help="Processes of the command to repeat.",
+        ),
+    ] = 1,
+    with_artifacts: Annotated[
+        bool, typer.Option("--with-artifacts", help="Carry the artifacts, to be scored again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the record of finished runs, or say why there is none."""
+    from fairway.submission.submission import Claim
+    from fairway.submission.submission import submit as submitted
+
+    claim = Claim(name, track, author, github_id, min_seeds, processes, with_artifacts)
+    text = submitted(runs, claim, out, say_to(as_json))
+    emit(as_json, text, f"check it with: {command('verify', out)}")
+
+
+def verify(
+    record: Annotated[Path, path_argument("RECORD", "Folder of a record.")],
+    rescore: Annotated[
+        Path | None, path_option("--rescore", metavar="DATA", help="Score its artifact again.")
+    ] = None,
+    retrain: Annotated[
+        Path | None, path_option("--retrain", metavar="DATA", help="Run its train_gpt.py again.")
+    ] = None,
+    seed: Annotated[
+        int | None, whole_option("--seed", lo=0, hi=MOST_SEED, help="Which seed to repeat.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a record's files against one another and, if asked, its score against a new one."""
+    from dataclasses import asdict
+
+    from fairway.submission.verify import verify as verified
+
+    if rescore and retrain:
+        raise UserError("--rescore and --retrain are two ways to check a score; choose one")
+    found = verified(record, rescore=rescore, retrain=retrain, seed=seed)
+    lines = [*(f"- {fault}" for fault in found.faults), *(f"- {note}" for note in found.notes)]
+    if found.repeated:
+        lines.append(f"- {found.repeated['sentence']}")
+    ending = "the record holds" if found.holds else "the record does not hold"
+    emit(as_json, {**asdict(found), "holds": found.holds}, *lines, f"{record}: {ending}")
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def runs(
+    folder: Annotated[Path, path_argument("[FOLDER]", "Where runs lie.")] = Path("runs"),
+    kind: Annotated[
+        str | None, typer.Option("--export", help="csv, or a sink: tensorboard, wandb.")
+    ] = None,
+    out: Annotated[
+        Path | None, file_option("--out", help="Where an export goes [standard output; logs].")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List runs: what sets each apart from its recipe, its scores, bytes and seconds."""
+    from fairway.base.files import write_atomic
+    from fairway.pipeline.folder import RunFolder
+    from fairway.pipeline.index import as_csv, is_csv
+    from fairway.pipeline.index import runs as runs_of
+    from fairway.pipeline.sink import send, sink_named
+
+    if kind == "csv" and out is not None:
+        require_file(out, {}, is_csv)
+    found = runs_of(folder)
+    if kind == "csv":
+        text = as_csv(found)
+        if out is None:
+            put_bytes(text.encode())
+        else:
+            write_atomic(out, text.encode())
+        return
+    if kind is not None:
+        require_folder(out or Path("logs"))
+        for run in (run for run in found if run["steps"]):
+            memory = RunFolder.existing(folder / run["name"])
+            send(memory, sink_named(kind, memory, out or Path("logs")))
+        return
+    emit(as_json, found, _run_table(found))
+
+
+def _run_table(found: list[dict[str, Any]]) -> object:
+    stages = list(dict.fromkeys(stage for run in found for stage in run["scores"]))
+    rows = [
+        (
+            run["name"],
+            str(run["seed"] or ""),
+            " ".join(run["differences"] or []),
+            *(f"{run['scores'][s]:.4f}" if s in run["scores"] else "" for s in stages),
+            f"{run['bytes']:,}" if run["bytes"] else "",
+            f"{run['train_s']:.0f}" if run["train_s"] else "",
+            run["state"],
+        )
+        for run in found
+    ]
+    columns = ("run", "seed", "settings", *stages, "bytes", "seconds", "state")
+    return table("runs", columns, rows)
+
+
+def export(
+    path: RunOrArtifact,
+    out: Annotated[Path, path_option("--out", help="Folder to write; nothing there is replaced.")],
+    kind: Annotated[str, typer.Option("--format", help="safetensors.")] = "safetensors",
+    tokenizer: TokenizerFile = None,
+    as_json: Json = False,
+) -> None:
+    """Write an artifact's dequantised weights, config and tokenizer for other programs."""
+    from fairway.pipeline.export import export as exported
+
+    require_folder(out)
+    facts = exported(path, out, kind, tokenizer)
+    emit(as_json, facts, f"{out}: {facts['parameters']:,} float32 weights")

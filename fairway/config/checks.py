@@ -1,0 +1,237 @@
+"""Which settings fit together: every refusal of a config, before any time is spent on it."""
+
+import dataclasses
+from typing import Any
+
+from fairway.base.errors import UserError
+from fairway.base.units import written
+from fairway.config.settings import (
+    Config,
+    MixtureConfig,
+    ModelConfig,
+    QuantConfig,
+    ScoreConfig,
+    TttConfig,
+    settings,
+    unknown_name,
+)
+
+# The bound of a number that has none of its own: what 64 bits hold.
+LARGEST = 2**63 - 1
+
+
+def check(config: Config) -> None:
+    """Raise UserError unless every setting is inside its bounds and they fit together."""
+    for name, item, value in settings(config):
+        _check_bounds(name, item, value)
+    check_model(config.model)
+    if config.data.val_bytes and config.data.val_tokens:
+        raise UserError(
+            f"data.val_bytes {config.data.val_bytes} samples documents and data.val_tokens "
+            f"{config.data.val_tokens} takes the beginning; set one of them to 0"
+        )
+    _check_training(config)
+    _check_quantising(config.quant)
+    _check_scoring(config)
+
+
+def _check_bounds(name: str, item: dataclasses.Field[Any], value: Any) -> None:
+    lo, hi = item.metadata["lo"], item.metadata["hi"]
+    choices = item.metadata["choices"]
+    if choices and isinstance(value, str) and value not in choices:
+        # A number may stand where a word does not.
+        number = "" if lo is None else f", or a number that is at least {lo:g}"
+        raise UserError(f"{name} is '{value}'; choose one of {', '.join(choices)}{number}")
+    if value is None or isinstance(value, str):
+        return
+    if value != value:
+        raise UserError(f"{name} is not a number")
+    low = lo is not None and value < lo
+    if low or value > (LARGEST if hi is None else hi):
+        ends = f"between {written(lo)} and {written(LARGEST if hi is None else hi)}"
+        bound = f"at least {written(lo)}" if low and hi is None else ends
+        raise UserError(f"{name} is {written(value)}; it must be {bound}")
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise UserError unless a model can be built from these settings."""
+    for name, item, value in settings(model, "model."):
+        _check_bounds(name, item, value)
+    if model.dim % model.num_heads:
+        raise UserError(
+            f"model.dim {model.dim} does not divide into model.num_heads {model.num_heads}; "
+            f"take a multiple, such as {model.num_heads * max(1, model.dim // model.num_heads)}"
+        )
+    if model.num_heads % model.num_kv_heads:
+        raise UserError(
+            f"model.num_heads {model.num_heads} is not a multiple of model.num_kv_heads "
+            f"{model.num_kv_heads}; each key head serves equally many query heads"
+        )
+    head_dim = model.dim // model.num_heads
+    if model.rope_dims % 2 or model.rope_dims > head_dim:
+        raise UserError(
+            f"model.rope_dims {model.rope_dims} must be even and at most the head width {head_dim}"
+        )
+    if model.loop_extra and not model.loop_first <= model.loop_last < model.num_layers:
+        raise UserError(
+            f"the recurrence runs over blocks {model.loop_first} to {model.loop_last}, but the "
+            f"model has {model.num_layers}; set model.loop_last below that, or model.loop_extra=0"
+        )
+
+
+def _check_training(config: Config) -> None:
+    train, optim = config.train, config.optim
+    if (optim.ema_decay is None) == (optim.ema_share is None):
+        raise UserError(
+            "set exactly one of optim.ema_decay and optim.ema_share; the other must be none"
+        )
+    if optim.newton_schulz == "polar_express" and optim.newton_schulz_steps > 5:
+        raise UserError(
+            f"optim.newton_schulz_steps is {optim.newton_schulz_steps}, but polar_express has "
+            "coefficients for 5 steps; lower it, or set optim.newton_schulz=fixed"
+        )
+    if train.clock == "wall" and train.reserve_s >= train.budget_s:
+        raise UserError(
+            f"train.reserve_s {written(train.reserve_s)} leaves nothing of train.budget_s "
+            f"{written(train.budget_s)}; lower the reserve or raise the budget"
+        )
+    if (train.clock == "replay") != bool(train.replay):
+        raise UserError("train.clock=replay and train.replay=RUN_FOLDER go together; set both")
+    for name in ("batch_tokens", "micro_tokens"):
+        if getattr(train, name) % train.seq_len:
+            raise UserError(
+                f"train.{name} {getattr(train, name)} is not a multiple of train.seq_len "
+                f"{train.seq_len}"
+            )
+    if train.batch_tokens % train.micro_tokens:
+        raise UserError(
+            f"train.batch_tokens {train.batch_tokens} is not a multiple of train.micro_tokens "
+            f"{train.micro_tokens}"
+        )
+
+
+TRELLIS_STATES = (1, 4, 8)
+
+
+def _check_quantising(quant: QuantConfig) -> None:
+    """Refuse a search for what the method does not have: one has multipliers, the other levels."""
+    trellis = quant.method == "trellis"
+    if quant.states not in TRELLIS_STATES:
+        raise UserError(f"quant.states is {quant.states}; choose 8, 4, or 1 for a plain grid")
+    if quant.fill and not trellis:
+        raise UserError(
+            f"quant.fill needs quant.method=trellis, not {quant.method}; set it, or quant.fit=true"
+        )
+    if quant.fit and trellis:
+        raise UserError(
+            "quant.fit raises a clip multiplier, which quant.method=trellis does not have; set "
+            "quant.fill=true instead"
+        )
+
+
+def _check_scoring(config: Config) -> None:
+    score = config.score
+    if score.stride > score.seq_len:
+        raise UserError(
+            f"score.stride {score.stride} is longer than score.seq_len {score.seq_len}; "
+            "some positions would never be scored"
+        )
+    check_ttt(config.ttt, score)
+    check_mixture(config.mixture, config.ttt, score)
+    if config.prove.experts and (not config.mixture.experts or config.prove.method == "lora"):
+        raise UserError(
+            "prove.experts needs some in mixture.experts and prove.method sliding or sgd; set both "
+            "or prove.experts=false"
+        )
+    if config.prove.bytes and config.prove.method != "sliding":
+        check_learning(config.prove.method, config.ttt, score)
+
+
+# What can have adapters, in the order of the forward pass.
+LORA_TARGETS = ("q", "k", "v", "o", "mlp", "head")
+
+
+def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
+    """Raise UserError unless test-time training can follow these windows."""
+    for name, item, value in settings(ttt, "ttt."):
+        _check_bounds(name, item, value)
+    if ttt.method == "sgd" and (ttt.chunk_tokens % score.seq_len or score.seq_len % score.stride):
+        raise UserError(
+            f"ttt.chunk_tokens {ttt.chunk_tokens} must be a multiple of score.seq_len "
+            f"{score.seq_len}, and that of score.stride {score.stride}, or a window would be "
+            "scored partly before and partly after a chunk is learned"
+        )
+    targets = ttt.lora_targets.split()
+    for target in targets:
+        if target not in LORA_TARGETS:
+            raise UserError(
+                unknown_name("adapter target in ttt.lora_targets", target, LORA_TARGETS)
+            )
+    if not targets or len(set(targets)) < len(targets):
+        raise UserError(
+            f"ttt.lora_targets '{ttt.lora_targets}' must name some of "
+            f"{', '.join(LORA_TARGETS)}, each once"
+        )
+    longest = max(size for size, _ in lora_chunks(ttt))
+    if longest > score.seq_len:
+        raise UserError(
+            f"ttt.lora_chunks '{ttt.lora_chunks}' scores {longest} positions at a time, more than "
+            f"a window of score.seq_len {score.seq_len} holds"
+        )
+
+
+# Who can help a model, in the order in which they do.
+EXPERTS = ("tilt", "ppm", "match")
+
+
+def check_mixture(mixture: MixtureConfig, ttt: TttConfig, score: ScoreConfig) -> None:
+    """Raise UserError unless experts can stand beside the model."""
+    for name, item, value in settings(mixture, "mixture."):
+        _check_bounds(name, item, value)
+    chosen = mixture.experts.split()
+    for expert in chosen:
+        if expert not in EXPERTS:
+            raise UserError(unknown_name("expert in mixture.experts", expert, EXPERTS))
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"mixture.experts '{mixture.experts}' must name each expert once")
+    if (chosen or mixture.published) and mixture.base != "sliding":
+        check_ttt(dataclasses.replace(ttt, method=mixture.base), score)
+
+
+def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
+    """Raise UserError unless a proof can follow test-time training by a method."""
+    check_ttt(dataclasses.replace(ttt, method=method), score)
+    if method == "lora" and (ttt.lora_sort or ttt.lora_phases):
+        raise UserError(
+            "a proof takes documents in their order and leaves the model's weights alone; set "
+            "ttt.lora_sort=false and ttt.lora_phases=0"
+        )
+
+
+def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:
+    """Return (positions per chunk, position of a document up to which; None is its end)."""
+    found: list[tuple[int, int | None]] = []
+    words = ttt.lora_chunks.split()
+    for word in words:
+        size, at, end = word.partition("@")
+        last = word is words[-1]
+        digits = size.isdigit() and (end.isdigit() if at else True)
+        if (
+            not digits
+            or int(size) < 1
+            or bool(at) == last
+            or (found and at and _not_after(found, end))
+        ):
+            break
+        found.append((int(size), int(end) if at else None))
+    if not words or len(found) < len(words):
+        raise UserError(
+            f"ttt.lora_chunks '{ttt.lora_chunks}' must be like '48' or '8@256 24@2000 48': sizes "
+            "with rising ends, the last without one"
+        )
+    return found
+
+
+def _not_after(found: list[tuple[int, int | None]], end: str) -> bool:
+    before = found[-1][1]
+    return before is not None and int(end) <= before

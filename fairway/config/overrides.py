@@ -1,0 +1,116 @@
+"""Settings from the command line: `section.field=value` texts over a config tree."""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from fairway.base.errors import UserError
+from fairway.base.outputs import why_no_path
+from fairway.base.terminal import line
+from fairway.config.checks import check
+from fairway.config.settings import Config, settings, unknown_name
+
+# Settings that name a folder of this machine.
+_PATHS = ("data.source", "train.replay")
+
+# Longer numbers fit no setting, and Python refuses to read those of thousands of digits.
+MAX_CHARACTERS = 100
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """Return a config with `section.field=value` texts applied, then checked.
+
+    Raises UserError for a text without '=', an unknown name (naming the nearest one), a value of
+    the wrong type or out of its bounds.
+    """
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UserError(f"override '{text}' has no '='; write section.field=value")
+        # A folder's name may end in a blank, or in a new line.
+        config = _assign(config, name, value if name in _PATHS else value.strip())
+    check(config)
+    return config
+
+
+def _assign(config: Config, name: str, text: str) -> Config:
+    known = [key for key, _, _ in settings(config)]
+    if name not in known:
+        raise UserError(unknown_name("setting", name, known))
+    section, _, leaf = name.rpartition(".")
+    node: Any = getattr(config, section) if section else config
+    value = _parse(typing.get_type_hints(type(node))[leaf], text, name)
+    node = dataclasses.replace(node, **{leaf: value})
+    return dataclasses.replace(config, **{section: node}) if section else typing.cast(Config, node)
+
+
+def _parse(hint: Any, text: str, name: str) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    kind = next(k for k in kinds if k is not type(None))
+    if kind is bool:
+        words = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+        if text.lower() not in words:
+            raise UserError(f"{name} must be true or false, got '{text}'")
+        return words[text.lower()]
+    if kind is str:
+        return _words(text, name)
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(
+            f"{name} must be a number of at most {MAX_CHARACTERS} characters, got {len(text):,}"
+        )
+    try:
+        number = float(text.replace("_", "")) if kind is float else _whole(text)
+    except ValueError:
+        if str in kinds:
+            # A word that stands for a number: `check` knows which there are.
+            return text
+        word = "a number" if kind is float else "a whole number"
+        raise UserError(f"{name} must be {word}, got '{text}'") from None
+    return number
+
+
+def _words(text: str, name: str) -> str:
+    """Return a text that may stand in files and on pages, or a path."""
+    if name not in _PATHS:
+        if text != line(text):
+            raise UserError(f"{name} is '{text}', which has characters that cannot be shown")
+    elif text and (why := why_no_path(text)):
+        raise UserError(f"{name} is '{text}': {why}")
+    return text
+
+
+def _whole(text: str) -> int:
+    number = whole_number(text)
+    if number is None:
+        raise ValueError(text)
+    return number
+
+
+_WHOLE = re.compile(
+    r"(?P<sign>[+-]?)(?P<whole>\d+(_\d+)*)(\.(?P<fraction>\d*))?([eE]\+?(?P<power>\d{1,3}))?",
+    re.ASCII,
+)
+# More than any power of three digits adds to a short number, and fewer than Python refuses to read.
+_MOST_DIGITS = 1200
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number that a text states to the last digit, or None: 16_000_000, 1.5e6.
+
+    Of one with more digits than any bound has, the first are taken, so that it is beyond them all.
+    """
+    if not (found := _WHOLE.fullmatch(text)):
+        return None
+    whole, fraction = found["whole"].replace("_", ""), (found["fraction"] or "").rstrip("0")
+    zeros = int(found["power"] or 0) - len(fraction)
+    if zeros < 0:
+        return None
+    digits = f"{whole}{fraction}{'0' * zeros}".lstrip("0") or "0"
+    number = int(digits[:_MOST_DIGITS])
+    return -number if found["sign"] == "-" else number

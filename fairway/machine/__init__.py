@@ -1,0 +1,1 @@
+"""Devices and processes: what this machine has, and who runs beside this process."""

@@ -1,0 +1,1 @@
+"""What runs on a GPU in place of plain formulas, and equals them."""

@@ -1,0 +1,160 @@
+"""Prompts continued, several side by side: which token comes next, and which text it adds.
+
+A prompt is continued where it ends. Tokenizers put a blank before a word, not after one, so a blank
+at the end of a prompt is not read but owed: the first token drawn is one that begins with it, and
+its text is added without the blank.
+
+Shapes: S rows side by side, V vocabulary, K tokens to choose from.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, AnyStr
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairway.base.errors import UserError
+from fairway.base.units import written
+from fairway.data.pieces import IntArray, Packer
+from fairway.model.cache import Cache
+from fairway.model.gpt import GPT
+
+MAX_SEED = 2**63 - 1
+BLANK = " "
+# What ends a text, and is not part of it.
+Stops = Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How tokens are drawn: among the `top_k` likeliest, and of these the fewest that together have
+    the share `top_p` or more of what they have; temperature 0 takes the likeliest.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_number("temperature", self.temperature, 0, sys.float_info.max)
+        require_whole("top_k", self.top_k, 1)
+        require_number("top_p", self.top_p, 0, 1)
+
+
+def require_number(name: str, value: Any, lo: float, hi: float) -> None:
+    """Raise UserError unless a value is a number from `lo` to `hi`."""
+    # Written so that what is not a number (NaN) fails too.
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not lo <= value <= hi:
+        bound = f"of {lo} or more" if hi == sys.float_info.max else f"from {lo} to {hi}"
+        raise UserError(f"{name} is {told(value)}; it must be a number {bound}")
+
+
+def require_whole(name: str, value: Any, lo: int, hi: int | None = None) -> None:
+    """Raise UserError unless a value is a whole number from `lo` to `hi`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < lo or (hi is not None and value > hi):
+        bound = f"of {lo} or more" if hi is None else f"from {lo} to {written(hi)}"
+        raise UserError(f"{name} is {told(value)}; it must be a whole number {bound}")
+
+
+def told(value: Any) -> str:
+    """Return any value for a sentence: numbers as people write them, the rest in short."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return written(value)
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class Row:
+    """A prompt and the text that follows it, as it grows to `most` tokens or to a stop word."""
+
+    def __init__(
+        self, packer: Packer, prompt: str | IntArray, most: int, seed: int, stops: Stops = ()
+    ) -> None:
+        require_whole("max_tokens", most, 0)
+        require_whole("seed", seed, 0, MAX_SEED)
+        bos = packer.tokenizer.bos_id
+        self.owed = isinstance(prompt, str) and prompt.endswith(BLANK)
+        if isinstance(prompt, str):
+            prompt = np.insert(packer.document(prompt.removesuffix(BLANK)), 0, bos)
+        self.prompt: list[int] = prompt.tolist()
+        self.text = b""
+        self.ended = most == 0
+        self.most, self._packer, self._stops, self._bos = most, packer, stops, bos
+        self._count = 0
+        self._generator = torch.Generator().manual_seed(int(seed))
+
+    def said(self) -> str:
+        """Return the text. Bytes that are no character are U+FFFD there, which may be a stop."""
+        return before(self.text.decode(errors="replace"), [stop.decode() for stop in self._stops])
+
+    def draw(self, logits_V: Tensor, manner: Manner) -> int:
+        """Return the token that is drawn next, whose text is added unless the row has ended."""
+        allowed_K = torch.from_numpy(self._packer.leading_ids) if self.owed else None
+        token = draw(logits_V, manner, self._generator, allowed_K)
+        if not self.ended:
+            self._add(token)
+        return token
+
+    def _add(self, token: int) -> None:
+        packer, ids = self._packer, np.array([token])
+        starts = not self._count and self.prompt[-1] == self._bos
+        self.text += packer.unpack_document(ids) if starts or self.owed else packer.unpack(ids)
+        self.owed = False
+        self._count += 1
+        whole = self.text
+        self.text = before(whole, self._stops)
+        self.ended = len(self.text) < len(whole) or self._count >= self.most or token == self._bos
+
+
+def before(text: AnyStr, stops: Sequence[AnyStr]) -> AnyStr:
+    """Return what stands before the first place where a stop stands; all of it if none does."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
+
+
+def draw(
+    logits_V: Tensor, manner: Manner, generator: torch.Generator, allowed_K: Tensor | None = None
+) -> int:
+    """Return a token drawn from logits on a CPU, among all or those that are allowed."""
+    logits_K = logits_V if allowed_K is None else logits_V[allowed_K]
+    if manner.temperature == 0:
+        choice = logits_K.argmax()
+    else:
+        values_K, choices_K = logits_K.double().topk(min(int(manner.top_k), len(logits_K)))
+        # The greatest is 0, so that no temperature however small makes it infinite.
+        shares_K = ((values_K - values_K[0]) / float(manner.temperature)).softmax(0)
+        before_K = shares_K.cumsum(0) - shares_K
+        shares_K = shares_K.where((before_K < manner.top_p) | (before_K == 0), 0.0)
+        choice = choices_K[torch.multinomial(shares_K, 1, generator=generator)[0]]
+    return int(choice if allowed_K is None else allowed_K[choice])
+
+
+@torch.no_grad()
+def write(
+    model: GPT, rows: Sequence[Row], manner: Manner, length: int, stride: int
+) -> Iterator[None]:
+    """Let rows grow side by side, a token per step, until all have ended.
+
+    All are read from their first token on. Rows with a longer prompt read on while others draw, so
+    a row's text does not depend on those beside it, but for rounding. A prompt fills the window of
+    `length` tokens as far as it can; a full window moves on by the stride, at most half its length,
+    and is read anew.
+    """
+    read = [row.prompt[-length:] for row in rows]
+    shortest = min(map(len, read))
+    ahead, grown = [ids[shortest:][::-1] for ids in read], [ids[:shortest] for ids in read]
+    cache, unread = Cache(model, len(rows), length, steady=True), shortest
+    while not all(row.ended for row in rows):
+        unread_ST = torch.tensor([ids[-unread:] for ids in grown])
+        logits_SV = model.logits(cache.last(unread_ST)).cpu()
+        for row, waiting, ids, logits_V in zip(rows, ahead, grown, logits_SV, strict=True):
+            ids.append(waiting.pop() if waiting else row.draw(logits_V, manner))
+        yield
+        unread = 1
+        if cache.filled == length:
+            cache.clear()
+            unread = length - min(stride, length // 2)

@@ -1,1 +1,0 @@
-"""Learning rules: Muon for matrices, AdamW for the rest, and their schedules."""

@@ -1,0 +1,255 @@
+"""From averaged weights to an artifact: calibrate, quantise, write, and say what came of it."""
+
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairway.base.files import digest_file
+from fairway.config.settings import Config, QuantConfig
+from fairway.data.folder import DataFolder
+from fairway.data.loader import ShuffledLoader
+from fairway.model.gpt import GPT
+from fairway.pack.artifact import Account, save_artifact
+from fairway.quantise.calibrate import collect_hessians
+from fairway.quantise.dependent import Plan
+from fairway.quantise.estimate import estimate_bytes
+from fairway.quantise.fill import finest_fitting
+from fairway.quantise.fit import smallest_fitting
+from fairway.quantise.gptq import (
+    QuantisedModel,
+    grid_of,
+    needs_hessian,
+    quantise_model,
+    tensor_stats,
+)
+from fairway.quantise.grid import QuantisedTensor
+from fairway.quantise.sensitivity import curvatures
+from fairway.quantise.tune import tuned
+from fairway.quantise.weights import weight_statistics
+from fairway.train.steps import Say
+
+
+def pack_model(
+    config: Config,
+    code_bytes: int,
+    model: GPT,
+    state: dict[str, Tensor],
+    source: DataFolder,
+    path: Path,
+    provenance: dict[str, Any],
+    say: Say,
+) -> dict[str, Any]:
+    """Write the artifact of some weights and return its facts: bytes, sections, statistics.
+
+    `model` holds `state` and reads the calibration text in its present looping state. `code_bytes`
+    are those of the code that counts with the artifact. With quant.fit the clip multiplier is
+    raised, and `say` told so, until artifact and code fit; raises UserError, and leaves what was at
+    `path`, when none is large enough.
+    """
+    start_s = time.perf_counter()
+    hessians = _hessians(config, model, state, source)
+    method = _method(config, model, state, hessians, source)
+    calibrate_s = time.perf_counter() - start_s
+    packs: dict[float, _Pack] = {}
+    # Beside the artifact, since what does not fit must not take its place.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+
+        def size_at(setting: float) -> int:
+            file = Path(folder) / str(len(packs))
+            packs[setting] = _pack(config, model, method, setting, source, file, provenance)
+            return file.stat().st_size + code_bytes
+
+        chosen = method.choose(size_at)
+        packs[chosen].file.replace(path)
+    quantised, account = packs[chosen].quantised, packs[chosen].account
+    # Whatever reads training text is training time.
+    calibrate_s += sum(pack.tune_s for pack in packs.values())
+    size = path.stat().st_size
+    assert sum(count for _, count in account) == size, "the byte account misses the file size"
+    if chosen != method.asked:
+        say(
+            f"{method.what} {method.asked:.4g} -> {chosen:.4g} so that artifact and code fit: "
+            f"{size + code_bytes:,} of {config.pack.limit_bytes:,} bytes"
+        )
+    coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
+    return {
+        "bytes": size,
+        "matrix_sigmas": None,
+        "level": None,
+        method.key: chosen,
+        "digest": digest_file(path),
+        "limit_bytes": config.pack.limit_bytes,
+        "code_bytes": code_bytes,
+        "sections": [{"name": name, "bytes": count} for name, count in account],
+        "weights": weight_statistics(state, {n: t.codes.numpy() for n, t in coded.items()}),
+        "matrices": matrix_statistics(state, coded, hessians),
+        "seconds": {
+            "calibrate": calibrate_s,
+            "quantise": sum(pack.quantise_s for pack in packs.values()),
+            "pack": sum(pack.write_s for pack in packs.values()),
+        },
+    }
+
+
+def matrix_statistics(
+    state: dict[str, Tensor], coded: dict[str, QuantisedTensor], hessians: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """Return for every coded matrix what rounding did to it, ready for JSON."""
+    return [
+        dataclasses.asdict(tensor_stats(name, state[name], tensor, hessians.get(name)))
+        for name, tensor in coded.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pack:
+    """The artifact of one clip multiplier, and what making it took."""
+
+    file: Path
+    quantised: QuantisedModel
+    account: Account
+    quantise_s: float
+    tune_s: float
+    write_s: float
+
+
+def _pack(
+    config: Config,
+    model: GPT,
+    method: "_Method",
+    setting: float,
+    source: DataFolder,
+    file: Path,
+    provenance: dict[str, Any],
+) -> _Pack:
+    start_s = time.perf_counter()
+    quantised = method.quantise(setting)
+    quantised_s = time.perf_counter()
+    if config.quant.tune_steps:
+        quantised = tuned(model, quantised, _lessons(config, source, model), config.quant)
+    tuned_s = time.perf_counter()
+    account = save_artifact(
+        file, quantised, config.model, config.pack, source.tokenizer, provenance
+    )
+    end_s = time.perf_counter()
+    return _Pack(
+        file, quantised, account, quantised_s - start_s, tuned_s - quantised_s, end_s - tuned_s
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Method:
+    """A quantiser with one number to set: what it is called, what was asked for, what to take.
+
+    `choose` packs at one setting or at several, by a function that returns bytes, and returns the
+    setting to keep.
+    """
+
+    key: str
+    what: str
+    asked: float
+    quantise: Callable[[float], QuantisedModel]
+    choose: Callable[[Callable[[float], int]], float]
+
+
+def _method(
+    config: Config,
+    model: GPT,
+    state: dict[str, Tensor],
+    hessians: dict[str, Tensor],
+    source: DataFolder,
+) -> _Method:
+    if config.quant.method == "trellis":
+        batches, positions = _calibration(config, source, model), _calibration_tokens(config)
+        few = itertools.islice(batches, _batches(config, config.quant.gradient_tokens))
+        plan = Plan(state, curvatures(model, few, hessians, positions), config.quant)
+        return _by_level(config, plan)
+    return _by_sigmas(config, model, state, hessians)
+
+
+def _by_level(config: Config, plan: Plan) -> _Method:
+    quant, limit_bytes = config.quant, config.pack.limit_bytes
+    asked = plan.level_for(quant.rate_bits)
+
+    def choose(size_at: Callable[[float], int]) -> float:
+        if quant.fill:
+            return finest_fitting(
+                limit_bytes, size_at, lambda level: plan.expected_bits(level) / 8, plan.levels()
+            )
+        size_at(asked)
+        return asked
+
+    return _Method("level", "level of the steps", asked, plan.quantise, choose)
+
+
+def _by_sigmas(
+    config: Config, model: GPT, state: dict[str, Tensor], hessians: dict[str, Tensor]
+) -> _Method:
+    quant = config.quant
+
+    def at(sigmas: float) -> QuantConfig:
+        return dataclasses.replace(quant, matrix_sigmas=sigmas)
+
+    def choose(size_at: Callable[[float], int]) -> float:
+        if quant.fit:
+            limit_bytes = config.pack.limit_bytes
+            return smallest_fitting(
+                quant.matrix_sigmas, limit_bytes, size_at, lambda s: estimate_bytes(model, at(s))
+            )
+        size_at(quant.matrix_sigmas)
+        return quant.matrix_sigmas
+
+    return _Method(
+        "matrix_sigmas",
+        "clip multiplier",
+        quant.matrix_sigmas,
+        lambda sigmas: quantise_model(state, hessians, at(sigmas)),
+        choose,
+    )
+
+
+def _hessians(
+    config: Config, model: GPT, state: dict[str, Tensor], source: DataFolder
+) -> dict[str, Tensor]:
+    quant = config.quant
+    names = [
+        name
+        for name, weight in state.items()
+        if grid_of(name, weight, quant) is not None and needs_hessian(name, state)
+    ]
+    if quant.method == "round" or not names:
+        return {}
+    return collect_hessians(model, _calibration(config, source, model), names)
+
+
+def _calibration(config: Config, source: DataFolder, model: GPT) -> Iterator[Tensor]:
+    """Yield the first training batches of rank 0: reading them again is training time."""
+    return itertools.islice(
+        _lessons(config, source, model), _batches(config, config.quant.calibration_tokens)
+    )
+
+
+def _lessons(config: Config, source: DataFolder, model: GPT) -> Iterator[Tensor]:
+    """Yield the training batches of rank 0, without end."""
+    train = config.train
+    loader = ShuffledLoader(
+        source.train_shards(), train.seq_len, train.micro_tokens // train.seq_len
+    )
+    while True:
+        yield torch.from_numpy(loader.next_batch()[0]).to(model.tok_emb.weight.device)
+
+
+def _batches(config: Config, tokens: int) -> int:
+    return max(1, tokens // config.train.micro_tokens)
+
+
+def _calibration_tokens(config: Config) -> int:
+    return _batches(config, config.quant.calibration_tokens) * config.train.micro_tokens

@@ -1,0 +1,1 @@
+"""A run from text to report: its stages, its folder, its results."""

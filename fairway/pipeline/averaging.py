@@ -1,0 +1,67 @@
+"""Whether the moving average of the weights suits the length of its run, in words.
+
+An average over more steps than a run has still holds the initial weights, and is what gets packed.
+"""
+
+import math
+from pathlib import Path
+
+from fairway.config.settings import OptimConfig, TrainConfig
+from fairway.train.steps import STEPS, read_steps
+
+# What the average may hold of the initial weights, and lose to the last ones: seeds of one recipe
+# differ by more.
+_INITIAL_SHARE, _WORSE_SHARE = 0.01, 0.002
+# Of the horizons tried on short and long runs none was longer.
+_LONGEST_SHARE = 0.063
+
+
+def initial_share(optim: OptimConfig, steps: int) -> float:
+    """Return the share of the initial weights that the average still holds after so many steps."""
+    if optim.ema_decay is not None:
+        return float(optim.ema_decay**steps)
+    assert optim.ema_share is not None
+    return math.exp(-1.0 / optim.ema_share)
+
+
+def known_steps(train: TrainConfig) -> int:
+    """Return the steps that a run is going to have; 0 where only its clock will tell."""
+    if train.clock == "replay":
+        return len(read_steps(Path(train.replay) / STEPS))
+    return train.steps if train.clock == "steps" else 0
+
+
+def lag_warning(optim: OptimConfig, steps: int) -> str:
+    """Return what is wrong with an average over a run of so many steps, or nothing."""
+    if not steps:
+        return ""
+    share = initial_share(optim, steps)
+    if share <= _INITIAL_SHARE:
+        return ""
+    return (
+        f"the weight average, which is packed, still holds {share:.1%} of the initial weights "
+        f"after {steps:,} steps: {_remedy(optim, steps)}"
+    )
+
+
+def loss_warning(optim: OptimConfig, steps: int, raw_bpb: float, ema_bpb: float) -> str:
+    """Return by how much the average scores worse than the last weights, or nothing."""
+    if ema_bpb <= raw_bpb * (1 + _WORSE_SHARE):
+        return ""
+    return (
+        f"the weight average, which is packed, scores {ema_bpb:.4f} bpb and the last weights "
+        f"{raw_bpb:.4f}: {_remedy(optim, steps)}"
+    )
+
+
+def _remedy(optim: OptimConfig, steps: int) -> str:
+    if optim.ema_decay is None:
+        assert optim.ema_share is not None
+        setting, share = f"optim.ema_share {optim.ema_share:g}", optim.ema_share
+    else:
+        setting = f"optim.ema_decay {optim.ema_decay:g}"
+        share = 1.0 / (1.0 - optim.ema_decay) / max(1, steps)
+    return (
+        f"{setting} is too long for this run; train with --set optim.ema_decay=none --set "
+        f"optim.ema_share={min(_LONGEST_SHARE, share / 2):.2g}"
+    )

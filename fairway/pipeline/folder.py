@@ -1,0 +1,256 @@
+"""The run folder: stages cached by the digests of what they read, one writer at a time.
+
+`run.json` is the folder's memory: for every finished stage what it read (settings, and digests of
+files), the digests of its files, its facts and its seconds; and the config and machine plan, which
+enter it together with the first stage that succeeds with them. It carries its own digest, so that
+one check refuses every kind of damage.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes, digest_file, read_json, write_json
+from fairway.pipeline.facts import check_memory
+from fairway.version import VERSION
+
+SCHEMA = 2
+MEMORY, LOCK = "run.json", ".lock"
+# What a killed process leaves beside what it was writing: see `fairway.base.files`.
+_LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(\.part|\.old)?")
+# What a run writes into its folder.
+_OURS = re.compile(
+    r"(run|results|report)\.json|report\.html|(weights|checkpoint)\.safetensors|steps\.jsonl|"
+    r"artifact\.fwy|proof\.fwp|tokenizer\.model|ledger-\w+\.jsonl\.gz|data"
+)
+
+
+def key_of(*parts: Any) -> str:
+    """Return a digest of JSON-able parts, with Fairway's version: what a stage depends on."""
+    text = json.dumps([VERSION, *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_of(path: Path) -> str | None:
+    """Return the digest of a file, or of all files in a folder; None if there is neither."""
+    if path.is_dir():
+        inside = sorted(item for item in path.rglob("*") if item.is_file())
+        return key_of([[item.relative_to(path).as_posix(), digest_file(item)] for item in inside])
+    return digest_file(path) if path.is_file() else None
+
+
+def _digest(memory: dict[str, Any]) -> str:
+    return digest_bytes(json.dumps(memory, sort_keys=True).encode())
+
+
+@contextmanager
+def locked(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a folder, made if need be, against a second writer, or refuse after `wait_s`."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder with --out")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout:
+        raise UserError(
+            f"{path} is being written by another process; wait for it, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sweep(path: Path, ours: re.Pattern[str]) -> None:
+    """Remove what killed writers of such names left in a folder whose lock is held."""
+    for left in path.iterdir():
+        match = _LEFT.fullmatch(left.name)
+        if match and ours.fullmatch(match["name"]):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+class RunFolder:
+    """One run's folder and its memory.
+
+    `proposed` is what enters the memory with the next stage that succeeds: see `propose`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.memory = self._recall()
+        self.proposed: dict[str, Any] = {}
+
+    def _recall(self) -> dict[str, Any]:
+        """Return what run.json holds, without its digest; an empty memory if there is none."""
+        file = self.path / MEMORY
+        if not file.exists():
+            return {"schema": SCHEMA, "stages": {}}
+        memory = read_json(file)
+        schema = memory.get("schema") if isinstance(memory, dict) else None
+        if schema != SCHEMA:
+            raise UserError(
+                f"{file} has schema {schema}, this Fairway reads {SCHEMA}; choose another --out"
+            )
+        if memory.pop("digest", None) != _digest(memory):
+            raise UserError(
+                f"{file} is damaged: its content does not match its digest; delete it and the "
+                "stages run again"
+            )
+        check_memory(memory, str(file))
+        return dict(memory)
+
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """Return a run folder that must be there already."""
+        if not (path / MEMORY).is_file():
+            raise UserError(
+                f"{path} has no finished stage yet; run the command that began it again, with "
+                "--resume"
+                if (path / LOCK).is_file()
+                else f"{path} is not a run folder (no {MEMORY}); make one: fairway run demo"
+            )
+        return cls(path)
+
+    def is_begun(self) -> bool:
+        """Return whether a command has begun a run here, however early it ended."""
+        return (self.path / MEMORY).is_file() or (self.path / LOCK).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second writer, or refuse at once; sweep what kills left."""
+        with locked(self.path):
+            # Another process may have finished stages between our reading and our turn.
+            self.memory = self._recall()
+            sweep(self.path, _OURS)
+            yield
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of this folder."""
+        return self.path / name
+
+    def propose(self, **facts: Any) -> None:
+        """Let facts enter the memory with the next stage that succeeds, or once a verb has.
+
+        What is refused, fails or is killed before that leaves the memory as it was. None takes a
+        name out of the memory.
+        """
+        self.proposed |= facts
+
+    def settle(self) -> None:
+        """Remember what was proposed: every stage of a verb is done with it."""
+        self._keep()
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a JSON-able value under a name; what is known already is not written again."""
+        self._write({**self.memory, name: value})
+
+    def forget(self, stage: str) -> None:
+        """Drop what is known of a stage that is no longer asked for."""
+        stages = self.memory["stages"]
+        if stage in stages:
+            self._keep({name: kept for name, kept in stages.items() if name != stage})
+
+    def _keep(self, stages: Mapping[str, Any] | None = None) -> None:
+        """Write stages, those that are known if none are given, with what was proposed."""
+        known = self.memory["stages"] if stages is None else stages
+        memory = {**self.memory, **self.proposed, "stages": known}
+        self._write({name: value for name, value in memory.items() if value is not None})
+
+    def _write(self, memory: dict[str, Any]) -> None:
+        if memory != self.memory:
+            write_json(self.path / MEMORY, {**memory, "digest": _digest(memory)})
+            self.memory = memory
+
+    def facts(self, stage: str) -> dict[str, Any] | None:
+        """Return the facts of a finished stage, or None."""
+        record = self.memory["stages"].get(stage)
+        return None if record is None else dict(record["facts"])
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds that each finished stage took when it last ran."""
+        return {name: record["seconds"] for name, record in self.memory["stages"].items()}
+
+    def is_done(self, stage: str, reads: Mapping[str, Any]) -> bool:
+        """Return whether a stage finished with what it reads, its files still what they were."""
+        return self.has(stage, reads) and self.changed(stage) is None
+
+    def has(self, stage: str, reads: Mapping[str, Any]) -> bool:
+        """Return whether a stage finished with what it reads, whatever became of its files."""
+        record = self.memory["stages"].get(stage)
+        return record is not None and record["key"] == key_of(reads)
+
+    def changed(self, stage: str, *names: str) -> Path | None:
+        """Return the first of some files of a finished stage, by default of all, that is not what
+        it wrote, or None."""
+        files = self.memory["stages"][stage]["files"]
+        paths = {self.file(n): digest for n, digest in files.items() if not names or n in names}
+        return next((path for path, d in paths.items() if _digest_of(path) != d), None)
+
+    def require_unchanged(self, stage: str, *names: str, again: str = "") -> None:
+        """Raise UserError if files of a finished stage, by default all, are not what it wrote.
+
+        `again` is the command that writes them again, where it is not one of the stage's name.
+        """
+        changed = self.changed(stage, *names)
+        if changed and stage == "train" and "begun" in self.memory:
+            raise UserError(f"{self.path} holds an unfinished training; run it with --resume")
+        if changed:
+            what = "is not what was written (it is damaged, or was edited)"
+            raise UserError(
+                f"{changed} {what if changed.exists() else 'is gone'}; run "
+                f"`{again or f'fairway {stage}'}` again"
+            )
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Tell in one sentence of a memory that cannot be read as what it says it is."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.path / MEMORY} does not hold what a finished run has ({error!r}); delete "
+                "it and the stages run again"
+            ) from None
+
+    def stage(
+        self,
+        name: str,
+        reads: Mapping[str, Any],
+        files: list[str],
+        work: Callable[[], dict[str, Any]],
+        say: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Return a stage's facts: those remembered if nothing it reads has changed, else new.
+
+        `reads` are the settings, and digests of files, that decide what comes out; `files` are the
+        files, or folders of files, that the stage writes.
+        """
+        if self.is_done(name, reads):
+            say(f"{name}: unchanged, kept")
+            return dict(self.memory["stages"][name]["facts"])
+        start_s = time.perf_counter()
+        facts = work()
+        record = {
+            "key": key_of(reads),
+            "reads": dict(reads),
+            "files": {file: _digest_of(self.file(file)) for file in files},
+            "facts": facts,
+            "seconds": time.perf_counter() - start_s,
+        }
+        self._keep({**self.memory["stages"], name: record})
+        return facts

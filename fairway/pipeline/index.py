@@ -1,0 +1,91 @@
+"""All runs of a folder side by side: what sets each apart from its recipe, and what came of it."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairway.base.errors import UserError
+from fairway.base.terminal import line
+from fairway.config.settings import Config
+from fairway.pipeline.folder import MEMORY, RunFolder
+from fairway.pipeline.inputs import config_of, differences, stages_of
+
+# What a folder of runs holds at most: a run has some 20 files.
+_MOST_ENTRIES = 100_000
+_FACTS = ("name", "recipe", "seed", "differences", "bytes", "train_s", "steps", "state")
+
+
+def runs(folder: Path) -> list[dict[str, Any]]:
+    """Return the runs below a folder in order of name; UserError if there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; runs lie in `runs` by default")
+    return [_run(path, folder) for path in sorted(_folders(folder))]
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """Yield the run folders below a folder; links are not followed."""
+    seen = 0
+    for path, folders, files in os.walk(folder):
+        seen += len(folders) + len(files)
+        if seen > _MOST_ENTRIES:
+            raise UserError(
+                f"{folder} has more than {_MOST_ENTRIES:,} files and folders; name a folder of runs"
+            )
+        if MEMORY in files:
+            yield Path(path)
+
+
+def _run(path: Path, root: Path) -> dict[str, Any]:
+    name = path.relative_to(root).as_posix() if path != root else path.name
+    try:
+        folder = RunFolder(path)
+        config = config_of(folder)
+    except UserError as error:
+        return {**dict.fromkeys(_FACTS), "name": name, "scores": {}, "state": str(error)}
+    facts = {stage: kept["facts"] for stage, kept in folder.memory["stages"].items()}
+    trained, packed = facts.get("train", {}), facts.get("pack", {})
+    scores = {
+        n.removeprefix("score."): f["bpb"] for n, f in facts.items() if n.startswith("score.")
+    }
+    return {
+        "name": name,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "differences": differences(config, lambda n: n == "seed" or n.startswith("runtime.")),
+        "bytes": packed.get("bytes"),
+        "train_s": trained.get("seconds"),
+        "steps": trained.get("steps"),
+        "scores": scores,
+        "state": _state(config, facts),
+    }
+
+
+def _state(config: Config, facts: dict[str, Any]) -> str:
+    """Return how far a run has come: 'scored', or the last stage before one that is missing."""
+    done, wanted = "begun", stages_of(config)
+    for stage in wanted:
+        if stage not in facts:
+            return done
+        done = stage
+    return "scored"
+
+
+def as_csv(found: Sequence[dict[str, Any]]) -> str:
+    """Return runs as comma-separated values: one column per stage that any of them has."""
+    stages = list(dict.fromkeys(stage for run in found for stage in run["scores"]))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*_FACTS, *(line(f"bpb_{stage}") for stage in stages)])
+    for run in found:
+        cells = [" ".join(run[n] or []) if n == "differences" else run[n] for n in _FACTS]
+        shown = [line(cell) if isinstance(cell, str) else cell for cell in cells]
+        writer.writerow([*shown, *(run["scores"].get(stage) for stage in stages)])
+    return out.getvalue()
+
+
+def is_csv(head: bytes) -> bool:
+    """Return whether a file begins as these values do."""
+    return head.startswith(",".join(_FACTS).encode())

@@ -1,0 +1,195 @@
+"""What every stage of a run reads: the one list of stages, and whether they fit together.
+
+A stage is kept while nothing that it reads has changed. Results are composed of stages that were
+all made with the settings of the run's record, or not at all.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairway.audit.stage import audited
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file
+from fairway.base.terminal import command
+from fairway.config.settings import Config, from_dict, settings, to_dict
+from fairway.data.folder import DataFolder
+from fairway.machine.runtime import Plan
+from fairway.pipeline.codesize import known_code
+from fairway.pipeline.folder import RunFolder
+from fairway.recipes import RECIPES
+from fairway.score.trail import trail_file
+from fairway.train.loop import what_trains
+from fairway.train.steps import STEPS
+
+WEIGHTS, ARTIFACT = "weights.safetensors", "artifact.fwy"
+# The stage that writes a file which others read.
+_WRITTEN_BY = {WEIGHTS: "train", ARTIFACT: "pack"}
+_MODEL = ("data", "trains", "plan", "replay")
+_TEXT = ("data", "sample")
+_SCORED = (*_TEXT, "score", "seed", "plan")
+
+
+def stages_of(config: Config) -> dict[str, tuple[str, ...]]:
+    """Return the stages that a config asks for, in order, and the names of what each reads."""
+    ttt, mixture, prove = config.ttt, config.mixture, config.prove
+    helped = (ARTIFACT, *_SCORED, "mixture", *_if(mixture.base != "sliding", "ttt"))
+    proven = (*_if(prove.method != "sliding", "ttt"), *_if(prove.experts, "mixture"))
+    wanted: dict[str, tuple[str, ...] | None] = {
+        "train": _MODEL,
+        "pack": (WEIGHTS, "quant", "pack", "score", "beside", *_MODEL),
+        "score.raw": (WEIGHTS, *_SCORED),
+        "score.ema": (WEIGHTS, *_SCORED),
+        "score.quantised": (ARTIFACT, *_SCORED),
+        "score.sliding": (ARTIFACT, *_SCORED),
+        "score.ttt": (ARTIFACT, *_SCORED, "ttt") if ttt.method != "off" else None,
+        "score.mixture": helped if mixture.experts else None,
+        "published": helped if mixture.published else None,
+        "text": _TEXT,
+        "baselines": _TEXT,
+        "samples": (ARTIFACT, *_TEXT, "seed", "plan"),
+        "proof": (ARTIFACT, *_TEXT, "prove", *proven, "seed", "plan") if prove.bytes else None,
+        "audit": (*_TEXT, "audit", "ledgers", "code", "seed", "plan"),
+    }
+    return {name: reads for name, reads in wanted.items() if reads is not None}
+
+
+def _if(wanted: bool, name: str) -> tuple[str, ...]:
+    return (name,) if wanted else ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What the stages of one run read now.
+
+    `data`, `plan` and `replayed` are asked only where a stage reads them. A process that is not
+    the first knows its files by their own digests, so that a host with others is noticed.
+    """
+
+    config: Config
+    folder: RunFolder
+    first: bool
+    data: Callable[[], DataFolder]
+    plan: Callable[[], Plan]
+    replayed: Callable[[], Any]
+
+    def of(self, stage: str) -> dict[str, Any]:
+        """Return what a stage reads, by name, ready for JSON."""
+        return {name: self._value(name) for name in stages_of(self.config)[stage]}
+
+    def _value(self, name: str) -> Any:
+        config = self.config
+        if name in _WRITTEN_BY:
+            return self._digest(name)
+        if name == "ledgers":
+            # A ledger edited since is a ledger to be read again.
+            stages = self.folder.memory["stages"]
+            read = {n: record["key"] for n, record in stages.items() if audited(n)}
+            return {n: [key, str(self.folder.changed(n))] for n, key in read.items()}
+        values: dict[str, Callable[[], Any]] = {
+            # What it was packed beside, until it is packed again.
+            "beside": lambda: (self.folder.facts("pack") or {}).get("code_bytes"),
+            "code": lambda: known_code(config, self.folder),
+            "data": lambda: self.data().digest,
+            "plan": lambda: self.plan().as_dict(),
+            "replay": self.replayed,
+            "sample": lambda: [config.data.val_bytes, config.data.val_tokens],
+            "seed": lambda: config.seed,
+            "trains": lambda: what_trains(config),
+        }
+        return values[name]() if name in values else to_dict(getattr(config, name))
+
+    def _digest(self, file: str) -> str | None:
+        if not self.first:
+            return digest_file(self.folder.file(file))
+        record = self.folder.memory["stages"].get(_WRITTEN_BY[file], {"files": {}})
+        known: str | None = record["files"].get(file)
+        return known
+
+    def require(self, *but: str) -> None:
+        """Raise UserError unless every stage that the config asks for was made with it, and its
+        files are what it wrote. The weights may be gone: nothing reads them once all is scored. An
+        audit that is to be made looks at the ledgers itself."""
+        for stage in (name for name in stages_of(self.config) if name not in but):
+            if not self.folder.has(stage, self.of(stage)):
+                raise UserError(self._missing(stage))
+            files = self.folder.memory["stages"][stage]["files"]
+            kept = [n for n in files if n != WEIGHTS or self.folder.file(n).exists()]
+            if "audit" in but:
+                trail = trail_file(stage.removeprefix("score."))
+                kept = [name for name in kept if name != trail]
+            if kept:
+                self.folder.require_unchanged(stage, *kept, again=self._remedy(stage))
+
+    def _remedy(self, stage: str) -> str:
+        """Return the command that makes a stage."""
+        if stage == "train":
+            return command_of(self.config, self.folder.path)
+        return command(stage if stage == "pack" else "score", self.folder.path)
+
+    def _missing(self, stage: str) -> str:
+        path, record = self.folder.path, self.folder.memory["stages"].get(stage)
+        remedy = self._remedy(stage)
+        if record is None:
+            return f"{path} has no finished '{stage}' stage yet; run `{remedy}` first"
+        now = self.of(stage)
+        others = [name for name in now if record["reads"].get(name) != now[name]]
+        what = " and ".join(others) or "code, of another version of Fairway"
+        return f"the '{stage}' stage of {path} was made with other {what}; run `{remedy}` first"
+
+
+def replayed(config: Config) -> dict[str, Any] | None:
+    """Return the plan and the digest of the steps of the run that is followed, if one is."""
+    if config.train.clock != "replay":
+        return None
+    other = RunFolder.existing(Path(config.train.replay))
+    if not other.facts("train") or not other.file(STEPS).is_file():
+        raise UserError(f"{other.path} has no recorded training to replay")
+    other.require_unchanged("train", STEPS)
+    return {"plan": other.memory["plan"], "steps": digest_file(other.file(STEPS))}
+
+
+def public(config: Config, data: str, followed: dict[str, Any] | None) -> Config:
+    """Return a config with digests in place of paths; the embedded text has none."""
+    source = f"sha256:{data}" if data else config.data.source
+    replay = f"sha256:{followed['steps']}" if followed else ""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, source=source),
+        train=dataclasses.replace(config.train, replay=replay),
+    )
+
+
+def config_of(folder: RunFolder) -> Config:
+    """Return the config of a run's record; UserError, with the command to go on, if none is yet."""
+    memory, path = folder.memory, folder.path
+    if "config" in memory and "plan" in memory:
+        config: Config = from_dict(memory["config"])
+        return config
+    if "begun" in memory:
+        begun: Config = from_dict(memory["begun"]["config"])
+        raise UserError(f"the training of {path} is unfinished; run `{command_of(begun, path)}`")
+    raise UserError(
+        f"{path} has no finished training yet; run the command that began it again, with --resume"
+    )
+
+
+def differences(config: Config, without: Callable[[str], bool]) -> list[str]:
+    """Return the settings, but for some, in which a config departs from its recipe."""
+    if config.recipe not in RECIPES:
+        return []
+    own = {name: value for name, _, value in settings(RECIPES[config.recipe]())}
+    return [
+        f"{name}={value}"
+        for name, _, value in settings(config)
+        if value != own[name] and not without(name)
+    ]
+
+
+def command_of(config: Config, path: Path) -> str:
+    """Return the command that goes on with a run of this config in a folder."""
+    sets = differences(config, lambda name: name == "recipe")
+    words = (word for text in sets for word in ("--set", text))
+    return command("run", config.recipe, "--out", path, "--resume", *words)

@@ -1,0 +1,100 @@
+"""results.json: everything known of a finished run, in a versioned schema, nothing of its machine
+but what the numbers depend on. No host, no path, no environment."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file, read_json
+from fairway.base.terminal import command
+from fairway.config.settings import Config, config_hash, to_dict
+from fairway.model.gpt import num_parameters
+from fairway.pipeline.averaging import loss_warning
+from fairway.pipeline.folder import RunFolder
+from fairway.quantise.estimate import how_counted
+from fairway.version import VERSION
+
+SCHEMA = 1
+RESULTS = "results.json"
+_PACKAGES = ("torch", "numpy", "sentencepiece", "brotli", "safetensors", "zstandard")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return {"fairway": VERSION, "python": platform.python_version(), **found}
+
+
+def average_warning(config: Config, folder: RunFolder) -> str:
+    """Return what a scored run shows of its weight average, if that was the worse choice."""
+    train, raw, ema = (folder.facts(name) or {} for name in ("train", "score.raw", "score.ema"))
+    return loss_warning(config.optim, train["steps"], raw["bpb"], ema["bpb"])
+
+
+def compose(
+    folder: RunFolder, public: Config, machine: dict[str, Any], code_bytes: int
+) -> dict[str, Any]:
+    """Return the results of a run folder whose stages fit together: see `fairway.pipeline.inputs`.
+
+    `public` is its config without paths, `code_bytes` those that count with its artifact.
+    """
+    facts = {name: folder.facts(name) for name in folder.memory["stages"]}
+    packed = facts["pack"] or {}
+    artifact = ("bytes", "digest", "limit_bytes", "matrix_sigmas", "level", "sections")
+    # Counting the text is no work of its own.
+    seconds = {name: taken_s for name, taken_s in folder.seconds().items() if name != "text"}
+    return {
+        "schema": SCHEMA,
+        "recipe": public.recipe,
+        "recipe_hash": config_hash(public),
+        "seed": public.seed,
+        "config": to_dict(public),
+        "versions": versions(),
+        "machine": machine,
+        "text": facts["text"],
+        "model": {"parameters": num_parameters(public.model)},
+        "train": facts["train"],
+        "stages": {
+            name.removeprefix("score."): value
+            for name, value in facts.items()
+            if name.startswith("score.")
+        },
+        # Not among the stages: it is no score and can be no headline.
+        "published_mixture": facts.get("published"),
+        "artifact": {
+            **{name: packed[name] for name in artifact},
+            "code_bytes": code_bytes,
+            "code": how_counted(public.pack),
+        },
+        "budget": packed["budget"],
+        "warnings": [text for text in [average_warning(public, folder)] if text],
+        "baselines": facts.get("baselines"),
+        "weights": packed["weights"],
+        "matrices": packed["matrices"],
+        # What packing spent on its parts replaces its sum.
+        "seconds": {**seconds, **packed["seconds"], "total": sum(seconds.values())},
+        "proof": facts.get("proof") if public.prove.bytes else None,
+        "audit": facts.get("audit"),
+        "samples": (facts.get("samples") or {"samples": []})["samples"],
+    }
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the results.json of a run folder.
+
+    Raises UserError unless it is what the last report wrote, of the artifact that is there.
+    """
+    folder = RunFolder.existing(path)
+    file, report = folder.file(RESULTS), f"`{command('report', path)}`"
+    if not file.is_file():
+        raise UserError(f"{path} has no results yet; run {report} once it is scored")
+    if folder.memory.get("results") != digest_file(file):
+        raise UserError(f"{file} is not what was written; write it again by {report}")
+    results: dict[str, Any] = read_json(file)
+    packed = folder.facts("pack")
+    with folder.reading():
+        if packed is None or packed["digest"] != results["artifact"]["digest"]:
+            raise UserError(f"{path} was packed again since; run {report} once it is scored")
+    return results

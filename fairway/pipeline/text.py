@@ -1,0 +1,70 @@
+"""Which text a run reads: a folder of tokens, or the embedded corpus made on the spot."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fairway.base.errors import UserError
+from fairway.config.settings import BOS_ID, Config
+from fairway.data.build import DataFolder, build_data
+from fairway.data.corpus import corpus_versions, embedded_documents
+
+# What sees to it that the embedded corpus of some settings exists, by the work that makes it.
+Embedded = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], None]
+
+
+def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
+    """Return the tokens to train and score on, if the model of `config` can read them.
+
+    The embedded corpus lies at `out`; `embedded` is told what it depends on and the work that makes
+    it. Raises UserError where there is no text, or one of another tokenizer than the model's.
+    """
+    data, model = config.data, config.model
+    if not data.source:
+        raise UserError(
+            f"recipe {config.recipe} has no text of its own; get the challenge's by "
+            "`fairway data fetch --out DATA`, or make a folder of your own by `fairway data "
+            f"build --vocab-size {model.vocab_size} --out DATA`, then add --set "
+            "data.source=DATA"
+        )
+    if data.source == "embedded":
+        source = _embedded(config, out, embedded)
+    else:
+        source = DataFolder.open(Path(data.source))
+    if source.tokenizer.vocab_size != model.vocab_size:
+        raise UserError(
+            f"the tokenizer of {data.source} has {source.tokenizer.vocab_size} pieces, but "
+            f"model.vocab_size is {model.vocab_size}; set model.vocab_size="
+            f"{source.tokenizer.vocab_size}"
+        )
+    if model.smear and source.tokenizer.bos_id != BOS_ID:
+        raise UserError(
+            f"the tokenizer of {data.source} begins documents with token "
+            f"{source.tokenizer.bos_id}, but model.smear stops at token {BOS_ID}; set "
+            "model.smear=false or take another tokenizer"
+        )
+    return source
+
+
+def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
+    data, vocab_size, versions = config.data, config.model.vocab_size, corpus_versions()
+    reads = {
+        "val_share": data.val_share,
+        "shard_tokens": data.shard_tokens,
+        "vocab_size": vocab_size,
+        "versions": versions,
+    }
+
+    def work() -> dict[str, Any]:
+        return build_data(
+            embedded_documents(),
+            out,
+            vocab_size=vocab_size,
+            val_share=data.val_share,
+            shard_tokens=data.shard_tokens,
+            provenance={"corpus": "embedded", "versions": versions},
+            replace=True,
+        )
+
+    embedded(reads, work)
+    return DataFolder.open(out)

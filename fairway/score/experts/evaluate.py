@@ -1,0 +1,182 @@
+"""Scores with experts beside the model: the valid mixture, and the published one to compare.
+
+Experts follow the text token by token, so one process scores, whatever their number.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+
+from fairway.base.units import bits_per_byte
+from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
+from fairway.data.tokens import Tokenizer
+from fairway.model.gpt import GPT
+from fairway.score.experts.mixture import Helpers
+from fairway.score.experts.published import Spread, spread
+from fairway.score.experts.trie import token_strings
+from fairway.score.ledger import (
+    Context,
+    Distribution,
+    FloatArray,
+    Helped,
+    IntArray,
+    Predictor,
+    Receipt,
+    Score,
+    Text,
+    Witness,
+)
+from fairway.score.lora import evaluate_lora
+from fairway.score.sgd import evaluate_sgd
+from fairway.score.sliding import evaluate
+from fairway.score.windows import usable_targets
+
+# Positions at which the published mixture's prices of the whole vocabulary are summed.
+_SUMMED = 32
+
+
+def evaluate_base(
+    model: GPT,
+    text: Text,
+    score: ScoreConfig,
+    ttt: TttConfig,
+    base: str,
+    *,
+    seed: int,
+    description: str,
+    helped: Helped,
+    witness: Witness | None = None,
+) -> Score:
+    """Return the score of whoever `mixture.base` names, with helpers beside it.
+
+    Models that learn change their weights.
+    """
+    if base == "sliding":
+        return evaluate(
+            model, text, score,
+            sliding=True, seed=seed, description=description, helped=helped, witness=witness,
+        )  # fmt: skip
+    way: Callable[..., Score] = {"sgd": evaluate_sgd, "lora": evaluate_lora}[base]
+    config = replace(ttt, method=base)
+    return way(
+        model, text, score, config,
+        seed=seed, description=description, helped=helped, witness=witness,
+    )  # fmt: skip
+
+
+def evaluate_mixture(
+    model: GPT,
+    tokenizer: Tokenizer,
+    text: Text,
+    score: ScoreConfig,
+    ttt: TttConfig,
+    mixture: MixtureConfig,
+    *,
+    seed: int,
+    description: str,
+    witness: Witness | None = None,
+) -> tuple[Score, dict[str, Any]]:
+    """Return the score of the mixture, and facts: what the model alone takes by the same tables."""
+    helpers = Helpers(tokenizer, mixture, len(text.ids) - 1)
+    found = evaluate_base(
+        model,
+        text,
+        score,
+        ttt,
+        mixture.base,
+        seed=seed,
+        description=description,
+        helped=helpers.beside,
+        witness=witness,
+    )
+    alone_bpb = bits_per_byte(helpers.own_nats, found.bytes)
+    return found, {
+        "experts": mixture.experts,
+        "base": mixture.base,
+        "base_bpb": alone_bpb,
+        "gain_bpb": alone_bpb - found.bpb,
+        "tables": helpers.room._asdict(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# The published mixture
+
+
+@dataclass(eq=False)
+class _Notes:
+    """What is kept of a scorer: the cost of all positions, and some rows."""
+
+    nats: FloatArray
+    wanted: set[int]
+    rows: dict[int, FloatArray]
+
+    def beside(self, predictor: Predictor) -> Predictor:
+        """Return the predictor with these notes taken beside it."""
+        return _Noting(predictor, self)
+
+
+class _Noting:
+    def __init__(self, base: Predictor, notes: _Notes) -> None:
+        self._base, self._notes = base, notes
+
+    def predict(self, context: Context) -> "_NotedDistribution":
+        """Return the prediction, its costs to be noted."""
+        return _NotedDistribution(
+            cast(Distribution, self._base.predict(context)), context, self._notes
+        )
+
+    def adapt(self, receipt: Receipt) -> None:
+        """Pass on what may be learned."""
+        self._base.adapt(receipt)
+
+
+class _NotedDistribution:
+    def __init__(self, base: Distribution, context: Context, notes: _Notes) -> None:
+        self._base, self._notes, self._positions = base, notes, context.event.positions
+
+    def log_prob(self, targets: IntArray) -> FloatArray:
+        """Return the base's, noted."""
+        found = self._base.log_prob(targets)
+        self._notes.nats[self._positions] = -found
+        for position in self._notes.wanted.intersection(self._positions.tolist()):
+            self._notes.rows[position] = self._base.row(position)
+        return found
+
+    def row(self, position: int) -> FloatArray:
+        """Return the base's."""
+        return self._base.row(position)
+
+
+def evaluate_published(
+    model: GPT,
+    tokenizer: Tokenizer,
+    text: Text,
+    score: ScoreConfig,
+    ttt: TttConfig,
+    mixture: MixtureConfig,
+    *,
+    seed: int,
+) -> Spread:
+    """Return the published mixture of the base's costs: not a distribution, and not a score."""
+    targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
+    count = min(mixture.published_tokens or targets, targets)
+    drawn = np.random.default_rng(seed).choice(count, min(_SUMMED, count), replace=False)
+    notes = _Notes(np.zeros(targets), set(drawn.tolist()), {})
+    evaluate_base(
+        model, text, score, ttt, mixture.base,
+        seed=seed, description="published mixture", helped=notes.beside,
+    )  # fmt: skip
+    strings = token_strings(tokenizer)
+    after = tokenizer.table.boundary[text.ids[:count]].astype(int).tolist()
+    tokens = [strings[which][token] for which, token in zip(after, text.ids[1:], strict=False)]
+    rows = {position: (row, strings[after[position]]) for position, row in notes.rows.items()}
+    size = int(np.sum(text.target_bytes[:count], dtype=np.int64))
+    return spread(tokens, notes.nats[:count], mixture, rows, targets, size)
+
+
+def published_facts(found: Spread) -> dict[str, Any]:
+    """Return the published mixture's figures for results.json."""
+    return asdict(found)

@@ -1,0 +1,201 @@
+"""The mixture of pull request #1858 as it was published, which is *not a distribution*.
+
+The model's cost of a token is spread evenly over its bytes, each of which is then mixed with PPM
+(method C, no exclusion): weight 0.9 for the model, or 0.05 where PPM is confident; in #1858 (after
+#1885) a byte that the model finds cheap keeps the model's price alone. The price of a token then
+depends on how *that* token was priced byte by byte, and the prices of all tokens sum to more than
+one, which `sums` measures. A score made this way is no score: nothing could be decoded by it. It is
+kept to be looked at, cannot be a headline, and is labelled wherever it is printed. Algorithms.md
+6.1 and 6.2.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairway.base.native import compiled, int64
+from fairway.config.settings import MixtureConfig
+from fairway.score.experts import ppm
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+ByteArray = NDArray[np.uint8]
+
+LABEL = "not a distribution"
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The prices of all tokens at some positions, added up: a distribution has 1 everywhere."""
+
+    positions: int
+    mean: float
+    geometric_mean: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What the published mixture makes of a text; `distribution` is False, for whoever reads it.
+
+    bpb, ppm_bpb and model_bpb (of the same tokens) over `bytes`; `gate_share` is the share of bytes
+    that kept the model's price, `confident_share` of those under the low weight. `tokens` of
+    `text_tokens` were scored: `coverage`.
+    """
+
+    distribution: bool
+    bpb: float
+    ppm_bpb: float
+    model_bpb: float
+    gate_share: float
+    confident_share: float
+    tokens: int
+    text_tokens: int
+    coverage: float
+    bytes: int
+    sums: Sums | None
+
+
+@compiled
+def _price(
+    share: float, confidence: float, model_nats: float, rates: FloatArray
+) -> tuple[float, int]:
+    """Return the nats of a byte and what happened: 0 mixed, 1 with the low weight, 2 the model's.
+
+    rates: threshold, low weight, high weight, price below which the model's stands.
+    """
+    if model_nats < rates[3]:
+        return model_nats, 2
+    low = confidence >= rates[0]
+    weight = rates[1] if low else rates[2]
+    if weight <= 0.0:
+        return -math.log(share), int(low)
+    if weight >= 1.0:
+        return model_nats, int(low)
+    a, b = math.log(weight) - model_nats, math.log(1.0 - weight) + math.log(share)
+    most = max(a, b)
+    return -(most + math.log(math.exp(a - most) + math.exp(b - most))), int(low)
+
+
+@compiled
+def _score(
+    words: ppm.Words,
+    mask: ppm.Words,
+    past: IntArray,
+    data: ByteArray,
+    starts: IntArray,
+    model_nats: FloatArray,
+    rates: FloatArray,
+    learns: bool,
+    out: FloatArray,
+    counts: IntArray,
+) -> float:
+    """Write the price of every token; return PPM's own nats. counts: int64[3], what happened.
+
+    Bytes starts[n]..starts[n + 1] - 1 are token n's. Without bytes a token is free, as published.
+    With `learns` every byte is counted; else each token is priced after the same past.
+    """
+    own = 0.0
+    low, high, length = past[0], past[1], past[2]
+    for n in range(out.size):
+        out[n] = 0.0
+        size = starts[n + 1] - starts[n]
+        for at in range(starts[n], starts[n + 1]):
+            symbol = int64(data[at])
+            share, confidence, _ = ppm.share_of(words, mask, 0, 256, low, high, length, symbol)
+            nats, what = _price(share, confidence, model_nats[n] / size, rates)
+            out[n] += nats
+            own -= math.log(share)
+            counts[what] += 1
+            if learns:
+                ppm.learn(words, low, high, length, symbol)
+            low, high = ppm.pushed(low, high, symbol)
+            length = min(length + 1, 8)
+        if not learns:
+            low, high, length = past[0], past[1], past[2]
+    past[0], past[1], past[2] = low, high, length
+    return own
+
+
+def _joined(strings: Sequence[bytes]) -> tuple[ByteArray, IntArray]:
+    starts = np.cumsum([0, *map(len, strings)])
+    return np.frombuffer(b"".join(strings), np.uint8), starts
+
+
+def spread(
+    strings: Sequence[bytes],
+    model_nats: FloatArray,
+    config: MixtureConfig,
+    rows: Mapping[int, tuple[FloatArray, Sequence[bytes]]],
+    text_tokens: int,
+    text_bytes: int,
+) -> Spread:
+    """Return what the published mixture makes of tokens, given their bytes and the model's nats.
+
+    rows: before some of the tokens, the model's log-probabilities of the whole vocabulary and
+    what its tokens' bytes are there; the sum of prices is measured at these. `text_bytes` is the
+    denominator: the bytes of the tokens scored.
+    """
+    size = sum(map(len, strings))
+    room = ppm.room_for(size, config.published_order, config.memory_mb * 1_000_000)
+    words = ppm.tables(config.published_order, "C", False, *room)
+    hijack = config.published_hijack or -math.inf
+    rates = np.array(
+        [config.published_threshold, config.published_low, config.published_high, hijack]
+    )
+    past, counts = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    nats = own = 0.0
+    found: list[float] = []
+    for first, end in itertools.pairwise([0, *sorted(rows), len(strings)]):
+        if first in rows:
+            found.append(_sum(words, past, *rows[first], rates))
+        data, starts = _joined(strings[first:end])
+        out, part = np.empty(end - first), model_nats[first:end]
+        own += _score(words, ppm.ALL_BYTES, past, data, starts, part, rates, True, out, counts)
+        nats += math.fsum(out)
+    to_bits = 1.0 / math.log(2.0) / text_bytes
+    return Spread(
+        distribution=False,
+        bpb=nats * to_bits,
+        ppm_bpb=own * to_bits,
+        model_bpb=math.fsum(model_nats) * to_bits,
+        gate_share=int(counts[2]) / size,
+        confident_share=int(counts[1]) / size,
+        tokens=len(strings),
+        text_tokens=text_tokens,
+        coverage=len(strings) / text_tokens,
+        bytes=text_bytes,
+        sums=_summary(found) if found else None,
+    )
+
+
+def _sum(
+    words: ppm.Words,
+    past: IntArray,
+    row: FloatArray,
+    vocabulary: Sequence[bytes],
+    rates: FloatArray,
+) -> float:
+    """Return the sum over the vocabulary of what the mixture calls probabilities."""
+    data, starts = _joined(vocabulary)
+    out, counts = np.empty(len(row)), np.zeros(3, np.int64)
+    _score(words, ppm.ALL_BYTES, past.copy(), data, starts, -row, rates, False, out, counts)
+    # Tokens without bytes are free as published; here they count what the model gives them.
+    free = np.diff(starts) == 0
+    return math.fsum(np.exp(np.where(free, row, -out)))
+
+
+def _summary(found: list[float]) -> Sums:
+    logs = [math.log(value) for value in found]
+    return Sums(
+        positions=len(found),
+        mean=math.fsum(found) / len(found),
+        geometric_mean=math.exp(math.fsum(logs) / len(found)),
+        least=min(found),
+        most=max(found),
+    )

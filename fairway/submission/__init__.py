@@ -1,0 +1,1 @@
+"""Records: several seeds, compared, written for others, and verified."""

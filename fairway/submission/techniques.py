@@ -1,0 +1,46 @@
+"""What a recipe uses, and whom it is from: the credits of a submission follow from its settings."""
+
+from collections.abc import Callable
+
+from fairway.config.settings import Config
+
+_Used = Callable[[Config], bool]
+
+# (name, where it is from, whether a config uses it)
+_TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
+    ("depth recurrence", "#1331, #1445", lambda c: c.model.loop_extra > 0),
+    (
+        "parallel residuals in late blocks",
+        "#1412, #1477",
+        lambda c: c.model.parallel_from < c.model.num_layers,
+    ),
+    ("XSA: attention without its own value", "#478, #1019", lambda c: c.model.xsa_layers > 0),
+    ("gain of normalised queries", "#1217, #1276, #1493", lambda c: c.model.qk_gain != 1.0),
+    ("U-Net skips with gates", "#289", lambda c: c.model.skips and c.model.skip_gates),
+    ("SmearGate with a mask at BOS", "#1667, #1851, #1855", lambda c: c.model.smear),
+    ("MuonEq-R", "Jordan et al. 2024; #1217", lambda c: c.optim.row_normalise),
+    (
+        "Polar Express",
+        "Amsel et al. 2025, arXiv 2505.16932; #1344",
+        lambda c: c.optim.newton_schulz == "polar_express",
+    ),
+    ("moving average of the weights", "#1421, #1445", lambda c: True),
+    (
+        "GPTQ with SDClip",
+        "Frantar et al. 2023, arXiv 2210.17323; #1394",
+        lambda c: c.quant.method == "gptq",
+    ),
+    ("sliding-window evaluation", "#1493", lambda c: c.score.stride < c.score.seq_len),
+    ("score-first test-time training by chunks", "#1413", lambda c: c.ttt.method == "sgd"),
+    ("score-first adapters by document", "#1530", lambda c: c.ttt.method == "lora"),
+    (
+        "confidence weights in test-time training",
+        "ConfTTT",
+        lambda c: c.ttt.method == "sgd" and c.ttt.confidence,
+    ),
+)
+
+
+def techniques(config: Config) -> list[tuple[str, str]]:
+    """Return (technique, credit) of everything listed that a recipe uses."""
+    return [(name, credit) for name, credit, used in _TECHNIQUES if used(config)]

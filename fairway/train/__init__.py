@@ -1,0 +1,1 @@
+"""Training: the loop, its clocks, optimisers, schedules and checkpoints."""

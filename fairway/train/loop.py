@@ -1,0 +1,521 @@
+"""The training loop: step, clock, budget, checkpoint; nothing else.
+
+The host stays one step ahead of the device: it launches a step, then reads the figures of the one
+before. What is inside the timed region: waiting for a batch, forward, backward, update, weight
+average, step lines. What is outside: building, warm-up steps (undone afterwards), checkpoints.
+Algorithms.md 3.5 to 3.8.
+
+Shapes: B sequences, T time.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairway.base import units
+from fairway.base.errors import InterruptedRun, UserError
+from fairway.base.files import digest_file
+from fairway.base.progress import progress
+from fairway.config.settings import Config, to_dict
+from fairway.data.loader import Prefetcher, ShuffledLoader
+from fairway.data.shards import Tokens
+from fairway.machine.runtime import DTYPES, Clock, Plan, Ranks, seed_everything
+from fairway.model.gpt import GPT, build
+from fairway.model.paths import prepare
+from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
+from fairway.train.muon import Optimisers
+from fairway.train.schedule import WeightAverage, average_decay, lr_multiplier
+from fairway.train.steps import (
+    STEPS,
+    Say,
+    StepLine,
+    StepLog,
+    StepRecord,
+    cut_steps,
+    recorded_progress,
+)
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingText:
+    """What the loop needs to know of its data."""
+
+    shards: list[Tokens]
+    bytes_per_token: float
+
+
+# ---------------------------------------------------------------------------------------------
+# Signals
+
+
+@contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """Yield an event that a signal to end sets, so that a step is never cut in half."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A closed terminal; nohup asks to outlive it.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in numbers}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that was launched: what the host knows of it, and where its figures will arrive."""
+
+    step: int
+    now: float
+    after: float
+    lr: float
+    looping: bool
+    figures_2: Tensor
+    landed: torch.cuda.Event | None
+    launched_s: float
+
+    def wait(self, clock: Clock) -> float:
+        """Wait until the device has done the step; return the training seconds at its end."""
+        if self.landed is None:
+            # A CPU works while it launches: the step had ended then.
+            return self.launched_s
+        self.landed.synchronize()
+        return clock.seconds()
+
+
+class Training:
+    """Everything a run holds between two steps. `close` it: a thread gathers its batches."""
+
+    def __init__(
+        self, config: Config, plan: Plan, ranks: Ranks, text: TrainingText, folder: Path, say: Say
+    ) -> None:
+        seed_everything(config.seed)
+        self.config, self.plan, self.ranks, self.text = config, plan, ranks, text
+        self.folder, self.say = folder, say
+        self.device = _device(plan, ranks)
+        self.model = build(config.model, config.seed).to(self.device)
+        prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+        self.optimisers = Optimisers(self.model, config.optim, ranks)
+        self.average = WeightAverage(self.model.named_parameters())
+        train = config.train
+        recorded = recorded_progress(Path(train.replay)) if train.clock == "replay" else None
+        self.clock = Clock(config, recorded)
+        self.step = 0
+        self.flight: Flight | None = None
+        self.ended_s = 0.0
+        self.per_rank = _share_batch(config, ranks)
+        self.rows = min(self.per_rank, train.micro_tokens // train.seq_len)
+        self.batches = self._batches_from_start()
+
+    @property
+    def micro_steps(self) -> int:
+        """Return how many forward passes make one optimiser step on this rank."""
+        return self.per_rank // self.rows
+
+    def close(self) -> None:
+        """End the thread that gathers batches."""
+        self.batches.close()
+
+    def _new_loader(self) -> ShuffledLoader:
+        ranks, seq_len = self.ranks, self.config.train.seq_len
+        return ShuffledLoader(self.text.shards, seq_len, self.rows, ranks.rank, ranks.world)
+
+    def _batches_from_start(self) -> Prefetcher:
+        return Prefetcher(self._new_loader(), self.device)
+
+    # -----------------------------------------------------------------------------------------
+    # A step
+
+    def _accumulate(self, send: bool) -> Tensor:
+        """Run the micro-steps forward and backward; return this rank's share of the mean loss.
+
+        With `send` the ranks begin to add their gradients, once, during the last backward pass;
+        without it nothing is sent before the optimisers' step, so that a rank may fail here.
+        """
+        share = torch.zeros((), device=self.device)
+        for left in reversed(range(self.micro_steps)):
+            loss = self.model(*self.batches.next_batch()) / (self.micro_steps * self.ranks.world)
+            if send and not left:
+                self.optimisers.expect_gradients()
+            loss.backward()
+            share += loss.detach()
+        return share
+
+    def _advance(self, multiplier: float, step: int) -> tuple[Tensor, Tensor]:
+        """Launch one optimiser step; return (mean loss in nats per token, gradient norm).
+
+        Both stay on the device, which may not have computed them yet.
+        """
+        loss = self._accumulate(send=True)
+        wait = self.ranks.start_sum(loss)
+        grad_norm = self.optimisers.step(multiplier, step)
+        wait()
+        return loss, grad_norm
+
+    def warm_up(self) -> None:
+        """Run a few real steps in every mode, then undo them: they buy compiled and warm code,
+        no learning. The data starts over, the momentum is cleared. Where memory does not suffice
+        the micro-batch is halved."""
+        before = {name: w.detach().clone() for name, w in self.model.named_parameters()}
+        modes = (False, True) if self.config.model.loop_extra else (False,)
+        for looping in modes if self.config.train.warmup_steps else ():
+            self.model.set_looping(looping)
+            for step in range(self.config.train.warmup_steps):
+                while self.ranks.any(not self._fits_memory()):
+                    self._halve_rows()
+                self.optimisers.step(1.0, step)
+        with torch.no_grad():
+            for name, weight in self.model.named_parameters():
+                weight.copy_(before[name])
+        self.optimisers.reset()
+        self.model.set_looping(False)
+        self._use_rows(self.rows)
+
+    def _fits_memory(self) -> bool:
+        """Run the micro-steps; return whether the device's memory was enough for them."""
+        try:
+            self._accumulate(send=False)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def _halve_rows(self) -> None:
+        """Take micro-batches of at most half the sequences, on every rank: the same step."""
+        self.optimisers.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.rows == 1:
+            raise UserError(
+                f"one sequence of {self.config.train.seq_len} tokens per micro-step needs more "
+                "memory than the device has; lower train.seq_len or the size of the model"
+            )
+        fewer = max(n for n in range(1, self.rows // 2 + 1) if self.per_rank % n == 0)
+        if self.ranks.first:
+            self.say(
+                f"out of memory with {self.rows} sequences per micro-step: going on with {fewer}, "
+                f"{self.per_rank // fewer} micro-steps instead of {self.micro_steps}"
+            )
+        self._use_rows(fewer)
+
+    def _use_rows(self, rows: int) -> None:
+        """Set the sequences of a micro-batch, and begin the data again."""
+        self.rows = rows
+        self.batches.close()
+        self.batches = self._batches_from_start()
+
+    # -----------------------------------------------------------------------------------------
+    # The loop
+
+    def run(self, estimate_bytes: Callable[[GPT], int]) -> None:
+        """Train until the clock says stop, writing step records and checkpoints on the way.
+
+        Raises InterruptedRun after a signal, once the state is saved, and UserError for a loss that
+        is not finite.
+        """
+        line = StepLine(
+            self.config, self.text.bytes_per_token, lambda: estimate_bytes(self.model), self.say
+        )
+        with (
+            stop_requested() as stop,
+            progress("training", 1000) as advance,
+            (self.folder / STEPS).open("a") as file,
+        ):
+            self._loop(stop, StepLog(file, line, advance, self.ranks.first))
+
+    def _loop(self, stop: threading.Event, log: StepLog) -> None:
+        every_s = self.config.train.checkpoint_every_s or math.inf
+        saved_s = time.perf_counter()
+        self.ended_s = self.clock.elapsed_s
+        now = self.ranks.broadcast(self.clock.progress(self.step))
+        self.clock.start()
+        while not self.clock.done(self.step, now):
+            if log.lasting(now):
+                # The line tells the size of the weights: they must be those of its step.
+                self._land(log)
+            due = time.perf_counter() - saved_s > every_s
+            now, stopping, saving = self._launch(now, log, stop, due)
+            if stopping or saving:
+                self._land(log)
+                self.clock.stop()
+                self.save(log)
+                if stopping:
+                    raise InterruptedRun(f"stopped after step {self.step}; --resume continues")
+                saved_s = time.perf_counter()
+                self.clock.start()
+        self._land(log)
+        self.clock.stop()
+        self.save(log)
+
+    def _launch(self, now: float, log: StepLog, stop: threading.Event, due: bool) -> list[float]:
+        """Launch a step, then read the figures of the one before.
+
+        Returns, the same on every rank: the progress after the step, whether a signal asks to
+        stop, whether a checkpoint is due.
+        """
+        self._switch_loop(now)
+        multiplier = lr_multiplier(now, self.config.optim)
+        loss, grad_norm = self._advance(multiplier, self.step)
+        # Copied behind the step's own work: asked for later, the copy would wait for the next step.
+        figures_2 = torch.stack((loss, grad_norm)).to("cpu", non_blocking=True)
+        self._land(log)
+        after = self.clock.progress(self.step + 1)
+        decided = self.ranks.broadcast_all((after, stop.is_set(), due))
+        self.average.update(average_decay(decided[0] - now, self.config.optim))
+        self.flight = Flight(
+            step=self.step,
+            now=now,
+            after=decided[0],
+            lr=multiplier,
+            looping=self.model.looping,
+            figures_2=figures_2,
+            landed=_event(self.device),
+            launched_s=self.clock.seconds(),
+        )
+        self.step += 1
+        return decided
+
+    def _land(self, log: StepLog) -> None:
+        """Wait for the step in flight, if there is one, check its figures and write its record."""
+        flight, self.flight = self.flight, None
+        if flight is None:
+            return
+        seconds = flight.wait(self.clock)
+        loss, grad_norm = flight.figures_2.tolist()
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the {name} became {value} at step {flight.step} ({flight.now:.1%} of the "
+                    f"run, learning rates x {flight.lr:.3g}); lower optim.matrix_lr or "
+                    "optim.embed_lr, or raise the batch; the last checkpoint is kept"
+                )
+        batch = self.config.train.batch_tokens
+        self.clock.step_s = seconds - self.ended_s
+        record = StepRecord(
+            step=flight.step,
+            progress=flight.now,
+            progress_after=flight.after,
+            seconds=seconds,
+            loss=loss,
+            lr=flight.lr,
+            tokens=(flight.step + 1) * batch,
+            tokens_per_s=batch / max(self.clock.step_s, 1e-9),
+            grad_norm=grad_norm,
+            looping=flight.looping,
+        )
+        self.ended_s = seconds
+        log.write(record)
+
+    def _switch_loop(self, now: float) -> None:
+        looping = bool(self.config.model.loop_extra) and now >= self.config.train.loop_from
+        if looping != self.model.looping:
+            self.model.set_looping(looping)
+
+    # -----------------------------------------------------------------------------------------
+    # Checkpoints
+
+    def save(self, log: StepLog) -> None:
+        """Write the whole state; the step records up to here are on disk before it.
+
+        Every rank must call it: each holds a share of the momentum.
+        """
+        tensors = self.optimisers.state()
+        if not self.ranks.first:
+            return
+        log.keep()
+        tensors |= {f"model.{n}": w.detach() for n, w in self.model.named_parameters()}
+        tensors |= {f"average.{n}": w for n, w in self.average.average.items()}
+        facts = {
+            "step": self.step,
+            "steps_digest": digest_file(self.folder / STEPS),
+            "elapsed_s": self.clock.seconds(),
+            "looping": self.model.looping,
+            "loader": self.batches.state(),
+            "rows": self.rows,
+            "plan": self.plan.as_dict(),
+            "config": what_trains(self.config),
+            "world": self.ranks.world,
+        }
+        save_checkpoint(self.folder / CHECKPOINT, tensors, facts)
+
+    def expect(self, facts: dict[str, Any]) -> None:
+        """Prepare to warm up for a checkpoint's run: its clock, its sequences per micro-step.
+
+        Raises UserError when the world size differs, since each rank's place in its data is its
+        own.
+        """
+        if facts["world"] != self.ranks.world:
+            raise UserError(
+                f"the checkpoint was written by {facts['world']} processes and this run has "
+                f"{self.ranks.world}; resume with as many"
+            )
+        self.clock.elapsed_s = facts["elapsed_s"]
+        self._use_rows(facts["rows"])
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Continue from a checkpoint of the same run: weights, averages, moments, data order.
+
+        Step records written after the checkpoint are dropped.
+        """
+        for name, weight in self.model.named_parameters():
+            weight.copy_(tensors[f"model.{name}"])
+            self.average.average[name].copy_(tensors[f"average.{name}"])
+        self.optimisers.restore({n: v.to(self.device) for n, v in tensors.items()})
+        if facts["plan"] != self.plan.as_dict():
+            self.say(f"resuming on another machine plan: {self.plan.describe()}; not bit for bit")
+        self.step, self.clock.elapsed_s = facts["step"], facts["elapsed_s"]
+        self.model.set_looping(facts["looping"])
+        self._catch_up(facts["loader"])
+        if self.ranks.first:
+            cut_steps(self.folder / STEPS, self.step, facts["steps_digest"])
+
+    def _catch_up(self, state: dict[str, Any]) -> None:
+        """Put the data where the checkpoint left it: rank 0 by its state, others by replay."""
+        loader = self._new_loader()
+        if self.ranks.first:
+            loader.restore(state)
+        else:
+            for _ in range(self.step * self.micro_steps):
+                loader.next_windows()
+        self.batches.close()
+        self.batches = Prefetcher(loader, self.device)
+
+
+def _device(plan: Plan, ranks: Ranks) -> torch.device:
+    if plan.device == "cpu":
+        return torch.device("cpu")
+    if ranks.local >= torch.cuda.device_count():
+        raise UserError(
+            f"process {ranks.local} of this machine has no GPU: there are "
+            f"{torch.cuda.device_count()}; start as many processes as GPUs"
+        )
+    return torch.device("cuda", ranks.local)
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    """Return a mark behind all that was launched on a GPU so far; a CPU needs none."""
+    if device.type == "cpu":
+        return None
+    # Sleeping instead of spinning leaves the core to the thread that gathers batches.
+    make: Callable[..., torch.cuda.Event] = torch.cuda.Event
+    event = make(blocking=True)
+    event.record()
+    return event
+
+
+def what_trains(config: Config) -> dict[str, Any]:
+    """Return the settings that decide what a training computes, not what it shows or where."""
+    quiet = ("log_every_s", "checkpoint_every_s", "replay")
+    train = {name: value for name, value in to_dict(config.train).items() if name not in quiet}
+    model, optim = to_dict(config.model), to_dict(config.optim)
+    return {"model": model, "optim": optim, "train": train, "seed": config.seed}
+
+
+def _share_batch(config: Config, ranks: Ranks) -> int:
+    """Return the sequences of one rank per optimiser step, a multiple of a micro-step's."""
+    train = config.train
+    per_rank, rest = divmod(train.batch_tokens // train.seq_len, ranks.world)
+    if rest or per_rank == 0:
+        raise UserError(
+            f"train.batch_tokens {train.batch_tokens} is {train.batch_tokens // train.seq_len} "
+            f"sequences, which {ranks.world} processes cannot share evenly"
+        )
+    rows = min(per_rank, train.micro_tokens // train.seq_len)
+    if per_rank % rows:
+        raise UserError(
+            f"a rank's {per_rank} sequences are not a multiple of the {rows} that "
+            f"train.micro_tokens {train.micro_tokens} allows; choose a divisor"
+        )
+    return per_rank
+
+
+# ---------------------------------------------------------------------------------------------
+# Before the clock, and the whole stage
+
+
+def train(
+    config: Config,
+    plan: Plan,
+    ranks: Ranks,
+    text: TrainingText,
+    folder: Path,
+    estimate_bytes: Callable[[GPT], int],
+    say: Say,
+    resume: bool = False,
+) -> Training:
+    """Train a model in a run folder and return its final state; with `resume`, continue one."""
+    saved = _saved(config, folder / CHECKPOINT) if resume else None
+    training = Training(config, plan, ranks, text, folder, say)
+    try:
+        if saved is None:
+            training.warm_up()
+            if ranks.first:
+                (folder / CHECKPOINT).unlink(missing_ok=True)
+                (folder / STEPS).write_text("")
+        else:
+            _continue(training, *saved)
+        training.run(estimate_bytes)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the device's memory ran out with {training.rows} sequences per micro-step; lower "
+            "train.micro_tokens, and let train.warmup_steps be above 0 to find what fits"
+        ) from None
+    finally:
+        training.close()
+    return training
+
+
+def _saved(config: Config, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, facts = load_checkpoint(path)
+    if facts.get("config") is None:
+        raise damaged(path, "it is not one of a training")
+    if facts["config"] != what_trains(config):
+        raise UserError(
+            f"{path} belongs to another configuration; resume with the same recipe and settings, "
+            "or choose another --out"
+        )
+    return tensors, facts
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell of a checkpoint whose parts are missing or do not fit in one sentence."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, RuntimeError) as error:
+        raise damaged(path, repr(error)) from None
+
+
+def _continue(training: Training, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Warm up, unless the run is over already, and put the saved state in place."""
+    path, clock = training.folder / CHECKPOINT, training.clock
+    with _reading(path):
+        training.expect(facts)
+        over = clock.done(facts["step"], clock.progress(facts["step"]))
+    if not over:
+        training.warm_up()
+    with _reading(path):
+        training.restore(tensors, facts)
+    elapsed = units.duration(clock.elapsed_s)
+    training.say(f"resumed at step {training.step}, {elapsed} in")

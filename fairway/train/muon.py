@@ -1,0 +1,484 @@
+"""MuonEq-R for the block matrices, AdamW for everything else, as in #1493.
+
+Muon: Jordan et al. 2024. Row normalisation before orthogonalising: MuonEq-R, pull request #1217.
+Matrices of one shape form a bank, so that a step costs a few kernels per shape. Over several ranks
+a bank is divided: each rank receives the summed gradients of its share, keeps the momentum of
+those alone, orthogonalises them and sends the updates round (algorithms.md 3.3). There a shape has
+several banks, of late to early layers, so that the sums begin during the backward pass. Nothing
+here waits for the device.
+
+Shapes: L matrices of one shape, P the same padded to a multiple of the ranks, K = P / ranks those
+of one rank, R rows, C columns, N elements in a row.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairway.config.settings import OptimConfig
+from fairway.machine.runtime import Ranks, Wait
+from fairway.train.schedule import momentum
+
+Triple = tuple[float, float, float]
+NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
+# Amsel et al. 2025 (arXiv 2505.16932), without their safety factor: one triple per step.
+POLAR_EXPRESS: tuple[Triple, ...] = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+# Banks per shape over several ranks: more sums travel during the backward pass, by more kernels.
+STAGES = 3
+
+
+# ---------------------------------------------------------------------------------------------
+# The update of a bank
+
+
+def coefficients(config: OptimConfig) -> Sequence[Triple]:
+    """Return (a, b, c) of every step of the orthogonalisation."""
+    if config.newton_schulz == "polar_express":
+        return POLAR_EXPRESS[: config.newton_schulz_steps]
+    return (NEWTON_SCHULZ,) * config.newton_schulz_steps
+
+
+def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
+    """Return the nearly orthogonal factor of each matrix by a quintic Newton-Schulz iteration.
+
+    X <- a X + (b A + c A^2) X with A = X X^T, in the dtype given, on the wide orientation. The
+    fixed coefficients push small singular values up fast and leave them between about 0.7 and 1.2.
+    """
+    x_LRC: Tensor = u_LRC / (u_LRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x_LRC.shape[-2] > x_LRC.shape[-1]
+    if tall:
+        x_LRC = x_LRC.mT
+    for a, b, c in triples:
+        gram_LRR = x_LRC @ x_LRC.mT
+        poly_LRR = torch.baddbmm(gram_LRR, gram_LRR, gram_LRR, beta=b, alpha=c)
+        x_LRC = torch.baddbmm(x_LRC, poly_LRR, x_LRC, beta=a)
+    return x_LRC.mT if tall else x_LRC
+
+
+def nesterov(
+    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
+) -> None:
+    """Advance the momentum in place by scaled gradients; write what is to be orthogonalised.
+
+    `out` [K, R, C] gets Nesterov momentum, rows divided by their norms if asked to. The gradients
+    become scratch.
+    """
+    grad_KRC.mul_(scale_1)
+    torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
+    u_KRC = torch.add(grad_KRC, buffer_KRC, alpha=mu)
+    if not normalise:
+        out.copy_(u_KRC)
+        return
+    norms_KR1 = torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
+    # Divided in float32, rounded on the way out: the quotient is not stored twice.
+    torch.div(u_KRC, norms_KR1, out=out)
+
+
+def move(weights_LRC: Tensor, updates_LRC: Tensor, lr: float, decay: float) -> None:
+    """Decay the weights, then subtract the updates."""
+    weights_LRC.mul_(1.0 - lr * decay)
+    weights_LRC.sub_(updates_LRC, alpha=lr)
+
+
+def muon_update(
+    grad_KRC: Tensor,
+    buffer_KRC: Tensor,
+    scale_1: Tensor,
+    mu: float,
+    config: OptimConfig,
+    out: Tensor,
+    rows: Callable[..., None] = nesterov,
+) -> None:
+    """Write the updates into `out` [K, R, C]: orthogonal, times sqrt(max(1, R / C)).
+
+    All products are in its dtype. The momentum advances in place; `rows` is `nesterov` or its GPU
+    kernel.
+    """
+    rows(grad_KRC, buffer_KRC, scale_1, mu, config.row_normalise, out)
+    x_KRC = orthogonalise(out, coefficients(config))
+    torch.mul(x_KRC, math.sqrt(max(1.0, out.shape[1] / out.shape[2])), out=out)
+
+
+def kernels(fused: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return `nesterov` and `move`, as they stand here or as one GPU kernel each."""
+    if fused:
+        # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
+        rows = importlib.import_module("fairway.train.fused_muon")
+        return rows.fused_nesterov, rows.fused_move
+    return nesterov, move
+
+
+def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients and take them from their weights, so that backward makes new ones.
+
+    Handing over a new tensor costs nothing; adding into one that stays costs a pass over it.
+    """
+    grads = []
+    for weight in weights:
+        assert weight.grad is not None, "a parameter received no gradient"
+        grads.append(weight.grad)
+        weight.grad = None
+    return grads
+
+
+class Bank:
+    """Matrices of one shape: weights, gradients and updates stacked, momentum of our share.
+
+    The weights become views of the stack, so that one kernel decays and moves them all.
+    """
+
+    def __init__(
+        self,
+        named: Sequence[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        ranks: Ranks,
+        fused: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config, self.ranks = config, ranks
+        self.nesterov, self.move = kernels(fused)
+        self.names, self.weights = [name for name, _ in named], [weight for _, weight in named]
+        self.weights_LRC = torch.stack([weight.detach() for weight in self.weights])
+        for weight, value_RC in zip(self.weights, self.weights_LRC, strict=True):
+            weight.data = value_RC
+        count, *shape = self.weights_LRC.shape
+        padded = -(-count // ranks.world) * ranks.world
+        self.grads_PRC = self.weights_LRC.new_zeros(padded, *shape)
+        self.updates_PRC = torch.zeros_like(self.grads_PRC, dtype=dtype)
+        self.momentum_KRC = torch.zeros_like(ranks.shard(self.grads_PRC))
+        self.wait: Wait
+
+    def collect(self) -> None:
+        """Stack the gradients and begin to sum them over the ranks, each its share."""
+        count = len(self.weights)
+        # One kernel for all: a stack copies matrix by matrix.
+        torch._foreach_copy_(list(self.grads_PRC[:count]), _gradients(self.weights))
+        # The last sum may have left anything behind our own share.
+        self.grads_PRC[count:].zero_()
+        self.wait = self.ranks.start_scatter(self.grads_PRC)
+
+    def square(self) -> Tensor:
+        """Return the sum of squares of our share of the gradients, a float64 scalar.
+
+        Norms per matrix, added in float64: the sum over the ranks does not depend on their number.
+        """
+        self.wait()
+        own_KRC = self.ranks.shard(self.grads_PRC)
+        norms_K: Tensor = torch.linalg.vector_norm(own_KRC, dim=(-2, -1))
+        return norms_K.double().square().sum()
+
+    def propose(self, scale_1: Tensor, mu: float) -> None:
+        """Compute the updates of our share from scaled gradients; begin to send them round."""
+        own_KRC, updates_KRC = map(self.ranks.shard, (self.grads_PRC, self.updates_PRC))
+        muon_update(
+            own_KRC, self.momentum_KRC, scale_1, mu, self.config, updates_KRC, self.nesterov
+        )
+        self.wait = self.ranks.start_gather(self.updates_PRC)
+
+    def apply(self, lr: float) -> None:
+        """Decay the weights, then subtract everybody's updates."""
+        self.wait()
+        updates_LRC = self.updates_PRC[: len(self.weights)]
+        self.move(self.weights_LRC, updates_LRC, lr, self.config.matrix_wd)
+
+    def whole_momentum(self) -> Tensor:
+        """Return the momentum of all matrices [L, R, C], on every rank; all must ask for it."""
+        whole_PRC = torch.empty_like(self.grads_PRC)
+        self.ranks.shard(whole_PRC).copy_(self.momentum_KRC)
+        self.ranks.start_gather(whole_PRC)()
+        return whole_PRC[: len(self.weights)]
+
+    def restore(self, momentum_LRC: Tensor) -> None:
+        """Put our share of the momentum of all matrices back."""
+        whole_PRC = torch.zeros_like(self.grads_PRC)
+        whole_PRC[: len(self.weights)] = momentum_LRC
+        self.momentum_KRC.copy_(self.ranks.shard(whole_PRC))
+
+
+def in_stages(count: int, world: int) -> list[slice]:
+    """Cut matrices in the order of the layers into those of each bank, the last layers first.
+
+    All banks but the last are multiples of the ranks, so that all together are padded no more than
+    one bank would be. A single rank sends nothing and has one bank.
+    """
+    share = -(-count // world)
+    size = world * -(-share // (STAGES if world > 1 else 1))
+    return [slice(max(0, end - size), end) for end in range(count, 0, -size)]
+
+
+class Departures:
+    """Begins the sum of each bank over the ranks once the backward pass has all its gradients.
+
+    The order is the same on every rank: that in which a backward pass completes the banks.
+    """
+
+    def __init__(self, banks: Sequence[Bank]) -> None:
+        self.banks = banks
+        self.missing: list[int] = []
+        self.left = 0
+        for number, bank in enumerate(banks):
+            if bank.ranks.world == 1:
+                continue
+            arrived = partial(self._arrived, number)
+            for weight in bank.weights:
+                weight.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+
+    def expect(self) -> None:
+        """Let the coming backward pass, the last one of the step, begin the sums."""
+        self.missing = [len(bank.weights) for bank in self.banks]
+
+    def _arrived(self, number: int, _: Tensor) -> None:
+        if not self.missing:
+            return
+        self.missing[number] -= 1
+        while self.left < len(self.banks) and not self.missing[self.left]:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.banks[self.left].collect()
+        self.left += 1
+
+    def finish(self) -> None:
+        """Begin the sums that no backward pass has begun."""
+        while self.left < len(self.banks):
+            self._leave()
+        self.missing, self.left = [], 0
+
+
+class Muon:
+    """Muon over matrices in the order of the layers.
+
+    `banks` has the largest first: the longest message has most work to hide in.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        ranks: Ranks | None = None,
+        fused: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        ranks = ranks or Ranks()
+        shapes: dict[torch.Size, list[tuple[str, nn.Parameter]]] = {}
+        places: dict[str, int] = {}
+        for place, (name, weight) in enumerate(matrices):
+            shapes.setdefault(weight.shape, []).append((name, weight))
+            places[name] = place
+        banks = [
+            Bank(named[part], config, ranks, fused, dtype)
+            for named in shapes.values()
+            for part in in_stages(len(named), ranks.world)
+        ]
+        self.banks = sorted(banks, key=lambda bank: -bank.grads_PRC.numel())
+        # The backward pass completes a bank with the earliest of its matrices.
+        self.departures = Departures(sorted(banks, key=lambda bank: -places[bank.names[0]]))
+
+    def propose(self, scale_1: Tensor, mu: float) -> None:
+        """Compute all updates; those of one bank travel while the next is worked on."""
+        for bank in self.banks:
+            bank.propose(scale_1, mu)
+
+    def apply(self, lr: float) -> None:
+        """Move all matrices by what `propose` found."""
+        for bank in self.banks:
+            bank.apply(lr)
+
+    def named_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield ('muon.' + name, momentum) of every matrix, on every rank; all must iterate."""
+        for bank in self.banks:
+            names = [f"muon.{name}" for name in bank.names]
+            yield from zip(names, bank.whole_momentum(), strict=True)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `named_state` yielded."""
+        for bank in self.banks:
+            bank.restore(torch.stack([tensors[f"muon.{name}"] for name in bank.names]))
+
+    def reset(self) -> None:
+        """Forget the momentum."""
+        for bank in self.banks:
+            bank.momentum_KRC.zero_()
+
+
+# ---------------------------------------------------------------------------------------------
+# Everything else
+
+
+class FlatGradients:
+    """The gradients of parameters of one dtype in one row, so that one message sums them."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], ranks: Ranks) -> None:
+        self.weights, self.ranks = weights, ranks
+        self.row_N = weights[0].new_zeros(sum(weight.numel() for weight in weights))
+        parts = torch.split(self.row_N, [weight.numel() for weight in weights])
+        self.views = [p.view(w.shape) for p, w in zip(parts, weights, strict=True)]
+        self.wait: Wait
+
+    def collect(self) -> None:
+        """Move the gradients into the row and begin to sum it over the ranks."""
+        torch.cat([grad.flatten() for grad in _gradients(self.weights)], out=self.row_N)
+        for weight, view in zip(self.weights, self.views, strict=True):
+            weight.grad = view
+        self.wait = self.ranks.start_sum(self.row_N)
+
+    def square(self) -> Tensor:
+        """Return the sum of squares, a float64 scalar, the same on every rank."""
+        self.wait()
+        # At least float32: a norm in bfloat16 would have three digits.
+        wide = torch.promote_types(self.row_N.dtype, torch.float32)
+        norm: Tensor = torch.linalg.vector_norm(self.row_N, dtype=wide)
+        return norm.double().square()
+
+
+def _by_dtype(weights: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    groups: dict[torch.dtype, list[nn.Parameter]] = {}
+    for weight in weights:
+        groups.setdefault(weight.dtype, []).append(weight)
+    return list(groups.values())
+
+
+def products_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of Muon's products: bfloat16, as in #1493, or a CPU model's own.
+
+    Where a CPU has no products of bfloat16, PyTorch's stand-in takes 20 to 40 times as long as
+    float32: three quarters of a step of the demo.
+    """
+    on_gpu = any(weight.is_cuda for weight in model.parameters())
+    dtype: torch.dtype = getattr(model, "compute_dtype", torch.bfloat16)
+    return torch.bfloat16 if on_gpu else dtype
+
+
+class Optimisers:
+    """Both learning rules over one model, each parameter in exactly one group.
+
+    With several ranks the losses must already be divided by their number: gradients are summed.
+    Those of matrices leave during the backward pass that `expect_gradients` announces, all others
+    in `step`.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig, ranks: Ranks | None = None) -> None:
+        self.config, self.ranks = config, ranks or Ranks()
+        self.clip = config.grad_clip or math.inf
+        named = dict(model.named_parameters())
+        embed = [name for name in named if name == "tok_emb.weight"]
+        head = [name for name in named if name == "head.weight"]
+        matrices = [
+            n
+            for n, w in named.items()
+            if n.startswith("blocks.") and w.ndim == 2 and not n.endswith("resid_mix")
+        ]
+        matrices = [
+            *(n for n in named if n == "embed_proj.weight"),
+            *matrices,
+            *(n for n in named if n == "head_proj.weight"),
+        ]
+        taken = {*embed, *head, *matrices}
+        scalars = [name for name in named if name not in taken]
+        groups = [
+            (embed, config.embed_lr, config.embed_wd),
+            (head, config.head_lr, 0.0),
+            (scalars, config.scalar_lr, config.scalar_wd),
+        ]
+        fused = getattr(model, "fused", None) is not None
+        self.muon = Muon(
+            [(n, named[n]) for n in matrices], config, self.ranks, fused, products_dtype(model)
+        )
+        self.adam = torch.optim.AdamW(
+            [
+                {"params": [named[n] for n in names], "base_lr": lr, "weight_decay": wd}
+                for names, lr, wd in groups
+            ],
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+        self.adam_names = [name for names, _, _ in groups for name in names]
+        self.parameters = list(named.values())
+        rest = [named[name] for name in self.adam_names]
+        self.flats = [FlatGradients(weights, self.ranks) for weights in _by_dtype(rest)]
+
+    def expect_gradients(self) -> None:
+        """Announce the last backward pass before `step`; every rank must complete it."""
+        self.muon.departures.expect()
+
+    @torch.no_grad()
+    def step(self, multiplier: float, step: int) -> Tensor:
+        """Sum over ranks, clip, update every parameter, clear gradients.
+
+        Returns the norm of the summed gradients before the clip, a float32 scalar on the device.
+        `multiplier` scales all learning rates, `step` sets the momentum.
+        """
+        self.muon.departures.finish()
+        for flat in self.flats:
+            flat.collect()
+        grad_norm = self._grad_norm()
+        # It has a dimension: a scalar would be rounded to the gradients' dtype first.
+        scale_1 = (self.clip / (grad_norm + 1e-6)).clamp(max=1.0).reshape(1)
+        self.muon.propose(scale_1, momentum(step, self.config))
+        self._step_adam(scale_1, multiplier)
+        self.muon.apply(self.config.matrix_lr * multiplier)
+        # Neither the banks nor fused AdamW count versions of the parameters they change, and
+        # whoever keeps copies of weights (`model.fused`) watches those.
+        torch.autograd.graph.increment_version(self.parameters)
+        self.clear()
+        return grad_norm
+
+    def _grad_norm(self) -> Tensor:
+        zero = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+        square = sum((bank.square() for bank in self.muon.banks), start=zero)
+        self.ranks.start_sum(square)()
+        return sum((flat.square() for flat in self.flats), start=square).sqrt().float()
+
+    def _step_adam(self, scale_1: Tensor, multiplier: float) -> None:
+        for flat in self.flats:
+            flat.row_N.mul_(scale_1)
+        for group in self.adam.param_groups:
+            group["lr"] = group["base_lr"] * multiplier
+        self.adam.step()
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        for weight in self.parameters:
+            weight.grad = None
+
+    def reset(self) -> None:
+        """Forget momentum and moments, as before a first step."""
+        self.muon.reset()
+        self.adam.state.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every state tensor by name; empty AdamW state (before a first step) is absent.
+
+        With several ranks all must call it, and all get the whole state.
+        """
+        tensors = dict(self.muon.named_state())
+        parameters = [p for group in self.adam.param_groups for p in group["params"]]
+        for name, weight in zip(self.adam_names, parameters, strict=True):
+            for key, value in self.adam.state[weight].items():
+                tensors[f"adam.{key}.{name}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        self.muon.restore(tensors)
+        parameters = [p for group in self.adam.param_groups for p in group["params"]]
+        for name, weight in zip(self.adam_names, parameters, strict=True):
+            slots: dict[str, Any] = {}
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = tensors.get(f"adam.{key}.{name}")
+                if value is not None:
+                    slots[key] = value.clone()
+            self.adam.state[weight] = slots

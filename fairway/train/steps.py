@@ -1,0 +1,157 @@
+"""Step records: one JSON line per optimiser step, and the line that shows where a run stands."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from fairway.base import units
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes, parse_json, read_bytes, write_atomic
+from fairway.base.progress import Advance
+from fairway.config.settings import Config, declares_code
+
+STEPS = "steps.jsonl"
+# A record takes 250 bytes: a million steps.
+_MOST_STEPS_BYTES = 1 << 28
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One line of steps.jsonl: what a step saw and did."""
+
+    step: int
+    progress: float
+    progress_after: float
+    seconds: float
+    loss: float
+    lr: float
+    tokens: int
+    tokens_per_s: float
+    grad_norm: float
+    looping: bool
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Return the step records of a run folder's steps.jsonl, in order."""
+    lines = read_bytes(path, _MOST_STEPS_BYTES).splitlines()
+    try:
+        return [parse_json(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as step records ({error})") from None
+
+
+def cut_steps(path: Path, count: int, digest: str) -> None:
+    """Keep the first `count` records, whose digest is known; a crash may have left more, or half
+    of one."""
+    data = read_bytes(path, _MOST_STEPS_BYTES) if path.exists() else b""
+    lines = data.splitlines(keepends=True)
+    kept = b"".join(lines[:count])
+    if digest_bytes(kept) != digest:
+        raise UserError(
+            f"{path} is damaged: its first {count} step records are not those of the checkpoint; "
+            "begin again with --restart"
+        )
+    write_atomic(path, kept)
+
+
+def recorded_progress(run: Path) -> list[float]:
+    """Return the progress before each step of a recorded run, and after its last one."""
+    records = read_steps(run / STEPS)
+    try:
+        return [r["progress"] for r in records] + [records[-1]["progress_after"]]
+    except (IndexError, KeyError, TypeError):
+        raise UserError(f"{run / STEPS} holds no step records to replay") from None
+
+
+class StepLine:
+    """The fixed-width line that shows where the run stands, in seconds and bytes."""
+
+    def __init__(
+        self, config: Config, bytes_per_token: float, estimate_bytes: Callable[[], int], say: Say
+    ) -> None:
+        self.config, self.bytes_per_token = config, bytes_per_token
+        self.estimate_bytes, self.say = estimate_bytes, say
+        self.smooth_loss: float | None = None
+        self.shown_s = -math.inf
+        # Tokens and seconds at the last line that stayed: a GPU's single steps are seen to end
+        # whenever the host looks.
+        self.since = 0, 0.0
+        self.size_bytes = 0
+        self.printed = -1
+        self.permille = 0
+
+    def lasting(self, progress: float) -> bool:
+        """Return whether the next line, at this progress, is one that stays on the screen."""
+        return int(progress * 10) != self.printed
+
+    def show(self, record: StepRecord, advance: Advance) -> None:
+        """Move the bar; print a lasting line at every tenth of the run."""
+        mean = record.loss if self.smooth_loss is None else self.smooth_loss
+        self.smooth_loss = mean + 0.1 * (record.loss - mean)
+        tenth, permille = int(record.progress_after * 10), int(record.progress_after * 1000)
+        now_s = time.perf_counter()
+        lasting = self.lasting(record.progress_after)
+        if not lasting and now_s - self.shown_s < self.config.train.log_every_s:
+            return
+        self.shown_s = now_s
+        if lasting:
+            # Reading sizes off the weights waits for the device: ten times a run, not every line.
+            self.size_bytes = self.estimate_bytes()
+        text = self.text(record)
+        advance(permille - self.permille, text)
+        self.permille = permille
+        if lasting:
+            self.printed = tenth
+            self.since = record.tokens, record.seconds
+            self.say(text)
+
+    def text(self, record: StepRecord) -> str:
+        """Return the step line; `bpb~` takes the training text's bytes per token.
+
+        Time and pace are means since the last line that stayed.
+        """
+        config = self.config
+        assert self.smooth_loss is not None
+        bpb = units.nats_to_bits(self.smooth_loss) / self.bytes_per_token
+        tokens, seconds = self.since
+        tokens_per_s = (record.tokens - tokens) / max(record.seconds - seconds, 1e-9)
+        batch_ms = 1000.0 * config.train.batch_tokens / tokens_per_s
+        used = f"{record.seconds:.0f}"
+        if config.train.clock == "wall":
+            used += f"/{config.train.budget_s:.0f}"
+        size = self.size_bytes / 1e6
+        declared = ", code declared" if declares_code(config.pack) else ""
+        return (
+            f"step {record.step + 1:05d} {record.progress_after:6.1%}"
+            f" | loss {self.smooth_loss:6.4f} | bpb~{bpb:6.4f}"
+            f" | {batch_ms:6.0f} ms | {tokens_per_s / 1e3:7.1f} ktok/s"
+            f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB{declared}"
+        )
+
+
+class StepLog:
+    """Where the records of a run go: its file and its line. Ranks but the first keep silent."""
+
+    def __init__(self, file: TextIO, line: StepLine, advance: Advance, active: bool) -> None:
+        self.file, self.line, self.advance, self.active = file, line, advance, active
+
+    def lasting(self, progress: float) -> bool:
+        """Return whether the record that ends at this progress will be read with its weights."""
+        return self.active and self.line.lasting(progress)
+
+    def write(self, record: StepRecord) -> None:
+        """Write a record and show it."""
+        if self.active:
+            self.file.write(json.dumps(asdict(record)) + "\n")
+            self.line.show(record, self.advance)
+
+    def keep(self) -> None:
+        """Return when all records are on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
