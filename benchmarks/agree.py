@@ -27,7 +27,8 @@ import torch
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.data.folder import DataFolder
-from fairway.machine.runtime import DTYPES, Plan, Ranks, make_plan
+from fairway.machine.plan import DTYPES, Plan, make_plan
+from fairway.machine.ranks import Ranks
 from fairway.model import attention
 from fairway.quantise.estimate import estimate_bytes
 from fairway.recipes import recipe

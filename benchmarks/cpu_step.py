@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fairway.config.settings import ModelConfig
-from fairway.machine.runtime import Plan
+from fairway.machine.plan import Plan
 from fairway.model import gpt, ops
 from fairway.model.gpt import GPT, build
 from fairway.recipes import recipe

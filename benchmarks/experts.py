@@ -32,13 +32,14 @@ from fairway.config.settings import (
     TttConfig,
 )
 from fairway.data.tokens import Tokenizer
-from fairway.machine.runtime import make_plan
+from fairway.machine.plan import make_plan
 from fairway.model.gpt import GPT
 from fairway.pipeline.run import open_run
 from fairway.recipes import recipe
 from fairway.score.experts.evaluate import evaluate_base, evaluate_mixture, evaluate_published
 from fairway.score.experts.mixture import Helpers
-from fairway.score.ledger import Context, Predictor, Receipt, Score, Text
+from fairway.score.ledger import Score, Text
+from fairway.score.predictor import Context, Predictor, Receipt
 from fairway.score.sliding import text_of
 
 VARIANTS: dict[str, dict[str, object]] = {

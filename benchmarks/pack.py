@@ -44,7 +44,7 @@ from fairway.config.settings import (
 )
 from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer
-from fairway.machine.runtime import make_plan
+from fairway.machine.plan import make_plan
 from fairway.pack.artifact import load_artifact, save_artifact
 from fairway.pack.cabac import Side, encode_codes
 from fairway.quantise.calibrate import collect_hessians

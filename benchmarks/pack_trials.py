@@ -22,7 +22,7 @@ from torch import Tensor
 from fairway.api import model_from
 from fairway.config.settings import ModelConfig, QuantConfig, RuntimeConfig
 from fairway.data.tokens import Tokenizer
-from fairway.machine.runtime import make_plan
+from fairway.machine.plan import make_plan
 from fairway.pack.cabac import Side, encode_codes
 from fairway.pack.codec import compress
 from fairway.quantise.calibrate import collect_hessians

@@ -21,7 +21,7 @@ from torch import Tensor
 from fairway.config.settings import Config, RuntimeConfig
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
-from fairway.machine.runtime import DTYPES, make_plan
+from fairway.machine.plan import DTYPES, make_plan
 from fairway.model.gpt import GPT, build
 from fairway.quantise.calibrate import collect_hessians, gram
 from fairway.quantise.gptq import gptq, grid_of, quantise_model, tensor_stats

@@ -23,7 +23,7 @@ from fairway.config.overrides import override
 from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig
 from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer, encode_documents, prove_bytes
-from fairway.machine.runtime import Plan, make_plan
+from fairway.machine.plan import Plan, make_plan
 from fairway.model.gpt import GPT
 from fairway.pack.artifact import load_artifact
 from fairway.recipes import recipe

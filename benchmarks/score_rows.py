@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from seed_model import load_state
 
+from fairway.base.arrays import IntArray
 from fairway.config.settings import ModelConfig
 from fairway.data.tokens import Tokenizer, encode_documents
 from fairway.model.gpt import GPT
-from fairway.score.ledger import IntArray, Ledger, Text
+from fairway.score.ledger import Ledger, Text
 from fairway.score.sliding import FrozenPredictor
 from fairway.score.windows import events, sliding_windows
 

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from fairway.config.settings import Config, RuntimeConfig
-from fairway.machine.runtime import DTYPES, Plan, Ranks, join_ranks, make_plan
+from fairway.machine.plan import DTYPES, Plan, make_plan
+from fairway.machine.ranks import Ranks, join_ranks
 from fairway.model import attention, gpt, ops
 from fairway.model.gpt import GPT, build, visits
 from fairway.model.paths import prepare

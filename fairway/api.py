@@ -22,12 +22,13 @@ from fairway.base.progress import progress
 from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer
-from fairway.machine.runtime import DTYPES, Plan, make_plan
+from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.model.writing import Manner, Row, write
 from fairway.pack.artifact import load_artifact
-from fairway.score.ledger import Ledger, Receipt, Score, Text, score_events
+from fairway.score.ledger import Ledger, Score, Text, score_events
+from fairway.score.predictor import Receipt
 from fairway.score.sliding import FrozenPredictor, evaluate, text_of
 from fairway.score.windows import events, sliding_windows
 

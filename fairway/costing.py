@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from fairway.api import LanguageModel
-from fairway.data.pieces import IntArray, Packer, encoded
+from fairway.base.arrays import IntArray
+from fairway.data.pieces import Packer, encoded
 from fairway.model.gpt import rope_table
 from fairway.score.windows import Window, sliding_windows
 

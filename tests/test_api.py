@@ -72,9 +72,7 @@ def bare(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_process_keeps_its_own_threads_and_precision(
     smoke_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "fairway.machine.runtime._keep_freed_memory", lambda: pytest.fail("for good")
-    )
+    monkeypatch.setattr("fairway.machine.plan._keep_freed_memory", lambda: pytest.fail("for good"))
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
 
     def own() -> tuple[int, str]:

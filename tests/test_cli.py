@@ -27,7 +27,7 @@ from fairway.base.files import read_json
 from fairway.cli import doctor
 from fairway.cli import main as command_line
 from fairway.config.settings import RuntimeConfig
-from fairway.machine.runtime import make_plan
+from fairway.machine.plan import make_plan
 from fairway.pack.artifact import load_artifact
 from fairway.train.checkpoint import load_checkpoint
 from fairway.version import VERSION

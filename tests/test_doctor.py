@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fairway.cli import doctor
-from fairway.machine.runtime import Plan
+from fairway.machine.plan import Plan
 from fairway.model import attention
 
 PLAN = Plan("cpu", "float32", "highest", 1, "plain")

@@ -10,7 +10,7 @@ from fairway.api import load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json
 from fairway.config.settings import ModelConfig, from_dict
-from fairway.machine.runtime import Plan
+from fairway.machine.plan import Plan
 from fairway.model.gpt import build
 from fairway.pipeline.export import export
 

@@ -10,7 +10,7 @@ import pytest
 
 from fairway.base.errors import UserError
 from fairway.config.settings import Config
-from fairway.machine.runtime import Plan
+from fairway.machine.plan import Plan
 from fairway.pipeline import limits
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.limits import check_later_stages, check_learning_time, smallest_bytes

@@ -20,7 +20,8 @@ from fairway.config.overrides import override
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
-from fairway.machine.runtime import Plan, Ranks
+from fairway.machine.plan import Plan
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT, build
 from fairway.recipes import recipe
 from fairway.train import loop

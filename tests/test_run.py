@@ -18,7 +18,7 @@ from fairway.base.files import digest_file, read_json
 from fairway.config.settings import Config, to_dict
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
-from fairway.machine.runtime import Ranks
+from fairway.machine.ranks import Ranks
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline, open_run
 from fairway.train.loop import CHECKPOINT

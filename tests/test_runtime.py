@@ -8,11 +8,12 @@ import torch.multiprocessing as mp
 
 from fairway.base.errors import UserError
 from fairway.config.settings import RuntimeConfig
-from fairway.machine.runtime import Plan, Ranks, join_ranks, make_plan, seed_everything
+from fairway.machine.plan import Plan, make_plan
+from fairway.machine.ranks import Ranks, join_ranks, seed_everything
 
 
 def test_fixed_settings_need_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fairway.machine.runtime._probe_seconds", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr("fairway.machine.plan._probe_seconds", lambda *_: pytest.fail("probed"))
     config = RuntimeConfig(
         device="cpu", threads=1, dtype="float32", matmul="medium", attention="sdpa"
     )
@@ -27,8 +28,8 @@ def test_probe_takes_the_fastest_of_what_is_open(monkeypatch: pytest.MonkeyPatch
         assert allowance_s <= 1.0
         return 0.1 if option[1] == "float32" and option[2] == "medium" else 1.0
 
-    monkeypatch.setattr("fairway.machine.runtime._probe_seconds", seconds)
-    monkeypatch.setattr("fairway.machine.runtime._usable_cores", lambda: 2)
+    monkeypatch.setattr("fairway.machine.plan._probe_seconds", seconds)
+    monkeypatch.setattr("fairway.machine.plan._usable_cores", lambda: 2)
     plan = make_plan(RuntimeConfig(device="cpu"))
     assert (plan.dtype, plan.matmul) == ("float32", "medium")
     assert len(tried) == 6

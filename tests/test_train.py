@@ -15,13 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from fairway.base.endings import stop_requested
 from fairway.base.errors import InterruptedRun, UserError
 from fairway.config.settings import Config, OptimConfig
 from fairway.data.folder import DataFolder
-from fairway.machine.runtime import Clock, Plan, Ranks, make_plan
+from fairway.machine.plan import Plan, make_plan
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.loop import CHECKPOINT, Training, TrainingText, _device, stop_requested, train
+from fairway.train.clock import Clock
+from fairway.train.loop import CHECKPOINT, Training, TrainingText, _device, train
 from fairway.train.preflight import preflight
 from fairway.train.schedule import lr_multiplier
 from fairway.train.steps import STEPS, StepLine, StepLog, read_steps

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fairway.base import units
 from fairway.config.settings import RuntimeConfig
-from fairway.machine.runtime import DTYPES, Plan, make_plan, seed_everything
+from fairway.machine.plan import DTYPES, Plan, make_plan, settle
+from fairway.machine.ranks import seed_everything
 from fairway.model import attention
 from fairway.pipeline.results import versions
 
@@ -90,14 +91,9 @@ def _fastest(work: Any, repeats: int = 5) -> float:
     work()
     best_s = float("inf")
     for _ in range(repeats):
-        _settle()
+        settle()
         start_s = time.perf_counter()
         work()
-        _settle()
+        settle()
         best_s = min(best_s, time.perf_counter() - start_s)
     return best_s
-
-
-def _settle() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

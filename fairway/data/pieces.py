@@ -13,13 +13,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.data.spmodel import SPACE
 from fairway.data.tokens import Ids, Tokenizer
-
-IntArray = NDArray[np.int64]
 
 # What is encoded as one text; longer texts are cut at a line end, or anywhere.
 _MOST_CHARACTERS = 1 << 16

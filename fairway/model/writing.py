@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.units import written
-from fairway.data.pieces import IntArray, Packer
+from fairway.data.pieces import Packer
 from fairway.model.cache import Cache
 from fairway.model.gpt import GPT
 

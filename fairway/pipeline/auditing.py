@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from fairway.audit.stage import RunFacts, audit_run, audited, summary
+from fairway.base.arrays import IntArray
 from fairway.config.settings import Config
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
 from fairway.pipeline.folder import RunFolder
-from fairway.score.ledger import IntArray
 from fairway.train.steps import Say
 
 AUDIT = "audit"

@@ -9,7 +9,7 @@ from typing import Any
 from fairway.base import units
 from fairway.config.settings import Config
 from fairway.data.tokens import Tokenizer
-from fairway.machine.runtime import Ranks
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.pipeline.folder import RunFolder
 from fairway.score.experts.evaluate import evaluate_mixture, evaluate_published, published_facts

@@ -16,7 +16,7 @@ from fairway.base.files import digest_file
 from fairway.base.terminal import command
 from fairway.config.settings import Config, from_dict, settings, to_dict
 from fairway.data.folder import DataFolder
-from fairway.machine.runtime import Plan
+from fairway.machine.plan import Plan
 from fairway.pipeline.codesize import known_code
 from fairway.pipeline.folder import RunFolder
 from fairway.recipes import RECIPES

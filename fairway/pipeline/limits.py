@@ -10,7 +10,8 @@ from fairway.base import units
 from fairway.base.errors import UserError
 from fairway.config.settings import Config
 from fairway.data.shards import Tokens
-from fairway.machine.runtime import DTYPES, Plan, Ranks
+from fairway.machine.plan import DTYPES, Plan
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.quantise.estimate import expected_bytes

@@ -26,7 +26,8 @@ from fairway.config.overrides import override
 from fairway.config.settings import Config, config_hash, to_dict
 from fairway.data.build import DataFolder, Validation
 from fairway.machine.peers import peers
-from fairway.machine.runtime import Plan, Ranks, join_ranks, make_plan
+from fairway.machine.plan import Plan, make_plan
+from fairway.machine.ranks import Ranks, join_ranks
 from fairway.model.gpt import GPT, num_parameters
 from fairway.pack.model import pack_model
 from fairway.pipeline.auditing import AuditStage

@@ -16,7 +16,8 @@ from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_json
 from fairway.config.settings import Config, config_hash, to_dict
 from fairway.data.folder import DataFolder
-from fairway.machine.runtime import Plan, Ranks, join_ranks, make_plan
+from fairway.machine.plan import Plan, make_plan
+from fairway.machine.ranks import Ranks, join_ranks
 from fairway.model.gpt import GPT, num_parameters
 from fairway.pack.artifact import load_artifact
 from fairway.pack.model import pack_model

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes
 from fairway.base.units import nats_to_bits
@@ -28,8 +28,6 @@ from fairway.prove.container import (
 )
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate
-
-IntArray = NDArray[np.int64]
 
 # Streams that a long file is cut into on a CPU.
 _STREAMS_ON_CPU = 16

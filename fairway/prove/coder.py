@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.native import compiled, int64
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 BitsArray = NDArray[np.uint32]
 
 # Frequencies sum to 2^32. At 8,192 symbols the least frequency of 1 then costs the others 3e-6 bits

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fairway.api import ARTIFACT_FILE, LanguageModel, load
+from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
 from fairway.base.progress import progress
@@ -28,7 +27,7 @@ from fairway.config.settings import (
     unknown_name,
 )
 from fairway.data.tokens import Tokenizer
-from fairway.machine.runtime import Plan
+from fairway.machine.plan import Plan
 from fairway.model.cache import row_bytes
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header, padded
@@ -49,8 +48,6 @@ from fairway.prove.walk import (
 )
 from fairway.score.sliding import evaluate
 from fairway.train.preflight import available_memory
-
-IntArray = NDArray[np.int64]
 
 
 class Method(Protocol):

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fairway.api import LanguageModel
+from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.config.checks import check_mixture
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
@@ -23,8 +23,6 @@ from fairway.prove.streams import Stream, cut_evenly
 from fairway.prove.walk import Course, Fixed, Frozen, Learner, Segments, window_segments
 from fairway.score.experts.evaluate import evaluate_base
 from fairway.score.experts.mixture import Helpers
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

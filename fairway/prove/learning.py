@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fairway.api import LanguageModel
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
 from fairway.config.checks import check_learning
 from fairway.config.settings import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
@@ -26,14 +26,12 @@ from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, Segments, window_segments
 from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
-from fairway.score.ledger import Context, Lesson, Receipt, Text, Witness
+from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, Lanes, evaluate_lora
+from fairway.score.predictor import Context, Lesson, Receipt
 from fairway.score.sgd import Sgd, chunk_rate, evaluate_sgd
 from fairway.score.sliding import text_of
 from fairway.score.windows import Event, Window
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 def proven_text(language: LanguageModel, streams: Sequence[IntArray]) -> Text:

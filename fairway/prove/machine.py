@@ -15,7 +15,7 @@ import torch
 from fairway.base.errors import UserError
 from fairway.config.checks import check
 from fairway.config.settings import Config, RuntimeConfig
-from fairway.machine.runtime import DTYPES, Plan, make_plan
+from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.model.attention import why_not
 from fairway.model.gpt import GPT
 from fairway.prove.coder import Decoder

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, read_bytes
 from fairway.base.units import nats_to_bits
@@ -33,8 +33,6 @@ from fairway.prove.container import (
 from fairway.prove.learning import DocumentLora
 from fairway.prove.machine import coding_plan
 from fairway.prove.walk import Walked
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

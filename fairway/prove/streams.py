@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fairway.base.arrays import IntArray
 from fairway.data.tokens import Tokenizer
-
-IntArray = NDArray[np.int64]
 
 
 def default_streams(tokens: int, seq_len: int, device: str, most: int) -> int:

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
 from fairway.model.cache import Cache
 from fairway.model.gpt import GPT
@@ -33,8 +34,6 @@ from fairway.prove.coder import Decoder, Encoder, cost_bits
 from fairway.prove.shares import Shares, shares_of
 from fairway.score.windows import sliding_windows
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 # Positions that tables have room for at first.
 _FIRST_ROOM = 4_096
 Number = TypeVar("Number", np.int64, np.float64)

@@ -19,30 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
 from fairway.config.settings import ScoreConfig, TttConfig
-from fairway.machine.runtime import Ranks
+from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
 from fairway.score.adam import AdamW
 from fairway.score.adapting import Fused, Plain, Rope, Way, adapting, chunk_nats, plain_states
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
 from fairway.score.halving import Halving
-from fairway.score.ledger import (
-    Context,
-    FloatArray,
-    Helped,
-    IntArray,
-    Ledger,
-    Receipt,
-    Score,
-    Span,
-    Text,
-    Witness,
-    alone,
-)
+from fairway.score.ledger import Ledger, Score, Span, Text, Witness
+from fairway.score.predictor import Context, Helped, Receipt, alone
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
 from fairway.score.sliding import ALONE, whole_row

@@ -16,23 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.progress import progress
 from fairway.config.settings import ScoreConfig, TttConfig
-from fairway.machine.runtime import Ranks
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
-from fairway.score.ledger import (
-    FloatArray,
-    Gather,
-    Helped,
-    IntArray,
-    Ledger,
-    Lesson,
-    Score,
-    Span,
-    Text,
-    Witness,
-    alone,
-)
+from fairway.score.ledger import Gather, Ledger, Score, Span, Text, Witness
+from fairway.score.predictor import Helped, Lesson, alone
 from fairway.score.repeat import repeatable
 from fairway.score.share import gathering, share
 from fairway.score.sliding import ALONE, ROW_TOLERANCE_NATS, FrozenPredictor, evaluating

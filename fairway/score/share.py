@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fairway.machine.runtime import Ranks
-from fairway.score.ledger import FloatArray, Gather, Part
+from fairway.base.arrays import FloatArray
+from fairway.machine.ranks import Ranks
+from fairway.score.ledger import Gather, Part
 
 # What is told of a part besides the nats of its events.
 _PART_NUMBERS = 8

@@ -11,25 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
 from fairway.config.settings import ScoreConfig
 from fairway.data.tokens import ByteTable, Ids, token_bytes
-from fairway.machine.runtime import Ranks
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
-from fairway.score.ledger import (
-    Context,
-    FloatArray,
-    Helped,
-    IntArray,
-    Ledger,
-    Receipt,
-    Score,
-    Span,
-    Text,
-    Witness,
-    alone,
-    score_events,
-)
+from fairway.score.ledger import Ledger, Score, Span, Text, Witness, score_events
+from fairway.score.predictor import Context, Helped, Receipt, alone
 from fairway.score.share import gathering, share
 from fairway.score.windows import Event, events, sliding_windows, usable_targets
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from fairway.base.files import write_atomic
-from fairway.machine.runtime import Ranks
-from fairway.score.ledger import Receipt, Witness
+from fairway.machine.ranks import Ranks
+from fairway.score.ledger import Witness
+from fairway.score.predictor import Receipt
 from fairway.score.windows import Event
 
 START = hashlib.sha256(b"fairway trail 1").hexdigest()

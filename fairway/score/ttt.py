@@ -10,17 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from fairway.base.errors import UserError
 from fairway.config.checks import lora_chunks
 from fairway.config.settings import ScoreConfig, TttConfig
-from fairway.machine.runtime import Ranks
+from fairway.machine.plan import settle
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.score.adapting import adapting
 from fairway.score.documents import Step, batches, documents
-from fairway.score.ledger import Context, Lesson, Score, Text, Witness
+from fairway.score.ledger import Score, Text, Witness
 from fairway.score.lora import Documents, evaluate_lora, phase_bounds
+from fairway.score.predictor import Context, Lesson
 from fairway.score.sgd import Sgd, chunks, evaluate_sgd
 from fairway.score.sliding import ALONE, FrozenPredictor, evaluating
 from fairway.score.windows import Event, Window, usable_targets
@@ -211,13 +212,8 @@ def _dummy(rows: int, length: int, scored: int) -> Context:
 def _seconds(work: Callable[[], object]) -> float:
     """Return the seconds of some work, done once before it is timed."""
     work()
-    _settle()
+    settle()
     start_s = time.perf_counter()
     work()
-    _settle()
+    settle()
     return time.perf_counter() - start_s
-
-
-def _settle() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

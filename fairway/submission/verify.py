@@ -24,7 +24,7 @@ from fairway.base.files import MOST_BYTES, digest_file, read_bytes, read_json
 from fairway.bundle.build import SCRIPT, bundle, check_bundle
 from fairway.config.settings import Config, config_hash, declares_code, fixed_digest, from_dict
 from fairway.data.folder import DataFolder
-from fairway.machine.runtime import Plan
+from fairway.machine.plan import Plan
 from fairway.pipeline.solo import SCORE_FILE
 from fairway.score.sliding import evaluate, text_of
 from fairway.score.ttt import evaluate_ttt

@@ -9,7 +9,6 @@ Shapes: B sequences, T time.
 """
 
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,16 +21,19 @@ import torch
 from torch import Tensor
 
 from fairway.base import units
+from fairway.base.endings import stop_requested
 from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.files import digest_file
 from fairway.base.progress import progress
 from fairway.config.settings import Config, to_dict
 from fairway.data.loader import Prefetcher, ShuffledLoader
 from fairway.data.shards import Tokens
-from fairway.machine.runtime import DTYPES, Clock, Plan, Ranks, seed_everything
+from fairway.machine.plan import DTYPES, Plan
+from fairway.machine.ranks import Ranks, seed_everything
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
+from fairway.train.clock import Clock
 from fairway.train.muon import Optimisers
 from fairway.train.schedule import WeightAverage, average_decay, lr_multiplier
 from fairway.train.steps import (
@@ -53,33 +55,6 @@ class TrainingText:
 
     shards: list[Tokens]
     bytes_per_token: float
-
-
-# ---------------------------------------------------------------------------------------------
-# Signals
-
-
-@contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """Yield an event that a signal to end sets, so that a step is never cut in half."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    # A closed terminal; nohup asks to outlive it.
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: event.set()) for number in numbers}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# ---------------------------------------------------------------------------------------------
-# The run
 
 
 @dataclass(frozen=True, slots=True)

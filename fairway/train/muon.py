@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fairway.config.settings import OptimConfig
-from fairway.machine.runtime import Ranks, Wait
+from fairway.machine.ranks import Ranks, Wait
 from fairway.train.schedule import momentum
 
 Triple = tuple[float, float, float]

@@ -10,7 +10,7 @@ from fairway.base import units
 from fairway.base.errors import UserError
 from fairway.config.settings import Config
 from fairway.data.shards import Tokens
-from fairway.machine.runtime import DTYPES, Plan
+from fairway.machine.plan import DTYPES, Plan
 
 # What the stages after training import.
 _NEEDED = ("brotli", "zstandard", "matplotlib", "safetensors")

@@ -16,8 +16,10 @@ from audit.honest import V, text
 from fairway.audit.scorers import trails as audit
 from fairway.audit.scorers.trails import check_trail_file, check_trails, read_trails
 from fairway.audit.scorers.verdicts import Probe
-from fairway.machine.runtime import Ranks
-from fairway.score.ledger import Context, Distribution, FloatArray, IntArray, Ledger, Receipt, Text
+from fairway.base.arrays import FloatArray, IntArray
+from fairway.machine.ranks import Ranks
+from fairway.score.ledger import Ledger, Text
+from fairway.score.predictor import Context, Distribution, Receipt
 from fairway.score.trail import START, Trail, sealed, trail_file, write_trails
 from fairway.score.windows import Event, Window, events, sliding_windows
 

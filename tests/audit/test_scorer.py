@@ -14,9 +14,9 @@ from fairway.audit.scorers.predictors import LedgerScorer, scorer_of, small
 from fairway.audit.scorers.probes import audit_scorer
 from fairway.audit.scorers.scorer import FromCallable, RowScorer, open_program, scored
 from fairway.audit.scorers.verdicts import Probe, joined, verdict_of
+from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.config.settings import BOS_ID, ScoreConfig, TttConfig
-from fairway.score.ledger import IntArray
 
 PROGRAM = """
 import json, sys

@@ -13,6 +13,7 @@ import torch
 from tiny import TINY, alive
 from torch import Tensor
 
+from fairway.base.arrays import FloatArray
 from fairway.base.errors import LedgerError
 from fairway.config.checks import LORA_TARGETS
 from fairway.config.settings import ScoreConfig, TttConfig
@@ -21,8 +22,9 @@ from fairway.model.paths import prepare
 from fairway.score import lora
 from fairway.score.adam import AdamW
 from fairway.score.adapting import adapting, plain_states, rounded_length, rounded_rows
-from fairway.score.ledger import Context, FloatArray, Text, Witness
+from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, evaluate_lora
+from fairway.score.predictor import Context
 from fairway.score.windows import Event, Window
 
 pytest.importorskip("triton", reason="the fused path needs Triton")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairway.base.errors import UserError
 from fairway.config.settings import ModelConfig, OptimConfig, RuntimeConfig
-from fairway.machine.runtime import make_plan
+from fairway.machine.plan import make_plan
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.quantise.calibrate import collect_hessians

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fairway.config.settings import ModelConfig, OptimConfig
-from fairway.machine.runtime import Ranks
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT, build
 from fairway.train import muon
 from fairway.train.muon import Departures, Muon, Optimisers, in_stages, move, muon_update

@@ -19,8 +19,9 @@ from fairway.model.paths import prepare
 from fairway.score import halving, lora
 from fairway.score.adapting import Rope
 from fairway.score.halving import Halving
-from fairway.score.ledger import Receipt, Text, Witness
+from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, evaluate_lora
+from fairway.score.predictor import Receipt
 
 MODEL = replace(TINY, dim=32, embed_bf16=False, rope_train_len=8)
 SCORE = ScoreConfig(seq_len=16, stride=4, check_positions=20, truncate=False)

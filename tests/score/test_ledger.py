@@ -9,20 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fairway.score.ledger import (
-    Context,
-    FloatArray,
-    IntArray,
-    Ledger,
-    LedgerError,
-    Part,
-    Receipt,
-    Span,
-    Text,
-    Witness,
-    alone,
-    score_events,
-)
+from fairway.base.arrays import FloatArray, IntArray
+from fairway.score.ledger import Ledger, LedgerError, Part, Span, Text, Witness, score_events
+from fairway.score.predictor import Context, Receipt, alone
 from fairway.score.windows import Event, Window, events, sliding_windows
 
 V = 7

@@ -16,8 +16,9 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
 from fairway.score import lora
 from fairway.score.documents import batches, documents
-from fairway.score.ledger import Context, Ledger, Lesson, Text, Witness
+from fairway.score.ledger import Ledger, Text, Witness
 from fairway.score.lora import DocumentDistribution, Documents, Lanes, evaluate_lora, phase_bounds
+from fairway.score.predictor import Context, Lesson
 from fairway.score.sgd import Sgd
 from fairway.score.sliding import ALONE
 from fairway.score.windows import Event, Window

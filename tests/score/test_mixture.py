@@ -22,7 +22,8 @@ from fairway.score.experts.evaluate import evaluate_base, evaluate_mixture
 from fairway.score.experts.mixture import Helpers, Mixture
 from fairway.score.experts.ppm import PlainPpm
 from fairway.score.experts.trie import Tries, Wanted, token_strings
-from fairway.score.ledger import Context, Ledger, Receipt, Score, Text
+from fairway.score.ledger import Ledger, Score, Text
+from fairway.score.predictor import Context, Receipt
 from fairway.score.windows import events, sliding_windows
 
 V, N = 300, 260

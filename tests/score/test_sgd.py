@@ -13,10 +13,11 @@ from tiny import TINY
 from tiny import alive as alive_with
 
 from fairway.config.settings import ScoreConfig, TttConfig
-from fairway.machine.runtime import Ranks
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.score import sgd
-from fairway.score.ledger import Ledger, Lesson, Text, Witness
+from fairway.score.ledger import Ledger, Text, Witness
+from fairway.score.predictor import Lesson
 from fairway.score.sgd import Sgd, chunk_rate, chunks, evaluate_sgd, token_weights
 from fairway.score.sliding import FrozenPredictor
 from fairway.score.windows import Event

@@ -11,10 +11,11 @@ import torch
 from fairway.base.errors import UserError
 from fairway.config.settings import ScoreConfig
 from fairway.data.tokens import ByteTable
-from fairway.machine.runtime import Ranks
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.score import sliding
-from fairway.score.ledger import Context, Ledger, LedgerError, Text, Witness
+from fairway.score.ledger import Ledger, LedgerError, Text, Witness
+from fairway.score.predictor import Context
 from fairway.score.sliding import FrozenDistribution, FrozenPredictor, evaluate, text_of
 from fairway.score.windows import Event, Window, events, sliding_windows
 

@@ -17,7 +17,7 @@ from fairway.base.errors import LedgerError, UserError
 from fairway.config.checks import check_ttt, lora_chunks
 from fairway.config.overrides import override
 from fairway.config.settings import Config, ModelConfig, ScoreConfig, TttConfig
-from fairway.machine.runtime import Ranks
+from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.score import ttt
 from fairway.score.documents import batches, chunk_bounds, documents, longest_first

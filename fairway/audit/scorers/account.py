@@ -8,7 +8,7 @@ import numpy as np
 from fairway.audit.scorers.bench import Bench
 from fairway.audit.scorers.scorer import Costs, scored
 from fairway.audit.scorers.trial import Trial
-from fairway.score.ledger import FloatArray, IntArray
+from fairway.base.arrays import FloatArray, IntArray
 
 # Text of one source may differ from one time to another by this part of its cost.
 DRIFT = 0.05

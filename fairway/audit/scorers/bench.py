@@ -12,9 +12,9 @@ import numpy as np
 
 from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
 from fairway.audit.scorers.texts import of_few_words, of_pieces
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
 from fairway.config.settings import BOS_ID
-from fairway.score.ledger import FloatArray, IntArray
 
 # Costs that move by less are rounding; a leak of information is larger by far.
 ROUNDING_NATS = 1e-5

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fairway.audit.scorers.scorer import Costs
-from fairway.score.ledger import FloatArray, IntArray
+from fairway.base.arrays import FloatArray, IntArray
 
 # A valid scorer is this far ahead of fair odds in one of a million audits.
 AHEAD_NATS = math.log(1e6)

@@ -10,7 +10,7 @@ from fairway.audit.scorers.betting import AHEAD_NATS, Bets
 from fairway.audit.scorers.places import in_turn, places
 from fairway.audit.scorers.scorer import Costs, scored
 from fairway.audit.scorers.trial import Trial
-from fairway.score.ledger import FloatArray, IntArray
+from fairway.base.arrays import FloatArray, IntArray
 
 _DOCUMENTS, _STREAMS, _MOVES, _PLACES = 48, 24, 24, 24
 # BOS put at the place of a word may cost so much less than it did there, on average: what was

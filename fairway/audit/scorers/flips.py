@@ -10,7 +10,7 @@ from fairway.audit.scorers.bench import moved_by
 from fairway.audit.scorers.places import cuts, in_turn, places
 from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
 from fairway.audit.scorers.trial import Trial
-from fairway.score.ledger import FloatArray, IntArray
+from fairway.base.arrays import FloatArray, IntArray
 
 # Costs may lie this far below the distributions shown, on average.
 SHAVED_NATS = 1e-3

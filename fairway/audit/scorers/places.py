@@ -6,7 +6,7 @@ import numpy as np
 
 from fairway.audit.scorers.bench import Bench
 from fairway.audit.scorers.scorer import Costs
-from fairway.score.ledger import IntArray
+from fairway.base.arrays import IntArray
 
 # Chunks and windows are mostly multiples of these; both sides of every border are looked at.
 _BORDERS = (64, 32, 16, 8, 100, 50, 10)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fairway.audit.scorers.betting import AHEAD_NATS, Bets
-from fairway.score.ledger import FloatArray
+from fairway.base.arrays import FloatArray
 
 # Leaks at one of a hundred places are the example; of others the reader can tell from the number.
 SHARE = 0.01

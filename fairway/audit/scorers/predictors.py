@@ -10,19 +10,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
 from fairway.score.experts.evaluate import evaluate_base, evaluate_mixture
-from fairway.score.ledger import (
-    FloatArray,
-    IntArray,
-    Receipt,
-    Text,
-    Witness,
-    alone,
-)
+from fairway.score.ledger import Text, Witness
 from fairway.score.lora import ROW_TOLERANCE_NATS as LORA_TOLERANCE_NATS
+from fairway.score.predictor import Receipt, alone
 from fairway.score.sliding import ROW_TOLERANCE_NATS
 
 # Scores a text from a fresh state and lets the witness hear of it.

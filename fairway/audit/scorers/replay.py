@@ -9,7 +9,7 @@ from fairway.audit.scorers.scorer import Costs, PartScorer, Scorer, scored
 from fairway.audit.scorers.texts import of_pieces
 from fairway.audit.scorers.trial import Trial
 from fairway.audit.scorers.verdicts import Probe
-from fairway.score.ledger import IntArray
+from fairway.base.arrays import IntArray
 
 # Noise up to this leaves the audit open; what moves further is no noise.
 OPEN_NOISE_NATS = 0.1

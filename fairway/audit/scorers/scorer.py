@@ -32,8 +32,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fairway.audit.scorers.pipe import Pipe
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError, shown
-from fairway.score.ledger import FloatArray, IntArray
 
 # The largest vocabulary that is asked about.
 MOST_WORDS = 1 << 20

@@ -10,7 +10,7 @@ from fairway.audit.scorers import power, texts
 from fairway.audit.scorers.betting import AHEAD_NATS, Bets, fair_shuffle
 from fairway.audit.scorers.scorer import scored
 from fairway.audit.scorers.trial import Trial
-from fairway.score.ledger import FloatArray, IntArray
+from fairway.base.arrays import FloatArray, IntArray
 
 # More streams of a kind than this add little to what the first have shown.
 _STREAMS = 48

@@ -11,7 +11,7 @@ from fairway.audit.scorers.places import in_turn, places
 from fairway.audit.scorers.scorer import scored
 from fairway.audit.scorers.sums import SUM_TOLERANCE, Place, Sum
 from fairway.audit.scorers.trial import Trial
-from fairway.score.ledger import IntArray
+from fairway.base.arrays import IntArray
 
 # A small vocabulary is asked wholly if so much of the time that is left is enough.
 _SMALL_WORDS, _SMALL = 64, 0.7

@@ -13,7 +13,7 @@ import numpy as np
 
 from fairway.audit.scorers.bench import ROUNDING_NATS, Bench, grain, moved_by
 from fairway.audit.scorers.scorer import RowScorer, scored
-from fairway.score.ledger import IntArray
+from fairway.base.arrays import IntArray
 
 # |sum of probabilities - 1| allowed: costs may come from float32.
 SUM_TOLERANCE = 1e-3

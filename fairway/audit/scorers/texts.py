@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairway.score.ledger import FloatArray, IntArray
+from fairway.base.arrays import FloatArray, IntArray
 
 # The share of draws that follow a pair of the text; the others keep every token possible.
 _PAIRS, _SEEN = 0.9, 0.9

@@ -9,7 +9,7 @@ import numpy as np
 from fairway.audit.scorers.bench import Bench
 from fairway.audit.scorers.scorer import Costs
 from fairway.audit.scorers.verdicts import Probe, Verdict
-from fairway.score.ledger import FloatArray, IntArray
+from fairway.base.arrays import FloatArray, IntArray
 
 _END = object()
 

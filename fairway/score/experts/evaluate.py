@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.units import bits_per_byte
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
@@ -16,19 +17,9 @@ from fairway.model.gpt import GPT
 from fairway.score.experts.mixture import Helpers
 from fairway.score.experts.published import Spread, spread
 from fairway.score.experts.trie import token_strings
-from fairway.score.ledger import (
-    Context,
-    Distribution,
-    FloatArray,
-    Helped,
-    IntArray,
-    Predictor,
-    Receipt,
-    Score,
-    Text,
-    Witness,
-)
+from fairway.score.ledger import Score, Text, Witness
 from fairway.score.lora import evaluate_lora
+from fairway.score.predictor import Context, Distribution, Helped, Predictor, Receipt
 from fairway.score.sgd import evaluate_sgd
 from fairway.score.sliding import evaluate
 from fairway.score.windows import usable_targets

@@ -22,13 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fairway.base.arrays import ByteArray, FloatArray, IntArray
 from fairway.base.native import compiled, int64
 from fairway.score.experts.ppm import EXCLUSION, Words, allows, ask, learn, pushed, share_of, shares
 from fairway.score.experts.trie import Trie
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-ByteArray = NDArray[np.uint8]
 
 # Settings, by place: `how`.
 VARIANT_B, WEIGHTING, PPM, MATCH, MIN_MATCH, PER_DOCUMENT, BOS = range(7)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
 from fairway.config.settings import MixtureConfig
 from fairway.data.tokens import Tokenizer
@@ -23,7 +24,7 @@ from fairway.score.experts import mixing, ppm
 from fairway.score.experts.tilt import Tilt
 from fairway.score.experts.trie import Tries, Wanted, arriving, token_strings
 from fairway.score.experts.whole import enumerate_tokens
-from fairway.score.ledger import Context, Distribution, FloatArray, IntArray, Predictor, Receipt
+from fairway.score.predictor import Context, Distribution, Predictor, Receipt
 from fairway.score.windows import Event, Window
 
 # Positions whose tables are made at a time: 512 x 8,192 in float64 is 34 MB.

@@ -22,11 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fairway.base.arrays import ByteArray, FloatArray, IntArray
 from fairway.base.native import compiled, fetch, int64
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-ByteArray = NDArray[np.uint8]
 
 MAX_ORDER = 8
 # One array of 32-bit words holds everything, so that compiled functions have one to pass on: first

@@ -15,15 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fairway.base.arrays import ByteArray, FloatArray, IntArray
 from fairway.base.native import compiled, int64
 from fairway.config.settings import MixtureConfig
 from fairway.score.experts import ppm
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-ByteArray = NDArray[np.uint8]
 
 LABEL = "not a distribution"
 

@@ -15,12 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.native import compiled, int64
 from fairway.config.settings import MixtureConfig
 from fairway.score.experts.mixing import Hints
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 LENGTHS = (16, 14, 12, 10, 8)
 _LONGEST = LENGTHS[0]

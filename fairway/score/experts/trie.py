@@ -26,11 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.native import compiled
 from fairway.data.tokens import Tokenizer
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 class Trie(NamedTuple):

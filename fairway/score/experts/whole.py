@@ -5,8 +5,8 @@ code and in another order. So rows are a check of the scorer, and what a decoder
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.native import compiled, int64
 from fairway.score.experts.mixing import (
     MATCH,
@@ -24,9 +24,6 @@ from fairway.score.experts.mixing import (
 )
 from fairway.score.experts.ppm import EXCLUSION, pushed, shares
 from fairway.score.experts.trie import Trie, sum_tree
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 @compiled

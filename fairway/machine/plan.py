@@ -1,0 +1,164 @@
+"""What the machine will use: device, precision, threads.
+
+What `auto` settings resolve to is a `Plan`; it is printed, kept with the checkpoint and recorded in
+the results, because a score is a function of it.
+"""
+
+import ctypes
+import importlib.util
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+
+from fairway.base.errors import UserError
+from fairway.config.settings import RuntimeConfig
+from fairway.model import attention
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the machine will use: every `auto` resolved."""
+
+    device: str
+    dtype: str
+    matmul: str
+    threads: int
+    attention: str
+    kernels: str = "plain"
+
+    def describe(self) -> str:
+        """Return the plan as one line for people."""
+        threads = f", {self.threads} threads" if self.device == "cpu" else ""
+        return (
+            f"{self.device}{threads}, {self.dtype} activations, float32 products "
+            f"'{self.matmul}', {self.attention} attention, {self.kernels} kernels"
+        )
+
+    def as_dict(self) -> dict[str, str | int]:
+        """Return the plan for JSON."""
+        return asdict(self)
+
+    def apply(self) -> None:
+        """Set threads and matmul precision of this process."""
+        if self.device == "cpu":
+            _keep_freed_memory()
+        self._set()
+
+    def _set(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.matmul)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Compute as planned inside, and as the caller of this library has it outside."""
+        before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        self._set()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before[0])
+            torch.set_float32_matmul_precision(before[1])
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to reuse freed blocks of any size instead of returning them to the system.
+
+    Fresh pages cost a fault each: without this a step of the demo takes up to 1.4 times as long
+    (benchmarks/cpu_step.py).
+    Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    mmap_threshold, trim_threshold = -3, -1
+    libc.mallopt(mmap_threshold, 1 << 30)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def make_plan(config: RuntimeConfig) -> Plan:
+    """Resolve every `auto`; on a CPU by a probe of about two seconds.
+
+    Raises UserError for a CUDA device that is not there, or attention that does not run on it.
+    """
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise UserError("runtime.device is cuda, but torch sees no GPU; set runtime.device=cpu")
+    device = config.device if config.device != "auto" else ("cuda" if has_cuda else "cpu")
+    if device == "cuda":
+        dtype = "bfloat16" if config.dtype == "auto" else config.dtype
+        matmul = "high" if config.matmul == "auto" else config.matmul
+        threads = config.threads or torch.get_num_threads()
+    else:
+        threads, dtype, matmul = _probe_cpu(config)
+    backend = attention.choose(config.attention, device, DTYPES[dtype])
+    return Plan(device, dtype, matmul, threads, backend, _kernels(config.kernels, device, dtype))
+
+
+def _kernels(name: str, device: str, dtype: str) -> str:
+    missing = ""
+    if device != "cuda" or dtype != "bfloat16":
+        missing = f"they need a GPU and bfloat16, and this is {device} with {dtype}"
+    elif importlib.util.find_spec("triton") is None:
+        missing = "they need the package triton, which is not installed"
+    if name == "fused" and missing:
+        raise UserError(f"runtime.kernels is fused, but {missing}; set runtime.kernels=plain")
+    return "plain" if missing or name == "plain" else "fused"
+
+
+def _usable_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _probe_cpu(config: RuntimeConfig) -> tuple[int, str, str]:
+    """Return the fastest (threads, dtype, matmul) among those the config leaves open."""
+    cores = _usable_cores()
+    counts = [config.threads] if config.threads else sorted({1, max(1, cores // 2), cores})
+    dtypes = [config.dtype] if config.dtype != "auto" else ["bfloat16", "float32"]
+    matmuls = [config.matmul] if config.matmul != "auto" else ["highest", "medium"]
+    options = [
+        (threads, dtype, matmul)
+        for threads in counts
+        for dtype in dtypes
+        # The precision of float32 products has no bearing on bfloat16 ones: try it once.
+        for matmul in (matmuls if dtype == "float32" else matmuls[:1])
+    ]
+    if len(options) == 1:
+        return options[0]
+    return min(options, key=lambda option: _probe_seconds(option, 2.0 / len(options)))
+
+
+def _probe_seconds(option: tuple[int, str, str], allowance_s: float) -> float:
+    """Return the median seconds of an MLP forward and backward under these settings."""
+    threads, dtype, matmul = option
+    x_ND = torch.randn(2048, 256).to(DTYPES[dtype]).requires_grad_()
+    up_FD = torch.randn(1024, 256).to(DTYPES[dtype])
+
+    def work() -> None:
+        torch.autograd.backward(((x_ND @ up_FD.T).square() @ up_FD).sum())
+
+    with Plan("cpu", dtype, matmul, threads, "plain").applied():
+        taken_s = [_timed(work)]
+        while sum(taken_s) < allowance_s or len(taken_s) < 3:
+            taken_s.append(_timed(work))
+    return statistics.median(taken_s[1:])
+
+
+def _timed(work: Callable[[], None]) -> float:
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
+def settle() -> None:
+    """Wait until the device has finished what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

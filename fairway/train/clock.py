@@ -1,0 +1,63 @@
+"""What drives a run: seconds, steps, or the progress of another run."""
+
+import time
+
+from fairway.config.settings import Config
+from fairway.machine.plan import settle
+
+
+class Clock:
+    """Training progress in [0, 1], from elapsed seconds, from steps, or from a recorded run.
+
+    wall: elapsed training seconds over the budget net of its reserve; only the time between
+    `start` and `stop` counts, so validation and checkpoints stand outside.
+    steps: step over steps. replay: the recorded progress of each step of another run.
+    """
+
+    def __init__(self, config: Config, recorded: list[float] | None = None) -> None:
+        train = config.train
+        self.mode = train.clock
+        self.budget_s, self.allowance_s = train.budget_s, train.budget_s - train.reserve_s
+        # What the last step took. The device may be one step behind the host's decisions.
+        self.step_s = 0.0
+        # Calibration has no way back: about half of what training on its tokens takes.
+        self.left_steps = 2 + config.quant.calibration_tokens / train.batch_tokens / 2
+        self.total_steps = len(recorded) - 1 if recorded is not None else train.steps
+        self.recorded = recorded
+        self.elapsed_s = 0.0
+        self._since_s: float | None = None
+
+    def start(self) -> None:
+        """Let time count."""
+        settle()
+        self._since_s = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stop counting, once the device has finished what it was given."""
+        settle()
+        if self._since_s is not None:
+            self.elapsed_s += time.perf_counter() - self._since_s
+        self._since_s = None
+
+    def seconds(self) -> float:
+        """Return the training seconds counted so far."""
+        running_s = 0.0 if self._since_s is None else time.perf_counter() - self._since_s
+        return self.elapsed_s + running_s
+
+    def progress(self, step: int) -> float:
+        """Return the share of the run behind us when `step` is about to start.
+
+        With wall time the run is over, whatever its share, when the step in flight, one more and
+        calibration would not end within the budget: this matters where the reserve is too short.
+        """
+        if self.mode == "wall":
+            seconds = self.seconds()
+            over = seconds + self.left_steps * self.step_s > self.budget_s
+            return 1.0 if over else min(1.0, seconds / self.allowance_s)
+        if self.recorded is not None:
+            return self.recorded[step]
+        return min(1.0, step / self.total_steps)
+
+    def done(self, step: int, progress: float) -> bool:
+        """Return whether the run ends before `step`, whose progress is given."""
+        return progress >= 1.0 if self.mode == "wall" else step >= self.total_steps
