@@ -513,7 +513,7 @@ def test_output_to_a_full_disk_is_told_when_the_work_is_done(place: Place) -> No
 NAMES = ("torch", "json", "numpy", "typing", "typer", "rich", "signal", "pickle", "fairway_data")
 
 
-@pytest.mark.parametrize("module", ["fairway", "fairway.cli.main"])
+@pytest.mark.parametrize("module", ["fairway", "fairway.cli"])
 def test_no_module_of_the_folder_it_starts_in_is_imported(
     place: Place, smoke_run: Path, module: str
 ) -> None:

@@ -50,8 +50,8 @@ def sets(settings: list[str], data: Path) -> list[str]:
     return [*settings, *short, f"data.source={data}"]
 
 
-def launcher(*options: str, program: str = "fairway.cli.main") -> list[str]:
-    start = ["-m", program] if program == "fairway.cli.main" else [program]
+def launcher(*options: str, program: str = "fairway.cli") -> list[str]:
+    start = ["-m", program] if program == "fairway.cli" else [program]
     return [sys.executable, "-m", "torch.distributed.run", *options, *start]
 
 

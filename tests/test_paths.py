@@ -292,7 +292,7 @@ OLD = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 IN_TURN = """
 import ast, os, sys
-from fairway.cli.main import main as cli
+from fairway.cli import main as cli
 for words in ast.literal_eval(sys.argv[1]):
     sys.argv = ["fairway", *(os.fsdecode(word) for word in words)]
     try:

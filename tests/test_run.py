@@ -58,7 +58,7 @@ def proofs_and_audits_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) 
         inputs[-1].write_bytes(b"proof")
         return dict(facts)
 
-    monkeypatch.setattr("fairway.pipeline.run.prove_run", prove)
+    monkeypatch.setattr("fairway.pipeline.evidence.prove_run", prove)
     monkeypatch.setattr(
         "fairway.pipeline.auditing.audit_run", lambda *inputs: dict(results["audit"])
     )

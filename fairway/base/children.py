@@ -21,7 +21,7 @@ _GRACE_S = 30.0
 
 
 def begin(
-    words: Sequence[str], processes: int = 1, module: str = "fairway.cli.main", **options: Any
+    words: Sequence[str], processes: int = 1, module: str = "fairway.cli", **options: Any
 ) -> "subprocess.Popen[bytes]":
     """Start `fairway WORDS`, or several processes of it by torchrun; options are those of Popen.
 

@@ -4,9 +4,7 @@ Each method is one stage and one verb of the command line. It reads the files of
 never its memory, so that a stage can be repeated alone, and what is scored is what was written.
 """
 
-import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.api import TOKENIZER_FILE, load, model_from, openings
-from fairway.base import units
+from fairway.api import TOKENIZER_FILE, load, model_from
 from fairway.base.errors import InterruptedRun, UserError
-from fairway.base.files import digest_bytes, digest_file, write_atomic, write_json
+from fairway.base.files import digest_file, write_atomic, write_json
 from fairway.base.memory import give_back
 from fairway.base.terminal import command
 from fairway.config.overrides import override
@@ -28,11 +25,12 @@ from fairway.data.build import DataFolder, Validation
 from fairway.machine.peers import peers
 from fairway.machine.plan import Plan, make_plan
 from fairway.machine.ranks import Ranks, join_ranks
-from fairway.model.gpt import GPT, num_parameters
+from fairway.model.gpt import num_parameters
 from fairway.pack.model import pack_model
 from fairway.pipeline.auditing import AuditStage
 from fairway.pipeline.averaging import known_steps, lag_warning
 from fairway.pipeline.codesize import known_code, measure_code
+from fairway.pipeline.evidence import Evidence
 from fairway.pipeline.experts import ExpertStages
 from fairway.pipeline.folder import RunFolder, key_of
 from fairway.pipeline.inputs import (
@@ -50,24 +48,19 @@ from fairway.pipeline.limits import (
     tell_of_size,
     time_budget,
 )
-from fairway.pipeline.proving import prove_run
-from fairway.pipeline.results import RESULTS, average_warning, compose
+from fairway.pipeline.results import RESULTS, compose
+from fairway.pipeline.scoring import ScoreStages
 from fairway.pipeline.text import open_text
 from fairway.quantise.estimate import estimated_total
 from fairway.report import write_report
-from fairway.score import baselines
-from fairway.score.ledger import Score, Text, Witness
-from fairway.score.sliding import evaluate, text_of
-from fairway.score.trail import Trail, trail_file, write_trails
-from fairway.score.ttt import evaluate_ttt
+from fairway.score.sliding import text_of
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 from fairway.train.loop import CHECKPOINT, TrainingText, train
 from fairway.train.preflight import preflight
 from fairway.train.steps import STEPS, Say, read_steps
 from fairway.version import VERSION
 
-DATA, PROOF = "data", "proof.fwp"
-REPORT = "report.html"
+DATA, REPORT = "data", "report.html"
 
 
 class Pipeline:
@@ -383,16 +376,10 @@ class Pipeline:
         source.verify(("val",))
         validation = self._validation(source)
         text = text_of(validation.ids, source.tokenizer.table, validation.bytes)
-        self._score_stage("raw", WEIGHTS, text, lambda: self._model("raw", plan))
-        self._score_stage("ema", WEIGHTS, text, lambda: self._model("ema", plan))
-        self._tell(average_warning(self.config, self.folder) if self.ranks.first else "")
-        artifact = load(self.folder.file(ARTIFACT), plan=plan).model
-        self._score_stage("quantised", ARTIFACT, text, lambda: artifact)
-        self._score_stage("sliding", ARTIFACT, text, lambda: artifact, sliding=True)
-        if self.config.ttt.method != "off":
-            self._score_ttt(text, plan)
-        elif self.ranks.first:
-            self.folder.forget("score.ttt")
+        ScoreStages(
+            *(self.config, self.folder, self.ranks, self._inputs.of, self._is_due),
+            *(text, plan, self._weights, self.say),
+        ).run()
         if self.ranks.first:
             path = self.folder.file(ARTIFACT)
             ExpertStages(
@@ -404,9 +391,9 @@ class Pipeline:
                 digest_file(path),
                 self.say,
             ).run(self.folder)
-            self._measure_baselines(source, validation)
-            self._sample(validation, plan)
-            self._prove(source, validation, plan)
+            Evidence(
+                self.config, self.folder, self._inputs.of, source, validation, plan, self.say
+            ).run()
             self._audit(source, validation, plan)
             self.folder.settle()
         self._share_memory()
@@ -417,125 +404,6 @@ class Pipeline:
         code_bytes, packed = measure_code(self.config, self.folder, self.say), self._facts("pack")
         if code_bytes != packed["code_bytes"]:
             tell_of_size(self.config, packed["bytes"] + code_bytes, self.say)
-
-    def _model(self, kind: str, plan: Plan) -> GPT:
-        state, looping = self._weights(kind)
-        return model_from(state, self.config.model, plan, looping)
-
-    def _score_stage(
-        self, name: str, file: str, text: Text, model: Callable[[], GPT], sliding: bool = False
-    ) -> None:
-        def work(witness: Witness) -> tuple[Score, dict[str, Any]]:
-            score = evaluate(
-                model(),
-                text,
-                self.config.score,
-                sliding=sliding,
-                seed=self.config.seed,
-                description=f"score {name}",
-                ranks=self.ranks,
-                witness=witness,
-            )
-            return score, {}
-
-        self._scored(name, file, work)
-
-    def _score_ttt(self, text: Text, plan: Plan) -> None:
-        """Score the artifact as it learns from what is scored: read anew, since it changes."""
-        ttt = self.config.ttt
-
-        def work(witness: Witness) -> tuple[Score, dict[str, Any]]:
-            found = evaluate_ttt(
-                load(self.folder.file(ARTIFACT), plan=plan).model,
-                text,
-                self.config.score,
-                ttt,
-                seed=self.config.seed,
-                description=f"score {ttt.method}",
-                ranks=self.ranks,
-                witness=witness,
-            )
-            if found.changes:
-                self.say(f"ttt: to stay within {ttt.budget_s:.0f} s, {', '.join(found.changes)}")
-            if found.seconds > ttt.budget_s:
-                self.say(
-                    f"over budget: test-time training took {found.seconds:.0f} s of "
-                    f"{ttt.budget_s:.0f} s; raise ttt.budget_s or do less"
-                )
-            times = {"estimate_s": found.estimate_s, "budget_s": ttt.budget_s}
-            facts = {"method": ttt.method, "changes": list(found.changes), **times}
-            return found.score, facts
-
-        self._scored("ttt", ARTIFACT, work)
-
-    def _scored(
-        self,
-        name: str,
-        file: str,
-        evaluate_it: Callable[[Witness], tuple[Score, dict[str, Any]]],
-    ) -> None:
-        """Run a stage that scores a file of this folder."""
-
-        def work() -> dict[str, Any]:
-            give_back()
-            start_s = time.perf_counter()
-            trail = Trail()
-            score, facts = evaluate_it(trail)
-            seconds = time.perf_counter() - start_s
-            facts["trail"] = write_trails(trail, self.ranks, self.folder.file(trail_file(name)))
-            self.say(f"{name:>9}: {score.bpb:.4f} bpb ({units.duration(seconds)})")
-            scored = digest_file(self.folder.file(file))
-            account = {**dataclasses.asdict(score), "seconds": seconds, "file_digest": scored}
-            return {**account, **facts}
-
-        stage = f"score.{name}"
-        due = self._is_due(stage)
-        if self.ranks.first:
-            self._stage(stage, [trail_file(name)], work)
-        elif due:
-            work()
-
-    def _measure_baselines(self, source: DataFolder, validation: Validation) -> None:
-        def count() -> dict[str, Any]:
-            return {
-                "bytes": validation.bytes,
-                "tokens": len(validation.ids) - 1,
-                "documents": len(validation.documents),
-                "digest": digest_bytes("".join(validation.documents).encode()),
-                **source.facts(),
-            }
-
-        def measure() -> dict[str, Any]:
-            return baselines.measure(validation.documents, source.train_documents())
-
-        self._stage("text", [], count)
-        self._stage("baselines", [], measure)
-
-    def _sample(self, validation: Validation, plan: Plan) -> None:
-        """Continue the openings of a few validation documents, and remember what came."""
-        model = load(self.folder.file(ARTIFACT), plan=plan)
-        documents = validation.documents
-        self._stage("samples", [], lambda: {"samples": openings(model, documents)})
-
-    def _prove(self, source: DataFolder, validation: Validation, plan: Plan) -> None:
-        """Code the beginning of the validation text and let a fresh process restore it."""
-        config, artifact, out = self.config, self.folder.file(ARTIFACT), self.folder.file(PROOF)
-        if not config.prove.bytes:
-            return
-        runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
-
-        def work() -> dict[str, Any]:
-            give_back()
-            facts = prove_run(config, runtime, artifact, validation.documents, out)
-            # Coding had arithmetic of its own.
-            plan.apply()
-            self.say(
-                f"{'proof':>9}: {facts['bytes']:,} bytes coded in {facts['coded_bytes']:,} "
-                f"({facts['difference_share']:+.2%} to the ledger) and restored by a fresh process"
-            )
-            return facts
-
-        self._stage("proof", [PROOF], work)
 
     def audit(self) -> dict[str, Any]:
         """Audit a scored run once more if anything that its audit reads has changed."""
