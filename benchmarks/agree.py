@@ -32,8 +32,9 @@ from fairway.machine.ranks import Ranks
 from fairway.model import attention
 from fairway.quantise.estimate import estimate_bytes
 from fairway.recipes import recipe
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
-from fairway.score.sliding import evaluate, text_of
+from fairway.score.sliding import evaluate_frozen, text_of
 from fairway.train.loop import Training, TrainingText, train
 from fairway.train.steps import STEPS, cut_steps, read_steps
 
@@ -132,10 +133,11 @@ def scores(training: Training, config: Config, validation: Text) -> dict[str, fl
     """Return the bpb of the raw weights, then of the averaged ones, which take their place."""
 
     def bpb(name: str) -> float:
-        return evaluate(
-            training.model, validation, config.score,
-            sliding=False, seed=config.seed, description=name,
-        ).bpb  # fmt: skip
+        return evaluate_frozen(
+            training.model,
+            Evaluation(validation, config.score, seed=config.seed, description=name),
+            sliding=False,
+        ).bpb
 
     raw = bpb("raw")
     for name, weight in training.model.named_parameters():

@@ -36,11 +36,13 @@ from fairway.machine.plan import make_plan
 from fairway.model.gpt import GPT
 from fairway.pipeline.run import open_run
 from fairway.recipes import recipe
-from fairway.score.experts.evaluate import evaluate_base, evaluate_mixture, evaluate_published
+from fairway.score.evaluation import Evaluation
+from fairway.score.experts.evaluate import evaluate_mixture, evaluate_published
 from fairway.score.experts.mixture import Helpers
 from fairway.score.ledger import Score, Text
 from fairway.score.predictor import Context, Predictor, Receipt
 from fairway.score.sliding import text_of
+from fairway.score.ways import evaluate
 
 VARIANTS: dict[str, dict[str, object]] = {
     "ppm, fixed 0.98": {"experts": "ppm", "weights": "fixed", "weight": 0.98},
@@ -138,10 +140,17 @@ def kept_mixture(
 ) -> tuple[Score, float]:
     """Return the score and what the model alone takes."""
     helpers = Helpers(subject.tokenizer, config, len(subject.text.ids) - 1)
-    score = evaluate_base(
-        subject.model(), subject.text, subject.score, subject.ttt, "sliding", seed=0,
-        description="mixture", helped=lambda base: helpers.beside(Kept(base, store)),
-    )  # fmt: skip
+    score = evaluate(
+        subject.model(),
+        Evaluation(
+            subject.text,
+            subject.score,
+            subject.ttt,
+            description="mixture",
+            helped=lambda base: helpers.beside(Kept(base, store)),
+        ),
+        "sliding",
+    )
     return score, bits_per_byte(helpers.own_nats, score.bytes)
 
 
@@ -165,9 +174,11 @@ def main() -> None:
                 score, alone_bpb = kept_mixture(subject, config, store)
             else:
                 score, facts = evaluate_mixture(
-                    subject.model(), subject.tokenizer, subject.text, subject.score, subject.ttt,
-                    config, seed=0, description=name,
-                )  # fmt: skip
+                    subject.model(),
+                    Evaluation(subject.text, subject.score, subject.ttt, description=name),
+                    config,
+                    subject.tokenizer,
+                )
                 alone_bpb = facts["base_bpb"]
             print(
                 f"{base:8} {name:18} {alone_bpb:.5f} -> {score.bpb:.5f}  "
@@ -182,9 +193,11 @@ def main() -> None:
                 MixtureConfig(base=base), published_hijack=hijack, published_tokens=8_000_000
             )
             found = evaluate_published(
-                subject.model(), subject.tokenizer, subject.text, subject.score, subject.ttt,
-                config, seed=0,
-            )  # fmt: skip
+                subject.model(),
+                Evaluation(subject.text, subject.score, subject.ttt),
+                config,
+                subject.tokenizer,
+            )
             print(f"{base:8} {name}, NOT A DISTRIBUTION: {found}", flush=True)
 
 

@@ -55,7 +55,8 @@ from fairway.quantise.rates import row_classes, shifted
 from fairway.quantise.sensitivity import Curvature, curvatures
 from fairway.quantise.trellis import GRIDS, TRELLIS
 from fairway.quantise.tune import tuned
-from fairway.score.sliding import evaluate
+from fairway.score.evaluation import Evaluation
+from fairway.score.sliding import evaluate_frozen
 
 LENGTH = 2048
 CODER = "cabac"
@@ -317,7 +318,7 @@ class Bench:
     def score(self, state: Mapping[str, Tensor]) -> float:
         model = model_from(dict(state), ModelConfig(), self.plan, True)
         config = ScoreConfig(truncate=False, check_positions=0)
-        return evaluate(model, self.text, config, sliding=False, seed=0, description="score").bpb
+        return evaluate_frozen(model, Evaluation(self.text, config), sliding=False).bpb
 
     def predicted_nats(self, restored: Mapping[str, Tensor]) -> float:
         """Return half the sum of tr(G E H E^T): the nats per token that errors should add."""

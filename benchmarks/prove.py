@@ -31,8 +31,9 @@ from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.coding import Session, Sliding, open_session
 from fairway.prove.container import ARCHIVE, coded_file, open_coded, open_file
 from fairway.prove.machine import coding_plan
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
-from fairway.score.sliding import evaluate
+from fairway.score.sliding import evaluate_frozen
 
 SCORED = 4
 
@@ -97,9 +98,9 @@ def scorer_nats(session: Session, stream: np.ndarray, packer: Packer) -> float:
     lengths = np.array([len(packer.unpack(stream[n : n + 1])) for n in range(len(stream))])
     ids = np.insert(stream, 0, language.tokenizer.bos_id)
     text = Text(ids, lengths, int(lengths.sum()), language.tokenizer.vocab_size)
-    return evaluate(
-        language.model, text, score, sliding=True, seed=0, description="scoring"
-    ).nats  # fmt: skip
+    return evaluate_frozen(
+        language.model, Evaluation(text, score, description="scoring"), sliding=True
+    ).nats
 
 
 def memory() -> str:

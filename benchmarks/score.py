@@ -27,10 +27,11 @@ from fairway.machine.plan import Plan, make_plan
 from fairway.model.gpt import GPT
 from fairway.pack.artifact import load_artifact
 from fairway.recipes import recipe
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Text
 from fairway.score.lora import evaluate_lora
 from fairway.score.sgd import evaluate_sgd
-from fairway.score.sliding import evaluate, text_of
+from fairway.score.sliding import evaluate_frozen, text_of
 
 # Microseconds of one GPU per token, as published: 8 H100, 40,540,160 tokens.
 PUBLISHED = {"sliding": "18 to 22", "sgd": "50", "lora": "118 at most (600 s on 8 GPUs)"}
@@ -113,18 +114,18 @@ def main() -> None:
 
     def run(name: str) -> Score:
         if name in ("standard", "sliding"):
-            return evaluate(
-                fresh(), text, score, sliding=name == "sliding", seed=0, description=name
+            return evaluate_frozen(
+                fresh(), Evaluation(text, score, description=name), sliding=name == "sliding"
             )
         if name == "sliding, plain":
             plain = fresh(replace(plan, kernels="plain"))
-            return evaluate(plain, text, score, sliding=True, seed=0, description=name)
+            return evaluate_frozen(plain, Evaluation(text, score, description=name), sliding=True)
         config = override(recipe("pr1858"), VARIANTS.get(name, [])).ttt
         config = replace(config, method=name[:4].strip(","))
         ways = {"sgd": evaluate_sgd, "lora": evaluate_lora}
         if name.startswith("sgd, plain"):
             plain = fresh(replace(plan, kernels="plain"))
-            return evaluate_sgd(plain, text, score, config, seed=0, description=name)
+            return evaluate_sgd(plain, Evaluation(text, score, config, description=name))
         return ways[config.method](fresh(), text, score, config, seed=0, description=name)
 
     for name in chosen.only:

@@ -27,9 +27,10 @@ from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.model.writing import Manner, Row, write
 from fairway.pack.artifact import load_artifact
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, Score, Text, score_events
 from fairway.score.predictor import Receipt
-from fairway.score.sliding import FrozenPredictor, evaluate, text_of
+from fairway.score.sliding import FrozenPredictor, evaluate_frozen, text_of
 from fairway.score.windows import events, sliding_windows
 
 OPENING_TOKENS = 80
@@ -80,9 +81,8 @@ class LanguageModel:
         config = replace(self.score_config, truncate=False)
         proven = self._proven([text] if isinstance(text, str) else list(text))
         with self.plan.applied():
-            return evaluate(
-                self.model, proven, config, sliding=sliding, seed=0, description="scoring"
-            )
+            asked = Evaluation(proven, config, description="scoring")
+            return evaluate_frozen(self.model, asked, sliding=sliding)
 
     def bits_per_byte(self, text: str | Sequence[str]) -> float:
         """Return the bits per byte of a text under a sliding window."""

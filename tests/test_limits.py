@@ -17,7 +17,7 @@ from fairway.pipeline.limits import check_later_stages, check_learning_time, sma
 from fairway.pipeline.run import Pipeline
 from fairway.quantise.estimate import expected_bytes
 from fairway.score import ttt
-from fairway.score.sliding import ALONE
+from fairway.score.evaluation import ALONE
 
 Tiny = Callable[..., Config]
 CPU = Plan("cpu", "float32", "highest", 1, "plain", "plain")

@@ -25,7 +25,8 @@ from fairway.data.folder import DataFolder
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import ARTIFACT, Pipeline
 from fairway.recipes import recipe
-from fairway.score.sliding import evaluate, text_of
+from fairway.score.evaluation import Evaluation
+from fairway.score.sliding import evaluate_frozen, text_of
 from fairway.train.checkpoint import load_checkpoint
 from fairway.train.loop import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
@@ -106,8 +107,10 @@ def test_every_world_size_gets_the_same_score(two_hosts: Path, sets: list[str]) 
     model = load(two_hosts / ARTIFACT, plan=pipeline.plan()).model
     found = read_json(two_hosts / "results.json")["stages"]
     for name, slides in (("quantised", False), ("sliding", True)):
-        alone = evaluate(
-            model, text, config.score, sliding=slides, seed=config.seed, description=name
+        alone = evaluate_frozen(
+            model,
+            Evaluation(text, config.score, seed=config.seed, description=name),
+            sliding=slides,
         )
         assert found[name]["nats"] == alone.nats
         assert found[name]["events"] == alone.events > 2

@@ -12,6 +12,7 @@ from fairway.data.tokens import Tokenizer
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.pipeline.folder import RunFolder
+from fairway.score.evaluation import Evaluation
 from fairway.score.experts.evaluate import evaluate_mixture, evaluate_published, published_facts
 from fairway.score.experts.published import LABEL
 from fairway.score.ledger import Text
@@ -48,17 +49,10 @@ class ExpertStages:
 
     def _mixture(self, folder: RunFolder) -> dict[str, Any]:
         config, start_s, trail = self.config, time.perf_counter(), Trail()
-        score, facts = evaluate_mixture(
-            self.load_model(),
-            self.tokenizer,
-            self.text,
-            config.score,
-            config.ttt,
-            config.mixture,
-            seed=config.seed,
-            description="score mixture",
-            witness=trail,
+        asked = Evaluation(
+            self.text, config.score, config.ttt, config.seed, "score mixture", witness=trail
         )
+        score, facts = evaluate_mixture(self.load_model(), asked, config.mixture, self.tokenizer)
         seconds = time.perf_counter() - start_s
         self.say(
             f"{'mixture':>9}: {score.bpb:.4f} bpb, {facts['gain_bpb']:.4f} less than "
@@ -70,15 +64,8 @@ class ExpertStages:
 
     def _published(self, folder: RunFolder) -> dict[str, Any]:
         config, start_s = self.config, time.perf_counter()
-        found = evaluate_published(
-            self.load_model(),
-            self.tokenizer,
-            self.text,
-            config.score,
-            config.ttt,
-            config.mixture,
-            seed=config.seed,
-        )
+        asked = Evaluation(self.text, config.score, config.ttt, config.seed, "published mixture")
+        found = evaluate_published(self.load_model(), asked, config.mixture, self.tokenizer)
         assert found.sums is not None
         self.say(
             f"published: {found.bpb:.4f} on {found.coverage:.1%} of the tokens, {LABEL}: prices of "

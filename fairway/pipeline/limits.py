@@ -17,6 +17,7 @@ from fairway.model.paths import prepare
 from fairway.quantise.estimate import expected_bytes
 from fairway.quantise.fit import LARGEST
 from fairway.quantise.gptq import grid_of
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
 from fairway.score.ttt import require_time
 from fairway.score.windows import usable_targets
@@ -50,7 +51,7 @@ def check_learning_time(config: Config, ids: Tokens, plan: Plan, ranks: Ranks) -
     prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
     # The recurrence is on in nearly all of training, and when it is scored.
     model.set_looping(True)
-    require_time(model.eval(), text, config.score, config.ttt, ranks)
+    require_time(model.eval(), Evaluation(text, config.score, config.ttt, ranks=ranks))
 
 
 def _check_audit(config: Config, tokens: int) -> None:

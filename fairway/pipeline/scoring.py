@@ -21,8 +21,9 @@ from fairway.model.gpt import GPT
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.inputs import ARTIFACT, WEIGHTS
 from fairway.pipeline.results import average_warning
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Text, Witness
-from fairway.score.sliding import evaluate
+from fairway.score.sliding import evaluate_frozen
 from fairway.score.trail import Trail, trail_file, write_trails
 from fairway.score.ttt import evaluate_ttt
 from fairway.train.steps import Say
@@ -68,33 +69,22 @@ class ScoreStages:
 
     def _score(self, name: str, file: str, model: Callable[[], GPT], sliding: bool = False) -> None:
         def work(witness: Witness) -> tuple[Score, dict[str, Any]]:
-            score = evaluate(
-                model(),
-                self.text,
-                self.config.score,
-                sliding=sliding,
-                seed=self.config.seed,
-                description=f"score {name}",
-                ranks=self.ranks,
-                witness=witness,
-            )
-            return score, {}
+            asked = self._asked(f"score {name}", witness)
+            return evaluate_frozen(model(), asked, sliding=sliding), {}
 
         self._stage(name, file, work)
+
+    def _asked(self, description: str, witness: Witness) -> Evaluation:
+        config = self.config
+        return Evaluation(
+            *(self.text, config.score, config.ttt, config.seed, description, self.ranks),
+            witness=witness,
+        )
 
     def _adapted(self, witness: Witness) -> tuple[Score, dict[str, Any]]:
         """Score the artifact as it learns from what is scored: read anew, since it changes."""
         ttt = self.config.ttt
-        found = evaluate_ttt(
-            self._artifact(),
-            self.text,
-            self.config.score,
-            ttt,
-            seed=self.config.seed,
-            description=f"score {ttt.method}",
-            ranks=self.ranks,
-            witness=witness,
-        )
+        found = evaluate_ttt(self._artifact(), self._asked(f"score {ttt.method}", witness))
         if found.changes:
             self.say(f"ttt: to stay within {ttt.budget_s:.0f} s, {', '.join(found.changes)}")
         if found.seconds > ttt.budget_s:

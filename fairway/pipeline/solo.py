@@ -22,9 +22,10 @@ from fairway.model.gpt import GPT, num_parameters
 from fairway.pack.artifact import load_artifact
 from fairway.pack.model import pack_model
 from fairway.quantise.estimate import counted, estimated_total
+from fairway.score.evaluation import Evaluation
 from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.ledger import Score, Text
-from fairway.score.sliding import evaluate, text_of
+from fairway.score.sliding import evaluate_frozen, text_of
 from fairway.score.ttt import evaluate_ttt
 from fairway.score.windows import usable_targets
 from fairway.train.loop import Training, TrainingText, train
@@ -178,41 +179,20 @@ class Solo:
         config, ranks = self.config, self.ranks
         for name in ("quantised", "sliding"):
             start_s = time.perf_counter()
-            score = evaluate(
-                self._loaded(),
-                text,
-                config.score,
-                sliding=name == "sliding",
-                seed=config.seed,
-                description=name,
-                ranks=ranks,
-            )
+            asked = Evaluation(text, config.score, config.ttt, config.seed, name, ranks)
+            score = evaluate_frozen(self._loaded(), asked, sliding=name == "sliding")
             self._keep(name, score, start_s)
         if config.ttt.method != "off":
             start_s = time.perf_counter()
-            found = evaluate_ttt(
-                self._loaded(),
-                text,
-                config.score,
-                config.ttt,
-                seed=config.seed,
-                description="ttt",
-                ranks=ranks,
-            )
+            asked = Evaluation(text, config.score, config.ttt, config.seed, "ttt", ranks)
+            found = evaluate_ttt(self._loaded(), asked)
             self._keep("ttt", found.score, start_s)
         # Experts follow the text token by token: one process scores.
         if config.mixture.experts and ranks.first:
             start_s = time.perf_counter()
-            mixed, _ = evaluate_mixture(
-                self._loaded(),
-                self.source.tokenizer,
-                text,
-                config.score,
-                config.ttt,
-                config.mixture,
-                seed=config.seed,
-                description="mixture",
-            )
+            asked = Evaluation(text, config.score, config.ttt, config.seed, "mixture")
+            tokenizer = self.source.tokenizer
+            mixed, _ = evaluate_mixture(self._loaded(), asked, config.mixture, tokenizer)
             self._keep("mixture", mixed, start_s)
 
     def _keep(self, name: str, score: Score, start_s: float) -> None:

@@ -26,8 +26,9 @@ from fairway.prove.container import (
     open_file,
     stored_file,
 )
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
-from fairway.score.sliding import evaluate
+from fairway.score.sliding import evaluate_frozen
 
 # Streams that a long file is cut into on a CPU.
 _STREAMS_ON_CPU = 16
@@ -71,7 +72,8 @@ def _hopeless(ids: IntArray, packer: Packer, session: Session) -> bool:
         lengths = np.array([len(packer.unpack(part[n : n + 1])) for n in range(len(part))])
         whole = np.insert(part, 0, language.tokenizer.bos_id)
         text = Text(whole, lengths, int(lengths.sum()), language.tokenizer.vocab_size)
-        found = evaluate(language.model, text, score, sliding=False, seed=0, description="looking")
+        asked = Evaluation(text, score, description="looking")
+        found = evaluate_frozen(language.model, asked, sliding=False)
         bits += nats_to_bits(found.nats)
         size_bytes += found.bytes
     return bits > 1.1 * 8 * size_bytes

@@ -46,7 +46,8 @@ from fairway.prove.walk import (
     walk,
     window_segments,
 )
-from fairway.score.sliding import evaluate
+from fairway.score.evaluation import Evaluation
+from fairway.score.sliding import evaluate_frozen
 from fairway.train.preflight import available_memory
 
 
@@ -92,10 +93,8 @@ class Sliding:
         checks = -(-config.check_positions // max(len(streams), 1))
         config = replace(config, truncate=False, check_positions=checks)
         texts = (proven_text(language, [ids]) for ids in streams)
-        return sum(
-            evaluate(language.model, text, config, sliding=True, seed=0, description="scoring").nats
-            for text in texts
-        )
+        asked = (Evaluation(text, config, description="scoring") for text in texts)
+        return sum(evaluate_frozen(language.model, each, sliding=True).nats for each in asked)
 
 
 METHODS: dict[str, type[Any]] = {

@@ -21,8 +21,9 @@ from fairway.data.tokens import Tokenizer
 from fairway.prove.learning import ChunkSgd, proven_text, restoring
 from fairway.prove.streams import Stream, cut_evenly
 from fairway.prove.walk import Course, Fixed, Frozen, Learner, Segments, window_segments
-from fairway.score.experts.evaluate import evaluate_base
+from fairway.score.evaluation import Evaluation
 from fairway.score.experts.mixture import Helpers
+from fairway.score.ways import evaluate
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,13 @@ class WithExperts:
         nats = 0.0
         for ids in streams:
             helpers = Helpers(language.tokenizer, self.mixture, len(ids) - 1)
+            asked = Evaluation(
+                *(proven_text(language, [ids]), replace(config, check_positions=checks), self.ttt),
+                description="scoring",
+                helped=helpers.beside,
+            )
             with restoring(language.model):
-                nats += evaluate_base(
-                    language.model,
-                    proven_text(language, [ids]),
-                    replace(config, check_positions=checks),
-                    self.ttt,
-                    self.mixture.base,
-                    seed=0,
-                    description="scoring",
-                    helped=helpers.beside,
-                ).nats
+                nats += evaluate(language.model, asked, self.mixture.base).nats
         return nats
 
 

@@ -26,6 +26,7 @@ from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, Segments, window_segments
 from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, Lanes, evaluate_lora
 from fairway.score.predictor import Context, Lesson, Receipt
@@ -89,7 +90,8 @@ class ChunkSgd:
         self._check(config)
         text = proven_text(language, streams)
         with restoring(model):
-            return evaluate_sgd(model, text, config, self.ttt, seed=0, description="scoring").nats
+            asked = Evaluation(text, config, self.ttt, description="scoring")
+            return evaluate_sgd(model, asked).nats
 
 
 class ChunkLearner(Frozen):
@@ -178,15 +180,9 @@ class DocumentLora:
         config = replace(language.score_config, truncate=False)
         self._check(config)
         paid = _Paid()
-        evaluate_lora(
-            language.model,
-            proven_text(language, streams),
-            config,
-            self.ttt,
-            seed=self.seed,
-            description="scoring",
-            witness=paid,
-        )
+        text = proven_text(language, streams)
+        asked = Evaluation(text, config, self.ttt, self.seed, "scoring", witness=paid)
+        evaluate_lora(language.model, asked)
         return sum(paid.nats)
 
 

@@ -13,7 +13,7 @@ Shapes: B documents, T positions of a window, C positions of a chunk, D width, V
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,13 +30,13 @@ from fairway.model.gpt import GPT, rope_table
 from fairway.score.adam import AdamW
 from fairway.score.adapting import Fused, Plain, Rope, Way, adapting, chunk_nats, plain_states
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
+from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
-from fairway.score.ledger import Ledger, Score, Span, Text, Witness
-from fairway.score.predictor import Context, Helped, Receipt, alone
+from fairway.score.ledger import Ledger, Score, Span
+from fairway.score.predictor import Context, Helped, Receipt
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
-from fairway.score.sliding import ALONE, whole_row
-from fairway.score.windows import usable_targets
+from fairway.score.sliding import whole_row
 
 # How far a position's cost may move between a batch of documents and its document alone. Logits are
 # bfloat16 numbers of up to 30 there, whose neighbours lie 0.125 apart, and a batch of another shape
@@ -314,42 +314,23 @@ class _Lora:
         lane.learn(dist, targets_BC, [step.rows.index(row) for row in step.going_on])
 
 
-def evaluate_lora(
-    model: GPT,
-    text: Text,
-    score: ScoreConfig,
-    config: TttConfig,
-    *,
-    seed: int,
-    description: str,
-    ranks: Ranks = ALONE,
-    helped: Helped = alone,
-    witness: Witness | None = None,
-) -> Score:
+def evaluate_lora(model: GPT, asked: Evaluation) -> Score:
     """Return the score of a model whose adapters learn every document as it is scored.
 
-    Without phases the model's weights stay as they are. Batches belong to lanes and lanes to
-    `ranks`, so that the score does not depend on their number. `helped` puts experts beside the
-    model. Raises LedgerError if the account does not add up.
+    Without phases the model's weights stay as they are. Batches belong to lanes and lanes to ranks,
+    so that the score does not depend on their number. Raises LedgerError if the account does not
+    add up.
     """
-    targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
+    score, config, ranks, targets = asked.score, asked.ttt, asked.ranks, asked.targets
     if config.lora_sort:
-        text = longest_first(text, targets)
-    plan = batches(documents(text.ids, targets), config, score.seq_len)
+        asked = replace(asked, text=longest_first(asked.text, targets))
+    plan = batches(documents(asked.text.ids, targets), config, score.seq_len)
     own = [b for b in plan if b.index % config.lora_lanes % ranks.world == ranks.rank]
-    ledger = Ledger(
-        text,
-        targets,
-        score.check_positions,
-        seed,
-        ROW_TOLERANCE_NATS[model.compute_dtype],
-        spans=[Span(batch.steps[0].event.index, batch.positions) for batch in own],
-        side_by_side=True,
-        witness=witness or Witness(),
-    )
-    lanes = Lanes(model, config, score.seq_len, seed)
-    state = _Lora(model, ledger, score, config, lanes, helped)
-    with progress(description, ledger.remaining) as advance:
+    spans = [Span(batch.steps[0].event.index, batch.positions) for batch in own]
+    ledger = asked.ledger(ROW_TOLERANCE_NATS, model.compute_dtype, spans, side_by_side=True)
+    lanes = Lanes(model, config, score.seq_len, asked.seed)
+    state = _Lora(model, ledger, score, config, lanes, asked.helped)
+    with progress(asked.description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
             if first:
                 _phase(state, plan[first - 1].positions.stop, ranks)

@@ -21,12 +21,13 @@ from fairway.base.progress import progress
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
-from fairway.score.ledger import Gather, Ledger, Score, Span, Text, Witness
-from fairway.score.predictor import Helped, Lesson, alone
+from fairway.score.evaluation import ALONE, Evaluation
+from fairway.score.ledger import Gather, Ledger, Score, Span
+from fairway.score.predictor import Lesson
 from fairway.score.repeat import repeatable
 from fairway.score.share import gathering, share
-from fairway.score.sliding import ALONE, ROW_TOLERANCE_NATS, FrozenPredictor, evaluating
-from fairway.score.windows import Event, Window, events, sliding_windows, usable_targets
+from fairway.score.sliding import ROW_TOLERANCE_NATS, FrozenPredictor, evaluating
+from fairway.score.windows import Event, Window, events, sliding_windows
 
 # Sequences per forward and backward pass: more need more memory and are not faster.
 _ROWS_AT_ONCE = 16
@@ -150,33 +151,19 @@ class Sgd:
 # The evaluation
 
 
-def evaluate_sgd(
-    model: GPT,
-    text: Text,
-    score: ScoreConfig,
-    config: TttConfig,
-    *,
-    seed: int,
-    description: str,
-    ranks: Ranks = ALONE,
-    helped: Helped = alone,
-    witness: Witness | None = None,
-) -> Score:
+def evaluate_sgd(model: GPT, asked: Evaluation) -> Score:
     """Return the score of a model that learns every chunk once it is scored.
 
-    The model's weights change; load it anew for another evaluation. All `ranks` call this alike:
-    each scores a share of a chunk's events, then all learn the whole chunk together. `helped` puts
-    experts beside the model, whose own loss alone it learns by. Raises LedgerError if the account
-    does not add up.
+    The model's weights change; load it anew for another evaluation. Each rank scores a share of a
+    chunk's events, then all learn the whole chunk together. Experts stand beside the model, whose
+    own loss alone it learns by. Raises LedgerError if the account does not add up.
     """
-    targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
-    plan = list(chunks(targets, score, config.chunk_tokens))
-    ledger, gather = _shared_ledger(
-        model, text, targets, score, seed, plan, ranks, witness or Witness()
-    )
-    predictor = helped(FrozenPredictor(model, score.seq_len))
+    score, config, ranks = asked.score, asked.ttt, asked.ranks
+    plan = list(chunks(asked.targets, score, config.chunk_tokens))
+    ledger, gather = _shared_ledger(model, asked, plan)
+    predictor = asked.helped(FrozenPredictor(model, score.seq_len))
     learner = Sgd(model, config, score.seq_len, ranks)
-    with evaluating(model), progress(description, ledger.remaining) as advance:
+    with evaluating(model), progress(asked.description, ledger.remaining) as advance:
         for chunk in plan:
             for number in share(len(chunk.events), ranks):
                 event = chunk.events[number]
@@ -189,18 +176,9 @@ def evaluate_sgd(
         return ledger.finish(gather)
 
 
-def _shared_ledger(
-    model: GPT,
-    text: Text,
-    targets: int,
-    score: ScoreConfig,
-    seed: int,
-    plan: list[Chunk],
-    ranks: Ranks,
-    witness: Witness,
-) -> tuple[Ledger, Gather]:
+def _shared_ledger(model: GPT, asked: Evaluation, plan: list[Chunk]) -> tuple[Ledger, Gather]:
     """Return this process's ledger, with a span per chunk, and what joins all of them."""
-    spans, numbers = [], []
+    ranks, spans, numbers = asked.ranks, [], []
     for chunk in plan:
         own = share(len(chunk.events), ranks)
         starts = [*(event.first for event in chunk.events), chunk.end]
@@ -208,14 +186,6 @@ def _shared_ledger(
             Span(chunk.events[0].index + own.start, range(starts[own.start], starts[own.stop]))
         )
         numbers.append(chunk.index * ranks.world + ranks.rank)
-    ledger = Ledger(
-        text,
-        targets,
-        score.check_positions,
-        seed,
-        ROW_TOLERANCE_NATS[model.compute_dtype],
-        spans=spans,
-        witness=witness,
-    )
+    ledger = asked.ledger(ROW_TOLERANCE_NATS, model.compute_dtype, spans)
     count = sum(len(chunk.events) for chunk in plan)
     return ledger, gathering(ranks, numbers, len(plan) * ranks.world, count)

@@ -13,16 +13,13 @@ from torch import Tensor
 
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
-from fairway.config.settings import ScoreConfig
 from fairway.data.tokens import ByteTable, Ids, token_bytes
-from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
-from fairway.score.ledger import Ledger, Score, Span, Text, Witness, score_events
-from fairway.score.predictor import Context, Helped, Receipt, alone
+from fairway.score.evaluation import Evaluation
+from fairway.score.ledger import Score, Span, Text, score_events
+from fairway.score.predictor import Context, Receipt
 from fairway.score.share import gathering, share
-from fairway.score.windows import Event, events, sliding_windows, usable_targets
-
-ALONE = Ranks()
+from fairway.score.windows import Event, events, sliding_windows
 
 # Logits are formed for so many positions at a time: 1,024 x 8,192 in float32 is 34 MB.
 _ROWS_AT_ONCE = 1024
@@ -140,28 +137,16 @@ def text_of(ids: Ids, table: ByteTable, text_bytes: int) -> Text:
     return Text(ids, token_bytes(ids[1:], ids[:-1], table), text_bytes, len(table.base_bytes))
 
 
-def evaluate(
-    model: GPT,
-    text: Text,
-    config: ScoreConfig,
-    *,
-    sliding: bool,
-    seed: int,
-    description: str,
-    ranks: Ranks = ALONE,
-    helped: Helped = alone,
-    witness: Witness | None = None,
-) -> Score:
+def evaluate_frozen(model: GPT, asked: Evaluation, *, sliding: bool) -> Score:
     """Return the score of a frozen model on a text, in its present looping state.
 
-    `sliding` scores config.stride positions per window of config.seq_len; otherwise windows lie
-    side by side. `seed` draws the checked positions. All `ranks` call this with the same model and
-    text and get the same score: each scores a share of the events, and as the events are what they
-    are for one rank, so is the score, to the bit where the kernels are the same. Raises UserError
-    if the text is shorter than a window and truncated to whole ones, LedgerError if the account
-    does not add up. `helped` puts experts beside the model; those that learn need one rank.
+    `sliding` scores score.stride positions per window of score.seq_len; otherwise windows lie side
+    by side. Each rank scores a share of the events, and as the events are what they are for one
+    rank, so is the score, to the bit where the kernels are the same. Raises UserError if the text
+    is shorter than a window and truncated to whole ones, LedgerError if the account does not add
+    up.
     """
-    targets = usable_targets(len(text.ids), config.seq_len, config.truncate)
+    config, ranks, targets = asked.score, asked.ranks, asked.targets
     stride = config.stride if sliding else config.seq_len
 
     def planned() -> Iterator[Event]:
@@ -170,20 +155,13 @@ def evaluate(
     starts = [*(event.first for event in planned()), targets]
     count = len(starts) - 1
     own = share(count, ranks)
-    ledger = Ledger(
-        text,
-        targets,
-        config.check_positions,
-        seed,
-        ROW_TOLERANCE_NATS[model.compute_dtype],
-        spans=[Span(own.start, range(starts[own.start], starts[own.stop]))],
-        witness=witness or Witness(),
-    )
+    spans = [Span(own.start, range(starts[own.start], starts[own.stop]))]
+    ledger = asked.ledger(ROW_TOLERANCE_NATS, model.compute_dtype, spans)
     with evaluating(model):
-        predictor = helped(FrozenPredictor(model, config.seq_len))
+        predictor = asked.helped(FrozenPredictor(model, config.seq_len))
         mine = itertools.islice(planned(), own.start, own.stop)
         gather = gathering(ranks, [ranks.rank], ranks.world, count)
-        return score_events(ledger, predictor, mine, description, gather)
+        return score_events(ledger, predictor, mine, asked.description, gather)
 
 
 @contextmanager

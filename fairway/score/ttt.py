@@ -15,16 +15,17 @@ from fairway.base.errors import UserError
 from fairway.config.checks import lora_chunks
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.plan import settle
-from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.score.adapting import adapting
 from fairway.score.documents import Step, batches, documents
-from fairway.score.ledger import Score, Text, Witness
-from fairway.score.lora import Documents, evaluate_lora, phase_bounds
+from fairway.score.evaluation import Evaluation
+from fairway.score.ledger import Score
+from fairway.score.lora import Documents, phase_bounds
 from fairway.score.predictor import Context, Lesson
-from fairway.score.sgd import Sgd, chunks, evaluate_sgd
-from fairway.score.sliding import ALONE, FrozenPredictor, evaluating
-from fairway.score.windows import Event, Window, usable_targets
+from fairway.score.sgd import Sgd, chunks
+from fairway.score.sliding import FrozenPredictor, evaluating
+from fairway.score.ways import evaluate
+from fairway.score.windows import Event, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,61 +38,45 @@ class Budgeted:
     changes: tuple[str, ...]
 
 
-def evaluate_ttt(
-    model: GPT,
-    text: Text,
-    score: ScoreConfig,
-    config: TttConfig,
-    *,
-    seed: int,
-    description: str,
-    ranks: Ranks = ALONE,
-    witness: Witness | None = None,
-) -> Budgeted:
-    """Return the score under `config.method`, which must not be off.
+def evaluate_ttt(model: GPT, asked: Evaluation) -> Budgeted:
+    """Return the score under `asked.ttt.method`, which must not be off.
 
     Raises UserError, before anything is scored, for an estimate above the budget that may not
     shrink or cannot.
     """
     start_s = time.perf_counter()
-    score, config, estimate_s, changes = _within_budget(model, text, score, config, ranks)
-    evaluate = {"sgd": evaluate_sgd, "lora": evaluate_lora}[config.method]
-    found = evaluate(
-        model, text, score, config,
-        seed=seed, description=description, ranks=ranks, witness=witness,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start_s
-    return Budgeted(found, estimate_s, seconds, changes)
+    asked, estimate_s, changes = _within_budget(model, asked)
+    found = evaluate(model, asked, asked.ttt.method)
+    return Budgeted(found, estimate_s, time.perf_counter() - start_s, changes)
 
 
-def require_time(
-    model: GPT, text: Text, score: ScoreConfig, config: TttConfig, ranks: Ranks
-) -> None:
+def require_time(model: GPT, asked: Evaluation) -> None:
     """Raise UserError, as `evaluate_ttt` will, if even twice the budget is too little here.
 
     Any weights will do. Times of a shared machine scatter: only what is certain is refused early.
     """
-    _within_budget(model, text, score, config, ranks, most=2.0)
+    _within_budget(model, asked, most=2.0)
 
 
 def _within_budget(
-    model: GPT, text: Text, score: ScoreConfig, config: TttConfig, ranks: Ranks, most: float = 1.0
-) -> tuple[ScoreConfig, TttConfig, float, tuple[str, ...]]:
+    model: GPT, asked: Evaluation, most: float = 1.0
+) -> tuple[Evaluation, float, tuple[str, ...]]:
     """Return what is done in at most so many budgets, its estimate, and what was changed."""
     changes: list[str] = []
     while True:
-        estimate_s = ranks.broadcast(estimate(model, text, score, config, ranks))
+        config = asked.ttt
+        estimate_s = asked.ranks.broadcast(estimate(model, asked))
         if estimate_s <= most * config.budget_s:
-            return score, config, estimate_s, tuple(changes)
-        less = shrunk(score, config) if config.over_budget == "shrink" else None
+            return asked, estimate_s, tuple(changes)
+        less = shrunk(asked.score, config) if config.over_budget == "shrink" else None
         if less is None:
             how = " even at its smallest" if changes else ""
             raise UserError(
                 f"test-time training would take about {estimate_s:.0f} s{how}, and ttt.budget_s is "
                 f"{config.budget_s:.0f}; raise it, set ttt.over_budget=shrink, or ttt.method=off"
             )
-        score, config, change = less
-        changes.append(change)
+        asked = replace(asked, score=less[0], ttt=less[1])
+        changes.append(less[2])
 
 
 def shrunk(score: ScoreConfig, config: TttConfig) -> tuple[ScoreConfig, TttConfig, str] | None:
@@ -119,30 +104,25 @@ def shrunk(score: ScoreConfig, config: TttConfig) -> tuple[ScoreConfig, TttConfi
 # Estimates
 
 
-def estimate(
-    model: GPT, text: Text, score: ScoreConfig, config: TttConfig, ranks: Ranks = ALONE
-) -> float:
+def estimate(model: GPT, asked: Evaluation) -> float:
     """Return the seconds that an evaluation would take here, from a few timed pieces of it."""
-    targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
     with evaluating(model):
-        if config.method == "lora":
-            return _estimate_lora(model, text, targets, score, config, ranks)
-        return _estimate_sgd(model, targets, score, config, ranks)
+        work = _estimate_lora if asked.ttt.method == "lora" else _estimate_sgd
+        return work(model, asked) / asked.ranks.world
 
 
-def _estimate_sgd(
-    model: GPT, targets: int, score: ScoreConfig, config: TttConfig, ranks: Ranks
-) -> float:
-    plan = list(chunks(targets, score, config.chunk_tokens))
+def _estimate_sgd(model: GPT, asked: Evaluation) -> float:
+    score, config = asked.score, asked.ttt
+    plan = list(chunks(asked.targets, score, config.chunk_tokens))
     events = sum(len(chunk.events) for chunk in plan)
     predictor = FrozenPredictor(model, score.seq_len)
     event = _dummy(score.batch_windows, score.seq_len, min(score.stride, score.seq_len))
     zeros = np.zeros(len(event.event.positions), np.int64)
     event_s = _seconds(lambda: predictor.predict(event).log_prob(zeros))
     if len(plan) == 1:
-        return events * event_s / ranks.world
+        return events * event_s
     sequences = (len(plan) - 1) * config.epochs * (config.chunk_tokens // score.seq_len)
-    return (events * event_s + sequences * _sequence_s(model, score, config)) / ranks.world
+    return events * event_s + sequences * _sequence_s(model, score, config)
 
 
 def _sequence_s(model: GPT, score: ScoreConfig, config: TttConfig) -> float:
@@ -154,10 +134,9 @@ def _sequence_s(model: GPT, score: ScoreConfig, config: TttConfig) -> float:
     return taken_s
 
 
-def _estimate_lora(
-    model: GPT, text: Text, targets: int, score: ScoreConfig, config: TttConfig, ranks: Ranks
-) -> float:
-    plan = batches(documents(text.ids, targets), config, score.seq_len)
+def _estimate_lora(model: GPT, asked: Evaluation) -> float:
+    score, config = asked.score, asked.ttt
+    plan = batches(documents(asked.text.ids, asked.targets), config, score.seq_len)
     steps = [step for batch in plan for step in batch.steps]
     few, many = 1, min(config.lora_documents, max(len(step.rows) for step in steps))
     length = min(score.seq_len, max(step.end for step in steps))
@@ -173,7 +152,7 @@ def _estimate_lora(
     ends = [plan[n - 1].positions.stop for n in phase_bounds(len(plan), config.lora_phases)[1:-1]]
     if ends:
         seconds += sum(ends) / score.seq_len * _sequence_s(model, score, config)
-    return seconds / ranks.world
+    return seconds
 
 
 def _tokens(step: Step, seq_len: int) -> int:

@@ -26,7 +26,8 @@ from fairway.config.settings import Config, config_hash, declares_code, fixed_di
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
 from fairway.pipeline.solo import SCORE_FILE
-from fairway.score.sliding import evaluate, text_of
+from fairway.score.evaluation import Evaluation
+from fairway.score.sliding import evaluate_frozen, text_of
 from fairway.score.ttt import evaluate_ttt
 from fairway.submission.submission import (
     CLAIM,
@@ -262,15 +263,10 @@ def _rescored(
     loaded = load(path, tokenizer=_tokenizer(source), plan=plan)
     validation = source.sample_validation(config.data.val_bytes, config.data.val_tokens)
     text = text_of(validation.ids, source.tokenizer.table, validation.bytes)
+    asked = Evaluation(text, config.score, config.ttt, config.seed)
     if claim["stage"] == "ttt":
-        found = evaluate_ttt(
-            loaded.model, text, config.score, config.ttt, seed=config.seed, description="ttt"
-        ).score
-    else:
-        found = evaluate(
-            loaded.model, text, config.score, sliding=True, seed=config.seed, description="score"
-        )
-    return found.bpb
+        return evaluate_ttt(loaded.model, asked).score.bpb
+    return evaluate_frozen(loaded.model, asked, sliding=True).bpb
 
 
 def _tokenizer(source: DataFolder) -> Path:

@@ -22,6 +22,7 @@ from fairway.model.paths import prepare
 from fairway.score import lora
 from fairway.score.adam import AdamW
 from fairway.score.adapting import adapting, plain_states, rounded_length, rounded_rows
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, evaluate_lora
 from fairway.score.predictor import Context
@@ -137,7 +138,7 @@ def test_an_evaluation_learns_the_same_on_both_paths(phases: int) -> None:
         model = alive(replace(MODEL, rope_train_len=8)).to(DEVICE)
         dtype, attention = (torch.bfloat16, "flash") if GPU else (torch.float32, "plain")
         prepare(model, dtype, attention, kernels)
-        found = evaluate_lora(model, repeating_text(), score, config, seed=0, description="")
+        found = evaluate_lora(model, Evaluation(repeating_text(), score, config))
         nats[kernels] = found.nats
     assert nats["fused"] == pytest.approx(nats["plain"], rel=0.01 if GPU else 1e-5)
 
@@ -179,9 +180,7 @@ def test_an_evaluation_leaves_nothing_behind(
         for _ in range(2):
             made.clear()
             with suppress(InterruptedError):
-                evaluate_lora(
-                    model, repeating_text(), score, config, seed=0, description="", witness=witness
-                )
+                evaluate_lora(model, Evaluation(repeating_text(), score, config, witness=witness))
         assert made and not any(seen() is not None for seen in made)
     finally:
         gc.enable()

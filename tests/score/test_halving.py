@@ -18,6 +18,7 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.paths import prepare
 from fairway.score import halving, lora
 from fairway.score.adapting import Rope
+from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
 from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, evaluate_lora
@@ -56,7 +57,7 @@ def costs(kernels: str = "plain", config: TttConfig = LORA) -> list[float]:
     dtype, attention = (torch.bfloat16, "flash") if GPU else (torch.float32, "plain")
     prepare(model, dtype, attention, kernels)
     heard = Costs()
-    evaluate_lora(model, text(), SCORE, config, seed=0, description="", witness=heard)
+    evaluate_lora(model, Evaluation(text(), SCORE, config, witness=heard))
     return heard.found
 
 

@@ -16,11 +16,11 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
 from fairway.score import lora
 from fairway.score.documents import batches, documents
+from fairway.score.evaluation import ALONE, Evaluation
 from fairway.score.ledger import Ledger, Text, Witness
 from fairway.score.lora import DocumentDistribution, Documents, Lanes, evaluate_lora, phase_bounds
 from fairway.score.predictor import Context, Lesson
 from fairway.score.sgd import Sgd
-from fairway.score.sliding import ALONE
 from fairway.score.windows import Event, Window
 
 V, T = 260, 16
@@ -327,9 +327,17 @@ def test_documents_learn_from_what_they_go_on_from(monkeypatch: pytest.MonkeyPat
     witness, helped = Hearing(), []
     config = replace(CONFIG, lora_documents=2)
     found = evaluate_lora(
-        alive(), text(), SCORE, config, seed=3, description="x", witness=witness,
-        helped=lambda predictor: helped.append(1) or predictor,
-    )  # fmt: skip
+        alive(),
+        Evaluation(
+            text(),
+            SCORE,
+            config,
+            seed=3,
+            description="x",
+            witness=witness,
+            helped=lambda predictor: helped.append(1) or predictor,
+        ),
+    )
     plan = batches(documents(text().ids, 69), config, T)
     steps = [step for batch in plan for step in batch.steps]
     assert witness.events == [step.event for step in steps] and len(helped) == len(steps)
@@ -343,9 +351,8 @@ def test_documents_learn_from_what_they_go_on_from(monkeypatch: pytest.MonkeyPat
 def test_a_lesson_is_the_chunk_of_every_row_and_no_more() -> None:
     witness = Hearing()
     evaluate_lora(
-        alive(), text(), SCORE, replace(CONFIG, lora_documents=2), seed=0, description="",
-        witness=witness,
-    )  # fmt: skip
+        alive(), Evaluation(text(), SCORE, replace(CONFIG, lora_documents=2), witness=witness)
+    )
     expected = [(0, 8), (20, 21), (8, 16)]
     expected += [(21, 29), (50, 58), (29, 37), (58, 66), (37, 45), (66, 69)]
     assert witness.lessons == expected
@@ -357,7 +364,7 @@ def test_longest_first_is_another_order_of_the_same_text(monkeypatch: pytest.Mon
     monkeypatch.setattr(Ledger, "__post_init__", lambda self: kept.append(self.text) or made(self))
     for sort in (False, True):
         config = replace(CONFIG, lora_sort=sort)
-        evaluate_lora(alive(), text(), SCORE, config, seed=0, description="")
+        evaluate_lora(alive(), Evaluation(text(), SCORE, config))
     assert kept[0].ids.tolist() == text().ids.tolist()
     assert [len(d) for d in documents(kept[1].ids, 69)] == [29, 20, 1, 19]
 
@@ -387,7 +394,7 @@ def test_a_phase_learns_all_that_is_scored_once(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Sgd, "learn", learn)
     config = replace(CONFIG, lora_documents=2, lora_phases=1, chunk_tokens=16, lora_phase_lr=0.25)
-    evaluate_lora(alive(), text(), SCORE, config, seed=0, description="")
+    evaluate_lora(alive(), Evaluation(text(), SCORE, config))
     ids = text().ids
     assert learned == [
         (ids[1:17].tolist(), 0.25, 1), (ids[17:22].tolist(), pytest.approx(0.0, abs=1e-18), 1)
@@ -396,7 +403,7 @@ def test_a_phase_learns_all_that_is_scored_once(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_fills_no_window_is_left_out_if_truncated() -> None:
     score = replace(SCORE, truncate=True)
-    found = evaluate_lora(alive(), text(), score, CONFIG, seed=0, description="")
+    found = evaluate_lora(alive(), Evaluation(text(), score, CONFIG))
     assert found.tokens == 64 and math.isfinite(found.nats)
 
 

@@ -18,12 +18,14 @@ from fairway.config.overrides import override
 from fairway.config.settings import Config, MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.build import DataFolder
 from fairway.data.tokens import Tokenizer, token_bytes
-from fairway.score.experts.evaluate import evaluate_base, evaluate_mixture
+from fairway.score.evaluation import Evaluation
+from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.experts.mixture import Helpers, Mixture
 from fairway.score.experts.ppm import PlainPpm
 from fairway.score.experts.trie import Tries, Wanted, token_strings
 from fairway.score.ledger import Ledger, Score, Text
 from fairway.score.predictor import Context, Receipt
+from fairway.score.ways import evaluate
 from fairway.score.windows import events, sliding_windows
 
 V, N = 300, 260
@@ -293,14 +295,14 @@ def test_beside_every_scorer(words: Tokenizer, text: Text, base: str) -> None:
     def model() -> Any:
         return tiny.alive(replace(tiny.TINY, vocab_size=V))
 
-    arguments: dict[str, Any] = {"seed": 0, "description": "test"}
-    alone = evaluate_base(model(), text, SCORE, TTT, base, helped=lambda p: p, **arguments)
+    asked = Evaluation(text, SCORE, TTT)
+    alone = evaluate(model(), asked, base)
     config = MixtureConfig(experts="ppm match tilt", base=base, match_min=6)
-    score, facts = evaluate_mixture(model(), words, text, SCORE, TTT, config, **arguments)
+    score, facts = evaluate_mixture(model(), asked, config, words)
     assert facts["base_bpb"] == pytest.approx(alone.bpb, rel=1e-6)
     assert score.worst_sum_error < 1e-11 and score.worst_row_error_nats < 1e-4
     assert score.bpb < alone.bpb and score.events == alone.events
-    again, _ = evaluate_mixture(model(), words, text, SCORE, TTT, config, **arguments)
+    again, _ = evaluate_mixture(model(), asked, config, words)
     assert again == score
 
 

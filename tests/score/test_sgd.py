@@ -16,6 +16,7 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.score import sgd
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, Text, Witness
 from fairway.score.predictor import Lesson
 from fairway.score.sgd import Sgd, chunk_rate, chunks, evaluate_sgd, token_weights
@@ -220,9 +221,17 @@ def test_an_evaluation_asks_for_lessons_and_rates_in_order(
     monkeypatch.setattr(Ledger, "finish", lambda self, *a: books.append(self) or finish(self, *a))
     model = alive().train()
     found = evaluate_sgd(
-        model, source(), SCORE, replace(CONFIG, epochs=3), seed=4, description="x",
-        witness=witness, helped=lambda predictor: told.append(1) or predictor,
-    )  # fmt: skip
+        model,
+        Evaluation(
+            source(),
+            SCORE,
+            replace(CONFIG, epochs=3),
+            seed=4,
+            description="x",
+            witness=witness,
+            helped=lambda predictor: told.append(1) or predictor,
+        ),
+    )
     assert learned == [(16, 0.05, 3), (16, pytest.approx(0.025), 3)] and told == [1]
     assert witness.learned_ == [(0, 16), (16, 32)] and witness.read_ == list(range(found.events))
     assert model.training, "as it was before"
@@ -250,9 +259,7 @@ class Hearing(Witness):
 
 
 def test_what_fills_no_window_is_left_out_if_truncated() -> None:
-    found = evaluate_sgd(
-        alive(), source(), replace(SCORE, truncate=True), CONFIG, seed=0, description=""
-    )
+    found = evaluate_sgd(alive(), Evaluation(source(), replace(SCORE, truncate=True), CONFIG))
     assert found.tokens == 32 and math.isfinite(found.nats)
 
 
@@ -265,5 +272,5 @@ def test_progress_counts_positions(monkeypatch: pytest.MonkeyPatch) -> None:
         yield told.append
 
     monkeypatch.setattr(sgd, "progress", counting)
-    evaluate_sgd(alive(), source(), SCORE, CONFIG, seed=0, description="what")
+    evaluate_sgd(alive(), Evaluation(source(), SCORE, CONFIG, description="what"))
     assert told[0] == ("what", 39) and sum(told[1:]) == 39

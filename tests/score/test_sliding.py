@@ -14,9 +14,10 @@ from fairway.data.tokens import ByteTable
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.score import sliding
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, LedgerError, Text, Witness
 from fairway.score.predictor import Context
-from fairway.score.sliding import FrozenDistribution, FrozenPredictor, evaluate, text_of
+from fairway.score.sliding import FrozenDistribution, FrozenPredictor, evaluate_frozen, text_of
 from fairway.score.windows import Event, Window, events, sliding_windows
 
 V, T = 260, 16
@@ -58,7 +59,7 @@ def plain_nats(model: GPT, ids: np.ndarray, stride: int) -> list[float]:
 @pytest.mark.parametrize("tokens", [2, 9, 17, 18, 33, 91])
 def test_equals_one_window_at_a_time(tokens: int, slides: bool) -> None:
     model, source = alive(), text(tokens)
-    score = evaluate(model, source, CONFIG, sliding=slides, seed=0, description="test")
+    score = evaluate_frozen(model, Evaluation(source, CONFIG), sliding=slides)
     nats = plain_nats(model, source.ids, CONFIG.stride if slides else T)
     assert score.nats == pytest.approx(math.fsum(nats), rel=1e-6)
     assert score.tokens == tokens - 1 and score.bytes == source.text_bytes
@@ -69,22 +70,18 @@ def test_equals_one_window_at_a_time(tokens: int, slides: bool) -> None:
 
 def test_truncation_scores_whole_windows_only() -> None:
     model, source = alive(), text(91)
-    cut = evaluate(
-        model, source, replace(CONFIG, truncate=True), sliding=True, seed=0, description="test"
-    )
+    cut = evaluate_frozen(model, Evaluation(source, replace(CONFIG, truncate=True)), sliding=True)
     assert cut.tokens == 80 and cut.bytes == source.target_bytes[:80].sum()
     nats = plain_nats(model, source.ids[:81], CONFIG.stride)
     assert cut.nats == pytest.approx(math.fsum(nats), rel=1e-6)
     with pytest.raises(UserError, match="one window needs 17"):
-        evaluate(
-            model, text(16), replace(CONFIG, truncate=True), sliding=True, seed=0, description=""
-        )
+        evaluate_frozen(model, Evaluation(text(16), replace(CONFIG, truncate=True)), sliding=True)
 
 
 def test_sliding_and_standard_are_different_measurements() -> None:
     model, source = alive(), text(91)
     scores = [
-        evaluate(model, source, CONFIG, sliding=slides, seed=0, description="test").nats
+        evaluate_frozen(model, Evaluation(source, CONFIG), sliding=slides).nats
         for slides in (True, False)
     ]
     assert scores[0] != scores[1]
@@ -93,8 +90,8 @@ def test_sliding_and_standard_are_different_measurements() -> None:
 def test_batches_do_not_change_the_score_and_events_do_not_leak() -> None:
     model, source = alive(), text(91)
     scores = [
-        evaluate(
-            model, source, replace(CONFIG, batch_windows=size), sliding=True, seed=0, description=""
+        evaluate_frozen(
+            model, Evaluation(source, replace(CONFIG, batch_windows=size)), sliding=True
         )
         for size in (1, 2, 32)
     ]
@@ -139,7 +136,7 @@ def test_a_model_that_sees_the_future_is_caught() -> None:
     model = Peeking(TINY)
     model.load_state_dict(alive().state_dict())
     with pytest.raises(LedgerError, match="was committed at"):
-        evaluate(model, text(), CONFIG, sliding=True, seed=0, description="test")
+        evaluate_frozen(model, Evaluation(text(), CONFIG), sliding=True)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +147,7 @@ def test_the_tolerance_of_a_type_is_enough_and_not_too_much(
 ) -> None:
     model, source = alive(dtype), text(30)
     config = replace(CONFIG, check_positions=29)
-    score = evaluate(model, source, config, sliding=True, seed=0, description="test")
+    score = evaluate_frozen(model, Evaluation(source, config), sliding=True)
     assert score.worst_row_error_nats < bound_nats / 10
     plain, moves = FrozenDistribution.row, iter((0.9, -0.9, 1.1, -1.1))
 
@@ -165,11 +162,11 @@ def test_the_tolerance_of_a_type_is_enough_and_not_too_much(
     monkeypatch.setattr(FrozenDistribution, "row", off)
     for _ in range(2):
         apart = bound_nats * next(moves)
-        evaluate(model, source, config, sliding=True, seed=0, description="test")
+        evaluate_frozen(model, Evaluation(source, config), sliding=True)
     for _ in range(2):
         apart = bound_nats * next(moves)
         with pytest.raises(LedgerError, match=f"they may differ by {bound_nats}"):
-            evaluate(model, source, config, sliding=True, seed=0, description="test")
+            evaluate_frozen(model, Evaluation(source, config), sliding=True)
 
 
 def test_a_prediction_is_refused_once_its_weights_have_changed() -> None:
@@ -222,20 +219,18 @@ def test_a_witness_hears_of_an_evaluation() -> None:
         def read(self, event: Event) -> None:
             heard.append(event.index)
 
-    score = evaluate(
-        alive(), text(), CONFIG, sliding=True, seed=0, description="", witness=Hearing()
-    )
+    score = evaluate_frozen(alive(), Evaluation(text(), CONFIG, witness=Hearing()), sliding=True)
     assert heard == list(range(score.events))
 
 
 def test_logits_come_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     model, source, seen = alive(), text(91), []
-    whole = evaluate(model, source, CONFIG, sliding=True, seed=0, description="test")
+    whole = evaluate_frozen(model, Evaluation(source, CONFIG), sliding=True)
     monkeypatch.setattr(sliding, "_ROWS_AT_ONCE", 7)
     plain = model.logits
     monkeypatch.setattr(model, "logits", lambda x: seen.append(x.shape) or plain(x))
     config = replace(CONFIG, check_positions=0)
-    sliced = evaluate(model, source, config, sliding=True, seed=0, description="test")
+    sliced = evaluate_frozen(model, Evaluation(source, config), sliding=True)
     assert sliced.nats == pytest.approx(whole.nats, rel=1e-7)
     assert max(len(shape) and shape[0] for shape in seen) == 7
     assert sum(shape[0] for shape in seen) == 90, "only scored positions reach the head"
@@ -245,7 +240,7 @@ def test_model_is_left_as_it_was() -> None:
     model = alive().train()
     model.set_looping(False)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    evaluate(model, text(), CONFIG, sliding=True, seed=0, description="test")
+    evaluate_frozen(model, Evaluation(text(), CONFIG), sliding=True)
     assert model.training and not model.looping
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     # A rotary table built under inference mode would break this.
@@ -257,13 +252,13 @@ def test_looping_state_is_the_callers() -> None:
     nats = []
     for on in (True, False):
         model.set_looping(on)
-        nats.append(evaluate(model, source, CONFIG, sliding=True, seed=0, description="").nats)
+        nats.append(evaluate_frozen(model, Evaluation(source, CONFIG), sliding=True).nats)
     assert nats[0] != nats[1]
 
 
 def test_repeats_bit_for_bit() -> None:
     scores = [
-        evaluate(alive(), text(), CONFIG, sliding=True, seed=5, description="") for _ in range(2)
+        evaluate_frozen(alive(), Evaluation(text(), CONFIG, seed=5), sliding=True) for _ in range(2)
     ]
     assert scores[0] == scores[1]
 
@@ -285,15 +280,15 @@ class Together(Ranks):
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_ranks_share_the_events_and_get_the_same_score(world: int) -> None:
     # Seven events: eight ranks leave one without any.
-    arguments = {"sliding": True, "seed": 3, "description": "test"}
-    whole = evaluate(alive(), text(), CONFIG, **arguments)
+    asked = Evaluation(text(), CONFIG, seed=3)
+    whole = evaluate_frozen(alive(), asked, sliding=True)
     assert whole.events == 7 and whole.checked_positions == 20
     board: list[np.ndarray] = []
     gate, scores = threading.Barrier(world), {}
 
     def work(rank: int) -> None:
         ranks = Together(rank, world).join(board, gate)
-        scores[rank] = evaluate(alive(), text(), CONFIG, ranks=ranks, **arguments)
+        scores[rank] = evaluate_frozen(alive(), replace(asked, ranks=ranks), sliding=True)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -311,7 +306,7 @@ def test_a_model_gone_wrong_gives_no_score() -> None:
     with torch.no_grad():
         model.tok_emb.weight[3, 0] = math.nan
     with pytest.raises(LedgerError, match="position"):
-        evaluate(model, text(), CONFIG, sliding=True, seed=0, description="test")
+        evaluate_frozen(model, Evaluation(text(), CONFIG), sliding=True)
 
 
 def test_text_of_counts_every_targets_bytes() -> None:

@@ -12,10 +12,11 @@ import tiny
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.build import DataFolder
 from fairway.data.tokens import token_bytes
+from fairway.score.evaluation import Evaluation
 from fairway.score.experts.evaluate import evaluate_published
 from fairway.score.experts.published import spread
 from fairway.score.ledger import Text
-from fairway.score.sliding import evaluate
+from fairway.score.sliding import evaluate_frozen
 
 CONFIG = MixtureConfig(published=True, published_order=3, published_tokens=0)
 
@@ -106,12 +107,12 @@ def test_sums_exceed_one_beside_a_real_scorer(data_folder: Path) -> None:
     def model() -> object:
         return tiny.alive(replace(tiny.TINY, vocab_size=300))
 
-    found = evaluate_published(model(), words, text, score, TttConfig(), CONFIG, seed=1)  # type: ignore[arg-type]
-    plain = evaluate(model(), text, score, sliding=True, seed=1, description="")  # type: ignore[arg-type]
+    found = evaluate_published(model(), Evaluation(text, score, TttConfig(), seed=1), CONFIG, words)  # type: ignore[arg-type]
+    plain = evaluate_frozen(model(), Evaluation(text, score, seed=1), sliding=True)  # type: ignore[arg-type]
     assert found.model_bpb == pytest.approx(plain.bpb, rel=1e-12)
     assert found.coverage == 1.0 and found.bytes == text.text_bytes
     assert found.sums is not None and found.sums.positions == 32
     assert found.sums.mean > 1.05 and found.sums.least <= found.sums.geometric_mean
     part = replace(CONFIG, published_tokens=50)
-    found = evaluate_published(model(), words, text, score, TttConfig(), part, seed=1)  # type: ignore[arg-type]
+    found = evaluate_published(model(), Evaluation(text, score, TttConfig(), seed=1), part, words)  # type: ignore[arg-type]
     assert found.tokens == 50 and found.coverage == 50 / (len(ids) - 1)

@@ -21,10 +21,11 @@ from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.score import ttt
 from fairway.score.documents import batches, chunk_bounds, documents, longest_first
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, Score, Span, Text
 from fairway.score.lora import evaluate_lora, phase_bounds
 from fairway.score.sgd import chunk_rate, chunks, evaluate_sgd, token_weights
-from fairway.score.sliding import FrozenPredictor, evaluate
+from fairway.score.sliding import FrozenPredictor, evaluate_frozen
 from fairway.score.ttt import evaluate_ttt, shrunk
 from fairway.score.windows import Event, Window
 
@@ -64,7 +65,7 @@ def costs(evaluate_it: Evaluate, config: TttConfig, source: Text) -> np.ndarray:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ledger, "finish", finish)
-        evaluate_it(alive(), source, SCORE, config, seed=0, description="")
+        evaluate_it(alive(), Evaluation(source, SCORE, config))
     return kept["ledger"]._nats
 
 
@@ -200,7 +201,7 @@ def test_chunk_0_is_as_without_learning_and_later_ones_are_not() -> None:
     assert np.array_equal(learned[:64], still[:64])
     assert not np.isclose(learned[64:], still[64:]).all()
     assert learned.sum() < still.sum()
-    frozen = evaluate(alive(), text(), SCORE, sliding=True, seed=0, description="")
+    frozen = evaluate_frozen(alive(), Evaluation(text(), SCORE), sliding=True)
     assert math.fsum(still) == pytest.approx(frozen.nats, rel=1e-6)
 
 
@@ -210,7 +211,7 @@ def test_the_last_chunk_is_never_learned(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         Ledger, "lesson", lambda self, a, b, *more: asked.append((a, b)) or plain(self, a, b, *more)
     )
-    evaluate_sgd(alive(), text(), SCORE, SGD, seed=0, description="")
+    evaluate_sgd(alive(), Evaluation(text(), SCORE, SGD))
     assert asked == [(0, 64), (64, 128), (128, 192), (192, 256)]
 
 
@@ -339,7 +340,7 @@ def test_a_flipped_token_changes_no_earlier_cost(way: Evaluate, config: TttConfi
 
 @pytest.mark.parametrize(("way", "config"), WAYS)
 def test_two_runs_are_the_same_to_the_bit(way: Evaluate, config: TttConfig) -> None:
-    first, second = (way(alive(), text(), SCORE, config, seed=0, description="") for _ in range(2))
+    first, second = (way(alive(), Evaluation(text(), SCORE, config)) for _ in range(2))
     assert first == second and first.checked_positions == 30
 
 
@@ -370,13 +371,13 @@ class Meeting(Ranks):
 @pytest.mark.parametrize(("way", "config"), WAYS)
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_work_and_agree(way: Evaluate, config: TttConfig, world: int) -> None:
-    whole = way(alive(), text(), SCORE, config, seed=3, description="")
+    whole = way(alive(), Evaluation(text(), SCORE, config, 3))
     tables: list[Any] = [None] * world
     gate, scores = threading.Barrier(world), {}
 
     def work(rank: int) -> None:
         ranks = Meeting(rank, world).join(tables, gate)
-        scores[rank] = way(alive(), text(), SCORE, config, seed=3, description="", ranks=ranks)
+        scores[rank] = way(alive(), Evaluation(text(), SCORE, config, 3, ranks=ranks))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -395,15 +396,16 @@ def test_processes_share_the_work_and_agree(way: Evaluate, config: TttConfig, wo
 @pytest.mark.parametrize("config", [SGD, LORA])
 def test_an_evaluation_within_its_budget_is_left_alone(config: TttConfig) -> None:
     model = alive()
-    found = evaluate_ttt(model, text(), SCORE, config, seed=0, description="")
+    found = evaluate_ttt(model, Evaluation(text(), SCORE, config))
     way = {"sgd": evaluate_sgd, "lora": evaluate_lora}[config.method]
-    assert found.score == way(alive(), text(), SCORE, config, seed=0, description="")
+    assert found.score == way(alive(), Evaluation(text(), SCORE, config))
     assert found.changes == () and 0 < found.estimate_s < config.budget_s and found.seconds > 0
 
 
 def test_phases_count_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ttt, "_sequence_s", lambda *_: 1000.0)
-    estimates = [ttt.estimate(alive(), text(), SCORE, replace(LORA, lora_phases=n)) for n in (0, 1)]
+    phases = [replace(LORA, lora_phases=n) for n in (0, 1)]
+    estimates = [ttt.estimate(alive(), Evaluation(text(), SCORE, one)) for one in phases]
     # One phase, before the second of three batches: documents 0 to 2, 100 positions of 16 each.
     assert estimates[0] < 1000.0 and estimates[1] - estimates[0] == pytest.approx(6250.0, abs=100)
 
@@ -413,18 +415,18 @@ def test_an_estimate_above_the_budget_is_refused_with_the_numbers(
 ) -> None:
     monkeypatch.setattr(ttt, "estimate", lambda *_: 777.0)
     with pytest.raises(UserError, match=r"about 777 s, and ttt.budget_s is 600; raise it"):
-        evaluate_ttt(alive(), text(), SCORE, SGD, seed=0, description="")
+        evaluate_ttt(alive(), Evaluation(text(), SCORE, SGD))
 
 
 def test_less_is_done_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     estimates = iter([900.0, 700.0, 500.0])
     monkeypatch.setattr(ttt, "estimate", lambda *_: next(estimates))
     config = replace(SGD, over_budget="shrink")
-    found = evaluate_ttt(alive(), text(), SCORE, config, seed=0, description="")
+    found = evaluate_ttt(alive(), Evaluation(text(), SCORE, config))
     assert found.changes == ("ttt.epochs=1", "score.stride=8") and found.estimate_s == 500.0
     monkeypatch.setattr(ttt, "estimate", lambda *_: 900.0)
     with pytest.raises(UserError, match="about 900 s even at its smallest"):
-        evaluate_ttt(alive(), text(), SCORE, config, seed=0, description="")
+        evaluate_ttt(alive(), Evaluation(text(), SCORE, config))
 
 
 def test_documents_shrink_by_larger_chunks() -> None:

@@ -14,11 +14,13 @@ from fairway.base.arrays import FloatArray, IntArray
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
-from fairway.score.experts.evaluate import evaluate_base, evaluate_mixture
+from fairway.score.evaluation import Evaluation
+from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.ledger import Text, Witness
 from fairway.score.lora import ROW_TOLERANCE_NATS as LORA_TOLERANCE_NATS
-from fairway.score.predictor import Receipt, alone
+from fairway.score.predictor import Receipt
 from fairway.score.sliding import ROW_TOLERANCE_NATS
+from fairway.score.ways import evaluate
 
 # Scores a text from a fresh state and lets the witness hear of it.
 Evaluate = Callable[[Text, Witness], object]
@@ -132,16 +134,11 @@ def scorer_of(
         with torch.no_grad():
             for weight, before in zip(model.parameters(), weights, strict=True):
                 weight.copy_(before)
-        if experts is not None:
-            tokenizer, mixture = experts
-            return evaluate_mixture(
-                model, tokenizer, text, score, ttt, replace(mixture, base=method),
-                seed=seed, description="audit", witness=witness,
-            )  # fmt: skip
-        return evaluate_base(
-            model, text, score, ttt, method,
-            seed=seed, description="audit", helped=alone, witness=witness,
-        )  # fmt: skip
+        asked = Evaluation(text, score, ttt, seed, "audit", witness=witness)
+        if experts is None:
+            return evaluate(model, asked, method)
+        tokenizer, mixture = experts
+        return evaluate_mixture(model, asked, replace(mixture, base=method), tokenizer)
 
     tolerances = LORA_TOLERANCE_NATS if method == "lora" else ROW_TOLERANCE_NATS
     apart = method == "lora" and not ttt.lora_warm and not ttt.lora_phases and experts is None

@@ -3,7 +3,6 @@
 Experts follow the text token by token, so one process scores, whatever their number.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -11,77 +10,30 @@ import numpy as np
 
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.units import bits_per_byte
-from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
+from fairway.config.settings import MixtureConfig
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
+from fairway.score.evaluation import Evaluation
 from fairway.score.experts.mixture import Helpers
 from fairway.score.experts.published import Spread, spread
 from fairway.score.experts.trie import token_strings
-from fairway.score.ledger import Score, Text, Witness
-from fairway.score.lora import evaluate_lora
-from fairway.score.predictor import Context, Distribution, Helped, Predictor, Receipt
-from fairway.score.sgd import evaluate_sgd
-from fairway.score.sliding import evaluate
-from fairway.score.windows import usable_targets
+from fairway.score.ledger import Score
+from fairway.score.predictor import Context, Distribution, Predictor, Receipt
+from fairway.score.ways import evaluate
 
 # Positions at which the published mixture's prices of the whole vocabulary are summed.
 _SUMMED = 32
 
 
-def evaluate_base(
-    model: GPT,
-    text: Text,
-    score: ScoreConfig,
-    ttt: TttConfig,
-    base: str,
-    *,
-    seed: int,
-    description: str,
-    helped: Helped,
-    witness: Witness | None = None,
-) -> Score:
-    """Return the score of whoever `mixture.base` names, with helpers beside it.
-
-    Models that learn change their weights.
-    """
-    if base == "sliding":
-        return evaluate(
-            model, text, score,
-            sliding=True, seed=seed, description=description, helped=helped, witness=witness,
-        )  # fmt: skip
-    way: Callable[..., Score] = {"sgd": evaluate_sgd, "lora": evaluate_lora}[base]
-    config = replace(ttt, method=base)
-    return way(
-        model, text, score, config,
-        seed=seed, description=description, helped=helped, witness=witness,
-    )  # fmt: skip
-
-
 def evaluate_mixture(
-    model: GPT,
-    tokenizer: Tokenizer,
-    text: Text,
-    score: ScoreConfig,
-    ttt: TttConfig,
-    mixture: MixtureConfig,
-    *,
-    seed: int,
-    description: str,
-    witness: Witness | None = None,
+    model: GPT, asked: Evaluation, mixture: MixtureConfig, tokenizer: Tokenizer
 ) -> tuple[Score, dict[str, Any]]:
-    """Return the score of the mixture, and facts: what the model alone takes by the same tables."""
-    helpers = Helpers(tokenizer, mixture, len(text.ids) - 1)
-    found = evaluate_base(
-        model,
-        text,
-        score,
-        ttt,
-        mixture.base,
-        seed=seed,
-        description=description,
-        helped=helpers.beside,
-        witness=witness,
-    )
+    """Return the score of the mixture, and facts: what the model alone takes by the same tables.
+
+    A model that learns (`mixture.base`) changes its weights.
+    """
+    helpers = Helpers(tokenizer, mixture, len(asked.text.ids) - 1)
+    found = evaluate(model, replace(asked, helped=helpers.beside), mixture.base)
     alone_bpb = bits_per_byte(helpers.own_nats, found.bytes)
     return found, {
         "experts": mixture.experts,
@@ -142,24 +94,14 @@ class _NotedDistribution:
 
 
 def evaluate_published(
-    model: GPT,
-    tokenizer: Tokenizer,
-    text: Text,
-    score: ScoreConfig,
-    ttt: TttConfig,
-    mixture: MixtureConfig,
-    *,
-    seed: int,
+    model: GPT, asked: Evaluation, mixture: MixtureConfig, tokenizer: Tokenizer
 ) -> Spread:
     """Return the published mixture of the base's costs: not a distribution, and not a score."""
-    targets = usable_targets(len(text.ids), score.seq_len, score.truncate)
+    text, targets = asked.text, asked.targets
     count = min(mixture.published_tokens or targets, targets)
-    drawn = np.random.default_rng(seed).choice(count, min(_SUMMED, count), replace=False)
+    drawn = np.random.default_rng(asked.seed).choice(count, min(_SUMMED, count), replace=False)
     notes = _Notes(np.zeros(targets), set(drawn.tolist()), {})
-    evaluate_base(
-        model, text, score, ttt, mixture.base,
-        seed=seed, description="published mixture", helped=notes.beside,
-    )  # fmt: skip
+    evaluate(model, replace(asked, helped=notes.beside), mixture.base)
     strings = token_strings(tokenizer)
     after = tokenizer.table.boundary[text.ids[:count]].astype(int).tolist()
     tokens = [strings[which][token] for which, token in zip(after, text.ids[1:], strict=False)]

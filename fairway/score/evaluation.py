@@ -1,0 +1,58 @@
+"""What every scorer takes: the text and the settings of a score, and who looks on, as one value."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fairway.config.settings import ScoreConfig, TttConfig
+from fairway.machine.ranks import Ranks
+from fairway.score.ledger import Ledger, Span, Text, Witness
+from fairway.score.predictor import Helped, alone
+from fairway.score.windows import usable_targets
+
+ALONE = Ranks()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """A text to be scored and how.
+
+    `ttt` says how a model learns meanwhile, if it does. `seed` draws the positions that are checked
+    (and the adapters of LoRA), `description` stands beside the progress. All `ranks` call a scorer
+    with the same model and evaluation, and get the same score. `helped` puts experts beside the
+    model; those that learn need one rank. The `witness` hears what the ledger does.
+    """
+
+    text: Text
+    score: ScoreConfig
+    ttt: TttConfig = field(default_factory=TttConfig)
+    seed: int = 0
+    description: str = "score"
+    ranks: Ranks = ALONE
+    helped: Helped = alone
+    witness: Witness = field(default_factory=Witness)
+
+    @property
+    def targets(self) -> int:
+        """Return how many targets are scored; UserError if the text is too short for any."""
+        return usable_targets(len(self.text.ids), self.score.seq_len, self.score.truncate)
+
+    def ledger(
+        self,
+        tolerances: dict[torch.dtype, float],
+        dtype: torch.dtype,
+        spans: Sequence[Span],
+        side_by_side: bool = False,
+    ) -> Ledger:
+        """Return the ledger of this process's share of the text."""
+        return Ledger(
+            self.text,
+            self.targets,
+            self.score.check_positions,
+            self.seed,
+            tolerances[dtype],
+            spans=spans,
+            side_by_side=side_by_side,
+            witness=self.witness,
+        )
