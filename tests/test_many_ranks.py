@@ -22,8 +22,9 @@ from fairway.config.settings import Config
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
+from fairway.pipeline.context import ARTIFACT
 from fairway.pipeline.folder import RunFolder
-from fairway.pipeline.run import ARTIFACT, Pipeline
+from fairway.pipeline.run import Pipeline
 from fairway.recipes import recipe
 from fairway.score.evaluation import Evaluation
 from fairway.score.sliding import evaluate_frozen, text_of

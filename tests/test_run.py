@@ -60,7 +60,7 @@ def proofs_and_audits_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("fairway.pipeline.evidence.prove_run", prove)
     monkeypatch.setattr(
-        "fairway.pipeline.auditing.audit_run", lambda *inputs: dict(results["audit"])
+        "fairway.pipeline.evidence.audit_run", lambda *inputs: dict(results["audit"])
     )
 
 

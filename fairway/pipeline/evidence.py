@@ -1,76 +1,88 @@
-"""The stages of a run beside its scores: text, compressors, samples, proof; in one process."""
+"""The stages beside the scores, by one process: baselines, samples, proof and audit."""
 
-import dataclasses
-from collections.abc import Callable
+import time
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fairway.api import load, openings
-from fairway.base.files import digest_bytes
+from fairway.audit.stage import RunFacts, audit_run, audited, summary
+from fairway.base.files import digest_bytes, digest_file
 from fairway.base.memory import give_back
-from fairway.config.settings import Config
-from fairway.data.folder import DataFolder, Validation
-from fairway.machine.plan import Plan
-from fairway.pipeline.folder import RunFolder
-from fairway.pipeline.inputs import ARTIFACT
+from fairway.pipeline.context import ARTIFACT, PROOF, Run
 from fairway.pipeline.proving import prove_run
 from fairway.score import baselines
-from fairway.train.steps import Say
+from fairway.score.experts.evaluate import evaluate_published, published_facts
+from fairway.score.experts.published import LABEL
+from fairway.score.trail import Trail
 
-PROOF = "proof.fwp"
+Facts = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
-    """What the stages take."""
+def published(run: Run) -> Facts:
+    """Price the published mixture, which is no distribution and no score."""
+    start_s, mixture = time.perf_counter(), run.config.mixture
+    asked = run.evaluation("published mixture", Trail(), alone=True)
+    found = evaluate_published(run.model("artifact"), asked, mixture, run.source.tokenizer)
+    assert found.sums is not None
+    run.say(
+        f"published: {found.bpb:.4f} on {found.coverage:.1%} of the tokens, {LABEL}: prices of the "
+        f"vocabulary sum to {found.sums.mean:.3f}; the gate fired on {found.gate_share:.1%} of the "
+        "bytes"
+    )
+    seconds = time.perf_counter() - start_s
+    facts = {**published_facts(found), "label": LABEL, "base": mixture.base, "seconds": seconds}
+    return {**facts, "file_digest": digest_file(run.file(ARTIFACT))}
 
-    config: Config
-    folder: RunFolder
-    reads: Callable[[str], dict[str, Any]]
-    source: DataFolder
-    validation: Validation
-    plan: Plan
-    say: Say
 
-    def run(self) -> None:
-        """Do them in order."""
-        self._stage("text", [], self._text)
-        self._stage("baselines", [], self._baselines)
-        self._stage("samples", [], self._samples)
-        if self.config.prove.bytes:
-            self._stage("proof", [PROOF], self._proof)
+def count_text(run: Run) -> Facts:
+    """Count the validation text."""
+    text = run.validation
+    return {
+        "bytes": text.bytes,
+        "tokens": len(text.ids) - 1,
+        "documents": len(text.documents),
+        "digest": digest_bytes("".join(text.documents).encode()),
+        **run.source.facts(),
+    }
 
-    def _stage(self, name: str, files: list[str], work: Callable[[], dict[str, Any]]) -> None:
-        self.folder.stage(name, self.reads(name), files, work, self.say)
 
-    def _text(self) -> dict[str, Any]:
-        text = self.validation
-        return {
-            "bytes": text.bytes,
-            "tokens": len(text.ids) - 1,
-            "documents": len(text.documents),
-            "digest": digest_bytes("".join(text.documents).encode()),
-            **self.source.facts(),
-        }
+def compress(run: Run) -> Facts:
+    """Compress the validation text by the usual tools."""
+    return baselines.measure(run.validation.documents, run.source.train_documents())
 
-    def _baselines(self) -> dict[str, Any]:
-        return baselines.measure(self.validation.documents, self.source.train_documents())
 
-    def _samples(self) -> dict[str, Any]:
-        """Continue the openings of a few validation documents."""
-        model = load(self.folder.file(ARTIFACT), plan=self.plan)
-        return {"samples": openings(model, self.validation.documents)}
+def sample(run: Run) -> Facts:
+    """Continue the openings of a few validation documents."""
+    model = load(run.file(ARTIFACT), plan=run.plan)
+    return {"samples": openings(model, run.validation.documents)}
 
-    def _proof(self) -> dict[str, Any]:
-        """Code the beginning of the validation text and let a fresh process restore it."""
-        give_back()
-        config, plan = self.config, self.plan
-        runtime = dataclasses.replace(config.runtime, device=plan.device, threads=plan.threads)
-        artifact, out = self.folder.file(ARTIFACT), self.folder.file(PROOF)
-        facts = prove_run(config, runtime, artifact, self.validation.documents, out)
-        # Coding had arithmetic of its own.
-        plan.apply()
-        self.say(
-            f"{'proof':>9}: {facts['bytes']:,} bytes coded in {facts['coded_bytes']:,} "
-            f"({facts['difference_share']:+.2%} to the ledger) and restored by a fresh process"
-        )
-        return facts
+
+def prove(run: Run) -> Facts:
+    """Code the beginning of the validation text and let a fresh process restore it."""
+    give_back()
+    config, plan = run.config, run.plan
+    runtime = replace(config.runtime, device=plan.device, threads=plan.threads)
+    artifact, out = run.file(ARTIFACT), run.file(PROOF)
+    facts = prove_run(config, runtime, artifact, run.validation.documents, out)
+    # Coding had arithmetic of its own.
+    plan.apply()
+    run.say(
+        f"{'proof':>9}: {facts['bytes']:,} bytes coded in {facts['coded_bytes']:,} "
+        f"({facts['difference_share']:+.2%} to the ledger) and restored by a fresh process"
+    )
+    return facts
+
+
+def audit(run: Run) -> Facts:
+    """Check the ledgers and budgets of this run, and probe what scored its artifact."""
+    give_back()
+    stages = {name: facts for name, facts in run.facts().items() if audited(name)}
+    told, ids = RunFacts(run.folder, stages, run.code_bytes), run.validation.ids
+    facts = audit_run(
+        *(told, run.config, run.model("artifact"), np.asarray(ids, np.int64)),
+        run.source.tokenizer,
+    )
+    run.say(f"{'audit':>9}: {summary(facts)}")
+    return facts

@@ -179,6 +179,10 @@ class RunFolder:
         record = self.memory["stages"].get(stage)
         return None if record is None else dict(record["facts"])
 
+    def all_facts(self) -> dict[str, dict[str, Any]]:
+        """Return the facts of every finished stage, by name."""
+        return {name: dict(record["facts"]) for name, record in self.memory["stages"].items()}
+
     def seconds(self) -> dict[str, float]:
         """Return the seconds that each finished stage took when it last ran."""
         return {name: record["seconds"] for name, record in self.memory["stages"].items()}

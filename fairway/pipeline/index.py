@@ -11,7 +11,8 @@ from fairway.base.errors import UserError
 from fairway.base.terminal import line
 from fairway.config.settings import Config
 from fairway.pipeline.folder import MEMORY, RunFolder
-from fairway.pipeline.inputs import config_of, differences, stages_of
+from fairway.pipeline.inputs import config_of, differences
+from fairway.pipeline.stages import stages_of
 
 # What a folder of runs holds at most: a run has some 20 files.
 _MOST_ENTRIES = 100_000
@@ -65,11 +66,11 @@ def _run(path: Path, root: Path) -> dict[str, Any]:
 
 def _state(config: Config, facts: dict[str, Any]) -> str:
     """Return how far a run has come: 'scored', or the last stage before one that is missing."""
-    done, wanted = "begun", stages_of(config)
-    for stage in wanted:
-        if stage not in facts:
+    done = "begun"
+    for stage in stages_of(config):
+        if stage.name not in facts:
             return done
-        done = stage
+        done = stage.name
     return "scored"
 
 

@@ -1,4 +1,4 @@
-"""What every stage of a run reads: the one list of stages, and whether they fit together.
+"""What the stages of a run read, and whether they fit together.
 
 A stage is kept while nothing that it reads has changed. Results are composed of stages that were
 all made with the settings of the run's record, or not at all.
@@ -18,53 +18,23 @@ from fairway.config.settings import Config, from_dict, settings, to_dict
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
 from fairway.pipeline.codesize import known_code
+from fairway.pipeline.context import ARTIFACT, WEIGHTS
 from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.stages import stages_of
 from fairway.recipes import RECIPES
 from fairway.score.trail import trail_file
 from fairway.train.loop import what_trains
 from fairway.train.steps import STEPS
 
-WEIGHTS, ARTIFACT = "weights.safetensors", "artifact.fwy"
 # The stage that writes a file which others read.
 _WRITTEN_BY = {WEIGHTS: "train", ARTIFACT: "pack"}
-_MODEL = ("data", "trains", "plan", "replay")
-_TEXT = ("data", "sample")
-_SCORED = (*_TEXT, "score", "seed", "plan")
-
-
-def stages_of(config: Config) -> dict[str, tuple[str, ...]]:
-    """Return the stages that a config asks for, in order, and the names of what each reads."""
-    ttt, mixture, prove = config.ttt, config.mixture, config.prove
-    helped = (ARTIFACT, *_SCORED, "mixture", *_if(mixture.base != "sliding", "ttt"))
-    proven = (*_if(prove.method != "sliding", "ttt"), *_if(prove.experts, "mixture"))
-    wanted: dict[str, tuple[str, ...] | None] = {
-        "train": _MODEL,
-        "pack": (WEIGHTS, "quant", "pack", "score", "beside", *_MODEL),
-        "score.raw": (WEIGHTS, *_SCORED),
-        "score.ema": (WEIGHTS, *_SCORED),
-        "score.quantised": (ARTIFACT, *_SCORED),
-        "score.sliding": (ARTIFACT, *_SCORED),
-        "score.ttt": (ARTIFACT, *_SCORED, "ttt") if ttt.method != "off" else None,
-        "score.mixture": helped if mixture.experts else None,
-        "published": helped if mixture.published else None,
-        "text": _TEXT,
-        "baselines": _TEXT,
-        "samples": (ARTIFACT, *_TEXT, "seed", "plan"),
-        "proof": (ARTIFACT, *_TEXT, "prove", *proven, "seed", "plan") if prove.bytes else None,
-        "audit": (*_TEXT, "audit", "ledgers", "code", "seed", "plan"),
-    }
-    return {name: reads for name, reads in wanted.items() if reads is not None}
-
-
-def _if(wanted: bool, name: str) -> tuple[str, ...]:
-    return (name,) if wanted else ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
     """What the stages of one run read now.
 
-    `data`, `plan` and `replayed` are asked only where a stage reads them. A process that is not
+    `data` and `plan` are asked only where a stage reads them. A process that is not
     the first knows its files by their own digests, so that a host with others is noticed.
     """
 
@@ -73,11 +43,11 @@ class Inputs:
     first: bool
     data: Callable[[], DataFolder]
     plan: Callable[[], Plan]
-    replayed: Callable[[], Any]
 
     def of(self, stage: str) -> dict[str, Any]:
         """Return what a stage reads, by name, ready for JSON."""
-        return {name: self._value(name) for name in stages_of(self.config)[stage]}
+        reads = next(s.reads for s in stages_of(self.config) if s.name == stage)
+        return {name: self._value(name) for name in reads}
 
     def _value(self, name: str) -> Any:
         config = self.config
@@ -94,7 +64,7 @@ class Inputs:
             "code": lambda: known_code(config, self.folder),
             "data": lambda: self.data().digest,
             "plan": lambda: self.plan().as_dict(),
-            "replay": self.replayed,
+            "replay": lambda: replayed(config),
             "sample": lambda: [config.data.val_bytes, config.data.val_tokens],
             "seed": lambda: config.seed,
             "trains": lambda: what_trains(config),
@@ -112,7 +82,7 @@ class Inputs:
         """Raise UserError unless every stage that the config asks for was made with it, and its
         files are what it wrote. The weights may be gone: nothing reads them once all is scored. An
         audit that is to be made looks at the ledgers itself."""
-        for stage in (name for name in stages_of(self.config) if name not in but):
+        for stage in (s.name for s in stages_of(self.config) if s.name not in but):
             if not self.folder.has(stage, self.of(stage)):
                 raise UserError(self._missing(stage))
             files = self.folder.memory["stages"][stage]["files"]
@@ -122,6 +92,20 @@ class Inputs:
                 kept = [name for name in kept if name != trail]
             if kept:
                 self.folder.require_unchanged(stage, *kept, again=self._remedy(stage))
+
+    def require_stage(self, stage: str, reads: dict[str, Any] | None = None) -> None:
+        """Refuse to go on unless a stage was done with exactly these settings, or `reads`."""
+        path, config = self.folder.path, self.config
+        # No command has the name of the data stage, and training needs its recipe.
+        first = stage in ("data", "train")
+        verb = "train" if first else stage
+        if not self.folder.has(stage, self.of(stage) if reads is None else reads):
+            raise UserError(
+                f"{path} has no '{stage}' stage made with these settings; run `fairway {verb}` "
+                "with them first"
+            )
+        again = command_of(config, path) if first else command(verb, path)
+        self.folder.require_unchanged(stage, again=again)
 
     def _remedy(self, stage: str) -> str:
         """Return the command that makes a stage."""

@@ -1,0 +1,87 @@
+"""What the work of a stage may use: the settings of a run, its text, its files, and who takes part.
+
+Every stage reads the files of the stages before it, never their memory, so that it can be repeated
+alone, and what is scored is what was written.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fairway.api import load, model_from
+from fairway.config.settings import Config
+from fairway.data.folder import DataFolder, Validation
+from fairway.machine.plan import Plan
+from fairway.machine.ranks import Ranks
+from fairway.model.gpt import GPT
+from fairway.score.evaluation import Evaluation
+from fairway.score.ledger import Text
+from fairway.score.sliding import text_of
+from fairway.score.trail import Trail
+from fairway.train.checkpoint import load_checkpoint
+from fairway.train.steps import Say
+
+WEIGHTS, ARTIFACT, PROOF = "weights.safetensors", "artifact.fwy", "proof.fwp"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """One run, as its stages see it.
+
+    `public` is its config with digests in place of paths, `code_bytes` are those that count with
+    its artifact, and `facts` tells what the finished stages came to, by name. `begin` is called
+    once nothing refuses the training any more; `resume` goes on with a checkpoint.
+    """
+
+    config: Config
+    public: Config
+    plan: Plan
+    ranks: Ranks
+    source: DataFolder
+    folder: Path
+    code_bytes: int
+    facts: Callable[[], Mapping[str, dict[str, Any]]]
+    say: Say
+    begin: Callable[[], None] = lambda: None
+    resume: bool = False
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of this run."""
+        return self.folder / name
+
+    @cached_property
+    def validation(self) -> Validation:
+        """Return the validation text that the settings ask for."""
+        data = self.config.data
+        return self.source.sample_validation(data.val_bytes, data.val_tokens)
+
+    @cached_property
+    def text(self) -> Text:
+        """Return that text as scorers take it."""
+        return text_of(self.validation.ids, self.source.tokenizer.table, self.validation.bytes)
+
+    def weights(self, kind: str) -> tuple[dict[str, Tensor], bool]:
+        """Return the 'raw' or 'ema' weights and whether the recurrence was on."""
+        tensors, facts = load_checkpoint(self.file(WEIGHTS))
+        state = {n.removeprefix(f"{kind}."): w for n, w in tensors.items() if n.startswith(kind)}
+        return state, bool(facts["looping"])
+
+    def model(self, kind: str) -> GPT:
+        """Return a model of the 'raw' or 'ema' weights, or the 'artifact', as read from disk."""
+        if kind == "artifact":
+            return load(self.file(ARTIFACT), plan=self.plan).model
+        state, looping = self.weights(kind)
+        return model_from(state, self.config.model, self.plan, looping)
+
+    def evaluation(self, description: str, trail: Trail, alone: bool = False) -> Evaluation:
+        """Return what a scorer is asked; `alone` if this process scores without the others."""
+        config = self.config
+        return Evaluation(
+            *(self.text, config.score, config.ttt, config.seed, f"score {description}"),
+            ranks=Ranks() if alone else self.ranks,
+            witness=trail,
+        )

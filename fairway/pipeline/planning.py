@@ -1,0 +1,49 @@
+"""The machine plan of a run: remembered, so that later stages and processes compute alike."""
+
+from typing import Any
+
+import torch
+
+from fairway.base.errors import UserError
+from fairway.config.settings import Config, to_dict
+from fairway.machine.plan import Plan, make_plan
+from fairway.machine.ranks import Ranks
+from fairway.pipeline.folder import RunFolder, key_of
+from fairway.pipeline.inputs import replayed
+from fairway.train.steps import Say
+
+
+def plan_of_run(config: Config, folder: RunFolder, ranks: Ranks, say: Say) -> Plan:
+    """Return what a run computes with; a replay takes the plan of the run that it follows.
+
+    Raises UserError for more processes on a host than it has GPUs.
+    """
+    plan = _found(config, folder, say)
+    gpus = torch.cuda.device_count()
+    if plan.device == "cuda" and ranks.local >= gpus:
+        raise UserError(
+            f"process {ranks.local} of this host has no GPU, since there are {gpus}; start at most "
+            f"--nproc-per-node={gpus}"
+        )
+    plan.apply()
+    return plan
+
+
+def _found(config: Config, folder: RunFolder, say: Say) -> Plan:
+    key, followed, memory = plan_key(config), replayed(config), folder.memory
+    begun = memory.get("begun", {}).get("plan")
+    for kept in (folder.proposed.get("plan"), begun, memory.get("plan")):
+        if kept is not None and kept["key"] == key:
+            return _plan_of(kept)
+    plan = _plan_of(followed["plan"]) if followed else make_plan(config.runtime)
+    say(f"machine: {plan.describe()}")
+    return plan
+
+
+def plan_key(config: Config) -> str:
+    """Return a digest of what a plan is found for."""
+    return key_of(to_dict(config.runtime), replayed(config))
+
+
+def _plan_of(memory: dict[str, Any]) -> Plan:
+    return Plan(**{name: value for name, value in memory.items() if name != "key"})
