@@ -366,7 +366,7 @@ def test_a_process_with_other_inputs_than_the_first_is_refused(
         def tell(self, text: str) -> str:
             return json.dumps(["a key of other files", False])
 
-    monkeypatch.setattr("fairway.pipeline.run.peers", First)
+    monkeypatch.setattr("fairway.pipeline.together.peers", First)
     with pytest.raises(UserError, match="process 0 has other files or settings for 'score.raw'"):
         open_run(run, [], lambda text: None).score()
 
@@ -376,7 +376,8 @@ def test_more_processes_than_gpus_are_refused(run: Path, monkeypatch: pytest.Mon
     pipeline.ranks = Ranks(rank=6, world=8, local=2)
     cpu = pipeline.plan()
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr(pipeline, "_find_plan", lambda: replace(cpu, device="cuda"))
+    gpu = replace(cpu, device="cuda")
+    monkeypatch.setattr("fairway.pipeline.planning._found", lambda *inputs: gpu)
     pipeline._plan = None
     with pytest.raises(UserError, match="2 of this host has no GPU.*at most --nproc-per-node=2"):
         pipeline.plan()

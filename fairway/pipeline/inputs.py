@@ -23,7 +23,7 @@ from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.stages import stages_of
 from fairway.recipes import RECIPES
 from fairway.score.trail import trail_file
-from fairway.train.loop import what_trains
+from fairway.train.loop import CHECKPOINT, what_trains
 from fairway.train.steps import STEPS
 
 # The stage that writes a file which others read.
@@ -92,6 +92,33 @@ class Inputs:
                 kept = [name for name in kept if name != trail]
             if kept:
                 self.folder.require_unchanged(stage, *kept, again=self._remedy(stage))
+
+    def public(self) -> Config:
+        """Return the config with digests in place of paths: what a result may say of it."""
+        digest = "" if self.config.data.source == "embedded" else self.data().digest
+        return public(self.config, digest, replayed(self.config))
+
+    def forget_others(self) -> None:
+        """Drop the scores that are no longer asked for."""
+        asked = {stage.name for stage in stages_of(self.config)}
+        for name in self.folder.all_facts().keys() - asked:
+            if name.startswith("score.") or name == "published":
+                self.folder.forget(name)
+
+    def require_file(self, name: str, verb: str) -> None:
+        """Refuse to go on without a file that another verb writes."""
+        path = self.folder.file(name)
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; run `fairway {verb}` on it first")
+
+    def refuse_unfinished(self) -> None:
+        """Refuse to begin anew where a training is unfinished."""
+        unfinished = self.folder.file(CHECKPOINT).exists()
+        if unfinished and not self.folder.is_done("train", self.of("train")):
+            raise UserError(
+                f"{self.folder.path} holds an unfinished training; add --resume to continue it or "
+                "--restart to begin again"
+            )
 
     def require_stage(self, stage: str, reads: dict[str, Any] | None = None) -> None:
         """Refuse to go on unless a stage was done with exactly these settings, or `reads`."""

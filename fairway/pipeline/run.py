@@ -1,29 +1,27 @@
 """A run: its stages walked in a folder that remembers them. Every verb does some of them."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fairway.base.errors import UserError
 from fairway.base.files import digest_file, write_json
 from fairway.config.overrides import override
 from fairway.config.settings import Config, to_dict
 from fairway.data.build import DataFolder
-from fairway.machine.peers import peers
 from fairway.machine.plan import Plan
 from fairway.machine.ranks import Ranks, join_ranks
 from fairway.pipeline.codesize import known_code, measure_code
 from fairway.pipeline.context import ARTIFACT, WEIGHTS, Run
-from fairway.pipeline.folder import RunFolder, key_of
-from fairway.pipeline.inputs import Inputs, config_of, public, replayed
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.inputs import Inputs, config_of
 from fairway.pipeline.limits import tell_of_size
 from fairway.pipeline.planning import plan_key, plan_of_run
 from fairway.pipeline.results import RESULTS, compose
 from fairway.pipeline.stages import Stage, stages_of
 from fairway.pipeline.text import open_text
+from fairway.pipeline.together import is_due, share_memory, told
 from fairway.report import write_report
 from fairway.train.loop import CHECKPOINT
 from fairway.train.steps import STEPS, Say, read_steps
@@ -70,49 +68,50 @@ class Pipeline:
         """Train and write raw and averaged weights; an unfinished run needs a word first."""
         if self.ranks.first:
             self.data(build=True)
-            self._refuse_unfinished(resume or restart)
+            if not (resume or restart):
+                self._inputs.refuse_unfinished()
             measure_code(self.config, self.folder, self.say)
             self._propose()
             # Nothing is unfinished once this training is on record.
             self.folder.propose(begun=None)
-        self._share_memory()
-        self._do(self._run(self._can_resume(resume)), lambda stage: stage.name == "train")
+        share_memory(self.folder, self.ranks)
+        self._do(self._run(resume and self._checkpoint()), lambda stage: stage.name == "train")
         if self.ranks.first:
             self.folder.settle()
             # Not before the training is on record: a disk that fills up now must not cost it.
             self.folder.file(CHECKPOINT).unlink(missing_ok=True)
-        self._share_memory()
+        share_memory(self.folder, self.ranks)
         return self._facts("train")
 
     def pack(self) -> dict[str, Any]:
         """Quantise the averaged weights and write the artifact."""
         if self.ranks.first:
             self.data()
-            self._need(WEIGHTS, "train")
+            self._inputs.require_file(WEIGHTS, "train")
             self._inputs.require_stage("train")
             code_bytes = measure_code(self.config, self.folder, self.say, packing=True)
             self._propose()
             self._do(self._run(), lambda stage: stage.name == "pack", beside=code_bytes)
             self.folder.settle()
-        self._share_memory()
+        share_memory(self.folder, self.ranks)
         return self._facts("pack")
 
     def score(self) -> dict[str, Any]:
         """Score weights and artifact, as read from disk; then do all that doubts the score."""
         if self.ranks.first:
             self.data()
-            self._need(ARTIFACT, "pack")
+            self._inputs.require_file(ARTIFACT, "pack")
             self._inputs.require_stage("train")
             self._inputs.require_stage("pack")
             self._measure_for_score()
             self._propose()
-        self._share_memory()
+            self._inputs.forget_others()
+        share_memory(self.folder, self.ranks)
         self.data().verify(("val",))
         self._do(self._run(), lambda stage: stage.name not in ("train", "pack"))
         if self.ranks.first:
-            self._forget_others()
             self.folder.settle()
-        self._share_memory()
+        share_memory(self.folder, self.ranks)
         return self._facts("score.sliding")
 
     def audit(self) -> dict[str, Any]:
@@ -142,7 +141,7 @@ class Pipeline:
         with self.folder.reading():
             plan = self.plan().as_dict()
             code_bytes = known_code(self.config, self.folder)
-            return compose(self.folder, self._public(), plan, code_bytes)
+            return compose(self.folder, self._inputs.public(), plan, code_bytes)
 
     # -----------------------------------------------------------------------------------------
     # What the stages read
@@ -173,7 +172,7 @@ class Pipeline:
     def _run(self, resume: bool = False) -> Run:
         return Run(
             config=self.config,
-            public=self._public(),
+            public=self._inputs.public(),
             plan=self.plan(),
             ranks=self.ranks,
             source=self.data(),
@@ -185,46 +184,22 @@ class Pipeline:
             resume=resume,
         )
 
-    def _public(self) -> Config:
-        """Return the config with digests in place of paths: what a result may say of it."""
-        config = self.config
-        digest = "" if config.data.source == "embedded" else self.data().digest
-        return public(config, digest, replayed(config))
-
     # -----------------------------------------------------------------------------------------
     # Doing them
 
     def _do(self, run: Run, wanted: Callable[[Stage], bool], **reads: Any) -> None:
         """Do some stages, unless nothing that they read has changed."""
         for stage in filter(wanted, stages_of(self.config)):
-            due = not stage.together or self._is_due(stage.name)
+            if not (stage.together or self.ranks.first):
+                continue
+            read = self._inputs.of(stage.name)
+            due = not stage.together or is_due(self.folder, self.ranks, stage.name, read)
             if self.ranks.first:
-                read = {**self._inputs.of(stage.name), **reads}
+                read |= reads
                 work = functools.partial(stage.work, run)
                 self.folder.stage(stage.name, read, list(stage.files), work, self.say)
-            elif due and stage.together:
+            elif due:
                 stage.work(run)
-
-    def _is_due(self, stage: str) -> bool:
-        """Return whether rank 0 finds that a stage is to be done.
-
-        Raises UserError on a rank that would read or do something else than rank 0.
-        """
-        reads = self._inputs.of(stage)
-        key, done = key_of(reads), self.ranks.first and self.folder.is_done(stage, reads)
-        expected, done = json.loads(peers().tell(json.dumps([key, done])))
-        if key != expected:
-            raise UserError(
-                f"process {self.ranks.rank} has other files or settings for '{stage}' than process "
-                "0; all hosts need the same run folder, data, settings and version of Fairway"
-            )
-        return not done
-
-    def _share_memory(self) -> None:
-        """Let every rank know what rank 0 knows of this run by now."""
-        if self.ranks.world > 1:
-            own = json.dumps([self.folder.memory, self.folder.proposed])
-            self.folder.memory, self.folder.proposed = json.loads(peers().tell(own))
 
     def _settings(self) -> dict[str, Any]:
         plan = {"key": plan_key(self.config), **self.plan().as_dict()}
@@ -238,29 +213,12 @@ class Pipeline:
         if self.ranks.first:
             self.folder.remember("begun", self._settings())
 
-    def _forget_others(self) -> None:
-        """Drop the scores that are no longer asked for."""
-        asked = {stage.name for stage in stages_of(self.config)}
-        for name in self.folder.all_facts().keys() - asked:
-            if name.startswith("score.") or name == "published":
-                self.folder.forget(name)
-
-    def _can_resume(self, wanted: bool) -> bool:
+    def _checkpoint(self) -> bool:
         """Return whether there is a checkpoint to resume from, the same on every rank."""
-        found = wanted and self.folder.file(CHECKPOINT).exists()
-        found = json.loads(peers().tell(json.dumps(found)))
-        if wanted and not found and not self.folder.is_done("train", self._inputs.of("train")):
+        found = bool(told(self.folder.file(CHECKPOINT).exists()))
+        if not found and not self.folder.is_done("train", self._inputs.of("train")):
             self.say(f"{self.folder.path} has no checkpoint yet: the training begins anew")
-        return bool(found)
-
-    def _refuse_unfinished(self, told_what_to_do: bool) -> None:
-        if told_what_to_do or not self.folder.file(CHECKPOINT).exists():
-            return
-        if not self.folder.is_done("train", self._inputs.of("train")):
-            raise UserError(
-                f"{self.folder.path} holds an unfinished training; add --resume to continue it or "
-                "--restart to begin again"
-            )
+        return found
 
     def _measure_for_score(self) -> None:
         """Measure the code anew where settings of the score change the bundle."""
@@ -270,12 +228,6 @@ class Pipeline:
 
     def _facts(self, stage: str) -> dict[str, Any]:
         return dict(self.folder.memory["stages"][stage]["facts"])
-
-    def _need(self, file: str, verb: str) -> None:
-        if not self.folder.file(file).is_file():
-            raise UserError(
-                f"{self.folder.file(file)} does not exist; run `fairway {verb}` on it first"
-            )
 
 
 def open_run(path: Path, overrides: list[str], say: Say) -> Pipeline:

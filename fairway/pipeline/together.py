@@ -1,0 +1,36 @@
+"""What the processes of one run tell one another: the first one alone knows its folder."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fairway.base.errors import UserError
+from fairway.machine.peers import peers
+from fairway.machine.ranks import Ranks
+from fairway.pipeline.folder import RunFolder, key_of
+
+
+def told(value: Any) -> Any:
+    """Return the first process's value of this, ready for JSON, on every process."""
+    return json.loads(peers().tell(json.dumps(value)))
+
+
+def share_memory(folder: RunFolder, ranks: Ranks) -> None:
+    """Let every process know what the first one knows of a run by now."""
+    if ranks.world > 1:
+        folder.memory, folder.proposed = told([folder.memory, folder.proposed])
+
+
+def is_due(folder: RunFolder, ranks: Ranks, stage: str, reads: Mapping[str, Any]) -> bool:
+    """Return whether the first process finds that a stage is to be done.
+
+    Raises UserError on a process that would read or do something else than the first one.
+    """
+    key, done = key_of(reads), ranks.first and folder.is_done(stage, reads)
+    expected, done = told([key, done])
+    if key != expected:
+        raise UserError(
+            f"process {ranks.rank} has other files or settings for '{stage}' than process 0; all "
+            "hosts need the same run folder, data, settings and version of Fairway"
+        )
+    return not done
