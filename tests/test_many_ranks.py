@@ -175,7 +175,7 @@ def test_a_host_with_damaged_data_ends_the_others(
 # Nothing but the end of its process wakes rank 0, as inside a collective of a GPU.
 DEAF = """
 import os, time
-from fairway.cli.main import main as cli
+from fairway.cli import main as cli
 from fairway.base.errors import UserError
 from fairway.model.gpt import GPT
 

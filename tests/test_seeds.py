@@ -137,7 +137,7 @@ def test_what_a_kill_left_is_swept(
 CALL = """
 import sys
 from pathlib import Path
-from fairway.base import children; from fairway.cli.main import main as cli
+from fairway.base import children; from fairway.cli import main as cli
 
 SEED = '''
 import signal, sys, time
