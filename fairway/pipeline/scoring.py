@@ -31,10 +31,13 @@ def raw(run: Run) -> Facts:
 
 def ema(run: Run) -> Facts:
     """Score the averaged weights likewise; say so if they are the worse choice."""
-    found, facts = _frozen(run, "ema", "ema"), run.facts()
-    bpb, steps = facts["score.raw"]["bpb"], facts["train"]["steps"]
-    if run.ranks.first and (warning := loss_warning(run.config.optim, steps, bpb, found["bpb"])):
-        run.say(warning)
+    found = _frozen(run, "ema", "ema")
+    if run.ranks.first:
+        # The others know nothing of the stages before.
+        facts = run.facts()
+        bpb, steps = facts["score.raw"]["bpb"], facts["train"]["steps"]
+        if warning := loss_warning(run.config.optim, steps, bpb, found["bpb"]):
+            run.say(warning)
     return found
 
 
