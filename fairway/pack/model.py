@@ -55,8 +55,9 @@ def pack_model(
     `path`, when none is large enough.
     """
     start_s = time.perf_counter()
-    hessians = _hessians(config, model, state, source)
-    method = _method(config, model, state, hessians, source)
+    text = _Calibration(config, source, model.tok_emb.weight.device)
+    hessians = _hessians(text, model, state)
+    method = _method(text, model, state, hessians)
     calibrate_s = time.perf_counter() - start_s
     packs: dict[float, _Pack] = {}
     # Beside the artifact, since what does not fit must not take its place.
@@ -64,7 +65,7 @@ def pack_model(
 
         def size_at(setting: float) -> int:
             file = Path(folder) / str(len(packs))
-            packs[setting] = _pack(config, model, method, setting, source, file, provenance)
+            packs[setting] = _pack(text, model, method, setting, file, provenance)
             return file.stat().st_size + code_bytes
 
         chosen = method.choose(size_at)
@@ -79,7 +80,6 @@ def pack_model(
             f"{method.what} {method.asked:.4g} -> {chosen:.4g} so that artifact and code fit: "
             f"{size + code_bytes:,} of {config.pack.limit_bytes:,} bytes"
         )
-    coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
     return {
         "bytes": size,
         "matrix_sigmas": None,
@@ -89,13 +89,23 @@ def pack_model(
         "limit_bytes": config.pack.limit_bytes,
         "code_bytes": code_bytes,
         "sections": [{"name": name, "bytes": count} for name, count in account],
-        "weights": weight_statistics(state, {n: t.codes.numpy() for n, t in coded.items()}),
-        "matrices": matrix_statistics(state, coded, hessians),
+        **_statistics(state, quantised, hessians),
         "seconds": {
             "calibrate": calibrate_s,
             "quantise": sum(pack.quantise_s for pack in packs.values()),
             "pack": sum(pack.write_s for pack in packs.values()),
         },
+    }
+
+
+def _statistics(
+    state: dict[str, Tensor], quantised: QuantisedModel, hessians: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Return what rounding did to the weights, ready for JSON."""
+    coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
+    return {
+        "weights": weight_statistics(state, {n: t.codes.numpy() for n, t in coded.items()}),
+        "matrices": matrix_statistics(state, coded, hessians),
     }
 
 
@@ -107,6 +117,34 @@ def matrix_statistics(
         dataclasses.asdict(tensor_stats(name, state[name], tensor, hessians.get(name)))
         for name, tensor in coded.items()
     ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Calibration:
+    """The training batches of rank 0, from the first one on: reading them is training time."""
+
+    config: Config
+    source: DataFolder
+    device: torch.device
+
+    def endless(self) -> Iterator[Tensor]:
+        """Yield batches of token ids [B, T]."""
+        train = self.config.train
+        rows = train.micro_tokens // train.seq_len
+        loader = ShuffledLoader(self.source.train_shards(), train.seq_len, rows)
+        while True:
+            yield torch.from_numpy(loader.next_batch()[0]).to(self.device)
+
+    def batches(self, tokens: int) -> Iterator[Tensor]:
+        """Yield those of about so many tokens."""
+        return itertools.islice(self.endless(), self._count(tokens))
+
+    def positions(self, tokens: int) -> int:
+        """Return how many tokens these are."""
+        return self._count(tokens) * self.config.train.micro_tokens
+
+    def _count(self, tokens: int) -> int:
+        return max(1, tokens // self.config.train.micro_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,23 +160,21 @@ class _Pack:
 
 
 def _pack(
-    config: Config,
+    text: _Calibration,
     model: GPT,
     method: "_Method",
     setting: float,
-    source: DataFolder,
     file: Path,
     provenance: dict[str, Any],
 ) -> _Pack:
+    config, tokenizer = text.config, text.source.tokenizer
     start_s = time.perf_counter()
     quantised = method.quantise(setting)
     quantised_s = time.perf_counter()
     if config.quant.tune_steps:
-        quantised = tuned(model, quantised, _lessons(config, source, model), config.quant)
+        quantised = tuned(model, quantised, text.endless(), config.quant)
     tuned_s = time.perf_counter()
-    account = save_artifact(
-        file, quantised, config.model, config.pack, source.tokenizer, provenance
-    )
+    account = save_artifact(file, quantised, config.model, config.pack, tokenizer, provenance)
     end_s = time.perf_counter()
     return _Pack(
         file, quantised, account, quantised_s - start_s, tuned_s - quantised_s, end_s - tuned_s
@@ -161,17 +197,14 @@ class _Method:
 
 
 def _method(
-    config: Config,
-    model: GPT,
-    state: dict[str, Tensor],
-    hessians: dict[str, Tensor],
-    source: DataFolder,
+    text: _Calibration, model: GPT, state: dict[str, Tensor], hessians: dict[str, Tensor]
 ) -> _Method:
-    if config.quant.method == "trellis":
-        batches, positions = _calibration(config, source, model), _calibration_tokens(config)
-        few = itertools.islice(batches, _batches(config, config.quant.gradient_tokens))
-        plan = Plan(state, curvatures(model, few, hessians, positions), config.quant)
-        return _by_level(config, plan)
+    config, quant = text.config, text.config.quant
+    if quant.method == "trellis":
+        # No more of them than the Hessians have seen.
+        few = text.batches(min(quant.gradient_tokens, quant.calibration_tokens))
+        positions = text.positions(quant.calibration_tokens)
+        return _by_level(config, Plan(state, curvatures(model, few, hessians, positions), quant))
     return _by_sigmas(config, model, state, hessians)
 
 
@@ -216,10 +249,8 @@ def _by_sigmas(
     )
 
 
-def _hessians(
-    config: Config, model: GPT, state: dict[str, Tensor], source: DataFolder
-) -> dict[str, Tensor]:
-    quant = config.quant
+def _hessians(text: _Calibration, model: GPT, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    quant = text.config.quant
     names = [
         name
         for name, weight in state.items()
@@ -227,29 +258,4 @@ def _hessians(
     ]
     if quant.method == "round" or not names:
         return {}
-    return collect_hessians(model, _calibration(config, source, model), names)
-
-
-def _calibration(config: Config, source: DataFolder, model: GPT) -> Iterator[Tensor]:
-    """Yield the first training batches of rank 0: reading them again is training time."""
-    return itertools.islice(
-        _lessons(config, source, model), _batches(config, config.quant.calibration_tokens)
-    )
-
-
-def _lessons(config: Config, source: DataFolder, model: GPT) -> Iterator[Tensor]:
-    """Yield the training batches of rank 0, without end."""
-    train = config.train
-    loader = ShuffledLoader(
-        source.train_shards(), train.seq_len, train.micro_tokens // train.seq_len
-    )
-    while True:
-        yield torch.from_numpy(loader.next_batch()[0]).to(model.tok_emb.weight.device)
-
-
-def _batches(config: Config, tokens: int) -> int:
-    return max(1, tokens // config.train.micro_tokens)
-
-
-def _calibration_tokens(config: Config) -> int:
-    return _batches(config, config.quant.calibration_tokens) * config.train.micro_tokens
+    return collect_hessians(model, text.batches(quant.calibration_tokens), names)

@@ -18,7 +18,8 @@ from fairway.base.errors import UserError
 from fairway.config.checks import check_mixture
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
-from fairway.prove.learning import ChunkSgd, proven_text, restoring
+from fairway.model.modes import mode
+from fairway.prove.learning import ChunkSgd, proven_text
 from fairway.prove.streams import Stream, cut_evenly
 from fairway.prove.walk import Course, Fixed, Frozen, Learner, Segments, window_segments
 from fairway.score.evaluation import Evaluation
@@ -69,7 +70,7 @@ class WithExperts:
                 description="scoring",
                 helped=helpers.beside,
             )
-            with restoring(language.model):
+            with mode(language.model, restored=True):
                 nats += evaluate(language.model, asked, self.mixture.base).nats
         return nats
 

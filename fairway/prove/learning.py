@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fairway.api import LanguageModel
@@ -22,6 +21,7 @@ from fairway.config.checks import check_learning
 from fairway.config.settings import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
+from fairway.model.modes import mode
 from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, Segments, window_segments
 from fairway.score.adapting import adapting
@@ -40,19 +40,6 @@ def proven_text(language: LanguageModel, streams: Sequence[IntArray]) -> Text:
     ids = np.concatenate(list(streams))
     text_bytes = sum(map(len, language.packer.documents(ids)))
     return text_of(ids, language.tokenizer.table, text_bytes)
-
-
-@contextmanager
-def restoring(model: GPT) -> Iterator[None]:
-    """Give a model its weights back afterwards, and take away gradients."""
-    kept = [weight.detach().clone() for weight in model.parameters()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, before in zip(model.parameters(), kept, strict=True):
-                weight.copy_(before)
-                weight.grad = None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -89,7 +76,7 @@ class ChunkSgd:
         model, config = language.model, replace(language.score_config, truncate=False)
         self._check(config)
         text = proven_text(language, streams)
-        with restoring(model):
+        with mode(model, restored=True):
             asked = Evaluation(text, config, self.ttt, description="scoring")
             return evaluate_sgd(model, asked).nats
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fairway.model.gpt import GPT
+from fairway.model.modes import mode
 
 
 class _Collector:
@@ -105,15 +106,9 @@ def _hook(name: str, collector: _Collector) -> Callable[[nn.Module, tuple[Tensor
 
 
 @contextmanager
-def calibrating(model: GPT) -> Iterator[None]:
+def calibrating(model: GPT, frozen: bool = False) -> Iterator[None]:
     """Read inside in evaluation mode, by the plain path, without gradients or autocast."""
-    training, fused = model.training, model.fused
-    model.eval()
-    model.fused = None
     device = model.tok_emb.weight.device.type
-    try:
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            yield
-    finally:
-        model.train(training)
-        model.fused = fused
+    plain = mode(model, plain=True, frozen=frozen)
+    with plain, torch.no_grad(), torch.autocast(device, enabled=False):
+        yield

@@ -67,7 +67,7 @@ def curvatures(
     sums = _Sums()
     inner = [name for name in hessians if name not in ("tok_emb.weight", "head.weight")]
     generator = torch.Generator(model.tok_emb.weight.device).manual_seed(0)
-    with calibrating(model), torch.enable_grad(), _frozen(model), _hooked(model, inner, sums):
+    with calibrating(model, frozen=True), torch.enable_grad(), _hooked(model, inner, sums):
         for ids_BT in batches:
             for rows_BT in torch.split(ids_BT, max(1, _AT_ONCE // ids_BT.shape[1])):
                 _read(model, rows_BT, sums, generator)
@@ -134,18 +134,6 @@ def _embeddings(
     both_CC = final_CC + read_V.sum() / chosen_V.sum() * entering_CC
     rows_V = chosen_V * final_CC.trace() + read_V * entering_CC.trace()
     return {"tok_emb.weight": Curvature(both_CC, None, rows_V / both_CC.trace())}
-
-
-@contextmanager
-def _frozen(model: GPT) -> Iterator[None]:
-    """No parameter gathers gradients inside, so that only states carry them."""
-    before = [weight.requires_grad for weight in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight, needed in zip(model.parameters(), before, strict=True):
-            weight.requires_grad_(needed)
 
 
 @contextmanager

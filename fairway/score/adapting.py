@@ -11,8 +11,8 @@ V vocabulary.
 
 import importlib
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -21,26 +21,15 @@ from torch import Tensor
 from fairway.base.graphs import recording
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT
+from fairway.model.modes import mode
 from fairway.score.adam import AdamW
-from fairway.score.repeat import repeatable
-from fairway.score.sliding import evaluating
 
 Rope = tuple[Tensor, Tensor]
 
 
-@contextmanager
-def adapting(model: GPT) -> Iterator[None]:
-    """While this lasts, a model takes adapters: frozen, itself plain, its gradients repeatable."""
-    fused, model.fused = model.fused, None
-    grads = [weight.requires_grad for weight in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        with evaluating(model), repeatable(model):
-            yield
-    finally:
-        model.fused = fused
-        for weight, needed in zip(model.parameters(), grads, strict=True):
-            weight.requires_grad_(needed)
+def adapting(model: GPT) -> AbstractContextManager[None]:
+    """While this lasts, a model takes adapters: frozen, itself plain, its gradients in order."""
+    return mode(model, plain=True, frozen=True, in_order=True)
 
 
 def plain_states(

@@ -21,12 +21,12 @@ from fairway.base.progress import progress
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
+from fairway.model.modes import mode
 from fairway.score.evaluation import ALONE, Evaluation
 from fairway.score.ledger import Gather, Ledger, Score, Span
 from fairway.score.predictor import Lesson
-from fairway.score.repeat import repeatable
 from fairway.score.share import gathering, share
-from fairway.score.sliding import ROW_TOLERANCE_NATS, FrozenPredictor, evaluating
+from fairway.score.sliding import ROW_TOLERANCE_NATS, FrozenPredictor
 from fairway.score.windows import Event, Window, events, sliding_windows
 
 # Sequences per forward and backward pass: more need more memory and are not faster.
@@ -117,7 +117,7 @@ class Sgd:
             weight.grad = None
         for first in range(0, len(own), _ROWS_AT_ONCE):
             rows = own[first : first + _ROWS_AT_ONCE]
-            with repeatable(self.model):
+            with mode(self.model, in_order=True):
                 loss = self._mean_loss(lesson, rows) * (len(rows) / len(sequences))
                 loss.backward()  # type: ignore[no-untyped-call]
         self._add_gradients()
@@ -163,7 +163,7 @@ def evaluate_sgd(model: GPT, asked: Evaluation) -> Score:
     ledger, gather = _shared_ledger(model, asked, plan)
     predictor = asked.helped(FrozenPredictor(model, score.seq_len))
     learner = Sgd(model, config, score.seq_len, ranks)
-    with evaluating(model), progress(asked.description, ledger.remaining) as advance:
+    with mode(model), progress(asked.description, ledger.remaining) as advance:
         for chunk in plan:
             for number in share(len(chunk.events), ranks):
                 event = chunk.events[number]

@@ -5,7 +5,6 @@ Shapes: B windows of an event, T = seq_len, N scored positions, D width, V vocab
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
 from fairway.data.tokens import ByteTable, Ids, token_bytes
 from fairway.model.gpt import GPT
+from fairway.model.modes import mode
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Span, Text, score_events
 from fairway.score.predictor import Context, Receipt
@@ -157,19 +157,8 @@ def evaluate_frozen(model: GPT, asked: Evaluation, *, sliding: bool) -> Score:
     own = share(count, ranks)
     spans = [Span(own.start, range(starts[own.start], starts[own.stop]))]
     ledger = asked.ledger(ROW_TOLERANCE_NATS, model.compute_dtype, spans)
-    with evaluating(model):
+    with mode(model):
         predictor = asked.helped(FrozenPredictor(model, config.seq_len))
         mine = itertools.islice(planned(), own.start, own.stop)
         gather = gathering(ranks, [ranks.rank], ranks.world, count)
         return score_events(ledger, predictor, mine, asked.description, gather)
-
-
-@contextmanager
-def evaluating(model: GPT) -> Iterator[None]:
-    """Put a model into evaluation mode for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -16,6 +16,7 @@ from fairway.config.checks import lora_chunks
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.plan import settle
 from fairway.model.gpt import GPT
+from fairway.model.modes import mode
 from fairway.score.adapting import adapting
 from fairway.score.documents import Step, batches, documents
 from fairway.score.evaluation import Evaluation
@@ -23,7 +24,7 @@ from fairway.score.ledger import Score
 from fairway.score.lora import Documents, phase_bounds
 from fairway.score.predictor import Context, Lesson
 from fairway.score.sgd import Sgd, chunks
-from fairway.score.sliding import FrozenPredictor, evaluating
+from fairway.score.sliding import FrozenPredictor
 from fairway.score.ways import evaluate
 from fairway.score.windows import Event, Window
 
@@ -106,7 +107,7 @@ def shrunk(score: ScoreConfig, config: TttConfig) -> tuple[ScoreConfig, TttConfi
 
 def estimate(model: GPT, asked: Evaluation) -> float:
     """Return the seconds that an evaluation would take here, from a few timed pieces of it."""
-    with evaluating(model):
+    with mode(model):
         work = _estimate_lora if asked.ttt.method == "lora" else _estimate_sgd
         return work(model, asked) / asked.ranks.world
 

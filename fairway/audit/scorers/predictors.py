@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
+from fairway.model.modes import restore
 from fairway.score.evaluation import Evaluation
 from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.ledger import Text, Witness
@@ -131,9 +131,7 @@ def scorer_of(
     weights = [weight.detach().clone() for weight in model.parameters()]
 
     def evaluation(text: Text, witness: Witness) -> object:
-        with torch.no_grad():
-            for weight, before in zip(model.parameters(), weights, strict=True):
-                weight.copy_(before)
+        restore(model, weights)
         asked = Evaluation(text, score, ttt, seed, "audit", witness=witness)
         if experts is None:
             return evaluate(model, asked, method)

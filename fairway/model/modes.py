@@ -1,0 +1,62 @@
+"""What a model may be for a while: plain, frozen, in order, restored; then it is as before."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+
+from fairway.model import attention
+from fairway.model.gpt import GPT, Block
+
+
+@contextmanager
+def mode(
+    model: GPT,
+    *,
+    plain: bool = False,
+    frozen: bool = False,
+    in_order: bool = False,
+    restored: bool = False,
+) -> Iterator[None]:
+    """While this lasts, a model is in evaluation mode.
+
+    plain: it runs by the plain formulas, without fused kernels. frozen: no parameter gathers
+    gradients, so that only states carry them. in_order: gradients are added up in a fixed order,
+    which gives the same bits every time; CPUs need nothing for that, and on a GPU PyTorch's
+    FlashAttention has a fixed order for those who ask. restored: the weights are given back
+    afterwards, and gradients taken away.
+    """
+    training, fused = model.training, model.fused
+    needed = [weight.requires_grad for weight in model.parameters()]
+    attentions = [cast(Block, block).attn for block in model.blocks]
+    attends = [attn.attend for attn in attentions]
+    kept = [weight.detach().clone() for weight in model.parameters()] if restored else []
+    try:
+        model.eval()
+        if plain:
+            model.fused = None
+        if frozen:
+            model.requires_grad_(False)
+        if in_order and model.tok_emb.weight.device.type == "cuda":
+            refused = attention.why_not("flash", "cuda", model.compute_dtype)
+            for attn in attentions:
+                attn.attend = attention.plain if refused else attention.flash_in_order
+        yield
+    finally:
+        model.train(training)
+        model.fused = fused
+        for weight, gathers in zip(model.parameters(), needed, strict=True):
+            weight.requires_grad_(gathers)
+        for attn, attend in zip(attentions, attends, strict=True):
+            attn.attend = attend
+        if restored:
+            restore(model, kept)
+
+
+@torch.no_grad()
+def restore(model: GPT, weights: list[torch.Tensor]) -> None:
+    """Give a model some weights, in the order of its parameters; gradients go."""
+    for weight, before in zip(model.parameters(), weights, strict=True):
+        weight.copy_(before)
+        weight.grad = None
