@@ -10,9 +10,10 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -45,6 +46,11 @@ class Plan:
     def as_dict(self) -> dict[str, str | int]:
         """Return the plan for JSON."""
         return asdict(self)
+
+    @classmethod
+    def recalled(cls, record: Mapping[str, Any]) -> "Plan":
+        """Return the plan that a run's memory holds, beside the digest that it was found for."""
+        return cls(**{name: value for name, value in record.items() if name != "key"})
 
     def apply(self) -> None:
         """Set threads and matmul precision of this process."""

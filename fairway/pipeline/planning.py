@@ -1,7 +1,5 @@
 """The machine plan of a run: remembered, so that later stages and processes compute alike."""
 
-from typing import Any
-
 import torch
 
 from fairway.base.errors import UserError
@@ -34,8 +32,8 @@ def _found(config: Config, folder: RunFolder, say: Say) -> Plan:
     begun = memory.get("begun", {}).get("plan")
     for kept in (folder.proposed.get("plan"), begun, memory.get("plan")):
         if kept is not None and kept["key"] == key:
-            return _plan_of(kept)
-    plan = _plan_of(followed["plan"]) if followed else make_plan(config.runtime)
+            return Plan.recalled(kept)
+    plan = Plan.recalled(followed["plan"]) if followed else make_plan(config.runtime)
     say(f"machine: {plan.describe()}")
     return plan
 
@@ -43,7 +41,3 @@ def _found(config: Config, folder: RunFolder, say: Say) -> Plan:
 def plan_key(config: Config) -> str:
     """Return a digest of what a plan is found for."""
     return key_of(to_dict(config.runtime), replayed(config))
-
-
-def _plan_of(memory: dict[str, Any]) -> Plan:
-    return Plan(**{name: value for name, value in memory.items() if name != "key"})

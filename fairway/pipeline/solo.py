@@ -68,8 +68,7 @@ def _driven(config: Config, followed: str) -> tuple[Config, Plan, dict[str, Any]
     if not followed:
         return config, make_plan(config.runtime), None
     run = Path(followed)
-    memory = read_json(run / "run.json")["plan"]
-    plan = Plan(**{name: value for name, value in memory.items() if name != "key"})
+    plan = Plan.recalled(read_json(run / "run.json")["plan"])
     train = replace(config.train, clock="replay", replay=followed)
     return replace(config, train=train), plan, {"steps": digest_file(run / STEPS)}
 
