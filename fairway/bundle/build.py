@@ -77,11 +77,10 @@ def bundle_key(config: Config) -> list[Any]:
 
 def _bundle(config: Config, ascii_only: bool) -> Bundle:
     fixed, started = _unstarted(config), _started(config)
-    short, file = _short(fixed, _sources()), _file(fixed, started, ascii_only)
-    flat = _flat(fixed, _sources())
-    with _uncollected():
-        plain = program(flat, False).text + started.call(len(file))
-    modules = sorted({item.module for item in flat.items} | set(_BUNDLER))
+    flat, short = _made(fixed, _sources())
+    file = wrap(short.text, started, ascii_only)
+    plain = flat.text + started.call(len(file))
+    modules = sorted({origin for origin in flat.origins if origin} | set(_BUNDLER))
     sources = {name: digest_file(path) for name in modules if (path := source_file(name))}
     manifest = {
         "schema": SCHEMA,
@@ -93,7 +92,7 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
         "digest": digest_bytes(file),
         "program_digest": digest_bytes(short.text.encode()),
         "plain_digest": digest_bytes(plain.encode()),
-        "requirements": requirements(plain),
+        "requirements": requirements(flat.text),
         "sources": sources,
         "python": platform.python_version(),
         "tools": _tools(),
@@ -103,18 +102,11 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
 
 
 @functools.lru_cache(maxsize=8)
-def _flat(config: Config, sources: str) -> Flat:
-    """Return the flat program of a recipe out of sources of a digest, which are those on disk."""
+def _made(config: Config, sources: str) -> tuple[Flat, Program]:
+    """Return the programs of a recipe out of sources of a digest, which are those on disk."""
     with _uncollected():
-        return flatten(config)
-
-
-@functools.lru_cache(maxsize=8)
-def _short(config: Config, sources: str) -> Program:
-    """Return the short program of a recipe out of sources of a digest, which are those on disk."""
-    flat = _flat(config, sources)
-    with _uncollected():
-        return program(flat, True)
+        flat = flatten(config)
+        return flat, program(flat)
 
 
 @contextmanager
@@ -133,7 +125,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def _file(fixed: Config, started: Started, ascii_only: bool = False) -> bytes:
-    return wrap(_short(fixed, _sources()).text, started, ascii_only)
+    return wrap(_made(fixed, _sources())[1].text, started, ascii_only)
 
 
 def _sources() -> str:
@@ -181,12 +173,11 @@ def _portable_source(config: Config) -> str:
 def _shares(short: Program, size_bytes: int) -> list[dict[str, Any]]:
     """Return the file's bytes by module, in proportion to its characters; they sum to the file."""
     counts = sorted(short.characters.items(), key=lambda item: (-item[1], item[0]))
-    counts.append(("imports", short.imports))
     total, before, found = sum(n for _, n in counts), 0, []
     for name, count in counts:
         start, before = before, before + count
         share = before * size_bytes // total - start * size_bytes // total
-        found.append({"name": name, "characters": count, "bytes": share})
+        found.append({"name": name or "imports", "characters": count, "bytes": share})
     return found
 
 

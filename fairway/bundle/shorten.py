@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from fairway.bundle.modules import bound_names, parameters, scope_of
+from fairway.bundle.wrap import START
 from fairway.bundle.trees import Transformer, children, walk
 
 # Classes and modules whose attributes keep their names, wherever they stand.
@@ -46,7 +47,9 @@ _LIBRARIES: tuple[Any, ...] = (
     *(FunctionType, BaseException, OSError, property, memoryview),
 )
 # Triton's language, which only some machines have: what kernels say besides our own names.
-_KERNEL_WORDS = {"constexpr", "dtype", "element_ty", "T", "to", "tl", "triton"}
+_KERNEL_WORDS = {"constexpr", "dtype", "element_ty", "T", "to"}
+# What starts a program; and how Triton's interpreter knows the annotation of constants.
+_KEPT = {START, "tl"}
 
 
 @functools.cache
@@ -80,39 +83,21 @@ def _attributes(library: Any) -> set[str]:
 class Names:
     """What a flat program calls things, and what it must not rename."""
 
-    def __init__(self, tree: ast.Module, libraries: frozenset[str]) -> None:
+    def __init__(self, tree: ast.Module, fixed: frozenset[str]) -> None:
         self.tree = tree
-        self.fixed = libraries | _strings(tree) | _fields_in_files(tree) | _weights(tree)
-        self.ours = _members(tree) | _named_parameters(tree)
-        self.fixed |= _foreign_keywords(tree, self.ours)
-        self.shared = {n for n in self.ours if n not in self.fixed and not n.startswith("__")}
-        self.globals = {
-            n.id for n in walk(tree) if isinstance(n, ast.Name) and n.id[:2] in ("G_", "X_")
-        } | {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        ours = _members(tree) | _named_parameters(tree)
+        self.fixed = fixed | _strings(tree) | _fields_in_files(tree) | _weights(tree)
+        self.fixed |= _foreign_keywords(tree)
+        self.shared = {n for n in ours if n not in self.fixed and not n.startswith("__")}
+        self.globals = {name for node in tree.body for name in bound_names(node)}
 
     def mapping(self) -> dict[str, str]:
         """Return short names for all that the whole program shares, the frequent ones first."""
-        counts: Counter[str] = Counter()
-        for node in walk(self.tree):
-            counts.update(n for n in identifiers(node) if n in self.shared or n in self.globals)
-        kept = self._kept_imports(counts)
-        order = sorted(counts.keys() - kept.keys(), key=lambda name: (-counts[name], name))
-        taken = self.fixed | set(kept.values())
-        free = (name for name in _upper_names() if name not in taken)
-        return kept | dict(zip(order, free, strict=False))
-
-    def _kept_imports(self, counts: Counter[str]) -> dict[str, str]:
-        """Return the imports whose own name costs less than another one: those of few uses."""
-        read = {name for node in walk(self.tree) for name in identifiers(node)}
-        few = {
-            name: name.rpartition("__")[2] or name[2:-2]
-            for name in sorted(counts)
-            if name.startswith("X_") and "_dot_" not in name and counts[name] <= 3
-        }
-        # Triton's interpreter knows compile-time constants by this spelling of their annotation.
-        few |= {name: "tl" for name in counts if name == "X_triton_dot_language__"}
-        leaves = Counter(few.values())
-        return {n: leaf for n, leaf in few.items() if leaves[leaf] == 1 and leaf not in read}
+        counts = Counter(name for node in walk(self.tree) for name in identifiers(node))
+        ours = (self.shared | self.globals) & counts.keys() - _KEPT
+        order = sorted(ours, key=lambda name: (-counts[name], name))
+        taken = self.fixed | _KEPT
+        return dict(zip(order, (n for n in _upper_names() if n not in taken), strict=False))
 
 
 def identifiers(node: ast.AST) -> list[str]:
@@ -155,8 +140,7 @@ def _strings(tree: ast.Module) -> set[str]:
 
 
 def _is_written(node: ast.ClassDef) -> bool:
-    name = node.name.rpartition("__")[2]
-    return name.endswith("Config") or name in ("Plan", "StepRecord", "Score")
+    return node.name.endswith("Config") or node.name.split("_")[0] in ("Plan", "StepRecord", "Score")
 
 
 def _fields_in_files(tree: ast.Module) -> set[str]:
@@ -225,7 +209,7 @@ def _unpacked(tree: ast.Module) -> set[str]:
     return {_callee(call) for call in _calls(tree) if any(k.arg is None for k in call.keywords)}
 
 
-def _foreign_keywords(tree: ast.Module, ours: set[str]) -> set[str]:
+def _foreign_keywords(tree: ast.Module) -> set[str]:
     """Return the names that calls of functions from elsewhere pass."""
     defined = {n.name for n in walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     found = set()
@@ -285,7 +269,6 @@ def _rename_locals(function: ast.FunctionDef | ast.Lambda, passed: set[str]) -> 
     order: dict[str, str] = {}
     bound = [name for node in _in_order(function) for name in _bound_here(node)]
     own = _local_names(function).intersection(bound) - named
-    own -= {name for name in own if name[:2] in ("G_", "X_")}
     seen = {name for node in walk(function) for name in _read_here(node)} - own
     taken = seen | named | set(keyword.kwlist) | set(dir(builtins))
     free = (name for name in _lower_names() if name not in taken)
@@ -364,6 +347,11 @@ class _LocalRenamer(_VariableRenamer):
 
 class _Renamer(_VariableRenamer):
     """Renames what the whole program shares, in whatever place its name stands."""
+
+    def visit_alias(self, node: ast.alias) -> ast.AST:
+        bound = node.asname or node.name
+        node.asname = self.names.get(bound, node.asname)
+        return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         node.attr = self.names.get(node.attr, node.attr)

@@ -198,14 +198,14 @@ def test_its_gpu_kernels_are_those_of_the_package(
     module = importlib.import_module("bundled_kernels")
 
     def named(name: str) -> Any:
-        return getattr(module, made.names[f"G_fairway_{name}"])
+        return getattr(module, made.names[name])
 
     own = alive(tiny().model)
-    model = named("model_gpt__GPT")(named("config__ModelConfig")(**to_dict(tiny().model)))
+    model = named("GPT")(named("ModelConfig")(**to_dict(tiny().model)))
     getattr(model, made.names.get("set_looping", "set_looping"))(True)
     model.load_state_dict(own.state_dict())
     prepare(own, torch.float32, "plain", "fused")
-    named("model_paths__prepare")(model, torch.float32, "plain", "fused")
+    named("prepare")(model, torch.float32, "plain", "fused")
     ids = torch.arange(2, 26).view(2, 12)
     losses = [one(ids, ids.roll(-1, 1)) for one in (own, model)]
     assert torch.equal(*losses)

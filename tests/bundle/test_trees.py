@@ -1,17 +1,12 @@
 """Fast ways through syntax trees beside those of `ast`."""
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import fairway
 from fairway.bundle import trees
-from fairway.bundle.flatten import ENTRY, Flat, _reached, _specialised, flatten
-from fairway.bundle.fold import replaced_settings
-from fairway.bundle.modules import load_modules
-from fairway.recipes import recipe
 
 # Everything that Python's grammar has, beside the package's own sources.
 ODD = """
@@ -85,20 +80,3 @@ def test_a_transformer_changes_what_one_of_ast_changes(source: str) -> None:
     assert ast.dump(rules(trees.Transformer).visit(ours)) == ast.dump(
         rules(ast.NodeTransformer).visit(plain)
     )
-
-
-def statements(flat: Flat) -> Iterator[str]:
-    yield from (ast.unparse(item.node) for item in flat.items)
-
-
-@pytest.mark.slow
-def test_what_is_nearly_reached_first_ends_where_the_plain_way_ends() -> None:
-    config = recipe("smoke")
-    changed = replaced_settings([module.tree for module in load_modules(ENTRY).values()])
-    while True:
-        plain = _specialised(_reached(config, changed))
-        found = replaced_settings([item.node for item in plain.items])
-        if found == changed:
-            break
-        changed = found
-    assert [*statements(flatten(config))] == [*statements(plain)]
