@@ -8,7 +8,6 @@ import python_minifier
 
 from fairway.bundle.flatten import Flat
 from fairway.bundle.shorten import library_names, shorten
-from fairway.bundle.trees import walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ def program(flat: Flat) -> Program:
 def imported(tree: ast.Module) -> frozenset[str]:
     """Return the modules that a program imports, or takes names from."""
     found = set()
-    for node in walk(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             found.add(node.module or "")
         elif isinstance(node, ast.Import):

@@ -8,14 +8,13 @@ docstrings, the annotations of functions and variables, and the help of settings
 import ast
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fairway.bundle.modules import is_kernel, load_modules, resolve
 from fairway.bundle.shake import Item, items_of, shake
 from fairway.bundle.shorten import identifiers, rename
-from fairway.bundle.trees import Transformer, walk
 from fairway.bundle.wrap import START
 from fairway.config.settings import Config
 
@@ -63,14 +62,15 @@ def _stated(node: Any) -> str:
     """Return the expression that makes a part of a config: what differs from the defaults."""
     if not dataclasses.is_dataclass(node):
         return repr(node)
-    kind, default = type(node), type(node)()
+    kind: Any = type(node)
+    default = kind()
     values = {item.name: getattr(node, item.name) for item in dataclasses.fields(node)}
     differ = {name: v for name, v in values.items() if v != getattr(default, name)}
     said = ", ".join(f"{name}={_stated(value)}" for name, value in differ.items())
     return f"{_flat_name(kind.__module__, kind.__name__)}({said})"
 
 
-class _Stripper(Transformer):
+class _Stripper(ast.NodeTransformer):
     """Drops what is there for readers alone.
 
     Annotations that a program reads stay: those of fields and of compiled functions.
@@ -125,10 +125,12 @@ def _program(items: list[Item], externals: set[str], start: ast.stmt) -> Flat:
     """Return imports, what every machine runs, what needs Triton, and the start as a program."""
     eager = [item for item in items if not item.lazy]
     lazy = [item for item in items if item.lazy]
-    used = {n.id for item in eager for n in walk(item.node) if isinstance(n, ast.Name)} & externals
-    whole = ast.Module([*(item.node for item in items), start], [])
-    names = _own_names(whole)
-    rename(whole, names)
+    used = {
+        n.id for item in eager for n in ast.walk(item.node) if isinstance(n, ast.Name)
+    } & externals
+    nodes = [*ast.walk(ast.Module([*(item.node for item in items), start], []))]
+    names = _own_names(nodes)
+    rename(nodes, names)
     first = [_import(name, names[name]) for name in sorted(used)]
     later = [_import(name, names[name]) for name in sorted(externals - used)]
     head = [*ast.parse(_FIRST).body, *first]
@@ -151,9 +153,9 @@ def _import(name: str, alias: str) -> ast.stmt:
     return ast.Import([ast.alias(module, renamed)])
 
 
-def _own_names(tree: ast.Module) -> dict[str, str]:
+def _own_names(nodes: Sequence[ast.AST]) -> dict[str, str]:
     """Return for everything its own name, with as much of its module's as tells two apart."""
-    used = {START} | {name for node in walk(tree) for name in identifiers(node)}
+    used = {START, *identifiers(nodes)}
     left = {name for name in used if name[:2] in ("G_", "X_")}
     # Triton's interpreter knows compile-time constants by this spelling of their annotation.
     mapping = {"X_triton_dot_language__": "tl"}
@@ -161,7 +163,9 @@ def _own_names(tree: ast.Module) -> dict[str, str]:
     while left:
         told = {name: _told(name, words) for name in sorted(left)}
         counts = Counter(told.values())
-        mapping |= {name: own for name, own in told.items() if counts[own] == 1 and own not in taken}
+        mapping |= {
+            name: own for name, own in told.items() if counts[own] == 1 and own not in taken
+        }
         taken, left, words = taken | set(mapping.values()), left - mapping.keys(), words + 1
     return mapping
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import fairway
-from fairway.bundle.trees import Transformer, children, walk
 
 ROOT = Path(fairway.__file__).parent
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -69,7 +68,7 @@ def load_modules(entry: str) -> dict[str, Module]:
 def _read_imports(module: Module) -> set[str]:
     """Note what a module imports and defines; return the modules that it imports lazily."""
     waiting = set()
-    for node in walk(module.tree):
+    for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 assert not alias.name.startswith("fairway"), "import names from Fairway's modules"
@@ -116,13 +115,13 @@ def lazy_import(node: ast.AST) -> tuple[str, str] | None:
 def own_nodes(node: ast.AST) -> list[ast.AST]:
     """Return the nodes of a body that share its scope; inner scopes are there, not entered."""
     found: list[ast.AST] = []
-    for child in children(node):
+    for child in ast.iter_child_nodes(node):
         found.append(child)
         if not isinstance(child, _SCOPES):
             found += own_nodes(child)
         elif isinstance(child, _COMPREHENSIONS):
             # A walrus inside binds outside.
-            found += [n.target for n in walk(child) if isinstance(n, ast.NamedExpr)]
+            found += [n.target for n in ast.walk(child) if isinstance(n, ast.NamedExpr)]
     return found
 
 
@@ -182,7 +181,7 @@ def is_kernel(node: ast.FunctionDef) -> bool:
     return any(word in ast.unparse(item) for item in node.decorator_list for word in words)
 
 
-class _Resolver(Transformer):
+class _Resolver(ast.NodeTransformer):
     """Gives every name that is not local its one name in the whole program."""
 
     def __init__(self, module: Module, modules: dict[str, Module]) -> None:
@@ -269,7 +268,7 @@ class _Resolver(Transformer):
         names = {
             name.id
             for generator in getattr(node, "generators", [])
-            for name in walk(generator.target)
+            for name in ast.walk(generator.target)
             if isinstance(name, ast.Name)
         }
         self.scopes.append(names)

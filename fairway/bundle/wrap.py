@@ -10,7 +10,6 @@ import base64
 import re
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import brotli
 
