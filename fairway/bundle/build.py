@@ -1,5 +1,6 @@
 """`fairway bundle`: the files of a bundle, and what vouches for them."""
 
+import ast
 import functools
 import gc
 import platform
@@ -20,10 +21,11 @@ from fairway.base.files import (
     write_atomic,
     write_json,
 )
-from fairway.bundle.emit import Program, program
+from fairway.bundle.emit import Program, imported, program
 from fairway.bundle.flatten import Flat, flatten
 from fairway.bundle.known import key_digest, known_bytes, note_bytes
 from fairway.bundle.modules import ROOT, source_file
+from fairway.bundle.parts import parts_left_out
 from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
 from fairway.config.settings import Config, fixed_digest, from_dict, to_dict
 from fairway.version import VERSION
@@ -33,8 +35,7 @@ SCHEMA = 1
 # What a manifest says beside the digests, and `verify` reads.
 _FIELDS = {"config": dict, "fairway": str, "fixed_digest": str, "requirements": list}
 _FIELDS |= {"sources": dict, "tools": dict}
-# What a bundle imports, besides what comes with Python.
-# Of these a bundle needs those that it names.
+# What a bundle may import besides what comes with Python and, with PyTorch, Triton.
 PACKAGES = ("brotli", "numba", "numpy", "safetensors", "sentencepiece", "torch")
 _BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
 # What the bytes of a bundle are a function of, besides recipe and sources.
@@ -59,7 +60,7 @@ def bundle(config: Config, ascii_only: bool = False) -> Bundle:
 def bundle_bytes(config: Config) -> int:
     """Return the bytes of a recipe's bundle: the same for every seed, text and clock.
 
-    Takes five to ten seconds the first time, which is noted for the next process that asks.
+    Takes three or four seconds the first time; it is noted for the next process that asks.
     """
     key = key_digest(bundle_key(config))
     if found := known_bytes(key):
@@ -97,6 +98,7 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
         "python": platform.python_version(),
         "tools": _tools(),
         "modules": _shares(short, len(file)),
+        "parts_left_out": [part.asked_by for part in parts_left_out(fixed)],
     }
     return Bundle(file, plain, manifest, short.names)
 
@@ -198,12 +200,14 @@ def _lines(needed: Sequence[str]) -> bytes:
 
 
 def requirements(program: str) -> list[str]:
-    """Return the packages that a bundle's program names, at the versions installed here."""
+    """Return the packages that a bundle imports, at the versions installed here."""
+    # The file unpacks itself by Brotli.
+    needed = {"brotli", *(name.partition(".")[0] for name in imported(ast.parse(program)))}
+    unknown = needed - {*PACKAGES, "triton", *sys.stdlib_module_names}
+    assert not unknown, f"what must be installed for {sorted(unknown)}?"
     # A local build of PyTorch is called 2.13.0+cpu; the index knows it without that.
-    versions = {
-        name: metadata.version(name).partition("+")[0] for name in PACKAGES if name in program
-    }
-    return [f"{name}=={version}" for name, version in versions.items()]
+    versions = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
+    return [f"{name}=={version}" for name, version in versions.items() if name in needed]
 
 
 def check_bundle(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairway.bundle.modules import is_kernel, load_modules, resolve
+from fairway.bundle.parts import texts_instead
 from fairway.bundle.shake import Item, items_of, shake
 from fairway.bundle.shorten import identifiers, rename
 from fairway.bundle.wrap import START
@@ -44,7 +45,7 @@ def flatten(config: Config) -> Flat:
     It ends by defining `START`, which runs the recipe: threads that compile or import would wait
     for a program that is still being imported.
     """
-    modules = load_modules(ENTRY)
+    modules = load_modules(ENTRY, texts_instead(config))
     for module in modules.values():
         _Stripper().visit(module.tree)
     resolve(modules)

@@ -6,6 +6,7 @@ name afterwards.
 """
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,16 +40,25 @@ def source_file(module: str) -> Path | None:
     return found[0] if found and module.startswith("fairway.") else None
 
 
-def load_modules(entry: str) -> dict[str, Module]:
-    """Return the entry and all that it imports, each after what it needs; lazy ones last."""
+def source_text(module: str) -> str:
+    """Return the source of a module of the package."""
+    file = source_file(module)
+    assert file is not None, f"no source file of {module}"
+    return file.read_text("utf-8")
+
+
+def load_modules(entry: str, instead: Mapping[str, str]) -> dict[str, Module]:
+    """Return the entry and all that it imports, each after what it needs; lazy ones last.
+
+    Some modules have another text `instead` of their source.
+    """
     found: dict[str, Module] = {}
 
     def visit(name: str, lazy: bool) -> None:
         if name in found:
             return
-        file = source_file(name)
-        assert file is not None, f"no source file of {name}"
-        module = Module(name, ast.parse(file.read_text("utf-8"), str(file)), lazy)
+        text = instead[name] if name in instead else source_text(name)
+        module = Module(name, ast.parse(text, name), lazy)
         found[name] = module
         waiting = _read_imports(module)
         for target, _ in module.internal.values():
