@@ -36,10 +36,10 @@ SCHEMA = 1
 _FIELDS = {"config": dict, "fairway": str, "fixed_digest": str, "requirements": list}
 _FIELDS |= {"sources": dict, "tools": dict}
 # What a bundle may import besides what comes with Python and, with PyTorch, Triton.
-PACKAGES = ("brotli", "numba", "numpy", "safetensors", "sentencepiece", "torch")
+PACKAGES = ("brotli", "numba", "numpy", "rich", "safetensors", "sentencepiece", "torch")
 _BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
 # What the bytes of a bundle are a function of, besides recipe and sources.
-_TOOLS = ("brotli", "llvmlite", "numba", "numpy", "python-minifier", "sentencepiece", "torch")
+_TOOLS = (*PACKAGES, "llvmlite", "python-minifier")
 
 
 @dataclass(frozen=True, slots=True)
