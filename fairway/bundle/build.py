@@ -35,8 +35,9 @@ SCHEMA = 1
 # What a manifest says beside the digests, and `verify` reads.
 _FIELDS = {"config": dict, "fairway": str, "fixed_digest": str, "requirements": list}
 _FIELDS |= {"sources": dict, "tools": dict}
-# What a bundle may import besides what comes with Python and, with PyTorch, Triton.
+# What a bundle may import besides what comes with Python, and what these bring by themselves.
 PACKAGES = ("brotli", "numba", "numpy", "rich", "safetensors", "sentencepiece", "torch")
+_BROUGHT = ("llvmlite", "triton")
 _BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
 # What the bytes of a bundle are a function of, besides recipe and sources.
 _TOOLS = (*PACKAGES, "llvmlite", "python-minifier")
@@ -203,7 +204,7 @@ def requirements(program: str) -> list[str]:
     """Return the packages that a bundle imports, at the versions installed here."""
     # The file unpacks itself by Brotli.
     needed = {"brotli", *(name.partition(".")[0] for name in imported(ast.parse(program)))}
-    unknown = needed - {*PACKAGES, "triton", *sys.stdlib_module_names}
+    unknown = needed - {*PACKAGES, *_BROUGHT, *sys.stdlib_module_names}
     assert not unknown, f"what must be installed for {sorted(unknown)}?"
     # A local build of PyTorch is called 2.13.0+cpu; the index knows it without that.
     versions = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}

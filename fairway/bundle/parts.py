@@ -30,6 +30,12 @@ def _learns_by_lora(config: Config) -> bool:
 
 PARTS = (
     Part(
+        # What stands beside a score decides nothing of it.
+        "`fairway run`",
+        lambda config: False,
+        ("fairway.audit.stage", "fairway.pipeline.codesize", "fairway.pipeline.evidence"),
+    ),
+    Part(
         "mixture.experts",
         lambda config: bool(config.mixture.experts),
         ("fairway.score.experts.evaluate",),
@@ -71,8 +77,8 @@ def texts_instead(config: Config) -> dict[str, str]:
 def _refusing(module: str, asked_by: str) -> str:
     """Return a source with a module's functions and classes, which refuse, and its literals."""
     sentence = (
-        f"this file was made without {module}, which {asked_by} asks for; make another one by "
-        "`fairway bundle RECIPE --set SECTION.FIELD=VALUE`"
+        f"this file was made without {module}, which {asked_by} asks for; take Fairway itself, or a "
+        "bundle of such settings"
     )
     lines = ["from fairway.base.errors import UserError", "def _absent(*given, **named):"]
     lines.append(f"    raise UserError({sentence!r})")
