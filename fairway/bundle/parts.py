@@ -77,8 +77,8 @@ def texts_instead(config: Config) -> dict[str, str]:
 def _refusing(module: str, asked_by: str) -> str:
     """Return a source with a module's functions and classes, which refuse, and its literals."""
     sentence = (
-        f"this file was made without {module}, which {asked_by} asks for; take Fairway itself, or a "
-        "bundle of such settings"
+        f"this file was made without {module}, which {asked_by} asks for; take Fairway itself, or "
+        "a bundle of such settings"
     )
     lines = ["from fairway.base.errors import UserError", "def _absent(*given, **named):"]
     lines.append(f"    raise UserError({sentence!r})")

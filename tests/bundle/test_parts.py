@@ -14,6 +14,7 @@ from fairway.config.settings import Config
 from fairway.recipes import recipe
 
 # Of every part: settings that ask for it, and definitions that a bundle has only then.
+RUN = "`fairway run`"
 ASKED = {
     "mixture.experts": ({"mixture.experts=ppm"}, {"Helpers"}),
     "ttt.method=lora or mixture.base=lora": ({"ttt.method=lora"}, {"evaluate_lora", "Halving"}),
@@ -34,7 +35,7 @@ def defined(config: Config) -> set[str]:
 
 
 def test_what_is_off_is_left_out_and_what_is_on_is_there() -> None:
-    assert {part.asked_by for part in PARTS} == ASKED.keys()
+    assert {part.asked_by for part in PARTS} == {RUN, *ASKED}
     everything = [setting for settings, _ in ASKED.values() for setting in settings]
     without, whole = defined(config()), defined(config(*everything))
     for _, names in ASKED.values():
@@ -45,7 +46,7 @@ def test_what_is_off_is_left_out_and_what_is_on_is_there() -> None:
 @pytest.mark.parametrize(("asked_by", "settings"), [(n, s) for n, (s, _) in ASKED.items()])
 def test_one_setting_brings_one_part(asked_by: str, settings: set[str]) -> None:
     left = {part.asked_by for part in parts_left_out(config(*settings))}
-    assert left == ASKED.keys() - {asked_by}
+    assert left == {RUN, *ASKED} - {asked_by}
 
 
 def test_experts_may_help_a_model_that_learns_by_lora() -> None:
