@@ -68,7 +68,7 @@ def bundle(
         ]
         lines.append(table("bytes by module", ("module", "characters", "bytes"), rows))
         if parts := made.manifest["parts_left_out"]:
-            lines.append(f"left out, being asked for by other settings: {'; '.join(parts)}")
+            lines.append(f"left out is what only these ask for: {'; '.join(parts)}")
     emit(as_json, made.manifest, *lines)
 
 
