@@ -58,7 +58,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_settings(data: Path) -> list[str]:
     """Return the overrides that put the smoke recipe on a data folder with fixed arithmetic.
 
-    Its bytes of code are declared: a bundle takes ten seconds.
+    Its bytes of code are declared: a bundle takes some seconds.
     """
     text = [f"data.source={data}", "model.vocab_size=300", "data.val_bytes=1500"]
     return [*text, "pack.code_bytes=0", *FIXED]

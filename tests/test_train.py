@@ -1,5 +1,6 @@
 """The loop: a golden loss list, resume, replay, the clock, and what stops a run."""
 
+import importlib.util
 import itertools
 import json
 import math
@@ -25,7 +26,7 @@ from fairway.model.gpt import GPT
 from fairway.train.checkpoint import load_checkpoint
 from fairway.train.clock import Clock
 from fairway.train.loop import CHECKPOINT, Training, TrainingText, _device, train
-from fairway.train.preflight import preflight
+from fairway.train.preflight import preflight, require_packages
 from fairway.train.schedule import lr_multiplier
 from fairway.train.steps import STEPS, StepLine, StepLog, read_steps
 
@@ -357,6 +358,17 @@ def test_resume_refuses_another_configuration(
     run(tiny("train.steps=2"), data_folder, tmp_path)
     with pytest.raises(UserError, match="another configuration"):
         run(tiny("train.steps=3"), data_folder, tmp_path, resume=True)
+
+
+def test_packages_that_are_imported_after_training_are_asked_for_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_packages()
+    found = importlib.util.find_spec
+    absent = lambda name: None if name == "matplotlib" else found(name)  # noqa: E731
+    monkeypatch.setattr("importlib.util.find_spec", absent)
+    with pytest.raises(UserError, match="'matplotlib' is missing; install Fairway"):
+        require_packages()
 
 
 def test_preflight_counts_text_disk_and_memory(

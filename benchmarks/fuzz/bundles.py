@@ -2,7 +2,6 @@
 
 import base64
 import json
-import lzma
 import random
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from .damage import damaged, odd_json, spoil_value
 
 
 class Bundles:
-    """A bundle of a recipe as it is written, and small ones of both libraries and alphabets."""
+    """A bundle of a recipe as it is written, and small ones of both alphabets."""
 
     name = "bundle"
 
@@ -86,16 +85,11 @@ class Bundles:
 
 def _carrying(program: bytes, rng: random.Random) -> bytes:
     """Return a script that carries some bytes."""
-    chain = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 23}]
-    if rng.random() < 0.5:
-        packed, call = brotli.compress(program, quality=1), "brotli.decompress({})"
-    else:
-        packed = lzma.compress(program, lzma.FORMAT_RAW, filters=chain)
-        call = "lzma.decompress({},3,None,[{{'id':33}}])"
+    packed = brotli.compress(program, quality=1)
     if rng.random() < 0.2:
         packed = damaged(packed, rng)
     literal = f"base64.b85decode('{base64.b85encode(packed).decode()}')"
-    return f"import base64,brotli,lzma\nx={call.format(literal)}\n".encode()
+    return f"import base64,brotli\nx=brotli.decompress({literal})\n".encode()
 
 
 def _source(rng: random.Random) -> bytes:
@@ -106,8 +100,8 @@ def _source(rng: random.Random) -> bytes:
             b"(" * many, b"x" + b".a" * many, b"-" * many + b"1", b"1" + b"+1" * many,
             b"brotli.decompress(" * many + b")" * many, b"'\\q'\n" * many, b"\0" * many,
             b"[" * 99 + b"]" * 99, b"#coding:nothing\n" + b"x=1\n" * many, b"lambda:" * many + b"0",
-            b"lzma.decompress()\n" * many, b"x=f'" + b"{" * many, b"9" * many, b"\xff" * many,
-            b"lzma.decompress('x'.encode('latin1'))", b"brotli.decompress(a.b85decode('\xff'))",
+            b"brotli.decompress()\n" * many, b"x=f'" + b"{" * many, b"9" * many, b"\xff" * many,
+            b"brotli.decompress('x'.encode('latin1'))", b"brotli.decompress(a.b85decode('\xff'))",
             b"if x:\n" + b" if x:\n" * many, b"{" * 60 + b":" * 60, b"x" * many + b"\r" * many,
         )
     )  # fmt: skip
@@ -123,15 +117,12 @@ def _carried(script: bytes) -> list[bytes]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tree = ast.parse(script)
-    chain = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 23}]
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
             continue
         for packed in (_latin1(node.value), _base85(node.value)):
             with contextlib.suppress(brotli.error):
                 found.append(brotli.decompress(packed))
-            with contextlib.suppress(lzma.LZMAError):
-                found.append(lzma.decompress(packed, lzma.FORMAT_RAW, None, chain))
     return found
 
 

@@ -1,6 +1,6 @@
 """From modules for people to one file for a judge: `train_gpt.py` out of what a recipe needs.
 
-trees (going through them), modules (what a name refers to), fold (what a recipe never does), shake
-(what is reached), specialise (parameters that are constants), flatten (all of it), shorten (names),
-emit (text), wrap (bytes), known (sizes of before), build (the files).
+modules (what a name refers to), parts (what settings leave out), shake (what is reached), wrap
+(bytes), shorten (short names), flatten (one readable program), emit (that program made short),
+known (sizes of before), build (the files).
 """

@@ -1,5 +1,6 @@
 """`fairway bundle`: the files of a bundle, and what vouches for them."""
 
+import ast
 import functools
 import gc
 import platform
@@ -20,10 +21,11 @@ from fairway.base.files import (
     write_atomic,
     write_json,
 )
-from fairway.bundle.emit import Program, program
+from fairway.bundle.emit import Program, imported, program
 from fairway.bundle.flatten import Flat, flatten
 from fairway.bundle.known import key_digest, known_bytes, note_bytes
 from fairway.bundle.modules import ROOT, source_file
+from fairway.bundle.parts import parts_left_out
 from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
 from fairway.config.settings import Config, fixed_digest, from_dict, to_dict
 from fairway.version import VERSION
@@ -33,12 +35,12 @@ SCHEMA = 1
 # What a manifest says beside the digests, and `verify` reads.
 _FIELDS = {"config": dict, "fairway": str, "fixed_digest": str, "requirements": list}
 _FIELDS |= {"sources": dict, "tools": dict}
-# What a bundle imports, besides what comes with Python.
-# Of these a bundle needs those that it names.
-PACKAGES = ("brotli", "numba", "numpy", "safetensors", "sentencepiece", "torch")
+# What a bundle may import besides what comes with Python, and what these bring by themselves.
+PACKAGES = ("brotli", "numba", "numpy", "rich", "safetensors", "sentencepiece", "torch")
+_BROUGHT = ("llvmlite", "triton")
 _BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
 # What the bytes of a bundle are a function of, besides recipe and sources.
-_TOOLS = ("brotli", "llvmlite", "numba", "numpy", "python-minifier", "sentencepiece", "torch")
+_TOOLS = (*PACKAGES, "llvmlite", "python-minifier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def bundle(config: Config, ascii_only: bool = False) -> Bundle:
 def bundle_bytes(config: Config) -> int:
     """Return the bytes of a recipe's bundle: the same for every seed, text and clock.
 
-    Takes five to ten seconds the first time, which is noted for the next process that asks.
+    Takes three or four seconds the first time; it is noted for the next process that asks.
     """
     key = key_digest(bundle_key(config))
     if found := known_bytes(key):
@@ -77,11 +79,10 @@ def bundle_key(config: Config) -> list[Any]:
 
 def _bundle(config: Config, ascii_only: bool) -> Bundle:
     fixed, started = _unstarted(config), _started(config)
-    short, file = _short(fixed, _sources()), _file(fixed, started, ascii_only)
-    flat = _flat(fixed, _sources())
-    with _uncollected():
-        plain = program(flat, False).text + started.call(len(file))
-    modules = sorted({item.module for item in flat.items} | set(_BUNDLER))
+    flat, short = _made(fixed, _sources())
+    file = wrap(short.text, started, ascii_only)
+    plain = flat.text + started.call(len(file))
+    modules = sorted({origin for origin in flat.origins if origin} | set(_BUNDLER))
     sources = {name: digest_file(path) for name in modules if (path := source_file(name))}
     manifest = {
         "schema": SCHEMA,
@@ -93,28 +94,22 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
         "digest": digest_bytes(file),
         "program_digest": digest_bytes(short.text.encode()),
         "plain_digest": digest_bytes(plain.encode()),
-        "requirements": requirements(plain),
+        "requirements": requirements(flat.text),
         "sources": sources,
         "python": platform.python_version(),
         "tools": _tools(),
         "modules": _shares(short, len(file)),
+        "parts_left_out": [part.asked_by for part in parts_left_out(fixed)],
     }
     return Bundle(file, plain, manifest, short.names)
 
 
 @functools.lru_cache(maxsize=8)
-def _flat(config: Config, sources: str) -> Flat:
-    """Return the flat program of a recipe out of sources of a digest, which are those on disk."""
+def _made(config: Config, sources: str) -> tuple[Flat, Program]:
+    """Return the programs of a recipe out of sources of a digest, which are those on disk."""
     with _uncollected():
-        return flatten(config)
-
-
-@functools.lru_cache(maxsize=8)
-def _short(config: Config, sources: str) -> Program:
-    """Return the short program of a recipe out of sources of a digest, which are those on disk."""
-    flat = _flat(config, sources)
-    with _uncollected():
-        return program(flat, True)
+        flat = flatten(config)
+        return flat, program(flat)
 
 
 @contextmanager
@@ -133,7 +128,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def _file(fixed: Config, started: Started, ascii_only: bool = False) -> bytes:
-    return wrap(_short(fixed, _sources()).text, started, ascii_only)
+    return wrap(_made(fixed, _sources())[1].text, started, ascii_only)
 
 
 def _sources() -> str:
@@ -181,12 +176,11 @@ def _portable_source(config: Config) -> str:
 def _shares(short: Program, size_bytes: int) -> list[dict[str, Any]]:
     """Return the file's bytes by module, in proportion to its characters; they sum to the file."""
     counts = sorted(short.characters.items(), key=lambda item: (-item[1], item[0]))
-    counts.append(("imports", short.imports))
     total, before, found = sum(n for _, n in counts), 0, []
     for name, count in counts:
         start, before = before, before + count
         share = before * size_bytes // total - start * size_bytes // total
-        found.append({"name": name, "characters": count, "bytes": share})
+        found.append({"name": name or "imports", "characters": count, "bytes": share})
     return found
 
 
@@ -207,12 +201,14 @@ def _lines(needed: Sequence[str]) -> bytes:
 
 
 def requirements(program: str) -> list[str]:
-    """Return the packages that a bundle's program names, at the versions installed here."""
+    """Return the packages that a bundle imports, at the versions installed here."""
+    # The file unpacks itself by Brotli.
+    needed = {"brotli", *(name.partition(".")[0] for name in imported(ast.parse(program)))}
+    unknown = needed - {*PACKAGES, *_BROUGHT, *sys.stdlib_module_names}
+    assert not unknown, f"what must be installed for {sorted(unknown)}?"
     # A local build of PyTorch is called 2.13.0+cpu; the index knows it without that.
-    versions = {
-        name: metadata.version(name).partition("+")[0] for name in PACKAGES if name in program
-    }
-    return [f"{name}=={version}" for name, version in versions.items()]
+    versions = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
+    return [f"{name}=={version}" for name, version in versions.items() if name in needed]
 
 
 def check_bundle(folder: Path) -> dict[str, Any]:

@@ -6,11 +6,11 @@ name afterwards.
 """
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import fairway
-from fairway.bundle.trees import Transformer, children, walk
 
 ROOT = Path(fairway.__file__).parent
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -40,16 +40,25 @@ def source_file(module: str) -> Path | None:
     return found[0] if found and module.startswith("fairway.") else None
 
 
-def load_modules(entry: str) -> dict[str, Module]:
-    """Return the entry and all that it imports, each after what it needs; lazy ones last."""
+def source_text(module: str) -> str:
+    """Return the source of a module of the package."""
+    file = source_file(module)
+    assert file is not None, f"no source file of {module}"
+    return file.read_text("utf-8")
+
+
+def load_modules(entry: str, instead: Mapping[str, str]) -> dict[str, Module]:
+    """Return the entry and all that it imports, each after what it needs; lazy ones last.
+
+    Some modules have another text `instead` of their source.
+    """
     found: dict[str, Module] = {}
 
     def visit(name: str, lazy: bool) -> None:
         if name in found:
             return
-        file = source_file(name)
-        assert file is not None, f"no source file of {name}"
-        module = Module(name, ast.parse(file.read_text("utf-8"), str(file)), lazy)
+        text = instead[name] if name in instead else source_text(name)
+        module = Module(name, ast.parse(text, name), lazy)
         found[name] = module
         waiting = _read_imports(module)
         for target, _ in module.internal.values():
@@ -69,7 +78,7 @@ def load_modules(entry: str) -> dict[str, Module]:
 def _read_imports(module: Module) -> set[str]:
     """Note what a module imports and defines; return the modules that it imports lazily."""
     waiting = set()
-    for node in walk(module.tree):
+    for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 assert not alias.name.startswith("fairway"), "import names from Fairway's modules"
@@ -116,13 +125,13 @@ def lazy_import(node: ast.AST) -> tuple[str, str] | None:
 def own_nodes(node: ast.AST) -> list[ast.AST]:
     """Return the nodes of a body that share its scope; inner scopes are there, not entered."""
     found: list[ast.AST] = []
-    for child in children(node):
+    for child in ast.iter_child_nodes(node):
         found.append(child)
         if not isinstance(child, _SCOPES):
             found += own_nodes(child)
         elif isinstance(child, _COMPREHENSIONS):
             # A walrus inside binds outside.
-            found += [n.target for n in walk(child) if isinstance(n, ast.NamedExpr)]
+            found += [n.target for n in ast.walk(child) if isinstance(n, ast.NamedExpr)]
     return found
 
 
@@ -182,7 +191,7 @@ def is_kernel(node: ast.FunctionDef) -> bool:
     return any(word in ast.unparse(item) for item in node.decorator_list for word in words)
 
 
-class _Resolver(Transformer):
+class _Resolver(ast.NodeTransformer):
     """Gives every name that is not local its one name in the whole program."""
 
     def __init__(self, module: Module, modules: dict[str, Module]) -> None:
@@ -269,7 +278,7 @@ class _Resolver(Transformer):
         names = {
             name.id
             for generator in getattr(node, "generators", [])
-            for name in walk(generator.target)
+            for name in ast.walk(generator.target)
             if isinstance(name, ast.Name)
         }
         self.scopes.append(names)

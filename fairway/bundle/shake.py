@@ -8,7 +8,6 @@ import ast
 from dataclasses import dataclass, field
 
 from fairway.bundle.modules import Module, bound_names
-from fairway.bundle.trees import children, walk
 
 # What libraries call on their own on classes derived from theirs.
 _CALLED = {"forward", "backward", "__call__"}
@@ -31,28 +30,22 @@ class Item:
 
 
 def items_of(modules: dict[str, Module]) -> list[Item]:
-    """Return the statements of resolved modules in order, without docstrings and imports."""
-    found = []
-    for module in modules.values():
-        for node in module.tree.body:
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                continue
-            found.append(_item(module.name, module.lazy, node))
-    return found
+    """Return the statements of resolved modules in order, without docstrings."""
+    return [
+        _item(module, node)
+        for module in modules.values()
+        for node in module.tree.body
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    ]
 
 
-def _item(module: str, lazy: bool, node: ast.stmt) -> Item:
-    item = Item(module, lazy, node, bound_names(node), _acts_on(node))
+def _item(module: Module, node: ast.stmt) -> Item:
+    item = Item(module.name, module.lazy, node, bound_names(node), _acts_on(node))
     if isinstance(node, ast.ClassDef):
         item.methods = {
             n.name: n for n in node.body if isinstance(n, ast.FunctionDef) and not _always(n.name)
         }
     return item
-
-
-def again(items: list[Item]) -> list[Item]:
-    """Return items as they were before anything was reached, to be shaken once more."""
-    return [_item(item.module, item.lazy, item.node) for item in items]
 
 
 def _acts_on(node: ast.stmt) -> set[str]:
@@ -127,30 +120,29 @@ def _walk(node: ast.AST, skipped: set[int]) -> list[ast.AST]:
     """Return a node and what is in it, but for the skipped."""
     found = [node]
     for inner in found:
-        found += [child for child in children(inner) if id(child) not in skipped]
+        found += [child for child in ast.iter_child_nodes(inner) if id(child) not in skipped]
     return found
 
 
-def shake(items: list[Item], entries: list[str]) -> tuple[list[Item], set[str]]:
-    """Return the items that the entries reach, without unreached methods, and the outside names.
+def shake(items: list[Item], start: ast.stmt) -> tuple[list[Item], set[str]]:
+    """Return the items that a statement reaches, without unreached methods, and the outside names.
 
     Raises AssertionError for a name that nothing defines.
     """
     reach = _Reach(items)
-    for entry in entries:
-        reach.name(entry)
+    reach.node(start, set())
     reach.settle(items)
     kept = [item for item in items if item.kept]
     for item in kept:
         dropped = {id(n) for n in item.methods.values() if id(n) not in reach.methods}
         if isinstance(item.node, ast.ClassDef):
             item.node.body = [n for n in item.node.body if id(n) not in dropped] or [ast.Pass()]
-    _require_known(kept, reach)
+    for item_node in (start, *(item.node for item in kept)):
+        _require_known(item_node, reach)
     return kept, reach.externals
 
 
-def _require_known(kept: list[Item], reach: _Reach) -> None:
-    for item in kept:
-        for node in walk(item.node):
-            if isinstance(node, ast.Name) and node.id.startswith("G_"):
-                assert node.id in reach.owner, f"{node.id} is not defined in {item.module}"
+def _require_known(root: ast.stmt, reach: _Reach) -> None:
+    for node in ast.walk(root):
+        if isinstance(node, ast.Name) and node.id.startswith("G_"):
+            assert node.id in reach.owner, f"{node.id} is not defined anywhere"

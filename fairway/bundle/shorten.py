@@ -23,15 +23,15 @@ import string
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 
-from fairway.bundle.modules import bound_names, parameters, scope_of
-from fairway.bundle.trees import Transformer, children, walk
+from fairway.bundle.modules import bound_names, scope_of
+from fairway.bundle.wrap import START
 
 # Classes and modules whose attributes keep their names, wherever they stand.
 _LIBRARIES: tuple[Any, ...] = (
@@ -46,7 +46,11 @@ _LIBRARIES: tuple[Any, ...] = (
     *(FunctionType, BaseException, OSError, property, memoryview),
 )
 # Triton's language, which only some machines have: what kernels say besides our own names.
-_KERNEL_WORDS = {"constexpr", "dtype", "element_ty", "T", "to", "tl", "triton"}
+_KERNEL_WORDS = {"constexpr", "dtype", "element_ty", "T", "to"}
+# Classes besides the settings whose fields stand in files.
+_WRITTEN = {"Plan", "StepRecord", "Score"}
+# What starts a program; and how Triton's interpreter knows the annotation of constants.
+_KEPT = {START, "tl"}
 
 
 @functools.cache
@@ -77,86 +81,75 @@ def _attributes(library: Any) -> set[str]:
         return {name for name in dir(library) if not inspect.ismodule(getattr(library, name, None))}
 
 
-class Names:
-    """What a flat program calls things, and what it must not rename."""
+# In which field a node of some kind has a name; of these kinds are variables.
+_VARIABLES = {ast.Name: "id", ast.arg: "arg", ast.FunctionDef: "name", ast.ExceptHandler: "name"}
+_SPELT = {**_VARIABLES, ast.Attribute: "attr", ast.ClassDef: "name", ast.keyword: "arg"}
 
-    def __init__(self, tree: ast.Module, libraries: frozenset[str]) -> None:
-        self.tree = tree
-        self.fixed = libraries | _strings(tree) | _fields_in_files(tree) | _weights(tree)
-        self.ours = _members(tree) | _named_parameters(tree)
-        self.fixed |= _foreign_keywords(tree, self.ours)
-        self.shared = {n for n in self.ours if n not in self.fixed and not n.startswith("__")}
-        self.globals = {
-            n.id for n in walk(tree) if isinstance(n, ast.Name) and n.id[:2] in ("G_", "X_")
-        } | {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-
-    def mapping(self) -> dict[str, str]:
-        """Return short names for all that the whole program shares, the frequent ones first."""
-        counts: Counter[str] = Counter()
-        for node in walk(self.tree):
-            counts.update(n for n in identifiers(node) if n in self.shared or n in self.globals)
-        kept = self._kept_imports(counts)
-        order = sorted(counts.keys() - kept.keys(), key=lambda name: (-counts[name], name))
-        taken = self.fixed | set(kept.values())
-        free = (name for name in _upper_names() if name not in taken)
-        return kept | dict(zip(order, free, strict=False))
-
-    def _kept_imports(self, counts: Counter[str]) -> dict[str, str]:
-        """Return the imports whose own name costs less than another one: those of few uses."""
-        read = {name for node in walk(self.tree) for name in identifiers(node)}
-        few = {
-            name: name.rpartition("__")[2] or name[2:-2]
-            for name in sorted(counts)
-            if name.startswith("X_") and "_dot_" not in name and counts[name] <= 3
-        }
-        # Triton's interpreter knows compile-time constants by this spelling of their annotation.
-        few |= {name: "tl" for name in counts if name == "X_triton_dot_language__"}
-        leaves = Counter(few.values())
-        return {n: leaf for n, leaf in few.items() if leaves[leaf] == 1 and leaf not in read}
+Nodes = Sequence[ast.AST]
 
 
-def identifiers(node: ast.AST) -> list[str]:
-    """Return the names that stand in a node itself."""
-    if isinstance(node, ast.Name):
-        return [node.id]
-    if isinstance(node, ast.Attribute):
-        return [node.attr]
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.arg | ast.keyword):
-        return [node.arg or ""]
-    return []
+def identifiers(nodes: Nodes) -> list[str]:
+    """Return the names that stand in some nodes themselves, once for each place."""
+    named = ((node, _SPELT.get(type(node))) for node in nodes)
+    return [name for node, field in named if field and (name := getattr(node, field))]
 
 
-def _upper_names() -> Iterator[str]:
-    yield from string.ascii_uppercase
-    for first, second in itertools.product(
-        string.ascii_uppercase, string.ascii_letters + string.digits
-    ):
-        yield first + second
-    for parts in itertools.product(string.ascii_uppercase, string.ascii_letters, string.digits):
-        yield "".join(parts)
+def rename(nodes: Nodes, names: dict[str, str], spelt: Mapping[Any, str] = _SPELT) -> None:
+    """Rename by spelling, wherever a name of these kinds of nodes stands."""
+    for node in nodes:
+        if field := spelt.get(type(node)):
+            name = getattr(node, field)
+            setattr(node, field, names.get(name, name))
+        elif isinstance(node, ast.Nonlocal | ast.Global):
+            node.names = [names.get(name, name) for name in node.names]
+        elif isinstance(node, ast.alias):
+            node.asname = names.get(node.asname or node.name, node.asname)
 
 
-def _lower_names() -> Iterator[str]:
-    yield from string.ascii_lowercase
-    for first, second in itertools.product(string.ascii_lowercase, string.ascii_letters):
-        yield first + second
+def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
+    """Give every name of a flat program that is its own a short one; return the shared ones."""
+    nodes = [*ast.walk(tree)]
+    mapping = _mapping(tree, nodes, libraries)
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    passed = {k.arg for call in calls for k in call.keywords if k.arg}
+    # What is called with a dictionary of arguments, whose keys are strings somewhere.
+    unpacked = {_callee(call) for call in calls if any(k.arg is None for k in call.keywords)}
+    words = _strings(nodes)
+    for function in _outermost(tree):
+        spread = getattr(function, "name", "") in unpacked
+        _rename_locals(function, passed | words if spread else passed)
+    rename(nodes, mapping)
+    return mapping
 
 
-def _strings(tree: ast.Module) -> set[str]:
+# ---------------------------------------------------------------------------------------------
+# Names that the whole program shares
+
+
+def _mapping(tree: ast.Module, nodes: Nodes, libraries: frozenset[str]) -> dict[str, str]:
+    """Return short names for all that the whole program shares, the frequent ones first."""
+    fixed = libraries | _strings(nodes) | _fields_in_files(tree) | _weights(tree)
+    fixed |= _foreign_keywords(nodes)
+    ours = {name for name in _members(nodes) - fixed if not name.startswith("__")}
+    ours |= {name for node in tree.body for name in bound_names(node)}
+    counts = Counter(identifiers(nodes))
+    order = sorted(ours & counts.keys() - _KEPT, key=lambda name: (-counts[name], name))
+    free = (name for name in _names(string.ascii_uppercase) if name not in fixed | _KEPT)
+    return dict(zip(order, free, strict=False))
+
+
+def _names(first: str) -> Iterator[str]:
+    """Yield names that begin with one of some letters, the short ones before the long ones."""
+    rest = string.ascii_letters + string.digits
+    for length in itertools.count():
+        for parts in itertools.product(first, *[rest] * length):
+            yield "".join(parts)
+
+
+def _strings(nodes: Nodes) -> set[str]:
     """Return the strings that may be names: of attributes, of keys, in launches of kernels."""
-    return {
-        node.value
-        for node in walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if node.value.isidentifier()
-    }
-
-
-def _is_written(node: ast.ClassDef) -> bool:
-    name = node.name.rpartition("__")[2]
-    return name.endswith("Config") or name in ("Plan", "StepRecord", "Score")
+    texts = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return {text for text in texts if isinstance(text, str) and text.isidentifier()}
 
 
 def _fields_in_files(tree: ast.Module) -> set[str]:
@@ -164,7 +157,8 @@ def _fields_in_files(tree: ast.Module) -> set[str]:
     return {
         item.target.id
         for node in tree.body
-        if isinstance(node, ast.ClassDef) and _is_written(node)
+        if isinstance(node, ast.ClassDef)
+        if node.name.endswith("Config") or node.name.partition("_")[0] in _WRITTEN
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }
@@ -172,44 +166,25 @@ def _fields_in_files(tree: ast.Module) -> set[str]:
 
 def _weights(tree: ast.Module) -> set[str]:
     """Return what classes of PyTorch's modules keep: the names of weights in files."""
-    found: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any("nn" in ast.unparse(b) for b in node.bases):
-            found |= {
-                n.attr
-                for n in walk(node)
-                if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)
-            }
-    return found
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    modules = [node for node in classes if any("nn" in ast.unparse(base) for base in node.bases)]
+    return {name for node in modules for name in _assigned([*ast.walk(node)])}
 
 
-def _members(tree: ast.Module) -> set[str]:
-    """Return the attributes that the program itself makes: methods, fields, what it assigns."""
-    names = set()
-    for node in walk(tree):
+def _assigned(nodes: Nodes) -> set[str]:
+    stored = (n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
+    return {node.attr for node in stored}
+
+
+def _members(nodes: Nodes) -> set[str]:
+    """Return what the program itself makes and names from afar: methods, fields, what it assigns,
+    parameters that some call passes by name."""
+    passed = {node.arg for node in nodes if isinstance(node, ast.keyword)}
+    names = {node.arg for node in nodes if isinstance(node, ast.arg)} & passed
+    for node in nodes:
         if isinstance(node, ast.ClassDef):
             names |= bound_names(ast.Module(node.body, []))
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            names.add(node.attr)
-    return names
-
-
-def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.Lambda]:
-    for node in walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.Lambda):
-            yield node
-
-
-def _calls(tree: ast.AST) -> Iterator[ast.Call]:
-    for node in walk(tree):
-        if isinstance(node, ast.Call):
-            yield node
-
-
-def _named_parameters(tree: ast.Module) -> set[str]:
-    """Return the parameters of functions here that some call passes by name."""
-    passed = {k.arg for call in _calls(tree) for k in call.keywords if k.arg}
-    return {arg.arg for f in _functions(tree) for arg in parameters(f) if arg.arg in passed}
+    return names | _assigned(nodes)
 
 
 def _callee(call: ast.Call) -> str:
@@ -220,174 +195,67 @@ def _callee(call: ast.Call) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def _unpacked(tree: ast.Module) -> set[str]:
-    """Return what is called with a dictionary of arguments, whose keys are strings somewhere."""
-    return {_callee(call) for call in _calls(tree) if any(k.arg is None for k in call.keywords)}
-
-
-def _foreign_keywords(tree: ast.Module, ours: set[str]) -> set[str]:
+def _foreign_keywords(nodes: Nodes) -> set[str]:
     """Return the names that calls of functions from elsewhere pass."""
-    defined = {n.name for n in walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    found = set()
-    for call in _calls(tree):
-        if _callee(call) not in defined:
-            found |= {k.arg for k in call.keywords if k.arg}
-    return found
+    defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    calls = (n for n in nodes if isinstance(n, ast.Call) and _callee(n) not in defined)
+    return {k.arg for call in calls for k in call.keywords if k.arg}
 
 
 # ---------------------------------------------------------------------------------------------
-# Renaming
+# Names inside one function
+
+Function = ast.FunctionDef | ast.Lambda
 
 
-def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
-    """Give every name of a flat program that is its own a short one; return the shared ones."""
-    names = Names(tree, libraries)
-    mapping = names.mapping()
-    passed = {k.arg for call in _calls(tree) for k in call.keywords if k.arg}
-    unpacked, words = _unpacked(tree), _strings(tree)
-    for function in _outermost(tree):
-        spread = getattr(function, "name", "") in unpacked
-        _rename_locals(function, passed | words if spread else passed)
-    rename(tree, mapping)
-    return mapping
-
-
-def rename(tree: ast.Module, names: dict[str, str]) -> None:
-    """Rename by spelling, wherever a name stands: variables, attributes, parameters, keywords."""
-    _Renamer(names).visit(tree)
-
-
-def _outermost(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.Lambda]:
+def _outermost(tree: ast.AST) -> Iterator[Function]:
     """Yield functions that no other one contains, methods too."""
-    waiting: list[ast.AST] = list(tree.body)
-    while waiting:
-        node = waiting.pop(0)
-        if isinstance(node, ast.FunctionDef | ast.Lambda):
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, Function):
             yield node
         else:
-            waiting += children(node)
+            yield from _outermost(node)
 
 
-def _local_names(function: ast.FunctionDef | ast.Lambda) -> set[str]:
+def _rename_locals(function: Function, passed: set[str]) -> None:
+    """Rename what only this function knows; parameters that calls name are not its own."""
+    nodes = _in_order(function)
+    named = {node.arg for node in nodes if isinstance(node, ast.arg)} & passed
+    bound = [name for node in nodes[1:] for name in _bound_here(node)]
+    own = _local_names(nodes).intersection(bound) - named
+    seen = {name for node in nodes for name in _read_here(node)} - own
+    taken = seen | named | set(keyword.kwlist) | set(dir(builtins))
+    free = (name for name in _names(string.ascii_lowercase) if name not in taken)
+    order = dict(zip((n for n in dict.fromkeys(bound) if n in own), free, strict=False))
+    rename(nodes[1:], order, _VARIABLES)
+
+
+def _in_order(node: ast.AST) -> list[ast.AST]:
+    """Return a node and all in it, in the order in which they stand."""
+    found = [node]
+    for child in ast.iter_child_nodes(node):
+        found += _in_order(child)
+    return found
+
+
+def _local_names(nodes: Nodes) -> set[str]:
     """Return all names bound inside a function, in whatever scope of it."""
-    names = set()
-    for node in walk(function):
-        if isinstance(node, ast.FunctionDef | ast.Lambda):
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, Function):
             names |= scope_of(node)
         elif isinstance(node, ast.comprehension):
-            names |= {n.id for n in walk(node.target) if isinstance(n, ast.Name)}
+            names |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
     return names
 
 
-def _rename_locals(function: ast.FunctionDef | ast.Lambda, passed: set[str]) -> None:
-    """Rename what only this function knows; parameters that calls name are not its own."""
-    named = {a.arg for f in _functions(function) for a in parameters(f)} & passed
-    order: dict[str, str] = {}
-    bound = [name for node in _in_order(function) for name in _bound_here(node)]
-    own = _local_names(function).intersection(bound) - named
-    own -= {name for name in own if name[:2] in ("G_", "X_")}
-    seen = {name for node in walk(function) for name in _read_here(node)} - own
-    taken = seen | named | set(keyword.kwlist) | set(dir(builtins))
-    free = (name for name in _lower_names() if name not in taken)
-    for name in bound:
-        if name in own and name not in order:
-            order[name] = next(free)
-    _LocalRenamer(order).visit(function)
-
-
 def _read_here(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return [a.asname or a.name.partition(".")[0] for a in node.names]
+    if isinstance(node, ast.alias):
+        return [node.asname or node.name.partition(".")[0]]
     return [node.id] if isinstance(node, ast.Name) else []
 
 
-def _in_order(node: ast.AST) -> Iterator[ast.AST]:
-    yield node
-    for child in children(node):
-        yield from _in_order(child)
-
-
 def _bound_here(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.arg):
-        return [node.arg]
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-        return [node.id]
-    if isinstance(node, ast.ExceptHandler) and node.name:
-        return [node.name]
-    if isinstance(node, ast.FunctionDef):
-        return [node.name]
-    return []
-
-
-class _VariableRenamer(Transformer):
-    """Renames variables and parameters."""
-
-    def __init__(self, names: dict[str, str]) -> None:
-        self.names = names
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        node.id = self.names.get(node.id, node.id)
-        return node
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        node.arg = self.names.get(node.arg, node.arg)
-        self.generic_visit(node)
-        return node
-
-
-class _LocalRenamer(_VariableRenamer):
-    """Renames variables and parameters of one outermost function; attributes stay."""
-
-    def __init__(self, names: dict[str, str]) -> None:
-        super().__init__(names)
-        self.top = True
-
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
-        node.name = node.name and self.names.get(node.name, node.name)
-        self.generic_visit(node)
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        if not self.top:
-            node.name = self.names.get(node.name, node.name)
-        self.top = False
-        self.generic_visit(node)
-        return node
-
-    def _scope(self, node: ast.Nonlocal | ast.Global) -> ast.AST:
-        node.names = [self.names.get(name, name) for name in node.names]
-        return node
-
-    visit_Nonlocal = _scope
-    visit_Global = _scope
-
-
-class _Renamer(_VariableRenamer):
-    """Renames what the whole program shares, in whatever place its name stands."""
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        node.attr = self.names.get(node.attr, node.attr)
-        self.generic_visit(node)
-        return node
-
-    def visit_keyword(self, node: ast.keyword) -> ast.AST:
-        node.arg = node.arg and self.names.get(node.arg, node.arg)
-        self.generic_visit(node)
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.name = self.names.get(node.name, node.name)
-        self.generic_visit(node)
-        return node
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        node.name = self.names.get(node.name, node.name)
-        self.generic_visit(node)
-        return node
-
-    def _scope(self, node: ast.Nonlocal | ast.Global) -> ast.AST:
-        node.names = [self.names.get(name, name) for name in node.names]
-        return node
-
-    visit_Nonlocal = _scope
-    visit_Global = _scope
+    if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store):
+        return []
+    return [name] if (name := getattr(node, _VARIABLES.get(type(node), ""), None)) else []

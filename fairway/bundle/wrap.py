@@ -7,12 +7,9 @@ nor writes over anything.
 
 import ast
 import base64
-import itertools
-import lzma
 import re
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import brotli
 
@@ -23,16 +20,14 @@ MODULE = "fairway_bundle"
 # What runs it, once it is imported.
 START = "start"
 _STEPS = (
-    "import {library},sys,tempfile as t\n"
+    "import {imported},sys,tempfile as t\n"
     "d=t.TemporaryDirectory()\n"
     "sys.path.insert(0,d.name)\n"
-    "open(d.name+'/{module}.py','xb').write({decode})\n"
-    "import {module}\n"
+    f"open(d.name+'/{MODULE}.py','xb').write(brotli.decompress({{literal}}))\n"
+    f"import {MODULE}\n"
 )
 _HEAD = "#coding:latin1\n"
-# The raw stream carries everything but the size of its window, for which this is the default.
-_WINDOW_BYTES = 1 << 23
-# The largest bundle has 50 kB and unfolds to 250. A syntax tree takes hundreds of times the size of
+# The largest bundle has 75 kB and unfolds to 220. A syntax tree takes hundreds of times the size of
 # its source.
 MOST_FILE_BYTES = 1 << 19
 _MOST_PROGRAM_BYTES = 1 << 22
@@ -57,50 +52,21 @@ class Started:
         return f"{START}({words})\n"
 
 
-def _chains() -> list[dict[str, Any]]:
-    """Return the filter chains tried, everything stated."""
-    return [
-        {
-            "id": lzma.FILTER_LZMA2,
-            "dict_size": _WINDOW_BYTES,
-            "lc": lc,
-            "lp": 0,
-            "pb": pb,
-            "mode": lzma.MODE_NORMAL,
-            "nice_len": nice,
-            "mf": lzma.MF_BT4,
-            "depth": 1000,
-        }
-        for lc, pb, nice in itertools.product((0, 1, 2, 3, 4), (0, 1), (32, 64, 273))
-    ]
-
-
-def _packed(data: bytes) -> list[tuple[str, str, bytes]]:
-    """Return (library, call of its decoder, packed bytes) for each library, at its best."""
-    raw = [lzma.compress(data, lzma.FORMAT_RAW, filters=[chain]) for chain in _chains()]
-    coded = [brotli.compress(data, mode=mode, quality=11, lgwin=24) for mode in (0, 1)]
-    return [
-        ("lzma", "lzma.decompress({0},3,None,[{{'id':33}}])", min(raw, key=len)),
-        ("brotli", "brotli.decompress({0})", min(coded, key=len)),
-    ]
-
-
 def wrap(program: str, started: Started, ascii_only: bool = False) -> bytes:
-    """Return a Python file that runs a program: the smaller of LZMA2 and Brotli, decoder included.
+    """Return a Python file that unpacks a program by Brotli and runs it.
 
     The packed bytes stand in a Latin-1 literal, or, with `ascii_only`, in base85. The program is
     told the bytes of the whole file. What comes out is checked to hold the program again.
     """
-    data = program.encode()
-    files = []
-    for library, call, packed in _packed(data):
-        literal = _base85(packed) if ascii_only else f"{_latin1(packed)}.encode('latin1')"
-        imported = f"base64,{library}" if ascii_only else library
-        steps = _STEPS.format(library=imported, module=MODULE, decode=call.format(literal))
-        files.append((("" if ascii_only else _HEAD) + steps).encode("latin1"))
-    file, ending = min(files, key=len), len(f"{MODULE}.{started.call(0)}")
-    file += f"{MODULE}.{started.call(len(file) + ending)}".encode()
-    assert unwrap(file) == program, "the file does not hold its program"
+    packed = brotli.compress(program.encode(), quality=11, lgwin=24)
+    if ascii_only:
+        text = _STEPS.format(imported="base64,brotli", literal=_base85(packed))
+    else:
+        literal = f"{_latin1(packed)}.encode('latin1')"
+        text = _HEAD + _STEPS.format(imported="brotli", literal=literal)
+    size = len(text) + len(f"{MODULE}.{started.call(0)}")
+    file = f"{text}{MODULE}.{started.call(size)}".encode("latin1")
+    assert len(file) == size and unwrap(file) == program, "the file does not hold its program"
     return file
 
 
@@ -132,27 +98,25 @@ def unwrap(file: bytes) -> str:
             # Escapes that Python does not know, of which a bundle has some, would each be told.
             warnings.simplefilter("ignore")
             tree = ast.parse(file)
-        library, packed = next(found for node in ast.walk(tree) if (found := _unpacked(node)))
-        opens = {"brotli": _unfold_brotli, "lzma": _unfold_lzma}[library]
-        return opens(_literal(packed)).decode()
+        packed = next(found for node in ast.walk(tree) if (found := _unpacked(node)))
+        return _unfold(_literal(packed)).decode()
     except (SyntaxError, ValueError, LookupError, StopIteration, RecursionError, MemoryError):
         raise UserError("this is not a bundle of Fairway, or it is damaged") from None
-    except (brotli.error, lzma.LZMAError):
+    except brotli.error:
         raise UserError("this is not a bundle of Fairway, or it is damaged") from None
 
 
-def _unpacked(node: ast.AST) -> tuple[str, ast.expr] | None:
-    """Return whose `decompress` a node calls and on what; None if it calls no such thing."""
+def _unpacked(node: ast.AST) -> ast.expr | None:
+    """Return on what a node calls `brotli.decompress`; None if it calls no such thing."""
     match node:
         case ast.Call(
-            func=ast.Attribute(value=ast.Name(id=str(library)), attr="decompress"),
-            args=[packed, *_],
+            func=ast.Attribute(value=ast.Name(id="brotli"), attr="decompress"), args=[packed, *_]
         ):
-            return library, packed
+            return packed
     return None
 
 
-def _unfold_brotli(packed: bytes) -> bytes:
+def _unfold(packed: bytes) -> bytes:
     decoder, found = brotli.Decompressor(), b""
     while packed or not decoder.is_finished():
         piece = decoder.process(packed, output_buffer_limit=_MOST_PROGRAM_BYTES)
@@ -162,15 +126,6 @@ def _unfold_brotli(packed: bytes) -> bytes:
         if len(found) > _MOST_PROGRAM_BYTES:
             break
     if not decoder.is_finished():
-        raise ValueError("cut short, or too long")
-    return found
-
-
-def _unfold_lzma(packed: bytes) -> bytes:
-    chain = [{"id": lzma.FILTER_LZMA2, "dict_size": _WINDOW_BYTES}]
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=chain)
-    found = decoder.decompress(packed, _MOST_PROGRAM_BYTES)
-    if not decoder.eof or decoder.unused_data:
         raise ValueError("cut short, or too long")
     return found
 

@@ -67,6 +67,8 @@ def bundle(
             (m["name"], f"{m['characters']:,}", f"{m['bytes']:,}") for m in made.manifest["modules"]
         ]
         lines.append(table("bytes by module", ("module", "characters", "bytes"), rows))
+        if parts := made.manifest["parts_left_out"]:
+            lines.append(f"left out is what only these ask for: {'; '.join(parts)}")
     emit(as_json, made.manifest, *lines)
 
 

@@ -380,7 +380,7 @@ def config_hash(config: Config) -> str:
     """Return the first 16 hex digits of a digest of every setting of a run.
 
     What a run's command line may still say, seed and text and what drives the clock, stands beside
-    the digest of the rest, which a bundle carries in its place.
+    the digest of the rest.
     """
     data, train = config.data, config.train
     free = (config.seed, data.source, train.clock, train.replay)

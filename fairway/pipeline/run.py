@@ -24,6 +24,7 @@ from fairway.pipeline.text import open_text
 from fairway.pipeline.together import is_due, share_memory, told
 from fairway.report import write_report
 from fairway.train.loop import CHECKPOINT
+from fairway.train.preflight import require_packages
 from fairway.train.steps import STEPS, Say, read_steps
 
 DATA, REPORT = "data", "report.html"
@@ -67,6 +68,7 @@ class Pipeline:
     def train(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
         """Train and write raw and averaged weights; an unfinished run needs a word first."""
         if self.ranks.first:
+            require_packages()
             self.data(build=True)
             if not (resume or restart):
                 self._inputs.refuse_unfinished()

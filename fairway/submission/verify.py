@@ -80,7 +80,7 @@ def verify(
         faults += _disagreements(folder, claim)
     except (LookupError, TypeError, ValueError, ArithmeticError, OSError) as error:
         faults.append(f"a file is not as Fairway writes it ({type(error).__name__}: {error})")
-    # A bundle takes half a minute to rebuild, which nothing that is wrong already is worth.
+    # A bundle takes some seconds to rebuild, which nothing that is wrong already is worth.
     notes = [] if faults else list(_notes(folder))
     faults += [f"{f.place}: {f.why}" for f in audit_record(folder).findings if _grave(f.severity)]
     repeated = None

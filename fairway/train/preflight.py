@@ -12,19 +12,23 @@ from fairway.config.settings import Config
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
 
-# What the stages after training import.
-_NEEDED = ("brotli", "zstandard", "matplotlib", "safetensors")
+# What the stages beside the scores, and the report, import; a bundle has none of them.
+_NEEDED = ("zstandard", "matplotlib")
 
 
-def preflight(
-    config: Config, shards: list[Tokens], folder: Path, parameters: int, plan: Plan
-) -> None:
-    """Raise UserError if packages, data, disk or memory cannot carry the run."""
+def require_packages() -> None:
+    """Raise UserError if a package is missing that a run imports only after its training."""
     for name in _NEEDED:
         if importlib.util.find_spec(name) is None:
             raise UserError(
                 f"the package '{name}' is missing; install Fairway with its dependencies"
             )
+
+
+def preflight(
+    config: Config, shards: list[Tokens], folder: Path, parameters: int, plan: Plan
+) -> None:
+    """Raise UserError if data, disk or memory cannot carry the run."""
     _check_data(config, shards)
     _check_disk(folder, parameters)
     _check_memory(config, parameters, plan)

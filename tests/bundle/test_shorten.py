@@ -72,7 +72,7 @@ def test_names_of_libraries_are_known(name: str) -> None:
 
 
 def test_modules_stand_behind_what_they_need_and_lazy_ones_last() -> None:
-    modules = load_modules("fairway.train.loop")
+    modules = load_modules("fairway.train.loop", {})
     order = list(modules)
     assert (
         order.index("fairway.config.settings") < order.index("fairway.model.gpt") < len(order) - 1
