@@ -124,7 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quant = QuantConfig(method="round")
     quantised = quantise_model(load_state(arguments.weights), {}, quant)
-    scales, *codes, _ = layout(ModelConfig(), quant.min_numel, Form(2))
+    *codes, scales, _ = layout(ModelConfig(), quant.min_numel, Form())
     tensors = [tensor.codes.numpy() for spec in codes for tensor in matrices(spec, quantised)]
     by_rows = b"".join(tensor.tobytes() for tensor in tensors)
     by_columns = b"".join(section_bytes(spec, quantised) for spec in codes)

@@ -13,7 +13,7 @@ from seed_model import load_state
 
 from fairway.config.settings import ModelConfig, QuantConfig
 from fairway.pack.codec import compress
-from fairway.pack.layout import SectionSpec, layout, section_bytes
+from fairway.pack.layout import Form, SectionSpec, layout, section_bytes
 from fairway.quantise.gptq import QuantisedModel, quantise_model
 from fairway.quantise.grid import QuantisedTensor
 
@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quant = QuantConfig(method="round")
     quantised = quantise_model(load_state(arguments.weights), {}, quant)
-    *codes, scales, vectors = layout(ModelConfig(), quant.min_numel)
+    *codes, scales, vectors = layout(ModelConfig(), quant.min_numel, Form())
     for spec in (scales, vectors):
         raw = section_bytes(spec, quantised)
         for stride in (1, 2):

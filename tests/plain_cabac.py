@@ -275,7 +275,6 @@ def read_stream(
     shapes: Sequence[tuple[int, int]],
     logs: Sequence[Sequence[int]],
     trellis: int = 0,
-    orders: Sequence[Sequence[int] | None] = (),
 ) -> list[list[list[int]]]:
     """Return the matrices of a stream; fails if it does not end as its writer would end it."""
     predict, first = data[0], 1 + 10 * len(shapes)
@@ -287,10 +286,6 @@ def read_stream(
         powers = [byte - 256 if byte > 127 else byte for byte in entry[2:]]
         head = (int.from_bytes(entry[:2], "little"), *powers)
         rows = read_matrix(reader, shape, head, predict, logs[number], trellis, moments)
-        order = orders[number] if orders else None
-        if order is not None:
-            place = {column: at for at, column in enumerate(order)}
-            rows = [[row[place[column]] for column in range(shape[1])] for row in rows]
         found.append(rows)
     assert reader.ended_well()
     return found

@@ -52,7 +52,7 @@ def alive(config: ModelConfig) -> GPT:
 
 
 def fancy(config: ModelConfig = TINY, seed: int = 5) -> QuantisedModel:
-    """Codes beyond int8 on a trellis, along an order, with steps on the logarithmic grid."""
+    """Codes beyond int8 on a trellis, with steps on the logarithmic grid."""
     generator = torch.Generator().manual_seed(seed)
     tensors: QuantisedModel = {}
     for name, weight in GPT(config).state_dict().items():
@@ -62,9 +62,7 @@ def fancy(config: ModelConfig = TINY, seed: int = 5) -> QuantisedModel:
         R, C = weight.shape
         codes = torch.randint(-300, 301, (R, C), generator=generator).short()
         steps = torch.randint(-90, 91, (R,), generator=generator).short()
-        # The embedding keeps the natural order, matrices of one width share one.
-        order = torch.arange(C - 1, -1, -1, dtype=torch.int32) if R != 260 else None
-        tensors[name] = QuantisedTensor(codes, scale_of(steps), 10, steps, 8, order)
+        tensors[name] = QuantisedTensor(codes, scale_of(steps), 10, steps, 8)
     return tensors
 
 

@@ -249,7 +249,10 @@ ARTIFACTS: list[tuple[Callable[[bytes], bytes], str]] = [
     (lambda data: data + b"\0", "its header speaks of"),
     (claim_header(2**32 - 1), "the header claims 4294967295 bytes"),
     (claim_header(0), "the header is damaged"),
-    (lambda data: data[:8] + b"\x09" + data[9:], "the format has version"),
+    (
+        lambda data: data[:8] + b"\x09" + data[9:],
+        "the file has format version 9, but this Fairway reads version 4 alone",
+    ),
 ]
 
 

@@ -42,7 +42,7 @@ def byte_account(path: Path) -> list[Part]:
 
 def _part(entry: dict[str, Any], spec: SectionSpec | None, raw: bytes) -> Part:
     name, codec, stored_bytes = entry["name"], entry["codec"], entry["bytes"]
-    if spec is None or spec.kind == "orders":
+    if spec is None:
         return Part(name, codec, stored_bytes, 0, None)
     found = [values for _, values in split(spec, raw, entry["bits"])]
     numbers = sum(map(len, found))

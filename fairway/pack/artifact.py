@@ -7,6 +7,7 @@ claims before anything of that size is allocated; every byte is covered by a dig
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -42,7 +43,8 @@ from fairway.quantise.gptq import QuantisedModel
 from fairway.quantise.trellis import TRELLIS
 
 MAGIC = b"FAIRWAY\0"
-VERSIONS = (1, 2, 3)
+# 1 to 3 were forms of files before the first release, which nothing reads any more.
+VERSION = 4
 _PREFIX = struct.Struct("<8sII32s")
 MAX_HEADER_BYTES = 1 << 16
 MAX_TOKENIZER_BYTES = 1 << 24
@@ -53,11 +55,11 @@ MAX_TOKENIZER_BYTES = 1 << 24
 FREE_RAW_BYTES = 1 << 22
 MAX_EXPANSION = 16
 
-_HEADER_KEYS = {"model", "min_numel", "provenance", "sections", "tokenizer_digest"}
-_SECTION_KEYS = {"name", "kind", "bits", "codec", "stride", "bytes", "raw_bytes", "sha256"}
-# What versions 2 and 3 add to both.
-_HEADER_ADDS = {1: set(), 2: {"log_steps", "orders"}, 3: {"log_steps", "orders", "columns"}}
-_SECTION_ADDS = {"trellis"}
+_FORM_KEYS = ("log_steps", "columns")
+_HEADER_KEYS = {"model", "min_numel", "provenance", "sections", "tokenizer_digest", *_FORM_KEYS}
+_SECTION_KEYS = {
+    "name", "kind", "bits", "codec", "stride", "trellis", "bytes", "raw_bytes", "sha256"
+}  # fmt: skip
 _PROVENANCE: dict[str, type] = {
     "recipe": str,
     "recipe_hash": str,
@@ -121,11 +123,11 @@ def save_artifact(
             f"the tokenizer has {tokenizer.vocab_size} pieces but the model {model.vocab_size}; "
             "pack with the tokenizer of the training run"
         )
-    form = form_of(quantised, pack.codec)
+    form = form_of(quantised)
     min_numel = threshold(quantised)
-    sections = [_encode(spec, quantised, pack, form) for spec in layout(model, min_numel, form)]
+    sections = [_encode(spec, quantised, pack) for spec in layout(model, min_numel, form)]
     if pack.with_tokenizer:
-        sections.append(_encode_tokenizer(tokenizer.data, pack, form))
+        sections.append(_encode_tokenizer(tokenizer.data, pack))
     stored = _all_at_once(sections)
     entries = [section.entry for section in sections]
     header = {
@@ -135,11 +137,11 @@ def save_artifact(
         "sections": entries,
         "tokenizer_digest": tokenizer.digest,
     }
-    header |= {key: getattr(form, key) for key in _HEADER_ADDS[form.version]}
+    header |= {key: getattr(form, key) for key in _FORM_KEYS}
     text = _canonical(header)
     size = _PREFIX.size + len(text) + sum(map(len, stored))
-    head = _checked(header, form.version, len(text), size)
-    prefix = _PREFIX.pack(MAGIC, form.version, len(text), hashlib.sha256(text).digest())
+    head = _checked(header, len(text), size)
+    prefix = _PREFIX.pack(MAGIC, VERSION, len(text), hashlib.sha256(text).digest())
     write_atomic(path, b"".join([prefix, text, *stored]))
     return head.account
 
@@ -155,10 +157,9 @@ class _Section:
     ways: list[tuple[str, int, Callable[[], bytes]]]
 
 
-def _encode(spec: SectionSpec, quantised: QuantisedModel, pack: PackConfig, form: Form) -> _Section:
+def _encode(spec: SectionSpec, quantised: QuantisedModel, pack: PackConfig) -> _Section:
     bits, trellis = section_bits(spec, quantised), section_trellis(spec, quantised)
-    entry = {"name": spec.name, "kind": spec.kind, "bits": bits}
-    entry |= {} if form.version == 1 else {"trellis": trellis}
+    entry = {"name": spec.name, "kind": spec.kind, "bits": bits, "trellis": trellis}
     ways = []
     if pack.codec == "cabac" and spec.kind in KINDS:
         entry["raw_bytes"] = spec.raw_bytes(bits)
@@ -172,9 +173,9 @@ def _encode(spec: SectionSpec, quantised: QuantisedModel, pack: PackConfig, form
     return _Section(entry | {"raw_bytes": len(raw)}, [*ways, _way(raw, pack, stride)])
 
 
-def _encode_tokenizer(data: bytes, pack: PackConfig, form: Form) -> _Section:
-    entry = {"name": "tokenizer", "kind": "tokenizer", "bits": 8, "raw_bytes": len(data)}
-    return _Section(entry | ({} if form.version == 1 else {"trellis": 0}), [_way(data, pack, 1)])
+def _encode_tokenizer(data: bytes, pack: PackConfig) -> _Section:
+    entry = {"name": "tokenizer", "kind": "tokenizer", "bits": 8, "trellis": 0}
+    return _Section(entry | {"raw_bytes": len(data)}, [_way(data, pack, 1)])
 
 
 def _way(raw: bytes, pack: PackConfig, stride: int) -> tuple[str, int, Callable[[], bytes]]:
@@ -234,7 +235,7 @@ def account(path: Path) -> Account:
 
 
 def read_sections(path: Path) -> Iterator[tuple[dict[str, Any], SectionSpec | None, bytes]]:
-    """Yield entry, spec and raw bytes of every section in file order; the tokenizer has no spec.
+    """Yield entry, spec and raw bytes of every section, codes last; the tokenizer has no spec.
 
     Raises UserError as `load_artifact` does.
     """
@@ -261,13 +262,22 @@ def _load(stream: BinaryIO) -> Artifact:
 def _sections(
     stream: BinaryIO, head: _Head, loaded: Loaded
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Yield the entry and the raw bytes of every section in file order, taken in by `loaded`."""
-    for entry in head.header["sections"]:
+    """Yield the entry and the raw bytes of every section, taken in by `loaded`.
+
+    Codes come last, since what decodes them needs the scales of their rows.
+    """
+    entries = head.header["sections"]
+    ends = itertools.accumulate(entry["bytes"] for entry in entries)
+    first = _PREFIX.size + head.bytes
+    for entry, end in sorted(
+        zip(entries, ends, strict=True), key=lambda pair: pair[0]["kind"] == "codes"
+    ):
+        stream.seek(first + end - entry["bytes"])
         stored = stream.read(entry["bytes"])
         if digest_bytes(stored) != entry["sha256"]:
             raise UserError(f"section '{entry['name']}' is damaged; copy the file again")
         spec = head.specs.get(entry["name"])
-        bits, trellis = entry["bits"], entry.get("trellis", 0)
+        bits, trellis = entry["bits"], entry["trellis"]
         try:
             if entry["codec"] == "cabac" and spec is not None:
                 raw = decode_section(spec, stored, bits, trellis, loaded)
@@ -281,26 +291,28 @@ def _sections(
 
 
 def _read_head(stream: BinaryIO) -> _Head:
-    """Return the checked header; the stream is left at the first section."""
+    """Return the checked header."""
     prefix = stream.read(_PREFIX.size)
     if prefix[: len(MAGIC)] != MAGIC:
         raise UserError("this is not a Fairway artifact")
     if len(prefix) < _PREFIX.size:
         raise UserError(f"the file ends after {len(prefix)} bytes; copy it again")
     _, version, length, digest = _PREFIX.unpack(prefix)
-    if version not in VERSIONS:
-        known = ", ".join(map(str, VERSIONS))
-        raise UserError(f"the format has version {version}, this Fairway reads {known}")
+    if version != VERSION:
+        raise UserError(
+            f"the file has format version {version}, but this Fairway reads version {VERSION} "
+            "alone; pack the run again"
+        )
     if length > MAX_HEADER_BYTES:
         raise UserError(f"the header claims {length} bytes; at most {MAX_HEADER_BYTES} are read")
     text = stream.read(length)
     if hashlib.sha256(text).digest() != digest:
         raise UserError("the header is damaged; copy the file again")
-    header = _parse(text, _HEADER_KEYS | _HEADER_ADDS[version])
-    return _checked(header, version, length, os.fstat(stream.fileno()).st_size)
+    header = _parse(text)
+    return _checked(header, length, os.fstat(stream.fileno()).st_size)
 
 
-def _parse(text: bytes, keys: set[str]) -> dict[str, Any]:
+def _parse(text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text, parse_int=_small)
         same = _canonical(header) == text
@@ -309,7 +321,7 @@ def _parse(text: bytes, keys: set[str]) -> dict[str, Any]:
     # One encoding per header also rules out doubled keys, NaN and stray blanks.
     if not same:
         raise UserError("the header is not in its canonical form")
-    return dict(_with_keys(header, keys, "the header"))
+    return dict(_with_keys(header, _HEADER_KEYS, "the header"))
 
 
 def _small(digits: str) -> int:
@@ -323,19 +335,19 @@ def _small(digits: str) -> int:
 # Checking a header against the model it names and the file it came in
 
 
-def _checked(header: dict[str, Any], version: int, header_bytes: int, file_bytes: int) -> _Head:
+def _checked(header: dict[str, Any], header_bytes: int, file_bytes: int) -> _Head:
     """Return the header if every field is of its type and follows from the model's config."""
     config: ModelConfig = from_dict(header["model"], ModelConfig, "model.")
     check_model(config)
     _check_provenance(header["provenance"])
     _require_hex(header["tokenizer_digest"], "the tokenizer's digest")
     min_numel = _whole(header["min_numel"], 0, 2**40, "min_numel")
-    form = Form(version, **{key: _flag(header[key], key) for key in _HEADER_ADDS[version]})
-    if version == 3 and not (form.columns and form.log_steps):
-        raise UserError("version 3 has steps for rows and columns, which this header denies")
+    form = Form(**{key: _flag(header[key], key) for key in _FORM_KEYS})
+    if form.columns and not form.log_steps:
+        raise UserError("the header has steps for columns but none for rows")
     specs = layout(config, min_numel, form)
     head = _Head(header, header_bytes, config, {spec.name: spec for spec in specs})
-    _check_sections(header["sections"], specs, version)
+    _check_sections(header["sections"], specs)
     _check_sizes(head, file_bytes)
     return head
 
@@ -352,45 +364,36 @@ def _check_sizes(head: _Head, file_bytes: int) -> None:
         )
 
 
-def _check_sections(entries: Any, specs: list[SectionSpec], version: int) -> None:
+def _check_sections(entries: Any, specs: list[SectionSpec]) -> None:
     if not isinstance(entries, list):
         raise UserError("the section table is not a list")
     for entry in entries:
-        _check_section(entry, version)
+        _check_section(entry)
     named = [(entry["name"], entry["kind"]) for entry in entries]
     if len(named) == len(specs) + 1 and named[-1] == ("tokenizer", "tokenizer"):
         size = entries[len(specs)]["raw_bytes"]
         _whole(size, 0, MAX_TOKENIZER_BYTES, "the length of the tokenizer")
         named.pop()
     if named != [(spec.name, spec.kind) for spec in specs] or not all(
-        _fits(entry, spec) for entry, spec in zip(entries, specs, strict=False)
+        entry["raw_bytes"] == spec.raw_bytes(entry["bits"])
+        for entry, spec in zip(entries, specs, strict=False)
     ):
         raise UserError("the sections are not those of the model that the header describes")
 
 
-def _fits(entry: dict[str, Any], spec: SectionSpec) -> bool:
-    raw_bytes = spec.raw_bytes(entry["bits"])
-    return bool(
-        entry["raw_bytes"] <= raw_bytes
-        if spec.kind == "orders"
-        else entry["raw_bytes"] == raw_bytes
-    )
-
-
-def _check_section(entry: Any, version: int) -> None:
-    _with_keys(entry, _SECTION_KEYS | (set() if version == 1 else _SECTION_ADDS), "a section")
+def _check_section(entry: Any) -> None:
+    _with_keys(entry, _SECTION_KEYS, "a section")
     name, kind = entry["name"], str(entry["kind"])
-    own = version > 1 and entry["codec"] == "cabac" and kind in KINDS
+    own = entry["codec"] == "cabac" and kind in KINDS
     if not isinstance(name, str) or not (own or entry["codec"] in CODECS):
         raise UserError(f"section '{name}' has the unknown codec '{entry['codec']}'")
     _require_hex(entry["sha256"], f"the digest of section '{name}'")
     _whole(entry["stride"], 1, MAX_STRIDE, f"the stride of section '{name}'")
     _whole(entry["bytes"], 0, 2**40, f"the length of section '{name}'")
     _whole(entry["raw_bytes"], 0, 2**40, f"the raw length of section '{name}'")
-    most = 8 if version == 1 else 16
-    low, high = {"codes": (2, most), "columns": (8, 8), "tokenizer": (8, 8)}.get(kind, (16, 16))
+    low, high = {"codes": (2, 16), "columns": (8, 8), "tokenizer": (8, 8)}.get(kind, (16, 16))
     _whole(entry["bits"], low, high, f"the bits of section '{name}'")
-    states = _whole(entry.get("trellis", 0), 0, 2**16, f"the trellis of section '{name}'")
+    states = _whole(entry["trellis"], 0, 2**16, f"the trellis of section '{name}'")
     if states and (kind != "codes" or states not in TRELLIS):
         raise UserError(f"section '{name}' has a trellis of {states} states, which nobody knows")
 

@@ -1,8 +1,8 @@
 """Entropy coding of integer matrices, in the context of every weight's likely mean and variance.
 
-A stream holds the matrices of one section. They are coded row by row, in the column order of the
-trellis if there is one, and cells are shared: what one matrix taught serves the next. In front of
-each matrix lie its mean energy and its powers, fitted by the encoder in whole numbers.
+A stream holds the matrices of one section. They are coded row by row, and cells are shared: what
+one matrix taught serves the next. In front of each matrix lie its mean energy and its powers,
+fitted by the encoder in whole numbers.
 
 Shapes: R rows, C columns.
 """
@@ -80,15 +80,11 @@ DAMAGED = "a cabac stream is damaged; copy the file again"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """What encoder and decoder know of a matrix: its shape, 256 log2 of its rows' steps, its path.
-
-    `order` lists the columns as the trellis meets them; None is their natural order.
-    """
+    """What both sides know of a matrix: its shape, 256 log2 of its rows' steps, its trellis."""
 
     shape: tuple[int, int]
     step_logs: Ints
     trellis: int = 0
-    order: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +235,12 @@ def encode_codes(codes: Sequence[NDArray[np.integer]], sides: Sequence[Side]) ->
 
     Equal input gives equal bytes on every machine.
     """
-    ordered = [_ordered(codes_RC, side) for codes_RC, side in zip(codes, sides, strict=True)]
-    predict = _best_prediction(ordered, sides)
+    wide = [_widened(codes_RC, side) for codes_RC, side in zip(codes, sides, strict=True)]
+    predict = _best_prediction(wide, sides)
     cells, coder = _gaussian_cells().copy(), new_coder()
     heads, parts = [], []
     covariance = Covariance(_width(sides) if predict == COVARIANCE else 0)
-    for codes_RC, side in zip(ordered, sides, strict=True):
+    for codes_RC, side in zip(wide, sides, strict=True):
         head, _ = _fit(codes_RC, side, predict, covariance.copy(), _FIT_STEPS)
         walk = _Walk(side, head, covariance)
         heads.append(_HEAD.pack(head.log_energy, *head.powers))
@@ -286,25 +282,17 @@ def decode_codes(data: bytes, sides: Sequence[Side]) -> list[NDArray[np.int16]]:
             if beyond or codes_C.min() < -LARGEST_CODE - 1 or codes_C.max() > LARGEST_CODE:
                 raise UserError(DAMAGED)
             codes_RC[r] = codes_C
-        found.append(_unordered(codes_RC, side))
+        found.append(codes_RC)
     if not read_to_the_end(coder, data[size:]):
         raise UserError(DAMAGED)
     return found
 
 
-def _ordered(codes_RC: NDArray[np.integer], side: Side) -> Ints:
+def _widened(codes_RC: NDArray[np.integer], side: Side) -> Ints:
     assert codes_RC.shape == side.shape and len(side.step_logs) == side.shape[0]
     wide_RC = codes_RC.astype(np.int64)
     assert wide_RC.min() >= -LARGEST_CODE - 1 and wide_RC.max() <= LARGEST_CODE, "beyond int16"
-    return wide_RC if side.order is None else np.ascontiguousarray(wide_RC[:, side.order])
-
-
-def _unordered(codes_RC: NDArray[np.int16], side: Side) -> NDArray[np.int16]:
-    if side.order is None:
-        return codes_RC
-    natural_RC = np.empty_like(codes_RC)
-    natural_RC[:, side.order] = codes_RC
-    return natural_RC
+    return wide_RC
 
 
 def _width(sides: Sequence[Side]) -> int:
@@ -313,7 +301,7 @@ def _width(sides: Sequence[Side]) -> int:
     return widths.pop() if len(widths) == 1 and max(widths) <= WIDEST else 0
 
 
-def _best_prediction(ordered: Sequence[Ints], sides: Sequence[Side]) -> int:
+def _best_prediction(matrices: Sequence[Ints], sides: Sequence[Side]) -> int:
     """Return the way to predict means that makes the stream shortest, if Gaussian."""
     ways = [NO_PREDICTION, COLUMN_MEANS, *([COVARIANCE] if _width(sides) else [])]
     costs = []
@@ -322,7 +310,7 @@ def _best_prediction(ordered: Sequence[Ints], sides: Sequence[Side]) -> int:
         costs.append(
             sum(
                 _fit(codes_RC, side, predict, covariance, 1)[1]
-                for codes_RC, side in zip(ordered, sides, strict=True)
+                for codes_RC, side in zip(matrices, sides, strict=True)
             )
         )
     return ways[costs.index(min(costs))]

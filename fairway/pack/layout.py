@@ -15,7 +15,6 @@ from torch import Tensor
 from fairway.base.errors import UserError
 from fairway.config.settings import ModelConfig
 from fairway.model.gpt import GPT
-from fairway.pack.orders import Order, most_bytes, pack_orders, unpack_orders
 from fairway.quantise.gptq import QuantisedModel, is_coded
 from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, largest_code, restore, scale_of
 
@@ -46,19 +45,14 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How an artifact writes numbers: format version, log_steps: scales in 1/16 octave, orders:
-    some matrix has a column order, columns: some matrix's columns have steps of their own.
+    """How an artifact writes the scales of its codes.
 
-    Version 1 has none of them, and its scales lie behind the codes. Version 3 is 2 with columns.
+    log_steps: as steps of 1/16 octave instead of float16 numbers. columns: some matrix's columns
+    have steps of their own, which are added to those of its rows.
     """
 
-    version: int
     log_steps: bool = False
-    orders: bool = False
     columns: bool = False
-
-
-PLAIN = Form(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,7 @@ class SectionSpec:
     """A section before compression.
 
     kind: codes (int8; int16 if of more than 8 bits), scales or vectors (float16), steps (int16),
-    columns (int8), orders (see `orders`).
+    columns (int8).
     """
 
     name: str
@@ -74,11 +68,9 @@ class SectionSpec:
     tensors: tuple[TensorSpec, ...]
 
     def raw_bytes(self, bits: int) -> int:
-        """Return the bytes of the section before compression; of orders, the most."""
+        """Return the bytes of the section before compression."""
         if self.kind == "codes":
             return (1 if bits <= 8 else 2) * sum(math.prod(spec.shape) for spec in self.tensors)
-        if self.kind == "orders":
-            return most_bytes([spec.shape[1] for spec in self.tensors])
         if self.kind == "columns":
             return sum(spec.shape[1] for spec in self.tensors)
         if self.kind in ("scales", "steps"):
@@ -86,11 +78,11 @@ class SectionSpec:
         return sum(2 * math.prod(spec.shape) for spec in self.tensors)
 
 
-def layout(config: ModelConfig, min_numel: int, form: Form = PLAIN) -> list[SectionSpec]:
+def layout(config: ModelConfig, min_numel: int, form: Form) -> list[SectionSpec]:
     """Return the sections of a model in file order, from shapes alone.
 
-    Codes by role, all scales, and everything kept as float16, each in the model's order. From
-    version 2 on scales, and orders, come before the codes, whose decoder wants them.
+    Codes by role, and everything kept as float16, each in the model's order. Steps come before the
+    codes, float16 scales behind them.
     """
     with torch.device("meta"):
         state = GPT(config).state_dict()
@@ -107,11 +99,10 @@ def layout(config: ModelConfig, min_numel: int, form: Form = PLAIN) -> list[Sect
     kind = "steps" if form.log_steps else "scales"
     scales = SectionSpec(kind, kind, tuple(coded))
     vectors = SectionSpec("vectors", "vectors", tuple(kept))
-    if form.version == 1:
+    if not form.log_steps:
         return [*codes, scales, vectors]
-    orders = [SectionSpec("orders", "orders", tuple(coded))] if form.orders else []
     columns = [SectionSpec("columns", "columns", tuple(coded))] if form.columns else []
-    return [*orders, scales, *columns, *codes, vectors]
+    return [scales, *columns, *codes, vectors]
 
 
 def role_of(name: str) -> str:
@@ -136,21 +127,13 @@ def threshold(quantised: QuantisedModel) -> int:
 # Tensors to bytes
 
 
-def form_of(quantised: QuantisedModel, codec: str) -> Form:
-    """Return the lowest form that can hold a model, so that older readers can have it.
-
-    Raises UserError for a model with both kinds of scales.
-    """
+def form_of(quantised: QuantisedModel) -> Form:
+    """Return the form of a model's scales; UserError if it has both kinds."""
     tensors = coded_tensors(quantised)
     steps = {tensor.scale_steps is not None for tensor in tensors}
     if len(steps) > 1:
         raise UserError("some matrices have float16 scales and others steps; quantise them alike")
-    orders = any(tensor.order is not None for tensor in tensors)
-    columns = any(tensor.columns is not None for tensor in tensors)
-    plain = all(tensor.trellis == 0 and tensor.bits <= 8 for tensor in tensors)
-    if codec != "cabac" and plain and not orders and steps <= {False}:
-        return PLAIN
-    return Form(3 if columns else 2, log_steps=True in steps, orders=orders, columns=columns)
+    return Form(True in steps, any(tensor.columns is not None for tensor in tensors))
 
 
 def coded_tensors(quantised: QuantisedModel) -> list[QuantisedTensor]:
@@ -177,9 +160,6 @@ def section_bytes(spec: SectionSpec, quantised: QuantisedModel) -> bytes:
     if spec.kind == "codes":
         dtype = "i1" if section_bits(spec, quantised) <= 8 else "<i2"
         return b"".join(codes_bytes(t.codes.numpy(), dtype) for t in matrices(spec, quantised))
-    if spec.kind == "orders":
-        orders = (tensor.order for tensor in matrices(spec, quantised))
-        return pack_orders([None if order is None else order.numpy() for order in orders])
     if spec.kind == "columns":
         return b"".join(_columns_of(tensor).tobytes() for tensor in matrices(spec, quantised))
     if spec.kind == "vectors":
@@ -238,7 +218,6 @@ class Loaded:
 
     def __init__(self) -> None:
         self.steps: dict[str, Numbers] = {}
-        self.orders: dict[str, Order | None] = {}
         self._columns: dict[str, Tensor] = {}
         self._codes: dict[str, tuple[Tensor, int, int]] = {}
         self._vectors: dict[str, Tensor] = {}
@@ -246,14 +225,9 @@ class Loaded:
     def add(self, spec: SectionSpec, raw: bytes, bits: int, trellis: int) -> None:
         """Take in a section's bytes, which have the length that its spec says.
 
-        Raises UserError for a code beyond its bits, a number that is not finite, a step beyond
-        LARGEST_STEP and an order that is none.
+        Raises UserError for a code beyond its bits, a number that is not finite, and a step beyond
+        LARGEST_STEP.
         """
-        if spec.kind == "orders":
-            columns = [tensor.shape[1] for tensor in spec.tensors]
-            names = [tensor.name for tensor in spec.tensors]
-            self.orders = dict(zip(names, unpack_orders(raw, columns), strict=True))
-            return
         for tensor, values in split(spec, raw, bits):
             if spec.kind == "codes":
                 codes_RC = _tensor(values).reshape(tensor.shape[1], tensor.shape[0]).T.contiguous()
@@ -275,7 +249,7 @@ class Loaded:
 
     def _matrix(self, name: str) -> QuantisedTensor:
         codes_RC, bits, trellis = self._codes[name]
-        steps_R, order = _tensor(self.steps[name]), self.orders.get(name)
+        steps_R = _tensor(self.steps[name])
         log = steps_R.dtype == torch.int16
         return QuantisedTensor(
             codes_RC,
@@ -283,16 +257,12 @@ class Loaded:
             bits,
             steps_R if log else None,
             trellis,
-            None if order is None else torch.from_numpy(order),
             self._columns.get(name),
         )
 
 
 def split(spec: SectionSpec, raw: bytes, bits: int) -> list[tuple[TensorSpec, Numbers]]:
-    """Return the numbers of every tensor of a section, in the order of the file.
-
-    For sections of whole length only: all but orders.
-    """
+    """Return the numbers of every tensor of a section, in the order of the file."""
     whole = {"codes": "i1" if bits <= 8 else "<i2", "steps": "<i2", "columns": "i1"}
     values = np.frombuffer(raw, whole.get(spec.kind, "<f2"))
     axis = {"scales": 0, "steps": 0, "columns": 1}.get(spec.kind)

@@ -12,10 +12,9 @@ from fairway.pack.arithmetic import Ints, log2_256
 from fairway.pack.cabac import Side, decode_codes, encode_codes
 from fairway.pack.layout import Loaded, Numbers, SectionSpec, codes_bytes, lines_of, matrices
 from fairway.pack.lines import decode_lines, encode_lines
-from fairway.pack.orders import Order
 from fairway.quantise.gptq import QuantisedModel
 
-# Integer tensors. What is kept as float16 has little to model, and orders are dense already.
+# Integer tensors. What is kept as float16 has little to model.
 KINDS = ("codes", "scales", "steps")
 
 
@@ -27,15 +26,14 @@ def encode_section(spec: SectionSpec, quantised: QuantisedModel) -> bytes:
     sides = []
     for tensor in tensors:
         steps = tensor.scale if tensor.scale_steps is None else tensor.scale_steps
-        order = None if tensor.order is None else tensor.order.numpy()
-        sides.append(_side(tuple(tensor.codes.shape), steps.numpy(), tensor.trellis, order))
+        sides.append(_side(tuple(tensor.codes.shape), steps.numpy(), tensor.trellis))
     return encode_codes([tensor.codes.numpy() for tensor in tensors], sides)
 
 
 def decode_section(
     spec: SectionSpec, stored: bytes, bits: int, trellis: int, loaded: Loaded
 ) -> bytes:
-    """Return the raw bytes of a section; its matrices' steps and orders are among what is loaded.
+    """Return the raw bytes of a section; its matrices' steps are among what is loaded.
 
     Raises UserError for a stream that is damaged or of other shapes.
     """
@@ -49,13 +47,12 @@ def decode_section(
 
 def _sides(spec: SectionSpec, trellis: int, loaded: Loaded) -> Iterator[Side]:
     for tensor in spec.tensors:
-        order = loaded.orders.get(tensor.name)
-        yield _side(tensor.shape, loaded.steps[tensor.name], trellis, order)
+        yield _side(tensor.shape, loaded.steps[tensor.name], trellis)
 
 
-def _side(shape: tuple[int, ...], steps_R: Numbers, trellis: int, order: Order | None) -> Side:
+def _side(shape: tuple[int, ...], steps_R: Numbers, trellis: int) -> Side:
     rows, columns = shape
-    return Side((rows, columns), _logs(steps_R), trellis, order)
+    return Side((rows, columns), _logs(steps_R), trellis)
 
 
 def _logs(steps_R: Numbers) -> Ints:

@@ -60,8 +60,8 @@ class QuantisedTensor:
     """Whole numbers codes_RC (int8, int16) within +-largest_code(bits), and a step for every row.
 
     w is the row's scale times the multiple that a code stands for: the code itself, or what a
-    trellis of so many states along the columns in `order` (int32 [C]; None: as they lie) makes of
-    it. scale_R is float16, or float32 if scale_steps (int16 [R]) gives it: `scale_of(scale_steps)`.
+    trellis of so many states along the columns makes of it. scale_R is float16, or float32 if
+    scale_steps (int16 [R]) gives it: `scale_of(scale_steps)`.
     With `columns` (int8 [C]) the step of a weight is `scale_of(scale_steps_R + columns_C)` instead.
     """
 
@@ -70,7 +70,6 @@ class QuantisedTensor:
     bits: int
     scale_steps: Tensor | None = None
     trellis: int = 0
-    order: Tensor | None = None
     columns: Tensor | None = None
 
 
@@ -123,7 +122,7 @@ def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
 
 def restore(quantised: QuantisedTensor) -> Tensor:
     """Return the weights w_RC in float32. See `error_bound` for how far off they can be."""
-    multiples_RC = reconstruct(quantised.codes, quantised.trellis, quantised.order)
+    multiples_RC = reconstruct(quantised.codes, quantised.trellis)
     if quantised.columns is None:
         return multiples_RC.float() * quantised.scale.float()[:, None]
     assert quantised.scale_steps is not None, "columns have steps where rows have"

@@ -26,12 +26,11 @@ GRIDS: dict[int, NDArray[np.int8]] = {
 }
 
 
-def reconstruct(codes_RC: Tensor, trellis: int, order_C: Tensor | None) -> Tensor:
+def reconstruct(codes_RC: Tensor, trellis: int) -> Tensor:
     """Return the multiples of the step that some codes stand for, int32 [R, C].
 
-    Every row starts in state 0 and meets its columns in the order `order_C` (int32, the index of
-    the column that comes first, second, ...; None is their natural order). With trellis 0 codes
-    are multiples already. Runs on the device of the codes; whole numbers only.
+    Every row starts in state 0 and meets its columns from the first to the last. With trellis 0
+    codes are multiples already. Runs on the device of the codes; whole numbers only.
     """
     if not trellis:
         return codes_RC.int()
@@ -40,8 +39,7 @@ def reconstruct(codes_RC: Tensor, trellis: int, order_C: Tensor | None) -> Tenso
     grid_N = torch.from_numpy(GRIDS[trellis]).to(device).int()
     codes_CR = codes_RC.T.int().contiguous()
     state_R = torch.zeros(len(codes_RC), dtype=torch.long, device=device)
-    for column in range(len(codes_CR)) if order_C is None else order_C.tolist():
-        code_R = codes_CR[column]
+    for column, code_R in enumerate(codes_CR):
         after_R = next_N2[state_R, (code_R & 1).long()]
         codes_CR[column] = 2 * code_R - grid_N[state_R] * code_R.sign()
         state_R = after_R

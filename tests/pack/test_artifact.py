@@ -29,7 +29,7 @@ from fairway.config.settings import ModelConfig, PackConfig, to_dict
 from fairway.model.gpt import GPT
 from fairway.pack.account import byte_account
 from fairway.pack.artifact import account, load_artifact, save_artifact
-from fairway.pack.layout import layout, role_of, threshold
+from fairway.pack.layout import Form, layout, role_of, threshold
 from fairway.quantise.gptq import QuantisedModel, dequantise, is_coded, quantise_model
 from fairway.quantise.grid import QuantisedTensor, restore, scale_of
 
@@ -84,10 +84,10 @@ def test_round_trip_of_every_shape_of_model(tmp_path: Path, changes: dict[str, A
 
 
 @pytest.mark.parametrize("codec", ["cabac", "brotli", "lzma", "raw"])
-def test_trellis_orders_and_steps_come_back(tmp_path: Path, codec: str) -> None:
+def test_trellis_and_steps_come_back(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "a.fwy"
     counts = save_artifact(path, fancy(), TINY, PackConfig(codec=codec), WORDS, PROVENANCE)
-    assert [name for name, _ in counts][2:5] == ["orders", "steps", "embedding"]
+    assert [name for name, _ in counts][2:4] == ["steps", "embedding"]
     loaded = load_artifact(path)
     for name, weight in dequantise(fancy()).items():
         assert torch.equal(loaded.state[name], weight), name
@@ -97,8 +97,7 @@ def test_trellis_orders_and_steps_come_back(tmp_path: Path, codec: str) -> None:
 def test_steps_of_columns_come_back(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "a.fwy"
     counts = save_artifact(path, striped(), TINY, PackConfig(codec=codec), WORDS, PROVENANCE)
-    assert [name for name, _ in counts][2:6] == ["orders", "steps", "columns", "embedding"]
-    assert path.read_bytes()[8] == 3
+    assert [name for name, _ in counts][2:5] == ["steps", "columns", "embedding"]
     assert sum(part.bytes for part in byte_account(path)) == path.stat().st_size
     loaded = load_artifact(path)
     for name, tensor in striped().items():
@@ -115,25 +114,12 @@ def test_the_step_of_a_weight_is_that_of_its_row_and_column() -> None:
     assert restore(tensor).tolist() == [[6.0, -0.5, 0.0], [1.0, 0.125, -2 * root]]
 
 
-@pytest.mark.parametrize("flag", ["columns", "log_steps"])
-def test_a_third_version_without_its_steps_is_refused(tmp_path: Path, flag: str) -> None:
-    path = tmp_path / "a.fwy"
-    save_artifact(path, striped(), TINY, RAW, WORDS, PROVENANCE)
-    with pytest.raises(UserError, match="version 3 has steps for rows and columns"):
-        load_artifact(reheaded(path, change(flag, to=False)))
-
-
 def test_a_step_beyond_the_grid_is_refused(tmp_path: Path) -> None:
     path, name = tmp_path / "a.fwy", "tok_emb.weight"
     far = replace(striped()[name], scale_steps=torch.full((260,), 640).short())
     save_artifact(path, striped() | {name: far}, TINY, RAW, WORDS, PROVENANCE)
     with pytest.raises(UserError, match="a scale step lies beyond"):
         load_artifact(path)
-
-
-def test_what_an_older_reader_can_read_is_written_for_it(tmp_path: Path) -> None:
-    for pack, version in ((RAW, 1), (BROTLI, 1), (PackConfig(codec="cabac"), 2)):
-        assert save(tmp_path / "a.fwy", pack).read_bytes()[8] == version
 
 
 def test_scales_of_two_kinds_are_refused(tmp_path: Path) -> None:
@@ -205,21 +191,25 @@ def counted() -> QuantisedModel:
 @pytest.mark.parametrize(
     ("made", "pack", "digest"),
     [
-        (counted, RAW, "08a39c4a1ab09f49"),
-        (counted, PackConfig(codec="lzma", with_tokenizer=True), "1497bbf2b58c5caa"),
-        (fancy, RAW, "26aa085f07ae3ccd"),
-        (fancy, PackConfig(codec="cabac"), "a3d7a64b08dcabf3"),
-        (striped, RAW, "a404191b6bfbd557"),
-        (striped, PackConfig(codec="cabac"), "c521b555de35a044"),
+        (counted, RAW, "1e37f39f3988a898"),
+        (counted, PackConfig(codec="lzma", with_tokenizer=True), "cc74b03e4ac21ab1"),
+        (fancy, RAW, "fb84d09946831190"),
+        (fancy, PackConfig(codec="cabac"), "19c9f581d153a580"),
+        (striped, RAW, "007576e418cd0f29"),
+        (striped, PackConfig(codec="cabac"), "2ad4ee3f16df20e3"),
     ],
 )
 def test_pinned_bits(
     tmp_path: Path, made: Callable[[], QuantisedModel], pack: PackConfig, digest: str
 ) -> None:
-    """A change here changes the format: raise its version, and go on reading the old one."""
+    """A change here changes the format: raise its version.
+
+    The sections alone: the header names settings, and docs/format.md has one byte by byte.
+    """
     path = tmp_path / "a.fwy"
-    save_artifact(path, made(), TINY, pack, WORDS, PROVENANCE)
-    assert digest_file(path)[:16] == digest
+    counts = save_artifact(path, made(), TINY, pack, WORDS, PROVENANCE)
+    sections = path.read_bytes()[sum(count for _, count in counts[:2]) :]
+    assert digest_bytes(sections)[:16] == digest
 
 
 # ---------------------------------------------------------------------------------------------
@@ -303,7 +293,7 @@ def test_the_forger_can_write_a_good_file(tmp_path: Path) -> None:
         (change("sections", 0, "bytes", to=-1), "the length of section 'embedding' is -1"),
         (change("sections", 0, "bytes", to=2.0), "the length of section 'embedding' is 2.0"),
         (change("sections", 0, "raw_bytes", to=2**40), "not those of the model"),
-        (change("sections", 0, "bits", to=9), "the bits of section 'embedding' is 9"),
+        (change("sections", 0, "bits", to=17), "the bits of section 'embedding' is 17"),
         (change("sections", 0, "bits", to=4), "holds a code of"),
         (change("sections", 0, "codec", to="zip"), "unknown codec 'zip'"),
         (change("sections", 0, "codec", to=["raw"]), "unknown codec"),
@@ -339,15 +329,6 @@ def test_forged_headers_are_refused(
     with pytest.raises(UserError, match=message) as caught:
         load_artifact(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
-
-
-def test_another_version_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.fwy")
-    data = bytearray(path.read_bytes())
-    data[8] = 4
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="the format has version 4, this Fairway reads 1, 2, 3"):
-        load_artifact(path)
 
 
 def test_a_tokenizer_of_another_digest_is_refused(tmp_path: Path) -> None:
@@ -424,7 +405,7 @@ def test_any_value_anywhere_in_the_header_is_refused_or_harmless(
 def test_a_small_file_cannot_claim_a_large_model(tmp_path: Path) -> None:
     """A header that is right in every field, for a model of 8 GB, in a file of 3 kB."""
     large = replace(TINY, dim=8192, mlp_dim=32_768, num_layers=16, vocab_size=65_535)
-    specs = layout(large, 40)
+    specs = layout(large, 40, Form())
 
     def claim(header: dict[str, Any]) -> None:
         entry = header["sections"][0] | {"bytes": 0, "sha256": digest_bytes(b"")}
@@ -470,7 +451,7 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_layout_of_the_seed_covers_every_value_once() -> None:
-    specs = layout(ModelConfig(), 65_536)
+    specs = layout(ModelConfig(), 65_536, Form())
     assert [spec.name for spec in specs] == [
         "embedding", "query", "key", "value", "attention output", "MLP up", "MLP down", "scales",
         "vectors",
@@ -499,6 +480,6 @@ def test_roles_are_told_apart() -> None:
 @pytest.mark.parametrize("min_numel", [0, 31, 32, 63, 64, 2080, 10**6])
 def test_threshold_sorts_tensors_as_they_were(min_numel: int) -> None:
     tensors = quantised(quant=replace(ROUND, min_numel=min_numel))
-    specs = layout(TINY, threshold(tensors))
+    specs = layout(TINY, threshold(tensors), Form())
     coded = {tensor.name for spec in specs if spec.kind == "codes" for tensor in spec.tensors}
     assert coded == {name for name, t in tensors.items() if not isinstance(t, torch.Tensor)}

@@ -16,7 +16,6 @@ import fairway
 from fairway.base.errors import UserError
 from fairway.pack.cabac import Side, decode_codes, encode_codes
 from fairway.pack.lines import decode_lines, encode_lines
-from fairway.pack.orders import most_bytes, pack_orders, rank, rank_bytes, unpack_orders, unrank
 from fairway.quantise.trellis import GRIDS, TRELLIS
 
 Codes = NDArray[np.int16]
@@ -24,8 +23,7 @@ Codes = NDArray[np.int16]
 
 def side(codes: Codes, trellis: int = 0) -> Side:
     R, C = codes.shape
-    order = np.arange(C - 1, -1, -1, dtype=np.int32) if trellis else None
-    return Side((R, C), np.arange(R, dtype=np.int64) * 37 % 512, trellis, order)
+    return Side((R, C), np.arange(R, dtype=np.int64) * 37 % 512, trellis)
 
 
 def whole(seed: int, shape: tuple[int, int], spread: int) -> Codes:
@@ -68,13 +66,11 @@ def test_every_kind_of_code_comes_back() -> None:
 def test_what_the_encoder_writes_is_read_from_the_page_alone() -> None:
     for codes, sides in samples()[::3]:
         data = encode_codes(codes, sides)
-        orders = [None if side.order is None else side.order.tolist() for side in sides]
         found = read_stream(
             data,
             [side.shape for side in sides],
             [side.step_logs.tolist() for side in sides],
             sides[0].trellis,
-            orders,
         )
         assert found == [matrix.tolist() for matrix in codes]
 
@@ -101,14 +97,14 @@ def test_the_plain_path_writes_and_reads_the_same_bytes() -> None:
 
 
 def test_pinned_bits() -> None:
-    """A change here changes the format: raise its version, and go on reading the old one."""
+    """A change here changes the format: raise its version."""
     codes = [whole(7, (4, 6), 3)]
     assert (
         encode_codes(codes, [side(codes[0])]).hex()
         == "003f0f1d1000fe0000f0ff968a20512a976e921d42a1"
     )
     assert encode_lines([np.array([3, 7, 5], np.int16)]).hex() == "050000006a0d1d10000000000000b7"
-    assert hashlib.sha256("".join(digests()).encode()).hexdigest()[:16] == "173a9443ab948eeb"
+    assert hashlib.sha256("".join(digests()).encode()).hexdigest()[:16] == "96902bb88f4534ab"
 
 
 @settings(deadline=None, max_examples=60)
@@ -183,7 +179,7 @@ def test_any_bytes_decode_or_end_as_one_sentence(data: bytes, trellis: int) -> N
 
 
 # ---------------------------------------------------------------------------------------------
-# Steps and orders
+# Steps
 
 
 @settings(deadline=None, max_examples=40)
@@ -205,31 +201,3 @@ def test_damaged_lines_end_as_one_sentence() -> None:
     for damaged in (b"", data[:2], data[:2] + b"\7" + data[3:], b"\xff\x7f" + data[2:]):
         with pytest.raises(UserError, match="a cabac stream is damaged"):
             decode_lines(damaged, [3])
-
-
-def test_permutations_have_numbers_in_the_order_of_the_dictionary() -> None:
-    assert [unrank(i, 3) for i in range(6)] == [
-        [0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0],
-    ]  # fmt: skip
-    assert [rank_bytes(count) for count in (1, 2, 5, 6, 512, 2048)] == [0, 1, 1, 2, 485, 2448]
-    for seed, count in enumerate((1, 2, 7, 300)):
-        order = np.random.RandomState(seed).permutation(count).tolist()
-        assert unrank(rank(order), count) == order
-
-
-def test_equal_orders_are_stored_once() -> None:
-    order = np.random.RandomState(0).permutation(512).astype(np.int32)
-    other = np.arange(6, dtype=np.int32)
-    orders = [None, order, other, order.copy(), None]
-    data = pack_orders(orders)
-    assert len(data) == 10 + 485 + 2 <= most_bytes([8, 512, 6, 512, 8])
-    found = unpack_orders(data, [8, 512, 6, 512, 8])
-    assert [None if o is None else o.tolist() for o in found] == [
-        None if o is None else o.tolist() for o in orders
-    ]
-    for columns, damaged in (
-        ([8, 512, 6, 512, 8], data[:-1]), ([8, 512, 6, 512, 8], data + b"\0"),
-        ([8, 512, 6, 511, 8], data), ([9], b"\1"), ([9], b"\2\0\0\0\0"), ([3], b"\1\0\6"),
-    ):  # fmt: skip
-        with pytest.raises(UserError, match="column orders are damaged"):
-            unpack_orders(damaged, columns)

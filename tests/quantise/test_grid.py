@@ -163,11 +163,10 @@ def test_scales_on_the_logarithmic_grid_are_the_nearest_float32() -> None:
 def test_a_trellis_and_logarithmic_steps_are_restored() -> None:
     codes = torch.tensor([[1, -1, 2], [0, 1, -3]], dtype=torch.int16)
     steps = torch.tensor([16, -16], dtype=torch.int16)
-    order = torch.tensor([2, 0, 1], dtype=torch.int32)
-    tensor = QuantisedTensor(codes, scale_of(steps), 6, steps, 4, order)
-    # Row 0: 2 in state 0 (4), 1 in state 0 (2), -1 in state 2 (-2 + 1).
-    # Row 1: -3 in state 0 (-6), 0 in state 2 (0), 1 in state 1 (2).
-    assert restore(tensor).tolist() == [[4.0, -2.0, 8.0], [0.0, 1.0, -3.0]]
+    tensor = QuantisedTensor(codes, scale_of(steps), 6, steps, 4)
+    # Row 0: 1 in state 0 (2), -1 in state 2 (-2 + 1), 2 in state 3 (4 - 1).
+    # Row 1: 0 in state 0 (0), 1 in state 0 (2), -3 in state 2 (-6 + 1).
+    assert restore(tensor).tolist() == [[4.0, -2.0, 6.0], [0.0, 1.0, -2.5]]
 
 
 @pytest.mark.parametrize("trellis", [0, 4])

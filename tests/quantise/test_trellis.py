@@ -5,13 +5,12 @@ import torch
 from fairway.quantise.trellis import GRIDS, TRELLIS, codes_of, reconstruct
 
 
-def plain_row(codes: list[int], order: list[int], trellis: int) -> list[int]:
+def plain_row(codes: list[int], trellis: int) -> list[int]:
     """One row, one weight at a time."""
-    state, out = 0, [0] * len(codes)
-    for column in order:
-        code = codes[column]
+    state, out = 0, []
+    for code in codes:
         sign = (code > 0) - (code < 0)
-        out[column] = 2 * code - sign * int(GRIDS[trellis][state])
+        out.append(2 * code - sign * int(GRIDS[trellis][state]))
         state = int(TRELLIS[trellis][state, code % 2])
     return out
 
@@ -24,17 +23,14 @@ def test_reconstruction_equals_the_state_machine(
 ) -> None:
     rng = np.random.default_rng(largest)
     codes = rng.integers(-largest, largest + 1, shape).astype(np.int16)
-    order = rng.permutation(shape[1]).astype(np.int32)
-    for order_C in (None, torch.from_numpy(order)):
-        columns = list(range(shape[1])) if order_C is None else order.tolist()
-        found = reconstruct(torch.from_numpy(codes), trellis, order_C)
-        assert found.dtype == torch.int32
-        assert found.tolist() == [plain_row(row, columns, trellis) for row in codes.tolist()]
+    found = reconstruct(torch.from_numpy(codes), trellis)
+    assert found.dtype == torch.int32
+    assert found.tolist() == [plain_row(row, trellis) for row in codes.tolist()]
 
 
 def test_without_a_trellis_codes_are_multiples() -> None:
     codes = torch.tensor([[3, -128, 0]], dtype=torch.int8)
-    assert reconstruct(codes, 0, None).tolist() == [[3, -128, 0]]
+    assert reconstruct(codes, 0).tolist() == [[3, -128, 0]]
 
 
 @pytest.mark.parametrize("trellis", sorted(TRELLIS))
@@ -56,7 +52,7 @@ def test_the_state_machines_are_part_of_the_format() -> None:
     assert all(t.dtype == np.int8 for t in (*TRELLIS.values(), *GRIDS.values()))
     # 8 states: 1 in 0 (2), 2 in 2 (4), -1 in 1 (-2 + 1), -2 in 7 (-4 + 1), 0 in 7 (0), 3 in 7 (5).
     codes = torch.tensor([[1, 2, -1, -2, 0, 3]], dtype=torch.int8)
-    assert reconstruct(codes, 8, None).tolist() == [[2, 4, -1, -3, 0, 5]]
+    assert reconstruct(codes, 8).tolist() == [[2, 4, -1, -3, 0, 5]]
     assert codes.tolist() == [[1, 2, -1, -2, 0, 3]]
 
 
@@ -65,7 +61,7 @@ def test_multiples_name_their_codes(trellis: int) -> None:
     codes = torch.randint(-16_000, 16_001, (9, 40), generator=torch.Generator().manual_seed(1))
     codes[0] = 0
     codes = codes.to(torch.int16)
-    found = codes_of(reconstruct(codes, trellis, None))
+    found = codes_of(reconstruct(codes, trellis))
     assert torch.equal(found, codes.int())
     multiples = torch.tensor([-5, -4, -1, 0, 1, 2, 3, 4, 32_767], dtype=torch.int16)
     assert codes_of(multiples.int()).tolist() == [-3, -2, -1, 0, 1, 1, 2, 2, 16_384]

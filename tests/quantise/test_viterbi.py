@@ -177,7 +177,7 @@ def test_without_feedback_no_path_is_cheaper(
     )
     found = path(copied(asked), states, 128)[0].T
     every = torch.tensor(list(itertools.product(range(-2, 3), repeat=5)), dtype=torch.int16)
-    multiples, grids = reconstruct(every, states, None), _grids(every, states)
+    multiples, grids = reconstruct(every, states), _grids(every, states)
     for r in range(4):
         kind_C = (asked.row_class[0, r] + asked.finer[0]).clamp(0, 2)
         bits = asked.bits[kind_C, grids, every.abs().long()].sum(1)
@@ -200,7 +200,7 @@ def test_a_survivor_feeds_back_its_own_errors() -> None:
     """The errors that the encoder weighs are those of the codes as a decoder restores them."""
     asked = problem(1, 6, 40, qmax=60)
     codes = cheapest_paths(copied(asked), 8, 16)[0].T
-    off_RC = asked.weights[0].T.double() - reconstruct(codes, 8, None)
+    off_RC = asked.weights[0].T.double() - reconstruct(codes, 8)
     # With errors e before feedback, off = e F where F is unit upper triangular.
     errors_RC = torch.linalg.solve_triangular(asked.feed[0].double().T, off_RC.T, upper=False).T
     # Points of one grid lie two steps apart. Errors that are not those of its own path grow large.

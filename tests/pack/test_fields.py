@@ -1,4 +1,4 @@
-"""Every field of every version of an artifact: wrong, missing or one too many, and every bound.
+"""Every field of an artifact: wrong, missing or one too many, and every bound.
 
 Numbers are spelt out here, not taken from the modules: a bound that moves must be noticed.
 """
@@ -35,7 +35,6 @@ from fairway.pack.layout import (
     SectionSpec,
     TensorSpec,
     codes_bytes,
-    form_of,
     layout,
     role_of,
     section_bits,
@@ -48,13 +47,13 @@ from fairway.quantise.grid import QuantisedTensor, restore, scale_of
 
 RAW, CABAC = PackConfig(codec="raw"), PackConfig(codec="cabac")
 WITH_WORDS = {"with_tokenizer": True}
-# Version 2 twice: with all that it adds, and with float16 scales through the entropy coder.
+# By what scales are, stored raw and through the entropy coder.
 KINDS: dict[str, tuple[Callable[[], QuantisedModel], PackConfig]] = {
-    "1": (quantised, replace(RAW, with_tokenizer=True)),
-    "2": (fancy, replace(RAW, with_tokenizer=True)),
-    "2c": (quantised, replace(CABAC, with_tokenizer=True)),
-    "3": (striped, replace(RAW, with_tokenizer=True)),
-    "3c": (striped, replace(CABAC, with_tokenizer=True)),
+    "scales": (quantised, replace(RAW, with_tokenizer=True)),
+    "scales, coded": (quantised, replace(CABAC, with_tokenizer=True)),
+    "steps": (fancy, replace(RAW, with_tokenizer=True)),
+    "columns": (striped, replace(RAW, with_tokenizer=True)),
+    "columns, coded": (striped, replace(CABAC, with_tokenizer=True)),
 }
 Change = Callable[[dict[str, Any]], Any]
 
@@ -62,7 +61,7 @@ Change = Callable[[dict[str, Any]], Any]
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Return the bytes of a file of every kind."""
-    path = tmp_path_factory.mktemp("versions") / "a.fwy"
+    path = tmp_path_factory.mktemp("fields") / "a.fwy"
     found = {}
     for kind, (make, pack) in KINDS.items():
         save_artifact(path, make(), TINY, pack, WORDS, PROVENANCE)
@@ -106,63 +105,69 @@ def refuse(path: Path, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "version", "flags"),
+    ("kind", "flags"),
     [
-        ("1", 1, {}),
-        ("2", 2, {"log_steps": True, "orders": True}),
-        ("2c", 2, {"log_steps": False, "orders": False}),
-        ("3", 3, {"log_steps": True, "orders": True, "columns": True}),
-        ("3c", 3, {"log_steps": True, "orders": True, "columns": True}),
+        ("scales", {"log_steps": False, "columns": False}),
+        ("scales, coded", {"log_steps": False, "columns": False}),
+        ("steps", {"log_steps": True, "columns": False}),
+        ("columns", {"log_steps": True, "columns": True}),
+        ("columns, coded", {"log_steps": True, "columns": True}),
     ],
 )
-def test_every_version_says_what_it_has(
-    kept: dict[str, bytes], tmp_path: Path, kind: str, version: int, flags: dict[str, bool]
+def test_the_header_says_how_scales_are_written(
+    kept: dict[str, bytes], kind: str, flags: dict[str, bool]
 ) -> None:
     data = kept[kind]
-    assert data[:12] == b"FAIRWAY\0" + struct.pack("<I", version)
+    assert data[:12] == b"FAIRWAY\0" + struct.pack("<I", 4)
     header = header_of(data)
     fields = {"model", "min_numel", "provenance", "sections", "tokenizer_digest"}
     assert set(header) == fields | set(flags)
     assert {key: header[key] for key in flags} == flags
-    fields = {"name", "kind", "bits", "codec", "stride", "bytes", "raw_bytes", "sha256"}
+    fields = {"name", "kind", "bits", "codec", "stride", "trellis", "bytes", "raw_bytes", "sha256"}
     for entry in header["sections"]:
-        assert set(entry) == (fields if version == 1 else fields | {"trellis"})
-    # Another version with the same fields is read by that version's rules, or refused.
-    for other in {0, 1, 2, 3, 4, 2**31} - {version}:
-        path = tmp_path / "b.fwy"
-        path.write_bytes(data[:8] + struct.pack("<I", other) + data[12:])
-        told = "must have exactly the fields" if other in (1, 2, 3) else f"has version {other}, "
-        refuse(path, told)
+        assert set(entry) == fields
 
 
-FLAGS = {"1": (), "2": ("log_steps", "orders"), "3": ("log_steps", "orders", "columns")}
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 5, 2**31, 2**32 - 1])
+def test_any_other_version_is_refused_by_its_number(
+    kept: dict[str, bytes], tmp_path: Path, version: int
+) -> None:
+    path = tmp_path / "a.fwy"
+    path.write_bytes(kept["steps"][:8] + struct.pack("<I", version) + kept["steps"][12:])
+    told = f"the file has format version {version}, but this Fairway reads version 4 alone; pack"
+    refuse(path, told)
 
 
-@pytest.mark.parametrize("kind", ["1", "2", "3"])
-@pytest.mark.parametrize("flag", ["log_steps", "orders", "columns"])
-def test_flags_of_a_version_are_all_there_and_no_others(
+@pytest.mark.parametrize("kind", ["scales", "steps", "columns"])
+@pytest.mark.parametrize("flag", ["log_steps", "columns"])
+def test_flags_are_all_there_and_true_or_false(
     forge: Callable[[str, Change], Path], kind: str, flag: str
 ) -> None:
-    if flag not in FLAGS[kind]:
-        for value in (True, False):
-            refuse(forge(kind, change(flag, to=value)), "the header must have exactly the fields")
-        return
     refuse(forge(kind, lambda header: header.pop(flag) and None), "header must have exactly the f")
+    refuse(forge(kind, change("orders", to=False)), "header must have exactly the f")
     for value in (0, 1, None, "true", 1.0, []):
         told = f"{flag} is .*; it must be true or false"
         refuse(forge(kind, change(flag, to=value)), told)
-    denied = "version 3 has steps" if kind == "3" and flag != "orders" else "not those of the model"
-    refuse(forge(kind, change(flag, to=False)), denied)
 
 
-@pytest.mark.parametrize("flag", ["log_steps", "orders"])
-def test_a_flag_that_promises_a_section_is_held_to_it(
-    forge: Callable[[str, Change], Path], flag: str
+@pytest.mark.parametrize(
+    ("kind", "flag", "value", "told"),
+    [
+        ("scales", "log_steps", True, "not those of the model"),
+        ("scales", "columns", True, "steps for columns but none for rows"),
+        ("steps", "log_steps", False, "not those of the model"),
+        ("steps", "columns", True, "not those of the model"),
+        ("columns", "log_steps", False, "steps for columns but none for rows"),
+        ("columns", "columns", False, "not those of the model"),
+    ],
+)
+def test_a_flag_is_held_to_the_sections(
+    forge: Callable[[str, Change], Path], kind: str, flag: str, value: bool, told: str
 ) -> None:
-    refuse(forge("2c", change(flag, to=True)), "not those of the model")
+    refuse(forge(kind, change(flag, to=value)), told)
 
 
-@pytest.mark.parametrize("kind", ["1", "2", "3"])
+@pytest.mark.parametrize("kind", ["scales", "steps", "columns"])
 def test_every_field_of_a_section_is_needed_and_of_its_type(
     kept: dict[str, bytes], forge: Callable[[str, Change], Path], kind: str
 ) -> None:
@@ -177,26 +182,22 @@ def test_every_field_of_a_section_is_needed_and_of_its_type(
         for value in (None, True, "8", float(entry[key]), -1):
             told = f"of section '{entry['name']}' is .*; it must be a whole number from"
             refuse(forge(kind, change("sections", place, key, to=value)), told)
-    if kind == "1":
-        refuse(forge(kind, section("scales", "trellis", 0)), "a section must have exactly")
 
 
 # What a section of each kind may have: fields, values just inside, values just outside.
 BITS = [
-    ("1", "embedding", (8,), (1, 9)),
-    ("1", "scales", (16,), (15, 17)),
-    ("1", "vectors", (16,), (15, 17)),
-    ("1", "tokenizer", (8,), (7, 9)),
-    ("2", "embedding", (10, 16), (1, 17)),
-    ("2", "orders", (16,), (15, 17)),
-    ("2", "steps", (16,), (15, 17)),
-    ("2", "tokenizer", (8,), (7, 9)),
-    ("3", "columns", (8,), (7, 9)),
+    ("scales", "embedding", (8,), (1, 17)),
+    ("scales", "scales", (16,), (15, 17)),
+    ("scales", "vectors", (16,), (15, 17)),
+    ("scales", "tokenizer", (8,), (7, 9)),
+    ("steps", "embedding", (10, 16), (1, 17)),
+    ("steps", "steps", (16,), (15, 17)),
+    ("columns", "columns", (8,), (7, 9)),
 ]
 
 
 @pytest.mark.parametrize(("kind", "name", "inside", "outside"), BITS)
-def test_bits_have_bounds_by_kind_and_version(
+def test_bits_have_bounds_by_kind(
     forge: Callable[[str, Change], Path],
     kind: str,
     name: str,
@@ -228,11 +229,11 @@ def test_codes_of_two_bits_are_the_narrowest_and_nine_take_two_bytes(
                 assert torch.equal(found, restore(tensor)), name
 
 
-@pytest.mark.parametrize("kind", ["1", "2", "3"])
+@pytest.mark.parametrize("kind", ["scales", "steps", "columns"])
 def test_a_code_is_within_its_bits_on_both_sides(
     kept: dict[str, bytes], tmp_path: Path, kind: str
 ) -> None:
-    bits, dtype = (8, "i1") if kind == "1" else (10, "<i2")
+    bits, dtype = (8, "i1") if kind == "scales" else (10, "<i2")
     most = 2 ** (bits - 1) - 1
 
     def with_code(code: int) -> Path:
@@ -243,12 +244,12 @@ def test_a_code_is_within_its_bits_on_both_sides(
     for code in (most, -most):
         state = load_artifact(with_code(code)).state
         assert torch.count_nonzero(state["tok_emb.weight"]) == 1
-    for code in (-most - 1, *(() if kind == "1" else (most + 1, -(2**15), 2**15 - 1))):
+    for code in (-most - 1, *(() if kind == "scales" else (most + 1, -(2**15), 2**15 - 1))):
         told = rf"tok_emb\.weight holds a code of {abs(code)}, but {bits} bits end at {most}; the f"
         refuse(with_code(code), told)
 
 
-@pytest.mark.parametrize("kind", ["2", "3"])
+@pytest.mark.parametrize("kind", ["steps", "columns"])
 def test_a_step_is_within_640_on_both_sides(
     kept: dict[str, bytes], tmp_path: Path, kind: str
 ) -> None:
@@ -262,7 +263,7 @@ def test_a_step_is_within_640_on_both_sides(
 
     for step in (641, -641, -(2**15), 2**15 - 1):
         refuse(with_step(step), r"holds a step beyond \+-640; the file is not usable")
-    if kind == "2":
+    if kind == "steps":
         for step in (640, -640):
             load_artifact(with_step(step))
 
@@ -272,11 +273,11 @@ def test_a_step_is_within_640_on_both_sides(
 def test_every_number_is_finite(
     kept: dict[str, bytes], tmp_path: Path, name: str, width: int, value: float
 ) -> None:
-    count = next(e for e in header_of(kept["1"])["sections"] if e["name"] == name)["bytes"]
+    count = next(e for e in header_of(kept["scales"])["sections"] if e["name"] == name)["bytes"]
     values = np.ones(count // width, "<f2")
-    load_artifact(resealed(tmp_path / "a.fwy", kept["1"], name, values.tobytes()))
+    load_artifact(resealed(tmp_path / "a.fwy", kept["scales"], name, values.tobytes()))
     values[-1] = value
-    path = resealed(tmp_path / "a.fwy", kept["1"], name, values.tobytes())
+    path = resealed(tmp_path / "a.fwy", kept["scales"], name, values.tobytes())
     refuse(path, "holds a number that is not finite; the file is not usable")
 
 
@@ -294,7 +295,7 @@ TRELLIS_BAD = [
 
 
 @pytest.mark.parametrize(("states", "told"), TRELLIS_BAD)
-@pytest.mark.parametrize("kind", ["2", "3"])
+@pytest.mark.parametrize("kind", ["steps", "columns"])
 def test_a_trellis_nobody_knows_is_refused(
     forge: Callable[[str, Change], Path], kind: str, states: Any, told: str
 ) -> None:
@@ -302,16 +303,18 @@ def test_a_trellis_nobody_knows_is_refused(
 
 
 def test_only_codes_have_a_trellis(forge: Callable[[str, Change], Path]) -> None:
-    for name in ("orders", "steps", "vectors", "tokenizer"):
-        refuse(forge("2", section(name, "trellis", 8)), f"'{name}' has a trellis of 8 states")
-    refuse(forge("3", section("columns", "trellis", 4)), "'columns' has a trellis of 4 states")
+    for name in ("steps", "vectors", "tokenizer"):
+        refuse(forge("steps", section(name, "trellis", 8)), f"'{name}' has a trellis of 8 states")
+    refuse(
+        forge("columns", section("columns", "trellis", 4)), "'columns' has a trellis of 4 states"
+    )
 
 
 @pytest.mark.parametrize("states", [0, 4, 8])
 def test_the_trellis_of_a_header_is_the_one_that_restores(
     forge: Callable[[str, Change], Path], states: int
 ) -> None:
-    found = load_artifact(forge("2", section("embedding", "trellis", states))).state
+    found = load_artifact(forge("steps", section("embedding", "trellis", states))).state
     tensor = fancy()["tok_emb.weight"]
     assert isinstance(tensor, QuantisedTensor)
     assert torch.equal(found["tok_emb.weight"], restore(replace(tensor, trellis=states)))
@@ -320,17 +323,14 @@ def test_the_trellis_of_a_header_is_the_one_that_restores(
 @pytest.mark.parametrize(
     ("kind", "name", "told"),
     [
-        ("1", "embedding", "section 'embedding' has the unknown codec 'cabac'"),
-        ("1", "scales", "section 'scales' has the unknown codec 'cabac'"),
-        ("2", "vectors", "section 'vectors' has the unknown codec 'cabac'"),
-        ("2", "orders", "section 'orders' has the unknown codec 'cabac'"),
-        ("2", "tokenizer", "section 'tokenizer' has the unknown codec 'cabac'"),
-        ("3", "columns", "section 'columns' has the unknown codec 'cabac'"),
-        ("2", "steps", "in section 'steps' a cabac stream is damaged"),
-        ("2", "embedding", "in section 'embedding' a cabac stream is damaged"),
+        ("steps", "vectors", "section 'vectors' has the unknown codec 'cabac'"),
+        ("steps", "tokenizer", "section 'tokenizer' has the unknown codec 'cabac'"),
+        ("columns", "columns", "section 'columns' has the unknown codec 'cabac'"),
+        ("steps", "steps", "in section 'steps' a cabac stream is damaged"),
+        ("steps", "embedding", "in section 'embedding' a cabac stream is damaged"),
     ],
 )
-def test_the_entropy_coder_has_its_sections_from_version_2_on(
+def test_the_entropy_coder_has_its_sections(
     forge: Callable[[str, Change], Path], kind: str, name: str, told: str
 ) -> None:
     refuse(forge(kind, section(name, "codec", "cabac")), told)
@@ -348,11 +348,11 @@ def test_each_section_has_the_codec_and_the_stride_that_suit_it(tmp_path: Path) 
     wanted = dict.fromkeys(codes, one) | {"scales": two, "vectors": two, "tokenizer": one}
     assert found(quantised, pack) == wanted
     wanted = dict.fromkeys(codes, one) | {
-        "orders": one, "steps": two, "columns": one, "vectors": two, "tokenizer": one
+        "steps": two, "columns": one, "vectors": two, "tokenizer": one
     }  # fmt: skip
     assert found(striped, pack) == wanted
     wanted = dict.fromkeys(codes, ("cabac", 1)) | {
-        "orders": one, "steps": ("cabac", 1), "columns": one, "vectors": two, "tokenizer": one
+        "steps": ("cabac", 1), "columns": one, "vectors": two, "tokenizer": one
     }  # fmt: skip
     assert found(striped, replace(pack, codec="cabac")) == wanted
     raw = {name: ("raw", stride) for name, (_, stride) in found(striped, pack).items()}
@@ -383,7 +383,7 @@ def test_every_stride_is_read(tmp_path: Path, codec: str, stride: int) -> None:
 
 def test_strides_have_bounds(forge: Callable[[str, Change], Path]) -> None:
     for stride in (0, 17):
-        path = forge("2", section("vectors", "stride", stride))
+        path = forge("steps", section("vectors", "stride", stride))
         refuse(
             path, f"stride of section 'vectors' is {stride}; it must be a whole number from 1 to 16"
         )
@@ -391,15 +391,17 @@ def test_strides_have_bounds(forge: Callable[[str, Change], Path]) -> None:
 
 def test_lengths_have_bounds(forge: Callable[[str, Change], Path]) -> None:
     for key, what in (("bytes", "the length"), ("raw_bytes", "the raw length")):
-        path = forge("2", section("orders", key, 2**40 + 1))
-        refuse(path, f"{what} of section 'orders' is {2**40 + 1}; it must be a whole")
-    refuse(forge("2", section("orders", "bytes", 2**40)), "its header speaks of")
-    refuse(forge("2", section("orders", "raw_bytes", 2**40)), "not those of the model")
-    refuse(forge("2", change("min_numel", to=2**40)), "not those of the model")
-    refuse(forge("2", change("min_numel", to=2**40 + 1)), "min_numel is 1099511627777; it must be")
+        path = forge("steps", section("steps", key, 2**40 + 1))
+        refuse(path, f"{what} of section 'steps' is {2**40 + 1}; it must be a whole")
+    refuse(forge("steps", section("steps", "bytes", 2**40)), "its header speaks of")
+    refuse(forge("steps", section("steps", "raw_bytes", 2**40)), "not those of the model")
+    refuse(forge("steps", change("min_numel", to=2**40)), "not those of the model")
+    refuse(
+        forge("steps", change("min_numel", to=2**40 + 1)), "min_numel is 1099511627777; it must be"
+    )
     # Sixteen digits are read, seventeen are not.
-    refuse(forge("2", change("min_numel", to=10**15)), "min_numel is 1000000000000000;")
-    refuse(forge("2", change("min_numel", to=10**16)), "the header is not valid JSON")
+    refuse(forge("steps", change("min_numel", to=10**15)), "min_numel is 1000000000000000;")
+    refuse(forge("steps", change("min_numel", to=10**16)), "the header is not valid JSON")
 
 
 @pytest.mark.parametrize("off", [-1, 1])
@@ -407,32 +409,22 @@ def test_lengths_have_bounds(forge: Callable[[str, Change], Path]) -> None:
 def test_raw_lengths_follow_from_the_model(
     kept: dict[str, bytes], forge: Callable[[str, Change], Path], name: str, off: int
 ) -> None:
-    [entry] = [e for e in header_of(kept["3"])["sections"] if e["name"] == name]
-    refuse(forge("3", section(name, "raw_bytes", entry["raw_bytes"] + off)), "not those of the mod")
-
-
-def test_orders_have_a_most_and_no_least(
-    kept: dict[str, bytes], forge: Callable[[str, Change], Path]
-) -> None:
-    [entry] = [e for e in header_of(kept["2"])["sections"] if e["name"] == "orders"]
-    # Five matrices for each of two layers and the embedding; all have 8 columns: 40,320 orders.
-    matrices = sum(len(spec.tensors) for spec in layout(TINY, 40, Form(1)) if spec.kind == "codes")
-    most = matrices * (2 + 2)
-    assert entry["raw_bytes"] == 2 * matrices + 2 < most
-    refuse(forge("2", section("orders", "raw_bytes", most + 1)), "not those of the model")
-    for length in (most, 0):
-        refuse(forge("2", section("orders", "raw_bytes", length)), "raw stream does not hold the")
+    [entry] = [e for e in header_of(kept["columns"])["sections"] if e["name"] == name]
+    refuse(
+        forge("columns", section(name, "raw_bytes", entry["raw_bytes"] + off)),
+        "not those of the mod",
+    )
 
 
 def test_a_tokenizer_comes_last_under_its_name_and_within_16_mib(
     forge: Callable[[str, Change], Path],
 ) -> None:
     for to in (2**24 + 1, 2**24):
-        path = forge("2", section("tokenizer", "raw_bytes", to))
+        path = forge("steps", section("tokenizer", "raw_bytes", to))
         above = "the length of the tokenizer is 16777217; .* number from 0 to 16777216"
         refuse(path, above if to > 2**24 else "unfold to")
-    refuse(forge("2", section("tokenizer", "name", "words")), "not those of the model")
-    refuse(forge("2", section("tokenizer", "kind", "codes")), "not those of the model")
+    refuse(forge("steps", section("tokenizer", "name", "words")), "not those of the model")
+    refuse(forge("steps", section("tokenizer", "kind", "codes")), "not those of the model")
 
     def doubled(header: dict[str, Any]) -> None:
         header["sections"].append(dict(header["sections"][-1]))
@@ -440,30 +432,30 @@ def test_a_tokenizer_comes_last_under_its_name_and_within_16_mib(
     def first(header: dict[str, Any]) -> None:
         header["sections"].insert(0, header["sections"].pop())
 
-    refuse(forge("2", doubled), "not those of the model")
-    refuse(forge("2", first), "not those of the model")
+    refuse(forge("steps", doubled), "not those of the model")
+    refuse(forge("steps", first), "not those of the model")
 
 
 def test_a_file_unfolds_to_16_times_its_size_and_4_mib(
     kept: dict[str, bytes], forge: Callable[[str, Change], Path]
 ) -> None:
-    sections = header_of(kept["2"])["sections"]
+    sections = header_of(kept["steps"])["sections"]
     others = sum(entry["raw_bytes"] for entry in sections[:-1])
-    size = len(forge("2", section("tokenizer", "raw_bytes", 4_000_000)).read_bytes())
+    size = len(forge("steps", section("tokenizer", "raw_bytes", 4_000_000)).read_bytes())
     most = 4_194_304 + 16 * size - others
     assert 10**6 <= most < 10**7 - 1
-    inside = forge("2", section("tokenizer", "raw_bytes", most))
+    inside = forge("steps", section("tokenizer", "raw_bytes", most))
     assert len(inside.read_bytes()) == size
     refuse(inside, f"in section 'tokenizer' a raw stream does not hold the {most} bytes it should")
     told = f"{size} bytes unfold to {4_194_305 + 16 * size}, more than 16 times as many; no tr"
-    refuse(forge("2", section("tokenizer", "raw_bytes", most + 1)), told)
+    refuse(forge("steps", section("tokenizer", "raw_bytes", most + 1)), told)
 
 
 def test_a_header_has_at_most_65_536_bytes(forge: Callable[[str, Change], Path]) -> None:
     def long(total: int) -> Path:
-        path = forge("2", change("provenance", "recipe", to=""))
+        path = forge("steps", change("provenance", "recipe", to=""))
         length = struct.unpack_from("<I", path.read_bytes(), 12)[0]
-        return forge("2", change("provenance", "recipe", to="x" * (total - length)))
+        return forge("steps", change("provenance", "recipe", to="x" * (total - length)))
 
     assert len(load_artifact(long(65_536)).header["provenance"]["recipe"]) > 50_000
     refuse(long(65_537), "the header claims 65537 bytes; at most 65536 are read")
@@ -474,12 +466,12 @@ def test_provenance_is_complete_and_of_its_types(
     forge: Callable[[str, Change], Path], key: str
 ) -> None:
     told = "the provenance must have exactly the fields fairway, looping, recipe, recipe_hash, sc"
-    refuse(forge("3", lambda header: header["provenance"].pop(key) and None), told)
+    refuse(forge("columns", lambda header: header["provenance"].pop(key) and None), told)
     others = {str: 1, int: True, bool: 1, dict: []}[type(PROVENANCE[key])]
     for value in (others, None):
-        refuse(forge("3", change("provenance", key, to=value)), f"the provenance has {key} ")
-    load_artifact(forge("3", change("provenance", "seed", to=-7)))
-    odd = forge("3", change("provenance", "score", "speed", to=1))
+        refuse(forge("columns", change("provenance", key, to=value)), f"the provenance has {key} ")
+    load_artifact(forge("columns", change("provenance", "seed", to=-7)))
+    odd = forge("columns", change("provenance", "score", "speed", to=1))
     refuse(odd, r"unknown config field 'score\.speed'")
 
 
@@ -488,14 +480,15 @@ def test_digests_are_64_small_hexadecimal_digits(
     forge: Callable[[str, Change], Path], digest: Any
 ) -> None:
     told = "the digest of section 'steps' is not a SHA-256 in hex"
-    refuse(forge("3", section("steps", "sha256", digest)), told)
-    refuse(forge("3", change("tokenizer_digest", to=digest)), "the tokenizer's digest is not a SHA")
+    refuse(forge("columns", section("steps", "sha256", digest)), told)
+    refuse(
+        forge("columns", change("tokenizer_digest", to=digest)),
+        "the tokenizer's digest is not a SHA",
+    )
 
 
-@pytest.mark.parametrize("kind", ["2", "2c", "3", "3c"])
-def test_damage_anywhere_in_a_later_version_is_refused(
-    kept: dict[str, bytes], tmp_path: Path, kind: str
-) -> None:
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_damage_anywhere_is_refused(kept: dict[str, bytes], tmp_path: Path, kind: str) -> None:
     data, path = kept[kind], tmp_path / "a.fwy"
     for at in [*range(0, 50, 3), *range(50, len(data), len(data) // 40)]:
         path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
@@ -510,24 +503,28 @@ def test_damage_anywhere_in_a_later_version_is_refused(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sections_are_read_in_order_as_they_were_before_compression(
+def test_sections_are_read_as_they_were_before_compression_codes_last(
     kept: dict[str, bytes], tmp_path: Path, kind: str
 ) -> None:
     path, state = tmp_path / "a.fwy", KINDS[kind][0]()
     path.write_bytes(kept[kind])
     found = list(read_sections(path))
-    assert [entry for entry, _, _ in found] == header_of(kept[kind])["sections"]
+    kinds = [entry["kind"] for entry, _, _ in found]
+    assert kinds == sorted(kinds, key=lambda kind: kind == "codes")
+    sections = header_of(kept[kind])["sections"]
+    found.sort(key=lambda read: sections.index(read[0]))
+    assert [entry for entry, _, _ in found] == sections
     for entry, spec, raw in found[:-1]:
         assert spec is not None and (spec.name, spec.kind) == (entry["name"], entry["kind"])
         assert raw == section_bytes(spec, state) and len(raw) == entry["raw_bytes"]
         assert entry["bits"] == section_bits(spec, state)
-        assert entry.get("trellis", 0) == section_trellis(spec, state)
+        assert entry["trellis"] == section_trellis(spec, state)
     entry, spec, raw = found[-1]
     assert spec is None and raw == WORDS.data
     assert {key: entry[key] for key in ("name", "kind", "bits")} == {
         "name": "tokenizer", "kind": "tokenizer", "bits": 8
     }  # fmt: skip
-    assert entry.get("trellis") == (None if kind == "1" else 0)
+    assert entry["trellis"] == 0
     path.write_bytes(kept[kind][:-1])
     with pytest.raises(UserError, match=r"a\.fwy: the file has \d+ bytes, its header speaks of"):
         list(read_sections(path))
@@ -541,35 +538,34 @@ def spec_of(kind: str) -> SectionSpec:
     ("kind", "bits", "expected"),
     [
         ("codes", 2, 29), ("codes", 8, 29), ("codes", 9, 58), ("codes", 16, 58), ("scales", 16, 20),
-        ("steps", 16, 20), ("columns", 8, 7), ("vectors", 16, 58), ("orders", 16, 2 + 1 + 2 + 1),
+        ("steps", 16, 20), ("columns", 8, 7), ("vectors", 16, 58),
     ],
 )  # fmt: skip
 def test_sections_have_their_lengths(kind: str, bits: int, expected: int) -> None:
     assert spec_of(kind).raw_bytes(bits) == expected
 
 
-def test_sections_lie_in_the_order_of_their_version() -> None:
+def test_steps_lie_before_the_codes_and_scales_behind() -> None:
     codes = ["embedding", "query", "attention output", "MLP up", "MLP down"]
     coded = [name for name in quantised() if name in coded_names()]
     for form, names in (
-        (Form(1), [*codes, "scales", "vectors"]),
-        (Form(2), ["scales", *codes, "vectors"]),
-        (Form(2, orders=True), ["orders", "scales", *codes, "vectors"]),
-        (Form(2, log_steps=True), ["steps", *codes, "vectors"]),
-        (Form(3, True, False, True), ["steps", "columns", *codes, "vectors"]),
-        (Form(3, True, True, True), ["orders", "steps", "columns", *codes, "vectors"]),
+        (Form(), [*codes, "scales", "vectors"]),
+        (Form(log_steps=True), ["steps", *codes, "vectors"]),
+        (Form(log_steps=True, columns=True), ["steps", "columns", *codes, "vectors"]),
     ):
         specs = layout(TINY, 40, form)
         assert [spec.name for spec in specs] == names
         for spec in specs:
-            if spec.kind in ("scales", "steps", "columns", "orders"):
+            if spec.kind in ("scales", "steps", "columns"):
                 assert [tensor.name for tensor in spec.tensors] == coded
             assert spec.kind == (spec.name if spec.name not in codes else "codes")
 
 
 def test_every_matrix_has_the_section_of_its_role() -> None:
     config = replace(TINY, dim=16, embed_dim=8, num_kv_heads=2, tie_embeddings=False)
-    found = {spec.name: [tensor.name for tensor in spec.tensors] for spec in layout(config, 40)}
+    found = {
+        spec.name: [tensor.name for tensor in spec.tensors] for spec in layout(config, 40, Form())
+    }
     whole = {
         "embedding": ["tok_emb", "head"],
         "projection": ["embed_proj", "head_proj"],
@@ -601,39 +597,9 @@ def coded_names() -> set[str]:
     return {name for name, t in quantised().items() if isinstance(t, QuantisedTensor)}
 
 
-def test_the_lowest_form_that_holds_a_model_is_taken() -> None:
-    plain = quantised()
-
-    def changed(**fields: Any) -> QuantisedModel:
-        tensor = plain["tok_emb.weight"]
-        assert isinstance(tensor, QuantisedTensor)
-        return plain | {"tok_emb.weight": replace(tensor, **fields)}
-
-    def stepped() -> QuantisedModel:
-        state = dict(plain)
-        for name, tensor in plain.items():
-            if isinstance(tensor, QuantisedTensor):
-                state[name] = replace(tensor, scale_steps=torch.zeros(len(tensor.codes)).short())
-        return state
-
-    order, columns = torch.arange(8).int(), torch.zeros(8).to(torch.int8)
-    assert form_of(plain, "brotli") == form_of(plain, "raw") == Form(1)
-    assert form_of(plain, "cabac") == Form(2)
-    assert form_of(changed(bits=8), "raw") == Form(1)
-    assert form_of(changed(bits=9), "raw") == form_of(changed(trellis=4), "raw") == Form(2)
-    assert form_of(changed(order=order), "raw") == Form(2, orders=True)
-    assert form_of(stepped(), "raw") == Form(2, log_steps=True)
-    stripes = stepped()
-    tensor = stripes["tok_emb.weight"]
-    assert isinstance(tensor, QuantisedTensor)
-    stripes["tok_emb.weight"] = replace(tensor, columns=columns)
-    assert form_of(stripes, "raw") == form_of(stripes, "cabac") == Form(3, True, False, True)
-    assert form_of({}, "raw") == Form(1)
-
-
 def test_what_a_packer_got_wrong_is_noticed() -> None:
     state = fancy()
-    specs = {spec.name: spec for spec in layout(TINY, 40, Form(3, True, True, True))}
+    specs = {spec.name: spec for spec in layout(TINY, 40, Form(log_steps=True, columns=True))}
     name = "blocks.0.mlp.fc.weight"
     tensor = state[name]
     assert isinstance(tensor, QuantisedTensor)
@@ -662,7 +628,7 @@ def test_numbers_of_a_matrix_lie_column_by_column() -> None:
 
 
 def test_the_model_decides_what_is_a_vector() -> None:
-    specs = layout(TINY, 40, Form(1))
+    specs = layout(TINY, 40, Form())
     state = GPT(TINY).state_dict()
     shapes = {tensor.name: tensor.shape for spec in specs for tensor in spec.tensors}
     assert shapes == {name: tuple(value.shape) for name, value in state.items()}
@@ -674,8 +640,10 @@ def test_the_model_decides_what_is_a_vector() -> None:
 def test_a_digest_that_is_too_small_or_too_large_is_damage(
     kept: dict[str, bytes], forge: Callable[[str, Change], Path], tmp_path: Path, digit: str
 ) -> None:
-    refuse(forge("2", section("steps", "sha256", digit * 64)), "section 'steps' is damaged; copy")
-    data = kept["2"]
+    refuse(
+        forge("steps", section("steps", "sha256", digit * 64)), "section 'steps' is damaged; copy"
+    )
+    data = kept["steps"]
     (tmp_path / "a.fwy").write_bytes(data[:16] + bytes.fromhex(digit * 64) + data[48:])
     refuse(tmp_path / "a.fwy", "the header is damaged; copy the file again")
 
@@ -684,7 +652,7 @@ def test_a_digest_that_is_too_small_or_too_large_is_damage(
 def test_a_file_that_ends_in_its_first_bytes(
     kept: dict[str, bytes], tmp_path: Path, length: int
 ) -> None:
-    (tmp_path / "a.fwy").write_bytes(kept["3"][:length])
+    (tmp_path / "a.fwy").write_bytes(kept["columns"][:length])
     told = f"the file ends after {length} bytes; copy it again"
     if not 8 <= length < 48:
         told = "the header is damaged" if length else "this is not a Fairway artifact"
@@ -692,9 +660,7 @@ def test_a_file_that_ends_in_its_first_bytes(
 
 
 @pytest.mark.parametrize("pack", [RAW, CABAC])
-def test_orders_are_of_columns_where_there_are_more_of_them_than_rows(
-    tmp_path: Path, pack: PackConfig
-) -> None:
+def test_wide_and_tall_matrices_come_back(tmp_path: Path, pack: PackConfig) -> None:
     config = replace(PUNY, mlp_dim=24, num_kv_heads=2)
     state = fancy(config)
     save_artifact(tmp_path / "a.fwy", state, config, pack, WORDS, PROVENANCE)
