@@ -12,7 +12,7 @@ difference, seconds, and the worst row of 64. Last, the published mixture, which
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from fairway.recipes import recipe
 from fairway.score.evaluation import Evaluation
 from fairway.score.experts.evaluate import evaluate_mixture, evaluate_published
 from fairway.score.experts.mixture import Helpers
+from fairway.score.experts.published import Rule
 from fairway.score.ledger import Score, Text
 from fairway.score.predictor import Context, Predictor, Receipt
 from fairway.score.sliding import text_of
@@ -189,14 +190,12 @@ def main() -> None:
         if chosen.no_published:
             continue
         for name, hijack in (("published", 0.0), ("published, gate", 0.277)):
-            config = replace(
-                MixtureConfig(base=base), published_hijack=hijack, published_tokens=8_000_000
-            )
             found = evaluate_published(
                 subject.model(),
                 Evaluation(subject.text, subject.score, subject.ttt),
-                config,
+                MixtureConfig(base=base),
                 subject.tokenizer,
+                Rule(hijack=hijack),
             )
             print(f"{base:8} {name}, NOT A DISTRIBUTION: {found}", flush=True)
 

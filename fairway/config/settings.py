@@ -276,15 +276,6 @@ class MixtureConfig:
     tilt_beta: float = opt(2.0, "tilt: the hint gains exp of this times its confidence", lo=0.0)
     tilt_bits: int = opt(22, "tilt: 2 to this many places for contexts", lo=10, hi=26)
     published: bool = opt(False, "score the published mixture too, which is no distribution")
-    published_order: int = opt(5, "published: bytes of the longest context", lo=0, hi=8)
-    published_tokens: int = opt(8_000_000, "published: targets it is given; 0 is all", lo=0)
-    published_threshold: float = opt(0.9, "published: confidence of the gate", lo=0.0, hi=1.0)
-    published_low: float = opt(0.05, "published: the model's weight from there on", lo=0.0, hi=1.0)
-    published_high: float = opt(0.9, "published: the model's weight below", lo=0.0, hi=1.0)
-    published_hijack: float = opt(
-        0.277, "published: a byte the model finds cheaper than this, in nats, is its own; 0 is off",
-        lo=0.0,
-    )  # fmt: skip
 
 
 # Streams that may be coded side by side.

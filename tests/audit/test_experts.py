@@ -17,7 +17,7 @@ from fairway.audit.scorers.probes import audit_scorer
 from fairway.audit.scorers.verdicts import Probe, verdict_of
 from fairway.config.settings import BOS_ID, MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.folder import DataFolder
-from fairway.score.experts.published import spread
+from fairway.score.experts.published import Rule, spread
 
 
 class Published:
@@ -26,14 +26,14 @@ class Published:
     vocab_size = V
 
     def __init__(self, hijack: float) -> None:
-        self.config = MixtureConfig(published_order=2, published_hijack=hijack, memory_mb=8)
+        self.rule = Rule(order=2, hijack=hijack)
 
     def score(self, ids: Ids) -> Charges:
         model, before = frozen(), 0.0
         costs = np.array([nats(model.row(a)[b]) for a, b in itertools.pairwise(ids)])
         strings = [(PIECES[token] or "\0").encode() for token in ids[1:]]
         for t in range(1, len(ids)):
-            found = spread(strings[:t], costs[:t], self.config, {}, t, 1)
+            found = spread(strings[:t], costs[:t], 8_000_000, {}, t, 1, self.rule)
             total = found.bpb * math.log(2.0)
             yield t, total - before
             before = total

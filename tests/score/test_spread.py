@@ -14,11 +14,12 @@ from fairway.data.build import DataFolder
 from fairway.data.tokens import token_bytes
 from fairway.score.evaluation import Evaluation
 from fairway.score.experts.evaluate import evaluate_published
-from fairway.score.experts.published import spread
+from fairway.score.experts.published import Rule, Spread, spread
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate_frozen
 
-CONFIG = MixtureConfig(published=True, published_order=3, published_tokens=0)
+RULE = Rule(order=3, tokens=0)
+MEMORY = 4_000_000_000
 
 
 def transcription(
@@ -67,8 +68,7 @@ def test_equals_the_published_formulas(order: int, hijack: float) -> None:
     strings = [words[n] for n in draw.integers(0, len(words), 400)]
     nats = draw.exponential(2.0, 400)
     size = sum(map(len, strings))
-    config = replace(CONFIG, published_order=order, published_hijack=hijack)
-    found = spread(strings, nats, config, {}, 800, size)
+    found = spread(strings, nats, MEMORY, {}, 800, size, Rule(order=order, hijack=hijack))
     total, fired, low = transcription(strings, nats, order, hijack or -math.inf)
     assert found.bpb == pytest.approx(total / math.log(2) / size, rel=1e-12)
     assert found.gate_share == fired / size and found.confident_share == low / size
@@ -80,8 +80,8 @@ def test_equals_the_published_formulas(order: int, hijack: float) -> None:
 def test_the_worked_example_of_the_page() -> None:
     """docs/scoring.md: "a", "b" and "ab" at 0.2, 0.2 and 0.6, after fifty times "ab"."""
     seen, row = [b"ab"] * 51, np.log([0.2, 0.2, 0.6])
-    config = replace(CONFIG, published_hijack=0.0, published_order=1)
-    found = spread(seen, np.ones(51), config, {50: (row, [b"a", b"b", b"ab"])}, 51, 102)
+    rows, rule = {50: (row, [b"a", b"b", b"ab"])}, Rule(order=1, hijack=0.0)
+    found = spread(seen, np.ones(51), MEMORY, rows, 51, 102, rule)
     assert found.sums is not None
     one = 0.05 * 0.2 + 0.95 * 49 / 50
     other = 0.05 * 0.2 + 0.95 * 1 / 50 * 50 / 102
@@ -107,12 +107,16 @@ def test_sums_exceed_one_beside_a_real_scorer(data_folder: Path) -> None:
     def model() -> object:
         return tiny.alive(replace(tiny.TINY, vocab_size=300))
 
-    found = evaluate_published(model(), Evaluation(text, score, TttConfig(), seed=1), CONFIG, words)  # type: ignore[arg-type]
+    def published(rule: Rule) -> Spread:
+        asked = Evaluation(text, score, TttConfig(), seed=1)
+        mixture = MixtureConfig(published=True)
+        return evaluate_published(model(), asked, mixture, words, rule)  # type: ignore[arg-type]
+
+    found = published(RULE)
     plain = evaluate_frozen(model(), Evaluation(text, score, seed=1), sliding=True)  # type: ignore[arg-type]
     assert found.model_bpb == pytest.approx(plain.bpb, rel=1e-12)
     assert found.coverage == 1.0 and found.bytes == text.text_bytes
     assert found.sums is not None and found.sums.positions == 32
     assert found.sums.mean > 1.05 and found.sums.least <= found.sums.geometric_mean
-    part = replace(CONFIG, published_tokens=50)
-    found = evaluate_published(model(), Evaluation(text, score, TttConfig(), seed=1), part, words)  # type: ignore[arg-type]
+    found = published(replace(RULE, tokens=50))
     assert found.tokens == 50 and found.coverage == 50 / (len(ids) - 1)

@@ -15,7 +15,7 @@ from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
 from fairway.score.evaluation import Evaluation
 from fairway.score.experts.mixture import Helpers
-from fairway.score.experts.published import Spread, spread
+from fairway.score.experts.published import PUBLISHED, Rule, Spread, spread
 from fairway.score.experts.trie import token_strings
 from fairway.score.ledger import Score
 from fairway.score.predictor import Context, Distribution, Predictor, Receipt
@@ -94,11 +94,15 @@ class _NotedDistribution:
 
 
 def evaluate_published(
-    model: GPT, asked: Evaluation, mixture: MixtureConfig, tokenizer: Tokenizer
+    model: GPT,
+    asked: Evaluation,
+    mixture: MixtureConfig,
+    tokenizer: Tokenizer,
+    rule: Rule = PUBLISHED,
 ) -> Spread:
     """Return the published mixture of the base's costs: not a distribution, and not a score."""
     text, targets = asked.text, asked.targets
-    count = min(mixture.published_tokens or targets, targets)
+    count = min(rule.tokens or targets, targets)
     drawn = np.random.default_rng(asked.seed).choice(count, min(_SUMMED, count), replace=False)
     notes = _Notes(np.zeros(targets), set(drawn.tolist()), {})
     evaluate(model, replace(asked, helped=notes.beside), mixture.base)
@@ -107,7 +111,8 @@ def evaluate_published(
     tokens = [strings[which][token] for which, token in zip(after, text.ids[1:], strict=False)]
     rows = {position: (row, strings[after[position]]) for position, row in notes.rows.items()}
     size = int(np.sum(text.target_bytes[:count], dtype=np.int64))
-    return spread(tokens, notes.nats[:count], mixture, rows, targets, size)
+    memory_bytes = mixture.memory_mb * 1_000_000
+    return spread(tokens, notes.nats[:count], memory_bytes, rows, targets, size, rule)
 
 
 def published_facts(found: Spread) -> dict[str, Any]:

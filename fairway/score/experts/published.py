@@ -18,10 +18,29 @@ import numpy as np
 
 from fairway.base.arrays import ByteArray, FloatArray, IntArray
 from fairway.base.native import compiled, int64
-from fairway.config.settings import MixtureConfig
 from fairway.score.experts import ppm
 
 LABEL = "not a distribution"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a mixture of this kind weighs, by default as in #1858 after #1885.
+
+    order: bytes of PPM's longest context. tokens: how many targets are scored, 0 for all. low and
+    high: the model's weight where PPM's confidence is at least `threshold`, and below. hijack: a
+    byte that the model finds cheaper than this, in nats, keeps the model's price; 0 is off.
+    """
+
+    order: int = 5
+    tokens: int = 8_000_000
+    threshold: float = 0.9
+    low: float = 0.05
+    high: float = 0.9
+    hijack: float = 0.277
+
+
+PUBLISHED = Rule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,24 +145,22 @@ def _joined(strings: Sequence[bytes]) -> tuple[ByteArray, IntArray]:
 def spread(
     strings: Sequence[bytes],
     model_nats: FloatArray,
-    config: MixtureConfig,
+    memory_bytes: int,
     rows: Mapping[int, tuple[FloatArray, Sequence[bytes]]],
     text_tokens: int,
     text_bytes: int,
+    rule: Rule = PUBLISHED,
 ) -> Spread:
     """Return what the published mixture makes of tokens, given their bytes and the model's nats.
 
     rows: before some of the tokens, the model's log-probabilities of the whole vocabulary and
     what its tokens' bytes are there; the sum of prices is measured at these. `text_bytes` is the
-    denominator: the bytes of the tokens scored.
+    denominator: the bytes of the tokens scored. `memory_bytes` bounds the tables of PPM.
     """
     size = sum(map(len, strings))
-    room = ppm.room_for(size, config.published_order, config.memory_mb * 1_000_000)
-    words = ppm.tables(config.published_order, "C", False, *room)
-    hijack = config.published_hijack or -math.inf
-    rates = np.array(
-        [config.published_threshold, config.published_low, config.published_high, hijack]
-    )
+    room = ppm.room_for(size, rule.order, memory_bytes)
+    words = ppm.tables(rule.order, "C", False, *room)
+    rates = np.array([rule.threshold, rule.low, rule.high, rule.hijack or -math.inf])
     past, counts = np.zeros(3, np.int64), np.zeros(3, np.int64)
     nats = own = 0.0
     found: list[float] = []
