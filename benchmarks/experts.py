@@ -12,7 +12,7 @@ difference, seconds, and the worst row of 64. Last, the published mixture, which
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from fairway.model.gpt import GPT
 from fairway.pipeline.run import open_run
 from fairway.recipes import recipe
 from fairway.score.evaluation import Evaluation
+from fairway.score.experts import mixture
 from fairway.score.experts.evaluate import evaluate_mixture, evaluate_published
 from fairway.score.experts.mixture import Helpers
 from fairway.score.experts.published import Rule
@@ -45,12 +46,13 @@ from fairway.score.predictor import Context, Predictor, Receipt
 from fairway.score.sliding import text_of
 from fairway.score.ways import evaluate
 
-VARIANTS: dict[str, dict[str, object]] = {
+# Settings of a mixture, and numbers of `mixture.Tuning`.
+VARIANTS: dict[str, dict[str, Any]] = {
     "ppm, fixed 0.98": {"experts": "ppm", "weights": "fixed", "weight": 0.98},
     "ppm, gate": {"experts": "ppm", "weights": "gate", "weight": 0.99, "low_weight": 0.9},
     "ppm": {"experts": "ppm"},
     "ppm, variant B": {"experts": "ppm", "variant": "B"},
-    "ppm, method C": {"experts": "ppm", "method": "C"},
+    "ppm, method C": {"experts": "ppm", "escapes": "C"},
     "ppm, no exclusion": {"experts": "ppm", "exclusion": False},
     "ppm, order 8": {"experts": "ppm", "order": 8},
     "ppm, per document": {"experts": "ppm", "per_document": True},
@@ -155,6 +157,13 @@ def kept_mixture(
     return score, bits_per_byte(helpers.own_nats, score.bytes)
 
 
+def config_of(base: str, changes: dict[str, Any]) -> MixtureConfig:
+    """Return a variant's settings; its tuning holds from now on."""
+    own = {item.name for item in fields(mixture.Tuning)} & changes.keys()
+    mixture.TUNING = mixture.Tuning(**{name: changes[name] for name in own})
+    return MixtureConfig(base=base, **{k: v for k, v in changes.items() if k not in own})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="*", metavar="WEIGHTS TOKENIZER TEXT")
@@ -169,7 +178,7 @@ def main() -> None:
     store: dict[tuple[int, int], torch.Tensor] = {}
     for base in chosen.bases:
         for name in chosen.only:
-            config = MixtureConfig(base=base, **VARIANTS[name])  # type: ignore[arg-type]
+            config = config_of(base, VARIANTS[name])
             start_s = time.perf_counter()
             if chosen.keep and base == "sliding":
                 score, alone_bpb = kept_mixture(subject, config, store)

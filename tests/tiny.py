@@ -1,10 +1,16 @@
 """A tiny model whose every part matters: all weights away from their initial values."""
 
+from contextlib import AbstractContextManager
+from dataclasses import fields, replace
+from typing import Any
+from unittest import mock
+
 import torch
 from torch import Tensor
 
 from fairway.config.settings import ModelConfig, OptimConfig
 from fairway.model.gpt import GPT, build
+from fairway.score.experts import mixture
 from fairway.train import muon
 
 TINY = ModelConfig(
@@ -22,6 +28,13 @@ def alive(config: ModelConfig = TINY, seed: int = 1) -> GPT:
             weight += 0.3 * torch.randn(weight.shape, generator=generator)
     model.set_looping(True)
     return model
+
+
+def tuned(changes: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Change the experts' fixed numbers among some changes for those made meanwhile."""
+    names = {item.name for item in fields(mixture.Tuning)}
+    own = {name: changes.pop(name) for name in names & changes.keys()}
+    return mock.patch.object(mixture, "TUNING", replace(mixture.TUNING, **own))
 
 
 def muon_update(grads: Tensor, buffers: Tensor, mu: float, config: OptimConfig) -> Tensor:

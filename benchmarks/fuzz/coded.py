@@ -33,6 +33,7 @@ from fairway.prove.coding import Session, Sliding, method_named, open_session
 from fairway.prove.container import ARCHIVE, coded_file, open_coded, open_file, stored_file
 from fairway.prove.machine import coding_plan
 from fairway.prove.proof import prove, restore
+from fairway.score.experts import mixture
 
 from . import Case, Files, most_bytes
 from .damage import damaged, spoil_value
@@ -42,6 +43,8 @@ _RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 _TTT = TttConfig(
     chunk_tokens=48, epochs=1, lora_rank=1, lora_documents=2, lora_chunks="8", batch_seqs=2
 )
+# Small tables: a campaign makes many.
+mixture.TUNING = dataclasses.replace(mixture.TUNING, tilt_bits=10)
 _PREFIX = struct.Struct("<8sBB32s")
 _LENGTHS = struct.Struct("<II")
 _BYTES = ('"bytes"', '"b\\u0079tes"')
@@ -169,13 +172,13 @@ class Proofs(_Coded):
         lines = source.sample_validation().documents[0].split("\n")[:2]
         texts = [text[:16] for text in lines]
         parts = [Document(str(n), text) for n, text in enumerate(texts)]
-        experts = MixtureConfig(experts="ppm match tilt", memory_mb=8, tilt_bits=10, order=2)
+        experts = MixtureConfig(experts="ppm match tilt", memory_mb=8, order=2)
         found: list[Files] = []
-        for name, streams, mixture in (
+        for name, streams, beside in (
             ("sliding", 1, None), ("sliding", 3, None), ("sgd", None, None), ("lora", 2, None),
             ("sliding", 1, experts),
         ):  # fmt: skip
-            method, count = method_named(name, _TTT, 0, streams, mixture)
+            method, count = method_named(name, _TTT, 0, streams, beside)
             file, _ = prove(
                 Path(place.name) / ARTIFACT,
                 parts,

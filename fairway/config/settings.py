@@ -263,18 +263,9 @@ class MixtureConfig:
         choices=("fixed", "gate", "share"),
     )
     weight: float = opt(0.9, "the model's weight, or what it begins with", lo=0.0, hi=1.0)
-    low_weight: float = opt(0.5, "gate: the weight where ppm is confident", lo=0.0, hi=1.0)
-    threshold: float = opt(0.9, "gate: confidence from which it is", lo=0.0, hi=1.0)
-    switch: float = opt(0.002, "share: part of a weight that returns per step", lo=0.0, hi=1.0)
     order: int = opt(5, "ppm: bytes of the longest context", lo=0, hi=8)
-    method: str = opt("D", "ppm: estimator of escapes", choices=("C", "D"))
-    exclusion: bool = opt(True, "ppm: leave bytes out that a longer context knows")
     per_document: bool = opt(False, "ppm: histories begin anew with every document; counts stay")
     memory_mb: int = opt(4000, "ppm: most memory for counts, in MB; then nothing new", lo=8)
-    match_min: int = opt(12, "match: bytes of a repeat that is followed", lo=4, hi=32)
-    match_rate: float = opt(0.02, "match: rate of its weights", lo=0.0, hi=1.0)
-    tilt_beta: float = opt(2.0, "tilt: the hint gains exp of this times its confidence", lo=0.0)
-    tilt_bits: int = opt(22, "tilt: 2 to this many places for contexts", lo=10, hi=26)
     published: bool = opt(False, "score the published mixture too, which is no distribution")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from audit.honest import PIECES, Charges, Ids, V, frozen, nats, text
-from tiny import TINY, alive
+from tiny import TINY, alive, tuned
 
 from fairway.audit.scorers.bench import Bench, exercise
 from fairway.audit.scorers.predictors import scorer_of, small
@@ -67,11 +67,14 @@ def probed(experts: str, base: str, seed: int, data: DataFolder) -> list[Probe]:
     )
     mixture = MixtureConfig(
         experts=experts, variant="AB"[seed // 2 % 2], weights=("share", "gate", "fixed")[seed % 3],
-        low_weight=0.1, order=seed % 6, method="DC"[seed // 4 % 2], exclusion=seed % 5 > 0,
-        per_document=seed % 4 == 3, memory_mb=8, tilt_bits=10, match_min=4,
+        order=seed % 6, per_document=seed % 4 == 3, memory_mb=8,
     )  # fmt: skip
     scorer = scorer_of(model, base, score, ttt, seed, (data.tokenizer, mixture))
-    return audit_scorer(Bench(scorer, exercise(ids, 48), seed, 0.0))
+    with tuned({
+        "low_weight": 0.1, "escapes": "DC"[seed // 4 % 2], "exclusion": seed % 5 > 0,
+        "tilt_bits": 10, "match_min": 4,
+    }):  # fmt: skip
+        return audit_scorer(Bench(scorer, exercise(ids, 48), seed, 0.0))
 
 
 def slow(*values: object) -> Any:

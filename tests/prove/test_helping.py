@@ -1,9 +1,11 @@
 """Proofs by decoding with experts beside the model."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 
 from fairway.base.errors import UserError
 from fairway.base.units import nats_to_bits
@@ -19,7 +21,13 @@ TEXT = [
     Document("b", "Every byte is a token, every byte is a token.\n"),
 ]
 TTT = TttConfig(chunk_tokens=64, lr=0.05, batch_seqs=1)
-MIXTURE = MixtureConfig(experts="ppm match tilt", variant="B", match_min=6, tilt_bits=10)
+MIXTURE = MixtureConfig(experts="ppm match tilt", variant="B")
+
+
+@pytest.fixture(autouse=True)
+def _small_experts() -> Iterator[None]:
+    with tiny.tuned({"match_min": 6, "tilt_bits": 10}):
+        yield
 
 
 @pytest.mark.parametrize(("base", "streams"), [("sliding", 2), ("sgd", 1)])

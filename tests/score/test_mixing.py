@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from fairway.config.settings import MixtureConfig
@@ -37,8 +38,9 @@ def vocabulary() -> Tokenizer:
 
 
 def helpers(tokens: int = 40, **changes: Any) -> Helpers:
-    smallest = {"memory_mb": 8, "match_min": 4, "tilt_bits": 10}
-    return Helpers(vocabulary(), MixtureConfig(**{**smallest, **changes}), tokens)
+    changes = {"memory_mb": 8, "match_min": 4, "tilt_bits": 10, **changes}
+    with tiny.tuned(changes):
+        return Helpers(vocabulary(), MixtureConfig(**changes), tokens)
 
 
 def source() -> np.ndarray:
@@ -63,7 +65,7 @@ def costs(found: Helpers, ids: np.ndarray) -> np.ndarray:
 # fmt: off
 CONFIGS: list[tuple[Changes, list[float]]] = [
     (
-        {"experts": "ppm", "order": 8, "method": "C"},
+        {"experts": "ppm", "order": 8, "escapes": "C"},
         [442.843871643, 88.7961863504, 8.42950943852, 313.027913031, 280.330832619, 0, 0,
          0, 0, 20, 1, 0, 0],
     ),
@@ -94,7 +96,7 @@ CONFIGS: list[tuple[Changes, list[float]]] = [
          61, 480, 16.2803727942, 10.8107642702, 238, 35],
     ),
     (
-        {"experts": "ppm match tilt", "variant": "B", "per_document": True, "method": "C",
+        {"experts": "ppm match tilt", "variant": "B", "per_document": True, "escapes": "C",
          "order": 3, "switch": 0.1},
         [309.8009685, 71.2654731036, 2.82212362048, 314.874406183, 281.082043041, 97,
          11904, 61, 480, 19.61088254, 1.38385640237, 238, 35],
@@ -185,8 +187,9 @@ def test_a_tilted_model_alone_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -
 
 def experts(text: bytes = b"", **changes: Any) -> mixing.Experts:
     """Return experts that have heard some bytes."""
-    config = MixtureConfig(**{"experts": "match ppm", "match_min": 4, "memory_mb": 8, **changes})
-    made = experts_of(config, 8, 1000)
+    changes = {"experts": "match ppm", "match_min": 4, "memory_mb": 8, **changes}
+    with tiny.tuned(changes):
+        made = experts_of(MixtureConfig(**changes), 8, 1000)
     for symbol in text:
         mixing.heard(made, symbol)
     return made

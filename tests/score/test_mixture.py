@@ -32,6 +32,12 @@ V, N = 300, 260
 ONE_BYTE, BOS = 4, 1
 
 
+@pytest.fixture(autouse=True)
+def _short_repeats() -> Iterator[None]:
+    with tiny.tuned({"match_min": 6}):
+        yield
+
+
 @pytest.fixture(scope="module")
 def words(data_folder: Path) -> Tokenizer:
     return DataFolder.open(data_folder).tokenizer
@@ -104,9 +110,9 @@ CONFIGS = [
     {"experts": "match"},
     {"experts": "match", "variant": "B"},
     {"experts": "tilt ppm match", "weights": "gate", "low_weight": 0.0, "threshold": 0.1},
-    {"experts": "tilt ppm match", "variant": "B", "per_document": True, "method": "C"},
+    {"experts": "tilt ppm match", "variant": "B", "per_document": True, "escapes": "C"},
     {"experts": "ppm match", "exclusion": False, "order": 8},
-    {"experts": "ppm match", "exclusion": False, "variant": "B", "order": 0, "method": "C"},
+    {"experts": "ppm match", "exclusion": False, "variant": "B", "order": 0, "escapes": "C"},
     {"experts": "ppm", "weights": "fixed", "weight": 0.0, "variant": "B"},
 ]
 
@@ -115,7 +121,9 @@ CONFIGS = [
 def test_every_row_sums_to_one_and_is_what_was_committed(
     words: Tokenizer, text: Text, change: dict[str, Any]
 ) -> None:
-    score, nats, helpers = run(words, text, MixtureConfig(match_min=6, **change))
+    change = dict(change)
+    with tiny.tuned(change):
+        score, nats, helpers = run(words, text, MixtureConfig(**change))
     assert score.checked_positions == N and score.worst_sum_error < 1e-11
     assert score.worst_row_error_nats < 1e-9
     alone = -Base(text.ids).table[torch.arange(N), torch.from_numpy(text.ids[1:])].numpy()
@@ -199,7 +207,7 @@ def test_equals_the_formula(words: Tokenizer, text: Text) -> None:
 def test_a_later_token_changes_no_earlier_cost_nor_its_own_row(
     words: Tokenizer, text: Text
 ) -> None:
-    config = MixtureConfig(experts="ppm match tilt", variant="B", match_min=6)
+    config = MixtureConfig(experts="ppm match tilt", variant="B")
     other = text.ids.copy()
     other[200] = (other[200] + 7) % V
     sizes = token_bytes(other[1:], other[:-1], words.table)
@@ -225,7 +233,7 @@ TABLE = torch.randn(N + 1, V, generator=torch.Generator().manual_seed(5)).double
 
 
 def test_costs_do_not_depend_on_where_rows_are_asked(words: Tokenizer, text: Text) -> None:
-    config = MixtureConfig(experts="ppm match tilt", match_min=6)
+    config = MixtureConfig(experts="ppm match tilt")
     every, none = (run(words, text, config, check_positions=n)[1] for n in (N, 0))
     assert np.array_equal(every, none)
 
@@ -297,7 +305,7 @@ def test_beside_every_scorer(words: Tokenizer, text: Text, base: str) -> None:
 
     asked = Evaluation(text, SCORE, TTT)
     alone = evaluate(model(), asked, base)
-    config = MixtureConfig(experts="ppm match tilt", base=base, match_min=6)
+    config = MixtureConfig(experts="ppm match tilt", base=base)
     score, facts = evaluate_mixture(model(), asked, config, words)
     assert facts["base_bpb"] == pytest.approx(alone.bpb, rel=1e-6)
     assert score.worst_sum_error < 1e-11 and score.worst_row_error_nats < 1e-4

@@ -10,6 +10,7 @@ Shapes: N positions, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import numpy as np
@@ -37,6 +38,32 @@ _BYTES_PER_TOKEN = 5
 _LEAST = 1e-300
 
 
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The experts' numbers that have one good value (docs/scoring.md has what others cost).
+
+    low_weight: the model's weight where PPM's confidence is at least `threshold` (weights=gate).
+    switch: the part of a learned weight that returns to its start per step (weights=share).
+    escapes: PPM's method, C or D. exclusion: PPM leaves out bytes that a longer context knows.
+    match_min: bytes of the shortest repeat that is followed, 4 to 32. match_rate: the learning rate
+    of its gains. A hint multiplies a probability by exp(tilt_beta x confidence); there are 2 to
+    `tilt_bits` places for the contexts of hints.
+    """
+
+    low_weight: float = 0.5
+    threshold: float = 0.9
+    switch: float = 0.002
+    escapes: str = "D"
+    exclusion: bool = True
+    match_min: int = 12
+    match_rate: float = 0.02
+    tilt_beta: float = 2.0
+    tilt_bits: int = 22
+
+
+TUNING = Tuning()
+
+
 class Tabular(Distribution, Protocol):
     """A distribution that gives whole tables."""
 
@@ -62,7 +89,7 @@ class Helpers:
         self.next_position = 0
         self.own_nats = 0.0
         chosen = names(config)
-        self.tilt = Tilt(config) if "tilt" in chosen else None
+        self.tilt = Tilt(TUNING.tilt_beta, TUNING.tilt_bits) if "tilt" in chosen else None
         self.by_bytes = "ppm" in chosen or "match" in chosen
         self._state = experts_of(config, len(self.tries.trie.parent), _BYTES_PER_TOKEN * tokens)
         self._state.how[mixing.BOS] = tokenizer.bos_id
@@ -173,7 +200,7 @@ def experts_of(config: MixtureConfig, nodes: int, text_bytes: int) -> mixing.Exp
     how[mixing.VARIANT_B] = config.variant == "B"
     how[mixing.WEIGHTING] = ("fixed", "gate", "share").index(config.weights)
     how[mixing.PPM], how[mixing.MATCH] = "ppm" in chosen, "match" in chosen
-    how[mixing.MIN_MATCH], how[mixing.PER_DOCUMENT] = config.match_min, config.per_document
+    how[mixing.MIN_MATCH], how[mixing.PER_DOCUMENT] = TUNING.match_min, config.per_document
     lines, blocks = (16, 0)
     if "ppm" in chosen:
         lines, blocks = ppm.room_for(text_bytes, config.order, config.memory_mb * 1_000_000)
@@ -183,9 +210,9 @@ def experts_of(config: MixtureConfig, nodes: int, text_bytes: int) -> mixing.Exp
     return mixing.Experts(
         how=how,
         rates=np.array(
-            [config.weight, config.low_weight, config.threshold, config.switch, config.match_rate]
+            [config.weight, TUNING.low_weight, TUNING.threshold, TUNING.switch, TUNING.match_rate]
         ),
-        words=ppm.tables(order, config.method, config.exclusion, lines, blocks),
+        words=ppm.tables(order, TUNING.escapes, TUNING.exclusion, lines, blocks),
         past=np.zeros(3, np.int64),
         weights=np.full(mixing.BUCKETS, config.weight),
         stops=np.zeros((nodes, 2)),

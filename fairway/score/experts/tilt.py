@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.native import compiled, int64
-from fairway.config.settings import MixtureConfig
 from fairway.score.experts.mixing import Hints
 
 LENGTHS = (16, 14, 12, 10, 8)
@@ -127,10 +126,10 @@ def _read(r: Runs, tokens: IntArray, beta: float, hints: IntArray, gains: FloatA
 
 
 class Tilt:
-    """The hints along a text."""
+    """The hints along a text: exp(beta) at full confidence, 2 to `bits` places for contexts."""
 
-    def __init__(self, config: MixtureConfig) -> None:
-        self._beta, self._runs = config.tilt_beta, runs(config.tilt_bits)
+    def __init__(self, beta: float, bits: int) -> None:
+        self._beta, self._runs = beta, runs(bits)
 
     def begin(self, ids: IntArray) -> None:
         """Go on after some tokens; they are not counted again."""
