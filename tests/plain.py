@@ -61,7 +61,7 @@ def block(i: int, x: Tensor, x0: Tensor, p: State, c: ModelConfig) -> Tensor:
     xsa = i >= c.num_layers - c.xsa_layers
     v = u + w["attn_scale"] * attention(rms(u) * s, w, c, xsa)
     h = (rms(u if i >= c.parallel_from else v) * s) @ w["mlp.fc.weight"].T
-    squared = torch.where(h > 0, h * h, (c.leak * h) ** 2)
+    squared = torch.where(h > 0, h * h, (0.5 * h) ** 2)
     return v + w["mlp_scale"] * (squared @ w["mlp.proj.weight"].T)
 
 
@@ -155,5 +155,5 @@ class Learner:
         first.mul_(c.beta1).add_((1 - c.beta1) * g)
         second.mul_(c.beta2).add_((1 - c.beta2) * g * g)
         w.mul_(1 - lr * wd)
-        root = (second / (1 - c.beta2**t)).sqrt() + c.eps
+        root = (second / (1 - c.beta2**t)).sqrt() + 1e-8
         w.sub_(lr * (first / (1 - c.beta1**t)) / root)

@@ -444,7 +444,7 @@ def test_every_file_of_a_run_is_known_to_the_sweep(smoke_run: Path) -> None:
 
 def started(place: Place, *more: str, **options: Any) -> "subprocess.Popen[bytes]":
     words = place.words("train smoke --out new SMOKE")
-    sets = ["--set", "train.steps=300", "--set", "train.log_every_s=0", *more]
+    sets = ["--set", "train.steps=300", *more]
     command = [sys.executable, "-m", "fairway", *words, *sets]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(HERE)}, **options)
 

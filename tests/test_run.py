@@ -78,7 +78,6 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
 @pytest.mark.parametrize(
     ("change", "repeated"),
     [
-        ("train.log_every_s=0.5", set()),
         ("train.checkpoint_every_s=7", set()),
         ("quant.matrix_sigmas=5", {"pack", *AFTER_PACKING}),
         ("pack.codec=lzma", {"pack", *AFTER_PACKING}),

@@ -23,6 +23,7 @@ from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan, make_plan
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
+from fairway.train import steps
 from fairway.train.checkpoint import load_checkpoint
 from fairway.train.clock import Clock
 from fairway.train.loop import CHECKPOINT, Training, TrainingText, _device, train
@@ -240,7 +241,8 @@ def test_the_host_is_one_step_ahead_and_no_more(
     note(StepLog, "write", "record")
     note(StepLine, "text", "line")
     note(Training, "save", "save")
-    config = tiny("train.steps=25", "train.log_every_s=1000", "train.warmup_steps=0")
+    monkeypatch.setattr(steps, "_LOG_EVERY_S", 1000.0)
+    config = tiny("train.steps=25", "train.warmup_steps=0")
     threads = threading.active_count()
     run(config, data_folder, tmp_path)
     ahead, most = 0, 0
@@ -301,7 +303,7 @@ def test_checkpoints_are_written_on_the_way(
     monkeypatch.setattr(
         Training, "save", lambda self, log: (saves.append(self.step), save(self, log))
     )
-    config = tiny("train.checkpoint_every_s=0.000001", "train.steps=3", "train.log_every_s=0")
+    config = tiny("train.checkpoint_every_s=0.000001", "train.steps=3")
     run(config, data_folder, tmp_path)
     assert saves == [1, 2, 3, 3]
 

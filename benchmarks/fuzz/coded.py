@@ -40,9 +40,7 @@ from .damage import damaged, spoil_value
 
 NAME, ARTIFACT = "file", "artifact.fwy"
 _RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
-_TTT = TttConfig(
-    chunk_tokens=48, epochs=1, lora_rank=1, lora_documents=2, lora_chunks="8", batch_seqs=2
-)
+_TTT = TttConfig(chunk_tokens=48, epochs=1, lora_rank=1, lora_documents=2, lora_chunks="8")
 # Small tables: a campaign makes many.
 mixture.TUNING = dataclasses.replace(mixture.TUNING, tilt_bits=10)
 _PREFIX = struct.Struct("<8sBB32s")

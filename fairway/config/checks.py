@@ -85,11 +85,6 @@ def _check_training(config: Config) -> None:
         raise UserError(
             "set exactly one of optim.ema_decay and optim.ema_share; the other must be none"
         )
-    if optim.newton_schulz == "polar_express" and optim.newton_schulz_steps > 5:
-        raise UserError(
-            f"optim.newton_schulz_steps is {optim.newton_schulz_steps}, but polar_express has "
-            "coefficients for 5 steps; lower it, or set optim.newton_schulz=fixed"
-        )
     if train.clock == "wall" and train.reserve_s >= train.budget_s:
         raise UserError(
             f"train.reserve_s {written(train.reserve_s)} leaves nothing of train.budget_s "

@@ -66,9 +66,7 @@ class ModelConfig:
     rope_train_len: int = opt(2048, "length beyond which the rotary base is rescaled", lo=1)
     qk_gain: float = opt(5.25, "initial gain of the queries, per head", lo=0.01, hi=100.0)
     xsa_layers: int = opt(11, "last so many layers drop the part along their own value", lo=0)
-    leak: float = opt(0.5, "slope of the leaky ReLU below zero", lo=0.0, hi=1.0)
     softcap: float = opt(30.0, "logits are softcap * tanh(logits / softcap); 0 is off", lo=0.0)
-    layer_scale: bool = opt(True, "scale the inputs of block i by 1/sqrt(i+1)")
     parallel_from: int = opt(7, "first block whose MLP reads the attention's input", lo=0)
     skips: bool = opt(True, "U-Net skips from the first to the second half of the visits")
     skip_gates: bool = opt(True, "blend skips through learned gates instead of adding them")
@@ -77,7 +75,6 @@ class ModelConfig:
     loop_extra: int = opt(2, "extra visits of the looped blocks; 0 is no recurrence", lo=0, hi=16)
     tie_embeddings: bool = opt(True, "use the embedding as output head")
     embed_bf16: bool = opt(True, "keep the embedding and its Adam moments in bfloat16")
-    embed_std: float = opt(0.005, "standard deviation of the initial embedding", lo=1e-6, hi=1.0)
     smear: bool = opt(False, "blend each embedding with the one before it in its document")
 
 
@@ -93,7 +90,6 @@ class OptimConfig:
     newton_schulz: str = opt(
         "fixed", "coefficients of the orthogonalisation", choices=("fixed", "polar_express")
     )
-    newton_schulz_steps: int = opt(5, "steps of the orthogonalisation", lo=1, hi=20)
     row_normalise: bool = opt(True, "divide rows by their norm before orthogonalising (MuonEq-R)")
     embed_lr: float = opt(0.03, "AdamW learning rate of the tied embedding", lo=0.0, hi=10.0)
     embed_wd: float = opt(0.085, "AdamW weight decay of the embedding", lo=0.0, hi=10.0)
@@ -102,7 +98,6 @@ class OptimConfig:
     scalar_wd: float = opt(0.02, "AdamW weight decay of gains, scales and gates", lo=0.0, hi=10.0)
     beta1: float = opt(0.9, "AdamW first-moment decay", lo=0.0, hi=0.9999)
     beta2: float = opt(0.95, "AdamW second-moment decay", lo=0.0, hi=0.99999)
-    eps: float = opt(1e-8, "AdamW epsilon", lo=1e-20, hi=1.0)
     grad_clip: float = opt(0.3, "bound on the global gradient norm; 0 is off", lo=0.0)
     warmdown_share: float = opt(0.72, "last share of the run with falling rates", lo=0.0, hi=1.0)
     min_lr: float = opt(0.0, "floor of the learning-rate multiplier", lo=0.0, hi=1.0)
@@ -126,7 +121,6 @@ class TrainConfig:
     micro_tokens: int = opt(98_304, "most tokens per forward pass on one rank", lo=2)
     loop_from: float = opt(0.35, "progress at which the depth recurrence starts", lo=0.0, hi=1.0)
     warmup_steps: int = opt(20, "steps before the clock, undone afterwards", lo=0, hi=1000)
-    log_every_s: float = opt(2.0, "seconds between step lines on the screen", lo=0.0)
     checkpoint_every_s: float = opt(120.0, "seconds between checkpoints; 0 is only at stop", lo=0.0)
 
 
@@ -212,9 +206,6 @@ class TttConfig:
     chunk_tokens: int = opt(32_768, "sgd: positions scored before they are learned", lo=2)
     epochs: int = opt(2, "sgd: passes over a scored chunk", lo=1, hi=100)
     lr: float = opt(0.005, "sgd: rate of the first chunk, falling along a cosine", lo=0.0, hi=10.0)
-    momentum: float = opt(0.9, "sgd: momentum, kept from chunk to chunk", lo=0.0, hi=0.9999)
-    grad_clip: float = opt(1.0, "sgd: bound on the gradient norm; 0 is off", lo=0.0)
-    batch_seqs: int = opt(32, "sgd: most sequences per step", lo=1, hi=65_536)
     confidence: bool = opt(False, "sgd: weigh tokens by cost over mean, 1/3 to 3 (ConfTTT)")
     lora_targets: str = opt(
         "q k v o mlp head", "lora: what has adapters, out of q k v o mlp head; order is free"
@@ -225,7 +216,6 @@ class TttConfig:
     lora_beta2: float = opt(
         0.999, "lora: AdamW second-moment decay; the first is 0", lo=0.0, hi=1.0
     )
-    lora_eps: float = opt(1e-10, "lora: AdamW epsilon", lo=1e-20, hi=1.0)
     lora_wd: float = opt(1.0, "lora: AdamW decoupled weight decay", lo=0.0, hi=1000.0)
     lora_chunks: str = opt(
         "48",
@@ -239,7 +229,6 @@ class TttConfig:
         False, "lora: longest documents first, which reads lengths of text not yet scored"
     )
     lora_phases: int = opt(0, "lora: times that all weights learn from all scored so far", lo=0)
-    lora_phase_lr: float = opt(0.001, "lora: SGD rate of those phases", lo=0.0, hi=10.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

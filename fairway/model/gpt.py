@@ -34,6 +34,8 @@ from fairway.model.ops import (
 
 # Features of a token that SmearGate reads.
 SMEAR_FEATURES = 12
+# As in #1493: the slope of the MLP's ReLU below zero, and the deviation of initial embeddings.
+LEAK, EMBED_STD = 0.5, 0.005
 
 
 class Linear(nn.Linear):
@@ -122,7 +124,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.leak = config.leak
+        self.leak = LEAK
         self.fc = Linear(config.dim, config.mlp_dim)
         self.proj = Linear(config.mlp_dim, config.dim)
 
@@ -137,7 +139,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.scale = 1.0 / math.sqrt(layer + 1) if config.layer_scale else 1.0
+        self.scale = 1.0 / math.sqrt(layer + 1)
         self.parallel = layer >= config.parallel_from
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
@@ -236,7 +238,7 @@ class GPT(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Set every parameter; the only place where initial values are decided.
 
-        embedding N(0, embed_std^2) | matrices orthogonal | output projections and gates 0 |
+        embedding N(0, EMBED_STD^2) | matrices orthogonal | output projections and gates 0 |
         scales 1 | resid_mix (1, 0) | q_gain from the config. Every block starts as the identity.
         Weights pass through one bfloat16 rounding, as they did in the records.
         """
@@ -244,7 +246,7 @@ class GPT(nn.Module):
         for name, weight in self.named_parameters():
             kind = name.removesuffix(".weight").rpartition(".")[2]
             if kind == "tok_emb":
-                value = torch.randn(weight.shape, generator=generator) * self.config.embed_std
+                value = torch.randn(weight.shape, generator=generator) * EMBED_STD
             elif kind in ("proj", "head", "skip_gates", "smear_gate", "smear_lambda"):
                 value = torch.zeros(weight.shape)
             elif kind in ("attn_scale", "mlp_scale", "skip_weights"):

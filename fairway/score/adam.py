@@ -13,6 +13,9 @@ from torch import Tensor
 
 from fairway.config.settings import TttConfig
 
+# What is added to the root of the second moment: small, since rates are as in #1530.
+EPS = 1e-10
+
 
 class AdamW:
     """Values with their second moments; steps change the rows in use, the first `count`."""
@@ -50,7 +53,7 @@ class AdamW:
         torch._foreach_copy_(roots, squares)
         torch._foreach_sqrt_(roots)
         torch._foreach_mul_(roots, self.unbiased)
-        torch._foreach_add_(roots, config.lora_eps)
+        torch._foreach_add_(roots, EPS)
         torch._foreach_mul_(values, 1.0 - config.lora_lr * config.lora_wd)
         torch._foreach_addcdiv_(values, grads, roots, -config.lora_lr)
 

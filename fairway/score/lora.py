@@ -45,6 +45,8 @@ ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.25}
 
 # Matrices A that wait for their lane's next batch stay on a device that has room for so many.
 _ROOMS_BESIDE = 8
+# SGD's rate of the first chunk of a phase, in which all weights learn from what is scored (#1530).
+_PHASE_RATE = 0.001
 
 # ---------------------------------------------------------------------------------------------
 # One batch of documents
@@ -359,4 +361,4 @@ def _phase(state: _Lora, end: int, ranks: Ranks) -> None:
     firsts = range(0, end, config.chunk_tokens)
     for index, first in enumerate(firsts):
         lesson = state.ledger.lesson(first, min(first + config.chunk_tokens, end), ranks.total)
-        learner.learn(lesson, chunk_rate(config.lora_phase_lr, index, len(firsts)), 1)
+        learner.learn(lesson, chunk_rate(_PHASE_RATE, index, len(firsts)), 1)

@@ -31,6 +31,9 @@ from fairway.score.windows import Event, Window, events, sliding_windows
 
 # Sequences per forward and backward pass: more need more memory and are not faster.
 _ROWS_AT_ONCE = 16
+# SGD as in #1413: momentum, kept from chunk to chunk, the bound on the gradient's norm, and the
+# most sequences of a step.
+_MOMENTUM, _CLIP, _SEQUENCES = 0.9, 1.0, 32
 
 
 # ---------------------------------------------------------------------------------------------
@@ -87,10 +90,10 @@ class Sgd:
     def __init__(self, model: GPT, config: TttConfig, seq_len: int, ranks: Ranks = ALONE) -> None:
         self.model, self.config, self.seq_len, self.ranks = model, config, seq_len, ranks
         self.weights = list(model.parameters())
-        self.optimiser = torch.optim.SGD(self.weights, momentum=config.momentum)
+        self.optimiser = torch.optim.SGD(self.weights, momentum=_MOMENTUM)
 
     def learn(self, lesson: Lesson, lr: float, epochs: int) -> None:
-        """Take one step per `batch_seqs` sequences and epoch; what fills no sequence is left out.
+        """Take one step per _SEQUENCES sequences and epoch; what fills no sequence is left out.
 
         Each process computes the gradient of its share of a step's sequences, and all step by the
         sum, so that their weights stay equal.
@@ -99,13 +102,12 @@ class Sgd:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         for _ in range(epochs):
-            for first in range(0, count, self.config.batch_seqs):
-                self._step(lesson, range(first, min(first + self.config.batch_seqs, count)))
+            for first in range(0, count, _SEQUENCES):
+                self._step(lesson, range(first, min(first + _SEQUENCES, count)))
 
     def _step(self, lesson: Lesson, sequences: range) -> None:
         self.gradients(lesson, sequences)
-        if self.config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(self.weights, _CLIP)
         self.optimiser.step()
         # Whoever keeps copies of weights (`model.fused`) watches their versions.
         torch.autograd.graph.increment_version(self.weights)

@@ -401,7 +401,7 @@ def _event(device: torch.device) -> torch.cuda.Event | None:
 
 def what_trains(config: Config) -> dict[str, Any]:
     """Return the settings that decide what a training computes, not what it shows or where."""
-    quiet = ("log_every_s", "checkpoint_every_s", "replay")
+    quiet = ("checkpoint_every_s", "replay")
     train = {name: value for name, value in to_dict(config.train).items() if name not in quiet}
     model, optim = to_dict(config.model), to_dict(config.optim)
     return {"model": model, "optim": optim, "train": train, "seed": config.seed}

@@ -34,6 +34,8 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
+# What AdamW adds to the root of its second moment, as in #1493.
+_EPS = 1e-8
 # Banks per shape over several ranks: more sums travel during the backward pass, by more kernels.
 STAGES = 3
 
@@ -45,8 +47,8 @@ STAGES = 3
 def coefficients(config: OptimConfig) -> Sequence[Triple]:
     """Return (a, b, c) of every step of the orthogonalisation."""
     if config.newton_schulz == "polar_express":
-        return POLAR_EXPRESS[: config.newton_schulz_steps]
-    return (NEWTON_SCHULZ,) * config.newton_schulz_steps
+        return POLAR_EXPRESS
+    return (NEWTON_SCHULZ,) * len(POLAR_EXPRESS)
 
 
 def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
@@ -401,7 +403,7 @@ class Optimisers:
                 for names, lr, wd in groups
             ],
             betas=(config.beta1, config.beta2),
-            eps=config.eps,
+            eps=_EPS,
             fused=True,
         )
         self.adam_names = [name for names, _, _ in groups for name in names]

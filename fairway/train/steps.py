@@ -18,6 +18,8 @@ from fairway.config.settings import Config, declares_code
 STEPS = "steps.jsonl"
 # A record takes 250 bytes: a million steps.
 _MOST_STEPS_BYTES = 1 << 28
+# Seconds between two step lines that are shown: as often as an eye follows.
+_LOG_EVERY_S = 2.0
 Say = Callable[[str], None]
 
 
@@ -97,7 +99,7 @@ class StepLine:
         tenth, permille = int(record.progress_after * 10), int(record.progress_after * 1000)
         now_s = time.perf_counter()
         lasting = self.lasting(record.progress_after)
-        if not lasting and now_s - self.shown_s < self.config.train.log_every_s:
+        if not lasting and now_s - self.shown_s < _LOG_EVERY_S:
             return
         self.shown_s = now_s
         if lasting:

@@ -131,7 +131,7 @@ def test_an_evaluation_learns_the_same_on_both_paths(phases: int) -> None:
     score = ScoreConfig(seq_len=16, stride=4, check_positions=20, truncate=False)
     config = TttConfig(
         method="lora", lora_rank=4, lora_alpha=6, lora_lr=0.01, lora_chunks="8", lora_wd=0.1,
-        lora_documents=3, lora_lanes=1, lora_phases=phases, chunk_tokens=32, lora_phase_lr=0.01,
+        lora_documents=3, lora_lanes=1, lora_phases=phases, chunk_tokens=32,
     )  # fmt: skip
     nats = {}
     for kernels in ("plain", "fused"):

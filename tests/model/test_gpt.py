@@ -161,10 +161,8 @@ SWITCHES = [
     {"rope_train_len": 4},
     {"qk_gain": 2.0},
     {"xsa_layers": 0},
-    {"leak": 0.0},
     {"softcap": 5.0},
     {"softcap": 0.0},
-    {"layer_scale": False},
     {"parallel_from": 0},
     {"parallel_from": 5},
     {"skips": False},
@@ -175,7 +173,6 @@ SWITCHES = [
     {"loop_last": 3},
     {"tie_embeddings": False},
     {"embed_dim": 16},
-    {"embed_std": 0.02},
     {"num_kv_heads": 2},
 ]
 
@@ -189,10 +186,6 @@ def test_every_model_setting_has_an_effect(switch: dict[str, float]) -> None:
         for name, weight in changed.named_parameters():
             if name in shared and shared[name].shape == weight.shape and "qk_gain" not in switch:
                 weight.copy_(shared[name])
-    if "embed_std" in switch:
-        changed = build(replace(SMALL, **switch), 3)
-        assert changed.tok_emb.weight.std() > 3 * build(SMALL, 3).tok_emb.weight.std()
-        return
     x = ids()
     assert base(x[:, :-1], x[:, 1:]).item() != changed(x[:, :-1], x[:, 1:]).item()
 

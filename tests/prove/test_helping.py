@@ -20,7 +20,7 @@ TEXT = [
     Document("a", "The model reads a text. The model reads a text, and it reads it.\n"),
     Document("b", "Every byte is a token, every byte is a token.\n"),
 ]
-TTT = TttConfig(chunk_tokens=64, lr=0.05, batch_seqs=1)
+TTT = TttConfig(chunk_tokens=64, lr=0.05)
 MIXTURE = MixtureConfig(experts="ppm match tilt", variant="B")
 
 

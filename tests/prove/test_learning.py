@@ -25,7 +25,7 @@ from fairway.prove.proof import Account, prove, restore, written
 from fairway.prove.walk import Walked
 
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
-SGD = ChunkSgd(TttConfig(chunk_tokens=64, lr=0.05, batch_seqs=1))
+SGD = ChunkSgd(TttConfig(chunk_tokens=64, lr=0.05))
 LORA = DocumentLora(
     TttConfig(lora_rank=4, lora_alpha=8, lora_lr=0.01, lora_chunks="8@24 16", lora_documents=2),
     seed=5,

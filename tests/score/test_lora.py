@@ -393,11 +393,11 @@ def test_a_phase_learns_all_that_is_scored_once(monkeypatch: pytest.MonkeyPatch)
         learned.append((lesson.targets.tolist(), lr, epochs))
 
     monkeypatch.setattr(Sgd, "learn", learn)
-    config = replace(CONFIG, lora_documents=2, lora_phases=1, chunk_tokens=16, lora_phase_lr=0.25)
+    config = replace(CONFIG, lora_documents=2, lora_phases=1, chunk_tokens=16)
     evaluate_lora(alive(), Evaluation(text(), SCORE, config))
     ids = text().ids
     assert learned == [
-        (ids[1:17].tolist(), 0.25, 1), (ids[17:22].tolist(), pytest.approx(0.0, abs=1e-18), 1)
+        (ids[1:17].tolist(), 0.001, 1), (ids[17:22].tolist(), pytest.approx(0.0, abs=1e-18), 1)
     ]  # fmt: skip
 
 
