@@ -47,6 +47,7 @@ from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import make_plan
 from fairway.pack.artifact import load_artifact, save_artifact
 from fairway.pack.cabac import Side, encode_codes
+from fairway.quantise import dependent, tune
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.dependent import Group, Plan
 from fairway.quantise.gptq import QuantisedModel, dequantise, needs_hessian, quantise_model
@@ -67,7 +68,7 @@ EMBEDDING_FINER = (12.85 / 31) / (20 / 127)
 
 @dataclass(frozen=True)
 class Row:
-    """A way to quantise: settings, what is left out of it, and the text behind it.
+    """A way to quantise: settings and constants, what is left out of it, and the text behind it.
 
     calibration: share of the tokens. looping: whether calibration reads with the recurrence on.
     """
@@ -79,14 +80,19 @@ class Row:
     looping: bool = True
 
 
+# What rows may change, as it is in the package.
+CONSTANTS = {
+    "STATES": dependent.STATES, "STRIPE": dependent.STRIPE, "DAMP": dependent.DAMP,
+    "OUTPUT_DAMP": dependent.OUTPUT_DAMP, "RATE": tune.RATE,
+}  # fmt: skip
 PARTS = {
     "trellis": Row({}),
     "without feedback over rows": Row({}, one_sided=True),
     "without steps by sensitivity": Row({}, uniform_steps=True),
-    "without a trellis": Row({"states": 1}),
+    "without a trellis": Row({"STATES": 1}),
     "and bits weighed 0.12": Row({"rate_price": 0.12}),
-    "4 states": Row({"states": 4}),
-    "plain grid, bits weighed": Row({"states": 1, "rate_price": 0.1}, True, True),
+    "4 states": Row({"STATES": 4}),
+    "plain grid, bits weighed": Row({"STATES": 1, "rate_price": 0.1}, True, True),
     "and steps by column": Row({"column_steps": True}),
     "and vectors tuned": Row({"tune_steps": 96}),
     "and both": Row({"column_steps": True, "tune_steps": 96}),
@@ -94,22 +100,22 @@ PARTS = {
 }
 CHOICES = {
     "trellis alone": Row({}, uniform_steps=True, one_sided=True),
-    "stripes of 16 rows": Row({"stripe": 16}),
-    "stripes of 256 rows": Row({"stripe": 256}),
-    "damping of outputs 0.03": Row({"gradient_damp": 0.03}),
-    "damping of outputs 0.3": Row({"gradient_damp": 0.3}),
+    "stripes of 16 rows": Row({"STRIPE": 16}),
+    "stripes of 256 rows": Row({"STRIPE": 256}),
+    "damping of outputs 0.03": Row({"OUTPUT_DAMP": 0.03}),
+    "damping of outputs 0.3": Row({"OUTPUT_DAMP": 0.3}),
     "bits weighed 0.03": Row({"rate_price": 0.03}),
     "bits weighed 0.25": Row({"rate_price": 0.25}),
-    "tuned, rate 0.0003": Row({"tune_steps": 96, "tune_lr": 0.0003}),
-    "tuned, rate 0.003": Row({"tune_steps": 96, "tune_lr": 0.003}),
+    "tuned, rate 0.0003": Row({"tune_steps": 96, "RATE": 0.0003}),
+    "tuned, rate 0.003": Row({"tune_steps": 96, "RATE": 0.003}),
     "tuned, 32 steps": Row({"tune_steps": 32}),
 }
 CALIBRATION = {
     "a quarter of the text": Row({}, calibration=1 / 4),
     "a sixteenth of the text": Row({}, calibration=1 / 16),
     "read without recurrence": Row({}, looping=False),
-    "damping of inputs 0.001": Row({"damp": 0.001}),
-    "damping of inputs 0.1": Row({"damp": 0.1}),
+    "damping of inputs 0.001": Row({"DAMP": 0.001}),
+    "damping of inputs 0.1": Row({"DAMP": 0.1}),
 }
 ROWS = PARTS | CHOICES | CALIBRATION
 SETS = {"parts": ["gptq", *PARTS], "choices": list(CHOICES), "calibration": list(CALIBRATION)}
@@ -419,7 +425,11 @@ class Bench:
         costs = self.costs_of(row.calibration, row.looping)
         if row.one_sided:
             costs = {n: Curvature(c.inputs, None, c.rows) for n, c in costs.items()}
-        config = replace(QuantConfig(method="trellis"), **row.settings)  # type: ignore[arg-type]
+        own = {key: value for key, value in row.settings.items() if not key.isupper()}
+        config = replace(QuantConfig(method="trellis"), **own)  # type: ignore[arg-type]
+        for key, value in (CONSTANTS | row.settings).items():
+            if key.isupper():
+                setattr(tune if key == "RATE" else dependent, key, value)
         plan = Plan(self.state, costs, config)
         if row.uniform_steps:
             plan.groups = [self._uniform(group) for group in plan.groups]

@@ -163,7 +163,7 @@ class Trials:
 
     def by_role(self, sigmas: Callable[[str], Grid]) -> QuantisedModel:
         matrices = [Matrix(n, self.state[n], self.hessians[n], sigmas(n)) for n in self.costs]
-        found: QuantisedModel = dict(gptq_all(matrices, damp=0.01, block=128, act_order=True))
+        found: QuantisedModel = dict(gptq_all(matrices))
         return found | {n: w.half() for n, w in self.state.items() if n not in found}
 
     def rotated(self) -> QuantisedModel:

@@ -24,7 +24,7 @@ from fairway.data.loader import ShuffledLoader
 from fairway.machine.plan import DTYPES, make_plan
 from fairway.model.gpt import GPT, build
 from fairway.quantise.calibrate import collect_hessians, gram
-from fairway.quantise.gptq import gptq, grid_of, quantise_model, tensor_stats
+from fairway.quantise.gptq import Matrix, gptq_all, grid_of, quantise_model, tensor_stats
 from fairway.quantise.grid import QuantisedTensor
 from fairway.recipes import recipe
 
@@ -155,9 +155,7 @@ def compare(
             continue
         inputs = state[name].cpu(), hessians[name].cpu()
         start_s = time.perf_counter()
-        alone = gptq(
-            *inputs, grid, damp=quant.damp, block=quant.block, act_order=quant.act_order, name=name
-        )
+        [(_, alone)] = gptq_all([Matrix(name, *inputs, grid)])
         total_s += time.perf_counter() - start_s
         off += int((alone.codes != together.codes).sum())
         values += alone.codes.numel()

@@ -21,7 +21,7 @@ from fairway.score.evaluation import ALONE
 
 Tiny = Callable[..., Config]
 CPU = Plan("cpu", "float32", "highest", 1, "plain", "plain")
-FILL = ("quant.method=trellis", "quant.fill=true")
+FILL = ("quant.method=trellis", "quant.fit=true")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ FILL = ("quant.method=trellis", "quant.fill=true")
             ["pack.limit_bytes=1", "quant.fit=true"],
             "quant.fit=true cannot keep pack.limit_bytes 1",
         ),
-        ([*FILL, "pack.limit_bytes=800"], "quant.fill=true cannot keep pack.limit_bytes 800:"),
+        ([*FILL, "pack.limit_bytes=800"], "quant.fit=true cannot keep pack.limit_bytes 800:"),
         (["pack.code_bytes=90000", *FILL, "pack.limit_bytes=90000"], "90,000 bytes of code and at"),
         (
             ["score.seq_len=1048576", "score.stride=1048576", "ttt.method=off"],

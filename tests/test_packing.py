@@ -78,8 +78,8 @@ TRELLIS = ("quant.method=trellis", "pack.codec=cabac", "quant.gradient_tokens=51
 
 def test_learning_around_the_codes_costs_time_and_no_bytes(pack: Pack) -> None:
     plain, _ = pack(*TRELLIS)
-    facts, _ = pack(*TRELLIS, "quant.tune_steps=2", "quant.tune_lr=0.01")
-    again, _ = pack(*TRELLIS, "quant.tune_steps=2", "quant.tune_lr=0.01")
+    facts, _ = pack(*TRELLIS, "quant.tune_steps=2")
+    again, _ = pack(*TRELLIS, "quant.tune_steps=2")
     assert facts["digest"] == again["digest"] != plain["digest"]
     same = [part for part in facts["sections"] if part in plain["sections"]]
     # All but the header, whose digests moved, and the vectors.
@@ -121,7 +121,7 @@ def test_a_trellis_takes_about_the_bits_asked_for(pack: Pack) -> None:
 def test_a_budget_is_filled_and_not_exceeded(pack: Pack, tmp_path: Path) -> None:
     asked, _ = pack(*TRELLIS)
     limit = asked["bytes"] + CODE_BYTES + 5000
-    facts, said = pack(*TRELLIS, "quant.fill=true", f"pack.limit_bytes={limit}")
+    facts, said = pack(*TRELLIS, "quant.fit=true", f"pack.limit_bytes={limit}")
     size = (tmp_path / "artifact.fwy").stat().st_size
     assert facts["bytes"] == size
     assert 0.99 * limit < size + CODE_BYTES <= limit
@@ -137,6 +137,6 @@ def test_a_budget_below_the_coarsest_steps_names_the_smallest_size(
     pack()
     before = (tmp_path / "artifact.fwy").read_bytes()
     with pytest.raises(UserError, match="even at the coarsest steps, more than the budget of"):
-        pack(*TRELLIS, "quant.fill=true", "pack.limit_bytes=2000")
+        pack(*TRELLIS, "quant.fit=true", "pack.limit_bytes=2000")
     assert (tmp_path / "artifact.fwy").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["artifact.fwy"]

@@ -33,8 +33,7 @@ def filling(budget_bytes: int | None) -> list[str]:
         return []
     return [
         "quant.method=trellis",
-        "quant.fit=false",
-        "quant.fill=true",
+        "quant.fit=true",
         "pack.codec=cabac",
         f"pack.limit_bytes={budget_bytes}",
     ]

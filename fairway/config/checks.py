@@ -9,7 +9,6 @@ from fairway.config.settings import (
     Config,
     MixtureConfig,
     ModelConfig,
-    QuantConfig,
     ScoreConfig,
     TttConfig,
     settings,
@@ -31,7 +30,6 @@ def check(config: Config) -> None:
             f"{config.data.val_tokens} takes the beginning; set one of them to 0"
         )
     _check_training(config)
-    _check_quantising(config.quant)
     _check_scoring(config)
 
 
@@ -102,25 +100,6 @@ def _check_training(config: Config) -> None:
         raise UserError(
             f"train.batch_tokens {train.batch_tokens} is not a multiple of train.micro_tokens "
             f"{train.micro_tokens}"
-        )
-
-
-TRELLIS_STATES = (1, 4, 8)
-
-
-def _check_quantising(quant: QuantConfig) -> None:
-    """Refuse a search for what the method does not have: one has multipliers, the other levels."""
-    trellis = quant.method == "trellis"
-    if quant.states not in TRELLIS_STATES:
-        raise UserError(f"quant.states is {quant.states}; choose 8, 4, or 1 for a plain grid")
-    if quant.fill and not trellis:
-        raise UserError(
-            f"quant.fill needs quant.method=trellis, not {quant.method}; set it, or quant.fit=true"
-        )
-    if quant.fit and trellis:
-        raise UserError(
-            "quant.fit raises a clip multiplier, which quant.method=trellis does not have; set "
-            "quant.fill=true instead"
         )
 
 

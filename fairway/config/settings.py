@@ -136,21 +136,17 @@ class QuantConfig:
         "gptq", "error feedback, plain rounding, or a trellis", choices=("gptq", "round", "trellis")
     )
     calibration_tokens: int = opt(6_291_456, "training tokens behind the Hessians", lo=1)
-    damp: float = opt(0.01, "share of the mean diagonal added to it", lo=1e-6, hi=10.0)
-    block: int = opt(128, "columns between two lazy updates", lo=1, hi=65_536)
-    act_order: bool = opt(True, "gptq: round the columns of largest input energy first")
     min_numel: int = opt(65_536, "tensors up to this size are kept as fp16", lo=0)
-    fit: bool = opt(False, "raise matrix_sigmas until artifact and code fit pack.limit_bytes")
-    states: int = opt(8, "trellis: states, 8 or 4; 1 is a plain grid", lo=1, hi=8)
+    fit: bool = opt(
+        False,
+        "make artifact and code fit pack.limit_bytes: gptq raises matrix_sigmas where needed, the "
+        "trellis takes the finest steps that fit",
+    )
     rate_bits: float = opt(3.4, "trellis: bits per weight to aim for", lo=0.5, hi=7.0)
     rate_price: float = opt(0.0, "trellis: squared steps of error that a bit is worth", lo=0.0)
     gradient_tokens: int = opt(1_048_576, "trellis: calibration tokens behind sensitivities", lo=1)
-    gradient_damp: float = opt(0.1, "trellis: damping of the outputs' moments", lo=1e-6, hi=10.0)
-    stripe: int = opt(64, "trellis: rows that later rows make up for together", lo=1, hi=65_536)
-    fill: bool = opt(False, "trellis: the finest steps that fit pack.limit_bytes, not rate_bits")
     column_steps: bool = opt(False, "trellis: columns whose errors cost more have finer steps")
     tune_steps: int = opt(0, "steps in which float16 tensors learn around the codes", lo=0)
-    tune_lr: float = opt(0.001, "AdamW rate of these steps, falling to 0", lo=0.0, hi=1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

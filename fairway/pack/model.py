@@ -213,7 +213,7 @@ def _by_level(config: Config, plan: Plan) -> _Method:
     asked = plan.level_for(quant.rate_bits)
 
     def choose(size_at: Callable[[float], int]) -> float:
-        if quant.fill:
+        if quant.fit:
             return finest_fitting(
                 limit_bytes, size_at, lambda level: plan.expected_bits(level) / 8, plan.levels()
             )

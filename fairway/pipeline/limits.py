@@ -83,21 +83,20 @@ def _check_scoring_memory(config: Config, tokens: int, plan: Plan) -> None:
 
 
 def _check_bytes(config: Config, code_bytes: int, say: Say) -> None:
-    """Refuse to fill or fit a limit that leaves no room; say so where nothing would be fitted."""
+    """Refuse to fit a limit that leaves no room; say so where nothing would be fitted."""
     quant, limit_bytes = config.quant, config.pack.limit_bytes
-    wanted = "quant.fill" if quant.fill else "quant.fit" if quant.fit else ""
-    if wanted and (fewest := code_bytes + smallest_bytes(config)) > limit_bytes:
+    if quant.fit and (fewest := code_bytes + smallest_bytes(config)) > limit_bytes:
         raise UserError(
-            f"{wanted}=true cannot keep pack.limit_bytes {limit_bytes:,}: {code_bytes:,} bytes of "
+            f"quant.fit=true cannot keep pack.limit_bytes {limit_bytes:,}: {code_bytes:,} bytes of "
             f"code and at least {fewest - code_bytes:,} of artifact are {fewest:,}; raise the "
             "limit or make the model smaller"
         )
     total_bytes = code_bytes + expected_bytes(config, code_bytes)
-    if not wanted and total_bytes > limit_bytes:
+    if not quant.fit and total_bytes > limit_bytes:
         say(
             f"over the limit to be: about {total_bytes:,} bytes of artifact and code are "
             f"to be expected and pack.limit_bytes is {limit_bytes:,}; make the model smaller, or "
-            f"add --set quant.{'fill' if quant.method == 'trellis' else 'fit'}=true"
+            "add --set quant.fit=true"
         )
 
 
@@ -118,12 +117,12 @@ def smallest_bytes(config: Config) -> int:
 
 def tell_of_size(config: Config, total_bytes: int, say: Say) -> None:
     """Say so if artifact and code exceed their limit, and what to do."""
-    limit_bytes, trellis = config.pack.limit_bytes, config.quant.method == "trellis"
+    limit_bytes = config.pack.limit_bytes
     if total_bytes > limit_bytes:
         say(
             f"over the limit: artifact and code exceed {limit_bytes:,} bytes by "
             f"{total_bytes - limit_bytes:,}; pack again with "
-            f"--set quant.{'fill' if trellis else 'fit'}=true, or make the model smaller"
+            "--set quant.fit=true, or make the model smaller"
         )
 
 

@@ -48,6 +48,11 @@ from fairway.quantise.sensitivity import Curvature
 from fairway.quantise.trellis import codes_of
 from fairway.quantise.viterbi import Encoder, Problem
 
+# States of the trellis; 1 is a plain grid. Columns whose path is found together. Rows that later
+# rows make up for together. The shares of the mean diagonals that are added to the moments of
+# inputs and of outputs. What other values cost: benchmarks/README.md, by benchmarks/pack.py.
+STATES, BLOCK, STRIPE = 8, 128, 64
+DAMP, OUTPUT_DAMP = 0.01, 0.1
 # Bounds of a step in deviations of its row. Beyond them a second-order model is no guide.
 LOW, HIGH = 0.04, 0.5
 # The coarsest level has so many times the steps of the one at which every row is at HIGH.
@@ -101,7 +106,7 @@ class Plan:
         self.groups = [_group(names, state, costs, config) for names in shapes.values()]
         device = self.groups[0].weights.device if self.groups else "cpu"
         self.bits = code_bits(WIDE_BITS if config.column_steps else CODE_BITS).to(device)
-        self._encoder = Encoder(config.states, config.block)
+        self._encoder = Encoder(STATES, BLOCK)
         self._expected = expected_bits(self.bits)
         free = [float((group.spread * group.cost.sqrt()).max()) for group in self.groups]
         self._all_high = HIGH * max(free, default=1.0)
@@ -164,7 +169,7 @@ class Plan:
         classes_LR = row_classes(group.spread / scale_LR)
         left_LRC = group.weights.clone()
         rows = left_LRC.shape[1]
-        stripe = config.stripe if group.mix is not None else rows
+        stripe = STRIPE if group.mix is not None else rows
         codes = []
         for first in range(0, rows, stripe):
             last = min(first + stripe, rows)
@@ -185,7 +190,7 @@ class Plan:
                 error_LSC = here_LSC - step_LSC * multiples_LSC
                 _make_up(left_LRC, group.mix, error_LSC, first, last)
         codes_LRC = torch.cat(codes, 1).cpu()
-        if config.states == 1:
+        if STATES == 1:
             # A plain grid has no second one between its points: its step is two of ours.
             steps_LR = steps_LR + 16
             scale_LR = scale_of(steps_LR)
@@ -198,7 +203,7 @@ class Plan:
                 scale_LR[i].cpu(),
                 bits,
                 steps_LR[i].cpu().clone(),
-                config.states if config.states > 1 else 0,
+                STATES if STATES > 1 else 0,
                 columns=columns_LC[i].clone() if config.column_steps else None,
             )
         return found
@@ -220,13 +225,13 @@ def _group(
                 f"{name} holds a weight that is not finite; was the training diverging?"
             )
         if id(cost.inputs) not in factors:
-            factors[id(cost.inputs)] = inverse_factor(_alive(cost.inputs), config.damp, name)
+            factors[id(cost.inputs)] = inverse_factor(_alive(cost.inputs), DAMP, name)
         if cost.outputs is None:
             rows.append(_floored(cost.rows))
             continue
-        mix_RR = inverse_factor(_alive(cost.outputs), config.gradient_damp, name)
+        mix_RR = inverse_factor(_alive(cost.outputs), OUTPUT_DAMP, name)
         mixes.append(mix_RR)
-        rows.append(_conditional(mix_RR, config.stripe))
+        rows.append(_conditional(mix_RR, STRIPE))
     weights_LRC = torch.stack([state[name].to(device, torch.float32) for name in names])
     upper_LCC = torch.stack([factors[id(costs[name].inputs)] for name in names])
     diagonal_LC = upper_LCC.diagonal(dim1=1, dim2=2)

@@ -39,11 +39,16 @@ def how_counted(pack: PackConfig) -> str:
 
 def expected_bytes(config: Config, code_bytes: int) -> int:
     """Return the artifact bytes to expect of a recipe, from shapes alone (Gaussian weights)."""
-    if config.quant.fill:
+    if fills(config.quant):
         return filled_bytes(config.pack, code_bytes)
     with torch.device("meta"):
         model = GPT(config.model)
     return _total(model, config.quant, lambda _, __, grid: gaussian_bits(grid))
+
+
+def fills(quant: QuantConfig) -> bool:
+    """Return whether the artifact takes all bytes of its limit: a trellis has steps of any size."""
+    return quant.fit and quant.method == "trellis"
 
 
 def filled_bytes(pack: PackConfig, code_bytes: int) -> int:
@@ -53,7 +58,7 @@ def filled_bytes(pack: PackConfig, code_bytes: int) -> int:
 
 def estimated_total(model: GPT, config: Config, code_bytes: int) -> int:
     """Return the bytes of artifact and code to expect, given the present weights."""
-    if config.quant.fill:
+    if fills(config.quant):
         return filled_bytes(config.pack, code_bytes) + code_bytes
     return estimate_bytes(model, config.quant) + code_bytes
 

@@ -34,6 +34,9 @@ from fairway.quantise.grid import (
 QuantisedModel = dict[str, QuantisedTensor | Tensor]
 
 _EMBEDDINGS = ("tok_emb.weight", "head.weight")
+# The share of the Hessian's mean diagonal that is added to it (as in #1493), and the columns whose
+# errors reach those behind them together: codes are the same for any number, 128 is fast.
+DAMP, BLOCK = 0.01, 128
 _DAMPING_TRIES = 6
 
 
@@ -47,32 +50,16 @@ class Matrix:
     grid: Grid
 
 
-def gptq(
-    w_RC: Tensor,
-    hessian_CC: Tensor,
-    grid: Grid,
-    *,
-    damp: float,
-    block: int,
-    act_order: bool,
-    name: str = "the matrix",
-) -> QuantisedTensor:
-    """Return the codes that keep w X closest to its old value: `gptq_all` of one matrix."""
-    matrix = Matrix(name, w_RC, hessian_CC, grid)
-    [(_, found)] = gptq_all([matrix], damp=damp, block=block, act_order=act_order)
-    return found
-
-
 def gptq_all(
-    matrices: Iterable[Matrix], *, damp: float, block: int, act_order: bool
+    matrices: Iterable[Matrix], *, damp: float = DAMP, block: int = BLOCK
 ) -> Iterator[tuple[str, QuantisedTensor]]:
     """Yield the name and codes of every matrix, those of one shape and number of bits together.
 
     The codes keep w X closest to its old value, given hessian = X^T X; any positive multiple of
     that gives the same codes. `damp` times its mean diagonal is added to it, more of it where that
-    is not enough. `act_order` rounds the columns of largest energy first, equal ones in their
-    order in the matrix (a stable sort, so the codes do not depend on the device). Columns that no
-    input ever reached become 0. Updates leave a block of `block` columns only at its end.
+    is not enough. The columns of largest energy are rounded first, equal ones in their order in the
+    matrix (a stable sort, so the codes do not depend on the device). Columns that no input ever
+    reached become 0. Updates leave a block of `block` columns only at its end.
     Raises UserError for weights or Hessians that are not finite or do not fit each other.
     """
     groups: dict[tuple[int, int, int], list[Matrix]] = {}
@@ -88,7 +75,7 @@ def gptq_all(
             factors, width = {}, columns
         for matrix in group:
             if id(matrix.hessian) not in factors:
-                factors[id(matrix.hessian)] = _factorise(matrix, damp, act_order)
+                factors[id(matrix.hessian)] = _factorise(matrix, damp)
         found = _gptq_group(group, [factors[id(m.hessian)] for m in group], block)
         yield from zip((matrix.name for matrix in group), found, strict=True)
 
@@ -102,7 +89,7 @@ class _Factor:
     upper: Tensor
 
 
-def _factorise(matrix: Matrix, damp: float, act_order: bool) -> _Factor:
+def _factorise(matrix: Matrix, damp: float) -> _Factor:
     C = matrix.weight.shape[1]
     hessian_CC = matrix.hessian
     if hessian_CC.shape != (C, C) or not torch.isfinite(hessian_CC).all():
@@ -113,9 +100,7 @@ def _factorise(matrix: Matrix, damp: float, act_order: bool) -> _Factor:
     diagonal_C = H_CC.diagonal()
     dead_C = diagonal_C == 0
     diagonal_C[dead_C] = 1.0
-    order_C = torch.arange(C, device=H_CC.device)
-    if act_order:
-        order_C = torch.argsort(diagonal_C, descending=True, stable=True)
+    order_C = torch.argsort(diagonal_C, descending=True, stable=True)
     with full_precision():
         upper_CC = inverse_factor(H_CC[order_C][:, order_C], damp, matrix.name)
     return _Factor(order_C, dead_C, upper_CC)
@@ -258,7 +243,7 @@ def quantise_model(
             matrices.append(Matrix(name, weight, hessians[name], grid))
         else:
             quantised[name] = round_plainly(weight, grid, name)
-    found = gptq_all(matrices, damp=config.damp, block=config.block, act_order=config.act_order)
+    found = gptq_all(matrices)
     with progress("quantise", len(matrices)) as advance:
         for name, tensor in found:
             quantised[name] = tensor

@@ -24,6 +24,8 @@ from fairway.quantise.gptq import QuantisedModel, as_half, dequantise
 
 # Positions of a step: what a GPU holds easily, forth and back, beside both models' distributions.
 STEP_TOKENS = 16_384
+# AdamW's rate at first (0.0003 and 0.003 learn less, docs/LOG.md), and its other constants.
+RATE = 0.001
 _BETAS, _EPS = (0.9, 0.99), 1e-8
 
 
@@ -41,13 +43,11 @@ def tuned(
         kept = {n: w for n, w in learner.named_parameters() if isinstance(quantised[n], Tensor)}
         for weight in kept.values():
             weight.requires_grad_(True)
-        optimiser = torch.optim.AdamW(
-            kept.values(), config.tune_lr, betas=_BETAS, eps=_EPS, weight_decay=0.0
-        )
+        optimiser = torch.optim.AdamW(kept.values(), RATE, betas=_BETAS, eps=_EPS, weight_decay=0.0)
         with progress("tune", config.tune_steps) as advance:
             for step, ids_BT in zip(range(config.tune_steps), _rows(batches), strict=False):
                 for group in optimiser.param_groups:
-                    group["lr"] = config.tune_lr * _share(step / config.tune_steps)
+                    group["lr"] = RATE * _share(step / config.tune_steps)
                 optimiser.zero_grad()
                 divergence(model, learner, ids_BT).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

@@ -75,8 +75,6 @@ def best() -> Config:
             method="trellis",
             rate_price=0.12,
             column_steps=True,
-            fill=True,
-            fit=False,
             calibration_tokens=2_097_152,
         ),
         pack=replace(base.pack, codec="cabac", code_bytes=AUTO),

@@ -8,11 +8,21 @@ from torch import Tensor
 
 from fairway.base.errors import UserError
 from fairway.config.settings import QuantConfig
+from fairway.quantise import dependent
 from fairway.quantise.dependent import HIGH, LOW, Plan
 from fairway.quantise.grid import QuantisedTensor, restore, scale_of
 from fairway.quantise.sensitivity import Curvature
 
-CONFIG = QuantConfig(method="trellis", min_numel=16, stripe=8, block=16)
+CONFIG = QuantConfig(method="trellis", min_numel=16)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several stripes and blocks even of small matrices."""
+    monkeypatch.setattr(dependent, "STRIPE", 8)
+    monkeypatch.setattr(dependent, "BLOCK", 16)
+
+
 NAMES = ("blocks.0.mlp.fc.weight", "blocks.1.mlp.fc.weight", "tok_emb.weight")
 
 
@@ -142,25 +152,28 @@ def test_a_level_sets_the_bits_over_the_whole_range() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_a_trellis_beats_a_plain_grid_of_as_many_bits() -> None:
+def test_a_trellis_beats_a_plain_grid_of_as_many_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     state, costs = problem()
     errors = {}
     for states in (1, 4, 8):
-        plan = Plan(state, costs, replace(CONFIG, states=states))
+        monkeypatch.setattr(dependent, "STATES", states)
+        plan = Plan(state, costs, CONFIG)
         found = coded(plan, plan.level_for(4.0))
         assert {t.trellis for t in found.values()} == {0 if states == 1 else states}
         errors[states] = sum(loss(state, costs, n, restore(found[n])) for n in NAMES[:2])
     assert errors[8] < 0.9 * errors[1] and errors[4] < 0.9 * errors[1]
 
 
-def test_feedback_over_rows_lowers_the_loss() -> None:
+def test_feedback_over_rows_lowers_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     state, costs = problem()
     level = Plan(state, costs, CONFIG).level_for(3.0)
     name = NAMES[0]
     # In one stripe nothing is made up for; the steps differ a little as well.
     errors = {}
     for stripe in (1, 8, 40):
-        plan = Plan(state, costs, replace(CONFIG, stripe=stripe, gradient_damp=1e-3))
+        monkeypatch.setattr(dependent, "STRIPE", stripe)
+        monkeypatch.setattr(dependent, "OUTPUT_DAMP", 1e-3)
+        plan = Plan(state, costs, CONFIG)
         found = coded(plan, plan.level_for(3.0))
         errors[stripe] = loss(state, costs, name, restore(found[name]))
     assert errors[1] < errors[8] < errors[40]
@@ -171,20 +184,24 @@ def test_feedback_over_rows_lowers_the_loss() -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"states": 4}, "states"),
-        ({"states": 1}, "no trellis"),
+        ({"STATES": 4}, "states"),
+        ({"STATES": 1}, "no trellis"),
         ({"rate_price": 0.3}, "price"),
-        ({"damp": 1.0}, "damping"),
-        ({"gradient_damp": 5.0}, "damping of the outputs"),
-        ({"block": 3}, "block"),
+        ({"DAMP": 1.0}, "damping"),
+        ({"OUTPUT_DAMP": 5.0}, "damping of the outputs"),
+        ({"BLOCK": 3}, "block"),
     ],
 )
-def test_every_setting_changes_the_codes(changes: dict[str, float], what: str) -> None:
+def test_every_number_changes_the_codes(
+    changes: dict[str, float], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state, costs = problem()
     base = Plan(state, costs, CONFIG)
     level = base.level_for(3.0)
-    other = Plan(state, costs, replace(CONFIG, **changes))
-    before, after = coded(base, level), coded(other, level)
+    before = coded(base, level)
+    for name in [name for name in changes if name.isupper()]:
+        monkeypatch.setattr(dependent, name, changes.pop(name))
+    after = coded(Plan(state, costs, replace(CONFIG, **changes)), level)
     assert any(not torch.equal(before[n].codes, after[n].codes) for n in before), what
 
 

@@ -53,7 +53,7 @@ def test_a_trellis_is_told_its_bits_and_a_full_budget_its_size() -> None:
     assert estimate_bytes(model, override(recipe("demo"), changes).quant) == four
     plain = override(recipe("demo"), changes)
     assert estimated_total(model, plain, 1000) == four + 1000
-    full = override(plain, ["quant.fill=true", "pack.limit_bytes=900000"])
+    full = override(plain, ["quant.fit=true", "pack.limit_bytes=900000"])
     assert expected_bytes(full, 1000) == 899_000
     # Code that leaves no room is not made smaller by saying so.
     assert [estimated_total(model, full, code) for code in (1000, 900_001)] == [900_000, 900_001]

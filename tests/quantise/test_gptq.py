@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from fairway.quantise.gptq import (
     Matrix,
     dequantise,
     full_precision,
-    gptq,
     gptq_all,
     grid_of,
     inverse_factor,
@@ -29,7 +29,15 @@ from fairway.quantise.gptq import (
 from fairway.quantise.grid import Grid, QuantisedTensor, restore, row_scales, scale_of
 
 INT6 = Grid(6, 12.85)
-SETTINGS = {"damp": 0.01, "block": 8, "act_order": True}
+SETTINGS = {"damp": 0.01, "block": 8}
+
+
+def gptq(
+    w_RC: Tensor, hessian_CC: Tensor, grid: Grid, *, name: str = "the matrix", **settings: Any
+) -> QuantisedTensor:
+    """Return the codes of one matrix."""
+    [(_, found)] = gptq_all([Matrix(name, w_RC, hessian_CC, grid)], **settings)
+    return found
 
 
 def problem(rows: int = 12, columns: int = 20, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -68,24 +76,19 @@ def output_error(w_RC: Tensor, quantised: QuantisedTensor, hessian_CC: Tensor) -
     return float(((off_RC @ hessian_CC) * off_RC).sum())
 
 
-@pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("block", [1, 3, 8, 20, 128])
 @pytest.mark.parametrize("dead", [(), (0, 7, 19)])
-def test_equals_the_plain_column_by_column_version(
-    act_order: bool, block: int, dead: tuple[int, ...]
-) -> None:
+def test_equals_the_plain_column_by_column_version(block: int, dead: tuple[int, ...]) -> None:
     w_RC, hessian_CC = problem()
     # Energies up to 1, the value that a dead column's diagonal takes.
     hessian_CC /= hessian_CC.diagonal().max()
     for column in dead:
         hessian_CC[column] = hessian_CC[:, column] = 0.0
-    order = torch.arange(20)
-    if act_order:
-        energy_C = torch.where(hessian_CC.diagonal() == 0, 1.0, hessian_CC.diagonal())
-        order = energy_C.argsort(descending=True, stable=True)
+    energy_C = torch.where(hessian_CC.diagonal() == 0, 1.0, hessian_CC.diagonal())
+    order = energy_C.argsort(descending=True, stable=True)
     for grid, damp in ((INT6, 0.01), (INT6, 0.5), (Grid(4, 1.5), 0.01)):
         expected = plain_gptq(w_RC, hessian_CC, grid, damp, order)
-        found = gptq(w_RC, hessian_CC, grid, damp=damp, block=block, act_order=act_order)
+        found = gptq(w_RC, hessian_CC, grid, damp=damp, block=block)
         assert torch.equal(found.codes, expected)
     assert found.codes.min() == -7 and found.codes.max() == 7
 
@@ -107,13 +110,11 @@ def batch(device: str = "cpu") -> list[Matrix]:
     return found
 
 
-@pytest.mark.parametrize("act_order", [True, False])
-def test_many_together_equal_one_at_a_time(act_order: bool) -> None:
-    settings = {"damp": 0.01, "block": 8, "act_order": act_order}
-    together = dict(gptq_all(batch(), **settings))
+def test_many_together_equal_one_at_a_time() -> None:
+    together = dict(gptq_all(batch(), **SETTINGS))
     assert sorted(together) == [f"m{number}" for number in range(6)]
     for m in batch():
-        alone = gptq(m.weight, m.hessian, m.grid, **settings)
+        alone = gptq(m.weight, m.hessian, m.grid, **SETTINGS)
         assert torch.equal(together[m.name].codes, alone.codes)
         assert torch.equal(together[m.name].scale, alone.scale)
         assert together[m.name].bits == m.grid.bits
@@ -176,7 +177,7 @@ def test_products_are_full_precision_whatever_the_plan_allows() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_codes_are_those_of_the_cpu_up_to_ties() -> None:
     w_RC, hessian_CC = problem(300, 260, seed=4)
-    settings = {"damp": 0.01, "block": 128, "act_order": True}
+    settings = {"damp": 0.01, "block": 128}
     wanted = gptq(w_RC, hessian_CC, INT6, **settings)
     found = gptq(w_RC.cuda(), hessian_CC.cuda(), INT6, **settings)
     assert found.codes.device.type == "cpu" and torch.equal(found.scale, wanted.scale)
@@ -252,9 +253,8 @@ def test_equal_energies_keep_the_columns_order() -> None:
     w_RC, hessian_CC = problem()
     d_C = hessian_CC.diagonal().rsqrt()
     equal_CC = (d_C[:, None] * hessian_CC * d_C).fill_diagonal_(1.0)
-    ordered = gptq(w_RC, equal_CC, INT6, damp=0.01, block=8, act_order=True)
-    plain = gptq(w_RC, equal_CC, INT6, damp=0.01, block=8, act_order=False)
-    assert torch.equal(ordered.codes, plain.codes)
+    found = gptq(w_RC, equal_CC, INT6, **SETTINGS)
+    assert torch.equal(found.codes, plain_gptq(w_RC, equal_CC, INT6, 0.01, torch.arange(20)))
 
 
 def test_inputs_are_left_alone() -> None:
@@ -363,16 +363,19 @@ def test_method_round_needs_no_calibration() -> None:
         quantise_model(toy_state(), {}, CONFIG)
 
 
-def test_method_and_act_order_change_the_codes() -> None:
+def test_method_and_damping_change_the_codes_and_the_block_does_not() -> None:
     def codes(config: QuantConfig) -> Tensor:
         tensor = quantise_model(toy_state(), toy_hessians(), config)["tok_emb.weight"]
         assert isinstance(tensor, QuantisedTensor)
         return tensor.codes
 
     base = codes(CONFIG)
-    for changes in ({"method": "round"}, {"act_order": False}, {"damp": 1.0}):
-        assert not torch.equal(base, codes(replace(CONFIG, **changes)))
-    assert torch.equal(base, codes(replace(CONFIG, block=3)))
+    assert not torch.equal(base, codes(replace(CONFIG, method="round")))
+    weight, hessian = toy_state()["tok_emb.weight"], toy_hessians()["tok_emb.weight"]
+    matrix = Matrix("w", weight, hessian, Grid(8, 20.0))
+    [(_, found)] = gptq_all([matrix], block=3)
+    [(_, other)] = gptq_all([matrix], damp=1.0)
+    assert torch.equal(base, found.codes) and not torch.equal(base, other.codes)
 
 
 def test_untied_embedding_is_rounded_plainly() -> None:

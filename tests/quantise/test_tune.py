@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 
+import pytest
 import torch
 from tiny import alive
 from torch import Tensor
 
 from fairway.config.settings import QuantConfig
+from fairway.quantise import tune
 from fairway.quantise.gptq import QuantisedModel, dequantise, quantise_model
 from fairway.quantise.grid import QuantisedTensor
 from fairway.quantise.tune import divergence, tuned
 
 CONFIG = QuantConfig(
     method="round", matrix_bits=3, matrix_sigmas=2.5, embed_bits=4, embed_sigmas=3.0,
-    min_numel=200, tune_steps=60, tune_lr=0.005,
+    min_numel=200, tune_steps=60,
 )  # fmt: skip
 
 
@@ -38,7 +40,9 @@ def off(quantised: QuantisedModel) -> float:
         return float(divergence(model, learner, ids_BT))
 
 
-def test_damage_shrinks_and_only_what_is_float16_moves() -> None:
+def test_damage_shrinks_and_only_what_is_float16_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that 60 steps are enough.
+    monkeypatch.setattr(tune, "RATE", 0.005)
     model, before = coarse()
     kept = {name: weight.clone() for name, weight in model.state_dict().items()}
     after = tuned(model, before, batches(), CONFIG)
