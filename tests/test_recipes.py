@@ -82,7 +82,6 @@ READ = {
     "optim.newton_schulz": "fixed",
     "quant.method": "gptq",
     "quant.min_numel": 65_536,
-    "pack.shuffle": 2,
     "score.batch_windows": 32,
     "score.truncate": True,
 }

@@ -286,8 +286,8 @@ def data_build(
         float, typer.Option(help="Share split off for validation.")
     ] = DataConfig().val_share,
     shard_tokens: Annotated[
-        int, typer.Option(help="Tokens per shard.")
-    ] = DataConfig().shard_tokens,
+        int, whole_option("--shard-tokens", lo=1_000, help="Tokens per shard.")
+    ] = 10_000_000,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the Fairway data that the folder holds.")
     ] = False,
@@ -303,8 +303,7 @@ def data_build(
     if embedded == bool(texts):
         raise UserError("name text files to build from, or pass --embedded, but not both")
     # The bounds of these settings are those of a recipe.
-    named = (f"data.val_share={val_share}", f"data.shard_tokens={shard_tokens}")
-    override(Config(), [*named, f"model.vocab_size={vocab_size}"])
+    override(Config(), [f"data.val_share={val_share}", f"model.vocab_size={vocab_size}"])
     words = Tokenizer.load(tokenizer) if tokenizer else None
     provenance = {"corpus": "embedded", "versions": corpus_versions()} if embedded else None
     left_out = LeftOut()

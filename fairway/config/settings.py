@@ -47,7 +47,6 @@ class DataConfig:
     val_share: float = opt(0.05, "share of the documents kept for validation", lo=0.001, hi=0.5)
     val_bytes: int = opt(0, "validation text to sample across documents; 0 takes all", lo=0)
     val_tokens: int = opt(0, "validation targets to score, from its beginning; 0 takes all", lo=0)
-    shard_tokens: int = opt(10_000_000, "tokens per shard file", lo=1_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +157,6 @@ class PackConfig:
         "entropy coder of the sections; cabac is Fairway's own, for codes and steps",
         choices=("cabac", "brotli", "lzma", "raw"),
     )
-    shuffle: int = opt(2, "byte shuffle stride before coding; 1 is off", lo=1, hi=16)
     with_tokenizer: bool = opt(False, "carry the tokenizer inside the artifact")
     limit_bytes: int = opt(16_000_000, "most bytes of artifact and code", lo=1)
     code_bytes: int | str = opt(

@@ -35,7 +35,7 @@ class ShuffledLoader:
         if world > len(shards):
             raise UserError(
                 f"{len(shards)} training shards cannot feed {world} ranks; "
-                "build smaller shards (data.shard_tokens) or use fewer ranks"
+                "build smaller shards (fairway data build --shard-tokens) or use fewer ranks"
             )
         self._shards = shards[rank::world]
         shortest = min(len(shard) for shard in self._shards)

@@ -49,6 +49,8 @@ _PREFIX = struct.Struct("<8sII32s")
 MAX_HEADER_BYTES = 1 << 16
 MAX_TOKENIZER_BYTES = 1 << 24
 
+# Numbers of two bytes compress better with their lower bytes first; benchmarks/README.md.
+_STRIDE = 2
 # What a file may unfold to: 4 MiB, and 16 times its own size. Trained codes shrink to about 0.42
 # (2.4 times), a fresh model whose output projections are still zero by 4; a model of zeros alone
 # would shrink without end, which only small ones, made by tests, may do.
@@ -169,7 +171,7 @@ def _encode(spec: SectionSpec, quantised: QuantisedModel, pack: PackConfig) -> _
     # Few scales of a fresh model repeat one another, which Brotli sees better.
     raw = section_bytes(spec, quantised)
     # Only numbers of two bytes gain from the shuffle; it costs codes what their columns give.
-    stride = pack.shuffle if spec.kind in ("scales", "steps", "vectors") else 1
+    stride = _STRIDE if spec.kind in ("scales", "steps", "vectors") else 1
     return _Section(entry | {"raw_bytes": len(raw)}, [*ways, _way(raw, pack, stride)])
 
 

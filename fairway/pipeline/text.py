@@ -9,6 +9,8 @@ from fairway.config.settings import BOS_ID, Config
 from fairway.data.build import DataFolder, build_data
 from fairway.data.corpus import corpus_versions, embedded_documents
 
+# Tokens of a shard of the embedded corpus: small, so that several processes have one each.
+_SHARD_TOKENS = 1_000_000
 # What sees to it that the embedded corpus of some settings exists, by the work that makes it.
 Embedded = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], None]
 
@@ -50,7 +52,6 @@ def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
     data, vocab_size, versions = config.data, config.model.vocab_size, corpus_versions()
     reads = {
         "val_share": data.val_share,
-        "shard_tokens": data.shard_tokens,
         "vocab_size": vocab_size,
         "versions": versions,
     }
@@ -61,7 +62,7 @@ def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
             out,
             vocab_size=vocab_size,
             val_share=data.val_share,
-            shard_tokens=data.shard_tokens,
+            shard_tokens=_SHARD_TOKENS,
             provenance={"corpus": "embedded", "versions": versions},
             replace=True,
         )

@@ -22,7 +22,7 @@ def demo() -> Config:
     """A model of the embedded corpus, trained on two CPU cores within six minutes in all."""
     return Config(
         recipe="demo",
-        data=DataConfig(val_share=0.04, val_bytes=128_000, shard_tokens=1_000_000),
+        data=DataConfig(val_share=0.04, val_bytes=128_000),
         model=ModelConfig(
             vocab_size=2048,
             num_layers=4,

@@ -29,6 +29,7 @@ from specimens import (
 from fairway.base.errors import UserError
 from fairway.config.settings import PackConfig
 from fairway.model.gpt import GPT
+from fairway.pack import artifact
 from fairway.pack.artifact import load_artifact, read_sections, save_artifact
 from fairway.pack.layout import (
     Form,
@@ -344,7 +345,7 @@ def test_each_section_has_the_codec_and_the_stride_that_suit_it(tmp_path: Path) 
 
     codes = {"embedding", "query", "attention output", "MLP up", "MLP down"}
     two, one = ("brotli", 2), ("brotli", 1)
-    pack = PackConfig(codec="brotli", shuffle=2, **WITH_WORDS)
+    pack = PackConfig(codec="brotli", **WITH_WORDS)
     wanted = dict.fromkeys(codes, one) | {"scales": two, "vectors": two, "tokenizer": one}
     assert found(quantised, pack) == wanted
     wanted = dict.fromkeys(codes, one) | {
@@ -372,8 +373,11 @@ def test_each_section_has_the_codec_and_the_stride_that_suit_it(tmp_path: Path) 
 
 @pytest.mark.parametrize("codec", ["raw", "lzma", "brotli"])
 @pytest.mark.parametrize("stride", [1, 16])
-def test_every_stride_is_read(tmp_path: Path, codec: str, stride: int) -> None:
-    pack = PackConfig(codec=codec, shuffle=stride)
+def test_every_stride_is_read(
+    tmp_path: Path, codec: str, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact, "_STRIDE", stride)
+    pack = PackConfig(codec=codec)
     save_artifact(tmp_path / "a.fwy", striped(), TINY, pack, WORDS, PROVENANCE)
     found = load_artifact(tmp_path / "a.fwy").state
     for name, tensor in striped().items():
