@@ -1,5 +1,6 @@
 """The recipes of the published system against what its logs print."""
 
+import ast
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fairway import recipes
 from fairway.base.errors import UserError
+from fairway.config import settings as configs
 from fairway.config.settings import Config, OptimConfig, settings
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
@@ -186,3 +189,53 @@ def test_smear_needs_the_documents_to_begin_where_it_stops(
     smeared = replace(config, model=replace(config.model, smear=True))
     with pytest.raises(UserError, match="begins documents with token 2, but model.smear stops at"):
         Pipeline(smeared, RunFolder(tmp_path), lambda text: None).data(build=True)
+
+
+def restated(source: str) -> list[str]:
+    """Return the arguments of recipes that repeat a default, or what the base has already."""
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        bases = {
+            str(node.targets[0].id): recipe(node.value.func.id)  # type: ignore[attr-defined]
+            for node in function.body
+            if isinstance(node, ast.Assign)
+        }
+        names = vars(configs) | bases
+        for call in ast.walk(function):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                continue
+            if call.func.id == "replace":
+                before = eval(ast.unparse(call.args[0]), {}, names)
+            else:
+                before = names[call.func.id]() if call.keywords else None
+            for item in call.keywords:
+                if not isinstance(item.value, ast.Call):
+                    value = eval(ast.unparse(item.value), {}, names)
+                    if getattr(before, str(item.arg)) == value:
+                        found.append(f"{function.name}: {item.arg}={value}")
+    return found
+
+
+def test_a_recipe_states_differences_alone() -> None:
+    files = set(Path(recipes.__file__).parent.glob("*.py")) - {Path(recipes.__file__)}
+    assert len(files) >= 2
+    for path in sorted(files):
+        assert restated(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("return Config(recipe='x', seed=42)", "x: seed=42"),
+        ("return Config(recipe='x', model=ModelConfig(dim=1, num_layers=11))", "x: num_layers=11"),
+        ("base = demo()\n    return replace(base, seed=42)", "x: seed=42"),
+        ("base = demo()\n    return replace(base, model=replace(base.model, dim=192))",
+         "x: dim=192"),
+        ("base = demo()\n    return replace(base, pack=PackConfig(codec='brotli'))",
+         "x: codec=brotli"),
+    ],
+)  # fmt: skip
+def test_a_restated_default_is_found(body: str, fault: str) -> None:
+    assert restated(f"def x() -> Config:\n    {body}\n") == [fault]

@@ -26,8 +26,9 @@ def check(config: Config) -> None:
     check_model(config.model)
     if config.data.val_bytes and config.data.val_tokens:
         raise UserError(
-            f"data.val_bytes {config.data.val_bytes} samples documents and data.val_tokens "
-            f"{config.data.val_tokens} takes the beginning; set one of them to 0"
+            f"data.val_bytes is {config.data.val_bytes} and data.val_tokens is "
+            f"{config.data.val_tokens}, but only one of them may choose the validation text; set "
+            "the other to 0"
         )
     _check_training(config)
     _check_scoring(config)
@@ -114,8 +115,8 @@ def _check_scoring(config: Config) -> None:
     check_mixture(config.mixture, config.ttt, score)
     if config.prove.experts and (not config.mixture.experts or config.prove.method == "lora"):
         raise UserError(
-            "prove.experts needs some in mixture.experts and prove.method sliding or sgd; set both "
-            "or prove.experts=false"
+            "prove.experts=true needs experts in mixture.experts and prove.method sliding or sgd; "
+            "set them, or prove.experts=false"
         )
     if config.prove.bytes and config.prove.method != "sliding":
         check_learning(config.prove.method, config.ttt, score)
@@ -149,8 +150,8 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
     longest = max(size for size, _ in lora_chunks(ttt))
     if longest > score.seq_len:
         raise UserError(
-            f"ttt.lora_chunks '{ttt.lora_chunks}' scores {longest} positions at a time, more than "
-            f"a window of score.seq_len {score.seq_len} holds"
+            f"ttt.lora_chunks '{ttt.lora_chunks}' has a size of {longest}, but score.seq_len is "
+            f"{score.seq_len}; lower the size or raise score.seq_len"
         )
 
 
@@ -167,7 +168,9 @@ def check_mixture(mixture: MixtureConfig, ttt: TttConfig, score: ScoreConfig) ->
         if expert not in EXPERTS:
             raise UserError(unknown_name("expert in mixture.experts", expert, EXPERTS))
     if len(set(chosen)) < len(chosen):
-        raise UserError(f"mixture.experts '{mixture.experts}' must name each expert once")
+        raise UserError(
+            f"mixture.experts '{mixture.experts}' names an expert twice; name each once"
+        )
     if (chosen or mixture.published) and mixture.base != "sliding":
         check_ttt(dataclasses.replace(ttt, method=mixture.base), score)
 
@@ -200,8 +203,8 @@ def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:
         found.append((int(size), int(end) if at else None))
     if not words or len(found) < len(words):
         raise UserError(
-            f"ttt.lora_chunks '{ttt.lora_chunks}' must be like '48' or '8@256 24@2000 48': sizes "
-            "with rising ends, the last without one"
+            f"ttt.lora_chunks is '{ttt.lora_chunks}'; write one size, such as '48', or several "
+            "with the growing positions at which they end, such as '8@256 24@2000 48'"
         )
     return found
 

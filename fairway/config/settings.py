@@ -42,67 +42,86 @@ class DataConfig:
 
     source: str = opt(
         "embedded",
-        "'embedded', or a folder made by `fairway data build` or `fetch`; '' is none yet",
+        "Folder with training and validation tokens, made by `fairway data build` or `fetch`; "
+        "'embedded' builds one from the documentation on this machine; '' names none yet.",
     )
-    val_share: float = opt(0.05, "share of the documents kept for validation", lo=0.001, hi=0.5)
-    val_bytes: int = opt(0, "validation text to sample across documents; 0 takes all", lo=0)
-    val_tokens: int = opt(0, "validation targets to score, from its beginning; 0 takes all", lo=0)
+    val_share: float = opt(
+        0.05, "Share of the embedded documents kept for validation.", lo=0.001, hi=0.5
+    )
+    val_bytes: int = opt(
+        0, "Bytes of validation text to score, sampled by document; 0 scores all.", lo=0
+    )
+    val_tokens: int = opt(0, "Validation tokens to score, from the beginning; 0 scores all.", lo=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The transformer of pull requests #1493 and #1858."""
 
-    vocab_size: int = opt(8192, "tokens in the vocabulary", lo=260, hi=65_535)
-    num_layers: int = opt(11, "physical blocks", lo=1, hi=256)
-    dim: int = opt(512, "width of the residual stream", lo=8, hi=16_384)
-    embed_dim: int = opt(0, "width of a factorised embedding; 0 means dim", lo=0, hi=16_384)
-    num_heads: int = opt(8, "query heads", lo=1, hi=256)
-    num_kv_heads: int = opt(4, "key and value heads", lo=1, hi=256)
-    mlp_dim: int = opt(2048, "hidden width of the MLP", lo=8, hi=65_536)
-    rope_dims: int = opt(16, "rotated dimensions of each head", lo=0, hi=1024)
-    rope_base: float = opt(10_000.0, "base of the rotary frequencies", lo=1.0)
-    rope_train_len: int = opt(2048, "length beyond which the rotary base is rescaled", lo=1)
-    qk_gain: float = opt(5.25, "initial gain of the queries, per head", lo=0.01, hi=100.0)
-    xsa_layers: int = opt(11, "last so many layers drop the part along their own value", lo=0)
-    softcap: float = opt(30.0, "logits are softcap * tanh(logits / softcap); 0 is off", lo=0.0)
-    parallel_from: int = opt(7, "first block whose MLP reads the attention's input", lo=0)
-    skips: bool = opt(True, "U-Net skips from the first to the second half of the visits")
-    skip_gates: bool = opt(True, "blend skips through learned gates instead of adding them")
-    loop_first: int = opt(3, "first block of the recurrence", lo=0)
-    loop_last: int = opt(5, "last block of the recurrence", lo=0)
-    loop_extra: int = opt(2, "extra visits of the looped blocks; 0 is no recurrence", lo=0, hi=16)
-    tie_embeddings: bool = opt(True, "use the embedding as output head")
-    embed_bf16: bool = opt(True, "keep the embedding and its Adam moments in bfloat16")
-    smear: bool = opt(False, "blend each embedding with the one before it in its document")
+    vocab_size: int = opt(8192, "Number of tokens in the vocabulary.", lo=260, hi=65_535)
+    num_layers: int = opt(11, "Number of transformer blocks.", lo=1, hi=256)
+    dim: int = opt(512, "Width of the residual stream.", lo=8, hi=16_384)
+    embed_dim: int = opt(
+        0, "Width of a factorised embedding; 0 is not factorised.", lo=0, hi=16_384
+    )
+    num_heads: int = opt(8, "Number of query heads.", lo=1, hi=256)
+    num_kv_heads: int = opt(4, "Number of key and value heads.", lo=1, hi=256)
+    mlp_dim: int = opt(2048, "Hidden width of the MLP.", lo=8, hi=65_536)
+    rope_dims: int = opt(16, "Dimensions of each head that RoPE rotates.", lo=0, hi=1024)
+    rope_base: float = opt(10_000.0, "Base of the RoPE frequencies.", lo=1.0)
+    rope_train_len: int = opt(2048, "Length beyond which the RoPE base is rescaled (NTK).", lo=1)
+    qk_gain: float = opt(5.25, "Initial gain of the queries, one per head.", lo=0.01, hi=100.0)
+    xsa_layers: int = opt(
+        11,
+        "Number of last layers with exclusive self-attention: no output along a token's own value.",
+        lo=0,
+    )
+    softcap: float = opt(30.0, "Logits become softcap * tanh(logits / softcap); 0 is off.", lo=0.0)
+    parallel_from: int = opt(7, "First block whose MLP runs in parallel with attention.", lo=0)
+    skips: bool = opt(True, "Add U-Net skip connections from first to last layers.")
+    skip_gates: bool = opt(True, "Blend skip connections in through learned gates.")
+    loop_first: int = opt(3, "First block of the loop (depth recurrence).", lo=0)
+    loop_last: int = opt(5, "Last block of the loop.", lo=0)
+    loop_extra: int = opt(2, "Extra runs of the looped blocks per pass; 0 is no loop.", lo=0, hi=16)
+    tie_embeddings: bool = opt(True, "Use the embedding matrix as the output head too.")
+    embed_bf16: bool = opt(True, "Store the embedding and its Adam moments in bfloat16.")
+    smear: bool = opt(False, "Mix the previous token's embedding into each token's (SmearGate).")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """MuonEq-R for the matrices, AdamW for the rest, as in #1493."""
 
-    matrix_lr: float = opt(0.022, "Muon learning rate", lo=0.0, hi=10.0)
-    matrix_wd: float = opt(0.095, "Muon decoupled weight decay", lo=0.0, hi=10.0)
-    momentum: float = opt(0.99, "Muon momentum after its warm-up", lo=0.0, hi=0.9999)
-    momentum_start: float = opt(0.92, "Muon momentum at step 0", lo=0.0, hi=0.9999)
-    momentum_warmup_steps: int = opt(1500, "steps from momentum_start to momentum", lo=0)
+    matrix_lr: float = opt(0.022, "Muon learning rate of the weight matrices.", lo=0.0, hi=10.0)
+    matrix_wd: float = opt(0.095, "Muon weight decay (decoupled).", lo=0.0, hi=10.0)
+    momentum: float = opt(0.99, "Momentum of Muon after its warm-up.", lo=0.0, hi=0.9999)
+    momentum_start: float = opt(0.92, "Momentum of Muon at the first step.", lo=0.0, hi=0.9999)
+    momentum_warmup_steps: int = opt(1500, "Steps from momentum_start to momentum.", lo=0)
     newton_schulz: str = opt(
-        "fixed", "coefficients of the orthogonalisation", choices=("fixed", "polar_express")
+        "fixed",
+        "Coefficients of the Newton-Schulz iteration in Muon.",
+        choices=("fixed", "polar_express"),
     )
-    row_normalise: bool = opt(True, "divide rows by their norm before orthogonalising (MuonEq-R)")
-    embed_lr: float = opt(0.03, "AdamW learning rate of the tied embedding", lo=0.0, hi=10.0)
-    embed_wd: float = opt(0.085, "AdamW weight decay of the embedding", lo=0.0, hi=10.0)
-    head_lr: float = opt(0.008, "AdamW learning rate of an untied head", lo=0.0, hi=10.0)
-    scalar_lr: float = opt(0.02, "AdamW learning rate of gains, scales and gates", lo=0.0, hi=10.0)
-    scalar_wd: float = opt(0.02, "AdamW weight decay of gains, scales and gates", lo=0.0, hi=10.0)
-    beta1: float = opt(0.9, "AdamW first-moment decay", lo=0.0, hi=0.9999)
-    beta2: float = opt(0.95, "AdamW second-moment decay", lo=0.0, hi=0.99999)
-    grad_clip: float = opt(0.3, "bound on the global gradient norm; 0 is off", lo=0.0)
-    warmdown_share: float = opt(0.72, "last share of the run with falling rates", lo=0.0, hi=1.0)
-    min_lr: float = opt(0.0, "floor of the learning-rate multiplier", lo=0.0, hi=1.0)
-    ema_decay: float | None = opt(0.9965, "weight average: decay per step", lo=0.0, hi=0.999999)
+    row_normalise: bool = opt(True, "Divide rows by their norms before Newton-Schulz (MuonEq-R).")
+    embed_lr: float = opt(0.03, "AdamW learning rate of the embedding.", lo=0.0, hi=10.0)
+    embed_wd: float = opt(0.085, "AdamW weight decay of the embedding.", lo=0.0, hi=10.0)
+    head_lr: float = opt(0.008, "AdamW learning rate of an untied output head.", lo=0.0, hi=10.0)
+    scalar_lr: float = opt(0.02, "AdamW learning rate of gains, scales and gates.", lo=0.0, hi=10.0)
+    scalar_wd: float = opt(0.02, "AdamW weight decay of gains, scales and gates.", lo=0.0, hi=10.0)
+    beta1: float = opt(0.9, "Decay of AdamW's first moment.", lo=0.0, hi=0.9999)
+    beta2: float = opt(0.95, "Decay of AdamW's second moment.", lo=0.0, hi=0.99999)
+    grad_clip: float = opt(
+        0.3, "Largest norm of the gradient; longer ones are scaled; 0 is off.", lo=0.0
+    )
+    warmdown_share: float = opt(
+        0.72, "Last share of the run, in which learning rates fall.", lo=0.0, hi=1.0
+    )
+    min_lr: float = opt(0.0, "Final learning rates as a share of the full ones.", lo=0.0, hi=1.0)
+    ema_decay: float | None = opt(
+        0.9965, "Decay per step of the average of weights (EMA).", lo=0.0, hi=0.999999
+    )
     ema_share: float | None = opt(
-        None, "weight average: horizon as a share of the run (set ema_decay=none)", lo=1e-6, hi=1.0
+        None, "EMA horizon as a share of the run (set ema_decay=none).", lo=1e-6, hi=1.0
     )
 
 
@@ -110,42 +129,58 @@ class OptimConfig:
 class TrainConfig:
     """The loop: what drives it, how much it reads at a time, what it writes on the way."""
 
-    clock: str = opt("wall", "what drives schedule and stop", choices=("wall", "steps", "replay"))
-    budget_s: float = opt(600.0, "seconds for training and calibration (clock = wall)", lo=0.1)
-    reserve_s: float = opt(12.0, "part of the budget kept for calibration", lo=0.0)
-    steps: int = opt(4550, "steps of the run (clock = steps)", lo=1)
-    replay: str = opt("", "run folder whose recorded progress is followed (clock = replay)")
-    seq_len: int = opt(2048, "tokens per training sequence", lo=2, hi=1_048_576)
-    batch_tokens: int = opt(786_432, "tokens per optimiser step, over all ranks", lo=2)
-    micro_tokens: int = opt(98_304, "most tokens per forward pass on one rank", lo=2)
-    loop_from: float = opt(0.35, "progress at which the depth recurrence starts", lo=0.0, hi=1.0)
-    warmup_steps: int = opt(20, "steps before the clock, undone afterwards", lo=0, hi=1000)
-    checkpoint_every_s: float = opt(120.0, "seconds between checkpoints; 0 is only at stop", lo=0.0)
+    clock: str = opt(
+        "wall",
+        "What measures progress: seconds (wall), steps, or another run's record (replay).",
+        choices=("wall", "steps", "replay"),
+    )
+    budget_s: float = opt(600.0, "Seconds for training and calibration (clock=wall).", lo=0.1)
+    reserve_s: float = opt(12.0, "Seconds of train.budget_s that are kept for calibration.", lo=0.0)
+    steps: int = opt(4550, "Number of training steps (clock=steps).", lo=1)
+    replay: str = opt("", "Run folder whose recorded progress this run follows (clock=replay).")
+    seq_len: int = opt(2048, "Tokens per training sequence.", lo=2, hi=1_048_576)
+    batch_tokens: int = opt(786_432, "Tokens per optimiser step, summed over all processes.", lo=2)
+    micro_tokens: int = opt(98_304, "Most tokens in one forward pass of a process.", lo=2)
+    loop_from: float = opt(0.35, "Share of the run after which the loop is on.", lo=0.0, hi=1.0)
+    warmup_steps: int = opt(
+        20, "Steps before the clock starts; their result is discarded.", lo=0, hi=1000
+    )
+    checkpoint_every_s: float = opt(
+        120.0, "Seconds between checkpoints; 0 writes one when stopping.", lo=0.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantConfig:
     """GPTQ with SDClip (#1394), or dependent quantisation: a trellis, steps by sensitivity."""
 
-    matrix_bits: int = opt(6, "bits of the matrices' codes", lo=2, hi=8)
-    matrix_sigmas: float = opt(12.85, "matrices: clip at so many row sigmas", lo=0.5, hi=100.0)
-    embed_bits: int = opt(8, "bits of the embedding's codes", lo=2, hi=8)
-    embed_sigmas: float = opt(20.0, "embedding: clip at so many row sigmas", lo=0.5, hi=100.0)
-    method: str = opt(
-        "gptq", "error feedback, plain rounding, or a trellis", choices=("gptq", "round", "trellis")
+    matrix_bits: int = opt(6, "Bits per weight of matrices (gptq, round).", lo=2, hi=8)
+    matrix_sigmas: float = opt(
+        12.85, "Clipping range of matrices, in standard deviations of a row.", lo=0.5, hi=100.0
     )
-    calibration_tokens: int = opt(6_291_456, "training tokens behind the Hessians", lo=1)
-    min_numel: int = opt(65_536, "tensors up to this size are kept as fp16", lo=0)
+    embed_bits: int = opt(8, "Bits per weight of the embedding (gptq, round).", lo=2, hi=8)
+    embed_sigmas: float = opt(
+        20.0, "Clipping range of the embedding, in standard deviations of a row.", lo=0.5, hi=100.0
+    )
+    method: str = opt(
+        "gptq",
+        "Error feedback (gptq), plain rounding (round), or dependent quantisation (trellis).",
+        choices=("gptq", "round", "trellis"),
+    )
+    calibration_tokens: int = opt(6_291_456, "Training tokens that estimate the Hessians.", lo=1)
+    min_numel: int = opt(65_536, "Largest matrix that stays in float16, in weights.", lo=0)
     fit: bool = opt(
         False,
-        "make artifact and code fit pack.limit_bytes: gptq raises matrix_sigmas where needed, the "
-        "trellis takes the finest steps that fit",
+        "Make artifact and code fit pack.limit_bytes: gptq and round raise matrix_sigmas as far"
+        " as needed, trellis takes the finest steps that fit.",
     )
-    rate_bits: float = opt(3.4, "trellis: bits per weight to aim for", lo=0.5, hi=7.0)
-    rate_price: float = opt(0.0, "trellis: squared steps of error that a bit is worth", lo=0.0)
-    gradient_tokens: int = opt(1_048_576, "trellis: calibration tokens behind sensitivities", lo=1)
-    column_steps: bool = opt(False, "trellis: columns whose errors cost more have finer steps")
-    tune_steps: int = opt(0, "steps in which float16 tensors learn around the codes", lo=0)
+    rate_bits: float = opt(3.4, "Bits per weight to aim for (trellis without fit).", lo=0.5, hi=7.0)
+    rate_price: float = opt(0.0, "Squared error that saving one bit may cost (trellis).", lo=0.0)
+    gradient_tokens: int = opt(
+        1_048_576, "Training tokens that estimate sensitivities (trellis).", lo=1
+    )
+    column_steps: bool = opt(False, "Give finer steps to columns whose errors cost more (trellis).")
+    tune_steps: int = opt(0, "Steps that train float16 tensors around the quantised ones.", lo=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,15 +189,15 @@ class PackConfig:
 
     codec: str = opt(
         "brotli",
-        "entropy coder of the sections; cabac is Fairway's own, for codes and steps",
+        "Entropy coder of the artifact; cabac is Fairway's own.",
         choices=("cabac", "brotli", "lzma", "raw"),
     )
-    with_tokenizer: bool = opt(False, "carry the tokenizer inside the artifact")
-    limit_bytes: int = opt(16_000_000, "most bytes of artifact and code", lo=1)
+    with_tokenizer: bool = opt(False, "Store the tokenizer inside the artifact.")
+    limit_bytes: int = opt(16_000_000, "Most bytes that artifact and code may have together.", lo=1)
     code_bytes: int | str = opt(
         AUTO,
-        "code beside the artifact: auto counts this recipe's own bundle; a number is declared, for "
-        "comparisons, and cannot be submitted",
+        "Bytes of code that count: auto measures this recipe's bundle; a number is declared, "
+        "for comparisons, and cannot be submitted.",
         lo=0,
         choices=(AUTO,),
     )
@@ -172,11 +207,15 @@ class PackConfig:
 class ScoreConfig:
     """Side-by-side and sliding evaluation, as in #1493."""
 
-    seq_len: int = opt(2048, "context of a scoring window", lo=2, hi=1_048_576)
-    stride: int = opt(64, "positions scored by a sliding window", lo=1, hi=1_048_576)
-    batch_windows: int = opt(32, "windows per forward pass", lo=1, hi=65_536)
-    truncate: bool = opt(True, "drop targets beyond the last full window, as the challenge does")
-    check_positions: int = opt(64, "positions whose full distribution is summed", lo=0)
+    seq_len: int = opt(2048, "Tokens in a scoring window.", lo=2, hi=1_048_576)
+    stride: int = opt(
+        64, "Tokens by which the sliding window moves; it scores the new ones.", lo=1, hi=1_048_576
+    )
+    batch_windows: int = opt(32, "Windows per forward pass.", lo=1, hi=65_536)
+    truncate: bool = opt(
+        True, "Leave out tokens after the last full window, as the challenge does."
+    )
+    check_positions: int = opt(64, "Positions at which all probabilities must sum to 1.", lo=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,41 +227,47 @@ class TttConfig:
 
     method: str = opt(
         "off",
-        "what learns from scored text: all weights (sgd), or adapters per document (lora)",
+        "What trains on scored text: all weights (sgd), or adapters per document (lora).",
         choices=("off", "sgd", "lora"),
     )
-    budget_s: float = opt(600.0, "seconds for scoring and learning together", lo=1.0)
+    budget_s: float = opt(600.0, "Seconds for scoring and test-time training together.", lo=1.0)
     over_budget: str = opt(
         "refuse",
-        "an estimate above budget_s: refuse with the numbers, or do less",
+        "If the estimate exceeds ttt.budget_s: refuse, or do less (shrink).",
         choices=("refuse", "shrink"),
     )
-    chunk_tokens: int = opt(32_768, "sgd: positions scored before they are learned", lo=2)
-    epochs: int = opt(2, "sgd: passes over a scored chunk", lo=1, hi=100)
-    lr: float = opt(0.005, "sgd: rate of the first chunk, falling along a cosine", lo=0.0, hi=10.0)
-    confidence: bool = opt(False, "sgd: weigh tokens by cost over mean, 1/3 to 3 (ConfTTT)")
+    chunk_tokens: int = opt(
+        32_768, "Tokens that are scored before the model trains on them (sgd).", lo=2
+    )
+    epochs: int = opt(2, "Passes over each scored chunk (sgd).", lo=1, hi=100)
+    lr: float = opt(
+        0.005, "Learning rate at the start; it falls along a cosine (sgd).", lo=0.0, hi=10.0
+    )
+    confidence: bool = opt(False, "Weight tokens by their cost over the mean cost (sgd, ConfTTT).")
     lora_targets: str = opt(
-        "q k v o mlp head", "lora: what has adapters, out of q k v o mlp head; order is free"
+        "q k v o mlp head", "Matrices that get adapters: some of q k v o mlp head."
     )
-    lora_rank: int = opt(96, "lora: rank of every adapter", lo=1, hi=4096)
-    lora_alpha: float = opt(144.0, "lora: adapters are scaled by alpha / rank", lo=0.0, hi=1e6)
-    lora_lr: float = opt(1e-4, "lora: AdamW learning rate", lo=0.0, hi=1.0)
-    lora_beta2: float = opt(
-        0.999, "lora: AdamW second-moment decay; the first is 0", lo=0.0, hi=1.0
+    lora_rank: int = opt(96, "Rank of the adapters (lora).", lo=1, hi=4096)
+    lora_alpha: float = opt(
+        144.0, "Adapters are multiplied by alpha / rank (lora).", lo=0.0, hi=1e6
     )
-    lora_wd: float = opt(1.0, "lora: AdamW decoupled weight decay", lo=0.0, hi=1000.0)
+    lora_lr: float = opt(1e-4, "Learning rate of AdamW (lora).", lo=0.0, hi=1.0)
+    lora_beta2: float = opt(0.999, "Decay of AdamW's second moment (lora).", lo=0.0, hi=1.0)
+    lora_wd: float = opt(1.0, "Decoupled weight decay of AdamW (lora).", lo=0.0, hi=1000.0)
     lora_chunks: str = opt(
         "48",
-        "lora: positions scored between two steps; '8@256 24@2000 48' takes 8 up to position 256 "
-        "of a document, 24 up to 2000, then 48",
+        "Tokens between two training steps: '48', or '8@256 24@2000 48' for 8 up to token 256 "
+        "of a document, 24 up to 2000, then 48 (lora).",
     )
-    lora_documents: int = opt(64, "lora: documents scored side by side", lo=1, hi=65_536)
-    lora_warm: bool = opt(True, "lora: keep the inner matrices A from one batch to the next")
-    lora_lanes: int = opt(8, "lora: batches in flight, shared out over processes", lo=1, hi=1024)
+    lora_documents: int = opt(64, "Documents scored side by side (lora).", lo=1, hi=65_536)
+    lora_warm: bool = opt(True, "Keep the adapters' A matrices from one batch to the next (lora).")
+    lora_lanes: int = opt(
+        8, "Independent series of batches, divided among processes (lora).", lo=1, hi=1024
+    )
     lora_sort: bool = opt(
-        False, "lora: longest documents first, which reads lengths of text not yet scored"
+        False, "Score the longest documents first; this reads lengths ahead (lora)."
     )
-    lora_phases: int = opt(0, "lora: times that all weights learn from all scored so far", lo=0)
+    lora_phases: int = opt(0, "How many times all weights train on the scored text (lora).", lo=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,24 +277,27 @@ class MixtureConfig:
     The published mixture (#1858), which is none, is scored apart from that by `published`.
     """
 
-    experts: str = opt("", "who helps the model, out of: ppm match tilt; '' is off")
+    experts: str = opt("", "Experts to mix with the model: any of ppm match tilt; '' is none.")
     base: str = opt(
-        "sliding", "who is helped: the frozen model, or one that learns by the settings of ttt",
+        "sliding",
+        "Model to mix with: the frozen one (sliding), or one trained as ttt says (sgd, lora).",
         choices=("sliding", "sgd", "lora"),
-    )  # fmt: skip
+    )
     variant: str = opt(
-        "A", "whether a token ends: A as the model says, B as counted too", choices=("A", "B")
+        "A",
+        "Who predicts that a token ends: the model (A), or also counts (B).",
+        choices=("A", "B"),
     )
     weights: str = opt(
         "share",
-        "the model's weight: fixed, by the confidence of ppm, or learned (fixed share)",
+        "The model's weight is constant (fixed), follows ppm's confidence (gate), or is learned.",
         choices=("fixed", "gate", "share"),
     )
-    weight: float = opt(0.9, "the model's weight, or what it begins with", lo=0.0, hi=1.0)
-    order: int = opt(5, "ppm: bytes of the longest context", lo=0, hi=8)
-    per_document: bool = opt(False, "ppm: histories begin anew with every document; counts stay")
-    memory_mb: int = opt(4000, "ppm: most memory for counts, in MB; then nothing new", lo=8)
-    published: bool = opt(False, "score the published mixture too, which is no distribution")
+    weight: float = opt(0.9, "Weight of the model; its initial value if learned.", lo=0.0, hi=1.0)
+    order: int = opt(5, "Longest context of ppm, in bytes.", lo=0, hi=8)
+    per_document: bool = opt(False, "Start every document with an empty context (ppm).")
+    memory_mb: int = opt(4000, "Most memory for the counts, in megabytes (ppm).", lo=8)
+    published: bool = opt(False, "Also report the mixture of #1858, which is no distribution.")
 
 
 # Streams that may be coded side by side.
@@ -260,15 +308,15 @@ MAX_STREAMS = 1024
 class ProveConfig:
     """The proof of a run: validation text coded, and restored by a fresh process."""
 
-    bytes: int = opt(0, "validation text to prove, from its beginning; 0 is off", lo=0)
+    bytes: int = opt(0, "Bytes of validation text to code and decode; 0 makes no proof.", lo=0)
     method: str = opt(
         "sliding",
-        "who predicts: the frozen model, or one that learns by the settings of ttt",
+        "Predictor: the frozen model (sliding), or one trained as ttt says (sgd, lora).",
         choices=("sliding", "sgd", "lora"),
     )
-    experts: bool = opt(False, "with the experts of mixture beside it")
+    experts: bool = opt(False, "Use the experts of the mixture in the proof.")
     streams: int = opt(
-        8, "parts side by side, with lora documents; sgd always has one", lo=1, hi=MAX_STREAMS
+        8, "Parts of the text coded side by side (with lora, documents).", lo=1, hi=MAX_STREAMS
     )
 
 
@@ -276,28 +324,34 @@ class ProveConfig:
 class AuditConfig:
     """The audit that ends a run: probes of its own scorers, its ledgers, its budgets."""
 
-    budget_s: float = opt(60.0, "seconds for the probes; 0 checks ledgers and budgets only", lo=0.0)
-    tokens: int = opt(384, "tokens of validation text to probe on", lo=64, hi=1_000_000)
+    budget_s: float = opt(
+        60.0, "Seconds for the probes; 0 checks ledgers and budgets only.", lo=0.0
+    )
+    tokens: int = opt(384, "Tokens of validation text that the probes use.", lo=64, hi=1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
     """The machine: what `auto` finds is printed and recorded."""
 
-    device: str = opt("auto", "where tensors live", choices=("auto", "cpu", "cuda"))
-    dtype: str = opt("auto", "activations", choices=("auto", "bfloat16", "float32"))
-    matmul: str = opt(
-        "auto", "precision of float32 products", choices=("auto", "highest", "high", "medium")
+    device: str = opt("auto", "Device that computes.", choices=("auto", "cpu", "cuda"))
+    dtype: str = opt(
+        "auto", "Number format of the activations.", choices=("auto", "bfloat16", "float32")
     )
-    threads: int = opt(0, "CPU threads; 0 is found by a probe", lo=0, hi=1024)
+    matmul: str = opt(
+        "auto",
+        "Precision of float32 matrix products, as PyTorch names it.",
+        choices=("auto", "highest", "high", "medium"),
+    )
+    threads: int = opt(0, "CPU threads; 0 measures which number is fastest.", lo=0, hi=1024)
     kernels: str = opt(
         "auto",
-        "the model's kernels: PyTorch's, or our own for GPUs",
+        "Kernels of the model: PyTorch's (plain), or Fairway's for GPUs (fused).",
         choices=("auto", "plain", "fused"),
     )
     attention: str = opt(
         "auto",
-        "attention backend; `fairway doctor` lists those that run here",
+        "Attention backend; `fairway doctor` lists those that run here.",
         choices=("auto", "plain", "sdpa", "cudnn", "flash", "efficient", "flex", "fa3", "fa4"),
     )
 
@@ -306,8 +360,8 @@ class RuntimeConfig:
 class Config:
     """One run: a recipe's name, its seed and a section for every stage."""
 
-    recipe: str = opt("custom", "name of the recipe")
-    seed: int = opt(42, "seed of the initial weights", lo=0, hi=2**32 - 1)
+    recipe: str = opt("custom", "Name of the recipe.")
+    seed: int = opt(42, "Seed of the initial weights.", lo=0, hi=2**32 - 1)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -316,8 +316,8 @@ def test_beside_every_scorer(words: Tokenizer, text: Text, base: str) -> None:
 
 def refused() -> Iterator[tuple[list[str], str]]:
     yield ["mixture.experts=ppn"], "unknown expert in mixture.experts 'ppn'; did you mean 'ppm'"
-    yield ["mixture.experts=ppm ppm"], "must name each expert once"
-    yield ["prove.experts=true"], "prove.experts needs some in mixture.experts"
+    yield ["mixture.experts=ppm ppm"], "names an expert twice; name each once"
+    yield ["prove.experts=true"], "prove.experts=true needs experts in mixture.experts"
     yield (
         ["mixture.experts=ppm", "mixture.base=sgd", "ttt.chunk_tokens=100"],
         "ttt.chunk_tokens 100 must be a multiple",

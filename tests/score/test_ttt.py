@@ -264,7 +264,7 @@ def test_longest_first_keeps_documents_whole() -> None:
     "words", ["", "0", "8@", "8@4", "8 4", "8@4 2@4 1", "8@9 2@4 1", "x", "8@4 x"]
 )
 def test_chunks_that_make_no_sense_are_refused(words: str) -> None:
-    with pytest.raises(UserError, match="must be like '48'"):
+    with pytest.raises(UserError, match="write one size, such as '48', or several"):
         lora_chunks(replace(LORA, lora_chunks=words))
 
 
@@ -442,7 +442,7 @@ def test_documents_shrink_by_larger_chunks() -> None:
         ("ttt.chunk_tokens=100", "ttt.chunk_tokens 100 must be a multiple of score.seq_len 2048"),
         ("ttt.lora_targets=q w", "unknown adapter target in ttt.lora_targets 'w'"),
         ("ttt.lora_targets=q q", "must name some of q, k, v, o, mlp, head, each once"),
-        ("ttt.lora_chunks=4096", "scores 4096 positions at a time, more than a window"),
+        ("ttt.lora_chunks=4096", "has a size of 4096, but score.seq_len is"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change: str, message: str) -> None:
