@@ -10,7 +10,7 @@ import pytest
 
 from fairway.base.errors import UserError
 from fairway.config.checks import check
-from fairway.config.overrides import override
+from fairway.config.overrides import _FIXED, _RENAMED, override
 from fairway.config.settings import Config, config_hash, fixed_digest, from_dict, settings, to_dict
 from fairway.recipes import RECIPES, recipe
 
@@ -87,10 +87,37 @@ def test_bad_overrides_are_refused_in_one_sentence(text: str, fragment: str | No
     assert "\n" not in str(caught.value)
 
 
+FORMER = [
+    "data.shard_tokens", "model.leak", "optim.eps", "train.log_every_s", "quant.block",
+    "ttt.momentum", "pack.shuffle", "mixture.method", "mixture.published_low", "mixture.tilt_bits",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_former_settings_are_refused_as_such(name: str) -> None:
+    told = f"there is no setting '{name}' any more; its value is fixed, so leave it out"
+    for value in ("1", "none", ""):
+        with pytest.raises(UserError, match=told):
+            override(Config(), [f"{name}={value}"])
+
+
+def test_former_settings_are_none_of_today_and_a_new_name_is_told() -> None:
+    known = {name for name, _, _ in settings(Config())}
+    former = {f"{section}.{leaf}" for section, names in _FIXED.items() for leaf in names.split()}
+    assert not known & (former | _RENAMED.keys()) and set(_RENAMED.values()) <= known
+    with pytest.raises(UserError, match=r"'quant\.fill' any more; set quant\.fit instead"):
+        override(Config(), ["quant.fill=true"])
+
+
+def test_there_are_at_most_120_settings() -> None:
+    assert len(list(settings(Config()))) <= 120
+
+
 def test_every_setting_has_help_and_a_default_inside_its_bounds() -> None:
     check(Config())
     for name, item, _ in settings(Config()):
-        assert len(item.metadata["help"]) > 8, name
+        text = item.metadata["help"]
+        assert text[0] == text[0].upper() and text[-1] == "." and len(text) > 15, name
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -110,7 +137,8 @@ def test_round_trip_through_json() -> None:
 
 def test_from_dict_is_strict() -> None:
     values = to_dict(Config())
-    with pytest.raises(UserError, match="unknown config field 'model.dmi'; did you mean"):
+    told = "unknown config field 'model.dmi'; another version of Fairway wrote this, or it was edi"
+    with pytest.raises(UserError, match=told):
         from_dict({**values, "model": {**values["model"], "dmi": 3}})
     with pytest.raises(UserError, match="'model.dim' is missing"):
         from_dict({**values, "model": {k: v for k, v in values["model"].items() if k != "dim"}})

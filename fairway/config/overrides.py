@@ -16,6 +16,21 @@ from fairway.config.settings import Config, settings, unknown_name
 # Settings that name a folder of this machine.
 _PATHS = ("data.source", "train.replay")
 
+# Settings of earlier days. All but one are constants of the code that uses them.
+_FIXED = {
+    "data": "shard_tokens",
+    "model": "leak layer_scale embed_std",
+    "optim": "newton_schulz_steps eps",
+    "train": "log_every_s",
+    "quant": "damp block act_order states gradient_damp stripe tune_lr",
+    "pack": "shuffle",
+    "ttt": "momentum grad_clip batch_seqs lora_eps lora_phase_lr",
+    "mixture": "low_weight threshold switch method exclusion match_min match_rate tilt_beta "
+    "tilt_bits published_order published_tokens published_threshold published_low published_high "
+    "published_hijack",
+}
+_RENAMED = {"quant.fill": "quant.fit"}
+
 # Longer numbers fit no setting, and Python refuses to read those of thousands of digits.
 MAX_CHARACTERS = 100
 
@@ -39,13 +54,23 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
 def _assign(config: Config, name: str, text: str) -> Config:
     known = [key for key, _, _ in settings(config)]
-    if name not in known:
-        raise UserError(unknown_name("setting", name, known))
     section, _, leaf = name.rpartition(".")
+    if name not in known:
+        _refuse_former(name, section, leaf)
+        raise UserError(unknown_name("setting", name, known))
     node: Any = getattr(config, section) if section else config
     value = _parse(typing.get_type_hints(type(node))[leaf], text, name)
     node = dataclasses.replace(node, **{leaf: value})
     return dataclasses.replace(config, **{section: node}) if section else typing.cast(Config, node)
+
+
+def _refuse_former(name: str, section: str, leaf: str) -> None:
+    if name in _RENAMED:
+        raise UserError(f"there is no setting '{name}' any more; set {_RENAMED[name]} instead")
+    if leaf in _FIXED.get(section, "").split():
+        raise UserError(
+            f"there is no setting '{name}' any more; its value is fixed, so leave it out"
+        )
 
 
 def _parse(hint: Any, text: str, name: str) -> Any:

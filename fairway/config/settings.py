@@ -432,8 +432,10 @@ def from_dict(values: dict[str, Any], kind: type[Any] = Config, path: str = "") 
     hints = typing.get_type_hints(kind)
     for name in values:
         if name not in fields:
-            known = [path + field_name for field_name in fields]
-            raise UserError(unknown_name("config field", f"{path}{name}", known))
+            raise UserError(
+                f"unknown config field '{f'{path}{name}'[:60]}'; another version of Fairway wrote "
+                "this, or it was edited; make it again"
+            )
     built: dict[str, Any] = {}
     for name in fields:
         if name not in values:
