@@ -100,11 +100,6 @@ class Units:
             return _runs(self.bare, self.weights, min(weight, self.weight))
 
 
-def shingles(text: str) -> Hashes:
-    """Return the hashes of the runs of a text by all ways to read it, sorted, once each."""
-    return np.unique(np.concatenate([view.runs(SHINGLE_WEIGHT) for view in views(text)]))
-
-
 def views(text: str) -> list[Units]:
     """Return the units of a text: one reading, or two where it has characters without width."""
     folded = text.lower() if text.isascii() else unicodedata.normalize("NFKD", text).casefold()

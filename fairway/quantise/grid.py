@@ -121,7 +121,7 @@ def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
 
 
 def restore(quantised: QuantisedTensor) -> Tensor:
-    """Return the weights w_RC in float32. See `error_bound` for how far off they can be."""
+    """Return the weights w_RC in float32."""
     multiples_RC = reconstruct(quantised.codes, quantised.trellis)
     if quantised.columns is None:
         return multiples_RC.float() * quantised.scale.float()[:, None]
@@ -132,14 +132,3 @@ def restore(quantised: QuantisedTensor) -> Tensor:
         scale_RC = scale_of(steps_R1[rows] + quantised.columns.int())
         weights_RC[rows] *= scale_RC.to(weights_RC.device)
     return weights_RC
-
-
-def error_bound(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
-    """Return the largest possible |w - restored| of plain rounding for each weight, [R, C].
-
-    Half a step inside the clip range, the distance to the range's end outside of it; two parts in
-    a million of the weight pay for the float32 arithmetic.
-    """
-    scale_R1 = scale_R.float()[:, None]
-    beyond_RC = w_RC.float().abs() - largest_code(bits) * scale_R1
-    return torch.maximum(scale_R1 / 2, beyond_RC) + 2e-6 * w_RC.float().abs()

@@ -34,8 +34,6 @@ _GRIDS = {1: np.zeros(1, np.int8), **GRIDS}
 # What no path costs; finite, so that sums and comparisons stay ordinary.
 NEVER = 1e30
 
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:

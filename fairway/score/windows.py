@@ -75,11 +75,6 @@ def usable_targets(num_tokens: int, seq_len: int, truncate: bool) -> int:
     return targets // seq_len * seq_len
 
 
-def standard_windows(num_targets: int, seq_len: int) -> Iterator[Window]:
-    """Yield windows side by side: every position scored once, with whatever precedes it there."""
-    return sliding_windows(num_targets, seq_len, seq_len)
-
-
 def sliding_windows(num_targets: int, seq_len: int, stride: int) -> Iterator[Window]:
     """Yield overlapping windows that score every position 0..num_targets-1 once, in order.
 

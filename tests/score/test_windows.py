@@ -10,7 +10,6 @@ from fairway.score.windows import (
     Window,
     events,
     sliding_windows,
-    standard_windows,
     usable_targets,
 )
 
@@ -48,11 +47,10 @@ def test_gold_tail_that_is_no_multiple() -> None:
 
 def test_gold_text_shorter_than_a_window() -> None:
     assert list(sliding_windows(5, 8, 2)) == [Window(0, 5, 0)]
-    assert list(standard_windows(5, 8)) == [Window(0, 5, 0)]
 
 
-def test_gold_standard_windows() -> None:
-    assert list(standard_windows(10, 4)) == [Window(0, 4, 0), Window(4, 8, 4), Window(8, 10, 8)]
+def test_gold_windows_side_by_side() -> None:
+    assert list(sliding_windows(10, 4, 4)) == [Window(0, 4, 0), Window(4, 8, 4), Window(8, 10, 8)]
 
 
 def test_full_validation_set_has_the_known_number_of_windows() -> None:

@@ -28,7 +28,6 @@ class Replay(Trial):
     share, least, usual = 0.05, 2, 3
     turn = 0
     totals: list[float]
-    noisy = False
     started_anew = 0
 
     def steps(self) -> Iterator[None]:

@@ -440,17 +440,6 @@ def score_bytes(
 ALL_BYTES = np.full((1, 8), 0xFFFFFFFF, np.uint32)
 
 
-def byte_nats(
-    m: Words, data: bytes, history: IntArray | None = None
-) -> tuple[FloatArray, FloatArray]:
-    """Return cost in nats and confidence of every byte, learning each after it is scored."""
-    symbols = np.frombuffer(data, np.uint8)
-    share, confidence = np.empty(len(symbols)), np.empty(len(symbols))
-    past = np.zeros(3, np.int64) if history is None else history
-    score_bytes(m, symbols, ALL_BYTES, past, share, confidence)
-    return -np.log(share), confidence
-
-
 # ---------------------------------------------------------------------------------------------
 # The reference
 
