@@ -89,7 +89,7 @@ WRONG_WORDS = [
     ("data build text.txt --embedded", "but not both"),
     ("data build text.txt --vocab-size 9", "model.vocab_size is 9; it must be between 260"),
     ("data build text.txt --val-share 0.9", "data.val_share is 0.9; it must be between"),
-    ("data build text.txt --shard-tokens 0", "data.shard_tokens is 0; it must be at least 1,000"),
+    ("data build text.txt --shard-tokens 0", "0 is out of bounds; it must be at least 1,000"),
     ("data show nowhere", "there is no data folder nowhere"),
     ("data show run", "no train shards"),
     ("data fetch --out run", "run holds something else than fetched data"),
