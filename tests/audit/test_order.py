@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - scripts in one line each
 """What a script trains on before it scores it, found by following its data: guilty and innocent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -150,6 +150,11 @@ WARNED: dict[str, tuple[str, str]] = {
     "a vector for what was scored": (
         "total, count, s = 0.0, 1, 960" + SLOT.format(loss="nll[:, :s].mean()"), "slot-context",
     ),
+    "a vector for a context by another name": (
+        "total, count = 0.0, 1\nstride = 64" + SLOT.replace("{loss}", "nll[:, :upto].mean()").replace(
+            "    delta =", "    wlen = x.numel()\n    upto = max(wlen - stride, 0) if start > 0 else 0\n    s = 0 if start == 0 else max(wlen - stride, 0)\n    delta ="
+        ), "slot-context",
+    ),
     "adapted, then scored again": (
         LOOP.format(body=SCORE + TRAIN) + "print(evaluate(model, held))", "second-pass",
     ),
@@ -229,13 +234,15 @@ INNOCENT = {
 }  # fmt: skip
 
 
-def found(script: str, settings: Mapping[str, str] | None = None) -> list[Finding]:
+def found(
+    script: str, settings: Mapping[str, str] | None = None, claimed: Sequence[str] = ()
+) -> list[Finding]:
     tree = parsed(HEAD + script).tree
     assert tree is not None
     flow = Flow(Steps(200_000), settings=settings or {})
     flow.follow("train_gpt.py", tree)
     assert flow.finished
-    return list(check_order(flow, settings or {}, {}))
+    return list(check_order(flow, settings or {}, {}, claimed))
 
 
 @pytest.mark.parametrize("name", GUILTY)
@@ -271,6 +278,18 @@ SWITCHED = "if h.early:\n    print('early: fitting starts')\n    fit(model, held
         ({}, "    print('early: fitting starts')\n", "", None),
         ({}, "", "```\nEARLY=1 torchrun train_gpt.py\n```\n", "invalid"),
         ({}, "", "```\nEARLY=0 torchrun train_gpt.py\n```\n", None),
+        (
+            {},
+            "",
+            "```\nEARLY=0 torchrun train_gpt.py\nSEED=1 torchrun train_gpt.py\n```\n",
+            "warning",
+        ),
+        (
+            {},
+            "",
+            "```\nEARLY=1 torchrun train_gpt.py\nSEED=1 torchrun train_gpt.py\n```\n",
+            "warning",
+        ),
     ],
 )
 def test_logs_and_commands_decide_what_ran(
@@ -278,8 +297,8 @@ def test_logs_and_commands_decide_what_ran(
 ) -> None:
     case = Case(script=HEAD + SWITCHED, settings=dict.fromkeys((42, 314, 999), settings))
     case.extra = {42: log}
-    case.readme += readme
-    if not settings and not log and not readme:
+    case.readme = readme or case.readme
+    if not settings and not log and (not readme or expected == "warning"):
         # A log that shows nothing of a part that prints says that it did not run.
         case.script = case.script.replace("    print('early: fitting starts')\n", "")
     findings = [f for f in audit_record(case.write(tmp_path)).findings if f.code == "val-training"]
@@ -295,3 +314,67 @@ def test_a_script_spread_over_files_is_followed(tmp_path: Path) -> None:
     (folder / "tools.py").write_text(body[0])
     findings = [f for f in audit_record(folder).findings if f.code == "val-training"]
     assert [(f.severity, f.file) for f in findings] == [("invalid", "tools.py")]
+
+
+# ---------------------------------------------------------------------------------------------
+# Which score is claimed, and what decides a switch
+
+ADAPTED = """
+def log0(text):
+    print(text)
+loss = evaluate(model, held)
+log0(f"plain_exact val_bpb:{loss:.8f}")
+fit(model, held, 3)
+again = evaluate(model, held)
+log0("adapted_exact val_bpb:%.8f" % again)
+"""
+
+
+@pytest.mark.parametrize(
+    ("claimed", "severity"),
+    [
+        ("plain_exact val_bpb:1.08100000", "warning"),
+        ("adapted_exact val_bpb:1.02000000", "invalid"),
+        ("another val_bpb:1.02000000", "invalid"),
+    ],
+)
+def test_what_comes_before_another_score_than_the_claimed_convicts_nobody(
+    claimed: str, severity: str
+) -> None:
+    assert [f.severity for f in found(ADAPTED, claimed=[claimed])] == [severity]
+
+
+def test_a_helper_that_prints_by_name_tells_its_scores_apart() -> None:
+    script = (
+        "def timed(name, run, *args):\n    bpb = run(*args)\n    print(f'{name} val_bpb:{bpb:.6f}')\n"
+        "timed('quantized', evaluate, model, held)\nfit(model, held, 2)\ntimed('tuned', evaluate, model, held)\n"
+    )
+    severities = [
+        [f.severity for f in found(script, claimed=[f"{name} val_bpb:1.050000"])]
+        for name in ("quantized", "tuned")
+    ]
+    assert severities == [["warning"], ["invalid"]]
+
+
+SWITCHES = {
+    "another name for the environment": "_e = os.environ.get\non = bool(int(_e('TTT_ON', '{}')))",
+    "the environment by another name": "from os import environ as env\non = env.get('TTT_ON', default='{}') == '1'",
+    "a helper with a kind": "def setting(name, default, kind=str):\n    return kind(os.environ.get(name, default))\non = setting('TTT_ON', {}, int)",
+    "getenv": "from os import getenv\non = int(getenv('TTT_ON', '{}'))",
+    "the command line": "import argparse\np = argparse.ArgumentParser()\np.add_argument('--ttt-on', type=int, default={})\non = p.parse_args().ttt_on",
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_are_read_however_a_script_asks_for_them(name: str) -> None:
+    script = SWITCHES[name] + "\nif on:\n    fit(model, held, 3)\nprint(evaluate(model, held))"
+    assert found(script.format(0)) == []
+    assert [f.severity for f in found(script.format(1))] == ["warning"]
+    assert [f.severity for f in found(script.format(0), {"ttt_on": "1"})] == ["invalid"]
+    assert found(script.format(1), {"ttt_on": "0"}) == []
+
+
+def test_a_switch_of_which_nothing_is_known_does_not_convict() -> None:
+    script = "cfg = yaml.safe_load(open('run.yaml'))\nif cfg['ttt_on']:\n    fit(model, held, 3)\nprint(evaluate(model, held))"
+    script = script.replace("cfg['ttt_on']", "cfg.ttt_on")
+    assert [f.severity for f in found(script)] == ["warning"]

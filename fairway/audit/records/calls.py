@@ -5,16 +5,23 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 
 from fairway.audit.records.expressions import Expressions
-from fairway.audit.records.methods import METHODS
+from fairway.audit.records.methods import METHODS, library
+from fairway.audit.records.printed import Printed, texts_of
+from fairway.audit.records.shown import PRINTS
 from fairway.audit.records.values import (
     COST,
     PATH,
+    UNKNOWN,
     VAL,
     Callee,
     Held,
     Items,
     Kind,
+    Known,
+    Label,
+    Library,
     Scope,
+    Summed,
     Switch,
     Value,
     union,
@@ -23,6 +30,8 @@ from fairway.audit.records.values import (
 # Calls inside one another that are followed, and how often one function may be in them.
 _MOST_CALLS = 14
 _MOST_SAME = 2
+# Calls that print, and are remembered.
+_MOST_PRINTS = 2_000
 
 
 @dataclass(eq=False)
@@ -39,12 +48,18 @@ class Calls(Expressions):
     def called(self, node: ast.Call) -> Value:
         """Return what a call gives."""
         name, receiver = self._callee(node)
+        if PRINTS.match(name) and len(self.prints) < _MOST_PRINTS:
+            self._note_print(node)
         arguments, named = self._arguments(node)
         function = receiver
         if isinstance(node.func, ast.Attribute):
             function = self.attribute(receiver, name)
         if isinstance(function.what, Callee) and not self._is_forward(function.what):
             return self.run(node, function.what, arguments, named)
+        if isinstance(function.what, Library):
+            given = library(self, function.what.name, arguments, named)
+            if given is not None:
+                return given
         method = METHODS.get(name)
         if method is not None:
             found = method(self, node, receiver, arguments, named)
@@ -53,6 +68,43 @@ class Calls(Expressions):
         if isinstance(function.what, Kind):
             return self.made(node, function.what, arguments, named)
         return self._unknown(name, receiver, arguments, named)
+
+    def _note_print(self, node: ast.Call) -> None:
+        """Remember what a call prints: its texts, and the scores that its names stand for."""
+        pieces = [piece for argument in node.args for piece in self._pieces(argument)]
+        labels: set[Label] = set()
+        for argument in [*node.args, *(k.value for k in node.keywords)]:
+            for inner in ast.walk(argument):
+                self.work.spend()
+                if isinstance(inner, ast.Name):
+                    labels |= (self.scope.get(inner.id) or UNKNOWN).labels
+                elif isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
+                    base = self.scope.get(inner.value.id) or UNKNOWN
+                    labels |= self.attribute(base, inner.attr).labels
+        value = Value(frozenset(labels))
+        scores = value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
+        texts = texts_of(pieces)
+        if texts:
+            self.prints.add(Printed(node.lineno, texts, frozenset(s.number for s in scores)))
+
+    def _pieces(self, node: ast.expr) -> list[str]:
+        """Return the texts of what is printed; a name that stands for a text is one."""
+        match node:
+            case ast.Constant(value=str() as text):
+                return [text]
+            case ast.Name():
+                what = (self.scope.get(node.id) or UNKNOWN).what
+                named = what.value if isinstance(what, Known) else None
+                return [named] if isinstance(named, str) else []
+            case ast.JoinedStr():
+                return [p for part in node.values for p in self._pieces(part)]
+            case ast.FormattedValue(value=inner):
+                return self._pieces(inner) if isinstance(inner, ast.Name) else []
+            case ast.BinOp(left=left, op=ast.Add() | ast.Mod(), right=right):
+                return [*self._pieces(left), *self._pieces(right)]
+            case ast.Call(func=ast.Attribute(value=inner, attr="format")):
+                return self._pieces(inner)
+        return []
 
     def _is_forward(self, callee: Callee) -> bool:
         """Return whether a method belongs to a model or an optimiser and trains nothing itself."""

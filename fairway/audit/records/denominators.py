@@ -115,7 +115,7 @@ def _bytes_behind(log: Log, final: Stage) -> Iterator[Finding | None]:
             yield of("invalid", "denominator", wrong, final.bpb, value)
         return
     if tokens is not None:
-        yield _denominator(final, final.loss, tokens, sure=alike > 0)
+        yield _denominator(final, final.loss, tokens, sure=alike > 0 and not _of_others(log))
         return
     known = _ratio_of_data(log)
     if known is not None:
@@ -133,6 +133,16 @@ def _known(ratio: float) -> str:
     return next(
         (why for r, why in _KNOWN_RATIOS if why and math.isclose(ratio, r, rel_tol=1.5e-3)), ""
     )
+
+
+def _of_others(log: Log) -> bool:
+    """Return whether the folder of a log's validation files is not one of the challenge's data."""
+    for name in ("val_files", "data_path", "datasets_dir"):
+        folder = log.settings.get(name, "").rpartition("*")[0] or log.settings.get(name, "")
+        last = [part for part in folder.split("/") if part and not part.startswith("fineweb_val")]
+        if last and "/" in folder:
+            return "fineweb" not in last[-1].lower()
+    return False
 
 
 def _ratio_of_data(log: Log) -> float | None:

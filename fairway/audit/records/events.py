@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from fairway.audit.records.printed import Printed
 from fairway.audit.records.trees import Steps, short
 from fairway.audit.records.values import (
     COST,
@@ -95,6 +96,7 @@ class Events:
     trainings: list[Training] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
+    prints: set[Printed] = field(default_factory=set)
     # What everything that keeps state depends on, holds as parts, and has summed up.
     learned: dict[Held, set[Trained]] = field(default_factory=dict)
     parts: dict[Held, dict[str, Value]] = field(default_factory=dict)

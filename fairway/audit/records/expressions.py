@@ -4,7 +4,7 @@ import ast
 import builtins
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from fairway.audit.records.events import Events
@@ -21,12 +21,14 @@ from fairway.audit.records.values import (
     Kind,
     Known,
     Label,
+    Library,
     Position,
     Slice,
     Summed,
     Switch,
     Turn,
     Value,
+    What,
     cut,
     union,
 )
@@ -41,6 +43,11 @@ _FILES = re.compile(
 )
 _PATHS = re.compile(r"^_?val(id|idation)?_(\w+_)?(files?|paths?|glob|pattern|shards?)$", re.I)
 _BUILTINS = frozenset(dir(builtins))
+# What gives a number or text another form, and what asks the environment.
+CONVERTERS = ("int", "float", "bool", "str")
+ENVIRONMENT = ("environ", "getenv")
+# What the machine sets, not the author.
+_OF_MACHINE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 _NUMBERS = {"shape", "ndim", "dtype", "device", "requires_grad", "itemsize", "nbytes", "is_cuda"}
 _LOG2 = (0.6931, 0.69315, 1.4427, 1.442695)
 _COMPARED: dict[type, Callable[[object, object], bool]] = {
@@ -75,6 +82,8 @@ class Expressions(Events, ABC):
     """Follows expressions; calls are followed by `called`, which `Calls` adds."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
+    # Settings that differ among commands, by names in lower case; None is the default.
+    unsettled: Mapping[str, Collection[str | None]] = field(default_factory=dict)
     depth: int = 0
 
     @abstractmethod
@@ -120,6 +129,8 @@ class Expressions(Events, ABC):
             return found
         if TOKENS.match(node.id):
             return Value(frozenset({VAL}))
+        if node.id in CONVERTERS:
+            return Value(what=Library(node.id))
         return UNKNOWN if node.id in _BUILTINS else Value(frozenset({self.vague_one(node.id)}))
 
     def _attribute(self, node: ast.Attribute) -> Value:
@@ -129,6 +140,10 @@ class Expressions(Events, ABC):
         """Return an attribute of a value."""
         if name in _NUMBERS:
             return Value(frozenset(base.of(Switch)))
+        if name in ENVIRONMENT:
+            return Value(what=Library(name))
+        if base.what == Library("environ"):
+            return Value(what=Library("getenv" if name == "get" else ""))
         found = self._part(base, name)
         setting = self.settings.get(name.lower())
         if setting is not None and (found is None or isinstance(found.what, Known | None)):
@@ -163,6 +178,8 @@ class Expressions(Events, ABC):
     def _subscript(self, node: ast.Subscript) -> Value:
         base = self.value(node.value)
         index = self.value(node.slice)
+        if base.what == Library("environ"):
+            return self.environment(index, None)
         if isinstance(base.what, Items) and isinstance(index.what, Known):
             return _item(base, index.what.value)
         if isinstance(index.what, Known) and isinstance(index.what.value, str):
@@ -177,14 +194,58 @@ class Expressions(Events, ABC):
         if VAL in labels or VAL in index.labels:
             labels |= index.without(Held, Summed, Turn, Slice, Switch).labels
             labels |= index.of(Slice) if VAL not in base.labels else set()
-        labels |= turns | cuts(node.slice)
+        labels |= turns | self._cuts(node.slice)
         return self.with_training(Value(frozenset(labels)))
+
+    def environment(self, name: Value, default: Value | None) -> Value:
+        """Return a variable of the environment: its default, unless the logs list the setting.
+
+        Without a default the script needs it.
+        """
+        if not isinstance(name.what, Known) or name.what.value in _OF_MACHINE:
+            return UNKNOWN
+        switch = Switch(str(name.what.value))
+        logged = self.settings.get(switch.name.lower())
+        if logged is not None:
+            text = {"true": "1", "false": "0"}.get(logged.strip().lower(), logged.strip())
+            return Value(frozenset({switch}), Known(text))
+        if default is None:
+            return Value(frozenset({switch}))
+        return Value(default.labels | {switch}, self.by_default(switch.name, default.what))
+
+    def by_default(self, name: str, what: What) -> Known | None:
+        """Return the default of a setting, if no command that is told sets it otherwise."""
+        if not isinstance(what, Known):
+            return None
+        others = self.unsettled.get(name.lower(), ())
+        differ = {plain_setting(str(other)) for other in others if other is not None}
+        return None if differ - {plain_setting(str(what.value))} else Known(what.value, False)
 
     def _always(self) -> set[Turn]:
         """Return the turns of loops whose passes differ without a variable that says so."""
         return {turn for turn in self.turns if turn.loop in self.unbound}
 
     unbound: set[int] = field(default_factory=set)
+
+    def _cuts(self, index: ast.expr) -> set[Cut]:
+        """Return the ends of the ranges in an index that are no plain numbers."""
+        parts = index.elts if isinstance(index, ast.Tuple) else [index]
+        found = set()
+        for part in parts:
+            if isinstance(part, ast.Slice):
+                for side, end in (("from", part.lower), ("upto", part.upper)):
+                    where = self._where(end)
+                    if where:
+                        found.add(Cut(side, where))
+        return found
+
+    def _where(self, end: ast.expr | None) -> str:
+        """Return what a place is called: by what it was calculated from, if that is known."""
+        if isinstance(end, ast.Name):
+            return self.scope.formulas.get(end.id, end.id)
+        if isinstance(end, ast.Attribute):
+            return short(end, 20)
+        return formula(end) if end is not None else ""
 
     def _binary(self, node: ast.BinOp) -> Value:
         # Long sums are chains to the left: they are followed in a loop.
@@ -355,7 +416,7 @@ class Expressions(Events, ABC):
         if VAL in value.labels and COST in value.labels:
             self.rebind(target.value, self.added(target, base, value))
             return
-        new = value.labels | cuts(target.slice)
+        new = value.labels | self._cuts(target.slice)
         new |= {n for n in index.labels if isinstance(n, Turn)}
         self.rebind(target.value, base.plus(n for n in new if not isinstance(n, Held)))
 
@@ -386,16 +447,22 @@ def _item(base: Value, index: object) -> Value:
     return Value(base.labels)
 
 
-def cuts(index: ast.expr) -> set[Cut]:
-    """Return the ends of the ranges in an index that are no plain numbers."""
-    parts = index.elts if isinstance(index, ast.Tuple) else [index]
-    found = set()
-    for part in parts:
-        if isinstance(part, ast.Slice):
-            for side, end in (("from", part.lower), ("upto", part.upper)):
-                if isinstance(end, ast.Name | ast.Attribute):
-                    found.add(Cut(side, short(end, 20)))
-    return found
+def formula(node: ast.expr) -> str:
+    """Return what a place is calculated from, as text: without a choice of 0, or a bound by it."""
+    match node:
+        case (
+            ast.IfExp(body=ast.Constant(), orelse=inner)
+            | ast.IfExp(body=inner, orelse=ast.Constant())
+        ):
+            return formula(inner)
+        case (
+            ast.Call(func=ast.Name(id="max"), args=[inner, ast.Constant(value=0)])
+            | ast.Call(func=ast.Name(id="max"), args=[ast.Constant(value=0), inner])
+        ):
+            return formula(inner)
+        case ast.BinOp() | ast.Call(func=ast.Name(id="max" | "min")):
+            return short(node, 20)
+    return ""
 
 
 def _until(index: ast.expr) -> bool:

@@ -7,12 +7,13 @@ script would make them. What is not understood has no labels, and nothing follow
 """
 
 import ast
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fairway.audit.records.calls import Calls
-from fairway.audit.records.expressions import element
+from fairway.audit.records.expressions import ENVIRONMENT, element, formula
 from fairway.audit.records.shown import Shown
 from fairway.audit.records.trees import OverBudget, called, short
 from fairway.audit.records.values import (
@@ -26,6 +27,7 @@ from fairway.audit.records.values import (
     Known,
     Label,
     Labels,
+    Library,
     Position,
     Scope,
     Summed,
@@ -37,6 +39,9 @@ from fairway.audit.records.values import (
 )
 
 _RANGES = ("range", "trange")
+# Names of conditions that tell of learning from the text that is scored.
+_ABOUT = re.compile(r"ttt|slot|adapt|refine|fine_?tun|test_time|pre_?quant", re.IGNORECASE)
+_MOST_OF_TEST = 50
 # Functions that start a script.
 _STARTS = re.compile(r"^_?(main|run|start|entry|train_and_eval|evaluate_all)", re.IGNORECASE)
 
@@ -92,8 +97,11 @@ class Flow(Calls):
         match node:
             case ast.Assign():
                 value = self.value(node.value)
+                text = formula(node.value)
                 for target in node.targets:
                     self.bind(target, value)
+                    if isinstance(target, ast.Name):
+                        self.scope.formulas[target.id] = text or target.id
             case ast.AnnAssign() if node.value is not None:
                 self.bind(node.target, self.value(node.value))
             case ast.AugAssign():
@@ -170,14 +178,18 @@ class Flow(Calls):
     def _if(self, node: ast.If) -> bool:
         test = self.value(node.test)
         switches = sorted(n.name for n in test.labels if isinstance(n, Switch))
+        named = switches or _named(node.test)
         what = test.what
         if not isinstance(what, Known) or not what.sure:
-            what = self._looked_up(switches, what, node)
+            what = self._looked_up(named, what, node)
+        elif not what.value and self.shown is not None and self.shown.where(node.body):
+            # Loops are followed for two turns; what a log shows has happened in a later one.
+            what = Known(True)
         if isinstance(what, Known):
             taken, other = (node.body, node.orelse) if what.value else (node.orelse, node.body)
             return self._perhaps(switches, taken, other)
         guards = len(self.guards)
-        self.guards += switches
+        self.guards += named
         before = dict(self.scope.names)
         first = self.block(node.body)
         after, self.scope.names = self.scope.names, before
@@ -355,6 +367,8 @@ class Flow(Calls):
                 self.scope.names |= scope.names
             elif alias.name != "*":
                 found = scope.names.get(alias.name, UNKNOWN) if scope else UNKNOWN
+                if node.module == "os" and alias.name in ENVIRONMENT:
+                    found = Value(what=Library(alias.name))
                 self.scope.put(alias.asname or alias.name, found)
 
     def _module(self, name: str) -> Scope | None:
@@ -372,6 +386,13 @@ class Flow(Calls):
             return self.scope
         finally:
             self.scope = outer
+
+
+def _named(test: ast.expr) -> list[str]:
+    """Return the names in a condition of which nothing is known, if they tell what it is about."""
+    inner = itertools.islice(ast.walk(test), _MOST_OF_TEST)
+    names = (getattr(n, "attr", getattr(n, "id", "")) for n in inner)
+    return sorted({name for name in names if _ABOUT.search(name)})
 
 
 def _ends(node: ast.expr) -> bool:

@@ -6,8 +6,9 @@ arguments; it returns a value, or None if the call is to be followed like any ot
 
 import ast
 from collections.abc import Callable
+from typing import Any
 
-from fairway.audit.records.expressions import Expressions
+from fairway.audit.records.expressions import ENVIRONMENT, Expressions
 from fairway.audit.records.values import (
     COST,
     PATH,
@@ -29,8 +30,6 @@ from fairway.audit.records.values import (
 
 Method = Callable[[Expressions, ast.Call, Value, list[Value], dict[str, Value]], Value | None]
 METHODS: dict[str, Method] = {}
-# What the machine sets, not the author.
-_OF_MACHINE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 
 
 def _for(*names: str) -> Callable[[Method], Method]:
@@ -252,18 +251,24 @@ def _log2(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-de
 # Python itself
 
 
-@_for("int", "float", "bool", "str")
-def _converted(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
-    if len(arguments) != 1 or not isinstance(arguments[0].what, Known):
+def library(
+    flow: Expressions, name: str, arguments: list[Value], named: dict[str, Value]
+) -> Value | None:
+    """Return what a function of Python gives; None where nothing is known of it."""
+    if name in ENVIRONMENT and arguments:
+        given = [*arguments, named.get("default", Value(what=Known(None)))]
+        return flow.environment(given[0], given[1])
+    kinds: dict[str, Callable[[Any], object]] = {
+        "int": int, "float": float, "bool": bool, "str": str,
+    }  # fmt: skip
+    if name not in kinds or len(arguments) != 1:
         return None
     known = arguments[0].what
-    kinds: dict[str, Callable[[object], object]] = {
-        "int": lambda v: int(v),  # type: ignore[call-overload]
-        "float": lambda v: float(v),  # type: ignore[arg-type]
-        "bool": bool, "str": str,
-    }  # fmt: skip
+    if not isinstance(known, Known):
+        # A setting of which only the name is known stays one.
+        return arguments[0] if {type(n) for n in arguments[0].labels} == {Switch} else None
     try:
-        value = kinds[node.func.id](known.value)
+        value = kinds[name](known.value)
     except (ValueError, TypeError, OverflowError):
         return None
     return Value(arguments[0].labels, Known(value, known.sure))
@@ -277,26 +282,27 @@ def _text(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-de
     return None
 
 
-@_for("get", "getenv")
-def _environment(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
-    """A variable of the environment: its default, unless the logs list the setting."""
-    function = node.func
-    owner = function.value if isinstance(function, ast.Attribute) else None
-    inside = getattr(owner, "attr", getattr(owner, "id", ""))
-    if inside != "environ" and getattr(function, "attr", getattr(function, "id", "")) != "getenv":
-        return None
-    if not arguments or not isinstance(arguments[0].what, Known):
-        return UNKNOWN
-    name = str(arguments[0].what.value)
-    if name in _OF_MACHINE:
-        return UNKNOWN
-    logged = flow.settings.get(name.lower())
-    if logged is not None:
-        text = {"true": "1", "false": "0"}.get(logged.strip().lower(), logged.strip())
-        return Value(frozenset({Switch(name)}), Known(text))
-    default = arguments[1] if len(arguments) > 1 else Value(what=Known(None))
-    what = Known(default.what.value, False) if isinstance(default.what, Known) else None
-    return Value(default.labels | {Switch(name)}, what)
+@_for("add_argument")
+def _add_argument(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
+    """An option of the command line: its default, unless the logs list the setting."""
+    known = [v.what.value for v in arguments if isinstance(v.what, Known)]
+    words = [str(word).lstrip("-").replace("-", "_") for word in known]
+    wanted = named.get("dest", UNKNOWN).what
+    name = str(wanted.value) if isinstance(wanted, Known) else next(iter(words[::-1]), "")
+    action = named.get("action", UNKNOWN).what
+    default = named.get("default", Value(what=Known(None)))
+    if isinstance(action, Known) and action.value in ("store_true", "store_false"):
+        default = Value(what=Known(action.value == "store_false"))
+    what = flow.by_default(name, default.what)
+    for held in receiver.of(Held):
+        flow.parts.setdefault(held, {})[name] = Value(default.labels | {Switch(name)}, what)
+    return UNKNOWN
+
+
+@_for("parse_args", "add_argument_group", "add_mutually_exclusive_group")
+def _parse_args(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
+    """Options are parts of what they were added to."""
+    return receiver if receiver.of(Held) else None
 
 
 @_for("getattr")
@@ -348,6 +354,4 @@ def _handed(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-
 @_for("eval", "train", "requires_grad_", "to", "cuda", "float", "bfloat16", "half", "double")
 def _itself(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
     """What changes the form of something and gives it back."""
-    if not isinstance(node.func, ast.Attribute):
-        return METHODS["int"](flow, node, receiver, arguments, named)
-    return Value(receiver.labels)
+    return Value(receiver.labels) if isinstance(node.func, ast.Attribute) else None

@@ -5,11 +5,13 @@ the same sum already counts, and on nothing else.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fairway.audit.findings import Finding, Severity
 from fairway.audit.records.events import Events, Score, Training
+from fairway.audit.records.expressions import plain_setting
+from fairway.audit.records.printed import scores_in
 
 _WHY = {
     "last-epoch": (
@@ -48,21 +50,41 @@ class Verdict:
 
 
 def check_order(
-    events: Events, settings: Mapping[str, str], said: Mapping[str, str]
+    events: Events,
+    settings: Mapping[str, str],
+    said: Mapping[str, str],
+    claimed: Sequence[str] = (),
 ) -> Iterator[Finding]:
     """Yield trainings on validation tokens that come before their score, one for each line.
 
-    `said` names who says a setting, if not the logs.
+    `said` names who says a setting, if not the logs; `claimed` are the lines of logs that tell the
+    score claimed: where the script prints them, what comes before other scores convicts nobody.
     """
     worst: dict[tuple[str, int], Verdict] = {}
     grave = list(_WHY)
+    numbers = scores_in(list(events.prints), claimed)
+    meant = {id(events.scores[number]) for number in numbers}
+
+    def rank(verdict: Verdict) -> tuple[bool, int]:
+        return _elsewhere(verdict, meant), grave.index(verdict.kind)
+
     for verdict in verdicts(events):
         place = (verdict.training.place.file, verdict.training.place.line)
-        known = worst.setdefault(place, verdict)
-        if grave.index(verdict.kind) < grave.index(known.kind):
+        if rank(verdict) < rank(worst.setdefault(place, verdict)):
             worst[place] = verdict
     for verdict in worst.values():
-        yield _finding(verdict, _switches(verdict.training, settings, said, events.seen))
+        known = _switches(verdict.training, settings, said, events.seen)
+        finding = _finding(verdict, known)
+        if _elsewhere(verdict, meant):
+            milder: Severity = "warning" if finding.severity == "invalid" else "note"
+            why = f"{finding.why}; the score claimed is another one"
+            finding = replace(finding, severity=milder, why=why)
+        yield finding
+
+
+def _elsewhere(verdict: Verdict, meant: Collection[int]) -> bool:
+    """Return whether the score of a verdict is not among those claimed, which are known."""
+    return bool(meant) and verdict.score is not None and id(verdict.score) not in meant
 
 
 def verdicts(events: Events) -> Iterator[Verdict]:
@@ -113,6 +135,8 @@ def _kind(events: Events, training: Training, score: Score, first: bool) -> str:
         return "second-pass" if _interleaved(events, training) else "val-training"
     if not first or _shared(training, score):
         return ""
+    if training.fresh and {t.loop for t in training.turns} & {t.loop for t in score.turns}:
+        return "slot"
     return "second-pass" if _interleaved(events, training) else "val-training"
 
 
@@ -160,7 +184,7 @@ def _switches(
     # Of the conditions around a training, those decide that switch it on.
     asked = [name for name in asked if _SWITCHES.search(name)] or asked
     shown = [name for name in asked if name in seen]
-    known = [name for name in asked if name in settings]
+    known = [n for n in asked if n in settings and plain_setting(settings[n]) not in (0, None)]
     if shown:
         return f"; {seen[shown[-1]]} shows that it ran", True
     if known:

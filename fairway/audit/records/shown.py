@@ -13,7 +13,8 @@ _MOST_TEXTS = 40
 _MOST_SEARCHES = 400
 # Statements that are looked at for what they print.
 _MOST_NODES = 5_000
-_PRINTS = re.compile(r"^_?(print|log|info|debug|warning|write|master_print|print_rank|say)", re.I)
+# Names of what prints.
+PRINTS = re.compile(r"^_?(print|log|info|debug|warning|write|master_print|print_rank|say)", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Shown:
                 if not isinstance(node, ast.Call):
                     continue
                 name = _name(node)
-                if _PRINTS.match(name) and node.args:
+                if PRINTS.match(name) and node.args:
                     text = _longest(node.args[0])
                     if text:
                         yield text

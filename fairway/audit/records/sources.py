@@ -37,6 +37,14 @@ _README_BYTES, _README_LINES = 1_000_000, 20_000
 _ASSIGNED = re.compile(
     r"(?<![\w$./{-])([A-Z][A-Z0-9_]{2,60})=(\"[^\"\n]*\"|'[^'\n]*'|[\w.+-]+)(?=[\s\\;&|`]|$)"
 )
+_MOST_LINES = 60
+# A command that starts a script, and an option of its command line.
+_STARTS = re.compile(
+    r"\b(?:torchrun|accelerate launch|"
+    r"python3?\s[^|;&\n]{0,120}?(?:\b(?:train|run|eval|submi)\w{0,60}\.py\b|\$\{?\w))",
+    re.IGNORECASE,
+)
+_FLAG = re.compile(r"(?<!\S)--([a-z][\w-]{1,60})(?:[= ] {0,3}(?!-)([\w.+]{1,60}))?(?=[\s;&|`]|$)")
 _NATIVE_CHARS = 300_000
 _NATIVE = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".cxx")
 # Scripts that make training and validation data.
@@ -53,6 +61,15 @@ class _Read:
     source: str
     tree: ast.Module
     shown: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Settings of a record's runs, who says them if not the logs, and what commands vary."""
+
+    settings: dict[str, str]
+    said: dict[str, str]
+    unsettled: dict[str, set[str | None]]
 
 
 class _Beside(UserDict[str, bytes]):
@@ -78,15 +95,11 @@ def check_sources(
     """Yield what the scripts of a record do; return the text of all layers of all scripts."""
     texts: list[str] = []
     scripts = yield from _read_all(folder, texts, facts)
-    settings, said = settings_of(logs), {}
-    for file in _told(folder):
-        for name, (value, line) in commanded(read_text(file, _README_BYTES)).items():
-            if name not in settings:
-                settings[name], said[name] = value, f"{file.name}:{line}"
+    told = _told(folder, settings_of(logs))
     main = [s for s in scripts if s.file.path.name.lower() == _MAIN] or scripts[:1]
     used = _used(main[:1], scripts)
     for script in main[:1]:
-        yield from _order(script, scripts, (settings, said), _logs(folder, logs))
+        yield from _order(script, scripts, told, folder, logs)
     work = Steps(_MOST_VISITS)
     trees = [Script(script.shown, script.tree, work) for script in used]
     for tree in trees:
@@ -155,28 +168,56 @@ def settings_of(logs: Sequence[Log]) -> dict[str, str]:
     return {name: value for name, value in found.items() if name not in differ}
 
 
-def commanded(text: str) -> dict[str, tuple[str, int]]:
-    """Return the variables that commands set, by names in lower case: their values and lines.
+def commanded(text: str) -> dict[str, tuple[set[str | None], int]]:
+    """Return what commands set, by names in lower case: all values, and the line of the first.
 
-    A variable that several commands set to different values is left out.
+    None stands for a command that does not set what another one sets.
     """
-    found: dict[str, tuple[str, int]] = {}
-    differ: set[str] = set()
+    found: dict[str, tuple[set[str | None], int]] = {}
+    runs: list[set[str]] = []
+    for number, line in _logical(text):
+        given = {match[1]: match[2].strip("'\"") for match in _ASSIGNED.finditer(line)}
+        run = _STARTS.search(line)
+        if run is not None:
+            flags = _FLAG.finditer(line, run.end())
+            given |= {match[1].replace("-", "_"): match[2] or "True" for match in flags}
+            runs.append({name.lower() for name in given})
+        for name, value in given.items():
+            found.setdefault(name.lower(), (set(), number))[0].add(value)
+    for name in set().union(*runs):
+        if not all(name in run for run in runs):
+            found[name][0].add(None)
+    return found
+
+
+def _logical(text: str) -> Iterator[tuple[int, str]]:
+    """Yield lines by number, those that go on behind a backslash as one."""
+    begun: list[str] = []
     for number, line in enumerate(text.splitlines()[:_README_LINES], start=1):
-        for match in _ASSIGNED.finditer(line[:2_000]):
-            name, value = match[1].lower(), match[2].strip("'\"")
-            if found.setdefault(name, (value, number))[0] != value:
-                differ.add(name)
-    return {name: told for name, told in found.items() if name not in differ}
+        begun.append(line[:2_000])
+        if not line.endswith("\\") or len(begun) == _MOST_LINES:
+            yield number - len(begun) + 1, " ".join(part.rstrip("\\") for part in begun)
+            begun = []
 
 
-def _told(folder: Folder) -> list[File]:
-    """Return the files that say how a script was run."""
-    return [
+def _told(folder: Folder, settings: dict[str, str]) -> _Told:
+    """Return what is said of a script's settings: by logs, else by the files with commands."""
+    told = _Told(settings, {}, {})
+    commands = [
         file
         for file in folder.files
         if file.path.name.lower() in ("readme.md", "commands.txt") or file.path.suffix == ".sh"
-    ][:5]
+    ]
+    for file in commands[:5]:
+        for name, (values, line) in commanded(read_text(file, _README_BYTES)).items():
+            one = next(iter(values)) if len(values) == 1 else None
+            if name in settings:
+                continue
+            if one is None:
+                told.unsettled.setdefault(name, set()).update(values)
+            else:
+                settings[name], told.said[name] = one, f"{file.name}:{line}"
+    return told
 
 
 def _read_all(
@@ -213,20 +254,24 @@ def _read_all(
 def _order(
     script: _Read,
     scripts: Sequence[_Read],
-    told: tuple[dict[str, str], dict[str, str]],
-    logs: list[LogText],
+    told: _Told,
+    folder: Folder,
+    logs: Sequence[Log],
 ) -> Iterator[Finding]:
-    """Yield what is trained on before it is scored; `told` are settings and who says them."""
-    settings, said = told
+    """Yield what is trained on before it is scored."""
     beside = {s.file.path.name: s.tree for s in scripts if s is not script}
-    shown = Shown(logs, "\n".join(s.source for s in scripts))
+    shown = Shown(_logs(folder, logs), "\n".join(s.source for s in scripts))
     for read in scripts:
         shown.functions |= {
             n.name: n for n in ast.walk(read.tree) if isinstance(n, ast.FunctionDef)
         }
-    flow = Flow(Steps(_MOST_STEPS), settings=settings, modules=beside, shown=shown)
+    flow = Flow(
+        Steps(_MOST_STEPS), settings=told.settings, unsettled=told.unsettled,
+        modules=beside, shown=shown,
+    )  # fmt: skip
     flow.follow(script.shown, script.tree)
-    yield from check_order(flow, settings, said)
+    lines = [log.claimed.bpb.text for log in logs if log.claimed is not None]
+    yield from check_order(flow, told.settings, told.said, lines)
     if not flow.finished:
         why = f"the script is long: {_MOST_STEPS:,} steps of what it trains on were followed"
         yield Finding("note", "syntax", why, script.shown)

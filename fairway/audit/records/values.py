@@ -134,7 +134,14 @@ class Kind:
         return "Optimizer" in self.bases
 
 
-What = Known | Position | Items | Callee | Kind | None
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A function of Python itself by its name, whatever the script calls it."""
+
+    name: str
+
+
+What = Known | Position | Items | Callee | Kind | Library | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +207,8 @@ class Scope:
     returned: list[Value] = field(default_factory=list)
     function: str = ""
     guards: int = 0
+    # What names were calculated from, as text.
+    formulas: dict[str, str] = field(default_factory=dict)
     kind_is_model: bool = False
     kind_is_optimiser: bool = False
 
