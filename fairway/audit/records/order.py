@@ -65,8 +65,11 @@ def check_order(
     numbers = scores_in(list(events.prints), claimed)
     meant = {id(events.scores[number]) for number in numbers}
 
-    def rank(verdict: Verdict) -> tuple[bool, int]:
-        return _elsewhere(verdict, meant), grave.index(verdict.kind)
+    def rank(verdict: Verdict) -> tuple[bool, bool, int]:
+        # The sum of a training's own losses tells least, where another score depends on it.
+        score, loops = verdict.score, {t.loop for t in verdict.training.turns}
+        own = score is not None and {t.loop for t in score.turns} == loops
+        return _elsewhere(verdict, meant), own, grave.index(verdict.kind)
 
     for verdict in verdicts(events):
         place = (verdict.training.place.file, verdict.training.place.line)
