@@ -7,6 +7,7 @@ import pytest
 from audit.record import Case
 
 from fairway.audit.records.audit import audit_record
+from fairway.audit.records.coverage import gaps
 from fairway.audit.records.folder import File
 from fairway.audit.records.logs import Log, read_runs
 from fairway.submission.published import record
@@ -270,3 +271,46 @@ def test_a_megabyte_of_anything_takes_little_time(kind: str, tmp_path: Path) -> 
     start_s = time.process_time()
     runs(HOSTILE[kind] + "\n" + LAST, tmp_path)
     assert time.process_time() - start_s < 3.0
+
+
+LOOSE = {
+    "a list that a line interrupts": ("  warmdown_iters: 3000", {"warmdown_iters": "3000"}),
+    "wide columns": ("TARGET_MB:      15.9", {"target_mb": "15.9"}),
+    "bars": ("HEADS=4 | chunk_rule | SHORT_CONV=True", {"heads": "4", "short_conv": "True"}),
+    "words": ("gptq:reserving 4s, effective=596000ms", {"gptq.effective": "596000ms"}),
+    "brackets": ("depth:10 (num_loops=1 x num_layers=10)", {"depth": "10", "num_loops": "1"}),
+    "thousands": ("grad_accum=4  effective_batch=786,432 tokens", {"effective_batch": "786,432"}),
+    "a title": ("Architecture: 11L 3xMLP 512d, vocab=4096", {"architecture.vocab": "4096"}),
+    "an object": ("compile:start kwargs={'backend': 'x'} dim=416", {"dim": "416"}),
+}
+
+
+@pytest.mark.parametrize("name", LOOSE)
+def test_settings_among_other_words_are_read(name: str, tmp_path: Path) -> None:
+    text, expected = LOOSE[name]
+    log = runs(
+        f"words without a value\n{text}\nstep:1/2 train_loss:3.0 train_time:5ms\n", tmp_path
+    )[0]
+    assert expected.items() <= log.settings.items()
+    assert log.coverage.share("settings") in (1.0, None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tttg: c1/334 lr:0.001000 t:0.5s", "  val_loss: 2.957501", "    result = compile_frame(",
+        "https://example.org/run", "  step_avg:    84.79ms", "delta_bpb=-0.0016",
+        '    "step": 0.0,',
+    ],
+)  # fmt: skip
+def test_measures_and_code_are_no_settings(line: str, tmp_path: Path) -> None:
+    log = runs(f"{line}\n" * 5 + "step:1/2 train_loss:3.0 train_time:5ms\n", tmp_path)[0]
+    assert log.coverage.share("settings") is None
+    assert not log.settings
+    assert not list(gaps("train.log", log.coverage))
+
+
+def test_what_a_list_says_counts_more_than_a_line_between(tmp_path: Path) -> None:
+    text = "Hyperparameters:\n  ema_decay: 0.997\n  seed: 1\nema_decay:0.5 (of the copy)\n"
+    log = runs(text + "step:1/2 train_loss:3.0 train_time:5ms\n", tmp_path)[0]
+    assert log.settings["ema_decay"] == "0.997"

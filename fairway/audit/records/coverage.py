@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from fairway.audit.findings import Finding
 from fairway.audit.records.said import Number, Stage, StepLine
-from fairway.audit.records.settings import Setting
+from fairway.audit.records.settings import Setting, is_setting
 
 KINDS = ("settings", "steps", "scores", "sizes", "times")
 # Below this share, what was not read is said.
@@ -50,7 +50,7 @@ class Coverage:
         for kind, pattern in _OF_KIND.items():
             if _WORD[kind] in low and pattern.search(low) and not _OTHER.search(low):
                 self._add(kind, any(_is(kind, *one) for one in said), line, text)
-        if preamble and _SETTING.match(text):
+        if preamble and _SETTING.match(text) and is_setting(text):
             self._add("settings", bool(said), line, text)
 
     def _add(self, kind: str, read: bool, line: int, text: str) -> None:

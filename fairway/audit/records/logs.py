@@ -315,7 +315,7 @@ class _Reader:
         preamble = self._preamble
         for setting in self.settings.read(text, line, preamble):
             self._add("setting", setting)
-        listed = bool(self._said)
+        listed = bool(self._said) and not self.settings.loose
         self._measures(text, low, line)
         if not listed:
             self._adaptation(text, low, line)
@@ -422,6 +422,9 @@ _WARM_STEPS = 10
 def _take(log: Log, kind: str, event: _Event) -> None:
     """Put what a line says into a log."""
     if isinstance(event, Setting):
+        if event.name in log.listed and not event.listed:
+            # What a list says is not what a line in between repeats of it.
+            return
         log.settings[event.name] = event.value
         log.setting_lines[event.name] = event.line
         log.listed |= {event.name} if event.listed else set()

@@ -37,10 +37,23 @@ _GROUP = re.compile(r"^\s{0,8}(?:#\s)?([A-Za-z][\w. ]{0,30}):\s{0,2}(?=[A-Za-z][
 _TITLED = re.compile(
     r"(?:^|, )([A-Z][A-Za-z][\w /()-]{0,40}?): ([^\s,]{1,60}(?: \([^()]{0,40}\))?)(?=,\s|$)"
 )
+# One name and one word, alone in their line.
+_SINGLE = re.compile(
+    rf"^\s{{0,12}}[\"']?({_NAME}|[A-Z][\w ]{{0,30}})[\"']?\s{{0,40}}[:=]\s{{0,40}}(\S{{1,200}})$"
+)
+# Pairs between words, brackets and bars.
+_BETWEEN = re.compile(r"[()|;×\[\]]|,(?=\s)|,$")
+_LOOSE = re.compile(
+    rf"(?<!\S)([^\W\d][\w.]{{0,60}})\s?[=:]\s?(\d{{1,3}}(?:,\d{{3}}){{1,6}}|[^\s,]{{1,120}})"
+)
+# The first word of a line says what the others are about, if it sets nothing itself.
+_TOPIC = re.compile(r"\s{0,12}([A-Za-z]\w{0,40})(?::\s|:(?=[a-z])|\s(?!\s{0,9}[=:]))")
+_PROGRESS = re.compile(r"\b[A-Za-z]{0,8}\d{1,9}/\d{1,9}\b|\d\s?%")
 # What is measured, or is of the machine, is no setting.
-_MEASURED = re.compile(
+MEASURED = re.compile(
     r"^(val_loss|val_bpb|train_loss|train_time|step_avg|step|loss|eval_time|elapsed|time|tok_s|"
-    r"tokens_per_s|mem|peak_memory|lr_scale|grad_norm|bpb|t)$|_bpb$|_ms$|^(http|https|file|line)$",
+    r"tokens_per_s|mem|peak_memory|lr_scale|grad_norm|bpb|t)$|(?:_|^)bpb$|_ms$|(?:train|eval)_time_s$|"
+    r"^(http|https|file|line)$",
     re.IGNORECASE,
 )
 # Brackets, and members of a list that goes over lines, inside an object.
@@ -85,6 +98,8 @@ class SettingsReader:
     blanks: int = 0
     strays: int = 0
     lines: int = 0
+    # Whether the last line was read word by word: it may say more than settings.
+    loose: bool = False
 
     def begins(self, text: str) -> bool:
         """Return whether a line is the head of a list of settings."""
@@ -92,6 +107,7 @@ class SettingsReader:
 
     def read(self, text: str, line: int, preamble: bool) -> list[Setting]:
         """Return the settings of a line; pairs without a list count only in the preamble."""
+        self.loose = False
         if not self.inside and not any(mark in text for mark in _MARKS):
             return []
         if self.begins(text):
@@ -130,17 +146,43 @@ class SettingsReader:
         if text.strip() in ("{", "config = {", "args = {"):
             self._open("{")
             return []
-        return _pairs(text, line) if preamble else []
+        found = _pairs(text, line) if preamble else []
+        if preamble and not found:
+            found = _loose(text, line)
+            self.loose = bool(found)
+        return found
+
+
+def is_setting(text: str) -> bool:
+    """Return whether a line that looks like a setting is one: no measure, progress or code."""
+    single = _SINGLE.match(text)
+    if single:
+        return not MEASURED.search(single[1].strip()) and not re.match(r"[\w.]*\(", single[2])
+    return not _PROGRESS.search(text)
 
 
 def _setting(name: str, value: str, line: int, listed: bool) -> list[Setting]:
     name = name.strip().lower().replace(" ", "_")
-    if _MEASURED.search(name):
+    if MEASURED.search(name):
         return []
     clean = value.strip().rstrip(",").strip()
     if len(clean) > 1 and clean[0] == clean[-1] and clean[0] in "\"'`":
         clean = clean[1:-1]
     return [Setting(name, clean[:300], line, listed)]
+
+
+def _loose(text: str, line: int) -> list[Setting]:
+    """Return what a line sets among other words; the first word says what it is about."""
+    if not is_setting(text):
+        return []
+    single = _SINGLE.match(text)
+    if single:
+        return _setting(single[1], single[2], line, False)
+    plain = _BETWEEN.sub(" ", text)
+    about = _TOPIC.match(plain)
+    found = _LOOSE.findall(plain, about.end(1) + 1 if about else 0)[:_MOST_PAIRS]
+    prefix = f"{about[1].lower()}." if about else ""
+    return [one for n, value in found for one in _setting(prefix + n, value, line, False)]
 
 
 def _list_item(text: str, line: int) -> list[Setting]:
