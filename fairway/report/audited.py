@@ -84,10 +84,11 @@ def probes(results: dict[str, Any]) -> Html:
             DASH if probe["worst"] is None else num(probe["worst"], ".2g"),
             strong(probe["verdict"]) if probe["verdict"] == "invalid" else esc(probe["verdict"]),
             esc(probe["why"]),
+            esc(probe.get("power", "")),
         ]
         for probe in found["probes"]
     ]
-    heads = ["score", "probe", "rules", "samples", "worst", "verdict", "because"]
+    heads = ["score", "probe", "rules", "samples", "worst", "verdict", "because", "power"]
     did = {probe["name"]: probe["did"] for probe in found["probes"]}
     meanings = [Html(f"<b>{esc(name)}</b>: {esc(text)}.") for name, text in did.items()]
     passed = "passed" if found["passed"] else "not passed: it cannot become a submission"

@@ -274,7 +274,6 @@ def test_a_megabyte_of_anything_takes_little_time(kind: str, tmp_path: Path) -> 
 
 
 LOOSE = {
-    "a list that a line interrupts": ("  warmdown_iters: 3000", {"warmdown_iters": "3000"}),
     "wide columns": ("TARGET_MB:      15.9", {"target_mb": "15.9"}),
     "bars": ("HEADS=4 | chunk_rule | SHORT_CONV=True", {"heads": "4", "short_conv": "True"}),
     "words": ("gptq:reserving 4s, effective=596000ms", {"gptq.effective": "596000ms"}),
@@ -291,7 +290,7 @@ def test_settings_among_other_words_are_read(name: str, tmp_path: Path) -> None:
     log = runs(
         f"words without a value\n{text}\nstep:1/2 train_loss:3.0 train_time:5ms\n", tmp_path
     )[0]
-    assert expected.items() <= log.settings.items()
+    assert expected.items() <= (log.settings | log.mentioned).items()
     assert log.coverage.share("settings") in (1.0, None)
 
 
@@ -307,7 +306,15 @@ def test_measures_and_code_are_no_settings(line: str, tmp_path: Path) -> None:
     log = runs(f"{line}\n" * 5 + "step:1/2 train_loss:3.0 train_time:5ms\n", tmp_path)[0]
     assert log.coverage.share("settings") is None
     assert not log.settings
+    assert not log.mentioned
     assert not list(gaps("train.log", log.coverage))
+
+
+def test_a_list_that_lines_interrupt_goes_on(tmp_path: Path) -> None:
+    text = "Hyperparameters:\n" + "".join(f"  {n}: {v}\n" for n, v in ITEMS) + "words\n" * 9
+    log = runs(text + "  warmdown_iters: 3000\n" + STEPS, tmp_path)[0]
+    assert log.settings["warmdown_iters"] == "3000"
+    assert "warmdown_iters" in log.listed
 
 
 def test_what_a_list_says_counts_more_than_a_line_between(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import zstandard
 from audit.record import SCRIPT, Case, wrapped
 
 from fairway.audit.records.audit import audit_record
-from fairway.audit.records.constants import MOST_BYTES
+from fairway.audit.records.literals import MOST_BYTES
 from fairway.audit.records.unwrap import MOST_DEPTH, MOST_PARSED, unwrap
 
 B85 = base64.b85encode

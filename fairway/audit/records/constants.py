@@ -1,33 +1,17 @@
 """Values that a wrapper calculates before it runs what is inside it, calculated without running it.
 
-Known are strings, bytes, whole numbers, lists of them, what is done with these, and files that lie
-beside the script. Whatever else a script does is unknown, and what depends on it too.
+Statements and calls are followed here, expressions in `literals.py`; files that lie beside the
+script are known. Whatever else a script does is unknown, and what depends on it too.
 """
 
 import ast
 import json
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairway.audit.records.decoders import (
-    BROKEN,
-    DECODERS,
-    OPENERS,
-    TooMuch,
-    Unknown,
-    options,
-)
-
-# Bytes of one value; steps of one script, and bytes of all values that they give.
-MOST_BYTES = 16_000_000
-_MOST_STEPS = 400_000
-_MOST_MADE = 200_000_000
-_MOST_DEPTH = 60
-_MOST_TURNS = 100_000
-# Exceptions that mean: not known.
-_LOST = (Unknown, RecursionError, ArithmeticError, AttributeError, *BROKEN)
+from fairway.audit.records.decoders import DECODERS, OPENERS, TooMuch, Unknown, options
+from fairway.audit.records.literals import LOST, MOST_BYTES, Literals
 
 _METHODS = {
     "strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "partition", "rpartition",
@@ -41,15 +25,6 @@ _PATHS = {
 }  # fmt: skip
 _COMPILED = ("marshal.loads", "marshal.load", "pickle.loads", "pickle.load", "dill.loads",
              "cloudpickle.loads", "joblib.load")  # fmt: skip
-_BINARY: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.BitXor: operator.xor, ast.Mod: operator.mod,
-    ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.FloorDiv: operator.floordiv,
-    ast.RShift: operator.rshift,
-}  # fmt: skip
-_COMPARE: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
-    ast.Gt: operator.gt, ast.GtE: operator.ge,
-}  # fmt: skip
 _SIMPLE: dict[str, Callable[..., Any]] = {
     "len": len, "ord": ord, "chr": chr, "list": list, "tuple": tuple, "abs": abs, "int": int,
     "reversed": lambda v: list(reversed(v)), "sorted": sorted, "dict": dict, "min": min, "max": max,
@@ -77,22 +52,17 @@ class _Opener:
 
 
 @dataclass(eq=False)
-class Constants:
+class Constants(Literals):
     """Follows a script's statements, as far as its values are known."""
 
-    files: Mapping[str, bytes]
-    own: str
+    files: Mapping[str, bytes] = field(default_factory=dict)
     left: int = MOST_BYTES
-    names: dict[str, Any] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
     functions: dict[str, ast.FunctionDef] = field(default_factory=dict)
     written: dict[str, str | bytes] = field(default_factory=dict)
     executed: list[str | bytes] = field(default_factory=list)
     refused: str = ""
     unread: int = 0
-    steps: int = 0
-    made: int = 0
-    depth: int = 0
 
     # -----------------------------------------------------------------------------------------
     # Statements
@@ -100,12 +70,12 @@ class Constants:
     def follow(self, body: Iterable[ast.stmt]) -> Any:
         """Follow statements; return what the first `return` among them gives, or None."""
         for node in body:
-            self._spend()
+            self.spend()
             try:
                 if isinstance(node, ast.Return):
                     return self.value(node.value) if node.value else None
                 self._statement(node)
-            except _LOST:
+            except LOST:
                 for target in _targets(node):
                     self.names.pop(target, None)
         return None
@@ -121,22 +91,22 @@ class Constants:
             case ast.Assign():
                 value = self.value(node.value)
                 for target in node.targets:
-                    self._bind(target, value)
+                    self.bind(target, value)
             case ast.AnnAssign() if node.value is not None:
-                self._bind(node.target, self.value(node.value))
+                self.bind(node.target, self.value(node.value))
             case ast.AugAssign():
                 both = ast.BinOp(node.target, node.op, node.value)
-                self._bind(node.target, self.value(both))
+                self.bind(node.target, self.value(both))
             case ast.Expr():
                 self.value(node.value)
             case ast.With():
                 for item in node.items:
                     if item.optional_vars is not None:
-                        self._bind(item.optional_vars, self.value(item.context_expr))
+                        self.bind(item.optional_vars, self.value(item.context_expr))
                 self.follow(node.body)
             case ast.For():
-                for one in self._several(self.value(node.iter)):
-                    self._bind(node.target, one)
+                for one in self.several(self.value(node.iter)):
+                    self.bind(node.target, one)
                     self.follow(node.body)
             case ast.If():
                 self._if(node)
@@ -146,141 +116,17 @@ class Constants:
     def _if(self, node: ast.If) -> None:
         try:
             truth = bool(self.value(node.test))
-        except _LOST:
+        except LOST:
             # Either may be taken.
             self.follow([*node.body, *node.orelse])
             return
         self.follow(node.body if truth else node.orelse)
 
-    def _bind(self, target: ast.expr, value: Any) -> None:
-        if isinstance(target, ast.Name):
-            self.names[target.id] = value
-        elif isinstance(target, ast.Tuple | ast.List):
-            for inner, part in zip(target.elts, list(value), strict=True):
-                self._bind(inner, part)
-
-    def _spend(self, made: int = 0) -> None:
-        self.steps += 1
-        self.made += made
-        if self.steps > _MOST_STEPS or self.made > _MOST_MADE:
-            raise TooMuch(f"it takes more than {_MOST_STEPS:,} steps, or {_MOST_MADE:,} bytes")
-
-    # -----------------------------------------------------------------------------------------
-    # Expressions
-
-    def value(self, node: ast.expr) -> Any:
-        """Return what an expression gives; Unknown if it is none of those followed."""
-        self._spend()
-        self.depth += 1
-        try:
-            if self.depth > _MOST_DEPTH:
-                raise Unknown
-            found = self._value(node)
-        finally:
-            self.depth -= 1
-        if isinstance(found, str | bytes):
-            self._spend(len(found))
-            if len(found) > MOST_BYTES:
-                raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
-        return found
-
-    def _value(self, node: ast.expr) -> Any:
-        match node:
-            case ast.Constant():
-                return node.value
-            case ast.Name():
-                if node.id in self.names:
-                    return self.names[node.id]
-                if node.id in ("__file__", "__name__"):
-                    return self.own if node.id == "__file__" else "__main__"
-                raise Unknown
-            case ast.BinOp():
-                return self._binary(node)
-            case ast.Subscript():
-                return self.value(node.value)[self._index(node.slice)]
-            case ast.Tuple() | ast.List():
-                return [self.value(n) for n in node.elts]
-            case ast.Dict():
-                pairs = zip(node.keys, node.values, strict=True)
-                return {self.value(k): self.value(v) for k, v in pairs if k is not None}
-            case ast.Call():
-                return self._call(node)
-            case _:
-                return self._rarer(node)
-
-    def _rarer(self, node: ast.expr) -> Any:
-        match node:
-            case ast.JoinedStr():
-                return "".join(str(self.value(n)) for n in node.values)
-            case ast.FormattedValue():
-                return self.value(node.value)
-            case ast.NamedExpr():
-                self.names[node.target.id] = self.value(node.value)
-                return self.names[node.target.id]
-            case ast.IfExp():
-                return self.value(node.body if self.value(node.test) else node.orelse)
-            case ast.UnaryOp(op=ast.USub()):
-                return -self.value(node.operand)
-            case ast.UnaryOp(op=ast.Not()):
-                return not self.value(node.operand)
-            case ast.Compare(ops=[op]) if type(op) in _COMPARE:
-                return _COMPARE[type(op)](self.value(node.left), self.value(node.comparators[0]))
-            case ast.GeneratorExp() | ast.ListComp():
-                return self._comprehended(node)
-            case ast.Attribute(attr="parent"):
-                return self.value(node.value).rpartition("/")[0]
-            case ast.Attribute(attr="name" | "stem"):
-                return self.value(node.value).rpartition("/")[2]
-        raise Unknown
-
-    def _index(self, node: ast.expr) -> Any:
-        if isinstance(node, ast.Slice):
-            parts = (node.lower, node.upper, node.step)
-            return slice(*(None if n is None else self.value(n) for n in parts))
-        return self.value(node)
-
-    def _binary(self, node: ast.BinOp) -> Any:
-        left, right = self.value(node.left), self.value(node.right)
-        if isinstance(node.op, ast.Div) and isinstance(left, str) and isinstance(right, str):
-            return f"{left}/{right}"
-        if isinstance(node.op, ast.Mult):
-            sizes = [len(v) for v in (left, right) if isinstance(v, str | bytes | list)]
-            counts = [v for v in (left, right) if isinstance(v, int)]
-            if sizes and counts and sizes[0] * abs(counts[0]) > MOST_BYTES:
-                raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
-            _small(left, right)
-            return left * right
-        if isinstance(node.op, ast.Mod) and not isinstance(left, int):
-            raise Unknown
-        if type(node.op) not in _BINARY:
-            raise Unknown
-        if isinstance(left, list) and isinstance(right, list):
-            self._spend(len(left) + len(right))
-        return _BINARY[type(node.op)](left, right)
-
-    def _several(self, value: Any) -> list[Any]:
-        """Return the items of something that is gone through, if they are few enough."""
-        if not isinstance(value, str | bytes | list | tuple | range | dict):
-            raise Unknown
-        if len(value) > _MOST_TURNS:
-            raise Unknown
-        return list(value)
-
-    def _comprehended(self, node: ast.GeneratorExp | ast.ListComp) -> list[Any]:
-        if len(node.generators) != 1:
-            raise Unknown
-        part = node.generators[0]
-        found = []
-        for one in self._several(self.value(part.iter)):
-            self._bind(part.target, one)
-            if all(self.value(test) for test in part.ifs):
-                found.append(self.value(node.elt))
-        return found
-
     # -----------------------------------------------------------------------------------------
     # Calls
 
-    def _call(self, node: ast.Call) -> Any:
+    def called(self, node: ast.Call) -> Any:
+        """Return what a call gives; Unknown if it is none of those followed."""
         name = self._name(node.func)
         if name in _COMPILED:
             self.refused = f"it holds compiled or pickled Python ({name}), which is not read"
@@ -311,7 +157,7 @@ class Constants:
     def _execute(self, node: ast.Call) -> Any:
         try:
             value = self.value(node.args[0])
-        except _LOST:
+        except LOST:
             self.unread = self.unread or node.lineno
             raise
         if isinstance(value, str | bytes):
@@ -404,13 +250,13 @@ class Constants:
                 else str(given[0])
             )
         if name == "map":
-            return [self._applied(node.args[0], one) for one in self._several(given[1])]
+            return [self._applied(node.args[0], one) for one in self.several(given[1])]
         opener = _OBJECTS.get(name)
         if opener is not None:
             return _Opener(opener)
         if name in _SIMPLE:
             for value in given:
-                self._spend(len(value) if hasattr(value, "__len__") else 0)
+                self.spend(len(value) if hasattr(value, "__len__") else 0)
             return _SIMPLE[name](*given)
         raise Unknown
 
@@ -455,7 +301,7 @@ class Constants:
             return owner
         if name == "join" and isinstance(owner, str | bytes):
             parts = list(given[0])
-            self._spend(sum(len(p) for p in parts) + len(owner) * len(parts))
+            self.spend(sum(len(p) for p in parts) + len(owner) * len(parts))
             return owner.join(parts)
         if name == "replace" and isinstance(owner, str | bytes):
             grown = owner.count(given[0]) * len(given[1])
@@ -512,7 +358,7 @@ class Constants:
             case ast.Call(func=ast.Name(id="getattr"), args=[owner, part, *_]):
                 try:
                     return f"{self._name(owner)}.{self.value(part)}"
-                except _LOST:
+                except LOST:
                     return ""
         return ""
 
@@ -531,12 +377,6 @@ def _base(path: Any) -> str:
 
 def _bytes(value: Any) -> bytes:
     return value.encode("utf-8", "replace") if isinstance(value, str) else bytes(value)
-
-
-def _small(*values: Any) -> None:
-    """Refuse a product of numbers so long that it takes time."""
-    if any(isinstance(v, int) and v.bit_length() > 1 << 20 for v in values):
-        raise Unknown
 
 
 def _targets(node: ast.stmt) -> list[str]:

@@ -61,8 +61,9 @@ _PREFIX = re.compile(
 class Log:
     """What a run's log says. `numbers` are by meaning: 'seed', 'code bytes', 'total bytes', ...
 
-    `listed` are the settings that stand in a list; `totals` are all sizes of a submission that it
-    prints; `source` is a hash of the script that it begins with, None without one.
+    `listed` are the settings that stand in a list, `mentioned` those among other words; `totals`
+    are all sizes of a submission that it prints; `source` is a hash of the script that it begins
+    with, None without one.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Log:
     settings: dict[str, str] = field(default_factory=dict)
     setting_lines: dict[str, int] = field(default_factory=dict)
     listed: set[str] = field(default_factory=set)
+    mentioned: dict[str, str] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     first_step: StepLine | None = None
     last_step: StepLine | None = None
@@ -422,8 +424,8 @@ _WARM_STEPS = 10
 def _take(log: Log, kind: str, event: _Event) -> None:
     """Put what a line says into a log."""
     if isinstance(event, Setting):
-        if event.name in log.listed and not event.listed:
-            # What a list says is not what a line in between repeats of it.
+        if event.loose:
+            log.mentioned[event.name] = event.value
             return
         log.settings[event.name] = event.value
         log.setting_lines[event.name] = event.line

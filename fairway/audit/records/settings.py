@@ -4,7 +4,7 @@ One line at a time, with what was seen before it: a list goes on until a line is
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _NAME = r"[A-Za-z][\w.]{0,60}"
 # What begins a list of settings, alone in its line.
@@ -43,9 +43,7 @@ _SINGLE = re.compile(
 )
 # Pairs between words, brackets and bars.
 _BETWEEN = re.compile(r"[()|;×\[\]]|,(?=\s)|,$")
-_LOOSE = re.compile(
-    rf"(?<!\S)([^\W\d][\w.]{{0,60}})\s?[=:]\s?(\d{{1,3}}(?:,\d{{3}}){{1,6}}|[^\s,]{{1,120}})"
-)
+_LOOSE = re.compile(r"(?<!\S)([^\W\d][\w.]{0,60})\s?[=:]\s?(\d{1,3}(?:,\d{3}){1,6}|[^\s,]{1,120})")
 # The first word of a line says what the others are about, if it sets nothing itself.
 _TOPIC = re.compile(r"\s{0,12}([A-Za-z]\w{0,40})(?::\s|:(?=[a-z])|\s(?!\s{0,9}[=:]))")
 _PROGRESS = re.compile(r"\b[A-Za-z]{0,8}\d{1,9}/\d{1,9}\b|\d\s?%")
@@ -81,12 +79,16 @@ _MARKS = (
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: its name in lower case, its value as written, its line; whether in a list."""
+    """One setting: its name in lower case, its value as written, its line; whether in a list.
+
+    `loose` is what stands among other words: it may be of a part of the run, or no setting at all.
+    """
 
     name: str
     value: str
     line: int
     listed: bool
+    loose: bool = False
 
 
 @dataclass(slots=True)
@@ -148,8 +150,11 @@ class SettingsReader:
             return []
         found = _pairs(text, line) if preamble else []
         if preamble and not found:
-            found = _loose(text, line)
-            self.loose = bool(found)
+            # A list that another line interrupted goes on.
+            goes_on = self.lines > _MOST_STRAYS and self.indented and text[:1].isspace()
+            found = _list_item(text, line) if goes_on and is_setting(text) else []
+            found = found or [replace(one, loose=True) for one in _loose(text, line)]
+            self.loose = any(one.loose for one in found)
         return found
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.constants import MOST_BYTES
 from fairway.audit.records.counts import check_bytes_of_pieces
 from fairway.audit.records.flow import Flow
 from fairway.audit.records.folder import File, Folder, read_text
+from fairway.audit.records.literals import MOST_BYTES
 from fairway.audit.records.logs import Log
 from fairway.audit.records.native import check_native
 from fairway.audit.records.order import check_order

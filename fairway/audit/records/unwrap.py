@@ -11,8 +11,9 @@ from collections import ChainMap
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
-from fairway.audit.records.constants import MOST_BYTES, Constants
+from fairway.audit.records.constants import Constants
 from fairway.audit.records.decoders import TooMuch
+from fairway.audit.records.literals import MOST_BYTES
 from fairway.audit.records.parse import Parsed, parsed
 
 MOST_DEPTH = 8
@@ -65,7 +66,7 @@ def unwrap(
         if read.tree is None or len(layers) > MOST_DEPTH:
             deep = f"it is nested more than {MOST_DEPTH} deep" if read.tree else ""
             return Unwrapped(tuple(layers), deep)
-        values = Constants(ChainMap({own: source.encode()}, beside), own, left)
+        values = Constants(own, files=ChainMap({own: source.encode()}, beside), left=left)
         stopped = ""
         try:
             values.follow(read.tree.body)
