@@ -76,6 +76,8 @@ def audit(
 ) -> None:
     """Audit what scored a run, a program, or a log; exit code 1 if something is invalid."""
     beside = (fresh, text_bytes, tokenizer)
+    if program is None:
+        _without_program(beside)
     if logs:
         _logs(logs, as_json, alone=not any((run, program, tokens, overrides, *beside)))
         return
@@ -108,6 +110,17 @@ def _logs(logs: list[Path], as_json: bool, alone: bool) -> None:
     _records(logs, None, False, as_json)
 
 
+def _without_program(beside: _Beside) -> None:
+    """Raise UserError for options that say something of a program's text."""
+    options = zip(("--fresh", "--bytes", "--tokenizer"), beside, strict=True)
+    given = [name for name, value in options if value is not None]
+    if given:
+        raise UserError(
+            f"{' and '.join(given)} {'goes' if len(given) == 1 else 'go'} with --program only, "
+            "not with a run or a log; name --program 'COMMAND' --tokens FILE"
+        )
+
+
 def _check(
     run: Path | None, program: str | None, tokens: Path | None, beside: _Beside, overrides: Set
 ) -> None:
@@ -116,8 +129,6 @@ def _check(
         raise UserError("name a run folder to audit, or --program 'COMMAND' --tokens FILE")
     if program is not None and (tokens is None or overrides):
         raise UserError("--program takes --tokens FILE, a JSON list of token ids, and no --set")
-    if program is None and beside != (None, None, None):
-        raise UserError("--bytes, --tokenizer and --fresh go with --program; a run knows its bytes")
     if None not in beside[1:]:
         raise UserError("name --bytes or --tokenizer: both say how many bytes the text has")
 

@@ -352,6 +352,7 @@ def test_an_audit_gets_a_section(tmp_path):
     probe = {
         "stage": "sliding", "name": "P1 substitution", "rules": ["C2"], "did": "summed <b>",
         "samples": 12, "worst": 2e-16, "position": 3, "verdict": "invalid", "why": "not <i>one",
+        "power": "a leak of 0.01 nats at 2% of places: 90%",
     }  # fmt: skip
     finding = {
         "severity": "warning", "code": "order", "why": "lengths", "file": "a", "line": 7,
@@ -363,6 +364,7 @@ def test_an_audit_gets_a_section(tmp_path):
     page, _ = report(tmp_path, results)
     told = page.split("<h2>Audit</h2>")[1].split("</section>")[0]
     assert "it cannot become a submission" in told and "a:7" in told
+    assert "a leak of 0.01 nats at 2% of places: 90%" in told
     assert "not &lt;i&gt;one" in told and "&lt;script&gt;" in told and "<script>" not in told
 
 

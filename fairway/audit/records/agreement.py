@@ -312,6 +312,7 @@ def check_readme(
             yield Finding("warning", "readme-score", why, file, written[0][1], value)
     yield from _rows(text, file, claims)
     yield from _epochs(text, file, logs)
+    yield from _admitted(text, file)
     if sources:
         read = "\n".join(sources)[:_MOST_READ]
         # A script that goes through all variables reads this one too.
@@ -347,6 +348,37 @@ def _epochs(text: str, file: str, logs: Sequence[Log]) -> Iterator[Finding]:
         why = "the README states other epochs of test-time training than the logs"
         value = f"{stated[0][0]} in the README, {', '.join(sorted(used))} in the logs"
         yield Finding("warning", "readme-epochs", why, file, stated[0][1], value)
+
+
+_ADMITTED = {
+    "told-training": re.compile(
+        r"\btrain(?:ed|ing|s)? (?:directly )?on (?:the )?(?:full |whole |entire |exact )?"
+        r"(?:val|validation)\b(?! loss| bpb| split of)",
+        re.IGNORECASE,
+    ),
+    "told-second-pass": re.compile(
+        r"\b(?:two|2|second|dual)[- ]pass\b.{0,60}\b(?:re-?scor|n-?gram|eval|cache)|"
+        r"\bre-?scor(?:e|es|ed|ing)\b.{0,60}\b(?:full|whole|entire|complete|warm)\b.{0,20}\bcache",
+        re.IGNORECASE,
+    ),
+}
+# Such lines say that something is not done, quote a rule, or speak of tokens scored before.
+_DENIED = re.compile(
+    r"\b(?:no|not|never|without|cannot|instead|avoid\w*|zero|removed?|disabled|only allowed|cheat|"
+    r"illegal|invalid|already|after|scored|graded|evaluated|single-pass|test-time)\b|n't\b|\[ \]",
+    re.IGNORECASE,
+)
+
+
+def _admitted(text: str, file: str) -> Iterator[Finding]:
+    """Yield what the README itself says of the order of scoring and learning, once each."""
+    for code, pattern in _ADMITTED.items():
+        for number, line in enumerate(text.splitlines()[:20_000], start=1):
+            shown = line[:4_096]
+            if pattern.search(shown) and not _DENIED.search(shown):
+                why = "the README says so; logs and script may not show it"
+                yield Finding("warning", code, why, file, number, shown.strip()[:160])
+                break
 
 
 def check_known_settings(logs: Sequence[Log], sources: Sequence[str]) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from fairway.audit.records.values import (
     UNKNOWN,
     VAL,
     Callee,
+    Gradient,
     Held,
     Items,
     Kind,
@@ -56,6 +57,8 @@ class Calls(Expressions):
             function = self.attribute(receiver, name)
         if isinstance(function.what, Callee) and not self._is_forward(function.what):
             return self.run(node, function.what, arguments, named)
+        if isinstance(function.what, Gradient):
+            return self._differentiated(node, function.what, arguments, named)
         if isinstance(function.what, Library):
             given = library(self, function.what.name, arguments, named)
             if given is not None:
@@ -68,6 +71,14 @@ class Calls(Expressions):
         if isinstance(function.what, Kind):
             return self.made(node, function.what, arguments, named)
         return self._unknown(name, receiver, arguments, named)
+
+    def _differentiated(
+        self, node: ast.Call, what: Gradient, arguments: list[Value], named: dict[str, Value]
+    ) -> Value:
+        """Return the gradient of a function, and its loss where that is given too."""
+        loss = self.run(node, what.of, arguments, named)
+        found = self.gradient(node, loss)
+        return Value(found.labels | loss.labels) if what.with_loss else found
 
     def _note_print(self, node: ast.Call) -> None:
         """Remember what a call prints: its texts, and the scores that its names stand for."""

@@ -11,6 +11,7 @@ from fairway.audit.records.events import Events
 from fairway.audit.records.trees import short
 from fairway.audit.records.values import (
     COST,
+    ONE_HOT,
     PATH,
     UNKNOWN,
     VAL,
@@ -46,6 +47,8 @@ _BUILTINS = frozenset(dir(builtins))
 # What gives a number or text another form, and what asks the environment.
 CONVERTERS = ("int", "float", "bool", "str")
 ENVIRONMENT = ("environ", "getenv")
+# What goes through several things in step: its items are no parts of it.
+IN_STEP = (("enumerate",), ("zip",))
 # What the machine sets, not the author.
 _OF_MACHINE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 _NUMBERS = {"shape", "ndim", "dtype", "device", "requires_grad", "itemsize", "nbytes", "is_cuda"}
@@ -180,7 +183,8 @@ class Expressions(Events, ABC):
         index = self.value(node.slice)
         if base.what == Library("environ"):
             return self.environment(index, None)
-        if isinstance(base.what, Items) and isinstance(index.what, Known):
+        in_step = isinstance(base.what, Items) and base.what.names in IN_STEP
+        if isinstance(base.what, Items) and isinstance(index.what, Known) and not in_step:
             return _item(base, index.what.value)
         if isinstance(index.what, Known) and isinstance(index.what.value, str):
             for held in base.of(Held):
@@ -267,6 +271,11 @@ class Expressions(Events, ABC):
             if folded is not None:
                 sure = left.what.sure and right.what.sure
                 return Value(left.labels | right.labels, Known(folded, sure))
+        if isinstance(node.op, ast.Sub) and (ONE_HOT in left.labels) != (ONE_HOT in right.labels):
+            # Probabilities less the token to predict: the gradient of its cost, by hand.
+            other = left if ONE_HOT in right.labels else right
+            if COST in other.labels and ONE_HOT not in other.labels:
+                return self.gradient(node, Value(left.labels | right.labels))
         if isinstance(node.op, ast.Div | ast.Mult) and (is_log2(node.left) or is_log2(node.right)):
             self.bits(node, left if is_log2(node.right) else right)
         return self.with_training(Value(left.labels).plus(right.labels).without(Switch))
@@ -283,6 +292,10 @@ class Expressions(Events, ABC):
 
     def _truth(self, node: ast.Compare, left: Value, right: Value) -> Known | None:
         a, b = left.what, right.what
+        if isinstance(node.ops[0], ast.In | ast.NotIn) and isinstance(b, Items) and not b.names:
+            inner = [v.what for v in b.values]
+            if all(isinstance(what, Known) for what in inner):
+                b = Known(tuple(what.value for what in inner if isinstance(what, Known)))
         if isinstance(a, Known) and isinstance(b, Known):
             try:
                 truth = _COMPARED[type(node.ops[0])](a.value, b.value)

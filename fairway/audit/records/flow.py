@@ -278,9 +278,20 @@ class Flow(Calls):
             one = element(inner)
             kept = labels if VAL in inner.labels else one.labels | turns
             return Value(labels, Items((counter, Value(frozenset(kept), one.what))))
+        if isinstance(values.what, Items) and values.what.names == ("zip",):
+            turns = {n for n in labels if isinstance(n, Turn)}
+            return Value(labels, Items(tuple(self._in_step(v, turns) for v in values.what.values)))
         one = element(values)
         what = one.what if not isinstance(one.what, Known) else None
         return Value(labels, what)
+
+    def _in_step(self, value: Value, turns: set[Turn]) -> Value:
+        """Return what a loop over several things takes of one of them in a turn."""
+        one = element(value)
+        labels = set(one.labels) | turns
+        if VAL in labels and COST not in labels:
+            labels = cut(labels, max(t.loop for t in turns), turns)
+        return Value(frozenset(labels), one.what if not isinstance(one.what, Known) else None)
 
     def _turns_of(self, node: ast.expr) -> tuple[Value | None, list[Position]]:
         """Return what a loop goes over (None for numbers), and its first and last turn."""

@@ -11,10 +11,12 @@ from typing import Any
 from fairway.audit.records.expressions import ENVIRONMENT, Expressions
 from fairway.audit.records.values import (
     COST,
+    ONE_HOT,
     PATH,
     UNKNOWN,
     VAL,
     Callee,
+    Gradient,
     Held,
     Items,
     Known,
@@ -75,9 +77,44 @@ def _zero_grad(flow, node, receiver, arguments, named):  # type: ignore[no-untyp
     return UNKNOWN
 
 
+@_for("grad_and_value", "value_and_grad")
+def _of_function(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
+    """A function that gives a gradient, of the first function that is named."""
+    losses = [v.what for v in [*arguments, *named.values()] if isinstance(v.what, Callee)]
+    return Value(what=Gradient(losses[0], not _is_grad(node))) if losses else None
+
+
+def _is_grad(node: ast.Call) -> bool:
+    return getattr(node.func, "attr", getattr(node.func, "id", "")) == "grad"
+
+
+@_for("one_hot")
+def _one_hot(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
+    labels = _given(arguments, named).labels
+    return Value(labels | {ONE_HOT}) if VAL in labels else None
+
+
+@_for("zip")
+def _zip(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
+    if not arguments:
+        return None
+    return Value(union(arguments), Items(tuple(arguments), ("zip",)))
+
+
+@_for("update")
+def _update(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
+    """`optimizer.update(model, gradients)`."""
+    if len(arguments) == 2 and arguments[0].of(Held) and arguments[1].of(Trained):
+        flow.absorb(arguments[0], arguments[1])
+        return UNKNOWN
+    return None
+
+
 @_for("grad")
 def _grad(flow, node, receiver, arguments, named):  # type: ignore[no-untyped-def]
-    """`torch.autograd.grad(loss, inputs)`."""
+    """`torch.autograd.grad(loss, inputs)`, or the gradient of a function."""
+    if arguments and isinstance(arguments[0].what, Callee):
+        return METHODS["value_and_grad"](flow, node, receiver, arguments, named)
     return flow.gradient(node.args[0], arguments[0]) if arguments else None
 
 

@@ -21,6 +21,13 @@ _BEFORE = re.compile(
 _TOKENS = re.compile(r"(tok|token|tgt|target|chunk|seq|ids|data|stream)", re.IGNORECASE)
 _HINTS = re.compile(r"(hint|top|prob|gate|boost|valid|beta|conf|pred|expert|within|word)", re.I)
 _STARTS = re.compile(r"(start|new_word|boundary|space|bnd|ws|is_word|begins)", re.IGNORECASE)
+# Probabilities of the realised token by name, and names of what is.
+_OF_TARGET = re.compile(
+    r"(?:^|_)p(?:rob)?s?_(?:\w{1,12}_)?(?:tgt|targets?|gold|true|realised|realized|y)$|"
+    r"(?:^|_)(?:tgt|target|gold)_p(?:rob)?s?$|^(?:\w{1,12}_)?p(?:rob)?s?_(?:tgt|target|gold)\b",
+    re.IGNORECASE,
+)
+_HASH_CALLS = ("hash", "crc32", "adler32", "bitwise_xor", "xor")
 _EACH = re.compile(r"(nll|ptl|per_tok|token_loss|logp|log_prob|tok_loss|p_tgt|prob_tgt)", re.I)
 WHY = {
     "hashed-target": (
@@ -68,15 +75,13 @@ def _hashed_target(script: Script, function: Function) -> ast.expr | None:
             continue
         names = script.names(value) - every
         targeted = any(TARGET.match(name) for name in names)
-        xored = isinstance(getattr(node, "op", None), ast.BitXor) or any(
-            isinstance(n, ast.BitXor) for n in script.walk(value)
-        )
+        xored = isinstance(getattr(node, "op", None), ast.BitXor) or _is_mixed(script, value)
         multiplied = any(isinstance(n, ast.Mult) for n in script.walk(value))
         for inner in script.walk(value):
             if isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Mod | ast.BitAnd):
                 left = script.names(inner.left) - every
-                own = any(TARGET.match(n) for n in left) and any(
-                    isinstance(n, ast.BitXor) for n in script.walk(inner.left)
+                own = any(TARGET.match(n) for n in left) and (
+                    _is_mixed(script, inner.left) or _is_summed(script, inner.left)
                 )
                 if own or left & mixed:
                     return inner
@@ -88,6 +93,40 @@ def _hashed_target(script: Script, function: Function) -> ast.expr | None:
         elif isinstance(node, ast.Assign):
             mixed -= into
     return None
+
+
+def _is_mixed(script: Script, value: ast.expr) -> bool:
+    """Return whether parts of an expression are mixed as hashes are."""
+    for node in script.walk(value):
+        if isinstance(node, ast.BitXor):
+            return True
+        if isinstance(node, ast.Call) and _name(node) in _HASH_CALLS:
+            return True
+    return False
+
+
+def _is_summed(script: Script, value: ast.expr) -> bool:
+    """Return whether the target is added to a hash that is multiplied by a large number."""
+    for node in script.walk(value):
+        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
+            continue
+        for one, other in ((node.left, node.right), (node.right, node.left)):
+            target = any(TARGET.match(name) for name in script.names(one))
+            if target and _is_grown(other) and any(map(_HASHES.search, script.names(other))):
+                return True
+    return False
+
+
+def _is_grown(node: ast.expr) -> bool:
+    """Return whether something is multiplied by a number that no size of a vocabulary is."""
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult):
+        return False
+    numbers = [n.value for n in (node.left, node.right) if isinstance(n, ast.Constant)]
+    return any(isinstance(n, int) and n >= 10_000 for n in numbers)
+
+
+def _name(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
 def _enumerated(script: Script, function: Function) -> set[str]:
@@ -106,23 +145,56 @@ def _enumerated(script: Script, function: Function) -> set[str]:
 
 def _gate_on_target(script: Script, function: Function) -> ast.expr | None:
     """Return a condition on the realised symbol's cost by which a mixing weight is chosen."""
+    read = _of_target(script, function)
     for node in script.walk(function):
-        test: ast.expr | None = None
-        if isinstance(node, ast.If):
-            assigned = {n for s in node.body for n in script.assigned(s)}
-            test = node.test
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.IfExp):
-            assigned, test = script.assigned(node), node.value.test
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            call = node.value
-            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-            assigned = script.assigned(node)
-            test = call.args[0] if name == "where" and len(call.args) == 3 else None
-        if test is None or not any(_WEIGHT.match(name) for name in assigned):
+        test, weights = _chosen(script, function, node)
+        if test is None or not any(_WEIGHT.match(name) for name in weights):
             continue
-        if any(COST.search(n) and not _BEFORE.search(n) for n in script.names(test)):
+        names = {n for n in script.names(test) if not _BEFORE.search(n)}
+        if any(COST.search(n) or _OF_TARGET.search(n) for n in names) or names & read:
+            return test
+        if _at_target(script, test):
             return test
     return None
+
+
+def _chosen(script: Script, function: Function, node: ast.AST) -> tuple[ast.expr | None, set[str]]:
+    """Return a condition, and the names of what is chosen by it."""
+    if isinstance(node, ast.If):
+        return node.test, {n for s in node.body for n in script.assigned(s)}
+    if not isinstance(node, ast.Assign | ast.Return) or node.value is None:
+        return None, set()
+    weights = script.assigned(node)
+    if isinstance(node, ast.Return):
+        weights = {function.name}
+    if isinstance(node.value, ast.IfExp):
+        return node.value.test, weights
+    if isinstance(node.value, ast.Call) and len(node.value.args) == 3:
+        return (node.value.args[0] if _name(node.value) == "where" else None), weights
+    return None, set()
+
+
+def _of_target(script: Script, function: Function) -> set[str]:
+    """Return names of what was read of a distribution at the realised token."""
+    found: set[str] = set()
+    for node in script.walk(function):
+        if not isinstance(node, ast.Assign):
+            continue
+        for inner in script.walk(node.value):
+            gathers = isinstance(inner, ast.Call) and _name(inner) in ("gather", "take_along_axis")
+            if gathers and any(TARGET.match(name) for name in script.names(inner)):
+                found |= script.assigned(node)
+    return found
+
+
+def _at_target(script: Script, test: ast.expr) -> bool:
+    """Return whether a condition asks what the realised token is: whether it begins a word."""
+    return any(
+        isinstance(node, ast.Subscript)
+        and any(TARGET.match(name) for name in script.names(node.slice))
+        and any(_STARTS.search(name) for name in script.names(node.value))
+        for node in script.walk(test)
+    )
 
 
 def _expert_on_target(script: Script, function: Function) -> ast.expr | None:
@@ -200,15 +272,29 @@ def _better_of_two(script: Script, function: Function) -> ast.expr | None:
         for name in script.names(node)
     }
     for node in script.walk(function):
-        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
-            continue
-        call = node.value
-        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-        if name not in ("minimum", "min", "fmin") or len(call.args) != 2:
-            continue
-        sides = [script.names(argument) for argument in call.args]
-        each = all(any(_EACH.search(n) and not _BEFORE.search(n) for n in s) for s in sides)
         # The largest of two logarithms is subtracted to add them safely: that is no choice.
-        if each and not script.assigned(node) & subtracted:
-            return call
+        if isinstance(node, ast.Assign) and script.assigned(node) & subtracted:
+            continue
+        value = getattr(node, "value", None)
+        if not isinstance(node, ast.Assign | ast.AugAssign | ast.Return) or value is None:
+            continue
+        for inner in script.walk(value):
+            if isinstance(inner, ast.Call) and _is_better(script, inner):
+                return inner
     return None
+
+
+def _is_better(script: Script, call: ast.Call) -> bool:
+    """Return whether a call gives the better of two costs of the realised token."""
+    name, sides = _name(call), [script.names(argument) for argument in call.args]
+    if name == "where" and len(sides) == 3 and isinstance(call.args[0], ast.Compare):
+        compared = [call.args[0].left, call.args[0].comparators[0]]
+        both = {ast.dump(node) for node in compared}
+        return both == {ast.dump(node) for node in call.args[1:]} and _are_costs(sides[1:])
+    if name not in ("minimum", "min", "fmin") or len(sides) != 2:
+        return False
+    return _are_costs(sides)
+
+
+def _are_costs(sides: list[frozenset[str]]) -> bool:
+    return all(any(_EACH.search(n) and not _BEFORE.search(n) for n in side) for side in sides)

@@ -86,6 +86,15 @@ QUESTIONS: dict[str, Question] = {
             "a second scoring pass", "every token is scored once, before anything learns it (C4)",
             "What is the score of the first pass?", "scored-twice",
         ),
+        "told-training": (
+            "the README tells of training on validation text", _LEARNED,
+            "Is the score claimed from after this training?", "trained-on-text",
+        ),
+        "told-second-pass": (
+            "the README tells of a second scoring pass",
+            "every token is scored once, before anything learns it (C4)",
+            "What is the score of the first pass?", "scored-twice",
+        ),
         "slot": (
             "values fitted to a window's own targets", _LEARNED,
             "What is the score of every window before its fit?", "fitted-on-target",

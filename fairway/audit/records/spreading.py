@@ -61,7 +61,8 @@ def _uniform(script: Script, function: Function) -> ast.expr | None:
         if isinstance(node.op, ast.Div) and counts and costs:
             return node
         power = node.right if isinstance(node.op, ast.Pow) else None
-        if counts and isinstance(power, ast.BinOp) and isinstance(power.op, ast.Div):
+        over = isinstance(power, ast.BinOp) and isinstance(power.op, ast.Div)
+        if over and (counts or ("len" in right and any(_TOKEN.search(n) for n in left))):
             return node
     return None
 

@@ -69,6 +69,8 @@ VAL = "validation"
 PATH = "path"
 # What went through a model or a cost.
 COST = "cost"
+# A vector that is 1 at the token to predict, and 0 elsewhere.
+ONE_HOT = "one-hot"
 
 Label = str | Turn | Slice | Held | Trained | Summed | Switch | Cut
 Labels = frozenset[Label]
@@ -141,7 +143,15 @@ class Library:
     name: str
 
 
-What = Known | Position | Items | Callee | Kind | Library | None
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A function that gives the gradient of another one, which is a loss."""
+
+    of: Callee
+    with_loss: bool
+
+
+What = Known | Position | Items | Callee | Kind | Library | Gradient | None
 
 
 @dataclass(frozen=True, slots=True)
