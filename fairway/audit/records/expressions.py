@@ -8,6 +8,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from fairway.audit.records.events import Events
+from fairway.audit.records.folding import (
+    COMPARED,
+    at_end,
+    element,
+    folded,
+    formula,
+    is_log2,
+    is_until,
+    item,
+    plain_setting,
+)
 from fairway.audit.records.trees import short
 from fairway.audit.records.values import (
     COST,
@@ -52,32 +63,6 @@ IN_STEP = (("enumerate",), ("zip",))
 # What the machine sets, not the author.
 _OF_MACHINE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 _NUMBERS = {"shape", "ndim", "dtype", "device", "requires_grad", "itemsize", "nbytes", "is_cuda"}
-_LOG2 = (0.6931, 0.69315, 1.4427, 1.442695)
-_COMPARED: dict[type, Callable[[object, object], bool]] = {
-    ast.Eq: lambda a, b: a == b,
-    ast.NotEq: lambda a, b: a != b,
-    ast.Lt: lambda a, b: a < b,  # type: ignore[operator]
-    ast.LtE: lambda a, b: a <= b,  # type: ignore[operator]
-    ast.Gt: lambda a, b: a > b,  # type: ignore[operator]
-    ast.GtE: lambda a, b: a >= b,  # type: ignore[operator]
-    ast.In: lambda a, b: a in b,  # type: ignore[operator]
-    ast.NotIn: lambda a, b: a not in b,  # type: ignore[operator]
-    ast.Is: lambda a, b: a is b,
-    ast.IsNot: lambda a, b: a is not b,
-}
-
-
-def plain_setting(text: str) -> object:
-    """Return a setting as a log prints it, as a value."""
-    low = text.strip().strip("'\"")
-    if low.lower() in ("true", "false", "none", ""):
-        return {"true": True, "false": False}.get(low.lower())
-    for kind in (int, float):
-        try:
-            return kind(low)
-        except ValueError:
-            continue
-    return low
 
 
 @dataclass(eq=False)
@@ -185,7 +170,7 @@ class Expressions(Events, ABC):
             return self.environment(index, None)
         in_step = isinstance(base.what, Items) and base.what.names in IN_STEP
         if isinstance(base.what, Items) and isinstance(index.what, Known) and not in_step:
-            return _item(base, index.what.value)
+            return item(base, index.what.value)
         if isinstance(index.what, Known) and isinstance(index.what.value, str):
             for held in base.of(Held):
                 part = self.parts.get(held, {}).get(f"[{index.what.value}]")
@@ -267,10 +252,10 @@ class Expressions(Events, ABC):
     def _operated(self, node: ast.BinOp, left: Value, right: Value) -> Value:
         self.work.spend()
         if isinstance(left.what, Known) and isinstance(right.what, Known):
-            folded = _folded(node.op, left.what.value, right.what.value)
-            if folded is not None:
+            number = folded(node.op, left.what.value, right.what.value)
+            if number is not None:
                 sure = left.what.sure and right.what.sure
-                return Value(left.labels | right.labels, Known(folded, sure))
+                return Value(left.labels | right.labels, Known(number, sure))
         if isinstance(node.op, ast.Sub) and (ONE_HOT in left.labels) != (ONE_HOT in right.labels):
             # Probabilities less the token to predict: the gradient of its cost, by hand.
             other = left if ONE_HOT in right.labels else right
@@ -298,12 +283,12 @@ class Expressions(Events, ABC):
                 b = Known(tuple(what.value for what in inner if isinstance(what, Known)))
         if isinstance(a, Known) and isinstance(b, Known):
             try:
-                truth = _COMPARED[type(node.ops[0])](a.value, b.value)
+                truth = COMPARED[type(node.ops[0])](a.value, b.value)
             except TypeError:
                 return None
             return Known(bool(truth), a.sure and b.sure)
         if isinstance(a, Position):
-            found = _at(a, node.ops[0], b, node.comparators[0])
+            found = at_end(a, node.ops[0], b, node.comparators[0])
             return None if found is None else Known(found)
         return None
 
@@ -423,7 +408,11 @@ class Expressions(Events, ABC):
         if isinstance(index.what, Known) and isinstance(index.what.value, str):
             for held in base.of(Held):
                 self.parts.setdefault(held, {})[f"[{index.what.value}]"] = value
-        if isinstance(value.what, Known) and value.what.value in (True, 1) and _until(target.slice):
+        if (
+            isinstance(value.what, Known)
+            and value.what.value in (True, 1)
+            and is_until(target.slice)
+        ):
             value = value.plus({Cut("masked", "")})
         value = self.with_training(value)
         if VAL in value.labels and COST in value.labels:
@@ -441,112 +430,6 @@ class Expressions(Events, ABC):
             self.scope.put(node.id, Value(value.labels))
         elif isinstance(node, ast.Attribute):
             self._bind_part(self.value(node.value), node.attr, Value(value.labels))
-
-
-def element(value: Value) -> Value:
-    """Return what a loop over a value gives, without its turn."""
-    if isinstance(value.what, Items) and value.what.values:
-        whats = value.what.values
-        first = whats[0].what if len(whats) == 1 else None
-        return Value(union(whats), first)
-    return Value(value.labels)
-
-
-def _item(base: Value, index: object) -> Value:
-    assert isinstance(base.what, Items)
-    values = base.what.values
-    if isinstance(index, int) and -len(values) <= index < len(values):
-        return values[index]
-    return Value(base.labels)
-
-
-def formula(node: ast.expr) -> str:
-    """Return what a place is calculated from, as text: without a choice of 0, or a bound by it."""
-    match node:
-        case (
-            ast.IfExp(body=ast.Constant(), orelse=inner)
-            | ast.IfExp(body=inner, orelse=ast.Constant())
-        ):
-            return formula(inner)
-        case (
-            ast.Call(func=ast.Name(id="max"), args=[inner, ast.Constant(value=0)])
-            | ast.Call(func=ast.Name(id="max"), args=[ast.Constant(value=0), inner])
-        ):
-            return formula(inner)
-        case ast.BinOp() | ast.Call(func=ast.Name(id="max" | "min")):
-            return short(node, 20)
-    return ""
-
-
-def _until(index: ast.expr) -> bool:
-    """Return whether an index is a range from the start up to somewhere."""
-    parts = index.elts if isinstance(index, ast.Tuple) else [index]
-    return any(isinstance(n, ast.Slice) and n.lower is None and n.upper is not None for n in parts)
-
-
-def is_log2(node: ast.expr) -> bool:
-    """Return whether an expression is the natural logarithm of 2, or its inverse."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, float):
-        return any(abs(node.value - known) < 1e-4 for known in _LOG2)
-    if isinstance(node, ast.Name | ast.Attribute):
-        name = node.id if isinstance(node, ast.Name) else node.attr
-        return name.lower() in ("ln2", "log2", "ln_2", "log_2", "nats_per_bit", "log2e", "_ln2")
-    if not isinstance(node, ast.Call) or len(node.args) != 1:
-        return False
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    argument = node.args[0]
-    return name in ("log", "tensor") and (
-        (isinstance(argument, ast.Constant) and argument.value in (2, 2.0)) or is_log2(argument)
-    )
-
-
-def _at(position: Position, operator: ast.cmpop, other: object, node: ast.expr) -> bool | None:
-    """Return what a comparison of a loop's variable gives in its first or last turn."""
-    text = short(node, 20)
-    at_start = isinstance(other, Known) and str(other.value) == position.start
-    ends = {f"{position.stop} - 1", position.stop.removesuffix(" + 1")} - {position.stop}
-    at_end = bool(position.stop) and text.strip("()") in ends
-    if not at_start and not at_end:
-        return None
-    inside = position.first if at_start else position.last
-    below = not inside and at_end
-    above = not inside and at_start
-    match operator:
-        case ast.Eq():
-            return inside
-        case ast.NotEq():
-            return not inside
-        case ast.Lt():
-            return below
-        case ast.Gt():
-            return above
-        case ast.LtE():
-            return inside or below
-        case ast.GtE():
-            return inside or above
-    return None
-
-
-def _folded(operator: ast.operator, a: object, b: object) -> object:
-    """Return a simple calculation with small numbers and short strings, or None."""
-    if isinstance(operator, ast.Add) and isinstance(a, str) and isinstance(b, str):
-        return a + b if len(a) + len(b) < 1_000 else None
-    if not (isinstance(a, int | float) and isinstance(b, int | float)):
-        return None
-    if abs(a) > 1e15 or abs(b) > 1e15:
-        return None
-    match operator:
-        case ast.Add():
-            return a + b
-        case ast.Sub():
-            return a - b
-        case ast.Mult():
-            return a * b
-        case ast.FloorDiv() if b:
-            return a // b
-        case ast.Div() if b:
-            return a / b
-    return None
 
 
 _FOLLOWED: dict[type, Callable[..., Value]] = {

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fairway.audit.records.calls import Calls
-from fairway.audit.records.expressions import ENVIRONMENT, element, formula
+from fairway.audit.records.expressions import ENVIRONMENT
+from fairway.audit.records.folding import element, formula
 from fairway.audit.records.shown import Shown
 from fairway.audit.records.trees import OverBudget, called, short
 from fairway.audit.records.values import (

@@ -1,0 +1,141 @@
+"""What expressions are by themselves: numbers folded, places named, the logarithm of 2 known."""
+
+import ast
+from collections.abc import Callable
+
+from fairway.audit.records.trees import short
+from fairway.audit.records.values import Items, Known, Position, Value, union
+
+_LOG2 = (0.6931, 0.69315, 1.4427, 1.442695)
+COMPARED: dict[type, Callable[[object, object], bool]] = {
+    ast.Eq: lambda a, b: a == b,
+    ast.NotEq: lambda a, b: a != b,
+    ast.Lt: lambda a, b: a < b,  # type: ignore[operator]
+    ast.LtE: lambda a, b: a <= b,  # type: ignore[operator]
+    ast.Gt: lambda a, b: a > b,  # type: ignore[operator]
+    ast.GtE: lambda a, b: a >= b,  # type: ignore[operator]
+    ast.In: lambda a, b: a in b,  # type: ignore[operator]
+    ast.NotIn: lambda a, b: a not in b,  # type: ignore[operator]
+    ast.Is: lambda a, b: a is b,
+    ast.IsNot: lambda a, b: a is not b,
+}
+
+
+def plain_setting(text: str) -> object:
+    """Return a setting as a log prints it, as a value."""
+    low = text.strip().strip("'\"")
+    if low.lower() in ("true", "false", "none", ""):
+        return {"true": True, "false": False}.get(low.lower())
+    for kind in (int, float):
+        try:
+            return kind(low)
+        except ValueError:
+            continue
+    return low
+
+
+def element(value: Value) -> Value:
+    """Return what a loop over a value gives, without its turn."""
+    if isinstance(value.what, Items) and value.what.values:
+        whats = value.what.values
+        first = whats[0].what if len(whats) == 1 else None
+        return Value(union(whats), first)
+    return Value(value.labels)
+
+
+def item(base: Value, index: object) -> Value:
+    """Return one of the parts of a value, or what all of them have."""
+    assert isinstance(base.what, Items)
+    values = base.what.values
+    if isinstance(index, int) and -len(values) <= index < len(values):
+        return values[index]
+    return Value(base.labels)
+
+
+def formula(node: ast.expr) -> str:
+    """Return what a place is calculated from, as text: without a choice of 0, or a bound by it."""
+    match node:
+        case (
+            ast.IfExp(body=ast.Constant(), orelse=inner)
+            | ast.IfExp(body=inner, orelse=ast.Constant())
+        ):
+            return formula(inner)
+        case (
+            ast.Call(func=ast.Name(id="max"), args=[inner, ast.Constant(value=0)])
+            | ast.Call(func=ast.Name(id="max"), args=[ast.Constant(value=0), inner])
+        ):
+            return formula(inner)
+        case ast.BinOp() | ast.Call(func=ast.Name(id="max" | "min")):
+            return short(node, 20)
+    return ""
+
+
+def is_until(index: ast.expr) -> bool:
+    """Return whether an index is a range from the start up to somewhere."""
+    parts = index.elts if isinstance(index, ast.Tuple) else [index]
+    return any(isinstance(n, ast.Slice) and n.lower is None and n.upper is not None for n in parts)
+
+
+def is_log2(node: ast.expr) -> bool:
+    """Return whether an expression is the natural logarithm of 2, or its inverse."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, float):
+        return any(abs(node.value - known) < 1e-4 for known in _LOG2)
+    if isinstance(node, ast.Name | ast.Attribute):
+        name = node.id if isinstance(node, ast.Name) else node.attr
+        return name.lower() in ("ln2", "log2", "ln_2", "log_2", "nats_per_bit", "log2e", "_ln2")
+    if not isinstance(node, ast.Call) or len(node.args) != 1:
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    argument = node.args[0]
+    return name in ("log", "tensor") and (
+        (isinstance(argument, ast.Constant) and argument.value in (2, 2.0)) or is_log2(argument)
+    )
+
+
+def at_end(position: Position, operator: ast.cmpop, other: object, node: ast.expr) -> bool | None:
+    """Return what a comparison of a loop's variable gives in its first or last turn."""
+    text = short(node, 20)
+    at_start = isinstance(other, Known) and str(other.value) == position.start
+    ends = {f"{position.stop} - 1", position.stop.removesuffix(" + 1")} - {position.stop}
+    at_end = bool(position.stop) and text.strip("()") in ends
+    if not at_start and not at_end:
+        return None
+    inside = position.first if at_start else position.last
+    below = not inside and at_end
+    above = not inside and at_start
+    match operator:
+        case ast.Eq():
+            return inside
+        case ast.NotEq():
+            return not inside
+        case ast.Lt():
+            return below
+        case ast.Gt():
+            return above
+        case ast.LtE():
+            return inside or below
+        case ast.GtE():
+            return inside or above
+    return None
+
+
+def folded(operator: ast.operator, a: object, b: object) -> object:
+    """Return a simple calculation with small numbers and short strings, or None."""
+    if isinstance(operator, ast.Add) and isinstance(a, str) and isinstance(b, str):
+        return a + b if len(a) + len(b) < 1_000 else None
+    if not (isinstance(a, int | float) and isinstance(b, int | float)):
+        return None
+    if abs(a) > 1e15 or abs(b) > 1e15:
+        return None
+    match operator:
+        case ast.Add():
+            return a + b
+        case ast.Sub():
+            return a - b
+        case ast.Mult():
+            return a * b
+        case ast.FloorDiv() if b:
+            return a // b
+        case ast.Div() if b:
+            return a / b
+    return None
