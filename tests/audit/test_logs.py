@@ -321,3 +321,29 @@ def test_what_a_list_says_counts_more_than_a_line_between(tmp_path: Path) -> Non
     text = "Hyperparameters:\n  ema_decay: 0.997\n  seed: 1\nema_decay:0.5 (of the copy)\n"
     log = runs(text + "step:1/2 train_loss:3.0 train_time:5ms\n", tmp_path)[0]
     assert log.settings["ema_decay"] == "0.997"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "total_artifact_bytes: 16,071,408", "Total bytes (model + code): 16071408",
+        "compressed: 15990000 code: 81408 total: 16071408 bytes", "model+code = 16,071,408 bytes",
+        "Serialized zstd-22: 15990000 bytes  Total: 16071408 bytes", "Artifact: 16,071,408 bytes",
+    ],
+)  # fmt: skip
+def test_totals_are_read_in_every_shape(line: str, tmp_path: Path) -> None:
+    assert [n.value for n in runs(f"{line}\n{STEPS}", tmp_path)[0].totals] == [16_071_408]
+
+
+@pytest.mark.parametrize(
+    ("name", "adapts"),
+    [
+        ("ttt epoch {}/3", True), ("[TTT] epoch {} of 3: loss=2", True),
+        ("val_finetune epoch={}/3", True), ("sgd_on_val epoch {}/3", True),
+        ("evaluated on val, epoch {}/3", False), ("epoch {}/3 val_loss:2.1", False),
+    ],
+)  # fmt: skip
+def test_epochs_over_the_text_are_told_from_others(name: str, adapts: bool, tmp_path: Path) -> None:
+    lines = "".join(name.format(n) + "\n" for n in (1, 2, 3))
+    found = runs(STEPS + lines + LAST, tmp_path)[0].epochs
+    assert [one.epoch for one in found] == ([1, 2, 3] if adapts else [])

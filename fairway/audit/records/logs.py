@@ -50,7 +50,7 @@ _PREFIX = re.compile(
     r"\[?\d\d:\d\d:\d\d(?:[.,]\d{1,9})?\]?[ :|,-]{1,4}|"
     r"\[?(?:INFO|DEBUG|WARNING|ERROR|root|__main__)\]?(?:\s{0,2}[:|-]\s{0,2}|\s{1,4})|"
     r"\[(?:rank|default|worker|gpu|node)?\s?\d{1,4}\]:?\s?|"
-    r"\[[A-Za-z][\w .:-]{0,30}\]:?\s(?=\S)|"
+    r"\[(?!TTT|ttt|[Pp]ass|PASS|[Ss]lot|SLOT)[A-Za-z][\w .:-]{0,30}\]:?\s(?=\S)|"
     r"\((?:\w{1,40} )?pid=\d{1,9}[^()]{0,40}\)\s?|"
     r"\d{1,3}:\s(?=[A-Za-z ])"
     r")"

@@ -205,7 +205,11 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("total bytes", "submission_", rf"\b(?:total_)?submission_bytes(?:_total)?{_IS}{_INT}"),
         ("total bytes", "artifact", rf"\bartifact{_OF_BYTES}{_IS}{_INT}\s?(?:bytes|B\b|$)"),
         ("total bytes", "size", rf"\bsize check\D{{0,20}}{_INT}\s?/\s?[\d,_]{{4,15}}"),
-        ("total bytes", "total:", rf"\bmodel:\d{{1,12}} code:\d{{1,12}} total:{_INT}"),
+        ("total bytes", "total:", rf"\bcode:\s?[\d,_]{{1,15}},?\s{{1,3}}total:\s?{_INT}"),
+        ("total bytes", "total:", rf"\d bytes,?\s{{1,4}}total:\s?{_INT}\s?bytes"),
+        ("total bytes", "artifact", rf"\btotal_artifact_bytes{_IS}{_INT}"),
+        ("total bytes", "code", rf"\btotal (?:size|bytes) \(model ?\+ ?code\)[:=]\s?{_INT}"),
+        ("total bytes", "code", rf"\bmodel ?\+ ?code\s?[:=]\s?{_INT}\s?bytes"),
         ("raw bytes", "serialized", rf"serialized model(?: \(raw\))?:\s{{0,5}}{_INT}"),
         ("model bytes", "serialized", rf"serialized model{_OF_PACKED}[:=]\s?{_INT}"),
         ("model bytes", "model_bytes", rf"\b(?:quant\w{{0,20}}|compressed)_model_bytes{_IS}{_INT}"),
@@ -215,7 +219,7 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("val tokens", "val_loader", rf"val_loader\b.{{0,200}}?\btokens{_IS}{_INT}"),
         ("hessian seconds", "hessian", rf"collected\s+\d{{1,6}}\s+hessians\s+in\s+{_FLOAT}\s*s"),
         ("hessian seconds", "calibrated", rf"calibrated\s+\d{{1,6}}\s+layers\s+in\s+{_FLOAT}\s*s"),
-        ("eval seconds", "eval", rf"\btotal_eval_time{_IS}{_FLOAT}\s*s"),
+        ("eval seconds", "eval", rf"\btotal[_ ]eval(?:uation)?[_ ]time{_IS}{_FLOAT}\s*s"),
         ("outside seconds", "outside", rf"outside.{{0,30}}(?:timer|clock).{{0,40}}?{_TAKEN}"),
         ("score first", "first", r"score[-_ ]first\b(?![\"']?\s?[:=]\s?(?:0|False))(\b)"),
         ("within gate", "within_gate", rf"within_gate{_IS}{_INT}"),
@@ -243,13 +247,15 @@ def numbers(text: str, low: str, file: str, line: int) -> list[tuple[str, Number
 # Adaptation: epochs over the text, further passes, warm-up
 
 _EPOCH = re.compile(
-    r"(?=.{0,60}(?:ttt|adapt|test.time))([\w:+. -]{0,60}?)\bepochs?\b[\"']?\s?[:= ]\s?"
-    r"(\d{1,4})\s?/\s?(\d{1,4})\b|"
+    r"(?=.{0,60}(?:ttt|adapt|test.time|\bval_?(?:fine|tun)|"
+    r"(?:train|sgd|adam|tun)\w{0,4}[_ ]on[_ ]val))"
+    r"([\[\]\w:+. -]{0,60}?)\bepochs?\b"
+    r"[\"']?\s?[:= ]\s?(\d{1,4})\s?(?:/|of)\s?(\d{1,4})\b|"
     r"^\s*(\w{0,20}ttt\w{0,20})_epoch[:= ]\s?(\d{1,4})\s?/\s?(\d{1,4})\b",
     re.IGNORECASE,
 )
 _PASS = re.compile(
-    r"\b(?:\w{0,30}[_ ])?(?:pass[_ ]?([12])(?=[\b_ :]|$)|(?:(second) pass)|(rescor(?:e|ing)))",
+    r"\b(?:\w{0,30}[_ ])?(?:pass[_ ]?([12])(?=[_ :\])]|$)|(?:(second) pass)|(rescor(?:e|ing)))",
     re.IGNORECASE,
 )
 _WARM_ON_TEXT = re.compile(
