@@ -392,3 +392,61 @@ def test_a_huge_log_takes_seconds(kind: str, tmp_path: Path) -> None:
     audit_record(tmp_path)
     # A fifth of 100 MB; two seconds on a core of its own, more on one that others share.
     assert time.process_time() - start_s < 3.0
+
+
+SAID = [
+    ("1. **Training on val set is the single biggest gain**", "told-training"),
+    ("- Pre-quant TTT trains on validation data, baked into the artifact", "told-training"),
+    ("### Two-Pass N-gram Rescoring", "told-second-pass"),
+    ("Pass two: rescore the first chunks with the full cache", "told-second-pass"),
+    ("- [x] No training on validation data", ""),
+    ("TTT trains on validation tokens that were already scored", ""),
+    ("You can't cheat by training on the validation set before you evaluate", ""),
+    ("Single-pass: no two-pass rescoring", ""),
+]
+
+
+@pytest.mark.parametrize(("line", "code"), SAID)
+def test_what_the_readme_admits_is_asked_about(line: str, code: str, tmp_path: Path) -> None:
+    case = Case()
+    case.readme += f"\n{line}\n"
+    assert of(case, tmp_path) == ({code: "warning"} if code else {})
+
+
+def again(size_bytes: int) -> str:
+    """Return the log of an evaluation that packs a trained model again."""
+    return (
+        "seed: 42\n"
+        f"Total submission size quantized+brotli: {size_bytes} bytes\n"
+        "val_tokens: 40540160\nquantized val_loss:2.79000000 val_bpb:1.08000000 eval_time:9000ms\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "found_codes"), [(15_994_574, {}), (16_040_000, {"over-cap"})]
+)
+def test_a_model_that_is_packed_again_counts_as_it_was_scored(
+    size_bytes: int, found_codes: set[str], tmp_path: Path
+) -> None:
+    case = Case(
+        seeds=record("pr1858").seeds[:1], claim={"val_bpb": 1.08, "bytes_total": 15_994_574}
+    )
+    seed = case.seeds[0].seed
+    case = case.change(seed, artifact_bytes=16_020_000)
+    case.claim["seed_results"] = {str(seed): {"val_bpb": 1.08}}
+    folder = case.write(tmp_path)
+    (folder / "requant.txt").write_text(again(size_bytes).replace("42", str(seed)))
+    codes = {f.code for f in audit_record(folder).findings if f.severity == "invalid"}
+    assert codes == set(found_codes)
+
+
+@pytest.mark.parametrize(
+    ("folder", "severity"),
+    [("./data/fineweb10B_sp8192", "invalid"), ("./data/own_mix_v0", "warning")],
+)
+def test_another_text_than_the_challenges_is_asked_about(
+    folder: str, severity: str, tmp_path: Path
+) -> None:
+    files = {"val_files": f"{folder}/fineweb_val_*.bin"}
+    case = Case(settings=dict.fromkeys((42, 314, 999), files), bytes_per_token=5.0)
+    assert of(case, tmp_path).get("denominator") == severity
