@@ -1,6 +1,7 @@
 """Calls in a followed script: its functions and classes, methods, and what nobody knows."""
 
 import ast
+import re
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ from fairway.audit.records.expressions import Expressions
 from fairway.audit.records.methods import METHODS, library
 from fairway.audit.records.printed import Printed, texts_of
 from fairway.audit.records.shown import PRINTS
+from fairway.audit.records.trees import short
 from fairway.audit.records.values import (
     COST,
     PATH,
@@ -31,6 +33,8 @@ from fairway.audit.records.values import (
 # Calls inside one another that are followed, and how often one function may be in them.
 _MOST_CALLS = 14
 _MOST_SAME = 2
+# Names of what measures activations, or rounds by them.
+_CALIBRATES = re.compile(r"^(?!.*(?:eval|score|valid))\w*(?:calib|hessian|gptq|awq)", re.IGNORECASE)
 # Calls that print, and are remembered.
 _MOST_PRINTS = 2_000
 
@@ -52,6 +56,8 @@ class Calls(Expressions):
         if PRINTS.match(name) and len(self.prints) < _MOST_PRINTS:
             self._note_print(node)
         arguments, named = self._arguments(node)
+        if _CALIBRATES.search(name) and VAL in union([*arguments, *named.values()]):
+            self.calibrations.append(self.place(node, short(node)))
         function = receiver
         if isinstance(node.func, ast.Attribute):
             function = self.attribute(receiver, name)

@@ -97,6 +97,8 @@ class Events:
     scores: list[Score] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
     prints: set[Printed] = field(default_factory=set)
+    # Calls that are given validation tokens to calibrate a quantiser.
+    calibrations: list[Place] = field(default_factory=list)
     # What everything that keeps state depends on, holds as parts, and has summed up.
     learned: dict[Held, set[Trained]] = field(default_factory=dict)
     parts: dict[Held, dict[str, Value]] = field(default_factory=dict)

@@ -75,6 +75,9 @@ def check_order(
         place = (verdict.training.place.file, verdict.training.place.line)
         if rank(verdict) < rank(worst.setdefault(place, verdict)):
             worst[place] = verdict
+    for one in events.calibrations[:1]:
+        why = "a quantiser is calibrated on validation tokens before they are scored"
+        yield Finding("warning", "val-calibration", why, one.file, one.line, one.text)
     for verdict in worst.values():
         known = _switches(verdict.training, settings, said, events.seen)
         finding = _finding(verdict, known)

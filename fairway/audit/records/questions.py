@@ -177,6 +177,10 @@ QUESTIONS: dict[str, Question] = {
         "warm-up": (
             "a warm-up on validation tokens", _WARM, "Would random tokens do?", "warm-up",
         ),
+        "val-calibration": (
+            "a quantiser calibrated on validation text", _LEARNED,
+            "Would training text do as well, and what is the score with it?", "trained-on-text",
+        ),
         "val-warm-up": (
             "steps on validation tokens that no score seems to depend on", _WARM,
             "Would random tokens do?", "warm-up",
