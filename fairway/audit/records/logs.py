@@ -37,6 +37,8 @@ _HEAD_BYTES, _HEAD_LINES = 1 << 21, 20_000
 _MOST_OF_A_KIND = 2_000
 _MOST_EVENTS = 20_000
 _MOST_RUNS = 50
+# What stands before a run trains in more lines is no list of settings.
+_MOST_AHEAD = 3_000
 # Patterns try every part of a run of blanks; what people write has few.
 _BLANKS = re.compile(r"\s{10,}")
 _BLOCK_BYTES = 1 << 22
@@ -305,6 +307,7 @@ class _Reader:
         self._step: StepLine | None = None
         # Whether a run has not trained yet, and whether the last one was scored at its end.
         self._preamble, self._scored = True, False
+        self._ahead = 0
         self._said: list[tuple[str, _Event]] = []
 
     def read(self, text: str, line: int) -> None:
@@ -314,7 +317,8 @@ class _Reader:
         low, self._said = text.lower(), []
         if _RUNNING.match(text) or self.settings.begins(text):
             self._begin(line)
-        preamble = self._preamble
+        self._ahead += 1
+        preamble = self._preamble and self._ahead <= _MOST_AHEAD
         for setting in self.settings.read(text, line, preamble):
             self._add("setting", setting)
         listed = bool(self._said) and not self.settings.loose
@@ -361,6 +365,7 @@ class _Reader:
 
     def _begin(self, line: int) -> None:
         self._add("begin", _Begin(line, strong=True))
+        self._ahead = 0
         self._preamble = self._preamble or self._scored
         if line > self.coverage[-1][0] and len(self.coverage) < 2 * _MOST_RUNS:
             self.coverage.append((line, Coverage()))

@@ -177,6 +177,8 @@ def _chosen(script: Script, function: Function, node: ast.AST) -> tuple[ast.expr
 def _of_target(script: Script, function: Function) -> set[str]:
     """Return names of what was read of a distribution at the realised token."""
     found: set[str] = set()
+    if not script.names(function) & {"gather", "take_along_axis"}:
+        return found
     for node in script.walk(function):
         if not isinstance(node, ast.Assign):
             continue
@@ -265,6 +267,8 @@ def _writes(script: Script, body: list[ast.stmt], index: str) -> bool:
 
 def _better_of_two(script: Script, function: Function) -> ast.expr | None:
     """Return a minimum over two costs of the realised token."""
+    if not script.names(function) & {"minimum", "min", "fmin", "where"}:
+        return None
     subtracted = {
         name
         for node in script.walk(function)

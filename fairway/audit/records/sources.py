@@ -28,8 +28,8 @@ _SCRIPT_BYTES = 1 << 24
 # Expressions that are followed, of all scripts: a few microseconds each.
 _MOST_STEPS = 400_000
 # Nodes that are visited for patterns, of all scripts: about a microsecond each. The longest script
-# of a record that was seen takes 470,000.
-_MOST_VISITS = 800_000
+# of a record that was seen takes about half of them.
+_MOST_VISITS = 1_200_000
 # Characters of a log in which is looked for what a script prints, and of all logs.
 _LOG_CHARS, _ALL_LOG_CHARS = 2_000_000, 6_000_000
 _MAIN = "train_gpt.py"
