@@ -35,6 +35,8 @@ def test_whole_numbers_in_several_spellings(text: str, value: int) -> None:
 
 
 REFUSED = [
+    ("score.headline=mixture", "score.headline is mixture, which this run does not score; set mix"),
+    ("score.headline=best", "score.headline is 'best'; choose one of auto, sliding, ttt, mixture"),
     ("model.qkgain=3", "unknown setting 'model.qkgain'; did you mean 'model.qk_gain'?"),
     ("qk_gain=3", "did you mean 'model.qk_gain'?"),
     ("modle.dim=3", "did you mean 'model.dim'?"),

@@ -60,9 +60,22 @@ def test_experts_of_a_run(smoke_run: Path, tmp_path: Path) -> None:
     assert all(row in page for row in rows) and f"{published['sums']['mean']:.3f}" in page
     assert published["sums"]["mean"] > 1.0 and 0.0 <= published["gate_share"] <= 1.0
     assert_in_no_submission(results)
-    again = walked(folder, CHANGES)[1]
+    said = walked(folder, [*CHANGES, "score.headline=mixture"])[1]
+    assert "pack: unchanged, kept" not in said and "score.mixture: unchanged, kept" in said
+    claimed = json.loads((folder / "results.json").read_text())
+    assert claimed["headline"] == "mixture" and claimed["stages"] == results["stages"]
+    people = {"name": "", "processes": 1}
+    claim = submission([claimed], [""], {"bytes": 1, "digest": "", "fixed_digest": ""}, people)
+    assert claim["stage"] == "mixture" and claim["val_bpb"] == results["stages"]["mixture"]["bpb"]
+    again = walked(folder, [*CHANGES, "score.headline=auto"])[1]
     assert "score.mixture: unchanged, kept" in again and "published: unchanged, kept" in again
-    off = ["mixture.experts=", "mixture.published=false", "prove.experts=false", "prove.bytes=0"]
+    off = [
+        "score.headline=auto",
+        "mixture.experts=",
+        "mixture.published=false",
+        "prove.experts=false",
+        "prove.bytes=0",
+    ]
     walked(folder, off)
     results = json.loads((folder / "results.json").read_text())
     assert "mixture" not in results["stages"] and results["published_mixture"] is None

@@ -87,8 +87,8 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
         ("score.stride=32", {"pack", *SCORES, "samples", "proof", "audit"}),
         ("data.val_bytes=1000", {*SCORES, "text", "baselines", "samples", "proof", "audit"}),
         ("audit.tokens=65", {"audit"}),
-        ("prove.streams=3", {"proof"}),
         ("prove.bytes=0", set()),
+        ("score.headline=sliding", set()),
         ("train.steps=2", ALL - {"baselines"}),
         ("seed=1", ALL - {"baselines"}),
         ("runtime.attention=sdpa", ALL - {"baselines"}),
@@ -180,7 +180,7 @@ SCHEMA: dict[str, set[str]] = {
     "": {
         *("schema", "recipe", "recipe_hash", "seed", "config", "versions", "machine", "text"),
         *("model", "train", "stages", "artifact", "baselines", "weights", "matrices", "seconds"),
-        *("samples", "budget", "warnings", "proof", "audit", "published_mixture"),
+        *("samples", "budget", "headline", "warnings", "proof", "audit", "published_mixture"),
     },
     "config": set(to_dict(Config())),
     "machine": {"device", "dtype", "matmul", "threads", "attention", "kernels"},

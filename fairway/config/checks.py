@@ -11,6 +11,7 @@ from fairway.config.settings import (
     ModelConfig,
     ScoreConfig,
     TttConfig,
+    headline,
     settings,
     unknown_name,
 )
@@ -117,6 +118,13 @@ def _check_scoring(config: Config) -> None:
         raise UserError(
             "prove.experts=true needs experts in mixture.experts and prove.method sliding or sgd; "
             "set them, or prove.experts=false"
+        )
+    claimed = {"ttt": config.ttt.method != "off", "mixture": bool(config.mixture.experts)}
+    if not claimed.get(headline(config), True):
+        needed = {"ttt": "ttt.method", "mixture": "mixture.experts"}[headline(config)]
+        raise UserError(
+            f"score.headline is {headline(config)}, which this run does not score; set {needed}, "
+            "or score.headline=auto"
         )
     if config.prove.bytes and config.prove.method != "sliding":
         check_learning(config.prove.method, config.ttt, score)

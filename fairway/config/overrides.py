@@ -25,6 +25,7 @@ _FIXED = {
     "quant": "damp block act_order states gradient_damp stripe tune_lr",
     "pack": "shuffle",
     "ttt": "momentum grad_clip batch_seqs lora_eps lora_phase_lr",
+    "prove": "streams",
     "mixture": "low_weight threshold switch method exclusion match_min match_rate tilt_beta "
     "tilt_bits published_order published_tokens published_threshold published_low published_high "
     "published_hijack",

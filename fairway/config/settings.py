@@ -216,6 +216,11 @@ class ScoreConfig:
         True, "Leave out tokens after the last full window, as the challenge does."
     )
     check_positions: int = opt(64, "Positions at which all probabilities must sum to 1.", lo=0)
+    headline: str = opt(
+        AUTO,
+        "Score that a run claims: sliding, ttt or mixture; auto is ttt if it is on, else sliding.",
+        choices=(AUTO, "sliding", "ttt", "mixture"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -315,9 +320,6 @@ class ProveConfig:
         choices=("sliding", "sgd", "lora"),
     )
     experts: bool = opt(False, "Use the experts of the mixture in the proof.")
-    streams: int = opt(
-        8, "Parts of the text coded side by side (with lora, documents).", lo=1, hi=MAX_STREAMS
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -417,6 +419,14 @@ def fixed_digest(config: Config) -> str:
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def headline(config: Config) -> str:
+    """Return the stage whose score a run claims."""
+    chosen = config.score.headline
+    if chosen != AUTO:
+        return chosen
+    return "sliding" if config.ttt.method == "off" else "ttt"
 
 
 def declares_code(pack: PackConfig) -> bool:

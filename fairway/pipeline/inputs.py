@@ -69,7 +69,10 @@ class Inputs:
             "seed": lambda: config.seed,
             "trains": lambda: what_trains(config),
         }
-        return values[name]() if name in values else to_dict(getattr(config, name))
+        if name in values:
+            return values[name]()
+        # Which score is claimed changes none of them.
+        return {n: v for n, v in to_dict(getattr(config, name)).items() if n != "headline"}
 
     def _digest(self, file: str) -> str | None:
         if not self.first:

@@ -15,6 +15,10 @@ from fairway.data.documents import Document
 from fairway.prove.coding import method_named
 from fairway.prove.proof import Account, first_bytes, prove, written
 
+# Parts of the text side by side, documents where every one has adapters: enough for a machine of a
+# few cores, and the same on every machine.
+_STREAMS = 8
+
 
 def prove_run(
     config: Config,
@@ -29,7 +33,7 @@ def prove_run(
     UserError if a fresh process does not restore exactly these texts from proof and artifact.
     """
     settings = config.prove
-    streams = None if settings.method == "sgd" else settings.streams
+    streams = None if settings.method == "sgd" else _STREAMS
     mixture = config.mixture if settings.experts else None
     method, rows = method_named(settings.method, config.ttt, config.seed, streams, mixture)
     documents = [Document(str(number), text) for number, text in enumerate(texts)]

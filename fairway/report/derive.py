@@ -6,9 +6,10 @@ from typing import Any
 from fairway.base.errors import UserError
 
 SCHEMA = 1
-HEADLINE_STAGE = "sliding"
 
-_REQUIRED = ("recipe", "seed", "text", "model", "train", "stages", "artifact", "seconds")
+_REQUIRED = (
+    *("recipe", "seed", "text", "model", "train", "stages", "headline", "artifact", "seconds"),
+)
 # Points of a curve: more than a page has pixels only makes the page heavy.
 _CURVE_POINTS = 1_500
 # The smoothed loss averages so many steps on either side, as a share of all.
@@ -49,15 +50,15 @@ def _check(results: dict[str, Any]) -> None:
             f"schema {SCHEMA}, so run the recipe again with it"
         )
     missing = [name for name in _REQUIRED if name not in results]
-    if not missing and HEADLINE_STAGE not in results["stages"]:
-        missing = [f"stages.{HEADLINE_STAGE}"]
+    if not missing and results["headline"] not in results["stages"]:
+        missing = [f"stages.{results['headline']}"]
     if missing:
         raise UserError(f"results lack '{missing[0]}'; let the run finish (fairway run) first")
 
 
 def _versus(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one row per compressor and way of using it: its bpb and the model's against it."""
-    bpb = results["stages"][HEADLINE_STAGE]["bpb"]
+    bpb = results["stages"][results["headline"]]["bpb"]
     rows = []
     for prefix, way in (("", "cold"), ("primed_", "primed")):
         for tool, found in results.get("baselines", {}).items():

@@ -5,12 +5,13 @@ from typing import Any
 from urllib.parse import quote
 
 from fairway.report import audited, sections
-from fairway.report.derive import HEADLINE_STAGE
 from fairway.report.html import Html, esc, megabytes_of, num, pairs, time_of
 from fairway.report.style import CSS
 
 # Nothing of the page may be fetched or run, whatever a model wrote into its samples.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# The card of the score that a run claims.
+_CLAIMED = {"sliding": "Sliding window", "ttt": "Test-time training", "mixture": "With experts"}
 
 
 def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str]) -> str:
@@ -43,7 +44,7 @@ def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str])
 
 
 def _header(results: dict[str, Any], derived: dict[str, Any]) -> Html:
-    stage = results["stages"][HEADLINE_STAGE]
+    stage = results["stages"][results["headline"]]
     cold = [row for row in derived["baselines"] if row["way"] == "cold"]
     others = [
         f'<span class="whole">{esc(sections.tool_name(row["tool"]))} takes '
@@ -52,6 +53,9 @@ def _header(results: dict[str, Any], derived: dict[str, Any]) -> Html:
     ]
     same = "on the same bytes" if derived["scored_whole"] else "on the whole text"
     beside = f"; {same} {', '.join(others)}" if others else ""
+    audit = results.get("audit")
+    if audit and not audit["passed"]:
+        beside = ". The audit of this run did not pass, so no score is claimed"
     return Html(
         '<header>\n<p class="eyebrow">Fairway report &middot; recipe '
         f"{esc(results['recipe'])} &middot; seed {num(results['seed'], 'd')} &middot; one run "
@@ -66,9 +70,10 @@ def _header(results: dict[str, Any], derived: dict[str, Any]) -> Html:
 
 def _cards(results: dict[str, Any], derived: dict[str, Any]) -> Html:
     artifact, text, train = results["artifact"], results["text"], results["train"]
-    score = results["stages"][HEADLINE_STAGE]["bpb"]
+    stage = results["headline"]
+    score = results["stages"][stage]["bpb"]
     cards = [
-        ("Sliding window", num(score, ".4f"), Html("bits per byte")),
+        (_CLAIMED.get(stage, sections.stage_name(stage)), num(score, ".4f"), Html("bits per byte")),
         *_best(derived, "cold"),
         *_best(derived, "primed"),
         ("Artifact", megabytes_of(artifact["bytes"]), num(artifact["bytes"], ",", " bytes")),

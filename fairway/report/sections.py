@@ -5,7 +5,6 @@ A section whose results are absent (an issue not built yet, a stage left out) is
 
 from typing import Any
 
-from fairway.report.derive import HEADLINE_STAGE
 from fairway.report.html import (
     DASH,
     Html,
@@ -52,7 +51,7 @@ def scores(results: Values, derived: Values) -> Html:
     """Return the bars of bits per byte and the table of compressors."""
     rows = derived["baselines"]
     bars = [
-        Bar(stage_name(name), stage["bpb"], "headline" if name == HEADLINE_STAGE else "stage")
+        Bar(stage_name(name), stage["bpb"], "headline" if name == results["headline"] else "stage")
         for name, stage in results["stages"].items()
     ]
     bars += [Bar(f"{tool_name(row['tool'])}, {row['way']}", row["bpb"], row["way"]) for row in rows]
@@ -204,7 +203,7 @@ def checks(results: Values, derived: Values) -> Html:
     heads += ["full sums", "worst |sum - 1|"]
     rows = [
         [
-            strong(stage_name(name)) if name == HEADLINE_STAGE else esc(stage_name(name)),
+            strong(stage_name(name)) if name == results["headline"] else esc(stage_name(name)),
             num(stage["bpb"], ".4f"),
             num(stage["nats_per_token"], ".4f"),
             num(stage["tokens"]),

@@ -23,7 +23,6 @@ from fairway.submission.texts import (
     LIMIT_BYTES,
     TRACKS,
     as_json,
-    headline,
     log,
     readme,
     step_lines,
@@ -173,7 +172,7 @@ def _require_valid(path: Path, run: Mapping[str, Any]) -> None:
     if audit is None or not audit["passed"]:
         why = "was not audited" if audit is None else "did not pass its audit"
         raise UserError(f"{path} {why}; see the audit in its report")
-    claimed = run["stages"][headline(run)]
+    claimed = run["stages"][run["headline"]]
     if "published" in str(claimed.get("method", "")):
         raise UserError(
             f"{path} claims the published byte mixture, which is not a distribution over tokens; "

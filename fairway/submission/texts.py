@@ -24,11 +24,6 @@ LIMIT_BYTES = 16_000_000
 STEP = "step:"
 
 
-def headline(results: Mapping[str, Any]) -> str:
-    """Return the stage whose score a run claims: what adapts, else the sliding window."""
-    return "ttt" if "ttt" in results["stages"] else "sliding"
-
-
 def submission(
     runs: Sequence[Mapping[str, Any]],
     logs: Sequence[str],
@@ -40,7 +35,7 @@ def submission(
     `claim` holds what only people know: name, author, github_id, track; and the commit. Every other
     file of the record stands in it by its digest or follows from it.
     """
-    stage = headline(runs[0])
+    stage = runs[0]["headline"]
     scores = [run["stages"][stage]["bpb"] for run in runs]
     code, seeds = manifest["bytes"], {}
     for run, text in zip(runs, logs, strict=True):

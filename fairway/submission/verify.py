@@ -27,6 +27,7 @@ from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
 from fairway.pipeline.solo import SCORE_FILE
 from fairway.score.evaluation import Evaluation
+from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.sliding import evaluate_frozen, text_of
 from fairway.score.ttt import evaluate_ttt
 from fairway.submission.submission import (
@@ -264,6 +265,9 @@ def _rescored(
     validation = source.sample_validation(config.data.val_bytes, config.data.val_tokens)
     text = text_of(validation.ids, source.tokenizer.table, validation.bytes)
     asked = Evaluation(text, config.score, config.ttt, config.seed)
+    if claim["stage"] == "mixture":
+        found, _ = evaluate_mixture(loaded.model, asked, config.mixture, source.tokenizer)
+        return found.bpb
     if claim["stage"] == "ttt":
         return evaluate_ttt(loaded.model, asked).score.bpb
     return evaluate_frozen(loaded.model, asked, sliding=True).bpb

@@ -143,7 +143,7 @@ def test_batches_follow_one_another_as_in_the_scorer(
     ("method", "told"),
     [
         (replace(SGD, ttt=replace(SGD.ttt, chunk_tokens=100)), "multiple of score.seq_len"),
-        (replace(LORA, ttt=replace(LORA.ttt, lora_chunks="x")), "ttt.lora_chunks 'x'"),
+        (replace(LORA, ttt=replace(LORA.ttt, lora_chunks="x")), "ttt.lora_chunks is 'x'"),
         (replace(LORA, ttt=replace(LORA.ttt, lora_phases=1)), "ttt.lora_phases=0"),
         (replace(LORA, ttt=replace(LORA.ttt, lora_documents=1025)), "must be at most 1024"),
         (replace(LORA, seed=2**32), "below 2\\^32"),

@@ -79,6 +79,7 @@ def example_results() -> dict:
             "tokens_per_s": 3407.3,
             "final_loss": 2.71828,
         },
+        "headline": "sliding",
         "stages": {
             "raw": stage(2.01412),
             "ema": stage(2.00874),
@@ -177,6 +178,12 @@ def report(folder, results=None, steps=None) -> tuple[str, dict]:
     steps = example_steps() if steps is None else steps
     assert write_report(folder, results, steps, out) == out
     return out.read_text(encoding="utf-8"), json.loads((folder / "report.json").read_text())
+
+
+def test_a_score_whose_audit_failed_is_not_claimed(tmp_path):
+    results = example_results()
+    results["audit"] = {"passed": False, "verdict": "invalid", "findings": [], "probes": []}
+    assert "did not pass, so no score is claimed" in report(tmp_path, results)[0]
 
 
 def test_the_headline_names_score_size_time_and_text(tmp_path):
