@@ -6,10 +6,12 @@ module and what it needs into one file.
 """
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_json
 from fairway.config.settings import Config, config_hash
 from fairway.data.folder import DataFolder
@@ -29,8 +31,17 @@ def main(config: Config, bundle_bytes: int, seed: int, text: str, clock: str) ->
     """Read `DATA OUT [--seed N] [--replay RUN] [--dry-run]` and do all of it.
 
     Told are the bytes of the file that carries this program, and what may be another one in every
-    bundle of it: seed, `data.source` and `train.clock`.
+    bundle of it: seed, `data.source` and `train.clock`. What a user can mend is one sentence, and
+    ends the process with 2.
     """
+    try:
+        _main(config, bundle_bytes, seed, text, clock)
+    except UserError as error:
+        print(f"train_gpt.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _main(config: Config, bundle_bytes: int, seed: int, text: str, clock: str) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     parser.add_argument("out")
@@ -75,6 +86,9 @@ def _driven(config: Config, followed: str) -> tuple[Config, Plan, dict[str, Any]
 
 def _walk(run: Run, done: dict[str, dict[str, Any]]) -> None:
     """Do the stages that make and score an artifact; write what came of them."""
+    if run.folder.exists():
+        raise UserError(f"{run.folder} exists already; name another folder")
+    run.ranks.broadcast(0.0)
     if run.ranks.first:
         run.folder.mkdir(parents=True)
     for stage in artifact_stages(run.config):

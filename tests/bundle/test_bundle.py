@@ -152,8 +152,21 @@ def test_it_follows_a_run_and_overwrites_nothing(
     assert not (tmp_path / "empty/out").exists()
     (tmp_path / "empty/out").mkdir()
     ended = start(made / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
-    assert ended.returncode == 1 and "FileExistsError" in ended.stderr
+    assert ended.returncode == 2 and "out exists already" in ended.stderr
     assert not list((tmp_path / "empty/out").iterdir())
+
+
+def test_what_scoring_would_refuse_is_refused_before_training(
+    tiny: Tiny, data_folder: Path, tmp_path: Path
+) -> None:
+    """As the package does: the validation text is shorter than a window."""
+    write_bundle(
+        tiny("score.truncate=true", "data.val_bytes=0", "data.val_tokens=20"), tmp_path / "made"
+    )
+    ended = start(tmp_path / "made" / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("train_gpt.py: ") and "score.seq_len" in ended.stderr
+    assert [*(tmp_path / "empty/out").iterdir()] == []
 
 
 def test_another_process_elsewhere_makes_the_same_bytes(
