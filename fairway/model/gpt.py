@@ -58,14 +58,17 @@ def rope_table(length: int, config: ModelConfig) -> tuple[Tensor, Tensor]:
 
     The frequencies are base^(-2j / rope_dims) rounded to bfloat16, as the records' compiled
     tables were; the positions stay exact. (Positions in bfloat16 would collapse 2,048 of them to
-    641.) Beyond the training length the base grows by the NTK rule.
+    641.) Beyond the training length the base grows by the NTK rule, and what the records calculate
+    there anew is not rounded.
     """
     dims = config.rope_dims
     base = config.rope_base
     if length > config.rope_train_len and dims > 2:
         base *= (length / config.rope_train_len) ** (dims / (dims - 2))
     exponents_R = torch.arange(0, dims, 2, dtype=torch.float32) / max(dims, 1)
-    frequencies_R = (1.0 / base**exponents_R).bfloat16().float()
+    frequencies_R = 1.0 / base**exponents_R
+    if base == config.rope_base:
+        frequencies_R = frequencies_R.bfloat16().float()
     angles_TR = torch.arange(length, dtype=torch.float32)[:, None] * frequencies_R
     return angles_TR.cos(), angles_TR.sin()
 
