@@ -53,20 +53,25 @@ def audit(
         path_option("--tokens", help="With --program: a JSON list of token ids, BOS first."),
     ] = None,
     budget_s: Annotated[
-        float,
+        float | None,
         number_option(
-            "--budget", lo=0.1, hi=1e6, help="With --program: seconds to take, thrice at most."
+            "--budget",
+            lo=0.1,
+            hi=1e6,
+            help="Seconds for the probes; a program may take thrice.",
         ),
-    ] = 60.0,
+    ] = None,
     text_bytes: _Bytes = None,
     tokenizer: _Tokenizer = None,
     fresh: _Fresh = None,
     bos_id: Annotated[
-        int, whole_option("--bos", lo=0, hi=2**31 - 1, help="With --program: id of BOS.")
-    ] = 1,
+        int | None,
+        whole_option("--bos", lo=0, hi=2**31 - 1, help="With --program: id of BOS; 1 if left out."),
+    ] = None,
     seed: Annotated[
-        int, whole_option("--seed", lo=0, hi=2**32 - 1, help="With --program: seed of all draws.")
-    ] = 0,
+        int | None,
+        whole_option("--seed", lo=0, hi=2**32 - 1, help="With --program: seed of all draws."),
+    ] = None,
     logs: Annotated[
         list[Path] | None,
         path_option("--log", help="Audit a training log alone; repeatable.", metavar="FILE"),
@@ -77,16 +82,19 @@ def audit(
     """Audit what scored a run, a program, or a log; exit code 1 if something is invalid."""
     beside = (fresh, text_bytes, tokenizer)
     if program is None:
-        _without_program(beside)
+        _without_program((*beside, bos_id, seed))
     if logs:
-        _logs(logs, as_json, alone=not any((run, program, tokens, overrides, *beside)))
+        others = (run, program, tokens, overrides, budget_s, *beside)
+        _logs(logs, as_json, alone=not any(others))
         return
     _check(run, program, tokens, beside, overrides)
     if run is not None:
-        facts = _run(run, overrides or [], as_json)
+        budget = [] if budget_s is None else [f"audit.budget_s={budget_s}"]
+        facts = _run(run, [*(overrides or []), *budget], as_json)
     else:
         assert program is not None and tokens is not None
-        how = {"budget_s": budget_s, "bos_id": bos_id, "seed": seed}
+        how = {"budget_s": budget_s or 60.0, "seed": seed or 0}
+        how["bos_id"] = 1 if bos_id is None else bos_id
         facts = _program(program, tokens, beside, **how)
     _show(facts, as_json)
 
@@ -110,9 +118,9 @@ def _logs(logs: list[Path], as_json: bool, alone: bool) -> None:
     _records(logs, None, False, as_json)
 
 
-def _without_program(beside: _Beside) -> None:
+def _without_program(values: tuple[object, ...]) -> None:
     """Raise UserError for options that say something of a program's text."""
-    options = zip(("--fresh", "--bytes", "--tokenizer"), beside, strict=True)
+    options = zip(("--fresh", "--bytes", "--tokenizer", "--bos", "--seed"), values, strict=True)
     given = [name for name, value in options if value is not None]
     if given:
         raise UserError(
