@@ -442,11 +442,15 @@ def test_every_file_of_a_run_is_known_to_the_sweep(smoke_run: Path) -> None:
 # Signals and readers
 
 
-def started(place: Place, *more: str, **options: Any) -> "subprocess.Popen[bytes]":
+COLD = [sys.executable, "-m", "fairway"]
+
+
+def started(
+    start: list[str], place: Place, *more: str, **options: Any
+) -> "subprocess.Popen[bytes]":
     words = place.words("train smoke --out new SMOKE")
     sets = ["--set", "train.steps=300", *more]
-    command = [sys.executable, "-m", "fairway", *words, *sets]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(HERE)}, **options)
+    return subprocess.Popen([*start, *words, *sets], **options)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
@@ -456,9 +460,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_closed_terminal_saves(place: Place) -> None:
+def test_a_closed_terminal_saves(place: Place, forked: list[str]) -> None:
     ours, theirs = pty.openpty()
-    process = started(place, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    process = started(
+        forked, place, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
     os.close(theirs)
     said = b""
     while b"step " not in said:
@@ -471,9 +477,11 @@ def test_a_closed_terminal_saves(place: Place) -> None:
 
 def test_nohup_outlives_its_terminal(place: Place) -> None:
     process = started(
+        COLD,
         place,
         *("--set", "train.steps=40"),
         stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     assert process.stdout
@@ -486,11 +494,11 @@ def test_nohup_outlives_its_terminal(place: Place) -> None:
 
 @pytest.mark.parametrize("which", ["stdout", "stderr", "both"])
 def test_a_reader_that_leaves_silences_the_lines_and_training_goes_on(
-    place: Place, which: str
+    place: Place, forked: list[str], which: str
 ) -> None:
     pipes = {name: subprocess.PIPE for name in ("stdout", "stderr") if which in (name, "both")}
     more = ["--json"] if which == "stderr" else []
-    process = started(place, *("--set", "train.steps=30"), *more, **pipes)
+    process = started(forked, place, *("--set", "train.steps=30"), *more, **pipes)
     for pipe in (process.stdout, process.stderr):
         if pipe:
             pipe.close()
@@ -498,9 +506,12 @@ def test_a_reader_that_leaves_silences_the_lines_and_training_goes_on(
     assert len(read_steps(place / "new" / STEPS)) == 30
 
 
-def test_output_to_a_full_disk_is_told_when_the_work_is_done(place: Place) -> None:
+def test_output_to_a_full_disk_is_told_when_the_work_is_done(
+    place: Place, forked: list[str]
+) -> None:
     with Path("/dev/full").open("wb") as full:
-        process = started(place, *("--set", "train.steps=3"), stdout=full, stderr=subprocess.PIPE)
+        steps = ("--set", "train.steps=3")
+        process = started(forked, place, *steps, stdout=full, stderr=subprocess.PIPE)
         _, errors = process.communicate(timeout=120)
     told = b"fairway: standard output could not be written: No space left on device\n"
     assert (process.returncode, errors) == (2, told)
@@ -539,6 +550,8 @@ def test_processes_that_fairway_starts_import_none_either(
     for name in NAMES:
         (place / f"{name}.py").write_text(f"open('taken-{name}', 'w')\nraise SystemExit(9)\n")
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    # As they start where no test forks them.
+    monkeypatch.setattr(children, "subprocess", subprocess)
     with children.child(["--version"], stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.read().startswith(b"fairway ")
         assert process.wait(60) == 0

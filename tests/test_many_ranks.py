@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from shared import forking
 
 from fairway.api import load
 from fairway.base.files import read_json
@@ -52,8 +53,8 @@ def sets(settings: list[str], data: Path) -> list[str]:
     return [*settings, *short, f"data.source={data}"]
 
 
-def launcher(*options: str, program: str = "fairway.cli") -> list[str]:
-    start = ["-m", program] if program == "fairway.cli" else [program]
+def launcher(*options: str, program: str = "") -> list[str]:
+    start = [program] if program else ["--no-python", *forking()]
     return [sys.executable, "-m", "torch.distributed.run", *options, *start]
 
 
@@ -143,6 +144,7 @@ def test_a_job_stopped_and_resumed_on_one_host_ends_like_two_hosts(
     ]
     assert records[0] == records[1] and len(records[0]) == STEPS_RUN
     first, second = (read_json(out / "results.json") for out in (two_hosts, tmp_path / "run"))
+    assert first["train"]["tokens"] == second["train"]["tokens"] == 1024 * STEPS_RUN
     assert first["artifact"]["digest"] == second["artifact"]["digest"]
     for name, stage in first["stages"].items():
         assert second["stages"][name]["nats"] == stage["nats"]
