@@ -34,7 +34,8 @@ from fairway.config.overrides import override
 from fairway.recipes import recipe
 
 Run = Callable[[list[str]], tuple[int, str, str]]
-ART, SMOKE = "run/artifact.fwy", f"--set data.source=data --set model.vocab_size=300 {FIXED}"
+ART = "run/artifact.fwy"
+SMOKE = f"--set data.source=data --set model.vocab_size=300 --set pack.code_bytes=0 {FIXED}"
 # By verb: lines in which {} stands for a path, one for every path that it takes.
 LINES: dict[str, list[str]] = {
     "run": [f"run smoke --out {{}} {SMOKE}"],

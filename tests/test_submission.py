@@ -27,9 +27,11 @@ ONE = Claim("A tiny record", "non_record", author="A. Author", min_seeds=1, with
 
 
 @pytest.fixture(scope="module")
-def smoke_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke_run(
+    smoke_run: Path, tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Return the folder of a finished smoke run that counts its own bundle."""
-    folder = tmp_path_factory.mktemp("counted") / "smoke"
+    folder = Path(shutil.copytree(smoke_run, tmp_path_factory.mktemp("counted") / "smoke"))
     pipeline = Pipeline(tiny("pack.code_bytes=auto"), RunFolder(folder), lambda text: None)
     with pipeline.writing():
         pipeline.walk()

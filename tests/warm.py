@@ -43,8 +43,9 @@ def launch(words: list[str]) -> NoReturn:
     line.connect(os.environ[PLACE])
     socket.send_fds(line, [len(text).to_bytes(4, "little")], files)
     line.sendall(text)
+    fork = int.from_bytes(line.recv(4), "little")
     for number in set(_PASSED) - set(ignored):
-        signal.signal(number, lambda number, _: line.sendall(bytes([number])))
+        signal.signal(number, lambda number, _: os.kill(fork, number))
     found = line.recv(4)
     ended = int.from_bytes(found, "little", signed=True) if found else -signal.SIGKILL
     if ended < 0:
@@ -75,9 +76,10 @@ def serve(place: str, owner: int) -> dict[str, Any]:
 
 
 def _fork(line: socket.socket) -> dict[str, Any]:
-    """Fork once more and return in the fork; here, pass on signals, and then how it ended."""
+    """Fork once more and return in the fork; here, tell the launcher its number, then its end."""
     import fcntl
     import select
+    from contextlib import suppress
 
     head, files, *_ = socket.recv_fds(line, 4, 64)
     text = line.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL)
@@ -93,10 +95,13 @@ def _fork(line: socket.socket) -> dict[str, Any]:
     for file in files:
         os.close(file)
     end = os.pidfd_open(pid)
-    while end not in select.select([line, end], [], [])[0]:
-        os.kill(pid, (line.recv(1) or [signal.SIGKILL])[0])
+    line.sendall(pid.to_bytes(4, "little"))
+    if line in select.select([line, end], [], [])[0]:
+        # It was ended by force.
+        os.kill(pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    line.sendall(code.to_bytes(4, "little", signed=True))
+    with suppress(BrokenPipeError):
+        line.sendall(code.to_bytes(4, "little", signed=True))
     os._exit(0)
 
 
