@@ -54,8 +54,8 @@ def sets(settings: list[str], data: Path) -> list[str]:
 
 
 def launcher(*options: str, program: str = "") -> list[str]:
-    start = [program] if program else ["--no-python", *forking()]
-    return [sys.executable, "-m", "torch.distributed.run", *options, *start]
+    start = [*forking(), *(["-c", program] if program else [])]
+    return [sys.executable, "-m", "torch.distributed.run", *options, "--no-python", *start]
 
 
 def on_host(rank: int, port: int) -> list[str]:
@@ -193,8 +193,7 @@ cli.main()
 
 
 def test_a_process_that_fails_ends_one_that_hears_nothing(sets: list[str], tmp_path: Path) -> None:
-    (tmp_path / "deaf.py").write_text(DEAF)
-    launch = launcher("--standalone", "--nproc-per-node=2", program=str(tmp_path / "deaf.py"))
+    launch = launcher("--standalone", "--nproc-per-node=2", program=DEAF)
     start_s = time.monotonic()
     (code, _, errors), *_ = ended(started(launch, tmp_path / "run", sets))
     # Of the time before the failure, seconds; after it, torchrun alone would wait 30 for rank 0.

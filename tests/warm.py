@@ -1,9 +1,9 @@
 """A process that has imported what commands need, and forks for each command line of a test.
 
-`COMMAND` stands for `python -m fairway`: a launcher passes its words, folder, environment and open
-files to that process, which forks. The fork is a process of its own, and the launcher ends as it
-does: with the same exit code, or by the same signal. Signals to the launcher reach the fork; an end
-of the launcher by force ends the fork by force.
+`COMMAND` stands for `python -m fairway`, and `COMMAND -c` for `python -c`: a launcher passes its
+words, folder, environment and open files to that process, which forks. The fork is a process of its
+own, and the launcher ends as it does: with the same exit code, or by the same signal. Signals to
+the launcher reach the fork; an end of the launcher by force ends the fork by force.
 
 What this cannot show is how Python starts: variables that Python, torch and other libraries read
 once (PYTHONUTF8, PYTHONIOENCODING, LC_ALL, OMP_NUM_THREADS), which modules are imported and from
@@ -129,4 +129,8 @@ if __name__ == "__main__":
         import fairway.prove.proof
 
         _become(serve(sys.argv[2], int(sys.argv[3])))
-        fairway.cli.main.main()
+        if sys.argv[1:2] == ["-c"]:
+            sys.argv[:3], program = ["-c"], sys.argv[2]
+            exec(program, {"__name__": "__main__"})
+        else:
+            fairway.cli.main.main()
