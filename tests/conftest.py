@@ -23,7 +23,7 @@ import pytest
 import shared
 import warm
 from damage import FIXED as FIXED_OPTIONS
-from damage import Call, Place, run_command
+from damage import Call, Cli, Outcome, Place, run_command
 from shared import forking, once
 
 from fairway.base import children
@@ -162,3 +162,13 @@ def call(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         return code, errors
 
     return run
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Return a function: the command line in this process."""
+
+    def call(*args: object) -> Outcome:
+        return Outcome(*run_command([str(arg) for arg in args], capsys, monkeypatch))
+
+    return call

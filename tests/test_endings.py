@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import Place
+from damage import Cli, Outcome, Place
 
+from fairway.base.errors import InterruptedRun
+from fairway.cli import doctor
 from fairway.train.checkpoint import load_checkpoint
 from fairway.train.loop import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
@@ -98,6 +100,44 @@ def test_output_to_a_full_disk_is_told_when_the_work_is_done(
     told = b"fairway: standard output could not be written: No space left on device\n"
     assert (process.returncode, errors) == (2, told)
     assert len(read_steps(place / "new" / STEPS)) == 3
+
+
+# ---------------------------------------------------------------------------------------------
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (InterruptedRun("stopped after step 3"), 130, "stopped after step 3"),
+        (IsADirectoryError(21, "Is a directory", "x"), 2, "Is a directory (x)"),
+        (OSError("odd"), 2, "odd"),
+        (OSError(28, "No space left on device", "x"), 2, "the disk is full (x); free some space "
+         "and run the same command again"),
+    ],
+)  # fmt: skip
+def test_how_a_command_ends(
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    sentence: str,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    assert cli("doctor", "--json") == Outcome(code, "", f"fairway: {sentence}\n")
+
+
+def test_a_bug_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    with pytest.raises(AssertionError, match="ours"):
+        cli("doctor")
 
 
 # ---------------------------------------------------------------------------------------------
