@@ -13,13 +13,20 @@ if not torch.cuda.is_available():
 
 import hashlib
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import shared
+import warm
 from damage import FIXED as FIXED_OPTIONS
-from damage import Call, Place, run_command
+from damage import Call, Cli, Outcome, Place, run_command
+from shared import forking, once
 
+from fairway.base import children
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.data.build import build_data
@@ -47,12 +54,53 @@ def documents(count: int = 60) -> list[Document]:
     ]
 
 
+# ---------------------------------------------------------------------------------------------
+# What the processes of a test session share
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shared.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shared.end()
+
+
 @pytest.fixture(scope="session")
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def forked() -> list[str]:
+    """Return the words that stand for `python -m fairway` without its start; see `warm`."""
+    return forking()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_children() -> Iterator[None]:
+    """Let the command lines that Fairway starts be forks, too."""
+
+    def start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        _, *module = command[:3]
+        if module == ["-m", "fairway.cli"]:
+            command = [*forking(), *command[3:]]
+            options["env"][warm.PLACE] = os.environ[warm.PLACE]
+        return subprocess.Popen(command, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            children, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start})
+        )
+        yield
+
+
+# ---------------------------------------------------------------------------------------------
+# Text, data, and a run
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
     """Return a data folder of pseudo-English with a vocabulary of 300."""
-    out = tmp_path_factory.mktemp("corpus") / "data"
-    build_data(documents(), out, vocab_size=300, val_share=0.1, shard_tokens=20_000)
-    return out
+    options = {"vocab_size": 300, "val_share": 0.1, "shard_tokens": 20_000}
+    return once("data", lambda out: build_data(documents(), out, **options))  # type: ignore[arg-type]
 
 
 def tiny_settings(data: Path) -> list[str]:
@@ -77,16 +125,17 @@ def tiny(settings: list[str]) -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished smoke run."""
+def smoke_run(tiny: Callable[..., Config]) -> Path:
+    """Return the folder of a finished smoke run, which nobody changes."""
     from fairway.pipeline.folder import RunFolder
     from fairway.pipeline.run import Pipeline
 
-    folder = tmp_path_factory.mktemp("runs") / "smoke"
-    pipeline = Pipeline(tiny(), RunFolder(folder), lambda text: None)
-    with pipeline.writing():
-        pipeline.walk()
-    return folder
+    def walk(folder: Path) -> None:
+        pipeline = Pipeline(tiny(), RunFolder(folder), lambda text: None)
+        with pipeline.writing():
+            pipeline.walk()
+
+    return once("smoke", walk)
 
 
 @pytest.fixture
@@ -113,3 +162,13 @@ def call(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         return code, errors
 
     return run
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Return a function: the command line in this process."""
+
+    def call(*args: object) -> Outcome:
+        return Outcome(*run_command([str(arg) for arg in args], capsys, monkeypatch))
+
+    return call

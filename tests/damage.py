@@ -1,5 +1,6 @@
 """Ways to spoil a folder, and what a refusal must look like: for the tests of bad input."""
 
+import json
 import signal
 import sys
 from collections.abc import Callable
@@ -114,3 +115,21 @@ def run_command(
     finally:
         signal.signal(signal.SIGTERM, handler)
     return code, *capsys.readouterr()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a command line: its exit code, what it printed, what it said on stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What was printed, which must be one JSON value and nothing else."""
+        assert (self.code, self.out[:1]) == (0, "{"), self.err
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Outcome]

@@ -2,15 +2,9 @@
 
 import contextlib
 import json
-import os
-import pty
 import random
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -436,113 +430,3 @@ def test_a_locked_command_sweeps_what_kills_left_and_nothing_else(tmp_path: Path
 def test_every_file_of_a_run_is_known_to_the_sweep(smoke_run: Path) -> None:
     names = [path.name for path in smoke_run.iterdir() if path.name != LOCK]
     assert len(names) > 8 and all(map(stages._OURS.fullmatch, names)), names
-
-
-# ---------------------------------------------------------------------------------------------
-# Signals and readers
-
-
-def started(place: Place, *more: str, **options: Any) -> "subprocess.Popen[bytes]":
-    words = place.words("train smoke --out new SMOKE")
-    sets = ["--set", "train.steps=300", *more]
-    command = [sys.executable, "-m", "fairway", *words, *sets]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(HERE)}, **options)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
-    end_s = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
-
-
-def test_a_closed_terminal_saves(place: Place) -> None:
-    ours, theirs = pty.openpty()
-    process = started(place, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-    said = b""
-    while b"step " not in said:
-        said += os.read(ours, 4096)
-    os.close(ours)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(60) == 130
-    assert load_checkpoint(place / "new" / CHECKPOINT)[1]["step"] >= 1
-
-
-def test_nohup_outlives_its_terminal(place: Place) -> None:
-    process = started(
-        place,
-        *("--set", "train.steps=40"),
-        stdout=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
-    assert process.stdout
-    assert any(line.startswith(b"step ") for line in process.stdout)
-    process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=90)
-    assert process.returncode == 0
-    assert len(read_steps(place / "new" / STEPS)) == 40
-
-
-@pytest.mark.parametrize("which", ["stdout", "stderr", "both"])
-def test_a_reader_that_leaves_silences_the_lines_and_training_goes_on(
-    place: Place, which: str
-) -> None:
-    pipes = {name: subprocess.PIPE for name in ("stdout", "stderr") if which in (name, "both")}
-    more = ["--json"] if which == "stderr" else []
-    process = started(place, *("--set", "train.steps=30"), *more, **pipes)
-    for pipe in (process.stdout, process.stderr):
-        if pipe:
-            pipe.close()
-    assert process.wait(120) == 0
-    assert len(read_steps(place / "new" / STEPS)) == 30
-
-
-def test_output_to_a_full_disk_is_told_when_the_work_is_done(place: Place) -> None:
-    with Path("/dev/full").open("wb") as full:
-        process = started(place, *("--set", "train.steps=3"), stdout=full, stderr=subprocess.PIPE)
-        _, errors = process.communicate(timeout=120)
-    told = b"fairway: standard output could not be written: No space left on device\n"
-    assert (process.returncode, errors) == (2, told)
-    assert len(read_steps(place / "new" / STEPS)) == 3
-
-
-# ---------------------------------------------------------------------------------------------
-# Modules of strangers
-
-NAMES = ("torch", "json", "numpy", "typing", "typer", "rich", "signal", "pickle", "fairway_data")
-
-
-@pytest.mark.parametrize("module", ["fairway", "fairway.cli"])
-def test_no_module_of_the_folder_it_starts_in_is_imported(
-    place: Place, smoke_run: Path, module: str
-) -> None:
-    for name in NAMES:
-        (place / f"{name}.py").write_text(f"open('taken-{name}', 'w')\nraise SystemExit(9)\n")
-    env = {**os.environ, "PYTHONPATH": str(HERE)}
-    env.pop("PYTHONSAFEPATH", None)
-    runtime = [w for w in place.words("SMOKE") if w.startswith("runtime.")]
-    sets = [word for text in runtime for word in ("--set", text)]
-    for words in (["--version"], ["score", "run/artifact.fwy", "text.txt", *sets]):
-        command = [sys.executable, "-m", module, *words]
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, ended.stderr
-    assert not list(place.path.glob("taken-*"))
-
-
-def test_processes_that_fairway_starts_import_none_either(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fairway.base import children
-    from fairway.data.parallel import map_parallel
-
-    for name in NAMES:
-        (place / f"{name}.py").write_text(f"open('taken-{name}', 'w')\nraise SystemExit(9)\n")
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    with children.child(["--version"], stdout=subprocess.PIPE) as process:
-        assert process.stdout and process.stdout.read().startswith(b"fairway ")
-        assert process.wait(60) == 0
-    monkeypatch.setattr("fairway.data.parallel.processes", lambda: 2)
-    assert list(map_parallel(abs, [-1, 2, -3], "counting")) == [1, 2, 3]
-    assert not list(place.path.glob("taken-*"))
-    assert "PYTHONSAFEPATH" not in os.environ

@@ -377,10 +377,11 @@ def test_rows_side_by_side_say_what_they_say_alone(
     model: LanguageModel, documents: list[str]
 ) -> None:
     prompts = ["", "The", "The model predicts ", documents[0][:90], documents[0], documents[1]]
-    for manner in (Manner(0.0), Manner(1.0, 20, 0.9)):
-        rows = [Row(model.packer, text, 70, seed) for seed, text in enumerate(prompts)]
+    # Beyond the window, and not.
+    for manner, most in ((Manner(0.0), 70), (Manner(1.0, 20, 0.9), 12)):
+        rows = [Row(model.packer, text, most, seed) for seed, text in enumerate(prompts)]
         model.write(rows, manner)
-        alone = [Row(model.packer, text, 70, seed) for seed, text in enumerate(prompts)]
+        alone = [Row(model.packer, text, most, seed) for seed, text in enumerate(prompts)]
         for row in alone:
             model.write([row], manner)
         assert [row.text for row in rows] == [row.text for row in alone]

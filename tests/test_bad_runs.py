@@ -284,7 +284,7 @@ def test_a_disk_that_fills_up_during_training(
             monkeypatch.setattr(os, "fsync", full)
         save(path, *more)
 
-    for module in ("fairway.train.loop", "fairway.pipeline.run"):
+    for module in ("fairway.train.loop", "fairway.pipeline.making"):
         monkeypatch.setattr(f"{module}.save_checkpoint", fill)
     refused(call, "train smoke --out new SMOKE", f"the disk is full (new/{name})")
     assert not (place / "new" / name).exists()

@@ -5,8 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ import torch
 import typer.main
 import zstandard
 from audit.record import Case
-from damage import run_command
+from damage import Cli, Outcome
 
 from fairway.audit.findings import Finding
 from fairway.audit.records import fence
 from fairway.audit.records.audit import RecordAudit
-from fairway.base.errors import InterruptedRun
 from fairway.base.files import read_json
 from fairway.cli import doctor
 from fairway.cli import main as command_line
@@ -52,32 +49,6 @@ finally:
     heavy = ["torch", "numpy", "scipy", "pyarrow", "matplotlib", "sentencepiece", "huggingface_hub"]
     print([name for name in heavy if name in sys.modules], file=sys.stderr)
 """
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """What was printed, which must be one JSON value and nothing else."""
-        assert (self.code, self.out[:1]) == (0, "{"), self.err
-        return json.loads(self.out)
-
-
-Cli = Callable[..., Outcome]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Return a function: the command line in this process."""
-
-    def call(*args: object) -> Outcome:
-        return Outcome(*run_command([str(arg) for arg in args], capsys, monkeypatch))
-
-    return call
 
 
 @pytest.fixture
@@ -522,41 +493,3 @@ def test_what_fetch_is_asked_reaches_the_hub_module(
     assert cli(*words, "--json").json == {"files": {}}
     assert asked == {"out": data_folder, "shards": 3, "revision": "v1", "new_commit": False}
     assert f"--set data.source={data_folder} --set model.vocab_size=300" in cli(*words).out
-
-
-# ---------------------------------------------------------------------------------------------
-# Leaving
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "sentence"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (InterruptedRun("stopped after step 3"), 130, "stopped after step 3"),
-        (IsADirectoryError(21, "Is a directory", "x"), 2, "Is a directory (x)"),
-        (OSError("odd"), 2, "odd"),
-        (OSError(28, "No space left on device", "x"), 2, "the disk is full (x); free some space "
-         "and run the same command again"),
-    ],
-)  # fmt: skip
-def test_how_a_command_ends(
-    cli: Cli,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    code: int,
-    sentence: str,
-) -> None:
-    def fail() -> None:
-        raise error
-
-    monkeypatch.setattr(doctor, "examine", fail)
-    assert cli("doctor", "--json") == Outcome(code, "", f"fairway: {sentence}\n")
-
-
-def test_a_bug_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise AssertionError("ours")
-
-    monkeypatch.setattr(doctor, "examine", fail)
-    with pytest.raises(AssertionError, match="ours"):
-        cli("doctor")

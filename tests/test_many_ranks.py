@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from shared import forking
 
 from fairway.api import load
 from fairway.base.files import read_json
@@ -52,9 +53,9 @@ def sets(settings: list[str], data: Path) -> list[str]:
     return [*settings, *short, f"data.source={data}"]
 
 
-def launcher(*options: str, program: str = "fairway.cli") -> list[str]:
-    start = ["-m", program] if program == "fairway.cli" else [program]
-    return [sys.executable, "-m", "torch.distributed.run", *options, *start]
+def launcher(*options: str, program: str = "") -> list[str]:
+    start = [*forking(), *(["-c", program] if program else [])]
+    return [sys.executable, "-m", "torch.distributed.run", *options, "--no-python", *start]
 
 
 def on_host(rank: int, port: int) -> list[str]:
@@ -143,6 +144,7 @@ def test_a_job_stopped_and_resumed_on_one_host_ends_like_two_hosts(
     ]
     assert records[0] == records[1] and len(records[0]) == STEPS_RUN
     first, second = (read_json(out / "results.json") for out in (two_hosts, tmp_path / "run"))
+    assert first["train"]["tokens"] == second["train"]["tokens"] == 1024 * STEPS_RUN
     assert first["artifact"]["digest"] == second["artifact"]["digest"]
     for name, stage in first["stages"].items():
         assert second["stages"][name]["nats"] == stage["nats"]
@@ -191,8 +193,7 @@ cli.main()
 
 
 def test_a_process_that_fails_ends_one_that_hears_nothing(sets: list[str], tmp_path: Path) -> None:
-    (tmp_path / "deaf.py").write_text(DEAF)
-    launch = launcher("--standalone", "--nproc-per-node=2", program=str(tmp_path / "deaf.py"))
+    launch = launcher("--standalone", "--nproc-per-node=2", program=DEAF)
     start_s = time.monotonic()
     (code, _, errors), *_ = ended(started(launch, tmp_path / "run", sets))
     # Of the time before the failure, seconds; after it, torchrun alone would wait 30 for rank 0.

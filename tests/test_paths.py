@@ -30,9 +30,12 @@ from fairway.cli import (
 from fairway.cli import (
     submission as cli_record,
 )
+from fairway.config.overrides import override
+from fairway.recipes import recipe
 
 Run = Callable[[list[str]], tuple[int, str, str]]
-ART, SMOKE = "run/artifact.fwy", f"--set data.source=data --set model.vocab_size=300 {FIXED}"
+ART = "run/artifact.fwy"
+SMOKE = f"--set data.source=data --set model.vocab_size=300 --set pack.code_bytes=0 {FIXED}"
 # By verb: lines in which {} stands for a path, one for every path that it takes.
 LINES: dict[str, list[str]] = {
     "run": [f"run smoke --out {{}} {SMOKE}"],
@@ -46,18 +49,18 @@ LINES: dict[str, list[str]] = {
     "report": ["report {}"],
     "unpack": ["unpack {} --out new", f"unpack {ART} --out {{}}"],
     "prove": [
-        f"prove --out {{}} {ART} text.txt",
-        "prove --out new {} text.txt",
-        f"prove --out new {ART} {{}}",
+        f"prove --out {{}} {ART} text.txt {FIXED}",
+        f"prove --out new {{}} text.txt {FIXED}",
+        f"prove --out new {ART} {{}} {FIXED}",
         f"prove --out new --decode {{}} --artifact {ART}",
         "prove --out new --decode run/proof.fwp --artifact {}",
-        f"prove --out new {ART} text.txt --tokenizer {{}}",
+        f"prove --out new {ART} text.txt --tokenizer {{}} {FIXED}",
     ],
     "compress": [
-        f"compress {{}} --artifact {ART} --out new",
-        "compress text.txt --artifact {}",
-        f"compress text.txt --artifact {ART} --out {{}}",
-        f"compress text.txt --artifact {ART} --tokenizer {{}}",
+        f"compress {{}} --artifact {ART} --out new {FIXED}",
+        f"compress text.txt --artifact {{}} {FIXED}",
+        f"compress text.txt --artifact {ART} --out {{}} {FIXED}",
+        f"compress text.txt --artifact {ART} --tokenizer {{}} {FIXED}",
     ],
     "decompress": [
         f"decompress {{}} --artifact {ART} --out new",
@@ -255,24 +258,26 @@ def test_a_file_of_ours_is_replaced_and_an_input_is_not(
     assert contents(place.path) == before | {"name": before["text.txt"]}
 
 
-def fairway(words: str, place: Place, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a shell line in which `fairway` is the command line of these sources."""
-    program = f'fairway() {{ {shlex.quote(sys.executable)} -m fairway.cli "$@"; }}; {words}'
-    return subprocess.run(
-        ["bash", "-c", program],
-        cwd=place.path,
-        env={**os.environ, **environment},
-        capture_output=True,
-        check=False,
-    )
+Shell = Callable[[str], "subprocess.CompletedProcess[bytes]"]
 
 
-def test_standard_output_carries_the_file_alone(place: Place) -> None:
+@pytest.fixture
+def shell(place: Place, forked: list[str]) -> Shell:
+    """Return a function: run a shell line in which `fairway` is the command line."""
+
+    def run(words: str) -> "subprocess.CompletedProcess[bytes]":
+        program = f'fairway() {{ {shlex.join(forked)} "$@"; }}; {words}'
+        command = ["bash", "-c", program]
+        return subprocess.run(command, cwd=place.path, capture_output=True, check=False)
+
+    return run
+
+
+def test_standard_output_carries_the_file_alone(place: Place, shell: Shell) -> None:
     """And what is said goes to standard error, JSON too."""
-    ended = fairway(
+    ended = shell(
         f"printf before > all; fairway unpack {ART} --out /dev/stdout --json >> all && "
-        f"fairway unpack {ART} --out >(cat > part)",
-        place,
+        f"fairway unpack {ART} --out >(cat > part)"
     )
     assert ended.returncode == 0, ended.stderr
     data = (place / "all").read_bytes().removeprefix(b"before")
@@ -348,15 +353,15 @@ def test_names_that_cannot_be_shown(place: Place, environment: dict[str, str]) -
     assert b"\\xff\\x1b[31m" in ended.stdout
 
 
-def test_a_command_that_is_offered_can_be_given(place: Place) -> None:
+def test_a_command_that_is_offered_can_be_given(place: Place, shell: Shell) -> None:
     """A data folder and a proof whose names a shell would take apart."""
     name = "$HOME it's\n"
     (place / "data").rename(place / name)
     words = cli._how_to_train("built", Path(name)).partition("train with ")[2]
-    read = fairway(f"fairway run smoke --dry-run --json {words}", place)
-    assert json.loads(read.stdout)["config"]["data"]["source"] == name
-    proof = fairway(f"fairway prove {ART} text.txt --bytes 8 --out 'a $x' {FIXED}", place)
+    read = shell(f"printf '%s\\0' {words}").stdout.decode().split("\0")[:-1]
+    assert override(recipe("smoke"), [word for word in read if word != "--set"]).data.source == name
+    proof = shell(f"fairway prove {ART} text.txt --bytes 8 --out 'a $x' {FIXED}")
     offer = proof.stdout.decode().rpartition("restore with: ")[2].strip()
     assert offer == f"fairway prove --decode 'a $x' --artifact {ART} --out FILE"
-    again = fairway(offer, place)
+    again = shell(offer)
     assert again.returncode == 0 and (place / "FILE").exists(), again.stderr

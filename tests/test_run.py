@@ -282,10 +282,13 @@ def test_the_place_of_the_data_changes_no_result(
 # Stopping half-way
 
 
+# Twelve steps take less time than a signal may take to reach a fork.
+COLD = [sys.executable, "-m", "fairway.cli"]
+
+
 def command(folder: Path, settings: list[str], *more: str) -> list[str]:
     options = [word for setting in settings for word in ("--set", setting)]
-    main = [sys.executable, "-m", "fairway.cli", "run", "smoke", "--out", str(folder)]
-    return [*main, *options, *more]
+    return ["run", "smoke", "--out", str(folder), *options, *more]
 
 
 def stopped(words: list[str], number: signal.Signals) -> tuple[int, str]:
@@ -302,12 +305,12 @@ def test_a_run_stopped_twice_ends_like_one_that_never_stopped(
     tiny: Tiny, smoke_run: Path, settings: list[str], tmp_path: Path
 ) -> None:
     said = re.compile(r"fairway: stopped after step (\d+); --resume continues\n")
-    code, errors = stopped(command(tmp_path, settings), signal.SIGINT)
+    code, errors = stopped(COLD + command(tmp_path, settings), signal.SIGINT)
     assert (code, bool(said.fullmatch(errors))) == (130, True), errors
     assert (tmp_path / CHECKPOINT).exists()
     first = int(said.fullmatch(errors)[1])  # type: ignore[index]
 
-    code, errors = stopped(command(tmp_path, settings, "--resume"), signal.SIGTERM)
+    code, errors = stopped(COLD + command(tmp_path, settings, "--resume"), signal.SIGTERM)
     assert (code, bool(said.fullmatch(errors))) == (130, True), errors
     assert first < int(said.fullmatch(errors)[1]) < 12  # type: ignore[index]
 

@@ -41,7 +41,7 @@ class Published:
 
 @pytest.mark.parametrize("hijack", [0.0, 0.277])
 def test_the_published_mixture_and_its_gate_are_no_distribution(hijack: float) -> None:
-    found = {p.name: p for p in audit_scorer(Bench(Published(hijack), text(0, 25), 0, 0.0))}
+    found = {p.name: p for p in audit_scorer(Bench(Published(hijack), text(0, 13), 0, 0.0))}
     assert found["P1 substitution"].verdict == "invalid"
     assert "more than there is to give away" in found["P1 substitution"].why
     # It is causal: that is not what is wrong with it.

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from shared import forking
 
 from fairway.base.errors import UserError
 from fairway.base.folders import locked_folder
@@ -149,7 +149,6 @@ def fetch(hub: Hub | None, out: Path, **options: Any) -> subprocess.CompletedPro
     """Run `fetch` in a process whose Hub is the given server, or a closed port."""
     endpoint = f"http://127.0.0.1:{hub.server_port if hub else 9}"
     environment = {
-        **os.environ,
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(out.parent / "hf"),
         # Tests of the harness, which may run in this process, fetch nothing.
@@ -157,7 +156,9 @@ def fetch(hub: Hub | None, out: Path, **options: Any) -> subprocess.CompletedPro
         "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    command = [sys.executable, "-c", SCRIPT, str(out), json.dumps({"repo": "some/data", **options})]
+    command = [*forking(), "-c", SCRIPT, str(out), json.dumps({"repo": "some/data", **options})]
+    # Forking has set a variable, too.
+    environment = {**os.environ, **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 

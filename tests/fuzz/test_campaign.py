@@ -121,7 +121,7 @@ def format_named(name: str) -> Format:
 @pytest.mark.parametrize("name", FORMATS)
 def test_spoiled_inputs_are_refused_or_right(name: str) -> None:
     # A bundle takes a sixth of a second, a report of a run half of one.
-    count = {"run": 20, "bundle": 40, "record": 60}.get(name, 150)
+    count = {"run": 10, "bundle": 20, "record": 30}.get(name, 60)
     found = run(format_named(name), count, 1)
     assert found.failures == []
     assert found.refused + found.read == found.inputs == count

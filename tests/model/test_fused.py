@@ -70,19 +70,24 @@ VARIANTS = {
 }
 
 
+# What is around the blocks does not know of the loop: without it, skips alone are tried again.
+CASES = [
+    (name, looping)
+    for name in VARIANTS
+    for looping in (False, True)
+    if name != "one layer" or not looping
+    if looping or name in ("as it is", "no skips", "skips without gates", "one layer")
+]
+
+
 @on_cpu
-@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("looping", [False, True])
-def test_loss_and_gradients_are_those_of_the_plain_path(
-    change: dict[str, object], looping: bool
-) -> None:
-    config = replace(TINY, **change)
-    if looping and not config.loop_extra:
-        pytest.skip("nothing to repeat")
-    model = varied(config, looping)
+@pytest.mark.parametrize(("name", "looping"), CASES)
+def test_loss_and_gradients_are_those_of_the_plain_path(name: str, looping: bool) -> None:
+    model = varied(replace(TINY, **VARIANTS[name]), looping)
     wanted, plain = loss_and_gradients(model)
     prepare(model, torch.float32, "plain", "fused")
-    got, fused = loss_and_gradients(model, backwards=2)
+    # Gradients of two passes add up.
+    got, fused = loss_and_gradients(model, backwards=2 if name == "as it is" else 1)
     assert abs(got - wanted) < 1e-5
     assert fused.keys() == plain.keys()
     for name, grad in plain.items():
@@ -98,8 +103,8 @@ def test_training_takes_the_same_steps() -> None:
         prepare(model, torch.float32, "plain", kernels)
         optimisers = Optimisers(model, OptimConfig())
         found = []
-        for step in range(4):
-            model.set_looping(step >= 2)
+        for step in range(3):
+            model.set_looping(step >= 1)
             loss = model(*batch(TINY))
             torch.autograd.backward(loss)
             optimisers.step(1.0, step)

@@ -214,10 +214,17 @@ def test_pinned_bits(
 # Damage
 
 
-def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
+def places(data: bytes) -> list[int]:
+    """Return all bytes of the header and the ends, and a third of those between."""
+    first = len(data) - 64
+    header = 48 + int.from_bytes(data[12:16], "little")
+    return [n for n in range(len(data)) if n < header or n >= first or n % 3 == 0]
+
+
+def test_a_flipped_byte_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.fwy", BROTLI, PUNY)
     data = path.read_bytes()
-    for position in range(len(data)):
+    for position in places(data):
         damaged = bytearray(data)
         damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)
@@ -225,10 +232,10 @@ def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
             load_artifact(path)
 
 
-def test_every_truncation_and_any_tail_is_refused(tmp_path: Path) -> None:
+def test_a_truncation_and_any_tail_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.fwy", BROTLI, PUNY)
     data = path.read_bytes()
-    for length in range(len(data)):
+    for length in places(data):
         path.write_bytes(data[:length])
         with pytest.raises(UserError, match=r"a\.fwy: "):
             account(path)

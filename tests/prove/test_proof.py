@@ -316,8 +316,16 @@ CLAIMS = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "told"), CLAIMS, ids=[str(n) for n in range(len(CLAIMS))])
-@pytest.mark.parametrize("kind", [ARCHIVE, PROOF])
+# Both kinds share the code that weighs claims: what runs the model is tried with one of them.
+@pytest.mark.parametrize(
+    ("fields", "told", "kind"),
+    [
+        (fields, told, kind)
+        for number, (fields, told) in enumerate(CLAIMS)
+        for kind in (ARCHIVE, PROOF)
+        if "ends before" not in told or kind == (ARCHIVE, PROOF)[number % 2]
+    ],
+)
 def test_what_a_header_claims_costs_no_more_than_its_payload(
     proven: tuple[bytes, Account],
     session: Session,

@@ -1,5 +1,6 @@
 """Test-time training: scored before learned, in one order, the same for every number of ranks."""
 
+import functools
 import math
 import threading
 from collections.abc import Callable
@@ -368,10 +369,15 @@ class Meeting(Ranks):
         return lambda: tensor.copy_(total)
 
 
+@functools.cache
+def alone(way: Evaluate, config: TttConfig) -> Score:
+    return way(alive(), Evaluation(text(), SCORE, config, 3))
+
+
 @pytest.mark.parametrize(("way", "config"), WAYS)
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_work_and_agree(way: Evaluate, config: TttConfig, world: int) -> None:
-    whole = way(alive(), Evaluation(text(), SCORE, config, 3))
+    whole = alone(way, config)
     tables: list[Any] = [None] * world
     gate, scores = threading.Barrier(world), {}
 
