@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from all_shingles import shingles
 
 from fairway.base.errors import UserError
 from fairway.data.documents import Document, document_key
 from fairway.data.guard import check_overlap, split_documents
-from fairway.data.shingles import shingles
 
 Edit = Callable[[str], str]
 WORDS = [f"w{i}" for i in range(5000)]

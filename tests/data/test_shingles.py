@@ -3,10 +3,10 @@ import unicodedata
 
 import numpy as np
 import pytest
+from all_shingles import shingles
 
 from fairway.data.shingles import (
     SHINGLE_CHARS,
-    SHINGLE_WEIGHT,
     SHINGLE_WORDS,
     index_of,
     look_up,
@@ -32,11 +32,6 @@ ALPHABETS = {
     "long words": "acgt\u0301" * 16 + " ",
     "mixed": "ab c\u4e00\u4e8c \u0e01\U0001f600\u0301- \ud55c\uae00 ",
 }
-
-
-def shingles(text: str) -> np.ndarray:
-    """Return the hashes of the runs of a text by all ways to read it, sorted, once each."""
-    return np.unique(np.concatenate([view.runs(SHINGLE_WEIGHT) for view in views(text)]))
 
 
 def plain_units(text: str) -> list[tuple[str, int]]:
