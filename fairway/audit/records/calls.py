@@ -15,16 +15,15 @@ from fairway.audit.records.values import (
     PATH,
     UNKNOWN,
     VAL,
+    Call,
     Callee,
     Gradient,
     Held,
     Items,
     Kind,
-    Known,
     Label,
     Library,
     Scope,
-    Summed,
     Switch,
     Value,
     union,
@@ -55,36 +54,28 @@ class Calls(Expressions):
         name, receiver = self._callee(node)
         if PRINTS.match(name) and len(self.prints) < _MOST_PRINTS:
             self._note_print(node)
-        arguments, named = self._arguments(node)
-        if _CALIBRATES.search(name) and VAL in union([*arguments, *named.values()]):
+        call = Call(node, receiver, *self._arguments(node))
+        if _CALIBRATES.search(name) and VAL in call.given.labels:
             self.calibrations.append(self.place(node, short(node)))
         function = receiver
         if isinstance(node.func, ast.Attribute):
             function = self.attribute(receiver, name)
         if isinstance(function.what, Callee) and not self._is_forward(function.what):
-            return self.run(node, function.what, arguments, named)
+            return self.run(function.what, call)
         if isinstance(function.what, Gradient):
-            return self._differentiated(node, function.what, arguments, named)
+            loss = self.run(function.what.of, call)
+            found = self.gradient(node, loss)
+            return Value(found.labels | loss.labels) if function.what.with_loss else found
         if isinstance(function.what, Library):
-            given = library(self, function.what.name, arguments, named)
+            given = library(self, function.what.name, call)
             if given is not None:
                 return given
-        method = METHODS.get(name)
-        if method is not None:
-            found = method(self, node, receiver, arguments, named)
-            if found is not None:
-                return found
+        known = METHODS[name](self, call) if name in METHODS else None
+        if known is not None:
+            return known
         if isinstance(function.what, Kind):
-            return self.made(node, function.what, arguments, named)
-        return self._unknown(name, receiver, arguments, named)
-
-    def _differentiated(
-        self, node: ast.Call, what: Gradient, arguments: list[Value], named: dict[str, Value]
-    ) -> Value:
-        """Return the gradient of a function, and its loss where that is given too."""
-        loss = self.run(node, what.of, arguments, named)
-        found = self.gradient(node, loss)
-        return Value(found.labels | loss.labels) if what.with_loss else found
+            return self._made(function.what, call)
+        return self._unknown(name, call)
 
     def _note_print(self, node: ast.Call) -> None:
         """Remember what a call prints: its texts, and the scores that its names stand for."""
@@ -99,7 +90,7 @@ class Calls(Expressions):
                     base = self.scope.get(inner.value.id) or UNKNOWN
                     labels |= self.attribute(base, inner.attr).labels
         value = Value(frozenset(labels))
-        scores = value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
+        scores = self.summed_in(value)
         texts = texts_of(pieces)
         if texts:
             self.prints.add(Printed(node.lineno, texts, frozenset(s.number for s in scores)))
@@ -110,9 +101,8 @@ class Calls(Expressions):
             case ast.Constant(value=str() as text):
                 return [text]
             case ast.Name():
-                what = (self.scope.get(node.id) or UNKNOWN).what
-                named = what.value if isinstance(what, Known) else None
-                return [named] if isinstance(named, str) else []
+                named = (self.scope.get(node.id) or UNKNOWN).text
+                return [named] if named is not None else []
             case ast.JoinedStr():
                 return [p for part in node.values for p in self._pieces(part)]
             case ast.FormattedValue(value=inner):
@@ -159,26 +149,19 @@ class Calls(Expressions):
                 named |= dict(zip(value.what.names, value.what.values, strict=False))
         return found, named
 
-    def run(
-        self,
-        node: ast.Call,
-        callee: Callee,
-        arguments: list[Value],
-        named: dict[str, Value],
-    ) -> Value:
+    def run(self, callee: Callee, call: Call) -> Value:
         """Follow a function of the script and return what it returns."""
-        arguments = [*callee.bound, *arguments]
-        named = dict(callee.named) | named
-        everything = union([*arguments, *named.values()])
+        arguments = [*callee.bound, *call.arguments]
+        named = dict(callee.named) | dict(call.named)
         if len(self.running) >= _MOST_CALLS or self.running.count(callee.node) >= _MOST_SAME:
-            return Value(everything)
+            return Value(union([*arguments, *named.values()]))
         scope = Scope(callee.scope.file, callee.scope)
         scope.function = getattr(callee.node, "name", "") or self.scope.function
         scope.guards = len(self.guards)
         self._fill(scope, callee.node.args, arguments, named)
         outer, self.scope = self.scope, scope
         self.running.append(callee.node)
-        self.calls.append(node.lineno)
+        self.calls.append(call.node.lineno)
         try:
             if isinstance(callee.node, ast.Lambda):
                 return self.value(callee.node.body)
@@ -224,33 +207,26 @@ class Calls(Expressions):
             values = tuple(rest.values())
             scope.names[wanted.kwarg.arg] = Value(union(values), Items(values, tuple(rest)))
 
-    def made(
-        self, node: ast.Call, kind: Kind, arguments: list[Value], named: dict[str, Value]
-    ) -> Value:
+    def _made(self, kind: Kind, call: Call) -> Value:
         """Return a new instance of a class of the script."""
-        everything = union([*arguments, *named.values()])
         if kind.is_optimiser:
-            return Value(everything)
+            return call.given
         held = self.new()
         self.parts[held] = {"__class__": Value(what=kind)}
-        value = Value(frozenset({held, *(everything & {PATH, VAL})}))
+        value = Value(frozenset({held, *(call.given.labels & {PATH, VAL})}))
         if not kind.is_model:
             first = kind.scope.names.get("__init__")
             if first is not None and isinstance(first.what, Callee):
-                bound = Callee(first.what.node, first.what.scope, (value,))
-                self.run(node, bound, arguments, named)
+                self.run(Callee(first.what.node, first.what.scope, (value,)), call)
         return value
 
-    def _unknown(
-        self, name: str, receiver: Value, arguments: list[Value], named: dict[str, Value]
-    ) -> Value:
+    def _unknown(self, name: str, call: Call) -> Value:
         """Return what a function gives of which nothing is known."""
-        given = union([*arguments, *named.values()])
-        labels = Value(given | receiver.labels).without(Switch).labels
-        if VAL in given and receiver.of(Held) and COST not in receiver.labels:
+        labels = Value(call.labels).without(Switch).labels
+        stateful = call.receiver.of(Held) and COST not in call.receiver.labels
+        if VAL in call.given.labels and stateful:
             # Something that keeps state is given tokens: a model.
-            found = self.with_training(Value(labels | {COST}))
-            return found
+            return self.with_training(Value(labels | {COST}))
         if PATH in labels:
             labels = (labels - {PATH}) | {VAL}
         if name[:1].isupper() and not Value(labels).of(Held):

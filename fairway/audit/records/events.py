@@ -36,33 +36,42 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """A step on a loss of validation tokens: which, and what it changed; or counts of them."""
+class _Event:
+    """Something that happened to tokens: where, when, under which conditions, in which turns."""
 
     place: Place
     when: int
-    pieces: frozenset[Slice]
-    cuts: frozenset[Cut]
-    changed: frozenset[Held]
+    labels: Labels
     guards: tuple[str, ...]
-    fresh: bool
     turns: tuple[Turn, ...]
     calls: tuple[int, ...]
 
+    @property
+    def pieces(self) -> set[Slice]:
+        """Return the pieces of the text that it is about."""
+        return Value(self.labels).of(Slice)
+
+    @property
+    def cuts(self) -> set[Cut]:
+        """Return the ends of ranges in it."""
+        return Value(self.labels).of(Cut)
+
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class Training(_Event):
+    """A step on a loss of validation tokens, and whether all that it changed is new."""
+
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Score(_Event):
     """A cost of validation tokens that was added up, and the training it depends on."""
 
-    place: Place
-    when: int
-    pieces: frozenset[Slice]
-    cuts: frozenset[Cut]
-    trained: frozenset[int]
-    guards: tuple[str, ...]
-    turns: tuple[Turn, ...]
-    labels: Labels = frozenset()
-    calls: tuple[int, ...] = ()
+    @property
+    def trained(self) -> set[int]:
+        """Return the places in `Events.trainings` of what it depends on."""
+        return {t.number for t in Value(self.labels).of(Trained)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +144,24 @@ class Events:
         """Return a value of validation tokens with all training that what it was made of had."""
         if VAL not in value.labels:
             return value
-        return value.plus(t for h in value.of(Held) for t in self.learned.get(h, ()))
+        return value.plus(self._learned_by(value))
+
+    def _learned_by(self, value: Value) -> set[Trained]:
+        """Return the training of all that keeps state in a value."""
+        return {t for h in value.of(Held) for t in self.learned.get(h, ())}
+
+    def summed_in(self, value: Value) -> set[Summed]:
+        """Return the scores that went into a value, or into what keeps state in it."""
+        return value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
 
     def snapshot(self, value: Value) -> Value:
         """Return a copy that no longer follows what it was taken from."""
-        held = value.of(Held)
-        if not held:
+        if not value.of(Held):
             return value
-        learned = {t for h in held for t in self.learned.get(h, ())}
-        summed = {s for h in held for s in self.summed.get(h, ())}
-        new = self.new()
-        self.learned[new], self.summed[new] = learned, summed
-        labels = value.without(Held).labels | learned | {new}
-        return Value(labels)
+        learned, new = self._learned_by(value), self.new()
+        self.learned[new] = learned
+        self.summed[new] = {s for h in value.of(Held) for s in self.summed.get(h, ())}
+        return Value(value.without(Held).labels | learned | {new})
 
     def differentiated(self, node: ast.AST, value: Value) -> None:
         """Note that a loss was differentiated."""
@@ -157,8 +171,8 @@ class Events:
 
     def _opened(self, value: Value) -> Value:
         """Return a sum with what was added to it."""
-        summed = value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
-        return value.plus(n for s in sorted(summed)[:20] for n in self.scores[s.number].labels)
+        summed = sorted(self.summed_in(value))[:20]
+        return value.plus(n for s in summed for n in self.scores[s.number].labels)
 
     def stepped(self, changed: Iterable[Held]) -> None:
         """Note that what is held was changed by the losses that wait."""
@@ -174,18 +188,20 @@ class Events:
     def _train(self, place: Place, labels: Labels, changed: set[Held]) -> Trained | None:
         if len(self.trainings) >= _MOST_EVENTS:
             return None
+        fresh = bool(changed) and all(self.born.get(h) for h in changed)
+        self.trainings.append(Training(place, *self._next(labels), fresh))
         self.clock += 1
-        fresh = bool(changed) and all(len(self.born.get(h, ())) > 0 for h in changed)
-        self.trainings.append(
-            Training(
-                place, self.clock, _pieces(labels), _cuts(labels), frozenset(changed),
-                tuple(self.guards), fresh, tuple(self.turns), tuple(self.calls),
-            )
-        )  # fmt: skip
         trained = Trained(len(self.trainings) - 1)
         for held in changed:
             self.learned.setdefault(held, set()).add(trained)
         return trained
+
+    def _next(
+        self, labels: Labels
+    ) -> tuple[int, Labels, tuple[str, ...], tuple[Turn, ...], tuple[int, ...]]:
+        """Return what an event that happens now keeps behind its place."""
+        state = tuple(self.guards), tuple(self.turns), tuple(self.calls)
+        return self.clock + 1, labels, *state
 
     def gradient(self, node: ast.AST, loss: Value) -> Value:
         """Return a gradient that is given back: who adds it has trained."""
@@ -202,43 +218,34 @@ class Events:
 
     def load(self, target: Value, source: Value) -> None:
         """Note that what is held was replaced by another state."""
-        learned = source.of(Trained) | {t for h in source.of(Held) for t in self.learned.get(h, ())}
+        learned = source.of(Trained) | self._learned_by(source)
         for held in target.of(Held):
             self.learned[held] = set(learned)
 
     def absorb(self, target: Value, source: Value) -> None:
         """Note that what is held has taken in something trained: a gradient, an average."""
-        trained = source.of(Trained) | {
-            t for h in source.of(Held) - target.of(Held) for t in self.learned.get(h, ())
-        }
+        others = Value(source.labels - target.of(Held))
+        trained = source.of(Trained) | self._learned_by(others)
         for held in target.of(Held):
             if trained:
                 self.learned.setdefault(held, set()).update(trained)
 
     def save(self, value: Value) -> None:
         """Note that something was written to disk."""
-        self.disk |= value.of(Trained)
-        self.disk |= {t for h in value.of(Held) for t in self.learned.get(h, ())}
+        self.disk |= value.of(Trained) | self._learned_by(value)
 
     def added(self, node: ast.AST, target: Value, value: Value) -> Value:
         """Return a sum to which a value is added; a cost of validation tokens is a score."""
         value = self.with_training(value)
         if not (VAL in value.labels and COST in value.labels):
-            kept = value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
+            kept = self.summed_in(value)
             for held in target.of(Held):
                 self.summed.setdefault(held, set()).update(kept)
             return target.plus(kept | (value.labels & {VAL, COST} if kept else set()))
         if len(self.scores) >= _MOST_EVENTS:
             return target
+        self.scores.append(Score(self.place(node, short(node)), *self._next(value.labels)))
         self.clock += 1
-        trained = frozenset(t.number for t in value.of(Trained))
-        self.scores.append(
-            Score(
-                self.place(node, short(node)), self.clock, _pieces(value.labels),
-                _cuts(value.labels), trained, tuple(self.guards), tuple(self.turns), value.labels,
-                tuple(self.calls),
-            )
-        )  # fmt: skip
         label = Summed(len(self.scores) - 1)
         for held in target.of(Held):
             self.summed.setdefault(held, set()).add(label)
@@ -247,25 +254,10 @@ class Events:
     def bits(self, node: ast.AST, value: Value) -> None:
         """Note that a value is turned into bits."""
         value = self.with_training(value)
-        summed = value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
-        scores = [self.scores[s.number] for s in sorted(summed)]
+        scores = [self.scores[s.number] for s in sorted(self.summed_in(value))]
         if VAL in value.labels and COST in value.labels:
-            trained = frozenset(t.number for t in value.of(Trained))
-            scores.append(
-                Score(
-                    self.place(node), self.clock + 1, _pieces(value.labels), _cuts(value.labels),
-                    trained, tuple(self.guards), tuple(self.turns),
-                )
-            )  # fmt: skip
+            scores.append(Score(self.place(node), *self._next(value.labels)))
         if scores and len(self.sinks) < _MOST_EVENTS:
             self.clock += 1
             scores.sort(key=lambda score: score.when)
             self.sinks.append(Sink(self.place(node), tuple(self.calls), tuple(scores)))
-
-
-def _pieces(labels: Labels) -> frozenset[Slice]:
-    return frozenset(n for n in labels if isinstance(n, Slice))
-
-
-def _cuts(labels: Labels) -> frozenset[Cut]:
-    return frozenset(n for n in labels if isinstance(n, Cut))

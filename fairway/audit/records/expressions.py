@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fairway.audit.records.events import Events
 from fairway.audit.records.folding import (
@@ -26,6 +27,7 @@ from fairway.audit.records.values import (
     PATH,
     UNKNOWN,
     VAL,
+    Call,
     Callee,
     Cut,
     Held,
@@ -56,7 +58,9 @@ _FILES = re.compile(
 _PATHS = re.compile(r"^_?val(id|idation)?_(\w+_)?(files?|paths?|glob|pattern|shards?)$", re.I)
 _BUILTINS = frozenset(dir(builtins))
 # What gives a number or text another form, and what asks the environment.
-CONVERTERS = ("int", "float", "bool", "str")
+CONVERTERS: dict[str, Callable[[Any], object]] = {
+    "int": int, "float": float, "bool": bool, "str": str,
+}  # fmt: skip
 ENVIRONMENT = ("environ", "getenv")
 # What goes through several things in step: its items are no parts of it.
 IN_STEP = (("enumerate",), ("zip",))
@@ -79,13 +83,7 @@ class Expressions(Events, ABC):
         """Return what a call gives."""
 
     @abstractmethod
-    def run(
-        self,
-        node: ast.Call,
-        callee: Callee,
-        arguments: list[Value],
-        named: dict[str, Value],
-    ) -> Value:
+    def run(self, callee: Callee, call: Call) -> Value:
         """Follow a function of the script and return what it returns."""
 
     def value(self, node: ast.AST | None) -> Value:
@@ -171,9 +169,9 @@ class Expressions(Events, ABC):
         in_step = isinstance(base.what, Items) and base.what.names in IN_STEP
         if isinstance(base.what, Items) and isinstance(index.what, Known) and not in_step:
             return item(base, index.what.value)
-        if isinstance(index.what, Known) and isinstance(index.what.value, str):
+        if index.text is not None:
             for held in base.of(Held):
-                part = self.parts.get(held, {}).get(f"[{index.what.value}]")
+                part = self.parts.get(held, {}).get(f"[{index.text}]")
                 if part is not None:
                     return part
         labels = set(base.labels)
@@ -405,9 +403,9 @@ class Expressions(Events, ABC):
     def _store(self, target: ast.Subscript, value: Value) -> None:
         """Put a value into a place of something: it takes over the labels."""
         base, index = self.value(target.value), self.value(target.slice)
-        if isinstance(index.what, Known) and isinstance(index.what.value, str):
+        if index.text is not None:
             for held in base.of(Held):
-                self.parts.setdefault(held, {})[f"[{index.what.value}]"] = value
+                self.parts.setdefault(held, {})[f"[{index.text}]"] = value
         if (
             isinstance(value.what, Known)
             and value.what.value in (True, 1)

@@ -21,6 +21,7 @@ from fairway.audit.records.values import (
     COST,
     UNKNOWN,
     VAL,
+    Call,
     Callee,
     Held,
     Items,
@@ -76,7 +77,7 @@ class Flow(Calls):
         for node in [n for n in roots if _STARTS.match(n.name)] or roots:
             given = [Value(frozenset({self.vague_one(a.arg)})) for a in node.args.args]
             call = ast.copy_location(ast.Call(ast.Name(node.name), [], []), node)
-            self.run(call, Callee(node, self.scope), given, {})
+            self.run(Callee(node, self.scope), Call(call, arguments=given))
             # The next one starts anew.
             for known in (self.learned, self.summed, self.unknown, self.disk, self.waiting):
                 known.clear()

@@ -1,24 +1,19 @@
 """What expressions are by themselves: numbers folded, places named, the logarithm of 2 known."""
 
 import ast
+import operator
 from collections.abc import Callable
+from typing import Any
 
-from fairway.audit.records.trees import short
+from fairway.audit.records.literals import BINARY, ORDERED
+from fairway.audit.records.trees import last_name, short
 from fairway.audit.records.values import Items, Known, Position, Value, union
 
 _LOG2 = (0.6931, 0.69315, 1.4427, 1.442695)
-COMPARED: dict[type, Callable[[object, object], bool]] = {
-    ast.Eq: lambda a, b: a == b,
-    ast.NotEq: lambda a, b: a != b,
-    ast.Lt: lambda a, b: a < b,  # type: ignore[operator]
-    ast.LtE: lambda a, b: a <= b,  # type: ignore[operator]
-    ast.Gt: lambda a, b: a > b,  # type: ignore[operator]
-    ast.GtE: lambda a, b: a >= b,  # type: ignore[operator]
-    ast.In: lambda a, b: a in b,  # type: ignore[operator]
-    ast.NotIn: lambda a, b: a not in b,  # type: ignore[operator]
-    ast.Is: lambda a, b: a is b,
-    ast.IsNot: lambda a, b: a is not b,
-}
+COMPARED: dict[type, Callable[[Any, Any], Any]] = {
+    **ORDERED, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
+    ast.Is: operator.is_, ast.IsNot: operator.is_not,
+}  # fmt: skip
 
 
 def plain_setting(text: str) -> object:
@@ -85,14 +80,13 @@ def is_log2(node: ast.expr) -> bool:
         return name.lower() in ("ln2", "log2", "ln_2", "log_2", "nats_per_bit", "log2e", "_ln2")
     if not isinstance(node, ast.Call) or len(node.args) != 1:
         return False
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     argument = node.args[0]
-    return name in ("log", "tensor") and (
+    return last_name(node) in ("log", "tensor") and (
         (isinstance(argument, ast.Constant) and argument.value in (2, 2.0)) or is_log2(argument)
     )
 
 
-def at_end(position: Position, operator: ast.cmpop, other: object, node: ast.expr) -> bool | None:
+def at_end(position: Position, compared: ast.cmpop, other: object, node: ast.expr) -> bool | None:
     """Return what a comparison of a loop's variable gives in its first or last turn."""
     text = short(node, 20)
     at_start = isinstance(other, Known) and str(other.value) == position.start
@@ -101,41 +95,25 @@ def at_end(position: Position, operator: ast.cmpop, other: object, node: ast.exp
     if not at_start and not at_end:
         return None
     inside = position.first if at_start else position.last
-    below = not inside and at_end
-    above = not inside and at_start
-    match operator:
-        case ast.Eq():
-            return inside
-        case ast.NotEq():
-            return not inside
-        case ast.Lt():
-            return below
-        case ast.Gt():
-            return above
-        case ast.LtE():
-            return inside or below
-        case ast.GtE():
-            return inside or above
-    return None
+    # Below the last place, at the place, or above the first.
+    order = 0 if inside else -1 if at_end else 1
+    compare = ORDERED.get(type(compared))
+    return compare(order, 0) if compare else None
 
 
-def folded(operator: ast.operator, a: object, b: object) -> object:
+def folded(operation: ast.operator, a: object, b: object) -> object:
     """Return a simple calculation with small numbers and short strings, or None."""
-    if isinstance(operator, ast.Add) and isinstance(a, str) and isinstance(b, str):
+    if isinstance(operation, ast.Add) and isinstance(a, str) and isinstance(b, str):
         return a + b if len(a) + len(b) < 1_000 else None
     if not (isinstance(a, int | float) and isinstance(b, int | float)):
         return None
     if abs(a) > 1e15 or abs(b) > 1e15:
         return None
-    match operator:
-        case ast.Add():
-            return a + b
-        case ast.Sub():
-            return a - b
+    match operation:
         case ast.Mult():
             return a * b
-        case ast.FloorDiv() if b:
-            return a // b
-        case ast.Div() if b:
-            return a / b
+        case ast.Add() | ast.Sub():
+            return BINARY[type(operation)](a, b)
+        case ast.FloorDiv() | ast.Div() if b:
+            return a / b if isinstance(operation, ast.Div) else a // b
     return None

@@ -21,12 +21,12 @@ _MOST_DEPTH = 60
 _MOST_TURNS = 100_000
 # Exceptions that mean: not known.
 LOST = (Unknown, RecursionError, ArithmeticError, AttributeError, *BROKEN)
-_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.BitXor: operator.xor, ast.Mod: operator.mod,
     ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.FloorDiv: operator.floordiv,
     ast.RShift: operator.rshift,
 }  # fmt: skip
-_COMPARE: dict[type, Callable[[Any, Any], Any]] = {
+ORDERED: dict[type, Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
     ast.Gt: operator.gt, ast.GtE: operator.ge,
 }  # fmt: skip
@@ -116,8 +116,8 @@ class Literals(ABC):
                 return -self.value(node.operand)
             case ast.UnaryOp(op=ast.Not()):
                 return not self.value(node.operand)
-            case ast.Compare(ops=[op]) if type(op) in _COMPARE:
-                return _COMPARE[type(op)](self.value(node.left), self.value(node.comparators[0]))
+            case ast.Compare(ops=[op]) if type(op) in ORDERED:
+                return ORDERED[type(op)](self.value(node.left), self.value(node.comparators[0]))
             case ast.GeneratorExp() | ast.ListComp():
                 return self._comprehended(node)
             case ast.Attribute(attr="parent"):
@@ -145,11 +145,11 @@ class Literals(ABC):
             return left * right
         if isinstance(node.op, ast.Mod) and not isinstance(left, int):
             raise Unknown
-        if type(node.op) not in _BINARY:
+        if type(node.op) not in BINARY:
             raise Unknown
         if isinstance(left, list) and isinstance(right, list):
             self.spend(len(left) + len(right))
-        return _BINARY[type(node.op)](left, right)
+        return BINARY[type(node.op)](left, right)
 
     def several(self, value: Any) -> list[Any]:
         """Return the items of something that is gone through, if they are few enough."""

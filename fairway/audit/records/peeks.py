@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.trees import COST, TARGET, Function, Script
+from fairway.audit.records.trees import COST, TARGET, Function, Script, last_name
 
 _HASHES = re.compile(r"hash|prime|key|bucket|mix|slot|ctx|^h\d?$|full", re.IGNORECASE)
 _WEIGHT = re.compile(
@@ -100,7 +100,7 @@ def _is_mixed(script: Script, value: ast.expr) -> bool:
     for node in script.walk(value):
         if isinstance(node, ast.BitXor):
             return True
-        if isinstance(node, ast.Call) and _name(node) in _HASH_CALLS:
+        if isinstance(node, ast.Call) and last_name(node) in _HASH_CALLS:
             return True
     return False
 
@@ -123,10 +123,6 @@ def _is_grown(node: ast.expr) -> bool:
         return False
     numbers = [n.value for n in (node.left, node.right) if isinstance(n, ast.Constant)]
     return any(isinstance(n, int) and n >= 10_000 for n in numbers)
-
-
-def _name(node: ast.Call) -> str:
-    return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
 def _enumerated(script: Script, function: Function) -> set[str]:
@@ -170,7 +166,7 @@ def _chosen(script: Script, function: Function, node: ast.AST) -> tuple[ast.expr
     if isinstance(node.value, ast.IfExp):
         return node.value.test, weights
     if isinstance(node.value, ast.Call) and len(node.value.args) == 3:
-        return (node.value.args[0] if _name(node.value) == "where" else None), weights
+        return (node.value.args[0] if last_name(node.value) == "where" else None), weights
     return None, set()
 
 
@@ -183,7 +179,10 @@ def _of_target(script: Script, function: Function) -> set[str]:
         if not isinstance(node, ast.Assign):
             continue
         for inner in script.walk(node.value):
-            gathers = isinstance(inner, ast.Call) and _name(inner) in ("gather", "take_along_axis")
+            gathers = isinstance(inner, ast.Call) and last_name(inner) in (
+                "gather",
+                "take_along_axis",
+            )
             if gathers and any(TARGET.match(name) for name in script.names(inner)):
                 found |= script.assigned(node)
     return found
@@ -290,7 +289,7 @@ def _better_of_two(script: Script, function: Function) -> ast.expr | None:
 
 def _is_better(script: Script, call: ast.Call) -> bool:
     """Return whether a call gives the better of two costs of the realised token."""
-    name, sides = _name(call), [script.names(argument) for argument in call.args]
+    name, sides = last_name(call), [script.names(argument) for argument in call.args]
     if name == "where" and len(sides) == 3 and isinstance(call.args[0], ast.Compare):
         compared = [call.args[0].left, call.args[0].comparators[0]]
         both = {ast.dump(node) for node in compared}

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from fairway.audit.records.trees import last_name
+
 # A text that stands for a part must have so many letters, and at most so many texts are looked for.
 _LEAST_LETTERS = 6
 _MOST_TEXTS = 40
@@ -80,7 +82,7 @@ class Shown:
                     return
                 if not isinstance(node, ast.Call):
                     continue
-                name = _name(node)
+                name = last_name(node)
                 if PRINTS.match(name) and node.args:
                     text = _longest(node.args[0])
                     if text:
@@ -97,11 +99,6 @@ class Shown:
             calls = len(re.findall(rf"\b{re.escape(name)}\(", self.source))
             self.calls[name] = calls - self.source.count(f"def {name}(")
         return self.calls[name] == 1
-
-
-def _name(node: ast.Call) -> str:
-    function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 def _longest(node: ast.expr) -> str:

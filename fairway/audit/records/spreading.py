@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.trees import COST, Function, Script
+from fairway.audit.records.trees import COST, Function, Script, last_name
 
 _BYTES = re.compile(
     r"^(n_?bytes?|num_bytes|byte_len\w*|blen|nb|n_?b|(rep|piece|tok|token|byte|char)_?lens?|per_tok_len"
@@ -69,9 +69,12 @@ def _uniform(script: Script, function: Function) -> ast.expr | None:
 
 def _is_root(script: Script, node: ast.Call) -> bool:
     """Return whether an exponential of a cost over a number of bytes is taken: a root."""
-    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
     inner = node.args[0]
-    if name != "exp" or not isinstance(inner, ast.BinOp) or not isinstance(inner.op, ast.Div):
+    if (
+        last_name(node) != "exp"
+        or not isinstance(inner, ast.BinOp)
+        or not isinstance(inner.op, ast.Div)
+    ):
         return False
     right = script.names(inner.right)
     return "len" in right or any(_BYTES.match(n) for n in right)

@@ -121,6 +121,11 @@ def short(node: ast.AST, most: int = 60) -> str:
         return ""
 
 
+def last_name(node: ast.Call) -> str:
+    """Return the last name of what is called, '' if it has none."""
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
 def called(node: ast.Call) -> str:
     """Return the dotted name of what is called: at most its last parts."""
     parts: list[str] = []

@@ -1,7 +1,7 @@
 """What is known of a value in a script that nobody runs: labels that say where it comes from."""
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,6 +169,12 @@ class Value:
         """Return the labels of one kind."""
         return {label for label in self.labels if isinstance(label, kind)}
 
+    @property
+    def text(self) -> str | None:
+        """Return the text that the value is, None if it is none that is known."""
+        known = self.what.value if isinstance(self.what, Known) else None
+        return known if isinstance(known, str) else None
+
     def plus(self, labels: Iterable[Label]) -> "Value":
         """Return the value with more labels; past a number of them none is added."""
         if len(self.labels) > _MOST_LABELS:
@@ -204,6 +210,36 @@ def union(values: Iterable[Value]) -> Labels:
         if len(found) > _MOST_LABELS:
             break
     return frozenset(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call: its node, what the method belongs to (or the function itself), the arguments."""
+
+    node: ast.Call
+    receiver: Value = UNKNOWN
+    arguments: Sequence[Value] = ()
+    named: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def values(self) -> list[Value]:
+        """Return all arguments."""
+        return [*self.arguments, *self.named.values()]
+
+    @property
+    def given(self) -> Value:
+        """Return a value with the labels of all arguments."""
+        return Value(union(self.values))
+
+    @property
+    def labels(self) -> Labels:
+        """Return the labels of the receiver and of all arguments."""
+        return self.receiver.labels | self.given.labels
+
+    @property
+    def owner(self) -> ast.expr | None:
+        """Return the expression whose method is called; None for a function."""
+        return self.node.func.value if isinstance(self.node.func, ast.Attribute) else None
 
 
 @dataclass(eq=False)
