@@ -12,6 +12,7 @@ from typing import Any
 
 from fairway.audit.records.decoders import DECODERS, OPENERS, TooMuch, Unknown, options
 from fairway.audit.records.literals import LOST, MOST_BYTES, Literals
+from fairway.audit.records.trees import targets
 
 _METHODS = {
     "strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "partition", "rpartition",
@@ -381,9 +382,8 @@ def _bytes(value: Any) -> bytes:
 
 def _targets(node: ast.stmt) -> list[str]:
     """Return the plain names that a statement would have assigned."""
-    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
     found = []
-    for target in targets:
+    for target in targets(node):
         parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
         found += [n.id for n in parts if isinstance(n, ast.Name)]
     return found

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.trees import Function, Script
+from fairway.audit.records.trees import Function, Script, targets
 
 _MARKER = "\u2581"
 _TABLE = re.compile(r"(byte|blen|piece_len|tok_len)", re.IGNORECASE)
@@ -35,7 +35,7 @@ def _adds_space(script: Script) -> bool:
             value = node.value
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             value = node.right
-        if value is None or not any(_SPACES.search(name) for name in script.names(value)):
+        if value is None or not script.says(value, _SPACES):
             continue
         if any(isinstance(n, ast.BitAnd) for n in script.walk(value)):
             return True
@@ -46,10 +46,10 @@ def _table(script: Script, function: Function, adds: bool) -> Iterator[Finding]:
     """Yield what is wrong with one function that fills a table of bytes."""
     stores = [
         node
-        for node in script.statements(function)
+        for node in script.inside(function.body)
         if isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Subscript)
-        and any(_TABLE.search(n) for n in script.names(node.targets[0].value))
+        and script.says(node.targets[0].value, _TABLE)
         and "len" in script.names(node.value)
     ]
     for node in stores:
@@ -59,9 +59,7 @@ def _table(script: Script, function: Function, adds: bool) -> Iterator[Finding]:
                 "a leading space is counted in the table of bytes, and once more where scores are "
                 "summed: the bytes are too many, and the score too low"
             )
-            yield Finding(
-                "invalid", "space-twice", why, script.file, node.lineno, script.shown(node)
-            )
+            yield script.finding("invalid", "space-twice", why, node)
             return
     texts = set(script.strings(function))
     stripped = any(_MARKER in text for text in texts) or script.names(function) & {
@@ -72,8 +70,7 @@ def _table(script: Script, function: Function, adds: bool) -> Iterator[Finding]:
             "the marker of a leading space is counted as its three bytes of UTF-8: the bytes are "
             "too many, and the score too low"
         )
-        node = stores[-1]
-        yield Finding("warning", "marker-bytes", why, script.file, node.lineno, script.shown(node))
+        yield script.finding("warning", "marker-bytes", why, stores[-1])
         return
     asked = any("byte" in name.lower() for name in _asked(script, function))
     if stores and not asked and not any("0x" in text.lower() for text in texts):
@@ -81,8 +78,7 @@ def _table(script: Script, function: Function, adds: bool) -> Iterator[Finding]:
             "pieces that stand for one byte (<0x..>) are counted by their names of six letters: "
             "the bytes are too many where the text has any"
         )
-        node = stores[-1]
-        yield Finding("note", "byte-pieces", why, script.file, node.lineno, script.shown(node))
+        yield script.finding("note", "byte-pieces", why, stores[-1])
 
 
 def _asked(script: Script, function: Function) -> set[str]:
@@ -111,9 +107,7 @@ def check_val_docs(script: Script) -> Iterator[Finding]:
                 f"that follow are training text; the challenge scores the first {_DOCUMENTS:,}: "
                 "the others are trained on"
             )
-            shown = script.shown(node)
-            line = getattr(node, "lineno", 0)
-            yield Finding("warning", "val-docs-default", why, script.file, line, shown)
+            yield script.finding("warning", "val-docs-default", why, node)
             return
 
 
@@ -128,8 +122,7 @@ def _default(node: ast.AST) -> int | None:
                     return value if isinstance(value, int) else None
         return None
     if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = [t.id for t in targets if isinstance(t, ast.Name)]
+        names = [t.id for t in targets(node) if isinstance(t, ast.Name)]
         if any(_VAL_DOCS_NAME.match(name) for name in names) and isinstance(node.value.value, int):
             return node.value.value
     return None

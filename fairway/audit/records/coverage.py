@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.said import Number, Stage, StepLine
+from fairway.audit.records.said import Line, Number, Stage, StepLine
 from fairway.audit.records.settings import Setting, is_setting
 
 KINDS = ("settings", "steps", "scores", "sizes", "times")
@@ -43,21 +43,20 @@ class Coverage:
     read: Counter[str] = field(default_factory=Counter)
     missed: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def count(
-        self, text: str, low: str, said: Sequence[tuple[str, object]], line: int, preamble: bool
-    ) -> None:
+    def count(self, line: Line, said: Sequence[tuple[str, object]], preamble: bool) -> None:
         """Count a line and what was read of it."""
+        low = line.low
         for kind, pattern in _OF_KIND.items():
             if _WORD[kind] in low and pattern.search(low) and not _OTHER.search(low):
-                self._add(kind, any(_is(kind, *one) for one in said), line, text)
-        if preamble and _SETTING.match(text) and is_setting(text):
-            self._add("settings", bool(said), line, text)
+                self._add(kind, any(_is(kind, *one) for one in said), line)
+        if preamble and _SETTING.match(line.text) and is_setting(line.text):
+            self._add("settings", bool(said), line)
 
-    def _add(self, kind: str, read: bool, line: int, text: str) -> None:
+    def _add(self, kind: str, read: bool, line: Line) -> None:
         self.looked[kind] += 1
         self.read[kind] += read
         if not read:
-            self.missed.setdefault(kind, (line, text.strip()[:120]))
+            self.missed.setdefault(kind, (line.number, line.shown[:120]))
 
     def add(self, other: "Coverage") -> None:
         """Add what was counted elsewhere in the same log."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.trees import Function, Script
+from fairway.audit.records.trees import Function, Script, targets
 
 _TRAIN_FILES = re.compile(r"^_?train\w*(files?|glob|pattern|paths?|shards?)$", re.IGNORECASE)
 # How the validation shards of the challenge are called.
@@ -28,8 +28,7 @@ def _train_files(script: Script) -> Iterator[Finding]:
     for node in script.walk(script.tree):
         names: list[str] = []
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [getattr(t, "id", getattr(t, "attr", "")) for t in targets]
+            names = [getattr(t, "id", getattr(t, "attr", "")) for t in targets(node)]
             value: ast.AST = node.value
         elif isinstance(node, ast.keyword):
             names, value = [node.arg or ""], node.value
@@ -77,10 +76,10 @@ def _smeared(script: Script) -> Iterator[Finding]:
     gates = [n for n in script.walk(script.tree) if isinstance(n, ast.ClassDef)]
     methods = {id(f) for n in gates if _SMEAR.search(n.name) for f in n.body}
     smears = [f for f in script.functions if _mixes_before(script, f, id(f) in methods)]
-    if not smears or not any(_PACKED.search(name) for name in script.names(script.tree)):
+    if not smears or not script.says(script.tree, _PACKED):
         return
     for function in script.functions:
-        of_gate = id(function) in methods or any(map(_SMEAR.search, script.names(function)))
+        of_gate = id(function) in methods or script.says(function, _SMEAR)
         if of_gate and any(_masks(script, node) for node in script.walk(function)):
             return
     why = (

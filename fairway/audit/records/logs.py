@@ -15,6 +15,7 @@ from fairway.audit.records.coverage import Coverage
 from fairway.audit.records.folder import File, open_text
 from fairway.audit.records.said import (
     Epoch,
+    Line,
     Number,
     Pass,
     Stage,
@@ -78,7 +79,6 @@ class Log:
     listed: set[str] = field(default_factory=set)
     mentioned: dict[str, str] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
-    first_step: StepLine | None = None
     last_step: StepLine | None = None
     epochs: list[Epoch] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
@@ -314,7 +314,7 @@ class _Reader:
         """Take one line."""
         if not text or self._is_source(text, line):
             return
-        low, self._said = text.lower(), []
+        self._said = []
         if _RUNNING.match(text) or self.settings.begins(text):
             self._begin(line)
         self._ahead += 1
@@ -322,33 +322,36 @@ class _Reader:
         for setting in self.settings.read(text, line, preamble):
             self._add("setting", setting)
         listed = bool(self._said) and not self.settings.loose
-        self._measures(text, low, line)
+        whole = Line(text, text.lower(), self.name, line)
+        self._measures(whole)
         if not listed:
-            self._adaptation(text, low, line)
-        self.coverage[-1][1].count(text, low, self._said, line, preamble)
+            self._adaptation(whole)
+        self.coverage[-1][1].count(whole, self._said, preamble)
 
-    def _measures(self, text: str, low: str, line: int) -> None:
+    def _measures(self, line: Line) -> None:
+        low = line.low
         if "bpb" in low or "bits" in low:
-            for stage in scores(text, self.name, line):
+            for stage in scores(line):
                 self._add("running" if stage.running else "stage", stage)
                 self._scored = self._scored or not stage.running
         if "step" in low or "iter" in low or "train_" in low:
-            step = step_of(text, line)
+            step = step_of(line)
             if step:
                 self._add_step(step)
-        for meaning, number in numbers(text, low, self.name, line):
+        for meaning, number in numbers(line):
             if meaning in ("seed", "parameters"):
-                self._add("begin", _Begin(line, strong=False))
+                self._add("begin", _Begin(line.number, strong=False))
                 self._preamble = self._preamble or self._scored
             self._add(meaning, number)
 
-    def _adaptation(self, text: str, low: str, line: int) -> None:
-        if "epoch" in low and (epoch := epoch_of(text, self.name, line)):
+    def _adaptation(self, line: Line) -> None:
+        low = line.low
+        if "epoch" in low and (epoch := epoch_of(line)):
             self._add("epoch", epoch)
-        if ("pass" in low or "rescor" in low) and (found := pass_of(text, self.name, line)):
+        if ("pass" in low or "rescor" in low) and (found := pass_of(line)):
             self._add("pass", found)
-        if "warm" in low and "val" in low and warms_on_text(text):
-            self._add("warm-up", Number(0.0, self.name, line, text.strip()[:200]))
+        if "warm" in low and "val" in low and warms_on_text(line.text):
+            self._add("warm-up", line.holds(0.0))
 
     def _is_source(self, text: str, line: int) -> bool:
         """Return whether a line is of a script that the log begins with."""
@@ -460,5 +463,4 @@ def _take_step(log: Log, step: StepLine) -> None:
     if step.stops and step.seconds is not None:
         log.numbers["stop seconds"] = Number(step.seconds, log.name, step.line, step.text)
         log.numbers["stop steps"] = Number(step.step, log.name, step.line, step.text)
-    log.first_step = log.first_step or step
     log.last_step = step

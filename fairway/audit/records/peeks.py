@@ -59,15 +59,14 @@ def check_peeks(script: Script, function: Function) -> Iterator[Finding]:
     ):
         node = find(script, function)
         if node is not None:
-            shown = script.shown(node)
-            yield Finding("warning", code, WHY[code], script.file, node.lineno, shown)
+            yield script.finding("warning", code, WHY[code], node)
 
 
 def _hashed_target(script: Script, function: Function) -> ast.expr | None:
     """Return a masked hash into which the target was mixed."""
     mixed: set[str] = set()
     every = _enumerated(script, function)
-    for node in script.statements(function):
+    for node in script.inside(function.body):
         value = getattr(node, "value", None)
         if value is None or not isinstance(
             node, ast.Assign | ast.AugAssign | ast.Return | ast.AnnAssign
@@ -111,8 +110,8 @@ def _is_summed(script: Script, value: ast.expr) -> bool:
         if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
             continue
         for one, other in ((node.left, node.right), (node.right, node.left)):
-            target = any(TARGET.match(name) for name in script.names(one))
-            if target and _is_grown(other) and any(map(_HASHES.search, script.names(other))):
+            target = script.says(one, TARGET)
+            if target and _is_grown(other) and script.says(other, _HASHES):
                 return True
     return False
 
@@ -128,7 +127,7 @@ def _is_grown(node: ast.expr) -> bool:
 def _enumerated(script: Script, function: Function) -> set[str]:
     """Return names that go through all candidates: loops over a vocabulary, `arange` of one."""
     found: set[str] = set()
-    for node in script.statements(function):
+    for node in script.inside(function.body):
         if isinstance(node, ast.For) and isinstance(node.target, ast.Name):
             if any(re.search(r"vocab|candidates|^V$", name) for name in script.names(node.iter)):
                 found.add(node.target.id)
@@ -183,7 +182,7 @@ def _of_target(script: Script, function: Function) -> set[str]:
                 "gather",
                 "take_along_axis",
             )
-            if gathers and any(TARGET.match(name) for name in script.names(inner)):
+            if gathers and script.says(inner, TARGET):
                 found |= script.assigned(node)
     return found
 
@@ -192,8 +191,8 @@ def _at_target(script: Script, test: ast.expr) -> bool:
     """Return whether a condition asks what the realised token is: whether it begins a word."""
     return any(
         isinstance(node, ast.Subscript)
-        and any(TARGET.match(name) for name in script.names(node.slice))
-        and any(_STARTS.search(name) for name in script.names(node.value))
+        and script.says(node.slice, TARGET)
+        and script.says(node.value, _STARTS)
         for node in script.walk(test)
     )
 
@@ -237,31 +236,21 @@ def _loop_names(loop: ast.For) -> tuple[str, str]:
 
 def _reads_token(value: ast.expr, index: str) -> bool:
     """Return whether an expression is the token of this place."""
-    for node in ast.walk(value):
-        if (
-            isinstance(node, ast.Subscript)
-            and isinstance(node.slice, ast.Name)
-            and node.slice.id == index
-            and isinstance(node.value, ast.Name)
-            and _TOKENS.search(node.value.id)
-        ):
-            return True
+    return any(_is_item(node, index, _TOKENS) for node in ast.walk(value))
+
+
+def _is_item(node: ast.AST, index: str, of: re.Pattern[str]) -> bool:
+    """Return whether an expression is the item at an index of something of such a name."""
+    match node:
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Name(id=at)):
+            return at == index and bool(of.search(name))
     return False
 
 
 def _writes(script: Script, body: list[ast.stmt], index: str) -> bool:
     """Return whether statements write a hint for a place."""
-    for node in script.inside(body):
-        for target in node.targets if isinstance(node, ast.Assign) else []:
-            if (
-                isinstance(target, ast.Subscript)
-                and isinstance(target.slice, ast.Name)
-                and target.slice.id == index
-                and isinstance(target.value, ast.Name)
-                and _HINTS.search(target.value.id)
-            ):
-                return True
-    return False
+    stores = (node for node in script.inside(body) if isinstance(node, ast.Assign))
+    return any(_is_item(target, index, _HINTS) for node in stores for target in node.targets)
 
 
 def _better_of_two(script: Script, function: Function) -> ast.expr | None:

@@ -28,10 +28,29 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a log: its text, the same in lower case, its file and number."""
+
+    text: str
+    low: str
+    file: str
+    number: int
+
+    @property
+    def shown(self) -> str:
+        """Return the line as evidence."""
+        return self.text.strip()[:200]
+
+    def holds(self, value: float) -> Number:
+        """Return a number that stands in this line."""
+        return Number(value, self.file, self.number, self.shown)
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One evaluation in a log: its name, bits per byte, loss in nats per token, seconds.
 
-    `tokens` and `text_bytes` are what the line itself says was scored, None where it does not.
+    `text_bytes` are those that the line itself says were scored, None where it does not.
     `running` says that it is a step on the way: validation in training, a chunk of many.
     """
 
@@ -39,7 +58,6 @@ class Stage:
     bpb: Number
     loss: float | None
     seconds: float | None
-    tokens: int | None = None
     text_bytes: int | None = None
     running: bool = False
 
@@ -89,53 +107,44 @@ _RUNNING = re.compile(r"^(running|run|cum|cumulative|avg|rolling|bb|rb)[_.]?", r
 _PROGRESS = re.compile(r"\d\s?/\s?\d|\d%|\b(chunk|batch|epoch|window|step|iter)s?\b\W{0,3}\d", re.I)
 _LOSS = re.compile(rf"(?:val_loss|\bloss)\b{_IS}{_FLOAT}", re.IGNORECASE)
 _TOOK = re.compile(rf"\b(?:eval_time|elapsed|time|took|t){_IS}{_TIME}", re.IGNORECASE)
-_TOKENS = re.compile(rf"\b(?:tokens|tokens_scored|scored_tokens|subset){_IS}{_INT}", re.IGNORECASE)
 _BYTES = re.compile(rf"\b(?:bytes|text_bytes|byte_count){_IS}{_INT}", re.IGNORECASE)
 _PLAIN = ("val_bpb", "bpb")
 IN_TRAINING = "validation in training"
 
 
-def scores(text: str, file: str, line: int) -> list[Stage]:
+def scores(line: Line) -> list[Stage]:
     """Return the scores in a line that mentions bits per byte."""
-    found: list[Stage] = []
-    loss, took = _LOSS.search(text), _TOOK.search(text)
-    for match in list(_SCORE.finditer(text))[:_MOST_SCORES]:
-        before, after = match[1] or "", match[2]
-        found += _score(text, file, line, match, f"{before}bpb{after}", match[3], loss, took)
-    if not found:
-        for match in list(_SPACED.finditer(text))[:_MOST_SCORES]:
-            found += _score(text, file, line, match, f"{match[1]}bpb", match[2], loss, took)
-    return found
+    found = list(_SCORE.finditer(line.text))[:_MOST_SCORES]
+    stages = [_score(line, match, f"{match[1] or ''}bpb{match[2]}", match[3]) for match in found]
+    if not any(stages):
+        found = list(_SPACED.finditer(line.text))[:_MOST_SCORES]
+        stages = [_score(line, match, f"{match[1]}bpb", match[2]) for match in found]
+    return [stage for stage in stages if stage is not None]
 
 
-def _score(
-    text: str, file: str, line: int, match: re.Match[str], key: str, digits: str,
-    loss: re.Match[str] | None, took: re.Match[str] | None,
-) -> list[Stage]:  # fmt: skip
-    value = value_of(digits)
+def _score(line: Line, match: re.Match[str], key: str, digits: str) -> Stage | None:
+    """Return the score of a match, None if it is none of the text; `key` is its name."""
+    text, value = line.text, value_of(digits)
     if _NO_SCORE.search(key) or not 0 < value < 100 or "." not in digits:
-        return []
+        return None
+    loss, took = _LOSS.search(text), _TOOK.search(text)
     plain = key.lower() in _PLAIN
     label = _label(text[: min(match.start(), loss.start() if loss else match.start())])
     if _OF_MANY.search(f"{label} {key}"):
-        return []
+        return None
     running = bool(_RUNNING.match(key) or _PROGRESS.search(text[: match.start()]))
     if not plain:
         label = f"{label} {key}".strip()
-    if running:
-        label = IN_TRAINING
-    tokens, of_text = _TOKENS.search(text), _BYTES.search(text)
-    stage = Stage(
-        label or "unnamed",
-        Number(value, file, line, text.strip()[:200]),
+    of_text = _BYTES.search(text)
+    return Stage(
+        IN_TRAINING if running else label or "unnamed",
+        line.holds(value),
         # A mixture's own score stands beside the model's loss: those two say nothing together.
         value_of(loss[1]) if loss and plain else None,
         _seconds(took) if took else None,
-        int(value_of(tokens[1])) if tokens else None,
         int(value_of(of_text[1])) if of_text else None,
         running,
     )
-    return [stage]
 
 
 def _label(before: str) -> str:
@@ -167,8 +176,9 @@ _TRAINS = re.compile(
 _WARM = re.compile(r"warm-?up|\bttt|adapt|slot|calib|epoch|ngram|pass", re.IGNORECASE)
 
 
-def step_of(text: str, line: int) -> StepLine | None:
+def step_of(line: Line) -> StepLine | None:
     """Return a line of training, or None: it has a step, and a loss or a time of training."""
+    text = line.text
     found = _STEP.search(text)
     if not found or not _TRAINS.search(text) or _WARM.search(text[: found.start() + 1]):
         return None
@@ -181,8 +191,8 @@ def step_of(text: str, line: int) -> StepLine | None:
         int(value_of(found[1] or found[2])),
         seconds,
         value_of(average[1]) if average else None,
-        line,
-        text.strip()[:200],
+        line.number,
+        line.shown,
         bool(_STOPS.search(text)) and seconds is not None,
     )
 
@@ -225,21 +235,18 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("within gate", "within_gate", rf"within_gate{_IS}{_INT}"),
         ("word gate", "word_gate", rf"word_gate{_IS}{_INT}"),
         ("processes", "world", rf"\bworld[ _]size{_IS}{_INT}"),
+        ("subset tokens", "subset", rf"\bsubset{_IS}{_INT}\s{{0,3}}tokens"),
     )
 )  # fmt: skip
-_SUBSET = re.compile(rf"\bsubset{_IS}{_INT}\s{{0,3}}tokens", re.IGNORECASE)
 
 
-def numbers(text: str, low: str, file: str, line: int) -> list[tuple[str, Number]]:
-    """Return what else a line says, by meaning; `low` is the line in lower case."""
+def numbers(line: Line) -> list[tuple[str, Number]]:
+    """Return what else a line says, by meaning."""
     found = []
     for name, word, pattern in _NUMBERS:
-        match = pattern.search(text) if word in low else None
+        match = pattern.search(line.text) if word in line.low else None
         if match:
-            found.append((name, Number(value_of(match[1] or "1"), file, line, text.strip()[:200])))
-    subset = _SUBSET.search(text) if "subset" in low else None
-    if subset:
-        found.append(("subset tokens", Number(value_of(subset[1]), file, line, text.strip()[:200])))
+            found.append((name, line.holds(value_of(match[1] or "1"))))
     return found
 
 
@@ -287,24 +294,24 @@ class Pass:
     place: Number
 
 
-def epoch_of(text: str, file: str, line: int) -> Epoch | None:
+def epoch_of(line: Line) -> Epoch | None:
     """Return the epoch of adaptation that a line reports, or None."""
-    found = _EPOCH.search(text)
+    found = _EPOCH.search(line.text)
     if not found:
         return None
     name, epoch, of = (found[i] or found[i + 3] for i in (1, 2, 3))
-    place = Number(float(epoch), file, line, text.strip()[:200])
     low = (name or "").strip(" :").lower()
-    return None if _ON_OTHER_TEXT.search(low) else Epoch(low, int(epoch), int(of), place)
+    known = Epoch(low, int(epoch), int(of), line.holds(float(epoch)))
+    return None if _ON_OTHER_TEXT.search(low) else known
 
 
-def pass_of(text: str, file: str, line: int) -> Pass | None:
+def pass_of(line: Line) -> Pass | None:
     """Return the pass over the text that a line reports, or None: a setting reports none."""
-    found = _PASS.search(text)
-    if not found or re.match(r"^\s*[\w.]{1,60}\s?[:=]\s?\S{1,20}$", text):
+    found = _PASS.search(line.text)
+    if not found or re.match(r"^\s*[\w.]{1,60}\s?[:=]\s?\S{1,20}$", line.text):
         return None
     number = int(found[1]) if found[1] else 2
-    return Pass(number, Number(float(number), file, line, text.strip()[:200]))
+    return Pass(number, line.holds(float(number)))
 
 
 def warms_on_text(text: str) -> bool:

@@ -35,15 +35,12 @@ WHY = {
 def check_spreading(script: Script, function: Function) -> Iterator[Finding]:
     """Yield where a function makes probabilities of bytes from those of tokens."""
     names = script.names(function) | {function.name}
-    if not any(_MIXES.search(n) for n in names) or not any(
-        _BYTE_CODE.search(n) for n in names | {function.name}
-    ):
+    if not all(any(map(pattern.search, names)) for pattern in (_MIXES, _BYTE_CODE)):
         return
     for code, find in (("uniform-spread", _uniform), ("first-byte-mix", _first_byte)):
         node = find(script, function)
         if node is not None:
-            shown = script.shown(node)
-            yield Finding("warning", code, WHY[code], script.file, node.lineno, shown)
+            yield script.finding("warning", code, WHY[code], node)
 
 
 def _uniform(script: Script, function: Function) -> ast.expr | None:
@@ -53,31 +50,25 @@ def _uniform(script: Script, function: Function) -> ast.expr | None:
             return node
         if not isinstance(node, ast.BinOp):
             continue
-        left, right = script.names(node.left), script.names(node.right)
-        counts = any(_BYTES.match(n) for n in right)
-        costs = any(COST.search(n) for n in left) and not any(
-            _TOTALS.search(n) for n in left | right
-        )
+        counts = script.says(node.right, _BYTES)
+        totals = any(script.says(side, _TOTALS) for side in (node.left, node.right))
+        costs = script.says(node.left, COST) and not totals
         if isinstance(node.op, ast.Div) and counts and costs:
             return node
         power = node.right if isinstance(node.op, ast.Pow) else None
         over = isinstance(power, ast.BinOp) and isinstance(power.op, ast.Div)
-        if over and (counts or ("len" in right and any(_TOKEN.search(n) for n in left))):
+        tokens = "len" in script.names(node.right) and script.says(node.left, _TOKEN)
+        if over and (counts or tokens):
             return node
     return None
 
 
 def _is_root(script: Script, node: ast.Call) -> bool:
     """Return whether an exponential of a cost over a number of bytes is taken: a root."""
-    inner = node.args[0]
-    if (
-        last_name(node) != "exp"
-        or not isinstance(inner, ast.BinOp)
-        or not isinstance(inner.op, ast.Div)
-    ):
-        return False
-    right = script.names(inner.right)
-    return "len" in right or any(_BYTES.match(n) for n in right)
+    match node.args[0]:
+        case ast.BinOp(op=ast.Div(), right=count) if last_name(node) == "exp":
+            return "len" in script.names(count) or script.says(count, _BYTES)
+    return False
 
 
 def _first_byte(script: Script, function: Function) -> ast.expr | None:
@@ -85,11 +76,9 @@ def _first_byte(script: Script, function: Function) -> ast.expr | None:
     for node in script.walk(function):
         if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Div | ast.Sub):
             continue
-        left, right = script.names(node.left), script.names(node.right)
-        logs = isinstance(node.op, ast.Div) or all(
-            any(COST.search(n) for n in side) for side in (left, right)
-        )
-        first = [any(_FIRST.search(n) for n in side) for side in (left, right)]
-        if logs and first == [False, True] and any(_TOKEN.search(n) for n in left):
+        sides = (node.left, node.right)
+        logs = isinstance(node.op, ast.Div) or all(script.says(side, COST) for side in sides)
+        first = [script.says(side, _FIRST) for side in sides]
+        if logs and first == [False, True] and script.says(node.left, _TOKEN):
             return node
     return None

@@ -1,7 +1,7 @@
 """What an audit says to a person with ten minutes: a verdict first, then each finding once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fairway.audit.findings import SEVERITIES, Finding, Severity
@@ -135,17 +135,7 @@ def as_facts(audit: RecordAudit) -> dict[str, Any]:
         "judgement": judged(audit),
         "verdict": sentence(audit),
         "summary": summary(audit),
-        "findings": [
-            {
-                "severity": f.severity, "code": f.code, "why": f.why, "file": f.file,
-                "line": f.line, "value": f.value,
-            }
-            for f in audit.findings
-        ],
-        "questions": {
-            code: {"title": q.title, "matters": q.matters, "ask": q.ask, "kind": q.kind}
-            for code in dict.fromkeys(f.code for f in audit.findings)
-            for q in [question(code)]
-        },
+        "findings": [asdict(finding) for finding in audit.findings],
+        "questions": {f.code: asdict(question(f.code)) for f in audit.findings},
         "facts": audit.facts,
-    }  # fmt: skip
+    }

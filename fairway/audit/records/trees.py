@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from fairway.audit.findings import Finding, Severity
+
 # Nodes of an expression that is shown; longer ones take a place, not a text.
 _MOST_SHOWN = 150
 # Parts of a dotted name that are looked at.
@@ -74,6 +76,15 @@ class Script:
             self._names[id(node)] = frozenset(found)
         return self._names[id(node)]
 
+    def says(self, node: ast.AST, pattern: re.Pattern[str]) -> bool:
+        """Return whether a pattern is found in a name inside a node."""
+        return any(pattern.search(name) for name in self.names(node))
+
+    def finding(self, severity: Severity, code: str, why: str, node: ast.AST) -> Finding:
+        """Return a finding about a node, which is its value."""
+        line = getattr(node, "lineno", 0)
+        return Finding(severity, code, why, self.file, line, self.shown(node))
+
     def strings(self, node: ast.AST) -> Iterator[str]:
         """Yield the strings inside a node."""
         for inner in self.walk(node):
@@ -96,14 +107,9 @@ class Script:
                 inner += handler.body
             waiting += reversed(inner)
 
-    def statements(self, function: Function) -> Iterator[ast.stmt]:
-        """Yield the statements of a function in their order."""
-        return self.inside(function.body)
-
     def assigned(self, node: ast.stmt) -> set[str]:
         """Return the plain names that a statement assigns."""
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        return {t.id for t in targets if isinstance(t, ast.Name)}
+        return {t.id for t in targets(node) if isinstance(t, ast.Name)}
 
     def shown(self, node: ast.AST) -> str:
         """Return an expression as text, or nothing if it is long."""
@@ -119,6 +125,12 @@ def short(node: ast.AST, most: int = 60) -> str:
         return ast.unparse(node)[:120]
     except RecursionError:
         return ""
+
+
+def targets(node: ast.AST) -> list[ast.expr]:
+    """Return what stands left of an assignment, or in a loop's head."""
+    found = getattr(node, "targets", [getattr(node, "target", None)])
+    return [target for target in found if target is not None]
 
 
 def last_name(node: ast.Call) -> str:
