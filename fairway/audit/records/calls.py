@@ -49,7 +49,7 @@ class Calls(Expressions):
     def block(self, body: list[ast.stmt]) -> bool:
         """Follow statements; return whether what stands behind them is not reached."""
 
-    def called(self, node: ast.Call) -> Value:
+    def _call(self, node: ast.Call) -> Value:
         """Return what a call gives."""
         name, receiver = self._callee(node)
         if PRINTS.match(name) and len(self.prints) < _MOST_PRINTS:

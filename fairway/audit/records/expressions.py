@@ -71,7 +71,7 @@ _NUMBERS = {"shape", "ndim", "dtype", "device", "requires_grad", "itemsize", "nb
 
 @dataclass(eq=False)
 class Expressions(Events, ABC):
-    """Follows expressions; calls are followed by `called`, which `Calls` adds."""
+    """Follows expressions; calls are followed by `_call`, which `Calls` adds."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
     # Settings that differ among commands, by names in lower case; None is the default.
@@ -79,7 +79,7 @@ class Expressions(Events, ABC):
     depth: int = 0
 
     @abstractmethod
-    def called(self, node: ast.Call) -> Value:
+    def _call(self, node: ast.Call) -> Value:
         """Return what a call gives."""
 
     @abstractmethod
@@ -93,8 +93,8 @@ class Expressions(Events, ABC):
         self.work.spend()
         self.depth += 1
         try:
-            follow = _FOLLOWED.get(type(node))
-            return follow(self, node) if follow else self._any(node)
+            # By the name of the node's class, in lower case.
+            return getattr(self, f"_{type(node).__name__.lower()}", self._any)(node)
         finally:
             self.depth -= 1
 
@@ -234,7 +234,7 @@ class Expressions(Events, ABC):
             return short(end, 20)
         return formula(end) if end is not None else ""
 
-    def _binary(self, node: ast.BinOp) -> Value:
+    def _binop(self, node: ast.BinOp) -> Value:
         # Long sums are chains to the left: they are followed in a loop.
         chain: list[ast.BinOp] = []
         left: ast.expr = node
@@ -290,7 +290,7 @@ class Expressions(Events, ABC):
             return None if found is None else Known(found)
         return None
 
-    def _bool(self, node: ast.BoolOp) -> Value:
+    def _boolop(self, node: ast.BoolOp) -> Value:
         values = [self.value(n) for n in node.values]
         labels = union(values)
         known = [v.what for v in values if isinstance(v.what, Known)]
@@ -302,7 +302,7 @@ class Expressions(Events, ABC):
             return Value(labels, Known(not stops, all(k.sure for k in known)))
         return Value(labels)
 
-    def _unary(self, node: ast.UnaryOp) -> Value:
+    def _unaryop(self, node: ast.UnaryOp) -> Value:
         value = self.value(node.operand)
         if isinstance(value.what, Known) and isinstance(node.op, ast.Not):
             return Value(value.labels, Known(not value.what.value, value.what.sure))
@@ -312,7 +312,7 @@ class Expressions(Events, ABC):
                 return Value(value.labels, Known(-number, value.what.sure))
         return Value(value.labels)
 
-    def _choice(self, node: ast.IfExp) -> Value:
+    def _ifexp(self, node: ast.IfExp) -> Value:
         test = self.value(node.test)
         if isinstance(test.what, Known) and test.what.sure:
             return self.value(node.body if test.what.value else node.orelse)
@@ -329,6 +329,8 @@ class Expressions(Events, ABC):
         starred = any(isinstance(n, ast.Starred) for n in node.elts)
         return Value(labels, None if starred or not values else Items(values))
 
+    _tuple = _set = _list
+
     def _dict(self, node: ast.Dict) -> Value:
         held = self.new()
         parts = self.parts.setdefault(held, {})
@@ -341,8 +343,9 @@ class Expressions(Events, ABC):
         # Names of files are asked for by their keys; what stands beside them is another file.
         return Value(union(values) - {PATH} | {held})
 
-    def _comprehension(self, node: ast.AST) -> Value:
-        assert isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp)
+    def _listcomp(
+        self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
+    ) -> Value:
         for part in node.generators:
             self.bind(part.target, element(self.value(part.iter)))
             for test in part.ifs:
@@ -354,7 +357,9 @@ class Expressions(Events, ABC):
             inner = self.value(node.elt).labels
         return self.with_training(Value(inner))
 
-    def _joined(self, node: ast.JoinedStr) -> Value:
+    _setcomp = _generatorexp = _dictcomp = _listcomp
+
+    def _joinedstr(self, node: ast.JoinedStr) -> Value:
         labels: set[Label] = set()
         for part in node.values:
             if isinstance(part, ast.FormattedValue):
@@ -363,7 +368,7 @@ class Expressions(Events, ABC):
                 labels.add(PATH)
         return Value(frozenset(labels))
 
-    def _walrus(self, node: ast.NamedExpr) -> Value:
+    def _namedexpr(self, node: ast.NamedExpr) -> Value:
         value = self.value(node.value)
         self.bind(node.target, value)
         return value
@@ -428,29 +433,3 @@ class Expressions(Events, ABC):
             self.scope.put(node.id, Value(value.labels))
         elif isinstance(node, ast.Attribute):
             self._bind_part(self.value(node.value), node.attr, Value(value.labels))
-
-
-_FOLLOWED: dict[type, Callable[..., Value]] = {
-    ast.Constant: Expressions._constant,
-    ast.Name: Expressions._name,
-    ast.Attribute: Expressions._attribute,
-    ast.Subscript: Expressions._subscript,
-    ast.BinOp: Expressions._binary,
-    ast.Compare: Expressions._compare,
-    ast.BoolOp: Expressions._bool,
-    ast.UnaryOp: Expressions._unary,
-    ast.IfExp: Expressions._choice,
-    ast.List: Expressions._list,
-    ast.Tuple: Expressions._list,
-    ast.Set: Expressions._list,
-    ast.Dict: Expressions._dict,
-    ast.ListComp: Expressions._comprehension,
-    ast.SetComp: Expressions._comprehension,
-    ast.GeneratorExp: Expressions._comprehension,
-    ast.DictComp: Expressions._comprehension,
-    ast.JoinedStr: Expressions._joined,
-    ast.NamedExpr: Expressions._walrus,
-    ast.Lambda: Expressions._lambda,
-    ast.Starred: Expressions._starred,
-    ast.Call: lambda self, node: self.called(node),
-}

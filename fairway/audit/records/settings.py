@@ -3,7 +3,9 @@
 One line at a time, with what was seen before it: a list goes on until a line is none of its kind.
 """
 
+import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 _NAME = r"[A-Za-z][\w.]{0,60}"
@@ -16,7 +18,7 @@ _HEAD = re.compile(
 _ITEM = re.compile(
     rf"^\s{{0,12}}[-*]?\s?[\"']?(?:export\s|env:)?({_NAME})[\"']?\s{{0,40}}[:=](?:\s|(?=\S))(.{{0,300}})$"
 )
-_EMPTY = re.compile(rf"^\s{{0,12}}[-*]?\s?[\"']?({_NAME})[\"']?\s{{0,40}}[:=]$")
+_EMPTY = re.compile(rf"^\s{{0,12}}[-*]?\s?[\"']?({_NAME})[\"']?\s{{0,40}}[:=]()$")
 _ROW = re.compile(
     rf"^\s{{0,8}}[|│]\s{{0,40}}[\"'`]?({_NAME})[\"'`]?\s{{0,60}}[|│]([^|│]{{1,200}})[|│]"
 )
@@ -176,6 +178,14 @@ def _setting(name: str, value: str, line: int, listed: bool) -> list[Setting]:
     return [Setting(name, clean[:300], line, listed)]
 
 
+def _settings(
+    pairs: Iterable[tuple[str, str]], line: int, listed: bool, prefix: str = ""
+) -> list[Setting]:
+    """Return the settings of pairs, of so many of a line."""
+    several = itertools.islice(pairs, _MOST_PAIRS)
+    return [one for name, value in several for one in _setting(prefix + name, value, line, listed)]
+
+
 def _loose(text: str, line: int) -> list[Setting]:
     """Return what a line sets among other words; the first word says what it is about."""
     if not is_setting(text):
@@ -185,9 +195,8 @@ def _loose(text: str, line: int) -> list[Setting]:
         return _setting(single[1], single[2], line, False)
     plain = _BETWEEN.sub(" ", text)
     about = _TOPIC.match(plain)
-    found = _LOOSE.findall(plain, about.end(1) + 1 if about else 0)[:_MOST_PAIRS]
-    prefix = f"{about[1].lower()}." if about else ""
-    return [one for n, value in found for one in _setting(prefix + n, value, line, False)]
+    found = _LOOSE.findall(plain, about.end(1) + 1 if about else 0)
+    return _settings(found, line, False, f"{about[1].lower()}." if about else "")
 
 
 def _list_item(text: str, line: int) -> list[Setting]:
@@ -195,25 +204,17 @@ def _list_item(text: str, line: int) -> list[Setting]:
     if len(pairs) > 1 and not re.match(
         r"^\s{0,12}[-*]?\s?[\"']?[\w.]{1,60}[\"']?\s{0,40}[:=]\s", text
     ):
-        return [
-            one for pair in pairs[:_MOST_PAIRS] for one in _setting(pair[0], pair[1], line, True)
-        ]
-    for pattern in (_ITEM, _ROW):
+        return _settings(pairs, line, True)
+    for pattern in (_ITEM, _ROW, _EMPTY, _COLUMNS):
         found = pattern.match(text)
         if found:
             return _setting(found[1], found[2], line, True)
-    empty = _EMPTY.match(text)
-    if empty:
-        return _setting(empty[1], "", line, True)
-    columns = _COLUMNS.match(text)
-    return _setting(columns[1], columns[2], line, True) if columns else []
+    return []
 
 
 def _in_object(text: str, line: int) -> list[Setting]:
     found = _IN_OBJECT.findall(text)
-    if len(found) < 3:
-        return []
-    return [one for pair in found[:_MOST_PAIRS] for one in _setting(pair[0], pair[1], line, True)]
+    return _settings(found, line, True) if len(found) >= 3 else []
 
 
 def _pairs(text: str, line: int) -> list[Setting]:
@@ -229,9 +230,8 @@ def _pairs(text: str, line: int) -> list[Setting]:
     found = _PAIR.findall(rest)
     left = _PAIR.sub("", rest)
     if found and len(left.split()) <= len(found) // 3:
-        return [one for name, value in found[:_MOST_PAIRS]
-                for one in _setting(prefix + name, value, line, False)]  # fmt: skip
+        return _settings(found, line, False, prefix)
     titled = _TITLED.findall(text.strip())
     if titled and not re.sub(r"[, ]", "", _TITLED.sub("", text.strip())):
-        return [one for name, value in titled for one in _setting(name, value, line, False)]
+        return _settings(titled, line, False)
     return []
