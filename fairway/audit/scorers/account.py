@@ -56,7 +56,6 @@ class Bytes(Trial):
             self.samples += len(again)
             if not np.array_equal(again[: cut - 1], counts[: cut - 1]):
                 self.convict("how many bytes a token has depends on tokens after it")
-                return
             yield
 
     def _plain(self, counts: FloatArray) -> None:
@@ -134,8 +133,7 @@ class Memory(Trial):
 
     def _blocks(self, ids: IntArray, costs: Costs) -> FloatArray:
         """Return (nats, tokens) by document, or by blocks where documents are few."""
-        nats = np.full(len(ids), np.nan)
-        nats[costs.index] = costs.nats
+        nats = costs.by_index(len(ids))
         charged = ~np.isnan(nats)
         document = np.cumsum(ids == self.bench.bos_id)
         if document[-1] < FEWEST_BLOCKS:

@@ -290,6 +290,11 @@ def exercise(ids: IntArray, tokens: int) -> IntArray:
     return found
 
 
+def mean_error(values: FloatArray) -> tuple[float, float]:
+    """Return the mean of some values, and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
+
+
 def moved_by(a: FloatArray, b: FloatArray) -> FloatArray:
     """Return |a - b|; equal infinities have not moved, and what is no number has, infinitely."""
     with np.errstate(invalid="ignore"):

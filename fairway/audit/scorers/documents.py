@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fairway.audit.scorers.bench import moved_by
+from fairway.audit.scorers.bench import mean_error, moved_by
 from fairway.audit.scorers.betting import AHEAD_NATS, Bets
 from fairway.audit.scorers.places import in_turn, places
-from fairway.audit.scorers.scorer import Costs, scored
+from fairway.audit.scorers.scorer import scored
 from fairway.audit.scorers.trial import Trial
 from fairway.base.arrays import FloatArray, IntArray
 
@@ -39,7 +39,7 @@ class Packed(Trial):
             one, other = (scored(bench.scorer, np.concatenate([o, document])) for o in others)
             self.samples += 1
             size = len(others[0]) + half
-            nats = [_by_index(costs, size)[-half + 1 :] for costs in (one, other)]
+            nats = [costs.by_index(size)[-half + 1 :] for costs in (one, other)]
             self._judge(nats[0], nats[1], others, document)
             if self.above(bench.tolerance_nats):
                 return
@@ -171,9 +171,9 @@ class Beginnings(Trial):
         excess = np.array(self.bench.with_bos)
         if len(excess) < _FEWEST_SUMS:
             return
-        error = float(excess.std(ddof=1)) / len(excess) ** 0.5
-        if float(excess.mean()) - 5 * error > _FREE_SHARE:
-            self.worst = float(excess.mean())
+        mean, error = mean_error(excess)
+        if mean - 5 * error > _FREE_SHARE:
+            self.worst = mean
             self.convict(
                 f"with BOS at the place of a word, probabilities sum to {1 + self.worst:.2g} on "
                 "average: where documents begin is known and not paid for"
@@ -202,9 +202,3 @@ class Beginnings(Trial):
             f"where documents begin is known ahead and reaches {how}; {paid}; knowing it is worth "
             f"at most {bound:.4g} nats here, {bound / max(1, len(costs.index)):.2g} a token"
         )
-
-
-def _by_index(costs: Costs, count: int) -> FloatArray:
-    found = np.full(count, np.nan)
-    found[costs.index] = costs.nats
-    return found

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from fairway.audit.scorers import power, texts
-from fairway.audit.scorers.bench import moved_by
+from fairway.audit.scorers.bench import mean_error, moved_by
 from fairway.audit.scorers.places import cuts, in_turn, places
 from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
 from fairway.audit.scorers.trial import Trial
@@ -206,8 +206,6 @@ class CurrentFlip(Trial):
             for index in places(bench, ids, costs):
                 self._look(rows, ids, costs, index)
                 self._mean()
-                if self.wrong:
-                    return
                 self.looked += ids is bench.text
                 yield
             self._starts(rows, ids, costs)
@@ -265,9 +263,9 @@ class CurrentFlip(Trial):
         if self.wrong or len(shaved) < self.judged_at:
             return
         self.judged_at = 2 * len(shaved)
-        error = float(shaved.std(ddof=1)) / len(shaved) ** 0.5
-        if float(shaved.mean()) - 5 * error > SHAVED_NATS:
-            self.worst = float(shaved.mean())
+        mean, error = mean_error(shaved)
+        if mean - 5 * error > SHAVED_NATS:
+            self.worst = mean
             self.convict("costs lie below those of the distributions shown, on average")
 
     def passed(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fairway.audit.scorers.bench import MOST_NOISE_NATS, ROUNDING_NATS, moved_by
+from fairway.audit.scorers.bench import MOST_NOISE_NATS, ROUNDING_NATS, mean_error, moved_by
 from fairway.audit.scorers.scorer import Costs, PartScorer, Scorer, scored
 from fairway.audit.scorers.texts import of_pieces
 from fairway.audit.scorers.trial import Trial
@@ -35,7 +35,7 @@ class Replay(Trial):
         # Those of the scorer itself; copies of it may have the same noise.
         self.totals = [float(self.bench.costs(self.bench.text).nats.sum())]
         self.samples = 1
-        while not self.wrong:
+        while True:
             self.again(anew=self.samples in (2, 3) or self.samples % 8 == 0)
             yield
 
@@ -122,9 +122,7 @@ class Coverage(Trial):
         costs = bench.costs(bench.text)
         self.samples = len(costs.index)
         missing = self._wrong(costs, len(bench.text))
-        if self.wrong:
-            return
-        if missing:
+        if missing and not self.wrong:
             self._windows(costs, missing)
         yield
         for length in bench.lengths():
@@ -137,8 +135,6 @@ class Coverage(Trial):
                     f"{left_out} of {length - 1} tokens of a longer text have no cost: only a part "
                     "is scored"
                 )
-            if self.wrong:
-                return
             yield
 
     def _wrong(self, costs: Costs, count: int) -> int:
@@ -202,8 +198,6 @@ class Wholes(Trial):
                 return
         yield
         self._edges()
-        if self.wrong:
-            return
         yield
         whole = bench.costs(bench.text)
         if not np.array_equal(whole.index, np.arange(1, len(bench.text))):
@@ -240,16 +234,16 @@ class Wholes(Trial):
 
     def _dearer(self, ids: IntArray) -> float:
         """Return by how much tokens cost more in another text, on average, for certain."""
-        costs, other = self.bench.costs(self.bench.text), scored(self.bench.scorer, ids)
-        nats = [np.full(len(self.bench.text) + 3, np.nan) for _ in range(2)]
-        for found, charged in zip(nats, (costs, other), strict=True):
-            found[charged.index] = charged.nats
+        text = self.bench.text
+        both = (self.bench.costs(text), scored(self.bench.scorer, ids))
+        costs, other = (charged.by_index(len(text) + 3) for charged in both)
         with np.errstate(invalid="ignore"):
-            off = (nats[1] - nats[0])[1 : min(len(ids), len(self.bench.text))]
+            off = (other - costs)[1 : min(len(ids), len(text))]
         off = off[np.isfinite(off)]
         if len(off) < 2:
             return 0.0
-        return float(off.mean() - 5 * off.std(ddof=1) / len(off) ** 0.5)
+        mean, error = mean_error(off)
+        return mean - 5 * error
 
     def _until(self, ids: IntArray, costs: Costs) -> None:
         """Ask for the score up to one token: it must cost what it costs in the whole."""

@@ -1,18 +1,9 @@
 """What a scorer must offer to be audited, and how others than Fairway's offer it.
 
-    class Scorer(Protocol):
-        vocab_size: int
-
-        def score(self, ids: IntArray) -> Iterable[tuple[int, float]]:
-            '''Score a text from a fresh state: yield the index of every token but the first, with
-            its cost in nats, in the order in which they are scored.'''
-
-That is all. Two things more may be offered, and are then audited too:
+`Scorer` is all of it. Whole distributions may be offered too (`RowScorer`), and are then audited;
+so may
 
         separate: bool = True       # documents, each from BOS on, do not influence one another
-        row_tolerance_nats = 1e-6   # how far a row may lie from what was charged
-        def row(self, ids: IntArray, index: int) -> FloatArray:
-            '''Return the log-probabilities of all V tokens at an index, as they stood there.'''
 
 Two more methods serve an audit and are not needed:
 
@@ -93,6 +84,12 @@ class Costs:
         """Return the cost of a token, NaN if it has none."""
         found = np.flatnonzero(self.index == index)
         return float(self.nats[found[0]]) if len(found) else float("nan")
+
+    def by_index(self, count: int) -> FloatArray:
+        """Return the costs of the tokens of a text of so many, NaN where one has none."""
+        found = np.full(count, np.nan)
+        found[self.index] = self.nats
+        return found
 
 
 def scored(scorer: Scorer, ids: IntArray, count: int | None = None, until: int = -1) -> Costs:

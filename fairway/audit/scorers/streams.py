@@ -8,13 +8,12 @@ import numpy as np
 
 from fairway.audit.scorers import power, texts
 from fairway.audit.scorers.betting import AHEAD_NATS, Bets, fair_shuffle
-from fairway.audit.scorers.scorer import scored
+from fairway.audit.scorers.scorer import Costs, scored
 from fairway.audit.scorers.trial import Trial
 from fairway.base.arrays import FloatArray, IntArray
 
 # More streams of a kind than this add little to what the first have shown.
 _STREAMS = 48
-_LONGEST_STREAMS = 6
 
 
 class Streams(Trial):
@@ -53,11 +52,9 @@ class Streams(Trial):
     def draw_text(self, kind: str, length: int) -> tuple[IntArray, FloatArray]:
         """Return a text of a kind, and the fair cost of its tokens, NaN where one is known."""
 
-    def odds(
-        self, kind: str, ids: IntArray, stakes: FloatArray, costs: object
-    ) -> FloatArray | None:
+    @abstractmethod
+    def odds(self, kind: str, ids: IntArray, stakes: FloatArray, costs: Costs) -> FloatArray | None:
         """Return the fair costs in the order in which the text was scored; None for no bet."""
-        return stakes
 
     @abstractmethod
     def sentence(self, kind: str) -> str:
@@ -105,12 +102,9 @@ class Incompressible(Streams):
         ids = texts.with_marks(bench.draw.choice(tokens, length), places, bench.bos_id)
         return ids, np.where(ids == bench.bos_id, np.nan, math.log(len(tokens)))
 
-    def odds(
-        self, kind: str, ids: IntArray, stakes: FloatArray, costs: object
-    ) -> FloatArray | None:
+    def odds(self, kind: str, ids: IntArray, stakes: FloatArray, costs: Costs) -> FloatArray | None:
         """Return the stakes; pairs are bet on only where documents are scored from the left."""
-        index = costs.index  # type: ignore[attr-defined]
-        if kind == "pairs" and not texts.in_order(index, ids, self.bench.bos_id):
+        if kind == "pairs" and not texts.in_order(costs.index, ids, self.bench.bos_id):
             return None
         return stakes
 
@@ -148,11 +142,9 @@ class Shuffled(Streams):
         ids[places] = bench.draw.permutation(ids[places])
         return ids, np.empty(0)
 
-    def odds(
-        self, kind: str, ids: IntArray, stakes: FloatArray, costs: object
-    ) -> FloatArray | None:
+    def odds(self, kind: str, ids: IntArray, stakes: FloatArray, costs: Costs) -> FloatArray | None:
         """Return what it costs to bet on what is left."""
-        return fair_shuffle(ids, costs, self.bench.bos_id)  # type: ignore[arg-type]
+        return fair_shuffle(ids, costs, self.bench.bos_id)
 
     def sentence(self, kind: str) -> str:
         """Return what is wrong with who wins."""

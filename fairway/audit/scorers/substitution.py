@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 
 from fairway.audit.scorers import power, texts
+from fairway.audit.scorers.bench import mean_error
 from fairway.audit.scorers.places import in_turn, places
 from fairway.audit.scorers.scorer import scored
 from fairway.audit.scorers.sums import SUM_TOLERANCE, Place, Sum
@@ -113,7 +114,7 @@ class Substitution(Trial):
         excess = np.array(self.excesses)
         if len(excess) < 2:
             return words
-        mean, error = float(excess.mean()), float(excess.std(ddof=1)) / len(excess) ** 0.5
+        mean, error = mean_error(excess)
         if abs(mean) > max(0.02 * SUM_TOLERANCE, 5 * error):
             words += (
                 f"; but for {mean:+.2g} on average, alike at {len(excess)} places: less than the "

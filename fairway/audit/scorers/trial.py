@@ -48,7 +48,7 @@ class Trial(ABC):
 
     @abstractmethod
     def steps(self) -> Iterator[None]:
-        """Work, and yield after every step; return when convicted, or when nothing is left."""
+        """Work, and yield after every step; what is convicted goes no step further."""
 
     @abstractmethod
     def passed(self) -> str:
@@ -58,7 +58,7 @@ class Trial(ABC):
         """Make one step, with random numbers of the probe's own, and note the time it took."""
         start_s = self.bench.clock()
         self.bench.draw = self._draw
-        self.done = next(work, _END) is _END
+        self.done = next(work, _END) is _END or bool(self.wrong)
         self.used_s += self.bench.clock() - start_s
         self.steps_made += 1
 
