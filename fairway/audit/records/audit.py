@@ -126,12 +126,10 @@ def _few_of_each(found: Iterable[Finding]) -> Iterator[Finding]:
 
 def _files(record: _Record) -> Iterator[Finding]:
     folder = record.folder
-    if folder.whole and not folder.named(README):
-        yield Finding("warning", "no-readme", "README.md could not be found")
-    if folder.whole and not folder.named(CLAIM):
-        yield Finding("warning", "no-submission", "submission.json could not be found")
-    if folder.whole and not folder.named(SCRIPT):
-        yield Finding("warning", "no-script", "train_gpt.py could not be found")
+    for name, code in ((README, "no-readme"), (CLAIM, "no-submission"), (SCRIPT, "no-script")):
+        if folder.whole and not folder.named(name):
+            shown = name.replace("readme", "README")
+            yield Finding("warning", code, f"{shown} could not be found")
     for name in folder.skipped:
         yield Finding("note", "skipped", "not a regular file, or not readable: not read", name)
     if folder.left_out:
@@ -178,8 +176,14 @@ def _told(record: _Record, found: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _claim(record: _Record) -> Iterator[Finding]:
-    record.claims, found = _claims(record.folder, record.facts)
-    yield from found
+    for file in record.folder.named(CLAIM)[:1]:
+        value = read_object(file)
+        if isinstance(value, str):
+            yield Finding("warning", "json", f"the claim cannot be read: {value}", file.name)
+        else:
+            record.claims = read_claims(value, file.name)
+    claimed = record.claims.numbers.items()
+    record.facts["claims"] = {name: number.value for name, number in claimed}
     if NON_RECORD.search(os.path.realpath(record.folder.path)):
         record.claims.unlimited = True
 
@@ -273,20 +277,6 @@ def _facts_of(log: Log) -> dict[str, Any]:
         "stages": {stage.name: stage.bpb.value for stage in log.stages},
         "coverage": log.coverage.shares(),
     }
-
-
-def _claims(folder: Folder, facts: dict[str, Any]) -> tuple[Claims, list[Finding]]:
-    found: list[Finding] = []
-    claims = Claims()
-    for file in folder.named(CLAIM)[:1]:
-        value = read_object(file)
-        if isinstance(value, str):
-            why = f"the claim cannot be read: {value}"
-            found.append(Finding("warning", "json", why, file.name))
-            continue
-        claims = read_claims(value, file.name)
-    facts["claims"] = {name: number.value for name, number in claims.numbers.items()}
-    return claims, found
 
 
 def _shipped(folder: Folder) -> Shipped:

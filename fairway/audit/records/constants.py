@@ -5,13 +5,14 @@ script are known. Whatever else a script does is unknown, and what depends on it
 """
 
 import ast
+import codecs
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fairway.audit.records.decoders import DECODERS, OPENERS, TooMuch, Unknown, options
-from fairway.audit.records.literals import LOST, MOST_BYTES, Literals
+from fairway.audit.records.literals import LOST, MOST_BYTES, Literals, bounded
 from fairway.audit.records.trees import targets
 
 _METHODS = {
@@ -142,7 +143,7 @@ class Constants(Literals):
         if name in self.functions:
             return self._own(node, self.functions[name])
         if isinstance(node.func, ast.Lambda):
-            return self._lambda(node, node.func)
+            return self._own(node, node.func)
         if name in OPENERS or name in DECODERS:
             return self._unpacked(node, name)
         if name in ("open", "io.open", "os.open") or name.endswith((".open",)):
@@ -169,19 +170,15 @@ class Constants(Literals):
         """Note that a file is run that the script wrote, or that lies beside it."""
         self.executed.append(self._read(_base(path)))
 
-    def _own(self, node: ast.Call, function: ast.FunctionDef) -> Any:
-        names = [a.arg for a in function.args.args]
-        for name, argument in zip(names, node.args, strict=False):
-            self.names[name] = self.value(argument)
+    def _own(self, node: ast.Call, function: ast.FunctionDef | ast.Lambda) -> Any:
+        for parameter, argument in zip(function.args.args, node.args, strict=False):
+            self.names[parameter.arg] = self.value(argument)
+        if isinstance(function, ast.Lambda):
+            return self.value(function.body)
         for keyword in node.keywords:
             if keyword.arg:
                 self.names[keyword.arg] = self.value(keyword.value)
         return self.follow(function.body)
-
-    def _lambda(self, node: ast.Call, function: ast.Lambda) -> Any:
-        for argument, value in zip(function.args.args, node.args, strict=False):
-            self.names[argument.arg] = self.value(value)
-        return self.value(function.body)
 
     def _unpacked(self, node: ast.Call, name: str) -> bytes:
         inner = self.value(node.args[0])
@@ -202,11 +199,7 @@ class Constants(Literals):
         if name in ("zlib", "bz2"):
             return OPENERS[f"{name}.decompress"](data, self.left + 1, {})
         if name in ("rot13", "rot_13"):
-            shift = bytes.maketrans(
-                bytes([*range(65, 91), *range(97, 123)]),
-                bytes([*range(78, 91), *range(65, 78), *range(110, 123), *range(97, 110)]),
-            )
-            return data.translate(shift).decode("utf-8", "replace")
+            return codecs.decode(data.decode("utf-8", "replace"), "rot13")
         raise Unknown
 
     def _path(self, node: ast.Call, name: str) -> str:
@@ -245,13 +238,12 @@ class Constants(Literals):
         if name == "bytes" and len(given) < 3:
             return self._bytes_of(given)
         if name == "str":
-            return (
-                given[0].decode("utf-8", "replace")
-                if isinstance(given[0], bytes)
-                else str(given[0])
-            )
+            return _text(given[0]) if isinstance(given[0], bytes) else str(given[0])
         if name == "map":
-            return [self._applied(node.args[0], one) for one in self.several(given[1])]
+            function = self._name(node.args[0])
+            if function not in ("chr", "ord", "int"):
+                raise Unknown
+            return [_SIMPLE[function](one) for one in self.several(given[1])]
         opener = _OBJECTS.get(name)
         if opener is not None:
             return _Opener(opener)
@@ -261,17 +253,11 @@ class Constants(Literals):
             return _SIMPLE[name](*given)
         raise Unknown
 
-    def _applied(self, function: ast.expr, one: Any) -> Any:
-        name = self._name(function)
-        if name in ("chr", "ord", "int"):
-            return _SIMPLE[name](one)
-        raise Unknown
-
     def _bytes_of(self, given: list[Any]) -> bytes:
         if given and isinstance(given[0], str):
             return given[0].encode("utf-8")
-        if given and isinstance(given[0], int) and given[0] > MOST_BYTES:
-            raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
+        if given and isinstance(given[0], int):
+            bounded(given[0])
         return bytes(given[0]) if given else b""
 
     def _method(self, node: ast.Call, owner: Any, name: str) -> Any:
@@ -305,9 +291,7 @@ class Constants(Literals):
             self.spend(sum(len(p) for p in parts) + len(owner) * len(parts))
             return owner.join(parts)
         if name == "replace" and isinstance(owner, str | bytes):
-            grown = owner.count(given[0]) * len(given[1])
-            if grown > MOST_BYTES:
-                raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
+            bounded(owner.count(given[0]) * len(given[1]))
             return owner.replace(*given)
         if name == "translate" and isinstance(owner, str | bytes):
             if isinstance(given[0], dict):
@@ -331,7 +315,7 @@ class Constants(Literals):
         if name in ("read", "read_bytes", "read_text"):
             data = self._read(file.name)
             if file.text or name == "read_text":
-                return data if isinstance(data, str) else data.decode("utf-8", "replace")
+                return _text(data)
             return _bytes(data)
         raise Unknown
 
@@ -374,6 +358,10 @@ _OBJECTS = {
 
 def _base(path: Any) -> str:
     return str(path).replace("\\", "/").rpartition("/")[2]
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def _bytes(value: Any) -> bytes:

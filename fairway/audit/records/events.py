@@ -1,7 +1,7 @@
 """What happens to validation tokens while a script is followed: training, scores, their sums."""
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fairway.audit.records.printed import Printed
@@ -131,6 +131,15 @@ class Events:
         held = Held(len(self.born))
         self.born[held] = tuple(self.turns)
         return held
+
+    def parts_of(self, value: Value) -> Iterator[dict[str, Value]]:
+        """Yield the parts of all that keeps state in a value."""
+        return (self.parts[held] for held in value.of(Held) if held in self.parts)
+
+    def set_part(self, value: Value, name: str, part: Value) -> None:
+        """Give all that keeps state in a value a part."""
+        for held in value.of(Held):
+            self.parts.setdefault(held, {})[name] = part
 
     def vague_one(self, name: str) -> Held:
         """Return what stands for a name of which nothing is known."""

@@ -148,8 +148,7 @@ class Expressions(Events, ABC):
         """Return a part that is known of something: of an object, of its class, of a module."""
         if isinstance(base.what, Kind):
             return base.what.scope.names.get(name)
-        for held in base.of(Held):
-            parts = self.parts.get(held, {})
+        for parts in self.parts_of(base):
             if name in parts:
                 return parts[name]
             kind = parts.get("__class__")
@@ -170,10 +169,9 @@ class Expressions(Events, ABC):
         if isinstance(base.what, Items) and isinstance(index.what, Known) and not in_step:
             return item(base, index.what.value)
         if index.text is not None:
-            for held in base.of(Held):
-                part = self.parts.get(held, {}).get(f"[{index.text}]")
-                if part is not None:
-                    return part
+            for part in self.parts_of(base):
+                if f"[{index.text}]" in part:
+                    return part[f"[{index.text}]"]
         labels = set(base.labels)
         turns = index.of(Turn) | self._always()
         if VAL in labels and COST not in labels:
@@ -398,19 +396,16 @@ class Expressions(Events, ABC):
             self._store(target, value)
 
     def _bind_part(self, base: Value, name: str, value: Value) -> None:
-        if name in ("data", "grad"):
-            if name == "data":
-                self.load(base, value)
-            return
-        for held in base.of(Held):
-            self.parts.setdefault(held, {})[name] = value
+        if name == "data":
+            self.load(base, value)
+        elif name != "grad":
+            self.set_part(base, name, value)
 
     def _store(self, target: ast.Subscript, value: Value) -> None:
         """Put a value into a place of something: it takes over the labels."""
         base, index = self.value(target.value), self.value(target.slice)
         if index.text is not None:
-            for held in base.of(Held):
-                self.parts.setdefault(held, {})[f"[{index.text}]"] = value
+            self.set_part(base, f"[{index.text}]", value)
         if (
             isinstance(value.what, Known)
             and value.what.value in (True, 1)

@@ -9,7 +9,7 @@ script would make them. What is not understood has no labels, and nothing follow
 import ast
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fairway.audit.records.calls import Calls
@@ -240,10 +240,7 @@ class Flow(Calls):
     def _for(self, node: ast.For | ast.AsyncFor) -> None:
         values, turns = self._turns_of(node.iter)
         loop = self._loop(node)
-        for turn in turns:
-            number = Turn(loop, 0 if turn.first else 1)
-            self.turns.append(number)
-            events = self.clock
+        for number, turn in zip(self._turns(loop, len(turns)), turns, strict=False):
             if values is not None:
                 labels = set(values.labels) | {number}
                 if self._is_vague_call(node.iter):
@@ -255,10 +252,17 @@ class Flow(Calls):
             else:
                 self.bind(node.target, Value(frozenset({number}), turn))
             self.block(node.body)
+        self.block(node.orelse)
+
+    def _turns(self, loop: int, count: int) -> Iterator[Turn]:
+        """Yield the turns of a loop; a second one only if something happened in the first."""
+        for number in range(count):
+            self.turns.append(Turn(loop, number))
+            events = self.clock
+            yield self.turns[-1]
             self.turns.pop()
             if self.clock == events:
-                break
-        self.block(node.orelse)
+                return
 
     def _loop(self, node: ast.AST) -> int:
         """Return what stands for a loop: in another call it is another one."""
@@ -322,14 +326,9 @@ class Flow(Calls):
         test = self.value(node.test)
         if isinstance(test.what, Known) and test.what.sure and not test.what.value:
             return
-        for number in range(2):
-            self.turns.append(Turn(loop, number))
-            events = self.clock
+        for _ in self._turns(loop, 2):
             self.value(node.test)
             self.block(node.body)
-            self.turns.pop()
-            if self.clock == events:
-                break
         self.block(node.orelse)
 
     def _try(self, node: ast.Try) -> bool:

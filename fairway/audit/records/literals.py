@@ -73,8 +73,7 @@ class Literals(ABC):
             self.depth -= 1
         if isinstance(found, str | bytes):
             self.spend(len(found))
-            if len(found) > MOST_BYTES:
-                raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
+            bounded(len(found))
         return found
 
     def _value(self, node: ast.expr) -> Any:
@@ -139,8 +138,8 @@ class Literals(ABC):
         if isinstance(node.op, ast.Mult):
             sizes = [len(v) for v in (left, right) if isinstance(v, str | bytes | list)]
             counts = [v for v in (left, right) if isinstance(v, int)]
-            if sizes and counts and sizes[0] * abs(counts[0]) > MOST_BYTES:
-                raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
+            if sizes and counts:
+                bounded(sizes[0] * abs(counts[0]))
             _small(left, right)
             return left * right
         if isinstance(node.op, ast.Mod) and not isinstance(left, int):
@@ -169,6 +168,12 @@ class Literals(ABC):
             if all(self.value(test) for test in part.ifs):
                 found.append(self.value(node.elt))
         return found
+
+
+def bounded(size_bytes: int) -> None:
+    """Raise TooMuch for a value of more bytes than one may have."""
+    if size_bytes > MOST_BYTES:
+        raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
 
 
 def _small(*values: Any) -> None:

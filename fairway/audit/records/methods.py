@@ -309,8 +309,7 @@ def _add_argument(flow: Expressions, call: Call) -> Value:
     if isinstance(action, Known) and action.value in ("store_true", "store_false"):
         default = Value(what=Known(action.value == "store_false"))
     what = flow.by_default(name, default.what)
-    for held in call.receiver.of(Held):
-        flow.parts.setdefault(held, {})[name] = Value(default.labels | {Switch(name)}, what)
+    flow.set_part(call.receiver, name, Value(default.labels | {Switch(name)}, what))
     return UNKNOWN
 
 
