@@ -13,8 +13,17 @@ from fairway.base.endings import end_with_parent, interrupt_by_signals, outlive_
 from fairway.base.errors import InterruptedRun, LedgerError, UserError
 from fairway.base.terminal import quoted
 from fairway.cli.audit import audit, audit_record
-from fairway.cli.base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, say_to
-from fairway.cli.options import Verbs, path_argument, path_option, whole_option
+from fairway.cli.base import (
+    Json,
+    Recipe,
+    RunOrArtifact,
+    Set,
+    TokenizerFile,
+    emit,
+    runtime_of,
+    say_to,
+)
+from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.prove import compress, decompress, prove, sample
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
@@ -33,12 +42,15 @@ app = typer.Typer(
 data_app = typer.Typer(help="Turn text into token shards, or fetch published ones.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
 Run = Annotated[Path, path_argument("RUN", "Folder of a run.")]
 Out = Annotated[Path | None, path_option("--out", help="Run folder [runs/RECIPE].")]
 DataOut = Annotated[Path, path_option("--out", help="Folder to write.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Discard an unfinished training.")]
+Resume = Annotated[bool, flag("--resume", "Continue an unfinished run.")]
+Restart = Annotated[bool, flag("--restart", "Discard an unfinished training.")]
+DryRun = Annotated[bool, flag("--dry-run", "Print settings, parameters and bytes; then stop.")]
+Embedded = Annotated[bool, flag("--embedded", "Use the embedded corpus instead.")]
+Replace = Annotated[bool, flag("--replace", "Replace the Fairway data that the folder holds.")]
+NewCommit = Annotated[bool, flag("--new-commit", "Let a folder change to another commit.")]
 
 
 def _pipeline(
@@ -79,9 +91,7 @@ def run(
     overrides: Set = None,
     resume: Resume = False,
     restart: Restart = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print settings, parameters and bytes; then stop.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Walk the whole pipeline: text, tokens, model, artifact, score, report."""
@@ -270,9 +280,7 @@ def data_build(
         path_argument("[TEXT]...", ".txt, .md, .jsonl, .jsonl.zst, .parquet or folders of them."),
     ] = None,
     out: DataOut = Path("data"),
-    embedded: Annotated[
-        bool, typer.Option("--embedded", help="Use the embedded corpus instead.")
-    ] = False,
+    embedded: Embedded = False,
     vocab_size: Annotated[
         int, typer.Option(help="Size of a new tokenizer.")
     ] = ModelConfig().vocab_size,
@@ -288,9 +296,7 @@ def data_build(
     shard_tokens: Annotated[
         int, whole_option("--shard-tokens", lo=1_000, help="Tokens per shard.")
     ] = 10_000_000,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the Fairway data that the folder holds.")
-    ] = False,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Build shards, tokenizer and held-out text from your own files."""
@@ -331,9 +337,7 @@ def data_fetch(
     revision: Annotated[
         str, typer.Option(help="Commit, tag or branch of the repository.")
     ] = "main",
-    new_commit: Annotated[
-        bool, typer.Option("--new-commit", help="Let a folder change to another commit.")
-    ] = False,
+    new_commit: NewCommit = False,
     as_json: Json = False,
 ) -> None:
     """Fetch the challenge's published SP8192 shards and tokenizer."""

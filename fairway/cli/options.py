@@ -26,6 +26,11 @@ def path_name(text: str | Path) -> Path:
     return Path(text)
 
 
+def flag(name: str, help: str) -> Any:
+    """Return an option that is off unless it is named."""
+    return typer.Option(name, help=help)
+
+
 def path_option(*names: str, help: str, metavar: str = "PATH") -> Any:
     """Return an option that is a path."""
     return typer.Option(*names, parser=path_name, metavar=metavar, help=_plain(help))

@@ -8,31 +8,42 @@ import typer
 from fairway.base.errors import UserError
 from fairway.base.outputs import require_file, require_folder, require_new
 from fairway.base.terminal import command, put_bytes
-from fairway.cli.base import Json, RunOrArtifact, Set, TokenizerFile, emit, say_to, table
-from fairway.cli.options import file_option, path_argument, path_option, whole, whole_option
+from fairway.cli.base import Json, Recipe, RunOrArtifact, Set, TokenizerFile, emit, say_to, table
+from fairway.cli.options import file_option, flag, path_argument, path_option, whole, whole_option
 from fairway.config.overrides import override
 from fairway.config.settings import Config, declares_code
 
 # As many as `Config.seed` may be, and more processes than any host has processors.
 MOST_SEED, MOST_PROCESSES = 2**32 - 1, 4096
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
+_PROCESSES, _CARRY = "--nproc-per-node", "--with-artifacts"
+
+NewOut = Annotated[Path, path_option("--out", help="Folder to write; nothing there is replaced.")]
+Plain = Annotated[bool, flag("--plain", "Print the readable single file instead.")]
+Explain = Annotated[bool, flag("--explain", "Say how many bytes each module takes.")]
+Ascii = Annotated[bool, flag("--ascii", "Base85 instead of Latin-1: larger, plain text.")]
+SeedsOut = Annotated[
+    Path | None, path_option("--out", help="Folder of the runs [runs/RECIPE-seeds].")
+]
+RecordOut = Annotated[
+    Path | None, path_option("--record", help="Also write the record into this folder.")
+]
+
+
+def _seed_option(name: str, help: str) -> Any:
+    return whole_option(name, lo=0, hi=MOST_SEED, help=help)
+
+
+def _count_option(name: str, help: str) -> Any:
+    return whole_option(name, lo=1, hi=MOST_PROCESSES, help=help)
 
 
 def bundle(
     recipe: Recipe,
-    out: Annotated[
-        Path, path_option("--out", help="Folder to write; nothing there is replaced.")
-    ] = Path("bundle"),
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Print the readable single file instead.")
-    ] = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Say how many bytes each module takes.")
-    ] = False,
-    ascii_only: Annotated[
-        bool, typer.Option("--ascii", help="Base85 instead of Latin-1: larger, plain text.")
-    ] = False,
+    out: NewOut = Path("bundle"),
+    plain: Plain = False,
+    explain: Explain = False,
+    ascii_only: Ascii = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -79,31 +90,14 @@ def seeds(
         typer.Argument(parser=whole(0, MOST_SEED), metavar="[SEED]...", help="Seeds."),
     ] = None,
     first: Annotated[
-        list[int] | None,
-        whole_option("--seeds", lo=0, hi=MOST_SEED, help="The first seed; more may follow it."),
+        list[int] | None, _seed_option("--seeds", "The first seed; more may follow it.")
     ] = None,
-    out: Annotated[
-        Path | None, path_option("--out", help="Folder of the runs [runs/RECIPE-seeds].")
-    ] = None,
-    at_once: Annotated[
-        int, whole_option("--at-once", lo=1, hi=MOST_PROCESSES, help="Seeds side by side.")
-    ] = 1,
-    processes: Annotated[
-        int,
-        whole_option(
-            "--nproc-per-node",
-            lo=1,
-            hi=MOST_PROCESSES,
-            help="Processes, one GPU each, per seed.",
-        ),
-    ] = 1,
-    record: Annotated[
-        Path | None, path_option("--record", help="Also write the record into this folder.")
-    ] = None,
+    out: SeedsOut = None,
+    at_once: Annotated[int, _count_option("--at-once", "Seeds side by side.")] = 1,
+    processes: Annotated[int, _count_option(_PROCESSES, "Processes, one GPU each, per seed.")] = 1,
+    record: RecordOut = None,
     track: Annotated[str, typer.Option("--track", help="With --record: its track.")] = "non_record",
-    with_artifacts: Annotated[
-        bool, typer.Option("--with-artifacts", help="With --record: carry the artifacts.")
-    ] = False,
+    with_artifacts: Annotated[bool, flag(_CARRY, "With --record: carry the artifacts.")] = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -166,20 +160,10 @@ def submit(
     name: Annotated[str, typer.Option("--name", help="Title of the record.")] = "Fairway",
     author: Annotated[str, typer.Option("--author", help="Who submits.")] = "",
     github_id: Annotated[str, typer.Option("--github-id", help="Under which name.")] = "",
-    min_seeds: Annotated[
-        int, whole_option("--min-seeds", lo=1, hi=MOST_PROCESSES, help="Seeds it needs.")
-    ] = 3,
-    processes: Annotated[
-        int,
-        whole_option(
-            "--nproc-per-node",
-            lo=1,
-            hi=MOST_PROCESSES,
-            help="Processes of the command to repeat.",
-        ),
-    ] = 1,
+    min_seeds: Annotated[int, _count_option("--min-seeds", "Seeds it needs.")] = 3,
+    processes: Annotated[int, _count_option(_PROCESSES, "Processes of the command to repeat.")] = 1,
     with_artifacts: Annotated[
-        bool, typer.Option("--with-artifacts", help="Carry the artifacts, to be scored again.")
+        bool, flag(_CARRY, "Carry the artifacts, to be scored again.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -200,9 +184,7 @@ def verify(
     retrain: Annotated[
         Path | None, path_option("--retrain", metavar="DATA", help="Run its train_gpt.py again.")
     ] = None,
-    seed: Annotated[
-        int | None, whole_option("--seed", lo=0, hi=MOST_SEED, help="Which seed to repeat.")
-    ] = None,
+    seed: Annotated[int | None, _seed_option("--seed", "Which seed to repeat.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check a record's files against one another and, if asked, its score against a new one."""
@@ -278,7 +260,7 @@ def _run_table(found: list[dict[str, Any]]) -> object:
 
 def export(
     path: RunOrArtifact,
-    out: Annotated[Path, path_option("--out", help="Folder to write; nothing there is replaced.")],
+    out: NewOut,
     kind: Annotated[str, typer.Option("--format", help="safetensors.")] = "safetensors",
     tokenizer: TokenizerFile = None,
     as_json: Json = False,
