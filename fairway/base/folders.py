@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fairway.base.errors import UserError
+from fairway.base.outputs import allowed
 
 _PART = ".part"
 # renameat2 of Linux: both names exist before and after, each time with whole contents.
@@ -117,11 +118,7 @@ def _must_stay(folder: Path) -> bool:
 
 def _mode(final: Path) -> int:
     """Return the rights of the folder that is there, or those that the user's mask allows."""
-    if final.is_dir():
-        return final.stat().st_mode & 0o7777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o777 & ~mask
+    return final.stat().st_mode & 0o7777 if final.is_dir() else allowed(0o777)
 
 
 def _lock(handle: int) -> bool:

@@ -67,8 +67,7 @@ def place_of(out: Path) -> Place:
     except FileNotFoundError:
         return Place(path)
     except NotADirectoryError:
-        above = next(folder for folder in path.parents if folder.exists())
-        raise UserError(f"cannot write {out}: {above} is a file, not a folder") from None
+        raise _below_file(out, path) from None
     mode = old.st_mode
     if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
         return Place(path, lent=True)
@@ -78,6 +77,11 @@ def place_of(out: Path) -> Place:
     if not os.access(path, os.W_OK):
         raise UserError(f"cannot write {out}: it is read-only; name another file with --out")
     return Place(path, old=old)
+
+
+def _below_file(out: Path, path: Path) -> UserError:
+    above = next(folder for folder in path.parents if folder.exists())
+    return UserError(f"cannot write {out}: {above} is a file, not a folder")
 
 
 def _behind(out: Path) -> Path:
@@ -137,12 +141,17 @@ def _opened(path: Path) -> int:
     return handle
 
 
+def allowed(mode: int) -> int:
+    """Return a mode without what the user's mask takes away."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mode & ~mask
+
+
 def keep_permissions(path: Path, old: os.stat_result | None) -> None:
     """Give a new file the owner and mode of the one it replaces, or what the user's mask allows."""
     if old is None:
-        mask = os.umask(0)
-        os.umask(mask)
-        path.chmod(0o666 & ~mask)
+        path.chmod(allowed(0o666))
         return
     if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
         # Only the superuser may give files away.
@@ -217,7 +226,6 @@ def require_folder(out: Path) -> None:
             return
         raise UserError(f"{out} is a link to nothing; name a folder with --out") from None
     except NotADirectoryError:
-        above = next(folder for folder in out.parents if folder.exists())
-        raise UserError(f"cannot write {out}: {above} is a file, not a folder") from None
+        raise _below_file(out, out) from None
     kind = "a file" if out.is_file() else "no folder"
     raise UserError(f"{out} is {kind}; name a folder with --out")

@@ -56,23 +56,16 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 def score_table(results: dict[str, Any]) -> Table:
     """Return the scores of a run by stage, beside the compressors on the same bytes."""
     text = results["text"]
-    table = Table(f"{text['bytes']:,} bytes of validation text, {text['documents']} documents")
-    table.add_column("what")
-    table.add_column("bits per byte", justify="right")
-    table.add_column("primed", justify="right")
-    table.add_column(f"{results['headline']} against it", justify="right")
-    claimed = results["stages"][results["headline"]]["bpb"]
-    for name, stage in results["stages"].items():
-        table.add_row(f"model, {name}", f"{stage['bpb']:.4f}", "", "")
+    title = f"{text['bytes']:,} bytes of validation text, {text['documents']} documents"
+    headline = results["headline"]
+    claimed = results["stages"][headline]["bpb"]
+    stages = results["stages"].items()
+    rows = [(f"model, {name}", f"{stage['bpb']:.4f}", "", "") for name, stage in stages]
     for name, tool in (results["baselines"] or {}).items():
-        primed = tool["primed_bpb"]
-        table.add_row(
-            TOOL_NAMES.get(name, name),
-            f"{tool['bpb']:.4f}",
-            "" if primed is None else f"{primed:.4f}",
-            f"{claimed / tool['bpb'] - 1:+.1%}",
-        )
-    return table
+        primed = "" if tool["primed_bpb"] is None else f"{tool['primed_bpb']:.4f}"
+        against = f"{claimed / tool['bpb'] - 1:+.1%}"
+        rows.append((TOOL_NAMES.get(name, name), f"{tool['bpb']:.4f}", primed, against))
+    return plain_table(title, ("what", "bits per byte", "primed", f"{headline} against it"), rows)
 
 
 def account_table(artifact: dict[str, Any]) -> Table:
@@ -98,12 +91,8 @@ def parts_table(parts: "list[Part]") -> Table:
     for name in ("bits per number", "order-0 entropy", "difference"):
         table.add_column(name, justify="right")
     for part in parts:
-        row = [
-            part.name,
-            part.codec,
-            f"{part.numbers:,}" if part.numbers else "",
-            f"{part.bytes:,}",
-        ]
+        numbers = f"{part.numbers:,}" if part.numbers else ""
+        row = [part.name, part.codec, numbers, f"{part.bytes:,}"]
         bits, entropy = part.bits_per_number, part.entropy_bits
         row += ["" if bits is None else f"{bits:.4f}", "" if entropy is None else f"{entropy:.4f}"]
         if bits is not None and entropy:
@@ -132,18 +121,15 @@ def compare_table(comparison: dict[str, Any]) -> Table:
     titles = [
         f"{name}  {line(side['name'])}: {line(side['title'])}" for name, side in sides.items()
     ]
-    table = Table("\n".join(titles))
-    for name in ("figure", "A", "B", "A - B", "A / B - 1"):
-        table.add_column(name, justify="left" if name == "figure" else "right")
-    names = [*a["figures"], *(name for name in b["figures"] if name not in a["figures"])]
-    for name in names:
+    rows = []
+    for name in a["figures"] | b["figures"]:
         left, right = a["figures"].get(name), b["figures"].get(name)
         row = [name, _figure(name, left), _figure(name, right)]
         if name in differences:
             share = f"{left['mean'] / right['mean'] - 1:+.2%}" if right["mean"] else ""
             row += [_number(name, differences[name], "+"), share]
-        table.add_row(*row)
-    return table
+        rows.append(row)
+    return plain_table("\n".join(titles), ("figure", "A", "B", "A - B", "A / B - 1"), rows)
 
 
 def statistics_lines(found: dict[str, Any] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Which settings fit together: every refusal of a config, before any time is spent on it."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fairway.base.errors import UserError
@@ -22,8 +23,7 @@ LARGEST = 2**63 - 1
 
 def check(config: Config) -> None:
     """Raise UserError unless every setting is inside its bounds and they fit together."""
-    for name, item, value in settings(config):
-        _check_bounds(name, item, value)
+    _check_bounds(config)
     check_model(config.model)
     if config.data.val_bytes and config.data.val_tokens:
         raise UserError(
@@ -35,7 +35,12 @@ def check(config: Config) -> None:
     _check_scoring(config)
 
 
-def _check_bounds(name: str, item: dataclasses.Field[Any], value: Any) -> None:
+def _check_bounds(node: Any, prefix: str = "") -> None:
+    for name, item, value in settings(node, prefix):
+        _check_bound(name, item, value)
+
+
+def _check_bound(name: str, item: dataclasses.Field[Any], value: Any) -> None:
     lo, hi = item.metadata["lo"], item.metadata["hi"]
     choices = item.metadata["choices"]
     if choices and isinstance(value, str) and value not in choices:
@@ -55,8 +60,7 @@ def _check_bounds(name: str, item: dataclasses.Field[Any], value: Any) -> None:
 
 def check_model(model: ModelConfig) -> None:
     """Raise UserError unless a model can be built from these settings."""
-    for name, item, value in settings(model, "model."):
-        _check_bounds(name, item, value)
+    _check_bounds(model, "model.")
     if model.dim % model.num_heads:
         raise UserError(
             f"model.dim {model.dim} does not divide into model.num_heads {model.num_heads}; "
@@ -92,17 +96,12 @@ def _check_training(config: Config) -> None:
         )
     if (train.clock == "replay") != bool(train.replay):
         raise UserError("train.clock=replay and train.replay=RUN_FOLDER go together; set both")
-    for name in ("batch_tokens", "micro_tokens"):
-        if getattr(train, name) % train.seq_len:
-            raise UserError(
-                f"train.{name} {getattr(train, name)} is not a multiple of train.seq_len "
-                f"{train.seq_len}"
-            )
-    if train.batch_tokens % train.micro_tokens:
-        raise UserError(
-            f"train.batch_tokens {train.batch_tokens} is not a multiple of train.micro_tokens "
-            f"{train.micro_tokens}"
-        )
+    for name, of in (
+        ("batch_tokens", "seq_len"), ("micro_tokens", "seq_len"), ("batch_tokens", "micro_tokens"),
+    ):  # fmt: skip
+        number, unit = getattr(train, name), getattr(train, of)
+        if number % unit:
+            raise UserError(f"train.{name} {number} is not a multiple of train.{of} {unit}")
 
 
 def _check_scoring(config: Config) -> None:
@@ -136,8 +135,7 @@ LORA_TARGETS = ("q", "k", "v", "o", "mlp", "head")
 
 def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
     """Raise UserError unless test-time training can follow these windows."""
-    for name, item, value in settings(ttt, "ttt."):
-        _check_bounds(name, item, value)
+    _check_bounds(ttt, "ttt.")
     if ttt.method == "sgd" and (ttt.chunk_tokens % score.seq_len or score.seq_len % score.stride):
         raise UserError(
             f"ttt.chunk_tokens {ttt.chunk_tokens} must be a multiple of score.seq_len "
@@ -145,11 +143,7 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
             "scored partly before and partly after a chunk is learned"
         )
     targets = ttt.lora_targets.split()
-    for target in targets:
-        if target not in LORA_TARGETS:
-            raise UserError(
-                unknown_name("adapter target in ttt.lora_targets", target, LORA_TARGETS)
-            )
+    _check_names("adapter target in ttt.lora_targets", targets, LORA_TARGETS)
     if not targets or len(set(targets)) < len(targets):
         raise UserError(
             f"ttt.lora_targets '{ttt.lora_targets}' must name some of "
@@ -163,18 +157,21 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
         )
 
 
+def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(unknown_name(what, name, known))
+
+
 # Who can help a model, in the order in which they do.
 EXPERTS = ("tilt", "ppm", "match")
 
 
 def check_mixture(mixture: MixtureConfig, ttt: TttConfig, score: ScoreConfig) -> None:
     """Raise UserError unless experts can stand beside the model."""
-    for name, item, value in settings(mixture, "mixture."):
-        _check_bounds(name, item, value)
+    _check_bounds(mixture, "mixture.")
     chosen = mixture.experts.split()
-    for expert in chosen:
-        if expert not in EXPERTS:
-            raise UserError(unknown_name("expert in mixture.experts", expert, EXPERTS))
+    _check_names("expert in mixture.experts", chosen, EXPERTS)
     if len(set(chosen)) < len(chosen):
         raise UserError(
             f"mixture.experts '{mixture.experts}' names an expert twice; name each once"
@@ -200,13 +197,11 @@ def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:
     for word in words:
         size, at, end = word.partition("@")
         last = word is words[-1]
+        before = found[-1][1] if found else None
         digits = size.isdigit() and (end.isdigit() if at else True)
-        if (
-            not digits
-            or int(size) < 1
-            or bool(at) == last
-            or (found and at and _not_after(found, end))
-        ):
+        if not digits or int(size) < 1 or bool(at) == last:
+            break
+        if at and before is not None and int(end) <= before:
             break
         found.append((int(size), int(end) if at else None))
     if not words or len(found) < len(words):
@@ -215,8 +210,3 @@ def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:
             "with the growing positions at which they end, such as '8@256 24@2000 48'"
         )
     return found
-
-
-def _not_after(found: list[tuple[int, int | None]], end: str) -> bool:
-    before = found[-1][1]
-    return before is not None and int(end) <= before

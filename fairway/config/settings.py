@@ -20,6 +20,8 @@ from fairway.base.errors import UserError, shown
 
 # A setting that is found out: on the machine, or by measuring.
 AUTO = "auto"
+# What the challenge allows artifact and code to have together.
+LIMIT_BYTES = 16_000_000
 # The token that begins every document: in the challenge's tokenizers and in those trained here.
 BOS_ID = 1
 
@@ -193,7 +195,9 @@ class PackConfig:
         choices=("cabac", "brotli", "lzma", "raw"),
     )
     with_tokenizer: bool = opt(False, "Store the tokenizer inside the artifact.")
-    limit_bytes: int = opt(16_000_000, "Most bytes that artifact and code may have together.", lo=1)
+    limit_bytes: int = opt(
+        LIMIT_BYTES, "Most bytes that artifact and code may have together.", lo=1
+    )
     code_bytes: int | str = opt(
         AUTO,
         "Bytes of code that count: auto measures this recipe's bundle; a number is declared, "

@@ -184,7 +184,7 @@ class _Paid(Witness):
         self.nats.append(float(receipt.nats[receipt.targets != BOS_ID].sum()))
 
 
-class DocumentLearner:
+class DocumentLearner(Frozen):
     """Adapters of the rows, those of `score.lora`; rows without a document have zeros.
 
     A document counts as one position longer than it has tokens to predict, unless it is the last,
@@ -195,7 +195,8 @@ class DocumentLearner:
     steady = False
 
     def __init__(self, model: GPT, lanes: Lanes, course: Course) -> None:
-        self._model, self._lanes, self._course = model, lanes, course
+        super().__init__(model)
+        self._lanes, self._course = lanes, course
         self._chunks: Iterator[Segment] = iter(())
         last = len(course.targets) - 1
         self._lengths = [count + (n < last) for n, count in enumerate(course.targets)]
@@ -235,13 +236,6 @@ class DocumentLearner:
         states_S1D = states_SD[:, None]
         extra = self._documents.adapters.added("head", 0, states_S1D)
         return self._model.logits(states_S1D, extra)[:, 0]
-
-    def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
-        """Return the model's own."""
-        return log_probs_SV
-
-    def heard(self, active_A: IntArray, ids_S: Tensor) -> None:
-        """Wait for the chunk's end."""
 
     def adapt(self, fixed: Fixed) -> None:
         """Let the rows whose document goes on learn the chunk; drop the others before the next."""

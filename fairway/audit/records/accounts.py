@@ -8,8 +8,8 @@ from fairway.audit.findings import Finding, Severity
 from fairway.audit.records.claims import Claims
 from fairway.audit.records.logs import Log
 from fairway.audit.records.said import IN_TRAINING, Number, Stage
+from fairway.config.settings import LIMIT_BYTES
 
-LIMIT_BYTES = 16_000_000
 BUDGET_S = 600.0
 # A run notices the end of its budget after the step that crosses it.
 _LAST_STEP_S = 1.0

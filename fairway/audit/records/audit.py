@@ -13,7 +13,7 @@ from typing import Any
 
 from fairway.audit.findings import Finding, holds, ordered, plain
 from fairway.audit.records import accounts, agreement
-from fairway.audit.records.accounts import LIMIT_BYTES, Shipped, total_bytes
+from fairway.audit.records.accounts import Shipped, total_bytes
 from fairway.audit.records.adaptation import check_adaptation
 from fairway.audit.records.claims import NON_RECORD, Claims, read_claims
 from fairway.audit.records.coverage import gaps
@@ -35,6 +35,7 @@ from fairway.audit.records.runs import Runs, choose
 from fairway.audit.records.sources import check_sources
 from fairway.audit.records.work import LOG_BYTES, MOST_LINE, MOST_LOGS, MOST_OF_A_CODE, MOST_S, Work
 from fairway.base.errors import UserError
+from fairway.config.settings import LIMIT_BYTES
 
 _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst", ".xz")
 _ARCHIVES = (".gz", ".zip", ".bz2", ".tar", ".tgz", ".7z", ".rar")
