@@ -12,7 +12,6 @@ from fairway.config.settings import unknown_name
 
 HARDWARE = "8 x H100"
 STEP_TOKENS = 786_432
-LIMIT_BYTES = 16_000_000
 # What the logs call them: last validation during training, post-EMA, quantised, sliding window,
 # and, in any form, score-first test-time training.
 STAGES = ("raw", "ema", "quantised", "sliding", "adapted")

@@ -16,11 +16,10 @@ from fairway.base.folders import new_folder
 from fairway.base.outputs import require_new
 from fairway.base.terminal import command, line
 from fairway.bundle.build import SCRIPT, write_bundle
-from fairway.config.settings import Config
+from fairway.config.settings import LIMIT_BYTES, Config
 from fairway.pipeline.context import ARTIFACT
 from fairway.pipeline.run import DATA, Pipeline, open_run
 from fairway.submission.texts import (
-    LIMIT_BYTES,
     TRACKS,
     as_json,
     log,

@@ -19,7 +19,6 @@ TRACKS = {
     "10min_16mb": "track_10min_16mb",
     "non_record": "track_non_record_16mb",
 }
-LIMIT_BYTES = 16_000_000
 # How the line of a step begins in a log.
 STEP = "step:"
 
