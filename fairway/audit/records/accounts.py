@@ -236,7 +236,7 @@ def _late(seconds: float, log: Log) -> Severity:
 
 def _evaluation(log: Log) -> Iterator[Finding]:
     """Yield the evaluation if it took too long: that of the score claimed, or the total printed."""
-    scored = [stage for stage in log.stages if stage.seconds is not None and not stage.running]
+    scored = [stage for stage in log.evaluations if stage.seconds is not None]
     final = final_stage(log)
     total = log.numbers.get("eval seconds")
     if total is None and final is not None and final.seconds is not None:

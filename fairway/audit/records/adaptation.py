@@ -54,7 +54,7 @@ def _claimed(log: Log) -> list[Stage]:
     if log.claimed is None:
         return []
     value = log.claimed.bpb.value
-    return [s for s in log.stages if not s.running and abs(s.bpb.value - value) <= ROUNDING]
+    return [s for s in log.evaluations if abs(s.bpb.value - value) <= ROUNDING]
 
 
 _ADAPTED = re.compile(r"ttt|slot|n_?gram|ppm|lora|mix|etlb|cache|knn|adapt|hedge|tilt|pass", re.I)
@@ -67,7 +67,7 @@ def _gain(log: Log) -> Iterator[Finding]:
     claimed = log.claimed
     if claimed is None:
         return
-    own = [s for s in log.stages if not s.running and not _ADAPTED.search(s.name)]
+    own = [s for s in log.evaluations if not _ADAPTED.search(s.name)]
     own = [s for s in own if s.bpb.line < claimed.bpb.line and s not in _claimed(log)]
     best = min(own, key=lambda stage: stage.bpb.value, default=None)
     if best is None or claimed.bpb.value >= (1 - _GAIN) * best.bpb.value:
@@ -93,7 +93,7 @@ def _epochs(log: Log) -> Iterator[Finding]:
     for epochs in _global_epochs(log.epochs):
         last = epochs[-1]
         after = final.bpb.line > last.place.line
-        later = [s for s in log.stages if s.bpb.line > last.place.line and not s.running]
+        later = [s for s in log.evaluations if s.bpb.line > last.place.line]
         value = f"{last.place.text}; then {final.bpb.file}:{final.bpb.line} {final.bpb.text}"
         # A log that says it scores first may count its epochs after that.
         sure = log.claimed is not None and "score first" not in log.numbers

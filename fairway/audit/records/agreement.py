@@ -150,7 +150,7 @@ def _stages_of_all(logs: Sequence[Log]) -> dict[str, dict[str, Any]]:
     """Return mean, sd and values of every stage that all logs have, in the order of the first."""
     if not logs:
         return {}
-    last = [{stage.name: stage.bpb.value for stage in log.stages} for log in logs]
+    last = [log.scores for log in logs]
     common = [name for name in last[0] if all(name in values for values in last)]
     found = {}
     for name in common:
@@ -236,7 +236,7 @@ def _each_seed(logs: Sequence[Log], claims: Claims, readme: str) -> Iterator[Fin
         # A README that has both scores tells of an evaluation whose log is missing.
         row = [score for score, _ in rows.get(seed, ())]
         told = all(any(abs(s - v.value) <= ROUNDING for s in row) for v in (claimed, best))
-        few = all(sum(not s.running for s in log.stages) < 2 for log in by_seed[seed])
+        few = all(len(log.evaluations) < 2 for log in by_seed[seed])
         if claimed.value < best.value and not unread and not told and not few:
             why = "the score claimed for a seed is better than any in its log"
             yield of("invalid", "seed-score", why, claimed, value)

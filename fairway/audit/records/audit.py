@@ -275,7 +275,7 @@ def _facts_of(log: Log) -> dict[str, Any]:
         "total_bytes": total.value if total else None,
         "text_bytes": text_bytes(log),
         **{name: number.value for name, number in log.numbers.items()},
-        "stages": {stage.name: stage.bpb.value for stage in log.stages},
+        "stages": log.scores,
         "coverage": log.coverage.shares(),
     }
 

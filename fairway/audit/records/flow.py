@@ -277,15 +277,14 @@ class Flow(Calls):
 
     def _turned(self, values: Value, labels: Labels, turn: Position) -> Value:
         """Return the value of a loop's variable in a turn."""
+        turns = {n for n in labels if isinstance(n, Turn)}
         if isinstance(values.what, Items) and values.what.names == ("enumerate",):
             inner = values.what.values[0]
-            turns = {n for n in labels if isinstance(n, Turn)}
             counter = Value(frozenset(turns), turn)
             one = element(inner)
             kept = labels if VAL in inner.labels else one.labels | turns
             return Value(labels, Items((counter, Value(frozenset(kept), one.what))))
         if isinstance(values.what, Items) and values.what.names == ("zip",):
-            turns = {n for n in labels if isinstance(n, Turn)}
             return Value(labels, Items(tuple(self._in_step(v, turns) for v in values.what.values)))
         one = element(values)
         what = one.what if not isinstance(one.what, Known) else None

@@ -105,11 +105,8 @@ def _mixes_before(script: Script, function: Function, of_gate: bool) -> bool:
     names = {function.name, *script.names(function)}
     if not of_gate and not any(_SMEAR.search(name) for name in names):
         return False
-    return any(
-        isinstance(n, ast.Slice)
-        and n.lower is None
-        and isinstance(n.upper, ast.UnaryOp)
-        and isinstance(n.upper.operand, ast.Constant)
-        and n.upper.operand.value == 1
-        for n in script.walk(function)
-    )
+    for node in script.walk(function):
+        match node:
+            case ast.Slice(lower=None, upper=ast.UnaryOp(operand=ast.Constant(value=1))):
+                return True
+    return False

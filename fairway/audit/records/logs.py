@@ -126,6 +126,16 @@ class Log:
         return [n for n in self.totals if raw is None or n.value - raw not in codes]
 
     @property
+    def evaluations(self) -> list[Stage]:
+        """Return the evaluations that are no step on the way."""
+        return [stage for stage in self.stages if not stage.running]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Return the last score of every stage by name, in bits per byte."""
+        return {stage.name: stage.bpb.value for stage in self.stages}
+
+    @property
     def processes(self) -> int | None:
         """Return the number of processes that the log states, or None."""
         stated = self.settings.get("world_size", "")

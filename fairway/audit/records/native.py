@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator
 
 from fairway.audit.findings import Finding
-from fairway.audit.records.peeks import WHY as PEEKS
-from fairway.audit.records.spreading import WHY as SPREADS
+from fairway.audit.records import peeks, spreading
 
 # Characters of a program that are looked at, and of one statement.
 _MOST_CHARS, _MOST_STATEMENT = 400_000, 2_000
@@ -50,18 +49,19 @@ def check_native(text: str, file: str, line: int = 1) -> Iterator[Finding]:
     statements = list(_statements(text[:_MOST_CHARS], line))
     mixes = bool(_WEIGHTS.search(text[:_MOST_CHARS]))
     told: set[str] = set()
-    for code, why, where, shown in (
+    for code, where, shown in (
         *_hashed(statements),
         *_simple(statements, mixes),
         *_expert(statements),
     ):
         if code not in told:
             told.add(code)
+            why = (peeks.WHY | spreading.WHY)[code]
             yield Finding("warning", code, why, file, where, shown.strip()[:120])
 
 
 _Statement = tuple[int, str]
-_Found = tuple[str, str, int, str]
+_Found = tuple[str, int, str]
 
 
 def _statements(text: str, line: int) -> Iterator[_Statement]:
@@ -90,21 +90,21 @@ def _hashed(statements: list[_Statement]) -> Iterator[_Found]:
         into = _INTO.match(text.removeprefix("const ").split(" ", 1)[-1]) or _INTO.search(text)
         if _MIXED.search(text):
             if _MASKED.search(text):
-                yield "hashed-target", PEEKS["hashed-target"], line, text
+                yield "hashed-target", line, text
             elif into:
                 mixed.add(into[1])
         elif _MASKED.search(text) and mixed and set(re.findall(r"\w+", text)) & mixed:
-            yield "hashed-target", PEEKS["hashed-target"], line, text
+            yield "hashed-target", line, text
 
 
 def _simple(statements: list[_Statement], mixes: bool) -> Iterator[_Found]:
     for line, text in statements:
         if _GATE.search(text):
-            yield "target-gate", PEEKS["target-gate"], line, text
+            yield "target-gate", line, text
         if mixes and (match := _SPREAD.search(text) or _POWER.search(text)):
-            yield "uniform-spread", SPREADS["uniform-spread"], line, match[0]
+            yield "uniform-spread", line, match[0]
         if mixes and (match := _REST.search(text)):
-            yield "first-byte-mix", SPREADS["first-byte-mix"], line, match[0]
+            yield "first-byte-mix", line, match[0]
 
 
 def _expert(statements: list[_Statement]) -> Iterator[_Found]:
@@ -122,7 +122,7 @@ def _expert(statements: list[_Statement]) -> Iterator[_Found]:
             ):
                 test = (line, inner)
             elif test is not None and _HINT.search(inner):
-                yield "target-expert", PEEKS["target-expert"], *test
+                yield "target-expert", *test
                 return
             elif inner == "}":
                 # The test holds for its own block, and blocks inside it are short.

@@ -223,16 +223,12 @@ def _replacement(source: str, at: int) -> tuple[str, int]:
     expression = "".join(parts).rstrip()
     if expression.endswith("=") and not expression.endswith(("==", "!=", "<=", ">=")):
         expression = expression[:-1]
-    return expression or "None", _field_end(source, max(at, start))
-
-
-def _field_end(source: str, at: int) -> int:
-    """Return the place behind the brace that ends a field; its format may hold fields."""
-    depth = 1
+    # The format of a field may hold fields.
+    at, depth = max(at, start), 1
     while at < len(source) and depth:
         depth += (source[at] == "{") - (source[at] == "}")
         at += 1
-    return at
+    return expression or "None", at
 
 
 class _Joined(ast.NodeTransformer):

@@ -97,7 +97,7 @@ def _without_copies(logs: Sequence[Log]) -> tuple[list[Log], list[tuple[Log, str
     seen: dict[tuple[object, ...], Log] = {}
     left, aside = [], []
     for log in sorted(logs, key=lambda log: log.name.count("/")):
-        values = tuple((s.name, s.bpb.value) for s in log.stages if not s.running)
+        values = tuple((s.name, s.bpb.value) for s in log.evaluations)
         key = (log.seed, log.steps, log.train_s.value if log.train_s else None, values)
         if values and key in seen:
             aside.append((log, "a copy of another log"))
@@ -122,7 +122,7 @@ def unit(text: str) -> float:
 
 def _match(log: Log, values: Iterable[Number]) -> Stage | None:
     """Return the stage of a log that one of some scores is of: the nearest, of those the last."""
-    stages = [s for s in log.stages if not s.running] or log.stages[-1:]
+    stages = log.evaluations or log.stages[-1:]
     best: tuple[float, Stage] | None = None
     for value in values:
         for stage in stages:
@@ -270,7 +270,7 @@ def _common(group: Sequence[Log], value: float, allowed: float) -> str | None:
     seeds = [log.seed for log in group if log.seed is not None]
     if len(group) < 2 or len(set(seeds)) < len(seeds):
         return None
-    last = [{s.name: s.bpb.value for s in log.stages} for log in group]
+    last = [log.scores for log in group]
     for name in reversed(list(last[0])):
         if all(name in stages for stages in last):
             mean = statistics.fmean(stages[name] for stages in last)

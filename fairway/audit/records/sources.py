@@ -162,9 +162,8 @@ def settings_of(logs: Sequence[Log]) -> dict[str, str]:
     differ: set[str] = set()
     for log in logs:
         for name, value in log.settings.items():
-            text, low = str(getattr(value, "text", value)), name.lower()
-            if found.setdefault(low, text) != text:
-                differ.add(low)
+            if found.setdefault(name.lower(), value) != value:
+                differ.add(name.lower())
     return {name: value for name, value in found.items() if name not in differ}
 
 

@@ -13,8 +13,6 @@ Judgement = Literal["invalid", "not judged", "to ask about", "clean"]
 JUDGEMENTS: tuple[Judgement, ...] = ("invalid", "not judged", "to ask about", "clean")
 # So many findings are told to a person; the rest is counted.
 MOST_TOLD = 10
-# Without these, there is nothing to judge.
-_NOTHING_READ = {"no-log": "no log could be read"}
 _FAILED = ("not-audited", "work-ended")
 
 
@@ -64,14 +62,10 @@ def judged(audit: RecordAudit) -> Judgement:
     """Return what came of an audit, in one word."""
     if not audit.valid:
         return "invalid"
-    if failed(audit) or _unread(audit):
+    # Without a log there is nothing to judge.
+    if failed(audit) or any(finding.code == "no-log" for finding in audit.findings):
         return "not judged"
     return "to ask about" if _to_ask(audit) else "clean"
-
-
-def _unread(audit: RecordAudit) -> str:
-    """Return why there was nothing to judge, or an empty text."""
-    return next((_NOTHING_READ[f.code] for f in audit.findings if f.code in _NOTHING_READ), "")
 
 
 def _to_ask(audit: RecordAudit) -> int:
@@ -91,7 +85,7 @@ def sentence(audit: RecordAudit) -> str:
             return f"invalid: {first.question.title}{where}{more}{'; ' if asked else ''}{to_ask}"
         case "not judged":
             reasons = [f.why for f in audit.findings if f.code in _FAILED]
-            return f"could not be judged: {(reasons or [_unread(audit)])[0]}"
+            return f"could not be judged: {[*reasons, 'no log could be read'][0]}"
         case "to ask about":
             return f"nothing invalid; {to_ask}"
         case _:
