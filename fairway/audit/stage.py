@@ -40,15 +40,12 @@ def audited(stage: str) -> bool:
 
 def summary(facts: Mapping[str, Any]) -> str:
     """Return an audit in one line."""
-    bad = [f"{p['stage']}, {p['name']}: {p['why']}" for p in facts["probes"] if _fails(p)]
+    failed = [probe for probe in facts["probes"] if probe["verdict"] == "invalid"]
+    bad = [f"{p['stage']}, {p['name']}: {p['why']}" for p in failed]
     bad += [f["why"] for f in facts["findings"] if f["severity"] == "invalid"]
     if bad:
         return f"invalid: {'; '.join(bad)}"
     return f"{facts['verdict']} by {len(facts['probes'])} probes"
-
-
-def _fails(probe: Mapping[str, Any]) -> bool:
-    return bool(probe["verdict"] == "invalid")
 
 
 def audit_run(
@@ -68,7 +65,8 @@ def audit_run(
             digests = facts.get("trail", [])
             found = check_trail_file(file, digests, facts["tokens"], facts["nats"])
             probes.append((stage, found))
-    methods = {stage: run.stages[f"score.{stage}"] for stage in _PROBED if _has(run, stage)}
+    scored = {name.removeprefix("score."): facts for name, facts in run.stages.items()}
+    methods = {stage: scored[stage] for stage in _PROBED if stage in scored}
     if config.audit.budget_s:
         for stage, facts in methods.items():
             share_s = config.audit.budget_s / len(methods)
@@ -89,10 +87,6 @@ def audit_run(
         "findings": [asdict(finding) for finding in findings],
         "probes": [{"stage": stage, **asdict(probe)} for stage, probe in probes],
     }
-
-
-def _has(run: RunFacts, stage: str) -> bool:
-    return f"score.{stage}" in run.stages
 
 
 def _scorer(

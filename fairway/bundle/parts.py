@@ -87,10 +87,8 @@ def _refusing(module: str, asked_by: str) -> str:
             lines.append(f"{node.name} = _absent")
         elif isinstance(node, ast.ClassDef):
             lines.append(f"class {node.name}:\n    __init__ = _absent")
-        elif isinstance(node, ast.Assign) and not any(map(_acts, ast.walk(node.value))):
+        elif isinstance(node, ast.Assign) and not any(
+            isinstance(part, ast.Name | ast.Call) for part in ast.walk(node.value)
+        ):
             lines.append(ast.unparse(node))
     return "\n".join(lines)
-
-
-def _acts(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name | ast.Call)

@@ -60,7 +60,8 @@ def wrap(program: str, started: Started, ascii_only: bool = False) -> bytes:
     """
     packed = brotli.compress(program.encode(), quality=11, lgwin=24)
     if ascii_only:
-        text = _STEPS.format(imported="base64,brotli", literal=_base85(packed))
+        literal = f"base64.b85decode('{base64.b85encode(packed).decode()}')"
+        text = _STEPS.format(imported="base64,brotli", literal=literal)
     else:
         literal = f"{_latin1(packed)}.encode('latin1')"
         text = _HEAD + _STEPS.format(imported="brotli", literal=literal)
@@ -68,10 +69,6 @@ def wrap(program: str, started: Started, ascii_only: bool = False) -> bytes:
     file = f"{text}{MODULE}.{started.call(size)}".encode("latin1")
     assert len(file) == size and unwrap(file) == program, "the file does not hold its program"
     return file
-
-
-def _base85(packed: bytes) -> str:
-    return f"base64.b85decode('{base64.b85encode(packed).decode()}')"
 
 
 def _latin1(packed: bytes) -> str:

@@ -90,7 +90,9 @@ def build_data(
     split = _split(documents, val_share, val_documents, left_out)
     digest = corpus_digest(sorted([*split.train, *split.val], key=document_key))
     with _folder(out) as folder:
-        tokenizer = tokenizer or Tokenizer.from_bytes(_train(split.train, vocab_size))
+        tokenizer = tokenizer or Tokenizer.from_bytes(
+            train_tokenizer(_sample(split.train), vocab_size)
+        )
         train = _encode(tokenizer, sorted(split.train, key=document_key), "encoding training text")
         val = _encode(tokenizer, split.val, "encoding validation text")
         if prove_bytes(tokenizer, val.tokens) != val.bytes:
@@ -99,7 +101,11 @@ def build_data(
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "corpus_sha256": digest,
-            "tokenizer": _tokenizer_record(tokenizer),
+            "tokenizer": {
+                "sha256": tokenizer.digest,
+                "vocab_size": tokenizer.vocab_size,
+                "lossless": tokenizer.lossless,
+            },
             "split": {
                 "rule": "given" if val_documents is not None else _SPLIT_RULE,
                 "val_share": val_share if val_documents is None else None,
@@ -154,10 +160,6 @@ def _split(
         raise UserError("there is no text in the validation documents given")
     check_overlap(train, val)
     return Split(train, val, {"blank": blank + len(given) - len(val)})
-
-
-def _train(documents: Iterable[Document], vocab_size: int) -> bytes:
-    return train_tokenizer(_sample(documents), vocab_size)
 
 
 def _sample(documents: Iterable[Document]) -> Iterator[str]:
@@ -220,14 +222,6 @@ def _tokenizer(model: bytes) -> Tokenizer:
 
 # ---------------------------------------------------------------------------------------------
 # Writing
-
-
-def _tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "sha256": tokenizer.digest,
-        "vocab_size": tokenizer.vocab_size,
-        "lossless": tokenizer.lossless,
-    }
 
 
 def _write_side(folder: Path, split: str, side: _Encoded, shard_tokens: int) -> dict[str, Any]:

@@ -129,16 +129,11 @@ def threshold(quantised: QuantisedModel) -> int:
 
 def form_of(quantised: QuantisedModel) -> Form:
     """Return the form of a model's scales; UserError if it has both kinds."""
-    tensors = coded_tensors(quantised)
+    tensors = [tensor for tensor in quantised.values() if isinstance(tensor, QuantisedTensor)]
     steps = {tensor.scale_steps is not None for tensor in tensors}
     if len(steps) > 1:
         raise UserError("some matrices have float16 scales and others steps; quantise them alike")
     return Form(True in steps, any(tensor.columns is not None for tensor in tensors))
-
-
-def coded_tensors(quantised: QuantisedModel) -> list[QuantisedTensor]:
-    """Return the matrices of a model that are codes."""
-    return [tensor for tensor in quantised.values() if isinstance(tensor, QuantisedTensor)]
 
 
 def matrices(spec: SectionSpec, quantised: QuantisedModel) -> list[QuantisedTensor]:

@@ -105,18 +105,12 @@ def _statistics(
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
     return {
         "weights": weight_statistics(state, {n: t.codes.numpy() for n, t in coded.items()}),
-        "matrices": matrix_statistics(state, coded, hessians),
+        # What rounding did to every coded matrix.
+        "matrices": [
+            dataclasses.asdict(tensor_stats(name, state[name], tensor, hessians.get(name)))
+            for name, tensor in coded.items()
+        ],
     }
-
-
-def matrix_statistics(
-    state: dict[str, Tensor], coded: dict[str, QuantisedTensor], hessians: dict[str, Tensor]
-) -> list[dict[str, Any]]:
-    """Return for every coded matrix what rounding did to it, ready for JSON."""
-    return [
-        dataclasses.asdict(tensor_stats(name, state[name], tensor, hessians.get(name)))
-        for name, tensor in coded.items()
-    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -227,7 +227,8 @@ def _group(
         if id(cost.inputs) not in factors:
             factors[id(cost.inputs)] = inverse_factor(_alive(cost.inputs), DAMP, name)
         if cost.outputs is None:
-            rows.append(_floored(cost.rows))
+            floor = 1e-6 * float(cost.rows.mean()) + 1e-30
+            rows.append(cost.rows.float().clamp_min(floor))
             continue
         mix_RR = inverse_factor(_alive(cost.outputs), OUTPUT_DAMP, name)
         mixes.append(mix_RR)
@@ -279,10 +280,6 @@ def _alive(moments_CC: Tensor) -> Tensor:
     mean = diagonal_C.mean().clamp_min(1e-30)
     diagonal_C.copy_(torch.where(diagonal_C <= 0, mean, diagonal_C))
     return moments_CC
-
-
-def _floored(rows_R: Tensor) -> Tensor:
-    return rows_R.float().clamp_min(1e-6 * float(rows_R.mean()) + 1e-30)
 
 
 def _conditional(mix_RR: Tensor, stripe: int) -> Tensor:

@@ -13,7 +13,7 @@ Shapes: L matrices of one shape, R rows, C columns, B columns of a block, N stat
 X classes of rows, G = 2 grids, K magnitudes of codes.
 """
 
-from collections.abc import Iterator
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
@@ -33,6 +33,8 @@ _GRIDS = {1: np.zeros(1, np.int8), **GRIDS}
 
 # What no path costs; finite, so that sums and comparisons stay ordinary.
 NEVER = 1e30
+# Rows that a thread takes at a time.
+_ROWS_OF_A_JOB = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -285,16 +287,13 @@ def _on_cpu(
             error_LRB[matrix, rows],
         )
 
+    matrices, count, _ = x_LRB.shape
+    stripes = [slice(first, first + _ROWS_OF_A_JOB) for first in range(0, count, _ROWS_OF_A_JOB)]
+    jobs = itertools.product(range(matrices), stripes)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(work, _jobs(*x_LRB.shape[:2])))
+        list(pool.map(work, jobs))
     multiples, errors = torch.from_numpy(multiple_LRB).mT, torch.from_numpy(error_LRB).mT
     return multiples, errors, torch.from_numpy(state_after_LR)
-
-
-def _jobs(matrices: int, rows: int, most: int = 256) -> Iterator[tuple[int, slice]]:
-    for matrix in range(matrices):
-        for first in range(0, rows, most):
-            yield matrix, slice(first, min(first + most, rows))
 
 
 @compiled

@@ -18,7 +18,7 @@ from fairway.machine.plan import settle
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
 from fairway.score.adapting import adapting
-from fairway.score.documents import Step, batches, documents
+from fairway.score.documents import batches, documents
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score
 from fairway.score.lora import Documents, phase_bounds
@@ -147,17 +147,13 @@ def _estimate_lora(model: GPT, asked: Evaluation) -> float:
     (small, large) = (rows * T for rows, T in sizes)
     per_token_s = max(0.0, large_s - small_s) / max(1, large - small)
     per_step_s = max(0.0, small_s - small * per_token_s)
-    tokens = sum(_tokens(step, score.seq_len) for step in steps)
+    tokens = sum(len(step.rows) * min(step.end, score.seq_len) for step in steps)
     seconds = len(steps) * per_step_s + tokens * per_token_s
     # Every phase learns all that was scored before it.
     ends = [plan[n - 1].positions.stop for n in phase_bounds(len(plan), config.lora_phases)[1:-1]]
     if ends:
         seconds += sum(ends) / score.seq_len * _sequence_s(model, score, config)
     return seconds
-
-
-def _tokens(step: Step, seq_len: int) -> int:
-    return len(step.rows) * min(step.end, seq_len)
 
 
 def _lora_step(

@@ -36,12 +36,9 @@ class Told:
         if count == 1:
             return ""
         if len(names) == count:
-            return f"{count} {'logs' if all(_is_log(name) for name in names) else 'files'}"
+            logs = all(name.lower().endswith((".log", ".txt", ".out")) for name in names)
+            return f"{count} {'logs' if logs else 'files'}"
         return f"{count} places" + (f" in {len(names)} files" if len(names) > 1 else "")
-
-
-def _is_log(name: str) -> bool:
-    return name.lower().endswith((".log", ".txt", ".out"))
 
 
 def told(findings: Sequence[Finding]) -> list[Told]:
