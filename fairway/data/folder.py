@@ -231,21 +231,19 @@ def is_unfinished(record: Any) -> bool:
 
 def _recorded_digests(path: Path) -> dict[str, str]:
     """Return the SHA-256 by file name of a manifest or fetch record; empty without one."""
-    for name, digests in ((MANIFEST, _manifest_digests), (FETCHED, _fetched_digests)):
+    for name in (MANIFEST, FETCHED):
         if not (path / name).exists():
             continue
         record = read_json(path / name)
         if is_unfinished(record):
             raise UserError(f"{path} is not complete; build or fetch the data again")
         try:
-            return digests(record)
+            if name == MANIFEST:
+                return _manifest_digests(record)
+            return {str(file): str(digest) for file, digest in record["files"].items()}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path / name} is damaged ({error!r}); make the data again") from None
     return {}
-
-
-def _fetched_digests(record: dict[str, Any]) -> dict[str, str]:
-    return {str(name): str(digest) for name, digest in record["files"].items()}
 
 
 def _manifest_digests(manifest: dict[str, Any]) -> dict[str, str]:

@@ -85,10 +85,6 @@ def _zlib(data: bytes, most: int, options: dict[str, Any]) -> bytes:
     return zlib.decompressobj(wbits=47).decompress(data, most)
 
 
-def _bz2(data: bytes, most: int, options: dict[str, Any]) -> bytes:
-    return bz2.BZ2Decompressor().decompress(data, most)
-
-
 def _zstd(data: bytes, most: int, options: dict[str, Any]) -> bytes:
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
     with decompressor.stream_reader(io.BytesIO(data)) as reader:
@@ -111,7 +107,7 @@ OPENERS: dict[str, Callable[[bytes, int, dict[str, Any]], bytes]] = {
     "lzma.decompress": _lzma,
     "zlib.decompress": _zlib,
     "gzip.decompress": _zlib,
-    "bz2.decompress": _bz2,
+    "bz2.decompress": lambda data, most, _: bz2.BZ2Decompressor().decompress(data, most),
     "brotli.decompress": _brotli,
     "zstandard.decompress": _zstd,
 }

@@ -454,7 +454,10 @@ def _take(log: Log, kind: str, event: _Event) -> None:
     elif isinstance(event, Stage):
         log.stages.append(event)
     elif isinstance(event, StepLine):
-        _take_step(log, event)
+        if event.stops and event.seconds is not None:
+            for what, number in (("seconds", event.seconds), ("steps", event.step)):
+                log.numbers[f"stop {what}"] = Number(number, log.name, event.line, event.text)
+        log.last_step = event
     elif isinstance(event, Epoch):
         log.epochs.append(event)
     elif isinstance(event, Pass):
@@ -467,10 +470,3 @@ def _take(log: Log, kind: str, event: _Event) -> None:
         log.numbers[kind] = event
         if kind == "total bytes":
             log.totals.append(event)
-
-
-def _take_step(log: Log, step: StepLine) -> None:
-    if step.stops and step.seconds is not None:
-        log.numbers["stop seconds"] = Number(step.seconds, log.name, step.line, step.text)
-        log.numbers["stop steps"] = Number(step.step, log.name, step.line, step.text)
-    log.last_step = step

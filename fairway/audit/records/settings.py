@@ -146,7 +146,8 @@ class SettingsReader:
 
     def _alone(self, text: str, line: int, preamble: bool) -> list[Setting]:
         if _OPENS.search(text[:300]) and len(text) > 20:
-            return _in_object(text, line)
+            pairs = _IN_OBJECT.findall(text)
+            return _settings(pairs, line, True) if len(pairs) >= 3 else []
         if text.strip() in ("{", "config = {", "args = {"):
             self._open("{")
             return []
@@ -210,11 +211,6 @@ def _list_item(text: str, line: int) -> list[Setting]:
         if found:
             return _setting(found[1], found[2], line, True)
     return []
-
-
-def _in_object(text: str, line: int) -> list[Setting]:
-    found = _IN_OBJECT.findall(text)
-    return _settings(found, line, True) if len(found) >= 3 else []
 
 
 def _pairs(text: str, line: int) -> list[Setting]:

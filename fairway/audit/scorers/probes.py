@@ -34,7 +34,8 @@ def audit_scorer(bench: Bench) -> list[Probe]:
     once more.
     """
     bench.start()
-    trials = [_begun(bench, kind) for kind in KINDS if kind.concerns(bench)]
+    probed = [kind(bench) for kind in KINDS if kind.concerns(bench)]
+    trials = [(trial, trial.steps()) for trial in probed]
     for trial, work in sorted(trials, key=lambda pair: pair[0].turn):
         _least(bench, trial, work)
     for trial, work in trials:
@@ -47,11 +48,6 @@ def audit_scorer(bench: Bench) -> list[Probe]:
         bench.begin("replay, at the end")
         replay.again()
     return [trial.probe() for trial, _ in trials]
-
-
-def _begun(bench: Bench, kind: type[Trial]) -> tuple[Trial, Iterator[None]]:
-    trial = kind(bench)
-    return trial, trial.steps()
 
 
 def _least(bench: Bench, trial: Trial, work: Iterator[None]) -> None:
