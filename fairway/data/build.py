@@ -101,11 +101,7 @@ def build_data(
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "corpus_sha256": digest,
-            "tokenizer": {
-                "sha256": tokenizer.digest,
-                "vocab_size": tokenizer.vocab_size,
-                "lossless": tokenizer.lossless,
-            },
+            "tokenizer": _tokenizer_record(tokenizer),
             "split": {
                 "rule": "given" if val_documents is not None else _SPLIT_RULE,
                 "val_share": val_share if val_documents is None else None,
@@ -222,6 +218,14 @@ def _tokenizer(model: bytes) -> Tokenizer:
 
 # ---------------------------------------------------------------------------------------------
 # Writing
+
+
+def _tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "sha256": tokenizer.digest,
+        "vocab_size": tokenizer.vocab_size,
+        "lossless": tokenizer.lossless,
+    }
 
 
 def _write_side(folder: Path, split: str, side: _Encoded, shard_tokens: int) -> dict[str, Any]:
