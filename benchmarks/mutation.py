@@ -69,7 +69,7 @@ TESTS = {
     "train.muon": ["optim/test_muon.py", "optim/test_muon_exact.py", "optim/test_fused_muon.py"],
     "train.checkpoint": ["test_checkpoint.py"],
     "pipeline.folder": ["test_stages.py"],
-    "audit.scorers.sums": ["audit/test_sums.py"],
+    "audit.scorers.sums": ["audit/test_sums.py", "audit/test_sum_bounds.py"],
     "audit.scorers.trails": ["audit/test_ledger.py"],
     "submission.statistics": ["test_statistics.py"],
     "costing": ["test_costing.py", "test_harness.py"],
