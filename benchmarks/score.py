@@ -126,7 +126,7 @@ def main() -> None:
         if name.startswith("sgd, plain"):
             plain = fresh(replace(plan, kernels="plain"))
             return evaluate_sgd(plain, Evaluation(text, score, config, description=name))
-        return ways[config.method](fresh(), text, score, config, seed=0, description=name)
+        return ways[config.method](fresh(), Evaluation(text, score, config, description=name))
 
     for name in chosen.only:
         first = timed(name, chosen.targets, lambda name=name: run(name))

@@ -16,7 +16,7 @@ import torch
 from fairway.api import LanguageModel
 from fairway.base.arrays import IntArray
 from fairway.data.pieces import Packer, encoded
-from fairway.model.gpt import rope_table
+from fairway.model.gpt import Walk, rope_table
 from fairway.score.windows import Window, sliding_windows
 
 # Logits are formed for so many positions at a time: 1,024 x 8,192 in float64 is 67 MB.
@@ -142,7 +142,7 @@ class Coster:
         for row, (ids, window) in enumerate(zip(texts, parts, strict=True)):
             ids_BT[row, : window.end - window.start] = ids[window.start : window.end]
         embedded_BTD = self._model.embedded(torch.from_numpy(ids_BT).to(self._device))
-        x_BTD = self._model.states(embedded_BTD, (self._cos_LR[:T], self._sin_LR[:T]))
+        x_BTD = self._model.states(embedded_BTD, Walk((self._cos_LR[:T], self._sin_LR[:T])))
         scored = [
             x_TD[window.score_from - window.start : window.end - window.start]
             for window, x_TD in zip(parts, x_BTD, strict=True)

@@ -58,7 +58,7 @@ PARTS = (
     Part(
         "runtime.kernels=auto or fused",
         lambda config: config.runtime.kernels != "plain",
-        ("fairway.model.gpu.adapted", "fairway.model.gpu.fused"),
+        ("fairway.model.gpu.adapters", "fairway.model.gpu.operations"),
     ),
 )
 

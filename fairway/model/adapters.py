@@ -1,9 +1,9 @@
 """Low-rank adapters on a frozen model, a set per row of the batch and per visit of a block.
 
-There is no second transformer here: hooks on the model's own projections add what an adapter makes
-of the same input (LoRA: Hu et al. 2021, arXiv 2106.09685; per document at test time: pull request
-#1530). With B = 0, as at the start, they add zeros, and the model is itself. `adapted` does the
-same with GPU kernels.
+There is no second transformer here: the model's walk asks what is added to each of its matrices
+(LoRA: Hu et al. 2021, arXiv 2106.09685; per document at test time: pull request #1530). With B = 0,
+as at the start, that is zero, and the model is itself. `gpu.adapters` does the same with fewer and
+wider products.
 
 Adapters of a visit lie side by side: the matrices A of its targets are rows of one matrix, and so
 are the matrices B, so that a few wide tensors hold everything that learns.
@@ -14,25 +14,15 @@ S visits, D width.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairway.config.checks import LORA_TARGETS
-from fairway.model.gpt import GPT, Block
-
-# Where an adapter sits in a block: its output is added to that of this module, for its input.
-_PLACES: dict[str, Callable[[Block], nn.Module]] = {
-    "q": lambda block: block.attn.c_q,
-    "k": lambda block: block.attn.c_k,
-    "v": lambda block: block.attn.c_v,
-    "o": lambda block: block.attn,
-    "mlp": lambda block: block.mlp,
-}
+from fairway.model.gpt import GPT, Walk
+from fairway.model.operations import Extras, Rope
 
 
 def _outputs(model: GPT, target: str) -> int:
@@ -81,7 +71,6 @@ class Adapters:
         parts = [(inside, visits), (["head"] if "head" in targets else [], 1)]
         self.groups = [_group(model, names, slots, rank) for names, slots in parts if names]
         self._used: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = []
-        self._slot = -1
 
     def drawn(self, generator: torch.Generator) -> list[Tensor]:
         """Return fresh matrices A of every group, [S, 1, Q, I]: the same for all rows.
@@ -130,30 +119,37 @@ class Adapters:
                 return torch.bmm(torch.bmm(x_BTI, inner_BRI.mT), outer_BOR.mT)
         return None
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """While this lasts, the model's blocks run with the adapters in `use`."""
-        with ExitStack() as stack:
-            visits = itertools.cycle((*self.model.encoder_visits, *self.model.decoder_visits))
-            count = len(self.model.encoder_visits) + len(self.model.decoder_visits)
-            slots = itertools.cycle(range(count))
+    def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
+        """Return what the adapters of some targets of a visit add for an input, and the input."""
+        found = {}
+        for target in targets.split():
+            if target in self.targets:
+                found[target] = _Extra(self, target, visit, x_BTD)
+        return found, x_BTD
 
-            def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-                self._slot = next(slots)
-                assert module is self.model.blocks[next(visits)], "a visit was left out"
+    def states(self, values: Sequence[Tensor], ids_BT: Tensor, rope: Rope) -> Tensor:
+        """Return the model's final states under some adapters, [B, T, D]."""
+        self.use(values)
+        return self.model.states(self.model.embedded(ids_BT), Walk(rope, self))
 
-            for block in self.model.blocks:
-                stack.callback(block.register_forward_pre_hook(enter).remove)
-                for target in self.targets:
-                    if target in _PLACES:
-                        place = _PLACES[target](cast(Block, block))
-                        stack.callback(place.register_forward_hook(self._adding(target)).remove)
-            yield
 
-    def _adding(self, target: str) -> Callable[..., Tensor]:
-        def add(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            extra = self.added(target, self._slot, inputs[0])
-            assert extra is not None
-            return output + extra
+@dataclass(frozen=True, slots=True)
+class _Extra:
+    adapters: Adapters
+    target: str
+    slot: int
+    x_BTD: Tensor
 
-        return add
+    def value(self) -> Tensor:
+        """Return what is added, [B, T, O]."""
+        extra_BTO = self.adapters.added(self.target, self.slot, self.x_BTD)
+        assert extra_BTO is not None
+        return extra_BTO
+
+    def add_(self, whole_BTC: Tensor, first: int, scale_O: Tensor | None) -> Tensor:
+        """Return `whole` with it added, scaled, to its columns from `first` on, in place."""
+        extra_BTO = self.value()
+        if scale_O is not None:
+            extra_BTO = extra_BTO * scale_O.to(extra_BTO.dtype)
+        whole_BTC[:, :, first : first + extra_BTO.shape[2]] += extra_BTO
+        return whole_BTC

@@ -1,8 +1,8 @@
 """Forward passes a few tokens at a time: keys and values of what was read are kept.
 
-There is no second transformer here. The model's own code runs, but while it does, `attend` of every
-block is replaced by one that adds the new keys and values to those of the same visit and lets the
-queries see both. A block that the recurrence visits three times keeps three sets.
+There is no second transformer here. The model's own walk runs, but every visit attends by a
+function that adds the new keys and values to those of the same visit and lets the queries see
+both. A block that the recurrence visits three times keeps three sets.
 
 Shapes: S rows side by side, B some of them, T new positions, N positions read so far, D width,
 V visits of blocks, H query heads, G key/value heads, P = H / G, K head width, R rotated pairs,
@@ -12,15 +12,14 @@ L most positions.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fairway.base.graphs import recording
 from fairway.model.attention import Attention
-from fairway.model.gpt import GPT, Block, rope_table
+from fairway.model.gpt import GPT, Adapters, Attending, Walk, rope_table
 
 _ALL = slice(None)
 # Tokens that a GPU reads at once: hidden states of the MLP are then 268 MB in bfloat16.
@@ -45,7 +44,7 @@ class Cache:
     Positions are turned by the rotary table of `length`, whose base may depend on it, so that
     states equal those of a window padded to that length. Between calls the model is as it was:
     its weights may change as long as `clear` is called before reading on. It must not change its
-    looping state or dtype. If weights change in place alone and nothing is hooked on, the cache may
+    looping state or dtype. If weights change in place alone and nothing is added, the cache may
     be `steady`: many tokens are then read some rows at a time and, on a GPU, single tokens by
     recorded launches.
     """
@@ -64,6 +63,8 @@ class Cache:
         self._kept_2VSGLK = torch.zeros(shape, dtype=model.compute_dtype, device=weight.device)
         self.last_S1 = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
         self.filled = 0
+        # What is added to the model for all rows; its rows must be read together.
+        self.adapters: Adapters | None = None
         self.single = Single(self) if steady and weight.is_cuda else None
 
     def clear(self) -> None:
@@ -105,8 +106,9 @@ class Cache:
         cos_LR, sin_LR = self._rope
         places = slice(self.filled, self.filled + ids_BT.shape[1])
         x_BTD = self._embedded(ids_BT, self.last_S1[rows])
-        with self.attending(self._attend, rows):
-            return self.model.states(x_BTD, (cos_LR[places], sin_LR[places]))
+        rope = cos_LR[places], sin_LR[places]
+        attending = self.attending(self._attend, rows)
+        return self.model.states(x_BTD, Walk(rope, self.adapters, attending))
 
     def rope_at(self, at_1: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rotary table of one position, whose number is on the device."""
@@ -119,23 +121,13 @@ class Cache:
         # SmearGate looks one token back, so that one is embedded again.
         return self.model.embedded(torch.cat((last_B1, ids_BT), 1))[:, 1:]
 
-    @contextmanager
-    def attending(self, attend: Callable[..., Tensor], rows: slice = _ALL) -> Iterator[None]:
-        """While this lasts, blocks attend by a function of (kept_2BGLK, own attention, q, k, v)."""
-        attentions = [cast(Block, block).attn for block in self.model.blocks]
-        own = [attention.attend for attention in attentions]
-        visits = iter(range(self._visits))
+    def attending(self, attend: Callable[..., Tensor], rows: slice = _ALL) -> Attending:
+        """Return attention by a function of (kept_2BGLK, the block's own attention, q, k, v)."""
 
-        def visited(plain: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend(self._kept_2VSGLK[:, next(visits), rows], plain, q, k, v)
+        def visited(visit: int, own: Attention) -> Attention:
+            return functools.partial(attend, self._kept_2VSGLK[:, visit, rows], own)
 
-        try:
-            for attention, plain in zip(attentions, own, strict=True):
-                attention.attend = functools.partial(visited, plain)
-            yield
-        finally:
-            for attention, plain in zip(attentions, own, strict=True):
-                attention.attend = plain
+        return visited
 
     def _attend(
         self,
@@ -210,8 +202,8 @@ class Single:
 
         # SmearGate looks one token back.
         x_S1D = cache.model.embedded(self._ids_S2)[:, 1:]
-        with cache.attending(attend):
-            self._states_S1D.copy_(cache.model.states(x_S1D, rope))
+        given = Walk(rope, attending=cache.attending(attend))
+        self._states_S1D.copy_(cache.model.states(x_S1D, given))
 
 
 def attend_after(q_SHTK: Tensor, k_SGNK: Tensor, v_SGNK: Tensor) -> Tensor:

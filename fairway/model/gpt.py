@@ -15,22 +15,19 @@ K head width, V vocabulary, N rows of a flattened batch, S features of SmearGate
 """
 
 import math
-from typing import Protocol, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairway.config.settings import BOS_ID, ModelConfig
-from fairway.model import attention
-from fairway.model.ops import (
-    leaky_square,
-    mean_loss,
-    norm,
-    position,
-    softcapped,
-    without_self,
-)
+from fairway.model import attention, kinds
+from fairway.model.kinds import Kind, kind_in, matrix, scalar
+from fairway.model.operations import PLAIN, Extras, Heads, Join, Operations, Rope
+from fairway.model.ops import softcapped
 
 # Features of a token that SmearGate reads.
 SMEAR_FEATURES = 12
@@ -90,15 +87,64 @@ def smeared(e_BTE: Tensor, ids_BT: Tensor, gate_S: Tensor, strength: Tensor) -> 
     return torch.cat([e_BTE[:, :1], now_BTE + share_BT[..., None] * before_BTE], 1)
 
 
+class Adapters(Protocol):
+    """What is added to the matrices of every visit; `adapters` makes such."""
+
+    def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
+        """Return what the adapters of some targets of a visit make of their input, and the input.
+
+        `targets` are those that read it: of "q k v o mlp".
+        """
+
+
+# Attention of a visit in place of the block's own, which comes second.
+Attending = Callable[[int, attention.Attention], attention.Attention]
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What a walk through the blocks is given beside the stream."""
+
+    rope: Rope
+    adapters: Adapters | None = None
+    attending: Attending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One visit of a block on a walk."""
+
+    number: int
+    operations: Operations
+    given: Walk
+
+    def attention(self, own: attention.Attention) -> attention.Attention:
+        """Return what the visit attends by."""
+        attending = self.given.attending
+        return own if attending is None else attending(self.number, own)
+
+    def read(self, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
+        """Return what adapters make of an input, and the input."""
+        adapters = self.given.adapters
+        return ({}, x_BTD) if adapters is None else adapters.read(self.number, x_BTD, targets)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with normalised q and k, partial rotation, gain and XSA."""
 
+    declares: ClassVar[dict[str, Kind]] = {
+        "c_q.weight": matrix("query"),
+        "c_k.weight": matrix("key"),
+        "c_v.weight": matrix("value"),
+        "proj.weight": matrix("attention output", kinds.zeros),
+        "q_gain": scalar(kinds.ones),
+    }
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_dim = config.dim // config.num_heads
-        kv_dim = self.num_kv_heads * self.head_dim
-        self.exclude_self = layer >= config.num_layers - config.xsa_layers
+        kv_dim = config.dim // config.num_heads * config.num_kv_heads
+        exclude_self = layer >= config.num_layers - config.xsa_layers
+        self.heads = Heads(config.num_heads, config.num_kv_heads, exclude_self)
         self.c_q = Linear(config.dim, config.dim)
         self.c_k = Linear(config.dim, kv_dim)
         self.c_v = Linear(config.dim, kv_dim)
@@ -106,39 +152,38 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.empty(config.num_heads))
         self.attend: attention.Attention = attention.plain
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the attention output for every position, [B, T, D]."""
-        B, T, _ = x_BTD.shape
-        q_BTHK = self.c_q(x_BTD).view(B, T, self.num_heads, self.head_dim)
-        k_BTGK = self.c_k(x_BTD).view(B, T, self.num_kv_heads, self.head_dim)
-        v_BTGK = self.c_v(x_BTD).view(B, T, self.num_kv_heads, self.head_dim)
-        q_BTHK = position(q_BTHK, self.q_gain, *rope)
-        k_BTGK = position(k_BTGK, self.q_gain.new_ones(self.num_kv_heads), *rope)
-        y_BHTK = self.attend(*(z.transpose(1, 2) for z in (q_BTHK, k_BTGK, v_BTGK)))
-        y_BTHK = y_BHTK.transpose(1, 2)
-        if self.exclude_self:
-            y_BTHK = without_self(y_BTHK, v_BTGK)
-        out: Tensor = self.proj(y_BTHK.reshape(B, T, -1))
-        return out
+    def forward(self, h_BTD: Tensor, extras: Extras, visit: Visit) -> tuple[Tensor, Tensor]:
+        """Return (what the output projection reads, [B, T, D]; h)."""
+        steps = visit.operations
+        projected, h_BTD = steps.project(h_BTD, (self.c_q, self.c_k, self.c_v), extras)
+        attend = visit.attention(self.attend)
+        return steps.attend(projected, self.q_gain, visit.given.rope, attend, self.heads), h_BTD
 
 
 class MLP(nn.Module):
     """Up-projection, squared leaky ReLU, down-projection."""
 
+    declares: ClassVar[dict[str, Kind]] = {
+        "fc.weight": matrix("MLP up"),
+        "proj.weight": matrix("MLP down", kinds.zeros),
+    }
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.leak = LEAK
         self.fc = Linear(config.dim, config.mlp_dim)
         self.proj = Linear(config.mlp_dim, config.dim)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Return the MLP's output, [B, T, D]."""
-        out: Tensor = self.proj(leaky_square(self.fc(x_BTD), self.leak))
-        return out
 
 
 class Block(nn.Module):
     """One physical layer: mix in x0, then attention and MLP, in sequence or in parallel."""
+
+    declares: ClassVar[dict[str, Kind]] = {
+        **kinds.inside("attn", Attention.declares),
+        **kinds.inside("mlp", MLP.declares),
+        "attn_scale": scalar(kinds.ones),
+        "mlp_scale": scalar(kinds.ones),
+        "resid_mix": scalar(kinds.first_one),
+    }
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -150,16 +195,21 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.empty(config.dim))
         self.resid_mix = nn.Parameter(torch.empty(2, config.dim))
 
-    def forward(self, x_BTD: Tensor, x0_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the residual stream after this block, [B, T, D]."""
-        mix_2D = self.resid_mix.to(x_BTD.dtype)
-        attn_scale_D, mlp_scale_D = self.attn_scale.to(x_BTD.dtype), self.mlp_scale.to(x_BTD.dtype)
-        u_BTD = torch.addcmul(mix_2D[0] * x_BTD, mix_2D[1], x0_BTD)
-        h_BTD = norm(u_BTD, self.scale)
-        v_BTD = torch.addcmul(u_BTD, attn_scale_D, self.attn(h_BTD, rope))
+    def forward(
+        self, x_BTD: Tensor, x0_BTD: Tensor, join: Join | None, visit: Visit
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the residual stream after this block, [B, T, D]; x0; what it was before."""
+        steps, mlp = visit.operations, self.mlp
+        u_BTD, h_BTD, x0_BTD, x_BTD = steps.enter(x_BTD, x0_BTD, join, self.resid_mix, self.scale)
+        extras, h_BTD = visit.read(h_BTD, "q k v o mlp" if self.parallel else "q k v o")
+        y_BTC, g_BTD = self.attn(h_BTD, extras, visit)
+        u_BTD = steps.add(u_BTD, y_BTC, self.attn.proj, self.attn_scale, extras.get("o"))
         if not self.parallel:
-            h_BTD = norm(v_BTD, self.scale)
-        return torch.addcmul(v_BTD, mlp_scale_D, self.mlp(h_BTD))
+            u_BTD, g_BTD = steps.branch(u_BTD, self.scale)
+            extras, g_BTD = visit.read(g_BTD, "mlp")
+        layers, extra = (mlp.fc, mlp.proj), extras.get("mlp")
+        u_BTD = steps.mlp(u_BTD, g_BTD, layers, LEAK, self.mlp_scale, extra)
+        return u_BTD, x0_BTD, x_BTD
 
 
 # ---------------------------------------------------------------------------------------------
@@ -189,18 +239,24 @@ def num_skips(config: ModelConfig) -> int:
 # The model
 
 
-class FastPath(Protocol):
-    """Another way to compute the same function of the same parameters; `fused` has one."""
-
-    def hidden(self, ids_BT: Tensor) -> Tensor:
-        """Return the normalised final states."""
-
-    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the mean loss."""
-
-
 class GPT(nn.Module):
-    """The whole stack. `model(ids, targets)` is the mean loss; `hidden` and `logits` its halves."""
+    """The whole stack. `model(ids, targets)` is the mean loss; `hidden` and `logits` its halves.
+
+    Its steps are `operations`: plain formulas, or kernels that equal them.
+    """
+
+    # An artifact's sections have this order.
+    declares: ClassVar[dict[str, Kind]] = {
+        "tok_emb.weight": Kind("embed", kinds.normal(EMBED_STD), "embedding"),
+        "head.weight": Kind("head", kinds.zeros, "embedding"),
+        "embed_proj.weight": matrix("projection"),
+        "head_proj.weight": matrix("projection"),
+        **Block.declares,
+        "skip_weights": scalar(kinds.ones),
+        "skip_gates": scalar(kinds.zeros),
+        "smear_gate": scalar(kinds.zeros),
+        "smear_lambda": scalar(kinds.zeros),
+    }
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -222,9 +278,11 @@ class GPT(nn.Module):
         if not config.tie_embeddings:
             self.head = Linear(embed_dim, config.vocab_size)
         self.compute_dtype = torch.float32
-        self.fused: FastPath | None = None
+        self.operations = PLAIN
         self.set_looping(False)
-        self._rope: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self._rope: Rope = (torch.empty(0), torch.empty(0))
+        for name, _ in self.named_parameters():
+            kind_in(self.declares, name)
 
     def set_looping(self, on: bool) -> None:
         """Switch the depth recurrence on or off; parameters are the same either way."""
@@ -239,98 +297,86 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Set every parameter; the only place where initial values are decided.
+        """Set every parameter to what its kind begins with; queries' gains are a setting.
 
-        embedding N(0, EMBED_STD^2) | matrices orthogonal | output projections and gates 0 |
-        scales 1 | resid_mix (1, 0) | q_gain from the config. Every block starts as the identity.
-        Weights pass through one bfloat16 rounding, as they did in the records.
+        Every block starts as the identity. Weights pass through one bfloat16 rounding, as they did
+        in the records.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
-            kind = name.removesuffix(".weight").rpartition(".")[2]
-            if kind == "tok_emb":
-                value = torch.randn(weight.shape, generator=generator) * EMBED_STD
-            elif kind in ("proj", "head", "skip_gates", "smear_gate", "smear_lambda"):
-                value = torch.zeros(weight.shape)
-            elif kind in ("attn_scale", "mlp_scale", "skip_weights"):
-                value = torch.ones(weight.shape)
-            elif kind == "resid_mix":
-                value = torch.zeros(weight.shape)
-                value[0] = 1.0
-            elif kind == "q_gain":
-                value = torch.full(weight.shape, self.config.qk_gain)
-            elif weight.ndim == 2:
-                value = _orthogonal(weight.shape, generator)
-            else:
-                raise AssertionError(f"no initial value for parameter {name}")
+            value = kind_in(self.declares, name).start(weight.shape, generator)
+            if name.endswith("q_gain"):
+                value *= self.config.qk_gain
             weight.copy_(value.bfloat16())
         if self.config.embed_bf16:
             self.tok_emb.to(torch.bfloat16)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """Return the normalised final state of every position, [B, T, D] in the compute dtype."""
-        if self.fused is not None:
-            return self.fused.hidden(ids_BT)
-        return self.states(self.embedded(ids_BT), self.rope_for(ids_BT))
+        return self.states(self.embedded(ids_BT), Walk(self.rope_for(ids_BT)))
 
-    def states(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Return `hidden` of embedded tokens that stand where a rotary table says, plainly."""
-        return norm(self._walk(x_BTD, rope))
+    def states(self, x_BTD: Tensor, given: Walk) -> Tensor:
+        """Return `hidden` of embedded tokens that stand where a rotary table says."""
+        return self.operations.norm(self._walk(x_BTD, given))
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """Return x0, the normalised embeddings, [B, T, D] in the compute dtype."""
-        x_BTD = self.tok_emb(ids_BT).to(self.compute_dtype)
         if self.config.smear:
-            x_BTD = smeared(x_BTD, ids_BT, self.smear_gate, self.smear_lambda)
-        x_BTD = norm(x_BTD)
+            e_BTE = self.tok_emb(ids_BT).to(self.compute_dtype)
+            e_BTE = smeared(e_BTE, ids_BT, self.smear_gate, self.smear_lambda)
+            x_BTE = self.operations.norm(e_BTE)
+        else:
+            x_BTE = self.operations.embed(self.tok_emb, ids_BT, self.compute_dtype)
         if not hasattr(self, "embed_proj"):
-            return x_BTD
-        projected_BTD: Tensor = self.embed_proj(x_BTD)
+            return x_BTE
+        projected_BTD: Tensor = self.embed_proj(x_BTE)
         return projected_BTD
 
-    def _walk(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        x0_BTD = x_BTD
+    def _walk(self, x_BTD: Tensor, given: Walk) -> Tensor:
+        """Visit the blocks. The first half's outputs wait in a stack for the second half.
+
+        A state enters the stack as the next block hands it on, and the last one, which is popped at
+        once, does not enter it.
+        """
+        half, x0_BTD = len(self.encoder_visits), x_BTD
         stack: list[Tensor] = []
-        for layer in self.encoder_visits:
-            x_BTD = self.blocks[layer](x_BTD, x0_BTD, rope)
-            stack.append(x_BTD)
-        for step, layer in enumerate(self.decoder_visits):
-            if step < self.num_skips and stack:
-                x_BTD = self._join(x_BTD, stack.pop(), step)
-            x_BTD = self.blocks[layer](x_BTD, x0_BTD, rope)
+        for number, layer in enumerate((*self.encoder_visits, *self.decoder_visits)):
+            visit, join, step = Visit(number, self.operations, given), None, number - half
+            if 0 <= step < self.num_skips and (step == 0 < half or stack):
+                join = self._join(x_BTD if step == 0 else stack.pop(), step)
+            x_BTD, x0_BTD, before_BTD = self.blocks[layer](x_BTD, x0_BTD, join, visit)
+            if 0 < number < half:
+                stack.append(before_BTD)
         return x_BTD
 
-    def _join(self, x_BTD: Tensor, skip_BTD: Tensor, step: int) -> Tensor:
-        """Blend a skip into the stream. Rows belong to decoder steps, not to layers: switching
-        the recurrence on pairs them anew, and the first pop is the state itself."""
-        s_BTD = self.skip_weights[step].to(x_BTD.dtype) * skip_BTD
-        if not self.config.skip_gates:
-            return x_BTD + s_BTD
-        gate_D = torch.sigmoid(self.skip_gates[step]).to(x_BTD.dtype)
-        return torch.lerp(s_BTD, x_BTD, gate_D)
+    def _join(self, skip_BTD: Tensor, step: int) -> Join:
+        gate_D = self.skip_gates[step] if self.config.skip_gates else None
+        return Join(skip_BTD, self.skip_weights[step], gate_D)
 
     def logits(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
         """Return the capped logits of final states, [..., V] in float32.
 
         `extra` is added before the cap.
         """
-        raw = self._raw_logits(x)
+        table_VE = self.head_table()
+        raw = F.linear(self.to_head(x), table_VE.to(x.dtype))
         return softcapped(raw if extra is None else raw + extra, self.config.softcap)
 
-    def _raw_logits(self, x: Tensor) -> Tensor:
-        if hasattr(self, "head_proj"):
-            x = self.head_proj(x)
-        if self.config.tie_embeddings:
-            return F.linear(x, self.tok_emb.weight.to(x.dtype))
-        raw: Tensor = self.head(x)
-        return raw
+    def to_head(self, x: Tensor) -> Tensor:
+        """Return final states as the head reads them, [..., E]."""
+        return self.head_proj(x) if hasattr(self, "head_proj") else x
+
+    def head_table(self) -> Tensor:
+        """Return the head's matrix, [V, E]: the embedding again, or one of its own."""
+        weight: Tensor = (self.tok_emb if self.config.tie_embeddings else self.head).weight
+        return weight
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats per token, a float32 scalar."""
-        if self.fused is not None:
-            return self.fused.loss(ids_BT, targets_BT)
-        raw_NV = self._raw_logits(self.hidden(ids_BT)).flatten(0, 1)
-        return mean_loss(raw_NV, targets_BT.flatten(), self.config.softcap)
+        h_NE = self.to_head(self.hidden(ids_BT)).flatten(0, 1)
+        return self.operations.loss(
+            h_NE, self.head_table(), targets_BT.flatten(), self.config.softcap
+        )
 
     def rope_for(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rotary table (cos_TR, sin_TR) of a batch's length, kept between calls."""
@@ -340,12 +386,6 @@ class GPT(nn.Module):
             cos_TR, sin_TR = rope_table(T, self.config)
             self._rope = (cos_TR.to(ids_BT.device), sin_TR.to(ids_BT.device))
         return self._rope
-
-
-def _orthogonal(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    value = torch.empty(shape)
-    nn.init.orthogonal_(value, generator=generator)
-    return value
 
 
 def build(config: ModelConfig, seed: int = 0) -> GPT:

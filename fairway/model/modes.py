@@ -8,6 +8,7 @@ import torch
 
 from fairway.model import attention
 from fairway.model.gpt import GPT, Block
+from fairway.model.operations import PLAIN
 
 
 @contextmanager
@@ -21,13 +22,13 @@ def mode(
 ) -> Iterator[None]:
     """While this lasts, a model is in evaluation mode.
 
-    plain: it runs by the plain formulas, without fused kernels. frozen: no parameter gathers
-    gradients, so that only states carry them. in_order: gradients are added up in a fixed order,
-    which gives the same bits every time; CPUs need nothing for that, and on a GPU PyTorch's
-    FlashAttention has a fixed order for those who ask. restored: the weights are given back
-    afterwards, and gradients taken away.
+    plain: it runs by the plain formulas, which those who look inside can watch. frozen: no
+    parameter gathers gradients, so that only states carry them. in_order: gradients are added up in
+    a fixed order, which gives the same bits every time; CPUs need nothing for that, and on a GPU
+    PyTorch's FlashAttention has a fixed order for those who ask. restored: the weights are given
+    back afterwards, and gradients taken away.
     """
-    training, fused = model.training, model.fused
+    training, operations = model.training, model.operations
     needed = [weight.requires_grad for weight in model.parameters()]
     attentions = [cast(Block, block).attn for block in model.blocks]
     attends = [attn.attend for attn in attentions]
@@ -35,7 +36,7 @@ def mode(
     try:
         model.eval()
         if plain:
-            model.fused = None
+            model.operations = PLAIN
         if frozen:
             model.requires_grad_(False)
         if in_order and model.tok_emb.weight.device.type == "cuda":
@@ -45,7 +46,7 @@ def mode(
         yield
     finally:
         model.train(training)
-        model.fused = fused
+        model.operations = operations
         for weight, gathers in zip(model.parameters(), needed, strict=True):
             weight.requires_grad_(gathers)
         for attn, attend in zip(attentions, attends, strict=True):

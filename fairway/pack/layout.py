@@ -15,24 +15,15 @@ from torch import Tensor
 from fairway.base.errors import UserError
 from fairway.config.settings import ModelConfig
 from fairway.model.gpt import GPT
+from fairway.model.kinds import kind_in
 from fairway.quantise.gptq import QuantisedModel, is_coded
 from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, largest_code, restore, scale_of
 
 Numbers = NDArray[np.generic]
 
-# Section of a matrix by the end of its name; like weights compress best beside one another.
-_ROLES = {
-    "tok_emb.weight": "embedding",
-    "head.weight": "embedding",
-    "embed_proj.weight": "projection",
-    "head_proj.weight": "projection",
-    "attn.c_q.weight": "query",
-    "attn.c_k.weight": "key",
-    "attn.c_v.weight": "value",
-    "attn.proj.weight": "attention output",
-    "mlp.fc.weight": "MLP up",
-    "mlp.proj.weight": "MLP down",
-}
+# Like weights compress best beside one another: codes lie by their kind's section, in the order in
+# which the model declares them, the embedding first.
+_SECTIONS = tuple(dict.fromkeys(kind.section for kind in GPT.declares.values() if kind.section))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +77,7 @@ def layout(config: ModelConfig, min_numel: int, form: Form) -> list[SectionSpec]
     """
     with torch.device("meta"):
         state = GPT(config).state_dict()
-    roles: dict[str, list[TensorSpec]] = {role: [] for role in _ROLES.values()}
+    roles: dict[str, list[TensorSpec]] = {role: [] for role in _SECTIONS}
     coded, kept = [], []
     for name, tensor in state.items():
         spec = TensorSpec(name, tuple(tensor.shape))
@@ -106,11 +97,8 @@ def layout(config: ModelConfig, min_numel: int, form: Form) -> list[SectionSpec]
 
 
 def role_of(name: str) -> str:
-    """Return the section of a matrix."""
-    for ending, role in _ROLES.items():
-        if name == ending or name.endswith(f".{ending}"):
-            return role
-    raise AssertionError(f"matrix {name} has no role")
+    """Return the section of a matrix; ValueError for a name that the model does not declare."""
+    return kind_in(GPT.declares, name).section
 
 
 def threshold(quantised: QuantisedModel) -> int:

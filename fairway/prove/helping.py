@@ -18,6 +18,7 @@ from fairway.base.errors import UserError
 from fairway.config.checks import check_mixture
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
+from fairway.model.gpt import Adapters
 from fairway.model.modes import mode
 from fairway.prove.learning import ChunkSgd, proven_text
 from fairway.prove.streams import Stream, cut_evenly
@@ -99,7 +100,7 @@ class ExpertLearner:
             Helpers(self._tokenizer, self._mixture, self._targets[stream]) for stream in streams
         ]
 
-    def predicting(self) -> AbstractContextManager[object]:
+    def predicting(self) -> AbstractContextManager[Adapters | None]:
         """Return the base's."""
         return self._base.predicting()
 

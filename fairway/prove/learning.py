@@ -20,7 +20,7 @@ from fairway.base.errors import UserError
 from fairway.config.checks import check_learning
 from fairway.config.settings import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, Adapters
 from fairway.model.modes import mode
 from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, Segments, window_segments
@@ -217,13 +217,13 @@ class DocumentLearner(Frozen):
         self._ids = [np.array([self._course.bos_id]) for _ in streams]
 
     @contextmanager
-    def predicting(self) -> Iterator[None]:
-        """Attach the adapters of all rows."""
+    def predicting(self) -> Iterator[Adapters]:
+        """Give the adapters of all rows."""
         adapters = self._documents.adapters
         values = self._documents.values_of(self._rows)
         adapters.use([self._of_all_rows(value) for value in values])
-        with adapting(self._model), adapters.attached():
-            yield
+        with adapting(self._model):
+            yield adapters
 
     def _of_all_rows(self, value: Tensor) -> Tensor:
         """Return matrices of the present rows, of B, among zeros for the others, of S."""

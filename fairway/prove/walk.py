@@ -29,7 +29,7 @@ from torch import Tensor
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
 from fairway.model.cache import Cache
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, Adapters
 from fairway.prove.coder import Decoder, Encoder, cost_bits
 from fairway.prove.shares import Shares, shares_of
 from fairway.score.windows import sliding_windows
@@ -226,8 +226,8 @@ class Learner(Protocol):
     def begin(self, streams: range) -> None:
         """Prepare for streams that start now, in rows 0, 1, ..."""
 
-    def predicting(self) -> AbstractContextManager[object]:
-        """Return what is entered while a segment is walked: the model as it has learned."""
+    def predicting(self) -> AbstractContextManager[Adapters | None]:
+        """Return what is entered while a segment is walked; it gives what is added to the model."""
 
     def logits(self, states_SD: Tensor) -> Tensor:
         """Return the capped logits [S, V] of final states of all rows."""
@@ -256,7 +256,7 @@ class Frozen:
     def begin(self, streams: range) -> None:
         """Leave the model as it is."""
 
-    def predicting(self) -> AbstractContextManager[object]:
+    def predicting(self) -> AbstractContextManager[Adapters | None]:
         """Leave the model as it is."""
         return nullcontext()
 
@@ -311,7 +311,7 @@ def walk(
         group.begin()
         for segment in course.walked(group.longest):
             group.make_room(segment.end)
-            with learner.predicting():
+            with learner.predicting() as cache.adapters:
                 fixed = group.walk(segment, advance)
             learner.adapt(fixed)
         ids += group.result(group.ids_ST)

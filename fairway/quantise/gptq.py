@@ -21,6 +21,8 @@ from torch import Tensor
 from fairway.base.errors import UserError
 from fairway.base.progress import progress
 from fairway.config.settings import QuantConfig
+from fairway.model.gpt import GPT
+from fairway.model.kinds import kind_in
 from fairway.quantise.grid import (
     Grid,
     QuantisedTensor,
@@ -33,7 +35,6 @@ from fairway.quantise.grid import (
 # A model on its way into an artifact: matrices as codes, everything else as float16, by name.
 QuantisedModel = dict[str, QuantisedTensor | Tensor]
 
-_EMBEDDINGS = ("tok_emb.weight", "head.weight")
 # The share of the Hessian's mean diagonal that is added to it (as in #1493), and the columns whose
 # errors reach those behind them together: codes are the same for any number, 128 is fast.
 DAMP, BLOCK = 0.01, 128
@@ -207,14 +208,17 @@ def grid_of(name: str, weight: Tensor, config: QuantConfig) -> Grid | None:
     """
     if not is_coded(name, weight, config.min_numel):
         return None
-    if name in _EMBEDDINGS:
+    if kind_in(GPT.declares, name).group != "matrix":
         return Grid(config.embed_bits, config.embed_sigmas)
     return Grid(config.matrix_bits, config.matrix_sigmas)
 
 
 def is_coded(name: str, weight: Tensor, min_numel: int) -> bool:
-    """Return whether a tensor is a matrix with more than min_numel values."""
-    return name.endswith(".weight") and weight.ndim == 2 and weight.numel() > min_numel
+    """Return whether a parameter is a matrix, embedding or head with more than min_numel values.
+
+    Raises ValueError for a name that the model does not declare.
+    """
+    return kind_in(GPT.declares, name).group != "scalar" and weight.numel() > min_numel
 
 
 def needs_hessian(name: str, state: Mapping[str, Tensor]) -> bool:

@@ -11,7 +11,6 @@ V vocabulary.
 
 import importlib
 import weakref
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -22,23 +21,13 @@ from fairway.base.graphs import recording
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
+from fairway.model.operations import Rope
 from fairway.score.adam import AdamW
-
-Rope = tuple[Tensor, Tensor]
 
 
 def adapting(model: GPT) -> AbstractContextManager[None]:
-    """While this lasts, a model takes adapters: frozen, itself plain, its gradients in order."""
-    return mode(model, plain=True, frozen=True, in_order=True)
-
-
-def plain_states(
-    adapters: Adapters, values: Sequence[Tensor], ids_BT: Tensor, rope: Rope
-) -> Tensor:
-    """Return the final states of windows under some adapters by the plain path, [B, T, D]."""
-    adapters.use(values)
-    with adapters.attached():
-        return adapters.model.states(adapters.model.embedded(ids_BT), rope)
+    """While this lasts, a model takes adapters: frozen, its gradients in order."""
+    return mode(model, frozen=True, in_order=True)
 
 
 def chunk_nats(log_probs_BCV: Tensor, targets_BC: Tensor) -> Tensor:
@@ -94,7 +83,7 @@ class Plain:
         (B, T), self._at = ids_BT.shape, room.start
         self._leaves = [value.detach().requires_grad_() for value in self.adam.rows(self._at, B)]
         here = rope[0][:T], rope[1][:T]
-        states_BCD = plain_states(self.adapters, self._leaves, ids_BT, here)[:, first:]
+        states_BCD = self.adapters.states(self._leaves, ids_BT, here)[:, first:]
         extra = self.adapters.added("head", 0, states_BCD)
         self._log_probs_BCV = self.adapters.model.logits(states_BCD, extra).log_softmax(-1)
         return self._log_probs_BCV.detach()
@@ -140,11 +129,10 @@ class Fused:
 
     def __init__(self, adapters: Adapters, adam: AdamW) -> None:
         # Imported here: they need Triton, which comes with GPU builds of PyTorch alone.
-        adapted = importlib.import_module("fairway.model.gpu.adapted")
+        gpu = importlib.import_module("fairway.model.gpu.adapters")
         self._fused_step = importlib.import_module("fairway.score.fused_adam").fused_step
         self.adam, self.adapters = adam, adapters
-        self.bank = adapted.Bank(adapters, adam.values[0].shape[1])
-        self.path = adapted.AdaptedPath(self.bank)
+        self.bank = gpu.Bank(adapters, adam.values[0].shape[1])
         self._factors: list[Tensor | None] = []
         self._versions: tuple[int, ...] = ()
         self._shapes: dict[tuple[int, int, int, int], _Shape] = {}
@@ -213,8 +201,8 @@ class Fused:
     def compute(self, rows: range, ids_PT: Tensor, places_C: Tensor, rope: Rope) -> Tensor:
         """Return log-probabilities of some places of windows, [P, C, V], with their way back."""
         self.bank.rows = rows
-        states_PCD = self.path.states(ids_PT, rope).index_select(1, places_C)
-        logits_PCV = self.adapters.model.logits(states_PCD, self.path.head_adds(states_PCD))
+        states_PCD = self.bank.states(ids_PT, rope).index_select(1, places_C)
+        logits_PCV = self.adapters.model.logits(states_PCD, self.bank.head(states_PCD))
         return logits_PCV.log_softmax(-1)
 
     def step(

@@ -18,7 +18,8 @@ from torch import Tensor
 from fairway.base.errors import UserError
 from fairway.base.memory import free_bytes, give_back
 from fairway.base.progress import notice
-from fairway.score.adapting import Rope, Way
+from fairway.model.operations import Rope
+from fairway.score.adapting import Way
 
 # One chunk runs as it is, another one is held by recordings; both at once are the most.
 _HELD_TWICE = 2.0

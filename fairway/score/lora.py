@@ -27,8 +27,9 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
+from fairway.model.operations import Rope
 from fairway.score.adam import AdamW
-from fairway.score.adapting import Fused, Plain, Rope, Way, adapting, chunk_nats, plain_states
+from fairway.score.adapting import Fused, Plain, Way, adapting, chunk_nats
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
 from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
@@ -213,7 +214,7 @@ class DocumentDistribution:
         ids = torch.from_numpy(self._context.inputs(window, position + 1)[None].copy())
         ids_BT, adapters = ids.to(self.log_probs_BCV.device), predictor.adapters
         rope = predictor.rope(ids_BT.shape[1])
-        last_BCD = plain_states(adapters, predictor.values_of([row]), ids_BT, rope)[:, -1:]
+        last_BCD = adapters.states(predictor.values_of([row]), ids_BT, rope)[:, -1:]
         extra = adapters.added("head", 0, last_BCD)
         return whole_row(predictor.model.logits(last_BCD, extra)[0, 0])
 
@@ -251,7 +252,7 @@ class Lanes:
         self, model: GPT, config: TttConfig, seq_len: int, seed: int, fixed: bool = False
     ) -> None:
         self.config, self.seed = config, seed
-        fast = model.fused is not None
+        fast = model.operations.fused
         rows = config.lora_documents
         self._documents = Documents(model, config, seq_len, rows, fast, fixed)
         self._inner: dict[int, list[Tensor]] = {}

@@ -109,7 +109,7 @@ class Sgd:
         self.gradients(lesson, sequences)
         torch.nn.utils.clip_grad_norm_(self.weights, _CLIP)
         self.optimiser.step()
-        # Whoever keeps copies of weights (`model.fused`) watches their versions.
+        # Whoever keeps copies of weights (its operations) watches their versions.
         torch.autograd.graph.increment_version(self.weights)
 
     def gradients(self, lesson: Lesson, sequences: range) -> None:

@@ -160,7 +160,7 @@ def _lora_step(
     model: GPT, score: ScoreConfig, config: TttConfig, rows: int, length: int, size: int
 ) -> float:
     """Return the seconds of scoring and learning the last `size` positions of some windows."""
-    lane = Documents(model, config, score.seq_len, rows, model.fused is not None)
+    lane = Documents(model, config, score.seq_len, rows, model.operations.fused)
     inner = lane.adapters.zeros(rows)[::2]
     context = _dummy(rows, length, size)
     targets = np.zeros(rows * size, np.int64)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from fairway.config.settings import OptimConfig
 from fairway.machine.ranks import Ranks, Wait
+from fairway.model import kinds
+from fairway.model.gpt import GPT
 from fairway.train.schedule import momentum
 
 Triple = tuple[float, float, float]
@@ -351,15 +353,14 @@ def _by_dtype(weights: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
     return list(groups.values())
 
 
-def products_dtype(model: nn.Module) -> torch.dtype:
+def products_dtype(model: GPT) -> torch.dtype:
     """Return the dtype of Muon's products: bfloat16, as in #1493, or a CPU model's own.
 
     Where a CPU has no products of bfloat16, PyTorch's stand-in takes 20 to 40 times as long as
     float32: three quarters of a step of the demo.
     """
     on_gpu = any(weight.is_cuda for weight in model.parameters())
-    dtype: torch.dtype = getattr(model, "compute_dtype", torch.bfloat16)
-    return torch.bfloat16 if on_gpu else dtype
+    return torch.bfloat16 if on_gpu else model.compute_dtype
 
 
 class Optimisers:
@@ -370,32 +371,24 @@ class Optimisers:
     in `step`.
     """
 
-    def __init__(self, model: nn.Module, config: OptimConfig, ranks: Ranks | None = None) -> None:
+    def __init__(self, model: GPT, config: OptimConfig, ranks: Ranks | None = None) -> None:
         self.config, self.ranks = config, ranks or Ranks()
         self.clip = config.grad_clip or math.inf
         named = dict(model.named_parameters())
-        embed = [name for name in named if name == "tok_emb.weight"]
-        head = [name for name in named if name == "head.weight"]
-        matrices = [
-            n
-            for n, w in named.items()
-            if n.startswith("blocks.") and w.ndim == 2 and not n.endswith("resid_mix")
-        ]
-        matrices = [
-            *(n for n in named if n == "embed_proj.weight"),
-            *matrices,
-            *(n for n in named if n == "head_proj.weight"),
-        ]
-        taken = {*embed, *head, *matrices}
-        scalars = [name for name in named if name not in taken]
+        by_group = kinds.by_group(model.declares, named)
+        # In the order of the layers: the backward pass meets what leads to the head first.
+        matrices = sorted(by_group["matrix"], key=lambda name: name == "head_proj.weight")
         groups = [
-            (embed, config.embed_lr, config.embed_wd),
-            (head, config.head_lr, 0.0),
-            (scalars, config.scalar_lr, config.scalar_wd),
+            (by_group["embed"], config.embed_lr, config.embed_wd),
+            (by_group["head"], config.head_lr, 0.0),
+            (by_group["scalar"], config.scalar_lr, config.scalar_wd),
         ]
-        fused = getattr(model, "fused", None) is not None
         self.muon = Muon(
-            [(n, named[n]) for n in matrices], config, self.ranks, fused, products_dtype(model)
+            [(name, named[name]) for name in matrices],
+            config,
+            self.ranks,
+            model.operations.fused,
+            products_dtype(model),
         )
         self.adam = torch.optim.AdamW(
             [
@@ -432,7 +425,7 @@ class Optimisers:
         self._step_adam(scale_1, multiplier)
         self.muon.apply(self.config.matrix_lr * multiplier)
         # Neither the banks nor fused AdamW count versions of the parameters they change, and
-        # whoever keeps copies of weights (`model.fused`) watches those.
+        # whoever keeps copies of weights (its operations) watches those.
         torch.autograd.graph.increment_version(self.parameters)
         self.clear()
         return grad_norm

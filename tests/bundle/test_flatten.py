@@ -73,5 +73,7 @@ def test_every_statement_has_its_module() -> None:
     for module, node in flat.statements(ast.parse(flat.text)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = module
-    assert found["GPT"] == "fairway.model.gpt" and found["FusedPath"] == "fairway.model.gpu.fused"
+    assert (
+        found["GPT"] == "fairway.model.gpt" and found["Kernels"] == "fairway.model.gpu.operations"
+    )
     assert found["start"] == "" and found["Ledger"] == "fairway.score.ledger"

@@ -78,5 +78,5 @@ def test_modules_stand_behind_what_they_need_and_lazy_ones_last() -> None:
         order.index("fairway.config.settings") < order.index("fairway.model.gpt") < len(order) - 1
     )
     lazy = [name for name in order if modules[name].lazy]
-    assert "fairway.model.gpu.fused" in lazy and order[-len(lazy) :] == lazy
+    assert "fairway.model.gpu.operations" in lazy and order[-len(lazy) :] == lazy
     assert source_file("fairway.nothing") is None

@@ -8,7 +8,7 @@ from tiny import TINY, alive
 
 from fairway.config.checks import LORA_TARGETS
 from fairway.model.adapters import Adapters
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, Walk
 
 IDS_BT = torch.randint(0, 260, (3, 7), generator=torch.Generator().manual_seed(0))
 
@@ -23,8 +23,8 @@ def adapters_of(model: GPT, targets: tuple[str, ...]) -> tuple[Adapters, list[to
 
 
 def logits(model: GPT, adapters: Adapters, ids_BT: torch.Tensor) -> torch.Tensor:
-    with adapters.attached():
-        states_BTD = model.hidden(ids_BT)
+    embedded_BTD, rope = model.embedded(ids_BT), model.rope_for(ids_BT)
+    states_BTD = model.states(embedded_BTD, Walk(rope, adapters))
     return model.logits(states_BTD, adapters.added("head", 0, states_BTD))
 
 
@@ -65,30 +65,3 @@ def test_one_adapter_equals_a_changed_matrix(target: str) -> None:
             weight = getattr(block.attn, f"c_{target}").weight
             weight += 1.5 * values[1][layer, 0] @ values[0][layer, 0]
     torch.testing.assert_close(found, model.logits(model.hidden(IDS_BT[:1])), rtol=1e-4, atol=1e-4)
-
-
-def test_hooks_leave_nothing_behind() -> None:
-    model = alive()
-    adapters, values = adapters_of(model, LORA_TARGETS)
-    before = model.hidden(IDS_BT)
-    values[1].fill_(1.0)
-    adapters.use(values)
-    with adapters.attached():
-        assert not torch.equal(before, model.hidden(IDS_BT))
-    assert torch.equal(before, model.hidden(IDS_BT))
-
-
-def test_targets_lie_side_by_side_and_do_not_mix() -> None:
-    model = alive()
-    together, values = adapters_of(model, LORA_TARGETS)
-    values[1].normal_(generator=torch.Generator().manual_seed(5))
-    values[3].normal_(generator=torch.Generator().manual_seed(6))
-    together.use(values)
-    x_BTD = torch.randn(3, 7, model.config.dim, generator=torch.Generator().manual_seed(7))
-    for target in LORA_TARGETS:
-        group, first = (together.groups[1], 2) if target == "head" else (together.groups[0], 0)
-        inner, outer = (value[0] for value in values[first : first + 2])
-        wanted = x_BTD @ inner[:, group.inner[target]].mT @ outer[:, group.outer[target]].mT * 1.5
-        found = together.added(target, 0, x_BTD)
-        assert found is not None
-        torch.testing.assert_close(found, wanted)

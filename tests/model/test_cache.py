@@ -149,7 +149,7 @@ def test_the_model_is_as_it_was_even_after_a_failure(monkeypatch: pytest.MonkeyP
     cache = Cache(model, 2, LENGTH)
     cache.read(tokens(2, 3))
     assert [block.attn.attend for block in model.blocks] == own
-    monkeypatch.setattr(model.blocks[1], "mlp", None)
+    monkeypatch.setattr(model.blocks[1].mlp, "fc", None)
     with pytest.raises(TypeError):
         cache.read(tokens(2, 3))
     assert [block.attn.attend for block in model.blocks] == own

@@ -3,11 +3,14 @@
 Without a GPU they run in Triton's interpreter, which truncates to bfloat16 where a GPU rounds.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
 from fairway.config.settings import OptimConfig
+from fairway.model.kinds import matrix, ones, scalar
 from fairway.train import muon
 
 pytest.importorskip("triton", reason="the kernels need Triton")
@@ -51,11 +54,13 @@ def test_move(shape: tuple[int, int, int]) -> None:
 
 def test_a_model_of_kernels_is_moved_by_kernels() -> None:
     for fused, kernels in (
-        (None, (muon.nesterov, muon.move)),
-        (object(), (fused_muon.fused_nesterov, fused_muon.fused_move)),
+        (False, (muon.nesterov, muon.move)),
+        (True, (fused_muon.fused_nesterov, fused_muon.fused_move)),
     ):
         model = torch.nn.Module()
         model.blocks = torch.nn.ModuleList([torch.nn.Linear(3, 4)])
-        model.fused = fused
+        model.compute_dtype = torch.float32
+        model.declares = {"weight": matrix(""), "bias": scalar(ones)}
+        model.operations = SimpleNamespace(fused=fused)
         [bank] = muon.Optimisers(model, OptimConfig()).muon.banks
         assert bank.names == ["blocks.0.weight"] and (bank.nesterov, bank.move) == kernels

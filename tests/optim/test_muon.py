@@ -10,6 +10,8 @@ from torch import nn
 
 from fairway.config.settings import ModelConfig, OptimConfig
 from fairway.model.gpt import build
+from fairway.model.kinds import ones, scalar
+from fairway.model.operations import PLAIN
 from fairway.train.muon import (
     POLAR_EXPRESS,
     Muon,
@@ -163,6 +165,8 @@ def test_clip_off_reports_the_norm_and_keeps_it() -> None:
     weight.grad = torch.tensor([3.0, 4.0, 0.0])
     holder = nn.Module()
     holder.register_parameter("gain", weight)
+    holder.declares, holder.operations = {"gain": scalar(ones)}, PLAIN
+    holder.compute_dtype = torch.float32
     optimisers = Optimisers(holder, replace(CONFIG, grad_clip=0.0))
     assert float(optimisers.step(1.0, 0)) == pytest.approx(5.0)
     # AdamW's first step is the learning rate times the sign: only its moments show the scale.

@@ -478,7 +478,7 @@ def test_roles_are_told_apart() -> None:
     assert role_of("blocks.3.mlp.proj.weight") == "MLP down"
     assert role_of("embed_proj.weight") == role_of("head_proj.weight") == "projection"
     assert role_of("head.weight") == role_of("tok_emb.weight") == "embedding"
-    with pytest.raises(AssertionError, match="no role"):
+    with pytest.raises(ValueError, match="declared nowhere"):
         role_of("blocks.0.attn.gate.weight")
 
 

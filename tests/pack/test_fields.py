@@ -585,13 +585,13 @@ def test_every_matrix_has_the_section_of_its_role() -> None:
         role: sorted(f"{name}.weight" for name in names) for role, names in whole.items()
     }
     for name in ("x.weight", "my_head.weight", "head.weights", "mlp.fc"):
-        with pytest.raises(AssertionError, match=f"matrix {name} has no role"):
+        with pytest.raises(ValueError, match=f"the parameter {name} is declared nowhere"):
             role_of(name)
 
 
 def test_the_largest_matrix_that_is_kept_sets_the_threshold() -> None:
-    kept = {f"m{n}.weight": torch.ones(n, 3).half() for n in (2, 5, 4)}
-    others = {"vector.weight": torch.ones(99).half(), "matrix": torch.ones(7, 9).half()}
+    kept = {f"blocks.{n}.mlp.fc.weight": torch.ones(n, 3).half() for n in (2, 5, 4)}
+    others = {"skip_gates": torch.ones(99).half(), "skip_weights": torch.ones(7, 9).half()}
     coded = {name: t for name, t in quantised().items() if isinstance(t, QuantisedTensor)}
     assert threshold({**others, **coded}) == threshold({}) == 0
     assert threshold({**kept, **others, **coded}) == 15

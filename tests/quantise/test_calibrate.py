@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from fairway.config.settings import ModelConfig, QuantConfig
 from fairway.model.gpt import GPT, build
+from fairway.model.operations import Operations
 from fairway.quantise import calibrate
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.gptq import dequantise, quantise_model
@@ -132,21 +134,12 @@ def test_model_is_left_as_it_was() -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-class Opaque:
-    """A fused path: it must not be asked, since it shows no inputs, but be there afterwards."""
-
-    def hidden(self, ids_BT: Tensor) -> Tensor:
-        raise AssertionError
-
-    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        raise AssertionError
-
-
-def test_fused_kernels_are_bypassed() -> None:
+def test_kernels_are_bypassed() -> None:
+    """They show no inputs: none of them may be asked, and they must be there afterwards."""
     model = alive()
-    model.fused = fused = Opaque()
+    model.operations = kernels = cast(Operations, object())
     found = collect_hessians(model, batches(), matrices(model))
-    assert model.fused is fused
+    assert model.operations is kernels
     plain = collect_hessians(alive(), batches(), matrices(model))
     assert all(torch.equal(found[name], plain[name]) for name in plain)
 

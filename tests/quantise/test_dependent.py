@@ -36,7 +36,7 @@ def moments(size: int, seed: int) -> Tensor:
 def problem() -> tuple[dict[str, Tensor], dict[str, Curvature]]:
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(40, 24, generator=generator) for name in NAMES}
-    state["gain"] = torch.tensor([5.25, 1.0])
+    state["skip_weights"] = torch.tensor([5.25, 1.0])
     costs = {}
     for seed, name in enumerate(NAMES[:2]):
         outputs_RR = 1e-5 * moments(40, seed)
@@ -63,7 +63,9 @@ def test_what_comes_back_is_near_and_in_order() -> None:
     plan = Plan(state, costs, CONFIG)
     found = plan.quantise(plan.level_for(5.0))
     assert list(found) == list(state)
-    assert isinstance(found["gain"], Tensor) and found["gain"].dtype == torch.float16
+    assert (
+        isinstance(found["skip_weights"], Tensor) and found["skip_weights"].dtype == torch.float16
+    )
     for name in NAMES:
         tensor = found[name]
         assert isinstance(tensor, QuantisedTensor)
@@ -230,5 +232,5 @@ def test_what_cannot_be_stored_is_named() -> None:
 
 
 def test_a_model_without_matrices_is_kept_as_it_is() -> None:
-    plan = Plan({"gain": torch.ones(2)}, {}, CONFIG)
-    assert list(plan.quantise(plan.level_for(3.0))) == ["gain"]
+    plan = Plan({"skip_weights": torch.ones(2)}, {}, CONFIG)
+    assert list(plan.quantise(plan.level_for(3.0))) == ["skip_weights"]

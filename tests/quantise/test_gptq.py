@@ -327,7 +327,7 @@ def toy_state() -> dict[str, Tensor]:
         "blocks.0.attn.c_k.weight": (2, 8),
     }
     state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    return {**state, "gain": torch.tensor([5.25, 1.0])}
+    return {**state, "skip_weights": torch.tensor([5.25, 1.0])}
 
 
 CONFIG = QuantConfig(min_numel=16)
@@ -344,12 +344,12 @@ def test_model_keeps_order_and_sorts_tensors_by_the_rule() -> None:
     embedding, matrix = quantised["tok_emb.weight"], quantised["blocks.0.mlp.fc.weight"]
     assert isinstance(embedding, QuantisedTensor) and embedding.bits == 8
     assert isinstance(matrix, QuantisedTensor) and matrix.bits == 6
-    for name in ("blocks.0.attn.c_k.weight", "gain"):
+    for name in ("blocks.0.attn.c_k.weight", "skip_weights"):
         kept = quantised[name]
         assert isinstance(kept, Tensor) and kept.dtype == torch.float16
     restored = dequantise(quantised)
     assert all(tensor.dtype == torch.float32 for tensor in restored.values())
-    assert restored["gain"].tolist() == [5.25, 1.0]
+    assert restored["skip_weights"].tolist() == [5.25, 1.0]
     assert torch.equal(restored["tok_emb.weight"], restore(embedding))
 
 
@@ -391,15 +391,18 @@ def test_untied_embedding_is_rounded_plainly() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.tensor([1e5]), "gain holds a value that float16 cannot"),
-        (torch.tensor([float("nan")]), "gain holds a value that float16 cannot"),
-        (torch.tensor([1.0, 65_520.0]), "gain holds a value that float16 cannot"),
-        (torch.tensor([1]), "gain is torch.int64; an artifact holds floating-point tensors only"),
+        (torch.tensor([1e5]), "skip_weights holds a value that float16 cannot"),
+        (torch.tensor([float("nan")]), "skip_weights holds a value that float16 cannot"),
+        (torch.tensor([1.0, 65_520.0]), "skip_weights holds a value that float16 cannot"),
+        (
+            torch.tensor([1]),
+            "skip_weights is torch.int64; an artifact holds floating-point tensors only",
+        ),
     ],
 )
 def test_tensors_that_cannot_be_stored_are_named(value: Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        quantise_model({**toy_state(), "gain": value}, toy_hessians(), CONFIG)
+        quantise_model({**toy_state(), "skip_weights": value}, toy_hessians(), CONFIG)
 
 
 def test_seed_configuration_has_the_known_split() -> None:
@@ -417,19 +420,25 @@ def test_seed_configuration_has_the_known_split() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "coded"),
     [
-        ("a.weight", (3, 4), True),
-        ("a.weight", (11, 1), False),
-        ("a.weight", (1, 12), True),
-        ("a.weight", (12,), False),
-        ("a.weight", (3, 2, 2), False),
-        ("a.weights", (3, 4), False),
-        ("weight", (3, 4), False),
+        ("blocks.0.attn.c_q.weight", (3, 4), True),
+        ("blocks.0.attn.c_q.weight", (11, 1), False),
+        ("blocks.12.mlp.fc.weight", (1, 12), True),
+        ("tok_emb.weight", (3, 4), True),
+        ("head.weight", (3, 4), True),
+        ("skip_weights", (3, 4), False),
+        ("blocks.0.resid_mix", (3, 4), False),
     ],
 )
 def test_matrices_of_more_than_so_many_values_are_coded(
     name: str, shape: tuple[int, ...], coded: bool
 ) -> None:
     assert is_coded(name, torch.zeros(shape), 11) is coded
+
+
+@pytest.mark.parametrize("name", ["a.weight", "blocks.0.weights", "c_q.weight", "tok_emb"])
+def test_what_the_model_does_not_declare_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"the parameter {name} is declared nowhere"):
+        is_coded(name, torch.zeros(3, 4), 11)
 
 
 def test_grids_are_those_of_the_settings() -> None:

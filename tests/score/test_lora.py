@@ -3,7 +3,8 @@
 import math
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tiny import alive as alive_with
 from fairway.base.errors import LedgerError
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
+from fairway.model.operations import Operations
 from fairway.score import lora
 from fairway.score.documents import batches, documents
 from fairway.score.evaluation import ALONE, Evaluation
@@ -243,14 +245,14 @@ def test_a_lane_that_begins_late_draws_by_its_number() -> None:
     assert torch.equal(found.adam.values[0][:, :1], drawn(5_000_016)[0])
 
 
-@pytest.mark.parametrize("fused", [None, object()])
-def test_lanes_are_fast_where_the_model_is(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_lanes_are_fast_where_the_model_is(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(lora, "Documents", lambda *arguments: given.append(arguments))
     model = alive()
-    model.fused = fused
+    model.operations = cast(Operations, SimpleNamespace(fused=fused))
     Lanes(model, CONFIG, T, 0, True)
-    assert given == [(model, CONFIG, T, 4, fused is not None, True)]
+    assert given == [(model, CONFIG, T, 4, fused, True)]
 
 
 def test_matrices_wait_where_eight_times_their_memory_is_free(

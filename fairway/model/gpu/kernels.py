@@ -31,6 +31,11 @@ def _rows_per_program(width: int) -> int:
     return max(1, rows)
 
 
+def _rows(x: Tensor) -> tuple[int, int]:
+    """Return (N, D) of a dense tensor read as rows; leading dimensions are free."""
+    return x.numel() // x.shape[-1], x.shape[-1]
+
+
 # ---------------------------------------------------------------------------------------------
 # Entering a block: join a skip, mix in x0, normalise
 
@@ -196,7 +201,7 @@ def enter(
 
     Without an x0 the stream itself is x0, as in the first block.
     """
-    N, D = x_ND.shape
+    N, D = _rows(x_ND)
     u_ND, h_ND = torch.empty_like(x_ND), torch.empty_like(x_ND)
     rows = _rows_per_program(D)
     _enter_kernel[(triton.cdiv(N, rows),)](
@@ -220,8 +225,9 @@ def enter_backward(
     `grads` are those of u and h, what later blocks want of x0, and what others want of x itself.
     The sums are the gradients of both mix rows, the skip weight and the skip gate.
     """
-    du_ND, dh_ND, dx0_ND, dpass_ND = grads
-    N, D = x_ND.shape
+    du_ND, dh_ND, dx0_ND, dpass_ND = (None if g is None else g.contiguous() for g in grads)
+    assert du_ND is not None and dh_ND is not None
+    N, D = _rows(x_ND)
     values, warps, programs = _BACK if join is None else _BACK_JOINED
     rows = max(1, values // triton.next_power_of_2(D))
     programs = min(programs, triton.cdiv(N, rows))
@@ -304,14 +310,14 @@ def norm(x_ND: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
 
 def embed(table_VD: Tensor, ids_N: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the normalised embeddings of some tokens, [N, D] in a dtype, and 1 / rms [N]."""
-    y_ND = table_VD.new_empty(len(ids_N), table_VD.shape[1], dtype=dtype)
+    y_ND = table_VD.new_empty(*ids_N.shape, table_VD.shape[1], dtype=dtype)
     return _normalised(table_VD, ids_N, y_ND, 1.0)
 
 
 def _normalised(
     x: Tensor, ids_N: Tensor | None, y_ND: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    N, D = y_ND.shape
+    N, D = _rows(y_ND)
     rows = _rows_per_program(D)
     inverse_N = torch.empty(N, device=y_ND.device)
     _norm_kernel[(triton.cdiv(N, rows),)](
@@ -325,7 +331,9 @@ def norm_backward(
     y_ND: Tensor, inverse_N: Tensor, dy_ND: Tensor, add_ND: Tensor | None, scale: float = 1.0
 ) -> Tensor:
     """Return the gradient of x from what `norm` returned, plus `add`: what reaches x past it."""
-    N, D = y_ND.shape
+    N, D = _rows(y_ND)
+    dy_ND = dy_ND.contiguous()
+    add_ND = None if add_ND is None else add_ND.contiguous()
     rows = _rows_per_program(D)
     dx_ND = torch.empty_like(dy_ND)
     _norm_backward_kernel[(triton.cdiv(N, rows),)](

@@ -1,4 +1,4 @@
-"""The fused path computes what `gpt` computes: loss, gradients, steps; and is refused in time."""
+"""Kernels compute what the plain formulas compute: loss, gradients, steps."""
 
 from dataclasses import replace
 
@@ -10,11 +10,11 @@ from fairway.base.errors import UserError
 from fairway.config.settings import ModelConfig, OptimConfig, RuntimeConfig
 from fairway.machine.plan import make_plan
 from fairway.model.gpt import GPT, build
-from fairway.model.paths import prepare
+from fairway.model.paths import plain_steps, prepare
 from fairway.quantise.calibrate import collect_hessians
 from fairway.train.muon import Optimisers
 
-pytest.importorskip("triton", reason="the fused path needs Triton")
+pytest.importorskip("triton", reason="kernels need Triton")
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -66,6 +66,8 @@ VARIANTS = {
     "untied head": {"tie_embeddings": False},
     "smear": {"smear": True},
     "no cap, no XSA, no rotation": {"softcap": 0.0, "xsa_layers": 0, "rope_dims": 0},
+    "odd widths": {"dim": 36, "num_heads": 6, "num_kv_heads": 3, "mlp_dim": 50},
+    "narrow embedding": {"embed_dim": 16},
     "one layer": {"num_layers": 1, "parallel_from": 0, "loop_extra": 0, "xsa_layers": 1},
 }
 
@@ -126,16 +128,14 @@ def test_calibration_sees_every_activation_of_a_fused_model() -> None:
     prepare(model, torch.float32, "plain", "fused")
     got = collect_hessians(model, [batch(TINY)[0]], names)
     assert all(torch.equal(got[name], wanted[name]) for name in names)
-    assert model.fused is not None
+    assert model.operations.fused
 
 
-def test_shapes_that_the_kernels_cannot_take_are_refused() -> None:
-    model = build(replace(TINY, dim=48, num_heads=4, num_kv_heads=2))
-    with pytest.raises(UserError, match=r"the head width 12 is not a multiple of 8; set runtime"):
-        prepare(model, torch.bfloat16, "plain", "fused")
-    model = build(replace(TINY, embed_dim=16))
-    with pytest.raises(UserError, match=r"model.embed_dim 16 differs from model.dim 32"):
-        prepare(model, torch.bfloat16, "plain", "fused")
+def test_steps_that_no_kernel_takes_are_named() -> None:
+    assert plain_steps(TINY) == {}
+    found = plain_steps(replace(TINY, dim=48, num_heads=4, num_kv_heads=2, mlp_dim=100))
+    assert found["attend"] == "the head width 12 is not a multiple of 8"
+    assert found["mlp"] == "model.mlp_dim 100 is not a multiple of 8"
 
 
 @on_cpu

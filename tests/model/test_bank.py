@@ -1,4 +1,4 @@
-"""Adapters in the fused path learn what hooks and autograd make them learn."""
+"""Adapters beside kernels learn what plain formulas and autograd make them learn."""
 
 import gc
 import weakref
@@ -21,16 +21,16 @@ from fairway.model.adapters import Adapters
 from fairway.model.paths import prepare
 from fairway.score import lora
 from fairway.score.adam import AdamW
-from fairway.score.adapting import adapting, plain_states, rounded_length, rounded_rows
+from fairway.score.adapting import adapting, rounded_length, rounded_rows
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text, Witness
 from fairway.score.lora import Documents, evaluate_lora
 from fairway.score.predictor import Context
 from fairway.score.windows import Event, Window
 
-pytest.importorskip("triton", reason="the fused path needs Triton")
+pytest.importorskip("triton", reason="kernels need Triton")
 
-from fairway.model.gpu.adapted import AdaptedPath, Bank
+from fairway.model.gpu.adapters import Bank
 from fairway.score.fused_adam import fused_step
 
 GPU = torch.cuda.is_available()
@@ -58,7 +58,7 @@ def apart(got: Tensor, wanted: Tensor) -> float:
     "targets", [LORA_TARGETS, ("head",), ("o",), ("mlp",), ("v", "mlp"), ("q", "k", "head")]
 )
 @pytest.mark.parametrize("smear", [False, True])
-def test_states_and_gradients_are_those_of_the_hooks(targets: Sequence[str], smear: bool) -> None:
+def test_states_and_gradients_are_those_of_formulas(targets: Sequence[str], smear: bool) -> None:
     model = alive(replace(MODEL, smear=smear)).to(DEVICE).requires_grad_(False)
     adapters = Adapters(model, targets, 4, 6.0)
     # One row more than is in use.
@@ -66,7 +66,7 @@ def test_states_and_gradients_are_those_of_the_hooks(targets: Sequence[str], sme
     ids_BT = torch.randint(0, 260, (ROWS, T), generator=torch.Generator().manual_seed(0))
     rope = model.rope_for(ids_BT)
     leaves = [value[:, :ROWS].clone().requires_grad_() for value in values]
-    states_BTD = plain_states(adapters, leaves, ids_BT, rope)[:, -CHUNK:]
+    states_BTD = adapters.states(leaves, ids_BT, rope)[:, -CHUNK:]
     wanted_BCV = model.logits(states_BTD, adapters.added("head", 0, states_BTD))
     wanted_BCV.log_softmax(-1)[:, :, 7].mean().backward()
 
@@ -75,9 +75,8 @@ def test_states_and_gradients_are_those_of_the_hooks(targets: Sequence[str], sme
     bank.rows = range(ROWS)
     for copy, value, factor in zip(bank.copies, values, bank.factors(), strict=True):
         copy.copy_(value if factor is None else value * factor[:, None, :, None])
-    path = AdaptedPath(bank)
-    states_BTD = path.states(ids_BT, rope)[:, -CHUNK:]
-    got_BCV = model.logits(states_BTD, path.head_adds(states_BTD))
+    states_BTD = bank.states(ids_BT, rope)[:, -CHUNK:]
+    got_BCV = model.logits(states_BTD, bank.head(states_BTD))
     torch.testing.assert_close(got_BCV, wanted_BCV, rtol=1e-5, atol=5e-5)
     got_BCV.log_softmax(-1)[:, :, 7].mean().backward()
     for leaf, grad, factor in zip(leaves, bank.grads, bank.factors(), strict=True):
@@ -193,7 +192,7 @@ def test_a_prediction_answers_until_the_next_alone(kernels: str) -> None:
     dtype, attention = (torch.bfloat16, "flash") if GPU else (torch.float32, "plain")
     prepare(model, dtype, attention, kernels)
     config = TttConfig(method="lora", lora_rank=4, lora_documents=2)
-    documents = Documents(model, config, 16, 2, model.fused is not None)
+    documents = Documents(model, config, 16, 2, model.operations.fused)
     documents.start(1, documents.adapters.zeros(2)[::2])
     window = Window(0, 8, 4)
     context = Context(Event(0, (window,)), {window: np.arange(8)})

@@ -1,0 +1,188 @@
+"""Adapters beside the kernels: every document's matrices learn, the model's are frozen.
+
+Beside `model.adapters`, whose sums it must equal:
+- the inputs of a visit meet all matrices A that read them in one product;
+- what an adapter adds is added inside its matrix product, into the place it belongs to;
+- attn_scale, mlp_scale and alpha / rank are multiplied into the working copies of B, and into
+  their gradients when they are used (`factors`);
+- gradients are written straight into the tensors from which the optimiser reads.
+
+Shapes: those of `model.adapters`; C columns of what is added to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fairway.model.adapters import Adapters, Group
+from fairway.model.gpt import Block, Walk
+from fairway.model.gpu.operations import Step
+from fairway.model.operations import Extras, Rope
+
+
+class Bank:
+    """Working copies and gradients of the adapters of up to so many rows, in the compute dtype.
+
+    Both are like `Adapters.zeros`. What is computed next belongs to `rows` of them.
+    """
+
+    def __init__(self, adapters: Adapters, rows: int) -> None:
+        dtype = adapters.model.compute_dtype
+        self.adapters, self.rows = adapters, range(rows)
+        self.copies, self.grads = adapters.zeros(rows, dtype), adapters.zeros(rows, dtype)
+
+    def factors(self) -> list[Tensor | None]:
+        """Return what stands between every matrix and its working copy: [S, O] for B."""
+        made: list[Tensor | None] = []
+        for group in self.adapters.groups:
+            made += [None, self._outer_factors(group)]
+        return made
+
+    def _outer_factors(self, group: Group) -> Tensor:
+        adapters, model = self.adapters, self.adapters.model
+        like = model.tok_emb.weight
+        factors_SO = like.new_full((group.slots, group.sizes()[1]), adapters.scale).float()
+        if group.targets == ("head",):
+            return factors_SO
+        for slot, layer in enumerate((*model.encoder_visits, *model.decoder_visits)):
+            block = cast(Block, model.blocks[layer])
+            for target, scale in (("o", block.attn_scale), ("mlp", block.mlp_scale)):
+                if target in group.targets:
+                    factors_SO[slot, group.outer[target]] *= scale.detach().float()
+        return factors_SO
+
+    def pair(self, tensors: Sequence[Tensor], head: bool, slot: int) -> tuple[Tensor, Tensor]:
+        """Return A [B, Q, I] and B [B, O, R] of a visit, or of the head, out of copies or grads."""
+        place = 2 * (len(self.adapters.groups) - 1) if head else 0
+        inner, outer = tensors[place : place + 2]
+        rows = slice(self.rows.start, self.rows.stop)
+        return inner[slot, rows], outer[slot, rows]
+
+    def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
+        """Return what the adapters of some targets of a visit add for an input, and the input."""
+        group = self.adapters.groups[0]
+        here = [target for target in group.targets if target in targets.split()]
+        if not here:
+            return {}, x_BTD
+        inner = slice(group.inner[here[0]].start, group.inner[here[-1]].stop)
+        *parts_BTR, x_BTD = _Read.run(self, visit, inner, len(here), x_BTD)
+        return {
+            target: _Extra(self, visit, group.outer[target], part_BTR)
+            for target, part_BTR in zip(here, parts_BTR, strict=True)
+        }, x_BTD
+
+    def states(self, ids_BT: Tensor, rope: Rope) -> Tensor:
+        """Return the final states of windows that stand where a rotary table says, [B, T, D].
+
+        The way back from them keeps the adapters' gradients here.
+        """
+        model = self.adapters.model
+        # Something must want a gradient for there to be a way back.
+        x_BTD = model.embedded(ids_BT).detach().requires_grad_(torch.is_grad_enabled())
+        inside = self.adapters.targets != ["head"]
+        return model.states(x_BTD, Walk(rope, self if inside else None))
+
+    def head(self, x_BCD: Tensor) -> Tensor | None:
+        """Return what the head's adapters, if any, add to the raw logits of some states."""
+        if "head" not in self.adapters.targets:
+            return None
+        extra: Tensor = _Head.run(x_BCD.contiguous(), self)
+        return extra
+
+
+@dataclass(frozen=True, slots=True)
+class _Extra:
+    bank: Bank
+    visit: int
+    outer: slice
+    z_BTR: Tensor
+
+    def value(self) -> Tensor:
+        """Adding is all that this one does."""
+        raise AssertionError("adapters in a bank are added in place")
+
+    def add_(self, whole_BTC: Tensor, first: int, scale_O: Tensor | None) -> Tensor:
+        """Return `whole` with it added to its columns from `first` on; the copies are scaled."""
+        added: Tensor = _Add.run(self.bank, self.visit, self.outer, first, whole_BTC, self.z_BTR)
+        return added
+
+
+class _Read(Step):
+    """x -> (x A^T of every target, x). A gradient of x is nobody else's."""
+
+    @staticmethod
+    def forward(ctx: Any, bank: Bank, visit: int, inner: slice, count: int,
+                x_BTD: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
+        inner_BQD, _ = bank.pair(bank.copies, False, visit)
+        z_BTQ = torch.bmm(x_BTD, inner_BQD[:, inner].mT)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x_BTD)
+        ctx.at = bank, visit, inner
+        return *z_BTQ.chunk(count, 2), x_BTD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (x_BTD,), (bank, visit, inner) = ctx.saved_tensors, ctx.at
+        *parts_BTR, dx_BTD = grads
+        dz_BTQ = torch.cat(parts_BTR, 2)
+        inner_BQD, _ = bank.pair(bank.copies, False, visit)
+        d_inner_BQD, _ = bank.pair(bank.grads, False, visit)
+        torch.bmm(dz_BTQ.mT, x_BTD, out=d_inner_BQD[:, inner])
+        if dx_BTD is None:
+            dx_BTD = torch.bmm(dz_BTQ, inner_BQD[:, inner])
+        else:
+            dx_BTD.baddbmm_(dz_BTQ, inner_BQD[:, inner])
+        return None, None, None, None, dx_BTD
+
+
+class _Add(Step):
+    """Columns of a product plus z B^T, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, bank: Bank, visit: int, outer: slice, first: int, whole_BTC: Tensor,
+                z_BTR: Tensor) -> Tensor:  # fmt: skip
+        _, outer_BOR = bank.pair(bank.copies, False, visit)
+        columns = slice(first, first + outer.stop - outer.start)
+        whole_BTC[:, :, columns].baddbmm_(z_BTR, outer_BOR[:, outer].mT)
+        ctx.mark_dirty(whole_BTC)
+        ctx.save_for_backward(z_BTR)
+        ctx.at = bank, visit, outer, columns
+        return whole_BTC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_BTC: Tensor) -> tuple[Any, ...]:
+        (z_BTR,), (bank, visit, outer, columns) = ctx.saved_tensors, ctx.at
+        _, outer_BOR = bank.pair(bank.copies, False, visit)
+        _, d_outer_BOR = bank.pair(bank.grads, False, visit)
+        d_BTO = d_BTC[:, :, columns]
+        torch.bmm(d_BTO.mT, z_BTR, out=d_outer_BOR[:, outer])
+        return None, None, None, None, d_BTC, torch.bmm(d_BTO, outer_BOR[:, outer])
+
+
+class _Head(Step):
+    """What the adapters of the head add to raw logits, [B, C, V]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCD: Tensor, bank: Bank) -> Tensor:
+        inner_BRD, outer_BVR = bank.pair(bank.copies, True, 0)
+        z_BCR = torch.bmm(x_BCD, inner_BRD.mT)
+        ctx.save_for_backward(x_BCD, z_BCR)
+        ctx.bank = bank
+        return torch.bmm(z_BCR, outer_BVR.mT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_BCV: Tensor) -> tuple[Tensor, None]:
+        x_BCD, z_BCR = ctx.saved_tensors
+        inner_BRD, outer_BVR = ctx.bank.pair(ctx.bank.copies, True, 0)
+        d_inner_BRD, d_outer_BVR = ctx.bank.pair(ctx.bank.grads, True, 0)
+        torch.bmm(d_BCV.mT, z_BCR, out=d_outer_BVR)
+        dz_BCR = torch.bmm(d_BCV, outer_BVR)
+        torch.bmm(dz_BCR.mT, x_BCD, out=d_inner_BRD)
+        return torch.bmm(dz_BCR, inner_BRD), None
