@@ -276,10 +276,9 @@ def takes(name: str, width: int, seen: Seen = ALL) -> str:
         return ""
     if not seen.documents.lengths:
         return "it asks for lengths of documents, which launches that are recorded cannot"
-    if name == "flash" and seen.documents.of_BT.numel() > _MOST_DOCUMENTS:
-        documents = len(seen.documents.starts) - 1
-        if documents > _MOST_DOCUMENTS:
-            return f"it takes up to {_MOST_DOCUMENTS:,} documents, not {documents:,}"
+    counted = name == "flash" and seen.documents.of_BT.numel() > _MOST_DOCUMENTS
+    if counted and len(seen.documents.starts) - 1 > _MOST_DOCUMENTS:
+        return f"it takes up to {_MOST_DOCUMENTS:,} documents at a time"
     return ""
 
 
@@ -313,7 +312,7 @@ def _why_not(name: str, device: str, dtype: torch.dtype) -> str:
 
 @functools.cache
 def _tell(name: str, found: str, reason: str) -> None:
-    notice(f"attention runs by {found} where {name} was chosen: of {name}, {reason}")
+    notice(f"the attention backend {name} is replaced by {found} here: {reason}")
 
 
 def _told(name: str, q_BHTK: Tensor, seen: Seen, instead: tuple[str, ...] = INSTEAD) -> str:

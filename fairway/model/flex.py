@@ -15,6 +15,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from fairway.model.seen import ALL, Seen
 
 _BLOCK = 128
+# After so many shapes PyTorch would stop compiling and hold all scores in memory; its own figure is
+# 8, and the lengths of texts alone are more.
+_MOST_SHAPES = 256
 
 
 def flex(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
@@ -27,7 +30,8 @@ def flex(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Te
     mask = _mask(seen, T, q_BHTK.device)
     if added := -T % _BLOCK:
         q_BHTK, k_BGTK, v_BGTK = (F.pad(z, (0, 0, 0, added)) for z in (q_BHTK, k_BGTK, v_BGTK))
-    y_BHTK: Tensor = _compiled()(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=True)
+    with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
+        y_BHTK: Tensor = _compiled()(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=True)
     return y_BHTK[:, :, :T]
 
 

@@ -160,7 +160,7 @@ def test_in_order_asks_for_repeatable_gradients_alone(monkeypatch: pytest.Monkey
 
 def test_in_order_runs_plainly_where_flash_cannot(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(differences(attention.flash_in_order, SHAPES[1])) < 1e-12
-    assert "attention runs by plain where flash was chosen" in capsys.readouterr().err
+    assert "the attention backend flash is replaced by plain here" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ def test_what_of_a_model_a_backend_takes(name: str, width: int, seen: Seen, reas
 
 def test_more_documents_than_a_grid_has_room_for_are_not_for_flash() -> None:
     many, few = (documents_of(torch.full((1, 1 << 16), token)) for token in (1, 2))
-    assert takes("flash", 64, Seen(0, many)) == "it takes up to 65,535 documents, not 65,536"
+    assert takes("flash", 64, Seen(0, many)) == "it takes up to 65,535 documents at a time"
     assert takes("flash", 64, Seen(0, few)) == "" and takes("fa4", 64, Seen(0, many)) == ""
 
 
@@ -383,7 +383,7 @@ def test_any_backend_attends_at_any_width(
     assert max(differences(BACKENDS[name], shape, kinds)) < 1e-12
     lines = capsys.readouterr().err.splitlines()
     other = [] if name in ("plain", "sdpa") else [
-        f"attention runs by plain where {name} was chosen: of {name}, it runs on CUDA GPUs only"
+        f"the attention backend {name} is replaced by plain here: it runs on CUDA GPUs only"
     ]  # fmt: skip
     assert lines == other
 
@@ -399,7 +399,7 @@ def test_a_notice_comes_once_for_every_reason(
         values = fused_views((1, 2, 1, 4, width))
         for seen in (ALL, Seen(2), Seen(0, APART), Seen(3), Seen(2, others)):
             assert off(BACKENDS["cudnn"](*values, seen), plain(*values, seen)) == 0
-    said = "attention runs by {} where cudnn was chosen: of cudnn, it takes {}"
+    said = "the attention backend cudnn is replaced by {} here: it takes {}"
     assert capsys.readouterr().err.splitlines() == [
         said.format("flash", "no window"),
         said.format("flash", "no documents"),
