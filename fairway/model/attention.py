@@ -4,7 +4,10 @@ Every backend takes q_BHTK, k_BGTK and v_BGTK, usually transposed views of [B, T
 possibly slices of one wider buffer, and returns y_BHTK; query head h reads key/value head
 h // (H // G). The fast ones lay y out as [B, T, H, K] underneath, so transposing it back is free.
 
-Shapes: B batch, H query heads, G key/value heads, T time, K head width.
+What a query may see (`seen.Seen`: a window, documents) is the fourth argument of all of them. A
+kernel that does not take that, or the head width, gives way to another backend, which is told once.
+
+Shapes: B batch, H query heads, G key/value heads, T time, K head width, A = 1 or B masks.
 """
 
 import functools
@@ -19,19 +22,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from fairway.base.errors import UserError
+from fairway.base.progress import notice
+from fairway.model.flash import by_head, by_position, fa3, fa4, reach
+from fairway.model.flex import flex
+from fairway.model.seen import ALL, Seen
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+# y_BHTK of queries, keys and values, and of what a query may see: all before it if not given.
+Attention = Callable[..., Tensor]
 
 # What `auto` takes on a GPU: the first that works there. Forward and backward of one layer on an
 # H200 (48 x 2,048 tokens, 8/4 heads of 64, bfloat16): fa4 1.88 ms, cudnn 2.13, flash 3.28.
 AUTO_ON_CUDA = ("fa4", "cudnn", "flash", "efficient", "plain")
 
 
-def plain(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(K)) v under a causal mask, written out; y_BHTK in q's dtype.
+def plain(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
+    """Return softmax(q k^T / sqrt(K)) v over what is seen, written out; y_BHTK in q's dtype.
 
     Query head h reads key/value head h // (H // G). The softmax runs in float32 inside, whatever
     the input dtype. Costs T * T scores per head in memory, which at T = 256 on a CPU is cheaper
@@ -41,50 +48,76 @@ def plain(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
     G = k_BGTK.shape[1]
     q_NSK = q_BHTK.reshape(B * G, (H // G) * T, K)
     k_NTK, v_NTK = (z.reshape(B * G, T, K) for z in (k_BGTK, v_BGTK))
-    scores_NST = torch.baddbmm(
-        _causal_bias(T, H // G, q_BHTK), q_NSK, k_NTK.mT, alpha=1.0 / math.sqrt(K)
-    )
+    bias_AST = _bias(seen.within(B, T), q_BHTK).repeat(1, H // G, 1)
+    bias_NST = bias_AST if len(bias_AST) == 1 else bias_AST.repeat_interleave(G, 0)
+    scores_NST = torch.baddbmm(bias_NST, q_NSK, k_NTK.mT, alpha=1.0 / math.sqrt(K))
     return torch.bmm(scores_NST.softmax(-1), v_NTK).view(B, H, T, K)
 
 
-def _causal_bias(T: int, repeats: int, like: Tensor) -> Tensor:
-    future_TT = torch.ones(T, T, dtype=torch.bool, device=like.device).triu(1)
-    bias_TT = torch.zeros(T, T, dtype=like.dtype, device=like.device)
-    return bias_TT.masked_fill(future_TT, -math.inf).repeat(repeats, 1)
+def _bias(seen: Seen, like_BHTK: Tensor) -> Tensor:
+    """Return 0 where a key is seen and -inf elsewhere; bias_ATT in the dtype of a tensor."""
+    hidden_ATT = seen.hidden(like_BHTK.shape[2], like_BHTK.device)
+    return like_BHTK.new_zeros(hidden_ATT.shape).masked_fill(hidden_ATT, -math.inf)
 
 
 # ---------------------------------------------------------------------------------------------
 # Through PyTorch
 
 
-def sdpa(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+def sdpa(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
     """Return the same through whichever fused kernel PyTorch picks for the device and dtype."""
     grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
+    mask_A1TT = None if seen == ALL else ~seen.hidden(q_BHTK.shape[2], q_BHTK.device)[:, None]
     return F.scaled_dot_product_attention(
-        q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=grouped
+        q_BHTK, k_BGTK, v_BGTK, mask_A1TT, is_causal=mask_A1TT is None, enable_gqa=grouped
     )
 
 
-def cudnn(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Return the same through cuDNN's kernel. Raises UserError for a head width it refuses."""
-    _check_width("cudnn", q_BHTK, 128)
+def cudnn(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
+    """Return the same through cuDNN's kernel."""
     if q_BHTK.shape[2] == 1:
         # cuDNN has no plan for a single position, where there is nothing to fuse anyway.
         return plain(q_BHTK, k_BGTK, v_BGTK)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return sdpa(q_BHTK, k_BGTK, v_BGTK)
+        return sdpa(q_BHTK, k_BGTK, v_BGTK, seen)
 
 
-def flash(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Return the same through PyTorch's FlashAttention 2. Raises UserError like `cudnn`."""
-    _check_width("flash", q_BHTK, 256)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return sdpa(q_BHTK, k_BGTK, v_BGTK)
+def flash(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
+    """Return the same through PyTorch's FlashAttention 2.
+
+    Windows and documents by its operator, which has the same arguments in every PyTorch that has
+    it: the public `varlen_attn` takes windows since 2.11, and grouped heads in words since 2.12.
+    """
+    if seen == ALL:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return sdpa(q_BHTK, k_BGTK, v_BGTK)
+    starts, longest = None, q_BHTK.shape[2]
+    if seen.documents is not None:
+        # For a longest of 1 the operator would take its way for decoding.
+        starts, longest = seen.documents.starts, max(2, seen.documents.longest)
+    before, after = reach(seen)
+    y: Tensor = torch.ops.aten._flash_attention_forward(
+        *(by_position(z, seen) for z in (q_BHTK, k_BGTK, v_BGTK)),
+        *(starts, starts, longest, longest),
+        dropout_p=0.0,
+        # With a window it is these two numbers that make it causal.
+        is_causal=not seen.window,
+        return_debug_mask=False,
+        window_size_left=before,
+        window_size_right=after,
+    )[0]
+    return by_head(y, q_BHTK)
 
 
-def flash_in_order(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Return what `flash` returns; its gradients are added up in the same order every time."""
-    y_BHTK: Tensor = _InOrder.apply(flash, q_BHTK, k_BGTK, v_BGTK)  # type: ignore[no-untyped-call]
+def flash_in_order(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
+    """Return what `flash` returns; its gradients are added up in the same order every time.
+
+    What `flash` does not take runs by the plain formulas, which repeat their bits too.
+    """
+    seen = seen.within(q_BHTK.shape[0], q_BHTK.shape[2])
+    attend = KERNELS[_told("flash", q_BHTK, seen, ("plain",))]
+    attend = functools.partial(attend, seen=seen)
+    y_BHTK: Tensor = _InOrder.apply(attend, q_BHTK, k_BGTK, v_BGTK)  # type: ignore[no-untyped-call]
     return y_BHTK
 
 
@@ -95,7 +128,7 @@ class _InOrder(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, attend: Attention, *qkv: Tensor) -> Tensor:
+    def forward(ctx: Any, attend: Callable[..., Tensor], *qkv: Tensor) -> Tensor:
         inputs = tuple(z.detach().requires_grad_() for z in qkv)
         with torch.enable_grad():
             y_BHTK = attend(*inputs)
@@ -131,14 +164,14 @@ def _demanding_order() -> Iterator[None]:
         _DETERMINISTIC.fill_uninitialized_memory = filled
 
 
-def efficient(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+def efficient(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
     """Return the same through the one fused GPU kernel that also takes float32.
 
     It knows no grouped heads: keys and values are copied once per query head.
     """
     k_BHTK, v_BHTK = (_per_query_head(z, q_BHTK) for z in (k_BGTK, v_BGTK))
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
-        return sdpa(q_BHTK, k_BHTK, v_BHTK)
+        return sdpa(q_BHTK, k_BHTK, v_BHTK, seen)
 
 
 def _per_query_head(z_BGTK: Tensor, q_BHTK: Tensor) -> Tensor:
@@ -146,120 +179,10 @@ def _per_query_head(z_BGTK: Tensor, q_BHTK: Tensor) -> Tensor:
     return z_BGTK if repeats == 1 else z_BGTK.repeat_interleave(repeats, 1)
 
 
-_FLEX_BLOCK = 128
-
-
-def flex(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Return the same through PyTorch's generated kernel, compiled at the first call of a shape.
-
-    Contexts grow to whole blocks: for fewer than 128 queries PyTorch takes its decoding kernel,
-    which has no tile for 65 to 127 of them in groups of two. Causality hides the added keys.
-    """
-    T = q_BHTK.shape[2]
-    added = -T % _FLEX_BLOCK
-    mask = _causal_blocks(T + added, q_BHTK.device)
-    if added:
-        q_BHTK, k_BGTK, v_BGTK = (F.pad(z, (0, 0, 0, added)) for z in (q_BHTK, k_BGTK, v_BGTK))
-    y_BHTK: Tensor = _compiled_flex()(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=True)
-    return y_BHTK[:, :, :T]
-
-
-@functools.cache
-def _compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=False)
-
-
-# Runs of one length ask for one mask; scoring and sampling add a few more.
-@functools.lru_cache(maxsize=16)
-def _causal_blocks(T: int, device: torch.device) -> BlockMask:
-    return create_block_mask(_not_after, None, None, T, T, device=device, BLOCK_SIZE=_FLEX_BLOCK)
-
-
-def _not_after(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    return query >= key
-
-
-def _check_width(name: str, q_BHTK: Tensor, most: int) -> None:
-    width = q_BHTK.shape[3]
-    if width % 8 or width > most:
-        raise UserError(
-            f"attention backend {name} needs a head width that is a multiple of 8 up to {most}, "
-            f"not {width}; set runtime.attention=plain"
-        )
-
-
-# ---------------------------------------------------------------------------------------------
-# Through other packages, which take [B, T, heads, K]
-
-
-def fa3(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Return the same through FlashAttention 3 (module `flash_attn_interface`)."""
-    attend = importlib.import_module("flash_attn_interface").flash_attn_func
-    found = attend(*(z.transpose(1, 2) for z in (q_BHTK, k_BGTK, v_BGTK)), causal=True)
-    # Its first releases return the log-sum-exp too.
-    y_BTHK: Tensor = found[0] if isinstance(found, tuple) else found
-    return y_BTHK.transpose(1, 2)
-
-
-def fa4(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Return the same through FlashAttention 4 (package `flash-attn-4`).
-
-    Compiled at the first call, some ten seconds. Raises UserError for a head width it refuses.
-    """
-    _check_width("fa4", q_BHTK, 128)
-    y_BTHK: Tensor
-    y_BTHK, _ = _fa4_forward(*(z.transpose(1, 2) for z in (q_BHTK, k_BGTK, v_BGTK)))
-    return y_BTHK.transpose(1, 2)
-
-
-# Operators, so that torch.compile takes them whole instead of tracing into the kernel's compiler.
-@torch.library.custom_op("fairway::fa4_forward", mutates_args=())
-def _fa4_forward(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the output and the log-sum-exp_BHT of the scores."""
-    forward = importlib.import_module("flash_attn.cute.interface")._flash_attn_fwd
-    y_BTHK, lse_BHT = forward(q_BTHK, k_BTGK, v_BTGK, causal=True, return_lse=True)[:2]
-    return y_BTHK, lse_BHT
-
-
-@_fa4_forward.register_fake
-def _fa4_forward_shapes(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
-    B, T, H, _ = q_BTHK.shape
-    return q_BTHK.new_empty(q_BTHK.shape), q_BTHK.new_empty((B, H, T), dtype=torch.float32)
-
-
-@torch.library.custom_op("fairway::fa4_backward", mutates_args=())
-def _fa4_backward(
-    dy_BTHK: Tensor, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, y_BTHK: Tensor, lse_BHT: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    backward = importlib.import_module("flash_attn.cute.interface")._flash_attn_bwd
-    dq, dk, dv = backward(q_BTHK, k_BTGK, v_BTGK, y_BTHK, dy_BTHK, lse_BHT, causal=True)
-    return dq, dk, dv
-
-
-@_fa4_backward.register_fake
-def _fa4_backward_shapes(
-    dy_BTHK: Tensor, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, y_BTHK: Tensor, lse_BHT: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty_like(z) for z in (q_BTHK, k_BTGK, v_BTGK))
-    return dq, dk, dv
-
-
-def _fa4_keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
-
-
-def _fa4_gradients(ctx: Any, dy_BTHK: Tensor, dlse_BHT: Tensor) -> tuple[Tensor, ...]:
-    gradients: tuple[Tensor, ...] = _fa4_backward(dy_BTHK, *ctx.saved_tensors)
-    return gradients
-
-
-_fa4_forward.register_autograd(_fa4_gradients, setup_context=_fa4_keep)
-
-
 # ---------------------------------------------------------------------------------------------
 # What works where
 
-BACKENDS: dict[str, Attention] = {
+KERNELS: dict[str, Attention] = {
     "plain": plain,
     "sdpa": sdpa,
     "cudnn": cudnn,
@@ -274,7 +197,7 @@ BACKENDS: dict[str, Attention] = {
 def why_not(name: str, device: str, dtype: torch.dtype) -> str:
     """Return why a backend does not run on this kind of device and dtype; '' if it does.
 
-    Looks, but imports and runs nothing. Head widths are checked at the call.
+    Looks, but imports and runs nothing. What it takes of a model is said by `takes`.
     """
     if name in ("plain", "sdpa"):
         return ""
@@ -326,6 +249,93 @@ _MISSING: dict[str, Callable[[], str]] = {
     "fa3": _missing_fa3,
     "fa4": _missing_fa4,
 }
+
+
+# Multiples of 8 up to these. PyTorch's memory-efficient kernel has no widest one.
+_WIDEST = {"cudnn": 128, "flash": 256, "efficient": 0, "fa3": 256, "fa4": 128}
+# The generated kernel's products are of 16 columns at least.
+_FLEX_NARROWEST = 16
+_BY_LENGTHS = ("flash", "fa3", "fa4")
+# FlashAttention 2 counts documents in a dimension of its grid, which CUDA bounds.
+_MOST_DOCUMENTS = 65_535
+
+
+def takes(name: str, width: int, seen: Seen = ALL) -> str:
+    """Return what of a model a backend does not take; '' if it takes head width and what is seen.
+
+    Where documents are many, one question waits for the GPU: how many `flash` would be given.
+    """
+    if name in _WIDEST and (width % 8 or 0 < _WIDEST[name] < width):
+        most = f" up to {_WIDEST[name]}" if _WIDEST[name] else ""
+        return f"it takes head widths that are multiples of 8{most}, not {width}"
+    if name == "flex" and width < _FLEX_NARROWEST:
+        return f"it takes head widths from {_FLEX_NARROWEST}, not {width}"
+    if name == "cudnn" and seen != ALL:
+        return f"it takes no {'window' if seen.documents is None else 'documents'}"
+    if seen.documents is None or name not in _BY_LENGTHS:
+        return ""
+    if not seen.documents.lengths:
+        return "it asks for lengths of documents, which launches that are recorded cannot"
+    counted = name == "flash" and seen.documents.of_BT.numel() > _MOST_DOCUMENTS
+    if counted and len(seen.documents.starts) - 1 > _MOST_DOCUMENTS:
+        return f"it takes up to {_MOST_DOCUMENTS:,} documents at a time"
+    return ""
+
+
+# What runs in the place of a kernel that does not take something: the first that does.
+INSTEAD = ("flash", "flex", "plain")
+
+
+def serving(
+    name: str,
+    device: str,
+    dtype: torch.dtype,
+    width: int,
+    seen: Seen = ALL,
+    instead: tuple[str, ...] = INSTEAD,
+) -> tuple[str, str]:
+    """Return the backend that runs for a named one, and why it is another ('' if it is not)."""
+
+    def refusal(other: str) -> str:
+        return _why_not(other, device, dtype) or takes(other, width, seen)
+
+    if reason := refusal(name):
+        return next(other for other in instead if not refusal(other)), reason
+    return name, ""
+
+
+# Asked at every call: looking for packages takes longer than the rest.
+@functools.cache
+def _why_not(name: str, device: str, dtype: torch.dtype) -> str:
+    return why_not(name, device, dtype)
+
+
+@functools.cache
+def _tell(name: str, found: str, reason: str) -> None:
+    notice(f"the attention backend {name} is replaced by {found} here: {reason}")
+
+
+def _told(name: str, q_BHTK: Tensor, seen: Seen, instead: tuple[str, ...] = INSTEAD) -> str:
+    """Return the backend that runs for a named one; another is told, once for every reason."""
+    kind = q_BHTK.device.type, q_BHTK.dtype, q_BHTK.shape[3]
+    found, reason = serving(name, *kind, seen, instead)
+    if reason:
+        _tell(name, found, reason)
+    return found
+
+
+def _with_another(name: str) -> Attention:
+    """Return a backend that another runs for where its kernel does not take something."""
+
+    def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
+        seen = seen.within(q_BHTK.shape[0], q_BHTK.shape[2])
+        return KERNELS[_told(name, q_BHTK, seen)](q_BHTK, k_BGTK, v_BGTK, seen)
+
+    return attend
+
+
+BACKENDS: dict[str, Attention] = {name: _with_another(name) for name in KERNELS}
+BACKENDS["plain"] = plain
 
 
 def choose(name: str, device: str, dtype: torch.dtype) -> str:

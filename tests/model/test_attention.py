@@ -1,136 +1,243 @@
-"""Attention backends agree with the plain reference at odd sizes, forward and backward."""
+"""Attention backends agree with loops over queries in float64, at odd sizes, both ways."""
 
 import importlib.machinery
-import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from attending import (
+    DOCUMENTS,
+    KINDS,
+    NEEDS_GPU,
+    TOLERANCE,
+    WINDOWS,
+    Shape,
+    by_query,
+    differences,
+    fused_views,
+    off,
+    seen_of,
+    token_ids,
+    wanted,
+    with_gradients,
+)
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 from fairway.base.errors import UserError
 from fairway.config.settings import RuntimeConfig, settings
 from fairway.model import attention
-from fairway.model.attention import AUTO_ON_CUDA, BACKENDS, choose, plain, why_not
+from fairway.model.attention import (
+    AUTO_ON_CUDA,
+    BACKENDS,
+    KERNELS,
+    choose,
+    plain,
+    serving,
+    takes,
+    why_not,
+)
+from fairway.model.seen import ALL, Seen, documents_of
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-Shape = tuple[int, int, int, int, int]
-
-
-def fused_views(shape: Shape, scale: float = 2.0) -> list[Tensor]:
-    """q, k and v [B, heads, T, K] as the model makes them: strided slices of one float64 buffer."""
-    B, H, G, T, K = shape
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.randn(B, T, (H + 2 * G) * K, generator=generator, dtype=torch.float64) * scale
-    parts = wide.split([H * K, G * K, G * K], dim=-1)
-    return [part.unflatten(-1, (-1, K)).transpose(1, 2) for part in parts]
-
-
-def with_gradients(attend: attention.Attention, values: list[Tensor]) -> list[Tensor]:
-    """The output and the gradients of q, k and v for one random gradient of the output."""
-    inputs = [z.detach().requires_grad_() for z in values]
-    out = attend(*inputs)
-    dy = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return [out.detach(), *torch.autograd.grad(out, inputs, dy.to(out))]
+SHAPES = [(1, 2, 2, 1, 8), (2, 6, 3, 7, 10), (3, 4, 1, 19, 16)]
 
 
-def off(got: Tensor, wanted: Tensor) -> float:
-    # A single position has no gradient in q and k: the scale must not be 0.
-    return float((got.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1.0))
+@pytest.fixture(autouse=True)
+def nothing_told_yet() -> Iterator[None]:
+    for kept in (attention._why_not, attention._tell):
+        kept.cache_clear()
+    yield
+    for kept in (attention._why_not, attention._tell):
+        kept.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["plain", "sdpa"])
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("shape", [(1, 2, 2, 1, 8), (2, 6, 3, 7, 10), (3, 4, 1, 33, 16)])
-def test_backend_equals_plain_in_float64(name: str, dtype: torch.dtype, shape: Shape) -> None:
-    values = [z.to(dtype) for z in fused_views(shape)]
-    wanted = with_gradients(plain, [z.double() for z in values])
-    for got, want in zip(with_gradients(BACKENDS[name], values), wanted, strict=True):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_backend_equals_a_loop_in_float64(name: str, shape: Shape) -> None:
+    assert max(differences(BACKENDS[name], shape)) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("name", ["plain", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("documents", ["", "random"])
+def test_backend_equals_a_loop_to_rounding(
+    name: str, dtype: torch.dtype, window: int, documents: str
+) -> None:
+    shape = SHAPES[1]
+    values, seen = [z.to(dtype) for z in fused_views(shape)], seen_of(window, documents, 2, 7)
+    found = with_gradients(BACKENDS[name], values, seen)
+    for got, want in zip(found, wanted(shape, dtype, window, documents), strict=True):
         assert got.dtype == dtype and off(got, want) <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 2, 7, 16), (1, 4, 1, 130, 16), (2, 4, 2, 128, 16)])
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_masks_and_groups_like_plain(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
-    # The compiled kernel has no backward pass on a CPU; the formula it is compiled from runs.
-    lengths = []
-
-    def formula(q: Tensor, *rest: Tensor, **options: typing.Any) -> typing.Any:
-        lengths.append(q.shape[2])
-        return flex_attention(q, *rest, **options)
-
-    monkeypatch.setattr(attention, "_compiled_flex", lambda: formula)
-    values = fused_views(shape)
-    assert off(BACKENDS["flex"](*values), plain(*values)) < 1e-12
-    # What the kernel gets is whole blocks: for fewer queries PyTorch would take another kernel.
-    assert lengths[0] % 128 == 0 and lengths[0] - shape[3] < 128
+def test_nothing_hidden_leaves_the_bits_of_plain() -> None:
+    values = [z.float() for z in fused_views((2, 4, 2, 33, 16))]
+    one_document = documents_of(torch.zeros(2, 33, dtype=torch.long))
+    for seen in (Seen(33), Seen(0, one_document), Seen(100, one_document)):
+        assert torch.equal(plain(*values, seen), plain(*values))
 
 
-@pytest.mark.parametrize("T", [7, 130])
-def test_gradients_flow_through_the_blocks_that_flex_adds(
-    monkeypatch: pytest.MonkeyPatch, T: int
-) -> None:
-    # On a CPU flex has no backward pass at all: the plain formula stands in for its kernel.
-    monkeypatch.setattr(attention, "_compiled_flex", lambda: lambda *qkv, **_: plain(*qkv))
-    values = fused_views((2, 4, 2, T, 16))
-    found, wanted = with_gradients(BACKENDS["flex"], values), with_gradients(plain, values)
-    for got, want in zip(found, wanted, strict=True):
-        assert off(got, want) < 1e-12
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("documents", DOCUMENTS)
+def test_plain_reads_nothing_that_is_hidden(window: int, documents: str) -> None:
+    q, k, v = fused_views((2, 2, 1, 9, 4))
+    seen = seen_of(window, documents, 2, 9)
+    before = plain(q, k, v, seen)
+    hidden_ATT = seen.within(2, 9).hidden(9, q.device).expand(2, 9, 9)
+    for query in range(9):
+        spoiled_BT = hidden_ATT[:, query, :, None].unsqueeze(1)
+        k_spoiled, v_spoiled = (z.masked_fill(spoiled_BT, 99.0) for z in (k, v))
+        after = plain(q, k_spoiled, v_spoiled, seen)
+        assert torch.equal(after[:, :, query], before[:, :, query])
 
 
 def test_efficient_repeats_grouped_heads_in_the_right_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Its kernel is the GPU's; here the kernel PyTorch has for the CPU takes its place.
-    cpu_kernel = torch.nn.attention.SDPBackend.FLASH_ATTENTION
-    monkeypatch.setattr(attention.SDPBackend, "EFFICIENT_ATTENTION", cpu_kernel)
-    values = fused_views((2, 6, 3, 7, 10))
-    for got, want in zip(
-        with_gradients(BACKENDS["efficient"], values), with_gradients(plain, values), strict=True
-    ):
-        assert off(got, want) < 1e-12
+    # Its kernel is the GPU's; here those that PyTorch has for the CPU take its place.
+    cpu_kernels = [torch.nn.attention.SDPBackend.FLASH_ATTENTION, attention.SDPBackend.MATH]
+    monkeypatch.setattr(attention.SDPBackend, "EFFICIENT_ATTENTION", cpu_kernels[0])
+    assert max(differences(KERNELS["efficient"], SHAPES[1])) < 1e-12
 
 
-@NEEDS_GPU
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(
-    "shape", [(2, 4, 4, 1, 64), (2, 4, 2, 77, 64), (3, 8, 2, 300, 32), (1, 8, 4, 2048, 64)]
-)
-@pytest.mark.parametrize("name", sorted(BACKENDS))
-def test_gpu_backend_equals_plain_in_float64(name: str, shape: Shape, dtype: torch.dtype) -> None:
-    if reason := why_not(name, "cuda", dtype):
-        pytest.skip(reason)
-    values = [z.to("cuda", dtype) for z in fused_views(shape, 1.0)]
-    wanted = with_gradients(plain, [z.double() for z in values])
-    # Matrix units round float32 to 10 bits of mantissa under the plan's setting 'high'.
-    tolerance = 3e-2 if dtype == torch.bfloat16 else 5e-3
-    for got, want in zip(with_gradients(BACKENDS[name], values), wanted, strict=True):
-        assert got.dtype == dtype and off(got, want) <= tolerance
+# ---------------------------------------------------------------------------------------------
+# PyTorch's FlashAttention 2: what this side does with its operator, which has no form for CPUs
+
+
+def flash_operator(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, starts_k: Tensor | None, most: int,
+    most_k: int, *, dropout_p: float, is_causal: bool, return_debug_mask: bool,
+    window_size_left: int, window_size_right: int,
+) -> tuple[Tensor]:  # fmt: skip
+    """Attention as the operator's arguments say it, document by document."""
+    assert not dropout_p and not return_debug_mask and most == most_k and starts is starts_k
+    # With both it would take the window for nothing in old releases.
+    assert is_causal == (window_size_left < 0) and window_size_right == 0
+    rows = list(zip(*(z for z in (q, k, v)), strict=True))
+    if starts is not None:
+        assert q.ndim == 3 and most >= 2 and max(starts.diff().tolist()) <= most
+        ends = zip(starts.tolist(), starts[1:].tolist(), strict=False)
+        rows = [tuple(z[a:b] for z in (q, k, v)) for a, b in ends]
+    out = [
+        by_query(*(z.transpose(0, 1)[None] for z in row), window=window_size_left + 1)
+        for row in rows
+    ]
+    parts = [y[0].transpose(0, 1) for y in out]
+    return (torch.stack(parts) if starts is None else torch.cat(parts),)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flash_says_windows_and_documents(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_operator)
+    assert max(differences(attention.flash, shape)) < 1e-12
+
+
+def test_flash_calls_the_operator_of_this_pytorch() -> None:
+    # Without values, so that no GPU is needed: arguments, shapes and derivative are PyTorch's own.
+    values = [z.to("meta", torch.bfloat16) for z in fused_views((2, 6, 3, 7, 16))]
+    for seen in (Seen(3), seen_of(0, "random", 2, 7), seen_of(3, "random", 2, 7)):
+        y, *gradients = with_gradients(attention.flash, values, seen)
+        assert y.shape == values[0].shape and y.transpose(1, 2).is_contiguous()
+        assert [z.shape for z in gradients] == [z.shape for z in values]
 
 
 def test_in_order_asks_for_repeatable_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     # flash is a GPU's kernel; here the one that PyTorch picks for the CPU takes its place.
     asked: list[bool] = []
 
-    def watched(*qkv: Tensor) -> Tensor:
-        y = attention.sdpa(*qkv)
+    def watched(*qkv: Tensor, seen: Seen) -> Tensor:
+        y = attention.sdpa(*qkv, seen)
         y.register_hook(lambda _: asked.append(torch.are_deterministic_algorithms_enabled()))
         return y
 
-    monkeypatch.setattr(attention, "flash", watched)
-    values = fused_views((2, 6, 3, 7, 16))
-    found, wanted = with_gradients(attention.flash_in_order, values), with_gradients(plain, values)
-    for got, want in zip(found, wanted, strict=True):
-        assert off(got, want) < 1e-12
-    assert asked == [True] and not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setitem(KERNELS, "flash", watched)
+    monkeypatch.setattr(attention, "_told", lambda name, *_: name)
+    found = list(differences(attention.flash_in_order, SHAPES[1]))
+    assert max(found) < 1e-12
+    assert asked == [True] * len(KINDS) and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_in_order_runs_plainly_where_flash_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    assert max(differences(attention.flash_in_order, SHAPES[1])) < 1e-12
+    assert "the attention backend flash is replaced by plain here" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------
+# On a GPU
+
+
+GPU_KINDS = [(0, ""), (1, ""), (37, ""), (0, "random"), (0, "every"), (37, "two"), (2, "random")]
 
 
 @NEEDS_GPU
-def test_in_order_repeats_its_gradients_bit_for_bit() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 4, 4, 1, 64),
+        (2, 4, 2, 77, 64),
+        (3, 8, 2, 300, 128),
+        (2, 6, 3, 130, 40),
+        (1, 4, 1, 97, 36),
+        (1, 2, 2, 33, 10),
+        (1, 8, 4, 2048, 64),
+    ],
+)
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+def test_gpu_backend_equals_plain_in_float64(name: str, shape: Shape, dtype: torch.dtype) -> None:
+    if reason := why_not(name, "cuda", dtype):
+        pytest.skip(reason)
+    values = [z.to("cuda", dtype) for z in fused_views(shape, 1.0)]
+    # Matrix units round float32 to 10 bits of mantissa under the plan's setting 'high'.
+    tolerance = 3e-2 if dtype == torch.bfloat16 else 5e-3
+    for window, documents in GPU_KINDS:
+        seen = seen_of(window, documents, shape[0], shape[3], "cuda")
+        exact = with_gradients(plain, [z.double() for z in values], seen)
+        for got, want in zip(with_gradients(BACKENDS[name], values, seen), exact, strict=True):
+            assert got.dtype == dtype and off(got, want) <= tolerance, (window, documents)
+
+
+@NEEDS_GPU
+def test_flex_is_not_compiled_anew_for_other_windows_and_documents() -> None:
+    if reason := why_not("flex", "cuda", torch.bfloat16):
+        pytest.skip(reason)
+    values = [z.to("cuda", torch.bfloat16) for z in fused_views((2, 4, 2, 300, 64), 1.0)]
+    ids = [torch.randint(1, 9, (2, 300), device="cuda") for _ in range(2)]
+    with_gradients(BACKENDS["flex"], values, Seen(5))
+    with_gradients(BACKENDS["flex"], values, Seen(5, documents_of(ids[0])))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for window in range(6, 30):
+            with_gradients(BACKENDS["flex"], values, Seen(window))
+            with_gradients(BACKENDS["flex"], values, Seen(window, documents_of(ids[1])))
+
+
+@NEEDS_GPU
+def test_a_recording_follows_the_documents_of_its_token_ids() -> None:
+    values = [z.to("cuda", torch.bfloat16) for z in fused_views((2, 4, 2, 300, 64), 1.0)]
+    ids_BT = torch.zeros(2, 300, device="cuda", dtype=torch.long)
+    attend = BACKENDS[choose("auto", "cuda", torch.bfloat16)]
+
+    def work() -> Tensor:
+        return attend(*values, Seen(50, documents_of(ids_BT, lengths=False)))
+
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = work()
+    for at in (5, 150):
+        ids_BT[:, at] = 1
+        graph.replay()
+        want = plain(*(z.double() for z in values), Seen(50, documents_of(ids_BT)))
+        assert off(out, want) < 3e-2
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize(("window", "documents"), [(0, ""), (300, ""), (0, "random"), (300, "two")])
+def test_in_order_repeats_its_gradients_bit_for_bit(window: int, documents: str) -> None:
     values = [z.to("cuda", torch.bfloat16) for z in fused_views((4, 8, 4, 2048, 64), 1.0)]
-    first, second = (with_gradients(attention.flash_in_order, values) for _ in range(2))
+    seen = seen_of(window, documents, 4, 2048, "cuda")
+    first, second = (with_gradients(attention.flash_in_order, values, seen) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -140,21 +247,9 @@ def test_fast_outputs_transpose_for_free(name: str) -> None:
     if reason := why_not(name, "cuda", torch.bfloat16):
         pytest.skip(reason)
     values = [z.to("cuda", torch.bfloat16) for z in fused_views((2, 4, 2, 130, 64))]
-    assert BACKENDS[name](*values).transpose(1, 2).is_contiguous()
-
-
-def test_plain_reads_only_the_past() -> None:
-    q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
-    out = plain(q, k, v)
-    torch.testing.assert_close(out[:, :, 0], v[:, :, 0])
-    k[:, :, 3:], v[:, :, 3:] = 9.0, 9.0
-    torch.testing.assert_close(plain(q, k, v)[:, :, :3], out[:, :, :3])
-
-
-@pytest.mark.parametrize(("name", "width"), [("cudnn", 136), ("flash", 12), ("fa4", 10)])
-def test_head_widths_that_a_kernel_refuses_are_told(name: str, width: int) -> None:
-    with pytest.raises(UserError, match=rf"{name} needs a head width .*, not {width}; set"):
-        BACKENDS[name](*fused_views((1, 2, 1, 3, width)))
+    for seen in (ALL, Seen(9), seen_of(9, "random", 2, 130, "cuda")):
+        if not takes(name, 64, seen):
+            assert BACKENDS[name](*values, seen).transpose(1, 2).is_contiguous()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -162,6 +257,7 @@ def test_head_widths_that_a_kernel_refuses_are_told(name: str, width: int) -> No
 
 
 def test_the_setting_offers_every_backend() -> None:
+    assert list(KERNELS) == list(BACKENDS)
     choices = {name: item.metadata["choices"] for name, item, _ in settings(RuntimeConfig())}
     assert choices["attention"] == ("auto", *BACKENDS)
     assert set(AUTO_ON_CUDA) <= set(BACKENDS)
@@ -225,57 +321,87 @@ def test_what_a_package_lacks_is_said(machine: Machine) -> None:
     assert why_not("fa4", "cuda", torch.float32) == "it takes 16-bit activations, not float32"
 
 
-# ---------------------------------------------------------------------------------------------
-# FlashAttention 3 and 4: what this side does with them, their kernels replaced by the plain one
+APART = documents_of(torch.tensor([[1, 2, 1, 2]]))
+RECORDED = documents_of(torch.tensor([[1, 2, 1, 2]]), lengths=False)
 
 
-def by_position(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
-    return plain(*(z.transpose(1, 2) for z in (q_BTHK, k_BTGK, v_BTGK))).transpose(1, 2)
+@pytest.mark.parametrize(
+    ("name", "width", "seen", "reason"),
+    [
+        ("plain", 7, Seen(2, APART), ""),
+        ("sdpa", 7, Seen(2, APART), ""),
+        ("cudnn", 136, ALL, "multiples of 8 up to 128, not 136"),
+        ("cudnn", 64, Seen(2), "it takes no window"),
+        ("cudnn", 64, Seen(2, APART), "it takes no documents"),
+        ("cudnn", 128, ALL, ""),
+        ("flash", 12, ALL, "multiples of 8 up to 256, not 12"),
+        ("flash", 256, Seen(2, APART), ""),
+        ("flash", 64, Seen(0, RECORDED), "launches that are recorded"),
+        ("efficient", 36, ALL, "multiples of 8, not 36"),
+        ("efficient", 512, Seen(2, RECORDED), ""),
+        ("flex", 12, ALL, "from 16, not 12"),
+        ("flex", 36, Seen(2, RECORDED), ""),
+        ("fa3", 264, ALL, "not 264"),
+        ("fa3", 128, Seen(2, APART), ""),
+        ("fa4", 10, ALL, "multiples of 8 up to 128, not 10"),
+        ("fa4", 128, Seen(2, APART), ""),
+        ("fa4", 64, Seen(2, RECORDED), "launches that are recorded"),
+    ],
+)
+def test_what_of_a_model_a_backend_takes(name: str, width: int, seen: Seen, reason: str) -> None:
+    found = takes(name, width, seen)
+    assert reason in found and bool(reason) == bool(found)
 
 
-class Package:
-    """The functions of both packages that are called, on [B, T, heads, K]."""
-
-    with_lse = False
-
-    def flash_attn_func(self, *qkv: Tensor, causal: bool) -> typing.Any:
-        assert causal
-        return (by_position(*qkv), None) if self.with_lse else by_position(*qkv)
-
-    def _flash_attn_fwd(
-        self, *qkv: Tensor, causal: bool, return_lse: bool
-    ) -> tuple[Tensor | None, ...]:
-        assert causal and return_lse
-        B, T, H, _ = qkv[0].shape
-        return by_position(*qkv).contiguous(), torch.zeros(B, H, T), None, None, None
-
-    def _flash_attn_bwd(
-        self, q: Tensor, k: Tensor, v: Tensor, y: Tensor, dy: Tensor, lse: Tensor, causal: bool
-    ) -> tuple[Tensor, ...]:
-        assert causal and y.shape == dy.shape and lse.shape == (q.shape[0], *q.shape[2:0:-1])
-        # Inside an operator autograd is off, so the gradients are written out.
-        (B, T, H, K), G = q.shape, k.shape[2]
-        q, y, dy = (z.unflatten(2, (G, H // G)) for z in (q, y, dy))
-        scores = torch.einsum("bigrk,bjgk->bgrij", q, k) / K**0.5
-        p = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
-        dp = (
-            torch.einsum("bigrk,bjgk->bgrij", dy, v)
-            - torch.einsum("bigrk,bigrk->bgri", dy, y)[..., None]
-        )
-        ds = p * dp / K**0.5
-        dq = torch.einsum("bgrij,bjgk->bigrk", ds, k).reshape(B, T, H, K)
-        dk = torch.einsum("bgrij,bigrk->bjgk", ds, q)
-        return dq, dk, torch.einsum("bgrij,bigrk->bjgk", p, dy)
+def test_more_documents_than_a_grid_has_room_for_are_not_for_flash() -> None:
+    many, few = (documents_of(torch.full((1, 1 << 16), token)) for token in (1, 2))
+    assert takes("flash", 64, Seen(0, many)) == "it takes up to 65,535 documents at a time"
+    assert takes("flash", 64, Seen(0, few)) == "" and takes("fa4", 64, Seen(0, many)) == ""
 
 
-@pytest.mark.parametrize(("name", "with_lse"), [("fa3", False), ("fa3", True), ("fa4", False)])
-def test_outside_packages_get_their_layout(
-    monkeypatch: pytest.MonkeyPatch, name: str, with_lse: bool
+def test_in_the_place_of_a_kernel_runs_the_best_that_takes_it(machine: Machine) -> None:
+    def found(name: str, width: int, seen: Seen = ALL) -> str:
+        return serving(name, "cuda", torch.bfloat16, width, seen)[0]
+
+    machine.packages = {"triton": []}
+    assert found("cudnn", 64) == "cudnn"
+    assert found("cudnn", 64, Seen(2)) == found("cudnn", 64, Seen(2, APART)) == "flash"
+    assert found("cudnn", 64, Seen(0, RECORDED)) == found("flash", 36) == "flex"
+    assert found("flash", 12) == found("flex", 8 + 2) == "plain"
+    machine.packages = {}
+    attention._why_not.cache_clear()
+    assert found("flash", 36) == found("cudnn", 64, Seen(0, RECORDED)) == "plain"
+
+
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+@pytest.mark.parametrize("shape", [(2, 6, 3, 7, 12), (2, 6, 3, 1, 7), (1, 2, 1, 5, 300)])
+def test_any_backend_attends_at_any_width(
+    name: str, shape: Shape, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package = Package()
-    package.with_lse = with_lse
-    monkeypatch.setattr(attention.importlib, "import_module", lambda _: package)
-    values = fused_views((2, 6, 3, 7, 16))
-    found, wanted = with_gradients(BACKENDS[name], values), with_gradients(plain, values)
-    for got, want in zip(found, wanted, strict=True):
-        assert off(got, want) < 1e-12
+    # On this CPU; the first sentence is the only one.
+    kinds = [(0, ""), (2, "two"), (0, "random")]
+    assert max(differences(BACKENDS[name], shape, kinds)) < 1e-12
+    lines = capsys.readouterr().err.splitlines()
+    other = [] if name in ("plain", "sdpa") else [
+        f"the attention backend {name} is replaced by plain here: it runs on CUDA GPUs only"
+    ]  # fmt: skip
+    assert lines == other
+
+
+def test_a_notice_comes_once_for_every_reason(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attention, "_why_not", lambda *_: "")
+    for name in ("cudnn", "flash", "flex"):
+        monkeypatch.setitem(KERNELS, name, plain)
+    others = documents_of(token_ids("two", 1, 4))
+    for width in (64, 40, 64, 40, 36):
+        values = fused_views((1, 2, 1, 4, width))
+        for seen in (ALL, Seen(2), Seen(0, APART), Seen(3), Seen(2, others)):
+            assert off(BACKENDS["cudnn"](*values, seen), plain(*values, seen)) == 0
+    said = "the attention backend cudnn is replaced by {} here: it takes {}"
+    assert capsys.readouterr().err.splitlines() == [
+        said.format("flash", "no window"),
+        said.format("flash", "no documents"),
+        said.format("flex", "head widths that are multiples of 8 up to 128, not 36"),
+    ]
