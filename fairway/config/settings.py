@@ -88,6 +88,12 @@ class ModelConfig:
     tie_embeddings: bool = opt(True, "Use the embedding matrix as the output head too.")
     embed_bf16: bool = opt(True, "Store the embedding and its Adam moments in bfloat16.")
     smear: bool = opt(False, "Mix the previous token's embedding into each token's (SmearGate).")
+    attn_gate: str = opt(
+        "off",
+        "Gate every head's output: by 12 features of its input, starting at 1 (head) or 1/2"
+        " (sparse), or by all of them (dense).",
+        choices=("off", "head", "dense", "sparse"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,10 +29,12 @@ from fairway.model.kinds import Kind, kind_in, matrix, scalar
 from fairway.model.operations import PLAIN, Extras, Heads, Join, Operations, Rope
 from fairway.model.ops import softcapped
 
-# Features of a token that SmearGate reads.
-SMEAR_FEATURES = 12
+# Features of a token that SmearGate reads, and most gates of heads.
+GATE_FEATURES = 12
 # As in #1493: the slope of the MLP's ReLU below zero, and the deviation of initial embeddings.
 LEAK, EMBED_STD = 0.5, 0.005
+# The deviation of initial dense gates of heads.
+GATE_STD = 0.01
 
 
 class Linear(nn.Linear):
@@ -138,6 +140,9 @@ class Attention(nn.Module):
         "c_v.weight": matrix("value"),
         "proj.weight": matrix("attention output", kinds.zeros),
         "q_gain": scalar(kinds.ones),
+        "head_gate": scalar(kinds.zeros),
+        "sparse_gate": scalar(kinds.zeros),
+        "dense_gate": scalar(kinds.normal(GATE_STD)),
     }
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -150,6 +155,11 @@ class Attention(nn.Module):
         self.c_v = Linear(config.dim, kv_dim)
         self.proj = Linear(config.dim, config.dim)
         self.q_gain = nn.Parameter(torch.empty(config.num_heads))
+        self.gate = config.attn_gate
+        if self.gate != "off":
+            features = config.dim if self.gate == "dense" else min(GATE_FEATURES, config.dim)
+            gate_HS = nn.Parameter(torch.empty(config.num_heads, features))
+            self.register_parameter(f"{self.gate}_gate", gate_HS)
         self.attend: attention.Attention = attention.plain
 
     def forward(self, h_BTD: Tensor, extras: Extras, visit: Visit) -> tuple[Tensor, Tensor]:
@@ -157,7 +167,12 @@ class Attention(nn.Module):
         steps = visit.operations
         projected, h_BTD = steps.project(h_BTD, (self.c_q, self.c_k, self.c_v), extras)
         attend = visit.attention(self.attend)
-        return steps.attend(projected, self.q_gain, visit.given.rope, attend, self.heads), h_BTD
+        y_BTC = steps.attend(projected, self.q_gain, visit.given.rope, attend, self.heads)
+        if self.gate != "off":
+            # Pull requests #1667 (head), #1736 (dense) and #1787 (sparse).
+            gate_HS = self.get_parameter(f"{self.gate}_gate")
+            y_BTC = steps.gated(y_BTC, h_BTD, gate_HS, 2.0 if self.gate == "head" else 1.0)
+        return y_BTC, h_BTD
 
 
 class MLP(nn.Module):
@@ -264,7 +279,7 @@ class GPT(nn.Module):
         embed_dim = config.embed_dim or config.dim
         self.tok_emb = nn.Embedding(config.vocab_size, embed_dim)
         if config.smear:
-            self.smear_gate = nn.Parameter(torch.empty(min(SMEAR_FEATURES, embed_dim)))
+            self.smear_gate = nn.Parameter(torch.empty(min(GATE_FEATURES, embed_dim)))
             self.smear_lambda = nn.Parameter(torch.empty(1))
         if embed_dim != config.dim:
             self.embed_proj = Linear(embed_dim, config.dim)

@@ -122,6 +122,13 @@ class Operations:
             y_BTHK = without_self(y_BTHK, v_BTGK)
         return y_BTHK.reshape(*y_BTHK.shape[:2], -1)
 
+    def gated(self, y_BTC: Tensor, h_BTD: Tensor, gate_HS: Tensor, most: float) -> Tensor:
+        """Return y with every head times most * sigmoid(gate h), by the first S features of h."""
+        H, S = gate_HS.shape
+        open_BTH = torch.sigmoid(h_BTD[..., :S] @ gate_HS.to(h_BTD.dtype).T) * most
+        y_BTHK = y_BTC.view(*y_BTC.shape[:2], H, -1)
+        return (y_BTHK * open_BTH[..., None]).view_as(y_BTC)
+
     def add(
         self, u_BTD: Tensor, y_BTC: Tensor, layer: nn.Linear, scale_D: Tensor, extra: Extra | None
     ) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from features import FEATURES
 from torch import Tensor
 
 from fairway.base.errors import UserError
@@ -68,6 +69,7 @@ VARIANTS = {
     "no cap, no XSA, no rotation": {"softcap": 0.0, "xsa_layers": 0, "rope_dims": 0},
     "odd widths": {"dim": 36, "num_heads": 6, "num_kv_heads": 3, "mlp_dim": 50},
     "narrow embedding": {"embed_dim": 16},
+    **FEATURES,
     "one layer": {"num_layers": 1, "parallel_from": 0, "loop_extra": 0, "xsa_layers": 1},
 }
 

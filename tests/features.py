@@ -1,0 +1,9 @@
+"""What the model can have beside the recipes: each by its settings, tried wherever models are."""
+
+from typing import Any
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "gates of heads": {"attn_gate": "head"},
+    "dense gates": {"attn_gate": "dense"},
+    "sparse gates": {"attn_gate": "sparse"},
+}
