@@ -88,6 +88,9 @@ class ModelConfig:
     tie_embeddings: bool = opt(True, "Use the embedding matrix as the output head too.")
     embed_bf16: bool = opt(True, "Store the embedding and its Adam moments in bfloat16.")
     smear: bool = opt(False, "Mix the previous token's embedding into each token's (SmearGate).")
+    x0_values: bool = opt(
+        False, "Add a projection of the embeddings to every layer's values, by a learned gate."
+    )
     attn_gate: str = opt(
         "off",
         "Gate every head's output: by 12 features of its input, starting at 1 (head) or 1/2"

@@ -119,6 +119,8 @@ class Visit:
     number: int
     operations: Operations
     given: Walk
+    # What embeddings add to the values of attention, before every layer's own gate.
+    x0_values_BTC: Tensor | None
 
     def attention(self, own: attention.Attention) -> attention.Attention:
         """Return what the visit attends by."""
@@ -140,6 +142,7 @@ class Attention(nn.Module):
         "c_v.weight": matrix("value"),
         "proj.weight": matrix("attention output", kinds.zeros),
         "q_gain": scalar(kinds.ones),
+        "x0_gate": scalar(kinds.zeros),
         "head_gate": scalar(kinds.zeros),
         "sparse_gate": scalar(kinds.zeros),
         "dense_gate": scalar(kinds.normal(GATE_STD)),
@@ -155,6 +158,8 @@ class Attention(nn.Module):
         self.c_v = Linear(config.dim, kv_dim)
         self.proj = Linear(config.dim, config.dim)
         self.q_gain = nn.Parameter(torch.empty(config.num_heads))
+        if config.x0_values:
+            self.x0_gate = nn.Parameter(torch.empty(1))
         self.gate = config.attn_gate
         if self.gate != "off":
             features = config.dim if self.gate == "dense" else min(GATE_FEATURES, config.dim)
@@ -166,6 +171,9 @@ class Attention(nn.Module):
         """Return (what the output projection reads, [B, T, D]; h)."""
         steps = visit.operations
         projected, h_BTD = steps.project(h_BTD, (self.c_q, self.c_k, self.c_v), extras)
+        if visit.x0_values_BTC is not None:
+            more_BTC = self.x0_gate.to(h_BTD.dtype) * visit.x0_values_BTC
+            projected = steps.add_values(projected, more_BTC)
         attend = visit.attention(self.attend)
         y_BTC = steps.attend(projected, self.q_gain, visit.given.rope, attend, self.heads)
         if self.gate != "off":
@@ -266,6 +274,7 @@ class GPT(nn.Module):
         "head.weight": Kind("head", kinds.zeros, "embedding"),
         "embed_proj.weight": matrix("projection"),
         "head_proj.weight": matrix("projection"),
+        "x0_proj.weight": matrix("projection"),
         **Block.declares,
         "skip_weights": scalar(kinds.ones),
         "skip_gates": scalar(kinds.zeros),
@@ -284,6 +293,8 @@ class GPT(nn.Module):
         if embed_dim != config.dim:
             self.embed_proj = Linear(embed_dim, config.dim)
             self.head_proj = Linear(config.dim, embed_dim)
+        if config.x0_values:
+            self.x0_proj = Linear(config.dim, config.dim // config.num_heads * config.num_kv_heads)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.num_skips = num_skips(config)
         if self.num_skips:
@@ -354,9 +365,11 @@ class GPT(nn.Module):
         once, does not enter it.
         """
         half, x0_BTD = len(self.encoder_visits), x_BTD
+        more_BTC = self.x0_proj(x_BTD) if self.config.x0_values else None
         stack: list[Tensor] = []
         for number, layer in enumerate((*self.encoder_visits, *self.decoder_visits)):
-            visit, join, step = Visit(number, self.operations, given), None, number - half
+            visit = Visit(number, self.operations, given, more_BTC)
+            step, join = number - half, None
             if 0 <= step < self.num_skips and (step == 0 < half or stack):
                 join = self._join(x_BTD if step == 0 else stack.pop(), step)
             x_BTD, x0_BTD, before_BTD = self.blocks[layer](x_BTD, x0_BTD, join, visit)

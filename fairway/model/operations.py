@@ -102,6 +102,11 @@ class Operations:
             found.append(out_BTC + extras[name].value() if name in extras else out_BTC)
         return tuple(found), h_BTD
 
+    def add_values(self, projected: Projected, more_BTC: Tensor) -> Projected:
+        """Return projections with something added to their values."""
+        q_BTC, k_BTC, v_BTC = projected
+        return q_BTC, k_BTC, v_BTC + more_BTC
+
     def attend(
         self, projected: Projected, gain_H: Tensor, rope: Rope, attend: Attention, heads: Heads
     ) -> Tensor:

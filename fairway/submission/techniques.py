@@ -17,6 +17,7 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     ("XSA: attention without its own value", "#478, #1019", lambda c: c.model.xsa_layers > 0),
     ("gain of normalised queries", "#1217, #1276, #1493", lambda c: c.model.qk_gain != 1.0),
     ("U-Net skips with gates", "#289", lambda c: c.model.skips and c.model.skip_gates),
+    ("values from the embeddings", "#2005", lambda c: c.model.x0_values),
     ("gates of heads", "#1667, #1736, #1787", lambda c: c.model.attn_gate != "off"),
     ("SmearGate with a mask at BOS", "#1667, #1851, #1855", lambda c: c.model.smear),
     ("MuonEq-R", "Jordan et al. 2024; #1217", lambda c: c.optim.row_normalise),

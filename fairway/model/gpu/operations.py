@@ -210,6 +210,22 @@ class _Project(Step):
         return None, dh, *torch.split(d_weights, ctx.rows)
 
 
+class _AddColumns(Step):
+    """A product with something added to its last columns, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, more: Tensor) -> Tensor:
+        ctx.columns = more.shape[-1]
+        whole[..., -ctx.columns :] += more
+        ctx.mark_dirty(whole)
+        return whole
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_whole: Tensor) -> tuple[Tensor, Tensor]:
+        return d_whole, d_whole[..., -ctx.columns :]
+
+
 class _Attend(Step):
     """Head norms, rotation, gain, attention and XSA over projections, which it turns in place."""
 
@@ -383,6 +399,11 @@ class Kernels(Operations):
             if name in extras:
                 qkv_BTC = extras[name].add_(qkv_BTC, first, None)
         return qkv_BTC, h_BTD
+
+    def add_values(self, projected: Projected, more_BTC: Tensor) -> Projected:
+        """Return projections with something added to their values, in place."""
+        out: Tensor = _AddColumns.run(projected, more_BTC)
+        return out
 
     def attend(
         self, projected: Projected, gain_H: Tensor, rope: Rope, attend: Attention, heads: Heads
