@@ -34,14 +34,8 @@ from seed_model import load_state
 from torch import Tensor
 
 from fairway.api import model_from
-from fairway.config.settings import (
-    ModelConfig,
-    PackConfig,
-    QuantConfig,
-    RuntimeConfig,
-    ScoreConfig,
-    to_dict,
-)
+from fairway.config.settings import ModelConfig, PackConfig, QuantConfig, RuntimeConfig, ScoreConfig
+from fairway.config.written import to_dict
 from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import make_plan

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fairway.base.errors import UserError
 from fairway.base.progress import progress
-from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig, from_dict
+from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig
+from fairway.config.written import from_dict
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import DTYPES, Plan, make_plan

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from fairway.base.files import digest_bytes
-from fairway.config.settings import ModelConfig, QuantConfig, ScoreConfig, to_dict
+from fairway.config.settings import ModelConfig, QuantConfig, ScoreConfig
+from fairway.config.written import to_dict
 from fairway.model.gpt import GPT, build
 from fairway.quantise.gptq import QuantisedModel, is_coded, quantise_model
 from fairway.quantise.grid import QuantisedTensor, scale_of

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from fairway.api import load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json
-from fairway.config.settings import ModelConfig, from_dict
+from fairway.config.settings import ModelConfig
+from fairway.config.written import from_dict
 from fairway.machine.plan import Plan
 from fairway.model.gpt import build
 from fairway.pipeline.export import export

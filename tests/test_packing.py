@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fairway.base.errors import UserError
-from fairway.config.settings import Config, to_dict
+from fairway.config.settings import Config
+from fairway.config.written import to_dict
 from fairway.data.folder import DataFolder
 from fairway.model.gpt import build
 from fairway.pack.artifact import load_artifact

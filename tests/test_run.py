@@ -15,7 +15,8 @@ import pytest
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json
-from fairway.config.settings import Config, to_dict
+from fairway.config.settings import Config
+from fairway.config.written import to_dict
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.machine.ranks import Ranks

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import settings as speed
 from hypothesis import strategies as st
 
-from fairway.config.settings import Config, config_hash, settings
+from fairway.config.settings import Config, settings
+from fairway.config.written import config_hash
 from fairway.recipes import recipe
 from fairway.submission.techniques import techniques
 

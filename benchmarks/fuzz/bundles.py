@@ -11,7 +11,7 @@ import brotli
 from fairway.base.files import digest_bytes, read_bytes
 from fairway.bundle.build import MANIFEST, REQUIREMENTS, SCRIPT, bundle, check_bundle
 from fairway.bundle.wrap import Started, unwrap, wrap
-from fairway.config.settings import fixed_digest, from_dict
+from fairway.config.written import fixed_digest, from_dict
 from fairway.recipes import recipe
 
 from . import Case, Files

@@ -15,14 +15,8 @@ from conftest import documents
 from specimens import PROVENANCE, PUNY, quantised
 
 from fairway.base.files import digest_bytes
-from fairway.config.settings import (
-    MixtureConfig,
-    PackConfig,
-    RuntimeConfig,
-    ScoreConfig,
-    TttConfig,
-    to_dict,
-)
+from fairway.config.settings import MixtureConfig, PackConfig, RuntimeConfig, ScoreConfig, TttConfig
+from fairway.config.written import to_dict
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder

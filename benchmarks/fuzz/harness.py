@@ -16,7 +16,8 @@ from conftest import documents
 from specimens import PROVENANCE, PUNY, quantised
 
 from fairway.base.files import read_json
-from fairway.config.settings import PackConfig, ScoreConfig, to_dict
+from fairway.config.settings import PackConfig, ScoreConfig
+from fairway.config.written import to_dict
 from fairway.data.build import build_data
 from fairway.data.folder import DataFolder
 from fairway.harness import FairwayLM

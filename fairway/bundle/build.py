@@ -27,7 +27,8 @@ from fairway.bundle.known import key_digest, known_bytes, note_bytes
 from fairway.bundle.modules import ROOT, source_file
 from fairway.bundle.parts import parts_left_out
 from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
-from fairway.config.settings import Config, fixed_digest, from_dict, to_dict
+from fairway.config.settings import Config
+from fairway.config.written import fixed_digest, from_dict, to_dict
 from fairway.version import VERSION
 
 SCRIPT, MANIFEST, REQUIREMENTS = "train_gpt.py", "bundle.json", "requirements.txt"

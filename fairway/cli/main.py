@@ -28,7 +28,8 @@ from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.prove import compress, decompress, prove, sample
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
 from fairway.config.overrides import override
-from fairway.config.settings import Config, DataConfig, ModelConfig, config_hash, to_dict
+from fairway.config.settings import Config, DataConfig, ModelConfig
+from fairway.config.written import config_hash, to_dict
 from fairway.version import VERSION
 
 app = typer.Typer(

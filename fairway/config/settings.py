@@ -8,15 +8,9 @@ together and `fairway.config.overrides` reads `--set a.b=v`.
 
 import dataclasses
 import difflib
-import hashlib
-import json
-import types
-import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-from fairway.base.errors import UserError, shown
 
 # A setting that is found out: on the machine, or by measuring.
 AUTO = "auto"
@@ -405,35 +399,6 @@ def settings(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fie
             yield f"{prefix}{item.name}", item, value
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config node as nested plain dictionaries, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
-def config_hash(config: Config) -> str:
-    """Return the first 16 hex digits of a digest of every setting of a run.
-
-    What a run's command line may still say, seed and text and what drives the clock, stands beside
-    the digest of the rest.
-    """
-    data, train = config.data, config.train
-    free = (config.seed, data.source, train.clock, train.replay)
-    return _digest([fixed_digest(config), *free])[:16]
-
-
-def fixed_digest(config: Config) -> str:
-    """Return a digest of every setting but the seed, the text, and what drives the clock."""
-    values = to_dict(config)
-    del values["seed"], values["data"]["source"]
-    del values["train"]["clock"], values["train"]["replay"]
-    return _digest(values)
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def headline(config: Config) -> str:
     """Return the stage whose score a run claims."""
     chosen = config.score.headline
@@ -447,30 +412,6 @@ def declares_code(pack: PackConfig) -> bool:
     return not isinstance(pack.code_bytes, str)
 
 
-def from_dict(values: dict[str, Any], kind: type[Any] = Config, path: str = "") -> Any:
-    """Rebuild a config node from `to_dict`; unknown or missing names and wrong types are errors."""
-    if not isinstance(values, dict):
-        raise UserError(f"config section '{path or 'root'}' must be an object, got {shown(values)}")
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for name in values:
-        if name not in fields:
-            raise UserError(
-                f"unknown config field '{f'{path}{name}'[:60]}'; another version of Fairway wrote "
-                "this, or it was edited; make it again"
-            )
-    built: dict[str, Any] = {}
-    for name in fields:
-        if name not in values:
-            raise UserError(f"config field '{path}{name}' is missing; was the file cut short?")
-        hint, value = hints[name], values[name]
-        if dataclasses.is_dataclass(hint):
-            built[name] = from_dict(value, typing.cast(type[Any], hint), f"{path}{name}.")
-        else:
-            built[name] = _typed(hint, value, f"{path}{name}")
-    return kind(**built)
-
-
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Return the sentence that refuses an unknown name and offers the nearest known one."""
     names = list(known)
@@ -479,12 +420,3 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     near = [key for key in names if key.rpartition(".")[2] == leaf] or near
     remedy = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(names))}"
     return f"unknown {what} '{name[:60]}'; {remedy}"
-
-
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in kinds and type(value) is int and abs(value) < 2**53:
-        return float(value)
-    if type(value) not in kinds:
-        raise UserError(f"config field '{name}' has the wrong type: {shown(value)}")
-    return value

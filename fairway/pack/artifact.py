@@ -24,7 +24,8 @@ from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, opened, write_atomic
 from fairway.base.progress import progress
 from fairway.config.checks import check, check_model
-from fairway.config.settings import Config, ModelConfig, PackConfig, ScoreConfig, from_dict, to_dict
+from fairway.config.settings import Config, ModelConfig, PackConfig, ScoreConfig
+from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.pack.codec import CODECS, MAX_STRIDE, compress, decompress
 from fairway.pack.layout import (

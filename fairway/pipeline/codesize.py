@@ -3,7 +3,8 @@
 from fairway.base.errors import UserError
 from fairway.base.terminal import command
 from fairway.bundle.build import bundle_bytes, bundle_key
-from fairway.config.settings import Config, declares_code, fixed_digest
+from fairway.config.settings import Config, declares_code
+from fairway.config.written import fixed_digest
 from fairway.pipeline.folder import RunFolder, key_of
 from fairway.quantise.estimate import counted
 from fairway.train.steps import Say

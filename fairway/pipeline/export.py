@@ -8,7 +8,7 @@ from safetensors.torch import save
 from fairway.api import ARTIFACT_FILE, TOKENIZER_FILE, load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, write_atomic, write_json
-from fairway.config.settings import to_dict
+from fairway.config.written import to_dict
 from fairway.machine.plan import Plan
 from fairway.pack.artifact import load_artifact
 

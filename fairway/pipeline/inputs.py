@@ -14,7 +14,8 @@ from fairway.audit.stage import audited
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
 from fairway.base.terminal import command
-from fairway.config.settings import Config, from_dict, settings, to_dict
+from fairway.config.settings import Config, settings
+from fairway.config.written import from_dict, to_dict
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
 from fairway.pipeline.codesize import known_code

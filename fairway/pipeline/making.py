@@ -6,7 +6,7 @@ from fairway.api import TOKENIZER_FILE
 from fairway.base.errors import InterruptedRun
 from fairway.base.files import write_atomic
 from fairway.base.memory import give_back
-from fairway.config.settings import config_hash, to_dict
+from fairway.config.written import config_hash, to_dict
 from fairway.machine.peers import peers
 from fairway.model.gpt import num_parameters
 from fairway.pack.model import pack_model

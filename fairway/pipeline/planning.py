@@ -3,7 +3,8 @@
 import torch
 
 from fairway.base.errors import UserError
-from fairway.config.settings import Config, to_dict
+from fairway.config.settings import Config
+from fairway.config.written import to_dict
 from fairway.machine.plan import Plan, make_plan
 from fairway.machine.ranks import Ranks
 from fairway.pipeline.folder import RunFolder, key_of

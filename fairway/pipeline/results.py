@@ -9,7 +9,8 @@ from typing import Any
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json
 from fairway.base.terminal import command
-from fairway.config.settings import Config, config_hash, headline, to_dict
+from fairway.config.settings import Config, headline
+from fairway.config.written import config_hash, to_dict
 from fairway.model.gpt import num_parameters
 from fairway.pipeline.averaging import loss_warning
 from fairway.pipeline.folder import RunFolder

@@ -8,7 +8,8 @@ from typing import Any
 
 from fairway.base.files import digest_file, write_json
 from fairway.config.overrides import override
-from fairway.config.settings import Config, to_dict
+from fairway.config.settings import Config
+from fairway.config.written import to_dict
 from fairway.data.build import DataFolder
 from fairway.machine.plan import Plan
 from fairway.machine.ranks import Ranks, join_ranks

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fairway.base.errors import UserError
-from fairway.config.settings import Config, to_dict
+from fairway.config.settings import Config
+from fairway.config.written import to_dict
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.inputs import config_of
 from fairway.train.steps import STEPS, read_steps

@@ -13,7 +13,8 @@ from typing import Any
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_json
-from fairway.config.settings import Config, config_hash
+from fairway.config.settings import Config
+from fairway.config.written import config_hash
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan, make_plan
 from fairway.machine.ranks import join_ranks

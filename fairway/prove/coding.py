@@ -17,15 +17,8 @@ from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
 from fairway.base.progress import progress
-from fairway.config.settings import (
-    MAX_STREAMS,
-    MixtureConfig,
-    ScoreConfig,
-    TttConfig,
-    from_dict,
-    to_dict,
-    unknown_name,
-)
+from fairway.config.settings import MAX_STREAMS, MixtureConfig, ScoreConfig, TttConfig, unknown_name
+from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import Plan
 from fairway.model.cache import row_bytes

@@ -15,7 +15,8 @@ from typing import Any
 
 from fairway.base.errors import UserError, shown
 from fairway.base.files import digest_bytes, parse_json
-from fairway.config.settings import MAX_STREAMS, from_dict, to_dict
+from fairway.config.settings import MAX_STREAMS
+from fairway.config.written import from_dict, to_dict
 from fairway.pack.codec import compress, decompress
 from fairway.prove.machine import Machine
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from fairway.base import units
 from fairway.base.files import digest_bytes
-from fairway.config.settings import Config, from_dict
+from fairway.config.settings import Config
+from fairway.config.written import from_dict
 from fairway.submission.techniques import techniques
 
 SCHEMA = 1

@@ -22,7 +22,8 @@ from fairway.audit.records.folder import open_folder
 from fairway.base.errors import UserError
 from fairway.base.files import MOST_BYTES, digest_file, read_bytes, read_json
 from fairway.bundle.build import SCRIPT, bundle, check_bundle
-from fairway.config.settings import Config, config_hash, declares_code, fixed_digest, from_dict
+from fairway.config.settings import Config, declares_code
+from fairway.config.written import config_hash, fixed_digest, from_dict
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
 from fairway.pipeline.solo import SCORE_FILE

@@ -22,7 +22,8 @@ from fairway.base.files import read_json
 from fairway.bundle.build import SCRIPT, bundle, check_bundle, left_out, write_bundle
 from fairway.bundle.wrap import unwrap
 from fairway.config.overrides import override
-from fairway.config.settings import Config, to_dict
+from fairway.config.settings import Config
+from fairway.config.written import to_dict
 from fairway.model.paths import prepare
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline

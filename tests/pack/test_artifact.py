@@ -25,7 +25,8 @@ from specimens import (
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, digest_file
-from fairway.config.settings import ModelConfig, PackConfig, to_dict
+from fairway.config.settings import ModelConfig, PackConfig
+from fairway.config.written import to_dict
 from fairway.model.gpt import GPT
 from fairway.pack.account import byte_account
 from fairway.pack.artifact import account, load_artifact, save_artifact

@@ -12,7 +12,8 @@ import torch
 from damage import run_command
 from shared import forking
 
-from fairway.config.settings import ModelConfig, PackConfig, QuantConfig, ScoreConfig, to_dict
+from fairway.config.settings import ModelConfig, PackConfig, QuantConfig, ScoreConfig
+from fairway.config.written import to_dict
 from fairway.data.tokens import Tokenizer, train_tokenizer
 from fairway.model.gpt import build
 from fairway.pack.artifact import save_artifact
