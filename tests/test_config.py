@@ -11,7 +11,8 @@ import pytest
 from fairway.base.errors import UserError
 from fairway.config.checks import check
 from fairway.config.overrides import _FIXED, _RENAMED, override
-from fairway.config.settings import Config, config_hash, fixed_digest, from_dict, settings, to_dict
+from fairway.config.settings import Config, settings
+from fairway.config.written import config_hash, fixed_digest, from_dict, to_dict
 from fairway.recipes import RECIPES, recipe
 
 
@@ -112,7 +113,7 @@ def test_former_settings_are_none_of_today_and_a_new_name_is_told() -> None:
 
 
 # Beside the 120 of the recipes' system: what the model can have and no recipe has.
-NEW = {"attn_gate", "x0_values"}
+NEW = {"attn_gate", "window", "windows", "x0_values"}
 
 
 def test_there_are_at_most_120_settings_and_those_of_new_techniques() -> None:

@@ -11,6 +11,7 @@ from fairway.config.settings import (
     MixtureConfig,
     ModelConfig,
     ScoreConfig,
+    TrainConfig,
     TttConfig,
     headline,
     settings,
@@ -82,9 +83,42 @@ def check_model(model: ModelConfig) -> None:
             f"model has {model.num_layers}; set model.loop_last below that, or model.loop_extra=0"
         )
 
+    layer_windows(model)
+
+
+def layer_windows(model: ModelConfig) -> list[int]:
+    """Return how many positions attention sees in every layer; 0 is all that came before."""
+    words = model.window.split() or ["0"]
+    if not all(word.isdigit() for word in words) or len(words) > model.num_layers:
+        raise UserError(
+            f"model.window is '{model.window}'; write up to model.num_layers {model.num_layers} "
+            "numbers of tokens, 0 for all, such as '512 512 0'"
+        )
+    sizes = [int(word) for word in words]
+    return sizes + sizes[-1:] * (model.num_layers - len(sizes))
+
+
+def window_schedule(train: TrainConfig) -> list[tuple[int, float]]:
+    """Return (most positions that attention sees, share of the run at which this ends)."""
+    found: list[tuple[int, float]] = []
+    words = train.windows.split()
+    for word in words:
+        size, _, end = word.partition("@")
+        share = float(end) if end.replace(".", "", 1).isdigit() else 0.0
+        if not size.isdigit() or int(size) < 1 or not (found[-1][1] if found else 0) < share <= 1:
+            break
+        found.append((int(size), share))
+    if len(found) < len(words):
+        raise UserError(
+            f"train.windows is '{train.windows}'; write numbers of tokens with the growing shares "
+            "of the run at which they end, such as '256@0.3 512@0.6'"
+        )
+    return found
+
 
 def _check_training(config: Config) -> None:
     train, optim = config.train, config.optim
+    window_schedule(train)
     if (optim.ema_decay is None) == (optim.ema_share is None):
         raise UserError(
             "set exactly one of optim.ema_decay and optim.ema_share; the other must be none"

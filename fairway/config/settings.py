@@ -82,6 +82,11 @@ class ModelConfig:
     tie_embeddings: bool = opt(True, "Use the embedding matrix as the output head too.")
     embed_bf16: bool = opt(True, "Store the embedding and its Adam moments in bfloat16.")
     smear: bool = opt(False, "Mix the previous token's embedding into each token's (SmearGate).")
+    window: str = opt(
+        "",
+        "Tokens that attention sees, by layer, as in '512 512 0': 0 is all of them, the last number"
+        " holds for all further layers; empty is all.",
+    )
     x0_values: bool = opt(
         False, "Add a projection of the embeddings to every layer's values, by a learned gate."
     )
@@ -147,6 +152,11 @@ class TrainConfig:
     batch_tokens: int = opt(786_432, "Tokens per optimiser step, summed over all processes.", lo=2)
     micro_tokens: int = opt(98_304, "Most tokens in one forward pass of a process.", lo=2)
     loop_from: float = opt(0.35, "Share of the run after which the loop is on.", lo=0.0, hi=1.0)
+    windows: str = opt(
+        "",
+        "Tokens that attention sees at most, up to shares of the run: '256@0.3 512@0.6'; empty"
+        " leaves it to model.window.",
+    )
     warmup_steps: int = opt(
         20, "Steps before the clock starts; their result is discarded.", lo=0, hi=1000
     )

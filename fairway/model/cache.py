@@ -20,6 +20,7 @@ from torch import Tensor
 from fairway.base.graphs import recording
 from fairway.model.attention import Attention
 from fairway.model.gpt import GPT, Adapters, Attending, Walk, rope_table
+from fairway.model.seen import ALL, Seen
 
 _ALL = slice(None)
 # Tokens that a GPU reads at once: hidden states of the MLP are then 268 MB in bfloat16.
@@ -136,6 +137,7 @@ class Cache:
         q_BHTK: Tensor,
         k_BGTK: Tensor,
         v_BGTK: Tensor,
+        seen: Seen = ALL,
     ) -> Tensor:
         """Return y_BHTK of new queries over everything read, the new positions included."""
         first, end = self.filled, self.filled + q_BHTK.shape[2]
@@ -143,8 +145,9 @@ class Cache:
         kept_2BGLK[1, :, :, first:end] = v_BGTK
         if not first:
             # A beginning is what the model's own backend computes, and faster.
-            return plain(q_BHTK, k_BGTK, v_BGTK)
-        return attend_after(q_BHTK, *kept_2BGLK[:, :, :, :end])
+            return plain(q_BHTK, k_BGTK, v_BGTK, seen)
+        k_BGNK, v_BGNK = kept_2BGLK[:, :, :, :end]
+        return attend_after(q_BHTK, k_BGNK, v_BGNK, seen.window)
 
 
 class Single:
@@ -175,30 +178,32 @@ class Single:
         self._ids_S2[:, 1:] = ids_S1
         self._ids_S2[:, :1] = cache.last_S1
         self._at_1.fill_(cache.filled)
-        seen = min(cache.room, -(-(cache.filled + 1) // self.STRETCH) * self.STRETCH)
-        if seen not in self._graphs:
-            self._graphs[seen] = None
-            self._compute(cache, seen)
+        stretch = min(cache.room, -(-(cache.filled + 1) // self.STRETCH) * self.STRETCH)
+        if stretch not in self._graphs:
+            self._graphs[stretch] = None
+            self._compute(cache, stretch)
         elif not ids_S1.is_cuda:
-            self._compute(cache, seen)
+            self._compute(cache, stretch)
         else:
-            if self._graphs[seen] is None:
-                with recording(self._shared) as self._graphs[seen]:
-                    self._compute(cache, seen)
-            self._graphs[seen].replay()
+            if self._graphs[stretch] is None:
+                with recording(self._shared) as self._graphs[stretch]:
+                    self._compute(cache, stretch)
+            self._graphs[stretch].replay()
         return self._states_S1D.clone()
 
-    def _compute(self, cache: Cache, seen: int) -> None:
+    def _compute(self, cache: Cache, stretch: int) -> None:
         rope = cache.rope_at(self._at_1)
-        hidden_N = self._places_L[:seen] > self._at_1
+        hidden_N = self._places_L[:stretch] > self._at_1
 
-        def attend(
-            kept_2SGLK: Tensor, plain: Attention, q_SH1K: Tensor, k_SG1K: Tensor, v_SG1K: Tensor
-        ) -> Tensor:
+        def attend(kept_2SGLK: Tensor, plain: Attention, *new: Tensor, seen: Seen = ALL) -> Tensor:
+            q_SH1K, k_SG1K, v_SG1K = new
             for kept_SGLK, new_SG1K in zip(kept_2SGLK, (k_SG1K, v_SG1K), strict=True):
                 kept_SGLK.index_copy_(2, self._at_1, new_SG1K)
-            k_SGNK, v_SGNK = kept_2SGLK[:, :, :, :seen]
-            return attend_to(q_SH1K, k_SGNK, v_SGNK, hidden_N)
+            k_SGNK, v_SGNK = kept_2SGLK[:, :, :, :stretch]
+            if not seen.window:
+                return attend_to(q_SH1K, k_SGNK, v_SGNK, hidden_N)
+            passed_N = self._places_L[:stretch] <= self._at_1 - seen.window
+            return attend_to(q_SH1K, k_SGNK, v_SGNK, hidden_N | passed_N)
 
         # SmearGate looks one token back.
         x_S1D = cache.model.embedded(self._ids_S2)[:, 1:]
@@ -206,13 +211,19 @@ class Single:
         self._states_S1D.copy_(cache.model.states(x_S1D, given))
 
 
-def attend_after(q_SHTK: Tensor, k_SGNK: Tensor, v_SGNK: Tensor) -> Tensor:
-    """Return attention of the last T of N positions over all of them, causal; y_SHTK."""
+def attend_after(q_SHTK: Tensor, k_SGNK: Tensor, v_SGNK: Tensor, window: int = 0) -> Tensor:
+    """Return attention of the last T of N positions over those up to their own; y_SHTK.
+
+    Through a window a position sees itself and the window - 1 before it.
+    """
     T, N = q_SHTK.shape[2], k_SGNK.shape[2]
     if T == 1:
-        return attend_to(q_SHTK, k_SGNK, v_SGNK, None)
-    future_TN = torch.ones(T, N, dtype=torch.bool, device=q_SHTK.device).triu(N - T + 1)
-    return attend_to(q_SHTK, k_SGNK, v_SGNK, future_TN)
+        return attend_to(q_SHTK, k_SGNK[:, :, -window:], v_SGNK[:, :, -window:], None)
+    ones_TN = torch.ones(T, N, dtype=torch.bool, device=q_SHTK.device)
+    hidden_TN = ones_TN.triu(N - T + 1)
+    if window:
+        hidden_TN |= ones_TN.tril(N - T - window)
+    return attend_to(q_SHTK, k_SGNK, v_SGNK, hidden_TN)
 
 
 def attend_to(q_SHTK: Tensor, k_SGNK: Tensor, v_SGNK: Tensor, hidden_TN: Tensor | None) -> Tensor:

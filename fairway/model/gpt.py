@@ -14,6 +14,7 @@ Shapes: B batch, T time, D width, E embedding width, H query heads, G key/value 
 K head width, V vocabulary, N rows of a flattened batch, S features of SmearGate.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairway.config.checks import layer_windows
 from fairway.config.settings import BOS_ID, ModelConfig
 from fairway.model import attention, kinds
 from fairway.model.kinds import Kind, kind_in, matrix, scalar
 from fairway.model.operations import PLAIN, Extras, Heads, Join, Operations, Rope
 from fairway.model.ops import softcapped
+from fairway.model.seen import Seen
 
 # Features of a token that SmearGate reads, and most gates of heads.
 GATE_FEATURES = 12
@@ -122,10 +125,11 @@ class Visit:
     # What embeddings add to the values of attention, before every layer's own gate.
     x0_values_BTC: Tensor | None
 
-    def attention(self, own: attention.Attention) -> attention.Attention:
-        """Return what the visit attends by."""
+    def attention(self, own: attention.Attention, window: int) -> attention.Attention:
+        """Return what the visit attends by, to what is seen through a window."""
         attending = self.given.attending
-        return own if attending is None else attending(self.number, own)
+        attend = own if attending is None else attending(self.number, own)
+        return functools.partial(attend, seen=Seen(window)) if window else attend
 
     def read(self, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
         """Return what adapters make of an input, and the input."""
@@ -152,6 +156,7 @@ class Attention(nn.Module):
         super().__init__()
         kv_dim = config.dim // config.num_heads * config.num_kv_heads
         exclude_self = layer >= config.num_layers - config.xsa_layers
+        self.own_window = self.window = layer_windows(config)[layer]
         self.heads = Heads(config.num_heads, config.num_kv_heads, exclude_self)
         self.c_q = Linear(config.dim, config.dim)
         self.c_k = Linear(config.dim, kv_dim)
@@ -174,7 +179,7 @@ class Attention(nn.Module):
         if visit.x0_values_BTC is not None:
             more_BTC = self.x0_gate.to(h_BTD.dtype) * visit.x0_values_BTC
             projected = steps.add_values(projected, more_BTC)
-        attend = visit.attention(self.attend)
+        attend = visit.attention(self.attend, self.window)
         y_BTC = steps.attend(projected, self.q_gain, visit.given.rope, attend, self.heads)
         if self.gate != "off":
             # Pull requests #1667 (head), #1736 (dense) and #1787 (sparse).
@@ -314,6 +319,12 @@ class GPT(nn.Module):
         """Switch the depth recurrence on or off; parameters are the same either way."""
         self.looping = on
         self.encoder_visits, self.decoder_visits = visits(self.config, on)
+
+    def set_window(self, most: int) -> None:
+        """Let no layer's attention see more positions than that; 0 leaves each its own window."""
+        for block in self.blocks:
+            attn = cast(Block, block).attn
+            attn.window = min(attn.own_window or most, most) if most else attn.own_window
 
     def set_compute(self, dtype: torch.dtype, backend: str) -> None:
         """Choose the activations' dtype and the attention backend."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fairway.config.checks import layer_windows
 from fairway.config.settings import Config
 
 _Used = Callable[[Config], bool]
@@ -17,6 +18,11 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     ("XSA: attention without its own value", "#478, #1019", lambda c: c.model.xsa_layers > 0),
     ("gain of normalised queries", "#1217, #1276, #1493", lambda c: c.model.qk_gain != 1.0),
     ("U-Net skips with gates", "#289", lambda c: c.model.skips and c.model.skip_gates),
+    (
+        "attention windows",
+        "Beltagy et al. 2020, arXiv 2004.05150",
+        lambda c: any(layer_windows(c.model)) or bool(c.train.windows),
+    ),
     ("values from the embeddings", "#2005", lambda c: c.model.x0_values),
     ("gates of heads", "#1667, #1736, #1787", lambda c: c.model.attn_gate != "off"),
     ("SmearGate with a mask at BOS", "#1667, #1851, #1855", lambda c: c.model.smear),

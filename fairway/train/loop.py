@@ -25,7 +25,9 @@ from fairway.base.endings import stop_requested
 from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.files import digest_file
 from fairway.base.progress import progress
-from fairway.config.settings import Config, to_dict
+from fairway.config.checks import window_schedule
+from fairway.config.settings import Config
+from fairway.config.written import to_dict
 from fairway.data.loader import Prefetcher, ShuffledLoader
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
@@ -96,6 +98,7 @@ class Training:
         train = config.train
         recorded = recorded_progress(Path(train.replay)) if train.clock == "replay" else None
         self.clock = Clock(config, recorded)
+        self.windows = window_schedule(train)
         self.step = 0
         self.flight: Flight | None = None
         self.ended_s = 0.0
@@ -305,6 +308,7 @@ class Training:
         looping = bool(self.config.model.loop_extra) and now >= self.config.train.loop_from
         if looping != self.model.looping:
             self.model.set_looping(looping)
+        self.model.set_window(next((size for size, end in self.windows if now < end), 0))
 
     # -----------------------------------------------------------------------------------------
     # Checkpoints

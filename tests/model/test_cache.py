@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from features import FEATURES
 from torch import Tensor
 
 from fairway.config.settings import ModelConfig
@@ -51,7 +52,10 @@ def piecewise(cache: Cache, ids_ST: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([cache.read(piece) for piece in ids_ST.split(sizes, 1)], 1)
 
 
-@pytest.mark.parametrize("config", [SMALL, ODD, replace(SMALL, smear=True)])
+VARIED = [SMALL, ODD, replace(SMALL, smear=True), *(replace(SMALL, **f) for f in FEATURES.values())]
+
+
+@pytest.mark.parametrize("config", VARIED)
 @pytest.mark.parametrize("sizes", [[1] * LENGTH, [7, 1, 1, 1, 1, 12], [1, 1, 20, 1]])
 @torch.no_grad()
 def test_tokens_read_by_launches_for_any_position_equal_the_whole(
@@ -71,7 +75,7 @@ def test_tokens_read_by_launches_for_any_position_equal_the_whole(
 
 
 @pytest.mark.parametrize("looping", [False, True])
-@pytest.mark.parametrize("config", [SMALL, ODD, replace(SMALL, smear=True)])
+@pytest.mark.parametrize("config", VARIED)
 @pytest.mark.parametrize("sizes", [[LENGTH], [1] * LENGTH, [7, 1, 1, 5, 9], [1, 22]])
 @torch.no_grad()
 def test_pieces_equal_the_whole(config: ModelConfig, looping: bool, sizes: list[int]) -> None:
