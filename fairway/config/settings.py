@@ -152,6 +152,9 @@ class TrainConfig:
     batch_tokens: int = opt(786_432, "Tokens per optimiser step, summed over all processes.", lo=2)
     micro_tokens: int = opt(98_304, "Most tokens in one forward pass of a process.", lo=2)
     loop_from: float = opt(0.35, "Share of the run after which the loop is on.", lo=0.0, hi=1.0)
+    documents: bool = opt(
+        False, "Let tokens of a training sequence attend to their own document alone."
+    )
     windows: str = opt(
         "",
         "Tokens that attention sees at most, up to shares of the run: '256@0.3 512@0.6'; empty"

@@ -30,7 +30,7 @@ from fairway.model import attention, kinds
 from fairway.model.kinds import Kind, kind_in, matrix, scalar
 from fairway.model.operations import PLAIN, Extras, Heads, Join, Operations, Rope
 from fairway.model.ops import softcapped
-from fairway.model.seen import Seen
+from fairway.model.seen import ALL, Documents, Seen, documents_of
 
 # Features of a token that SmearGate reads, and most gates of heads.
 GATE_FEATURES = 12
@@ -113,6 +113,7 @@ class Walk:
     rope: Rope
     adapters: Adapters | None = None
     attending: Attending | None = None
+    documents: Documents | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,8 @@ class Visit:
         """Return what the visit attends by, to what is seen through a window."""
         attending = self.given.attending
         attend = own if attending is None else attending(self.number, own)
-        return functools.partial(attend, seen=Seen(window)) if window else attend
+        seen = Seen(window, self.given.documents)
+        return attend if seen == ALL else functools.partial(attend, seen=seen)
 
     def read(self, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
         """Return what adapters make of an input, and the input."""
@@ -310,6 +312,8 @@ class GPT(nn.Module):
             self.head = Linear(embed_dim, config.vocab_size)
         self.compute_dtype = torch.float32
         self.operations = PLAIN
+        # Whether documents of a sequence do not see one another while the model trains.
+        self.separate = False
         self.set_looping(False)
         self._rope: Rope = (torch.empty(0), torch.empty(0))
         for name, _ in self.named_parameters():
@@ -350,7 +354,9 @@ class GPT(nn.Module):
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """Return the normalised final state of every position, [B, T, D] in the compute dtype."""
-        return self.states(self.embedded(ids_BT), Walk(self.rope_for(ids_BT)))
+        documents = documents_of(ids_BT) if self.separate and self.training else None
+        given = Walk(self.rope_for(ids_BT), documents=documents)
+        return self.states(self.embedded(ids_BT), given)
 
     def states(self, x_BTD: Tensor, given: Walk) -> Tensor:
         """Return `hidden` of embedded tokens that stand where a rotary table says."""

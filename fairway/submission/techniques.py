@@ -23,6 +23,7 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "Beltagy et al. 2020, arXiv 2004.05150",
         lambda c: any(layer_windows(c.model)) or bool(c.train.windows),
     ),
+    ("documents that do not see one another", "#1530", lambda c: c.train.documents),
     ("values from the embeddings", "#2005", lambda c: c.model.x0_values),
     ("gates of heads", "#1667, #1736, #1787", lambda c: c.model.attn_gate != "off"),
     ("SmearGate with a mask at BOS", "#1667, #1851, #1855", lambda c: c.model.smear),

@@ -92,13 +92,13 @@ class Training:
         self.folder, self.say = folder, say
         self.device = _device(plan, ranks)
         self.model = build(config.model, config.seed).to(self.device)
+        self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train
         recorded = recorded_progress(Path(train.replay)) if train.clock == "replay" else None
         self.clock = Clock(config, recorded)
-        self.windows = window_schedule(train)
         self.step = 0
         self.flight: Flight | None = None
         self.ended_s = 0.0
@@ -306,9 +306,9 @@ class Training:
 
     def _switch_loop(self, now: float) -> None:
         looping = bool(self.config.model.loop_extra) and now >= self.config.train.loop_from
-        if looping != self.model.looping:
-            self.model.set_looping(looping)
-        self.model.set_window(next((size for size, end in self.windows if now < end), 0))
+        self.model.set_looping(looping)
+        windows = (size for size, end in window_schedule(self.config.train) if now < end)
+        self.model.set_window(next(windows, 0))
 
     # -----------------------------------------------------------------------------------------
     # Checkpoints
