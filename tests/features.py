@@ -5,6 +5,7 @@ from typing import Any
 FEATURES: dict[str, dict[str, Any]] = {
     "values from x0": {"x0_values": True},
     "windows": {"window": "5 0 3"},
+    "two lanes": {"lanes": 2},
     "gates of heads": {"attn_gate": "head"},
     "dense gates": {"attn_gate": "dense"},
     "sparse gates": {"attn_gate": "sparse"},

@@ -83,6 +83,12 @@ def check_model(model: ModelConfig) -> None:
             f"model has {model.num_layers}; set model.loop_last below that, or model.loop_extra=0"
         )
 
+    if model.lanes > 1 and model.loop_extra and model.loop_last >= model.parallel_from:
+        raise UserError(
+            f"model.lanes is {model.lanes}, but the loop up to block {model.loop_last} would leave "
+            f"the parallel blocks from {model.parallel_from} on; raise model.parallel_from, or set "
+            "model.lanes=1"
+        )
     layer_windows(model)
 
 

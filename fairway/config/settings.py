@@ -74,6 +74,12 @@ class ModelConfig:
     )
     softcap: float = opt(30.0, "Logits become softcap * tanh(logits / softcap); 0 is off.", lo=0.0)
     parallel_from: int = opt(7, "First block whose MLP runs in parallel with attention.", lo=0)
+    lanes: int = opt(
+        1,
+        "Residual streams of parallel blocks: with 2, attention and MLP read and write one each.",
+        lo=1,
+        hi=2,
+    )
     skips: bool = opt(True, "Add U-Net skip connections from first to last layers.")
     skip_gates: bool = opt(True, "Blend skip connections in through learned gates.")
     loop_first: int = opt(3, "First block of the loop (depth recurrence).", lo=0)

@@ -36,6 +36,8 @@ from fairway.model.seen import ALL, Documents, Seen, documents_of
 GATE_FEATURES = 12
 # As in #1493: the slope of the MLP's ReLU below zero, and the deviation of initial embeddings.
 LEAK, EMBED_STD = 0.5, 0.005
+# The initial share of its own lane that a block with two lanes keeps.
+LANE_KEEP = 1.1
 # The deviation of initial dense gates of heads.
 GATE_STD = 0.01
 
@@ -213,6 +215,8 @@ class Block(nn.Module):
         "attn_scale": scalar(kinds.ones),
         "mlp_scale": scalar(kinds.ones),
         "resid_mix": scalar(kinds.first_one),
+        "lane_keep": scalar(kinds.constant(LANE_KEEP)),
+        "lane_add": scalar(kinds.ones),
     }
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -224,22 +228,63 @@ class Block(nn.Module):
         self.attn_scale = nn.Parameter(torch.empty(config.dim))
         self.mlp_scale = nn.Parameter(torch.empty(config.dim))
         self.resid_mix = nn.Parameter(torch.empty(2, config.dim))
+        self.two_lanes = self.parallel and config.lanes == 2
+        if self.two_lanes:
+            self.lane_keep = nn.Parameter(torch.empty(2))
+            self.lane_add = nn.Parameter(torch.empty(2, 2))
 
     def forward(
-        self, x_BTD: Tensor, x0_BTD: Tensor, join: Join | None, visit: Visit
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the residual stream after this block, [B, T, D]; x0; what it was before."""
-        steps, mlp = visit.operations, self.mlp
+        self,
+        lanes: tuple[Tensor, ...],
+        x0_BTD: Tensor,
+        join: Join | None,
+        visit: Visit,
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """Return the residual stream after this block; x0; what the stream was before.
+
+        The stream is one lane, [B, T, D], or two; a skip joins the first.
+        """
+        steps, x_BTD = visit.operations, lanes[0]
+        if self.two_lanes and join is not None:
+            x_BTD, join = steps.joined(x_BTD, join), None
         u_BTD, h_BTD, x0_BTD, x_BTD = steps.enter(x_BTD, x0_BTD, join, self.resid_mix, self.scale)
-        extras, h_BTD = visit.read(h_BTD, "q k v o mlp" if self.parallel else "q k v o")
+        shared = self.parallel and not self.two_lanes
+        extras, h_BTD = visit.read(h_BTD, "q k v o mlp" if shared else "q k v o")
         y_BTC, g_BTD = self.attn(h_BTD, extras, visit)
-        u_BTD = steps.add(u_BTD, y_BTC, self.attn.proj, self.attn_scale, extras.get("o"))
+        if self.two_lanes:
+            a_BTD = self._after_attention(torch.zeros_like(u_BTD), y_BTC, extras, visit)
+            return self._two_lanes((x_BTD, *lanes[1:]), a_BTD, visit), x0_BTD, x_BTD
+        u_BTD = self._after_attention(u_BTD, y_BTC, extras, visit)
         if not self.parallel:
             u_BTD, g_BTD = steps.branch(u_BTD, self.scale)
             extras, g_BTD = visit.read(g_BTD, "mlp")
-        layers, extra = (mlp.fc, mlp.proj), extras.get("mlp")
-        u_BTD = steps.mlp(u_BTD, g_BTD, layers, LEAK, self.mlp_scale, extra)
-        return u_BTD, x0_BTD, x_BTD
+        return (self._mlp(u_BTD, g_BTD, extras, visit),), x0_BTD, x_BTD
+
+    def _after_attention(
+        self, u_BTD: Tensor, y_BTC: Tensor, extras: Extras, visit: Visit
+    ) -> Tensor:
+        return visit.operations.add(u_BTD, y_BTC, self.attn.proj, self.attn_scale, extras.get("o"))
+
+    def _mlp(self, u_BTD: Tensor, g_BTD: Tensor, extras: Extras, visit: Visit) -> Tensor:
+        layers = self.mlp.fc, self.mlp.proj
+        return visit.operations.mlp(u_BTD, g_BTD, layers, LEAK, self.mlp_scale, extras.get("mlp"))
+
+    def _two_lanes(
+        self, lanes: tuple[Tensor, ...], a_BTD: Tensor, visit: Visit
+    ) -> tuple[Tensor, ...]:
+        """Return both lanes after attention, whose output is given, and the MLP (#1530).
+
+        Attention reads the first lane, the MLP the second; each lane keeps a share of itself and
+        gets both outputs. They are one where the first such block begins.
+        """
+        g_BTD = visit.operations.norm(lanes[-1]) * self.scale
+        extras, g_BTD = visit.read(g_BTD, "mlp")
+        m_BTD = self._mlp(torch.zeros_like(a_BTD), g_BTD, extras, visit)
+        keep_2, add_22 = self.lane_keep.to(a_BTD.dtype), self.lane_add.to(a_BTD.dtype)
+        return tuple(
+            keep_2[n] * lane_BTD + add_22[0, n] * a_BTD + add_22[1, n] * m_BTD
+            for n, lane_BTD in enumerate((lanes[0], lanes[-1]))
+        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -383,16 +428,17 @@ class GPT(nn.Module):
         """
         half, x0_BTD = len(self.encoder_visits), x_BTD
         more_BTC = self.x0_proj(x_BTD) if self.config.x0_values else None
+        lanes: tuple[Tensor, ...] = (x_BTD,)
         stack: list[Tensor] = []
         for number, layer in enumerate((*self.encoder_visits, *self.decoder_visits)):
             visit = Visit(number, self.operations, given, more_BTC)
             step, join = number - half, None
             if 0 <= step < self.num_skips and (step == 0 < half or stack):
-                join = self._join(x_BTD if step == 0 else stack.pop(), step)
-            x_BTD, x0_BTD, before_BTD = self.blocks[layer](x_BTD, x0_BTD, join, visit)
+                join = self._join(lanes[0] if step == 0 else stack.pop(), step)
+            lanes, x0_BTD, before_BTD = self.blocks[layer](lanes, x0_BTD, join, visit)
             if 0 < number < half:
                 stack.append(before_BTD)
-        return x_BTD
+        return lanes[0] if len(lanes) == 1 else torch.stack(lanes).mean(0)
 
     def _join(self, skip_BTD: Tensor, step: int) -> Join:
         gate_D = self.skip_gates[step] if self.config.skip_gates else None

@@ -39,6 +39,11 @@ def ones(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.ones(shape)
 
 
+def constant(value: float) -> Start:
+    """Return a start that is the same number everywhere."""
+    return lambda shape, generator: torch.full(shape, value)
+
+
 def first_one(shape: torch.Size, generator: torch.Generator) -> Tensor:
     """Return a first row of ones and other rows of zeros."""
     value = torch.zeros(shape)

@@ -69,22 +69,23 @@ class Operations:
         """Return x / rms(x)."""
         return norm(x)
 
-    def enter(
-        self, x_BTD: Tensor, x0_BTD: Tensor, join: Join | None, mix_2D: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return (u, h, x0, x): u = mix[0] x + mix[1] x0 after a skip, h = scale u / rms(u).
+    def joined(self, x_BTD: Tensor, join: Join) -> Tensor:
+        """Return the stream with a skip blended in.
 
         The rows of a join belong to decoder steps, not to layers: switching the recurrence on pairs
         them anew, and the first skip is the state itself.
         """
-        mix_2D, joined_BTD = mix_2D.to(x_BTD.dtype), x_BTD
-        if join is not None:
-            s_BTD = join.weight_D.to(x_BTD.dtype) * join.skip_BTD
-            if join.gate_D is None:
-                joined_BTD = x_BTD + s_BTD
-            else:
-                gate_D = torch.sigmoid(join.gate_D).to(x_BTD.dtype)
-                joined_BTD = torch.lerp(s_BTD, x_BTD, gate_D)
+        s_BTD = join.weight_D.to(x_BTD.dtype) * join.skip_BTD
+        if join.gate_D is None:
+            return x_BTD + s_BTD
+        return torch.lerp(s_BTD, x_BTD, torch.sigmoid(join.gate_D).to(x_BTD.dtype))
+
+    def enter(
+        self, x_BTD: Tensor, x0_BTD: Tensor, join: Join | None, mix_2D: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return (u, h, x0, x): u = mix[0] x + mix[1] x0 after a skip, h = scale u / rms(u)."""
+        mix_2D = mix_2D.to(x_BTD.dtype)
+        joined_BTD = x_BTD if join is None else self.joined(x_BTD, join)
         u_BTD = torch.addcmul(mix_2D[0] * joined_BTD, mix_2D[1], x0_BTD)
         return u_BTD, norm(u_BTD, scale), x0_BTD, x_BTD
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from features import FEATURES
 from tiny import TINY, alive
 from torch import Tensor
 
@@ -57,9 +58,11 @@ def apart(got: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize(
     "targets", [LORA_TARGETS, ("head",), ("o",), ("mlp",), ("v", "mlp"), ("q", "k", "head")]
 )
-@pytest.mark.parametrize("smear", [False, True])
-def test_states_and_gradients_are_those_of_formulas(targets: Sequence[str], smear: bool) -> None:
-    model = alive(replace(MODEL, smear=smear)).to(DEVICE).requires_grad_(False)
+@pytest.mark.parametrize("feature", [{}, {"smear": True}, *FEATURES.values()])
+def test_states_and_gradients_are_those_of_formulas(
+    targets: Sequence[str], feature: dict[str, Any]
+) -> None:
+    model = alive(replace(MODEL, **feature)).to(DEVICE).requires_grad_(False)
     adapters = Adapters(model, targets, 4, 6.0)
     # One row more than is in use.
     values = drawn(adapters, ROWS + 1)

@@ -12,7 +12,9 @@ from fairway.model.gpt import GPT, build
 
 IDS_BT = torch.randint(2, 260, (3, 12), generator=torch.Generator().manual_seed(0))
 # At their initial values these change nothing; dense and sparse gates begin half open.
-NEUTRAL = [name for name in FEATURES if name not in ("windows", "dense gates", "sparse gates")]
+NEUTRAL = [
+    name for name in FEATURES if name not in ("windows", "two lanes", "dense gates", "sparse gates")
+]
 
 
 def copied(model: GPT, source: GPT) -> GPT:

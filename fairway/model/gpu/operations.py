@@ -113,9 +113,11 @@ class _Enter(Step):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, du: Tensor, dh: Tensor, dx0: Tensor | None,
+    def backward(ctx: Any, du: Tensor | None, dh: Tensor, dx0: Tensor | None,
                  dpass: Tensor | None) -> tuple[Any, ...]:  # fmt: skip
         x, x0, skip, weight_D, gate_D, mix_2D = ctx.saved_tensors
+        # Two lanes do not go on with u.
+        du = torch.zeros_like(x) if du is None else du
         join = None if weight_D is None else kernels.Join(skip, weight_D, gate_D, ctx.own)
         dx, dx0, dskip, sums_4D = kernels.enter_backward(
             x, x0, mix_2D, join, ctx.scale, (du, dh, dx0, dpass)
