@@ -16,7 +16,8 @@ import torch
 from fairway.api import LanguageModel
 from fairway.base.arrays import IntArray
 from fairway.data.pieces import Packer, encoded
-from fairway.model.gpt import Walk, rope_table
+from fairway.model.block import Walk
+from fairway.model.gpt import rope_table
 from fairway.score.windows import Window, sliding_windows
 
 # Logits are formed for so many positions at a time: 1,024 x 8,192 in float64 is 67 MB.

@@ -6,6 +6,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "values from x0": {"x0_values": True},
     "windows": {"window": "5 0 3"},
     "two lanes": {"lanes": 2},
+    "caps by sign": {"softcap_skew": True, "softcap": 4.0},
     "gates of heads": {"attn_gate": "head"},
     "dense gates": {"attn_gate": "dense"},
     "sparse gates": {"attn_gate": "sparse"},

@@ -83,6 +83,11 @@ def check_model(model: ModelConfig) -> None:
             f"model has {model.num_layers}; set model.loop_last below that, or model.loop_extra=0"
         )
 
+    if model.softcap_skew and not model.softcap:
+        raise UserError(
+            "model.softcap_skew needs a cap to begin with, and model.softcap is 0; set it to 30, "
+            "or model.softcap_skew=false"
+        )
     if model.lanes > 1 and model.loop_extra and model.loop_last >= model.parallel_from:
         raise UserError(
             f"model.lanes is {model.lanes}, but the loop up to block {model.loop_last} would leave "

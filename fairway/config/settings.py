@@ -73,6 +73,9 @@ class ModelConfig:
         lo=0,
     )
     softcap: float = opt(30.0, "Logits become softcap * tanh(logits / softcap); 0 is off.", lo=0.0)
+    softcap_skew: bool = opt(
+        False, "Learn one cap for logits above 0 and one for those below (AsymLogit)."
+    )
     parallel_from: int = opt(7, "First block whose MLP runs in parallel with attention.", lo=0)
     lanes: int = opt(
         1,

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from fairway.config.checks import LORA_TARGETS
-from fairway.model.gpt import GPT, Walk
+from fairway.model.block import Walk
+from fairway.model.gpt import GPT
 from fairway.model.operations import Extras, Rope
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fairway.base.graphs import recording
 from fairway.model.attention import Attention
-from fairway.model.gpt import GPT, Adapters, Attending, Walk, rope_table
+from fairway.model.block import Adapters, Attending, Walk
+from fairway.model.gpt import GPT, rope_table
 from fairway.model.seen import ALL, Seen
 
 _ALL = slice(None)

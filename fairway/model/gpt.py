@@ -14,43 +14,22 @@ Shapes: B batch, T time, D width, E embedding width, H query heads, G key/value 
 K head width, V vocabulary, N rows of a flattened batch, S features of SmearGate.
 """
 
-import functools
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairway.config.checks import layer_windows
 from fairway.config.settings import BOS_ID, ModelConfig
 from fairway.model import attention, kinds
+from fairway.model.block import GATE_FEATURES, Block, Linear, Visit, Walk
 from fairway.model.kinds import Kind, kind_in, matrix, scalar
-from fairway.model.operations import PLAIN, Extras, Heads, Join, Operations, Rope
-from fairway.model.ops import softcapped
-from fairway.model.seen import ALL, Documents, Seen, documents_of
+from fairway.model.operations import PLAIN, Join, Rope
+from fairway.model.ops import by_sign, softcapped, softcapped_apart
+from fairway.model.seen import documents_of
 
-# Features of a token that SmearGate reads, and most gates of heads.
-GATE_FEATURES = 12
-# As in #1493: the slope of the MLP's ReLU below zero, and the deviation of initial embeddings.
-LEAK, EMBED_STD = 0.5, 0.005
-# The initial share of its own lane that a block with two lanes keeps.
-LANE_KEEP = 1.1
-# The deviation of initial dense gates of heads.
-GATE_STD = 0.01
-
-
-class Linear(nn.Linear):
-    """A bias-free projection that casts its float32 weight to the activations' dtype at use."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x W^T in x's dtype."""
-        return F.linear(x, self.weight.to(x.dtype))
+# The deviation of initial embeddings, as in #1493.
+EMBED_STD = 0.005
 
 
 # ---------------------------------------------------------------------------------------------
@@ -77,10 +56,6 @@ def rope_table(length: int, config: ModelConfig) -> tuple[Tensor, Tensor]:
     return angles_TR.cos(), angles_TR.sin()
 
 
-# ---------------------------------------------------------------------------------------------
-# Layers
-
-
 def smeared(e_BTE: Tensor, ids_BT: Tensor, gate_S: Tensor, strength: Tensor) -> Tensor:
     """Return embeddings with a gated share of the one before added: SmearGate, [B, T, E].
 
@@ -92,199 +67,6 @@ def smeared(e_BTE: Tensor, ids_BT: Tensor, gate_S: Tensor, strength: Tensor) -> 
     gate_BT = torch.sigmoid(now_BTE[..., : len(gate_S)] @ gate_S.to(e_BTE.dtype))
     share_BT = strength.to(e_BTE.dtype) * gate_BT * (ids_BT[:, 1:] != BOS_ID)
     return torch.cat([e_BTE[:, :1], now_BTE + share_BT[..., None] * before_BTE], 1)
-
-
-class Adapters(Protocol):
-    """What is added to the matrices of every visit; `adapters` makes such."""
-
-    def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
-        """Return what the adapters of some targets of a visit make of their input, and the input.
-
-        `targets` are those that read it: of "q k v o mlp".
-        """
-
-
-# Attention of a visit in place of the block's own, which comes second.
-Attending = Callable[[int, attention.Attention], attention.Attention]
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """What a walk through the blocks is given beside the stream."""
-
-    rope: Rope
-    adapters: Adapters | None = None
-    attending: Attending | None = None
-    documents: Documents | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One visit of a block on a walk."""
-
-    number: int
-    operations: Operations
-    given: Walk
-    # What embeddings add to the values of attention, before every layer's own gate.
-    x0_values_BTC: Tensor | None
-
-    def attention(self, own: attention.Attention, window: int) -> attention.Attention:
-        """Return what the visit attends by, to what is seen through a window."""
-        attending = self.given.attending
-        attend = own if attending is None else attending(self.number, own)
-        seen = Seen(window, self.given.documents)
-        return attend if seen == ALL else functools.partial(attend, seen=seen)
-
-    def read(self, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
-        """Return what adapters make of an input, and the input."""
-        adapters = self.given.adapters
-        return ({}, x_BTD) if adapters is None else adapters.read(self.number, x_BTD, targets)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with normalised q and k, partial rotation, gain and XSA."""
-
-    declares: ClassVar[dict[str, Kind]] = {
-        "c_q.weight": matrix("query"),
-        "c_k.weight": matrix("key"),
-        "c_v.weight": matrix("value"),
-        "proj.weight": matrix("attention output", kinds.zeros),
-        "q_gain": scalar(kinds.ones),
-        "x0_gate": scalar(kinds.zeros),
-        "head_gate": scalar(kinds.zeros),
-        "sparse_gate": scalar(kinds.zeros),
-        "dense_gate": scalar(kinds.normal(GATE_STD)),
-    }
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        kv_dim = config.dim // config.num_heads * config.num_kv_heads
-        exclude_self = layer >= config.num_layers - config.xsa_layers
-        self.own_window = self.window = layer_windows(config)[layer]
-        self.heads = Heads(config.num_heads, config.num_kv_heads, exclude_self)
-        self.c_q = Linear(config.dim, config.dim)
-        self.c_k = Linear(config.dim, kv_dim)
-        self.c_v = Linear(config.dim, kv_dim)
-        self.proj = Linear(config.dim, config.dim)
-        self.q_gain = nn.Parameter(torch.empty(config.num_heads))
-        if config.x0_values:
-            self.x0_gate = nn.Parameter(torch.empty(1))
-        self.gate = config.attn_gate
-        if self.gate != "off":
-            features = config.dim if self.gate == "dense" else min(GATE_FEATURES, config.dim)
-            gate_HS = nn.Parameter(torch.empty(config.num_heads, features))
-            self.register_parameter(f"{self.gate}_gate", gate_HS)
-        self.attend: attention.Attention = attention.plain
-
-    def forward(self, h_BTD: Tensor, extras: Extras, visit: Visit) -> tuple[Tensor, Tensor]:
-        """Return (what the output projection reads, [B, T, D]; h)."""
-        steps = visit.operations
-        projected, h_BTD = steps.project(h_BTD, (self.c_q, self.c_k, self.c_v), extras)
-        if visit.x0_values_BTC is not None:
-            more_BTC = self.x0_gate.to(h_BTD.dtype) * visit.x0_values_BTC
-            projected = steps.add_values(projected, more_BTC)
-        attend = visit.attention(self.attend, self.window)
-        y_BTC = steps.attend(projected, self.q_gain, visit.given.rope, attend, self.heads)
-        if self.gate != "off":
-            # Pull requests #1667 (head), #1736 (dense) and #1787 (sparse).
-            gate_HS = self.get_parameter(f"{self.gate}_gate")
-            y_BTC = steps.gated(y_BTC, h_BTD, gate_HS, 2.0 if self.gate == "head" else 1.0)
-        return y_BTC, h_BTD
-
-
-class MLP(nn.Module):
-    """Up-projection, squared leaky ReLU, down-projection."""
-
-    declares: ClassVar[dict[str, Kind]] = {
-        "fc.weight": matrix("MLP up"),
-        "proj.weight": matrix("MLP down", kinds.zeros),
-    }
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.fc = Linear(config.dim, config.mlp_dim)
-        self.proj = Linear(config.mlp_dim, config.dim)
-
-
-class Block(nn.Module):
-    """One physical layer: mix in x0, then attention and MLP, in sequence or in parallel."""
-
-    declares: ClassVar[dict[str, Kind]] = {
-        **kinds.inside("attn", Attention.declares),
-        **kinds.inside("mlp", MLP.declares),
-        "attn_scale": scalar(kinds.ones),
-        "mlp_scale": scalar(kinds.ones),
-        "resid_mix": scalar(kinds.first_one),
-        "lane_keep": scalar(kinds.constant(LANE_KEEP)),
-        "lane_add": scalar(kinds.ones),
-    }
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.scale = 1.0 / math.sqrt(layer + 1)
-        self.parallel = layer >= config.parallel_from
-        self.attn = Attention(config, layer)
-        self.mlp = MLP(config)
-        self.attn_scale = nn.Parameter(torch.empty(config.dim))
-        self.mlp_scale = nn.Parameter(torch.empty(config.dim))
-        self.resid_mix = nn.Parameter(torch.empty(2, config.dim))
-        self.two_lanes = self.parallel and config.lanes == 2
-        if self.two_lanes:
-            self.lane_keep = nn.Parameter(torch.empty(2))
-            self.lane_add = nn.Parameter(torch.empty(2, 2))
-
-    def forward(
-        self,
-        lanes: tuple[Tensor, ...],
-        x0_BTD: Tensor,
-        join: Join | None,
-        visit: Visit,
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Return the residual stream after this block; x0; what the stream was before.
-
-        The stream is one lane, [B, T, D], or two; a skip joins the first.
-        """
-        steps, x_BTD = visit.operations, lanes[0]
-        if self.two_lanes and join is not None:
-            x_BTD, join = steps.joined(x_BTD, join), None
-        u_BTD, h_BTD, x0_BTD, x_BTD = steps.enter(x_BTD, x0_BTD, join, self.resid_mix, self.scale)
-        shared = self.parallel and not self.two_lanes
-        extras, h_BTD = visit.read(h_BTD, "q k v o mlp" if shared else "q k v o")
-        y_BTC, g_BTD = self.attn(h_BTD, extras, visit)
-        if self.two_lanes:
-            a_BTD = self._after_attention(torch.zeros_like(u_BTD), y_BTC, extras, visit)
-            return self._two_lanes((x_BTD, *lanes[1:]), a_BTD, visit), x0_BTD, x_BTD
-        u_BTD = self._after_attention(u_BTD, y_BTC, extras, visit)
-        if not self.parallel:
-            u_BTD, g_BTD = steps.branch(u_BTD, self.scale)
-            extras, g_BTD = visit.read(g_BTD, "mlp")
-        return (self._mlp(u_BTD, g_BTD, extras, visit),), x0_BTD, x_BTD
-
-    def _after_attention(
-        self, u_BTD: Tensor, y_BTC: Tensor, extras: Extras, visit: Visit
-    ) -> Tensor:
-        return visit.operations.add(u_BTD, y_BTC, self.attn.proj, self.attn_scale, extras.get("o"))
-
-    def _mlp(self, u_BTD: Tensor, g_BTD: Tensor, extras: Extras, visit: Visit) -> Tensor:
-        layers = self.mlp.fc, self.mlp.proj
-        return visit.operations.mlp(u_BTD, g_BTD, layers, LEAK, self.mlp_scale, extras.get("mlp"))
-
-    def _two_lanes(
-        self, lanes: tuple[Tensor, ...], a_BTD: Tensor, visit: Visit
-    ) -> tuple[Tensor, ...]:
-        """Return both lanes after attention, whose output is given, and the MLP (#1530).
-
-        Attention reads the first lane, the MLP the second; each lane keeps a share of itself and
-        gets both outputs. They are one where the first such block begins.
-        """
-        g_BTD = visit.operations.norm(lanes[-1]) * self.scale
-        extras, g_BTD = visit.read(g_BTD, "mlp")
-        m_BTD = self._mlp(torch.zeros_like(a_BTD), g_BTD, extras, visit)
-        keep_2, add_22 = self.lane_keep.to(a_BTD.dtype), self.lane_add.to(a_BTD.dtype)
-        return tuple(
-            keep_2[n] * lane_BTD + add_22[0, n] * a_BTD + add_22[1, n] * m_BTD
-            for n, lane_BTD in enumerate((lanes[0], lanes[-1]))
-        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -328,6 +110,7 @@ class GPT(nn.Module):
         "head_proj.weight": matrix("projection"),
         "x0_proj.weight": matrix("projection"),
         **Block.declares,
+        "cap_skew": scalar(kinds.zeros),
         "skip_weights": scalar(kinds.ones),
         "skip_gates": scalar(kinds.zeros),
         "smear_gate": scalar(kinds.zeros),
@@ -353,6 +136,8 @@ class GPT(nn.Module):
             self.skip_weights = nn.Parameter(torch.empty(self.num_skips, config.dim))
         if self.num_skips and config.skip_gates:
             self.skip_gates = nn.Parameter(torch.empty(self.num_skips, config.dim))
+        if config.softcap_skew:
+            self.cap_skew = nn.Parameter(torch.empty(2))
         if not config.tie_embeddings:
             self.head = Linear(embed_dim, config.vocab_size)
         self.compute_dtype = torch.float32
@@ -451,7 +236,19 @@ class GPT(nn.Module):
         """
         table_VE = self.head_table()
         raw = F.linear(self.to_head(x), table_VE.to(x.dtype))
-        return softcapped(raw if extra is None else raw + extra, self.config.softcap)
+        raw = raw if extra is None else raw + extra
+        if self.config.softcap_skew:
+            return softcapped_apart(raw, self.config.softcap, self.cap_skew)
+        return softcapped(raw, self.config.softcap)
+
+    def cap_slope(self, logits: Tensor) -> Tensor:
+        """Return the derivative of the cap at capped logits: 1 - (z / cap)^2."""
+        if not self.config.softcap:
+            return torch.ones_like(logits)
+        caps: Tensor | float = self.config.softcap
+        if self.config.softcap_skew:
+            caps = caps * by_sign(logits, self.cap_skew.float().exp())
+        return 1 - (logits / caps).square()
 
     def to_head(self, x: Tensor) -> Tensor:
         """Return final states as the head reads them, [..., E]."""
@@ -465,8 +262,9 @@ class GPT(nn.Module):
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats per token, a float32 scalar."""
         h_NE = self.to_head(self.hidden(ids_BT)).flatten(0, 1)
+        skew_2 = self.cap_skew if self.config.softcap_skew else None
         return self.operations.loss(
-            h_NE, self.head_table(), targets_BT.flatten(), self.config.softcap
+            h_NE, self.head_table(), targets_BT.flatten(), self.config.softcap, skew_2
         )
 
     def rope_for(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:

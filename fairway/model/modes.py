@@ -7,7 +7,8 @@ from typing import cast
 import torch
 
 from fairway.model import attention
-from fairway.model.gpt import GPT, Block
+from fairway.model.block import Block
+from fairway.model.gpt import GPT
 from fairway.model.operations import PLAIN
 
 

@@ -16,10 +16,18 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairway.model.attention import Attention
-from fairway.model.ops import leaky_square, mean_loss, norm, position, without_self
+from fairway.model.ops import (
+    leaky_square,
+    mean_loss,
+    norm,
+    position,
+    softcapped_apart,
+    without_self,
+)
 
 Rope = tuple[Tensor, Tensor]
 # Queries, keys and values of positions, [B, T, heads K] each; kernels keep them side by side.
@@ -157,9 +165,14 @@ class Operations:
         up, down = layers
         return self.add(u_BTD, leaky_square(up(g_BTD), leak), down, scale_D, extra)
 
-    def loss(self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float) -> Tensor:
+    def loss(
+        self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor | None
+    ) -> Tensor:
         """Return the mean cross-entropy in nats of final states, a float32 scalar."""
-        return mean_loss(nn.functional.linear(h_ND, head.to(h_ND.dtype)), targets_N, cap)
+        logits_NV = F.linear(h_ND, head.to(h_ND.dtype))
+        if skew_2 is None:
+            return mean_loss(logits_NV, targets_N, cap)
+        return F.cross_entropy(softcapped_apart(logits_NV, cap, skew_2), targets_N)
 
 
 PLAIN = Operations()

@@ -217,6 +217,21 @@ def softcapped(logits: Tensor, cap: float) -> Tensor:
     return (logits.float() * (2.0 / cap)).sigmoid() * (2.0 * cap) - cap
 
 
+def softcapped_apart(logits: Tensor, cap: float, skew_2: Tensor) -> Tensor:
+    """Return logits capped at cap * exp(skew[0]) above 0 and at cap * exp(skew[1]) below, float32.
+
+    Pull request #1923 learned the two caps themselves; here they cannot become negative.
+    """
+    wide = logits.float()
+    caps = cap * by_sign(wide, skew_2.float().exp())
+    return caps * torch.tanh(wide / caps)
+
+
+def by_sign(x: Tensor, values_2: Tensor) -> Tensor:
+    """Return the first value where x is at least 0, the second below."""
+    return torch.where(x >= 0, values_2[0], values_2[1])
+
+
 def mean_loss_plain(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
     """Return the mean cross-entropy in nats of capped logits, a float32 scalar."""
     wide = logits_NV.float()

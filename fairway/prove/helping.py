@@ -18,7 +18,7 @@ from fairway.base.errors import UserError
 from fairway.config.checks import check_mixture
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
-from fairway.model.gpt import Adapters
+from fairway.model.block import Adapters
 from fairway.model.modes import mode
 from fairway.prove.learning import ChunkSgd, proven_text
 from fairway.prove.streams import Stream, cut_evenly

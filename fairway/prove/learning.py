@@ -20,7 +20,8 @@ from fairway.base.errors import UserError
 from fairway.config.checks import check_learning
 from fairway.config.settings import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
-from fairway.model.gpt import GPT, Adapters
+from fairway.model.block import Adapters
+from fairway.model.gpt import GPT
 from fairway.model.modes import mode
 from fairway.prove.streams import Stream
 from fairway.prove.walk import Course, Fixed, Frozen, Segment, Segments, window_segments

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
+from fairway.model.block import Adapters
 from fairway.model.cache import Cache
-from fairway.model.gpt import GPT, Adapters
+from fairway.model.gpt import GPT
 from fairway.prove.coder import Decoder, Encoder, cost_bits
 from fairway.prove.shares import Shares, shares_of
 from fairway.score.windows import sliding_windows

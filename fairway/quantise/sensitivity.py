@@ -99,9 +99,7 @@ def _read(model: GPT, ids_BT: Tensor, sums: _Sums, generator: torch.Generator) -
     with torch.no_grad():
         shares_NV = logits_NV.softmax(-1)
         labels_N1 = torch.multinomial(shares_NV, 1, generator=generator)
-        variance_NV = shares_NV * (1 - shares_NV)
-        if model.config.softcap:
-            variance_NV *= (1 - (logits_NV / model.config.softcap).square()).square()
+        variance_NV = shares_NV * (1 - shares_NV) * model.cap_slope(logits_NV).square()
         chosen_V = variance_NV.sum(0)
         seen_V = torch.bincount(ids_BT.flatten(), minlength=len(chosen_V))
         # What was read says nothing of tokens that are rare; what was expected to come does.

@@ -16,6 +16,7 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         lambda c: c.model.parallel_from < c.model.num_layers,
     ),
     ("two lanes in parallel blocks", "#1204, #1529, #1530", lambda c: c.model.lanes > 1),
+    ("caps of logits by sign", "#1923", lambda c: c.model.softcap_skew),
     ("XSA: attention without its own value", "#478, #1019", lambda c: c.model.xsa_layers > 0),
     ("gain of normalised queries", "#1217, #1276, #1493", lambda c: c.model.qk_gain != 1.0),
     ("U-Net skips with gates", "#289", lambda c: c.model.skips and c.model.skip_gates),

@@ -8,7 +8,8 @@ from tiny import TINY, alive
 
 from fairway.config.checks import LORA_TARGETS
 from fairway.model.adapters import Adapters
-from fairway.model.gpt import GPT, Walk
+from fairway.model.block import Walk
+from fairway.model.gpt import GPT
 
 IDS_BT = torch.randint(0, 260, (3, 7), generator=torch.Generator().manual_seed(0))
 

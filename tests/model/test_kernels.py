@@ -14,7 +14,7 @@ from fairway.model import ops
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-from fairway.model.gpu import heads, kernels, products
+from fairway.model.gpu import heads, kernels, losses, products
 from fairway.model.gpu.kernels import Join
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -230,8 +230,8 @@ def test_loss(cap: float, size: float, V: int) -> None:
 
     wanted = plain(logits.double())[0]
     before = logits.clone()
-    near(kernels.loss_(logits, targets, cap, False), wanted)
+    near(losses.loss_(logits, targets, cap, False), wanted)
     assert torch.equal(logits, before)
-    kernels.loss_(logits, targets, cap, True)
+    losses.loss_(logits, targets, cap, True)
     grads = gradients(plain, [before], [torch.full((13,), 1 / 13, device=DEVICE)])
     assert (logits.double() - grads[0]).abs().max() <= 2e-6

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fairway.model.adapters import Adapters, Group
-from fairway.model.gpt import Block, Walk
+from fairway.model.block import Block, Walk
 from fairway.model.gpu.operations import Step
 from fairway.model.operations import Extras, Rope
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fairway.model.attention import Attention
-from fairway.model.gpu import heads, kernels, products
+from fairway.model.gpu import heads, kernels, losses, products
 from fairway.model.operations import Extra, Extras, Heads, Join, Operations, Projected, Rope
 
 
@@ -327,19 +327,23 @@ class _Loss(Step):
 
     @staticmethod
     def forward(ctx: Any, copy_VD: Tensor, cap: float, learn: bool, h_ND: Tensor,
-                weight_VD: Tensor, targets_N: Tensor) -> Tensor:  # fmt: skip
+                weight_VD: Tensor, targets_N: Tensor, skew_2: Tensor | None) -> Tensor:  # fmt: skip
         logits_NV = h_ND @ copy_VD.T
-        loss_N = kernels.loss_(logits_NV, targets_N, cap, learn)
+        if skew_2 is None:
+            loss_N, d_skew = losses.loss_(logits_NV, targets_N, cap, learn), None
+        else:
+            loss_N, d_skew = losses.skewed_loss_(logits_NV, targets_N, cap, skew_2, learn)
         if learn:
             d_weight = product_f32(logits_NV.T, h_ND).to(weight_VD.dtype)
-            ctx.save_for_backward(logits_NV @ copy_VD, d_weight)
+            ctx.save_for_backward(logits_NV @ copy_VD, d_weight, d_skew)
         return loss_N.double().mean().float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dh_ND, d_weight = ctx.saved_tensors
-        return None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None
+        dh_ND, d_weight, d_skew = ctx.saved_tensors
+        d_skew = None if d_skew is None else d_skew * grad
+        return None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None, d_skew
 
 
 # ---------------------------------------------------------------------------------------------
@@ -449,8 +453,12 @@ class Kernels(Operations):
         u_BTD = _Mlp.run(copies, leak, u_BTD, g_BTD, up, down, scale_D)
         return u_BTD if extra is None else extra.add_(u_BTD, 0, scale_D)
 
-    def loss(self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float) -> Tensor:
+    def loss(
+        self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor | None
+    ) -> Tensor:
         """Return the mean cross-entropy in nats of final states, a float32 scalar."""
         copy = self.copy(side_by_side, head.shape, head)
-        found: Tensor = _Loss.run(copy.get(), cap, torch.is_grad_enabled(), h_ND, head, targets_N)
+        found: Tensor = _Loss.run(
+            copy.get(), cap, torch.is_grad_enabled(), h_ND, head, targets_N, skew_2
+        )
         return found
