@@ -24,6 +24,7 @@ from fairway.report.html import (
 )
 from fairway.report.plots import NARROW_IN, WIDE_IN, Bar, bars_figure, loss_figure
 from fairway.score.baselines import TOOL_NAMES
+from fairway.score.experts.published import described
 
 Values = dict[str, Any]
 
@@ -250,7 +251,9 @@ def _published(found: Values) -> Html:
     sums = found["sums"]
     facts = [
         (f"Published mixture ({printable(found['label'])})", num(found["bpb"], ".4f")),
+        ("Mixed", esc(described(found["base"]))),
         ("The model on the same tokens", num(found["model_bpb"], ".4f")),
+        ("Left out: tokens without bytes", num(found["free_bpb"], ".4f")),
         ("PPM alone", num(found["ppm_bpb"], ".4f")),
         ("Sum over the vocabulary, mean", num(sums["mean"], ".3f")),
         ("Sum, geometric mean", num(sums["geometric_mean"], ".3f")),
@@ -262,7 +265,9 @@ def _published(found: Values) -> Html:
     meaning = (
         "The mixture of pull request 1858 as published is not a distribution: what it calls "
         "probabilities of all tokens sums to more than one, so its figure is no score, and no text "
-        "could be decoded by it. It stands here for comparison alone."
+        "could be decoded by it. It leaves out what the model pays for tokens without bytes (the "
+        "beginnings of documents), which the scores above count. It stands here for comparison "
+        "alone."
     )
     return Html(f"{pairs(facts, 'facts')}{note(esc(meaning))}")
 
