@@ -152,6 +152,11 @@ class TrainConfig:
     )
 
 
+# Positions of a step of quant.tune_steps: what a GPU holds easily, forth and back, beside both
+# models' distributions.
+TUNE_TOKENS = 16_384
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantConfig:
     """GPTQ with SDClip (#1394), or dependent quantisation: a trellis, steps by sensitivity."""

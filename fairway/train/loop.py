@@ -95,7 +95,7 @@ class Training:
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train
         recorded = recorded_progress(Path(train.replay)) if train.clock == "replay" else None
-        self.clock = Clock(config, recorded)
+        self.clock = Clock(config, recorded, ranks, plan.device)
         self.step = 0
         self.flight: Flight | None = None
         self.ended_s = 0.0
