@@ -111,8 +111,9 @@ def test_former_settings_are_none_of_today_and_a_new_name_is_told() -> None:
         override(Config(), ["quant.fill=true"])
 
 
-def test_there_are_at_most_120_settings() -> None:
-    assert len(list(settings(Config()))) <= 120
+def test_there_are_few_settings() -> None:
+    # 120 when they were cleared up; a new one needs a reason: how many shards a record's run reads.
+    assert len(list(settings(Config()))) <= 121
 
 
 def test_every_setting_has_help_and_a_default_inside_its_bounds() -> None:

@@ -125,7 +125,7 @@ class _Calibration:
         """Yield batches of token ids [B, T]."""
         train = self.config.train
         rows = train.micro_tokens // train.seq_len
-        loader = ShuffledLoader(self.source.train_shards(), train.seq_len, rows)
+        loader = ShuffledLoader(self.source.train_shards(train.shards), train.seq_len, rows)
         while True:
             yield torch.from_numpy(loader.next_batch()[0]).to(self.device)
 

@@ -8,7 +8,9 @@ import torch
 from fairway.audit.scorers.bench import MIN_TOKENS
 from fairway.base import units
 from fairway.base.errors import UserError
+from fairway.base.terminal import command
 from fairway.config.settings import Config
+from fairway.data.folder import DataFolder
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
 from fairway.machine.ranks import Ranks
@@ -52,6 +54,20 @@ def check_learning_time(config: Config, ids: Tokens, plan: Plan, ranks: Ranks) -
     # The recurrence is on in nearly all of training, and when it is scored.
     model.set_looping(True)
     require_time(model.eval(), Evaluation(text, config.score, config.ttt, ranks=ranks))
+
+
+def tell_of_shards(config: Config, source: DataFolder, say: Say) -> None:
+    """Say so if there are fewer training shards than the recipe's own run reads."""
+    wanted, found = config.train.shards, len(source.train_shards())
+    if found >= wanted:
+        return
+    remedy = "take data of more shards"
+    if source.fetched:
+        remedy = f"`{command('data', 'fetch', '--out', source.path, '--shards', wanted)}` adds them"
+    say(
+        f"the data folder has {found} training shards and train.shards is {wanted}: the run reads "
+        f"less text than that of {config.recipe}; {remedy}, and train.shards=0 reads what there is"
+    )
 
 
 def _check_audit(config: Config, tokens: int) -> None:
