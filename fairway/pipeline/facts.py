@@ -44,7 +44,7 @@ _PACK = {
     **{name: Maybe(float) for name in ("matrix_sigmas", "level")},
     "digest": str,
     "sections": [{"name": str, "bytes": int}],
-    "weights": dict,
+    "weights": {"void_fractions": {"average": Maybe(float), "artifact": Maybe(float)}},
     "matrices": [dict],
     "seconds": Named(float),
     "budget": {"used_s": float, "limit_s": float},
