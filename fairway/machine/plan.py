@@ -8,9 +8,7 @@ import ctypes
 import importlib.util
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from fairway.base.errors import UserError
+from fairway.base.timing import pace
 from fairway.config.settings import RuntimeConfig
 from fairway.model import attention
 
@@ -152,19 +151,4 @@ def _probe_seconds(option: tuple[int, str, str], allowance_s: float) -> float:
         torch.autograd.backward(((x_ND @ up_FD.T).square() @ up_FD).sum())
 
     with Plan("cpu", dtype, matmul, threads, "plain").applied():
-        taken_s = [_timed(work)]
-        while sum(taken_s) < allowance_s or len(taken_s) < 3:
-            taken_s.append(_timed(work))
-    return statistics.median(taken_s[1:])
-
-
-def _timed(work: Callable[[], None]) -> float:
-    start_s = time.perf_counter()
-    work()
-    return time.perf_counter() - start_s
-
-
-def settle() -> None:
-    """Wait until the device has finished what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        return pace(work, allowance_s).median_s

@@ -2,8 +2,8 @@
 
 import time
 
+from fairway.base.timing import settle
 from fairway.config.settings import TUNE_TOKENS, Config
-from fairway.machine.plan import settle
 from fairway.machine.ranks import ALONE, Ranks
 
 # What a token costs that calibration reads in float32, over what training on it costs: on two
