@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fairway.base.errors import UserError
+from fairway.base.room import Room
 from fairway.config.settings import Config
 from fairway.data.folder import DataFolder
 from fairway.data.shards import find_shards
@@ -159,7 +160,7 @@ def test_memory_of_scoring_counts_all_windows_of_a_pass(
     states = 16 * score.seq_len * (14 * model.dim + 2 * model.mlp_dim)
     need = 4 * (states + 33 * model.num_heads * score.seq_len**2)
     for free, refused in ((need, False), (need - 1, True)):
-        monkeypatch.setattr(limits, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(limits, "host_room", lambda free=free: Room(free))
         if refused:
             with pytest.raises(UserError, match="scoring 16 windows of 64 tokens"):
                 check_later_stages(config, 1000, 0, CPU, pytest.fail)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fairway.base.endings import stop_requested
 from fairway.base.errors import InterruptedRun, UserError
+from fairway.base.room import Room
 from fairway.config.overrides import override
 from fairway.config.settings import Config, OptimConfig
 from fairway.data.folder import DataFolder
@@ -401,7 +402,7 @@ def test_preflight_counts_text_disk_and_memory(
         preflight(tiny(), few, tmp_path, 1000, CPU)
     with pytest.raises(UserError, match="disk has .* free and checkpoints need"):
         preflight(tiny(), shards, tmp_path, 10**14, CPU)
-    monkeypatch.setattr("fairway.train.preflight.available_memory", lambda: 10**6)
+    monkeypatch.setattr("fairway.train.preflight.host_room", lambda: Room(10**6))
     with pytest.raises(UserError, match="of memory are needed and 1.00 MB are free"):
         preflight(tiny(), shards, tmp_path, 1000, CPU)
     # A micro-batch too large for a GPU is halved, so that one sequence decides: 1.92 MB of

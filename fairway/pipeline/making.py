@@ -19,6 +19,7 @@ from fairway.pipeline.limits import (
     tell_of_size,
     time_budget,
 )
+from fairway.pipeline.needs import check_host_memory
 from fairway.quantise.estimate import estimated_total
 from fairway.train.checkpoint import save_checkpoint
 from fairway.train.loop import Training, TrainingText, train
@@ -38,6 +39,7 @@ def train_model(run: Run) -> dict[str, Any]:
     _tell(run, lag_warning(config.optim, known))
     tell_of_shards(config, source, run.say)
     preflight(config, shards, run.folder, num_parameters(config.model), run.plan)
+    check_host_memory(config, shards, run.validation, run.plan, run.say)
     run.begin()
     try:
         training = train(
