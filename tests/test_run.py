@@ -395,9 +395,10 @@ def test_more_processes_than_gpus_are_refused(run: Path, monkeypatch: pytest.Mon
     pipeline = open_run(run, [], lambda text: None)
     pipeline.ranks = Ranks(rank=6, world=8, local=2)
     cpu = pipeline.plan()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     gpu = replace(cpu, device="cuda")
     monkeypatch.setattr("fairway.pipeline.planning._found", lambda *inputs: gpu)
     pipeline._plan = None
-    with pytest.raises(UserError, match="2 of this host has no GPU.*at most --nproc-per-node=2"):
+    with pytest.raises(UserError, match="torch sees 2 GPUs; start at most --nproc-per-node=2"):
         pipeline.plan()

@@ -22,14 +22,14 @@ from fairway.base.room import Room
 from fairway.config.overrides import override
 from fairway.config.settings import Config, OptimConfig
 from fairway.data.folder import DataFolder
-from fairway.machine.plan import Plan, make_plan
+from fairway.machine.plan import Plan, make_plan, own_device
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.recipes import recipe
 from fairway.train import steps
 from fairway.train.checkpoint import load_checkpoint
 from fairway.train.clock import Clock, calibration_steps
-from fairway.train.loop import CHECKPOINT, Training, TrainingText, _device, train
+from fairway.train.loop import CHECKPOINT, Training, TrainingText, train
 from fairway.train.preflight import preflight, require_packages
 from fairway.train.schedule import lr_multiplier
 from fairway.train.steps import STEPS, StepLine, StepLog, read_steps
@@ -99,9 +99,25 @@ def test_golden_losses_on_a_gpu(
     assert all(a < b for a, b in itertools.pairwise(seconds))
 
 
-def test_a_process_without_a_gpu_is_told() -> None:
-    with pytest.raises(UserError, match="process 99 of this machine has no GPU: there are"):
-        _device(replace(CPU, device="cuda"), Ranks(99, 100, 99))
+@pytest.mark.parametrize(
+    ("seen", "local", "told"),
+    [
+        (0, 0, "1 processes or more of this host need a GPU each, but torch sees no GPU; start"),
+        (1, 1, "2 processes .* torch sees 1 GPU; start at most --nproc-per-node=1"),
+        (8, 99, "100 processes .* torch sees 8 GPUs; start at most --nproc-per-node=8"),
+    ],
+)
+def test_a_process_without_a_gpu_is_told(
+    seen: int, local: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    ranks, gpu = Ranks(local, 100, local), replace(CPU, device="cuda")
+    with pytest.raises(UserError, match=told):
+        own_device(gpu, ranks)
+    assert own_device(CPU, ranks) == torch.device("cpu")
+    if seen:
+        assert own_device(gpu, Ranks(0, 100, seen - 1)) == torch.device("cuda", seen - 1)
 
 
 def test_step_records(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> None:

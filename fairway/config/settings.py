@@ -8,8 +8,6 @@ together and `fairway.config.overrides` reads `--set a.b=v`.
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -17,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairway.base.errors import UserError, shown
+from fairway.base.files import digest_json
 
 # A setting that is found out: on the machine, or by measuring.
 AUTO = "auto"
@@ -417,7 +416,7 @@ def config_hash(config: Config) -> str:
     """
     data, train = config.data, config.train
     free = (config.seed, data.source, train.clock, train.replay)
-    return _digest([fixed_digest(config), *free])[:16]
+    return digest_json([fixed_digest(config), *free])[:16]
 
 
 def fixed_digest(config: Config) -> str:
@@ -425,12 +424,7 @@ def fixed_digest(config: Config) -> str:
     values = to_dict(config)
     del values["seed"], values["data"]["source"]
     del values["train"]["clock"], values["train"]["replay"]
-    return _digest(values)
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest_json(values)
 
 
 def headline(config: Config) -> str:

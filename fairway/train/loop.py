@@ -28,7 +28,7 @@ from fairway.base.progress import progress
 from fairway.config.settings import Config, to_dict
 from fairway.data.loader import Prefetcher, ShuffledLoader
 from fairway.data.shards import Tokens
-from fairway.machine.plan import DTYPES, Plan
+from fairway.machine.plan import DTYPES, Plan, own_device
 from fairway.machine.ranks import Ranks, seed_everything
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
@@ -88,7 +88,7 @@ class Training:
         seed_everything(config.seed)
         self.config, self.plan, self.ranks, self.text = config, plan, ranks, text
         self.folder, self.say = folder, say
-        self.device = _device(plan, ranks)
+        self.device = own_device(plan, ranks)
         self.model = build(config.model, config.seed).to(self.device)
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
@@ -375,17 +375,6 @@ class Training:
                 loader.next_windows()
         self.batches.close()
         self.batches = Prefetcher(loader, self.device)
-
-
-def _device(plan: Plan, ranks: Ranks) -> torch.device:
-    if plan.device == "cpu":
-        return torch.device("cpu")
-    if ranks.local >= torch.cuda.device_count():
-        raise UserError(
-            f"process {ranks.local} of this machine has no GPU: there are "
-            f"{torch.cuda.device_count()}; start as many processes as GPUs"
-        )
-    return torch.device("cuda", ranks.local)
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:
