@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairway.base.timing import settle
 from fairway.base.units import nats_to_bits
 from fairway.config.settings import RuntimeConfig
 from fairway.data.pieces import Packer
@@ -36,11 +37,6 @@ from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate_frozen
 
 SCORED = 4
-
-
-def settle() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 class Parts:

@@ -18,6 +18,7 @@ import torch
 from seed_model import load_state
 from torch import Tensor
 
+from fairway.base.timing import settle
 from fairway.config.settings import Config, RuntimeConfig
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
@@ -38,11 +39,6 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     result = work()
     settle()
     return result, time.perf_counter() - start_s
-
-
-def settle() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def model_of(config: Config, weights: Path | None) -> GPT:

@@ -15,6 +15,7 @@ import torch
 from damage import ARTIFACT, Call, Damage, Place, flip, halve, refused, remove, rewrite, untouched
 from torch import Tensor
 
+from fairway.base.room import Room
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.model.gpt import GPT
@@ -334,6 +335,6 @@ def test_a_model_too_large_for_the_memory(
     def built(*_: object) -> GPT:
         raise AssertionError("too late")
 
-    monkeypatch.setattr(preflight, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(preflight, "host_room", lambda: Room(1_000_000))
     monkeypatch.setattr(train, "build", built)
     refused(call, "train smoke --out new SMOKE", "1.00 MB are free; lower train.micro_tokens")

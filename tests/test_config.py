@@ -112,8 +112,18 @@ def test_former_settings_are_none_of_today_and_a_new_name_is_told() -> None:
         override(Config(), ["quant.fill=true"])
 
 
-# Beside the 120 of the recipes' system: what the model can have and no recipe has.
-NEW = {"attn_gate", "softcap_skew", "lanes", "documents", "window", "windows", "x0_values"}
+# Beside the 120 of the recipes' system: what the model can have and no recipe has, and how many
+# shards the run of a record reads.
+NEW = {
+    "shards",
+    "attn_gate",
+    "softcap_skew",
+    "lanes",
+    "documents",
+    "window",
+    "windows",
+    "x0_values",
+}
 
 
 def test_there_are_at_most_120_settings_and_those_of_new_techniques() -> None:

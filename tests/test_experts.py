@@ -54,7 +54,12 @@ def test_experts_of_a_run(smoke_run: Path, tmp_path: Path) -> None:
     assert results["proof"]["experts"] == "ppm match" and results["proof"]["equal"]
     assert any("not a distribution: prices of the vocabulary sum to" in line for line in said)
     assert any("less than sliding alone" in line for line in said)
+    assert any("mixed over the frozen model, where #1858 mixed over test" in line for line in said)
+    assert published["base"] == "sliding"
+    whole_bpb = published["model_bpb"] + published["free_bpb"]
+    assert abs(whole_bpb / sliding["bpb"] - 1) < 1e-6 and published["free_bpb"] > 0
     page = (folder / "report.html").read_text()
+    assert "Mixed</" in page and "Left out: tokens without bytes" in page
     assert "Published mixture (not a distribution)" in page and "Experts" in page
     rows = ("Sum over the vocabulary, mean", "Bytes where the gate fired", "Of all tokens")
     assert all(row in page for row in rows) and f"{published['sums']['mean']:.3f}" in page

@@ -12,8 +12,10 @@ import pytest
 from fairway.base.errors import UserError
 from fairway.base.files import (
     atomic_file,
+    canonical_json,
     digest_bytes,
     digest_file,
+    digest_json,
     parse_json,
     read_bytes,
     read_json,
@@ -188,3 +190,13 @@ def test_a_file_that_another_is_writing_is_left_alone(tmp_path: Path) -> None:
         assert (tmp_path / "out").read_bytes() == b"second"
     assert (tmp_path / "out").read_bytes() == b"first"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_json_has_one_encoding_and_one_digest() -> None:
+    value, same = {"b": [1, 2.5, None], "a": {"é": True}}, {"a": {"é": True}, "b": [1, 2.5, None]}
+    text = b'{"a":{"\\u00e9":true},"b":[1,2.5,null]}'
+    assert canonical_json(value) == canonical_json(same) == text
+    assert digest_json(value) == hashlib.sha256(text).hexdigest()
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            canonical_json([wrong])

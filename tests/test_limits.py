@@ -1,5 +1,6 @@
 """What would stop a run after its training is told before it, in one sentence with its remedy."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,15 +10,25 @@ import numpy as np
 import pytest
 
 from fairway.base.errors import UserError
+from fairway.base.room import Room
 from fairway.config.settings import Config
+from fairway.data.folder import DataFolder
+from fairway.data.shards import find_shards
 from fairway.machine.plan import Plan
 from fairway.pipeline import limits
 from fairway.pipeline.folder import RunFolder
-from fairway.pipeline.limits import check_later_stages, check_learning_time, smallest_bytes
+from fairway.pipeline.limits import (
+    check_later_stages,
+    check_learning_time,
+    smallest_bytes,
+    tell_of_shards,
+)
 from fairway.pipeline.run import Pipeline
 from fairway.quantise.estimate import expected_bytes
+from fairway.recipes import RECIPES
 from fairway.score import ttt
 from fairway.score.evaluation import ALONE
+from fairway.train.steps import STEPS, read_steps
 
 Tiny = Callable[..., Config]
 CPU = Plan("cpu", "float32", "highest", 1, "plain", "plain")
@@ -84,6 +95,55 @@ def test_a_time_to_learn_is_refused_early_only_if_it_is_far_too_short(
     assert asked == []
 
 
+def test_a_recipe_knows_how_many_shards_its_run_reads() -> None:
+    """As the logs of #1858 and #1493 say; what has no published run reads what there is."""
+    known = {name: make().train.shards for name, make in RECIPES.items()}
+    assert known.pop("pr1858") == 80 and known.pop("pr1493") == 128
+    assert set(known.values()) == {0}
+
+
+def test_fewer_shards_than_a_recipe_reads_are_told(
+    tiny: Tiny, data_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data_folder, tmp_path / "my data")
+    source, said = DataFolder.open(tmp_path / "my data"), []
+    for shards in (0, 1, 3):
+        tell_of_shards(tiny(f"train.shards={shards}"), source, said.append)
+    assert said == []
+    tell_of_shards(tiny("train.shards=4"), source, said.append)
+    assert said == [
+        "the data folder has 3 training shards and train.shards is 4: the run reads less text than "
+        "that of smoke; take data of more shards, and train.shards=0 reads what there is"
+    ]
+    (source.path / "fetch.json").write_text("{}")
+    tell_of_shards(tiny("train.shards=128"), source, said.append)
+    remedy = f"`fairway data fetch --out '{tmp_path}/my data' --shards 128` adds them"
+    assert remedy in said[1] and "train.shards is 128" in said[1]
+
+
+def test_a_run_reads_the_first_shards_only(tiny: Tiny, data_folder: Path, tmp_path: Path) -> None:
+    """With train.shards=1, as from a folder that has no more; fewer than asked for are enough."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    first = find_shards(data_folder, "train")[0]
+    for path in (first, *find_shards(data_folder, "val"), data_folder / "tokenizer.model"):
+        shutil.copy(path, bare)
+    made, told = [], []
+    for number, changes in enumerate(
+        (["train.shards=1"], [f"data.source={bare}"], [f"data.source={bare}", "train.shards=2"])
+    ):
+        pipeline = Pipeline(
+            tiny("train.steps=3", *changes), RunFolder(tmp_path / f"run {number}"), told.append
+        )
+        with pipeline.writing():
+            pipeline.train()
+            weights = pipeline.pack()["weights"]
+        losses = [step["loss"] for step in read_steps(pipeline.folder.file(STEPS))]
+        made.append((losses, weights))
+    assert made[0] == made[1] == made[2]
+    assert len([line for line in told if "training shards and train.shards is 2" in line]) == 1
+
+
 def test_what_a_switch_turns_off_needs_no_text(tiny: Tiny) -> None:
     said: list[str] = []
     check_later_stages(tiny("audit.budget_s=0"), 2, 0, CPU, said.append)
@@ -100,7 +160,7 @@ def test_memory_of_scoring_counts_all_windows_of_a_pass(
     states = 16 * score.seq_len * (14 * model.dim + 2 * model.mlp_dim)
     need = 4 * (states + 33 * model.num_heads * score.seq_len**2)
     for free, refused in ((need, False), (need - 1, True)):
-        monkeypatch.setattr(limits, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(limits, "host_room", lambda free=free: Room(free))
         if refused:
             with pytest.raises(UserError, match="scoring 16 windows of 64 tokens"):
                 check_later_stages(config, 1000, 0, CPU, pytest.fail)

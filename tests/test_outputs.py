@@ -16,6 +16,7 @@ from fairway.base.files import write_atomic
 from fairway.base.outputs import (
     is_standard_output,
     place_of,
+    require_absent,
     require_file,
     require_folder,
     require_new,
@@ -308,3 +309,11 @@ def test_standard_output_is_known_by_all_its_names(tmp_path: Path, capfd: object
         assert is_standard_output(Path(name))
     for name in ("/dev/null", "/dev/stderr", "/dev/fd/987", tmp_path / "file", "1"):
         assert not is_standard_output(Path(name))
+
+
+def test_a_file_that_would_be_overwritten_is_named(tmp_path: Path) -> None:
+    require_absent(tmp_path / "none yet", "a", "b")
+    require_absent(tmp_path, "a", "b")
+    (tmp_path / "b").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match="/b exists already; name another folder with --out"):
+        require_absent(tmp_path, "a", "b")

@@ -108,12 +108,12 @@ def test_every_setting_is_that_of_the_published_runs(name: str, code_bytes: int)
 
 def test_defaults_are_the_seed_but_for_its_text_and_size() -> None:
     told = {"recipe": "pr1858", "data.source": "", "quant.fit": True, "pack.code_bytes": 20_177}
-    told["ttt.method"] = "sgd"
+    told |= {"ttt.method": "sgd", "train.shards": 80}
     assert differing(Config(), recipe("pr1858")) == told
 
 
 def test_the_two_seeds_differ_in_epochs_and_the_code_beside_them_only() -> None:
-    told = {"recipe": "pr1493", "pack.code_bytes": 16_594, "ttt.epochs": 3}
+    told = {"recipe": "pr1493", "pack.code_bytes": 16_594, "ttt.epochs": 3, "train.shards": 128}
     assert differing(recipe("pr1858"), recipe("pr1493")) == told
 
 
@@ -123,6 +123,7 @@ def test_the_proxy_differs_in_batch_budget_and_horizon_only() -> None:
         "optim.ema_decay": None,
         "optim.ema_share": 0.025,
         "train.budget_s": 162.0,
+        "train.shards": 0,
         "train.batch_tokens": 98_304,
     }
     proxy = recipe("pr1858_proxy")
@@ -133,7 +134,8 @@ def test_the_proxy_differs_in_batch_budget_and_horizon_only() -> None:
 
 def test_the_best_recipe_trains_as_the_seed_does() -> None:
     changed = differing(recipe("pr1858"), recipe("best"))
-    assert not [name for name in changed if name.startswith(("model.", "train.", "data."))]
+    told = [name for name in changed if name.startswith(("model.", "train.", "data."))]
+    assert told == ["train.shards"] and changed["train.shards"] == 0
     assert changed["quant.method"] == "trellis" and changed["ttt.method"] == "lora"
     # The same horizon over the seed's 4,550 steps.
     decay = average_decay(1 / 4550, recipe("best").optim)

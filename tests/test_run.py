@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fairway.api import load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json
 from fairway.config.settings import Config
@@ -20,8 +21,11 @@ from fairway.config.written import to_dict
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.machine.ranks import Ranks
+from fairway.pipeline.context import WEIGHTS
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline, open_run
+from fairway.quantise.weights import void_fraction
+from fairway.train.checkpoint import load_checkpoint
 from fairway.train.loop import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
@@ -196,7 +200,7 @@ SCHEMA: dict[str, set[str]] = {
     "model": {"parameters"},
     "train": {"looping", "steps", "tokens", "seconds", "tokens_per_s", "final_loss"},
     "stages": {"raw", "ema", "quantised", "sliding", "ttt"},
-    "stages.ttt": {*STAGE, "method", "changes", "estimate_s", "budget_s"},
+    "stages.ttt": {*STAGE, "method", "changes", "estimate_s", "budget_s", "void_fraction"},
     **{f"stages.{name}": STAGE for name in ("raw", "ema", "quantised", "sliding")},
     "artifact": {
         *("bytes", "digest", "limit_bytes", "matrix_sigmas", "level", "sections"),
@@ -248,6 +252,20 @@ def test_results_agree_with_one_another_and_with_the_files(
     seconds = dict(results["seconds"])
     # Between the parts of packing lies only the reading of its input.
     assert seconds.pop("total") == pytest.approx(sum(seconds.values()), rel=0.1)
+
+
+def test_void_fractions_are_of_the_weights_they_name(
+    results: dict[str, Any], smoke_run: Path
+) -> None:
+    """Of the average as it is on disk, and of the artifact as it is loaded; learning moves it."""
+    saved, _ = load_checkpoint(smoke_run / WEIGHTS)
+    average = [(name, w) for name, w in saved.items() if name.startswith("ema.")]
+    loaded = load(smoke_run / "artifact.fwy").model.named_parameters()
+    found = results["weights"]["void_fractions"]
+    assert found == {"average": void_fraction(average), "artifact": void_fraction(loaded)}
+    learned = results["stages"]["ttt"]["void_fraction"]
+    assert abs(learned - found["artifact"]) < 0.1
+    assert len({learned, *found.values()}) == 3
 
 
 def test_results_do_not_say_where_they_were_made(
@@ -378,9 +396,10 @@ def test_more_processes_than_gpus_are_refused(run: Path, monkeypatch: pytest.Mon
     pipeline = open_run(run, [], lambda text: None)
     pipeline.ranks = Ranks(rank=6, world=8, local=2)
     cpu = pipeline.plan()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     gpu = replace(cpu, device="cuda")
     monkeypatch.setattr("fairway.pipeline.planning._found", lambda *inputs: gpu)
     pipeline._plan = None
-    with pytest.raises(UserError, match="2 of this host has no GPU.*at most --nproc-per-node=2"):
+    with pytest.raises(UserError, match="torch sees 2 GPUs; start at most --nproc-per-node=2"):
         pipeline.plan()

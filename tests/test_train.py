@@ -18,15 +18,18 @@ from torch import Tensor
 
 from fairway.base.endings import stop_requested
 from fairway.base.errors import InterruptedRun, UserError
+from fairway.base.room import Room
+from fairway.config.overrides import override
 from fairway.config.settings import Config, OptimConfig
 from fairway.data.folder import DataFolder
-from fairway.machine.plan import Plan, make_plan
+from fairway.machine.plan import Plan, make_plan, own_device
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
+from fairway.recipes import recipe
 from fairway.train import steps
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.clock import Clock
-from fairway.train.loop import CHECKPOINT, Training, TrainingText, _device, train
+from fairway.train.clock import Clock, calibration_steps
+from fairway.train.loop import CHECKPOINT, Training, TrainingText, train
 from fairway.train.preflight import preflight, require_packages
 from fairway.train.schedule import lr_multiplier
 from fairway.train.steps import STEPS, StepLine, StepLog, read_steps
@@ -96,9 +99,25 @@ def test_golden_losses_on_a_gpu(
     assert all(a < b for a, b in itertools.pairwise(seconds))
 
 
-def test_a_process_without_a_gpu_is_told() -> None:
-    with pytest.raises(UserError, match="process 99 of this machine has no GPU: there are"):
-        _device(replace(CPU, device="cuda"), Ranks(99, 100, 99))
+@pytest.mark.parametrize(
+    ("seen", "local", "told"),
+    [
+        (0, 0, "1 processes or more of this host need a GPU each, but torch sees no GPU; start"),
+        (1, 1, "2 processes .* torch sees 1 GPU; start at most --nproc-per-node=1"),
+        (8, 99, "100 processes .* torch sees 8 GPUs; start at most --nproc-per-node=8"),
+    ],
+)
+def test_a_process_without_a_gpu_is_told(
+    seen: int, local: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    ranks, gpu = Ranks(local, 100, local), replace(CPU, device="cuda")
+    with pytest.raises(UserError, match=told):
+        own_device(gpu, ranks)
+    assert own_device(CPU, ranks) == torch.device("cpu")
+    if seen:
+        assert own_device(gpu, Ranks(0, 100, seen - 1)) == torch.device("cuda", seen - 1)
 
 
 def test_step_records(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> None:
@@ -399,7 +418,7 @@ def test_preflight_counts_text_disk_and_memory(
         preflight(tiny(), few, tmp_path, 1000, CPU)
     with pytest.raises(UserError, match="disk has .* free and checkpoints need"):
         preflight(tiny(), shards, tmp_path, 10**14, CPU)
-    monkeypatch.setattr("fairway.train.preflight.available_memory", lambda: 10**6)
+    monkeypatch.setattr("fairway.train.preflight.host_room", lambda: Room(10**6))
     with pytest.raises(UserError, match="of memory are needed and 1.00 MB are free"):
         preflight(tiny(), shards, tmp_path, 1000, CPU)
     # A micro-batch too large for a GPU is halved, so that one sequence decides: 1.92 MB of
@@ -424,20 +443,44 @@ def test_clock_counts_only_between_start_and_stop(tiny: Callable[..., Config]) -
     assert clock.done(0, clock.progress(0))
 
 
+@pytest.mark.parametrize("world", [1, 2, 8])
 def test_clock_leaves_two_steps_and_calibration_within_the_budget(
-    tiny: Callable[..., Config],
+    world: int, tiny: Callable[..., Config]
 ) -> None:
-    settings = ["train.clock=wall", "train.budget_s=100", "train.reserve_s=20"]
+    """One process calibrates, however many have shared the step whose seconds are the measure."""
+    settings = [
+        "train.clock=wall",
+        "train.budget_s=100",
+        "train.reserve_s=20",
+        "quant.tune_steps=0",
+    ]
     batch = tiny().train.batch_tokens
-    for tokens, room in ((1, 2.0), (2 * batch, 3.0), (20 * batch, 12.0)):
-        clock = Clock(tiny(*settings, f"quant.calibration_tokens={tokens}"))
+    for more in (0, 1, 10):
+        tokens = max(1, 2 * more * batch // world)
+        clock = Clock(tiny(*settings, f"quant.calibration_tokens={tokens}"), None, Ranks(0, world))
         clock.elapsed_s = 79.0
-        clock.step_s = 21.0 / room * 1.01
+        clock.step_s = 21.0 / (2 + more) * 1.01
         assert clock.done(0, clock.progress(0))
-        clock.step_s = 21.0 / room * 0.99
+        clock.step_s = 21.0 / (2 + more) * 0.99
         assert clock.progress(0) == pytest.approx(79 / 80)
-    steps = Clock(tiny())
-    assert steps.progress(6) == 0.5 and not steps.done(11, 0.9) and steps.done(12, 1.0)
+    counted = Clock(tiny())
+    assert counted.progress(6) == 0.5 and not counted.done(11, 0.9) and counted.done(12, 1.0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_clock_of_the_published_run_leaves_its_calibration(world: int) -> None:
+    """Sixty-four batches of 98,304 tokens, which one process reads alone: steps by ranks."""
+    ranks, config = Ranks(0, world), recipe("pr1858")
+    assert calibration_steps(config, ranks, "cuda") == 8 * world
+    assert calibration_steps(config, ranks, "cpu") == 4 * world
+    trellis = override(config, ["quant.method=trellis", "quant.gradient_tokens=1572864"])
+    assert calibration_steps(trellis, ranks, "cuda") == (8 + 2) * world
+    few = override(trellis, ["quant.calibration_tokens=786432"])
+    assert calibration_steps(few, ranks, "cpu") == (0.5 + 1) * world
+    plain = override(config, ["quant.method=round"])
+    assert calibration_steps(plain, ranks, "cuda") == 0
+    tuned = override(plain, ["quant.tune_steps=48"])
+    assert calibration_steps(tuned, ranks, "cuda") == 2 * world
 
 
 def test_signals_are_given_back() -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import torch
 from fairway.base.errors import UserError
 from fairway.quantise.weights import (
     VOID_FRACTION_GAUSSIAN,
+    VOID_RULE,
     code_entropy_bits,
     role_of,
     row_kurtosis,
     void_count,
+    void_fraction,
     weight_statistics,
 )
 
@@ -65,6 +68,41 @@ def test_the_gaussian_void_fraction_is_the_documented_one():
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.0])
 def test_a_constant_tensor_is_all_void(value):
     assert void_count(np.full((40, 40), value, dtype=np.float32)) == 1600
+
+
+def test_the_void_fraction_of_1858_counts_by_its_own_rule():
+    """Names and sizes decide, not shapes: skip weights count, gains and short tensors do not."""
+    draw = np.random.default_rng(3)
+    tensors = {
+        "blocks.0.attn.c_q.weight": draw.normal(size=(40, 30)).astype(np.float32),
+        "tok_emb.weight": torch.from_numpy(draw.laplace(size=(64, 32))).bfloat16(),
+        "skip_weights": draw.uniform(size=(3, 400)).astype(np.float16),
+        "short.weight": np.zeros(1000, np.float32),
+        "just.weight": np.zeros(1001, np.float64),
+        "blocks.0.attn_scale": np.ones(5000, np.float32),
+        "weight_codes": np.ones((40, 40), np.int8),
+    }
+    void = count = 0
+    for name in ("blocks.0.attn.c_q.weight", "tok_emb.weight", "skip_weights", "just.weight"):
+        tensor = tensors[name]
+        sizes = [abs(float(w)) for w in torch.as_tensor(tensor).flatten().double()]
+        mean = math.fsum(sizes) / len(sizes)
+        void += sum(size <= mean for size in sizes)
+        count += len(sizes)
+    assert count == 1200 + 2048 + 1200 + 1001
+    assert void_fraction(tensors.items()) == void / count
+    assert void_fraction([("gain", np.ones(5000))]) is None
+    assert "1,000 elements" in VOID_RULE and "skip weights" in VOID_RULE
+
+
+def test_rounding_moves_the_void_fraction_and_the_grid_says_how():
+    """The mean size of a Gaussian, 0.80 sigma, lies between two levels of 0.41: the lower count."""
+    values = np.random.default_rng(5).normal(size=(300, 400))
+    step = 12.85 / 31
+    rounded = np.rint(values / step) * step
+    expected = math.erf(1.5 * step / math.sqrt(2))
+    assert void_fraction([("weight", values)]) == pytest.approx(VOID_FRACTION_GAUSSIAN, abs=0.004)
+    assert void_fraction([("weight", rounded)]) == pytest.approx(expected, abs=0.004)
 
 
 def test_code_entropy_equals_scipy_and_is_zero_for_one_symbol():
@@ -125,7 +163,7 @@ def test_zero_rows_and_constant_tensors_are_counted_not_averaged():
     found = weight_statistics(state)
     assert found["roles"]["a"]["constant_rows"] == 10
     assert found["roles"]["b"]["row_kurtosis"] is None
-    assert found["roles"]["b"]["void_fraction"] == 1.0
+    assert found["roles"]["b"]["unrounded_void_fraction"] == 1.0
     assert found["pooled"]["constant_rows"] == 50
 
 

@@ -85,6 +85,16 @@ def digest_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def canonical_json(value: Any) -> bytes:
+    """Return the one encoding of a value: sorted keys, no blanks, ASCII; ValueError for NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest_json(value: Any) -> str:
+    """Return the SHA-256 in hex of a value, whatever the order of its keys."""
+    return digest_bytes(canonical_json(value))
+
+
 def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file in hex, read in pieces; UserError as `opened`."""
     total = hashlib.sha256()

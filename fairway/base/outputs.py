@@ -208,6 +208,13 @@ def _is_part(path: Path, read: Path) -> bool:
     return path.resolve().is_relative_to(read.resolve())
 
 
+def require_absent(folder: Path, *names: str) -> None:
+    """Raise UserError if a folder holds one of the files that are to be written into it."""
+    for name in names:
+        if os.path.lexists(folder / name):
+            raise UserError(f"{folder / name} exists already; name another folder with --out")
+
+
 def require_new(out: Path) -> None:
     """Raise UserError unless nothing is at a path, and a folder can be made there."""
     if os.path.lexists(out):

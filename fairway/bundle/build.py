@@ -16,14 +16,16 @@ from fairway.base.errors import UserError
 from fairway.base.files import (
     digest_bytes,
     digest_file,
+    digest_json,
     read_bytes,
     read_json,
     write_atomic,
     write_json,
 )
+from fairway.base.outputs import require_absent
 from fairway.bundle.emit import Program, imported, program
 from fairway.bundle.flatten import Flat, flatten
-from fairway.bundle.known import key_digest, known_bytes, note_bytes
+from fairway.bundle.known import known_bytes, note_bytes
 from fairway.bundle.modules import ROOT, source_file
 from fairway.bundle.parts import parts_left_out
 from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
@@ -64,7 +66,7 @@ def bundle_bytes(config: Config) -> int:
 
     Takes three or four seconds the first time; it is noted for the next process that asks.
     """
-    key = key_digest(bundle_key(config))
+    key = digest_json(bundle_key(config))
     if found := known_bytes(key):
         return found
     size = len(_file(_unstarted(config), _started(config)))
@@ -187,9 +189,7 @@ def _shares(short: Program, size_bytes: int) -> list[dict[str, Any]]:
 
 def write_bundle(config: Config, out: Path, ascii_only: bool = False) -> Bundle:
     """Write train_gpt.py, its manifest and its requirements into a folder; overwrite nothing."""
-    for name in (SCRIPT, MANIFEST, REQUIREMENTS):
-        if (out / name).exists():
-            raise UserError(f"{out / name} exists already; name another folder with --out")
+    require_absent(out, SCRIPT, MANIFEST, REQUIREMENTS)
     made = bundle(config, ascii_only)
     write_atomic(out / SCRIPT, made.file)
     write_json(out / MANIFEST, made.manifest)

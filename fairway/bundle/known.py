@@ -7,7 +7,6 @@ between them. It counts only with its own digest and the digest of all that the 
 what cannot be read or written is measured again.
 """
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -33,11 +32,6 @@ def _place(key: str) -> Path | None:
 
 def _note(key: str, size_bytes: int) -> dict[str, Any]:
     return {"key": key, "bytes": size_bytes, "digest": digest_bytes(f"{key} {size_bytes}".encode())}
-
-
-def key_digest(key: list[Any]) -> str:
-    """Return a digest of what a size follows from, which is ready for JSON."""
-    return digest_bytes(json.dumps(key, sort_keys=True).encode())
 
 
 def known_bytes(key: str) -> int | None:

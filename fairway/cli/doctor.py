@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from fairway.base import units
+from fairway.base.memory import free_bytes
+from fairway.base.timing import Stopwatch, device_seconds, pace
 from fairway.config.settings import RuntimeConfig
-from fairway.machine.plan import DTYPES, Plan, make_plan, settle
+from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.machine.ranks import seed_everything
 from fairway.model import attention
 from fairway.pipeline.results import versions
@@ -28,16 +30,52 @@ def examine() -> dict[str, Any]:
     facts["disk free here"] = units.megabytes(shutil.disk_usage(Path.cwd()).free)
     facts["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     facts["a run would use"] = plan.describe()
-    facts["matrix products"] = f"{_product_rate(plan) / 1e9:.0f} GFLOP/s in {plan.dtype}"
+    facts["matrix products"] = _measured(lambda: _products(plan))
     facts |= {f"attention '{name}'": _attention_facts(name, plan) for name in attention.BACKENDS}
     facts["attention measured on"] = f"forward and backward, {_SHAPES[plan.device].describe()}"
     return facts
 
 
-def _product_rate(plan: Plan) -> float:
-    """Return floating-point operations per second of a 2048 x 512 x 2048 product."""
-    a, b = (torch.randn(2048, 512, device=plan.device).to(DTYPES[plan.dtype]) for _ in range(2))
-    return 2 * 2048 * 512 * 2048 / _fastest(lambda: a @ b.T)
+def _measured(measure: Callable[[], str]) -> str:
+    """Return what a measurement says, or why it failed: one that does must not hide the others."""
+    try:
+        return measure()
+    except Exception as error:
+        # Other people's kernels and their compilers raise whatever they like.
+        return f"failed: {(str(error).strip() or repr(error)).splitlines()[0]}"
+
+
+# Rows and columns of the matrices that are multiplied. A GPU's units are busy with large ones only:
+# 2048 x 512 x 2048 is launched in the time of 157 TFLOP/s by an H100 that computes 780.
+_SIDES = {"cpu": 1024, "cuda": 8192}
+# Seconds for measuring: a GPU's clock needs some tenths of one to rise.
+_ALLOWANCES_S = {"cpu": 0.4, "cuda": 1.0}
+
+
+def _products(plan: Plan, stopwatch: Stopwatch = device_seconds) -> str:
+    """Return the rate of square matrix products in words: how it was measured belongs to it."""
+    device, dtype = torch.device(plan.device), DTYPES[plan.dtype]
+    side = _SIDES[plan.device]
+    # Factors and product, beside whatever else is there.
+    while 3 * side * side * dtype.itemsize > free_bytes(device) / 2:
+        side //= 2
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    found = pace(lambda: torch.mm(a, b, out=product), _ALLOWANCES_S[plan.device], stopwatch)
+    rates = [product_rate(side, s) for s in (found.median_s, found.most_s, found.least_s)]
+    unit, name = (1e12, "TFLOP/s") if rates[0] >= 1e13 else (1e9, "GFLOP/s")
+    middle, least, most = (f"{rate / unit:,.0f}" for rate in rates)
+    precision = f" '{plan.matmul}'" if plan.dtype == "float32" else ""
+    return (
+        f"{middle} {name} in {plan.dtype}{precision} ({side} x {side} x {side}, median of "
+        f"{found.batches} batches of {found.calls}, {least} to {most})"
+    )
+
+
+def product_rate(side: int, seconds: float) -> float:
+    """Return the floating-point operations per second of a product of two square matrices: every
+    element of it is so many multiplications and additions."""
+    return 2 * side**3 / seconds
 
 
 class _Shape(NamedTuple):
@@ -58,15 +96,11 @@ _SHAPES = {"cpu": _Shape(16, 256, 4, 4), "cuda": _Shape(48, 2048, 8, 4)}
 
 
 def _attention_facts(name: str, plan: Plan) -> str:
-    """Return a backend's time here, or why it has none: one that fails must not hide the others."""
+    """Return a backend's time here, or why it has none."""
     if reason := attention.why_not(name, plan.device, DTYPES[plan.dtype]):
         return f"not here: {reason}"
-    try:
-        taken_s = _attention_seconds(name, plan)
-    except Exception as error:
-        # Other people's kernels and their compilers raise whatever they like.
-        return f"failed: {(str(error).strip() or repr(error)).splitlines()[0]}"
-    return f"{1e3 * taken_s:.2f} ms{' (used)' if name == plan.attention else ''}"
+    used = " (used)" if name == plan.attention else ""
+    return _measured(lambda: f"{1e3 * _attention_seconds(name, plan):.2f} ms{used}")
 
 
 def _attention_seconds(name: str, plan: Plan) -> float:
@@ -83,17 +117,4 @@ def _attention_seconds(name: str, plan: Plan) -> float:
     def work() -> tuple[Tensor, ...]:
         return torch.autograd.grad(attention.BACKENDS[name](*inputs), inputs, dy_BHTK)
 
-    return _fastest(work)
-
-
-def _fastest(work: Any, repeats: int = 5) -> float:
-    """Return the least seconds of some repeats, after one that is not counted."""
-    work()
-    best_s = float("inf")
-    for _ in range(repeats):
-        settle()
-        start_s = time.perf_counter()
-        work()
-        settle()
-        best_s = min(best_s, time.perf_counter() - start_s)
-    return best_s
+    return pace(work, _ALLOWANCES_S[plan.device], device_seconds).median_s

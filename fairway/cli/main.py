@@ -11,6 +11,7 @@ import typer
 from fairway.base import terminal
 from fairway.base.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
 from fairway.base.errors import InterruptedRun, LedgerError, UserError
+from fairway.base.room import memory_told, require_start
 from fairway.base.terminal import quoted
 from fairway.cli.audit import audit, audit_record
 from fairway.cli.base import (
@@ -411,7 +412,10 @@ def main() -> None:
 def _attempt() -> tuple[str, int]:
     """Run one verb; return what is left to say on standard error, and the exit code."""
     try:
-        app()
+        if not {"--version", "--help"} & set(sys.argv):
+            require_start()
+        with memory_told("this command", "give it less to do at a time"):
+            app()
     except UserError as error:
         return _told(str(error)), 2
     except OSError as error:

@@ -157,6 +157,9 @@ class TrainConfig:
     reserve_s: float = opt(12.0, "Seconds of train.budget_s that are kept for calibration.", lo=0.0)
     steps: int = opt(4550, "Number of training steps (clock=steps).", lo=1)
     replay: str = opt("", "Run folder whose recorded progress this run follows (clock=replay).")
+    shards: int = opt(
+        0, "Training shards to read, the first in the order of their names; 0 reads all.", lo=0
+    )
     seq_len: int = opt(2048, "Tokens per training sequence.", lo=2, hi=1_048_576)
     batch_tokens: int = opt(786_432, "Tokens per optimiser step, summed over all processes.", lo=2)
     micro_tokens: int = opt(98_304, "Most tokens in one forward pass of a process.", lo=2)
@@ -175,6 +178,11 @@ class TrainConfig:
     checkpoint_every_s: float = opt(
         120.0, "Seconds between checkpoints; 0 writes one when stopping.", lo=0.0
     )
+
+
+# Positions of a step of quant.tune_steps: what a GPU holds easily, forth and back, beside both
+# models' distributions.
+TUNE_TOKENS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

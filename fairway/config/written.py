@@ -1,13 +1,12 @@
 """A config as plain values and back, and the digests that tell one from another."""
 
 import dataclasses
-import hashlib
-import json
 import types
 import typing
 from typing import Any
 
 from fairway.base.errors import UserError, shown
+from fairway.base.files import digest_json
 from fairway.config.settings import Config
 
 
@@ -24,7 +23,7 @@ def config_hash(config: Config) -> str:
     """
     data, train = config.data, config.train
     free = (config.seed, data.source, train.clock, train.replay)
-    return _digest([fixed_digest(config), *free])[:16]
+    return digest_json([fixed_digest(config), *free])[:16]
 
 
 def fixed_digest(config: Config) -> str:
@@ -32,12 +31,7 @@ def fixed_digest(config: Config) -> str:
     values = to_dict(config)
     del values["seed"], values["data"]["source"]
     del values["train"]["clock"], values["train"]["replay"]
-    return _digest(values)
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest_json(values)
 
 
 def from_dict(values: dict[str, Any], kind: type[Any] = Config, path: str = "") -> Any:

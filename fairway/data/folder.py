@@ -132,9 +132,15 @@ class DataFolder:
         if tokens is not None:
             check_vocabulary(tokens, self.tokenizer.vocab_size, str(path))
 
-    def train_shards(self) -> list[Tokens]:
-        """Return the training shards, each mapped read-only, in name order."""
-        return [open_shard(path) for path in find_shards(self.path, "train")]
+    def train_shards(self, most: int = 0) -> list[Tokens]:
+        """Return the training shards, or the first so many, mapped read-only, in name order."""
+        paths = find_shards(self.path, "train")
+        return [open_shard(path) for path in paths[: most or None]]
+
+    @property
+    def fetched(self) -> bool:
+        """Whether this is the challenge's data, by the record that `fetch` leaves."""
+        return (self.path / FETCHED).exists()
 
     def val_tokens(self) -> Tokens:
         """Return all validation tokens (N,), the shards joined in name order."""

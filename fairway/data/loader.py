@@ -34,8 +34,8 @@ class ShuffledLoader:
     ):
         if world > len(shards):
             raise UserError(
-                f"{len(shards)} training shards cannot feed {world} ranks; "
-                "build smaller shards (fairway data build --shard-tokens) or use fewer ranks"
+                f"{len(shards)} training shards cannot feed {world} ranks; use fewer ranks, or "
+                "more and smaller shards (fairway data build --shard-tokens, train.shards)"
             )
         self._shards = shards[rank::world]
         shortest = min(len(shard) for shard in self._shards)

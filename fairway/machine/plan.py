@@ -8,9 +8,7 @@ import ctypes
 import importlib.util
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +16,9 @@ from typing import Any
 import torch
 
 from fairway.base.errors import UserError
+from fairway.base.timing import pace
 from fairway.config.settings import RuntimeConfig
+from fairway.machine.ranks import Ranks
 from fairway.model import attention
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -94,9 +94,9 @@ def make_plan(config: RuntimeConfig) -> Plan:
 
     Raises UserError for a CUDA device that is not there, or attention that does not run on it.
     """
+    if config.device == "cuda":
+        require_gpus(1, "runtime.device is cuda", "set runtime.device=cpu")
     has_cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not has_cuda:
-        raise UserError("runtime.device is cuda, but torch sees no GPU; set runtime.device=cpu")
     device = config.device if config.device != "auto" else ("cuda" if has_cuda else "cpu")
     if device == "cuda":
         dtype = "bfloat16" if config.dtype == "auto" else config.dtype
@@ -106,6 +106,26 @@ def make_plan(config: RuntimeConfig) -> Plan:
         threads, dtype, matmul = _probe_cpu(config)
     backend = attention.choose(config.attention, device, DTYPES[dtype])
     return Plan(device, dtype, matmul, threads, backend, _kernels(config.kernels, device, dtype))
+
+
+def require_gpus(count: int, why: str, remedy: str) -> None:
+    """Raise UserError unless torch sees so many GPUs, which something needs."""
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen < count:
+        gpus = "no GPU" if not seen else "1 GPU" if seen == 1 else f"{seen} GPUs"
+        raise UserError(f"{why}, but torch sees {gpus}; {remedy}")
+
+
+def own_device(plan: Plan, ranks: Ranks) -> torch.device:
+    """Return the device of this process; UserError for more processes on a host than GPUs."""
+    if plan.device == "cpu":
+        return torch.device("cpu")
+    require_gpus(
+        ranks.local + 1,
+        f"{ranks.local + 1} processes or more of this host need a GPU each",
+        f"start at most --nproc-per-node={max(1, torch.cuda.device_count())}",
+    )
+    return torch.device("cuda", ranks.local)
 
 
 def _kernels(name: str, device: str, dtype: str) -> str:
@@ -152,19 +172,4 @@ def _probe_seconds(option: tuple[int, str, str], allowance_s: float) -> float:
         torch.autograd.backward(((x_ND @ up_FD.T).square() @ up_FD).sum())
 
     with Plan("cpu", dtype, matmul, threads, "plain").applied():
-        taken_s = [_timed(work)]
-        while sum(taken_s) < allowance_s or len(taken_s) < 3:
-            taken_s.append(_timed(work))
-    return statistics.median(taken_s[1:])
-
-
-def _timed(work: Callable[[], None]) -> float:
-    start_s = time.perf_counter()
-    work()
-    return time.perf_counter() - start_s
-
-
-def settle() -> None:
-    """Wait until the device has finished what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        return pace(work, allowance_s).median_s

@@ -85,6 +85,10 @@ class Ranks:
         return np.asarray(box.numpy(), dtype=np.float64)
 
 
+# A process without others.
+ALONE = Ranks()
+
+
 def join_ranks() -> Ranks:
     """Return this process's ranks: those `torchrun` set, else a single one."""
     world = int(os.environ.get("WORLD_SIZE", "1"))

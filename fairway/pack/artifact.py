@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from fairway.base.errors import UserError
-from fairway.base.files import digest_bytes, opened, write_atomic
+from fairway.base.files import canonical_json, digest_bytes, opened, write_atomic
 from fairway.base.progress import progress
 from fairway.config.checks import check, check_model
 from fairway.config.settings import Config, ModelConfig, PackConfig, ScoreConfig
@@ -141,7 +141,7 @@ def save_artifact(
         "tokenizer_digest": tokenizer.digest,
     }
     header |= {key: getattr(form, key) for key in _FORM_KEYS}
-    text = _canonical(header)
+    text = canonical_json(header)
     size = _PREFIX.size + len(text) + sum(map(len, stored))
     head = _checked(header, len(text), size)
     prefix = _PREFIX.pack(MAGIC, VERSION, len(text), hashlib.sha256(text).digest())
@@ -204,11 +204,6 @@ def _all_at_once(sections: list[_Section]) -> list[bytes]:
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(work, sections))
-
-
-def _canonical(header: Any) -> bytes:
-    """Return the one encoding of a header: sorted keys, no blanks, ASCII, no NaN."""
-    return json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -318,7 +313,7 @@ def _read_head(stream: BinaryIO) -> _Head:
 def _parse(text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text, parse_int=_small)
-        same = _canonical(header) == text
+        same = canonical_json(header) == text
     except (ValueError, RecursionError):
         raise UserError("the header is not valid JSON") from None
     # One encoding per header also rules out doubled keys, NaN and stray blanks.

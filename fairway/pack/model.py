@@ -25,6 +25,7 @@ from fairway.quantise.fill import finest_fitting
 from fairway.quantise.fit import smallest_fitting
 from fairway.quantise.gptq import (
     QuantisedModel,
+    dequantise,
     grid_of,
     needs_hessian,
     quantise_model,
@@ -33,7 +34,7 @@ from fairway.quantise.gptq import (
 from fairway.quantise.grid import QuantisedTensor
 from fairway.quantise.sensitivity import curvatures
 from fairway.quantise.tune import tuned
-from fairway.quantise.weights import weight_statistics
+from fairway.quantise.weights import void_fraction, weight_statistics
 from fairway.train.steps import Say
 
 
@@ -103,8 +104,15 @@ def _statistics(
 ) -> dict[str, Any]:
     """Return what rounding did to the weights, ready for JSON."""
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
+    restored = (pair for n, t in quantised.items() for pair in dequantise({n: t}).items())
     return {
-        "weights": weight_statistics(state, {n: t.codes.numpy() for n, t in coded.items()}),
+        "weights": {
+            **weight_statistics(state, {n: t.codes.numpy() for n, t in coded.items()}),
+            "void_fractions": {
+                "average": void_fraction(state.items()),
+                "artifact": void_fraction(restored),
+            },
+        },
         # What rounding did to every coded matrix.
         "matrices": [
             dataclasses.asdict(tensor_stats(name, state[name], tensor, hessians.get(name)))
@@ -125,7 +133,7 @@ class _Calibration:
         """Yield batches of token ids [B, T]."""
         train = self.config.train
         rows = train.micro_tokens // train.seq_len
-        loader = ShuffledLoader(self.source.train_shards(), train.seq_len, rows)
+        loader = ShuffledLoader(self.source.train_shards(train.shards), train.seq_len, rows)
         while True:
             yield torch.from_numpy(loader.next_batch()[0]).to(self.device)
 

@@ -14,7 +14,7 @@ from fairway.pipeline.context import ARTIFACT, PROOF, Run
 from fairway.pipeline.proving import prove_run
 from fairway.score import baselines
 from fairway.score.experts.evaluate import evaluate_published, published_facts
-from fairway.score.experts.published import LABEL
+from fairway.score.experts.published import LABEL, described
 from fairway.score.trail import Trail
 
 Facts = dict[str, Any]
@@ -29,7 +29,7 @@ def published(run: Run) -> Facts:
     run.say(
         f"published: {found.bpb:.4f} on {found.coverage:.1%} of the tokens, {LABEL}: prices of the "
         f"vocabulary sum to {found.sums.mean:.3f}; the gate fired on {found.gate_share:.1%} of the "
-        "bytes"
+        f"bytes; mixed {described(mixture.base)}"
     )
     seconds = time.perf_counter() - start_s
     facts = {**published_facts(found), "label": LABEL, "base": mixture.base, "seconds": seconds}

@@ -8,6 +8,7 @@ from safetensors.torch import save
 from fairway.api import ARTIFACT_FILE, TOKENIZER_FILE, load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, write_atomic, write_json
+from fairway.base.outputs import require_absent
 from fairway.config.written import to_dict
 from fairway.machine.plan import Plan
 from fairway.pack.artifact import load_artifact
@@ -26,9 +27,7 @@ def export(path: Path, out: Path, kind: str, tokenizer: Path | None = None) -> d
     """
     if kind not in FORMATS:
         raise UserError(f"format '{kind}' is unknown; choose one of {', '.join(FORMATS)}")
-    for name in (WEIGHTS, CONFIG, TOKENIZER_FILE):
-        if (out / name).exists():
-            raise UserError(f"{out / name} exists already; name another folder with --out")
+    require_absent(out, WEIGHTS, CONFIG, TOKENIZER_FILE)
     file = path / ARTIFACT_FILE if path.is_dir() else path
     model = load(file, tokenizer=tokenizer, plan=_PLAN)
     artifact = load_artifact(file)

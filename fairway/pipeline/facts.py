@@ -44,7 +44,7 @@ _PACK = {
     **{name: Maybe(float) for name in ("matrix_sigmas", "level")},
     "digest": str,
     "sections": [{"name": str, "bytes": int}],
-    "weights": dict,
+    "weights": {"void_fractions": {"average": Maybe(float), "artifact": Maybe(float)}},
     "matrices": [dict],
     "seconds": Named(float),
     "budget": {"used_s": float, "limit_s": float},
@@ -60,6 +60,14 @@ _PROBE = {
     **dict.fromkeys(("stage", "name", "did", "verdict", "why"), str),
     **{"rules": [str], "samples": int, "worst": Maybe(float), "position": Maybe(int)},
 }
+_PUBLISHED = {
+    **dict.fromkeys(("bpb", "ppm_bpb", "model_bpb", "free_bpb", "gate_share", "coverage"), float),
+    **dict.fromkeys(("label", "base"), str),
+    "sums": {
+        "positions": int,
+        **dict.fromkeys(("mean", "geometric_mean", "least", "most"), float),
+    },
+}
 _TOOL = {"bytes": int, "bpb": float, "primed_bpb": Maybe(float)}
 # What the facts of a stage must hold; there may be more.
 _FACTS: dict[str, Any] = {
@@ -67,6 +75,7 @@ _FACTS: dict[str, Any] = {
     "pack": _PACK,
     **{f"score.{name}": _SCORE for name in ("raw", "ema", "quantised", "sliding", "mixture")},
     "score.ttt": {**_SCORE, "method": str, "budget_s": float},
+    "published": _PUBLISHED,
     "text": {"bytes": int, "tokens": int, "documents": int, "digest": str, "data_digest": str},
     "baselines": Named(_TOOL),
     "samples": {"samples": [{"prompt": str, "text": str}]},

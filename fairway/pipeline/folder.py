@@ -6,8 +6,6 @@ enter it together with the first stage that succeeds with them. It carries its o
 one check refuses every kind of damage.
 """
 
-import hashlib
-import json
 import re
 import shutil
 import time
@@ -19,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fairway.base.errors import UserError
-from fairway.base.files import digest_bytes, digest_file, read_json, write_json
+from fairway.base.files import digest_file, digest_json, read_json, write_json
 from fairway.pipeline.facts import check_memory
 from fairway.version import VERSION
 
@@ -36,8 +34,7 @@ _OURS = re.compile(
 
 def key_of(*parts: Any) -> str:
     """Return a digest of JSON-able parts, with Fairway's version: what a stage depends on."""
-    text = json.dumps([VERSION, *parts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest_json([VERSION, *parts])
 
 
 def _digest_of(path: Path) -> str | None:
@@ -46,10 +43,6 @@ def _digest_of(path: Path) -> str | None:
         inside = sorted(item for item in path.rglob("*") if item.is_file())
         return key_of([[item.relative_to(path).as_posix(), digest_file(item)] for item in inside])
     return digest_file(path) if path.is_file() else None
-
-
-def _digest(memory: dict[str, Any]) -> str:
-    return digest_bytes(json.dumps(memory, sort_keys=True).encode())
 
 
 @contextmanager
@@ -104,7 +97,7 @@ class RunFolder:
             raise UserError(
                 f"{file} has schema {schema}, this Fairway reads {SCHEMA}; choose another --out"
             )
-        if memory.pop("digest", None) != _digest(memory):
+        if memory.pop("digest", None) != digest_json(memory):
             raise UserError(
                 f"{file} is damaged: its content does not match its digest; delete it and the "
                 "stages run again"
@@ -171,7 +164,7 @@ class RunFolder:
 
     def _write(self, memory: dict[str, Any]) -> None:
         if memory != self.memory:
-            write_json(self.path / MEMORY, {**memory, "digest": _digest(memory)})
+            write_json(self.path / MEMORY, {**memory, "digest": digest_json(memory)})
             self.memory = memory
 
     def facts(self, stage: str) -> dict[str, Any] | None:

@@ -8,7 +8,10 @@ import torch
 from fairway.audit.scorers.bench import MIN_TOKENS
 from fairway.base import units
 from fairway.base.errors import UserError
+from fairway.base.room import host_room
+from fairway.base.terminal import command
 from fairway.config.settings import Config
+from fairway.data.folder import DataFolder
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
 from fairway.machine.ranks import Ranks
@@ -21,7 +24,6 @@ from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
 from fairway.score.ttt import require_time
 from fairway.score.windows import usable_targets
-from fairway.train.preflight import available_memory
 from fairway.train.steps import Say
 
 
@@ -54,6 +56,20 @@ def check_learning_time(config: Config, ids: Tokens, plan: Plan, ranks: Ranks) -
     require_time(model.eval(), Evaluation(text, config.score, config.ttt, ranks=ranks))
 
 
+def tell_of_shards(config: Config, source: DataFolder, say: Say) -> None:
+    """Say so if there are fewer training shards than the recipe's own run reads."""
+    wanted, found = config.train.shards, len(source.train_shards())
+    if found >= wanted:
+        return
+    remedy = "take data of more shards"
+    if source.fetched:
+        remedy = f"`{command('data', 'fetch', '--out', source.path, '--shards', wanted)}` adds them"
+    say(
+        f"the data folder has {found} training shards and train.shards is {wanted}: the run reads "
+        f"less text than that of {config.recipe}; {remedy}, and train.shards=0 reads what there is"
+    )
+
+
 def _check_audit(config: Config, tokens: int) -> None:
     if config.audit.budget_s and tokens < MIN_TOKENS:
         raise UserError(
@@ -64,22 +80,31 @@ def _check_audit(config: Config, tokens: int) -> None:
 
 def _check_scoring_memory(config: Config, tokens: int, plan: Plan) -> None:
     """Refuse windows that do not fit main memory: all of a pass, padded to the whole length."""
-    score, model, memory_bytes = config.score, config.model, available_memory()
-    if plan.device != "cpu" or memory_bytes is None:
+    if plan.device != "cpu" or (room := host_room()) is None:
         return
-    windows = min(score.batch_windows, -(-(tokens - 1) // score.stride))
+    score, need_bytes = config.score, scoring_bytes(config, tokens, plan)
+    if need_bytes > room.bytes:
+        raise UserError(
+            f"scoring {_windows(config, tokens)} windows of {score.seq_len} tokens at a time takes "
+            f"about {units.megabytes(need_bytes)} of memory and {room.told()}; lower "
+            "score.batch_windows or score.seq_len"
+        )
+
+
+def _windows(config: Config, tokens: int) -> int:
+    score = config.score
+    return min(score.batch_windows, -(-(tokens - 1) // score.stride))
+
+
+def scoring_bytes(config: Config, tokens: int, plan: Plan) -> int:
+    """Return the bytes that one pass of scoring takes on a CPU."""
+    score, model, windows = config.score, config.model, _windows(config, tokens)
     numbers = windows * score.seq_len * (14 * model.dim + 2 * model.mlp_dim)
     if plan.attention == "plain":
         # Scores and their softmax for all heads, the mask as numbers.
         heads = (2 * windows + 1) * model.num_heads
         numbers += heads * score.seq_len * score.seq_len
-    need_bytes = numbers * DTYPES[plan.dtype].itemsize
-    if need_bytes > memory_bytes:
-        raise UserError(
-            f"scoring {windows} windows of {score.seq_len} tokens at a time takes about "
-            f"{units.megabytes(need_bytes)} of memory and {units.megabytes(memory_bytes)} are "
-            "free; lower score.batch_windows or score.seq_len"
-        )
+    return numbers * DTYPES[plan.dtype].itemsize
 
 
 def _check_bytes(config: Config, code_bytes: int, say: Say) -> None:

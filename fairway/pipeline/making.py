@@ -15,9 +15,11 @@ from fairway.pipeline.context import ARTIFACT, WEIGHTS, Run
 from fairway.pipeline.limits import (
     check_later_stages,
     check_learning_time,
+    tell_of_shards,
     tell_of_size,
     time_budget,
 )
+from fairway.pipeline.needs import check_host_memory
 from fairway.quantise.estimate import estimated_total
 from fairway.train.checkpoint import save_checkpoint
 from fairway.train.loop import Training, TrainingText, train
@@ -30,12 +32,14 @@ def train_model(run: Run) -> dict[str, Any]:
     """Train and write raw and averaged weights; refuse first what would fail afterwards."""
     config, source = run.config, run.source
     source.verify()
-    shards, ids = source.train_shards(), run.validation.ids
+    shards, ids = source.train_shards(config.train.shards), run.validation.ids
     check_later_stages(config, len(ids), run.code_bytes, run.plan, run.say)
     check_learning_time(config, ids, run.plan, run.ranks)
     known = known_steps(config.train)
     _tell(run, lag_warning(config.optim, known))
+    tell_of_shards(config, source, run.say)
     preflight(config, shards, run.folder, num_parameters(config.model), run.plan)
+    check_host_memory(config, shards, run.validation, run.plan, run.say)
     run.begin()
     try:
         training = train(

@@ -1,11 +1,8 @@
 """The machine plan of a run: remembered, so that later stages and processes compute alike."""
 
-import torch
-
-from fairway.base.errors import UserError
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
-from fairway.machine.plan import Plan, make_plan
+from fairway.machine.plan import Plan, make_plan, own_device
 from fairway.machine.ranks import Ranks
 from fairway.pipeline.folder import RunFolder, key_of
 from fairway.pipeline.inputs import replayed
@@ -18,12 +15,7 @@ def plan_of_run(config: Config, folder: RunFolder, ranks: Ranks, say: Say) -> Pl
     Raises UserError for more processes on a host than it has GPUs.
     """
     plan = _found(config, folder, say)
-    gpus = torch.cuda.device_count()
-    if plan.device == "cuda" and ranks.local >= gpus:
-        raise UserError(
-            f"process {ranks.local} of this host has no GPU, since there are {gpus}; start at most "
-            f"--nproc-per-node={gpus}"
-        )
+    own_device(plan, ranks)
     plan.apply()
     return plan
 

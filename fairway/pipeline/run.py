@@ -199,10 +199,10 @@ class Pipeline:
             due = not stage.together or is_due(self.folder, self.ranks, stage.name, read)
             if self.ranks.first:
                 read |= reads
-                work = functools.partial(stage.work, run)
+                work = functools.partial(stage.done, run)
                 self.folder.stage(stage.name, read, list(stage.files), work, self.say)
             elif due:
-                stage.work(run)
+                stage.done(run)
 
     def _settings(self) -> dict[str, Any]:
         plan = {"key": plan_key(self.config), **self.plan().as_dict()}

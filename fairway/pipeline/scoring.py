@@ -15,6 +15,7 @@ from fairway.base.memory import give_back
 from fairway.machine.ranks import Ranks
 from fairway.pipeline.averaging import loss_warning
 from fairway.pipeline.context import ARTIFACT, WEIGHTS, Run
+from fairway.quantise.weights import void_fraction
 from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.ledger import Score
 from fairway.score.sliding import evaluate_frozen
@@ -65,8 +66,8 @@ def adapted(run: Run) -> Facts:
 
 
 def _adapted(run: Run, trail: Trail) -> tuple[Score, Facts]:
-    ttt = run.config.ttt
-    found = evaluate_ttt(run.model("artifact"), run.evaluation(ttt.method, trail))
+    ttt, model = run.config.ttt, run.model("artifact")
+    found = evaluate_ttt(model, run.evaluation(ttt.method, trail))
     if found.changes:
         run.say(f"ttt: to stay within {ttt.budget_s:.0f} s, {', '.join(found.changes)}")
     if found.seconds > ttt.budget_s:
@@ -74,8 +75,11 @@ def _adapted(run: Run, trail: Trail) -> tuple[Score, Facts]:
             f"over budget: test-time training took {found.seconds:.0f} s of {ttt.budget_s:.0f} s; "
             "raise ttt.budget_s or do less"
         )
-    times = {"estimate_s": found.estimate_s, "budget_s": ttt.budget_s}
-    return found.score, {"method": ttt.method, "changes": list(found.changes), **times}
+    facts: Facts = {"estimate_s": found.estimate_s, "budget_s": ttt.budget_s}
+    if ttt.method == "sgd":
+        # All weights have learned, as in #1858, which logs this.
+        facts["void_fraction"] = void_fraction(model.named_parameters())
+    return found.score, {"method": ttt.method, "changes": list(found.changes), **facts}
 
 
 def mixture(run: Run) -> Facts:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_json
+from fairway.base.room import memory_told
 from fairway.config.settings import Config
 from fairway.config.written import config_hash
 from fairway.data.folder import DataFolder
@@ -36,7 +37,8 @@ def main(config: Config, bundle_bytes: int, seed: int, text: str, clock: str) ->
     ends the process with 2.
     """
     try:
-        _main(config, bundle_bytes, seed, text, clock)
+        with memory_told("this run", "take a smaller model or less text"):
+            _main(config, bundle_bytes, seed, text, clock)
     except UserError as error:
         print(f"train_gpt.py: {error}", file=sys.stderr)
         sys.exit(2)
@@ -96,7 +98,7 @@ def _walk(run: Run, done: dict[str, dict[str, Any]]) -> None:
         # Until the files of the stage before are there.
         run.ranks.broadcast(0.0)
         if stage.together or run.ranks.first:
-            done[stage.name] = stage.work(run)
+            done[stage.name] = stage.done(run)
     if not run.ranks.first:
         return
     run.file(CHECKPOINT).unlink(missing_ok=True)

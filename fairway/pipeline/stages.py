@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairway.api import TOKENIZER_FILE
+from fairway.base.room import memory_told
 from fairway.config.settings import Config
 from fairway.pipeline import evidence, making, scoring
 from fairway.pipeline.context import ARTIFACT, PROOF, WEIGHTS, Run
+from fairway.pipeline.needs import remedy_of
 from fairway.score.trail import trail_file
 from fairway.train.steps import STEPS
 
@@ -35,6 +37,11 @@ class Stage:
     work: Work
     files: tuple[str, ...] = ()
     together: bool = False
+
+    def done(self, run: Run) -> dict[str, Any]:
+        """Do the work; return its facts. A lack of main memory is one sentence (UserError)."""
+        with memory_told(f"the stage '{self.name}'", remedy_of(self.name)):
+            return self.work(run)
 
 
 def stages_of(config: Config) -> list[Stage]:

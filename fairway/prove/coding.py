@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import torch
 
 from fairway.api import ARTIFACT_FILE, LanguageModel, load
+from fairway.base import units
 from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
 from fairway.base.progress import progress
+from fairway.base.room import host_room
 from fairway.config.settings import MAX_STREAMS, MixtureConfig, ScoreConfig, TttConfig, unknown_name
 from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
@@ -41,7 +43,6 @@ from fairway.prove.walk import (
 )
 from fairway.score.evaluation import Evaluation
 from fairway.score.sliding import evaluate_frozen
-from fairway.train.preflight import available_memory
 
 
 class Method(Protocol):
@@ -213,22 +214,22 @@ class Session:
         with progress(description, sum(targets)) as advance:
             return walk(language.model, course, source, learner, advance)
 
-    def _check_memory(self, method: Method, rows: int, room: int) -> None:
+    def _check_memory(self, method: Method, rows: int, positions: int) -> None:
         """Raise UserError if a CPU lacks the memory for rows and adapters, which a file claims."""
-        available_bytes = available_memory()
-        if self.plan.device == "cuda" or available_bytes is None:
+        room = host_room()
+        if self.plan.device == "cuda" or room is None:
             return
         model = self.language.model
-        needed_bytes = rows * row_bytes(model, room)
+        needed_bytes = rows * row_bytes(model, positions)
         if isinstance(method, DocumentLora):
             sides = sum(sum(weight.shape) for weight in model.parameters() if weight.dim() == 2)
             # The adapters, their gradients and two moments, in float32.
             needed_bytes += 4 * 4 * method.ttt.lora_documents * method.ttt.lora_rank * sides
-        if needed_bytes > available_bytes:
+        if needed_bytes > room.bytes:
             raise UserError(
-                f"{rows} streams side by side by this method take {needed_bytes / 1e9:.1f} GB, and "
-                f"{available_bytes / 1e9:.1f} are free; code with fewer --streams, decode with "
-                "more memory"
+                f"{rows} streams side by side by this method take "
+                f"{units.megabytes(needed_bytes)} of memory, and {room.told()}; code with fewer "
+                "--streams, decode with more memory"
             )
 
 

@@ -7,14 +7,13 @@ unpacked, the header as packed JSON, and the coder's bytes. Whatever is read is 
 """
 
 import hashlib
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fairway.base.errors import UserError, shown
-from fairway.base.files import digest_bytes, parse_json
+from fairway.base.files import canonical_json, digest_bytes, parse_json
 from fairway.config.settings import MAX_STREAMS
 from fairway.config.written import from_dict, to_dict
 from fairway.pack.codec import compress, decompress
@@ -65,7 +64,7 @@ def stored_file(data: bytes) -> bytes:
 
 def coded_file(kind: int, header: Header, payload: bytes) -> bytes:
     """Return a file of a header and what the coder wrote."""
-    text = _canonical(to_dict(header))
+    text = canonical_json(to_dict(header))
     packed = compress(text, "brotli", 1)
     return _file(kind, _LENGTHS.pack(len(packed), len(text)) + packed + payload)
 
@@ -82,10 +81,6 @@ def padded(payload: bytes, tokens: int) -> bytes:
 
 def _file(kind: int, body: bytes) -> bytes:
     return _PREFIX.pack(MAGIC, FORMAT_VERSION, kind, hashlib.sha256(body).digest()) + body
-
-
-def _canonical(header: dict[str, Any]) -> bytes:
-    return json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def kind_of(head: bytes) -> int | None:
@@ -124,7 +119,7 @@ def open_coded(body: bytes) -> tuple[Header, bytes]:
     text = decompress(body[_LENGTHS.size : end], "brotli", 1, text_bytes)
     try:
         fields = parse_json(text)
-        same = _canonical(fields) == text
+        same = canonical_json(fields) == text
     except ValueError as error:
         raise UserError(f"its header is not valid JSON ({error})") from None
     if not isinstance(fields, dict) or set(fields) != set(Header.__slots__):

@@ -15,7 +15,7 @@ import torch
 from fairway.base.errors import UserError
 from fairway.config.checks import check
 from fairway.config.settings import Config, RuntimeConfig
-from fairway.machine.plan import DTYPES, Plan, make_plan
+from fairway.machine.plan import DTYPES, Plan, make_plan, require_gpus
 from fairway.model.attention import why_not
 from fairway.model.gpt import GPT
 from fairway.prove.coder import Decoder
@@ -99,8 +99,8 @@ def plan_of(machine: Machine) -> Plan:
 
     Raises UserError with the first difference if this machine is another one.
     """
-    if machine.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"it was coded on the GPU {machine.gpu}, and torch sees no GPU here")
+    if machine.device == "cuda":
+        require_gpus(1, f"it was coded on the GPU {machine.gpu}", "decode it where there is one")
     plan = make_plan(machine.runtime())
     here = asdict(this_machine(plan))
     for name, there in asdict(machine).items():

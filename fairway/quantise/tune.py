@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairway.base.progress import progress
-from fairway.config.settings import QuantConfig
+from fairway.config.settings import TUNE_TOKENS, QuantConfig
 from fairway.model.gpt import GPT
 from fairway.quantise.calibrate import calibrating
 from fairway.quantise.gptq import QuantisedModel, as_half, dequantise
 
-# Positions of a step: what a GPU holds easily, forth and back, beside both models' distributions.
-STEP_TOKENS = 16_384
 # AdamW's rate at first (0.0003 and 0.003 learn less, docs/LOG.md), and its other constants.
 RATE = 0.001
 _BETAS, _EPS = (0.9, 0.99), 1e-8
@@ -76,7 +74,7 @@ def _learner(model: GPT, quantised: QuantisedModel) -> GPT:
 def _rows(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yield the rows of batches, as many at a time as a step takes."""
     for ids_BT in batches:
-        yield from torch.split(ids_BT, max(1, STEP_TOKENS // ids_BT.shape[1]))
+        yield from torch.split(ids_BT, max(1, TUNE_TOKENS // ids_BT.shape[1]))
 
 
 def _share(progress: float) -> float:

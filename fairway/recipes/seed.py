@@ -7,7 +7,15 @@ requests.
 
 from dataclasses import replace
 
-from fairway.config.settings import AUTO, Config, DataConfig, PackConfig, QuantConfig, TttConfig
+from fairway.config.settings import (
+    AUTO,
+    Config,
+    DataConfig,
+    PackConfig,
+    QuantConfig,
+    TrainConfig,
+    TttConfig,
+)
 
 
 def pr1858() -> Config:
@@ -15,11 +23,13 @@ def pr1858() -> Config:
 
     The text is not here: name a folder by data.source. Declared are the bytes of #1858's code, so
     that the model has the same room; a run to be submitted counts its bundle, by
-    `--set pack.code_bytes=auto`. `quant.fit` keeps the clip multiplier where it fits.
+    `--set pack.code_bytes=auto`. `quant.fit` keeps the clip multiplier where it fits. The logs say
+    that 80 of the published training shards were there.
     """
     return Config(
         recipe="pr1858",
         data=DataConfig(source=""),
+        train=TrainConfig(shards=80),
         quant=QuantConfig(fit=True),
         pack=PackConfig(code_bytes=20_177),
         ttt=TttConfig(method="sgd"),
@@ -29,12 +39,14 @@ def pr1858() -> Config:
 def pr1493() -> Config:
     """#1493's record runs, the base of #1858: one system, with fewer bytes of code beside it.
 
-    The logs' settings are equal but for test-time training: 3 epochs per chunk there, 2 in #1858.
+    The logs' settings are equal but for test-time training, 3 epochs per chunk where #1858 has 2,
+    and for the text: all 128 training shards, where #1858's machine had 80.
     """
     base = pr1858()
     return replace(
         base,
         recipe="pr1493",
+        train=replace(base.train, shards=128),
         pack=replace(base.pack, code_bytes=16_594),
         ttt=replace(base.ttt, epochs=3),
     )
@@ -53,7 +65,7 @@ def pr1858_proxy() -> Config:
         base,
         recipe="pr1858_proxy",
         optim=replace(base.optim, ema_decay=None, ema_share=0.025),
-        train=replace(base.train, budget_s=162.0, batch_tokens=98_304),
+        train=replace(base.train, budget_s=162.0, batch_tokens=98_304, shards=0),
     )
 
 
@@ -70,6 +82,7 @@ def best() -> Config:
         base,
         recipe="best",
         optim=replace(base.optim, ema_decay=None, ema_share=0.063),
+        train=replace(base.train, shards=0),
         quant=replace(
             base.quant,
             method="trellis",

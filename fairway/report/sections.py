@@ -5,6 +5,7 @@ A section whose results are absent (an issue not built yet, a stage left out) is
 
 from typing import Any
 
+from fairway.quantise.weights import VOID_RULE
 from fairway.report.html import (
     DASH,
     Html,
@@ -24,6 +25,7 @@ from fairway.report.html import (
 )
 from fairway.report.plots import NARROW_IN, WIDE_IN, Bar, bars_figure, loss_figure
 from fairway.score.baselines import TOOL_NAMES
+from fairway.score.experts.published import described
 
 Values = dict[str, Any]
 
@@ -175,14 +177,29 @@ def weights(results: Values) -> Html:
     if not found:
         return Html("")
     heads = ["role", "tensors", "weights", "row kurtosis", "code entropy (bits)"]
-    heads += ["zero mass", "void fraction"]
+    heads += ["zero mass", "void fraction, unrounded"]
     rows = [_weight_row(role, values) for role, values in found["roles"].items()]
     meanings = [
         Html(f"<b>{esc(name.replace('_', ' '))}</b>: {esc(text)}.")
         for name, text in found.get("meanings", {}).items()
     ]
     total = _weight_row("all", found["pooled"])
-    return section("Weights", table(heads, rows, total), note(join(meanings, " ")))
+    parts = [table(heads, rows, total), note(join(meanings, " "))]
+    return section("Weights", *parts, _void_fractions(results))
+
+
+def _void_fractions(results: Values) -> Html:
+    """Return one figure of three states of the weights, and which of them #1858 logs."""
+    fractions = results["weights"]["void_fractions"]
+    ttt = results["stages"].get("ttt", {})
+    facts = [
+        ("Void fraction of the weight average", num(fractions["average"], ".4f")),
+        ("Void fraction of the artifact", num(fractions["artifact"], ".4f")),
+    ]
+    if "void_fraction" in ttt:
+        name = "Void fraction after test-time training (as #1858 logs)"
+        facts.append((name, num(ttt["void_fraction"], ".4f")))
+    return Html(f"{pairs(facts, 'facts')}{note(esc(f'This is {VOID_RULE}.'))}")
 
 
 def _weight_row(role: str, found: Values) -> list[Html]:
@@ -193,7 +210,7 @@ def _weight_row(role: str, found: Values) -> list[Html]:
         num(found["row_kurtosis"], ".3f"),
         num(found["code_entropy_bits"], ".3f"),
         num(found["zero_mass"], ".4f"),
-        num(found["void_fraction"], ".4f"),
+        num(found["unrounded_void_fraction"], ".4f"),
     ]
 
 
@@ -250,7 +267,9 @@ def _published(found: Values) -> Html:
     sums = found["sums"]
     facts = [
         (f"Published mixture ({printable(found['label'])})", num(found["bpb"], ".4f")),
+        ("Mixed", esc(described(found["base"]))),
         ("The model on the same tokens", num(found["model_bpb"], ".4f")),
+        ("Left out: tokens without bytes", num(found["free_bpb"], ".4f")),
         ("PPM alone", num(found["ppm_bpb"], ".4f")),
         ("Sum over the vocabulary, mean", num(sums["mean"], ".3f")),
         ("Sum, geometric mean", num(sums["geometric_mean"], ".3f")),
@@ -262,7 +281,9 @@ def _published(found: Values) -> Html:
     meaning = (
         "The mixture of pull request 1858 as published is not a distribution: what it calls "
         "probabilities of all tokens sums to more than one, so its figure is no score, and no text "
-        "could be decoded by it. It stands here for comparison alone."
+        "could be decoded by it. It leaves out what the model pays for tokens without bytes (the "
+        "beginnings of documents), which the scores above count. It stands here for comparison "
+        "alone."
     )
     return Html(f"{pairs(facts, 'facts')}{note(esc(meaning))}")
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 import torch
 
 from fairway.config.settings import ScoreConfig, TttConfig
-from fairway.machine.ranks import Ranks
+from fairway.machine.ranks import ALONE, Ranks
 from fairway.score.ledger import Ledger, Span, Text, Witness
 from fairway.score.predictor import Helped, alone
 from fairway.score.windows import usable_targets
-
-ALONE = Ranks()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

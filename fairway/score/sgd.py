@@ -19,10 +19,10 @@ from torch import Tensor
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.progress import progress
 from fairway.config.settings import ScoreConfig, TttConfig
-from fairway.machine.ranks import Ranks
+from fairway.machine.ranks import ALONE, Ranks
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
-from fairway.score.evaluation import ALONE, Evaluation
+from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Gather, Ledger, Score, Span
 from fairway.score.predictor import Lesson
 from fairway.score.share import gathering, share

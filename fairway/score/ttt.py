@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fairway.base.errors import UserError
+from fairway.base.timing import wall_seconds
 from fairway.config.checks import lora_chunks
 from fairway.config.settings import ScoreConfig, TttConfig
-from fairway.machine.plan import settle
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
 from fairway.score.adapting import adapting
@@ -188,8 +188,4 @@ def _dummy(rows: int, length: int, scored: int) -> Context:
 def _seconds(work: Callable[[], object]) -> float:
     """Return the seconds of some work, done once before it is timed."""
     work()
-    settle()
-    start_s = time.perf_counter()
-    work()
-    settle()
-    return time.perf_counter() - start_s
+    return wall_seconds(work)

@@ -2,8 +2,14 @@
 
 import time
 
-from fairway.config.settings import Config
-from fairway.machine.plan import settle
+from fairway.base.timing import settle
+from fairway.config.settings import TUNE_TOKENS, Config
+from fairway.machine.ranks import ALONE, Ranks
+
+# What a token costs that calibration reads in float32, over what training on it costs: on two
+# cores, and on a GPU, whose training has kernels and bfloat16 (64 batches in 5.9 s on an H200,
+# where a step of one took 69 to 108 ms).
+_READING = {"cpu": 0.5, "cuda": 1.0}
 
 
 class Clock:
@@ -14,14 +20,19 @@ class Clock:
     steps: step over steps. replay: the recorded progress of each step of another run.
     """
 
-    def __init__(self, config: Config, recorded: list[float] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        recorded: list[float] | None = None,
+        ranks: Ranks = ALONE,
+        device: str = "cpu",
+    ) -> None:
         train = config.train
         self.mode = train.clock
         self.budget_s, self.allowance_s = train.budget_s, train.budget_s - train.reserve_s
         # What the last step took. The device may be one step behind the host's decisions.
         self.step_s = 0.0
-        # Calibration has no way back: about half of what training on its tokens takes.
-        self.left_steps = 2 + config.quant.calibration_tokens / train.batch_tokens / 2
+        self.left_steps = 2 + calibration_steps(config, ranks, device)
         self.total_steps = len(recorded) - 1 if recorded is not None else train.steps
         self.recorded = recorded
         self.elapsed_s = 0.0
@@ -48,7 +59,8 @@ class Clock:
         """Return the share of the run behind us when `step` is about to start.
 
         With wall time the run is over, whatever its share, when the step in flight, one more and
-        calibration would not end within the budget: this matters where the reserve is too short.
+        the calibration that follows would not end within the budget: this matters where the reserve
+        is too short.
         """
         if self.mode == "wall":
             seconds = self.seconds()
@@ -61,3 +73,21 @@ class Clock:
     def done(self, step: int, progress: float) -> bool:
         """Return whether the run ends before `step`, whose progress is given."""
         return progress >= 1.0 if self.mode == "wall" else step >= self.total_steps
+
+
+def calibration_steps(config: Config, ranks: Ranks, device: str) -> float:
+    """Return how many training steps take as long as the calibration that follows them.
+
+    The first process calibrates alone, as each of the original's did, with as many tokens however
+    many there are. A step's tokens are shared, so that its seconds are those of one part of them.
+    Gradients (trellis) and tuning go back too: a token costs what it costs in training, and tuning
+    asks the unquantised model as well.
+    """
+    quant = config.quant
+    tokens = 0.0
+    if quant.method != "round":
+        tokens += quant.calibration_tokens * _READING[device]
+    if quant.method == "trellis":
+        tokens += min(quant.gradient_tokens, quant.calibration_tokens)
+    tokens += quant.tune_steps * TUNE_TOKENS * (1.0 + _READING[device])
+    return tokens / (config.train.batch_tokens / ranks.world)

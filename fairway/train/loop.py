@@ -30,7 +30,7 @@ from fairway.config.settings import Config
 from fairway.config.written import to_dict
 from fairway.data.loader import Prefetcher, ShuffledLoader
 from fairway.data.shards import Tokens
-from fairway.machine.plan import DTYPES, Plan
+from fairway.machine.plan import DTYPES, Plan, own_device
 from fairway.machine.ranks import Ranks, seed_everything
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
@@ -90,7 +90,7 @@ class Training:
         seed_everything(config.seed)
         self.config, self.plan, self.ranks, self.text = config, plan, ranks, text
         self.folder, self.say = folder, say
-        self.device = _device(plan, ranks)
+        self.device = own_device(plan, ranks)
         self.model = build(config.model, config.seed).to(self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
@@ -98,7 +98,7 @@ class Training:
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train
         recorded = recorded_progress(Path(train.replay)) if train.clock == "replay" else None
-        self.clock = Clock(config, recorded)
+        self.clock = Clock(config, recorded, ranks, plan.device)
         self.step = 0
         self.flight: Flight | None = None
         self.ended_s = 0.0
@@ -379,17 +379,6 @@ class Training:
                 loader.next_windows()
         self.batches.close()
         self.batches = Prefetcher(loader, self.device)
-
-
-def _device(plan: Plan, ranks: Ranks) -> torch.device:
-    if plan.device == "cpu":
-        return torch.device("cpu")
-    if ranks.local >= torch.cuda.device_count():
-        raise UserError(
-            f"process {ranks.local} of this machine has no GPU: there are "
-            f"{torch.cuda.device_count()}; start as many processes as GPUs"
-        )
-    return torch.device("cuda", ranks.local)
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:

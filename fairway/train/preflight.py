@@ -8,6 +8,7 @@ import torch
 
 from fairway.base import units
 from fairway.base.errors import UserError
+from fairway.base.room import Room, host_room
 from fairway.config.settings import Config
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
@@ -58,21 +59,25 @@ def _check_disk(folder: Path, parameters: int) -> None:
 def _check_memory(config: Config, parameters: int, plan: Plan) -> None:
     """Refuse what cannot fit. On a GPU that is one sequence: a larger micro-batch is halved."""
     on_gpu = plan.device == "cuda"
-    memory_bytes = _device_memory() if on_gpu else available_memory()
-    tokens = config.train.seq_len if on_gpu else config.train.micro_tokens
-    # Weights, their average, their copy during the warm-up, gradients as backward leaves them and
-    # stacked, momentum: float32. Updates: bfloat16.
-    state_bytes = (6 * 4 + 2) * parameters
-    need_bytes = state_bytes + tokens * _kept(config) * DTYPES[plan.dtype].itemsize
-    if memory_bytes is not None and memory_bytes < need_bytes:
+    room = Room(_device_memory()) if on_gpu else host_room()
+    need_bytes = training_bytes(config, parameters, plan)
+    if room is not None and room.bytes < need_bytes:
         remedy = "take a smaller model or train.seq_len" if on_gpu else "lower train.micro_tokens"
         raise UserError(
-            f"about {units.megabytes(need_bytes)} of memory are needed and "
-            f"{units.megabytes(memory_bytes)} are free; {remedy}"
+            f"about {units.megabytes(need_bytes)} of memory are needed and {room.told()}; {remedy}"
         )
 
 
-def _kept(config: Config) -> int:
+def training_bytes(config: Config, parameters: int, plan: Plan) -> int:
+    """Return the bytes that training takes of the device at least; on a GPU, one sequence's."""
+    tokens = config.train.seq_len if plan.device == "cuda" else config.train.micro_tokens
+    # Weights, their average, their copy during the warm-up, gradients as backward leaves them and
+    # stacked, momentum: float32. Updates: bfloat16.
+    state_bytes = (6 * 4 + 2) * parameters
+    return state_bytes + tokens * kept_numbers(config) * DTYPES[plan.dtype].itemsize
+
+
+def kept_numbers(config: Config) -> int:
     """Return how many numbers a token leaves for the way back, by the plain formulas.
 
     About fourteen tensors of the width and two of the MLP's per visit, and the logits twice: for
@@ -86,13 +91,3 @@ def _kept(config: Config) -> int:
 def _device_memory() -> int:
     """Return the free bytes of the present GPU."""
     return torch.cuda.mem_get_info()[0]
-
-
-def available_memory() -> int | None:
-    """Return the free bytes of main memory where the system says, else None."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return found[0] if found else None

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from fairway.base.files import digest_json
 from fairway.bundle import build
 from fairway.bundle.build import bundle_bytes, bundle_key
-from fairway.bundle.known import key_digest, known_bytes, note_bytes
+from fairway.bundle.known import known_bytes, note_bytes
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.recipes import recipe
 
-KEY = key_digest(["settings", "sources"])
+KEY = digest_json(["settings", "sources"])
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +103,7 @@ def test_keys_of_one_place_take_turns(cache: Path) -> None:
 def test_what_is_no_folder_or_no_file_is_left_alone(
     kind: str, made: list[Config], cache: Path
 ) -> None:
-    key = key_digest(bundle_key(config()))
+    key = digest_json(bundle_key(config()))
     place = cache / f"{key[:2]}.json"
     cache.parent.mkdir(parents=True)
     if kind == "file":

@@ -201,7 +201,10 @@ def test_a_header_that_cannot_be(
         ({"threads": 0}, "settings of its arithmetic open"),
         ({"dtype": "auto"}, "settings of its arithmetic open"),
         ({"dtype": "int3"}, "choose one of"),
-        ({"device": "cuda", "gpu": "X9"}, "coded on the GPU X9, and torch sees no GPU here"),
+        (
+            {"device": "cuda", "gpu": "X9"},
+            "the GPU X9, but torch sees no GPU; decode it where",
+        ),
     ],
 )
 def test_arithmetic_that_cannot_be(

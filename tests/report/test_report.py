@@ -51,7 +51,7 @@ def role(shift: float) -> dict:
         "coded_weights": 98_304,
         "code_entropy_bits": 3.342 + shift,
         "zero_mass": 0.1609 + shift,
-        "void_fraction": 0.5752 + shift,
+        "unrounded_void_fraction": 0.5752 + shift,
     }
 
 
@@ -106,7 +106,11 @@ def example_results() -> dict:
             "roles": {"attn.c_q": role(0.0), "mlp.fc": role(0.01)},
             "pooled": role(0.005),
             "void_fraction_gaussian": 0.57506,
-            "meanings": {"row_kurtosis": "the fourth moment", "void_fraction": "a share"},
+            "void_fractions": {"average": 0.5781, "artifact": 0.5057},
+            "meanings": {
+                "row_kurtosis": "the fourth moment",
+                "unrounded_void_fraction": "a share",
+            },
         },
         "seconds": {"data": 14.2, "train": 192.34, "total": 210.0},
         "proof": {
@@ -358,6 +362,18 @@ def test_optional_parts_may_be_missing(tmp_path, missing):
     del results[missing]
     text, _ = report(tmp_path, results)
     assert text.endswith("</html>\n") and "1.9872 bits per byte" in text
+
+
+def test_void_fractions_say_of_which_weights_they_are(tmp_path):
+    text, _ = report(tmp_path)
+    assert "void fraction, unrounded" in text and "at most as large as the mean size" in text
+    for name, value in (("of the weight average", "0.5781"), ("of the artifact", "0.5057")):
+        assert f"Void fraction {name}" in text and value in text
+    assert "as #1858 logs)" not in text
+    results = example_results()
+    results["stages"]["ttt"] = {**stage(1.93333), "void_fraction": 0.5069}
+    text, _ = report(tmp_path, results)
+    assert "Void fraction after test-time training (as #1858 logs)" in text and "0.5069" in text
 
 
 def test_a_proof_gets_a_section(tmp_path):

@@ -95,6 +95,12 @@ def room_for(text_bytes: int, order: int, memory_bytes: int) -> tuple[int, int]:
     return lines, max(64, min(int(0.08 * contexts) + 1024, memory_bytes // 2 // (4 * _BLOCK)))
 
 
+def table_bytes(text_bytes: int, order: int, memory_bytes: int) -> int:
+    """Return the bytes of the tables for a text of so many bytes, within a limit on memory."""
+    lines, blocks = room_for(text_bytes, order, memory_bytes)
+    return 4 * (lines * _LINE + (_FIXED[min(order, 2) + 1] + blocks) * _BLOCK)
+
+
 # ---------------------------------------------------------------------------------------------
 # Finding a context
 

@@ -21,6 +21,8 @@ from fairway.base.native import compiled, int64
 from fairway.score.experts import ppm
 
 LABEL = "not a distribution"
+# Whose costs #1858 mixed with: those of test-time training. Any other base is told beside it.
+BASE = "sgd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +60,18 @@ class Sums:
 class Spread:
     """What the published mixture makes of a text; `distribution` is False, for whoever reads it.
 
-    bpb, ppm_bpb and model_bpb (of the same tokens) over `bytes`; `gate_share` is the share of bytes
-    that kept the model's price, `confident_share` of those under the low weight. `tokens` of
-    `text_tokens` were scored: `coverage`.
+    bpb, ppm_bpb and model_bpb (of the same tokens) over `bytes`. Tokens without bytes are free in
+    all three, as published: `free_tokens` of them, whose cost by the model, `free_bpb`, a score
+    would count. `gate_share` is the share of bytes that kept the model's price, `confident_share`
+    of those under the low weight. `tokens` of `text_tokens` were scored: `coverage`.
     """
 
     distribution: bool
     bpb: float
     ppm_bpb: float
     model_bpb: float
+    free_tokens: int
+    free_bpb: float
     gate_share: float
     confident_share: float
     tokens: int
@@ -137,6 +142,14 @@ def _score(
     return own
 
 
+def described(base: str) -> str:
+    """Return in words which costs were mixed, beside those that #1858 mixed."""
+    if base == BASE:
+        return "over test-time training (sgd), as in #1858"
+    model = "the frozen model" if base == "sliding" else f"test-time training ({base})"
+    return f"over {model}, where #1858 mixed over test-time training (mixture.base={BASE})"
+
+
 def _joined(strings: Sequence[bytes]) -> tuple[ByteArray, IntArray]:
     starts = np.cumsum([0, *map(len, strings)])
     return np.frombuffer(b"".join(strings), np.uint8), starts
@@ -172,11 +185,14 @@ def spread(
         own += _score(words, ppm.ALL_BYTES, past, data, starts, part, rates, True, out, counts)
         nats += math.fsum(out)
     to_bits = 1.0 / math.log(2.0) / text_bytes
+    free = np.array([not string for string in strings])
     return Spread(
         distribution=False,
         bpb=nats * to_bits,
         ppm_bpb=own * to_bits,
-        model_bpb=math.fsum(model_nats) * to_bits,
+        model_bpb=math.fsum(model_nats[~free]) * to_bits,
+        free_tokens=int(free.sum()),
+        free_bpb=math.fsum(model_nats[free]) * to_bits,
         gate_share=int(counts[2]) / size,
         confident_share=int(counts[1]) / size,
         tokens=len(strings),

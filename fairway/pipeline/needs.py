@@ -1,0 +1,149 @@
+"""What a run's stages need of main memory: counted before it starts, told, and refused if short.
+
+The figures are estimates from shapes. What is mapped or set aside counts only where a limit counts
+address space.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from fairway.base import units
+from fairway.base.errors import UserError
+from fairway.base.room import Room, rooms
+from fairway.config.settings import Config
+from fairway.data.folder import Validation
+from fairway.data.shards import Tokens
+from fairway.machine.plan import DTYPES, Plan
+from fairway.model.gpt import GPT
+from fairway.pipeline.limits import scoring_bytes
+from fairway.quantise.gptq import grid_of
+from fairway.score.experts.ppm import table_bytes
+from fairway.train.preflight import kept_numbers, training_bytes
+from fairway.train.steps import Say
+
+# What makes a stage's need smaller, by its first word.
+REMEDIES = {
+    "data": "take less text",
+    "train": "lower train.micro_tokens or take a smaller model",
+    "pack": "lower train.micro_tokens, which calibration reads at a time, or take a smaller model",
+    "score": "lower score.batch_windows or score.seq_len",
+    "score.ttt": "lower score.seq_len or ttt.lora_documents, or set ttt.method=off",
+    "score.mixture": "lower mixture.memory_mb",
+    "published": "lower mixture.memory_mb",
+    "text": "validate on less text (data.val_bytes)",
+    "baselines": "validate on less text (data.val_bytes); `xz -9e` sets aside 0.70 GB for any",
+    "proof": "lower prove.bytes",
+    "audit": "lower audit.tokens",
+}
+# The encoder of `xz -9e` sets aside 10.5 times its dictionary, of 64 MiB or the text if longer, and
+# uses as much of it as there is text, on top of 60 MB; brotli and zstd beside it take 0.3 GB.
+_XZ, _XZ_DICTIONARY, _XZ_LEAST, _OTHERS = 10.5, 1 << 26, 60_000_000, 300_000_000
+_PRIME_BYTES = 3_000_000
+
+
+def remedy_of(stage: str) -> str:
+    """Return what makes a stage take less memory."""
+    first = stage.partition(".")[0]
+    return REMEDIES.get(stage) or REMEDIES.get(first, "take a smaller model or less text")
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes of main memory that a stage takes on top of what it finds, and address space set aside
+    or mapped beside them."""
+
+    stage: str
+    what: str
+    bytes: float
+    reserved_bytes: float = 0.0
+
+    def within(self, room: Room) -> bool:
+        """Return whether a bound leaves so much."""
+        return self.of(room) <= room.bytes
+
+    def of(self, room: Room) -> float:
+        """Return the bytes that a bound counts."""
+        return self.bytes + (self.reserved_bytes if room.reserved else 0.0)
+
+
+def host_needs(
+    config: Config, shards: list[Tokens], validation: Validation, plan: Plan
+) -> list[Need]:
+    """Return what the stages of a run take, in their order."""
+    with torch.device("meta"):
+        model = GPT(config.model)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    mapped = float(sum(shard.nbytes for shard in shards))
+    return [
+        Need("train", "training", _training(config, parameters, plan), mapped),
+        Need("pack", "packing", _packing(config, model, parameters, plan), mapped),
+        *_scores(config, parameters, validation, plan),
+        _baselines(validation.bytes),
+    ]
+
+
+def check_host_memory(
+    config: Config, shards: list[Tokens], validation: Validation, plan: Plan, say: Say
+) -> None:
+    """Say what the stages need and what there is; raise UserError for the first that is short."""
+    bounds = sorted(rooms(), key=lambda room: room.bytes)
+    needs = host_needs(config, shards, validation, plan)
+    narrow = bounds[0] if bounds else Room(0)
+    parts = ", ".join(f"{need.what} {need.of(narrow) / 1e9:.2f}" for need in needs)
+    there = f"; {narrow.told()}" if bounds else ""
+    say(f"main memory, about, in GB: {parts}{there}")
+    for need in needs:
+        for room in bounds:
+            if not need.within(room):
+                raise UserError(
+                    f"{need.what} takes about {units.megabytes(round(need.of(room)))} of main "
+                    f"memory and {room.told()}; {remedy_of(need.stage)}, or give more memory"
+                )
+
+
+def _training(config: Config, parameters: int, plan: Plan) -> float:
+    if plan.device == "cpu":
+        return float(training_bytes(config, parameters, plan))
+    # Beside the model as it is built: a checkpoint on its way to the disk.
+    return 6.0 * 4 * parameters
+
+
+def _packing(config: Config, model: GPT, parameters: int, plan: Plan) -> float:
+    """Raw weights, their average and a model of it, codes and what they restore, in float32; the
+    second moments, their factors for one matrix, and a calibration batch going through."""
+    quant, train = config.quant, config.train
+    sides = [
+        weight.shape[1]
+        for name, weight in model.named_parameters()
+        if quant.method != "round" and grid_of(name, weight, quant) is not None
+    ]
+    numbers = 5 * parameters + sum(side * side for side in sides)
+    numbers += 4 * max(sides, default=0) ** 2
+    if plan.device == "cpu" and sides:
+        numbers += train.micro_tokens * (14 * config.model.dim + 2 * config.model.mlp_dim)
+    return 4.0 * numbers
+
+
+def _scores(config: Config, parameters: int, validation: Validation, plan: Plan) -> Iterator[Need]:
+    score, ttt, model, mixture = config.score, config.ttt, config.model, config.mixture
+    if plan.device == "cpu":
+        # States of a pass, and a slice of logits with its softmax.
+        size = scoring_bytes(config, len(validation.ids), plan) + 1024 * model.vocab_size * 12
+        # Weights as they are read, and as they compute.
+        yield Need("score", "scoring", size + 8.0 * parameters)
+        if ttt.method == "sgd":
+            rows = min(16, max(1, ttt.chunk_tokens // score.seq_len))
+            kept = rows * score.seq_len * kept_numbers(config) * DTYPES[plan.dtype].itemsize
+            yield Need("score.ttt", "test-time training", kept + 12.0 * parameters)
+    if "ppm" in mixture.experts or mixture.published:
+        size = table_bytes(validation.bytes, mixture.order, mixture.memory_mb * 1_000_000)
+        yield Need("score.mixture", "the tables of ppm", size)
+
+
+def _baselines(val_bytes: int) -> Need:
+    text = val_bytes + _PRIME_BYTES
+    used = _XZ_LEAST + _XZ * text + _OTHERS
+    aside = _XZ * max(0, _XZ_DICTIONARY - text)
+    return Need("baselines", "compressing the validation text for comparison", used, aside)
