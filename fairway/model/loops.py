@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.base.native import compiled_sums
+from fairway.base.native import compiled, compiled_sums
 from fairway.base.threads import in_pieces
 
 # NumPy's numbers are not `float` to a type checker, though compiled code knows no difference.
@@ -104,9 +104,12 @@ def _put(y: Any, at: Any, value: Any) -> None:
         y[at] = value
 
 
-@compiled_sums
+@compiled
 def _exp(x: Any) -> Any:
-    """Return e^x in float32 to two units of the last place; NaN stays NaN."""
+    """Return e^x in float32 to two units of the last place; NaN stays NaN.
+
+    In this order: taken together, the two parts of log 2 would be one rounded number.
+    """
     x = _LOWEST if x < _LOWEST else x
     x = _HIGHEST if x > _HIGHEST else x
     # The exponent of 2^n as float32 keeps it: n + 127, never negative here.
@@ -187,8 +190,8 @@ def _turn(x: Any, cos: Any, sin: Any) -> None:
 
 @compiled_sums
 def _position(
-    x: Any, step: Any, y: Any, out_step: Any, inverse: Any, gain: Any, cos: Any, sin: Any, size: Any,
-    eps: Any, first: Any, end: Any,
+    x: Any, step: Any, y: Any, out_step: Any, inverse: Any, gain: Any, cos: Any, sin: Any,
+    size: Any, eps: Any, first: Any, end: Any,
 ) -> None:  # fmt: skip
     T, H, K = size
     turned = np.empty(K, np.float32)

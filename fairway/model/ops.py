@@ -35,10 +35,16 @@ class _Function(torch.autograd.Function):
         return result
 
 
-def row_norms(x: Tensor) -> Tensor:
-    """Return the Euclidean norms over the last dimension, kept as size 1, in float32."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norms
+def _wide(x: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is in float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Return the sums of squares over the last dimension, kept as size 1, at least in float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    return norms.square()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -73,13 +79,13 @@ class _Norm(_Function):
         x, inverse = ctx.saved_tensors
         if loops.fit(x, grad):
             return loops.norm_back(x, grad, inverse, ctx.scale), None
-        along = (grad * x).sum(-1, keepdim=True, dtype=torch.float32)
+        along = (_wide(grad) * x).sum(-1, keepdim=True)
         share = along * inverse.square() / -x.shape[-1]
         return (torch.addcmul(grad, x, share) * (ctx.scale * inverse)).to(x.dtype), None
 
 
 def _inverse_rms(x: Tensor) -> Tensor:
-    return torch.rsqrt(row_norms(x).square() / x.shape[-1] + NORM_EPS)
+    return torch.rsqrt(_squares(x) / x.shape[-1] + NORM_EPS)
 
 
 def norm(x: Tensor, scale: float = 1.0) -> Tensor:
@@ -116,7 +122,7 @@ class _Position(_Function):
             y, inverse = loops.position(x, gain_H, cos_TR, sin_TR, NORM_EPS)
         else:
             inverse = _inverse_rms(x)
-            y = _turned(x, gain_H.float()[:, None] * inverse, cos_TR, sin_TR)
+            y = _turned(x, _wide(gain_H)[:, None] * inverse, cos_TR, sin_TR)
         ctx.save_for_backward(x, inverse, gain_H, cos_TR, sin_TR)
         return y
 
@@ -126,10 +132,10 @@ class _Position(_Function):
         if loops.fit(x, grad):
             grad_x, grad_H = loops.position_back(x, grad, inverse, gain_H, cos_TR, sin_TR)
             return grad_x, grad_H.to(gain_H.dtype), None, None
-        back = rotate(grad.float(), cos_TR, -sin_TR)
+        back = rotate(_wide(grad), cos_TR, -sin_TR)
         along = (back * x).sum(-1, keepdim=True) * inverse
         share = along * inverse / -x.shape[-1]
-        grad_x = torch.addcmul(back, x, share).mul_(gain_H.float()[:, None] * inverse)
+        grad_x = torch.addcmul(back, x, share).mul_(_wide(gain_H)[:, None] * inverse)
         return grad_x.to(x.dtype), along.sum((0, 1, 3)).to(gain_H.dtype), None, None
 
 
@@ -164,7 +170,7 @@ class _WithoutSelf(_Function):
         if loops.fit(y_BTHK, v_BTGK):
             return loops.without_self(y_BTHK, v_BTGK)
         y, v, squares = _by_group(y_BTHK, v_BTGK)
-        along = (y * v).sum(-1, keepdim=True, dtype=torch.float32) / squares
+        along = (_wide(y) * v).sum(-1, keepdim=True) / squares
         return torch.addcmul(y, along, v, value=-1.0).to(y.dtype).reshape(y_BTHK.shape)
 
     @staticmethod
@@ -174,7 +180,7 @@ class _WithoutSelf(_Function):
             return loops.without_self_back(y_BTHK, v_BTGK, grad_BTHK)
         y, v, squares = _by_group(y_BTHK, v_BTGK)
         g = grad_BTHK.reshape(y.shape)
-        along, back = ((z * v).sum(-1, keepdim=True, dtype=torch.float32) / squares for z in (y, g))
+        along, back = ((_wide(z) * v).sum(-1, keepdim=True) / squares for z in (y, g))
         grad_y = torch.addcmul(g, back, v, value=-1.0).to(y.dtype)
         cross = torch.addcmul(along * g, back, y).sum(3)
         grad_v = torch.addcmul(-cross, v[:, :, :, 0], 2.0 * (along * back).sum(3))
@@ -182,10 +188,10 @@ class _WithoutSelf(_Function):
 
 
 def _by_group(y_BTHK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y_BTGPK, v_BTG1K and the squares_BTG11 of v's lengths in float32."""
+    """Return y_BTGPK, v_BTG1K and the squares of v's lengths."""
     v = v_BTGK[:, :, :, None]
     y = y_BTHK.reshape(*v_BTGK.shape[:3], -1, v_BTGK.shape[-1])
-    return y, v, row_norms(v).square().clamp_min(1e-24)
+    return y, v, _squares(v).clamp_min(1e-24)
 
 
 def without_self(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
