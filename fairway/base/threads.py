@@ -20,9 +20,8 @@ os.register_at_fork(after_in_child=_pools.clear)
 def in_pieces(rows: int, values: int, work: Callable[[int, int], object], least: int) -> None:
     """Call `work(first, end)` for pieces that make up all rows, side by side where that pays.
 
-    `values` is the size of all rows together. No piece has fewer than `least` of them: starting a
-    thread costs about as much as treating 30,000 numbers. Which rows form a piece depends on the
-    number of threads, so `work` must treat every row by itself.
+    `values` is the size of all rows together; no piece has fewer than `least` of them. Which rows
+    form a piece depends on the number of threads, so `work` must treat every row by itself.
     """
     threads = min(torch.get_num_threads(), values // least)
     if threads <= 1:

@@ -28,8 +28,8 @@ _i32: Any = np.int32
 _u16: Any = np.uint16
 _u32: Any = np.uint32
 
-# Numbers that a thread must at least have to treat: fewer are not worth waking one.
-_LEAST = 1 << 15
+# Numbers that a thread must at least have to treat, some 50 us: fewer are not worth waking one.
+_LEAST = 1 << 18
 # What exp treats: beyond, its result is 0 or infinite in float32, or nearly so.
 _LOWEST, _HIGHEST = _f32(-87.0), _f32(88.0)
 # log 2 in two parts, the first exact when multiplied by whole numbers up to 2^11.
