@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairway.machine.plan import DTYPES, Plan, make_plan
-from fairway.model import gpt, loops, ops
+from fairway.model import gpt, ops
 from fairway.model.gpt import build
 from fairway.recipes import recipe
 from fairway.train.muon import Optimisers
@@ -73,8 +73,8 @@ def by_turns(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
 def form(name: str) -> Iterator[None]:
     """Compute by loops, by tensor operations or by the plain formulas."""
     operations = {n: getattr(ops, f"{n}_plain" if name == "plain" else n) for n in OPERATIONS}
-    fit = loops.fit if name == "loops" else lambda *tensors: False
-    with mock.patch.object(loops, "fit", fit), mock.patch.multiple(gpt, **operations):
+    fit = ops.fit if name == "loops" else lambda *tensors: False
+    with mock.patch.object(ops, "fit", fit), mock.patch.multiple(gpt, **operations):
         yield
 
 

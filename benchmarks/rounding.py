@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fairway.model import gpt, loops, ops
+from fairway.model import gpt, ops
 from fairway.model.gpt import GPT, build
 from fairway.recipes import recipe
 from fairway.train.muon import Optimisers
@@ -29,7 +29,7 @@ def form(name: str) -> Iterator[None]:
     """Compute by loops, by tensor operations or by plain formulas."""
     plain = {n: getattr(ops, f"{n}_plain") for n in OPERATIONS}
     with (
-        mock.patch.object(loops, "fit", loops.fit if name == "loops" else lambda *x: False),
+        mock.patch.object(ops, "fit", ops.fit if name == "loops" else lambda *x: False),
         mock.patch.multiple(gpt, **(plain if name == "plain" else {"norm": gpt.norm})),
     ):
         yield

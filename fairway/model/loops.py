@@ -1,68 +1,30 @@
 """The element-wise operations of `ops` as loops for CPUs: one pass over memory each way.
 
-A row is read, treated in float32 and rounded once; nothing else is written. Rows are treated one by
-one, so that the bits do not depend on the number of threads. Sums over a row are taken in the
-order that suits the processor's vectors.
-
-bfloat16 numbers travel as their bits, uint16: the upper half of a float32.
+A row is read, treated in float32 and rounded once; nothing else is written. Sums over a row are
+taken in the order that suits the processor's vectors.
 
 Shapes: N rows, D columns; B batch, T time, H query heads, G key/value heads, K head width,
 R rotated pairs, V vocabulary. A `flat` array is the memory behind a tensor whose last dimension
 is dense, with the steps of the others beside it.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.base.native import compiled, compiled_sums
-from fairway.base.threads import in_pieces
+from fairway.base.floats import ONE, array, each, exp, f32, put, wide
+from fairway.base.native import compiled_sums
 
-# NumPy's numbers are not `float` to a type checker, though compiled code knows no difference.
-_f32: Any = np.float32
-_i32: Any = np.int32
-_u16: Any = np.uint16
-_u32: Any = np.uint32
-
-# Numbers that a thread must at least have to treat, some 50 us: fewer are not worth waking one.
-_LEAST = 1 << 18
-# What exp treats: beyond, its result is 0 or infinite in float32, or nearly so.
-_LOWEST, _HIGHEST = _f32(-87.0), _f32(88.0)
-# log 2 in two parts, the first exact when multiplied by whole numbers up to 2^11.
-_LOG2_HIGH, _LOG2_LOW = _f32(0.693359375), _f32(np.log(2.0) - 0.693359375)
-_PER_LOG2, _BIAS, _ONE, _HALF = _f32(1.0 / np.log(2.0)), _f32(127.0), _f32(1.0), _f32(0.5)
-# 1 / n! for n = 2 to 7: what follows is below 6e-9 within half a log 2.
-_C2, _C3, _C4, _C5, _C6, _C7 = (_f32(1.0 / f) for f in (2, 6, 24, 120, 720, 5040))
 # A vector shorter than this has no direction; see `ops.without_self_plain`.
-_SHORTEST = _f32(1e-12)
-
-
-def fit(*tensors: Tensor) -> bool:
-    """Return whether loops take these tensors: not empty, on a CPU, all float32 or all bfloat16."""
-    dtype = tensors[0].dtype
-    return (
-        dtype in (torch.float32, torch.bfloat16)
-        and all(t.device.type == "cpu" and t.dtype == dtype and t.numel() for t in tensors)
-        and not numba.config.DISABLE_JIT
-    )
-
-
-def _array(x: Tensor) -> Any:
-    """Return the memory of a tensor as an array; bfloat16 as uint16."""
-    x = x.detach()
-    if x.dtype != torch.bfloat16:
-        return x.numpy()
-    return x.view(torch.int16).numpy().view(np.uint16)
+_SHORTEST = f32(1e-12)
 
 
 def _flat(x: Tensor) -> Any:
     """Return the memory behind a tensor with a dense last dimension, from its first number on."""
     span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    return _array(x.detach().as_strided((span,), (1,)))
+    return array(x.detach().as_strided((span,), (1,)))
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -72,54 +34,7 @@ def _dense(x: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Any:
     """Return a tensor as rows of its last dimension, an array [N, D]."""
-    return _array(x.contiguous().view(-1, x.shape[-1]))
-
-
-def _each(rows: int, x: Tensor, loop: Callable[..., None], *arguments: Any) -> None:
-    """Run a loop over all rows of arrays about as large as x, several at once if it is large."""
-    in_pieces(rows, x.numel(), lambda first, end: loop(*arguments, first, end), _LEAST)
-
-
-# ---------------------------------------------------------------------------------------------
-# Numbers
-
-
-@compiled_sums
-def _wide(x: Any) -> Any:
-    """Return a float32, or one whose upper half is given."""
-    if isinstance(x, np.uint16):
-        return _u32(_u32(x) << _u32(16)).view(np.float32)
-    return _f32(x)
-
-
-@compiled_sums
-def _put(y: Any, at: Any, value: Any) -> None:
-    """Set y[at] to a float32, rounded to its upper half, ties to even, if that is what y holds."""
-    if isinstance(y[0], np.uint16):
-        bits = _f32(value).view(np.uint32)
-        # A NaN that arithmetic makes has no bits in its lower half: it stays one.
-        odd = _u32(_u32(bits >> _u32(16)) & _u32(1))
-        y[at] = _u16(_u32(_u32(bits + _u32(0x7FFF) + odd) >> _u32(16)))
-    else:
-        y[at] = value
-
-
-@compiled
-def _exp(x: Any) -> Any:
-    """Return e^x in float32 to two units of the last place; NaN stays NaN.
-
-    In this order: taken together, the two parts of log 2 would be one rounded number.
-    """
-    x = _LOWEST if x < _LOWEST else x
-    x = _HIGHEST if x > _HIGHEST else x
-    # The exponent of 2^n as float32 keeps it: n + 127, never negative here.
-    biased = _i32(x * _PER_LOG2 + _BIAS + _HALF)
-    n = _f32(_f32(biased) - _BIAS)
-    r = _f32(_f32(x - n * _LOG2_HIGH) - n * _LOG2_LOW)
-    p = _C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * (_C6 + r * _C7))))
-    p = _ONE + r + r * r * p
-    power = _u32(_u32(biased) << _u32(23)).view(np.float32)
-    return _f32(p * power)
+    return array(x.contiguous().view(-1, x.shape[-1]))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -131,14 +46,14 @@ def _norm(x: Any, y: Any, inverse: Any, scale: Any, eps: Any, first: Any, end: A
     width = x.shape[1]
     for n in range(first, end):
         row, out = x[n], y[n]
-        square = _f32(0)
+        square = f32(0)
         for j in range(width):
-            value = _wide(row[j])
+            value = wide(row[j])
             square += value * value
-        inverse[n] = _ONE / np.sqrt(_f32(square / _f32(width)) + _f32(eps))
-        factor = _f32(_f32(scale) * inverse[n])
+        inverse[n] = ONE / np.sqrt(f32(square / f32(width)) + f32(eps))
+        factor = f32(f32(scale) * inverse[n])
         for j in range(width):
-            _put(out, j, _wide(row[j]) * factor)
+            put(out, j, wide(row[j]) * factor)
 
 
 @compiled_sums
@@ -146,13 +61,13 @@ def _norm_back(x: Any, grad: Any, dx: Any, inverse: Any, scale: Any, first: Any,
     width = x.shape[1]
     for n in range(first, end):
         row, g, out = x[n], grad[n], dx[n]
-        along = _f32(0)
+        along = f32(0)
         for j in range(width):
-            along += _wide(row[j]) * _wide(g[j])
-        share = _f32(along * inverse[n] * inverse[n] / _f32(width))
-        factor = _f32(_f32(scale) * inverse[n])
+            along += wide(row[j]) * wide(g[j])
+        share = f32(along * inverse[n] * inverse[n] / f32(width))
+        factor = f32(f32(scale) * inverse[n])
         for j in range(width):
-            _put(out, j, factor * (_wide(g[j]) - share * _wide(row[j])))
+            put(out, j, factor * (wide(g[j]) - share * wide(row[j])))
 
 
 def norm(x: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
@@ -160,7 +75,7 @@ def norm(x: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
     x_ND = _rows(x)
     y = torch.empty(x.shape, dtype=x.dtype)
     inverse_N = torch.empty(len(x_ND))
-    _each(len(x_ND), x, _norm, x_ND, _rows(y), inverse_N.numpy(), float(scale), float(eps))
+    each(len(x_ND), x, _norm, x_ND, _rows(y), inverse_N.numpy(), float(scale), float(eps))
     return y, inverse_N
 
 
@@ -169,7 +84,7 @@ def norm_back(x: Tensor, grad: Tensor, inverse_N: Tensor, scale: float) -> Tenso
     x_ND = _rows(x)
     dx = torch.empty(x.shape, dtype=x.dtype)
     arrays = (x_ND, _rows(grad), _rows(dx), inverse_N.numpy())
-    _each(len(x_ND), x, _norm_back, *arrays, float(scale))
+    each(len(x_ND), x, _norm_back, *arrays, float(scale))
     return dx
 
 
@@ -201,15 +116,15 @@ def _position(
             at = b * step[0] + t * step[1] + h * step[2]
             to = b * out_step[0] + t * out_step[1] + h * out_step[2]
             row, out = x[at : at + K], y[to : to + K]
-            square = _f32(0)
+            square = f32(0)
             for j in range(K):
-                turned[j] = _wide(row[j])
+                turned[j] = wide(row[j])
                 square += turned[j] * turned[j]
-            inverse[n, h] = _ONE / np.sqrt(_f32(square / _f32(K)) + _f32(eps))
-            factor = _f32(gain[h] * inverse[n, h])
+            inverse[n, h] = ONE / np.sqrt(f32(square / f32(K)) + f32(eps))
+            factor = f32(gain[h] * inverse[n, h])
             _turn(turned, cos[t], sin[t])
             for j in range(K):
-                _put(out, j, turned[j] * factor)
+                put(out, j, turned[j] * factor)
 
 
 @compiled_sums
@@ -227,16 +142,16 @@ def _position_back(
             of = b * grad_step[0] + t * grad_step[1] + h * grad_step[2]
             row, g, out = x[at : at + K], grad[of : of + K], dx[n, h]
             for j in range(K):
-                turned[j] = _wide(g[j])
+                turned[j] = wide(g[j])
             _turn(turned, cos[t], back[t])
-            total = _f32(0)
+            total = f32(0)
             for j in range(K):
-                total += turned[j] * _wide(row[j])
+                total += turned[j] * wide(row[j])
             along[n, h] = total * inverse[n, h]
-            share = _f32(along[n, h] * inverse[n, h] / _f32(K))
-            factor = _f32(gain[h] * inverse[n, h])
+            share = f32(along[n, h] * inverse[n, h] / f32(K))
+            factor = f32(gain[h] * inverse[n, h])
             for j in range(K):
-                _put(out, j, factor * (turned[j] - share * _wide(row[j])))
+                put(out, j, factor * (turned[j] - share * wide(row[j])))
 
 
 def position(
@@ -252,7 +167,7 @@ def position(
     inverse_NH = torch.empty(B * T, H)
     arrays = (_flat(x_BTHK), _steps(x_BTHK), _flat(y_BTHK), _steps(y_BTHK), inverse_NH.numpy())
     tables = (_float(gain_H, H), *(_float(table, T) for table in (cos_TR, sin_TR)))
-    _each(B * T, x_BTHK, _position, *arrays, *tables, (T, H, K), float(eps))
+    each(B * T, x_BTHK, _position, *arrays, *tables, (T, H, K), float(eps))
     return y_BTHK, inverse_NH
 
 
@@ -270,9 +185,9 @@ def position_back(
     dx_BTHK = torch.empty(B, T, H, K, dtype=x_BTHK.dtype)
     along_NH = np.empty((B * T, H), np.float32)
     inputs = (_flat(x_BTHK), _steps(x_BTHK), _flat(grad_BTHK), _steps(grad_BTHK))
-    arrays = (*inputs, _array(dx_BTHK.view(-1, H, K)), inverse_NH.numpy(), along_NH)
+    arrays = (*inputs, array(dx_BTHK.view(-1, H, K)), inverse_NH.numpy(), along_NH)
     tables = (_float(gain_H, H), *(_float(table, T) for table in (cos_TR, -sin_TR)))
-    _each(B * T, x_BTHK, _position_back, *arrays, *tables, (T, H, K))
+    each(B * T, x_BTHK, _position_back, *arrays, *tables, (T, H, K))
     # By one thread, in one order.
     return dx_BTHK, torch.from_numpy(along_NH.sum(0, dtype=np.float64)).float()
 
@@ -302,22 +217,22 @@ def _without_self(y: Any, step: Any, v: Any, out: Any, size: Any, first: Any, en
             for h in range(g * (H // G), (g + 1) * (H // G)):
                 at = b * step[0] + t * step[1] + h * step[2]
                 row, to = y[at : at + K], out[n, h]
-                along = _f32(0)
+                along = f32(0)
                 for j in range(K):
-                    along += _wide(row[j]) * unit[j]
+                    along += wide(row[j]) * unit[j]
                 for j in range(K):
-                    _put(to, j, _wide(row[j]) - along * unit[j])
+                    put(to, j, wide(row[j]) - along * unit[j])
 
 
 @compiled_sums
 def _unit(v: Any, unit: Any) -> Any:
     """Write v / |v| and return 1 / |v|; a length below the shortest counts as that."""
-    square = _f32(0)
+    square = f32(0)
     for j in range(unit.size):
-        unit[j] = _wide(v[j])
+        unit[j] = wide(v[j])
         square += unit[j] * unit[j]
     length = np.sqrt(square)
-    inverse = _ONE / (_SHORTEST if length < _SHORTEST else length)
+    inverse = ONE / (_SHORTEST if length < _SHORTEST else length)
     for j in range(unit.size):
         unit[j] *= inverse
     return inverse
@@ -336,25 +251,25 @@ def _without_self_back(
         b, t = n // T, n % T
         for g in range(G):
             inverse = _unit(v[n, g], unit)
-            total[:] = _f32(0)
-            both = _f32(0)
+            total[:] = f32(0)
+            both = f32(0)
             for h in range(g * (H // G), (g + 1) * (H // G)):
                 at = b * step[0] + t * step[1] + h * step[2]
                 to = b * dy_step[0] + t * dy_step[1] + h * dy_step[2]
                 row, back, out = y[at : at + K], grad[n, h], dy[to : to + K]
-                c, e = _f32(0), _f32(0)
+                c, e = f32(0), f32(0)
                 for j in range(K):
-                    c += _wide(row[j]) * unit[j]
-                    e += _wide(back[j]) * unit[j]
-                both += _f32(2) * c * e
+                    c += wide(row[j]) * unit[j]
+                    e += wide(back[j]) * unit[j]
+                both += f32(2) * c * e
                 for j in range(K):
-                    total[j] += c * _wide(back[j]) + e * _wide(row[j])
-                    _put(out, j, _wide(back[j]) - e * unit[j])
+                    total[j] += c * wide(back[j]) + e * wide(row[j])
+                    put(out, j, wide(back[j]) - e * unit[j])
             # A vector that has no direction is divided by a constant.
-            both = both if inverse * _SHORTEST < _ONE else _f32(0)
+            both = both if inverse * _SHORTEST < ONE else f32(0)
             to_v = dv[n, g]
             for j in range(K):
-                _put(to_v, j, inverse * (both * unit[j] - total[j]))
+                put(to_v, j, inverse * (both * unit[j] - total[j]))
 
 
 def without_self(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
@@ -363,9 +278,9 @@ def without_self(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
     G = v_BTGK.shape[2]
     y_BTHK = _dense(y_BTHK)
     out_BTHK = torch.empty(B, T, H, K, dtype=y_BTHK.dtype)
-    v_NGK = _array(v_BTGK.contiguous().view(-1, G, K))
-    arrays = (_flat(y_BTHK), _steps(y_BTHK), v_NGK, _array(out_BTHK.view(-1, H, K)))
-    _each(B * T, y_BTHK, _without_self, *arrays, (T, H, G, K))
+    v_NGK = array(v_BTGK.contiguous().view(-1, G, K))
+    arrays = (_flat(y_BTHK), _steps(y_BTHK), v_NGK, array(out_BTHK.view(-1, H, K)))
+    each(B * T, y_BTHK, _without_self, *arrays, (T, H, G, K))
     return out_BTHK
 
 
@@ -375,11 +290,11 @@ def without_self_back(y_BTHK: Tensor, v_BTGK: Tensor, grad_BTHK: Tensor) -> tupl
     G = v_BTGK.shape[2]
     y_BTHK = _dense(y_BTHK)
     dy_BTHK, dv_BTGK = torch.empty_like(y_BTHK), torch.empty(B, T, G, K, dtype=y_BTHK.dtype)
-    v_NGK = _array(v_BTGK.contiguous().view(-1, G, K))
-    grad_NHK = _array(grad_BTHK.contiguous().view(-1, H, K))
-    results = (_flat(dy_BTHK), _steps(dy_BTHK), _array(dv_BTGK.view(-1, G, K)))
+    v_NGK = array(v_BTGK.contiguous().view(-1, G, K))
+    grad_NHK = array(grad_BTHK.contiguous().view(-1, H, K))
+    results = (_flat(dy_BTHK), _steps(dy_BTHK), array(dv_BTGK.view(-1, G, K)))
     arrays = (_flat(y_BTHK), _steps(y_BTHK), v_NGK, grad_NHK, *results)
-    _each(B * T, y_BTHK, _without_self_back, *arrays, (T, H, G, K))
+    each(B * T, y_BTHK, _without_self_back, *arrays, (T, H, G, K))
     return dy_BTHK, dv_BTGK
 
 
@@ -392,27 +307,27 @@ def _leaky_square(x: Any, y: Any, leak: Any, first: Any, end: Any) -> None:
     for n in range(first, end):
         row, out = x[n], y[n]
         for j in range(row.size):
-            value = _wide(row[j])
-            root = value if value > 0 else value * _f32(leak)
-            _put(out, j, root * root)
+            value = wide(row[j])
+            root = value if value > 0 else value * f32(leak)
+            put(out, j, root * root)
 
 
 @compiled_sums
 def _leaky_square_back(x: Any, grad: Any, dx: Any, leak: Any, first: Any, end: Any) -> None:
-    square = _f32(_f32(leak) * _f32(leak))
+    square = f32(f32(leak) * f32(leak))
     for n in range(first, end):
         row, g, out = x[n], grad[n], dx[n]
         for j in range(row.size):
-            value = _wide(row[j])
-            slope = _f32(2) * (value if value > 0 else value * square)
-            _put(out, j, _wide(g[j]) * slope)
+            value = wide(row[j])
+            slope = f32(2) * (value if value > 0 else value * square)
+            put(out, j, wide(g[j]) * slope)
 
 
 def leaky_square(x: Tensor, leak: float) -> Tensor:
     """Return x^2 above zero, (leak x)^2 below."""
     x_ND = _rows(x)
     y = torch.empty(x.shape, dtype=x.dtype)
-    _each(len(x_ND), x, _leaky_square, x_ND, _rows(y), float(leak))
+    each(len(x_ND), x, _leaky_square, x_ND, _rows(y), float(leak))
     return y
 
 
@@ -420,7 +335,7 @@ def leaky_square_back(x: Tensor, grad: Tensor, leak: float) -> Tensor:
     """Return the gradient by x, given that by the result of `leaky_square`."""
     x_ND = _rows(x)
     dx = torch.empty(x.shape, dtype=x.dtype)
-    _each(len(x_ND), x, _leaky_square_back, x_ND, _rows(grad), _rows(dx), float(leak))
+    each(len(x_ND), x, _leaky_square_back, x_ND, _rows(grad), _rows(dx), float(leak))
     return dx
 
 
@@ -437,7 +352,7 @@ def _most(z: Any) -> Any:
         part = z[block * 16 : block * 16 + 16]
         for k in range(16):
             lanes[k] = part[k] if part[k] > lanes[k] else lanes[k]
-    most = _f32(-np.inf)
+    most = f32(-np.inf)
     for k in range(16):
         most = max(most, lanes[k])
     for j in range(whole * 16, z.size):
@@ -451,31 +366,31 @@ def _loss(
 ) -> None:
     width = logits.shape[1]
     z, p = np.empty(width, np.float32), np.empty(width, np.float32)
-    cap, share = _f32(cap), _f32(share)
+    cap, share = f32(cap), f32(share)
     for n in range(first, end):
         row, out = logits[n], grad[n]
         if cap > 0:
-            rate = _f32(_f32(-2) / cap)
+            rate = f32(f32(-2) / cap)
             for j in range(width):
-                z[j] = _f32(2) * cap / (_ONE + _exp(_f32(_wide(row[j]) * rate))) - cap
+                z[j] = f32(2) * cap / (ONE + exp(f32(wide(row[j]) * rate))) - cap
         else:
             for j in range(width):
-                z[j] = _wide(row[j])
+                z[j] = wide(row[j])
         most = _most(z)
-        total = _f32(0)
+        total = f32(0)
         for j in range(width):
-            p[j] = _exp(_f32(z[j] - most))
+            p[j] = exp(f32(z[j] - most))
             total += p[j]
         target = targets[n]
         loss[n] = np.log(np.float64(total)) + np.float64(most) - np.float64(z[target])
-        factor = _f32(share / total)
+        factor = f32(share / total)
         # The slope of the cap, 1 - (z / cap)^2.
-        rate = _f32(_ONE / cap) if cap > 0 else _f32(0)
+        rate = f32(ONE / cap) if cap > 0 else f32(0)
         for j in range(width):
-            part = _f32(z[j] * rate)
-            _put(out, j, p[j] * factor * (_ONE - part * part))
-        part = _f32(z[target] * rate)
-        _put(out, target, (p[target] * factor - share) * (_ONE - part * part))
+            part = f32(z[j] * rate)
+            put(out, j, p[j] * factor * (ONE - part * part))
+        part = f32(z[target] * rate)
+        put(out, target, (p[target] * factor - share) * (ONE - part * part))
 
 
 def mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> tuple[Tensor, Tensor]:
@@ -491,6 +406,6 @@ def mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> tuple[Tensor,
     loss_N = np.empty(count, np.float64)
     targets = targets_N.expand(len(logits_NV)).contiguous().numpy()
     arguments = (_rows(logits_NV), targets, float(cap), 1.0 / count, loss_N, _rows(grad_NV))
-    _each(count, logits_NV, _loss, *arguments)
+    each(count, logits_NV, _loss, *arguments)
     # By one thread, in one order.
     return torch.tensor(loss_N.sum() / count, dtype=torch.float32), grad_NV

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairway.base.floats import fit
 from fairway.model import loops
 
 # The float32 machine epsilon, also for bfloat16 input: what eps=None meant in the records.
@@ -65,7 +66,7 @@ class _Norm(_Function):
     # With r = 1 / rms(x): dx = scale r (g - x r^2 mean(g x)).
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        if loops.fit(x):
+        if fit(x):
             y, inverse = loops.norm(x, scale, NORM_EPS)
         else:
             inverse = _inverse_rms(x)
@@ -77,7 +78,7 @@ class _Norm(_Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, inverse = ctx.saved_tensors
-        if loops.fit(x, grad):
+        if fit(x, grad):
             return loops.norm_back(x, grad, inverse, ctx.scale), None
         along = (_wide(grad) * x).sum(-1, keepdim=True)
         share = along * inverse.square() / -x.shape[-1]
@@ -118,7 +119,7 @@ class _Position(_Function):
     # The norm's way back, of a gradient that is turned back; gain r and (g x) r give the gain's.
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-        if loops.fit(x):
+        if fit(x):
             y, inverse = loops.position(x, gain_H, cos_TR, sin_TR, NORM_EPS)
         else:
             inverse = _inverse_rms(x)
@@ -129,7 +130,7 @@ class _Position(_Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, inverse, gain_H, cos_TR, sin_TR = ctx.saved_tensors
-        if loops.fit(x, grad):
+        if fit(x, grad):
             grad_x, grad_H = loops.position_back(x, grad, inverse, gain_H, cos_TR, sin_TR)
             return grad_x, grad_H.to(gain_H.dtype), None, None
         back = rotate(_wide(grad), cos_TR, -sin_TR)
@@ -167,7 +168,7 @@ class _WithoutSelf(_Function):
     @staticmethod
     def forward(ctx: Any, y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
         ctx.save_for_backward(y_BTHK, v_BTGK)
-        if loops.fit(y_BTHK, v_BTGK):
+        if fit(y_BTHK, v_BTGK):
             return loops.without_self(y_BTHK, v_BTGK)
         y, v, squares = _by_group(y_BTHK, v_BTGK)
         along = (_wide(y) * v).sum(-1, keepdim=True) / squares
@@ -176,7 +177,7 @@ class _WithoutSelf(_Function):
     @staticmethod
     def backward(ctx: Any, grad_BTHK: Tensor) -> tuple[Tensor, Tensor]:
         y_BTHK, v_BTGK = ctx.saved_tensors
-        if loops.fit(y_BTHK, v_BTGK, grad_BTHK):
+        if fit(y_BTHK, v_BTGK, grad_BTHK):
             return loops.without_self_back(y_BTHK, v_BTGK, grad_BTHK)
         y, v, squares = _by_group(y_BTHK, v_BTGK)
         g = grad_BTHK.reshape(y.shape)
@@ -213,12 +214,12 @@ class _LeakySquare(_Function):
     def forward(ctx: Any, x: Tensor, leak: float) -> Tensor:
         ctx.leak = leak
         ctx.save_for_backward(x)
-        return loops.leaky_square(x, leak) if loops.fit(x) else F.leaky_relu(x, leak).square_()
+        return loops.leaky_square(x, leak) if fit(x) else F.leaky_relu(x, leak).square_()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        if loops.fit(x, grad):
+        if fit(x, grad):
             return loops.leaky_square_back(x, grad, ctx.leak), None
         return F.leaky_relu(x, ctx.leak**2).mul_(grad).mul_(2.0), None
 
@@ -254,7 +255,7 @@ class _MeanLoss(_Function):
     # whole batch ever exists, and the way back is at most one multiplication in place.
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
-        if loops.fit(logits_NV):
+        if fit(logits_NV):
             loss, grad_NV = loops.mean_loss(logits_NV, targets_N, cap)
         else:
             loss, grad_NV = _mean_loss(logits_NV, targets_N, cap)

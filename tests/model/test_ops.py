@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.base import threads
-from fairway.model import loops, ops
+from fairway.base import floats, threads
+from fairway.model import ops
 
 # Beyond float64's formula, as a share of the largest number: rounding to the dtype, and of sums.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
@@ -27,7 +27,7 @@ Function = Callable[..., Tensor]
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Choose the form of every operation."""
     if request.param == "tensors":
-        monkeypatch.setattr(loops, "fit", lambda *tensors: False)
+        monkeypatch.setattr(ops, "fit", lambda *tensors: False)
     monkeypatch.setattr(ops, "LOSS_ROWS", 5)
     return str(request.param)
 
@@ -35,7 +35,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.fixture(params=[1, 2, 3])
 def thread_count(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Let loops use so many threads for whatever they treat."""
-    monkeypatch.setattr(loops, "_LEAST", 1)
+    monkeypatch.setattr(floats, "_LEAST", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -287,7 +287,7 @@ def test_norm_keeps_dtype_under_autocast() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtypes_take_tensor_operations(dtype: torch.dtype) -> None:
     (x,) = leaves([(3, 7, 11)], dtype, 1.0)
-    assert not loops.fit(x)
+    assert not ops.fit(x)
     torch.testing.assert_close(ops.norm(x), ops.norm_plain(x), rtol=2e-3, atol=1e-3)
 
 
@@ -312,18 +312,18 @@ def test_bfloat16_rounds_as_torch_does() -> None:
     halves = torch.tensor([1.00390625, 1.01171875, -1.00390625, 3.4e38, 1e-40])
     for values in (x, halves):
         out = torch.empty(len(values), dtype=torch.bfloat16)
-        array, numbers = loops._array(out), values.numpy()
+        array, numbers = floats.array(out), values.numpy()
         for at in range(len(values)):
-            loops._put(array, at, numbers[at])
+            floats.put(array, at, numbers[at])
         assert torch.equal(out, values.bfloat16())
 
 
 def test_exp_is_right_to_two_units_of_the_last_place() -> None:
     x = torch.linspace(-86.9, 87.9, 40_001)
-    got = torch.tensor([loops._exp(value) for value in x.numpy()])
+    got = torch.tensor([floats.exp(value) for value in x.numpy()])
     assert ((got.double() / x.double().exp() - 1.0).abs() <= 2.0**-22).all()
-    assert loops._exp(torch.tensor(-1e30).numpy()[()]) < 2e-38
-    assert torch.tensor(loops._exp(torch.tensor(float("nan")).numpy()[()])).isnan()
+    assert floats.exp(torch.tensor(-1e30).numpy()[()]) < 2e-38
+    assert torch.tensor(floats.exp(torch.tensor(float("nan")).numpy()[()])).isnan()
 
 
 def test_pieces_make_up_all_rows(thread_count: int) -> None:
