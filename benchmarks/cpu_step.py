@@ -24,12 +24,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairway.machine.plan import DTYPES, Plan, make_plan
-from fairway.model import gpt, ops
+from fairway.model import gpt, operations, ops
 from fairway.model.gpt import build
 from fairway.recipes import recipe
 from fairway.train.muon import Optimisers
 
-OPERATIONS = ("norm", "position", "without_self", "leaky_square", "mean_loss")
+OPERATIONS = (
+    "norm", "entered", "position", "without_self", "leaky_square", "added", "mean_loss",
+)  # fmt: skip
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "baddbmm": (1, 2)}
 CONFIG = recipe("demo")
 
@@ -72,9 +74,9 @@ def by_turns(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
 @contextmanager
 def form(name: str) -> Iterator[None]:
     """Compute by loops, by tensor operations or by the plain formulas."""
-    operations = {n: getattr(ops, f"{n}_plain" if name == "plain" else n) for n in OPERATIONS}
+    chosen = {n: getattr(ops, f"{n}_plain" if name == "plain" else n) for n in OPERATIONS}
     fit = ops.fit if name == "loops" else lambda *tensors: False
-    with mock.patch.object(ops, "fit", fit), mock.patch.multiple(gpt, **operations):
+    with mock.patch.object(ops, "fit", fit), mock.patch.multiple(operations, **chosen):
         yield
 
 
@@ -163,6 +165,8 @@ def inputs(dtype: torch.dtype) -> dict[str, tuple[list[Tensor], list[Any]]]:
     targets_N = torch.randint(0, model.vocab_size, (B * T,))
     return {
         "norm": ([drawn(B, T, D)], [0.7]),
+        "entered": ([drawn(B, T, D), drawn(B, T, D), drawn(2, D)], [0.7]),
+        "added": ([drawn(B, T, D), drawn(D), drawn(B, T, D)], []),
         "position": ([drawn(B, T, H, K)], [gain_H, *rope]),
         "without_self": ([y_BTHK, drawn(B, T, G, K)], []),
         "leaky_square": ([drawn(B, T, model.mlp_dim)], [gpt.LEAK]),
@@ -175,8 +179,9 @@ def operation(name: str, how: str, leaves: list[Tensor], rest: list[Any]) -> Cal
 
     def run() -> None:
         with form(how):
-            out = operate(*leaves, *rest)
-            torch.autograd.backward(out, torch.ones_like(out))
+            found = operate(*leaves, *rest)
+            out = found if isinstance(found, tuple) else (found,)
+            torch.autograd.backward(out, [torch.ones_like(z) for z in out])
         for leaf in leaves:
             leaf.grad = None
 

@@ -15,12 +15,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fairway.model import gpt, ops
+from fairway.model import operations, ops
 from fairway.model.gpt import GPT, build
 from fairway.recipes import recipe
 from fairway.train.muon import Optimisers
 
-OPERATIONS = ("norm", "position", "without_self", "leaky_square", "mean_loss")
+OPERATIONS = (
+    "norm", "entered", "position", "without_self", "leaky_square", "added", "mean_loss",
+)  # fmt: skip
 KINDS = ("c_q", "c_k", "c_v", "attn.proj", "fc", "mlp.proj")
 
 
@@ -30,7 +32,7 @@ def form(name: str) -> Iterator[None]:
     plain = {n: getattr(ops, f"{n}_plain") for n in OPERATIONS}
     with (
         mock.patch.object(ops, "fit", ops.fit if name == "loops" else lambda *x: False),
-        mock.patch.multiple(gpt, **(plain if name == "plain" else {"norm": gpt.norm})),
+        mock.patch.multiple(operations, **(plain if name == "plain" else {"norm": ops.norm})),
     ):
         yield
 

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from fairway.model.attention import Attention
-from fairway.model.ops import leaky_square, mean_loss, norm, position, without_self
+from fairway.model.ops import (
+    added,
+    entered,
+    leaky_square,
+    mean_loss,
+    norm,
+    position,
+    without_self,
+)
 
 Rope = tuple[Tensor, Tensor]
 # Queries, keys and values of positions, [B, T, heads K] each; kernels keep them side by side.
@@ -77,7 +85,7 @@ class Operations:
         The rows of a join belong to decoder steps, not to layers: switching the recurrence on pairs
         them anew, and the first skip is the state itself.
         """
-        mix_2D, joined_BTD = mix_2D.to(x_BTD.dtype), x_BTD
+        joined_BTD = x_BTD
         if join is not None:
             s_BTD = join.weight_D.to(x_BTD.dtype) * join.skip_BTD
             if join.gate_D is None:
@@ -85,8 +93,7 @@ class Operations:
             else:
                 gate_D = torch.sigmoid(join.gate_D).to(x_BTD.dtype)
                 joined_BTD = torch.lerp(s_BTD, x_BTD, gate_D)
-        u_BTD = torch.addcmul(mix_2D[0] * joined_BTD, mix_2D[1], x0_BTD)
-        return u_BTD, norm(u_BTD, scale), x0_BTD, x_BTD
+        return *entered(joined_BTD, x0_BTD, mix_2D, scale), x0_BTD, x_BTD
 
     def branch(self, u_BTD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Return (u, scale u / rms(u)): the stream goes on, a branch begins."""
@@ -129,7 +136,7 @@ class Operations:
         out_BTD = layer(y_BTC)
         if extra is not None:
             out_BTD = out_BTD + extra.value()
-        return torch.addcmul(u_BTD, scale_D.to(u_BTD.dtype), out_BTD)
+        return added(u_BTD, scale_D, out_BTD)
 
     def mlp(
         self,

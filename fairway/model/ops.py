@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairway.base.floats import fit
-from fairway.model import loops
+from fairway.model import loops, stream_loops
 
 # The float32 machine epsilon, also for bfloat16 input: what eps=None meant in the records.
 NORM_EPS = 1.1920929e-07
@@ -92,6 +92,72 @@ def _inverse_rms(x: Tensor) -> Tensor:
 def norm(x: Tensor, scale: float = 1.0) -> Tensor:
     """Return what `norm_plain` returns, in one pass over x each way."""
     return _Norm.run(x, scale)
+
+
+# ---------------------------------------------------------------------------------------------
+# The residual stream: a block is entered, a branch comes back
+
+
+def entered_plain(
+    x: Tensor, x0: Tensor, mix_2D: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return (u, h): u = mix[0] x + mix[1] x0, h = scale u / rms(u)."""
+    mix_2D = mix_2D.to(x.dtype)
+    u = mix_2D[0] * x + mix_2D[1] * x0
+    return u, norm_plain(u, scale)
+
+
+class _Entered(_Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, x0: Tensor, mix_2D: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        u, h, inverse = stream_loops.entered(x, x0, mix_2D, scale, NORM_EPS)
+        ctx.save_for_backward(x, x0, mix_2D, u, inverse)
+        ctx.scale = scale
+        return u, h
+
+    @staticmethod
+    def backward(ctx: Any, du: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, x0, mix_2D, u, inverse = ctx.saved_tensors
+        dx, dx0, dmix = stream_loops.entered_back((x, x0, mix_2D), u, inverse, (du, dh), ctx.scale)
+        return dx, dx0, dmix.to(mix_2D.dtype), None
+
+
+def entered(x: Tensor, x0: Tensor, mix_2D: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return what `entered_plain` returns."""
+    if not fit(x, x0):
+        mix_2D = mix_2D.to(x.dtype)
+        u = torch.addcmul(mix_2D[0] * x, mix_2D[1], x0)
+        return u, norm(u, scale)
+    both: Any = _Entered.run(x, x0, mix_2D, scale)
+    u, h = both
+    return u, h
+
+
+def added_plain(u: Tensor, scale_D: Tensor, out: Tensor) -> Tensor:
+    """Return u + scale * out."""
+    return u + scale_D.to(u.dtype) * out
+
+
+class _Added(_Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, scale_D: Tensor, out: Tensor) -> Tensor:
+        ctx.save_for_backward(scale_D, out)
+        return stream_loops.added(u, scale_D, out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scale_D, out = ctx.saved_tensors
+        grad_D, grad_out = stream_loops.added_back(scale_D, out, grad)
+        return grad, grad_D.to(scale_D.dtype), grad_out
+
+
+def added(u: Tensor, scale_D: Tensor, out: Tensor) -> Tensor:
+    """Return what `added_plain` returns."""
+    if fit(u, out):
+        return _Added.run(u, scale_D, out)
+    return torch.addcmul(u, scale_D.to(u.dtype), out)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """The loop before Muon's products equals the plain steps in float64, at odd sizes and extremes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from fairway.base import floats
 from fairway.config.settings import OptimConfig
+from fairway.model.kinds import matrix, ones, scalar
 from fairway.train import cpu_muon, muon
 
 SHAPES = [(3, 7, 40), (1, 33, 128), (2, 1, 1), (2, 5, 2500)]
@@ -53,5 +56,8 @@ def test_a_model_on_a_cpu_is_moved_by_the_loop_and_one_in_float64_is_not() -> No
     for dtype, wanted in ((torch.float32, cpu_muon.loop_nesterov), (torch.float64, muon.nesterov)):
         model = torch.nn.Module()
         model.blocks = torch.nn.ModuleList([torch.nn.Linear(3, 4, dtype=dtype)])
+        model.compute_dtype = torch.float32
+        model.declares = {"weight": matrix(""), "bias": scalar(ones)}
+        model.operations = SimpleNamespace(fused=False)
         [bank] = muon.Optimisers(model, OptimConfig()).muon.banks
         assert bank.nesterov is wanted
