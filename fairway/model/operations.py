@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from fairway.model.attention import Attention
 from fairway.model.ops import (
+    added,
+    entered,
     leaky_square,
     mean_loss,
     norm,
@@ -92,10 +94,8 @@ class Operations:
         self, x_BTD: Tensor, x0_BTD: Tensor, join: Join | None, mix_2D: Tensor, scale: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (u, h, x0, x): u = mix[0] x + mix[1] x0 after a skip, h = scale u / rms(u)."""
-        mix_2D = mix_2D.to(x_BTD.dtype)
         joined_BTD = x_BTD if join is None else self.joined(x_BTD, join)
-        u_BTD = torch.addcmul(mix_2D[0] * joined_BTD, mix_2D[1], x0_BTD)
-        return u_BTD, norm(u_BTD, scale), x0_BTD, x_BTD
+        return *entered(joined_BTD, x0_BTD, mix_2D, scale), x0_BTD, x_BTD
 
     def branch(self, u_BTD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Return (u, scale u / rms(u)): the stream goes on, a branch begins."""
@@ -150,7 +150,7 @@ class Operations:
         out_BTD = layer(y_BTC)
         if extra is not None:
             out_BTD = out_BTD + extra.value()
-        return torch.addcmul(u_BTD, scale_D.to(u_BTD.dtype), out_BTD)
+        return added(u_BTD, scale_D, out_BTD)
 
     def mlp(
         self,

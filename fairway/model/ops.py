@@ -3,9 +3,9 @@
 A small model on a CPU spends more time moving activations than multiplying matrices. Each lean path
 is an autograd function with a hand-written backward that reads and writes every activation once or
 twice instead of five to ten times, saves one tensor instead of several, and equals its plain
-formula (tests/model/test_ops.py). On the demo they save 5 to 15 % of the CPU time of a
-step (benchmarks/README.md). In float32 they agree to rounding; in bfloat16 the lean paths
-round a row's scale once instead of each element's product.
+formula (tests/model/test_ops.py). It has two forms: `loops` for CPUs, and tensor operations for
+whatever loops do not take. Both calculate in float32 and round once, to the activations' dtype.
+benchmarks/README.md tells what they save.
 
 Shapes: B batch, T time, H query heads, G key/value heads, P = H / G, K head width, R rotated pairs,
 N rows of a flattened batch, V vocabulary; [...] anything.
@@ -17,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairway.base.floats import fit
+from fairway.model import loops, stream_loops
+
 # The float32 machine epsilon, also for bfloat16 input: what eps=None meant in the records.
 NORM_EPS = 1.1920929e-07
-# Rows of logits treated at a time: 256 x 2,048 in float32 stays inside a CPU's caches.
+# Rows of logits that tensor operations treat at a time.
 LOSS_ROWS = 256
 
 
@@ -33,10 +36,16 @@ class _Function(torch.autograd.Function):
         return result
 
 
-def row_norms(x: Tensor) -> Tensor:
-    """Return the Euclidean norms over the last dimension, kept as size 1, in float32."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norms
+def _wide(x: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is in float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Return the sums of squares over the last dimension, kept as size 1, at least in float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    return norms.square()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -54,25 +63,101 @@ def norm_plain(x: Tensor, scale: float = 1.0) -> Tensor:
 
 
 class _Norm(_Function):
+    # With r = 1 / rms(x): dx = scale r (g - x r^2 mean(g x)).
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        inverse = scale * torch.rsqrt(row_norms(x).square() / x.shape[-1] + NORM_EPS)
-        y = x * inverse.to(x.dtype)
-        ctx.save_for_backward(y, inverse)
+        if fit(x):
+            y, inverse = loops.norm(x, scale, NORM_EPS)
+        else:
+            inverse = _inverse_rms(x)
+            y = (x * (scale * inverse)).to(x.dtype)
+        ctx.save_for_backward(x, inverse)
         ctx.scale = scale
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        y, inverse = ctx.saved_tensors
-        along = (grad * y).sum(-1, keepdim=True, dtype=torch.float32)
-        share = (along / (-y.shape[-1] * ctx.scale**2)).to(y.dtype)
-        return torch.addcmul(grad, y, share) * inverse.to(y.dtype), None
+        x, inverse = ctx.saved_tensors
+        if fit(x, grad):
+            return loops.norm_back(x, grad, inverse, ctx.scale), None
+        along = (_wide(grad) * x).sum(-1, keepdim=True)
+        share = along * inverse.square() / -x.shape[-1]
+        return (torch.addcmul(grad, x, share) * (ctx.scale * inverse)).to(x.dtype), None
+
+
+def _inverse_rms(x: Tensor) -> Tensor:
+    return torch.rsqrt(_squares(x) / x.shape[-1] + NORM_EPS)
 
 
 def norm(x: Tensor, scale: float = 1.0) -> Tensor:
     """Return what `norm_plain` returns, in one pass over x each way."""
     return _Norm.run(x, scale)
+
+
+# ---------------------------------------------------------------------------------------------
+# The residual stream: a block is entered, a branch comes back
+
+
+def entered_plain(
+    x: Tensor, x0: Tensor, mix_2D: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return (u, h): u = mix[0] x + mix[1] x0, h = scale u / rms(u)."""
+    mix_2D = mix_2D.to(x.dtype)
+    u = mix_2D[0] * x + mix_2D[1] * x0
+    return u, norm_plain(u, scale)
+
+
+class _Entered(_Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, x0: Tensor, mix_2D: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        u, h, inverse = stream_loops.entered(x, x0, mix_2D, scale, NORM_EPS)
+        ctx.save_for_backward(x, x0, mix_2D, u, inverse)
+        ctx.scale = scale
+        return u, h
+
+    @staticmethod
+    def backward(ctx: Any, du: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, x0, mix_2D, u, inverse = ctx.saved_tensors
+        dx, dx0, dmix = stream_loops.entered_back((x, x0, mix_2D), u, inverse, (du, dh), ctx.scale)
+        return dx, dx0, dmix.to(mix_2D.dtype), None
+
+
+def entered(x: Tensor, x0: Tensor, mix_2D: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return what `entered_plain` returns."""
+    if not fit(x, x0):
+        mix_2D = mix_2D.to(x.dtype)
+        u = torch.addcmul(mix_2D[0] * x, mix_2D[1], x0)
+        return u, norm(u, scale)
+    both: Any = _Entered.run(x, x0, mix_2D, scale)
+    u, h = both
+    return u, h
+
+
+def added_plain(u: Tensor, scale_D: Tensor, out: Tensor) -> Tensor:
+    """Return u + scale * out."""
+    return u + scale_D.to(u.dtype) * out
+
+
+class _Added(_Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, scale_D: Tensor, out: Tensor) -> Tensor:
+        ctx.save_for_backward(scale_D, out)
+        return stream_loops.added(u, scale_D, out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scale_D, out = ctx.saved_tensors
+        grad_D, grad_out = stream_loops.added_back(scale_D, out, grad)
+        return grad, grad_D.to(scale_D.dtype), grad_out
+
+
+def added(u: Tensor, scale_D: Tensor, out: Tensor) -> Tensor:
+    """Return what `added_plain` returns."""
+    if fit(u, out):
+        return _Added.run(u, scale_D, out)
+    return torch.addcmul(u, scale_D.to(u.dtype), out)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -97,38 +182,36 @@ def position_plain(x_BTHK: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tenso
 
 
 class _Position(_Function):
+    # The norm's way back, of a gradient that is turned back; gain r and (g x) r give the gain's.
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-        gain_H1 = gain_H.float()[:, None]
-        inverse = gain_H1 * torch.rsqrt(row_norms(x).square() / x.shape[-1] + NORM_EPS)
-        y = x * inverse.to(x.dtype)
-        _rotate_(y, cos_TR, sin_TR)
-        ctx.save_for_backward(y, inverse, gain_H1, cos_TR, sin_TR)
+        if fit(x):
+            y, inverse = loops.position(x, gain_H, cos_TR, sin_TR, NORM_EPS)
+        else:
+            inverse = _inverse_rms(x)
+            y = _turned(x, _wide(gain_H)[:, None] * inverse, cos_TR, sin_TR)
+        ctx.save_for_backward(x, inverse, gain_H, cos_TR, sin_TR)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        # A rotation keeps dot products: everything but the last line works on rotated vectors.
-        y, inverse, gain_H1, cos_TR, sin_TR = ctx.saved_tensors
-        along = (grad * y).sum(-1, keepdim=True, dtype=torch.float32)
-        share = (along / (-y.shape[-1] * gain_H1.square())).to(y.dtype)
-        grad_x = torch.addcmul(grad, y, share).mul_(inverse.to(y.dtype))
-        _rotate_(grad_x, cos_TR, -sin_TR)
-        return grad_x, along.sum((0, 1, 3)) / gain_H1[:, 0], None, None
+        x, inverse, gain_H, cos_TR, sin_TR = ctx.saved_tensors
+        if fit(x, grad):
+            grad_x, grad_H = loops.position_back(x, grad, inverse, gain_H, cos_TR, sin_TR)
+            return grad_x, grad_H.to(gain_H.dtype), None, None
+        back = rotate(_wide(grad), cos_TR, -sin_TR)
+        along = (back * x).sum(-1, keepdim=True) * inverse
+        share = along * inverse / -x.shape[-1]
+        grad_x = torch.addcmul(back, x, share).mul_(_wide(gain_H)[:, None] * inverse)
+        return grad_x.to(x.dtype), along.sum((0, 1, 3)).to(gain_H.dtype), None, None
 
 
-def _rotate_(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> None:
-    """Rotate in place the first 2R dimensions."""
-    R = cos_TR.shape[-1]
-    a, b = x_BTHK[..., :R], x_BTHK[..., R : 2 * R]
-    cos, sin = cos_TR[:, None].to(x_BTHK.dtype), sin_TR[:, None].to(x_BTHK.dtype)
-    turned = a * cos + b * sin
-    b.copy_(b * cos - a * sin)
-    a.copy_(turned)
+def _turned(x: Tensor, factor: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    return rotate(x * factor, cos_TR, sin_TR).to(x.dtype)
 
 
 def position(x_BTHK: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Return what `position_plain` returns; a gain must not be zero."""
+    """Return what `position_plain` returns."""
     return _Position.run(x_BTHK, gain_H, cos_TR, sin_TR)
 
 
@@ -150,22 +233,32 @@ class _WithoutSelf(_Function):
     # dv = sum over the group's heads of (2 c e v - c g - e y).
     @staticmethod
     def forward(ctx: Any, y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
-        v = v_BTGK[:, :, :, None]
-        y = y_BTHK.reshape(*v_BTGK.shape[:3], -1, v_BTGK.shape[-1])
-        squares = row_norms(v).square().clamp_min(1e-24)
-        along = ((y * v).sum(-1, keepdim=True, dtype=torch.float32) / squares).to(y.dtype)
-        ctx.save_for_backward(y, v, squares, along)
-        return torch.addcmul(y, along, v, value=-1.0).reshape(y_BTHK.shape)
+        ctx.save_for_backward(y_BTHK, v_BTGK)
+        if fit(y_BTHK, v_BTGK):
+            return loops.without_self(y_BTHK, v_BTGK)
+        y, v, squares = _by_group(y_BTHK, v_BTGK)
+        along = (_wide(y) * v).sum(-1, keepdim=True) / squares
+        return torch.addcmul(y, along, v, value=-1.0).to(y.dtype).reshape(y_BTHK.shape)
 
     @staticmethod
     def backward(ctx: Any, grad_BTHK: Tensor) -> tuple[Tensor, Tensor]:
-        y, v, squares, along = ctx.saved_tensors
+        y_BTHK, v_BTGK = ctx.saved_tensors
+        if fit(y_BTHK, v_BTGK, grad_BTHK):
+            return loops.without_self_back(y_BTHK, v_BTGK, grad_BTHK)
+        y, v, squares = _by_group(y_BTHK, v_BTGK)
         g = grad_BTHK.reshape(y.shape)
-        back = ((g * v).sum(-1, keepdim=True, dtype=torch.float32) / squares).to(y.dtype)
-        grad_y = torch.addcmul(g, back, v, value=-1.0)
+        along, back = ((_wide(z) * v).sum(-1, keepdim=True) / squares for z in (y, g))
+        grad_y = torch.addcmul(g, back, v, value=-1.0).to(y.dtype)
         cross = torch.addcmul(along * g, back, y).sum(3)
         grad_v = torch.addcmul(-cross, v[:, :, :, 0], 2.0 * (along * back).sum(3))
-        return grad_y.reshape(grad_BTHK.shape), grad_v
+        return grad_y.reshape(grad_BTHK.shape), grad_v.to(v.dtype)
+
+
+def _by_group(y_BTHK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y_BTGPK, v_BTG1K and the squares of v's lengths."""
+    v = v_BTGK[:, :, :, None]
+    y = y_BTHK.reshape(*v_BTGK.shape[:3], -1, v_BTGK.shape[-1])
+    return y, v, _squares(v).clamp_min(1e-24)
 
 
 def without_self(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
@@ -185,16 +278,16 @@ def leaky_square_plain(x: Tensor, leak: float) -> Tensor:
 class _LeakySquare(_Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, leak: float) -> Tensor:
-        root = F.leaky_relu(x, leak)
-        ctx.save_for_backward(root)
         ctx.leak = leak
-        return root * root
+        ctx.save_for_backward(x)
+        return loops.leaky_square(x, leak) if fit(x) else F.leaky_relu(x, leak).square_()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (root,) = ctx.saved_tensors
-        slope = (grad * root).mul_(2.0)
-        return torch.ops.aten.leaky_relu_backward(slope, root, ctx.leak, False), None
+        (x,) = ctx.saved_tensors
+        if fit(x, grad):
+            return loops.leaky_square_back(x, grad, ctx.leak), None
+        return F.leaky_relu(x, ctx.leak**2).mul_(grad).mul_(2.0), None
 
 
 def leaky_square(x: Tensor, leak: float) -> Tensor:
@@ -240,22 +333,34 @@ def mean_loss_plain(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
 
 class _MeanLoss(_Function):
     # The gradient is formed on the way forward, a few rows at a time: no float32 table of the
-    # whole batch ever exists, and the way back is one multiplication in place.
+    # whole batch ever exists, and the way back is at most one multiplication in place.
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
-        grad_NV = torch.empty_like(logits_NV)
-        total = torch.zeros((), dtype=torch.float64, device=logits_NV.device)
-        count = len(targets_N)
-        for first in range(0, count, LOSS_ROWS):
-            rows = slice(first, first + LOSS_ROWS)
-            total += _loss_rows(logits_NV[rows], targets_N[rows], cap, count, grad_NV[rows])
+        if fit(logits_NV):
+            loss, grad_NV = loops.mean_loss(logits_NV, targets_N, cap)
+        else:
+            loss, grad_NV = _mean_loss(logits_NV, targets_N, cap)
         ctx.save_for_backward(grad_NV)
-        return (total / count).float()
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (grad_NV,) = ctx.saved_tensors
+        # On a CPU, where asking costs nothing, the pass over memory that changes nothing is saved.
+        if not grad.is_cuda and grad == 1.0:
+            return grad_NV, None, None
         return grad_NV.mul_(grad.to(grad_NV.dtype)), None, None
+
+
+def _mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Return the mean loss and its gradient, a few rows at a time."""
+    grad_NV = torch.empty_like(logits_NV)
+    total = torch.zeros((), dtype=torch.float64, device=logits_NV.device)
+    count = len(targets_N)
+    for first in range(0, count, LOSS_ROWS):
+        rows = slice(first, first + LOSS_ROWS)
+        total += _loss_rows(logits_NV[rows], targets_N[rows], cap, count, grad_NV[rows])
+    return (total / count).float(), grad_NV
 
 
 def _loss_rows(

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairway.base.floats import fit
 from fairway.config.settings import OptimConfig
 from fairway.machine.ranks import Ranks, Wait
 from fairway.model import kinds
 from fairway.model.gpt import GPT
+from fairway.train.cpu_muon import loop_nesterov
 from fairway.train.schedule import momentum
 
 Triple = tuple[float, float, float]
@@ -106,21 +108,21 @@ def muon_update(
 ) -> None:
     """Write the updates into `out` [K, R, C]: orthogonal, times sqrt(max(1, R / C)).
 
-    All products are in its dtype. The momentum advances in place; `rows` is `nesterov` or its GPU
-    kernel.
+    All products are in its dtype. The momentum advances in place; `rows` is `nesterov`, its GPU
+    kernel or its loop.
     """
     rows(grad_KRC, buffer_KRC, scale_1, mu, config.row_normalise, out)
     x_KRC = orthogonalise(out, coefficients(config))
     torch.mul(x_KRC, math.sqrt(max(1.0, out.shape[1] / out.shape[2])), out=out)
 
 
-def kernels(fused: bool) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return `nesterov` and `move`, as they stand here or as one GPU kernel each."""
+def kernels(fused: bool, weights_LRC: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return `nesterov` and `move`: as they stand here, one GPU kernel each, or a loop on a CPU."""
     if fused:
         # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
         rows = importlib.import_module("fairway.train.fused_muon")
         return rows.fused_nesterov, rows.fused_move
-    return nesterov, move
+    return loop_nesterov if fit(weights_LRC) else nesterov, move
 
 
 def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
@@ -151,9 +153,9 @@ class Bank:
         dtype: torch.dtype,
     ) -> None:
         self.config, self.ranks = config, ranks
-        self.nesterov, self.move = kernels(fused)
         self.names, self.weights = [name for name, _ in named], [weight for _, weight in named]
         self.weights_LRC = torch.stack([weight.detach() for weight in self.weights])
+        self.nesterov, self.move = kernels(fused, self.weights_LRC)
         for weight, value_RC in zip(self.weights, self.weights_LRC, strict=True):
             weight.data = value_RC
         count, *shape = self.weights_LRC.shape

@@ -1,0 +1,46 @@
+"""What stands before Muon's matrix products, in one pass over memory on a CPU.
+
+Per value of a matrix: gradient and momentum read, momentum and rounded row written. The plain
+steps of `muon` pass over matrices six times.
+
+Shapes: K matrices, R rows, C columns, N = K R, as in `muon`.
+"""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fairway.base.floats import ONE, array, each, f32, put
+from fairway.base.native import compiled_sums
+
+
+@compiled_sums
+def _nesterov(
+    grad: Any, buffer: Any, out: Any, scale: Any, mu: Any, normalise: Any, first: Any, end: Any
+) -> None:
+    width = grad.shape[1]
+    row = np.empty(width, np.float32)
+    scale, mu = f32(scale), f32(mu)
+    for n in range(first, end):
+        g, kept, to = grad[n], buffer[n], out[n]
+        square = f32(0)
+        for j in range(width):
+            value = scale * g[j]
+            kept[j] = value + mu * kept[j]
+            row[j] = value + mu * kept[j]
+            square += row[j] * row[j]
+        norm = np.sqrt(square) if normalise else ONE
+        norm = f32(1e-7) if norm < f32(1e-7) else norm
+        for j in range(width):
+            put(to, j, row[j] / norm)
+
+
+def loop_nesterov(
+    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
+) -> None:
+    """Do what `muon.nesterov` does; the gradient stays as it was."""
+    C = grad_KRC.shape[2]
+    rows = (array(x.view(-1, C)) for x in (grad_KRC, buffer_KRC, out))
+    count = grad_KRC.numel() // C
+    each(count, grad_KRC, _nesterov, *rows, scale_1.item(), mu, normalise)
