@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fairway.base.timing import settle
 from fairway.config.settings import BOS_ID
-from fairway.machine.plan import settle
 from fairway.model import flex
 from fairway.model.attention import BACKENDS, serving, why_not
 from fairway.model.seen import ALL, Seen, documents_of

@@ -12,6 +12,9 @@ def free_bytes(device: torch.device) -> float:
     """
     if device.type != "cuda":
         return float("inf")
+    if device.index is None:
+        # Not every version takes the current one for a device without a number.
+        device = torch.device("cuda", torch.cuda.current_device())
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     left, total = torch.cuda.mem_get_info(device)
     # torch 2.11 cannot be asked for the share, later versions can.

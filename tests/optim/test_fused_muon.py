@@ -54,7 +54,7 @@ def test_move(shape: tuple[int, int, int]) -> None:
 
 def test_a_model_of_kernels_is_moved_by_kernels() -> None:
     for fused, kernels in (
-        (False, (cpu_muon.loop_nesterov if DEVICE == "cpu" else muon.nesterov, muon.move)),
+        (False, (cpu_muon.loop_nesterov, muon.move)),
         (True, (fused_muon.fused_nesterov, fused_muon.fused_move)),
     ):
         model = torch.nn.Module()

@@ -115,7 +115,8 @@ def test_parts_have_the_costs_of_the_whole(
     full = Full(monkeypatch, rows, where)
     got = costs(kernels)
     assert full.times >= 1
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=0.1 if GPU else 2e-5)
+    # bfloat16 logits are 0.125 apart there.
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=0.25 if GPU else 2e-5)
     told = capsys.readouterr().err.splitlines()
     assert told[0] == (
         "memory does not suffice for 5 documents at a time: going on with 3, with the same sums"
