@@ -11,3 +11,9 @@ FEATURES: dict[str, dict[str, Any]] = {
     "dense gates": {"attn_gate": "dense"},
     "sparse gates": {"attn_gate": "sparse"},
 }
+
+# As many at once as can be.
+ALL: dict[str, Any] = {
+    "x0_values": True, "lanes": 2, "window": "5 0 3", "softcap_skew": True, "softcap": 6.0,
+    "attn_gate": "sparse", "smear": True, "tie_embeddings": False,
+}  # fmt: skip

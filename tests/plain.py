@@ -1,4 +1,6 @@
-"""The system of #1493 once more, from its formulas alone: slow, in float64, sharing no code.
+"""The system of #1493 once more, and what it can have besides, from the formulas alone.
+
+Slow, in float64, sharing no code.
 
 `loss` is the model, `Learner` its training step: clip, AdamW, Muon, schedule, average.
 """
@@ -35,34 +37,93 @@ def rotated(z: Tensor, c: ModelConfig) -> Tensor:
     return z
 
 
-def attention(h: Tensor, w: State, c: ModelConfig, xsa: bool) -> Tensor:
+def gates(h: Tensor, w: State, kind: str) -> Tensor:
+    """One number per position and head: g = 2 sigmoid, sigmoid of 12 features, or of all."""
+    if kind == "off":
+        return torch.ones(1, dtype=h.dtype)
+    weight = w[f"attn.{kind}_gate"]
+    wanted = h if kind == "dense" else h[..., :12]
+    return torch.sigmoid(wanted @ weight.T) * (2 if kind == "head" else 1)
+
+
+def unseen(ids: Tensor, window: int, separate: bool) -> Tensor:
+    """Return [B, T, T], true where a query sees no key: pair by pair."""
+    B, T = ids.shape
+    hidden = torch.ones(B, T, T, dtype=torch.bool)
+    for b in range(B):
+        for query in range(T):
+            for key in range(query, -1, -1):
+                if window and query - key >= window:
+                    break
+                hidden[b, query, key] = False
+                if separate and ids[b, key] == 1:
+                    break
+    return hidden
+
+
+def attention(
+    h: Tensor, more: Tensor | None, w: State, c: ModelConfig, xsa: bool, hidden: Tensor
+) -> Tensor:
     B, T, _ = h.shape
     K = c.dim // c.num_heads
     q = rotated(rms((h @ w["attn.c_q.weight"].T).view(B, T, -1, K)), c) * w["attn.q_gain"][:, None]
     k = rotated(rms((h @ w["attn.c_k.weight"].T).view(B, T, -1, K)), c)
-    v = (h @ w["attn.c_v.weight"].T).view(B, T, -1, K)
-    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    v = h @ w["attn.c_v.weight"].T
+    if more is not None:
+        v = v + w["attn.x0_gate"] * more
+    v = v.view(B, T, -1, K)
+    open_ = gates(h, w, c.attn_gate).expand(B, T, c.num_heads)
     heads = []
     for head in range(c.num_heads):
         g = head // (c.num_heads // c.num_kv_heads)
         scores = q[:, :, head] @ k[:, :, g].mT / math.sqrt(K)
-        y = scores.masked_fill(future, -math.inf).softmax(-1) @ v[:, :, g]
+        y = scores.masked_fill(hidden, -math.inf).softmax(-1) @ v[:, :, g]
         if xsa:
             unit = v[:, :, g] / v[:, :, g].norm(dim=-1, keepdim=True).clamp_min(1e-12)
             y = y - (y * unit).sum(-1, keepdim=True) * unit
-        heads.append(y)
+        heads.append(y * open_[:, :, head, None])
     return torch.cat(heads, -1) @ w["attn.proj.weight"].T
 
 
-def block(i: int, x: Tensor, x0: Tensor, p: State, c: ModelConfig) -> Tensor:
+def mlp(h: Tensor, w: State) -> Tensor:
+    h = h @ w["mlp.fc.weight"].T
+    squared = torch.where(h > 0, h * h, (0.5 * h) ** 2)
+    return squared @ w["mlp.proj.weight"].T
+
+
+@dataclass
+class Given:
+    """What every block is given."""
+
+    x0: Tensor
+    more: Tensor | None
+    ids: Tensor
+    separate: bool
+
+
+def window_of(i: int, c: ModelConfig) -> int:
+    windows = [int(word) for word in c.window.split()] or [0]
+    return windows[min(i, len(windows) - 1)]
+
+
+def block(i: int, lanes: list[Tensor], given: Given, p: State, c: ModelConfig) -> list[Tensor]:
     w = {n.split(".", 2)[2]: t for n, t in p.items() if n.startswith(f"blocks.{i}.")}
     s = 1 / math.sqrt(i + 1)
-    u = w["resid_mix"][0] * x + w["resid_mix"][1] * x0
+    u = w["resid_mix"][0] * lanes[0] + w["resid_mix"][1] * given.x0
     xsa = i >= c.num_layers - c.xsa_layers
-    v = u + w["attn_scale"] * attention(rms(u) * s, w, c, xsa)
-    h = (rms(u if i >= c.parallel_from else v) * s) @ w["mlp.fc.weight"].T
-    squared = torch.where(h > 0, h * h, (0.5 * h) ** 2)
-    return v + w["mlp_scale"] * (squared @ w["mlp.proj.weight"].T)
+    hidden = unseen(given.ids, window_of(i, c), given.separate)
+    a = w["attn_scale"] * attention(rms(u) * s, given.more, w, c, xsa, hidden)
+    parallel = i >= c.parallel_from
+    if parallel and c.lanes == 2:
+        first, second = lanes[0], lanes[-1]
+        m = w["mlp_scale"] * mlp(rms(second) * s, w)
+        keep, add = w["lane_keep"], w["lane_add"]
+        return [
+            keep[0] * first + add[0, 0] * a + add[1, 0] * m,
+            keep[1] * second + add[0, 1] * a + add[1, 1] * m,
+        ]
+    v = u + a
+    return [v + w["mlp_scale"] * mlp(rms(u if parallel else v) * s, w)]
 
 
 def order(c: ModelConfig, looping: bool) -> tuple[list[int], list[int]]:
@@ -73,21 +134,51 @@ def order(c: ModelConfig, looping: bool) -> tuple[list[int], list[int]]:
     return visits[: len(visits) // 2], visits[len(visits) // 2 :]
 
 
-def loss(p: State, c: ModelConfig, ids: Tensor, targets: Tensor, looping: bool) -> Tensor:
+def embedded(p: State, c: ModelConfig, ids: Tensor) -> Tensor:
+    e = p["tok_emb.weight"][ids]
+    if c.smear:
+        out = [e[:, :1]]
+        for t in range(1, ids.shape[1]):
+            gate = torch.sigmoid(e[:, t, :12] @ p["smear_gate"]) * (ids[:, t] != 1)
+            out.append((e[:, t] + p["smear_lambda"] * gate[:, None] * e[:, t - 1])[:, None])
+        e = torch.cat(out, 1)
+    return rms(e) @ p["embed_proj.weight"].T if c.embed_dim else rms(e)
+
+
+def capped(z: Tensor, p: State, c: ModelConfig) -> Tensor:
+    if not c.softcap_skew:
+        return c.softcap * torch.tanh(z / c.softcap)
+    above, below = (c.softcap * torch.exp(p["cap_skew"][n]) for n in range(2))
+    return torch.where(z >= 0, above * torch.tanh(z / above), below * torch.tanh(z / below))
+
+
+def loss(
+    p: State,
+    c: ModelConfig,
+    ids: Tensor,
+    targets: Tensor,
+    looping: bool,
+    separate: bool = False,
+) -> Tensor:
     """Return the mean loss in nats per token, in the parameters' dtype."""
-    x = x0 = rms(p["tok_emb.weight"][ids])
-    stack: list[Tensor] = []
+    x0 = embedded(p, c, ids)
+    given = Given(x0, x0 @ p["x0_proj.weight"].T if c.x0_values else None, ids, separate)
+    lanes, stack = [x0], list[Tensor]()
     encoder, decoder = order(c, looping)
     for i in encoder:
-        x = block(i, x, x0, p, c)
-        stack.append(x)
+        lanes = block(i, lanes, given, p, c)
+        stack.append(lanes[0])
     for step, i in enumerate(decoder):
         if stack:
             skip = p["skip_weights"][step] * stack.pop()
-            x = skip + torch.sigmoid(p["skip_gates"][step]) * (x - skip)
-        x = block(i, x, x0, p, c)
-    logits = c.softcap * torch.tanh(rms(x) @ p["tok_emb.weight"].T / c.softcap)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            joined = skip + torch.sigmoid(p["skip_gates"][step]) * (lanes[0] - skip)
+            # The second lane begins where the first such block reads the joined stream.
+            lanes = [joined, *lanes[1:]]
+        lanes = block(i, lanes, given, p, c)
+    x = rms(sum(lanes) / len(lanes))
+    x = x @ p["head_proj.weight"].T if c.embed_dim else x
+    head = p["tok_emb.weight"] if c.tie_embeddings else p["head.weight"]
+    return F.cross_entropy(capped(x @ head.T, p, c).flatten(0, 1), targets.flatten())
 
 
 # ---------------------------------------------------------------------------------------------
