@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from alone import start
+from features import ALL
 from packaging.requirements import Requirement
 from tiny import alive
 
@@ -195,7 +196,8 @@ def test_its_gpu_kernels_are_those_of_the_package(
 ) -> None:
     """From the shortened source, in the file where the interpreter of kernels looks for it."""
     pytest.importorskip("triton")
-    made = bundle(tiny())
+    config = tiny(*(f"model.{name}={value}" for name, value in ALL.items()))
+    made = bundle(config)
     definitions = unwrap(made.file).rstrip().rpartition("\n")[0]
     (tmp_path / "bundled_kernels.py").write_text(definitions + "\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -204,8 +206,8 @@ def test_its_gpu_kernels_are_those_of_the_package(
     def named(name: str) -> Any:
         return getattr(module, made.names[name])
 
-    own = alive(tiny().model)
-    model = named("GPT")(named("ModelConfig")(**to_dict(tiny().model)))
+    own = alive(config.model)
+    model = named("GPT")(named("ModelConfig")(**to_dict(config.model)))
     getattr(model, made.names.get("set_looping", "set_looping"))(True)
     model.load_state_dict(own.state_dict())
     prepare(own, torch.float32, "plain", "fused")

@@ -1,0 +1,34 @@
+"""A run whose model has all that a model can have goes through every stage, proof and audit too."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from features import ALL
+
+from fairway.base.files import read_json
+from fairway.config.settings import Config
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.run import Pipeline
+
+SETTINGS = [f"model.{name}={value}" for name, value in ALL.items()]
+TRAINED = ["train.documents=true", "train.windows=8@0.3 16@0.6"]
+
+
+@pytest.mark.parametrize("method", ["sgd", "lora"])
+def test_every_stage_takes_every_feature(
+    method: str, tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = tiny(
+        *SETTINGS, *TRAINED, f"ttt.method={method}", f"prove.method={method}", "prove.bytes=60",
+        "quant.method=trellis", "quant.gradient_tokens=512", "pack.codec=cabac",
+        "ttt.lora_rank=2", "ttt.lora_chunks=16", "audit.budget_s=1",
+    )  # fmt: skip
+    pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
+    with pipeline.writing():
+        pipeline.walk()
+    results = read_json(tmp_path / "run" / "results.json")
+    assert {"raw", "ema", "quantised", "sliding", "ttt"} <= results["stages"].keys()
+    assert results["audit"]["verdict"] == "valid"
+    # The proof has been restored by a process of its own.
+    assert results["proof"]["tokens"] > 0
