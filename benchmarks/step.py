@@ -1,12 +1,12 @@
 """A training step of the seed system on one GPU: floor, forward and backward, the whole step.
 
-    python benchmarks/step.py [--compiled] [--attention NAME] [--rows 48]
+    python benchmarks/step.py [--compiled] [--profile] [--attention NAME] [--rows 48]
     torchrun --standalone --nproc-per-node=2 benchmarks/step.py     # whole steps alone
 
 Prints the measured floor, then milliseconds per micro-step of `rows` x 2,048 tokens without and
 with depth recurrence, and whole training steps as `fairway train` makes them (loader, clip,
 optimisers, weight average). `--compiled` also times the plain path through torch.compile, which
-takes a minute. Under torchrun each GPU has `rows` rows of a batch that grows with their number;
+takes a minute; `--profile` adds up the GPU's time by kind of kernel. Under torchrun each GPU has `rows` rows of a batch that grows with their number;
 `--whole` times the same on one. Everything is timed back to back, as in training, since a GPU that
 is never idle runs slower: medians over repeats.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 from fairway.config.settings import Config, RuntimeConfig
 from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.machine.ranks import Ranks, join_ranks
-from fairway.model import attention, gpt, ops
+from fairway.model import attention, operations, ops
 from fairway.model.gpt import GPT, build, visits
 from fairway.model.paths import prepare
 from fairway.quantise.estimate import estimate_bytes
@@ -121,7 +121,7 @@ def passes(name: str, config: Config, plan: Plan, rows: int, compiled: bool = Fa
     if compiled:
         # The compiler makes its own backward passes: it gets the formulas, not our functions.
         for lean in ("norm", "position", "without_self", "leaky_square", "mean_loss"):
-            setattr(gpt, lean, getattr(ops, f"{lean}_plain"))
+            setattr(operations, lean, getattr(ops, f"{lean}_plain"))
         run = torch.compile(model, dynamic=False)
     ids, targets = (
         torch.randint(0, config.model.vocab_size, (rows, T), device="cuda") for _ in range(2)
@@ -145,6 +145,56 @@ def passes(name: str, config: Config, plan: Plan, rows: int, compiled: bool = Fa
               f"peak {torch.cuda.max_memory_allocated() / 2**30:5.1f} GiB, "
               f"first call {first_s:5.1f} s", flush=True)  # fmt: skip
     return found
+
+
+# Kinds of kernels by parts of their names, in the order in which they are tried.
+KINDS = {
+    "attention": ("attn", "flash", "fmha", "cudnn", "mha"),
+    "MLP products with activation": ("_up_kernel", "_slope_kernel"),
+    "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "cublas", "splitk"),
+    "entering blocks": ("_enter",),
+    "norms and embedding": ("_norm", "embedding"),
+    "queries and keys": ("_position",),
+    "XSA": ("_without_self",),
+    "loss": ("_loss", "_capped"),
+    "gradients of scaled matrices": ("_unscale",),
+}
+
+
+def profile(config: Config, plan: Plan, rows: int) -> None:
+    """Print what a forward and backward pass spends on every kind of kernel, recurrence on."""
+    model = new_model(config, plan)
+    model.set_looping(True)
+    ids, targets = (
+        torch.randint(0, config.model.vocab_size, (rows, T), device="cuda") for _ in range(2)
+    )
+
+    def work() -> None:
+        model.zero_grad(set_to_none=True)
+        torch.autograd.backward(model(ids, targets))
+
+    for _ in range(5):
+        work()
+    torch.cuda.synchronize()
+    repeats, found = 5, dict.fromkeys((*KINDS, "other"), 0.0)
+    other: dict[str, float] = {}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            work()
+        torch.cuda.synchronize()
+    for event in profiler.key_averages():
+        ms = event.self_device_time_total / 1e3 / repeats
+        kind = next(
+            (k for k, parts in KINDS.items() if any(p in event.key for p in parts)), "other"
+        )
+        found[kind] += ms
+        if kind == "other":
+            other[event.key] = ms
+    print("where a pass with recurrence spends the GPU's time")
+    for kind, ms in sorted(found.items(), key=lambda item: -item[1]):
+        print(f"  {kind:30} {ms:7.2f} ms")
+    for name, ms in sorted(other.items(), key=lambda item: -item[1])[:6]:
+        print(f"    other: {ms:6.2f} ms {name[:90]}")
 
 
 def whole_steps(config: Config, plan: Plan, ranks: Ranks, rows: int, steps: int) -> list[float]:
@@ -185,6 +235,7 @@ def main() -> None:
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--whole", action="store_true", help="whole training steps alone")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     chosen = parser.parse_args()
     config = recipe("pr1858_proxy")
     ranks = join_ranks()
@@ -201,6 +252,8 @@ def main() -> None:
     print("floor: matrix products and attention alone")
     least_ms = floor(config, plan.attention, chosen.rows)
     print(f"  in all: {least_ms[0]:.1f} ms without recurrence, {least_ms[1]:.1f} with")
+    if chosen.profile:
+        profile(config, plan, chosen.rows)
     print("forward and backward")
     ours = passes("fused", config, plan, chosen.rows)
     if chosen.compiled:

@@ -69,10 +69,11 @@ class Bank:
         if not here:
             return {}, x_BTD
         inner = slice(group.inner[here[0]].start, group.inner[here[-1]].stop)
-        *parts_BTR, x_BTD = _Read.run(self, visit, inner, len(here), x_BTD)
+        tray = _Tray(self.adapters.rank, len(here))
+        *parts_BTR, x_BTD = _Read.run(self, visit, inner, tray, x_BTD)
         return {
-            target: _Extra(self, visit, group.outer[target], part_BTR)
-            for target, part_BTR in zip(here, parts_BTR, strict=True)
+            target: _Extra(self, visit, group.outer[target], tray, number, part_BTR)
+            for number, (target, part_BTR) in enumerate(zip(here, parts_BTR, strict=True))
         }, x_BTD
 
     def states(self, ids_BT: Tensor, rope: Rope) -> Tensor:
@@ -94,11 +95,28 @@ class Bank:
         return extra
 
 
+@dataclass(slots=True)
+class _Tray:
+    """Where the gradients of z for several targets come to lie side by side, without a copy."""
+
+    rank: int
+    count: int
+    dz_BTQ: Tensor | None = None
+
+    def place(self, number: int, like_BTR: Tensor) -> Tensor:
+        """Return the place of one target's gradient, [B, T, R]."""
+        if self.dz_BTQ is None:
+            self.dz_BTQ = like_BTR.new_empty(*like_BTR.shape[:2], self.rank * self.count)
+        return self.dz_BTQ[:, :, number * self.rank : (number + 1) * self.rank]
+
+
 @dataclass(frozen=True, slots=True)
 class _Extra:
     bank: Bank
     visit: int
     outer: slice
+    tray: _Tray
+    number: int
     z_BTR: Tensor
 
     def value(self) -> Tensor:
@@ -107,7 +125,7 @@ class _Extra:
 
     def add_(self, whole_BTC: Tensor, first: int, scale_O: Tensor | None) -> Tensor:
         """Return `whole` with it added to its columns from `first` on; the copies are scaled."""
-        added: Tensor = _Add.run(self.bank, self.visit, self.outer, first, whole_BTC, self.z_BTR)
+        added: Tensor = _Add.run(self, first, whole_BTC, self.z_BTR)
         return added
 
 
@@ -115,21 +133,22 @@ class _Read(Step):
     """x -> (x A^T of every target, x). A gradient of x is nobody else's."""
 
     @staticmethod
-    def forward(ctx: Any, bank: Bank, visit: int, inner: slice, count: int,
+    def forward(ctx: Any, bank: Bank, visit: int, inner: slice, tray: _Tray,
                 x_BTD: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
         inner_BQD, _ = bank.pair(bank.copies, False, visit)
         z_BTQ = torch.bmm(x_BTD, inner_BQD[:, inner].mT)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x_BTD)
-        ctx.at = bank, visit, inner
-        return *z_BTQ.chunk(count, 2), x_BTD
+        ctx.at = bank, visit, inner, tray
+        return *torch.split(z_BTQ, tray.rank, 2), x_BTD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (x_BTD,), (bank, visit, inner) = ctx.saved_tensors, ctx.at
-        *parts_BTR, dx_BTD = grads
-        dz_BTQ = torch.cat(parts_BTR, 2)
+        (x_BTD,), (bank, visit, inner, tray) = ctx.saved_tensors, ctx.at
+        dz_BTQ, dx_BTD = tray.dz_BTQ, grads[-1]
+        # Every part has one reader, whose gradient lies in the tray already.
+        assert dz_BTQ is not None and all(grad is not None for grad in grads[:-1])
         inner_BQD, _ = bank.pair(bank.copies, False, visit)
         d_inner_BQD, _ = bank.pair(bank.grads, False, visit)
         torch.bmm(dz_BTQ.mT, x_BTD, out=d_inner_BQD[:, inner])
@@ -144,25 +163,29 @@ class _Add(Step):
     """Columns of a product plus z B^T, in place."""
 
     @staticmethod
-    def forward(ctx: Any, bank: Bank, visit: int, outer: slice, first: int, whole_BTC: Tensor,
+    def forward(ctx: Any, extra: _Extra, first: int, whole_BTC: Tensor,
                 z_BTR: Tensor) -> Tensor:  # fmt: skip
-        _, outer_BOR = bank.pair(bank.copies, False, visit)
+        bank, outer = extra.bank, extra.outer
+        _, outer_BOR = bank.pair(bank.copies, False, extra.visit)
         columns = slice(first, first + outer.stop - outer.start)
         whole_BTC[:, :, columns].baddbmm_(z_BTR, outer_BOR[:, outer].mT)
         ctx.mark_dirty(whole_BTC)
         ctx.save_for_backward(z_BTR)
-        ctx.at = bank, visit, outer, columns
+        ctx.extra, ctx.columns = extra, columns
         return whole_BTC
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_BTC: Tensor) -> tuple[Any, ...]:
-        (z_BTR,), (bank, visit, outer, columns) = ctx.saved_tensors, ctx.at
-        _, outer_BOR = bank.pair(bank.copies, False, visit)
-        _, d_outer_BOR = bank.pair(bank.grads, False, visit)
-        d_BTO = d_BTC[:, :, columns]
+        (z_BTR,), extra = ctx.saved_tensors, ctx.extra
+        bank, outer = extra.bank, extra.outer
+        _, outer_BOR = bank.pair(bank.copies, False, extra.visit)
+        _, d_outer_BOR = bank.pair(bank.grads, False, extra.visit)
+        d_BTO = d_BTC[:, :, ctx.columns]
         torch.bmm(d_BTO.mT, z_BTR, out=d_outer_BOR[:, outer])
-        return None, None, None, None, d_BTC, torch.bmm(d_BTO, outer_BOR[:, outer])
+        dz_BTR = extra.tray.place(extra.number, z_BTR)
+        torch.bmm(d_BTO, outer_BOR[:, outer], out=dz_BTR)
+        return None, None, d_BTC, dz_BTR
 
 
 class _Head(Step):
