@@ -6,9 +6,10 @@
 Prints the measured floor, then milliseconds per micro-step of `rows` x 2,048 tokens without and
 with depth recurrence, and whole training steps as `fairway train` makes them (loader, clip,
 optimisers, weight average). `--compiled` also times the plain path through torch.compile, which
-takes a minute; `--profile` adds up the GPU's time by kind of kernel. Under torchrun each GPU has `rows` rows of a batch that grows with their number;
-`--whole` times the same on one. Everything is timed back to back, as in training, since a GPU that
-is never idle runs slower: medians over repeats.
+takes a minute; `--profile` adds up the GPU's time by kind of kernel. Under torchrun each GPU has
+`rows` rows of a batch that grows with their number; `--whole` times the same on one. Everything is
+timed back to back, as in training, since a GPU that is never idle runs slower: medians over
+repeats.
 """
 
 import argparse
@@ -120,7 +121,15 @@ def passes(name: str, config: Config, plan: Plan, rows: int, compiled: bool = Fa
     run: Any = model
     if compiled:
         # The compiler makes its own backward passes: it gets the formulas, not our functions.
-        for lean in ("norm", "position", "without_self", "leaky_square", "mean_loss"):
+        for lean in (
+            "added",
+            "entered",
+            "norm",
+            "position",
+            "without_self",
+            "leaky_square",
+            "mean_loss",
+        ):
             setattr(operations, lean, getattr(ops, f"{lean}_plain"))
         run = torch.compile(model, dynamic=False)
     ids, targets = (
