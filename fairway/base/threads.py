@@ -12,9 +12,8 @@ import torch
 
 # Pieces per thread: a thread that another process keeps from its core leaves them to the others.
 _PIECES = 4
-_pools: dict[int, ThreadPoolExecutor] = {}
-# The threads of a pool are not there in a forked process.
-os.register_at_fork(after_in_child=_pools.clear)
+# By process: the threads of a pool are not there in a forked one.
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def in_pieces(rows: int, values: int, work: Callable[[int, int], object], least: int) -> None:
@@ -38,9 +37,10 @@ def in_pieces(rows: int, values: int, work: Callable[[int, int], object], least:
 
 
 def _pool(size: int) -> ThreadPoolExecutor:
-    if size not in _pools:
-        _pools[size] = ThreadPoolExecutor(size, thread_name_prefix="fairway-rows")
-    return _pools[size]
+    key = (os.getpid(), size)
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(size, thread_name_prefix="fairway-rows")
+    return _pools[key]
 
 
 def _drain(pieces: Iterator[tuple[int, int]], work: Callable[[int, int], object]) -> None:

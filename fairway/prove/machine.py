@@ -9,6 +9,7 @@ import hashlib
 import platform
 from dataclasses import asdict, dataclass, replace
 
+import numba
 import numpy as np
 import torch
 
@@ -31,6 +32,7 @@ class Machine:
 
     torch: str
     numpy: str
+    numba: str
     processor: str
     instructions: str
     gpu: str
@@ -83,6 +85,8 @@ def this_machine(plan: Plan) -> Machine:
     return Machine(
         torch=str(torch.__version__),
         numpy=np.__version__,
+        # On a CPU its loops compute what is element-wise.
+        numba="off" if numba.config.DISABLE_JIT else numba.__version__,
         processor=platform.machine(),
         instructions=torch.backends.cpu.get_cpu_capability(),
         gpu=torch.cuda.get_device_name() if plan.device == "cuda" else "",

@@ -152,6 +152,7 @@ def test_streams_keep_every_byte(session: Session, count: int) -> None:
     [
         ("torch", "1.0"),
         ("numpy", "1.0"),
+        ("numba", "0.1"),
         ("processor", "abacus"),
         ("instructions", "BEADS"),
         ("gpu", "none such"),
