@@ -40,9 +40,23 @@ def _compiled(function: Function, fastmath: set[str] | bool) -> Function:
     options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
         made = numba.njit(cache=True, **options)(function)
+        _stamp(made)
     except RuntimeError:
         made = numba.njit(**options)(function)
     return cast(Function, made)
+
+
+def _stamp(made: Any) -> None:
+    """Let what is kept on disk be compiled anew when a module of a function that it calls changes.
+
+    numba looks at the function's own module alone, and its code has the others' built in.
+    """
+    index = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if index is None:
+        return
+    called = made.py_func.__globals__.values()
+    made.stamps = {index._source_stamp}.union(*(getattr(value, "stamps", ()) for value in called))
+    index._source_stamp = sorted(map(repr, made.stamps))
 
 
 def _fetching(typing_context: Any, array: Any, index: Any) -> Any:
