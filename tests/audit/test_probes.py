@@ -53,7 +53,7 @@ def test_a_valid_scorer_is_never_accused(scorer: Any, seed: int, budget_s: float
 
 
 class Timed(Adaptive):
-    """Takes so long for every question, by a clock of its own: nobody waits, and load is nothing."""
+    """Takes so long for every question, by a clock of its own: nobody waits for it."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.now_s = seconds, 0.0
