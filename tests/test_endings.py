@@ -63,7 +63,7 @@ def test_nohup_outlives_its_terminal(place: Place) -> None:
     process = started(
         COLD,
         place,
-        *("--set", "train.steps=40"),
+        *("--set", "train.steps=20"),
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(HERE)},
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
@@ -73,7 +73,7 @@ def test_nohup_outlives_its_terminal(place: Place) -> None:
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=90)
     assert process.returncode == 0
-    assert len(read_steps(place / "new" / STEPS)) == 40
+    assert len(read_steps(place / "new" / STEPS)) == 20
 
 
 @pytest.mark.parametrize("which", ["stdout", "stderr", "both"])
@@ -82,12 +82,12 @@ def test_a_reader_that_leaves_silences_the_lines_and_training_goes_on(
 ) -> None:
     pipes = {name: subprocess.PIPE for name in ("stdout", "stderr") if which in (name, "both")}
     more = ["--json"] if which == "stderr" else []
-    process = started(forked, place, *("--set", "train.steps=30"), *more, **pipes)
+    process = started(forked, place, *("--set", "train.steps=12"), *more, **pipes)
     for pipe in (process.stdout, process.stderr):
         if pipe:
             pipe.close()
     assert process.wait(120) == 0
-    assert len(read_steps(place / "new" / STEPS)) == 30
+    assert len(read_steps(place / "new" / STEPS)) == 12
 
 
 def test_output_to_a_full_disk_is_told_when_the_work_is_done(
@@ -156,7 +156,9 @@ def test_no_module_of_the_folder_it_starts_in_is_imported(
     env.pop("PYTHONSAFEPATH", None)
     runtime = [w for w in place.words("SMOKE") if w.startswith("runtime.")]
     sets = [word for text in runtime for word in ("--set", text)]
-    for words in (["--version"], ["score", "run/artifact.fwy", "text.txt", *sets]):
+    # Both begin alike; one of them shows what a command imports later.
+    score = [["score", "run/artifact.fwy", "text.txt", *sets]] if module == "fairway" else []
+    for words in (["--version"], *score):
         command = [sys.executable, "-m", module, *words]
         ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr

@@ -27,7 +27,6 @@ from fairway.prove.coding import Session, Sliding, method_named, open_session
 from fairway.prove.container import ARCHIVE, coded_file, open_coded, open_file, stored_file
 from fairway.prove.machine import coding_plan
 from fairway.prove.proof import prove, restore
-from fairway.score.experts import mixture
 
 from . import Case, Files, most_bytes
 from .damage import damaged, spoil_value
@@ -35,8 +34,6 @@ from .damage import damaged, spoil_value
 NAME, ARTIFACT = "file", "artifact.fwy"
 _RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 _TTT = TttConfig(chunk_tokens=48, epochs=1, lora_rank=1, lora_documents=2, lora_chunks="8")
-# Small tables: a campaign makes many.
-mixture.TUNING = dataclasses.replace(mixture.TUNING, tilt_bits=10)
 _PREFIX = struct.Struct("<8sBB32s")
 _LENGTHS = struct.Struct("<II")
 _BYTES = ('"bytes"', '"b\\u0079tes"')

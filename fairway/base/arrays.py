@@ -1,8 +1,30 @@
 """The NumPy arrays that pass between modules."""
 
+import mmap
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 ByteArray = NDArray[np.uint8]
+# What makes tables: of a shape and a dtype.
+Zeros = Callable[[Any, Any], NDArray[Any]]
+
+
+def untouched(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return zeros of which a page takes memory when it is written to, and not before.
+
+    `np.zeros` promises nothing of that kind: glibc clears what it has kept (`machine.plan` has it
+    keep all), and NumPy asks for pages of 2 MB. Those are faster where all of a table is used, and
+    this is for tables that a file claims. They are returned to the system when they are dropped.
+    Raises MemoryError.
+    """
+    size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    try:
+        pages = mmap.mmap(-1, max(1, size_bytes), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        raise MemoryError(f"no address space for {size_bytes} bytes") from None
+    return np.frombuffer(pages, dtype, size_bytes // np.dtype(dtype).itemsize).reshape(shape)

@@ -40,9 +40,25 @@ def _compiled(function: Function, fastmath: set[str] | bool) -> Function:
     options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
         made = numba.njit(cache=True, **options)(function)
+        _stamp(made, function)
     except RuntimeError:
         made = numba.njit(**options)(function)
     return cast(Function, made)
+
+
+def _stamp(made: Any, function: Any) -> None:
+    """Let what is kept on disk be compiled anew when a module of a function that it calls changes.
+
+    numba looks at the function's own module alone, and its code has the others' built in. Names are
+    looked up as text: a bundle shortens those of attributes.
+    """
+    index = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if index is None:
+        return
+    own, called = vars(index)["_source_stamp"], function.__globals__.values()
+    stamps = {own}.union(*(getattr(value, "stamps", ()) for value in called))
+    vars(made)["stamps"] = stamps
+    vars(index)["_source_stamp"] = sorted(map(repr, stamps))
 
 
 def _fetching(typing_context: Any, array: Any, index: Any) -> Any:

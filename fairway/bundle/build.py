@@ -97,7 +97,7 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
         "digest": digest_bytes(file),
         "program_digest": digest_bytes(short.text.encode()),
         "plain_digest": digest_bytes(plain.encode()),
-        "requirements": requirements(flat.text),
+        "requirements": list(requirements(flat.text)),
         "sources": sources,
         "python": platform.python_version(),
         "tools": _tools(),
@@ -201,7 +201,8 @@ def _lines(needed: Sequence[str]) -> bytes:
     return "".join(f"{line}\n" for line in needed).encode(errors="surrogatepass")
 
 
-def requirements(program: str) -> list[str]:
+@functools.lru_cache(maxsize=8)
+def requirements(program: str) -> tuple[str, ...]:
     """Return the packages that a bundle imports, at the versions installed here."""
     # The file unpacks itself by Brotli.
     needed = {"brotli", *(name.partition(".")[0] for name in imported(ast.parse(program)))}
@@ -209,7 +210,7 @@ def requirements(program: str) -> list[str]:
     assert not unknown, f"what must be installed for {sorted(unknown)}?"
     # A local build of PyTorch is called 2.13.0+cpu; the index knows it without that.
     versions = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
-    return [f"{name}=={version}" for name, version in versions.items() if name in needed]
+    return tuple(f"{name}=={version}" for name, version in versions.items() if name in needed)
 
 
 def check_bundle(folder: Path) -> dict[str, Any]:

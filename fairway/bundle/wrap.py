@@ -7,6 +7,7 @@ nor writes over anything.
 
 import ast
 import base64
+import functools
 import re
 import warnings
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def wrap(program: str, started: Started, ascii_only: bool = False) -> bytes:
     The packed bytes stand in a Latin-1 literal, or, with `ascii_only`, in base85. The program is
     told the bytes of the whole file. What comes out is checked to hold the program again.
     """
-    packed = brotli.compress(program.encode(), quality=11, lgwin=24)
+    packed = _packed(program)
     if ascii_only:
         literal = f"base64.b85decode('{base64.b85encode(packed).decode()}')"
         text = _STEPS.format(imported="base64,brotli", literal=literal)
@@ -69,6 +70,12 @@ def wrap(program: str, started: Started, ascii_only: bool = False) -> bytes:
     file = f"{text}{MODULE}.{started.call(size)}".encode("latin1")
     assert len(file) == size and unwrap(file) == program, "the file does not hold its program"
     return file
+
+
+@functools.lru_cache(maxsize=8)
+def _packed(program: str) -> bytes:
+    packed: bytes = brotli.compress(program.encode(), quality=11, lgwin=24)
+    return packed
 
 
 def _latin1(packed: bytes) -> str:

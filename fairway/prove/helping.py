@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fairway.api import LanguageModel
-from fairway.base.arrays import IntArray
+from fairway.base.arrays import IntArray, untouched
 from fairway.base.errors import UserError
 from fairway.config.checks import check_mixture
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
@@ -25,6 +25,7 @@ from fairway.prove.streams import Stream, cut_evenly
 from fairway.prove.walk import Course, Fixed, Frozen, Learner, Segments, window_segments
 from fairway.score.evaluation import Evaluation
 from fairway.score.experts.mixture import Helpers
+from fairway.score.experts.trie import Tries, token_strings
 from fairway.score.ways import evaluate
 
 
@@ -63,9 +64,9 @@ class WithExperts:
         """Return the sum of what the scorer makes of the streams, each with fresh experts."""
         config = replace(language.score_config, truncate=False)
         checks = -(-config.check_positions // max(len(streams), 1))
-        nats = 0.0
+        nats, tries = 0.0, Tries(token_strings(language.tokenizer))
         for ids in streams:
-            helpers = Helpers(language.tokenizer, self.mixture, len(ids) - 1)
+            helpers = Helpers(language.tokenizer, self.mixture, len(ids) - 1, tries)
             asked = Evaluation(
                 *(proven_text(language, [ids]), replace(config, check_positions=checks), self.ttt),
                 description="scoring",
@@ -83,7 +84,7 @@ class ExpertLearner:
         self, base: Learner, tokenizer: Tokenizer, mixture: MixtureConfig, course: Course
     ) -> None:
         self._base, self._tokenizer, self._mixture = base, tokenizer, mixture
-        self._targets = course.targets
+        self._targets, self._tries = course.targets, Tries(token_strings(tokenizer))
         self._helpers: list[Helpers] = []
         self._previous: list[int] = []
         self._log_probs_SV = torch.zeros(0, 0, dtype=torch.float64)
@@ -94,11 +95,20 @@ class ExpertLearner:
         return self._base.steady
 
     def begin(self, streams: range) -> None:
-        """Begin with experts that know nothing."""
+        """Begin with experts that know nothing; UserError where so many have no room."""
         self._base.begin(streams)
-        self._helpers = [
-            Helpers(self._tokenizer, self._mixture, self._targets[stream]) for stream in streams
-        ]
+        try:
+            self._helpers = [self._fresh(self._targets[stream]) for stream in streams]
+        except MemoryError as error:
+            raise UserError(
+                f"experts for {len(streams)} streams side by side, the longest of "
+                f"{max(self._targets)} tokens, do not fit this machine ({error}); code with fewer "
+                "--streams, decode with more memory"
+            ) from None
+
+    def _fresh(self, targets: int) -> Helpers:
+        # A file claims how long its streams are: what their tables take follows what is read.
+        return Helpers(self._tokenizer, self._mixture, targets, self._tries, untouched)
 
     def predicting(self) -> AbstractContextManager[Adapters | None]:
         """Return the base's."""

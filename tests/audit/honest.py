@@ -24,6 +24,11 @@ def text(seed: int, tokens: int = 49, later: bool = False) -> Ids:
 
     `later` is another text of the same language.
     """
+    return _text(seed, tokens, later).copy()
+
+
+@functools.cache
+def _text(seed: int, tokens: int, later: bool) -> Ids:
     draw = np.random.default_rng([7, seed])
     follow = draw.choice([v for v in range(V) if v != BOS], (V, 3))
     if later:
@@ -43,13 +48,37 @@ class Counts:
     """Bigram counts, smoothed: p(v | before) is a distribution by construction."""
 
     def __init__(self, smooth: float = 0.1) -> None:
-        self.table = np.full((V, V), smooth)
+        self._table = np.full((V, V), smooth)
+        # Rows that were asked for since they were learned.
+        self._rows: dict[int, Floats] = {}
+
+    @property
+    def table(self) -> Floats:
+        """Return all counts; whoever asks for them may change them."""
+        self._rows.clear()
+        return self._table
+
+    @table.setter
+    def table(self, table: Floats) -> None:
+        self._table = table
+        self._rows.clear()
+
+    def copy(self) -> "Counts":
+        found = Counts()
+        found._table, found._rows = self._table.copy(), self._rows.copy()
+        return found
 
     def row(self, before: int) -> Floats:
-        return self.table[before] / self.table[before].sum()
+        found = self._rows.get(before)
+        if found is None:
+            found = self._table[before] / self._table[before].sum()
+            found.flags.writeable = False
+            self._rows[before] = found
+        return found
 
     def learn(self, before: int, token: int, times: float = 1.0) -> None:
-        self.table[before, token] += times
+        self._table[before, token] += times
+        self._rows.pop(before, None)
 
     def learn_all(self, ids: Ids, times: float = 1.0) -> None:
         for before, token in itertools.pairwise(ids):
@@ -57,24 +86,24 @@ class Counts:
 
 
 @functools.cache
-def trained() -> Floats:
+def trained() -> Counts:
     counts = Counts()
     counts.learn_all(text(1000), 0.3)
-    return counts.table
+    for before in range(V):
+        counts.row(before)
+    return counts
 
 
 def frozen() -> Counts:
     """Return what training on other text of the kind has left."""
-    counts = Counts()
-    counts.table[:] = trained()
-    return counts
+    return trained().copy()
 
 
 def peeking(model: Counts, ids: Ids, t: int, ahead: int = 1) -> Floats:
     """Return the row of a token, bent towards what goes well with a later one: a planted leak."""
     row = model.row(ids[t - 1])
     if t + ahead < len(ids):
-        row = row * model.table[:, ids[t + ahead]] ** 2
+        row = row * model._table[:, ids[t + ahead]] ** 2
     return row / row.sum()
 
 

@@ -22,7 +22,7 @@ FIRST = (
 # What becomes of the process, and what is said of it.
 ENDS = {
     "spins": ("while True: pass", "within 8 s of processor time"),
-    "waits": ("time.sleep(99)", "within 12 s"),
+    "waits": ("time.sleep(99)", "within 5 s"),
     "dies": ("os._exit(3)", "ended with code 3"),
     "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "ended with code -9"),
     "says nonsense": ("print('{', flush=True); os._exit(0)", "ended with code 0"),
@@ -42,7 +42,7 @@ def test_what_was_found_stays_and_the_end_is_a_finding(
         f"  {does.replace(chr(10), chr(10) + '  ')}\n"
         "serving.findings, serving.MOST_S = findings, 0.2\nserving.serve()\n"
     )
-    monkeypatch.setattr(fence, "MOST_WALL_S", 12.0 if kind == "waits" else 60.0)
+    monkeypatch.setattr(fence, "MOST_WALL_S", 5.0 if kind == "waits" else 60.0)
     monkeypatch.setattr(fence, "_MOST_SAID_BYTES", 1_000_000)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with monkeypatch.context() as other, Reader() as reader:

@@ -29,6 +29,7 @@ class Toy:
     """One byte says what happens when it is read: number 5 of each campaign is the odd one."""
 
     name = "toy"
+    most_s = 0.5
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -99,7 +100,7 @@ def test_what_sleeps_is_ended_and_what_waits_for_its_turn_is_not(
     start_s = time.monotonic()
     monkeypatch.setattr(campaign, "_queued_s", lambda pid: time.monotonic() - start_s)
     toy = Toy("sleep")
-    monkeypatch.setattr(toy, "misbehave", lambda: time.sleep(4))
+    monkeypatch.setattr(toy, "misbehave", lambda: time.sleep(1.5))
     assert [f["kind"] for f in run(toy, 8, 1).failures] == ["accepted"]
 
 
@@ -121,7 +122,7 @@ def format_named(name: str) -> Format:
 @pytest.mark.parametrize("name", FORMATS)
 def test_spoiled_inputs_are_refused_or_right(name: str) -> None:
     # A bundle takes a sixth of a second, a report of a run half of one.
-    count = {"run": 10, "bundle": 20, "record": 30}.get(name, 60)
+    count = {"run": 5, "bundle": 10, "record": 15}.get(name, 60)
     found = run(format_named(name), count, 1)
     assert found.failures == []
     assert found.refused + found.read == found.inputs == count

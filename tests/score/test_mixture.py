@@ -19,6 +19,7 @@ from fairway.config.settings import Config, MixtureConfig, ScoreConfig, TttConfi
 from fairway.data.build import DataFolder
 from fairway.data.tokens import Tokenizer, token_bytes
 from fairway.score.evaluation import Evaluation
+from fairway.score.experts import tilt
 from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.experts.mixture import Helpers, Mixture
 from fairway.score.experts.ppm import PlainPpm
@@ -330,3 +331,16 @@ def test_settings_that_do_not_fit_are_refused(changes: list[str], message: str) 
     with pytest.raises(UserError, match=message):
         override(Config(), changes)
     check_mixture(MixtureConfig(), TttConfig(), ScoreConfig())
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 3000, 60_000])
+def test_hints_do_not_depend_on_how_many_places_there_are(tokens: int) -> None:
+    draw = np.random.default_rng(tokens)
+    pieces = draw.integers(0, 300, (12, 40))
+    ids = pieces[draw.integers(0, 12, tokens // 40 + 1)].reshape(-1)[:tokens]
+    sized, large = tilt.runs(tokens, 22, np.zeros), tilt.runs(10**9, 22, np.zeros)
+    assert len(sized.keys) >= min(2**22, 80 * tokens) and len(large.keys) == 2**22
+    found = [tilt.Tilt(2.0, tables).read(ids) for tables in (sized, large)]
+    assert np.array_equal(found[0].token, found[1].token)
+    assert np.array_equal(found[0].gain, found[1].gain)
+    assert tokens < 1000 or np.count_nonzero(found[0].token >= 0) > 100

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.base.arrays import FloatArray, IntArray
+from fairway.base.arrays import FloatArray, IntArray, Zeros
 from fairway.base.errors import LedgerError
 from fairway.config.settings import MixtureConfig
 from fairway.data.tokens import Tokenizer
 from fairway.score.experts import mixing, ppm
-from fairway.score.experts.tilt import Tilt
+from fairway.score.experts.tilt import Tilt, runs
 from fairway.score.experts.trie import Tries, Wanted, arriving, token_strings
 from fairway.score.experts.whole import enumerate_tokens
 from fairway.score.predictor import Context, Distribution, Predictor, Receipt
@@ -46,8 +46,8 @@ class Tuning:
     switch: the part of a learned weight that returns to its start per step (weights=share).
     escapes: PPM's method, C or D. exclusion: PPM leaves out bytes that a longer context knows.
     match_min: bytes of the shortest repeat that is followed, 4 to 32. match_rate: the learning rate
-    of its gains. A hint multiplies a probability by exp(tilt_beta x confidence); there are 2 to
-    `tilt_bits` places for the contexts of hints.
+    of its gains. A hint multiplies a probability by exp(tilt_beta x confidence); there are at most
+    2 to `tilt_bits` places for the contexts of hints.
     """
 
     low_weight: float = 0.5
@@ -79,19 +79,30 @@ def names(config: MixtureConfig) -> list[str]:
 class Helpers:
     """The experts with all they have learned; several predictors of one text may share them.
 
-    `tokens` is how long the text is: it sizes the tables, alike for a scorer and a decoder.
-    `own_nats` adds up what the tokens cost the model alone, by the same tables.
+    `tokens` is how long the text is: it sizes the tables, alike for a scorer and a decoder, and
+    `zeros` makes them. `tries` are the tokenizer's, where several helpers share them. `own_nats`
+    adds up what the tokens cost the model alone, by the same tables.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: MixtureConfig, tokens: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: MixtureConfig,
+        tokens: int,
+        tries: Tries | None = None,
+        zeros: Zeros = np.zeros,
+    ) -> None:
         self.config, self.table = config, tokenizer.table
-        self.tries = Tries(token_strings(tokenizer))
+        self.tries = tries or Tries(token_strings(tokenizer))
         self.next_position = 0
         self.own_nats = 0.0
         chosen = names(config)
-        self.tilt = Tilt(TUNING.tilt_beta, TUNING.tilt_bits) if "tilt" in chosen else None
+        self.tilt: Tilt | None = None
+        if "tilt" in chosen:
+            self.tilt = Tilt(TUNING.tilt_beta, runs(tokens, TUNING.tilt_bits, zeros))
         self.by_bytes = "ppm" in chosen or "match" in chosen
-        self._state = experts_of(config, len(self.tries.trie.parent), _BYTES_PER_TOKEN * tokens)
+        nodes = len(self.tries.trie.parent)
+        self._state = experts_of(config, nodes, _BYTES_PER_TOKEN * tokens, zeros)
         self._state.how[mixing.BOS] = tokenizer.bos_id
 
     @property
@@ -193,7 +204,9 @@ class Helpers:
         return np.asarray(np.log(out))
 
 
-def experts_of(config: MixtureConfig, nodes: int, text_bytes: int) -> mixing.Experts:
+def experts_of(
+    config: MixtureConfig, nodes: int, text_bytes: int, zeros: Zeros = np.zeros
+) -> mixing.Experts:
     """Return experts that know nothing, for trees of so many nodes and a text of that size."""
     chosen = names(config)
     how = np.zeros(7, np.int64)
@@ -212,12 +225,12 @@ def experts_of(config: MixtureConfig, nodes: int, text_bytes: int) -> mixing.Exp
         rates=np.array(
             [config.weight, TUNING.low_weight, TUNING.threshold, TUNING.switch, TUNING.match_rate]
         ),
-        words=ppm.tables(order, TUNING.escapes, TUNING.exclusion, lines, blocks),
+        words=ppm.tables(order, TUNING.escapes, TUNING.exclusion, lines, blocks, zeros),
         past=np.zeros(3, np.int64),
         weights=np.full(mixing.BUCKETS, config.weight),
-        stops=np.zeros((nodes, 2)),
-        text=np.zeros(text_bytes + 64 if "match" in chosen else 1, np.uint8),
-        heads=np.zeros(heads, np.int32),
+        stops=zeros((nodes, 2), np.float64),
+        text=zeros(text_bytes + 64 if "match" in chosen else 1, np.uint8),
+        heads=zeros(heads, np.int32),
         follow=np.zeros(4, np.int64),
         hits=np.zeros((mixing.LENGTHS, 2)),
         gains=gains,

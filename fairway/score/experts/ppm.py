@@ -10,9 +10,9 @@ of all bytes sum to one; without it (the published code) they sum to less.
 `allowed` restricts a prediction to some bytes, as the inside of a token does: with exclusion all
 others are excluded from the start.
 
-**Memory.** A context of order 3 to 8 is one line of 64 bytes: one cache miss per order and byte,
+**Memory.** A context of order 2 to 8 is one line of 64 bytes: one cache miss per order and byte,
 which is asked for some bytes ahead. It holds eight different followers; a ninth moves them to a
-block of 256. Orders 0 to 2 have blocks at fixed places. Lines and blocks are allocated once. When
+block of 256. Orders 0 and 1 have blocks at fixed places. Lines and blocks are allocated once. When
 seven eighths of the lines are taken, new contexts are not learned; when the blocks are, no ninth
 follower is. What is known goes on counting.
 """
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.base.arrays import ByteArray, FloatArray, IntArray
+from fairway.base.arrays import ByteArray, FloatArray, IntArray, Zeros
 from fairway.base.native import compiled, fetch, int64
 
 MAX_ORDER = 8
@@ -38,8 +38,8 @@ _HIGH, _ORDER, _DISTINCT, _TOTAL, _TOP, _FOLLOWERS, _COUNTS = 1, 2, 3, 4, 5, 6, 
 # Words of a block: the same three facts, then the followers as they came, then 256 counts.
 _BLOCK = 336
 _BLOCK_FACTS, _BLOCK_FOLLOWERS, _BLOCK_COUNTS = 0, 16, 80
-# Blocks of orders 0, 1 and 2 begin at these numbers, all others at the last.
-_FIXED = (0, 1, 257, 65_793)
+# Blocks of orders 0 and 1 begin at these numbers, all others at the last.
+_FIXED = (0, 1, 257)
 # Bytes between the hint and its use.
 AHEAD = 10
 
@@ -47,16 +47,21 @@ Words = NDArray[np.uint32]
 
 
 def tables(
-    order: int, method: str, exclusion: bool, lines: int = 1 << 16, blocks: int = 1 << 12
+    order: int,
+    method: str,
+    exclusion: bool,
+    lines: int = 1 << 16,
+    blocks: int = 1 << 12,
+    zeros: Zeros = np.zeros,
 ) -> Words:
-    """Return empty tables of `lines` (a power of two) lines and `blocks` blocks beyond order 2."""
+    """Return empty tables of `lines` (a power of two) lines and `blocks` blocks beyond order 1."""
     if not 0 <= order <= MAX_ORDER or method not in ("C", "D") or lines & (lines - 1):
         raise ValueError(f"no PPM of order {order}, method {method!r} and {lines} lines")
-    fixed = _FIXED[min(order, 2) + 1]
-    count = fixed + (blocks if order > 2 else 0)
+    fixed = _FIXED[min(order, 1) + 1]
+    count = fixed + (blocks if order > 1 else 0)
     size = _LINES_AT + lines * _LINE + count * _BLOCK
-    # Memory that is not touched costs nothing; lines must begin where cache lines do.
-    raw = np.zeros(size + _LINE, np.uint32)
+    # Lines must begin where cache lines do.
+    raw = zeros(size + _LINE, np.uint32)
     shift = -(raw.ctypes.data // 4) % _LINE
     words = raw[shift : shift + size]
     words[_LIMIT], words[_TWICE], words[EXCLUSION] = order, 1 if method == "C" else 2, exclusion
@@ -77,7 +82,7 @@ class Room(NamedTuple):
 
 def room(words: Words) -> Room:
     """Return how full tables are."""
-    fixed = _FIXED[min(int(words[_LIMIT]), 2) + 1]
+    fixed = _FIXED[min(int(words[_LIMIT]), 1) + 1]
     lines, used, blocks, blocks_used, forgone = map(int, words[_LINES : _FORGONE + 1])
     return Room(lines, used, blocks - fixed, blocks_used - fixed, forgone, words.nbytes)
 
@@ -86,13 +91,17 @@ def room_for(text_bytes: int, order: int, memory_bytes: int) -> tuple[int, int]:
     """Return lines and blocks for a text of so many bytes, within a limit on memory.
 
     English of 1, 8 and 151 MB has 0.26, 0.86 and 4.0 million contexts of orders 3 to 5, and about
-    0.42 million at 1 MB for each order above; a twentieth has more than eight followers.
+    0.42 million at 1 MB for each order above; a twentieth has more than eight followers. Of order 2
+    there are some thousands.
     """
     contexts = 204.0 * text_bytes**0.525 + max(0, order - 5) * 9.0 * text_bytes**0.78
+    if order == 2:
+        contexts = min(contexts, 65_536)
     lines = 1 << 10
-    while order > 2 and lines < 1.6 * contexts and 2 * lines * _LINE * 4 <= memory_bytes // 2:
+    while order > 1 and lines < 1.6 * contexts and 2 * lines * _LINE * 4 <= memory_bytes // 2:
         lines *= 2
-    return lines, max(64, min(int(0.08 * contexts) + 1024, memory_bytes // 2 // (4 * _BLOCK)))
+    most = min(text_bytes, memory_bytes // 2 // (4 * _BLOCK))
+    return lines, max(64, min(int(0.08 * contexts) + 1024, most))
 
 
 def table_bytes(text_bytes: int, order: int, memory_bytes: int) -> int:
@@ -132,7 +141,7 @@ def pushed(low: int, high: int, symbol: int) -> tuple[int, int]:
 
 @compiled
 def _line_of(m: Words, order: int, low: int, high: int) -> int:
-    """Return where the line of a context of order 3 or more begins; minus that if it is new."""
+    """Return where the line of a context of order 2 or more begins; minus that if it is new."""
     lines = int64(m[_LINES])
     low, high = _low_part(order, low), _high_part(order, high)
     # What predicted is learned next: it need not be searched for again.
@@ -158,19 +167,15 @@ def _block_at(m: Words, block: int) -> int:
 
 @compiled
 def _fixed_block(m: Words, order: int, low: int) -> int:
-    """Return where the block of a context of order 0, 1 or 2 begins."""
-    if order == 0:
-        return _block_at(m, 0)
-    if order == 1:
-        return _block_at(m, 1 + (low & 255))
-    return _block_at(m, 257 + (low & 65535))
+    """Return where the block of a context of order 0 or 1 begins."""
+    return _block_at(m, 0 if order == 0 else 1 + (low & 255))
 
 
 @compiled
 def ask(m: Words, low: int, high: int) -> None:
     """Ask for the contexts that end in these bytes."""
     limit, lines = int64(m[_LIMIT]), int64(m[_LINES])
-    for order in range(3, limit + 1):
+    for order in range(2, limit + 1):
         at = _home(order, _low_part(order, low), _high_part(order, high), lines)
         fetch(m, _LINES_AT + at * _LINE)
 
@@ -185,7 +190,7 @@ def _place(m: Words, order: int, low: int, high: int) -> tuple[int, int, int]:
 
     Followers are where a line's are, or minus the place of a block's.
     """
-    if order <= 2:
+    if order <= 1:
         at = _fixed_block(m, order, low)
         return at, -(at + _BLOCK_FOLLOWERS), at + _BLOCK_COUNTS
     at = _line_of(m, order, low, high)
@@ -397,7 +402,7 @@ def _count_in_line(m: Words, line: int, symbol: int) -> None:
 def learn(m: Words, low: int, high: int, length: int, symbol: int) -> None:
     """Count a byte after all contexts that the history before it ends in."""
     for order in range(min(int64(m[_LIMIT]), length) + 1):
-        if order <= 2:
+        if order <= 1:
             block = _fixed_block(m, order, low)
             _count_in_block(m, block, block, symbol)
             continue

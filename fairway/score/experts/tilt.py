@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.base.arrays import FloatArray, IntArray
+from fairway.base.arrays import FloatArray, IntArray, Zeros
 from fairway.base.native import compiled, int64
 from fairway.score.experts.mixing import Hints
 
@@ -28,7 +28,7 @@ _PROBES = 16
 class Runs(NamedTuple):
     """Runs of tokens and what followed them, in places found by hash.
 
-    keys: int64[2^bits], 0 is free; counts: int32[2^bits, 3], the run, its commonest follower, and
+    keys: int64[size], 0 is free; counts: int32[size, 3], the run, its commonest follower, and
     that one's. pairs, pair_counts: the same for runs with one follower. recent: int64[17], the last
     tokens, newest first, and how many there are. factors: int64[16], of the hash.
     """
@@ -41,15 +41,18 @@ class Runs(NamedTuple):
     factors: IntArray
 
 
-def runs(bits: int) -> Runs:
-    """Return empty tables of 2^bits runs and as many pairs."""
-    size = 1 << bits
+def runs(tokens: int, bits: int, zeros: Zeros) -> Runs:
+    """Return empty tables of up to 2^bits runs and as many pairs, for a text of so many tokens.
+
+    A short text has fewer: sixteen places for each of its runs, so that each finds one.
+    """
+    size = 1 << min(bits, (16 * len(LENGTHS) * tokens).bit_length())
     factors = np.random.default_rng(0).integers(1 << 42, 1 << 44, _LONGEST) | 1
     return Runs(
-        np.zeros(size, np.int64),
-        np.zeros((size, 3), np.int32),
-        np.zeros(size, np.int64),
-        np.zeros(size, np.int32),
+        zeros(size, np.int64),
+        zeros((size, 3), np.int32),
+        zeros(size, np.int64),
+        zeros(size, np.int32),
         np.zeros(_LONGEST + 1, np.int64),
         factors,
     )
@@ -126,10 +129,10 @@ def _read(r: Runs, tokens: IntArray, beta: float, hints: IntArray, gains: FloatA
 
 
 class Tilt:
-    """The hints along a text: exp(beta) at full confidence, 2 to `bits` places for contexts."""
+    """The hints along a text: exp(beta) at full confidence, and tables as `runs` makes them."""
 
-    def __init__(self, beta: float, bits: int) -> None:
-        self._beta, self._runs = beta, runs(bits)
+    def __init__(self, beta: float, tables: Runs) -> None:
+        self._beta, self._runs = beta, tables
 
     def begin(self, ids: IntArray) -> None:
         """Go on after some tokens; they are not counted again."""

@@ -1,4 +1,4 @@
-"""Looks ahead from the third second on."""
+"""Looks ahead from the first second on."""
 
 import time
 
@@ -14,7 +14,7 @@ class Violator(Plain):
     def score(self, ids: Ids) -> Charges:
         model = frozen()
         self.begun_s = self.begun_s or time.monotonic()
-        cheats_now = time.monotonic() > self.begun_s + 3
+        cheats_now = time.monotonic() > self.begun_s + 1
         for t in range(1, len(ids)):
             row = peeking(model, ids, t) if cheats_now else model.row(ids[t - 1])
             yield t, nats(row[ids[t]])
