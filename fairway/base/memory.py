@@ -1,8 +1,13 @@
-"""Memory of a GPU: what is left of it, and how to give back what nobody uses."""
+"""Memory of a device: what is left, how to give back what nobody uses, the most that was used."""
 
 import gc
+import resource
+from pathlib import Path
 
 import torch
+
+# Linux: what is written there makes the next peak begin now; where it is read.
+_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def free_bytes(device: torch.device) -> float:
@@ -29,3 +34,27 @@ def give_back() -> None:
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def begin_peak(device: str) -> None:
+    """Let `peak_bytes` tell of what comes from now on, as far as the system lets it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        _RESET.write_text("5")
+    except OSError:
+        return
+
+
+def peak_bytes(device: str) -> int:
+    """Return the most bytes in use since `begin_peak`: of a GPU what tensors took, else the
+    resident set of the process, whose highest one ever stands where none can begin."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        lines = []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    return found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

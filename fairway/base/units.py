@@ -31,6 +31,11 @@ def megabytes(count_bytes: int) -> str:
     return f"{count_bytes / 1e6:.2f} MB"
 
 
+def gigabytes(count_bytes: float) -> str:
+    """Return a byte count in decimal gigabytes, as text: 19.8 GB."""
+    return f"{count_bytes / 1e9:.1f} GB" if count_bytes >= 5e7 else f"{count_bytes / 1e9:.3f} GB"
+
+
 def duration(seconds: float) -> str:
     """Return a duration for people: 8.2 s, 3 min 20 s, 1 h 05 min."""
     if seconds < 59.95:

@@ -20,6 +20,7 @@ from fairway.base.timing import pace
 from fairway.config.settings import RuntimeConfig
 from fairway.machine.ranks import Ranks
 from fairway.model import attention
+from fairway.model.need import Way
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -42,6 +43,10 @@ class Plan:
             f"{self.device}{threads}, {self.dtype} activations, float32 products "
             f"'{self.matmul}', {self.attention} attention, {self.kernels} kernels"
         )
+
+    def way(self) -> Way:
+        """Return how a model computes under this plan, as far as memory goes."""
+        return Way(self.kernels == "fused", DTYPES[self.dtype].itemsize, self.attention == "plain")
 
     def as_dict(self) -> dict[str, str | int]:
         """Return the plan for JSON."""

@@ -21,11 +21,10 @@ from fairway.base.graphs import recording
 from fairway.model.attention import Attention
 from fairway.model.block import Adapters, Attending, Walk
 from fairway.model.gpt import GPT, rope_table
+from fairway.model.need import AT_ONCE
 from fairway.model.seen import ALL, Seen
 
 _ALL = slice(None)
-# Tokens that a GPU reads at once: hidden states of the MLP are then 268 MB in bfloat16.
-_AT_ONCE = 1 << 16
 
 
 def row_bytes(model: GPT, room: int) -> int:
@@ -98,7 +97,7 @@ class Cache:
             yield self.single.read(self, ids_ST)
         else:
             # What is hooked on has a part for every row.
-            count = max(1, _AT_ONCE // T) if self.steady else S
+            count = max(1, AT_ONCE // T) if self.steady else S
             for first in range(0, S, count):
                 yield self._states(ids_ST[first : first + count], slice(first, first + count))
         self.last_S1 = ids_ST[:, -1:]

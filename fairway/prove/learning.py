@@ -87,7 +87,8 @@ class ChunkLearner(Frozen):
 
     def __init__(self, model: GPT, ttt: TttConfig, course: Course) -> None:
         super().__init__(model)
-        self._sgd, self._ttt, self._bos_id = Sgd(model, ttt, course.seq_len), ttt, course.bos_id
+        self._sgd = Sgd(model, ttt, course.seq_len, fixed=True)
+        self._ttt, self._bos_id = ttt, course.bos_id
         self._chunks = -(-sum(course.targets) // ttt.chunk_tokens)
         self._index = 0
         self._ids: list[IntArray] = []

@@ -18,11 +18,12 @@ from torch import Tensor
 from fairway.base.errors import UserError
 from fairway.base.memory import free_bytes, give_back
 from fairway.base.progress import notice
+from fairway.model.need import together
 from fairway.model.operations import Rope
 from fairway.score.adapting import Way
 
 # One chunk runs as it is, another one is held by recordings; both at once are the most.
-_HELD_TWICE = 2.0
+HELD_TWICE = 2.0
 # Larger batches than this share above what was found to fit are looked at anew.
 _LOOK_AGAIN = 1.125
 
@@ -30,19 +31,26 @@ _LOOK_AGAIN = 1.125
 class Halving:
     """A way to predict and learn for any number of rows; `at_once` of them run together at most.
 
-    `capacity` is the number of slots. A `fixed` one takes all rows together or refuses: what is
+    `capacity` is the number of slots, `row_bytes` tells what a row takes of memory by the length of
+    its window and of its chunk. A `fixed` one takes all rows together or refuses: what is
     coded must be decoded by the same sums.
     """
 
-    def __init__(self, way: Way, capacity: int, device: torch.device, fixed: bool) -> None:
+    def __init__(
+        self,
+        way: Way,
+        capacity: int,
+        device: torch.device,
+        fixed: bool,
+        row_bytes: Callable[[int, int], float],
+    ) -> None:
         self._way, self._capacity, self._device, self._fixed = way, capacity, device, fixed
+        self._row_bytes = row_bytes
         self.at_once = capacity
         self._kept: range | None = None
         self._ids_BT = torch.empty(0)
         self._rope: Rope = (self._ids_BT, self._ids_BT)
         self._first = 0
-        # Bytes per position of the longest windows seen, and their length.
-        self._position_bytes, self._length = 0.0, 0
         # Positions that are known to fit.
         self._fitting = 0
 
@@ -100,9 +108,7 @@ class Halving:
         last = part.stop == len(self._ids_BT)
         room = range(part.start, min(self._capacity, part.start + self.at_once)) if last else part
         ids_PT = self._ids_BT[part.start : part.stop]
-        before_bytes = self._in_use()
         found_BCV = self._way.log_probs(room, ids_PT, self._rope, self._first)
-        self._note(before_bytes, *ids_PT.shape)
         self._kept = part
         return found_BCV
 
@@ -117,29 +123,15 @@ class Halving:
     # -----------------------------------------------------------------------------------------
     # What fits
 
-    def _in_use(self) -> int:
-        if self._device.type != "cuda":
-            return 0
-        torch.cuda.reset_peak_memory_stats(self._device)
-        return torch.cuda.memory_allocated(self._device)
-
-    def _note(self, before_bytes: int, rows: int, length: int) -> None:
-        """Remember what a position of the longest windows took; a replay takes nothing new."""
-        if self._device.type != "cuda" or length < self._length:
-            return
-        taken_bytes = torch.cuda.max_memory_allocated(self._device) - before_bytes
-        if (each_bytes := taken_bytes / (rows * length)) > self._position_bytes / 2:
-            self._position_bytes, self._length = each_bytes, length
-
     def _choose(self) -> None:
         """Take fewer rows together where what is free would not suffice."""
         rows, length = self._ids_BT.shape
         positions = min(rows, self.at_once) * length
-        if positions <= self._fitting or not self._position_bytes or self._fixed:
+        if positions <= self._fitting or self._fixed:
             return
         self._fitting = int(positions * _LOOK_AGAIN)
-        each_bytes = _HELD_TWICE * self._position_bytes * length * _LOOK_AGAIN
-        fit = max(1, int(free_bytes(self._device) // each_bytes))
+        each_bytes = self._row_bytes(length, length - self._first)
+        fit = together(HELD_TWICE * each_bytes * _LOOK_AGAIN, free_bytes(self._device))
         while min(rows, self.at_once) > fit:
             self._halve()
 

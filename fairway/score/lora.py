@@ -27,6 +27,7 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
+from fairway.model.need import document_bytes, way_of
 from fairway.model.operations import Rope
 from fairway.score.adam import AdamW
 from fairway.score.adapting import Fused, Plain, Way, adapting, chunk_nats
@@ -74,13 +75,21 @@ class Documents:
         )
         self.adam = AdamW(config, self.adapters.zeros(rows))
         self.way: Way = (Fused if fast else Plain)(self.adapters, self.adam)
-        self.halving = Halving(self.way, rows, model.tok_emb.weight.device, fixed)
+        device = model.tok_emb.weight.device
+        self.halving = Halving(self.way, rows, device, fixed, self._row_bytes)
         self.version = 0
         # The row in every slot that is in use, and the matrices A kept beyond this batch.
         self.rows: list[int] = []
         self._inner: list[Tensor] = []
         table = rope_table(seq_len, model.config)
         self._cos_TR, self._sin_TR = (half.to(model.tok_emb.weight.device) for half in table)
+
+    def _row_bytes(self, length: int, chunk: int) -> float:
+        config, model = self.config, self.model
+        return document_bytes(
+            model.config, way_of(model), model.looping, config.lora_targets, config.lora_rank,
+            length, chunk,
+        )  # fmt: skip
 
     @torch.no_grad()
     def start(self, rows: int, inner: list[Tensor]) -> None:

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairway.base.arrays import FloatArray, IntArray
+from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import ALONE, Ranks
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
+from fairway.model.need import learning_bytes, together, way_of
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Gather, Ledger, Score, Span
 from fairway.score.predictor import Lesson
@@ -30,7 +32,7 @@ from fairway.score.sliding import ROW_TOLERANCE_NATS, FrozenPredictor
 from fairway.score.windows import Event, Window, events, sliding_windows
 
 # Sequences per forward and backward pass: more need more memory and are not faster.
-_ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = 16
 # SGD as in #1413: momentum, kept from chunk to chunk, the bound on the gradient's norm, and the
 # most sequences of a step.
 _MOMENTUM, _CLIP, _SEQUENCES = 0.9, 1.0, 32
@@ -85,10 +87,22 @@ def token_weights(nats: FloatArray) -> FloatArray:
 
 
 class Sgd:
-    """SGD with momentum over all weights of a model, learning from lessons in whole sequences."""
+    """SGD with momentum over all weights of a model, learning from lessons in whole sequences.
 
-    def __init__(self, model: GPT, config: TttConfig, seq_len: int, ranks: Ranks = ALONE) -> None:
+    A `fixed` one never takes fewer sequences together where memory is short: what is coded must be
+    decoded by the same sums.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        config: TttConfig,
+        seq_len: int,
+        ranks: Ranks = ALONE,
+        fixed: bool = False,
+    ) -> None:
         self.model, self.config, self.seq_len, self.ranks = model, config, seq_len, ranks
+        self.fixed = fixed
         self.weights = list(model.parameters())
         self.optimiser = torch.optim.SGD(self.weights, momentum=_MOMENTUM)
 
@@ -117,12 +131,22 @@ class Sgd:
         own = [sequences[n] for n in share(len(sequences), self.ranks)]
         for weight in self.weights:
             weight.grad = None
-        for first in range(0, len(own), _ROWS_AT_ONCE):
-            rows = own[first : first + _ROWS_AT_ONCE]
+        count = self._at_once()
+        for first in range(0, len(own), count):
+            rows = own[first : first + count]
             with mode(self.model, in_order=True):
                 loss = self._mean_loss(lesson, rows) * (len(rows) / len(sequences))
                 loss.backward()  # type: ignore[no-untyped-call]
         self._add_gradients()
+
+    def _at_once(self) -> int:
+        """Return how many sequences go together: fewer where a GPU's free memory says so."""
+        if self.fixed:
+            return ROWS_AT_ONCE
+        model, T = self.model, self.seq_len
+        each = T * learning_bytes(model.config, way_of(model), model.looping, T)
+        gradients = sum(weight.nbytes for weight in self.weights)
+        return together(each, free_bytes(self.weights[0].device) - gradients, ROWS_AT_ONCE)
 
     def _mean_loss(self, lesson: Lesson, rows: list[int]) -> Tensor:
         ids_BT, targets_BT = (self._rows(ids, rows) for ids in (lesson.inputs, lesson.targets))

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
+from fairway.base.memory import free_bytes
 from fairway.data.tokens import ByteTable, Ids, token_bytes
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
+from fairway.model.need import passing_bytes, together, way_of
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Span, Text, score_events
 from fairway.score.predictor import Context, Receipt
@@ -56,13 +58,24 @@ class FrozenPredictor:
         """Return a number that grows whenever a weight is changed."""
         return sum(weight._version for weight in self.model.parameters())
 
+    def at_once(self) -> int:
+        """Return how many windows the free memory of a GPU takes together."""
+        model, T = self.model, self.seq_len
+        each = T * passing_bytes(model.config, way_of(model), model.looping, T)
+        return together(each, free_bytes(self.device))
+
     @torch.no_grad()
     def hidden(self, rows: list[IntArray]) -> Tensor:
-        """Return the final states [B, T, D] of some inputs, each padded to seq_len."""
+        """Return the final states [B, T, D] of some inputs, each padded to seq_len.
+
+        As many go together as memory takes: rows do not see one another.
+        """
         ids_BT = np.zeros((len(rows), self.seq_len), dtype=np.int64)
         for row, ids in enumerate(rows):
             ids_BT[row, : len(ids)] = ids
-        return self.model.hidden(torch.from_numpy(ids_BT).to(self.device))
+        whole_BT = torch.from_numpy(ids_BT).to(self.device)
+        parts = [self.model.hidden(part) for part in whole_BT.split(self.at_once())]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.no_grad()
     def log_prob(self, x_ND: Tensor, targets_N: Tensor) -> Tensor:

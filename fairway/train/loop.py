@@ -24,6 +24,7 @@ from fairway.base import units
 from fairway.base.endings import stop_requested
 from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.files import digest_file
+from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
 from fairway.config.checks import window_schedule
 from fairway.config.settings import Config
@@ -36,6 +37,7 @@ from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
 from fairway.train.clock import Clock
+from fairway.train.micro import micro_batch
 from fairway.train.muon import Optimisers
 from fairway.train.schedule import WeightAverage, average_decay, lr_multiplier
 from fairway.train.steps import (
@@ -91,6 +93,8 @@ class Training:
         self.config, self.plan, self.ranks, self.text = config, plan, ranks, text
         self.folder, self.say = folder, say
         self.device = own_device(plan, ranks)
+        # Before anything is there: the plan counts all that will be.
+        self.per_rank, self.rows = micro_batch(config, plan, ranks, free_bytes(self.device))
         self.model = build(config.model, config.seed).to(self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
@@ -102,8 +106,6 @@ class Training:
         self.step = 0
         self.flight: Flight | None = None
         self.ended_s = 0.0
-        self.per_rank = _share_batch(config, ranks)
-        self.rows = min(self.per_rank, train.micro_tokens // train.seq_len)
         self.batches = self._batches_from_start()
 
     @property
@@ -349,7 +351,7 @@ class Training:
                 f"{self.ranks.world}; resume with as many"
             )
         self.clock.elapsed_s = facts["elapsed_s"]
-        self._use_rows(facts["rows"])
+        self._use_rows(min(facts["rows"], self.rows))
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -398,24 +400,6 @@ def what_trains(config: Config) -> dict[str, Any]:
     train = {name: value for name, value in to_dict(config.train).items() if name not in quiet}
     model, optim = to_dict(config.model), to_dict(config.optim)
     return {"model": model, "optim": optim, "train": train, "seed": config.seed}
-
-
-def _share_batch(config: Config, ranks: Ranks) -> int:
-    """Return the sequences of one rank per optimiser step, a multiple of a micro-step's."""
-    train = config.train
-    per_rank, rest = divmod(train.batch_tokens // train.seq_len, ranks.world)
-    if rest or per_rank == 0:
-        raise UserError(
-            f"train.batch_tokens {train.batch_tokens} is {train.batch_tokens // train.seq_len} "
-            f"sequences, which {ranks.world} processes cannot share evenly"
-        )
-    rows = min(per_rank, train.micro_tokens // train.seq_len)
-    if per_rank % rows:
-        raise UserError(
-            f"a rank's {per_rank} sequences are not a multiple of the {rows} that "
-            f"train.micro_tokens {train.micro_tokens} allows; choose a divisor"
-        )
-    return per_rank
 
 
 # ---------------------------------------------------------------------------------------------

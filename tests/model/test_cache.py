@@ -89,7 +89,7 @@ def test_some_rows_at_a_time_are_all_of_them(monkeypatch: pytest.MonkeyPatch) ->
     model, ids = random_model(replace(SMALL, smear=True), True), tokens(5)
     whole = model.hidden(ids)
     # Two rows of seven tokens, one of nine, then all rows of one.
-    monkeypatch.setattr("fairway.model.cache._AT_ONCE", 15)
+    monkeypatch.setattr("fairway.model.cache.AT_ONCE", 15)
     cache = Cache(model, 5, LENGTH, room=18, steady=True)
     for first, end in ((0, 7), (7, 8), (8, 17), (17, 18)):
         found = cache.last(ids[:, first:end])

@@ -167,6 +167,10 @@ class Rows:
         return self.recorded >= 0
 
 
+def nothing(length: int, chunk: int) -> float:
+    return 0.0
+
+
 def numbered(rows: int) -> Tensor:
     return torch.arange(rows)[:, None].expand(rows, 6)
 
@@ -174,7 +178,7 @@ def numbered(rows: int) -> Tensor:
 @pytest.mark.parametrize(("count", "fit"), [(8, 8), (8, 4), (7, 4), (8, 3), (5, 1), (1, 1)])
 def test_every_row_is_predicted_and_learned_once(count: int, fit: int) -> None:
     way = Rows(fit)
-    parts = Halving(way, 8, torch.device("cpu"), fixed=False)
+    parts = Halving(way, 8, torch.device("cpu"), fixed=False, row_bytes=nothing)
     rope = (torch.empty(0), torch.empty(0))
     found_BCV = parts.log_probs(numbered(count), rope, 2)
     assert found_BCV[:, 0, 0].tolist() == list(range(count))
@@ -188,7 +192,7 @@ def test_every_row_is_predicted_and_learned_once(count: int, fit: int) -> None:
 
 def test_a_room_ends_where_other_rows_begin() -> None:
     way = Rows(4)
-    parts = Halving(way, 16, torch.device("cpu"), fixed=False)
+    parts = Halving(way, 16, torch.device("cpu"), fixed=False, row_bytes=nothing)
     parts.log_probs(numbered(6), (torch.empty(0), torch.empty(0)), 0)
     # Slots 6 and 7 are nobody's, and the last part may be rounded up to them; 8 to 15 are not its.
     assert way.rooms == [range(0, 4), range(4, 8)]
@@ -197,7 +201,7 @@ def test_a_room_ends_where_other_rows_begin() -> None:
 def test_recordings_go_before_rows_are_halved(capsys: pytest.CaptureFixture[str]) -> None:
     way = Rows(4, recorded=1)
     way.rows = 3
-    parts = Halving(way, 4, torch.device("cpu"), fixed=False)
+    parts = Halving(way, 4, torch.device("cpu"), fixed=False, row_bytes=nothing)
     parts.log_probs(numbered(3), (torch.empty(0), torch.empty(0)), 0)
     assert parts.at_once == 4 and not capsys.readouterr().err
     parts.log_probs(numbered(4), (torch.empty(0), torch.empty(0)), 0)
@@ -206,7 +210,7 @@ def test_recordings_go_before_rows_are_halved(capsys: pytest.CaptureFixture[str]
 
 
 def test_what_is_coded_is_not_divided() -> None:
-    parts = Halving(Rows(4), 8, torch.device("cpu"), fixed=True)
+    parts = Halving(Rows(4), 8, torch.device("cpu"), fixed=True, row_bytes=nothing)
     with pytest.raises(UserError, match="does not suffice for 8 documents side by side"):
         parts.log_probs(numbered(8), (torch.empty(0), torch.empty(0)), 0)
 

@@ -118,7 +118,7 @@ def test_gradients_are_those_of_the_mean_loss(
     sequences = range(first, rows[-1] + 1, 2 if rows == [2, 4] else 1)
     assert list(sequences) == rows
     for at_once in (16, 2):
-        monkeypatch.setattr(sgd, "_ROWS_AT_ONCE", at_once)
+        monkeypatch.setattr(sgd, "ROWS_AT_ONCE", at_once)
         # What was there before is forgotten.
         learner.gradients(learned, sequences)
         for grad, expected in zip(gradients(model), wanted, strict=True):

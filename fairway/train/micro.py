@@ -1,0 +1,62 @@
+"""How many sequences of a step go through the model together: all that is asked for, or what fits.
+
+A step adds the gradients of its micro-batches, so that its sums are the same however many there
+are, up to rounding.
+"""
+
+from fairway.base.errors import UserError
+from fairway.config.settings import Config
+from fairway.machine.plan import Plan
+from fairway.machine.ranks import Ranks
+from fairway.model import need
+
+
+def training_need(config: Config, plan: Plan, world: int = 1) -> need.Need:
+    """Return what training needs of a process's device; UserError for a batch not to be shared."""
+    train = config.train
+    most = _wanted(config, _share(config, world))
+    return need.training(config.model, plan.way(), train.seq_len, most, world)
+
+
+def divisors(count: int, most: int) -> list[int]:
+    """Return the divisors of a number up to `most`, the largest first."""
+    return [n for n in range(most, 0, -1) if count % n == 0]
+
+
+def rows_that_fit(config: Config, wanted: need.Need, world: int, free_bytes: float) -> int:
+    """Return the sequences of a micro-batch that fit so much memory and divide a process's."""
+    return wanted.fitting(free_bytes, divisors(_share(config, world), wanted.most))
+
+
+def micro_batch(config: Config, plan: Plan, ranks: Ranks, free_bytes: float) -> tuple[int, int]:
+    """Return (sequences of this process in a step, of a micro-batch), the same on all ranks.
+
+    Where the narrowest device has too little memory for what is asked for, the largest divisor
+    that fits is taken.
+    """
+    per_rank, wanted = _share(config, ranks.world), training_need(config, plan, ranks.world)
+    fit = rows_that_fit(config, wanted, ranks.world, free_bytes)
+    counts = divisors(per_rank, wanted.most)
+    return per_rank, next(rows for rows in counts if not ranks.any(rows > fit))
+
+
+def _share(config: Config, world: int) -> int:
+    """Return the sequences of one rank per optimiser step, a multiple of a micro-step's."""
+    train = config.train
+    per_rank, rest = divmod(train.batch_tokens // train.seq_len, world)
+    if rest or per_rank == 0:
+        raise UserError(
+            f"train.batch_tokens {train.batch_tokens} is {train.batch_tokens // train.seq_len} "
+            f"sequences, which {world} processes cannot share evenly"
+        )
+    rows = _wanted(config, per_rank)
+    if per_rank % rows:
+        raise UserError(
+            f"a rank's {per_rank} sequences are not a multiple of the {rows} that "
+            f"train.micro_tokens {train.micro_tokens} allows; choose a divisor"
+        )
+    return per_rank
+
+
+def _wanted(config: Config, per_rank: int) -> int:
+    return min(per_rank, config.train.micro_tokens // config.train.seq_len)
