@@ -367,5 +367,5 @@ def coding(config: ModelConfig, way: Way, looping: bool, room: int, most: int) -
     _, W, _, _ = _widths(config)
     kept = 2 * len(_looped(config, looping)) * W * room * way.itemsize
     fixed = weight_bytes(config) + copies_bytes(config, way)
-    fixed += AT_ONCE * passing_bytes(config, way, looping, room)
-    return Need("coding", "streams", fixed, kept + 6 * 8 * config.vocab_size, most)
+    read = AT_ONCE * passing_bytes(config, way, looping, room)
+    return Need("coding", "streams", fixed + read, kept + 6 * 8 * config.vocab_size, most)

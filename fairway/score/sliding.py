@@ -74,7 +74,7 @@ class FrozenPredictor:
         for row, ids in enumerate(rows):
             ids_BT[row, : len(ids)] = ids
         whole_BT = torch.from_numpy(ids_BT).to(self.device)
-        parts = [self.model.hidden(part) for part in whole_BT.split(self.at_once())]
+        parts = [self.model.hidden(part) for part in torch.split(whole_BT, self.at_once())]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.no_grad()
