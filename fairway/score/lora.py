@@ -11,6 +11,7 @@ how to learn from it.
 Shapes: B documents, T positions of a window, C positions of a chunk, D width, V vocabulary.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -54,6 +55,14 @@ _PHASE_RATE = 0.001
 # One batch of documents
 
 
+def _row_bytes(model: GPT, config: TttConfig, length: int, chunk: int) -> float:
+    """Return what a document takes of memory, by the length of its window and of its chunk."""
+    return document_bytes(
+        model.config, way_of(model), model.looping, config.lora_targets, config.lora_rank,
+        length, chunk,
+    )  # fmt: skip
+
+
 class Documents:
     """The documents of a batch as a predictor: every row of the model's batch has its adapters.
 
@@ -76,20 +85,15 @@ class Documents:
         self.adam = AdamW(config, self.adapters.zeros(rows))
         self.way: Way = (Fused if fast else Plain)(self.adapters, self.adam)
         device = model.tok_emb.weight.device
-        self.halving = Halving(self.way, rows, device, fixed, self._row_bytes)
+        # Not a method: two that hold one another wait for the garbage collector, and gigabytes too.
+        row_bytes = functools.partial(_row_bytes, model, config)
+        self.halving = Halving(self.way, rows, device, fixed, row_bytes)
         self.version = 0
         # The row in every slot that is in use, and the matrices A kept beyond this batch.
         self.rows: list[int] = []
         self._inner: list[Tensor] = []
         table = rope_table(seq_len, model.config)
         self._cos_TR, self._sin_TR = (half.to(model.tok_emb.weight.device) for half in table)
-
-    def _row_bytes(self, length: int, chunk: int) -> float:
-        config, model = self.config, self.model
-        return document_bytes(
-            model.config, way_of(model), model.looping, config.lora_targets, config.lora_rank,
-            length, chunk,
-        )  # fmt: skip
 
     @torch.no_grad()
     def start(self, rows: int, inner: list[Tensor]) -> None:

@@ -72,7 +72,7 @@ class Bank:
         tray = _Tray(self.adapters.rank, len(here))
         *parts_BTR, x_BTD = _Read.run(self, visit, inner, tray, x_BTD)
         return {
-            target: _Extra(self, visit, group.outer[target], tray, number, part_BTR)
+            target: _Extra(_Place(self, visit, group.outer[target], tray, number), part_BTR)
             for number, (target, part_BTR) in enumerate(zip(here, parts_BTR, strict=True))
         }, x_BTD
 
@@ -111,12 +111,19 @@ class _Tray:
 
 
 @dataclass(frozen=True, slots=True)
-class _Extra:
+class _Place:
+    """Which adapter it is, and where its gradients go."""
+
     bank: Bank
     visit: int
     outer: slice
     tray: _Tray
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Extra:
+    place: _Place
     z_BTR: Tensor
 
     def value(self) -> Tensor:
@@ -125,7 +132,7 @@ class _Extra:
 
     def add_(self, whole_BTC: Tensor, first: int, scale_O: Tensor | None) -> Tensor:
         """Return `whole` with it added to its columns from `first` on; the copies are scaled."""
-        added: Tensor = _Add.run(self, first, whole_BTC, self.z_BTR)
+        added: Tensor = _Add.run(self.place, first, whole_BTC, self.z_BTR)
         return added
 
 
@@ -147,6 +154,8 @@ class _Read(Step):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (x_BTD,), (bank, visit, inner, tray) = ctx.saved_tensors, ctx.at
         dz_BTQ, dx_BTD = tray.dz_BTQ, grads[-1]
+        # It would stay with the graph: 4 GB of 128 documents side by side.
+        tray.dz_BTQ = None
         # Every part has one reader, whose gradient lies in the tray already.
         assert dz_BTQ is not None and all(grad is not None for grad in grads[:-1])
         inner_BQD, _ = bank.pair(bank.copies, False, visit)
@@ -163,27 +172,27 @@ class _Add(Step):
     """Columns of a product plus z B^T, in place."""
 
     @staticmethod
-    def forward(ctx: Any, extra: _Extra, first: int, whole_BTC: Tensor,
+    def forward(ctx: Any, place: _Place, first: int, whole_BTC: Tensor,
                 z_BTR: Tensor) -> Tensor:  # fmt: skip
-        bank, outer = extra.bank, extra.outer
-        _, outer_BOR = bank.pair(bank.copies, False, extra.visit)
+        bank, outer = place.bank, place.outer
+        _, outer_BOR = bank.pair(bank.copies, False, place.visit)
         columns = slice(first, first + outer.stop - outer.start)
         whole_BTC[:, :, columns].baddbmm_(z_BTR, outer_BOR[:, outer].mT)
         ctx.mark_dirty(whole_BTC)
         ctx.save_for_backward(z_BTR)
-        ctx.extra, ctx.columns = extra, columns
+        ctx.place, ctx.columns = place, columns
         return whole_BTC
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_BTC: Tensor) -> tuple[Any, ...]:
-        (z_BTR,), extra = ctx.saved_tensors, ctx.extra
-        bank, outer = extra.bank, extra.outer
-        _, outer_BOR = bank.pair(bank.copies, False, extra.visit)
-        _, d_outer_BOR = bank.pair(bank.grads, False, extra.visit)
+        (z_BTR,), place = ctx.saved_tensors, ctx.place
+        bank, outer = place.bank, place.outer
+        _, outer_BOR = bank.pair(bank.copies, False, place.visit)
+        _, d_outer_BOR = bank.pair(bank.grads, False, place.visit)
         d_BTO = d_BTC[:, :, ctx.columns]
         torch.bmm(d_BTO.mT, z_BTR, out=d_outer_BOR[:, outer])
-        dz_BTR = extra.tray.place(extra.number, z_BTR)
+        dz_BTR = place.tray.place(place.number, z_BTR)
         torch.bmm(d_BTO, outer_BOR[:, outer], out=dz_BTR)
         return None, None, d_BTC, dz_BTR
 
