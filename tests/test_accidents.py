@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from damage import Call, Place, contents, refused, untouched
 
-from fairway.base.files import read_json
+from fairway.base.files import digest_json, read_json
 from fairway.pipeline import folder as stages
 from fairway.pipeline.folder import LOCK, MEMORY, RunFolder
 from fairway.pipeline.run import Pipeline
@@ -336,7 +336,7 @@ def odd(memory: Any, draw: random.Random) -> None:
 
 def sealed_again(run: Path, memory: dict[str, Any]) -> None:
     memory.pop("digest", None)
-    (run / MEMORY).write_text(json.dumps({**memory, "digest": stages._digest(memory)}))
+    (run / MEMORY).write_text(json.dumps({**memory, "digest": digest_json(memory)}))
 
 
 @pytest.mark.parametrize(("line", "count"), [("report run", 16), ("runs .", 80)])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fairway.base.errors import UserError
+from fairway.base.files import digest_json
 from fairway.pipeline import folder as stages
 from fairway.pipeline.folder import MEMORY, RunFolder, key_of
 
@@ -235,7 +236,7 @@ def test_the_memory_is_run_json_of_schema_2_with_its_digest(folder: RunFolder) -
     memory = json.loads((folder.path / "run.json").read_text())
     told = memory.pop("digest")
     assert memory == {"schema": 2, "stages": {}, "text": {"b": 1, "a": 2}}
-    plain = '{"schema": 2, "stages": {}, "text": {"a": 2, "b": 1}}'
+    plain = '{"schema":2,"stages":{},"text":{"a":2,"b":1}}'
     assert told == hashlib.sha256(plain.encode()).hexdigest()
     for schema in (1, 3):
         (folder.path / "run.json").write_text(json.dumps({**memory, "schema": schema}))
@@ -267,8 +268,7 @@ def test_a_memory_of_other_kinds_is_refused_though_its_digest_is_right(
     memory = json.loads(file.read_text())
     del memory["digest"]
     change(memory)
-    digest = hashlib.sha256(json.dumps(memory, sort_keys=True).encode()).hexdigest()
-    file.write_text(json.dumps({**memory, "digest": digest}))
+    file.write_text(json.dumps({**memory, "digest": digest_json(memory)}))
     with pytest.raises(UserError) as caught:
         RunFolder(folder.path)
     assert str(file) in str(caught.value) and "does not match" not in str(caught.value)

@@ -107,7 +107,7 @@ def room_for(text_bytes: int, order: int, memory_bytes: int) -> tuple[int, int]:
 def table_bytes(text_bytes: int, order: int, memory_bytes: int) -> int:
     """Return the bytes of the tables for a text of so many bytes, within a limit on memory."""
     lines, blocks = room_for(text_bytes, order, memory_bytes)
-    return 4 * (lines * _LINE + (_FIXED[min(order, 2) + 1] + blocks) * _BLOCK)
+    return 4 * (lines * _LINE + (_FIXED[min(order, 1) + 1] + blocks) * _BLOCK)
 
 
 # ---------------------------------------------------------------------------------------------
