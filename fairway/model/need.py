@@ -21,6 +21,7 @@ from fairway.config.settings import ModelConfig, TttConfig
 from fairway.model import attention
 from fairway.model.block import Block
 from fairway.model.gpt import GPT, num_skips, visits
+from fairway.model.kinds import kind_in
 from fairway.model.paths import plain_steps
 
 # A stage plans with this share of what is free: memory falls into pieces, and libraries take some.
@@ -99,18 +100,24 @@ def _parameters(config: ModelConfig) -> dict[str, Tensor]:
     return dict(model.named_parameters())
 
 
+def _is_matrix(name: str) -> bool:
+    return kind_in(GPT.declares, name).group == "matrix"
+
+
 def weight_bytes(config: ModelConfig) -> int:
     """Return the bytes of a model's parameters."""
     return sum(weight.nbytes for weight in _parameters(config).values())
 
 
 def copies_bytes(config: ModelConfig, way: Way) -> int:
-    """Return those of the kernels' working copies: every matrix, and the MLP's second turned."""
+    """Return those of the kernels' working copies: every matrix of the
+    blocks, the MLP's second once more, turned, and the head."""
     if not way.fused:
         return 0
-    sizes = {n: w.numel() for n, w in _parameters(config).items() if w.dim() == 2}
-    numbers = sum(size for name, size in sizes.items() if "resid_mix" not in name)
+    sizes = {n: w.numel() for n, w in _parameters(config).items() if _is_matrix(n)}
+    numbers = sum(size for name, size in sizes.items() if name.startswith("blocks."))
     numbers += sum(size for name, size in sizes.items() if name.endswith("mlp.proj.weight"))
+    numbers += config.vocab_size * (config.embed_dim or config.dim)
     return numbers * way.itemsize
 
 
@@ -124,7 +131,7 @@ def training_state_bytes(config: ModelConfig, world: int = 1) -> int:
     total = 0.0
     for name, weight in _parameters(config).items():
         total += 3 * weight.nbytes + _WIDE * weight.numel()
-        if weight.dim() == 2 and name.startswith("blocks.") and "resid_mix" not in name:
+        if _is_matrix(name):
             total += (_WIDE + _WIDE / world + 2) * weight.numel()
         else:
             total += 3 * weight.nbytes
@@ -244,6 +251,12 @@ def passing_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float
     return way.itemsize * numbers
 
 
+def sensitivity_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
+    """Return what a token takes whose label is drawn: beside its way forth and back the logits,
+    their capped and their distribution's tables, in float32."""
+    return kept_bytes(config, way, looping, T) + 6 * _WIDE * config.vocab_size
+
+
 def _table_bytes(config: ModelConfig) -> float:
     return _LOGIT_ROWS * config.vocab_size * 4 * _LOGIT_TABLES
 
@@ -271,10 +284,8 @@ def packing(config: ModelConfig, way: Way, looping: bool, T: int, rows: int, rea
     plain = Way(False, way.itemsize, way.scores)
     matrices = [w for w in _parameters(config).values() if w.dim() == 2]
     sums = sum(_WIDE * (w.shape[1] ** 2 + (min(w.shape) ** 2 if read else 0)) for w in matrices)
-    # The labels' distribution: logits, shares, variances and what the way back makes of them.
-    tables = 6 * _WIDE * config.vocab_size
-    back = read * (learning_bytes(config, plain, looping, T) + tables)
-    fixed = weight_bytes(config) + sums + back * (1 if read else 0)
+    back = read * sensitivity_bytes(config, plain, looping, T)
+    fixed = weight_bytes(config) + sums + back
     return Need("packing", "sequences", fixed, T * passing_bytes(config, plain, looping, T), rows)
 
 
