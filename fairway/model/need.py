@@ -173,7 +173,8 @@ def _attention_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
         # What it multiplies lies in another order, hence copies.
         numbers += D + 2 * W + _scores(config, way, T)
     if not way.fused or "attend" in plain_steps(config):
-        numbers, wide = numbers + H, wide + G
+        # Queries and keys before they are turned.
+        numbers += D + W
     if config.attn_gate != "off":
         # What is gated, and the gates.
         numbers += D + 3 * H
@@ -183,18 +184,19 @@ def _attention_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
 def _visit_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
     """Return the bytes that a token leaves for the way back through a visit, without a skip's.
 
-    The stream as it comes in, what attention and the MLP read after a norm, what the MLP squares;
-    by plain formulas also its root, and both branches' outputs before they are scaled.
+    The stream as it comes in, what attention and the MLP read after a norm, the MLP's square; by
+    plain formulas also what is normalised, what is squared, and both branches' outputs before they
+    are scaled.
     """
     D, _, F, _ = _widths(config)
     numbers = 2 * D + F
     parallel = layer >= config.parallel_from
     if not way.fused:
-        numbers += 2 * D + F
+        numbers += 3 * D + F
     elif "mlp" in plain_steps(config):
         numbers += D + F
     if not parallel:
-        numbers += D
+        numbers += D if way.fused else 2 * D
     elif config.lanes == 2:
         # The second lane, both outputs, its norm before and after the scale.
         numbers += 5 * D
@@ -216,7 +218,7 @@ def kept_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
         total += way.itemsize * D * _joins(config, looping) * (2 if config.skip_gates else 1)
     numbers = D + (2 * E if E != D else 0) + (W if config.x0_values else 0)
     numbers += 4 * E if config.smear else 0
-    numbers += 0 if way.fused else D
+    numbers += 0 if way.fused else D + E
     return total + way.itemsize * numbers + 8
 
 
@@ -243,7 +245,7 @@ def passing_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float
     """
     D, W, F, _ = _widths(config)
     stack = max(0, len(visits(config, looping)[0]) - 1)
-    mlp = D + (F if way.fused else 3 * F)
+    mlp = D + (F if way.fused else 2 * F)
     attend = 3 * D + 2 * W + (0 if way.fused else D + W) + 2 * _scores(config, way, T)
     numbers = (6 + stack) * D + max(mlp, attend)
     numbers += W if config.x0_values else 0
