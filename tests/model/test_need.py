@@ -26,7 +26,7 @@ SMALL = ModelConfig(
     embed_bf16=False,
 )  # fmt: skip
 TRITON = importlib.util.find_spec("triton") is not None
-FUSED = pytest.param("fused", marks=pytest.mark.skipif(not TRITON, reason="needs Triton"))
+needs_triton = pytest.mark.skipif(not TRITON, reason="needs Triton")
 SHAPES = {
     "as it is": {},
     "no skips": {"skips": False},
@@ -64,8 +64,18 @@ def per_token(model: GPT, T: int, learn: bool) -> float:
     return (many - few) / (8 * T)
 
 
-@pytest.mark.parametrize("kernels", ["plain", FUSED])
-@pytest.mark.parametrize("shape", SHAPES)
+# Triton's interpreter takes half a minute for each.
+BY_KERNELS = [
+    pytest.param(shape, "fused", marks=[*marks, needs_triton])
+    for shape, marks in (
+        (shape, [pytest.mark.slow] * (shape != "gates and more")) for shape in SHAPES
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernels"), [*((shape, "plain") for shape in SHAPES), *BY_KERNELS]
+)
 def test_a_token_takes_what_is_planned(
     shape: str, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +138,7 @@ def test_weights_and_copies() -> None:
     assert need.copies_bytes(SMALL, Way(False, 2)) == 0
 
 
-@pytest.mark.skipif(not TRITON, reason="needs Triton")
+@needs_triton
 def test_working_copies_are_those_of_the_kernels() -> None:
     model = made(SMALL, "fused", "sdpa", False)
     model(*torch.zeros(2, 1, 4, dtype=torch.long)).backward()
