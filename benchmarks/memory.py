@@ -142,6 +142,9 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the recipe")
     chosen = parser.parse_args()
     torch.cuda.set_per_process_memory_fraction(chosen.share)
+    if not hasattr(torch.cuda, "get_per_process_memory_fraction"):
+        # PyTorch 2.11 cannot be asked for it.
+        torch.cuda.get_per_process_memory_fraction = lambda device=None: chosen.share
     config = override(recipe(chosen.recipe), [*chosen.set, "prove.bytes=5000000"])
     plan = make_plan(config.runtime)
     plan.apply()

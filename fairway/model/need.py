@@ -31,6 +31,8 @@ _SHARE = 0.92
 _LOGIT_ROWS, _LOGIT_TABLES = 1024, 4
 # Tokens that a cache reads at once on a GPU.
 AT_ONCE = 1 << 16
+# Matrices A that wait for their lane's next batch stay on a device that has room for so many.
+ROOMS_BESIDE = 8
 # A number of a parameter's gradient, of its average, of its momentum: float32.
 _WIDE = 4
 
@@ -356,18 +358,23 @@ def learning_documents(
     T: int,
     lanes: int,
     held: float,
+    free_bytes: float = float("inf"),
 ) -> Need:
     """Return what adapters of documents side by side need, each in a window of T tokens.
 
-    Their matrices stand whatever goes together. So do matrices A that wait, of so many lanes. What
-    goes together is `held` times: as it is computed at first, and as it is recorded.
+    Their matrices stand whatever goes together. So do matrices A that wait, of so many lanes, where
+    the device has room for ROOMS_BESIDE more. What goes together is `held` times: as it is computed
+    at first, and as it is recorded.
     """
     targets, rank, rows = lora.lora_targets, lora.lora_rank, lora.lora_documents
     inner, _ = adapter_numbers(config, looping, targets, rank)
-    own = adapters_bytes(config, way, looping, targets, rank) + _WIDE * inner * lanes
+    fixed = weight_bytes(config) + copies_bytes(config, way)
+    fixed += rows * adapters_bytes(config, way, looping, targets, rank)
+    waiting = rows * _WIDE * inner
+    rooms = (free_bytes - fixed) / waiting - ROOMS_BESIDE + 1
+    fixed += int(min(lanes, max(rooms, 0.0))) * waiting
     chunk = max(size for size, _ in lora_chunks(lora))
     each = held * document_bytes(config, way, looping, targets, rank, T, min(chunk, T))
-    fixed = weight_bytes(config) + copies_bytes(config, way) + rows * own
     return Need("test-time training", "documents", fixed, each, rows)
 
 

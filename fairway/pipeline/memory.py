@@ -30,7 +30,11 @@ _FROZEN = ("score.raw", "score.ema", "score.quantised", "score.sliding")
 
 
 def stage_needs(
-    config: Config, plan: Plan, world: int = 1, ids: Tokens | None = None
+    config: Config,
+    plan: Plan,
+    world: int = 1,
+    ids: Tokens | None = None,
+    free_bytes: float = float("inf"),
 ) -> dict[str, Need]:
     """Return what the stages of a run need of a process's device, by name.
 
@@ -42,11 +46,13 @@ def stage_needs(
     found = {"train": training_need(config, plan, world), "pack": _packing(config, plan, looping)}
     found |= dict.fromkeys(_FROZEN, frozen)
     if config.ttt.method != "off":
-        found["score.ttt"] = _adapting(config, config.ttt.method, plan, looping, ids)
+        found["score.ttt"] = _adapting(config, config.ttt.method, plan, looping, ids, free_bytes)
     if config.mixture.experts:
         base = config.mixture.base
         learns = base != "sliding"
-        found["score.mixture"] = _adapting(config, base, plan, looping, ids) if learns else frozen
+        found["score.mixture"] = (
+            _adapting(config, base, plan, looping, ids, free_bytes) if learns else frozen
+        )
     if config.prove.bytes:
         found["proof"] = _coding(config, plan, looping)
     return found
@@ -59,7 +65,9 @@ def _packing(config: Config, plan: Plan, looping: bool) -> Need:
     return need.packing(config.model, plan.way(), looping, train.seq_len, rows, read)
 
 
-def _adapting(config: Config, method: str, plan: Plan, looping: bool, ids: Tokens | None) -> Need:
+def _adapting(
+    config: Config, method: str, plan: Plan, looping: bool, ids: Tokens | None, free_bytes: float
+) -> Need:
     model, way, T = config.model, plan.way(), config.score.seq_len
     if method == "sgd":
         rows = min(ROWS_AT_ONCE, max(1, config.ttt.chunk_tokens // T))
@@ -67,7 +75,9 @@ def _adapting(config: Config, method: str, plan: Plan, looping: bool, ids: Token
     lanes = 1 if ids is None else min(config.ttt.lora_lanes, _batches(config.ttt, ids))
     length = T if ids is None else longest_windows(config.ttt, T, ids)
     held = HELD_TWICE if way.fused else 1.0
-    found = need.learning_documents(model, way, looping, config.ttt, length, lanes, held)
+    found = need.learning_documents(
+        model, way, looping, config.ttt, length, lanes, held, free_bytes
+    )
     return found if ids is not None else replace(found, units="documents as long as a window")
 
 
@@ -118,11 +128,20 @@ def planned(
 ) -> dict[str, Planned]:
     """Return the plan of every stage that runs a model, by its name: see `stage_needs`."""
     found = {}
-    for name, wanted in stage_needs(config, plan, world, ids).items():
-        count = wanted.fitting(free_bytes)
+    for name, wanted in stage_needs(config, plan, world, ids, free_bytes).items():
+        halves = halved(wanted.most) if wanted.units.startswith("documents") else ()
+        count = wanted.fitting(free_bytes, halves)
         if name == "train":
             count = rows_that_fit(config, wanted, world, free_bytes)
         found[name] = Planned(wanted, free_bytes, count)
+    return found
+
+
+def halved(count: int) -> list[int]:
+    """Return how many documents go together as `Halving` makes them fewer."""
+    found = [count]
+    while found[-1] > 1:
+        found.append(-(-found[-1] // 2))
     return found
 
 
