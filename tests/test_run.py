@@ -186,6 +186,7 @@ SCHEMA: dict[str, set[str]] = {
         *("schema", "recipe", "recipe_hash", "seed", "config", "versions", "machine", "text"),
         *("model", "train", "stages", "artifact", "baselines", "weights", "matrices", "seconds"),
         *("samples", "budget", "headline", "warnings", "proof", "audit", "published_mixture"),
+        "memory",
     },
     "config": set(to_dict(Config())),
     "machine": {"device", "dtype", "matmul", "threads", "attention", "kernels"},

@@ -113,6 +113,7 @@ def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
     from fairway.bundle.build import bundle_bytes
     from fairway.cli.show import config_table
     from fairway.model.gpt import num_parameters
+    from fairway.pipeline.memory import memory_here
     from fairway.quantise.estimate import counted, expected_bytes, how_counted
     from fairway.recipes import recipe as recipe_of
 
@@ -129,7 +130,9 @@ def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
         "recipe_hash": config_hash(config),
     }
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()]
-    emit(as_json, {**facts, "config": to_dict(config)}, config_table(config), *lines)
+    memory = memory_here(config)
+    whole = {**facts, "memory": memory, "config": to_dict(config)}
+    emit(as_json, whole, config_table(config), *lines, *memory)
 
 
 @app.command()

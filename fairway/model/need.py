@@ -21,6 +21,7 @@ from fairway.config.settings import ModelConfig, TttConfig
 from fairway.model import attention
 from fairway.model.block import Block
 from fairway.model.gpt import GPT, num_skips, visits
+from fairway.model.kinds import kind_in
 from fairway.model.paths import plain_steps
 
 # A stage plans with this share of what is free: memory falls into pieces, and libraries take some.
@@ -30,6 +31,8 @@ _SHARE = 0.92
 _LOGIT_ROWS, _LOGIT_TABLES = 1024, 4
 # Tokens that a cache reads at once on a GPU.
 AT_ONCE = 1 << 16
+# Matrices A that wait for their lane's next batch stay on a device that has room for so many.
+ROOMS_BESIDE = 8
 # A number of a parameter's gradient, of its average, of its momentum: float32.
 _WIDE = 4
 
@@ -99,18 +102,24 @@ def _parameters(config: ModelConfig) -> dict[str, Tensor]:
     return dict(model.named_parameters())
 
 
+def _is_matrix(name: str) -> bool:
+    return kind_in(GPT.declares, name).group == "matrix"
+
+
 def weight_bytes(config: ModelConfig) -> int:
     """Return the bytes of a model's parameters."""
     return sum(weight.nbytes for weight in _parameters(config).values())
 
 
 def copies_bytes(config: ModelConfig, way: Way) -> int:
-    """Return those of the kernels' working copies: every matrix, and the MLP's second turned."""
+    """Return those of the kernels' working copies: every matrix of the
+    blocks, the MLP's second once more, turned, and the head."""
     if not way.fused:
         return 0
-    sizes = {n: w.numel() for n, w in _parameters(config).items() if w.dim() == 2}
-    numbers = sum(size for name, size in sizes.items() if "resid_mix" not in name)
+    sizes = {n: w.numel() for n, w in _parameters(config).items() if _is_matrix(n)}
+    numbers = sum(size for name, size in sizes.items() if name.startswith("blocks."))
     numbers += sum(size for name, size in sizes.items() if name.endswith("mlp.proj.weight"))
+    numbers += config.vocab_size * (config.embed_dim or config.dim)
     return numbers * way.itemsize
 
 
@@ -124,7 +133,7 @@ def training_state_bytes(config: ModelConfig, world: int = 1) -> int:
     total = 0.0
     for name, weight in _parameters(config).items():
         total += 3 * weight.nbytes + _WIDE * weight.numel()
-        if weight.dim() == 2 and name.startswith("blocks.") and "resid_mix" not in name:
+        if _is_matrix(name):
             total += (_WIDE + _WIDE / world + 2) * weight.numel()
         else:
             total += 3 * weight.nbytes
@@ -166,7 +175,8 @@ def _attention_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
         # What it multiplies lies in another order, hence copies.
         numbers += D + 2 * W + _scores(config, way, T)
     if not way.fused or "attend" in plain_steps(config):
-        numbers, wide = numbers + H, wide + G
+        # Queries and keys before they are turned.
+        numbers += D + W
     if config.attn_gate != "off":
         # What is gated, and the gates.
         numbers += D + 3 * H
@@ -176,18 +186,19 @@ def _attention_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
 def _visit_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
     """Return the bytes that a token leaves for the way back through a visit, without a skip's.
 
-    The stream as it comes in, what attention and the MLP read after a norm, what the MLP squares;
-    by plain formulas also its root, and both branches' outputs before they are scaled.
+    The stream as it comes in, what attention and the MLP read after a norm, the MLP's square; by
+    plain formulas also what is normalised, what is squared, and both branches' outputs before they
+    are scaled.
     """
     D, _, F, _ = _widths(config)
     numbers = 2 * D + F
     parallel = layer >= config.parallel_from
     if not way.fused:
-        numbers += 2 * D + F
+        numbers += 3 * D + F
     elif "mlp" in plain_steps(config):
         numbers += D + F
     if not parallel:
-        numbers += D
+        numbers += D if way.fused else 2 * D
     elif config.lanes == 2:
         # The second lane, both outputs, its norm before and after the scale.
         numbers += 5 * D
@@ -209,7 +220,7 @@ def kept_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
         total += way.itemsize * D * _joins(config, looping) * (2 if config.skip_gates else 1)
     numbers = D + (2 * E if E != D else 0) + (W if config.x0_values else 0)
     numbers += 4 * E if config.smear else 0
-    numbers += 0 if way.fused else D
+    numbers += 0 if way.fused else D + E
     return total + way.itemsize * numbers + 8
 
 
@@ -236,12 +247,18 @@ def passing_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float
     """
     D, W, F, _ = _widths(config)
     stack = max(0, len(visits(config, looping)[0]) - 1)
-    mlp = D + (F if way.fused else 3 * F)
+    mlp = D + (F if way.fused else 2 * F)
     attend = 3 * D + 2 * W + (0 if way.fused else D + W) + 2 * _scores(config, way, T)
     numbers = (6 + stack) * D + max(mlp, attend)
     numbers += W if config.x0_values else 0
     numbers += 4 * D if config.lanes == 2 else 0
     return way.itemsize * numbers
+
+
+def sensitivity_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
+    """Return what a token takes whose label is drawn: beside its way forth and back the logits,
+    their capped and their distribution's tables, in float32."""
+    return kept_bytes(config, way, looping, T) + 6 * _WIDE * config.vocab_size
 
 
 def _table_bytes(config: ModelConfig) -> float:
@@ -271,10 +288,8 @@ def packing(config: ModelConfig, way: Way, looping: bool, T: int, rows: int, rea
     plain = Way(False, way.itemsize, way.scores)
     matrices = [w for w in _parameters(config).values() if w.dim() == 2]
     sums = sum(_WIDE * (w.shape[1] ** 2 + (min(w.shape) ** 2 if read else 0)) for w in matrices)
-    # The labels' distribution: logits, shares, variances and what the way back makes of them.
-    tables = 6 * _WIDE * config.vocab_size
-    back = read * (learning_bytes(config, plain, looping, T) + tables)
-    fixed = weight_bytes(config) + sums + back * (1 if read else 0)
+    back = read * sensitivity_bytes(config, plain, looping, T)
+    fixed = weight_bytes(config) + sums + back
     return Need("packing", "sequences", fixed, T * passing_bytes(config, plain, looping, T), rows)
 
 
@@ -343,18 +358,23 @@ def learning_documents(
     T: int,
     lanes: int,
     held: float,
+    free_bytes: float = float("inf"),
 ) -> Need:
     """Return what adapters of documents side by side need, each in a window of T tokens.
 
-    Their matrices stand whatever goes together. So do matrices A that wait, of so many lanes. What
-    goes together is `held` times: as it is computed at first, and as it is recorded.
+    Their matrices stand whatever goes together. So do matrices A that wait, of so many lanes, where
+    the device has room for ROOMS_BESIDE more. What goes together is `held` times: as it is computed
+    at first, and as it is recorded.
     """
     targets, rank, rows = lora.lora_targets, lora.lora_rank, lora.lora_documents
     inner, _ = adapter_numbers(config, looping, targets, rank)
-    own = adapters_bytes(config, way, looping, targets, rank) + _WIDE * inner * lanes
+    fixed = weight_bytes(config) + copies_bytes(config, way)
+    fixed += rows * adapters_bytes(config, way, looping, targets, rank)
+    waiting = rows * _WIDE * inner
+    rooms = (free_bytes - fixed) / waiting - ROOMS_BESIDE + 1
+    fixed += int(min(lanes, max(rooms, 0.0))) * waiting
     chunk = max(size for size, _ in lora_chunks(lora))
     each = held * document_bytes(config, way, looping, targets, rank, T, min(chunk, T))
-    fixed = weight_bytes(config) + copies_bytes(config, way) + rows * own
     return Need("test-time training", "documents", fixed, each, rows)
 
 

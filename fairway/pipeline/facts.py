@@ -82,6 +82,7 @@ _FACTS: dict[str, Any] = {
     "audit": {"passed": bool, "verdict": str, "findings": [_FINDING], "probes": [_PROBE]},
 }
 _RECORD = {"key": str, "reads": dict, "files": Named(Maybe(str)), "facts": dict, "seconds": float}
+_TOOK = {"need_bytes": Maybe(int), "peak_bytes": int}
 _PLAN = {
     "key": str,
     "threads": _THREADS,
@@ -111,6 +112,8 @@ def _faults(memory: Mapping[str, Any]) -> Iterable[str]:
     yield (wrong := _fault(stages, Named(_RECORD), "stages"))
     for name, record in ({} if wrong or stages is None else stages).items():
         yield _fault(record["facts"], _FACTS.get(name, dict), f"stages.{name}.facts")
+        if "memory" in record:
+            yield _fault(record["memory"], _TOOK, f"stages.{name}.memory")
     for name, kind in _MEMORY.items():
         if name in memory:
             yield _fault(memory[name], kind, name)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -73,6 +73,12 @@ def sweep(path: Path, ours: re.Pattern[str]) -> None:
                 shutil.rmtree(left)
             else:
                 left.unlink()
+
+
+class Watched(Protocol):
+    """Tells of the memory that the last work took: `need_bytes`, `peak_bytes`."""
+
+    facts: dict[str, int | None]
 
 
 class RunFolder:
@@ -180,6 +186,11 @@ class RunFolder:
         """Return the seconds that each finished stage took when it last ran."""
         return {name: record["seconds"] for name, record in self.memory["stages"].items()}
 
+    def memory_of_stages(self) -> dict[str, dict[str, int | None]]:
+        """Return what each stage was to take of memory, and took at most, where that is known."""
+        stages = self.memory["stages"].items()
+        return {name: dict(record["memory"]) for name, record in stages if "memory" in record}
+
     def is_done(self, stage: str, reads: Mapping[str, Any]) -> bool:
         """Return whether a stage finished with what it reads, its files still what they were."""
         return self.has(stage, reads) and self.changed(stage) is None
@@ -231,11 +242,13 @@ class RunFolder:
         files: list[str],
         work: Callable[[], dict[str, Any]],
         say: Callable[[str], None],
+        watch: Watched | None = None,
     ) -> dict[str, Any]:
         """Return a stage's facts: those remembered if nothing it reads has changed, else new.
 
         `reads` are the settings, and digests of files, that decide what comes out; `files` are the
-        files, or folders of files, that the stage writes.
+        files, or folders of files, that the stage writes. What a `watch` tells of the memory that
+        the work took is remembered beside the seconds.
         """
         if self.is_done(name, reads):
             say(f"{name}: unchanged, kept")
@@ -249,5 +262,7 @@ class RunFolder:
             "facts": facts,
             "seconds": time.perf_counter() - start_s,
         }
+        if watch is not None:
+            record["memory"] = dict(watch.facts)
         self._keep({**self.memory["stages"], name: record})
         return facts

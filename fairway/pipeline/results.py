@@ -77,6 +77,7 @@ def compose(
         "matrices": packed["matrices"],
         # What packing spent on its parts replaces its sum.
         "seconds": {**seconds, **packed["seconds"], "total": sum(seconds.values())},
+        "memory": folder.memory_of_stages(),
         "proof": facts.get("proof") if public.prove.bytes else None,
         "audit": facts.get("audit"),
         "samples": (facts.get("samples") or {"samples": []})["samples"],

@@ -18,6 +18,7 @@ from fairway.pipeline.context import ARTIFACT, WEIGHTS, Run
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.inputs import Inputs, config_of
 from fairway.pipeline.limits import tell_of_size
+from fairway.pipeline.memory import Watch
 from fairway.pipeline.planning import plan_key, plan_of_run
 from fairway.pipeline.results import RESULTS, compose
 from fairway.pipeline.stages import Stage, stages_of
@@ -199,8 +200,9 @@ class Pipeline:
             due = not stage.together or is_due(self.folder, self.ranks, stage.name, read)
             if self.ranks.first:
                 read |= reads
-                work = functools.partial(stage.done, run)
-                self.folder.stage(stage.name, read, list(stage.files), work, self.say)
+                watch = Watch(self.config, run.plan.device)
+                work = functools.partial(watch.done, stage.name, run, stage.done)
+                self.folder.stage(stage.name, read, list(stage.files), work, self.say, watch)
             elif due:
                 stage.done(run)
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from fairway.api import ARTIFACT_FILE, LanguageModel, load
 from fairway.base import units
 from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
+from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
 from fairway.base.room import host_room
 from fairway.config.settings import MAX_STREAMS, MixtureConfig, ScoreConfig, TttConfig, unknown_name
@@ -24,6 +23,7 @@ from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import Plan
 from fairway.model.cache import row_bytes
+from fairway.model.need import adapters_bytes, coding, way_of, weight_bytes
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header, padded
 from fairway.prove.helping import WithExperts
@@ -156,14 +156,18 @@ class Session:
         most = self._most_rows(seq_len) // 2 if on_gpu else on_cpu
         return default_streams(tokens, seq_len, self.plan.device, min(most, MAX_STREAMS))
 
-    def _most_rows(self, room: int) -> int:
-        """Return how many rows of kept keys and values the GPU has room for.
-
-        A tenth is left for what a step computes.
-        """
-        unused_bytes = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        free_bytes = torch.cuda.mem_get_info()[0] + unused_bytes
-        return free_bytes * 9 // 10 // row_bytes(self.language.model, room)
+    def _most_rows(self, room: int, method: Method | None = None) -> int:
+        """Return how many rows the GPU has room for: what is kept of them, and their adapters."""
+        model = self.language.model
+        config, way = model.config, way_of(model)
+        wanted = coding(config, way, model.looping, room, MAX_STREAMS)
+        if isinstance(method, DocumentLora):
+            ttt = method.ttt
+            own = adapters_bytes(config, way, model.looping, ttt.lora_targets, ttt.lora_rank)
+            wanted = replace(wanted, each=wanted.each + own)
+        # The weights, which the need counts, are there already.
+        free = free_bytes(model.tok_emb.weight.device) + weight_bytes(config)
+        return wanted.fitting(free)
 
     def fingerprint(self, rows: int) -> str:
         """Return what the model's numbers are here: see `machine`."""
@@ -204,7 +208,7 @@ class Session:
         score = language.score_config
         segments = method.segments(max(targets, default=0), score)
         course = Course(targets, rows, score.seq_len, language.tokenizer.bos_id, segments)
-        if self.plan.device == "cuda" and rows > (most := self._most_rows(course.room())):
+        if self.plan.device == "cuda" and rows > (most := self._most_rows(course.room(), method)):
             raise UserError(
                 f"{rows} streams side by side do not fit this GPU, which has room for {most} now; "
                 "code with fewer --streams, decode with more memory"

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fairway.base.memory import free_bytes
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
+from fairway.model.need import passing_bytes, together, way_of
 
 
 class _Collector:
@@ -73,7 +75,7 @@ def collect_hessians(
     names = list(names)
     inner = [name for name in names if name not in (head, "tok_emb.weight")]
     with calibrating(model), _hooked(model, inner, collector):
-        for ids_BT in batches:
+        for ids_BT in _pieces(model, batches):
             x_BTD = model.hidden(ids_BT)
             if hasattr(model, "head_proj"):
                 x_BTD = model.head_proj(x_BTD)
@@ -82,6 +84,14 @@ def collect_hessians(
     if not collector.hessians:
         raise ValueError("calibration needs at least one batch and one matrix")
     return collector.hessians
+
+
+def _pieces(model: GPT, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the rows of batches, as many together as the free memory of a GPU takes."""
+    for ids_BT in batches:
+        T = ids_BT.shape[1]
+        each = T * passing_bytes(model.config, way_of(model), model.looping, T)
+        yield from torch.split(ids_BT, together(each, free_bytes(ids_BT.device)))
 
 
 @contextmanager

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fairway.base.memory import free_bytes
 from fairway.model.gpt import GPT
+from fairway.model.need import sensitivity_bytes, together, way_of
 from fairway.quantise.calibrate import calibrating, gram
 
 # Positions that go through the model, forth and back, at a time: what a GPU holds easily.
-_AT_ONCE = 16_384
+AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +71,7 @@ def curvatures(
     generator = torch.Generator(model.tok_emb.weight.device).manual_seed(0)
     with calibrating(model, frozen=True), torch.enable_grad(), _hooked(model, inner, sums):
         for ids_BT in batches:
-            for rows_BT in torch.split(ids_BT, max(1, _AT_ONCE // ids_BT.shape[1])):
+            for rows_BT in torch.split(ids_BT, _at_once(model, ids_BT)):
                 _read(model, rows_BT, sums, generator)
     if not sums.positions:
         raise ValueError("sensitivities need at least one batch")
@@ -84,6 +86,13 @@ def curvatures(
         inputs_CC = means[id(hessian_CC)]
         found[name] = Curvature(inputs_CC, outputs_RR, outputs_RR.diagonal().clone())
     return found | _embeddings(model, hessians, positions, sums)
+
+
+def _at_once(model: GPT, ids_BT: Tensor) -> int:
+    """Return how many rows are read together: fewer where a GPU's free memory says so."""
+    T = ids_BT.shape[1]
+    each = T * sensitivity_bytes(model.config, way_of(model), model.looping, T)
+    return together(each, free_bytes(ids_BT.device), max(1, AT_ONCE // T))
 
 
 def _visits(model: GPT, name: str) -> int:

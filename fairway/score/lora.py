@@ -28,7 +28,7 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
-from fairway.model.need import document_bytes, way_of
+from fairway.model.need import ROOMS_BESIDE, document_bytes, way_of
 from fairway.model.operations import Rope
 from fairway.score.adam import AdamW
 from fairway.score.adapting import Fused, Plain, Way, adapting, chunk_nats
@@ -46,8 +46,6 @@ from fairway.score.sliding import whole_row
 # adds in another order (largest difference seen on GPUs: 0.13).
 ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.25}
 
-# Matrices A that wait for their lane's next batch stay on a device that has room for so many.
-_ROOMS_BESIDE = 8
 # SGD's rate of the first chunk of a phase, in which all weights learn from what is scored (#1530).
 _PHASE_RATE = 0.001
 
@@ -290,7 +288,7 @@ class Lanes:
         """
         count, device = self.config.lora_documents, drawn[0].device
         taken_bytes = count * sum(inner.nbytes for inner in drawn)
-        if free_bytes(device) < _ROOMS_BESIDE * taken_bytes:
+        if free_bytes(device) < ROOMS_BESIDE * taken_bytes:
             device = torch.device("cpu")
         return [inner.to(device).expand(-1, count, -1, -1).clone() for inner in drawn]
 
