@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from fairway.base.memory import begin_peak, free_bytes, give_back, peak_bytes
+from fairway.base.timing import settle
 from fairway.config.overrides import override
 from fairway.config.settings import Config
-from fairway.machine.plan import DTYPES, Plan, make_plan, settle
+from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.machine.ranks import Ranks
 from fairway.model.cache import Cache
 from fairway.model.gpt import GPT, build
