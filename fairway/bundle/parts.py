@@ -38,7 +38,7 @@ PARTS = (
     Part(
         "mixture.experts",
         lambda config: bool(config.mixture.experts),
-        ("fairway.score.experts.evaluate",),
+        ("fairway.score.experts.evaluate", "fairway.score.experts.ppm"),
     ),
     Part(
         "ttt.method=lora or mixture.base=lora",
