@@ -1,7 +1,9 @@
 """The element-wise operations of `ops` as loops for CPUs: one pass over memory each way.
 
 A row is read, treated in float32 and rounded once; nothing else is written. Sums over a row are
-taken in the order that suits the processor's vectors.
+taken in the order that suits the processor's vectors. A loop that sums writes nothing: before one
+that does both, compiled code asks where memory lies, and takes one by one what may overlap, so that
+the order of a sum, and its last bit, would depend on the heap.
 
 Shapes: N rows, D columns; B batch, T time, H query heads, G key/value heads, K head width,
 R rotated pairs, V vocabulary. A `flat` array is the memory behind a tensor whose last dimension
@@ -116,9 +118,10 @@ def _position(
             at = b * step[0] + t * step[1] + h * step[2]
             to = b * out_step[0] + t * out_step[1] + h * out_step[2]
             row, out = x[at : at + K], y[to : to + K]
-            square = f32(0)
             for j in range(K):
                 turned[j] = wide(row[j])
+            square = f32(0)
+            for j in range(K):
                 square += turned[j] * turned[j]
             inverse[n, h] = ONE / np.sqrt(f32(square / f32(K)) + f32(eps))
             factor = f32(gain[h] * inverse[n, h])
@@ -227,9 +230,10 @@ def _without_self(y: Any, step: Any, v: Any, out: Any, size: Any, first: Any, en
 @compiled_sums
 def _unit(v: Any, unit: Any) -> Any:
     """Write v / |v| and return 1 / |v|; a length below the shortest counts as that."""
-    square = f32(0)
     for j in range(unit.size):
         unit[j] = wide(v[j])
+    square = f32(0)
+    for j in range(unit.size):
         square += unit[j] * unit[j]
     length = np.sqrt(square)
     inverse = ONE / (_SHORTEST if length < _SHORTEST else length)
@@ -377,9 +381,10 @@ def _loss(
             for j in range(width):
                 z[j] = wide(row[j])
         most = _most(z)
-        total = f32(0)
         for j in range(width):
             p[j] = exp(f32(z[j] - most))
+        total = f32(0)
+        for j in range(width):
             total += p[j]
         target = targets[n]
         loss[n] = np.log(np.float64(total)) + np.float64(most) - np.float64(z[target])

@@ -24,11 +24,13 @@ def _nesterov(
     scale, mu = f32(scale), f32(mu)
     for n in range(first, end):
         g, kept, to = grad[n], buffer[n], out[n]
-        square = f32(0)
         for j in range(width):
             value = scale * g[j]
             kept[j] = value + mu * kept[j]
             row[j] = value + mu * kept[j]
+        # A loop of its own, as in `model.loops`.
+        square = f32(0)
+        for j in range(width):
             square += row[j] * row[j]
         norm = np.sqrt(square) if normalise else ONE
         norm = f32(1e-7) if norm < f32(1e-7) else norm
