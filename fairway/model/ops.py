@@ -70,7 +70,7 @@ class _Norm(_Function):
             y, inverse = loops.norm(x, scale, NORM_EPS)
         else:
             inverse = _inverse_rms(x)
-            y = (x * (scale * inverse)).to(x.dtype)
+            y = _rounded_product(x, scale * inverse)
         ctx.save_for_backward(x, inverse)
         ctx.scale = scale
         return y
@@ -83,6 +83,11 @@ class _Norm(_Function):
         along = (_wide(grad) * x).sum(-1, keepdim=True)
         share = along * inverse.square() / -x.shape[-1]
         return (torch.addcmul(grad, x, share) * (ctx.scale * inverse)).to(x.dtype), None
+
+
+def _rounded_product(x: Tensor, factor: Tensor) -> Tensor:
+    """Return x times a wider factor, rounded to x's dtype as it is written: one pass on a GPU."""
+    return torch.mul(x, factor, out=torch.empty_like(x))
 
 
 def _inverse_rms(x: Tensor) -> Tensor:
@@ -207,7 +212,10 @@ class _Position(_Function):
 
 
 def _turned(x: Tensor, factor: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    return rotate(x * factor, cos_TR, sin_TR).to(x.dtype)
+    y = _rounded_product(x, factor)
+    first = slice(2 * cos_TR.shape[-1])
+    y[..., first] = rotate(x[..., first] * factor, cos_TR, sin_TR)
+    return y
 
 
 def position(x_BTHK: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
@@ -238,7 +246,8 @@ class _WithoutSelf(_Function):
             return loops.without_self(y_BTHK, v_BTGK)
         y, v, squares = _by_group(y_BTHK, v_BTGK)
         along = (_wide(y) * v).sum(-1, keepdim=True) / squares
-        return torch.addcmul(y, along, v, value=-1.0).to(y.dtype).reshape(y_BTHK.shape)
+        out = torch.addcmul(y, along, v, value=-1.0, out=torch.empty_like(y))
+        return out.reshape(y_BTHK.shape)
 
     @staticmethod
     def backward(ctx: Any, grad_BTHK: Tensor) -> tuple[Tensor, Tensor]:
