@@ -140,7 +140,7 @@ def test_altered_bytes_with_a_fitting_digest_are_noticed(session: Session, artif
     assert isinstance(header, Header) and header.documents == 0
     for at, told in ((40, "decoding gave other bytes|ends before the tokens"), (-1, "other bytes")):
         spoilt = bytearray(payload)
-        spoilt[at] ^= 1
+        spoilt[at] ^= 0x80 if at < 0 else 1  # The last bits of a code may be free.
         with pytest.raises(UserError, match=told):
             decompress(coded_file(1, header, bytes(spoilt)), artifact, None)
     with pytest.raises(UserError, match="it is a proof"):
