@@ -49,6 +49,8 @@ _LIBRARIES: tuple[Any, ...] = (
 _KERNEL_WORDS = {"constexpr", "dtype", "element_ty", "T", "to"}
 # Classes besides the settings whose fields stand in files.
 _WRITTEN = {"Plan", "StepRecord", "Score"}
+# Arguments of libraries that are functions, whose own arguments the library names.
+_CALLBACKS = {"setup_context"}
 # What starts a program; and how Triton's interpreter knows the annotation of constants.
 _KEPT = {START, "tl"}
 
@@ -114,6 +116,7 @@ def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
     passed = {k.arg for call in calls for k in call.keywords if k.arg}
     # What is called with a dictionary of arguments, whose keys are strings somewhere.
     unpacked = {_callee(call) for call in calls if any(k.arg is None for k in call.keywords)}
+    passed |= _parameters_of_callbacks(nodes)
     words = _strings(nodes)
     for function in _outermost(tree):
         spread = getattr(function, "name", "") in unpacked
@@ -129,7 +132,7 @@ def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
 def _mapping(tree: ast.Module, nodes: Nodes, libraries: frozenset[str]) -> dict[str, str]:
     """Return short names for all that the whole program shares, the frequent ones first."""
     fixed = libraries | _strings(nodes) | _fields_in_files(tree) | _weights(tree)
-    fixed |= _foreign_keywords(nodes)
+    fixed |= _foreign_keywords(nodes) | _parameters_of_callbacks(nodes)
     ours = {name for name in _members(nodes) - fixed if not name.startswith("__")}
     ours |= {name for node in tree.body for name in bound_names(node)}
     counts = Counter(identifiers(nodes))
@@ -200,6 +203,14 @@ def _foreign_keywords(nodes: Nodes) -> set[str]:
     defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     calls = (n for n in nodes if isinstance(n, ast.Call) and _callee(n) not in defined)
     return {k.arg for call in calls for k in call.keywords if k.arg}
+
+
+def _parameters_of_callbacks(nodes: Nodes) -> set[str]:
+    """Return the parameters of functions that a library calls by name: what an operator keeps."""
+    given = (k for n in nodes if isinstance(n, ast.Call) for k in n.keywords)
+    called = {getattr(k.value, "id", "") for k in given if k.arg in _CALLBACKS}
+    functions = (n for n in nodes if isinstance(n, ast.FunctionDef) and n.name in called)
+    return {argument.arg for function in functions for argument in function.args.args}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A bundle trains, packs and scores like the package, to the bit, where the package is absent."""
 
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -206,6 +207,8 @@ def test_its_gpu_kernels_are_those_of_the_package(
     def named(name: str) -> Any:
         return getattr(module, made.names[name])
 
+    # PyTorch calls what an operator keeps by the names of its parameters.
+    assert list(inspect.signature(named("_fa4_keep")).parameters) == ["ctx", "inputs", "output"]
     own = alive(config.model)
     model = named("GPT")(named("ModelConfig")(**to_dict(config.model)))
     getattr(model, made.names.get("set_looping", "set_looping"))(True)
