@@ -88,7 +88,8 @@ def check_model(model: ModelConfig) -> None:
             "model.softcap_skew needs a cap to begin with, and model.softcap is 0; set it to 30, "
             "or model.softcap_skew=false"
         )
-    if model.lanes > 1 and model.loop_extra and model.loop_last >= model.parallel_from:
+    leaves = model.loop_first < model.parallel_from <= model.loop_last
+    if model.lanes > 1 and model.loop_extra and leaves:
         raise UserError(
             f"model.lanes is {model.lanes}, but the loop up to block {model.loop_last} would leave "
             f"the parallel blocks from {model.parallel_from} on; raise model.parallel_from, or set "

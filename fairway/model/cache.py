@@ -27,14 +27,6 @@ from fairway.model.seen import ALL, Seen
 _ALL = slice(None)
 
 
-def row_bytes(model: GPT, room: int) -> int:
-    """Return what a cache of `room` positions takes for a row, in bytes."""
-    config = model.config
-    width = config.dim // config.num_heads
-    kept = 2 * _visits(model) * config.num_kv_heads * room * width
-    return kept * model.compute_dtype.itemsize
-
-
 def _visits(model: GPT) -> int:
     return len(model.encoder_visits) + len(model.decoder_visits)
 

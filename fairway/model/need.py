@@ -378,14 +378,19 @@ def learning_documents(
     return Need("test-time training", "documents", fixed, each, rows)
 
 
+def cached_bytes(config: ModelConfig, way: Way, looping: bool, room: int) -> int:
+    """Return the bytes of the keys and values that a cache keeps of a row of `room` positions."""
+    _, W, _, _ = _widths(config)
+    return 2 * len(_looped(config, looping)) * W * room * way.itemsize
+
+
 def coding(config: ModelConfig, way: Way, looping: bool, room: int, most: int) -> Need:
     """Return what streams side by side need that see up to `room` positions each.
 
     Keys and values of every visit; and of a row's next token the logits, their logarithms, the
     shares of the coder and where they begin, in numbers of eight bytes.
     """
-    _, W, _, _ = _widths(config)
-    kept = 2 * len(_looped(config, looping)) * W * room * way.itemsize
+    kept = cached_bytes(config, way, looping, room)
     fixed = weight_bytes(config) + copies_bytes(config, way)
     read = AT_ONCE * passing_bytes(config, way, looping, room)
     return Need("coding", "streams", fixed + read, kept + 6 * 8 * config.vocab_size, most)

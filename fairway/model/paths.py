@@ -1,12 +1,16 @@
 """Which steps of a model run as kernels, and which as plain formulas."""
 
+import functools
 import importlib
 
 import torch
 
+from fairway.base.progress import notice
 from fairway.config.settings import ModelConfig
 from fairway.model.gpt import GPT
 from fairway.model.operations import PLAIN
+
+_STEPS = {"mlp": "the MLP runs", "attend": "what is around attention runs"}
 
 
 def prepare(model: GPT, dtype: torch.dtype, backend: str, kernels: str) -> None:
@@ -16,7 +20,15 @@ def prepare(model: GPT, dtype: torch.dtype, backend: str, kernels: str) -> None:
     if kernels == "fused":
         # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
         gpu = importlib.import_module("fairway.model.gpu.operations")
-        model.operations = gpu.Kernels(dtype, plain_steps(model.config))
+        plain = plain_steps(model.config)
+        model.operations = gpu.Kernels(dtype, plain)
+        for step, reason in plain.items():
+            _tell(step, reason)
+
+
+@functools.cache
+def _tell(step: str, reason: str) -> None:
+    notice(f"{_STEPS[step]} by plain formulas, which take longer: {reason}")
 
 
 def plain_steps(config: ModelConfig) -> dict[str, str]:

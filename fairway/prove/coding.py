@@ -22,8 +22,7 @@ from fairway.config.settings import MAX_STREAMS, MixtureConfig, ScoreConfig, Ttt
 from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import Plan
-from fairway.model.cache import row_bytes
-from fairway.model.need import adapters_bytes, coding, way_of, weight_bytes
+from fairway.model.need import adapters_bytes, cached_bytes, coding, way_of, weight_bytes
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header, padded
 from fairway.prove.helping import WithExperts
@@ -224,11 +223,12 @@ class Session:
         if self.plan.device == "cuda" or room is None:
             return
         model = self.language.model
-        needed_bytes = rows * row_bytes(model, positions)
+        sizes = model.config, way_of(model), model.looping
+        needed_bytes = rows * cached_bytes(*sizes, positions)
         if isinstance(method, DocumentLora):
-            sides = sum(sum(weight.shape) for weight in model.parameters() if weight.dim() == 2)
-            # The adapters, their gradients and two moments, in float32.
-            needed_bytes += 4 * 4 * method.ttt.lora_documents * method.ttt.lora_rank * sides
+            ttt = method.ttt
+            each_bytes = adapters_bytes(*sizes, ttt.lora_targets, ttt.lora_rank)
+            needed_bytes += ttt.lora_documents * each_bytes
         if needed_bytes > room.bytes:
             raise UserError(
                 f"{rows} streams side by side by this method take "

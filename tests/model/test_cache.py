@@ -10,8 +10,9 @@ from features import FEATURES
 from torch import Tensor
 
 from fairway.config.settings import ModelConfig
-from fairway.model.cache import Cache, Single, row_bytes
+from fairway.model.cache import Cache, Single
 from fairway.model.gpt import GPT, build
+from fairway.model.need import cached_bytes, way_of
 
 SMALL = ModelConfig(
     vocab_size=300,
@@ -114,7 +115,8 @@ def test_a_cache_is_freed_with_its_last_name() -> None:
 def test_what_a_row_takes() -> None:
     model = random_model(SMALL, True)
     kept = Cache(model, 3, LENGTH, room=9)._kept_2VSGLK
-    assert row_bytes(model, 9) * 3 == kept.numel() * kept.itemsize
+    each_bytes = cached_bytes(SMALL, way_of(model), True, 9)
+    assert each_bytes * 3 == kept.numel() * kept.itemsize
 
 
 @torch.no_grad()

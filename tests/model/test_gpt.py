@@ -62,6 +62,7 @@ ALIKE = {
     **{name: replace(SMALL, **feature) for name, feature in FEATURES.items()},
     **{f"all, gates {gate}": replace(EVERYTHING, attn_gate=gate) for gate in ("head", "dense")},
     "all": replace(EVERYTHING, attn_gate="sparse"),
+    "two lanes from the first block on": replace(SMALL, lanes=2, parallel_from=0),
 }
 
 

@@ -143,6 +143,13 @@ def test_steps_that_no_kernel_takes_are_named() -> None:
     assert found["mlp"] == "model.mlp_dim 100 is not a multiple of 8"
 
 
+def test_steps_that_run_plainly_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        prepare(build(replace(TINY, mlp_dim=84)), torch.float32, "plain", "fused")
+    told = capsys.readouterr().err
+    assert told.count("the MLP runs by plain formulas") == 1 and "mlp_dim 84" in told
+
+
 @on_cpu
 def test_without_a_gpu_fused_kernels_are_refused() -> None:
     with pytest.raises(UserError, match=r"runtime.kernels is fused, but they need a GPU"):
