@@ -1,4 +1,3 @@
-
 """One fault in many shapes is found; what honest scripts do in as many shapes accuses nobody."""
 
 import pytest
