@@ -16,6 +16,7 @@ from specimens import (
 )  # fmt: skip
 
 from fairway.base.errors import UserError
+from fairway.config.settings import PackConfig
 from fairway.model.gpt import GPT
 from fairway.pack.artifact import save_artifact
 from fairway.pack.layout import (
