@@ -11,7 +11,7 @@ Shapes: B batch, T time, D width, E embedding width, C outputs of several projec
 H query heads, G key/value heads, K head width, V vocabulary, N rows of a flattened batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -66,10 +66,18 @@ class Heads:
     exclude_self: bool
 
 
+# Hears of a matrix's layer, and of what it is about to multiply.
+Tell = Callable[[nn.Linear, Tensor], None]
+
+
 class Operations:
     """Plain formulas. Kernels say so by `fused`."""
 
     fused = False
+
+    def watched(self, tell: Tell) -> "Operations":
+        """Return the same steps, which tell of matrices whose layers they do not call."""
+        return self
 
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """Return normalised embeddings, [B, T, E]."""

@@ -20,7 +20,7 @@ from fairway.pack.codec import compress, decompress
 from fairway.prove.machine import Machine
 
 MAGIC = b"FWYCODE\0"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STORED, ARCHIVE, PROOF = 0, 1, 2
 KINDS = {STORED: "a stored file", ARCHIVE: "a compressed file", PROOF: "a proof"}
 _PREFIX = struct.Struct("<8sBB32s")

@@ -41,6 +41,7 @@ class Machine:
     matmul: str
     threads: int
     attention: str
+    kernels: str
 
     def runtime(self) -> RuntimeConfig:
         """Return the settings that give this arithmetic again; UserError for impossible ones."""
@@ -49,8 +50,8 @@ class Machine:
             dtype=self.dtype,
             matmul=self.matmul,
             threads=self.threads,
-            kernels="plain",
             attention=self.attention,
+            kernels=self.kernels,
         )
         check(Config(runtime=config))
         if "auto" in asdict(config).values() or not config.threads:
@@ -59,14 +60,15 @@ class Machine:
 
 
 def coding_plan(runtime: RuntimeConfig, exact: bool = True) -> Plan:
-    """Return the plan to code with: float32, in full and by plain kernels, where nothing is said.
+    """Return the plan to code with: float32, in full and by plain formulas, where nothing is said.
 
     One token at a time gains nothing from bfloat16 on a CPU: every step would cast all weights. On
-    a GPU it halves what steps read of the past and takes a tenth of the time to read windows; it is
-    taken there where nothing has to be `exact`, as a proof's distance from the score. Attention is
-    of those that PyTorch brings ready to run.
+    a GPU it halves what steps read of the past and takes a tenth of the time to read windows. It is
+    taken there, with kernels, where nothing has to be `exact`, as a proof's distance from the
+    score. Attention is of those that PyTorch brings ready to run.
     """
     dtype, matmul, backend = runtime.dtype, runtime.matmul, runtime.attention
+    kernels = "plain" if exact and runtime.kernels == "auto" else runtime.kernels
     cuda = runtime.device != "cpu" and torch.cuda.is_available()
     if dtype == "auto":
         dtype = "bfloat16" if cuda and not exact else "float32"
@@ -76,7 +78,7 @@ def coding_plan(runtime: RuntimeConfig, exact: bool = True) -> Plan:
         ready = ("flash", "efficient")
         backend = next(name for name in ready if not why_not(name, "cuda", DTYPES[dtype]))
     return make_plan(
-        replace(runtime, dtype=dtype, matmul=matmul, attention=backend, kernels="plain")
+        replace(runtime, dtype=dtype, matmul=matmul, attention=backend, kernels=kernels)
     )
 
 
@@ -95,6 +97,7 @@ def this_machine(plan: Plan) -> Machine:
         matmul=plan.matmul,
         threads=plan.threads,
         attention=plan.attention,
+        kernels=plan.kernels,
     )
 
 

@@ -4,7 +4,7 @@ Shapes: B batch, T time, N = B * T positions, C inputs of a matrix, D width.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -65,16 +65,15 @@ def collect_hessians(
     `batches` yields token ids [B, T] on the model's device. The model reads them in evaluation
     mode, without gradients or autocast, in its present looping state: a block that is visited
     several times adds every visit. Matrices that read one tensor get one Hessian, the same object.
-    Fused kernels, which show no inputs, are bypassed. The head, tied or not, reads the normalised
-    final states. The scale of a Hessian means nothing to GPTQ, so nothing is divided by the number
-    of positions.
+    The head, tied or not, reads the normalised final states. The scale of a Hessian means nothing
+    to GPTQ, so nothing is divided by the number of positions.
     Raises ValueError if there is no batch, KeyError for a name that is no matrix of the model.
     """
     collector = _Collector()
     head = "tok_emb.weight" if model.config.tie_embeddings else "head.weight"
     names = list(names)
     inner = [name for name in names if name not in (head, "tok_emb.weight")]
-    with calibrating(model), _hooked(model, inner, collector):
+    with calibrating(model, plain=False), _hooked(model, inner, collector):
         for ids_BT in _pieces(model, batches):
             x_BTD = model.hidden(ids_BT)
             if hasattr(model, "head_proj"):
@@ -96,29 +95,30 @@ def _pieces(model: GPT, batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
 @contextmanager
 def _hooked(model: GPT, names: list[str], collector: _Collector) -> Iterator[None]:
+    """Let a collector hear of the inputs of matrices, from their layers or from kernels."""
     modules = dict(model.named_modules())
-    handles = []
+    layers = {modules[name.removesuffix(".weight")]: name for name in names}
+
+    def tell(layer: nn.Module, x: Tensor) -> None:
+        if layer in layers:
+            collector.add(layers[layer], x)
+
+    steps, handles = model.operations, []
     try:
-        for name in names:
-            module: nn.Module = modules[name.removesuffix(".weight")]
-            handles.append(module.register_forward_pre_hook(_hook(name, collector)))
+        for layer in layers:
+            handles.append(layer.register_forward_pre_hook(lambda layer, x: tell(layer, x[0])))
+        model.operations = steps.watched(tell)
         yield
     finally:
+        model.operations = steps
         for handle in handles:
             handle.remove()
 
 
-def _hook(name: str, collector: _Collector) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        collector.add(name, inputs[0])
-
-    return before
-
-
 @contextmanager
-def calibrating(model: GPT, frozen: bool = False) -> Iterator[None]:
-    """Read inside in evaluation mode, by the plain path, without gradients or autocast."""
+def calibrating(model: GPT, plain: bool = True, frozen: bool = False) -> Iterator[None]:
+    """Read inside in evaluation mode without gradients or autocast, by plain formulas if asked."""
     device = model.tok_emb.weight.device.type
-    plain = mode(model, plain=True, frozen=frozen)
-    with plain, torch.no_grad(), torch.autocast(device, enabled=False):
+    reading = mode(model, plain=plain, frozen=frozen)
+    with reading, torch.no_grad(), torch.autocast(device, enabled=False):
         yield

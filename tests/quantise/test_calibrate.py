@@ -1,6 +1,5 @@
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import cast
 
 import pytest
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor, nn
 
 from fairway.config.settings import ModelConfig, QuantConfig
 from fairway.model.gpt import GPT, build
-from fairway.model.operations import Operations
 from fairway.quantise import calibrate
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.gptq import dequantise, quantise_model
@@ -132,16 +130,6 @@ def test_model_is_left_as_it_was() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(weight.grad is None for weight in model.parameters())
-
-
-def test_kernels_are_bypassed() -> None:
-    """They show no inputs: none of them may be asked, and they must be there afterwards."""
-    model = alive()
-    model.operations = kernels = cast(Operations, object())
-    found = collect_hessians(model, batches(), matrices(model))
-    assert model.operations is kernels
-    plain = collect_hessians(alive(), batches(), matrices(model))
-    assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
 def test_hooks_go_when_a_batch_fails() -> None:

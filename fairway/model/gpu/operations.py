@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from fairway.model.attention import Attention
 from fairway.model.gpu import heads, kernels, losses, products
-from fairway.model.operations import Extra, Extras, Heads, Join, Operations, Projected, Rope
+from fairway.model.operations import Extra, Extras, Heads, Join, Operations, Projected, Rope, Tell
 
 
 def product_f32(a_MN: Tensor, b_NL: Tensor) -> Tensor:
@@ -366,6 +366,10 @@ class Kernels(Operations):
             self._copies[key] = Working(make, shape, self._dtype, *sources)
         return self._copies[key]
 
+    def watched(self, tell: Tell) -> Operations:
+        """Return the same steps without gradients, which tell of matrices before they multiply."""
+        return Watched(self, tell)
+
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """Return normalised embeddings, [B, T, E]."""
         out: Tensor = _Embed.run(table.weight, ids_BT.contiguous(), dtype)
@@ -462,3 +466,44 @@ class Kernels(Operations):
             copy.get(), cap, torch.is_grad_enabled(), h_ND, head, targets_N, skew_2
         )
         return found
+
+
+class Watched(Kernels):
+    """Kernels that tell what every matrix multiplies, for calibration; they have no way back."""
+
+    def __init__(self, steps: Kernels, tell: Tell) -> None:
+        super().__init__(steps._dtype, steps._plain)
+        self._copies, self._tell = steps._copies, tell
+
+    def project(
+        self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
+    ) -> tuple[Projected, Tensor]:
+        """Return (queries, keys and values side by side; h, the tensor that was told)."""
+        for layer in layers:
+            self._tell(layer, h_BTD)
+        return super().project(h_BTD, layers, extras)[0], h_BTD
+
+    def add(
+        self, u_BTD: Tensor, y_BTC: Tensor, layer: nn.Linear, scale_D: Tensor, extra: Extra | None
+    ) -> Tensor:
+        """Return u + scale * (W y + extra), in place."""
+        self._tell(layer, y_BTC)
+        return super().add(u_BTD, y_BTC, layer, scale_D, extra)
+
+    def mlp(
+        self,
+        u_BTD: Tensor,
+        g_BTD: Tensor,
+        layers: tuple[nn.Linear, nn.Linear],
+        leak: float,
+        scale_D: Tensor,
+        extra: Extra | None,
+    ) -> Tensor:
+        """Return u + scale * (down(leaky(up g)^2) + extra), in place, the activation kept."""
+        if "mlp" in self._plain:
+            return super().mlp(u_BTD, g_BTD, layers, leak, scale_D, extra)
+        up, down = layers
+        self._tell(up, g_BTD)
+        copy = self.copy(side_by_side, up.weight.shape, up.weight)
+        square_NF = products.up_square(rows_of(g_BTD), copy.get(), leak)
+        return self.add(u_BTD, square_NF.view(*g_BTD.shape[:2], -1), down, scale_D, extra)
