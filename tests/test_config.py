@@ -112,8 +112,8 @@ def test_former_settings_are_none_of_today_and_a_new_name_is_told() -> None:
         override(Config(), ["quant.fill=true"])
 
 
-# Beside the 120 of the recipes' system: what the model can have and no recipe has, and how many
-# shards the run of a record reads.
+# Beside the 120 of the recipes' system: what the model can have and no recipe has, how many shards
+# the run of a record reads, and in which order.
 NEW = {
     "shards",
     "attn_gate",
@@ -123,6 +123,7 @@ NEW = {
     "window",
     "windows",
     "x0_values",
+    "order_seed",
 }
 
 

@@ -43,7 +43,7 @@ class Runner:
 
 def use(monkeypatch: pytest.MonkeyPatch, finished: Path, **failing: str) -> Runner:
     runner = Runner(finished, {int(seed[1:]): program for seed, program in failing.items()})
-    monkeypatch.setattr("fairway.submission.seeds.children.begin", runner)
+    monkeypatch.setattr("fairway.base.children.begin", runner)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return runner
 

@@ -24,9 +24,10 @@ from fairway.cli.base import (
     runtime_of,
     say_to,
 )
-from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option
+from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option, word_option
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.prove import compress, decompress, prove, sample
+from fairway.cli.studies import ablate
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
 from fairway.config.overrides import override
 from fairway.config.settings import Config, DataConfig, ModelConfig
@@ -49,6 +50,15 @@ Out = Annotated[Path | None, path_option("--out", help="Run folder [runs/RECIPE]
 DataOut = Annotated[Path, path_option("--out", help="Folder to write.")]
 Resume = Annotated[bool, flag("--resume", "Continue an unfinished run.")]
 Restart = Annotated[bool, flag("--restart", "Discard an unfinished training.")]
+Until = Annotated[
+    str | None,
+    word_option(
+        "--until",
+        words=("train", "pack", "score"),
+        metavar="VERB",
+        help="Stop after train, pack or score: scores as far as these go, and nothing else.",
+    ),
+]
 DryRun = Annotated[bool, flag("--dry-run", "Print settings, parameters and bytes; then stop.")]
 Embedded = Annotated[bool, flag("--embedded", "Use the embedded corpus instead.")]
 Replace = Annotated[bool, flag("--replace", "Replace the Fairway data that the folder holds.")]
@@ -93,6 +103,7 @@ def run(
     overrides: Set = None,
     resume: Resume = False,
     restart: Restart = False,
+    until: Until = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -104,6 +115,11 @@ def run(
 
     _choose(resume, restart)
     pipeline = _pipeline(recipe, out, overrides, as_json, resume)
+    if until is not None:
+        with pipeline.writing():
+            facts = pipeline.screen(until, resume, restart)
+        emit(as_json, facts, f"done until {until}: {pipeline.folder.path}")
+        return
     with pipeline.writing():
         results = pipeline.walk(resume, restart)
     emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
@@ -239,6 +255,7 @@ def _score_texts(
 for verb in (
     *(unpack, prove, compress, decompress, sample, audit, audit_record),
     *(bundle, seeds, submit, verify, runs, export),
+    ablate,
 ):
     app.command()(verb)
 

@@ -52,6 +52,20 @@ def whole_option(*names: str, lo: int, hi: int = LARGEST, help: str, metavar: st
     return typer.Option(*names, parser=whole(lo, hi), metavar=metavar, help=_plain(help))
 
 
+def word_option(*names: str, words: tuple[str, ...], help: str, metavar: str = "WORD") -> Any:
+    """Return an option that is one of a few words."""
+    return typer.Option(*names, parser=_one_of(words), metavar=metavar, help=_plain(help))
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
+    def read(word: str) -> str:
+        if word not in words:
+            raise typer.BadParameter(f"'{_short(word)}' is none of {', '.join(words)}")
+        return word
+
+    return read
+
+
 def number_option(*names: str, lo: float, hi: float, help: str) -> Any:
     """Return an option that is a number from `lo` to `hi`."""
     return typer.Option(*names, parser=number(lo, hi), metavar="X", help=_plain(help))

@@ -11,10 +11,10 @@ from fairway.base.terminal import command, put_bytes
 from fairway.cli.base import Json, Recipe, RunOrArtifact, Set, TokenizerFile, emit, say_to, table
 from fairway.cli.options import file_option, flag, path_argument, path_option, whole, whole_option
 from fairway.config.overrides import override
-from fairway.config.settings import Config, declares_code
+from fairway.config.settings import MOST_SEED, Config, declares_code
 
-# As many as `Config.seed` may be, and more processes than any host has processors.
-MOST_SEED, MOST_PROCESSES = 2**32 - 1, 4096
+# More than any host has processors.
+MOST_PROCESSES = 4096
 
 _PROCESSES, _CARRY = "--nproc-per-node", "--with-artifacts"
 

@@ -14,6 +14,9 @@ from typing import Any
 
 # A setting that is found out: on the machine, or by measuring.
 AUTO = "auto"
+# A seed of something else than the initial weights that is theirs nevertheless.
+OWN_SEED = "seed"
+MOST_SEED = 2**32 - 1
 # What the challenge allows artifact and code to have together.
 LIMIT_BYTES = 16_000_000
 # The token that begins every document: in the challenge's tokenizers and in those trained here.
@@ -48,6 +51,14 @@ class DataConfig:
         0, "Bytes of validation text to score, sampled by document; 0 scores all.", lo=0
     )
     val_tokens: int = opt(0, "Validation tokens to score, from the beginning; 0 scores all.", lo=0)
+    order_seed: int | str = opt(
+        0,
+        "Seed of the order in which training text is read; 0 is the order of #1394, the same for"
+        " everybody; 'seed' takes that of the initial weights.",
+        lo=0,
+        hi=MOST_SEED,
+        choices=(OWN_SEED,),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -400,7 +411,7 @@ class Config:
     """One run: a recipe's name, its seed and a section for every stage."""
 
     recipe: str = opt("custom", "Name of the recipe.")
-    seed: int = opt(42, "Seed of the initial weights.", lo=0, hi=2**32 - 1)
+    seed: int = opt(42, "Seed of the initial weights.", lo=0, hi=MOST_SEED)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -435,6 +446,12 @@ def headline(config: Config) -> str:
     if chosen != AUTO:
         return chosen
     return "sliding" if config.ttt.method == "off" else "ttt"
+
+
+def order_seed(config: Config) -> int:
+    """Return the seed of the order in which a run reads its training text; 0 is that of #1394."""
+    chosen = config.data.order_seed
+    return config.seed if isinstance(chosen, str) else chosen
 
 
 def declares_code(pack: PackConfig) -> bool:

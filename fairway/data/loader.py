@@ -1,8 +1,9 @@
-"""Shuffled-sequence batches, the same for everybody (#1394), and resumable.
+"""Shuffled-sequence batches, the same for everybody (#1394) or by a seed, and resumable.
 
 Rank r of W reads shards[r::W] with a PCG64 generator seeded by the rank alone: the order of the
-data does not depend on the run's seed. Every shard is cut at a random phase into sequences; each
-row of a batch takes one from a shard drawn in proportion to what it has left.
+data does not depend on the run's seed. A seed of the order (`data.order_seed`) deals the shards out
+anew, alike on every rank, and seeds the generator too. Every shard is cut at a random phase into
+sequences; each row of a batch takes one from a shard drawn in proportion to what it has left.
 
 Shapes: B sequences, T time, S = T + 1 tokens of a sequence and its last target.
 """
@@ -25,18 +26,30 @@ Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 class ShuffledLoader:
     """Batches of `rows` sequences of `seq_len` tokens for one rank.
 
-    `shards` are all shards in name order; the loader takes its rank's own. Raises UserError when
-    there are fewer shards than ranks, or one is too short for a single sequence.
+    `shards` are all shards in name order; the loader takes its rank's own. `order_seed` 0 is the
+    order that everybody has. Raises UserError when there are fewer shards than ranks, or one is too
+    short for a single sequence.
     """
 
     def __init__(
-        self, shards: list[Tokens], seq_len: int, rows: int, rank: int = 0, world: int = 1
+        self,
+        shards: list[Tokens],
+        seq_len: int,
+        rows: int,
+        rank: int = 0,
+        world: int = 1,
+        order_seed: int = 0,
     ):
         if world > len(shards):
             raise UserError(
                 f"{len(shards)} training shards cannot feed {world} ranks; use fewer ranks, or "
                 "more and smaller shards (fairway data build --shard-tokens, train.shards)"
             )
+        # NumPy fills seeds up with zeros: a second number above 0 is another seed than the first.
+        own = [order_seed, 1 + rank] if order_seed else rank
+        if order_seed:
+            dealt = np.random.Generator(np.random.PCG64(order_seed)).permutation(len(shards))
+            shards = [shards[at] for at in dealt]
         self._shards = shards[rank::world]
         shortest = min(len(shard) for shard in self._shards)
         if shortest < seq_len + 1:
@@ -48,7 +61,7 @@ class ShuffledLoader:
         self._phases: list[int]
         self._orders: list[npt.NDArray[np.int64]]
         self._remaining: npt.NDArray[np.int64]
-        self._rng = np.random.Generator(np.random.PCG64(rank))
+        self._rng = np.random.Generator(np.random.PCG64(own))
         self._reset()
 
     def next_batch(self) -> Batch:

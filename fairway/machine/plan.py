@@ -11,6 +11,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,6 +120,16 @@ def require_gpus(count: int, why: str, remedy: str) -> None:
     if seen < count:
         gpus = "no GPU" if not seen else "1 GPU" if seen == 1 else f"{seen} GPUs"
         raise UserError(f"{why}, but torch sees {gpus}; {remedy}")
+
+
+def device_name(plan: Plan) -> str:
+    """Return what the device of this process is called: of a GPU its model, of a CPU its kind."""
+    if plan.device == "cuda":
+        return str(torch.cuda.get_device_name())
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(errors="replace").splitlines() if about.is_file() else []
+    named = (text.partition(":")[2].strip() for text in lines if text.startswith("model name"))
+    return next(named, "") or platform.machine()
 
 
 def own_device(plan: Plan, ranks: Ranks) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fairway.base.files import digest_file
-from fairway.config.settings import Config, QuantConfig
+from fairway.config.settings import Config, QuantConfig, order_seed
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
 from fairway.model.gpt import GPT
@@ -133,7 +133,8 @@ class _Calibration:
         """Yield batches of token ids [B, T]."""
         train = self.config.train
         rows = train.micro_tokens // train.seq_len
-        loader = ShuffledLoader(self.source.train_shards(train.shards), train.seq_len, rows)
+        shards, order = self.source.train_shards(train.shards), order_seed(self.config)
+        loader = ShuffledLoader(shards, train.seq_len, rows, order_seed=order)
         while True:
             yield torch.from_numpy(loader.next_batch()[0]).to(self.device)
 

@@ -98,6 +98,7 @@ _MEMORY = {
     "begun": {"config": dict, "plan": _PLAN},
     "code": {"bytes": int, "settings": str, "sources": str},
     "results": str,
+    "device": str,
 }
 
 
@@ -109,28 +110,28 @@ def check_memory(memory: Mapping[str, Any], file: str) -> None:
 
 def _faults(memory: Mapping[str, Any]) -> Iterable[str]:
     stages = memory.get("stages")
-    yield (wrong := _fault(stages, Named(_RECORD), "stages"))
+    yield (wrong := fault_of(stages, Named(_RECORD), "stages"))
     for name, record in ({} if wrong or stages is None else stages).items():
-        yield _fault(record["facts"], _FACTS.get(name, dict), f"stages.{name}.facts")
+        yield fault_of(record["facts"], _FACTS.get(name, dict), f"stages.{name}.facts")
         if "memory" in record:
-            yield _fault(record["memory"], _TOOK, f"stages.{name}.memory")
+            yield fault_of(record["memory"], _TOOK, f"stages.{name}.memory")
     for name, kind in _MEMORY.items():
         if name in memory:
-            yield _fault(memory[name], kind, name)
+            yield fault_of(memory[name], kind, name)
 
 
 def _first(faults: Iterable[str]) -> str:
     return next(filter(None, faults), "")
 
 
-def _fault(value: Any, kind: Any, place: str) -> str:
+def fault_of(value: Any, kind: Any, place: str) -> str:
     """Return in words what is wrong with a value, or nothing."""
     if isinstance(kind, Maybe):
-        return "" if value is None else _fault(value, kind.kind, place)
+        return "" if value is None else fault_of(value, kind.kind, place)
     if isinstance(kind, list):
         wrong = "" if type(value) is list else f"{place} is {_shown(value)} and not a list"
         inside = enumerate([] if wrong else value)
-        return wrong or _first(_fault(item, kind[0], f"{place}[{n}]") for n, item in inside)
+        return wrong or _first(fault_of(item, kind[0], f"{place}[{n}]") for n, item in inside)
     if isinstance(kind, Named | dict):
         return _fault_of_names(value, kind, place)
     if isinstance(kind, tuple | range):
@@ -144,7 +145,7 @@ def _fault_of_names(value: Any, kind: Any, place: str) -> str:
         return f"{place} is {_shown(value)} and not an object"
     kinds = dict.fromkeys(value, kind.kind) if isinstance(kind, Named) else kind
     missing = (f"{place} has no '{name}'" for name in kinds if name not in value)
-    inside = (_fault(value[n], k, f"{place}.{n}") for n, k in kinds.items())
+    inside = (fault_of(value[n], k, f"{place}.{n}") for n, k in kinds.items())
     return _first(missing) or _first(inside)
 
 

@@ -11,7 +11,7 @@ from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
 from fairway.data.build import DataFolder
-from fairway.machine.plan import Plan
+from fairway.machine.plan import Plan, device_name
 from fairway.machine.ranks import Ranks, join_ranks
 from fairway.pipeline.codesize import known_code, measure_code
 from fairway.pipeline.context import ARTIFACT, WEIGHTS, Run
@@ -29,6 +29,8 @@ from fairway.train.loop import CHECKPOINT
 from fairway.train.preflight import require_packages
 from fairway.train.steps import STEPS, Say, read_steps
 
+# How far `Pipeline.screen` goes.
+UNTIL = ("train", "pack", "score")
 DATA, REPORT = "data", "report.html"
 
 
@@ -66,6 +68,20 @@ class Pipeline:
         self.score()
         self.report()
         return self.results()
+
+    def screen(self, until: str, resume: bool = False, restart: bool = False) -> dict[str, Any]:
+        """Do what tells one recipe from another; return the facts of every stage that is done.
+
+        `until` train scores the weights, pack the artifact too, side by side, and score all that is
+        a score. Nothing doubts or illustrates them: no comparison, samples, proof or audit.
+        """
+        self.train(resume, restart)
+        if self.ranks.first:
+            self.folder.remember("device", device_name(self.plan()))
+        if until != "train":
+            self.pack()
+        self._scored(lambda stage: _is_score(stage.name, until))
+        return self.folder.all_facts()
 
     def train(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
         """Train and write raw and averaged weights; an unfinished run needs a word first."""
@@ -110,13 +126,17 @@ class Pipeline:
             self._measure_for_score()
             self._propose()
             self._inputs.forget_others()
+        self._scored(lambda stage: stage.name not in ("train", "pack"))
+        return self._facts("score.sliding")
+
+    def _scored(self, wanted: Callable[[Stage], bool]) -> None:
+        """Do some of the stages behind training and packing, on every rank."""
         share_memory(self.folder, self.ranks)
         self.data().verify(("val",))
-        self._do(self._run(), lambda stage: stage.name not in ("train", "pack"))
+        self._do(self._run(), wanted)
         if self.ranks.first:
             self.folder.settle()
         share_memory(self.folder, self.ranks)
-        return self._facts("score.sliding")
 
     def audit(self) -> dict[str, Any]:
         """Audit a scored run once more if anything that its audit reads has changed."""
@@ -233,6 +253,14 @@ class Pipeline:
 
     def _facts(self, stage: str) -> dict[str, Any]:
         return dict(self.folder.memory["stages"][stage]["facts"])
+
+
+def _is_score(stage: str, until: str) -> bool:
+    """Return whether a stage is a score that `screen` makes up to a verb."""
+    verbs = {"score.raw": "train", "score.ema": "train", "score.quantised": "pack"}
+    return stage.startswith("score.") and UNTIL.index(verbs.get(stage, "score")) <= UNTIL.index(
+        until
+    )
 
 
 def open_run(path: Path, overrides: list[str], say: Say) -> Pipeline:

@@ -4,31 +4,21 @@ Every seed is a process of its own, so that one that fails takes none with it; w
 into a log beside its folder. A failed seed is reported and counts: it is never left out.
 """
 
-import os
 import re
-import signal
 import statistics
-import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairway.base import children
 from fairway.base.errors import UserError
 from fairway.base.files import write_json
 from fairway.pipeline.folder import locked, sweep
+from fairway.pipeline.jobs import Host, Job, gpus_of_slots, run_jobs
 from fairway.pipeline.results import read_results
-from fairway.train.loop import CHECKPOINT
 from fairway.train.steps import Say
 
 SUMMARY, SCHEMA = "seeds.json", 1
 _OURS = re.compile(re.escape(SUMMARY))
-_LOOK_S = 0.1
-# A process that was left alone saves its state and ends within this time.
-_WAIT_S = 60.0
-# The end of a log that may hold a last word.
-_LAST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +55,24 @@ def run_seeds(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
     return summary
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Running:
-    """A seed's process, and how long its log was before."""
-
-    seed: int
-    process: "subprocess.Popen[bytes]"
-    log_bytes: int
-
-
 def _failures(plan: Plan, out: Path, say: Say) -> dict[int, str]:
     """Run all seeds, so many at once; return what each failed of, or nothing."""
     failures: dict[int, str] = {}
-    waiting, slots = list(plan.seeds), dict.fromkeys(range(plan.at_once))
-    running: dict[int, _Running] = {}
-    try:
-        while waiting or running:
-            for slot in slots:
-                if slot not in running and waiting:
-                    running[slot] = _begin(plan, waiting.pop(0), out, slot, say)
-            for slot, one in list(running.items()):
-                if one.process.poll() is not None:
-                    failures[one.seed] = _reason(one, out)
-                    del running[slot]
-            time.sleep(_LOOK_S)
-    finally:
-        children.end(one.process for one in running.values())
+    waiting = list(plan.seeds)
+
+    def following() -> Job | None:
+        if not waiting:
+            return None
+        seed = waiting.pop(0)
+        say(f"seed {seed}: running, log in {_log(out, seed).name}")
+        return _job(plan, seed, out)
+
+    def ended(job: Job, reason: str) -> None:
+        failures[int(job.name)] = reason
+
+    # One seed at a time has all GPUs that this process sees.
+    gpus = gpus_of_slots(plan.at_once, plan.processes) if plan.at_once > 1 else [None]
+    run_jobs(following, ended, Host(gpus))
     return failures
 
 
@@ -98,47 +80,13 @@ def _log(out: Path, seed: int) -> Path:
     return out / f"seed-{seed}.log"
 
 
-def _begin(plan: Plan, seed: int, out: Path, slot: int, say: Say) -> _Running:
-    """Start one seed, or go on with it."""
+def _job(plan: Plan, seed: int, out: Path) -> Job:
+    """Return what runs one seed, or goes on with it."""
     folder = seed_folder(out, seed)
-    # An earlier call that was killed may have left a process that saves its state at this moment.
-    with locked(folder, wait_s=_WAIT_S):
-        pass
-    say(f"seed {seed}: running, log in {_log(out, seed).name}")
     words = ["run", plan.recipe, "--out", str(folder)]
     for text in (*plan.overrides, f"seed={seed}"):
         words += ["--set", text]
-    if (folder / CHECKPOINT).exists():
-        words.append("--resume")
-    env = {}
-    if plan.at_once > 1:
-        first = slot * plan.processes
-        visible = [str(gpu) for gpu in range(first, first + plan.processes)]
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
-    with _log(out, seed).open("ab") as log:
-        start = log.tell()
-        process = children.begin(
-            words, plan.processes, stdout=log, stderr=subprocess.STDOUT, env=env
-        )
-    return _Running(seed, process, start)
-
-
-def _reason(ended: _Running, out: Path) -> str:
-    """Return what a seed failed of: its own last word; or nothing."""
-    code = ended.process.returncode
-    assert ended.process.stdin is not None
-    ended.process.stdin.close()
-    if code == 0:
-        return ""
-    with _log(out, ended.seed).open("rb") as log:
-        log.seek(max(ended.log_bytes, log.seek(0, os.SEEK_END) - _LAST_BYTES))
-        lines = log.read().decode(errors="replace").strip().splitlines()
-    own = [line for line in lines if line.startswith("fairway: ")]
-    if own:
-        return own[-1]
-    if code < 0:
-        return f"killed by signal {-code} ({signal.Signals(-code).name})"
-    return lines[-1] if lines else f"exit code {code}"
+    return Job(str(seed), tuple(words), folder, _log(out, seed), plan.processes)
 
 
 def summarise(out: Path, seeds: tuple[int, ...], failures: dict[int, str]) -> dict[str, Any]:

@@ -203,30 +203,38 @@ def _require_budgets(
             )
 
 
+def commit_of_sources() -> tuple[str, list[str]]:
+    """Return the commit of the sources, and which of them differ from it, as git tells.
+
+    Where they are an installed package, or git is missing, it is the version.
+    """
+    git = ["git", "-C", str(Path(fairway.__file__).parent)]
+    try:
+        known = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "version.py"], capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        return f"fairway {VERSION}", []
+    if known.returncode:
+        return f"fairway {VERSION}", []
+    status = [*git, "status", "--porcelain", "--", "."]
+    changed = subprocess.run(status, capture_output=True, check=True).stdout
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    return head.stdout.strip(), changed.decode(errors="replace").splitlines()
+
+
 def _commit() -> str:
     """Return the commit of the sources, or the version where they are an installed package.
 
     Raises UserError for sources that differ from their commit.
     """
-    root = Path(fairway.__file__).parent
-    git = ["git", "-C", str(root)]
-    known = subprocess.run(
-        [*git, "ls-files", "--error-unmatch", "version.py"], capture_output=True, check=False
-    )
-    if known.returncode:
-        return f"fairway {VERSION}"
-    changed = (
-        subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, check=True)
-        .stdout.decode(errors="replace")
-        .splitlines()
-    )
+    commit, changed = commit_of_sources()
     if changed:
         raise UserError(
             f"{len(changed)} source files differ from their commit ({changed[0][3:]}, ...); commit "
             "them, so that the record can name what made it"
         )
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    return head.stdout.strip()
+    return commit
 
 
 def _require_clean(folder: Path) -> None:

@@ -27,7 +27,7 @@ from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
 from fairway.config.checks import window_schedule
-from fairway.config.settings import Config
+from fairway.config.settings import Config, order_seed
 from fairway.config.written import to_dict
 from fairway.data.loader import Prefetcher, ShuffledLoader
 from fairway.data.shards import Tokens
@@ -118,8 +118,8 @@ class Training:
         self.batches.close()
 
     def _new_loader(self) -> ShuffledLoader:
-        ranks, seq_len = self.ranks, self.config.train.seq_len
-        return ShuffledLoader(self.text.shards, seq_len, self.rows, ranks.rank, ranks.world)
+        ranks, seq_len, order = self.ranks, self.config.train.seq_len, order_seed(self.config)
+        return ShuffledLoader(self.text.shards, seq_len, self.rows, ranks.rank, ranks.world, order)
 
     def _batches_from_start(self) -> Prefetcher:
         return Prefetcher(self._new_loader(), self.device)
@@ -399,7 +399,8 @@ def what_trains(config: Config) -> dict[str, Any]:
     quiet = ("checkpoint_every_s", "replay")
     train = {name: value for name, value in to_dict(config.train).items() if name not in quiet}
     model, optim = to_dict(config.model), to_dict(config.optim)
-    return {"model": model, "optim": optim, "train": train, "seed": config.seed}
+    seeds = {"seed": config.seed, "order_seed": order_seed(config)}
+    return {"model": model, "optim": optim, "train": train, **seeds}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -76,6 +76,44 @@ def test_the_order_of_the_data_is_pinned() -> None:
     assert first == [[50, 58], [30, 14], [6, 42], [22, 0]]
 
 
+def starts(order_seed: int, rank: int = 0, world: int = 1, batches: int = 12) -> list[int]:
+    """Return the first token of every sequence that a rank reads."""
+    loader = ShuffledLoader(shards(400, 330, 410, 90), 8, 2, rank, world, order_seed)
+    return [int(row[0]) for _ in range(batches) for row in loader.next_windows()]
+
+
+def test_a_seed_of_the_order_gives_another_order_and_the_same_one_again() -> None:
+    orders = {seed: starts(seed) for seed in (0, 1, 2, 2**32 - 1)}
+    assert len({tuple(order) for order in orders.values()}) == 4
+    assert all(starts(seed) == order for seed, order in orders.items())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7, 2**32 - 1])
+def test_ranks_share_the_shards_out_and__of_a_seed(seed: int) -> None:
+    bounds = [0, 400, 730, 1140, 1230]
+    read = [
+        {next(n for n in range(4) if at < bounds[n + 1]) for at in starts(seed, rank, 2, 60)}
+        for rank in range(2)
+    ]
+    assert not read[0] & read[1] and read[0] | read[1] == {0, 1, 2, 3}
+
+
+def test_seeds_of_the_order_deal_shards_to_other_ranks() -> None:
+    dealt = {tuple(sorted({at // 420 for at in starts(seed, 0, 2, 60)})) for seed in range(1, 9)}
+    assert len(dealt) > 1
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_an_order_by_a_seed_is_resumed(seed: int) -> None:
+    files = shards(41, 33, 77)
+    one, two = (ShuffledLoader(files, 8, 2, order_seed=seed) for _ in range(2))
+    for _ in range(13):
+        one.next_windows()
+    two.restore(json.loads(json.dumps(one.state())))
+    for _ in range(20):
+        assert one.next_windows().tolist() == two.next_windows().tolist()
+
+
 def test_one_pass_gives_every_sequence_once() -> None:
     loader = ShuffledLoader(shards(41, 33), 8, 1)
     starts = [int(loader.next_batch()[0][0, 0]) for _ in range(sum(loader.state()["remaining"]))]

@@ -1,0 +1,180 @@
+"""The verbs of paired experiments: ablate, transfer."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairway.base import terminal
+from fairway.base.errors import UserError
+from fairway.base.outputs import require_folder
+from fairway.cli.base import Json, Set, emit, say_to
+from fairway.cli.options import (
+    flag,
+    number_option,
+    path_argument,
+    path_option,
+    whole_option,
+    word_option,
+)
+from fairway.config.settings import MOST_SEED
+
+_SCORES = ("raw", "ema", "quantised", "sliding", "ttt", "mixture")
+# What is left to do after a budget is no mistake, and yet not done.
+UNFINISHED = 3
+_MOST_S = 30 * 86_400
+
+Metric = Annotated[
+    str | None,
+    word_option(
+        "--metric", words=_SCORES, help="Score that decides [the last one that runs have]."
+    ),
+]
+Error = Annotated[
+    float, number_option("--error", lo=1e-4, hi=0.5, help="Error rate of each arm's interval.")
+]
+
+
+def ablate(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Name of a recipe, such as demo.")
+    ] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            metavar="NAME:SECTION.FIELD=VALUE,...",
+            help="A variant to compare with the recipe; repeatable.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        int, whole_option("--pairs", lo=1, hi=1000, help="Pairs of runs for every arm at most.")
+    ] = 8,
+    clock: Annotated[
+        str | None,
+        word_option("--clock", words=("steps", "wall"), help="What measures all runs alike."),
+    ] = None,
+    until: Annotated[
+        str,
+        word_option(
+            "--until",
+            words=("train", "pack", "score"),
+            help="How far runs go: scores of the weights, of the artifact, or all.",
+        ),
+    ] = "train",
+    metric: Metric = None,
+    noise: Annotated[bool, flag("--noise", "Run the base twice in the first pairs.")] = False,
+    effect: Annotated[
+        float,
+        number_option("--effect", lo=1e-6, hi=10, help="Difference of interest, in bits per byte."),
+    ] = 0.002,
+    error: Error = 0.05,
+    first_seed: Annotated[
+        int, whole_option("--first-seed", lo=1, hi=MOST_SEED, help="Seed of the first pair.")
+    ] = 1,
+    out: Annotated[
+        Path | None, path_option("--out", help="Folder of the study [runs/RECIPE-study].")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        number_option("--budget", lo=1, hi=_MOST_S, help="Seconds after which this call ends."),
+    ] = None,
+    at_once: Annotated[
+        int, whole_option("--at-once", lo=0, hi=1024, help="Runs side by side; 0: one a GPU.")
+    ] = 0,
+    drop_weights: Annotated[
+        bool, flag("--drop-weights", "Delete the weights of runs that are done.")
+    ] = False,
+    retry: Annotated[bool, flag("--retry", "Repeat runs that failed.")] = False,
+    dry_run: Annotated[
+        bool, flag("--dry-run", "Say how many runs the question takes; then stop.")
+    ] = False,
+    merged: Annotated[
+        list[Path] | None,
+        path_option("--merge", metavar="TABLE", help="Join tables instead; more may follow it."),
+    ] = None,
+    more: Annotated[
+        list[Path] | None, path_argument("[TABLE]...", "Further tables to join.")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Compare variants of a recipe by paired runs: effects, intervals, and when to stop."""
+    if merged:
+        given = [arms, overrides, clock]
+        if any(given):
+            raise UserError("--merge joins tables that are there; leave --arm, --set, --clock out")
+        first = [Path(recipe)] if recipe else []
+        _merge([*merged, *first, *(more or [])], metric, error, out, as_json)
+        return
+    if recipe is None:
+        raise UserError("name a recipe to ablate, such as demo, or tables to join with --merge")
+    if more:
+        raise UserError(f"{more[0]} stands behind the recipe; tables are joined with --merge")
+    from fairway.studies.arms import study
+    from fairway.studies.running import Where
+
+    asked = study(
+        *(recipe, arms or [], pairs, overrides or [], clock, metric),
+        first_seed=first_seed, until=until, error=error, noise=noise,
+    )  # fmt: skip
+    target = out or Path("runs") / f"{recipe}-study"
+    require_folder(target)
+    budget_s = math.inf if budget is None else budget
+    where = Where(budget_s, at_once, drop_weights, retry)
+    _ablate(asked, target, where, effect, dry_run, as_json)
+
+
+def _ablate(asked: Any, out: Path, where: Any, effect: float, dry_run: bool, as_json: bool) -> None:
+    from fairway.studies.ahead import ahead
+    from fairway.studies.running import expected_s, run_study, slots_of
+    from fairway.studies.table import summary, table_of
+    from fairway.studies.telling import lines_of, plan_lines
+
+    say, before = say_to(as_json), table_of(asked, out)
+    plan = ahead(asked, before, effect, slots_of(asked, where), expected_s(asked, before))
+    if dry_run:
+        emit(as_json, plan, *plan_lines(plan))
+        return
+    for text in plan_lines(plan):
+        say(text)
+    table, done = run_study(asked, out, where, say)
+    found = {**summary(table), "done": done, "plan": plan}
+    page = write_page(found, out)
+    emit(as_json, found, *lines_of(found), f"page {page}, lines {out / 'study.jsonl'}")
+    if not done:
+        terminal.put("more is to do: run the same command again", _errors())
+        raise typer.Exit(UNFINISHED)
+    if found["failed"]:
+        raise typer.Exit(1)
+
+
+def _errors() -> Any:
+    import sys
+
+    return sys.stderr
+
+
+def write_page(found: dict[str, Any], out: Path) -> Path:
+    """Write the page of a study into its folder; return its path."""
+    from fairway.base.files import write_atomic
+    from fairway.studies.page import study_page
+
+    page = out / "study.html"
+    write_atomic(page, study_page(found).encode())
+    return page
+
+
+def _merge(
+    paths: list[Path], metric: str | None, error: float, out: Path | None, as_json: bool
+) -> None:
+    from fairway.studies.table import merge, summary
+    from fairway.studies.telling import lines_of
+
+    table, said = merge(paths, metric, error)
+    found = summary(table, said)
+    if out is not None:
+        require_folder(out)
+        write_page(found, out)
+    emit(as_json, found, *lines_of(found))

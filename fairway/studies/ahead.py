@@ -1,0 +1,56 @@
+"""What a study is up to before it starts: runs, seconds, and which effects they can show."""
+
+import math
+from typing import Any
+
+from fairway.studies.arms import NOISE, Study
+from fairway.studies.intervals import pairs_needed, smallest_seen
+from fairway.studies.table import Table, planned
+
+# Standard deviations of one run in bits per byte, between seeds of one recipe: the least and the
+# most that this field and this project have seen (docs/studies.md). Pairs that share a seed and an
+# order scatter by as much at most.
+PUBLISHED_SD = (
+    (0.0005, "12 seeds of one recipe, pull request #1130"),
+    (0.005, "seeds of small runs, benchmarks/README.md"),
+)
+
+
+def ahead(
+    study: Study, table: Table, effect: float, slots: int, run_s: float | None
+) -> dict[str, Any]:
+    """Return how many runs a study has, how long they take, and what they can show.
+
+    `effect` is the smallest difference that is of interest, in bits per byte; `run_s` the seconds
+    of one run, if they can be known.
+    """
+    noise = planned(NOISE, study.pairs) if study.noise else 0
+    known = measured_sd(table)
+    scatters = PUBLISHED_SD if known is None else ((known, "as the pairs so far do"),)
+    return {
+        "runs": study.pairs * (1 + len(study.arms)) + noise,
+        "done": len(table.lines),
+        "arms": len(study.arms),
+        "pairs": study.pairs,
+        "run_s": run_s,
+        "slots": slots,
+        "effect": effect,
+        "questions": [_question(study, sd, source, effect) for sd, source in scatters],
+    }
+
+
+def measured_sd(table: Table) -> float | None:
+    """Return the sd of one run that the pairs of all arms show together; None without any."""
+    spreads = [(e.n - 1, e.sd**2) for e in map(table.estimate, table.arms()) if e.sd]
+    if not spreads:
+        return None
+    weights = sum(degrees for degrees, _ in spreads)
+    return math.sqrt(sum(degrees * variance for degrees, variance in spreads) / weights / 2.0)
+
+
+def _question(study: Study, sd: float, source: str, effect: float) -> list[Any]:
+    difference_sd = math.sqrt(2.0) * sd
+    seen = None
+    if study.pairs > 1:
+        seen = smallest_seen(difference_sd, study.pairs, study.pairs, study.error)
+    return [sd, source, seen, pairs_needed(effect, difference_sd, study.error)]

@@ -1,0 +1,202 @@
+"""What a study compares: a recipe and its arms, every setting checked before anything runs."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fairway.base.errors import UserError, shown
+from fairway.base.files import digest_json
+from fairway.config.overrides import override
+from fairway.config.settings import MOST_SEED, Config, headline
+from fairway.config.written import to_dict
+from fairway.recipes import recipe as recipe_of
+
+# The recipe as it is, and the same once more: what two runs of one seed differ by.
+BASE, NOISE = "base", "noise"
+MOST_ARMS = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+# A comma may stand in a value: it ends one where a setting follows.
+_BETWEEN = re.compile(r",(?=\s*[a-z0-9_.]+\s*=)")
+# What a pair has in common, and the text on which all arms are scored.
+_SHARED = ("recipe", "seed", "data.order_seed", "train.clock", "train.replay")
+_TEXT = ("data.val_bytes", "data.val_tokens", "data.val_share")
+# Scores of the weights, and what an artifact needs before they are there.
+SCORES = {
+    "train": ("raw", "ema"),
+    "pack": ("raw", "ema", "quantised"),
+    "score": ("raw", "ema", "quantised", "sliding", "ttt", "mixture"),
+}
+# Steps of warm-up: enough to compile what runs, for runs that last seconds.
+_WARMUP_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A variant: its name, and the settings in which it departs from the base."""
+
+    name: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A question: whose settings, against which, how often, and by which score.
+
+    `common` are overrides of every arm, the base among them; pair p has seed `first_seed` + p.
+    """
+
+    recipe: str
+    common: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    pairs: int
+    first_seed: int = 1
+    until: str = "train"
+    metric: str = "ema"
+    error: float = 0.05
+    noise: bool = False
+
+    def all_arms(self) -> tuple[Arm, ...]:
+        """Return the base, the same again if that is asked for, and the arms."""
+        again = (Arm(NOISE),) if self.noise else ()
+        return (Arm(BASE), *again, *self.arms)
+
+    def overrides(self, arm: Arm, pair: int) -> tuple[str, ...]:
+        """Return the overrides of one run; its order of the data follows its seed."""
+        seeds = (f"seed={self.first_seed + pair}", "data.order_seed=seed")
+        return (*self.common, *arm.settings, *seeds)
+
+    def config(self, arm: Arm, pair: int = 0) -> Config:
+        """Return the settings of one run."""
+        return override(recipe_of(self.recipe), self.overrides(arm, pair))
+
+
+def study(
+    recipe: str,
+    arms: Sequence[str],
+    pairs: int,
+    common: Sequence[str] = (),
+    clock: str | None = None,
+    metric: str | None = None,
+    **more: Any,
+) -> Study:
+    """Return a study of `NAME:section.field=value,...` texts.
+
+    Raises UserError for arms that are none, that are alike, or that change what a pair shares, and
+    for a score that these runs do not have.
+    """
+    base = recipe_of(recipe)
+    for text in common:
+        _refuse_shared(text, ("recipe", "seed", "data.order_seed"), "--set")
+    given = [*common, *([f"train.clock={clock}"] if clock else [])]
+    names = [text.partition("=")[0].strip() for text in given]
+    if "train.warmup_steps" not in names and base.train.warmup_steps > _WARMUP_STEPS:
+        given.append(f"train.warmup_steps={_WARMUP_STEPS}")
+    made = Study(recipe, tuple(given), tuple(map(read_arm, arms)), pairs, **more)
+    _check_arms(made)
+    last = made.first_seed + pairs - 1
+    if last > MOST_SEED:
+        raise UserError(
+            f"pair {pairs} would have seed {last:,}; seeds end at {MOST_SEED:,}, so lower --pairs "
+            "or --first-seed"
+        )
+    config = made.config(Arm(BASE))
+    if config.train.clock == "replay":
+        raise UserError(
+            f"{recipe} follows another run's clock, which fits no other settings; take --clock "
+            "steps or --clock wall"
+        )
+    return _scored(made, config, metric)
+
+
+def _scored(made: Study, config: Config, metric: str | None) -> Study:
+    """Return the study with the score that decides it: by default the last one that runs have."""
+    last = {"train": "ema", "pack": "quantised", "score": headline(config)}[made.until]
+    known = SCORES[made.until]
+    off = {"ttt": config.ttt.method == "off", "mixture": not config.mixture.experts}
+    known = tuple(name for name in known if not off.get(name, False))
+    if metric is not None and metric not in known:
+        raise UserError(
+            f"--metric is {shown(metric)}, but runs until {made.until} have {', '.join(known)}"
+        )
+    fields = {name: getattr(made, name) for name in Study.__dataclass_fields__}
+    return Study(**{**fields, "metric": metric or last})
+
+
+def read_arm(text: str) -> Arm:
+    """Return an arm by its `NAME:section.field=value,...`; UserError for what is none."""
+    name, colon, rest = text.partition(":")
+    if not colon or not _NAME.fullmatch(name):
+        raise UserError(
+            f"--arm {shown(text)} is no arm; write NAME:section.field=value,... with a name of at "
+            "most 32 letters, digits, dots, dashes and underscores"
+        )
+    if name in (BASE, NOISE):
+        raise UserError(f"an arm named '{name}' is in every study already; choose another name")
+    settings = tuple(part.strip() for part in _BETWEEN.split(rest) if part.strip())
+    if not settings:
+        raise UserError(f"arm '{name}' sets nothing; write --arm {name}:section.field=value")
+    names = [setting.partition("=")[0].strip() for setting in settings]
+    for setting in settings:
+        _refuse_shared(setting, (*_SHARED, *_TEXT), f"arm '{name}'")
+        field = setting.partition("=")[0].strip()
+        if names.count(field) > 1:
+            raise UserError(f"arm '{name}' sets {field} twice; an arm sets it once")
+    return Arm(name, settings)
+
+
+def _refuse_shared(setting: str, shared: Sequence[str], who: str) -> None:
+    name = setting.partition("=")[0].strip()
+    if name not in shared:
+        return
+    if name in _TEXT:
+        raise UserError(
+            f"{who} sets {name}, and then the scores are of different texts; set it for all arms "
+            "with --set"
+        )
+    remedy = {
+        "train.clock": "choose it for all arms with --clock",
+        "train.replay": "take --clock steps",
+        "recipe": "leave it out",
+    }
+    raise UserError(
+        f"{who} sets {name}, which a study chooses for every pair; "
+        f"{remedy.get(name, 'choose the first seed with --first-seed')}"
+    )
+
+
+def _check_arms(made: Study) -> None:
+    if not made.arms:
+        raise UserError("a study needs something to compare; add --arm NAME:section.field=value")
+    if len(made.arms) > MOST_ARMS:
+        raise UserError(f"{len(made.arms)} arms are too many for one study; take {MOST_ARMS}")
+    seen = {_told_apart_by(made.config(Arm(BASE))): BASE}
+    names: set[str] = set()
+    for arm in made.arms:
+        if arm.name in names:
+            raise UserError(f"two arms are named '{arm.name}'; give each a name of its own")
+        names.add(arm.name)
+        try:
+            key = _told_apart_by(made.config(arm))
+        except UserError as error:
+            raise UserError(f"arm '{arm.name}': {error}") from None
+        if key in seen:
+            raise UserError(
+                f"arm '{arm.name}' has the same settings as {seen[key]}, so there is nothing to "
+                "compare" + ("; --noise runs the base twice" if seen[key] == BASE else "")
+            )
+        seen[key] = arm.name
+
+
+def _told_apart_by(config: Config) -> tuple[str, str]:
+    return digest(config), config.data.source
+
+
+def digest(config: Config) -> str:
+    """Return 16 hex digits of what an arm is: its settings without seeds and paths."""
+    values = to_dict(config)
+    del values["seed"]
+    del values["data"]["source"], values["data"]["order_seed"]
+    # How long code is prepared decides nothing.
+    del values["train"]["warmup_steps"]
+    return digest_json(values)[:16]

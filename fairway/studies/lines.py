@@ -1,0 +1,198 @@
+"""The table of a study: one JSON line for every run that ended, in a file that only grows.
+
+A line says what ran, where, and what came of it; its own digest, `id`, tells an edited or damaged
+one. A line that was cut off by the end of the machine is no line, and gives way to the next.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fairway.base.errors import UserError
+from fairway.base.files import canonical_json, digest_bytes, parse_json, read_bytes
+from fairway.pipeline.facts import Maybe, Named, fault_of
+
+LINES, SCHEMA = "study.jsonl", 1
+# A line has some 2 kB, of which most are settings: 64 arms in 1,000 pairs.
+_MOST_BYTES, _MOST_LINE = 1 << 28, 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One run of a study. What is not known of a failed run is None or empty.
+
+    `base` and `config` are digests of the settings of the base and of this arm, `data` of the text,
+    `sources` of Fairway's own; `planned` is how many pairs the study wanted when it began. Seconds
+    are those of the training and of the whole process.
+    """
+
+    schema: int = SCHEMA
+    arm: str
+    pair: int
+    seed: int
+    planned: int
+    recipe: str
+    common: list[str]
+    settings: list[str]
+    base: str
+    config: str
+    until: str
+    clock: str
+    data: str
+    commit: str
+    sources: str
+    fairway: str
+    torch: str
+    device: str
+    steps: int | None
+    tokens: int | None
+    train_s: float | None
+    whole_s: float
+    bpb: dict[str, float]
+    text_bytes: int | None
+    artifact_bytes: int | None
+    code_bytes: int | None
+    peak_bytes: int | None
+    failed: str
+
+    def where(self) -> tuple[str, str]:
+        """Return what the two runs of a pair must share beside their seed: device, and sources."""
+        return self.device, self.sources
+
+    def identity(self) -> tuple[Any, ...]:
+        """Return what tells one run from another, whatever it measured."""
+        what = (self.base, self.config, self.arm, self.seed, self.until, self.clock, self.data)
+        return (*what, *self.where())
+
+    def question(self) -> tuple[str, str, str, str]:
+        """Return what lines of one table have in common: base, text, clock, and how far they go."""
+        return self.base, self.data, self.clock, self.until
+
+
+_TEXTS = (
+    "arm", "recipe", "base", "config", "until", "clock", "data", "commit", "sources", "fairway",
+    "torch", "device", "failed",
+)  # fmt: skip
+_KIND = {
+    **dict.fromkeys(("schema", "pair", "seed", "planned"), int),
+    **dict.fromkeys(_TEXTS, str),
+    "common": [str],
+    "settings": [str],
+    **dict.fromkeys(
+        ("steps", "tokens", "text_bytes", "artifact_bytes", "code_bytes", "peak_bytes"), Maybe(int)
+    ),
+    "train_s": Maybe(float),
+    "whole_s": float,
+    "bpb": Named(float),
+    "id": str,
+}
+
+
+def written(line: Line) -> bytes:
+    """Return a line as it stands in the file."""
+    facts = asdict(line)
+    return json.dumps({**facts, "id": _id(facts)}, allow_nan=False).encode() + b"\n"
+
+
+def _id(facts: dict[str, Any]) -> str:
+    return digest_bytes(canonical_json(facts))[:16]
+
+
+def append(path: Path, line: Line) -> None:
+    """Add a line at the end of a file whose lock is held, and see to it that it is on the disk.
+
+    What was cut off there before gives way.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    with os.fdopen(handle, "r+b") as stream:
+        data = stream.read()
+        whole = data.rfind(b"\n") + 1
+        stream.truncate(whole)
+        stream.seek(whole)
+        stream.write(written(line))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a file in order; none where there is no file.
+
+    Raises UserError, with the number of the line, for one that no study wrote, and for a file of
+    more than 256 MB.
+    """
+    if not os.path.lexists(path):
+        return []
+    data = read_bytes(path, _MOST_BYTES)
+    whole = data[: data.rfind(b"\n") + 1]
+    return [_read(text, f"{path}, line {n}") for n, text in enumerate(whole.splitlines(), 1)]
+
+
+def existing(path: Path) -> list[Line]:
+    """Return the lines of a study's file or of its folder; UserError for neither, or no line."""
+    file = path / LINES if path.is_dir() else path
+    if not os.path.lexists(file):
+        raise UserError(f"{file} does not exist; name the {LINES} of a study, or its folder")
+    found = read_lines(file)
+    if not found:
+        raise UserError(f"{file} has no line of a study yet; run `fairway ablate` first")
+    return found
+
+
+def _read(text: bytes, where: str) -> Line:
+    if len(text) > _MOST_LINE:
+        raise UserError(f"{where}: it has {len(text):,} bytes; a line has at most {_MOST_LINE:,}")
+    try:
+        facts = parse_json(text)
+    except (ValueError, UnicodeError) as error:
+        raise UserError(
+            f"{where}: it is no JSON ({error}); a study writes one object a line"
+        ) from None
+    if isinstance(facts, dict) and facts.get("schema", SCHEMA) != SCHEMA:
+        raise UserError(
+            f"{where}: it has schema {str(facts['schema'])[:20]}, this Fairway reads {SCHEMA}"
+        )
+    fault = fault_of(facts, _KIND, "it")
+    if not fault and (unknown := facts.keys() - _KIND.keys()):
+        fault = f"it has '{min(unknown)[:40]}', which no study writes"
+    if fault:
+        raise UserError(f"{where}: {fault}; it is no line of a study")
+    said = facts.pop("id")
+    if said != _id(facts):
+        raise UserError(
+            f"{where}: it is damaged or was edited, since it does not match its own digest; "
+            "take the line out, and the study runs it again"
+        )
+    return Line(**facts)
+
+
+def once_each(lines: Iterable[Line]) -> tuple[list[Line], int]:
+    """Return runs once each, the first of those that are the same run, and how many others.
+
+    A run that failed and was repeated with success is the one that succeeded.
+    """
+    seen: dict[tuple[Any, ...], Line] = {}
+    count = 0
+    for line in lines:
+        count += not line.failed
+        seen.setdefault((*line.identity(), line.failed), line)
+    done = [line for line in seen.values() if not line.failed]
+    made = {(line.arm, line.seed) for line in done}
+    kept = [line for line in seen.values() if not line.failed or (line.arm, line.seed) not in made]
+    return kept, count - len(done)
+
+
+def paired(lines: Sequence[Line], arm: str, base: str, metric: str) -> list[float]:
+    """Return arm minus base for every pair that has both, in the order in which they came."""
+    scores: dict[tuple[Any, ...], dict[str, float]] = {}
+    found = []
+    for line in lines:
+        if line.failed or line.arm not in (arm, base) or metric not in line.bpb:
+            continue
+        both = scores.setdefault((*line.where(), line.seed), {})
+        both[line.arm] = line.bpb[metric]
+        if len(both) == 2:
+            found.append(both[arm] - both[base])
+    return found

@@ -1,0 +1,136 @@
+"""A study, and a comparison of two, as pages: the forest plot as SVG, and the table below it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fairway.report.html import DASH, Html, esc, join, note, num, section, table
+from fairway.report.style import CSS
+from fairway.studies.telling import number, reach
+
+# Nothing of a page may be fetched or run, whatever an arm is called.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_LEFT, _RIGHT, _ROW, _WIDTH = 170, 110, 26, 860
+
+
+def page(title: str, *sections: Html) -> str:
+    """Return a whole page in the looks of a run's report."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
+        f"<title>{esc(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<header>\n<h1>{esc(title)}</h1>\n</header>\n{''.join(sections)}</body>\n</html>\n"
+    )
+
+
+def study_page(found: dict[str, Any]) -> str:
+    """Return the page of a study's summary."""
+    percent = f"{100 * (1 - found['error']):g} %"
+    what = (
+        f"Differences in bits per byte ({found['metric']}) to the base of {found['recipe']}, runs "
+        f"until {found['until']}, clock {found['clock']}. Intervals of {percent} hold whenever one "
+        "looks; less is better."
+    )
+    said = [*found["cautions"], *_failures(found)]
+    return page(
+        f"Study of {found['recipe']}",
+        section("Effects", figure(found["arms"]), note(esc(what))),
+        section("Numbers", _numbers(found)),
+        section("Settings", _settings(found)),
+        section("What to beware of", join(Html(f"<p>{esc(text)}</p>") for text in said)),
+        section("Where", note(esc(_where(found)))),
+    )
+
+
+def _where(found: dict[str, Any]) -> str:
+    devices, commits = ", ".join(found["devices"]), ", ".join(found["commits"])
+    return f"Devices: {devices or 'unknown'}. Sources: {commits or 'unknown'}."
+
+
+def _failures(found: dict[str, Any]) -> list[str]:
+    return [f"{one['arm']}, seed {one['seed']} failed: {one['reason']}" for one in found["failed"]]
+
+
+def _numbers(found: dict[str, Any]) -> Html:
+    heads = (
+        "arm",
+        "effect",
+        "low",
+        "high",
+        "n",
+        "failed",
+        "seconds",
+        "steps",
+        "bytes",
+        "seen from",
+    )
+    base = found["base"]
+    rows = [(esc("base"), DASH, DASH, DASH, num(base["runs"]), *_spent(base), DASH)]
+    for arm in found["arms"]:
+        ends = (num(arm[end], "+.5f") for end in ("mean", "low", "high"))
+        rows.append((esc(arm["arm"]), *ends, num(arm["n"]), *_spent(arm), num(arm["seen"], ".5f")))
+    return table(heads, rows)
+
+
+def _spent(arm: dict[str, Any]) -> tuple[Html, ...]:
+    return (
+        num(arm["failed"]),
+        num(arm["seconds"], ",.1f"),
+        num(arm["steps"], ",.0f"),
+        num(arm["bytes"], ",.0f"),
+    )
+
+
+def _settings(found: dict[str, Any]) -> Html:
+    rows = [(esc("all"), esc(" ".join(found["common"])))]
+    rows += [(esc(arm["arm"]), esc(" ".join(arm["settings"]))) for arm in found["arms"]]
+    return table(("arm", "settings"), rows)
+
+
+def figure(arms: Sequence[dict[str, Any]]) -> Html:
+    """Return a forest plot of arms, each with its interval and mean, as SVG."""
+    if not arms:
+        return Html("")
+    far, height = reach(list(arms)), _ROW * len(arms) + 34
+    middle, half = (_LEFT + _WIDTH - _RIGHT) / 2, (_WIDTH - _RIGHT - _LEFT) / 2
+
+    def at(value: float) -> float:
+        return middle + max(-1.0, min(1.0, value / far)) * half
+
+    bottom = _ROW * len(arms) + 6
+    parts = [
+        f'<line x1="{middle}" x2="{middle}" y1="0" y2="{bottom}" stroke="var(--muted)"/>',
+        *(
+            f'<text x="{at(value):.1f}" y="{bottom + 18}" text-anchor="middle" '
+            f'fill="var(--muted)" font-size="12">{esc(number(value, "+"))}</text>'
+            for value in (-far, -far / 2, 0.0, far / 2, far)
+        ),
+    ]
+    for row, arm in enumerate(arms):
+        parts += _arm(arm, row * _ROW + _ROW / 2 + 4, far, at)
+    inner = "".join(parts)
+    return Html(
+        f'<figure><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'aria-label="Effects of {len(arms)} arms with intervals">{inner}</svg></figure>'
+    )
+
+
+def _arm(arm: dict[str, Any], y: float, far: float, at: Any) -> list[str]:
+    text = '<text x="{}" y="{:.1f}" fill="var(--ink)" font-size="13">{}</text>'
+    name = arm["arm"] if len(arm["arm"]) <= 22 else f"{arm['arm'][:21]}~"
+    parts = [
+        text.format(0, y + 4, esc(name)),
+        text.format(_WIDTH - _RIGHT + 12, y + 4, esc(arm["verdict"])),
+    ]
+    if arm["mean"] is None:
+        return parts
+    low = -far if arm["low"] is None else arm["low"]
+    high = far if arm["high"] is None else arm["high"]
+    # What nothing bounds yet is drawn thin, from end to end.
+    dashes = ' stroke-dasharray="2 4"' if arm["low"] is None else ""
+    parts.append(
+        f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
+        f'stroke="var(--model)" stroke-width="2"{dashes}/>'
+    )
+    parts.append(f'<circle cx="{at(arm["mean"]):.1f}" cy="{y:.1f}" r="4.5" fill="var(--model)"/>')
+    return parts

@@ -1,0 +1,301 @@
+"""A study's runs: which comes next, how it is begun, and the line that it leaves.
+
+Every run is `fairway run --until` in a folder of its own below the study's. Pairs go one after
+another, the base first, so that whoever stops early has whole pairs.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fairway
+from fairway.base import units
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file, digest_json
+from fairway.config.settings import AUTO, RuntimeConfig
+from fairway.config.written import to_dict
+from fairway.data.folder import DataFolder
+from fairway.machine.plan import make_plan
+from fairway.pipeline.context import WEIGHTS
+from fairway.pipeline.folder import RunFolder, locked
+from fairway.pipeline.jobs import Host, Job, Place, gpus_of_slots, run_jobs
+from fairway.pipeline.text import open_text
+from fairway.studies.arms import BASE, NOISE, Arm, Study, digest
+from fairway.studies.lines import LINES, Line, append
+from fairway.studies.table import Table, planned, table_of
+from fairway.submission.submission import commit_of_sources
+from fairway.train.steps import Say
+from fairway.version import VERSION
+
+_BASE = Arm(BASE)
+# A run takes as long as the longest before it, and a little more.
+_SLACK = 1.1
+# What a run needs beside its training before one has shown it: start, data, kernels, scores.
+_OVERHEAD_S = 30.0
+# Seconds at the end of a budget in which runs save their state.
+_SAVING_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """How a study runs: seconds that this call may take, runs at once, and what is kept."""
+
+    budget_s: float = math.inf
+    at_once: int = 0
+    drop_weights: bool = False
+    retry: bool = False
+    place: Place | None = None
+
+
+@dataclass(eq=False)
+class _Queue:
+    """The runs of a study that are still to be made, in order."""
+
+    study: Study
+    table: Table
+    out: Path
+    where: Where
+    say: Say
+    until_s: float
+    here: dict[str, list[str]] = field(default_factory=dict)
+    begun: dict[str, tuple[Arm, int, float]] = field(default_factory=dict)
+
+    def following(self) -> Job | None:
+        """Return the next run that may begin now, or None."""
+        found = next(self._missing(), None)
+        return self._job(*found) if found and self._in_time(found[0]) else None
+
+    def _missing(self) -> Iterator[tuple[Arm, int]]:
+        study = self.study
+        done = {(line.arm, line.seed - study.first_seed) for line in self.table.lines}
+        running = {(arm.name, pair) for arm, pair, _ in self.begun.values()}
+        failed = {line.seed - study.first_seed for line in self.table.of(BASE) if line.failed}
+        over = {arm.name for arm in study.all_arms() if self.table.is_over(arm.name)}
+        # Once all arms are decided, the base has nothing to be compared with.
+        if self.table.verdict(BASE) == "failing" or all(arm.name in over for arm in study.arms):
+            return
+        for pair in range(study.pairs):
+            for arm in study.all_arms():
+                if pair in failed or arm.name in over or pair >= planned(arm.name, study.pairs):
+                    continue
+                if (arm.name, pair) not in done | running:
+                    yield arm, pair
+
+    def is_done(self) -> bool:
+        """Return whether nothing is left to run."""
+        return next(self._missing(), None) is None
+
+    def _in_time(self, arm: Arm) -> bool:
+        """Return whether a run may begin: it ends in time, or no call of this length would do.
+
+        One that is longer than the whole budget begins with the call, saves its state at the end,
+        and goes on with the next call.
+        """
+        if math.isinf(self.where.budget_s):
+            return True
+        left_s, needs_s = self.until_s - time.monotonic(), expected_s(self.study, self.table, arm)
+        if needs_s is None or needs_s > self.where.budget_s - saving_s(self.where.budget_s):
+            return left_s > self.where.budget_s / 2
+        return needs_s <= left_s
+
+    def _job(self, arm: Arm, pair: int) -> Job:
+        study = self.study
+        name = f"{arm.name}-{study.first_seed + pair}"
+        folder = run_folder(self.out, study, arm, pair)
+        words = ["run", study.recipe, "--until", study.until, "--out", str(folder)]
+        for text in (*study.overrides(arm, pair), *self.here[arm.name]):
+            words += ["--set", text]
+        self.say(f"pair {pair + 1}, {arm.name}: running, log in {folder.name}.log")
+        self.begun[name] = arm, pair, time.monotonic()
+        return Job(name, tuple(words), folder, folder.with_name(f"{folder.name}.log"))
+
+    def ended(self, job: Job, reason: str) -> None:
+        """Write the line of a run, and say what came of it."""
+        arm, pair, start_s = self.begun.pop(job.name)
+        line = line_of(self.study, arm, pair, job, reason, time.monotonic() - start_s)
+        append(self.out / LINES, line)
+        self.table.lines.append(line)
+        if self.where.drop_weights and not line.failed:
+            (job.folder / WEIGHTS).unlink(missing_ok=True)
+        what = line.failed or _score(line, self.study.metric)
+        self.say(f"pair {pair + 1}, {arm.name}: {what} ({units.duration(line.whole_s)})")
+        if arm.name not in (BASE, NOISE) and self.table.is_over(arm.name):
+            self.say(f"{arm.name}: {self.table.verdict(arm.name)}; no more runs of it")
+
+
+def expected_s(study: Study, table: Table, arm: Arm = _BASE) -> float | None:
+    """Return the seconds that a run of an arm will take, if that can be known."""
+    for lines in (table.of(arm.name), table.lines):
+        if taken := [line.whole_s for line in lines if not line.failed]:
+            return _SLACK * max(taken)
+    train = study.config(arm).train
+    return train.budget_s + _OVERHEAD_S if train.clock == "wall" else None
+
+
+def saving_s(budget_s: float) -> float:
+    """Return the seconds at the end of a budget that are kept for runs to save their state."""
+    return min(_SAVING_S, budget_s / 4)
+
+
+def _score(line: Line, metric: str) -> str:
+    return f"{metric} {line.bpb[metric]:.5f} bpb"
+
+
+def run_folder(out: Path, study: Study, arm: Arm, pair: int) -> Path:
+    """Return the folder of one run: of a name that says which, and settings that no other has."""
+    key = digest_json([digest(study.config(arm)), study.config(arm).data.source])[:8]
+    return out / "runs" / f"{arm.name}-{study.first_seed + pair}-{key}"
+
+
+def run_study(study: Study, out: Path, where: Where, say: Say) -> tuple[Table, bool]:
+    """Run what is missing of a study; return its table, and whether nothing is left to do.
+
+    Lines enter `study.jsonl` as runs end. Raises UserError for a folder that another process writes
+    and a table that is damaged.
+    """
+    until_s = time.monotonic() + where.budget_s
+    if math.isfinite(until_s):
+        until_s -= saving_s(where.budget_s)
+    with locked(out):
+        table = table_of(study, out)
+        if where.retry:
+            table.lines = [line for line in table.lines if not line.failed]
+        (out / "runs").mkdir(exist_ok=True)
+        queue = _Queue(study, table, out, where, say, until_s)
+        if queue.is_done():
+            return table, True
+        for arm in study.all_arms():
+            # A cluster's machines find out for themselves.
+            machine = _machine(study.config(arm).runtime) if where.place is None else []
+            queue.here[arm.name] = [*_text(study, arm, out, say), *machine]
+        place = where.place or _host(study, where)
+        run_jobs(queue.following, queue.ended, place, until_s)
+        return table, queue.is_done()
+
+
+def slots_of(study: Study, where: Where) -> int:
+    """Return how many runs go side by side: as many as asked for, or one a GPU."""
+    if where.place is not None:
+        return where.place.slots
+    return where.at_once or max(1, _gpus(study))
+
+
+def _gpus(study: Study) -> int:
+    return torch.cuda.device_count() if study.config(_BASE).runtime.device != "cpu" else 0
+
+
+def _host(study: Study, where: Where) -> Host:
+    """Return the slots of this host; UserError for more runs at once than GPUs."""
+    gpus, slots = _gpus(study), slots_of(study, where)
+    if not gpus:
+        return Host([None] * slots)
+    if slots > gpus:
+        raise UserError(f"--at-once is {slots}, but torch sees {gpus} GPUs; lower it")
+    return Host(gpus_of_slots(slots))
+
+
+@functools.cache
+def _machine(runtime: RuntimeConfig) -> list[str]:
+    """Return the machine settings that a CPU's probe finds, once for all runs of an arm.
+
+    Each run would find them anew, and two of a pair might differ. A GPU leaves nothing to find.
+    """
+    if runtime.device != "cpu" and torch.cuda.is_available():
+        return []
+    found, asked = make_plan(runtime).as_dict(), to_dict(runtime)
+    return [f"runtime.{name}={found[name]}" for name in asked if asked[name] in (AUTO, 0)]
+
+
+def _text(study: Study, arm: Arm, out: Path, say: Say) -> list[str]:
+    """Return the setting that names an arm's text; the embedded corpus is made once for all."""
+    config = study.config(arm)
+
+    def embedded(reads: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
+        try:
+            DataFolder.open(folder).verify()
+        except UserError:
+            say(f"making the embedded text of {config.model.vocab_size:,} tokens, once for all")
+            work()
+
+    key = digest_json([config.data.val_share, config.model.vocab_size])[:8]
+    folder = out / f"data-{key}"
+    try:
+        open_text(config, folder, embedded)
+    except UserError as error:
+        raise UserError(f"arm '{arm.name}': {error}") from None
+    return [f"data.source={folder.resolve()}"] if config.data.source == "embedded" else []
+
+
+def sources_digest() -> str:
+    """Return 16 hex digits of Fairway's sources: what another version of them would change."""
+    root = Path(fairway.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return digest_json({p.relative_to(root).as_posix(): digest_file(p) for p in files})[:16]
+
+
+def _commit() -> str:
+    """Return the commit of the sources, with a word if they differ from it."""
+    commit, changed = commit_of_sources()
+    return f"{commit}, changed" if changed else commit
+
+
+def line_of(study: Study, arm: Arm, pair: int, job: Job, failed: str, whole_s: float) -> Line:
+    """Return the line of a run that ended: what its folder remembers, or why it failed."""
+    config = study.config(arm, pair)
+    known = _facts(job.folder, failed)
+    return Line(
+        arm=arm.name,
+        pair=pair,
+        seed=config.seed,
+        planned=planned(arm.name, study.pairs),
+        recipe=study.recipe,
+        common=list(study.common),
+        settings=list(arm.settings),
+        base=digest(study.config(_BASE)),
+        config=digest(config),
+        until=study.until,
+        clock=config.train.clock,
+        commit=_commit(),
+        sources=sources_digest(),
+        fairway=VERSION,
+        torch=torch.__version__,
+        whole_s=round(max(whole_s, known.pop("stages_s")), 3),
+        failed=failed,
+        **known,
+    )
+
+
+def _facts(folder: Path, failed: str) -> dict[str, Any]:
+    """Return what the memory of a run says of it; nothing where there is none."""
+    unknown = ("steps", "tokens", "train_s", "text_bytes", "artifact_bytes", "code_bytes")
+    found: dict[str, Any] = dict.fromkeys((*unknown, "peak_bytes"))
+    found |= {"data": "", "device": "", "bpb": {}, "stages_s": 0.0}
+    try:
+        run = RunFolder(folder)
+    except UserError:
+        return found
+    facts, stages = run.all_facts(), run.memory["stages"]
+    found |= {"device": run.memory.get("device", ""), "stages_s": sum(run.seconds().values())}
+    if failed or "train" not in facts:
+        return found
+    trained, packed = facts["train"], facts.get("pack", {})
+    scores = {n.removeprefix("score."): f for n, f in facts.items() if n.startswith("score.")}
+    peaks = [took["peak_bytes"] for took in run.memory_of_stages().values()]
+    return {
+        **found,
+        "data": stages["train"]["reads"]["data"][:16],
+        "steps": trained["steps"],
+        "tokens": trained["tokens"],
+        "train_s": round(trained["seconds"], 3),
+        "bpb": {name: score["bpb"] for name, score in scores.items()},
+        "text_bytes": next((score["bytes"] for score in scores.values()), None),
+        "artifact_bytes": packed.get("bytes"),
+        "code_bytes": packed.get("code_bytes"),
+        "peak_bytes": max((peak for peak in peaks if peak is not None), default=None),
+    }

@@ -1,0 +1,239 @@
+"""What the lines of a study say: every arm against the base, and what to beware of."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fairway.base.errors import UserError, shown
+from fairway.studies.arms import BASE, NOISE, SCORES, Study, digest
+from fairway.studies.intervals import Estimate, estimate
+from fairway.studies.lines import LINES, Line, existing, once_each, paired, read_lines
+
+# Verdicts that end an arm before its pairs do.
+DECIDED = ("better", "worse", "equal", "hopeless", "failing")
+# Runs of the base that are repeated for the noise floor.
+NOISE_PAIRS = 4
+# An arm is given up once so many runs of it failed and none succeeded.
+_FAILURES = 2
+
+
+@dataclass(eq=False)
+class Table:
+    """The runs of one question, the score that decides it, and the error rate of its intervals.
+
+    `pairs` are those that are planned of an arm that has no run yet; what is `merged` of several
+    studies has no plan.
+    """
+
+    lines: list[Line]
+    metric: str
+    error: float
+    pairs: int = 0
+    merged: bool = False
+
+    def of(self, arm: str) -> list[Line]:
+        """Return the runs of an arm."""
+        return [line for line in self.lines if line.arm == arm]
+
+    def arms(self) -> list[str]:
+        """Return the arms beside the base, in the order in which they came."""
+        return [n for n in dict.fromkeys(line.arm for line in self.lines) if n != BASE]
+
+    def planned(self, arm: str) -> int:
+        """Return how many pairs were planned when the arm began; 0 without a plan."""
+        if self.merged:
+            return 0
+        found = self.of(arm)
+        return found[0].planned if found else planned(arm, self.pairs)
+
+    def differences(self, arm: str) -> list[float]:
+        """Return the scores of an arm minus the base's, pair by pair."""
+        return paired(self.lines, arm, BASE, self.metric)
+
+    def estimate(self, arm: str) -> Estimate:
+        """Return what the pairs of an arm say."""
+        return estimate(self.differences(arm), self.planned(arm), self.error)
+
+    def verdict(self, arm: str) -> str:
+        """Return the word for where an arm stands: that of its estimate, or failing."""
+        found = self.of(arm)
+        failed = sum(bool(line.failed) for line in found)
+        return "failing" if len(found) == failed >= _FAILURES else self.estimate(arm).verdict
+
+    def is_over(self, arm: str) -> bool:
+        """Return whether an arm needs no more runs, as its pairs so far say."""
+        verdict = self.verdict(arm)
+        # The noise floor is measured, not decided; a run that repeats its bits has none.
+        return verdict in (("equal", "failing") if arm == NOISE else DECIDED)
+
+    def noise_sd(self) -> float | None:
+        """Return the standard deviation of one run with one seed, from the base run twice."""
+        sd = self.estimate(NOISE).sd
+        return None if sd is None else sd / math.sqrt(2.0)
+
+
+def planned(arm: str, pairs: int) -> int:
+    """Return the pairs that are planned of an arm where so many are asked for."""
+    return min(pairs, NOISE_PAIRS) if arm == NOISE else pairs
+
+
+def table_of(study: Study, out: Path) -> Table:
+    """Return what a study's folder holds of its runs; lines of other settings are left out."""
+    asked = {arm.name: study.config(arm) for arm in study.all_arms()}
+    configs = {name: digest(config) for name, config in asked.items()}
+    mine = (configs[BASE], study.until, asked[BASE].train.clock)
+    lines = [
+        line
+        for line in once_each(read_lines(out / LINES))[0]
+        if (line.base, line.until, line.clock) == mine and configs.get(line.arm) == line.config
+    ]
+    return Table(lines, study.metric, study.error, study.pairs)
+
+
+def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Table, list[str]]:
+    """Return the table of several studies of one question, each run once, and what to say of it.
+
+    Raises UserError for files of different questions, and arms of one name with other settings.
+    """
+    found = [(path, line) for path in paths for line in existing(path)]
+    _require_one(found)
+    lines, twice = once_each(line for _, line in found)
+    until = lines[0].until
+    if metric is not None and metric not in SCORES[until]:
+        raise UserError(
+            f"--metric is {shown(metric)}, but these runs have {', '.join(SCORES[until])}"
+        )
+    scored = [line.bpb for line in lines if not line.failed]
+    last = [name for name in SCORES[until] if any(name in bpb for bpb in scored)]
+    if not last:
+        raise UserError(f"{paths[0]} holds no run that succeeded, so there is nothing to compare")
+    table = Table(lines, metric or last[-1], error, merged=len(set(paths)) > 1)
+    runs = "run is" if twice == 1 else "runs are"
+    return table, [f"{twice} {runs} in more than one table, or twice in one; each counts once"] * (
+        twice > 0
+    )
+
+
+def _require_one(found: Sequence[tuple[Path, Line]]) -> None:
+    """Raise UserError unless lines can stand in one table."""
+    first: tuple[Path, dict[str, str]] | None = None
+    settings: dict[str, tuple[Path, Line]] = {}
+    for path, line in found:
+        if line.until not in SCORES:
+            raise UserError(f"{path}: a run went until {shown(line.until)}, which is no verb")
+        if line.failed and not line.data:
+            # It never saw its text.
+            continue
+        asked = {
+            "the settings of their bases": line.base,
+            "the clock": line.clock,
+            "how far the runs go": line.until,
+        }
+        if line.arm == BASE:
+            asked["the text"] = line.data
+        first = first or (path, asked)
+        for what, value in asked.items():
+            if first[1].setdefault(what, value) != value:
+                raise UserError(
+                    f"{path} and {first[0]} hold runs that differ in {what}, so they cannot stand "
+                    "in one table; merge tables of one question"
+                )
+        known = settings.setdefault(line.arm, (path, line))
+        if known[1].config != line.config:
+            raise UserError(
+                f"arm '{line.arm}' is {' '.join(line.settings)} in {path} and "
+                f"{' '.join(known[1].settings)} in {known[0]}; give one of them another name"
+            )
+
+
+# ---------------------------------------------------------------------------------------------
+# All of it, for JSON
+
+
+def summary(table: Table, more: Iterable[str] = ()) -> dict[str, Any]:
+    """Return everything that a table says, ready for JSON."""
+    first = table.lines[0] if table.lines else None
+    base = _figures(table, BASE)
+    return {
+        "schema": 1,
+        "recipe": first.recipe if first else None,
+        "common": first.common if first else [],
+        "until": first.until if first else None,
+        "clock": first.clock if first else None,
+        "metric": table.metric,
+        "error": table.error,
+        "devices": sorted({line.device for line in table.lines if line.device}),
+        "commits": sorted({line.commit for line in table.lines}),
+        "base": base,
+        "noise_sd": table.noise_sd(),
+        "arms": [
+            {**asdict(table.estimate(arm)), **_figures(table, arm), "verdict": table.verdict(arm)}
+            for arm in table.arms()
+        ],
+        "failed": [
+            {"arm": line.arm, "seed": line.seed, "reason": line.failed}
+            for line in table.lines
+            if line.failed
+        ],
+        "cautions": [*more, *cautions(table)],
+    }
+
+
+def _figures(table: Table, arm: str) -> dict[str, Any]:
+    """Return what the runs of an arm came to: means over those that succeeded."""
+    found = [line for line in table.of(arm) if not line.failed]
+    scores = [line.bpb[table.metric] for line in found if table.metric in line.bpb]
+    return {
+        "arm": arm,
+        "settings": table.of(arm)[0].settings if table.of(arm) else [],
+        "runs": len(found),
+        "failed": len(table.of(arm)) - len(found),
+        "bpb": _mean(scores),
+        "bpb_sd": statistics.stdev(scores) if len(scores) > 1 else None,
+        "seconds": _mean([line.train_s for line in found]),
+        "steps": _mean([line.steps for line in found]),
+        "bytes": _mean([line.artifact_bytes for line in found]),
+        "peak_bytes": _mean([line.peak_bytes for line in found]),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def cautions(table: Table) -> list[str]:
+    """Return a sentence for everything that makes a table say less than it seems to."""
+    done = [line for line in table.lines if not line.failed]
+    found = []
+    for what, values in (
+        ("devices", {line.device for line in done}),
+        ("commits", {line.commit for line in done}),
+        ("versions of PyTorch", {line.torch for line in done}),
+    ):
+        if len(values) > 1:
+            found.append(f"the runs are of {len(values)} {what}: {', '.join(sorted(values))}")
+    if len({line.sources for line in done}) > len({line.commit for line in done}):
+        found.append("sources were changed between runs of one commit")
+    for arm in table.arms():
+        lost = _lost(table, arm)
+        if lost:
+            pairs = "pair is" if lost == 1 else "pairs are"
+            found.append(
+                f"{lost} {pairs} left out of {arm}: the two runs are of other devices or sources"
+            )
+        if len({line.text_bytes for line in done if line.arm in (arm, BASE)}) > 1:
+            found.append(f"{arm} and {BASE} were not scored on as many bytes of text")
+    return found
+
+
+def _lost(table: Table, arm: str) -> int:
+    """Return how many seeds have both runs of a pair, but none that can be compared."""
+    seeds = [{line.seed for line in table.of(name) if not line.failed} for name in (arm, BASE)]
+    both = {(line.seed, *line.where()) for line in table.of(arm) if not line.failed} & {
+        (line.seed, *line.where()) for line in table.of(BASE) if not line.failed
+    }
+    return len((seeds[0] & seeds[1]) - {seed for seed, *_ in both})

@@ -1,0 +1,144 @@
+"""A study's table for the terminal, 80 columns wide: numbers, and a forest plot beside them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fairway.base import units
+from fairway.base.terminal import line
+
+WIDTH = 80
+_NAME, _VERDICT = 16, 12
+_HEADS = ("arm", "effect", "interval", "n", "seconds", "bytes", "seen from")
+_WIDTHS = (_NAME, 9, 20, 3, 7, 10, 9)
+_PLOT = WIDTH - _NAME - _VERDICT - 3
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    """Return the table, the forest plot and what to beware of."""
+    percent = f"{100 * (1 - found['error']):g} %"
+    head = (
+        f"{found['metric']} bpb against the base of {found['recipe']}; {percent} intervals that "
+        "hold whenever one looks"
+    )
+    base = found["base"]
+    lines = [head, _row(_HEADS), *_rows(found), "", *forest(found), ""]
+    if base["bpb"] is not None:
+        spread = "" if base["bpb_sd"] is None else f", sd {base['bpb_sd']:.5f} between seeds"
+        lines.append(f"base: {base['bpb']:.5f} bpb over {base['runs']} runs{spread}")
+    if found["noise_sd"] is not None:
+        lines.append(f"noise floor: sd {found['noise_sd']:.5f} bpb of one run with one seed")
+    lines += [
+        f"{one['arm']}, seed {one['seed']} failed: {line(one['reason'])}" for one in found["failed"]
+    ]
+    return [*lines, *(f"- {line(caution)}" for caution in found["cautions"])]
+
+
+def _rows(found: dict[str, Any]) -> Iterator[str]:
+    base = found["base"]
+    yield from _named("base", ["", "", str(base["runs"]), *_spent(base), ""])
+    for arm in found["arms"]:
+        cells = [number(arm["mean"], "+"), interval(arm), str(arm["n"]), *_spent(arm)]
+        yield from _named(arm["arm"], [*cells, number(arm["seen"])])
+
+
+def _spent(arm: dict[str, Any]) -> list[str]:
+    seconds = "-" if arm["seconds"] is None else f"{arm['seconds']:.1f}"
+    return [seconds, "-" if arm["bytes"] is None else f"{arm['bytes']:,.0f}"]
+
+
+def _named(name: str, cells: list[str]) -> Iterator[str]:
+    if len(name) > _NAME:
+        yield name
+        name = ""
+    yield _row((name, *cells))
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    first, *rest = (
+        cell.rjust(width) if at else cell.ljust(width)
+        for at, (cell, width) in enumerate(zip(cells, _WIDTHS, strict=True))
+    )
+    return " ".join((first, *rest)).rstrip()
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """Return bits per byte with five digits, or three that count where they are many."""
+    if value is None:
+        return "-"
+    return f"{value:{sign}.5f}" if abs(value) < 10 else f"{value:{sign}.3g}"
+
+
+def interval(arm: dict[str, Any]) -> str:
+    """Return an interval in words; a dash where nothing bounds it."""
+    if arm["low"] is None or arm["high"] is None:
+        return "-"
+    return f"[{number(arm['low'], '+')}, {number(arm['high'], '+')}]"
+
+
+def reach(arms: list[dict[str, Any]]) -> float:
+    """Return how far from zero a forest plot goes: three times its farthest effect at most."""
+    ends = [abs(arm[end]) for arm in arms for end in ("low", "high") if arm[end] is not None]
+    means = [abs(arm["mean"]) for arm in arms if arm["mean"] is not None]
+    if not means:
+        return 1.0
+    return float(min(max([*ends, *means]), 3 * max(means)) or max([*ends, 1e-9]))
+
+
+def forest(found: dict[str, Any]) -> list[str]:
+    """Return a forest plot: an interval a line, o its mean, | zero; arrows go on beyond."""
+    arms, far = found["arms"], reach(found["arms"])
+    if not arms:
+        return []
+    title = f"better {'<':-<{_PLOT // 2 - 8}}0{'>':->{_PLOT // 2 - 7}} worse"
+    lines = [" " * (_NAME + 1) + title]
+    for arm in arms:
+        name = arm["arm"]
+        shown = name if len(name) <= _NAME else f"{name[: _NAME - 1]}~"
+        lines.append(f"{shown:<{_NAME}} {_bar(arm, far)}  {arm['verdict']}")
+    lines.append(f"{'':<{_NAME}} {-far:<+{_PLOT // 2}.4f}{far:>+{_PLOT - _PLOT // 2}.4f}")
+    return [text.rstrip() for text in lines]
+
+
+def _bar(arm: dict[str, Any], far: float) -> str:
+    middle = _PLOT // 2
+    cells = [" "] * _PLOT
+
+    def at(value: float) -> int:
+        return middle + max(-middle, min(_PLOT - 1 - middle, round(value / far * middle)))
+
+    if arm["mean"] is not None:
+        low = -far if arm["low"] is None else arm["low"]
+        high = far if arm["high"] is None else arm["high"]
+        if arm["n"] > 1:
+            for place in range(at(low), at(high) + 1):
+                cells[place] = "-"
+            for place, beyond, mark in ((at(low), low < -far, "<"), (at(high), high > far, ">")):
+                unbounded = arm["low"] is None
+                cells[place] = mark if beyond or unbounded else "|"
+        cells[at(arm["mean"])] = "o"
+    if cells[middle] in " -":
+        cells[middle] = ":"
+    return "".join(cells)
+
+
+def plan_lines(found: dict[str, Any]) -> list[str]:
+    """Return what a study says before it starts: runs, seconds, and what they can show."""
+    lines = [
+        f"{found['runs']} runs: {found['arms']} beside the base, {found['pairs']} pairs"
+        + (f"; {found['done']} are done" if found["done"] else "")
+    ]
+    left = found["runs"] - found["done"]
+    if found["run_s"] is not None and left > 0:
+        whole = found["run_s"] * left / found["slots"]
+        at_once = f", {found['slots']} at once" if found["slots"] > 1 else ""
+        lines.append(
+            f"about {units.duration(found['run_s'])} a run{at_once}: {units.duration(whole)} in all"
+            " at most; what is decided stops before"
+        )
+    for sd, source, seen, needed in found["questions"]:
+        pairs = "more than 1,000" if needed is None else str(needed)
+        lines.append(
+            f"if runs scatter by sd {sd:.5f} bpb ({source}): these pairs show {seen:.5f} bpb and "
+            f"more; {found['effect']:g} needs {pairs} pairs"
+        )
+    return lines
