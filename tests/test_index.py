@@ -49,8 +49,8 @@ def test_a_table_for_spreadsheets(folder: Path) -> None:
 
 
 def test_a_recipe_as_it_is_differs_in_nothing(tiny: Tiny) -> None:
-    assert differences(recipe("pr1858"), lambda name: False) == []
-    assert "score.stride=32" in differences(tiny("score.stride=32"), lambda name: False)
+    assert differences(recipe("pr1858"), None, lambda name: False) == []
+    assert "score.stride=32" in differences(tiny("score.stride=32"), None, lambda name: False)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

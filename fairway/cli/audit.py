@@ -22,36 +22,56 @@ _MOST_TOKENS_BYTES = 1 << 26
 # More records than these are told by a line each.
 _MOST_IN_FULL = 5
 
+_Program = Annotated[
+    str | None,
+    typer.Option(
+        "--program",
+        help="Audit a program that scores instead. It writes the first line (docs/RULES.md).",
+    ),
+]
+_Scorer = Annotated[
+    str | None,
+    typer.Option(
+        "--scorer",
+        metavar="FILE.py|NAME",
+        help="Audit a Python scorer instead: FILE.py, FILE.py:NAME, or one that an installed "
+        "package registers. It runs in a process of its own.",
+    ),
+]
+_Tokens = Annotated[
+    Path | None,
+    path_option(
+        "--tokens", help="With --program or --scorer: a JSON list of token ids, BOS first."
+    ),
+]
 _Bytes = Annotated[
-    int | None, whole_option("--bytes", lo=1, help="With --program: raw bytes of the text.")
+    int | None,
+    whole_option("--bytes", lo=1, help="With --program or --scorer: raw bytes of the text."),
 ]
 _Tokenizer = Annotated[
     Path | None,
-    path_option("--tokenizer", help="With --program: a SentencePiece model that has them."),
+    path_option(
+        "--tokenizer", help="With --program or --scorer: a SentencePiece model that has them."
+    ),
 ]
 _Fresh = Annotated[
     Path | None,
     path_option(
-        "--fresh", help="With --program: token ids of text of the same source, written later."
+        "--fresh",
+        help="With --program or --scorer: token ids of text of the same source, written later.",
     ),
 ]
 # Beside a program's text: fresh text, the bytes of its text, a tokenizer that knows them.
 _Beside = tuple[Path | None, int | None, Path | None]
+# The command of what scores, and how it is called.
+_Asked = tuple[list[str], str]
 
 
 def audit(
     run: Annotated[Path | None, path_argument("[RUN]", "Folder of a scored run.")] = None,
-    program: Annotated[
-        str | None,
-        typer.Option(
-            "--program",
-            help="Audit a program that scores instead. It writes the first line (docs/RULES.md).",
-        ),
-    ] = None,
-    tokens: Annotated[
-        Path | None,
-        path_option("--tokens", help="With --program: a JSON list of token ids, BOS first."),
-    ] = None,
+    program: _Program = None,
+    scorer: _Scorer = None,
+    tokens: _Tokens = None,
     budget_s: Annotated[
         float | None,
         number_option(
@@ -66,11 +86,18 @@ def audit(
     fresh: _Fresh = None,
     bos_id: Annotated[
         int | None,
-        whole_option("--bos", lo=0, hi=2**31 - 1, help="With --program: id of BOS; 1 if left out."),
+        whole_option(
+            "--bos",
+            lo=0,
+            hi=2**31 - 1,
+            help="With --program or --scorer: id of BOS; 1 if left out.",
+        ),
     ] = None,
     seed: Annotated[
         int | None,
-        whole_option("--seed", lo=0, hi=2**32 - 1, help="With --program: seed of all draws."),
+        whole_option(
+            "--seed", lo=0, hi=2**32 - 1, help="With --program or --scorer: seed of all draws."
+        ),
     ] = None,
     logs: Annotated[
         list[Path] | None,
@@ -81,22 +108,42 @@ def audit(
 ) -> None:
     """Audit what scored a run, a program, or a log; exit code 1 if something is invalid."""
     beside = (fresh, text_bytes, tokenizer)
-    if program is None:
+    if program is not None and scorer is not None:
+        raise UserError("--program and --scorer are two ways to name what is audited; choose one")
+    asked = _asked(program, scorer)
+    if asked is None:
         _without_program((*beside, bos_id, seed))
     if logs:
-        others = (run, program, tokens, overrides, budget_s, *beside)
+        others = (run, asked, tokens, overrides, budget_s, *beside)
         _logs(logs, as_json, alone=not any(others))
         return
-    _check(run, program, tokens, beside, overrides)
+    _check(run, asked, tokens, beside, overrides)
     if run is not None:
         budget = [] if budget_s is None else [f"audit.budget_s={budget_s}"]
         facts = _run(run, [*(overrides or []), *budget], as_json)
     else:
-        assert program is not None and tokens is not None
+        assert asked is not None and tokens is not None
         how = {"budget_s": budget_s or 60.0, "seed": seed or 0}
         how["bos_id"] = 1 if bos_id is None else bos_id
-        facts = _program(program, tokens, beside, **how)
+        facts = _program(asked, tokens, beside, **how)
     _show(facts, as_json)
+
+
+def _asked(program: str | None, scorer: str | None) -> _Asked | None:
+    """Return the command of what scores, and how it is called; None for a run or a log."""
+    if scorer is not None:
+        from fairway.audit.scorers.host import command_of
+
+        return command_of(scorer), scorer
+    if program is None:
+        return None
+    try:
+        words = shlex.split(program)
+    except ValueError as error:
+        raise UserError(f"--program {program!r} cannot be taken apart: {error}") from None
+    if not words:
+        raise UserError("--program is empty; name the command that starts the scorer")
+    return words, words[0]
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
@@ -124,19 +171,24 @@ def _without_program(values: tuple[object, ...]) -> None:
     given = [name for name, value in options if value is not None]
     if given:
         raise UserError(
-            f"{' and '.join(given)} {'goes' if len(given) == 1 else 'go'} with --program only, "
-            "not with a run or a log; name --program 'COMMAND' --tokens FILE"
+            f"{' and '.join(given)} {'goes' if len(given) == 1 else 'go'} with --program or "
+            "--scorer only, not with a run or a log; name one of these"
         )
 
 
 def _check(
-    run: Path | None, program: str | None, tokens: Path | None, beside: _Beside, overrides: Set
+    run: Path | None, asked: _Asked | None, tokens: Path | None, beside: _Beside, overrides: Set
 ) -> None:
     """Raise UserError for arguments that do not go together."""
-    if (run is None) == (program is None):
-        raise UserError("name a run folder to audit, or --program 'COMMAND' --tokens FILE")
-    if program is not None and (tokens is None or overrides):
-        raise UserError("--program takes --tokens FILE, a JSON list of token ids, and no --set")
+    if (run is None) == (asked is None):
+        raise UserError(
+            "name a run folder to audit, or --program 'COMMAND' --tokens FILE, or --scorer FILE.py "
+            "--tokens FILE"
+        )
+    if asked is not None and (tokens is None or overrides):
+        raise UserError(
+            "--program and --scorer take --tokens FILE, a JSON list of token ids, and no --set"
+        )
     if None not in beside[1:]:
         raise UserError("name --bytes or --tokenizer: both say how many bytes the text has")
 
@@ -151,7 +203,7 @@ def _run(path: Path, overrides: list[str], as_json: bool) -> dict[str, Any]:
         return pipeline.audit()
 
 
-def _program(command: str, tokens: Path, beside: _Beside, **how: Any) -> dict[str, Any]:
+def _program(asked: _Asked, tokens: Path, beside: _Beside, **how: Any) -> dict[str, Any]:
     from fairway.audit.scorers.bench import Bench
     from fairway.audit.scorers.probes import audit_scorer
     from fairway.audit.scorers.scorer import open_program
@@ -162,13 +214,8 @@ def _program(command: str, tokens: Path, beside: _Beside, **how: Any) -> dict[st
     later = None if fresh is None else _token_ids(fresh)
     if tokenizer is not None:
         text_bytes = _bytes_of(tokenizer, ids)
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UserError(f"--program {command!r} cannot be taken apart: {error}") from None
-    if not words:
-        raise UserError("--program is empty; name the command that starts the scorer")
-    scorer = open_program(words, how["budget_s"])
+    words, name = asked
+    scorer = open_program(words, how["budget_s"], name)
     try:
         probes = audit_scorer(Bench(scorer, ids, text_bytes=text_bytes, later=later, **how))
     finally:
@@ -178,7 +225,7 @@ def _program(command: str, tokens: Path, beside: _Beside, **how: Any) -> dict[st
         "passed": verdict != "invalid",
         "verdict": verdict,
         "findings": [],
-        "probes": [{"stage": words[0], **asdict(probe)} for probe in probes],
+        "probes": [{"stage": name, **asdict(probe)} for probe in probes],
     }
 
 

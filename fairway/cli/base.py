@@ -15,7 +15,13 @@ from fairway.config.overrides import override
 from fairway.config.settings import Config, RuntimeConfig
 
 RunOrArtifact = Annotated[Path, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")]
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="Name of a recipe, such as demo, or a Python file with one: FILE.py, FILE.py:NAME.",
+    ),
+]
 TokenizerFile = Annotated[
     Path | None, path_option("--tokenizer", help="Tokenizer of an artifact without one.")
 ]

@@ -74,13 +74,14 @@ def _pipeline(
 ) -> Any:
     from fairway.pipeline.folder import RunFolder
     from fairway.pipeline.run import Pipeline
-    from fairway.recipes import recipe as recipe_of
+    from fairway.recipes import find
 
-    config = override(recipe_of(recipe), overrides or [])
-    folder = RunFolder(out or Path("runs") / recipe)
+    found = find(recipe)
+    config = override(found.config, overrides or [])
+    folder = RunFolder(out or Path("runs") / found.config.recipe)
     if resume and not folder.is_begun():
         raise UserError(f"{folder.path} holds no run to resume; leave out --resume to begin one")
-    return Pipeline(config, folder, say_to(as_json))
+    return Pipeline(config, folder, say_to(as_json), found.origin)
 
 
 def _choose(resume: bool, restart: bool) -> None:

@@ -51,10 +51,6 @@ def bundle(
     from fairway.bundle.build import bundle as bundled
     from fairway.bundle.build import left_out, write_bundle
 
-    if Path(recipe).is_file():
-        raise UserError(
-            f"{recipe} is a file; a bundle is made from a recipe, and not from a bundle"
-        )
     config = override(_recipe_of(recipe), overrides or [])
     if plain:
         # A program is UTF-8, whatever this terminal shows.
@@ -106,9 +102,9 @@ def seeds(
     from fairway.submission.submission import Claim, submit
 
     wanted = (*(first or []), *(more or [])) or (42, 314, 999)
-    target = out or Path("runs") / f"{recipe}-seeds"
     plan = Plan(recipe, tuple(overrides or []), wanted, at_once, processes)
     config = override(_recipe_of(recipe), plan.overrides)
+    target = out or Path("runs") / f"{config.recipe}-seeds"
     if record:
         require_new(record)
     if record and declares_code(config.pack):
@@ -123,7 +119,7 @@ def seeds(
             f"{summary['failed']} of {len(wanted)} seeds failed; see the logs in {target}"
         )
     if record:
-        claim = Claim(recipe, track, processes=processes, with_artifacts=with_artifacts)
+        claim = Claim(config.recipe, track, processes=processes, with_artifacts=with_artifacts)
         submit([seed_folder(target, seed) for seed in wanted], claim, record, say_to(as_json))
 
 

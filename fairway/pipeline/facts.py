@@ -92,10 +92,17 @@ _PLAN = {
         if field.name != "threads"
     },
 }
+# Where a recipe of others is from: see `fairway.recipes.find`.
+_ORIGIN = {
+    **dict.fromkeys(("argument", "function", "package"), str),
+    "files": [dict.fromkeys(("name", "digest", "text"), str)],
+    "config": dict,
+}
 _MEMORY = {
     "config": dict,
     "plan": _PLAN,
     "begun": {"config": dict, "plan": _PLAN},
+    "origin": _ORIGIN,
     "code": {"bytes": int, "settings": str, "sources": str},
     "results": str,
     "device": str,
@@ -118,6 +125,8 @@ def _faults(memory: Mapping[str, Any]) -> Iterable[str]:
     for name, kind in _MEMORY.items():
         if name in memory:
             yield fault_of(memory[name], kind, name)
+    if begun := memory.get("begun"):
+        yield fault_of(begun.get("origin"), Maybe(_ORIGIN), "begun.origin")
 
 
 def _first(faults: Iterable[str]) -> str:

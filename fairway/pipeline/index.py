@@ -55,13 +55,18 @@ def _run(path: Path, root: Path) -> dict[str, Any]:
         "name": name,
         "recipe": config.recipe,
         "seed": config.seed,
-        "differences": differences(config, lambda n: n == "seed" or n.startswith("runtime.")),
+        "differences": differences(config, folder.memory.get("origin"), _is_apart),
         "bytes": packed.get("bytes"),
         "train_s": trained.get("seconds"),
         "steps": trained.get("steps"),
         "scores": scores,
         "state": _state(config, facts),
     }
+
+
+def _is_apart(name: str) -> bool:
+    """Return whether a setting does not tell one run's recipe from another's."""
+    return name == "seed" or name.startswith("runtime.")
 
 
 def _state(config: Config, facts: dict[str, Any]) -> str:

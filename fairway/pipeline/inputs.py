@@ -44,6 +44,7 @@ class Inputs:
     first: bool
     data: Callable[[], DataFolder]
     plan: Callable[[], Plan]
+    origin: dict[str, Any] | None
 
     def of(self, stage: str) -> dict[str, Any]:
         """Return what a stage reads, by name, ready for JSON."""
@@ -135,13 +136,13 @@ class Inputs:
                 f"{path} has no '{stage}' stage made with these settings; run `fairway {verb}` "
                 "with them first"
             )
-        again = command_of(config, path) if first else command(verb, path)
+        again = command_of(config, path, self.origin) if first else command(verb, path)
         self.folder.require_unchanged(stage, again=again)
 
     def _remedy(self, stage: str) -> str:
         """Return the command that makes a stage."""
         if stage == "train":
-            return command_of(self.config, self.folder.path)
+            return command_of(self.config, self.folder.path, self.origin)
         return command(stage if stage == "pack" else "score", self.folder.path)
 
     def _missing(self, stage: str) -> str:
@@ -185,17 +186,24 @@ def config_of(folder: RunFolder) -> Config:
         return config
     if "begun" in memory:
         begun: Config = from_dict(memory["begun"]["config"])
-        raise UserError(f"the training of {path} is unfinished; run `{command_of(begun, path)}`")
+        again = command_of(begun, path, memory["begun"].get("origin"))
+        raise UserError(f"the training of {path} is unfinished; run `{again}`")
     raise UserError(
         f"{path} has no finished training yet; run the command that began it again, with --resume"
     )
 
 
-def differences(config: Config, without: Callable[[str], bool]) -> list[str]:
-    """Return the settings, but for some, in which a config departs from its recipe."""
-    if config.recipe not in RECIPES:
+def differences(
+    config: Config, origin: dict[str, Any] | None, without: Callable[[str], bool]
+) -> list[str]:
+    """Return the settings, but for some, in which a config departs from its recipe.
+
+    What a recipe of others returned stands in its `origin`; its code is not executed again.
+    """
+    if origin is None and config.recipe not in RECIPES:
         return []
-    own = {name: value for name, _, value in settings(RECIPES[config.recipe]())}
+    base = RECIPES[config.recipe]() if origin is None else from_dict(origin["config"])
+    own = {name: value for name, _, value in settings(base)}
     return [
         f"{name}={value}"
         for name, _, value in settings(config)
@@ -203,8 +211,9 @@ def differences(config: Config, without: Callable[[str], bool]) -> list[str]:
     ]
 
 
-def command_of(config: Config, path: Path) -> str:
+def command_of(config: Config, path: Path, origin: dict[str, Any] | None) -> str:
     """Return the command that goes on with a run of this config in a folder."""
-    sets = differences(config, lambda name: name == "recipe")
+    sets = differences(config, origin, lambda name: name == "recipe")
     words = (word for text in sets for word in ("--set", text))
-    return command("run", config.recipe, "--out", path, "--resume", *words)
+    named = config.recipe if origin is None else origin["argument"]
+    return command("run", named, "--out", path, "--resume", *words)

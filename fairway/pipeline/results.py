@@ -50,6 +50,7 @@ def compose(
         "schema": SCHEMA,
         "recipe": public.recipe,
         "recipe_hash": config_hash(public),
+        "recipe_origin": _origin(folder.memory.get("origin")),
         "seed": public.seed,
         "config": to_dict(public),
         "versions": versions(),
@@ -82,6 +83,14 @@ def compose(
         "audit": facts.get("audit"),
         "samples": (facts.get("samples") or {"samples": []})["samples"],
     }
+
+
+def _origin(origin: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a result says of the code of a recipe that is not Fairway's: no path, no text."""
+    if origin is None:
+        return None
+    files = {file["name"]: file["digest"] for file in origin["files"]}
+    return {"function": origin["function"], "package": origin["package"], "files": files}
 
 
 def read_results(path: Path) -> dict[str, Any]:

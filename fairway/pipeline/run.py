@@ -38,12 +38,15 @@ class Pipeline:
     """A config, the folder of its run, and the verbs that do its stages.
 
     Under `torchrun` all ranks train and score. The first alone packs, writes, and decides what is
-    done already; the others wait for its word.
+    done already; the others wait for its word. `origin` is where the recipe is from, if it is not
+    one of Fairway's: see `fairway.recipes.find`.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, say: Say) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, say: Say, origin: dict[str, Any] | None = None
+    ) -> None:
         self.ranks: Ranks = join_ranks()
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.origin = config, folder, origin
         # Of many processes only the first speaks.
         self.say: Say = say if self.ranks.first else lambda text: None
         self._source: DataFolder | None = None
@@ -191,7 +194,8 @@ class Pipeline:
 
     @property
     def _inputs(self) -> Inputs:
-        return Inputs(self.config, self.folder, self.ranks.first, self.data, self.plan)
+        first = self.ranks.first
+        return Inputs(self.config, self.folder, first, self.data, self.plan, self.origin)
 
     def _run(self, resume: bool = False) -> Run:
         return Run(
@@ -228,7 +232,7 @@ class Pipeline:
 
     def _settings(self) -> dict[str, Any]:
         plan = {"key": plan_key(self.config), **self.plan().as_dict()}
-        return {"config": to_dict(self.config), "plan": plan}
+        return {"config": to_dict(self.config), "plan": plan, "origin": self.origin}
 
     def _propose(self) -> None:
         """Let config and machine plan enter the record once a stage has succeeded with them."""
@@ -266,4 +270,5 @@ def _is_score(stage: str, until: str) -> bool:
 def open_run(path: Path, overrides: list[str], say: Say) -> Pipeline:
     """Return the pipeline of an existing run folder, its config changed by overrides."""
     folder = RunFolder.existing(path)
-    return Pipeline(override(config_of(folder), overrides), folder, say)
+    config = override(config_of(folder), overrides)
+    return Pipeline(config, folder, say, folder.memory.get("origin"))

@@ -1,22 +1,93 @@
 """Recipes: complete runs as functions that return a config. A recipe is code you can diff."""
 
+import re
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from fairway.base.errors import UserError
 from fairway.config.checks import check
 from fairway.config.settings import Config, unknown_name
+from fairway.config.written import from_dict, to_dict
 from fairway.recipes.demo import demo, smoke
+from fairway.recipes.own import Called, call_in_file, call_registered, is_file, registered
 from fairway.recipes.seed import best, pr1493, pr1858, pr1858_proxy
 
 RECIPES: dict[str, Callable[[], Config]] = {
     function.__name__: function for function in (demo, smoke, best, pr1858, pr1493, pr1858_proxy)
 }
+# The entry points by which an installed package registers recipes.
+GROUP = "fairway.recipes"
+# A recipe's name is also that of a folder.
+_NAME = re.compile(r"\w[\w.-]{0,99}")
 
 
-def recipe(name: str) -> Config:
-    """Return the config of a named recipe, checked; an unknown name is a UserError."""
-    if name not in RECIPES:
-        raise UserError(unknown_name("recipe", name, RECIPES))
-    config = RECIPES[name]()
-    check(config)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A recipe that an argument names: its config, checked, and where it is from.
+
+    `origin` is None for a recipe of Fairway. It is ready for JSON otherwise: the argument, the
+    function, the package that registers it (empty for a file), the executed files with their
+    digests and texts, and the settings that the function returned.
+    """
+
+    config: Config
+    origin: dict[str, Any] | None = None
+
+
+def find(argument: str) -> Found:
+    """Return the recipe that an argument names; a wrong argument or recipe is a UserError.
+
+    An argument is the name of a recipe of Fairway or of an installed package, or a Python file:
+    `my_recipe.py` with one recipe, `my_recipe.py:name` for one of several. This executes a file.
+    """
+    if argument in RECIPES:
+        config = RECIPES[argument]()
+        check(config)
+        return Found(config)
+    if is_file(argument):
+        called: Called | None = call_in_file(argument, "recipe", Config)
+    else:
+        called = call_registered(GROUP, argument, "recipe", Config)
+    if called is None:
+        raise UserError(_unknown(argument))
+    config = _checked(called, argument)
+    files = [asdict(file) for file in called.files]
+    origin = {"argument": argument, "function": called.name, "package": called.package}
+    return Found(config, {**origin, "files": files, "config": to_dict(config)})
+
+
+def recipe(argument: str) -> Config:
+    """Return the config of the recipe that an argument names, checked: see `find`."""
+    return find(argument).config
+
+
+def _unknown(argument: str) -> str:
+    if Path(argument).exists() or "/" in argument:
+        return f"{argument} is no recipe: name one, such as demo, or a Python file that ends in .py"
+    return unknown_name("recipe", argument, [*RECIPES, *registered(GROUP)])
+
+
+def _checked(called: Called, argument: str) -> Config:
+    """Return the config of somebody's recipe, its values of the right types and within bounds.
+
+    One that has no name of its own is called by its function.
+    """
+    given = called.value
+    if given.recipe in (Config().recipe, *RECIPES):
+        given = replace(given, recipe=called.name)
+    try:
+        config: Config = from_dict(to_dict(given))
+        check(config)
+    except UserError as error:
+        raise UserError(f"{argument}: {error}") from None
+    except Exception as error:
+        # What a stranger put in the place of a setting may refuse to be copied.
+        raise UserError(f"{argument} returned settings that are no plain values: {error}") from None
+    if not _NAME.fullmatch(config.recipe):
+        raise UserError(
+            f"{argument}: recipe is {config.recipe[:60]!r}; a name has at most 100 letters, digits "
+            "and . _ -, and begins with a letter or a digit"
+        )
     return config

@@ -126,6 +126,7 @@ def made(results: Values) -> Html:
     )
     facts = [
         ("Recipe", Html(f"{esc(results['recipe'])} {code(results.get('recipe_hash'))}")),
+        *_own_recipe(results.get("recipe_origin")),
         ("Seed", num(results["seed"], "d")),
         ("Model", num(results["model"]["parameters"], ",", " parameters")),
         ("Training", training),
@@ -138,6 +139,15 @@ def made(results: Values) -> Html:
         ("Versions", esc(", ".join(f"{name} {value}" for name, value in versions.items()))),
     ]
     return section("What was done", pairs(facts, "facts"))
+
+
+def _own_recipe(origin: Values | None) -> list[tuple[str, Html]]:
+    """Return which files the code of a recipe is from, if it is not one of Fairway's."""
+    if origin is None:
+        return []
+    files = [Html(f"{esc(name)} {code(digest)}") for name, digest in origin["files"].items()]
+    package = [esc(origin["package"])] if origin["package"] else []
+    return [("Recipe from", join([*package, *files], ", "))]
 
 
 def _amount(text: Values, prefix: str) -> Html:

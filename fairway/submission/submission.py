@@ -24,6 +24,7 @@ from fairway.submission.texts import (
     as_json,
     log,
     readme,
+    recipe_files,
     step_lines,
     submission,
 )
@@ -102,6 +103,7 @@ def _write(
     for pipeline, run, lines in zip(pipelines, runs, logs, strict=True):
         write_atomic(folder / log_file(run["seed"]), lines.encode())
         _write_run(folder, pipeline, run, claim.with_artifacts)
+    _write_recipe(folder, pipelines[0], runs[0])
     _dry_run(folder, pipelines[0], text)
     seal(folder)
     _require_clean(folder)
@@ -134,6 +136,7 @@ def _require_comparable(paths: Sequence[Path], runs: list[dict[str, Any]], least
         first = runs[0]
         parts = {
             "settings": settings_but_seed(run) == settings_but_seed(first),
+            "recipe": run["recipe_origin"] == first["recipe_origin"],
             "text": run["text"] == first["text"],
             "versions": run["versions"] == first["versions"],
             "stages": list(run["stages"]) == list(first["stages"]),
@@ -272,6 +275,13 @@ def _write_run(folder: Path, pipeline: Pipeline, run: dict[str, Any], with_artif
     if with_artifact:
         data = pipeline.folder.file(ARTIFACT).read_bytes()
         write_atomic(folder / artifact_file(seed), data)
+
+
+def _write_recipe(folder: Path, pipeline: Pipeline, run: Mapping[str, Any]) -> None:
+    """Write the files of a recipe that is not Fairway's: to be read, and never executed here."""
+    texts = [file["text"] for file in (pipeline.origin or {"files": []})["files"]]
+    for name, text in zip(recipe_files(run), texts, strict=True):
+        write_atomic(folder / name, text.encode())
 
 
 def data_of(pipeline: Pipeline) -> Path:

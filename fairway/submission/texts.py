@@ -5,6 +5,7 @@ the one that follows from the results beside it. No host, path or environment is
 """
 
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,9 @@ TRACKS = {
     "10min_16mb": "track_10min_16mb",
     "non_record": "track_non_record_16mb",
 }
+# Where a record keeps the files of a recipe that is not Fairway's, and which names are kept.
+RECIPE = "recipe"
+_SAFE = re.compile(r"(\w[\w-]*/)*\w[\w.-]*\.py", re.ASCII)
 # How the line of a step begins in a log.
 STEP = "step:"
 
@@ -68,12 +72,31 @@ def submission(
         "text_sha256": first["text"]["digest"],
         "data_sha256": first["text"]["data_digest"],
         "recipe": first["recipe"],
+        **_own_recipe(first),
         "fixed_digest": manifest["fixed_digest"],
         "versions": first["versions"],
         "machine": first["machine"],
         "code_sha256": manifest["digest"],
         "bundle_sha256": digest_bytes(as_json(manifest)),
     }
+
+
+def recipe_files(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of a recipe's own files, by their names in a record's folder.
+
+    A recipe of Fairway has none. A name that no system could mistake is kept.
+    """
+    found = dict((results.get("recipe_origin") or {"files": {}})["files"])
+    names = [n if _SAFE.fullmatch(n) else f"recipe-{at}.py" for at, n in enumerate(found)]
+    return {f"{RECIPE}/{name}": digest for name, digest in zip(names, found.values(), strict=True)}
+
+
+def _own_recipe(results: Mapping[str, Any]) -> dict[str, Any]:
+    origin = results.get("recipe_origin")
+    if origin is None:
+        return {}
+    said = {"recipe_function": origin["function"], "recipe_package": origin["package"]}
+    return {**said, "recipe_files": recipe_files(results)}
 
 
 def readme(runs: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) -> str:
@@ -97,12 +120,25 @@ def readme(runs: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) -> str:
         _stages(runs),
         "## Techniques\n",
         "".join(f"- {name} ({credit})\n" for name, credit in techniques(config)),
+        *_recipe_told(runs[0]),
         "## Compliance\n",
         _compliance(runs, claim, config),
         "## To repeat it\n",
         _commands(claim),
     ]
     return "\n".join(parts)
+
+
+def _recipe_told(results: Mapping[str, Any]) -> list[str]:
+    files = recipe_files(results)
+    if not files:
+        return []
+    function = results["recipe_origin"]["function"]
+    return [
+        "## Recipe\n",
+        f"The function `{function}` of `{next(iter(files))}` returned these settings. The bundle "
+        "holds them; neither it nor `fairway verify` executes that file.\n",
+    ]
 
 
 def _table(claim: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ from fairway.submission.submission import (
     log_file,
     results_file,
 )
-from fairway.submission.texts import STEP, TRACKS, as_json, log, readme, submission
+from fairway.submission.texts import STEP, TRACKS, as_json, log, readme, recipe_files, submission
 from fairway.version import VERSION
 
 # A repeated run should fall into the interval that this share of new seeds falls into.
@@ -173,6 +173,9 @@ def _inner_faults(
         yield f"{name}: the artifact's sections do not sum to its bytes"
     if (counted := run["artifact"]["code_bytes"]) != manifest["bytes"]:
         yield f"{name} counts {counted} bytes of code, its bundle has {manifest['bytes']}"
+    for file, digest in recipe_files(run).items():
+        if digest_file(folder / file) != digest:
+            yield f"{file} is not the recipe's file that {name} tells of"
     if declares_code(config.pack):
         yield f"{name} declares its bytes of code instead of counting its bundle"
     artifact = folder / artifact_file(seed)

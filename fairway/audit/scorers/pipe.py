@@ -18,16 +18,21 @@ from typing import Any
 
 from fairway.audit.scorers.processes import MARK, end_all, keeper_of_orphans
 from fairway.base.errors import UserError, shown
+from fairway.base.terminal import sentence
 
 _PIECE_BYTES = 1 << 16
 _END_S = 2.0
 
 
 class Pipe:
-    """A running program; `answer_s` is the time for one answer, `total_s` that for all of them."""
+    """A running program; `answer_s` is the time for one answer, `total_s` that for all.
 
-    def __init__(self, command: Sequence[str], answer_s: float, total_s: float) -> None:
-        self.name = command[0]
+    Sentences call it by its `name`, or else by the first word of its command."""
+
+    def __init__(
+        self, command: Sequence[str], answer_s: float, total_s: float, name: str = ""
+    ) -> None:
+        self.name = name or command[0]
         self._answer_s, self._total_s, self._used_s = answer_s, total_s, 0.0
         self._unread = b""
         self._mark = secrets.token_hex(16)
@@ -95,6 +100,8 @@ class Pipe:
         if not isinstance(found, dict):
             text = line.decode("utf-8", "replace").strip()
             raise UserError(f"{self.name} wrote {shown(text)}, which is no JSON object of numbers")
+        if "error" in found:
+            raise UserError(f"{self.name} cannot answer: {sentence(str(found['error']))}")
         return found
 
     def _send(self, data: bytes, start_s: float) -> None:

@@ -126,9 +126,9 @@ class FromProgram:
     {"nats": [...]}, the cost of every token but the first, or, if it scores in another order, by
     {"nats": [...], "index": [...]}. A program that writes {"vocab_size": V, "rows": true} also
     answers {"ids": [...], "row": t} by {"row": [...]}; one that writes "bytes": true answers
-    {"ids": [...], "bytes": true} by {"bytes": [...]}, one for every cost. UserError
-    for a program that ends, takes longer than `pipe` allows, or writes something else.
-    `open_program` starts one.
+    {"ids": [...], "bytes": true} by {"bytes": [...]}, one for every cost. Instead of any line it
+    may write {"error": "why"}. UserError for that, and for a program that ends, takes longer than
+    `pipe` allows, or writes something else. `open_program` starts one.
     """
 
     # What stands in JSON has been rounded, and by whom we do not know.
@@ -207,17 +207,17 @@ class _RowProgram(FromProgram):
         return np.array(row, np.float64)
 
 
-def open_program(command: Sequence[str], budget_s: float = 60.0) -> FromProgram:
-    """Start a program that scores; see `FromProgram`.
+def open_program(command: Sequence[str], budget_s: float = 60.0, name: str = "") -> FromProgram:
+    """Start a program that scores, called by its `name` in sentences; see `FromProgram`.
 
     No answer may take longer than the budget, and all together not three times as long: a slow
     program still gets the few questions that every probe has to ask.
     """
-    pipe = Pipe(command, budget_s, _TOTAL * budget_s)
+    pipe = Pipe(command, budget_s, _TOTAL * budget_s, name)
     try:
         hello = pipe.answer(_LINE_BYTES)
         kind = _RowProgram if hello.get("rows") is True else FromProgram
-        return kind(pipe, hello, lambda: open_program(command, budget_s))
+        return kind(pipe, hello, lambda: open_program(command, budget_s, name))
     except BaseException:
         pipe.close()
         raise

@@ -1,0 +1,87 @@
+"""A process that holds one Python scorer and answers for it, line by line, as any program does.
+
+`python -m fairway.audit.scorers.host SCORER`: the scorer's code runs here, where the audit can
+bound its time, end it, and start it anew.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from typing import Any
+
+import numpy as np
+
+from fairway.base.errors import UserError
+from fairway.base.terminal import sentence
+from fairway.config.settings import unknown_name
+from fairway.recipes.own import call_in_file, call_registered, guarded, is_file, registered
+
+# The entry points by which an installed package registers scorers.
+GROUP = "fairway.scorers"
+
+
+def command_of(scorer: str) -> list[str]:
+    """Return the command of a process that answers for a scorer."""
+    return [sys.executable, "-m", "fairway.audit.scorers.host", scorer]
+
+
+def made(argument: str) -> Any:
+    """Return the scorer that a file makes, or one that an installed package registers.
+
+    UserError for a name that nobody registers, and for an object that is no scorer.
+    """
+    if is_file(argument):
+        called = call_in_file(argument, "scorer", None)
+    elif (found := call_registered(GROUP, argument, "scorer", None)) is not None:
+        called = found
+    else:
+        raise UserError(unknown_name("scorer", argument, registered(GROUP)))
+    scorer = called.value
+    for name in ("vocab_size", "score"):
+        if not hasattr(scorer, name):
+            raise UserError(
+                f"{argument} made a {type(scorer).__name__} without '{name}'; a scorer has "
+                "vocab_size and score(ids), see docs/RULES.md"
+            )
+    return scorer
+
+
+def serve(argument: str, lines: Any, say: Callable[[dict[str, Any]], None]) -> None:
+    """Say what a scorer is, then answer every line; what goes wrong is an answer, too."""
+    try:
+        scorer = made(argument)
+        size = guarded(lambda: int(scorer.vocab_size), f"vocab_size of {argument}")
+        hello = {"vocab_size": size, "separate": getattr(scorer, "separate", False) is True}
+        say({**hello, "rows": hasattr(scorer, "row"), "bytes": hasattr(scorer, "byte_counts")})
+        for line in lines:
+            say(guarded(functools.partial(_answer, scorer, json.loads(line)), argument))
+    except UserError as error:
+        say({"error": sentence(str(error))})
+
+
+def _answer(scorer: Any, question: dict[str, Any]) -> dict[str, Any]:
+    ids = np.array(question["ids"], np.int64)
+    if "row" in question:
+        return {"row": [float(nats) for nats in scorer.row(ids, question["row"])]}
+    if "bytes" in question:
+        return {"bytes": [float(count) for count in scorer.byte_counts(ids)]}
+    # One that charges without end is cut where the audit refuses it.
+    found = [pair for pair, _ in zip(scorer.score(ids), range(2 * len(ids) + 1), strict=False)]
+    return {"index": [int(at) for at, _ in found], "nats": [float(nats) for _, nats in found]}
+
+
+def main() -> None:
+    """Answer on standard output; whatever the scorer prints goes to standard error."""
+    out = sys.stdout
+
+    def say(value: dict[str, Any]) -> None:
+        print(json.dumps(value), file=out, flush=True)
+
+    with redirect_stdout(sys.stderr):
+        serve(sys.argv[1], sys.stdin, say)
+
+
+if __name__ == "__main__":
+    main()
