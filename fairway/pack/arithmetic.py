@@ -19,7 +19,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 from numpy.typing import NDArray
 
-from fairway.base.native import compiled
+from fairway.base.native import compiled, int64
 
 Ints = NDArray[np.int64]
 Narrow = NDArray[np.int32]
@@ -139,7 +139,8 @@ _EVERY = 8  # columns from one look at the row's sums to the next
 STEP, NUMBER, LOG_ENERGY, ENERGY, PREDICT, MET, EXPECTED, ALL, LEFT, NLL = range(10)
 PER_ROW = 10
 
-NO_PREDICTION, COLUMN_MEANS, COVARIANCE = range(3)
+# GIVEN is no way of a stream's own: an encoder repeats means that it has found before.
+NO_PREDICTION, COLUMN_MEANS, COVARIANCE, GIVEN = range(4)
 LARGEST_MULTIPLE = 4095  # in statistics; larger weights count as this
 _MOST, _LEAST_PIVOT, _STEEPEST = 1 << 44, 1 << 24, 1 << 18
 
@@ -341,25 +342,37 @@ def _code(
 
 
 @compiled
-def code_row(
-    mode: int, codes_C: Ints, row: Ints, columns: Ints, powers: Ints,
-    factor: Narrow, left_over: Narrow, moves: Ints, cells: Ints, coder: Ints, buffer: Bytes,
-    features: Ints, gradient: Ints, curvature: Ints,
-) -> None:  # fmt: skip
-    """Encode a row, decode it into codes_C, or fit: add it to the normal equations."""
-    begin_row(row, columns)
-    state, fold = 0, 1 if len(moves) > 1 else 0
-    for c in range(len(codes_C)):
-        observe(features, row, columns, c)
-        variance = log_variance(features, powers, row)
-        mean = likely(row, columns, factor, left_over, c)
-        k, grid = codes_C[c], moves[state, 2]
-        if mode != FIT:
-            k = _code(mode, k, grid, fold, mean, variance, cells, coder, buffer)
-            codes_C[c] = k
-        multiple = (k << fold) - (grid if k > 0 else -grid if k < 0 else 0)
-        energy = learn(row, columns, left_over, c, multiple, mean)
-        if mode == FIT:
-            fit(features, row, variance, energy, gradient, curvature)
-        state = moves[state, k & 1]
-    row[NUMBER] += 1
+def code_rows(
+    mode: int, codes_RC: Ints, row: Ints, steps_R: Ints, columns: Ints, powers: Ints,
+    factor: Narrow, left_over: Narrow, means_RC: Narrow, moves: Ints, cells: Ints, coder: Ints,
+    buffer: Bytes, features: Ints, gradient: Ints, curvature: Ints,
+) -> int:  # fmt: skip
+    """Encode rows, decode them into codes_RC, or fit: add them to the normal equations.
+
+    means_RC is read if the means are GIVEN; else it takes them, unless it is empty. Returns the
+    energy met about the means.
+    """
+    fold, met = 1 if len(moves) > 1 else 0, int64(0)
+    given, taken = row[PREDICT] == GIVEN, means_RC.size > 0
+    for r in range(len(codes_RC)):
+        row[STEP] = steps_R[row[NUMBER]]
+        begin_row(row, columns)
+        state = 0
+        for c in range(codes_RC.shape[1]):
+            observe(features, row, columns, c)
+            variance = log_variance(features, powers, row)
+            mean = int64(means_RC[r, c]) if given else likely(row, columns, factor, left_over, c)
+            if taken:
+                means_RC[r, c] = mean
+            k, grid = codes_RC[r, c], moves[state, 2]
+            if mode != FIT:
+                k = _code(mode, k, grid, fold, mean, variance, cells, coder, buffer)
+                codes_RC[r, c] = k
+            multiple = (k << fold) - (grid if k > 0 else -grid if k < 0 else 0)
+            energy = learn(row, columns, left_over, c, multiple, mean)
+            if mode == FIT:
+                fit(features, row, variance, energy, gradient, curvature)
+            state = moves[state, k & 1]
+        row[NUMBER] += 1
+        met += row[MET]
+    return int(met)

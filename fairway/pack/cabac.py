@@ -8,9 +8,11 @@ Shapes: R rows, C columns.
 """
 
 import functools
+import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -28,6 +30,7 @@ from fairway.pack.arithmetic import (
     ENERGY,
     FAR,
     FIT,
+    GIVEN,
     HIGH,
     LARGEST_LOG,
     LEVEL_LOG_BITS,
@@ -35,12 +38,10 @@ from fairway.pack.arithmetic import (
     LOG_ENERGY,
     LOW,
     LOWEST_LOG,
-    MET,
     MULTIPLE,
     NEAR,
     NLL,
     NO_PREDICTION,
-    NUMBER,
     OFFSETS,
     PER_COLUMN,
     PER_ROW,
@@ -50,14 +51,14 @@ from fairway.pack.arithmetic import (
     SIDE,
     SIZE,
     SLOTS,
-    STEP,
     UNARY,
     USES_BITS,
     ZERO,
     ZERO_2,
     Bytes,
     Ints,
-    code_row,
+    Narrow,
+    code_rows,
     exp2_256,
     log2_256,
 )
@@ -74,8 +75,12 @@ _FIRST_POWERS = (0.9, 0.5, 0, 0, 0, 0, 0, 0)
 _RIDGE = 20 * 256.0**2
 _NEWTON = 256 / (65_536 * 0.6931471805599453)  # gradients to steps of log2 powers
 _ROOM_BYTES = 128  # more than one code can take
+_CODES_AT_ONCE = 1 << 17
 LARGEST_CODE = 32_767
 DAMAGED = "a cabac stream is damaged; copy the file again"
+
+
+_NOTHING, _NO_BYTES = np.zeros(1, np.int64), np.zeros(1, np.uint8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,10 +141,10 @@ def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
 
 
 class _Walk:
-    """A way through a matrix, row by row, and what is learnt on it."""
+    """A way through a matrix, some rows at a time, and what is learnt on it."""
 
     def __init__(self, side: Side, head: _Head, covariance: Covariance) -> None:
-        self._side, self._covariance = side, covariance
+        self._covariance = covariance
         self._columns = np.zeros((PER_COLUMN, side.shape[1]), np.int64)
         self._columns[NEAR] = self._columns[FAR] = 65_536
         self._left_over = np.zeros(side.shape[1], np.int32)
@@ -153,16 +158,29 @@ class _Walk:
         self.gradient = np.zeros(POWERS, np.int64)
         self.curvature = np.zeros((POWERS, POWERS), np.int64)
 
-    def go(self, mode: int, codes_C: Ints, cells: Ints, coder: Ints, buffer: Bytes) -> None:
-        """Code the next row, or add it to the fit."""
-        self.row[STEP] = self._steps_R[self.row[NUMBER]]
-        code_row(
-            mode, codes_C, self.row, self._columns, self._powers, self._covariance.factor_CC,
-            self._left_over, self._moves, cells, coder, buffer, self._features, self.gradient,
-            self.curvature,
-        )  # fmt: skip
-        if self.row[PREDICT] == COVARIANCE:
-            self._covariance.add(self._columns[MULTIPLE])
+    def go(
+        self, mode: int, codes_RC: Ints, means_RC: Narrow | None = None, cells: Ints = _NOTHING,
+        coder: Ints = _NOTHING, buffer: Bytes = _NO_BYTES,
+    ) -> int:  # fmt: skip
+        """Code the next rows, or add them to the fit; return the energy met about their means.
+
+        means_RC takes the means, or gives them if that is how the head predicts.
+        """
+        if means_RC is None:
+            means_RC = np.zeros((len(codes_RC), 0), np.int32)
+        # A covariance learns between rows.
+        learns, met = self.row[PREDICT] == COVARIANCE, 0
+        at_once = 1 if learns else max(1, len(codes_RC))
+        for first in range(0, len(codes_RC), at_once):
+            rows = slice(first, first + at_once)
+            met += code_rows(
+                mode, codes_RC[rows], self.row, self._steps_R, self._columns, self._powers,
+                self._covariance.factor_CC, self._left_over, means_RC[rows], self._moves, cells,
+                coder, buffer, self._features, self.gradient, self.curvature,
+            )  # fmt: skip
+            if learns:
+                self._covariance.add(self._columns[MULTIPLE])
+        return met
 
 
 def _moves(trellis: int) -> Ints:
@@ -172,31 +190,63 @@ def _moves(trellis: int) -> Ints:
     return np.column_stack([TRELLIS[trellis], GRIDS[trellis]]).astype(np.int64)
 
 
-def _fit(
-    codes_RC: Ints, side: Side, predict: int, covariance: Covariance, steps: int
-) -> tuple[_Head, int]:
-    """Return the head that makes a matrix likeliest, by Newton's method, and its cost at the last
-    step but one, in 2^-24 bits. The covariance goes on to the matrix's end."""
-    R, C = side.shape
-    rows = min(R, max(1, _FIT_VALUES // C))
-    energies = (codes_RC.astype(np.int64) ** 2).clip(0, 1 << 24).sum() << (
-        14 if side.trellis else 12
-    )
-    head = _Head(_log(int(energies), R * C), _in_units(_FIRST_POWERS), predict)
-    nothing, none = np.zeros(1, np.int64), np.zeros(1, np.uint8)
-    for step in range(steps):
-        walk = _Walk(side, head, covariance if step == steps - 1 else covariance.copy())
-        met = 0
-        for r in range(rows):
-            walk.go(FIT, codes_RC[r], nothing, nothing, none)
-            met += int(walk.row[MET])
+class _Fit:
+    """The head that makes a matrix likeliest, found by Newton's method.
+
+    The means of its weights follow from its codes alone: the first walk keeps them for all others.
+    """
+
+    def __init__(self, codes_RC: Ints, side: Side, predict: int) -> None:
+        self._codes_RC, self._side, self._predict = codes_RC, side, predict
+        R, C = side.shape
+        self._rows = min(R, max(1, _FIT_VALUES // C))
+        energies = int((codes_RC**2).clip(0, 1 << 24).sum()) << (14 if side.trellis else 12)
+        self._head = _Head(_log(energies, R * C), _in_units(_FIRST_POWERS), predict)
+        self._means_RC = np.zeros((R, C if predict else 0), np.int32)
+        # What the matrix costs before the first step, in 2^-24 bits.
+        self.cost = 0
+
+    def observe(self, covariance: Covariance) -> None:
+        """Take the first step and note all means; a covariance goes on to the matrix's end."""
+        walk = _Walk(self._side, self._head, covariance)
+        self._step(walk)
+        self.cost = int(walk.row[NLL])
+        walk.go(FIT, self._codes_RC[self._rows :], self._means_RC[self._rows :])
+
+    def finish(self) -> None:
+        """Take the other steps."""
+        for _ in range(_FIT_STEPS - 1):
+            self._step(self._walk())
+
+    def encode(self, cells: Ints, coder: Ints) -> list[bytes]:
+        """Return the pieces of the matrix's part of a stream."""
+        walk, parts, C = self._walk(), [], self._side.shape[1]
+        at_once = max(1, _CODES_AT_ONCE // C)
+        buffer = np.zeros(min(at_once, self._side.shape[0]) * C * _ROOM_BYTES, np.uint8)
+        for first in range(0, len(self._codes_RC), at_once):
+            rows = slice(first, first + at_once)
+            walk.go(ENCODE, self._codes_RC[rows], self._means_RC[rows], cells, coder, buffer)
+            parts.append(buffer[: coder[AT]].tobytes())
+            coder[AT] = 0
+        return parts
+
+    def packed(self) -> bytes:
+        """Return the head as it precedes the stream."""
+        return _HEAD.pack(self._head.log_energy, *self._head.powers)
+
+    def _walk(self) -> _Walk:
+        head = replace(self._head, predict=GIVEN) if self._predict else self._head
+        return _Walk(self._side, head, Covariance(0))
+
+    def _step(self, walk: _Walk) -> None:
+        met = walk.go(FIT, self._codes_RC[: self._rows], self._means_RC[: self._rows])
         change = _solve(walk.curvature, walk.gradient)
         powers = [
             p / POWER_UNIT + min(max(d, -1.0), 1.0)
-            for p, d in zip(head.powers, change, strict=True)
+            for p, d in zip(self._head.powers, change, strict=True)
         ]
-        head = _Head(_log(met, rows * C), _in_units(powers), predict)
-    return head, int(walk.row[NLL])
+        log_energy = _log(met, self._rows * self._side.shape[1])
+        self._head = _Head(log_energy, _in_units(powers), self._predict)
 
 
 def _log(total: int, count: int) -> int:
@@ -233,22 +283,15 @@ def _solve(lower: Ints, gradient: Ints) -> list[float]:
 def encode_codes(codes: Sequence[NDArray[np.integer]], sides: Sequence[Side]) -> bytes:
     """Return the stream of some matrices of int16 codes, each with what the decoder will know.
 
-    Equal input gives equal bytes on every machine.
+    Equal input gives equal bytes on every machine. Fits go side by side, on all cores.
     """
     wide = [_widened(codes_RC, side) for codes_RC, side in zip(codes, sides, strict=True)]
-    predict = _best_prediction(wide, sides)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        predict, fits = _best_prediction(wide, sides, pool)
+        list(pool.map(_Fit.finish, fits))
     cells, coder = _gaussian_cells().copy(), new_coder()
-    heads, parts = [], []
-    covariance = Covariance(_width(sides) if predict == COVARIANCE else 0)
-    for codes_RC, side in zip(wide, sides, strict=True):
-        head, _ = _fit(codes_RC, side, predict, covariance.copy(), _FIT_STEPS)
-        walk = _Walk(side, head, covariance)
-        heads.append(_HEAD.pack(head.log_energy, *head.powers))
-        buffer = np.zeros(side.shape[1] * _ROOM_BYTES, np.uint8)
-        for codes_C in codes_RC:
-            walk.go(ENCODE, codes_C, cells, coder, buffer)
-            parts.append(buffer[: coder[AT]].tobytes())
-            coder[AT] = 0
+    parts = [part for fit in fits for part in fit.encode(cells, coder)]
+    heads = [fit.packed() for fit in fits]
     return bytes([predict]) + b"".join(heads) + b"".join(parts) + ending(coder)
 
 
@@ -274,14 +317,14 @@ def decode_codes(data: bytes, sides: Sequence[Side]) -> list[NDArray[np.int16]]:
             raise UserError(DAMAGED)
         walk = _Walk(side, _Head(log_energy, tuple(powers), predict), covariance)
         codes_RC = np.zeros(side.shape, np.int16)
-        codes_C = np.zeros(side.shape[1], np.int64)
+        codes_1C = np.zeros((1, side.shape[1]), np.int64)
         for r in range(side.shape[0]):
-            walk.go(DECODE, codes_C, cells, coder, buffer)
+            walk.go(DECODE, codes_1C, None, cells, coder, buffer)
             # A coder that has read past its end decodes zeros: what follows is not worth its time.
             beyond = coder[AT] > len(buffer) + 4
-            if beyond or codes_C.min() < -LARGEST_CODE - 1 or codes_C.max() > LARGEST_CODE:
+            if beyond or codes_1C.min() < -LARGEST_CODE - 1 or codes_1C.max() > LARGEST_CODE:
                 raise UserError(DAMAGED)
-            codes_RC[r] = codes_C
+            codes_RC[r] = codes_1C[0]
         found.append(codes_RC)
     if not read_to_the_end(coder, data[size:]):
         raise UserError(DAMAGED)
@@ -301,19 +344,35 @@ def _width(sides: Sequence[Side]) -> int:
     return widths.pop() if len(widths) == 1 and max(widths) <= WIDEST else 0
 
 
-def _best_prediction(matrices: Sequence[Ints], sides: Sequence[Side]) -> int:
-    """Return the way to predict means that makes the stream shortest, if Gaussian."""
+def _best_prediction(
+    matrices: Sequence[Ints], sides: Sequence[Side], pool: ThreadPoolExecutor
+) -> tuple[int, list[_Fit]]:
+    """Return the way to predict means that makes the stream shortest, if Gaussian, and its fits."""
     ways = [NO_PREDICTION, COLUMN_MEANS, *([COVARIANCE] if _width(sides) else [])]
-    costs = []
-    for predict in ways:
-        covariance = Covariance(_width(sides) if predict == COVARIANCE else 0)
-        costs.append(
-            sum(
-                _fit(codes_RC, side, predict, covariance, 1)[1]
-                for codes_RC, side in zip(matrices, sides, strict=True)
-            )
-        )
-    return ways[costs.index(min(costs))]
+    # The covariance, which goes from matrix to matrix, takes longest.
+    found = {
+        predict: [
+            _Fit(codes_RC, side, predict) for codes_RC, side in zip(matrices, sides, strict=True)
+        ]
+        for predict in reversed(ways)
+    }
+    covariance = Covariance(_width(sides))
+    waiting = []
+    for predict, fits in found.items():
+        if predict == COVARIANCE:
+            waiting.append(pool.submit(_observe_all, fits, covariance))
+        else:
+            waiting += [pool.submit(fit.observe, covariance) for fit in fits]
+    for each in waiting:
+        each.result()
+    costs = {predict: sum(fit.cost for fit in fits) for predict, fits in found.items()}
+    best = min(ways, key=lambda predict: costs[predict])
+    return best, found[best]
+
+
+def _observe_all(fits: list[_Fit], covariance: Covariance) -> None:
+    for fit in fits:
+        fit.observe(covariance)
 
 
 def new_coder(data: bytes | None = None) -> Ints:

@@ -20,7 +20,7 @@ from fairway.model.gpt import GPT
 from fairway.pack.artifact import Account, save_artifact
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.dependent import Plan
-from fairway.quantise.estimate import estimate_bytes
+from fairway.quantise.estimate import CONTAINER_BYTES, estimate_bytes
 from fairway.quantise.fill import finest_fitting
 from fairway.quantise.fit import smallest_fitting
 from fairway.quantise.gptq import (
@@ -36,6 +36,10 @@ from fairway.quantise.sensitivity import curvatures
 from fairway.quantise.tune import tuned
 from fairway.quantise.weights import void_fraction, weight_statistics
 from fairway.train.steps import Say
+
+# What a row's or a column's step takes, and what cabac takes of the bits that rates promise:
+# docs/LOG.md, on trained models.
+_BYTES_PER_STEP, _CODER_SHARE = 0.32, 0.994
 
 
 def pack_model(
@@ -58,7 +62,7 @@ def pack_model(
     start_s = time.perf_counter()
     text = _Calibration(config, source, model.tok_emb.weight.device)
     hessians = _hessians(text, model, state)
-    method = _method(text, model, state, hessians)
+    method = _method(text, code_bytes, model, state, hessians)
     calibrate_s = time.perf_counter() - start_s
     packs: dict[float, _Pack] = {}
     # Beside the artifact, since what does not fit must not take its place.
@@ -87,6 +91,7 @@ def pack_model(
         "level": None,
         method.key: chosen,
         "digest": digest_file(path),
+        "packs": len(packs),
         "limit_bytes": config.pack.limit_bytes,
         "code_bytes": code_bytes,
         "sections": [{"name": name, "bytes": count} for name, count in account],
@@ -200,30 +205,46 @@ class _Method:
 
 
 def _method(
-    text: _Calibration, model: GPT, state: dict[str, Tensor], hessians: dict[str, Tensor]
+    text: _Calibration,
+    code_bytes: int,
+    model: GPT,
+    state: dict[str, Tensor],
+    hessians: dict[str, Tensor],
 ) -> _Method:
     config, quant = text.config, text.config.quant
     if quant.method == "trellis":
         # No more of them than the Hessians have seen.
         few = text.batches(min(quant.gradient_tokens, quant.calibration_tokens))
         positions = text.positions(quant.calibration_tokens)
-        return _by_level(config, Plan(state, curvatures(model, few, hessians, positions), quant))
+        plan = Plan(state, curvatures(model, few, hessians, positions), quant)
+        return _by_level(config, plan, code_bytes)
     return _by_sigmas(config, model, state, hessians)
 
 
-def _by_level(config: Config, plan: Plan) -> _Method:
+def _by_level(config: Config, plan: Plan, code_bytes: int) -> _Method:
     quant, limit_bytes = config.quant, config.pack.limit_bytes
     asked = plan.level_for(quant.rate_bits)
 
     def choose(size_at: Callable[[float], int]) -> float:
         if quant.fit:
-            return finest_fitting(
-                limit_bytes, size_at, lambda level: plan.expected_bits(level) / 8, plan.levels()
-            )
+            estimate_at = _estimate(config, plan, code_bytes)
+            return finest_fitting(limit_bytes, size_at, estimate_at, plan.levels())
         size_at(asked)
         return asked
 
     return _Method("level", "level of the steps", asked, plan.quantise, choose)
+
+
+def _estimate(config: Config, plan: Plan, code_bytes: int) -> Callable[[float], float]:
+    """Return what artifact and code take at a level, by the codes of a few rows near the limit."""
+    numbers = sum(group.cost.numel() + group.columns.numel() for group in plan.groups)
+    beside = code_bytes + CONTAINER_BYTES + _BYTES_PER_STEP * numbers
+    beside += 2 * sum(tensor.numel() for tensor in plan.kept.values() if isinstance(tensor, Tensor))
+    weights = sum(group.weights.numel() for group in plan.groups)
+    near = plan.level_for(8 * (config.pack.limit_bytes - beside) / max(weights, 1))
+    coded_bits = plan.sampled_bits(near) * (_CODER_SHARE if config.pack.codec == "cabac" else 1.0)
+    beside += (coded_bits - plan.expected_bits(near)) / 8
+    return lambda level: beside + plan.expected_bits(level) / 8
 
 
 def _by_sigmas(

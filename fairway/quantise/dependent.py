@@ -18,8 +18,8 @@ Shapes: L matrices of one shape, R rows (outputs), C columns (inputs), S rows of
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ _COARSEST = 16.0
 FINEST, COARSEST = -3.0, 1.0
 # Columns' steps lie on every other sixteenth of an octave, as far apart as classes of rows.
 _PER_CLASS = 16 // PER_OCTAVE
+# Of so many rows of a matrix one is looked at for an estimate of bits, but of no fewer than these.
+_ROWS_PER_SAMPLE, _LEAST_SAMPLE = 8, 32
 # How much dearer or cheaper a bit may be in a row whose step is bounded.
 _PRICE_RANGE = 8.0
 _HALVINGS = 40
@@ -113,13 +115,49 @@ class Plan:
 
     def expected_bits(self, level: float) -> float:
         """Return the bits that all codes at a level take, if rows are Gaussian."""
+        return sum(self._expected_bits(group, level) for group in self.groups)
+
+    def _expected_bits(self, group: Group, level: float) -> float:
         total = 0.0
-        for group in self.groups:
-            classes_LR = row_classes(group.spread / scale_of(self.steps(group, level)))
-            for columns, count_L in group.shares:
-                nearby_LR = shifted(classes_LR, -columns // _PER_CLASS)
-                total += float((self._expected[nearby_LR].double().sum(1) * count_L).sum())
+        classes_LR = row_classes(group.spread / scale_of(self.steps(group, level)))
+        for columns, count_L in group.shares:
+            nearby_LR = shifted(classes_LR, -columns // _PER_CLASS)
+            total += float((self._expected[nearby_LR].double().sum(1) * count_L).sum())
         return total
+
+    def sampled_bits(self, level: float) -> float:
+        """Return the same, set right by the codes that a sample of rows takes without row feedback.
+
+        An eighth of the work of `quantise`, and on a GPU less: its stripes cost more than its rows.
+        """
+        total = self.expected_bits(level)
+        with full_precision():
+            for group in self.groups:
+                rows = group.weights.shape[1]
+                every = max(1, min(_ROWS_PER_SAMPLE, rows // _LEAST_SAMPLE))
+                sample = replace(
+                    group,
+                    weights=group.weights[:, ::every],
+                    cost=group.cost[:, ::every],
+                    spread=group.spread[:, ::every],
+                    mix=None,
+                )
+                beyond = self._bits(sample, level) - self._expected_bits(sample, level)
+                total += beyond * rows / sample.weights.shape[1]
+        return total
+
+    def _bits(self, group: Group, level: float) -> float:
+        """Return the bits of the codes that a group gets, where they follow their rates."""
+        steps_LR = self.steps(group, level)
+        multiples_LRC = torch.cat(list(self._paths(group, steps_LR, level)), 1).long().abs()
+        classes_LR = row_classes(group.spread / scale_of(steps_LR))
+        finer_LC = -group.columns.long() // _PER_CLASS
+        classes_LRC = shifted(classes_LR[:, :, None], finer_LC[:, None])
+        # Nothing tells of which grid a code 0 is.
+        bits_XGK = self.bits.clone()
+        bits_XGK[:, :, 0] = bits_XGK[:, :, 0].mean(1, keepdim=True)
+        found_LRC = bits_XGK[classes_LRC, multiples_LRC & 1, codes_of(multiples_LRC)]
+        return float(found_LRC.double().sum())
 
     def level_for(self, bits_per_weight: float) -> float:
         """Return the level at which codes are expected to take so many bits per weight."""
@@ -161,16 +199,34 @@ class Plan:
     def _quantise_group(
         self, group: Group, steps_LR: Tensor, level: float
     ) -> dict[str, QuantisedTensor]:
-        config = self.config
+        codes_LRC = torch.cat([codes_of(m) for m in self._paths(group, steps_LR, level)], 1).cpu()
+        # A plain grid has no second one between its points: its step is two of ours.
+        steps_LR = steps_LR + 16 if STATES == 1 else steps_LR
+        scale_LR = scale_of(steps_LR)
+        columns_LC = group.columns.to(torch.int8).cpu()
+        found = {}
+        for i, name in enumerate(group.names):
+            codes_RC, bits = _narrowed(codes_LRC[i])
+            found[name] = QuantisedTensor(
+                codes_RC,
+                scale_LR[i].cpu(),
+                bits,
+                steps_LR[i].cpu().clone(),
+                STATES if STATES > 1 else 0,
+                columns=columns_LC[i].clone() if self.config.column_steps else None,
+            )
+        return found
+
+    def _paths(self, group: Group, steps_LR: Tensor, level: float) -> Iterator[Tensor]:
+        """Yield multiples_LSC of the steps, a stripe of rows at a time."""
         scale_LR = scale_of(steps_LR)
         # A bit costs as much loss in every row: where the step is not free, it costs other errors.
         price_LR = level**2 / (scale_LR.square() * group.cost)
-        price_LR = config.rate_price * price_LR.clamp(1 / _PRICE_RANGE, _PRICE_RANGE)
+        price_LR = self.config.rate_price * price_LR.clamp(1 / _PRICE_RANGE, _PRICE_RANGE)
         classes_LR = row_classes(group.spread / scale_LR)
         left_LRC = group.weights.clone()
         rows = left_LRC.shape[1]
         stripe = STRIPE if group.mix is not None else rows
-        codes = []
         for first in range(0, rows, stripe):
             last = min(first + stripe, rows)
             here_LSC = left_LRC[:, first:last]
@@ -185,28 +241,10 @@ class Plan:
                 -group.columns.long() // _PER_CLASS,
             )
             multiples_LSC = self._encoder.cheapest_paths(problem).mT
-            codes.append(codes_of(multiples_LSC))
+            yield multiples_LSC
             if group.mix is not None and last < rows:
                 error_LSC = here_LSC - step_LSC * multiples_LSC
                 _make_up(left_LRC, group.mix, error_LSC, first, last)
-        codes_LRC = torch.cat(codes, 1).cpu()
-        if STATES == 1:
-            # A plain grid has no second one between its points: its step is two of ours.
-            steps_LR = steps_LR + 16
-            scale_LR = scale_of(steps_LR)
-        columns_LC = group.columns.to(torch.int8).cpu()
-        found = {}
-        for i, name in enumerate(group.names):
-            codes_RC, bits = _narrowed(codes_LRC[i])
-            found[name] = QuantisedTensor(
-                codes_RC,
-                scale_LR[i].cpu(),
-                bits,
-                steps_LR[i].cpu().clone(),
-                STATES if STATES > 1 else 0,
-                columns=columns_LC[i].clone() if config.column_steps else None,
-            )
-        return found
 
 
 def _group(

@@ -1,8 +1,8 @@
 """Fill the budget: the finest steps at which artifact and code are within the limit.
 
 One level sets all steps (`dependent`), so that filling is a search for one number. Real sizes take
-a quantisation and an encoding each; the bits that Gaussian rows would take, set right by the last
-real size, say where to try next.
+a quantisation and an encoding each. A good estimate makes the first fall near the limit; set right
+by it, the second falls as close as the search has to come.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from fairway.base.errors import UserError
 
 # A size below the limit by this share of it is near enough: 3,200 of 16,000,000 bytes.
 SLACK = 0.0002
-# Once something fits, no more than so many packs are spent on coming closer.
+# Two packs fill a budget (tests, docs/LOG.md); no more than so many are made if sizes surprise.
 MAX_PACKS = 5
 _HALVINGS = 60
 
@@ -24,9 +24,9 @@ def finest_fitting(
 ) -> float:
     """Return the smallest level found whose size is within the limit: at most `MAX_PACKS` are made.
 
-    `size_at` packs and returns bytes; `estimate_at` is cheap and need only change as sizes do. Both
-    fall as the level rises. Raises UserError, with the smallest size reachable, if not even the
-    largest level fits.
+    `size_at` packs and returns bytes; `estimate_at` is cheap, and the nearer it comes the fewer
+    packs there are. Both fall as the level rises. Raises UserError, with the smallest size
+    reachable, if not even the largest level fits.
     """
     low, high = levels
     best = best_size = 0.0
@@ -45,7 +45,8 @@ def finest_fitting(
             if level == levels[0]:
                 break
         else:
-            low, margin = level, margin if best else 2 * margin
+            # An estimate's own error says nothing of how far one set right goes wrong.
+            low, margin = level, margin if best or len(tried) == 1 else 2 * margin
     if not best:
         raise UserError(
             f"artifact and code take {size:,} bytes even at the coarsest steps, more than the "

@@ -19,7 +19,7 @@ ASKED = {
     "mixture.experts": ({"mixture.experts=ppm"}, {"Helpers"}),
     "ttt.method=lora or mixture.base=lora": ({"ttt.method=lora"}, {"evaluate_lora", "Halving"}),
     "quant.method=trellis": ({"quant.method=trellis"}, {"curvatures", "Encoder"}),
-    "pack.codec=cabac": ({"pack.codec=cabac"}, {"encode_codes", "code_row"}),
+    "pack.codec=cabac": ({"pack.codec=cabac"}, {"encode_codes", "code_rows"}),
     "runtime.kernels=auto or fused": ({"runtime.kernels=auto"}, {"_enter_kernel"}),
 }
 OFF = ["runtime.kernels=plain", "mixture.experts=", "ttt.method=sgd", "pack.codec=brotli"]

@@ -56,7 +56,7 @@ def written(case: Case) -> bytes:
         heads += cabac._HEAD.pack(log_energy, *powers)
         buffer = np.zeros(side.shape[1] * 128, np.uint8)
         for codes_C in codes_RC:
-            walk.go(ENCODE, codes_C, cells, coder, buffer)
+            walk.go(ENCODE, codes_C[None], None, cells, coder, buffer)
             parts += buffer[: coder[AT]].tobytes()
             coder[AT] = 0
     return bytes([case.predict]) + heads + parts + ending(coder)
@@ -355,11 +355,10 @@ def test_a_fit_meets_what_a_coder_meets(trellis: int) -> None:
     side = Side(codes.shape, np.arange(6) * 40, trellis)
     walks = [cabac._Walk(side, cabac._Head(3000, GAUSSIAN, MEANS), Covariance(0)) for _ in "ab"]
     cells, coder = cabac._gaussian_cells().copy(), new_coder()
-    buffer, none = np.zeros(11 * 128, np.uint8), np.zeros(1, np.int64)
-    for codes_C in codes:
-        walks[0].go(ENCODE, codes_C.copy(), cells, coder, buffer)
-        walks[1].go(FIT, codes_C.copy(), none, none, np.zeros(1, np.uint8))
-        coder[AT] = 0
+    buffer = np.zeros(6 * 11 * 128, np.uint8)
+    met = walks[0].go(ENCODE, codes.copy(), None, cells, coder, buffer)
+    # Some rows at a time, or all at once.
+    assert walks[1].go(FIT, codes[:2]) + walks[1].go(FIT, codes[2:]) == met > 0
     assert (walks[0]._columns == walks[1]._columns).all()
     same = walks[0].row == walks[1].row
     assert same[np.arange(len(same)) != arithmetic.NLL].all()
@@ -371,6 +370,25 @@ def test_a_fit_meets_what_a_coder_meets(trellis: int) -> None:
         multiples[c] = max(-4095, min(4095, m))
         state = odd if k % 2 else even
     assert walks[1]._columns[arithmetic.MULTIPLE].tolist() == multiples.tolist()
+
+
+def test_means_found_once_are_given_from_then_on() -> None:
+    """A walk that is told the means learns what the walk did that found them."""
+    codes = following(140)
+    rows, width = codes.shape
+    side = Side(codes.shape, np.arange(rows) * 40, 8)
+    for predict in (MEANS, COVARIANCE):
+        covariance = Covariance(width if predict == COVARIANCE else 0)
+        means = np.zeros(codes.shape, np.int32)
+        first = cabac._Walk(side, cabac._Head(3000, GAUSSIAN, predict), covariance)
+        again = cabac._Walk(side, cabac._Head(3000, GAUSSIAN, arithmetic.GIVEN), Covariance(0))
+        assert first.go(FIT, codes, means) == again.go(FIT, codes, means.copy())
+        assert means.any()
+        assert (first.gradient == again.gradient).all()
+        assert (first.curvature == again.curvature).all()
+        wrong = cabac._Walk(side, cabac._Head(3000, GAUSSIAN, arithmetic.GIVEN), Covariance(0))
+        wrong.go(FIT, codes, means + 64)
+        assert (first.gradient != wrong.gradient).any()
 
 
 def numbers(**values: int) -> Codes:

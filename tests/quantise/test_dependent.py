@@ -154,6 +154,21 @@ def test_a_level_sets_the_bits_over_the_whole_range() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_a_sample_of_rows_tells_the_bits_that_no_gaussian_tells() -> None:
+    """Codes of rows with long tails fit the rates of Gaussians of their deviation badly."""
+    generator = torch.Generator().manual_seed(3)
+    weights_RC = torch.randn(1200, 24, generator=generator)
+    weights_RC *= torch.randn(1200, 24, generator=generator).abs() + 0.1
+    costs = {"tok_emb.weight": Curvature(moments(24, 8), None, torch.logspace(-7, -3, 1200))}
+    for column_steps in (False, True):
+        config = replace(CONFIG, column_steps=column_steps)
+        plan = Plan({"tok_emb.weight": weights_RC}, costs, config)
+        level = plan.level_for(3.0)
+        whole = plan._bits(plan.groups[0], level)
+        assert whole > 1.03 * plan.expected_bits(level)
+        assert plan.sampled_bits(level) == pytest.approx(whole, rel=0.01)
+
+
 def test_a_trellis_beats_a_plain_grid_of_as_many_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     state, costs = problem()
     errors = {}
