@@ -28,10 +28,10 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
-from fairway.model.need import ROOMS_BESIDE, document_bytes, way_of
+from fairway.model.need import ROOMS_BESIDE
 from fairway.model.operations import Rope
 from fairway.score.adam import AdamW
-from fairway.score.adapting import Fused, Plain, Way, adapting, chunk_nats
+from fairway.score.adapting import Fused, Plain, Way, adapting, chunk_nats, row_bytes
 from fairway.score.documents import Batch, Step, batches, documents, longest_first
 from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
@@ -51,14 +51,6 @@ _PHASE_RATE = 0.001
 
 # ---------------------------------------------------------------------------------------------
 # One batch of documents
-
-
-def _row_bytes(model: GPT, config: TttConfig, length: int, chunk: int) -> float:
-    """Return what a document takes of memory, by the length of its window and of its chunk."""
-    return document_bytes(
-        model.config, way_of(model), model.looping, config.lora_targets, config.lora_rank,
-        length, chunk,
-    )  # fmt: skip
 
 
 class Documents:
@@ -84,8 +76,8 @@ class Documents:
         self.way: Way = (Fused if fast else Plain)(self.adapters, self.adam)
         device = model.tok_emb.weight.device
         # Not a method: two that hold one another wait for the garbage collector, and gigabytes too.
-        row_bytes = functools.partial(_row_bytes, model, config)
-        self.halving = Halving(self.way, rows, device, fixed, row_bytes)
+        taken_bytes = functools.partial(row_bytes, self.adapters)
+        self.halving = Halving(self.way, rows, device, fixed, taken_bytes)
         self.version = 0
         # The row in every slot that is in use, and the matrices A kept beyond this batch.
         self.rows: list[int] = []

@@ -24,7 +24,8 @@ from fairway.score import ttt
 from fairway.score.documents import batches, chunk_bounds, documents, longest_first
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, Score, Span, Text
-from fairway.score.lora import evaluate_lora, phase_bounds
+from fairway.score.lora import DocumentDistribution, Documents, evaluate_lora, phase_bounds
+from fairway.score.predictor import Context
 from fairway.score.sgd import chunk_rate, chunks, evaluate_sgd, token_weights
 from fairway.score.sliding import FrozenPredictor, evaluate_frozen
 from fairway.score.ttt import evaluate_ttt, shrunk
@@ -406,6 +407,29 @@ def test_an_evaluation_within_its_budget_is_left_alone(config: TttConfig) -> Non
     way = {"sgd": evaluate_sgd, "lora": evaluate_lora}[config.method]
     assert found.score == way(alive(), Evaluation(text(), SCORE, config))
     assert found.changes == () and 0 < found.estimate_s < config.budget_s and found.seconds > 0
+
+
+def test_an_estimate_computes_no_wider_step_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its windows take memory that is planned for the widest step."""
+    seen: list[tuple[int, int]] = []
+    plain = Documents.predict
+
+    def predict(self: Documents, context: Context) -> DocumentDistribution:
+        windows = context.event.windows
+        seen.append((len(windows), max(w.end - w.start for w in windows)))
+        return plain(self, context)
+
+    monkeypatch.setattr(Documents, "predict", predict)
+    for config in (LORA, replace(LORA, lora_documents=8), replace(LORA, lora_chunks="2@8 4")):
+        seen.clear()
+        ttt.estimate(alive(), Evaluation(text(), SCORE, config))
+        steps = [
+            (len(step.rows), min(step.end, T))
+            for batch in batches(documents(text().ids, 299), config, T)
+            for step in batch.steps
+        ]
+        assert {size for size in seen if size[0] > 1} <= set(steps)
+        assert max(r * n for r, n in seen) == max(r * n for r, n in steps)
 
 
 def test_phases_count_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
