@@ -27,7 +27,7 @@ from fairway.score.sgd import ROWS_AT_ONCE
 from fairway.train.micro import rows_that_fit, training_need
 
 # The stages that run a model on the device in amounts that are chosen.
-_FROZEN = ("score.raw", "score.ema", "score.quantised", "score.sliding")
+_FROZEN = tuple(f"score.{name}" for name in ("raw", "ema", "quantised", "sliding", "documents"))
 
 
 def stage_needs(
