@@ -1,10 +1,13 @@
 """What the stages of a recipe are planned to take of the present GPU beside what they take.
 
     python benchmarks/memory.py [--recipe best] [--share 0.3] [--documents 160] [--only train ...]
+        [--text TEXT --tokenizer TOKENIZER]
 
 Random tokens, the recipe's shapes, a share of the card's memory: for each stage a line with the
 plan, how many go together, the most that tensors took, and their ratio. A ratio above 1 is a plan
-that was too small. One run takes about two minutes.
+that was too small. One run takes about two minutes. `--text` takes the documents of a text for the
+stages that score, as many tokens as `--documents` times 900: their lengths are what LoRA's memory
+follows.
 """
 
 import argparse
@@ -17,12 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from score import read_text
 from torch import Tensor
 
 from fairway.base.memory import begin_peak, free_bytes, give_back, peak_bytes
 from fairway.base.timing import settle
 from fairway.config.overrides import override
 from fairway.config.settings import Config
+from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.machine.ranks import Ranks
 from fairway.model.cache import Cache
@@ -36,7 +41,7 @@ from fairway.recipes import recipe
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate_frozen
-from fairway.score.ways import evaluate
+from fairway.score.ttt import evaluate_ttt
 from fairway.train.loop import Training, TrainingText
 
 DEVICE = torch.device("cuda", 0)
@@ -103,9 +108,10 @@ def text_of(config: Config, ids: np.ndarray) -> Text:
     return Text(ids, np.ones(count, np.int64), count, config.model.vocab_size)
 
 
-def adapt(config: Config, plan: Plan, ids: np.ndarray, method: str) -> None:
+def adapt(config: Config, plan: Plan, ids: np.ndarray) -> None:
+    """As a run does: an estimate comes before."""
     text = text_of(config, ids)
-    evaluate(new_model(config, plan), Evaluation(text, config.score, config.ttt), method)
+    evaluate_ttt(new_model(config, plan), Evaluation(text, config.score, config.ttt))
 
 
 def code(config: Config, plan: Plan, streams: int) -> None:
@@ -126,10 +132,11 @@ def measured(name: str, stage: Planned, work: Callable[[], None]) -> None:
     work()
     settle()
     need, peak = stage.need.at(stage.count), peak_bytes("cuda")
+    kept = torch.cuda.max_memory_reserved()
     print(f"{name:16} {stage.line()}", flush=True)
     print(
-        f"{'':16} took {peak / 1e9:.1f} GB, {peak / need:.2f} of the plan, "
-        f"{time.perf_counter() - start_s:.1f} s",
+        f"{'':16} took {peak / 1e9:.1f} GB, {peak / need:.2f} of the plan, {kept / 1e9:.1f} GB "
+        f"with what PyTorch kept for later, {time.perf_counter() - start_s:.1f} s",
         flush=True,
     )
 
@@ -139,6 +146,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--share", type=float, default=1.0, help="share of the GPU's memory")
     parser.add_argument("--documents", type=int, default=160)
+    parser.add_argument("--text", type=Path, help="a .jsonl.zst of documents, with --tokenizer")
+    parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the recipe")
     chosen = parser.parse_args()
@@ -150,6 +159,8 @@ def main() -> None:
     plan = make_plan(config.runtime)
     plan.apply()
     ids = tokens(config, 900 * chosen.documents, chosen.documents)
+    if chosen.text:
+        ids = read_text(Tokenizer.load(chosen.tokenizer), chosen.text, len(ids) - 1).ids
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     # Not every PyTorch can be asked for the share.
     free = min(free_bytes(DEVICE), chosen.share * total)
@@ -162,11 +173,11 @@ def main() -> None:
         "pack": (plans["pack"], partial(pack, config, plan)),
         "score.quantised": (plans["score.quantised"], partial(score, config, plan, ids, False)),
         "score.sliding": (plans["score.sliding"], partial(score, config, plan, ids, True)),
-        "sgd": (other, partial(adapt, sgd, plan, ids[: 2 * 32_768 + 2049], "sgd")),
+        "sgd": (other, partial(adapt, sgd, plan, ids[: 2 * 32_768 + 2049])),
         "proof": (coded, partial(code, config, plan, coded.count)),
     }
     if config.ttt.method == "lora":
-        works["lora"] = plans["score.ttt"], partial(adapt, config, plan, ids, "lora")
+        works["lora"] = plans["score.ttt"], partial(adapt, config, plan, ids)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {plan.describe()}")
     for name, (stage, work) in works.items():
         if not chosen.only or name in chosen.only:

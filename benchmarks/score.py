@@ -79,10 +79,13 @@ def timed(name: str, targets: int, work: Callable[[], Score]) -> Score:
     start_s = time.perf_counter()
     score = work()
     seconds = time.perf_counter() - start_s
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    peak = kept = 0.0
+    if torch.cuda.is_available():
+        peak, kept = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
     print(
         f"{name:28} {score.bpb:.5f} bpb  {seconds:7.2f} s  {1e6 * seconds / targets:7.2f} us/token"
-        f"  rows off by {score.worst_row_error_nats:.2g}  {peak:5.1f} GiB"
+        f"  rows off by {score.worst_row_error_nats:.2g}  {peak / 2**30:5.1f} GiB"
+        f" ({kept / 2**30:.1f} kept)"
         f"  published: {PUBLISHED.get(name, '')}",
         flush=True,
     )

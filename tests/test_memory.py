@@ -29,6 +29,7 @@ from fairway.quantise import calibrate
 from fairway.quantise.calibrate import collect_hessians
 from fairway.recipes import recipe
 from fairway.score import halving, sgd, sliding
+from fairway.score.adapting import Size, rounded
 from fairway.score.documents import batches, documents
 from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
@@ -175,7 +176,10 @@ def test_documents_are_divided_before_memory_is_short(
         given.append(len(ids_BT))
         return ids_BT[:, :, None].double()
 
-    nothing = SimpleNamespace(log_probs=log_probs, forget=lambda: None, release=lambda: False)
+    nothing = SimpleNamespace(
+        log_probs=log_probs, forget=lambda: None, release=lambda: False,
+        size=lambda rows, most, first, end, seq_len: Size(rows, end, end - first),
+    )  # fmt: skip
     monkeypatch.setattr(halving, "free_bytes", lambda device: 2 * 10.0 * 6 * 3 * 1.2 / 0.92)
     way = Halving(cast(Any, nothing), 8, torch.device("cpu"), False, lambda T, C: 10.0 * T)
     ids_BT = torch.zeros(8, 6, dtype=torch.long)
@@ -183,6 +187,30 @@ def test_documents_are_divided_before_memory_is_short(
     # 8, 4, 2: what fits is three, and rows are halved.
     assert given == [2, 2, 2, 2]
     assert "for 8 documents at a time: going on with 4" in capsys.readouterr().err
+
+
+def test_sizes_that_kernels_round_up_are_chosen_by(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seven rows of 70 are computed as eight of 80: no fewer are asked of the memory."""
+    asked: list[tuple[int, int]] = []
+
+    def row_bytes(length: int, chunk: int) -> float:
+        asked.append((length, chunk))
+        return 1.0
+
+    way = cast(Any, SimpleNamespace(size=rounded, release=lambda: False))
+    choice = Halving(way, 12, torch.device("cpu"), False, row_bytes)
+    choice._ids_BT = torch.zeros(7, 70, dtype=torch.long)
+    choice._rope, choice._first = (torch.empty(256), torch.empty(256)), 62
+    told = [2 * 1.125 * count / 0.92 * 1.001 for count in (8, 7)]
+    for free, at_once in zip(told, (12, 6), strict=True):
+        monkeypatch.setattr(halving, "free_bytes", lambda device, free=free: free)
+        choice.begin()
+        choice._choose()
+        assert choice.at_once == at_once
+    assert asked == [(80, 16), (80, 16)]
+    assert "12 documents at a time: going on with 6" in capsys.readouterr().err
 
 
 def test_calibration_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +259,15 @@ def test_the_widest_step_of_documents(seed: int) -> None:
     ]
     found = longest_windows(ttt, 64, ids)
     assert max(steps) <= 4 * found < max(steps) + 4
+    # Kernels compute 4 of 3 rows never more than 4, and 96 of 65 positions.
+    rounds = [
+        size.rows * size.length
+        for batch in batches(documents(ids, 699), ttt, 256)
+        for step in batch.steps
+        for size in [rounded(len(step.rows), 4, max(0, step.end - 16), min(step.end, 256), 256)]
+    ]
+    wide = longest_windows(ttt, 256, ids, fused=True)
+    assert max(rounds) <= 4 * wide < max(rounds) + 4
 
 
 def test_a_stage_on_a_gpu_tells_what_it_needs(

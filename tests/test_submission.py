@@ -67,6 +67,9 @@ def test_a_record_holds_and_its_artifact_scores_the_same(
     }
     claim, results = read_json(made / CLAIM), read_json(smoke_run / "results.json")
     assert claim["val_bpb"] == results["stages"]["ttt"]["bpb"]
+    told, gained = (made / "README.md").read_text(), results["gains"]
+    assert f"| over windows side by side | {gained['side_by_side']:.6f} |" in told
+    assert f"| over the sliding window | {gained['sliding']:.6f} |" in told
     assert (
         claim["bytes_total"]
         == results["artifact"]["bytes"] + (made / "train_gpt.py").stat().st_size

@@ -21,12 +21,17 @@ def free_bytes(device: torch.device) -> float:
         # Not every version takes the current one for a device without a number.
         device = torch.device("cuda", torch.cuda.current_device())
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return untaken_bytes(device) + kept
+
+
+def untaken_bytes(device: torch.device) -> float:
+    """Return the bytes of a numbered GPU that PyTorch may take beside what it keeps."""
     left, total = torch.cuda.mem_get_info(device)
     # torch 2.11 cannot be asked for the share, later versions can.
     asked = getattr(torch.cuda, "get_per_process_memory_fraction", None)
     if asked is not None:
         left = min(left, asked(device) * total - torch.cuda.memory_reserved(device))
-    return float(left + kept)
+    return float(left)
 
 
 def give_back() -> None:

@@ -1,4 +1,5 @@
-"""The stages beside the scores, by one process: baselines, samples, proof and audit."""
+"""The stages beside the scores: what documents cost unlearned, by all processes; by the first one
+baselines, samples, proof and audit."""
 
 import time
 from dataclasses import replace
@@ -12,12 +13,25 @@ from fairway.base.files import digest_bytes, digest_file
 from fairway.base.memory import give_back
 from fairway.pipeline.context import ARTIFACT, PROOF, Run
 from fairway.pipeline.proving import prove_run
+from fairway.pipeline.scoring import scored
 from fairway.score import baselines
 from fairway.score.experts.evaluate import evaluate_published, published_facts
 from fairway.score.experts.published import LABEL, described
+from fairway.score.ledger import Score
+from fairway.score.lora import evaluate_unlearned
 from fairway.score.trail import Trail
 
 Facts = dict[str, Any]
+
+
+def documents(run: Run) -> Facts:
+    """Score the artifact in the windows of test-time training by documents, without learning."""
+
+    def work(trail: Trail) -> tuple[Score, Facts]:
+        asked = run.evaluation("documents", trail)
+        return evaluate_unlearned(run.model("artifact"), asked), {}
+
+    return scored(run, "documents", ARTIFACT, run.ranks, work)
 
 
 def published(run: Run) -> Facts:

@@ -73,7 +73,8 @@ _TOOL = {"bytes": int, "bpb": float, "primed_bpb": Maybe(float)}
 _FACTS: dict[str, Any] = {
     "train": _TRAIN,
     "pack": _PACK,
-    **{f"score.{name}": _SCORE for name in ("raw", "ema", "quantised", "sliding", "mixture")},
+    **{f"score.{name}": _SCORE for name in ("raw", "ema", "quantised", "sliding")},
+    **{f"score.{name}": _SCORE for name in ("documents", "mixture")},
     "score.ttt": {**_SCORE, "method": str, "budget_s": float},
     "published": _PUBLISHED,
     "text": {"bytes": int, "tokens": int, "documents": int, "digest": str, "data_digest": str},

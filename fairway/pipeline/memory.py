@@ -20,13 +20,14 @@ from fairway.model.need import Need
 from fairway.pipeline.context import Run
 from fairway.prove.streams import default_streams
 from fairway.quantise.sensitivity import AT_ONCE
+from fairway.score.adapting import rounded
 from fairway.score.documents import documents
 from fairway.score.halving import HELD_TWICE
 from fairway.score.sgd import ROWS_AT_ONCE
 from fairway.train.micro import rows_that_fit, training_need
 
 # The stages that run a model on the device in amounts that are chosen.
-_FROZEN = ("score.raw", "score.ema", "score.quantised", "score.sliding")
+_FROZEN = tuple(f"score.{name}" for name in ("raw", "ema", "quantised", "sliding", "documents"))
 
 
 def stage_needs(
@@ -73,7 +74,7 @@ def _adapting(
         rows = min(ROWS_AT_ONCE, max(1, config.ttt.chunk_tokens // T))
         return need.learning_all(model, way, looping, T, rows)
     lanes = 1 if ids is None else min(config.ttt.lora_lanes, _batches(config.ttt, ids))
-    length = T if ids is None else longest_windows(config.ttt, T, ids)
+    length = T if ids is None else longest_windows(config.ttt, T, ids, way.fused)
     held = HELD_TWICE if way.fused else 1.0
     found = need.learning_documents(
         model, way, looping, config.ttt, length, lanes, held, free_bytes
@@ -85,16 +86,20 @@ def _batches(ttt: TttConfig, ids: Tokens) -> int:
     return -(-len(documents(ids, len(ids) - 1)) // ttt.lora_documents)
 
 
-def longest_windows(ttt: TttConfig, seq_len: int, ids: Tokens) -> int:
+def longest_windows(ttt: TttConfig, seq_len: int, ids: Tokens, fused: bool = False) -> int:
     """Return the length of windows at which all documents of a batch would take as much as its
-    widest step does: those that have ended take nothing."""
+    widest step does: those that have ended take nothing. Kernels compute rounded sizes."""
     lengths = np.array([len(found) for found in documents(ids, len(ids) - 1)])
     chunk = max(size for size, _ in lora_chunks(ttt))
     most = 0
     for first in range(0, len(lengths), ttt.lora_documents):
         group = np.sort(lengths[first : first + ttt.lora_documents])[::-1]
-        windows = np.minimum(-(-group // chunk) * chunk, seq_len)
-        most = max(most, int((windows * np.arange(1, len(group) + 1)).max()))
+        windows = np.minimum(-(-group // chunk) * chunk, seq_len).tolist()
+        most = max(most, *(n * end for n, end in enumerate(windows, 1)))
+        if fused:
+            places = enumerate(windows, 1)
+            sizes = (rounded(n, ttt.lora_documents, end - chunk, end, seq_len) for n, end in places)
+            most = max(most, *(size.rows * size.length for size in sizes))
     return max(1, -(-most // ttt.lora_documents))
 
 

@@ -15,6 +15,7 @@ from fairway.model.gpt import num_parameters
 from fairway.pipeline.averaging import loss_warning
 from fairway.pipeline.folder import RunFolder
 from fairway.quantise.estimate import how_counted
+from fairway.score.ways import gains
 from fairway.version import VERSION
 
 SCHEMA = 1
@@ -44,6 +45,11 @@ def compose(
     facts = {name: folder.facts(name) for name in folder.memory["stages"]}
     packed = facts["pack"] or {}
     artifact = ("bytes", "digest", "limit_bytes", "matrix_sigmas", "level", "sections")
+    stages = {
+        name.removeprefix("score."): value
+        for name, value in facts.items()
+        if name.startswith("score.")
+    }
     # Counting the text is no work of its own.
     seconds = {name: taken_s for name, taken_s in folder.seconds().items() if name != "text"}
     return {
@@ -58,12 +64,9 @@ def compose(
         "text": facts["text"],
         "model": {"parameters": num_parameters(public.model)},
         "train": facts["train"],
-        "stages": {
-            name.removeprefix("score."): value
-            for name, value in facts.items()
-            if name.startswith("score.")
-        },
+        "stages": stages,
         "headline": headline(public),
+        "gains": gains(stages),
         # Not among the stages: it is no score and can be no headline.
         "published_mixture": facts.get("published"),
         "artifact": {

@@ -57,12 +57,12 @@ def _frozen(run: Run, name: str, kind: str, sliding: bool = False) -> Facts:
         asked = run.evaluation(name, trail)
         return evaluate_frozen(run.model(kind), asked, sliding=sliding), {}
 
-    return _scored(run, name, ARTIFACT if kind == "artifact" else WEIGHTS, run.ranks, work)
+    return scored(run, name, ARTIFACT if kind == "artifact" else WEIGHTS, run.ranks, work)
 
 
 def adapted(run: Run) -> Facts:
     """Score the artifact as it learns from what is scored, within its budget."""
-    return _scored(run, "ttt", ARTIFACT, run.ranks, lambda trail: _adapted(run, trail))
+    return scored(run, "ttt", ARTIFACT, run.ranks, lambda trail: _adapted(run, trail))
 
 
 def _adapted(run: Run, trail: Trail) -> tuple[Score, Facts]:
@@ -84,7 +84,7 @@ def _adapted(run: Run, trail: Trail) -> tuple[Score, Facts]:
 
 def mixture(run: Run) -> Facts:
     """Score the artifact with experts beside it."""
-    return _scored(run, "mixture", ARTIFACT, Ranks(), lambda trail: _mixture(run, trail))
+    return scored(run, "mixture", ARTIFACT, Ranks(), lambda trail: _mixture(run, trail))
 
 
 def _mixture(run: Run, trail: Trail) -> tuple[Score, Facts]:
@@ -95,7 +95,7 @@ def _mixture(run: Run, trail: Trail) -> tuple[Score, Facts]:
     return found
 
 
-def _scored(
+def scored(
     run: Run,
     name: str,
     file: str,

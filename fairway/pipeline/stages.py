@@ -46,7 +46,8 @@ class Stage:
 
 def stages_of(config: Config) -> list[Stage]:
     """Return the stages that a config asks for, in order."""
-    return [*_making(), *_weight_scores(), *_artifact_scores(config), *_evidence(config)]
+    scores = [*_weight_scores(), *_artifact_scores(config), *_unlearned(config)]
+    return [*_making(), *scores, *_evidence(config)]
 
 
 def artifact_stages(config: Config) -> list[Stage]:
@@ -77,6 +78,13 @@ def _artifact_scores(config: Config) -> list[Stage]:
         reads, files = _helped(config), (trail_file("mixture"),)
         found.append(Stage("score.mixture", reads, scoring.mixture, files))
     return found
+
+
+def _unlearned(config: Config) -> list[Stage]:
+    """Return the score beside which adapters show what they have learned."""
+    if config.ttt.method != "lora":
+        return []
+    return [_score("documents", evidence.documents, ARTIFACT, "ttt")]
 
 
 def _score(name: str, work: Work, *reads: str) -> Stage:

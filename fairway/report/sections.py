@@ -26,6 +26,7 @@ from fairway.report.html import (
 from fairway.report.plots import NARROW_IN, WIDE_IN, Bar, bars_figure, loss_figure
 from fairway.score.baselines import TOOL_NAMES
 from fairway.score.experts.published import described
+from fairway.score.ways import BESIDE
 
 Values = dict[str, Any]
 
@@ -36,6 +37,7 @@ _STAGES = {
     "sliding": "artifact, sliding window",
     "ttt": "artifact, test-time training",
     "mixture": "artifact with experts",
+    "documents": "artifact, documents apart",
 }
 
 
@@ -247,7 +249,18 @@ def checks(results: Values, derived: Values) -> Html:
         "at random, where the probabilities of the whole vocabulary were added up by other code "
         "than the scorer's; the last column is the largest deviation from one."
     )
-    return section("Scores and checks", table(heads, rows), note(esc(meaning)))
+    return section("Scores and checks", table(heads, rows), note(esc(meaning)), _gains(results))
+
+
+def _gains(results: Values) -> Html:
+    """Return what test-time training takes off the artifact's other scores."""
+    found = results.get("gains") or {}
+    facts = [
+        (f"Gain of test-time training {words}", num(found[gain], ".4f", " bpb"))
+        for gain, (_, words) in BESIDE.items()
+        if gain in found
+    ]
+    return pairs(facts, "facts") if facts else Html("")
 
 
 def experts(results: Values) -> Html:

@@ -12,6 +12,7 @@ V vocabulary.
 import importlib
 import weakref
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,8 +22,12 @@ from fairway.base.graphs import recording
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
+from fairway.model.need import document_bytes, way_of
 from fairway.model.operations import Rope
 from fairway.score.adam import AdamW
+
+# Memory that a recording is given beside what it is planned to take: pieces do not fit one another.
+_PIECES = 1.25
 
 
 def adapting(model: GPT) -> AbstractContextManager[None]:
@@ -35,11 +40,31 @@ def chunk_nats(log_probs_BCV: Tensor, targets_BC: Tensor) -> Tensor:
     return -log_probs_BCV.gather(2, targets_BC[:, :, None])[:, :, 0]
 
 
+def row_bytes(adapters: Adapters, length: int, chunk: int) -> float:
+    """Return what a document takes of memory, by the length of its window and of its chunk."""
+    model, targets = adapters.model, " ".join(adapters.targets)
+    return document_bytes(
+        model.config, way_of(model), model.looping, targets, adapters.rank, length, chunk
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What is computed of a step: so many rows of windows of some length, and of their chunks."""
+
+    rows: int
+    length: int
+    chunk: int
+
+
 class Way(Protocol):
     """How predictions and steps are computed, for some rows at a time.
 
     Windows take the first slots of a `room`; slots beyond it are not touched.
     """
+
+    def size(self, rows: int, most: int, first: int, end: int, seq_len: int) -> Size:
+        """Return what is computed for rows in a room of `most`, scored from `first` to `end`."""
 
     def renew(self) -> None:
         """Follow values that were set, and a model that may have changed."""
@@ -71,6 +96,10 @@ class Plain:
         self._at = 0
         self._leaves: list[Tensor] = []
         self._log_probs_BCV = torch.empty(0)
+
+    def size(self, rows: int, most: int, first: int, end: int, seq_len: int) -> Size:
+        """Return what is asked for and no more."""
+        return Size(rows, end, end - first)
 
     def renew(self) -> None:
         """There are no copies to make."""
@@ -124,6 +153,13 @@ def rounded_length(length: int, seq_len: int) -> int:
     return min(seq_len, -(-length // step) * step)
 
 
+def rounded(rows: int, most: int, first: int, end: int, seq_len: int) -> Size:
+    """Return the size at which kernels compute rows in a room of `most`, windows ending at `end`,
+    whose positions from `first` on are asked for."""
+    chunk = min(-(-(end - first) // 16) * 16, seq_len - first)
+    return Size(rounded_rows(rows, most), rounded_length(first + chunk, seq_len), chunk)
+
+
 class Fused:
     """GPU kernels; copies in the compute dtype, gradients written beside them."""
 
@@ -135,10 +171,14 @@ class Fused:
         self.bank = gpu.Bank(adapters, adam.values[0].shape[1])
         self._factors: list[Tensor | None] = []
         self._versions: tuple[int, ...] = ()
-        self._shapes: dict[tuple[int, int, int, int], _Shape] = {}
+        self._shapes: dict[tuple[int, Size], _Shape] = {}
         self._shape: _Shape | None = None
         self._room: tuple[Any, Any] | None = None
         self._out: dict[int, Tensor] = {}
+
+    def size(self, rows: int, most: int, first: int, end: int, seq_len: int) -> Size:
+        """Return it rounded up."""
+        return rounded(rows, most, first, end, seq_len)
 
     @torch.no_grad()
     def renew(self) -> None:
@@ -160,10 +200,8 @@ class Fused:
 
     def log_probs(self, room: range, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
         """Return log-probabilities of the positions from `first` on, [B, C, V]."""
-        (B, T), seq_len = ids_BT.shape, len(rope[0])
-        chunk = min(-(-(T - first) // 16) * 16, seq_len - first)
-        length = rounded_length(first + chunk, seq_len)
-        key = room.start, rounded_rows(B, len(room)), length, chunk
+        B, T = ids_BT.shape
+        key = room.start, self.size(B, len(room), first, T, len(rope[0]))
         self.forget()
         if key not in self._shapes:
             self._shapes[key] = _Shape(self, *key, rope)
@@ -228,8 +266,10 @@ class Fused:
 class _Shape:
     """The work on one size of batch: run as it is at first, recorded when it comes again."""
 
-    def __init__(self, way: Fused, at: int, rows: int, length: int, chunk: int, rope: Rope) -> None:
+    def __init__(self, way: Fused, at: int, size: Size, rope: Rope) -> None:
         device = way.adapters.model.tok_emb.weight.device
+        rows, length, chunk = size.rows, size.length, size.chunk
+        self._room_bytes = _PIECES * rows * row_bytes(way.adapters, length, chunk)
         # It keeps its shapes; a cycle would hold gigabytes until garbage is collected.
         self.way: Fused = weakref.proxy(way)
         self._rows = range(at, at + rows)
@@ -291,8 +331,8 @@ class _Shape:
     def _record(self) -> None:
         """Record both halves. The way back runs on the stream of the way there."""
         stream, memory = self.way.room()
-        with recording(memory, stream) as forward:
+        with recording(memory, stream, self._room_bytes) as forward:
             log_probs_PCV = self._compute()
-        with recording(memory, stream) as backward:
+        with recording(memory, stream, self._room_bytes) as backward:
             self._step(log_probs_PCV)
         self._graphs = [forward, backward]

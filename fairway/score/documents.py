@@ -90,6 +90,21 @@ def _steps(group: tuple[range, ...], config: TttConfig, seq_len: int, index: int
         index += 1
 
 
+def unlearned_windows(found: Sequence[range], config: TttConfig, seq_len: int) -> Iterator[Window]:
+    """Yield the windows in which a frozen model sees what documents side by side see.
+
+    Documents follow one another. Chunks whose windows begin with their document are one window.
+    """
+    for document in found:
+        bounds = list(chunk_bounds(config, len(document)))
+        whole = max(end for _, end in bounds if end <= seq_len)
+        at, count = document.start, len(document)
+        yield Window(at, at + min(whole, count), at)
+        for first, end in bounds:
+            if end > whole:
+                yield Window(at + end - seq_len, at + min(end, count), at + first)
+
+
 def longest_first(text: Text, targets: int) -> Text:
     """Return the same documents in another order: by falling length, the last one left in place.
 

@@ -20,7 +20,7 @@ from fairway.base.memory import free_bytes, give_back
 from fairway.base.progress import notice
 from fairway.model.need import together
 from fairway.model.operations import Rope
-from fairway.score.adapting import Way
+from fairway.score.adapting import Size, Way
 
 # One chunk runs as it is, another one is held by recordings; both at once are the most.
 HELD_TWICE = 2.0
@@ -125,15 +125,20 @@ class Halving:
 
     def _choose(self) -> None:
         """Take fewer rows together where what is free would not suffice."""
-        rows, length = self._ids_BT.shape
-        positions = min(rows, self.at_once) * length
-        if positions <= self._fitting or self._fixed:
+        size = self._size()
+        if size.rows * size.length <= self._fitting or self._fixed:
             return
-        self._fitting = int(positions * _LOOK_AGAIN)
-        each_bytes = self._row_bytes(length, length - self._first)
+        self._fitting = int(size.rows * size.length * _LOOK_AGAIN)
+        each_bytes = self._row_bytes(size.length, size.chunk)
         fit = together(HELD_TWICE * each_bytes * _LOOK_AGAIN, free_bytes(self._device))
-        while min(rows, self.at_once) > fit:
+        while self.at_once > 1 and self._size().rows > fit:
             self._halve()
+
+    def _size(self) -> Size:
+        """Return what is computed at a time."""
+        rows, length = self._ids_BT.shape
+        most = min(self._capacity, self.at_once)
+        return self._way.size(min(rows, most), most, self._first, length, len(self._rope[0]))
 
     def _make_room(self) -> None:
         """Drop recordings, or take fewer rows together if there are none."""

@@ -28,18 +28,25 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import GPT, rope_table
-from fairway.model.need import ROOMS_BESIDE, document_bytes, way_of
+from fairway.model.need import ROOMS_BESIDE
 from fairway.model.operations import Rope
 from fairway.score.adam import AdamW
-from fairway.score.adapting import Fused, Plain, Way, adapting, chunk_nats
-from fairway.score.documents import Batch, Step, batches, documents, longest_first
+from fairway.score.adapting import Fused, Plain, Way, adapting, chunk_nats, row_bytes
+from fairway.score.documents import (
+    Batch,
+    Step,
+    batches,
+    documents,
+    longest_first,
+    unlearned_windows,
+)
 from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
 from fairway.score.ledger import Ledger, Score, Span
 from fairway.score.predictor import Context, Helped, Receipt
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
-from fairway.score.sliding import whole_row
+from fairway.score.sliding import evaluate_windows, whole_row
 
 # How far a position's cost may move between a batch of documents and its document alone. Logits are
 # bfloat16 numbers of up to 30 there, whose neighbours lie 0.125 apart, and a batch of another shape
@@ -51,14 +58,6 @@ _PHASE_RATE = 0.001
 
 # ---------------------------------------------------------------------------------------------
 # One batch of documents
-
-
-def _row_bytes(model: GPT, config: TttConfig, length: int, chunk: int) -> float:
-    """Return what a document takes of memory, by the length of its window and of its chunk."""
-    return document_bytes(
-        model.config, way_of(model), model.looping, config.lora_targets, config.lora_rank,
-        length, chunk,
-    )  # fmt: skip
 
 
 class Documents:
@@ -84,8 +83,8 @@ class Documents:
         self.way: Way = (Fused if fast else Plain)(self.adapters, self.adam)
         device = model.tok_emb.weight.device
         # Not a method: two that hold one another wait for the garbage collector, and gigabytes too.
-        row_bytes = functools.partial(_row_bytes, model, config)
-        self.halving = Halving(self.way, rows, device, fixed, row_bytes)
+        taken_bytes = functools.partial(row_bytes, self.adapters)
+        self.halving = Halving(self.way, rows, device, fixed, taken_bytes)
         self.version = 0
         # The row in every slot that is in use, and the matrices A kept beyond this batch.
         self.rows: list[int] = []
@@ -355,6 +354,17 @@ def evaluate_lora(model: GPT, asked: Evaluation) -> Score:
     events = plan[-1].steps[-1].event.index + 1
     numbers = [batch.index for batch in own]
     return ledger.finish(gathering(ranks, numbers, len(plan), events))
+
+
+def evaluate_unlearned(model: GPT, asked: Evaluation) -> Score:
+    """Return the score of the same documents in the same windows by a model that learns nothing.
+
+    What `evaluate_lora` gains over it is what it has learned.
+    """
+    found = documents(asked.text.ids, asked.targets)
+    return evaluate_windows(
+        model, asked, lambda: unlearned_windows(found, asked.ttt, asked.score.seq_len)
+    )
 
 
 def phase_bounds(count: int, phases: int) -> list[int]:

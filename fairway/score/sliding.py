@@ -4,7 +4,7 @@ Shapes: B windows of an event, T = seq_len, N scored positions, D width, V vocab
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Span, Text, score_events
 from fairway.score.predictor import Context, Receipt
 from fairway.score.share import gathering, share
-from fairway.score.windows import Event, events, sliding_windows
+from fairway.score.windows import Event, Window, events, sliding_windows
 
 # Logits are formed for so many positions at a time: 1,024 x 8,192 in float32 is 34 MB.
 _ROWS_AT_ONCE = 1024
@@ -159,11 +159,21 @@ def evaluate_frozen(model: GPT, asked: Evaluation, *, sliding: bool) -> Score:
     is shorter than a window and truncated to whole ones, LedgerError if the account does not add
     up.
     """
-    config, ranks, targets = asked.score, asked.ranks, asked.targets
+    config = asked.score
     stride = config.stride if sliding else config.seq_len
+    return evaluate_windows(
+        model, asked, lambda: sliding_windows(asked.targets, config.seq_len, stride)
+    )
+
+
+def evaluate_windows(
+    model: GPT, asked: Evaluation, windows: Callable[[], Iterator[Window]]
+) -> Score:
+    """Return the score of a frozen model in windows of up to score.seq_len that cover the text."""
+    config, ranks, targets = asked.score, asked.ranks, asked.targets
 
     def planned() -> Iterator[Event]:
-        return events(sliding_windows(targets, config.seq_len, stride), config.batch_windows)
+        return events(windows(), config.batch_windows)
 
     starts = [*(event.first for event in planned()), targets]
     count = len(starts) - 1

@@ -139,10 +139,10 @@ def _estimate_lora(model: GPT, asked: Evaluation) -> float:
     score, config = asked.score, asked.ttt
     plan = batches(documents(asked.text.ids, asked.targets), config, score.seq_len)
     steps = [step for batch in plan for step in batch.steps]
-    few, many = 1, min(config.lora_documents, max(len(step.rows) for step in steps))
-    length = min(score.seq_len, max(step.end for step in steps))
-    size = min(length, steps[0].end)
-    sizes = ((few, size), (many, max(size, length // 2)))
+    # The widest step that there is: a wider one might not fit the memory, and all of it would.
+    widest = max(steps, key=lambda step: len(step.rows) * min(step.end, score.seq_len))
+    size = steps[0].end
+    sizes = ((1, size), (len(widest.rows), max(size, min(widest.end, score.seq_len))))
     small_s, large_s = (_lora_step(model, score, config, rows, T, size) for rows, T in sizes)
     (small, large) = (rows * T for rows, T in sizes)
     per_token_s = max(0.0, large_s - small_s) / max(1, large - small)

@@ -1,11 +1,34 @@
 """The ways to score a text: by a frozen model, or by one that learns from what it has scored."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from fairway.model.gpt import GPT
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score
 from fairway.score.lora import evaluate_lora
 from fairway.score.sgd import evaluate_sgd
 from fairway.score.sliding import evaluate_frozen
+
+# The scores of a frozen artifact that test-time training is held against: what results call the
+# gain, their stage, and the words for it.
+BESIDE = {
+    "side_by_side": ("quantised", "over windows side by side"),
+    "sliding": ("sliding", "over the sliding window"),
+    "unlearned": ("documents", "over the same documents without learning"),
+}
+
+
+def gains(stages: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the bits per byte that test-time training takes off the scores of the artifact.
+
+    `stages` are those of results.json. None where nothing learned.
+    """
+    learned = stages.get("ttt")
+    if learned is None:
+        return None
+    found = {name: stages.get(stage) for name, (stage, _) in BESIDE.items()}
+    return {name: other["bpb"] - learned["bpb"] for name, other in found.items() if other}
 
 
 def evaluate(model: GPT, asked: Evaluation, way: str) -> Score:

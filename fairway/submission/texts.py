@@ -14,6 +14,7 @@ from fairway.base import units
 from fairway.base.files import digest_bytes
 from fairway.config.settings import Config
 from fairway.config.written import from_dict
+from fairway.score.ways import BESIDE, gains
 from fairway.submission.techniques import techniques
 
 SCHEMA = 1
@@ -118,6 +119,7 @@ def readme(runs: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]) -> str:
         _table(claim),
         "## Stages\n",
         _stages(runs),
+        *_gains(runs),
         "## Techniques\n",
         "".join(f"- {name} ({credit})\n" for name, credit in techniques(config)),
         *_recipe_told(runs[0]),
@@ -161,6 +163,18 @@ def _stages(runs: Sequence[Mapping[str, Any]]) -> str:
         mean = statistics.fmean(run["stages"][name]["bpb"] for run in runs)
         lines.append(f"| {name} | {mean:.6f} |")
     return "\n".join(lines) + "\n"
+
+
+def _gains(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what test-time training takes off the artifact's other scores, if there is any."""
+    found = [gains(run["stages"]) or {} for run in runs]
+    lines = ["| gain of test-time training | mean bits per byte |", "|---|--:|"]
+    for name, (_, words) in BESIDE.items():
+        if all(name in each for each in found):
+            lines.append(f"| {words} | {statistics.fmean(each[name] for each in found):.6f} |")
+    if len(lines) == 2:
+        return []
+    return ["\n".join(lines) + "\n"]
 
 
 def _compliance(runs: Sequence[Mapping[str, Any]], claim: Mapping[str, Any], config: Config) -> str:

@@ -414,6 +414,16 @@ def test_later_stages_get_a_bar_and_a_row(tmp_path):
     assert text.count("artifact, test-time training") >= 3 and "1.9333" in text
 
 
+def test_gains_of_test_time_training_stand_beside_what_they_are_over(tmp_path):
+    results = example_results()
+    assert "Gain of test-time" not in report(tmp_path, results)[0]
+    results["gains"] = {"side_by_side": 0.02211, "sliding": -0.0004, "<b>": 7.0}
+    page, _ = report(tmp_path, results)
+    for part in ("over windows side by side", "0.0221 bpb", "over the sliding window", "0.0004"):
+        assert part in page
+    assert "without learning" not in page and "<b>: 7" not in page
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_very_short_runs_have_a_page(tmp_path, count):
     text, _ = report(tmp_path, steps=example_steps(count))

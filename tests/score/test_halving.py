@@ -18,7 +18,7 @@ from fairway.base.errors import UserError
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.paths import prepare
 from fairway.score import halving, lora
-from fairway.score.adapting import Rope
+from fairway.score.adapting import Rope, Size
 from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
 from fairway.score.ledger import Text, Witness
@@ -141,6 +141,9 @@ class Rows:
         self.rooms: list[range] = []
         self.learned: list[int] = []
         self.last: list[int] = []
+
+    def size(self, rows: int, most: int, first: int, end: int, seq_len: int) -> Size:
+        return Size(rows, end, end - first)
 
     def renew(self) -> None: ...
 

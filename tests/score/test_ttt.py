@@ -21,13 +21,27 @@ from fairway.config.settings import Config, ModelConfig, ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.score import ttt
-from fairway.score.documents import batches, chunk_bounds, documents, longest_first
+from fairway.score.documents import (
+    batches,
+    chunk_bounds,
+    documents,
+    longest_first,
+    unlearned_windows,
+)
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, Score, Span, Text
-from fairway.score.lora import evaluate_lora, phase_bounds
+from fairway.score.lora import (
+    DocumentDistribution,
+    Documents,
+    evaluate_lora,
+    evaluate_unlearned,
+    phase_bounds,
+)
+from fairway.score.predictor import Context
 from fairway.score.sgd import chunk_rate, chunks, evaluate_sgd, token_weights
 from fairway.score.sliding import FrozenPredictor, evaluate_frozen
 from fairway.score.ttt import evaluate_ttt, shrunk
+from fairway.score.ways import gains
 from fairway.score.windows import Event, Window
 
 V, T = 260, 16
@@ -406,6 +420,62 @@ def test_an_evaluation_within_its_budget_is_left_alone(config: TttConfig) -> Non
     way = {"sgd": evaluate_sgd, "lora": evaluate_lora}[config.method]
     assert found.score == way(alive(), Evaluation(text(), SCORE, config))
     assert found.changes == () and 0 < found.estimate_s < config.budget_s and found.seconds > 0
+
+
+@pytest.mark.parametrize("chunks_", ["8", "16", "3@7 5@12 7", "1@2 16", "5"])
+def test_what_is_not_learned_is_seen_in_the_same_windows(chunks_: str) -> None:
+    config = replace(LORA, lora_chunks=chunks_)
+    found = documents(text().ids, 299)
+    learned = {
+        int(position): (window.start, position)
+        for batch in batches(found, config, T)
+        for step in batch.steps
+        for window in step.event.windows
+        for position in range(window.score_from, window.end)
+    }
+    windows = list(unlearned_windows(found, config, T))
+    unlearned = {p: (w.start, p) for w in windows for p in range(w.score_from, w.end)}
+    assert unlearned == learned and all(w.end - w.start <= T for w in windows)
+    assert len(windows) <= sum(len(list(chunk_bounds(config, len(d)))) for d in found)
+
+
+@pytest.mark.parametrize("chunks_", ["8", "3@7 5"])
+def test_a_model_that_learns_nothing_costs_what_adapters_do_at_no_rate(chunks_: str) -> None:
+    still = replace(LORA, lora_chunks=chunks_, lora_lr=0.0)
+    wanted, found = costs(evaluate_lora, still, text()), costs(evaluate_unlearned, still, text())
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    assert np.abs(costs(evaluate_lora, LORA, text()) - wanted).max() > 0.01
+
+
+def test_gains_are_what_other_scores_cost_more() -> None:
+    stages = {"quantised": {"bpb": 1.5}, "sliding": {"bpb": 1.25}, "raw": {"bpb": 9.0}}
+    assert gains(stages) is None
+    assert gains({**stages, "ttt": {"bpb": 1.0}}) == {"side_by_side": 0.5, "sliding": 0.25}
+    stages |= {"ttt": {"bpb": 1.0}, "documents": {"bpb": 0.75}}
+    assert gains(stages) == {"side_by_side": 0.5, "sliding": 0.25, "unlearned": -0.25}
+
+
+def test_an_estimate_computes_no_wider_step_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its windows take memory that is planned for the widest step."""
+    seen: list[tuple[int, int]] = []
+    plain = Documents.predict
+
+    def predict(self: Documents, context: Context) -> DocumentDistribution:
+        windows = context.event.windows
+        seen.append((len(windows), max(w.end - w.start for w in windows)))
+        return plain(self, context)
+
+    monkeypatch.setattr(Documents, "predict", predict)
+    for config in (LORA, replace(LORA, lora_documents=8), replace(LORA, lora_chunks="2@8 4")):
+        seen.clear()
+        ttt.estimate(alive(), Evaluation(text(), SCORE, config))
+        steps = [
+            (len(step.rows), min(step.end, T))
+            for batch in batches(documents(text().ids, 299), config, T)
+            for step in batch.steps
+        ]
+        assert {size for size in seen if size[0] > 1} <= set(steps)
+        assert max(r * n for r, n in seen) == max(r * n for r, n in steps)
 
 
 def test_phases_count_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
