@@ -2,7 +2,8 @@
 
 Every operation is seen, those of the way back included; what an operation takes and gives back
 inside is not. Triton's interpreter leaves what a kernel read to the garbage collector, which is
-therefore asked after every operation: quickly, since it looks at new objects alone.
+therefore asked after every operation where kernels run: quickly, since it looks at new objects
+alone. Elsewhere nothing waits for it, and asking would take most of the time.
 """
 
 import gc
@@ -17,22 +18,25 @@ from torch.utils._pytree import tree_iter
 class Meter(TorchDispatchMode):
     """While this lasts: the `bytes` of the tensors made inside that are left, and their `peak`."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: bool = False) -> None:
         super().__init__()
+        self.kernels = kernels
         self.bytes = self.peak = 0
         self._known: dict[int, int] = {}
 
     def __enter__(self) -> "Meter":
         """Begin."""
-        gc.collect()
-        gc.freeze()
+        if self.kernels:
+            gc.collect()
+            gc.freeze()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         """End."""
         super().__exit__(*error)
-        gc.unfreeze()
+        if self.kernels:
+            gc.unfreeze()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it made."""
@@ -54,7 +58,8 @@ class Meter(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
             return
-        gc.collect()
+        if self.kernels:
+            gc.collect()
         self._known[key] = size
         weakref.finalize(storage, self._gone, key)
         self.bytes += size

@@ -40,6 +40,9 @@ class Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
+    def reset_parameters(self) -> None:
+        """Leave the numbers unset: `GPT.init_weights` sets them."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T in x's dtype."""
         return F.linear(x, self.weight.to(x.dtype))

@@ -96,6 +96,13 @@ def num_skips(config: ModelConfig) -> int:
 # The model
 
 
+class Embedding(nn.Embedding):
+    """A table of vectors that `GPT.init_weights` sets."""
+
+    def reset_parameters(self) -> None:
+        """Leave the numbers unset."""
+
+
 class GPT(nn.Module):
     """The whole stack. `model(ids, targets)` is the mean loss; `hidden` and `logits` its halves.
 
@@ -121,7 +128,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         embed_dim = config.embed_dim or config.dim
-        self.tok_emb = nn.Embedding(config.vocab_size, embed_dim)
+        self.tok_emb = Embedding(config.vocab_size, embed_dim)
         if config.smear:
             self.smear_gate = nn.Parameter(torch.empty(min(GATE_FEATURES, embed_dim)))
             self.smear_lambda = nn.Parameter(torch.empty(1))
@@ -284,7 +291,12 @@ def build(config: ModelConfig, seed: int = 0) -> GPT:
     return model
 
 
+def shapes_of(config: ModelConfig) -> GPT:
+    """Return a model of parameters that have shapes, and take no memory."""
+    with torch.device("meta"):
+        return GPT(config)
+
+
 def num_parameters(config: ModelConfig) -> int:
     """Return the parameter count without allocating one."""
-    with torch.device("meta"):
-        return sum(weight.numel() for weight in GPT(config).parameters())
+    return sum(weight.numel() for weight in shapes_of(config).parameters())

@@ -20,7 +20,7 @@ from fairway.config.checks import lora_chunks
 from fairway.config.settings import ModelConfig, TttConfig
 from fairway.model import attention
 from fairway.model.block import Block
-from fairway.model.gpt import GPT, num_skips, visits
+from fairway.model.gpt import GPT, num_skips, shapes_of, visits
 from fairway.model.kinds import kind_in
 from fairway.model.paths import plain_steps
 
@@ -95,8 +95,7 @@ def together(each_bytes: float, free_bytes: float, most: int = 1 << 30) -> int:
 
 
 def _parameters(config: ModelConfig) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        model = GPT(config)
+    model = shapes_of(config)
     if config.embed_bf16:
         model.tok_emb.to(torch.bfloat16)
     return dict(model.named_parameters())

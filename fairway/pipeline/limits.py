@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import torch
 
 from fairway.audit.scorers.bench import MIN_TOKENS
 from fairway.base import units
@@ -15,7 +14,7 @@ from fairway.data.folder import DataFolder
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
 from fairway.machine.ranks import Ranks
-from fairway.model.gpt import GPT, build
+from fairway.model.gpt import build, shapes_of
 from fairway.model.paths import prepare
 from fairway.quantise.estimate import expected_bytes
 from fairway.quantise.fit import LARGEST
@@ -48,8 +47,7 @@ def check_learning_time(config: Config, ids: Tokens, plan: Plan, ranks: Ranks) -
     if config.ttt.method == "off" or plan.device != "cpu":
         return
     text = Text(ids, np.zeros(len(ids) - 1, np.int64), 0, config.model.vocab_size)
-    with torch.random.fork_rng():
-        model = build(config.model)
+    model = build(config.model)
     prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
     # The recurrence is on in nearly all of training, and when it is scored.
     model.set_looping(True)
@@ -131,8 +129,7 @@ def smallest_bytes(config: Config) -> int:
     Half of the float16 tensors, which entropy coders do not halve; and with a clip multiplier half
     of what the codes of Gaussian rows take at the largest one.
     """
-    with torch.device("meta"):
-        model = GPT(config.model)
+    model = shapes_of(config.model)
     if config.quant.method != "trellis":
         quant = dataclasses.replace(config.quant, matrix_sigmas=LARGEST)
         return expected_bytes(dataclasses.replace(config, quant=quant), 0) // 2

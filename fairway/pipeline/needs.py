@@ -7,8 +7,6 @@ address space.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from fairway.base import units
 from fairway.base.errors import UserError
 from fairway.base.room import Room, rooms
@@ -16,7 +14,7 @@ from fairway.config.settings import Config
 from fairway.data.folder import Validation
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, shapes_of
 from fairway.pipeline.limits import scoring_bytes
 from fairway.quantise.gptq import grid_of
 from fairway.score.experts.ppm import table_bytes
@@ -72,8 +70,7 @@ def host_needs(
     config: Config, shards: list[Tokens], validation: Validation, plan: Plan
 ) -> list[Need]:
     """Return what the stages of a run take, in their order."""
-    with torch.device("meta"):
-        model = GPT(config.model)
+    model = shapes_of(config.model)
     parameters = sum(weight.numel() for weight in model.parameters())
     mapped = float(sum(shard.nbytes for shard in shards))
     return [

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fairway.config.settings import Config, PackConfig, QuantConfig, declares_code
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, shapes_of
 from fairway.quantise.gptq import grid_of
 from fairway.quantise.grid import Grid, largest_code, round_to_grid, row_scales
 
@@ -41,8 +41,7 @@ def expected_bytes(config: Config, code_bytes: int) -> int:
     """Return the artifact bytes to expect of a recipe, from shapes alone (Gaussian weights)."""
     if fills(config.quant):
         return filled_bytes(config.pack, code_bytes)
-    with torch.device("meta"):
-        model = GPT(config.model)
+    model = shapes_of(config.model)
     return _total(model, config.quant, lambda _, __, grid: gaussian_bits(grid))
 
 

@@ -49,7 +49,7 @@ def taken(model: GPT, rows: int, T: int, learn: bool) -> int:
     """Return the bytes held at most while some rows go forth, and back if they shall."""
     ids = torch.randint(0, 260, (rows, T + 1))
     model.zero_grad(set_to_none=True)
-    with Meter() as meter, torch.set_grad_enabled(learn):
+    with Meter(model.operations.fused) as meter, torch.set_grad_enabled(learn):
         if learn:
             model(ids[:, :-1], ids[:, 1:]).backward()
         else:
