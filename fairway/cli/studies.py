@@ -1,6 +1,7 @@
 """The verbs of paired experiments: ablate, transfer."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,85 +26,92 @@ _SCORES = ("raw", "ema", "quantised", "sliding", "ttt", "mixture")
 UNFINISHED = 3
 _MOST_S = 30 * 86_400
 
+Recipe = Annotated[
+    str | None, typer.Argument(metavar="[RECIPE]", help="Name of a recipe, such as demo.")
+]
+Arms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arm",
+        metavar="NAME:SECTION.FIELD=VALUE,...",
+        help="A variant to compare with the recipe; repeatable.",
+    ),
+]
+Pairs = Annotated[
+    int, whole_option("--pairs", lo=1, hi=1000, help="Pairs of runs for every arm at most.")
+]
+Clock = Annotated[
+    str | None,
+    word_option("--clock", words=("steps", "wall"), help="What measures all runs alike."),
+]
+Until = Annotated[
+    str,
+    word_option(
+        "--until",
+        words=("train", "pack", "score"),
+        help="How far runs go: scores of the weights, of the artifact, or all.",
+    ),
+]
 Metric = Annotated[
     str | None,
-    word_option(
-        "--metric", words=_SCORES, help="Score that decides [the last one that runs have]."
-    ),
+    word_option("--metric", words=_SCORES, help="Score that decides [the last there is]."),
+]
+Noise = Annotated[bool, flag("--noise", "Run the base twice in the first pairs.")]
+Effect = Annotated[
+    float,
+    number_option("--effect", lo=1e-6, hi=10, help="Difference of interest, in bits per byte."),
 ]
 Error = Annotated[
     float, number_option("--error", lo=1e-4, hi=0.5, help="Error rate of each arm's interval.")
 ]
+FirstSeed = Annotated[
+    int, whole_option("--first-seed", lo=1, hi=MOST_SEED, help="Seed of the first pair.")
+]
+StudyOut = Annotated[
+    Path | None, path_option("--out", help="Folder of the study [runs/RECIPE-study].")
+]
+Budget = Annotated[
+    float | None,
+    number_option("--budget", lo=1, hi=_MOST_S, help="Seconds after which this call ends."),
+]
+AtOnce = Annotated[
+    int, whole_option("--at-once", lo=0, hi=1024, help="Runs side by side; 0: one a GPU.")
+]
+DropWeights = Annotated[bool, flag("--drop-weights", "Delete the weights of runs that are done.")]
+Retry = Annotated[bool, flag("--retry", "Repeat runs that failed.")]
+DryRun = Annotated[bool, flag("--dry-run", "Say how many runs the question takes; then stop.")]
+Merge = Annotated[
+    list[Path] | None,
+    path_option("--merge", metavar="TABLE", help="Join tables instead; more may follow it."),
+]
+More = Annotated[list[Path] | None, path_argument("[TABLE]...", "Further tables to join.")]
 
 
 def ablate(
-    recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="Name of a recipe, such as demo.")
-    ] = None,
-    arms: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arm",
-            metavar="NAME:SECTION.FIELD=VALUE,...",
-            help="A variant to compare with the recipe; repeatable.",
-        ),
-    ] = None,
-    pairs: Annotated[
-        int, whole_option("--pairs", lo=1, hi=1000, help="Pairs of runs for every arm at most.")
-    ] = 8,
-    clock: Annotated[
-        str | None,
-        word_option("--clock", words=("steps", "wall"), help="What measures all runs alike."),
-    ] = None,
-    until: Annotated[
-        str,
-        word_option(
-            "--until",
-            words=("train", "pack", "score"),
-            help="How far runs go: scores of the weights, of the artifact, or all.",
-        ),
-    ] = "train",
+    recipe: Recipe = None,
+    more: More = None,
+    arms: Arms = None,
+    pairs: Pairs = 8,
+    clock: Clock = None,
+    until: Until = "train",
     metric: Metric = None,
-    noise: Annotated[bool, flag("--noise", "Run the base twice in the first pairs.")] = False,
-    effect: Annotated[
-        float,
-        number_option("--effect", lo=1e-6, hi=10, help="Difference of interest, in bits per byte."),
-    ] = 0.002,
+    noise: Noise = False,
+    effect: Effect = 0.002,
     error: Error = 0.05,
-    first_seed: Annotated[
-        int, whole_option("--first-seed", lo=1, hi=MOST_SEED, help="Seed of the first pair.")
-    ] = 1,
-    out: Annotated[
-        Path | None, path_option("--out", help="Folder of the study [runs/RECIPE-study].")
-    ] = None,
-    budget: Annotated[
-        float | None,
-        number_option("--budget", lo=1, hi=_MOST_S, help="Seconds after which this call ends."),
-    ] = None,
-    at_once: Annotated[
-        int, whole_option("--at-once", lo=0, hi=1024, help="Runs side by side; 0: one a GPU.")
-    ] = 0,
-    drop_weights: Annotated[
-        bool, flag("--drop-weights", "Delete the weights of runs that are done.")
-    ] = False,
-    retry: Annotated[bool, flag("--retry", "Repeat runs that failed.")] = False,
-    dry_run: Annotated[
-        bool, flag("--dry-run", "Say how many runs the question takes; then stop.")
-    ] = False,
-    merged: Annotated[
-        list[Path] | None,
-        path_option("--merge", metavar="TABLE", help="Join tables instead; more may follow it."),
-    ] = None,
-    more: Annotated[
-        list[Path] | None, path_argument("[TABLE]...", "Further tables to join.")
-    ] = None,
+    first_seed: FirstSeed = 1,
+    out: StudyOut = None,
+    budget: Budget = None,
+    at_once: AtOnce = 0,
+    drop_weights: DropWeights = False,
+    retry: Retry = False,
+    dry_run: DryRun = False,
+    merged: Merge = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Compare variants of a recipe by paired runs: effects, intervals, and when to stop."""
     if merged:
-        given = [arms, overrides, clock]
-        if any(given):
+        if arms or overrides or clock:
             raise UserError("--merge joins tables that are there; leave --arm, --set, --clock out")
         first = [Path(recipe)] if recipe else []
         _merge([*merged, *first, *(more or [])], metric, error, out, as_json)
@@ -115,10 +123,8 @@ def ablate(
     from fairway.studies.arms import study
     from fairway.studies.running import Where
 
-    asked = study(
-        *(recipe, arms or [], pairs, overrides or [], clock, metric),
-        first_seed=first_seed, until=until, error=error, noise=noise,
-    )  # fmt: skip
+    rest = {"first_seed": first_seed, "until": until, "error": error, "noise": noise}
+    asked = study(recipe, arms or [], pairs, overrides or [], clock, metric, **rest)
     target = out or Path("runs") / f"{recipe}-study"
     require_folder(target)
     budget_s = math.inf if budget is None else budget
@@ -144,16 +150,10 @@ def _ablate(asked: Any, out: Path, where: Any, effect: float, dry_run: bool, as_
     page = write_page(found, out)
     emit(as_json, found, *lines_of(found), f"page {page}, lines {out / 'study.jsonl'}")
     if not done:
-        terminal.put("more is to do: run the same command again", _errors())
+        terminal.put("more is to do: run the same command again", sys.stderr)
         raise typer.Exit(UNFINISHED)
     if found["failed"]:
         raise typer.Exit(1)
-
-
-def _errors() -> Any:
-    import sys
-
-    return sys.stderr
 
 
 def write_page(found: dict[str, Any], out: Path) -> Path:

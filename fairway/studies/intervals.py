@@ -25,7 +25,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import nctdtrinc, stdtr, stdtrit
 
 # Of the error rate, what the planned looks have.
 _PLANNED = 0.8
@@ -80,9 +80,14 @@ def half_width(n: int, planned: int, error: float) -> float:
 
 
 def smallest_seen(sd: float, pairs: int, planned: int, error: float) -> float:
-    """Return the smallest difference that so many pairs show four times out of five."""
-    power = float(stdtrit(pairs - 1, _POWER)) / math.sqrt(pairs)
-    return sd * (half_width(pairs, planned, error) + power)
+    """Return the smallest difference that so many pairs show four times out of five.
+
+    The t statistic of differences with that mean is noncentral.
+    """
+    root, half = math.sqrt(pairs), half_width(pairs, planned, error)
+    if math.isinf(half):
+        return math.inf
+    return sd * float(nctdtrinc(pairs - 1, 1.0 - _POWER, half * root)) / root
 
 
 def pairs_needed(effect: float, sd: float, error: float) -> int | None:

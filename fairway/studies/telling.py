@@ -137,8 +137,9 @@ def plan_lines(found: dict[str, Any]) -> list[str]:
         )
     for sd, source, seen, needed in found["questions"]:
         pairs = "more than 1,000" if needed is None else str(needed)
+        shown = "one pair shows nothing" if seen is None else f"these show {seen:.5f} bpb and more"
         lines.append(
-            f"if runs scatter by sd {sd:.5f} bpb ({source}): these pairs show {seen:.5f} bpb and "
-            f"more; {found['effect']:g} needs {pairs} pairs"
+            f"if runs scatter by sd {sd:.5f} bpb ({source}): {shown}; {found['effect']:g} needs "
+            f"{pairs} pairs"
         )
     return lines

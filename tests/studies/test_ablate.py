@@ -1,0 +1,270 @@
+"""`fairway ablate`: which runs it makes, what it says of them, and what it refuses."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from damage import Cli, Outcome
+from studies.fake import FakePlace, noisy
+
+from fairway.studies.lines import LINES, read_lines
+
+Ablate = Callable[..., Outcome]
+EFFECTS = {"good": -0.02, "bad": 0.02, "same": 0.0}
+ARMS = "--arm good:optim.matrix_lr=0.01 --arm bad:optim.matrix_lr=0.03,optim.momentum=0.9"
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> FakePlace:
+    made = FakePlace(noisy(EFFECTS))
+    monkeypatch.setattr("fairway.studies.running._host", lambda study, where: made)
+    return made
+
+
+@pytest.fixture
+def ablate(cli: Cli, settings: list[str], tmp_path: Path) -> Ablate:
+    def call(line: str, out: Path = tmp_path / "study") -> Outcome:
+        sets = [word for text in settings for word in ("--set", text)]
+        return cli("ablate", "smoke", *sets, "--out", out, *shlex.split(line))
+
+    return call
+
+
+def test_pairs_share_a_seed_and_an_order_and_decided_arms_stop(
+    ablate: Ablate, place: FakePlace, tmp_path: Path
+) -> None:
+    done = ablate(f"{ARMS} --arm same:optim.beta2=0.9 --pairs 8 --noise")
+    assert done.code == 0, done.err
+    names = place.names()
+    assert names[:5] == ["base-1", "noise-1", "good-1", "bad-1", "same-1"]
+    assert "good-8" not in names and len(set(names)) == len(names)
+    assert "noise-4" in names and "noise-5" not in names
+    for job in place.jobs:
+        sets = job.words[1 + job.words.index("--set") :: 2]
+        assert [s for s in sets if "seed" in s] == [
+            f"seed={job.name.rpartition('-')[2]}", "data.order_seed=seed",
+        ]  # fmt: skip
+        assert job.words[:4] == ("run", "smoke", "--until", "train")
+    lines = read_lines(tmp_path / "study" / LINES)
+    assert [f"{line.arm}-{line.seed}" for line in lines] == names
+    assert "good: better; no more runs of it" in done.out
+    assert re.search(r"^good +-0\.0\d+ \[-0\.\d+, -0\.\d+\] ", done.out, re.MULTILINE)
+    table = done.out.partition("whenever one looks\n")[2].partition("noise floor")[0]
+    assert table.count("\n") > 12 and all(len(text) <= 80 for text in table.splitlines())
+    page = (tmp_path / "study/study.html").read_text()
+    assert "<svg" in page and "hopeless" in page and "optim.momentum=0.9" in page
+
+
+def test_a_stopped_study_goes_on_and_repeats_nothing(
+    ablate: Ablate, place: FakePlace, tmp_path: Path
+) -> None:
+    place.stop_after = 4
+    assert ablate(f"{ARMS} --pairs 4").code == 130
+    before = (tmp_path / "study" / LINES).read_bytes()
+    assert len(before.splitlines()) == 4
+    place.stop_after = 10**9
+    assert ablate(f"{ARMS} --pairs 4").code == 0
+    names = place.names()
+    assert len(set(names)) == len(names) and names[4] == "good-2"
+    after = (tmp_path / "study" / LINES).read_bytes()
+    assert after.startswith(before)
+    count = len(place.jobs)
+    again = ablate(f"{ARMS} --pairs 4 --json")
+    assert again.code == 0 and len(place.jobs) == count
+    found = json.loads(again.out)
+    assert found["done"] and {arm["arm"] for arm in found["arms"]} == {"good", "bad"}
+
+
+def test_a_line_that_was_cut_off_gives_way(
+    ablate: Ablate, place: FakePlace, tmp_path: Path
+) -> None:
+    place.stop_after = 3
+    ablate(f"{ARMS} --pairs 2")
+    file = tmp_path / "study" / LINES
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    place.stop_after = 10**9
+    assert ablate(f"{ARMS} --pairs 2").code == 0
+    assert place.names().count("bad-1") == 2 and file.read_bytes().startswith(whole[:500])
+    assert all(text.endswith("}") for text in file.read_text().splitlines())
+
+
+def test_more_pairs_go_on_with_the_plan_that_was(ablate: Ablate, place: FakePlace) -> None:
+    line = "--arm same:optim.beta2=0.9 --json --metric raw"
+    first = json.loads(ablate(f"{line} --pairs 3").out)["arms"][0]
+    more = json.loads(ablate(f"{line} --pairs 12").out)["arms"][0]
+    if first["verdict"] == "undecided":
+        assert more["planned"] == 3 and more["n"] > 3
+
+
+def test_failed_runs_are_told_and_counted_and_leave_the_others(
+    ablate: Ablate, place: FakePlace
+) -> None:
+    place.fails = {
+        "good-2": "fairway: the loss became nan", "bad-1": "killed by signal 9 (SIGKILL)",
+        "bad-2": "fairway: no memory",
+    }  # fmt: skip
+    done = ablate(f"{ARMS} --pairs 6 --json")
+    found = json.loads(done.out)
+    assert done.code == 1
+    assert {(f["arm"], f["seed"]): f["reason"] for f in found["failed"]} == {
+        ("good", 2): "fairway: the loss became nan",
+        ("bad", 1): "killed by signal 9 (SIGKILL)",
+        ("bad", 2): "fairway: no memory",
+    }
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    # An arm whose runs all fail is given up; one that failed once has a pair less.
+    assert arms["bad"]["verdict"] == "failing" and "bad-3" not in place.names()
+    assert arms["good"]["failed"] == 1 and arms["good"]["n"] >= 3
+    place.fails = {}
+    assert ablate(f"{ARMS} --pairs 6").code == 1 and "bad-3" not in place.names()
+    again = ablate(f"{ARMS} --pairs 6 --retry --json")
+    assert again.code == 0 and json.loads(again.out)["failed"] == []
+
+
+def test_a_failed_base_costs_its_pair_and_no_more(ablate: Ablate, place: FakePlace) -> None:
+    place.fails = {"base-1": "fairway: no"}
+    assert ablate(f"{ARMS} --pairs 3").code == 1
+    assert "good-1" not in place.names() and "good-2" in place.names()
+    place.fails |= {f"base-{seed}": "fairway: no" for seed in range(9)}
+
+
+def test_a_base_that_always_fails_ends_the_study(ablate: Ablate, place: FakePlace) -> None:
+    place.fails = {f"base-{seed}": "fairway: no" for seed in range(9)}
+    assert ablate(f"{ARMS} --pairs 5").code == 1
+    assert place.names() == ["base-1", "base-2"]
+
+
+def test_a_budget_begins_no_run_that_cannot_end(
+    ablate: Ablate, place: FakePlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Arms that stay open: what the first pair gains, the second loses.
+    place.score = lambda arm, seed: 1.2 + (arm != "base") * (-0.01 if seed % 2 else 0.006)
+    # Of a clock that only runs move: 3 s each, as the stages of the fake runs say.
+    now = [0.0]
+    begin = place.begin
+
+    def slow(job: object, slot: int) -> object:
+        now[0] += 3.0
+        return begin(job, slot)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(place, "begin", slow)
+    monkeypatch.setattr("fairway.studies.running.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fairway.pipeline.jobs.time.sleep", lambda seconds: None)
+    done = ablate(f"{ARMS} --pairs 2 --budget 24")
+    assert done.code == 3 and "run the same command again" in done.err
+    # 24 s less 6 for saving; a run is expected to take 9.9 s, by the sum of its stages.
+    assert place.names() == ["base-1", "good-1", "bad-1"]
+    assert ablate(f"{ARMS} --pairs 2 --budget 24").code == 0
+    assert place.names()[3:] == ["base-2", "good-2", "bad-2"]
+
+
+def test_the_plan_is_told_before_anything_runs(ablate: Ablate, place: FakePlace) -> None:
+    done = ablate(f"{ARMS} --pairs 8 --noise --dry-run --effect 0.003")
+    assert done.code == 0 and place.jobs == []
+    assert "28 runs: 2 beside the base, 8 pairs" in done.out
+    assert "sd 0.00050" in done.out and "0.003 needs" in done.out
+    ablate(f"{ARMS} --pairs 8")
+    later = ablate(f"{ARMS} --pairs 8 --dry-run")
+    assert "as the pairs so far do" in later.out and "a run" in later.out
+
+
+BAD = [
+    ("", "add --arm"),
+    ("--arm wide", "is no arm"),
+    ("--arm :model.dim=8", "is no arm"),
+    (f"--arm {'w' * 33}:model.dim=8", "at most 32 letters"),
+    ("--arm 'a b:model.dim=8'", "is no arm"),
+    ("--arm ../up:model.dim=8", "is no arm"),
+    ("--arm base:model.dim=128", "choose another name"),
+    ("--arm noise:model.dim=128", "choose another name"),
+    ("--arm a:", "sets nothing"),
+    ("--arm a:model.dim", "arm 'a': override 'model.dim' has no '='"),
+    ("--arm a:model.dimm=64", "arm 'a': unknown setting 'model.dimm'; did you mean"),
+    ("--arm a:model.dim=x", "must be a whole number"),
+    ("--arm a:model.dim=-8", "arm 'a': model.dim is -8; it must be"),
+    ("--arm a:model.dim=65", "does not divide into"),
+    ("--arm a:model.dim=96,model.dim=128", "sets model.dim twice"),
+    ("--arm a:optim.beta2=0.9 --arm a:optim.beta1=0.8", "two arms are named 'a'"),
+    ("--arm a:optim.beta2=0.9 --arm b:optim.beta2=0.90", "same settings as a"),
+    ("--arm a:train.steps=12", "same settings as base"),
+    ("--arm a:train.warmup_steps=1", "same settings as base"),
+    ("--arm a:seed=3", "choose the first seed"),
+    ("--arm a:data.order_seed=3", "which a study chooses"),
+    ("--arm a:train.clock=wall", "with --clock"),
+    ("--arm a:train.replay=x", "--clock steps"),
+    ("--arm a:recipe=mine", "leave it out"),
+    ("--arm a:data.val_bytes=9", "scores are of different texts"),
+    ("--arm a:model.vocab_size=512", "arm 'a': the tokenizer of"),
+    ("--arm a:optim.beta2=0.9 --set seed=4", "--set sets seed"),
+    ("--arm a:optim.beta2=0.9 --pairs 0", "between 1 and 1,000"),
+    ("--arm a:optim.beta2=0.9 --pairs 1e9", "between 1 and 1,000"),
+    ("--arm a:optim.beta2=0.9 --pairs x", "not a whole number"),
+    ("--arm a:optim.beta2=0.9 --pairs 2 --first-seed 4294967295", "seeds end at"),
+    ("--arm a:optim.beta2=0.9 --clock moon", "none of steps, wall"),
+    ("--arm a:optim.beta2=0.9 --until noon", "none of train, pack, score"),
+    ("--arm a:optim.beta2=0.9 --metric sliding", "runs until train have raw, ema"),
+    ("--arm a:optim.beta2=0.9 --budget 0", "between 1 and"),
+    ("--arm a:optim.beta2=0.9 --budget nan", "out of bounds"),
+    ("--arm a:optim.beta2=0.9 --error 0", "out of bounds"),
+    ("--arm a:optim.beta2=0.9 --merge x", "--merge joins tables"),
+]
+
+
+@pytest.mark.parametrize(("line", "told"), BAD)
+def test_a_mistake_is_one_sentence_before_anything_runs(
+    ablate: Ablate, place: FakePlace, line: str, told: str
+) -> None:
+    done = ablate(line)
+    assert done.code == 2 and told in done.err and place.jobs == []
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_too_many_arms_are_refused(ablate: Ablate, place: FakePlace) -> None:
+    arms = " ".join(f"--arm a{n}:optim.beta2={0.5 + n / 1000}" for n in range(65))
+    assert "65 arms are too many" in ablate(arms).err
+
+
+def test_a_comma_may_stand_in_a_value() -> None:
+    from fairway.studies.arms import read_arm
+
+    arm = read_arm("x:data.source=a,b/c,optim.beta2=0.9, mixture.experts=ppm match")
+    assert arm.settings == ("data.source=a,b/c", "optim.beta2=0.9", "mixture.experts=ppm match")
+
+
+def test_real_runs_and_a_kill(settings: list[str], tmp_path: Path) -> None:
+    """Two arms, one pair, as a user types it; killed in the middle, then gone on with."""
+    words = [
+        *(sys.executable, "-m", "fairway", "ablate", "smoke", "--out", str(tmp_path / "study")),
+        *("--arm", "quick:optim.matrix_lr=0.04", "--pairs", "1", "--until", "train", "--json"),
+    ]
+    for text in (*settings, "train.steps=3"):
+        words += ["--set", text]
+    log = (tmp_path / "log").open("w")
+    first = subprocess.Popen(words, stdout=log, stderr=log)
+    file = tmp_path / "study" / LINES
+    for _ in range(1200):
+        if file.exists() or first.poll() is not None:
+            break
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = file.read_bytes()
+    second = subprocess.run(words, capture_output=True, timeout=300, check=False)
+    assert second.returncode == 0, second.stderr
+    assert file.read_bytes().startswith(before)
+    base, quick = read_lines(file)
+    assert (base.arm, quick.arm, base.steps, quick.seed) == ("base", "quick", 3, base.seed)
+    assert base.bpb["ema"] != quick.bpb["ema"] and base.peak_bytes and base.device
+    found = json.loads(second.stdout)
+    assert found["arms"][0]["mean"] == pytest.approx(quick.bpb["ema"] - base.bpb["ema"])
+    run = next((tmp_path / "study/runs").glob("quick-1-*"))
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert (config["seed"], config["data"]["order_seed"]) == (1, "seed")
