@@ -125,7 +125,7 @@ def ablate(
 
     rest = {"first_seed": first_seed, "until": until, "error": error, "noise": noise}
     asked = study(recipe, arms or [], pairs, overrides or [], clock, metric, **rest)
-    target = out or Path("runs") / f"{recipe}-study"
+    target = out or Path("runs") / f"{asked.own.recipe}-study"
     require_folder(target)
     budget_s = math.inf if budget is None else budget
     where = Where(budget_s, at_once, drop_weights, retry)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fairway.base.errors import UserError, shown
@@ -43,10 +43,12 @@ class Arm:
 class Study:
     """A question: whose settings, against which, how often, and by which score.
 
-    `common` are overrides of every arm, the base among them; pair p has seed `first_seed` + p.
+    `recipe` is the word that names it and `own` its settings; `common` are overrides of every arm,
+    the base among them; pair p has seed `first_seed` + p.
     """
 
     recipe: str
+    own: Config
     common: tuple[str, ...]
     arms: tuple[Arm, ...]
     pairs: int
@@ -68,7 +70,7 @@ class Study:
 
     def config(self, arm: Arm, pair: int = 0) -> Config:
         """Return the settings of one run."""
-        return override(recipe_of(self.recipe), self.overrides(arm, pair))
+        return override(self.own, self.overrides(arm, pair))
 
 
 def study(
@@ -92,7 +94,7 @@ def study(
     names = [text.partition("=")[0].strip() for text in given]
     if "train.warmup_steps" not in names and base.train.warmup_steps > _WARMUP_STEPS:
         given.append(f"train.warmup_steps={_WARMUP_STEPS}")
-    made = Study(recipe, tuple(given), tuple(map(read_arm, arms)), pairs, **more)
+    made = Study(recipe, base, tuple(given), tuple(map(read_arm, arms)), pairs, **more)
     _check_arms(made)
     last = made.first_seed + pairs - 1
     if last > MOST_SEED:
@@ -119,8 +121,7 @@ def _scored(made: Study, config: Config, metric: str | None) -> Study:
         raise UserError(
             f"--metric is {shown(metric)}, but runs until {made.until} have {', '.join(known)}"
         )
-    fields = {name: getattr(made, name) for name in Study.__dataclass_fields__}
-    return Study(**{**fields, "metric": metric or last})
+    return replace(made, metric=metric or last)
 
 
 def read_arm(text: str) -> Arm:

@@ -20,9 +20,9 @@ Statistician 59, 2005), stays below 1 / a'; Ville's inequality bounds how often 
 may take the narrowest of the intervals so far.
 """
 
+import functools
 import math
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from scipy.special import nctdtrinc, stdtr, stdtrit
@@ -61,6 +61,7 @@ def look_error(n: int, planned: int, error: float) -> float:
     return _PLANNED * error * 2.0 ** (n - planned) / (2.0 - 2.0 ** (2 - planned))
 
 
+@functools.cache
 def half_width(n: int, planned: int, error: float) -> float:
     """Return half of the interval after n pairs, in standard deviations of a difference.
 
@@ -108,8 +109,7 @@ def estimate(differences: Sequence[float], planned: int, error: float) -> Estima
         first = differences[0] if n else None
         return Estimate(n, planned, first, None, None, None, None, verdict)
     low, high = -math.inf, math.inf
-    for count in range(2, n + 1):
-        mean, sd = _moments(differences[:count])
+    for count, (mean, sd) in enumerate(_moments(differences), 2):
         half = half_width(count, planned, error) * sd if sd else 0.0
         low, high = max(low, mean - half), min(high, mean + half)
     if low > high:
@@ -125,8 +125,14 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _moments(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values)
+def _moments(values: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Yield mean and standard deviation of the first 2, 3, ... values (Welford's update)."""
+    mean, squares = values[0], 0.0
+    for count, value in enumerate(values[1:], 2):
+        away = value - mean
+        mean += away / count
+        squares += away * (value - mean)
+        yield mean, math.sqrt(squares / (count - 1))
 
 
 def _verdict(

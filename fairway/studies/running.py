@@ -254,7 +254,7 @@ def line_of(study: Study, arm: Arm, pair: int, job: Job, failed: str, whole_s: f
         pair=pair,
         seed=config.seed,
         planned=planned(arm.name, study.pairs),
-        recipe=study.recipe,
+        recipe=study.own.recipe,
         common=list(study.common),
         settings=list(arm.settings),
         base=digest(study.config(_BASE)),

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Table:
     error: float
     pairs: int = 0
     merged: bool = False
+    _estimates: dict[tuple[str, int], Estimate] = field(default_factory=dict)
 
     def of(self, arm: str) -> list[Line]:
         """Return the runs of an arm."""
@@ -55,7 +56,11 @@ class Table:
 
     def estimate(self, arm: str) -> Estimate:
         """Return what the pairs of an arm say."""
-        return estimate(self.differences(arm), self.planned(arm), self.error)
+        key = arm, len(self.lines)
+        if key not in self._estimates:
+            found = estimate(self.differences(arm), self.planned(arm), self.error)
+            self._estimates[key] = found
+        return self._estimates[key]
 
     def verdict(self, arm: str) -> str:
         """Return the word for where an arm stands: that of its estimate, or failing."""
