@@ -27,7 +27,7 @@ from fairway.cli.base import (
 from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option, word_option
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.prove import compress, decompress, prove, sample
-from fairway.cli.studies import ablate
+from fairway.cli.studies import ablate, transfer
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
 from fairway.config.overrides import override
 from fairway.config.settings import Config, DataConfig, ModelConfig
@@ -256,7 +256,7 @@ def _score_texts(
 for verb in (
     *(unpack, prove, compress, decompress, sample, audit, audit_record),
     *(bundle, seeds, submit, verify, runs, export),
-    ablate,
+    *(ablate, transfer),
 ):
     app.command()(verb)
 

@@ -9,9 +9,10 @@ import typer
 
 from fairway.base import terminal
 from fairway.base.errors import UserError
-from fairway.base.outputs import require_folder
+from fairway.base.outputs import require_file, require_folder
 from fairway.cli.base import Json, Set, emit, say_to
 from fairway.cli.options import (
+    file_option,
     flag,
     number_option,
     path_argument,
@@ -178,3 +179,29 @@ def _merge(
         require_folder(out)
         write_page(found, out)
     emit(as_json, found, *lines_of(found))
+
+
+def transfer(
+    cheap: Annotated[
+        Path, path_argument("CHEAP", "Table, or folder, of a study on the cheap proxy.")
+    ],
+    dear: Annotated[Path, path_argument("DEAR", "The same on the dearer one.")],
+    out: Annotated[
+        Path | None, file_option("--out", help="Page to write, such as transfer.html.")
+    ] = None,
+    metric: Metric = None,
+    error: Error = 0.05,
+    as_json: Json = False,
+) -> None:
+    """Say whether the ranking of arms on a cheap proxy holds on a dearer one."""
+    from fairway.base.files import write_atomic
+    from fairway.studies.page import is_transfer_page, transfer_page
+    from fairway.studies.transfer import lines_of
+    from fairway.studies.transfer import transfer as compared
+
+    if out is not None:
+        require_file(out, {"table": cheap, "other table": dear}, is_transfer_page)
+    found = compared(cheap, dear, metric, error)
+    if out is not None:
+        write_atomic(out, transfer_page(found).encode())
+    emit(as_json, found, *lines_of(found), beside=out)

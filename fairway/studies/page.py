@@ -134,3 +134,37 @@ def _arm(arm: dict[str, Any], y: float, far: float, at: Any) -> list[str]:
     )
     parts.append(f'<circle cx="{at(arm["mean"]):.1f}" cy="{y:.1f}" r="4.5" fill="var(--model)"/>')
     return parts
+
+
+def is_transfer_page(head: bytes) -> bool:
+    """Return whether a file begins as `transfer_page` does."""
+    return head.startswith(b"<!DOCTYPE html>") and b"<title>Does " in head
+
+
+def transfer_page(found: dict[str, Any]) -> str:
+    """Return the page of a comparison of two tables."""
+    rows = []
+    for row in found["arms"]:
+        ends = (num(row[side]["mean"], "+.5f") for side in ("cheap", "dear"))
+        counts = (num(row[side]["n"]) for side in ("cheap", "dear"))
+        cheap, dear = (Html(f"{a} (n = {b})") for a, b in zip(ends, counts, strict=True))
+        rows.append((esc(row["arm"]), cheap, dear, esc(row["sign"])))
+    ranks = [
+        (esc(name), *(num(found[name][part], "+.2f") for part in ("value", "low", "high")))
+        for name in ("kendall", "spearman")
+    ]
+    changed = ", ".join(found["changed"]) or "none"
+    return page(
+        f"Does {found['cheap']['recipe']} hold on {found['dear']['recipe']}?",
+        section("Rank correlation", table(("measure", "value", "low", "high"), ranks)),
+        *(
+            section(f"The {side} proxy", figure([_drawn(row, side) for row in found["arms"]]))
+            for side in ("cheap", "dear")
+        ),
+        section("Arms", table(("arm", "cheap", "dear", "sign"), rows)),
+        section("What to beware of", note(esc(f"Arms that change sign: {changed}."))),
+    )
+
+
+def _drawn(row: dict[str, Any], side: str) -> dict[str, Any]:
+    return {**row[side], "arm": row["arm"]}

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,57 +101,69 @@ def table_of(study: Study, out: Path) -> Table:
 def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Table, list[str]]:
     """Return the table of several studies of one question, each run once, and what to say of it.
 
-    Raises UserError for files of different questions, and arms of one name with other settings.
+    The question is that of the first table's last run; runs of others are left out. Raises
+    UserError for tables without a run of it, and arms of one name with other settings.
     """
-    found = [(path, line) for path in paths for line in existing(path)]
-    _require_one(found)
-    lines, twice = once_each(line for _, line in found)
-    until = lines[0].until
-    if metric is not None and metric not in SCORES[until]:
-        raise UserError(
-            f"--metric is {shown(metric)}, but these runs have {', '.join(SCORES[until])}"
+    files = {path: existing(path) for path in paths}
+    asked = files[paths[0]][-1]
+    mine = {path: _of_question(path, lines, asked) for path, lines in files.items()}
+    _require_one_each(mine)
+    lines, twice = once_each(line for kept in mine.values() for line in kept)
+    left_out = sum(map(len, files.values())) - sum(map(len, mine.values()))
+    metric = _metric(lines, metric, paths[0])
+    said = [
+        f"{count} {'run is' if count == 1 else 'runs are'} {what}"
+        for count, what in (
+            (twice, "in more than one table, or twice in one; each counts once"),
+            (left_out, "of other settings, and left out"),
         )
-    scored = [line.bpb for line in lines if not line.failed]
-    last = [name for name in SCORES[until] if any(name in bpb for bpb in scored)]
-    if not last:
-        raise UserError(f"{paths[0]} holds no run that succeeded, so there is nothing to compare")
-    table = Table(lines, metric or last[-1], error, merged=len(set(paths)) > 1)
-    runs = "run is" if twice == 1 else "runs are"
-    return table, [f"{twice} {runs} in more than one table, or twice in one; each counts once"] * (
-        twice > 0
-    )
+        if count
+    ]
+    return Table(lines, metric, error, merged=len(files) > 1), said
 
 
-def _require_one(found: Sequence[tuple[Path, Line]]) -> None:
-    """Raise UserError unless lines can stand in one table."""
-    first: tuple[Path, dict[str, str]] | None = None
-    settings: dict[str, tuple[Path, Line]] = {}
-    for path, line in found:
-        if line.until not in SCORES:
-            raise UserError(f"{path}: a run went until {shown(line.until)}, which is no verb")
-        if line.failed and not line.data:
-            # It never saw its text.
-            continue
-        asked = {
-            "the settings of their bases": line.base,
-            "the clock": line.clock,
-            "how far the runs go": line.until,
-        }
-        if line.arm == BASE:
-            asked["the text"] = line.data
-        first = first or (path, asked)
-        for what, value in asked.items():
-            if first[1].setdefault(what, value) != value:
-                raise UserError(
-                    f"{path} and {first[0]} hold runs that differ in {what}, so they cannot stand "
-                    "in one table; merge tables of one question"
-                )
-        known = settings.setdefault(line.arm, (path, line))
-        if known[1].config != line.config:
+def _of_question(path: Path, lines: Sequence[Line], asked: Line) -> list[Line]:
+    """Return the runs of a table that stand beside another run; of an arm, as it was set last."""
+    if asked.until not in SCORES:
+        raise UserError(f"{path}: a run went until {shown(asked.until)}, which is no verb")
+    question = (asked.base, asked.clock, asked.until)
+    found = [line for line in lines if (line.base, line.clock, line.until) == question]
+    if not found:
+        other, mine = lines[-1], {"clock": asked.clock, "until": asked.until, "base": asked.base}
+        differs = next(name for name, value in mine.items() if getattr(other, name) != value)
+        raise UserError(
+            f"{path} holds no run of the same question: its last one has another '{differs}' "
+            f"({getattr(other, differs)}, not {mine[differs]}); merge tables of one question"
+        )
+    last = {line.arm: line.config for line in found}
+    return [line for line in found if line.config == last[line.arm]]
+
+
+def _require_one_each(files: Mapping[Path, Sequence[Line]]) -> None:
+    """Raise UserError unless every arm is one in all tables, and their text too."""
+    arms: dict[str, tuple[Path, Line]] = {}
+    text: tuple[Path, str] | None = None
+    for path, line in ((path, line) for path, lines in files.items() for line in lines):
+        first, known = arms.setdefault(line.arm, (path, line))
+        if known.config != line.config:
             raise UserError(
                 f"arm '{line.arm}' is {' '.join(line.settings)} in {path} and "
-                f"{' '.join(known[1].settings)} in {known[0]}; give one of them another name"
+                f"{' '.join(known.settings)} in {first}; give one of them another name"
             )
+        if line.arm == BASE and not line.failed:
+            text = text or (path, line.data)
+            if text[1] != line.data:
+                raise UserError(f"the bases of {text[0]} and {path} were run on different texts")
+
+
+def _metric(lines: Sequence[Line], metric: str | None, path: Path) -> str:
+    """Return the score that decides: the one that is asked for, or the last that runs have."""
+    known = [name for name in SCORES[lines[0].until] if any(name in line.bpb for line in lines)]
+    if not known:
+        raise UserError(f"{path} holds no run that succeeded, so there is nothing to compare")
+    if metric is not None and metric not in known:
+        raise UserError(f"--metric is {shown(metric)}, but these runs have {', '.join(known)}")
+    return metric or known[-1]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,0 +1,275 @@
+"""Tables of studies: read without trust, merged, and set beside those of a dearer proxy."""
+
+import itertools
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from damage import Cli
+from scipy import stats
+from studies.fake import noisy
+
+from fairway.base.errors import UserError
+from fairway.studies.lines import (
+    LINES,
+    Line,
+    append,
+    existing,
+    once_each,
+    paired,
+    read_lines,
+    written,
+)
+from fairway.studies.table import merge
+from fairway.studies.transfer import kendall, spearman, transfer
+
+LINE = Line(
+    arm="base", pair=0, seed=1, planned=4, recipe="smoke", common=[], settings=[], base="b" * 16,
+    config="b" * 16, until="train", clock="steps", data="d" * 16, commit="c", sources="s" * 16,
+    fairway="1", torch="2", device="one", steps=4, tokens=4096, train_s=2.0, whole_s=9.0,
+    bpb={"raw": 1.3, "ema": 1.2}, text_bytes=1500, artifact_bytes=None, code_bytes=None,
+    peak_bytes=None, failed="",
+)  # fmt: skip
+
+
+def lines(
+    effects: dict[str, float], pairs: int = 4, sd: float = 0.001, **fields: object
+) -> list[Line]:
+    """Return the runs of some arms and their base."""
+    score = noisy(effects, sd)
+    return [
+        replace(
+            LINE,
+            arm=arm,
+            seed=seed,
+            bpb={"raw": 2.0, "ema": score(arm, seed)},
+            settings=[] if arm == "base" else [f"optim.beta2={len(arm)}"],
+            config="b" * 16 if arm == "base" else arm.ljust(16, "-"),
+            **fields,
+        )
+        for seed in range(1, pairs + 1)
+        for arm in ("base", *effects)
+    ]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def to(name: str, *runs: Line) -> Path:
+        path = tmp_path / name
+        path.write_bytes(b"".join(map(written, runs)))
+        return path
+
+    return to
+
+
+def test_lines_come_back_as_they_were(tmp_path: Path) -> None:
+    file = tmp_path / LINES
+    runs = lines({"wide": -0.01})
+    for run in runs:
+        append(file, run)
+    assert read_lines(file) == existing(tmp_path) == existing(file) == runs
+
+
+SPOILT = {
+    "a value that was edited": lambda text: text.replace(b'"steps": 4,', b'"steps": 5,'),
+    "half a line": lambda text: text[: len(text) // 2] + b"\n",
+    "no JSON": lambda text: b"hello\n",
+    "a list": lambda text: b"[1, 2]\n",
+    "an empty line": lambda text: b"\n" + text,
+    "NaN": lambda text: text.replace(b"9.0", b"NaN"),
+    "a huge number": lambda text: text.replace(b"9.0", b"1e400"),
+    "a score that is a word": lambda text: text.replace(b'"raw": 1.3', b'"raw": "low"'),
+    "a foreign name": lambda text: text.replace(b'"pair": 0', b'"pair": 0, "more": 1'),
+    "a missing name": lambda text: text.replace(b'"pair": 0, ', b""),
+    "another schema": lambda text: text.replace(b'"schema": 1', b'"schema": 2'),
+    "a key twice": lambda text: text.replace(b'"pair": 0', b'"pair": 0, "pair": 0'),
+    "no UTF-8": lambda text: text.replace(b'"arm": "base"', b'"arm": "\xff\xfe"'),
+    "deeply nested": lambda text: b"[" * 9999 + b"\n",
+    "a line without end": lambda text: b" " * 70_000 + text,
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_no_study_wrote_is_told_by_its_line(name: str, tmp_path: Path, cli: Cli) -> None:
+    file = tmp_path / "table.jsonl"
+    file.write_bytes(written(LINE) + SPOILT[name](written(LINE)))
+    done = cli("ablate", "--merge", file)
+    assert done.code == 2 and f"{file}, line 2: " in done.err
+    assert len(done.err.strip().splitlines()) == 1 and len(done.err) < 700
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "does not exist"),
+        (lambda path: path.touch(), "no line of a study yet"),
+        (lambda path: path.write_bytes(written(LINE)[:-9]), "no line of a study yet"),
+        (lambda path: path.write_bytes(written(replace(LINE, failed="x", bpb={}))), "no run that"),
+        (lambda path: path.write_bytes(written(replace(LINE, until="noon"))), "which is no verb"),
+    ],
+)  # fmt: skip
+def test_tables_without_runs(
+    make: Callable[[Path], object], told: str, tmp_path: Path, cli: Cli
+) -> None:
+    path = tmp_path / "table"
+    make(path)
+    done = cli("ablate", "--merge", path)
+    assert done.code == 2 and told in done.err and len(done.err.strip().splitlines()) == 1
+
+
+def test_pairs_are_of_one_seed_device_and_source() -> None:
+    base, wide = lines({"wide": -0.01}, pairs=1)
+    assert paired([base, wide], "wide", "base", "ema") == [wide.bpb["ema"] - base.bpb["ema"]]
+    for other in (
+        replace(wide, seed=2), replace(wide, device="two"), replace(wide, sources="other"),
+        replace(wide, failed="no"), replace(wide, bpb={}),
+    ):  # fmt: skip
+        assert paired([base, other], "wide", "base", "ema") == []
+
+
+def test_runs_count_once_and_success_counts_before_failure() -> None:
+    base, wide = lines({"wide": -0.01}, pairs=1)
+    failed = replace(wide, failed="no", bpb={})
+    kept, twice = once_each([failed, base, base, wide])
+    assert kept == [base, wide] and twice == 1
+    assert once_each([failed, base])[0] == [base, failed] or len(once_each([failed, base])[0]) == 2
+
+
+def test_tables_of_several_people_are_joined(write: Callable[..., Path], cli: Cli) -> None:
+    mine = lines({"wide": -0.01, "bad": 0.01}, pairs=4)
+    theirs = lines({"wide": -0.01}, pairs=8, device="two", commit="e")
+    a, b = write("a.jsonl", *mine), write("b.jsonl", *theirs, *mine[:3])
+    done = cli("ablate", "--merge", a, b, "--json")
+    found = json.loads(done.out)
+    assert done.code == 0, done.err
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    assert arms["wide"]["n"] == 12 and arms["bad"]["n"] == 4
+    assert arms["wide"]["verdict"] == "better" and arms["wide"]["planned"] == 0
+    said = " ".join(found["cautions"])
+    assert "3 runs are in more than one table" in said
+    assert "2 devices: one, two" in said and "2 commits: c, e" in said
+    assert cli("ablate", "--merge", a, "--merge", b, "--json").out == done.out
+    # A table alone has its plan, and with it narrower intervals.
+    alone = merge([a], None, 0.05)[0].estimate("wide")
+    assert alone.planned == 4 and alone.n == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"base": "x" * 16}, "another 'base'"),
+        ({"clock": "wall"}, "another 'clock'"),
+        ({"until": "pack"}, "another 'until'"),
+        ({"data": "x" * 16}, "different texts"),
+    ],
+)
+def test_tables_of_other_questions_are_refused(
+    change: dict[str, str], told: str, write: Callable[..., Path], cli: Cli
+) -> None:
+    runs = lines({"wide": -0.01})
+    a = write("a.jsonl", *runs)
+    b = write("b.jsonl", *(replace(run, **change) for run in runs))
+    done = cli("ablate", "--merge", a, b)
+    assert done.code == 2 and told in done.err
+
+
+def test_an_arm_of_one_name_and_two_settings_is_refused(
+    write: Callable[..., Path], cli: Cli
+) -> None:
+    runs = lines({"wide": -0.01})
+    others = [replace(r, config="x" * 16) if r.arm == "wide" else r for r in runs]
+    done = cli("ablate", "--merge", write("a", *runs), write("b", *others))
+    assert done.code == 2 and "arm 'wide' is optim.beta2=4" in done.err
+    # In one table, the arm as it was set last counts.
+    table, said = merge([write("c", *runs, *others[1:])], None, 0.05)
+    assert "4 runs are of other settings, and left out" in said
+    assert {line.config for line in table.of("wide")} == {"x" * 16}
+
+
+def test_a_pair_of_two_devices_is_told() -> None:
+    from fairway.studies.table import Table, cautions
+
+    base, wide = lines({"wide": -0.01}, pairs=1)
+    table = Table([base, replace(wide, device="two")], "ema", 0.05)
+    assert any("1 pair is left out of wide" in text for text in cautions(table))
+
+
+# ---------------------------------------------------------------------------------------------
+# Transfer
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rank_correlations_are_those_of_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 5, (2, 7)).astype(float)
+    assert kendall(list(a), list(b)) == pytest.approx(stats.kendalltau(a, b).statistic)
+    assert spearman(list(a), list(b)) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert kendall([1.0, 1.0], [1.0, 2.0]) is None and spearman([1.0, 1.0], [1.0, 2.0]) is None
+
+
+CHEAP = {"a": -0.02, "bb": -0.01, "ccc": 0.01, "dddd": 0.02}
+
+
+def test_a_ranking_that_holds_and_one_that_does_not(
+    write: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    cheap = write("cheap", *lines(CHEAP))
+    same = write("same", *lines({arm: 2 * x for arm, x in CHEAP.items()}, recipe="best"))
+    other = write("other", *lines({arm: -x for arm, x in CHEAP.items()}, recipe="best"))
+    held, lost = (json.loads(cli("transfer", cheap, dear, "--json").out) for dear in (same, other))
+    assert held["kendall"]["value"] == held["spearman"]["value"] == 1.0 and held["changed"] == []
+    assert lost["kendall"]["value"] == -1.0 and lost["kendall"]["high"] < 0
+    assert lost["changed"] == list(CHEAP)
+    assert {row["sign"] for row in lost["arms"]} == {"changes, surely"}
+    told = cli("transfer", cheap, other, "--out", tmp_path / "page.html")
+    assert "kendall: -1.00, 95 % [-1.00, " in told.out
+    assert "arms that change sign: a, bb, ccc, dddd" in told.out
+    assert all(len(text) <= 80 for text in told.out.splitlines())
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2 and "Arms that change sign: a, bb" in page
+    assert cli("transfer", cheap, other, "--out", cheap).code == 2
+    assert cli("transfer", cheap, other, "--out", tmp_path / "page.html").code == 0
+
+
+def test_noise_widens_the_interval_of_a_rank_correlation(write: Callable[..., Path]) -> None:
+    widths = []
+    for sd in (0.0001, 0.02):
+        paths = [write(f"{n}-{sd}", *lines(CHEAP, sd=sd, device=str(n))) for n in range(2)]
+        found = transfer(*paths, None, 0.05)["kendall"]
+        widths.append(found["high"] - found["low"])
+    assert widths[0] == 0.0 < widths[1]
+
+
+def test_what_cannot_be_ranked_is_told(write: Callable[..., Path], cli: Cli) -> None:
+    cheap = write("cheap", *lines(CHEAP))
+    few = write("few", *lines({"a": 0.1, "eeeee": 0.2}))
+    assert "have 1 arms with pairs in common" in cli("transfer", cheap, few).err
+    runs = lines({"a": 0.1, "bb": 0.1, "ccc": 0.2})
+    changed = [replace(r, settings=["model.dim=8"]) if r.arm == "a" else r for r in runs]
+    found = transfer(cheap, write("changed", *changed), None, 0.05)
+    assert found["left_out"] == [
+        "a has other settings in each table", "dddd is in one table only",
+    ]  # fmt: skip
+    for line in ("x y", f"{shlex.quote(str(cheap))} y"):
+        assert cli("transfer", *shlex.split(line)).code == 2
+
+
+def test_an_arm_that_stopped_early_is_ranked_by_the_pairs_it_has(
+    write: Callable[..., Path],
+) -> None:
+    cheap = [r for r in lines(CHEAP, pairs=6) if r.arm != "a" or r.seed < 3]
+    found = transfer(write("cheap", *cheap), write("dear", *lines(CHEAP)), None, 0.05)
+    counts = {row["arm"]: row["cheap"]["n"] for row in found["arms"]}
+    assert counts == {"a": 2, "bb": 6, "ccc": 6, "dddd": 6}
+    assert found["kendall"]["value"] == 1.0 and found["kendall"]["low"] is not None
+
+
+def test_a_table_that_does_not_exist_is_told_without_reading_it_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        transfer(tmp_path / "a", tmp_path / "b", None, 0.05)
+    assert list(itertools.islice(tmp_path.iterdir(), 1)) == []
