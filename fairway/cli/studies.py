@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,18 @@ AtOnce = Annotated[
 DropWeights = Annotated[bool, flag("--drop-weights", "Delete the weights of runs that are done.")]
 Retry = Annotated[bool, flag("--retry", "Repeat runs that failed.")]
 DryRun = Annotated[bool, flag("--dry-run", "Say how many runs the question takes; then stop.")]
+OnCluster = Annotated[
+    str | None,
+    word_option(
+        "--cluster",
+        words=("slurm", "local", "debug"),
+        help="Run on a cluster, through submitit.",
+    ),
+]
+ClusterSet = Annotated[
+    list[str] | None,
+    typer.Option("--cluster-set", metavar="NAME=VALUE", help="A setting of submitit; repeatable."),
+]
 Merge = Annotated[
     list[Path] | None,
     path_option("--merge", metavar="TABLE", help="Join tables instead; more may follow it."),
@@ -103,6 +116,8 @@ def ablate(
     out: StudyOut = None,
     budget: Budget = None,
     at_once: AtOnce = 0,
+    cluster: OnCluster = None,
+    cluster_set: ClusterSet = None,
     drop_weights: DropWeights = False,
     retry: Retry = False,
     dry_run: DryRun = False,
@@ -128,9 +143,23 @@ def ablate(
     asked = study(recipe, arms or [], pairs, overrides or [], clock, metric, **rest)
     target = out or Path("runs") / f"{asked.own.recipe}-study"
     require_folder(target)
-    budget_s = math.inf if budget is None else budget
-    where = Where(budget_s, at_once, drop_weights, retry)
+    where = Where(math.inf if budget is None else budget, at_once, drop_weights, retry)
+    if cluster_set and not cluster:
+        raise UserError("--cluster-set is for --cluster; name the cluster, or leave it out")
+    if cluster:
+        where = _on_cluster(asked, target, where, cluster, cluster_set or [])
     _ablate(asked, target, where, effect, dry_run, as_json)
+
+
+def _on_cluster(asked: Any, out: Path, where: Any, kind: str, settings: list[str]) -> Any:
+    from fairway.studies.cluster import Cluster
+    from fairway.studies.running import expected_s
+    from fairway.studies.table import table_of
+
+    # By default the runs of one pair at a time.
+    slots = where.at_once or len(asked.all_arms())
+    expected = expected_s(asked, table_of(asked, out))
+    return replace(where, place=Cluster(kind, out / "jobs", slots, settings, expected))
 
 
 def _ablate(asked: Any, out: Path, where: Any, effect: float, dry_run: bool, as_json: bool) -> None:
