@@ -176,7 +176,7 @@ def _ablate(asked: Any, out: Path, where: Any, effect: float, dry_run: bool, as_
     for text in plan_lines(plan):
         say(text)
     table, done = run_study(asked, out, where, say)
-    found = {**summary(table), "done": done, "plan": plan}
+    found = {**summary(table), "recipe": asked.own.recipe, "done": done, "plan": plan}
     page = write_page(found, out)
     emit(as_json, found, *lines_of(found), f"page {page}, lines {out / 'study.jsonl'}")
     if not done:

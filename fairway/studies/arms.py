@@ -124,10 +124,15 @@ def _scored(made: Study, config: Config, metric: str | None) -> Study:
     return replace(made, metric=metric or last)
 
 
+def is_name(text: str) -> bool:
+    """Return whether an arm may have a name: it stands in names of folders and in tables."""
+    return _NAME.fullmatch(text) is not None
+
+
 def read_arm(text: str) -> Arm:
     """Return an arm by its `NAME:section.field=value,...`; UserError for what is none."""
     name, colon, rest = text.partition(":")
-    if not colon or not _NAME.fullmatch(name):
+    if not colon or not is_name(name):
         raise UserError(
             f"--arm {shown(text)} is no arm; write NAME:section.field=value,... with a name of at "
             "most 32 letters, digits, dots, dashes and underscores"

@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fairway.base.errors import UserError
+from fairway.base.errors import UserError, shown
 from fairway.base.files import canonical_json, digest_bytes, parse_json, read_bytes
 from fairway.pipeline.facts import Maybe, Named, fault_of
+from fairway.studies.arms import SCORES, is_name
+from fairway.studies.intervals import MOST_PAIRS
 
 LINES, SCHEMA = "study.jsonl", 1
-# A line has some 2 kB, of which most are settings: 64 arms in 1,000 pairs.
-_MOST_BYTES, _MOST_LINE = 1 << 28, 1 << 16
+# A line has some 2 kB, of which most are settings; 64 arms in 1,000 pairs are 64,000 lines.
+_MOST_BYTES, _MOST_LINE, _MOST_LINES = 1 << 28, 1 << 16, 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +75,14 @@ class Line:
 
 
 _TEXTS = (
-    "arm", "recipe", "base", "config", "until", "clock", "data", "commit", "sources", "fairway",
+    "arm", "recipe", "base", "config", "data", "commit", "sources", "fairway",
     "torch", "device", "failed",
 )  # fmt: skip
 _KIND = {
-    **dict.fromkeys(("schema", "pair", "seed", "planned"), int),
+    **dict.fromkeys(("schema", "pair", "seed"), int),
+    "planned": range(1, MOST_PAIRS + 1),
+    "until": tuple(SCORES),
+    "clock": ("steps", "wall"),
     **dict.fromkeys(_TEXTS, str),
     "common": [str],
     "settings": [str],
@@ -127,6 +132,8 @@ def read_lines(path: Path) -> list[Line]:
         return []
     data = read_bytes(path, _MOST_BYTES)
     whole = data[: data.rfind(b"\n") + 1]
+    if (count := whole.count(b"\n")) > _MOST_LINES:
+        raise UserError(f"{path} has {count:,} lines; a table has at most {_MOST_LINES:,}")
     return [_read(text, f"{path}, line {n}") for n, text in enumerate(whole.splitlines(), 1)]
 
 
@@ -157,6 +164,8 @@ def _read(text: bytes, where: str) -> Line:
     fault = fault_of(facts, _KIND, "it")
     if not fault and (unknown := facts.keys() - _KIND.keys()):
         fault = f"it has '{min(unknown)[:40]}', which no study writes"
+    if not fault and not is_name(facts["arm"]):
+        fault = f"its arm is {shown(facts['arm'])}, which is no name"
     if fault:
         raise UserError(f"{where}: {fault}; it is no line of a study")
     said = facts.pop("id")

@@ -249,6 +249,7 @@ def line_of(study: Study, arm: Arm, pair: int, job: Job, failed: str, whole_s: f
     """Return the line of a run that ended: what its folder remembers, or why it failed."""
     config = study.config(arm, pair)
     known = _facts(job.folder, failed)
+    stages_s = known.pop("stages_s")
     return Line(
         arm=arm.name,
         pair=pair,
@@ -265,7 +266,7 @@ def line_of(study: Study, arm: Arm, pair: int, job: Job, failed: str, whole_s: f
         sources=sources_digest(),
         fairway=VERSION,
         torch=torch.__version__,
-        whole_s=round(max(whole_s, known.pop("stages_s")), 3),
+        whole_s=round(max(whole_s, stages_s), 3),
         failed=failed,
         **known,
     )
@@ -281,7 +282,9 @@ def _facts(folder: Path, failed: str) -> dict[str, Any]:
     except UserError:
         return found
     facts, stages = run.all_facts(), run.memory["stages"]
-    found |= {"device": run.memory.get("device", ""), "stages_s": sum(run.seconds().values())}
+    # What a training took counts over all calls that it took, the other stages once.
+    seconds = {**run.seconds(), "train": facts.get("train", {}).get("seconds", 0.0)}
+    found |= {"device": run.memory.get("device", ""), "stages_s": sum(seconds.values())}
     if failed or "train" not in facts:
         return found
     trained, packed = facts["train"], facts.get("pack", {})

@@ -16,6 +16,8 @@ from fairway.studies.lines import LINES, Line, existing, once_each, paired, read
 DECIDED = ("better", "worse", "equal", "hopeless", "failing")
 # Runs of the base that are repeated for the noise floor.
 NOISE_PAIRS = 4
+# Of several people together.
+_MOST_ARMS = 256
 # An arm is given up once so many runs of it failed and none succeeded.
 _FAILURES = 2
 
@@ -108,6 +110,8 @@ def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Tabl
     asked = files[paths[0]][-1]
     mine = {path: _of_question(path, lines, asked) for path, lines in files.items()}
     _require_one_each(mine)
+    if (count := len({line.arm for kept in mine.values() for line in kept})) > _MOST_ARMS:
+        raise UserError(f"{count:,} arms are too many for one table; it takes {_MOST_ARMS}")
     lines, twice = once_each(line for kept in mine.values() for line in kept)
     left_out = sum(map(len, files.values())) - sum(map(len, mine.values()))
     metric = _metric(lines, metric, paths[0])
@@ -124,8 +128,6 @@ def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Tabl
 
 def _of_question(path: Path, lines: Sequence[Line], asked: Line) -> list[Line]:
     """Return the runs of a table that stand beside another run; of an arm, as it was set last."""
-    if asked.until not in SCORES:
-        raise UserError(f"{path}: a run went until {shown(asked.until)}, which is no verb")
     question = (asked.base, asked.clock, asked.until)
     found = [line for line in lines if (line.base, line.clock, line.until) == question]
     if not found:

@@ -7,7 +7,6 @@ Spearman's rho is the correlation of the ranks. Their interval is a bootstrap ov
 together, since they share its base.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -122,12 +121,9 @@ def _row(arm: str, tables: Sequence[Table]) -> dict[str, Any]:
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Return Kendall's tau-b of two rows of numbers; None where all of a row are equal."""
-    agree = [
-        (np.sign(a[i] - a[j]), np.sign(b[i] - b[j]))
-        for i, j in itertools.combinations(range(len(a)), 2)
-    ]
-    counted = math.sqrt(sum(x != 0 for x, _ in agree) * sum(y != 0 for _, y in agree))
-    return float(sum(x * y for x, y in agree)) / counted if counted else None
+    first, second = (np.sign(np.subtract.outer(row, row)) for row in (a, b))
+    counted = math.sqrt(int(np.count_nonzero(first)) * int(np.count_nonzero(second)))
+    return float((first * second).sum()) / counted if counted else None
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -156,14 +152,11 @@ def _drawn(table: Table, arms: Sequence[str], seed: int) -> Matrix:
     pairs = [pair for pair in by_pair.values() if BASE in pair]
     # What a pair lacks, because its arm had stopped, is not a number and counts for nothing.
     gains = np.array([[pair.get(arm, np.nan) - pair[BASE] for arm in arms] for pair in pairs])
-    chosen = rng.integers(len(pairs), size=(_DRAWS, len(pairs)))
-    counts = np.zeros((_DRAWS, len(pairs)))
-    np.add.at(counts, (np.arange(_DRAWS)[:, None], chosen), 1.0)
-    there = ~np.isnan(gains)
-    weights = counts @ there
-    sums = counts @ np.nan_to_num(gains)
-    with np.errstate(invalid="ignore"):
-        means = sums / np.where(weights == 0, np.nan, weights)
+    there, sums = ~np.isnan(gains), np.nan_to_num(gains)
+    means = np.full((_DRAWS, len(arms)), np.nan)
+    for draw in means:
+        counts = np.bincount(rng.integers(len(pairs), size=len(pairs)), minlength=len(pairs))
+        np.divide(counts @ sums, counts @ there, out=draw, where=counts @ there > 0)
     return np.concatenate([np.zeros((_DRAWS, 1)), means], axis=1)
 
 

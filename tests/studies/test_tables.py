@@ -74,6 +74,11 @@ def test_lines_come_back_as_they_were(tmp_path: Path) -> None:
     assert read_lines(file) == existing(tmp_path) == existing(file) == runs
 
 
+def sealed(**fields: object) -> bytes:
+    """Return a line that fits its own digest, with values that no study writes."""
+    return written(replace(LINE, **fields))  # type: ignore[arg-type]
+
+
 SPOILT = {
     "a value that was edited": lambda text: text.replace(b'"steps": 4,', b'"steps": 5,'),
     "half a line": lambda text: text[: len(text) // 2] + b"\n",
@@ -88,6 +93,12 @@ SPOILT = {
     "another schema": lambda text: text.replace(b'"schema": 1', b'"schema": 2'),
     "a key twice": lambda text: text.replace(b'"pair": 0', b'"pair": 0, "pair": 0'),
     "no UTF-8": lambda text: text.replace(b'"arm": "base"', b'"arm": "\xff\xfe"'),
+    "no verb": lambda text: sealed(until="noon"),
+    "no clock": lambda text: sealed(clock="moon"),
+    "no plan": lambda text: sealed(planned=0),
+    "a huge plan": lambda text: sealed(planned=2**62),
+    "an arm that is no name": lambda text: sealed(arm="a\x1b[31m"),
+    "an arm that is a path": lambda text: sealed(arm="../up"),
     "deeply nested": lambda text: b"[" * 9999 + b"\n",
     "a line without end": lambda text: b" " * 70_000 + text,
 }
@@ -110,7 +121,6 @@ def test_what_no_study_wrote_is_told_by_its_line(name: str, tmp_path: Path, cli:
         (lambda path: path.touch(), "no line of a study yet"),
         (lambda path: path.write_bytes(written(LINE)[:-9]), "no line of a study yet"),
         (lambda path: path.write_bytes(written(replace(LINE, failed="x", bpb={}))), "no run that"),
-        (lambda path: path.write_bytes(written(replace(LINE, until="noon"))), "which is no verb"),
     ],
 )  # fmt: skip
 def test_tables_without_runs(
@@ -267,6 +277,22 @@ def test_an_arm_that_stopped_early_is_ranked_by_the_pairs_it_has(
     counts = {row["arm"]: row["cheap"]["n"] for row in found["arms"]}
     assert counts == {"a": 2, "bb": 6, "ccc": 6, "dddd": 6}
     assert found["kendall"]["value"] == 1.0 and found["kendall"]["low"] is not None
+
+
+def test_hostile_sizes_are_refused(tmp_path: Path, cli: Cli, write: Callable[..., Path]) -> None:
+    file = tmp_path / "lines"
+    file.write_bytes(b"\n" * 100_001)
+    assert "has 100,001 lines; a table has at most 100,000" in cli("ablate", "--merge", file).err
+    with file.open("wb") as stream:
+        stream.truncate(2**28 + 1)
+    assert "at most 268,435,456 are read" in cli("ablate", "--merge", file).err
+    arms = write("arms", *(replace(LINE, arm=f"a{n}") for n in range(300)))
+    assert "300 arms are too many" in cli("ablate", "--merge", arms).err
+
+
+def test_many_pairs_are_ranked(write: Callable[..., Path]) -> None:
+    paths = [write(str(n), *lines({"a": 0.1, "bb": 0.2}, 300, device=str(n))) for n in range(2)]
+    assert transfer(*paths, None, 0.05)["kendall"]["value"] == 1.0
 
 
 def test_a_table_that_does_not_exist_is_told_without_reading_it_all(tmp_path: Path) -> None:
