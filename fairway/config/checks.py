@@ -195,11 +195,12 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
             f"ttt.lora_targets '{ttt.lora_targets}' must name some of "
             f"{', '.join(LORA_TARGETS)}, each once"
         )
-    longest = max(size for size, _ in lora_chunks(ttt))
-    if longest > score.seq_len:
+    longest, context = max(size for size, _ in lora_chunks(ttt)), lora_context(ttt, score)
+    if longest > context:
+        name = "ttt.lora_context" if ttt.lora_context else "score.seq_len"
         raise UserError(
-            f"ttt.lora_chunks '{ttt.lora_chunks}' has a size of {longest}, but score.seq_len is "
-            f"{score.seq_len}; lower the size or raise score.seq_len"
+            f"ttt.lora_chunks '{ttt.lora_chunks}' has a size of {longest}, but {name} is "
+            f"{context}; lower the size or raise {name}"
         )
 
 
@@ -234,6 +235,11 @@ def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
             "a proof takes documents in their order and leaves the model's weights alone; set "
             "ttt.lora_sort=false and ttt.lora_phases=0"
         )
+
+
+def lora_context(ttt: TttConfig, score: ScoreConfig) -> int:
+    """Return how many tokens of a document are seen at once."""
+    return ttt.lora_context or score.seq_len
 
 
 def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:

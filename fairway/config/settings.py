@@ -312,6 +312,18 @@ class TttConfig:
         "Tokens between two training steps: '48', or '8@256 24@2000 48' for 8 up to token 256 "
         "of a document, 24 up to 2000, then 48 (lora).",
     )
+    lora_context: int = opt(
+        0,
+        "Tokens of a document that are seen at once (lora); 0 takes score.seq_len.",
+        lo=0,
+        hi=1_048_576,
+    )
+    lora_rope: str = opt(
+        "ntk",
+        "Beyond model.rope_train_len: rotary frequencies of a larger base (ntk), or as trained "
+        "(plain) (lora).",
+        choices=("ntk", "plain"),
+    )
     lora_documents: int = opt(64, "Documents scored side by side (lora).", lo=1, hi=65_536)
     lora_warm: bool = opt(True, "Keep the adapters' A matrices from one batch to the next (lora).")
     lora_lanes: int = opt(

@@ -18,6 +18,7 @@ from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
 from fairway.base.room import host_room
+from fairway.config.checks import lora_context
 from fairway.config.settings import MAX_STREAMS, MixtureConfig, ScoreConfig, TttConfig, unknown_name
 from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
@@ -206,7 +207,10 @@ class Session:
         language = self.language
         score = language.score_config
         segments = method.segments(max(targets, default=0), score)
-        course = Course(targets, rows, score.seq_len, language.tokenizer.bos_id, segments)
+        bos_id, context, ntk = language.tokenizer.bos_id, score.seq_len, True
+        if isinstance(method, DocumentLora):
+            context, ntk = lora_context(method.ttt, score), method.ttt.lora_rope == "ntk"
+        course = Course(targets, rows, context, bos_id, segments, ntk)
         if self.plan.device == "cuda" and rows > (most := self._most_rows(course.room(), method)):
             raise UserError(
                 f"{rows} streams side by side do not fit this GPU, which has room for {most} now; "

@@ -17,7 +17,7 @@ from torch import Tensor
 from fairway.api import LanguageModel
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
-from fairway.config.checks import check_learning
+from fairway.config.checks import check_learning, lora_context
 from fairway.config.settings import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
 from fairway.model.block import Adapters
@@ -143,7 +143,7 @@ class DocumentLora:
 
         def made() -> Iterator[Segment]:
             for first, end in chunk_bounds(self.ttt, targets):
-                yield Segment(max(0, end - score.seq_len), first, end)
+                yield Segment(max(0, end - lora_context(self.ttt, score)), first, end)
 
         return Segments(made)
 

@@ -82,7 +82,8 @@ class Course:
     """What is walked: streams of so many `targets`, `rows` at a time, by common segments.
 
     The segments must score the positions 0, 1, 2, ... of the longest stream once and in order;
-    shorter streams end within one. None may see more than `seq_len` tokens.
+    shorter streams end within one. None may see more than `seq_len` tokens; whether rotary
+    frequencies depend on how many these are is `ntk`.
     """
 
     targets: tuple[int, ...]
@@ -90,6 +91,7 @@ class Course:
     seq_len: int
     bos_id: int
     segments: Iterable[Segment]
+    ntk: bool = True
 
     def require_one_group(self) -> None:
         """Raise UserError unless all streams go side by side, as those of one text do."""
@@ -303,7 +305,7 @@ def walk(
 
     Raises ValueError if the model's probabilities are none, as when a weight is not a number.
     """
-    cache = Cache(model, course.rows, course.seq_len, course.room(), learner.steady)
+    cache = Cache(model, course.rows, course.seq_len, course.room(), learner.steady, course.ntk)
     ids: list[IntArray] = []
     nats: list[FloatArray] = []
     bits = 0.0

@@ -24,6 +24,7 @@ from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
+from fairway.config.checks import lora_context
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
@@ -46,7 +47,7 @@ from fairway.score.ledger import Ledger, Score, Span
 from fairway.score.predictor import Context, Helped, Receipt
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
-from fairway.score.sliding import evaluate_windows, whole_row
+from fairway.score.sliding import FrozenPredictor, evaluate_windows, whole_row
 
 # How far a position's cost may move between a batch of documents and its document alone. Logits are
 # bfloat16 numbers of up to 30 there, whose neighbours lie 0.125 apart, and a batch of another shape
@@ -58,6 +59,12 @@ _PHASE_RATE = 0.001
 
 # ---------------------------------------------------------------------------------------------
 # One batch of documents
+
+
+def _rope(model: GPT, config: TttConfig, seq_len: int) -> Rope:
+    cos_TR, sin_TR = rope_table(seq_len, model.config, config.lora_rope == "ntk")
+    device = model.tok_emb.weight.device
+    return cos_TR.to(device), sin_TR.to(device)
 
 
 class Documents:
@@ -89,8 +96,7 @@ class Documents:
         # The row in every slot that is in use, and the matrices A kept beyond this batch.
         self.rows: list[int] = []
         self._inner: list[Tensor] = []
-        table = rope_table(seq_len, model.config)
-        self._cos_TR, self._sin_TR = (half.to(model.tok_emb.weight.device) for half in table)
+        self._cos_TR, self._sin_TR = _rope(model, config, seq_len)
 
     @torch.no_grad()
     def start(self, rows: int, inner: list[Tensor]) -> None:
@@ -337,11 +343,12 @@ def evaluate_lora(model: GPT, asked: Evaluation) -> Score:
     score, config, ranks, targets = asked.score, asked.ttt, asked.ranks, asked.targets
     if config.lora_sort:
         asked = replace(asked, text=longest_first(asked.text, targets))
-    plan = batches(documents(asked.text.ids, targets), config, score.seq_len)
+    context = lora_context(config, score)
+    plan = batches(documents(asked.text.ids, targets), config, context)
     own = [b for b in plan if b.index % config.lora_lanes % ranks.world == ranks.rank]
     spans = [Span(batch.steps[0].event.index, batch.positions) for batch in own]
     ledger = asked.ledger(ROW_TOLERANCE_NATS, model.compute_dtype, spans, side_by_side=True)
-    lanes = Lanes(model, config, score.seq_len, asked.seed)
+    lanes = Lanes(model, config, context, asked.seed)
     state = _Lora(model, ledger, score, config, lanes, asked.helped)
     with progress(asked.description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
@@ -361,10 +368,9 @@ def evaluate_unlearned(model: GPT, asked: Evaluation) -> Score:
 
     What `evaluate_lora` gains over it is what it has learned.
     """
-    found = documents(asked.text.ids, asked.targets)
-    return evaluate_windows(
-        model, asked, lambda: unlearned_windows(found, asked.ttt, asked.score.seq_len)
-    )
+    found, context = documents(asked.text.ids, asked.targets), lora_context(asked.ttt, asked.score)
+    frozen = FrozenPredictor(model, context, _rope(model, asked.ttt, context))
+    return evaluate_windows(frozen, asked, lambda: unlearned_windows(found, asked.ttt, context))
 
 
 def phase_bounds(count: int, phases: int) -> list[int]:

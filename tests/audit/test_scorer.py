@@ -348,3 +348,9 @@ def test_probed_settings_leave_room_for_three_chunks() -> None:
     assert (score.seq_len, score.stride, ttt.chunk_tokens) == (128, 64, 128)
     score, ttt = small(ScoreConfig(seq_len=64, stride=48), TttConfig(lora_chunks="64"), 30)
     assert (score.seq_len, score.stride, ttt.lora_chunks) == (8, 2, "4")
+    # A context of its own stays as many times as long.
+    longer = TttConfig(lora_context=3072, lora_chunks="8@256 24@2000 48")
+    assert small(ScoreConfig(), longer, 384)[1].lora_context == 192
+    longer = TttConfig(lora_context=3072, lora_chunks="300")
+    wide = small(ScoreConfig(), longer, 384)[1]
+    assert (wide.lora_context, wide.lora_chunks) == (192, "96")
