@@ -307,6 +307,13 @@ class TttConfig:
     lora_lr: float = opt(1e-4, "Learning rate of AdamW (lora).", lo=0.0, hi=1.0)
     lora_beta2: float = opt(0.999, "Decay of AdamW's second moment (lora).", lo=0.0, hi=1.0)
     lora_wd: float = opt(1.0, "Decoupled weight decay of AdamW (lora).", lo=0.0, hi=1000.0)
+    lora_confidence: float = opt(
+        0.0,
+        "Power of its cost by which a token weighs in what is learned: above 0 hard tokens weigh "
+        "more, below 0 easy ones (lora).",
+        lo=-4.0,
+        hi=4.0,
+    )
     lora_chunks: str = opt(
         "48",
         "Tokens between two training steps: '48', or '8@256 24@2000 48' for 8 up to token 256 "

@@ -47,7 +47,10 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     (
         "confidence weights in test-time training",
         "ConfTTT",
-        lambda c: c.ttt.method == "sgd" and c.ttt.confidence,
+        lambda c: (
+            (c.ttt.method == "sgd" and c.ttt.confidence)
+            or (c.ttt.method == "lora" and c.ttt.lora_confidence != 0.0)
+        ),
     ),
 )
 

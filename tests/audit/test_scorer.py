@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +309,11 @@ def own_scorer(method: str, seed: int, tokens: int = 72) -> tuple[LedgerScorer, 
         lr=0.05, epochs=1, lora_rank=2, lora_alpha=3.0, lora_chunks="8", lora_documents=3,
         lora_lr=0.01, lora_warm=seed % 2 == 0,
     )  # fmt: skip
+    if method == "lora, more":
+        ttt = replace(
+            ttt, lora_chunks="3@6 8", lora_context=40, lora_rope="plain", lora_confidence=1.0,
+        )  # fmt: skip
+        method = "lora"
     score, ttt = small(score, ttt, len(text))
     return scorer_of(alive(), method, score, ttt, seed), text
 
@@ -329,7 +335,7 @@ def test_the_beginning_of_a_score_is_that_of_the_whole(method: str) -> None:
         assert len(begun.nats) == (count or 36)
 
 
-@pytest.mark.parametrize("method", ["sliding", "sgd", "lora"])
+@pytest.mark.parametrize("method", ["sliding", "sgd", "lora", "lora, more"])
 def test_fairways_own_evaluations_are_valid(method: str) -> None:
     found = own(method, 0)
     assert verdict_of(found) == "valid", [p for p in found if p.verdict != "valid"]
