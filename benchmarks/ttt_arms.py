@@ -50,6 +50,8 @@ ARMS = [
     "context 2560 ntk:lora_context=2560",
     "confidence 0.5:lora_confidence=0.5",
     "confidence -0.5:lora_confidence=-0.5",
+    "two peers:lora_peers=same",
+    "peers of two rates:lora_peers=lora_lr=2e-4",
     "lr 1.5e-4 wd 0.5:lora_lr=1.5e-4,lora_wd=0.5",
     "lr 1.5e-4 wd 0.25:lora_lr=1.5e-4,lora_wd=0.25",
     "beta2 0.99 rank 80:lora_beta2=0.99,lora_rank=80",

@@ -314,6 +314,11 @@ class TttConfig:
         lo=-4.0,
         hi=4.0,
     )
+    lora_peers: str = opt(
+        "",
+        "Further adapters, averaged with the first: 'same' (another start), or settings that "
+        "differ, such as 'lora_lr=2e-4+lora_rank=48', for each (lora).",
+    )
     lora_chunks: str = opt(
         "48",
         "Tokens between two training steps: '48', or '8@256 24@2000 48' for 8 up to token 256 "

@@ -24,7 +24,7 @@ from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
-from fairway.config.checks import lora_context
+from fairway.config.checks import lora_context, lora_peers
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
@@ -52,6 +52,7 @@ from fairway.score.documents import (
 from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
 from fairway.score.ledger import Ledger, Score, Span
+from fairway.score.peers import Mean, Peers
 from fairway.score.predictor import Context, Helped, Receipt
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
@@ -258,10 +259,10 @@ class DocumentDistribution:
 class _Made:
     """A predictor of one event, whose prediction is made already."""
 
-    def __init__(self, dist: DocumentDistribution) -> None:
+    def __init__(self, dist: Mean) -> None:
         self._dist = dist
 
-    def predict(self, context: Context) -> DocumentDistribution:
+    def predict(self, context: Context) -> Mean:
         """Return the prediction."""
         return self._dist
 
@@ -310,6 +311,22 @@ class Lanes:
         return [inner.to(device).expand(-1, count, -1, -1).clone() for inner in drawn]
 
 
+class PeerLanes:
+    """Lanes of every set of adapters that predict together; their first A differ."""
+
+    def __init__(
+        self, model: GPT, config: TttConfig, seq_len: int, seed: int, fixed: bool = False
+    ) -> None:
+        self._lanes = [
+            Lanes(model, peer, seq_len, seed + number, fixed)
+            for number, peer in enumerate(lora_peers(config))
+        ]
+
+    def start(self, batch: int, rows: int) -> Peers[Documents]:
+        """Return the predictor of a batch."""
+        return Peers([lanes.start(batch, rows) for lanes in self._lanes])
+
+
 @dataclass(eq=False)
 class _Lora:
     """What the evaluation of one process holds."""
@@ -318,7 +335,7 @@ class _Lora:
     ledger: Ledger
     score: ScoreConfig
     config: TttConfig
-    lanes: Lanes
+    lanes: PeerLanes
     helped: Helped
 
     def run(self, batch: Batch, advance: Callable[[int], None]) -> None:
@@ -330,7 +347,7 @@ class _Lora:
             advance(len(step.event.positions))
         lane.save()
 
-    def _run_step(self, lane: Documents, step: Step, batch: Batch) -> None:
+    def _run_step(self, lane: Peers[Documents], step: Step, batch: Batch) -> None:
         context = self.ledger.context(step.event)
         dist = lane.predict(context)
         self.ledger.commit(step.event, self.helped(_Made(dist)).predict(context))
@@ -360,7 +377,7 @@ def evaluate_lora(model: GPT, asked: Evaluation) -> Score:
     own = [b for b in plan if b.index % config.lora_lanes % ranks.world == ranks.rank]
     spans = [Span(batch.steps[0].event.index, batch.positions) for batch in own]
     ledger = asked.ledger(ROW_TOLERANCE_NATS, model.compute_dtype, spans, side_by_side=True)
-    lanes = Lanes(model, config, context, asked.seed)
+    lanes = PeerLanes(model, config, context, asked.seed)
     state = _Lora(model, ledger, score, config, lanes, asked.helped)
     with progress(asked.description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):

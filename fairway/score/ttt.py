@@ -13,7 +13,7 @@ import numpy as np
 
 from fairway.base.errors import UserError
 from fairway.base.timing import wall_seconds
-from fairway.config.checks import lora_chunks, lora_context
+from fairway.config.checks import lora_chunks, lora_context, lora_peers
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
@@ -144,7 +144,10 @@ def _estimate_lora(model: GPT, asked: Evaluation) -> float:
     widest = max(steps, key=lambda step: len(step.rows) * min(step.end, context))
     size = steps[0].end
     sizes = ((1, size), (len(widest.rows), max(size, min(widest.end, context))))
-    small_s, large_s = (_lora_step(model, context, config, rows, T, size) for rows, T in sizes)
+    small_s, large_s = (
+        sum(_lora_step(model, context, peer, rows, T, size) for peer in lora_peers(config))
+        for rows, T in sizes
+    )
     (small, large) = (rows * T for rows, T in sizes)
     per_token_s = max(0.0, large_s - small_s) / max(1, large - small)
     per_step_s = max(0.0, small_s - small * per_token_s)

@@ -45,6 +45,11 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     ("score-first test-time training by chunks", "#1413", lambda c: c.ttt.method == "sgd"),
     ("score-first adapters by document", "#1530", lambda c: c.ttt.method == "lora"),
     (
+        "mean of several sets of adapters",
+        "Fairway",
+        lambda c: c.ttt.method == "lora" and bool(c.ttt.lora_peers),
+    ),
+    (
         "confidence weights in test-time training",
         "ConfTTT",
         lambda c: (
