@@ -41,7 +41,7 @@ from fairway.score.predictor import Context
 from fairway.score.sgd import chunk_rate, chunks, evaluate_sgd, token_weights
 from fairway.score.sliding import FrozenPredictor, evaluate_frozen
 from fairway.score.ttt import evaluate_ttt, shrunk
-from fairway.score.ways import gains
+from fairway.score.ways import gains, gains_told
 from fairway.score.windows import Event, Window
 
 V, T = 260, 16
@@ -487,6 +487,8 @@ def test_gains_are_what_other_scores_cost_more() -> None:
     stages = {"quantised": {"bpb": 1.5}, "sliding": {"bpb": 1.25}, "raw": {"bpb": 9.0}}
     assert gains(stages) is None
     assert gains({**stages, "ttt": {"bpb": 1.0}}) == {"side_by_side": 0.5, "sliding": 0.25}
+    told = gains_told({**stages, "ttt": {"bpb": 1.0}})
+    assert told == "0.5000 bpb over windows side by side, 0.2500 bpb over the sliding window"
     stages |= {"ttt": {"bpb": 1.0}, "documents": {"bpb": 0.75}}
     assert gains(stages) == {"side_by_side": 0.5, "sliding": 0.25, "unlearned": -0.25}
 
