@@ -83,10 +83,12 @@ def _within_budget(
 def shrunk(score: ScoreConfig, config: TttConfig) -> tuple[ScoreConfig, TttConfig, str] | None:
     """Return settings that do less, and what was changed; None if nothing less is known.
 
-    Weights first learn in one epoch, then windows stride further. Documents are learned in larger
-    chunks.
+    Weights first learn in one epoch, then windows stride further. Documents have one set of
+    adapters, then are learned in larger chunks.
     """
     if config.method == "lora":
+        if config.lora_peers:
+            return score, replace(config, lora_peers=""), "ttt.lora_peers="
         sizes = lora_chunks(config)
         if 2 * max(size for size, _ in sizes) > lora_context(config, score):
             return None

@@ -134,7 +134,7 @@ def test_an_evaluation_learns_the_same_on_both_paths(phases: int, power: float) 
     config = TttConfig(
         method="lora", lora_rank=4, lora_alpha=6, lora_lr=0.01, lora_chunks="8", lora_wd=0.1,
         lora_documents=3, lora_lanes=1, lora_phases=phases, chunk_tokens=32,
-        lora_confidence=power,
+        lora_confidence=power, lora_peers="lora_rank=2" if power else "",
     )  # fmt: skip
     nats = {}
     for kernels in ("plain", "fused"):

@@ -10,16 +10,18 @@ import torch
 from tiny import TINY, alive
 
 from fairway.base.arrays import FloatArray
-from fairway.base.errors import UserError
+from fairway.base.errors import LedgerError, UserError
 from fairway.config.checks import check_ttt, lora_peers
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.adapters import Adapters, Beside
 from fairway.model.block import Walk
+from fairway.score.adapting import adapting
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Text, Witness
-from fairway.score.lora import evaluate_lora
+from fairway.score.lora import PeerLanes, evaluate_lora
 from fairway.score.peers import Mean, mean_of
-from fairway.score.predictor import Receipt
+from fairway.score.predictor import Context, Receipt
+from fairway.score.windows import Event, Window
 
 MODEL = replace(TINY, num_layers=2, xsa_layers=1, loop_first=0, loop_last=0, rope_train_len=8)
 SCORE = ScoreConfig(seq_len=16, stride=4, check_positions=25, truncate=False)
@@ -77,6 +79,29 @@ def test_what_is_charged_is_the_mean_of_what_each_would_charge(
     assert score.worst_row_error_nats < 1e-4
     # Others than any of them alone.
     assert all(np.abs(found - one).max() > 1e-4 for one in each)
+
+
+def test_the_three_ways_to_ask_a_mean_agree() -> None:
+    model = alive(MODEL)
+    model.set_compute(torch.float32, "plain")
+    lanes = PeerLanes(model, replace(LORA, lora_peers="lora_rank=2+lora_lr=0.05"), 16, 0)
+    peers = lanes.start(0, 2)
+    windows = (Window(0, 12, 8), Window(20, 30, 28))
+    ids = np.random.default_rng(0).integers(2, 260, 40)
+    context = Context(Event(0, windows), {w: ids[w.start : w.end] for w in windows})
+    with adapting(model):
+        first = peers.predict(context)
+        peers.learn(first, first.rectangle(np.arange(6)), [0, 1])
+        mean = peers.predict(context)
+        targets = np.arange(3, 9)
+        tables, nats = mean.tables(0, 6), mean.log_prob(targets)
+        for n, position in enumerate(context.event.positions.tolist()):
+            row = mean.row(position)
+            assert math.fsum(np.exp(row)) == pytest.approx(1.0, abs=1e-12)
+            assert row == pytest.approx(tables[n].numpy(), abs=1e-4)
+            assert row[targets[n]] == pytest.approx(nats[n], abs=1e-4)
+    with pytest.raises(LedgerError, match="learned or predicted"):
+        first.log_prob(targets)
 
 
 def test_members_are_told_by_their_settings() -> None:

@@ -543,6 +543,11 @@ def test_less_is_done_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
         evaluate_ttt(alive(), Evaluation(text(), SCORE, config))
 
 
+def test_documents_shrink_to_one_set_of_adapters_first() -> None:
+    less = shrunk(SCORE, replace(LORA, lora_peers="same", lora_chunks="4"))
+    assert less == (SCORE, replace(LORA, lora_chunks="4"), "ttt.lora_peers=")
+
+
 def test_documents_shrink_within_their_context() -> None:
     for context, stays in ((0, True), (16, True), (24, True), (32, False)):
         asked = replace(LORA, lora_chunks="16", lora_context=context)
