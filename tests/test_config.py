@@ -124,6 +124,10 @@ NEW = {
     "windows",
     "x0_values",
     "order_seed",
+    "lora_context",
+    "lora_rope",
+    "lora_confidence",
+    "lora_peers",
 }
 
 

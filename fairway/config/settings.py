@@ -307,10 +307,34 @@ class TttConfig:
     lora_lr: float = opt(1e-4, "Learning rate of AdamW (lora).", lo=0.0, hi=1.0)
     lora_beta2: float = opt(0.999, "Decay of AdamW's second moment (lora).", lo=0.0, hi=1.0)
     lora_wd: float = opt(1.0, "Decoupled weight decay of AdamW (lora).", lo=0.0, hi=1000.0)
+    lora_confidence: float = opt(
+        0.0,
+        "Power of its cost by which a token weighs in what is learned: above 0 hard tokens weigh "
+        "more, below 0 easy ones (lora).",
+        lo=-4.0,
+        hi=4.0,
+    )
+    lora_peers: str = opt(
+        "",
+        "Further adapters, averaged with the first: 'same' (another start), or settings that "
+        "differ, such as 'lora_lr=2e-4+lora_rank=48', for each (lora).",
+    )
     lora_chunks: str = opt(
         "48",
         "Tokens between two training steps: '48', or '8@256 24@2000 48' for 8 up to token 256 "
         "of a document, 24 up to 2000, then 48 (lora).",
+    )
+    lora_context: int = opt(
+        0,
+        "Tokens of a document that are seen at once (lora); 0 takes score.seq_len.",
+        lo=0,
+        hi=1_048_576,
+    )
+    lora_rope: str = opt(
+        "ntk",
+        "Beyond model.rope_train_len: rotary frequencies of a larger base (ntk), or as trained "
+        "(plain) (lora).",
+        choices=("ntk", "plain"),
     )
     lora_documents: int = opt(64, "Documents scored side by side (lora).", lo=1, hi=65_536)
     lora_warm: bool = opt(True, "Keep the adapters' A matrices from one batch to the next (lora).")

@@ -34,8 +34,8 @@ def _visits(model: GPT) -> int:
 class Cache:
     """What a model has read of up to `room` positions in each of `rows` rows.
 
-    Positions are turned by the rotary table of `length`, whose base may depend on it, so that
-    states equal those of a window padded to that length. Between calls the model is as it was:
+    Positions are turned by the rotary table of `length`, whose base may depend on it (`ntk`), so
+    that states equal those of a window padded to that length. Between calls the model is as it was:
     its weights may change as long as `clear` is called before reading on. It must not change its
     looping state or dtype. If weights change in place alone and nothing is added, the cache may
     be `steady`: many tokens are then read some rows at a time and, on a GPU, single tokens by
@@ -43,13 +43,19 @@ class Cache:
     """
 
     def __init__(
-        self, model: GPT, rows: int, length: int, room: int | None = None, steady: bool = False
+        self,
+        model: GPT,
+        rows: int,
+        length: int,
+        room: int | None = None,
+        steady: bool = False,
+        ntk: bool = True,
     ) -> None:
         config, weight = model.config, model.tok_emb.weight
         self.model, self.rows, self.steady = model, rows, steady
         self.room = length if room is None else room
         self.device = weight.device
-        self._rope = tuple(table.to(weight.device) for table in rope_table(length, config))
+        self._rope = tuple(table.to(weight.device) for table in rope_table(length, config, ntk))
         self._visits = _visits(model)
         width = config.dim // config.num_heads
         shape = (2, self._visits, rows, config.num_kv_heads, self.room, width)

@@ -36,17 +36,17 @@ EMBED_STD = 0.005
 # Positions
 
 
-def rope_table(length: int, config: ModelConfig) -> tuple[Tensor, Tensor]:
+def rope_table(length: int, config: ModelConfig, ntk: bool = True) -> Rope:
     """Return (cos_TR, sin_TR) for R = rope_dims / 2 frequencies, float32, on the CPU.
 
     The frequencies are base^(-2j / rope_dims) rounded to bfloat16, as the records' compiled
     tables were; the positions stay exact. (Positions in bfloat16 would collapse 2,048 of them to
-    641.) Beyond the training length the base grows by the NTK rule, and what the records calculate
-    there anew is not rounded.
+    641.) Beyond the training length the base grows by the NTK rule, unless positions shall go on as
+    they were trained, and what the records calculate there anew is not rounded.
     """
     dims = config.rope_dims
     base = config.rope_base
-    if length > config.rope_train_len and dims > 2:
+    if ntk and length > config.rope_train_len and dims > 2:
         base *= (length / config.rope_train_len) ** (dims / (dims - 2))
     exponents_R = torch.arange(0, dims, 2, dtype=torch.float32) / max(dims, 1)
     frequencies_R = 1.0 / base**exponents_R

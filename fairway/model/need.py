@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fairway.base import units
-from fairway.config.checks import lora_chunks
+from fairway.config.checks import lora_chunks, lora_peers
 from fairway.config.settings import ModelConfig, TttConfig
 from fairway.model import attention
 from fairway.model.block import Block
@@ -333,6 +333,14 @@ def adapters_bytes(config: ModelConfig, way: Way, looping: bool, targets: str, r
     return numbers * (2 * _WIDE + beside)
 
 
+def peers_bytes(config: ModelConfig, way: Way, looping: bool, lora: TttConfig) -> int:
+    """Return the bytes of all adapters that one document has."""
+    return sum(
+        adapters_bytes(config, way, looping, peer.lora_targets, peer.lora_rank)
+        for peer in lora_peers(lora)
+    )
+
+
 def document_bytes(
     config: ModelConfig, way: Way, looping: bool, targets: str, rank: int, length: int, chunk: int
 ) -> float:
@@ -365,15 +373,18 @@ def learning_documents(
     the device has room for ROOMS_BESIDE more. What goes together is `held` times: as it is computed
     at first, and as it is recorded.
     """
-    targets, rank, rows = lora.lora_targets, lora.lora_rank, lora.lora_documents
-    inner, _ = adapter_numbers(config, looping, targets, rank)
+    targets, rows = lora.lora_targets, lora.lora_documents
+    ranks = [peer.lora_rank for peer in lora_peers(lora)]
+    inner = sum(adapter_numbers(config, looping, targets, rank)[0] for rank in ranks)
     fixed = weight_bytes(config) + copies_bytes(config, way)
-    fixed += rows * adapters_bytes(config, way, looping, targets, rank)
+    fixed += rows * peers_bytes(config, way, looping, lora)
     waiting = rows * _WIDE * inner
     rooms = (free_bytes - fixed) / waiting - ROOMS_BESIDE + 1
     fixed += int(min(lanes, max(rooms, 0.0))) * waiting
-    chunk = max(size for size, _ in lora_chunks(lora))
-    each = held * document_bytes(config, way, looping, targets, rank, T, min(chunk, T))
+    chunk = min(T, max(size for size, _ in lora_chunks(lora)))
+    each = held * sum(
+        document_bytes(config, way, looping, targets, rank, T, chunk) for rank in ranks
+    )
     return Need("test-time training", "documents", fixed, each, rows)
 
 

@@ -20,6 +20,7 @@ from fairway.score.experts.published import LABEL, described
 from fairway.score.ledger import Score
 from fairway.score.lora import evaluate_unlearned
 from fairway.score.trail import Trail
+from fairway.score.ways import gains_told
 
 Facts = dict[str, Any]
 
@@ -31,7 +32,11 @@ def documents(run: Run) -> Facts:
         asked = run.evaluation("documents", trail)
         return evaluate_unlearned(run.model("artifact"), asked), {}
 
-    return scored(run, "documents", ARTIFACT, run.ranks, work)
+    found = scored(run, "documents", ARTIFACT, run.ranks, work)
+    if run.ranks.first:
+        stages = {"documents": found, "ttt": run.facts()["score.ttt"]}
+        run.say(f"test-time training gains {gains_told(stages)}")
+    return found
 
 
 def published(run: Run) -> Facts:

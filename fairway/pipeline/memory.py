@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fairway.base.memory import begin_peak, free_bytes, give_back, peak_bytes
-from fairway.config.checks import lora_chunks
+from fairway.config.checks import lora_chunks, lora_context
 from fairway.config.settings import AUTO, Config, TttConfig
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan, make_plan
@@ -69,11 +69,13 @@ def _packing(config: Config, plan: Plan, looping: bool) -> Need:
 def _adapting(
     config: Config, method: str, plan: Plan, looping: bool, ids: Tokens | None, free_bytes: float
 ) -> Need:
-    model, way, T = config.model, plan.way(), config.score.seq_len
+    model, way = config.model, plan.way()
     if method == "sgd":
-        rows = min(ROWS_AT_ONCE, max(1, config.ttt.chunk_tokens // T))
-        return need.learning_all(model, way, looping, T, rows)
+        seq_len = config.score.seq_len
+        rows = min(ROWS_AT_ONCE, max(1, config.ttt.chunk_tokens // seq_len))
+        return need.learning_all(model, way, looping, seq_len, rows)
     lanes = 1 if ids is None else min(config.ttt.lora_lanes, _batches(config.ttt, ids))
+    T = lora_context(config.ttt, config.score)
     length = T if ids is None else longest_windows(config.ttt, T, ids, way.fused)
     held = HELD_TWICE if way.fused else 1.0
     found = need.learning_documents(
@@ -108,7 +110,8 @@ def _coding(config: Config, plan: Plan, looping: bool) -> Need:
     # A token stands for three bytes or more.
     guessed = default_streams(prove.bytes // 3, score.seq_len, plan.device, 1024)
     rows = {"sliding": guessed, "lora": config.ttt.lora_documents}.get(prove.method, 1)
-    return need.coding(config.model, plan.way(), looping, score.seq_len, rows)
+    room = lora_context(config.ttt, score) if prove.method == "lora" else score.seq_len
+    return need.coding(config.model, plan.way(), looping, room, rows)
 
 
 @dataclass(frozen=True, slots=True)

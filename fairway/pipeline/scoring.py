@@ -21,6 +21,7 @@ from fairway.score.ledger import Score
 from fairway.score.sliding import evaluate_frozen
 from fairway.score.trail import Trail, trail_file, write_trails
 from fairway.score.ttt import evaluate_ttt
+from fairway.score.ways import gains_told
 
 Facts = dict[str, Any]
 
@@ -62,7 +63,12 @@ def _frozen(run: Run, name: str, kind: str, sliding: bool = False) -> Facts:
 
 def adapted(run: Run) -> Facts:
     """Score the artifact as it learns from what is scored, within its budget."""
-    return scored(run, "ttt", ARTIFACT, run.ranks, lambda trail: _adapted(run, trail))
+    found = scored(run, "ttt", ARTIFACT, run.ranks, lambda trail: _adapted(run, trail))
+    if run.ranks.first:
+        facts = run.facts()
+        others = {name: facts[f"score.{name}"] for name in ("quantised", "sliding")}
+        run.say(f"test-time training gains {gains_told({**others, 'ttt': found})}")
+    return found
 
 
 def _adapted(run: Run, trail: Trail) -> tuple[Score, Facts]:

@@ -18,11 +18,12 @@ from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
 from fairway.base.room import host_room
+from fairway.config.checks import lora_context, lora_peers
 from fairway.config.settings import MAX_STREAMS, MixtureConfig, ScoreConfig, TttConfig, unknown_name
 from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import Plan
-from fairway.model.need import adapters_bytes, cached_bytes, coding, way_of, weight_bytes
+from fairway.model.need import cached_bytes, coding, peers_bytes, way_of, weight_bytes
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header, padded
 from fairway.prove.helping import WithExperts
@@ -161,9 +162,9 @@ class Session:
         config, way = model.config, way_of(model)
         wanted = coding(config, way, model.looping, room, MAX_STREAMS)
         if isinstance(method, DocumentLora):
-            ttt = method.ttt
-            own = adapters_bytes(config, way, model.looping, ttt.lora_targets, ttt.lora_rank)
-            wanted = replace(wanted, each=wanted.each + own)
+            own = peers_bytes(config, way, model.looping, method.ttt)
+            copies = len(lora_peers(method.ttt))
+            wanted = replace(wanted, each=copies * wanted.each + own)
         # The weights, which the need counts, are there already.
         free = free_bytes(model.tok_emb.weight.device) + weight_bytes(config)
         return wanted.fitting(free)
@@ -206,7 +207,10 @@ class Session:
         language = self.language
         score = language.score_config
         segments = method.segments(max(targets, default=0), score)
-        course = Course(targets, rows, score.seq_len, language.tokenizer.bos_id, segments)
+        bos_id, context, ntk = language.tokenizer.bos_id, score.seq_len, True
+        if isinstance(method, DocumentLora):
+            context, ntk = lora_context(method.ttt, score), method.ttt.lora_rope == "ntk"
+        course = Course(targets, rows, context, bos_id, segments, ntk)
         if self.plan.device == "cuda" and rows > (most := self._most_rows(course.room(), method)):
             raise UserError(
                 f"{rows} streams side by side do not fit this GPU, which has room for {most} now; "
@@ -226,9 +230,8 @@ class Session:
         sizes = model.config, way_of(model), model.looping
         needed_bytes = rows * cached_bytes(*sizes, positions)
         if isinstance(method, DocumentLora):
-            ttt = method.ttt
-            each_bytes = adapters_bytes(*sizes, ttt.lora_targets, ttt.lora_rank)
-            needed_bytes += ttt.lora_documents * each_bytes
+            needed_bytes *= len(lora_peers(method.ttt))
+            needed_bytes += method.ttt.lora_documents * peers_bytes(*sizes, method.ttt)
         if needed_bytes > room.bytes:
             raise UserError(
                 f"{rows} streams side by side by this method take "

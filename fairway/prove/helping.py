@@ -90,6 +90,11 @@ class ExpertLearner:
         self._log_probs_SV = torch.zeros(0, 0, dtype=torch.float64)
 
     @property
+    def copies(self) -> int:
+        """Return the base's."""
+        return self._base.copies
+
+    @property
     def steady(self) -> bool:
         """Return the base's."""
         return self._base.steady

@@ -17,9 +17,10 @@ from torch import Tensor
 from fairway.api import LanguageModel
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
-from fairway.config.checks import check_learning
+from fairway.config.checks import check_learning, lora_context, lora_peers
 from fairway.config.settings import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
+from fairway.model.adapters import Beside
 from fairway.model.block import Adapters
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
@@ -29,7 +30,8 @@ from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text, Witness
-from fairway.score.lora import Documents, Lanes, evaluate_lora
+from fairway.score.lora import Documents, PeerLanes, evaluate_lora
+from fairway.score.peers import Peers, mean_of
 from fairway.score.predictor import Context, Lesson, Receipt
 from fairway.score.sgd import Sgd, chunk_rate, evaluate_sgd
 from fairway.score.sliding import text_of
@@ -143,7 +145,7 @@ class DocumentLora:
 
         def made() -> Iterator[Segment]:
             for first, end in chunk_bounds(self.ttt, targets):
-                yield Segment(max(0, end - score.seq_len), first, end)
+                yield Segment(max(0, end - lora_context(self.ttt, score)), first, end)
 
         return Segments(made)
 
@@ -161,8 +163,8 @@ class DocumentLora:
             raise UserError(
                 f"{course.rows} rows cannot have the adapters of {self.ttt.lora_documents}"
             )
-        lanes = Lanes(language.model, self.ttt, course.seq_len, self.seed, fixed=True)
-        return DocumentLearner(language.model, lanes, course)
+        lanes = PeerLanes(language.model, self.ttt, course.seq_len, self.seed, fixed=True)
+        return DocumentLearner(language.model, lanes, course, len(lora_peers(self.ttt)))
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
         """Return what `evaluate_lora` makes of the documents, less what it takes for their ends."""
@@ -196,14 +198,15 @@ class DocumentLearner(Frozen):
     # The adapters that are hooked on are other tensors after every chunk.
     steady = False
 
-    def __init__(self, model: GPT, lanes: Lanes, course: Course) -> None:
+    def __init__(self, model: GPT, lanes: PeerLanes, course: Course, copies: int) -> None:
         super().__init__(model)
+        self.copies = copies
         self._lanes, self._course = lanes, course
         self._chunks: Iterator[Segment] = iter(())
         last = len(course.targets) - 1
         self._lengths = [count + (n < last) for n, count in enumerate(course.targets)]
         self._batch = 0
-        self._documents: Documents
+        self._documents: Peers[Documents]
         self._streams = range(0)
         self._rows: tuple[int, ...] = ()
         self._ids: list[IntArray] = []
@@ -221,11 +224,13 @@ class DocumentLearner(Frozen):
     @contextmanager
     def predicting(self) -> Iterator[Adapters]:
         """Give the adapters of all rows."""
-        adapters = self._documents.adapters
-        values = self._documents.values_of(self._rows)
-        adapters.use([self._of_all_rows(value) for value in values])
+        members = self._documents.members
+        for member in members:
+            values = member.values_of(self._rows)
+            member.adapters.use([self._of_all_rows(value) for value in values])
         with adapting(self._model):
-            yield adapters
+            sets = [member.adapters for member in members]
+            yield sets[0] if len(sets) == 1 else Beside(sets)
 
     def _of_all_rows(self, value: Tensor) -> Tensor:
         """Return matrices of the present rows, of B, among zeros for the others, of S."""
@@ -234,9 +239,15 @@ class DocumentLearner(Frozen):
         return whole
 
     def logits(self, states_SD: Tensor) -> Tensor:
-        """Return the model's own with what the head's adapters add."""
-        states_S1D = states_SD[:, None]
-        extra = self._documents.adapters.added("head", 0, states_S1D)
+        """Return the model's own with what the head's adapters add; of several sets the mean."""
+        parts = zip(self._documents.members, states_SD.chunk(self.copies), strict=True)
+        found = [self._logits(member, own_SD[:, None]) for member, own_SD in parts]
+        if self.copies == 1:
+            return found[0]
+        return mean_of([logits_SV.double().log_softmax(-1) for logits_SV in found])
+
+    def _logits(self, member: Documents, states_S1D: Tensor) -> Tensor:
+        extra = member.adapters.added("head", 0, states_S1D)
         return self._model.logits(states_S1D, extra)[:, 0]
 
     def adapt(self, fixed: Fixed) -> None:

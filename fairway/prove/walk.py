@@ -82,7 +82,8 @@ class Course:
     """What is walked: streams of so many `targets`, `rows` at a time, by common segments.
 
     The segments must score the positions 0, 1, 2, ... of the longest stream once and in order;
-    shorter streams end within one. None may see more than `seq_len` tokens.
+    shorter streams end within one. None may see more than `seq_len` tokens; whether rotary
+    frequencies depend on how many these are is `ntk`.
     """
 
     targets: tuple[int, ...]
@@ -90,6 +91,7 @@ class Course:
     seq_len: int
     bos_id: int
     segments: Iterable[Segment]
+    ntk: bool = True
 
     def require_one_group(self) -> None:
         """Raise UserError unless all streams go side by side, as those of one text do."""
@@ -221,6 +223,10 @@ class Learner(Protocol):
     """
 
     @property
+    def copies(self) -> int:
+        """Return how often all rows are read side by side, S rows for each set of adapters."""
+
+    @property
     def steady(self) -> bool:
         """Return whether launches that were recorded once go on computing the model."""
 
@@ -231,7 +237,7 @@ class Learner(Protocol):
         """Return what is entered while a segment is walked; it gives what is added to the model."""
 
     def logits(self, states_SD: Tensor) -> Tensor:
-        """Return the capped logits [S, V] of final states of all rows."""
+        """Return the capped logits [S, V] of final states of all rows, of `copies` times S."""
 
     def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
         """Return log p of all tokens [S, V] after `previous`, given the model's, in float64.
@@ -250,6 +256,7 @@ class Frozen:
     """Learns nothing: the sliding scorer's model."""
 
     steady = True
+    copies = 1
 
     def __init__(self, model: GPT) -> None:
         self._model = model
@@ -303,7 +310,8 @@ def walk(
 
     Raises ValueError if the model's probabilities are none, as when a weight is not a number.
     """
-    cache = Cache(model, course.rows, course.seq_len, course.room(), learner.steady)
+    rows = course.rows * learner.copies
+    cache = Cache(model, rows, course.seq_len, course.room(), learner.steady, course.ntk)
     ids: list[IntArray] = []
     nats: list[FloatArray] = []
     bits = 0.0
@@ -364,8 +372,8 @@ class _Group:
         taken = _Taken()
         for position in range(segment.first, end):
             active_A = np.flatnonzero(self.targets_S > position)
-            last_SD = self.cache.last(self._read_ST[:, unread : position + 1])
-            self._fix(position, active_A, last_SD, taken)
+            read_ST = self._read_ST[:, unread : position + 1].repeat(self.learner.copies, 1)
+            self._fix(position, active_A, self.cache.last(read_ST), taken)
             unread = position + 1
             advance(len(active_A))
         self._fetch(segment.first, end, taken)

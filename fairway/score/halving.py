@@ -71,15 +71,16 @@ class Halving:
                 return found_BCV
             self._make_room()
 
-    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
-        """Step on the mean cost of the last chunk, rows weighted by their share."""
+    def learn(self, targets_BC: Tensor, share_B: Tensor, weights_BC: Tensor | None = None) -> None:
+        """Step on the last chunk's mean cost, by shares of rows and weights of tokens."""
+        work = functools.partial(self._learned, targets_BC, share_B, weights_BC)
         # The last part first: its way back is there.
         todo = self._parts(range(len(share_B)))
         while todo:
             part = todo.pop()
             if len(part) > self.at_once:
                 todo += self._parts(part)
-            elif not _unless_full(functools.partial(self._learned, part, targets_BC, share_B)):
+            elif not _unless_full(functools.partial(work, part)):
                 self._make_room()
                 todo.append(part)
 
@@ -112,12 +113,15 @@ class Halving:
         self._kept = part
         return found_BCV
 
-    def _learned(self, part: range, targets_BC: Tensor, share_B: Tensor) -> bool:
+    def _learned(
+        self, targets_BC: Tensor, share_B: Tensor, weights_BC: Tensor | None, part: range
+    ) -> bool:
         if self._kept != part:
             self._predicted(part)
         self._kept = None
         rows = slice(part.start, part.stop)
-        self._way.learn(targets_BC[rows], share_B[rows])
+        own_BC = None if weights_BC is None else weights_BC[rows]
+        self._way.learn(targets_BC[rows], share_B[rows], own_BC)
         return True
 
     # -----------------------------------------------------------------------------------------

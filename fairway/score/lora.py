@@ -24,6 +24,7 @@ from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
+from fairway.config.checks import lora_context, lora_peers
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
@@ -31,7 +32,15 @@ from fairway.model.gpt import GPT, rope_table
 from fairway.model.need import ROOMS_BESIDE
 from fairway.model.operations import Rope
 from fairway.score.adam import AdamW
-from fairway.score.adapting import Fused, Plain, Way, adapting, chunk_nats, row_bytes
+from fairway.score.adapting import (
+    Fused,
+    Plain,
+    Way,
+    adapting,
+    chunk_nats,
+    confidence_weights,
+    row_bytes,
+)
 from fairway.score.documents import (
     Batch,
     Step,
@@ -43,10 +52,11 @@ from fairway.score.documents import (
 from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
 from fairway.score.ledger import Ledger, Score, Span
+from fairway.score.peers import Mean, Peers
 from fairway.score.predictor import Context, Helped, Receipt
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
-from fairway.score.sliding import evaluate_windows, whole_row
+from fairway.score.sliding import FrozenPredictor, evaluate_windows, whole_row
 
 # How far a position's cost may move between a batch of documents and its document alone. Logits are
 # bfloat16 numbers of up to 30 there, whose neighbours lie 0.125 apart, and a batch of another shape
@@ -58,6 +68,12 @@ _PHASE_RATE = 0.001
 
 # ---------------------------------------------------------------------------------------------
 # One batch of documents
+
+
+def _rope(model: GPT, config: TttConfig, seq_len: int) -> Rope:
+    cos_TR, sin_TR = rope_table(seq_len, model.config, config.lora_rope == "ntk")
+    device = model.tok_emb.weight.device
+    return cos_TR.to(device), sin_TR.to(device)
 
 
 class Documents:
@@ -89,8 +105,7 @@ class Documents:
         # The row in every slot that is in use, and the matrices A kept beyond this batch.
         self.rows: list[int] = []
         self._inner: list[Tensor] = []
-        table = rope_table(seq_len, model.config)
-        self._cos_TR, self._sin_TR = (half.to(model.tok_emb.weight.device) for half in table)
+        self._cos_TR, self._sin_TR = _rope(model, config, seq_len)
 
     @torch.no_grad()
     def start(self, rows: int, inner: list[Tensor]) -> None:
@@ -153,8 +168,12 @@ class Documents:
     def learn(self, dist: "DocumentDistribution", targets_BC: Tensor, going_on: list[int]) -> None:
         """Take a step on the chunk of those windows (by place) that go on."""
         share_B = torch.tensor([float(place in going_on) for place in dist.places])
+        weights_BC = None
+        if power := self.config.lora_confidence:
+            # By what the chunk was scored with: nothing has been learned from it yet.
+            weights_BC = confidence_weights(chunk_nats(dist.log_probs_BCV, targets_BC), power)
         self.adam.count_step()
-        self.halving.learn(targets_BC, share_B.to(targets_BC.device))
+        self.halving.learn(targets_BC, share_B.to(targets_BC.device), weights_BC)
         self.version += 1
 
 
@@ -240,10 +259,10 @@ class DocumentDistribution:
 class _Made:
     """A predictor of one event, whose prediction is made already."""
 
-    def __init__(self, dist: DocumentDistribution) -> None:
+    def __init__(self, dist: Mean) -> None:
         self._dist = dist
 
-    def predict(self, context: Context) -> DocumentDistribution:
+    def predict(self, context: Context) -> Mean:
         """Return the prediction."""
         return self._dist
 
@@ -292,6 +311,22 @@ class Lanes:
         return [inner.to(device).expand(-1, count, -1, -1).clone() for inner in drawn]
 
 
+class PeerLanes:
+    """Lanes of every set of adapters that predict together; their first A differ."""
+
+    def __init__(
+        self, model: GPT, config: TttConfig, seq_len: int, seed: int, fixed: bool = False
+    ) -> None:
+        self._lanes = [
+            Lanes(model, peer, seq_len, seed + number, fixed)
+            for number, peer in enumerate(lora_peers(config))
+        ]
+
+    def start(self, batch: int, rows: int) -> Peers[Documents]:
+        """Return the predictor of a batch."""
+        return Peers([lanes.start(batch, rows) for lanes in self._lanes])
+
+
 @dataclass(eq=False)
 class _Lora:
     """What the evaluation of one process holds."""
@@ -300,7 +335,7 @@ class _Lora:
     ledger: Ledger
     score: ScoreConfig
     config: TttConfig
-    lanes: Lanes
+    lanes: PeerLanes
     helped: Helped
 
     def run(self, batch: Batch, advance: Callable[[int], None]) -> None:
@@ -312,7 +347,7 @@ class _Lora:
             advance(len(step.event.positions))
         lane.save()
 
-    def _run_step(self, lane: Documents, step: Step, batch: Batch) -> None:
+    def _run_step(self, lane: Peers[Documents], step: Step, batch: Batch) -> None:
         context = self.ledger.context(step.event)
         dist = lane.predict(context)
         self.ledger.commit(step.event, self.helped(_Made(dist)).predict(context))
@@ -337,11 +372,12 @@ def evaluate_lora(model: GPT, asked: Evaluation) -> Score:
     score, config, ranks, targets = asked.score, asked.ttt, asked.ranks, asked.targets
     if config.lora_sort:
         asked = replace(asked, text=longest_first(asked.text, targets))
-    plan = batches(documents(asked.text.ids, targets), config, score.seq_len)
+    context = lora_context(config, score)
+    plan = batches(documents(asked.text.ids, targets), config, context)
     own = [b for b in plan if b.index % config.lora_lanes % ranks.world == ranks.rank]
     spans = [Span(batch.steps[0].event.index, batch.positions) for batch in own]
     ledger = asked.ledger(ROW_TOLERANCE_NATS, model.compute_dtype, spans, side_by_side=True)
-    lanes = Lanes(model, config, score.seq_len, asked.seed)
+    lanes = PeerLanes(model, config, context, asked.seed)
     state = _Lora(model, ledger, score, config, lanes, asked.helped)
     with progress(asked.description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
@@ -361,10 +397,9 @@ def evaluate_unlearned(model: GPT, asked: Evaluation) -> Score:
 
     What `evaluate_lora` gains over it is what it has learned.
     """
-    found = documents(asked.text.ids, asked.targets)
-    return evaluate_windows(
-        model, asked, lambda: unlearned_windows(found, asked.ttt, asked.score.seq_len)
-    )
+    found, context = documents(asked.text.ids, asked.targets), lora_context(asked.ttt, asked.score)
+    frozen = FrozenPredictor(model, context, _rope(model, asked.ttt, context))
+    return evaluate_windows(frozen, asked, lambda: unlearned_windows(found, asked.ttt, context))
 
 
 def phase_bounds(count: int, phases: int) -> list[int]:

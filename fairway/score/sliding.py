@@ -14,9 +14,11 @@ from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
 from fairway.base.memory import free_bytes
 from fairway.data.tokens import ByteTable, Ids, token_bytes
+from fairway.model.block import Walk
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
 from fairway.model.need import passing_bytes, together, way_of
+from fairway.model.operations import Rope
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Score, Span, Text, score_events
 from fairway.score.predictor import Context, Receipt
@@ -36,16 +38,18 @@ class FrozenPredictor:
     """A model as it is: `predict` runs it, `adapt` does nothing.
 
     Every window is padded on the right with id 0 to `seq_len`, so that the rotary base, which may
-    depend on the length, is the same in all of them; causality keeps the padding unseen. Windows of
-    an event may be predicted in groups (`separable`).
+    depend on the length, is the same in all of them; causality keeps the padding unseen. A `rope`
+    takes the place of the model's own table. Windows of an event may be predicted in groups
+    (`separable`).
     """
 
     separable = True
 
-    def __init__(self, model: GPT, seq_len: int) -> None:
+    def __init__(self, model: GPT, seq_len: int, rope: Rope | None = None) -> None:
         self.model = model
         self.seq_len = seq_len
         self.device = model.tok_emb.weight.device
+        self._rope = rope
 
     def predict(self, context: Context) -> "FrozenDistribution":
         """Return the distributions of an event's scored positions."""
@@ -74,8 +78,13 @@ class FrozenPredictor:
         for row, ids in enumerate(rows):
             ids_BT[row, : len(ids)] = ids
         whole_BT = torch.from_numpy(ids_BT).to(self.device)
-        parts = [self.model.hidden(part) for part in torch.split(whole_BT, self.at_once())]
+        parts = [self._states(part_BT) for part_BT in torch.split(whole_BT, self.at_once())]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _states(self, ids_BT: Tensor) -> Tensor:
+        if self._rope is None:
+            return self.model.hidden(ids_BT)
+        return self.model.states(self.model.embedded(ids_BT), Walk(self._rope))
 
     @torch.no_grad()
     def log_prob(self, x_ND: Tensor, targets_N: Tensor) -> Tensor:
@@ -162,15 +171,17 @@ def evaluate_frozen(model: GPT, asked: Evaluation, *, sliding: bool) -> Score:
     config = asked.score
     stride = config.stride if sliding else config.seq_len
     return evaluate_windows(
-        model, asked, lambda: sliding_windows(asked.targets, config.seq_len, stride)
+        FrozenPredictor(model, config.seq_len),
+        asked,
+        lambda: sliding_windows(asked.targets, config.seq_len, stride),
     )
 
 
 def evaluate_windows(
-    model: GPT, asked: Evaluation, windows: Callable[[], Iterator[Window]]
+    frozen: FrozenPredictor, asked: Evaluation, windows: Callable[[], Iterator[Window]]
 ) -> Score:
-    """Return the score of a frozen model in windows of up to score.seq_len that cover the text."""
-    config, ranks, targets = asked.score, asked.ranks, asked.targets
+    """Return the score of a frozen model in windows that cover the text, none beyond its own."""
+    config, ranks, targets, model = asked.score, asked.ranks, asked.targets, frozen.model
 
     def planned() -> Iterator[Event]:
         return events(windows(), config.batch_windows)
@@ -181,7 +192,7 @@ def evaluate_windows(
     spans = [Span(own.start, range(starts[own.start], starts[own.stop]))]
     ledger = asked.ledger(ROW_TOLERANCE_NATS, model.compute_dtype, spans)
     with mode(model):
-        predictor = asked.helped(FrozenPredictor(model, config.seq_len))
+        predictor = asked.helped(frozen)
         mine = itertools.islice(planned(), own.start, own.stop)
         gather = gathering(ranks, [ranks.rank], ranks.world, count)
         return score_events(ledger, predictor, mine, asked.description, gather)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fairway.base.errors import UserError
 from fairway.base.timing import wall_seconds
-from fairway.config.checks import lora_chunks
+from fairway.config.checks import lora_chunks, lora_context, lora_peers
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
@@ -83,12 +83,14 @@ def _within_budget(
 def shrunk(score: ScoreConfig, config: TttConfig) -> tuple[ScoreConfig, TttConfig, str] | None:
     """Return settings that do less, and what was changed; None if nothing less is known.
 
-    Weights first learn in one epoch, then windows stride further. Documents are learned in larger
-    chunks.
+    Weights first learn in one epoch, then windows stride further. Documents have one set of
+    adapters, then are learned in larger chunks.
     """
     if config.method == "lora":
+        if config.lora_peers:
+            return score, replace(config, lora_peers=""), "ttt.lora_peers="
         sizes = lora_chunks(config)
-        if 2 * max(size for size, _ in sizes) > score.seq_len:
+        if 2 * max(size for size, _ in sizes) > lora_context(config, score):
             return None
         words = [f"{2 * n}@{end}" if end is not None else f"{2 * n}" for n, end in sizes]
         text = " ".join(words)
@@ -137,17 +139,21 @@ def _sequence_s(model: GPT, score: ScoreConfig, config: TttConfig) -> float:
 
 def _estimate_lora(model: GPT, asked: Evaluation) -> float:
     score, config = asked.score, asked.ttt
-    plan = batches(documents(asked.text.ids, asked.targets), config, score.seq_len)
+    context = lora_context(config, score)
+    plan = batches(documents(asked.text.ids, asked.targets), config, context)
     steps = [step for batch in plan for step in batch.steps]
     # The widest step that there is: a wider one might not fit the memory, and all of it would.
-    widest = max(steps, key=lambda step: len(step.rows) * min(step.end, score.seq_len))
+    widest = max(steps, key=lambda step: len(step.rows) * min(step.end, context))
     size = steps[0].end
-    sizes = ((1, size), (len(widest.rows), max(size, min(widest.end, score.seq_len))))
-    small_s, large_s = (_lora_step(model, score, config, rows, T, size) for rows, T in sizes)
+    sizes = ((1, size), (len(widest.rows), max(size, min(widest.end, context))))
+    small_s, large_s = (
+        sum(_lora_step(model, context, peer, rows, T, size) for peer in lora_peers(config))
+        for rows, T in sizes
+    )
     (small, large) = (rows * T for rows, T in sizes)
     per_token_s = max(0.0, large_s - small_s) / max(1, large - small)
     per_step_s = max(0.0, small_s - small * per_token_s)
-    tokens = sum(len(step.rows) * min(step.end, score.seq_len) for step in steps)
+    tokens = sum(len(step.rows) * min(step.end, context) for step in steps)
     seconds = len(steps) * per_step_s + tokens * per_token_s
     # Every phase learns all that was scored before it.
     ends = [plan[n - 1].positions.stop for n in phase_bounds(len(plan), config.lora_phases)[1:-1]]
@@ -157,17 +163,17 @@ def _estimate_lora(model: GPT, asked: Evaluation) -> float:
 
 
 def _lora_step(
-    model: GPT, score: ScoreConfig, config: TttConfig, rows: int, length: int, size: int
+    model: GPT, context: int, config: TttConfig, rows: int, length: int, size: int
 ) -> float:
     """Return the seconds of scoring and learning the last `size` positions of some windows."""
-    lane = Documents(model, config, score.seq_len, rows, model.operations.fused)
+    lane = Documents(model, config, context, rows, model.operations.fused)
     inner = lane.adapters.zeros(rows)[::2]
-    context = _dummy(rows, length, size)
+    dummy = _dummy(rows, length, size)
     targets = np.zeros(rows * size, np.int64)
 
     def work() -> None:
         lane.start(rows, inner)
-        dist = lane.predict(context)
+        dist = lane.predict(dummy)
         dist.log_prob(targets)
         lane.learn(dist, dist.rectangle(targets), list(range(rows)))
 

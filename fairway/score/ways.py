@@ -31,6 +31,12 @@ def gains(stages: Mapping[str, Any]) -> dict[str, float] | None:
     return {name: other["bpb"] - learned["bpb"] for name, other in found.items() if other}
 
 
+def gains_told(stages: Mapping[str, Any]) -> str:
+    """Return these gains in words, '' where nothing learned."""
+    found = gains(stages) or {}
+    return ", ".join(f"{found[name]:.4f} bpb {BESIDE[name][1]}" for name in found)
+
+
 def evaluate(model: GPT, asked: Evaluation, way: str) -> Score:
     """Return the score of a text by `blocks` (windows side by side), `sliding`, `sgd` or `lora`.
 

@@ -45,9 +45,17 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     ("score-first test-time training by chunks", "#1413", lambda c: c.ttt.method == "sgd"),
     ("score-first adapters by document", "#1530", lambda c: c.ttt.method == "lora"),
     (
+        "mean of several sets of adapters",
+        "Fairway",
+        lambda c: c.ttt.method == "lora" and bool(c.ttt.lora_peers),
+    ),
+    (
         "confidence weights in test-time training",
         "ConfTTT",
-        lambda c: c.ttt.method == "sgd" and c.ttt.confidence,
+        lambda c: (
+            (c.ttt.method == "sgd" and c.ttt.confidence)
+            or (c.ttt.method == "lora" and c.ttt.lora_confidence != 0.0)
+        ),
     ),
 )
 

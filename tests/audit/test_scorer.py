@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +309,12 @@ def own_scorer(method: str, seed: int, tokens: int = 72) -> tuple[LedgerScorer, 
         lr=0.05, epochs=1, lora_rank=2, lora_alpha=3.0, lora_chunks="8", lora_documents=3,
         lora_lr=0.01, lora_warm=seed % 2 == 0,
     )  # fmt: skip
+    if method == "lora, more":
+        ttt = replace(
+            ttt, lora_chunks="3@6 8", lora_context=40, lora_rope="plain", lora_confidence=1.0,
+            lora_peers="lora_lr=0.03+lora_rank=1",
+        )  # fmt: skip
+        method = "lora"
     score, ttt = small(score, ttt, len(text))
     return scorer_of(alive(), method, score, ttt, seed), text
 
@@ -329,7 +336,7 @@ def test_the_beginning_of_a_score_is_that_of_the_whole(method: str) -> None:
         assert len(begun.nats) == (count or 36)
 
 
-@pytest.mark.parametrize("method", ["sliding", "sgd", "lora"])
+@pytest.mark.parametrize("method", ["sliding", "sgd", "lora", "lora, more"])
 def test_fairways_own_evaluations_are_valid(method: str) -> None:
     found = own(method, 0)
     assert verdict_of(found) == "valid", [p for p in found if p.verdict != "valid"]
@@ -348,3 +355,9 @@ def test_probed_settings_leave_room_for_three_chunks() -> None:
     assert (score.seq_len, score.stride, ttt.chunk_tokens) == (128, 64, 128)
     score, ttt = small(ScoreConfig(seq_len=64, stride=48), TttConfig(lora_chunks="64"), 30)
     assert (score.seq_len, score.stride, ttt.lora_chunks) == (8, 2, "4")
+    # A context of its own stays as many times as long.
+    longer = TttConfig(lora_context=3072, lora_chunks="8@256 24@2000 48")
+    assert small(ScoreConfig(), longer, 384)[1].lora_context == 192
+    longer = TttConfig(lora_context=3072, lora_chunks="300")
+    wide = small(ScoreConfig(), longer, 384)[1]
+    assert (wide.lora_context, wide.lora_chunks) == (192, "96")

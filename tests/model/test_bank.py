@@ -128,12 +128,13 @@ def repeating_text() -> Text:
     return Text(ids, target_bytes, 65, 260)
 
 
-@pytest.mark.parametrize("phases", [0, 1])
-def test_an_evaluation_learns_the_same_on_both_paths(phases: int) -> None:
+@pytest.mark.parametrize(("phases", "power"), [(0, 0.0), (1, 0.0), (0, 1.0)])
+def test_an_evaluation_learns_the_same_on_both_paths(phases: int, power: float) -> None:
     score = ScoreConfig(seq_len=16, stride=4, check_positions=20, truncate=False)
     config = TttConfig(
         method="lora", lora_rank=4, lora_alpha=6, lora_lr=0.01, lora_chunks="8", lora_wd=0.1,
         lora_documents=3, lora_lanes=1, lora_phases=phases, chunk_tokens=32,
+        lora_confidence=power, lora_peers="lora_rank=2" if power else "",
     )  # fmt: skip
     nats = {}
     for kernels in ("plain", "fused"):

@@ -174,3 +174,17 @@ def test_documents_take_less_in_shorter_windows() -> None:
     way, lora = Way(True, 2), TttConfig(method="lora")
     sizes = [need.learning_documents(ModelConfig(), way, True, lora, T, 1, 1.0) for T in (256, 512)]
     assert sizes[0].fixed == sizes[1].fixed and sizes[0].each < sizes[1].each < 2.1 * sizes[0].each
+
+
+def test_peers_take_what_each_would_take() -> None:
+    """Beside the weights; of matrices that wait for their lane, one set each."""
+    way, lora = Way(True, 2), TttConfig(method="lora")
+    weights = need.weight_bytes(ModelConfig()) + need.copies_bytes(ModelConfig(), way)
+
+    def found(lora: TttConfig) -> Need:
+        return need.learning_documents(ModelConfig(), way, True, lora, 512, 1, 2.0)
+
+    alone, other = found(lora), found(replace(lora, lora_rank=48))
+    both = found(replace(lora, lora_peers="lora_rank=48"))
+    assert both.fixed - weights == pytest.approx(alone.fixed + other.fixed - 2 * weights, rel=1e-9)
+    assert both.each == pytest.approx(alone.each + other.each)

@@ -19,7 +19,7 @@ from fairway.config.checks import check_ttt, lora_chunks
 from fairway.config.overrides import override
 from fairway.config.settings import Config, ModelConfig, ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, rope_table
 from fairway.score import ttt
 from fairway.score.documents import (
     batches,
@@ -41,7 +41,7 @@ from fairway.score.predictor import Context
 from fairway.score.sgd import chunk_rate, chunks, evaluate_sgd, token_weights
 from fairway.score.sliding import FrozenPredictor, evaluate_frozen
 from fairway.score.ttt import evaluate_ttt, shrunk
-from fairway.score.ways import gains
+from fairway.score.ways import gains, gains_told
 from fairway.score.windows import Event, Window
 
 V, T = 260, 16
@@ -69,7 +69,9 @@ def text(tokens: int = 300) -> Text:
     return Text(ids, target_bytes, int(target_bytes.sum()), V)
 
 
-def costs(evaluate_it: Evaluate, config: TttConfig, source: Text) -> np.ndarray:
+def costs(
+    evaluate_it: Evaluate, config: TttConfig, source: Text, score: ScoreConfig = SCORE
+) -> np.ndarray:
     """Return the cost of every position."""
     kept: dict[str, Ledger] = {}
     plain = Ledger.finish
@@ -80,7 +82,7 @@ def costs(evaluate_it: Evaluate, config: TttConfig, source: Text) -> np.ndarray:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ledger, "finish", finish)
-        evaluate_it(alive(), Evaluation(source, SCORE, config))
+        evaluate_it(alive(), Evaluation(source, score, config))
     return kept["ledger"]._nats
 
 
@@ -447,10 +449,46 @@ def test_a_model_that_learns_nothing_costs_what_adapters_do_at_no_rate(chunks_: 
     assert np.abs(costs(evaluate_lora, LORA, text()) - wanted).max() > 0.01
 
 
+@pytest.mark.parametrize("rope", ["ntk", "plain"])
+def test_what_is_not_learned_has_the_context_of_what_is(rope: str) -> None:
+    still = replace(LORA, lora_context=24, lora_rope=rope, lora_lr=0.0)
+    wanted, found = costs(evaluate_lora, still, text()), costs(evaluate_unlearned, still, text())
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_a_context_of_its_own_is_that_of_the_score() -> None:
+    today = costs(evaluate_lora, LORA, text())
+    same = costs(evaluate_lora, replace(LORA, lora_context=T), text())
+    assert np.array_equal(same, today)
+    longer = costs(evaluate_lora, replace(LORA, lora_context=24), text())
+    assert not np.allclose(longer, today, atol=1e-4)
+    score = replace(SCORE, seq_len=24)
+    assert np.array_equal(costs(evaluate_lora, LORA, text(), score), longer)
+
+
+def test_frequencies_as_trained_leave_short_documents_as_they_are() -> None:
+    """By NTK they depend on the context; the plain table's beginning is always the same."""
+    found = {
+        (rope, context): costs(
+            evaluate_lora, replace(LORA, lora_rope=rope, lora_context=context), text()
+        )
+        for rope in ("ntk", "plain")
+        for context in (64, 80)
+    }
+    # Documents of up to 64 tokens, in batches of their own: those up to 99.
+    assert np.array_equal(found["plain", 64][:100], found["plain", 80][:100])
+    assert not np.allclose(found["ntk", 64][:100], found["ntk", 80][:100], atol=1e-6)
+    for context in (64, 80):
+        short = replace(MODEL, rope_train_len=context)
+        assert torch.equal(rope_table(context, MODEL, False)[0], rope_table(context, short)[0])
+
+
 def test_gains_are_what_other_scores_cost_more() -> None:
     stages = {"quantised": {"bpb": 1.5}, "sliding": {"bpb": 1.25}, "raw": {"bpb": 9.0}}
     assert gains(stages) is None
     assert gains({**stages, "ttt": {"bpb": 1.0}}) == {"side_by_side": 0.5, "sliding": 0.25}
+    told = gains_told({**stages, "ttt": {"bpb": 1.0}})
+    assert told == "0.5000 bpb over windows side by side, 0.2500 bpb over the sliding window"
     stages |= {"ttt": {"bpb": 1.0}, "documents": {"bpb": 0.75}}
     assert gains(stages) == {"side_by_side": 0.5, "sliding": 0.25, "unlearned": -0.25}
 
@@ -503,6 +541,17 @@ def test_less_is_done_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ttt, "estimate", lambda *_: 900.0)
     with pytest.raises(UserError, match="about 900 s even at its smallest"):
         evaluate_ttt(alive(), Evaluation(text(), SCORE, config))
+
+
+def test_documents_shrink_to_one_set_of_adapters_first() -> None:
+    less = shrunk(SCORE, replace(LORA, lora_peers="same", lora_chunks="4"))
+    assert less == (SCORE, replace(LORA, lora_chunks="4"), "ttt.lora_peers=")
+
+
+def test_documents_shrink_within_their_context() -> None:
+    for context, stays in ((0, True), (16, True), (24, True), (32, False)):
+        asked = replace(LORA, lora_chunks="16", lora_context=context)
+        assert (shrunk(SCORE, asked) is None) == stays
 
 
 def test_documents_shrink_by_larger_chunks() -> None:

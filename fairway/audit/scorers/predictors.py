@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from fairway.base.arrays import FloatArray, IntArray
+from fairway.config.checks import lora_chunks
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
@@ -105,12 +106,13 @@ def small(score: ScoreConfig, ttt: TttConfig, tokens: int) -> tuple[ScoreConfig,
     """
     seq_len = min(score.seq_len, max(8, tokens // 3 // 8 * 8))
     stride = next(s for s in (score.stride, seq_len // 4) if seq_len % s == 0 and s <= seq_len)
+    context = ttt.lora_context * seq_len // score.seq_len
     sizes = ttt.lora_chunks
-    if max(int(word.partition("@")[0]) for word in sizes.split()) > seq_len:
-        sizes = str(seq_len // 2)
+    if max(size for size, _ in lora_chunks(ttt)) > (context or seq_len):
+        sizes = str(max(1, (context or seq_len) // 2))
     return (
         replace(score, seq_len=seq_len, stride=stride, truncate=False, check_positions=0),
-        replace(ttt, chunk_tokens=seq_len, lora_chunks=sizes),
+        replace(ttt, chunk_tokens=seq_len, lora_chunks=sizes, lora_context=context),
     )
 
 
