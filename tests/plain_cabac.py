@@ -9,8 +9,8 @@ from decimal import Decimal, localcontext
 
 MOVES = {
     0: [(0, 0, 0)],
-    4: [(0, 2, 0), (2, 0, 0), (1, 3, 1), (3, 1, 1)],
-    8: [(0, 2, 0), (5, 7, 1), (1, 3, 0), (6, 4, 1), (2, 0, 0), (4, 6, 1), (3, 1, 0), (7, 5, 1)],
+    4: [(0, 1, 0), (2, 3, 1), (1, 0, 0), (3, 2, 1)],
+    8: [(0, 2, 0), (5, 7, 1), (1, 3, 0), (4, 6, 1), (2, 0, 0), (7, 5, 1), (3, 1, 0), (6, 4, 1)],
 }
 
 
@@ -79,11 +79,10 @@ def shares(offset: int, level: int) -> dict[int, float]:
 
     behind, ahead = sums(1), sums(-1)
     both = ahead[0] + behind[0]
-    found = {0: w[offset] / (w[offset] + both), 2: share(ahead[0], both)}
-    found[1] = found[0]
+    found = {0: w[offset] / (w[offset] + both), 1: share(ahead[0], both)}
     for n in range(1, 21):
-        found[3 + n] = share(behind[n], behind[n - 1])
-        found[23 + n] = share(ahead[n], ahead[n - 1])
+        found[1 + n] = share(behind[n], behind[n - 1])
+        found[21 + n] = share(ahead[n], ahead[n - 1])
     return found
 
 
@@ -94,7 +93,7 @@ class Reader:
         self.data, self.at = data, 4
         self.low, self.high = 0, 2**32 - 1
         self.window = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
-        self.cells: dict[tuple[int, int, int, int], list[int]] = {}
+        self.cells: dict[tuple[int, int, int], list[int]] = {}
 
     def bit(self, p: int) -> int:
         span = self.high - self.low
@@ -112,8 +111,8 @@ class Reader:
             self.at += 1
         return bit
 
-    def learnt(self, grid: int, offset: int, level: int, slot: int) -> int:
-        key = grid, offset, level, slot
+    def learnt(self, offset: int, level: int, slot: int) -> int:
+        key = offset, level, slot
         if key not in self.cells:
             unit = within(round(4096 * shares(offset, level).get(slot, 0.5)), 1, 4095, "fresh")
             self.cells[key] = [unit << 16, 24]
@@ -137,35 +136,28 @@ def read_code(reader: Reader, mean: int, variance: int, grid: int, trellis: int)
     if not trellis:
         near = (mean + 32) >> 6
         off = mean - 64 * near
-    elif grid == 0:
-        near = (mean + 64) >> 7
-        off = (mean - 128 * near) >> 1
-    elif abs(mean) <= 32:
-        near, off = 0, mean >> 1
     else:
-        side = 1 if mean > 0 else -1
-        n = max(1, (abs(mean) + 128) >> 7)
-        near, off = side * n, side * ((abs(mean) - 64 * (2 * n - 1)) >> 1)
+        near = (mean + 64 * grid + 64) >> 7
+        off = (mean + 64 * grid - 128 * near) >> 1
     level = within((variance - (512 if trellis else 0) - 1520) >> 5, 0, 191, "level")
-    where = grid, (abs(off) + 4) >> 3, level
+    where = (abs(off) + 4) >> 3, level
     up = 1 if off >= 0 else -1
-    if reader.learnt(*where, 1 if grid and near == 0 else 0):
+    if reader.learnt(*where, 0):
         return near
-    ahead = reader.learnt(*where, 2)
+    ahead = reader.learnt(*where, 1)
     step = up if ahead else -up
     for n in range(1, 21):
-        slot = 3 if grid and near + n * step == 0 else 3 + 20 * ahead + n
-        if not reader.learnt(*where, slot):
+        if not reader.learnt(*where, 1 + 20 * ahead + n):
             return near + n * step
     i = 0
-    while i < 17 and reader.learnt(*where, 44 + i):
+    while i < 17 and reader.learnt(*where, 42 + i):
         i += 1
     x = 1
     for place in range(i):
         if place == 0:
-            x = 2 * x + reader.learnt(*where, 62 + 3 * i)
+            x = 2 * x + reader.learnt(*where, 60 + 3 * i)
         elif place == 1:
-            x = 2 * x + reader.learnt(*where, 62 + 3 * i + 1 + x % 2)
+            x = 2 * x + reader.learnt(*where, 60 + 3 * i + 1 + x % 2)
         else:
             x = 2 * x + reader.bit(32_768)
     return near + (x + 20) * step
@@ -250,7 +242,7 @@ def read_matrix(
             even, odd, grid = MOVES[trellis][state]
             k = read_code(reader, mean, variance, grid, trellis)
             codes.append(k)
-            m = 2 * k - grid * ((k > 0) - (k < 0)) if trellis else k
+            m = 2 * k - grid if trellis else k
             m = within(m, -4095, 4095, "multiple")
             multiples.append(m)
             x.append(within(64 * m - mean, -262_080, 262_080, "left over"))

@@ -257,7 +257,7 @@ ARTIFACTS: list[tuple[Callable[[bytes], bytes], str]] = [
     (claim_header(0), "the header is damaged"),
     (
         lambda data: data[:8] + b"\x09" + data[9:],
-        "the file has format version 9, but this Fairway reads version 4 alone",
+        "the file has format version 9, but this Fairway reads version 5 alone",
     ),
 ]
 

@@ -266,13 +266,12 @@ def factorise(covariance_CC: Ints, factor_CC: Narrow, scaled_CC: Narrow) -> None
 # A code is its distance from the one nearest the mean: is it 0, on which side, then 1, 2, ... by
 # unary decisions, and what is beyond by exponent (unary) and mantissa (Exp-Golomb of order 0).
 UNARY, EXPONENTS = 20, 18
-# Cells of one context. On the second grid of a trellis the code 0 stands nearer to its neighbours
-# than others to theirs, so whether a code is 0 has cells of its own there.
-ZERO, ZERO_2, SIDE, STOP_2, BEYOND = range(5)
+# Cells of one context.
+ZERO, SIDE, BEYOND = range(3)
 EXPONENT = BEYOND + 2 * UNARY
 MANTISSA = EXPONENT + EXPONENTS
 SLOTS = MANTISSA + 3 * EXPONENTS
-# Contexts: grid, how far the mean lies off the nearest code (in eighths, 0 to 4), log variance.
+# Contexts: how far the mean lies off the nearest code (in eighths, 0 to 4), log variance.
 OFFSETS, LEVELS = 5, 192
 LOWEST_LOG, LEVEL_LOG_BITS = 6 * 256, 5
 
@@ -283,15 +282,10 @@ def _centre(mean: int, grid: int, fold: int) -> tuple[int, int]:
     if not fold:
         nearest = (mean + 32) >> 6
         return nearest, mean - (nearest << 6)
-    if not grid:
-        nearest = (mean + 64) >> 7
-        return nearest, (mean - (nearest << 7)) >> 1
-    side = 1 if mean > 0 else -1
-    distance = mean * side
-    if distance <= 32:
-        return 0, mean >> 1
-    nearest = max(1, (distance + 128) >> 7)
-    return nearest * side, side * ((distance - (2 * nearest - 1) * 64) >> 1)
+    # Codes stand two steps apart, on the second grid one step lower.
+    mean += 64 * grid
+    nearest = (mean + 64) >> 7
+    return nearest, (mean - (nearest << 7)) >> 1
 
 
 @compiled
@@ -323,9 +317,8 @@ def _code(
     up = 1 if off >= 0 else -1
     level = (log_var - 512 * fold - LOWEST_LOG + 16) >> LEVEL_LOG_BITS
     level = min(max(level, 0), LEVELS - 1)
-    base = ((grid * OFFSETS + ((off * up + 4) >> 3)) * LEVELS + level) * SLOTS
-    zero = ZERO_2 if grid and nearest == 0 else ZERO
-    if code_bit(coder, buffer, mode, 1 if k == nearest else 0, cells, base + zero):
+    base = (((off * up + 4) >> 3) * LEVELS + level) * SLOTS
+    if code_bit(coder, buffer, mode, 1 if k == nearest else 0, cells, base + ZERO):
         return nearest
     bit = 1 if (k - nearest) * up > 0 else 0
     ahead = code_bit(coder, buffer, mode, bit, cells, base + SIDE)
@@ -333,8 +326,6 @@ def _code(
     distance = (k - nearest) * step
     for n in range(1, UNARY + 1):
         at = base + BEYOND + ahead * UNARY + n - 1
-        if grid and nearest + n * step == 0:
-            at = base + STOP_2
         if not code_bit(coder, buffer, mode, 1 if distance > n else 0, cells, at):
             return nearest + n * step
     beyond = _far(mode, distance - UNARY - 1, base, cells, coder, buffer)
@@ -368,7 +359,7 @@ def code_rows(
             if mode != FIT:
                 k = _code(mode, k, grid, fold, mean, variance, cells, coder, buffer)
                 codes_RC[r, c] = k
-            multiple = (k << fold) - (grid if k > 0 else -grid if k < 0 else 0)
+            multiple = (k << fold) - grid
             energy = learn(row, columns, left_over, c, multiple, mean)
             if mode == FIT:
                 fit(features, row, variance, energy, gradient, curvature)

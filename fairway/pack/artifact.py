@@ -44,8 +44,8 @@ from fairway.quantise.gptq import QuantisedModel
 from fairway.quantise.trellis import TRELLIS
 
 MAGIC = b"FAIRWAY\0"
-# 1 to 3 were forms of files before the first release, which nothing reads any more.
-VERSION = 4
+# 1 to 4 were forms of files before the first release, which nothing reads any more.
+VERSION = 5
 _PREFIX = struct.Struct("<8sII32s")
 MAX_HEADER_BYTES = 1 << 16
 MAX_TOKENIZER_BYTES = 1 << 24

@@ -54,7 +54,6 @@ from fairway.pack.arithmetic import (
     UNARY,
     USES_BITS,
     ZERO,
-    ZERO_2,
     Bytes,
     Ints,
     Narrow,
@@ -117,15 +116,15 @@ def _gaussian_cells() -> Ints:
     for t in range(reach + 4):
         w_TL[t + 1] = w_TL[t] * ratio_L
         ratio_L = ratio_L * square_L
-    p = np.full((2, OFFSETS, LEVELS, SLOTS), 0.5)
+    p = np.full((OFFSETS, LEVELS, SLOTS), 0.5)
     for offset in range(OFFSETS):
         tails = [w_TL[8 + side * offset : reach + 1 : 8][::-1].cumsum(0)[::-1] for side in (1, -1)]
         behind_NL, ahead_NL = (tail_NL[: UNARY + 1] for tail_NL in tails)
         zero_L, both_L = w_TL[offset], ahead_NL[0] + behind_NL[0]
-        p[:, offset, :, ZERO] = p[:, offset, :, ZERO_2] = zero_L / (zero_L + both_L)
+        p[offset, :, ZERO] = zero_L / (zero_L + both_L)
         for at, tail_NL in ((BEYOND, behind_NL), (BEYOND + UNARY, ahead_NL)):
-            p[:, offset, :, at : at + UNARY] = _share(tail_NL[1:], tail_NL[:-1]).T
-        p[:, offset, :, SIDE] = _share(ahead_NL[0], both_L)
+            p[offset, :, at : at + UNARY] = _share(tail_NL[1:], tail_NL[:-1]).T
+        p[offset, :, SIDE] = _share(ahead_NL[0], both_L)
     units = np.clip(np.rint(p * 4096), 1, 4095).astype(np.int64)
     return np.asarray((units << 16 << USES_BITS | _PRIOR_USES).ravel(), np.int64)
 

@@ -37,9 +37,8 @@ from fairway.quantise.tune import tuned
 from fairway.quantise.weights import void_fraction, weight_statistics
 from fairway.train.steps import Say
 
-# What a row's or a column's step takes, and what cabac takes of the bits that rates promise:
-# docs/LOG.md, on trained models.
-_BYTES_PER_STEP, _CODER_SHARE = 0.32, 0.994
+# What a row's or a column's step takes in an artifact of a trained model.
+_BYTES_PER_STEP = 0.32
 
 
 def pack_model(
@@ -242,8 +241,7 @@ def _estimate(config: Config, plan: Plan, code_bytes: int) -> Callable[[float], 
     beside += 2 * sum(tensor.numel() for tensor in plan.kept.values() if isinstance(tensor, Tensor))
     weights = sum(group.weights.numel() for group in plan.groups)
     near = plan.level_for(8 * (config.pack.limit_bytes - beside) / max(weights, 1))
-    coded_bits = plan.sampled_bits(near) * (_CODER_SHARE if config.pack.codec == "cabac" else 1.0)
-    beside += (coded_bits - plan.expected_bits(near)) / 8
+    beside += (plan.sampled_bits(near) - plan.expected_bits(near)) / 8
     return lambda level: beside + plan.expected_bits(level) / 8
 
 

@@ -51,7 +51,7 @@ from fairway.quantise.viterbi import Encoder, Problem
 # States of the trellis; 1 is a plain grid. Columns whose path is found together. Rows that later
 # rows make up for together. The shares of the mean diagonals that are added to the moments of
 # inputs and of outputs. What other values cost: benchmarks/README.md, by benchmarks/pack.py.
-STATES, BLOCK, STRIPE = 8, 128, 64
+STATES, BLOCK, STRIPE = 32, 128, 64
 DAMP, OUTPUT_DAMP = 0.01, 0.1
 # Bounds of a step in deviations of its row. Beyond them a second-order model is no guide.
 LOW, HIGH = 0.04, 0.5
@@ -149,14 +149,11 @@ class Plan:
     def _bits(self, group: Group, level: float) -> float:
         """Return the bits of the codes that a group gets, where they follow their rates."""
         steps_LR = self.steps(group, level)
-        multiples_LRC = torch.cat(list(self._paths(group, steps_LR, level)), 1).long().abs()
+        multiples_LRC = torch.cat(list(self._paths(group, steps_LR, level)), 1).long()
         classes_LR = row_classes(group.spread / scale_of(steps_LR))
         finer_LC = -group.columns.long() // _PER_CLASS
         classes_LRC = shifted(classes_LR[:, :, None], finer_LC[:, None])
-        # Nothing tells of which grid a code 0 is.
-        bits_XGK = self.bits.clone()
-        bits_XGK[:, :, 0] = bits_XGK[:, :, 0].mean(1, keepdim=True)
-        found_LRC = bits_XGK[classes_LRC, multiples_LRC & 1, codes_of(multiples_LRC)]
+        found_LRC = self.bits[classes_LRC, multiples_LRC & 1, (multiples_LRC.abs() + 1) >> 1]
         return float(found_LRC.double().sum())
 
     def level_for(self, bits_per_weight: float) -> float:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from fairway.base.errors import UserError
 
-# A size below the limit by this share of it is near enough: 3,200 of 16,000,000 bytes.
-SLACK = 0.0002
+# A size below the limit by this share of it is near enough: 3,200 of 16,000,000 bytes. Sizes of
+# small models tremble by more than that.
+SLACK, LEAST_SLACK_BYTES = 0.0002, 256
 # Two packs fill a budget (tests, docs/LOG.md); no more than so many are made if sizes surprise.
 MAX_PACKS = 5
 _HALVINGS = 60
@@ -31,9 +32,10 @@ def finest_fitting(
     low, high = levels
     best = best_size = 0.0
     tried: list[tuple[float, int]] = []
-    margin = SLACK / 2
-    while len(tried) < MAX_PACKS and best_size < (1 - SLACK) * limit_bytes:
-        aim = _estimate_wanted(tried, (1 - margin) * limit_bytes)
+    slack_bytes = max(SLACK * limit_bytes, LEAST_SLACK_BYTES)
+    margin_bytes = slack_bytes / 2
+    while len(tried) < MAX_PACKS and best_size < limit_bytes - slack_bytes:
+        aim = _estimate_wanted(tried, limit_bytes - margin_bytes)
         level = _within(estimate_at, aim, low, high)
         if len(tried) == MAX_PACKS - 1 and not best:
             # The last try is not spent on coming near unless something fits already.
@@ -46,7 +48,8 @@ def finest_fitting(
                 break
         else:
             # An estimate's own error says nothing of how far one set right goes wrong.
-            low, margin = level, margin if best or len(tried) == 1 else 2 * margin
+            low = level
+            margin_bytes *= 1 if best or len(tried) == 1 else 2
     if not best:
         raise UserError(
             f"artifact and code take {size:,} bytes even at the coarsest steps, more than the "

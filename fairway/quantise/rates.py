@@ -4,7 +4,7 @@ Given its row, a trained weight is nearly Gaussian (docs/LOG.md), so that the ch
 codes follow from one number, the row's deviation over its step. Rows are sorted into classes of
 that number, an eighth of an octave wide; a little is left for codes that no Gaussian would give.
 
-Shapes: R rows, X classes, G = 2 grids, K magnitudes of codes.
+Shapes: R rows, X classes, G = 2 grids, K magnitudes: half a multiple's, rounded up.
 """
 
 import math
@@ -18,6 +18,8 @@ from fairway.quantise.grid import largest_code
 CODE_BITS, WIDE_BITS = 8, 10
 PER_OCTAVE = 8
 _LOWEST_OCTAVE, _OCTAVES = -4, 12
+# What a magnitude costs that a grid does not have: 0 on the second one.
+_NEVER_BITS = 64.0
 # Share of the codes that follow no Gaussian, halved by every 4 further codes.
 _STRAY_SHARE = 0.005
 
@@ -39,14 +41,14 @@ def code_bits(width: int = CODE_BITS) -> Tensor:
     k_K = torch.arange(last + 1, dtype=torch.float64)
     octave_X = torch.arange(_OCTAVES * PER_OCTAVE, dtype=torch.float64) / PER_OCTAVE
     ratio_X1 = 2.0 ** (octave_X + _LOWEST_OCTAVE)[:, None]
+    stray_K = 0.5 ** (k_K / 4 + 3)
     tables = []
     for grid in (0, 1):
-        place_K = (2 * k_K - grid).clamp_min(0)
-        above_K = torch.cat([(place_K[1:] + place_K[:-1]) / 2, place_K[-1:] + 1])
-        below_K = torch.cat([-above_K[:1], above_K[:-1]])
-        share_XK = _below(above_K / ratio_X1) - _below(below_K / ratio_X1)
-        stray_K = 0.5 ** (k_K / 4 + 3)
+        # Points lie two steps apart, those of magnitude k at 2k - grid.
+        above_K = 2 * k_K - grid + 1
+        share_XK = _below(above_K / ratio_X1) - _below((above_K - 2) / ratio_X1)
         tables.append(-torch.log2((1 - _STRAY_SHARE) * share_XK + _STRAY_SHARE * stray_K))
+    tables[1][:, 0] = _NEVER_BITS
     return torch.stack(tables, 1).float()
 
 

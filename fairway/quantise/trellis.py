@@ -1,10 +1,11 @@
 """Dependent quantisation: two interleaved grids, and a state machine that says which comes next.
 
-With step D a weight coded k is restored as 2k D on the first grid and (2k - sgn k) D on the second:
-together they are the multiples of D, of which each weight may take every other one, and 0 always.
-The parity of every code moves the state, the state names the grid of the next weight, so a path
-through the states packs the reconstruction points of a row more densely than any one grid can.
-Entropy-constrained trellis quantisation: Fischer and Wang 1992; as in VVC, Schwarz et al. 2021.
+With step D a weight coded k is restored as 2k D on the first grid and (2k - 1) D on the second:
+together they are the multiples of D, of which each weight may take every other one. The parity of
+every code moves the state, the state names the grid of the next weight, so a path through the
+states packs the reconstruction points of a row more densely than any one grid can.
+Trellis-coded quantisation: Marcellin and Fischer 1990; entropy-constrained: Fischer and Wang 1992;
+the codes are Ungerboeck's of 1982. (A second grid that has 0 too, as VVC's, loses: docs/LOG.md.)
 
 Shapes: R rows (outputs), C columns (inputs), N states.
 """
@@ -14,15 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# Number of states -> parity check polynomials of the code, but for their constant terms.
+_CHECKS = {4: (0b10, 0b01), 8: (0b101, 0b010), 16: (0b1001, 0b0010), 32: (0b10010, 0b00100)}
+
+
+def _moves(states: int) -> NDArray[np.int8]:
+    of_grid, of_parity = _CHECKS[states]
+    state_N1, parity_2 = np.arange(states)[:, None], np.arange(2)
+    return (state_N1 >> 1 ^ (state_N1 & 1) * of_grid ^ parity_2 * of_parity).astype(np.int8)
+
+
 # Number of states -> next state by (state, parity of the code). 0 states stand for one plain grid.
-TRELLIS: dict[int, NDArray[np.int8]] = {
-    4: np.array([[0, 2], [2, 0], [1, 3], [3, 1]], np.int8),
-    8: np.array([[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]], np.int8),
-}
-# The grid of every state: 0 restores 2k, 1 restores 2k - sgn k.
+TRELLIS: dict[int, NDArray[np.int8]] = {states: _moves(states) for states in _CHECKS}
+# The grid of every state: 0 restores 2k, 1 restores 2k - 1.
 GRIDS: dict[int, NDArray[np.int8]] = {
-    4: np.array([0, 0, 1, 1], np.int8),
-    8: np.array([0, 1, 0, 1, 0, 1, 0, 1], np.int8),
+    states: (np.arange(states) & 1).astype(np.int8) for states in _CHECKS
 }
 
 
@@ -41,7 +48,7 @@ def reconstruct(codes_RC: Tensor, trellis: int) -> Tensor:
     state_R = torch.zeros(len(codes_RC), dtype=torch.long, device=device)
     for column, code_R in enumerate(codes_CR):
         after_R = next_N2[state_R, (code_R & 1).long()]
-        codes_CR[column] = 2 * code_R - grid_N[state_R] * code_R.sign()
+        codes_CR[column] = 2 * code_R - grid_N[state_R]
         state_R = after_R
     return codes_CR.T.contiguous()
 
@@ -51,4 +58,4 @@ def codes_of(multiples: Tensor) -> Tensor:
 
     With one state alone multiples are even.
     """
-    return multiples.sign() * ((multiples.abs() + 1) >> 1)
+    return (multiples + 1) >> 1

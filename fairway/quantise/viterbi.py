@@ -43,8 +43,8 @@ class Problem:
 
     feed_LCC: row j of the inverse's factor over its diagonal entry, so that an error e of column j
     takes e * feed[j, i] off column i. weight_LC: cost of a squared error; price_LR: cost of a bit.
-    bits_XGK: bits of a code by class, grid and magnitude, its sign included. The class of a weight
-    is its row's, class_LR, and its column's, finer_LC, together, as far as there are classes.
+    bits_XGK: bits of a code by class, grid and magnitude (`rates`), its sign included. The class of
+    a weight is its row's, class_LR, and its column's, finer_LC, together, as far as classes go.
     """
 
     weights: Tensor
@@ -64,7 +64,7 @@ class Encoder:
     """
 
     def __init__(self, states: int, block: int) -> None:
-        """Choose the number of states, 1, 4 or 8, and the columns whose path is found together."""
+        """Choose the states, 1 or those of TRELLIS, and the columns of which a path is found."""
         self._states, self._block = states, block
         self._on_gpu: dict[tuple[int, ...], _Block] = {}
 
@@ -212,7 +212,7 @@ class _Block:
             code_LR = code_BNLR[j].gather(0, at_1LR)[0]
             self._error_LBR[:, j] = error_BNLR[j].gather(0, at_1LR)[0]
             at_1LR = back_BNLR[j].gather(0, at_1LR).long()
-            self._multiples_LBR[:, j] = 2 * code_LR - self._grid_N[at_1LR[0]] * code_LR.sign()
+            self._multiples_LBR[:, j] = 2 * code_LR - self._grid_N[at_1LR[0]]
 
 
 class _Step:
@@ -225,8 +225,9 @@ class _Step:
         self._shift_N11 = self._grid_N11.float()
         self._parity_P111 = torch.arange(2.0, device=device)[:, None, None, None]
         self._option_O1111 = torch.arange(2.0, device=device)[:, None, None, None, None]
+        # Of half the codes of a parity: their bounds.
         self._largest_P111 = ((last - self._parity_P111) / 2).floor()
-        self._plus, self._minus = (torch.tensor(sign, device=device) for sign in (1.0, -1.0))
+        self._least_PN11 = -((last - self._shift_N11 + self._parity_P111) / 2).floor()
 
     def __call__(
         self, x_NLR: Tensor, inputs: _Inputs, j: int, cost_NLR: Tensor
@@ -236,21 +237,20 @@ class _Step:
         class_LR = class_LR.clamp_(0, len(inputs.bits) - 1)
         # Where the bits of a row's codes on a state's grid begin in the flattened table.
         table_NLR = (2 * class_LR + self._grid_N11) * (self._last + 1)
-        size_NLR = x_NLR.abs()
-        place_NLR = (size_NLR + self._shift_N11) * 0.5
-        low_PNLR = ((place_NLR - self._parity_P111) * 0.5).floor_().clamp_min_(0)
-        low_PNLR = torch.minimum(low_PNLR, self._largest_P111)
+        place_NLR = (x_NLR + self._shift_N11) * 0.25
+        low_PNLR = (place_NLR - self._parity_P111 * 0.5).floor_()
         half_OPNLR = torch.minimum(low_PNLR + self._option_O1111, self._largest_P111)
+        half_OPNLR = torch.maximum(half_OPNLR, self._least_PN11)
         k_OPNLR = 2 * half_OPNLR + self._parity_P111
-        error_OPNLR = size_NLR - (2 * k_OPNLR - self._shift_N11).clamp_min_(0)
-        bits_OPNLR = inputs.bits.view(-1)[table_NLR + k_OPNLR.long()]
+        multiple_OPNLR = 2 * k_OPNLR - self._shift_N11
+        error_OPNLR = x_NLR - multiple_OPNLR
+        bits_OPNLR = inputs.bits.view(-1)[table_NLR + ((multiple_OPNLR.abs_().long() + 1) >> 1)]
         total_OPNLR = error_OPNLR * error_OPNLR * inputs.weight[:, j, None]
         total_OPNLR += inputs.price * bits_OPNLR
         total_OPNLR += cost_NLR
         above_PNLR = total_OPNLR[1] < total_OPNLR[0]
-        sign_NLR = torch.where(x_NLR < 0, self._minus, self._plus)
-        code_PNLR = torch.where(above_PNLR, k_OPNLR[1], k_OPNLR[0]) * sign_NLR
-        error_PNLR = torch.where(above_PNLR, error_OPNLR[1], error_OPNLR[0]) * sign_NLR
+        code_PNLR = torch.where(above_PNLR, k_OPNLR[1], k_OPNLR[0])
+        error_PNLR = torch.where(above_PNLR, error_OPNLR[1], error_OPNLR[0])
         cost_PNLR = torch.where(above_PNLR, total_OPNLR[1], total_OPNLR[0])
         return cost_PNLR, code_PNLR.to(torch.int16), error_PNLR
 
@@ -350,7 +350,7 @@ def _encode_rows(
         for j in range(B - 1, -1, -1):
             code, error_RB[r, j] = code_BN[j, at], error_BN[j, at]
             at = back_BN[j, at]
-            multiple_RB[r, j] = 2 * code - grid_N[at] * ((code > 0) - (code < 0))
+            multiple_RB[r, j] = 2 * code - grid_N[at]
 
 
 @compiled
@@ -359,19 +359,17 @@ def _branch(
     total_P: Any, code_P: Any, error_P: Any,
 ) -> None:  # fmt: skip
     """Fill in the best code of either parity: the cost of a path with it, the code, its error."""
-    last = len(bits_K) - 1
-    half, one = np.float32(0.5), np.float32(1.0)
-    sign = -one if x < 0 else one
-    size = abs(x)
+    last, shift = len(bits_K) - 1, np.float32(grid)
+    quarter, half = np.float32(0.25), np.float32(0.5)
     for parity in range(2):
-        largest = (last - parity) // 2
-        low = np.floor(((size + grid) * half - parity) * half)
-        low = min(max(low, np.float32(0.0)), np.float32(largest))
+        least, largest = -((last - grid + parity) // 2), (last - parity) // 2
+        low = int(np.floor((x + shift) * quarter - np.float32(parity) * half))
         total_P[parity] = np.inf
         for i in range(2):
-            k = 2 * min(int(low) + i, largest) + parity
-            error = size - np.float32(max(2 * k - int(grid), 0))
-            total = cost + (error * error * weight + price * bits_K[k])
+            k = 2 * max(min(low + i, largest), least) + parity
+            multiple = 2 * k - grid
+            error = x - np.float32(multiple)
+            total = cost + (error * error * weight + price * bits_K[(abs(multiple) + 1) >> 1])
             if total < total_P[parity]:
                 total_P[parity] = total
-                code_P[parity], error_P[parity] = np.int16(int(sign) * k), error * sign
+                code_P[parity], error_P[parity] = np.int16(k), error

@@ -69,7 +69,7 @@ def test_what_comes_back_is_near_and_in_order() -> None:
     for name in NAMES:
         tensor = found[name]
         assert isinstance(tensor, QuantisedTensor)
-        assert (tensor.codes.dtype, tensor.trellis) == (torch.int8, 8)
+        assert (tensor.codes.dtype, tensor.trellis) == (torch.int8, 32)
         assert tensor.scale_steps is not None
         assert torch.equal(tensor.scale, scale_of(tensor.scale_steps))
         off_RC = (restore(tensor) - state[name]) / tensor.scale[:, None]
@@ -165,7 +165,7 @@ def test_a_sample_of_rows_tells_the_bits_that_no_gaussian_tells() -> None:
         plan = Plan({"tok_emb.weight": weights_RC}, costs, config)
         level = plan.level_for(3.0)
         whole = plan._bits(plan.groups[0], level)
-        assert whole > 1.03 * plan.expected_bits(level)
+        assert whole > 1.015 * plan.expected_bits(level)
         assert plan.sampled_bits(level) == pytest.approx(whole, rel=0.01)
 
 

@@ -9,8 +9,7 @@ def plain_row(codes: list[int], trellis: int) -> list[int]:
     """One row, one weight at a time."""
     state, out = 0, []
     for code in codes:
-        sign = (code > 0) - (code < 0)
-        out.append(2 * code - sign * int(GRIDS[trellis][state]))
+        out.append(2 * code - int(GRIDS[trellis][state]))
         state = int(TRELLIS[trellis][state, code % 2])
     return out
 
@@ -42,18 +41,43 @@ def test_every_state_is_entered_twice_and_parities_part(trellis: int) -> None:
 
 
 def test_the_state_machines_are_part_of_the_format() -> None:
-    tables = {states: table.tolist() for states, table in TRELLIS.items()}
+    tables = {states: table.tolist() for states, table in TRELLIS.items() if states < 16}
     assert tables == {
-        4: [[0, 2], [2, 0], [1, 3], [3, 1]],
-        8: [[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]],
+        4: [[0, 1], [2, 3], [1, 0], [3, 2]],
+        8: [[0, 2], [5, 7], [1, 3], [4, 6], [2, 0], [7, 5], [3, 1], [6, 4]],
     }
-    grids = {states: grid.tolist() for states, grid in GRIDS.items()}
-    assert grids == {4: [0, 0, 1, 1], 8: [0, 1, 0, 1, 0, 1, 0, 1]}
+    assert sorted(TRELLIS) == sorted(GRIDS) == [4, 8, 16, 32]
+    assert TRELLIS[16][5].tolist() == [2 ^ 9, 2 ^ 9 ^ 2]
+    assert TRELLIS[32][30].tolist() == [15, 15 ^ 4] and TRELLIS[32][31, 1] == 15 ^ 18 ^ 4
+    assert all((grid == np.arange(states) % 2).all() for states, grid in GRIDS.items())
     assert all(t.dtype == np.int8 for t in (*TRELLIS.values(), *GRIDS.values()))
-    # 8 states: 1 in 0 (2), 2 in 2 (4), -1 in 1 (-2 + 1), -2 in 7 (-4 + 1), 0 in 7 (0), 3 in 7 (5).
+    # 8 states: 1 in 0 (2), 2 in 2 (4), -1 in 1 (-2 - 1), -2 in 7 (-4 - 1), 0 in 6 (0), 3 in 3 (5).
     codes = torch.tensor([[1, 2, -1, -2, 0, 3]], dtype=torch.int8)
-    assert reconstruct(codes, 8).tolist() == [[2, 4, -1, -3, 0, 5]]
+    assert reconstruct(codes, 8).tolist() == [[2, 4, -3, -5, 0, 5]]
     assert codes.tolist() == [[1, 2, -1, -2, 0, 3]]
+
+
+@pytest.mark.parametrize("trellis", sorted(TRELLIS))
+def test_paths_that_part_stay_apart(trellis: int) -> None:
+    """Paths from one state that meet again first are as far apart as the code of the book is."""
+    # Squared distances in steps: 1 where grids differ, 4 where only parities do.
+    first, second = sorted(TRELLIS[trellis][0].tolist())
+    start = {(first, second): 4}
+    seen, best = dict(start), 10_000
+    while start:
+        reached: dict[tuple[int, int], int] = {}
+        for (a, b), cost in start.items():
+            for p in (0, 1):
+                for q in (0, 1):
+                    gap = 1 if GRIDS[trellis][a] != GRIDS[trellis][b] else 4 * (p != q)
+                    pair = sorted((int(TRELLIS[trellis][a, p]), int(TRELLIS[trellis][b, q])))
+                    total = cost + gap
+                    if pair[0] == pair[1]:
+                        best = min(best, total)
+                    elif total < seen.get((pair[0], pair[1]), 10_000):
+                        seen[pair[0], pair[1]] = reached[pair[0], pair[1]] = total
+        start = reached
+    assert best == {4: 9, 8: 10, 16: 11, 32: 13}[trellis]
 
 
 @pytest.mark.parametrize("trellis", sorted(TRELLIS))
@@ -64,5 +88,5 @@ def test_multiples_name_their_codes(trellis: int) -> None:
     found = codes_of(reconstruct(codes, trellis))
     assert torch.equal(found, codes.int())
     multiples = torch.tensor([-5, -4, -1, 0, 1, 2, 3, 4, 32_767], dtype=torch.int16)
-    assert codes_of(multiples.int()).tolist() == [-3, -2, -1, 0, 1, 1, 2, 2, 16_384]
+    assert codes_of(multiples.int()).tolist() == [-2, -2, 0, 0, 1, 1, 2, 2, 16_384]
     assert codes_of(2 * torch.arange(-3, 4)).tolist() == [-3, -2, -1, 0, 1, 2, 3]
