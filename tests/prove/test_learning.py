@@ -129,7 +129,7 @@ def test_lora_learns_from_its_own_document(
 
 @pytest.mark.parametrize(
     "change",
-    [{"lora_warm": False}, {"lora_lanes": 1}, {"lora_documents": 1}, {"lora_targets": "q"}],
+    [{"lora_warm": False, "lora_lanes": 1}, {"lora_documents": 1, "lora_targets": "q"}],
 )
 def test_batches_follow_one_another_as_in_the_scorer(
     artifact: Path, session: Session, change: dict[str, object]
