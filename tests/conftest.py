@@ -27,6 +27,7 @@ from damage import Call, Cli, Outcome, Place, run_command
 from shared import forking, once
 
 from fairway.base import children
+from fairway.base.files import read_json
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.data.build import build_data
@@ -136,6 +137,24 @@ def smoke_run(tiny: Callable[..., Config]) -> Path:
             pipeline.walk()
 
     return once("smoke", walk)
+
+
+@pytest.fixture
+def evidence_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stages of this process that prove and audit take the smoke run's facts.
+
+    Both have tests of their own, and each would take seconds.
+    """
+    results = read_json(smoke_run / "results.json")
+
+    def prove(*inputs: Any) -> dict[str, Any]:
+        inputs[-1].write_bytes(b"proof")
+        return dict(results["proof"])
+
+    monkeypatch.setattr("fairway.pipeline.evidence.prove_run", prove)
+    monkeypatch.setattr(
+        "fairway.pipeline.evidence.audit_run", lambda *inputs: dict(results["audit"])
+    )
 
 
 @pytest.fixture

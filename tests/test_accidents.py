@@ -22,6 +22,8 @@ from fairway.train.steps import STEPS, read_steps
 
 HERE = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.usefixtures("evidence_at_once")
+
 
 def quiet(text: str) -> None:
     pass

@@ -27,6 +27,8 @@ from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 from fairway.train.muon import Optimisers
 from fairway.train.steps import STEPS, read_steps
 
+pytestmark = pytest.mark.usefixtures("evidence_at_once")
+
 # ---------------------------------------------------------------------------------------------
 # Run folders
 

@@ -34,6 +34,8 @@ AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", "samples", "pr
 ALL = {"train", "pack", "baselines", *SCORES, "samples", "proof", "audit"}
 Tiny = Callable[..., Config]
 
+pytestmark = pytest.mark.usefixtures("evidence_at_once")
+
 
 def repeated_by(config: Config, folder: Path) -> set[str]:
     """Run all stages in a folder and return those that did any work."""
@@ -51,22 +53,6 @@ def repeated_by(config: Config, folder: Path) -> set[str]:
 def run(smoke_run: Path, tmp_path: Path) -> Path:
     """Return a finished run that may be changed."""
     return Path(shutil.copytree(smoke_run, tmp_path / "run"))
-
-
-@pytest.fixture(autouse=True)
-def proofs_and_audits_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proofs and audits have tests of their own, and each would take seconds."""
-    results = read_json(smoke_run / "results.json")
-    facts = results["proof"]
-
-    def prove(*inputs: Any) -> dict[str, Any]:
-        inputs[-1].write_bytes(b"proof")
-        return dict(facts)
-
-    monkeypatch.setattr("fairway.pipeline.evidence.prove_run", prove)
-    monkeypatch.setattr(
-        "fairway.pipeline.evidence.audit_run", lambda *inputs: dict(results["audit"])
-    )
 
 
 # ---------------------------------------------------------------------------------------------

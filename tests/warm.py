@@ -121,12 +121,25 @@ if __name__ == "__main__":
         launch(sys.argv[1:])
     else:
         sys.path[0] = os.path.dirname(os.path.dirname(__file__))
+        import importlib
+        from contextlib import suppress
+
+        # What optimisers and the Hub's client import, as far as this version has it; not they
+        # themselves: torch._dynamo has work to do at the end, the client reads the environment.
+        for name in (
+            *("sympy", "torch.fx.experimental.symbolic_shapes", "torch.distributed.fsdp"),
+            *("httpx", "httpx2", "yaml", "fsspec"),
+        ):
+            with suppress(ImportError):
+                importlib.import_module(name)
+
         import fairway.api
         import fairway.cli.main
         import fairway.cli.show
         import fairway.pipeline.run
         import fairway.prove.archive
         import fairway.prove.proof
+        import fairway.report.page
 
         _become(serve(sys.argv[2], int(sys.argv[3])))
         if sys.argv[1:2] == ["-c"]:

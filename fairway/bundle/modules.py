@@ -111,7 +111,9 @@ def lazy_import(node: ast.AST) -> tuple[str, str] | None:
     if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
         return None
     call, target = node.value, node.targets[0]
-    if ast.unparse(call.func) != "importlib.import_module" or not isinstance(target, ast.Name):
+    if not (isinstance(call.func, ast.Attribute) and isinstance(target, ast.Name)):
+        return None
+    if ast.unparse(call.func) != "importlib.import_module":
         return None
     argument = call.args[0]
     assert isinstance(argument, ast.Constant), "a module imported by a name known here"
@@ -125,14 +127,20 @@ def lazy_import(node: ast.AST) -> tuple[str, str] | None:
 def own_nodes(node: ast.AST) -> list[ast.AST]:
     """Return the nodes of a body that share its scope; inner scopes are there, not entered."""
     found: list[ast.AST] = []
+    _add_own(node, found)
+    return found
+
+
+def _add_own(node: ast.AST, found: list[ast.AST]) -> None:
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr_context):
+            continue
         found.append(child)
         if not isinstance(child, _SCOPES):
-            found += own_nodes(child)
+            _add_own(child, found)
         elif isinstance(child, _COMPREHENSIONS):
             # A walrus inside binds outside.
             found += [n.target for n in ast.walk(child) if isinstance(n, ast.NamedExpr)]
-    return found
 
 
 def bound_names(node: ast.AST) -> set[str]:

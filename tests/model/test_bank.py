@@ -54,11 +54,17 @@ def apart(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted.double()).norm() / (wanted.double().norm() + 1e-12))
 
 
+TARGETS = [LORA_TARGETS, ("head",), ("o",), ("mlp",), ("v", "mlp"), ("q", "k", "head")]
+# All targets in the plain model, all features with all targets; each pair of them is slow.
+PAIRS = [
+    pytest.param(targets, feature, marks=[pytest.mark.slow] * bool(feature and number))
+    for feature in ({}, {"smear": True}, *FEATURES.values())
+    for number, targets in enumerate(TARGETS)
+]
+
+
 @on_cpu
-@pytest.mark.parametrize(
-    "targets", [LORA_TARGETS, ("head",), ("o",), ("mlp",), ("v", "mlp"), ("q", "k", "head")]
-)
-@pytest.mark.parametrize("feature", [{}, {"smear": True}, *FEATURES.values()])
+@pytest.mark.parametrize(("targets", "feature"), PAIRS)
 def test_states_and_gradients_are_those_of_formulas(
     targets: Sequence[str], feature: dict[str, Any]
 ) -> None:
@@ -128,7 +134,11 @@ def repeating_text() -> Text:
     return Text(ids, target_bytes, 65, 260)
 
 
-@pytest.mark.parametrize(("phases", "power"), [(0, 0.0), (1, 0.0), (0, 1.0)])
+# Without a phase over the whole text: `test_halving` has that, too.
+@pytest.mark.parametrize(
+    ("phases", "power"),
+    [pytest.param(0, 0.0, marks=pytest.mark.slow), (1, 0.0), (0, 1.0)],
+)
 def test_an_evaluation_learns_the_same_on_both_paths(phases: int, power: float) -> None:
     score = ScoreConfig(seq_len=16, stride=4, check_positions=20, truncate=False)
     config = TttConfig(
@@ -155,8 +165,15 @@ class Leaving(Witness):
         raise InterruptedError
 
 
-@pytest.mark.parametrize("kernels", ["plain", "fused"])
-@pytest.mark.parametrize("witness", [Witness(), Leaving()])
+@pytest.mark.parametrize(
+    ("kernels", "witness"),
+    [
+        ("plain", Witness()),
+        ("plain", Leaving()),
+        pytest.param("fused", Witness(), marks=pytest.mark.slow),
+        ("fused", Leaving()),
+    ],
+)
 def test_an_evaluation_leaves_nothing_behind(
     kernels: str, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

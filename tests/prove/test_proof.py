@@ -312,7 +312,7 @@ CLAIMS = [
     ),
     # Told by the end of the payload, or by bytes that are not those of the header's digest.
     (
-        {"targets": (1_000, *(1,) * 14), "joined": (True,) * 15, "rows": 15},
+        {"targets": (250, *(1,) * 14), "joined": (True,) * 15, "rows": 15},
         "ends before|other bytes",
     ),
     ({"targets": (0,) * 100_000, "joined": (True,) * 100_000}, "a stream of no tokens"),

@@ -97,13 +97,14 @@ class Full:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "rows"),
+    ("kernels", "rows", "where"),
     [
-        *(("plain", rows) for rows in (1, 2, 3)),
-        pytest.param("fused", 2, marks=FUSED),
+        *(("plain", rows, where) for rows in (1, 2, 3) for where in ("log_probs", "learn")),
+        # Who learns in parts has predicted in parts.
+        pytest.param("fused", 2, "learn", marks=FUSED),
+        pytest.param("fused", 2, "log_probs", marks=[FUSED, pytest.mark.slow]),
     ],
 )
-@pytest.mark.parametrize("where", ["log_probs", "learn"])
 def test_parts_have_the_costs_of_the_whole(
     kernels: str,
     where: str,
