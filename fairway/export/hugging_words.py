@@ -47,14 +47,19 @@ class FairwayTokenizer(PreTrainedTokenizer):
         """Return the text of pieces."""
         return self.words.decode(np.array([self.ids[token] for token in tokens], np.int64))
 
-    def build_inputs_with_special_tokens(self, first: list[int], second: Any = None) -> list[int]:
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
         """Return a text behind the token that begins a document; a second one behind another."""
         begins = [self.words.bos_id]
-        return begins + first + (begins + second if second else [])
+        return begins + token_ids_0 + (begins + token_ids_1 if token_ids_1 else [])
 
-    def save_vocabulary(self, folder: str, prefix: str | None = None) -> tuple[str]:
+    def save_vocabulary(
+        self, save_directory: str, filename_prefix: str | None = None
+    ) -> tuple[str]:
         """Copy the tokenizer's file into a folder; return its path."""
-        file = Path(folder) / f"{f'{prefix}-' if prefix else ''}{VOCABULARY}"
+        name = f"{filename_prefix}-{VOCABULARY}" if filename_prefix else VOCABULARY
+        file = Path(save_directory) / name
         if file.resolve() != Path(self.vocab_file).resolve():
             shutil.copyfile(self.vocab_file, file)
         return (str(file),)
