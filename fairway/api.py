@@ -50,6 +50,18 @@ def model_from(state: dict[str, Tensor], config: ModelConfig, plan: Plan, loopin
     return model.eval()
 
 
+def model_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Return the shape of every weight of a model, by name; none is allocated."""
+    with torch.device("meta"):
+        return {name: weight.shape for name, weight in GPT(config).named_parameters()}
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    """Return the tokenizer inside an artifact or beside it; UserError for another's."""
+    artifact = load_artifact(path)
+    return _tokenizer_of(path, artifact.tokenizer, None, artifact.header)
+
+
 class _Recorder(FrozenPredictor):
     """A frozen model that keeps what the ledger's receipts say of every token."""
 

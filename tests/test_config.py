@@ -115,6 +115,7 @@ def test_former_settings_are_none_of_today_and_a_new_name_is_told() -> None:
 # Beside the 120 of the recipes' system: what the model can have and no recipe has, how many shards
 # the run of a record reads, and in which order.
 NEW = {
+    "init",
     "shards",
     "attn_gate",
     "softcap_skew",
@@ -209,7 +210,7 @@ def with_setting(node: Any, name: str, value: Any) -> Any:
 
 
 # Stands beside the digest of the rest: `config_hash`.
-FREE = {"seed", "data.source", "train.clock", "train.replay"}
+FREE = {"seed", "data.source", "train.clock", "train.init", "train.replay"}
 
 
 @pytest.mark.parametrize("base", [Config(), recipe("demo")], ids=["published", "demo"])

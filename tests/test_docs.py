@@ -115,7 +115,14 @@ def unknown_settings(text: str) -> list[str]:
 def is_file(name: str) -> bool:
     """Return whether a name is rather that of a file or of a module, such as score.ledger."""
     module = Path(fairway.__file__).parent / f"{name.replace('.', '/')}.py"
-    return module.exists() or name.rpartition(".")[2] in ("py", "md", "json", "jsonl", "bin")
+    return module.exists() or name.rpartition(".")[2] in (
+        "py",
+        "md",
+        "json",
+        "jsonl",
+        "bin",
+        "safetensors",
+    )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

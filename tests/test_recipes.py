@@ -222,6 +222,8 @@ def restated(source: str) -> list[str]:
 
 def test_a_recipe_states_differences_alone() -> None:
     files = set(Path(recipes.__file__).parent.glob("*.py")) - {Path(recipes.__file__)}
+    # Which holds no recipes, but finds those of others.
+    files -= {Path(recipes.__file__).with_name("own.py")}
     assert len(files) >= 2
     for path in sorted(files):
         assert restated(path.read_text()) == []

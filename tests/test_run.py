@@ -169,7 +169,17 @@ STAGE = {
 TOOL = {"bytes", "bpb", "primed_bytes", "primed_bpb", "primed_with_bytes", "seconds", "how"}
 SCHEMA: dict[str, set[str]] = {
     "": {
-        *("schema", "recipe", "recipe_hash", "seed", "config", "versions", "machine", "text"),
+        *(
+            "schema",
+            "recipe",
+            "recipe_hash",
+            "recipe_origin",
+            "seed",
+            "config",
+            "versions",
+            "machine",
+            "text",
+        ),
         *("model", "train", "stages", "artifact", "baselines", "weights", "matrices", "seconds"),
         *("samples", "budget", "headline", "warnings", "proof", "audit", "published_mixture"),
         "gains",

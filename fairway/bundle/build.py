@@ -147,6 +147,7 @@ def _tools() -> dict[str, str]:
 def _unstarted(config: Config) -> Config:
     """Return a config whose program is told seed, text and clock when it starts."""
     data, train = replace(config.data, source=""), replace(config.train, clock="wall", replay="")
+    train = replace(train, init="")
     return replace(config, seed=0, data=data, train=train)
 
 
@@ -168,6 +169,11 @@ def _portable(config: Config) -> Config:
         raise UserError(
             "train.clock is replay, which belongs to one run; bundle the recipe with wall or steps "
             "and start the bundle with --replay RUN"
+        )
+    if config.train.init:
+        raise UserError(
+            f"train.init is {config.train.init}, and a bundle holds no weights: what it makes must "
+            "follow from its code and the text; bundle the recipe without train.init"
         )
     return replace(config, data=replace(config.data, source=_portable_source(config)))
 

@@ -8,7 +8,7 @@ docstrings, the annotations of functions and variables, and the help of settings
 import ast
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +45,48 @@ def flatten(config: Config) -> Flat:
     It ends by defining `START`, which runs the recipe: threads that compile or import would wait
     for a program that is still being imported.
     """
-    modules = load_modules(ENTRY, texts_instead(config))
-    for module in modules.values():
-        _Stripper().visit(module.tree)
-    resolve(modules)
     run = f"{_flat_name(ENTRY, 'main')}({_stated(config)}, *told)"
     start = ast.parse(f"def {START}(*told): {run}").body[0]
-    kept, externals = shake(items_of(modules), start)
-    return _program(kept, externals, start)
+    kept, externals = _reached(ENTRY, texts_instead(config), _Stripper(), start)
+    head = ast.parse(_FIRST).body
+    return _program(kept, externals, head, [start])
+
+
+def flatten_module(entry: str, names: Sequence[str], instead: Mapping[str, str]) -> Flat:
+    """Return a module of the package, with all that some of its names need, as one module.
+
+    Docstrings, the help of settings, and all methods of classes in the module's folder stay. Some
+    modules have another text `instead` of their own. What the module imports lazily is defined
+    where its packages are installed.
+    """
+    wanted = ", ".join(_flat_name(entry, name) for name in names)
+    start = ast.parse(f"({wanted},)").body[0]
+    whole = (entry.rpartition(".")[0],)
+    kept, externals = _reached(entry, instead, _Stripper(for_readers=True), start, whole)
+    return _program(kept, externals, [], [])
+
+
+def _reached(
+    entry: str,
+    instead: Mapping[str, str],
+    stripper: "_Stripper",
+    start: ast.stmt,
+    whole: tuple[str, ...] = (),
+) -> tuple[list[Item], set[str]]:
+    """Return the items of a module, and of what it imports, that a statement reaches.
+
+    Classes of modules whose names begin with one of `whole` keep all methods.
+    """
+    modules = load_modules(entry, instead)
+    for module in modules.values():
+        stripper.visit(module.tree)
+    resolve(modules)
+    items = items_of(modules)
+    for item in items:
+        if item.module.startswith(whole):
+            # Who will call its methods is not known here.
+            item.methods = {}
+    return shake(items, start)
 
 
 def _flat_name(module: str, name: str) -> str:
@@ -74,11 +108,12 @@ def _stated(node: Any) -> str:
 class _Stripper(ast.NodeTransformer):
     """Drops what is there for readers alone.
 
-    Annotations that a program reads stay: those of fields and of compiled functions.
+    Annotations that a program reads stay: those of fields and of compiled functions. `for_readers`
+    of a program that people read, docstrings and help stay too.
     """
 
-    def __init__(self) -> None:
-        self.fields = False
+    def __init__(self, for_readers: bool = False) -> None:
+        self.fields, self.for_readers = False, for_readers
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         fields, self.fields = self.fields, False
@@ -86,14 +121,14 @@ class _Stripper(ast.NodeTransformer):
             node.returns = None
             self.generic_visit(node)
         self.fields = fields
-        _drop_docstring(node)
+        self._drop_docstring(node)
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         fields, self.fields = self.fields, True
         self.generic_visit(node)
         self.fields = fields
-        _drop_docstring(node)
+        self._drop_docstring(node)
         return node
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
@@ -108,40 +143,44 @@ class _Stripper(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if isinstance(node.func, ast.Name) and node.func.id == "opt":
+        if isinstance(node.func, ast.Name) and node.func.id == "opt" and not self.for_readers:
             node.args[1] = ast.Constant("")
         return node
 
-
-def _drop_docstring(node: ast.FunctionDef | ast.ClassDef) -> None:
-    if ast.get_docstring(node, clean=False) is not None:
-        node.body = node.body[1:] or [ast.Pass()]
+    def _drop_docstring(self, node: ast.FunctionDef | ast.ClassDef) -> None:
+        if not self.for_readers and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
 
 
 # ---------------------------------------------------------------------------------------------
 # One text
 
 
-def _program(items: list[Item], externals: set[str], start: ast.stmt) -> Flat:
-    """Return imports, what every machine runs, what needs Triton, and the start as a program."""
+def _program(
+    items: list[Item], externals: set[str], first: list[ast.stmt], last: list[ast.stmt]
+) -> Flat:
+    """Return imports, what every machine runs, and what needs more packages, as a program.
+
+    Some statements come first, and some last.
+    """
     eager = [item for item in items if not item.lazy]
     lazy = [item for item in items if item.lazy]
     used = {
         n.id for item in eager for n in ast.walk(item.node) if isinstance(n, ast.Name)
     } & externals
-    nodes = [*ast.walk(ast.Module([*(item.node for item in items), start], []))]
+    nodes = [*ast.walk(ast.Module([*(item.node for item in items), *last], []))]
     names = _own_names(nodes)
     rename(nodes, names)
-    first = [_import(name, names[name]) for name in sorted(used)]
+    head = [*first, *(_import(name, names[name]) for name in sorted(used))]
     later = [_import(name, names[name]) for name in sorted(externals - used)]
-    head = [*ast.parse(_FIRST).body, *first]
     tree = ast.Module([*head, *(item.node for item in eager)], [])
     if lazy:
         absent = ast.ExceptHandler(ast.Name("ImportError", ast.Load()), None, [ast.Pass()])
         tree.body.append(ast.Try(later, [absent], [item.node for item in lazy], []))
-    tree.body.append(start)
+    tree.body += last
     origins = [*(item.module for item in eager), *[""] * len(later)]
-    origins = [*[""] * len(head), *origins, *(item.module for item in lazy), ""]
+    lazily = [item.module for item in lazy]
+    origins = [*[""] * len(head), *origins, *lazily, *[""] * len(last)]
     return Flat(ast.unparse(ast.fix_missing_locations(tree)) + "\n", tuple(origins))
 
 

@@ -33,7 +33,12 @@ PARTS = (
         # What stands beside a score decides nothing of it.
         "`fairway run`",
         lambda config: False,
-        ("fairway.audit.stage", "fairway.pipeline.codesize", "fairway.pipeline.evidence"),
+        (
+            "fairway.audit.stage",
+            "fairway.pipeline.codesize",
+            "fairway.pipeline.evidence",
+            "fairway.pipeline.initial",
+        ),
     ),
     Part(
         "mixture.experts",

@@ -257,12 +257,19 @@ def _run_table(found: list[dict[str, Any]]) -> object:
 def export(
     path: RunOrArtifact,
     out: NewOut,
-    kind: Annotated[str, typer.Option("--format", help="safetensors.")] = "safetensors",
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="safetensors: weights alone; torch: with code for PyTorch; transformers: also for "
+            "transformers.",
+        ),
+    ] = "safetensors",
     tokenizer: TokenizerFile = None,
     as_json: Json = False,
 ) -> None:
     """Write an artifact's dequantised weights, config and tokenizer for other programs."""
-    from fairway.pipeline.export import export as exported
+    from fairway.export.formats import export as exported
 
     require_folder(out)
     facts = exported(path, out, kind, tokenizer)

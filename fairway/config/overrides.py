@@ -14,7 +14,7 @@ from fairway.config.checks import check
 from fairway.config.settings import Config, settings, unknown_name
 
 # Settings that name a folder of this machine.
-_PATHS = ("data.source", "train.replay")
+_PATHS = ("data.source", "train.init", "train.replay")
 
 # Settings of earlier days. All but one are constants of the code that uses them.
 _FIXED = {

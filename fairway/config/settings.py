@@ -168,6 +168,9 @@ class TrainConfig:
     reserve_s: float = opt(12.0, "Seconds of train.budget_s that are kept for calibration.", lo=0.0)
     steps: int = opt(4550, "Number of training steps (clock=steps).", lo=1)
     replay: str = opt("", "Run folder whose recorded progress this run follows (clock=replay).")
+    init: str = opt(
+        "", "Run folder or artifact whose weights the training begins with; '' begins anew."
+    )
     shards: int = opt(
         0, "Training shards to read, the first in the order of their names; 0 reads all.", lo=0
     )

@@ -18,19 +18,19 @@ def to_dict(config: Any) -> dict[str, Any]:
 def config_hash(config: Config) -> str:
     """Return the first 16 hex digits of a digest of every setting of a run.
 
-    What a run's command line may still say, seed and text and what drives the clock, stands beside
-    the digest of the rest.
+    What a run's command line may still say stands beside the digest of the rest: seed, text, what
+    drives the clock and what the weights begin with.
     """
     data, train = config.data, config.train
-    free = (config.seed, data.source, train.clock, train.replay)
+    free = (config.seed, data.source, train.clock, train.init, train.replay)
     return digest_json([fixed_digest(config), *free])[:16]
 
 
 def fixed_digest(config: Config) -> str:
-    """Return a digest of every setting but the seed, the text, and what drives the clock."""
+    """Return a digest of every setting but seed, text, clock and initial weights."""
     values = to_dict(config)
     del values["seed"], values["data"]["source"]
-    del values["train"]["clock"], values["train"]["replay"]
+    del values["train"]["clock"], values["train"]["init"], values["train"]["replay"]
     return digest_json(values)
 
 

@@ -86,6 +86,11 @@ class Tokenizer:
         """The SHA-256 of the model file, in hex."""
         return digest_bytes(self.data)
 
+    @property
+    def pieces(self) -> list[str]:
+        """The piece of every id, as the model file has it."""
+        return list(self._model.pieces)
+
     @cached_property
     def bos_id(self) -> int:
         """The id that starts every document."""

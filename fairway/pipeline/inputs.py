@@ -21,6 +21,7 @@ from fairway.machine.plan import Plan
 from fairway.pipeline.codesize import known_code
 from fairway.pipeline.context import ARTIFACT, WEIGHTS
 from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.initial import initial_digest
 from fairway.pipeline.stages import stages_of
 from fairway.recipes import RECIPES
 from fairway.score.trail import trail_file
@@ -65,6 +66,7 @@ class Inputs:
             "beside": lambda: (self.folder.facts("pack") or {}).get("code_bytes"),
             "code": lambda: known_code(config, self.folder),
             "data": lambda: self.data().digest,
+            "init": lambda: initial_digest(config),
             "plan": lambda: self.plan().as_dict(),
             "replay": lambda: replayed(config),
             "sample": lambda: [config.data.val_bytes, config.data.val_tokens],
@@ -101,7 +103,8 @@ class Inputs:
     def public(self) -> Config:
         """Return the config with digests in place of paths: what a result may say of it."""
         digest = "" if self.config.data.source == "embedded" else self.data().digest
-        return public(self.config, digest, replayed(self.config))
+        begun = initial_digest(self.config)
+        return public(self.config, digest, replayed(self.config), begun)
 
     def forget_others(self) -> None:
         """Drop the scores that are no longer asked for."""
@@ -167,14 +170,15 @@ def replayed(config: Config) -> dict[str, Any] | None:
     return {"plan": other.memory["plan"], "steps": digest_file(other.file(STEPS))}
 
 
-def public(config: Config, data: str, followed: dict[str, Any] | None) -> Config:
+def public(config: Config, data: str, followed: dict[str, Any] | None, begun: str = "") -> Config:
     """Return a config with digests in place of paths; the embedded text has none."""
     source = f"sha256:{data}" if data else config.data.source
     replay = f"sha256:{followed['steps']}" if followed else ""
+    init = f"sha256:{begun}" if begun else ""
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, source=source),
-        train=dataclasses.replace(config.train, replay=replay),
+        train=dataclasses.replace(config.train, init=init, replay=replay),
     )
 
 

@@ -12,6 +12,7 @@ from fairway.model.gpt import num_parameters
 from fairway.pack.model import pack_model
 from fairway.pipeline.averaging import known_steps, lag_warning
 from fairway.pipeline.context import ARTIFACT, WEIGHTS, Run
+from fairway.pipeline.initial import initial
 from fairway.pipeline.limits import (
     check_later_stages,
     check_learning_time,
@@ -32,6 +33,7 @@ def train_model(run: Run) -> dict[str, Any]:
     """Train and write raw and averaged weights; refuse first what would fail afterwards."""
     config, source = run.config, run.source
     source.verify()
+    found = initial(config, source, run.say) if config.train.init else None
     shards, ids = source.train_shards(config.train.shards), run.validation.ids
     check_later_stages(config, len(ids), run.code_bytes, run.plan, run.say)
     check_learning_time(config, ids, run.plan, run.ranks)
@@ -46,12 +48,16 @@ def train_model(run: Run) -> dict[str, Any]:
             *(config, run.plan, run.ranks, TrainingText(shards, source.bytes_per_token)),
             *(run.folder, lambda model: estimated_total(model, config, run.code_bytes)),
             *(run.say, run.resume),
+            begun=None if found is None else (found.state, found.facts["digest"]),
         )
     except InterruptedRun:
         # The first to leave ends all: not before rank 0 has saved the state.
         peers().tell("saved")
         raise
-    return _written(run, training, known) if run.ranks.first else {}
+    if not run.ranks.first:
+        return {}
+    facts = _written(run, training, known)
+    return facts if found is None else {**facts, "init": found.facts}
 
 
 def _written(run: Run, training: Training, known: int) -> dict[str, Any]:

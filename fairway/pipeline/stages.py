@@ -47,18 +47,19 @@ class Stage:
 def stages_of(config: Config) -> list[Stage]:
     """Return the stages that a config asks for, in order."""
     scores = [*_weight_scores(), *_artifact_scores(config), *_unlearned(config)]
-    return [*_making(), *scores, *_evidence(config)]
+    return [*_making(config), *scores, *_evidence(config)]
 
 
 def artifact_stages(config: Config) -> list[Stage]:
     """Return those that make and score an artifact, and no more."""
-    return [*_making(), *_artifact_scores(config)]
+    return [*_making(config), *_artifact_scores(config)]
 
 
-def _making() -> list[Stage]:
-    packed = (WEIGHTS, "quant", "pack", "score", "beside", *_MODEL)
+def _making(config: Config) -> list[Stage]:
+    model = (*_MODEL, *_if(bool(config.train.init), "init"))
+    packed = (WEIGHTS, "quant", "pack", "score", "beside", *model)
     return [
-        Stage("train", _MODEL, making.train_model, (WEIGHTS, STEPS), together=True),
+        Stage("train", model, making.train_model, (WEIGHTS, STEPS), together=True),
         Stage("pack", packed, making.pack_artifact, (ARTIFACT, TOKENIZER_FILE)),
     ]
 

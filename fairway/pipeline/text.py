@@ -8,6 +8,7 @@ from fairway.base.errors import UserError
 from fairway.config.settings import BOS_ID, Config
 from fairway.data.build import DataFolder, build_data
 from fairway.data.corpus import corpus_versions, embedded_documents
+from fairway.pipeline.initial import initial_tokenizer
 
 # Tokens of a shard of the embedded corpus: small, so that several processes have one each.
 _SHARD_TOKENS = 1_000_000
@@ -50,10 +51,12 @@ def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
 
 def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
     data, vocab_size, versions = config.data, config.model.vocab_size, corpus_versions()
+    words = initial_tokenizer(config) if config.train.init else None
     reads = {
         "val_share": data.val_share,
         "vocab_size": vocab_size,
         "versions": versions,
+        **({"tokenizer": words.digest} if words else {}),
     }
 
     def work() -> dict[str, Any]:
@@ -63,6 +66,7 @@ def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
             vocab_size=vocab_size,
             val_share=data.val_share,
             shard_tokens=_SHARD_TOKENS,
+            tokenizer=words,
             provenance={"corpus": "embedded", "versions": versions},
             replace=True,
         )

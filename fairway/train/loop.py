@@ -51,6 +51,8 @@ from fairway.train.steps import (
 )
 
 CHECKPOINT = "checkpoint.safetensors"
+# Weights that a training begins with, by name, and their digest.
+Begun = tuple[dict[str, Tensor], str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +89,25 @@ class Training:
     """Everything a run holds between two steps. `close` it: a thread gathers its batches."""
 
     def __init__(
-        self, config: Config, plan: Plan, ranks: Ranks, text: TrainingText, folder: Path, say: Say
+        self,
+        config: Config,
+        plan: Plan,
+        ranks: Ranks,
+        text: TrainingText,
+        folder: Path,
+        say: Say,
+        begun: Begun = None,
     ) -> None:
         seed_everything(config.seed)
         self.config, self.plan, self.ranks, self.text = config, plan, ranks, text
-        self.folder, self.say = folder, say
+        self.folder, self.say, self.begun = folder, say, begun
         self.device = own_device(plan, ranks)
         # Before anything is there: the plan counts all that will be.
         self.per_rank, self.rows = micro_batch(config, plan, ranks, free_bytes(self.device))
-        self.model = build(config.model, config.seed).to(self.device)
+        self.model = build(config.model, config.seed)
+        if begun is not None:
+            self.model.load_state_dict(begun[0])
+        self.model.to(self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
@@ -334,7 +346,7 @@ class Training:
             "loader": self.batches.state(),
             "rows": self.rows,
             "plan": self.plan.as_dict(),
-            "config": what_trains(self.config),
+            "config": _key(self.config, self.begun),
             "world": self.ranks.world,
         }
         save_checkpoint(self.folder / CHECKPOINT, tensors, facts)
@@ -396,7 +408,7 @@ def _event(device: torch.device) -> torch.cuda.Event | None:
 
 def what_trains(config: Config) -> dict[str, Any]:
     """Return the settings that decide what a training computes, not what it shows or where."""
-    quiet = ("checkpoint_every_s", "replay")
+    quiet = ("checkpoint_every_s", "init", "replay")
     train = {name: value for name, value in to_dict(config.train).items() if name not in quiet}
     model, optim = to_dict(config.model), to_dict(config.optim)
     seeds = {"seed": config.seed, "order_seed": order_seed(config)}
@@ -416,10 +428,14 @@ def train(
     estimate_bytes: Callable[[GPT], int],
     say: Say,
     resume: bool = False,
+    begun: Begun = None,
 ) -> Training:
-    """Train a model in a run folder and return its final state; with `resume`, continue one."""
-    saved = _saved(config, folder / CHECKPOINT) if resume else None
-    training = Training(config, plan, ranks, text, folder, say)
+    """Train a model in a run folder and return its final state; with `resume`, continue one.
+
+    `begun` are the weights that it begins with, and their digest.
+    """
+    saved = _saved(_key(config, begun), folder / CHECKPOINT) if resume else None
+    training = Training(config, plan, ranks, text, folder, say, begun)
     try:
         if saved is None:
             training.warm_up()
@@ -439,11 +455,16 @@ def train(
     return training
 
 
-def _saved(config: Config, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _key(config: Config, begun: Begun) -> dict[str, Any]:
+    """Return what a checkpoint is of: settings, and the weights that the training began with."""
+    return {**what_trains(config), "begun": begun and begun[1]}
+
+
+def _saved(key: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, facts = load_checkpoint(path)
     if facts.get("config") is None:
         raise damaged(path, "it is not one of a training")
-    if facts["config"] != what_trains(config):
+    if facts["config"] != key:
         raise UserError(
             f"{path} belongs to another configuration; resume with the same recipe and settings, "
             "or choose another --out"

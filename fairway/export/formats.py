@@ -1,0 +1,123 @@
+"""An artifact for other programs: its dequantised weights, and code that runs them."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from fairway.api import ARTIFACT_FILE, TOKENIZER_FILE, LanguageModel, load
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes, write_atomic, write_json
+from fairway.base.outputs import require_absent
+from fairway.config.written import to_dict
+from fairway.export.core import CONFIG, WEIGHTS
+from fairway.export.program import MODEL_FILE, WORDS_FILE, program
+from fairway.machine.plan import Plan
+from fairway.pack.artifact import Artifact, load_artifact
+
+GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
+# Files of each format beside weights, config and tokenizer.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "safetensors": (),
+    "torch": (MODEL_FILE, WORDS_FILE),
+    "transformers": (MODEL_FILE, WORDS_FILE, GENERATION, TOKENIZER_CONFIG),
+}
+# Nothing is computed: no need to try what is fastest here.
+_PLAN = Plan("cpu", "float32", "highest", 1, "plain")
+
+
+def export(path: Path, out: Path, kind: str, tokenizer: Path | None = None) -> dict[str, Any]:
+    """Write an artifact into a folder in one of `FORMATS`; return its facts.
+
+    Weights are float32, as `fairway.load` has them: under the names of `fairway.model.gpt`, behind
+    'gpt.' where code stands beside them. Raises UserError for an unknown format, or files that are
+    there already.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"format '{kind}' is unknown; choose one of {', '.join(FORMATS)}")
+    require_absent(out, WEIGHTS, CONFIG, TOKENIZER_FILE, *FORMATS[kind])
+    file = path / ARTIFACT_FILE if path.is_dir() else path
+    model, artifact = load(file, tokenizer=tokenizer, plan=_PLAN), load_artifact(file)
+    prefix = "gpt." if FORMATS[kind] else ""
+    data = _weights(artifact.state, prefix)
+    facts = _facts(artifact, data)
+    write_atomic(out / WEIGHTS, data)
+    write_atomic(out / TOKENIZER_FILE, model.tokenizer.data)
+    for name in {MODEL_FILE, WORDS_FILE} & {*FORMATS[kind]}:
+        write_atomic(out / name, program(name).encode())
+    if kind == "transformers":
+        write_json(out / GENERATION, _generation(model))
+        write_json(out / TOKENIZER_CONFIG, _tokenizer_config(model, facts))
+    # Last, so that a folder that can be read is whole.
+    write_json(out / CONFIG, _config(facts, model, kind))
+    return facts
+
+
+def _weights(state: dict[str, Tensor], prefix: str) -> bytes:
+    tensors = {f"{prefix}{name}": value.float().contiguous() for name, value in state.items()}
+    return bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def _facts(artifact: Artifact, data: bytes) -> dict[str, Any]:
+    return {
+        "architecture": "fairway",
+        "model": to_dict(artifact.config),
+        "provenance": artifact.header["provenance"],
+        "tokenizer_digest": artifact.header["tokenizer_digest"],
+        "weights_digest": digest_bytes(data),
+        "parameters": sum(value.numel() for value in artifact.state.values()),
+    }
+
+
+def _config(facts: dict[str, Any], model: LanguageModel, kind: str) -> dict[str, Any]:
+    """Return config.json. What the code reads stands under `fairway`."""
+    if kind == "safetensors":
+        return facts
+    length = facts["provenance"]["score"]["seq_len"]
+    own = {**facts, "looping": facts["provenance"]["looping"], "length": length}
+    if kind == "torch":
+        return {"fairway": own}
+    gpt, shape, module = model.model, facts["model"], Path(MODEL_FILE).stem
+    visits = len(gpt.encoder_visits) + len(gpt.decoder_visits)
+    return {
+        "architectures": ["FairwayForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"{module}.FairwayConfig",
+            "AutoModelForCausalLM": f"{module}.FairwayForCausalLM",
+        },
+        "model_type": "fairway",
+        **_ids(model),
+        "vocab_size": shape["vocab_size"],
+        "hidden_size": shape["dim"],
+        "num_attention_heads": shape["num_heads"],
+        # Each visit keeps keys and values of its own, and SmearGate keeps the tokens.
+        "num_hidden_layers": visits + shape["smear"],
+        "max_position_embeddings": max(length, shape["rope_train_len"]),
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "fairway": own,
+    }
+
+
+def _ids(model: LanguageModel) -> dict[str, int]:
+    """Return the tokens that transformers asks for: the one that begins a document also ends it."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return dict.fromkeys(names, model.tokenizer.bos_id)
+
+
+def _generation(model: LanguageModel) -> dict[str, Any]:
+    return {**_ids(model), "do_sample": True, "temperature": 0.8, "top_k": 50}
+
+
+def _tokenizer_config(model: LanguageModel, facts: dict[str, Any]) -> dict[str, Any]:
+    begins = model.tokenizer.pieces[model.tokenizer.bos_id]
+    return {
+        "auto_map": {"AutoTokenizer": [f"{Path(WORDS_FILE).stem}.FairwayTokenizer", None]},
+        "tokenizer_class": "FairwayTokenizer",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), begins),
+        "model_max_length": facts["provenance"]["score"]["seq_len"],
+        # What is continued stands at the end of every row.
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }

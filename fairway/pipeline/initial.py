@@ -1,0 +1,130 @@
+"""Weights that a training begins with: those of another run, or of an artifact (`train.init`).
+
+A run gives its averaged weights as they were trained; an artifact gives what its codes restore.
+The text must be in tokens of the same tokenizer, and the model must have the same shapes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fairway.api import TOKENIZER_FILE, model_shapes, tokenizer_of
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file
+from fairway.base.terminal import command
+from fairway.config.settings import Config, ModelConfig, settings
+from fairway.config.written import from_dict
+from fairway.data.folder import DataFolder
+from fairway.data.tokens import Tokenizer
+from fairway.pack.artifact import load_artifact
+from fairway.pipeline.context import ARTIFACT, WEIGHTS
+from fairway.pipeline.folder import RunFolder
+from fairway.train.checkpoint import load_checkpoint
+
+# What a model begins with when nothing is given, and where its embedding's moments are kept.
+_FREE = ("qk_gain", "embed_bf16")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Initial:
+    """Weights by name, and what a result says of where they are from."""
+
+    state: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def initial_file(path: str) -> Path:
+    """Return the file that holds the weights of a run folder, or an artifact itself."""
+    given = Path(path)
+    found = [given / name for name in (WEIGHTS, ARTIFACT) if given.is_dir()] or [given]
+    for file in found:
+        if file.is_file():
+            return file
+    raise UserError(
+        f"train.init is {path}, which is no artifact and no folder of a trained run; name one"
+    )
+
+
+def initial_digest(config: Config) -> str:
+    """Return the digest of the weights that a training begins with; '' if it begins anew."""
+    return digest_file(initial_file(config.train.init)) if config.train.init else ""
+
+
+def initial_tokenizer(config: Config) -> Tokenizer:
+    """Return the tokenizer of the weights that a training begins with."""
+    file = initial_file(config.train.init)
+    if file.name != WEIGHTS or (file.parent / TOKENIZER_FILE).is_file():
+        beside = None if file.name != WEIGHTS else file.parent / TOKENIZER_FILE
+        return Tokenizer.load(beside) if beside else tokenizer_of(file)
+    source = Path(_run_config(file.parent).data.source)
+    return DataFolder.open(file.parent / "data" if str(source) == "embedded" else source).tokenizer
+
+
+def initial(config: Config, source: DataFolder, say: Callable[[str], None]) -> Initial:
+    """Return the weights that a training begins with, if model and text of a run fit them.
+
+    Raises UserError, with both values, for another shape or another tokenizer. Settings of the
+    model that differ and leave its shapes alone are told.
+    """
+    file = initial_file(config.train.init)
+    own = initial_tokenizer(config)
+    if own.digest != source.tokenizer.digest:
+        again = command("data", "build", "TEXT", "--tokenizer", TOKENIZER_FILE)
+        raise UserError(
+            f"the tokenizer of train.init {config.train.init} is {own.digest[:12]} and that of "
+            f"{source.path} is {source.tokenizer.digest[:12]}; build the data with that of "
+            f"train.init: {again}"
+        )
+    state, model, facts = _of_run(file) if file.name == WEIGHTS else _of_artifact(file)
+    _require_fit(config, state, model, say)
+    say(f"training begins with the weights of {config.train.init}, {facts['digest'][:16]}")
+    return Initial(state, facts)
+
+
+def _of_run(file: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+    folder = RunFolder.existing(file.parent)
+    folder.require_unchanged("train", WEIGHTS)
+    tensors, _ = load_checkpoint(file)
+    state = {n.removeprefix("ema."): w for n, w in tensors.items() if n.startswith("ema.")}
+    config = _run_config(file.parent)
+    said = {"recipe": config.recipe, "seed": config.seed}
+    return state, config.model, {"kind": "run", **said, "digest": digest_file(file)}
+
+
+def _run_config(folder: Path) -> Config:
+    memory = RunFolder.existing(folder).memory
+    if "config" not in memory:
+        raise UserError(f"train.init {folder} has no finished training; finish it first")
+    config: Config = from_dict(memory["config"])
+    return config
+
+
+def _of_artifact(file: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+    artifact = load_artifact(file)
+    provenance = artifact.header["provenance"]
+    said = {name: provenance[name] for name in ("recipe", "recipe_hash", "seed")}
+    return (
+        artifact.state,
+        artifact.config,
+        {"kind": "artifact", **said, "digest": digest_file(file)},
+    )
+
+
+def _require_fit(
+    config: Config, state: dict[str, Tensor], model: ModelConfig, say: Callable[[str], None]
+) -> None:
+    """Raise UserError for weights of other names or shapes; tell of other settings."""
+    there = {name: value for name, _, value in settings(model)}
+    differ = [
+        f"model.{name} is {there[name]} there and {value} here"
+        for name, _, value in settings(config.model)
+        if value != there[name] and name not in _FREE
+    ]
+    told = f"train.init {config.train.init}: {', '.join(differ)}"
+    if model_shapes(config.model) != {name: w.shape for name, w in state.items()}:
+        raise UserError(f"{told}; the weights do not fit, so take the values that are there")
+    if differ:
+        say(f"{told}; the weights were trained with the other values")

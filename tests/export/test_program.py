@@ -1,0 +1,128 @@
+"""The generated code of an exported model against the model, with all that a model can have."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from export.elsewhere import bare_python, run
+from features import ALL, FEATURES
+from safetensors.torch import save_file
+from tiny import TINY, alive
+
+from fairway.config.settings import ModelConfig
+from fairway.config.written import to_dict
+from fairway.export.program import MODEL_FILE, WORDS_FILE, program
+
+CONFIGS: dict[str, ModelConfig] = {
+    "plain": TINY,
+    "factorised": replace(TINY, embed_dim=8, rope_train_len=16),
+    "smear": replace(TINY, smear=True, num_layers=4, loop_last=2, loop_extra=2),
+    "no skips, no cap, no rope": replace(TINY, skips=False, softcap=0.0, rope_dims=0, xsa_layers=1),
+    **{name: replace(TINY, **feature) for name, feature in FEATURES.items()},
+    "all": replace(TINY, **ALL),
+}
+COMPARED = """
+import json, sys, torch
+sys.path.insert(0, ".")
+from modeling_fairway import Past, load
+assert "fairway" not in sys.modules
+told = {}
+for name in json.load(open("names.json")):
+    model, kept = load(name), torch.load(f"{name}/seen.pt")
+    ids, whole = kept["ids"], kept["logits"]
+    def apart(a, b):
+        return float((a - b).abs().max())
+    with torch.no_grad():
+        found = {"whole": apart(model(ids), whole)}
+        past, parts = Past(), []
+        for part in ids.split([5, 1, 1, ids.shape[1] - 7], 1):
+            parts.append(model(part, past=past))
+        found["pieces"] = apart(torch.cat(parts, 1), whole)
+        wide = torch.cat([torch.full_like(ids[:, :3], 7), ids], 1)
+        mask = torch.ones_like(wide)
+        mask[:, :3] = 0
+        half = len(ids[0]) // 2 + 3
+        past = Past()
+        parts = [model(wide[:, :half], mask[:, :half], past), model(wide[:, half:], mask, past)]
+        found["padded"] = apart(torch.cat(parts, 1)[:, 3:], whole)
+        grown = model.generate(ids[:, :6], 8, temperature=0.0)
+        for at in range(6, 14):
+            likeliest = model(grown[:, :at])[:, -1].argmax(-1)
+            assert (likeliest == grown[:, at]).all(), "a continuation is another one"
+        found["long"] = list(model.generate(ids, 20, seed=3).shape)
+        again = model.generate(ids, 20, seed=3)
+        assert (again == model.generate(ids, 20, seed=3)).all()
+    told[name] = found
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bare_python(tmp_path_factory.mktemp("bare"))
+
+
+def test_every_feature_gives_the_same_logits_elsewhere(python: Path, tmp_path: Path) -> None:
+    names = {f"{n}": name for n, name in enumerate(CONFIGS)}
+    for folder, name in names.items():
+        _written(tmp_path / folder, CONFIGS[name])
+    (tmp_path / "names.json").write_text(json.dumps(list(names)))
+    (tmp_path / MODEL_FILE).write_text(program(MODEL_FILE))
+    told = run(python, COMPARED, tmp_path)
+    for folder, name in names.items():
+        found = told[folder]
+        assert found["long"] == [2, 32], name
+        # A padded text of more positions has another rotary base, beyond the length of training.
+        padded = 1e-5 if CONFIGS[name].rope_train_len > 15 else 1.0
+        assert found["whole"] < 1e-5 and found["pieces"] < 1e-5 and found["padded"] < padded, name
+
+
+def _written(folder: Path, config: ModelConfig) -> None:
+    """Write a model as it is exported, and what it says of two texts with documents in them."""
+    model = alive(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, config.vocab_size, (2, 12), generator=generator)
+    ids[:, 0] = ids[0, 5] = ids[1, 8] = 1
+    folder.mkdir()
+    with torch.no_grad():
+        torch.save({"ids": ids, "logits": model.logits(model.hidden(ids))}, folder / "seen.pt")
+    save_file({f"gpt.{n}": w.float().contiguous() for n, w in model.state_dict().items()},
+              folder / "model.safetensors")  # fmt: skip
+    values = {"model": to_dict(config), "looping": True, "length": 16}
+    (folder / "config.json").write_text(json.dumps({"fairway": values}))
+
+
+REFUSED = """
+import json, sys
+sys.path.insert(0, ".")
+import torch
+from modeling_fairway import Past, load
+model = load("0")
+try:
+    model(torch.ones(1, 3000, dtype=torch.long), past=Past())
+except ValueError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_too_many_positions_in_a_cache_are_refused(python: Path, tmp_path: Path) -> None:
+    _written(tmp_path / "0", TINY)
+    (tmp_path / MODEL_FILE).write_text(program(MODEL_FILE))
+    assert "3000 positions are too many" in run(python, REFUSED, tmp_path)
+
+
+def test_code_has_what_transformers_asks_for() -> None:
+    assert "class FairwayForCausalLM(" in program(MODEL_FILE)
+    assert "class FairwayConfig(" in program(MODEL_FILE)
+    assert "class FairwayTokenizer(" in program(WORDS_FILE)
+
+
+def test_code_names_nothing_of_fairway_and_of_kernels() -> None:
+    for file in (MODEL_FILE, WORDS_FILE):
+        lines = [line.strip() for line in program(file).splitlines()]
+        imports = [line for line in lines if line.startswith(("import ", "from "))]
+        assert imports
+        for word in ("fairway", "numba", "triton", "brotli"):
+            assert not any(word in line for line in imports), (file, word)
