@@ -12,14 +12,8 @@ from fairway.config.settings import ModelConfig, OptimConfig
 from fairway.model.gpt import build
 from fairway.model.kinds import ones, scalar
 from fairway.model.operations import PLAIN
-from fairway.train.muon import (
-    POLAR_EXPRESS,
-    Muon,
-    Optimisers,
-    coefficients,
-    in_stages,
-    orthogonalise,
-)
+from fairway.train.muon import Muon, Optimisers, in_stages
+from fairway.train.rules import POLAR_EXPRESS, coefficients, orthogonalise
 
 CONFIG = OptimConfig()
 TINY = ModelConfig(

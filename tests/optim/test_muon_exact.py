@@ -20,8 +20,9 @@ from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT, build
 from fairway.model.kinds import ones, scalar
 from fairway.model.operations import PLAIN
-from fairway.train import muon
-from fairway.train.muon import Departures, Muon, Optimisers, in_stages, move, muon_update
+from fairway.train import muon, rules
+from fairway.train.muon import Departures, Muon, Optimisers, in_stages
+from fairway.train.rules import move, muon_update
 
 # Five layers: banks of 10 and 5 matrices, which neither two nor three ranks divide evenly.
 MODEL = ModelConfig(
@@ -83,19 +84,19 @@ def test_an_update_is_that_of_the_formulas(shape: tuple[int, int], kind: str) ->
 
 @pytest.mark.parametrize(("how", "triples"), [("fixed", FIXED), ("polar_express", POLAR)])
 def test_coefficients_are_the_published_ones(how: str, triples: list[Any]) -> None:
-    assert list(muon.coefficients(replace(CONFIG, newton_schulz=how))) == triples
+    assert list(rules.coefficients(replace(CONFIG, newton_schulz=how))) == triples
 
 
 def test_rows_and_matrices_of_nothing_stay_nothing() -> None:
     """A norm below 1e-7 counts as 1e-7 in a row, and is made 1e-7 larger in a matrix."""
     rows = torch.tensor([[[0.0, 0.0], [3e-8, 4e-8], [3e-7, 4e-7]]], dtype=torch.float64)
     out = torch.empty_like(rows)
-    muon.nesterov(rows.clone(), torch.zeros_like(rows), torch.ones(1), 0.0, True, out)
+    rules.nesterov(rows.clone(), torch.zeros_like(rows), torch.ones(1), 0.0, True, out)
     wanted = torch.tensor([[[0.0, 0.0], [0.3, 0.4], [0.6, 0.8]]]).double()
     torch.testing.assert_close(out, wanted, rtol=1e-7, atol=0)
     matrix = torch.tensor([[[3e-7, 0.0], [0.0, 4e-7]]], dtype=torch.float64)
-    torch.testing.assert_close(muon.orthogonalise(matrix, []), matrix / 6e-7, rtol=1e-7, atol=0)
-    assert not muon.orthogonalise(torch.zeros(1, 2, 2), FIXED).any()
+    torch.testing.assert_close(rules.orthogonalise(matrix, []), matrix / 6e-7, rtol=1e-7, atol=0)
+    assert not rules.orthogonalise(torch.zeros(1, 2, 2), FIXED).any()
 
 
 def test_weights_decay_then_move() -> None:
@@ -381,7 +382,7 @@ def test_a_bank_goes_by_the_kernels_it_was_given() -> None:
 
     def rows(*arguments: Any) -> None:
         called.append(arguments)
-        muon.nesterov(*arguments)
+        rules.nesterov(*arguments)
 
     [(_, weight)] = matrices = lone((3, 4))
     [bank] = Muon(matrices, CONFIG).banks
