@@ -128,6 +128,10 @@ NEW = {
     "lora_rope",
     "lora_confidence",
     "lora_peers",
+    "momentum_end",
+    "momentum_fall",
+    "cool_power",
+    "embed_beta2",
 }
 
 

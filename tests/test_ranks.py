@@ -75,10 +75,10 @@ def stop_and_go_on(ranks: Ranks, settings: list[str], folder: Path) -> None:
     """Train with a signal to rank 0 alone in the second step, then continue."""
     advance = Training._advance
 
-    def interrupted(self: Training, multiplier: float, step: int) -> tuple[Tensor, Tensor]:
-        if step == 1 and ranks.first:
+    def interrupted(self: Training, *how: Any) -> tuple[Tensor, Tensor]:
+        if self.step == 1 and ranks.first:
             os.kill(os.getpid(), signal.SIGTERM)
-        return advance(self, multiplier, step)
+        return advance(self, *how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_advance", interrupted)

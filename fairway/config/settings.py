@@ -127,6 +127,12 @@ class OptimConfig:
     momentum: float = opt(0.99, "Momentum of Muon after its warm-up.", lo=0.0, hi=0.9999)
     momentum_start: float = opt(0.92, "Momentum of Muon at the first step.", lo=0.0, hi=0.9999)
     momentum_warmup_steps: int = opt(1500, "Steps from momentum_start to momentum.", lo=0)
+    momentum_end: float | None = opt(
+        None, "Momentum of Muon at the end of the run; none leaves it as it is.", lo=0.0, hi=0.9999
+    )
+    momentum_fall: float = opt(
+        0.35, "Share of the run from which it moves to momentum_end.", lo=0.0, hi=0.999
+    )
     newton_schulz: str = opt(
         "fixed",
         "Coefficients of the Newton-Schulz iteration in Muon.",
@@ -140,11 +146,17 @@ class OptimConfig:
     scalar_wd: float = opt(0.02, "AdamW weight decay of gains, scales and gates.", lo=0.0, hi=10.0)
     beta1: float = opt(0.9, "Decay of AdamW's first moment.", lo=0.0, hi=0.9999)
     beta2: float = opt(0.95, "Decay of AdamW's second moment.", lo=0.0, hi=0.99999)
+    embed_beta2: float | None = opt(
+        None, "The same of the embedding and of an untied head; none is beta2.", lo=0.0, hi=0.99999
+    )
     grad_clip: float = opt(
         0.3, "Largest norm of the gradient; longer ones are scaled; 0 is off.", lo=0.0
     )
     warmdown_share: float = opt(
         0.72, "Last share of the run, in which learning rates fall.", lo=0.0, hi=1.0
+    )
+    cool_power: float = opt(
+        1.0, "Power of the time that is left by which learning rates fall.", lo=0.01, hi=10.0
     )
     min_lr: float = opt(0.0, "Final learning rates as a share of the full ones.", lo=0.0, hi=1.0)
     ema_decay: float | None = opt(

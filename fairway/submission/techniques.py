@@ -35,6 +35,16 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "Amsel et al. 2025, arXiv 2505.16932; #1344",
         lambda c: c.optim.newton_schulz == "polar_express",
     ),
+    (
+        "momentum that falls again",
+        "modded-nanogpt track 3, #340",
+        lambda c: c.optim.momentum_end is not None,
+    ),
+    (
+        "rates by a power of the time left",
+        "modded-nanogpt track 3, PowerCool",
+        lambda c: c.optim.cool_power != 1.0,
+    ),
     ("moving average of the weights", "#1421, #1445", lambda c: True),
     (
         "GPTQ with SDClip",

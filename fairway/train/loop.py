@@ -142,14 +142,15 @@ class Training:
             share += loss.detach()
         return share
 
-    def _advance(self, multiplier: float, step: int) -> tuple[Tensor, Tensor]:
-        """Launch one optimiser step; return (mean loss in nats per token, gradient norm).
+    def _advance(self, multiplier: float, step: int, now: float) -> tuple[Tensor, Tensor]:
+        """Launch one optimiser step at a progress; return (mean loss in nats per token, gradient
+        norm).
 
         Both stay on the device, which may not have computed them yet.
         """
         loss = self._accumulate(send=True)
         wait = self.ranks.start_sum(loss)
-        grad_norm = self.optimisers.step(multiplier, step)
+        grad_norm = self.optimisers.step(multiplier, step, now)
         wait()
         return loss, grad_norm
 
@@ -255,7 +256,7 @@ class Training:
         """
         self._switch_loop(now)
         multiplier = lr_multiplier(now, self.config.optim)
-        loss, grad_norm = self._advance(multiplier, self.step)
+        loss, grad_norm = self._advance(multiplier, self.step, now)
         # Copied behind the step's own work: asked for later, the copy would wait for the next step.
         figures_2 = torch.stack((loss, grad_norm)).to("cpu", non_blocking=True)
         self._land(log)
