@@ -132,6 +132,10 @@ NEW = {
     "momentum_fall",
     "cool_power",
     "embed_beta2",
+    "cautious",
+    "row_beta",
+    "row_floor",
+    "grad_power",
 }
 
 

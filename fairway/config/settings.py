@@ -124,6 +124,21 @@ class OptimConfig:
 
     matrix_lr: float = opt(0.022, "Muon learning rate of the weight matrices.", lo=0.0, hi=10.0)
     matrix_wd: float = opt(0.095, "Muon weight decay (decoupled).", lo=0.0, hi=10.0)
+    cautious: bool = opt(
+        False, "Let Muon's decay act only where the update makes a weight smaller, too."
+    )
+    row_beta: float = opt(
+        0.0,
+        "Decay of a second moment per neuron that evens Muon's updates out (NorMuon); 0 is off.",
+        lo=0.0,
+        hi=0.9999,
+    )
+    row_floor: float = opt(
+        0.0,
+        "Least norm of a row of Muon's update, as a share of the weights' in that row; 0 is off.",
+        lo=0.0,
+        hi=100.0,
+    )
     momentum: float = opt(0.99, "Momentum of Muon after its warm-up.", lo=0.0, hi=0.9999)
     momentum_start: float = opt(0.92, "Momentum of Muon at the first step.", lo=0.0, hi=0.9999)
     momentum_warmup_steps: int = opt(1500, "Steps from momentum_start to momentum.", lo=0)
@@ -137,6 +152,9 @@ class OptimConfig:
         "fixed",
         "Coefficients of the Newton-Schulz iteration in Muon.",
         choices=("fixed", "polar_express"),
+    )
+    grad_power: float = opt(
+        1.0, "Power of every gradient's size before Muon's momentum.", lo=0.01, hi=2.0
     )
     row_normalise: bool = opt(True, "Divide rows by their norms before Newton-Schulz (MuonEq-R).")
     embed_lr: float = opt(0.03, "AdamW learning rate of the embedding.", lo=0.0, hi=10.0)

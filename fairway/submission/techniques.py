@@ -35,6 +35,18 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "Amsel et al. 2025, arXiv 2505.16932; #1344",
         lambda c: c.optim.newton_schulz == "polar_express",
     ),
+    ("NorMuon", "arXiv 2510.05491", lambda c: c.optim.row_beta > 0),
+    (
+        "cautious weight decay",
+        "modded-nanogpt track 3",
+        lambda c: c.optim.cautious,
+    ),
+    (
+        "least norm of an update's rows",
+        "modded-nanogpt track 3",
+        lambda c: c.optim.row_floor > 0,
+    ),
+    ("power of gradients before Muon", "#1682", lambda c: c.optim.grad_power != 1.0),
     (
         "momentum that falls again",
         "modded-nanogpt track 3, #340",

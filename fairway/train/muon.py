@@ -11,25 +11,37 @@ Shapes: L matrices of one shape, P the same padded to a multiple of the ranks, K
 of one rank, R rows, C columns, N elements in a row.
 """
 
+import importlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fairway.base.floats import fit
 from fairway.config.settings import OptimConfig
 from fairway.machine.ranks import Ranks, Wait
 from fairway.model import kinds
 from fairway.model.gpt import GPT
-from fairway.train.rules import kernels, muon_update
+from fairway.train.cpu_muon import loop_nesterov
+from fairway.train.rules import move, muon_update, nesterov, neurons
 from fairway.train.schedule import momentum
 
 # What AdamW adds to the root of its second moment, as in #1493.
 _EPS = 1e-8
 # Banks per shape over several ranks: more sums travel during the backward pass, by more kernels.
 STAGES = 3
+
+
+def kernels(fused: bool, weights_LRC: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return `nesterov` and `move`: as they stand here, one GPU kernel each, or a loop on a CPU."""
+    if fused:
+        # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
+        rows = importlib.import_module("fairway.train.fused_muon")
+        return rows.fused_nesterov, rows.fused_move
+    return loop_nesterov if fit(weights_LRC) else nesterov, move
 
 
 def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
@@ -70,6 +82,12 @@ class Bank:
         self.grads_PRC = self.weights_LRC.new_zeros(padded, *shape)
         self.updates_PRC = torch.zeros_like(self.grads_PRC, dtype=dtype)
         self.momentum_KRC = torch.zeros_like(ranks.shard(self.grads_PRC))
+        # What a checkpoint keeps, by the name it has there, and `reset` forgets.
+        self.own = {"muon": self.momentum_KRC}
+        self.squares: Tensor | None = None
+        if config.row_beta:
+            self.squares = self.momentum_KRC.new_zeros(neurons(self.momentum_KRC.shape))
+            self.own["muon_rows"] = self.squares
         self.wait: Wait
 
     def collect(self) -> None:
@@ -95,7 +113,8 @@ class Bank:
         """Compute the updates of our share from scaled gradients; begin to send them round."""
         own_KRC, updates_KRC = map(self.ranks.shard, (self.grads_PRC, self.updates_PRC))
         muon_update(
-            own_KRC, self.momentum_KRC, scale_1, mu, self.config, updates_KRC, self.nesterov
+            *(own_KRC, self.momentum_KRC, scale_1, mu, self.config, updates_KRC),
+            *(self.nesterov, self.squares),
         )
         self.wait = self.ranks.start_gather(self.updates_PRC)
 
@@ -103,20 +122,25 @@ class Bank:
         """Decay the weights, then subtract everybody's updates."""
         self.wait()
         updates_LRC = self.updates_PRC[: len(self.weights)]
-        self.move(self.weights_LRC, updates_LRC, lr, self.config.matrix_wd)
+        config = self.config
+        self.move(
+            *(self.weights_LRC, updates_LRC, lr, config.matrix_wd),
+            *(config.cautious, config.row_floor),
+        )
 
-    def whole_momentum(self) -> Tensor:
-        """Return the momentum of all matrices [L, R, C], on every rank; all must ask for it."""
-        whole_PRC = torch.empty_like(self.grads_PRC)
-        self.ranks.shard(whole_PRC).copy_(self.momentum_KRC)
-        self.ranks.start_gather(whole_PRC)()
-        return whole_PRC[: len(self.weights)]
+    def whole(self, own: Tensor) -> Tensor:
+        """Return our own state [K, ...] of all matrices [L, ...], on every rank; all must ask."""
+        whole = own.new_empty(len(self.grads_PRC), *own.shape[1:])
+        self.ranks.shard(whole).copy_(own)
+        self.ranks.start_gather(whole)()
+        return whole[: len(self.weights)]
 
-    def restore(self, momentum_LRC: Tensor) -> None:
-        """Put our share of the momentum of all matrices back."""
-        whole_PRC = torch.zeros_like(self.grads_PRC)
-        whole_PRC[: len(self.weights)] = momentum_LRC
-        self.momentum_KRC.copy_(self.ranks.shard(whole_PRC))
+    def restore(self, name: str, every: Tensor) -> None:
+        """Put our share of a state of all matrices back."""
+        own = self.own[name]
+        whole = own.new_zeros(len(self.grads_PRC), *own.shape[1:])
+        whole[: len(self.weights)] = every
+        own.copy_(self.ranks.shard(whole))
 
 
 def in_stages(count: int, world: int) -> list[slice]:
@@ -209,20 +233,27 @@ class Muon:
             bank.apply(lr)
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield ('muon.' + name, momentum) of every matrix, on every rank; all must iterate."""
+        """Yield ('muon.' + name, momentum) of every matrix, on every rank; all must iterate.
+
+        Mean squares of neurons are called 'muon_rows'.
+        """
         for bank in self.banks:
-            names = [f"muon.{name}" for name in bank.names]
-            yield from zip(names, bank.whole_momentum(), strict=True)
+            for kind, own in bank.own.items():
+                names = [f"{kind}.{name}" for name in bank.names]
+                yield from zip(names, bank.whole(own), strict=True)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `named_state` yielded."""
         for bank in self.banks:
-            bank.restore(torch.stack([tensors[f"muon.{name}"] for name in bank.names]))
+            for kind in bank.own:
+                every = torch.stack([tensors[f"{kind}.{name}"] for name in bank.names])
+                bank.restore(kind, every)
 
     def reset(self) -> None:
-        """Forget the momentum."""
+        """Forget the momentum and all else of former steps."""
         for bank in self.banks:
-            bank.momentum_KRC.zero_()
+            for own in bank.own.values():
+                own.zero_()
 
 
 # ---------------------------------------------------------------------------------------------

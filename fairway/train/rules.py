@@ -3,16 +3,13 @@
 Shapes: L matrices of one shape, K those of one rank, R rows, C columns.
 """
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fairway.base.floats import fit
 from fairway.config.settings import OptimConfig
-from fairway.train.cpu_muon import loop_nesterov
 
 Triple = tuple[float, float, float]
 NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
@@ -50,15 +47,27 @@ def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
     return x_LRC.mT if tall else x_LRC
 
 
+# What counts as the smallest gradient, whose power is to be taken: the least float32.
+TINY = 1.2e-38
+
+
 def nesterov(
-    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
+    grad_KRC: Tensor,
+    buffer_KRC: Tensor,
+    scale_1: Tensor,
+    mu: float,
+    normalise: bool,
+    out: Tensor,
+    power: float = 1.0,
 ) -> None:
     """Advance the momentum in place by scaled gradients; write what is to be orthogonalised.
 
-    `out` [K, R, C] gets Nesterov momentum, rows divided by their norms if asked to. The gradients
-    become scratch.
+    `out` [K, R, C] gets Nesterov momentum, rows divided by their norms if asked to. A power other
+    than 1 is taken of the scaled gradients' sizes first. The gradients become scratch.
     """
     grad_KRC.mul_(scale_1)
+    if power != 1.0:
+        power_of(grad_KRC, power)
     torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
     u_KRC = torch.add(grad_KRC, buffer_KRC, alpha=mu)
     if not normalise:
@@ -69,10 +78,42 @@ def nesterov(
     torch.div(u_KRC, norms_KR1, out=out)
 
 
-def move(weights_LRC: Tensor, updates_LRC: Tensor, lr: float, decay: float) -> None:
-    """Decay the weights, then subtract the updates."""
-    weights_LRC.mul_(1.0 - lr * decay)
+def power_of(x: Tensor, power: float) -> None:
+    """Replace numbers by a power of their sizes, in place; signs and zeros stay."""
+    x.mul_(x.abs().clamp_min_(TINY).pow_(power - 1.0))
+
+
+def move(
+    weights_LRC: Tensor,
+    updates_LRC: Tensor,
+    lr: float,
+    decay: float,
+    cautious: bool = False,
+    floor: float = 0.0,
+) -> None:
+    """Decay the weights, then subtract the updates.
+
+    Cautious decay leaves alone what the update does not make smaller. A floor makes rows of the
+    update longer, up to that share of the weights' norm in the row.
+    """
+    if floor:
+        updates_LRC = raised(weights_LRC, updates_LRC, floor)
+    if cautious:
+        shrinks_LRC = (weights_LRC * updates_LRC > 0).to(weights_LRC.dtype)
+        weights_LRC.mul_(1.0 - lr * decay * shrinks_LRC)
+    else:
+        weights_LRC.mul_(1.0 - lr * decay)
     weights_LRC.sub_(updates_LRC, alpha=lr)
+
+
+def raised(weights_LRC: Tensor, updates_LRC: Tensor, floor: float) -> Tensor:
+    """Return updates whose rows have at least a share of the weights' norms; zeros stay."""
+    wide_LRC = updates_LRC.to(weights_LRC.dtype)
+    norms_LR1, least_LR1 = (
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (wide_LRC, weights_LRC)
+    )
+    factors_LR1: Tensor = (floor * least_LR1 / norms_LR1.clamp_min(1e-7)).clamp_min(1.0)
+    return wide_LRC * factors_LR1
 
 
 def muon_update(
@@ -83,21 +124,40 @@ def muon_update(
     config: OptimConfig,
     out: Tensor,
     rows: Callable[..., None] = nesterov,
+    squares: Tensor | None = None,
 ) -> None:
     """Write the updates into `out` [K, R, C]: orthogonal, times sqrt(max(1, R / C)).
 
     All products are in its dtype. The momentum advances in place; `rows` is `nesterov`, its GPU
-    kernel or its loop.
+    kernel or its loop. With `row_beta` so do the mean squares of `balance`.
     """
-    rows(grad_KRC, buffer_KRC, scale_1, mu, config.row_normalise, out)
+    rows(grad_KRC, buffer_KRC, scale_1, mu, config.row_normalise, out, config.grad_power)
     x_KRC = orthogonalise(out, coefficients(config))
-    torch.mul(x_KRC, math.sqrt(max(1.0, out.shape[1] / out.shape[2])), out=out)
+    factor: Tensor | float = math.sqrt(max(1.0, out.shape[1] / out.shape[2]))
+    if squares is not None:
+        factor = factor * balance(x_KRC, squares, config.row_beta)
+    torch.mul(x_KRC, factor, out=out)
 
 
-def kernels(fused: bool, weights_LRC: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return `nesterov` and `move`: as they stand here, one GPU kernel each, or a loop on a CPU."""
-    if fused:
-        # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
-        rows = importlib.import_module("fairway.train.fused_muon")
-        return rows.fused_nesterov, rows.fused_move
-    return loop_nesterov if fit(weights_LRC) else nesterov, move
+def neurons(shape: torch.Size) -> tuple[int, ...]:
+    """Return the shape of one number per neuron: a row of a tall matrix, a column of a wide one.
+
+    Those of the longer side: the shorter side of an orthogonal matrix has equal norms already.
+    """
+    *before, R, C = shape
+    return (*before, R, 1) if R >= C else (*before, 1, C)
+
+
+def balance(x_KRC: Tensor, squares: Tensor, beta: float) -> Tensor:
+    """Advance running mean squares of neurons; return the factors that even them out (NorMuon).
+
+    Each matrix keeps its norm. `squares` has the shape `neurons`, and so has what is returned.
+    """
+    over = -1 if squares.shape[-1] == 1 else -2
+    norms = torch.linalg.vector_norm(x_KRC, dim=over, keepdim=True, dtype=squares.dtype)
+    now = norms.square() / x_KRC.shape[over]
+    squares.lerp_(now, 1.0 - beta)
+    inverse = squares.clamp_min(1e-12).reciprocal()
+    before_K11, after_K11 = (x.sum((-2, -1), keepdim=True) for x in (now, now * inverse))
+    factors: Tensor = (inverse * before_K11 / after_K11.clamp_min(1e-30)).sqrt()
+    return factors
