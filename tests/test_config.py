@@ -132,6 +132,8 @@ NEW = {
     "momentum_fall",
     "cool_power",
     "embed_beta2",
+    "ema_blend",
+    "ema_embed",
     "cautious",
     "row_beta",
     "row_floor",

@@ -65,7 +65,7 @@ def losses(folder: Path) -> list[float]:
 
 def weights(training: Training) -> dict[str, Tensor]:
     live = dict(training.model.named_parameters())
-    return {**live, **{f"ema.{n}": w for n, w in training.average.average.items()}}
+    return {**live, **{f"ema.{n}": w for n, w in training.kept().items()}}
 
 
 def assert_same(a: Training, b: Training) -> None:
@@ -315,15 +315,28 @@ def test_every_training_setting_has_an_effect(
 
 
 @pytest.mark.parametrize(
-    "change", [["optim.ema_share=0.5"], ["optim.ema_share=none", "optim.ema_decay=0.5"]]
+    "change",
+    [
+        ["optim.ema_share=0.5"],
+        ["optim.ema_share=none", "optim.ema_decay=0.5"],
+        ["optim.ema_blend=0.6"],
+        ["optim.ema_embed=false"],
+    ],
 )
 def test_average_settings_have_an_effect(
     tiny: Callable[..., Config], data_folder: Path, tmp_path: Path, change: list[str]
 ) -> None:
     fast = ("train.warmup_steps=0", "train.steps=3")
-    base = run(tiny(*fast), data_folder, tmp_path / "base").average.average
-    other = run(tiny(*fast, *change), data_folder, tmp_path / "changed").average.average
+    trained = run(tiny(*fast), data_folder, tmp_path / "base")
+    base, other = (
+        trained.kept(),
+        run(tiny(*fast, *change), data_folder, tmp_path / "changed").kept(),
+    )
     assert not torch.equal(base["tok_emb.weight"], other["tok_emb.weight"])
+    if change[0].startswith("optim.ema_e"):
+        live = trained.model.tok_emb.weight.detach().float()
+        assert torch.equal(other.pop("tok_emb.weight"), live)
+        assert all(torch.equal(base[name], value) for name, value in other.items())
 
 
 def test_checkpoints_are_written_on_the_way(

@@ -183,6 +183,10 @@ class OptimConfig:
     ema_share: float | None = opt(
         None, "EMA horizon as a share of the run (set ema_decay=none).", lo=1e-6, hi=1.0
     )
+    ema_blend: float = opt(
+        1.0, "Share of the EMA in the weights that are kept; the rest are the last.", lo=0.0, hi=1.0
+    )
+    ema_embed: bool = opt(True, "Average the embedding, too; if not, its last weights are kept.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

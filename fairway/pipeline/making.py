@@ -57,7 +57,7 @@ def train_model(run: Run) -> dict[str, Any]:
 def _written(run: Run, training: Training, known: int) -> dict[str, Any]:
     """Write the weights; return what the training came to."""
     tensors = {f"raw.{n}": w.detach() for n, w in training.model.named_parameters()}
-    tensors |= {f"ema.{n}": w for n, w in training.average.average.items()}
+    tensors |= {f"ema.{n}": w for n, w in training.kept().items()}
     facts = {"looping": training.model.looping}
     save_checkpoint(run.file(WEIGHTS), tensors, facts)
     steps = read_steps(run.file(STEPS))

@@ -57,6 +57,11 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "modded-nanogpt track 3, PowerCool",
         lambda c: c.optim.cool_power != 1.0,
     ),
+    (
+        "average blended with the last weights",
+        "modded-nanogpt track 3, #347",
+        lambda c: c.optim.ema_blend < 1.0 or not c.optim.ema_embed,
+    ),
     ("moving average of the weights", "#1421, #1445", lambda c: True),
     (
         "GPTQ with SDClip",

@@ -34,6 +34,7 @@ from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan, own_device
 from fairway.machine.ranks import Ranks, seed_everything
 from fairway.model.gpt import GPT, build
+from fairway.model.kinds import by_group
 from fairway.model.paths import prepare
 from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
 from fairway.train.clock import Clock
@@ -312,6 +313,12 @@ class Training:
         self.model.set_looping(looping)
         windows = (size for size, end in window_schedule(self.config.train) if now < end)
         self.model.set_window(next(windows, 0))
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return the weights that a run keeps: their average, blended with the last ones."""
+        optim = self.config.optim
+        embed = by_group(self.model.declares, self.average.average)["embed"]
+        return self.average.kept(optim.ema_blend, () if optim.ema_embed else embed)
 
     # -----------------------------------------------------------------------------------------
     # Checkpoints

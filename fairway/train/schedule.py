@@ -1,7 +1,7 @@
 """Learning rate, momentum and weight average as functions of progress and step (#1493)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -59,3 +59,17 @@ class WeightAverage:
         """Move the average towards the live weights: e = decay * e + (1 - decay) * p."""
         live = [value.float() for value in self.live.values()]
         torch._foreach_lerp_(list(self.average.values()), live, 1.0 - decay)
+
+    @torch.no_grad()
+    def kept(self, share: float, last: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return that share of the average plus the rest of the live weights, in float32.
+
+        Of the names in `last` the live weights alone.
+        """
+        found = {}
+        for name, average in self.average.items():
+            live = self.live[name].detach().float()
+            part = 0.0 if name in last else share
+            # At the ends it is the average, or the weights, to the bit.
+            found[name] = average if part == 1.0 else live.lerp(average, part)
+        return found

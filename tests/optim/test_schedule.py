@@ -76,4 +76,10 @@ def test_weight_average_formula() -> None:
         average.update(0.75)
         expected = 0.75 * expected + 0.25 * value
     assert average.average["w"].dtype == torch.float32
+    assert average.kept(1.0)["w"] is average.average["w"]
+    blended = average.kept(0.6)["w"].double()
+    wanted = 0.6 * expected.double() + 0.4 * live.double()
+    torch.testing.assert_close(blended, wanted, rtol=1e-6, atol=1e-6)
+    for last in (average.kept(0.0), average.kept(1.0, ("w",)), average.kept(0.6, ["w"])):
+        assert torch.equal(last["w"], live.float())
     torch.testing.assert_close(average.average["w"], expected)
