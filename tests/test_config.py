@@ -132,6 +132,8 @@ NEW = {
     "momentum_fall",
     "cool_power",
     "embed_beta2",
+    "batches",
+    "lengths",
     "ema_blend",
     "ema_embed",
     "cautious",

@@ -20,7 +20,7 @@ from fairway.machine.plan import Plan
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT, build
 from fairway.recipes import recipe
-from fairway.train import loop
+from fairway.train import feed
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 from fairway.train.loop import CHECKPOINT, Training, TrainingText, train
 from fairway.train.muon import Optimisers
@@ -66,7 +66,7 @@ def train_one(ranks: Ranks, settings: list[str], folder: Path, resume: bool = Fa
     text = TrainingText(source.train_shards(), source.bytes_per_token)
     plan = Plan("cpu", "float32", "highest", 1, "plain")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "ShuffledLoader", Divided)
+        patch.setattr(feed, "ShuffledLoader", Divided)
         train(config, plan, ranks, text, folder, lambda model: 1000, said.append, resume)
     return said
 

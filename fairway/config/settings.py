@@ -217,6 +217,16 @@ class TrainConfig:
         "Tokens that attention sees at most, up to shares of the run: '256@0.3 512@0.6'; empty"
         " leaves it to model.window.",
     )
+    batches: str = opt(
+        "",
+        "Tokens per optimiser step up to shares of the run, as in '49152@0.3 98304@0.6', then"
+        " batch_tokens; learning rates go with the root; empty is batch_tokens all along.",
+    )
+    lengths: str = opt(
+        "",
+        "Tokens to which training sequences are cut up to shares of the run, as in '1024@0.45';"
+        " empty leaves them whole.",
+    )
     warmup_steps: int = opt(
         20, "Steps before the clock starts; their result is discarded.", lo=0, hi=1000
     )

@@ -57,6 +57,8 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "modded-nanogpt track 3, PowerCool",
         lambda c: c.optim.cool_power != 1.0,
     ),
+    ("batches that grow", "modded-nanogpt", lambda c: bool(c.train.batches)),
+    ("short sequences first", "modded-nanogpt; #2014", lambda c: bool(c.train.lengths)),
     (
         "average blended with the last weights",
         "modded-nanogpt track 3, #347",

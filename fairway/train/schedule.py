@@ -35,6 +35,11 @@ def momentum(step: int, config: OptimConfig, progress: float = 0.0) -> float:
     return mu + fallen * (config.momentum_end - mu)
 
 
+def due(progress: float, stages: Iterable[tuple[int, float]], otherwise: int) -> int:
+    """Return the number of the first stage (number, end) that has not ended at a progress."""
+    return next((number for number, end in stages if progress < end), otherwise)
+
+
 def average_decay(advance: float, config: OptimConfig) -> float:
     """Return the weight average's decay for a step that advances the run by `advance`.
 
