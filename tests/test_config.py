@@ -133,6 +133,7 @@ NEW = {
     "cool_power",
     "embed_beta2",
     "batches",
+    "momentum_buffers",
     "lengths",
     "ema_blend",
     "ema_embed",

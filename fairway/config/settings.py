@@ -148,6 +148,13 @@ class OptimConfig:
     momentum_fall: float = opt(
         0.35, "Share of the run from which it moves to momentum_end.", lo=0.0, hi=0.999
     )
+    momentum_buffers: int = opt(
+        1,
+        "Running means of gradients, whose mean is Muon's momentum: ages double from one to the"
+        " next, their mean age is that of the momentum set.",
+        lo=1,
+        hi=16,
+    )
     newton_schulz: str = opt(
         "fixed",
         "Coefficients of the Newton-Schulz iteration in Muon.",

@@ -35,6 +35,11 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "Amsel et al. 2025, arXiv 2505.16932; #1344",
         lambda c: c.optim.newton_schulz == "polar_express",
     ),
+    (
+        "momentum of several ages",
+        "modded-nanogpt track 3, #357",
+        lambda c: c.optim.momentum_buffers > 1,
+    ),
     ("NorMuon", "arXiv 2510.05491", lambda c: c.optim.row_beta > 0),
     (
         "cautious weight decay",

@@ -37,6 +37,33 @@ def _nesterov_kernel(
 
 
 @triton.jit
+def _several_kernel(
+    grad_ptr, mean_ptr, out_ptr, scale_ptr, N, first, less, tiny,
+    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, NORMALISE: tl.constexpr,
+    POWER: tl.constexpr, MEANS: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    mask = (rows < N) & (columns < C)
+    at = rows.to(tl.int64) * C + columns
+    grad = tl.load(grad_ptr + at, mask, other=0.0) * tl.load(scale_ptr)
+    if POWER:
+        grad *= tl.exp(less * tl.log(tl.maximum(tl.abs(grad), tiny)))
+    u, age = tl.zeros_like(grad), first
+    for m in tl.static_range(MEANS):
+        decay = age / (1.0 + age)
+        place = (rows.to(tl.int64) * MEANS + m) * C + columns
+        mean = tl.load(mean_ptr + place, mask, other=0.0) * decay + (1.0 - decay) * grad
+        tl.store(mean_ptr + place, mean, mask)
+        u += (1.0 - decay) * grad + decay * mean
+        age = age * 2.0
+    u /= MEANS
+    if NORMALISE:
+        u /= tl.maximum(tl.sqrt(tl.sum(u * u, 1)), 1e-7)[:, None]
+    tl.store(out_ptr + at, u.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
 def _move_kernel(weight_ptr, update_ptr, N, keep, lr, VALUES: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
     weight = tl.load(weight_ptr + at, at < N) * keep
@@ -81,6 +108,25 @@ def fused_nesterov(
     _nesterov_kernel[(triton.cdiv(N, rows),)](
         grad_KRC, buffer_KRC, out, scale_1, N, mu, power - 1.0, TINY,
         C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, POWER=power != 1.0,
+        num_warps=_WARPS,
+    )  # fmt: skip
+
+
+def fused_several(
+    grad_KRC: Tensor,
+    means_KRMC: Tensor,
+    scale_1: Tensor,
+    mu: float,
+    normalise: bool,
+    out: Tensor,
+    power: float = 1.0,
+) -> None:
+    """Do what `rules.several` does; the gradient stays as it was."""
+    (N, C, columns, rows), means = _by_rows(grad_KRC), means_KRMC.shape[2]
+    first = mu / (1.0 - mu) * means / (2**means - 1)
+    _several_kernel[(triton.cdiv(N, rows),)](
+        grad_KRC, means_KRMC, out, scale_1, N, first, power - 1.0, TINY,
+        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, POWER=power != 1.0, MEANS=means,
         num_warps=_WARPS,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from fairway.machine.ranks import Ranks, Wait
 from fairway.model import kinds
 from fairway.model.gpt import GPT
 from fairway.train.cpu_muon import loop_nesterov
-from fairway.train.rules import move, muon_update, nesterov, neurons
+from fairway.train.rules import move, muon_update, nesterov, neurons, several
 from fairway.train.schedule import momentum
 
 # What AdamW adds to the root of its second moment, as in #1493.
@@ -35,12 +35,19 @@ _EPS = 1e-8
 STAGES = 3
 
 
-def kernels(fused: bool, weights_LRC: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return `nesterov` and `move`: as they stand here, one GPU kernel each, or a loop on a CPU."""
+def kernels(
+    fused: bool, weights_LRC: Tensor, means: int
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the rules of rows and of moves: plain, one GPU kernel each, or a loop on a CPU.
+
+    Several running means have no loop: beside a CPU's products their passes cost little.
+    """
     if fused:
         # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
         rows = importlib.import_module("fairway.train.fused_muon")
-        return rows.fused_nesterov, rows.fused_move
+        return rows.fused_several if means > 1 else rows.fused_nesterov, rows.fused_move
+    if means > 1:
+        return several, move
     return loop_nesterov if fit(weights_LRC) else nesterov, move
 
 
@@ -74,7 +81,7 @@ class Bank:
         self.config, self.ranks = config, ranks
         self.names, self.weights = [name for name, _ in named], [weight for _, weight in named]
         self.weights_LRC = torch.stack([weight.detach() for weight in self.weights])
-        self.nesterov, self.move = kernels(fused, self.weights_LRC)
+        self.nesterov, self.move = kernels(fused, self.weights_LRC, config.momentum_buffers)
         for weight, value_RC in zip(self.weights, self.weights_LRC, strict=True):
             weight.data = value_RC
         count, *shape = self.weights_LRC.shape
@@ -82,11 +89,16 @@ class Bank:
         self.grads_PRC = self.weights_LRC.new_zeros(padded, *shape)
         self.updates_PRC = torch.zeros_like(self.grads_PRC, dtype=dtype)
         self.momentum_KRC = torch.zeros_like(ranks.shard(self.grads_PRC))
+        squares = neurons(self.momentum_KRC.shape)
+        if config.momentum_buffers > 1:
+            # Several running means stand in its place: [K, R, M, C].
+            K, R, C = self.momentum_KRC.shape
+            self.momentum_KRC = self.momentum_KRC.new_zeros(K, R, config.momentum_buffers, C)
         # What a checkpoint keeps, by the name it has there, and `reset` forgets.
         self.own = {"muon": self.momentum_KRC}
         self.squares: Tensor | None = None
         if config.row_beta:
-            self.squares = self.momentum_KRC.new_zeros(neurons(self.momentum_KRC.shape))
+            self.squares = self.momentum_KRC.new_zeros(squares)
             self.own["muon_rows"] = self.squares
         self.wait: Wait
 

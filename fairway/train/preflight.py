@@ -32,7 +32,7 @@ def preflight(
 ) -> None:
     """Raise UserError if data, disk or memory cannot carry the run."""
     _check_data(config, shards)
-    _check_disk(folder, parameters)
+    _check_disk(folder, parameters, config.optim.momentum_buffers)
     _check_memory(config, parameters, plan)
 
 
@@ -47,9 +47,9 @@ def _check_data(config: Config, shards: list[Tokens]) -> None:
         )
 
 
-def _check_disk(folder: Path, parameters: int) -> None:
+def _check_disk(folder: Path, parameters: int, means: int) -> None:
     # Weights, average, momentum and two moments at most, twice: the old file lives until renamed.
-    need_bytes = 2 * 4 * 4 * parameters + 50_000_000
+    need_bytes = 2 * 4 * (3 + means) * parameters + 50_000_000
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < need_bytes:
         raise UserError(
@@ -75,7 +75,7 @@ def training_bytes(config: Config, parameters: int, plan: Plan) -> int:
     tokens = config.train.seq_len if plan.device == "cuda" else config.train.micro_tokens
     # Weights, their average, their copy during the warm-up, gradients as backward leaves them and
     # stacked, momentum: float32. Updates: bfloat16.
-    state_bytes = (6 * 4 + 2) * parameters
+    state_bytes = ((5 + config.optim.momentum_buffers) * 4 + 2) * parameters
     return state_bytes + tokens * kept_numbers(config) * DTYPES[plan.dtype].itemsize
 
 

@@ -1,6 +1,6 @@
 """What Muon does to a stack of matrices: the plain formulas, and who computes them.
 
-Shapes: L matrices of one shape, K those of one rank, R rows, C columns.
+Shapes: L matrices of one shape, K those of one rank, R rows, C columns, M running means.
 """
 
 import math
@@ -69,7 +69,43 @@ def nesterov(
     if power != 1.0:
         power_of(grad_KRC, power)
     torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
-    u_KRC = torch.add(grad_KRC, buffer_KRC, alpha=mu)
+    _write(torch.add(grad_KRC, buffer_KRC, alpha=mu), normalise, out)
+
+
+def decays(mu: float, count: int) -> list[float]:
+    """Return the decays of running means whose ages double and have on average that of `mu`.
+
+    The age of a mean with decay d is d / (1 - d) steps.
+    """
+    first = mu / (1.0 - mu) * count / (2**count - 1)
+    return [age / (1.0 + age) for age in (first * 2**m for m in range(count))]
+
+
+def several(
+    grad_KRC: Tensor,
+    means_KRMC: Tensor,
+    scale_1: Tensor,
+    mu: float,
+    normalise: bool,
+    out: Tensor,
+    power: float = 1.0,
+) -> None:
+    """Do what `nesterov` does with M running means of gradients, young to old, and their mean.
+
+    Each of them looks one step ahead, as Nesterov momentum does.
+    """
+    grad_KRC.mul_(scale_1)
+    if power != 1.0:
+        power_of(grad_KRC, power)
+    u_KRC, count = torch.zeros_like(grad_KRC), means_KRMC.shape[2]
+    for m, decay in enumerate(decays(mu, count)):
+        mean_KRC = means_KRMC[:, :, m]
+        mean_KRC.mul_(decay).add_(grad_KRC, alpha=1.0 - decay)
+        u_KRC.add_(grad_KRC, alpha=1.0 - decay).add_(mean_KRC, alpha=decay)
+    _write(u_KRC.div_(count), normalise, out)
+
+
+def _write(u_KRC: Tensor, normalise: bool, out: Tensor) -> None:
     if not normalise:
         out.copy_(u_KRC)
         return

@@ -3,7 +3,7 @@
 Kernels and loops equal the plain steps at odd sizes and extremes.
 """
 
-import importlib.util
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,6 @@ from fairway.config.settings import OptimConfig
 from fairway.train import cpu_muon, rules
 
 SHAPES = [(3, 7, 40), (1, 33, 128), (2, 1, 1), (2, 40, 7), (2, 5, 2500)]
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BASE = replace(CONFIG, momentum_start=0.5, momentum=0.5)
 
@@ -31,6 +30,19 @@ def evened(update: Tensor, squares: Tensor, beta: float) -> tuple[Tensor, Tensor
     made = torch.stack([line / s.sqrt() for line, s in zip(lines, squares, strict=True)])
     made = made * update.norm() / made.norm()
     return (made if tall else made.T), squares
+
+
+def ahead(grad: Tensor, means: Any, count: int) -> tuple[Tensor, list[Tensor]]:
+    """Return the mean of running means, each seen one step ahead, and the means.
+
+    A momentum of a half has a mean age of 1 step.
+    """
+    ages = [2.0**m / ((2**count - 1) / count) for m in range(count)]
+    assert sum(ages) / count == pytest.approx(1.0)
+    means = means if isinstance(means, list) else [torch.zeros_like(grad)] * count
+    means = [(age * mean + grad) / (1 + age) for age, mean in zip(ages, means, strict=True)]
+    seen = [(age * mean + grad) / (1 + age) for age, mean in zip(ages, means, strict=True)]
+    return sum(seen, torch.zeros_like(grad)) / count, means
 
 
 def moved(weight: Tensor, update: Tensor, lr: float, config: OptimConfig) -> Tensor:
@@ -50,14 +62,18 @@ def moved(weight: Tensor, update: Tensor, lr: float, config: OptimConfig) -> Ten
 def by_formulas(config: OptimConfig, steps: int) -> dict[str, Tensor]:
     """Return all matrices after some steps at half the rate."""
     weights = {n: w.detach().clone() for n, w in wide().named_parameters() if is_matrix(n)}
-    buffers = {n: torch.zeros_like(w) for n, w in weights.items()}
+    buffers: dict[str, Any] = {n: torch.zeros_like(w) for n, w in weights.items()}
     squares = {n: torch.zeros(max(w.shape)).double() for n, w in weights.items()}
     for step in range(steps):
         for name, grad in gradients(step).items():
             if not is_matrix(name):
                 continue
             grad = grad.sign() * grad.abs() ** config.grad_power
-            update, buffers[name] = plain_update(grad, buffers[name], 0.5, FIXED, True)
+            if config.momentum_buffers > 1:
+                grad, buffers[name] = ahead(grad, buffers[name], config.momentum_buffers)
+                update, _ = plain_update(grad, torch.zeros_like(grad), 0.0, FIXED, True)
+            else:
+                update, buffers[name] = plain_update(grad, buffers[name], 0.5, FIXED, True)
             if config.row_beta:
                 update, squares[name] = evened(update, squares[name], config.row_beta)
             weights[name] = moved(weights[name], update, 0.5 * config.matrix_lr, config)
@@ -71,7 +87,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "large floor": {"row_floor": 20.0, "matrix_wd": 0.0},
     "even": {"row_beta": 0.95},
     "power": {"grad_power": 0.9},
-    "all": {"cautious": True, "row_floor": 0.35, "row_beta": 0.9, "grad_power": 0.8},
+    "two means": {"momentum_buffers": 2},
+    "six means": {"momentum_buffers": 6},
+    "all": {
+        "momentum_buffers": 3,
+        "cautious": True,
+        "row_floor": 0.35,
+        "row_beta": 0.9,
+        "grad_power": 0.8,
+    },
 }
 
 
@@ -133,6 +157,34 @@ def test_move_by_rows(shape: tuple[int, int, int], cautious: bool, floor: float)
         # Numbers are as exact as the largest of their row: a floor adds its norm to each.
         close = 4e-6 * weights.double().norm(dim=-1, keepdim=True) + 1e-6
         assert ((found.double() - exact).abs() <= close).all()
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize(("count", "power"), [(2, 1.0), (5, 0.9)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_several_running_means(
+    shape: tuple[int, int, int], count: int, power: float, normalise: bool
+) -> None:
+    K, R, C = shape
+    grads, means, scale = drawn(shape, 0), drawn((K, R, count, C), 1), torch.tensor([0.37])
+    grads[0, 0], means[0, 0] = 0.0, 0.0
+    grads[-1, -1] *= 1e6
+    exact, wanted = means.double(), torch.empty(shape, dtype=torch.float64)
+    rules.several(grads.double(), exact, scale.double(), 0.966, normalise, wanted, power)
+    for rows, device in ((rules.several, "cpu"), (kernel("fused_several"), DEVICE)):
+        kept, out = means.clone().to(device), torch.empty(shape, device=device)
+        rows(grads.clone().to(device), kept, scale.to(device), 0.966, normalise, out, power)
+        torch.testing.assert_close(kept.cpu().double(), exact, rtol=2e-5, atol=1e-5)
+        torch.testing.assert_close(out.cpu().double(), wanted, rtol=2e-5, atol=1e-5)
+        assert not out[0, 0].any()
+
+
+def test_ages_double_and_have_the_mean_age_of_the_momentum() -> None:
+    for mu in (0.0, 0.5, 0.93, 0.9999):
+        for count in (1, 2, 6, 16):
+            ages = [decay / (1 - decay) for decay in rules.decays(mu, count)]
+            assert sum(ages) / count == pytest.approx(mu / (1 - mu), rel=1e-6)
+            assert all(b == pytest.approx(2 * a) for a, b in itertools.pairwise(ages))
 
 
 @pytest.mark.parametrize("where", ["loop", "kernel"])
