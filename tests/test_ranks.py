@@ -37,7 +37,9 @@ ROWS = 16
 class Divided:
     """A loader whose global batches are the same for every world: each rank takes its rows."""
 
-    def __init__(self, shards: Any, seq_len: int, rows: int, rank: int, world: int) -> None:
+    def __init__(
+        self, shards: Any, seq_len: int, rows: int, rank: int, world: int, order: int
+    ) -> None:
         self.text, self.seq_len, self.rows = shards[0], seq_len, rows
         self.rank, self.per_rank, self.drawn = rank, ROWS // world, 0
 
