@@ -150,7 +150,11 @@ def is_matrix(name: str) -> bool:
 
 
 def walk(
-    ranks: Any, config: OptimConfig, steps: Iterator[int] | range, kept: Any = None
+    ranks: Any,
+    config: OptimConfig,
+    steps: Iterator[int] | range,
+    kept: Any = None,
+    look: Any = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
     """Return weights, state and gradient norms after some steps, on from what was kept."""
     model = wide()
@@ -164,6 +168,8 @@ def walk(
         grads = gradients(step, (ranks.rank, ranks.world))
         for name, weight in model.named_parameters():
             weight.grad = grads[name]
+        if look is not None:
+            look(optimisers, step, ranks)
         norms.append(float(optimisers.step(0.5, step)))
         assert all(weight.grad is None for weight in model.parameters())
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}

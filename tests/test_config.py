@@ -132,6 +132,7 @@ NEW = {
     "momentum_fall",
     "cool_power",
     "embed_beta2",
+    "newton",
     "batches",
     "momentum_buffers",
     "lengths",

@@ -160,6 +160,13 @@ class OptimConfig:
         "Coefficients of the Newton-Schulz iteration in Muon.",
         choices=("fixed", "polar_express"),
     )
+    newton: float = opt(
+        0.0,
+        "Newton-Muon: multiply gradients by the inverse second moment of a matrix's inputs, to"
+        " which this share of its mean is added; 0 is off.",
+        lo=0.0,
+        hi=1000.0,
+    )
     grad_power: float = opt(
         1.0, "Power of every gradient's size before Muon's momentum.", lo=0.01, hi=2.0
     )

@@ -20,6 +20,7 @@ from fairway.pipeline.limits import (
     time_budget,
 )
 from fairway.pipeline.needs import check_host_memory
+from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.estimate import estimated_total
 from fairway.train.checkpoint import save_checkpoint
 from fairway.train.loop import Training, TrainingText, train
@@ -46,6 +47,7 @@ def train_model(run: Run) -> dict[str, Any]:
             *(config, run.plan, run.ranks, TrainingText(shards, source.bytes_per_token)),
             *(run.folder, lambda model: estimated_total(model, config, run.code_bytes)),
             *(run.say, run.resume),
+            collect=collect_hessians,
         )
     except InterruptedRun:
         # The first to leave ends all: not before rank 0 has saved the state.

@@ -40,6 +40,7 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "modded-nanogpt track 3, #357",
         lambda c: c.optim.momentum_buffers > 1,
     ),
+    ("Newton-Muon", "arXiv 2604.01472", lambda c: c.optim.newton > 0),
     ("NorMuon", "arXiv 2510.05491", lambda c: c.optim.row_beta > 0),
     (
         "cautious weight decay",

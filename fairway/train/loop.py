@@ -11,7 +11,7 @@ Shapes: B sequences, T time.
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,9 @@ from fairway.model.paths import prepare
 from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
 from fairway.train.clock import Clock
 from fairway.train.feed import Feed
+from fairway.train.flight import Flight, event_on
 from fairway.train.micro import counts_of, micro_batch
-from fairway.train.muon import Optimisers
+from fairway.train.muon import INPUTS_EVERY, Optimisers
 from fairway.train.schedule import WeightAverage, average_decay, due, lr_multiplier
 from fairway.train.steps import (
     STEPS,
@@ -52,6 +53,15 @@ from fairway.train.steps import (
 )
 
 CHECKPOINT = "checkpoint.safetensors"
+# Tokens of a rank by which second moments of inputs are renewed.
+INPUTS_TOKENS = 16_384
+# Returns X^T X of the inputs of named matrices, summed over batches of token ids.
+Collect = Callable[[GPT, Iterable[Tensor], Iterable[str]], dict[str, Tensor]]
+
+
+def no_inputs(*given: object) -> dict[str, Tensor]:
+    """Refuse to collect inputs: whoever trains with optim.newton says how."""
+    raise ValueError("optim.newton needs a function that collects the inputs of matrices")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +72,21 @@ class TrainingText:
     bytes_per_token: float
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A step that was launched: what the host knows of it, and where its figures will arrive."""
-
-    step: int
-    batch: int
-    tokens: int
-    now: float
-    after: float
-    lr: float
-    looping: bool
-    figures_2: Tensor
-    landed: torch.cuda.Event | None
-    launched_s: float
-
-    def wait(self, clock: Clock) -> float:
-        """Wait until the device has done the step; return the training seconds at its end."""
-        if self.landed is None:
-            # A CPU works while it launches: the step had ended then.
-            return self.launched_s
-        self.landed.synchronize()
-        return clock.seconds()
-
-
 class Training:
     """Everything a run holds between two steps. `close` it: a thread gathers its batches."""
 
     def __init__(
-        self, config: Config, plan: Plan, ranks: Ranks, text: TrainingText, folder: Path, say: Say
+        self,
+        config: Config,
+        plan: Plan,
+        ranks: Ranks,
+        text: TrainingText,
+        folder: Path,
+        say: Say,
+        collect: Collect = no_inputs,
     ) -> None:
         seed_everything(config.seed)
+        self.collect = collect
         self.config, self.plan, self.ranks, self.text = config, plan, ranks, text
         self.folder, self.say = folder, say
         self.device = own_device(plan, ranks)
@@ -150,6 +144,7 @@ class Training:
         share = torch.zeros((), device=self.device)
         for left in reversed(range(self.micro_steps)):
             given = self.feed.next_batch(self.rows, self.length)
+            self.seen_BT = given[0][: max(1, INPUTS_TOKENS // self.length)]
             loss = self.model(*given) / (self.micro_steps * self.ranks.world)
             if send and not left:
                 self.optimisers.expect_gradients()
@@ -164,10 +159,20 @@ class Training:
         Both stay on the device, which may not have computed them yet.
         """
         loss = self._accumulate(send=True)
+        self._look(step)
         wait = self.ranks.start_sum(loss)
         grad_norm = self.optimisers.step(multiplier, step, now)
         wait()
         return loss, grad_norm
+
+    def _look(self, step: int) -> None:
+        """Let Newton-Muon see what reaches every matrix, once in so many steps, of a few tokens."""
+        if not self.config.optim.newton or step % INPUTS_EVERY:
+            return
+        names = [name for bank in self.optimisers.muon.banks for name in bank.names]
+        sums = self.collect(self.model, [self.seen_BT], names)
+        tokens = self.seen_BT.numel() * self.ranks.world
+        self.optimisers.look({name: total / tokens for name, total in sums.items()})
 
     def warm_up(self) -> None:
         """Run a few real steps in every mode, then undo them: they buy compiled and warm code,
@@ -179,6 +184,7 @@ class Training:
             for step in range(self.config.train.warmup_steps):
                 while self.ranks.any(not self._fits_memory()):
                     self._halve_rows()
+                self._look(step)
                 self.optimisers.step(1.0, step)
         with torch.no_grad():
             for name, weight in self.model.named_parameters():
@@ -292,7 +298,7 @@ class Training:
             lr=multiplier,
             looping=self.model.looping,
             figures_2=figures_2,
-            landed=_event(self.device),
+            landed=event_on(self.device),
             launched_s=self.clock.seconds(),
         )
         self.step += 1
@@ -397,17 +403,6 @@ class Training:
             cut_steps(self.folder / STEPS, self.step, facts["steps_digest"])
 
 
-def _event(device: torch.device) -> torch.cuda.Event | None:
-    """Return a mark behind all that was launched on a GPU so far; a CPU needs none."""
-    if device.type == "cpu":
-        return None
-    # Sleeping instead of spinning leaves the core to the thread that gathers batches.
-    make: Callable[..., torch.cuda.Event] = torch.cuda.Event
-    event = make(blocking=True)
-    event.record()
-    return event
-
-
 def what_trains(config: Config) -> dict[str, Any]:
     """Return the settings that decide what a training computes, not what it shows or where."""
     quiet = ("checkpoint_every_s", "replay")
@@ -430,10 +425,11 @@ def train(
     estimate_bytes: Callable[[GPT], int],
     say: Say,
     resume: bool = False,
+    collect: Collect = no_inputs,
 ) -> Training:
     """Train a model in a run folder and return its final state; with `resume`, continue one."""
     saved = _saved(config, folder / CHECKPOINT) if resume else None
-    training = Training(config, plan, ranks, text, folder, say)
+    training = Training(config, plan, ranks, text, folder, say, collect)
     try:
         if saved is None:
             training.warm_up()

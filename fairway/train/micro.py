@@ -16,8 +16,8 @@ def training_need(config: Config, plan: Plan, world: int = 1) -> need.Need:
     """Return what training needs of a process's device; UserError for a batch not to be shared."""
     train = config.train
     most = _wanted(config, _share(config, world))
-    means = config.optim.momentum_buffers
-    return need.training(config.model, plan.way(), train.seq_len, most, world, means)
+    state = (world, config.optim.momentum_buffers, config.optim.newton > 0)
+    return need.training(config.model, plan.way(), train.seq_len, most, *state)
 
 
 def divisors(count: int, most: int) -> list[int]:

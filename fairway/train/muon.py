@@ -13,7 +13,7 @@ of one rank, R rows, C columns, N elements in a row.
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,13 +26,15 @@ from fairway.machine.ranks import Ranks, Wait
 from fairway.model import kinds
 from fairway.model.gpt import GPT
 from fairway.train.cpu_muon import loop_nesterov
-from fairway.train.rules import move, muon_update, nesterov, neurons, several
+from fairway.train.rules import inverses, move, muon_update, nesterov, neurons, several
 from fairway.train.schedule import momentum
 
 # What AdamW adds to the root of its second moment, as in #1493.
 _EPS = 1e-8
 # Banks per shape over several ranks: more sums travel during the backward pass, by more kernels.
 STAGES = 3
+# Of second moments of inputs: steps from one look to the next, and the share of what is seen then.
+INPUTS_EVERY, INPUTS_NEW = 64, 0.25
 
 
 def kernels(
@@ -100,6 +102,11 @@ class Bank:
         if config.row_beta:
             self.squares = self.momentum_KRC.new_zeros(squares)
             self.own["muon_rows"] = self.squares
+        self.inverses_KCC: Tensor | None = None
+        if config.newton:
+            C = shape[-1]
+            self.own["muon_inputs"] = self.grads_PRC.new_zeros(len(self.momentum_KRC), C, C)
+            self._invert()
         self.wait: Wait
 
     def collect(self) -> None:
@@ -124,6 +131,8 @@ class Bank:
     def propose(self, scale_1: Tensor, mu: float) -> None:
         """Compute the updates of our share from scaled gradients; begin to send them round."""
         own_KRC, updates_KRC = map(self.ranks.shard, (self.grads_PRC, self.updates_PRC))
+        if self.inverses_KCC is not None:
+            own_KRC = own_KRC @ self.inverses_KCC
         muon_update(
             *(own_KRC, self.momentum_KRC, scale_1, mu, self.config, updates_KRC),
             *(self.nesterov, self.squares),
@@ -140,6 +149,19 @@ class Bank:
             *(config.cautious, config.row_floor),
         )
 
+    def look(self, moments: Mapping[str, Tensor]) -> None:
+        """Move the second moments [C, C] of inputs towards new ones, summed over the ranks."""
+        own_KCC = self.own["muon_inputs"]
+        whole_PCC = own_KCC.new_zeros(len(self.grads_PRC), *own_KCC.shape[1:])
+        for place, name in enumerate(self.names):
+            whole_PCC[place] = moments[name]
+        self.ranks.start_scatter(whole_PCC)()
+        own_KCC.lerp_(self.ranks.shard(whole_PCC), INPUTS_NEW)
+        self._invert()
+
+    def _invert(self) -> None:
+        self.inverses_KCC = inverses(self.own["muon_inputs"], self.config.newton)
+
     def whole(self, own: Tensor) -> Tensor:
         """Return our own state [K, ...] of all matrices [L, ...], on every rank; all must ask."""
         whole = own.new_empty(len(self.grads_PRC), *own.shape[1:])
@@ -153,6 +175,8 @@ class Bank:
         whole = own.new_zeros(len(self.grads_PRC), *own.shape[1:])
         whole[: len(self.weights)] = every
         own.copy_(self.ranks.shard(whole))
+        if name == "muon_inputs":
+            self._invert()
 
 
 def in_stages(count: int, world: int) -> list[slice]:
@@ -247,7 +271,7 @@ class Muon:
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield ('muon.' + name, momentum) of every matrix, on every rank; all must iterate.
 
-        Mean squares of neurons are called 'muon_rows'.
+        Mean squares of neurons are called 'muon_rows', moments of inputs 'muon_inputs'.
         """
         for bank in self.banks:
             for kind, own in bank.own.items():
@@ -360,6 +384,15 @@ class Optimisers:
         self.parameters = list(named.values())
         rest = [named[name] for name in self.adam_names]
         self.flats = [FlatGradients(weights, self.ranks) for weights in _by_dtype(rest)]
+
+    @torch.no_grad()
+    def look(self, moments: Mapping[str, Tensor]) -> None:
+        """Learn second moments [C, C] of the inputs of all matrices, by name, before a step.
+
+        Each rank has those of its own tokens, divided as its losses are.
+        """
+        for bank in self.muon.banks:
+            bank.look(moments)
 
     def expect_gradients(self) -> None:
         """Announce the last backward pass before `step`; every rank must complete it."""

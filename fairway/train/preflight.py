@@ -32,7 +32,9 @@ def preflight(
 ) -> None:
     """Raise UserError if data, disk or memory cannot carry the run."""
     _check_data(config, shards)
-    _check_disk(folder, parameters, config.optim.momentum_buffers)
+    # Second moments of inputs are about twice as many numbers as there are weights.
+    optim = config.optim
+    _check_disk(folder, parameters, optim.momentum_buffers + 2 * (optim.newton > 0))
     _check_memory(config, parameters, plan)
 
 
@@ -47,9 +49,9 @@ def _check_data(config: Config, shards: list[Tokens]) -> None:
         )
 
 
-def _check_disk(folder: Path, parameters: int, means: int) -> None:
+def _check_disk(folder: Path, parameters: int, kept: int) -> None:
     # Weights, average, momentum and two moments at most, twice: the old file lives until renamed.
-    need_bytes = 2 * 4 * (3 + means) * parameters + 50_000_000
+    need_bytes = 2 * 4 * (3 + kept) * parameters + 50_000_000
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < need_bytes:
         raise UserError(

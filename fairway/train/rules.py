@@ -175,6 +175,19 @@ def muon_update(
     torch.mul(x_KRC, factor, out=out)
 
 
+def inverses(moments_KCC: Tensor, damping: float) -> Tensor:
+    """Return the inverse of each second moment plus a share of its mean, times that mean.
+
+    Of moments of nothing it is nothing. Nothing here waits for the device.
+    """
+    mean_K11 = moments_KCC.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    eye_CC = torch.eye(moments_KCC.shape[-1], dtype=moments_KCC.dtype, device=moments_KCC.device)
+    damped_KCC = moments_KCC + (damping * mean_K11 + 1e-30) * eye_CC
+    factors_KCC, _ = torch.linalg.cholesky_ex(damped_KCC)
+    found_KCC: Tensor = torch.cholesky_inverse(factors_KCC).mul_(mean_K11)
+    return found_KCC
+
+
 def neurons(shape: torch.Size) -> tuple[int, ...]:
     """Return the shape of one number per neuron: a row of a tall matrix, a column of a wide one.
 
