@@ -67,6 +67,7 @@ TESTS = {
     "prove.coder": ["prove/test_coder.py"],
     "prove.shares": ["prove/test_shares.py"],
     "train.muon": ["optim/test_muon.py", "optim/test_muon_exact.py", "optim/test_fused_muon.py"],
+    "train.rules": ["optim/test_muon.py", "optim/test_muon_exact.py", "optim/test_fused_muon.py"],
     "train.checkpoint": ["test_checkpoint.py"],
     "pipeline.folder": ["test_stages.py"],
     "audit.scorers.sums": ["audit/test_sums.py", "audit/test_sum_bounds.py"],

@@ -129,6 +129,20 @@ NEW = {
     "lora_rope",
     "lora_confidence",
     "lora_peers",
+    "momentum_end",
+    "momentum_fall",
+    "cool_power",
+    "embed_beta2",
+    "newton",
+    "batches",
+    "momentum_buffers",
+    "lengths",
+    "ema_blend",
+    "ema_embed",
+    "cautious",
+    "row_beta",
+    "row_floor",
+    "grad_power",
 }
 
 

@@ -20,7 +20,7 @@ from fairway.machine.plan import Plan
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT, build
 from fairway.recipes import recipe
-from fairway.train import loop
+from fairway.train import feed
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 from fairway.train.loop import CHECKPOINT, Training, TrainingText, train
 from fairway.train.muon import Optimisers
@@ -37,7 +37,9 @@ ROWS = 16
 class Divided:
     """A loader whose global batches are the same for every world: each rank takes its rows."""
 
-    def __init__(self, shards: Any, seq_len: int, rows: int, rank: int, world: int) -> None:
+    def __init__(
+        self, shards: Any, seq_len: int, rows: int, rank: int, world: int, order: int
+    ) -> None:
         self.text, self.seq_len, self.rows = shards[0], seq_len, rows
         self.rank, self.per_rank, self.drawn = rank, ROWS // world, 0
 
@@ -66,7 +68,7 @@ def train_one(ranks: Ranks, settings: list[str], folder: Path, resume: bool = Fa
     text = TrainingText(source.train_shards(), source.bytes_per_token)
     plan = Plan("cpu", "float32", "highest", 1, "plain")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "ShuffledLoader", Divided)
+        patch.setattr(feed, "ShuffledLoader", Divided)
         train(config, plan, ranks, text, folder, lambda model: 1000, said.append, resume)
     return said
 
@@ -75,10 +77,10 @@ def stop_and_go_on(ranks: Ranks, settings: list[str], folder: Path) -> None:
     """Train with a signal to rank 0 alone in the second step, then continue."""
     advance = Training._advance
 
-    def interrupted(self: Training, multiplier: float, step: int) -> tuple[Tensor, Tensor]:
-        if step == 1 and ranks.first:
+    def interrupted(self: Training, *how: Any) -> tuple[Tensor, Tensor]:
+        if self.step == 1 and ranks.first:
             os.kill(os.getpid(), signal.SIGTERM)
-        return advance(self, multiplier, step)
+        return advance(self, *how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_advance", interrupted)

@@ -65,7 +65,7 @@ def losses(folder: Path) -> list[float]:
 
 def weights(training: Training) -> dict[str, Tensor]:
     live = dict(training.model.named_parameters())
-    return {**live, **{f"ema.{n}": w for n, w in training.average.average.items()}}
+    return {**live, **{f"ema.{n}": w for n, w in training.kept().items()}}
 
 
 def assert_same(a: Training, b: Training) -> None:
@@ -146,11 +146,11 @@ def test_resume_continues_bit_for_bit(
     step = Training._advance
     calls = []
 
-    def interrupted(self: Training, multiplier: float, number: int) -> tuple[float, float]:
-        calls.append(number)
+    def interrupted(self: Training, *how: Any) -> tuple[Tensor, Tensor]:
+        calls.append(how)
         if len(calls) == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, multiplier, number)
+        return step(self, *how)
 
     monkeypatch.setattr(Training, "_advance", interrupted)
     with pytest.raises(InterruptedRun, match=f"after step {stop_at}; --resume"):
@@ -296,7 +296,8 @@ def test_micro_steps_add_up_to_the_batch(
 
 CHANGES = [
     "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=20",
-    "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1",
+    "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1", "optim.cool_power=3",
+    "optim.momentum_end=0.1", "optim.row_beta=0.9", "optim.row_floor=5",
 ]  # fmt: skip
 
 
@@ -314,15 +315,28 @@ def test_every_training_setting_has_an_effect(
 
 
 @pytest.mark.parametrize(
-    "change", [["optim.ema_share=0.5"], ["optim.ema_share=none", "optim.ema_decay=0.5"]]
+    "change",
+    [
+        ["optim.ema_share=0.5"],
+        ["optim.ema_share=none", "optim.ema_decay=0.5"],
+        ["optim.ema_blend=0.6"],
+        ["optim.ema_embed=false"],
+    ],
 )
 def test_average_settings_have_an_effect(
     tiny: Callable[..., Config], data_folder: Path, tmp_path: Path, change: list[str]
 ) -> None:
     fast = ("train.warmup_steps=0", "train.steps=3")
-    base = run(tiny(*fast), data_folder, tmp_path / "base").average.average
-    other = run(tiny(*fast, *change), data_folder, tmp_path / "changed").average.average
+    trained = run(tiny(*fast), data_folder, tmp_path / "base")
+    base, other = (
+        trained.kept(),
+        run(tiny(*fast, *change), data_folder, tmp_path / "changed").kept(),
+    )
     assert not torch.equal(base["tok_emb.weight"], other["tok_emb.weight"])
+    if change[0].startswith("optim.ema_e"):
+        live = trained.model.tok_emb.weight.detach().float()
+        assert torch.equal(other.pop("tok_emb.weight"), live)
+        assert all(torch.equal(base[name], value) for name, value in other.items())
 
 
 def test_checkpoints_are_written_on_the_way(
@@ -350,11 +364,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     config = tiny("train.warmup_steps=0", "train.steps=200", "train.checkpoint_every_s=1e-6")
     step = Training._advance
 
-    def poison(self: Training, multiplier: float, number: int) -> tuple[Tensor, Tensor]:
+    def poison(self: Training, multiplier: float, number: int, now: float) -> tuple[Tensor, Tensor]:
         if number == 3:
             with torch.no_grad():
                 self.model.tok_emb.weight.fill_(math.nan)
-        return step(self, multiplier, number)
+        return step(self, multiplier, number, now)
 
     monkeypatch.setattr(Training, "_advance", poison)
     with pytest.raises(UserError, match=r"loss became nan at step 3 \(1.5% of the run.*lower"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from fairway.config.settings import ModelConfig, OptimConfig
 from fairway.model.gpt import GPT, build
 from fairway.score.experts import mixture
-from fairway.train import muon
+from fairway.train import rules
 
 TINY = ModelConfig(
     vocab_size=260, num_layers=3, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
@@ -40,5 +40,5 @@ def tuned(changes: dict[str, Any]) -> AbstractContextManager[Any]:
 def muon_update(grads: Tensor, buffers: Tensor, mu: float, config: OptimConfig) -> Tensor:
     """Return updates [K, R, C] of gradients as they are; the momentum advances in place."""
     out = torch.empty_like(grads, dtype=torch.bfloat16)
-    muon.muon_update(grads.clone(), buffers, torch.ones(1), mu, config, out)
+    rules.muon_update(grads.clone(), buffers, torch.ones(1), mu, config, out)
     return out

@@ -124,13 +124,51 @@ class OptimConfig:
 
     matrix_lr: float = opt(0.022, "Muon learning rate of the weight matrices.", lo=0.0, hi=10.0)
     matrix_wd: float = opt(0.095, "Muon weight decay (decoupled).", lo=0.0, hi=10.0)
+    cautious: bool = opt(
+        False, "Let Muon's decay act only where the update makes a weight smaller, too."
+    )
+    row_beta: float = opt(
+        0.0,
+        "Decay of a second moment per neuron that evens Muon's updates out (NorMuon); 0 is off.",
+        lo=0.0,
+        hi=0.9999,
+    )
+    row_floor: float = opt(
+        0.0,
+        "Least norm of a row of Muon's update, as a share of the weights' in that row; 0 is off.",
+        lo=0.0,
+        hi=100.0,
+    )
     momentum: float = opt(0.99, "Momentum of Muon after its warm-up.", lo=0.0, hi=0.9999)
     momentum_start: float = opt(0.92, "Momentum of Muon at the first step.", lo=0.0, hi=0.9999)
     momentum_warmup_steps: int = opt(1500, "Steps from momentum_start to momentum.", lo=0)
+    momentum_end: float | None = opt(
+        None, "Momentum of Muon at the end of the run; none leaves it as it is.", lo=0.0, hi=0.9999
+    )
+    momentum_fall: float = opt(
+        0.35, "Share of the run from which it moves to momentum_end.", lo=0.0, hi=0.999
+    )
+    momentum_buffers: int = opt(
+        1,
+        "Running means of gradients, whose mean is Muon's momentum: ages double from one to the"
+        " next, their mean age is that of the momentum set.",
+        lo=1,
+        hi=16,
+    )
     newton_schulz: str = opt(
         "fixed",
         "Coefficients of the Newton-Schulz iteration in Muon.",
         choices=("fixed", "polar_express"),
+    )
+    newton: float = opt(
+        0.0,
+        "Newton-Muon: multiply gradients by the inverse second moment of a matrix's inputs, to"
+        " which this share of its mean is added; 0 is off.",
+        lo=0.0,
+        hi=1000.0,
+    )
+    grad_power: float = opt(
+        1.0, "Power of every gradient's size before Muon's momentum.", lo=0.01, hi=2.0
     )
     row_normalise: bool = opt(True, "Divide rows by their norms before Newton-Schulz (MuonEq-R).")
     embed_lr: float = opt(0.03, "AdamW learning rate of the embedding.", lo=0.0, hi=10.0)
@@ -140,11 +178,17 @@ class OptimConfig:
     scalar_wd: float = opt(0.02, "AdamW weight decay of gains, scales and gates.", lo=0.0, hi=10.0)
     beta1: float = opt(0.9, "Decay of AdamW's first moment.", lo=0.0, hi=0.9999)
     beta2: float = opt(0.95, "Decay of AdamW's second moment.", lo=0.0, hi=0.99999)
+    embed_beta2: float | None = opt(
+        None, "The same of the embedding and of an untied head; none is beta2.", lo=0.0, hi=0.99999
+    )
     grad_clip: float = opt(
         0.3, "Largest norm of the gradient; longer ones are scaled; 0 is off.", lo=0.0
     )
     warmdown_share: float = opt(
         0.72, "Last share of the run, in which learning rates fall.", lo=0.0, hi=1.0
+    )
+    cool_power: float = opt(
+        1.0, "Power of the time that is left by which learning rates fall.", lo=0.01, hi=10.0
     )
     min_lr: float = opt(0.0, "Final learning rates as a share of the full ones.", lo=0.0, hi=1.0)
     ema_decay: float | None = opt(
@@ -153,6 +197,10 @@ class OptimConfig:
     ema_share: float | None = opt(
         None, "EMA horizon as a share of the run (set ema_decay=none).", lo=1e-6, hi=1.0
     )
+    ema_blend: float = opt(
+        1.0, "Share of the EMA in the weights that are kept; the rest are the last.", lo=0.0, hi=1.0
+    )
+    ema_embed: bool = opt(True, "Average the embedding, too; if not, its last weights are kept.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +233,16 @@ class TrainConfig:
         "",
         "Tokens that attention sees at most, up to shares of the run: '256@0.3 512@0.6'; empty"
         " leaves it to model.window.",
+    )
+    batches: str = opt(
+        "",
+        "Tokens per optimiser step up to shares of the run, as in '49152@0.3 98304@0.6', then"
+        " batch_tokens; learning rates go with the root; empty is batch_tokens all along.",
+    )
+    lengths: str = opt(
+        "",
+        "Tokens to which training sequences are cut up to shares of the run, as in '1024@0.45';"
+        " empty leaves them whole.",
     )
     warmup_steps: int = opt(
         20, "Steps before the clock starts; their result is discarded.", lo=0, hi=1000

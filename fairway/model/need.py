@@ -122,18 +122,23 @@ def copies_bytes(config: ModelConfig, way: Way) -> int:
     return numbers * way.itemsize
 
 
-def training_state_bytes(config: ModelConfig, world: int = 1) -> int:
+def training_state_bytes(
+    config: ModelConfig, world: int = 1, means: int = 1, moments: bool = False
+) -> int:
     """Return what training holds beside activations.
 
     Of every parameter the weight, its average, its copy for the time of the warm-up, its gradient;
-    of a matrix the stacked gradient, momentum (divided by the ranks) and the update in bfloat16; of
-    others a gradient in a row and AdamW's two moments.
+    of a matrix the stacked gradient, running means for the momentum (divided by the ranks) and the
+    update in bfloat16; of others a gradient in a row and AdamW's two moments.
     """
     total = 0.0
     for name, weight in _parameters(config).items():
         total += 3 * weight.nbytes + _WIDE * weight.numel()
         if _is_matrix(name):
-            total += (_WIDE + _WIDE / world + 2) * weight.numel()
+            total += (_WIDE + means * _WIDE / world + 2) * weight.numel()
+            if moments:
+                # Second moments of inputs, and their inverses: our share; new ones while we look.
+                total += (2 / world + 1) * _WIDE * weight.shape[1] ** 2
         else:
             total += 3 * weight.nbytes
     return int(total)
@@ -268,9 +273,17 @@ def _table_bytes(config: ModelConfig) -> float:
 # Stages
 
 
-def training(config: ModelConfig, way: Way, T: int, most: int, world: int = 1) -> Need:
+def training(
+    config: ModelConfig,
+    way: Way,
+    T: int,
+    most: int,
+    world: int = 1,
+    means: int = 1,
+    moments: bool = False,
+) -> Need:
     """Return what training needs, `most` sequences of T tokens in a micro-batch."""
-    fixed = training_state_bytes(config, world) + copies_bytes(config, way)
+    fixed = training_state_bytes(config, world, means, moments) + copies_bytes(config, way)
     # The head's gradient, formed with the loss.
     fixed += _WIDE * config.vocab_size * (config.embed_dim or config.dim)
     each = T * max(learning_bytes(config, way, looping, T) for looping in (False, True))

@@ -21,6 +21,7 @@ from fairway.pipeline.limits import (
     time_budget,
 )
 from fairway.pipeline.needs import check_host_memory
+from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.estimate import estimated_total
 from fairway.train.checkpoint import save_checkpoint
 from fairway.train.loop import Training, TrainingText, train
@@ -49,6 +50,7 @@ def train_model(run: Run) -> dict[str, Any]:
             *(run.folder, lambda model: estimated_total(model, config, run.code_bytes)),
             *(run.say, run.resume),
             begun=None if found is None else (found.state, found.facts["digest"]),
+            collect=collect_hessians,
         )
     except InterruptedRun:
         # The first to leave ends all: not before rank 0 has saved the state.
@@ -63,7 +65,7 @@ def train_model(run: Run) -> dict[str, Any]:
 def _written(run: Run, training: Training, known: int) -> dict[str, Any]:
     """Write the weights; return what the training came to."""
     tensors = {f"raw.{n}": w.detach() for n, w in training.model.named_parameters()}
-    tensors |= {f"ema.{n}": w for n, w in training.average.average.items()}
+    tensors |= {f"ema.{n}": w for n, w in training.kept().items()}
     facts = {"looping": training.model.looping}
     save_checkpoint(run.file(WEIGHTS), tensors, facts)
     steps = read_steps(run.file(STEPS))

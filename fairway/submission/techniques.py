@@ -35,6 +35,41 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "Amsel et al. 2025, arXiv 2505.16932; #1344",
         lambda c: c.optim.newton_schulz == "polar_express",
     ),
+    (
+        "momentum of several ages",
+        "modded-nanogpt track 3, #357",
+        lambda c: c.optim.momentum_buffers > 1,
+    ),
+    ("Newton-Muon", "arXiv 2604.01472", lambda c: c.optim.newton > 0),
+    ("NorMuon", "arXiv 2510.05491", lambda c: c.optim.row_beta > 0),
+    (
+        "cautious weight decay",
+        "modded-nanogpt track 3",
+        lambda c: c.optim.cautious,
+    ),
+    (
+        "least norm of an update's rows",
+        "modded-nanogpt track 3",
+        lambda c: c.optim.row_floor > 0,
+    ),
+    ("power of gradients before Muon", "#1682", lambda c: c.optim.grad_power != 1.0),
+    (
+        "momentum that falls again",
+        "modded-nanogpt track 3, #340",
+        lambda c: c.optim.momentum_end is not None,
+    ),
+    (
+        "rates by a power of the time left",
+        "modded-nanogpt track 3, PowerCool",
+        lambda c: c.optim.cool_power != 1.0,
+    ),
+    ("batches that grow", "modded-nanogpt", lambda c: bool(c.train.batches)),
+    ("short sequences first", "modded-nanogpt; #2014", lambda c: bool(c.train.lengths)),
+    (
+        "average blended with the last weights",
+        "modded-nanogpt track 3, #347",
+        lambda c: c.optim.ema_blend < 1.0 or not c.optim.ema_embed,
+    ),
     ("moving average of the weights", "#1421, #1445", lambda c: True),
     (
         "GPTQ with SDClip",

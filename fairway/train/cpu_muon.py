@@ -1,9 +1,9 @@
 """What stands before Muon's matrix products, in one pass over memory on a CPU.
 
 Per value of a matrix: gradient and momentum read, momentum and rounded row written. The plain
-steps of `muon` pass over matrices six times.
+steps of `rules` pass over matrices six times.
 
-Shapes: K matrices, R rows, C columns, N = K R, as in `muon`.
+Shapes: K matrices, R rows, C columns, N = K R, as in `rules`.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairway.base.floats import ONE, array, each, f32, put
 from fairway.base.native import compiled_sums
+from fairway.train.rules import power_of
 
 
 @compiled_sums
@@ -39,10 +40,20 @@ def _nesterov(
 
 
 def loop_nesterov(
-    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
+    grad_KRC: Tensor,
+    buffer_KRC: Tensor,
+    scale_1: Tensor,
+    mu: float,
+    normalise: bool,
+    out: Tensor,
+    power: float = 1.0,
 ) -> None:
-    """Do what `muon.nesterov` does; the gradient stays as it was."""
-    C = grad_KRC.shape[2]
+    """Do what `rules.nesterov` does; without a power, the gradient stays as it was."""
+    C, scale = grad_KRC.shape[2], scale_1.item()
+    if power != 1.0:
+        # By tensors: the power itself takes most of the time.
+        power_of(grad_KRC.mul_(scale), power)
+        scale = 1.0
     rows = (array(x.view(-1, C)) for x in (grad_KRC, buffer_KRC, out))
     count = grad_KRC.numel() // C
-    each(count, grad_KRC, _nesterov, *rows, scale_1.item(), mu, normalise)
+    each(count, grad_KRC, _nesterov, *rows, scale, mu, normalise)

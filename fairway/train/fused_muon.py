@@ -1,31 +1,63 @@
 """What surrounds Muon's matrix products, in as few passes over memory as it takes.
 
 Per value of a matrix: gradient and momentum read, momentum and rounded row written (14 bytes), then
-weight and update read, weight written (10). The plain steps of `muon` read and write 60.
+weight and update read, weight written (10). The plain steps of `rules` read and write 60.
 
-Shapes: K matrices, R rows, C columns, as in `muon`.
+Shapes: K matrices, R rows, C columns, as in `rules`.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fairway.train.rules import TINY
+
 _VALUES, _WARPS = 2048, 4
 
 
 @triton.jit
 def _nesterov_kernel(
-    grad_ptr, buffer_ptr, out_ptr, scale_ptr, N, mu,
+    grad_ptr, buffer_ptr, out_ptr, scale_ptr, N, mu, less, tiny,
     C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, NORMALISE: tl.constexpr,
+    POWER: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     columns = tl.arange(0, COLUMNS)[None, :]
     mask = (rows < N) & (columns < C)
     at = rows.to(tl.int64) * C + columns
     grad = tl.load(grad_ptr + at, mask, other=0.0) * tl.load(scale_ptr)
+    if POWER:
+        grad *= tl.exp(less * tl.log(tl.maximum(tl.abs(grad), tiny)))
     buffer = tl.load(buffer_ptr + at, mask, other=0.0) * mu + grad
     tl.store(buffer_ptr + at, buffer, mask)
     u = grad + mu * buffer
+    if NORMALISE:
+        u /= tl.maximum(tl.sqrt(tl.sum(u * u, 1)), 1e-7)[:, None]
+    tl.store(out_ptr + at, u.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _several_kernel(
+    grad_ptr, mean_ptr, out_ptr, scale_ptr, N, first, less, tiny,
+    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, NORMALISE: tl.constexpr,
+    POWER: tl.constexpr, MEANS: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    mask = (rows < N) & (columns < C)
+    at = rows.to(tl.int64) * C + columns
+    grad = tl.load(grad_ptr + at, mask, other=0.0) * tl.load(scale_ptr)
+    if POWER:
+        grad *= tl.exp(less * tl.log(tl.maximum(tl.abs(grad), tiny)))
+    u, age = tl.zeros_like(grad), first
+    for m in tl.static_range(MEANS):
+        decay = age / (1.0 + age)
+        place = (rows.to(tl.int64) * MEANS + m) * C + columns
+        mean = tl.load(mean_ptr + place, mask, other=0.0) * decay + (1.0 - decay) * grad
+        tl.store(mean_ptr + place, mean, mask)
+        u += (1.0 - decay) * grad + decay * mean
+        age = age * 2.0
+    u /= MEANS
     if NORMALISE:
         u /= tl.maximum(tl.sqrt(tl.sum(u * u, 1)), 1e-7)[:, None]
     tl.store(out_ptr + at, u.to(out_ptr.dtype.element_ty), mask)
@@ -39,21 +71,90 @@ def _move_kernel(weight_ptr, update_ptr, N, keep, lr, VALUES: tl.constexpr):
     tl.store(weight_ptr + at, weight, at < N)
 
 
+@triton.jit
+def _move_rows_kernel(
+    weight_ptr, update_ptr, N, keep, lr, floor,
+    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    CAUTIOUS: tl.constexpr, FLOOR: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    mask = (rows < N) & (columns < C)
+    at = rows.to(tl.int64) * C + columns
+    weight = tl.load(weight_ptr + at, mask, other=0.0)
+    update = tl.load(update_ptr + at, mask, other=0.0).to(tl.float32)
+    if FLOOR:
+        least = floor * tl.sqrt(tl.sum(weight * weight, 1))
+        norm = tl.maximum(tl.sqrt(tl.sum(update * update, 1)), 1e-7)
+        update *= tl.maximum(least / norm, 1.0)[:, None]
+    if CAUTIOUS:
+        weight *= tl.where(weight * update > 0, keep, 1.0)
+    else:
+        weight *= keep
+    tl.store(weight_ptr + at, weight - lr * update, mask)
+
+
 def fused_nesterov(
-    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
+    grad_KRC: Tensor,
+    buffer_KRC: Tensor,
+    scale_1: Tensor,
+    mu: float,
+    normalise: bool,
+    out: Tensor,
+    power: float = 1.0,
 ) -> None:
-    """Do what `muon.nesterov` does; the gradient stays as it was."""
-    C = grad_KRC.shape[2]
-    columns = triton.next_power_of_2(C)
-    rows, N = max(1, _VALUES // columns), grad_KRC.numel() // C
+    """Do what `rules.nesterov` does; the gradient stays as it was."""
+    N, C, columns, rows = _by_rows(grad_KRC)
     _nesterov_kernel[(triton.cdiv(N, rows),)](
-        grad_KRC, buffer_KRC, out, scale_1, N, mu,
-        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, num_warps=_WARPS,
+        grad_KRC, buffer_KRC, out, scale_1, N, mu, power - 1.0, TINY,
+        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, POWER=power != 1.0,
+        num_warps=_WARPS,
     )  # fmt: skip
 
 
-def fused_move(weights_LRC: Tensor, updates_LRC: Tensor, lr: float, decay: float) -> None:
-    """Do what `muon.move` does."""
+def fused_several(
+    grad_KRC: Tensor,
+    means_KRMC: Tensor,
+    scale_1: Tensor,
+    mu: float,
+    normalise: bool,
+    out: Tensor,
+    power: float = 1.0,
+) -> None:
+    """Do what `rules.several` does; the gradient stays as it was."""
+    (N, C, columns, rows), means = _by_rows(grad_KRC), means_KRMC.shape[2]
+    first = mu / (1.0 - mu) * means / (2**means - 1)
+    _several_kernel[(triton.cdiv(N, rows),)](
+        grad_KRC, means_KRMC, out, scale_1, N, first, power - 1.0, TINY,
+        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, POWER=power != 1.0, MEANS=means,
+        num_warps=_WARPS,
+    )  # fmt: skip
+
+
+def _by_rows(x_KRC: Tensor) -> tuple[int, int, int, int]:
+    """Return rows and columns of a stack, and of the block that one program treats."""
+    C = x_KRC.shape[2]
+    columns = triton.next_power_of_2(C)
+    return x_KRC.numel() // C, C, columns, max(1, _VALUES // columns)
+
+
+def fused_move(
+    weights_LRC: Tensor,
+    updates_LRC: Tensor,
+    lr: float,
+    decay: float,
+    cautious: bool = False,
+    floor: float = 0.0,
+) -> None:
+    """Do what `rules.move` does."""
+    if cautious or floor:
+        N, C, columns, rows = _by_rows(weights_LRC)
+        _move_rows_kernel[(triton.cdiv(N, rows),)](
+            weights_LRC, updates_LRC, N, 1.0 - lr * decay, lr, floor,
+            C=C, COLUMNS=columns, ROWS=rows, CAUTIOUS=cautious, FLOOR=floor > 0,
+            num_warps=_WARPS,
+        )  # fmt: skip
+        return
     N = weights_LRC.numel()
     _move_kernel[(triton.cdiv(N, _VALUES),)](
         weights_LRC, updates_LRC, N, 1.0 - lr * decay, lr, VALUES=_VALUES, num_warps=_WARPS

@@ -11,7 +11,7 @@ Shapes: B sequences, T time.
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,20 +26,22 @@ from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
-from fairway.config.checks import window_schedule
+from fairway.config.checks import schedule
 from fairway.config.settings import Config, order_seed
 from fairway.config.written import to_dict
-from fairway.data.loader import Prefetcher, ShuffledLoader
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan, own_device
 from fairway.machine.ranks import Ranks, seed_everything
 from fairway.model.gpt import GPT, build
+from fairway.model.kinds import by_group
 from fairway.model.paths import prepare
 from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
 from fairway.train.clock import Clock
-from fairway.train.micro import micro_batch
-from fairway.train.muon import Optimisers
-from fairway.train.schedule import WeightAverage, average_decay, lr_multiplier
+from fairway.train.feed import Feed
+from fairway.train.flight import Flight, event_on
+from fairway.train.micro import counts_of, micro_batch
+from fairway.train.muon import INPUTS_EVERY, Optimisers
+from fairway.train.schedule import WeightAverage, average_decay, due, lr_multiplier
 from fairway.train.steps import (
     STEPS,
     Say,
@@ -53,6 +55,15 @@ from fairway.train.steps import (
 CHECKPOINT = "checkpoint.safetensors"
 # Weights that a training begins with, by name, and their digest.
 Begun = tuple[dict[str, Tensor], str] | None
+# Tokens of a rank by which second moments of inputs are renewed.
+INPUTS_TOKENS = 16_384
+# Returns X^T X of the inputs of named matrices, summed over batches of token ids.
+Collect = Callable[[GPT, Iterable[Tensor], Iterable[str]], dict[str, Tensor]]
+
+
+def no_inputs(*given: object) -> dict[str, Tensor]:
+    """Refuse to collect inputs: whoever trains with optim.newton says how."""
+    raise ValueError("optim.newton needs a function that collects the inputs of matrices")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +72,6 @@ class TrainingText:
 
     shards: list[Tokens]
     bytes_per_token: float
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A step that was launched: what the host knows of it, and where its figures will arrive."""
-
-    step: int
-    now: float
-    after: float
-    lr: float
-    looping: bool
-    figures_2: Tensor
-    landed: torch.cuda.Event | None
-    launched_s: float
-
-    def wait(self, clock: Clock) -> float:
-        """Wait until the device has done the step; return the training seconds at its end."""
-        if self.landed is None:
-            # A CPU works while it launches: the step had ended then.
-            return self.launched_s
-        self.landed.synchronize()
-        return clock.seconds()
 
 
 class Training:
@@ -97,13 +86,15 @@ class Training:
         folder: Path,
         say: Say,
         begun: Begun = None,
+        collect: Collect = no_inputs,
     ) -> None:
         seed_everything(config.seed)
+        self.collect = collect
         self.config, self.plan, self.ranks, self.text = config, plan, ranks, text
         self.folder, self.say, self.begun = folder, say, begun
         self.device = own_device(plan, ranks)
         # Before anything is there: the plan counts all that will be.
-        self.per_rank, self.rows = micro_batch(config, plan, ranks, free_bytes(self.device))
+        _, rows = micro_batch(config, plan, ranks, free_bytes(self.device))
         self.model = build(config.model, config.seed)
         if begun is not None:
             self.model.load_state_dict(begun[0])
@@ -118,23 +109,34 @@ class Training:
         self.step = 0
         self.flight: Flight | None = None
         self.ended_s = 0.0
-        self.batches = self._batches_from_start()
+        counts, seq_len = counts_of(config, ranks.world), train.seq_len
+        order = order_seed(config)
+        self.feed = Feed(text.shards, seq_len, counts, rows, ranks, self.device, order)
+        # Tokens of all steps so far, on all ranks.
+        self.tokens = 0
+        self._enter(0.0)
+
+    @property
+    def rows(self) -> int:
+        """Return how many sequences go through the model at once."""
+        return self.feed.at_once(self.batch // self.config.train.seq_len // self.ranks.world)
 
     @property
     def micro_steps(self) -> int:
         """Return how many forward passes make one optimiser step on this rank."""
-        return self.per_rank // self.rows
+        return self.batch // self.config.train.seq_len // self.ranks.world // self.rows
 
     def close(self) -> None:
         """End the thread that gathers batches."""
-        self.batches.close()
+        self.feed.close()
 
-    def _new_loader(self) -> ShuffledLoader:
-        ranks, seq_len, order = self.ranks, self.config.train.seq_len, order_seed(self.config)
-        return ShuffledLoader(self.text.shards, seq_len, self.rows, ranks.rank, ranks.world, order)
-
-    def _batches_from_start(self) -> Prefetcher:
-        return Prefetcher(self._new_loader(), self.device)
+    def _enter(self, now: float) -> None:
+        """Set what changes on the way: recurrence, windows, tokens of a step and of a sequence."""
+        config, train = self.config, self.config.train
+        self.model.set_looping(bool(config.model.loop_extra) and now >= train.loop_from)
+        self.model.set_window(due(now, schedule(train, "windows"), 0))
+        self.batch = due(now, schedule(train, "batches"), train.batch_tokens)
+        self.length = due(now, schedule(train, "lengths"), train.seq_len)
 
     # -----------------------------------------------------------------------------------------
     # A step
@@ -147,42 +149,63 @@ class Training:
         """
         share = torch.zeros((), device=self.device)
         for left in reversed(range(self.micro_steps)):
-            loss = self.model(*self.batches.next_batch()) / (self.micro_steps * self.ranks.world)
+            given = self.feed.next_batch(self.rows, self.length)
+            self.seen_BT = given[0][: max(1, INPUTS_TOKENS // self.length)]
+            loss = self.model(*given) / (self.micro_steps * self.ranks.world)
             if send and not left:
                 self.optimisers.expect_gradients()
             loss.backward()
             share += loss.detach()
         return share
 
-    def _advance(self, multiplier: float, step: int) -> tuple[Tensor, Tensor]:
-        """Launch one optimiser step; return (mean loss in nats per token, gradient norm).
+    def _advance(self, multiplier: float, step: int, now: float) -> tuple[Tensor, Tensor]:
+        """Launch one optimiser step at a progress; return (mean loss in nats per token, gradient
+        norm).
 
         Both stay on the device, which may not have computed them yet.
         """
         loss = self._accumulate(send=True)
+        self._look(step)
         wait = self.ranks.start_sum(loss)
-        grad_norm = self.optimisers.step(multiplier, step)
+        grad_norm = self.optimisers.step(multiplier, step, now)
         wait()
         return loss, grad_norm
+
+    def _look(self, step: int) -> None:
+        """Let Newton-Muon see what reaches every matrix, once in so many steps, of a few tokens."""
+        if not self.config.optim.newton or step % INPUTS_EVERY:
+            return
+        names = [name for bank in self.optimisers.muon.banks for name in bank.names]
+        sums = self.collect(self.model, [self.seen_BT], names)
+        tokens = self.seen_BT.numel() * self.ranks.world
+        self.optimisers.look({name: total / tokens for name, total in sums.items()})
 
     def warm_up(self) -> None:
         """Run a few real steps in every mode, then undo them: they buy compiled and warm code,
         no learning. The data starts over, the momentum is cleared. Where memory does not suffice
         the micro-batch is halved."""
         before = {name: w.detach().clone() for name, w in self.model.named_parameters()}
-        modes = (False, True) if self.config.model.loop_extra else (False,)
-        for looping in modes if self.config.train.warmup_steps else ():
-            self.model.set_looping(looping)
+        for now in self._changes() if self.config.train.warmup_steps else ():
+            self._enter(now)
             for step in range(self.config.train.warmup_steps):
                 while self.ranks.any(not self._fits_memory()):
                     self._halve_rows()
+                self._look(step)
                 self.optimisers.step(1.0, step)
         with torch.no_grad():
             for name, weight in self.model.named_parameters():
                 weight.copy_(before[name])
         self.optimisers.reset()
-        self.model.set_looping(False)
-        self._use_rows(self.rows)
+        self._enter(0.0)
+        self.feed.use(self.feed.rows)
+
+    def _changes(self) -> list[float]:
+        """Return the progress at which a run begins, and at which code of another form is due."""
+        train = self.config.train
+        names = ("windows", "batches", "lengths")
+        ends = {end for name in names for _, end in schedule(train, name)}
+        ends |= {train.loop_from} if self.config.model.loop_extra else set()
+        return sorted({0.0} | {end for end in ends if end < 1.0})
 
     def _fits_memory(self) -> bool:
         """Run the micro-steps; return whether the device's memory was enough for them."""
@@ -202,19 +225,14 @@ class Training:
                 f"one sequence of {self.config.train.seq_len} tokens per micro-step needs more "
                 "memory than the device has; lower train.seq_len or the size of the model"
             )
-        fewer = max(n for n in range(1, self.rows // 2 + 1) if self.per_rank % n == 0)
+        count = self.rows * self.micro_steps
+        fewer = max(n for n in range(1, self.rows // 2 + 1) if count % n == 0)
         if self.ranks.first:
             self.say(
                 f"out of memory with {self.rows} sequences per micro-step: going on with {fewer}, "
-                f"{self.per_rank // fewer} micro-steps instead of {self.micro_steps}"
+                f"{count // fewer} micro-steps instead of {self.micro_steps}"
             )
-        self._use_rows(fewer)
-
-    def _use_rows(self, rows: int) -> None:
-        """Set the sequences of a micro-batch, and begin the data again."""
-        self.rows = rows
-        self.batches.close()
-        self.batches = self._batches_from_start()
+        self.feed.use(fewer)
 
     # -----------------------------------------------------------------------------------------
     # The loop
@@ -265,23 +283,28 @@ class Training:
         Returns, the same on every rank: the progress after the step, whether a signal asks to
         stop, whether a checkpoint is due.
         """
-        self._switch_loop(now)
-        multiplier = lr_multiplier(now, self.config.optim)
-        loss, grad_norm = self._advance(multiplier, self.step)
+        self._enter(now)
+        # The noise of a gradient falls with the root of the tokens: a rate may grow with it.
+        full = self.config.train.batch_tokens
+        multiplier = lr_multiplier(now, self.config.optim) * (self.batch / full) ** 0.5
+        loss, grad_norm = self._advance(multiplier, self.step, now)
         # Copied behind the step's own work: asked for later, the copy would wait for the next step.
         figures_2 = torch.stack((loss, grad_norm)).to("cpu", non_blocking=True)
         self._land(log)
         after = self.clock.progress(self.step + 1)
         decided = self.ranks.broadcast_all((after, stop.is_set(), due))
         self.average.update(average_decay(decided[0] - now, self.config.optim))
+        self.tokens += self.batch
         self.flight = Flight(
             step=self.step,
+            batch=self.batch,
+            tokens=self.tokens,
             now=now,
             after=decided[0],
             lr=multiplier,
             looping=self.model.looping,
             figures_2=figures_2,
-            landed=_event(self.device),
+            landed=event_on(self.device),
             launched_s=self.clock.seconds(),
         )
         self.step += 1
@@ -301,7 +324,6 @@ class Training:
                     f"run, learning rates x {flight.lr:.3g}); lower optim.matrix_lr or "
                     "optim.embed_lr, or raise the batch; the last checkpoint is kept"
                 )
-        batch = self.config.train.batch_tokens
         self.clock.step_s = seconds - self.ended_s
         record = StepRecord(
             step=flight.step,
@@ -310,19 +332,19 @@ class Training:
             seconds=seconds,
             loss=loss,
             lr=flight.lr,
-            tokens=(flight.step + 1) * batch,
-            tokens_per_s=batch / max(self.clock.step_s, 1e-9),
+            tokens=flight.tokens,
+            tokens_per_s=flight.batch / max(self.clock.step_s, 1e-9),
             grad_norm=grad_norm,
             looping=flight.looping,
         )
         self.ended_s = seconds
         log.write(record)
 
-    def _switch_loop(self, now: float) -> None:
-        looping = bool(self.config.model.loop_extra) and now >= self.config.train.loop_from
-        self.model.set_looping(looping)
-        windows = (size for size, end in window_schedule(self.config.train) if now < end)
-        self.model.set_window(next(windows, 0))
+    def kept(self) -> dict[str, Tensor]:
+        """Return the weights that a run keeps: their average, blended with the last ones."""
+        optim = self.config.optim
+        embed = by_group(self.model.declares, self.average.average)["embed"]
+        return self.average.kept(optim.ema_blend, () if optim.ema_embed else embed)
 
     # -----------------------------------------------------------------------------------------
     # Checkpoints
@@ -343,8 +365,9 @@ class Training:
             "steps_digest": digest_file(self.folder / STEPS),
             "elapsed_s": self.clock.seconds(),
             "looping": self.model.looping,
-            "loader": self.batches.state(),
-            "rows": self.rows,
+            "loader": self.feed.state(),
+            "rows": self.feed.rows,
+            "tokens": self.tokens,
             "plan": self.plan.as_dict(),
             "config": _key(self.config, self.begun),
             "world": self.ranks.world,
@@ -363,7 +386,7 @@ class Training:
                 f"{self.ranks.world}; resume with as many"
             )
         self.clock.elapsed_s = facts["elapsed_s"]
-        self._use_rows(min(facts["rows"], self.rows))
+        self.feed.use(min(facts["rows"], self.feed.rows))
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -378,32 +401,12 @@ class Training:
         if facts["plan"] != self.plan.as_dict():
             self.say(f"resuming on another machine plan: {self.plan.describe()}; not bit for bit")
         self.step, self.clock.elapsed_s = facts["step"], facts["elapsed_s"]
+        self.tokens = facts["tokens"]
         self.model.set_looping(facts["looping"])
-        self._catch_up(facts["loader"])
+        drawn = self.tokens // self.config.train.seq_len // self.ranks.world
+        self.feed.go_on(facts["loader"], drawn)
         if self.ranks.first:
             cut_steps(self.folder / STEPS, self.step, facts["steps_digest"])
-
-    def _catch_up(self, state: dict[str, Any]) -> None:
-        """Put the data where the checkpoint left it: rank 0 by its state, others by replay."""
-        loader = self._new_loader()
-        if self.ranks.first:
-            loader.restore(state)
-        else:
-            for _ in range(self.step * self.micro_steps):
-                loader.next_windows()
-        self.batches.close()
-        self.batches = Prefetcher(loader, self.device)
-
-
-def _event(device: torch.device) -> torch.cuda.Event | None:
-    """Return a mark behind all that was launched on a GPU so far; a CPU needs none."""
-    if device.type == "cpu":
-        return None
-    # Sleeping instead of spinning leaves the core to the thread that gathers batches.
-    make: Callable[..., torch.cuda.Event] = torch.cuda.Event
-    event = make(blocking=True)
-    event.record()
-    return event
 
 
 def what_trains(config: Config) -> dict[str, Any]:
@@ -429,13 +432,14 @@ def train(
     say: Say,
     resume: bool = False,
     begun: Begun = None,
+    collect: Collect = no_inputs,
 ) -> Training:
     """Train a model in a run folder and return its final state; with `resume`, continue one.
 
     `begun` are the weights that it begins with, and their digest.
     """
     saved = _saved(_key(config, begun), folder / CHECKPOINT) if resume else None
-    training = Training(config, plan, ranks, text, folder, say, begun)
+    training = Training(config, plan, ranks, text, folder, say, begun, collect)
     try:
         if saved is None:
             training.warm_up()

@@ -13,7 +13,7 @@ of one rank, R rows, C columns, N elements in a row.
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,102 +26,30 @@ from fairway.machine.ranks import Ranks, Wait
 from fairway.model import kinds
 from fairway.model.gpt import GPT
 from fairway.train.cpu_muon import loop_nesterov
+from fairway.train.rules import inverses, move, muon_update, nesterov, neurons, several
 from fairway.train.schedule import momentum
 
-Triple = tuple[float, float, float]
-NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
-# Amsel et al. 2025 (arXiv 2505.16932), without their safety factor: one triple per step.
-POLAR_EXPRESS: tuple[Triple, ...] = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
 # What AdamW adds to the root of its second moment, as in #1493.
 _EPS = 1e-8
 # Banks per shape over several ranks: more sums travel during the backward pass, by more kernels.
 STAGES = 3
+# Of second moments of inputs: steps from one look to the next, and the share of what is seen then.
+INPUTS_EVERY, INPUTS_NEW = 64, 0.25
 
 
-# ---------------------------------------------------------------------------------------------
-# The update of a bank
+def kernels(
+    fused: bool, weights_LRC: Tensor, means: int
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the rules of rows and of moves: plain, one GPU kernel each, or a loop on a CPU.
 
-
-def coefficients(config: OptimConfig) -> Sequence[Triple]:
-    """Return (a, b, c) of every step of the orthogonalisation."""
-    if config.newton_schulz == "polar_express":
-        return POLAR_EXPRESS
-    return (NEWTON_SCHULZ,) * len(POLAR_EXPRESS)
-
-
-def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
-    """Return the nearly orthogonal factor of each matrix by a quintic Newton-Schulz iteration.
-
-    X <- a X + (b A + c A^2) X with A = X X^T, in the dtype given, on the wide orientation. The
-    fixed coefficients push small singular values up fast and leave them between about 0.7 and 1.2.
+    Several running means have no loop: beside a CPU's products their passes cost little.
     """
-    x_LRC: Tensor = u_LRC / (u_LRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    tall = x_LRC.shape[-2] > x_LRC.shape[-1]
-    if tall:
-        x_LRC = x_LRC.mT
-    for a, b, c in triples:
-        gram_LRR = x_LRC @ x_LRC.mT
-        poly_LRR = torch.baddbmm(gram_LRR, gram_LRR, gram_LRR, beta=b, alpha=c)
-        x_LRC = torch.baddbmm(x_LRC, poly_LRR, x_LRC, beta=a)
-    return x_LRC.mT if tall else x_LRC
-
-
-def nesterov(
-    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
-) -> None:
-    """Advance the momentum in place by scaled gradients; write what is to be orthogonalised.
-
-    `out` [K, R, C] gets Nesterov momentum, rows divided by their norms if asked to. The gradients
-    become scratch.
-    """
-    grad_KRC.mul_(scale_1)
-    torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
-    u_KRC = torch.add(grad_KRC, buffer_KRC, alpha=mu)
-    if not normalise:
-        out.copy_(u_KRC)
-        return
-    norms_KR1 = torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
-    # Divided in float32, rounded on the way out: the quotient is not stored twice.
-    torch.div(u_KRC, norms_KR1, out=out)
-
-
-def move(weights_LRC: Tensor, updates_LRC: Tensor, lr: float, decay: float) -> None:
-    """Decay the weights, then subtract the updates."""
-    weights_LRC.mul_(1.0 - lr * decay)
-    weights_LRC.sub_(updates_LRC, alpha=lr)
-
-
-def muon_update(
-    grad_KRC: Tensor,
-    buffer_KRC: Tensor,
-    scale_1: Tensor,
-    mu: float,
-    config: OptimConfig,
-    out: Tensor,
-    rows: Callable[..., None] = nesterov,
-) -> None:
-    """Write the updates into `out` [K, R, C]: orthogonal, times sqrt(max(1, R / C)).
-
-    All products are in its dtype. The momentum advances in place; `rows` is `nesterov`, its GPU
-    kernel or its loop.
-    """
-    rows(grad_KRC, buffer_KRC, scale_1, mu, config.row_normalise, out)
-    x_KRC = orthogonalise(out, coefficients(config))
-    torch.mul(x_KRC, math.sqrt(max(1.0, out.shape[1] / out.shape[2])), out=out)
-
-
-def kernels(fused: bool, weights_LRC: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return `nesterov` and `move`: as they stand here, one GPU kernel each, or a loop on a CPU."""
     if fused:
         # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
         rows = importlib.import_module("fairway.train.fused_muon")
-        return rows.fused_nesterov, rows.fused_move
+        return rows.fused_several if means > 1 else rows.fused_nesterov, rows.fused_move
+    if means > 1:
+        return several, move
     return loop_nesterov if fit(weights_LRC) else nesterov, move
 
 
@@ -155,7 +83,7 @@ class Bank:
         self.config, self.ranks = config, ranks
         self.names, self.weights = [name for name, _ in named], [weight for _, weight in named]
         self.weights_LRC = torch.stack([weight.detach() for weight in self.weights])
-        self.nesterov, self.move = kernels(fused, self.weights_LRC)
+        self.nesterov, self.move = kernels(fused, self.weights_LRC, config.momentum_buffers)
         for weight, value_RC in zip(self.weights, self.weights_LRC, strict=True):
             weight.data = value_RC
         count, *shape = self.weights_LRC.shape
@@ -163,6 +91,22 @@ class Bank:
         self.grads_PRC = self.weights_LRC.new_zeros(padded, *shape)
         self.updates_PRC = torch.zeros_like(self.grads_PRC, dtype=dtype)
         self.momentum_KRC = torch.zeros_like(ranks.shard(self.grads_PRC))
+        squares = neurons(self.momentum_KRC.shape)
+        if config.momentum_buffers > 1:
+            # Several running means stand in its place: [K, R, M, C].
+            K, R, C = self.momentum_KRC.shape
+            self.momentum_KRC = self.momentum_KRC.new_zeros(K, R, config.momentum_buffers, C)
+        # What a checkpoint keeps, by the name it has there, and `reset` forgets.
+        self.own = {"muon": self.momentum_KRC}
+        self.squares: Tensor | None = None
+        if config.row_beta:
+            self.squares = self.momentum_KRC.new_zeros(squares)
+            self.own["muon_rows"] = self.squares
+        self.inverses_KCC: Tensor | None = None
+        if config.newton:
+            C = shape[-1]
+            self.own["muon_inputs"] = self.grads_PRC.new_zeros(len(self.momentum_KRC), C, C)
+            self._invert()
         self.wait: Wait
 
     def collect(self) -> None:
@@ -187,8 +131,11 @@ class Bank:
     def propose(self, scale_1: Tensor, mu: float) -> None:
         """Compute the updates of our share from scaled gradients; begin to send them round."""
         own_KRC, updates_KRC = map(self.ranks.shard, (self.grads_PRC, self.updates_PRC))
+        if self.inverses_KCC is not None:
+            own_KRC = own_KRC @ self.inverses_KCC
         muon_update(
-            own_KRC, self.momentum_KRC, scale_1, mu, self.config, updates_KRC, self.nesterov
+            *(own_KRC, self.momentum_KRC, scale_1, mu, self.config, updates_KRC),
+            *(self.nesterov, self.squares),
         )
         self.wait = self.ranks.start_gather(self.updates_PRC)
 
@@ -196,20 +143,40 @@ class Bank:
         """Decay the weights, then subtract everybody's updates."""
         self.wait()
         updates_LRC = self.updates_PRC[: len(self.weights)]
-        self.move(self.weights_LRC, updates_LRC, lr, self.config.matrix_wd)
+        config = self.config
+        self.move(
+            *(self.weights_LRC, updates_LRC, lr, config.matrix_wd),
+            *(config.cautious, config.row_floor),
+        )
 
-    def whole_momentum(self) -> Tensor:
-        """Return the momentum of all matrices [L, R, C], on every rank; all must ask for it."""
-        whole_PRC = torch.empty_like(self.grads_PRC)
-        self.ranks.shard(whole_PRC).copy_(self.momentum_KRC)
-        self.ranks.start_gather(whole_PRC)()
-        return whole_PRC[: len(self.weights)]
+    def look(self, moments: Mapping[str, Tensor]) -> None:
+        """Move the second moments [C, C] of inputs towards new ones, summed over the ranks."""
+        own_KCC = self.own["muon_inputs"]
+        whole_PCC = own_KCC.new_zeros(len(self.grads_PRC), *own_KCC.shape[1:])
+        for place, name in enumerate(self.names):
+            whole_PCC[place] = moments[name]
+        self.ranks.start_scatter(whole_PCC)()
+        own_KCC.lerp_(self.ranks.shard(whole_PCC), INPUTS_NEW)
+        self._invert()
 
-    def restore(self, momentum_LRC: Tensor) -> None:
-        """Put our share of the momentum of all matrices back."""
-        whole_PRC = torch.zeros_like(self.grads_PRC)
-        whole_PRC[: len(self.weights)] = momentum_LRC
-        self.momentum_KRC.copy_(self.ranks.shard(whole_PRC))
+    def _invert(self) -> None:
+        self.inverses_KCC = inverses(self.own["muon_inputs"], self.config.newton)
+
+    def whole(self, own: Tensor) -> Tensor:
+        """Return our own state [K, ...] of all matrices [L, ...], on every rank; all must ask."""
+        whole = own.new_empty(len(self.grads_PRC), *own.shape[1:])
+        self.ranks.shard(whole).copy_(own)
+        self.ranks.start_gather(whole)()
+        return whole[: len(self.weights)]
+
+    def restore(self, name: str, every: Tensor) -> None:
+        """Put our share of a state of all matrices back."""
+        own = self.own[name]
+        whole = own.new_zeros(len(self.grads_PRC), *own.shape[1:])
+        whole[: len(self.weights)] = every
+        own.copy_(self.ranks.shard(whole))
+        if name == "muon_inputs":
+            self._invert()
 
 
 def in_stages(count: int, world: int) -> list[slice]:
@@ -302,20 +269,27 @@ class Muon:
             bank.apply(lr)
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield ('muon.' + name, momentum) of every matrix, on every rank; all must iterate."""
+        """Yield ('muon.' + name, momentum) of every matrix, on every rank; all must iterate.
+
+        Mean squares of neurons are called 'muon_rows', moments of inputs 'muon_inputs'.
+        """
         for bank in self.banks:
-            names = [f"muon.{name}" for name in bank.names]
-            yield from zip(names, bank.whole_momentum(), strict=True)
+            for kind, own in bank.own.items():
+                names = [f"{kind}.{name}" for name in bank.names]
+                yield from zip(names, bank.whole(own), strict=True)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `named_state` yielded."""
         for bank in self.banks:
-            bank.restore(torch.stack([tensors[f"muon.{name}"] for name in bank.names]))
+            for kind in bank.own:
+                every = torch.stack([tensors[f"{kind}.{name}"] for name in bank.names])
+                bank.restore(kind, every)
 
     def reset(self) -> None:
-        """Forget the momentum."""
+        """Forget the momentum and all else of former steps."""
         for bank in self.banks:
-            bank.momentum_KRC.zero_()
+            for own in bank.own.values():
+                own.zero_()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -380,10 +354,11 @@ class Optimisers:
         by_group = kinds.by_group(model.declares, named)
         # In the order of the layers: the backward pass meets what leads to the head first.
         matrices = sorted(by_group["matrix"], key=lambda name: name == "head_proj.weight")
+        slow = config.beta2 if config.embed_beta2 is None else config.embed_beta2
         groups = [
-            (by_group["embed"], config.embed_lr, config.embed_wd),
-            (by_group["head"], config.head_lr, 0.0),
-            (by_group["scalar"], config.scalar_lr, config.scalar_wd),
+            (by_group["embed"], config.embed_lr, config.embed_wd, slow),
+            (by_group["head"], config.head_lr, 0.0, slow),
+            (by_group["scalar"], config.scalar_lr, config.scalar_wd, config.beta2),
         ]
         self.muon = Muon(
             [(name, named[name]) for name in matrices],
@@ -394,28 +369,41 @@ class Optimisers:
         )
         self.adam = torch.optim.AdamW(
             [
-                {"params": [named[n] for n in names], "base_lr": lr, "weight_decay": wd}
-                for names, lr, wd in groups
+                {
+                    "params": [named[n] for n in names],
+                    "base_lr": lr,
+                    "weight_decay": wd,
+                    "betas": (config.beta1, beta2),
+                }
+                for names, lr, wd, beta2 in groups
             ],
-            betas=(config.beta1, config.beta2),
             eps=_EPS,
             fused=True,
         )
-        self.adam_names = [name for names, _, _ in groups for name in names]
+        self.adam_names = [name for names, *_ in groups for name in names]
         self.parameters = list(named.values())
         rest = [named[name] for name in self.adam_names]
         self.flats = [FlatGradients(weights, self.ranks) for weights in _by_dtype(rest)]
+
+    @torch.no_grad()
+    def look(self, moments: Mapping[str, Tensor]) -> None:
+        """Learn second moments [C, C] of the inputs of all matrices, by name, before a step.
+
+        Each rank has those of its own tokens, divided as its losses are.
+        """
+        for bank in self.muon.banks:
+            bank.look(moments)
 
     def expect_gradients(self) -> None:
         """Announce the last backward pass before `step`; every rank must complete it."""
         self.muon.departures.expect()
 
     @torch.no_grad()
-    def step(self, multiplier: float, step: int) -> Tensor:
+    def step(self, multiplier: float, step: int, progress: float = 0.0) -> Tensor:
         """Sum over ranks, clip, update every parameter, clear gradients.
 
         Returns the norm of the summed gradients before the clip, a float32 scalar on the device.
-        `multiplier` scales all learning rates, `step` sets the momentum.
+        `multiplier` scales all learning rates, `step` and progress set the momentum.
         """
         self.muon.departures.finish()
         for flat in self.flats:
@@ -423,7 +411,7 @@ class Optimisers:
         grad_norm = self._grad_norm()
         # It has a dimension: a scalar would be rounded to the gradients' dtype first.
         scale_1 = (self.clip / (grad_norm + 1e-6)).clamp(max=1.0).reshape(1)
-        self.muon.propose(scale_1, momentum(step, self.config))
+        self.muon.propose(scale_1, momentum(step, self.config, progress))
         self._step_adam(scale_1, multiplier)
         self.muon.apply(self.config.matrix_lr * multiplier)
         # Neither the banks nor fused AdamW count versions of the parameters they change, and

@@ -9,6 +9,7 @@ import torch
 from fairway.base import units
 from fairway.base.errors import UserError
 from fairway.base.room import Room, host_room
+from fairway.config.checks import schedule
 from fairway.config.settings import Config
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
@@ -31,12 +32,15 @@ def preflight(
 ) -> None:
     """Raise UserError if data, disk or memory cannot carry the run."""
     _check_data(config, shards)
-    _check_disk(folder, parameters)
+    # Second moments of inputs are about twice as many numbers as there are weights.
+    optim = config.optim
+    _check_disk(folder, parameters, optim.momentum_buffers + 2 * (optim.newton > 0))
     _check_memory(config, parameters, plan)
 
 
 def _check_data(config: Config, shards: list[Tokens]) -> None:
-    rows = config.train.batch_tokens // config.train.seq_len
+    batches = [tokens for tokens, _ in schedule(config.train, "batches")]
+    rows = max(config.train.batch_tokens, *batches, 0) // config.train.seq_len
     windows = sum(max(0, len(s) - 1) // config.train.seq_len for s in shards)
     if windows < rows:
         raise UserError(
@@ -45,9 +49,9 @@ def _check_data(config: Config, shards: list[Tokens]) -> None:
         )
 
 
-def _check_disk(folder: Path, parameters: int) -> None:
+def _check_disk(folder: Path, parameters: int, kept: int) -> None:
     # Weights, average, momentum and two moments at most, twice: the old file lives until renamed.
-    need_bytes = 2 * 4 * 4 * parameters + 50_000_000
+    need_bytes = 2 * 4 * (3 + kept) * parameters + 50_000_000
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < need_bytes:
         raise UserError(
@@ -73,7 +77,7 @@ def training_bytes(config: Config, parameters: int, plan: Plan) -> int:
     tokens = config.train.seq_len if plan.device == "cuda" else config.train.micro_tokens
     # Weights, their average, their copy during the warm-up, gradients as backward leaves them and
     # stacked, momentum: float32. Updates: bfloat16.
-    state_bytes = (6 * 4 + 2) * parameters
+    state_bytes = ((5 + config.optim.momentum_buffers) * 4 + 2) * parameters
     return state_bytes + tokens * kept_numbers(config) * DTYPES[plan.dtype].itemsize
 
 

@@ -1,7 +1,7 @@
 """Learning rate, momentum and weight average as functions of progress and step (#1493)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -12,19 +12,32 @@ from fairway.config.settings import OptimConfig
 def lr_multiplier(progress: float, config: OptimConfig) -> float:
     """Return the learning-rate multiplier at a progress in [0, 1].
 
-    1 until the last `warmdown_share` of the run, then linear to 0 but never below `min_lr`.
+    1 until the last `warmdown_share` of the run, then down to 0 by the `cool_power` of the time
+    that is left (1 is a line), but never below `min_lr`.
     """
     share = config.warmdown_share
     if share == 0.0 or progress < 1.0 - share:
         return 1.0
-    return max((1.0 - progress) / share, config.min_lr)
+    return float(max(((1.0 - progress) / share) ** config.cool_power, config.min_lr))
 
 
-def momentum(step: int, config: OptimConfig) -> float:
-    """Return Muon's momentum at a step: linear from `momentum_start` over the warm-up steps."""
+def momentum(step: int, config: OptimConfig, progress: float = 0.0) -> float:
+    """Return Muon's momentum at a step: linear from `momentum_start` over the warm-up steps.
+
+    With `momentum_end` it moves there, linear in progress, from `momentum_fall` on.
+    """
     warmup = config.momentum_warmup_steps
     ramp = min(step / warmup, 1.0) if warmup else 1.0
-    return (1.0 - ramp) * config.momentum_start + ramp * config.momentum
+    mu = (1.0 - ramp) * config.momentum_start + ramp * config.momentum
+    if config.momentum_end is None or progress <= config.momentum_fall:
+        return mu
+    fallen = (progress - config.momentum_fall) / (1.0 - config.momentum_fall)
+    return mu + fallen * (config.momentum_end - mu)
+
+
+def due(progress: float, stages: Iterable[tuple[int, float]], otherwise: int) -> int:
+    """Return the number of the first stage (number, end) that has not ended at a progress."""
+    return next((number for number, end in stages if progress < end), otherwise)
 
 
 def average_decay(advance: float, config: OptimConfig) -> float:
@@ -51,3 +64,17 @@ class WeightAverage:
         """Move the average towards the live weights: e = decay * e + (1 - decay) * p."""
         live = [value.float() for value in self.live.values()]
         torch._foreach_lerp_(list(self.average.values()), live, 1.0 - decay)
+
+    @torch.no_grad()
+    def kept(self, share: float, last: Collection[str] = ()) -> dict[str, Tensor]:
+        """Return that share of the average plus the rest of the live weights, in float32.
+
+        Of the names in `last` the live weights alone.
+        """
+        found = {}
+        for name, average in self.average.items():
+            live = self.live[name].detach().float()
+            part = 0.0 if name in last else share
+            # At the ends it is the average, or the weights, to the bit.
+            found[name] = average if part == 1.0 else live.lerp(average, part)
+        return found

@@ -24,11 +24,12 @@ from fairway.base.files import read_json
 from fairway.bundle.build import SCRIPT, bundle, check_bundle, left_out, write_bundle
 from fairway.bundle.wrap import unwrap
 from fairway.config.overrides import override
-from fairway.config.settings import Config
+from fairway.config.settings import Config, OptimConfig
 from fairway.config.written import to_dict
 from fairway.model.paths import prepare
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline
+from fairway.train.muon import Optimisers
 
 Tiny = Callable[..., Config]
 
@@ -57,6 +58,27 @@ def test_it_ends_with_the_bits_of_the_package(
     # The folder that it was unpacked into is gone, and its own is as it was.
     assert {path.name for path in (tmp_path / "empty").iterdir()} == {"out"}
     check_bundle(made)
+
+
+@pytest.mark.slow
+def test_it_trains_by_the_techniques_of_its_settings(
+    tiny: Tiny, data_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny(
+        "train.batches=512@0.5", "train.lengths=16@0.4", "optim.momentum_end=0.8",
+        "optim.momentum_buffers=3", "optim.row_beta=0.9", "optim.newton=0.5", "optim.cautious=true",
+        "optim.row_floor=0.5", "optim.grad_power=0.9", "optim.ema_blend=0.6", "prove.bytes=0",
+        "audit.budget_s=0", "ttt.method=off",
+    )  # fmt: skip
+    pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
+    with pipeline.writing():
+        pipeline.walk()
+    write_bundle(config, tmp_path / "made")
+    ended = start(tmp_path / "made" / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
+    assert ended.returncode == 0, ended.stderr
+    found = read_json(tmp_path / "empty/out/score.json")
+    results = read_json(tmp_path / "run/results.json")
+    assert found["artifact_digest"] == results["artifact"]["digest"]
 
 
 @pytest.mark.slow
@@ -223,6 +245,11 @@ def test_its_gpu_kernels_are_those_of_the_package(
     theirs = dict(model.named_parameters())
     for name, weight in own.named_parameters():
         assert weight.grad is not None and torch.equal(weight.grad, theirs[name].grad), name
+    optim = {"momentum_buffers": 3, "grad_power": 0.9, "cautious": True, "row_floor": 0.5}
+    named("Optimisers")(model, named("OptimConfig")(**optim)).step(1.0, 3)
+    Optimisers(own, OptimConfig(**optim)).step(1.0, 3)
+    for name, weight in own.named_parameters():
+        assert torch.equal(weight, theirs[name]), name
 
 
 def test_any_edited_byte_is_noticed(made: Path) -> None:

@@ -100,15 +100,15 @@ def test_scores_written_out_are_counted() -> None:
     assert per_token(model, T, True) == pytest.approx(wanted, rel=0.1)
 
 
-@pytest.mark.parametrize("embed_bf16", [False, True])
-def test_what_training_holds_beside_activations(embed_bf16: bool) -> None:
+@pytest.mark.parametrize(("embed_bf16", "means"), [(False, 1), (True, 1), (True, 5)])
+def test_what_training_holds_beside_activations(embed_bf16: bool, means: int) -> None:
     """Weights, averages, their copy, gradients, momentum, moments: counted on the objects."""
     config = replace(SMALL, embed_bf16=embed_bf16, tie_embeddings=False)
     with Meter() as meter:
         model = build(config, 1)
         prepare(model, torch.float32, "sdpa", "plain")
         optimisers, average = (
-            Optimisers(model, OptimConfig()),
+            Optimisers(model, OptimConfig(momentum_buffers=means)),
             WeightAverage(model.named_parameters()),
         )
         before = [weight.detach().clone() for weight in model.parameters()]
@@ -116,7 +116,7 @@ def test_what_training_holds_beside_activations(embed_bf16: bool) -> None:
         optimisers.step(1.0, 0)
         model(*torch.zeros(2, 1, 2, dtype=torch.long)).backward()
     assert before and average.average
-    wanted = need.training_state_bytes(config)
+    wanted = need.training_state_bytes(config, means=means)
     # On a CPU updates are float32, as activations are here.
     wanted += 2 * sum(w.numel() for bank in optimisers.muon.banks for w in bank.weights)
     assert meter.bytes == pytest.approx(wanted, rel=0.1)

@@ -8,7 +8,7 @@ import torch
 from fairway.base import floats
 from fairway.config.settings import OptimConfig
 from fairway.model.kinds import matrix, ones, scalar
-from fairway.train import cpu_muon, muon
+from fairway.train import cpu_muon, muon, rules
 
 SHAPES = [(3, 7, 40), (1, 33, 128), (2, 1, 1), (2, 5, 2500)]
 
@@ -27,7 +27,7 @@ def test_nesterov(
     kept, exact = buffers.clone(), buffers.double()
     out, wanted = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=torch.float64)
     cpu_muon.loop_nesterov(grads, kept, scale, 0.9, normalise, out)
-    muon.nesterov(grads.double(), exact, scale.double(), 0.9, normalise, wanted)
+    rules.nesterov(grads.double(), exact, scale.double(), 0.9, normalise, wanted)
     torch.testing.assert_close(kept.double(), exact, rtol=1e-6, atol=1e-6 * size)
     rounding = 2**-8 if dtype == torch.bfloat16 else 1e-6
     if size < 1e-20 and normalise:
@@ -53,7 +53,7 @@ def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_on_a_cpu_is_moved_by_the_loop_and_one_in_float64_is_not() -> None:
-    for dtype, wanted in ((torch.float32, cpu_muon.loop_nesterov), (torch.float64, muon.nesterov)):
+    for dtype, wanted in ((torch.float32, cpu_muon.loop_nesterov), (torch.float64, rules.nesterov)):
         model = torch.nn.Module()
         model.blocks = torch.nn.ModuleList([torch.nn.Linear(3, 4, dtype=dtype)])
         model.compute_dtype = torch.float32

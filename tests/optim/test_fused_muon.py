@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairway.config.settings import OptimConfig
 from fairway.model.kinds import matrix, ones, scalar
-from fairway.train import cpu_muon, muon
+from fairway.train import cpu_muon, muon, rules
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
@@ -35,7 +35,7 @@ def test_nesterov(shape: tuple[int, int, int], normalise: bool) -> None:
     out = [torch.empty(shape, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
     fused_muon.fused_nesterov(mine, ours, scale, 0.9, normalise, out[0])
     assert torch.equal(mine, grads)
-    muon.nesterov(grads, plain, scale, 0.9, normalise, out[1])
+    rules.nesterov(grads, plain, scale, 0.9, normalise, out[1])
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(out[0].float(), out[1].float(), rtol=2**-7, atol=1e-6)
     assert not out[0][0, 0].any()
@@ -46,7 +46,7 @@ def test_move(shape: tuple[int, int, int]) -> None:
     ours, updates = randn(*shape, seed=3) * 100, randn(*shape, seed=4).bfloat16()
     plain = ours.clone()
     fused_muon.fused_move(ours, updates, 0.02, 0.3)
-    muon.move(plain, updates, 0.02, 0.3)
+    rules.move(plain, updates, 0.02, 0.3)
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
     fused_muon.fused_move(ours, updates, 0.0, 0.3)
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
@@ -54,7 +54,7 @@ def test_move(shape: tuple[int, int, int]) -> None:
 
 def test_a_model_of_kernels_is_moved_by_kernels() -> None:
     for fused, kernels in (
-        (False, (cpu_muon.loop_nesterov, muon.move)),
+        (False, (cpu_muon.loop_nesterov, rules.move)),
         (True, (fused_muon.fused_nesterov, fused_muon.fused_move)),
     ):
         model = torch.nn.Module()

@@ -1,63 +1,35 @@
-"""Both learning rules in float64 against their formulas, on one rank and on several.
+"""Both learning rules in float64 against their formulas, on one rank and on several."""
 
-Several ranks are threads here: what one of them must not read yet, or any more, is NaN.
-"""
-
-import math
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from by_threads import (
+    CONFIG,
+    FIXED,
+    POLAR,
+    Exchange,
+    Threaded,
+    gradients,
+    is_matrix,
+    plain_update,
+    together,
+    walk,
+    wide,
+)
+from torch import nn
 
-from fairway.config.settings import ModelConfig, OptimConfig
+from fairway.config.settings import OptimConfig
 from fairway.machine.ranks import Ranks
-from fairway.model.gpt import GPT, build
 from fairway.model.kinds import ones, scalar
 from fairway.model.operations import PLAIN
-from fairway.train import muon
-from fairway.train.muon import Departures, Muon, Optimisers, in_stages, move, muon_update
+from fairway.train import muon, rules
+from fairway.train.muon import Departures, Muon, Optimisers, in_stages
+from fairway.train.rules import move, muon_update
 
-# Five layers: banks of 10 and 5 matrices, which neither two nor three ranks divide evenly.
-MODEL = ModelConfig(
-    vocab_size=260, num_layers=5, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
-    xsa_layers=2, parallel_from=1, loop_first=0, loop_last=1, loop_extra=1, embed_bf16=False,
-    tie_embeddings=False, embed_dim=8,
-)  # fmt: skip
-CONFIG = OptimConfig(
-    matrix_wd=0.4, embed_wd=0.7, scalar_wd=0.9, embed_lr=0.03, head_lr=0.05, scalar_lr=0.07,
-    momentum_start=0.5, momentum=0.9, momentum_warmup_steps=4, grad_clip=0.0,
-)  # fmt: skip
-FIXED = [(3.4445, -4.7750, 2.0315)] * 5
-POLAR = [
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-]
 EXACT = {"rtol": 1e-11, "atol": 1e-13}
-
-
-def plain_update(
-    grad: Tensor, buffer: Tensor, mu: float, triples: list[Any], normalise: bool
-) -> tuple[Tensor, Tensor]:
-    """Return (update, new buffer) of one matrix: momentum, rows, singular values, shape."""
-    buffer = mu * buffer + grad
-    u = grad + mu * buffer
-    if normalise:
-        u = u / u.square().sum(1, keepdim=True).sqrt()
-    left, values, right = torch.linalg.svd(u, full_matrices=False)
-    values = values / (u.square().sum().sqrt() + 1e-7)
-    for a, b, c in triples:
-        values = a * values + b * values**3 + c * values**5
-    rows, columns = u.shape
-    return (left * values) @ right * max(1.0, rows / columns) ** 0.5, buffer
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (31, 31), (64, 16), (1, 7), (7, 1)])
@@ -83,19 +55,19 @@ def test_an_update_is_that_of_the_formulas(shape: tuple[int, int], kind: str) ->
 
 @pytest.mark.parametrize(("how", "triples"), [("fixed", FIXED), ("polar_express", POLAR)])
 def test_coefficients_are_the_published_ones(how: str, triples: list[Any]) -> None:
-    assert list(muon.coefficients(replace(CONFIG, newton_schulz=how))) == triples
+    assert list(rules.coefficients(replace(CONFIG, newton_schulz=how))) == triples
 
 
 def test_rows_and_matrices_of_nothing_stay_nothing() -> None:
     """A norm below 1e-7 counts as 1e-7 in a row, and is made 1e-7 larger in a matrix."""
     rows = torch.tensor([[[0.0, 0.0], [3e-8, 4e-8], [3e-7, 4e-7]]], dtype=torch.float64)
     out = torch.empty_like(rows)
-    muon.nesterov(rows.clone(), torch.zeros_like(rows), torch.ones(1), 0.0, True, out)
+    rules.nesterov(rows.clone(), torch.zeros_like(rows), torch.ones(1), 0.0, True, out)
     wanted = torch.tensor([[[0.0, 0.0], [0.3, 0.4], [0.6, 0.8]]]).double()
     torch.testing.assert_close(out, wanted, rtol=1e-7, atol=0)
     matrix = torch.tensor([[[3e-7, 0.0], [0.0, 4e-7]]], dtype=torch.float64)
-    torch.testing.assert_close(muon.orthogonalise(matrix, []), matrix / 6e-7, rtol=1e-7, atol=0)
-    assert not muon.orthogonalise(torch.zeros(1, 2, 2), FIXED).any()
+    torch.testing.assert_close(rules.orthogonalise(matrix, []), matrix / 6e-7, rtol=1e-7, atol=0)
+    assert not rules.orthogonalise(torch.zeros(1, 2, 2), FIXED).any()
 
 
 def test_weights_decay_then_move() -> None:
@@ -107,102 +79,6 @@ def test_weights_decay_then_move() -> None:
 
 # ---------------------------------------------------------------------------------------------
 # All parameters, on any number of ranks
-
-
-class Exchange:
-    """Where threads meet: what each of them sent, by the number of the message."""
-
-    def __init__(self, world: int) -> None:
-        self._world, self._sent = world, {}
-        self._news, self._broken = threading.Condition(), False
-
-    def send(self, number: int, rank: int, value: Tensor) -> None:
-        with self._news:
-            self._sent[number, rank] = value
-            self._news.notify_all()
-
-    def all(self, number: int) -> list[Tensor]:
-        keys = [(number, rank) for rank in range(self._world)]
-        with self._news:
-            self._news.wait_for(lambda: self._broken or all(key in self._sent for key in keys), 20)
-        return [self._sent[key] for key in keys]
-
-    def part(self) -> None:
-        """Let nobody wait any longer."""
-        with self._news:
-            self._broken = True
-            self._news.notify_all()
-
-
-class Threaded:
-    """`Ranks` as a thread: until a wait is over, and where nothing is defined, there is NaN."""
-
-    def __init__(self, rank: int, world: int, exchange: Exchange) -> None:
-        self.rank, self.world = rank, world
-        self._exchange, self._count = exchange, 0
-
-    def shard(self, whole: Tensor) -> Tensor:
-        return whole.view(self.world, -1, *whole.shape[1:])[self.rank]
-
-    def _begin(self, whole: Tensor, sent: Tensor) -> Callable[[], list[Tensor]]:
-        number, self._count = self._count, self._count + 1
-        self._exchange.send(number, self.rank, sent.clone())
-        whole.fill_(math.nan)
-        return lambda: self._exchange.all(number)
-
-    def start_sum(self, whole: Tensor) -> Callable[[], object]:
-        received = self._begin(whole, whole)
-        return lambda: whole.copy_(sum(received()))
-
-    def start_scatter(self, whole: Tensor) -> Callable[[], object]:
-        received = self._begin(whole, whole)
-        return lambda: self.shard(whole).copy_(self.shard(sum(received())))
-
-    def start_gather(self, whole: Tensor) -> Callable[[], object]:
-        received = self._begin(whole, self.shard(whole))
-        return lambda: whole.copy_(torch.cat(received()))
-
-
-def together(world: int, work: Callable[[Any], Any]) -> list[Any]:
-    """Return what a function returns on every rank."""
-    if world == 1:
-        return [work(Ranks())]
-    exchange = Exchange(world)
-
-    def one(rank: int) -> Any:
-        try:
-            return work(Threaded(rank, world, exchange))
-        except BaseException:
-            exchange.part()
-            raise
-
-    with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(one, range(world)))
-
-
-def wide(seed: int = 1) -> GPT:
-    model = build(MODEL, seed=seed).double()
-    model.compute_dtype = torch.float64
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += torch.randn(weight.shape, generator=generator)
-    return model
-
-
-def gradients(step: int, share: tuple[int, int] = (0, 1)) -> dict[str, Tensor]:
-    """Return the gradients of a step, or what one of several ranks sees of them."""
-    generator = torch.Generator().manual_seed(100 + step)
-    rank, world = share
-    found = {}
-    for name, weight in wide().named_parameters():
-        parts = torch.randn(6, *weight.shape, generator=generator, dtype=torch.float64)
-        found[name] = parts[rank::world].sum(0)
-    return found
-
-
-def is_matrix(name: str) -> bool:
-    return ".attn.c_" in name or ".proj.weight" in name or ".fc." in name or "_proj." in name
 
 
 class Plain:
@@ -239,27 +115,6 @@ class Plain:
             moved = lr * first / (1 - 0.9**self.count) / root
             self.weights[name] = weight * (1 - lr * decay) - moved
         return norm
-
-
-def walk(
-    ranks: Any, config: OptimConfig, steps: Iterator[int] | range, kept: Any = None
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
-    """Return weights, state and gradient norms after some steps, on from what was kept."""
-    model = wide()
-    if kept is not None:
-        model.load_state_dict(kept[0])
-    optimisers = Optimisers(model, config, ranks)
-    if kept is not None:
-        optimisers.restore({name: value.clone() for name, value in kept[1].items()})
-    norms = []
-    for step in steps:
-        grads = gradients(step, (ranks.rank, ranks.world))
-        for name, weight in model.named_parameters():
-            weight.grad = grads[name]
-        norms.append(float(optimisers.step(0.5, step)))
-        assert all(weight.grad is None for weight in model.parameters())
-    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    return weights, {name: value.clone() for name, value in optimisers.state().items()}, norms
 
 
 @pytest.mark.parametrize(("world", "clip"), [(1, 0.0), (2, 0.0), (3, 0.0), (6, 0.0), (3, 40.0)])
@@ -381,16 +236,17 @@ def test_a_bank_goes_by_the_kernels_it_was_given() -> None:
 
     def rows(*arguments: Any) -> None:
         called.append(arguments)
-        muon.nesterov(*arguments)
+        rules.nesterov(*arguments)
 
     [(_, weight)] = matrices = lone((3, 4))
     [bank] = Muon(matrices, CONFIG).banks
     bank.nesterov, weight.grad = rows, torch.ones(3, 4)
     bank.collect()
     bank.propose(torch.ones(1), 0.5)
-    [(grad, buffer, _, mu, normalise, out)] = called
+    [(grad, buffer, _, mu, normalise, out, power)] = called
     assert (grad.data_ptr(), buffer is bank.momentum_KRC) == (bank.grads_PRC.data_ptr(), True)
-    assert (mu, normalise, out.data_ptr()) == (0.5, True, bank.updates_PRC.data_ptr())
+    assert (mu, normalise, power) == (0.5, True, 1.0)
+    assert out.data_ptr() == bank.updates_PRC.data_ptr()
 
 
 def test_norms_are_rounded_matrix_by_matrix() -> None:

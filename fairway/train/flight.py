@@ -1,0 +1,44 @@
+"""A step between its launch and the moment at which its figures are there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairway.train.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that was launched: what the host knows of it, and where its figures will arrive."""
+
+    step: int
+    batch: int
+    tokens: int
+    now: float
+    after: float
+    lr: float
+    looping: bool
+    figures_2: Tensor
+    landed: torch.cuda.Event | None
+    launched_s: float
+
+    def wait(self, clock: Clock) -> float:
+        """Wait until the device has done the step; return the training seconds at its end."""
+        if self.landed is None:
+            # A CPU works while it launches: the step had ended then.
+            return self.launched_s
+        self.landed.synchronize()
+        return clock.seconds()
+
+
+def event_on(device: torch.device) -> torch.cuda.Event | None:
+    """Return a mark behind all that was launched on a GPU so far; a CPU needs none."""
+    if device.type == "cpu":
+        return None
+    # Sleeping instead of spinning leaves the core to the thread that gathers batches.
+    make: Callable[..., torch.cuda.Event] = torch.cuda.Event
+    event = make(blocking=True)
+    event.record()
+    return event

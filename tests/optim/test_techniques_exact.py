@@ -1,0 +1,221 @@
+"""What Muon can have beside its recipes equals its formulas in float64, on one rank and on three.
+
+Kernels and loops equal the plain steps at odd sizes and extremes.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from by_threads import CONFIG, FIXED, gradients, is_matrix, plain_update, together, walk, wide
+from torch import Tensor
+
+from fairway.config.settings import OptimConfig
+from fairway.train import cpu_muon, rules
+
+SHAPES = [(3, 7, 40), (1, 33, 128), (2, 1, 1), (2, 40, 7), (2, 5, 2500)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BASE = replace(CONFIG, momentum_start=0.5, momentum=0.5)
+
+
+def evened(update: Tensor, squares: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Return NorMuon's update, neuron by neuron of the longer side, and its new moments."""
+    tall = update.shape[0] >= update.shape[1]
+    lines = list(update if tall else update.T)
+    now = torch.stack([(line**2).mean() for line in lines])
+    squares = beta * squares + (1 - beta) * now
+    made = torch.stack([line / s.sqrt() for line, s in zip(lines, squares, strict=True)])
+    made = made * update.norm() / made.norm()
+    return (made if tall else made.T), squares
+
+
+def ahead(grad: Tensor, means: Any, count: int) -> tuple[Tensor, list[Tensor]]:
+    """Return the mean of running means, each seen one step ahead, and the means.
+
+    A momentum of a half has a mean age of 1 step.
+    """
+    ages = [2.0**m / ((2**count - 1) / count) for m in range(count)]
+    assert sum(ages) / count == pytest.approx(1.0)
+    means = means if isinstance(means, list) else [torch.zeros_like(grad)] * count
+    means = [(age * mean + grad) / (1 + age) for age, mean in zip(ages, means, strict=True)]
+    seen = [(age * mean + grad) / (1 + age) for age, mean in zip(ages, means, strict=True)]
+    return sum(seen, torch.zeros_like(grad)) / count, means
+
+
+def moved(weight: Tensor, update: Tensor, lr: float, config: OptimConfig) -> Tensor:
+    """Return a weight matrix after decay and update, number by number."""
+    weight, update = weight.clone(), update.clone()
+    for w, u in zip(weight, update, strict=True):
+        least = config.row_floor * w.norm()
+        if config.row_floor and u.norm() < least:
+            u *= least / u.norm()
+        for j in range(len(w)):
+            shrinks = w[j] * u[j] > 0
+            decays = shrinks or not config.cautious
+            w[j] = w[j] * (1 - lr * config.matrix_wd if decays else 1.0) - lr * u[j]
+    return weight
+
+
+def by_formulas(config: OptimConfig, steps: int) -> dict[str, Tensor]:
+    """Return all matrices after some steps at half the rate."""
+    weights = {n: w.detach().clone() for n, w in wide().named_parameters() if is_matrix(n)}
+    buffers: dict[str, Any] = {n: torch.zeros_like(w) for n, w in weights.items()}
+    squares = {n: torch.zeros(max(w.shape)).double() for n, w in weights.items()}
+    for step in range(steps):
+        for name, grad in gradients(step).items():
+            if not is_matrix(name):
+                continue
+            grad = grad.sign() * grad.abs() ** config.grad_power
+            if config.momentum_buffers > 1:
+                grad, buffers[name] = ahead(grad, buffers[name], config.momentum_buffers)
+                update, _ = plain_update(grad, torch.zeros_like(grad), 0.0, FIXED, True)
+            else:
+                update, buffers[name] = plain_update(grad, buffers[name], 0.5, FIXED, True)
+            if config.row_beta:
+                update, squares[name] = evened(update, squares[name], config.row_beta)
+            weights[name] = moved(weights[name], update, 0.5 * config.matrix_lr, config)
+    return weights
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "cautious": {"cautious": True},
+    "floor": {"row_floor": 0.35},
+    "large floor": {"row_floor": 20.0, "matrix_wd": 0.0},
+    "even": {"row_beta": 0.95},
+    "power": {"grad_power": 0.9},
+    "two means": {"momentum_buffers": 2},
+    "six means": {"momentum_buffers": 6},
+    "all": {
+        "momentum_buffers": 3,
+        "cautious": True,
+        "row_floor": 0.35,
+        "row_beta": 0.9,
+        "grad_power": 0.8,
+    },
+}
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("change", CHANGES)
+def test_matrices_move_by_their_formulas(change: str, world: int) -> None:
+    config = replace(BASE, **CHANGES[change])
+    wanted = by_formulas(config, 3)
+    unchanged = by_formulas(BASE, 3)
+    for weights, _, _ in together(world, lambda ranks: walk(ranks, config, range(3))):
+        for name, weight in wanted.items():
+            torch.testing.assert_close(weights[name], weight, rtol=1e-9, atol=1e-10)
+    changed = [name for name in wanted if not torch.equal(wanted[name], unchanged[name])]
+    assert bool(changed) == bool(CHANGES[change])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
+def test_what_is_kept_goes_on_with_another_number_of_ranks(before: int, after: int) -> None:
+    config = replace(BASE, **CHANGES["all"])
+    kept = together(before, lambda ranks: walk(ranks, config, range(2)))[0]
+    [whole] = together(1, lambda ranks: walk(ranks, config, range(3)))
+    assert {key.partition(".")[0] for key in whole[1]} == {"muon", "muon_rows", "adam"}
+    for weights, state, _ in together(after, lambda ranks: walk(ranks, config, range(2, 3), kept)):
+        for found, wanted in ((weights, whole[0]), (state, whole[1])):
+            assert found.keys() == wanted.keys()
+            for name, value in wanted.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-10)
+
+
+# ---------------------------------------------------------------------------------------------
+# Kernels and loops
+
+
+def kernel(name: str) -> Callable[..., None]:
+    fused = pytest.importorskip("fairway.train.fused_muon", reason="the kernels need Triton")
+    found: Callable[..., None] = getattr(fused, name)
+    return found
+
+
+def drawn(shape: tuple[int, ...], seed: int, size: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return size * torch.randn(shape, generator=generator)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.35, 40.0])
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_move_by_rows(shape: tuple[int, int, int], cautious: bool, floor: float) -> None:
+    weights, updates = drawn(shape, 0, 3.0), drawn(shape, 1).bfloat16()
+    # A row without update, one without weights, and a huge one.
+    updates[0, 0], weights[-1, -1] = 0.0, 0.0
+    weights[:, shape[1] // 2] *= 1e6
+    ours, plain, exact = weights.to(DEVICE), weights.clone(), weights.double()
+    kernel("fused_move")(ours, updates.to(DEVICE), 0.02, 0.3, cautious, floor)
+    rules.move(plain, updates, 0.02, 0.3, cautious, floor)
+    rules.move(exact, updates.double(), 0.02, 0.3, cautious, floor)
+    for found in (ours.cpu(), plain):
+        assert found.isfinite().all()
+        # Numbers are as exact as the largest of their row: a floor adds its norm to each.
+        close = 4e-6 * weights.double().norm(dim=-1, keepdim=True) + 1e-6
+        assert ((found.double() - exact).abs() <= close).all()
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize(("count", "power"), [(2, 1.0), (5, 0.9)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_several_running_means(
+    shape: tuple[int, int, int], count: int, power: float, normalise: bool
+) -> None:
+    K, R, C = shape
+    grads, means, scale = drawn(shape, 0), drawn((K, R, count, C), 1), torch.tensor([0.37])
+    grads[0, 0], means[0, 0] = 0.0, 0.0
+    grads[-1, -1] *= 1e6
+    exact, wanted = means.double(), torch.empty(shape, dtype=torch.float64)
+    rules.several(grads.double(), exact, scale.double(), 0.966, normalise, wanted, power)
+    for rows, device in ((rules.several, "cpu"), (kernel("fused_several"), DEVICE)):
+        kept, out = means.clone().to(device), torch.empty(shape, device=device)
+        rows(grads.clone().to(device), kept, scale.to(device), 0.966, normalise, out, power)
+        torch.testing.assert_close(kept.cpu().double(), exact, rtol=2e-5, atol=1e-5)
+        torch.testing.assert_close(out.cpu().double(), wanted, rtol=2e-5, atol=1e-5)
+        assert not out[0, 0].any()
+
+
+def test_ages_double_and_have_the_mean_age_of_the_momentum() -> None:
+    for mu in (0.0, 0.5, 0.93, 0.9999):
+        for count in (1, 2, 6, 16):
+            ages = [decay / (1 - decay) for decay in rules.decays(mu, count)]
+            assert sum(ages) / count == pytest.approx(mu / (1 - mu), rel=1e-6)
+            assert all(b == pytest.approx(2 * a) for a, b in itertools.pairwise(ages))
+
+
+@pytest.mark.parametrize("where", ["loop", "kernel"])
+@pytest.mark.parametrize("power", [0.5, 0.9, 1.5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_power_of_gradients(shape: tuple[int, int, int], power: float, where: str) -> None:
+    rows = cpu_muon.loop_nesterov if where == "loop" else kernel("fused_nesterov")
+    device = "cpu" if where == "loop" else DEVICE
+    grads, buffers, scale = drawn(shape, 0), drawn(shape, 1), torch.tensor([0.37])
+    grads[0, 0, 0], grads[-1, -1] = 0.0, grads[-1, -1] * 1e8
+    grads[0, :, 0] *= 1e-20
+    kept, exact = buffers.to(device), buffers.double()
+    out = torch.empty(shape, dtype=torch.float32, device=device)
+    wanted = torch.empty(shape, dtype=torch.float64)
+    rows(grads.clone().to(device), kept, scale.to(device), 0.9, True, out, power)
+    rules.nesterov(grads.double(), exact, scale.double(), 0.9, True, wanted, power)
+    torch.testing.assert_close(kept.cpu().double(), exact, rtol=2e-5, atol=1e-6)
+    torch.testing.assert_close(out.cpu().double(), wanted, rtol=2e-5, atol=1e-6)
+
+
+def test_a_power_keeps_signs_and_zeros() -> None:
+    x = torch.tensor([-4.0, 0.0, 9.0, 1e-45, float("nan")])
+    rules.power_of(x, 0.5)
+    torch.testing.assert_close(x[:3], torch.tensor([-2.0, 0.0, 3.0]))
+    assert x[3] >= 0 and x[4].isnan()
+
+
+def test_evening_out_meets_matrices_of_nothing() -> None:
+    x, squares = torch.zeros(2, 4, 3), torch.zeros(2, 4, 1)
+    x[1, 0] = 1.0
+    factors = rules.balance(x, squares, 0.9)
+    assert (x * factors).isfinite().all()
+    # Rows of nothing count nothing: the norm of the matrix stays.
+    assert float((x * factors)[1].norm()) == pytest.approx(float(x[1].norm()), rel=1e-6)
