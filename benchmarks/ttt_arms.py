@@ -105,7 +105,8 @@ class Bench:
             found = evaluate_unlearned(self.model, asked)
         else:
             found = evaluate(self.model, asked, way)
-        settle()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return found, costs.nats, time.perf_counter() - start_s
 
 

@@ -1,7 +1,9 @@
 """The shape of the package: one direction of imports, files for a sitting, nothing executed."""
 
 import ast
+import importlib.metadata
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -203,6 +205,13 @@ def test_the_tree_in_the_docs_is_the_package() -> None:
     assert listed_files(TREE.read_text()) == {
         name for name in package if not name.endswith("__init__.py")
     }
+
+
+def test_no_script_hides_a_module_of_others() -> None:
+    """Python looks beside a script first: a script named coverage.py broke numba's import."""
+    scripts = {file.stem for file in (PACKAGE.parent / "benchmarks").glob("*.py")}
+    installed = set(importlib.metadata.packages_distributions()) | set(sys.stdlib_module_names)
+    assert not scripts & installed
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,11 @@ def compression_bits_per_byte(compressed_bytes: int, text_bytes: int) -> float:
 
 
 def megabytes(count_bytes: int) -> str:
-    """Return a byte count in decimal megabytes, as text: 16,000,000 bytes is 16.00 MB."""
-    return f"{count_bytes / 1e6:.2f} MB"
+    """Return a byte count in decimal megabytes, as text: 16,000,000 bytes is 16.00 MB.
+
+    From 10 GB on it is in gigabytes.
+    """
+    return f"{count_bytes / 1e6:.2f} MB" if count_bytes < 1e10 else gigabytes(count_bytes)
 
 
 def gigabytes(count_bytes: float) -> str:

@@ -1,4 +1,4 @@
-"""The intervals cover the truth, by fewer studies than `benchmarks/coverage.py` simulates."""
+"""The intervals cover the truth, by fewer studies than `benchmarks/studies_cover.py` simulates."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 import fairway
 
-FILE = Path(fairway.__file__).parents[1] / "benchmarks/coverage.py"
+FILE = Path(fairway.__file__).parents[1] / "benchmarks/studies_cover.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Do the intervals of `fairway ablate` cover the truth as often as they say? Simulated studies.
 
-    python benchmarks/coverage.py [--studies 1000] [--seed 20] [--json FILE]
+    python benchmarks/studies_cover.py [--studies 1000] [--seed 20] [--json FILE]
 
 Every study has pairs of a base and an arm with a true effect. A pair shares what its seed does;
 each run has noise of its own, of mean zero: normal, heavy-tailed (Student's t with 3 degrees of
