@@ -156,7 +156,7 @@ def test_run_without_running(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("recipe", "declared"), [("pr1858", 20_177), ("best", None)])
+@pytest.mark.parametrize(("recipe", "declared"), [("pr1858", 20_177), ("best_8", None)])
 def test_the_seed_tells_its_size_without_its_text(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, declared: int | None
 ) -> None:

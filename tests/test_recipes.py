@@ -132,13 +132,22 @@ def test_the_proxy_differs_in_batch_budget_and_horizon_only() -> None:
     assert proxy.train.batch_tokens == proxy.train.micro_tokens
 
 
-def test_the_best_recipe_trains_as_the_seed_does() -> None:
-    changed = differing(recipe("pr1858"), recipe("best"))
+def test_best_is_the_proxy_with_what_paid() -> None:
+    changed = differing(recipe("pr1858_proxy"), recipe("best"))
+    assert {name for name in changed if name.startswith(("model.", "train.", "data."))} == {
+        "model.num_heads", "model.num_kv_heads", "model.rope_dims", "model.loop_extra",
+    }  # fmt: skip
+    packed = differing(recipe("best_8"), recipe("best"))
+    assert not [name for name in packed if name.startswith(("quant.", "pack.", "ttt.", "score."))]
+
+
+def test_best_on_eight_gpus_trains_as_the_seed_does() -> None:
+    changed = differing(recipe("pr1858"), recipe("best_8"))
     told = [name for name in changed if name.startswith(("model.", "train.", "data."))]
     assert told == ["train.shards"] and changed["train.shards"] == 0
     assert changed["quant.method"] == "trellis" and changed["ttt.method"] == "lora"
     # The same horizon over the seed's 4,550 steps.
-    decay = average_decay(1 / 4550, recipe("best").optim)
+    decay = average_decay(1 / 4550, recipe("best_8").optim)
     assert decay == pytest.approx(recipe("pr1858").optim.ema_decay, abs=2e-5)
 
 
