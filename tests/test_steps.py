@@ -29,3 +29,6 @@ def test_time_and_pace_are_means_since_the_last_line_that_stayed(
     assert "| 2/100 s | est.  1.23/16.00 MB" in lines[1]
     line.show(record(5, 10.0, 0.2, batch), lambda *moved: None)
     assert "|   2667 ms |" in lines[2] and "bpb~0.7213" in lines[2]
+    # A step may have other tokens than the last ones: milliseconds are those of a step.
+    line.show(record(7, 12.0, 0.3, 2 * batch), lambda *moved: None)
+    assert "|   1000 ms |" in lines[3] and f"{10 * batch / 2e3:7.1f} ktok/s" in lines[3]

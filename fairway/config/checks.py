@@ -164,9 +164,10 @@ def _check_training(config: Config) -> None:
                 f"{train.seq_len}"
             )
     for tokens, _ in schedule(train, "lengths"):
-        if train.seq_len % tokens:
+        if tokens < 2 or train.seq_len % tokens:
             raise UserError(
-                f"train.lengths has {tokens}, which does not divide train.seq_len {train.seq_len}"
+                f"train.lengths has {tokens}; it must be at least 2 and divide train.seq_len "
+                f"{train.seq_len}"
             )
 
 

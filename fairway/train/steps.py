@@ -81,9 +81,9 @@ class StepLine:
         self.estimate_bytes, self.say = estimate_bytes, say
         self.smooth_loss: float | None = None
         self.shown_s = -math.inf
-        # Tokens and seconds at the last line that stayed: a GPU's single steps are seen to end
-        # whenever the host looks.
-        self.since = 0, 0.0
+        # Steps, tokens and seconds at the last line that stayed: a GPU's single steps are seen to
+        # end whenever the host looks.
+        self.since = 0, 0, 0.0
         self.size_bytes = 0
         self.printed = -1
         self.permille = 0
@@ -110,7 +110,7 @@ class StepLine:
         self.permille = permille
         if lasting:
             self.printed = tenth
-            self.since = record.tokens, record.seconds
+            self.since = record.step + 1, record.tokens, record.seconds
             self.say(text)
 
     def text(self, record: StepRecord) -> str:
@@ -121,9 +121,10 @@ class StepLine:
         config = self.config
         assert self.smooth_loss is not None
         bpb = units.nats_to_bits(self.smooth_loss) / self.bytes_per_token
-        tokens, seconds = self.since
-        tokens_per_s = (record.tokens - tokens) / max(record.seconds - seconds, 1e-9)
-        batch_ms = 1000.0 * config.train.batch_tokens / tokens_per_s
+        steps, tokens, seconds = self.since
+        passed_s = max(record.seconds - seconds, 1e-9)
+        tokens_per_s = (record.tokens - tokens) / passed_s
+        batch_ms = 1000.0 * passed_s / (record.step + 1 - steps)
         used = f"{record.seconds:.0f}"
         if config.train.clock == "wall":
             used += f"/{config.train.budget_s:.0f}"
