@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fairway.base.errors import UserError
+from fairway.base.names import ARTIFACT, TOKENIZER_FILE
 from fairway.base.progress import progress
 from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig
 from fairway.config.written import from_dict
@@ -35,7 +36,6 @@ from fairway.score.sliding import FrozenPredictor, evaluate_frozen, text_of
 from fairway.score.windows import events, sliding_windows
 
 OPENING_TOKENS = 80
-ARTIFACT_FILE, TOKENIZER_FILE = "artifact.fwy", "tokenizer.model"
 
 
 def model_from(state: dict[str, Tensor], config: ModelConfig, plan: Plan, looping: bool) -> GPT:
@@ -218,7 +218,7 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        path /= ARTIFACT_FILE
+        path /= ARTIFACT
     artifact = load_artifact(path)
     words = _tokenizer_of(path, artifact.tokenizer, tokenizer, artifact.header)
     if words.vocab_size != artifact.config.vocab_size:

@@ -13,7 +13,7 @@ from fairway.base.files import read_json
 from fairway.config.settings import Config
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.index import as_csv, runs
-from fairway.pipeline.inputs import differences
+from fairway.pipeline.record import differences
 from fairway.pipeline.sink import send, sink_named
 from fairway.recipes import recipe
 from fairway.submission.compare import side

@@ -18,12 +18,12 @@ from shared import forking
 
 from fairway.api import load
 from fairway.base.files import read_json
+from fairway.base.names import ARTIFACT
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
-from fairway.pipeline.context import ARTIFACT
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline
 from fairway.recipes import recipe

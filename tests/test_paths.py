@@ -76,6 +76,11 @@ LINES: dict[str, list[str]] = {
     ],
     "audit_record": ["audit-record {}", "audit-record record --html {}"],
     "bundle": ["bundle smoke --out {}"],
+    "ablate": [
+        f"ablate smoke --arm a:seed=2 --out {{}} {SMOKE}",
+        "ablate --merge {}",
+        "ablate --merge ids.json ids.json {}",
+    ],
     "seeds": ["seeds smoke 1 --out {}", "seeds smoke 1 --out new --record {}"],
     "submit": ["submit {} --track non_record --out new", "submit run --track non_record --out {}"],
     "verify": ["verify {}", "verify record --rescore {}", "verify record --retrain {}"],
@@ -91,6 +96,11 @@ LINES: dict[str, list[str]] = {
     "data_show": ["data show {}"],
 }
 ALL = [line for lines in LINES.values() for line in lines]
+READ = [
+    line
+    for line in ALL
+    if not any(f"{written} {{}}" in line for written in ("--out", "--html", "--record"))
+]
 WORDS = {
     "": "the path is empty",
     "-": "- is no path",
@@ -168,9 +178,17 @@ def test_paths_at_which_nothing_can_be(place: Place, run: Run, path: str) -> Non
 
 @pytest.mark.parametrize("path", NOWHERE)
 def test_names_of_nothing_are_told_in_one_harmless_line(place: Place, run: Run, path: str) -> None:
-    for line in ALL:
-        if "--out {}" not in line and "--html {}" not in line and "--record {}" not in line:
-            refused(place, run, filled(line, path))
+    for line in READ:
+        refused(place, run, filled(line, path))
+
+
+def test_no_machine_is_measured_for_a_path_that_is_not_there(
+    place: Place, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seconds of measuring come after what can be known before."""
+    monkeypatch.setattr("fairway.machine.plan._probe_seconds", lambda *_: pytest.fail("measured"))
+    for line in READ:
+        refused(place, run, filled(line.removesuffix(f" {FIXED}"), "nowhere"))
 
 
 FILES = [line for line in ALL if "--out {}" in line or "--html {}" in line]

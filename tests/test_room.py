@@ -21,8 +21,9 @@ from fairway.machine.plan import Plan
 from fairway.pipeline import needs
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.needs import check_host_memory, host_needs, remedy_of
+from fairway.pipeline.order import stages_of
 from fairway.pipeline.run import Pipeline
-from fairway.pipeline.stages import Stage, stages_of
+from fairway.pipeline.stages import done
 
 CPU = Plan("cpu", "float32", "highest", 1, "plain")
 GROUP = "left by the limit of this container or job (cgroup)"
@@ -279,4 +280,4 @@ def test_a_stage_that_runs_out_says_which_and_what_to_lower() -> None:
 
     told = r"for the stage 'score\.raw'.*; lower score\.batch_windows or score\.seq_len, or give"
     with pytest.raises(UserError, match=told):
-        Stage("score.raw", (), work).done(None)  # type: ignore[arg-type]
+        done({"score.raw": work}, "score.raw", None)  # type: ignore[arg-type]

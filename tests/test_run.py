@@ -16,12 +16,12 @@ import pytest
 from fairway.api import load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json
+from fairway.base.names import WEIGHTS
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
 from fairway.machine.ranks import Ranks
-from fairway.pipeline.context import WEIGHTS
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline, open_run
 from fairway.quantise.weights import void_fraction

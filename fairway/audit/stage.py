@@ -12,10 +12,10 @@ from fairway.audit.scorers.probes import audit_scorer
 from fairway.audit.scorers.trails import check_trail_file
 from fairway.audit.scorers.verdicts import Probe, joined, verdict_of
 from fairway.base.arrays import IntArray
+from fairway.base.names import trail_file
 from fairway.config.settings import AuditConfig, Config, declares_code
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
-from fairway.score.trail import trail_file
 
 # What scores the artifact, by the stage that does; side-by-side windows are a case of sliding ones.
 _PROBED = ("sliding", "ttt", "mixture")

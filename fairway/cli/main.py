@@ -21,6 +21,7 @@ from fairway.cli.base import (
     Set,
     TokenizerFile,
     emit,
+    require_inputs,
     runtime_of,
     say_to,
 )
@@ -245,6 +246,7 @@ def _score_texts(
     from fairway.data.documents import LeftOut, told
     from fairway.data.sources import read_documents
 
+    require_inputs(path, tokenizer, *texts)
     left_out = LeftOut()
     model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))
     result = model.score([document.text for document in read_documents(texts, left_out)])

@@ -12,7 +12,16 @@ import typer
 from fairway.base.errors import UserError
 from fairway.base.outputs import require_file
 from fairway.base.terminal import command, put
-from fairway.cli.base import Json, RunOrArtifact, Set, TokenizerFile, emit, runtime_of, settings_of
+from fairway.cli.base import (
+    Json,
+    RunOrArtifact,
+    Set,
+    TokenizerFile,
+    emit,
+    require_inputs,
+    runtime_of,
+    settings_of,
+)
 from fairway.cli.options import file_option, path_argument, path_option, whole_option
 from fairway.config.settings import MAX_STREAMS
 from fairway.data.documents import Document, LeftOut, told
@@ -89,6 +98,7 @@ def _prove(
 
     inputs = {"artifact": artifact, "text": text, "tokenizer": tokenizer}
     require_file(out, inputs, _of_kind(PROOF))
+    require_inputs(artifact, tokenizer, text)
     config = settings_of(overrides, ("runtime", "ttt", "mixture"))
     predictor, rows = method_named(method, config.ttt, config.seed, streams, config.mixture)
     left_out = LeftOut()
@@ -178,6 +188,7 @@ def compress(
     target = _free(out, file.with_name(file.name + SUFFIX))
     inputs = {"file": file, "artifact": artifact, "tokenizer": tokenizer}
     require_file(target, inputs, _of_kind(STORED, ARCHIVE))
+    require_inputs(artifact, tokenizer)
     data = read_bytes(file)
     start_s = time.perf_counter()
     plan = coding_plan(runtime_of(overrides), exact=False)

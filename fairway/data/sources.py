@@ -53,13 +53,18 @@ def _kind(path: Path) -> str | None:
     return next((kind for kind in KINDS if path.name.lower().endswith(kind)), None)
 
 
-def _files(path: Path, left_out: LeftOut) -> list[tuple[str, Path]]:
-    """Return (name, file) for a file, or for all files of known kinds below a folder."""
-    if path.is_dir():
-        return _inside(path, left_out)
-    if not path.is_file():
+def require_text(path: Path) -> None:
+    """Raise UserError for what is neither a file nor a folder."""
+    if not path.is_dir() and not path.is_file():
         missing = "is neither a file nor a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {missing}")
+
+
+def _files(path: Path, left_out: LeftOut) -> list[tuple[str, Path]]:
+    """Return (name, file) for a file, or for all files of known kinds below a folder."""
+    require_text(path)
+    if path.is_dir():
+        return _inside(path, left_out)
     if not _kind(path):
         raise UserError(f"{path} is of no known kind; expected {', '.join(KINDS)}, or a folder")
     return [(_name(path.name), path)]

@@ -6,9 +6,10 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from fairway.api import ARTIFACT_FILE, TOKENIZER_FILE, LanguageModel, load
+from fairway.api import LanguageModel, load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, write_atomic, write_json
+from fairway.base.names import ARTIFACT, TOKENIZER_FILE
 from fairway.base.outputs import require_absent
 from fairway.config.written import to_dict
 from fairway.export.core import CONFIG, WEIGHTS
@@ -37,7 +38,7 @@ def export(path: Path, out: Path, kind: str, tokenizer: Path | None = None) -> d
     if kind not in FORMATS:
         raise UserError(f"format '{kind}' is unknown; choose one of {', '.join(FORMATS)}")
     require_absent(out, WEIGHTS, CONFIG, TOKENIZER_FILE, *FORMATS[kind])
-    file = path / ARTIFACT_FILE if path.is_dir() else path
+    file = path / ARTIFACT if path.is_dir() else path
     model, artifact = load(file, tokenizer=tokenizer, plan=_PLAN), load_artifact(file)
     prefix = "gpt." if FORMATS[kind] else ""
     data = _weights(artifact.state, prefix)

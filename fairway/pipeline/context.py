@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fairway.api import load, model_from
+from fairway.base.names import ARTIFACT, WEIGHTS
 from fairway.config.settings import Config
 from fairway.data.folder import DataFolder, Validation
 from fairway.machine.plan import Plan
@@ -24,8 +25,6 @@ from fairway.score.sliding import text_of
 from fairway.score.trail import Trail
 from fairway.train.checkpoint import load_checkpoint
 from fairway.train.steps import Say
-
-WEIGHTS, ARTIFACT, PROOF = "weights.safetensors", "artifact.fwy", "proof.fwp"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

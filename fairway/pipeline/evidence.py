@@ -11,7 +11,8 @@ from fairway.api import load, openings
 from fairway.audit.stage import RunFacts, audit_run, audited, summary
 from fairway.base.files import digest_bytes, digest_file
 from fairway.base.memory import give_back
-from fairway.pipeline.context import ARTIFACT, PROOF, Run
+from fairway.base.names import ARTIFACT, PROOF
+from fairway.pipeline.context import Run
 from fairway.pipeline.proving import prove_run
 from fairway.pipeline.scoring import scored
 from fairway.score import baselines

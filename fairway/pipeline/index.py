@@ -11,8 +11,8 @@ from fairway.base.errors import UserError
 from fairway.base.terminal import line
 from fairway.config.settings import Config
 from fairway.pipeline.folder import MEMORY, RunFolder
-from fairway.pipeline.inputs import config_of, differences
-from fairway.pipeline.stages import stages_of
+from fairway.pipeline.order import stages_of
+from fairway.pipeline.record import config_of, differences
 
 # What a folder of runs holds at most: a run has some 20 files.
 _MOST_ENTRIES = 100_000

@@ -11,16 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from fairway.api import TOKENIZER_FILE, model_shapes, tokenizer_of
+from fairway.api import model_shapes, tokenizer_of
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
+from fairway.base.names import ARTIFACT, TOKENIZER_FILE, WEIGHTS
 from fairway.base.terminal import command
 from fairway.config.settings import Config, ModelConfig, settings
 from fairway.config.written import from_dict
 from fairway.data.folder import DataFolder
 from fairway.data.tokens import Tokenizer
 from fairway.pack.artifact import load_artifact
-from fairway.pipeline.context import ARTIFACT, WEIGHTS
 from fairway.pipeline.folder import RunFolder
 from fairway.train.checkpoint import load_checkpoint
 

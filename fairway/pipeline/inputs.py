@@ -13,18 +13,17 @@ from typing import Any
 from fairway.audit.stage import audited
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
+from fairway.base.names import ARTIFACT, WEIGHTS, trail_file
 from fairway.base.terminal import command
-from fairway.config.settings import Config, settings
-from fairway.config.written import from_dict, to_dict
+from fairway.config.settings import Config
+from fairway.config.written import to_dict
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
 from fairway.pipeline.codesize import known_code
-from fairway.pipeline.context import ARTIFACT, WEIGHTS
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.initial import initial_digest
-from fairway.pipeline.stages import stages_of
-from fairway.recipes import RECIPES
-from fairway.score.trail import trail_file
+from fairway.pipeline.order import stages_of
+from fairway.pipeline.record import command_of
 from fairway.train.loop import CHECKPOINT, what_trains
 from fairway.train.steps import STEPS
 
@@ -180,44 +179,3 @@ def public(config: Config, data: str, followed: dict[str, Any] | None, begun: st
         data=dataclasses.replace(config.data, source=source),
         train=dataclasses.replace(config.train, init=init, replay=replay),
     )
-
-
-def config_of(folder: RunFolder) -> Config:
-    """Return the config of a run's record; UserError, with the command to go on, if none is yet."""
-    memory, path = folder.memory, folder.path
-    if "config" in memory and "plan" in memory:
-        config: Config = from_dict(memory["config"])
-        return config
-    if "begun" in memory:
-        begun: Config = from_dict(memory["begun"]["config"])
-        again = command_of(begun, path, memory["begun"].get("origin"))
-        raise UserError(f"the training of {path} is unfinished; run `{again}`")
-    raise UserError(
-        f"{path} has no finished training yet; run the command that began it again, with --resume"
-    )
-
-
-def differences(
-    config: Config, origin: dict[str, Any] | None, without: Callable[[str], bool]
-) -> list[str]:
-    """Return the settings, but for some, in which a config departs from its recipe.
-
-    What a recipe of others returned stands in its `origin`; its code is not executed again.
-    """
-    if origin is None and config.recipe not in RECIPES:
-        return []
-    base = RECIPES[config.recipe]() if origin is None else from_dict(origin["config"])
-    own = {name: value for name, _, value in settings(base)}
-    return [
-        f"{name}={value}"
-        for name, _, value in settings(config)
-        if value != own[name] and not without(name)
-    ]
-
-
-def command_of(config: Config, path: Path, origin: dict[str, Any] | None) -> str:
-    """Return the command that goes on with a run of this config in a folder."""
-    sets = differences(config, origin, lambda name: name == "recipe")
-    words = (word for text in sets for word in ("--set", text))
-    named = config.recipe if origin is None else origin["argument"]
-    return command("run", named, "--out", path, "--resume", *words)

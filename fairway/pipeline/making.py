@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from fairway.api import TOKENIZER_FILE
 from fairway.base.errors import InterruptedRun
 from fairway.base.files import write_atomic
 from fairway.base.memory import give_back
+from fairway.base.names import ARTIFACT, TOKENIZER_FILE, WEIGHTS
 from fairway.config.written import config_hash, to_dict
 from fairway.machine.peers import peers
 from fairway.model.gpt import num_parameters
 from fairway.pack.model import pack_model
 from fairway.pipeline.averaging import known_steps, lag_warning
-from fairway.pipeline.context import ARTIFACT, WEIGHTS, Run
+from fairway.pipeline.context import Run
 from fairway.pipeline.initial import initial
 from fairway.pipeline.limits import (
     check_later_stages,

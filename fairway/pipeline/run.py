@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fairway.base.files import digest_file, write_json
+from fairway.base.names import ARTIFACT, WEIGHTS
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
@@ -14,14 +15,16 @@ from fairway.data.build import DataFolder
 from fairway.machine.plan import Plan, device_name
 from fairway.machine.ranks import Ranks, join_ranks
 from fairway.pipeline.codesize import known_code, measure_code
-from fairway.pipeline.context import ARTIFACT, WEIGHTS, Run
+from fairway.pipeline.context import Run
 from fairway.pipeline.folder import RunFolder
-from fairway.pipeline.inputs import Inputs, config_of
+from fairway.pipeline.inputs import Inputs
 from fairway.pipeline.limits import tell_of_size
 from fairway.pipeline.memory import Watch
+from fairway.pipeline.order import Stage, stages_of
 from fairway.pipeline.planning import plan_key, plan_of_run
+from fairway.pipeline.record import config_of
 from fairway.pipeline.results import RESULTS, compose
-from fairway.pipeline.stages import Stage, stages_of
+from fairway.pipeline.stages import ALL_WORK, done
 from fairway.pipeline.text import open_text
 from fairway.pipeline.together import is_due, share_memory, told
 from fairway.report import write_report
@@ -221,14 +224,15 @@ class Pipeline:
             if not (stage.together or self.ranks.first):
                 continue
             read = self._inputs.of(stage.name)
+            do = functools.partial(done, ALL_WORK, stage.name)
             due = not stage.together or is_due(self.folder, self.ranks, stage.name, read)
             if self.ranks.first:
                 read |= reads
                 watch = Watch(self.config, run.plan.device)
-                work = functools.partial(watch.done, stage.name, run, stage.done)
+                work = functools.partial(watch.done, stage.name, run, do)
                 self.folder.stage(stage.name, read, list(stage.files), work, self.say, watch)
             elif due:
-                stage.done(run)
+                do(run)
 
     def _settings(self) -> dict[str, Any]:
         plan = {"key": plan_key(self.config), **self.plan().as_dict()}

@@ -12,14 +12,15 @@ from typing import Any
 from fairway.base import units
 from fairway.base.files import digest_file
 from fairway.base.memory import give_back
+from fairway.base.names import ARTIFACT, WEIGHTS, trail_file
 from fairway.machine.ranks import Ranks
 from fairway.pipeline.averaging import loss_warning
-from fairway.pipeline.context import ARTIFACT, WEIGHTS, Run
+from fairway.pipeline.context import Run
 from fairway.quantise.weights import void_fraction
 from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.ledger import Score
 from fairway.score.sliding import evaluate_frozen
-from fairway.score.trail import Trail, trail_file, write_trails
+from fairway.score.trail import Trail, write_trails
 from fairway.score.ttt import evaluate_ttt
 from fairway.score.ways import gains_told
 

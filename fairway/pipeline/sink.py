@@ -12,7 +12,7 @@ from fairway.base.errors import UserError
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
 from fairway.pipeline.folder import RunFolder
-from fairway.pipeline.inputs import config_of
+from fairway.pipeline.record import config_of
 from fairway.train.steps import STEPS, read_steps
 
 SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "seconds", "progress")

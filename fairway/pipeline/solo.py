@@ -13,15 +13,18 @@ from typing import Any
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_json
+from fairway.base.names import ARTIFACT
 from fairway.base.room import memory_told
 from fairway.config.settings import Config
 from fairway.config.written import config_hash
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan, make_plan
 from fairway.machine.ranks import join_ranks
-from fairway.pipeline.context import ARTIFACT, Run
+from fairway.pipeline.context import Run
 from fairway.pipeline.inputs import public
-from fairway.pipeline.stages import artifact_stages
+from fairway.pipeline.order import artifact_stages
+from fairway.pipeline.stages import ARTIFACT_WORK
+from fairway.pipeline.stages import done as do
 from fairway.quantise.estimate import counted
 from fairway.train.loop import CHECKPOINT
 from fairway.train.steps import STEPS, Say
@@ -98,7 +101,7 @@ def _walk(run: Run, done: dict[str, dict[str, Any]]) -> None:
         # Until the files of the stage before are there.
         run.ranks.broadcast(0.0)
         if stage.together or run.ranks.first:
-            done[stage.name] = stage.done(run)
+            done[stage.name] = do(ARTIFACT_WORK, stage.name, run)
     if not run.ranks.first:
         return
     run.file(CHECKPOINT).unlink(missing_ok=True)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fairway.api import ARTIFACT_FILE, LanguageModel, load
+from fairway.api import LanguageModel, load
 from fairway.base import units
 from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
+from fairway.base.names import ARTIFACT
 from fairway.base.progress import progress
 from fairway.base.room import host_room
 from fairway.config.checks import lora_context, lora_peers
@@ -242,7 +243,7 @@ class Session:
 
 def open_session(artifact: Path, tokenizer: Path | None, plan: Plan) -> Session:
     """Return an artifact, or a run folder's, loaded under a plan, by which this process goes on."""
-    path = artifact / ARTIFACT_FILE if artifact.is_dir() else artifact
+    path = artifact / ARTIFACT if artifact.is_dir() else artifact
     plan.apply()
     language = load(path, tokenizer=tokenizer, plan=plan)
     return Session(language, digest_file(path), plan)
@@ -253,7 +254,7 @@ def session_for(header: Header, artifact: Path, tokenizer: Path | None) -> Sessi
 
     Raises UserError for another artifact, and with the difference for another machine.
     """
-    path = artifact / ARTIFACT_FILE if artifact.is_dir() else artifact
+    path = artifact / ARTIFACT if artifact.is_dir() else artifact
     if not path.is_file():
         raise UserError(f"{path} does not exist; name the artifact that the file was coded with")
     if (digest := digest_file(path)) != header.artifact:

@@ -32,11 +32,6 @@ def sealed(before: str, line: str) -> str:
     return hashlib.sha256(f"{before}\n{line}".encode()).hexdigest()
 
 
-def trail_file(stage: str) -> str:
-    """Return the name of the file that holds the trails of a stage of scoring."""
-    return f"ledger-{stage}.jsonl.gz"
-
-
 class Trail(Witness):
     """Writes down what a ledger does; `digest` seals all of it so far."""
 

@@ -18,11 +18,11 @@ import fairway
 from fairway.base import units
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, digest_json
+from fairway.base.names import WEIGHTS
 from fairway.config.settings import AUTO, RuntimeConfig
 from fairway.config.written import to_dict
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import make_plan
-from fairway.pipeline.context import WEIGHTS
 from fairway.pipeline.folder import RunFolder, locked
 from fairway.pipeline.jobs import Host, Job, Place, gpus_of_slots, run_jobs
 from fairway.pipeline.text import open_text

@@ -13,11 +13,11 @@ from fairway.audit.records.audit import audit_record
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, write_atomic, write_json
 from fairway.base.folders import new_folder
+from fairway.base.names import ARTIFACT
 from fairway.base.outputs import require_new
 from fairway.base.terminal import command, line
 from fairway.bundle.build import SCRIPT, write_bundle
 from fairway.config.settings import LIMIT_BYTES, Config
-from fairway.pipeline.context import ARTIFACT
 from fairway.pipeline.run import DATA, Pipeline, open_run
 from fairway.submission.texts import (
     TRACKS,

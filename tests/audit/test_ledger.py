@@ -17,10 +17,11 @@ from fairway.audit.scorers import trails as audit
 from fairway.audit.scorers.trails import check_trail_file, check_trails, read_trails
 from fairway.audit.scorers.verdicts import Probe
 from fairway.base.arrays import FloatArray, IntArray
+from fairway.base.names import trail_file
 from fairway.machine.ranks import Ranks
 from fairway.score.ledger import Ledger, Text
 from fairway.score.predictor import Context, Distribution, Receipt
-from fairway.score.trail import START, Trail, sealed, trail_file, write_trails
+from fairway.score.trail import START, Trail, sealed, write_trails
 from fairway.score.windows import Event, Window, events, sliding_windows
 
 IDS = text(3)

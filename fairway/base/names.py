@@ -1,0 +1,9 @@
+"""Names of the files of a run that one part of the package writes and another reads."""
+
+WEIGHTS, ARTIFACT, PROOF = "weights.safetensors", "artifact.fwy", "proof.fwp"
+TOKENIZER_FILE = "tokenizer.model"
+
+
+def trail_file(stage: str) -> str:
+    """Return the name of the file that holds the trails of a stage of scoring."""
+    return f"ledger-{stage}.jsonl.gz"

@@ -1,0 +1,103 @@
+"""The stages of a run in their order: what each reads, and what it writes.
+
+`fairway run` keeps a stage while nothing that it reads has changed. A generated file does those of
+`artifact_stages`, in the same order and by the same work, which `fairway.pipeline.stages` holds.
+"""
+
+from dataclasses import dataclass
+
+from fairway.base.names import ARTIFACT, PROOF, TOKENIZER_FILE, WEIGHTS, trail_file
+from fairway.config.settings import Config
+from fairway.train.steps import STEPS
+
+# What stages read, by the names of `fairway.pipeline.inputs`.
+_MODEL = ("data", "trains", "plan", "replay")
+_TEXT = ("data", "sample")
+_SCORED = (*_TEXT, "score", "seed", "plan")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a run.
+
+    `reads` names the files and settings that decide what comes out, `files` what it writes. All
+    processes of a run do it `together`, or else the first one alone.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    together: bool = False
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """Return the stages that a config asks for, in order."""
+    scores = [*_weight_scores(), *_artifact_scores(config), *_unlearned(config)]
+    return [*_making(config), *scores, *_evidence(config)]
+
+
+def artifact_stages(config: Config) -> list[Stage]:
+    """Return those that make and score an artifact, and no more."""
+    return [*_making(config), *_artifact_scores(config)]
+
+
+def _making(config: Config) -> list[Stage]:
+    model = (*_MODEL, *_if(bool(config.train.init), "init"))
+    packed = (WEIGHTS, "quant", "pack", "score", "beside", *model)
+    return [
+        Stage("train", model, (WEIGHTS, STEPS), together=True),
+        Stage("pack", packed, (ARTIFACT, TOKENIZER_FILE)),
+    ]
+
+
+def _weight_scores() -> list[Stage]:
+    return [_score("raw", WEIGHTS), _score("ema", WEIGHTS)]
+
+
+def _artifact_scores(config: Config) -> list[Stage]:
+    found = [
+        _score("quantised", ARTIFACT),
+        _score("sliding", ARTIFACT),
+    ]
+    if config.ttt.method != "off":
+        found.append(_score("ttt", ARTIFACT, "ttt"))
+    if config.mixture.experts:
+        reads, files = _helped(config), (trail_file("mixture"),)
+        found.append(Stage("score.mixture", reads, files))
+    return found
+
+
+def _unlearned(config: Config) -> list[Stage]:
+    """Return the score beside which adapters show what they have learned."""
+    if config.ttt.method != "lora":
+        return []
+    return [_score("documents", ARTIFACT, "ttt")]
+
+
+def _score(name: str, *reads: str) -> Stage:
+    files = (trail_file(name),)
+    return Stage(f"score.{name}", (*reads, *_SCORED), files, together=True)
+
+
+def _helped(config: Config) -> tuple[str, ...]:
+    return (ARTIFACT, *_SCORED, "mixture", *_if(config.mixture.base != "sliding", "ttt"))
+
+
+def _if(wanted: bool, name: str) -> tuple[str, ...]:
+    return (name,) if wanted else ()
+
+
+def _evidence(config: Config) -> list[Stage]:
+    prove, mixture = config.prove, config.mixture
+    learns = _if(prove.method != "sliding", "ttt") + _if(prove.experts, "mixture")
+    proven = (ARTIFACT, *_TEXT, "prove", *learns, "seed", "plan")
+    doubted = (*_TEXT, "audit", "ledgers", "code", "seed", "plan")
+    wanted = [
+        (mixture.published, Stage("published", _helped(config))),
+        (True, Stage("text", _TEXT)),
+        (True, Stage("baselines", _TEXT)),
+        (True, Stage("samples", (ARTIFACT, *_TEXT, "seed", "plan"))),
+        (prove.bytes > 0, Stage("proof", proven, (PROOF,))),
+        (True, Stage("audit", doubted)),
+    ]
+    return [stage for asked, stage in wanted if asked]
