@@ -34,7 +34,7 @@ from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan, own_device
 from fairway.machine.ranks import Ranks, seed_everything
 from fairway.model.gpt import GPT, build
-from fairway.model.paths import prepare
+from fairway.model.paths import place, prepare
 from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
 from fairway.train.clock import Clock
 from fairway.train.micro import micro_batch
@@ -107,7 +107,7 @@ class Training:
         self.model = build(config.model, config.seed)
         if begun is not None:
             self.model.load_state_dict(begun[0])
-        self.model.to(self.device)
+        place(self.model, self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
@@ -269,7 +269,9 @@ class Training:
         multiplier = lr_multiplier(now, self.config.optim)
         loss, grad_norm = self._advance(multiplier, self.step)
         # Copied behind the step's own work: asked for later, the copy would wait for the next step.
-        figures_2 = torch.stack((loss, grad_norm)).to("cpu", non_blocking=True)
+        figures_2 = torch.stack((loss, grad_norm)).to(
+            "cpu", non_blocking=self.device.type == "cuda"
+        )
         self._land(log)
         after = self.clock.progress(self.step + 1)
         decided = self.ranks.broadcast_all((after, stop.is_set(), due))
@@ -396,8 +398,8 @@ class Training:
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:
-    """Return a mark behind all that was launched on a GPU so far; a CPU needs none."""
-    if device.type == "cpu":
+    """Return a mark behind all that was launched on a CUDA GPU so far; others are waited for."""
+    if device.type != "cuda":
         return None
     # Sleeping instead of spinning leaves the core to the thread that gathers batches.
     make: Callable[..., torch.cuda.Event] = torch.cuda.Event
