@@ -26,7 +26,7 @@ from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.model.gpt import GPT, build
-from fairway.model.paths import prepare
+from fairway.model.paths import place, prepare
 from fairway.model.writing import Manner, Row, write
 from fairway.pack.artifact import load_artifact
 from fairway.score.evaluation import Evaluation
@@ -44,7 +44,7 @@ def model_from(state: dict[str, Tensor], config: ModelConfig, plan: Plan, loopin
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(state[name])
-    model.to(plan.device)
+    place(model, plan.device)
     prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
     model.set_looping(looping)
     return model.eval()

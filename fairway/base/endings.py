@@ -22,8 +22,14 @@ def interrupt_by_signals() -> None:
     A closed terminal (SIGHUP) counts, unless the process was started to outlive it, as by nohup.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for closed in _closed_terminal():
+        signal.signal(closed, signal.default_int_handler)
+
+
+def _closed_terminal() -> list[signal.Signals]:
+    """Return the signal of a closed terminal, unless nohup asked to outlive it or there is none."""
+    found = getattr(signal, "SIGHUP", None)
+    return [] if found is None or signal.getsignal(found) is signal.SIG_IGN else [found]
 
 
 @contextmanager
@@ -33,10 +39,7 @@ def stop_requested() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    # A closed terminal; nohup asks to outlive it.
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM, *_closed_terminal()]
     before = {number: signal.signal(number, lambda *_: event.set()) for number in numbers}
     try:
         yield event

@@ -4,7 +4,6 @@ Whoever reads a file that another may have written opens it here: only regular f
 is stated, and JSON of bounded depth and numbers.
 """
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -20,9 +19,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fairway.base.errors import UserError
+from fairway.base.locks import lock
 from fairway.base.outputs import keep_permissions, lent_stream, place_of
 
 _READ_BYTES = 1 << 20
+# Neither behind a link nor waiting for a writer, where the system can be told so.
+_NOT_ELSEWHERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 # The largest that Fairway writes, results.json, has some 100 kB. Python's objects take up to
 # 32 times the bytes of hostile JSON.
 MOST_JSON_BYTES = 1 << 23
@@ -148,7 +150,7 @@ def _part(folder: Path, start: str) -> tuple[int, str]:
         handle, name = tempfile.mkstemp(prefix=start, suffix=".part", dir=folder)
         # Some network disks have no locks: nothing is swept there.
         with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle)
         # A sweeper may have met it before it was locked.
         if Path(name).exists():
             return handle, name
@@ -159,9 +161,9 @@ def _sweep(folder: Path, start: str) -> None:
     """Remove what killed writers of a file left beside it; a locked one is being written."""
     for left in folder.glob(f"{glob.escape(start)}????????.part"):
         with suppress(OSError):
-            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            handle = os.open(left, os.O_RDONLY | _NOT_ELSEWHERE)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(handle)
                 left.unlink()
             finally:
                 os.close(handle)

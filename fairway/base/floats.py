@@ -44,6 +44,20 @@ def fit(*tensors: Tensor) -> bool:
     )
 
 
+# Devices whose floats end with 32 bits.
+_WITHOUT_DOUBLE = ("mps",)
+
+
+def widest(x: Tensor) -> torch.dtype:
+    """Return the widest dtype of numbers that a tensor's device has."""
+    return torch.float32 if x.device.type in _WITHOUT_DOUBLE else torch.float64
+
+
+def double(x: Tensor) -> Tensor:
+    """Return a tensor in float64, on the CPU if its own device has none."""
+    return (x.cpu() if x.device.type in _WITHOUT_DOUBLE else x).double()
+
+
 def array(x: Tensor) -> Any:
     """Return the memory of a tensor as an array; bfloat16 as uint16."""
     x = x.detach()

@@ -6,8 +6,6 @@ with the next write to the same place.
 """
 
 import ctypes
-import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -15,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fairway.base import locks
 from fairway.base.errors import UserError
 from fairway.base.outputs import allowed
 
@@ -124,9 +123,9 @@ def _mode(final: Path) -> int:
 def _lock(handle: int) -> bool:
     """Return whether this process has the lock now, or there are none on this disk."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks.lock(handle)
     except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        return not locks.is_taken(error)
     return True
 
 
@@ -134,6 +133,8 @@ def _part(home: Path, name: str) -> tuple[Path, int]:
     """Return a new folder in `home` and the handle that holds its lock."""
     while True:
         part = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_PART, dir=home))
+        if not locks.are_known():
+            return part, os.open(os.devnull, os.O_RDONLY)
         with suppress(FileNotFoundError):
             lock = os.open(part, os.O_RDONLY)
             # A sweeper may have met it before it was locked.
@@ -148,9 +149,9 @@ def _sweep(home: Path, name: str) -> None:
         if not part.name.startswith(f".{name}.") or part.suffix != _PART or part.is_symlink():
             continue
         with suppress(OSError):
-            lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+            lock = os.open(part, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.lock(lock)
                 shutil.rmtree(part, ignore_errors=True)
             finally:
                 os.close(lock)

@@ -1,10 +1,11 @@
 """Memory of a device: what is left, how to give back what nobody uses, the most that was used."""
 
 import gc
-import resource
 from pathlib import Path
 
 import torch
+
+from fairway.base.locks import limits
 
 # Linux: what is written there makes the next peak begin now; where it is read.
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -62,4 +63,7 @@ def peak_bytes(device: str) -> int:
     except OSError:
         lines = []
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
-    return found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    known = limits()
+    if found or known is None:
+        return found[0] if found else 0
+    return int(known.getrusage(known.RUSAGE_SELF).ru_maxrss) * 1024

@@ -20,6 +20,7 @@ from fairway.base.terminal import put
 
 # As many links as Linux follows.
 _MOST_LINKS = 40
+_NO_TERMINAL = getattr(os, "O_NOCTTY", 0)
 # Where a system shows the open files of a process: /dev/stdout and <(command) lead there.
 _OPEN_FILES = re.compile(r"/dev/fd|/proc/(\d+)(?:/task/\d+)?/fd")
 _HEAD_BYTES = 1 << 16
@@ -131,12 +132,12 @@ def lent_stream(place: Place) -> Iterator[BinaryIO]:
 def _opened(path: Path) -> int:
     """Return a device or a pipe, open to be written; say so where a pipe waits for its reader."""
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        handle = os.open(path, os.O_WRONLY | _NO_TERMINAL | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         if error.errno != errno.ENXIO or not path.is_fifo():
             raise
         put(f"fairway: waiting until a program reads the pipe {path}", sys.stderr)
-        return os.open(path, os.O_WRONLY | os.O_NOCTTY)
+        return os.open(path, os.O_WRONLY | _NO_TERMINAL)
     os.set_blocking(handle, True)
     return handle
 
@@ -153,7 +154,7 @@ def keep_permissions(path: Path, old: os.stat_result | None) -> None:
     if old is None:
         path.chmod(allowed(0o666))
         return
-    if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+    if hasattr(os, "chown") and (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
         # Only the superuser may give files away.
         with suppress(PermissionError):
             os.chown(path, old.st_uid, old.st_gid)

@@ -6,7 +6,6 @@ control group (a container, a batch system's job), and the limits of this proces
 """
 
 import errno
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from fairway.base import units
 from fairway.base.errors import UserError
+from fairway.base.locks import limits
 
 # Python and PyTorch with their libraries map 0.93 GB before anything is computed.
 START_BYTES = 1_150_000_000
@@ -88,8 +88,8 @@ def _reclaimable(group: Path) -> int:
 
 def _of_process(root: Path) -> Iterator[Room]:
     """Yield what the limits of this process leave."""
-    numbers = _text(root / "proc/self/statm").split()
-    if len(numbers) < 6:
+    numbers, resource = _text(root / "proc/self/statm").split(), limits()
+    if len(numbers) < 6 or resource is None:
         return
     page = resource.getpagesize()
     for limit, taken, named, reserved in (
@@ -119,6 +119,8 @@ def _number(path: Path) -> int | None:
 
 def require_start() -> None:
     """Raise UserError where not even the libraries fit: they end the process by themselves."""
+    if (resource := limits()) is None:
+        return
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY and soft < START_BYTES:
         raise UserError(

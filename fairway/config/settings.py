@@ -469,7 +469,11 @@ class AuditConfig:
 class RuntimeConfig:
     """The machine: what `auto` finds is printed and recorded."""
 
-    device: str = opt("auto", "Device that computes.", choices=("auto", "cpu", "cuda"))
+    device: str = opt(
+        "auto",
+        "Device that computes; mps is an Apple GPU, which auto never takes.",
+        choices=("auto", "cpu", "cuda", "mps"),
+    )
     dtype: str = opt(
         "auto", "Number format of the activations.", choices=("auto", "bfloat16", "float32")
     )

@@ -98,7 +98,7 @@ def _keep_freed_memory() -> None:
 def make_plan(config: RuntimeConfig) -> Plan:
     """Resolve every `auto`; on a CPU by a probe of about two seconds.
 
-    Raises UserError for a CUDA device that is not there, or attention that does not run on it.
+    Raises UserError for a device that is not there, or a dtype or attention that it does not run.
     """
     if config.device == "cuda":
         require_gpus(1, "runtime.device is cuda", "set runtime.device=cpu")
@@ -108,10 +108,26 @@ def make_plan(config: RuntimeConfig) -> Plan:
         dtype = "bfloat16" if config.dtype == "auto" else config.dtype
         matmul = "high" if config.matmul == "auto" else config.matmul
         threads = config.threads or torch.get_num_threads()
+    elif device == "mps":
+        dtype, matmul, threads = _apple(config)
     else:
         threads, dtype, matmul = _probe_cpu(config)
     backend = attention.choose(config.attention, device, DTYPES[dtype])
     return Plan(device, dtype, matmul, threads, backend, _kernels(config.kernels, device, dtype))
+
+
+def _apple(config: RuntimeConfig) -> tuple[str, str, int]:
+    """Return (dtype, matmul, threads) of an Apple GPU: float32, by plain formulas."""
+    if not torch.backends.mps.is_available():
+        raise UserError(
+            "runtime.device is mps, but torch sees no Apple GPU; set runtime.device=cpu"
+        )
+    if config.dtype == "bfloat16":
+        raise UserError(
+            "runtime.dtype is bfloat16, which not every Apple GPU has; set runtime.dtype=float32"
+        )
+    matmul = "highest" if config.matmul == "auto" else config.matmul
+    return "float32", matmul, config.threads or torch.get_num_threads()
 
 
 def require_gpus(count: int, why: str, remedy: str) -> None:
@@ -134,8 +150,13 @@ def device_name(plan: Plan) -> str:
 
 def own_device(plan: Plan, ranks: Ranks) -> torch.device:
     """Return the device of this process; UserError for more processes on a host than GPUs."""
-    if plan.device == "cpu":
-        return torch.device("cpu")
+    if plan.device != "cuda":
+        if plan.device == "mps" and ranks.world > 1:
+            raise UserError(
+                f"{ranks.world} processes cannot share an Apple GPU; start one, or set "
+                "runtime.device=cpu"
+            )
+        return torch.device(plan.device)
     require_gpus(
         ranks.local + 1,
         f"{ranks.local + 1} processes or more of this host need a GPU each",

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairway.base.floats import fit
+from fairway.base.floats import fit, widest
 from fairway.model import loops, stream_loops
 
 # The float32 machine epsilon, also for bfloat16 input: what eps=None meant in the records.
@@ -364,7 +364,7 @@ class _MeanLoss(_Function):
 def _mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """Return the mean loss and its gradient, a few rows at a time."""
     grad_NV = torch.empty_like(logits_NV)
-    total = torch.zeros((), dtype=torch.float64, device=logits_NV.device)
+    total = torch.zeros((), dtype=widest(logits_NV), device=logits_NV.device)
     count = len(targets_N)
     for first in range(0, count, LOSS_ROWS):
         rows = slice(first, first + LOSS_ROWS)
@@ -379,7 +379,7 @@ def _loss_rows(
     z_NV = softcapped(logits_NV, cap)
     soft_NV = z_NV.softmax(1)
     chosen_N1 = targets_N[:, None]
-    loss = (z_NV.logsumexp(1, keepdim=True) - z_NV.gather(1, chosen_N1)).double().sum()
+    loss = (z_NV.logsumexp(1, keepdim=True) - z_NV.gather(1, chosen_N1)).to(widest(z_NV)).sum()
     soft_NV.scatter_add_(1, chosen_N1, soft_NV.new_full(chosen_N1.shape, -1.0))
     if cap:
         # The slope of the cap, 1 - (z / cap)^2.

@@ -13,6 +13,13 @@ from fairway.model.operations import PLAIN
 _STEPS = {"mlp": "the MLP runs", "attend": "what is around attention runs"}
 
 
+def place(model: GPT, device: torch.device | str) -> GPT:
+    """Return a model on a device. Not every Apple GPU has bfloat16: there all is float32."""
+    if torch.device(device).type == "mps":
+        model.float()
+    return model.to(device)
+
+
 def prepare(model: GPT, dtype: torch.dtype, backend: str, kernels: str) -> None:
     """Choose activations' dtype, attention backend and kernels of a model on its final device."""
     model.set_compute(dtype, backend)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
+from fairway.base.floats import double
 from fairway.model.block import Adapters
 from fairway.model.cache import Cache
 from fairway.model.gpt import GPT
@@ -385,7 +386,7 @@ class _Group:
         )
 
     def _fix(self, position: int, active_A: IntArray, last_SD: Tensor, taken: "_Taken") -> None:
-        log_probs_SV = self.learner.logits(last_SD).double().log_softmax(-1)
+        log_probs_SV = double(self.learner.logits(last_SD)).log_softmax(-1)
         mixed_SV = self.learner.mixed(active_A, self._read_ST[:, position], log_probs_SV)
         shares = shares_of(mixed_SV)
         ids_S = self.source.tokens(position, active_A, shares)

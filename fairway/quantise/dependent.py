@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fairway.base.errors import UserError
+from fairway.base.floats import double
 from fairway.base.progress import progress
 from fairway.config.settings import QuantConfig
 from fairway.quantise.gptq import (
@@ -122,7 +123,7 @@ class Plan:
         classes_LR = row_classes(group.spread / scale_of(self.steps(group, level)))
         for columns, count_L in group.shares:
             nearby_LR = shifted(classes_LR, -columns // _PER_CLASS)
-            total += float((self._expected[nearby_LR].double().sum(1) * count_L).sum())
+            total += float((double(self._expected[nearby_LR]).sum(1) * double(count_L)).sum())
         return total
 
     def sampled_bits(self, level: float) -> float:
@@ -154,7 +155,7 @@ class Plan:
         finer_LC = -group.columns.long() // _PER_CLASS
         classes_LRC = shifted(classes_LR[:, :, None], finer_LC[:, None])
         found_LRC = self.bits[classes_LRC, multiples_LRC & 1, (multiples_LRC.abs() + 1) >> 1]
-        return float(found_LRC.double().sum())
+        return float(double(found_LRC).sum())
 
     def level_for(self, bits_per_weight: float) -> float:
         """Return the level at which codes are expected to take so many bits per weight."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fairway.base.errors import UserError
+from fairway.base.floats import double
 from fairway.base.progress import progress
 from fairway.config.settings import QuantConfig
 from fairway.model.gpt import GPT
@@ -319,7 +320,7 @@ def tensor_stats(
     plain = QuantisedTensor(round_to_grid(w_RC, plain_R, quantised.bits), plain_R, quantised.bits)
     qmax = largest_code(quantised.bits)
     counts = torch.bincount(codes_RC.flatten().int() + qmax, minlength=qmax + 1)
-    share = counts.double().cpu() / codes_RC.numel()
+    share = double(counts).cpu() / codes_RC.numel()
     centred = w_RC - w_RC.mean()
     variance = max(float(centred.square().mean()), 1e-30)
     with full_precision():

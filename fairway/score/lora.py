@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
+from fairway.base.floats import double
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
 from fairway.config.checks import lora_context, lora_peers
@@ -202,7 +203,7 @@ class DocumentDistribution:
         self._require_unchanged()
         with torch.no_grad():
             targets_BC = self.rectangle(targets)
-            found_BC = -chunk_nats(self.log_probs_BCV, targets_BC).double().cpu()
+            found_BC = -double(chunk_nats(self.log_probs_BCV, targets_BC)).cpu()
         by_place = found_BC.numpy()[np.argsort(self.places)]
         rows = [row[:count] for row, count in zip(by_place, self._counts, strict=True)]
         # In float32 the softmax can round to just over 1.
@@ -216,7 +217,7 @@ class DocumentDistribution:
         slots = np.argsort(self.places)
         rows = [(slots[n], at) for n, count in enumerate(self._counts) for at in range(count)]
         places = torch.tensor(rows[first:end], device=self.log_probs_BCV.device)
-        return self.log_probs_BCV[places[:, 0], places[:, 1]].double().log_softmax(-1)
+        return double(self.log_probs_BCV[places[:, 0], places[:, 1]]).log_softmax(-1)
 
     def rectangle(self, targets: IntArray) -> Tensor:
         """Return targets, window after window, as [B, C] on the model's device, slot by slot.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import LedgerError
+from fairway.base.floats import double
 from fairway.base.memory import free_bytes
 from fairway.data.tokens import ByteTable, Ids, token_bytes
 from fairway.model.block import Walk
@@ -117,7 +118,7 @@ class FrozenDistribution:
         targets_N = torch.tensor(targets, device=self._x_ND.device)
         log_probs = self._predictor.log_prob(self._x_ND, targets_N)
         # In float32 the difference above can round to just over 0 when p is 1.
-        capped: FloatArray = np.minimum(log_probs.double().cpu().numpy(), 0.0)
+        capped: FloatArray = np.minimum(double(log_probs).cpu().numpy(), 0.0)
         return capped
 
     @torch.no_grad()
@@ -125,7 +126,7 @@ class FrozenDistribution:
         """Return log p of all V tokens at the scored positions first..end-1, in float64."""
         self._require_unchanged()
         logits = self._predictor.model.logits(self._x_ND[first:end])
-        return logits.double().log_softmax(-1)
+        return double(logits).log_softmax(-1)
 
     @torch.no_grad()
     def row(self, position: int) -> FloatArray:
@@ -147,7 +148,7 @@ class FrozenDistribution:
 
 def whole_row(logits_V: Tensor) -> FloatArray:
     """Return log p of all V tokens, the softmax taken by NumPy in float64."""
-    wide_V: FloatArray = logits_V.double().cpu().numpy()
+    wide_V: FloatArray = double(logits_V).cpu().numpy()
     shifted_V = wide_V - wide_V.max()
     row_V: FloatArray = shifted_V - np.log(np.exp(shifted_V).sum())
     return row_V

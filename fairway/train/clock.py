@@ -9,7 +9,7 @@ from fairway.machine.ranks import ALONE, Ranks
 # What a token costs that calibration reads in float32, over what training on it costs: on two
 # cores, and on a GPU, whose training has kernels and bfloat16 (64 batches in 5.9 s on an H200,
 # where a step of one took 69 to 108 ms).
-_READING = {"cpu": 0.5, "cuda": 1.0}
+_READING = {"cpu": 0.5, "cuda": 1.0, "mps": 1.0}
 
 
 class Clock:

@@ -34,8 +34,8 @@ class Flight:
 
 
 def event_on(device: torch.device) -> torch.cuda.Event | None:
-    """Return a mark behind all that was launched on a GPU so far; a CPU needs none."""
-    if device.type == "cpu":
+    """Return a mark behind all that was launched on a CUDA GPU so far; others are waited for."""
+    if device.type != "cuda":
         return None
     # Sleeping instead of spinning leaves the core to the thread that gathers batches.
     make: Callable[..., torch.cuda.Event] = torch.cuda.Event

@@ -34,7 +34,7 @@ from fairway.machine.plan import DTYPES, Plan, own_device
 from fairway.machine.ranks import Ranks, seed_everything
 from fairway.model.gpt import GPT, build
 from fairway.model.kinds import by_group
-from fairway.model.paths import prepare
+from fairway.model.paths import place, prepare
 from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
 from fairway.train.clock import Clock
 from fairway.train.feed import Feed
@@ -98,7 +98,7 @@ class Training:
         self.model = build(config.model, config.seed)
         if begun is not None:
             self.model.load_state_dict(begun[0])
-        self.model.to(self.device)
+        place(self.model, self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
@@ -289,7 +289,9 @@ class Training:
         multiplier = lr_multiplier(now, self.config.optim) * (self.batch / full) ** 0.5
         loss, grad_norm = self._advance(multiplier, self.step, now)
         # Copied behind the step's own work: asked for later, the copy would wait for the next step.
-        figures_2 = torch.stack((loss, grad_norm)).to("cpu", non_blocking=True)
+        figures_2 = torch.stack((loss, grad_norm)).to(
+            "cpu", non_blocking=self.device.type == "cuda"
+        )
         self._land(log)
         after = self.clock.progress(self.step + 1)
         decided = self.ranks.broadcast_all((after, stop.is_set(), due))

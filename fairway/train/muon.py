@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairway.base.floats import fit
+from fairway.base.floats import fit, widest
 from fairway.config.settings import OptimConfig
 from fairway.machine.ranks import Ranks, Wait
 from fairway.model import kinds
@@ -126,7 +126,7 @@ class Bank:
         self.wait()
         own_KRC = self.ranks.shard(self.grads_PRC)
         norms_K: Tensor = torch.linalg.vector_norm(own_KRC, dim=(-2, -1))
-        return norms_K.double().square().sum()
+        return norms_K.to(widest(norms_K)).square().sum()
 
     def propose(self, scale_1: Tensor, mu: float) -> None:
         """Compute the updates of our share from scaled gradients; begin to send them round."""
@@ -319,7 +319,7 @@ class FlatGradients:
         # At least float32: a norm in bfloat16 would have three digits.
         wide = torch.promote_types(self.row_N.dtype, torch.float32)
         norm: Tensor = torch.linalg.vector_norm(self.row_N, dtype=wide)
-        return norm.double().square()
+        return norm.to(widest(norm)).square()
 
 
 def _by_dtype(weights: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -421,7 +421,8 @@ class Optimisers:
         return grad_norm
 
     def _grad_norm(self) -> Tensor:
-        zero = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+        first = self.parameters[0]
+        zero = torch.zeros((), dtype=widest(first), device=first.device)
         square = sum((bank.square() for bank in self.muon.banks), start=zero)
         self.ranks.start_sum(square)()
         return sum((flat.square() for flat in self.flats), start=square).sqrt().float()

@@ -5,7 +5,6 @@ processor time and memory, so that whatever a record holds, only this process en
 """
 
 import json
-import resource
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from fairway.audit.findings import Finding, plain
 from fairway.audit.records.audit import findings
+from fairway.base.locks import limits
 
 # The audit ends itself after 6 s; this is for what cannot be interrupted.
 MOST_S = 8.0
@@ -24,14 +24,21 @@ MOST_BYTES = 3 << 30
 
 def serve() -> None:
     """Answer every line, a path in JSON, by a line for each finding and one for the facts."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    if (resource := limits()) is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     for line in sys.stdin:
         # Processor time, since a machine may be shared; at its end the system ends this process.
-        signal.setitimer(signal.ITIMER_PROF, MOST_S)
+        _allow(MOST_S)
         _answer(Path(json.loads(line)))
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        _allow(0.0)
+
+
+def _allow(seconds: float) -> None:
+    """Let this process have so much processor time from now on, where a system can be told so."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _answer(path: Path) -> None:

@@ -41,7 +41,7 @@ def end_all(leader: int, mark: str, alive: bool) -> None:
         # The leader last: while it lives, no descendant can leave it.
         for pid in sorted(found, key=lambda pid: pid == leader):
             _kill(os.kill, pid)
-        _kill(os.killpg, leader)
+        _kill(getattr(os, "killpg", os.kill), leader)
         if not found - {leader}:
             return
         time.sleep(_PAUSE_S)
@@ -49,7 +49,7 @@ def end_all(leader: int, mark: str, alive: bool) -> None:
 
 def _kill(how: Callable[[int, int], None], number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
-        how(number, signal.SIGKILL)
+        how(number, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _family(found: set[int], mark: bytes) -> set[int]:
