@@ -250,32 +250,38 @@ def test_a_comma_may_stand_in_a_value() -> None:
     assert arm.settings == ("data.source=a,b/c", "optim.beta2=0.9", "mixture.experts=ppm match")
 
 
-def test_real_runs_and_a_kill(settings: list[str], tmp_path: Path) -> None:
-    """Two arms, one pair, as a user types it; killed in the middle, then gone on with."""
-    words = [
-        *(sys.executable, "-m", "fairway", "ablate", "smoke", "--out", str(tmp_path / "study")),
-        *("--arm", "quick:optim.matrix_lr=0.04", "--pairs", "1", "--until", "train", "--json"),
-    ]
-    for text in (*settings, "train.steps=3"):
-        words += ["--set", text]
-    log = (tmp_path / "log").open("w")
-    first = subprocess.Popen(words, stdout=log, stderr=log)
-    file = tmp_path / "study" / LINES
-    for _ in range(1200):
-        if file.exists() or first.poll() is not None:
-            break
-        time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    before = file.read_bytes()
-    second = subprocess.run(words, capture_output=True, timeout=300, check=False)
-    assert second.returncode == 0, second.stderr
-    assert file.read_bytes().startswith(before)
-    base, quick = read_lines(file)
+REAL = "--arm quick:optim.matrix_lr=0.04 --pairs 1 --set train.steps=3 --json"
+
+
+def test_real_runs(ablate: Ablate, tmp_path: Path) -> None:
+    """Two arms, one pair, by processes of their own."""
+    found = json.loads(ablate(REAL).out)
+    base, quick = read_lines(tmp_path / "study" / LINES)
     assert (base.arm, quick.arm, base.steps, quick.seed) == ("base", "quick", 3, base.seed)
     assert base.bpb["ema"] != quick.bpb["ema"] and base.peak_bytes and base.device
-    found = json.loads(second.stdout)
     assert found["arms"][0]["mean"] == pytest.approx(quick.bpb["ema"] - base.bpb["ema"])
     (memory,) = (tmp_path / "study/runs").glob("quick-1-*/run.json")
     config = json.loads(memory.read_text())["config"]
     assert (config["seed"], config["data"]["order_seed"]) == (1, "seed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_study_that_is_killed_goes_on(
+    settings: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "study"
+    words = [sys.executable, "-m", "fairway", "ablate", "smoke", "--out", str(out), *REAL.split()]
+    for text in settings:
+        words += ["--set", text]
+    log = (tmp_path / "log").open("w")
+    first = subprocess.Popen(words, stdout=log, stderr=log)
+    while not (out / LINES).exists() and first.poll() is None:
+        time.sleep(0.1)
+    first.send_signal(number)
+    assert first.wait() == (-9 if number == signal.SIGKILL else 130)
+    before = (out / LINES).read_bytes()
+    second = subprocess.run(words, capture_output=True, timeout=300, check=False)
+    assert second.returncode == 0, second.stderr
+    assert (out / LINES).read_bytes().startswith(before)
+    assert [line.arm for line in read_lines(out / LINES)] == ["base", "quick"]
