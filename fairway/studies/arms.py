@@ -88,8 +88,9 @@ def study(
     for a score that these runs do not have.
     """
     base = recipe_of(recipe)
+    shared = ("recipe", "seed", "data.order_seed", *(("train.clock",) if clock else ()))
     for text in common:
-        _refuse_shared(text, ("recipe", "seed", "data.order_seed"), "--set")
+        _refuse_shared(text, shared, "--set")
     given = [*common, *([f"train.clock={clock}"] if clock else [])]
     names = [text.partition("=")[0].strip() for text in given]
     if "train.warmup_steps" not in names and base.train.warmup_steps > _WARMUP_STEPS:
@@ -114,14 +115,21 @@ def study(
 def _scored(made: Study, config: Config, metric: str | None) -> Study:
     """Return the study with the score that decides it: by default the last one that runs have."""
     last = {"train": "ema", "pack": "quantised", "score": headline(config)}[made.until]
-    known = SCORES[made.until]
+    chosen = metric or last
+    for arm in (Arm(BASE), *made.arms):
+        known = _scores(made.config(arm), made.until)
+        if chosen not in known:
+            raise UserError(
+                f"arm '{arm.name}' has no score {shown(chosen)} in runs until {made.until}, only "
+                f"{', '.join(known)}; choose one with --metric, or let runs go farther with --until"
+            )
+    return replace(made, metric=chosen)
+
+
+def _scores(config: Config, until: str) -> tuple[str, ...]:
+    """Return the scores of a run that goes until a verb."""
     off = {"ttt": config.ttt.method == "off", "mixture": not config.mixture.experts}
-    known = tuple(name for name in known if not off.get(name, False))
-    if metric is not None and metric not in known:
-        raise UserError(
-            f"--metric is {shown(metric)}, but runs until {made.until} have {', '.join(known)}"
-        )
-    return replace(made, metric=metric or last)
+    return tuple(name for name in SCORES[until] if not off.get(name, False))
 
 
 def is_name(text: str) -> bool:

@@ -53,6 +53,17 @@ class Where:
     place: Place | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A run that was begun: when, and of which sources."""
+
+    arm: Arm
+    pair: int
+    start_s: float
+    commit: str
+    sources: str
+
+
 @dataclass(eq=False)
 class _Queue:
     """The runs of a study that are still to be made, in order."""
@@ -64,7 +75,7 @@ class _Queue:
     say: Say
     until_s: float
     here: dict[str, list[str]] = field(default_factory=dict)
-    begun: dict[str, tuple[Arm, int, float]] = field(default_factory=dict)
+    begun: dict[str, _Begun] = field(default_factory=dict)
 
     def following(self) -> Job | None:
         """Return the next run that may begin now, or None."""
@@ -74,7 +85,7 @@ class _Queue:
     def _missing(self) -> Iterator[tuple[Arm, int]]:
         study = self.study
         done = {(line.arm, line.seed - study.first_seed) for line in self.table.lines}
-        running = {(arm.name, pair) for arm, pair, _ in self.begun.values()}
+        running = {(one.arm.name, one.pair) for one in self.begun.values()}
         failed = {line.seed - study.first_seed for line in self.table.of(BASE) if line.failed}
         over = {arm.name for arm in study.all_arms() if self.table.is_over(arm.name)}
         # Once all arms are decided, the base has nothing to be compared with.
@@ -112,13 +123,14 @@ class _Queue:
         for text in (*study.overrides(arm, pair), *self.here[arm.name]):
             words += ["--set", text]
         self.say(f"pair {pair + 1}, {arm.name}: running, log in {folder.name}.log")
-        self.begun[name] = arm, pair, time.monotonic()
+        self.begun[name] = _Begun(arm, pair, time.monotonic(), _commit(), sources_digest())
         return Job(name, tuple(words), folder, folder.with_name(f"{folder.name}.log"))
 
     def ended(self, job: Job, reason: str) -> None:
         """Write the line of a run, and say what came of it."""
-        arm, pair, start_s = self.begun.pop(job.name)
-        line = line_of(self.study, arm, pair, job, reason, time.monotonic() - start_s)
+        begun = self.begun.pop(job.name)
+        arm, pair = begun.arm, begun.pair
+        line = line_of(self.study, begun, job, reason, time.monotonic() - begun.start_s)
         append(self.out / LINES, line)
         self.table.lines.append(line)
         if self.where.drop_weights and not line.failed:
@@ -245,11 +257,14 @@ def _commit() -> str:
     return f"{commit}, changed" if changed else commit
 
 
-def line_of(study: Study, arm: Arm, pair: int, job: Job, failed: str, whole_s: float) -> Line:
+def line_of(study: Study, begun: _Begun, job: Job, failed: str, whole_s: float) -> Line:
     """Return the line of a run that ended: what its folder remembers, or why it failed."""
+    arm, pair = begun.arm, begun.pair
     config = study.config(arm, pair)
     known = _facts(job.folder, failed)
     stages_s = known.pop("stages_s")
+    if not failed and study.metric not in known["bpb"]:
+        failed = f"it ended without the score '{study.metric}'"
     return Line(
         arm=arm.name,
         pair=pair,
@@ -262,8 +277,8 @@ def line_of(study: Study, arm: Arm, pair: int, job: Job, failed: str, whole_s: f
         config=digest(config),
         until=study.until,
         clock=config.train.clock,
-        commit=_commit(),
-        sources=sources_digest(),
+        commit=begun.commit,
+        sources=begun.sources,
         fairway=VERSION,
         torch=torch.__version__,
         whole_s=round(max(whole_s, stages_s), 3),
@@ -283,7 +298,9 @@ def _facts(folder: Path, failed: str) -> dict[str, Any]:
         return found
     facts, stages = run.all_facts(), run.memory["stages"]
     # What a training took counts over all calls that it took, the other stages once.
-    seconds = {**run.seconds(), "train": facts.get("train", {}).get("seconds", 0.0)}
+    seconds = run.seconds()
+    if "train" in facts:
+        seconds["train"] = max(seconds["train"], facts["train"]["seconds"])
     found |= {"device": run.memory.get("device", ""), "stages_s": sum(seconds.values())}
     if failed or "train" not in facts:
         return found

@@ -136,10 +136,11 @@ def plan_lines(found: dict[str, Any]) -> list[str]:
             " at most; what is decided stops before"
         )
     for sd, source, seen, needed in found["questions"]:
-        pairs = "more than 1,000" if needed is None else str(needed)
+        runs = "" if needed is None else f" ({needed * (1 + found['arms']):,} runs)"
+        pairs = f"{'more than 1,000' if needed is None else needed} pairs{runs}"
         shown = "one pair shows nothing" if seen is None else f"these show {seen:.5f} bpb and more"
         lines.append(
             f"if runs scatter by sd {sd:.5f} bpb ({source}): {shown}; {found['effect']:g} needs "
-            f"{pairs} pairs"
+            f"{pairs}"
         )
     return lines

@@ -87,7 +87,7 @@ def test_it_runs_what_is_compiled_too(tiny: Tiny, data_folder: Path, tmp_path: P
     config = tiny(
         "quant.method=trellis", "pack.codec=cabac", "quant.gradient_tokens=1024",
         "quant.rate_bits=4", "ttt.method=lora", "ttt.lora_rank=4", "ttt.lora_chunks=16",
-        "mixture.experts=ppm match tilt", "runtime.kernels=plain",
+        "mixture.experts=ppm match tilt", "runtime.kernels=plain", "data.order_seed=seed",
     )  # fmt: skip
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
     with pipeline.writing():

@@ -129,6 +129,14 @@ def test_failed_runs_are_told_and_counted_and_leave_the_others(
     assert again.code == 0 and json.loads(again.out)["failed"] == []
 
 
+def test_a_run_that_ends_without_its_score_failed(
+    ablate: Ablate, place: FakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studies.fake.write_json", lambda path, value: None)
+    done = ablate(f"{ARMS} --pairs 2")
+    assert done.code == 1 and "base, seed 1 failed: it ended without the score 'ema'" in done.out
+
+
 def test_a_failed_base_costs_its_pair_and_no_more(ablate: Ablate, place: FakePlace) -> None:
     place.fails = {"base-1": "fairway: no"}
     assert ablate(f"{ARMS} --pairs 3").code == 1
@@ -170,7 +178,7 @@ def test_the_plan_is_told_before_anything_runs(ablate: Ablate, place: FakePlace)
     done = ablate(f"{ARMS} --pairs 8 --noise --dry-run --effect 0.003")
     assert done.code == 0 and place.jobs == []
     assert "28 runs: 2 beside the base, 8 pairs" in done.out
-    assert "sd 0.00050" in done.out and "0.003 needs" in done.out
+    assert "sd 0.00050" in done.out and "0.003 needs 4 pairs (12 runs)" in done.out
     ablate(f"{ARMS} --pairs 8")
     later = ablate(f"{ARMS} --pairs 8 --dry-run")
     assert "as the pairs so far do" in later.out and "a run" in later.out
@@ -210,7 +218,10 @@ BAD = [
     ("--arm a:optim.beta2=0.9 --pairs 2 --first-seed 4294967295", "seeds end at"),
     ("--arm a:optim.beta2=0.9 --clock moon", "none of steps, wall"),
     ("--arm a:optim.beta2=0.9 --until noon", "none of train, pack, score"),
-    ("--arm a:optim.beta2=0.9 --metric sliding", "runs until train have raw, ema"),
+    ("--arm a:optim.beta2=0.9 --metric sliding", "arm 'base' has no score 'sliding'"),
+    ("--arm a:ttt.method=off --until score", "arm 'a' has no score 'ttt'"),
+    ("--arm a:optim.beta2=0.9 --metric mixture --until score", "only raw, ema, quantised,"),
+    ("--arm a:optim.beta2=0.9 --clock steps --set train.clock=wall", "with --clock"),
     ("--arm a:optim.beta2=0.9 --budget 0", "between 1 and"),
     ("--arm a:optim.beta2=0.9 --budget nan", "out of bounds"),
     ("--arm a:optim.beta2=0.9 --error 0", "out of bounds"),
@@ -239,32 +250,38 @@ def test_a_comma_may_stand_in_a_value() -> None:
     assert arm.settings == ("data.source=a,b/c", "optim.beta2=0.9", "mixture.experts=ppm match")
 
 
-def test_real_runs_and_a_kill(settings: list[str], tmp_path: Path) -> None:
-    """Two arms, one pair, as a user types it; killed in the middle, then gone on with."""
-    words = [
-        *(sys.executable, "-m", "fairway", "ablate", "smoke", "--out", str(tmp_path / "study")),
-        *("--arm", "quick:optim.matrix_lr=0.04", "--pairs", "1", "--until", "train", "--json"),
-    ]
-    for text in (*settings, "train.steps=3"):
+REAL = "--arm quick:optim.matrix_lr=0.04 --pairs 1 --set train.steps=3 --json"
+
+
+def test_real_runs(ablate: Ablate, tmp_path: Path) -> None:
+    """Two arms, one pair, by processes of their own."""
+    found = json.loads(ablate(REAL).out)
+    base, quick = read_lines(tmp_path / "study" / LINES)
+    assert (base.arm, quick.arm, base.steps, quick.seed) == ("base", "quick", 3, base.seed)
+    assert base.bpb["ema"] != quick.bpb["ema"] and base.peak_bytes and base.device
+    assert found["arms"][0]["mean"] == pytest.approx(quick.bpb["ema"] - base.bpb["ema"])
+    (memory,) = (tmp_path / "study/runs").glob("quick-1-*/run.json")
+    config = json.loads(memory.read_text())["config"]
+    assert (config["seed"], config["data"]["order_seed"]) == (1, "seed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_study_that_is_killed_goes_on(
+    settings: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "study"
+    words = [sys.executable, "-m", "fairway", "ablate", "smoke", "--out", str(out), *REAL.split()]
+    for text in settings:
         words += ["--set", text]
     log = (tmp_path / "log").open("w")
     first = subprocess.Popen(words, stdout=log, stderr=log)
-    file = tmp_path / "study" / LINES
-    for _ in range(1200):
-        if file.exists() or first.poll() is not None:
-            break
+    while not (out / LINES).exists() and first.poll() is None:
         time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    before = file.read_bytes()
+    first.send_signal(number)
+    assert first.wait() == (-9 if number == signal.SIGKILL else 130)
+    before = (out / LINES).read_bytes()
     second = subprocess.run(words, capture_output=True, timeout=300, check=False)
     assert second.returncode == 0, second.stderr
-    assert file.read_bytes().startswith(before)
-    base, quick = read_lines(file)
-    assert (base.arm, quick.arm, base.steps, quick.seed) == ("base", "quick", 3, base.seed)
-    assert base.bpb["ema"] != quick.bpb["ema"] and base.peak_bytes and base.device
-    found = json.loads(second.stdout)
-    assert found["arms"][0]["mean"] == pytest.approx(quick.bpb["ema"] - base.bpb["ema"])
-    run = next((tmp_path / "study/runs").glob("quick-1-*"))
-    config = json.loads((run / "run.json").read_text())["config"]
-    assert (config["seed"], config["data"]["order_seed"]) == (1, "seed")
+    assert (out / LINES).read_bytes().startswith(before)
+    assert [line.arm for line in read_lines(out / LINES)] == ["base", "quick"]
