@@ -6,8 +6,8 @@ in the order given, each with its own cores or its own GPU. A trial that would n
 the speed of its process so far, is left out and counted.
 """
 
+import functools
 import json
-import math
 import multiprocessing
 import os
 import queue
@@ -100,7 +100,6 @@ def measure(trial: Trial, base: str, folder: Path, device: str) -> Trial:
 
     from fairway.base.memory import give_back
     from fairway.config.overrides import override
-    from fairway.machine.plan import make_plan
     from fairway.machine.ranks import Ranks
     from fairway.model.gpt import num_parameters
     from fairway.recipes import recipe
@@ -114,7 +113,7 @@ def measure(trial: Trial, base: str, folder: Path, device: str) -> Trial:
     from fairway.data.folder import DataFolder
 
     source = DataFolder.open(folder)
-    plan = make_plan(config.runtime)
+    plan = _plan(config.runtime)
     plan.apply()
     text = TrainingText(source.train_shards(), source.bytes_per_token)
     start_s = time.perf_counter()
@@ -147,6 +146,13 @@ def measure(trial: Trial, base: str, folder: Path, device: str) -> Trial:
     }  # fmt: skip
 
 
+@functools.lru_cache(maxsize=4)
+def _plan(runtime: Any) -> Any:
+    from fairway.machine.plan import make_plan
+
+    return make_plan(runtime)
+
+
 def _serve(
     number: int, threads: int, base: str, folders: dict[int, Path], device: str,
     asked: Any, answers: Any, end_s: float,
@@ -158,19 +164,19 @@ def _serve(
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
     pace = 1.0 / (GUESSED_FLOPS * threads) if device == "cpu" else 1.0 / GUESSED_GPU_FLOPS
+    beside_s = 5.0
     while True:
         try:
             trial, cost = asked.get(timeout=2.0)
         except queue.Empty:
             break
-        if time.time() + cost * pace > end_s:
+        if time.time() + beside_s + cost * pace > end_s:
             answers.put({"left_out": trial})
             continue
         try:
             folder = folders[int(trial.get("model.vocab_size", next(iter(folders))))]
-            start_s = time.perf_counter()
             found = measure({"runtime.threads": threads, **trial}, base, folder, device)
-            pace = max(pace / 2, (time.perf_counter() - start_s) / cost)
+            pace, beside_s = found["seconds"] / cost, found["whole_s"] - found["seconds"]
             answers.put({**found, "cost": cost})
         except Exception as error:
             answers.put({"failed": trial, "why": repr(error)[:300]})
@@ -200,7 +206,7 @@ def run_all(
     for worker in workers:
         worker.start()
     found: list[Trial] = []
-    working = len(workers)
+    working, left_out, written_s = len(workers), 0, 0.0
     while working and time.time() < end_s + GRACE_S:
         try:
             answer = answers.get(timeout=1.0)
@@ -209,12 +215,19 @@ def run_all(
         if answer is None:
             working -= 1
             continue
+        if "left_out" in answer:
+            left_out += 1
+            continue
         found.append(answer)
-        out.write_text(json.dumps({**facts, "trials": found}))
-        if "ema" in answer and math.isfinite(answer["ema"]):
-            print(len(found), f"{answer['ema']:.4f} {answer['whole_s']:.0f} s", flush=True)
-        elif "why" in answer:
+        if "why" in answer:
             print(answer["why"], flush=True)
+        else:
+            told = f"{answer['ema']:.4f} bpb, {answer['seconds']:.0f} of {answer['whole_s']:.0f} s"
+            print(len(found), told, flush=True)
+        if time.time() > written_s + 5.0:
+            out.write_text(json.dumps({**facts, "left_out": left_out, "trials": found}))
+            written_s = time.time()
     for worker in workers:
         worker.terminate()
+    out.write_text(json.dumps({**facts, "left_out": left_out, "trials": found}))
     return found

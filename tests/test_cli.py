@@ -36,7 +36,7 @@ FIXED = [
 ]
 STAGES = (
     *("audit", "audit-record", "bundle", "compare", "compress", "decompress", "doctor", "export"),
-    *("pack", "prove", "report", "run", "runs", "sample", "score", "seeds", "submit", "train"),
+    *("pack", "plan", "prove", "report", "run", "runs", "sample", "score", "seeds", "submit", "train"),
     *("unpack", "verify"),
 )
 HELP = """

@@ -1,5 +1,7 @@
 """What a training step costs by its shapes: products of layers and head, attention, Muon."""
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -33,27 +35,31 @@ def size_of(model: ModelConfig, seq_len: int) -> Size:
     A weight is used in one product forward and in two backward; a block of the recurrence as often
     as it is visited in the late part of a run.
     """
+    matrices = _matrices(dataclasses.replace(model, vocab_size=260, rope_train_len=1))
+    order = [layer for half in visits(model, bool(model.loop_extra)) for layer in half]
+    products = sum(
+        shape.numel() * (order.count(layer) if layer is not None else 1)
+        for layer, shape in matrices
+    )
+    table = model.vocab_size * (model.embed_dim or model.dim)
+    attention = 2 * seq_len * model.dim * len(order)
+    return Size(
+        matrices=sum(shape.numel() for _, shape in matrices),
+        embedding=table if model.tie_embeddings else 2 * table,
+        token_flops=6.0 * (products + table + attention),
+        update_flops=float(sum(_update_flops(shape) for _, shape in matrices)),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _matrices(model: ModelConfig) -> list[tuple[int | None, torch.Size]]:
+    """Return the block and the shape of every matrix; None for those outside of blocks."""
     with torch.device("meta"):
         net = GPT(model)
     named = dict(net.named_parameters())
-    groups = kinds.by_group(net.declares, named)
-    matrices = {name: named[name] for name in groups["matrix"]}
-    tables = [named[name] for name in (*groups["embed"], *groups["head"])]
-    embedding = sum(table.numel() for table in tables)
-    encoder, decoder = visits(model, looping=bool(model.loop_extra))
-    order = [*encoder, *decoder]
-    products = sum(
-        weight.numel() * (order.count(int(name.split(".")[1])) if "blocks." in name else 1)
-        for name, weight in matrices.items()
-    )
-    head = model.vocab_size * (model.embed_dim or model.dim)
-    attention = 2 * seq_len * model.dim * len(order)
-    return Size(
-        matrices=sum(weight.numel() for weight in matrices.values()),
-        embedding=embedding,
-        token_flops=6.0 * (products + head + attention),
-        update_flops=float(sum(_update_flops(weight.shape) for weight in matrices.values())),
-    )
+    names = kinds.by_group(net.declares, named)["matrix"]
+    words = [(name.split("."), named[name].shape) for name in names]
+    return [(int(word[1]) if word[0] == "blocks" else None, shape) for word, shape in words]
 
 
 def _update_flops(shape: torch.Size) -> float:
