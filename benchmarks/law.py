@@ -12,6 +12,7 @@ how many come to an end. `fit` writes `fairway/planning/law.json`.
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import random
@@ -23,6 +24,7 @@ from typing import Any
 
 from trials import Trial, build_folders, run_all, save_documents
 
+LAW = Path(__file__).parents[1] / "fairway/planning/law.json"
 VOCABULARIES = [512, 1024, 2048, 4096]
 # FLOPs of a run: 200 s of two old cores are 1.8e13, of two new ones 6e13 to 1.2e14.
 BUDGETS = (3e12, 6e12, 1e13, 1.8e13, 3e13, 6e13, 1.2e14)
@@ -169,6 +171,14 @@ def gpu(asked: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def fit(asked: argparse.Namespace) -> None:
+    import law_fit
+
+    found = law_fit.fit(asked.files, asked.recipe)
+    found |= {"damage_bpb": asked.damage, "gptq_bpb": asked.gptq}
+    LAW.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -186,6 +196,11 @@ def parse() -> argparse.Namespace:
         verb.add_argument("--scale", type=float, default=1.0, help="below 1: shorter runs, a test")
         verb.add_argument("--only", default="", help="settings that all trials share")
         verb.add_argument("--out", type=Path, required=True)
+    made = verbs.add_parser("fit")
+    made.add_argument("files", type=Path, nargs="+")
+    made.add_argument("--recipe", default="demo")
+    made.add_argument("--damage", type=float, default=0.003, help="bpb at 3.4 bits, by a trellis")
+    made.add_argument("--gptq", type=float, default=0.006, help="bpb that GPTQ costs")
     return parser.parse_args()
 
 
@@ -194,7 +209,7 @@ def main() -> None:
     if asked.verb == "save":
         save_documents(asked.folder, asked.out)
         return
-    {"grid": grid, "gpu": gpu}[asked.verb](asked)
+    {"grid": grid, "gpu": gpu, "fit": fit}[asked.verb](asked)
 
 
 if __name__ == "__main__":
