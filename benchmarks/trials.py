@@ -108,7 +108,8 @@ def measure(trial: Trial, base: str, folder: Path, device: str) -> Trial:
     from fairway.train.loop import TrainingText, train
 
     settings = {"train.clock": "steps", "train.warmup_steps": 1, "train.checkpoint_every_s": 0.0}
-    settings |= {"optim.ema_decay": "none", "runtime.device": device, **trial}
+    settings |= {"optim.ema_decay": "none", "runtime.device": device}
+    settings |= {name: value for name, value in trial.items() if "." in name or name == "seed"}
     config = override(recipe(base), [f"{name}={value}" for name, value in settings.items()])
     from fairway.data.folder import DataFolder
 
