@@ -3,7 +3,7 @@
     python benchmarks/law.py save runs/demo/data documents.zst       # the text, to take elsewhere
     python benchmarks/law.py grid --documents documents.zst --seconds 420 --out grid.json
     python benchmarks/law.py gpu --data sp8192 --seconds 420 --out gpu.json
-    python benchmarks/law.py fit grid.json [more.json ...]
+    python benchmarks/law.py fit benchmarks/studies/law_cpu.jsonl benchmarks/studies/law_gpu.jsonl
 
 `grid` draws settings at random (shapes, rates, batches, features) round the demo's, for several
 budgets of arithmetic; each training is driven by steps, so that a busy machine changes nothing but
@@ -174,7 +174,8 @@ def gpu(asked: argparse.Namespace) -> None:
 def fit(asked: argparse.Namespace) -> None:
     import law_fit
 
-    found = law_fit.fit(asked.files, asked.recipe)
+    command = shlex.join(["python", "benchmarks/law.py", *sys.argv[1:]])
+    found = law_fit.fit(asked.trials, asked.anchors, command)
     found |= {"damage_bpb": asked.damage, "gptq_bpb": asked.gptq}
     LAW.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -197,8 +198,8 @@ def parse() -> argparse.Namespace:
         verb.add_argument("--only", default="", help="settings that all trials share")
         verb.add_argument("--out", type=Path, required=True)
     made = verbs.add_parser("fit")
-    made.add_argument("files", type=Path, nargs="+")
-    made.add_argument("--recipe", default="demo")
+    made.add_argument("trials", type=Path)
+    made.add_argument("anchors", type=Path)
     made.add_argument("--damage", type=float, default=0.003, help="bpb at 3.4 bits, by a trellis")
     made.add_argument("--gptq", type=float, default=0.006, help="bpb that GPTQ costs")
     return parser.parse_args()

@@ -25,17 +25,6 @@ from fairway.planning.cost import size_of
 # Deviations of the error of a prediction on either side that hold 90 % of a normal law.
 _NINETY = 1.645
 DAMAGE_BITS = 3.4
-# Coefficients of the core, whose logarithms are fitted, with where fitting begins.
-POSITIVE = {
-    "floor": 0.7, "size": 0.25, "size_power": 0.3, "embedding": 0.3, "text": 0.6,
-    "text_power": 0.4, "batch": 4000.0, "repeats": 10.0,
-}  # fmt: skip
-# Where a penalty is least, and how fast it grows.
-FREE = {
-    "vocab_best": 7.0, "vocab": 0.02, "length_best": 5.5, "length": 0.005, "depth_best": 0.0,
-    "depth": 0.01, "rate_best": -3.0, "rate_steps": 0.0, "rate_width": 0.0, "rate": 0.01,
-    "embed_best": -3.0, "embed_steps": 0.0, "embed": 0.005, "loops": 0.0,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
