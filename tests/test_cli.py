@@ -36,8 +36,8 @@ FIXED = [
 ]
 STAGES = (
     *("audit", "audit-record", "bundle", "compare", "compress", "decompress", "doctor", "export"),
-    *("pack", "prove", "report", "run", "runs", "sample", "score", "seeds", "submit", "train"),
-    *("unpack", "verify"),
+    *("pack", "plan", "prove", "report", "run", "runs", "sample", "score", "seeds", "submit"),
+    *("train", "unpack", "verify"),
 )
 HELP = """
 import sys

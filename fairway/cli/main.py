@@ -27,6 +27,7 @@ from fairway.cli.base import (
 )
 from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option, word_option
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
+from fairway.cli.plan import plan
 from fairway.cli.prove import compress, decompress, prove, sample
 from fairway.cli.studies import ablate, transfer
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
@@ -258,7 +259,7 @@ def _score_texts(
 for verb in (
     *(unpack, prove, compress, decompress, sample, audit, audit_record),
     *(bundle, seeds, submit, verify, runs, export),
-    *(ablate, transfer),
+    *(plan, ablate, transfer),
 ):
     app.command()(verb)
 

@@ -1,0 +1,217 @@
+"""The law of loss behind `fairway plan`: small trainings, and the curve through them.
+
+    python benchmarks/law.py save runs/demo/data documents.zst       # the text, to take elsewhere
+    python benchmarks/law.py grid --documents documents.zst --seconds 420 --out grid.json
+    python benchmarks/law.py gpu --data sp8192 --seconds 420 --out gpu.json
+    python benchmarks/law.py fit benchmarks/studies/law_cpu.jsonl benchmarks/studies/law_gpu.jsonl
+
+`grid` draws settings at random (shapes, rates, batches, features) round the demo's, for several
+budgets of arithmetic; each training is driven by steps, so that a busy machine changes nothing but
+how many come to an end. `fit` writes `fairway/planning/law.json`.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trials import Trial, build_folders, run_all, save_documents
+
+LAW = Path(__file__).parents[1] / "fairway/planning/law.json"
+VOCABULARIES = [512, 1024, 2048, 4096]
+# FLOPs of a run: 200 s of two old cores are 1.8e13, of two new ones 6e13 to 1.2e14.
+BUDGETS = (3e12, 6e12, 1e13, 1.8e13, 3e13, 6e13, 1.2e14)
+SHARES = (2, 3, 4, 6, 4, 3, 1)
+
+
+def drawn(rng: random.Random) -> Trial:
+    """Return settings drawn at random, the number of steps left open."""
+    head = rng.choice((32, 64, 64))
+    dim = rng.choice([d for d in (96, 128, 160, 192, 224, 256, 320, 384) if d % head == 0])
+    heads, layers = dim // head, rng.choice((2, 3, 4, 4, 5, 6, 8))
+    batch = rng.choice((1024, 2048, 2048, 4096, 4096, 8192))
+    length = rng.choice((128, 256, 256, 512))
+    return {
+        "seed": rng.randrange(1000),
+        "model.vocab_size": rng.choice(VOCABULARIES),
+        "model.dim": dim,
+        "model.num_layers": layers,
+        "model.num_heads": heads,
+        "model.num_kv_heads": rng.choice((1, heads)),
+        "model.mlp_dim": dim * rng.choice((2, 3, 4, 4)),
+        "model.rope_dims": rng.choice((16, head)),
+        "model.parallel_from": rng.choice((2, layers)),
+        "model.loop_extra": rng.choice((0, 0, 0, 0, 0, 1)),
+        "model.loop_first": layers // 2,
+        "model.loop_last": layers // 2,
+        "model.smear": rng.choice((False, True)),
+        "model.x0_values": rng.choice((False, True)),
+        "model.attn_gate": rng.choice(("off", "head")),
+        "model.xsa_layers": rng.choice((0, layers, layers)),
+        "model.rope_train_len": length,
+        "optim.matrix_lr": round(0.05 * 2 ** rng.uniform(-1.0, 1.2), 4),
+        "optim.embed_lr": round(0.05 * 2 ** rng.uniform(-1.2, 1.2), 4),
+        "optim.scalar_lr": round(0.04 * 2 ** rng.uniform(-1.0, 1.0), 4),
+        "optim.matrix_wd": rng.choice((0.0, 0.05, 0.095, 0.2)),
+        "optim.momentum": rng.choice((0.85, 0.9, 0.95)),
+        "optim.momentum_warmup_steps": rng.choice((50, 200)),
+        "optim.beta2": rng.choice((0.95, 0.99)),
+        "optim.grad_clip": rng.choice((0.0, 0.3, 1.0)),
+        "optim.warmdown_share": rng.choice((0.5, 0.72, 1.0)),
+        "optim.ema_share": rng.choice((0.01, 0.02, 0.04)),
+        "train.seq_len": length,
+        "train.batch_tokens": batch,
+        "train.micro_tokens": min(batch, 4096),
+        "score.seq_len": length,
+    }
+
+
+def with_steps(trial: Trial, budget: float, scale: float = 1.0) -> tuple[Trial, float] | None:
+    """Return a trial with the steps that a budget allows; None where that is a foolish run."""
+    from fairway.config.overrides import override
+    from fairway.planning.cost import size_of, step_flops
+    from fairway.recipes import recipe
+
+    config = override(recipe("demo"), [f"{k}={v}" for k, v in trial.items()])
+    steps = round(budget / step_flops(config))
+    if scale < 1.0:
+        return {**trial, "train.steps": max(2, round(scale * steps))}, scale * budget
+    tokens = steps * config.train.batch_tokens
+    share = tokens / size_of(config.model, config.train.seq_len).parameters
+    if not (80 <= steps <= 6000 and 0.25 <= share <= 25):
+        return None
+    return {**trial, "train.steps": steps}, budget
+
+
+def cpu_grid(count: int, seed: int, only: str, scale: float) -> list[tuple[Trial, float]]:
+    """Return so many trials at random, and the demo's own settings first."""
+    rng = random.Random(seed)
+    found: list[tuple[Trial, float]] = []
+    while len(found) < count:
+        trial = drawn(rng) | dict(pair.split("=", 1) for pair in only.split())
+        budget = rng.choices(BUDGETS, SHARES)[0]
+        if made := with_steps(trial, budget, scale):
+            found.append(made)
+    demo = {"model.vocab_size": 2048}
+    first = [with_steps(demo | {"seed": n}, BUDGETS[3], scale) for n in (42, 7)]
+    return [*filter(None, first), *found]
+
+
+# FLOPs of about 50, 75, 100 and 150 s of an H100 at 280 TFLOP/s.
+GPU_BUDGETS = (1.4e16, 1.4e16, 2.1e16, 2.8e16, 4.2e16)
+
+
+def gpu_grid(count: int, seed: int) -> list[tuple[Trial, float]]:
+    """Return trials of the published system on one GPU: shapes, batches and rates at random."""
+    from fairway.config.overrides import override
+    from fairway.planning.cost import step_flops
+    from fairway.recipes import recipe
+
+    rng, found = random.Random(seed), []
+    for number in range(count):
+        heads, layers = rng.choice((3, 4, 4, 5)), rng.choice((7, 9, 11, 11, 13))
+        trial: Trial = {
+            "seed": rng.randrange(1000), "data.val_tokens": 786_432,
+            "model.dim": 128 * heads, "model.num_heads": heads,
+            "model.num_kv_heads": heads if heads % 2 else heads // 2,
+            "model.num_layers": layers, "model.mlp_dim": 128 * heads * rng.choice((3, 4, 4, 5)),
+            "model.rope_dims": 32, "model.xsa_layers": layers,
+            "model.parallel_from": round(layers * 0.64), "model.loop_extra": 0,
+            "model.loop_first": 1, "model.loop_last": 2,
+            "optim.matrix_lr": round(0.022 * 2 ** rng.uniform(-0.7, 0.7), 4),
+            "optim.embed_lr": round(0.03 * 2 ** rng.uniform(-0.5, 1.2), 4),
+            "optim.momentum_start": 0.85, "optim.momentum": 0.95,
+            "optim.momentum_warmup_steps": 300,
+            "train.batch_tokens": rng.choice((49_152, 98_304, 98_304)),
+            "train.micro_tokens": 49_152, "train.warmup_steps": 3,
+        }  # fmt: skip
+        budget = GPU_BUDGETS[number % len(GPU_BUDGETS)]
+        config = override(recipe("pr1858_proxy"), [f"{k}={v}" for k, v in trial.items()])
+        found.append((trial | {"train.steps": round(budget / step_flops(config))}, budget))
+    return found
+
+
+def facts(command: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": platform.machine(),
+        "torch": torch.__version__,
+    }
+
+
+def grid(asked: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folders = build_folders(asked.documents, Path(place), VOCABULARIES)
+        print("folders made", flush=True)
+        trials = cpu_grid(asked.count, asked.seed, asked.only, asked.scale)
+        run_all(
+            trials, "demo", folders, asked.processes, asked.threads, asked.seconds, asked.out,
+            facts(shlex.join(sys.argv)),
+        )  # fmt: skip
+
+
+def gpu(asked: argparse.Namespace) -> None:
+    import torch
+
+    run_all(
+        gpu_grid(asked.count, asked.seed), "pr1858_proxy", {8192: asked.data},
+        torch.cuda.device_count(), asked.threads, asked.seconds, asked.out,
+        facts(shlex.join(sys.argv)) | {"device": torch.cuda.get_device_name()}, "cuda",
+    )  # fmt: skip
+
+
+def fit(asked: argparse.Namespace) -> None:
+    import law_fit
+
+    command = shlex.join(["python", "benchmarks/law.py", *sys.argv[1:]])
+    found = law_fit.fit(asked.trials, asked.anchors, command)
+    found |= {"damage_bpb": asked.damage, "gptq_bpb": asked.gptq}
+    LAW.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    save = verbs.add_parser("save")
+    save.add_argument("folder", type=Path)
+    save.add_argument("out", type=Path)
+    for name, text in (("grid", "--documents"), ("gpu", "--data")):
+        verb = verbs.add_parser(name)
+        verb.add_argument(text, type=Path, required=True)
+        verb.add_argument("--seconds", type=float, default=400.0)
+        verb.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+        verb.add_argument("--threads", type=int, default=1)
+        verb.add_argument("--count", type=int, default=3000)
+        verb.add_argument("--seed", type=int, default=1)
+        verb.add_argument("--scale", type=float, default=1.0, help="below 1: shorter runs, a test")
+        verb.add_argument("--only", default="", help="settings that all trials share")
+        verb.add_argument("--out", type=Path, required=True)
+    made = verbs.add_parser("fit")
+    made.add_argument("trials", type=Path)
+    made.add_argument("anchors", type=Path)
+    made.add_argument("--damage", type=float, default=0.003, help="bpb at 3.4 bits, by a trellis")
+    made.add_argument("--gptq", type=float, default=0.006, help="bpb that GPTQ costs")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = parse()
+    if asked.verb == "save":
+        save_documents(asked.folder, asked.out)
+        return
+    {"grid": grid, "gpu": gpu, "fit": fit}[asked.verb](asked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What a training step costs by its shapes: products of layers and head, attention, Muon."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from fairway.config.settings import Config, ModelConfig
+from fairway.model import kinds
+from fairway.model.gpt import GPT, visits
+
+# Products of a step of Newton-Schulz, and how many steps (`train/muon.py`).
+_NEWTON_STEPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Parameters of a model by what they are for, and what a token and a step cost in FLOPs."""
+
+    matrices: int
+    embedding: int
+    token_flops: float
+    update_flops: float
+
+    @property
+    def parameters(self) -> int:
+        """Return all of them that count."""
+        return self.matrices + self.embedding
+
+
+def size_of(model: ModelConfig, seq_len: int) -> Size:
+    """Return the size of a model that trains on sequences of so many tokens.
+
+    A weight is used in one product forward and in two backward; a block of the recurrence as often
+    as it is visited in the late part of a run.
+    """
+    matrices = _matrices(dataclasses.replace(model, vocab_size=260, rope_train_len=1))
+    order = [layer for half in visits(model, bool(model.loop_extra)) for layer in half]
+    products = sum(
+        shape.numel() * (order.count(layer) if layer is not None else 1)
+        for layer, shape in matrices
+    )
+    table = model.vocab_size * (model.embed_dim or model.dim)
+    attention = 2 * seq_len * model.dim * len(order)
+    return Size(
+        matrices=sum(shape.numel() for _, shape in matrices),
+        embedding=table if model.tie_embeddings else 2 * table,
+        token_flops=6.0 * (products + table + attention),
+        update_flops=float(sum(_update_flops(shape) for _, shape in matrices)),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _matrices(model: ModelConfig) -> list[tuple[int | None, torch.Size]]:
+    """Return the block and the shape of every matrix; None for those outside of blocks."""
+    with torch.device("meta"):
+        net = GPT(model)
+    named = dict(net.named_parameters())
+    names = kinds.by_group(net.declares, named)["matrix"]
+    words = [(name.split("."), named[name].shape) for name in names]
+    return [(int(word[1]) if word[0] == "blocks" else None, shape) for word, shape in words]
+
+
+def _update_flops(shape: torch.Size) -> float:
+    """Return what orthogonalising one matrix costs: two wide products and a square one a step."""
+    few, many = sorted(shape)
+    return _NEWTON_STEPS * (4.0 * few * few * many + 2.0 * few**3)
+
+
+def step_flops(config: Config) -> float:
+    """Return the FLOPs of an optimiser step of a run."""
+    size = size_of(config.model, config.train.seq_len)
+    return size.token_flops * config.train.batch_tokens + size.update_flops

@@ -1,0 +1,159 @@
+"""A law of loss: bits per byte of a small model by its size, the text it reads, and its settings.
+
+    bpb = floor + size (M + w E)^-a + text D^-b (1 + B / batch)^b + penalties
+
+M and E are millions of parameters in matrices and in the embedding, D is the text that is read, in
+millions of bytes, where repeated text counts less and less (Muennighoff et al. 2023), B the tokens
+of a step. Penalties are squares of how far a setting lies from the best one: logarithms of the
+vocabulary, of the sequence's length, of the depth over the width, of the rates. The coefficients
+are fitted to measured runs (benchmarks/law.py) and lie in law.json with their command and date.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from fairway.base.arrays import FloatArray
+from fairway.config.settings import Config
+from fairway.planning.cost import size_of
+
+# Deviations of the error of a prediction on either side that hold 90 % of a normal law.
+_NINETY = 1.645
+DAMAGE_BITS = 3.4
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A training text: its bytes, and how many of them a token stands for."""
+
+    train_bytes: float
+    bytes_per_token: float
+
+
+def features(config: Config, steps: float, text: Reading) -> dict[str, float]:
+    """Return what the law knows of a run of so many steps."""
+    model, train, optim = config.model, config.train, config.optim
+    size = size_of(model, train.seq_len)
+    return {
+        "matrices": size.matrices / 1e6,
+        "embedding": size.embedding / 1e6,
+        "seen": steps * train.batch_tokens * text.bytes_per_token / 1e6,
+        "whole": text.train_bytes / 1e6,
+        "batch": float(train.batch_tokens),
+        "steps": float(steps),
+        "vocab": math.log(model.vocab_size),
+        "length": math.log(train.seq_len * text.bytes_per_token),
+        "depth": math.log(model.num_layers * 64 / model.dim),
+        "width": math.log(model.dim / 192),
+        "rate": math.log(optim.matrix_lr),
+        "embed_rate": math.log(optim.embed_lr),
+        "loops": float(model.loop_extra),
+    }
+
+
+Features = Mapping[str, Any]
+
+
+def expected(c: Mapping[str, float], f: Features) -> Any:
+    """Return bits per byte by coefficients, for the features of a run or arrays of them."""
+    again = np.maximum(f["seen"] / f["whole"] - 1.0, 0.0)
+    worth = c["repeats"] * -np.expm1(-again / c["repeats"])
+    text = np.minimum(f["seen"], f["whole"]) + f["whole"] * worth
+    size = f["matrices"] + c["embedding"] * f["embedding"]
+    crowding = 1.0 + f["batch"] / c["batch"]
+    core = c["floor"] + c["size"] * size ** -c["size_power"]
+    core = core + c["text"] * (text / crowding) ** -c["text_power"]
+    return core + penalties(c, f)
+
+
+def penalties(c: Mapping[str, float], f: Features) -> Any:
+    """Return what settings off their best cost, in bits per byte."""
+    steps = np.log(f["steps"] / 500.0)
+    off = {
+        "vocab": f["vocab"] - c["vocab_best"],
+        "length": f["length"] - c["length_best"],
+        "depth": f["depth"] - c["depth_best"],
+        "rate": f["rate"] - (
+            c["rate_best"] + c["rate_steps"] * steps + c["rate_width"] * f["width"]
+        ),
+        "embed": f["embed_rate"] - (c["embed_best"] + c["embed_steps"] * steps),
+    }  # fmt: skip
+    return c["loops"] * f["loops"] + sum(c[name] * far**2 for name, far in off.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a run is expected to score, and between what it lies in 9 of 10 cases."""
+
+    bpb: float
+    low_bpb: float
+    high_bpb: float
+    inside: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """Fitted coefficients, the spread of runs about them, and what they were fitted to.
+
+    `covers` holds the least and the most of every feature among those runs. `damage_bpb` is what
+    rounding by a trellis costs at `DAMAGE_BITS` bits a weight; with a bit less it is four times
+    that, as errors are twice as large and cost their squares. `gptq_bpb` is what GPTQ costs.
+    """
+
+    coefficients: dict[str, float]
+    spread_bpb: float
+    covers: dict[str, list[float]]
+    damage_bpb: float
+    gptq_bpb: float
+    runs: int
+    told: str
+
+    def predict(self, config: Config, steps: float, text: Reading, bits: float) -> Prediction:
+        """Return the expected score of a run of so many steps at so many bits a weight; 0: GPTQ."""
+        found = features(config, steps, text)
+        bpb = float(expected(self.coefficients, found)) + self.damage(bits)
+        near = _NINETY * self.spread_bpb
+        inside = all(
+            low - 1e-9 <= found[name] <= high + 1e-9 for name, (low, high) in self.covers.items()
+        )
+        return Prediction(bpb, bpb - near, bpb + near, inside)
+
+    def damage(self, bits: float) -> float:
+        """Return what rounding to so many bits a weight costs; 0 is GPTQ with its usual range."""
+        return self.damage_bpb * 4.0 ** (DAMAGE_BITS - bits) if bits else self.gptq_bpb
+
+    def rates(self, config: Config, steps: float) -> tuple[float, float]:
+        """Return the rates of matrices and embedding at which the penalty is least."""
+        c, late = self.coefficients, math.log(max(steps, 1.0) / 500.0)
+        width = math.log(config.model.dim / 192)
+        matrix = c["rate_best"] + c["rate_steps"] * late + c["rate_width"] * width
+        return math.exp(matrix), math.exp(c["embed_best"] + c["embed_steps"] * late)
+
+
+def fitted_law() -> Law:
+    """Return the law that comes with Fairway."""
+    text = resources.files("fairway.planning").joinpath("law.json").read_text()
+    return law_of(json.loads(text))
+
+
+def law_of(record: Mapping[str, Any]) -> Law:
+    """Return the law of a record as `benchmarks/law.py fit` writes it."""
+    return Law(
+        coefficients=dict(record["coefficients"]),
+        spread_bpb=record["spread_bpb"],
+        covers=dict(record["covers"]),
+        damage_bpb=record["damage_bpb"],
+        gptq_bpb=record["gptq_bpb"],
+        runs=record["runs"],
+        told=f"{record['runs']} runs of {record['date']}, {record['command']}",
+    )
+
+
+def stacked(rows: list[dict[str, float]]) -> dict[str, FloatArray]:
+    """Return the features of many runs as one array each."""
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}

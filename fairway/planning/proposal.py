@@ -1,0 +1,104 @@
+"""What suits a budget on this machine: the law's best points, their steps timed."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fairway.base.errors import UserError
+from fairway.config.checks import check
+from fairway.config.settings import Config
+from fairway.data.folder import DataFolder
+from fairway.machine.plan import Plan
+from fairway.planning.grid import Budget, Candidate, candidates, judged, rounded
+from fairway.planning.law import Law, Reading
+from fairway.planning.speed import Measure, Speed
+
+# Shapes whose steps are timed before one is chosen.
+_FINALISTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A plan: the chosen point with its config ready to run, and the grid it was chosen from.
+
+    `grid` is sorted by what the law expects, the best first, at expected seconds a step; the
+    seconds of `timed` were measured.
+    """
+
+    config: Config
+    chosen: Candidate
+    grid: list[Candidate]
+    timed: list[Candidate]
+    budget: Budget
+    law: Law
+
+
+# The embedded corpus as tokens, of what size whatever the versions on a machine are: 8.3 MB.
+EMBEDDED_BYTES = 8_270_645.0
+_EMBEDDED = {512: 1.961, 1024: 2.737, 2048: 3.408, 4096: 3.985}
+
+
+def texts_of(source: DataFolder | None) -> dict[int, Reading]:
+    """Return the text to learn as tokens of every vocabulary: a folder's, or the embedded corpus.
+
+    A folder has one vocabulary.
+    """
+    if source is None:
+        return {size: Reading(EMBEDDED_BYTES, each) for size, each in _EMBEDDED.items()}
+    tokens = sum(len(shard) for shard in source.train_shards())
+    each = source.bytes_per_token
+    return {source.tokenizer.vocab_size: Reading(tokens * each, each)}
+
+
+def propose(
+    base: Config,
+    budget: Budget,
+    texts: Mapping[int, Reading],
+    law: Law,
+    speed: Speed,
+    plan: Plan,
+    measure: Measure,
+) -> Proposal:
+    """Return what the law makes the most of in a budget; UserError if nothing fits it.
+
+    The best shapes are timed by real steps, and the best of them by their own time is taken: what a
+    fitted speed gets wrong by a tenth, a step tells.
+    """
+    grid = candidates(base, budget, texts, law, speed)
+    timed = []
+    for point in _distinct(grid):
+        step_s = measure(point.config, plan)
+        text = texts[point.config.model.vocab_size]
+        found = judged(point.config, budget, text, law, step_s, point.fit)
+        timed += [found] if found else []
+    if not timed:
+        raise UserError(
+            f"a step takes too long here for {budget.seconds:g} s of training; raise --seconds"
+        )
+    chosen = min(timed, key=lambda point: point.prediction.bpb)
+    return Proposal(ready(chosen, budget), chosen, grid, timed, budget, law)
+
+
+def _distinct(grid: list[Candidate]) -> list[Candidate]:
+    """Return the best points of the grid that differ in model or batch."""
+    found: dict[object, Candidate] = {}
+    for point in grid:
+        model = point.config.model
+        found.setdefault((model.vocab_size, model.dim, model.num_layers), point)
+        if len(found) == _FINALISTS:
+            break
+    return list(found.values())
+
+
+def ready(point: Candidate, budget: Budget) -> Config:
+    """Return the config of a point with its budgets, checked; its rounding fills the bytes."""
+    config = rounded(point.config, point.fit.bits, fit=True)
+    train = dataclasses.replace(
+        config.train, clock="wall", budget_s=budget.seconds, reserve_s=round(budget.reserve_s, 3)
+    )
+    pack = dataclasses.replace(config.pack, limit_bytes=budget.limit_bytes)
+    warmup = max(10, min(200, point.steps // 4))
+    optim = dataclasses.replace(config.optim, momentum_warmup_steps=warmup)
+    config = dataclasses.replace(config, train=train, pack=pack, optim=optim)
+    check(config)
+    return config
