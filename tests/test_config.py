@@ -128,6 +128,7 @@ NEW = {
     "lora_rope",
     "lora_confidence",
     "lora_peers",
+    "reads",
 }
 
 

@@ -116,6 +116,12 @@ class ModelConfig:
         " (sparse), or by all of them (dense).",
         choices=("off", "head", "dense", "sparse"),
     )
+    reads: int = opt(
+        0,
+        "Number of last layers that add earlier layers' outputs to their own, in shares that every"
+        " token chooses (MUDD).",
+        lo=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

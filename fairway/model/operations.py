@@ -8,7 +8,8 @@ Some steps hand on what they were given: a tensor with several readers travels t
 a kernel can add the readers' gradients in passing. Here it comes back as it is.
 
 Shapes: B batch, T time, D width, E embedding width, C outputs of several projections,
-H query heads, G key/value heads, K head width, V vocabulary, N rows of a flattened batch.
+H query heads, G key/value heads, K head width, V vocabulary, N rows of a flattened batch,
+S shares of a token.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,15 @@ class Operations:
     def branch(self, u_BTD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Return (u, scale u / rms(u)): the stream goes on, a branch begins."""
         return u_BTD, norm(u_BTD, scale)
+
+    def mixed(
+        self, x_BTD: Tensor, share_BTS: Tensor, sources: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return (x and shares of x and of some sources, summed; the sources)."""
+        sum_BTD = x_BTD
+        for number, source_BTD in enumerate((x_BTD, *sources)):
+            sum_BTD = sum_BTD + share_BTS[..., number, None] * source_BTD
+        return sum_BTD, sources
 
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras

@@ -25,73 +25,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fairway.model.attention import Attention
-from fairway.model.gpu import heads, kernels, losses, products
+from fairway.model.gpu import heads, kernels, losses, products, reads
+from fairway.model.gpu.steps import (
+    Step,
+    Working,
+    product_f32,
+    rows_of,
+    scaled,
+    scaled_transposed,
+    side_by_side,
+)
 from fairway.model.operations import Extra, Extras, Heads, Join, Operations, Projected, Rope, Tell
-
-
-def product_f32(a_MN: Tensor, b_NL: Tensor) -> Tensor:
-    """Return a b in float32 from bfloat16 factors: the gradient of a matrix."""
-    if not a_MN.is_cuda:
-        return a_MN.float() @ b_NL.float()
-    result: Tensor = torch.mm(a_MN, b_NL, out_dtype=torch.float32)
-    return result
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """Return a view of a tensor as rows, [N, ...]."""
-    return x.view(-1, x.shape[-1])
-
-
-class Step(torch.autograd.Function):
-    """An autograd function whose `run` is typed; a gradient that is not asked for stays None."""
-
-    @classmethod
-    def run(cls, *args: Any) -> Any:
-        """Apply the function."""
-        return cls.apply(*args)  # type: ignore[no-untyped-call]
-
-
-# ---------------------------------------------------------------------------------------------
-# Working copies
-
-
-class Working:
-    """A tensor made from parameters, made again in its place once one of them has changed.
-
-    `make(out, *sources)` writes it: rounding on the way out saves a float32 tensor in between.
-    """
-
-    def __init__(
-        self, make: Callable[..., None], shape: Sequence[int], dtype: torch.dtype, *sources: Tensor
-    ) -> None:
-        self._make, self._sources = make, sources
-        self._versions: tuple[int, ...] = ()
-        self._value = sources[0].new_empty(shape, dtype=dtype)
-
-    def get(self) -> Tensor:
-        """Return the up-to-date tensor."""
-        versions = tuple(source._version for source in self._sources)
-        if versions != self._versions:
-            self._make(self._value, *(source.detach() for source in self._sources))
-            self._versions = versions
-        return self._value
-
-
-def side_by_side(out_RC: Tensor, *weights: Tensor) -> None:
-    """Write matrices below one another."""
-    parts = torch.split(out_RC, [len(weight) for weight in weights])
-    torch._foreach_copy_(list(parts), list(weights))
-
-
-def scaled(out_RC: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
-    """Write a matrix with its rows scaled."""
-    torch.mul(weight_RC, scale_R[:, None], out=out_RC)
-
-
-def scaled_transposed(out_CR: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
-    """Write the transpose of that."""
-    scaled(out_CR.T, weight_RC, scale_R)
-
 
 # ---------------------------------------------------------------------------------------------
 # The stream
@@ -157,6 +101,25 @@ class _Branch(Step):
     def backward(ctx: Any, du: Tensor, dh: Tensor) -> tuple[Tensor, None]:
         h, inverse_N = ctx.saved_tensors
         return kernels.norm_backward(h, inverse_N, dh, du, ctx.scale), None
+
+
+class _Mix(Step):
+    """(shares, x, sources) -> (their sum, the sources): what others want of them is added here."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        share = share.contiguous()
+        ctx.save_for_backward(share, *states)
+        ctx.set_materialize_grads(False)
+        return reads.mix(states, share), *states[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *wanted: Tensor | None) -> tuple[Tensor, ...]:
+        share, *states = ctx.saved_tensors
+        more = [None if want is None else want.contiguous() for want in wanted]
+        made, d_share = reads.mix_backward(states, share, grad.contiguous(), more)
+        return d_share, *made
 
 
 class _AddProduct(Step):
@@ -396,6 +359,13 @@ class Kernels(Operations):
         """Return (u, scale u / rms(u))."""
         outputs: tuple[Tensor, Tensor] = _Branch.run(u_BTD, scale)
         return outputs
+
+    def mixed(
+        self, x_BTD: Tensor, share_BTS: Tensor, sources: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return (x and shares of x and of some sources, summed; the sources)."""
+        sum_BTD, *passed = _Mix.run(share_BTS, x_BTD, *sources)
+        return sum_BTD, passed
 
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
