@@ -129,6 +129,7 @@ NEW = {
     "lora_confidence",
     "lora_peers",
     "reads",
+    "prefix_weight",
 }
 
 

@@ -12,7 +12,7 @@ from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline
 
 SETTINGS = [f"model.{name}={value}" for name, value in ALL.items()]
-TRAINED = ["train.documents=true", "train.windows=8@0.3 16@0.6"]
+TRAINED = ["train.documents=true", "train.windows=8@0.3 16@0.6", "train.prefix_weight=0.25"]
 
 
 @pytest.mark.parametrize("method", ["sgd", "lora"])

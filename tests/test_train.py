@@ -46,7 +46,7 @@ GOLDEN = [
 
 def text_of(folder: Path) -> TrainingText:
     source = DataFolder.open(folder)
-    return TrainingText(source.train_shards(), source.bytes_per_token)
+    return TrainingText(source.train_shards(), source.bytes_per_token, source.tokenizer.prefix_ids)
 
 
 def run(
@@ -87,6 +87,16 @@ def test_golden_losses(tiny: Callable[..., Config], data_folder: Path, tmp_path:
     run(tiny(), data_folder, tmp_path, said=said)
     assert losses(tmp_path) == pytest.approx(GOLDEN, abs=2e-3)
     assert "step 00012 100.0%" in said[-1] and "est.  0.00/16.00 MB" in said[-1]
+
+
+def test_second_targets_teach_and_records_tell_the_loss_alone(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    training = run(tiny("train.prefix_weight=0.5"), data_folder, tmp_path)
+    found = losses(tmp_path)
+    assert found[0] == pytest.approx(GOLDEN[0], abs=1e-5)
+    assert any(abs(a - b) > 1e-3 for a, b in zip(found, GOLDEN, strict=True))
+    assert training.prefixes and training.prefixes.weight == 0.0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

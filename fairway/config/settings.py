@@ -189,6 +189,13 @@ class TrainConfig:
         "Tokens that attention sees at most, up to shares of the run: '256@0.3 512@0.6'; empty"
         " leaves it to model.window.",
     )
+    prefix_weight: float = opt(
+        0.0,
+        "Weight of a second target in the first third of a run, falling to 0 over the second: the"
+        " longest token that the next token begins with.",
+        lo=0.0,
+        hi=10.0,
+    )
     warmup_steps: int = opt(
         20, "Steps before the clock starts; their result is discarded.", lo=0, hi=1000
     )

@@ -25,6 +25,11 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "Beltagy et al. 2020, arXiv 2004.05150",
         lambda c: any(layer_windows(c.model)) or bool(c.train.windows),
     ),
+    (
+        "second targets: what a token begins with",
+        "modded-nanogpt #337",
+        lambda c: c.train.prefix_weight > 0,
+    ),
     ("documents that do not see one another", "#1530", lambda c: c.train.documents),
     ("values from the embeddings", "#2005", lambda c: c.model.x0_values),
     ("gates of heads", "#1667, #1736, #1787", lambda c: c.model.attn_gate != "off"),

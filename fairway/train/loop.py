@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,7 +41,8 @@ from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
 from fairway.train.clock import Clock
 from fairway.train.micro import micro_batch
 from fairway.train.muon import Optimisers
-from fairway.train.schedule import WeightAverage, average_decay, lr_multiplier
+from fairway.train.prefixes import Prefixes
+from fairway.train.schedule import WeightAverage, average_decay, lr_multiplier, prefix_weight
 from fairway.train.steps import (
     STEPS,
     Say,
@@ -59,6 +62,8 @@ class TrainingText:
 
     shards: list[Tokens]
     bytes_per_token: float
+    # By token id the longest token that it begins with, or -1; asked for by train.prefix_weight.
+    prefix_ids: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ class Training:
         self.model = build(config.model, config.seed).to(self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+        self.prefixes = Prefixes.of(config.train, text.prefix_ids, self.device)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train
@@ -135,7 +141,9 @@ class Training:
         """
         share = torch.zeros((), device=self.device)
         for left in reversed(range(self.micro_steps)):
-            loss = self.model(*self.batches.next_batch()) / (self.micro_steps * self.ranks.world)
+            ids_BT, targets_BT = self.batches.next_batch()
+            second = self.prefixes.second(targets_BT) if self.prefixes else None
+            loss = self.model(ids_BT, targets_BT, second) / (self.micro_steps * self.ranks.world)
             if send and not left:
                 self.optimisers.expect_gradients()
             loss.backward()
@@ -254,6 +262,8 @@ class Training:
         stop, whether a checkpoint is due.
         """
         self._switch_loop(now)
+        if self.prefixes:
+            self.prefixes.weight = prefix_weight(now, self.config.train)
         multiplier = lr_multiplier(now, self.config.optim)
         loss, grad_norm = self._advance(multiplier, self.step)
         # Copied behind the step's own work: asked for later, the copy would wait for the next step.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fairway.config.settings import OptimConfig
+from fairway.config.settings import OptimConfig, TrainConfig
 
 
 def lr_multiplier(progress: float, config: OptimConfig) -> float:
@@ -25,6 +25,12 @@ def momentum(step: int, config: OptimConfig) -> float:
     warmup = config.momentum_warmup_steps
     ramp = min(step / warmup, 1.0) if warmup else 1.0
     return (1.0 - ramp) * config.momentum_start + ramp * config.momentum
+
+
+def prefix_weight(progress: float, config: TrainConfig) -> float:
+    """Return the weight of second targets: whole for a third of the run, falling to 0 over the
+    second third (modded-nanogpt #337)."""
+    return config.prefix_weight * min(1.0, max(0.0, 2.0 - 3.0 * progress))
 
 
 def average_decay(advance: float, config: OptimConfig) -> float:

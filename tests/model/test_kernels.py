@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 
 from fairway.model.gpu import heads, kernels, losses, products, reads
 from fairway.model.gpu.kernels import Join
+from fairway.model.ops import Second
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -247,17 +248,21 @@ def test_products(leak: float, N: int, D: int, F_: int) -> None:
 @pytest.mark.parametrize("cap", [0.0, 30.0, 5.0])
 @pytest.mark.parametrize("size", [0.1, 10.0, 1e4])
 @pytest.mark.parametrize("V", [37, 64])
-def test_loss(cap: float, size: float, V: int) -> None:
+@pytest.mark.parametrize("seconds", [False, True])
+def test_loss(cap: float, size: float, V: int, seconds: bool) -> None:
     logits, targets = randn(13, V, size=size), (torch.arange(13, device=DEVICE) * 2)
+    weights = torch.arange(13, device=DEVICE) % 3 / 2.0
+    second = Second((targets + 1) % V, weights) if seconds else None
 
     def plain(z: Tensor) -> tuple[Tensor]:
         z = cap * torch.tanh(z / cap) if cap else z
-        return (F.cross_entropy(z, targets, reduction="none"),)
+        more = F.cross_entropy(z, (targets + 1) % V, reduction="none") * weights * seconds
+        return (F.cross_entropy(z, targets, reduction="none") + more - more.detach(),)
 
     wanted = plain(logits.double())[0]
     before = logits.clone()
-    near(losses.loss_(logits, targets, cap, False), wanted)
+    near(losses.loss_(logits, targets, cap, False, second), wanted)
     assert torch.equal(logits, before)
-    losses.loss_(logits, targets, cap, True)
+    near(losses.loss_(logits, targets, cap, True, second), wanted)
     grads = gradients(plain, [before], [torch.full((13,), 1 / 13, device=DEVICE)])
     assert (logits.double() - grads[0]).abs().max() <= 2e-6
