@@ -130,6 +130,10 @@ NEW = {
     "lora_peers",
     "reads",
     "prefix_weight",
+    "rate_errors",
+    "rate_weight",
+    "rate_share",
+    "rate_bits",
 }
 
 

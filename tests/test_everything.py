@@ -12,7 +12,8 @@ from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline
 
 SETTINGS = [f"model.{name}={value}" for name, value in ALL.items()]
-TRAINED = ["train.documents=true", "train.windows=8@0.3 16@0.6", "train.prefix_weight=0.25"]
+TRAINED = ["train.documents=true", "train.windows=8@0.3 16@0.6", "train.prefix_weight=0.25",
+           "train.rate_errors=noise", "train.rate_weight=0.1", "quant.min_numel=256"]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["sgd", "lora"])

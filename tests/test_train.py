@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -143,6 +144,27 @@ def test_step_records(tiny: Callable[..., Config], data_folder: Path, tmp_path: 
     assert records[-1]["lr"] == pytest.approx((1 - 11 / 12) / 0.72)
 
 
+def stopped_and_resumed(
+    config: Config, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> Training:
+    """Return a training that a signal stopped after so many steps, and that went on."""
+    step, calls = Training._advance, itertools.count(1)
+
+    def interrupted(self: Training, *given: Any) -> tuple[Tensor, Tensor]:
+        if next(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_advance", interrupted)
+        with pytest.raises(InterruptedRun, match=f"after step {stop_at}; --resume"):
+            run(config, data, folder)
+    # A record beyond the checkpoint, as a crash leaves it, must not stay.
+    with (folder / STEPS).open("a") as log:
+        log.write(json.dumps({"step": stop_at, "loss": 0.0}) + "\n")
+    return run(config, data, folder, resume=True)
+
+
 @pytest.mark.parametrize("stop_at", [1, 7])
 def test_resume_continues_bit_for_bit(
     whole: tuple[Training, list[float]],
@@ -152,26 +174,32 @@ def test_resume_continues_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
     stop_at: int,
 ) -> None:
-    config = tiny()
-    step = Training._advance
-    calls = []
-
-    def interrupted(self: Training, multiplier: float, number: int) -> tuple[float, float]:
-        calls.append(number)
-        if len(calls) == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, multiplier, number)
-
-    monkeypatch.setattr(Training, "_advance", interrupted)
-    with pytest.raises(InterruptedRun, match=f"after step {stop_at}; --resume"):
-        run(config, data_folder, tmp_path / "parts")
-    monkeypatch.setattr(Training, "_advance", step)
-    # A record beyond the checkpoint, as a crash leaves it, must not stay.
-    with (tmp_path / "parts" / STEPS).open("a") as log:
-        log.write(json.dumps({"step": stop_at, "loss": 0.0}) + "\n")
-    resumed = run(config, data_folder, tmp_path / "parts", resume=True)
+    resumed = stopped_and_resumed(tiny(), data_folder, tmp_path / "parts", monkeypatch, stop_at)
     assert losses(tmp_path / "parts") == whole[1]
     assert_same(whole[0], resumed)
+
+
+def test_a_training_that_knows_its_rate_resumes_too(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny(
+        "train.rate_errors=noise", "train.rate_weight=0.2", "train.rate_share=0.5",
+        "quant.min_numel=1000", "train.prefix_weight=0.5",
+    )  # fmt: skip
+    said: list[str] = []
+    whole = run(config, data_folder, tmp_path / "whole", said=said)
+    without = run(tiny("train.prefix_weight=0.5"), data_folder, tmp_path / "without")
+    same, other = (losses(tmp_path / name) for name in ("whole", "without"))
+    # Errors are there from the middle on.
+    assert same[:6] == other[:6] and same[6] != other[6]
+    assert re.search(r" MB.* \| codes [23]\.\d{3} bits", said[-1])
+    assert without.rates is None
+    resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, 8)
+    assert losses(tmp_path / "parts") == same
+    assert_same(whole, resumed)
 
 
 def test_replay_follows_a_wall_clock_run(

@@ -115,6 +115,11 @@ def layer_windows(model: ModelConfig) -> list[int]:
     return sizes + sizes[-1:] * (model.num_layers - len(sizes))
 
 
+def knows_rate(train: TrainConfig) -> bool:
+    """Return whether a training reckons with the bits of its matrices' codes."""
+    return train.rate_errors != "off" or train.rate_weight > 0
+
+
 def window_schedule(train: TrainConfig) -> list[tuple[int, float]]:
     """Return (most positions that attention sees, share of the run at which this ends)."""
     found: list[tuple[int, float]] = []
@@ -139,6 +144,12 @@ def _check_training(config: Config) -> None:
     if (optim.ema_decay is None) == (optim.ema_share is None):
         raise UserError(
             "set exactly one of optim.ema_decay and optim.ema_share; the other must be none"
+        )
+    if knows_rate(train) and not train.rate_share:
+        raise UserError(
+            "train.rate_errors and train.rate_weight work in the last train.rate_share of a run, "
+            "which is 0; set it above 0, such as 0.25, or train.rate_errors=off and "
+            "train.rate_weight=0"
         )
     if train.clock == "wall" and train.reserve_s >= train.budget_s:
         raise UserError(

@@ -118,8 +118,7 @@ class ModelConfig:
     )
     reads: int = opt(
         0,
-        "Number of last layers that add earlier layers' outputs to their own, in shares that every"
-        " token chooses (MUDD).",
+        "Number of last layers that add earlier outputs to theirs, in shares of every token's own.",
         lo=0,
     )
 
@@ -191,11 +190,25 @@ class TrainConfig:
     )
     prefix_weight: float = opt(
         0.0,
-        "Weight of a second target in the first third of a run, falling to 0 over the second: the"
-        " longest token that the next token begins with.",
-        lo=0.0,
-        hi=10.0,
+        "Weight of a second target, the longest token that the next one begins with, in the first"
+        " third of a run; over the second third it falls to 0.",
+        lo=0.0, hi=10.0,
+    )  # fmt: skip
+    rate_bits: float = opt(
+        3.0, "Bits per weight that train.rate_errors and rate_weight expect.", lo=0.5, hi=8.0
     )
+    rate_share: float = opt(0.25, "Last share of the run in which they work.", lo=0.0, hi=1.0)
+    rate_errors: str = opt(
+        "off",
+        "Errors that matrices have while they learn: none (off), noise as large as codes leave"
+        " (noise), or those of the nearest codes (round).",
+        choices=("off", "noise", "round"),
+    )
+    rate_weight: float = opt(
+        0.0,
+        "Strength, times the learning rate, at which weights move to where codes take fewer bits.",
+        lo=0.0, hi=10.0,
+    )  # fmt: skip
     warmup_steps: int = opt(
         20, "Steps before the clock starts; their result is discarded.", lo=0, hi=1000
     )

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
-from fairway.config.checks import window_schedule
+from fairway.config.checks import knows_rate, window_schedule
 from fairway.config.settings import Config, order_seed
 from fairway.config.written import to_dict
 from fairway.data.loader import Prefetcher, ShuffledLoader
@@ -42,6 +42,7 @@ from fairway.train.clock import Clock
 from fairway.train.micro import micro_batch
 from fairway.train.muon import Optimisers
 from fairway.train.prefixes import Prefixes
+from fairway.train.rates import Rates
 from fairway.train.schedule import WeightAverage, average_decay, lr_multiplier, prefix_weight
 from fairway.train.steps import (
     STEPS,
@@ -103,8 +104,14 @@ class Training:
         self.model = build(config.model, config.seed).to(self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
-        self.prefixes = Prefixes.of(config.train, text.prefix_ids, self.device)
+        self.prefixes: Prefixes | None = None
+        if config.train.prefix_weight:
+            assert text.prefix_ids is not None, "second targets need the tokenizer's prefix_ids"
+            ids_V = torch.from_numpy(text.prefix_ids).to(self.device)
+            self.prefixes = Prefixes(ids_V, config.train.prefix_weight)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
+        banks = self.optimisers.muon.banks
+        self.rates = Rates(config, banks, self.device) if knows_rate(config.train) else None
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train
         recorded = recorded_progress(Path(train.replay)) if train.clock == "replay" else None
@@ -150,14 +157,18 @@ class Training:
             share += loss.detach()
         return share
 
-    def _advance(self, multiplier: float, step: int) -> tuple[Tensor, Tensor]:
-        """Launch one optimiser step; return (mean loss in nats per token, gradient norm).
+    def _advance(self, multiplier: float, step: int, now: float) -> tuple[Tensor, Tensor]:
+        """Launch one optimiser step at a progress; return (mean loss in nats per token, gradient
+        norm).
 
         Both stay on the device, which may not have computed them yet.
         """
-        loss = self._accumulate(send=True)
+        with self.rates.errors(now, step) if self.rates else nullcontext():
+            loss = self._accumulate(send=True)
         wait = self.ranks.start_sum(loss)
         grad_norm = self.optimisers.step(multiplier, step)
+        if self.rates:
+            self.rates.decay(now, self.config.optim.matrix_lr * multiplier)
         wait()
         return loss, grad_norm
 
@@ -222,7 +233,11 @@ class Training:
         is not finite.
         """
         line = StepLine(
-            self.config, self.text.bytes_per_token, lambda: estimate_bytes(self.model), self.say
+            self.config,
+            self.text.bytes_per_token,
+            lambda: estimate_bytes(self.model),
+            self.say,
+            self.rates.bits if self.rates else None,
         )
         with (
             stop_requested() as stop,
@@ -265,7 +280,7 @@ class Training:
         if self.prefixes:
             self.prefixes.weight = prefix_weight(now, self.config.train)
         multiplier = lr_multiplier(now, self.config.optim)
-        loss, grad_norm = self._advance(multiplier, self.step)
+        loss, grad_norm = self._advance(multiplier, self.step, now)
         # Copied behind the step's own work: asked for later, the copy would wait for the next step.
         figures_2 = torch.stack((loss, grad_norm)).to("cpu", non_blocking=True)
         self._land(log)

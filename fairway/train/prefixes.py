@@ -7,12 +7,8 @@ Shapes: B sequences, T time, V vocabulary.
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from fairway.config.settings import TrainConfig
 from fairway.model.ops import Second
 
 
@@ -22,17 +18,6 @@ class Prefixes:
 
     ids_V: Tensor
     weight: float
-
-    @staticmethod
-    def of(
-        config: TrainConfig, ids: npt.NDArray[np.int64] | None, device: torch.device
-    ) -> "Prefixes | None":
-        """Return what a training asks for; ValueError if it needs the table and has none."""
-        if not config.prefix_weight:
-            return None
-        if ids is None:
-            raise ValueError("train.prefix_weight needs the tokenizer's prefix_ids")
-        return Prefixes(torch.from_numpy(ids).to(device), config.prefix_weight)
 
     def second(self, targets_BT: Tensor) -> Second:
         """Return the second targets of a flattened batch."""
