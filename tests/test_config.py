@@ -128,6 +128,7 @@ NEW = {
     "lora_rope",
     "lora_confidence",
     "lora_peers",
+    "shuffle_documents",
     "reads",
     "prefix_weight",
     "rate_errors",

@@ -59,6 +59,9 @@ class DataConfig:
         hi=MOST_SEED,
         choices=(OWN_SEED,),
     )
+    shuffle_documents: bool = opt(
+        False, "Put the documents of every training shard in a new order at each pass."
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -104,11 +104,7 @@ class Training:
         self.model = build(config.model, config.seed).to(self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
-        self.prefixes: Prefixes | None = None
-        if config.train.prefix_weight:
-            assert text.prefix_ids is not None, "second targets need the tokenizer's prefix_ids"
-            ids_V = torch.from_numpy(text.prefix_ids).to(self.device)
-            self.prefixes = Prefixes(ids_V, config.train.prefix_weight)
+        self.prefixes = Prefixes.of(config.train, text.prefix_ids, self.device)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
         banks = self.optimisers.muon.banks
         self.rates = Rates(config, banks, self.device) if knows_rate(config.train) else None
@@ -131,8 +127,11 @@ class Training:
         self.batches.close()
 
     def _new_loader(self) -> ShuffledLoader:
-        ranks, seq_len, order = self.ranks, self.config.train.seq_len, order_seed(self.config)
-        return ShuffledLoader(self.text.shards, seq_len, self.rows, ranks.rank, ranks.world, order)
+        config, ranks = self.config, self.ranks
+        return ShuffledLoader(
+            *(self.text.shards, config.train.seq_len, self.rows, ranks.rank, ranks.world),
+            *(order_seed(config), config.data.shuffle_documents),
+        )
 
     def _batches_from_start(self) -> Prefetcher:
         return Prefetcher(self._new_loader(), self.device)
@@ -148,9 +147,10 @@ class Training:
         """
         share = torch.zeros((), device=self.device)
         for left in reversed(range(self.micro_steps)):
-            ids_BT, targets_BT = self.batches.next_batch()
-            second = self.prefixes.second(targets_BT) if self.prefixes else None
-            loss = self.model(ids_BT, targets_BT, second) / (self.micro_steps * self.ranks.world)
+            given: tuple[Any, ...] = self.batches.next_batch()
+            if self.prefixes:
+                given = *given, self.prefixes.second(given[1])
+            loss = self.model(*given) / (self.micro_steps * self.ranks.world)
             if send and not left:
                 self.optimisers.expect_gradients()
             loss.backward()
@@ -424,8 +424,8 @@ def what_trains(config: Config) -> dict[str, Any]:
     quiet = ("checkpoint_every_s", "replay")
     train = {name: value for name, value in to_dict(config.train).items() if name not in quiet}
     model, optim = to_dict(config.model), to_dict(config.optim)
-    seeds = {"seed": config.seed, "order_seed": order_seed(config)}
-    return {"model": model, "optim": optim, "train": train, **seeds}
+    order = {"order_seed": order_seed(config), "shuffled": config.data.shuffle_documents}
+    return {"model": model, "optim": optim, "train": train, "seed": config.seed, **order}
 
 
 # ---------------------------------------------------------------------------------------------

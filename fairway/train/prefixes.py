@@ -7,8 +7,12 @@ Shapes: B sequences, T time, V vocabulary.
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from fairway.config.settings import TrainConfig
 from fairway.model.ops import Second
 
 
@@ -18,6 +22,16 @@ class Prefixes:
 
     ids_V: Tensor
     weight: float
+
+    @staticmethod
+    def of(
+        config: TrainConfig, ids_V: npt.NDArray[np.int64] | None, device: torch.device
+    ) -> "Prefixes | None":
+        """Return what a training asks for, if it does; then there must be a table."""
+        if not config.prefix_weight:
+            return None
+        assert ids_V is not None, "second targets need the tokenizer's prefix_ids"
+        return Prefixes(torch.from_numpy(ids_V).to(device), config.prefix_weight)
 
     def second(self, targets_BT: Tensor) -> Second:
         """Return the second targets of a flattened batch."""
