@@ -37,7 +37,9 @@ ROWS = 16
 class Divided:
     """A loader whose global batches are the same for every world: each rank takes its rows."""
 
-    def __init__(self, shards: Any, seq_len: int, rows: int, rank: int, world: int) -> None:
+    def __init__(
+        self, shards: Any, seq_len: int, rows: int, rank: int, world: int, *order: Any
+    ) -> None:
         self.text, self.seq_len, self.rows = shards[0], seq_len, rows
         self.rank, self.per_rank, self.drawn = rank, ROWS // world, 0
 
@@ -75,10 +77,12 @@ def stop_and_go_on(ranks: Ranks, settings: list[str], folder: Path) -> None:
     """Train with a signal to rank 0 alone in the second step, then continue."""
     advance = Training._advance
 
-    def interrupted(self: Training, multiplier: float, step: int) -> tuple[Tensor, Tensor]:
+    def interrupted(
+        self: Training, multiplier: float, step: int, now: float
+    ) -> tuple[Tensor, Tensor]:
         if step == 1 and ranks.first:
             os.kill(os.getpid(), signal.SIGTERM)
-        return advance(self, multiplier, step)
+        return advance(self, multiplier, step, now)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_advance", interrupted)

@@ -335,6 +335,7 @@ def test_micro_steps_add_up_to_the_batch(
 CHANGES = [
     "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=20",
     "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1",
+    "train.prefix_weight=0.5", "data.shuffle_documents=true", "model.reads=1",
 ]  # fmt: skip
 
 
@@ -388,11 +389,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     config = tiny("train.warmup_steps=0", "train.steps=200", "train.checkpoint_every_s=1e-6")
     step = Training._advance
 
-    def poison(self: Training, multiplier: float, number: int) -> tuple[Tensor, Tensor]:
+    def poison(self: Training, multiplier: float, number: int, now: float) -> tuple[Tensor, Tensor]:
         if number == 3:
             with torch.no_grad():
                 self.model.tok_emb.weight.fill_(math.nan)
-        return step(self, multiplier, number)
+        return step(self, multiplier, number, now)
 
     monkeypatch.setattr(Training, "_advance", poison)
     with pytest.raises(UserError, match=r"loss became nan at step 3 \(1.5% of the run.*lower"):

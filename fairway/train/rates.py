@@ -87,7 +87,10 @@ def _entropy(codes_LRC: Tensor) -> float:
 
 
 class Rates:
-    """The matrices that a packer codes, while they are trained."""
+    """The matrices that a packer codes, while they are trained.
+
+    Noise depends on how many processes there are, as the banks do.
+    """
 
     def __init__(self, config: Config, banks: Sequence[Bank], device: torch.device) -> None:
         self.config, self.seed = config.train, config.seed
