@@ -36,10 +36,10 @@ LARGEST_CODE = 127
 def step_ratio(bits: float) -> float:
     """Return the step, in deviations of its row, at which Gaussian codes take so many bits.
 
-    By the tables of `quantise.rates`, which lie further down: log2(1 + x sqrt(pi e / 2)) bits at a
-    deviation of x steps, within 0.03 from 1.5 bits on.
+    By the tables of `quantise.rates`, which lie further down: log2(2 + pi e x^2 / 2) / 2 bits at a
+    deviation of x steps, within 0.03 from 1.5 bits on. It holds above half a bit.
     """
-    return math.sqrt(math.pi * math.e / 2) / (math.exp2(bits) - 1)
+    return math.sqrt(math.pi * math.e / (2 * (math.pow(4.0, bits) - 2)))
 
 
 def steps_of(weights_LRC: Tensor, bits: float, by_row: bool) -> Tensor:
@@ -65,13 +65,11 @@ def decay_(weights_LRC: Tensor, steps: Tensor, rate: float) -> None:
 def entropy_bits(weights_LRC: Tensor, steps: Tensor) -> float:
     """Return the entropy of rows' codes in bits a weight, given each row's own distribution.
 
-    A trellis takes either of two grids equally often, of multiples 0, 2, 4 and so on of a step and
-    of 0, 1, 3 and so on, on both sides; here a weight takes the nearest.
+    A trellis takes either of two grids equally often, the even or the odd multiples of a step; here
+    a weight takes the nearest of both.
     """
     u_LRC = weights_LRC.float() / steps
-    size_LRC = u_LRC.abs()
-    odd_LRC = ((size_LRC + 1) / 2).round().clamp_min(1) * (size_LRC > 0.5) * u_LRC.sign()
-    return (_entropy((u_LRC / 2).round()) + _entropy(odd_LRC)) / 2
+    return (_entropy((u_LRC / 2).round()) + _entropy(((u_LRC + 1) / 2).round())) / 2
 
 
 def _entropy(codes_LRC: Tensor) -> float:
