@@ -17,7 +17,7 @@ from fairway.pipeline import folder as stages
 from fairway.pipeline.folder import LOCK, MEMORY, RunFolder
 from fairway.pipeline.run import Pipeline
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
-from fairway.train.loop import CHECKPOINT
+from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 HERE = Path(__file__).parents[1]

@@ -143,6 +143,13 @@ NEW = {
     "row_beta",
     "row_floor",
     "grad_power",
+    "shuffle_documents",
+    "reads",
+    "prefix_weight",
+    "rate_errors",
+    "rate_weight",
+    "rate_share",
+    "rate_bits",
 }
 
 

@@ -16,7 +16,7 @@ from damage import Cli, Outcome, Place
 from fairway.base.errors import InterruptedRun
 from fairway.cli import doctor
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.loop import CHECKPOINT
+from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 HERE = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ from fairway.recipes import recipe
 from fairway.score.evaluation import Evaluation
 from fairway.score.sliding import evaluate_frozen, text_of
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.loop import CHECKPOINT
+from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 STEPS_RUN = 16

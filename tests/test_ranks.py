@@ -22,8 +22,9 @@ from fairway.model.gpt import GPT, build
 from fairway.recipes import recipe
 from fairway.train import feed
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
-from fairway.train.loop import CHECKPOINT, Training, TrainingText, train
+from fairway.train.loop import Training, TrainingText, train
 from fairway.train.muon import Optimisers
+from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 # Three layers make banks of three and six matrices: neither two nor four ranks divide them evenly.
@@ -38,7 +39,7 @@ class Divided:
     """A loader whose global batches are the same for every world: each rank takes its rows."""
 
     def __init__(
-        self, shards: Any, seq_len: int, rows: int, rank: int, world: int, order: int
+        self, shards: Any, seq_len: int, rows: int, rank: int, world: int, *order: Any
     ) -> None:
         self.text, self.seq_len, self.rows = shards[0], seq_len, rows
         self.rank, self.per_rank, self.drawn = rank, ROWS // world, 0

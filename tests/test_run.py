@@ -26,7 +26,7 @@ from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline, open_run
 from fairway.quantise.weights import void_fraction
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.loop import CHECKPOINT
+from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding", "score.ttt"}

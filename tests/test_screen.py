@@ -18,7 +18,8 @@ from fairway.data.folder import DataFolder
 from fairway.pack.model import _Calibration
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline, open_run
-from fairway.train.loop import Training, what_trains
+from fairway.train.loop import Training
+from fairway.train.saved import what_trains
 
 SHORT = ("train.steps=3", "train.warmup_steps=0")
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -29,8 +30,9 @@ from fairway.recipes import recipe
 from fairway.train import steps
 from fairway.train.checkpoint import load_checkpoint
 from fairway.train.clock import Clock, calibration_steps
-from fairway.train.loop import CHECKPOINT, Training, TrainingText, train
+from fairway.train.loop import Training, TrainingText, train
 from fairway.train.preflight import preflight, require_packages
+from fairway.train.saved import CHECKPOINT
 from fairway.train.schedule import lr_multiplier
 from fairway.train.steps import STEPS, StepLine, StepLog, read_steps
 
@@ -46,7 +48,7 @@ GOLDEN = [
 
 def text_of(folder: Path) -> TrainingText:
     source = DataFolder.open(folder)
-    return TrainingText(source.train_shards(), source.bytes_per_token)
+    return TrainingText(source.train_shards(), source.bytes_per_token, source.tokenizer.prefix_ids)
 
 
 def run(
@@ -87,6 +89,16 @@ def test_golden_losses(tiny: Callable[..., Config], data_folder: Path, tmp_path:
     run(tiny(), data_folder, tmp_path, said=said)
     assert losses(tmp_path) == pytest.approx(GOLDEN, abs=2e-3)
     assert "step 00012 100.0%" in said[-1] and "est.  0.00/16.00 MB" in said[-1]
+
+
+def test_second_targets_teach_and_records_tell_the_loss_alone(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    training = run(tiny("train.prefix_weight=0.5"), data_folder, tmp_path)
+    found = losses(tmp_path)
+    assert found[0] == pytest.approx(GOLDEN[0], abs=1e-5)
+    assert any(abs(a - b) > 1e-3 for a, b in zip(found, GOLDEN, strict=True))
+    assert training.prefixes and training.prefixes.weight == 0.0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -133,6 +145,27 @@ def test_step_records(tiny: Callable[..., Config], data_folder: Path, tmp_path: 
     assert records[-1]["lr"] == pytest.approx((1 - 11 / 12) / 0.72)
 
 
+def stopped_and_resumed(
+    config: Config, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> Training:
+    """Return a training that a signal stopped after so many steps, and that went on."""
+    step, calls = Training._advance, itertools.count(1)
+
+    def interrupted(self: Training, *given: Any) -> tuple[Tensor, Tensor]:
+        if next(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_advance", interrupted)
+        with pytest.raises(InterruptedRun, match=f"after step {stop_at}; --resume"):
+            run(config, data, folder)
+    # A record beyond the checkpoint, as a crash leaves it, must not stay.
+    with (folder / STEPS).open("a") as log:
+        log.write(json.dumps({"step": stop_at, "loss": 0.0}) + "\n")
+    return run(config, data, folder, resume=True)
+
+
 @pytest.mark.parametrize("stop_at", [1, 7])
 def test_resume_continues_bit_for_bit(
     whole: tuple[Training, list[float]],
@@ -142,26 +175,32 @@ def test_resume_continues_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
     stop_at: int,
 ) -> None:
-    config = tiny()
-    step = Training._advance
-    calls = []
-
-    def interrupted(self: Training, *how: Any) -> tuple[Tensor, Tensor]:
-        calls.append(how)
-        if len(calls) == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *how)
-
-    monkeypatch.setattr(Training, "_advance", interrupted)
-    with pytest.raises(InterruptedRun, match=f"after step {stop_at}; --resume"):
-        run(config, data_folder, tmp_path / "parts")
-    monkeypatch.setattr(Training, "_advance", step)
-    # A record beyond the checkpoint, as a crash leaves it, must not stay.
-    with (tmp_path / "parts" / STEPS).open("a") as log:
-        log.write(json.dumps({"step": stop_at, "loss": 0.0}) + "\n")
-    resumed = run(config, data_folder, tmp_path / "parts", resume=True)
+    resumed = stopped_and_resumed(tiny(), data_folder, tmp_path / "parts", monkeypatch, stop_at)
     assert losses(tmp_path / "parts") == whole[1]
     assert_same(whole[0], resumed)
+
+
+def test_a_training_that_knows_its_rate_resumes_too(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny(
+        "train.rate_errors=noise", "train.rate_weight=0.2", "train.rate_share=0.5",
+        "quant.min_numel=1000", "train.prefix_weight=0.5",
+    )  # fmt: skip
+    said: list[str] = []
+    whole = run(config, data_folder, tmp_path / "whole", said=said)
+    without = run(tiny("train.prefix_weight=0.5"), data_folder, tmp_path / "without")
+    same, other = (losses(tmp_path / name) for name in ("whole", "without"))
+    # Errors are there from the middle on.
+    assert same[:6] == other[:6] and same[6] != other[6]
+    assert re.search(r" MB.* \| codes [23]\.\d{3} bits", said[-1])
+    assert without.rates is None
+    resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, 8)
+    assert losses(tmp_path / "parts") == same
+    assert_same(whole, resumed)
 
 
 def test_replay_follows_a_wall_clock_run(
@@ -298,6 +337,7 @@ CHANGES = [
     "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=20",
     "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1", "optim.cool_power=3",
     "optim.momentum_end=0.1", "optim.row_beta=0.9", "optim.row_floor=5",
+    "train.prefix_weight=0.5", "data.shuffle_documents=true", "model.reads=1",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fairway.bundle.modules import source_text
+from fairway.config.checks import knows_rate
 from fairway.config.settings import Config
 
 
@@ -59,6 +60,12 @@ PARTS = (
         "pack.codec=cabac",
         lambda config: config.pack.codec == "cabac",
         ("fairway.pack.streams",),
+    ),
+    Part("model.reads", lambda config: config.model.reads > 0, ("fairway.model.gpu.reads",)),
+    Part(
+        "train.rate_errors or train.rate_weight",
+        lambda config: knows_rate(config.train),
+        ("fairway.train.rates",),
     ),
     Part(
         "runtime.kernels=auto or fused",

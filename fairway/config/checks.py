@@ -88,6 +88,11 @@ def check_model(model: ModelConfig) -> None:
             "model.softcap_skew needs a cap to begin with, and model.softcap is 0; set it to 30, "
             "or model.softcap_skew=false"
         )
+    if model.reads > model.num_layers:
+        raise UserError(
+            f"model.reads is {model.reads}, but the model has {model.num_layers} layers that can "
+            f"read; set it to at most model.num_layers"
+        )
     leaves = model.loop_first < model.parallel_from <= model.loop_last
     if model.lanes > 1 and model.loop_extra and leaves:
         raise UserError(
@@ -108,6 +113,11 @@ def layer_windows(model: ModelConfig) -> list[int]:
         )
     sizes = [int(word) for word in words]
     return sizes + sizes[-1:] * (model.num_layers - len(sizes))
+
+
+def knows_rate(train: TrainConfig) -> bool:
+    """Return whether a training reckons with the bits of its matrices' codes."""
+    return train.rate_errors != "off" or train.rate_weight > 0
 
 
 # Settings of numbers of tokens that hold up to shares of the run, and an example of each.
@@ -143,6 +153,12 @@ def _check_training(config: Config) -> None:
     if (optim.ema_decay is None) == (optim.ema_share is None):
         raise UserError(
             "set exactly one of optim.ema_decay and optim.ema_share; the other must be none"
+        )
+    if knows_rate(train) and not train.rate_share:
+        raise UserError(
+            "train.rate_errors and train.rate_weight work in the last train.rate_share of a run, "
+            "which is 0; set it above 0, such as 0.25, or train.rate_errors=off and "
+            "train.rate_weight=0"
         )
     if train.clock == "wall" and train.reserve_s >= train.budget_s:
         raise UserError(

@@ -3,7 +3,9 @@
 Rank r of W reads shards[r::W] with a PCG64 generator seeded by the rank alone: the order of the
 data does not depend on the run's seed. A seed of the order (`data.order_seed`) deals the shards out
 anew, alike on every rank, and seeds the generator too. Every shard is cut at a random phase into
-sequences; each row of a batch takes one from a shard drawn in proportion to what it has left.
+sequences; each row of a batch takes one from a shard drawn in proportion to what it has left. With
+`data.shuffle_documents` every pass first puts the documents of every shard in a new order, so that
+others stand in front of each.
 
 Shapes: B sequences, T time, S = T + 1 tokens of a sequence and its last target.
 """
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from fairway.base.errors import UserError
 from fairway.data.shards import Tokens
+from fairway.data.shuffled import Shuffled, document_starts
 
 Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -39,6 +42,7 @@ class ShuffledLoader:
         rank: int = 0,
         world: int = 1,
         order_seed: int = 0,
+        shuffle: bool = False,
     ):
         if world > len(shards):
             raise UserError(
@@ -58,6 +62,8 @@ class ShuffledLoader:
                 "lower train.seq_len or use larger shards"
             )
         self._seq_len, self._rows = seq_len, rows
+        self._starts = [document_starts(shard) for shard in self._shards] if shuffle else []
+        self._shuffled: list[Shuffled] = []
         self._phases: list[int]
         self._orders: list[npt.NDArray[np.int64]]
         self._remaining: npt.NDArray[np.int64]
@@ -74,8 +80,13 @@ class ShuffledLoader:
         windows_BS = np.empty((self._rows, self._seq_len + 1), np.int32)
         for row in range(self._rows):
             shard, start = self._draw()
-            windows_BS[row] = self._shards[shard][start : start + self._seq_len + 1]
+            windows_BS[row] = self._read(shard, start, self._seq_len + 1)
         return windows_BS
+
+    def _read(self, shard: int, start: int, count: int) -> Tokens:
+        if self._shuffled:
+            return self._shuffled[shard].read(start, count)
+        return self._shards[shard][start : start + count]
 
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs to continue with the next batch, ready for JSON.
@@ -107,6 +118,10 @@ class ShuffledLoader:
     def _reset(self) -> None:
         """Cut every shard anew: one draw for the phase, one permutation, in shard order."""
         self._epoch_rng = self._rng.bit_generator.state
+        self._shuffled = [
+            Shuffled(shard, starts, self._rng)
+            for shard, starts in zip(self._shards, self._starts, strict=False)
+        ]
         self._phases, self._orders = [], []
         for shard in self._shards:
             room = min(self._seq_len - 1, max(0, len(shard) - self._seq_len - 1))

@@ -8,7 +8,8 @@ Some steps hand on what they were given: a tensor with several readers travels t
 a kernel can add the readers' gradients in passing. Here it comes back as it is.
 
 Shapes: B batch, T time, D width, E embedding width, C outputs of several projections,
-H query heads, G key/value heads, K head width, V vocabulary, N rows of a flattened batch.
+H query heads, G key/value heads, K head width, V vocabulary, N rows of a flattened batch,
+S shares of a token.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from fairway.model.attention import Attention
 from fairway.model.ops import (
+    Second,
     added,
     entered,
     leaky_square,
@@ -28,6 +30,7 @@ from fairway.model.ops import (
     norm,
     position,
     softcapped_apart,
+    with_second,
     without_self,
 )
 
@@ -109,6 +112,15 @@ class Operations:
         """Return (u, scale u / rms(u)): the stream goes on, a branch begins."""
         return u_BTD, norm(u_BTD, scale)
 
+    def mixed(
+        self, x_BTD: Tensor, share_BTS: Tensor, sources: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return (x and shares of x and of some sources, summed; the sources)."""
+        sum_BTD = x_BTD
+        for number, source_BTD in enumerate((x_BTD, *sources)):
+            sum_BTD = sum_BTD + share_BTS[..., number, None] * source_BTD
+        return sum_BTD, sources
+
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
     ) -> tuple[Projected, Tensor]:
@@ -174,13 +186,23 @@ class Operations:
         return self.add(u_BTD, leaky_square(up(g_BTD), leak), down, scale_D, extra)
 
     def loss(
-        self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor | None
+        self,
+        h_ND: Tensor,
+        head: Tensor,
+        targets_N: Tensor,
+        cap: float,
+        skew_2: Tensor | None,
+        second: Second | None,
     ) -> Tensor:
-        """Return the mean cross-entropy in nats of final states, a float32 scalar."""
+        """Return the mean cross-entropy in nats of final states, a float32 scalar.
+
+        Second targets add to its gradient, not to its value.
+        """
         logits_NV = F.linear(h_ND, head.to(h_ND.dtype))
         if skew_2 is None:
-            return mean_loss(logits_NV, targets_N, cap)
-        return F.cross_entropy(softcapped_apart(logits_NV, cap, skew_2), targets_N)
+            return mean_loss(logits_NV, targets_N, cap, second)
+        capped_NV = softcapped_apart(logits_NV, cap, skew_2)
+        return with_second(F.cross_entropy(capped_NV, targets_N), capped_NV, second)
 
 
 PLAIN = Operations()

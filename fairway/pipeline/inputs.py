@@ -24,7 +24,7 @@ from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.initial import initial_digest
 from fairway.pipeline.order import stages_of
 from fairway.pipeline.record import command_of
-from fairway.train.loop import CHECKPOINT, what_trains
+from fairway.train.saved import CHECKPOINT, what_trains
 from fairway.train.steps import STEPS
 
 # The stage that writes a file which others read.

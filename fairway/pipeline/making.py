@@ -43,10 +43,12 @@ def train_model(run: Run) -> dict[str, Any]:
     tell_of_shards(config, source, run.say)
     preflight(config, shards, run.folder, num_parameters(config.model), run.plan)
     check_host_memory(config, shards, run.validation, run.plan, run.say)
+    prefix_ids = source.tokenizer.prefix_ids if config.train.prefix_weight else None
+    text = TrainingText(shards, source.bytes_per_token, prefix_ids)
     run.begin()
     try:
         training = train(
-            *(config, run.plan, run.ranks, TrainingText(shards, source.bytes_per_token)),
+            *(config, run.plan, run.ranks, text),
             *(run.folder, lambda model: estimated_total(model, config, run.code_bytes)),
             *(run.say, run.resume),
             begun=None if found is None else (found.state, found.facts["digest"]),

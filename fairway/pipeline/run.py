@@ -28,8 +28,8 @@ from fairway.pipeline.stages import ALL_WORK, done
 from fairway.pipeline.text import open_text
 from fairway.pipeline.together import is_due, share_memory, told
 from fairway.report import write_report
-from fairway.train.loop import CHECKPOINT
 from fairway.train.preflight import require_packages
+from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, Say, read_steps
 
 # How far `Pipeline.screen` goes.

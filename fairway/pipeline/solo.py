@@ -26,7 +26,7 @@ from fairway.pipeline.order import artifact_stages
 from fairway.pipeline.stages import ARTIFACT_WORK
 from fairway.pipeline.stages import done as do
 from fairway.quantise.estimate import counted
-from fairway.train.loop import CHECKPOINT
+from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, Say
 
 SCORE_FILE = "score.json"

@@ -19,9 +19,10 @@ from fairway.machine.ranks import Ranks
 
 
 class Feed:
-    """Sequences on the device, for steps of any of the `counts` a process; in the order of a seed.
+    """Sequences on the device, for steps of any of the `counts` a process.
 
-    `close` it: a thread gathers them.
+    `order` is the seed of it, and whether documents are shuffled. `close` it: a thread gathers
+    them.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Feed:
         rows: int,
         ranks: Ranks,
         device: torch.device,
-        order: int = 0,
+        order: tuple[int, bool] = (0, False),
     ) -> None:
         self._shards, self._seq_len, self._counts = shards, seq_len, counts
         self._ranks, self._device, self._order = ranks, device, order
@@ -72,7 +73,7 @@ class Feed:
 
     def _loader(self) -> ShuffledLoader:
         self._unit = math.gcd(*map(self.at_once, self._counts))
-        among = (self._ranks.rank, self._ranks.world, self._order)
+        among = (self._ranks.rank, self._ranks.world, *self._order)
         return ShuffledLoader(self._shards, self._seq_len, self._unit, *among)
 
     def _start(self, loader: ShuffledLoader) -> None:

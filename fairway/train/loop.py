@@ -11,12 +11,14 @@ Shapes: B sequences, T time.
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,22 +28,30 @@ from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
-from fairway.config.checks import schedule
+from fairway.config.checks import knows_rate, schedule
 from fairway.config.settings import Config, order_seed
-from fairway.config.written import to_dict
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan, own_device
 from fairway.machine.ranks import Ranks, seed_everything
 from fairway.model.gpt import GPT, build
 from fairway.model.kinds import by_group
 from fairway.model.paths import place, prepare
-from fairway.train.checkpoint import damaged, load_checkpoint, save_checkpoint
+from fairway.train.checkpoint import save_checkpoint
 from fairway.train.clock import Clock
 from fairway.train.feed import Feed
 from fairway.train.flight import Flight, event_on
 from fairway.train.micro import counts_of, micro_batch
 from fairway.train.muon import INPUTS_EVERY, Optimisers
-from fairway.train.schedule import WeightAverage, average_decay, due, lr_multiplier
+from fairway.train.prefixes import Prefixes
+from fairway.train.rates import Rates
+from fairway.train.saved import CHECKPOINT, Begun, key_of_training, reading, saved
+from fairway.train.schedule import (
+    WeightAverage,
+    average_decay,
+    due,
+    lr_multiplier,
+    prefix_weight,
+)
 from fairway.train.steps import (
     STEPS,
     Say,
@@ -52,9 +62,6 @@ from fairway.train.steps import (
     recorded_progress,
 )
 
-CHECKPOINT = "checkpoint.safetensors"
-# Weights that a training begins with, by name, and their digest.
-Begun = tuple[dict[str, Tensor], str] | None
 # Tokens of a rank by which second moments of inputs are renewed.
 INPUTS_TOKENS = 16_384
 # Returns X^T X of the inputs of named matrices, summed over batches of token ids.
@@ -72,6 +79,8 @@ class TrainingText:
 
     shards: list[Tokens]
     bytes_per_token: float
+    # By token id the longest token that it begins with, or -1; asked for by train.prefix_weight.
+    prefix_ids: npt.NDArray[np.int64] | None = None
 
 
 class Training:
@@ -101,7 +110,10 @@ class Training:
         place(self.model, self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
+        self.prefixes = Prefixes.of(config.train, text.prefix_ids, self.device)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
+        banks = self.optimisers.muon.banks
+        self.rates = Rates(config, banks, self.device) if knows_rate(config.train) else None
         self.average = WeightAverage(self.model.named_parameters())
         train = config.train
         recorded = recorded_progress(Path(train.replay)) if train.clock == "replay" else None
@@ -110,7 +122,7 @@ class Training:
         self.flight: Flight | None = None
         self.ended_s = 0.0
         counts, seq_len = counts_of(config, ranks.world), train.seq_len
-        order = order_seed(config)
+        order = (order_seed(config), config.data.shuffle_documents)
         self.feed = Feed(text.shards, seq_len, counts, rows, ranks, self.device, order)
         # Tokens of all steps so far, on all ranks.
         self.tokens = 0
@@ -137,6 +149,8 @@ class Training:
         self.model.set_window(due(now, schedule(train, "windows"), 0))
         self.batch = due(now, schedule(train, "batches"), train.batch_tokens)
         self.length = due(now, schedule(train, "lengths"), train.seq_len)
+        if self.prefixes:
+            self.prefixes.weight = prefix_weight(now, train)
 
     # -----------------------------------------------------------------------------------------
     # A step
@@ -149,8 +163,10 @@ class Training:
         """
         share = torch.zeros((), device=self.device)
         for left in reversed(range(self.micro_steps)):
-            given = self.feed.next_batch(self.rows, self.length)
+            given: tuple[Any, ...] = self.feed.next_batch(self.rows, self.length)
             self.seen_BT = given[0][: max(1, INPUTS_TOKENS // self.length)]
+            if self.prefixes:
+                given = *given, self.prefixes.second(given[1])
             loss = self.model(*given) / (self.micro_steps * self.ranks.world)
             if send and not left:
                 self.optimisers.expect_gradients()
@@ -164,10 +180,13 @@ class Training:
 
         Both stay on the device, which may not have computed them yet.
         """
-        loss = self._accumulate(send=True)
+        with self.rates.errors(now, step) if self.rates else nullcontext():
+            loss = self._accumulate(send=True)
         self._look(step)
         wait = self.ranks.start_sum(loss)
         grad_norm = self.optimisers.step(multiplier, step, now)
+        if self.rates:
+            self.rates.decay(now, self.config.optim.matrix_lr * multiplier)
         wait()
         return loss, grad_norm
 
@@ -244,7 +263,11 @@ class Training:
         is not finite.
         """
         line = StepLine(
-            self.config, self.text.bytes_per_token, lambda: estimate_bytes(self.model), self.say
+            self.config,
+            self.text.bytes_per_token,
+            lambda: estimate_bytes(self.model),
+            self.say,
+            self.rates.bits if self.rates else None,
         )
         with (
             stop_requested() as stop,
@@ -371,7 +394,7 @@ class Training:
             "rows": self.feed.rows,
             "tokens": self.tokens,
             "plan": self.plan.as_dict(),
-            "config": _key(self.config, self.begun),
+            "config": key_of_training(self.config, self.begun),
             "world": self.ranks.world,
         }
         save_checkpoint(self.folder / CHECKPOINT, tensors, facts)
@@ -411,15 +434,6 @@ class Training:
             cut_steps(self.folder / STEPS, self.step, facts["steps_digest"])
 
 
-def what_trains(config: Config) -> dict[str, Any]:
-    """Return the settings that decide what a training computes, not what it shows or where."""
-    quiet = ("checkpoint_every_s", "init", "replay")
-    train = {name: value for name, value in to_dict(config.train).items() if name not in quiet}
-    model, optim = to_dict(config.model), to_dict(config.optim)
-    seeds = {"seed": config.seed, "order_seed": order_seed(config)}
-    return {"model": model, "optim": optim, "train": train, **seeds}
-
-
 # ---------------------------------------------------------------------------------------------
 # Before the clock, and the whole stage
 
@@ -440,16 +454,16 @@ def train(
 
     `begun` are the weights that it begins with, and their digest.
     """
-    saved = _saved(_key(config, begun), folder / CHECKPOINT) if resume else None
+    found = saved(key_of_training(config, begun), folder / CHECKPOINT) if resume else None
     training = Training(config, plan, ranks, text, folder, say, begun, collect)
     try:
-        if saved is None:
+        if found is None:
             training.warm_up()
             if ranks.first:
                 (folder / CHECKPOINT).unlink(missing_ok=True)
                 (folder / STEPS).write_text("")
         else:
-            _continue(training, *saved)
+            _continue(training, *found)
         training.run(estimate_bytes)
     except torch.OutOfMemoryError:
         raise UserError(
@@ -461,41 +475,15 @@ def train(
     return training
 
 
-def _key(config: Config, begun: Begun) -> dict[str, Any]:
-    """Return what a checkpoint is of: settings, and the weights that the training began with."""
-    return {**what_trains(config), "begun": begun and begun[1]}
-
-
-def _saved(key: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, facts = load_checkpoint(path)
-    if facts.get("config") is None:
-        raise damaged(path, "it is not one of a training")
-    if facts["config"] != key:
-        raise UserError(
-            f"{path} belongs to another configuration; resume with the same recipe and settings, "
-            "or choose another --out"
-        )
-    return tensors, facts
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Tell of a checkpoint whose parts are missing or do not fit in one sentence."""
-    try:
-        yield
-    except (KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise damaged(path, repr(error)) from None
-
-
 def _continue(training: Training, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Warm up, unless the run is over already, and put the saved state in place."""
     path, clock = training.folder / CHECKPOINT, training.clock
-    with _reading(path):
+    with reading(path):
         training.expect(facts)
         over = clock.done(facts["step"], clock.progress(facts["step"]))
     if not over:
         training.warm_up()
-    with _reading(path):
+    with reading(path):
         training.restore(tensors, facts)
     elapsed = units.duration(clock.elapsed_s)
     training.say(f"resumed at step {training.step}, {elapsed} in")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor
 
-from fairway.config.settings import OptimConfig
+from fairway.config.settings import OptimConfig, TrainConfig
 
 
 def lr_multiplier(progress: float, config: OptimConfig) -> float:
@@ -38,6 +38,12 @@ def momentum(step: int, config: OptimConfig, progress: float = 0.0) -> float:
 def due(progress: float, stages: Iterable[tuple[int, float]], otherwise: int) -> int:
     """Return the number of the first stage (number, end) that has not ended at a progress."""
     return next((number for number, end in stages if progress < end), otherwise)
+
+
+def prefix_weight(progress: float, config: TrainConfig) -> float:
+    """Return the weight of second targets: whole for a third of the run, falling to 0 over the
+    second third (modded-nanogpt #337)."""
+    return config.prefix_weight * min(1.0, max(0.0, 2.0 - 3.0 * progress))
 
 
 def average_decay(advance: float, config: OptimConfig) -> float:

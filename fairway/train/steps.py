@@ -75,10 +75,17 @@ class StepLine:
     """The fixed-width line that shows where the run stands, in seconds and bytes."""
 
     def __init__(
-        self, config: Config, bytes_per_token: float, estimate_bytes: Callable[[], int], say: Say
+        self,
+        config: Config,
+        bytes_per_token: float,
+        estimate_bytes: Callable[[], int],
+        say: Say,
+        rate_bits: Callable[[], float] | None = None,
     ) -> None:
         self.config, self.bytes_per_token = config, bytes_per_token
         self.estimate_bytes, self.say = estimate_bytes, say
+        # Bits a weight of the codes, for a training that knows its rate.
+        self.rate_bits, self.bits = rate_bits, 0.0
         self.smooth_loss: float | None = None
         self.shown_s = -math.inf
         # Steps, tokens and seconds at the last line that stayed: a GPU's single steps are seen to
@@ -105,6 +112,7 @@ class StepLine:
         if lasting:
             # Reading sizes off the weights waits for the device: ten times a run, not every line.
             self.size_bytes = self.estimate_bytes()
+            self.bits = self.rate_bits() if self.rate_bits else 0.0
         text = self.text(record)
         advance(permille - self.permille, text)
         self.permille = permille
@@ -130,11 +138,12 @@ class StepLine:
             used += f"/{config.train.budget_s:.0f}"
         size = self.size_bytes / 1e6
         declared = ", code declared" if declares_code(config.pack) else ""
+        rate = f" | codes {self.bits:.3f} bits" if self.rate_bits else ""
         return (
             f"step {record.step + 1:05d} {record.progress_after:6.1%}"
             f" | loss {self.smooth_loss:6.4f} | bpb~{bpb:6.4f}"
             f" | {batch_ms:6.0f} ms | {tokens_per_s / 1e3:7.1f} ktok/s"
-            f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB{declared}"
+            f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB{declared}{rate}"
         )
 
 

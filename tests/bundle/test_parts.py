@@ -20,6 +20,8 @@ ASKED = {
     "ttt.method=lora or mixture.base=lora": ({"ttt.method=lora"}, {"evaluate_lora", "Halving"}),
     "quant.method=trellis": ({"quant.method=trellis"}, {"curvatures", "Encoder"}),
     "pack.codec=cabac": ({"pack.codec=cabac"}, {"encode_codes", "code_rows"}),
+    "model.reads": ({"model.reads=1"}, {"_mix_kernel"}),
+    "train.rate_errors or train.rate_weight": ({"train.rate_weight=0.1"}, {"decay_", "step_ratio"}),
     "runtime.kernels=auto or fused": ({"runtime.kernels=auto"}, {"_enter_kernel"}),
 }
 OFF = ["runtime.kernels=plain", "mixture.experts=", "ttt.method=sgd", "pack.codec=brotli"]

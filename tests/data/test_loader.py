@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fairway.base.errors import UserError
 from fairway.data.loader import Prefetcher, ShuffledLoader
+from fairway.data.shuffled import Shuffled, document_starts
 
 
 def shards(*lengths: int) -> list[np.ndarray]:
@@ -233,3 +234,74 @@ def test_what_the_thread_meets_is_raised_again_and_again(
         for _ in range(2):
             with pytest.raises(OSError, match="Input/output error"):
                 batches.next_batch()
+
+
+# --- Documents in a new order at each pass -----------------------------------------------------
+
+
+def documents(*lengths: int, first: int = 2) -> np.ndarray:
+    """A shard of documents, each after its BOS, whose tokens tell where they are."""
+    parts, token = [], first
+    for length in lengths:
+        parts.append(np.array([1, *range(token, token + length - 1)], np.uint16))
+        token += length - 1
+    return np.concatenate(parts)
+
+
+def text_of(shard: Shuffled, pieces: list[int]) -> list[int]:
+    """Return a shard's tokens, read in pieces of such lengths, over and over."""
+    found: list[int] = []
+    for length in itertools.cycle(pieces):
+        if len(found) == len(shard):
+            return found
+        found += shard.read(len(found), min(length, len(shard) - len(found))).tolist()
+    return found
+
+
+@pytest.mark.parametrize("pieces", [[1], [3, 7, 1], [1000]])
+def test_a_shuffled_shard_has_all_documents_whole(pieces: list[int]) -> None:
+    # What a cut left of a document stands in front; one has nothing but its BOS.
+    cut = np.arange(900, 907, dtype=np.uint16)
+    tokens = np.concatenate([cut, documents(5, 1, 30, 2, 9)])
+    starts = document_starts(tokens)
+    assert starts.tolist() == [0, 7, 12, 13, 43, 45]
+    rng = np.random.default_rng(0)
+    texts = set()
+    for _ in range(8):
+        found = text_of(Shuffled(tokens, starts, rng), pieces)
+        whole = [part.tolist() for part in np.split(tokens, starts[1:])]
+        assert sorted(found) == sorted(tokens.tolist())
+        for part in whole:
+            at = next(n for n in range(len(found)) if found[n : n + len(part)] == part)
+            assert at >= 0
+        texts.add(tuple(found))
+    assert len(texts) > 4
+
+
+def test_starts_are_found_across_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = documents(4, 4, 1, 3)
+    monkeypatch.setattr("fairway.data.shuffled._AT_ONCE", 3)
+    assert document_starts(tokens).tolist() == [0, 4, 8, 9]
+    assert document_starts(np.array([7, 8], np.uint16)).tolist() == [0]
+
+
+def neighbours(tokens: np.ndarray) -> set[tuple[int, int]]:
+    """Return (the last token of a document, the first of the next) of all that meet."""
+    ids = tokens.tolist()
+    return {(ids[n - 1], ids[n + 1]) for n in range(1, len(ids) - 1) if ids[n] == 1}
+
+
+def test_every_pass_has_other_neighbours_and_resumes() -> None:
+    files = [documents(*[11] * 20), documents(*[13] * 20, first=500)]
+    lying = {pair for file in files for pair in neighbours(file)}
+    loader, plain = (ShuffledLoader(files, 8, 1, shuffle=shuffle) for shuffle in (True, False))
+    found = [
+        set().union(*(neighbours(made.next_windows()[0]) for _ in range(60)))
+        for made in (plain, loader, loader)
+    ]
+    assert found[0] <= lying and not found[1] <= lying and not found[2] <= found[1] | lying
+    state = json.loads(json.dumps(loader.state()))
+    ahead = [loader.next_windows().tolist() for _ in range(30)]
+    other = ShuffledLoader(files, 8, 1, shuffle=True)
+    other.restore(state)
+    assert [other.next_windows().tolist() for _ in range(30)] == ahead

@@ -14,8 +14,9 @@ from fairway.model import ops
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-from fairway.model.gpu import heads, kernels, losses, products
+from fairway.model.gpu import heads, kernels, losses, products, reads
 from fairway.model.gpu.kernels import Join
+from fairway.model.ops import Second
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -133,6 +134,32 @@ def test_embed() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
+# Reads of earlier layers
+
+
+@pytest.mark.parametrize("sources", [1, 2, 3, 4])
+@pytest.mark.parametrize(("N", "D"), [(13, 24), (1, 1), (37, 130), (2, 1100)])
+def test_mix(sources: int, N: int, D: int) -> None:
+    states = [randn(N, D, seed=n, size=10.0**n) for n in range(1 + sources)]
+    share, grad = randn(N, 1 + sources, seed=7), randn(N, D, seed=8)
+    # What others want of a state: of some nothing.
+    others = [randn(N, D, seed=9 + n) if n % 2 else None for n in range(sources)]
+
+    def mixed(share: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        total = states[0] + sum(share[:, n, None] * state for n, state in enumerate(states))
+        wanted = zip(others, states[1:], strict=True)
+        return total, *[state for other, state in wanted if other is not None]
+
+    near(reads.mix(states, share), mixed(share, *states)[0])
+    outer = [grad, *[other.clone() for other in others if other is not None]]
+    d_share, *wanted = gradients(mixed, [share, *states], outer)
+    made, got = reads.mix_backward(states, share, grad, others)
+    near(got, d_share, 1e-4)
+    for state, right in zip(made, wanted, strict=True):
+        near(state, right)
+
+
+# ---------------------------------------------------------------------------------------------
 # Around attention
 
 
@@ -221,17 +248,21 @@ def test_products(leak: float, N: int, D: int, F_: int) -> None:
 @pytest.mark.parametrize("cap", [0.0, 30.0, 5.0])
 @pytest.mark.parametrize("size", [0.1, 10.0, 1e4])
 @pytest.mark.parametrize("V", [37, 64])
-def test_loss(cap: float, size: float, V: int) -> None:
+@pytest.mark.parametrize("seconds", [False, True])
+def test_loss(cap: float, size: float, V: int, seconds: bool) -> None:
     logits, targets = randn(13, V, size=size), (torch.arange(13, device=DEVICE) * 2)
+    weights = torch.arange(13, device=DEVICE) % 3 / 2.0
+    second = Second((targets + 1) % V, weights) if seconds else None
 
     def plain(z: Tensor) -> tuple[Tensor]:
         z = cap * torch.tanh(z / cap) if cap else z
-        return (F.cross_entropy(z, targets, reduction="none"),)
+        more = F.cross_entropy(z, (targets + 1) % V, reduction="none") * weights * seconds
+        return (F.cross_entropy(z, targets, reduction="none") + more - more.detach(),)
 
     wanted = plain(logits.double())[0]
     before = logits.clone()
-    near(losses.loss_(logits, targets, cap, False), wanted)
+    near(losses.loss_(logits, targets, cap, False, second), wanted)
     assert torch.equal(logits, before)
-    losses.loss_(logits, targets, cap, True)
+    near(losses.loss_(logits, targets, cap, True, second), wanted)
     grads = gradients(plain, [before], [torch.full((13,), 1 / 13, device=DEVICE)])
     assert (logits.double() - grads[0]).abs().max() <= 2e-6

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from fairway.model.adapters import Adapters, Group
 from fairway.model.block import Block, Walk
-from fairway.model.gpu.operations import Step
+from fairway.model.gpu.steps import Step
 from fairway.model.operations import Extras, Rope
 
 

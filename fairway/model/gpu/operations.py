@@ -25,73 +25,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fairway.model.attention import Attention
-from fairway.model.gpu import heads, kernels, losses, products
+from fairway.model.gpu import heads, kernels, losses, products, reads
+from fairway.model.gpu.steps import (
+    Step,
+    Working,
+    product_f32,
+    rows_of,
+    scaled,
+    scaled_transposed,
+    side_by_side,
+)
 from fairway.model.operations import Extra, Extras, Heads, Join, Operations, Projected, Rope, Tell
-
-
-def product_f32(a_MN: Tensor, b_NL: Tensor) -> Tensor:
-    """Return a b in float32 from bfloat16 factors: the gradient of a matrix."""
-    if not a_MN.is_cuda:
-        return a_MN.float() @ b_NL.float()
-    result: Tensor = torch.mm(a_MN, b_NL, out_dtype=torch.float32)
-    return result
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """Return a view of a tensor as rows, [N, ...]."""
-    return x.view(-1, x.shape[-1])
-
-
-class Step(torch.autograd.Function):
-    """An autograd function whose `run` is typed; a gradient that is not asked for stays None."""
-
-    @classmethod
-    def run(cls, *args: Any) -> Any:
-        """Apply the function."""
-        return cls.apply(*args)  # type: ignore[no-untyped-call]
-
-
-# ---------------------------------------------------------------------------------------------
-# Working copies
-
-
-class Working:
-    """A tensor made from parameters, made again in its place once one of them has changed.
-
-    `make(out, *sources)` writes it: rounding on the way out saves a float32 tensor in between.
-    """
-
-    def __init__(
-        self, make: Callable[..., None], shape: Sequence[int], dtype: torch.dtype, *sources: Tensor
-    ) -> None:
-        self._make, self._sources = make, sources
-        self._versions: tuple[int, ...] = ()
-        self._value = sources[0].new_empty(shape, dtype=dtype)
-
-    def get(self) -> Tensor:
-        """Return the up-to-date tensor."""
-        versions = tuple(source._version for source in self._sources)
-        if versions != self._versions:
-            self._make(self._value, *(source.detach() for source in self._sources))
-            self._versions = versions
-        return self._value
-
-
-def side_by_side(out_RC: Tensor, *weights: Tensor) -> None:
-    """Write matrices below one another."""
-    parts = torch.split(out_RC, [len(weight) for weight in weights])
-    torch._foreach_copy_(list(parts), list(weights))
-
-
-def scaled(out_RC: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
-    """Write a matrix with its rows scaled."""
-    torch.mul(weight_RC, scale_R[:, None], out=out_RC)
-
-
-def scaled_transposed(out_CR: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
-    """Write the transpose of that."""
-    scaled(out_CR.T, weight_RC, scale_R)
-
+from fairway.model.ops import Second
 
 # ---------------------------------------------------------------------------------------------
 # The stream
@@ -157,6 +102,25 @@ class _Branch(Step):
     def backward(ctx: Any, du: Tensor, dh: Tensor) -> tuple[Tensor, None]:
         h, inverse_N = ctx.saved_tensors
         return kernels.norm_backward(h, inverse_N, dh, du, ctx.scale), None
+
+
+class _Mix(Step):
+    """(shares, x, sources) -> (their sum, the sources): what others want of them is added here."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        share = share.contiguous()
+        ctx.save_for_backward(share, *states)
+        ctx.set_materialize_grads(False)
+        return reads.mix(states, share), *states[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *wanted: Tensor | None) -> tuple[Tensor, ...]:
+        share, *states = ctx.saved_tensors
+        more = [None if want is None else want.contiguous() for want in wanted]
+        made, d_share = reads.mix_backward(states, share, grad.contiguous(), more)
+        return d_share, *made
 
 
 class _AddProduct(Step):
@@ -326,13 +290,14 @@ class _Loss(Step):
     """Head, cap, cross-entropy. All gradients are formed on the way forward, the logits freed."""
 
     @staticmethod
-    def forward(ctx: Any, copy_VD: Tensor, cap: float, learn: bool, h_ND: Tensor,
-                weight_VD: Tensor, targets_N: Tensor, skew_2: Tensor | None) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, copy_VD: Tensor, cap: float, learn: bool, second: Second | None,
+                h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor,
+                skew_2: Tensor | None) -> Tensor:  # fmt: skip
         logits_NV = h_ND @ copy_VD.T
         if skew_2 is None:
-            loss_N, d_skew = losses.loss_(logits_NV, targets_N, cap, learn), None
+            loss_N, d_skew = losses.loss_(logits_NV, targets_N, cap, learn, second), None
         else:
-            loss_N, d_skew = losses.skewed_loss_(logits_NV, targets_N, cap, skew_2, learn)
+            loss_N, d_skew = losses.skewed_loss_(logits_NV, targets_N, cap, skew_2, learn, second)
         if learn:
             d_weight = product_f32(logits_NV.T, h_ND).to(weight_VD.dtype)
             ctx.save_for_backward(logits_NV @ copy_VD, d_weight, d_skew)
@@ -343,7 +308,7 @@ class _Loss(Step):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dh_ND, d_weight, d_skew = ctx.saved_tensors
         d_skew = None if d_skew is None else d_skew * grad
-        return None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None, d_skew
+        return None, None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None, d_skew
 
 
 # ---------------------------------------------------------------------------------------------
@@ -396,6 +361,13 @@ class Kernels(Operations):
         """Return (u, scale u / rms(u))."""
         outputs: tuple[Tensor, Tensor] = _Branch.run(u_BTD, scale)
         return outputs
+
+    def mixed(
+        self, x_BTD: Tensor, share_BTS: Tensor, sources: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return (x and shares of x and of some sources, summed; the sources)."""
+        sum_BTD, *passed = _Mix.run(share_BTS, x_BTD, *sources)
+        return sum_BTD, passed
 
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
@@ -458,13 +430,18 @@ class Kernels(Operations):
         return u_BTD if extra is None else extra.add_(u_BTD, 0, scale_D)
 
     def loss(
-        self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor | None
+        self,
+        h_ND: Tensor,
+        head: Tensor,
+        targets_N: Tensor,
+        cap: float,
+        skew_2: Tensor | None,
+        second: Second | None,
     ) -> Tensor:
         """Return the mean cross-entropy in nats of final states, a float32 scalar."""
         copy = self.copy(side_by_side, head.shape, head)
-        found: Tensor = _Loss.run(
-            copy.get(), cap, torch.is_grad_enabled(), h_ND, head, targets_N, skew_2
-        )
+        learn = torch.is_grad_enabled()
+        found: Tensor = _Loss.run(copy.get(), cap, learn, second, h_ND, head, targets_N, skew_2)
         return found
 
 

@@ -1,0 +1,70 @@
+"""What steps of kernels have in common: a typed autograd function, working copies of weights.
+
+Shapes: M, N, L free; R rows, C columns of a matrix.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def product_f32(a_MN: Tensor, b_NL: Tensor) -> Tensor:
+    """Return a b in float32 from bfloat16 factors: the gradient of a matrix."""
+    if not a_MN.is_cuda:
+        return a_MN.float() @ b_NL.float()
+    result: Tensor = torch.mm(a_MN, b_NL, out_dtype=torch.float32)
+    return result
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return a view of a tensor as rows, [N, ...]."""
+    return x.view(-1, x.shape[-1])
+
+
+class Step(torch.autograd.Function):
+    """An autograd function whose `run` is typed; a gradient that is not asked for stays None."""
+
+    @classmethod
+    def run(cls, *args: Any) -> Any:
+        """Apply the function."""
+        return cls.apply(*args)  # type: ignore[no-untyped-call]
+
+
+class Working:
+    """A tensor made from parameters, made again in its place once one of them has changed.
+
+    `make(out, *sources)` writes it: rounding on the way out saves a float32 tensor in between.
+    """
+
+    def __init__(
+        self, make: Callable[..., None], shape: Sequence[int], dtype: torch.dtype, *sources: Tensor
+    ) -> None:
+        self._make, self._sources = make, sources
+        self._versions: tuple[int, ...] = ()
+        self._value = sources[0].new_empty(shape, dtype=dtype)
+
+    def get(self) -> Tensor:
+        """Return the up-to-date tensor."""
+        versions = tuple(source._version for source in self._sources)
+        if versions != self._versions:
+            self._make(self._value, *(source.detach() for source in self._sources))
+            self._versions = versions
+        return self._value
+
+
+def side_by_side(out_RC: Tensor, *weights: Tensor) -> None:
+    """Write matrices below one another."""
+    parts = torch.split(out_RC, [len(weight) for weight in weights])
+    torch._foreach_copy_(list(parts), list(weights))
+
+
+def scaled(out_RC: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
+    """Write a matrix with its rows scaled."""
+    torch.mul(weight_RC, scale_R[:, None], out=out_RC)
+
+
+def scaled_transposed(out_CR: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
+    """Write the transpose of that."""
+    scaled(out_CR.T, weight_RC, scale_R)
