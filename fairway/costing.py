@@ -16,6 +16,7 @@ import torch
 from fairway.api import LanguageModel
 from fairway.base.arrays import IntArray
 from fairway.data.pieces import Packer, encoded
+from fairway.data.tokens import token_bytes
 from fairway.model.block import Walk
 from fairway.model.gpt import rope_table
 from fairway.score.windows import Window, sliding_windows
@@ -44,9 +45,9 @@ def continuation(packer: Packer, context: str, text: str) -> Continuation:
     """
     before_bytes = len(encoded(context, "the context"))
     ids = packer.document(context + text)
-    sizes = [len(packer.tokenizer.piece_bytes[token]) for token in ids]
+    tokenizer = packer.tokenizer
     # Behind BOS the space of the first piece counts nothing.
-    sizes[:1] = [len(packer.unpack_document(ids[:1]))][: len(ids)]
+    sizes = token_bytes(ids, np.insert(ids, 0, tokenizer.bos_id)[:-1], tokenizer.table)
     ends = np.cumsum(sizes, dtype=np.int64)
     reaching = (ends > before_bytes) | (ends - sizes >= before_bytes)
     first = int(np.flatnonzero(reaching)[0]) if text else len(ids)

@@ -322,6 +322,9 @@ def data_build(
     shard_tokens: Annotated[
         int, whole_option("--shard-tokens", lo=1_000, help="Tokens per shard.")
     ] = 10_000_000,
+    case_ops: Annotated[
+        bool, typer.Option("--case-ops", help="Write capital letters as marks before small ones.")
+    ] = False,
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
@@ -346,6 +349,7 @@ def data_build(
         val_share=val_share,
         shard_tokens=shard_tokens,
         tokenizer=words,
+        case_ops=case_ops,
         val_documents=read_documents(validation, left_out) if validation else None,
         provenance=provenance,
         left_out=left_out,

@@ -41,6 +41,11 @@ class DataConfig:
     val_share: float = opt(
         0.05, "Share of the embedded documents kept for validation.", lo=0.001, hi=0.5
     )
+    case_ops: bool = opt(
+        False,
+        "Write capital letters of the embedded text as marks before small ones (CaseOps); bytes and"
+        " texts stay the original's.",
+    )
     val_bytes: int = opt(
         0, "Bytes of validation text to score, sampled by document; 0 scores all.", lo=0
     )

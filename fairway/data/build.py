@@ -66,6 +66,7 @@ def build_data(
     val_share: float,
     shard_tokens: int,
     tokenizer: Tokenizer | None = None,
+    case_ops: bool = False,
     val_documents: Iterable[Document] | None = None,
     provenance: dict[str, Any] | None = None,
     left_out: LeftOut | None = None,
@@ -73,7 +74,8 @@ def build_data(
 ) -> dict[str, Any]:
     """Write a data folder at `out` and return its manifest.
 
-    Without a tokenizer one of `vocab_size` pieces is trained on the training side. Documents that
+    Without a tokenizer one of `vocab_size` pieces is trained on the training side, with marks for
+    capital letters if `case_ops`; a given one must have them then. Documents that
     the tokenizer cannot restore exactly are left out and counted, beside what reading left out and
     counts in `left_out`. Documents are held in memory. Raises UserError for no text, overlap with
     the given validation documents, a tokenizer of another size, an `out` that holds something else,
@@ -86,12 +88,17 @@ def build_data(
             f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size is "
             f"{vocab_size}; set them equal"
         )
+    if tokenizer and case_ops and not tokenizer.case_ops:
+        raise UserError(
+            "the tokenizer has no marks for capital letters (pieces U+E001 to U+E004), which "
+            "case_ops asks for; leave one of both out"
+        )
     # Read first: the new folder may lie in a folder that is read.
     split = _split(documents, val_share, val_documents, left_out)
     digest = corpus_digest(sorted([*split.train, *split.val], key=document_key))
     with _folder(out) as folder:
         tokenizer = tokenizer or Tokenizer.from_bytes(
-            train_tokenizer(_sample(split.train), vocab_size)
+            train_tokenizer(_sample(split.train), vocab_size, case_ops)
         )
         train = _encode(tokenizer, sorted(split.train, key=document_key), "encoding training text")
         val = _encode(tokenizer, split.val, "encoding validation text")
@@ -225,6 +232,7 @@ def _tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
         "sha256": tokenizer.digest,
         "vocab_size": tokenizer.vocab_size,
         "lossless": tokenizer.lossless,
+        "case_ops": tokenizer.case_ops,
     }
 
 

@@ -7,6 +7,10 @@ fall back to. What SentencePiece makes of a text is used only where these bytes 
 its normaliser may fold blanks, line ends or characters, and then the bytes differ.
 
 A document is read by the rule of `token_bytes`: the space of a piece behind BOS counts nothing.
+
+A tokenizer with marks for capital letters (`case`) has them among those bytes, which are then
+those of a marked text: a mark has a token of its own, and what is unpacked is what marks stand for.
+Tokens that were cut apart are unpacked together.
 """
 
 import re
@@ -16,6 +20,7 @@ import numpy as np
 
 from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
+from fairway.data.case import MARKS
 from fairway.data.spmodel import SPACE
 from fairway.data.tokens import Ids, Tokenizer
 
@@ -27,6 +32,8 @@ _LINES = re.compile(rf"[^\n]{{0,{_MOST_CHARACTERS}}}\n?")
 # Words with single spaces before or between them, as every tokenizer knows them; the rest apart.
 _WORDS = re.compile(rf" ?[^\s{SPACE}]+(?: [^\s{SPACE}]+)*|[\s{SPACE}]")
 _WORD = re.compile(r" ?[^ ]+| ")
+# Split by it, a text's marks are parts of their own.
+_MARK = re.compile("|".join(MARKS).join("()").encode())
 # What some tokenizers fold: a text that has it need not be encoded to know.
 _FOLDED = ("\n", "\r", "\t", "  ", SPACE)
 
@@ -47,16 +54,20 @@ class Packer:
         self._lost = [b for b, text in inside if not self._stands_for(text).endswith(text.encode())]
 
     def _stands_for(self, text: str) -> bytes:
-        return self.unpack(self.tokenizer.encode(text))
+        return self.joined(self.tokenizer.encode_marked(text))
 
-    def unpack(self, ids: Ids) -> bytes:
-        """Return the bytes that tokens stand for."""
+    def joined(self, ids: Ids) -> bytes:
+        """Return the bytes of pieces, marks as they are."""
         piece_bytes = self.tokenizer.piece_bytes
         return b"".join(piece_bytes[token] for token in ids.tolist())
 
+    def unpack(self, ids: Ids) -> bytes:
+        """Return the bytes that tokens stand for."""
+        return self.tokenizer.restore(self.joined(ids))
+
     def pack(self, data: bytes) -> IntArray:
         """Return tokens that stand for exactly these bytes."""
-        parts = [self._text_or_bytes(run) for run in _runs(data)]
+        parts = [self._text_or_bytes(run) for run in _runs(self.tokenizer.mark(data))]
         ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         assert self.unpack(ids) == data, "a part was accepted that stands for other bytes"
         return ids
@@ -98,11 +109,15 @@ class Packer:
         # A lone space counts nothing behind BOS, so that of the next piece does.
         for space in self._spaces[:1]:
             yield np.insert(ids, 0, space)
-        yield self._as_bytes(data)
+        yield self._as_bytes(self.tokenizer.mark(data))
 
     def unpack_document(self, ids: Ids) -> bytes:
         """Return the bytes that tokens stand for right behind a BOS."""
-        return self.unpack(ids)[len(ids) and int(self._leading[ids[0]]) :]
+        return self.tokenizer.restore(self.joined_document(ids))
+
+    def joined_document(self, ids: Ids) -> bytes:
+        """Return the bytes of pieces right behind a BOS, marks as they are."""
+        return self.joined(ids)[len(ids) and int(self._leading[ids[0]]) :]
 
     def _text_or_bytes(self, run: str) -> IntArray:
         if _STRAY.match(run):
@@ -136,17 +151,22 @@ class Packer:
             return None
         data = text.encode()
         if text.startswith(" ") or not self._adds_space:
-            ids = self.tokenizer.encode(text.removeprefix(" ") if self._adds_space else text)
-            if self.unpack(ids) == data:
+            ids = self.tokenizer.encode_marked(text.removeprefix(" ") if self._adds_space else text)
+            if self.joined(ids) == data:
                 return ids
-        with_digit = self.tokenizer.encode(f"1{text}")
+        with_digit = self.tokenizer.encode_marked(f"1{text}")
         for ids in (with_digit[1:], with_digit[2:]):
-            if self.unpack(ids) == data:
+            if self.joined(ids) == data:
                 return ids
         return None
 
     def _as_bytes(self, data: bytes) -> IntArray:
-        return self.tokenizer.byte_ids[np.frombuffer(data, np.uint8)]
+        found: list[int] = []
+        marks, ids = self.tokenizer.mark_ids, self.tokenizer.byte_ids
+        for part in _MARK.split(data) if marks else [data]:
+            mark = marks.get(part)
+            found += ids[np.frombuffer(part, np.uint8)].tolist() if mark is None else [mark]
+        return np.array(found, np.int64)
 
 
 def encoded(text: str, name: str) -> bytes:

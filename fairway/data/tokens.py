@@ -19,6 +19,7 @@ import sentencepiece
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes
 from fairway.config.settings import BOS_ID
+from fairway.data.case import MARK_BYTES, MARKS, marked, restored
 from fairway.data.spmodel import (
     BYTE,
     CONTROL,
@@ -27,6 +28,7 @@ from fairway.data.spmodel import (
     SPACE,
     UNKNOWN,
     UNUSED,
+    USER_DEFINED,
     ModelFile,
     parse_model,
 )
@@ -51,7 +53,11 @@ def token_bytes(targets: Ids, previous: Ids, table: ByteTable) -> npt.NDArray[np
 
 
 class Tokenizer:
-    """A checked SentencePiece model. Not lossless means text is normalised before encoding."""
+    """A checked SentencePiece model. Not lossless means text is normalised before encoding.
+
+    A model that has pieces for the marks of `case` reads and writes texts with them (case_ops);
+    what comes in and goes out is the text itself, and so are the bytes of `table`.
+    """
 
     def __init__(self, data: bytes):
         self.data = data
@@ -59,6 +65,9 @@ class Tokenizer:
         self._processor = _load_native(data)
         self.vocab_size = len(self._model.pieces)
         self.lossless = self._model.lossless
+        own = {piece for piece, kind in zip(self._model.pieces, self._model.types, strict=True)
+               if kind == USER_DEFINED}  # fmt: skip
+        self.case_ops = own.issuperset(MARKS)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -102,6 +111,10 @@ class Tokenizer:
         types = np.array(self._model.types)
         text = [piece.removeprefix(SPACE) for piece in self._model.pieces]
         base = np.array([len(piece.encode()) for piece in text], np.int16)
+        if self.case_ops:
+            for mark, bytes_ in MARK_BYTES.items():
+                counts = np.array([piece.count(mark) for piece in text], np.int16)
+                base += (bytes_ - len(mark.encode())) * counts
         base[types == BYTE] = 1
         boundary = np.isin(types, (CONTROL, UNKNOWN, UNUSED))
         base[boundary] = 0
@@ -115,8 +128,17 @@ class Tokenizer:
         return np.array([ids[f"<0x{value:02X}>"] for value in range(256)], np.int64)
 
     @cached_property
+    def mark_ids(self) -> dict[bytes, int]:
+        """The ids of the marks of `case`; none without case_ops."""
+        pieces = self._model.pieces
+        return {mark.encode(): pieces.index(mark) for mark in MARKS} if self.case_ops else {}
+
+    @cached_property
     def piece_bytes(self) -> list[bytes]:
-        """The bytes that each id stands for wherever it stands: no space is ever dropped."""
+        """The bytes that each id stands for wherever it stands: no space is ever dropped.
+
+        With case_ops marks are among them; `restore` takes joined ones to the text's.
+        """
         found = [
             b"" if boundary else piece.replace(SPACE, " ").encode()
             for piece, boundary in zip(self._model.pieces, self.table.boundary, strict=True)
@@ -140,13 +162,26 @@ class Tokenizer:
             found[token] = next((other for other in shorter if other >= 0), -1)
         return found
 
+    def mark(self, data: bytes) -> bytes:
+        """Return the bytes that pieces are made of, from a text's."""
+        return marked(data) if self.case_ops else data
+
+    def restore(self, data: bytes) -> bytes:
+        """Return a text's bytes from those of its pieces."""
+        return restored(data) if self.case_ops else data
+
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the token ids of a text, without BOS."""
+        return self.encode_marked(marked(text.encode()).decode() if self.case_ops else text)
+
+    def encode_marked(self, text: str) -> npt.NDArray[np.int64]:
+        """Return the token ids of a text that `mark` made, without BOS."""
         return np.array(self._processor.encode(text), np.int64)
 
     def decode(self, ids: Ids | list[int]) -> str:
         """Return the text of some token ids; control tokens are dropped."""
-        return str(self._processor.decode(np.asarray(ids).tolist()))
+        text = str(self._processor.decode(np.asarray(ids).tolist()))
+        return restored(text.encode()).decode() if self.case_ops else text
 
     def canonical(self, text: str) -> str:
         """Return the text as this tokenizer can represent it, the text that scores refer to.
@@ -240,16 +275,19 @@ def _decoded(tokenizer: Tokenizer, ids: Ids, starts: npt.NDArray[np.intp]) -> It
 # Training
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = False) -> bytes:
     """Return a new SentencePiece BPE model file of exactly `vocab_size` pieces.
 
     The field's settings (byte fallback, digits split, 99.9 % of characters, ids 0 to 3 for pad,
     BOS, EOS, unknown), except that text is kept as it is: no normalisation, so decoding restores
-    it and the bytes are those of the raw text. One thread, because the count is written into the
+    it and the bytes are those of the raw text. With case_ops it knows the marks of `case`, which
+    stand for capital letters. One thread, because the count is written into the
     file. Raises UserError when the texts cannot fill the vocabulary, naming what they can fill.
     """
     if not 260 <= vocab_size <= MAX_PIECES:
         raise UserError(f"vocabulary size {vocab_size} is not between 260 and {MAX_PIECES}")
+    if case_ops:
+        texts = (marked(text.encode()).decode() for text in texts)
     model, sentences = io.BytesIO(), list(_sentences(texts))
     if not any(sentences):
         raise UserError("there is no text to train a tokenizer on")
@@ -263,6 +301,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
             byte_fallback=True,
             split_digits=True,
             required_chars=SPACE,
+            user_defined_symbols=list(MARKS) if case_ops else [],
             hard_vocab_limit=False,
             normalization_rule_name="identity",
             add_dummy_prefix=False,

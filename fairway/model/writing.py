@@ -83,6 +83,9 @@ class Row:
         if isinstance(prompt, str):
             prompt = np.insert(packer.document(prompt.removesuffix(BLANK)), 0, bos)
         self.prompt: list[int] = prompt.tolist()
+        # Bytes of pieces so far, and the bytes of text of those that were there before.
+        self._pieces = packer.joined(prompt)
+        self._read_bytes = len(packer.tokenizer.restore(self._pieces))
         self.text = b""
         self.ended = most == 0
         self.most, self._packer, self._stops, self._bos = most, packer, stops, bos
@@ -104,10 +107,11 @@ class Row:
     def _add(self, token: int) -> None:
         packer, ids = self._packer, np.array([token])
         starts = not self._count and self.prompt[-1] == self._bos
-        self.text += packer.unpack_document(ids) if starts or self.owed else packer.unpack(ids)
+        cut = starts or self.owed
+        self._pieces += packer.joined_document(ids) if cut else packer.joined(ids)
         self.owed = False
         self._count += 1
-        whole = self.text
+        whole = packer.tokenizer.restore(self._pieces)[self._read_bytes :]
         self.text = before(whole, self._stops)
         self.ended = len(self.text) < len(whole) or self._count >= self.most or token == self._bos
 

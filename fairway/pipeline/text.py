@@ -57,6 +57,7 @@ def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
         "vocab_size": vocab_size,
         "versions": versions,
         **({"tokenizer": words.digest} if words else {}),
+        **({"case_ops": True} if data.case_ops else {}),
     }
 
     def work() -> dict[str, Any]:
@@ -67,6 +68,7 @@ def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:
             val_share=data.val_share,
             shard_tokens=_SHARD_TOKENS,
             tokenizer=words,
+            case_ops=data.case_ops,
             provenance={"corpus": "embedded", "versions": versions},
             replace=True,
         )

@@ -46,7 +46,7 @@ def compress(data: bytes, session: Session, streams: int | None) -> bytes:
         return stored
     packer = Packer(session.language.tokenizer)
     ids = packer.pack(data)
-    if _hopeless(ids, packer, session):
+    if _hopeless(ids, session):
         return stored
     count = streams or session.streams(len(ids), _STREAMS_ON_CPU)
     parts = [np.asarray(part) for part in np.array_split(ids, min(count, len(ids)))]
@@ -56,7 +56,7 @@ def compress(data: bytes, session: Session, streams: int | None) -> bytes:
     return coded if len(coded) < len(stored) else stored
 
 
-def _hopeless(ids: IntArray, packer: Packer, session: Session) -> bool:
+def _hopeless(ids: IntArray, session: Session) -> bool:
     """Return whether windows from all over a long file cost more than their bytes.
 
     Noise would cost as much time as text, only to be stored. The windows begin without context, so
@@ -69,7 +69,8 @@ def _hopeless(ids: IntArray, packer: Packer, session: Session) -> bool:
     bits = size_bytes = 0.0
     for at in np.linspace(0, len(ids) - score.seq_len, _TRIALS).astype(int):
         part = ids[at : at + score.seq_len]
-        lengths = np.array([len(packer.unpack(part[n : n + 1])) for n in range(len(part))])
+        table = language.tokenizer.table
+        lengths = (table.base_bytes + table.leading)[part].astype(np.int64)
         whole = np.insert(part, 0, language.tokenizer.bos_id)
         text = Text(whole, lengths, int(lengths.sum()), language.tokenizer.vocab_size)
         asked = Evaluation(text, score, description="looking")
@@ -109,6 +110,6 @@ def decompress(file: bytes, artifact: Path, tokenizer: Path | None) -> bytes:
     header, payload = open_coded(body)
     session = session_for(header, artifact, tokenizer)
     packer = Packer(session.language.tokenizer)
-    data = b"".join(packer.unpack(ids) for ids in session.decode(header, payload))
+    data = packer.unpack(np.concatenate(list(session.decode(header, payload))))
     check_digest(data, header)
     return data

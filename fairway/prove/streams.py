@@ -37,7 +37,8 @@ def cut_evenly(ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
     table, bos = tokenizer.table, tokenizer.bos_id
     apart = np.isin(np.arange(tokenizer.vocab_size), tokenizer.byte_ids)
     free = ~(table.leading | table.boundary | apart)[ids]
-    free[1:] &= ids[:-1] != bos
+    # What follows a mark belongs to it.
+    free[1:] &= ~np.isin(ids[:-1], [bos, *tokenizer.mark_ids.values()])
     places = np.flatnonzero(free | (ids == bos))
     ideal = len(ids) * np.arange(1, count) / count
     after = places.searchsorted(ideal).clip(max=len(places) - 1)

@@ -1,0 +1,50 @@
+"""Capital letters as marks before small ones, and back: a tokenizer then has one form of a word.
+
+A run of ASCII letters that has capitals is written small behind a mark: TITLE where the first
+letter alone is one, ALL where all of several are, else TITLE or NEXT before each. A mark that the
+text itself has is written as ESCAPE and a letter that numbers it. So every text has its own form,
+and no other text has it. (CaseOps of #1729, but for what follows an ESCAPE: a mark there would
+make the bytes of a token depend on more than the token before.)
+
+All of it works on UTF-8, and on bytes that are none.
+"""
+
+import re
+
+# U+E001 to U+E004, of an area that Unicode leaves to private use.
+TITLE, ALL, NEXT, ESCAPE = MARKS = ("\ue001", "\ue002", "\ue003", "\ue004")
+# Bytes of text that a mark stands for: an ESCAPE and its letter are the three of a literal mark.
+MARK_BYTES = {TITLE: 0, ALL: 0, NEXT: 0, ESCAPE: 2}
+
+_TITLE, _ALL, _NEXT, _ESCAPE = _MARKS = tuple(mark.encode() for mark in MARKS)
+_LETTERS = b"abcd"
+_CAPITALS_OR_MARK = re.compile(rb"[a-z]*[A-Z][A-Za-z]*|\xee\x80[\x81-\x84]")
+_CAPITAL = re.compile(rb"[A-Z]")
+_MARKED = re.compile(rb"\xee\x80(?:\x84([a-d])|\x82([a-z]+)|[\x81\x83]([a-z])|[\x81-\x84])")
+
+
+def marked(data: bytes) -> bytes:
+    """Return a text with marks for its capital letters."""
+    return _CAPITALS_OR_MARK.sub(_written, data)
+
+
+def restored(data: bytes) -> bytes:
+    """Return the text that marks stand for. A mark that says nothing is left out."""
+    return _MARKED.sub(_read, data)
+
+
+def _written(match: re.Match[bytes]) -> bytes:
+    word = match[0]
+    if word in _MARKS:
+        at = _MARKS.index(word)
+        return _ESCAPE + _LETTERS[at : at + 1]
+    if len(word) > 1 and word.isupper():
+        return _ALL + word.lower()
+    head, rest = word[:1], _CAPITAL.sub(lambda letter: _NEXT + letter[0].lower(), word[1:])
+    return (_TITLE + head.lower() if head.isupper() else head) + rest
+
+
+def _read(match: re.Match[bytes]) -> bytes:
+    if match[1]:
+        return _MARKS[_LETTERS.index(match[1])]
+    return (match[2] or match[3] or b"").upper()

@@ -1,0 +1,168 @@
+"""Capital letters as marks: every text comes back, and tokens count the text's own bytes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairway.base.errors import UserError
+from fairway.data.build import build_data
+from fairway.data.case import ALL, ESCAPE, MARKS, NEXT, TITLE, marked, restored
+from fairway.data.documents import Document
+from fairway.data.folder import DataFolder
+from fairway.data.pieces import Packer
+from fairway.data.tokens import Tokenizer, prove_bytes, token_bytes, train_tokenizer
+
+TEXTS = [
+    "The quick brown fox met NASA and McDonald in Paris. I SAID: It is HTTPServer2, eBay, iOS.\n"
+    * 20,
+    "A B CD eF Gh\tUPPER lower Title  MiXeD \u00c4pfel \u00c9TAT \U0001f600 Ω straße\r\n" * 20,
+]
+# What a stranger may bring: marks in the text, letters next to them, nothing at all.
+HARD = [
+    "", " ", "A", "a", "AB", "Ab", "aB", "ABc", "aBC", "I am", "x I", "\u00c4B", "É", "İi", "ſK",
+    "".join(MARKS), f"{ESCAPE}a", f"{ESCAPE}A", f"AB{TITLE}CD", f"{ALL}abc", NEXT, f"a{TITLE}b",
+    f"Ab{ESCAPE}{ESCAPE}dC", f"{TITLE}{TITLE}Xy", "\ue000\ue005", "A\x00B", "Z" * 999, "aA" * 500,
+]  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """Write a text by the rules, letter by letter."""
+    out, at = [], 0
+    while at < len(text):
+        end = at
+        while end < len(text) and text[end].isascii() and text[end].isalpha():
+            end += 1
+        word = text[at:end]
+        if not word:
+            literal = text[at] in MARKS
+            out.append(ESCAPE + "abcd"[MARKS.index(text[at])] if literal else text[at])
+            end = at + 1
+        elif len(word) > 1 and word.isupper():
+            out.append(ALL + word.lower())
+        else:
+            for place, letter in enumerate(word):
+                capital = (TITLE if place == 0 else NEXT) if letter.isupper() else ""
+                out.append(capital + letter.lower())
+        at = end
+    return "".join(out)
+
+
+@pytest.mark.parametrize("text", [*HARD, *TEXTS])
+def test_texts_are_marked_by_the_rules_and_come_back(text: str) -> None:
+    assert marked(text.encode()).decode() == plain(text)
+    assert restored(marked(text.encode())).decode() == text
+
+
+def test_every_word_of_a_few_letters_and_marks_comes_back_and_has_its_own_form() -> None:
+    letters = ["A", "a", "D", "d", "-", *MARKS]
+    texts = [""]
+    for _ in range(5):
+        texts += [
+            text + letter for text in texts if len(text) == len(texts[-1]) for letter in letters
+        ]
+    forms = {marked(text.encode()) for text in texts}
+    assert len(forms) == len(texts) == len(set(texts)) > 60_000
+    assert all(restored(marked(text.encode())).decode() == text for text in texts)
+    # Marks where no writer puts them, as a model may, are left out.
+    for text in (text for text in texts[:5000] if ESCAPE not in text):
+        assert not any(mark.encode() in restored(text.encode()) for mark in (TITLE, ALL, NEXT))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary())
+def test_any_bytes_come_back(data: bytes) -> None:
+    assert restored(marked(data)) == data
+    assert restored(marked(data.replace(b"\x00", TITLE.encode()))) is not None
+
+
+@pytest.mark.slow
+def test_a_million_random_strings_come_back() -> None:
+    draw = np.random.default_rng(0)
+    signs = np.array([*"AaBbZz .,\n-1é\u4e2d", *MARKS])
+    for _ in range(1000):
+        lengths = draw.integers(0, 12, 1000)
+        drawn = signs[draw.integers(0, len(signs), int(lengths.sum()))]
+        texts = ["".join(part) for part in np.split(drawn, np.cumsum(lengths)[:-1])]
+        for text in texts:
+            assert restored(marked(text.encode())).decode() == text
+
+
+# ---------------------------------------------------------------------------------------------
+# In a tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_tokenizer(TEXTS, 330, case_ops=True))
+
+
+def test_marks_are_tokens_of_their_own(tokenizer: Tokenizer) -> None:
+    assert tokenizer.case_ops and not Tokenizer(train_tokenizer(TEXTS, 330)).case_ops
+    assert list(tokenizer.mark_ids.values()) == [4, 5, 6, 7]
+    assert tokenizer.table.base_bytes[4:8].tolist() == [0, 0, 0, 2]
+    ids = tokenizer.encode("The the THE").tolist()
+    small = tokenizer.encode("the").tolist()
+    assert ids[: 1 + len(small)] == [4, *small] and ids[-len(small) - 1 :] == [5, *small]
+
+
+@pytest.mark.parametrize("text", [*HARD, *TEXTS])
+def test_tokens_count_the_bytes_of_the_text(tokenizer: Tokenizer, text: str) -> None:
+    packer = Packer(tokenizer)
+    assert packer.unpack(packer.pack(text.encode())) == text.encode()
+    if text.strip():
+        assert tokenizer.encode_exactly(tokenizer.canonical(text)) is not None
+        ids = packer.stream([text, text])
+        assert packer.documents(ids) == [text.encode()] * 2
+        assert prove_bytes(tokenizer, ids) == 2 * len(text.encode())
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.sampled_from([*"AaBb \n\té", *MARKS, "\u2581", "THE", "The"]), max_size=12))
+def test_documents_and_bytes_come_back_whatever_they_hold(
+    tokenizer: Tokenizer, signs: list[str]
+) -> None:
+    text, packer = "".join(signs), Packer(tokenizer)
+    assert (
+        packer.unpack(packer.pack(text.encode() + b"\xff\xee\x80A"))
+        == text.encode() + b"\xff\xee\x80A"
+    )
+    if text:
+        ids = packer.stream([text])
+        assert packer.documents(ids) == [text.encode()]
+        counted = np.zeros(len(ids), np.int64)
+        counted[1:] = token_bytes(ids[1:], ids[:-1], tokenizer.table)
+        assert counted.sum() == len(text.encode())
+
+
+def written(count: int) -> list[str]:
+    """Return texts of words with capitals of every kind."""
+    draw = np.random.default_rng(1)
+    words = [word for text in TEXTS for word in set(text.split(" "))]
+    kinds = [str.lower, str.upper, str.title, str.swapcase]
+    return [
+        " ".join(kinds[draw.integers(4)](word) for word in draw.choice(words, 60))
+        for _ in range(count)
+    ]
+
+
+def test_a_folder_holds_and_scores_the_texts_themselves(tmp_path: Path) -> None:
+    documents = [Document(str(n), text) for n, text in enumerate(written(40))]
+    options = {"vocab_size": 330, "val_share": 0.2, "shard_tokens": 50_000}
+    manifest = build_data(documents, tmp_path / "a", **options, case_ops=True)  # type: ignore[arg-type]
+    folder = DataFolder.open(tmp_path / "a")
+    assert manifest["tokenizer"]["case_ops"] and folder.tokenizer.case_ops
+    lines = (tmp_path / "a" / "val.jsonl").read_text().splitlines()
+    texts = {json.loads(line)["text"] for line in lines}
+    assert texts <= {document.text for document in documents}
+    found = folder.sample_validation()
+    assert set(found.documents) == {text.strip() for text in texts}
+    assert found.bytes == manifest["val"]["bytes"] == sum(len(t.encode()) for t in found.documents)
+    trained = set(folder.train_documents())
+    assert trained == {document.text.strip() for document in documents} - set(found.documents)
+    without = Tokenizer(train_tokenizer(TEXTS, 330))
+    with pytest.raises(UserError, match="the tokenizer has no marks for capital letters"):
+        build_data(documents, tmp_path / "b", **options, tokenizer=without, case_ops=True)  # type: ignore[arg-type]
