@@ -134,6 +134,7 @@ NEW = {
     "cool_power",
     "embed_beta2",
     "newton",
+    "radius",
     "batches",
     "momentum_buffers",
     "lengths",

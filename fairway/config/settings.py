@@ -146,6 +146,13 @@ class OptimConfig:
         lo=0.0,
         hi=100.0,
     )
+    radius: float = opt(
+        0.0,
+        "Largest norm of a matrix, over that of an orthogonal one of its shape; longer ones are"
+        " scaled back after every step; 0 is off.",
+        lo=0.0,
+        hi=1000.0,
+    )
     momentum: float = opt(0.99, "Momentum of Muon after its warm-up.", lo=0.0, hi=0.9999)
     momentum_start: float = opt(0.92, "Momentum of Muon at the first step.", lo=0.0, hi=0.9999)
     momentum_warmup_steps: int = opt(1500, "Steps from momentum_start to momentum.", lo=0)

@@ -72,6 +72,7 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "modded-nanogpt track 3",
         lambda c: c.optim.row_floor > 0,
     ),
+    ("matrices on a sphere", "modded-nanogpt track 3, #359", lambda c: c.optim.radius > 0),
     ("power of gradients before Muon", "#1682", lambda c: c.optim.grad_power != 1.0),
     (
         "momentum that falls again",

@@ -26,7 +26,7 @@ from fairway.machine.ranks import Ranks, Wait
 from fairway.model import kinds
 from fairway.model.gpt import GPT
 from fairway.train.cpu_muon import loop_nesterov
-from fairway.train.rules import inverses, move, muon_update, nesterov, neurons, several
+from fairway.train.rules import hold, inverses, move, muon_update, nesterov, neurons, several
 from fairway.train.schedule import momentum
 
 # What AdamW adds to the root of its second moment, as in #1493.
@@ -148,6 +148,8 @@ class Bank:
             *(self.weights_LRC, updates_LRC, lr, config.matrix_wd),
             *(config.cautious, config.row_floor),
         )
+        if config.radius:
+            hold(self.weights_LRC, config.radius)
 
     def look(self, moments: Mapping[str, Tensor]) -> None:
         """Move the second moments [C, C] of inputs towards new ones, summed over the ranks."""

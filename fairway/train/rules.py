@@ -142,6 +142,17 @@ def move(
     weights_LRC.sub_(updates_LRC, alpha=lr)
 
 
+def hold(weights_LRC: Tensor, radius: float) -> None:
+    """Scale matrices back whose norm exceeds that of an orthogonal one so many times.
+
+    Orthogonal matrices begin on such a sphere of radius 1, and random steps lead off it; those that
+    begin as zeros grow up to it.
+    """
+    norms_L11 = torch.linalg.vector_norm(weights_LRC, dim=(-2, -1), keepdim=True)
+    most = radius * math.sqrt(min(weights_LRC.shape[-2:]))
+    weights_LRC.mul_((most / norms_L11.clamp_min(1e-30)).clamp_max(1.0))
+
+
 def raised(weights_LRC: Tensor, updates_LRC: Tensor, floor: float) -> Tensor:
     """Return updates whose rows have at least a share of the weights' norms; zeros stay."""
     wide_LRC = updates_LRC.to(weights_LRC.dtype)

@@ -147,7 +147,7 @@ CHANGES = [
     {"embed_lr": 0.1}, {"embed_wd": 5.0}, {"scalar_lr": 0.5}, {"scalar_wd": 5.0}, {"beta1": 0.1},
     {"beta2": 0.1}, {"grad_clip": 1e-3},
     {"momentum_end": 0.1}, {"momentum_end": 0.1, "momentum_fall": 0.0}, {"embed_beta2": 0.1},
-    {"cautious": True}, {"row_beta": 0.9}, {"row_floor": 2.0}, {"grad_power": 0.7},
+    {"cautious": True}, {"row_beta": 0.9}, {"row_floor": 2.0}, {"radius": 0.5}, {"grad_power": 0.7},
     {"momentum_buffers": 4},
 ]  # fmt: skip
 

@@ -56,7 +56,8 @@ def moved(weight: Tensor, update: Tensor, lr: float, config: OptimConfig) -> Ten
             shrinks = w[j] * u[j] > 0
             decays = shrinks or not config.cautious
             w[j] = w[j] * (1 - lr * config.matrix_wd if decays else 1.0) - lr * u[j]
-    return weight
+    most = config.radius * min(weight.shape) ** 0.5
+    return weight * most / weight.norm() if 0 < most < weight.norm() else weight
 
 
 def by_formulas(config: OptimConfig, steps: int) -> dict[str, Tensor]:
@@ -85,6 +86,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "cautious": {"cautious": True},
     "floor": {"row_floor": 0.35},
     "large floor": {"row_floor": 20.0, "matrix_wd": 0.0},
+    "sphere": {"radius": 0.9, "matrix_wd": 0.0},
     "even": {"row_beta": 0.95},
     "power": {"grad_power": 0.9},
     "two means": {"momentum_buffers": 2},
@@ -203,6 +205,13 @@ def test_power_of_gradients(shape: tuple[int, int, int], power: float, where: st
     rules.nesterov(grads.double(), exact, scale.double(), 0.9, True, wanted, power)
     torch.testing.assert_close(kept.cpu().double(), exact, rtol=2e-5, atol=1e-6)
     torch.testing.assert_close(out.cpu().double(), wanted, rtol=2e-5, atol=1e-6)
+
+
+def test_only_matrices_beyond_the_sphere_are_scaled() -> None:
+    weights = torch.stack([torch.zeros(3, 5), torch.eye(3, 5), 7 * torch.eye(3, 5)])
+    rules.hold(weights, 2.0)
+    wanted = torch.stack([torch.zeros(3, 5), torch.eye(3, 5), 2 * torch.eye(3, 5)])
+    torch.testing.assert_close(weights, wanted)
 
 
 def test_a_power_keeps_signs_and_zeros() -> None:
