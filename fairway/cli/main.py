@@ -25,6 +25,7 @@ from fairway.cli.base import (
     runtime_of,
     say_to,
 )
+from fairway.cli.hub import load, push
 from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option, word_option
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.plan import plan
@@ -258,7 +259,7 @@ def _score_texts(
 
 for verb in (
     *(unpack, prove, compress, decompress, sample, audit, audit_record),
-    *(bundle, seeds, submit, verify, runs, export),
+    *(bundle, seeds, submit, verify, runs, export, push, load),
     *(plan, ablate, transfer),
 ):
     app.command()(verb)

@@ -1,0 +1,164 @@
+"""Runs shared through the Hugging Face Hub: `fairway push` and `fairway load`.
+
+A repository holds the artifact, its tokenizer, the results and a card, and `fairway.json` with the
+digest of each. Whoever loads it takes all files from one commit and checks every digest.
+"""
+
+import re
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from fairway.api import ARTIFACT_FILE, TOKENIZER_FILE, load
+from fairway.base.errors import UserError
+from fairway.base.files import digest_bytes, digest_file, parse_json, read_bytes, write_atomic
+from fairway.base.outputs import require_absent, require_folder
+from fairway.machine.plan import Plan
+from fairway.pipeline.results import RESULTS, read_results
+from fairway.submission.card import card
+from fairway.submission.texts import as_json
+from fairway.version import VERSION
+
+CARD, MANIFEST = "README.md", "fairway.json"
+_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SCHEMA = 1
+_MOST_MANIFEST_BYTES = 1 << 16
+# What a repository may hold for us, and how large each may be.
+_MOST_BYTES = {ARTIFACT_FILE: 1 << 31, TOKENIZER_FILE: 1 << 26, RESULTS: 1 << 23, CARD: 1 << 20}
+# Nothing is computed: the loaded artifact is read, not run.
+_PLAN = Plan("cpu", "float32", "highest", 1, "plain")
+
+
+def push(run: Path, repo: str, private: bool = False) -> dict[str, Any]:
+    """Upload a finished run in one commit to a repository, made if need be; return its facts.
+
+    Raises UserError for a run without results, a wrong name, and where the Hub refuses.
+    """
+    _require_name(repo)
+    files = files_of(run, repo)
+    operations = [CommitOperationAdd(name, data) for name, data in files.items()]
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        made = api.create_commit(repo, operations, commit_message=f"Fairway {VERSION}")
+    except (HTTPError, HFValidationError, OSError, ValueError) as error:
+        raise _told(error, repo) from None
+    digests = {name: digest_bytes(data) for name, data in files.items()}
+    return {"repo": repo, "commit": made.oid, "url": made.commit_url, "files": digests}
+
+
+def files_of(run: Path, repo: str) -> dict[str, bytes]:
+    """Return the files by which a finished run is shared, by name; UserError as `push`."""
+    results = read_results(run)
+    files = {
+        ARTIFACT_FILE: read_bytes(run / ARTIFACT_FILE),
+        TOKENIZER_FILE: read_bytes(run / TOKENIZER_FILE),
+        RESULTS: as_json(results),
+        CARD: card(results, repo).encode(),
+    }
+    if digest_bytes(files[ARTIFACT_FILE]) != results["artifact"]["digest"]:
+        raise UserError(f"{run / ARTIFACT_FILE} is not the artifact that was scored; pack it again")
+    digests = {name: digest_bytes(data) for name, data in files.items()}
+    manifest = {"schema": _SCHEMA, "fairway": VERSION, "files": digests}
+    return {**files, MANIFEST: as_json(manifest)}
+
+
+def fetch_model(repo: str, out: Path, revision: str = "main") -> dict[str, Any]:
+    """Download a pushed run into a folder, every digest checked; return where it is from.
+
+    All files come from one commit. Raises UserError for a repository without a manifest, a file
+    that is not what the manifest says, an artifact that cannot be loaded, and files that are there.
+    """
+    _require_name(repo)
+    require_folder(out)
+    require_absent(out, *_MOST_BYTES, MANIFEST)
+    try:
+        commit = HfApi().model_info(repo, revision=revision).sha or ""
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise _told(error, repo, revision) from None
+    if not _COMMIT.fullmatch(commit):
+        raise UserError(f"the Hub names no commit for {repo} at '{revision}'; try again later")
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder)
+        digests = _manifest(repo, commit, staged)
+        for name in digests:
+            path = _download(repo, commit, name, staged)
+            if path.stat().st_size > _MOST_BYTES[name] or digest_file(path) != digests[name]:
+                raise UserError(
+                    f"{name} of {repo} is not what {MANIFEST} says (SHA-256 {digest_file(path)}, "
+                    f"expected {digests[name]}); nothing was kept"
+                )
+        # Before anything is kept: an artifact that cannot be loaded is none.
+        load(staged / ARTIFACT_FILE, plan=_PLAN)
+        for name in (*digests, MANIFEST):
+            write_atomic(out / name, read_bytes(staged / name))
+    return {"repo": repo, "commit": commit, "files": digests}
+
+
+def _require_name(repo: str) -> None:
+    if not _NAME.fullmatch(repo):
+        raise UserError(f"'{repo[:200]}' is no name of a repository; write owner/name")
+
+
+def _manifest(repo: str, commit: str, staged: Path) -> dict[str, str]:
+    """Return the digests of the files that a repository holds for us."""
+    path = _download(repo, commit, MANIFEST, staged)
+    try:
+        said = parse_json(read_bytes(path, _MOST_MANIFEST_BYTES))
+    except ValueError as error:
+        raise UserError(f"{MANIFEST} of {repo} is not valid JSON ({error})") from None
+    files = said.get("files") if isinstance(said, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(d, str) for d in files.values()):
+        raise UserError(f"{MANIFEST} of {repo} names no files with digests; push the run again")
+    if missing := [name for name in (ARTIFACT_FILE, TOKENIZER_FILE) if name not in files]:
+        raise UserError(f"{MANIFEST} of {repo} has no {missing[0]}; push the run again")
+    # Others may lie beside them, and are left there.
+    return {name: digest for name, digest in files.items() if name in _MOST_BYTES}
+
+
+def _download(repo: str, commit: str, name: str, staged: Path) -> Path:
+    try:
+        found = Path(hf_hub_download(repo, name, revision=commit, local_dir=staged))
+    except (HTTPError, OSError, ValueError) as error:
+        raise _told(error, repo, commit, name) from None
+    assert PurePosixPath(name).name == name and found.name == name
+    return found
+
+
+def _told(error: Exception, repo: str, revision: str = "", file: str = "") -> UserError:
+    """Return what the Hub library raised as one sentence."""
+    if isinstance(error, GatedRepoError):
+        return UserError(f"{repo} is gated; accept its terms and log in with `hf auth login`")
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(f"there is no model repository '{repo}' on the Hub, or it is private")
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(f"{repo} has no revision '{revision}'")
+    if isinstance(error, LocalTokenNotFoundError):
+        return UserError(f"the Hub does not know who writes to {repo}; log in with `hf auth login`")
+    if isinstance(error, HfHubHTTPError):
+        status = getattr(error.response, "status_code", None)
+        if status == 401:
+            return UserError(
+                f"the Hub does not know who writes to {repo}; log in with `hf auth login`"
+            )
+        if status == 404 and file:
+            return UserError(f"{repo} has no {file}; it was not made by `fairway push`")
+        return UserError(f"the Hub refused {repo}: {str(error).splitlines()[0]}")
+    if isinstance(error, HFValidationError):
+        return UserError(f"'{repo}' is not a repository name; write owner/name")
+    return UserError(
+        f"cannot reach the Hub for {repo} ({type(error).__name__}); check the connection, or "
+        "HF_ENDPOINT, and try again"
+    )
