@@ -26,6 +26,7 @@ from fairway.config.settings import MOST_SEED
 _SCORES = ("raw", "ema", "quantised", "sliding", "ttt", "mixture")
 # What is left to do after a budget is no mistake, and yet not done.
 UNFINISHED = 3
+_PAGE = "study.html"
 _MOST_S = 30 * 86_400
 
 Recipe = Annotated[
@@ -142,7 +143,7 @@ def ablate(
     rest = {"first_seed": first_seed, "until": until, "error": error, "noise": noise}
     asked = study(recipe, arms or [], pairs, overrides or [], clock, metric, **rest)
     target = out or Path("runs") / f"{asked.own.recipe}-study"
-    require_folder(target)
+    _require_place(target)
     where = Where(math.inf if budget is None else budget, at_once, drop_weights, retry)
     if cluster_set and not cluster:
         raise UserError("--cluster-set is for --cluster; name the cluster, or leave it out")
@@ -186,12 +187,23 @@ def _ablate(asked: Any, out: Path, where: Any, effect: float, dry_run: bool, as_
         raise typer.Exit(1)
 
 
+def _require_place(out: Path) -> None:
+    """Raise UserError for a folder that is none, or holds a run or a page of somebody else."""
+    from fairway.pipeline.folder import MEMORY
+    from fairway.studies.page import is_study_page
+
+    require_folder(out)
+    if (out / MEMORY).exists():
+        raise UserError(f"{out} is the folder of a run; name another one for the study with --out")
+    require_file(out / _PAGE, {}, is_study_page)
+
+
 def write_page(found: dict[str, Any], out: Path) -> Path:
     """Write the page of a study into its folder; return its path."""
     from fairway.base.files import write_atomic
     from fairway.studies.page import study_page
 
-    page = out / "study.html"
+    page = out / _PAGE
     write_atomic(page, study_page(found).encode())
     return page
 
@@ -205,7 +217,7 @@ def _merge(
     table, said = merge(paths, metric, error)
     found = summary(table, said)
     if out is not None:
-        require_folder(out)
+        _require_place(out)
         write_page(found, out)
     emit(as_json, found, *lines_of(found))
 

@@ -136,6 +136,11 @@ def _arm(arm: dict[str, Any], y: float, far: float, at: Any) -> list[str]:
     return parts
 
 
+def is_study_page(head: bytes) -> bool:
+    """Return whether a file begins as `study_page` does."""
+    return head.startswith(b"<!DOCTYPE html>") and b"<title>Study of " in head
+
+
 def is_transfer_page(head: bytes) -> bool:
     """Return whether a file begins as `transfer_page` does."""
     return head.startswith(b"<!DOCTYPE html>") and b"<title>Does " in head

@@ -14,6 +14,7 @@ import pytest
 from damage import Cli, Outcome
 from studies.fake import FakePlace, noisy
 
+from fairway.pipeline.folder import locked
 from fairway.studies.lines import LINES, read_lines
 
 Ablate = Callable[..., Outcome]
@@ -236,6 +237,25 @@ def test_a_mistake_is_one_sentence_before_anything_runs(
     done = ablate(line)
     assert done.code == 2 and told in done.err and place.jobs == []
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_a_folder_that_is_not_the_studys_is_left_alone(
+    ablate: Ablate, place: FakePlace, smoke_run: Path, tmp_path: Path
+) -> None:
+    assert "is the folder of a run" in ablate(ARMS, smoke_run).err
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "study.html").write_text("my notes")
+    assert "this command did not write it" in ablate(ARMS, folder).err
+    assert (folder / "study.html").read_text() == "my notes"
+    (folder / "study.html").unlink()
+    (folder / LINES).write_text("my notes\n")
+    assert "line 1: it is no JSON" in ablate(ARMS, folder).err
+    (folder / LINES).unlink()
+    with locked(folder):
+        assert "is being written by another process" in ablate(f"{ARMS} --pairs 1", folder).err
+    assert place.jobs == [] and ablate(f"{ARMS} --pairs 1", folder).code == 0
+    assert ablate(f"{ARMS} --pairs 1", folder).code == 0
 
 
 def test_too_many_arms_are_refused(ablate: Ablate, place: FakePlace) -> None:
