@@ -28,7 +28,7 @@ from fairway.model.gpt import build
 from fairway.model.paths import prepare
 from fairway.quantise.calibrate import collect_hessians
 from fairway.recipes import recipe
-from fairway.train.loop import INPUTS_TOKENS
+from fairway.train.inputs import INPUTS_TOKENS, look
 from fairway.train.muon import Optimisers, products_dtype
 from fairway.train.rules import Triple, coefficients, orthogonalise
 
@@ -86,8 +86,7 @@ class Step:
         ids_BT = torch.ones(
             max(1, INPUTS_TOKENS // length), length, dtype=torch.long, device=self.grads[0].device
         )
-        names = [name for bank in self.optimisers.muon.banks for name in bank.names]
-        self.optimisers.look(collect_hessians(self.model, [ids_BT], names))
+        look(self.optimisers, collect_hessians, self.model, ids_BT, 1)
 
 
 # ---------------------------------------------------------------------------------------------

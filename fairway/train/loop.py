@@ -11,7 +11,7 @@ Shapes: B sequences, T time.
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,9 @@ from fairway.train.checkpoint import save_checkpoint
 from fairway.train.clock import Clock
 from fairway.train.feed import Feed
 from fairway.train.flight import Flight, event_on
+from fairway.train.inputs import INPUTS_EVERY, INPUTS_TOKENS, Collect, look, no_inputs
 from fairway.train.micro import counts_of, micro_batch
-from fairway.train.muon import INPUTS_EVERY, Optimisers
+from fairway.train.muon import Optimisers
 from fairway.train.prefixes import Prefixes
 from fairway.train.rates import Rates
 from fairway.train.saved import CHECKPOINT, Begun, key_of_training, reading, saved
@@ -61,16 +62,6 @@ from fairway.train.steps import (
     cut_steps,
     recorded_progress,
 )
-
-# Tokens of a rank by which second moments of inputs are renewed.
-INPUTS_TOKENS = 16_384
-# Returns X^T X of the inputs of named matrices, summed over batches of token ids.
-Collect = Callable[[GPT, Iterable[Tensor], Iterable[str]], dict[str, Tensor]]
-
-
-def no_inputs(*given: object) -> dict[str, Tensor]:
-    """Refuse to collect inputs: whoever trains with optim.newton says how."""
-    raise ValueError("optim.newton needs a function that collects the inputs of matrices")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +185,7 @@ class Training:
         """Let Newton-Muon see what reaches every matrix, once in so many steps, of a few tokens."""
         if not self.config.optim.newton or step % INPUTS_EVERY:
             return
-        names = [name for bank in self.optimisers.muon.banks for name in bank.names]
-        sums = self.collect(self.model, [self.seen_BT], names)
-        tokens = self.seen_BT.numel() * self.ranks.world
-        self.optimisers.look({name: total / tokens for name, total in sums.items()})
+        look(self.optimisers, self.collect, self.model, self.seen_BT, self.ranks.world)
 
     def warm_up(self) -> None:
         """Run a few real steps in every mode, then undo them: they buy compiled and warm code,

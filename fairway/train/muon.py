@@ -33,8 +33,8 @@ from fairway.train.schedule import momentum
 _EPS = 1e-8
 # Banks per shape over several ranks: more sums travel during the backward pass, by more kernels.
 STAGES = 3
-# Of second moments of inputs: steps from one look to the next, and the share of what is seen then.
-INPUTS_EVERY, INPUTS_NEW = 64, 0.25
+# The share of what is seen at a look in the second moments of inputs.
+INPUTS_NEW = 0.25
 
 
 def kernels(

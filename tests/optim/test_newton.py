@@ -19,7 +19,7 @@ from fairway.machine.plan import make_plan
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import build
 from fairway.quantise.calibrate import collect_hessians
-from fairway.train import loop, rules
+from fairway.train import inputs, loop, rules
 from fairway.train.loop import Training, TrainingText, train
 from fairway.train.muon import Optimisers
 
@@ -161,4 +161,4 @@ def test_without_a_way_to_see_inputs_it_is_refused(
 ) -> None:
     config = tiny("optim.newton=0.1", "train.warmup_steps=0")
     with pytest.raises(ValueError, match="collects the inputs"):
-        run(config, data_folder, tmp_path, loop.no_inputs)
+        run(config, data_folder, tmp_path, inputs.no_inputs)
