@@ -83,16 +83,8 @@ def build_data(
     """
     _check_out(out, replace)
     left_out = LeftOut() if left_out is None else left_out
-    if tokenizer and tokenizer.vocab_size != vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size is "
-            f"{vocab_size}; set them equal"
-        )
-    if tokenizer and case_ops and not tokenizer.case_ops:
-        raise UserError(
-            "the tokenizer has no marks for capital letters (pieces U+E001 to U+E004), which "
-            "case_ops asks for; leave one of both out"
-        )
+    if tokenizer:
+        _check_tokenizer(tokenizer, vocab_size, case_ops)
     # Read first: the new folder may lie in a folder that is read.
     split = _split(documents, val_share, val_documents, left_out)
     digest = corpus_digest(sorted([*split.train, *split.val], key=document_key))
@@ -123,6 +115,19 @@ def build_data(
         }
         _write(folder, manifest, tokenizer, train, val, shard_tokens)
     return manifest
+
+
+def _check_tokenizer(tokenizer: Tokenizer, vocab_size: int, case_ops: bool) -> None:
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size is "
+            f"{vocab_size}; set them equal"
+        )
+    if case_ops and not tokenizer.case_ops:
+        raise UserError(
+            "the tokenizer has no marks for capital letters (pieces U+E001 to U+E004), which "
+            "case_ops asks for; leave one of both out"
+        )
 
 
 def _write(
@@ -232,7 +237,7 @@ def _tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
         "sha256": tokenizer.digest,
         "vocab_size": tokenizer.vocab_size,
         "lossless": tokenizer.lossless,
-        "case_ops": tokenizer.case_ops,
+        **({"case_ops": True} if tokenizer.case_ops else {}),
     }
 
 
