@@ -20,9 +20,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from fairway.api import ARTIFACT_FILE, TOKENIZER_FILE, load
+from fairway.api import load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, digest_file, parse_json, read_bytes, write_atomic
+from fairway.base.names import ARTIFACT, TOKENIZER_FILE
 from fairway.base.outputs import require_absent, require_folder
 from fairway.machine.plan import Plan
 from fairway.pipeline.results import RESULTS, read_results
@@ -36,7 +37,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SCHEMA = 1
 _MOST_MANIFEST_BYTES = 1 << 16
 # What a repository may hold for us, and how large each may be.
-_MOST_BYTES = {ARTIFACT_FILE: 1 << 31, TOKENIZER_FILE: 1 << 26, RESULTS: 1 << 23, CARD: 1 << 20}
+_MOST_BYTES = {ARTIFACT: 1 << 31, TOKENIZER_FILE: 1 << 26, RESULTS: 1 << 23, CARD: 1 << 20}
 # Nothing is computed: the loaded artifact is read, not run.
 _PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 
@@ -63,13 +64,13 @@ def files_of(run: Path, repo: str) -> dict[str, bytes]:
     """Return the files by which a finished run is shared, by name; UserError as `push`."""
     results = read_results(run)
     files = {
-        ARTIFACT_FILE: read_bytes(run / ARTIFACT_FILE),
+        ARTIFACT: read_bytes(run / ARTIFACT),
         TOKENIZER_FILE: read_bytes(run / TOKENIZER_FILE),
         RESULTS: as_json(results),
         CARD: card(results, repo).encode(),
     }
-    if digest_bytes(files[ARTIFACT_FILE]) != results["artifact"]["digest"]:
-        raise UserError(f"{run / ARTIFACT_FILE} is not the artifact that was scored; pack it again")
+    if digest_bytes(files[ARTIFACT]) != results["artifact"]["digest"]:
+        raise UserError(f"{run / ARTIFACT} is not the artifact that was scored; pack it again")
     digests = {name: digest_bytes(data) for name, data in files.items()}
     manifest = {"schema": _SCHEMA, "fairway": VERSION, "files": digests}
     return {**files, MANIFEST: as_json(manifest)}
@@ -101,7 +102,7 @@ def fetch_model(repo: str, out: Path, revision: str = "main") -> dict[str, Any]:
                     f"expected {digests[name]}); nothing was kept"
                 )
         # Before anything is kept: an artifact that cannot be loaded is none.
-        load(staged / ARTIFACT_FILE, plan=_PLAN)
+        load(staged / ARTIFACT, plan=_PLAN)
         for name in (*digests, MANIFEST):
             write_atomic(out / name, read_bytes(staged / name))
     return {"repo": repo, "commit": commit, "files": digests}
@@ -122,7 +123,7 @@ def _manifest(repo: str, commit: str, staged: Path) -> dict[str, str]:
     files = said.get("files") if isinstance(said, dict) else None
     if not isinstance(files, dict) or not all(isinstance(d, str) for d in files.values()):
         raise UserError(f"{MANIFEST} of {repo} names no files with digests; push the run again")
-    if missing := [name for name in (ARTIFACT_FILE, TOKENIZER_FILE) if name not in files]:
+    if missing := [name for name in (ARTIFACT, TOKENIZER_FILE) if name not in files]:
         raise UserError(f"{MANIFEST} of {repo} has no {missing[0]}; push the run again")
     # Others may lie beside them, and are left there.
     return {name: digest for name, digest in files.items() if name in _MOST_BYTES}
