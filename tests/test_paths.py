@@ -81,6 +81,11 @@ LINES: dict[str, list[str]] = {
         "ablate --merge {}",
         "ablate --merge ids.json ids.json {}",
     ],
+    "transfer": [
+        "transfer {} ids.json",
+        "transfer ids.json {}",
+        "transfer ids.json ids.json --out {}",
+    ],
     "seeds": ["seeds smoke 1 --out {}", "seeds smoke 1 --out new --record {}"],
     "submit": ["submit {} --track non_record --out new", "submit run --track non_record --out {}"],
     "verify": ["verify {}", "verify record --rescore {}", "verify record --retrain {}"],

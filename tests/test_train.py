@@ -1,4 +1,4 @@
-"""The loop: a golden loss list, resume, replay, the clock, and what stops a run."""
+"""The loop: a golden loss list, resume, replay, and what stops a run."""
 
 import importlib.util
 import itertools
@@ -20,16 +20,13 @@ from torch import Tensor
 from fairway.base.endings import stop_requested
 from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.room import Room
-from fairway.config.overrides import override
 from fairway.config.settings import Config, OptimConfig
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan, make_plan, own_device
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
-from fairway.recipes import recipe
 from fairway.train import steps
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.clock import Clock, calibration_steps
 from fairway.train.loop import Training, TrainingText, train
 from fairway.train.preflight import preflight, require_packages
 from fairway.train.saved import CHECKPOINT
@@ -482,59 +479,6 @@ def test_preflight_counts_text_disk_and_memory(
     preflight(tiny("train.micro_tokens=1024"), shards, tmp_path, 1000, gpu)
     with pytest.raises(UserError, match="and 2.00 MB are free; take a smaller model"):
         preflight(tiny("train.micro_tokens=1024"), shards, tmp_path, 10**4, gpu)
-
-
-def test_clock_counts_only_between_start_and_stop(tiny: Callable[..., Config]) -> None:
-    clock = Clock(tiny("train.clock=wall", "train.budget_s=100", "train.reserve_s=20"))
-    assert clock.progress(5) == 0.0
-    clock.elapsed_s = 40.0
-    assert clock.progress(0) == 0.5 and clock.seconds() == 40.0
-    clock.start()
-    assert 40.0 <= clock.seconds() < 41.0
-    clock.stop()
-    assert clock.seconds() == clock.elapsed_s
-    clock.elapsed_s = 80.0
-    assert clock.done(0, clock.progress(0))
-
-
-@pytest.mark.parametrize("world", [1, 2, 8])
-def test_clock_leaves_two_steps_and_calibration_within_the_budget(
-    world: int, tiny: Callable[..., Config]
-) -> None:
-    """One process calibrates, however many have shared the step whose seconds are the measure."""
-    settings = [
-        "train.clock=wall",
-        "train.budget_s=100",
-        "train.reserve_s=20",
-        "quant.tune_steps=0",
-    ]
-    batch = tiny().train.batch_tokens
-    for more in (0, 1, 10):
-        tokens = max(1, 2 * more * batch // world)
-        clock = Clock(tiny(*settings, f"quant.calibration_tokens={tokens}"), None, Ranks(0, world))
-        clock.elapsed_s = 79.0
-        clock.step_s = 21.0 / (2 + more) * 1.01
-        assert clock.done(0, clock.progress(0))
-        clock.step_s = 21.0 / (2 + more) * 0.99
-        assert clock.progress(0) == pytest.approx(79 / 80)
-    counted = Clock(tiny())
-    assert counted.progress(6) == 0.5 and not counted.done(11, 0.9) and counted.done(12, 1.0)
-
-
-@pytest.mark.parametrize("world", [1, 2, 4, 8])
-def test_clock_of_the_published_run_leaves_its_calibration(world: int) -> None:
-    """Sixty-four batches of 98,304 tokens, which one process reads alone: steps by ranks."""
-    ranks, config = Ranks(0, world), recipe("pr1858")
-    assert calibration_steps(config, ranks, "cuda") == 8 * world
-    assert calibration_steps(config, ranks, "cpu") == 4 * world
-    trellis = override(config, ["quant.method=trellis", "quant.gradient_tokens=1572864"])
-    assert calibration_steps(trellis, ranks, "cuda") == (8 + 2) * world
-    few = override(trellis, ["quant.calibration_tokens=786432"])
-    assert calibration_steps(few, ranks, "cpu") == (0.5 + 1) * world
-    plain = override(config, ["quant.method=round"])
-    assert calibration_steps(plain, ranks, "cuda") == 0
-    tuned = override(plain, ["quant.tune_steps=48"])
-    assert calibration_steps(tuned, ranks, "cuda") == 2 * world
 
 
 def test_signals_are_given_back() -> None:

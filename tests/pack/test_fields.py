@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pack.forged import CABAC, KINDS, RAW, Change, refuse, section
 from specimens import (
     PROVENANCE,
     PUNY,
@@ -21,80 +22,17 @@ from specimens import (
     fancy,
     header_of,
     quantised,
-    reheaded,
     resealed,
     striped,
 )  # fmt: skip
 
-from fairway.base.errors import UserError
 from fairway.config.settings import PackConfig
 from fairway.pack import artifact
-from fairway.pack.artifact import load_artifact, read_sections, save_artifact
-from fairway.pack.layout import (
-    section_bits,
-    section_bytes,
-    section_trellis,
-)
+from fairway.pack.artifact import load_artifact, save_artifact
 from fairway.quantise.gptq import QuantisedModel
 from fairway.quantise.grid import QuantisedTensor, restore, scale_of
 
-RAW, CABAC = PackConfig(codec="raw"), PackConfig(codec="cabac")
 WITH_WORDS = {"with_tokenizer": True}
-# By what scales are, stored raw and through the entropy coder.
-KINDS: dict[str, tuple[Callable[[], QuantisedModel], PackConfig]] = {
-    "scales": (quantised, replace(RAW, with_tokenizer=True)),
-    "scales, coded": (quantised, replace(CABAC, with_tokenizer=True)),
-    "steps": (fancy, replace(RAW, with_tokenizer=True)),
-    "columns": (striped, replace(RAW, with_tokenizer=True)),
-    "columns, coded": (striped, replace(CABAC, with_tokenizer=True)),
-}
-Change = Callable[[dict[str, Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Return the bytes of a file of every kind."""
-    path = tmp_path_factory.mktemp("fields") / "a.fwy"
-    found = {}
-    for kind, (make, pack) in KINDS.items():
-        save_artifact(path, make(), TINY, pack, WORDS, PROVENANCE)
-        found[kind] = path.read_bytes()
-    return found
-
-
-@pytest.fixture
-def forge(kept: dict[str, bytes], tmp_path: Path) -> Callable[[str, Change], Path]:
-    """Return a function: a file of a kind whose header was changed."""
-
-    def write(kind: str, change: Change) -> Path:
-        (tmp_path / "a.fwy").write_bytes(kept[kind])
-        return reheaded(tmp_path / "a.fwy", change)
-
-    return write
-
-
-def section(name: str, key: str, to: Any) -> Change:
-    """Return a change of one field of a section, by its name."""
-
-    def apply(header: dict[str, Any]) -> None:
-        [entry] = [entry for entry in header["sections"] if entry["name"] == name]
-        entry[key] = to
-
-    return apply
-
-
-def without(name: str, key: str) -> Change:
-    def apply(header: dict[str, Any]) -> None:
-        [entry] = [entry for entry in header["sections"] if entry["name"] == name]
-        del entry[key]
-
-    return apply
-
-
-def refuse(path: Path, told: str) -> None:
-    with pytest.raises(UserError, match=told) as caught:
-        load_artifact(path)
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -497,38 +435,6 @@ def test_damage_anywhere_is_refused(kept: dict[str, bytes], tmp_path: Path, kind
         refuse(path, r"a\.fwy: ")
 
 
-# ---------------------------------------------------------------------------------------------
-# Sections read, and layouts
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_sections_are_read_as_they_were_before_compression_codes_last(
-    kept: dict[str, bytes], tmp_path: Path, kind: str
-) -> None:
-    path, state = tmp_path / "a.fwy", KINDS[kind][0]()
-    path.write_bytes(kept[kind])
-    found = list(read_sections(path))
-    kinds = [entry["kind"] for entry, _, _ in found]
-    assert kinds == sorted(kinds, key=lambda kind: kind == "codes")
-    sections = header_of(kept[kind])["sections"]
-    found.sort(key=lambda read: sections.index(read[0]))
-    assert [entry for entry, _, _ in found] == sections
-    for entry, spec, raw in found[:-1]:
-        assert spec is not None and (spec.name, spec.kind) == (entry["name"], entry["kind"])
-        assert raw == section_bytes(spec, state) and len(raw) == entry["raw_bytes"]
-        assert entry["bits"] == section_bits(spec, state)
-        assert entry["trellis"] == section_trellis(spec, state)
-    entry, spec, raw = found[-1]
-    assert spec is None and raw == WORDS.data
-    assert {key: entry[key] for key in ("name", "kind", "bits")} == {
-        "name": "tokenizer", "kind": "tokenizer", "bits": 8
-    }  # fmt: skip
-    assert entry["trellis"] == 0
-    path.write_bytes(kept[kind][:-1])
-    with pytest.raises(UserError, match=r"a\.fwy: the file has \d+ bytes, its header speaks of"):
-        list(read_sections(path))
-
-
 @pytest.mark.parametrize("digit", ["0", "f"])
 def test_a_digest_that_is_too_small_or_too_large_is_damage(
     kept: dict[str, bytes], forge: Callable[[str, Change], Path], tmp_path: Path, digit: str
@@ -550,14 +456,3 @@ def test_a_file_that_ends_in_its_first_bytes(
     if not 8 <= length < 48:
         told = "the header is damaged" if length else "this is not a Fairway artifact"
     refuse(tmp_path / "a.fwy", "not a Fairway artifact" if length == 7 else told)
-
-
-@pytest.mark.parametrize("pack", [RAW, CABAC])
-def test_wide_and_tall_matrices_come_back(tmp_path: Path, pack: PackConfig) -> None:
-    config = replace(PUNY, mlp_dim=24, num_kv_heads=2)
-    state = fancy(config)
-    save_artifact(tmp_path / "a.fwy", state, config, pack, WORDS, PROVENANCE)
-    found = load_artifact(tmp_path / "a.fwy").state
-    for name, tensor in state.items():
-        wanted = restore(tensor) if isinstance(tensor, QuantisedTensor) else tensor.float()
-        assert torch.equal(found[name], wanted), name
