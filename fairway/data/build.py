@@ -94,8 +94,7 @@ def build_data(
         )
         train = _encode(tokenizer, sorted(split.train, key=document_key), "encoding training text")
         val = _encode(tokenizer, split.val, "encoding validation text")
-        if prove_bytes(tokenizer, val.tokens) != val.bytes:
-            raise UserError("the bytes of the validation tokens are not those of its text")
+        _check_bytes(tokenizer, val)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -115,6 +114,11 @@ def build_data(
         }
         _write(folder, manifest, tokenizer, train, val, shard_tokens)
     return manifest
+
+
+def _check_bytes(tokenizer: Tokenizer, val: _Encoded) -> None:
+    if prove_bytes(tokenizer, val.tokens) != val.bytes:
+        raise UserError("the bytes of the validation tokens are not those of its text")
 
 
 def _check_tokenizer(tokenizer: Tokenizer, vocab_size: int, case_ops: bool) -> None:
