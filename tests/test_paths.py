@@ -81,6 +81,8 @@ LINES: dict[str, list[str]] = {
         "ablate --merge {}",
         "ablate --merge ids.json ids.json {}",
     ],
+    "push": ["push {} someone/run"],
+    "load": ["load someone/run --out {}"],
     "transfer": [
         "transfer {} ids.json",
         "transfer ids.json {}",
