@@ -81,6 +81,9 @@ LINES: dict[str, list[str]] = {
         "ablate --merge {}",
         "ablate --merge ids.json ids.json {}",
     ],
+    "plan": ["plan --seconds 60 --data {}", "plan --seconds 60 --out {}"],
+    "push": ["push {} someone/run"],
+    "load": ["load someone/run --out {}"],
     "transfer": [
         "transfer {} ids.json",
         "transfer ids.json {}",
