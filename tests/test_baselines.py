@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import brotli
+import pyppmd
 import pytest
 import zstandard
 from hypothesis import given
@@ -22,6 +23,9 @@ TOOLS = {
     "brotli": ["brotli", "-q", "11", "-w", "24", "-c"],
     "zstd": ["zstd", "-19", "-q", "-c"],
 }
+
+
+NAMES = [*TOOLS, "ppmd"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def test_joined_documents_are_coded_without_separators(measured):
     assert measured["xz"]["bpb"] == pytest.approx(8 * measured["xz"]["bytes"] / len(text))
 
 
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", NAMES)
 def test_priming_with_like_text_helps(name, measured):
     found = measured[name]
     assert 0 < found["primed_bytes"] < found["bytes"]
@@ -80,9 +84,34 @@ def test_primed_xz_is_the_difference_of_two_files(measured):
     assert measured["xz"]["primed_bytes"] == len(both) - len(alone)
 
 
+@pytest.mark.parametrize("prime", ["", PRIME, "ü" * 100])
+def test_ppmd_restores_the_text_after_what_primed_it(prime):
+    whole = prime.encode() + TEXT.encode()
+    head, added = baselines.ppmd_streams(prime.encode(), TEXT.encode())
+    decoder = pyppmd.Ppmd7Decoder(16, baselines.ppmd_memory(len(whole)))
+    restored = decoder.decode(head + added, len(whole))
+    while len(restored) < len(whole):
+        restored += decoder.decode(b"\0", len(whole) - len(restored))
+    assert restored == whole
+
+
+def test_ppmd_is_the_strongest_and_sees_more_text(measured):
+    assert min(measured, key=lambda name: measured[name]["bytes"]) == "ppmd"
+    prime = ["x" * baselines.PRIME_BYTES, PRIME]
+    found = baselines.measure([TEXT[:500]], prime)
+    assert found["zstd"]["primed_with_bytes"] == baselines.PRIME_BYTES
+    assert found["ppmd"]["primed_with_bytes"] == baselines.PRIME_BYTES + len(PRIME.encode())
+
+
+def test_without_pyppmd_the_others_are_measured(monkeypatch):
+    monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: None)
+    assert list(baselines.measure(["some text"], [])) == list(TOOLS)
+    assert baselines.missing() == ["PPMd, order 16"]
+
+
 def test_order_is_fixed_and_no_training_text_leaves_primed_empty():
     found = baselines.measure(["some text"], [])
-    assert list(found) == ["xz", "brotli", "zstd"]
+    assert list(found) == NAMES
     for tool in found.values():
         assert tool["primed_bytes"] is None and tool["primed_bpb"] is None
         assert tool["primed_with_bytes"] == 0 and tool["bytes"] > 0

@@ -51,7 +51,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         [],
         ["model.loop_extra=2", "model.num_layers=5", "model.loop_last=3"],
         ["model.tie_embeddings=false", "model.embed_dim=64", "model.x0_values=true"],
-        ["model.attn_gate=dense", "model.num_heads=6", "model.num_kv_heads=3"],
+        [
+            "model.attn_gate=dense",
+            "model.num_heads=4",
+            "model.num_kv_heads=2",
+            "model.rope_dims=16",
+        ],
     ],
 )
 def test_a_size_is_that_of_the_model_and_its_products(changes: list[str]) -> None:
@@ -69,11 +74,13 @@ def test_a_size_is_that_of_the_model_and_its_products(changes: list[str]) -> Non
 
 
 def test_a_loop_costs_its_visits_and_no_parameter() -> None:
-    plain = size_of(DEMO.model, 256)
-    looped = size_of(override(DEMO, ["model.loop_extra=1"]).model, 256)
+    four = ["model.num_layers=4", "model.loop_last=2"]
+    base = override(DEMO, four).model
+    plain = size_of(base, 256)
+    looped = size_of(override(DEMO, [*four, "model.loop_extra=1"]).model, 256)
     assert looped.parameters == plain.parameters and looped.update_flops == plain.update_flops
     # Blocks 1 and 2 of 4 are visited once more; the head is not.
-    blocks = plain.token_flops - 6 * DEMO.model.vocab_size * DEMO.model.dim
+    blocks = plain.token_flops - 6 * base.vocab_size * base.dim
     assert looped.token_flops - plain.token_flops == pytest.approx(blocks / 2)
 
 

@@ -171,7 +171,7 @@ def compress(
     out: Annotated[Path | None, file_option("--out", help=f"File to write [FILE{SUFFIX}].")] = None,
     streams: Streams = None,
     beside: Annotated[
-        bool, typer.Option("--compare", help="Print what xz -9e and brotli -11 make of it.")
+        bool, typer.Option("--compare", help="Print what other compressors make of it.")
     ] = False,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
@@ -219,12 +219,10 @@ def compress(
 
 
 def _others(data: bytes) -> dict[str, int]:
-    from fairway.score.baselines import TOOL_NAMES, brotli_file, xz_file
+    from fairway.score.baselines import TOOL_NAMES, usable
 
-    return {
-        TOOL_NAMES["xz"]: len(xz_file(data)),
-        TOOL_NAMES["brotli"]: len(brotli_file(data)),
-    }
+    tools = usable()
+    return {title: tools[name].cold(data) for name, title in TOOL_NAMES.items() if name in tools}
 
 
 def decompress(

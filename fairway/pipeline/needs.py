@@ -17,6 +17,7 @@ from fairway.machine.plan import DTYPES, Plan
 from fairway.model.gpt import GPT, shapes_of
 from fairway.pipeline.limits import scoring_bytes
 from fairway.quantise.gptq import grid_of
+from fairway.score.baselines import PPMD_PRIME_BYTES, PRIME_BYTES, ppmd_memory
 from fairway.score.experts.ppm import table_bytes
 from fairway.train.preflight import kept_numbers, training_bytes
 from fairway.train.steps import Say
@@ -38,7 +39,6 @@ REMEDIES = {
 # The encoder of `xz -9e` sets aside 10.5 times its dictionary, of 64 MiB or the text if longer, and
 # uses as much of it as there is text, on top of 60 MB; brotli and zstd beside it take 0.3 GB.
 _XZ, _XZ_DICTIONARY, _XZ_LEAST, _OTHERS = 10.5, 1 << 26, 60_000_000, 300_000_000
-_PRIME_BYTES = 3_000_000
 
 
 def remedy_of(stage: str) -> str:
@@ -140,7 +140,8 @@ def _scores(config: Config, parameters: int, validation: Validation, plan: Plan)
 
 
 def _baselines(val_bytes: int) -> Need:
-    text = val_bytes + _PRIME_BYTES
-    used = _XZ_LEAST + _XZ * text + _OTHERS
+    text = val_bytes + PRIME_BYTES
+    ppmd = 2 * PPMD_PRIME_BYTES + ppmd_memory(val_bytes + PPMD_PRIME_BYTES)
+    used = _XZ_LEAST + _XZ * text + _OTHERS + ppmd
     aside = _XZ * max(0, _XZ_DICTIONARY - text)
     return Need("baselines", "compressing the validation text for comparison", used, aside)

@@ -45,14 +45,9 @@ def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str])
 
 def _header(results: dict[str, Any], derived: dict[str, Any]) -> Html:
     stage = results["stages"][results["headline"]]
-    cold = [row for row in derived["baselines"] if row["way"] == "cold"]
-    others = [
-        f'<span class="whole">{esc(sections.tool_name(row["tool"]))} takes '
-        f"{num(row['bpb'], '.4f')}</span>"
-        for row in cold
-    ]
+    best = min(derived["baselines"], key=lambda row: float(row["bpb"]), default=None)
     same = "on the same bytes" if derived["scored_whole"] else "on the whole text"
-    beside = f"; {same} {', '.join(others)}" if others else ""
+    beside = f"; {same} the strongest compressor, {_row_name(best)}" if best else ""
     audit = results.get("audit")
     if audit and not audit["passed"]:
         beside = ". The audit of this run did not pass, so no score is claimed"
@@ -65,6 +60,14 @@ def _header(results: dict[str, Any], derived: dict[str, Any]) -> Html:
         f'<span class="score">{num(stage["bpb"], ".4f", " bits per byte")}</span> '
         f"after {time_of(results['train']['seconds'])} of training{beside}.</h1>\n"
         "</header>\n"
+    )
+
+
+def _row_name(row: dict[str, Any]) -> Html:
+    """Return what the headline says of a compressor: its name, how it was used, its score."""
+    return Html(
+        f'<span class="whole">{esc(sections.tool_name(row["tool"]))} ({esc(row["way"])}), takes '
+        f"{num(row['bpb'], '.4f')}</span>"
     )
 
 

@@ -84,17 +84,19 @@ def _baselines(rows: list[Values], tools: Values) -> list[Html]:
         ]
         for row in rows
     ]
-    primed = max(tool["primed_with_bytes"] for tool in tools.values())
+    primed = [(name, tool["primed_with_bytes"]) for name, tool in tools.items()]
     cold = "Cold compressors see the validation text alone."
+    seen = join([Html(f"{esc(tool_name(name))} {num(size)}") for name, size in primed], ", ")
     ways = Html(
-        f"{cold} Primed ones have seen the last {num(primed)} bytes of the training text before "
-        "it, which is the closer comparison: the model has seen training text too."
+        f"{cold} Primed ones have seen the end of the training text before it, which is the closer "
+        f"comparison: the model has seen training text too. Bytes of it that each has seen: {seen}."
     )
     how = [
         Html(f"<b>{esc(tool_name(name))}</b>: {esc(tool['how'])}.") for name, tool in tools.items()
     ]
     heads = ["compressor", "size (bytes)", "bits per byte", "model against it (%)"]
-    return [table(heads, cells), note(ways if primed else Html(cold)), note(join(how, " "))]
+    shown = ways if any(size for _, size in primed) else Html(cold)
+    return [table(heads, cells), note(shown), note(join(how, " "))]
 
 
 def loss(derived: Values) -> Html:

@@ -75,7 +75,7 @@ def test_the_verbs(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
         facts["bytes"] == len(TEXT)
         and facts["compressed_bytes"] == Path("a.txt.fwz").stat().st_size
     )
-    assert set(facts["others"]) == {"xz -9e", "brotli -11"}
+    assert set(facts["others"]) == {"xz -9e", "brotli -11", "zstd -19", "PPMd, order 16"}
     for line, told in (
         (f"compress a.txt --artifact {artifact} {FIXED}", "a.txt.fwz exists already"),
         (f"decompress a.txt.fwz --artifact {artifact}", "a.txt exists already"),
