@@ -20,6 +20,7 @@ TRAINED = [
     "optim.grad_power=0.9", "optim.cool_power=1.2", "optim.embed_beta2=0.99", "optim.ema_blend=0.6",
     "optim.ema_embed=false", "optim.min_lr=0.1", "train.prefix_weight=0.25",
     "train.rate_errors=noise", "train.rate_weight=0.1", "quant.min_numel=256",
+    "data.shuffle_documents=true",
 ]  # fmt: skip
 
 

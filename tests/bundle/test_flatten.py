@@ -13,13 +13,18 @@ from fairway.config.settings import Config
 from fairway.recipes import recipe
 
 
+def evaluated(config: Config) -> Any:
+    """Return what a stated config is in the package, where names have no module in front."""
+    return eval(re.sub("G_fairway_config_[a-z]+__", "", _stated(config)), vars(settings))
+
+
 @pytest.mark.parametrize("name", ["best", "demo", "pr1493", "pr1858", "smoke"])
 def test_a_config_is_stated_by_what_differs(name: str) -> None:
     config = recipe(name)
-    assert eval(re.sub("G_fairway_config_[a-z]+__", "", _stated(config)), vars(settings)) == config
+    assert evaluated(config) == config
     assert _stated(Config()) == "G_fairway_config_settings__Config()"
     odd = override(config, ["optim.ema_decay=none", "optim.ema_share=0.5", "model.softcap=0"])
-    assert eval(_stated(odd).replace("G_fairway_config_settings__", ""), vars(settings)) == odd
+    assert evaluated(odd) == odd
 
 
 def test_what_is_for_readers_goes_and_what_the_program_reads_stays() -> None:
