@@ -217,7 +217,7 @@ CORPORA = [
     (lines('{"text": "a"}', '{"text": '), "lines.jsonl", "lines.jsonl line 2 is not JSON"),
     (lines('{"words": "a"}'), "lines.jsonl", "has no text"),
     (nothing, "text.txt --tokenizer empty.txt", "not a usable SentencePiece model"),
-    (nothing, "text.txt --tokenizer nowhere", "the tokenizer nowhere does not exist"),
+    (nothing, "text.txt --tokenizer nowhere", "cannot read the tokenizer nowhere"),
     (nothing, "text.txt --validation text.txt", "overlap with the validation text"),
     (nothing, "text.txt --validation empty.txt", "no text in the validation documents"),
 ]
