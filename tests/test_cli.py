@@ -38,7 +38,7 @@ FIXED = [
 STAGES = (
     *("audit", "audit-record", "bundle", "compare", "compress", "decompress", "doctor", "export"),
     *("pack", "plan", "prove", "report", "run", "runs", "sample", "score", "seeds", "submit"),
-    *("train", "unpack", "verify"),
+    *("train", "unpack", "verify", "ablate", "transfer", "push", "load"),
 )
 HELP = """
 import sys
@@ -452,8 +452,12 @@ def test_data(cli: Cli, tmp_path: Path) -> None:
     validation.write_text("Here is quite another text, which nothing else resembles at all.")
     again = ("--tokenizer", out / "tokenizer.model", "--validation", validation)
     told = cli("data", "build", texts, "--out", tmp_path / "more", *again)
-    wanted = f"--set data.source={tmp_path / 'more'} --set model.vocab_size=290\n"
-    assert told.out == f"built {tmp_path / 'more'}; train with {wanted}"
+    lines = told.out.splitlines()
+    wanted = f"--set data.source={tmp_path / 'more'} --set model.vocab_size=290"
+    assert lines[-1] == f"built {tmp_path / 'more'}; train with: fairway run demo {wanted}"
+    assert lines[0].startswith("training text: 12 documents, ") and lines[0].endswith(" tokens")
+    assert lines[1].startswith("validation text: 1 documents, 64 bytes, ")
+    assert lines[2] == "left out: nothing"
     assert read_json(tmp_path / "more" / "manifest.json")["split"]["rule"] == "given"
 
 
@@ -471,7 +475,7 @@ def test_building_says_what_was_left_out_and_replaces_when_told(
     monkeypatch.chdir(tmp_path)
     build = ("data", "build", "texts", "--vocab-size", 290, "--val-share", 0.2, "--out")
     told = cli(*build, "data")
-    assert told.out.splitlines()[0] == (
+    assert told.out.splitlines()[2] == (
         "left out: files of unknown ending (1), links to folders that are read already (1), "
         "rows or lines whose text is null (1), documents without text (1)"
     )

@@ -32,6 +32,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "verify": ("verify my-record",),
     "runs": ("runs", "runs --export csv --out runs.csv"),
     "export": ("export runs/demo --out demo-hf --format transformers",),
+    "push": ("push runs/demo owner/name --private",),
+    "load": ("load owner/name --out runs/loaded",),
     "plan": ("plan --seconds 200 --bytes 2000000",),
     "ablate": (
         "ablate demo --arm wide:model.mlp_dim=1024 --pairs 8",

@@ -12,7 +12,7 @@ from fairway.base import terminal
 from fairway.base.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
 from fairway.base.errors import InterruptedRun, LedgerError, UserError
 from fairway.base.room import memory_told, require_start
-from fairway.base.terminal import quoted
+from fairway.base.terminal import command
 from fairway.cli.audit import audit, audit_record
 from fairway.cli.base import (
     Json,
@@ -44,8 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="fairway VERB --help shows options and examples; fairway run demo --dry-run shows all "
-    "settings.",
+    epilog="Options and examples: fairway VERB --help. Settings: fairway run demo --dry-run.",
 )
 data_app = typer.Typer(help="Turn your text into tokens, or fetch the tokens of the challenge.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
@@ -345,9 +344,10 @@ def data_build(
     as_json: Json = False,
 ) -> None:
     """Turn your own files into tokens, with a tokenizer and a validation text."""
+    from fairway.cli.show import data_lines
     from fairway.data.build import build_data
     from fairway.data.corpus import corpus_versions, embedded_documents
-    from fairway.data.documents import LeftOut, told
+    from fairway.data.documents import LeftOut
     from fairway.data.sources import read_documents
     from fairway.data.tokens import Tokenizer
 
@@ -371,7 +371,7 @@ def data_build(
         left_out=left_out,
         replace=replace,
     )
-    emit(as_json, manifest, *filter(None, [told(manifest["dropped"])]), _how_to_train("built", out))
+    emit(as_json, manifest, *data_lines(manifest), _how_to_train("built", out))
 
 
 @data_app.command("fetch", cls=Verb)
@@ -397,8 +397,8 @@ def _how_to_train(done: str, out: Path) -> str:
     from fairway.data.folder import DataFolder
 
     size = DataFolder.open(out).tokenizer.vocab_size
-    source = quoted(f"data.source={out}")
-    return f"{done} {out}; train with --set {source} --set model.vocab_size={size}"
+    words = ("--set", f"data.source={out}", "--set", f"model.vocab_size={size}")
+    return f"{done} {out}; train with: {command('run', 'demo', *words)}"
 
 
 @data_app.command("show", cls=Verb)

@@ -113,6 +113,21 @@ def parts_table(parts: "list[Part]") -> Table:
     return table
 
 
+def data_lines(manifest: dict[str, Any]) -> list[str]:
+    """Return what a data folder was built from: documents, bytes, tokens, and what is left out."""
+    from fairway.data.documents import told
+
+    sides = (("training", manifest["train"]), ("validation", manifest["val"]))
+    return [
+        *(
+            f"{name} text: {side['documents']:,} documents, {side['bytes']:,} bytes, "
+            f"{side['tokens']:,} tokens"
+            for name, side in sides
+        ),
+        told(manifest["dropped"]) or "left out: nothing",
+    ]
+
+
 def config_table(config: Config) -> Table:
     """Return every setting with its value and help, those that differ from the default marked."""
     table = Table(f"recipe {line(config.recipe)}")
