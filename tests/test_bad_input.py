@@ -64,7 +64,7 @@ WRONG_WORDS = [
     ("report data", "data is not a run folder"),
     ("score nowhere", "nowhere does not exist"),
     ("score data", "data is not a run folder"),
-    ("score run text.txt", "run is a run folder, which has its own text"),
+    ("score run --tokenizer text.txt", "--tokenizer needs text files to score"),
     ("score run/artifact.fwy", "name at least one text file"),
     ("score run/artifact.fwy text.txt --set score.stride=8", "only those of runtime can be set"),
     ("audit", "name a run folder to audit, or --program"),
@@ -275,7 +275,7 @@ def test_damaged_artifacts(
     ("line", "told"),
     [
         (f"score {ARTIFACT} text.txt --tokenizer empty.txt", "not a usable SentencePiece model"),
-        (f"score {ARTIFACT} text.txt --tokenizer nowhere", "cannot read the tokenizer nowhere"),
+        (f"score {ARTIFACT} text.txt --tokenizer nowhere", "the tokenizer nowhere does not exist"),
         (f"score {ARTIFACT} empty.txt", "the text is empty"),
         (f"score {ARTIFACT} nowhere.txt", "nowhere.txt does not exist"),
         (f"score {ARTIFACT} {ARTIFACT}", "is of no known kind"),

@@ -23,6 +23,7 @@ from fairway.audit.records.audit import RecordAudit
 from fairway.base.files import read_json
 from fairway.cli import doctor
 from fairway.cli import main as command_line
+from fairway.cli.examples import EXAMPLES, START, recipe_lines
 from fairway.config.settings import RuntimeConfig
 from fairway.machine.plan import make_plan
 from fairway.pack.artifact import load_artifact
@@ -37,7 +38,7 @@ FIXED = [
 STAGES = (
     *("audit", "audit-record", "bundle", "compare", "compress", "decompress", "doctor", "export"),
     *("pack", "plan", "prove", "report", "run", "runs", "sample", "score", "seeds", "submit"),
-    *("train", "unpack", "verify"),
+    *("train", "unpack", "verify", "ablate", "transfer", "push", "load"),
 )
 HELP = """
 import sys
@@ -122,6 +123,14 @@ def test_every_verb_explains_itself_and_speaks_json(cli: Cli, verb: tuple[str, .
     assert ended.code == 0
     assert "--json" in ended.out
     assert ended.err == ""
+    assert all(f" fairway {words} " in ended.out for words in EXAMPLES[verb[-1]])
+
+
+@pytest.mark.parametrize("verb", ["run", "train", "seeds", "bundle", "ablate"])
+def test_what_takes_a_recipe_lists_all(cli: Cli, verb: str) -> None:
+    lines = cli(verb, "--help").out.splitlines()
+    for line in recipe_lines():
+        assert f" {line}".ljust(80) in lines, line
 
 
 def test_the_version(cli: Cli) -> None:
@@ -131,6 +140,12 @@ def test_the_version(cli: Cli) -> None:
 @pytest.mark.parametrize("words", [(), ("data",)])
 def test_nothing_asked_is_answered_with_help(cli: Cli, words: tuple[str, ...]) -> None:
     assert "Usage" in cli(*words).out
+
+
+def test_the_first_lines_say_what_to_type(cli: Cli) -> None:
+    lines = cli().out.splitlines()
+    for words, meaning in START:
+        assert sum(f"fairway {words}" in line and meaning in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(
@@ -269,6 +284,7 @@ def test_score_an_artifact_on_texts(cli: Cli, run: Path, tmp_path: Path) -> None
     assert told["bytes"] == len("The model predicts a token.\nIt was every byte.")
     assert told["bpb"] == pytest.approx(told["nats"] / told["bytes"] / 0.6931471805599453)
     assert cli(*words).out == f"{told['bpb']:.4f} bits per byte on {told['bytes']} bytes\n"
+    assert cli("score", run, text, lines, *FIXED, "--json").json == told
     named = cli(*words, "--tokenizer", run / "tokenizer.model", "--json").json
     assert named == told
 
@@ -436,8 +452,12 @@ def test_data(cli: Cli, tmp_path: Path) -> None:
     validation.write_text("Here is quite another text, which nothing else resembles at all.")
     again = ("--tokenizer", out / "tokenizer.model", "--validation", validation)
     told = cli("data", "build", texts, "--out", tmp_path / "more", *again)
-    wanted = f"--set data.source={tmp_path / 'more'} --set model.vocab_size=290\n"
-    assert told.out == f"built {tmp_path / 'more'}; train with {wanted}"
+    lines = told.out.splitlines()
+    wanted = f"--set data.source={tmp_path / 'more'} --set model.vocab_size=290"
+    assert lines[-1] == f"built {tmp_path / 'more'}; train with: fairway run demo {wanted}"
+    assert lines[0].startswith("training text: 12 documents, ") and lines[0].endswith(" tokens")
+    assert lines[1].startswith("validation text: 1 documents, 64 bytes, ")
+    assert lines[2] == "left out: nothing"
     assert read_json(tmp_path / "more" / "manifest.json")["split"]["rule"] == "given"
 
 
@@ -455,7 +475,7 @@ def test_building_says_what_was_left_out_and_replaces_when_told(
     monkeypatch.chdir(tmp_path)
     build = ("data", "build", "texts", "--vocab-size", 290, "--val-share", 0.2, "--out")
     told = cli(*build, "data")
-    assert told.out.splitlines()[0] == (
+    assert told.out.splitlines()[2] == (
         "left out: files of unknown ending (1), links to folders that are read already (1), "
         "rows or lines whose text is null (1), documents without text (1)"
     )

@@ -13,6 +13,7 @@ import typer.main
 import fairway
 from fairway.base.errors import UserError
 from fairway.cli import main as cli
+from fairway.cli.examples import EXAMPLES
 from fairway.config.overrides import override
 from fairway.config.settings import Config, settings, unknown_name
 from fairway.recipes import RECIPES, own, recipe
@@ -134,6 +135,14 @@ def test_every_command_parses(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_setting_exists(document: Path) -> None:
     assert unknown_settings(document.read_text()) == []
+
+
+def test_every_verb_has_examples_that_parse() -> None:
+    root: Any = typer.main.get_command(cli.app)
+    verbs = {**root.commands, **root.commands["data"].commands}
+    assert {*EXAMPLES, "data"} == set(verbs)
+    shown = [words for some in EXAMPLES.values() for words in some]
+    assert {words: fault(shlex.split(words)) for words in shown} == dict.fromkeys(shown)
 
 
 def test_the_examples_in_python_run(

@@ -383,7 +383,7 @@ def test_a_command_that_is_offered_can_be_given(place: Place, shell: Shell) -> N
     """A data folder and a proof whose names a shell would take apart."""
     name = "$HOME it's\n"
     (place / "data").rename(place / name)
-    words = cli._how_to_train("built", Path(name)).partition("train with ")[2]
+    words = cli._how_to_train("built", Path(name)).partition("fairway run demo ")[2]
     read = shell(f"printf '%s\\0' {words}").stdout.decode().split("\0")[:-1]
     assert override(recipe("smoke"), [word for word in read if word != "--set"]).data.source == name
     proof = shell(f"fairway prove {ART} text.txt --bytes 8 --out 'a $x' {FIXED}")

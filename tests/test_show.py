@@ -84,3 +84,25 @@ def test_the_summary_says_where_things_are(results: dict[str, Any]) -> None:
     assert f"{results['train']['tokens']:,} tokens" in lines[0]
     assert "runs/x/artifact.fwy" in lines[1]
     assert "runs/x/report.html" in lines[1]
+
+
+@pytest.mark.parametrize("columns", [3, 12, 40])
+def test_no_number_is_cut(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    numbers = [f"{1234567.125 + column:,.3f}" for column in range(columns)]
+    names = ["a name of several words", *(f"c{column}" for column in range(columns))]
+    show.show(show.plain_table("numbers", names, [["a row of several words", *numbers]]))
+    row = next(line for line in capsys.readouterr().out.splitlines() if numbers[0] in line)
+    assert cells(row)[1:] == numbers
+
+
+def test_words_of_a_table_are_broken_to_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = " ".join(["train.steps=3"] * 40)
+    show.show(show.plain_table("runs", ("run", "settings", "bytes"), [("a", words, "1,234")]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100 and any("1,234" in line for line in lines)

@@ -85,7 +85,7 @@ def test_golden_losses(tiny: Callable[..., Config], data_folder: Path, tmp_path:
     said: list[str] = []
     run(tiny(), data_folder, tmp_path, said=said)
     assert losses(tmp_path) == pytest.approx(GOLDEN, abs=2e-3)
-    assert "step 00012 100.0%" in said[-1] and "est.  0.00/16.00 MB" in said[-1]
+    assert "step 00012 100% " in said[-1] and said[-1].endswith(" 0:00 left  0.00 MB")
 
 
 def test_second_targets_teach_and_records_tell_the_loss_alone(
@@ -193,7 +193,7 @@ def test_a_training_that_knows_its_rate_resumes_too(
     same, other = (losses(tmp_path / name) for name in ("whole", "without"))
     # Errors are there from the middle on.
     assert same[:6] == other[:6] and same[6] != other[6]
-    assert re.search(r" MB.* \| codes [23]\.\d{3} bits", said[-1])
+    assert re.search(r" ms [23]\.\d{3} bits/w .* MB$", said[-1])
     assert without.rates is None
     resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, 8)
     assert losses(tmp_path / "parts") == same

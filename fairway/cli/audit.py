@@ -26,7 +26,7 @@ _Program = Annotated[
     str | None,
     typer.Option(
         "--program",
-        help="Audit a program that scores instead. It writes the first line (docs/RULES.md).",
+        help="Command of a scoring program to audit; docs/RULES.md has its protocol.",
     ),
 ]
 _Scorer = Annotated[
@@ -34,31 +34,34 @@ _Scorer = Annotated[
     typer.Option(
         "--scorer",
         metavar="FILE.py|NAME",
-        help="Audit a Python scorer instead: FILE.py, FILE.py:NAME, or one that an installed "
-        "package registers. It runs in a process of its own.",
+        help="Python scorer to audit: FILE.py, FILE.py:NAME, or a name that an installed package "
+        "registers. It runs in a separate process.",
     ),
 ]
 _Tokens = Annotated[
     Path | None,
     path_option(
-        "--tokens", help="With --program or --scorer: a JSON list of token ids, BOS first."
+        "--tokens",
+        help="With --program or --scorer: file with a JSON list of token ids, BOS first.",
     ),
 ]
 _Bytes = Annotated[
     int | None,
-    whole_option("--bytes", lo=1, help="With --program or --scorer: raw bytes of the text."),
+    whole_option(
+        "--bytes", lo=1, help="With --program or --scorer: number of bytes of the raw text."
+    ),
 ]
 _Tokenizer = Annotated[
     Path | None,
     path_option(
-        "--tokenizer", help="With --program or --scorer: a SentencePiece model that has them."
+        "--tokenizer", help="With --program or --scorer: the SentencePiece model of the token ids."
     ),
 ]
 _Fresh = Annotated[
     Path | None,
     path_option(
         "--fresh",
-        help="With --program or --scorer: token ids of text of the same source, written later.",
+        help="With --program or --scorer: token ids of a newer text of the same kind.",
     ),
 ]
 # Beside a program's text: fresh text, the bytes of its text, a tokenizer that knows them.
@@ -68,7 +71,7 @@ _Asked = tuple[list[str], str]
 
 
 def audit(
-    run: Annotated[Path | None, path_argument("[RUN]", "Folder of a scored run.")] = None,
+    run: Annotated[Path | None, path_argument("RUN", "Folder of a scored run.")] = None,
     program: _Program = None,
     scorer: _Scorer = None,
     tokens: _Tokens = None,
@@ -78,7 +81,7 @@ def audit(
             "--budget",
             lo=0.1,
             hi=1e6,
-            help="Seconds for the probes; a program may take thrice.",
+            help="Seconds for the probes; a program may take three times as long.",
         ),
     ] = None,
     text_bytes: _Bytes = None,
@@ -90,23 +93,23 @@ def audit(
             "--bos",
             lo=0,
             hi=2**31 - 1,
-            help="With --program or --scorer: id of BOS; 1 if left out.",
+            help="With --program or --scorer: id of the BOS token [1].",
         ),
     ] = None,
     seed: Annotated[
         int | None,
         whole_option(
-            "--seed", lo=0, hi=2**32 - 1, help="With --program or --scorer: seed of all draws."
+            "--seed", lo=0, hi=2**32 - 1, help="With --program or --scorer: seed of random choices."
         ),
     ] = None,
     logs: Annotated[
         list[Path] | None,
-        path_option("--log", help="Audit a training log alone; repeatable.", metavar="FILE"),
+        path_option("--log", help="Training log to audit; repeatable.", metavar="FILE"),
     ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Audit what scored a run, a program, or a log; exit code 1 if something is invalid."""
+    """Check whether a score is real: of a run, a program, or a log; exit code 1 if invalid."""
     beside = (fresh, text_bytes, tokenizer)
     if program is not None and scorer is not None:
         raise UserError("--program and --scorer are two ways to name what is audited; choose one")
@@ -255,19 +258,20 @@ def _bytes_of(file: Path, ids: Any) -> int:
 
 def audit_record(
     paths: Annotated[
-        list[Path], path_argument("DIR...", "Folders of records, folders of such, or single files.")
+        list[Path],
+        path_argument("DIR...", "Record folders, folders that contain them, or single files."),
     ],
     page: Annotated[
-        Path | None, file_option("--html", help="Write the findings as a page, too.")
+        Path | None, file_option("--html", help="Also write the findings to this page.")
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--all", help="Tell all findings and notes, with every place.")
+        bool, typer.Option("--all", help="Print all findings and notes, with every place.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Audit records: bytes, times, seeds, scores, source; exit code 1 if anything is invalid.
+    """Check records of others: bytes, times, seeds, scores, source.
 
-    Exit code 2 if nothing is, but a record could not be audited to its end.
+    The exit code is 1 if something is invalid, else 2 if an audit could not finish, else 0.
     """
     _records(paths, page, whole, as_json)
 

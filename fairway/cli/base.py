@@ -19,15 +19,15 @@ Recipe = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
-        help="Name of a recipe, such as demo, or a Python file with one: FILE.py, FILE.py:NAME.",
+        help="Name of a recipe, or a Python file with a recipe: FILE.py or FILE.py:NAME.",
     ),
 ]
 TokenizerFile = Annotated[
-    Path | None, path_option("--tokenizer", help="Tokenizer of an artifact without one.")
+    Path | None, path_option("--tokenizer", help="Tokenizer file, if the artifact holds none.")
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; repeatable."),
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a setting; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 

@@ -12,7 +12,7 @@ from fairway.base import terminal
 from fairway.base.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
 from fairway.base.errors import InterruptedRun, LedgerError, UserError
 from fairway.base.room import memory_told, require_start
-from fairway.base.terminal import quoted
+from fairway.base.terminal import command
 from fairway.cli.audit import audit, audit_record
 from fairway.cli.base import (
     Json,
@@ -25,6 +25,7 @@ from fairway.cli.base import (
     runtime_of,
     say_to,
 )
+from fairway.cli.examples import Verb, start_lines
 from fairway.cli.hub import load, push
 from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option, word_option
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
@@ -39,33 +40,37 @@ from fairway.version import VERSION
 
 app = typer.Typer(
     cls=Verbs,
-    help="Train, pack and prove small language models under a byte and time budget.",
+    help=start_lines(),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Start with: fairway run demo. All settings of a recipe: fairway run demo --dry-run.",
+    epilog="Options and examples: fairway VERB --help. Settings: fairway run demo --dry-run.",
 )
-data_app = typer.Typer(help="Turn text into token shards, or fetch published ones.")
+data_app = typer.Typer(help="Turn your text into tokens, or fetch the tokens of the challenge.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
 
 Run = Annotated[Path, path_argument("RUN", "Folder of a run.")]
-Out = Annotated[Path | None, path_option("--out", help="Run folder [runs/RECIPE].")]
+Out = Annotated[Path | None, path_option("--out", help="Folder of the run [runs/RECIPE].")]
 DataOut = Annotated[Path, path_option("--out", help="Folder to write.")]
-Resume = Annotated[bool, flag("--resume", "Continue an unfinished run.")]
-Restart = Annotated[bool, flag("--restart", "Discard an unfinished training.")]
+Resume = Annotated[bool, flag("--resume", "Continue a run that was stopped.")]
+Restart = Annotated[bool, flag("--restart", "Discard a run that was stopped and start again.")]
 Until = Annotated[
     str | None,
     word_option(
         "--until",
         words=("train", "pack", "score"),
         metavar="VERB",
-        help="Stop after train, pack or score: scores as far as these go, and nothing else.",
+        help="Stop after train, pack or score. Skip samples, proof, audit and report.",
     ),
 ]
-DryRun = Annotated[bool, flag("--dry-run", "Print settings, parameters and bytes; then stop.")]
-Embedded = Annotated[bool, flag("--embedded", "Use the embedded corpus instead.")]
-Replace = Annotated[bool, flag("--replace", "Replace the Fairway data that the folder holds.")]
-NewCommit = Annotated[bool, flag("--new-commit", "Let a folder change to another commit.")]
+DryRun = Annotated[
+    bool, flag("--dry-run", "Print settings, parameters, bytes and memory; then stop.")
+]
+Embedded = Annotated[bool, flag("--embedded", "Use the documentation on this machine as the text.")]
+Replace = Annotated[
+    bool, flag("--replace", "Replace data that Fairway wrote into the folder before.")
+]
+NewCommit = Annotated[bool, flag("--new-commit", "Replace shards of another commit in the folder.")]
 
 
 def _pipeline(
@@ -100,7 +105,7 @@ def _existing(run: Path, overrides: list[str] | None, as_json: bool) -> Any:
     return open_run(run, overrides or [], say_to(as_json))
 
 
-@app.command()
+@app.command(cls=Verb)
 def run(
     recipe: Recipe,
     out: Out = None,
@@ -111,7 +116,7 @@ def run(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Walk the whole pipeline: text, tokens, model, artifact, score, report."""
+    """Train, pack, score, prove, audit and report a recipe."""
     if dry_run:
         _dry_run(recipe, overrides or [], as_json)
         return
@@ -155,7 +160,7 @@ def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
     emit(as_json, whole, config_table(config), *lines, *memory)
 
 
-@app.command()
+@app.command(cls=Verb)
 def train(
     recipe: Recipe,
     out: Out = None,
@@ -164,7 +169,7 @@ def train(
     restart: Restart = False,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe: data and model, into a run folder."""
+    """Train a recipe and write its weights into a run folder."""
     _choose(resume, restart)
     pipeline = _pipeline(recipe, out, overrides, as_json, resume)
     with pipeline.writing():
@@ -174,7 +179,7 @@ def train(
     emit(as_json, facts, line)
 
 
-@app.command()
+@app.command(cls=Verb)
 def pack(
     run: RunOrArtifact,
     account: ByRole = False,
@@ -182,7 +187,7 @@ def pack(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Quantise a trained run's weights into an artifact, and account for its bytes."""
+    """Quantise the weights of a run and write the artifact."""
     from fairway.cli.show import account_table
     from fairway.quantise.estimate import how_counted
 
@@ -202,22 +207,25 @@ def pack(
     emit(as_json, facts, account_table(facts))
 
 
-@app.command()
+@app.command(cls=Verb)
 def score(
     path: RunOrArtifact,
     texts: Annotated[
-        list[Path] | None, path_argument("[TEXT]...", "Text files, for an artifact.")
+        list[Path] | None,
+        path_argument(
+            "TEXT...", "Text files to score; without them, the validation text of the run."
+        ),
     ] = None,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Score a run on its validation text, or an artifact on text files."""
+    """Score a run on its validation text, or its artifact on text files."""
     if not path.exists():
         raise UserError(f"{path} does not exist; name a run folder or an artifact")
-    if path.is_dir():
-        if texts or tokenizer:
-            raise UserError(f"{path} is a run folder, which has its own text; drop the others")
+    if path.is_dir() and not texts:
+        if tokenizer:
+            raise UserError("--tokenizer needs text files to score; name them, or leave it out")
         _score_run(path, overrides, as_json)
         return
     if not texts:
@@ -262,27 +270,31 @@ for verb in (
     *(bundle, seeds, submit, verify, runs, export, push, load),
     *(plan, ablate, transfer),
 ):
-    app.command()(verb)
+    app.command(cls=Verb)(verb)
 
 
-@app.command()
+@app.command(cls=Verb)
 def report(run: Run, as_json: Json = False) -> None:
-    """Write the report page and results.json of a scored run."""
+    """Write report.html and results.json of a scored run again."""
     pipeline = _existing(run, None, as_json)
     with pipeline.writing():
         page = pipeline.report()
     emit(as_json, {"report": str(page)}, f"report {page}")
 
 
-@app.command()
+@app.command(cls=Verb)
 def compare(
     a: Annotated[
-        str, typer.Argument(metavar="A", help="Run folder(s), a record's, or one like pr1858.")
+        str,
+        typer.Argument(
+            metavar="A",
+            help="Run folders (a,b), a record's folder, or a published record such as pr1858.",
+        ),
     ],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
     as_json: Json = False,
 ) -> None:
-    """Set two runs, or a run and a published record, side by side."""
+    """Compare two runs, or a run with a published record."""
     from fairway.cli.show import compare_table, statistics_lines
     from fairway.submission.compare import compare as compared
 
@@ -291,34 +303,36 @@ def compare(
     emit(as_json, found, compare_table(found), *told, *statistics_lines(found["statistics"]))
 
 
-@app.command()
+@app.command(cls=Verb)
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine has and what a run would use."""
+    """Print what this machine has and what a run would use."""
     from fairway.cli.doctor import examine
 
     facts = examine()
     emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
 
 
-@data_app.command("build")
+@data_app.command("build", cls=Verb)
 def data_build(
     texts: Annotated[
         list[Path] | None,
-        path_argument("[TEXT]...", ".txt, .md, .jsonl, .jsonl.zst, .parquet or folders of them."),
+        path_argument(
+            "TEXT...", "Files (.txt, .md, .jsonl, .jsonl.zst, .parquet), or folders of them."
+        ),
     ] = None,
     out: DataOut = Path("data"),
     embedded: Embedded = False,
     vocab_size: Annotated[
-        int, typer.Option(help="Size of a new tokenizer.")
+        int, typer.Option(help="Number of tokens of the new tokenizer.")
     ] = ModelConfig().vocab_size,
     tokenizer: Annotated[
-        Path | None, path_option("--tokenizer", help="Existing tokenizer to use instead.")
+        Path | None, path_option("--tokenizer", help="Use this tokenizer, and train no new one.")
     ] = None,
     validation: Annotated[
-        list[Path] | None, path_option("--validation", help="Separate validation text.")
+        list[Path] | None, path_option("--validation", help="Files with the validation text.")
     ] = None,
     val_share: Annotated[
-        float, typer.Option(help="Share split off for validation.")
+        float, typer.Option(help="Share of the documents kept for validation.")
     ] = DataConfig().val_share,
     shard_tokens: Annotated[
         int, whole_option("--shard-tokens", lo=1_000, help="Tokens per shard.")
@@ -329,10 +343,11 @@ def data_build(
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
-    """Build shards, tokenizer and held-out text from your own files."""
+    """Turn your own files into tokens, with a tokenizer and a validation text."""
+    from fairway.cli.show import data_lines
     from fairway.data.build import build_data
     from fairway.data.corpus import corpus_versions, embedded_documents
-    from fairway.data.documents import LeftOut, told
+    from fairway.data.documents import LeftOut
     from fairway.data.sources import read_documents
     from fairway.data.tokens import Tokenizer
 
@@ -356,10 +371,10 @@ def data_build(
         left_out=left_out,
         replace=replace,
     )
-    emit(as_json, manifest, *filter(None, [told(manifest["dropped"])]), _how_to_train("built", out))
+    emit(as_json, manifest, *data_lines(manifest), _how_to_train("built", out))
 
 
-@data_app.command("fetch")
+@data_app.command("fetch", cls=Verb)
 def data_fetch(
     out: DataOut = Path("data"),
     shards: Annotated[
@@ -371,7 +386,7 @@ def data_fetch(
     new_commit: NewCommit = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch the challenge's published SP8192 shards and tokenizer."""
+    """Download the tokens and the tokenizer of the challenge (SP8192)."""
     from fairway.data.hub import fetch
 
     facts = fetch(out, shards=shards, revision=revision, new_commit=new_commit)
@@ -382,15 +397,15 @@ def _how_to_train(done: str, out: Path) -> str:
     from fairway.data.folder import DataFolder
 
     size = DataFolder.open(out).tokenizer.vocab_size
-    source = quoted(f"data.source={out}")
-    return f"{done} {out}; train with --set {source} --set model.vocab_size={size}"
+    words = ("--set", f"data.source={out}", "--set", f"model.vocab_size={size}")
+    return f"{done} {out}; train with: {command('run', 'demo', *words)}"
 
 
-@data_app.command("show")
+@data_app.command("show", cls=Verb)
 def data_show(
     folder: Annotated[Path, path_argument("FOLDER", "A data folder.")], as_json: Json = False
 ) -> None:
-    """Verify a data folder and say what is in it."""
+    """Check a data folder and print what is in it."""
     from fairway.data.folder import DataFolder
 
     source = DataFolder.open(folder)

@@ -38,7 +38,7 @@ def path_option(*names: str, help: str, metavar: str = "PATH") -> Any:
 
 def file_option(*names: str, help: str) -> Any:
     """Return an option that is a file to write."""
-    rule = "What others wrote is not replaced; devices and pipes are written into."
+    rule = "A file that another program wrote is not replaced."
     return path_option(*names, help=f"{help} {rule}")
 
 

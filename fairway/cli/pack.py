@@ -13,7 +13,7 @@ from fairway.cli.options import file_option, path_argument, whole_option
 
 Weights = Annotated[Path, file_option("--out", help="File to write, such as weights.safetensors.")]
 ByRole = Annotated[
-    bool, typer.Option("--account", help="Show bytes, bits per weight and entropy by role.")
+    bool, typer.Option("--account", help="Show bytes, bits per weight and entropy of every part.")
 ]
 Budget = Annotated[
     int | None,
@@ -21,10 +21,10 @@ Budget = Annotated[
         "--budget",
         lo=1,
         metavar="BYTES",
-        help="Fill so many bytes, code included, as well as can be.",
+        help="Make the best artifact whose bytes, code included, are at most this.",
     ),
 ]
-AnyArtifact = Annotated[Path, path_argument("ARTIFACT", "An artifact, or its run folder.")]
+AnyArtifact = Annotated[Path, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")]
 
 
 def filling(budget_bytes: int | None) -> list[str]:

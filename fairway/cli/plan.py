@@ -24,26 +24,26 @@ _COLUMNS = (
 def plan(
     seconds: Annotated[
         float,
-        number_option("--seconds", lo=1.0, hi=_MOST_SECONDS, help="Seconds of training."),
+        number_option("--seconds", lo=1.0, hi=_MOST_SECONDS, help="Seconds for training."),
     ],
     limit_bytes: Annotated[
         int,
         whole_option(
-            "--bytes", lo=10_000, hi=_MOST_BYTES, help="Bytes of artifact and code together."
+            "--bytes", lo=10_000, hi=_MOST_BYTES, help="Largest size of artifact and code together."
         ),
     ] = LIMIT_BYTES,
     data: Annotated[
         Path | None,
-        path_option("--data", help="Data folder to train on; without it the embedded corpus."),
+        path_option("--data", help="Data folder to train on [documentation on this machine]."),
     ] = None,
     out: Annotated[Path, file_option("--out", help="Recipe to write.")] = Path("planned.py"),
     rows: Annotated[
-        int, whole_option("--rows", lo=1, hi=1000, help="Rows of the grid to show.")
+        int, whole_option("--rows", lo=1, hi=1000, help="Number of candidates to print.")
     ] = 10,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Propose a model for so many seconds and bytes on this machine, as a recipe to run."""
+    """Write a recipe that suits this machine and a budget of seconds and bytes."""
     from fairway.base.files import write_atomic
     from fairway.planning.here import plan_here
     from fairway.planning.writing import MARK, recipe_text

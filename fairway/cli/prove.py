@@ -29,7 +29,7 @@ from fairway.data.documents import Document, LeftOut, told
 SUFFIX = ".fwz"
 
 Artifact = Annotated[
-    Path, path_option("--artifact", help="The artifact, or its run folder, to code with.")
+    Path, path_option("--artifact", help="Artifact, or folder of its run, that predicts.")
 ]
 Streams = Annotated[
     int | None,
@@ -37,7 +37,7 @@ Streams = Annotated[
         "--streams",
         lo=1,
         hi=MAX_STREAMS,
-        help="Parts coded side by side: faster, with less context. [by device and length]",
+        help="Parts coded side by side: more are faster, with less context [automatic].",
     ),
 ]
 
@@ -45,31 +45,38 @@ Streams = Annotated[
 def prove(
     out: Annotated[Path, file_option("--out", help="File to write.")],
     artifact: Annotated[
-        Path | None, path_argument("[ARTIFACT]", "An artifact, or its run folder.")
+        Path | None, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")
     ] = None,
     text: Annotated[
         Path | None,
-        path_argument("[TEXT]", "Text, or a data folder: its validation text."),
+        path_argument("TEXT", "A text file, or a data folder with validation text."),
     ] = None,
     limit_bytes: Annotated[
-        int, whole_option("--bytes", lo=0, help="Code the first so many bytes; 0 codes all.")
+        int,
+        whole_option(
+            "--bytes", lo=0, help="Code only this many bytes from the start; 0 codes all."
+        ),
     ] = 0,
     streams: Streams = None,
     method: Annotated[
         str,
-        typer.Option("--method", help="Who predicts: sliding, or one that learns: sgd, lora."),
+        typer.Option(
+            "--method",
+            help="Predictor: sliding (frozen model), or sgd or lora (test-time training).",
+        ),
     ] = "sliding",
     decode: Annotated[
-        Path | None, path_option("--decode", help="A proof, to restore its text from.")
+        Path | None, path_option("--decode", help="Restore the text of this proof.")
     ] = None,
     decode_with: Annotated[
-        Path | None, path_option("--artifact", help="With --decode: the artifact.")
+        Path | None,
+        path_option("--artifact", help="With --decode: artifact, or folder of its run."),
     ] = None,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Code a text with the scorer's own distributions, or restore it from that file."""
+    """Compress a text with the scorer's probabilities, or restore a text."""
     if decode is None:
         if artifact is None or text is None or decode_with is not None:
             raise UserError("name an artifact and a text to code, or --decode FILE --artifact FILE")
@@ -171,13 +178,13 @@ def compress(
     out: Annotated[Path | None, file_option("--out", help=f"File to write [FILE{SUFFIX}].")] = None,
     streams: Streams = None,
     beside: Annotated[
-        bool, typer.Option("--compare", help="Print what other compressors make of it.")
+        bool, typer.Option("--compare", help="Also print the sizes that other compressors reach.")
     ] = False,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Compress a file with a model; success is reported after decoding it again."""
+    """Compress a file with a model, and check that it decodes to the same bytes."""
     from fairway.base.files import read_bytes, write_atomic
     from fairway.prove.archive import compress as compressed
     from fairway.prove.archive import decompress as decompressed
@@ -234,7 +241,7 @@ def decompress(
     tokenizer: TokenizerFile = None,
     as_json: Json = False,
 ) -> None:
-    """Restore a compressed file with the artifact it was compressed with."""
+    """Restore a compressed file; it needs the same artifact."""
     from fairway.base.files import read_bytes, write_atomic
     from fairway.prove.archive import decompress as decompressed
 
@@ -265,18 +272,27 @@ def _free(named: Path | None, derived: Path) -> Path:
 def sample(
     path: RunOrArtifact,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")] = "",
-    tokens: Annotated[int, whole_option("--tokens", lo=0, help="Most tokens to add.")] = 100,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int, whole_option("--top-k", lo=1, help="Choose among so many tokens.")] = 50,
+    tokens: Annotated[
+        int, whole_option("--tokens", lo=0, help="Largest number of tokens to add.")
+    ] = 100,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Randomness; 0 always takes the likeliest token.")
+    ] = 0.8,
+    top_k: Annotated[
+        int, whole_option("--top-k", lo=1, help="Draw from this many likeliest tokens.")
+    ] = 50,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Of these, the likeliest that hold this share.")
+        float,
+        typer.Option(
+            "--top-p", help="Draw from the likeliest tokens whose probabilities sum to this."
+        ),
     ] = 1.0,
     seed: Annotated[int, whole_option("--seed", lo=0, help="Seed of the draw.")] = 0,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt, printing the text as it is written."""
+    """Let a model continue a prompt."""
     from fairway.api import load
 
     model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))

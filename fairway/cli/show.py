@@ -1,12 +1,14 @@
 """What the terminal shows: tables of a run's scores, of an artifact's bytes, of a dry run."""
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import rich.table
 from rich.console import Console
+from rich.measure import Measurement
 from rich.text import Text
 
 from fairway.audit.findings import SEVERITY_WORDS
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
     from fairway.pack.account import Part
 
 
+# Columns of a table in a pipe or a file, and the most that a table of numbers may have.
+_PIPE, _WIDEST = 100, 10_000
+# What a column of numbers holds: a number, whatever follows it, or nothing.
+_NUMBER = re.compile(r"[-+]?[\d.]|$")
+
+
 class Table(rich.table.Table):
     """A table whose title and cells are shown as they are: no markup, one line, all harmless."""
 
@@ -27,7 +35,8 @@ class Table(rich.table.Table):
         super().__init__(title=Text(clean(title)), title_justify="left", show_footer=footer)
 
     def add_column(self, header: Any = "", footer: Any = "", **how: Any) -> None:
-        """Add a column."""
+        """Add a column; one that stands to the right holds numbers, which stay on one line."""
+        how.setdefault("no_wrap", how.get("justify") == "right")
         super().add_column(_cell(header), _cell(footer), **how)
 
     def add_row(self, *cells: Any, **how: Any) -> None:
@@ -45,9 +54,10 @@ def _cell(cell: str | Text) -> str | Text:
 
 def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Return a table, its first column to the left and numbers to the right."""
-    made = Table(title)
+    made, rows = Table(title), list(rows)
     for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number else "left")
+        whole = bool(number) and all(_NUMBER.match(row[number]) for row in rows)
+        made.add_column(column, justify="right" if number else "left", no_wrap=whole)
     for row in rows:
         made.add_row(*row)
     return made
@@ -103,11 +113,26 @@ def parts_table(parts: "list[Part]") -> Table:
     return table
 
 
+def data_lines(manifest: dict[str, Any]) -> list[str]:
+    """Return what a data folder was built from: documents, bytes, tokens, and what is left out."""
+    from fairway.data.documents import told
+
+    sides = (("training", manifest["train"]), ("validation", manifest["val"]))
+    return [
+        *(
+            f"{name} text: {side['documents']:,} documents, {side['bytes']:,} bytes, "
+            f"{side['tokens']:,} tokens"
+            for name, side in sides
+        ),
+        told(manifest["dropped"]) or "left out: nothing",
+    ]
+
+
 def config_table(config: Config) -> Table:
     """Return every setting with its value and help, those that differ from the default marked."""
     table = Table(f"recipe {line(config.recipe)}")
     table.add_column("setting")
-    table.add_column("value", justify="right")
+    table.add_column("value", justify="right", no_wrap=False)
     table.add_column("meaning")
     for name, item, value in settings(config):
         changed = item.default is not dataclasses.MISSING and value != item.default
@@ -154,11 +179,15 @@ def statistics_lines(found: dict[str, Any] | None) -> list[str]:
         )
         paired = f", paired p = {test['paired']['p']:.4g}" if test["paired"] else ""
         needed = test["seeds_needed"]
-        seeds = "no number of seeds shows it" if needed is None else f"{needed} seeds a side do"
+        power = (
+            "no number of seeds would show it"
+            if needed is None
+            else f"{needed} seeds on each side would show it in 4 of 5 experiments"
+        )
+        verdict = "holds" if test["holds"] else "does not hold"
         lines.append(
-            f"{rule}: better {margin}, one-sided Welch p = {test['welch']['p']:.4g}{paired}; asked "
-            f"is p < {test['needed_p']}: {'holds' if test['holds'] else 'does not hold'} "
-            f"(4 times out of 5, {seeds})"
+            f"{rule}: better {margin} {verdict}: one-sided Welch p = {test['welch']['p']:.4g}"
+            f"{paired}; it needs p < {test['needed_p']} ({power})"
         )
     return lines
 
@@ -251,14 +280,19 @@ def _number(name: str, value: float, sign: str = "") -> str:
 
 
 def show(*things: Any, stream: TextIO | None = None) -> None:
-    """Print tables and lines, cleaned, to a stream; standard output if nothing is said."""
-    # A narrow pipe must not cut numbers in half.
-    width = None if Console(file=stream).is_terminal else 100
-    console = Console(file=stream, width=width)
+    """Print tables and lines, cleaned, to a stream; standard output if nothing is said.
+
+    A table is as wide as the screen, or wider if its numbers need that: none is ever cut.
+    """
+    console = Console(file=stream)
+    widest = Console(file=stream, width=_WIDEST)
+    width = console.width if console.is_terminal else _PIPE
     for thing in things:
         if isinstance(thing, str):
             put(thing, stream)
         else:
+            needed = Measurement.get(widest, widest.options, thing).minimum
+            console.width = max(width, needed)
             console.print(thing, highlight=False)
 
 

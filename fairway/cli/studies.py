@@ -30,7 +30,7 @@ _PAGE = "study.html"
 _MOST_S = 30 * 86_400
 
 Recipe = Annotated[
-    str | None, typer.Argument(metavar="[RECIPE]", help="Name of a recipe, such as demo.")
+    str | None, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")
 ]
 Arms = Annotated[
     list[str] | None,
@@ -41,31 +41,43 @@ Arms = Annotated[
     ),
 ]
 Pairs = Annotated[
-    int, whole_option("--pairs", lo=1, hi=1000, help="Pairs of runs for every arm at most.")
+    int,
+    whole_option(
+        "--pairs", lo=1, hi=1000, help="Largest number of pairs of runs for every variant."
+    ),
 ]
 Clock = Annotated[
     str | None,
-    word_option("--clock", words=("steps", "wall"), help="What measures all runs alike."),
+    word_option(
+        "--clock",
+        words=("steps", "wall"),
+        help="Budget of every run: equal steps or equal seconds (wall).",
+    ),
 ]
 Until = Annotated[
     str,
     word_option(
         "--until",
         words=("train", "pack", "score"),
-        help="How far runs go: scores of the weights, of the artifact, or all.",
+        help="Last stage of every run: train, pack or score.",
     ),
 ]
 Metric = Annotated[
     str | None,
-    word_option("--metric", words=_SCORES, help="Score that decides [the last there is]."),
+    word_option("--metric", words=_SCORES, help="Score that is compared [that of the last stage]."),
 ]
-Noise = Annotated[bool, flag("--noise", "Run the base twice in the first pairs.")]
+Noise = Annotated[
+    bool, flag("--noise", "Run the base twice in the first pairs to measure its noise.")
+]
 Effect = Annotated[
     float,
-    number_option("--effect", lo=1e-6, hi=10, help="Difference of interest, in bits per byte."),
+    number_option(
+        "--effect", lo=1e-6, hi=10, help="Smallest difference that matters, in bits per byte."
+    ),
 ]
 Error = Annotated[
-    float, number_option("--error", lo=1e-4, hi=0.5, help="Error rate of each arm's interval.")
+    float,
+    number_option("--error", lo=1e-4, hi=0.5, help="Error rate of the interval of every variant."),
 ]
 FirstSeed = Annotated[
     int, whole_option("--first-seed", lo=1, hi=MOST_SEED, help="Seed of the first pair.")
@@ -75,31 +87,41 @@ StudyOut = Annotated[
 ]
 Budget = Annotated[
     float | None,
-    number_option("--budget", lo=1, hi=_MOST_S, help="Seconds after which this call ends."),
+    number_option(
+        "--budget",
+        lo=1,
+        hi=_MOST_S,
+        help="Stop after this many seconds; the same command continues.",
+    ),
 ]
 AtOnce = Annotated[
-    int, whole_option("--at-once", lo=0, hi=1024, help="Runs side by side; 0: one a GPU.")
+    int,
+    whole_option(
+        "--at-once", lo=0, hi=1024, help="Runs at the same time; 0 runs one on every GPU."
+    ),
 ]
-DropWeights = Annotated[bool, flag("--drop-weights", "Delete the weights of runs that are done.")]
+DropWeights = Annotated[bool, flag("--drop-weights", "Delete the weights of finished runs.")]
 Retry = Annotated[bool, flag("--retry", "Repeat runs that failed.")]
-DryRun = Annotated[bool, flag("--dry-run", "Say how many runs the question takes; then stop.")]
+DryRun = Annotated[bool, flag("--dry-run", "Print how many runs are needed; then stop.")]
 OnCluster = Annotated[
     str | None,
     word_option(
         "--cluster",
         words=("slurm", "local", "debug"),
-        help="Run on a cluster, through submitit.",
+        help="Run on a cluster, with submitit.",
     ),
 ]
 ClusterSet = Annotated[
     list[str] | None,
-    typer.Option("--cluster-set", metavar="NAME=VALUE", help="A setting of submitit; repeatable."),
+    typer.Option(
+        "--cluster-set", metavar="NAME=VALUE", help="Change a setting of submitit; repeatable."
+    ),
 ]
 Merge = Annotated[
     list[Path] | None,
-    path_option("--merge", metavar="TABLE", help="Join tables instead; more may follow it."),
+    path_option("--merge", metavar="TABLE", help="Join tables of studies; several may follow."),
 ]
-More = Annotated[list[Path] | None, path_argument("[TABLE]...", "Further tables to join.")]
+More = Annotated[list[Path] | None, path_argument("TABLE...", "More tables to join.")]
 
 
 def ablate(
@@ -126,7 +148,7 @@ def ablate(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Compare variants of a recipe by paired runs: effects, intervals, and when to stop."""
+    """Compare variants of a recipe in paired runs, and stop when the answer is clear."""
     if merged:
         if arms or overrides or clock:
             raise UserError("--merge joins tables that are there; leave --arm, --set, --clock out")
@@ -223,10 +245,10 @@ def _merge(
 
 
 def transfer(
-    cheap: Annotated[
-        Path, path_argument("CHEAP", "Table, or folder, of a study on the cheap proxy.")
+    cheap: Annotated[Path, path_argument("CHEAP", "Folder or table of a study with short runs.")],
+    dear: Annotated[
+        Path, path_argument("DEAR", "Folder or table of the same study with long runs.")
     ],
-    dear: Annotated[Path, path_argument("DEAR", "The same on the dearer one.")],
     out: Annotated[
         Path | None, file_option("--out", help="Page to write, such as transfer.html.")
     ] = None,
@@ -234,7 +256,7 @@ def transfer(
     error: Error = 0.05,
     as_json: Json = False,
 ) -> None:
-    """Say whether the ranking of arms on a cheap proxy holds on a dearer one."""
+    """Check whether the ranking of variants in short runs holds in long runs."""
     from fairway.base.files import write_atomic
     from fairway.studies.page import is_transfer_page, transfer_page
     from fairway.studies.transfer import lines_of

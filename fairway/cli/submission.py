@@ -18,10 +18,12 @@ MOST_PROCESSES = 4096
 
 _PROCESSES, _CARRY = "--nproc-per-node", "--with-artifacts"
 
-NewOut = Annotated[Path, path_option("--out", help="Folder to write; nothing there is replaced.")]
-Plain = Annotated[bool, flag("--plain", "Print the readable single file instead.")]
-Explain = Annotated[bool, flag("--explain", "Say how many bytes each module takes.")]
-Ascii = Annotated[bool, flag("--ascii", "Base85 instead of Latin-1: larger, plain text.")]
+NewOut = Annotated[
+    Path, path_option("--out", help="New folder to write; existing files are never replaced.")
+]
+Plain = Annotated[bool, flag("--plain", "Print the bundle as readable source, and write nothing.")]
+Explain = Annotated[bool, flag("--explain", "Print the bytes of every module.")]
+Ascii = Annotated[bool, flag("--ascii", "Encode in Base85, not Latin-1: larger, but plain ASCII.")]
 SeedsOut = Annotated[
     Path | None, path_option("--out", help="Folder of the runs [runs/RECIPE-seeds].")
 ]
@@ -47,7 +49,7 @@ def bundle(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Flatten what a recipe needs into one train_gpt.py that trains, packs and scores."""
+    """Write one train_gpt.py that trains, packs and scores a recipe without Fairway."""
     from fairway.bundle.build import bundle as bundled
     from fairway.bundle.build import left_out, write_bundle
 
@@ -83,21 +85,27 @@ def seeds(
     recipe: Recipe,
     more: Annotated[
         list[int] | None,
-        typer.Argument(parser=whole(0, MOST_SEED), metavar="[SEED]...", help="Seeds."),
+        typer.Argument(parser=whole(0, MOST_SEED), metavar="SEED...", help="More seeds."),
     ] = None,
     first: Annotated[
-        list[int] | None, _seed_option("--seeds", "The first seed; more may follow it.")
+        list[int] | None, _seed_option("--seeds", "Seeds to run; several may follow [42 314 999].")
     ] = None,
     out: SeedsOut = None,
-    at_once: Annotated[int, _count_option("--at-once", "Seeds side by side.")] = 1,
-    processes: Annotated[int, _count_option(_PROCESSES, "Processes, one GPU each, per seed.")] = 1,
+    at_once: Annotated[
+        int, _count_option("--at-once", "Number of seeds that run at the same time.")
+    ] = 1,
+    processes: Annotated[
+        int, _count_option(_PROCESSES, "Processes for each seed, with one GPU each.")
+    ] = 1,
     record: RecordOut = None,
-    track: Annotated[str, typer.Option("--track", help="With --record: its track.")] = "non_record",
-    with_artifacts: Annotated[bool, flag(_CARRY, "With --record: carry the artifacts.")] = False,
+    track: Annotated[
+        str, typer.Option("--track", help="With --record: 10min_16mb or non_record.")
+    ] = "non_record",
+    with_artifacts: Annotated[bool, flag(_CARRY, "With --record: include the artifacts.")] = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Run or resume several seeds of a recipe, and say how their scores spread."""
+    """Run or resume several seeds of a recipe; print mean and spread of their scores."""
     from fairway.submission.seeds import Plan, run_seeds, seed_folder
     from fairway.submission.submission import Claim, submit
 
@@ -151,19 +159,23 @@ def _failures(summary: dict[str, Any]) -> list[str]:
 
 def submit(
     runs: Annotated[list[Path], path_argument("RUN...", "Folders of the seeds.")],
-    track: Annotated[str, typer.Option("--track", help="10min_16mb or non_record.")],
-    out: Annotated[Path, path_option("--out", help="Folder of the record; must be new.")],
+    track: Annotated[str, typer.Option("--track", help="Track: 10min_16mb or non_record.")],
+    out: Annotated[Path, path_option("--out", help="New folder for the record.")],
     name: Annotated[str, typer.Option("--name", help="Title of the record.")] = "Fairway",
-    author: Annotated[str, typer.Option("--author", help="Who submits.")] = "",
-    github_id: Annotated[str, typer.Option("--github-id", help="Under which name.")] = "",
-    min_seeds: Annotated[int, _count_option("--min-seeds", "Seeds it needs.")] = 3,
-    processes: Annotated[int, _count_option(_PROCESSES, "Processes of the command to repeat.")] = 1,
+    author: Annotated[str, typer.Option("--author", help="Name of the author.")] = "",
+    github_id: Annotated[str, typer.Option("--github-id", help="GitHub name of the author.")] = "",
+    min_seeds: Annotated[
+        int, _count_option("--min-seeds", "Number of seeds that the record needs.")
+    ] = 3,
+    processes: Annotated[
+        int, _count_option(_PROCESSES, "Processes of the command that repeats the run.")
+    ] = 1,
     with_artifacts: Annotated[
-        bool, flag(_CARRY, "Carry the artifacts, to be scored again.")
+        bool, flag(_CARRY, "Include the artifacts, so that others can score them again.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the record of finished runs, or say why there is none."""
+    """Write the record of finished runs; refuse if a check fails."""
     from fairway.submission.submission import Claim
     from fairway.submission.submission import submit as submitted
 
@@ -175,15 +187,21 @@ def submit(
 def verify(
     record: Annotated[Path, path_argument("RECORD", "Folder of a record.")],
     rescore: Annotated[
-        Path | None, path_option("--rescore", metavar="DATA", help="Score its artifact again.")
+        Path | None,
+        path_option(
+            "--rescore", metavar="DATA", help="Score the artifact of the record again on this data."
+        ),
     ] = None,
     retrain: Annotated[
-        Path | None, path_option("--retrain", metavar="DATA", help="Run its train_gpt.py again.")
+        Path | None,
+        path_option(
+            "--retrain", metavar="DATA", help="Run train_gpt.py of the record again on this data."
+        ),
     ] = None,
-    seed: Annotated[int | None, _seed_option("--seed", "Which seed to repeat.")] = None,
+    seed: Annotated[int | None, _seed_option("--seed", "Seed to repeat.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a record's files against one another and, if asked, its score against a new one."""
+    """Check that the numbers of a record agree; repeat its score or its run if asked."""
     from dataclasses import asdict
 
     from fairway.submission.verify import verify as verified
@@ -201,16 +219,21 @@ def verify(
 
 
 def runs(
-    folder: Annotated[Path, path_argument("[FOLDER]", "Where runs lie.")] = Path("runs"),
+    folder: Annotated[Path, path_argument("FOLDER", "Folder that contains the runs.")] = Path(
+        "runs"
+    ),
     kind: Annotated[
-        str | None, typer.Option("--export", help="csv, or a sink: tensorboard, wandb.")
+        str | None, typer.Option("--export", help="Export the runs: csv, tensorboard or wandb.")
     ] = None,
     out: Annotated[
-        Path | None, file_option("--out", help="Where an export goes [standard output; logs].")
+        Path | None,
+        file_option(
+            "--out", help="File or folder of the export [csv: standard output; else logs]."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List runs: what sets each apart from its recipe, its scores, bytes and seconds."""
+    """List runs with their changed settings, scores, bytes and seconds."""
     from fairway.base.files import write_atomic
     from fairway.pipeline.folder import RunFolder
     from fairway.pipeline.index import as_csv, is_csv
@@ -261,14 +284,13 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="safetensors: weights alone; torch: with code for PyTorch; transformers: also for "
-            "transformers.",
+            help="safetensors (weights), torch (with PyTorch code) or transformers.",
         ),
     ] = "safetensors",
     tokenizer: TokenizerFile = None,
     as_json: Json = False,
 ) -> None:
-    """Write an artifact's dequantised weights, config and tokenizer for other programs."""
+    """Write weights, config and tokenizer for PyTorch, transformers or other programs."""
     from fairway.export.formats import export as exported
 
     require_folder(out)

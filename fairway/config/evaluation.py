@@ -1,4 +1,4 @@
-"""The settings of what comes after packing: scores, test-time training, mixture, proof, audit."""
+"""The settings of everything after packing: scores, test-time training, mixture, proof, audit."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,21 @@ class ScoreConfig:
 
     seq_len: int = opt(2048, "Tokens in a scoring window.", lo=2, hi=1_048_576)
     stride: int = opt(
-        64, "Tokens by which the sliding window moves; it scores the new ones.", lo=1, hi=1_048_576
+        64,
+        "Tokens by which the sliding window moves; each window scores its new tokens only.",
+        lo=1,
+        hi=1_048_576,
     )
-    batch_windows: int = opt(32, "Windows per forward pass.", lo=1, hi=65_536)
+    batch_windows: int = opt(32, "Scoring windows per forward pass.", lo=1, hi=65_536)
     truncate: bool = opt(
-        True, "Leave out tokens after the last full window, as the challenge does."
+        True, "Do not score the tokens after the last full window; the challenge does the same."
     )
-    check_positions: int = opt(64, "Positions at which all probabilities must sum to 1.", lo=0)
+    check_positions: int = opt(
+        64, "Random positions where Fairway checks that all probabilities sum to 1.", lo=0
+    )
     headline: str = opt(
         AUTO,
-        "Score that a run claims: sliding, ttt or mixture; auto is ttt if it is on, else sliding.",
+        "Score that a run claims; auto means ttt if test-time training is on, else sliding.",
         choices=(AUTO, "sliding", "ttt", "mixture"),
     )
 
@@ -34,13 +39,14 @@ class TttConfig:
 
     method: str = opt(
         "off",
-        "What trains on scored text: all weights (sgd), or adapters per document (lora).",
+        "Test-time training of all weights (sgd), or of LoRA adapters for each document (lora).",
         choices=("off", "sgd", "lora"),
     )
     budget_s: float = opt(600.0, "Seconds for scoring and test-time training together.", lo=1.0)
     over_budget: str = opt(
         "refuse",
-        "If the estimate exceeds ttt.budget_s: refuse, or do less (shrink).",
+        "What to do if the estimated time exceeds ttt.budget_s: stop with an error (refuse), or"
+        " reduce the work (shrink).",
         choices=("refuse", "shrink"),
     )
     chunk_tokens: int = opt(
@@ -48,11 +54,13 @@ class TttConfig:
     )
     epochs: int = opt(2, "Passes over each scored chunk (sgd).", lo=1, hi=100)
     lr: float = opt(
-        0.005, "Learning rate at the start; it falls along a cosine (sgd).", lo=0.0, hi=10.0
+        0.005, "Initial learning rate; it follows a cosine down to 0 (sgd).", lo=0.0, hi=10.0
     )
-    confidence: bool = opt(False, "Weight tokens by their cost over the mean cost (sgd, ConfTTT).")
+    confidence: bool = opt(
+        False, "Weight each token by its cost divided by the mean cost (sgd, ConfTTT)."
+    )
     lora_targets: str = opt(
-        "q k v o mlp head", "Matrices that get adapters: some of q k v o mlp head."
+        "q k v o mlp head", "Matrices that get adapters, chosen from q k v o mlp head (lora)."
     )
     lora_rank: int = opt(96, "Rank of the adapters (lora).", lo=1, hi=4096)
     lora_alpha: float = opt(
@@ -63,72 +71,90 @@ class TttConfig:
     lora_wd: float = opt(1.0, "Decoupled weight decay of AdamW (lora).", lo=0.0, hi=1000.0)
     lora_confidence: float = opt(
         0.0,
-        "Power of its cost by which a token weighs in what is learned: above 0 hard tokens weigh "
-        "more, below 0 easy ones (lora).",
+        "Exponent of a token's cost in its training weight: above 0, hard tokens count more; below"
+        " 0, easy tokens count more (lora).",
         lo=-4.0,
         hi=4.0,
     )
     lora_peers: str = opt(
         "",
-        "Further adapters, averaged with the first: 'same' (another start), or settings that "
-        "differ, such as 'lora_lr=2e-4+lora_rank=48', for each (lora).",
+        "More sets of adapters; the predictions of all sets are averaged. Name each by 'same'"
+        " (another random start) or by its own settings, 'lora_lr=2e-4+lora_rank=48' (lora).",
     )
     lora_chunks: str = opt(
         "48",
-        "Tokens between two training steps: '48', or '8@256 24@2000 48' for 8 up to token 256 "
-        "of a document, 24 up to 2000, then 48 (lora).",
+        "Tokens between two training steps. '8@256 24@2000 48' means every 8 tokens until token 256"
+        " of a document, every 24 until token 2000, then every 48 (lora).",
     )
     lora_context: int = opt(
         0,
-        "Tokens of a document that are seen at once (lora); 0 takes score.seq_len.",
+        "Longest context within a document, in tokens; 0 uses score.seq_len (lora).",
         lo=0,
         hi=1_048_576,
     )
     lora_rope: str = opt(
         "ntk",
-        "Beyond model.rope_train_len: rotary frequencies of a larger base (ntk), or as trained "
-        "(plain) (lora).",
+        "Rotary frequencies of contexts longer than model.rope_train_len: with a larger base (ntk),"
+        " or as in training (plain) (lora).",
         choices=("ntk", "plain"),
     )
     lora_documents: int = opt(64, "Documents scored side by side (lora).", lo=1, hi=65_536)
-    lora_warm: bool = opt(True, "Keep the adapters' A matrices from one batch to the next (lora).")
+    lora_warm: bool = opt(
+        True, "Keep the A matrices of the adapters from one batch of documents to the next (lora)."
+    )
     lora_lanes: int = opt(
-        8, "Independent series of batches, divided among processes (lora).", lo=1, hi=1024
+        8,
+        "Number of independent sequences of batches; processes share them out (lora).",
+        lo=1,
+        hi=1024,
     )
     lora_sort: bool = opt(
-        False, "Score the longest documents first; this reads lengths ahead (lora)."
+        False,
+        "Score the longest documents first; this looks at document lengths in advance (lora).",
     )
-    lora_phases: int = opt(0, "How many times all weights train on the scored text (lora).", lo=0)
+    lora_phases: int = opt(
+        0,
+        "Number of times that all weights train on the text scored so far (lora).",
+        lo=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixtureConfig:
-    """Experts beside the model that learn with every token, as one distribution over tokens.
+    """Experts that learn from every token and join the model in one distribution over tokens.
 
-    The published mixture (#1858), which is none, is scored apart from that by `published`.
+    `published` also reports the mixture of #1858, whose probabilities do not sum to 1.
     """
 
-    experts: str = opt("", "Experts to mix with the model: any of ppm match tilt; '' is none.")
+    experts: str = opt(
+        "", "Experts to mix with the model, chosen from ppm match tilt; '' turns the mixture off."
+    )
     base: str = opt(
         "sliding",
-        "Model to mix with: the frozen one (sliding), or one trained as ttt says (sgd, lora).",
+        "Model in the mixture: frozen (sliding), or with test-time training (sgd, lora).",
         choices=("sliding", "sgd", "lora"),
     )
     variant: str = opt(
         "A",
-        "Who predicts that a token ends: the model (A), or also counts (B).",
+        "What predicts the end of a token: the model alone (A), or model and counts (B).",
         choices=("A", "B"),
     )
     weights: str = opt(
         "share",
-        "The model's weight is constant (fixed), follows ppm's confidence (gate), or is learned.",
+        "Weight of the model: constant (fixed), set by the confidence of ppm (gate), or learned"
+        " while scoring (share).",
         choices=("fixed", "gate", "share"),
     )
-    weight: float = opt(0.9, "Weight of the model; its initial value if learned.", lo=0.0, hi=1.0)
+    weight: float = opt(
+        0.9, "Weight of the model; the initial weight if it is learned.", lo=0.0, hi=1.0
+    )
     order: int = opt(5, "Longest context of ppm, in bytes.", lo=0, hi=8)
     per_document: bool = opt(False, "Start every document with an empty context (ppm).")
-    memory_mb: int = opt(4000, "Most memory for the counts, in megabytes (ppm).", lo=8)
-    published: bool = opt(False, "Also report the mixture of #1858, which is no distribution.")
+    memory_mb: int = opt(4000, "Largest memory for the counts, in megabytes (ppm).", lo=8)
+    published: bool = opt(
+        False,
+        "Also report the mixture of #1858, whose probabilities do not sum to 1.",
+    )
 
 
 # Streams that may be coded side by side.
@@ -139,13 +165,13 @@ MAX_STREAMS = 1024
 class ProveConfig:
     """The proof of a run: validation text coded, and restored by a fresh process."""
 
-    bytes: int = opt(0, "Bytes of validation text to code and decode; 0 makes no proof.", lo=0)
+    bytes: int = opt(0, "Bytes of validation text to encode and decode; 0 skips the proof.", lo=0)
     method: str = opt(
         "sliding",
-        "Predictor: the frozen model (sliding), or one trained as ttt says (sgd, lora).",
+        "Predictor: the frozen model (sliding), or a model with test-time training (sgd, lora).",
         choices=("sliding", "sgd", "lora"),
     )
-    experts: bool = opt(False, "Use the experts of the mixture in the proof.")
+    experts: bool = opt(False, "Use the experts of the mixture in the proof as well.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +179,6 @@ class AuditConfig:
     """The audit that ends a run: probes of its own scorers, its ledgers, its budgets."""
 
     budget_s: float = opt(
-        60.0, "Seconds for the probes; 0 checks ledgers and budgets only.", lo=0.0
+        60.0, "Seconds for the probes; 0 checks only ledgers and budgets.", lo=0.0
     )
     tokens: int = opt(384, "Tokens of validation text that the probes use.", lo=64, hi=1_000_000)

@@ -36,7 +36,7 @@ class DataConfig:
     source: str = opt(
         "embedded",
         "Folder with training and validation tokens, made by `fairway data build` or `fetch`; "
-        "'embedded' builds one from the documentation on this machine; '' names none yet.",
+        "'embedded' builds one from the documentation on this machine; '' means: not chosen yet.",
     )
     val_share: float = opt(
         0.05, "Share of the embedded documents kept for validation.", lo=0.001, hi=0.5
@@ -47,19 +47,21 @@ class DataConfig:
         " texts stay the original's.",
     )
     val_bytes: int = opt(
-        0, "Bytes of validation text to score, sampled by document; 0 scores all.", lo=0
+        0, "Bytes of validation text to score, in documents drawn at random; 0 scores all.", lo=0
     )
-    val_tokens: int = opt(0, "Validation tokens to score, from the beginning; 0 scores all.", lo=0)
+    val_tokens: int = opt(
+        0, "Validation tokens to score, from the first one on; 0 scores all.", lo=0
+    )
     order_seed: int | str = opt(
         0,
-        "Seed of the order in which training text is read; 0 is the order of #1394, the same for"
-        " everybody; 'seed' takes that of the initial weights.",
+        "Seed of the order in which training text is read; 0 is the fixed order of #1394; 'seed'"
+        " uses the value of `seed`.",
         lo=0,
         hi=MOST_SEED,
         choices=(OWN_SEED,),
     )
     shuffle_documents: bool = opt(
-        False, "Put the documents of every training shard in a new order at each pass."
+        False, "Shuffle the documents of every training shard at each pass."
     )
 
 
@@ -71,56 +73,68 @@ class ModelConfig:
     num_layers: int = opt(11, "Number of transformer blocks.", lo=1, hi=256)
     dim: int = opt(512, "Width of the residual stream.", lo=8, hi=16_384)
     embed_dim: int = opt(
-        0, "Width of a factorised embedding; 0 is not factorised.", lo=0, hi=16_384
+        0, "Width of a factorised embedding; 0 turns factorisation off.", lo=0, hi=16_384
     )
     num_heads: int = opt(8, "Number of query heads.", lo=1, hi=256)
     num_kv_heads: int = opt(4, "Number of key and value heads.", lo=1, hi=256)
     mlp_dim: int = opt(2048, "Hidden width of the MLP.", lo=8, hi=65_536)
-    rope_dims: int = opt(16, "Dimensions of each head that RoPE rotates.", lo=0, hi=1024)
+    rope_dims: int = opt(
+        16, "Dimensions of each head that RoPE (rotary positions) rotates.", lo=0, hi=1024
+    )
     rope_base: float = opt(10_000.0, "Base of the RoPE frequencies.", lo=1.0)
-    rope_train_len: int = opt(2048, "Length beyond which the RoPE base is rescaled (NTK).", lo=1)
-    qk_gain: float = opt(5.25, "Initial gain of the queries, one per head.", lo=0.01, hi=100.0)
+    rope_train_len: int = opt(
+        2048, "Longest sequence that uses rope_base; longer ones use a larger base.", lo=1
+    )
+    qk_gain: float = opt(
+        5.25, "Initial scale of the queries; each head learns its own.", lo=0.01, hi=100.0
+    )
     xsa_layers: int = opt(
         11,
-        "Number of last layers with exclusive self-attention: no output along a token's own value.",
+        "Number of last layers with exclusive self-attention (XSA): it removes from the output"
+        " of attention the component along the token's own value vector.",
         lo=0,
     )
     softcap: float = opt(30.0, "Logits become softcap * tanh(logits / softcap); 0 is off.", lo=0.0)
     softcap_skew: bool = opt(
-        False, "Learn one cap for logits above 0 and one for those below (AsymLogit)."
+        False, "Learn two soft caps: one for positive logits, one for negative logits (AsymLogit)."
     )
     parallel_from: int = opt(7, "First block whose MLP runs in parallel with attention.", lo=0)
     lanes: int = opt(
         1,
-        "Residual streams of parallel blocks: with 2, attention and MLP read and write one each.",
+        "Residual streams in parallel blocks; with 2, attention and MLP use one each.",
         lo=1,
         hi=2,
     )
-    skips: bool = opt(True, "Add U-Net skip connections from first to last layers.")
-    skip_gates: bool = opt(True, "Blend skip connections in through learned gates.")
+    skips: bool = opt(True, "Add U-Net skip connections from the first layers to the last.")
+    skip_gates: bool = opt(True, "Scale every skip connection by a learned gate.")
     loop_first: int = opt(3, "First block of the loop (depth recurrence).", lo=0)
     loop_last: int = opt(5, "Last block of the loop.", lo=0)
-    loop_extra: int = opt(2, "Extra runs of the looped blocks per pass; 0 is no loop.", lo=0, hi=16)
-    tie_embeddings: bool = opt(True, "Use the embedding matrix as the output head too.")
+    loop_extra: int = opt(
+        2, "Number of extra runs of the looped blocks; 0 turns the loop off.", lo=0, hi=16
+    )
+    tie_embeddings: bool = opt(True, "Use the embedding matrix as the output head as well.")
     embed_bf16: bool = opt(True, "Store the embedding and its Adam moments in bfloat16.")
-    smear: bool = opt(False, "Mix the previous token's embedding into each token's (SmearGate).")
+    smear: bool = opt(
+        False, "Add part of the previous token's embedding to each token's embedding (SmearGate)."
+    )
     window: str = opt(
         "",
-        "Tokens that attention sees, by layer, as in '512 512 0': 0 is all of them, the last number"
-        " holds for all further layers; empty is all.",
+        "Attention window of each layer, in tokens, such as '512 512 0'. 0 means no limit. The last"
+        " number applies to all further layers. Empty means no limit.",
     )
     x0_values: bool = opt(
-        False, "Add a projection of the embeddings to every layer's values, by a learned gate."
+        False, "Add a gated projection of token embeddings to the values of every layer."
     )
     attn_gate: str = opt(
         "off",
-        "Gate every head's output: by 12 features of its input, starting at 1 (head) or 1/2"
-        " (sparse), or by all of them (dense).",
+        "Multiply the output of each attention head by a gate. The gate reads 12 input features"
+        " and starts at 1 (head) or 1/2 (sparse), or it reads all features (dense).",
         choices=("off", "head", "dense", "sparse"),
     )
     reads: int = opt(
         0,
-        "Number of last layers that add earlier outputs to theirs, in shares of every token's own.",
+        "Number of last layers that also add the outputs of earlier layers, with weights that are"
+        " computed for every token.",
         lo=0,
     )
 
@@ -132,17 +146,17 @@ class OptimConfig:
     matrix_lr: float = opt(0.022, "Muon learning rate of the weight matrices.", lo=0.0, hi=10.0)
     matrix_wd: float = opt(0.095, "Muon weight decay (decoupled).", lo=0.0, hi=10.0)
     cautious: bool = opt(
-        False, "Let Muon's decay act only where the update makes a weight smaller, too."
+        False, "Apply Muon's weight decay only to weights that the update also makes smaller."
     )
     row_beta: float = opt(
         0.0,
-        "Decay of a second moment per neuron that evens Muon's updates out (NorMuon); 0 is off.",
+        "Decay of the second moment per neuron in NorMuon; 0 turns NorMuon off.",
         lo=0.0,
         hi=0.9999,
     )
     row_floor: float = opt(
         0.0,
-        "Least norm of a row of Muon's update, as a share of the weights' in that row; 0 is off.",
+        "Smallest norm of a row of Muon's update, as a share of that row of weights; 0 is off.",
         lo=0.0,
         hi=100.0,
     )
@@ -155,17 +169,19 @@ class OptimConfig:
     )
     momentum: float = opt(0.99, "Momentum of Muon after its warm-up.", lo=0.0, hi=0.9999)
     momentum_start: float = opt(0.92, "Momentum of Muon at the first step.", lo=0.0, hi=0.9999)
-    momentum_warmup_steps: int = opt(1500, "Steps from momentum_start to momentum.", lo=0)
+    momentum_warmup_steps: int = opt(
+        1500, "Steps of the rise from momentum_start to momentum.", lo=0
+    )
     momentum_end: float | None = opt(
-        None, "Momentum of Muon at the end of the run; none leaves it as it is.", lo=0.0, hi=0.9999
+        None, "Momentum of Muon at the end of the run; none keeps `momentum`.", lo=0.0, hi=0.9999
     )
     momentum_fall: float = opt(
-        0.35, "Share of the run from which it moves to momentum_end.", lo=0.0, hi=0.999
+        0.35, "Share of the run after which momentum moves to momentum_end.", lo=0.0, hi=0.999
     )
     momentum_buffers: int = opt(
         1,
-        "Running means of gradients, whose mean is Muon's momentum: ages double from one to the"
-        " next, their mean age is that of the momentum set.",
+        "Number of running means of the gradient that Muon averages. Each one reaches back twice as"
+        " far as the one before; together they have the mean age that `momentum` has.",
         lo=1,
         hi=16,
     )
@@ -176,13 +192,16 @@ class OptimConfig:
     )
     newton: float = opt(
         0.0,
-        "Newton-Muon: multiply gradients by the inverse second moment of a matrix's inputs, to"
-        " which this share of its mean is added; 0 is off.",
+        "Newton-Muon multiplies gradients by the inverse second moment of a matrix's inputs. This"
+        " share of the moment's mean is added to its diagonal first. 0 turns it off.",
         lo=0.0,
         hi=1000.0,
     )
     grad_power: float = opt(
-        1.0, "Power of every gradient's size before Muon's momentum.", lo=0.01, hi=2.0
+        1.0,
+        "Exponent of the absolute value of Muon's gradients; 1 changes nothing.",
+        lo=0.01,
+        hi=2.0,
     )
     row_normalise: bool = opt(True, "Divide rows by their norms before Newton-Schulz (MuonEq-R).")
     embed_lr: float = opt(0.03, "AdamW learning rate of the embedding.", lo=0.0, hi=10.0)
@@ -193,97 +212,108 @@ class OptimConfig:
     beta1: float = opt(0.9, "Decay of AdamW's first moment.", lo=0.0, hi=0.9999)
     beta2: float = opt(0.95, "Decay of AdamW's second moment.", lo=0.0, hi=0.99999)
     embed_beta2: float | None = opt(
-        None, "The same of the embedding and of an untied head; none is beta2.", lo=0.0, hi=0.99999
+        None,
+        "Value of beta2 for the embedding and an untied head; none uses beta2.",
+        lo=0.0,
+        hi=0.99999,
     )
     grad_clip: float = opt(
-        0.3, "Largest norm of the gradient; longer ones are scaled; 0 is off.", lo=0.0
+        0.3, "Gradients with a larger norm are scaled down to this; 0 turns it off.", lo=0.0
     )
     warmdown_share: float = opt(
-        0.72, "Last share of the run, in which learning rates fall.", lo=0.0, hi=1.0
+        0.72, "Share of the run, at its end, in which learning rates fall.", lo=0.0, hi=1.0
     )
     cool_power: float = opt(
-        1.0, "Power of the time that is left by which learning rates fall.", lo=0.01, hi=10.0
+        1.0, "Exponent of the fall of learning rates; 1 is linear.", lo=0.01, hi=10.0
     )
     min_lr: float = opt(0.0, "Final learning rates as a share of the full ones.", lo=0.0, hi=1.0)
     ema_decay: float | None = opt(
-        0.9965, "Decay per step of the average of weights (EMA).", lo=0.0, hi=0.999999
+        0.9965, "Decay per step of the moving average of the weights (EMA).", lo=0.0, hi=0.999999
     )
     ema_share: float | None = opt(
-        None, "EMA horizon as a share of the run (set ema_decay=none).", lo=1e-6, hi=1.0
+        None, "Length of the EMA as a share of the run; it needs ema_decay=none.", lo=1e-6, hi=1.0
     )
     ema_blend: float = opt(
-        1.0, "Share of the EMA in the weights that are kept; the rest are the last.", lo=0.0, hi=1.0
+        1.0, "Share of the EMA in the final weights; the last step has the rest.", lo=0.0, hi=1.0
     )
-    ema_embed: bool = opt(True, "Average the embedding, too; if not, its last weights are kept.")
+    ema_embed: bool = opt(True, "Average the embedding, too; otherwise it keeps its last weights.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """The loop: what drives it, how much it reads at a time, what it writes on the way."""
+    """The training loop: its clock, its batches, its checkpoints."""
 
     clock: str = opt(
         "wall",
-        "What measures progress: seconds (wall), steps, or another run's record (replay).",
+        "Measure of progress: seconds (wall), steps, or the record of another run (replay).",
         choices=("wall", "steps", "replay"),
     )
     budget_s: float = opt(600.0, "Seconds for training and calibration (clock=wall).", lo=0.1)
-    reserve_s: float = opt(12.0, "Seconds of train.budget_s that are kept for calibration.", lo=0.0)
+    reserve_s: float = opt(12.0, "Seconds of train.budget_s reserved for calibration.", lo=0.0)
     steps: int = opt(4550, "Number of training steps (clock=steps).", lo=1)
     replay: str = opt("", "Run folder whose recorded progress this run follows (clock=replay).")
-    init: str = opt(
-        "", "Run folder or artifact whose weights the training begins with; '' begins anew."
-    )
+    init: str = opt("", "Run folder or artifact with the initial weights; '' draws them at random.")
     shards: int = opt(
-        0, "Training shards to read, the first in the order of their names; 0 reads all.", lo=0
+        0, "Number of training shards to read, in the order of their names; 0 reads all.", lo=0
     )
     seq_len: int = opt(2048, "Tokens per training sequence.", lo=2, hi=1_048_576)
     batch_tokens: int = opt(786_432, "Tokens per optimiser step, summed over all processes.", lo=2)
-    micro_tokens: int = opt(98_304, "Most tokens in one forward pass of a process.", lo=2)
-    loop_from: float = opt(0.35, "Share of the run after which the loop is on.", lo=0.0, hi=1.0)
-    documents: bool = opt(
-        False, "Let tokens of a training sequence attend to their own document alone."
-    )
+    micro_tokens: int = opt(98_304, "Tokens in one forward pass of a process, at most.", lo=2)
+    loop_from: float = opt(0.35, "Share of the run after which blocks are looped.", lo=0.0, hi=1.0)
+    documents: bool = opt(False, "Let a training token attend only to tokens of its own document.")
     windows: str = opt(
         "",
-        "Tokens that attention sees at most, up to shares of the run: '256@0.3 512@0.6'; empty"
-        " leaves it to model.window.",
+        "Attention window during parts of a run: '256@0.3 512@0.6' is 256 tokens until 30 % of it"
+        " and 512 until 60 %. Afterwards, and if empty, model.window applies.",
     )
     batches: str = opt(
         "",
-        "Tokens per optimiser step up to shares of the run, as in '49152@0.3 98304@0.6', then"
-        " batch_tokens; learning rates go with the root; empty is batch_tokens all along.",
+        "Tokens per optimiser step during parts of a run: '49152@0.3' is 49,152 until 30 % of it,"
+        " then batch_tokens. Learning rates scale with the square root of the batch.",
     )
     lengths: str = opt(
         "",
-        "Tokens to which training sequences are cut up to shares of the run, as in '1024@0.45';"
-        " empty leaves them whole.",
+        "Length of training sequences during parts of a run: '1024@0.45' is 1,024 tokens until"
+        " 45 % of it, then seq_len.",
     )
     prefix_weight: float = opt(
         0.0,
-        "Weight of a second target, the longest token that the next one begins with, in the first"
-        " third of a run; over the second third it falls to 0.",
+        "Weight of a second training target: the longest token that is a prefix of the next token."
+        " The weight is constant in the first third of a run and falls to 0 in the second.",
         lo=0.0, hi=10.0,
     )  # fmt: skip
     rate_bits: float = opt(
-        3.0, "Bits per weight that train.rate_errors and rate_weight expect.", lo=1.0, hi=8.0
+        3.0,
+        "Bits per weight, after packing, that train.rate_errors and train.rate_weight assume.",
+        lo=1.0,
+        hi=8.0,
     )
-    rate_share: float = opt(0.25, "Last share of the run in which they work.", lo=0.0, hi=1.0)
+    rate_share: float = opt(
+        0.25,
+        "Share of the run, at its end, in which rate_errors and rate_weight are on.",
+        lo=0.0,
+        hi=1.0,
+    )
     rate_errors: str = opt(
         "off",
-        "Errors that matrices have while they learn: none (off), noise as large as codes leave"
-        " (noise), or those of the nearest codes (round).",
+        "Quantisation error added to the matrices during training: none (off), random noise of the"
+        " same size (noise), or the error of rounding to the nearest code (round).",
         choices=("off", "noise", "round"),
     )
     rate_weight: float = opt(
         0.0,
-        "Strength, times the learning rate, at which weights move to where codes take fewer bits.",
+        "Strength of the pull, relative to the learning rate, towards weights that need fewer bits"
+        " when coded.",
         lo=0.0, hi=10.0,
     )  # fmt: skip
     warmup_steps: int = opt(
-        20, "Steps before the clock starts; their result is discarded.", lo=0, hi=1000
+        20,
+        "Training steps that run before the clock starts; their result is discarded.",
+        lo=0,
+        hi=1000,
     )
     checkpoint_every_s: float = opt(
-        120.0, "Seconds between checkpoints; 0 writes one when stopping.", lo=0.0
+        120.0, "Seconds between checkpoints; 0 writes one only when the run is stopped.", lo=0.0
     )
 
 
@@ -306,23 +336,35 @@ class QuantConfig:
     )
     method: str = opt(
         "gptq",
-        "Error feedback (gptq), plain rounding (round), or dependent quantisation (trellis).",
+        "Quantiser: error feedback (gptq), rounding (round), dependent quantisation (trellis).",
         choices=("gptq", "round", "trellis"),
     )
-    calibration_tokens: int = opt(6_291_456, "Training tokens that estimate the Hessians.", lo=1)
-    min_numel: int = opt(65_536, "Largest matrix that stays in float16, in weights.", lo=0)
+    calibration_tokens: int = opt(
+        6_291_456, "Training tokens from which the Hessians are estimated.", lo=1
+    )
+    min_numel: int = opt(
+        65_536,
+        "Matrices with at most this many weights are stored in float16, not quantised.",
+        lo=0,
+    )
     fit: bool = opt(
         False,
-        "Make artifact and code fit pack.limit_bytes: gptq and round raise matrix_sigmas as far"
-        " as needed, trellis takes the finest steps that fit.",
+        "Make artifact and code fit into pack.limit_bytes: gptq and round raise matrix_sigmas,"
+        " trellis chooses the finest steps that fit.",
     )
-    rate_bits: float = opt(3.4, "Bits per weight to aim for (trellis without fit).", lo=0.5, hi=7.0)
-    rate_price: float = opt(0.0, "Squared error that saving one bit may cost (trellis).", lo=0.0)
+    rate_bits: float = opt(3.4, "Target of bits per weight (trellis, without fit).", lo=0.5, hi=7.0)
+    rate_price: float = opt(
+        0.0, "Squared error that the trellis accepts in exchange for one bit (trellis).", lo=0.0
+    )
     gradient_tokens: int = opt(
-        1_048_576, "Training tokens that estimate sensitivities (trellis).", lo=1
+        1_048_576, "Training tokens from which sensitivities are estimated (trellis).", lo=1
     )
-    column_steps: bool = opt(False, "Give finer steps to columns whose errors cost more (trellis).")
-    tune_steps: int = opt(0, "Steps that train float16 tensors around the quantised ones.", lo=0)
+    column_steps: bool = opt(
+        False, "Use finer steps in the columns whose errors raise the loss most (trellis)."
+    )
+    tune_steps: int = opt(
+        0, "Training steps, after quantisation, for the tensors that stay in float16.", lo=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -331,17 +373,17 @@ class PackConfig:
 
     codec: str = opt(
         "brotli",
-        "Entropy coder of the artifact; cabac is Fairway's own.",
+        "Entropy coder of the artifact; cabac is part of Fairway.",
         choices=("cabac", "brotli", "lzma", "raw"),
     )
     with_tokenizer: bool = opt(False, "Store the tokenizer inside the artifact.")
     limit_bytes: int = opt(
-        LIMIT_BYTES, "Most bytes that artifact and code may have together.", lo=1
+        LIMIT_BYTES, "Largest size of artifact and code together, in bytes.", lo=1
     )
     code_bytes: int | str = opt(
         AUTO,
-        "Bytes of code that count: auto measures this recipe's bundle; a number is declared, "
-        "for comparisons, and cannot be submitted.",
+        "Bytes of code in the byte account: auto measures the bundle of this recipe. A number is a"
+        " declared value for comparisons; such a run cannot be submitted.",
         lo=0,
         choices=(AUTO,),
     )
@@ -349,11 +391,11 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
-    """The machine: what `auto` finds is printed and recorded."""
+    """The machine. A run prints and records what `auto` chose."""
 
     device: str = opt(
         "auto",
-        "Device that computes; mps is an Apple GPU, which auto never takes.",
+        "Device that computes; mps is an Apple GPU, and auto never chooses it.",
         choices=("auto", "cpu", "cuda", "mps"),
     )
     dtype: str = opt(
@@ -364,15 +406,15 @@ class RuntimeConfig:
         "Precision of float32 matrix products, as PyTorch names it.",
         choices=("auto", "highest", "high", "medium"),
     )
-    threads: int = opt(0, "CPU threads; 0 measures which number is fastest.", lo=0, hi=1024)
+    threads: int = opt(0, "CPU threads; 0 measures the fastest number.", lo=0, hi=1024)
     kernels: str = opt(
         "auto",
-        "Kernels of the model: PyTorch's (plain), or Fairway's for GPUs (fused).",
+        "Kernels of the model: those of PyTorch (plain), or those of Fairway for GPUs (fused).",
         choices=("auto", "plain", "fused"),
     )
     attention: str = opt(
         "auto",
-        "Attention backend; `fairway doctor` lists those that run here.",
+        "Attention backend; `fairway doctor` lists those that run on this machine.",
         choices=("auto", "plain", "sdpa", "cudnn", "flash", "efficient", "flex", "fa3", "fa4"),
     )
 

@@ -19,7 +19,7 @@ from fairway.config.settings import (
 
 
 def demo() -> Config:
-    """A model of the embedded corpus, trained on two CPU cores within six minutes in all."""
+    """Model of English for a laptop: six minutes on two CPU cores."""
     return Config(
         recipe="demo",
         data=DataConfig(val_share=0.04, val_bytes=128_000),
@@ -69,7 +69,7 @@ def demo() -> Config:
 
 
 def smoke() -> Config:
-    """The whole pipeline in a few seconds: the demo made tiny, driven by steps."""
+    """Tiny demo: all stages within seconds."""
     base = demo()
     return replace(
         base,

@@ -19,7 +19,9 @@ from fairway.config.settings import (
 
 
 def pr1858() -> Config:
-    """#1858's seed runs: 35,944,536 parameters, 588 s of training on up to 8 GPUs, then GPTQ.
+    """System of #1858: up to 8 GPUs, 588 s of training.
+
+    The model has 35,944,536 parameters; GPTQ quantises it.
 
     The text is not here: name a folder by data.source. Declared are the bytes of #1858's code, so
     that the model has the same room; a run to be submitted counts its bundle, by
@@ -37,7 +39,7 @@ def pr1858() -> Config:
 
 
 def pr1493() -> Config:
-    """#1493's record runs, the base of #1858: one system, with fewer bytes of code beside it.
+    """System of #1493, the base of #1858.
 
     The logs' settings are equal but for test-time training, 3 epochs per chunk where #1858 has 2,
     and for the text: all 128 training shards, where #1858's machine had 80.
@@ -53,7 +55,9 @@ def pr1493() -> Config:
 
 
 def pr1858_proxy() -> Config:
-    """#1858 on one GPU: one micro-batch per step and 150 s of training; calibration comes on top.
+    """System of #1858 on one GPU, 150 s of training.
+
+    A step has one micro-batch; calibration takes further seconds.
 
     The budget is 150 s plus the reserve that #1858 keeps for calibration. The weight average
     spans 0.025 of the run. #1858's 0.9965 spans 286 steps: 0.063 of its 4,550, but 0.28 of the
@@ -70,7 +74,7 @@ def pr1858_proxy() -> Config:
 
 
 def best_8() -> Config:
-    """#1858's model and training on up to 8 GPUs for 600 s, packed and scored as `best` is.
+    """System of #1858 on up to 8 GPUs, packed and scored like best.
 
     Dependent quantisation fills the limit through Fairway's own coder (a third of the damage at
     equal bytes), and adapters learn every document. The weight average spans the share of the run
@@ -95,7 +99,9 @@ def best_8() -> Config:
 
 
 def best() -> Config:
-    """What was found to pay on one GPU in 150 s; docs/recipes.md has the measurements.
+    """Best measured settings on one GPU, 150 s of training.
+
+    The measurements are in docs/recipes.md.
 
     It trains as `pr1858_proxy`, but without recurrence, whose price in steps 150 s do not earn
     back, with momentum that suits 2,000 steps, heads of 128 and faster embeddings. Experts beside

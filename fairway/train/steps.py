@@ -13,7 +13,7 @@ from fairway.base import units
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, parse_json, read_bytes, write_atomic
 from fairway.base.progress import Advance
-from fairway.config.settings import Config, declares_code
+from fairway.config.settings import Config
 
 STEPS = "steps.jsonl"
 # A record takes 250 bytes: a million steps.
@@ -72,7 +72,7 @@ def recorded_progress(run: Path) -> list[float]:
 
 
 class StepLine:
-    """The fixed-width line that shows where the run stands, in seconds and bytes."""
+    """The line that shows where a run stands: at most 80 columns, with the time left."""
 
     def __init__(
         self,
@@ -114,7 +114,8 @@ class StepLine:
             self.size_bytes = self.estimate_bytes()
             self.bits = self.rate_bits() if self.rate_bits else 0.0
         text = self.text(record)
-        advance(permille - self.permille, text)
+        # The bar has its own place, share and time left.
+        advance(permille - self.permille, f"step {record.step + 1} loss {self.smooth_loss:.4f}")
         self.permille = permille
         if lasting:
             self.printed = tenth
@@ -124,27 +125,39 @@ class StepLine:
     def text(self, record: StepRecord) -> str:
         """Return the step line; `bpb~` takes the training text's bytes per token.
 
-        Time and pace are means since the last line that stayed.
+        Time and pace are means since the last line that stayed. The size is the estimate of
+        artifact and code. A training that knows its rate shows it instead of the pace.
         """
-        config = self.config
         assert self.smooth_loss is not None
         bpb = units.nats_to_bits(self.smooth_loss) / self.bytes_per_token
         steps, tokens, seconds = self.since
         passed_s = max(record.seconds - seconds, 1e-9)
-        tokens_per_s = (record.tokens - tokens) / passed_s
         batch_ms = 1000.0 * passed_s / (record.step + 1 - steps)
-        used = f"{record.seconds:.0f}"
-        if config.train.clock == "wall":
-            used += f"/{config.train.budget_s:.0f}"
-        size = self.size_bytes / 1e6
-        declared = ", code declared" if declares_code(config.pack) else ""
-        rate = f" | codes {self.bits:.3f} bits" if self.rate_bits else ""
+        pace = _pace((record.tokens - tokens) / passed_s)
+        if self.rate_bits:
+            pace = f"{self.bits:5.3f} bits/w"
+        done = record.progress_after
+        left_s = record.seconds * (1.0 - done) / max(done, 1e-9)
         return (
-            f"step {record.step + 1:05d} {record.progress_after:6.1%}"
-            f" | loss {self.smooth_loss:6.4f} | bpb~{bpb:6.4f}"
-            f" | {batch_ms:6.0f} ms | {tokens_per_s / 1e3:7.1f} ktok/s"
-            f" | {used} s | est. {size:5.2f}/{config.pack.limit_bytes / 1e6:.2f} MB{declared}{rate}"
+            f"step {record.step + 1:05d} {done:4.0%} loss {self.smooth_loss:6.4f} bpb~{bpb:6.4f}"
+            f" {_step_time(batch_ms)} {pace} {_clock(left_s)} left {self.size_bytes / 1e6:5.2f} MB"
         )
+
+
+def _step_time(milliseconds: float) -> str:
+    seconds = milliseconds >= 99_999.5
+    return f"{milliseconds / 1e3:6.0f} s" if seconds else f"{milliseconds:5.0f} ms"
+
+
+def _pace(tokens_per_s: float) -> str:
+    kilo = tokens_per_s / 1e3
+    return f"{kilo:5.1f} ktok/s" if kilo < 999.95 else f"{kilo / 1e3:5.2f} Mtok/s"
+
+
+def _clock(seconds: float) -> str:
+    """Return a duration in four characters or a few more: 0:08, 9:59, 1h05."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    return f"{minutes}:{rest_s:02d}" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02d}"
 
 
 class StepLog:
