@@ -119,7 +119,8 @@ def test_other_code_packs_anew_and_the_same_code_does_not(
         pipeline.score()
         assert pipeline.results()["artifact"]["code_bytes"] == results["artifact"]["code_bytes"]
         facts = pipeline.pack()
-        assert facts["code_bytes"] == other and 0.99 * 40_000 < facts["bytes"] <= 40_000
+        # Sizes of so small a model jump by hundreds of bytes from one level to the next.
+        assert facts["code_bytes"] == other and 0.95 * 40_000 < facts["bytes"] <= 40_000
         pipeline.score()
     assert pipeline.results()["artifact"]["code_bytes"] == other
 

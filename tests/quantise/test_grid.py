@@ -175,9 +175,9 @@ def test_a_trellis_and_logarithmic_steps_are_restored() -> None:
     codes = torch.tensor([[1, -1, 2], [0, 1, -3]], dtype=torch.int16)
     steps = torch.tensor([16, -16], dtype=torch.int16)
     tensor = QuantisedTensor(codes, scale_of(steps), 6, steps, 4)
-    # Row 0: 1 in state 0 (2), -1 in state 2 (-2 + 1), 2 in state 3 (4 - 1).
-    # Row 1: 0 in state 0 (0), 1 in state 0 (2), -3 in state 2 (-6 + 1).
-    assert restore(tensor).tolist() == [[4.0, -2.0, 6.0], [0.0, 1.0, -2.5]]
+    # Row 0: 1 in state 0 (2), -1 in state 1 (-2 - 1), 2 in state 3 (4 - 1).
+    # Row 1: 0 in state 0 (0), 1 in state 0 (2), -3 in state 1 (-6 - 1).
+    assert restore(tensor).tolist() == [[4.0, -6.0, 6.0], [0.0, 1.0, -3.5]]
 
 
 @pytest.mark.parametrize("trellis", [0, 4])
@@ -197,8 +197,8 @@ def test_every_row_is_restored_however_many_there_are(trellis: int) -> None:
         for c, code in enumerate(codes[row].tolist()):
             multiple = code
             if trellis:
-                multiple = 2 * code - (state > 1) * ((code > 0) - (code < 0))
-                state = [[0, 2], [2, 0], [1, 3], [3, 1]][state][code % 2]
+                multiple = 2 * code - state % 2
+                state = [[0, 1], [2, 3], [1, 0], [3, 2]][state][code % 2]
             exponent = int(steps_R[row]) + (int(columns_C[c]) if trellis else 0)
             assert float(found[row, c]) == pytest.approx(multiple * 2 ** (exponent / 16), rel=3e-7)
 
