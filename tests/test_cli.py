@@ -165,7 +165,7 @@ def test_run(cli: Cli, quick: list[str], tmp_path: Path) -> None:
     told = cli("run", "smoke", "--out", tmp_path, *quick, "--json")
     assert told.json == read_json(tmp_path / "results.json")
     assert told.json["train"]["steps"] == 2
-    assert "step 00002 100.0%" in told.err
+    assert "step 00002 100%" in told.err
     assert (tmp_path / "report.html").exists()
     again = cli("run", "smoke", "--out", tmp_path, *quick)
     assert again.code == 0

@@ -56,7 +56,9 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     """Return a table, its first column to the left and numbers to the right."""
     made, rows = Table(title), list(rows)
     for number, column in enumerate(columns):
-        whole = bool(number) and all(_NUMBER.match(row[number]) for row in rows)
+        # A row may end early, as a figure that only one side has.
+        cells = (row[number] for row in rows if number < len(row))
+        whole = bool(number) and all(map(_NUMBER.match, cells))
         made.add_column(column, justify="right" if number else "left", no_wrap=whole)
     for row in rows:
         made.add_row(*row)
