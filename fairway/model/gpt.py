@@ -204,7 +204,8 @@ class GPT(nn.Module):
 
     def states(self, x_BTD: Tensor, given: Walk) -> Tensor:
         """Return `hidden` of embedded tokens that stand where a rotary table says."""
-        return self.operations.norm(self._walk(x_BTD, given))
+        # Kernels read rows one behind the other; a cache cuts its tokens out of longer rows.
+        return self.operations.norm(self._walk(x_BTD.contiguous(), given))
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """Return x0, the normalised embeddings, [B, T, D] in the compute dtype."""

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from features import FEATURES
+from features import ALL, FEATURES
 from torch import Tensor
 
 from fairway.config.settings import ModelConfig
 from fairway.model.cache import Cache, Single
 from fairway.model.gpt import GPT, build
 from fairway.model.need import cached_bytes, way_of
+from fairway.model.paths import prepare
 
 SMALL = ModelConfig(
     vocab_size=300,
@@ -83,6 +84,25 @@ def test_pieces_equal_the_whole(config: ModelConfig, looping: bool, sizes: list[
     model, ids = random_model(config, looping), tokens(3)
     found = piecewise(Cache(model, 3, LENGTH), ids, sizes)
     torch.testing.assert_close(found, model.hidden(ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="in float32, which kernels on a GPU refuse")
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, **ALL)], ids=["plain", "every feature"])
+@torch.no_grad()
+def test_kernels_read_what_plain_formulas_read(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By windows and by single tokens, as `compress` reads on a GPU."""
+    monkeypatch.setattr(Single, "STRETCH", 8)
+    model, ids = random_model(config, True), tokens(3)
+    wanted = model.hidden(ids)
+    prepare(model, torch.float32, "plain", "fused")
+    assert model.operations.fused
+    cache = Cache(model, 3, LENGTH, steady=True)
+    cache.single = Single(cache)
+    for _ in range(2):
+        found = piecewise(cache, ids, [7, 1, 1, 5, *[1] * 9])
+        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -11,80 +11,28 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import TINY
-from tiny import alive as alive_with
+from learning import LORA, SCORE, SGD, STARTS, Evaluate, T, V, alive, costs, text
 
 from fairway.base.errors import LedgerError, UserError
-from fairway.config.checks import check_ttt, lora_chunks
-from fairway.config.overrides import override
-from fairway.config.settings import Config, ModelConfig, ScoreConfig, TttConfig
+from fairway.config.checks import lora_chunks
+from fairway.config.settings import TttConfig
 from fairway.machine.ranks import Ranks
-from fairway.model.gpt import GPT, rope_table
-from fairway.score import ttt
+from fairway.model.gpt import GPT
 from fairway.score.documents import (
     batches,
     chunk_bounds,
     documents,
     longest_first,
-    unlearned_windows,
 )
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, Score, Span, Text
 from fairway.score.lora import (
-    DocumentDistribution,
-    Documents,
     evaluate_lora,
-    evaluate_unlearned,
     phase_bounds,
 )
-from fairway.score.predictor import Context
 from fairway.score.sgd import chunk_rate, chunks, evaluate_sgd, token_weights
 from fairway.score.sliding import FrozenPredictor, evaluate_frozen
-from fairway.score.ttt import evaluate_ttt, shrunk
-from fairway.score.ways import gains, gains_told
 from fairway.score.windows import Event, Window
-
-V, T = 260, 16
-MODEL: ModelConfig = replace(TINY, rope_train_len=8)
-SCORE = ScoreConfig(seq_len=T, stride=4, batch_windows=3, check_positions=30, truncate=False)
-SGD = TttConfig(method="sgd", chunk_tokens=64, lr=0.05, epochs=2)
-LORA = TttConfig(
-    method="lora", lora_rank=4, lora_alpha=6, lora_lr=0.01, lora_wd=0.1, lora_chunks="8",
-    lora_documents=3, lora_lanes=2,
-)  # fmt: skip
-STARTS = [0, 40, 41, 100, 233, 240, 290]
-Evaluate = Callable[..., Score]
-
-
-def alive() -> GPT:
-    return alive_with(MODEL)
-
-
-def text(tokens: int = 300) -> Text:
-    """Documents that repeat themselves, so that there is something to learn."""
-    generator = np.random.default_rng(0)
-    ids = generator.integers(2, V, 12)[generator.integers(0, 12, tokens)]
-    ids[STARTS] = 1
-    target_bytes = generator.integers(0, 7, tokens - 1)
-    return Text(ids, target_bytes, int(target_bytes.sum()), V)
-
-
-def costs(
-    evaluate_it: Evaluate, config: TttConfig, source: Text, score: ScoreConfig = SCORE
-) -> np.ndarray:
-    """Return the cost of every position."""
-    kept: dict[str, Ledger] = {}
-    plain = Ledger.finish
-
-    def finish(self: Ledger, *gather: Any) -> Score:
-        kept["ledger"] = self
-        return plain(self, *gather)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ledger, "finish", finish)
-        evaluate_it(alive(), Evaluation(source, score, config))
-    return kept["ledger"]._nats
-
 
 # ---------------------------------------------------------------------------------------------
 # The ledger's lessons
@@ -409,167 +357,3 @@ def test_processes_share_the_work_and_agree(way: Evaluate, config: TttConfig, wo
     assert [scores[rank].bpb for rank in range(world)] == [scores[0].bpb] * world
     assert scores[0].nats == pytest.approx(whole.nats, rel=1e-4)
     assert scores[0].events == whole.events and scores[0].windows == whole.windows
-
-
-# ---------------------------------------------------------------------------------------------
-# The budget
-
-
-@pytest.mark.parametrize("config", [SGD, LORA])
-def test_an_evaluation_within_its_budget_is_left_alone(config: TttConfig) -> None:
-    model = alive()
-    found = evaluate_ttt(model, Evaluation(text(), SCORE, config))
-    way = {"sgd": evaluate_sgd, "lora": evaluate_lora}[config.method]
-    assert found.score == way(alive(), Evaluation(text(), SCORE, config))
-    assert found.changes == () and 0 < found.estimate_s < config.budget_s and found.seconds > 0
-
-
-@pytest.mark.parametrize("chunks_", ["8", "16", "3@7 5@12 7", "1@2 16", "5"])
-def test_what_is_not_learned_is_seen_in_the_same_windows(chunks_: str) -> None:
-    config = replace(LORA, lora_chunks=chunks_)
-    found = documents(text().ids, 299)
-    learned = {
-        int(position): (window.start, position)
-        for batch in batches(found, config, T)
-        for step in batch.steps
-        for window in step.event.windows
-        for position in range(window.score_from, window.end)
-    }
-    windows = list(unlearned_windows(found, config, T))
-    unlearned = {p: (w.start, p) for w in windows for p in range(w.score_from, w.end)}
-    assert unlearned == learned and all(w.end - w.start <= T for w in windows)
-    assert len(windows) <= sum(len(list(chunk_bounds(config, len(d)))) for d in found)
-
-
-@pytest.mark.parametrize("chunks_", ["8", "3@7 5"])
-def test_a_model_that_learns_nothing_costs_what_adapters_do_at_no_rate(chunks_: str) -> None:
-    still = replace(LORA, lora_chunks=chunks_, lora_lr=0.0)
-    wanted, found = costs(evaluate_lora, still, text()), costs(evaluate_unlearned, still, text())
-    np.testing.assert_allclose(found, wanted, atol=2e-5)
-    assert np.abs(costs(evaluate_lora, LORA, text()) - wanted).max() > 0.01
-
-
-@pytest.mark.parametrize("rope", ["ntk", "plain"])
-def test_what_is_not_learned_has_the_context_of_what_is(rope: str) -> None:
-    still = replace(LORA, lora_context=24, lora_rope=rope, lora_lr=0.0)
-    wanted, found = costs(evaluate_lora, still, text()), costs(evaluate_unlearned, still, text())
-    np.testing.assert_allclose(found, wanted, atol=2e-5)
-
-
-def test_a_context_of_its_own_is_that_of_the_score() -> None:
-    today = costs(evaluate_lora, LORA, text())
-    same = costs(evaluate_lora, replace(LORA, lora_context=T), text())
-    assert np.array_equal(same, today)
-    longer = costs(evaluate_lora, replace(LORA, lora_context=24), text())
-    assert not np.allclose(longer, today, atol=1e-4)
-    score = replace(SCORE, seq_len=24)
-    assert np.array_equal(costs(evaluate_lora, LORA, text(), score), longer)
-
-
-def test_frequencies_as_trained_leave_short_documents_as_they_are() -> None:
-    """By NTK they depend on the context; the plain table's beginning is always the same."""
-    found = {
-        (rope, context): costs(
-            evaluate_lora, replace(LORA, lora_rope=rope, lora_context=context), text()
-        )
-        for rope in ("ntk", "plain")
-        for context in (64, 80)
-    }
-    # Documents of up to 64 tokens, in batches of their own: those up to 99.
-    assert np.array_equal(found["plain", 64][:100], found["plain", 80][:100])
-    assert not np.allclose(found["ntk", 64][:100], found["ntk", 80][:100], atol=1e-6)
-    for context in (64, 80):
-        short = replace(MODEL, rope_train_len=context)
-        assert torch.equal(rope_table(context, MODEL, False)[0], rope_table(context, short)[0])
-
-
-def test_gains_are_what_other_scores_cost_more() -> None:
-    stages = {"quantised": {"bpb": 1.5}, "sliding": {"bpb": 1.25}, "raw": {"bpb": 9.0}}
-    assert gains(stages) is None
-    assert gains({**stages, "ttt": {"bpb": 1.0}}) == {"side_by_side": 0.5, "sliding": 0.25}
-    told = gains_told({**stages, "ttt": {"bpb": 1.0}})
-    assert told == "0.5000 bpb over windows side by side, 0.2500 bpb over the sliding window"
-    stages |= {"ttt": {"bpb": 1.0}, "documents": {"bpb": 0.75}}
-    assert gains(stages) == {"side_by_side": 0.5, "sliding": 0.25, "unlearned": -0.25}
-
-
-def test_an_estimate_computes_no_wider_step_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its windows take memory that is planned for the widest step."""
-    seen: list[tuple[int, int]] = []
-    plain = Documents.predict
-
-    def predict(self: Documents, context: Context) -> DocumentDistribution:
-        windows = context.event.windows
-        seen.append((len(windows), max(w.end - w.start for w in windows)))
-        return plain(self, context)
-
-    monkeypatch.setattr(Documents, "predict", predict)
-    for config in (LORA, replace(LORA, lora_documents=8), replace(LORA, lora_chunks="2@8 4")):
-        seen.clear()
-        ttt.estimate(alive(), Evaluation(text(), SCORE, config))
-        steps = [
-            (len(step.rows), min(step.end, T))
-            for batch in batches(documents(text().ids, 299), config, T)
-            for step in batch.steps
-        ]
-        assert {size for size in seen if size[0] > 1} <= set(steps)
-        assert max(r * n for r, n in seen) == max(r * n for r, n in steps)
-
-
-def test_phases_count_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ttt, "_sequence_s", lambda *_: 1000.0)
-    phases = [replace(LORA, lora_phases=n) for n in (0, 1)]
-    estimates = [ttt.estimate(alive(), Evaluation(text(), SCORE, one)) for one in phases]
-    # One phase, before the second of three batches: documents 0 to 2, 100 positions of 16 each.
-    assert estimates[0] < 1000.0 and estimates[1] - estimates[0] == pytest.approx(6250.0, abs=100)
-
-
-def test_an_estimate_above_the_budget_is_refused_with_the_numbers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ttt, "estimate", lambda *_: 777.0)
-    with pytest.raises(UserError, match=r"about 777 s, and ttt.budget_s is 600; raise it"):
-        evaluate_ttt(alive(), Evaluation(text(), SCORE, SGD))
-
-
-def test_less_is_done_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    estimates = iter([900.0, 700.0, 500.0])
-    monkeypatch.setattr(ttt, "estimate", lambda *_: next(estimates))
-    config = replace(SGD, over_budget="shrink")
-    found = evaluate_ttt(alive(), Evaluation(text(), SCORE, config))
-    assert found.changes == ("ttt.epochs=1", "score.stride=8") and found.estimate_s == 500.0
-    monkeypatch.setattr(ttt, "estimate", lambda *_: 900.0)
-    with pytest.raises(UserError, match="about 900 s even at its smallest"):
-        evaluate_ttt(alive(), Evaluation(text(), SCORE, config))
-
-
-def test_documents_shrink_to_one_set_of_adapters_first() -> None:
-    less = shrunk(SCORE, replace(LORA, lora_peers="same", lora_chunks="4"))
-    assert less == (SCORE, replace(LORA, lora_chunks="4"), "ttt.lora_peers=")
-
-
-def test_documents_shrink_within_their_context() -> None:
-    for context, stays in ((0, True), (16, True), (24, True), (32, False)):
-        asked = replace(LORA, lora_chunks="16", lora_context=context)
-        assert (shrunk(SCORE, asked) is None) == stays
-
-
-def test_documents_shrink_by_larger_chunks() -> None:
-    less = shrunk(SCORE, replace(LORA, lora_chunks="2@4 8"))
-    assert less is not None and less[1].lora_chunks == "4@4 16"
-    check_ttt(less[1], SCORE)
-    assert shrunk(*less[:2]) is None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("ttt.chunk_tokens=100", "ttt.chunk_tokens 100 must be a multiple of score.seq_len 2048"),
-        ("ttt.lora_targets=q w", "unknown adapter target in ttt.lora_targets 'w'"),
-        ("ttt.lora_targets=q q", "must name some of q, k, v, o, mlp, head, each once"),
-        ("ttt.lora_chunks=4096", "has a size of 4096, but score.seq_len is"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(change: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        override(Config(), ["ttt.method=sgd", change])
