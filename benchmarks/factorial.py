@@ -140,6 +140,8 @@ def effects(asked: argparse.Namespace) -> None:
     _, factors = read_factors(asked.factors)
     rows = [json.loads(line) for line in asked.rows.read_text().splitlines()]
     rows = [row for row in rows if "failed" not in row]
+    least = len(factors) + 1
+    assert len(rows) >= least, f"{len(rows)} runs cannot tell {len(factors)} factors; run {least}"
     levels_RF = np.array([[2 * level - 1 for level in row["levels"]] for row in rows])
     design_RC = np.column_stack((np.ones(len(rows)), levels_RF))
     for score in SCORES:
