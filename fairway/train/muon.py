@@ -57,11 +57,15 @@ def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
     """Return the gradients and take them from their weights, so that backward makes new ones.
 
     Handing over a new tensor costs nothing; adding into one that stays costs a pass over it.
+    Those of blocks that do not work yet are zeros.
     """
     grads = []
     for weight in weights:
-        assert weight.grad is not None, "a parameter received no gradient"
-        grads.append(weight.grad)
+        if weight.requires_grad:
+            assert weight.grad is not None, "a parameter received no gradient"
+            grads.append(weight.grad)
+        else:
+            grads.append(torch.zeros_like(weight))
         weight.grad = None
     return grads
 
