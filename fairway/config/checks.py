@@ -120,17 +120,16 @@ def knows_rate(train: TrainConfig) -> bool:
     return train.rate_errors != "off" or train.rate_weight > 0
 
 
-# Settings of numbers that hold up to shares of the run: what they count, and an example of each.
+# Settings of numbers of tokens that hold up to shares of the run, and an example of each.
 _SCHEDULES = {
-    "windows": ("tokens", "256@0.3 512@0.6"),
-    "batches": ("tokens", "49152@0.3 98304@0.6"),
-    "lengths": ("tokens", "1024@0.45"),
-    "depths": ("blocks", "5@0.35"),
+    "windows": "256@0.3 512@0.6",
+    "batches": "49152@0.3 98304@0.6",
+    "lengths": "1024@0.45",
 }
 
 
 def schedule(train: TrainConfig, name: str) -> list[tuple[int, float]]:
-    """Return (number, share of the run at which this ends) of a setting of `train`, in order."""
+    """Return (tokens, share of the run at which this ends) of a setting of `train`, in order."""
     found: list[tuple[int, float]] = []
     words = getattr(train, name).split()
     for word in words:
@@ -140,10 +139,9 @@ def schedule(train: TrainConfig, name: str) -> list[tuple[int, float]]:
             break
         found.append((int(size), share))
     if len(found) < len(words):
-        unit, example = _SCHEDULES[name]
         raise UserError(
-            f"train.{name} is '{getattr(train, name)}'; write numbers of {unit} with the growing "
-            f"shares of the run at which they end, such as '{example}'"
+            f"train.{name} is '{getattr(train, name)}'; write numbers of tokens with the growing "
+            f"shares of the run at which they end, such as '{_SCHEDULES[name]}'"
         )
     return found
 
@@ -187,18 +185,6 @@ def _check_training(config: Config) -> None:
                 f"train.lengths has {tokens}; it must be at least 2 and divide train.seq_len "
                 f"{train.seq_len}"
             )
-    stages = schedule(train, "depths")
-    depths = [depth for depth, _ in stages]
-    if sorted(set(depths)) != depths or depths[-1:] > [config.model.num_layers]:
-        raise UserError(
-            f"train.depths is '{train.depths}'; its numbers of blocks must grow, up to "
-            f"model.num_layers {config.model.num_layers}"
-        )
-    if stages and stages[-1][1] == 1.0:
-        raise UserError(
-            f"train.depths is '{train.depths}'; all blocks must work at the end, so its last share "
-            "must be below 1"
-        )
 
 
 def _check_scoring(config: Config) -> None:

@@ -276,11 +276,6 @@ class TrainConfig:
         "Length of training sequences during parts of a run: '1024@0.45' is 1,024 tokens until"
         " 45 % of it, then seq_len.",
     )
-    depths: str = opt(
-        "",
-        "Blocks that work during parts of a run: '5@0.35' is 5 blocks until 35 % of it, then all."
-        " A block that joins begins as a copy of the working block before it.",
-    )
     prefix_weight: float = opt(
         0.0,
         "Weight of a second training target: the longest token that is a prefix of the next token."

@@ -15,7 +15,6 @@ Shapes: B batch, T time, D width, E embedding width, H query heads, G key/value 
 K head width, V vocabulary, N rows of a flattened batch, S features of SmearGate.
 """
 
-from bisect import bisect_left
 from typing import ClassVar, cast
 
 import torch
@@ -75,22 +74,15 @@ def smeared(e_BTE: Tensor, ids_BT: Tensor, gate_S: Tensor, strength: Tensor) -> 
 # The order of visits
 
 
-def working(config: ModelConfig, depth: int = 0) -> list[int]:
-    """Return so many blocks of the model, spread evenly, the first among them; 0 are all."""
-    count = config.num_layers
-    return [number * count // depth for number in range(depth)] if depth else list(range(count))
-
-
-def visits(config: ModelConfig, looping: bool, depth: int = 0) -> tuple[list[int], list[int]]:
+def visits(config: ModelConfig, looping: bool) -> tuple[list[int], list[int]]:
     """Return the physical blocks visited by the encoder and the decoder half.
 
-    With recurrence on, blocks loop_first..loop_last are visited 1 + loop_extra times in a row, as
-    far as they are among the working ones. The first half (rounded down) of all visits is the
-    encoder.
+    With recurrence on, blocks loop_first..loop_last are visited 1 + loop_extra times in a row.
+    The first half (rounded down) of all visits is the encoder.
     """
-    order = working(config, depth)
+    order = list(range(config.num_layers))
     if looping and config.loop_extra:
-        a, b = (bisect_left(order, end) for end in (config.loop_first, config.loop_last + 1))
+        a, b = config.loop_first, config.loop_last + 1
         order = order[:a] + order[a:b] * (1 + config.loop_extra) + order[b:]
     half = len(order) // 2
     return order[:half], order[half:]
@@ -166,7 +158,6 @@ class GPT(nn.Module):
         self.operations = PLAIN
         # Whether documents of a sequence do not see one another while the model trains.
         self.separate = False
-        self.depth = 0
         self.set_looping(False)
         self._rope: Rope = (torch.empty(0), torch.empty(0))
         for name, _ in self.named_parameters():
@@ -175,21 +166,7 @@ class GPT(nn.Module):
     def set_looping(self, on: bool) -> None:
         """Switch the depth recurrence on or off; parameters are the same either way."""
         self.looping = on
-        self.encoder_visits, self.decoder_visits = visits(self.config, on, self.depth)
-
-    def set_depth(self, depth: int) -> None:
-        """Let only so many blocks work, 0 for all; the others get no gradients. Nobody reads
-        earlier layers unless all work."""
-        self.depth = depth % self.config.num_layers
-        self.set_looping(self.looping)
-        chosen = set(working(self.config, self.depth))
-        for layer, block in enumerate(self.blocks):
-            block.requires_grad_(layer in chosen)
-        for reading in self.readings.values():
-            reading.requires_grad_(not self.depth)
-        for name, weight in self.named_parameters(recurse=False):
-            if name.startswith("skip_"):
-                weight.requires_grad_(bool(self.encoder_visits))
+        self.encoder_visits, self.decoder_visits = visits(self.config, on)
 
     def set_window(self, most: int) -> None:
         """Let no layer's attention see more positions than that; 0 leaves each its own window."""
@@ -266,7 +243,7 @@ class GPT(nn.Module):
             if last in self.remembered:
                 states[last] = before_BTD
             last = layer
-            if layer in self.readings and not self.depth:
+            if layer in self.readings:
                 lanes, x0_BTD = self._read(self.readings[layer], lanes, x0_BTD, states)
         return lanes[0] if len(lanes) == 1 else torch.stack(lanes).mean(0)
 

@@ -33,7 +33,7 @@ from fairway.config.settings import Config, order_seed
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan, own_device
 from fairway.machine.ranks import Ranks, seed_everything
-from fairway.model.gpt import GPT, build, working
+from fairway.model.gpt import GPT, build
 from fairway.model.kinds import by_group
 from fairway.model.paths import place, prepare
 from fairway.train.checkpoint import save_checkpoint
@@ -134,37 +134,14 @@ class Training:
         self.feed.close()
 
     def _enter(self, now: float) -> None:
-        """Set what changes on the way: blocks, recurrence, windows, tokens of a step and of a
-        sequence."""
+        """Set what changes on the way: recurrence, windows, tokens of a step and of a sequence."""
         config, train = self.config, self.config.train
-        self._grow(due(now, schedule(train, "depths"), 0))
         self.model.set_looping(bool(config.model.loop_extra) and now >= train.loop_from)
         self.model.set_window(due(now, schedule(train, "windows"), 0))
         self.batch = due(now, schedule(train, "batches"), train.batch_tokens)
         self.length = due(now, schedule(train, "lengths"), train.seq_len)
         if self.prefixes:
             self.prefixes.weight = prefix_weight(now, train)
-
-    @torch.no_grad()
-    def _grow(self, depth: int) -> None:
-        """Let so many blocks work. Those that join are copies of the working ones before them."""
-        before = working(self.config.model, self.model.depth)
-        if depth == self.model.depth:
-            return
-        self.model.set_depth(depth)
-        for layer in working(self.config.model, depth):
-            source = max(other for other in before if other <= layer)
-            if source != layer:
-                self._copy(f"blocks.{source}.", f"blocks.{layer}.")
-
-    def _copy(self, source: str, target: str) -> None:
-        """Copy the weights of a block, and their averages, to those of the same name in another."""
-        weights = dict(self.model.named_parameters())
-        for name, weight in weights.items():
-            other = source + name.removeprefix(target)
-            if name.startswith(target) and other in weights:
-                weight.copy_(weights[other])
-                self.average.average[name].copy_(self.average.average[other])
 
     # -----------------------------------------------------------------------------------------
     # A step
@@ -222,19 +199,17 @@ class Training:
                     self._halve_rows()
                 self._look(step)
                 self.optimisers.step(1.0, step)
-        # Blocks that joined are copies until they are undone.
-        self._enter(0.0)
         with torch.no_grad():
             for name, weight in self.model.named_parameters():
                 weight.copy_(before[name])
-                self.average.average[name].copy_(before[name])
         self.optimisers.reset()
+        self._enter(0.0)
         self.feed.use(self.feed.rows)
 
     def _changes(self) -> list[float]:
         """Return the progress at which a run begins, and at which code of another form is due."""
         train = self.config.train
-        names = ("windows", "batches", "lengths", "depths")
+        names = ("windows", "batches", "lengths")
         ends = {end for name in names for _, end in schedule(train, name)}
         ends |= {train.loop_from} if self.config.model.loop_extra else set()
         return sorted({0.0} | {end for end in ends if end < 1.0})
@@ -311,7 +286,6 @@ class Training:
                 self.clock.start()
         self._land(log)
         self.clock.stop()
-        self._grow(0)
         self.save(log)
 
     def _launch(self, now: float, log: StepLog, stop: threading.Event, due: bool) -> list[float]:
@@ -404,7 +378,6 @@ class Training:
             "steps_digest": digest_file(self.folder / STEPS),
             "elapsed_s": self.clock.seconds(),
             "looping": self.model.looping,
-            "depth": self.model.depth,
             "loader": self.feed.state(),
             "rows": self.feed.rows,
             "tokens": self.tokens,
@@ -442,7 +415,6 @@ class Training:
             self.say(f"resuming on another machine plan: {self.plan.describe()}; not bit for bit")
         self.step, self.clock.elapsed_s = facts["step"], facts["elapsed_s"]
         self.tokens = facts["tokens"]
-        self.model.set_depth(facts["depth"])
         self.model.set_looping(facts["looping"])
         drawn = self.tokens // self.config.train.seq_len // self.ranks.world
         self.feed.go_on(facts["loader"], drawn)

@@ -57,15 +57,11 @@ def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
     """Return the gradients and take them from their weights, so that backward makes new ones.
 
     Handing over a new tensor costs nothing; adding into one that stays costs a pass over it.
-    Those of blocks that do not work yet are zeros.
     """
     grads = []
     for weight in weights:
-        if weight.requires_grad:
-            assert weight.grad is not None, "a parameter received no gradient"
-            grads.append(weight.grad)
-        else:
-            grads.append(torch.zeros_like(weight))
+        assert weight.grad is not None, "a parameter received no gradient"
+        grads.append(weight.grad)
         weight.grad = None
     return grads
 
