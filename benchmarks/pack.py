@@ -86,6 +86,7 @@ PARTS = {
     "without a trellis": Row({"STATES": 1}),
     "and bits weighed 0.12": Row({"rate_price": 0.12}),
     "4 states": Row({"STATES": 4}),
+    "8 states": Row({"STATES": 8}),
     "plain grid, bits weighed": Row({"STATES": 1, "rate_price": 0.1}, True, True),
     "and steps by column": Row({"column_steps": True}),
     "and vectors tuned": Row({"tune_steps": 96}),
