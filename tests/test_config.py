@@ -151,6 +151,9 @@ NEW = {
     "rate_weight",
     "rate_share",
     "rate_bits",
+    "lqer_rank",
+    "lqer_matrices",
+    "lqer_norm",
 }
 
 

@@ -324,9 +324,9 @@ def tensor_stats(
     centred = w_RC - w_RC.mean()
     variance = max(float(centred.square().mean()), 1e-30)
     with full_precision():
-        energy = max(_energy(w_RC, H_CC), 1e-30)
-        error = _energy(w_RC - restore(here), H_CC) / energy
-        error_rounded = _energy(w_RC - restore(plain), H_CC) / energy
+        whole = max(energy(w_RC, H_CC), 1e-30)
+        error = energy(w_RC - restore(here), H_CC) / whole
+        error_rounded = energy(w_RC - restore(plain), H_CC) / whole
     return TensorStats(
         name=name,
         values=w_RC.numel(),
@@ -339,7 +339,8 @@ def tensor_stats(
     )
 
 
-def _energy(w_RC: Tensor, hessian_CC: Tensor | None) -> float:
+def energy(w_RC: Tensor, hessian_CC: Tensor | None) -> float:
+    """Return tr(W H W^T), the energy of a matrix's outputs; without a Hessian that of W itself."""
     if hessian_CC is None:
         return float(w_RC.square().sum())
     return float(((w_RC @ hessian_CC) * w_RC).sum())
