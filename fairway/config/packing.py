@@ -17,6 +17,13 @@ class QuantConfig:
     matrix_sigmas: float = opt(
         12.85, "Clipping range of matrices, in standard deviations of a row.", lo=0.5, hi=100.0
     )
+    mlp_sigmas: float | None = opt(
+        None,
+        "Clipping range of the MLP's matrices; none uses matrix_sigmas. If quant.fit raises that,"
+        " both rise in proportion.",
+        lo=0.5,
+        hi=100.0,
+    )
     embed_bits: int = opt(8, "Bits per weight of the embedding (gptq, round).", lo=2, hi=8)
     embed_sigmas: float = opt(
         20.0, "Clipping range of the embedding, in standard deviations of a row.", lo=0.5, hi=100.0

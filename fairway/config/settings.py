@@ -131,9 +131,13 @@ class ModelConfig:
     )
     attn_gate: str = opt(
         "off",
-        "Multiply the output of each attention head by a gate. The gate reads 12 input features"
-        " and starts at 1 (head) or 1/2 (sparse), or it reads all features (dense).",
+        "Multiply the output of each attention head by a gate. The gate reads"
+        " model.gate_features features of its input and starts at 1 (head) or 1/2 (sparse), or it"
+        " reads all features (dense).",
         choices=("off", "head", "dense", "sparse"),
+    )
+    gate_features: int = opt(
+        12, "Input features that a gate of heads reads (head, sparse).", lo=1, hi=16_384
     )
     reads: int = opt(
         0,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fairway.config.settings import BOS_ID, ModelConfig
 from fairway.model import attention, kinds
-from fairway.model.block import GATE_FEATURES, Block, Linear, Reading, Visit, Walk
+from fairway.model.block import Block, Linear, Reading, Visit, Walk
 from fairway.model.kinds import Kind, kind_in, matrix, scalar
 from fairway.model.operations import PLAIN, Join, Rope
 from fairway.model.ops import Second, by_sign, softcapped, softcapped_apart
@@ -31,6 +31,8 @@ from fairway.model.seen import documents_of
 
 # The deviation of initial embeddings, as in #1493.
 EMBED_STD = 0.005
+# Features of a token's embedding that SmearGate reads.
+SMEAR_FEATURES = 12
 
 
 # ---------------------------------------------------------------------------------------------
@@ -131,7 +133,7 @@ class GPT(nn.Module):
         embed_dim = config.embed_dim or config.dim
         self.tok_emb = Embedding(config.vocab_size, embed_dim)
         if config.smear:
-            self.smear_gate = nn.Parameter(torch.empty(min(GATE_FEATURES, embed_dim)))
+            self.smear_gate = nn.Parameter(torch.empty(min(SMEAR_FEATURES, embed_dim)))
             self.smear_lambda = nn.Parameter(torch.empty(1))
         if embed_dim != config.dim:
             self.embed_proj = Linear(embed_dim, config.dim)

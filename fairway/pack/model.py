@@ -1,6 +1,7 @@
 """From averaged weights to an artifact: calibrate, quantise, write, and say what came of it."""
 
 import dataclasses
+import functools
 import itertools
 import tempfile
 import time
@@ -22,7 +23,7 @@ from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.dependent import Plan
 from fairway.quantise.estimate import CONTAINER_BYTES, estimate_bytes, factor_bytes
 from fairway.quantise.fill import finest_fitting
-from fairway.quantise.fit import smallest_fitting
+from fairway.quantise.fit import smallest_fitting, with_sigmas
 from fairway.quantise.gptq import (
     QuantisedModel,
     dequantise,
@@ -264,10 +265,7 @@ def _estimate(config: Config, plan: Plan, code_bytes: int) -> Callable[[float], 
 def _by_sigmas(
     config: Config, model: GPT, state: dict[str, Tensor], hessians: dict[str, Tensor]
 ) -> _Method:
-    quant = config.quant
-
-    def at(sigmas: float) -> QuantConfig:
-        return dataclasses.replace(quant, matrix_sigmas=sigmas)
+    quant, at = config.quant, functools.partial(with_sigmas, config.quant)
 
     def choose(size_at: Callable[[float], int]) -> float:
         if quant.fit:

@@ -209,9 +209,11 @@ def grid_of(name: str, weight: Tensor, config: QuantConfig) -> Grid | None:
     """
     if not is_coded(name, weight, config.min_numel):
         return None
-    if kind_in(GPT.declares, name).group != "matrix":
+    kind = kind_in(GPT.declares, name)
+    if kind.group != "matrix":
         return Grid(config.embed_bits, config.embed_sigmas)
-    return Grid(config.matrix_bits, config.matrix_sigmas)
+    own = config.mlp_sigmas if kind.section in ("MLP up", "MLP down") else None
+    return Grid(config.matrix_bits, config.matrix_sigmas if own is None else own)
 
 
 def is_coded(name: str, weight: Tensor, min_numel: int) -> bool:
