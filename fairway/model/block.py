@@ -59,6 +59,13 @@ class Adapters(Protocol):
         """
 
 
+class Attached(Adapters, Protocol):
+    """Adapters that belong to a model: `head` is what they add to its raw logits, if anything."""
+
+    def head(self, x: Tensor) -> Tensor | None:
+        """Return what is added to the raw logits of final states, [..., V]."""
+
+
 # Attention of a visit in place of the block's own, which comes second.
 Attending = Callable[[int, attention.Attention], attention.Attention]
 
