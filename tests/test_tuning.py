@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from specimens import change, reheaded
 from torch import Tensor
 
-from fairway import tuning
 from fairway.api import LanguageModel, load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json
@@ -22,6 +21,7 @@ from fairway.machine.plan import Plan
 from fairway.model.adapters import Adapters, attach
 from fairway.score.adapter_file import load_adapter
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
+from fairway.tuning import tune as tuning
 
 PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 # Text that the pseudo-English of the tests has nothing of.

@@ -22,8 +22,6 @@ from fairway.cli.base import (
     Set,
     TokenizerFile,
     emit,
-    require_inputs,
-    runtime_of,
     say_to,
 )
 from fairway.cli.examples import Verb, start_lines
@@ -32,6 +30,7 @@ from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_o
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.plan import plan
 from fairway.cli.prove import compress, decompress, prove, sample
+from fairway.cli.score import score_texts
 from fairway.cli.studies import ablate, transfer
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
 from fairway.cli.tune import tune
@@ -234,7 +233,7 @@ def score(
         return
     if not texts:
         raise UserError(f"name at least one text file to score {path} on")
-    _score_texts(path, texts, tokenizer, adapter, overrides, as_json)
+    score_texts(path, texts, tokenizer, adapter, overrides, as_json)
 
 
 def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
@@ -245,30 +244,6 @@ def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
         pipeline.score()
         results = pipeline.results()
     emit(as_json, {"stages": results["stages"], "text": results["text"]}, score_table(results))
-
-
-def _score_texts(
-    path: Path,
-    texts: list[Path],
-    tokenizer: Path | None,
-    adapter: Path | None,
-    overrides: list[str] | None,
-    as_json: bool,
-) -> None:
-    from dataclasses import asdict
-
-    from fairway.api import load
-    from fairway.data.documents import LeftOut, told
-    from fairway.data.sources import read_documents
-
-    require_inputs(path, tokenizer, *texts)
-    left_out = LeftOut()
-    runtime = runtime_of(overrides)
-    model = load(path, tokenizer=tokenizer, adapter=adapter, runtime=runtime)
-    result = model.score([document.text for document in read_documents(texts, left_out)])
-    line = f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes"
-    facts = {**asdict(result), "left_out": dict(left_out)}
-    emit(as_json, facts, line, *filter(None, [told(left_out)]))
 
 
 for verb in (

@@ -41,7 +41,7 @@ def tune(
     """Fine-tune a model on a text: LoRA adapters learn, the model stays as it is."""
     from fairway.data.documents import LeftOut, told
     from fairway.data.sources import read_documents
-    from fairway.tuning import TUNING, tune
+    from fairway.tuning.tune import TUNING, tune
 
     inputs = {"artifact": path, "tokenizer": tokenizer}
     inputs |= {f"text {text}": text for text in texts}
