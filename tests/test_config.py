@@ -151,7 +151,6 @@ NEW = {
     "rate_weight",
     "rate_share",
     "rate_bits",
-    "depths",
     "gate_features",
     "mlp_sigmas",
     "lqer_rank",
