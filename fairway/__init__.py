@@ -1,9 +1,9 @@
 """Fairway trains, packs and proves small language models.
 
 Reading order, which is also the order in which modules may import one another:
-version, base, config, recipes | data | model, machine | train | quantise | pack | score | api |
-prove | audit | report | bundle | export | planning | pipeline | submission | studies | costing,
-harness, cli, __main__.
+version, base, config, recipes | data | model, machine | train | quantise | pack | score | api,
+tuning | prove | audit | report | bundle | export | planning | pipeline | submission | studies |
+costing, harness, cli, __main__.
 Importing this loads nothing heavy.
 """
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fairway.base.errors import UserError
+from fairway.base.files import digest_file
 from fairway.base.names import ARTIFACT, TOKENIZER_FILE
 from fairway.base.progress import progress
 from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig
@@ -25,10 +26,12 @@ from fairway.config.written import from_dict
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import DTYPES, Plan, make_plan
+from fairway.model.adapters import attach
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import place, prepare
 from fairway.model.writing import Manner, Row, write
 from fairway.pack.artifact import load_artifact
+from fairway.score.adapter_file import load_adapter
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, Score, Text, score_events
 from fairway.score.predictor import Receipt
@@ -92,7 +95,7 @@ class LanguageModel:
         for half a character.
         """
         config = replace(self.score_config, truncate=False)
-        proven = self._proven([text] if isinstance(text, str) else list(text))
+        proven = self.proven([text] if isinstance(text, str) else list(text))
         with self.plan.applied():
             asked = Evaluation(proven, config, description="scoring")
             return evaluate_frozen(self.model, asked, sliding=sliding)
@@ -106,7 +109,7 @@ class LanguageModel:
 
         The windows are those of `bits_per_byte`, so minus their sum is the text's cost in nats.
         """
-        proven, config = self._proven([text]), self.score_config
+        proven, config = self.proven([text]), self.score_config
         targets = len(proven.ids) - 1
         recorder = _Recorder(self.model, config.seq_len)
         windows = sliding_windows(targets, config.seq_len, config.stride)
@@ -177,7 +180,7 @@ class LanguageModel:
         """What turns any text into tokens, and tokens into text."""
         return Packer(self.tokenizer)
 
-    def _proven(self, documents: list[str]) -> Text:
+    def proven(self, documents: Sequence[str]) -> Text:
         """Return documents, each behind a BOS, as tokens that stand for all of their bytes."""
         ids = self.packer.stream(documents)
         # Where tokens counted other bytes than the text has, the ledger would give no score.
@@ -206,13 +209,15 @@ def load(
     path: str | Path,
     *,
     tokenizer: str | Path | None = None,
+    adapter: str | Path | None = None,
     runtime: RuntimeConfig | None = None,
     plan: Plan | None = None,
 ) -> LanguageModel:
     """Return the model of an artifact file, or of a run folder's; nothing in it is ever executed.
 
     The tokenizer is the one inside the artifact, else the given file, else `tokenizer.model`
-    beside it; a tokenizer of another digest is refused. `plan` fixes device, precision and
+    beside it; a tokenizer of another digest is refused. `adapter` is a file of `fairway tune`, made
+    with this artifact. `plan` fixes device, precision and
     threads; without it they are found as for training. Those of the process stay as they are.
     Raises UserError for anything damaged.
     """
@@ -231,6 +236,9 @@ def load(
     with torch.random.fork_rng(devices=()):
         plan = plan or make_plan(runtime or RuntimeConfig())
         model = model_from(artifact.state, artifact.config, plan, bool(provenance["looping"]))
+    if adapter is not None:
+        adapters, values, _ = load_adapter(Path(adapter), model, digest_file(path), words.digest)
+        attach(model, adapters, values)
     score: ScoreConfig = from_dict(provenance["score"], ScoreConfig, "score.")
     return LanguageModel(model, words, score, plan)
 

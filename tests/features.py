@@ -16,6 +16,6 @@ FEATURES: dict[str, dict[str, Any]] = {
 # As many at once as can be.
 ALL: dict[str, Any] = {
     "x0_values": True, "lanes": 2, "window": "5 0 3", "softcap_skew": True, "softcap": 6.0,
-    "attn_gate": "sparse", "smear": True, "tie_embeddings": False,
+    "attn_gate": "sparse", "gate_features": 5, "smear": True, "tie_embeddings": False,
     "reads": 3,
 }  # fmt: skip

@@ -16,7 +16,7 @@ from fairway.config.settings import ModelConfig, QuantConfig, ScoreConfig
 from fairway.config.written import to_dict
 from fairway.model.gpt import GPT, build
 from fairway.quantise.gptq import QuantisedModel, is_coded, quantise_model
-from fairway.quantise.grid import QuantisedTensor, scale_of
+from fairway.quantise.grid import Correction, QuantisedTensor, scale_of
 
 TINY = ModelConfig(
     vocab_size=260, num_layers=2, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8, rope_dims=2,
@@ -74,6 +74,22 @@ def striped(config: ModelConfig = TINY) -> QuantisedModel:
         if isinstance(tensor, QuantisedTensor) and name != "blocks.0.mlp.fc.weight":
             columns = (torch.arange(tensor.codes.shape[1]) * 11 % 49 - 32).to(torch.int8)
             found[name] = replace(tensor, columns=columns)
+    return found
+
+
+def amended(config: ModelConfig = TINY) -> QuantisedModel:
+    """`quantised` with corrections of rank 12, or what their matrices have, of every fourth."""
+    found, generator = quantised(config), torch.Generator().manual_seed(7)
+    names = [name for name, tensor in found.items() if isinstance(tensor, QuantisedTensor)]
+    for name in names[::4]:
+        tensor = found[name]
+        assert isinstance(tensor, QuantisedTensor)
+        R, C = tensor.codes.shape
+        rank = min(12, R, C)
+        left = torch.randint(-2, 2, (R, rank), generator=generator).to(torch.int8)
+        right = torch.randint(-8, 8, (rank, C), generator=generator).to(torch.int8)
+        scales = torch.randint(1, 99, (1 + -(-rank * C // 64),), generator=generator) / 512
+        found[name] = replace(tensor, correction=Correction(left, right, scales.half()))
     return found
 
 

@@ -151,6 +151,11 @@ NEW = {
     "rate_weight",
     "rate_share",
     "rate_bits",
+    "gate_features",
+    "mlp_sigmas",
+    "lqer_rank",
+    "lqer_matrices",
+    "lqer_norm",
 }
 
 

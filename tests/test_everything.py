@@ -19,7 +19,7 @@ TRAINED = [
     "optim.radius=2",
     "optim.grad_power=0.9", "optim.cool_power=1.2", "optim.embed_beta2=0.99", "optim.ema_blend=0.6",
     "optim.ema_embed=false", "optim.min_lr=0.1", "train.prefix_weight=0.25",
-    "train.rate_errors=noise", "train.rate_weight=0.1", "quant.min_numel=256",
+    "quant.lqer_rank=2", "train.rate_errors=noise", "train.rate_weight=0.1", "quant.min_numel=256",
     "data.shuffle_documents=true",
 ]  # fmt: skip
 

@@ -246,6 +246,13 @@ def test_published_recipes_fit_cards(name: str, free_gb: float) -> None:
     assert lines[0].startswith("training needs about") and training[free_gb] in lines[0]
 
 
+def test_the_recipe_for_small_cards_leaves_half_of_one_free() -> None:
+    plans = planned(recipe("small"), GPU, 23.8e9)
+    for stage, plan in plans.items():
+        assert plan.need.at(plan.count) < 12.5e9, stage
+    assert plans["train"].count * 2048 == recipe("small").train.micro_tokens
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_widest_step_of_documents(seed: int) -> None:
     """Beside the steps that the scorer takes."""

@@ -142,3 +142,35 @@ def test_a_budget_below_the_coarsest_steps_names_the_smallest_size(
         pack(*TRELLIS, "quant.fit=true", "pack.limit_bytes=2000")
     assert (tmp_path / "artifact.fwy").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["artifact.fwy"]
+
+
+def test_corrections_are_counted_and_bring_the_worst_matrices_closer(
+    pack: Pack, tmp_path: Path
+) -> None:
+    # Without Hessians the errors that a run reports are those of the weights, as the norm's.
+    settings = ("quant.lqer_rank=4", "quant.lqer_matrices=2", "quant.method=round")
+    plain, _ = pack(settings[-1])
+    facts, _ = pack(*settings)
+    parts, errors = (
+        [{part["name"]: part["bytes"] for part in found["sections"]} for found in (plain, facts)],
+        [{m["name"]: m["error"] for m in found["matrices"]} for found in (plain, facts)],
+    )
+    more = {"left factors", "right factors", "factor scales"}
+    assert set(parts[1]) - set(parts[0]) == more and sum(parts[1].values()) == facts["bytes"]
+    better = [name for name, error in errors[1].items() if error < errors[0][name]]
+    assert len(better) == 2 and all(
+        errors[1][name] == error for name, error in errors[0].items() if name not in better
+    )
+    load_artifact(tmp_path / "artifact.fwy")
+    # A limit that the factors would break is kept.
+    limit = plain["bytes"] + CODE_BYTES
+    fitted, _ = pack(*settings, "quant.fit=true", f"pack.limit_bytes={limit}")
+    assert plain["bytes"] < facts["bytes"] and fitted["bytes"] + CODE_BYTES <= limit
+    assert more < {part["name"] for part in fitted["sections"]}
+
+
+def test_corrections_by_outputs_need_calibration_text(pack: Pack) -> None:
+    facts, _ = pack("quant.lqer_rank=2", "quant.lqer_norm=outputs")
+    assert "left factors" in [part["name"] for part in facts["sections"]]
+    with pytest.raises(UserError, match="lqer_norm=outputs needs calibration text, which quant.me"):
+        pack("quant.lqer_rank=2", "quant.lqer_norm=outputs", "quant.method=round")

@@ -151,6 +151,49 @@ def test_best_on_eight_gpus_trains_as_the_seed_does() -> None:
     assert decay == pytest.approx(recipe("pr1858").optim.ema_decay, abs=2e-5)
 
 
+# What the three logs of #1874 print with one value, by our names; what they share with #1858's is
+# in LOGGED. The rank and alpha of adapters, phases and warm matrices A: logs and source.
+LOGGED_1874 = {
+    "model.lanes": 2, "model.parallel_from": 8, "model.smear": True, "model.attn_gate": "head",
+    "model.gate_features": 24,
+    "optim.matrix_lr": 0.026, "optim.momentum": 0.97, "optim.newton_schulz": "polar_express",
+    "optim.warmdown_share": 0.75, "optim.min_lr": 0.1,
+    "train.reserve_s": 4.0, "train.documents": True,
+    "quant.matrix_sigmas": 13.0, "quant.mlp_sigmas": 12.0, "quant.embed_bits": 7,
+    "quant.embed_sigmas": 15.0, "quant.calibration_tokens": 16 * 786_432 // 8, "quant.lqer_rank": 4,
+    "pack.code_bytes": 32_360,
+    "ttt.method": "lora", "ttt.lora_rank": 128, "ttt.lora_sort": True, "ttt.lora_phases": 3,
+}  # fmt: skip
+
+
+def test_every_setting_is_that_of_the_logs_of_1874() -> None:
+    assert differing(recipe("pr1858"), recipe("pr1874")) == {"recipe": "pr1874"} | LOGGED_1874
+    same = {
+        "quant.lqer_matrices": 3, "quant.lqer_norm": "weights", "ttt.lora_alpha": 144.0,
+        "ttt.lora_lr": 1e-4, "ttt.lora_beta2": 0.999, "ttt.lora_wd": 1.0, "ttt.lora_chunks": "48",
+        "ttt.lora_documents": 64, "ttt.lora_warm": True, "train.shards": 80, "optim.beta2": 0.95,
+    }  # fmt: skip
+    found = values(recipe("pr1874"))
+    assert {name: found[name] for name in same} == same
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in GPT(recipe("pr1874").model).parameters())
+    # The published model also has lanes' numbers in the eight blocks that have no lanes.
+    assert parameters == 35_946_727 - 8 * 6
+
+
+def test_recipes_by_budget_differ_in_what_follows_from_the_budget() -> None:
+    best = recipe("best")
+    assert differing(best, recipe("best_600")) == {
+        "recipe": "best_600", "train.budget_s": 600.0, "optim.momentum_warmup_steps": 1200,
+        "optim.matrix_lr": 0.015, "optim.embed_lr": 0.04,
+    }  # fmt: skip
+    assert differing(best, recipe("small")) == {
+        "recipe": "small", "train.budget_s": 600.0, "train.micro_tokens": 49_152,
+        "optim.momentum_warmup_steps": 200, "quant.calibration_tokens": 524_288,
+        "quant.gradient_tokens": 262_144, "ttt.lora_documents": 32, "ttt.over_budget": "shrink",
+    }  # fmt: skip
+
+
 def initial_share(config: OptimConfig, steps: int) -> float:
     """Return the weight that the initial parameters keep in the average of an even run."""
     return average_decay(1 / steps, config) ** steps

@@ -61,6 +61,9 @@ PARTS = (
         lambda config: config.pack.codec == "cabac",
         ("fairway.pack.streams",),
     ),
+    Part(
+        "quant.lqer_rank", lambda config: config.quant.lqer_rank > 0, ("fairway.quantise.low_rank",)
+    ),
     Part("model.reads", lambda config: config.model.reads > 0, ("fairway.model.gpu.reads",)),
     Part(
         "train.rate_errors or train.rate_weight",

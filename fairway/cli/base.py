@@ -12,7 +12,7 @@ from fairway.base.errors import UserError
 from fairway.base.outputs import is_standard_output
 from fairway.cli.options import path_argument, path_option
 from fairway.config.overrides import override
-from fairway.config.settings import Config, RuntimeConfig
+from fairway.config.settings import Config, RuntimeConfig, TttConfig
 
 RunOrArtifact = Annotated[Path, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")]
 Recipe = Annotated[
@@ -24,6 +24,10 @@ Recipe = Annotated[
 ]
 TokenizerFile = Annotated[
     Path | None, path_option("--tokenizer", help="Tokenizer file, if the artifact holds none.")
+]
+AdapterFile = Annotated[
+    Path | None,
+    path_option("--adapter", help="Adapter file of `fairway tune`, made with this artifact."),
 ]
 Set = Annotated[
     list[str] | None,
@@ -81,12 +85,17 @@ def runtime_of(overrides: list[str] | None) -> RuntimeConfig:
     return settings_of(overrides, ("runtime",)).runtime
 
 
-def settings_of(overrides: list[str] | None, sections: tuple[str, ...]) -> Config:
-    """Return the defaults with overrides of some sections; UserError for any other section."""
+def settings_of(
+    overrides: list[str] | None, sections: tuple[str, ...], ttt: TttConfig | None = None
+) -> Config:
+    """Return the defaults, `ttt` among them, with overrides of some sections.
+
+    UserError for any other section.
+    """
     for text in overrides or []:
         if text.strip().partition(".")[0] not in sections:
             raise UserError(
                 f"--set {text} would change a run; an artifact carries its own settings, and only "
                 f"those of {', '.join(sections)} can be set"
             )
-    return override(Config(), overrides or [])
+    return override(Config(ttt=ttt or TttConfig()), overrides or [])

@@ -24,6 +24,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "compress": ("compress text.md --artifact runs/demo --compare",),
     "decompress": ("decompress text.md.fwz --artifact runs/demo --out again.md",),
     "sample": ('sample runs/demo --prompt "Returns the" --temperature 0.5',),
+    "tune": (
+        "tune runs/demo README.md --out readme.safetensors",
+        'sample runs/demo --adapter readme.safetensors --prompt "The"',
+    ),
     "audit": ("audit runs/demo", "audit --scorer scorer.py --tokens ids.json --bytes 5000"),
     "audit-record": ("audit-record records/my-record", "audit-record records --html page.html"),
     "bundle": ("bundle pr1858 --explain", "bundle demo --plain"),

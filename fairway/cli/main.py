@@ -15,14 +15,13 @@ from fairway.base.room import memory_told, require_start
 from fairway.base.terminal import command
 from fairway.cli.audit import audit, audit_record
 from fairway.cli.base import (
+    AdapterFile,
     Json,
     Recipe,
     RunOrArtifact,
     Set,
     TokenizerFile,
     emit,
-    require_inputs,
-    runtime_of,
     say_to,
 )
 from fairway.cli.examples import Verb, start_lines
@@ -31,8 +30,10 @@ from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_o
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.plan import plan
 from fairway.cli.prove import compress, decompress, prove, sample
+from fairway.cli.score import score_texts
 from fairway.cli.studies import ablate, transfer
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
+from fairway.cli.tune import tune
 from fairway.config.overrides import override
 from fairway.config.settings import Config, DataConfig, ModelConfig
 from fairway.config.written import config_hash, to_dict
@@ -217,6 +218,7 @@ def score(
         ),
     ] = None,
     tokenizer: TokenizerFile = None,
+    adapter: AdapterFile = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -224,13 +226,14 @@ def score(
     if not path.exists():
         raise UserError(f"{path} does not exist; name a run folder or an artifact")
     if path.is_dir() and not texts:
-        if tokenizer:
-            raise UserError("--tokenizer needs text files to score; name them, or leave it out")
+        for name, given in (("--tokenizer", tokenizer), ("--adapter", adapter)):
+            if given:
+                raise UserError(f"{name} needs text files to score; name them, or leave it out")
         _score_run(path, overrides, as_json)
         return
     if not texts:
         raise UserError(f"name at least one text file to score {path} on")
-    _score_texts(path, texts, tokenizer, overrides, as_json)
+    score_texts(path, texts, tokenizer, adapter, overrides, as_json)
 
 
 def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
@@ -243,30 +246,9 @@ def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
     emit(as_json, {"stages": results["stages"], "text": results["text"]}, score_table(results))
 
 
-def _score_texts(
-    path: Path,
-    texts: list[Path],
-    tokenizer: Path | None,
-    overrides: list[str] | None,
-    as_json: bool,
-) -> None:
-    from dataclasses import asdict
-
-    from fairway.api import load
-    from fairway.data.documents import LeftOut, told
-    from fairway.data.sources import read_documents
-
-    require_inputs(path, tokenizer, *texts)
-    left_out = LeftOut()
-    model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))
-    result = model.score([document.text for document in read_documents(texts, left_out)])
-    line = f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes"
-    facts = {**asdict(result), "left_out": dict(left_out)}
-    emit(as_json, facts, line, *filter(None, [told(left_out)]))
-
-
 for verb in (
     *(unpack, prove, compress, decompress, sample, audit, audit_record),
+    tune,
     *(bundle, seeds, submit, verify, runs, export, push, load),
     *(plan, ablate, transfer),
 ):

@@ -13,6 +13,7 @@ from fairway.base.errors import UserError
 from fairway.base.outputs import require_file
 from fairway.base.terminal import command, put
 from fairway.cli.base import (
+    AdapterFile,
     Json,
     RunOrArtifact,
     Set,
@@ -289,13 +290,15 @@ def sample(
     ] = 1.0,
     seed: Annotated[int, whole_option("--seed", lo=0, help="Seed of the draw.")] = 0,
     tokenizer: TokenizerFile = None,
+    adapter: AdapterFile = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Let a model continue a prompt."""
     from fairway.api import load
 
-    model = load(path, tokenizer=tokenizer, runtime=runtime_of(overrides))
+    runtime = runtime_of(overrides)
+    model = load(path, tokenizer=tokenizer, adapter=adapter, runtime=runtime)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options["seed"] = seed
     if as_json:

@@ -8,7 +8,17 @@ import typer
 from fairway.base.errors import UserError
 from fairway.base.outputs import require_file, require_folder, require_new
 from fairway.base.terminal import command, put_bytes
-from fairway.cli.base import Json, Recipe, RunOrArtifact, Set, TokenizerFile, emit, say_to, table
+from fairway.cli.base import (
+    AdapterFile,
+    Json,
+    Recipe,
+    RunOrArtifact,
+    Set,
+    TokenizerFile,
+    emit,
+    say_to,
+    table,
+)
 from fairway.cli.options import file_option, flag, path_argument, path_option, whole, whole_option
 from fairway.config.overrides import override
 from fairway.config.settings import MOST_SEED, Config, declares_code
@@ -288,11 +298,12 @@ def export(
         ),
     ] = "safetensors",
     tokenizer: TokenizerFile = None,
+    adapter: AdapterFile = None,
     as_json: Json = False,
 ) -> None:
     """Write weights, config and tokenizer for PyTorch, transformers or other programs."""
     from fairway.export.formats import export as exported
 
     require_folder(out)
-    facts = exported(path, out, kind, tokenizer)
+    facts = exported(path, out, kind, tokenizer, adapter)
     emit(as_json, facts, f"{out}: {facts['parameters']:,} float32 weights")

@@ -33,6 +33,12 @@ def check(config: Config) -> None:
             "the other to 0"
         )
     _check_training(config)
+    quant = config.quant
+    if quant.lqer_rank and quant.lqer_norm == "outputs" and quant.method == "round":
+        raise UserError(
+            "quant.lqer_norm=outputs needs calibration text, which quant.method=round does not "
+            "read; set quant.method=gptq, or quant.lqer_norm=weights"
+        )
     _check_scoring(config)
 
 

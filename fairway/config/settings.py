@@ -1,6 +1,7 @@
 """Every setting of a run, as one tree of frozen dataclasses.
 
-Those of evaluation stand in `evaluation`; what declares one, in `options`.
+Those of evaluation stand in `evaluation`, those of artifacts in `packing`; what declares one, in
+`options`.
 
 The defaults are those of pull request #1858's seed runs (and #1493's, its base); a
 recipe (`fairway.recipes`) is a function that returns this tree with its own values. `--help`, the
@@ -27,6 +28,9 @@ from fairway.config.options import LIMIT_BYTES as LIMIT_BYTES
 from fairway.config.options import MOST_SEED as MOST_SEED
 from fairway.config.options import OWN_SEED as OWN_SEED
 from fairway.config.options import opt as opt
+from fairway.config.packing import TUNE_TOKENS as TUNE_TOKENS
+from fairway.config.packing import PackConfig as PackConfig
+from fairway.config.packing import QuantConfig as QuantConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,9 +131,13 @@ class ModelConfig:
     )
     attn_gate: str = opt(
         "off",
-        "Multiply the output of each attention head by a gate. The gate reads 12 input features"
-        " and starts at 1 (head) or 1/2 (sparse), or it reads all features (dense).",
+        "Multiply the output of each attention head by a gate. The gate reads"
+        " model.gate_features features of its input and starts at 1 (head) or 1/2 (sparse), or it"
+        " reads all features (dense).",
         choices=("off", "head", "dense", "sparse"),
+    )
+    gate_features: int = opt(
+        12, "Input features that a gate of heads reads (head, sparse).", lo=1, hi=16_384
     )
     reads: int = opt(
         0,
@@ -314,78 +322,6 @@ class TrainConfig:
     )
     checkpoint_every_s: float = opt(
         120.0, "Seconds between checkpoints; 0 writes one only when the run is stopped.", lo=0.0
-    )
-
-
-# Positions of a step of quant.tune_steps: what a GPU holds easily, forth and back, beside both
-# models' distributions.
-TUNE_TOKENS = 16_384
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuantConfig:
-    """GPTQ with SDClip (#1394), or dependent quantisation: a trellis, steps by sensitivity."""
-
-    matrix_bits: int = opt(6, "Bits per weight of matrices (gptq, round).", lo=2, hi=8)
-    matrix_sigmas: float = opt(
-        12.85, "Clipping range of matrices, in standard deviations of a row.", lo=0.5, hi=100.0
-    )
-    embed_bits: int = opt(8, "Bits per weight of the embedding (gptq, round).", lo=2, hi=8)
-    embed_sigmas: float = opt(
-        20.0, "Clipping range of the embedding, in standard deviations of a row.", lo=0.5, hi=100.0
-    )
-    method: str = opt(
-        "gptq",
-        "Quantiser: error feedback (gptq), rounding (round), dependent quantisation (trellis).",
-        choices=("gptq", "round", "trellis"),
-    )
-    calibration_tokens: int = opt(
-        6_291_456, "Training tokens from which the Hessians are estimated.", lo=1
-    )
-    min_numel: int = opt(
-        65_536,
-        "Matrices with at most this many weights are stored in float16, not quantised.",
-        lo=0,
-    )
-    fit: bool = opt(
-        False,
-        "Make artifact and code fit into pack.limit_bytes: gptq and round raise matrix_sigmas,"
-        " trellis chooses the finest steps that fit.",
-    )
-    rate_bits: float = opt(3.4, "Target of bits per weight (trellis, without fit).", lo=0.5, hi=7.0)
-    rate_price: float = opt(
-        0.0, "Squared error that the trellis accepts in exchange for one bit (trellis).", lo=0.0
-    )
-    gradient_tokens: int = opt(
-        1_048_576, "Training tokens from which sensitivities are estimated (trellis).", lo=1
-    )
-    column_steps: bool = opt(
-        False, "Use finer steps in the columns whose errors raise the loss most (trellis)."
-    )
-    tune_steps: int = opt(
-        0, "Training steps, after quantisation, for the tensors that stay in float16.", lo=0
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackConfig:
-    """The artifact: how its sections are coded and how large it may be."""
-
-    codec: str = opt(
-        "brotli",
-        "Entropy coder of the artifact; cabac is part of Fairway.",
-        choices=("cabac", "brotli", "lzma", "raw"),
-    )
-    with_tokenizer: bool = opt(False, "Store the tokenizer inside the artifact.")
-    limit_bytes: int = opt(
-        LIMIT_BYTES, "Largest size of artifact and code together, in bytes.", lo=1
-    )
-    code_bytes: int | str = opt(
-        AUTO,
-        "Bytes of code in the byte account: auto measures the bundle of this recipe. A number is a"
-        " declared value for comparisons; such a run cannot be submitted.",
-        lo=0,
-        choices=(AUTO,),
     )
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fairway.config.settings import ModelConfig
+from fairway.model.adapters import Adapters, attach
 from fairway.model.block import Walk
 from fairway.model.gpt import GPT, rope_table
 from fairway.model.seen import ALL, Seen
@@ -53,6 +54,8 @@ class Reader:
     gpt: GPT
     length: int
     rope_length: int
+    lora: Adapters | None
+    lora_values: nn.ParameterList
 
     def begin(self, values: dict[str, Any]) -> None:
         """Make the model, not yet with its weights, from what config.json says of it."""
@@ -61,6 +64,11 @@ class Reader:
         self.gpt = GPT(settings)
         self.gpt.set_looping(values["looping"])
         self.rope_length = values["length"]
+        self.lora = None
+        # What `fairway tune` learned beside the model.
+        if own := values.get("adapter"):
+            self.lora = Adapters(self.gpt, own["targets"], own["rank"], own["alpha"])
+            self.lora_values = nn.ParameterList(map(nn.Parameter, self.lora.zeros(1)))
         # The most positions that are read piece by piece: their rotary table has one base.
         self.length = max(self.rope_length, settings.rope_train_len)
 
@@ -73,6 +81,8 @@ class Reader:
         """Return the final states of new positions, which `gpt.logits` turns into logits."""
         gpt, first = self.gpt, 0 if past is None else int(past.get_seq_length())
         gpt.compute_dtype = gpt.tok_emb.weight.dtype
+        if self.lora is not None:
+            attach(gpt, self.lora, list(self.lora_values))
         end = first + ids.shape[1]
         if past is not None and end > self.length:
             raise ValueError(

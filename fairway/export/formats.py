@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairway.api import LanguageModel, load
 from fairway.base.errors import UserError
-from fairway.base.files import digest_bytes, write_atomic, write_json
+from fairway.base.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.base.names import ARTIFACT, TOKENIZER_FILE
 from fairway.base.outputs import require_absent
 from fairway.config.written import to_dict
@@ -16,6 +16,7 @@ from fairway.export.core import CONFIG, WEIGHTS
 from fairway.export.program import MODEL_FILE, WORDS_FILE, program
 from fairway.machine.plan import Plan
 from fairway.pack.artifact import Artifact, load_artifact
+from fairway.score.adapter_file import load_adapter
 
 GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
 # Files of each format beside weights, config and tokenizer.
@@ -28,21 +29,36 @@ FORMATS: dict[str, tuple[str, ...]] = {
 _PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 
 
-def export(path: Path, out: Path, kind: str, tokenizer: Path | None = None) -> dict[str, Any]:
+def export(
+    path: Path, out: Path, kind: str, tokenizer: Path | None = None, adapter: Path | None = None
+) -> dict[str, Any]:
     """Write an artifact into a folder in one of `FORMATS`; return its facts.
 
     Weights are float32, as `fairway.load` has them: under the names of `fairway.model.gpt`, behind
-    'gpt.' where code stands beside them. Raises UserError for an unknown format, or files that are
-    there already.
+    'gpt.' where code stands beside them. An adapter file's matrices lie beside those. Raises
+    UserError for an unknown format, for one that cannot have an adapter, or files that are there
+    already.
     """
     if kind not in FORMATS:
         raise UserError(f"format '{kind}' is unknown; choose one of {', '.join(FORMATS)}")
+    if adapter is not None and not FORMATS[kind]:
+        raise UserError(
+            f"--format {kind} holds the model's own matrices, which do not contain an adapter; "
+            "choose --format torch or transformers, whose code adds it"
+        )
     require_absent(out, WEIGHTS, CONFIG, TOKENIZER_FILE, *FORMATS[kind])
     file = path / ARTIFACT if path.is_dir() else path
     model, artifact = load(file, tokenizer=tokenizer, plan=_PLAN), load_artifact(file)
     prefix = "gpt." if FORMATS[kind] else ""
-    data = _weights(artifact.state, prefix)
-    facts = _facts(artifact, data)
+    tensors = {f"{prefix}{name}": value for name, value in artifact.state.items()}
+    more: dict[str, Any] = {}
+    if adapter is not None:
+        words = model.tokenizer.digest
+        _, values, told = load_adapter(adapter, model.model, digest_file(file), words)
+        tensors |= {f"lora_values.{n}": value for n, value in enumerate(values)}
+        more = {"adapter": {name: told[name] for name in ("targets", "rank", "alpha")}}
+    data = _weights(tensors)
+    facts = {**_facts(artifact, data), **more}
     write_atomic(out / WEIGHTS, data)
     write_atomic(out / TOKENIZER_FILE, model.tokenizer.data)
     for name in {MODEL_FILE, WORDS_FILE} & {*FORMATS[kind]}:
@@ -55,9 +71,9 @@ def export(path: Path, out: Path, kind: str, tokenizer: Path | None = None) -> d
     return facts
 
 
-def _weights(state: dict[str, Tensor], prefix: str) -> bytes:
-    tensors = {f"{prefix}{name}": value.float().contiguous() for name, value in state.items()}
-    return bytes(save(tensors, metadata={"format": "pt"}))
+def _weights(tensors: dict[str, Tensor]) -> bytes:
+    plain = {name: value.float().contiguous() for name, value in tensors.items()}
+    return bytes(save(plain, metadata={"format": "pt"}))
 
 
 def _facts(artifact: Artifact, data: bytes) -> dict[str, Any]:

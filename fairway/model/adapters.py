@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairway.config.checks import LORA_TARGETS
@@ -91,20 +92,25 @@ class Adapters:
             made.append(inner)
         return made
 
-    def zeros(self, rows: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """Return A and B of every group for some rows, all zero."""
-        like, width = self.model.tok_emb.weight, self.model.config.dim
-        made = []
+    def shapes(self, rows: int) -> list[tuple[int, ...]]:
+        """Return the shapes of A and B of every group for some rows."""
+        width = self.model.config.dim
+        made: list[tuple[int, ...]] = []
         for group in self.groups:
             inputs, outputs = group.sizes()
             for rest in ((inputs, width), (outputs, self.rank)):
-                made.append(like.new_zeros(group.slots, rows, *rest, dtype=dtype))
+                made.append((group.slots, rows, *rest))
         return made
+
+    def zeros(self, rows: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Return A and B of every group for some rows, all zero."""
+        like = self.model.tok_emb.weight
+        return [like.new_zeros(shape, dtype=dtype) for shape in self.shapes(rows)]
 
     def use(self, values: Sequence[Tensor]) -> None:
         """Let the next forward pass run with these matrices, which are like those of `zeros`.
 
-        Cast and scaled here, once for all visits.
+        Those of one row serve any number of rows. Cast and scaled here, once for all visits.
         """
         dtype = self.model.compute_dtype
         inner = [value.to(dtype).unbind(0) for value in values[::2]]
@@ -117,8 +123,14 @@ class Adapters:
             if target in group.targets:
                 inner_BRI = inner[slot][:, group.inner[target]]
                 outer_BOR = outer[slot][:, group.outer[target]]
+                if len(inner_BRI) == 1 and x_BTI.shape[:-2] != (1,):
+                    return F.linear(F.linear(x_BTI, inner_BRI[0]), outer_BOR[0])
                 return torch.bmm(torch.bmm(x_BTI, inner_BRI.mT), outer_BOR.mT)
         return None
+
+    def head(self, x: Tensor) -> Tensor | None:
+        """Return what is added to the raw logits of final states, None without the head's own."""
+        return self.added("head", 0, x)
 
     def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
         """Return what the adapters of some targets of a visit add for an input, and the input."""
@@ -132,6 +144,12 @@ class Adapters:
         """Return the model's final states under some adapters, [B, T, D]."""
         self.use(values)
         return self.model.states(self.model.embedded(ids_BT), Walk(rope, self))
+
+
+def attach(model: GPT, adapters: Adapters, values: Sequence[Tensor]) -> None:
+    """Let a model have one set of adapters in every walk from now on."""
+    adapters.use(values)
+    model.attached = adapters
 
 
 @dataclass(frozen=True, slots=True)

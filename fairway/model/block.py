@@ -24,8 +24,6 @@ from fairway.model.kinds import Kind, matrix, scalar
 from fairway.model.operations import Extras, Heads, Join, Operations, Rope
 from fairway.model.seen import ALL, Documents, Seen
 
-# Features of a token that most gates read.
-GATE_FEATURES = 12
 # The slope of the MLP's ReLU below zero, as in #1493.
 LEAK = 0.5
 # The initial share of its own lane that a block with two lanes keeps.
@@ -59,6 +57,13 @@ class Adapters(Protocol):
 
         `targets` are those that read it: of "q k v o mlp".
         """
+
+
+class Attached(Adapters, Protocol):
+    """Adapters that belong to a model: `head` is what they add to its raw logits, if anything."""
+
+    def head(self, x: Tensor) -> Tensor | None:
+        """Return what is added to the raw logits of final states, [..., V]."""
 
 
 # Attention of a visit in place of the block's own, which comes second.
@@ -128,7 +133,7 @@ class Attention(nn.Module):
             self.x0_gate = nn.Parameter(torch.empty(1))
         self.gate = config.attn_gate
         if self.gate != "off":
-            features = config.dim if self.gate == "dense" else min(GATE_FEATURES, config.dim)
+            features = config.dim if self.gate == "dense" else min(config.gate_features, config.dim)
             gate_HS = nn.Parameter(torch.empty(config.num_heads, features))
             self.register_parameter(f"{self.gate}_gate", gate_HS)
         self.attend: attention.Attention = attention.plain

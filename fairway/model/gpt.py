@@ -15,6 +15,7 @@ Shapes: B batch, T time, D width, E embedding width, H query heads, G key/value 
 K head width, V vocabulary, N rows of a flattened batch, S features of SmearGate.
 """
 
+from dataclasses import replace
 from typing import ClassVar, cast
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from fairway.config.settings import BOS_ID, ModelConfig
 from fairway.model import attention, kinds
-from fairway.model.block import GATE_FEATURES, Block, Linear, Reading, Visit, Walk
+from fairway.model.block import Attached, Block, Linear, Reading, Visit, Walk
 from fairway.model.kinds import Kind, kind_in, matrix, scalar
 from fairway.model.operations import PLAIN, Join, Rope
 from fairway.model.ops import Second, by_sign, softcapped, softcapped_apart
@@ -31,6 +32,8 @@ from fairway.model.seen import documents_of
 
 # The deviation of initial embeddings, as in #1493.
 EMBED_STD = 0.005
+# Features of a token's embedding that SmearGate reads.
+SMEAR_FEATURES = 12
 
 
 # ---------------------------------------------------------------------------------------------
@@ -131,7 +134,7 @@ class GPT(nn.Module):
         embed_dim = config.embed_dim or config.dim
         self.tok_emb = Embedding(config.vocab_size, embed_dim)
         if config.smear:
-            self.smear_gate = nn.Parameter(torch.empty(min(GATE_FEATURES, embed_dim)))
+            self.smear_gate = nn.Parameter(torch.empty(min(SMEAR_FEATURES, embed_dim)))
             self.smear_lambda = nn.Parameter(torch.empty(1))
         if embed_dim != config.dim:
             self.embed_proj = Linear(embed_dim, config.dim)
@@ -156,6 +159,8 @@ class GPT(nn.Module):
             self.head = Linear(embed_dim, config.vocab_size)
         self.compute_dtype = torch.float32
         self.operations = PLAIN
+        # A fine-tuned model's adapters, which every walk has.
+        self.attached: Attached | None = None
         # Whether documents of a sequence do not see one another while the model trains.
         self.separate = False
         self.set_looping(False)
@@ -204,6 +209,9 @@ class GPT(nn.Module):
 
     def states(self, x_BTD: Tensor, given: Walk) -> Tensor:
         """Return `hidden` of embedded tokens that stand where a rotary table says."""
+        if self.attached is not None:
+            assert given.adapters is None, "a model with adapters of its own takes no others"
+            given = replace(given, adapters=self.attached)
         # Kernels read rows one behind the other; a cache cuts its tokens out of longer rows.
         return self.operations.norm(self._walk(x_BTD.contiguous(), given))
 
@@ -271,6 +279,8 @@ class GPT(nn.Module):
         """
         table_VE = self.head_table()
         raw = F.linear(self.to_head(x), table_VE.to(x.dtype))
+        if self.attached is not None:
+            extra = self.attached.head(x)
         raw = raw if extra is None else raw + extra
         if self.config.softcap_skew:
             return softcapped_apart(raw, self.config.softcap, self.cap_skew)
@@ -299,6 +309,7 @@ class GPT(nn.Module):
 
         Second targets of the flattened batch add to its gradient, not to its value.
         """
+        assert self.attached is None, "a model with adapters of its own does not train"
         h_NE = self.to_head(self.hidden(ids_BT)).flatten(0, 1)
         skew_2 = self.cap_skew if self.config.softcap_skew else None
         return self.operations.loss(

@@ -32,6 +32,7 @@ from fairway.pack.layout import (
     Form,
     Loaded,
     SectionSpec,
+    bits_of,
     form_of,
     layout,
     section_bits,
@@ -60,6 +61,9 @@ MAX_EXPANSION = 16
 
 _FORM_KEYS = ("log_steps", "columns")
 _HEADER_KEYS = {"model", "min_numel", "provenance", "sections", "tokenizer_digest", *_FORM_KEYS}
+# A header has this field, and its value these fields, if matrices have corrections.
+_CORRECTIONS, _CORRECTION_KEYS = "corrections", {"matrices", "rank"}
+_MOST_RANK = 64
 _SECTION_KEYS = {
     "name", "kind", "bits", "codec", "stride", "trellis", "bytes", "raw_bytes", "sha256"
 }  # fmt: skip
@@ -141,6 +145,8 @@ def save_artifact(
         "tokenizer_digest": tokenizer.digest,
     }
     header |= {key: getattr(form, key) for key in _FORM_KEYS}
+    if form.corrected:
+        header[_CORRECTIONS] = {"matrices": list(form.corrected), "rank": form.rank}
     text = canonical_json(header)
     size = _PREFIX.size + len(text) + sum(map(len, stored))
     head = _checked(header, len(text), size)
@@ -172,7 +178,7 @@ def _encode(spec: SectionSpec, quantised: QuantisedModel, pack: PackConfig) -> _
     # Few scales of a fresh model repeat one another, which Brotli sees better.
     raw = section_bytes(spec, quantised)
     # Only numbers of two bytes gain from the shuffle; it costs codes what their columns give.
-    stride = _STRIDE if spec.kind in ("scales", "steps", "vectors") else 1
+    stride = _STRIDE if spec.kind != "codes" and bits == 16 else 1
     return _Section(entry | {"raw_bytes": len(raw)}, [*ways, _way(raw, pack, stride)])
 
 
@@ -319,7 +325,8 @@ def _parse(text: bytes) -> dict[str, Any]:
     # One encoding per header also rules out doubled keys, NaN and stray blanks.
     if not same:
         raise UserError("the header is not in its canonical form")
-    return dict(_with_keys(header, _HEADER_KEYS, "the header"))
+    more = {_CORRECTIONS} & set(header) if isinstance(header, dict) else set()
+    return dict(_with_keys(header, _HEADER_KEYS | more, "the header"))
 
 
 def _small(digits: str) -> int:
@@ -340,7 +347,8 @@ def _checked(header: dict[str, Any], header_bytes: int, file_bytes: int) -> _Hea
     _check_provenance(header["provenance"])
     _require_hex(header["tokenizer_digest"], "the tokenizer's digest")
     min_numel = _whole(header["min_numel"], 0, 2**40, "min_numel")
-    form = Form(**{key: _flag(header[key], key) for key in _FORM_KEYS})
+    flags: dict[str, Any] = {key: _flag(header[key], key) for key in _FORM_KEYS}
+    form = Form(**flags, **_corrections(header))
     if form.columns and not form.log_steps:
         raise UserError("the header has steps for columns but none for rows")
     specs = layout(config, min_numel, form)
@@ -348,6 +356,17 @@ def _checked(header: dict[str, Any], header_bytes: int, file_bytes: int) -> _Hea
     _check_sections(header["sections"], specs)
     _check_sizes(head, file_bytes)
     return head
+
+
+def _corrections(header: dict[str, Any]) -> dict[str, Any]:
+    """Return the rank of the corrections and the matrices that have one, as a form has them."""
+    if _CORRECTIONS not in header:
+        return {}
+    found = _with_keys(header[_CORRECTIONS], _CORRECTION_KEYS, "the header's corrections")
+    rank, names = _whole(found["rank"], 1, _MOST_RANK, "the rank of corrections"), found["matrices"]
+    if not isinstance(names, list) or not names or not all(type(name) is str for name in names):
+        raise UserError("the header's corrections name no list of matrices")
+    return {"rank": rank, "corrected": tuple(names)}
 
 
 def _check_sizes(head: _Head, file_bytes: int) -> None:
@@ -389,7 +408,7 @@ def _check_section(entry: Any) -> None:
     _whole(entry["stride"], 1, MAX_STRIDE, f"the stride of section '{name}'")
     _whole(entry["bytes"], 0, 2**40, f"the length of section '{name}'")
     _whole(entry["raw_bytes"], 0, 2**40, f"the raw length of section '{name}'")
-    low, high = {"codes": (2, 16), "columns": (8, 8), "tokenizer": (8, 8)}.get(kind, (16, 16))
+    low, high = (2, 16) if kind == "codes" else (bits_of(kind), bits_of(kind))
     _whole(entry["bits"], low, high, f"the bits of section '{name}'")
     states = _whole(entry["trellis"], 0, 2**16, f"the trellis of section '{name}'")
     if states and (kind != "codes" or states not in TRELLIS):

@@ -17,9 +17,25 @@ from fairway.config.settings import ModelConfig
 from fairway.model.gpt import GPT
 from fairway.model.kinds import kind_in
 from fairway.quantise.gptq import QuantisedModel, is_coded
-from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, largest_code, restore, scale_of
+from fairway.quantise.grid import (
+    LARGEST_STEP,
+    LEFT_BITS,
+    RIGHT_BITS,
+    SCALE_GROUP,
+    Correction,
+    QuantisedTensor,
+    largest_code,
+    restore,
+    scale_of,
+)
 
 Numbers = NDArray[np.generic]
+
+# The kinds of sections that state the shapes of whole matrices.
+_BY_MATRIX = ("codes", "scales", "steps", "columns")
+
+# The sections of corrections' factors, which hold whole numbers, and the bits of these.
+FACTOR_BITS = {"left factors": LEFT_BITS, "right factors": RIGHT_BITS}
 
 # Like weights compress best beside one another: codes lie by their kind's section, in the order in
 # which the model declares them, the embedding first.
@@ -39,19 +55,22 @@ class Form:
     """How an artifact writes the scales of its codes.
 
     log_steps: as steps of 1/16 octave instead of float16 numbers. columns: some matrix's columns
-    have steps of their own, which are added to those of its rows.
+    have steps of their own, which are added to those of its rows. corrected: matrices that have a
+    correction, in the model's order; rank: of these, unless a side of the matrix is smaller.
     """
 
     log_steps: bool = False
     columns: bool = False
+    rank: int = 0
+    corrected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SectionSpec:
     """A section before compression.
 
-    kind: codes (int8; int16 if of more than 8 bits), scales or vectors (float16), steps (int16),
-    columns (int8).
+    kind: codes (int8; int16 if of more than 8 bits), scales, factor scales or vectors (float16),
+    steps (int16), columns, left factors or right factors (int8).
     """
 
     name: str
@@ -66,14 +85,16 @@ class SectionSpec:
             return sum(spec.shape[1] for spec in self.tensors)
         if self.kind in ("scales", "steps"):
             return sum(2 * spec.shape[0] for spec in self.tensors)
-        return sum(2 * math.prod(spec.shape) for spec in self.tensors)
+        each = 1 if self.kind in FACTOR_BITS else 2
+        return sum(each * math.prod(spec.shape) for spec in self.tensors)
 
 
 def layout(config: ModelConfig, min_numel: int, form: Form) -> list[SectionSpec]:
     """Return the sections of a model in file order, from shapes alone.
 
-    Codes by role, and everything kept as float16, each in the model's order. Steps come before the
-    codes, float16 scales behind them.
+    Codes by role, corrections, and everything kept as float16, each in the model's order. Steps
+    come before the codes, float16 scales behind them. UserError if the form corrects what has no
+    codes.
     """
     with torch.device("meta"):
         state = GPT(config).state_dict()
@@ -89,11 +110,29 @@ def layout(config: ModelConfig, min_numel: int, form: Form) -> list[SectionSpec]
     codes = [SectionSpec(role, "codes", tuple(specs)) for role, specs in roles.items() if specs]
     kind = "steps" if form.log_steps else "scales"
     scales = SectionSpec(kind, kind, tuple(coded))
-    vectors = SectionSpec("vectors", "vectors", tuple(kept))
+    rest = [*_corrections(coded, form), SectionSpec("vectors", "vectors", tuple(kept))]
     if not form.log_steps:
-        return [*codes, scales, vectors]
+        return [*codes, scales, *rest]
     columns = [SectionSpec("columns", "columns", tuple(coded))] if form.columns else []
-    return [scales, *columns, *codes, vectors]
+    return [scales, *columns, *codes, *rest]
+
+
+def _corrections(coded: list[TensorSpec], form: Form) -> list[SectionSpec]:
+    """Return the sections of the corrections; the shapes in them are the factors'."""
+    specs = [spec for spec in coded if spec.name in form.corrected]
+    if tuple(spec.name for spec in specs) != form.corrected:
+        raise UserError("the header's corrections are not of matrices that have codes, in order")
+    if not specs:
+        return []
+    left, right, scales = [], [], []
+    for spec in specs:
+        rows, columns = spec.shape
+        rank = min(form.rank, rows, columns)
+        left.append(TensorSpec(spec.name, (rows, rank)))
+        right.append(TensorSpec(spec.name, (rank, columns)))
+        scales.append(TensorSpec(spec.name, (1 + -(-rank * columns // SCALE_GROUP),)))
+    found = (("left factors", left), ("right factors", right), ("factor scales", scales))
+    return [SectionSpec(kind, kind, tuple(specs)) for kind, specs in found]
 
 
 def role_of(name: str) -> str:
@@ -121,7 +160,14 @@ def form_of(quantised: QuantisedModel) -> Form:
     steps = {tensor.scale_steps is not None for tensor in tensors}
     if len(steps) > 1:
         raise UserError("some matrices have float16 scales and others steps; quantise them alike")
-    return Form(True in steps, any(tensor.columns is not None for tensor in tensors))
+    columns = any(tensor.columns is not None for tensor in tensors)
+    corrections = {
+        name: tensor.correction
+        for name, tensor in quantised.items()
+        if isinstance(tensor, QuantisedTensor) and tensor.correction is not None
+    }
+    rank = max((correction.left.shape[1] for correction in corrections.values()), default=0)
+    return Form(True in steps, columns, rank, tuple(corrections))
 
 
 def matrices(spec: SectionSpec, quantised: QuantisedModel) -> list[QuantisedTensor]:
@@ -129,7 +175,9 @@ def matrices(spec: SectionSpec, quantised: QuantisedModel) -> list[QuantisedTens
     found = []
     for tensor in spec.tensors:
         value = quantised[tensor.name]
-        assert isinstance(value, QuantisedTensor) and tuple(value.codes.shape) == tensor.shape
+        assert isinstance(value, QuantisedTensor)
+        # Sections of corrections state the factors' shapes.
+        assert spec.kind not in _BY_MATRIX or tuple(value.codes.shape) == tensor.shape
         found.append(value)
     return found
 
@@ -147,7 +195,8 @@ def section_bytes(spec: SectionSpec, quantised: QuantisedModel) -> bytes:
         return b"".join(_columns_of(tensor).tobytes() for tensor in matrices(spec, quantised))
     if spec.kind == "vectors":
         return b"".join(_vector_bytes(tensor, quantised) for tensor in spec.tensors)
-    return b"".join(line.tobytes() for line in lines_of(spec, quantised))
+    dtype = "i1" if spec.kind in FACTOR_BITS else "<i2"
+    return b"".join(line.astype(dtype).tobytes() for line in lines_of(spec, quantised))
 
 
 def codes_bytes(codes_RC: Numbers, dtype: str) -> bytes:
@@ -155,12 +204,27 @@ def codes_bytes(codes_RC: Numbers, dtype: str) -> bytes:
     return np.ascontiguousarray(codes_RC.T).astype(dtype).tobytes()
 
 
-def lines_of(spec: SectionSpec, quantised: QuantisedModel) -> list[Numbers]:
-    """Return the scales or steps of a section, a line of two-byte numbers per matrix."""
-    if spec.kind == "scales":
-        return [t.scale.numpy().astype("<f2") for t in matrices(spec, quantised)]
-    steps = (tensor.scale_steps for tensor in matrices(spec, quantised))
-    return [step_R.numpy().astype("<i2") for step_R in steps if step_R is not None]
+def lines_of(spec: SectionSpec, quantised: QuantisedModel) -> list[NDArray[np.int16]]:
+    """Return the numbers of a section, a line of int16 per matrix: those of scales are their bits.
+
+    Scales, steps, and all of corrections: left factors column by column, right ones row by row.
+    """
+    lines = [_line(spec.kind, tensor) for tensor in matrices(spec, quantised)]
+    return [np.ascontiguousarray(line).view("<i2").ravel() for line in lines]
+
+
+def _line(kind: str, tensor: QuantisedTensor) -> Numbers:
+    if kind == "scales":
+        return tensor.scale.numpy().astype("<f2")
+    if kind == "steps":
+        assert tensor.scale_steps is not None
+        return tensor.scale_steps.numpy().astype("<i2")
+    correction = tensor.correction
+    assert correction is not None
+    if kind == "factor scales":
+        return correction.scales.numpy().astype("<f2")
+    factor = correction.left.T if kind == "left factors" else correction.right
+    return factor.numpy().astype("<i2")
 
 
 def _columns_of(tensor: QuantisedTensor) -> Numbers:
@@ -177,10 +241,15 @@ def _vector_bytes(tensor: TensorSpec, quantised: QuantisedModel) -> bytes:
 
 
 def section_bits(spec: SectionSpec, quantised: QuantisedModel) -> int:
-    """Return the bits that hold every number of a section; 16 for all but codes and columns."""
+    """Return the bits of every number of a section."""
     if spec.kind != "codes":
-        return 8 if spec.kind == "columns" else 16
+        return bits_of(spec.kind)
     return max(tensor.bits for tensor in matrices(spec, quantised))
+
+
+def bits_of(kind: str) -> int:
+    """Return the bits of the numbers of a section that holds no codes."""
+    return FACTOR_BITS.get(kind, 8 if kind in ("columns", "tokenizer") else 16)
 
 
 def section_trellis(spec: SectionSpec, quantised: QuantisedModel) -> int:
@@ -204,6 +273,8 @@ class Loaded:
         self._columns: dict[str, Tensor] = {}
         self._codes: dict[str, tuple[Tensor, int, int]] = {}
         self._vectors: dict[str, Tensor] = {}
+        # By the kind of section and the matrix.
+        self._factors: dict[tuple[str, str], Tensor] = {}
 
     def add(self, spec: SectionSpec, raw: bytes, bits: int, trellis: int) -> None:
         """Take in a section's bytes, which have the length that its spec says.
@@ -221,6 +292,14 @@ class Loaded:
             elif spec.kind == "vectors":
                 _require_finite(values, tensor.name)
                 self._vectors[tensor.name] = _tensor(values).float().reshape(tensor.shape)
+            elif spec.kind == "factor scales":
+                _require_finite(values, tensor.name)
+                self._factors[spec.kind, tensor.name] = _tensor(values)
+            elif spec.kind in FACTOR_BITS:
+                _require_factors(values, bits, tensor.name)
+                # Column by column is row by row of the transpose.
+                shape = tensor.shape[::-1] if spec.kind == "left factors" else tensor.shape
+                self._factors[spec.kind, tensor.name] = _tensor(values).reshape(shape)
             else:
                 check = _require_finite if spec.kind == "scales" else _require_steps
                 check(values, tensor.name)
@@ -241,12 +320,22 @@ class Loaded:
             steps_R if log else None,
             trellis,
             self._columns.get(name),
+            self._correction(name),
         )
+
+    def _correction(self, name: str) -> Correction | None:
+        if ("factor scales", name) not in self._factors:
+            return None
+        left_KR, right_KC, scales = (
+            self._factors[kind, name] for kind in (*FACTOR_BITS, "factor scales")
+        )
+        return Correction(left_KR.T, right_KC, scales)
 
 
 def split(spec: SectionSpec, raw: bytes, bits: int) -> list[tuple[TensorSpec, Numbers]]:
     """Return the numbers of every tensor of a section, in the order of the file."""
     whole = {"codes": "i1" if bits <= 8 else "<i2", "steps": "<i2", "columns": "i1"}
+    whole |= dict.fromkeys(FACTOR_BITS, "i1")
     values = np.frombuffer(raw, whole.get(spec.kind, "<f2"))
     axis = {"scales": 0, "steps": 0, "columns": 1}.get(spec.kind)
     counts = [math.prod(t.shape) if axis is None else t.shape[axis] for t in spec.tensors]
@@ -269,6 +358,15 @@ def _require_codes(codes: Tensor, bits: int, name: str) -> None:
         raise UserError(
             f"{name} holds a code of {largest}, but {bits} bits end at "
             f"{largest_code(bits)}; the file was not written by Fairway"
+        )
+
+
+def _require_factors(values: Numbers, bits: int, name: str) -> None:
+    beyond, numbers = 1 << (bits - 1), values.astype(np.int64)
+    if numbers.min() < -beyond or numbers.max() >= beyond:
+        raise UserError(
+            f"the correction of {name} holds a number that {bits} bits cannot; the file was not "
+            "written by Fairway"
         )
 
 

@@ -1,6 +1,7 @@
 """From averaged weights to an artifact: calibrate, quantise, write, and say what came of it."""
 
 import dataclasses
+import functools
 import itertools
 import tempfile
 import time
@@ -20,9 +21,9 @@ from fairway.model.gpt import GPT
 from fairway.pack.artifact import Account, save_artifact
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.dependent import Plan
-from fairway.quantise.estimate import CONTAINER_BYTES, estimate_bytes
+from fairway.quantise.estimate import CONTAINER_BYTES, estimate_bytes, factor_bytes
 from fairway.quantise.fill import finest_fitting
-from fairway.quantise.fit import smallest_fitting
+from fairway.quantise.fit import smallest_fitting, with_sigmas
 from fairway.quantise.gptq import (
     QuantisedModel,
     dequantise,
@@ -32,6 +33,7 @@ from fairway.quantise.gptq import (
     tensor_stats,
 )
 from fairway.quantise.grid import QuantisedTensor
+from fairway.quantise.low_rank import corrected
 from fairway.quantise.sensitivity import curvatures
 from fairway.quantise.tune import tuned
 from fairway.quantise.weights import void_fraction, weight_statistics
@@ -216,8 +218,21 @@ def _method(
         few = text.batches(min(quant.gradient_tokens, quant.calibration_tokens))
         positions = text.positions(quant.calibration_tokens)
         plan = Plan(state, curvatures(model, few, hessians, positions), quant)
-        return _by_level(config, plan, code_bytes)
-    return _by_sigmas(config, model, state, hessians)
+        method = _by_level(config, plan, code_bytes)
+    else:
+        method = _by_sigmas(config, model, state, hessians)
+    return _with_corrections(method, state, hessians, quant) if quant.lqer_rank else method
+
+
+def _with_corrections(
+    method: _Method, state: dict[str, Tensor], hessians: dict[str, Tensor], quant: QuantConfig
+) -> _Method:
+    """Return a quantiser whose worst matrices have corrections."""
+
+    def quantise(setting: float) -> QuantisedModel:
+        return corrected(method.quantise(setting), state, hessians, quant)
+
+    return dataclasses.replace(method, quantise=quantise)
 
 
 def _by_level(config: Config, plan: Plan, code_bytes: int) -> _Method:
@@ -239,6 +254,8 @@ def _estimate(config: Config, plan: Plan, code_bytes: int) -> Callable[[float], 
     numbers = sum(group.cost.numel() + group.columns.numel() for group in plan.groups)
     beside = code_bytes + CONTAINER_BYTES + _BYTES_PER_STEP * numbers
     beside += 2 * sum(tensor.numel() for tensor in plan.kept.values() if isinstance(tensor, Tensor))
+    shapes = [tuple(weights.shape) for group in plan.groups for weights in group.weights]
+    beside += factor_bytes(shapes, config.quant)
     weights = sum(group.weights.numel() for group in plan.groups)
     near = plan.level_for(8 * (config.pack.limit_bytes - beside) / max(weights, 1))
     beside += (plan.sampled_bits(near) - plan.expected_bits(near)) / 8
@@ -248,10 +265,7 @@ def _estimate(config: Config, plan: Plan, code_bytes: int) -> Callable[[float], 
 def _by_sigmas(
     config: Config, model: GPT, state: dict[str, Tensor], hessians: dict[str, Tensor]
 ) -> _Method:
-    quant = config.quant
-
-    def at(sigmas: float) -> QuantConfig:
-        return dataclasses.replace(quant, matrix_sigmas=sigmas)
+    quant, at = config.quant, functools.partial(with_sigmas, config.quant)
 
     def choose(size_at: Callable[[float], int]) -> float:
         if quant.fit:

@@ -4,24 +4,34 @@ What it decodes is what `layout.section_bytes` would have written, so all else t
 same whatever its codec.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
+from fairway.base.errors import UserError
 from fairway.pack.arithmetic import Ints, log2_256
-from fairway.pack.cabac import Side, decode_codes, encode_codes
-from fairway.pack.layout import Loaded, Numbers, SectionSpec, codes_bytes, lines_of, matrices
+from fairway.pack.cabac import DAMAGED, Side, decode_codes, encode_codes
+from fairway.pack.layout import (
+    FACTOR_BITS,
+    Loaded,
+    Numbers,
+    SectionSpec,
+    codes_bytes,
+    lines_of,
+    matrices,
+)
 from fairway.pack.lines import decode_lines, encode_lines
 from fairway.quantise.gptq import QuantisedModel
 
 # Integer tensors. What is kept as float16 has little to model.
-KINDS = ("codes", "scales", "steps")
+KINDS = ("codes", "scales", "steps", "left factors", "right factors")
 
 
 def encode_section(spec: SectionSpec, quantised: QuantisedModel) -> bytes:
     """Return the stream of a section of one of KINDS."""
     if spec.kind != "codes":
-        return encode_lines([line.view("<i2") for line in lines_of(spec, quantised)])
+        return encode_lines(lines_of(spec, quantised))
     tensors = matrices(spec, quantised)
     sides = []
     for tensor in tensors:
@@ -38,8 +48,13 @@ def decode_section(
     Raises UserError for a stream that is damaged or of other shapes.
     """
     if spec.kind != "codes":
-        counts = [tensor.shape[0] for tensor in spec.tensors]
-        return b"".join(line.astype("<i2").tobytes() for line in decode_lines(stored, counts))
+        factors = spec.kind in FACTOR_BITS
+        counts = [math.prod(t.shape) if factors else t.shape[0] for t in spec.tensors]
+        lines = decode_lines(stored, counts)
+        if factors and any(line.min() < -128 or line.max() > 127 for line in lines):
+            raise UserError(DAMAGED)
+        dtype = "i1" if factors else "<i2"
+        return b"".join(line.astype(dtype).tobytes() for line in lines)
     sides = list(_sides(spec, trellis, loaded))
     dtype = "i1" if bits <= 8 else "<i2"
     return b"".join(codes_bytes(codes_RC, dtype) for codes_RC in decode_codes(stored, sides))

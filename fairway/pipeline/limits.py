@@ -17,7 +17,7 @@ from fairway.machine.ranks import Ranks
 from fairway.model.gpt import build, shapes_of
 from fairway.model.paths import prepare
 from fairway.quantise.estimate import expected_bytes
-from fairway.quantise.fit import LARGEST
+from fairway.quantise.fit import LARGEST, with_sigmas
 from fairway.quantise.gptq import grid_of
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
@@ -131,7 +131,7 @@ def smallest_bytes(config: Config) -> int:
     """
     model = shapes_of(config.model)
     if config.quant.method != "trellis":
-        quant = dataclasses.replace(config.quant, matrix_sigmas=LARGEST)
+        quant = with_sigmas(config.quant, LARGEST)
         return expected_bytes(dataclasses.replace(config, quant=quant), 0) // 2
     # Two bytes each, halved.
     return sum(w.numel() for n, w in model.named_parameters() if not grid_of(n, w, config.quant))

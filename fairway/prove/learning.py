@@ -247,7 +247,7 @@ class DocumentLearner(Frozen):
         return mean_of([logits_SV.double().log_softmax(-1) for logits_SV in found])
 
     def _logits(self, member: Documents, states_S1D: Tensor) -> Tensor:
-        extra = member.adapters.added("head", 0, states_S1D)
+        extra = member.adapters.head(states_S1D)
         return self._model.logits(states_S1D, extra)[:, 0]
 
     def adapt(self, fixed: Fixed) -> None:

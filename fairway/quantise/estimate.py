@@ -5,7 +5,7 @@ row clipped at k sigmas with codes up to qmax costs log2(qmax sqrt(2 pi e) / k) 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,15 @@ from torch import Tensor
 from fairway.config.settings import Config, PackConfig, QuantConfig, declares_code
 from fairway.model.gpt import GPT, shapes_of
 from fairway.quantise.gptq import grid_of
-from fairway.quantise.grid import Grid, largest_code, round_to_grid, row_scales
+from fairway.quantise.grid import (
+    LEFT_BITS,
+    RIGHT_BITS,
+    SCALE_GROUP,
+    Grid,
+    largest_code,
+    round_to_grid,
+    row_scales,
+)
 
 # Rows of a matrix that the step line looks at: enough for 1 %, a few milliseconds in all.
 SAMPLE_ROWS = 64
@@ -71,15 +79,30 @@ def estimate_bytes(model: GPT, config: QuantConfig) -> int:
 
 
 def _total(model: GPT, config: QuantConfig, bits_of: Callable[[str, Tensor, Grid], float]) -> int:
-    total = float(CONTAINER_BYTES)
+    total, shapes = float(CONTAINER_BYTES), []
     for name, value in model.named_parameters():
         grid = grid_of(name, value, config)
+        if grid is not None:
+            shapes.append(tuple(value.shape))
         total += 2 * value.numel() if grid is None else 2 * value.shape[0]
         if grid is not None and config.method == "trellis":
             total += value.numel() * config.rate_bits / 8
         elif grid is not None:
             total += value.numel() * bits_of(name, value, grid) / 8
-    return round(total)
+    return round(total + factor_bytes(shapes, config))
+
+
+def factor_bytes(shapes: Iterable[tuple[int, ...]], config: QuantConfig) -> float:
+    """Return the bytes to expect of the corrections of a model with coded matrices of some shapes.
+
+    Which matrices are the worst is not known yet: those whose factors are the largest are counted.
+    """
+    bits = []
+    for rows, columns in shapes:
+        rank = min(config.lqer_rank, rows, columns)
+        groups = -(-rank * columns // SCALE_GROUP)
+        bits.append(rank * (LEFT_BITS * rows + RIGHT_BITS * columns) + 16 * (1 + groups))
+    return sum(sorted(bits)[-config.lqer_matrices :]) / 8 if config.lqer_rank else 0.0
 
 
 @torch.no_grad()

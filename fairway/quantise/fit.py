@@ -7,6 +7,7 @@ right by the last real size, says where to try next.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from fairway.base.errors import UserError
 from fairway.config.settings import QuantConfig, settings
@@ -21,6 +22,14 @@ MAX_PACKS = 4
 LARGEST: float = next(
     item.metadata["hi"] for name, item, _ in settings(QuantConfig()) if name == "matrix_sigmas"
 )
+
+
+def with_sigmas(quant: QuantConfig, sigmas: float) -> QuantConfig:
+    """Return settings with another clip multiplier; that of MLPs keeps its proportion to it."""
+    of_mlp = quant.mlp_sigmas
+    if of_mlp is not None:
+        of_mlp *= sigmas / quant.matrix_sigmas
+    return replace(quant, matrix_sigmas=sigmas, mlp_sigmas=of_mlp)
 
 
 def smallest_fitting(

@@ -209,9 +209,11 @@ def grid_of(name: str, weight: Tensor, config: QuantConfig) -> Grid | None:
     """
     if not is_coded(name, weight, config.min_numel):
         return None
-    if kind_in(GPT.declares, name).group != "matrix":
+    kind = kind_in(GPT.declares, name)
+    if kind.group != "matrix":
         return Grid(config.embed_bits, config.embed_sigmas)
-    return Grid(config.matrix_bits, config.matrix_sigmas)
+    own = config.mlp_sigmas if kind.section in ("MLP up", "MLP down") else None
+    return Grid(config.matrix_bits, config.matrix_sigmas if own is None else own)
 
 
 def is_coded(name: str, weight: Tensor, min_numel: int) -> bool:
@@ -324,9 +326,9 @@ def tensor_stats(
     centred = w_RC - w_RC.mean()
     variance = max(float(centred.square().mean()), 1e-30)
     with full_precision():
-        energy = max(_energy(w_RC, H_CC), 1e-30)
-        error = _energy(w_RC - restore(here), H_CC) / energy
-        error_rounded = _energy(w_RC - restore(plain), H_CC) / energy
+        whole = max(energy(w_RC, H_CC), 1e-30)
+        error = energy(w_RC - restore(here), H_CC) / whole
+        error_rounded = energy(w_RC - restore(plain), H_CC) / whole
     return TensorStats(
         name=name,
         values=w_RC.numel(),
@@ -339,7 +341,8 @@ def tensor_stats(
     )
 
 
-def _energy(w_RC: Tensor, hessian_CC: Tensor | None) -> float:
+def energy(w_RC: Tensor, hessian_CC: Tensor | None) -> float:
+    """Return tr(W H W^T), the energy of a matrix's outputs; without a Hessian that of W itself."""
     if hessian_CC is None:
         return float(w_RC.square().sum())
     return float(((w_RC @ hessian_CC) * w_RC).sum())

@@ -55,6 +55,24 @@ class Grid:
     sigmas: float
 
 
+# A correction's left factor has whole numbers of 2 bits, its right factor of 4 bits; so many of
+# the right one's share a scale.
+LEFT_BITS, RIGHT_BITS, SCALE_GROUP = 2, 4, 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Correction:
+    """What is added to a restored matrix: the product of two small ones (`low_rank`).
+
+    left_RK and right_KC are int8. `scales` is float16: the left factor's, then one for every
+    SCALE_GROUP numbers of the right one, counted row by row.
+    """
+
+    left: Tensor
+    right: Tensor
+    scales: Tensor
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantisedTensor:
     """Whole numbers codes_RC (int8, int16) within +-largest_code(bits), and a step for every row.
@@ -63,6 +81,7 @@ class QuantisedTensor:
     trellis of so many states along the columns makes of it. scale_R is float16, or float32 if
     scale_steps (int16 [R]) gives it: `scale_of(scale_steps)`.
     With `columns` (int8 [C]) the step of a weight is `scale_of(scale_steps_R + columns_C)` instead.
+    A `correction` is added at last.
     """
 
     codes: Tensor
@@ -71,6 +90,7 @@ class QuantisedTensor:
     scale_steps: Tensor | None = None
     trellis: int = 0
     columns: Tensor | None = None
+    correction: Correction | None = None
 
 
 def scale_of(steps_R: Tensor) -> Tensor:
@@ -122,6 +142,13 @@ def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
 
 def restore(quantised: QuantisedTensor) -> Tensor:
     """Return the weights w_RC in float32."""
+    weights_RC = _steps_times_multiples(quantised)
+    if quantised.correction is not None:
+        weights_RC += product(quantised.correction).to(weights_RC.device)
+    return weights_RC
+
+
+def _steps_times_multiples(quantised: QuantisedTensor) -> Tensor:
     multiples_RC = reconstruct(quantised.codes, quantised.trellis)
     if quantised.columns is None:
         return multiples_RC.float() * quantised.scale.float()[:, None]
@@ -132,3 +159,17 @@ def restore(quantised: QuantisedTensor) -> Tensor:
         scale_RC = scale_of(steps_R1[rows] + quantised.columns.int())
         weights_RC[rows] *= scale_RC.to(weights_RC.device)
     return weights_RC
+
+
+def product(correction: Correction) -> Tensor:
+    """Return what a correction adds to a matrix, [R, C] in float32.
+
+    Component by component: a library's matrix product would add in an order of its own.
+    """
+    right_KC = correction.right.float()
+    scales_N = correction.scales[1:].float().repeat_interleave(SCALE_GROUP)[: right_KC.numel()]
+    right_KC = right_KC * scales_N.view_as(right_KC)
+    sum_RC = torch.zeros(len(correction.left), right_KC.shape[1])
+    for left_R, right_C in zip(correction.left.T.float(), right_KC, strict=True):
+        sum_RC += left_R[:, None] * right_C
+    return sum_RC * correction.scales[0].float()

@@ -12,11 +12,23 @@ from fairway.config.settings import Config, unknown_name
 from fairway.config.written import from_dict, to_dict
 from fairway.recipes.demo import demo, smoke
 from fairway.recipes.own import Called, call_in_file, call_registered, is_file, registered
-from fairway.recipes.seed import best, best_8, pr1493, pr1858, pr1858_proxy
+from fairway.recipes.seed import (
+    best,
+    best_8,
+    best_600,
+    pr1493,
+    pr1858,
+    pr1858_proxy,
+    pr1874,
+    small,
+)
 
 RECIPES: dict[str, Callable[[], Config]] = {
     function.__name__: function
-    for function in (demo, smoke, best, best_8, pr1858, pr1493, pr1858_proxy)
+    for function in (
+        *(demo, smoke, best, best_600, best_8, small),
+        *(pr1858, pr1493, pr1874, pr1858_proxy),
+    )
 }
 # The entry points by which an installed package registers recipes.
 GROUP = "fairway.recipes"

@@ -1,8 +1,8 @@
-"""The seed system at full size: `pr1858`, its base `pr1493`, and a trial on one GPU.
+"""The published systems at full size, `pr1858`, `pr1493` and `pr1874`, and recipes by budget.
 
 The defaults of `fairway.config.settings` are the settings of the published runs, so a recipe states
 what differs from them; `--dry-run` prints all. Facts: the logs and sources of the two pull
-requests.
+requests. Why every recipe has its values is in docs/recipes.md.
 """
 
 from dataclasses import replace
@@ -51,6 +51,44 @@ def pr1493() -> Config:
         train=replace(base.train, shards=128),
         pack=replace(base.pack, code_bytes=16_594),
         ttt=replace(base.ttt, epochs=3),
+    )
+
+
+def pr1874() -> Config:
+    """System of #1874, the best published one with plain text: up to 8 GPUs, 596 s of training.
+
+    Settings are those of its logs and its source. It has not been run here.
+
+    What differs from the published run is in docs/recipes.md: it read documents in their order and
+    put phases of test-time training after numbers of documents.
+    """
+    base = pr1858()
+    return replace(
+        base,
+        recipe="pr1874",
+        model=replace(
+            base.model, parallel_from=8, lanes=2, smear=True, attn_gate="head", gate_features=24
+        ),
+        optim=replace(
+            base.optim,
+            matrix_lr=0.026,
+            momentum=0.97,
+            newton_schulz="polar_express",
+            warmdown_share=0.75,
+            min_lr=0.1,
+        ),
+        train=replace(base.train, reserve_s=4.0, documents=True),
+        quant=replace(
+            base.quant,
+            matrix_sigmas=13.0,
+            mlp_sigmas=12.0,
+            embed_bits=7,
+            embed_sigmas=15.0,
+            calibration_tokens=1_572_864,
+            lqer_rank=4,
+        ),
+        pack=replace(base.pack, code_bytes=32_360),
+        ttt=replace(base.ttt, method="lora", lora_rank=128, lora_sort=True, lora_phases=3),
     )
 
 
@@ -123,4 +161,37 @@ def best() -> Config:
             min_lr=0.05,
         ),
         train=proxy.train,
+    )
+
+
+def best_600() -> Config:
+    """Settings of best for one GPU and 600 s of training. Not run yet.
+
+    About 7,600 steps, four times those of best: momentum rises over as large a share of the run,
+    and rates fall by steps^-0.32 (arXiv 2409.19913), 0.022 to 0.015 and 0.06 to 0.04.
+    """
+    base = best()
+    return replace(
+        base,
+        recipe="best_600",
+        optim=replace(base.optim, matrix_lr=0.015, embed_lr=0.04, momentum_warmup_steps=1200),
+        train=replace(base.train, budget_s=600.0),
+    )
+
+
+def small() -> Config:
+    """Settings of best for one GPU with 24 GB and 600 s of training. Not run on one yet.
+
+    Such cards are four to ten times slower than an H100: about 800 to 1,900 steps. Half of a step
+    and 32 documents at a time leave half of the memory free; calibration reads a quarter of the
+    text, and test-time training does what its 600 s allow.
+    """
+    base = best()
+    return replace(
+        base,
+        recipe="small",
+        optim=replace(base.optim, momentum_warmup_steps=200),
+        train=replace(base.train, budget_s=600.0, micro_tokens=49_152),
+        quant=replace(base.quant, calibration_tokens=524_288, gradient_tokens=262_144),
+        ttt=replace(base.ttt, lora_documents=32, over_budget="shrink"),
     )

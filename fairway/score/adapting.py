@@ -125,7 +125,7 @@ class Plain:
         self._leaves = [value.detach().requires_grad_() for value in self.adam.rows(self._at, B)]
         here = rope[0][:T], rope[1][:T]
         states_BCD = self.adapters.states(self._leaves, ids_BT, here)[:, first:]
-        extra = self.adapters.added("head", 0, states_BCD)
+        extra = self.adapters.head(states_BCD)
         self._log_probs_BCV = self.adapters.model.logits(states_BCD, extra).log_softmax(-1)
         return self._log_probs_BCV.detach()
 

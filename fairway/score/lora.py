@@ -245,7 +245,7 @@ class DocumentDistribution:
         ids_BT, adapters = ids.to(self.log_probs_BCV.device), predictor.adapters
         rope = predictor.rope(ids_BT.shape[1])
         last_BCD = adapters.states(predictor.values_of([row]), ids_BT, rope)[:, -1:]
-        extra = adapters.added("head", 0, last_BCD)
+        extra = adapters.head(last_BCD)
         return whole_row(predictor.model.logits(last_BCD, extra)[0, 0])
 
     def _require_unchanged(self) -> None:

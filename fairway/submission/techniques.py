@@ -97,6 +97,11 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "Frantar et al. 2023, arXiv 2210.17323; #1394",
         lambda c: c.quant.method == "gptq",
     ),
+    (
+        "LQER: corrections of low rank",
+        "Zhang et al. 2024, arXiv 2402.02446; #1797, #1874",
+        lambda c: c.quant.lqer_rank > 0,
+    ),
     ("sliding-window evaluation", "#1493", lambda c: c.score.stride < c.score.seq_len),
     ("score-first test-time training by chunks", "#1413", lambda c: c.ttt.method == "sgd"),
     ("score-first adapters by document", "#1530", lambda c: c.ttt.method == "lora"),

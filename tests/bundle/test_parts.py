@@ -20,6 +20,7 @@ ASKED = {
     "ttt.method=lora or mixture.base=lora": ({"ttt.method=lora"}, {"evaluate_lora", "Halving"}),
     "quant.method=trellis": ({"quant.method=trellis"}, {"curvatures", "Encoder"}),
     "pack.codec=cabac": ({"pack.codec=cabac"}, {"encode_codes", "code_rows"}),
+    "quant.lqer_rank": ({"quant.lqer_rank=4"}, {"factors"}),
     "model.reads": ({"model.reads=1"}, {"_mix_kernel"}),
     "train.rate_errors or train.rate_weight": ({"train.rate_weight=0.1"}, {"decay_", "step_ratio"}),
     "runtime.kernels=auto or fused": ({"runtime.kernels=auto"}, {"_enter_kernel"}),
@@ -67,4 +68,5 @@ def test_all_functions_and_classes_of_a_part_refuse_and_its_literals_stay(name: 
             with pytest.raises(UserError, match=f"made without {name}, which .* asks for"):
                 scope[node.name](1, two=2)
     if name == "fairway.pack.streams":
-        assert scope["KINDS"] == ("codes", "scales", "steps")
+        factors = ("left factors", "right factors")
+        assert scope["KINDS"] == ("codes", "scales", "steps", *factors)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tiny import TINY, alive
 from fairway.config.settings import ModelConfig
 from fairway.config.written import to_dict
 from fairway.export.program import MODEL_FILE, WORDS_FILE, program
+from fairway.model.adapters import Adapters, attach
 
 CONFIGS: dict[str, ModelConfig] = {
     "plain": TINY,
@@ -22,6 +24,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "no skips, no cap, no rope": replace(TINY, skips=False, softcap=0.0, rope_dims=0, xsa_layers=1),
     **{name: replace(TINY, **feature) for name, feature in FEATURES.items()},
     "all": replace(TINY, **ALL),
+    "all, with adapters": replace(TINY, **ALL),
 }
 COMPARED = """
 import json, sys, torch
@@ -67,7 +70,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_feature_gives_the_same_logits_elsewhere(python: Path, tmp_path: Path) -> None:
     names = {f"{n}": name for n, name in enumerate(CONFIGS)}
     for folder, name in names.items():
-        _written(tmp_path / folder, CONFIGS[name])
+        _written(tmp_path / folder, CONFIGS[name], "adapters" in name)
     (tmp_path / "names.json").write_text(json.dumps(list(names)))
     (tmp_path / MODEL_FILE).write_text(program(MODEL_FILE))
     told = run(python, COMPARED, tmp_path)
@@ -79,18 +82,25 @@ def test_every_feature_gives_the_same_logits_elsewhere(python: Path, tmp_path: P
         assert found["whole"] < 1e-5 and found["pieces"] < 1e-5 and found["padded"] < padded, name
 
 
-def _written(folder: Path, config: ModelConfig) -> None:
+def _written(folder: Path, config: ModelConfig, adapted: bool = False) -> None:
     """Write a model as it is exported, and what it says of two texts with documents in them."""
     model = alive(config).eval()
+    values: dict[str, Any] = {"model": to_dict(config), "looping": True, "length": 16}
+    weights = {f"gpt.{n}": w.float().contiguous() for n, w in model.state_dict().items()}
+    if adapted:
+        own = {"targets": ["q", "k", "v", "o", "mlp", "head"], "rank": 2, "alpha": 3.0}
+        adapters = Adapters(model, *own.values())
+        drawn = [torch.randn_like(value) for value in adapters.zeros(1)]
+        attach(model, adapters, drawn)
+        weights |= {f"lora_values.{n}": value for n, value in enumerate(drawn)}
+        values["adapter"] = own
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, config.vocab_size, (2, 12), generator=generator)
     ids[:, 0] = ids[0, 5] = ids[1, 8] = 1
     folder.mkdir()
     with torch.no_grad():
         torch.save({"ids": ids, "logits": model.logits(model.hidden(ids))}, folder / "seen.pt")
-    save_file({f"gpt.{n}": w.float().contiguous() for n, w in model.state_dict().items()},
-              folder / "model.safetensors")  # fmt: skip
-    values = {"model": to_dict(config), "looping": True, "length": 16}
+    save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"fairway": values}))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from specimens import fancy, quantised, striped
+from specimens import amended, fancy, quantised, striped
 
 from fairway.base.errors import UserError
 from fairway.config.settings import PackConfig
@@ -21,6 +21,8 @@ KINDS: dict[str, tuple[Callable[[], QuantisedModel], PackConfig]] = {
     "steps": (fancy, replace(RAW, with_tokenizer=True)),
     "columns": (striped, replace(RAW, with_tokenizer=True)),
     "columns, coded": (striped, replace(CABAC, with_tokenizer=True)),
+    "corrections": (amended, replace(RAW, with_tokenizer=True)),
+    "corrections, coded": (amended, replace(CABAC, with_tokenizer=True)),
 }
 Change = Callable[[dict[str, Any]], Any]
 

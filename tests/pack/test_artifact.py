@@ -16,6 +16,7 @@ from specimens import (
     ROUND,
     TINY,
     WORDS,
+    amended,
     change,
     fancy,
     quantised,
@@ -104,6 +105,27 @@ def test_steps_of_columns_come_back(tmp_path: Path, codec: str) -> None:
     for name, tensor in striped().items():
         weight = restore(tensor) if isinstance(tensor, QuantisedTensor) else tensor.float()
         assert torch.equal(loaded.state[name], weight), name
+
+
+@pytest.mark.parametrize("codec", ["cabac", "brotli", "lzma", "raw"])
+def test_corrections_come_back(tmp_path: Path, codec: str) -> None:
+    # Several scales a factor, and a matrix that is too small for the rank.
+    config = replace(TINY, dim=16, mlp_dim=40)
+    path, made = tmp_path / "a.fwy", amended(config)
+    ranks = {
+        tensor.correction.left.shape[1]
+        for tensor in made.values()
+        if isinstance(tensor, QuantisedTensor) and tensor.correction is not None
+    }
+    assert ranks == {8, 12}
+    counts = save_artifact(path, made, config, PackConfig(codec=codec), WORDS, PROVENANCE)
+    names = [name for name, _ in counts]
+    assert names[-5:] == ["scales", "left factors", "right factors", "factor scales", "vectors"]
+    assert sum(part.bytes for part in byte_account(path)) == path.stat().st_size
+    plain, loaded = dequantise(quantised(config)), load_artifact(path).state
+    for name, weight in dequantise(made).items():
+        assert torch.equal(loaded[name], weight), name
+    assert not torch.equal(loaded["tok_emb.weight"], plain["tok_emb.weight"])
 
 
 def test_the_step_of_a_weight_is_that_of_its_row_and_column() -> None:

@@ -33,6 +33,7 @@ from fairway.quantise.gptq import QuantisedModel
 from fairway.quantise.grid import QuantisedTensor, restore, scale_of
 
 WITH_WORDS = {"with_tokenizer": True}
+AMENDED = ["tok_emb.weight", "blocks.0.mlp.proj.weight", "blocks.1.mlp.proj.weight"]
 
 
 @pytest.mark.parametrize(
@@ -43,10 +44,18 @@ WITH_WORDS = {"with_tokenizer": True}
         ("steps", {"log_steps": True, "columns": False}),
         ("columns", {"log_steps": True, "columns": True}),
         ("columns, coded", {"log_steps": True, "columns": True}),
+        (
+            "corrections",
+            {
+                "log_steps": False,
+                "columns": False,
+                "corrections": {"rank": 8, "matrices": AMENDED},
+            },
+        ),
     ],
 )
 def test_the_header_says_how_scales_are_written(
-    kept: dict[str, bytes], kind: str, flags: dict[str, bool]
+    kept: dict[str, bytes], kind: str, flags: dict[str, Any]
 ) -> None:
     data = kept[kind]
     assert data[:12] == b"FAIRWAY\0" + struct.pack("<I", 5)
@@ -124,6 +133,9 @@ BITS = [
     ("steps", "embedding", (10, 16), (1, 17)),
     ("steps", "steps", (16,), (15, 17)),
     ("columns", "columns", (8,), (7, 9)),
+    ("corrections", "left factors", (2,), (1, 3)),
+    ("corrections", "right factors", (4,), (3, 8)),
+    ("corrections", "factor scales", (16,), (8, 17)),
 ]
 
 
@@ -202,17 +214,69 @@ def test_a_step_is_within_640_on_both_sides(
             load_artifact(with_step(step))
 
 
-@pytest.mark.parametrize(("name", "width"), [("scales", 2), ("vectors", 2)])
+@pytest.mark.parametrize("name", ["scales", "vectors", "factor scales"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_every_number_is_finite(
-    kept: dict[str, bytes], tmp_path: Path, name: str, width: int, value: float
+    kept: dict[str, bytes], tmp_path: Path, name: str, value: float
 ) -> None:
-    count = next(e for e in header_of(kept["scales"])["sections"] if e["name"] == name)["bytes"]
-    values = np.ones(count // width, "<f2")
-    load_artifact(resealed(tmp_path / "a.fwy", kept["scales"], name, values.tobytes()))
+    data = kept["corrections"]
+    count = next(e for e in header_of(data)["sections"] if e["name"] == name)["bytes"]
+    values = np.ones(count // 2, "<f2")
+    load_artifact(resealed(tmp_path / "a.fwy", data, name, values.tobytes()))
     values[-1] = value
-    path = resealed(tmp_path / "a.fwy", kept["scales"], name, values.tobytes())
+    path = resealed(tmp_path / "a.fwy", data, name, values.tobytes())
     refuse(path, "holds a number that is not finite; the file is not usable")
+
+
+@pytest.mark.parametrize(
+    ("where", "to", "told"),
+    [
+        (("corrections",), None, "the header's corrections must have exactly the fields matrices,"),
+        (("corrections", "more"), 1, "the header's corrections must have exactly the fields"),
+        (("corrections", "rank"), 0, "the rank of corrections is 0; it must be .* from 1 to 64"),
+        (("corrections", "rank"), 65, "the rank of corrections is 65; it must be"),
+        (("corrections", "rank"), True, "the rank of corrections is True; it must be"),
+        (("corrections", "rank"), 7, "not those of the model"),
+        (("corrections", "matrices"), [], "name no list of matrices"),
+        (("corrections", "matrices"), "tok_emb.weight", "name no list of matrices"),
+        (("corrections", "matrices"), [1], "name no list of matrices"),
+        (("corrections", "matrices"), ["tok_emb.weight"], "not those of the model"),
+        (("corrections", "matrices"), ["q_gain"], "not of matrices that have codes, in order"),
+        (("corrections", "matrices"), ["tok_emb.weight"] * 2, "not of matrices that have codes, i"),
+    ],
+)
+def test_corrections_are_held_to_the_model(
+    forge: Callable[[str, Change], Path], where: tuple[Any, ...], to: Any, told: str
+) -> None:
+    refuse(forge("corrections", change(*where, to=to)), told)
+
+
+def test_corrections_are_named_where_there_are_such(
+    forge: Callable[[str, Change], Path],
+) -> None:
+    named = {"rank": 8, "matrices": ["tok_emb.weight"]}
+    refuse(forge("scales", change("corrections", to=named)), "not those of the model")
+    without = forge("corrections", lambda header: header.pop("corrections") and None)
+    refuse(without, "not those of the model")
+    # A rank above what a side of every matrix has changes nothing.
+    load_artifact(forge("corrections", change("corrections", "rank", to=64)))
+
+
+@pytest.mark.parametrize(("name", "inside", "outside"), [("left", 1, 2), ("right", -8, -9)])
+def test_factors_are_within_their_bits(
+    kept: dict[str, bytes], tmp_path: Path, name: str, inside: int, outside: int
+) -> None:
+    data = kept["corrections"]
+    name = f"{name} factors"
+    count = next(e for e in header_of(data)["sections"] if e["name"] == name)["bytes"]
+    for value in (inside, outside):
+        numbers = np.zeros(count, "i1")
+        numbers[-1] = value
+        path = resealed(tmp_path / "a.fwy", data, name, numbers.tobytes())
+        if value == inside:
+            load_artifact(path)
+        else:
+            refuse(path, r"the correction of blocks\.1\.mlp\.proj\.weight holds a number th")
 
 
 TRELLIS_BAD = [

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import torch
 
 from fairway.base.errors import UserError
-from fairway.quantise.fit import LARGEST, MAX_PACKS, SLACK, smallest_fitting
+from fairway.config.settings import QuantConfig
+from fairway.quantise.fit import LARGEST, MAX_PACKS, SLACK, smallest_fitting, with_sigmas
+from fairway.quantise.gptq import grid_of
 
 # The seed model: codes that shrink with the entropy of a Gaussian, the rest constant.
 WEIGHTS, REST = 31_719_424, 2_650_000
@@ -78,3 +82,18 @@ def test_a_limit_that_nothing_meets_is_one_sentence() -> None:
         in (str(caught.value))
     )
     assert "\n" not in str(caught.value)
+
+
+def test_the_multiplier_of_mlps_keeps_its_proportion() -> None:
+    quant = QuantConfig(matrix_sigmas=13.0, mlp_sigmas=12.0)
+    found = with_sigmas(quant, 26.0)
+    assert (found.matrix_sigmas, found.mlp_sigmas) == (26.0, 24.0)
+    assert with_sigmas(QuantConfig(), 26.0).mlp_sigmas is None
+    weight = torch.ones(99, 99)
+    grids = {
+        name: grid_of(f"blocks.0.{name}.weight", weight, replace(quant, min_numel=9))
+        for name in ("mlp.fc", "mlp.proj", "attn.c_q", "attn.proj")
+    }
+    assert {name: grid and grid.sigmas for name, grid in grids.items()} == {
+        "mlp.fc": 12.0, "mlp.proj": 12.0, "attn.c_q": 13.0, "attn.proj": 13.0
+    }  # fmt: skip

@@ -1,0 +1,124 @@
+"""LQER: the worst errors of quantised matrices made up for by products of two small matrices.
+
+Zhang et al. 2024, arXiv 2402.02446, as pull request #1797 has it and #1874 uses it: the error E of
+a matrix is approximated by the first components of its singular value decomposition, whose two
+factors are coded with 2 and 4 bits. Everything runs in float64 on the CPU.
+
+Shapes: R rows (outputs), C columns (inputs), K components.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairway.base.floats import double
+from fairway.config.settings import QuantConfig
+from fairway.quantise.gptq import DAMP, QuantisedModel, energy, inverse_factor
+from fairway.quantise.grid import (
+    LEFT_BITS,
+    RIGHT_BITS,
+    SCALE_GROUP,
+    SMALLEST_SCALE,
+    Correction,
+    QuantisedTensor,
+    product,
+    restore,
+)
+
+_LARGEST_HALF = 65_504.0
+
+
+def corrected(
+    quantised: QuantisedModel,
+    state: Mapping[str, Tensor],
+    hessians: Mapping[str, Tensor],
+    config: QuantConfig,
+) -> QuantisedModel:
+    """Return a model whose worst matrices have corrections of rank quant.lqer_rank.
+
+    Worst are those with the largest error in the norm quant.lqer_norm: that of the weights, or that
+    of the outputs, for which a matrix needs a Hessian. A matrix that its coded factors would not
+    bring closer stays as it is.
+    """
+    coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
+    if config.lqer_norm == "outputs":
+        coded = {name: tensor for name, tensor in coded.items() if name in hessians}
+    found = dict(quantised)
+
+    def error(name: str) -> tuple[Tensor, Tensor | None]:
+        error_RC = double(state[name].detach().cpu()) - double(restore(coded[name]))
+        by_outputs = config.lqer_norm == "outputs"
+        return error_RC, double(hessians[name].cpu()) if by_outputs else None
+
+    # Errors of all matrices at once would be twice the model.
+    sizes = {name: energy(*error(name)) for name in coded}
+    wrong = [name for name in coded if sizes[name] > 0]
+    for name in sorted(wrong, key=lambda name: -sizes[name])[: config.lqer_matrices]:
+        error_RC, hessian_CC = error(name)
+        correction = code(*factors(error_RC, hessian_CC, config.lqer_rank, name))
+        if energy(error_RC - double(product(correction)), hessian_CC) < sizes[name]:
+            found[name] = replace(coded[name], correction=correction)
+    return found
+
+
+def factors(
+    error_RC: Tensor, hessian_CC: Tensor | None, rank: int, name: str
+) -> tuple[Tensor, Tensor]:
+    """Return left_RK and right_KC, whose product is the nearest of its rank to an error (float64).
+
+    Nearest in the Frobenius norm, or with a Hessian H, damped as for GPTQ, in tr(E H E^T). The
+    largest number of every component of the left factor is negative: two bits reach to -2 and 1.
+    """
+    if hessian_CC is None:
+        left_RK, right_KC = _components(error_RC, rank)
+    else:
+        # H + damping = U^-1 U^-T, so that tr(E H E^T) is the square of |E U^-1|.
+        upper_CC = inverse_factor(hessian_CC, DAMP, name)
+        whitened_RC: Tensor = torch.linalg.solve_triangular(
+            upper_CC, error_RC, upper=True, left=False
+        )
+        left_RK, right_KC = _components(whitened_RC, rank)
+        right_KC = right_KC @ upper_CC
+    largest_K = left_RK.gather(0, left_RK.abs().argmax(0, keepdim=True))[0]
+    sign_K = torch.where(largest_K > 0, -1.0, 1.0)
+    return left_RK * sign_K, right_KC * sign_K[:, None]
+
+
+def _components(error_RC: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    u_RM, size_M, v_MC = torch.linalg.svd(error_RC, full_matrices=False)
+    return u_RM[:, :rank] * size_M[:rank], v_MC[:rank]
+
+
+def code(left_RK: Tensor, right_KC: Tensor) -> Correction:
+    """Return the coded product of two factors.
+
+    The left factor has one scale, its largest magnitude over 1.5; the right one has a scale for
+    every SCALE_GROUP of its numbers, the largest magnitude over 7.5.
+    """
+    left_scale = _scale(left_RK.abs().max() / (_beyond(LEFT_BITS) - 0.5))
+    flat_N = right_KC.flatten()
+    groups_GN = F.pad(flat_N, (0, -len(flat_N) % SCALE_GROUP)).view(-1, SCALE_GROUP)
+    scales_G = _scale(groups_GN.abs().amax(1) / (_beyond(RIGHT_BITS) - 0.5))
+    right_N = _rounded(groups_GN, scales_G[:, None], RIGHT_BITS).flatten()[: len(flat_N)]
+    return Correction(
+        _rounded(left_RK, left_scale, LEFT_BITS),
+        right_N.view_as(right_KC).contiguous(),
+        torch.cat([left_scale.view(1), scales_G]),
+    )
+
+
+def _beyond(bits: int) -> int:
+    """Return the size of the smallest whole number of so many bits; the largest is one less."""
+    return 1 << (bits - 1)
+
+
+def _scale(value: Tensor) -> Tensor:
+    return value.clamp(SMALLEST_SCALE, _LARGEST_HALF).half()
+
+
+def _rounded(values: Tensor, scale: Tensor, bits: int) -> Tensor:
+    most = _beyond(bits)
+    return torch.round(values / double(scale)).clamp_(-most, most - 1).to(torch.int8)

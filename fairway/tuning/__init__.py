@@ -1,0 +1,1 @@
+"""Fine-tuning: adapters that learn a text."""
