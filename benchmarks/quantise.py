@@ -24,6 +24,7 @@ from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
 from fairway.machine.plan import DTYPES, make_plan
 from fairway.model.gpt import GPT, build
+from fairway.model.paths import prepare
 from fairway.quantise.calibrate import collect_hessians, gram
 from fairway.quantise.gptq import Matrix, gptq_all, grid_of, quantise_model, tensor_stats
 from fairway.quantise.grid import QuantisedTensor
@@ -172,7 +173,7 @@ def main() -> None:
     plan.apply()
     print(plan.describe(), "| torch", torch.__version__)
     model = model_of(config, arguments.weights).to(plan.device)
-    model.set_compute(DTYPES[plan.dtype], plan.attention)
+    prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
     state = dict(model.state_dict())
     hessians, hessians_s = measure_hessians(
         config, model, lambda number: batches(config, arguments.data, number, plan.device), count

@@ -184,8 +184,10 @@ def test_every_setting_is_that_of_the_logs_of_1874() -> None:
 def test_recipes_by_budget_differ_in_what_follows_from_the_budget() -> None:
     best = recipe("best")
     assert differing(best, recipe("best_600")) == {
-        "recipe": "best_600", "train.budget_s": 600.0, "optim.momentum_warmup_steps": 1200,
-        "optim.matrix_lr": 0.015, "optim.embed_lr": 0.04,
+        "recipe": "best_600", "train.budget_s": 600.0, "optim.momentum_warmup_steps": 600,
+        "optim.momentum": 0.965, "optim.cautious": True, "optim.row_beta": 0.95,
+        "train.batch_tokens": 147_456, "train.micro_tokens": 147_456,
+        "data.shuffle_documents": True,
     }  # fmt: skip
     assert differing(best, recipe("small")) == {
         "recipe": "small", "train.budget_s": 600.0, "train.micro_tokens": 49_152,
