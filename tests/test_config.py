@@ -154,6 +154,20 @@ NEW = {
 }
 
 
+@pytest.mark.parametrize(
+    ("change", "needed"),
+    [
+        ("optim.momentum_fall=0.5", "optim.momentum_end=0.9"),
+        ("train.rate_bits=2", "train.rate_errors=noise"),
+        ("train.rate_share=0.5", "train.rate_weight=0.1"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(change: str, needed: str) -> None:
+    with pytest.raises(UserError, match="it has no effect without"):
+        override(Config(), [change])
+    assert override(Config(), [change, needed]) != override(Config(), [needed])
+
+
 def test_there_are_at_most_120_settings_and_those_of_new_techniques() -> None:
     assert len([name for name, _, _ in settings(Config()) if name.split(".")[-1] not in NEW]) <= 120
 

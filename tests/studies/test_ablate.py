@@ -226,7 +226,7 @@ BAD = [
     ("--arm a:optim.beta2=0.9 --budget 0", "between 1 and"),
     ("--arm a:optim.beta2=0.9 --budget nan", "out of bounds"),
     ("--arm a:optim.beta2=0.9 --error 0", "out of bounds"),
-    ("--arm a:optim.beta2=0.9 --merge x", "--merge joins tables"),
+    ("--merge x", "--merge joins tables and takes no recipe"),
 ]
 
 
