@@ -231,7 +231,7 @@ def test_pack_accounts_for_every_byte(cli: Cli, run: Path) -> None:
     shown = cli("pack", artifact, "--account").out
     assert "order-0 entropy" in shown and f"{codes['entropy_bits']:.4f}" in shown
     refusal = cli("pack", artifact)
-    assert refusal.code == 2 and "is packed already" in refusal.err
+    assert refusal.code == 2 and "is already packed" in refusal.err
 
 
 def test_unpack_writes_the_weights(cli: Cli, run: Path, tmp_path: Path) -> None:

@@ -189,7 +189,9 @@ def pack(
 
     if run.is_file():
         if not account or overrides or budget_bytes is not None:
-            raise UserError(f"{run} is packed already; --account alone shows where its bytes go")
+            raise UserError(
+                f"{run} is already packed; use --account without other options to show its bytes"
+            )
         show_account(run, as_json)
         return
     pipeline = _existing(run, [*filling(budget_bytes), *(overrides or [])], as_json)

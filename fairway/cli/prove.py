@@ -83,7 +83,9 @@ def prove(
         _prove(artifact, text, out, limit_bytes, streams, method, tokenizer, overrides, as_json)
         return
     if text is not None or artifact is not None or decode_with is None or overrides:
-        raise UserError("restoring takes --decode FILE, --artifact FILE and --out FILE alone")
+        raise UserError(
+            "to restore a text, give --decode FILE, --artifact FILE and --out FILE only"
+        )
     _restore(decode, decode_with, out, tokenizer, as_json)
 
 
@@ -203,7 +205,7 @@ def compress(
     coded = compressed(data, session, streams)
     seconds = time.perf_counter() - start_s
     if decompressed(coded, artifact, tokenizer) != data:
-        raise UserError(f"{file} did not come back on decoding it again; nothing was written")
+        raise UserError(f"{file} decoded to other bytes; nothing was written")
     write_atomic(target, coded)
     others = _others(data) if beside else {}
     facts = {

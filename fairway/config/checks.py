@@ -163,7 +163,7 @@ def _check_training(config: Config) -> None:
     _check_needed(config)
     if train.clock == "wall" and train.reserve_s >= train.budget_s:
         raise UserError(
-            f"train.reserve_s {written(train.reserve_s)} leaves nothing of train.budget_s "
+            f"train.reserve_s {written(train.reserve_s)} is not below train.budget_s "
             f"{written(train.budget_s)}; lower the reserve or raise the budget"
         )
     if (train.clock == "replay") != bool(train.replay):
@@ -288,7 +288,7 @@ def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
     check_ttt(dataclasses.replace(ttt, method=method), score)
     if method == "lora" and (ttt.lora_sort or ttt.lora_phases):
         raise UserError(
-            "a proof takes documents in their order and leaves the model's weights alone; set "
+            "a proof reads documents in their order and does not change the model's weights; set "
             "ttt.lora_sort=false and ttt.lora_phases=0"
         )
 

@@ -31,9 +31,9 @@ _PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 def export(path: Path, out: Path, kind: str, tokenizer: Path | None = None) -> dict[str, Any]:
     """Write an artifact into a folder in one of `FORMATS`; return its facts.
 
-    Weights are float32, as `fairway.load` has them: under the names of `fairway.model.gpt`, behind
-    'gpt.' where code stands beside them. Raises UserError for an unknown format, or files that are
-    there already.
+    Weights are float32, as `fairway.load` has them. Their names are those of `fairway.model.gpt`,
+    with the prefix 'gpt.' in formats with code. Raises UserError for an unknown format and for
+    files that exist already.
     """
     if kind not in FORMATS:
         raise UserError(f"format '{kind}' is unknown; choose one of {', '.join(FORMATS)}")
