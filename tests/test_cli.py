@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,49 @@ def test_what_takes_a_recipe_lists_all(cli: Cli, verb: str) -> None:
     lines = cli(verb, "--help").out.splitlines()
     for line in recipe_lines():
         assert f" {line}".ljust(80) in lines, line
+
+
+def test_help_shows_values_and_no_types(cli: Cli) -> None:
+    for words in ((), ("sample",), ("data", "build")):
+        shown = cli(*words, "--help").out
+        assert "<" not in shown and "--help" in shown
+    assert re.search(r"--tokens +N ", cli("sample", "--help").out)
+
+
+COMPLETE = """
+import os, sys
+from fairway.cli.main import main
+sys.argv = ["fairway"]
+for typed in ("sc", "run --re", "ablate de"):
+    words = ["fairway", *typed.split()]
+    os.environ |= {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    try:
+        main()
+    except SystemExit:
+        pass
+"""
+
+
+def test_completion_knows_verbs_options_and_recipes() -> None:
+    shell = {**os.environ, "_FAIRWAY_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-c", COMPLETE]
+    ended = subprocess.run(command, capture_output=True, text=True, env=shell, check=True)
+    assert {"score", "--resume", "demo"} <= set(ended.stdout.split()), ended.stdout
+
+
+def test_a_first_compilation_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from fairway.base.native import compiled
+    from fairway.cli import compiling
+
+    def loop(x: float) -> float:
+        return x + 1
+
+    loop.__module__ = "fairway.nowhere"
+    compiling.tell_of_compiling()
+    compiling._First.told = False
+    made = compiled(loop)
+    assert made(1.0) == 2.0 and made(1) == 2
+    assert capsys.readouterr().err == f"{compiling.TEXT}\n"
 
 
 def test_the_version(cli: Cli) -> None:

@@ -9,11 +9,13 @@ from fairway.base.errors import UserError
 from fairway.base.terminal import command
 from fairway.cli.base import Json, emit
 from fairway.cli.examples import Verb
-from fairway.cli.options import flag, path_argument, path_option, whole_option
+from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option
 from fairway.config.overrides import override
 from fairway.config.settings import Config, DataConfig, ModelConfig
 
-data_app = typer.Typer(help="Turn your text into tokens, or fetch the tokens of the challenge.")
+data_app = typer.Typer(
+    cls=Verbs, help="Turn your text into tokens, or fetch the tokens of the challenge."
+)
 
 DataOut = Annotated[Path, path_option("--out", help="Folder to write.")]
 Embedded = Annotated[bool, flag("--embedded", "Use the documentation on this machine as the text.")]
