@@ -51,7 +51,8 @@ def data_build(
         int, whole_option("--shard-tokens", lo=1_000, help="Tokens per shard.")
     ] = 10_000_000,
     case_ops: Annotated[
-        bool, typer.Option("--case-ops", help="Write capital letters as marks before small ones.")
+        bool,
+        typer.Option("--case-ops", help="Write a capital letter as a mark and the small letter."),
     ] = False,
     replace: Replace = False,
     as_json: Json = False,

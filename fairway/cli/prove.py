@@ -29,7 +29,7 @@ from fairway.data.documents import Document, LeftOut, told
 SUFFIX = ".fwz"
 
 Artifact = Annotated[
-    Path, path_option("--artifact", help="Artifact, or folder of its run, that predicts.")
+    Path, path_option("--artifact", help="Artifact of the model, or folder of its run.")
 ]
 Streams = Annotated[
     int | None,
@@ -37,7 +37,7 @@ Streams = Annotated[
         "--streams",
         lo=1,
         hi=MAX_STREAMS,
-        help="Parts coded side by side: more are faster, with less context [automatic].",
+        help="Parts that are coded side by side; more are faster, but have less context [automatic].",
     ),
 ]
 
@@ -54,7 +54,7 @@ def prove(
     limit_bytes: Annotated[
         int,
         whole_option(
-            "--bytes", lo=0, help="Code only this many bytes from the start; 0 codes all."
+            "--bytes", lo=0, help="Encode only this many bytes from the start; 0 encodes all."
         ),
     ] = 0,
     streams: Streams = None,
@@ -70,7 +70,9 @@ def prove(
     ] = None,
     decode_with: Annotated[
         Path | None,
-        path_option("--artifact", help="With --decode: artifact, or folder of its run."),
+        path_option(
+            "--artifact", help="With --decode: artifact of the model, or folder of its run."
+        ),
     ] = None,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
