@@ -37,7 +37,7 @@ Streams = Annotated[
         "--streams",
         lo=1,
         hi=MAX_STREAMS,
-        help="Parts that are coded side by side; more are faster, but have less context [automatic].",
+        help="Parts coded side by side; more are faster, but have less context [automatic].",
     ),
 ]
 
