@@ -1,11 +1,11 @@
 # Two commands: `make demo` trains, packs and scores a model; `make test` runs the tests.
-# Both set up .venv by themselves. PYTHON and the usual PIP_* variables are respected.
+# `make docs` writes the documentation as a site into build/site. All set up .venv by themselves. PYTHON and the usual PIP_* variables are respected.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow lint types docs clean
 
 demo: .venv/installed
 	$(BIN)/fairway run demo
@@ -23,6 +23,9 @@ lint: .venv/developer
 types: .venv/developer
 	$(BIN)/mypy
 
+docs: .venv/documentation
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -33,4 +36,8 @@ clean:
 
 .venv/developer: .venv/installed
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/documentation: .venv/installed
+	$(PIP) --editable '.[docs]'
 	touch $@

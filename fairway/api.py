@@ -80,7 +80,7 @@ class _Recorder(FrozenPredictor):
 class LanguageModel:
     """A loaded artifact with its tokenizer: scores and continues text.
 
-    It computes by its plan, and leaves threads and precision of the process as they are.
+    It uses the threads and the precision of its plan, and does not change those of the process.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, score: ScoreConfig, plan: Plan) -> None:
@@ -90,9 +90,9 @@ class LanguageModel:
     def score(self, text: str | Sequence[str], *, sliding: bool = True) -> Score:
         """Return the score of a text, or of several documents, with the ledger's account.
 
-        Every byte of a document counts and costs: what the tokenizer's usual form drops, such as
-        blanks at the ends, is scored as tokens of its bytes. Raises UserError for an empty text and
-        for half a character.
+        Every byte of a document counts: what the tokenizer's usual form drops, such as blanks at
+        the ends, is scored as tokens of single bytes. Raises UserError for an empty text and for
+        half a character.
         """
         config = replace(self.score_config, truncate=False)
         proven = self.proven([text] if isinstance(text, str) else list(text))
@@ -130,8 +130,8 @@ class LanguageModel:
     ) -> str:
         """Return a continuation of the prompt (without it), up to `max_tokens` tokens.
 
-        The prompt is continued as it stands, blanks and line ends included. Temperature 0 always
-        takes the likeliest token. Stops early where the model ends the document.
+        The prompt is continued as it stands, with its blanks and line ends. Temperature 0 always
+        takes the likeliest token. The text ends early if the model ends the document.
         """
         row = Row(self.packer, prompt, max_tokens, seed)
         self.write([row], Manner(temperature, top_k, top_p))
@@ -147,7 +147,7 @@ class LanguageModel:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Yield what `generate` returns in parts, as soon as they are written."""
+        """Yield the text of `generate` in parts, as soon as they are written."""
         row = Row(self.packer, prompt, max_tokens, seed)
         # A character of several byte tokens is whole with the last of them.
         decoder, told = codecs.getincrementaldecoder("utf-8")("replace"), 0
@@ -213,13 +213,12 @@ def load(
     runtime: RuntimeConfig | None = None,
     plan: Plan | None = None,
 ) -> LanguageModel:
-    """Return the model of an artifact file, or of a run folder's; nothing in it is ever executed.
+    """Return the model of an artifact file or of a run folder; nothing in it is executed.
 
-    The tokenizer is the one inside the artifact, else the given file, else `tokenizer.model`
-    beside it; a tokenizer of another digest is refused. `adapter` is a file of `fairway tune`, made
-    with this artifact. `plan` fixes device, precision and
-    threads; without it they are found as for training. Those of the process stay as they are.
-    Raises UserError for anything damaged.
+    The tokenizer is the one inside the artifact, or the given file, or `tokenizer.model` beside
+    the artifact. A tokenizer with another digest is refused. `adapter` is a file of `fairway tune`
+    for this artifact. `plan` sets device, precision and threads; without it they are chosen as for
+    training. Those of the process do not change. Raises UserError for a damaged file.
     """
     path = Path(path)
     if path.is_dir():
@@ -228,8 +227,8 @@ def load(
     words = _tokenizer_of(path, artifact.tokenizer, tokenizer, artifact.header)
     if words.vocab_size != artifact.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {words.vocab_size} pieces but the model "
-            f"{artifact.config.vocab_size}"
+            f"the tokenizer has {words.vocab_size} pieces, but the model has "
+            f"{artifact.config.vocab_size}; name the tokenizer of its training"
         )
     provenance = artifact.header["provenance"]
     # The probe of a CPU and weights before they are read draw numbers, which are not the caller's.
@@ -257,7 +256,8 @@ def _tokenizer_of(
         tokenizer = Tokenizer.load(Path(given or beside))
     if tokenizer.digest != header["tokenizer_digest"]:
         raise UserError(
-            f"the tokenizer's digest {tokenizer.digest[:12]} is not the one {path} was made with, "
+            f"the tokenizer's digest {tokenizer.digest[:12]} is not that of the tokenizer {path} "
+            "was made with, "
             f"{str(header['tokenizer_digest'])[:12]}"
         )
     return tokenizer

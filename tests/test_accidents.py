@@ -399,7 +399,7 @@ def test_a_run_without_a_checkpoint_begins_anew(
     pipeline = Pipeline(config, RunFolder(place / "new"), said.append)
     with pipeline.writing():
         pipeline.train(resume=True)
-    assert f"{place / 'new'} has no checkpoint yet: the training begins anew" in said
+    assert f"{place / 'new'} has no checkpoint yet: training starts at step 1" in said
     assert sorted(contents(place / "new")) == [MEMORY, STEPS, "weights.safetensors"]
     said.clear()
     with pipeline.writing():

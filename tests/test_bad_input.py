@@ -55,7 +55,7 @@ WRONG_WORDS = [
     ("run smoke --set train.micro_tokens=384", "not a multiple of train.micro_tokens 384"),
     ("run smoke --set train.clock=replay", "go together"),
     ("run smoke --set optim.ema_decay=0.9", "set exactly one of"),
-    ("run demo --set train.reserve_s=200", "leaves nothing of train.budget_s"),
+    ("run demo --set train.reserve_s=200", "is not below train.budget_s"),
     ("run smoke --resume --restart", "choose one"),
     ("train smoke --resume --restart", "choose one"),
     ("run smoke --dry-run --set model.dim=63", "does not divide"),
@@ -101,7 +101,7 @@ WRONG_WORDS = [
     ("data build text.txt --shard-tokens 0", "0 is out of bounds; it must be at least 1,000"),
     ("data show nowhere", "there is no data folder nowhere"),
     ("data show run", "no train shards"),
-    ("data fetch --out run", "run holds something else than fetched data"),
+    ("data fetch --out run", "run holds something other than fetched data"),
 ]
 
 
@@ -212,7 +212,7 @@ CORPORA = [
     (nothing, "text.txt", "cannot be split into training and validation"),
     (lambda place: (place / "folder").mkdir(), "folder", "no text in the folder folder"),
     (nothing, "nowhere.txt", "nowhere.txt does not exist"),
-    (nothing, "run/artifact.fwy", "is of no known kind"),
+    (nothing, "run/artifact.fwy", "has an unknown ending"),
     (rewrite("text.txt", lambda data: b"\xff\xfe" + data), "text.txt", "is not UTF-8"),
     (lines('{"text": "a"}', '{"text": '), "lines.jsonl", "lines.jsonl line 2 is not JSON"),
     (lines('{"words": "a"}'), "lines.jsonl", "has no text"),
@@ -232,7 +232,7 @@ def test_text_that_nothing_can_be_built_from(
 
 
 def test_a_folder_of_something_else_is_not_replaced(place: Place, call: Call) -> None:
-    told = "run holds something else than Fairway data"
+    told = "run holds something other than Fairway data"
     untouched(place, call, "data build text.txt --out run", told)
     untouched(place, call, "data build text.txt --out text.txt", "text.txt is a file")
 
@@ -278,7 +278,7 @@ def test_damaged_artifacts(
         (f"score {ARTIFACT} text.txt --tokenizer nowhere", "the tokenizer nowhere does not exist"),
         (f"score {ARTIFACT} empty.txt", "the text is empty"),
         (f"score {ARTIFACT} nowhere.txt", "nowhere.txt does not exist"),
-        (f"score {ARTIFACT} {ARTIFACT}", "is of no known kind"),
+        (f"score {ARTIFACT} {ARTIFACT}", "has an unknown ending"),
         ("score text.txt text.txt", "this is not a Fairway artifact"),
         ("sample run --prompt \udcff", "half a character"),
     ],

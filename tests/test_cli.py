@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,49 @@ def test_what_takes_a_recipe_lists_all(cli: Cli, verb: str) -> None:
         assert f" {line}".ljust(80) in lines, line
 
 
+def test_help_shows_values_and_no_types(cli: Cli) -> None:
+    for words in ((), ("sample",), ("data", "build")):
+        shown = cli(*words, "--help").out
+        assert "<" not in shown and "--help" in shown
+    assert re.search(r"--tokens +N ", cli("sample", "--help").out)
+
+
+COMPLETE = """
+import os, sys
+from fairway.cli.main import main
+sys.argv = ["fairway"]
+for typed in ("sc", "run --re", "ablate de"):
+    words = ["fairway", *typed.split()]
+    os.environ |= {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    try:
+        main()
+    except SystemExit:
+        pass
+"""
+
+
+def test_completion_knows_verbs_options_and_recipes() -> None:
+    shell = {**os.environ, "_FAIRWAY_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-c", COMPLETE]
+    ended = subprocess.run(command, capture_output=True, text=True, env=shell, check=True)
+    assert {"score", "--resume", "demo"} <= set(ended.stdout.split()), ended.stdout
+
+
+def test_a_first_compilation_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from fairway.base.native import compiled
+    from fairway.cli import compiling
+
+    def loop(x: float) -> float:
+        return x + 1
+
+    loop.__module__ = "fairway.nowhere"
+    compiling.tell_of_compiling()
+    compiling._First.told = False
+    made = compiled(loop)
+    assert made(1.0) == 2.0 and made(1) == 2
+    assert capsys.readouterr().err == f"{compiling.TEXT}\n"
+
+
 def test_the_version(cli: Cli) -> None:
     assert cli("--version") == Outcome(0, f"fairway {VERSION}\n", "")
 
@@ -231,7 +275,7 @@ def test_pack_accounts_for_every_byte(cli: Cli, run: Path) -> None:
     shown = cli("pack", artifact, "--account").out
     assert "order-0 entropy" in shown and f"{codes['entropy_bits']:.4f}" in shown
     refusal = cli("pack", artifact)
-    assert refusal.code == 2 and "is packed already" in refusal.err
+    assert refusal.code == 2 and "is already packed" in refusal.err
 
 
 def test_unpack_writes_the_weights(cli: Cli, run: Path, tmp_path: Path) -> None:

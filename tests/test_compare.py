@@ -142,7 +142,7 @@ def test_results_of_an_artifact_that_was_packed_again_are_not_compared(run: Path
     pipeline = open_run(run, ["quant.matrix_bits=5"], lambda text: None)
     with pipeline.writing():
         pipeline.pack()
-    with pytest.raises(UserError, match="was packed again since; run `fairway report"):
+    with pytest.raises(UserError, match="was packed again; score it, then run `fairway report"):
         compare(str(run), "pr1858")
 
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_compared_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has schema 99, this Fairway reads 1"):
         compare(str(run), "pr1858")
     (run / "results.json").unlink()
-    with pytest.raises(UserError, match="has no results yet; run `fairway report"):
+    with pytest.raises(UserError, match="has no results yet; score it, then run `fairway report"):
         compare(str(run), "pr1858")
 
 

@@ -59,7 +59,7 @@ REFUSED = [
     ("ttt.lora_lr=2", "ttt.lora_lr is 2; it must be between 0 and 1"),
     ("data.val_bytes=1e30", "it must be between 0 and 9,223,372,036,854,775,807"),
     ("train.budget_s=inf", "train.budget_s is inf; it must be between 0.1 and 9,223,372,036,854"),
-    ("train.reserve_s=1234567", "train.reserve_s 1,234,567 leaves nothing of train.budget_s 600"),
+    ("train.reserve_s=1234567", "train.reserve_s 1,234,567 is not below train.budget_s 600"),
     ("train.clock=walls", "train.clock is 'walls'; choose one of wall, steps, replay"),
     ("model.num_heads=7", "model.dim 512 does not divide into model.num_heads 7"),
     ("model.num_kv_heads=3", "model.num_heads 8 is not a multiple of model.num_kv_heads 3"),
@@ -69,7 +69,7 @@ REFUSED = [
     ("model.loop_first=6", "the recurrence runs over blocks 6 to 5"),
     ("optim.ema_decay=none", "set exactly one of optim.ema_decay and optim.ema_share"),
     ("optim.ema_share=0.1", "set exactly one of optim.ema_decay and optim.ema_share"),
-    ("train.reserve_s=600", "leaves nothing of train.budget_s 600"),
+    ("train.reserve_s=600", "is not below train.budget_s 600"),
     ("train.clock=replay", "train.clock=replay and train.replay=RUN_FOLDER go together"),
     ("train.replay=x", "train.clock=replay and train.replay=RUN_FOLDER go together"),
     ("train.seq_len=2047", "train.batch_tokens 786432 is not a multiple of train.seq_len 2047"),
@@ -98,7 +98,7 @@ FORMER = [
 
 @pytest.mark.parametrize("name", FORMER)
 def test_former_settings_are_refused_as_such(name: str) -> None:
-    told = f"there is no setting '{name}' any more; its value is fixed, so leave it out"
+    told = f"the setting '{name}' no longer exists; its value is fixed, so leave it out"
     for value in ("1", "none", ""):
         with pytest.raises(UserError, match=told):
             override(Config(), [f"{name}={value}"])
@@ -108,7 +108,7 @@ def test_former_settings_are_none_of_today_and_a_new_name_is_told() -> None:
     known = {name for name, _, _ in settings(Config())}
     former = {f"{section}.{leaf}" for section, names in _FIXED.items() for leaf in names.split()}
     assert not known & (former | _RENAMED.keys()) and set(_RENAMED.values()) <= known
-    with pytest.raises(UserError, match=r"'quant\.fill' any more; set quant\.fit instead"):
+    with pytest.raises(UserError, match=r"'quant\.fill' no longer exists; set quant\.fit instead"):
         override(Config(), ["quant.fill=true"])
 
 
@@ -157,6 +157,20 @@ NEW = {
     "lqer_matrices",
     "lqer_norm",
 }
+
+
+@pytest.mark.parametrize(
+    ("change", "needed"),
+    [
+        ("optim.momentum_fall=0.5", "optim.momentum_end=0.9"),
+        ("train.rate_bits=2", "train.rate_errors=noise"),
+        ("train.rate_share=0.5", "train.rate_weight=0.1"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(change: str, needed: str) -> None:
+    with pytest.raises(UserError, match="it has no effect without"):
+        override(Config(), [change])
+    assert override(Config(), [change, needed]) != override(Config(), [needed])
 
 
 def test_there_are_at_most_120_settings_and_those_of_new_techniques() -> None:

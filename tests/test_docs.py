@@ -203,7 +203,7 @@ def test_commands_are_found() -> None:
         ("run deno", "did you mean 'demo'?"),
         ("run demo smoke", "too many arguments"),
         ("run demo --set train.budget=3", "did you mean 'train.budget_s'?"),
-        ("run demo --set train.budget_s=3", "leaves nothing"),
+        ("run demo --set train.budget_s=3", "is not below"),
         ("run demo --set=train.steps=x", "must be a whole number"),
     ],
 )

@@ -142,7 +142,7 @@ def test_the_marker_stands_before_anything_goes(
 def test_what_is_not_ours_is_kept(tmp_path: Path, name: str) -> None:
     out = older(tmp_path)
     (out / name).mkdir() if name == "sub" else (out / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds something else than Fairway data .{name}"):
+    with pytest.raises(UserError, match=f"holds something other than Fairway data .{name}"):
         write(out, "new")
     assert (out / name).exists() and (out / "a").read_text() == "old"
 

@@ -38,7 +38,7 @@ FILL = ("quant.method=trellis", "quant.fit=true")
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["data.val_tokens=6"], "has 7 tokens and an audit needs 8; validate on more text"),
+        (["data.val_tokens=6"], "has 7 tokens and an audit needs 8; use more validation text"),
         (["data.val_tokens=1"], "has 2 tokens and an audit needs 8"),
         (["data.val_tokens=40", "score.truncate=true"], "has 41 tokens, but one window needs 65"),
         (

@@ -186,7 +186,7 @@ def test_documents_are_divided_before_memory_is_short(
     way.log_probs(ids_BT, (torch.empty(0), torch.empty(0)), 0)
     # 8, 4, 2: what fits is three, and rows are halved.
     assert given == [2, 2, 2, 2]
-    assert "for 8 documents at a time: going on with 4" in capsys.readouterr().err
+    assert "for 8 documents at a time: continuing with 4" in capsys.readouterr().err
 
 
 def test_sizes_that_kernels_round_up_are_chosen_by(
@@ -210,7 +210,7 @@ def test_sizes_that_kernels_round_up_are_chosen_by(
         choice._choose()
         assert choice.at_once == at_once
     assert asked == [(80, 16), (80, 16)]
-    assert "12 documents at a time: going on with 6" in capsys.readouterr().err
+    assert "12 documents at a time: continuing with 6" in capsys.readouterr().err
 
 
 def test_calibration_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

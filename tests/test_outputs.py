@@ -137,7 +137,7 @@ def test_what_is_no_open_file_is_told() -> None:
 def test_a_reader_that_has_gone_is_told() -> None:
     read, write = os.pipe()
     os.close(read)
-    with pytest.raises(UserError, match="who read it has gone"):
+    with pytest.raises(UserError, match="its reader has closed it"):
         write_atomic(Path(f"/dev/fd/{write}"), b"data")
     os.close(write)
 
@@ -184,7 +184,7 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
     (Path.mkdir, "it is a folder"),
     (socket_file, "it is a socket"),
     (lambda path: node(path, stat.S_IFBLK, 7, 200), "it is a disk"),
-    (loop, "a link that leads back to itself"),
+    (loop, "a link to itself"),
     (lambda path: path.symlink_to("."), "it is a folder"),
 ]
 

@@ -103,7 +103,9 @@ def short_of_memory(ranks: Ranks, settings: list[str], folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GPT, "forward", failing)
         said = train_one(ranks, settings, folder)
-    told = "out of memory with 4 sequences per micro-step: going on with 2, 2 micro-steps instead"
+    told = (
+        "out of memory with 4 sequences per micro-step: continuing with 2 and 2 micro-steps instead"
+    )
     assert [text for text in said if told in text] == said[:1] or not ranks.first
 
 

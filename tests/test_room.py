@@ -246,7 +246,9 @@ def test_what_is_short_is_refused_by_its_number(
         assert need.within(bound) and not need.within(Room(int(need.bytes) - 1))
     monkeypatch.setattr(needs, "rooms", lambda: [Room(10**15), Room(int(most) + 1)])
     check_host_memory(config, SHARDS, text, CPU, said.append)
-    assert len(said) == 1 and said[0].startswith("main memory, about, in GB: training 0.")
+    assert len(said) == 1 and said[0].startswith(
+        "main memory needed, in GB (estimates): training 0."
+    )
     assert said[0].endswith(f"; {Room(int(most) + 1).told()}")
     monkeypatch.setattr(needs, "rooms", lambda: [Room(int(most) - 1)])
     with pytest.raises(UserError, match=r"takes about .* MB are free; validate on less text"):
@@ -274,7 +276,7 @@ def test_nothing_is_trained_where_a_later_stage_lacks_memory(
     with pytest.raises(UserError, match=told), pipeline.writing():
         pipeline.walk()
     assert "train" not in pipeline.folder.memory["stages"]
-    assert any(line.startswith("main memory, about") for line in said)
+    assert any(line.startswith("main memory needed") for line in said)
 
 
 def test_a_stage_that_runs_out_says_which_and_what_to_lower() -> None:

@@ -248,7 +248,7 @@ def test_a_micro_batch_too_large_for_memory_is_halved(
     with pytest.raises(InterruptedRun), monkeypatch.context() as patch:
         patch.setattr("fairway.train.loop.lr_multiplier", stopping_at(1))
         run(tiny(*batch), data_folder, tmp_path / "halved", said=said)
-    told = "out of memory with {} sequences per micro-step: going on with {}, {} micro-steps"
+    told = "out of memory with {} sequences per micro-step: continuing with {} and {} micro-steps"
     assert told.format(12, 6, 4) in said[0] and told.format(6, 3, 8) in said[1]
     assert load_checkpoint(tmp_path / "halved" / CHECKPOINT)[1]["rows"] == 3
     # The rows are remembered: a resumed run does not have to find them again.

@@ -64,7 +64,7 @@ def behind(out: Path) -> Path:
     try:
         return out.resolve()
     except (OSError, RuntimeError):
-        raise UserError(f"{out} is a link that leads to itself; name another folder") from None
+        raise UserError(f"{out} is a link to itself; name another folder") from None
 
 
 def held(folder: Path) -> list[str]:
@@ -85,7 +85,7 @@ def refuse_foreign(out: Path, ours: Callable[[str], bool]) -> None:
     foreign = [name for name in held(out) if not ours(name)] if out.is_dir() else []
     if foreign:
         raise UserError(
-            f"{out} holds something else than Fairway data ({foreign[0]}); name another folder"
+            f"{out} holds something other than Fairway data ({foreign[0]}); name another folder"
         )
 
 

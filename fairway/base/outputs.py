@@ -92,7 +92,7 @@ def _behind(out: Path) -> Path:
         if _open_file(path) or not path.is_symlink():
             return path
         path = path.parent / path.readlink()
-    raise UserError(f"cannot write {out}: it is a link that leads back to itself")
+    raise UserError(f"cannot write {out}: it is a link to itself")
 
 
 def _open_file(path: Path) -> re.Match[str] | None:
@@ -122,7 +122,7 @@ def lent_stream(place: Place) -> Iterator[BinaryIO]:
         with os.fdopen(handle, "wb") as stream:
             yield stream
     except BrokenPipeError:
-        raise UserError(f"cannot write {place.path}: who read it has gone") from None
+        raise UserError(f"cannot write {place.path}: its reader has closed it") from None
     except OSError as error:
         if error.filename is None:
             error.filename = str(place.path)

@@ -143,7 +143,7 @@ def _asked(program: str | None, scorer: str | None) -> _Asked | None:
     try:
         words = shlex.split(program)
     except ValueError as error:
-        raise UserError(f"--program {program!r} cannot be taken apart: {error}") from None
+        raise UserError(f"--program {program!r} cannot be split into words: {error}") from None
     if not words:
         raise UserError("--program is empty; name the command that starts the scorer")
     return words, words[0]
@@ -162,7 +162,7 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
 
 def _logs(logs: list[Path], as_json: bool, alone: bool) -> None:
     if not alone:
-        raise UserError("--log takes log files alone: no run, no --program, no --set")
+        raise UserError("--log takes log files only: no run, no --program, no --set")
     for path in logs:
         opened(path, "log").close()
     _records(logs, None, False, as_json)

@@ -14,11 +14,20 @@ from fairway.cli.options import path_argument, path_option
 from fairway.config.overrides import override
 from fairway.config.settings import Config, RuntimeConfig, TttConfig
 
+
+def recipe_names(begun: str) -> list[str]:
+    """Return the names of Fairway's recipes that a word on the command line may become."""
+    from fairway.recipes import RECIPES
+
+    return [name for name in RECIPES if name.startswith(begun)]
+
+
 RunOrArtifact = Annotated[Path, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")]
 Recipe = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
+        autocompletion=recipe_names,
         help="Name of a recipe, or a Python file with a recipe: FILE.py or FILE.py:NAME.",
     ),
 ]

@@ -4,6 +4,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from fairway.cli.options import show_values
+
 # What `fairway` alone shows first.
 START = (
     ("run demo", "train and score a model of English"),
@@ -61,6 +63,7 @@ class Verb(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
+        show_values(self, ctx)
         parts = [_block("Examples", [f"fairway {words}" for words in EXAMPLES[self.name or ""]])]
         if any(item.name == "recipe" for item in self.params):
             parts.insert(0, _block("Recipes", recipe_lines()))

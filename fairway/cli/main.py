@@ -12,7 +12,6 @@ from fairway.base import terminal
 from fairway.base.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
 from fairway.base.errors import InterruptedRun, LedgerError, UserError
 from fairway.base.room import memory_told, require_start
-from fairway.base.terminal import command
 from fairway.cli.audit import audit, audit_record
 from fairway.cli.base import (
     AdapterFile,
@@ -24,9 +23,10 @@ from fairway.cli.base import (
     emit,
     say_to,
 )
+from fairway.cli.data import data_app
 from fairway.cli.examples import Verb, start_lines
 from fairway.cli.hub import load, push
-from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option, word_option
+from fairway.cli.options import Verbs, flag, path_argument, path_option, word_option
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.plan import plan
 from fairway.cli.prove import compress, decompress, prove, sample
@@ -35,7 +35,6 @@ from fairway.cli.studies import ablate, transfer
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
 from fairway.cli.tune import tune
 from fairway.config.overrides import override
-from fairway.config.settings import Config, DataConfig, ModelConfig
 from fairway.config.written import config_hash, to_dict
 from fairway.version import VERSION
 
@@ -43,16 +42,14 @@ app = typer.Typer(
     cls=Verbs,
     help=start_lines(),
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     epilog="Options and examples: fairway VERB --help. Settings: fairway run demo --dry-run.",
 )
-data_app = typer.Typer(help="Turn your text into tokens, or fetch the tokens of the challenge.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
 
 Run = Annotated[Path, path_argument("RUN", "Folder of a run.")]
 Out = Annotated[Path | None, path_option("--out", help="Folder of the run [runs/RECIPE].")]
-DataOut = Annotated[Path, path_option("--out", help="Folder to write.")]
 Resume = Annotated[bool, flag("--resume", "Continue a run that was stopped.")]
 Restart = Annotated[bool, flag("--restart", "Discard a run that was stopped and start again.")]
 Until = Annotated[
@@ -67,11 +64,6 @@ Until = Annotated[
 DryRun = Annotated[
     bool, flag("--dry-run", "Print settings, parameters, bytes and memory; then stop.")
 ]
-Embedded = Annotated[bool, flag("--embedded", "Use the documentation on this machine as the text.")]
-Replace = Annotated[
-    bool, flag("--replace", "Replace data that Fairway wrote into the folder before.")
-]
-NewCommit = Annotated[bool, flag("--new-commit", "Replace shards of another commit in the folder.")]
 
 
 def _pipeline(
@@ -81,10 +73,12 @@ def _pipeline(
     as_json: bool,
     resume: bool,
 ) -> Any:
+    from fairway.cli.compiling import tell_of_compiling
     from fairway.pipeline.folder import RunFolder
     from fairway.pipeline.run import Pipeline
     from fairway.recipes import find
 
+    tell_of_compiling()
     found = find(recipe)
     config = override(found.config, overrides or [])
     folder = RunFolder(out or Path("runs") / found.config.recipe)
@@ -101,8 +95,10 @@ def _choose(resume: bool, restart: bool) -> None:
 
 
 def _existing(run: Path, overrides: list[str] | None, as_json: bool) -> Any:
+    from fairway.cli.compiling import tell_of_compiling
     from fairway.pipeline.run import open_run
 
+    tell_of_compiling()
     return open_run(run, overrides or [], say_to(as_json))
 
 
@@ -194,7 +190,9 @@ def pack(
 
     if run.is_file():
         if not account or overrides or budget_bytes is not None:
-            raise UserError(f"{run} is packed already; --account alone shows where its bytes go")
+            raise UserError(
+                f"{run} is already packed; use --account without other options to show its bytes"
+            )
         show_account(run, as_json)
         return
     pipeline = _existing(run, [*filling(budget_bytes), *(overrides or [])], as_json)
@@ -291,108 +289,6 @@ def doctor(as_json: Json = False) -> None:
     from fairway.cli.doctor import examine
 
     facts = examine()
-    emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
-
-
-@data_app.command("build", cls=Verb)
-def data_build(
-    texts: Annotated[
-        list[Path] | None,
-        path_argument(
-            "TEXT...", "Files (.txt, .md, .jsonl, .jsonl.zst, .parquet), or folders of them."
-        ),
-    ] = None,
-    out: DataOut = Path("data"),
-    embedded: Embedded = False,
-    vocab_size: Annotated[
-        int, typer.Option(help="Number of tokens of the new tokenizer.")
-    ] = ModelConfig().vocab_size,
-    tokenizer: Annotated[
-        Path | None, path_option("--tokenizer", help="Use this tokenizer, and train no new one.")
-    ] = None,
-    validation: Annotated[
-        list[Path] | None, path_option("--validation", help="Files with the validation text.")
-    ] = None,
-    val_share: Annotated[
-        float, typer.Option(help="Share of the documents kept for validation.")
-    ] = DataConfig().val_share,
-    shard_tokens: Annotated[
-        int, whole_option("--shard-tokens", lo=1_000, help="Tokens per shard.")
-    ] = 10_000_000,
-    case_ops: Annotated[
-        bool, typer.Option("--case-ops", help="Write capital letters as marks before small ones.")
-    ] = False,
-    replace: Replace = False,
-    as_json: Json = False,
-) -> None:
-    """Turn your own files into tokens, with a tokenizer and a validation text."""
-    from fairway.cli.show import data_lines
-    from fairway.data.build import build_data
-    from fairway.data.corpus import corpus_versions, embedded_documents
-    from fairway.data.documents import LeftOut
-    from fairway.data.sources import read_documents
-    from fairway.data.tokens import Tokenizer
-
-    if embedded == bool(texts):
-        raise UserError("name text files to build from, or pass --embedded, but not both")
-    # The bounds of these settings are those of a recipe.
-    override(Config(), [f"data.val_share={val_share}", f"model.vocab_size={vocab_size}"])
-    words = Tokenizer.load(tokenizer) if tokenizer else None
-    provenance = {"corpus": "embedded", "versions": corpus_versions()} if embedded else None
-    left_out = LeftOut()
-    manifest = build_data(
-        embedded_documents() if embedded else read_documents(texts or [], left_out),
-        out,
-        vocab_size=words.vocab_size if words else vocab_size,
-        val_share=val_share,
-        shard_tokens=shard_tokens,
-        tokenizer=words,
-        case_ops=case_ops,
-        val_documents=read_documents(validation, left_out) if validation else None,
-        provenance=provenance,
-        left_out=left_out,
-        replace=replace,
-    )
-    emit(as_json, manifest, *data_lines(manifest), _how_to_train("built", out))
-
-
-@data_app.command("fetch", cls=Verb)
-def data_fetch(
-    out: DataOut = Path("data"),
-    shards: Annotated[
-        int, whole_option("--shards", lo=0, hi=100_000, help="Training shards to fetch.")
-    ] = 1,
-    revision: Annotated[
-        str, typer.Option(help="Commit, tag or branch of the repository.")
-    ] = "main",
-    new_commit: NewCommit = False,
-    as_json: Json = False,
-) -> None:
-    """Download the tokens and the tokenizer of the challenge (SP8192)."""
-    from fairway.data.hub import fetch
-
-    facts = fetch(out, shards=shards, revision=revision, new_commit=new_commit)
-    emit(as_json, facts, _how_to_train("fetched", out))
-
-
-def _how_to_train(done: str, out: Path) -> str:
-    from fairway.data.folder import DataFolder
-
-    size = DataFolder.open(out).tokenizer.vocab_size
-    words = ("--set", f"data.source={out}", "--set", f"model.vocab_size={size}")
-    return f"{done} {out}; train with: {command('run', 'demo', *words)}"
-
-
-@data_app.command("show", cls=Verb)
-def data_show(
-    folder: Annotated[Path, path_argument("FOLDER", "A data folder.")], as_json: Json = False
-) -> None:
-    """Check a data folder and print what is in it."""
-    from fairway.data.folder import DataFolder
-
-    source = DataFolder.open(folder)
-    source.verify()
-    facts = source.facts()
     emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
 
 

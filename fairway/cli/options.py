@@ -116,8 +116,29 @@ def _short(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 
+# What the help shows in the place of Typer's types: a type after a flag would look like a value.
+_VALUES = {"<bool>": None, "<int>": "N", "<float>": "X", "<str>": "TEXT"}
+
+
+def show_values(command: Any, context: Any) -> None:
+    """Let the help show N, X, TEXT or the metavar after options, and nothing after flags."""
+    for item in command.get_params(context):
+        if item.name == "show_completion":
+            item.help = "Print the completion of the current shell, to install it by hand."
+        # Older versions of Typer show no types.
+        if shown := getattr(item, "display_type_rich", None):
+            word = shown(ctx=context) if item.param_type_name == "option" else None
+            word = _VALUES.get(word, word)
+            vars(item)["display_type_rich"] = lambda ctx, word=word: word
+
+
 class Verbs(TyperGroup):
     """The verbs of the command line. Words that make no command are refused in one sentence."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        show_values(self, ctx)
+        super().format_help(ctx, formatter)
 
     def main(self, *args: Any, **how: Any) -> Any:
         """Run a verb, and end the process with its exit code."""

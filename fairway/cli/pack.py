@@ -21,7 +21,7 @@ Budget = Annotated[
         "--budget",
         lo=1,
         metavar="BYTES",
-        help="Make the best artifact whose bytes, code included, are at most this.",
+        help="Pack the best artifact for this size of artifact and code together, in bytes.",
     ),
 ]
 AnyArtifact = Annotated[Path, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")]

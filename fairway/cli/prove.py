@@ -30,7 +30,7 @@ from fairway.data.documents import Document, LeftOut, told
 SUFFIX = ".fwz"
 
 Artifact = Annotated[
-    Path, path_option("--artifact", help="Artifact, or folder of its run, that predicts.")
+    Path, path_option("--artifact", help="Artifact of the model, or folder of its run.")
 ]
 Streams = Annotated[
     int | None,
@@ -38,7 +38,7 @@ Streams = Annotated[
         "--streams",
         lo=1,
         hi=MAX_STREAMS,
-        help="Parts coded side by side: more are faster, with less context [automatic].",
+        help="Parts coded side by side; more are faster, but have less context [automatic].",
     ),
 ]
 
@@ -55,7 +55,7 @@ def prove(
     limit_bytes: Annotated[
         int,
         whole_option(
-            "--bytes", lo=0, help="Code only this many bytes from the start; 0 codes all."
+            "--bytes", lo=0, help="Encode only this many bytes from the start; 0 encodes all."
         ),
     ] = 0,
     streams: Streams = None,
@@ -71,7 +71,9 @@ def prove(
     ] = None,
     decode_with: Annotated[
         Path | None,
-        path_option("--artifact", help="With --decode: artifact, or folder of its run."),
+        path_option(
+            "--artifact", help="With --decode: artifact of the model, or folder of its run."
+        ),
     ] = None,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
@@ -84,7 +86,9 @@ def prove(
         _prove(artifact, text, out, limit_bytes, streams, method, tokenizer, overrides, as_json)
         return
     if text is not None or artifact is not None or decode_with is None or overrides:
-        raise UserError("restoring takes --decode FILE, --artifact FILE and --out FILE alone")
+        raise UserError(
+            "to restore a text, give --decode FILE, --artifact FILE and --out FILE only"
+        )
     _restore(decode, decode_with, out, tokenizer, as_json)
 
 
@@ -204,7 +208,7 @@ def compress(
     coded = compressed(data, session, streams)
     seconds = time.perf_counter() - start_s
     if decompressed(coded, artifact, tokenizer) != data:
-        raise UserError(f"{file} did not come back on decoding it again; nothing was written")
+        raise UserError(f"{file} decoded to other bytes; nothing was written")
     write_atomic(target, coded)
     others = _others(data) if beside else {}
     facts = {

@@ -11,7 +11,7 @@ import typer
 from fairway.base import terminal
 from fairway.base.errors import UserError
 from fairway.base.outputs import require_file, require_folder
-from fairway.cli.base import Json, Set, emit, say_to
+from fairway.cli.base import Json, Set, emit, recipe_names, say_to
 from fairway.cli.options import (
     file_option,
     flag,
@@ -30,7 +30,10 @@ _PAGE = "study.html"
 _MOST_S = 30 * 86_400
 
 Recipe = Annotated[
-    str | None, typer.Argument(metavar="RECIPE", help="Name of a recipe, such as demo.")
+    str | None,
+    typer.Argument(
+        metavar="RECIPE", autocompletion=recipe_names, help="Name of a recipe, such as demo."
+    ),
 ]
 Arms = Annotated[
     list[str] | None,
@@ -119,14 +122,12 @@ ClusterSet = Annotated[
 ]
 Merge = Annotated[
     list[Path] | None,
-    path_option("--merge", metavar="TABLE", help="Join tables of studies; several may follow."),
+    path_option("--merge", metavar="TABLE", help="Join this table of a study; repeatable."),
 ]
-More = Annotated[list[Path] | None, path_argument("TABLE...", "More tables to join.")]
 
 
 def ablate(
     recipe: Recipe = None,
-    more: More = None,
     arms: Arms = None,
     pairs: Pairs = 8,
     clock: Clock = None,
@@ -150,15 +151,17 @@ def ablate(
 ) -> None:
     """Compare variants of a recipe in paired runs, and stop when the answer is clear."""
     if merged:
+        if recipe:
+            raise UserError(
+                f"--merge joins tables and takes no recipe; leave '{recipe[:60]}' out, or put "
+                "--merge before it if it is a table"
+            )
         if arms or overrides or clock:
-            raise UserError("--merge joins tables that are there; leave --arm, --set, --clock out")
-        first = [Path(recipe)] if recipe else []
-        _merge([*merged, *first, *(more or [])], metric, error, out, as_json)
+            raise UserError("--merge joins finished runs; leave --arm, --set and --clock out")
+        _merge(merged, metric, error, out, as_json)
         return
     if recipe is None:
         raise UserError("name a recipe to ablate, such as demo, or tables to join with --merge")
-    if more:
-        raise UserError(f"{more[0]} stands behind the recipe; tables are joined with --merge")
     from fairway.studies.arms import study
     from fairway.studies.running import Where
 
@@ -168,7 +171,7 @@ def ablate(
     _require_place(target)
     where = Where(math.inf if budget is None else budget, at_once, drop_weights, retry)
     if cluster_set and not cluster:
-        raise UserError("--cluster-set is for --cluster; name the cluster, or leave it out")
+        raise UserError("--cluster-set needs --cluster; name it, or leave --cluster-set out")
     if cluster:
         where = _on_cluster(asked, target, where, cluster, cluster_set or [])
     _ablate(asked, target, where, effect, dry_run, as_json)
@@ -203,7 +206,7 @@ def _ablate(asked: Any, out: Path, where: Any, effect: float, dry_run: bool, as_
     page = write_page(found, out)
     emit(as_json, found, *lines_of(found), f"page {page}, lines {out / 'study.jsonl'}")
     if not done:
-        terminal.put("more is to do: run the same command again", sys.stderr)
+        terminal.put("not finished: run the same command again", sys.stderr)
         raise typer.Exit(UNFINISHED)
     if found["failed"]:
         raise typer.Exit(1)

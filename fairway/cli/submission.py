@@ -178,7 +178,7 @@ def submit(
         int, _count_option("--min-seeds", "Number of seeds that the record needs.")
     ] = 3,
     processes: Annotated[
-        int, _count_option(_PROCESSES, "Processes of the command that repeats the run.")
+        int, _count_option(_PROCESSES, "Number of processes in the command of the README.")
     ] = 1,
     with_artifacts: Annotated[
         bool, flag(_CARRY, "Include the artifacts, so that others can score them again.")

@@ -166,9 +166,10 @@ def _check_training(config: Config) -> None:
             "which is 0; set it above 0, such as 0.25, or train.rate_errors=off and "
             "train.rate_weight=0"
         )
+    _check_needed(config)
     if train.clock == "wall" and train.reserve_s >= train.budget_s:
         raise UserError(
-            f"train.reserve_s {written(train.reserve_s)} leaves nothing of train.budget_s "
+            f"train.reserve_s {written(train.reserve_s)} is not below train.budget_s "
             f"{written(train.budget_s)}; lower the reserve or raise the budget"
         )
     if (train.clock == "replay") != bool(train.replay):
@@ -190,6 +191,23 @@ def _check_training(config: Config) -> None:
             raise UserError(
                 f"train.lengths has {tokens}; it must be at least 2 and divide train.seq_len "
                 f"{train.seq_len}"
+            )
+
+
+def _check_needed(config: Config) -> None:
+    """Raise UserError for a changed setting that has no effect without another one."""
+    rates = "train.rate_errors or train.rate_weight"
+    for name, needed, is_set in (
+        ("optim.momentum_fall", "optim.momentum_end", config.optim.momentum_end is not None),
+        ("train.rate_bits", rates, knows_rate(config.train)),
+        ("train.rate_share", rates, knows_rate(config.train)),
+    ):
+        section, _, field = name.partition(".")
+        value, default = (getattr(getattr(of, section), field) for of in (config, Config()))
+        if value != default and not is_set:
+            raise UserError(
+                f"{name} is {written(value)}, but it has no effect without {needed}; set that, "
+                f"too, or leave {name} at {written(default)}"
             )
 
 
@@ -276,7 +294,7 @@ def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
     check_ttt(dataclasses.replace(ttt, method=method), score)
     if method == "lora" and (ttt.lora_sort or ttt.lora_phases):
         raise UserError(
-            "a proof takes documents in their order and leaves the model's weights alone; set "
+            "a proof reads documents in their order and does not change the model's weights; set "
             "ttt.lora_sort=false and ttt.lora_phases=0"
         )
 

@@ -67,10 +67,10 @@ def _assign(config: Config, name: str, text: str) -> Config:
 
 def _refuse_former(name: str, section: str, leaf: str) -> None:
     if name in _RENAMED:
-        raise UserError(f"there is no setting '{name}' any more; set {_RENAMED[name]} instead")
+        raise UserError(f"the setting '{name}' no longer exists; set {_RENAMED[name]} instead")
     if leaf in _FIXED.get(section, "").split():
         raise UserError(
-            f"there is no setting '{name}' any more; its value is fixed, so leave it out"
+            f"the setting '{name}' no longer exists; its value is fixed, so leave it out"
         )
 
 

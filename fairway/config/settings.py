@@ -47,8 +47,8 @@ class DataConfig:
     )
     case_ops: bool = opt(
         False,
-        "Write capital letters of the embedded text as marks before small ones (CaseOps); bytes and"
-        " texts stay the original's.",
+        "Write a capital letter of the embedded text as a mark and the small letter (CaseOps); the"
+        " score counts the bytes of the original text.",
     )
     val_bytes: int = opt(
         0, "Bytes of validation text to score, in documents drawn at random; 0 scores all.", lo=0

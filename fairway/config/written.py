@@ -18,8 +18,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def config_hash(config: Config) -> str:
     """Return the first 16 hex digits of a digest of every setting of a run.
 
-    What a run's command line may still say stands beside the digest of the rest: seed, text, what
-    drives the clock and what the weights begin with.
+    It combines the digest of the fixed settings with those that the command line of a bundle may
+    change: seed, text, clock and initial weights.
     """
     data, train = config.data, config.train
     free = (config.seed, data.source, train.clock, train.init, train.replay)

@@ -130,7 +130,7 @@ def _check_tokenizer(tokenizer: Tokenizer, vocab_size: int, case_ops: bool) -> N
     if case_ops and not tokenizer.case_ops:
         raise UserError(
             "the tokenizer has no marks for capital letters (pieces U+E001 to U+E004), which "
-            "case_ops asks for; leave one of both out"
+            "case_ops needs; leave out the tokenizer or case_ops"
         )
 
 

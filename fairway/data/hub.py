@@ -72,7 +72,7 @@ def fetch(
     fetched from another commit (unless `new_commit`).
     """
     if out.exists() and not (out.is_dir() and (_is_fetched(out) or not held(out))):
-        raise UserError(f"{out} holds something else than fetched data; name another folder")
+        raise UserError(f"{out} holds something other than fetched data; name another folder")
     folder = behind(out)
     commit, files = _list_files(repo, revision)
     before = _recorded(out, repo, commit, new_commit)

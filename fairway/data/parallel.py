@@ -51,8 +51,8 @@ def map_parallel(
                 advance(1)
         except BrokenProcessPool:
             raise UserError(
-                f"a process that helped with '{description}' was ended from outside, perhaps since "
-                "memory ran out; free some and run the same command again"
+                f"a process that helped with '{description}' was killed, perhaps because memory "
+                "ran out; free some memory and run the same command again"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)

@@ -175,7 +175,7 @@ def encoded(text: str, name: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{name} has half a character (a lone surrogate); was it read as UTF-8?"
+            f"{name} has half a character (an unpaired surrogate); was it read as UTF-8?"
         ) from None
 
 

@@ -66,7 +66,7 @@ def _files(path: Path, left_out: LeftOut) -> list[tuple[str, Path]]:
     if path.is_dir():
         return _inside(path, left_out)
     if not _kind(path):
-        raise UserError(f"{path} is of no known kind; expected {', '.join(KINDS)}, or a folder")
+        raise UserError(f"{path} has an unknown ending; expected {', '.join(KINDS)}, or a folder")
     return [(_name(path.name), path)]
 
 
@@ -181,5 +181,7 @@ def _whole(text: str, place: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{place} has half a character (a lone surrogate) in its text") from None
+        raise UserError(
+            f"{place} has half a character (an unpaired surrogate) in its text"
+        ) from None
     return text

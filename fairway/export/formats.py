@@ -34,9 +34,9 @@ def export(
 ) -> dict[str, Any]:
     """Write an artifact into a folder in one of `FORMATS`; return its facts.
 
-    Weights are float32, as `fairway.load` has them: under the names of `fairway.model.gpt`, behind
-    'gpt.' where code stands beside them. An adapter file's matrices lie beside those. Raises
-    UserError for an unknown format, for one that cannot have an adapter, or files that are there
+    Weights are float32, as `fairway.load` has them. Their names are those of `fairway.model.gpt`,
+    with the prefix 'gpt.' in formats with code. An adapter file's matrices lie beside those. Raises
+    UserError for an unknown format, for one that cannot have an adapter, and for files that exist
     already.
     """
     if kind not in FORMATS:

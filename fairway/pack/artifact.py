@@ -304,8 +304,8 @@ def _read_head(stream: BinaryIO) -> _Head:
     _, version, length, digest = _PREFIX.unpack(prefix)
     if version != VERSION:
         raise UserError(
-            f"the file has format version {version}, but this Fairway reads version {VERSION} "
-            "alone; pack the run again"
+            f"the file has format version {version}, but this Fairway reads only version "
+            f"{VERSION}; pack the run again"
         )
     if length > MAX_HEADER_BYTES:
         raise UserError(f"the header claims {length} bytes; at most {MAX_HEADER_BYTES} are read")
@@ -372,11 +372,11 @@ def _corrections(header: dict[str, Any]) -> dict[str, Any]:
 def _check_sizes(head: _Head, file_bytes: int) -> None:
     expected = sum(count for _, count in head.account)
     if file_bytes != expected:
-        raise UserError(f"the file has {file_bytes} bytes, its header speaks of {expected}")
+        raise UserError(f"the file has {file_bytes} bytes, but its header describes {expected}")
     raw = sum(entry["raw_bytes"] for entry in head.header["sections"])
     if raw > FREE_RAW_BYTES + MAX_EXPANSION * file_bytes:
         raise UserError(
-            f"{file_bytes} bytes unfold to {raw}, more than {MAX_EXPANSION} times as many; no "
+            f"{file_bytes} bytes decode to {raw}, more than {MAX_EXPANSION} times as many; no "
             "trained model compresses like that"
         )
 
@@ -412,7 +412,7 @@ def _check_section(entry: Any) -> None:
     _whole(entry["bits"], low, high, f"the bits of section '{name}'")
     states = _whole(entry["trellis"], 0, 2**16, f"the trellis of section '{name}'")
     if states and (kind != "codes" or states not in TRELLIS):
-        raise UserError(f"section '{name}' has a trellis of {states} states, which nobody knows")
+        raise UserError(f"section '{name}' has a trellis of {states} states; 4, 8, 16 or 32 exist")
 
 
 def _check_provenance(provenance: Any) -> None:

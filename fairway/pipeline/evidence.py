@@ -48,8 +48,8 @@ def published(run: Run) -> Facts:
     assert found.sums is not None
     run.say(
         f"published: {found.bpb:.4f} on {found.coverage:.1%} of the tokens, {LABEL}: prices of the "
-        f"vocabulary sum to {found.sums.mean:.3f}; the gate fired on {found.gate_share:.1%} of the "
-        f"bytes; mixed {described(mixture.base)}"
+        f"vocabulary sum to {found.sums.mean:.3f}; the gate was on for {found.gate_share:.1%} of "
+        f"the bytes; mixed {described(mixture.base)}"
     )
     seconds = time.perf_counter() - start_s
     facts = {**published_facts(found), "label": LABEL, "base": mixture.base, "seconds": seconds}
@@ -92,7 +92,7 @@ def prove(run: Run) -> Facts:
     plan.apply()
     run.say(
         f"{'proof':>9}: {facts['bytes']:,} bytes coded in {facts['coded_bytes']:,} "
-        f"({facts['difference_share']:+.2%} to the ledger) and restored by a fresh process"
+        f"({facts['difference_share']:+.2%} against the ledger) and restored by a fresh process"
     )
     return facts
 

@@ -1,4 +1,4 @@
-"""All runs of a folder side by side: what sets each apart from its recipe, and what came of it."""
+"""All runs of a folder side by side: the settings that differ from the recipe, and the results."""
 
 import csv
 import io

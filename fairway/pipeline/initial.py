@@ -44,7 +44,8 @@ def initial_file(path: str) -> Path:
         if file.is_file():
             return file
     raise UserError(
-        f"train.init is {path}, which is no artifact and no folder of a trained run; name one"
+        f"train.init is {path}, which is neither an artifact nor the folder of a trained run; "
+        "name one"
     )
 
 
@@ -125,6 +126,6 @@ def _require_fit(
     ]
     told = f"train.init {config.train.init}: {', '.join(differ)}"
     if model_shapes(config.model) != {name: w.shape for name, w in state.items()}:
-        raise UserError(f"{told}; the weights do not fit, so take the values that are there")
+        raise UserError(f"{told}; the weights do not fit; use the values of the source")
     if differ:
         say(f"{told}; the weights were trained with the other values")

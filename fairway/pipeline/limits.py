@@ -71,8 +71,8 @@ def tell_of_shards(config: Config, source: DataFolder, say: Say) -> None:
 def _check_audit(config: Config, tokens: int) -> None:
     if config.audit.budget_s and tokens < MIN_TOKENS:
         raise UserError(
-            f"the validation text has {tokens} tokens and an audit needs {MIN_TOKENS}; validate on "
-            "more text (data.val_bytes or data.val_tokens), or set audit.budget_s=0"
+            f"the validation text has {tokens} tokens and an audit needs {MIN_TOKENS}; use more "
+            "validation text (data.val_bytes or data.val_tokens), or set audit.budget_s=0"
         )
 
 
@@ -117,9 +117,9 @@ def _check_bytes(config: Config, code_bytes: int, say: Say) -> None:
     total_bytes = code_bytes + expected_bytes(config, code_bytes)
     if not quant.fit and total_bytes > limit_bytes:
         say(
-            f"over the limit to be: about {total_bytes:,} bytes of artifact and code are "
-            f"to be expected and pack.limit_bytes is {limit_bytes:,}; make the model smaller, or "
-            "add --set quant.fit=true"
+            f"over the limit: artifact and code will have about {total_bytes:,} bytes, but "
+            f"pack.limit_bytes is {limit_bytes:,}; make the model smaller, or add "
+            "--set quant.fit=true"
         )
 
 

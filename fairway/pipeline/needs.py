@@ -90,7 +90,7 @@ def check_host_memory(
     narrow = bounds[0] if bounds else Room(0)
     parts = ", ".join(f"{need.what} {need.of(narrow) / 1e9:.2f}" for need in needs)
     there = f"; {narrow.told()}" if bounds else ""
-    say(f"main memory, about, in GB: {parts}{there}")
+    say(f"main memory needed, in GB (estimates): {parts}{there}")
     for need in needs:
         for room in bounds:
             if not need.within(room):

@@ -104,12 +104,12 @@ def read_results(path: Path) -> dict[str, Any]:
     folder = RunFolder.existing(path)
     file, report = folder.file(RESULTS), f"`{command('report', path)}`"
     if not file.is_file():
-        raise UserError(f"{path} has no results yet; run {report} once it is scored")
+        raise UserError(f"{path} has no results yet; score it, then run {report}")
     if folder.memory.get("results") != digest_file(file):
-        raise UserError(f"{file} is not what was written; write it again by {report}")
+        raise UserError(f"{file} was changed after it was written; write it again with {report}")
     results: dict[str, Any] = read_json(file)
     packed = folder.facts("pack")
     with folder.reading():
         if packed is None or packed["digest"] != results["artifact"]["digest"]:
-            raise UserError(f"{path} was packed again since; run {report} once it is scored")
+            raise UserError(f"{path} was packed again; score it, then run {report}")
     return results

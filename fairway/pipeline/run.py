@@ -250,7 +250,7 @@ class Pipeline:
         """Return whether there is a checkpoint to resume from, the same on every rank."""
         found = bool(told(self.folder.file(CHECKPOINT).exists()))
         if not found and not self.folder.is_done("train", self._inputs.of("train")):
-            self.say(f"{self.folder.path} has no checkpoint yet: the training begins anew")
+            self.say(f"{self.folder.path} has no checkpoint yet: training starts at step 1")
         return found
 
     def _measure_for_score(self) -> None:

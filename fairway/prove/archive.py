@@ -1,7 +1,7 @@
-"""Files compressed with a language model: any bytes go in, and exactly they come out.
+"""Files compressed with a language model: decompression restores exactly the same bytes.
 
-Text costs what the model makes of it, anything else a token per byte (`pieces`). Where that does
-not pay, the bytes are stored, so no file grows by more than `container.PREFIX_BYTES`.
+Text is coded with the model's tokens, anything else with one token per byte (`pieces`). If coding
+does not pay, the bytes are stored, so no file grows by more than `container.PREFIX_BYTES`.
 """
 
 from dataclasses import replace

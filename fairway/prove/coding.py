@@ -113,7 +113,7 @@ def method_named(
     if name not in METHODS or name == "experts":
         raise UserError(unknown_name("method", name, [n for n in METHODS if n != "experts"]))
     if name == "sgd" and (streams or 1) > 1:
-        raise UserError("method sgd learns along one stream; leave --streams out")
+        raise UserError("method sgd uses one stream; leave --streams out")
     if mixture is not None and mixture.experts:
         return WithExperts(replace(mixture, base=name, published=False), ttt), streams or 1
     if name == "lora":
@@ -190,8 +190,8 @@ class Session:
         """Return the streams of a file; UserError if this machine's numbers are others."""
         if self.fingerprint(header.rows) != header.fingerprint:
             raise UserError(
-                "this machine looks like the one it was coded on but computes other numbers "
-                "(another processor?); decode where it was coded"
+                "this machine looks like the one that coded it, but computes other numbers "
+                "(another processor?); decode on the machine that coded it"
             )
         source = Coded(Decoder(payload))
         method = method_of(header.method)
@@ -214,8 +214,9 @@ class Session:
         course = Course(targets, rows, context, bos_id, segments, ntk)
         if self.plan.device == "cuda" and rows > (most := self._most_rows(course.room(), method)):
             raise UserError(
-                f"{rows} streams side by side do not fit this GPU, which has room for {most} now; "
-                "code with fewer --streams, decode with more memory"
+                f"{rows} streams side by side do not fit this GPU, which has memory for {most} "
+                "now; "
+                "code with fewer --streams, or decode on a device with more memory"
             )
         self._check_memory(method, rows, course.room())
         learner = method.learner(language, course)

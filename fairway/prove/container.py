@@ -115,7 +115,7 @@ def open_coded(body: bytes) -> tuple[Header, bytes]:
     packed_bytes, text_bytes = _LENGTHS.unpack(body[: _LENGTHS.size])
     end = _LENGTHS.size + packed_bytes
     if end > len(body) or text_bytes > _MAX_HEADER_BYTES:
-        raise UserError(f"its header claims {packed_bytes} bytes that unfold to {text_bytes}")
+        raise UserError(f"its header claims {packed_bytes} bytes that decode to {text_bytes}")
     text = decompress(body[_LENGTHS.size : end], "brotli", 1, text_bytes)
     try:
         fields = parse_json(text)
@@ -191,5 +191,5 @@ def check_digest(data: bytes, header: Header) -> None:
     if len(data) != header.bytes or digest_bytes(data) != header.digest:
         raise UserError(
             "decoding gave other bytes than were coded: this machine computes differently, though "
-            "it looks the same; decode where it was coded"
+            "it looks the same; decode on the machine that coded it"
         )

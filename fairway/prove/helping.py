@@ -46,8 +46,8 @@ class WithExperts:
         """Return the segments of the base; UserError for experts that cannot be decoded with."""
         if self.mixture.base == "lora":
             raise UserError(
-                "experts follow one text, and method lora reads documents side by side; prove with "
-                "method sliding or sgd, or set mixture.experts= to leave them out"
+                "experts follow one text, but method lora reads documents side by side; use method "
+                "sliding or sgd, or set mixture.experts= to leave them out"
             )
         check_mixture(self.mixture, self.ttt, score)
         return window_segments(targets, score.seq_len, score.stride)

@@ -71,7 +71,7 @@ class ChunkSgd:
         """Return one that changes the weights; UserError for several streams."""
         if len(course.targets) > 1:
             count = len(course.targets)
-            raise UserError(f"method sgd learns along one stream, and there are {count:,}")
+            raise UserError(f"method sgd uses one stream, but there are {count:,}")
         return ChunkLearner(language.model, self.ttt, course)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:

@@ -113,8 +113,8 @@ def plan_of(machine: Machine) -> Plan:
     for name, there in asdict(machine).items():
         if here[name] != there:
             raise UserError(
-                f"it was coded with {name} {there}, here it is {here[name]}; only equal arithmetic "
-                f"can decode it, so decode where {name} is {there}"
+                f"it was coded with {name} {there}, here it is {here[name]}; decode on a machine "
+                f"where {name} is {there}, because only equal arithmetic can decode it"
             )
     return plan
 

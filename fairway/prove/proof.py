@@ -1,7 +1,7 @@
-"""Proof by decoding: a text coded with the scorer's own distributions, and restored from that.
+"""Proof by decoding: a text is coded with the scorer's own distributions, and restored again.
 
-A score says what a text would cost; the file is what it does cost. Whoever has the artifact and the
-file, and not the text, gets the text back: then nothing was counted that was not predicted.
+A score says what a text would cost; the size of the file is what it does cost. Restoring the text
+needs the artifact and the file only, so the model has predicted everything that was counted.
 """
 
 import json
@@ -37,8 +37,8 @@ from fairway.prove.walk import Walked
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a proof came to. Differences are relative to `ideal_bits`, what the walk's own
-    log-probabilities add up to; `scorer_bits` is what the ledger says of the same streams."""
+    """The result of a proof. Differences are relative to `ideal_bits`, the sum of the walk's own
+    log-probabilities. `scorer_bits` is the cost of the same streams by the ledger."""
 
     text_bytes: int
     tokens: int
@@ -94,8 +94,8 @@ def prove(
 ) -> tuple[bytes, Account]:
     """Return the proof of the first bytes of a text as a file, and its account.
 
-    `streams` None leaves their number to the device: one on a CPU, on a GPU many for a long text.
-    Every byte of a document is coded, as in its score. Raises UserError where there is no text.
+    With `streams` None the device decides their number: one on a CPU, many for a long text on a
+    GPU. Every byte of a document is coded, as in its score. Raises UserError if there is no text.
     """
     session = open_session(artifact, tokenizer, coding_plan(runtime))
     language = session.language
@@ -164,7 +164,7 @@ def _account(
 
 
 def restore(file: Path, artifact: Path, tokenizer: Path | None) -> tuple[bytes, dict[str, Any]]:
-    """Return the text of a proof, its digest compared, and what its header says.
+    """Return the text of a proof and its header; the digest of the text is checked.
 
     Raises UserError, in one sentence that names the file, if it is damaged, of another artifact or
     of another machine.

@@ -1,4 +1,4 @@
-"""Recipes: complete runs as functions that return a config. A recipe is code you can diff."""
+"""Recipes: functions that return the config of a complete run."""
 
 import re
 from collections.abc import Callable
@@ -38,7 +38,7 @@ _NAME = re.compile(r"\w[\w.-]{0,99}")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A recipe that an argument names: its config, checked, and where it is from.
+    """A recipe that an argument names: its checked config and its origin.
 
     `origin` is None for a recipe of Fairway. It is ready for JSON otherwise: the argument, the
     function, the package that registers it (empty for a file), the executed files with their
@@ -78,7 +78,9 @@ def recipe(argument: str) -> Config:
 
 def _unknown(argument: str) -> str:
     if Path(argument).exists() or "/" in argument:
-        return f"{argument} is no recipe: name one, such as demo, or a Python file that ends in .py"
+        return (
+            f"{argument} is not a recipe: name one, such as demo, or a Python file that ends in .py"
+        )
     return unknown_name("recipe", argument, [*RECIPES, *registered(GROUP)])
 
 
@@ -97,7 +99,9 @@ def _checked(called: Called, argument: str) -> Config:
         raise UserError(f"{argument}: {error}") from None
     except Exception as error:
         # What a stranger put in the place of a setting may refuse to be copied.
-        raise UserError(f"{argument} returned settings that are no plain values: {error}") from None
+        raise UserError(
+            f"{argument} returned settings that are not plain values: {error}"
+        ) from None
     if not _NAME.fullmatch(config.recipe):
         raise UserError(
             f"{argument}: recipe is {config.recipe[:60]!r}; a name has at most 100 letters, digits "

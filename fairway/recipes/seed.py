@@ -23,10 +23,10 @@ def pr1858() -> Config:
 
     The model has 35,944,536 parameters; GPTQ quantises it.
 
-    The text is not here: name a folder by data.source. Declared are the bytes of #1858's code, so
-    that the model has the same room; a run to be submitted counts its bundle, by
-    `--set pack.code_bytes=auto`. `quant.fit` keeps the clip multiplier where it fits. The logs say
-    that 80 of the published training shards were there.
+    Fairway does not ship the text: name its folder with data.source. The recipe declares the bytes
+    of #1858's code, so that the model may be as large. To submit a run, count its own bundle with
+    `--set pack.code_bytes=auto`. `quant.fit` keeps the clip multiplier if the model fits with it.
+    By its logs, #1858 read 80 of the published training shards.
     """
     return Config(
         recipe="pr1858",
@@ -41,8 +41,8 @@ def pr1858() -> Config:
 def pr1493() -> Config:
     """System of #1493, the base of #1858.
 
-    The logs' settings are equal but for test-time training, 3 epochs per chunk where #1858 has 2,
-    and for the text: all 128 training shards, where #1858's machine had 80.
+    By its logs it differs from #1858 in two settings: 3 epochs of test-time training per chunk
+    instead of 2, and all 128 training shards instead of 80.
     """
     base = pr1858()
     return replace(
@@ -95,7 +95,7 @@ def pr1874() -> Config:
 def pr1858_proxy() -> Config:
     """System of #1858 on one GPU, 150 s of training.
 
-    A step has one micro-batch; calibration takes further seconds.
+    A step has one micro-batch. Calibration takes additional seconds.
 
     The budget is 150 s plus the reserve that #1858 keeps for calibration. The weight average
     spans 0.025 of the run. #1858's 0.9965 spans 286 steps: 0.063 of its 4,550, but 0.28 of the
@@ -114,9 +114,9 @@ def pr1858_proxy() -> Config:
 def best_8() -> Config:
     """System of #1858 on up to 8 GPUs, packed and scored like best.
 
-    Dependent quantisation fills the limit through Fairway's own coder (a third of the damage at
-    equal bytes), and adapters learn every document. The weight average spans the share of the run
-    that #1858's spans of its 4,550 steps. It has not been run on eight GPUs (docs/recipes.md).
+    Dependent quantisation and Fairway's own coder fill the limit (a third of the loss at equal
+    bytes), and adapters learn every document. The weight average spans the same share of the run as
+    in #1858's 4,550 steps. Nobody has run it on eight GPUs yet (docs/recipes.md).
     """
     base = pr1858()
     return replace(
@@ -141,9 +141,9 @@ def best() -> Config:
 
     The measurements are in docs/recipes.md.
 
-    It trains as `pr1858_proxy`, but without recurrence, whose price in steps 150 s do not earn
-    back, with momentum that suits 2,000 steps, heads of 128 and faster embeddings. Experts beside
-    the model gained nothing at this size.
+    It trains like `pr1858_proxy`, but with momentum for 2,000 steps, heads of 128 and a higher
+    learning rate of the embedding. It has no recurrence, which costs more steps than it gains in
+    150 s. Experts gained nothing at this size.
     """
     base = best_8()
     proxy = pr1858_proxy()

@@ -150,7 +150,7 @@ class Halving:
         if not self._way.release():
             if self.at_once == 1 or self._fixed:
                 raise UserError(
-                    f"the memory of the device does not suffice for {self.at_once} documents side "
+                    f"the device has too little memory for {self.at_once} documents side "
                     "by side; lower ttt.lora_documents, ttt.lora_rank or score.seq_len"
                 )
             self._halve()
@@ -160,8 +160,8 @@ class Halving:
         before, self.at_once = self.at_once, -(-self.at_once // 2)
         self._way.release()
         notice(
-            f"memory does not suffice for {before} documents at a time: going on with "
-            f"{self.at_once}, with the same sums"
+            f"there is too little memory for {before} documents at a time: continuing with "
+            f"{self.at_once}; the score does not change"
         )
 
 

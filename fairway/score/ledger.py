@@ -1,4 +1,4 @@
-"""The account of a score: it alone reads the targets, and it adds what they cost, once each.
+"""The account of a score: it alone reads the targets, and it adds the cost of each once.
 
 The protocol (docs/scoring.md):
 
@@ -77,8 +77,8 @@ class Witness:
 class Score:
     """A finished account. `nats` and `bpb` are float64; `bytes` is the proven denominator.
 
-    `worst_sum_error` is the largest |sum of probabilities - 1| over the checked positions, and
-    `worst_row_error_nats` the largest disagreement there between the row and the committed cost.
+    `worst_sum_error` is the largest |sum of probabilities - 1| over the checked positions.
+    `worst_row_error_nats` is the largest difference there between the row and the committed cost.
     """
 
     bpb: float

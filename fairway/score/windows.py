@@ -70,7 +70,7 @@ def usable_targets(num_tokens: int, seq_len: int, truncate: bool) -> int:
     if targets < seq_len:
         raise UserError(
             f"the validation text has {num_tokens} tokens, but one window needs {seq_len + 1}; "
-            "lower score.seq_len, set score.truncate=false, or validate on more text"
+            "lower score.seq_len, set score.truncate=false, or use more validation text"
         )
     return targets // seq_len * seq_len
 

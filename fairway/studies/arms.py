@@ -106,8 +106,8 @@ def study(
     config = made.config(Arm(BASE))
     if config.train.clock == "replay":
         raise UserError(
-            f"{recipe} follows another run's clock, which fits no other settings; take --clock "
-            "steps or --clock wall"
+            f"{recipe} follows the clock of another run, which does not suit other settings; use "
+            "--clock steps or --clock wall"
         )
     return _scored(made, config, metric)
 
@@ -121,7 +121,7 @@ def _scored(made: Study, config: Config, metric: str | None) -> Study:
         if chosen not in known:
             raise UserError(
                 f"arm '{arm.name}' has no score {shown(chosen)} in runs until {made.until}, only "
-                f"{', '.join(known)}; choose one with --metric, or let runs go farther with --until"
+                f"{', '.join(known)}; choose one with --metric, or run more stages with --until"
             )
     return replace(made, metric=chosen)
 
@@ -142,11 +142,12 @@ def read_arm(text: str) -> Arm:
     name, colon, rest = text.partition(":")
     if not colon or not is_name(name):
         raise UserError(
-            f"--arm {shown(text)} is no arm; write NAME:section.field=value,... with a name of at "
+            f"--arm {shown(text)} is not an arm; write NAME:section.field=value,... with a name "
+            "of at "
             "most 32 letters, digits, dots, dashes and underscores"
         )
     if name in (BASE, NOISE):
-        raise UserError(f"an arm named '{name}' is in every study already; choose another name")
+        raise UserError(f"every study already has an arm named '{name}'; choose another name")
     settings = tuple(part.strip() for part in _BETWEEN.split(rest) if part.strip())
     if not settings:
         raise UserError(f"arm '{name}' sets nothing; write --arm {name}:section.field=value")
@@ -165,16 +166,16 @@ def _refuse_shared(setting: str, shared: Sequence[str], who: str) -> None:
         return
     if name in _TEXT:
         raise UserError(
-            f"{who} sets {name}, and then the scores are of different texts; set it for all arms "
+            f"{who} sets {name}, so the scores would be of different texts; set it for all arms "
             "with --set"
         )
     remedy = {
         "train.clock": "choose it for all arms with --clock",
-        "train.replay": "take --clock steps",
+        "train.replay": "use --clock steps",
         "recipe": "leave it out",
     }
     raise UserError(
-        f"{who} sets {name}, which a study chooses for every pair; "
+        f"{who} sets {name}, but the study chooses it for every pair; "
         f"{remedy.get(name, 'choose the first seed with --first-seed')}"
     )
 

@@ -88,6 +88,6 @@ def _parameter(text: str) -> tuple[str, Any]:
     """Return a setting of the executor: a whole number where the text is one."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip().isidentifier():
-        raise UserError(f"--cluster-set {shown(text)} is no setting; write NAME=VALUE")
+        raise UserError(f"--cluster-set {shown(text)} is not a setting; write NAME=VALUE")
     value = value.strip()
     return name.strip(), int(value) if value.isascii() and value.isdigit() else value

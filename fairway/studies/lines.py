@@ -155,7 +155,7 @@ def _read(text: bytes, where: str) -> Line:
         facts = parse_json(text)
     except (ValueError, UnicodeError) as error:
         raise UserError(
-            f"{where}: it is no JSON ({error}); a study writes one object a line"
+            f"{where}: it is not JSON ({error}); a study writes one object per line"
         ) from None
     if isinstance(facts, dict) and facts.get("schema", SCHEMA) != SCHEMA:
         raise UserError(
@@ -167,7 +167,7 @@ def _read(text: bytes, where: str) -> Line:
     if not fault and not is_name(facts["arm"]):
         fault = f"its arm is {shown(facts['arm'])}, which is no name"
     if fault:
-        raise UserError(f"{where}: {fault}; it is no line of a study")
+        raise UserError(f"{where}: {fault}; it is not a line of a study")
     said = facts.pop("id")
     if said != _id(facts):
         raise UserError(

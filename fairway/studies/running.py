@@ -232,7 +232,9 @@ def _text(study: Study, arm: Arm, out: Path, say: Say) -> list[str]:
         try:
             DataFolder.open(folder).verify()
         except UserError:
-            say(f"making the embedded text of {config.model.vocab_size:,} tokens, once for all")
+            say(
+                f"building the embedded text once ({config.model.vocab_size:,} tokens) for all runs"
+            )
             work()
 
     key = digest_json([config.data.val_share, config.model.vocab_size])[:8]

@@ -110,7 +110,7 @@ def fetch_model(repo: str, out: Path, revision: str = "main") -> dict[str, Any]:
 
 def _require_name(repo: str) -> None:
     if not _NAME.fullmatch(repo):
-        raise UserError(f"'{repo[:200]}' is no name of a repository; write owner/name")
+        raise UserError(f"'{repo[:200]}' is not a repository name; write owner/name")
 
 
 def _manifest(repo: str, commit: str, staged: Path) -> dict[str, str]:

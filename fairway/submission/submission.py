@@ -56,7 +56,9 @@ def submit(paths: Sequence[Path], claim: Claim, out: Path, say: Say) -> dict[str
     require_new(out)
     for option, words in zip(_SAID, (claim.name, claim.author, claim.github_id), strict=True):
         if words != line(words):
-            raise UserError(f"{option} is '{words}'; it stands on a page, which shows only letters")
+            raise UserError(
+                f"{option} is '{words}'; it is printed on a page, which shows only letters"
+            )
     if claim.track not in TRACKS:
         raise UserError(f"track '{claim.track}' is unknown; choose one of {', '.join(TRACKS)}")
     pipelines = [open_run(path, [], _silent) for path in paths]
@@ -178,7 +180,7 @@ def _require_valid(path: Path, run: Mapping[str, Any]) -> None:
     if "published" in str(claimed.get("method", "")):
         raise UserError(
             f"{path} claims the published byte mixture, which is not a distribution over tokens; "
-            "no record may be headed by it"
+            "it cannot be the headline of a record"
         )
     budget = run["budget"]
     if budget["limit_s"] and budget["used_s"] > budget["limit_s"]:

@@ -106,7 +106,7 @@ def _wrong_files(folder: Path) -> Iterator[str]:
     """Yield every file that is missing, new, or not what its digest says."""
     known = read_json(folder / DIGESTS)
     if not isinstance(known, dict):
-        raise UserError(f"{folder / DIGESTS} is damaged: it is no table of digests")
+        raise UserError(f"{folder / DIGESTS} is damaged: it is not a table of digests")
     opened = open_folder(folder)
     sizes = {file.path.relative_to(folder).as_posix(): file.size_bytes for file in opened.files}
     if sum(sizes.values()) > MOST_BYTES:

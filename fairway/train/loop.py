@@ -236,8 +236,8 @@ class Training:
         fewer = max(n for n in range(1, self.rows // 2 + 1) if count % n == 0)
         if self.ranks.first:
             self.say(
-                f"out of memory with {self.rows} sequences per micro-step: going on with {fewer}, "
-                f"{count // fewer} micro-steps instead of {self.micro_steps}"
+                f"out of memory with {self.rows} sequences per micro-step: continuing with {fewer} "
+                f"and {count // fewer} micro-steps instead of {self.micro_steps}"
             )
         self.feed.use(fewer)
 
@@ -396,7 +396,7 @@ class Training:
         if facts["world"] != self.ranks.world:
             raise UserError(
                 f"the checkpoint was written by {facts['world']} processes and this run has "
-                f"{self.ranks.world}; resume with as many"
+                f"{self.ranks.world}; resume with the same number"
             )
         self.clock.elapsed_s = facts["elapsed_s"]
         self.feed.use(min(facts["rows"], self.feed.rows))

@@ -76,7 +76,7 @@ def test_a_program_is_a_scorer(command: list[str], rows: str) -> None:
     [
         ("print('hello')", "wrote 'hello', which is no JSON object"),
         ("print('{}')", "must begin with"),
-        ("print('{\"vocab_size\": NaN}')", "which is no JSON object of numbers"),
+        ("print('{\"vocab_size\": NaN}')", "which is not a JSON object of numbers"),
         ("print('{\"vocab_size\": 1e9}')", "V from 2 to 1048576"),
         ("print('{\"vocab_size\": 99999999}')", "V from 2 to 1048576"),
         ("print('[' * 60_000)", "which is no JSON object"),
@@ -125,7 +125,7 @@ EACH = "for line in sys.stdin:\n    n = len(json.loads(line)['ids'])\n    "
         ('print(\'{"nats": [1], "index": [99999]}\', flush=True)', "99999 among them"),
         ('print(\'{"nats": [1], "index": [1.5]}\', flush=True)', "1.5 among them"),
         ('print(\'{"nats": [1], "index": [Infinity]}\', flush=True)', "inf among them"),
-        ("print('{\"nats\": [1]}\\nmore', flush=True)", "wrote 'more' without having been asked"),
+        ("print('{\"nats\": [1]}\\nmore', flush=True)", "wrote 'more' without a question"),
         ("sys.exit(7)", "has ended with exit code 7 and gave no answer"),
         ("time.sleep(60)", "gave no answer within 2 s"),
         ("os.close(1); time.sleep(60)", "has closed its output"),

@@ -223,7 +223,7 @@ def test_data_are_replaced_only_when_told(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert DataFolder.open(tmp_path / "data").tokenizer.vocab_size == 330
     (tmp_path / "data" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something else than Fairway data .notes.txt"):
+    with pytest.raises(UserError, match="holds something other than Fairway data .notes.txt"):
         build_small(tmp_path / "data", replace=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link"]
 

@@ -287,7 +287,7 @@ def test_without_a_connection_there_is_one_sentence(tmp_path: Path) -> None:
 def test_other_folders_are_left_alone(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.txt").touch()
-    assert "holds something else than fetched data" in refusal(fetch(hub, tmp_path / "data"))
+    assert "holds something other than fetched data" in refusal(fetch(hub, tmp_path / "data"))
     assert hub.served == []
 
 

@@ -49,5 +49,5 @@ def end(item: int) -> None:
 
 def test_a_helper_that_is_killed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fairway.data.parallel.processes", lambda: 2)
-    with pytest.raises(UserError, match="a process that helped with 'counting' was ended"):
+    with pytest.raises(UserError, match="a process that helped with 'counting' was killed"):
         list(map_parallel(end, [1, 2, 3], "counting"))

@@ -226,7 +226,7 @@ def test_paths_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".pipe.txt")
     with pytest.raises(UserError, match="is neither a file nor a folder"):
         read(tmp_path / ".pipe.txt")
-    with pytest.raises(UserError, match=r"a\.pdf is of no known kind"):
+    with pytest.raises(UserError, match=r"a\.pdf has an unknown ending"):
         read(tmp_path / "a.pdf")
     with pytest.raises(UserError, match="no text in the folder"):
         read(tmp_path)

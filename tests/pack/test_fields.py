@@ -280,10 +280,10 @@ def test_factors_are_within_their_bits(
 
 
 TRELLIS_BAD = [
-    (1, "has a trellis of 1 states, which nobody knows"),
-    (3, "has a trellis of 3 states, which nobody knows"),
-    (64, "has a trellis of 64 states, which nobody knows"),
-    (2**16, "has a trellis of 65536 states, which nobody knows"),
+    (1, "has a trellis of 1 states; 4, 8, 16 or 32 exist"),
+    (3, "has a trellis of 3 states; 4, 8, 16 or 32 exist"),
+    (64, "has a trellis of 64 states; 4, 8, 16 or 32 exist"),
+    (2**16, "has a trellis of 65536 states; 4, 8, 16 or 32 exist"),
     (2**16 + 1, "is 65537; it must be a whole number from 0 to 65536"),
     (-4, "is -4; it must be a whole number from 0 to 65536"),
     (True, "is True; it must be a whole number"),
@@ -448,7 +448,7 @@ def test_a_file_unfolds_to_16_times_its_size_and_4_mib(
     inside = forge("steps", section("tokenizer", "raw_bytes", most))
     assert len(inside.read_bytes()) == size
     refuse(inside, f"in section 'tokenizer' a raw stream does not hold the {most} bytes it should")
-    told = f"{size} bytes unfold to {4_194_305 + 16 * size}, more than 16 times as many; no tr"
+    told = f"{size} bytes decode to {4_194_305 + 16 * size}, more than 16 times as many; no tr"
     refuse(forge("steps", section("tokenizer", "raw_bytes", most + 1)), told)
 
 

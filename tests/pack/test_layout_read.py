@@ -39,7 +39,7 @@ def test_sections_are_read_as_they_were_before_compression_codes_last(
     }  # fmt: skip
     assert entry["trellis"] == 0
     path.write_bytes(kept[kind][:-1])
-    with pytest.raises(UserError, match=r"a\.fwy: the file has \d+ bytes, its header speaks of"):
+    with pytest.raises(UserError, match=r"the file has \d+ bytes, but its header describes"):
         list(read_sections(path))
 
 

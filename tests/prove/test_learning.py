@@ -177,7 +177,7 @@ def test_headers_with_more_streams_than_learn(
     tmp_path: Path,
 ) -> None:
     for method, fields, told in (
-        (SGD, {"targets": (1, 1), "joined": (False, False)}, "along one stream"),
+        (SGD, {"targets": (1, 1), "joined": (False, False)}, "one stream"),
         (LORA, {"rows": 3, "fingerprint": session.fingerprint(3)}, "3 rows cannot have"),
     ):
         header, payload = open_coded(open_file(proven(method)[0])[1])
@@ -197,7 +197,7 @@ def test_methods_by_name() -> None:
     assert method_named("lora", ttt, 1, 3) == (DocumentLora(narrow, 1), 3)
     with pytest.raises(UserError, match="did you mean 'lora'"):
         method_named("lore", ttt, 1, None)
-    with pytest.raises(UserError, match="along one stream"):
+    with pytest.raises(UserError, match="one stream"):
         method_named("sgd", ttt, 1, 2)
 
 

@@ -89,7 +89,7 @@ def test_equals_the_published_formulas(order: int, hijack: float) -> None:
 
 
 def test_the_worked_example_of_the_page() -> None:
-    """docs/scoring.md: "a", "b" and "ab" at 0.2, 0.2 and 0.6, after fifty times "ab"."""
+    """docs/experts.md: "a", "b" and "ab" at 0.2, 0.2 and 0.6, after fifty times "ab"."""
     seen, row = [b"ab"] * 51, np.log([0.2, 0.2, 0.6])
     rows, rule = {50: (row, [b"a", b"b", b"ab"])}, Rule(order=1, hijack=0.0)
     found = spread(seen, np.ones(51), MEMORY, rows, 51, 102, rule)
@@ -100,7 +100,7 @@ def test_the_worked_example_of_the_page() -> None:
     assert [round(value, 3) for value in (one, other, pair)] == [0.941, 0.019, 0.941]
     assert found.sums.mean == pytest.approx(one + other + pair, rel=1e-12)
     assert found.sums.mean == pytest.approx(1.901, abs=5e-4)
-    page = (Path(__file__).parents[2] / "docs/scoring.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/experts.md").read_text()
     example = page[page.index("**By hand.**") : page.index("Something must come next")]
     assert re.findall(r"(?:=|sum) +(\d\.\d+)$", example, re.M) == [
         f"{value:.3f}" for value in (one, other, pair, found.sums.mean)

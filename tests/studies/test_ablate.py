@@ -187,11 +187,11 @@ def test_the_plan_is_told_before_anything_runs(ablate: Ablate, place: FakePlace)
 
 BAD = [
     ("", "add --arm"),
-    ("--arm wide", "is no arm"),
-    ("--arm :model.dim=8", "is no arm"),
+    ("--arm wide", "is not an arm"),
+    ("--arm :model.dim=8", "is not an arm"),
     (f"--arm {'w' * 33}:model.dim=8", "at most 32 letters"),
-    ("--arm 'a b:model.dim=8'", "is no arm"),
-    ("--arm ../up:model.dim=8", "is no arm"),
+    ("--arm 'a b:model.dim=8'", "is not an arm"),
+    ("--arm ../up:model.dim=8", "is not an arm"),
     ("--arm base:model.dim=128", "choose another name"),
     ("--arm noise:model.dim=128", "choose another name"),
     ("--arm a:", "sets nothing"),
@@ -206,11 +206,11 @@ BAD = [
     ("--arm a:train.steps=12", "same settings as base"),
     ("--arm a:train.warmup_steps=1", "same settings as base"),
     ("--arm a:seed=3", "choose the first seed"),
-    ("--arm a:data.order_seed=3", "which a study chooses"),
+    ("--arm a:data.order_seed=3", "but the study chooses"),
     ("--arm a:train.clock=wall", "with --clock"),
     ("--arm a:train.replay=x", "--clock steps"),
     ("--arm a:recipe=mine", "leave it out"),
-    ("--arm a:data.val_bytes=9", "scores are of different texts"),
+    ("--arm a:data.val_bytes=9", "scores would be of different texts"),
     ("--arm a:model.vocab_size=512", "arm 'a': the tokenizer of"),
     ("--arm a:optim.beta2=0.9 --set seed=4", "--set sets seed"),
     ("--arm a:optim.beta2=0.9 --pairs 0", "between 1 and 1,000"),
@@ -226,7 +226,7 @@ BAD = [
     ("--arm a:optim.beta2=0.9 --budget 0", "between 1 and"),
     ("--arm a:optim.beta2=0.9 --budget nan", "out of bounds"),
     ("--arm a:optim.beta2=0.9 --error 0", "out of bounds"),
-    ("--arm a:optim.beta2=0.9 --merge x", "--merge joins tables"),
+    ("--merge x", "--merge joins tables and takes no recipe"),
 ]
 
 

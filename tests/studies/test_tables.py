@@ -154,7 +154,7 @@ def test_tables_of_several_people_are_joined(write: Callable[..., Path], cli: Cl
     mine = lines({"wide": -0.01, "bad": 0.01}, pairs=4)
     theirs = lines({"wide": -0.01}, pairs=8, device="two", commit="e")
     a, b = write("a.jsonl", *mine), write("b.jsonl", *theirs, *mine[:3])
-    done = cli("ablate", "--merge", a, b, "--json")
+    done = cli("ablate", "--merge", a, "--merge", b, "--json")
     found = json.loads(done.out)
     assert done.code == 0, done.err
     arms = {arm["arm"]: arm for arm in found["arms"]}
@@ -184,7 +184,7 @@ def test_tables_of_other_questions_are_refused(
     runs = lines({"wide": -0.01})
     a = write("a.jsonl", *runs)
     b = write("b.jsonl", *(replace(run, **change) for run in runs))
-    done = cli("ablate", "--merge", a, b)
+    done = cli("ablate", "--merge", a, "--merge", b)
     assert done.code == 2 and told in done.err
 
 
@@ -193,7 +193,7 @@ def test_an_arm_of_one_name_and_two_settings_is_refused(
 ) -> None:
     runs = lines({"wide": -0.01})
     others = [replace(r, config="x" * 16) if r.arm == "wide" else r for r in runs]
-    done = cli("ablate", "--merge", write("a", *runs), write("b", *others))
+    done = cli("ablate", "--merge", write("a", *runs), "--merge", write("b", *others))
     assert done.code == 2 and "arm 'wide' is optim.beta2=4" in done.err
     # In one table, the arm as it was set last counts.
     table, said = merge([write("c", *runs, *others[1:])], None, 0.05)
@@ -299,3 +299,13 @@ def test_a_table_that_does_not_exist_is_told_without_reading_it_all(tmp_path: Pa
     with pytest.raises(UserError, match="does not exist"):
         transfer(tmp_path / "a", tmp_path / "b", None, 0.05)
     assert list(itertools.islice(tmp_path.iterdir(), 1)) == []
+
+
+def test_what_a_merge_does_not_take_is_refused(cli: Cli) -> None:
+    for words, told in (
+        (("--merge", "a", "b"), "takes no recipe; leave 'b' out"),
+        (("--merge", "a", "--set", "seed=1"), "leave --arm, --set and --clock out"),
+        (("demo", "b"), "unexpected extra argument"),
+    ):
+        done = cli("ablate", *words)
+        assert done.code == 2 and told in done.err

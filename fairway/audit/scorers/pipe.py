@@ -69,8 +69,8 @@ class Pipe:
             self._unread = self._piece()
         if self._unread:
             raise UserError(
-                f"{self.name} wrote {shown(self._text())} without having been asked; it must write "
-                "one line for every line it reads, and all else to standard error"
+                f"{self.name} wrote {shown(self._text())} without a question; it must write one "
+                "line for every line it reads, and everything else to standard error"
             )
         start_s = time.monotonic()
         self._send(json.dumps(question).encode() + b"\n", start_s)
@@ -82,8 +82,8 @@ class Pipe:
         while b"\n" not in self._unread:
             if len(self._unread) > most_bytes:
                 raise UserError(
-                    f"{self.name} wrote a line of more than {most_bytes:,} bytes, which no answer "
-                    "to what it was asked can need"
+                    f"{self.name} wrote a line of more than {most_bytes:,} bytes, more than any "
+                    "answer needs"
                 )
             self._wait(self._from, start_s)
             self._unread += self._piece()
@@ -99,7 +99,9 @@ class Pipe:
             found = None
         if not isinstance(found, dict):
             text = line.decode("utf-8", "replace").strip()
-            raise UserError(f"{self.name} wrote {shown(text)}, which is no JSON object of numbers")
+            raise UserError(
+                f"{self.name} wrote {shown(text)}, which is not a JSON object of numbers"
+            )
         if "error" in found:
             raise UserError(f"{self.name} cannot answer: {sentence(str(found['error']))}")
         return found
@@ -135,8 +137,8 @@ class Pipe:
             return
         if self._used_s + self._answer_s > self._total_s:
             raise UserError(
-                f"{self.name} took {self._total_s:g} s, three times the budget, for a part of "
-                "the least number of questions; raise --budget"
+                f"{self.name} took {self._total_s:g} s, three times the budget, and answered "
+                "only a part of the minimum of questions; raise --budget"
             )
         raise UserError(
             f"{self.name} gave no answer within {self._answer_s:g} s; it must write the first "

@@ -1,4 +1,4 @@
-"""What a scorer must offer to be audited, and how others than Fairway's offer it.
+"""What a scorer must offer to be audited, and how other scorers than Fairway's offer it.
 
 `Scorer` is all of it. Whole distributions may be offered too (`RowScorer`), and are then audited;
 so may
@@ -109,7 +109,7 @@ def scored(scorer: Scorer, ids: IntArray, count: int | None = None, until: int =
 
 
 class FromCallable:
-    """A scorer made of a function that returns the cost of every token but the first, in nats."""
+    """A scorer made from a function: it returns the cost in nats of each token but the first."""
 
     def __init__(self, vocab_size: int, function: Callable[[IntArray], Sequence[float]]) -> None:
         self.vocab_size, self._function = vocab_size, function

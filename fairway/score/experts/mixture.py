@@ -40,7 +40,7 @@ _LEAST = 1e-300
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """The experts' numbers that have one good value (docs/scoring.md has what others cost).
+    """The experts' numbers that have one good value (docs/experts.md has what others cost).
 
     low_weight: the model's weight where PPM's confidence is at least `threshold` (weights=gate).
     switch: the part of a learned weight that returns to its start per step (weights=share).

@@ -1,0 +1,128 @@
+"""The verbs `data build`, `data fetch` and `data show`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fairway.base.errors import UserError
+from fairway.base.terminal import command
+from fairway.cli.base import Json, emit
+from fairway.cli.examples import Verb
+from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option
+from fairway.config.overrides import override
+from fairway.config.settings import Config, DataConfig, ModelConfig
+
+data_app = typer.Typer(
+    cls=Verbs, help="Turn your text into tokens, or fetch the tokens of the challenge."
+)
+
+DataOut = Annotated[Path, path_option("--out", help="Folder to write.")]
+Embedded = Annotated[bool, flag("--embedded", "Use the documentation on this machine as the text.")]
+Replace = Annotated[
+    bool, flag("--replace", "Replace data that Fairway wrote into the folder before.")
+]
+NewCommit = Annotated[bool, flag("--new-commit", "Replace shards of another commit in the folder.")]
+
+
+@data_app.command("build", cls=Verb)
+def data_build(
+    texts: Annotated[
+        list[Path] | None,
+        path_argument(
+            "TEXT...", "Files (.txt, .md, .jsonl, .jsonl.zst, .parquet), or folders of them."
+        ),
+    ] = None,
+    out: DataOut = Path("data"),
+    embedded: Embedded = False,
+    vocab_size: Annotated[
+        int, typer.Option(help="Number of tokens of the new tokenizer.")
+    ] = ModelConfig().vocab_size,
+    tokenizer: Annotated[
+        Path | None, path_option("--tokenizer", help="Use this tokenizer, and train no new one.")
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, path_option("--validation", help="Files with the validation text.")
+    ] = None,
+    val_share: Annotated[
+        float, typer.Option(help="Share of the documents kept for validation.")
+    ] = DataConfig().val_share,
+    shard_tokens: Annotated[
+        int, whole_option("--shard-tokens", lo=1_000, help="Tokens per shard.")
+    ] = 10_000_000,
+    case_ops: Annotated[
+        bool,
+        typer.Option("--case-ops", help="Write a capital letter as a mark and the small letter."),
+    ] = False,
+    replace: Replace = False,
+    as_json: Json = False,
+) -> None:
+    """Turn your own files into tokens, with a tokenizer and a validation text."""
+    from fairway.cli.show import data_lines
+    from fairway.data.build import build_data
+    from fairway.data.corpus import corpus_versions, embedded_documents
+    from fairway.data.documents import LeftOut
+    from fairway.data.sources import read_documents
+    from fairway.data.tokens import Tokenizer
+
+    if embedded == bool(texts):
+        raise UserError("name text files to build from, or pass --embedded, but not both")
+    # The bounds of these settings are those of a recipe.
+    override(Config(), [f"data.val_share={val_share}", f"model.vocab_size={vocab_size}"])
+    words = Tokenizer.load(tokenizer) if tokenizer else None
+    provenance = {"corpus": "embedded", "versions": corpus_versions()} if embedded else None
+    left_out = LeftOut()
+    manifest = build_data(
+        embedded_documents() if embedded else read_documents(texts or [], left_out),
+        out,
+        vocab_size=words.vocab_size if words else vocab_size,
+        val_share=val_share,
+        shard_tokens=shard_tokens,
+        tokenizer=words,
+        case_ops=case_ops,
+        val_documents=read_documents(validation, left_out) if validation else None,
+        provenance=provenance,
+        left_out=left_out,
+        replace=replace,
+    )
+    emit(as_json, manifest, *data_lines(manifest), _how_to_train("built", out))
+
+
+@data_app.command("fetch", cls=Verb)
+def data_fetch(
+    out: DataOut = Path("data"),
+    shards: Annotated[
+        int, whole_option("--shards", lo=0, hi=100_000, help="Training shards to fetch.")
+    ] = 1,
+    revision: Annotated[
+        str, typer.Option(help="Commit, tag or branch of the repository.")
+    ] = "main",
+    new_commit: NewCommit = False,
+    as_json: Json = False,
+) -> None:
+    """Download the tokens and the tokenizer of the challenge (SP8192)."""
+    from fairway.data.hub import fetch
+
+    facts = fetch(out, shards=shards, revision=revision, new_commit=new_commit)
+    emit(as_json, facts, _how_to_train("fetched", out))
+
+
+def _how_to_train(done: str, out: Path) -> str:
+    from fairway.data.folder import DataFolder
+
+    size = DataFolder.open(out).tokenizer.vocab_size
+    words = ("--set", f"data.source={out}", "--set", f"model.vocab_size={size}")
+    return f"{done} {out}; train with: {command('run', 'demo', *words)}"
+
+
+@data_app.command("show", cls=Verb)
+def data_show(
+    folder: Annotated[Path, path_argument("FOLDER", "A data folder.")], as_json: Json = False
+) -> None:
+    """Check a data folder and print what is in it."""
+    from fairway.data.folder import DataFolder
+
+    source = DataFolder.open(folder)
+    source.verify()
+    facts = source.facts()
+    emit(as_json, facts, *[f"{name}: {value}" for name, value in facts.items()])
