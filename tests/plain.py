@@ -175,20 +175,6 @@ def loss(
     separate: bool = False,
 ) -> Tensor:
     """Return the mean loss in nats per token, in the parameters' dtype."""
-    return F.cross_entropy(logits(p, c, ids, looping, separate), targets.flatten())
-
-
-def lesson(
-    p: State, c: ModelConfig, ids: Tensor, targets: Tensor, second: Tensor, weights: Tensor
-) -> Tensor:
-    """Return what is learned with second targets: their costs by weight beside the loss."""
-    cost = -logits(p, c, ids, True, False).log_softmax(-1)
-    every = torch.arange(len(cost))
-    return (cost[every, targets.flatten()] + weights * cost[every, second]).mean()
-
-
-def logits(p: State, c: ModelConfig, ids: Tensor, looping: bool, separate: bool) -> Tensor:
-    """Return the logits of all positions, one below another."""
     x0 = embedded(p, c, ids)
     given = Given(x0, x0 @ p["x0_proj.weight"].T if c.x0_values else None, ids, separate)
     lanes, stack, seen = [x0], list[Tensor](), {-1: x0}
@@ -208,7 +194,7 @@ def logits(p: State, c: ModelConfig, ids: Tensor, looping: bool, separate: bool)
     x = rms(sum(lanes) / len(lanes))
     x = x @ p["head_proj.weight"].T if c.embed_dim else x
     head = p["tok_emb.weight"] if c.tie_embeddings else p["head.weight"]
-    return capped(x @ head.T, p, c).flatten(0, 1)
+    return F.cross_entropy(capped(x @ head.T, p, c).flatten(0, 1), targets.flatten())
 
 
 # ---------------------------------------------------------------------------------------------

@@ -19,8 +19,6 @@ def test_the_share_of_the_initial_weights() -> None:
     assert initial_share(DECAY, 12) == pytest.approx(0.9965**12)
     share = OptimConfig(ema_decay=None, ema_share=0.5)
     assert initial_share(share, 12) == initial_share(share, 9999) == pytest.approx(0.1353, abs=1e-4)
-    blended = OptimConfig(ema_decay=None, ema_share=0.5, ema_blend=0.6)
-    assert initial_share(blended, 12) == pytest.approx(0.6 * 0.1353, abs=1e-4)
 
 
 @pytest.mark.parametrize(("steps", "warned"), [(0, False), (12, True), (1313, True), (1314, False)])

@@ -13,12 +13,11 @@ from fairway.pipeline.run import Pipeline
 
 SETTINGS = [f"model.{name}={value}" for name, value in ALL.items()]
 TRAINED = [
-    "train.documents=true", "train.windows=8@0.3 16@0.6", "train.batches=256@0.2 512@0.5",
-    "train.lengths=16@0.4", "optim.momentum_end=0.8", "optim.momentum_buffers=3",
+    "train.documents=true", "train.windows=8@0.3 16@0.6",
+    "optim.momentum_end=0.8", "optim.momentum_buffers=3",
     "optim.row_beta=0.9", "optim.newton=0.5", "optim.cautious=true", "optim.row_floor=0.5",
     "optim.radius=2",
-    "optim.grad_power=0.9", "optim.cool_power=1.2", "optim.embed_beta2=0.99", "optim.ema_blend=0.6",
-    "optim.ema_embed=false", "optim.min_lr=0.1", "train.prefix_weight=0.25",
+    "optim.grad_power=0.9", "optim.cool_power=1.2", "optim.embed_beta2=0.99", "optim.min_lr=0.1",
     "quant.lqer_rank=2", "train.rate_errors=noise", "train.rate_weight=0.1", "quant.min_numel=256",
     "data.shuffle_documents=true",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.train import steps
 from fairway.train.checkpoint import load_checkpoint
+from fairway.train.feed import Feed
 from fairway.train.loop import Training, TrainingText, train
 from fairway.train.preflight import preflight, require_packages
 from fairway.train.saved import CHECKPOINT
@@ -45,7 +46,7 @@ GOLDEN = [
 
 def text_of(folder: Path) -> TrainingText:
     source = DataFolder.open(folder)
-    return TrainingText(source.train_shards(), source.bytes_per_token, source.tokenizer.prefix_ids)
+    return TrainingText(source.train_shards(), source.bytes_per_token)
 
 
 def run(
@@ -64,7 +65,7 @@ def losses(folder: Path) -> list[float]:
 
 def weights(training: Training) -> dict[str, Tensor]:
     live = dict(training.model.named_parameters())
-    return {**live, **{f"ema.{n}": w for n, w in training.kept().items()}}
+    return {**live, **{f"ema.{n}": w for n, w in training.average.average.items()}}
 
 
 def assert_same(a: Training, b: Training) -> None:
@@ -86,16 +87,6 @@ def test_golden_losses(tiny: Callable[..., Config], data_folder: Path, tmp_path:
     run(tiny(), data_folder, tmp_path, said=said)
     assert losses(tmp_path) == pytest.approx(GOLDEN, abs=2e-3)
     assert "step 00012 100% " in said[-1] and said[-1].endswith(" 0:00 left  0.00 MB")
-
-
-def test_second_targets_teach_and_records_tell_the_loss_alone(
-    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
-) -> None:
-    training = run(tiny("train.prefix_weight=0.5"), data_folder, tmp_path)
-    found = losses(tmp_path)
-    assert found[0] == pytest.approx(GOLDEN[0], abs=1e-5)
-    assert any(abs(a - b) > 1e-3 for a, b in zip(found, GOLDEN, strict=True))
-    assert training.prefixes and training.prefixes.weight == 0.0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -185,11 +176,11 @@ def test_a_training_that_knows_its_rate_resumes_too(
 ) -> None:
     config = tiny(
         "train.rate_errors=noise", "train.rate_weight=0.2", "train.rate_share=0.5",
-        "quant.min_numel=1000", "train.prefix_weight=0.5",
+        "quant.min_numel=1000",
     )  # fmt: skip
     said: list[str] = []
     whole = run(config, data_folder, tmp_path / "whole", said=said)
-    without = run(tiny("train.prefix_weight=0.5"), data_folder, tmp_path / "without")
+    without = run(tiny(), data_folder, tmp_path / "without")
     same, other = (losses(tmp_path / name) for name in ("whole", "without"))
     # Errors are there from the middle on.
     assert same[:6] == other[:6] and same[6] != other[6]
@@ -198,6 +189,39 @@ def test_a_training_that_knows_its_rate_resumes_too(
     resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, 8)
     assert losses(tmp_path / "parts") == same
     assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("stop_at", [2, 8])
+def test_what_optimisers_remember_is_resumed(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+) -> None:
+    config = tiny(
+        "optim.momentum_end=0.5", "optim.row_beta=0.9", "optim.cautious=true", "optim.row_floor=1",
+        "optim.grad_power=0.9", "optim.momentum_buffers=3", "train.windows=8@0.3",
+    )  # fmt: skip
+    whole = run(config, data_folder, tmp_path / "whole")
+    resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, stop_at)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_goes_on_where_it_was(rank: int, data_folder: Path) -> None:
+    """Rank 0 by its loader's state, others by drawing again."""
+    shards, cpu = text_of(data_folder).shards, torch.device("cpu")
+    first, second = (Feed(shards, 64, 3, Ranks(rank, 2), cpu, (7, False)) for _ in range(2))
+    try:
+        for _ in range(4):
+            first.next_batch()
+        second.go_on(first.state(), 12)
+        for _ in range(2):
+            assert torch.equal(first.next_batch()[0], second.next_batch()[0])
+    finally:
+        first.close(), second.close()
 
 
 def test_replay_follows_a_wall_clock_run(
@@ -334,7 +358,7 @@ CHANGES = [
     "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=20",
     "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1", "optim.cool_power=3",
     "optim.momentum_end=0.1", "optim.row_beta=0.9", "optim.row_floor=5",
-    "train.prefix_weight=0.5", "data.shuffle_documents=true", "model.reads=1",
+    "data.shuffle_documents=true", "model.reads=1",
 ]  # fmt: skip
 
 
@@ -356,8 +380,6 @@ def test_every_training_setting_has_an_effect(
     [
         ["optim.ema_share=0.5"],
         ["optim.ema_share=none", "optim.ema_decay=0.5"],
-        ["optim.ema_blend=0.6"],
-        ["optim.ema_embed=false"],
     ],
 )
 def test_average_settings_have_an_effect(
@@ -366,14 +388,10 @@ def test_average_settings_have_an_effect(
     fast = ("train.warmup_steps=0", "train.steps=3")
     trained = run(tiny(*fast), data_folder, tmp_path / "base")
     base, other = (
-        trained.kept(),
-        run(tiny(*fast, *change), data_folder, tmp_path / "changed").kept(),
+        trained.average.average,
+        run(tiny(*fast, *change), data_folder, tmp_path / "changed").average.average,
     )
     assert not torch.equal(base["tok_emb.weight"], other["tok_emb.weight"])
-    if change[0].startswith("optim.ema_e"):
-        live = trained.model.tok_emb.weight.detach().float()
-        assert torch.equal(other.pop("tok_emb.weight"), live)
-        assert all(torch.equal(base[name], value) for name, value in other.items())
 
 
 def test_checkpoints_are_written_on_the_way(

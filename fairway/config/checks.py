@@ -126,18 +126,10 @@ def knows_rate(train: TrainConfig) -> bool:
     return train.rate_errors != "off" or train.rate_weight > 0
 
 
-# Settings of numbers of tokens that hold up to shares of the run, and an example of each.
-_SCHEDULES = {
-    "windows": "256@0.3 512@0.6",
-    "batches": "49152@0.3 98304@0.6",
-    "lengths": "1024@0.45",
-}
-
-
-def schedule(train: TrainConfig, name: str) -> list[tuple[int, float]]:
-    """Return (tokens, share of the run at which this ends) of a setting of `train`, in order."""
+def windows(train: TrainConfig) -> list[tuple[int, float]]:
+    """Return (tokens, share of the run at which this ends) of `train.windows`, in order."""
     found: list[tuple[int, float]] = []
-    words = getattr(train, name).split()
+    words = train.windows.split()
     for word in words:
         size, _, end = word.partition("@")
         share = float(end) if end.replace(".", "", 1).isdigit() else 0.0
@@ -146,16 +138,15 @@ def schedule(train: TrainConfig, name: str) -> list[tuple[int, float]]:
         found.append((int(size), share))
     if len(found) < len(words):
         raise UserError(
-            f"train.{name} is '{getattr(train, name)}'; write numbers of tokens with the growing "
-            f"shares of the run at which they end, such as '{_SCHEDULES[name]}'"
+            f"train.windows is '{train.windows}'; write numbers of tokens with the growing shares "
+            "of the run at which they end, such as '256@0.3 512@0.6'"
         )
     return found
 
 
 def _check_training(config: Config) -> None:
     train, optim = config.train, config.optim
-    for name in _SCHEDULES:
-        schedule(train, name)
+    windows(train)
     if (optim.ema_decay is None) == (optim.ema_share is None):
         raise UserError(
             "set exactly one of optim.ema_decay and optim.ema_share; the other must be none"
@@ -180,18 +171,6 @@ def _check_training(config: Config) -> None:
         number, unit = getattr(train, name), getattr(train, of)
         if number % unit:
             raise UserError(f"train.{name} {number} is not a multiple of train.{of} {unit}")
-    for tokens, _ in schedule(train, "batches"):
-        if tokens % train.seq_len:
-            raise UserError(
-                f"train.batches has {tokens}, which is not a multiple of train.seq_len "
-                f"{train.seq_len}"
-            )
-    for tokens, _ in schedule(train, "lengths"):
-        if tokens < 2 or train.seq_len % tokens:
-            raise UserError(
-                f"train.lengths has {tokens}; it must be at least 2 and divide train.seq_len "
-                f"{train.seq_len}"
-            )
 
 
 def _check_needed(config: Config) -> None:

@@ -241,10 +241,6 @@ class OptimConfig:
     ema_share: float | None = opt(
         None, "Length of the EMA as a share of the run; it needs ema_decay=none.", lo=1e-6, hi=1.0
     )
-    ema_blend: float = opt(
-        1.0, "Share of the EMA in the final weights; the last step has the rest.", lo=0.0, hi=1.0
-    )
-    ema_embed: bool = opt(True, "Average the embedding, too; otherwise it keeps its last weights.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,22 +270,6 @@ class TrainConfig:
         "Attention window during parts of a run: '256@0.3 512@0.6' is 256 tokens until 30 % of it"
         " and 512 until 60 %. Afterwards, and if empty, model.window applies.",
     )
-    batches: str = opt(
-        "",
-        "Tokens per optimiser step during parts of a run: '49152@0.3' is 49,152 until 30 % of it,"
-        " then batch_tokens. Learning rates scale with the square root of the batch.",
-    )
-    lengths: str = opt(
-        "",
-        "Length of training sequences during parts of a run: '1024@0.45' is 1,024 tokens until"
-        " 45 % of it, then seq_len.",
-    )
-    prefix_weight: float = opt(
-        0.0,
-        "Weight of a second training target: the longest token that is a prefix of the next token."
-        " The weight is constant in the first third of a run and falls to 0 in the second.",
-        lo=0.0, hi=10.0,
-    )  # fmt: skip
     rate_bits: float = opt(
         3.0,
         "Bits per weight, after packing, that train.rate_errors and train.rate_weight assume.",

@@ -145,31 +145,22 @@ class ShuffledLoader:
 class Prefetcher:
     """Batches on the device, gathered ahead of it by one thread; close it when done.
 
-    At most `depth` batches of the loader wait. What the thread meets is raised where a batch is
-    asked for.
+    Two batches wait at most. What the thread meets is raised where a batch is asked for.
     The loader belongs to the thread from here on: `state` is that of the batch last handed out.
     """
 
-    def __init__(self, loader: ShuffledLoader, device: torch.device, depth: int = 2) -> None:
+    def __init__(self, loader: ShuffledLoader, device: torch.device) -> None:
         self._loader, self._device = loader, device
         self._state = loader.state()
         self._ready: queue.SimpleQueue[tuple[Tensor, dict[str, Any]] | Exception]
         self._ready = queue.SimpleQueue()
-        self._room = threading.Semaphore(depth)
+        self._room = threading.Semaphore(2)
         self._closed = False
         self._thread = threading.Thread(target=self._gather, name="batches", daemon=True)
         self._thread.start()
 
-    def next_batch(self, parts: int = 1) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets, both int64 [B, T], without waiting for the device.
-
-        B are the rows of so many batches of the loader.
-        """
-        pieces = [self._next_windows() for _ in range(parts)]
-        windows_BS = pieces[0] if parts == 1 else torch.cat(pieces)
-        return windows_BS[:, :-1].long(), windows_BS[:, 1:].long()
-
-    def _next_windows(self) -> Tensor:
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets, both int64 [B, T], without waiting for the device."""
         item = self._ready.get()
         if isinstance(item, Exception):
             self._ready.put(item)
@@ -177,7 +168,8 @@ class Prefetcher:
         windows_BS, self._state = item
         self._room.release()
         # Half the bytes travel; ids become int64 on the device.
-        return windows_BS.to(self._device, non_blocking=True)
+        windows_BS = windows_BS.to(self._device, non_blocking=True)
+        return windows_BS[:, :-1].long(), windows_BS[:, 1:].long()
 
     def state(self) -> dict[str, Any]:
         """Return the loader's state after the batch last handed out."""

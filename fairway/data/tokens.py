@@ -147,21 +147,6 @@ class Tokenizer:
             found[token] = bytes([value])
         return found
 
-    @cached_property
-    def prefix_ids(self) -> npt.NDArray[np.int64]:
-        """By token id the longest other piece that the piece begins with, or -1, int64[V].
-
-        Pieces of text alone: control tokens and single bytes begin none, and begin with none.
-        """
-        no_text = self.table.boundary | (np.array(self._model.types) == BYTE)
-        pieces = enumerate(self._model.pieces)
-        ids = {piece: token for token, piece in pieces if not no_text[token]}
-        found = np.full(self.vocab_size, -1, np.int64)
-        for piece, token in ids.items():
-            shorter = (ids.get(piece[:end], -1) for end in range(len(piece) - 1, 0, -1))
-            found[token] = next((other for other in shorter if other >= 0), -1)
-        return found
-
     def mark(self, data: bytes) -> bytes:
         """Return the bytes that pieces are made of, from a text's."""
         return marked(data) if self.case_ops else data

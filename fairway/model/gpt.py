@@ -27,7 +27,7 @@ from fairway.model import attention, kinds
 from fairway.model.block import Attached, Block, Linear, Reading, Visit, Walk
 from fairway.model.kinds import Kind, kind_in, matrix, scalar
 from fairway.model.operations import PLAIN, Join, Rope
-from fairway.model.ops import Second, by_sign, softcapped, softcapped_apart
+from fairway.model.ops import by_sign, softcapped, softcapped_apart
 from fairway.model.seen import documents_of
 
 # The deviation of initial embeddings, as in #1493.
@@ -304,16 +304,13 @@ class GPT(nn.Module):
         weight: Tensor = (self.tok_emb if self.config.tie_embeddings else self.head).weight
         return weight
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor, second: Second | None = None) -> Tensor:
-        """Return the mean cross-entropy in nats per token, a float32 scalar.
-
-        Second targets of the flattened batch add to its gradient, not to its value.
-        """
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Return the mean cross-entropy in nats per token, a float32 scalar."""
         assert self.attached is None, "a model with adapters of its own does not train"
         h_NE = self.to_head(self.hidden(ids_BT)).flatten(0, 1)
         skew_2 = self.cap_skew if self.config.softcap_skew else None
         return self.operations.loss(
-            h_NE, self.head_table(), targets_BT.flatten(), self.config.softcap, skew_2, second
+            h_NE, self.head_table(), targets_BT.flatten(), self.config.softcap, skew_2
         )
 
     def rope_for(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -366,9 +366,8 @@ def _most(z: Any) -> Any:
 
 @compiled_sums
 def _loss(
-    logits: Any, targets: Any, seconds: Any, weights: Any, cap: Any, share: Any, loss: Any,
-    grad: Any, first: Any, end: Any,
-) -> None:  # fmt: skip
+    logits: Any, targets: Any, cap: Any, share: Any, loss: Any, grad: Any, first: Any, end: Any
+) -> None:
     width = logits.shape[1]
     z, p = np.empty(width, np.float32), np.empty(width, np.float32)
     cap, share = f32(cap), f32(share)
@@ -389,8 +388,7 @@ def _loss(
             total += p[j]
         target = targets[n]
         loss[n] = np.log(np.float64(total)) + np.float64(most) - np.float64(z[target])
-        weight = weights[n]
-        factor = f32(share * (ONE + weight) / total)
+        factor = f32(share / total)
         # The slope of the cap, 1 - (z / cap)^2.
         rate = f32(ONE / cap) if cap > 0 else f32(0)
         for j in range(width):
@@ -398,37 +396,21 @@ def _loss(
             put(out, j, p[j] * factor * (ONE - part * part))
         part = f32(z[target] * rate)
         put(out, target, (p[target] * factor - share) * (ONE - part * part))
-        if weight > 0:
-            second = seconds[n]
-            part = f32(z[second] * rate)
-            put(out, second, (p[second] * factor - share * weight) * (ONE - part * part))
 
 
-def mean_loss(
-    logits_NV: Tensor, targets_N: Tensor, cap: float, second: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
+def mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """Return the mean cross-entropy in nats of capped logits, float32, and its gradient [N, V].
 
-    `second` targets with their weights add to the gradient. Raises IndexError for a target that is
-    no column.
+    Raises IndexError for a target that is no column.
     """
-    count, columns = logits_NV.shape
-    seconds_N, weights_N = (targets_N, torch.zeros(1)) if second is None else second
+    low, high = (int(bound) for bound in targets_N.aminmax())
+    if low < 0 or high >= logits_NV.shape[1]:
+        raise IndexError(f"targets {low} to {high} for {logits_NV.shape[1]} columns of logits")
     grad_NV = torch.empty(logits_NV.shape, dtype=logits_NV.dtype)
+    count = len(logits_NV)
     loss_N = np.empty(count, np.float64)
-    arguments = (
-        *(_rows(logits_NV), _columns(targets_N, count, columns)),
-        *(_columns(seconds_N, count, columns), weights_N.expand(count).contiguous().numpy()),
-        *(float(cap), 1.0 / count, loss_N, _rows(grad_NV)),
-    )
+    targets = targets_N.expand(len(logits_NV)).contiguous().numpy()
+    arguments = (_rows(logits_NV), targets, float(cap), 1.0 / count, loss_N, _rows(grad_NV))
     each(count, logits_NV, _loss, *arguments)
     # By one thread, in one order.
     return torch.tensor(loss_N.sum() / count, dtype=torch.float32), grad_NV
-
-
-def _columns(targets_N: Tensor, count: int, columns: int) -> Any:
-    """Return the targets of so many rows as an array; IndexError for one that is no column."""
-    low, high = (int(bound) for bound in targets_N.aminmax())
-    if low < 0 or high >= columns:
-        raise IndexError(f"targets {low} to {high} for {columns} columns of logits")
-    return targets_N.expand(count).contiguous().numpy()

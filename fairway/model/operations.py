@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from fairway.model.attention import Attention
 from fairway.model.ops import (
-    Second,
     added,
     entered,
     leaky_square,
@@ -30,7 +29,6 @@ from fairway.model.ops import (
     norm,
     position,
     softcapped_apart,
-    with_second,
     without_self,
 )
 
@@ -186,23 +184,13 @@ class Operations:
         return self.add(u_BTD, leaky_square(up(g_BTD), leak), down, scale_D, extra)
 
     def loss(
-        self,
-        h_ND: Tensor,
-        head: Tensor,
-        targets_N: Tensor,
-        cap: float,
-        skew_2: Tensor | None,
-        second: Second | None,
+        self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor | None
     ) -> Tensor:
-        """Return the mean cross-entropy in nats of final states, a float32 scalar.
-
-        Second targets add to its gradient, not to its value.
-        """
+        """Return the mean cross-entropy in nats of final states, a float32 scalar."""
         logits_NV = F.linear(h_ND, head.to(h_ND.dtype))
         if skew_2 is None:
-            return mean_loss(logits_NV, targets_N, cap, second)
-        capped_NV = softcapped_apart(logits_NV, cap, skew_2)
-        return with_second(F.cross_entropy(capped_NV, targets_N), capped_NV, second)
+            return mean_loss(logits_NV, targets_N, cap)
+        return F.cross_entropy(softcapped_apart(logits_NV, cap, skew_2), targets_N)
 
 
 PLAIN = Operations()

@@ -11,7 +11,7 @@ Shapes: B batch, T time, H query heads, G key/value heads, P = H / G, K head wid
 N rows of a flattened batch, V vocabulary; [...] anything.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -334,89 +334,52 @@ def by_sign(x: Tensor, values_2: Tensor) -> Tensor:
     return torch.where(x >= 0, values_2[0], values_2[1])
 
 
-class Second(NamedTuple):
-    """Second targets [N] and what each weighs, [N] in float32.
-
-    A loss keeps the value that it has without them; its gradient is that of itself plus the mean of
-    their weighted costs. Where a weight is not 0, the second target is another one than the first.
-    """
-
-    targets_N: Tensor
-    weights_N: Tensor
-
-
-def with_second(loss: Tensor, capped_NV: Tensor, second: Second | None) -> Tensor:
-    """Return a mean loss with the gradient that second targets add, as a plain formula."""
-    if second is None:
-        return loss
-    costs_N = F.cross_entropy(capped_NV, second.targets_N, reduction="none")
-    more = (second.weights_N * costs_N).mean()
-    return loss + (more - more.detach())
-
-
-def mean_loss_plain(
-    logits_NV: Tensor, targets_N: Tensor, cap: float, second: Second | None = None
-) -> Tensor:
+def mean_loss_plain(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
     """Return the mean cross-entropy in nats of capped logits, a float32 scalar."""
     wide = logits_NV.float()
-    capped_NV = cap * torch.tanh(wide / cap) if cap else wide
-    return with_second(F.cross_entropy(capped_NV, targets_N), capped_NV, second)
+    return F.cross_entropy(cap * torch.tanh(wide / cap) if cap else wide, targets_N)
 
 
 class _MeanLoss(_Function):
     # The gradient is formed on the way forward, a few rows at a time: no float32 table of the
     # whole batch ever exists, and the way back is at most one multiplication in place.
     @staticmethod
-    def forward(
-        ctx: Any, logits_NV: Tensor, targets_N: Tensor, cap: float, second: Second | None
-    ) -> Tensor:
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
         if fit(logits_NV):
-            loss, grad_NV = loops.mean_loss(logits_NV, targets_N, cap, second)
+            loss, grad_NV = loops.mean_loss(logits_NV, targets_N, cap)
         else:
-            loss, grad_NV = _mean_loss(logits_NV, targets_N, cap, second)
+            loss, grad_NV = _mean_loss(logits_NV, targets_N, cap)
         ctx.save_for_backward(grad_NV)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (grad_NV,) = ctx.saved_tensors
         # On a CPU, where asking costs nothing, the pass over memory that changes nothing is saved.
         if not grad.is_cuda and grad == 1.0:
-            return grad_NV, None, None, None
-        return grad_NV.mul_(grad.to(grad_NV.dtype)), None, None, None
+            return grad_NV, None, None
+        return grad_NV.mul_(grad.to(grad_NV.dtype)), None, None
 
 
-def _mean_loss(
-    logits_NV: Tensor, targets_N: Tensor, cap: float, second: Second | None
-) -> tuple[Tensor, Tensor]:
+def _mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """Return the mean loss and its gradient, a few rows at a time."""
     grad_NV = torch.empty_like(logits_NV)
     total = torch.zeros((), dtype=widest(logits_NV), device=logits_NV.device)
     count = len(targets_N)
     for first in range(0, count, LOSS_ROWS):
         rows = slice(first, first + LOSS_ROWS)
-        part = None if second is None else Second(*(values[rows] for values in second))
-        total += _loss_rows(logits_NV[rows], targets_N[rows], cap, count, grad_NV[rows], part)
+        total += _loss_rows(logits_NV[rows], targets_N[rows], cap, count, grad_NV[rows])
     return (total / count).float(), grad_NV
 
 
 def _loss_rows(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    cap: float,
-    count: int,
-    grad_NV: Tensor,
-    second: Second | None,
+    logits_NV: Tensor, targets_N: Tensor, cap: float, count: int, grad_NV: Tensor
 ) -> Tensor:
     """Write the gradient of some rows' share of a mean over `count`; return their summed loss."""
     z_NV = softcapped(logits_NV, cap)
     soft_NV = z_NV.softmax(1)
     chosen_N1 = targets_N[:, None]
     loss = (z_NV.logsumexp(1, keepdim=True) - z_NV.gather(1, chosen_N1)).to(widest(z_NV)).sum()
-    if second is not None:
-        weights_N1 = second.weights_N[:, None]
-        soft_NV.mul_(1.0 + weights_N1)
-        soft_NV.scatter_add_(1, second.targets_N[:, None], -weights_N1)
     soft_NV.scatter_add_(1, chosen_N1, soft_NV.new_full(chosen_N1.shape, -1.0))
     if cap:
         # The slope of the cap, 1 - (z / cap)^2.
@@ -425,8 +388,6 @@ def _loss_rows(
     return loss
 
 
-def mean_loss(
-    logits_NV: Tensor, targets_N: Tensor, cap: float, second: Second | None = None
-) -> Tensor:
+def mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
     """Return what `mean_loss_plain` returns, without its float32 tables."""
-    return _MeanLoss.run(logits_NV, targets_N, cap, second)
+    return _MeanLoss.run(logits_NV, targets_N, cap)

@@ -19,9 +19,9 @@ _LONGEST_SHARE = 0.063
 def initial_share(optim: OptimConfig, steps: int) -> float:
     """Return the share of the initial weights in what is kept after so many steps."""
     if optim.ema_decay is not None:
-        return float(optim.ema_decay**steps) * optim.ema_blend
+        return float(optim.ema_decay**steps)
     assert optim.ema_share is not None
-    return math.exp(-1.0 / optim.ema_share) * optim.ema_blend
+    return math.exp(-1.0 / optim.ema_share)
 
 
 def known_steps(train: TrainConfig) -> int:

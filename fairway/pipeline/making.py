@@ -43,12 +43,10 @@ def train_model(run: Run) -> dict[str, Any]:
     tell_of_shards(config, source, run.say)
     preflight(config, shards, run.folder, num_parameters(config.model), run.plan)
     check_host_memory(config, shards, run.validation, run.plan, run.say)
-    prefix_ids = source.tokenizer.prefix_ids if config.train.prefix_weight else None
-    text = TrainingText(shards, source.bytes_per_token, prefix_ids)
     run.begin()
     try:
         training = train(
-            *(config, run.plan, run.ranks, text),
+            *(config, run.plan, run.ranks, TrainingText(shards, source.bytes_per_token)),
             *(run.folder, lambda model: estimated_total(model, config, run.code_bytes)),
             *(run.say, run.resume),
             begun=None if found is None else (found.state, found.facts["digest"]),
@@ -67,7 +65,7 @@ def train_model(run: Run) -> dict[str, Any]:
 def _written(run: Run, training: Training, known: int) -> dict[str, Any]:
     """Write the weights; return what the training came to."""
     tensors = {f"raw.{n}": w.detach() for n, w in training.model.named_parameters()}
-    tensors |= {f"ema.{n}": w for n, w in training.kept().items()}
+    tensors |= {f"ema.{n}": w for n, w in training.average.average.items()}
     facts = {"looping": training.model.looping}
     save_checkpoint(run.file(WEIGHTS), tensors, facts)
     steps = read_steps(run.file(STEPS))

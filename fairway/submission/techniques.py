@@ -26,11 +26,6 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         lambda c: any(layer_windows(c.model)) or bool(c.train.windows),
     ),
     (
-        "second targets: what a token begins with",
-        "modded-nanogpt #337",
-        lambda c: c.train.prefix_weight > 0,
-    ),
-    (
         "errors of codes in training",
         "Defossez et al. 2021, arXiv 2104.09987; Bengio et al. 2013, arXiv 1308.3432",
         lambda c: c.train.rate_errors != "off",
@@ -83,13 +78,6 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "rates by a power of the time left",
         "modded-nanogpt track 3, PowerCool",
         lambda c: c.optim.cool_power != 1.0,
-    ),
-    ("batches that grow", "modded-nanogpt", lambda c: bool(c.train.batches)),
-    ("short sequences first", "modded-nanogpt; #2014", lambda c: bool(c.train.lengths)),
-    (
-        "average blended with the last weights",
-        "modded-nanogpt track 3, #347",
-        lambda c: c.optim.ema_blend < 1.0 or not c.optim.ema_embed,
     ),
     ("moving average of the weights", "#1421, #1445", lambda c: True),
     (

@@ -14,8 +14,6 @@ class Flight:
     """A step that was launched: what the host knows of it, and where its figures will arrive."""
 
     step: int
-    batch: int
-    tokens: int
     now: float
     after: float
     lr: float

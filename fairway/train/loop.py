@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,31 +26,23 @@ from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
-from fairway.config.checks import knows_rate, schedule
+from fairway.config.checks import knows_rate, windows
 from fairway.config.settings import Config, order_seed
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan, own_device
 from fairway.machine.ranks import Ranks, seed_everything
 from fairway.model.gpt import GPT, build
-from fairway.model.kinds import by_group
 from fairway.model.paths import place, prepare
 from fairway.train.checkpoint import save_checkpoint
 from fairway.train.clock import Clock
 from fairway.train.feed import Feed
 from fairway.train.flight import Flight, event_on
 from fairway.train.inputs import INPUTS_EVERY, INPUTS_TOKENS, Collect, look, no_inputs
-from fairway.train.micro import counts_of, micro_batch
+from fairway.train.micro import micro_batch
 from fairway.train.muon import Optimisers
-from fairway.train.prefixes import Prefixes
 from fairway.train.rates import Rates
 from fairway.train.saved import CHECKPOINT, Begun, key_of_training, reading, saved
-from fairway.train.schedule import (
-    WeightAverage,
-    average_decay,
-    due,
-    lr_multiplier,
-    prefix_weight,
-)
+from fairway.train.schedule import WeightAverage, average_decay, due, lr_multiplier
 from fairway.train.steps import (
     STEPS,
     Say,
@@ -70,8 +60,6 @@ class TrainingText:
 
     shards: list[Tokens]
     bytes_per_token: float
-    # By token id the longest token that it begins with, or -1; asked for by train.prefix_weight.
-    prefix_ids: npt.NDArray[np.int64] | None = None
 
 
 class Training:
@@ -94,14 +82,13 @@ class Training:
         self.folder, self.say, self.begun = folder, say, begun
         self.device = own_device(plan, ranks)
         # Before anything is there: the plan counts all that will be.
-        _, rows = micro_batch(config, plan, ranks, free_bytes(self.device))
+        self.per_rank, rows = micro_batch(config, plan, ranks, free_bytes(self.device))
         self.model = build(config.model, config.seed)
         if begun is not None:
             self.model.load_state_dict(begun[0])
         place(self.model, self.device)
         self.model.separate = config.train.documents
         prepare(self.model, DTYPES[plan.dtype], plan.attention, plan.kernels)
-        self.prefixes = Prefixes.of(config.train, text.prefix_ids, self.device)
         self.optimisers = Optimisers(self.model, config.optim, ranks)
         banks = self.optimisers.muon.banks
         self.rates = Rates(config, banks, self.device) if knows_rate(config.train) else None
@@ -112,36 +99,29 @@ class Training:
         self.step = 0
         self.flight: Flight | None = None
         self.ended_s = 0.0
-        counts, seq_len = counts_of(config, ranks.world), train.seq_len
         order = (order_seed(config), config.data.shuffle_documents)
-        self.feed = Feed(text.shards, seq_len, counts, rows, ranks, self.device, order)
-        # Tokens of all steps so far, on all ranks.
-        self.tokens = 0
+        self.feed = Feed(text.shards, train.seq_len, rows, ranks, self.device, order)
         self._enter(0.0)
 
     @property
     def rows(self) -> int:
         """Return how many sequences go through the model at once."""
-        return self.feed.at_once(self.batch // self.config.train.seq_len // self.ranks.world)
+        return self.feed.rows
 
     @property
     def micro_steps(self) -> int:
         """Return how many forward passes make one optimiser step on this rank."""
-        return self.batch // self.config.train.seq_len // self.ranks.world // self.rows
+        return self.per_rank // self.rows
 
     def close(self) -> None:
         """End the thread that gathers batches."""
         self.feed.close()
 
     def _enter(self, now: float) -> None:
-        """Set what changes on the way: recurrence, windows, tokens of a step and of a sequence."""
+        """Set what changes on the way: recurrence and windows."""
         config, train = self.config, self.config.train
         self.model.set_looping(bool(config.model.loop_extra) and now >= train.loop_from)
-        self.model.set_window(due(now, schedule(train, "windows"), 0))
-        self.batch = due(now, schedule(train, "batches"), train.batch_tokens)
-        self.length = due(now, schedule(train, "lengths"), train.seq_len)
-        if self.prefixes:
-            self.prefixes.weight = prefix_weight(now, train)
+        self.model.set_window(due(now, windows(train), 0))
 
     # -----------------------------------------------------------------------------------------
     # A step
@@ -154,10 +134,8 @@ class Training:
         """
         share = torch.zeros((), device=self.device)
         for left in reversed(range(self.micro_steps)):
-            given: tuple[Any, ...] = self.feed.next_batch(self.rows, self.length)
-            self.seen_BT = given[0][: max(1, INPUTS_TOKENS // self.length)]
-            if self.prefixes:
-                given = *given, self.prefixes.second(given[1])
+            given = self.feed.next_batch()
+            self.seen_BT = given[0][: max(1, INPUTS_TOKENS // self.config.train.seq_len)]
             loss = self.model(*given) / (self.micro_steps * self.ranks.world)
             if send and not left:
                 self.optimisers.expect_gradients()
@@ -208,10 +186,8 @@ class Training:
 
     def _changes(self) -> list[float]:
         """Return the progress at which a run begins, and at which code of another form is due."""
-        train = self.config.train
-        names = ("windows", "batches", "lengths")
-        ends = {end for name in names for _, end in schedule(train, name)}
-        ends |= {train.loop_from} if self.config.model.loop_extra else set()
+        ends = {end for _, end in windows(self.config.train)}
+        ends |= {self.config.train.loop_from} if self.config.model.loop_extra else set()
         return sorted({0.0} | {end for end in ends if end < 1.0})
 
     def _fits_memory(self) -> bool:
@@ -232,12 +208,11 @@ class Training:
                 f"one sequence of {self.config.train.seq_len} tokens per micro-step needs more "
                 "memory than the device has; lower train.seq_len or the size of the model"
             )
-        count = self.rows * self.micro_steps
-        fewer = max(n for n in range(1, self.rows // 2 + 1) if count % n == 0)
+        fewer = max(n for n in range(1, self.rows // 2 + 1) if self.per_rank % n == 0)
         if self.ranks.first:
             self.say(
                 f"out of memory with {self.rows} sequences per micro-step: continuing with {fewer} "
-                f"and {count // fewer} micro-steps instead of {self.micro_steps}"
+                f"and {self.per_rank // fewer} micro-steps instead of {self.micro_steps}"
             )
         self.feed.use(fewer)
 
@@ -295,9 +270,7 @@ class Training:
         stop, whether a checkpoint is due.
         """
         self._enter(now)
-        # The noise of a gradient falls with the root of the tokens: a rate may grow with it.
-        full = self.config.train.batch_tokens
-        multiplier = lr_multiplier(now, self.config.optim) * (self.batch / full) ** 0.5
+        multiplier = lr_multiplier(now, self.config.optim)
         loss, grad_norm = self._advance(multiplier, self.step, now)
         # Copied behind the step's own work: asked for later, the copy would wait for the next step.
         figures_2 = torch.stack((loss, grad_norm)).to(
@@ -307,11 +280,8 @@ class Training:
         after = self.clock.progress(self.step + 1)
         decided = self.ranks.broadcast_all((after, stop.is_set(), due))
         self.average.update(average_decay(decided[0] - now, self.config.optim))
-        self.tokens += self.batch
         self.flight = Flight(
             step=self.step,
-            batch=self.batch,
-            tokens=self.tokens,
             now=now,
             after=decided[0],
             lr=multiplier,
@@ -337,6 +307,7 @@ class Training:
                     f"run, learning rates x {flight.lr:.3g}); lower optim.matrix_lr or "
                     "optim.embed_lr, or raise the batch; the last checkpoint is kept"
                 )
+        batch = self.config.train.batch_tokens
         self.clock.step_s = seconds - self.ended_s
         record = StepRecord(
             step=flight.step,
@@ -345,19 +316,13 @@ class Training:
             seconds=seconds,
             loss=loss,
             lr=flight.lr,
-            tokens=flight.tokens,
-            tokens_per_s=flight.batch / max(self.clock.step_s, 1e-9),
+            tokens=(flight.step + 1) * batch,
+            tokens_per_s=batch / max(self.clock.step_s, 1e-9),
             grad_norm=grad_norm,
             looping=flight.looping,
         )
         self.ended_s = seconds
         log.write(record)
-
-    def kept(self) -> dict[str, Tensor]:
-        """Return the weights that a run keeps: their average, blended with the last ones."""
-        optim = self.config.optim
-        embed = by_group(self.model.declares, self.average.average)["embed"]
-        return self.average.kept(optim.ema_blend, () if optim.ema_embed else embed)
 
     # -----------------------------------------------------------------------------------------
     # Checkpoints
@@ -380,7 +345,6 @@ class Training:
             "looping": self.model.looping,
             "loader": self.feed.state(),
             "rows": self.feed.rows,
-            "tokens": self.tokens,
             "plan": self.plan.as_dict(),
             "config": key_of_training(self.config, self.begun),
             "world": self.ranks.world,
@@ -414,10 +378,8 @@ class Training:
         if facts["plan"] != self.plan.as_dict():
             self.say(f"resuming on another machine plan: {self.plan.describe()}; not bit for bit")
         self.step, self.clock.elapsed_s = facts["step"], facts["elapsed_s"]
-        self.tokens = facts["tokens"]
         self.model.set_looping(facts["looping"])
-        drawn = self.tokens // self.config.train.seq_len // self.ranks.world
-        self.feed.go_on(facts["loader"], drawn)
+        self.feed.go_on(facts["loader"], self.step * self.per_rank)
         if self.ranks.first:
             cut_steps(self.folder / STEPS, self.step, facts["steps_digest"])
 

@@ -5,7 +5,6 @@ are, up to rounding.
 """
 
 from fairway.base.errors import UserError
-from fairway.config.checks import schedule
 from fairway.config.settings import Config
 from fairway.machine.plan import Plan
 from fairway.machine.ranks import Ranks
@@ -42,27 +41,16 @@ def micro_batch(config: Config, plan: Plan, ranks: Ranks, free_bytes: float) -> 
     return per_rank, next(rows for rows in counts if not ranks.any(rows > fit))
 
 
-def counts_of(config: Config, world: int) -> list[int]:
-    """Return the sequences of one rank per optimiser step in all stages of a run; the last last."""
-    stages = [("batches", tokens) for tokens, _ in schedule(config.train, "batches")]
-    stages.append(("batch_tokens", config.train.batch_tokens))
-    return [_divided(name, tokens, config.train.seq_len, world) for name, tokens in stages]
-
-
-def _divided(name: str, tokens: int, seq_len: int, world: int) -> int:
-    per_rank, rest = divmod(tokens // seq_len, world)
-    if rest or per_rank == 0:
-        raise UserError(
-            f"train.{name} {tokens} is {tokens // seq_len} sequences, which {world} processes "
-            "cannot share evenly"
-        )
-    return per_rank
-
-
 def _share(config: Config, world: int) -> int:
     """Return the sequences of one rank per optimiser step, a multiple of a micro-step's."""
     train = config.train
-    per_rank = counts_of(config, world)[-1]
+    sequences = train.batch_tokens // train.seq_len
+    per_rank, rest = divmod(sequences, world)
+    if rest or per_rank == 0:
+        raise UserError(
+            f"train.batch_tokens {train.batch_tokens} is {sequences} sequences, which {world} "
+            "processes cannot share evenly"
+        )
     rows = _wanted(config, per_rank)
     if per_rank % rows:
         raise UserError(

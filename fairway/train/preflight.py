@@ -9,7 +9,6 @@ import torch
 from fairway.base import units
 from fairway.base.errors import UserError
 from fairway.base.room import Room, host_room
-from fairway.config.checks import schedule
 from fairway.config.settings import Config
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
@@ -39,8 +38,7 @@ def preflight(
 
 
 def _check_data(config: Config, shards: list[Tokens]) -> None:
-    batches = [tokens for tokens, _ in schedule(config.train, "batches")]
-    rows = max(config.train.batch_tokens, *batches, 0) // config.train.seq_len
+    rows = config.train.batch_tokens // config.train.seq_len
     windows = sum(max(0, len(s) - 1) // config.train.seq_len for s in shards)
     if windows < rows:
         raise UserError(

@@ -1,12 +1,12 @@
 """Learning rate, momentum and weight average as functions of progress and step (#1493)."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from fairway.config.settings import OptimConfig, TrainConfig
+from fairway.config.settings import OptimConfig
 
 
 def lr_multiplier(progress: float, config: OptimConfig) -> float:
@@ -40,12 +40,6 @@ def due(progress: float, stages: Iterable[tuple[int, float]], otherwise: int) ->
     return next((number for number, end in stages if progress < end), otherwise)
 
 
-def prefix_weight(progress: float, config: TrainConfig) -> float:
-    """Return the weight of second targets: whole for a third of the run, falling to 0 over the
-    second third (modded-nanogpt #337)."""
-    return config.prefix_weight * min(1.0, max(0.0, 2.0 - 3.0 * progress))
-
-
 def average_decay(advance: float, config: OptimConfig) -> float:
     """Return the weight average's decay for a step that advances the run by `advance`.
 
@@ -70,17 +64,3 @@ class WeightAverage:
         """Move the average towards the live weights: e = decay * e + (1 - decay) * p."""
         live = [value.float() for value in self.live.values()]
         torch._foreach_lerp_(list(self.average.values()), live, 1.0 - decay)
-
-    @torch.no_grad()
-    def kept(self, share: float, last: Collection[str] = ()) -> dict[str, Tensor]:
-        """Return that share of the average plus the rest of the live weights, in float32.
-
-        Of the names in `last` the live weights alone.
-        """
-        found = {}
-        for name, average in self.average.items():
-            live = self.live[name].detach().float()
-            part = 0.0 if name in last else share
-            # At the ends it is the average, or the weights, to the bit.
-            found[name] = average if part == 1.0 else live.lerp(average, part)
-        return found

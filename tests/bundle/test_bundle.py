@@ -65,9 +65,9 @@ def test_it_trains_by_the_techniques_of_its_settings(
     tiny: Tiny, data_folder: Path, tmp_path: Path
 ) -> None:
     config = tiny(
-        "train.batches=512@0.5", "train.lengths=16@0.4", "optim.momentum_end=0.8",
+        "optim.momentum_end=0.8",
         "optim.momentum_buffers=3", "optim.row_beta=0.9", "optim.newton=0.5", "optim.cautious=true",
-        "optim.row_floor=0.5", "optim.grad_power=0.9", "optim.ema_blend=0.6", "prove.bytes=0",
+        "optim.row_floor=0.5", "optim.grad_power=0.9", "prove.bytes=0",
         "audit.budget_s=0", "ttt.method=off",
     )  # fmt: skip
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)

@@ -233,18 +233,6 @@ def test_what_each_piece_stands_for() -> None:
     assert table.leading[260:].tolist() == [piece.startswith(b" ") for piece in pieces[260:]]
 
 
-def test_the_longest_piece_that_a_piece_begins_with() -> None:
-    for tokenizer in (lossless(), normalising()):
-        texts, found = tokenizer.piece_bytes, tokenizer.prefix_ids
-        single = set(tokenizer.byte_ids.tolist())
-        words = {t for t in range(tokenizer.vocab_size) if texts[t] and t not in single}
-        assert found.dtype == np.int64 and (found >= 0).sum() > 50
-        for token in range(tokenizer.vocab_size):
-            shorter = [t for t in words if t != token and texts[token].startswith(texts[t])]
-            longest = max(shorter, key=lambda t: len(texts[t]), default=-1)
-            assert found[token] == (longest if token in words else -1)
-
-
 def test_streams_are_of_16_bits_even_when_empty() -> None:
     assert encode_documents(lossless(), []).dtype == np.uint16
     assert encode_documents(lossless(), []).tolist() == []

@@ -5,7 +5,6 @@ shared code), so that a slip in the fast one shows as a difference in loss or gr
 """
 
 from dataclasses import replace
-from typing import Any
 
 import plain
 import pytest
@@ -16,7 +15,6 @@ from torch import Tensor
 from fairway.config.settings import BOS_ID, ModelConfig
 from fairway.model import gpt, ops
 from fairway.model.gpt import GPT, build, num_parameters, rope_table, visits
-from fairway.model.ops import Second
 
 SMALL = ModelConfig(
     vocab_size=300,
@@ -89,29 +87,6 @@ def test_equals_a_second_implementation(name: str, looping: bool) -> None:
         assert (got is None) == (ref is None), name
         if got is not None:
             assert (got - ref).abs().max() <= 4e-4 * ref.abs().max() + 1e-8, name
-
-
-@pytest.mark.parametrize("changed", [{}, {"softcap_skew": True, "softcap": 4.0}])
-@pytest.mark.parametrize("weight", [0.25, 2.0])
-def test_second_targets_teach_what_a_second_implementation_says(
-    changed: dict[str, Any], weight: float
-) -> None:
-    config = replace(SMALL, **changed)
-    model, x = random_model(config), ids()
-    inputs, targets = x[:, :-1], x[:, 1:]
-    seconds = (targets.flatten() + 1) % 300
-    weights = weight * (torch.arange(len(seconds)) % 2)
-    loss = model(inputs, targets, Second(seconds, weights))
-    # What is reported is the loss alone.
-    assert loss.item() == pytest.approx(model(inputs, targets).item(), abs=1e-6)
-    names, leaves = zip(*model.named_parameters(), strict=True)
-    grads = torch.autograd.grad(loss, leaves)
-    double = {n: w.detach().double().requires_grad_() for n, w in zip(names, leaves, strict=True)}
-    lesson = plain.lesson(double, config, inputs, targets, seconds, weights.double())
-    for name, got, ref in zip(
-        names, grads, torch.autograd.grad(lesson, list(double.values())), strict=True
-    ):
-        assert (got - ref).abs().max() <= 4e-4 * ref.abs().max() + 1e-8, name
 
 
 # --- Counts and orders -------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fairway.base import floats, threads
 from fairway.model import ops
-from fairway.model.ops import Second
 
 # Beyond float64's formula, as a share of the largest number: rounding to the dtype, and of sums.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
@@ -200,39 +199,19 @@ def test_bits_do_not_depend_on_threads(name: str, dtype: torch.dtype, thread_cou
 # The loss
 
 
-def second_targets(targets_N: Tensor, columns: int) -> Second:
-    """Return the next column, weighing 0, 1/2, 1 and so on; where it is 0 any column stands."""
-    weights_N = torch.arange(len(targets_N)) % 3 / 2.0
-    return Second((targets_N + (weights_N > 0)) % columns, weights_N)
-
-
-def test_second_targets_add_to_the_gradient_alone(form: str) -> None:
-    logits_NV = leaves([(5, 11)], torch.float32, 2.0)[0].detach().requires_grad_()
-    targets_N = torch.arange(5)
-    second = second_targets(targets_N, 11)
-    alone = ops.mean_loss(logits_NV, targets_N, 3.0)
-    found = ops.mean_loss(logits_NV, targets_N, 3.0, second)
-    cost_NV = -ops.softcapped(logits_NV, 3.0).log_softmax(-1)
-    more = (second.weights_N * cost_NV[range(5), second.targets_N]).mean()
-    (got_NV,) = torch.autograd.grad(found, logits_NV)
-    (wanted_NV,) = torch.autograd.grad(alone + more, logits_NV)
-    assert torch.equal(found, alone)
-    torch.testing.assert_close(got_NV, wanted_NV)
-
-
 @pytest.mark.parametrize("cap", [0.0, 30.0, 100.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [0.1, 20.0, 1000.0])
-@pytest.mark.parametrize("rows, columns, seconds", [(13, 37, True), (1, 1, False), (3, 16, True)])
+@pytest.mark.parametrize("rows, columns", [(13, 37), (1, 1), (3, 16)])
 def test_mean_loss(
-    dtype: torch.dtype, cap: float, size: float, rows: int, columns: int, seconds: bool, form: str
+    dtype: torch.dtype, cap: float, size: float, rows: int, columns: int, form: str
 ) -> None:
     logits = leaves([(rows, columns)], dtype, size)
     targets_N = torch.arange(rows) * 2 % columns
-    second = second_targets(targets_N, columns) if seconds else None
-    found = results(lambda z: ops.mean_loss(z, targets_N, cap, second), logits)
-    plainly = in_double(lambda z: ops.mean_loss_plain(z, targets_N, cap, second))
-    wanted = results(plainly, [z.double() for z in logits])
+    found = results(lambda z: ops.mean_loss(z, targets_N, cap), logits)
+    wanted = results(
+        in_double(lambda z: ops.mean_loss_plain(z, targets_N, cap)), [z.double() for z in logits]
+    )
     assert found[0].dtype == torch.float32
     assert found[0].item() == pytest.approx(wanted[0].item(), rel=2e-5, abs=1e-5)
     # Where the cap saturates its slope is a difference of numbers near one.

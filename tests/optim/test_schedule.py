@@ -6,14 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fairway.config.settings import OptimConfig, TrainConfig
-from fairway.train.schedule import (
-    WeightAverage,
-    average_decay,
-    lr_multiplier,
-    momentum,
-    prefix_weight,
-)
+from fairway.config.settings import OptimConfig
+from fairway.train.schedule import WeightAverage, average_decay, lr_multiplier, momentum
 
 SEED = OptimConfig()
 
@@ -82,20 +76,4 @@ def test_weight_average_formula() -> None:
         average.update(0.75)
         expected = 0.75 * expected + 0.25 * value
     assert average.average["w"].dtype == torch.float32
-    assert average.kept(1.0)["w"] is average.average["w"]
-    blended = average.kept(0.6)["w"].double()
-    wanted = 0.6 * expected.double() + 0.4 * live.double()
-    torch.testing.assert_close(blended, wanted, rtol=1e-6, atol=1e-6)
-    for last in (average.kept(0.0), average.kept(1.0, ("w",)), average.kept(0.6, ["w"])):
-        assert torch.equal(last["w"], live.float())
     torch.testing.assert_close(average.average["w"], expected)
-
-
-@pytest.mark.parametrize(
-    ("progress", "share"), [(0.0, 1.0), (1 / 3, 1.0), (0.5, 0.5), (0.6, 0.2), (2 / 3, 0.0), (1, 0)]
-)
-def test_second_targets_weigh_less_from_a_third_of_the_run_on(
-    progress: float, share: float
-) -> None:
-    found = prefix_weight(progress, TrainConfig(prefix_weight=0.25))
-    assert found == pytest.approx(0.25 * share, abs=1e-12)

@@ -10,8 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fairway.model.ops import Second
-
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -23,15 +21,9 @@ def _half(x, scale):
 
 
 @triton.jit
-def _second(seconds_ptr, weights_ptr):
-    """The second target of a row and its weight."""
-    return tl.load(seconds_ptr + tl.program_id(0)), tl.load(weights_ptr + tl.program_id(0))
-
-
-@triton.jit
 def _capped_loss_kernel(
-    logits_ptr, targets_ptr, seconds_ptr, weights_ptr, loss_ptr, cap, scale, share,
-    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr, SECOND: tl.constexpr,
+    logits_ptr, targets_ptr, loss_ptr, cap, scale, share,
+    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     # Arithmetic is what limits this kernel, hence no division and no comparison with the target per
     # logit. The capped logits are at most cap, which takes the place of their maximum.
@@ -50,28 +42,19 @@ def _capped_loss_kernel(
     tl.store(loss_ptr + tl.program_id(0), nats)
     if GRAD:
         DTYPE: tl.constexpr = logits_ptr.dtype.element_ty
-        more = 1.0
-        if SECOND:
-            second, heavy = _second(seconds_ptr, weights_ptr)
-            more += heavy
-            other = _half(tl.load(row + second).to(tl.float32), scale)
-        grad = weights * (half - half * half) * (4.0 * share * more / total)
+        grad = weights * (half - half * half) * (4.0 * share / total)
         tl.debug_barrier()
         tl.store(row + columns, grad.to(DTYPE), columns < V)
         tl.debug_barrier()
         weight = tl.exp2(chosen * width - width) / total
-        own = (weight * more - 1.0) * (chosen - chosen * chosen) * (4.0 * share)
+        own = (weight - 1.0) * (chosen - chosen * chosen) * (4.0 * share)
         tl.store(row + target, own.to(DTYPE))
-        if SECOND:
-            weight = tl.exp2(other * width - width) / total
-            own = (weight * more - heavy) * (other - other * other) * (4.0 * share)
-            tl.store(row + second, own.to(DTYPE), heavy > 0.0)
 
 
 @triton.jit
 def _loss_kernel(
-    logits_ptr, targets_ptr, seconds_ptr, weights_ptr, loss_ptr, share,
-    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr, SECOND: tl.constexpr,
+    logits_ptr, targets_ptr, loss_ptr, share,
+    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     row = logits_ptr + tl.program_id(0).to(tl.int64) * V
     columns = tl.arange(0, COLUMNS)
@@ -83,42 +66,35 @@ def _loss_kernel(
     chosen = tl.sum(tl.where(columns == target, x, 0.0), 0)
     tl.store(loss_ptr + tl.program_id(0), largest + tl.log(total) - chosen)
     if GRAD:
-        grad = weights / total - tl.where(columns == target, 1.0, 0.0)
-        if SECOND:
-            second, heavy = _second(seconds_ptr, weights_ptr)
-            grad += heavy * (weights / total - tl.where(columns == second, 1.0, 0.0))
-        grad *= share
+        grad = (weights / total - tl.where(columns == target, 1.0, 0.0)) * share
         tl.store(row + columns, grad.to(logits_ptr.dtype.element_ty), columns < V)
 
 
-def loss_(
-    logits_NV: Tensor, targets_N: Tensor, cap: float, grad: bool, second: Second | None = None
-) -> Tensor:
+def loss_(logits_NV: Tensor, targets_N: Tensor, cap: float, grad: bool) -> Tensor:
     """Return the loss of every row in nats, float32 [N]; a cap of 0 is none.
 
-    With `grad` the logits are replaced by their gradient of the mean loss, second targets included:
-    read once, written once, no table in float32.
+    With `grad` the logits are replaced by their gradient of the mean loss: read once, written once,
+    no table in float32.
     """
     N, V = logits_NV.shape
     loss_N = torch.empty(N, device=logits_NV.device)
     columns = triton.next_power_of_2(V)
-    sizes = {"V": V, "COLUMNS": columns, "GRAD": grad, "SECOND": second is not None}
-    beside = second or (targets_N, loss_N)
+    sizes = {"V": V, "COLUMNS": columns, "GRAD": grad}
     warps = min(32, max(1, columns // 1024))
     if cap:
         scale = -2.0 * LOG2_E.value / cap
         _capped_loss_kernel[(N,)](
-            logits_NV, targets_N, *beside, loss_N, cap, scale, 1.0 / N, **sizes, num_warps=warps
+            logits_NV, targets_N, loss_N, cap, scale, 1.0 / N, **sizes, num_warps=warps
         )
     else:
-        _loss_kernel[(N,)](logits_NV, targets_N, *beside, loss_N, 1.0 / N, **sizes, num_warps=warps)
+        _loss_kernel[(N,)](logits_NV, targets_N, loss_N, 1.0 / N, **sizes, num_warps=warps)
     return loss_N
 
 
 @triton.jit
 def _skewed_loss_kernel(
-    logits_ptr, targets_ptr, seconds_ptr, weights_ptr, skew_ptr, loss_ptr, sums_ptr, cap, share,
-    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr, SECOND: tl.constexpr,
+    logits_ptr, targets_ptr, skew_ptr, loss_ptr, sums_ptr, cap, share,
+    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     row = logits_ptr + tl.program_id(0).to(tl.int64) * V
     columns = tl.arange(0, COLUMNS)
@@ -136,11 +112,7 @@ def _skewed_loss_kernel(
     hit = columns == target
     tl.store(loss_ptr + tl.program_id(0), tl.log(total) + most - tl.sum(tl.where(hit, z, 0.0), 0))
     if GRAD:
-        dz = weights / total - tl.where(hit, 1.0, 0.0)
-        if SECOND:
-            second, heavy = _second(seconds_ptr, weights_ptr)
-            dz += heavy * (weights / total - tl.where(columns == second, 1.0, 0.0))
-        dz *= share
+        dz = (weights / total - tl.where(hit, 1.0, 0.0)) * share
         slope = 1.0 - tanh * tanh
         # With c = cap exp(s): the derivative of c tanh(x / c) by s.
         by_skew = tl.where(inside, dz * (z - x * slope), 0.0)
@@ -151,12 +123,7 @@ def _skewed_loss_kernel(
 
 
 def skewed_loss_(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    cap: float,
-    skew_2: Tensor,
-    grad: bool,
-    second: Second | None = None,
+    logits_NV: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor, grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return what `loss_` returns with a cap for each sign, and the gradient of their skews."""
     N, V = logits_NV.shape
@@ -164,8 +131,7 @@ def skewed_loss_(
     sums_N2 = torch.empty(N, 2, device=logits_NV.device)
     columns = triton.next_power_of_2(V)
     _skewed_loss_kernel[(N,)](
-        logits_NV, targets_N, *(second or (targets_N, loss_N)), skew_2.float(), loss_N, sums_N2,
-        cap, 1.0 / N, V=V, COLUMNS=columns, GRAD=grad, SECOND=second is not None,
-        num_warps=min(32, max(1, columns // 1024)),
+        logits_NV, targets_N, skew_2.float(), loss_N, sums_N2, cap, 1.0 / N,
+        V=V, COLUMNS=columns, GRAD=grad, num_warps=min(32, max(1, columns // 1024)),
     )  # fmt: skip
     return loss_N, sums_N2.sum(0) if grad else None

@@ -36,7 +36,6 @@ from fairway.model.gpu.steps import (
     side_by_side,
 )
 from fairway.model.operations import Extra, Extras, Heads, Join, Operations, Projected, Rope, Tell
-from fairway.model.ops import Second
 
 # ---------------------------------------------------------------------------------------------
 # The stream
@@ -290,14 +289,13 @@ class _Loss(Step):
     """Head, cap, cross-entropy. All gradients are formed on the way forward, the logits freed."""
 
     @staticmethod
-    def forward(ctx: Any, copy_VD: Tensor, cap: float, learn: bool, second: Second | None,
-                h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor,
-                skew_2: Tensor | None) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, copy_VD: Tensor, cap: float, learn: bool, h_ND: Tensor,
+                weight_VD: Tensor, targets_N: Tensor, skew_2: Tensor | None) -> Tensor:  # fmt: skip
         logits_NV = h_ND @ copy_VD.T
         if skew_2 is None:
-            loss_N, d_skew = losses.loss_(logits_NV, targets_N, cap, learn, second), None
+            loss_N, d_skew = losses.loss_(logits_NV, targets_N, cap, learn), None
         else:
-            loss_N, d_skew = losses.skewed_loss_(logits_NV, targets_N, cap, skew_2, learn, second)
+            loss_N, d_skew = losses.skewed_loss_(logits_NV, targets_N, cap, skew_2, learn)
         if learn:
             d_weight = product_f32(logits_NV.T, h_ND).to(weight_VD.dtype)
             ctx.save_for_backward(logits_NV @ copy_VD, d_weight, d_skew)
@@ -308,7 +306,7 @@ class _Loss(Step):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dh_ND, d_weight, d_skew = ctx.saved_tensors
         d_skew = None if d_skew is None else d_skew * grad
-        return None, None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None, d_skew
+        return None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None, d_skew
 
 
 # ---------------------------------------------------------------------------------------------
@@ -430,18 +428,13 @@ class Kernels(Operations):
         return u_BTD if extra is None else extra.add_(u_BTD, 0, scale_D)
 
     def loss(
-        self,
-        h_ND: Tensor,
-        head: Tensor,
-        targets_N: Tensor,
-        cap: float,
-        skew_2: Tensor | None,
-        second: Second | None,
+        self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor | None
     ) -> Tensor:
         """Return the mean cross-entropy in nats of final states, a float32 scalar."""
         copy = self.copy(side_by_side, head.shape, head)
-        learn = torch.is_grad_enabled()
-        found: Tensor = _Loss.run(copy.get(), cap, learn, second, h_ND, head, targets_N, skew_2)
+        found: Tensor = _Loss.run(
+            copy.get(), cap, torch.is_grad_enabled(), h_ND, head, targets_N, skew_2
+        )
         return found
 
 
