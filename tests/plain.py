@@ -38,11 +38,11 @@ def rotated(z: Tensor, c: ModelConfig) -> Tensor:
 
 
 def gates(h: Tensor, w: State, kind: str) -> Tensor:
-    """One number per position and head: g = 2 sigmoid, sigmoid of 12 features, or of all."""
+    """One number per position and head: g = 2 sigmoid, sigmoid of a few features, or of all."""
     if kind == "off":
         return torch.ones(1, dtype=h.dtype)
     weight = w[f"attn.{kind}_gate"]
-    wanted = h if kind == "dense" else h[..., :12]
+    wanted = h[..., : weight.shape[1]]
     return torch.sigmoid(wanted @ weight.T) * (2 if kind == "head" else 1)
 
 
