@@ -26,8 +26,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fairway.api import LanguageModel, load
+    from fairway.pipeline.interactive import results, run
 
-__all__ = ["LanguageModel", "__version__", "load"]
+__all__ = ["LanguageModel", "__version__", "load", "results", "run"]
 
 
 def __getattr__(name: str) -> object:
@@ -36,4 +37,8 @@ def __getattr__(name: str) -> object:
         from fairway import api
 
         return getattr(api, name)
+    if name in ("run", "results"):
+        from fairway.pipeline import interactive
+
+        return getattr(interactive, name)
     raise AttributeError(f"module 'fairway' has no attribute {name!r}")

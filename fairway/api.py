@@ -8,7 +8,7 @@ model.generate("The function returns")
 
 import codecs
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,17 +17,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fairway.base import notebook
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
 from fairway.base.names import ARTIFACT, TOKENIZER_FILE
 from fairway.base.progress import progress
+from fairway.base.units import nats_to_bits
 from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig
 from fairway.config.written import from_dict
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.model.adapters import attach
-from fairway.model.gpt import GPT, build
+from fairway.model.gpt import GPT, build, num_parameters
 from fairway.model.paths import place, prepare
 from fairway.model.writing import Manner, Row, write
 from fairway.pack.artifact import load_artifact
@@ -77,6 +79,20 @@ class _Recorder(FrozenPredictor):
         self.nats.append(receipt.nats)
 
 
+class TextScore(Score):
+    """A score that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        pairs = [
+            ("text", f"{self.bytes:,} bytes, {self.tokens:,} tokens"),
+            (
+                "cost",
+                f"{nats_to_bits(self.nats):,.1f} bits, {self.nats_per_token:.4f} nats a token",
+            ),
+        ]
+        return notebook.page(f"{self.bpb:.4f} bits per byte", notebook.facts(pairs))
+
+
 class LanguageModel:
     """A loaded artifact with its tokenizer: scores and continues text.
 
@@ -87,7 +103,19 @@ class LanguageModel:
         self.model, self.tokenizer, self.score_config = model, tokenizer, score
         self.plan = plan
 
-    def score(self, text: str | Sequence[str], *, sliding: bool = True) -> Score:
+    def _repr_html_(self) -> str:
+        config, count = self.model.config, num_parameters(self.model.config)
+        extra = config.loop_extra if self.model.looping else 0
+        loop = f", blocks {config.loop_first} to {config.loop_last} {1 + extra} times" * bool(extra)
+        pairs = [
+            ("blocks", f"{config.num_layers} of width {config.dim}{loop}"),
+            ("vocabulary", f"{config.vocab_size:,} tokens"),
+            ("window", f"{self.score_config.seq_len:,} tokens"),
+            ("computes on", self.plan.describe()),
+        ]
+        return notebook.page(f"A model of {count:,} parameters", notebook.facts(pairs))
+
+    def score(self, text: str | Sequence[str], *, sliding: bool = True) -> TextScore:
         """Return the score of a text, or of several documents, with the ledger's account.
 
         Every byte of a document counts: what the tokenizer's usual form drops, such as blanks at
@@ -98,7 +126,7 @@ class LanguageModel:
         proven = self.proven([text] if isinstance(text, str) else list(text))
         with self.plan.applied():
             asked = Evaluation(proven, config, description="scoring")
-            return evaluate_frozen(self.model, asked, sliding=sliding)
+            return TextScore(**asdict(evaluate_frozen(self.model, asked, sliding=sliding)))
 
     def bits_per_byte(self, text: str | Sequence[str]) -> float:
         """Return the bits per byte of a text under a sliding window."""

@@ -286,12 +286,12 @@ def test_a_stage_on_a_gpu_tells_what_it_needs(
         monkeypatch.setattr(memory, name, lambda device, value=value: value)
     run = SimpleNamespace(plan=GPU, ranks=Ranks(), say=said.append, validation=None)
     watch = Watch(tiny("ttt.method=sgd"), "cuda")
-    assert watch.done("train", cast(Any, run), lambda run: {"a": 1}) == {"a": 1}
+    assert watch.done("train", cast(Any, run), lambda: {"a": 1}) == {"a": 1}
     assert len(said) == 1 and said[0].startswith("training needs about 0.0")
     assert said[0].endswith("GB of 8.0 GB: 8 sequences at a time")
     assert watch.facts["peak_bytes"] == 123 and (watch.facts["need_bytes"] or 0) > 1e5
     # What runs no model of chosen amounts has a peak alone.
-    watch.done("baselines", cast(Any, run), lambda run: {})
+    watch.done("baselines", cast(Any, run), lambda: {})
     assert len(said) == 1 and watch.facts == {"need_bytes": None, "peak_bytes": 123}
 
 

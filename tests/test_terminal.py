@@ -1,13 +1,17 @@
 """What is printed does nothing to a terminal, and what is offered as a command is one."""
 
+import io
 import json
 import math
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from fairway.base import progress as bars
 from fairway.base import terminal
 
 HOSTILE = [
@@ -97,3 +101,20 @@ def test_json_is_read_by_all() -> None:
     read = json.loads(told, parse_constant=refuse)
     assert read == {"n": None, "i": [None, 1.5], "\\xff": ["\\ud800", "caf\xe9"], "b": True}
     json.dumps(read, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(("term", "shown"), [("xterm", True), ("dumb", False), ("unknown", False)])
+def test_a_bar_fits_80_columns_and_a_dumb_terminal_sees_none(
+    term: str, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    written = io.StringIO()
+    monkeypatch.setattr(
+        bars, "Console", lambda stderr: Console(file=written, force_terminal=True, width=80)
+    )
+    with bars.progress("training", 1000) as advance:
+        advance(350, "step 12345 loss 2.3456")
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue()))
+    assert bool(written.getvalue()) == shown
+    assert max(map(len, lines)) <= 80
+    assert any("step 12345 loss 2.3456" in line and "350/1000" in line for line in lines) == shown

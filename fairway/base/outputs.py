@@ -177,12 +177,13 @@ def require_file(
     out: Path,
     inputs: Mapping[str, Path | None],
     ours: Callable[[bytes], bool] | None = None,
+    option: str = "--out",
 ) -> None:
     """Raise UserError unless a command that reads `inputs` may write its file to `out`.
 
     What is read is not replaced, nor is anything in a folder that is read. A file that is there
     already, and not empty, is replaced only if its beginning says that the same command wrote it
-    (`ours`).
+    (`ours`). `option` is the one that names the file.
     """
     place = place_of(out)
     if place.old is None:
@@ -190,13 +191,13 @@ def require_file(
     for name, read in inputs.items():
         if read is not None and _is_part(place.path, read):
             what = f"lies in {read}, which is read" if read.is_dir() else f"is the {name} itself"
-            raise UserError(f"{out} {what}; name another file with --out")
+            raise UserError(f"{out} {what}; name another file with {option}")
     with place.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if head and not (ours and ours(head)):
         raise UserError(
             f"{out} exists already, and this command did not write it; name another file with "
-            "--out, or delete it first"
+            f"{option}, or delete it first"
         )
 
 

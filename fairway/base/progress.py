@@ -1,5 +1,6 @@
-"""Progress bars on a terminal, silence elsewhere."""
+"""Progress bars on a terminal and in a notebook, silence elsewhere."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -39,8 +40,12 @@ def notice(text: str) -> None:
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
-    """Yield `advance`: a bar with time left on a terminal's standard error, else nothing."""
+    """Yield `advance`: a bar with time left on a terminal's standard error or, where ipywidgets
+    is installed, in a notebook; else nothing."""
     console = Console(stderr=True)
+    shown = (console.is_terminal and not console.is_dumb_terminal) or (
+        console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    )
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),
@@ -52,7 +57,7 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         *columns,
         console=console,
         transient=True,
-        disable=not (console.is_terminal and speaks()),
+        disable=not (shown and speaks()),
     ) as bars:
         task = bars.add_task(line(description), total=total)
 

@@ -12,7 +12,14 @@ from fairway.base.files import opened
 from fairway.base.outputs import require_file
 from fairway.base.terminal import line, put
 from fairway.cli.base import Json, Set, emit
-from fairway.cli.options import file_option, number_option, path_argument, path_option, whole_option
+from fairway.cli.options import (
+    file_option,
+    number_option,
+    path_argument,
+    path_option,
+    run_argument,
+    whole_option,
+)
 
 if TYPE_CHECKING:
     from fairway.audit.records.audit import RecordAudit
@@ -64,6 +71,7 @@ _Fresh = Annotated[
         help="With --program or --scorer: token ids of a newer text of the same kind.",
     ),
 ]
+_Run = Annotated[Path | None, run_argument("RUN", "Folder of a scored run, or the artifact in it.")]
 # Beside a program's text: fresh text, the bytes of its text, a tokenizer that knows them.
 _Beside = tuple[Path | None, int | None, Path | None]
 # The command of what scores, and how it is called.
@@ -71,7 +79,7 @@ _Asked = tuple[list[str], str]
 
 
 def audit(
-    run: Annotated[Path | None, path_argument("RUN", "Folder of a scored run.")] = None,
+    run: _Run = None,
     program: _Program = None,
     scorer: _Scorer = None,
     tokens: _Tokens = None,
@@ -285,7 +293,7 @@ def _records(paths: list[Path], page: Path | None, whole: bool, as_json: bool) -
     from fairway.report.audited import is_page, records_page
 
     if page is not None:
-        require_file(page, {}, is_page)
+        require_file(page, {}, is_page, "--html")
     for path in paths:
         if not path.is_dir():
             opened(path, "neither a folder nor a file:").close()

@@ -14,7 +14,11 @@ START = (
 )
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "run": ("run demo", "run demo --set train.budget_s=1200 --out runs/long"),
+    "run": (
+        "run demo",
+        "run demo --set train.budget_s=1200 --out runs/long",
+        "run demo --live tensorboard --sample-every 30",
+    ),
     "train": ("train demo --set train.budget_s=60", "train demo --resume"),
     "pack": ("pack runs/demo --budget 900000", "pack runs/demo --account"),
     "score": ("score runs/demo", "score runs/demo README.md"),
@@ -36,7 +40,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "seeds": ("seeds demo --seeds 42 314 999", "seeds demo --record my-record"),
     "submit": ("submit runs/seed-42 runs/seed-314 --track non_record --out my-record",),
     "verify": ("verify my-record",),
-    "runs": ("runs", "runs --export csv --out runs.csv"),
+    "runs": ("runs --html runs.html", "runs --export csv --out runs.csv"),
     "export": ("export runs/demo --out demo-hf --format transformers",),
     "push": ("push runs/demo owner/name --private",),
     "load": ("load owner/name --out runs/loaded",),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fairway.cli.base import Json, emit
-from fairway.cli.options import flag, path_argument, path_option
+from fairway.cli.options import flag, path_option, run_argument
 
 Repository = Annotated[
     str, typer.Argument(metavar="OWNER/NAME", help="A model repository of the Hugging Face Hub.")
@@ -14,7 +14,7 @@ Repository = Annotated[
 
 
 def push(
-    run: Annotated[Path, path_argument("RUN", "Folder of a scored run.")],
+    run: Annotated[Path, run_argument("RUN", "Folder of a scored run, or the artifact in it.")],
     repo: Repository,
     private: Annotated[bool, flag("--private", "Make a new repository private.")] = False,
     as_json: Json = False,

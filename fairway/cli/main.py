@@ -12,6 +12,7 @@ from fairway.base import terminal
 from fairway.base.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
 from fairway.base.errors import InterruptedRun, LedgerError, UserError
 from fairway.base.room import memory_told, require_start
+from fairway.cli.after import next_lines, sample_lines, then
 from fairway.cli.audit import audit, audit_record
 from fairway.cli.base import (
     AdapterFile,
@@ -26,7 +27,15 @@ from fairway.cli.base import (
 from fairway.cli.data import data_app
 from fairway.cli.examples import Verb, start_lines
 from fairway.cli.hub import load, push
-from fairway.cli.options import Verbs, flag, path_argument, path_option, word_option
+from fairway.cli.options import (
+    Verbs,
+    flag,
+    path_argument,
+    path_option,
+    run_argument,
+    run_path,
+    word_option,
+)
 from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.plan import plan
 from fairway.cli.prove import compress, decompress, prove, sample
@@ -34,6 +43,7 @@ from fairway.cli.score import score_texts
 from fairway.cli.studies import ablate, transfer
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
 from fairway.cli.tune import tune
+from fairway.cli.watching import PROMPT, Live, SampleEvery, SamplePrompt, watching_of
 from fairway.config.overrides import override
 from fairway.config.written import config_hash, to_dict
 from fairway.version import VERSION
@@ -48,7 +58,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data", no_args_is_help=True)
 
-Run = Annotated[Path, path_argument("RUN", "Folder of a run.")]
+Run = Annotated[Path, run_argument("RUN", "Folder of a run, or the artifact in it.")]
 Out = Annotated[Path | None, path_option("--out", help="Folder of the run [runs/RECIPE].")]
 Resume = Annotated[bool, flag("--resume", "Continue a run that was stopped.")]
 Restart = Annotated[bool, flag("--restart", "Discard a run that was stopped and start again.")]
@@ -61,6 +71,8 @@ Until = Annotated[
         help="Stop after train, pack or score. Skip samples, proof, audit and report.",
     ),
 ]
+# The verb that goes on where another one ended.
+_FOLLOWING = {"train": "pack", "pack": "score", "score": "score"}
 DryRun = Annotated[
     bool, flag("--dry-run", "Print settings, parameters, bytes and memory; then stop.")
 ]
@@ -72,6 +84,7 @@ def _pipeline(
     overrides: list[str] | None,
     as_json: bool,
     resume: bool,
+    watching: Any,
 ) -> Any:
     from fairway.cli.compiling import tell_of_compiling
     from fairway.pipeline.folder import RunFolder
@@ -84,7 +97,7 @@ def _pipeline(
     folder = RunFolder(out or Path("runs") / found.config.recipe)
     if resume and not folder.is_begun():
         raise UserError(f"{folder.path} holds no run to resume; leave out --resume to begin one")
-    return Pipeline(config, folder, say_to(as_json), found.origin)
+    return Pipeline(config, folder, say_to(as_json), found.origin, watching)
 
 
 def _choose(resume: bool, restart: bool) -> None:
@@ -110,6 +123,9 @@ def run(
     resume: Resume = False,
     restart: Restart = False,
     until: Until = None,
+    live: Live = None,
+    sample_every: SampleEvery = 0.0,
+    sample_prompt: SamplePrompt = PROMPT,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -120,15 +136,19 @@ def run(
     from fairway.cli.show import run_summary
 
     _choose(resume, restart)
-    pipeline = _pipeline(recipe, out, overrides, as_json, resume)
+    watching = watching_of(live, sample_every, sample_prompt)
+    pipeline = _pipeline(recipe, out, overrides, as_json, resume, watching)
     if until is not None:
         with pipeline.writing():
             facts = pipeline.screen(until, resume, restart)
-        emit(as_json, facts, f"done until {until}: {pipeline.folder.path}")
+        done = f"done until {until}: {pipeline.folder.path}"
+        emit(as_json, facts, done, then(_FOLLOWING[until], pipeline.folder.path))
         return
     with pipeline.writing():
         results = pipeline.walk(resume, restart)
-    emit(as_json, results, *run_summary(results, str(pipeline.folder.path)))
+    folder = pipeline.folder.path
+    ending = [*sample_lines(results), *next_lines(folder)]
+    emit(as_json, results, *run_summary(results, str(folder)), *ending)
 
 
 def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
@@ -164,16 +184,20 @@ def train(
     overrides: Set = None,
     resume: Resume = False,
     restart: Restart = False,
+    live: Live = None,
+    sample_every: SampleEvery = 0.0,
+    sample_prompt: SamplePrompt = PROMPT,
     as_json: Json = False,
 ) -> None:
     """Train a recipe and write its weights into a run folder."""
     _choose(resume, restart)
-    pipeline = _pipeline(recipe, out, overrides, as_json, resume)
+    watching = watching_of(live, sample_every, sample_prompt)
+    pipeline = _pipeline(recipe, out, overrides, as_json, resume, watching)
     with pipeline.writing():
         facts = pipeline.train(resume, restart)
     seconds = f"{facts['seconds']:.1f} s"
     line = f"{facts['steps']:,} steps in {seconds}; weights in {pipeline.folder.path}"
-    emit(as_json, facts, line)
+    emit(as_json, facts, line, then("pack", pipeline.folder.path))
 
 
 @app.command(cls=Verb)
@@ -203,7 +227,7 @@ def pack(
         return
     facts = {name: facts[name] for name in ("bytes", "limit_bytes", "code_bytes", "sections")}
     facts["code"] = how_counted(pipeline.config.pack)
-    emit(as_json, facts, account_table(facts))
+    emit(as_json, facts, account_table(facts), then("score", run))
 
 
 @app.command(cls=Verb)
@@ -223,6 +247,7 @@ def score(
     """Score a run on its validation text, or its artifact on text files."""
     if not path.exists():
         raise UserError(f"{path} does not exist; name a run folder or an artifact")
+    path = path if texts else run_path(path)
     if path.is_dir() and not texts:
         for name, given in (("--tokenizer", tokenizer), ("--adapter", adapter)):
             if given:
@@ -241,7 +266,8 @@ def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
     with pipeline.writing():
         pipeline.score()
         results = pipeline.results()
-    emit(as_json, {"stages": results["stages"], "text": results["text"]}, score_table(results))
+    facts = {"stages": results["stages"], "text": results["text"]}
+    emit(as_json, facts, score_table(results), then("report", path))
 
 
 for verb in (

@@ -31,6 +31,18 @@ def flag(name: str, help: str) -> Any:
     return typer.Option(name, help=help)
 
 
+def run_path(text: str | Path) -> Path:
+    """Return the path of a run's folder, which may be named by the artifact in it."""
+    from fairway.pipeline.folder import run_at
+
+    return run_at(path_name(text))
+
+
+def run_argument(metavar: str, help: str) -> Any:
+    """Return an argument that is the folder of a run, or several."""
+    return typer.Argument(parser=run_path, metavar=metavar, help=_plain(help))
+
+
 def path_option(*names: str, help: str, metavar: str = "PATH") -> Any:
     """Return an option that is a path."""
     return typer.Option(*names, parser=path_name, metavar=metavar, help=_plain(help))
@@ -128,7 +140,7 @@ def show_values(command: Any, context: Any) -> None:
         # Older versions of Typer show no types.
         if shown := getattr(item, "display_type_rich", None):
             word = shown(ctx=context) if item.param_type_name == "option" else None
-            word = _VALUES.get(word, word)
+            word = _VALUES.get(word or "", word)
             vars(item)["display_type_rich"] = lambda ctx, word=word: word
 
 

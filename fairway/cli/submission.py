@@ -19,7 +19,15 @@ from fairway.cli.base import (
     say_to,
     table,
 )
-from fairway.cli.options import file_option, flag, path_argument, path_option, whole, whole_option
+from fairway.cli.options import (
+    file_option,
+    flag,
+    path_argument,
+    path_option,
+    run_argument,
+    whole,
+    whole_option,
+)
 from fairway.config.overrides import override
 from fairway.config.settings import MOST_SEED, Config, declares_code
 
@@ -168,7 +176,9 @@ def _failures(summary: dict[str, Any]) -> list[str]:
 
 
 def submit(
-    runs: Annotated[list[Path], path_argument("RUN...", "Folders of the seeds.")],
+    runs: Annotated[
+        list[Path], run_argument("RUN...", "Folders of the seeds, or the artifacts in them.")
+    ],
     track: Annotated[str, typer.Option("--track", help="Track: 10min_16mb or non_record.")],
     out: Annotated[Path, path_option("--out", help="New folder for the record.")],
     name: Annotated[str, typer.Option("--name", help="Title of the record.")] = "Fairway",
@@ -241,6 +251,10 @@ def runs(
             "--out", help="File or folder of the export [csv: standard output; else logs]."
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        file_option("--html", help="Write a page of all runs that sorts, with their losses."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List runs with their changed settings, scores, bytes and seconds."""
@@ -250,6 +264,11 @@ def runs(
     from fairway.pipeline.index import runs as runs_of
     from fairway.pipeline.sink import send, sink_named
 
+    if html is not None:
+        if kind is not None:
+            raise UserError("--html and --export are two outputs; choose one")
+        _overview(folder, html, as_json)
+        return
     if kind == "csv" and out is not None:
         require_file(out, {}, is_csv)
     found = runs_of(folder)
@@ -263,10 +282,21 @@ def runs(
     if kind is not None:
         require_folder(out or Path("logs"))
         for run in (run for run in found if run["steps"]):
-            memory = RunFolder.existing(folder / run["name"])
+            memory = RunFolder.existing(folder / run["path"])
             send(memory, sink_named(kind, memory, out or Path("logs")))
         return
     emit(as_json, found, _run_table(found))
+
+
+def _overview(folder: Path, page: Path, as_json: bool) -> None:
+    from fairway.pipeline.overview import write_overview
+    from fairway.report.overview import is_page
+
+    require_file(page, {}, is_page, "--html")
+    facts = write_overview(folder, page)
+    without = f", {facts['broken']:,} of them without results" if facts["broken"] else ""
+    line = f"{page}: {facts['shown']:,} of {facts['runs']:,} runs{without}"
+    emit(as_json, facts, line, beside=page)
 
 
 def _run_table(found: list[dict[str, Any]]) -> object:

@@ -140,7 +140,12 @@ def draw(
 
 @torch.no_grad()
 def write(
-    model: GPT, rows: Sequence[Row], manner: Manner, length: int, stride: int
+    model: GPT,
+    rows: Sequence[Row],
+    manner: Manner,
+    length: int,
+    stride: int,
+    steady: bool = True,
 ) -> Iterator[None]:
     """Let rows grow side by side, a token per step, until all have ended.
 
@@ -152,7 +157,7 @@ def write(
     read = [row.prompt[-length:] for row in rows]
     shortest = min(map(len, read))
     ahead, grown = [ids[shortest:][::-1] for ids in read], [ids[:shortest] for ids in read]
-    cache, unread = Cache(model, len(rows), length, steady=True), shortest
+    cache, unread = Cache(model, len(rows), length, steady=steady), shortest
     while not all(row.ended for row in rows):
         unread_ST = torch.tensor([ids[-unread:] for ids in grown])
         logits_SV = model.logits(cache.last(unread_ST)).cpu()

@@ -24,7 +24,7 @@ from fairway.score.ledger import Text
 from fairway.score.sliding import text_of
 from fairway.score.trail import Trail
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.steps import Say
+from fairway.train.steps import Beside, Say, nobody
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +33,8 @@ class Run:
 
     `public` is its config with digests in place of paths, `code_bytes` are those that count with
     its artifact, and `facts` tells what the finished stages came to, by name. `begin` is called
-    once nothing refuses the training any more; `resume` goes on with a checkpoint.
+    once nothing refuses the training any more, and `beside` looks on; `resume` goes on with a
+    checkpoint.
     """
 
     config: Config
@@ -46,6 +47,7 @@ class Run:
     facts: Callable[[], Mapping[str, dict[str, Any]]]
     say: Say
     begin: Callable[[], None] = lambda: None
+    beside: Beside = nobody
     resume: bool = False
 
     def file(self, name: str) -> Path:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, digest_json, read_json, write_json
+from fairway.base.names import ARTIFACT
 from fairway.pipeline.facts import check_memory
 from fairway.version import VERSION
 
@@ -35,6 +36,12 @@ _OURS = re.compile(
 def key_of(*parts: Any) -> str:
     """Return a digest of JSON-able parts, with Fairway's version: what a stage depends on."""
     return digest_json([VERSION, *parts])
+
+
+def run_at(path: Path) -> Path:
+    """Return the folder of a run whose artifact is named; any other path as it is."""
+    named = path.name == ARTIFACT and path.is_file() and (path.parent / MEMORY).is_file()
+    return path.parent if named else path
 
 
 def _digest_of(path: Path) -> str | None:
@@ -114,6 +121,11 @@ class RunFolder:
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":
         """Return a run folder that must be there already."""
+        if path.is_file():
+            raise UserError(
+                f"{path} is a file, and the folder of its run is needed, with its {MEMORY}; an "
+                "artifact alone can be scored on texts, sampled, exported and unpacked"
+            )
         if not (path / MEMORY).is_file():
             raise UserError(
                 f"{path} has no finished stage yet; run the command that began it again, with "

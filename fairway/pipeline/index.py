@@ -40,19 +40,27 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 
 def _run(path: Path, root: Path) -> dict[str, Any]:
-    name = path.relative_to(root).as_posix() if path != root else path.name
+    """Return what is known of a run; of one that cannot be read, a sentence as its state."""
+    below = path.relative_to(root).as_posix()
+    named = {"name": path.resolve().name if path == root else below, "path": below}
     try:
         folder = RunFolder(path)
-        config = config_of(folder)
-    except UserError as error:
-        return {**dict.fromkeys(_FACTS), "name": name, "scores": {}, "state": str(error)}
+        with folder.reading():
+            return {**named, **_facts_of(folder)}
+    except (UserError, OSError) as error:
+        return {**dict.fromkeys(_FACTS), **named, "scores": {}, "state": str(error)}
+
+
+def _facts_of(folder: RunFolder) -> dict[str, Any]:
+    config = config_of(folder)
     facts = {stage: kept["facts"] for stage, kept in folder.memory["stages"].items()}
     trained, packed = facts.get("train", {}), facts.get("pack", {})
     scores = {
-        n.removeprefix("score."): f["bpb"] for n, f in facts.items() if n.startswith("score.")
+        name.removeprefix("score."): float(kept["bpb"])
+        for name, kept in facts.items()
+        if name.startswith("score.")
     }
     return {
-        "name": name,
         "recipe": config.recipe,
         "seed": config.seed,
         "differences": differences(config, folder.memory.get("origin"), _is_apart),

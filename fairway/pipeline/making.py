@@ -51,6 +51,7 @@ def train_model(run: Run) -> dict[str, Any]:
             *(run.say, run.resume),
             begun=None if found is None else (found.state, found.facts["digest"]),
             collect=collect_hessians,
+            beside=run.beside,
         )
     except InterruptedRun:
         # The first to leave ends all: not before rank 0 has saved the state.

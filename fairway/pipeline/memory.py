@@ -189,7 +189,7 @@ class Watch:
         self.config, self.device = config, device
         self.facts: dict[str, int | None] = {}
 
-    def done(self, name: str, run: Run, work: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
+    def done(self, name: str, run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the facts of a stage's work; say before what it will take of a GPU."""
         lora = "lora" in (self.config.ttt.method, self.config.mixture.base)
         ids = run.validation.ids if lora and name.startswith("score.") else None
@@ -198,7 +198,7 @@ class Watch:
         if stage is not None and self.device == "cuda":
             run.say(stage.line())
         begin_peak(self.device)
-        facts = work(run)
+        facts = work()
         about = None if stage is None else stage.need.at(stage.count)
         self.facts = {"need_bytes": about, "peak_bytes": peak_bytes(self.device)}
         return facts

@@ -15,22 +15,24 @@ from fairway.data.build import DataFolder
 from fairway.machine.plan import Plan, device_name
 from fairway.machine.ranks import Ranks, join_ranks
 from fairway.pipeline.codesize import known_code, measure_code
-from fairway.pipeline.context import Run
+from fairway.pipeline.earlier import earlier_runs
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.inputs import Inputs
 from fairway.pipeline.limits import tell_of_size
+from fairway.pipeline.live import FOLDER as LIVE
+from fairway.pipeline.live import Live, Watching
 from fairway.pipeline.memory import Watch
 from fairway.pipeline.order import Stage, stages_of
 from fairway.pipeline.planning import plan_key, plan_of_run
 from fairway.pipeline.record import config_of
 from fairway.pipeline.results import RESULTS, compose
-from fairway.pipeline.stages import ALL_WORK, done
+from fairway.pipeline.spending import SCORE, WatchedRun, done_watched
 from fairway.pipeline.text import open_text
 from fairway.pipeline.together import is_due, share_memory, told
 from fairway.report import write_report
 from fairway.train.preflight import require_packages
 from fairway.train.saved import CHECKPOINT
-from fairway.train.steps import STEPS, Say, read_steps
+from fairway.train.steps import STEPS, Say, nobody, read_steps
 
 # How far `Pipeline.screen` goes.
 UNTIL = ("train", "pack", "score")
@@ -42,16 +44,25 @@ class Pipeline:
 
     Under `torchrun` all ranks train and score. The first alone packs, writes, and decides what is
     done already; the others wait for its word. `origin` is where the recipe is from, if it is not
-    one of Fairway's: see `fairway.recipes.find`.
+    one of Fairway's: see `fairway.recipes.find`. `watching` says what is to be seen of its training
+    while it goes on.
     """
 
     def __init__(
-        self, config: Config, folder: RunFolder, say: Say, origin: dict[str, Any] | None = None
+        self,
+        config: Config,
+        folder: RunFolder,
+        say: Say,
+        origin: dict[str, Any] | None = None,
+        watching: Watching | None = None,
     ) -> None:
         self.ranks: Ranks = join_ranks()
         self.config, self.folder, self.origin = config, folder, origin
         # Of many processes only the first speaks.
         self.say: Say = say if self.ranks.first else lambda text: None
+        self.live: Live | None = None
+        if watching is not None and self.ranks.first:
+            self.live = Live(watching, config, folder.file(LIVE), say)
         self._source: DataFolder | None = None
         self._plan: Plan | None = None
 
@@ -62,7 +73,11 @@ class Pipeline:
             yield
             return
         with self.folder.locked():
-            yield
+            try:
+                yield
+            finally:
+                if self.live:
+                    self.live.close()
 
     # -----------------------------------------------------------------------------------------
     # Verbs
@@ -102,6 +117,10 @@ class Pipeline:
             self.folder.propose(begun=None)
         share_memory(self.folder, self.ranks)
         self._do(self._run(resume and self._checkpoint()), lambda stage: stage.name == "train")
+        if self.live and not self.live.opened:
+            self.say(
+                "nothing was watched: the training is kept; `fairway runs --export` sends its steps"
+            )
         if self.ranks.first:
             self.folder.settle()
             # Not before the training is on record: a disk that fills up now must not cost it.
@@ -142,6 +161,9 @@ class Pipeline:
         self._do(self._run(), wanted)
         if self.ranks.first:
             self.folder.settle()
+        if self.live:
+            facts = self.folder.all_facts()
+            self.live.scores({n: facts[n]["bpb"] for n in facts if n.startswith(SCORE)})
         share_memory(self.folder, self.ranks)
 
     def audit(self) -> dict[str, Any]:
@@ -162,8 +184,10 @@ class Pipeline:
         steps = read_steps(self.folder.file(STEPS))
         write_json(self.folder.file(RESULTS), results)
         self.folder.remember("results", digest_file(self.folder.file(RESULTS)))
+        beside = earlier_runs(self.folder)
         with self.folder.reading():
-            return write_report(self.folder.path, results, steps, self.folder.file(REPORT))
+            page = self.folder.file(REPORT)
+            return write_report(self.folder.path, results, steps, page, beside)
 
     def results(self) -> dict[str, Any]:
         """Return everything known of this run, in the versioned schema of results.json."""
@@ -200,8 +224,8 @@ class Pipeline:
         first = self.ranks.first
         return Inputs(self.config, self.folder, first, self.data, self.plan, self.origin)
 
-    def _run(self, resume: bool = False) -> Run:
-        return Run(
+    def _run(self, resume: bool = False) -> WatchedRun:
+        return WatchedRun(
             config=self.config,
             public=self._inputs.public(),
             plan=self.plan(),
@@ -211,20 +235,22 @@ class Pipeline:
             code_bytes=known_code(self.config, self.folder),
             facts=self.folder.all_facts,
             say=self.say,
-            begin=self._begin,
+            begin=functools.partial(self._begin, resume),
+            beside=self.live.beside if self.live else nobody,
+            live=self.live,
             resume=resume,
         )
 
     # -----------------------------------------------------------------------------------------
     # Doing them
 
-    def _do(self, run: Run, wanted: Callable[[Stage], bool], **reads: Any) -> None:
+    def _do(self, run: WatchedRun, wanted: Callable[[Stage], bool], **reads: Any) -> None:
         """Do some stages, unless nothing that they read has changed."""
         for stage in filter(wanted, stages_of(self.config)):
             if not (stage.together or self.ranks.first):
                 continue
             read = self._inputs.of(stage.name)
-            do = functools.partial(done, ALL_WORK, stage.name)
+            do = functools.partial(done_watched, stage.name, run)
             due = not stage.together or is_due(self.folder, self.ranks, stage.name, read)
             if self.ranks.first:
                 read |= reads
@@ -232,7 +258,7 @@ class Pipeline:
                 work = functools.partial(watch.done, stage.name, run, do)
                 self.folder.stage(stage.name, read, list(stage.files), work, self.say, watch)
             elif due:
-                do(run)
+                do()
 
     def _settings(self) -> dict[str, Any]:
         plan = {"key": plan_key(self.config), **self.plan().as_dict()}
@@ -242,7 +268,9 @@ class Pipeline:
         """Let config and machine plan enter the record once a stage has succeeded with them."""
         self.folder.propose(**self._settings())
 
-    def _begin(self) -> None:
+    def _begin(self, resume: bool) -> None:
+        if self.live:
+            self.live.open(self.data().tokenizer, resume)
         if self.ranks.first:
             self.folder.remember("begun", self._settings())
 

@@ -1,10 +1,12 @@
-"""Step records and scores of a run for TensorBoard or Weights & Biases; nothing depends on them.
+"""Where numbers of a run go beside its folder: TensorBoard, Weights & Biases.
 
-Written after the fact from what the run recorded, so that training waits for nobody.
+Sent while a run trains (`fairway.pipeline.live`), or afterwards, from what it recorded.
 """
 
+import html
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,75 +18,131 @@ from fairway.pipeline.record import config_of
 from fairway.train.steps import STEPS, read_steps
 
 SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "seconds", "progress")
+KINDS = ("tensorboard", "wandb")
 
 
 class Sink(Protocol):
-    """Where numbers of a run go."""
+    """Where numbers and texts of a run go."""
 
-    def number(self, name: str, value: float, step: int) -> None:
-        """Take one number of a step."""
+    def numbers(self, values: dict[str, float], step: int) -> None:
+        """Take the numbers of a step."""
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Take a text that was written at a step."""
 
     def close(self) -> None:
         """Return when all of them are kept."""
 
 
 class TensorBoard:
-    """Numbers for TensorBoard, in files below a folder."""
+    """Numbers for TensorBoard, in files of a folder, which are opened with the first number.
+
+    Those of a training that goes on at a later step replace what was written from there on.
+    """
 
     def __init__(self, folder: Path) -> None:
-        _require("tensorboard")
-        module = importlib.import_module("torch.utils.tensorboard")
-        self.writer: Any = module.SummaryWriter(str(folder))
+        self.folder, self._opened = folder, False
+        self._module: Any = importlib.import_module("torch.utils.tensorboard")
+        self._writer: Any = None
 
-    def number(self, name: str, value: float, step: int) -> None:
-        """Take one number of a step."""
-        self.writer.add_scalar(name, value, step)
+    def _at(self, step: int) -> Any:
+        if self._writer is None:
+            self._writer = self._module.SummaryWriter(str(self.folder), purge_step=step or None)
+        return self._writer
+
+    def numbers(self, values: dict[str, float], step: int) -> None:
+        """Take the numbers of a step."""
+        for name, value in values.items():
+            self._at(step).add_scalar(name, value, step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Take a text that was written at a step; TensorBoard shows Markdown, so it is indented."""
+        self._at(step).add_text(name, "    " + text.replace("\n", "\n    "), step)
 
     def close(self) -> None:
         """Return when all of them are kept."""
-        self.writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WeightsAndBiases:
     """Numbers for Weights & Biases, under its own settings (WANDB_MODE=offline keeps them here)."""
 
-    def __init__(self, name: str, config: Config) -> None:
-        _require("wandb")
-        self.module: Any = importlib.import_module("wandb")
-        self.run: Any = self.module.init(project="fairway", name=name, config=to_dict(config))
+    def __init__(self, name: str, config: Config, folder: Path | None = None) -> None:
+        self._module: Any = importlib.import_module("wandb")
+        options: dict[str, Any] = {} if folder is None else {"dir": str(folder)}
+        # Its copy of what is printed would take the terminal from the progress bar.
+        options["settings"] = self._module.Settings(console="off", silent=True)
+        try:
+            self._run: Any = self._module.init(
+                project="fairway", name=name, config=to_dict(config), **options
+            )
+        except Exception as error:
+            # Whatever it fails of: no key, no network, no space.
+            raise UserError(
+                f"Weights & Biases cannot begin ({_first_line(error)}); log in with `wandb login`, "
+                "or set WANDB_MODE=offline to keep its files here"
+            ) from None
 
-    def number(self, name: str, value: float, step: int) -> None:
-        """Take one number of a step."""
-        self.run.log({name: value}, step=step)
+    def numbers(self, values: dict[str, float], step: int) -> None:
+        """Take the numbers of a step."""
+        self._run.log(values, step=step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Take a text that was written at a step."""
+        page = f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
+        self._run.log({name: self._module.Html(page, inject=False)}, step=step)
 
     def close(self) -> None:
         """Return when all of them are kept."""
-        self.run.finish()
+        self._run.finish()
 
 
-def _require(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"the package {package} is not installed; pip install {package}")
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def require(kinds: Sequence[str]) -> None:
+    """Raise UserError for a kind of sink that does not exist, or whose package is missing."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"'{kind}' is none of {', '.join(KINDS)}")
+        if importlib.util.find_spec(kind) is None:
+            raise UserError(
+                f"the package {kind} is not installed; run: pip install 'fairway[{kind}]'"
+            )
 
 
 def send(run: RunFolder, sink: Sink) -> int:
     """Give a sink all that a run recorded; return how many steps there were."""
     steps = read_steps(run.file(STEPS))
     for record in steps:
-        for name in SHOWN:
-            sink.number(f"train/{name}", float(record[name]), int(record["step"]))
-    last = len(steps)
-    for stage, kept in run.memory["stages"].items():
-        if stage.startswith("score."):
-            sink.number(f"bpb/{stage.removeprefix('score.')}", float(kept["facts"]["bpb"]), last)
+        sink.numbers(step_numbers(record), int(record["step"]))
+    scores = {
+        stage: float(kept["facts"]["bpb"])
+        for stage, kept in run.memory["stages"].items()
+        if stage.startswith("score.")
+    }
+    sink.numbers(score_numbers(scores), len(steps))
     sink.close()
-    return last
+    return len(steps)
+
+
+def step_numbers(record: dict[str, Any]) -> dict[str, float]:
+    """Return what sinks show of a step record."""
+    return {f"train/{name}": float(record[name]) for name in SHOWN}
+
+
+def score_numbers(scores: dict[str, float]) -> dict[str, float]:
+    """Return what sinks show of the scores of stages, in bits per byte."""
+    return {f"bpb/{stage.removeprefix('score.')}": bpb for stage, bpb in scores.items()}
 
 
 def sink_named(kind: str, run: RunFolder, out: Path) -> Sink:
     """Return a sink of a kind for a run; UserError for an unknown kind or a missing package."""
+    if kind not in KINDS:
+        raise UserError(f"cannot export to '{kind}'; choose csv, {' or '.join(KINDS)}")
+    require((kind,))
     if kind == "tensorboard":
         return TensorBoard(out / run.path.name)
-    if kind == "wandb":
-        return WeightsAndBiases(run.path.name, config_of(run))
-    raise UserError(f"cannot export to '{kind}'; choose csv, tensorboard or wandb")
+    return WeightsAndBiases(run.path.name, config_of(run))

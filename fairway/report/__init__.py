@@ -1,24 +1,30 @@
 """The report of a run: one self-contained HTML page, and every number on it as JSON."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fairway.base.files import write_atomic, write_json
-from fairway.report.derive import derive
+from fairway.report.derive import Earlier, derive
 from fairway.report.page import page
 
 
 def write_report(
-    run_folder: Path, results: dict[str, Any], steps: list[dict[str, Any]], out: Path
+    run_folder: Path,
+    results: dict[str, Any],
+    steps: list[dict[str, Any]],
+    out: Path,
+    earlier: Sequence[Earlier] = (),
 ) -> Path:
     """Write the page to `out` and its numbers to the same name with .json; return `out`.
 
-    `results` is a run's results.json (schema 1), `steps` its steps.jsonl. The JSON holds the
+    `results` is a run's results.json (schema 1), `steps` its steps.jsonl; the loss of `earlier`
+    runs stands beside its own. The JSON holds the
     results and what the page derives from them, so that every `<data value>` of the page is in it.
     Equal input gives equal bytes. Raises UserError for results that do not hold a finished run.
     """
     numbers = out.with_suffix(".json")
-    derived = derive(results, steps)
+    derived = derive(results, steps, earlier)
     links = [
         numbers.name,
         *(_files(run_folder, (out, numbers)) if out.parent == run_folder else []),

@@ -1,63 +1,26 @@
 """What an audit found, as HTML: the section of a run's page, and the page of some records."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 from fairway.audit.findings import SEVERITIES, SEVERITY_WORDS, Finding
 from fairway.audit.records.audit import RecordAudit
 from fairway.audit.records.telling import JUDGEMENTS, judged, sentence, summary, told
-from fairway.report.html import DASH, Html, esc, join, note, num, section, strong
+from fairway.report.html import DASH, Html, esc, join, note, num, raw, section, strong
+from fairway.report.sorting import is_sortable, sortable
 from fairway.report.style import CSS
 
 # Words of an audit are sentences: cells of these tables wrap and stand to the left.
 TEXT_CSS = """
 .text table { font-size: 0.84rem; }
-.text th, .text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.text th, .text td { text-align: left; white-space: normal; }
 """
-_HEAD = '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
 _TITLE = "Fairway audit"
 _PAGE_CSS = """
-body { max-width: 84rem; }
 details { border-top: 1px solid var(--rule); padding: 0.4rem 0; }
 details:target { background: var(--panel); }
 summary { cursor: pointer; overflow-wrap: anywhere; }
-th button { all: unset; cursor: pointer; }
-th button:focus-visible { outline: 2px solid var(--model); }
-th[aria-sort="ascending"] button::after { content: " \\25B2"; }
-th[aria-sort="descending"] button::after { content: " \\25BC"; }
 """
-# Heads of the first table become buttons that sort its rows; without it, they stay heads.
-_SORT = """
-const table = document.querySelector("table"), body = table.tBodies[0];
-const key = (row, at) => {
-  const found = row.cells[at].querySelector("data");
-  return found ? Number(found.value) : row.cells[at].textContent;
-};
-const compare = (a, b) => typeof a === typeof b
-  ? (typeof a === "number" ? a - b : a.localeCompare(b)) : typeof a === "number" ? -1 : 1;
-[...table.tHead.rows[0].cells].forEach((head, at) => {
-  const button = document.createElement("button");
-  button.append(...head.childNodes);
-  head.append(button);
-  button.onclick = () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const rows = [...body.rows].sort((a, b) => compare(key(a, at), key(b, at)));
-    body.append(...(down ? rows.reverse() : rows));
-  };
-});
-const unfold = () => {
-  const found = location.hash && document.getElementById(location.hash.slice(1));
-  if (found) found.open = true;
-};
-addEventListener("hashchange", unfold);
-unfold();
-"""
-_DIGEST = base64.b64encode(hashlib.sha256(_SORT.encode()).digest()).decode()
-_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
 # Places of one finding that the page shows.
 _MOST_PLACES = 20
 _WORDS = {"invalid": "invalid", "warning": "look here", "note": "note"}
@@ -107,8 +70,8 @@ def _findings(findings: Sequence[Finding]) -> Html:
         [
             strong(_WORDS[f.severity]) if f.severity == "invalid" else esc(_WORDS[f.severity]),
             esc(f.code),
-            esc(f.place),
-            esc(f.value),
+            raw(f.place),
+            raw(f.value),
             esc(f.why),
         ]
         for f in findings
@@ -122,27 +85,17 @@ def _findings(findings: Sequence[Finding]) -> Html:
 
 def is_page(head: bytes) -> bool:
     """Return whether a file begins as pages of audited records do."""
-    return head.startswith(_HEAD.encode()) and f"<title>{_TITLE}".encode() in head
+    return is_sortable(head, _TITLE)
 
 
 def records_page(audits: Sequence[RecordAudit]) -> str:
-    """Return a self-contained page of audited records, by verdict; a click on a head sorts it.
-
-    Nothing is fetched, and nothing runs but the few lines that sort, known by their digest.
-    """
+    """Return a self-contained page of audited records, by verdict; a click on a head sorts it."""
     ranked = sorted(audits, key=lambda one: JUDGEMENTS.index(judged(one)))
     counts = [(word, sum(judged(one) == word for one in audits)) for word in JUDGEMENTS]
     words = ", ".join(f"{count} {word}" for word, count in counts if count)
     title = f"{_TITLE}: {len(audits)} record{'' if len(audits) == 1 else 's'}, {words or 'none'}"
     parts = [_overview(ranked), *(_record(number, one) for number, one in enumerate(ranked))]
-    return (
-        f"{_HEAD}"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
-        f"<title>{esc(title)}</title>\n<style>{CSS}{TEXT_CSS}{_PAGE_CSS}</style>\n</head>\n"
-        f"<body>\n<header><h1>{esc(title)}</h1></header>\n{''.join(parts)}"
-        f"<script>{_SORT}</script>\n</body>\n</html>\n"
-    )
+    return sortable(title, f"{CSS}{TEXT_CSS}{_PAGE_CSS}", join(parts))
 
 
 _FIGURES = (
@@ -196,7 +149,7 @@ def _record(number: int, audit: RecordAudit) -> Html:
 
 
 def _place(finding: Finding) -> Html:
-    value = f": {esc(finding.value)}" if finding.value else ""
+    value = f": {raw(finding.value)}" if finding.value else ""
     return Html(f"<code>{esc(finding.place)}</code>{value}" if finding.place else value[2:])
 
 

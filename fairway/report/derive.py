@@ -1,26 +1,37 @@
 """What the report shows beyond results.json: comparisons, shares, remainders, the loss curve."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from fairway.base.errors import UserError
 
+# A run's name and its step records.
+Earlier = tuple[str, list[dict[str, Any]]]
 SCHEMA = 1
 
 _REQUIRED = (
     *("recipe", "seed", "text", "model", "train", "stages", "headline", "artifact", "seconds"),
 )
+# How `score.spending` divides the tokens of a text, and the score of a model that stays as it is.
+_DIVISIONS = ("kinds", "frequency", "place", "context")
+_FROZEN = "sliding"
 # Points of a curve: more than a page has pixels only makes the page heavy.
 _CURVE_POINTS = 1_500
+# The same where several curves share a picture.
+BESIDE_POINTS = 200
 # The smoothed loss averages so many steps on either side, as a share of all.
 _SMOOTH_SHARE = 0.01
 # The first part of a run falls so steeply that it would flatten the rest; it may leave the frame.
 _STEEP_SHARE = 0.05
 
 
-def derive(results: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
+def derive(
+    results: dict[str, Any], steps: list[dict[str, Any]], earlier: Sequence[Earlier] = ()
+) -> dict[str, Any]:
     """Return the numbers of the report that results.json does not hold, ready for JSON.
 
+    `earlier` are other runs on the same text: names and step records.
     Raises UserError when the schema is another one or the results end before the last score.
     """
     _check(results)
@@ -38,7 +49,9 @@ def derive(results: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, An
         "scored_percent": {name: 100.0 * size / text["bytes"] for name, size in scored.items()},
         "scored_whole": all(size == text["bytes"] for size in scored.values()),
         "proof_percent": 100.0 * (results.get("proof") or {}).get("difference_share", 0.0),
-        "curve": _curve(steps),
+        "spending": _spending(results),
+        "curve": curve_of(steps, _CURVE_POINTS),
+        "earlier": [{"name": n, "curve": curve_of(s, BESIDE_POINTS)} for n, s in earlier if s],
         "events": _events(steps),
     }
 
@@ -82,13 +95,44 @@ def _shares(parts: dict[str, float], total: float, rest_name: str) -> list[dict[
     ]
 
 
-def _curve(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _spending(results: dict[str, Any]) -> dict[str, Any] | None:
+    """Return where the bits of the claimed score go, and of the frozen model's beside it.
+
+    Every group gets its share of all bits, its bits per token, and its bits per byte of the whole
+    text: those of a division add up to the score. `plain_bpb` is the same under the sliding window,
+    where that is another score of the same text.
+    """
+    stages, headline = results["stages"], results["headline"]
+    stage, plain = stages[headline], stages.get(_FROZEN, {})
+    if "spending" not in stage:
+        return None
+    same = headline != _FROZEN and plain.get("bytes") == stage["bytes"] and "spending" in plain
+    bits = sum(one["bits"] for one in stage["spending"]["kinds"])
+
+    def shares(one: dict[str, Any]) -> dict[str, Any]:
+        size, tokens = one["bits"], one["tokens"]
+        percent = 100.0 * size / bits if bits else 0.0
+        return {"percent": percent, "token_bits": size / tokens, "bpb": size / stage["bytes"]}
+
+    found: dict[str, Any] = {"stage": headline, "beside": _FROZEN if same else None}
+    found["dearest"] = [shares(one) for one in stage["spending"]["dearest"]]
+    for division in _DIVISIONS:
+        groups = plain["spending"][division] if same else []
+        beside = {one["name"]: one["bits"] / stage["bytes"] for one in groups}
+        found[division] = [
+            {**shares(one), "plain_bpb": beside.get(one["name"])}
+            for one in stage["spending"][division]
+        ]
+    return found
+
+
+def curve_of(steps: list[dict[str, Any]], points: int) -> dict[str, Any] | None:
     """Return loss (raw and smoothed) and learning rate against seconds, thinned; None if empty."""
     if not steps:
         return None
     reach = round(_SMOOTH_SHARE * len(steps))
     smooth = _smooth([step["loss"] for step in steps], reach)
-    every = -(-len(steps) // _CURVE_POINTS)
+    every = -(-len(steps) // points)
     kept = sorted({*range(0, len(steps), every), len(steps) - 1})
     calm = [smooth[i] for i in range(len(steps)) if i >= _STEEP_SHARE * len(steps)]
     return {

@@ -64,6 +64,11 @@ def code(digest: str | None) -> Html:
     return DASH if digest is None else Html(f"<code>{esc(digest)}</code>")
 
 
+def raw(text: str) -> Html:
+    """Return text of others, such as a path or a line of a log, which may break anywhere."""
+    return Html(f'<span class="raw">{esc(text)}</span>') if text else Html("")
+
+
 def strong(name: str) -> Html:
     """Return a name that makes the whole row of its table bold."""
     return Html(f'<span class="key">{esc(name)}</span>')

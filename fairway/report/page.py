@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from fairway.report import audited, sections
 from fairway.report.html import Html, esc, megabytes_of, num, pairs, time_of
+from fairway.report.spending import spending
 from fairway.report.style import CSS
 
 # Nothing of the page may be fetched or run, whatever a model wrote into its samples.
@@ -22,6 +23,7 @@ def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str])
         _cards(results, derived),
         sections.scores(results, derived),
         sections.loss(derived),
+        spending(results, derived),
         sections.made(results),
         sections.artifact(results, derived),
         sections.weights(results),

@@ -1,4 +1,4 @@
-"""The report's two figures as SVG text whose colours are the page's CSS variables.
+"""The report's figures as SVG text whose colours are the page's CSS variables.
 
 Text stays text (readable by machines, in the page's own font) and nothing in the SVG depends on
 the day or the machine, so equal numbers give equal bytes.
@@ -17,7 +17,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 # Matplotlib knows no CSS variables: draw in marker colours, then name them in the finished SVG.
-_INK, _MUTED, _RULE, _MODEL, _FAINT, _BASE, _PRIMED, _RATE = (f"#0{i}0{i}fe" for i in range(1, 9))
+_MARKERS = [f"#{i:02x}{i:02x}fe" for i in range(1, 15)]
+_INK, _MUTED, _RULE, _MODEL, _FAINT, _BASE, _PRIMED, _RATE, *_OTHERS = _MARKERS
 _VARIABLES = {
     _INK: "var(--ink)",
     _MUTED: "var(--muted)",
@@ -27,7 +28,11 @@ _VARIABLES = {
     _BASE: "var(--base)",
     _PRIMED: "var(--primed)",
     _RATE: "var(--rate)",
+    **{colour: f"var(--line-{number})" for number, colour in enumerate(_OTHERS, 1)},
 }
+# Lines of several runs: a colour each, then the same again in another pattern.
+_PATTERNS: tuple[Any, ...] = ("-", (0, (4, 1.5)))
+MOST_LINES = len(_OTHERS) * len(_PATTERNS)
 
 _BAR_COLOURS = {"stage": _FAINT, "headline": _MODEL, "cold": _BASE, "primed": _PRIMED}
 
@@ -62,6 +67,46 @@ class Bar:
     label: str
     bpb: float
     kind: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """The smoothed loss of a run over its seconds; `frame_loss` is where its steep start ends."""
+
+    label: str
+    curve: dict[str, Any]
+    own: bool = False
+
+
+def lines_figure(lines: list[Line], width_in: float) -> str:
+    """Return the training losses of up to `MOST_LINES` runs over time, the own one strong."""
+    assert len(lines) <= MOST_LINES + 1, len(lines)
+    with _style(f"lines {width_in}"):
+        rows = -(-len(lines) // (2 if width_in < WIDE_IN else 3))
+        figure = Figure(figsize=(width_in, 2.9 + 0.17 * rows), layout="constrained")
+        axes = figure.subplots()
+        unit, scale = _time_unit(max(line.curve["seconds"][-1] for line in lines))
+        looks = ((colour, pattern) for pattern in _PATTERNS for colour in _OTHERS)
+        for line in lines:
+            colour, pattern = (_MODEL, "-") if line.own else next(looks)
+            times = [second / scale for second in line.curve["seconds"]]
+            width = 2.0 if line.own else 1.1
+            style: dict[str, Any] = {"color": colour, "linestyle": pattern, "linewidth": width}
+            style["zorder"] = 3 if line.own else 2
+            # Matplotlib keeps names that begin with "_" out of its legend.
+            label = line.label.replace("_", "\u200b_", 1)
+            axes.plot(times, line.curve["smooth"], label=label, **style)
+        bottom = min(min(line.curve["smooth"]) for line in lines)
+        height = max(max(line.curve["frame_loss"] for line in lines) - bottom, 1e-3)
+        axes.set_ylim(bottom - 0.05 * height, bottom + 1.1 * height)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"training time ({unit})")
+        axes.set_ylabel("training loss (nats/token)")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        columns = 2 if width_in < WIDE_IN else 3
+        figure.legend(frameon=False, loc="outside lower left", ncols=columns)
+        return _svg(figure)
 
 
 def loss_figure(curve: dict[str, Any], events: list[dict[str, Any]], width_in: float) -> str:

@@ -23,7 +23,15 @@ from fairway.report.html import (
     table,
     time_of,
 )
-from fairway.report.plots import NARROW_IN, WIDE_IN, Bar, bars_figure, loss_figure
+from fairway.report.plots import (
+    NARROW_IN,
+    WIDE_IN,
+    Bar,
+    Line,
+    bars_figure,
+    lines_figure,
+    loss_figure,
+)
 from fairway.score.baselines import TOOL_NAMES
 from fairway.score.experts.published import described
 from fairway.score.ways import BESIDE
@@ -116,7 +124,32 @@ def loss(derived: Values) -> Html:
     )
     drawings = [loss_figure(curve, events, width_in) for width_in in (WIDE_IN, NARROW_IN)]
     label = "Training loss and learning rate over time"
-    return section("Loss over time", figure(drawings[0], drawings[1], label, caption))
+    own = figure(drawings[0], drawings[1], label, caption)
+    return section("Loss over time", own, _beside(derived))
+
+
+def _beside(derived: Values) -> Html:
+    """Return the losses of earlier runs of the same folder beside this run's, if there are any."""
+    earlier = derived["earlier"]
+    if not earlier:
+        return Html("")
+    lines = [Line("this run", derived["curve"], own=True)]
+    lines += [Line(printable(one["name"]), one["curve"]) for one in earlier]
+    ends = join(
+        [
+            Html(f"{esc(one['name'])} {num(one['curve']['last_smooth_loss'], '.4f')}")
+            for one in earlier
+        ],
+        ", ",
+    )
+    caption = Html(
+        "Smoothed training loss of this run and of earlier runs of the same folder on the same "
+        f"text, the latest {len(earlier)} that are there. They end at {ends}. A loss that is "
+        "made differently (another batch, second targets) is not a better model: compare scores."
+    )
+    drawings = [lines_figure(lines, width_in) for width_in in (WIDE_IN, NARROW_IN)]
+    label = "Training loss of this run and of earlier runs"
+    return figure(drawings[0], drawings[1], label, caption)
 
 
 def made(results: Values) -> Html:

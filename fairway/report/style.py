@@ -5,11 +5,15 @@ CSS = """
   color-scheme: light dark;
   --paper: #fdfdfb; --panel: #f5f5f1; --ink: #1d1f22; --muted: #62666d; --rule: #dfdfd9;
   --model: #17599c; --faint: #9fc0e2; --base: #c3c5c8; --primed: #8c9097; --rate: #b35c00;
+  --line-1: #b35c00; --line-2: #1f7a5a; --line-3: #8a3d9c; --line-4: #b3303a; --line-5: #6a6a00;
+  --line-6: #00758a;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #15171a; --panel: #1d2024; --ink: #e7e5e0; --muted: #a0a4aa; --rule: #33373d;
     --model: #78b4f2; --faint: #365f8b; --base: #4a4e55; --primed: #777c85; --rate: #e59a4b;
+    --line-1: #e59a4b; --line-2: #5cc49c; --line-3: #cf8be0; --line-4: #f08087; --line-5: #c4c24a;
+    --line-6: #4fc3d9;
   }
 }
 * { box-sizing: border-box; }
@@ -49,7 +53,7 @@ code { font: 0.84em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflo
 .settings div { display: flex; justify-content: space-between; gap: 0.8rem;
   border-bottom: 1px solid var(--rule); break-inside: avoid; padding: 0.05rem 0; }
 .settings dt { color: var(--muted); }
-.settings dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
+.settings dd { margin: 0; text-align: right; overflow-wrap: break-word; min-width: 30%; }
 .scroll { overflow-x: auto; margin: 0.6rem 0; background:
   linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
   linear-gradient(to left, var(--rule), transparent) right / 1rem 100% no-repeat scroll; }
@@ -59,6 +63,10 @@ th, td { padding: 0.24rem 0 0.24rem 1.1rem; text-align: right; font-weight: 400;
 th:first-child { padding-left: 0; text-align: left; }
 thead th { color: var(--muted); font-size: 0.8rem; vertical-align: bottom; white-space: normal;
   border-bottom: 1px solid var(--ink); line-height: 1.3; }
+th small { display: block; color: var(--muted); white-space: normal; }
+.token { background: var(--panel); padding: 0 0.25em; white-space: pre; }
+.raw { overflow-wrap: anywhere; display: inline-block; min-width: 9rem; }
+table:has(.meter) thead th:last-child { text-align: left; }
 tbody tr { border-bottom: 1px solid var(--rule); break-inside: avoid; }
 tbody tr:last-child { border-bottom: 0; }
 tfoot th, tfoot td { border-top: 1px solid var(--ink); font-weight: 600; }
@@ -89,12 +97,15 @@ footer { margin-top: 2.6rem; border-top: 1px solid var(--rule); padding-top: 0.6
   table { font-size: 0.8rem; }
   th, td { padding-left: 0.6rem; }
   thead th { font-size: 0.74rem; }
+  tbody th { white-space: normal; }
 }
 @media print {
   :root {
     color-scheme: light;
     --paper: #fff; --panel: #f3f3f3; --ink: #000; --muted: #444; --rule: #ccc;
     --model: #17599c; --faint: #9fc0e2; --base: #c3c5c8; --primed: #8c9097; --rate: #b35c00;
+    --line-1: #b35c00; --line-2: #1f7a5a; --line-3: #8a3d9c; --line-4: #b3303a; --line-5: #6a6a00;
+    --line-6: #00758a;
   }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   html { font-size: 9.5pt; }

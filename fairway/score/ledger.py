@@ -60,6 +60,9 @@ class Witness:
 
     wanted: tuple[int, ...] = ()
 
+    def opened(self, text: "Text") -> None:
+        """Hear which text the account is of, in the order in which it is scored."""
+
     def read(self, event: Event) -> None:
         """Hear that the inputs of an event are given out."""
 
@@ -177,6 +180,7 @@ class Ledger:
 
     def __post_init__(self) -> None:
         _check_text(self.text, self.num_targets)
+        self.witness.opened(self.text)
         count = min(self.check_positions, self.num_targets)
         draw = np.random.default_rng(self.seed).choice(self.num_targets, count, replace=False)
         wanted = np.array(self.witness.wanted, np.int64)

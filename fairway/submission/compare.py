@@ -10,7 +10,7 @@ from fairway.audit.records.audit import audit_record
 from fairway.base.errors import UserError
 from fairway.base.terminal import command
 from fairway.base.units import NATS_PER_BIT
-from fairway.pipeline.folder import MEMORY
+from fairway.pipeline.folder import MEMORY, run_at
 from fairway.pipeline.results import RESULTS, SCHEMA, read_results
 from fairway.submission.published import HARDWARE, RECORDS, STEP_TOKENS, Record, Seed, record
 from fairway.submission.statistics import (
@@ -96,9 +96,9 @@ def side(name: str) -> Side:
 
 
 def _found(name: str) -> Path:
-    """Return a path, or where runs lie that of a run's name."""
+    """Return a run's path, or where runs lie that of its name; an artifact stands for its run."""
     inside = Path("runs") / name
-    return inside if inside.exists() and not Path(name).exists() else Path(name)
+    return run_at(inside if inside.exists() and not Path(name).exists() else Path(name))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -45,11 +45,13 @@ from fairway.train.saved import CHECKPOINT, Begun, key_of_training, reading, sav
 from fairway.train.schedule import WeightAverage, average_decay, due, lr_multiplier
 from fairway.train.steps import (
     STEPS,
+    Beside,
     Say,
     StepLine,
     StepLog,
     StepRecord,
     cut_steps,
+    nobody,
     recorded_progress,
 )
 
@@ -75,9 +77,10 @@ class Training:
         say: Say,
         begun: Begun = None,
         collect: Collect = no_inputs,
+        beside: Beside = nobody,
     ) -> None:
         seed_everything(config.seed)
-        self.collect = collect
+        self.collect, self.beside = collect, beside
         self.config, self.plan, self.ranks, self.text = config, plan, ranks, text
         self.folder, self.say, self.begun = folder, say, begun
         self.device = own_device(plan, ranks)
@@ -321,8 +324,9 @@ class Training:
             grad_norm=grad_norm,
             looping=flight.looping,
         )
-        self.ended_s = seconds
         log.write(record)
+        # The clock goes on meanwhile; the next step did not take it.
+        self.ended_s = seconds + self.beside(self, record)
 
     # -----------------------------------------------------------------------------------------
     # Checkpoints
@@ -399,13 +403,14 @@ def train(
     resume: bool = False,
     begun: Begun = None,
     collect: Collect = no_inputs,
+    beside: Beside = nobody,
 ) -> Training:
     """Train a model in a run folder and return its final state; with `resume`, continue one.
 
-    `begun` are the weights that it begins with, and their digest.
+    `begun` are the weights that it begins with, and their digest. `beside` looks on.
     """
     found = saved(key_of_training(config, begun), folder / CHECKPOINT) if resume else None
-    training = Training(config, plan, ranks, text, folder, say, begun, collect)
+    training = Training(config, plan, ranks, text, folder, say, begun, collect, beside)
     try:
         if found is None:
             training.warm_up()

@@ -39,6 +39,15 @@ class StepRecord:
     looping: bool
 
 
+# Who looks on while a training goes on: told of it and of each record, returns the seconds taken.
+Beside = Callable[[Any, StepRecord], float]
+
+
+def nobody(training: Any, record: StepRecord) -> float:
+    """Look at nothing."""
+    return 0.0
+
+
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """Return the step records of a run folder's steps.jsonl, in order."""
     lines = read_bytes(path, _MOST_STEPS_BYTES).splitlines()

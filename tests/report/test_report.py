@@ -29,6 +29,19 @@ def stage(bpb: float) -> dict:
     }
 
 
+def spending(bpb: float) -> dict:
+    """Two groups in every division of a score."""
+    bits = 128_004 * bpb
+    groups = [
+        {"name": name, "tokens": tokens, "bytes": 64_002, "bits": share * bits}
+        for name, tokens, share in (("common", 30_000, 0.25), ("rare", 7_122, 0.75))
+    ]
+    kinds = [{**group, "examples": ["\u2423the", "<b>"]} for group in groups]
+    dearest = [{"token": "<i>", "tokens": 12, "bytes": 36, "bits": 300.0}]
+    same = dict.fromkeys(("frequency", "place", "context"), groups)
+    return {"kinds": kinds, **same, "dearest": dearest}
+
+
 def tool(bpb: float, primed: float) -> dict:
     return {
         "bytes": 37_001,
@@ -87,7 +100,7 @@ def example_results() -> dict:
             "raw": stage(2.01412),
             "ema": stage(2.00874),
             "quantised": stage(2.01236),
-            "sliding": stage(1.98717),
+            "sliding": {**stage(1.98717), "spending": spending(1.98717)},
         },
         "artifact": {
             "bytes": 812_004,
@@ -346,6 +359,52 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path):
     assert "<script" not in text and "\x00" not in text and "\x1b" not in text
     assert text.count("&lt;script&gt;") > 15
     assert any('<script>alert("1")</script>' in words for words in reader.words)
+
+
+def test_the_tables_of_where_the_bits_go_add_up_to_the_score(tmp_path):
+    text, numbers = report(tmp_path)
+    found = numbers["derived"]["spending"]
+    assert found["stage"] == "sliding" and found["beside"] is None
+    for division in ("kinds", "frequency", "place", "context"):
+        assert sum(one["bpb"] for one in found[division]) == pytest.approx(1.98717)
+        assert [one["percent"] for one in found[division]] == pytest.approx([25.0, 75.0])
+    assert found["kinds"][0]["token_bits"] == pytest.approx(0.25 * 128_004 * 1.98717 / 30_000)
+    assert "Where the bits go" in text and '<code class="token">&lt;b&gt;</code>' in text
+    assert "sliding window</th>" not in text
+
+
+def test_a_score_that_learns_stands_beside_the_frozen_model(tmp_path):
+    results = example_results()
+    results["stages"]["ttt"] = {**stage(1.9), "spending": spending(1.9)}
+    results["headline"] = "ttt"
+    text, numbers = report(tmp_path, results)
+    kinds = numbers["derived"]["spending"]["kinds"]
+    assert sum(one["plain_bpb"] for one in kinds) == pytest.approx(1.98717)
+    assert '<th scope="col">sliding window</th>' in text
+    del results["stages"]["ttt"]["spending"]
+    assert "Where the bits go" not in report(tmp_path, results)[0]
+
+
+def test_earlier_runs_stand_beside_the_loss(tmp_path):
+    out = tmp_path / "report.html"
+    earlier = [(HOSTILE, example_steps(500)), ("_short", example_steps(1)), ("none", [])]
+    write_report(tmp_path, example_results(), example_steps(), out, earlier)
+    text = out.read_text(encoding="utf-8")
+    assert "the latest 2 that are" in text and "<script" not in text
+    assert text.count("this run</text>") == 2 and text.count("\u200b_short</text>") == 2
+    found = json.loads((tmp_path / "report.json").read_text())["derived"]["earlier"]
+    assert [len(one["curve"]["loss"]) <= 201 for one in found] == [True, True]
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert {value for value, _ in Reader(text).numbers} <= numbers_in(numbers)
+    assert "earlier runs" not in report(tmp_path)[0]
+
+
+def test_words_of_tables_are_not_broken(tmp_path):
+    text, _ = report(tmp_path)
+    rules = re.findall(r"([^{}]+)\{[^{}]*overflow-wrap: anywhere", text)
+    names = {name.strip() for rule in rules for name in rule.split(",")}
+    # What others wrote may break, as a path or a digest: no cell of a table as such.
+    assert names and not [name for name in names if re.search(r"\b(table|th|td|dd)\b", name)]
 
 
 def test_prompt_and_continuation_are_marked_apart(tmp_path):

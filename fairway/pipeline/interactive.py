@@ -1,0 +1,82 @@
+"""Runs from Python, as in a notebook: `fairway.run` and `fairway.results`."""
+
+from pathlib import Path
+from typing import Any
+
+from fairway.base import notebook, units
+from fairway.base.terminal import put
+from fairway.config.overrides import override
+from fairway.pipeline.folder import RunFolder, run_at
+from fairway.pipeline.results import read_results
+from fairway.pipeline.run import REPORT, Pipeline
+from fairway.recipes import find
+from fairway.score.baselines import TOOL_NAMES
+
+
+class Results(dict[str, Any]):
+    """Everything known of a finished run, by the names of results.json; notebooks show a table."""
+
+    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+        super().__init__(values)
+        self.folder = folder
+
+    @property
+    def bpb(self) -> float:
+        """Return the score that the run claims, in bits per byte."""
+        return float(self["stages"][self["headline"]]["bpb"])
+
+    def _repr_html_(self) -> str:
+        stages = [
+            (f"model, {name}{' (claimed)' if name == self['headline'] else ''}", stage["bpb"])
+            for name, stage in self["stages"].items()
+        ]
+        tools = [
+            (f"{TOOL_NAMES.get(name, name)}, {way}", tool[key])
+            for name, tool in (self["baselines"] or {}).items()
+            for way, key in (("cold", "bpb"), ("primed", "primed_bpb"))
+            if tool[key] is not None
+        ]
+        artifact, train = self["artifact"], self["train"]
+        caption = (
+            f"{self['recipe']}, seed {self['seed']}: {self.bpb:.4f} bits per byte, "
+            f"{units.megabytes(artifact['bytes'])}, {units.duration(train['seconds'])} of training"
+        )
+        scores = [(name, f"{bpb:.4f}") for name, bpb in sorted([*stages, *tools], key=_second)]
+        sample = next((one for one in self["samples"] if one["text"].strip()), None)
+        written = f"{sample['prompt']} | {sample['text']}" if sample else ""
+        return notebook.page(
+            caption,
+            notebook.table(("what", "bits per byte"), scores),
+            notebook.text(written),
+            notebook.text(f"report: {self.folder / REPORT}"),
+        )
+
+
+def _second(pair: tuple[str, float]) -> float:
+    return pair[1]
+
+
+def run(
+    recipe: str,
+    *settings: str,
+    out: str | Path | None = None,
+    resume: bool = False,
+    restart: bool = False,
+) -> Results:
+    """Train, pack, score, prove, audit and report a recipe, as `fairway run`; return its results.
+
+    `settings` are changes such as "train.budget_s=60". What is done already is kept. Raises
+    UserError for whatever the command refuses.
+    """
+    found = find(recipe)
+    config = override(found.config, list(settings))
+    folder = RunFolder(Path(out) if out is not None else Path("runs") / found.config.recipe)
+    pipeline = Pipeline(config, folder, put, found.origin)
+    with pipeline.writing():
+        return Results(pipeline.walk(resume, restart), folder.path)
+
+
+def results(path: str | Path) -> Results:
+    """Return the results of a finished run; UserError if its folder does not hold them."""
+    folder = run_at(Path(path))
+    return Results(read_results(folder), folder)
