@@ -55,7 +55,7 @@ def pr1493() -> Config:
 
 
 def pr1874() -> Config:
-    """System of #1874: up to 8 GPUs, 596 s of training. Not run here yet.
+    """System of #1874: up to 8 GPUs, 596 s of training. Not run here.
 
     The best published system with plain text; settings are those of its logs and its source.
 
