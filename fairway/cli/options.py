@@ -128,7 +128,7 @@ def show_values(command: Any, context: Any) -> None:
         # Older versions of Typer show no types.
         if shown := getattr(item, "display_type_rich", None):
             word = shown(ctx=context) if item.param_type_name == "option" else None
-            word = _VALUES.get(word, word)
+            word = _VALUES.get(word or "", word)
             vars(item)["display_type_rich"] = lambda ctx, word=word: word
 
 
