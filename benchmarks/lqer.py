@@ -20,8 +20,9 @@ from fairway.data.sources import read_documents
 from fairway.data.tokens import Tokenizer, encode_documents
 from fairway.model.gpt import build
 from fairway.quantise.calibrate import collect_hessians
+from fairway.quantise.correction import product
 from fairway.quantise.gptq import energy, quantise_model
-from fairway.quantise.grid import QuantisedTensor, product, restore
+from fairway.quantise.grid import QuantisedTensor, restore
 from fairway.quantise.low_rank import code, factors
 
 LENGTH = 1024

@@ -28,12 +28,11 @@ from fairway.config.written import from_dict
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import DTYPES, Plan, make_plan
-from fairway.model.adapters import attach
 from fairway.model.gpt import GPT, build, num_parameters
 from fairway.model.paths import place, prepare
 from fairway.model.writing import Manner, Row, write
 from fairway.pack.artifact import load_artifact
-from fairway.score.adapter_file import load_adapter
+from fairway.score.adapter_file import attach_adapter
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, Score, Text, score_events
 from fairway.score.predictor import Receipt
@@ -264,8 +263,7 @@ def load(
         plan = plan or make_plan(runtime or RuntimeConfig())
         model = model_from(artifact.state, artifact.config, plan, bool(provenance["looping"]))
     if adapter is not None:
-        adapters, values, _ = load_adapter(Path(adapter), model, digest_file(path), words.digest)
-        attach(model, adapters, values)
+        attach_adapter(Path(adapter), model, digest_file(path), words.digest)
     score: ScoreConfig = from_dict(provenance["score"], ScoreConfig, "score.")
     return LanguageModel(model, words, score, plan)
 

@@ -15,8 +15,9 @@ from fairway.base.files import digest_bytes
 from fairway.config.settings import ModelConfig, QuantConfig, ScoreConfig
 from fairway.config.written import to_dict
 from fairway.model.gpt import GPT, build
+from fairway.quantise.correction import Correction
 from fairway.quantise.gptq import QuantisedModel, is_coded, quantise_model
-from fairway.quantise.grid import Correction, QuantisedTensor, scale_of
+from fairway.quantise.grid import QuantisedTensor, scale_of
 
 TINY = ModelConfig(
     vocab_size=260, num_layers=2, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8, rope_dims=2,

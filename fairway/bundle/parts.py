@@ -39,6 +39,7 @@ PARTS = (
             "fairway.pipeline.codesize",
             "fairway.pipeline.evidence",
             "fairway.pipeline.initial",
+            "fairway.score.adapter_file",
         ),
     ),
     Part(
@@ -62,7 +63,9 @@ PARTS = (
         ("fairway.pack.streams",),
     ),
     Part(
-        "quant.lqer_rank", lambda config: config.quant.lqer_rank > 0, ("fairway.quantise.low_rank",)
+        "quant.lqer_rank",
+        lambda config: config.quant.lqer_rank > 0,
+        ("fairway.pack.factors", "fairway.quantise.correction", "fairway.quantise.low_rank"),
     ),
     Part("model.reads", lambda config: config.model.reads > 0, ("fairway.model.gpu.reads",)),
     Part(

@@ -16,18 +16,10 @@ from fairway.base.errors import UserError
 from fairway.config.settings import ModelConfig
 from fairway.model.gpt import GPT
 from fairway.model.kinds import kind_in
+from fairway.pack.factors import correction_of, factor_line, factor_shapes, require_factors
+from fairway.quantise.correction import LEFT_BITS, RIGHT_BITS, Correction
 from fairway.quantise.gptq import QuantisedModel, is_coded
-from fairway.quantise.grid import (
-    LARGEST_STEP,
-    LEFT_BITS,
-    RIGHT_BITS,
-    SCALE_GROUP,
-    Correction,
-    QuantisedTensor,
-    largest_code,
-    restore,
-    scale_of,
-)
+from fairway.quantise.grid import LARGEST_STEP, QuantisedTensor, largest_code, restore, scale_of
 
 Numbers = NDArray[np.generic]
 
@@ -36,6 +28,7 @@ _BY_MATRIX = ("codes", "scales", "steps", "columns")
 
 # The sections of corrections' factors, which hold whole numbers, and the bits of these.
 FACTOR_BITS = {"left factors": LEFT_BITS, "right factors": RIGHT_BITS}
+_FACTORS = (*FACTOR_BITS, "factor scales")
 
 # Like weights compress best beside one another: codes lie by their kind's section, in the order in
 # which the model declares them, the embedding first.
@@ -110,29 +103,19 @@ def layout(config: ModelConfig, min_numel: int, form: Form) -> list[SectionSpec]
     codes = [SectionSpec(role, "codes", tuple(specs)) for role, specs in roles.items() if specs]
     kind = "steps" if form.log_steps else "scales"
     scales = SectionSpec(kind, kind, tuple(coded))
-    rest = [*_corrections(coded, form), SectionSpec("vectors", "vectors", tuple(kept))]
+    rest = [SectionSpec("vectors", "vectors", tuple(kept))]
+    if form.corrected:
+        shapes = {spec.name: spec.shape for spec in coded}
+        found = factor_shapes(shapes, form.corrected, form.rank)
+        factors = [
+            SectionSpec(kind, kind, tuple(TensorSpec(*named) for named in found[kind].items()))
+            for kind in _FACTORS
+        ]
+        rest = [*factors, *rest]
     if not form.log_steps:
         return [*codes, scales, *rest]
     columns = [SectionSpec("columns", "columns", tuple(coded))] if form.columns else []
     return [scales, *columns, *codes, *rest]
-
-
-def _corrections(coded: list[TensorSpec], form: Form) -> list[SectionSpec]:
-    """Return the sections of the corrections; the shapes in them are the factors'."""
-    specs = [spec for spec in coded if spec.name in form.corrected]
-    if tuple(spec.name for spec in specs) != form.corrected:
-        raise UserError("the header's corrections are not of matrices that have codes, in order")
-    if not specs:
-        return []
-    left, right, scales = [], [], []
-    for spec in specs:
-        rows, columns = spec.shape
-        rank = min(form.rank, rows, columns)
-        left.append(TensorSpec(spec.name, (rows, rank)))
-        right.append(TensorSpec(spec.name, (rank, columns)))
-        scales.append(TensorSpec(spec.name, (1 + -(-rank * columns // SCALE_GROUP),)))
-    found = (("left factors", left), ("right factors", right), ("factor scales", scales))
-    return [SectionSpec(kind, kind, tuple(specs)) for kind, specs in found]
 
 
 def role_of(name: str) -> str:
@@ -219,12 +202,8 @@ def _line(kind: str, tensor: QuantisedTensor) -> Numbers:
     if kind == "steps":
         assert tensor.scale_steps is not None
         return tensor.scale_steps.numpy().astype("<i2")
-    correction = tensor.correction
-    assert correction is not None
-    if kind == "factor scales":
-        return correction.scales.numpy().astype("<f2")
-    factor = correction.left.T if kind == "left factors" else correction.right
-    return factor.numpy().astype("<i2")
+    assert tensor.correction is not None
+    return factor_line(kind, tensor.correction)
 
 
 def _columns_of(tensor: QuantisedTensor) -> Numbers:
@@ -296,10 +275,8 @@ class Loaded:
                 _require_finite(values, tensor.name)
                 self._factors[spec.kind, tensor.name] = _tensor(values)
             elif spec.kind in FACTOR_BITS:
-                _require_factors(values, bits, tensor.name)
-                # Column by column is row by row of the transpose.
-                shape = tensor.shape[::-1] if spec.kind == "left factors" else tensor.shape
-                self._factors[spec.kind, tensor.name] = _tensor(values).reshape(shape)
+                require_factors(values, bits, tensor.name)
+                self._factors[spec.kind, tensor.name] = _tensor(values).reshape(tensor.shape)
             else:
                 check = _require_finite if spec.kind == "scales" else _require_steps
                 check(values, tensor.name)
@@ -326,10 +303,7 @@ class Loaded:
     def _correction(self, name: str) -> Correction | None:
         if ("factor scales", name) not in self._factors:
             return None
-        left_KR, right_KC, scales = (
-            self._factors[kind, name] for kind in (*FACTOR_BITS, "factor scales")
-        )
-        return Correction(left_KR.T, right_KC, scales)
+        return correction_of(*(self._factors[kind, name] for kind in _FACTORS))
 
 
 def split(spec: SectionSpec, raw: bytes, bits: int) -> list[tuple[TensorSpec, Numbers]]:
@@ -358,15 +332,6 @@ def _require_codes(codes: Tensor, bits: int, name: str) -> None:
         raise UserError(
             f"{name} holds a code of {largest}, but {bits} bits end at "
             f"{largest_code(bits)}; the file was not written by Fairway"
-        )
-
-
-def _require_factors(values: Numbers, bits: int, name: str) -> None:
-    beyond, numbers = 1 << (bits - 1), values.astype(np.int64)
-    if numbers.min() < -beyond or numbers.max() >= beyond:
-        raise UserError(
-            f"the correction of {name} holds a number that {bits} bits cannot; the file was not "
-            "written by Fairway"
         )
 
 

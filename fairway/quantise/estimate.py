@@ -12,16 +12,9 @@ from torch import Tensor
 
 from fairway.config.settings import Config, PackConfig, QuantConfig, declares_code
 from fairway.model.gpt import GPT, shapes_of
+from fairway.quantise.correction import LEFT_BITS, RIGHT_BITS, SCALE_GROUP
 from fairway.quantise.gptq import grid_of
-from fairway.quantise.grid import (
-    LEFT_BITS,
-    RIGHT_BITS,
-    SCALE_GROUP,
-    Grid,
-    largest_code,
-    round_to_grid,
-    row_scales,
-)
+from fairway.quantise.grid import Grid, largest_code, round_to_grid, row_scales
 
 # Rows of a matrix that the step line looks at: enough for 1 %, a few milliseconds in all.
 SAMPLE_ROWS = 64

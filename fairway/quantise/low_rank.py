@@ -16,17 +16,15 @@ from torch import Tensor
 
 from fairway.base.floats import double
 from fairway.config.settings import QuantConfig
-from fairway.quantise.gptq import DAMP, QuantisedModel, energy, inverse_factor
-from fairway.quantise.grid import (
+from fairway.quantise.correction import (
     LEFT_BITS,
     RIGHT_BITS,
     SCALE_GROUP,
-    SMALLEST_SCALE,
     Correction,
-    QuantisedTensor,
     product,
-    restore,
 )
+from fairway.quantise.gptq import DAMP, QuantisedModel, energy, inverse_factor
+from fairway.quantise.grid import SMALLEST_SCALE, QuantisedTensor, restore
 
 _LARGEST_HALF = 65_504.0
 

@@ -55,9 +55,9 @@ def pr1493() -> Config:
 
 
 def pr1874() -> Config:
-    """System of #1874, the best published one with plain text: up to 8 GPUs, 596 s of training.
+    """System of #1874: up to 8 GPUs, 596 s of training. Not run here.
 
-    Settings are those of its logs and its source. It has not been run here.
+    The best published system with plain text; settings are those of its logs and its source.
 
     What differs from the published run is in docs/recipes.md: it read documents in their order and
     put phases of test-time training after numbers of documents.
@@ -188,7 +188,7 @@ def best_600() -> Config:
 
 
 def small() -> Config:
-    """Settings of best for one GPU with 24 GB and 600 s of training. Not run on one yet.
+    """Best for one GPU of 24 GB and 600 s of training. Not run yet.
 
     Such cards are four to ten times slower than an H100: about 800 to 1,900 steps. Half of a step
     and 32 documents at a time leave half of the memory free; calibration reads a quarter of the

@@ -14,7 +14,7 @@ from torch import Tensor
 from fairway.base.errors import UserError
 from fairway.base.files import opened
 from fairway.config.checks import LORA_TARGETS
-from fairway.model.adapters import Adapters
+from fairway.model.adapters import Adapters, attach
 from fairway.model.gpt import GPT
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 
@@ -69,6 +69,12 @@ def load_adapter(
         return adapters, _checked(tensors, adapters), facts
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def attach_adapter(path: Path, model: GPT, base: str, tokenizer: str) -> None:
+    """Let a model have the adapters of a file in every walk; UserError as for `load_adapter`."""
+    adapters, values, _ = load_adapter(path, model, base, tokenizer)
+    attach(model, adapters, values)
 
 
 def _names(count: int) -> list[str]:

@@ -9,9 +9,10 @@ from specimens import TINY, alive
 from torch import Tensor
 
 from fairway.config.settings import QuantConfig
+from fairway.quantise.correction import Correction, product
 from fairway.quantise.estimate import estimate_bytes, factor_bytes
 from fairway.quantise.gptq import QuantisedModel, energy, quantise_model
-from fairway.quantise.grid import Correction, QuantisedTensor, product, restore
+from fairway.quantise.grid import QuantisedTensor, restore
 from fairway.quantise.low_rank import code, corrected, factors
 
 CONFIG = QuantConfig(min_numel=16, method="round", lqer_rank=2, lqer_matrices=2)
