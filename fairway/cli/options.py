@@ -128,7 +128,8 @@ def show_values(command: Any, context: Any) -> None:
         # Older versions of Typer show no types.
         if shown := getattr(item, "display_type_rich", None):
             word = (shown(ctx=context) or "") if item.param_type_name == "option" else ""
-            vars(item)["display_type_rich"] = lambda ctx, word=_VALUES.get(word, word): word or None
+            word = _VALUES.get(word, word)
+            vars(item)["display_type_rich"] = lambda ctx, word=word: word or None
 
 
 class Verbs(TyperGroup):
