@@ -142,7 +142,9 @@ def test_quick_commands_run(desk: Path, cli: Cli) -> None:
     quick = {}
     for line in dict.fromkeys(line for page in DOCUMENTS for line in lines(page.name)):
         words = stand_in(line, desk)
-        if line.startswith(QUICK) and tuple(words) not in quick:
+        # An adapter is made by a slower command.
+        known = tuple(words) in quick or "--adapter" in words
+        if line.startswith(QUICK) and not known:
             few = ["--tokens", "4"] if words[0] == "sample" else []
             ended = cli(*words, *few)
             quick[tuple(words)] = ended.err if ended.code else ""
