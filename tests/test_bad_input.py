@@ -250,14 +250,14 @@ ARTIFACTS: list[tuple[Callable[[bytes], bytes], str]] = [
     *[(flip(at), "artifact.fwy: ") for at in (0.0, 0.0002, 0.001, 0.02, 0.5, 0.99, 1.0)],
     (lambda data: b"", "this is not a Fairway artifact"),
     (lambda data: data[:20], "the file ends after 20 bytes"),
-    (halve, "its header speaks of"),
-    (lambda data: data[:-1], "its header speaks of"),
-    (lambda data: data + b"\0", "its header speaks of"),
+    (halve, "but its header describes"),
+    (lambda data: data[:-1], "but its header describes"),
+    (lambda data: data + b"\0", "but its header describes"),
     (claim_header(2**32 - 1), "the header claims 4294967295 bytes"),
     (claim_header(0), "the header is damaged"),
     (
         lambda data: data[:8] + b"\x09" + data[9:],
-        "the file has format version 9, but this Fairway reads version 5 alone",
+        "the file has format version 9, but this Fairway reads only version 5",
     ),
 ]
 

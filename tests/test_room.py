@@ -255,7 +255,7 @@ def test_what_is_short_is_refused_by_its_number(
         check_host_memory(config, SHARDS, text, CPU, said.append)
     monkeypatch.setattr(needs, "rooms", list)
     check_host_memory(config, SHARDS, text, CPU, said.append)
-    assert "GB: training" in said[-1] and "free" not in said[-1]
+    assert "GB (estimates): training" in said[-1] and "free" not in said[-1]
 
 
 def test_mapped_files_count_where_address_space_is_limited(tiny: Tiny, text: Validation) -> None:

@@ -129,7 +129,7 @@ def _short(text: str) -> str:
 
 
 # What the help shows in the place of Typer's types: a type after a flag would look like a value.
-_VALUES = {"<bool>": None, "<int>": "N", "<float>": "X", "<str>": "TEXT"}
+_VALUES = {"<bool>": "", "<int>": "N", "<float>": "X", "<str>": "TEXT"}
 
 
 def show_values(command: Any, context: Any) -> None:
@@ -139,9 +139,9 @@ def show_values(command: Any, context: Any) -> None:
             item.help = "Print the completion of the current shell, to install it by hand."
         # Older versions of Typer show no types.
         if shown := getattr(item, "display_type_rich", None):
-            word = shown(ctx=context) if item.param_type_name == "option" else None
-            word = _VALUES.get(word or "", word)
-            vars(item)["display_type_rich"] = lambda ctx, word=word: word
+            word = (shown(ctx=context) or "") if item.param_type_name == "option" else ""
+            word = _VALUES.get(word, word)
+            vars(item)["display_type_rich"] = lambda ctx, word=word: word or None
 
 
 class Verbs(TyperGroup):

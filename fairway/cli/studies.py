@@ -171,7 +171,9 @@ def ablate(
     _require_place(target)
     where = Where(math.inf if budget is None else budget, at_once, drop_weights, retry)
     if cluster_set and not cluster:
-        raise UserError("--cluster-set needs --cluster; name it, or leave --cluster-set out")
+        raise UserError(
+            "--cluster-set needs --cluster; name the cluster, or leave --cluster-set out"
+        )
     if cluster:
         where = _on_cluster(asked, target, where, cluster, cluster_set or [])
     _ablate(asked, target, where, effect, dry_run, as_json)

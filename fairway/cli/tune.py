@@ -25,20 +25,20 @@ _TAKEN = ("lora_targets", "lora_rank", "lora_alpha", "lora_lr", "lora_beta2", "l
 def tune(
     path: RunOrArtifact,
     texts: Annotated[
-        list[Path], path_argument("TEXT...", "Text files, or folders of such, to learn.")
+        list[Path], path_argument("TEXT...", "Text files to learn, or folders of them.")
     ],
     out: Annotated[Path, file_option("--out", help="Adapter file to write (safetensors).")],
     epochs: Annotated[
         int, whole_option("--epochs", lo=1, hi=10_000, help="Number of times to read the text.")
     ] = 3,
     seed: Annotated[
-        int, whole_option("--seed", lo=0, hi=MOST_SEED, help="Seed of first weights and order.")
+        int, whole_option("--seed", lo=0, hi=MOST_SEED, help="Seed of the initial adapters and of the order.")
     ] = 0,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model on a text: LoRA adapters learn, the model stays as it is."""
+    """Fine-tune LoRA adapters on a text; the model itself does not change."""
     from fairway.data.documents import LeftOut, told
     from fairway.data.sources import read_documents
     from fairway.tuning.tune import TUNING, tune

@@ -238,7 +238,7 @@ def test_a_folder_inside_the_text_is_not_counted(tmp_path: Path) -> None:
 
 def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to("data")
-    with pytest.raises(UserError, match="a link that leads to itself"):
+    with pytest.raises(UserError, match="a link to itself"):
         build_small(tmp_path / "data")
 
 

@@ -263,7 +263,7 @@ def test_a_truncation_and_any_tail_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"a\.fwy: "):
             account(path)
     path.write_bytes(data + b"\0")
-    with pytest.raises(UserError, match=r"its header speaks of"):
+    with pytest.raises(UserError, match=r"but its header describes"):
         load_artifact(path)
 
 
@@ -316,7 +316,7 @@ def test_the_forger_can_write_a_good_file(tmp_path: Path) -> None:
         (change("sections", to={}), "the section table is not a list"),
         (change("sections", to=[]), "not those of the model"),
         (change("sections", 0, to=7), "a section must have exactly the fields"),
-        (change("sections", 0, "bytes", to=2**40), "its header speaks of"),
+        (change("sections", 0, "bytes", to=2**40), "but its header describes"),
         (change("sections", 0, "bytes", to=2**40 + 1), "the length of section 'embedding' is"),
         (change("sections", 0, "bytes", to=-1), "the length of section 'embedding' is -1"),
         (change("sections", 0, "bytes", to=2.0), "the length of section 'embedding' is 2.0"),

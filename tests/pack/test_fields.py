@@ -74,7 +74,7 @@ def test_any_other_version_is_refused_by_its_number(
 ) -> None:
     path = tmp_path / "a.fwy"
     path.write_bytes(kept["steps"][:8] + struct.pack("<I", version) + kept["steps"][12:])
-    told = f"the file has format version {version}, but this Fairway reads version 5 alone; pack"
+    told = f"the file has format version {version}, but this Fairway reads only version 5; pack"
     refuse(path, told)
 
 
@@ -394,7 +394,7 @@ def test_lengths_have_bounds(forge: Callable[[str, Change], Path]) -> None:
     for key, what in (("bytes", "the length"), ("raw_bytes", "the raw length")):
         path = forge("steps", section("steps", key, 2**40 + 1))
         refuse(path, f"{what} of section 'steps' is {2**40 + 1}; it must be a whole")
-    refuse(forge("steps", section("steps", "bytes", 2**40)), "its header speaks of")
+    refuse(forge("steps", section("steps", "bytes", 2**40)), "but its header describes")
     refuse(forge("steps", section("steps", "raw_bytes", 2**40)), "not those of the model")
     refuse(forge("steps", change("min_numel", to=2**40)), "not those of the model")
     refuse(

@@ -250,7 +250,7 @@ def test_a_folder_that_is_not_the_studys_is_left_alone(
     assert (folder / "study.html").read_text() == "my notes"
     (folder / "study.html").unlink()
     (folder / LINES).write_text("my notes\n")
-    assert "line 1: it is no JSON" in ablate(ARMS, folder).err
+    assert "line 1: it is not JSON" in ablate(ARMS, folder).err
     (folder / LINES).unlink()
     with locked(folder):
         assert "is being written by another process" in ablate(f"{ARMS} --pairs 1", folder).err

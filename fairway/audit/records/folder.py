@@ -248,4 +248,4 @@ def read_object(file: File) -> dict[str, Any] | str:
         return str(error)
     except ValueError as error:
         return f"it is not valid JSON ({error})"
-    return value if isinstance(value, dict) else "it holds no JSON object"
+    return value if isinstance(value, dict) else "it does not hold a JSON object"
