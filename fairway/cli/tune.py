@@ -32,7 +32,10 @@ def tune(
         int, whole_option("--epochs", lo=1, hi=10_000, help="Number of times to read the text.")
     ] = 3,
     seed: Annotated[
-        int, whole_option("--seed", lo=0, hi=MOST_SEED, help="Seed of the initial adapters and of the order.")
+        int,
+        whole_option(
+            "--seed", lo=0, hi=MOST_SEED, help="Seed of the initial adapters and of the order."
+        ),
     ] = 0,
     tokenizer: TokenizerFile = None,
     overrides: Set = None,
