@@ -104,7 +104,7 @@ class TttConfig:
     )
     lora_lanes: int = opt(
         8,
-        "Number of independent sequences of batches; processes share them out (lora).",
+        "Number of independent sequences of batches, divided among the processes (lora).",
         lo=1,
         hi=1024,
     )

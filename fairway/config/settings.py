@@ -262,7 +262,7 @@ class TrainConfig:
     )
     seq_len: int = opt(2048, "Tokens per training sequence.", lo=2, hi=1_048_576)
     batch_tokens: int = opt(786_432, "Tokens per optimiser step, summed over all processes.", lo=2)
-    micro_tokens: int = opt(98_304, "Tokens in one forward pass of a process, at most.", lo=2)
+    micro_tokens: int = opt(98_304, "Largest number of tokens in one forward pass.", lo=2)
     loop_from: float = opt(0.35, "Share of the run after which blocks are looped.", lo=0.0, hi=1.0)
     documents: bool = opt(False, "Let a training token attend only to tokens of its own document.")
     windows: str = opt(

@@ -423,7 +423,7 @@ def test_a_tokenizer_comes_last_under_its_name_and_within_16_mib(
     for to in (2**24 + 1, 2**24):
         path = forge("steps", section("tokenizer", "raw_bytes", to))
         above = "the length of the tokenizer is 16777217; .* number from 0 to 16777216"
-        refuse(path, above if to > 2**24 else "unfold to")
+        refuse(path, above if to > 2**24 else "decode to")
     refuse(forge("steps", section("tokenizer", "name", "words")), "not those of the model")
     refuse(forge("steps", section("tokenizer", "kind", "codes")), "not those of the model")
 
