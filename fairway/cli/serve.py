@@ -9,6 +9,7 @@ import typer
 
 from fairway.base.errors import UserError
 from fairway.cli.base import (
+    AdapterFile,
     Json,
     RunOrArtifact,
     Set,
@@ -38,6 +39,7 @@ def serve(
         int, whole_option("--port", lo=0, hi=65535, help="Port to listen at; 0 takes a free one.")
     ] = 8000,
     tokenizer: TokenizerFile = None,
+    adapter: AdapterFile = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +52,7 @@ def serve(
     from fairway.serve.models import open_desk
 
     with listening(host, port) as bound:
-        desk = open_desk(paths, tokenizer, runtime_of(overrides))
+        desk = open_desk(paths, tokenizer, runtime_of(overrides), adapter)
         address = address_of(bound, host)
         reach = (
             "only this machine can reach it"

@@ -38,12 +38,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Served:
-    """One model by its name: an artifact, or the weights of a stage of the run around it."""
+    """One model by its name: an artifact, alone or with an adapter, or the weights of a stage of
+    the run around it.
+    """
 
     name: str
     file: Path
     artifact: LanguageModel
     stage: str = ""
+    adapter: Path | None = None
 
     @cached_property
     def language(self) -> LanguageModel:
@@ -59,8 +62,16 @@ class Served:
     @cached_property
     def fingerprint(self) -> str:
         """Return what tells these weights from others."""
-        digest = digest_file(self.file.parent / WEIGHTS if self.stage else self.file)
-        return f"fairway-{digest[:12]}" + (f"-{self.stage}" if self.stage else "")
+        if self.stage:
+            return f"fairway-{digest_file(self.file.parent / WEIGHTS)[:12]}-{self.stage}"
+        files = [self.file, *([self.adapter] if self.adapter else [])]
+        return "-".join(["fairway", *(digest_file(file)[:12] for file in files)])
+
+    @property
+    def described(self) -> str:
+        """Return what it is, in few words."""
+        kinds = {"raw": "last weights", "average": "averaged weights"}
+        return kinds.get(self.stage, "with adapter" if self.adapter else "artifact")
 
 
 class Desk:
@@ -132,10 +143,16 @@ def _documents(run: Path) -> list[str]:
     return beginnings(found, _DOCUMENTS, _DOCUMENT_BYTES)
 
 
-def open_desk(paths: Sequence[Path], tokenizer: Path | None, runtime: RuntimeConfig) -> Desk:
+def open_desk(
+    paths: Sequence[Path],
+    tokenizer: Path | None,
+    runtime: RuntimeConfig,
+    adapter: Path | None = None,
+) -> Desk:
     """Return the desk of some runs or artifacts; their artifacts are loaded and checked now.
 
-    Raises UserError for anything missing or damaged, and for one artifact named twice.
+    The first is served with an `adapter`, too. Raises UserError for anything missing or damaged,
+    and for one artifact named twice.
     """
     served: list[Served] = []
     for path in paths:
@@ -146,11 +163,15 @@ def open_desk(paths: Sequence[Path], tokenizer: Path | None, runtime: RuntimeCon
         model = load(file, tokenizer=tokenizer, runtime=runtime, plan=plan)
         one = Served(_name(file, [other.name for other in served]), file, model)
         served.append(one)
+        if adapter and len(served) == 1:
+            tuned = load(file, tokenizer=tokenizer, adapter=adapter, plan=model.plan)
+            served.append(Served(f"{one.name}:{adapter.stem}", file, tuned, adapter=adapter))
         if (file.parent / MEMORY).is_file() and (file.parent / WEIGHTS).is_file():
             served += [replace(one, name=f"{one.name}:{stage}", stage=stage) for stage in STAGES]
     artifacts = [one for one in served if not one.stage]
     stages = [one for one in served if one.stage]
-    runs = [one.file.parent for one in artifacts if (one.file.parent / MEMORY).is_file()]
+    folders = dict.fromkeys(one.file.parent for one in artifacts)
+    runs = [folder for folder in folders if (folder / MEMORY).is_file()]
     return Desk([*artifacts, *stages], runs)
 
 

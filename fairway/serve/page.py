@@ -40,13 +40,9 @@ def page(desk: Desk) -> str:
         style=CSS + TOKENS_CSS + _file("page.css"),
         script=SCRIPT,
         version=VERSION,
-        models=[(one.name, _described(one.stage)) for one in desk.served.values()],
+        models=[(one.name, one.described) for one in desk.served.values()],
         first=desk.first.name,
         beside=artifacts[1].name if len(artifacts) > 1 else "",
         most_tokens=MAX_TOKENS,
         most_bytes=MAX_TEXT_BYTES,
     )
-
-
-def _described(stage: str) -> str:
-    return {"": "artifact", "raw": "last weights", "average": "averaged weights"}[stage]

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from fairway.base.errors import UserError
 from fairway.cli.main import app
 from fairway.serve.app import is_loopback, listening, server
 from fairway.serve.models import Desk, open_desk
+from fairway.tuning import tune
 
 from .conftest import RUNTIME
 
@@ -103,6 +105,19 @@ def test_runs_and_artifacts_have_names(smoke_run: Path, tmp_path: Path) -> None:
     assert list(desk.served) == ["other"]
     with pytest.raises(UserError, match="an artifact has no validation text"):
         desk.documents()
+
+
+def test_an_adapter_is_a_model_of_its_own(smoke_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "moon.safetensors"
+    text = "the moon rises over the hill; count and wait.\n" * 20
+    config = replace(tune.TUNING, lora_rank=2, lora_lr=0.02)
+    tune.tune(smoke_run, [text] * 8, file, config, epochs=1)
+    desk = open_desk([smoke_run], None, RUNTIME, file)
+    assert list(desk.served)[:2] == ["smoke", "smoke:moon"]
+    alone, tuned = (desk.find(name) for name in ("smoke", "smoke:moon"))
+    assert tuned.language.bits_per_byte(text) < 0.95 * alone.language.bits_per_byte(text)
+    assert alone.fingerprint != tuned.fingerprint and tuned.described == "with adapter"
+    assert desk.documents()
 
 
 def test_mistakes_of_the_command_are_sentences(
