@@ -3,7 +3,7 @@
 Reading order, which is also the order in which modules may import one another:
 version, base, config, recipes | data | model, machine | train | quantise | pack | score | api,
 tuning | prove | audit | report | bundle | export | planning | pipeline | submission | studies |
-costing, harness, cli, __main__.
+costing, harness, serve, cli, __main__.
 Importing this loads nothing heavy.
 """
 

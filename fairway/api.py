@@ -33,11 +33,10 @@ from fairway.model.paths import place, prepare
 from fairway.model.writing import Manner, Row, write
 from fairway.pack.artifact import load_artifact
 from fairway.score.adapter_file import attach_adapter
+from fairway.score.costs import Costs, costs_of
 from fairway.score.evaluation import Evaluation
-from fairway.score.ledger import Ledger, Score, Text, score_events
-from fairway.score.predictor import Receipt
-from fairway.score.sliding import FrozenPredictor, evaluate_frozen, text_of
-from fairway.score.windows import events, sliding_windows
+from fairway.score.ledger import Score, Text, Witness
+from fairway.score.sliding import evaluate_frozen, text_of
 
 OPENING_TOKENS = 80
 
@@ -64,18 +63,6 @@ def tokenizer_of(path: Path) -> Tokenizer:
     """Return the tokenizer inside an artifact or beside it; UserError for another's."""
     artifact = load_artifact(path)
     return _tokenizer_of(path, artifact.tokenizer, None, artifact.header)
-
-
-class _Recorder(FrozenPredictor):
-    """A frozen model that keeps what the ledger's receipts say of every token."""
-
-    def __init__(self, model: GPT, seq_len: int) -> None:
-        super().__init__(model, seq_len)
-        self.nats: list[npt.NDArray[np.float64]] = []
-
-    def adapt(self, receipt: Receipt) -> None:
-        """Keep the costs; learn nothing."""
-        self.nats.append(receipt.nats)
 
 
 class TextScore(Score):
@@ -121,10 +108,8 @@ class LanguageModel:
         the ends, is scored as tokens of single bytes. Raises UserError for an empty text and for
         half a character.
         """
-        config = replace(self.score_config, truncate=False)
-        proven = self.proven([text] if isinstance(text, str) else list(text))
+        asked = self._asked([text] if isinstance(text, str) else list(text))
         with self.plan.applied():
-            asked = Evaluation(proven, config, description="scoring")
             return TextScore(**asdict(evaluate_frozen(self.model, asked, sliding=sliding)))
 
     def bits_per_byte(self, text: str | Sequence[str]) -> float:
@@ -136,14 +121,15 @@ class LanguageModel:
 
         The windows are those of `bits_per_byte`, so minus their sum is the text's cost in nats.
         """
-        proven, config = self.proven([text]), self.score_config
-        targets = len(proven.ids) - 1
-        recorder = _Recorder(self.model, config.seq_len)
-        windows = sliding_windows(targets, config.seq_len, config.stride)
-        grouped = events(windows, config.batch_windows)
+        return -self.costs(text, alternatives=0).nats
+
+    def costs(self, text: str, *, alternatives: int = 5, witness: Witness | None = None) -> Costs:
+        """Return what every token of one document costs, and the likeliest tokens in its place.
+
+        The costs add up to the score of the text, to the bit. A `witness` hears what is scored.
+        """
         with self.plan.applied():
-            score_events(Ledger(proven, targets), recorder, grouped, "scoring")
-        return -np.concatenate(recorder.nats)
+            return costs_of(self.model, self._asked([text], witness), alternatives)
 
     def generate(
         self,
@@ -212,6 +198,11 @@ class LanguageModel:
         ids = self.packer.stream(documents)
         # Where tokens counted other bytes than the text has, the ledger would give no score.
         return text_of(ids, self.tokenizer.table, sum(len(text.encode()) for text in documents))
+
+    def _asked(self, documents: Sequence[str], witness: Witness | None = None) -> Evaluation:
+        """Return what a scorer is asked of some documents."""
+        config, text = replace(self.score_config, truncate=False), self.proven(documents)
+        return Evaluation(text, config, description="scoring", witness=witness or Witness())
 
 
 def openings(model: LanguageModel, documents: Sequence[str]) -> list[dict[str, str]]:

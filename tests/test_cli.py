@@ -31,7 +31,7 @@ from fairway.version import VERSION
 STAGES = (
     *("audit", "audit-record", "bundle", "compare", "compress", "decompress", "doctor", "export"),
     *("pack", "plan", "prove", "report", "run", "runs", "sample", "score", "seeds", "submit"),
-    *("train", "tune", "unpack", "verify", "ablate", "transfer", "push", "load"),
+    *("train", "tune", "unpack", "verify", "ablate", "transfer", "push", "load", "serve"),
 )
 HELP = """
 import sys

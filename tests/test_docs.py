@@ -149,7 +149,7 @@ def test_the_examples_in_python_run(
     smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/api.md").read_text(), re.S | re.M)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     shutil.copytree(smoke_run, tmp_path / "runs/demo")
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}

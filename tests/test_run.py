@@ -30,8 +30,9 @@ from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding", "score.ttt"}
-AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", "samples", "proof", "audit"}
-ALL = {"train", "pack", "baselines", *SCORES, "samples", "proof", "audit"}
+EVIDENCE = {"samples", "costs", "proof", "audit"}
+AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", *EVIDENCE}
+ALL = {"train", "pack", "baselines", *SCORES, *EVIDENCE}
 Tiny = Callable[..., Config]
 
 pytestmark = pytest.mark.usefixtures("evidence_at_once")
@@ -75,8 +76,11 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
         # The artifact carries how it is meant to be scored.
         ("ttt.lr=0.01", {"score.ttt", "audit"}),
         ("ttt.method=lora", {"score.ttt", "score.documents", "audit"}),
-        ("score.stride=32", {"pack", *SCORES, "samples", "proof", "audit"}),
-        ("data.val_bytes=1000", {*SCORES, "text", "baselines", "samples", "proof", "audit"}),
+        ("score.stride=32", {"pack", *SCORES, *EVIDENCE}),
+        (
+            "data.val_bytes=1000",
+            {*SCORES, "text", "baselines", *EVIDENCE},
+        ),
         ("audit.tokens=65", {"audit"}),
         ("prove.bytes=0", set()),
         ("score.headline=sliding", set()),

@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "tune runs/demo README.md --out readme.safetensors",
         'sample runs/demo --adapter readme.safetensors --prompt "The"',
     ),
+    "serve": ("serve runs/demo", "serve runs/demo runs/long --port 8080"),
     "audit": ("audit runs/demo", "audit --scorer scorer.py --tokens ids.json --bytes 5000"),
     "audit-record": ("audit-record records/my-record", "audit-record records --html page.html"),
     "bundle": ("bundle pr1858 --explain", "bundle demo --plain"),

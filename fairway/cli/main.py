@@ -40,6 +40,7 @@ from fairway.cli.pack import Budget, ByRole, filling, show_account, unpack
 from fairway.cli.plan import plan
 from fairway.cli.prove import compress, decompress, prove, sample
 from fairway.cli.score import score_texts
+from fairway.cli.serve import serve
 from fairway.cli.studies import ablate, transfer
 from fairway.cli.submission import bundle, export, runs, seeds, submit, verify
 from fairway.cli.tune import tune
@@ -271,10 +272,9 @@ def _score_run(path: Path, overrides: list[str] | None, as_json: bool) -> None:
 
 
 for verb in (
-    *(unpack, prove, compress, decompress, sample, audit, audit_record),
-    tune,
+    *(unpack, prove, compress, decompress, sample, serve, audit, audit_record),
     *(bundle, seeds, submit, verify, runs, export, push, load),
-    *(plan, ablate, transfer),
+    *(tune, plan, ablate, transfer),
 ):
     app.command(cls=Verb)(verb)
 

@@ -192,6 +192,24 @@ def _sample(documents: list[str], max_bytes: int) -> Iterator[str]:
         yield piece
 
 
+def beginnings(documents: Sequence[str], most: int, size_bytes: int) -> list[str]:
+    """Return the beginnings of the first documents that have so many bytes, then of others.
+
+    Each ends with a line if one ends in its second half, else with a word, else anywhere.
+    """
+    long = [text for text in documents if len(text.encode()) >= size_bytes]
+    chosen = [*long, *(text for text in documents if text and text not in long)][:most]
+    return [_beginning(text, size_bytes) for text in chosen]
+
+
+def _beginning(text: str, size_bytes: int) -> str:
+    if len(text.encode()) <= size_bytes:
+        return text
+    cut = text.encode()[:size_bytes].decode(errors="ignore")
+    ends = (cut.rpartition(mark)[0] for mark in ("\n", " "))
+    return next((part for part in ends if 2 * len(part.encode()) >= size_bytes), cut)
+
+
 def _level(sizes: list[int], total: int) -> int:
     """Return how much each document may give so that all together give `total`."""
     for number, size in enumerate(sorted(sizes)):

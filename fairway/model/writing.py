@@ -70,11 +70,32 @@ def told(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token that was drawn: the byte of the row's text at which it begins, its log-probability in
+    nats before anything is made of it by temperature or choice, and those of the likeliest tokens.
+    """
+
+    token: int
+    start: int
+    nats: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
 class Row:
-    """A prompt and the text that follows it, as it grows to `most` tokens or to a stop word."""
+    """A prompt and the text that follows it, as it grows to `most` tokens or to a stop word.
+
+    With `alternatives` it keeps what was drawn, and as many of the likeliest tokens each time.
+    """
 
     def __init__(
-        self, packer: Packer, prompt: str | IntArray, most: int, seed: int, stops: Stops = ()
+        self,
+        packer: Packer,
+        prompt: str | IntArray,
+        most: int,
+        seed: int,
+        stops: Stops = (),
+        alternatives: int | None = None,
     ) -> None:
         require_whole("max_tokens", most, 0)
         require_whole("seed", seed, 0, MAX_SEED)
@@ -88,32 +109,45 @@ class Row:
         self._read_bytes = len(packer.tokenizer.restore(self._pieces))
         self.text = b""
         self.ended = most == 0
-        self.most, self._packer, self._stops, self._bos = most, packer, stops, bos
-        self._count = 0
+        # Whether it ended by itself: by a stop word, or with the document.
+        self.stopped = False
+        self.drawn: list[Drawn] = []
+        self._alternatives = alternatives
+        self.most, self._packer, self.stops, self._bos = most, packer, stops, bos
+        self.count = 0
         self._generator = torch.Generator().manual_seed(int(seed))
 
     def said(self) -> str:
         """Return the text. Bytes that are no character are U+FFFD there, which may be a stop."""
-        return before(self.text.decode(errors="replace"), [stop.decode() for stop in self._stops])
+        return before(self.text.decode(errors="replace"), [stop.decode() for stop in self.stops])
 
     def draw(self, logits_V: Tensor, manner: Manner) -> int:
         """Return the token that is drawn next, whose text is added unless the row has ended."""
         allowed_K = torch.from_numpy(self._packer.leading_ids) if self.owed else None
         token = draw(logits_V, manner, self._generator, allowed_K)
         if not self.ended:
+            if self._alternatives is not None:
+                self.drawn.append(self._drawn(token, logits_V, self._alternatives))
             self._add(token)
         return token
 
+    def _drawn(self, token: int, logits_V: Tensor, alternatives: int) -> Drawn:
+        row_V = logits_V.double().log_softmax(0)
+        values_K, choices_K = row_V.topk(min(alternatives, len(row_V)))
+        likeliest = tuple(zip(choices_K.tolist(), values_K.tolist(), strict=True))
+        return Drawn(token, len(self.text), float(row_V[token]), likeliest)
+
     def _add(self, token: int) -> None:
         packer, ids = self._packer, np.array([token])
-        starts = not self._count and self.prompt[-1] == self._bos
+        starts = not self.count and self.prompt[-1] == self._bos
         cut = starts or self.owed
         self._pieces += packer.joined_document(ids) if cut else packer.joined(ids)
         self.owed = False
-        self._count += 1
+        self.count += 1
         whole = packer.tokenizer.restore(self._pieces)[self._read_bytes :]
-        self.text = before(whole, self._stops)
-        self.ended = len(self.text) < len(whole) or self._count >= self.most or token == self._bos
+        self.text = before(whole, self.stops)
+        self.stopped = len(self.text) < len(whole) or token == self._bos
+        self.ended = self.stopped or self.count >= self.most
 
 
 def before(text: AnyStr, stops: Sequence[AnyStr]) -> AnyStr:

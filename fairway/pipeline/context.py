@@ -23,7 +23,7 @@ from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
 from fairway.score.sliding import text_of
 from fairway.score.trail import Trail
-from fairway.train.checkpoint import load_checkpoint
+from fairway.train.saved import weights_of
 from fairway.train.steps import Beside, Say, nobody
 
 
@@ -67,9 +67,7 @@ class Run:
 
     def weights(self, kind: str) -> tuple[dict[str, Tensor], bool]:
         """Return the 'raw' or 'ema' weights and whether the recurrence was on."""
-        tensors, facts = load_checkpoint(self.file(WEIGHTS))
-        state = {n.removeprefix(f"{kind}."): w for n, w in tensors.items() if n.startswith(kind)}
-        return state, bool(facts["looping"])
+        return weights_of(self.file(WEIGHTS), kind)
 
     def model(self, kind: str) -> GPT:
         """Return a model of the 'raw' or 'ema' weights, or the 'artifact', as read from disk."""

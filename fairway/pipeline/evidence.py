@@ -1,5 +1,5 @@
 """The stages beside the scores: what documents cost unlearned, by all processes; by the first one
-baselines, samples, proof and audit."""
+baselines, samples, costs of tokens, proof and audit."""
 
 import time
 from dataclasses import replace
@@ -9,13 +9,15 @@ import numpy as np
 
 from fairway.api import load, openings
 from fairway.audit.stage import RunFacts, audit_run, audited, summary
-from fairway.base.files import digest_bytes, digest_file
+from fairway.base.files import canonical_json, digest_bytes, digest_file, write_atomic
 from fairway.base.memory import give_back
-from fairway.base.names import ARTIFACT, PROOF
+from fairway.base.names import ARTIFACT, COSTS, PROOF
+from fairway.data.folder import beginnings
 from fairway.pipeline.context import Run
 from fairway.pipeline.proving import prove_run
 from fairway.pipeline.scoring import scored
 from fairway.score import baselines
+from fairway.score.costs import told
 from fairway.score.experts.evaluate import evaluate_published, published_facts
 from fairway.score.experts.published import LABEL, described
 from fairway.score.ledger import Score
@@ -24,6 +26,9 @@ from fairway.score.trail import Trail
 from fairway.score.ways import gains_told
 
 Facts = dict[str, Any]
+
+# Validation documents whose tokens the report shows, and tokens of each: 400 bytes of page a token.
+_SHOWN_DOCUMENTS, _SHOWN_TOKENS = 3, 120
 
 
 def documents(run: Run) -> Facts:
@@ -79,6 +84,17 @@ def sample(run: Run) -> Facts:
     """Continue the openings of a few validation documents."""
     model = load(run.file(ARTIFACT), plan=run.plan)
     return {"samples": openings(model, run.validation.documents)}
+
+
+def show_costs(run: Run) -> Facts:
+    """Write what each token of a few validation documents costs, each scored alone."""
+    model = load(run.file(ARTIFACT), plan=run.plan)
+    text = run.validation
+    size_bytes = max(1, _SHOWN_TOKENS * text.bytes // len(text.ids))
+    texts = beginnings(text.documents, _SHOWN_DOCUMENTS, size_bytes)
+    costs = [told(text, model.costs(text), model.tokenizer) for text in texts]
+    write_atomic(run.file(COSTS), canonical_json(costs))
+    return {"documents": len(texts)}
 
 
 def prove(run: Run) -> Facts:

@@ -80,6 +80,7 @@ _FACTS: dict[str, Any] = {
     "text": {"bytes": int, "tokens": int, "documents": int, "digest": str, "data_digest": str},
     "baselines": Named(_TOOL),
     "samples": {"samples": [{"prompt": str, "text": str}]},
+    "costs": {"documents": int},
     "audit": {"passed": bool, "verdict": str, "findings": [_FINDING], "probes": [_PROBE]},
 }
 _RECORD = {"key": str, "reads": dict, "files": Named(Maybe(str)), "facts": dict, "seconds": float}

@@ -22,7 +22,7 @@ from fairway.data.folder import DataFolder
 from fairway.data.tokens import Tokenizer
 from fairway.pack.artifact import load_artifact
 from fairway.pipeline.folder import RunFolder
-from fairway.train.checkpoint import load_checkpoint
+from fairway.train.saved import weights_of
 
 # What a model begins with when nothing is given, and where its embedding's moments are kept.
 _FREE = ("qk_gain", "embed_bf16")
@@ -88,8 +88,7 @@ def initial(config: Config, source: DataFolder, say: Callable[[str], None]) -> I
 def _of_run(file: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
     folder = RunFolder.existing(file.parent)
     folder.require_unchanged("train", WEIGHTS)
-    tensors, _ = load_checkpoint(file)
-    state = {n.removeprefix("ema."): w for n, w in tensors.items() if n.startswith("ema.")}
+    state, _ = weights_of(file, "ema")
     config = _run_config(file.parent)
     said = {"recipe": config.recipe, "seed": config.seed}
     return state, config.model, {"kind": "run", **said, "digest": digest_file(file)}

@@ -6,7 +6,7 @@
 
 from dataclasses import dataclass
 
-from fairway.base.names import ARTIFACT, PROOF, TOKENIZER_FILE, WEIGHTS, trail_file
+from fairway.base.names import ARTIFACT, COSTS, PROOF, TOKENIZER_FILE, WEIGHTS, trail_file
 from fairway.config.settings import Config
 from fairway.train.steps import STEPS
 
@@ -97,6 +97,7 @@ def _evidence(config: Config) -> list[Stage]:
         (True, Stage("text", _TEXT)),
         (True, Stage("baselines", _TEXT)),
         (True, Stage("samples", (ARTIFACT, *_TEXT, "seed", "plan"))),
+        (True, Stage("costs", (ARTIFACT, *_TEXT, "plan"), (COSTS,))),
         (prove.bytes > 0, Stage("proof", proven, (PROOF,))),
         (True, Stage("audit", doubted)),
     ]

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fairway.base.files import digest_file, write_json
-from fairway.base.names import ARTIFACT, WEIGHTS
+from fairway.base.files import digest_file, read_json, write_json
+from fairway.base.names import ARTIFACT, COSTS, WEIGHTS
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
@@ -181,13 +181,13 @@ class Pipeline:
             return self.folder.file(REPORT)
         results = self.results()
         self.folder.require_unchanged("train", STEPS)
-        steps = read_steps(self.folder.file(STEPS))
+        steps, costs = read_steps(self.folder.file(STEPS)), read_json(self.folder.file(COSTS))
         write_json(self.folder.file(RESULTS), results)
         self.folder.remember("results", digest_file(self.folder.file(RESULTS)))
         beside = earlier_runs(self.folder)
         with self.folder.reading():
             page = self.folder.file(REPORT)
-            return write_report(self.folder.path, results, steps, page, beside)
+            return write_report(self.folder.path, results, steps, page, beside, costs)
 
     def results(self) -> dict[str, Any]:
         """Return everything known of this run, in the versioned schema of results.json."""

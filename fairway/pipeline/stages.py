@@ -28,6 +28,7 @@ ALL_WORK: dict[str, Work] = {
     "text": evidence.count_text,
     "baselines": evidence.compress,
     "samples": evidence.sample,
+    "costs": evidence.show_costs,
     "proof": evidence.prove,
     "audit": evidence.audit,
 }

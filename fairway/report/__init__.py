@@ -15,12 +15,14 @@ def write_report(
     steps: list[dict[str, Any]],
     out: Path,
     earlier: Sequence[Earlier] = (),
+    costs: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Write the page to `out` and its numbers to the same name with .json; return `out`.
 
     `results` is a run's results.json (schema 1), `steps` its steps.jsonl; the loss of `earlier`
-    runs stands beside its own. The JSON holds the
-    results and what the page derives from them, so that every `<data value>` of the page is in it.
+    runs stands beside its own. `costs` is its costs.json: documents with the cost of each token
+    (`fairway.score.costs.told`). The JSON holds the results, these costs and what the page
+    derives, so that every `<data value>` of the page is in it.
     Equal input gives equal bytes. Raises UserError for results that do not hold a finished run.
     """
     numbers = out.with_suffix(".json")
@@ -29,8 +31,8 @@ def write_report(
         numbers.name,
         *(_files(run_folder, (out, numbers)) if out.parent == run_folder else []),
     ]
-    write_json(numbers, {"schema": 1, "results": results, "derived": derived})
-    write_atomic(out, page(results, derived, links).encode())
+    write_json(numbers, {"schema": 1, "results": results, "derived": derived, "costs": list(costs)})
+    write_atomic(out, page(results, derived, links, costs).encode())
     return out
 
 

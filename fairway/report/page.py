@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from fairway.report import audited, sections
+from fairway.report import audited, sections, tokens
 from fairway.report.html import Html, esc, megabytes_of, num, pairs, time_of
 from fairway.report.spending import spending
-from fairway.report.style import CSS
+from fairway.report.style import CSS, TOKENS_CSS
 
 # Nothing of the page may be fetched or run, whatever a model wrote into its samples.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -15,7 +15,12 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _CLAIMED = {"sliding": "Sliding window", "ttt": "Test-time training", "mixture": "With experts"}
 
 
-def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str]) -> str:
+def page(
+    results: dict[str, Any],
+    derived: dict[str, Any],
+    links: Sequence[str],
+    costs: Sequence[dict[str, Any]] = (),
+) -> str:
     """Return the whole page as HTML; `links` names files beside it, its own numbers first."""
     title = f"Fairway report: {results['recipe']}, seed {results['seed']}"
     parts = [
@@ -33,6 +38,7 @@ def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str])
         audited.probes(results),
         sections.seconds(results, derived),
         sections.samples(results),
+        tokens.documents(costs),
         sections.settings(results),
         _footer(links),
     ]
@@ -40,7 +46,7 @@ def page(results: dict[str, Any], derived: dict[str, Any], links: Sequence[str])
         '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
-        f"<title>{esc(title)}</title>\n<style>{CSS}{audited.TEXT_CSS}</style>\n</head>\n"
+        f"<title>{esc(title)}</title>\n<style>{CSS}{audited.TEXT_CSS}{TOKENS_CSS}</style>\n</head>\n"
         f"<body>\n{''.join(parts)}</body>\n</html>\n"
     )
 

@@ -90,6 +90,7 @@ footer { margin-top: 2.6rem; border-top: 1px solid var(--rule); padding-top: 0.6
 @media (max-width: 40rem) {
   body { padding: 1.3rem 1rem 3rem; }
   h1 { font-size: 1.22rem; }
+  .whole { white-space: normal; }
   .wide { display: none; }
   .narrow { display: block; }
   .cards { grid-template-columns: 1fr 1fr; }
@@ -114,4 +115,73 @@ footer { margin-top: 2.6rem; border-top: 1px solid var(--rule); padding-top: 0.6
   .wide { display: block; }
   .narrow { display: none; }
 }
+"""
+
+# Texts whose tokens are coloured by cost. Their letters keep a contrast of 4.5 on every colour.
+TOKENS_CSS = """
+:root {
+  --c1: #fff3e0; --c2: #ffe6c2; --c3: #ffd8a1; --c4: #ffc97f; --c5: #ffb85c; --c6: #fba53c;
+  --c7: #f09023; --c8: #e57a14;
+  --m1: #e6f0fb; --m2: #cbe0f6; --m3: #a9ccf0; --m4: #83b5e8; --m5: #5f9de0;
+  --p1: #fff0dc; --p2: #ffdfb8; --p3: #ffcb8c; --p4: #fdb25a; --p5: #f0952b;
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root {
+    --c1: #2b211a; --c2: #3a2918; --c3: #493015; --c4: #583712; --c5: #663d0f; --c6: #74420a;
+    --c7: #824705; --c8: #8f4b00;
+    --m1: #18232f; --m2: #1b2f45; --m3: #1e3b5b; --m4: #224871; --m5: #265688;
+    --p1: #2b211a; --p2: #412c17; --p3: #583712; --p4: #714108; --p5: #8f4b00;
+  }
+}
+.c1 { background: var(--c1); } .c2 { background: var(--c2); } .c3 { background: var(--c3); }
+.c4 { background: var(--c4); } .c5 { background: var(--c5); } .c6 { background: var(--c6); }
+.c7 { background: var(--c7); } .c8 { background: var(--c8); }
+.m1 { background: var(--m1); } .m2 { background: var(--m2); } .m3 { background: var(--m3); }
+.m4 { background: var(--m4); } .m5 { background: var(--m5); }
+.p1 { background: var(--p1); } .p2 { background: var(--p2); } .p3 { background: var(--p3); }
+.p4 { background: var(--p4); } .p5 { background: var(--p5); }
+.costs { margin: 0.5rem 0 1.2rem; padding: 0.7rem 0.9rem; background: var(--panel);
+  font: 0.86rem/1.95 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext;
+  border-left: 3px solid var(--faint); }
+.costs label { position: relative; padding: 0.2em 0; border-radius: 2px; cursor: pointer;
+  box-shadow: inset -1px 0 var(--panel); }
+.costs .nl::before { content: "\\21b5"; color: var(--muted); }
+.costs input { position: absolute; width: 1px; height: 1px; margin: 0; opacity: 0;
+  pointer-events: none; }
+.costs label:hover { box-shadow: inset 0 0 0 1px var(--muted); }
+.costs label:has(:focus-visible) { outline: 2px solid var(--model); outline-offset: 1px; }
+.tip { display: none; position: fixed; right: 1rem; bottom: 1rem; z-index: 2; width: 19rem;
+  max-width: calc(100vw - 2rem); padding: 0.55rem 0.75rem; pointer-events: none;
+  background: var(--paper); color: var(--ink); border: 1px solid var(--muted); border-radius: 4px;
+  box-shadow: 0 3px 14px rgb(0 0 0 / 0.22); direction: ltr; unicode-bidi: isolate;
+  font: 0.8rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+  white-space: normal; }
+.costs label:hover .tip, .costs:not(:has(label:hover)) label:has(:focus) .tip { display: block; }
+.tip span { display: block; }
+.tip span + span { margin-top: 0.4rem; padding-top: 0.3rem; border-top: 1px solid var(--rule); }
+.tip i { display: grid; grid-template-columns: 1fr auto 3.2rem; gap: 0.6rem; font-style: normal;
+  font-variant-numeric: tabular-nums; }
+.tip .own { color: var(--model); font-weight: 650; }
+.tip em { font-style: normal; text-align: right; color: var(--muted); }
+.tip bdi { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  overflow-wrap: anywhere; }
+@supports (position-area: bottom) {
+  @media (min-width: 40.01rem) {
+    .costs label:hover, .costs:not(:has(label:hover)) label:has(:focus) { anchor-name: --cell; }
+    .tip { position-anchor: --cell; inset: auto; margin: 0.3rem 0;
+      position-area: bottom span-right;
+      position-try-fallbacks: flip-inline, flip-block, flip-block flip-inline; }
+  }
+}
+.scale { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0.15rem; max-width: none;
+  color: var(--muted); font-size: 0.84rem; }
+.scale span { min-width: 2.1rem; padding: 0.05rem 0.3rem; text-align: center; color: var(--ink);
+  box-shadow: inset 0 0 0 1px var(--rule); }
+.scale i { margin: 0 0.3rem; font-style: normal; }
+.scale i:first-child { margin-left: 0; }
+@media (max-width: 40rem) {
+  .tip { left: 0.5rem; right: 0.5rem; bottom: 0.5rem; width: auto; max-width: none; }
+}
+@media print { .tip { display: none !important; } }
 """

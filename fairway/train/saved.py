@@ -44,6 +44,13 @@ def saved(key: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str,
     return tensors, facts
 
 
+def weights_of(path: Path, kind: str) -> tuple[dict[str, Tensor], bool]:
+    """Return the 'raw' or 'ema' weights of a finished training; whether the recurrence was on."""
+    tensors, facts = load_checkpoint(path)
+    state = {n.removeprefix(f"{kind}."): w for n, w in tensors.items() if n.startswith(kind)}
+    return state, bool(facts["looping"])
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Tell of a checkpoint whose parts are missing or do not fit in one sentence."""

@@ -1,0 +1,73 @@
+"""POST /costs and GET /documents: what the page shows of a text, and texts to begin with."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from fairway.report.html import Html, esc, num
+from fairway.report.tokens import View, scale
+from fairway.score.costs import told
+from fairway.serve.asked import body_of, text_of
+from fairway.serve.models import Desk, Served
+from fairway.serve.watching import GoneError, Watching
+
+_CLIENT_GONE = 499
+
+
+async def costs(request: Request) -> Response:
+    """Answer POST /costs: HTML of a text coloured by what its tokens cost one or two models."""
+    desk: Desk = request.app.state.desk
+    text, model, beside = text_of(await body_of(request))
+    sides = [desk.find(model), *([desk.find(beside)] if beside else [])]
+    watching = Watching(desk.ending)
+    async with desk.turn(), watching.over(request):
+        try:
+            return JSONResponse(await desk.run(shown, text, sides, watching))
+        except GoneError:
+            return Response(status_code=_CLIENT_GONE)
+
+
+def shown(text: str, sides: list[Served], watching: Watching) -> dict[str, Any]:
+    """Return what the page shows: every side's text, totals and tips, and the list of cells."""
+    found = [
+        told(text, side.language.costs(text, witness=watching), side.language.tokenizer)
+        for side in sides
+    ]
+    view, names = View(found), [side.name for side in sides]
+    heads = [*names, "difference"] if len(sides) == 2 else ["bits"]
+    return {
+        "sides": [
+            {
+                "model": name,
+                **{key: side[key] for key in ("bpb", "total_bits", "bytes", "tokens")},
+                "totals": view.totals(at),
+                "text": view.text(f"side{at}", f"The text by tokens, costs of {name}", at, False),
+                "tips": [view.tip(number, at) for number in range(len(view.cells))],
+            }
+            for at, (name, side) in enumerate(zip(names, found, strict=True))
+        ],
+        "scale": scale(len(sides) == 2),
+        "list": view.list(heads),
+        "summary": _summary(names, found),
+    }
+
+
+def _summary(names: list[str], found: list[dict[str, Any]]) -> Html:
+    """Return in a sentence which of two models pays less for the text."""
+    if len(names) == 1:
+        return Html("")
+    a, b = (side["total_bits"] for side in found)
+    if a == b:
+        return Html("Both models pay the same.")
+    better, worse = names if a < b else names[::-1]
+    return Html(
+        f"<b>{esc(better)}</b> pays {num(abs(a - b), ',.1f', ' bits')} less than "
+        f"<b>{esc(worse)}</b>: {num(100 * (1 - min(a, b) / max(a, b)), '.1f', ' %')}."
+    )
+
+
+async def documents(request: Request) -> Response:
+    """Answer GET /documents: beginnings of validation documents, or why there are none."""
+    desk: Desk = request.app.state.desk
+    return JSONResponse({"documents": await desk.run(desk.documents)})

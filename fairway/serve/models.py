@@ -1,0 +1,183 @@
+"""The models that are served: artifacts, and the weights of a run before they were packed.
+
+All of them compute on one thread, one request after the other, and by one machine plan.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fairway.api import LanguageModel, load, model_from
+from fairway.base.errors import UserError
+from fairway.base.files import digest_file
+from fairway.base.names import ARTIFACT, WEIGHTS
+from fairway.config.settings import RuntimeConfig
+from fairway.data.folder import beginnings
+from fairway.pipeline.folder import MEMORY, RunFolder
+from fairway.pipeline.record import config_of
+from fairway.pipeline.run import DATA
+from fairway.pipeline.text import open_text
+from fairway.serve.errors import RequestError
+from fairway.train.saved import reading, weights_of
+
+# Weights of a run beside its artifact, by the word that stands behind its name.
+STAGES = {"raw": "raw", "average": "ema"}
+# Requests that may wait for the model.
+MOST_WAITING = 16
+# Validation documents that the page offers, and bytes of each.
+_DOCUMENTS, _DOCUMENT_BYTES = 12, 1500
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model by its name: an artifact, alone or with an adapter, or the weights of a stage of
+    the run around it.
+    """
+
+    name: str
+    file: Path
+    artifact: LanguageModel
+    stage: str = ""
+    adapter: Path | None = None
+
+    @cached_property
+    def language(self) -> LanguageModel:
+        """Return the model; weights of a stage are read when they are first asked for."""
+        if not self.stage:
+            return self.artifact
+        whole, path = self.artifact, self.file.parent / WEIGHTS
+        with reading(path):
+            state, looping = weights_of(path, STAGES[self.stage])
+            model = model_from(state, whole.model.config, whole.plan, looping)
+        return LanguageModel(model, whole.tokenizer, whole.score_config, whole.plan)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return what tells these weights from others."""
+        if self.stage:
+            return f"fairway-{digest_file(self.file.parent / WEIGHTS)[:12]}-{self.stage}"
+        files = [self.file, *([self.adapter] if self.adapter else [])]
+        return "-".join(["fairway", *(digest_file(file)[:12] for file in files)])
+
+    @property
+    def described(self) -> str:
+        """Return what it is, in few words."""
+        kinds = {"raw": "last weights", "average": "averaged weights"}
+        return kinds.get(self.stage, "with adapter" if self.adapter else "artifact")
+
+
+class Desk:
+    """All served models, and the one thread on which they compute, for one request at a time."""
+
+    def __init__(self, served: Sequence[Served], runs: Sequence[Path]) -> None:
+        self.served = {one.name: one for one in served}
+        self._runs = runs
+        self._worker = ThreadPoolExecutor(1, "fairway")
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+        self.ending = threading.Event()
+
+    @property
+    def first(self) -> Served:
+        """Return the model that answers where none is named."""
+        return next(iter(self.served.values()))
+
+    def find(self, name: str | None) -> Served:
+        """Return a model by its name; RequestError (404) for an unknown one."""
+        if name is None:
+            return self.first
+        if name not in self.served:
+            known = ", ".join(self.served)
+            raise RequestError(
+                f"there is no model '{name[:100]}'; there are {known}", 404, "model",
+                "model_not_found",
+            )  # fmt: skip
+        return self.served[name]
+
+    async def run(self, work: Callable[..., T], *args: Any) -> T:
+        """Return what a function comes to on the thread of the models."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, work, *args)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold the models for one request; RequestError (503) if too many wait already."""
+        if self._waiting >= MOST_WAITING:
+            raise RequestError(
+                f"{self._waiting} requests wait for the model already; try again later", 503,
+                None, "busy",
+            )  # fmt: skip
+        self._waiting += 1
+        try:
+            async with self._lock:
+                yield
+        finally:
+            self._waiting -= 1
+
+    def documents(self) -> list[str]:
+        """Return the beginnings of some validation documents of the first run that has its text.
+
+        Raises UserError, with the reason, if none has.
+        """
+        reason = UserError("an artifact has no validation text; name the folder of its run")
+        for run in self._runs:
+            try:
+                return _documents(run)
+            except UserError as error:
+                reason = error
+        raise reason
+
+
+def _documents(run: Path) -> list[str]:
+    data = (config := config_of(RunFolder.existing(run))).data
+    source = open_text(config, run / DATA, lambda reads, work: None)
+    found = source.sample_validation(data.val_bytes, data.val_tokens).documents
+    return beginnings(found, _DOCUMENTS, _DOCUMENT_BYTES)
+
+
+def open_desk(
+    paths: Sequence[Path],
+    tokenizer: Path | None,
+    runtime: RuntimeConfig,
+    adapter: Path | None = None,
+) -> Desk:
+    """Return the desk of some runs or artifacts; their artifacts are loaded and checked now.
+
+    The first is served with an `adapter`, too. Raises UserError for anything missing or damaged,
+    and for one artifact named twice.
+    """
+    served: list[Served] = []
+    for path in paths:
+        file = path / ARTIFACT if path.is_dir() else path
+        if any(one.file.resolve() == file.resolve() for one in served):
+            raise UserError(f"{path} is named twice; name two different runs or artifacts")
+        plan = served[0].artifact.plan if served else None
+        model = load(file, tokenizer=tokenizer, runtime=runtime, plan=plan)
+        one = Served(_name(file, [other.name for other in served]), file, model)
+        served.append(one)
+        if adapter and len(served) == 1:
+            tuned = load(file, tokenizer=tokenizer, adapter=adapter, plan=model.plan)
+            served.append(Served(f"{one.name}:{adapter.stem}", file, tuned, adapter=adapter))
+        if (file.parent / MEMORY).is_file() and (file.parent / WEIGHTS).is_file():
+            served += [replace(one, name=f"{one.name}:{stage}", stage=stage) for stage in STAGES]
+    artifacts = [one for one in served if not one.stage]
+    stages = [one for one in served if one.stage]
+    folders = dict.fromkeys(one.file.parent for one in artifacts)
+    runs = [folder for folder in folders if (folder / MEMORY).is_file()]
+    return Desk([*artifacts, *stages], runs)
+
+
+def _name(file: Path, taken: Sequence[str]) -> str:
+    """Return the name of an artifact: its folder's, or its own if it has one; none twice."""
+    whole = file.resolve()
+    name = whole.parent.name if whole.name == ARTIFACT else whole.stem
+    name = name or "model"
+    return next(word for word in (name, *(f"{name}-{n}" for n in range(2, 9))) if word not in taken)

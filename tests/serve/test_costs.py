@@ -1,0 +1,108 @@
+import json
+import re
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from fairway.serve.asked import MAX_TEXT_BYTES
+from fairway.serve.models import Desk
+from fairway.serve.page import POLICY, SCRIPT
+
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> & \x00 \u202e end'
+TEXTS = [
+    "The model predicts a small token.\nIt was the text.",
+    "\U0001f389 caf\u00e9 \U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645",
+    "a" * 700,
+    " ",
+    HOSTILE,
+]
+
+
+def costs(client: TestClient, text: str, **fields: Any) -> dict[str, Any]:
+    answer = client.post("/costs", json={"text": text, **fields})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def letters(html: str) -> str:
+    return unescape(re.sub(r"<[^>]+>", "", html))
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=["plain", "emoji", "rtl", "long", "blank", "hostile"])
+def test_what_is_shown_is_the_text_and_its_score(client: TestClient, desk: Desk, text: str) -> None:
+    (side,) = costs(client, text)["sides"]
+    score = desk.first.language.score(text)
+    assert side["bpb"] == score.bpb
+    assert (side["tokens"], side["bytes"]) == (score.tokens, len(text.encode()))
+    assert letters(side["text"]) == text.replace("\x00", "\ufffd")
+    assert f'value="{score.bpb!r}"' in side["totals"]
+    assert len(side["tips"]) == side["text"].count("<label")
+    whole = json.dumps(side)
+    assert "<script" not in whole and "<img" not in whole
+
+
+def test_the_score_is_what_the_command_prints(
+    client: TestClient, smoke_run: Path, forked: list[str], tmp_path: Path
+) -> None:
+    text = "The model predicts a small token.\nIt was the text that every byte is in.\n"
+    (tmp_path / "a.txt").write_text(text)
+    fixed = ["runtime.threads=1", "runtime.dtype=float32", "runtime.matmul=highest"]
+    words = ["score", str(smoke_run), "a.txt", "--json", *(w for s in fixed for w in ("--set", s))]
+    ended = subprocess.run([*forked, *words], cwd=tmp_path, capture_output=True, check=True)
+    (side,) = costs(client, text)["sides"]
+    assert side["bpb"] == json.loads(ended.stdout)["bpb"]
+
+
+def test_two_stages_are_compared(client: TestClient) -> None:
+    found = costs(client, TEXTS[0], model="smoke", beside="smoke:raw")
+    a, b = found["sides"]
+    assert (a["model"], b["model"]) == ("smoke", "smoke:raw") and a["bpb"] != b["bpb"]
+    assert "pays" in found["summary"] and "A costs less" in found["scale"]
+    shown = re.findall(r"<td>([+\u2212][\d.]+)</td>", found["list"])
+    sizes = [abs(float(value.replace("\u2212", "-"))) for value in shown]
+    assert sizes == sorted(sizes, reverse=True) and len(sizes) == 20
+    same = costs(client, TEXTS[0], model="smoke", beside="smoke")
+    assert same["summary"] == "Both models pay the same." and "<td>" not in same["list"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "told"),
+    [
+        ({}, 400, "the text is empty"),
+        ({"text": ""}, 400, "the text is empty"),
+        ({"text": "a" * (MAX_TEXT_BYTES + 1)}, 400, "the text has 20,001 bytes"),
+        ({"text": "\ud800"}, 400, "half a character"),
+        ({"text": "a", "model": "none"}, 404, "there is no model 'none'"),
+        ({"text": "a", "beside": "none"}, 404, "there is no model 'none'"),
+        ({"text": "a", "beside": 3}, 400, "beside is 3"),
+        ({"text": "a", "colour": 1}, 400, "'colour' is no field"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(
+    client: TestClient, fields: dict[str, Any], status: int, told: str
+) -> None:
+    kind = {"content-type": "application/json"}
+    answer = client.post("/costs", content=json.dumps(fields), headers=kind)
+    assert answer.status_code == status and told in answer.json()["error"]["message"]
+
+
+def test_validation_documents_are_offered(client: TestClient, smoke_run: Path) -> None:
+    found = client.get("/documents").json()["documents"]
+    assert 1 <= len(found) <= 12 and all(len(text.encode()) <= 1500 for text in found)
+
+
+def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
+    answer = client.get("/")
+    assert answer.headers["content-security-policy"] == POLICY
+    page = answer.text
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page) and "@import" not in page
+    assert page.count("<script>") == 1 and SCRIPT in page
+    labelled = set(re.findall(r'<label for="(\w+)"', page))
+    fields = set(re.findall(r'<(?:select|input|textarea) id="(\w+)"', page))
+    assert fields and fields == labelled
