@@ -75,12 +75,13 @@ def demo() -> Config:
 
 
 def demo_small() -> Config:
-    """Demo of a slow machine: 700,000 weights, 850 steps on two old cores."""
-    return replace(demo(), recipe="demo_small")
+    """Demo of a slow machine: 1.1 million weights, 850 steps on two old cores."""
+    base = demo()
+    return replace(base, recipe="demo_small")
 
 
 def demo_wide() -> Config:
-    """Demo of a fast machine: 1.9 million weights, 700 steps on two cores with bfloat16."""
+    """Demo of a fast machine: 2 million weights, 700 steps on two cores with bfloat16."""
     base = demo()
     return replace(
         base,
@@ -102,6 +103,7 @@ def demo_wide() -> Config:
         optim=replace(base.optim, matrix_lr=0.05, embed_lr=0.03),
         train=replace(base.train, seq_len=256, batch_tokens=4096, micro_tokens=4096),
         score=replace(base.score, seq_len=256),
+        ttt=replace(base.ttt, lora_lr=0.002),
     )
 
 
