@@ -30,9 +30,10 @@ CORE = {
 }  # fmt: skip
 # ... and of where settings are best, and of what may help or harm.
 BEST = {
-    "vocab_best": (7.6, 0.5), "length_best": (6.3, 0.7), "depth_best": (0.3, 0.5),
-    "rate_best": (-2.9, 0.3), "rate_steps": (-0.1, 0.15), "rate_width": (0.0, 0.3),
-    "embed_best": (-2.9, 0.3), "embed_steps": (0.0, 0.15), "loops": (0.0, 0.02),
+    "vocab_best": (7.6, 0.5), "vocab_text": (0.0, 0.3), "length_best": (6.3, 0.7),
+    "length_text": (0.0, 0.3), "depth_best": (0.3, 0.5), "rate_best": (-2.9, 0.3),
+    "rate_steps": (-0.1, 0.15), "rate_width": (0.0, 0.3), "embed_best": (-2.9, 0.3),
+    "embed_steps": (0.0, 0.15), "loops": (0.0, 0.02),
 }  # fmt: skip
 LEVEL_BPB, ANCHOR_BPB = 0.02, 0.3
 # Settings whose levels are told apart beside the law.
@@ -143,6 +144,15 @@ def spread(off: Any) -> float:
     return float(1.4826 * np.median(np.abs(off)))
 
 
+def sizes_of(trials: list[Trial], off: Any) -> dict[str, list[list[float]]]:
+    """Return how far the runs of every size of the demo lie off the law, by growing steps."""
+    own: dict[str, list[list[float]]] = {}
+    for trial, far in zip(trials, off, strict=True):
+        if "size" in trial:
+            own.setdefault(trial["size"], []).append([trial["train.steps"], round(float(far), 5)])
+    return {name: sorted(runs) for name, runs in sorted(own.items())}
+
+
 def fit(file: Path, anchor_file: Path, command: str) -> dict[str, Any]:
     """Print the fit with its errors and residuals, and return the law's record."""
     (said, trials), (anchors_said, anchors) = read(file), read(anchor_file)
@@ -162,6 +172,7 @@ def fit(file: Path, anchor_file: Path, command: str) -> dict[str, Any]:
     }  # fmt: skip
     print("residuals, bpb:", {name: round(value, 4) for name, value in residuals.items()})
     ours = {name: values[design.own] for name, values in design.features.items()}
+    plain = design.scores - expected(coefficients, design.features)
     return {
         "command": command,
         "date": said["date"],
@@ -172,5 +183,6 @@ def fit(file: Path, anchor_file: Path, command: str) -> dict[str, Any]:
         "residuals_bpb": {name: round(value, 5) for name, value in residuals.items()},
         "coefficients": {name: round(float(v), 6) for name, v in coefficients.items()},
         "spread_bpb": round(residuals["unseen_better_half"], 5),
+        "sizes": sizes_of(trials, plain[design.own]),
         "covers": {name: [float(ours[name].min()), float(ours[name].max())] for name in COVERED},
     }

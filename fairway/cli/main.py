@@ -80,25 +80,16 @@ DryRun = Annotated[
 
 
 def _pipeline(
-    recipe: str,
-    out: Path | None,
-    overrides: list[str] | None,
-    as_json: bool,
-    resume: bool,
-    watching: Any,
-) -> Any:
+    recipe: str, out: Path | None, overrides: list[str] | None, as_json: bool, resume: bool,
+    restart: bool, watching: Any,
+) -> Any:  # fmt: skip
     from fairway.cli.compiling import tell_of_compiling
-    from fairway.pipeline.folder import RunFolder
-    from fairway.pipeline.run import Pipeline
-    from fairway.recipes import find
+    from fairway.pipeline.sizes import open_recipe
 
     tell_of_compiling()
-    found = find(recipe)
-    config = override(found.config, overrides or [])
-    folder = RunFolder(out or Path("runs") / found.config.recipe)
-    if resume and not folder.is_begun():
-        raise UserError(f"{folder.path} holds no run to resume; leave out --resume to begin one")
-    return Pipeline(config, folder, say_to(as_json), found.origin, watching)
+    _choose(resume, restart)
+    say = say_to(as_json)
+    return open_recipe(recipe, out, overrides or [], resume, restart, say, watching)
 
 
 def _choose(resume: bool, restart: bool) -> None:
@@ -136,9 +127,8 @@ def run(
         return
     from fairway.cli.show import run_summary
 
-    _choose(resume, restart)
     watching = watching_of(live, sample_every, sample_prompt)
-    pipeline = _pipeline(recipe, out, overrides, as_json, resume, watching)
+    pipeline = _pipeline(recipe, out, overrides, as_json, resume, restart, watching)
     if until is not None:
         with pipeline.writing():
             facts = pipeline.screen(until, resume, restart)
@@ -158,6 +148,7 @@ def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
     from fairway.model.gpt import num_parameters
     from fairway.pipeline.memory import memory_here
     from fairway.quantise.estimate import counted, expected_bytes, how_counted
+    from fairway.recipes import SIZES
     from fairway.recipes import recipe as recipe_of
 
     config = override(recipe_of(recipe), overrides)
@@ -173,6 +164,11 @@ def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
         "recipe_hash": config_hash(config),
     }
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()]
+    if sizes := SIZES.get(recipe):
+        lines.append(
+            f"{recipe} is {' or '.join(sizes)} by the machine's speed when a run begins; "
+            f"these are the settings of {sizes[0]}"
+        )
     memory = memory_here(config)
     whole = {**facts, "memory": memory, "config": to_dict(config)}
     emit(as_json, whole, config_table(config), *lines, *memory)
@@ -191,9 +187,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a recipe and write its weights into a run folder."""
-    _choose(resume, restart)
     watching = watching_of(live, sample_every, sample_prompt)
-    pipeline = _pipeline(recipe, out, overrides, as_json, resume, watching)
+    pipeline = _pipeline(recipe, out, overrides, as_json, resume, restart, watching)
     with pipeline.writing():
         facts = pipeline.train(resume, restart)
     seconds = f"{facts['seconds']:.1f} s"

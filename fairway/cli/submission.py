@@ -124,12 +124,13 @@ def seeds(
     as_json: Json = False,
 ) -> None:
     """Run or resume several seeds of a recipe; print mean and spread of their scores."""
+    from fairway.pipeline.folder import RunFolder
+    from fairway.pipeline.sizes import sized
     from fairway.submission.seeds import Plan, run_seeds, seed_folder
     from fairway.submission.submission import Claim, submit
 
     wanted = (*(first or []), *(more or [])) or (42, 314, 999)
-    plan = Plan(recipe, tuple(overrides or []), wanted, at_once, processes)
-    config = override(_recipe_of(recipe), plan.overrides)
+    config = override(_recipe_of(recipe), overrides or [])
     target = out or Path("runs") / f"{config.recipe}-seeds"
     if record:
         require_new(record)
@@ -138,6 +139,9 @@ def seeds(
             f"{recipe} declares {config.pack.code_bytes:,} bytes of code, and a record counts the "
             "bundle that it ships; add --set pack.code_bytes=auto"
         )
+    begun = [RunFolder(seed_folder(target, seed)) for seed in wanted]
+    size = sized(recipe, overrides or [], begun, say_to(as_json))
+    plan = Plan(size.name, tuple(overrides or []), wanted, at_once, processes)
     summary = run_seeds(plan, target, say_to(as_json))
     emit(as_json, summary, _seed_table(summary), *_failures(summary))
     if summary["failed"]:

@@ -5,11 +5,10 @@ from typing import Any
 
 from fairway.base import notebook, units
 from fairway.base.terminal import put
-from fairway.config.overrides import override
-from fairway.pipeline.folder import RunFolder, run_at
+from fairway.pipeline.folder import run_at
 from fairway.pipeline.results import read_results
-from fairway.pipeline.run import REPORT, Pipeline
-from fairway.recipes import find
+from fairway.pipeline.run import REPORT
+from fairway.pipeline.sizes import open_recipe
 from fairway.score.baselines import TOOL_NAMES
 
 
@@ -68,12 +67,10 @@ def run(
     `settings` are changes such as "train.budget_s=60". What is done already is kept. Raises
     UserError for whatever the command refuses.
     """
-    found = find(recipe)
-    config = override(found.config, list(settings))
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / found.config.recipe)
-    pipeline = Pipeline(config, folder, put, found.origin)
+    folder = None if out is None else Path(out)
+    pipeline = open_recipe(recipe, folder, settings, resume, restart, put)
     with pipeline.writing():
-        return Results(pipeline.walk(resume, restart), folder.path)
+        return Results(pipeline.walk(resume, restart), pipeline.folder.path)
 
 
 def results(path: str | Path) -> Results:

@@ -31,6 +31,11 @@ def _found(config: Config, folder: RunFolder, say: Say) -> Plan:
     return plan
 
 
+def keep_plan(plan: Plan, config: Config, folder: RunFolder) -> None:
+    """Let a run that has no plan yet compute with this one, which its speed was measured under."""
+    folder.propose(plan={"key": plan_key(config), **plan.as_dict()})
+
+
 def plan_key(config: Config) -> str:
     """Return a digest of what a plan is found for."""
     return key_of(to_dict(config.runtime), replayed(config))

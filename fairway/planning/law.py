@@ -5,8 +5,10 @@
 M and E are millions of parameters in matrices and in the embedding, D is the text that is read, in
 millions of bytes, where repeated text counts less and less (Muennighoff et al. 2023), B the tokens
 of a step. Penalties are squares of how far a setting lies from the best one: logarithms of the
-vocabulary, of the sequence's length, of the depth over the width, of the rates. The coefficients
-are fitted to measured runs (benchmarks/law.py) and lie in law.json with their command and date.
+vocabulary, of the sequence's length, of the depth over the width, of the rates. The best vocabulary
+moves with the text that is read: a model that reads little learns more from long tokens. The
+coefficients are fitted to measured runs (benchmarks/law.py) and lie in law.json with their command
+and date.
 """
 
 import json
@@ -73,10 +75,10 @@ def expected(c: Mapping[str, float], f: Features) -> Any:
 
 def penalties(c: Mapping[str, float], f: Features) -> Any:
     """Return what settings off their best cost, in bits per byte."""
-    steps = np.log(f["steps"] / 500.0)
+    steps, text = np.log(f["steps"] / 500.0), np.log(f["seen"] / 5.0)
     off = {
-        "vocab": f["vocab"] - c["vocab_best"],
-        "length": f["length"] - c["length_best"],
+        "vocab": f["vocab"] - (c["vocab_best"] + c["vocab_text"] * text),
+        "length": f["length"] - (c["length_best"] + c["length_text"] * text),
         "depth": f["depth"] - c["depth_best"],
         "rate": f["rate"] - (
             c["rate_best"] + c["rate_steps"] * steps + c["rate_width"] * f["width"]
@@ -100,14 +102,17 @@ class Prediction:
 class Law:
     """Fitted coefficients, the spread of runs about them, and what they were fitted to.
 
-    `covers` holds the least and the most of every feature among those runs. `damage_bpb` is what
-    rounding by a trellis costs at `DAMAGE_BITS` bits a weight; with a bit less it is four times
-    that, as errors are twice as large and cost their squares. `gptq_bpb` is what GPTQ costs.
+    `covers` holds the least and the most of every feature among those runs. `sizes` has runs of
+    recipes by their names, as steps and how far the score lay off the law: such shapes compare by
+    their own runs, and the law tells what is between and beyond them. `damage_bpb` is what rounding
+    by a trellis costs at `DAMAGE_BITS` bits a weight; with a bit less it is four times that, as
+    errors are twice as large and cost their squares. `gptq_bpb` is what GPTQ costs.
     """
 
     coefficients: dict[str, float]
     spread_bpb: float
     covers: dict[str, list[float]]
+    sizes: dict[str, list[list[float]]]
     damage_bpb: float
     gptq_bpb: float
     runs: int
@@ -116,12 +121,21 @@ class Law:
     def predict(self, config: Config, steps: float, text: Reading, bits: float) -> Prediction:
         """Return the expected score of a run of so many steps at so many bits a weight; 0: GPTQ."""
         found = features(config, steps, text)
-        bpb = float(expected(self.coefficients, found)) + self.damage(bits)
+        own = self._own(config.recipe, steps)
+        bpb = float(expected(self.coefficients, found)) + own + self.damage(bits)
         near = _NINETY * self.spread_bpb
         inside = all(
             low - 1e-9 <= found[name] <= high + 1e-9 for name, (low, high) in self.covers.items()
         )
         return Prediction(bpb, bpb - near, bpb + near, inside)
+
+    def _own(self, recipe: str, steps: float) -> float:
+        """Return how far a recipe's own runs lie off at so many steps, between the nearest two."""
+        runs = self.sizes.get(recipe)
+        if not runs:
+            return 0.0
+        known, off = np.array(runs).T
+        return float(np.interp(math.log(steps), np.log(known), off))
 
     def damage(self, bits: float) -> float:
         """Return what rounding to so many bits a weight costs; 0 is GPTQ with its usual range."""
@@ -147,6 +161,7 @@ def law_of(record: Mapping[str, Any]) -> Law:
         coefficients=dict(record["coefficients"]),
         spread_bpb=record["spread_bpb"],
         covers=dict(record["covers"]),
+        sizes=dict(record["sizes"]),
         damage_bpb=record["damage_bpb"],
         gptq_bpb=record["gptq_bpb"],
         runs=record["runs"],

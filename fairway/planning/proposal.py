@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from fairway.base.errors import UserError
 from fairway.config.checks import check
 from fairway.config.settings import Config
@@ -38,13 +40,19 @@ EMBEDDED_BYTES = 8_270_645.0
 _EMBEDDED = {512: 1.961, 1024: 2.737, 2048: 3.408, 4096: 3.985}
 
 
+def embedded_text(vocab_size: int) -> Reading:
+    """Return the embedded corpus as tokens of a vocabulary of any size, between those measured."""
+    each = np.interp(np.log(vocab_size), np.log([*_EMBEDDED]), [*_EMBEDDED.values()])
+    return Reading(EMBEDDED_BYTES, float(each))
+
+
 def texts_of(source: DataFolder | None) -> dict[int, Reading]:
     """Return the text to learn as tokens of every vocabulary: a folder's, or the embedded corpus.
 
     A folder has one vocabulary.
     """
     if source is None:
-        return {size: Reading(EMBEDDED_BYTES, each) for size, each in _EMBEDDED.items()}
+        return {size: embedded_text(size) for size in _EMBEDDED}
     tokens = sum(len(shard) for shard in source.train_shards())
     each = source.bytes_per_token
     return {source.tokenizer.vocab_size: Reading(tokens * each, each)}

@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 from fairway.base.arrays import FloatArray
 from fairway.base.files import digest_json
 from fairway.base.notes import Notes
-from fairway.base.timing import pace
+from fairway.base.timing import Pace, pace
 from fairway.config.settings import Config, ModelConfig
 from fairway.machine.plan import DTYPES, Plan
 from fairway.model.gpt import build, visits
@@ -122,6 +122,15 @@ def sized(base: Config, vocab: int, dim: int, layers: int, batch: int) -> Config
 
 def step_seconds(config: Config, plan: Plan) -> float:
     """Return the median seconds of an optimiser step here, by real ones on random tokens."""
+    return _step_pace(config, plan).median_s
+
+
+def least_step_seconds(config: Config, plan: Plan) -> float:
+    """Return the least seconds of some steps: a load that passes while they run does not count."""
+    return _step_pace(config, plan).least_s
+
+
+def _step_pace(config: Config, plan: Plan) -> Pace:
     train, device = config.train, torch.device(plan.device)
     model = build(config.model, 0).to(device)
     prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
@@ -137,7 +146,7 @@ def step_seconds(config: Config, plan: Plan) -> float:
         optimisers.step(0.0, 0)
 
     with plan.applied():
-        return pace(step, _ALLOWANCE_S).median_s
+        return pace(step, _ALLOWANCE_S)
 
 
 def stamp(plan: Plan) -> Mapping[str, object]:

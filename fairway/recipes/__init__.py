@@ -10,7 +10,7 @@ from fairway.base.errors import UserError
 from fairway.config.checks import check
 from fairway.config.settings import Config, unknown_name
 from fairway.config.written import from_dict, to_dict
-from fairway.recipes.demo import demo, smoke
+from fairway.recipes.demo import demo, demo_small, demo_wide, smoke
 from fairway.recipes.own import Called, call_in_file, call_registered, is_file, registered
 from fairway.recipes.seed import (
     best,
@@ -26,10 +26,12 @@ from fairway.recipes.seed import (
 RECIPES: dict[str, Callable[[], Config]] = {
     function.__name__: function
     for function in (
-        *(demo, smoke, best, best_600, best_8, small),
+        *(demo, demo_small, demo_wide, smoke, best, best_600, best_8, small),
         *(pr1858, pr1493, pr1874, pr1858_proxy),
     )
 }
+# A recipe that stands for several, of which the machine's speed decides one: smallest first.
+SIZES = {"demo": ("demo_small", "demo_wide")}
 # The entry points by which an installed package registers recipes.
 GROUP = "fairway.recipes"
 # A recipe's name is also that of a folder.

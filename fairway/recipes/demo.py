@@ -19,7 +19,11 @@ from fairway.config.settings import (
 
 
 def demo() -> Config:
-    """Model of English for a laptop: six minutes on two CPU cores."""
+    """Model of English for a laptop: six minutes on two CPU cores.
+
+    `fairway run demo` takes `demo_small` or `demo_wide`, whichever suits the machine's speed
+    (`pipeline/sizes.py`). The settings here are those of `demo_small`.
+    """
     return Config(
         recipe="demo",
         data=DataConfig(val_share=0.04, val_bytes=128_000),
@@ -58,13 +62,48 @@ def demo() -> Config:
             micro_tokens=2048,
             warmup_steps=2,
         ),
-        quant=QuantConfig(calibration_tokens=32_768, min_numel=4096),
+        quant=QuantConfig(matrix_bits=8, calibration_tokens=32_768, min_numel=4096),
         pack=PackConfig(codec="cabac", with_tokenizer=True),
-        score=ScoreConfig(seq_len=128, truncate=False),
-        ttt=TttConfig(method="sgd", chunk_tokens=4096, lr=0.02),
-        mixture=MixtureConfig(experts="ppm match"),
+        score=ScoreConfig(seq_len=128, truncate=False, headline="mixture"),
+        ttt=TttConfig(
+            method="lora", lora_lr=0.003, lora_rank=32, lora_alpha=64.0, lora_chunks="32"
+        ),
+        mixture=MixtureConfig(experts="ppm match", base="lora"),
         prove=ProveConfig(bytes=8_000),
         audit=AuditConfig(budget_s=10.0),
+    )
+
+
+def demo_small() -> Config:
+    """Demo of a slow machine: 1.1 million weights, 850 steps on two old cores."""
+    base = demo()
+    return replace(base, recipe="demo_small")
+
+
+def demo_wide() -> Config:
+    """Demo of a fast machine: 2 million weights, 700 steps on two cores with bfloat16."""
+    base = demo()
+    return replace(
+        base,
+        recipe="demo_wide",
+        model=replace(
+            base.model,
+            vocab_size=2048,
+            num_layers=4,
+            dim=192,
+            num_heads=3,
+            mlp_dim=768,
+            rope_dims=16,
+            rope_train_len=256,
+            xsa_layers=4,
+            parallel_from=2,
+            loop_last=2,
+            smear=False,
+        ),
+        optim=replace(base.optim, matrix_lr=0.05, embed_lr=0.03),
+        train=replace(base.train, seq_len=256, batch_tokens=4096, micro_tokens=4096),
+        score=replace(base.score, seq_len=256),
+        ttt=replace(base.ttt, lora_lr=0.002),
     )
 
 
@@ -98,10 +137,12 @@ def smoke() -> Config:
             batch_tokens=1024,
             micro_tokens=512,
         ),
-        quant=replace(base.quant, calibration_tokens=2048, min_numel=1024),
+        quant=QuantConfig(calibration_tokens=2048, min_numel=1024),
         pack=replace(base.pack, codec="brotli"),
-        score=replace(base.score, seq_len=64, stride=16, batch_windows=16, check_positions=8),
-        ttt=replace(base.ttt, chunk_tokens=256, epochs=1),
+        score=ScoreConfig(
+            seq_len=64, stride=16, batch_windows=16, truncate=False, check_positions=8
+        ),
+        ttt=TttConfig(method="sgd", chunk_tokens=256, epochs=1, lr=0.02),
         mixture=MixtureConfig(),
         prove=replace(base.prove, bytes=400),
         audit=AuditConfig(budget_s=0.5, tokens=64),
