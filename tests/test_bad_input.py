@@ -65,7 +65,7 @@ WRONG_WORDS = [
     ("score nowhere", "nowhere does not exist"),
     ("score data", "data is not a run folder"),
     ("score run --tokenizer text.txt", "--tokenizer needs text files to score"),
-    ("score run/artifact.fwy", "name at least one text file"),
+    ("score run/artifact.fwy --adapter text.txt", "--adapter needs text files to score"),
     ("score run/artifact.fwy text.txt --set score.stride=8", "only those of runtime can be set"),
     ("audit", "name a run folder to audit, or --program"),
     ("audit run --program x --tokens y", "name a run folder to audit, or --program"),
