@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +24,7 @@ from fairway.base.errors import UserError
 from fairway.base.files import canonical_json, digest_bytes, opened, write_atomic
 from fairway.base.progress import progress
 from fairway.config.checks import check, check_model
-from fairway.config.settings import Config, ModelConfig, PackConfig, ScoreConfig
+from fairway.config.settings import AUTO, Config, ModelConfig, PackConfig, ScoreConfig
 from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.pack.codec import CODECS, MAX_STRIDE, compress, decompress
@@ -420,7 +420,9 @@ def _check_provenance(provenance: Any) -> None:
     for key, kind in _PROVENANCE.items():
         if type(provenance[key]) is not kind:
             raise UserError(f"the provenance has {key} {provenance[key]!r}, not a {kind.__name__}")
-    check(Config(score=from_dict(provenance["score"], ScoreConfig, "score.")))
+    score: ScoreConfig = from_dict(provenance["score"], ScoreConfig, "score.")
+    # Whether there is the score that is claimed depends on settings that are not stored here.
+    check(Config(score=replace(score, headline=AUTO)))
 
 
 def _with_keys(value: Any, keys: set[str], what: str) -> Any:

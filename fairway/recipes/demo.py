@@ -64,7 +64,7 @@ def demo() -> Config:
         ),
         quant=QuantConfig(matrix_bits=8, calibration_tokens=32_768, min_numel=4096),
         pack=PackConfig(codec="cabac", with_tokenizer=True),
-        score=ScoreConfig(seq_len=128, truncate=False, headline="mixture"),
+        score=ScoreConfig(seq_len=128, truncate=False),
         ttt=TttConfig(
             method="lora", lora_lr=0.003, lora_rank=32, lora_alpha=64.0, lora_chunks="32"
         ),
@@ -139,9 +139,7 @@ def smoke() -> Config:
         ),
         quant=QuantConfig(calibration_tokens=2048, min_numel=1024),
         pack=replace(base.pack, codec="brotli"),
-        score=ScoreConfig(
-            seq_len=64, stride=16, batch_windows=16, truncate=False, check_positions=8
-        ),
+        score=replace(base.score, seq_len=64, stride=16, batch_windows=16, check_positions=8),
         ttt=TttConfig(method="sgd", chunk_tokens=256, epochs=1, lr=0.02),
         mixture=MixtureConfig(),
         prove=replace(base.prove, bytes=400),

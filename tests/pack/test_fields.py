@@ -382,6 +382,13 @@ def test_every_stride_is_read(
         assert torch.equal(found[name], wanted)
 
 
+@pytest.mark.parametrize("headline", ["auto", "sliding", "ttt", "mixture"])
+def test_an_artifact_is_read_whichever_score_its_run_claims(headline: str, tmp_path: Path) -> None:
+    provenance = {**PROVENANCE, "score": {**PROVENANCE["score"], "headline": headline}}  # type: ignore[dict-item]
+    save_artifact(tmp_path / "a.fwy", quantised(), TINY, RAW, WORDS, provenance)
+    assert load_artifact(tmp_path / "a.fwy").header["provenance"] == provenance
+
+
 def test_strides_have_bounds(forge: Callable[[str, Change], Path]) -> None:
     for stride in (0, 17):
         path = forge("steps", section("vectors", "stride", stride))
