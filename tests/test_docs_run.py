@@ -129,7 +129,8 @@ def stand_in(line: str, desk: Path) -> list[str]:
         if "data.source" in line:
             chosen = [item for item in chosen if not item.startswith("data.source")]
         words += [word for item in chosen for word in ("--set", item)]
-        words += ["--set", "train.clock=steps", "--set", "train.budget_s=60"]
+        for setting in ("train.clock=steps", "train.steps=12", "train.budget_s=60"):
+            words += ["--set", setting]
         if words[1] in RECIPES and "--out" not in words:
             words += ["--out", f"runs/{words[1]}"]
     # One file with two recipes needs the name of one.
