@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/fairway run demo
 
 test: .venv/developer
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/developer
 	$(BIN)/python -m pytest -m slow

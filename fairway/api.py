@@ -31,7 +31,7 @@ from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.model.gpt import GPT, build, num_parameters
 from fairway.model.paths import place, prepare
 from fairway.model.writing import Manner, Row, write
-from fairway.pack.artifact import load_artifact
+from fairway.pack.artifact import Artifact, load_artifact
 from fairway.score.adapter_file import attach_adapter
 from fairway.score.costs import Costs, costs_of
 from fairway.score.evaluation import Evaluation
@@ -51,6 +51,14 @@ def model_from(state: dict[str, Tensor], config: ModelConfig, plan: Plan, loopin
     prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
     model.set_looping(looping)
     return model.eval()
+
+
+def model_of(artifact: Artifact, plan: Plan) -> GPT:
+    """Return the model of an artifact, ready to run under a plan."""
+    # Weights before they are read draw numbers, which are not the caller's.
+    with torch.random.fork_rng(devices=()):
+        looping = bool(artifact.header["provenance"]["looping"])
+        return model_from(artifact.state, artifact.config, plan, looping)
 
 
 def model_shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -248,14 +256,13 @@ def load(
             f"the tokenizer has {words.vocab_size} pieces, but the model has "
             f"{artifact.config.vocab_size}; name the tokenizer of its training"
         )
-    provenance = artifact.header["provenance"]
-    # The probe of a CPU and weights before they are read draw numbers, which are not the caller's.
+    # The probe of a CPU draws numbers, which are not the caller's.
     with torch.random.fork_rng(devices=()):
         plan = plan or make_plan(runtime or RuntimeConfig())
-        model = model_from(artifact.state, artifact.config, plan, bool(provenance["looping"]))
+    model = model_of(artifact, plan)
     if adapter is not None:
         attach_adapter(Path(adapter), model, digest_file(path), words.digest)
-    score: ScoreConfig = from_dict(provenance["score"], ScoreConfig, "score.")
+    score: ScoreConfig = from_dict(artifact.header["provenance"]["score"], ScoreConfig, "score.")
     return LanguageModel(model, words, score, plan)
 
 

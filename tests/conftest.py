@@ -1,6 +1,8 @@
 """Shared fixtures: one thread, a tiny text, a data folder of it, and one finished smoke run."""
 
+import gc
 import os
+import sys
 
 # Test processes run side by side: threads of one would wait for those of the other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,6 +36,12 @@ from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.recipes import recipe
 
+# Until all is imported and collected: what is looked through lives, and would be again and again.
+gc.disable()
+# What this process compiles, those that it starts need not.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # What a probe would choose is not what a test may depend on.
 FIXED = ["runtime.threads=1", "runtime.dtype=float32", "runtime.matmul=highest"]
 WORDS = "the of a model text token learns predicts small every byte is and to in that"
@@ -64,7 +72,13 @@ def pytest_configure(config: pytest.Config) -> None:
         shared.begin()
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
+    gc.unfreeze()
     if not hasattr(config, "workerinput"):
         shared.end()
 
@@ -90,6 +104,28 @@ def warm_children() -> Iterator[None]:
         patch.setattr(
             children, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start})
         )
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def figures_once() -> Iterator[None]:
+    """Let every figure of a report be drawn once: many tests report the same run."""
+    from fairway.report import sections
+
+    def remembering(draw: Callable[..., str]) -> Callable[..., str]:
+        drawn: dict[str, str] = {}
+
+        def figure(*told: Any) -> str:
+            if repr(told) not in drawn:
+                drawn[repr(told)] = draw(*told)
+            return drawn[repr(told)]
+
+        return figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in list(vars(sections).items()):
+            if name.endswith("_figure"):
+                patch.setattr(sections, name, remembering(value))
         yield
 
 

@@ -32,12 +32,6 @@ class Meter(TorchDispatchMode):
         super().__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        """End."""
-        super().__exit__(*error)
-        if self.kernels:
-            gc.unfreeze()
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it made."""
         given = {self._key(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}

@@ -13,11 +13,11 @@ import pytest
 from damage import Call, Place, contents, refused, untouched
 
 from fairway.base.files import digest_json, read_json
+from fairway.base.names import CHECKPOINT
 from fairway.pipeline import folder as stages
 from fairway.pipeline.folder import LOCK, MEMORY, RunFolder
 from fairway.pipeline.run import Pipeline
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
-from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 HERE = Path(__file__).parents[1]

@@ -93,6 +93,13 @@ def test_what_reads_records_alone_needs_no_torch(
     assert ended.returncode == 0 and "'torch'" not in ended.stderr, ended.stderr
 
 
+def test_what_compares_seeds_and_audits_records_needs_no_torch() -> None:
+    modules = "fairway.submission.compare, fairway.submission.seeds, fairway.audit.records.audit"
+    words = [sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("False\n", "")
+
+
 def verbs() -> list[tuple[str, ...]]:
     """Return every verb of the command line."""
     root: Any = typer.main.get_command(command_line.app)
@@ -224,7 +231,11 @@ def test_run_without_running(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("recipe", "declared"), [("pr1858", 20_177), ("best_8", None)])
+@pytest.mark.parametrize(
+    ("recipe", "declared"),
+    # A declared figure is taken as it is: tests/test_codesize.py has that without two bundles.
+    [pytest.param("pr1858", 20_177, marks=pytest.mark.slow), ("best_8", None)],
+)
 def test_the_seed_tells_its_size_without_its_text(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, declared: int | None
 ) -> None:

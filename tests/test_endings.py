@@ -14,9 +14,9 @@ import pytest
 from damage import Cli, Outcome, Place
 
 from fairway.base.errors import InterruptedRun
+from fairway.base.names import CHECKPOINT
 from fairway.cli import doctor
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 HERE = Path(__file__).parents[1]
@@ -59,13 +59,12 @@ def test_a_closed_terminal_saves(place: Place, forked: list[str]) -> None:
     assert load_checkpoint(place / "new" / CHECKPOINT)[1]["step"] >= 1
 
 
-def test_nohup_outlives_its_terminal(place: Place) -> None:
+def test_nohup_outlives_its_terminal(place: Place, forked: list[str]) -> None:
     process = started(
-        COLD,
+        forked,
         place,
-        *("--set", "train.steps=20"),
+        *("--set", "train.steps=8"),
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(HERE)},
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     assert process.stdout
@@ -73,7 +72,7 @@ def test_nohup_outlives_its_terminal(place: Place) -> None:
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=90)
     assert process.returncode == 0
-    assert len(read_steps(place / "new" / STEPS)) == 20
+    assert len(read_steps(place / "new" / STEPS)) == 8
 
 
 @pytest.mark.parametrize("which", ["stdout", "stderr", "both"])
@@ -82,12 +81,12 @@ def test_a_reader_that_leaves_silences_the_lines_and_training_goes_on(
 ) -> None:
     pipes = {name: subprocess.PIPE for name in ("stdout", "stderr") if which in (name, "both")}
     more = ["--json"] if which == "stderr" else []
-    process = started(forked, place, *("--set", "train.steps=12"), *more, **pipes)
+    process = started(forked, place, *("--set", "train.steps=6"), *more, **pipes)
     for pipe in (process.stdout, process.stderr):
         if pipe:
             pipe.close()
     assert process.wait(120) == 0
-    assert len(read_steps(place / "new" / STEPS)) == 12
+    assert len(read_steps(place / "new" / STEPS)) == 6
 
 
 def test_output_to_a_full_disk_is_told_when_the_work_is_done(

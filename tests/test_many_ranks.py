@@ -18,7 +18,7 @@ from shared import forking
 
 from fairway.api import load
 from fairway.base.files import read_json
-from fairway.base.names import ARTIFACT
+from fairway.base.names import ARTIFACT, CHECKPOINT
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.data.build import build_data
@@ -30,7 +30,6 @@ from fairway.recipes import recipe
 from fairway.score.evaluation import Evaluation
 from fairway.score.sliding import evaluate_frozen, text_of
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 STEPS_RUN = 16

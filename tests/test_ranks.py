@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from fairway.base.errors import InterruptedRun
+from fairway.base.names import CHECKPOINT
 from fairway.config.overrides import override
 from fairway.data.folder import DataFolder
 from fairway.machine.plan import Plan
@@ -24,7 +25,6 @@ from fairway.train import feed
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 from fairway.train.loop import Training, TrainingText, train
 from fairway.train.muon import Optimisers
-from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 # Three layers make banks of three and six matrices: neither two nor four ranks divide them evenly.

@@ -16,7 +16,7 @@ import pytest
 from fairway.api import load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json
-from fairway.base.names import WEIGHTS
+from fairway.base.names import CHECKPOINT, WEIGHTS
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
 from fairway.data.documents import Document
@@ -26,7 +26,6 @@ from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline, open_run
 from fairway.quantise.weights import void_fraction
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, read_steps
 
 SCORES = {"score.raw", "score.ema", "score.quantised", "score.sliding", "score.ttt"}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fairway.base.endings import stop_requested
 from fairway.base.errors import InterruptedRun, UserError
+from fairway.base.names import CHECKPOINT
 from fairway.base.room import Room
 from fairway.config.settings import Config, OptimConfig
 from fairway.data.folder import DataFolder
@@ -30,7 +31,6 @@ from fairway.train.checkpoint import load_checkpoint
 from fairway.train.feed import Feed
 from fairway.train.loop import Training, TrainingText, train
 from fairway.train.preflight import preflight, require_packages
-from fairway.train.saved import CHECKPOINT
 from fairway.train.schedule import lr_multiplier
 from fairway.train.steps import STEPS, StepLine, StepLog, read_steps
 

@@ -12,11 +12,13 @@ where, and whether a command imports all that it uses. Such tests start `python 
 
 # ruff: noqa: PTH100, PTH109, PTH110, PTH120, PTH208
 # The launcher must not cost what it saves: it starts without `site`, and imports little.
+import gc
 import json
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 COMMAND = [sys.executable, "-S", "-E", os.path.abspath(__file__)]
@@ -47,12 +49,16 @@ def launch(words: list[str]) -> NoReturn:
     for number in set(_PASSED) - set(ignored):
         signal.signal(number, lambda number, _: os.kill(fork, number))
     found = line.recv(4)
-    ended = int.from_bytes(found, "little", signed=True) if found else -signal.SIGKILL
-    if ended < 0:
-        if -ended in _PASSED:
-            signal.signal(-ended, signal.SIG_DFL)
-        os.kill(os.getpid(), -ended)
-    os._exit(ended)
+    _leave(int.from_bytes(found, "little", signed=True) if found else -signal.SIGKILL)
+
+
+def _leave(code: int) -> NoReturn:
+    """End with an exit code, or by the signal of that number below 0."""
+    if code < 0:
+        if -code in _PASSED:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)
 
 
 def serve(place: str, owner: int) -> dict[str, Any]:
@@ -116,6 +122,41 @@ def _become(asked: dict[str, Any]) -> None:
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
 
 
+def _program() -> None:
+    sys.argv[:3], program = ["-c"], sys.argv[2]
+    exec(program, {"__name__": "__main__"})
+
+
+def _run(main: Callable[[], object]) -> NoReturn:
+    """Do what Python does with a program and at its end, but for freeing all that was imported.
+
+    That would take a second of every fork: it copies each page that it touches.
+    """
+    import atexit
+    import threading
+
+    code: object = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"Exception ignored: {error!r}", file=sys.stderr)
+        code = 120
+    sys.stderr.flush()
+    _leave(code)
+
+
 if __name__ == "__main__":
     if sys.argv[1] != "--serve":
         launch(sys.argv[1:])
@@ -141,9 +182,7 @@ if __name__ == "__main__":
         import fairway.prove.proof
         import fairway.report.page
 
+        # Forks share what is here as long as they look at none of it.
+        gc.freeze()
         _become(serve(sys.argv[2], int(sys.argv[3])))
-        if sys.argv[1:2] == ["-c"]:
-            sys.argv[:3], program = ["-c"], sys.argv[2]
-            exec(program, {"__name__": "__main__"})
-        else:
-            fairway.cli.main.main()
+        _run(_program if sys.argv[1:2] == ["-c"] else fairway.cli.main.main)

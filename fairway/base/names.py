@@ -1,7 +1,7 @@
 """Names of the files of a run that one part of the package writes and another reads."""
 
 WEIGHTS, ARTIFACT, PROOF = "weights.safetensors", "artifact.fwy", "proof.fwp"
-TOKENIZER_FILE, COSTS = "tokenizer.model", "costs.json"
+CHECKPOINT, TOKENIZER_FILE, COSTS = "checkpoint.safetensors", "tokenizer.model", "costs.json"
 
 
 def trail_file(stage: str) -> str:

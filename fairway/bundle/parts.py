@@ -29,6 +29,12 @@ def _learns_by_lora(config: Config) -> bool:
     return config.ttt.method == "lora" or helped
 
 
+def _learns_by_sgd(config: Config) -> bool:
+    helped = bool(config.mixture.experts) and config.mixture.base == "sgd"
+    phases = _learns_by_lora(config) and config.ttt.lora_phases > 0
+    return config.ttt.method == "sgd" or helped or phases
+
+
 PARTS = (
     Part(
         # What stands beside a score decides nothing of it.
@@ -51,6 +57,19 @@ PARTS = (
         "ttt.method=lora or mixture.base=lora",
         _learns_by_lora,
         ("fairway.score.adapting", "fairway.score.lora"),
+    ),
+    Part(
+        "ttt.method=sgd, mixture.base=sgd or ttt.lora_phases",
+        _learns_by_sgd,
+        ("fairway.score.sgd",),
+    ),
+    Part(
+        "quant.tune_steps", lambda config: config.quant.tune_steps > 0, ("fairway.quantise.tune",)
+    ),
+    Part(
+        "data.shuffle_documents",
+        lambda config: config.data.shuffle_documents,
+        ("fairway.data.shuffled",),
     ),
     Part(
         "quant.method=trellis",

@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fairway.api import load, model_from
+from fairway.api import model_from, model_of
 from fairway.base.names import ARTIFACT, WEIGHTS
 from fairway.config.settings import Config
 from fairway.data.folder import DataFolder, Validation
 from fairway.machine.plan import Plan
 from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
+from fairway.pack.artifact import load_artifact
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
 from fairway.score.sliding import text_of
@@ -72,7 +73,7 @@ class Run:
     def model(self, kind: str) -> GPT:
         """Return a model of the 'raw' or 'ema' weights, or the 'artifact', as read from disk."""
         if kind == "artifact":
-            return load(self.file(ARTIFACT), plan=self.plan).model
+            return model_of(load_artifact(self.file(ARTIFACT)), self.plan)
         state, looping = self.weights(kind)
         return model_from(state, self.config.model, self.plan, looping)
 

@@ -13,7 +13,7 @@ from typing import Any
 from fairway.audit.stage import audited
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
-from fairway.base.names import ARTIFACT, WEIGHTS, trail_file
+from fairway.base.names import ARTIFACT, CHECKPOINT, WEIGHTS, trail_file
 from fairway.base.terminal import command
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
@@ -24,7 +24,7 @@ from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.initial import initial_digest
 from fairway.pipeline.order import stages_of
 from fairway.pipeline.record import command_of
-from fairway.train.saved import CHECKPOINT, what_trains
+from fairway.train.saved import what_trains
 from fairway.train.steps import STEPS
 
 # The stage that writes a file which others read.

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from fairway.base import children
 from fairway.base.errors import UserError
+from fairway.base.names import CHECKPOINT
 from fairway.pipeline.folder import locked
-from fairway.train.saved import CHECKPOINT
 
 _LOOK_S = 0.1
 # A process that was left alone saves its state and ends within this time.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fairway.base.files import digest_file, read_json, write_json
-from fairway.base.names import ARTIFACT, COSTS, WEIGHTS
+from fairway.base.names import ARTIFACT, CHECKPOINT, COSTS, WEIGHTS
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
@@ -15,6 +15,7 @@ from fairway.data.build import DataFolder
 from fairway.machine.plan import Plan, device_name
 from fairway.machine.ranks import Ranks, join_ranks
 from fairway.pipeline.codesize import known_code, measure_code
+from fairway.pipeline.composing import compose
 from fairway.pipeline.earlier import earlier_runs
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.inputs import Inputs
@@ -25,13 +26,12 @@ from fairway.pipeline.memory import Watch
 from fairway.pipeline.order import Stage, stages_of
 from fairway.pipeline.planning import plan_key, plan_of_run
 from fairway.pipeline.record import config_of
-from fairway.pipeline.results import RESULTS, compose
+from fairway.pipeline.results import RESULTS
 from fairway.pipeline.spending import SCORE, WatchedRun, done_watched
 from fairway.pipeline.text import open_text
 from fairway.pipeline.together import is_due, share_memory, told
 from fairway.report import write_report
 from fairway.train.preflight import require_packages
-from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, Say, nobody, read_steps
 
 # How far `Pipeline.screen` goes.

@@ -13,7 +13,7 @@ from typing import Any
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_json
-from fairway.base.names import ARTIFACT
+from fairway.base.names import ARTIFACT, CHECKPOINT
 from fairway.base.room import memory_told
 from fairway.config.settings import Config
 from fairway.config.written import config_hash
@@ -26,7 +26,6 @@ from fairway.pipeline.order import artifact_stages
 from fairway.pipeline.stages import ARTIFACT_WORK
 from fairway.pipeline.stages import done as do
 from fairway.quantise.estimate import counted
-from fairway.train.saved import CHECKPOINT
 from fairway.train.steps import STEPS, Say
 
 SCORE_FILE = "score.json"

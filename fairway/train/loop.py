@@ -25,6 +25,7 @@ from fairway.base.endings import stop_requested
 from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
+from fairway.base.names import CHECKPOINT
 from fairway.base.progress import progress
 from fairway.config.checks import knows_rate, windows
 from fairway.config.settings import Config, order_seed
@@ -41,7 +42,7 @@ from fairway.train.inputs import INPUTS_EVERY, INPUTS_TOKENS, Collect, look, no_
 from fairway.train.micro import micro_batch
 from fairway.train.muon import Optimisers
 from fairway.train.rates import Rates
-from fairway.train.saved import CHECKPOINT, Begun, key_of_training, reading, saved
+from fairway.train.saved import Begun, key_of_training, reading, saved
 from fairway.train.schedule import WeightAverage, average_decay, due, lr_multiplier
 from fairway.train.steps import (
     STEPS,

@@ -12,7 +12,6 @@ from fairway.config.settings import Config, order_seed
 from fairway.config.written import to_dict
 from fairway.train.checkpoint import damaged, load_checkpoint
 
-CHECKPOINT = "checkpoint.safetensors"
 # Weights that a training begins with, by name, and their digest.
 Begun = tuple[dict[str, Tensor], str] | None
 

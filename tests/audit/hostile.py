@@ -264,7 +264,10 @@ HOSTILE: dict[str, Spoil] = {
     "bytes that are none": script(b"# -*- coding: rot13 -*-\n\xff\xfe\0" * 1_000),
     # Archives
     "a bomb": script(_BOMB),
-    "a large bomb": script(unpacks(b"#" * 100_000_000, lzma.compress, "lzma")),
+    # Packed when it is asked for, which takes a second.
+    "a large bomb": lambda folder: script(unpacks(b"#" * 100_000_000, lzma.compress, "lzma"))(
+        folder
+    ),
     "many bombs": many("s{}.py", _BOMB.encode(), 60),
     "archive in archive": script(nested(40)),
     "files that are archives": archives,

@@ -21,7 +21,8 @@ from tiny import alive
 
 from fairway.base.errors import UserError
 from fairway.base.files import read_json
-from fairway.bundle.build import SCRIPT, bundle, check_bundle, left_out, write_bundle
+from fairway.bundle.build import SCRIPT, _started, bundle, check_bundle, left_out, write_bundle
+from fairway.bundle.flatten import flatten
 from fairway.bundle.wrap import unwrap
 from fairway.config.overrides import override
 from fairway.config.settings import Config, OptimConfig
@@ -185,10 +186,10 @@ def test_what_scoring_would_refuse_is_refused_before_training(
     tiny: Tiny, data_folder: Path, tmp_path: Path
 ) -> None:
     """As the package does: the validation text is shorter than a window."""
-    write_bundle(
-        tiny("score.truncate=true", "data.val_bytes=0", "data.val_tokens=20"), tmp_path / "made"
-    )
-    ended = start(tmp_path / "made" / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
+    config = tiny("score.truncate=true", "data.val_bytes=0", "data.val_tokens=20")
+    # With its long names: to make them short takes longer than all else.
+    (tmp_path / SCRIPT).write_text(flatten(config).text + _started(config).call(0))
+    ended = start(tmp_path / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1
     assert ended.stderr.startswith("train_gpt.py: ") and "score.seq_len" in ended.stderr
     assert [*(tmp_path / "empty/out").iterdir()] == []

@@ -18,6 +18,9 @@ RUN = "`fairway run`"
 ASKED = {
     "mixture.experts": ({"mixture.experts=ppm"}, {"Helpers"}),
     "ttt.method=lora or mixture.base=lora": ({"ttt.method=lora"}, {"evaluate_lora", "Halving"}),
+    "ttt.method=sgd, mixture.base=sgd or ttt.lora_phases": ({"ttt.method=sgd"}, {"evaluate_sgd"}),
+    "quant.tune_steps": ({"quant.tune_steps=2"}, {"tuned"}),
+    "data.shuffle_documents": ({"data.shuffle_documents=true"}, {"document_starts"}),
     "quant.method=trellis": ({"quant.method=trellis"}, {"curvatures", "Encoder"}),
     "pack.codec=cabac": ({"pack.codec=cabac"}, {"encode_codes", "code_rows"}),
     "quant.lqer_rank": ({"quant.lqer_rank=4"}, {"factors"}),
@@ -25,7 +28,7 @@ ASKED = {
     "train.rate_errors or train.rate_weight": ({"train.rate_weight=0.1"}, {"decay_", "step_ratio"}),
     "runtime.kernels=auto or fused": ({"runtime.kernels=auto"}, {"_enter_kernel"}),
 }
-OFF = ["runtime.kernels=plain", "mixture.experts=", "ttt.method=sgd", "pack.codec=brotli"]
+OFF = ["runtime.kernels=plain", "mixture.experts=", "ttt.method=off", "pack.codec=brotli"]
 
 
 def config(*settings: str) -> Config:
@@ -40,16 +43,30 @@ def defined(config: Config) -> set[str]:
 def test_what_is_off_is_left_out_and_what_is_on_is_there() -> None:
     assert {part.asked_by for part in PARTS} == {RUN, *ASKED}
     everything = [setting for settings, _ in ASKED.values() for setting in settings]
+    # Of the methods one is chosen; phases learn as the other does.
+    everything += ["ttt.method=lora", "ttt.lora_phases=1"]
     without, whole = defined(config()), defined(config(*everything))
     for _, names in ASKED.values():
         assert names <= whole and not names & without
-    assert {"evaluate_sgd", "Training", "load_artifact"} <= without
+    assert {"Training", "load_artifact"} <= without
 
 
 @pytest.mark.parametrize(("asked_by", "settings"), [(n, s) for n, (s, _) in ASKED.items()])
 def test_one_setting_brings_one_part(asked_by: str, settings: set[str]) -> None:
     left = {part.asked_by for part in parts_left_out(config(*settings))}
     assert left == {RUN, *ASKED} - {asked_by}
+
+
+def test_all_weights_learn_by_sgd_in_phases_of_adapters_too() -> None:
+    for settings, there in (
+        (["ttt.method=lora", "ttt.lora_phases=2"], True),
+        (["ttt.method=lora"], False),
+        # Phases of adapters that nobody asks for.
+        (["ttt.lora_phases=2"], False),
+        (["mixture.experts=ppm", "mixture.base=sgd"], True),
+        (["mixture.base=sgd"], False),
+    ):
+        assert ("fairway.score.sgd" in texts_instead(config(*settings))) != there
 
 
 def test_experts_may_help_a_model_that_learns_by_lora() -> None:

@@ -3,6 +3,7 @@
 Kernels and loops equal the plain steps at odd sizes and extremes.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,20 +47,19 @@ def ahead(grad: Tensor, means: Any, count: int) -> tuple[Tensor, list[Tensor]]:
 
 
 def moved(weight: Tensor, update: Tensor, lr: float, config: OptimConfig) -> Tensor:
-    """Return a weight matrix after decay and update, number by number."""
+    """Return a weight matrix after decay and update, row by row."""
     weight, update = weight.clone(), update.clone()
     for w, u in zip(weight, update, strict=True):
         least = config.row_floor * w.norm()
         if config.row_floor and u.norm() < least:
             u *= least / u.norm()
-        for j in range(len(w)):
-            shrinks = w[j] * u[j] > 0
-            decays = shrinks or not config.cautious
-            w[j] = w[j] * (1 - lr * config.matrix_wd if decays else 1.0) - lr * u[j]
+        decays = (w * u > 0) | (not config.cautious)
+        w.copy_(torch.where(decays, w * (1 - lr * config.matrix_wd), w) - lr * u)
     most = config.radius * min(weight.shape) ** 0.5
     return weight * most / weight.norm() if 0 < most < weight.norm() else weight
 
 
+@functools.cache
 def by_formulas(config: OptimConfig, steps: int) -> dict[str, Tensor]:
     """Return all matrices after some steps at half the rate."""
     weights = {n: w.detach().clone() for n, w in wide().named_parameters() if is_matrix(n)}

@@ -36,6 +36,8 @@ DOCUMENTS = [
     Document("b", "It is a token."),
     Document("c", "Every byte is a token, every byte is a token.\n" * 3),
 ]
+# The same in fewer words.
+SHORT = [Document(d.name, d.text.partition("\n")[0]) for d in DOCUMENTS]
 FILE = {"limit_bytes": 0, "tokenizer": None, "runtime": RUNTIME}
 
 
@@ -139,7 +141,7 @@ def test_batches_follow_one_another_as_in_the_scorer(
     artifact: Path, session: Session, change: dict[str, object]
 ) -> None:
     method = replace(LORA, ttt=replace(LORA.ttt, **change))  # type: ignore[arg-type]
-    _, account = proof(artifact, method, DOCUMENTS)
+    _, account = proof(artifact, method, SHORT)
     assert abs(account.scorer_difference_share) < 1e-5
 
 

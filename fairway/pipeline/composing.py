@@ -1,0 +1,79 @@
+"""results.json put together from what the stages of a run came to."""
+
+from typing import Any
+
+from fairway.config.settings import Config, headline
+from fairway.config.written import config_hash, to_dict
+from fairway.model.gpt import num_parameters
+from fairway.pipeline.averaging import loss_warning
+from fairway.pipeline.folder import RunFolder
+from fairway.pipeline.results import SCHEMA, versions
+from fairway.quantise.estimate import how_counted
+from fairway.score.ways import gains
+
+
+def average_warning(config: Config, folder: RunFolder) -> str:
+    """Return what a scored run shows of its weight average, if that was the worse choice."""
+    train, raw, ema = (folder.facts(name) or {} for name in ("train", "score.raw", "score.ema"))
+    return loss_warning(config.optim, train["steps"], raw["bpb"], ema["bpb"])
+
+
+def compose(
+    folder: RunFolder, public: Config, machine: dict[str, Any], code_bytes: int
+) -> dict[str, Any]:
+    """Return the results of a run folder whose stages fit together: see `fairway.pipeline.inputs`.
+
+    `public` is its config without paths, `code_bytes` those that count with its artifact.
+    """
+    facts = {name: folder.facts(name) for name in folder.memory["stages"]}
+    packed = facts["pack"] or {}
+    artifact = ("bytes", "digest", "limit_bytes", "matrix_sigmas", "level", "sections")
+    stages = {
+        name.removeprefix("score."): value
+        for name, value in facts.items()
+        if name.startswith("score.")
+    }
+    # Counting the text is no work of its own.
+    seconds = {name: taken_s for name, taken_s in folder.seconds().items() if name != "text"}
+    return {
+        "schema": SCHEMA,
+        "recipe": public.recipe,
+        "recipe_hash": config_hash(public),
+        "recipe_origin": _origin(folder.memory.get("origin")),
+        "seed": public.seed,
+        "config": to_dict(public),
+        "versions": versions(),
+        "machine": machine,
+        "text": facts["text"],
+        "model": {"parameters": num_parameters(public.model)},
+        "train": facts["train"],
+        "stages": stages,
+        "headline": headline(public),
+        "gains": gains(stages),
+        # Not among the stages: it is no score and can be no headline.
+        "published_mixture": facts.get("published"),
+        "artifact": {
+            **{name: packed[name] for name in artifact},
+            "code_bytes": code_bytes,
+            "code": how_counted(public.pack),
+        },
+        "budget": packed["budget"],
+        "warnings": [text for text in [average_warning(public, folder)] if text],
+        "baselines": facts.get("baselines"),
+        "weights": packed["weights"],
+        "matrices": packed["matrices"],
+        # What packing spent on its parts replaces its sum.
+        "seconds": {**seconds, **packed["seconds"], "total": sum(seconds.values())},
+        "memory": folder.memory_of_stages(),
+        "proof": facts.get("proof") if public.prove.bytes else None,
+        "audit": facts.get("audit"),
+        "samples": (facts.get("samples") or {"samples": []})["samples"],
+    }
+
+
+def _origin(origin: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a result says of the code of a recipe that is not Fairway's: no path, no text."""
+    if origin is None:
+        return None
+    files = {file["name"]: file["digest"] for file in origin["files"]}
+    return {"function": origin["function"], "package": origin["package"], "files": files}
