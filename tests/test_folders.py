@@ -150,7 +150,7 @@ def test_what_is_not_ours_is_kept(tmp_path: Path, name: str) -> None:
 def test_what_comes_while_we_write_is_kept(tmp_path: Path) -> None:
     out = older(tmp_path)
     with (
-        pytest.raises(UserError, match="holds something else"),
+        pytest.raises(UserError, match="holds something other than Fairway data"),
         new_folder(out, ours, mark, "last") as folder,
     ):
         (folder / "a").write_text("new")

@@ -128,7 +128,7 @@ def test_texts_that_cannot_be_kept(words: str, told: str) -> None:
 
 def test_usage_is_one_sentence(place: Place, call: Callable[[str], tuple[int, str]]) -> None:
     for line, told in (
-        ("scoer", "No such command 'scoer'. Did you mean 'score'? Usage: "),
+        ("scoer", "No such command 'scoer'. Did you mean 'score', 'serve'? Usage: "),
         ("report", "Missing argument 'RUN'. Usage: "),
         ("report run \x1b[31m", "unexpected extra argument"),
         ("report run --\x1b[31m", "No such option"),

@@ -19,6 +19,9 @@ from fairway.cli import (
     audit as cli_audit,
 )
 from fairway.cli import (
+    data as cli_data,
+)
+from fairway.cli import (
     main as cli,
 )
 from fairway.cli import (
@@ -45,6 +48,7 @@ LINES: dict[str, list[str]] = {
         "score {}",
         f"score {ART} {{}} {FIXED}",
         f"score {ART} text.txt --tokenizer {{}} {FIXED}",
+        f"score {ART} text.txt --adapter {{}} {FIXED}",
     ],
     "report": ["report {}"],
     "unpack": ["unpack {} --out new", f"unpack {ART} --out {{}}"],
@@ -68,7 +72,23 @@ LINES: dict[str, list[str]] = {
         f"decompress run/proof.fwp --artifact {ART} --out {{}}",
         f"decompress run/proof.fwp --artifact {ART} --out new --tokenizer {{}}",
     ],
-    "sample": ["sample {}", f"sample {ART} --tokenizer {{}} {FIXED}"],
+    "sample": [
+        "sample {}",
+        f"sample {ART} --tokenizer {{}} {FIXED}",
+        f"sample {ART} --adapter {{}} {FIXED}",
+    ],
+    "tune": [
+        "tune {} text.txt --out new",
+        f"tune {ART} {{}} --out new",
+        f"tune {ART} text.txt --out {{}}",
+        f"tune {ART} text.txt --out new --tokenizer {{}}",
+    ],
+    "serve": [
+        "serve {}",
+        f"serve {ART} {{}}",
+        f"serve {ART} --tokenizer {{}}",
+        f"serve {ART} --adapter {{}}",
+    ],
     "audit": [
         *("audit {}", "audit --program cat --tokens {}", "audit --log {}"),
         "audit --program cat --tokens ids.json --tokenizer {}",
@@ -78,8 +98,7 @@ LINES: dict[str, list[str]] = {
     "bundle": ["bundle smoke --out {}"],
     "ablate": [
         f"ablate smoke --arm a:seed=2 --out {{}} {SMOKE}",
-        "ablate --merge {}",
-        "ablate --merge ids.json ids.json {}",
+        "ablate --merge ids.json --merge {}",
     ],
     "plan": ["plan --seconds 60 --data {}", "plan --seconds 60 --out {}"],
     "push": ["push {} someone/run"],
@@ -92,8 +111,13 @@ LINES: dict[str, list[str]] = {
     "seeds": ["seeds smoke 1 --out {}", "seeds smoke 1 --out new --record {}"],
     "submit": ["submit {} --track non_record --out new", "submit run --track non_record --out {}"],
     "verify": ["verify {}", "verify record --rescore {}", "verify record --retrain {}"],
-    "runs": ["runs {}", "runs . --export csv --out {}"],
-    "export": ["export {} --out new", "export run --out {}", "export run --out new --tokenizer {}"],
+    "runs": ["runs {}", "runs . --export csv --out {}", "runs . --html {}"],
+    "export": [
+        "export {} --out new",
+        "export run --out {}",
+        "export run --out new --tokenizer {}",
+        "export run --out new --adapter {}",
+    ],
     "data_build": [
         "data build {} --out new",
         "data build text.txt --out {}",
@@ -383,7 +407,7 @@ def test_a_command_that_is_offered_can_be_given(place: Place, shell: Shell) -> N
     """A data folder and a proof whose names a shell would take apart."""
     name = "$HOME it's\n"
     (place / "data").rename(place / name)
-    words = cli._how_to_train("built", Path(name)).partition("fairway run demo ")[2]
+    words = cli_data._how_to_train("built", Path(name)).partition("fairway run demo ")[2]
     read = shell(f"printf '%s\\0' {words}").stdout.decode().split("\0")[:-1]
     assert override(recipe("smoke"), [word for word in read if word != "--set"]).data.source == name
     proof = shell(f"fairway prove {ART} text.txt --bytes 8 --out 'a $x' {FIXED}")

@@ -76,15 +76,18 @@ def emit(as_json: bool, value: Any, *things: Any, beside: Path | None = None) ->
     show(*things, stream=stream)
 
 
-def require_inputs(artifact: Path, tokenizer: Path | None, *texts: Path) -> None:
+def require_inputs(
+    artifact: Path, tokenizer: Path | None, *texts: Path, adapter: Path | None = None
+) -> None:
     """Raise UserError for an input that is not there, before a machine is measured."""
     from fairway.base.files import opened
     from fairway.base.names import ARTIFACT
     from fairway.data.sources import require_text
 
     opened(artifact / ARTIFACT if artifact.is_dir() else artifact, "the artifact").close()
-    if tokenizer is not None and not tokenizer.exists():
-        raise UserError(f"the tokenizer {tokenizer} does not exist")
+    for name, given in (("tokenizer", tokenizer), ("adapter", adapter)):
+        if given is not None and not given.exists():
+            raise UserError(f"the {name} {given} does not exist")
     for text in texts:
         require_text(text)
 

@@ -301,6 +301,7 @@ def sample(
     """Let a model continue a prompt."""
     from fairway.api import load
 
+    require_inputs(path, tokenizer, adapter=adapter)
     runtime = runtime_of(overrides)
     model = load(path, tokenizer=tokenizer, adapter=adapter, runtime=runtime)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -20,7 +20,7 @@ def score_texts(
     from fairway.data.documents import LeftOut, told
     from fairway.data.sources import read_documents
 
-    require_inputs(path, tokenizer, *texts)
+    require_inputs(path, tokenizer, *texts, adapter=adapter)
     left_out = LeftOut()
     runtime = runtime_of(overrides)
     model = load(path, tokenizer=tokenizer, adapter=adapter, runtime=runtime)

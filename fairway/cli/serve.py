@@ -46,7 +46,7 @@ def serve(
     """Show a model on a local page, and answer programs as OpenAI's completions do."""
     paths = [path, *([beside] if beside else [])]
     for one in paths:
-        require_inputs(one, tokenizer)
+        require_inputs(one, tokenizer, adapter=adapter)
     _require_packages()
     from fairway.serve.app import address_of, is_loopback, listening, server
     from fairway.serve.models import open_desk

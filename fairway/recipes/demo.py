@@ -75,13 +75,13 @@ def demo() -> Config:
 
 
 def demo_small() -> Config:
-    """Demo of a slow machine: 1.1 million weights, 850 steps on two old cores."""
+    """Demo for slow machines: 1.1 million weights, about 850 steps."""
     base = demo()
     return replace(base, recipe="demo_small")
 
 
 def demo_wide() -> Config:
-    """Demo of a fast machine: 2 million weights, 700 steps on two cores with bfloat16."""
+    """Demo for fast machines: 2 million weights, about 700 steps."""
     base = demo()
     return replace(
         base,

@@ -87,14 +87,16 @@ def _written(folder: Path, config: ModelConfig, adapted: bool = False) -> None:
     model = alive(config).eval()
     values: dict[str, Any] = {"model": to_dict(config), "looping": True, "length": 16}
     weights = {f"gpt.{n}": w.float().contiguous() for n, w in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
     if adapted:
         own = {"targets": ["q", "k", "v", "o", "mlp", "head"], "rank": 2, "alpha": 3.0}
         adapters = Adapters(model, *own.values())
-        drawn = [torch.randn_like(value) for value in adapters.zeros(1)]
+        # As large as the weights: larger ones would be rounded more coarsely than 1e-5.
+        shapes = [value.shape for value in adapters.zeros(1)]
+        drawn = [0.3 * torch.randn(shape, generator=generator) for shape in shapes]
         attach(model, adapters, drawn)
         weights |= {f"lora_values.{n}": value for n, value in enumerate(drawn)}
         values["adapter"] = own
-    generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, config.vocab_size, (2, 12), generator=generator)
     ids[:, 0] = ids[0, 5] = ids[1, 8] = 1
     folder.mkdir()

@@ -218,7 +218,7 @@ def test_recordings_go_before_rows_are_halved(capsys: pytest.CaptureFixture[str]
 
 def test_what_is_coded_is_not_divided() -> None:
     parts = Halving(Rows(4), 8, torch.device("cpu"), fixed=True, row_bytes=nothing)
-    with pytest.raises(UserError, match="does not suffice for 8 documents side by side"):
+    with pytest.raises(UserError, match="has too little memory for 8 documents side by side"):
         parts.log_probs(numbered(8), (torch.empty(0), torch.empty(0)), 0)
 
 
