@@ -134,7 +134,9 @@ def test_results_that_were_damaged_since_are_not_compared(run: Path, at: float) 
     data = bytearray((run / "results.json").read_bytes())
     data[int(at * len(data))] ^= 1
     (run / "results.json").write_bytes(data)
-    with pytest.raises(UserError, match="results.json was changed after it was written; write it again with"):
+    with pytest.raises(
+        UserError, match="results.json was changed after it was written; write it again with"
+    ):
         compare(str(run), "pr1858")
 
 

@@ -264,7 +264,10 @@ def test_only_data_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").touch()
-    for name, sentence in (("other", "holds something other than Fairway data"), ("file", "is a file")):
+    for name, sentence in (
+        ("other", "holds something other than Fairway data"),
+        ("file", "is a file"),
+    ):
         with pytest.raises(UserError, match=sentence):
             build_small(tmp_path / name)
     assert (tmp_path / "other" / "thesis.txt").exists()

@@ -226,5 +226,7 @@ def test_refusals_are_one_sentence(hub: Hub, smoke_run: Path, tmp_path: Path) ->
     assert "cannot reach the Hub" in refusal(fairway(None, tmp_path, "push", smoke_run, "a/b"))
     copy = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     (copy / "results.json").write_text("{}")
-    assert "was changed after it was written" in refusal(fairway(hub, tmp_path, "push", copy, "a/b"))
+    assert "was changed after it was written" in refusal(
+        fairway(hub, tmp_path, "push", copy, "a/b")
+    )
     assert "is not a run folder" in refusal(fairway(hub, tmp_path, "push", tmp_path, "a/b"))
