@@ -314,9 +314,11 @@ def test_a_dry_run_tells_the_plan(cli: Cli) -> None:
 def test_a_peak_is_seen_and_begins_anew() -> None:
     begin_peak("cpu")
     before = peak_bytes("cpu")
-    with mmap.mmap(-1, 200_000_000) as block:
-        block.write(bytes(200_000_000))
-        assert 150e6 < peak_bytes("cpu") - before < 600e6
+    # Large beside what a process full of other tests takes meanwhile: 100 MB were seen.
+    with mmap.mmap(-1, 600_000_000) as block:
+        for _ in range(600):
+            block.write(bytes(1_000_000))
+        assert 450e6 < peak_bytes("cpu") - before < 1200e6
     if base_memory._STATUS.exists():
         begin_peak("cpu")
-        assert peak_bytes("cpu") < before + 100e6
+        assert peak_bytes("cpu") < before + 300e6
