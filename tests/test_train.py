@@ -28,7 +28,6 @@ from fairway.machine.ranks import Ranks
 from fairway.model.gpt import GPT
 from fairway.train import steps
 from fairway.train.checkpoint import load_checkpoint
-from fairway.train.feed import Feed
 from fairway.train.loop import Training, TrainingText, train
 from fairway.train.preflight import preflight, require_packages
 from fairway.train.schedule import lr_multiplier
@@ -189,39 +188,6 @@ def test_a_training_that_knows_its_rate_resumes_too(
     resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, 8)
     assert losses(tmp_path / "parts") == same
     assert_same(whole, resumed)
-
-
-@pytest.mark.parametrize("stop_at", [2, 8])
-def test_what_optimisers_remember_is_resumed(
-    tiny: Callable[..., Config],
-    data_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stop_at: int,
-) -> None:
-    config = tiny(
-        "optim.momentum_end=0.5", "optim.row_beta=0.9", "optim.cautious=true", "optim.row_floor=1",
-        "optim.grad_power=0.9", "optim.momentum_buffers=3", "train.windows=8@0.3",
-    )  # fmt: skip
-    whole = run(config, data_folder, tmp_path / "whole")
-    resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, stop_at)
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    assert_same(whole, resumed)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_every_process_goes_on_where_it_was(rank: int, data_folder: Path) -> None:
-    """Rank 0 by its loader's state, others by drawing again."""
-    shards, cpu = text_of(data_folder).shards, torch.device("cpu")
-    first, second = (Feed(shards, 64, 3, Ranks(rank, 2), cpu, (7, False)) for _ in range(2))
-    try:
-        for _ in range(4):
-            first.next_batch()
-        second.go_on(first.state(), 12)
-        for _ in range(2):
-            assert torch.equal(first.next_batch()[0], second.next_batch()[0])
-    finally:
-        first.close(), second.close()
 
 
 def test_replay_follows_a_wall_clock_run(

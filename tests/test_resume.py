@@ -1,0 +1,45 @@
+"""Runs that go on where they were: what optimisers remember, and the place in the data."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import assert_same, losses, run, stopped_and_resumed, text_of
+
+from fairway.config.settings import Config
+from fairway.machine.ranks import Ranks
+from fairway.train.feed import Feed
+
+
+@pytest.mark.parametrize("stop_at", [2, 8])
+def test_what_optimisers_remember_is_resumed(
+    tiny: Callable[..., Config],
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+) -> None:
+    config = tiny(
+        "optim.momentum_end=0.5", "optim.row_beta=0.9", "optim.cautious=true", "optim.row_floor=1",
+        "optim.grad_power=0.9", "optim.momentum_buffers=3", "train.windows=8@0.3",
+    )  # fmt: skip
+    whole = run(config, data_folder, tmp_path / "whole")
+    resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, stop_at)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_goes_on_where_it_was(rank: int, data_folder: Path) -> None:
+    """Rank 0 by its loader's state, others by drawing again."""
+    shards, cpu = text_of(data_folder).shards, torch.device("cpu")
+    first, second = (Feed(shards, 64, 3, Ranks(rank, 2), cpu, (7, False)) for _ in range(2))
+    try:
+        for _ in range(4):
+            first.next_batch()
+        second.go_on(first.state(), 12)
+        for _ in range(2):
+            assert torch.equal(first.next_batch()[0], second.next_batch()[0])
+    finally:
+        first.close(), second.close()
