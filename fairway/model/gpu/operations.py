@@ -333,6 +333,10 @@ class Kernels(Operations):
         """Return the same steps without gradients, which tell of matrices before they multiply."""
         return Watched(self, tell)
 
+    def watched_back(self, tell: Tell) -> Operations:
+        """Return the same steps, which tell the gradients of outputs of matrices."""
+        return WatchedBack(self, tell)
+
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """Return normalised embeddings, [B, T, E]."""
         out: Tensor = _Embed.run(table.weight, ids_BT.contiguous(), dtype)
@@ -477,3 +481,57 @@ class Watched(Kernels):
         copy = self.copy(side_by_side, up.weight.shape, up.weight)
         square_NF = products.up_square(rows_of(g_BTD), copy.get(), leak)
         return self.add(u_BTD, square_NF.view(*g_BTD.shape[:2], -1), down, scale_D, extra)
+
+
+class WatchedBack(Kernels):
+    """Kernels that tell the gradient of every matrix's output, for sensitivities.
+
+    The embedding and the MLP's first matrix call their layers, which hooks can watch.
+    """
+
+    def __init__(self, steps: Kernels, tell: Tell) -> None:
+        super().__init__(steps._dtype, steps._plain)
+        self._copies, self._tell = steps._copies, tell
+
+    def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return normalised embeddings, [B, T, E]."""
+        return Operations.embed(self, table, ids_BT, dtype)
+
+    def project(
+        self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
+    ) -> tuple[Projected, Tensor]:
+        """Return (queries, keys and values side by side; h)."""
+        qkv_BTC, h_BTD = super().project(h_BTD, layers, extras)
+        assert isinstance(qkv_BTC, Tensor)
+
+        def tell(grad_BTC: Tensor) -> None:
+            parts = torch.split(grad_BTC, [len(layer.weight) for layer in layers], 2)
+            for layer, part in zip(layers, parts, strict=True):
+                self._tell(layer, part)
+
+        qkv_BTC.register_hook(tell)  # type: ignore[no-untyped-call]
+        return qkv_BTC, h_BTD
+
+    def add(
+        self, u_BTD: Tensor, y_BTC: Tensor, layer: nn.Linear, scale_D: Tensor, extra: Extra | None
+    ) -> Tensor:
+        """Return u + scale * (W y + extra), in place."""
+        out_BTD = super().add(u_BTD, y_BTC, layer, scale_D, extra)
+
+        def tell(grad_BTD: Tensor) -> None:
+            self._tell(layer, grad_BTD * scale_D.to(grad_BTD.dtype))
+
+        out_BTD.register_hook(tell)  # type: ignore[no-untyped-call]
+        return out_BTD
+
+    def mlp(
+        self,
+        u_BTD: Tensor,
+        g_BTD: Tensor,
+        layers: tuple[nn.Linear, nn.Linear],
+        leak: float,
+        scale_D: Tensor,
+        extra: Extra | None,
+    ) -> Tensor:
+        """Return u + scale * (down(leaky(up g)^2) + extra), in place."""
+        return Operations.mlp(self, u_BTD, g_BTD, layers, leak, scale_D, extra)
