@@ -1,34 +1,61 @@
 """The law of loss behind `fairway plan`: small trainings, and the curve through them.
 
     python benchmarks/law.py save runs/demo/data documents.zst       # the text, to take elsewhere
-    python benchmarks/law.py grid --documents documents.zst --seconds 420 --out grid.json
-    python benchmarks/law.py gpu --data sp8192 --seconds 420 --out gpu.json
-    python benchmarks/law.py fit benchmarks/studies/law_cpu.jsonl benchmarks/studies/law_gpu.jsonl
+    python benchmarks/law.py grid --documents documents.zst --until-s 420 --out grid.jsonl
+    python benchmarks/law.py near --documents documents.zst --until-s 540 --out near.jsonl
+    python benchmarks/law.py gpu --data sp8192 --until-s 420 --out gpu.jsonl
+    python benchmarks/law.py fit RECORD... --anchors benchmarks/studies/law_gpu.jsonl
 
 `grid` draws settings at random (shapes, rates, batches, features) round the demo's, for several
 budgets of arithmetic; each training is driven by steps, so that a busy machine changes nothing but
-how many come to an end. `fit` writes `fairway/planning/law.json`.
+how many come to an end. `near` draws points of the plan's own grid for some budgets of seconds,
+more often those from which the present law expects much, and varies their rates: there the law has
+to rank. A call with the same `--out` goes on where the last one ended.
+
+`fit` writes `fairway/planning/law.json`.
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 import random
 import shlex
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from trials import Trial, build_folders, run_all, save_documents
+
+from fairway.config.overrides import override
+from fairway.config.settings import Config, settings
+from fairway.planning.cost import size_of, step_flops
+from fairway.planning.grid import Budget, Candidate, candidates
+from fairway.planning.law import fitted_law
+from fairway.planning.proposal import texts_of
+from fairway.planning.speed import Speed
+from fairway.recipes import recipe
 
 LAW = Path(__file__).parents[1] / "fairway/planning/law.json"
 VOCABULARIES = [512, 1024, 2048, 4096]
 # FLOPs of a run: 200 s of two old cores are 1.8e13, of two new ones 6e13 to 1.2e14.
 BUDGETS = (3e12, 6e12, 1e13, 1.8e13, 3e13, 6e13, 1.2e14)
 SHARES = (2, 3, 4, 6, 4, 3, 1)
+
+
+# Seconds of a budget are those of a core of 1e11 FLOP/s.
+SPEED = Speed(np.array([1e-3, 1 / 1e11, 1 / 1e11]), 0.0, 0)
+NEAR_S = (10.0, 20.0, 40.0, 90.0, 200.0)
+# A point whose expectation is this much behind the best is drawn 0.37 times as often.
+NEAR_BPB = 0.05
+# Rates are those of the law times two to a number of this deviation.
+NEAR_RATES = 0.6
 
 
 def drawn(rng: random.Random) -> Trial:
@@ -75,10 +102,6 @@ def drawn(rng: random.Random) -> Trial:
 
 def with_steps(trial: Trial, budget: float, scale: float = 1.0) -> tuple[Trial, float] | None:
     """Return a trial with the steps that a budget allows; None where that is a foolish run."""
-    from fairway.config.overrides import override
-    from fairway.planning.cost import size_of, step_flops
-    from fairway.recipes import recipe
-
     config = override(recipe("demo"), [f"{k}={v}" for k, v in trial.items()])
     steps = round(budget / step_flops(config))
     if scale < 1.0:
@@ -104,16 +127,62 @@ def cpu_grid(count: int, seed: int, only: str, scale: float) -> list[tuple[Trial
     return [*filter(None, first), *found]
 
 
+RECORDED = (*drawn(random.Random(0)), "score.stride")
+
+
+def trial_of(point: Candidate, name: str, seconds: float, seed: int) -> tuple[Trial, float]:
+    """Return the trial of a point of a plan's grid, and its cost: FLOPs of a width of 128."""
+    config = point.config
+    trial = {key: value for key, _, value in settings(config) if key in RECORDED}
+    trial |= {
+        "seed": seed, "train.steps": point.steps, "name": name, "seconds_of": seconds,
+        "expected": round(point.prediction.bpb, 5),
+    }  # fmt: skip
+    # Wider products run faster: by the 0.75th power on the machine of `law_cpu.jsonl`.
+    return trial, point.steps * step_flops(config) * (128 / config.model.dim) ** 0.75
+
+
+def budget_of(seconds: float) -> Budget:
+    return Budget(seconds, 16_000_000, 40_000)
+
+
+def varied(rng: random.Random, point: Candidate) -> Candidate:
+    optim = point.config.optim
+    rates = {
+        name: round(getattr(optim, name) * 2 ** rng.gauss(0.0, NEAR_RATES), 4)
+        for name in ("matrix_lr", "embed_lr")
+    }
+    config: Config = dataclasses.replace(point.config, optim=dataclasses.replace(optim, **rates))
+    return dataclasses.replace(point, config=config)
+
+
+def near_grid(budgets: list[float], rounds: int, seed: int) -> list[tuple[Trial, float]]:
+    """Return rounds of trials near the present proposals, in each the dearest first.
+
+    The first round has the proposals themselves too, with three seeds.
+    """
+    rng, found = random.Random(seed), []
+    base, texts, law = recipe("demo"), texts_of(None), fitted_law()
+    grids = {s: candidates(base, budget_of(s), texts, law, SPEED) for s in budgets}
+    for number in range(rounds):
+        part = []
+        for seconds, points in grids.items():
+            least = points[0].prediction.bpb
+            weights = [math.exp((least - point.prediction.bpb) / NEAR_BPB) for point in points]
+            if not number:
+                part += [trial_of(points[0], "proposal", seconds, n) for n in range(3)]
+            for point in rng.choices(points, weights, k=round(90 / seconds**0.3)):
+                part.append(trial_of(varied(rng, point), "near", seconds, rng.randrange(1000)))
+        found += sorted(part, key=lambda pair: -pair[1])
+    return found
+
+
 # FLOPs of about 50, 75, 100 and 150 s of an H100 at 280 TFLOP/s.
 GPU_BUDGETS = (1.4e16, 1.4e16, 2.1e16, 2.8e16, 4.2e16)
 
 
 def gpu_grid(count: int, seed: int) -> list[tuple[Trial, float]]:
     """Return trials of the published system on one GPU: shapes, batches and rates at random."""
-    from fairway.config.overrides import override
-    from fairway.planning.cost import step_flops
-    from fairway.recipes import recipe
-
     rng, found = random.Random(seed), []
     for number in range(count):
         heads, layers = rng.choice((3, 4, 4, 5)), rng.choice((7, 9, 11, 11, 13))
@@ -150,15 +219,25 @@ def facts(command: str) -> dict[str, Any]:
     }
 
 
-def grid(asked: argparse.Namespace) -> None:
+def run_here(trials: list[tuple[Trial, float]], asked: argparse.Namespace) -> None:
+    """Run trials of the demo's recipe on the cores of this machine."""
+    shared = dict(pair.split("=", 1) for pair in asked.only.split())
+    trials = [(trial | shared, cost) for trial, cost in trials]
+    sizes = sorted({int(trial["model.vocab_size"]) for trial, _ in trials})
     with tempfile.TemporaryDirectory() as place:
-        folders = build_folders(asked.documents, Path(place), VOCABULARIES)
-        print("folders made", flush=True)
-        trials = cpu_grid(asked.count, asked.seed, asked.only, asked.scale)
+        folders = build_folders(asked.documents, asked.folders or Path(place), sizes)
         run_all(
-            trials, "demo", folders, asked.processes, asked.threads, asked.seconds, asked.out,
+            trials, "demo", folders, asked.processes, asked.threads, asked.end_s, asked.out,
             facts(shlex.join(sys.argv)),
         )  # fmt: skip
+
+
+def grid(asked: argparse.Namespace) -> None:
+    run_here(cpu_grid(asked.count, asked.seed, asked.only, asked.scale), asked)
+
+
+def near(asked: argparse.Namespace) -> None:
+    run_here(near_grid(asked.budgets, asked.rounds, asked.seed), asked)
 
 
 def gpu(asked: argparse.Namespace) -> None:
@@ -166,7 +245,7 @@ def gpu(asked: argparse.Namespace) -> None:
 
     run_all(
         gpu_grid(asked.count, asked.seed), "pr1858_proxy", {8192: asked.data},
-        torch.cuda.device_count(), asked.threads, asked.seconds, asked.out,
+        torch.cuda.device_count(), asked.threads, asked.end_s, asked.out,
         facts(shlex.join(sys.argv)) | {"device": torch.cuda.get_device_name()}, "cuda",
     )  # fmt: skip
 
@@ -180,37 +259,52 @@ def fit(asked: argparse.Namespace) -> None:
     LAW.write_text(json.dumps(found, indent=1) + "\n")
 
 
+def add_running(verb: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command that trains on the cores of this machine."""
+    verb.add_argument("--documents", type=Path, help="the text, for folders that are missing")
+    verb.add_argument("--folders", type=Path, help="where data folders by vocabulary are, or go")
+    verb.add_argument("--until-s", type=float, default=400.0, help="seconds of the whole command")
+    verb.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    verb.add_argument("--threads", type=int, default=1)
+    verb.add_argument("--only", default="", help="settings that all trials share")
+    verb.add_argument("--out", type=Path, required=True)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     save = verbs.add_parser("save")
     save.add_argument("folder", type=Path)
     save.add_argument("out", type=Path)
-    for name, text in (("grid", "--documents"), ("gpu", "--data")):
+    for name in ("grid", "near", "gpu"):
         verb = verbs.add_parser(name)
-        verb.add_argument(text, type=Path, required=True)
-        verb.add_argument("--seconds", type=float, default=400.0)
-        verb.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-        verb.add_argument("--threads", type=int, default=1)
-        verb.add_argument("--count", type=int, default=3000)
+        add_running(verb)
         verb.add_argument("--seed", type=int, default=1)
+        if name == "near":
+            verb.add_argument("--budgets", type=float, nargs="+", default=NEAR_S)
+            verb.add_argument("--rounds", type=int, default=4)
+            continue
+        verb.add_argument("--count", type=int, default=3000)
         verb.add_argument("--scale", type=float, default=1.0, help="below 1: shorter runs, a test")
-        verb.add_argument("--only", default="", help="settings that all trials share")
-        verb.add_argument("--out", type=Path, required=True)
+        if name == "gpu":
+            verb.add_argument("--data", type=Path, required=True)
     made = verbs.add_parser("fit")
-    made.add_argument("trials", type=Path)
-    made.add_argument("anchors", type=Path)
+    made.add_argument("trials", type=Path, nargs="+")
+    made.add_argument("--anchors", type=Path, required=True)
     made.add_argument("--damage", type=float, default=0.003, help="bpb at 3.4 bits, by a trellis")
     made.add_argument("--gptq", type=float, default=0.006, help="bpb that GPTQ costs")
     return parser.parse_args()
 
 
 def main() -> None:
+    started_s = time.time()
     asked = parse()
     if asked.verb == "save":
         save_documents(asked.folder, asked.out)
         return
-    {"grid": grid, "gpu": gpu, "fit": fit}[asked.verb](asked)
+    if asked.verb != "fit":
+        asked.end_s = started_s + asked.until_s
+    {"grid": grid, "near": near, "gpu": gpu, "fit": fit}[asked.verb](asked)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ are levels beside it: each gets its own effect against the recipe's level, is pr
 error, and is not part of the law.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
-from trials import Trial
+from trials import Trial, read_rows
 
 from fairway.config.overrides import override
 from fairway.config.settings import Config, settings
+from fairway.planning.grid import momentum_warmup
 from fairway.planning.law import Reading, expected, features, stacked
 from fairway.recipes import recipe
 
@@ -55,10 +55,17 @@ def config_of(trial: Trial, base: Config) -> Config:
     return override(base, [f"{k}={v}" for k, v in trial.items() if k in known])
 
 
+# A level that follows the number of steps.
+PLANNED = "as planned"
+
+
 def level(name: str, config: Config) -> str:
     """Return a setting's level, sizes as what they are a part of."""
     model = config.model
+    warmup = config.optim.momentum_warmup_steps
+    planned = warmup == momentum_warmup(config.train.steps)
     relative = {
+        "optim.momentum_warmup_steps": PLANNED if planned else str(warmup),
         "model.num_kv_heads": "one" if model.num_kv_heads == 1 else "all",
         "model.mlp_dim": f"{model.mlp_dim / model.dim:g} x width",
         "model.rope_dims": "head" if model.rope_dims == model.dim // model.num_heads else "16",
@@ -89,6 +96,7 @@ class Design:
         self.scores = np.array([trial["ema"] for trial, _ in both])
         self.own = np.arange(len(both)) < len(trials)
         usual = {name: level(name, base) for name in LEVELS}
+        usual["optim.momentum_warmup_steps"] = PLANNED
         rows = [{name: level(name, config) for name in LEVELS} for config in configs]
         pairs = sorted({(name, row[name]) for row in rows for name in LEVELS})
         levels = [(name, value) for name, value in pairs if value != usual[name]]
@@ -131,14 +139,6 @@ class Design:
         return off[self.own]
 
 
-def read(file: Path) -> tuple[dict[str, Any], list[Trial]]:
-    """Return what a file says of its runs, and the runs: JSON lines, or what `grid` wrote."""
-    first, *rows = file.read_text().splitlines()
-    facts = json.loads(first)
-    trials = facts.pop("trials", None) or [json.loads(row) for row in rows]
-    return facts, [trial for trial in trials if "ema" in trial]
-
-
 def spread(off: Any) -> float:
     """Return the deviation of residuals, by their median: a tenth of the runs are strays."""
     return float(1.4826 * np.median(np.abs(off)))
@@ -153,9 +153,15 @@ def sizes_of(trials: list[Trial], off: Any) -> dict[str, list[list[float]]]:
     return {name: sorted(runs) for name, runs in sorted(own.items())}
 
 
-def fit(file: Path, anchor_file: Path, command: str) -> dict[str, Any]:
+def read_all(files: list[Path]) -> tuple[dict[str, Any], list[Trial]]:
+    """Return what the last of some records says of its trials, and the trials of all."""
+    records = [read_rows(file) for file in files]
+    return records[-1][0], [trial for _, trials in records for trial in trials]
+
+
+def fit(files: list[Path], anchor_file: Path, command: str) -> dict[str, Any]:
     """Print the fit with its errors and residuals, and return the law's record."""
-    (said, trials), (anchors_said, anchors) = read(file), read(anchor_file)
+    (said, trials), (anchors_said, anchors) = read_all(files), read_rows(anchor_file)
     design = Design(trials, recipe("demo"), anchors, recipe(anchors_said["recipe"]))
     found = design.fitted(np.arange(len(design.scores)))
     off, unseen = design.residuals(found.x), design.unseen()

@@ -1,7 +1,7 @@
 """Is what `fairway plan` proposes the best of the grid around it?
 
-    python benchmarks/plan_check.py run --documents documents.zst --out check.json
-    python benchmarks/plan_check.py show check.json
+    python benchmarks/plan_check.py run --documents documents.zst --out check.jsonl
+    python benchmarks/plan_check.py show check.jsonl
 
 For three budgets the proposal and its neighbours are trained, each by the steps that the same
 seconds would allow it: a neighbour has another vocabulary, width, depth, batch, length, rate or the
@@ -11,27 +11,20 @@ proposal is within 0.01 bpb of the best neighbour.
 
 import argparse
 import dataclasses
-import json
-import os
-import shlex
 import statistics
-import sys
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from law import VOCABULARIES, facts
-from trials import Trial, build_folders, run_all
+from law import SPEED, VOCABULARIES, add_running, budget_of, run_here, trial_of
+from trials import Trial, read_rows
 
-from fairway.config.settings import Config, settings
-from fairway.planning.cost import step_flops
+from fairway.config.settings import Config
 from fairway.planning.grid import (
     BATCHES,
     DEPTHS,
     LENGTHS,
     WIDTHS,
-    Budget,
     Fit,
     candidates,
     judged,
@@ -39,12 +32,10 @@ from fairway.planning.grid import (
 )
 from fairway.planning.law import fitted_law
 from fairway.planning.proposal import texts_of
-from fairway.planning.speed import Speed
 from fairway.recipes import recipe
 
-# FLOPs of a training: about 40, 100 and 200 s of two old cores at this speed.
-SPEED = Speed(np.array([1e-3, 1 / 1e11, 1 / 1e11]), 0.0, 0)
-SECONDS = (40.0, 100.0, 200.0)
+# Seconds of a core of 1e11 FLOP/s, and seeds of every neighbour: a short training varies more.
+SECONDS, SEEDS = (20.0, 60.0, 150.0), (8, 6, 4)
 TEXTS, LAW = texts_of(None), fitted_law()
 BASE = recipe("demo")
 ALLOWED_BPB = 0.01
@@ -62,7 +53,7 @@ def places(config: Config) -> dict[str, int]:
     }  # fmt: skip
 
 
-def around(config: Config, budget: Budget) -> Iterator[tuple[str, Config]]:
+def around(config: Config) -> Iterator[tuple[str, Config]]:
     """Yield the neighbours of a proposal, by what is different."""
     own = places(config)
     for axis, values in AXES.items():
@@ -76,31 +67,26 @@ def around(config: Config, budget: Budget) -> Iterator[tuple[str, Config]]:
         yield f"rate x {factor}", dataclasses.replace(config, optim=optim)
 
 
-def trials(seeds: int, budgets: Sequence[float]) -> list[tuple[Trial, float]]:
-    found: list[tuple[Trial, float]] = []
-    usual = {name: value for name, _, value in settings(recipe("demo"))}
-    for seconds in budgets:
-        budget = Budget(seconds, 16_000_000, 40_000)
+def trials(seeds: Sequence[int], budgets: Sequence[float]) -> list[tuple[Trial, float]]:
+    """Return the trials of all budgets in rounds of a seed, in each the dearest first."""
+    found: list[tuple[int, Trial, float]] = []
+    for seconds, count in zip(budgets, seeds, strict=True):
+        budget = budget_of(seconds)
         best = candidates(BASE, budget, TEXTS, LAW, SPEED)[0]
-        for name, config in [("proposal", best.config), *around(best.config, budget)]:
+        for name, config in [("proposal", best.config), *around(best.config)]:
             text, step_s = TEXTS[config.model.vocab_size], SPEED.step_s(config)
             point = judged(config, budget, text, LAW, step_s, Fit(0.0, 0))
             if point is None:
                 continue
-            chosen = config if name.startswith(("rate", "proposal")) else point.config
-            changed = {k: v for k, _, v in settings(chosen) if v != usual[k]}
-            for seed in range(seeds + (name == "proposal")):
-                trial = {
-                    **changed, "seed": seed, "train.steps": point.steps, "name": name,
-                    "seconds_of": seconds, "expected": point.prediction.bpb,
-                }  # fmt: skip
-                trial.setdefault("model.vocab_size", config.model.vocab_size)
-                found.append((trial, point.steps * step_flops(config)))
-    return sorted(found, key=lambda pair: -pair[1])
+            if name.startswith("rate"):
+                point = dataclasses.replace(point, config=config)
+            found += [(n, *trial_of(point, name, seconds, n)) for n in range(count)]
+    found.sort(key=lambda item: (item[0], -item[2]))
+    return [(trial, cost) for _, trial, cost in found]
 
 
 def show(file: Path) -> bool:
-    done = [trial for trial in json.loads(file.read_text())["trials"] if "ema" in trial]
+    done = read_rows(file)[1]
     passed = []
     asked = sorted({trial["seconds_of"] for trial in done})
     for seconds in asked:
@@ -113,12 +99,15 @@ def show(file: Path) -> bool:
             print(f"{seconds:g} s: too few trials came to an end")
             passed.append(False)
             continue
+        own = [statistics.variance(values) for values in scores.values() if len(values) > 1]
+        seed_bpb = statistics.fmean(own) ** 0.5 if own else float("nan")
         best = min(means, key=lambda name: means[name])
         behind = means["proposal"] - means[best]
         passed.append(behind <= ALLOWED_BPB)
         word = "passed" if passed[-1] else "failed"
         print(
-            f"{seconds:g} s: proposal {means['proposal']:.4f}, {behind:.4f} behind {best}: {word}"
+            f"{seconds:g} s: proposal {means['proposal']:.4f}, {behind:.4f} behind {best}: {word}; "
+            f"two runs of a setting deviate by {seed_bpb:.4f} each"
         )
         for name, mean in sorted(means.items(), key=lambda pair: pair[1]):
             print(f"    {mean:.4f} (n = {len(scores[name])}) {name}")
@@ -127,28 +116,19 @@ def show(file: Path) -> bool:
 
 
 def main() -> None:
+    started_s = time.time()
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run")
-    run.add_argument("--documents", type=Path, required=True)
-    run.add_argument("--seconds", type=float, default=400.0)
-    run.add_argument("--threads", type=int, default=2)
-    run.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)) // 2)
-    run.add_argument("--seeds", type=int, default=2)
+    add_running(run)
     run.add_argument("--budgets", type=float, nargs="+", default=SECONDS)
-    run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="one number a budget")
     verbs.add_parser("show").add_argument("file", type=Path)
     asked = parser.parse_args()
     if asked.verb == "show":
         raise SystemExit(not show(asked.file))
-    with tempfile.TemporaryDirectory() as place:
-        found = trials(asked.seeds, asked.budgets)
-        sizes = sorted({int(trial["model.vocab_size"]) for trial, _ in found})
-        folders = build_folders(asked.documents, Path(place), sizes)
-        run_all(
-            found, "demo", folders, asked.processes, asked.threads, asked.seconds,
-            asked.out, facts(shlex.join(sys.argv)),
-        )  # fmt: skip
+    asked.end_s = started_s + asked.until_s
+    run_here(trials(asked.seeds, asked.budgets), asked)
     show(asked.out)
 
 

@@ -4,6 +4,9 @@ Used by `law.py` and `plan_check.py`. A trial is a list of settings over a recip
 is its settings with bits per byte, tokens and seconds. As many processes as asked for take trials
 in the order given, each with its own cores or its own GPU. A trial that would not end in time, by
 the speed of its process so far, is left out and counted.
+
+The record is a file of JSON lines, facts first. Every trial that ends is added at once, and a later
+call with the same file takes only the trials that it lacks.
 """
 
 import functools
@@ -12,6 +15,7 @@ import multiprocessing
 import os
 import queue
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,39 +24,24 @@ Trial = dict[str, Any]
 # What a process is allowed beyond the time asked for, before it is ended.
 GRACE_S = 20.0
 # What a thread computes per second, until a process has measured its own.
-GUESSED_FLOPS, GUESSED_GPU_FLOPS = 3e10, 2e14
+GUESSED_FLOPS, GUESSED_GPU_FLOPS = 5e10, 2e14
+# A trial may take so much longer than the one before it, by their costs.
+MARGIN = 1.15
 
 
-def build_folders(documents: Path, out: Path, sizes: list[int]) -> dict[int, Path]:
-    """Write a data folder per size of vocabulary, and compile the loops of a step meanwhile.
+def build_folders(documents: Path | None, out: Path, sizes: list[int]) -> dict[int, Path]:
+    """Write a data folder per size of vocabulary, where there is none yet.
 
     Each document says whether it is scored.
     """
-    jobs = [(documents, out / str(size), size) for size in sizes]
-    with multiprocessing.get_context("spawn").Pool(len(sizes) + 2) as pool:
-        warm = pool.map_async(_warm, ("float32", "bfloat16"), chunksize=1)
-        folders = pool.starmap(_build, jobs, chunksize=1)
-        warm.wait()
-    return dict(zip(sizes, folders, strict=True))
-
-
-def _warm(dtype: str) -> None:
-    """Take one step in a dtype: what numba compiles is kept on disk for the other processes."""
-    import torch
-
-    from fairway.machine.plan import DTYPES
-    from fairway.model.gpt import build
-    from fairway.model.paths import prepare
-    from fairway.recipes import recipe
-    from fairway.train.muon import Optimisers
-
-    config = recipe("demo")
-    model = build(config.model, 0)
-    prepare(model, DTYPES[dtype], "plain", "plain")
-    optimisers = Optimisers(model, config.optim)
-    ids_BT = torch.zeros(2, 257, dtype=torch.long)
-    torch.autograd.backward(model(ids_BT[:, :-1], ids_BT[:, 1:]))
-    optimisers.step(0.0, 0)
+    folders = {size: out / str(size) for size in sizes}
+    missing = [(documents, folder, size) for size, folder in folders.items() if not folder.is_dir()]
+    if missing and documents is None:
+        raise SystemExit(f"no folder {missing[0][1]}: name the text with --documents")
+    if missing:
+        with multiprocessing.get_context("spawn").Pool(len(missing)) as pool:
+            pool.starmap(_build, missing, chunksize=1)
+    return folders
 
 
 def _build(documents: Path, out: Path, size: int) -> Path:
@@ -94,8 +83,8 @@ def save_documents(folder: Path, out: Path) -> None:
     out.write_bytes(zstandard.ZstdCompressor(19).compress("\n".join(lines).encode()))
 
 
-def measure(trial: Trial, base: str, folder: Path, device: str) -> Trial:
-    """Train one trial by steps and return it with what it scored: raw, averaged, sliding."""
+def measure(trial: Trial, base: str, folders: dict[int, Path], device: str) -> Trial:
+    """Train one trial by steps and return it with what its averaged weights score."""
     import torch
 
     from fairway.base.memory import give_back
@@ -113,7 +102,7 @@ def measure(trial: Trial, base: str, folder: Path, device: str) -> Trial:
     config = override(recipe(base), [f"{name}={value}" for name, value in settings.items()])
     from fairway.data.folder import DataFolder
 
-    source = DataFolder.open(folder)
+    source = DataFolder.open(folders[int(trial.get("model.vocab_size", next(iter(folders))))])
     plan = _plan(config.runtime)
     plan.apply()
     text = TrainingText(source.train_shards(), source.bytes_per_token)
@@ -127,20 +116,15 @@ def measure(trial: Trial, base: str, folder: Path, device: str) -> Trial:
     validation = source.sample_validation(data.val_bytes, data.val_tokens)
     scored = text_of(validation.ids, source.tokenizer.table, validation.bytes)
     model = training.model
-    found: dict[str, float] = {}
-    for weights in ("raw", "ema"):
-        if weights == "ema":
-            with torch.no_grad():
-                for name, weight in model.named_parameters():
-                    weight.copy_(training.average.average[name])
-        score = evaluate_frozen(
-            model, Evaluation(scored, config.score), sliding=weights == "ema" and device == "cpu"
-        )
-        found[weights] = score.bpb
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(training.average.average[name])
+    evaluation = Evaluation(scored, config.score)
+    score = evaluate_frozen(model, evaluation, sliding=device == "cpu")
     del training, model
     give_back()
     return {
-        **trial, **found, "parameters": num_parameters(config.model), "seconds": seconds,
+        **trial, "ema": score.bpb, "parameters": num_parameters(config.model), "seconds": seconds,
         "whole_s": time.perf_counter() - start_s, "train_bytes": source.facts()["train_bytes"],
         "train_tokens": sum(len(shard) for shard in text.shards), "plan": plan.describe(),
         "val_bytes": validation.bytes, "val_targets": len(validation.ids) - 1,
@@ -154,10 +138,23 @@ def _plan(runtime: Any) -> Any:
     return make_plan(runtime)
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it does, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _serve(
     number: int, threads: int, base: str, folders: dict[int, Path], device: str,
     asked: Any, answers: Any, end_s: float,
 ) -> None:  # fmt: skip
+    _end_with_parent()
     cores = sorted(os.sched_getaffinity(0))
     own = [cores[(number * threads + n) % len(cores)] for n in range(threads)]
     if device == "cpu":
@@ -171,12 +168,11 @@ def _serve(
             trial, cost = asked.get(timeout=2.0)
         except queue.Empty:
             break
-        if time.time() + beside_s + cost * pace > end_s:
+        if time.time() + beside_s + MARGIN * cost * pace > end_s:
             answers.put({"left_out": trial})
             continue
         try:
-            folder = folders[int(trial.get("model.vocab_size", next(iter(folders))))]
-            found = measure({"runtime.threads": threads, **trial}, base, folder, device)
+            found = measure({"runtime.threads": threads, **trial}, base, folders, device)
             pace, beside_s = found["seconds"] / cost, found["whole_s"] - found["seconds"]
             answers.put({**found, "cost": cost})
         except Exception as error:
@@ -184,18 +180,59 @@ def _serve(
     answers.put(None)
 
 
+def read_rows(file: Path) -> tuple[dict[str, Any], list[Trial]]:
+    """Return what a record says of its trials, and those that ended.
+
+    A line that is cut off, as the last one of a killed process may be, is passed over.
+    """
+    lines = []
+    for line in file.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines[0], [row for row in lines[1:] if "ema" in row]
+
+
+def _lacking(trials: list[tuple[Trial, float]], done: list[Trial]) -> list[tuple[Trial, float]]:
+    """Return the trials that no row of a record has all settings of."""
+    found = []
+    for trial, cost in trials:
+        same = (all(row.get(name) == value for name, value in trial.items()) for row in done)
+        if not any(same):
+            found.append((trial, cost))
+    return found
+
+
+def _warm(trial: Trial, base: str, folders: dict[int, Path], device: str) -> None:
+    """Take two steps of a trial in a process: what numba compiles is on disk for the others."""
+    few = {**trial, "train.steps": 2, "data.val_bytes": 2000}
+    spawn = multiprocessing.get_context("spawn")
+    first = spawn.Process(target=measure, args=(few, base, folders, device), daemon=True)
+    first.start()
+    first.join()
+
+
 def run_all(
     trials: list[tuple[Trial, float]], base: str, folders: dict[int, Path],
-    processes: int, threads: int, seconds: float, out: Path, facts: dict[str, Any],
+    processes: int, threads: int, end_s: float, out: Path, facts: dict[str, Any],
     device: str = "cpu",
-) -> list[Trial]:  # fmt: skip
-    """Run trials, given with their relative costs, and write all that came back to `out`."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+) -> None:  # fmt: skip
+    """Run trials, given with their relative costs, until a time; add to `out` what comes back."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    if out.exists():
+        trials = _lacking(trials, read_rows(out)[1])
+    else:
+        out.write_text(json.dumps(facts) + "\n")
+    if not trials:
+        return
+    _warm({"runtime.threads": threads, **trials[0][0]}, base, folders, device)
+    print(f"{len(trials)} trials to run", flush=True)
     spawn = multiprocessing.get_context("spawn")
     asked, answers = spawn.Queue(), spawn.Queue()
     for item in trials:
         asked.put(item)
-    end_s = time.time() + seconds
     workers = [
         spawn.Process(
             target=_serve,
@@ -206,29 +243,36 @@ def run_all(
     ]
     for worker in workers:
         worker.start()
-    found: list[Trial] = []
-    working, left_out, written_s = len(workers), 0, 0.0
-    while working and time.time() < end_s + GRACE_S:
+    with out.open("a") as record:
+        _collect(answers, len(workers), end_s + GRACE_S, record)
+    for worker in workers:
+        worker.kill()
+        worker.join()
+
+
+def _collect(answers: Any, working: int, end_s: float, record: Any) -> None:
+    """Write every answer as it comes, until all processes have ended or the time is over."""
+    left_out = ended = 0
+    # What was cut off before stays a line of its own.
+    record.write("\n")
+    while working and time.time() < end_s:
         try:
             answer = answers.get(timeout=1.0)
         except queue.Empty:
             continue
         if answer is None:
             working -= 1
-            continue
-        if "left_out" in answer:
+        elif "left_out" in answer:
             left_out += 1
-            continue
-        found.append(answer)
-        if "why" in answer:
-            print(answer["why"], flush=True)
         else:
-            told = f"{answer['ema']:.4f} bpb, {answer['seconds']:.0f} of {answer['whole_s']:.0f} s"
-            print(len(found), told, flush=True)
-        if time.time() > written_s + 5.0:
-            out.write_text(json.dumps({**facts, "left_out": left_out, "trials": found}))
-            written_s = time.time()
-    for worker in workers:
-        worker.terminate()
-    out.write_text(json.dumps({**facts, "left_out": left_out, "trials": found}))
-    return found
+            ended += 1
+            record.write(json.dumps(answer) + "\n")
+            record.flush()
+            print(ended, _told(answer), flush=True)
+    print(f"{ended} ended, {left_out} left out, {working} cut off", flush=True)
+
+
+def _told(answer: Trial) -> str:
+    if "why" in answer:
+        return str(answer["why"])
+    return f"{answer['ema']:.4f} bpb, {answer['seconds']:.0f} of {answer['whole_s']:.0f} s"

@@ -104,6 +104,11 @@ def candidates(
     return sorted(found, key=lambda point: point.prediction.bpb)
 
 
+def momentum_warmup(steps: int) -> int:
+    """Return the steps in which momentum rises in a planned run of so many steps."""
+    return max(10, min(200, steps // 4))
+
+
 def judged(
     config: Config, budget: Budget, text: Reading, law: Law, step_s: float, fit: Fit
 ) -> Candidate | None:
@@ -113,8 +118,9 @@ def judged(
         return None
     matrix_lr, embed_lr = law.rates(config, steps)
     optim = dataclasses.replace(
-        config.optim, matrix_lr=round(matrix_lr, 4), embed_lr=round(embed_lr, 4)
-    )
+        config.optim, matrix_lr=round(matrix_lr, 4), embed_lr=round(embed_lr, 4),
+        momentum_warmup_steps=momentum_warmup(steps),
+    )  # fmt: skip
     config = dataclasses.replace(config, optim=optim)
     return Candidate(config, step_s, steps, fit, law.predict(config, steps, text, fit.bits))
 

@@ -105,8 +105,6 @@ def ready(point: Candidate, budget: Budget) -> Config:
         config.train, clock="wall", budget_s=budget.seconds, reserve_s=round(budget.reserve_s, 3)
     )
     pack = dataclasses.replace(config.pack, limit_bytes=budget.limit_bytes)
-    warmup = max(10, min(200, point.steps // 4))
-    optim = dataclasses.replace(config.optim, momentum_warmup_steps=warmup)
-    config = dataclasses.replace(config, train=train, pack=pack, optim=optim)
+    config = dataclasses.replace(config, train=train, pack=pack)
     check(config)
     return config
