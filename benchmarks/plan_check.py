@@ -127,6 +127,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.verb == "show":
         raise SystemExit(not show(asked.file))
+    if len(asked.seeds) != len(asked.budgets):
+        parser.error(f"{len(asked.budgets)} budgets need as many numbers of seeds")
     asked.end_s = started_s + asked.until_s
     run_here(trials(asked.seeds, asked.budgets), asked)
     show(asked.out)
