@@ -150,17 +150,17 @@ _DETERMINISTIC: Any = torch.utils.deterministic
 def _demanding_order() -> Iterator[None]:
     """While this lasts, PyTorch takes operations that repeat their bits.
 
-    Without filling what it allocates, as it otherwise does then: 8 launches a layer.
+    Without filling what it allocates, as it otherwise does then: 8 launches a layer. The mode is
+    set because `torch.use_deterministic_algorithms` also imports PyTorch's compiler: 3 s.
     """
-    asked = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    asked = torch.get_deterministic_debug_mode()
     filled = _DETERMINISTIC.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     _DETERMINISTIC.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(asked, warn_only=only_warned)
+        torch.set_deterministic_debug_mode(asked)
         _DETERMINISTIC.fill_uninitialized_memory = filled
 
 
