@@ -16,7 +16,7 @@ Shapes: B batch, T time, N = B T rows, D width, F hidden width of the MLP, H que
 G key/value heads, K head width, C = (H + 2 G) K, V vocabulary.
 """
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -318,7 +318,7 @@ class Kernels(Operations):
 
     fused = True
 
-    def __init__(self, dtype: torch.dtype, plain: Container[str] = ()) -> None:
+    def __init__(self, dtype: torch.dtype, plain: Collection[str] = ()) -> None:
         self._dtype, self._plain = dtype, plain
         self._copies: dict[tuple[object, ...], Working] = {}
 
@@ -490,7 +490,7 @@ class WatchedBack(Kernels):
     """
 
     def __init__(self, steps: Kernels, tell: Tell) -> None:
-        super().__init__(steps._dtype, steps._plain)
+        super().__init__(steps._dtype, {*steps._plain, "mlp"})
         self._copies, self._tell = steps._copies, tell
 
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -523,15 +523,3 @@ class WatchedBack(Kernels):
 
         out_BTD.register_hook(tell)  # type: ignore[no-untyped-call]
         return out_BTD
-
-    def mlp(
-        self,
-        u_BTD: Tensor,
-        g_BTD: Tensor,
-        layers: tuple[nn.Linear, nn.Linear],
-        leak: float,
-        scale_D: Tensor,
-        extra: Extra | None,
-    ) -> Tensor:
-        """Return u + scale * (down(leaky(up g)^2) + extra), in place."""
-        return Operations.mlp(self, u_BTD, g_BTD, layers, leak, scale_D, extra)
