@@ -41,7 +41,7 @@ from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import make_plan
 from fairway.pack.artifact import load_artifact, save_artifact
 from fairway.pack.cabac import Side, encode_codes
-from fairway.quantise import dependent, tune
+from fairway.quantise import dependent
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.dependent import Group, Plan
 from fairway.quantise.gptq import QuantisedModel, dequantise, needs_hessian, quantise_model
@@ -49,7 +49,6 @@ from fairway.quantise.grid import QuantisedTensor
 from fairway.quantise.rates import row_classes, shifted
 from fairway.quantise.sensitivity import Curvature, curvatures
 from fairway.quantise.trellis import GRIDS, TRELLIS
-from fairway.quantise.tune import tuned
 from fairway.score.evaluation import Evaluation
 from fairway.score.sliding import evaluate_frozen
 
@@ -77,7 +76,7 @@ class Row:
 # What rows may change, as it is in the package.
 CONSTANTS = {
     "STATES": dependent.STATES, "STRIPE": dependent.STRIPE, "DAMP": dependent.DAMP,
-    "OUTPUT_DAMP": dependent.OUTPUT_DAMP, "RATE": tune.RATE,
+    "OUTPUT_DAMP": dependent.OUTPUT_DAMP,
 }  # fmt: skip
 PARTS = {
     "trellis": Row({}),
@@ -89,8 +88,6 @@ PARTS = {
     "8 states": Row({"STATES": 8}),
     "plain grid, bits weighed": Row({"STATES": 1, "rate_price": 0.1}, True, True),
     "and steps by column": Row({"column_steps": True}),
-    "and vectors tuned": Row({"tune_steps": 96}),
-    "and both": Row({"column_steps": True, "tune_steps": 96}),
     "columns and bits weighed 0.12": Row({"column_steps": True, "rate_price": 0.12}),
 }
 CHOICES = {
@@ -101,9 +98,6 @@ CHOICES = {
     "damping of outputs 0.3": Row({"OUTPUT_DAMP": 0.3}),
     "bits weighed 0.03": Row({"rate_price": 0.03}),
     "bits weighed 0.25": Row({"rate_price": 0.25}),
-    "tuned, rate 0.0003": Row({"tune_steps": 96, "RATE": 0.0003}),
-    "tuned, rate 0.003": Row({"tune_steps": 96, "RATE": 0.003}),
-    "tuned, 32 steps": Row({"tune_steps": 32}),
 }
 CALIBRATION = {
     "a quarter of the text": Row({}, calibration=1 / 4),
@@ -241,7 +235,6 @@ class Found:
     at_equal_bytes: float
     of_the_seed: float
     quantise_s: float
-    tune_s: float
     encode_s: float
     decode_s: float
 
@@ -254,7 +247,6 @@ class Open:
     ideal_bytes: float
     predicted_nats: float
     quantise_s: float
-    tune_s: float
     folder: Path
     done: "Future[Written]"
 
@@ -337,9 +329,7 @@ class Bench:
     # -----------------------------------------------------------------------------------------
     # Rows on their way
 
-    def take(
-        self, name: str, quantised: QuantisedModel, codec: str, quantise_s: float, tune_s: float
-    ) -> None:
+    def take(self, name: str, quantised: QuantisedModel, codec: str, quantise_s: float) -> None:
         """Have a row's artifact written; show those that are ready."""
         folder = self.folder / str(len(list(self.folder.iterdir())))
         folder.mkdir()
@@ -353,8 +343,8 @@ class Bench:
             save_file({n: w.contiguous() for n, w in restored.items()}, folder / "read.safetensors")
             done.set_result(Written(round(ideal), 0.0, 0.0))
         predicted = self.predicted_nats(restored)
-        self.open.append(Open(name, ideal, predicted, quantise_s, tune_s, folder, done))
-        self.say(f"{name}: quantised in {quantise_s:.1f} s, tuned in {tune_s:.1f} s")
+        self.open.append(Open(name, ideal, predicted, quantise_s, folder, done))
+        self.say(f"{name}: quantised in {quantise_s:.1f} s")
         while self.open and self.open[0].done.done():
             self.show(self.open.popleft())
 
@@ -376,13 +366,13 @@ class Bench:
         equal = damage * 2 ** (2 * 8 * (artifact.bytes - self.target_bytes) / WEIGHTS)
         found = Found(
             row.name, artifact.bytes, artifact.encode_s > 0, row.predicted_nats, bpb, damage, equal,
-            equal / self.seed_damage, row.quantise_s, row.tune_s, artifact.encode_s,
+            equal / self.seed_damage, row.quantise_s, artifact.encode_s,
             artifact.decode_s,
         )  # fmt: skip
         self.say(
             f"{row.name:32} {artifact.bytes:12,} bytes  {row.predicted_nats:.5f} nats predicted  "
             f"{bpb:.5f} bpb  {damage:+.5f}  at equal bytes {equal:+.5f}, "
-            f"x {found.of_the_seed:.3f}  quantise {row.quantise_s:.1f} s, tune {row.tune_s:.1f} s, "
+            f"x {found.of_the_seed:.3f}  quantise {row.quantise_s:.1f} s, "
             f"encode {artifact.encode_s:.1f} s, decode {artifact.decode_s:.1f} s"
         )
         if self.chosen.rows:
@@ -396,7 +386,7 @@ class Bench:
         start_s = time.perf_counter()
         quantised = quantise_model(self.state, self.hessians, QuantConfig())
         seconds = time.perf_counter() - start_s
-        self.take("gptq, brotli (the seed)", quantised, "brotli", seconds, 0.0)
+        self.take("gptq, brotli (the seed)", quantised, "brotli", seconds)
         # All others are brought to its bytes.
         self.finish()
 
@@ -413,7 +403,7 @@ class Bench:
         )
         start_s = time.perf_counter()
         quantised = quantise_model(self.state, self.hessians, config)
-        self.take("gptq, this coder", quantised, CODER, time.perf_counter() - start_s, 0.0)
+        self.take("gptq, this coder", quantised, CODER, time.perf_counter() - start_s)
 
     def row(self, name: str) -> None:
         row = ROWS[name]
@@ -424,18 +414,14 @@ class Bench:
         config = replace(QuantConfig(method="trellis"), **own)  # type: ignore[arg-type]
         for key, value in (CONSTANTS | row.settings).items():
             if key.isupper():
-                setattr(tune if key == "RATE" else dependent, key, value)
+                setattr(dependent, key, value)
         plan = Plan(self.state, costs, config)
         if row.uniform_steps:
             plan.groups = [self._uniform(group) for group in plan.groups]
         level = self._level(plan)
         start_s = time.perf_counter()
         quantised = plan.quantise(level)
-        quantised_s = time.perf_counter()
-        if config.tune_steps:
-            quantised = tuned(self.model, quantised, self._lessons(), config)
-        tune_s = time.perf_counter() - quantised_s
-        self.take(name, quantised, CODER, quantised_s - start_s, tune_s)
+        self.take(name, quantised, CODER, time.perf_counter() - start_s)
 
     def _level(self, plan: Plan) -> float:
         """Return the level of the seed's bytes: from the sizes of codes without row feedback,
@@ -446,10 +432,6 @@ class Bench:
         found = ideal_bytes(self.state, plan.quantise(plan.level_for(bits)))
         plan.groups = groups
         return plan.level_for(2 * bits - 8 * found / WEIGHTS)
-
-    def _lessons(self) -> Iterator[Tensor]:
-        while True:
-            yield from batches(self.ids_BT, 2**40, self.plan.device)
 
     @staticmethod
     def _uniform(group: Group) -> Group:

@@ -33,7 +33,6 @@ def test_clock_leaves_two_steps_and_calibration_within_the_budget(
         "train.clock=wall",
         "train.budget_s=100",
         "train.reserve_s=20",
-        "quant.tune_steps=0",
     ]
     batch = tiny().train.batch_tokens
     for more in (0, 1, 10):
@@ -60,5 +59,3 @@ def test_clock_of_the_published_run_leaves_its_calibration(world: int) -> None:
     assert calibration_steps(few, ranks, "cpu") == (0.5 + 1) * world
     plain = override(config, ["quant.method=round"])
     assert calibration_steps(plain, ranks, "cuda") == 0
-    tuned = override(plain, ["quant.tune_steps=48"])
-    assert calibration_steps(tuned, ranks, "cuda") == 2 * world

@@ -64,9 +64,6 @@ PARTS = (
         ("fairway.score.sgd",),
     ),
     Part(
-        "quant.tune_steps", lambda config: config.quant.tune_steps > 0, ("fairway.quantise.tune",)
-    ),
-    Part(
         "data.shuffle_documents",
         lambda config: config.data.shuffle_documents,
         ("fairway.data.shuffled",),

@@ -22,7 +22,7 @@ _FIXED = {
     "model": "leak layer_scale embed_std",
     "optim": "newton_schulz_steps eps",
     "train": "log_every_s",
-    "quant": "damp block act_order states gradient_damp stripe tune_lr",
+    "quant": "damp block act_order states gradient_damp stripe tune_lr tune_steps",
     "pack": "shuffle",
     "ttt": "momentum grad_clip batch_seqs lora_eps lora_phase_lr",
     "prove": "streams",

@@ -4,10 +4,6 @@ from dataclasses import dataclass
 
 from fairway.config.options import AUTO, LIMIT_BYTES, opt
 
-# Positions of a step of quant.tune_steps: what a GPU holds easily, forth and back, beside both
-# models' distributions.
-TUNE_TOKENS = 16_384
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantConfig:
@@ -55,9 +51,6 @@ class QuantConfig:
     )
     column_steps: bool = opt(
         False, "Use finer steps in the columns whose errors raise the loss most (trellis)."
-    )
-    tune_steps: int = opt(
-        0, "Training steps, after quantisation, for the tensors that stay in float16.", lo=0
     )
     lqer_rank: int = opt(
         0,

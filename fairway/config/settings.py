@@ -28,7 +28,6 @@ from fairway.config.options import LIMIT_BYTES as LIMIT_BYTES
 from fairway.config.options import MOST_SEED as MOST_SEED
 from fairway.config.options import OWN_SEED as OWN_SEED
 from fairway.config.options import opt as opt
-from fairway.config.packing import TUNE_TOKENS as TUNE_TOKENS
 from fairway.config.packing import PackConfig as PackConfig
 from fairway.config.packing import QuantConfig as QuantConfig
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +34,6 @@ from fairway.quantise.gptq import (
 from fairway.quantise.grid import QuantisedTensor
 from fairway.quantise.low_rank import corrected
 from fairway.quantise.sensitivity import curvatures
-from fairway.quantise.tune import tuned
 from fairway.quantise.weights import void_fraction, weight_statistics
 from fairway.train.steps import Say
 
@@ -71,14 +69,12 @@ def pack_model(
 
         def size_at(setting: float) -> int:
             file = Path(folder) / str(len(packs))
-            packs[setting] = _pack(text, model, method, setting, file, provenance)
+            packs[setting] = _pack(text, method, setting, file, provenance)
             return file.stat().st_size + code_bytes
 
         chosen = method.choose(size_at)
         packs[chosen].file.replace(path)
     quantised, account = packs[chosen].quantised, packs[chosen].account
-    # Whatever reads training text is training time.
-    calibrate_s += sum(pack.tune_s for pack in packs.values())
     size = path.stat().st_size
     assert sum(count for _, count in account) == size, "the byte account misses the file size"
     if chosen != method.asked:
@@ -135,18 +131,14 @@ class _Calibration:
     source: DataFolder
     device: torch.device
 
-    def endless(self) -> Iterator[Tensor]:
-        """Yield batches of token ids [B, T]."""
+    def batches(self, tokens: int) -> Iterator[Tensor]:
+        """Yield batches of token ids [B, T], those of about so many tokens."""
         train = self.config.train
         rows = train.micro_tokens // train.seq_len
         shards, order = self.source.train_shards(train.shards), order_seed(self.config)
         loader = ShuffledLoader(shards, train.seq_len, rows, order_seed=order)
-        while True:
+        for _ in range(self._count(tokens)):
             yield torch.from_numpy(loader.next_batch()[0]).to(self.device)
-
-    def batches(self, tokens: int) -> Iterator[Tensor]:
-        """Yield those of about so many tokens."""
-        return itertools.islice(self.endless(), self._count(tokens))
 
     def positions(self, tokens: int) -> int:
         """Return how many tokens these are."""
@@ -164,30 +156,19 @@ class _Pack:
     quantised: QuantisedModel
     account: Account
     quantise_s: float
-    tune_s: float
     write_s: float
 
 
 def _pack(
-    text: _Calibration,
-    model: GPT,
-    method: "_Method",
-    setting: float,
-    file: Path,
-    provenance: dict[str, Any],
+    text: _Calibration, method: "_Method", setting: float, file: Path, provenance: dict[str, Any]
 ) -> _Pack:
     config, tokenizer = text.config, text.source.tokenizer
     start_s = time.perf_counter()
     quantised = method.quantise(setting)
     quantised_s = time.perf_counter()
-    if config.quant.tune_steps:
-        quantised = tuned(model, quantised, text.endless(), config.quant)
-    tuned_s = time.perf_counter()
     account = save_artifact(file, quantised, config.model, config.pack, tokenizer, provenance)
     end_s = time.perf_counter()
-    return _Pack(
-        file, quantised, account, quantised_s - start_s, tuned_s - quantised_s, end_s - tuned_s
-    )
+    return _Pack(file, quantised, account, quantised_s - start_s, end_s - quantised_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

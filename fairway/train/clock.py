@@ -3,7 +3,7 @@
 import time
 
 from fairway.base.timing import settle
-from fairway.config.settings import TUNE_TOKENS, Config
+from fairway.config.settings import Config
 from fairway.machine.ranks import ALONE, Ranks
 
 # What a token costs that calibration reads in float32, over what training on it costs: on two
@@ -80,8 +80,7 @@ def calibration_steps(config: Config, ranks: Ranks, device: str) -> float:
 
     The first process calibrates alone, as each of the original's did, with as many tokens however
     many there are. A step's tokens are shared, so that its seconds are those of one part of them.
-    Gradients (trellis) and tuning go back too: a token costs what it costs in training, and tuning
-    asks the unquantised model as well.
+    Gradients (trellis) go back too: a token costs what it costs in training.
     """
     quant = config.quant
     tokens = 0.0
@@ -89,5 +88,4 @@ def calibration_steps(config: Config, ranks: Ranks, device: str) -> float:
         tokens += quant.calibration_tokens * _READING[device]
     if quant.method == "trellis":
         tokens += min(quant.gradient_tokens, quant.calibration_tokens)
-    tokens += quant.tune_steps * TUNE_TOKENS * (1.0 + _READING[device])
     return tokens / (config.train.batch_tokens / ranks.world)

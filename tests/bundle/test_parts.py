@@ -19,7 +19,6 @@ ASKED = {
     "mixture.experts": ({"mixture.experts=ppm"}, {"Helpers"}),
     "ttt.method=lora or mixture.base=lora": ({"ttt.method=lora"}, {"evaluate_lora", "Halving"}),
     "ttt.method=sgd, mixture.base=sgd or ttt.lora_phases": ({"ttt.method=sgd"}, {"evaluate_sgd"}),
-    "quant.tune_steps": ({"quant.tune_steps=2"}, {"tuned"}),
     "data.shuffle_documents": ({"data.shuffle_documents=true"}, {"document_starts"}),
     "quant.method=trellis": ({"quant.method=trellis"}, {"curvatures", "Encoder"}),
     "pack.codec=cabac": ({"pack.codec=cabac"}, {"encode_codes", "code_rows"}),
