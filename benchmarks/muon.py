@@ -38,8 +38,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "row_beta=0.95": {"row_beta": 0.95},
     "cautious": {"cautious": True},
     "row_floor=0.35": {"row_floor": 0.35},
-    "radius=1": {"radius": 1.0},
-    "grad_power=0.9": {"grad_power": 0.9},
     "momentum_buffers=4": {"momentum_buffers": 4},
     "momentum_buffers=6": {"momentum_buffers": 6},
     "newton=0.1": {"newton": 0.1},

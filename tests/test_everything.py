@@ -14,10 +14,8 @@ from fairway.pipeline.run import Pipeline
 SETTINGS = [f"model.{name}={value}" for name, value in ALL.items()]
 TRAINED = [
     "train.documents=true", "train.windows=8@0.3 16@0.6",
-    "optim.momentum_end=0.8", "optim.momentum_buffers=3",
-    "optim.row_beta=0.9", "optim.newton=0.5", "optim.cautious=true", "optim.row_floor=0.5",
-    "optim.radius=2",
-    "optim.grad_power=0.9", "optim.cool_power=1.2", "optim.embed_beta2=0.99", "optim.min_lr=0.1",
+    "optim.momentum_buffers=3", "optim.row_beta=0.9", "optim.newton=0.5", "optim.cautious=true",
+    "optim.row_floor=0.5", "optim.min_lr=0.1",
     "quant.lqer_rank=2", "train.rate_errors=noise", "train.rate_weight=0.1", "quant.min_numel=256",
     "data.shuffle_documents=true",
 ]  # fmt: skip

@@ -21,8 +21,8 @@ def test_what_optimisers_remember_is_resumed(
     stop_at: int,
 ) -> None:
     config = tiny(
-        "optim.momentum_end=0.5", "optim.row_beta=0.9", "optim.cautious=true", "optim.row_floor=1",
-        "optim.grad_power=0.9", "optim.momentum_buffers=3", "train.windows=8@0.3",
+        "optim.row_beta=0.9", "optim.cautious=true", "optim.row_floor=1",
+        "optim.momentum_buffers=3", "train.windows=8@0.3",
     )  # fmt: skip
     whole = run(config, data_folder, tmp_path / "whole")
     resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, stop_at)

@@ -322,8 +322,8 @@ def test_micro_steps_add_up_to_the_batch(
 
 CHANGES = [
     "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=20",
-    "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1", "optim.cool_power=3",
-    "optim.momentum_end=0.1", "optim.row_beta=0.9", "optim.row_floor=5",
+    "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1",
+    "optim.row_beta=0.9", "optim.row_floor=5",
     "data.shuffle_documents=true", "model.reads=1",
 ]  # fmt: skip
 

@@ -175,18 +175,12 @@ def _check_training(config: Config) -> None:
 
 def _check_needed(config: Config) -> None:
     """Raise UserError for a changed setting that has no effect without another one."""
-    rates = "train.rate_errors or train.rate_weight"
-    for name, needed, is_set in (
-        ("optim.momentum_fall", "optim.momentum_end", config.optim.momentum_end is not None),
-        ("train.rate_bits", rates, knows_rate(config.train)),
-        ("train.rate_share", rates, knows_rate(config.train)),
-    ):
-        section, _, field = name.partition(".")
-        value, default = (getattr(getattr(of, section), field) for of in (config, Config()))
-        if value != default and not is_set:
+    for name in () if knows_rate(config.train) else ("rate_bits", "rate_share"):
+        value, default = (getattr(train, name) for train in (config.train, TrainConfig()))
+        if value != default:
             raise UserError(
-                f"{name} is {written(value)}, but it has no effect without {needed}; set that, "
-                f"too, or leave {name} at {written(default)}"
+                f"train.{name} is {written(value)}, but it has no effect without train.rate_errors "
+                f"or train.rate_weight; set that, too, or leave train.{name} at {written(default)}"
             )
 
 

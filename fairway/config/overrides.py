@@ -20,7 +20,8 @@ _PATHS = ("data.source", "train.init", "train.replay")
 _FIXED = {
     "data": "shard_tokens",
     "model": "leak layer_scale embed_std",
-    "optim": "newton_schulz_steps eps",
+    "optim": "newton_schulz_steps eps radius momentum_end momentum_fall grad_power embed_beta2 "
+    "cool_power",
     "train": "log_every_s",
     "quant": "damp block act_order states gradient_damp stripe tune_lr tune_steps",
     "pack": "shuffle",

@@ -167,23 +167,10 @@ class OptimConfig:
         lo=0.0,
         hi=100.0,
     )
-    radius: float = opt(
-        0.0,
-        "Largest norm of a matrix, over that of an orthogonal one of its shape; longer ones are"
-        " scaled back after every step; 0 is off.",
-        lo=0.0,
-        hi=1000.0,
-    )
     momentum: float = opt(0.99, "Momentum of Muon after its warm-up.", lo=0.0, hi=0.9999)
     momentum_start: float = opt(0.92, "Momentum of Muon at the first step.", lo=0.0, hi=0.9999)
     momentum_warmup_steps: int = opt(
         1500, "Steps of the rise from momentum_start to momentum.", lo=0
-    )
-    momentum_end: float | None = opt(
-        None, "Momentum of Muon at the end of the run; none keeps `momentum`.", lo=0.0, hi=0.9999
-    )
-    momentum_fall: float = opt(
-        0.35, "Share of the run after which momentum moves to momentum_end.", lo=0.0, hi=0.999
     )
     momentum_buffers: int = opt(
         1,
@@ -204,12 +191,6 @@ class OptimConfig:
         lo=0.0,
         hi=1000.0,
     )
-    grad_power: float = opt(
-        1.0,
-        "Exponent of the absolute value of Muon's gradients; 1 changes nothing.",
-        lo=0.01,
-        hi=2.0,
-    )
     row_normalise: bool = opt(True, "Divide rows by their norms before Newton-Schulz (MuonEq-R).")
     embed_lr: float = opt(0.03, "AdamW learning rate of the embedding.", lo=0.0, hi=10.0)
     embed_wd: float = opt(0.085, "AdamW weight decay of the embedding.", lo=0.0, hi=10.0)
@@ -218,20 +199,11 @@ class OptimConfig:
     scalar_wd: float = opt(0.02, "AdamW weight decay of gains, scales and gates.", lo=0.0, hi=10.0)
     beta1: float = opt(0.9, "Decay of AdamW's first moment.", lo=0.0, hi=0.9999)
     beta2: float = opt(0.95, "Decay of AdamW's second moment.", lo=0.0, hi=0.99999)
-    embed_beta2: float | None = opt(
-        None,
-        "Value of beta2 for the embedding and an untied head; none uses beta2.",
-        lo=0.0,
-        hi=0.99999,
-    )
     grad_clip: float = opt(
         0.3, "Gradients with a larger norm are scaled down to this; 0 turns it off.", lo=0.0
     )
     warmdown_share: float = opt(
         0.72, "Share of the run, at its end, in which learning rates fall.", lo=0.0, hi=1.0
-    )
-    cool_power: float = opt(
-        1.0, "Exponent of the fall of learning rates; 1 is linear.", lo=0.01, hi=10.0
     )
     min_lr: float = opt(0.0, "Final learning rates as a share of the full ones.", lo=0.0, hi=1.0)
     ema_decay: float | None = opt(

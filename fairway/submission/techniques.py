@@ -67,18 +67,6 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         "modded-nanogpt track 3",
         lambda c: c.optim.row_floor > 0,
     ),
-    ("matrices on a sphere", "modded-nanogpt track 3, #359", lambda c: c.optim.radius > 0),
-    ("power of gradients before Muon", "#1682", lambda c: c.optim.grad_power != 1.0),
-    (
-        "momentum that falls again",
-        "modded-nanogpt track 3, #340",
-        lambda c: c.optim.momentum_end is not None,
-    ),
-    (
-        "rates by a power of the time left",
-        "modded-nanogpt track 3, PowerCool",
-        lambda c: c.optim.cool_power != 1.0,
-    ),
     ("moving average of the weights", "#1421, #1445", lambda c: True),
     (
         "GPTQ with SDClip",

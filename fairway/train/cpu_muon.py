@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fairway.base.floats import ONE, array, each, f32, put
 from fairway.base.native import compiled_sums
-from fairway.train.rules import power_of
 
 
 @compiled_sums
@@ -40,20 +39,10 @@ def _nesterov(
 
 
 def loop_nesterov(
-    grad_KRC: Tensor,
-    buffer_KRC: Tensor,
-    scale_1: Tensor,
-    mu: float,
-    normalise: bool,
-    out: Tensor,
-    power: float = 1.0,
+    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
 ) -> None:
-    """Do what `rules.nesterov` does; without a power, the gradient stays as it was."""
+    """Do what `rules.nesterov` does; the gradient stays as it was."""
     C, scale = grad_KRC.shape[2], scale_1.item()
-    if power != 1.0:
-        # By tensors: the power itself takes most of the time.
-        power_of(grad_KRC.mul_(scale), power)
-        scale = 1.0
     rows = (array(x.view(-1, C)) for x in (grad_KRC, buffer_KRC, out))
     count = grad_KRC.numel() // C
     each(count, grad_KRC, _nesterov, *rows, scale, mu, normalise)

@@ -10,24 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fairway.train.rules import TINY
-
 _VALUES, _WARPS = 2048, 4
 
 
 @triton.jit
 def _nesterov_kernel(
-    grad_ptr, buffer_ptr, out_ptr, scale_ptr, N, mu, less, tiny,
+    grad_ptr, buffer_ptr, out_ptr, scale_ptr, N, mu,
     C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, NORMALISE: tl.constexpr,
-    POWER: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     columns = tl.arange(0, COLUMNS)[None, :]
     mask = (rows < N) & (columns < C)
     at = rows.to(tl.int64) * C + columns
     grad = tl.load(grad_ptr + at, mask, other=0.0) * tl.load(scale_ptr)
-    if POWER:
-        grad *= tl.exp(less * tl.log(tl.maximum(tl.abs(grad), tiny)))
     buffer = tl.load(buffer_ptr + at, mask, other=0.0) * mu + grad
     tl.store(buffer_ptr + at, buffer, mask)
     u = grad + mu * buffer
@@ -38,17 +33,15 @@ def _nesterov_kernel(
 
 @triton.jit
 def _several_kernel(
-    grad_ptr, mean_ptr, out_ptr, scale_ptr, N, first, less, tiny,
+    grad_ptr, mean_ptr, out_ptr, scale_ptr, N, first,
     C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, NORMALISE: tl.constexpr,
-    POWER: tl.constexpr, MEANS: tl.constexpr,
+    MEANS: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     columns = tl.arange(0, COLUMNS)[None, :]
     mask = (rows < N) & (columns < C)
     at = rows.to(tl.int64) * C + columns
     grad = tl.load(grad_ptr + at, mask, other=0.0) * tl.load(scale_ptr)
-    if POWER:
-        grad *= tl.exp(less * tl.log(tl.maximum(tl.abs(grad), tiny)))
     u, age = tl.zeros_like(grad), first
     for m in tl.static_range(MEANS):
         decay = age / (1.0 + age)
@@ -95,39 +88,25 @@ def _move_rows_kernel(
 
 
 def fused_nesterov(
-    grad_KRC: Tensor,
-    buffer_KRC: Tensor,
-    scale_1: Tensor,
-    mu: float,
-    normalise: bool,
-    out: Tensor,
-    power: float = 1.0,
+    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
 ) -> None:
     """Do what `rules.nesterov` does; the gradient stays as it was."""
     N, C, columns, rows = _by_rows(grad_KRC)
     _nesterov_kernel[(triton.cdiv(N, rows),)](
-        grad_KRC, buffer_KRC, out, scale_1, N, mu, power - 1.0, TINY,
-        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, POWER=power != 1.0,
-        num_warps=_WARPS,
+        grad_KRC, buffer_KRC, out, scale_1, N, mu,
+        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, num_warps=_WARPS,
     )  # fmt: skip
 
 
 def fused_several(
-    grad_KRC: Tensor,
-    means_KRMC: Tensor,
-    scale_1: Tensor,
-    mu: float,
-    normalise: bool,
-    out: Tensor,
-    power: float = 1.0,
+    grad_KRC: Tensor, means_KRMC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
 ) -> None:
     """Do what `rules.several` does; the gradient stays as it was."""
     (N, C, columns, rows), means = _by_rows(grad_KRC), means_KRMC.shape[2]
     first = mu / (1.0 - mu) * means / (2**means - 1)
     _several_kernel[(triton.cdiv(N, rows),)](
-        grad_KRC, means_KRMC, out, scale_1, N, first, power - 1.0, TINY,
-        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, POWER=power != 1.0, MEANS=means,
-        num_warps=_WARPS,
+        grad_KRC, means_KRMC, out, scale_1, N, first,
+        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, MEANS=means, num_warps=_WARPS,
     )  # fmt: skip
 
 

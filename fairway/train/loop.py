@@ -157,7 +157,7 @@ class Training:
             loss = self._accumulate(send=True)
         self._look(step)
         wait = self.ranks.start_sum(loss)
-        grad_norm = self.optimisers.step(multiplier, step, now)
+        grad_norm = self.optimisers.step(multiplier, step)
         if self.rates:
             self.rates.decay(now, self.config.optim.matrix_lr * multiplier)
         wait()

@@ -26,7 +26,7 @@ from fairway.machine.ranks import Ranks, Wait
 from fairway.model import kinds
 from fairway.model.gpt import GPT
 from fairway.train.cpu_muon import loop_nesterov
-from fairway.train.rules import hold, inverses, move, muon_update, nesterov, neurons, several
+from fairway.train.rules import inverses, move, muon_update, nesterov, neurons, several
 from fairway.train.schedule import momentum
 
 # What AdamW adds to the root of its second moment, as in #1493.
@@ -148,8 +148,6 @@ class Bank:
             *(self.weights_LRC, updates_LRC, lr, config.matrix_wd),
             *(config.cautious, config.row_floor),
         )
-        if config.radius:
-            hold(self.weights_LRC, config.radius)
 
     def look(self, moments: Mapping[str, Tensor]) -> None:
         """Move the second moments [C, C] of inputs towards new ones, summed over the ranks."""
@@ -356,11 +354,10 @@ class Optimisers:
         by_group = kinds.by_group(model.declares, named)
         # In the order of the layers: the backward pass meets what leads to the head first.
         matrices = sorted(by_group["matrix"], key=lambda name: name == "head_proj.weight")
-        slow = config.beta2 if config.embed_beta2 is None else config.embed_beta2
         groups = [
-            (by_group["embed"], config.embed_lr, config.embed_wd, slow),
-            (by_group["head"], config.head_lr, 0.0, slow),
-            (by_group["scalar"], config.scalar_lr, config.scalar_wd, config.beta2),
+            (by_group["embed"], config.embed_lr, config.embed_wd),
+            (by_group["head"], config.head_lr, 0.0),
+            (by_group["scalar"], config.scalar_lr, config.scalar_wd),
         ]
         self.muon = Muon(
             [(name, named[name]) for name in matrices],
@@ -371,14 +368,10 @@ class Optimisers:
         )
         self.adam = torch.optim.AdamW(
             [
-                {
-                    "params": [named[n] for n in names],
-                    "base_lr": lr,
-                    "weight_decay": wd,
-                    "betas": (config.beta1, beta2),
-                }
-                for names, lr, wd, beta2 in groups
+                {"params": [named[n] for n in names], "base_lr": lr, "weight_decay": wd}
+                for names, lr, wd in groups
             ],
+            betas=(config.beta1, config.beta2),
             eps=_EPS,
             fused=True,
         )
@@ -401,11 +394,11 @@ class Optimisers:
         self.muon.departures.expect()
 
     @torch.no_grad()
-    def step(self, multiplier: float, step: int, progress: float = 0.0) -> Tensor:
+    def step(self, multiplier: float, step: int) -> Tensor:
         """Sum over ranks, clip, update every parameter, clear gradients.
 
         Returns the norm of the summed gradients before the clip, a float32 scalar on the device.
-        `multiplier` scales all learning rates, `step` and progress set the momentum.
+        `multiplier` scales all learning rates, `step` sets the momentum.
         """
         self.muon.departures.finish()
         for flat in self.flats:
@@ -413,7 +406,7 @@ class Optimisers:
         grad_norm = self._grad_norm()
         # It has a dimension: a scalar would be rounded to the gradients' dtype first.
         scale_1 = (self.clip / (grad_norm + 1e-6)).clamp(max=1.0).reshape(1)
-        self.muon.propose(scale_1, momentum(step, self.config, progress))
+        self.muon.propose(scale_1, momentum(step, self.config))
         self._step_adam(scale_1, multiplier)
         self.muon.apply(self.config.matrix_lr * multiplier)
         # Neither the banks nor fused AdamW count versions of the parameters they change, and

@@ -47,27 +47,15 @@ def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
     return x_LRC.mT if tall else x_LRC
 
 
-# What counts as the smallest gradient, whose power is to be taken: the least float32.
-TINY = 1.2e-38
-
-
 def nesterov(
-    grad_KRC: Tensor,
-    buffer_KRC: Tensor,
-    scale_1: Tensor,
-    mu: float,
-    normalise: bool,
-    out: Tensor,
-    power: float = 1.0,
+    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
 ) -> None:
     """Advance the momentum in place by scaled gradients; write what is to be orthogonalised.
 
-    `out` [K, R, C] gets Nesterov momentum, rows divided by their norms if asked to. A power other
-    than 1 is taken of the scaled gradients' sizes first. The gradients become scratch.
+    `out` [K, R, C] gets Nesterov momentum, rows divided by their norms if asked to. The gradients
+    become scratch.
     """
     grad_KRC.mul_(scale_1)
-    if power != 1.0:
-        power_of(grad_KRC, power)
     torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
     _write(torch.add(grad_KRC, buffer_KRC, alpha=mu), normalise, out)
 
@@ -82,21 +70,13 @@ def decays(mu: float, count: int) -> list[float]:
 
 
 def several(
-    grad_KRC: Tensor,
-    means_KRMC: Tensor,
-    scale_1: Tensor,
-    mu: float,
-    normalise: bool,
-    out: Tensor,
-    power: float = 1.0,
+    grad_KRC: Tensor, means_KRMC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
 ) -> None:
     """Do what `nesterov` does with M running means of gradients, young to old, and their mean.
 
     Each of them looks one step ahead, as Nesterov momentum does.
     """
     grad_KRC.mul_(scale_1)
-    if power != 1.0:
-        power_of(grad_KRC, power)
     u_KRC, count = torch.zeros_like(grad_KRC), means_KRMC.shape[2]
     for m, decay in enumerate(decays(mu, count)):
         mean_KRC = means_KRMC[:, :, m]
@@ -112,11 +92,6 @@ def _write(u_KRC: Tensor, normalise: bool, out: Tensor) -> None:
     norms_KR1 = torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
     # Divided in float32, rounded on the way out: the quotient is not stored twice.
     torch.div(u_KRC, norms_KR1, out=out)
-
-
-def power_of(x: Tensor, power: float) -> None:
-    """Replace numbers by a power of their sizes, in place; signs and zeros stay."""
-    x.mul_(x.abs().clamp_min_(TINY).pow_(power - 1.0))
 
 
 def move(
@@ -140,17 +115,6 @@ def move(
     else:
         weights_LRC.mul_(1.0 - lr * decay)
     weights_LRC.sub_(updates_LRC, alpha=lr)
-
-
-def hold(weights_LRC: Tensor, radius: float) -> None:
-    """Scale matrices back whose norm exceeds that of an orthogonal one so many times.
-
-    Orthogonal matrices begin on such a sphere of radius 1, and random steps lead off it; those that
-    begin as zeros grow up to it.
-    """
-    norms_L11 = torch.linalg.vector_norm(weights_LRC, dim=(-2, -1), keepdim=True)
-    most = radius * math.sqrt(min(weights_LRC.shape[-2:]))
-    weights_LRC.mul_((most / norms_L11.clamp_min(1e-30)).clamp_max(1.0))
 
 
 def raised(weights_LRC: Tensor, updates_LRC: Tensor, floor: float) -> Tensor:
@@ -178,7 +142,7 @@ def muon_update(
     All products are in its dtype. The momentum advances in place; `rows` is `nesterov`, its GPU
     kernel or its loop. With `row_beta` so do the mean squares of `balance`.
     """
-    rows(grad_KRC, buffer_KRC, scale_1, mu, config.row_normalise, out, config.grad_power)
+    rows(grad_KRC, buffer_KRC, scale_1, mu, config.row_normalise, out)
     x_KRC = orthogonalise(out, coefficients(config))
     factor: Tensor | float = math.sqrt(max(1.0, out.shape[1] / out.shape[2]))
     if squares is not None:

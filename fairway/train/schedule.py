@@ -12,27 +12,19 @@ from fairway.config.settings import OptimConfig
 def lr_multiplier(progress: float, config: OptimConfig) -> float:
     """Return the learning-rate multiplier at a progress in [0, 1].
 
-    1 until the last `warmdown_share` of the run, then down to 0 by the `cool_power` of the time
-    that is left (1 is a line), but never below `min_lr`.
+    1 until the last `warmdown_share` of the run, then linear to 0, but never below `min_lr`.
     """
     share = config.warmdown_share
     if share == 0.0 or progress < 1.0 - share:
         return 1.0
-    return float(max(((1.0 - progress) / share) ** config.cool_power, config.min_lr))
+    return max((1.0 - progress) / share, config.min_lr)
 
 
-def momentum(step: int, config: OptimConfig, progress: float = 0.0) -> float:
-    """Return Muon's momentum at a step: linear from `momentum_start` over the warm-up steps.
-
-    With `momentum_end` it moves there, linear in progress, from `momentum_fall` on.
-    """
+def momentum(step: int, config: OptimConfig) -> float:
+    """Return Muon's momentum at a step: linear from `momentum_start` over the warm-up steps."""
     warmup = config.momentum_warmup_steps
     ramp = min(step / warmup, 1.0) if warmup else 1.0
-    mu = (1.0 - ramp) * config.momentum_start + ramp * config.momentum
-    if config.momentum_end is None or progress <= config.momentum_fall:
-        return mu
-    fallen = (progress - config.momentum_fall) / (1.0 - config.momentum_fall)
-    return mu + fallen * (config.momentum_end - mu)
+    return (1.0 - ramp) * config.momentum_start + ramp * config.momentum
 
 
 def due(progress: float, stages: Iterable[tuple[int, float]], otherwise: int) -> int:

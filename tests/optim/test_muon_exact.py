@@ -243,9 +243,9 @@ def test_a_bank_goes_by_the_kernels_it_was_given() -> None:
     bank.nesterov, weight.grad = rows, torch.ones(3, 4)
     bank.collect()
     bank.propose(torch.ones(1), 0.5)
-    [(grad, buffer, _, mu, normalise, out, power)] = called
+    [(grad, buffer, _, mu, normalise, out)] = called
     assert (grad.data_ptr(), buffer is bank.momentum_KRC) == (bank.grads_PRC.data_ptr(), True)
-    assert (mu, normalise, power) == (0.5, True, 1.0)
+    assert (mu, normalise) == (0.5, True)
     assert out.data_ptr() == bank.updates_PRC.data_ptr()
 
 

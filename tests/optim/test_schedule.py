@@ -34,32 +34,6 @@ def test_momentum_ramp() -> None:
     assert momentum(0, replace(SEED, momentum_warmup_steps=0)) == 0.99
 
 
-def test_momentum_falls_again() -> None:
-    """0.85 to 0.966 in 200 steps, from 35 % of the run on to 0.93: a line in progress."""
-    config = replace(
-        SEED, momentum_start=0.85, momentum=0.966, momentum_warmup_steps=200, momentum_end=0.93
-    )
-    for step, progress, wanted in (
-        (0, 0.0, 0.85), (100, 0.05, 0.908), (200, 0.1, 0.966), (900, 0.35, 0.966),
-        (1200, 0.675, 0.948), (1900, 1.0, 0.93),
-        # The warm-up that is not over yet moves towards the end as well.
-        (100, 0.675, (0.908 + 0.93) / 2),
-    ):  # fmt: skip
-        assert momentum(step, config, progress) == pytest.approx(wanted, abs=1e-12)
-    late = replace(config, momentum_fall=0.9)
-    assert momentum(900, late, 0.9) == pytest.approx(0.966)
-    assert momentum(900, late, 0.95) == pytest.approx(0.948)
-    assert momentum(900, replace(config, momentum_end=None), 0.95) == pytest.approx(0.966)
-
-
-@pytest.mark.parametrize("power", [0.5, 1.2, 3.0])
-def test_learning_rate_falls_by_a_power_of_the_time_that_is_left(power: float) -> None:
-    config = replace(SEED, cool_power=power, min_lr=0.01)
-    for progress in (0.0, 0.28, 0.5, 0.9, 0.999, 1.0):
-        wanted = max(min(1.0, (1 - progress) / 0.72) ** power, 0.01)
-        assert lr_multiplier(progress, config) == pytest.approx(wanted, abs=1e-12)
-
-
 def test_average_horizon_is_a_share_of_the_run() -> None:
     assert average_decay(0.123, SEED) == 0.9965
     share = replace(SEED, ema_decay=None, ema_share=0.05)

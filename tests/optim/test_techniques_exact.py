@@ -15,7 +15,7 @@ from by_threads import CONFIG, FIXED, gradients, is_matrix, plain_update, togeth
 from torch import Tensor
 
 from fairway.config.settings import OptimConfig
-from fairway.train import cpu_muon, rules
+from fairway.train import rules
 
 SHAPES = [(3, 7, 40), (1, 33, 128), (2, 1, 1), (2, 40, 7), (2, 5, 2500)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,8 +55,7 @@ def moved(weight: Tensor, update: Tensor, lr: float, config: OptimConfig) -> Ten
             u *= least / u.norm()
         decays = (w * u > 0) | (not config.cautious)
         w.copy_(torch.where(decays, w * (1 - lr * config.matrix_wd), w) - lr * u)
-    most = config.radius * min(weight.shape) ** 0.5
-    return weight * most / weight.norm() if 0 < most < weight.norm() else weight
+    return weight
 
 
 @functools.cache
@@ -69,7 +68,6 @@ def by_formulas(config: OptimConfig, steps: int) -> dict[str, Tensor]:
         for name, grad in gradients(step).items():
             if not is_matrix(name):
                 continue
-            grad = grad.sign() * grad.abs() ** config.grad_power
             if config.momentum_buffers > 1:
                 grad, buffers[name] = ahead(grad, buffers[name], config.momentum_buffers)
                 update, _ = plain_update(grad, torch.zeros_like(grad), 0.0, FIXED, True)
@@ -86,9 +84,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "cautious": {"cautious": True},
     "floor": {"row_floor": 0.35},
     "large floor": {"row_floor": 20.0, "matrix_wd": 0.0},
-    "sphere": {"radius": 0.9, "matrix_wd": 0.0},
     "even": {"row_beta": 0.95},
-    "power": {"grad_power": 0.9},
     "two means": {"momentum_buffers": 2},
     "six means": {"momentum_buffers": 6},
     "all": {
@@ -96,7 +92,6 @@ CHANGES: dict[str, dict[str, Any]] = {
         "cautious": True,
         "row_floor": 0.35,
         "row_beta": 0.9,
-        "grad_power": 0.8,
     },
 }
 
@@ -169,20 +164,18 @@ def test_move_by_rows(shape: tuple[int, int, int], cautious: bool, floor: float)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize(("count", "power"), [(2, 1.0), (5, 0.9)])
+@pytest.mark.parametrize("count", [2, 5])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_several_running_means(
-    shape: tuple[int, int, int], count: int, power: float, normalise: bool
-) -> None:
+def test_several_running_means(shape: tuple[int, int, int], count: int, normalise: bool) -> None:
     K, R, C = shape
     grads, means, scale = drawn(shape, 0), drawn((K, R, count, C), 1), torch.tensor([0.37])
     grads[0, 0], means[0, 0] = 0.0, 0.0
     grads[-1, -1] *= 1e6
     exact, wanted = means.double(), torch.empty(shape, dtype=torch.float64)
-    rules.several(grads.double(), exact, scale.double(), 0.966, normalise, wanted, power)
+    rules.several(grads.double(), exact, scale.double(), 0.966, normalise, wanted)
     for rows, device in ((rules.several, "cpu"), (kernel("fused_several"), DEVICE)):
         kept, out = means.clone().to(device), torch.empty(shape, device=device)
-        rows(grads.clone().to(device), kept, scale.to(device), 0.966, normalise, out, power)
+        rows(grads.clone().to(device), kept, scale.to(device), 0.966, normalise, out)
         torch.testing.assert_close(kept.cpu().double(), exact, rtol=2e-5, atol=1e-5)
         torch.testing.assert_close(out.cpu().double(), wanted, rtol=2e-5, atol=1e-5)
         assert not out[0, 0].any()
@@ -194,38 +187,6 @@ def test_ages_double_and_have_the_mean_age_of_the_momentum() -> None:
             ages = [decay / (1 - decay) for decay in rules.decays(mu, count)]
             assert sum(ages) / count == pytest.approx(mu / (1 - mu), rel=1e-6)
             assert all(b == pytest.approx(2 * a) for a, b in itertools.pairwise(ages))
-
-
-@pytest.mark.parametrize("where", ["loop", "kernel"])
-@pytest.mark.parametrize("power", [0.5, 0.9, 1.5])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_power_of_gradients(shape: tuple[int, int, int], power: float, where: str) -> None:
-    rows = cpu_muon.loop_nesterov if where == "loop" else kernel("fused_nesterov")
-    device = "cpu" if where == "loop" else DEVICE
-    grads, buffers, scale = drawn(shape, 0), drawn(shape, 1), torch.tensor([0.37])
-    grads[0, 0, 0], grads[-1, -1] = 0.0, grads[-1, -1] * 1e8
-    grads[0, :, 0] *= 1e-20
-    kept, exact = buffers.to(device), buffers.double()
-    out = torch.empty(shape, dtype=torch.float32, device=device)
-    wanted = torch.empty(shape, dtype=torch.float64)
-    rows(grads.clone().to(device), kept, scale.to(device), 0.9, True, out, power)
-    rules.nesterov(grads.double(), exact, scale.double(), 0.9, True, wanted, power)
-    torch.testing.assert_close(kept.cpu().double(), exact, rtol=2e-5, atol=1e-6)
-    torch.testing.assert_close(out.cpu().double(), wanted, rtol=2e-5, atol=1e-6)
-
-
-def test_only_matrices_beyond_the_sphere_are_scaled() -> None:
-    weights = torch.stack([torch.zeros(3, 5), torch.eye(3, 5), 7 * torch.eye(3, 5)])
-    rules.hold(weights, 2.0)
-    wanted = torch.stack([torch.zeros(3, 5), torch.eye(3, 5), 2 * torch.eye(3, 5)])
-    torch.testing.assert_close(weights, wanted)
-
-
-def test_a_power_keeps_signs_and_zeros() -> None:
-    x = torch.tensor([-4.0, 0.0, 9.0, 1e-45, float("nan")])
-    rules.power_of(x, 0.5)
-    torch.testing.assert_close(x[:3], torch.tensor([-2.0, 0.0, 3.0]))
-    assert x[3] >= 0 and x[4].isnan()
 
 
 def test_evening_out_meets_matrices_of_nothing() -> None:
