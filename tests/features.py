@@ -10,12 +10,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "gates of heads": {"attn_gate": "head"},
     "dense gates": {"attn_gate": "dense"},
     "sparse gates": {"attn_gate": "sparse"},
-    "reads": {"reads": 2},
 }
 
 # As many at once as can be.
 ALL: dict[str, Any] = {
     "x0_values": True, "lanes": 2, "window": "5 0 3", "softcap_skew": True, "softcap": 6.0,
     "attn_gate": "sparse", "gate_features": 5, "smear": True, "tie_embeddings": False,
-    "reads": 3,
 }  # fmt: skip

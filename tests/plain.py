@@ -126,20 +126,6 @@ def block(i: int, lanes: list[Tensor], given: Given, p: State, c: ModelConfig) -
     return [v + w["mlp_scale"] * mlp(rms(u if parallel else v) * s, w)]
 
 
-def reading(i: int, p: State, c: ModelConfig, x: Tensor, seen: dict[int, Tensor]) -> Tensor:
-    """Add to what layer i hands on its shares of itself, of x0 (layer -1) and of three layers."""
-    w = {n.split(".", 3)[3]: t for n, t in p.items() if n.startswith(f"blocks.{i}.reading.")}
-    if not w:
-        return x
-    z = rms(x) @ w["look.weight"].T
-    g = 0.5 * z * (1 + torch.erf(z / math.sqrt(2)))
-    shares = 0.05 * (g @ w["choose"].T + w["always"])
-    n = c.num_layers
-    third, thirds = math.ceil(n / 3) - 1, math.ceil(2 * n / 3) - 1
-    added = [x] + [seen[j] for j in (-1, *range(i)) if j in (-1, third, thirds, n - 2)]
-    return x + sum(shares[..., k : k + 1] * s for k, s in enumerate(added))
-
-
 def order(c: ModelConfig, looping: bool) -> tuple[list[int], list[int]]:
     visits = list(range(c.loop_first))
     middle = list(range(c.loop_first, c.loop_last + 1))
@@ -177,11 +163,10 @@ def loss(
     """Return the mean loss in nats per token, in the parameters' dtype."""
     x0 = embedded(p, c, ids)
     given = Given(x0, x0 @ p["x0_proj.weight"].T if c.x0_values else None, ids, separate)
-    lanes, stack, seen = [x0], list[Tensor](), {-1: x0}
+    lanes, stack = [x0], list[Tensor]()
     encoder, decoder = order(c, looping)
     for i in encoder:
         lanes = block(i, lanes, given, p, c)
-        lanes[0] = seen[i] = reading(i, p, c, lanes[0], seen)
         stack.append(lanes[0])
     for step, i in enumerate(decoder):
         if stack:
@@ -190,7 +175,6 @@ def loss(
             # The second lane begins where the first such block reads the joined stream.
             lanes = [joined, *lanes[1:]]
         lanes = block(i, lanes, given, p, c)
-        lanes[0] = seen[i] = reading(i, p, c, lanes[0], seen)
     x = rms(sum(lanes) / len(lanes))
     x = x @ p["head_proj.weight"].T if c.embed_dim else x
     head = p["tok_emb.weight"] if c.tie_embeddings else p["head.weight"]

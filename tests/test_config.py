@@ -135,7 +135,6 @@ NEW = {
     "row_beta",
     "row_floor",
     "shuffle_documents",
-    "reads",
     "rate_errors",
     "rate_weight",
     "rate_share",

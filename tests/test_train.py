@@ -324,7 +324,7 @@ CHANGES = [
     "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=20",
     "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1",
     "optim.row_beta=0.9", "optim.row_floor=5",
-    "data.shuffle_documents=true", "model.reads=1",
+    "data.shuffle_documents=true",
 ]  # fmt: skip
 
 

@@ -83,7 +83,6 @@ PARTS = (
         lambda config: config.quant.lqer_rank > 0,
         ("fairway.pack.factors", "fairway.quantise.correction", "fairway.quantise.low_rank"),
     ),
-    Part("model.reads", lambda config: config.model.reads > 0, ("fairway.model.gpu.reads",)),
     Part(
         "train.rate_errors or train.rate_weight",
         lambda config: knows_rate(config.train),

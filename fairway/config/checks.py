@@ -94,11 +94,6 @@ def check_model(model: ModelConfig) -> None:
             "model.softcap_skew needs a cap to begin with, and model.softcap is 0; set it to 30, "
             "or model.softcap_skew=false"
         )
-    if model.reads > model.num_layers:
-        raise UserError(
-            f"model.reads is {model.reads}, but the model has {model.num_layers} layers that can "
-            f"read; set it to at most model.num_layers"
-        )
     leaves = model.loop_first < model.parallel_from <= model.loop_last
     if model.lanes > 1 and model.loop_extra and leaves:
         raise UserError(

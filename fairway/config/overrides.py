@@ -19,7 +19,7 @@ _PATHS = ("data.source", "train.init", "train.replay")
 # Settings of earlier days. All but one are constants of the code that uses them.
 _FIXED = {
     "data": "shard_tokens",
-    "model": "leak layer_scale embed_std",
+    "model": "leak layer_scale embed_std reads",
     "optim": "newton_schulz_steps eps radius momentum_end momentum_fall grad_power embed_beta2 "
     "cool_power",
     "train": "log_every_s",

@@ -138,12 +138,6 @@ class ModelConfig:
     gate_features: int = opt(
         12, "Input features that a gate of heads reads (head, sparse).", lo=1, hi=16_384
     )
-    reads: int = opt(
-        0,
-        "Number of last layers that also add the outputs of earlier layers, with weights that are"
-        " computed for every token.",
-        lo=0,
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ gate, or shares of a token; R hidden width of what chooses them.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -30,9 +30,6 @@ LEAK = 0.5
 LANE_KEEP = 1.1
 # The deviation of initial dense gates of heads.
 GATE_STD = 0.01
-# What chooses a token's shares of earlier outputs: its hidden width, as in modded-nanogpt #259, and
-# what its result is multiplied by, so that AdamW's steps for gates are small steps of a share.
-READ_WIDTH, READ_SCALE = 64, 0.05
 
 
 class Linear(nn.Linear):
@@ -168,47 +165,6 @@ class MLP(nn.Module):
         self.proj = Linear(config.mlp_dim, config.dim)
 
 
-def read_from(config: ModelConfig, layer: int) -> list[int]:
-    """Return the layers whose outputs a reading layer adds, beside x0 and its own, in order.
-
-    Those at a third and two thirds of the depth, and the last but one, as far as they come before
-    it (modded-nanogpt #259: the same three of 11).
-    """
-    count = config.num_layers
-    marks = {-(-count // 3) - 1, -(-2 * count // 3) - 1, count - 2}
-    return sorted(mark for mark in marks if 0 <= mark < layer)
-
-
-class Reading(nn.Module):
-    """A token's shares of what earlier layers handed on (MUDD: Xiao et al. 2025, arXiv 2502.12170).
-
-    A small MLP of the normalised stream chooses them, none at first.
-    """
-
-    declares: ClassVar[dict[str, Kind]] = {
-        "look.weight": matrix("reading"),
-        "choose": scalar(kinds.zeros),
-        "always": scalar(kinds.zeros),
-    }
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.layers = read_from(config, layer)
-        shares = 2 + len(self.layers)
-        self.look = Linear(config.dim, READ_WIDTH)
-        self.choose = nn.Parameter(torch.empty(shares, READ_WIDTH))
-        self.always = nn.Parameter(torch.empty(shares))
-
-    def forward(
-        self, x_BTD: Tensor, sources: Sequence[Tensor], steps: Operations
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return (the stream with its shares of itself and of x0 and the layers; the sources)."""
-        x_BTD, h_BTD = steps.branch(x_BTD, 1.0)
-        seen_BTR, dtype = F.gelu(self.look(h_BTD)), x_BTD.dtype
-        share_BTS = F.linear(seen_BTR, self.choose.to(dtype)) + self.always.to(dtype)
-        return steps.mixed(x_BTD, READ_SCALE * share_BTS, sources)
-
-
 class Block(nn.Module):
     """One physical layer: mix in x0, then attention and MLP, in sequence or in parallel."""
 
@@ -220,7 +176,6 @@ class Block(nn.Module):
         "resid_mix": scalar(kinds.first_one),
         "lane_keep": scalar(kinds.constant(LANE_KEEP)),
         "lane_add": scalar(kinds.ones),
-        **kinds.inside("reading", Reading.declares),
     }
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -236,8 +191,6 @@ class Block(nn.Module):
         if self.two_lanes:
             self.lane_keep = nn.Parameter(torch.empty(2))
             self.lane_add = nn.Parameter(torch.empty(2, 2))
-        if layer >= config.num_layers - config.reads:
-            self.reading = Reading(config, layer)
 
     def forward(
         self,

@@ -8,7 +8,6 @@ What is unusual here, in the order in which a token meets it:
 - late blocks run attention and MLP in parallel on one input;
 - a few middle blocks are visited several times (depth recurrence), switched on during training;
 - the visits form a U-Net: outputs of the first half are blended into the second half;
-- the last layers may add what earlier ones handed on, in shares that every token chooses;
 - the head is the embedding again, its logits capped by a tanh.
 
 Shapes: B batch, T time, D width, E embedding width, H query heads, G key/value heads,
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from fairway.config.settings import BOS_ID, ModelConfig
 from fairway.model import attention, kinds
-from fairway.model.block import Attached, Block, Linear, Reading, Visit, Walk
+from fairway.model.block import Attached, Block, Linear, Visit, Walk
 from fairway.model.kinds import Kind, kind_in, matrix, scalar
 from fairway.model.operations import PLAIN, Join, Rope
 from fairway.model.ops import by_sign, softcapped, softcapped_apart
@@ -142,12 +141,6 @@ class GPT(nn.Module):
         if config.x0_values:
             self.x0_proj = Linear(config.dim, config.dim // config.num_heads * config.num_kv_heads)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
-        # By layer; and the layers whose newest outputs they ask for.
-        self.readings = {
-            layer: cast(Block, self.blocks[layer]).reading
-            for layer in range(config.num_layers - config.reads, config.num_layers)
-        }
-        self.remembered = {mark for reading in self.readings.values() for mark in reading.layers}
         self.num_skips = num_skips(config)
         if self.num_skips:
             self.skip_weights = nn.Parameter(torch.empty(self.num_skips, config.dim))
@@ -238,8 +231,6 @@ class GPT(nn.Module):
         more_BTC = self.x0_proj(x_BTD) if self.config.x0_values else None
         lanes: tuple[Tensor, ...] = (x_BTD,)
         stack: list[Tensor] = []
-        states: dict[int, Tensor] = {}
-        last = -1
         for number, layer in enumerate((*self.encoder_visits, *self.decoder_visits)):
             visit = Visit(number, self.operations, given, more_BTC)
             step, join = number - half, None
@@ -248,25 +239,7 @@ class GPT(nn.Module):
             lanes, x0_BTD, before_BTD = self.blocks[layer](lanes, x0_BTD, join, visit)
             if 0 < number < half:
                 stack.append(before_BTD)
-            if last in self.remembered:
-                states[last] = before_BTD
-            last = layer
-            if layer in self.readings:
-                lanes, x0_BTD = self._read(self.readings[layer], lanes, x0_BTD, states)
         return lanes[0] if len(lanes) == 1 else torch.stack(lanes).mean(0)
-
-    def _read(
-        self,
-        reading: Reading,
-        lanes: tuple[Tensor, ...],
-        x0_BTD: Tensor,
-        states: dict[int, Tensor],
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return (the lanes, of which the first has read x0 and the states of some layers; x0)."""
-        sources = [x0_BTD, *(states[layer] for layer in reading.layers)]
-        x_BTD, (x0_BTD, *found) = reading(lanes[0], sources, self.operations)
-        states.update(zip(reading.layers, found, strict=True))
-        return (x_BTD, *lanes[1:]), x0_BTD
 
     def _join(self, skip_BTD: Tensor, step: int) -> Join:
         gate_D = self.skip_gates[step] if self.config.skip_gates else None

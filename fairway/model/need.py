@@ -19,7 +19,7 @@ from fairway.base import units
 from fairway.config.checks import lora_chunks, lora_peers
 from fairway.config.settings import ModelConfig, TttConfig
 from fairway.model import attention
-from fairway.model.block import READ_WIDTH, Block, read_from
+from fairway.model.block import Block
 from fairway.model.gpt import GPT, num_skips, shapes_of, visits
 from fairway.model.kinds import kind_in
 from fairway.model.paths import plain_steps
@@ -209,25 +209,6 @@ def _visit_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
     return way.itemsize * numbers + 8 + _attention_kept(config, way, layer, T)
 
 
-def _readings(config: ModelConfig, looping: bool) -> list[int]:
-    """Return how many sources every visit that reads adds, x0 among them."""
-    first = config.num_layers - config.reads
-    layers = [layer for layer in _looped(config, looping) if layer >= first]
-    return [1 + len(read_from(config, layer)) for layer in layers]
-
-
-def _readings_kept(config: ModelConfig, way: Way, looping: bool) -> float:
-    """Return the bytes that a token leaves for the way back through readings.
-
-    What they read after a norm, the MLP before and behind its activation, the shares, the sum; by
-    plain formulas also what is normalised, and a partial sum for every source.
-    """
-    D, numbers = config.dim, 0
-    for sources in _readings(config, looping):
-        numbers += 2 * D + 2 * READ_WIDTH + 1 + sources
-    return way.itemsize * numbers + 4 * len(_readings(config, looping))
-
-
 def _joins(config: ModelConfig, looping: bool) -> int:
     encoder, decoder = visits(config, looping)
     return min(len(encoder), len(decoder), num_skips(config))
@@ -241,7 +222,6 @@ def kept_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
     if not way.fused:
         # A skip is scaled, then blended in.
         total += way.itemsize * D * _joins(config, looping) * (2 if config.skip_gates else 1)
-    total += _readings_kept(config, way, looping)
     numbers = D + (2 * E if E != D else 0) + (W if config.x0_values else 0)
     numbers += 4 * E if config.smear else 0
     numbers += 0 if way.fused else D + E
@@ -276,8 +256,6 @@ def passing_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float
     numbers = (6 + stack) * D + max(mlp, attend)
     numbers += W if config.x0_values else 0
     numbers += 4 * D if config.lanes == 2 else 0
-    # States that wait to be read take the places of those that skips have given free.
-    numbers += 2 * D if config.reads and not config.skips else 0
     return way.itemsize * numbers
 
 

@@ -115,15 +115,6 @@ class Operations:
         """Return (u, scale u / rms(u)): the stream goes on, a branch begins."""
         return u_BTD, norm(u_BTD, scale)
 
-    def mixed(
-        self, x_BTD: Tensor, share_BTS: Tensor, sources: Sequence[Tensor]
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return (x and shares of x and of some sources, summed; the sources)."""
-        sum_BTD = x_BTD
-        for number, source_BTD in enumerate((x_BTD, *sources)):
-            sum_BTD = sum_BTD + share_BTS[..., number, None] * source_BTD
-        return sum_BTD, sources
-
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
     ) -> tuple[Projected, Tensor]:

@@ -38,11 +38,6 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     ("documents that do not see one another", "#1530", lambda c: c.train.documents),
     ("values from the embeddings", "#2005", lambda c: c.model.x0_values),
     ("gates of heads", "#1667, #1736, #1787", lambda c: c.model.attn_gate != "off"),
-    (
-        "reads of earlier layers",
-        "Xiao et al. 2025, arXiv 2502.12170; modded-nanogpt #259",
-        lambda c: c.model.reads > 0,
-    ),
     ("SmearGate with a mask at BOS", "#1667, #1851, #1855", lambda c: c.model.smear),
     ("MuonEq-R", "Jordan et al. 2024; #1217", lambda c: c.optim.row_normalise),
     (

@@ -14,7 +14,7 @@ from fairway.model import ops
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-from fairway.model.gpu import heads, kernels, losses, products, reads
+from fairway.model.gpu import heads, kernels, losses, products
 from fairway.model.gpu.kernels import Join
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -130,32 +130,6 @@ def test_norm(size: float) -> None:
 def test_embed() -> None:
     table, ids = randn(17, 24), torch.tensor([3, 16, 3, 0, 5], device=DEVICE)
     near(kernels.embed(table, ids, torch.float32)[0], ops.norm_plain(table[ids]))
-
-
-# ---------------------------------------------------------------------------------------------
-# Reads of earlier layers
-
-
-@pytest.mark.parametrize("sources", [1, 2, 3, 4])
-@pytest.mark.parametrize(("N", "D"), [(13, 24), (1, 1), (37, 130), (2, 1100)])
-def test_mix(sources: int, N: int, D: int) -> None:
-    states = [randn(N, D, seed=n, size=10.0**n) for n in range(1 + sources)]
-    share, grad = randn(N, 1 + sources, seed=7), randn(N, D, seed=8)
-    # What others want of a state: of some nothing.
-    others = [randn(N, D, seed=9 + n) if n % 2 else None for n in range(sources)]
-
-    def mixed(share: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        total = states[0] + sum(share[:, n, None] * state for n, state in enumerate(states))
-        wanted = zip(others, states[1:], strict=True)
-        return total, *[state for other, state in wanted if other is not None]
-
-    near(reads.mix(states, share), mixed(share, *states)[0])
-    outer = [grad, *[other.clone() for other in others if other is not None]]
-    d_share, *wanted = gradients(mixed, [share, *states], outer)
-    made, got = reads.mix_backward(states, share, grad, others)
-    near(got, d_share, 1e-4)
-    for state, right in zip(made, wanted, strict=True):
-        near(state, right)
 
 
 # ---------------------------------------------------------------------------------------------

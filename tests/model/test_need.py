@@ -35,7 +35,6 @@ SHAPES = {
     "narrow head": {"vocab_size": 261, "mlp_dim": 32, "parallel_from": 9},
     "gates and more": {"attn_gate": "head", "x0_values": True, "smear": True, "xsa_layers": 0},
     "two lanes": {"lanes": 2, "parallel_from": 2},
-    "reads": {"reads": 3},
 }
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fairway.model.attention import Attention
-from fairway.model.gpu import heads, kernels, losses, products, reads
+from fairway.model.gpu import heads, kernels, losses, products
 from fairway.model.gpu.steps import (
     Step,
     Working,
@@ -101,25 +101,6 @@ class _Branch(Step):
     def backward(ctx: Any, du: Tensor, dh: Tensor) -> tuple[Tensor, None]:
         h, inverse_N = ctx.saved_tensors
         return kernels.norm_backward(h, inverse_N, dh, du, ctx.scale), None
-
-
-class _Mix(Step):
-    """(shares, x, sources) -> (their sum, the sources): what others want of them is added here."""
-
-    @staticmethod
-    def forward(ctx: Any, share: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        share = share.contiguous()
-        ctx.save_for_backward(share, *states)
-        ctx.set_materialize_grads(False)
-        return reads.mix(states, share), *states[1:]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *wanted: Tensor | None) -> tuple[Tensor, ...]:
-        share, *states = ctx.saved_tensors
-        more = [None if want is None else want.contiguous() for want in wanted]
-        made, d_share = reads.mix_backward(states, share, grad.contiguous(), more)
-        return d_share, *made
 
 
 class _AddProduct(Step):
@@ -363,13 +344,6 @@ class Kernels(Operations):
         """Return (u, scale u / rms(u))."""
         outputs: tuple[Tensor, Tensor] = _Branch.run(u_BTD, scale)
         return outputs
-
-    def mixed(
-        self, x_BTD: Tensor, share_BTS: Tensor, sources: Sequence[Tensor]
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return (x and shares of x and of some sources, summed; the sources)."""
-        sum_BTD, *passed = _Mix.run(share_BTS, x_BTD, *sources)
-        return sum_BTD, passed
 
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
