@@ -5,12 +5,15 @@ import functools
 import gc
 import platform
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import python_minifier
 
 from fairway.base.errors import UserError
 from fairway.base.files import (
@@ -22,12 +25,12 @@ from fairway.base.files import (
     write_atomic,
     write_json,
 )
+from fairway.base.notes import Notes
 from fairway.base.outputs import require_absent
-from fairway.bundle.emit import Program, imported, program
 from fairway.bundle.flatten import Flat, flatten
-from fairway.bundle.known import known_bytes, note_bytes
 from fairway.bundle.modules import ROOT, source_file
 from fairway.bundle.parts import parts_left_out
+from fairway.bundle.shorten import library_names, shorten
 from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
 from fairway.config.settings import Config
 from fairway.config.written import fixed_digest, from_dict, to_dict
@@ -44,6 +47,19 @@ _BROUGHT = ("llvmlite", "triton")
 _BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
 # What the bytes of a bundle are a function of, besides recipe and sources.
 _TOOLS = (*PACKAGES, "llvmlite", "python-minifier")
+# How large bundles were when they were measured before. Only that number is kept, never a program:
+# what is shipped is always made anew.
+SIZES = Notes("bundle-bytes", "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A short program: its text, what became of the names it shares, and, for each module, how many
+    of its characters came from there. ("" stands for imports and for the start.)"""
+
+    text: str
+    names: dict[str, str]
+    characters: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +83,10 @@ def bundle_bytes(config: Config) -> int:
     Takes three or four seconds the first time; it is noted for the next process that asks.
     """
     key = digest_json(bundle_key(config))
-    if found := known_bytes(key):
+    if type(found := SIZES.find(key)) is int:
         return found
     size = len(_file(_unstarted(config), _started(config)))
-    note_bytes(key, size)
+    SIZES.keep(key, size)
     return size
 
 
@@ -105,6 +121,27 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
         "parts_left_out": [part.asked_by for part in parts_left_out(fixed)],
     }
     return Bundle(file, plain, manifest, short.names)
+
+
+def program(flat: Flat) -> Program:
+    """Return a flat program as short as it gets; it defines and calls the same things."""
+    tree = ast.parse(flat.text)
+    names = shorten(tree, library_names(imported(tree)))
+    counts: Counter[str] = Counter()
+    for origin, node in flat.statements(tree):
+        counts[origin] += len(ast.unparse(node))
+    return Program(python_minifier.unparse(tree), names, dict(counts))
+
+
+def imported(tree: ast.Module) -> frozenset[str]:
+    """Return the modules that a program imports, or takes names from."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return frozenset(found)
 
 
 @functools.lru_cache(maxsize=8)

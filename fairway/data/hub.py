@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -98,7 +99,7 @@ def _list_files(repo: str, revision: str) -> tuple[str, list[_Remote]]:
     try:
         info = HfApi().dataset_info(repo, revision=revision, files_metadata=True)
     except (HTTPError, HFValidationError, OSError) as error:
-        raise _told(error, repo, revision) from None
+        raise hub_error(error, repo, revision, kind="dataset") from None
     if not info.sha or not _COMMIT.fullmatch(info.sha):
         raise UserError(f"the Hub names no commit for {repo} at '{revision}'; try again later")
     return info.sha, [
@@ -151,7 +152,7 @@ def _fetch_file(out: Path, repo: str, commit: str, file: _Remote, expected: str 
             )
         )
     except (HTTPError, OSError, ValueError) as error:
-        raise _told(error, repo, commit) from None
+        raise hub_error(error, repo, commit, kind="dataset") from None
     if not _is_right(staged, file, expected):
         found = digest_file(staged)
         staged.unlink()
@@ -225,25 +226,33 @@ def _check_space(out: Path, wanted: list[_Remote]) -> None:
         )
 
 
-def _told(error: Exception, repo: str, revision: str) -> UserError:
-    """Return what the Hub library raised as one sentence."""
+def hub_error(
+    error: Exception, repo: str, revision: str = "", file: str = "", kind: str = "model"
+) -> UserError:
+    """Return what the Hub library raised as one sentence.
+
+    `kind` of repository is model or dataset; a `file` that is missing was never pushed.
+    """
     if isinstance(error, GatedRepoError):
         return UserError(f"{repo} is gated; accept its terms and log in with `hf auth login`")
     if isinstance(error, RepositoryNotFoundError):
-        return UserError(f"there is no dataset repository '{repo}' on the Hub, or it is private")
+        return UserError(f"there is no {kind} repository '{repo}' on the Hub, or it is private")
     if isinstance(error, RevisionNotFoundError):
         return UserError(f"{repo} has no revision '{revision}'")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if kind == "model" and (isinstance(error, LocalTokenNotFoundError) or status == 401):
+        return UserError(f"the Hub does not know who writes to {repo}; log in with `hf auth login`")
+    if file and status == 404 and isinstance(error, HfHubHTTPError):
+        return UserError(f"{repo} has no {file}; it was not made by `fairway push`")
     if isinstance(error, HfHubHTTPError):
         return UserError(f"the Hub refused {repo}: {str(error).splitlines()[0]}")
     if isinstance(error, HFValidationError):
         return UserError(f"'{repo}' is not a repository name; write owner/name")
-    if (
-        isinstance(error, OSError)
-        and error.errno
-        and not isinstance(error, LocalEntryNotFoundError)
-    ):
+    offline = isinstance(error, LocalEntryNotFoundError)
+    if kind == "dataset" and isinstance(error, OSError) and error.errno and not offline:
         return UserError(f"cannot store files of {repo}: {error.strerror}")
+    again = "fetch again: what has arrived is kept" if kind == "dataset" else "try again"
     return UserError(
         f"cannot reach the Hub for {repo} ({type(error).__name__}); check the connection, or "
-        "HF_ENDPOINT, and fetch again: what has arrived is kept"
+        f"HF_ENDPOINT, and {again}"
     )

@@ -10,21 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from fairway.api import load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, digest_file, parse_json, read_bytes, write_atomic
 from fairway.base.names import ARTIFACT, TOKENIZER_FILE
 from fairway.base.outputs import require_absent, require_folder
+from fairway.data.hub import hub_error
 from fairway.machine.plan import Plan
 from fairway.pipeline.results import RESULTS, read_results
 from fairway.submission.card import card
@@ -55,7 +48,7 @@ def push(run: Path, repo: str, private: bool = False) -> dict[str, Any]:
         api.create_repo(repo, private=private, exist_ok=True)
         made = api.create_commit(repo, operations, commit_message=f"Fairway {VERSION}")
     except (HTTPError, HFValidationError, OSError, ValueError) as error:
-        raise _told(error, repo) from None
+        raise hub_error(error, repo) from None
     digests = {name: digest_bytes(data) for name, data in files.items()}
     return {"repo": repo, "commit": made.oid, "url": made.commit_url, "files": digests}
 
@@ -88,7 +81,7 @@ def fetch_model(repo: str, out: Path, revision: str = "main") -> dict[str, Any]:
     try:
         commit = HfApi().model_info(repo, revision=revision).sha or ""
     except (HTTPError, HFValidationError, OSError) as error:
-        raise _told(error, repo, revision) from None
+        raise hub_error(error, repo, revision) from None
     if not _COMMIT.fullmatch(commit):
         raise UserError(f"the Hub names no commit for {repo} at '{revision}'; try again later")
     with tempfile.TemporaryDirectory() as folder:
@@ -133,33 +126,6 @@ def _download(repo: str, commit: str, name: str, staged: Path) -> Path:
     try:
         found = Path(hf_hub_download(repo, name, revision=commit, local_dir=staged))
     except (HTTPError, OSError, ValueError) as error:
-        raise _told(error, repo, commit, name) from None
+        raise hub_error(error, repo, commit, name) from None
     assert PurePosixPath(name).name == name and found.name == name
     return found
-
-
-def _told(error: Exception, repo: str, revision: str = "", file: str = "") -> UserError:
-    """Return what the Hub library raised as one sentence."""
-    if isinstance(error, GatedRepoError):
-        return UserError(f"{repo} is gated; accept its terms and log in with `hf auth login`")
-    if isinstance(error, RepositoryNotFoundError):
-        return UserError(f"there is no model repository '{repo}' on the Hub, or it is private")
-    if isinstance(error, RevisionNotFoundError):
-        return UserError(f"{repo} has no revision '{revision}'")
-    if isinstance(error, LocalTokenNotFoundError):
-        return UserError(f"the Hub does not know who writes to {repo}; log in with `hf auth login`")
-    if isinstance(error, HfHubHTTPError):
-        status = getattr(error.response, "status_code", None)
-        if status == 401:
-            return UserError(
-                f"the Hub does not know who writes to {repo}; log in with `hf auth login`"
-            )
-        if status == 404 and file:
-            return UserError(f"{repo} has no {file}; it was not made by `fairway push`")
-        return UserError(f"the Hub refused {repo}: {str(error).splitlines()[0]}")
-    if isinstance(error, HFValidationError):
-        return UserError(f"'{repo}' is not a repository name; write owner/name")
-    return UserError(
-        f"cannot reach the Hub for {repo} ({type(error).__name__}); check the connection, or "
-        "HF_ENDPOINT, and try again"
-    )

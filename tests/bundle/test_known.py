@@ -8,8 +8,7 @@ import pytest
 
 from fairway.base.files import digest_json
 from fairway.bundle import build
-from fairway.bundle.build import bundle_bytes, bundle_key
-from fairway.bundle.known import known_bytes, note_bytes
+from fairway.bundle.build import SIZES, bundle_bytes, bundle_key
 from fairway.config.overrides import override
 from fairway.config.settings import Config
 from fairway.recipes import recipe
@@ -73,29 +72,29 @@ def test_it_is_measured_once_for_settings_sources_and_versions(
     ],
 )
 def test_a_damaged_note_is_not_used_and_is_replaced(spoil: object, cache: Path) -> None:
-    note_bytes(KEY, 28743)
-    assert known_bytes(KEY) == 28743
+    SIZES.keep(KEY, 28743)
+    assert SIZES.find(KEY) == 28743
     path = cache / f"{KEY[:2]}.json"
     path.write_text(spoil(path.read_text()))  # type: ignore[operator]
-    assert known_bytes(KEY) is None
-    note_bytes(KEY, 28743)
-    assert known_bytes(KEY) == 28743
+    assert SIZES.find(KEY) is None
+    SIZES.keep(KEY, 28743)
+    assert SIZES.find(KEY) == 28743
 
 
 def test_a_note_of_another_size_with_the_digest_of_this_one_is_not_used(cache: Path) -> None:
-    note_bytes(KEY, 28743)
+    SIZES.keep(KEY, 28743)
     path = cache / f"{KEY[:2]}.json"
     note = json.loads(path.read_text())
     for size in (1, -1, 28743.5, None, "28743"):
         path.write_text(json.dumps({**note, "bytes": size}))
-        assert known_bytes(KEY) is None
+        assert SIZES.find(KEY) is None
 
 
 def test_keys_of_one_place_take_turns(cache: Path) -> None:
     other = KEY[:2] + "0" * 62
-    note_bytes(KEY, 1)
-    note_bytes(other, 2)
-    assert known_bytes(other) == 2 and known_bytes(KEY) is None
+    SIZES.keep(KEY, 1)
+    SIZES.keep(other, 2)
+    assert SIZES.find(other) == 2 and SIZES.find(KEY) is None
     assert len([*cache.iterdir()]) == 1
 
 
