@@ -5,7 +5,6 @@ prices tokens along their paths; here all tokens are priced, node by node, at ev
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +17,6 @@ from fairway.base.errors import UserError
 from fairway.config.checks import check_mixture
 from fairway.config.settings import MixtureConfig, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
-from fairway.model.block import Adapters
 from fairway.model.modes import mode
 from fairway.prove.learning import ChunkSgd, proven_text
 from fairway.prove.streams import Stream, cut_evenly
@@ -84,20 +82,12 @@ class ExpertLearner:
         self, base: Learner, tokenizer: Tokenizer, mixture: MixtureConfig, course: Course
     ) -> None:
         self._base, self._tokenizer, self._mixture = base, tokenizer, mixture
+        self.copies, self.steady = base.copies, base.steady
+        self.predicting, self.logits = base.predicting, base.logits
         self._targets, self._tries = course.targets, Tries(token_strings(tokenizer))
         self._helpers: list[Helpers] = []
         self._previous: list[int] = []
         self._log_probs_SV = torch.zeros(0, 0, dtype=torch.float64)
-
-    @property
-    def copies(self) -> int:
-        """Return the base's."""
-        return self._base.copies
-
-    @property
-    def steady(self) -> bool:
-        """Return the base's."""
-        return self._base.steady
 
     def begin(self, streams: range) -> None:
         """Begin with experts that know nothing; UserError where so many have no room."""
@@ -114,14 +104,6 @@ class ExpertLearner:
     def _fresh(self, targets: int) -> Helpers:
         # A file claims how long its streams are: what their tables take follows what is read.
         return Helpers(self._tokenizer, self._mixture, targets, self._tries, untouched)
-
-    def predicting(self) -> AbstractContextManager[Adapters | None]:
-        """Return the base's."""
-        return self._base.predicting()
-
-    def logits(self, states_SD: Tensor) -> Tensor:
-        """Return the base's."""
-        return self._base.logits(states_SD)
 
     def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
         """Return the mixture's log-probabilities, on the CPU."""

@@ -10,9 +10,9 @@ import pytest
 from audit.record import Case
 
 from fairway.audit.records import audit, fence
+from fairway.audit.records.audit import Work
 from fairway.audit.records.fence import Reader
 from fairway.audit.records.telling import failed, judged, sentence
-from fairway.audit.records.work import Work
 
 FIRST = (
     "import sys, json, time, os, signal\n"

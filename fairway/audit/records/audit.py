@@ -5,6 +5,7 @@ what they mean; what could not be found is said. Nothing of it is executed or im
 """
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -33,7 +34,6 @@ from fairway.audit.records.folder import (
 from fairway.audit.records.logs import Log, read_runs
 from fairway.audit.records.runs import Runs, choose
 from fairway.audit.records.sources import check_sources
-from fairway.audit.records.work import LOG_BYTES, MOST_LINE, MOST_LOGS, MOST_OF_A_CODE, MOST_S, Work
 from fairway.base.errors import UserError
 from fairway.config.settings import LIMIT_BYTES
 
@@ -41,6 +41,14 @@ _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst",
 _ARCHIVES = (".gz", ".zip", ".bz2", ".tar", ".tgz", ".7z", ".rar")
 _README_BYTES = 1_000_000
 _LOGS = (".log", ".txt", ".out", ".err", ".jsonl", ".ndjson", ".csv", ".tsv", "")
+# What reading one record may take, whatever it holds. Honest records take 0.1 to 3 s. A part that
+# has begun is finished; the process that reads is ended a little later (`fence`).
+MOST_S = 6.0
+_MOST_LOGS, _LOG_BYTES = 50, 1 << 26
+# Longer lines of a log are told; a packed script in one line has 50,000 bytes at most.
+_MOST_LINE = 1 << 16
+# Of one code; the rest of them is counted.
+_MOST_OF_A_CODE = 200
 # What can be said of a folder, and not of a log or a script alone.
 _OF_FOLDERS = frozenset({"no-claim", "no-log", "few-seeds"})
 
@@ -80,6 +88,26 @@ def findings(path: Path, facts: dict[str, Any]) -> Iterator[Finding]:
 
 
 @dataclass
+class Work:
+    """The work that is left for one record; every part of an audit takes from it."""
+
+    log_bytes: int = _LOG_BYTES
+    most_s: float = MOST_S
+    began_s: float = field(default_factory=time.process_time)
+
+    def take_log(self, size_bytes: int) -> int:
+        """Return how many bytes of a log of this size may be read, and take them."""
+        taken = min(size_bytes, self.log_bytes)
+        self.log_bytes -= taken
+        return taken
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the processor time is used up."""
+        return time.process_time() - self.began_s > self.most_s
+
+
+@dataclass
 class _Record:
     """A record while it is read: what later parts take from earlier ones."""
 
@@ -113,11 +141,11 @@ def _few_of_each(found: Iterable[Finding]) -> Iterator[Finding]:
     seen: Counter[str] = Counter()
     for finding in found:
         seen[finding.code] += 1
-        if seen[finding.code] <= MOST_OF_A_CODE or finding.severity == "invalid":
+        if seen[finding.code] <= _MOST_OF_A_CODE or finding.severity == "invalid":
             yield finding
     for code, count in seen.items():
-        if count > MOST_OF_A_CODE:
-            why = f"{MOST_OF_A_CODE} of {count:,} findings of one kind are listed"
+        if count > _MOST_OF_A_CODE:
+            why = f"{_MOST_OF_A_CODE} of {count:,} findings of one kind are listed"
             yield Finding("note", "more-of-it", why, value=code)
 
 
@@ -142,13 +170,13 @@ def _files(record: _Record) -> Iterator[Finding]:
 
 def _logs(record: _Record) -> Iterator[Finding]:
     files = _log_files(record.folder)
-    if len(files) > MOST_LOGS:
-        why = f"of {len(files):,} logs and texts {MOST_LOGS} are read"
-        yield Finding("warning", "many-logs", why, files[MOST_LOGS].name)
-    for file in files[:MOST_LOGS]:
+    if len(files) > _MOST_LOGS:
+        why = f"of {len(files):,} logs and texts {_MOST_LOGS} are read"
+        yield Finding("warning", "many-logs", why, files[_MOST_LOGS].name)
+    for file in files[:_MOST_LOGS]:
         most_bytes = record.work.take_log(file.size_bytes)
         if file.size_bytes > most_bytes:
-            why = f"of all logs together {LOG_BYTES:,} bytes are read; this one has more"
+            why = f"of all logs together {_LOG_BYTES:,} bytes are read; this one has more"
             yield Finding("warning", "long-log", why, file.name, value=f"{file.size_bytes:,}")
         if record.work.ended:
             why = f"after {MOST_S:.0f} s of processor time this log was not read"
@@ -161,7 +189,7 @@ def _logs(record: _Record) -> Iterator[Finding]:
             continue
         record.logs += [log for log in logs if log.ran]
         line, length = longest_line(file, most_bytes)
-        if length > MOST_LINE:
+        if length > _MOST_LINE:
             why = "a line so long is read at its beginning only"
             yield Finding("note", "long-line", why, file.name, line, f"{length:,} bytes")
     record.facts["coverage"] = {log.shown: log.coverage.shares() for log in record.logs}

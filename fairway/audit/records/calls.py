@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from fairway.audit.records.expressions import Expressions
 from fairway.audit.records.methods import METHODS, library
-from fairway.audit.records.printed import Printed, texts_of
-from fairway.audit.records.shown import PRINTS
+from fairway.audit.records.shown import PRINTS, Printed, texts_of
 from fairway.audit.records.trees import short
 from fairway.audit.records.values import (
     COST,

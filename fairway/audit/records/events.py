@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from fairway.audit.records.printed import Printed
+from fairway.audit.records.shown import Printed
 from fairway.audit.records.trees import Steps, short
 from fairway.audit.records.values import (
     COST,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fairway.audit.findings import Finding, Severity
 from fairway.audit.records.events import Events, Score, Training
 from fairway.audit.records.folding import plain_setting
-from fairway.audit.records.printed import scores_in
+from fairway.audit.records.shown import scores_in
 
 _WHY = {
     "last-epoch": (
