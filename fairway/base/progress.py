@@ -54,10 +54,7 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        disable=not (shown and speaks()),
+        *columns, console=console, transient=True, disable=not (shown and speaks())
     ) as bars:
         task = bars.add_task(line(description), total=total)
 

@@ -74,9 +74,7 @@ PARTS = (
         ("fairway.quantise.dependent", "fairway.quantise.fill", "fairway.quantise.sensitivity"),
     ),
     Part(
-        "pack.codec=cabac",
-        lambda config: config.pack.codec == "cabac",
-        ("fairway.pack.streams",),
+        "pack.codec=cabac", lambda config: config.pack.codec == "cabac", ("fairway.pack.streams",)
     ),
     Part(
         "quant.lqer_rank",

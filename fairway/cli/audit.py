@@ -32,8 +32,7 @@ _MOST_IN_FULL = 5
 _Program = Annotated[
     str | None,
     typer.Option(
-        "--program",
-        help="Command of a scoring program to audit; docs/RULES.md has its protocol.",
+        "--program", help="Command of a scoring program to audit; docs/RULES.md has its protocol."
     ),
 ]
 _Scorer = Annotated[
@@ -67,8 +66,7 @@ _Tokenizer = Annotated[
 _Fresh = Annotated[
     Path | None,
     path_option(
-        "--fresh",
-        help="With --program or --scorer: token ids of a newer text of the same kind.",
+        "--fresh", help="With --program or --scorer: token ids of a newer text of the same kind."
     ),
 ]
 _Run = Annotated[Path | None, run_argument("RUN", "Folder of a scored run, or the artifact in it.")]
@@ -98,10 +96,7 @@ def audit(
     bos_id: Annotated[
         int | None,
         whole_option(
-            "--bos",
-            lo=0,
-            hi=2**31 - 1,
-            help="With --program or --scorer: id of the BOS token [1].",
+            "--bos", lo=0, hi=2**31 - 1, help="With --program or --scorer: id of the BOS token [1]."
         ),
     ] = None,
     seed: Annotated[
@@ -314,14 +309,7 @@ def _records(paths: list[Path], page: Path | None, whole: bool, as_json: bool) -
 
 def _lines(paths: list[Path], audits: "list[RecordAudit]", whole: bool) -> list[str]:
     """Return what people read of audits: each in full, or many by their verdicts alone."""
-    from fairway.audit.records.telling import (
-        JUDGEMENTS,
-        MOST_TOLD,
-        judged,
-        sentence,
-        summary,
-        told,
-    )
+    from fairway.audit.records.telling import JUDGEMENTS, MOST_TOLD, judged, sentence, summary, told
     from fairway.cli.show import record_figures, record_lines
 
     lines = []

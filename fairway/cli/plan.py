@@ -23,8 +23,7 @@ _COLUMNS = (
 
 def plan(
     seconds: Annotated[
-        float,
-        number_option("--seconds", lo=1.0, hi=_MOST_SECONDS, help="Seconds for training."),
+        float, number_option("--seconds", lo=1.0, hi=_MOST_SECONDS, help="Seconds for training.")
     ],
     limit_bytes: Annotated[
         int,

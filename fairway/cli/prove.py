@@ -49,8 +49,7 @@ def prove(
         Path | None, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")
     ] = None,
     text: Annotated[
-        Path | None,
-        path_argument("TEXT", "A text file, or a data folder with validation text."),
+        Path | None, path_argument("TEXT", "A text file, or a data folder with validation text.")
     ] = None,
     limit_bytes: Annotated[
         int,

@@ -109,9 +109,7 @@ DryRun = Annotated[bool, flag("--dry-run", "Print how many runs are needed; then
 OnCluster = Annotated[
     str | None,
     word_option(
-        "--cluster",
-        words=("slurm", "local", "debug"),
-        help="Run on a cluster, with submitit.",
+        "--cluster", words=("slurm", "local", "debug"), help="Run on a cluster, with submitit."
     ),
 ]
 ClusterSet = Annotated[

@@ -327,8 +327,7 @@ def export(
     kind: Annotated[
         str,
         typer.Option(
-            "--format",
-            help="safetensors (weights), torch (with PyTorch code) or transformers.",
+            "--format", help="safetensors (weights), torch (with PyTorch code) or transformers."
         ),
     ] = "safetensors",
     tokenizer: TokenizerFile = None,

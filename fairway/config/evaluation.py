@@ -113,9 +113,7 @@ class TttConfig:
         "Score the longest documents first; this looks at document lengths in advance (lora).",
     )
     lora_phases: int = opt(
-        0,
-        "Number of times that all weights train on the text scored so far (lora).",
-        lo=0,
+        0, "Number of times that all weights train on the text scored so far (lora).", lo=0
     )
 
 
@@ -152,8 +150,7 @@ class MixtureConfig:
     per_document: bool = opt(False, "Start every document with an empty context (ppm).")
     memory_mb: int = opt(4000, "Largest memory for the counts, in megabytes (ppm).", lo=8)
     published: bool = opt(
-        False,
-        "Also report the mixture of #1858, whose probabilities do not sum to 1.",
+        False, "Also report the mixture of #1858, whose probabilities do not sum to 1."
     )
 
 

@@ -301,11 +301,7 @@ class Walked:
 
 
 def walk(
-    model: GPT,
-    course: Course,
-    source: Source,
-    learner: Learner,
-    advance: Callable[[int], None],
+    model: GPT, course: Course, source: Source, learner: Learner, advance: Callable[[int], None]
 ) -> Walked:
     """Return the tokens of all streams and what they cost; `advance` hears of every token.
 

@@ -37,25 +37,12 @@ MOST_LINES = len(_OTHERS) * len(_PATTERNS)
 _BAR_COLOURS = {"stage": _FAINT, "headline": _MODEL, "cold": _BASE, "primed": _PRIMED}
 
 _STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 8.0,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _MUTED,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "grid.color": _RULE,
-    "grid.linewidth": 0.6,
-    "path.simplify_threshold": 0.3,
-    "savefig.facecolor": "none",
-}
+    "svg.fonttype": "none", "text.parse_math": False, "font.family": "DejaVu Sans",
+    "font.size": 8.0, "axes.edgecolor": _MUTED, "axes.labelcolor": _MUTED, "axes.linewidth": 0.6,
+    "axes.spines.top": False, "axes.spines.right": False, "text.color": _INK, "xtick.color": _MUTED,
+    "ytick.color": _MUTED, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "grid.color": _RULE,
+    "grid.linewidth": 0.6, "path.simplify_threshold": 0.3, "savefig.facecolor": "none",
+}  # fmt: skip
 
 WIDE_IN, NARROW_IN = 9.4, 4.5
 

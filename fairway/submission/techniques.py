@@ -52,16 +52,8 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     ),
     ("Newton-Muon", "arXiv 2604.01472", lambda c: c.optim.newton > 0),
     ("NorMuon", "arXiv 2510.05491", lambda c: c.optim.row_beta > 0),
-    (
-        "cautious weight decay",
-        "modded-nanogpt track 3",
-        lambda c: c.optim.cautious,
-    ),
-    (
-        "least norm of an update's rows",
-        "modded-nanogpt track 3",
-        lambda c: c.optim.row_floor > 0,
-    ),
+    ("cautious weight decay", "modded-nanogpt track 3", lambda c: c.optim.cautious),
+    ("least norm of an update's rows", "modded-nanogpt track 3", lambda c: c.optim.row_floor > 0),
     ("moving average of the weights", "#1421, #1445", lambda c: True),
     (
         "GPTQ with SDClip",

@@ -18,10 +18,7 @@ from fairway.score.ways import BESIDE, gains
 from fairway.submission.techniques import techniques
 
 SCHEMA = 1
-TRACKS = {
-    "10min_16mb": "track_10min_16mb",
-    "non_record": "track_non_record_16mb",
-}
+TRACKS = {"10min_16mb": "track_10min_16mb", "non_record": "track_non_record_16mb"}
 # Where a record keeps the files of a recipe that is not Fairway's, and which names are kept.
 RECIPE = "recipe"
 _SAFE = re.compile(r"(\w[\w-]*/)*\w[\w.-]*\.py", re.ASCII)

@@ -30,14 +30,7 @@ class Shipped:
 
 def of(severity: Severity, code: str, why: str, number: Number, value: str = "") -> Finding:
     """Return a finding about a number where it stands."""
-    return Finding(
-        severity,
-        code,
-        why,
-        number.file,
-        number.line or None,
-        value or number.text,
-    )
+    return Finding(severity, code, why, number.file, number.line or None, value or number.text)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -272,11 +272,7 @@ def _of_seed(log: Log, said: SeedClaim) -> Iterator[tuple[str, Number, str]]:
         yield "bytes", size, f"{size.value:,.0f} claimed, {max(totals):,.0f} bytes in the log"
     trained = log.train_s
     if seconds is not None and trained is not None and trained.value - seconds.value > 1.5:
-        yield (
-            "time",
-            seconds,
-            f"{seconds.value:.1f} s claimed, {trained.value:.1f} s in the log",
-        )
+        yield ("time", seconds, f"{seconds.value:.1f} s claimed, {trained.value:.1f} s in the log")
 
 
 def check_source(logs: Sequence[Log], sources: Sequence[str]) -> Iterator[Finding]:

@@ -20,25 +20,16 @@ _TOTAL = (
 )  # fmt: skip
 _CODE = ("bytes_code", "code_bytes", "code_size_bytes", "bytes_train_gpt_self_extracting")
 _STEPS = (
-    "steps",
-    "step_stop",
-    "train_steps",
-    "steps_completed",
-    "num_steps",
-    "training_steps",
-    "step",
-)
+    "steps", "step_stop", "train_steps", "steps_completed", "num_steps", "training_steps", "step",
+)  # fmt: skip
 _TOKENS = ("val_tokens", "tokens_scored", "scored_tokens", "target_tokens")
 # Of one seed: seconds of training and of evaluation, by name and unit.
 _TRAIN_S = ("train_time_s", "train_time_seconds", "train_wallclock_s", "train_s", "training_time_s")
 _TRAIN_MS = ("train_time_ms", "train_wallclock_ms", "train_ms")
 _EVAL_S = (
-    "eval_time_s",
-    "total_eval_time_s",
-    "ttt_eval_time_s",
-    "eval_time_seconds",
+    "eval_time_s", "total_eval_time_s", "ttt_eval_time_s", "eval_time_seconds",
     "total_eval_seconds",
-)
+)  # fmt: skip
 _EVAL_ALL_S = (
     "eval_ops_seconds", "eval_seconds", "eval_time_s_max", "max_eval_time_s", *_EVAL_S,
     "eval_time_s_mean",

@@ -64,19 +64,8 @@ _MOST_PAIRS = 200
 _MOST_STRAYS = 3
 # Without one of these a line has no value; a list's head may be a word of its kind alone.
 _MARKS = (
-    ":",
-    "=",
-    "|",
-    "\u2502",
-    "{",
-    "ypar",
-    "etting",
-    "onfig",
-    "rgument",
-    "nviron",
-    "ARG",
-    "CONF",
-)
+    ":", "=", "|", "\u2502", "{", "ypar", "etting", "onfig", "rgument", "nviron", "ARG", "CONF",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,11 +251,7 @@ def _read_all(
 
 
 def _order(
-    script: _Read,
-    scripts: Sequence[_Read],
-    told: _Told,
-    folder: Folder,
-    logs: Sequence[Log],
+    script: _Read, scripts: Sequence[_Read], told: _Told, folder: Folder, logs: Sequence[Log]
 ) -> Iterator[Finding]:
     """Yield what is trained on before it is scored."""
     beside = {s.file.path.name: s.tree for s in scripts if s is not script}
