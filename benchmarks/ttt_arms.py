@@ -46,12 +46,10 @@ ARMS = [
     "lr 1.5e-4 wd 0.5:lora_lr=1.5e-4,lora_wd=0.5",
     "no q v:lora_targets=k o mlp head",
     "context 2560 plain:lora_context=2560,lora_rope=plain",
-    "confidence 0.5:lora_confidence=0.5",
-    "these but confidence:lora_chunks=8@64 24@512 48,lora_lr=1.5e-4,lora_wd=0.5,"
+    "several:lora_chunks=8@64 24@512 48,lora_lr=1.5e-4,lora_wd=0.5,"
     "lora_targets=k o mlp head,lora_context=2560,lora_rope=plain",
     "two peers:lora_peers=same",
     "16@256 48:lora_chunks=16@256 48",
-    "confidence -0.5:lora_confidence=-0.5",
     "lr 1.5e-4 wd 0.25:lora_lr=1.5e-4,lora_wd=0.25",
     "8@256 24@2000 48:lora_chunks=8@256 24@2000 48",
     "context 3072 plain:lora_context=3072,lora_rope=plain",

@@ -127,7 +127,6 @@ NEW = {
     "order_seed",
     "lora_context",
     "lora_rope",
-    "lora_confidence",
     "lora_peers",
     "newton",
     "momentum_buffers",

@@ -268,7 +268,7 @@ def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
 
 
 # In what peers may differ from the first adapters, and how many there may be.
-_PEER_SETTINGS = ("lora_rank", "lora_alpha", "lora_lr", "lora_beta2", "lora_wd", "lora_confidence")
+_PEER_SETTINGS = ("lora_rank", "lora_alpha", "lora_lr", "lora_beta2", "lora_wd")
 _MOST_PEERS = 4
 
 

@@ -69,13 +69,6 @@ class TttConfig:
     lora_lr: float = opt(1e-4, "Learning rate of AdamW (lora).", lo=0.0, hi=1.0)
     lora_beta2: float = opt(0.999, "Decay of AdamW's second moment (lora).", lo=0.0, hi=1.0)
     lora_wd: float = opt(1.0, "Decoupled weight decay of AdamW (lora).", lo=0.0, hi=1000.0)
-    lora_confidence: float = opt(
-        0.0,
-        "Exponent of a token's cost in its training weight: above 0, hard tokens count more; below"
-        " 0, easy tokens count more (lora).",
-        lo=-4.0,
-        hi=4.0,
-    )
     lora_peers: str = opt(
         "",
         "More sets of adapters; the predictions of all sets are averaged. Name each by 'same'"

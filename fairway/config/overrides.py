@@ -25,7 +25,7 @@ _FIXED = {
     "train": "log_every_s",
     "quant": "damp block act_order states gradient_damp stripe tune_lr tune_steps",
     "pack": "shuffle",
-    "ttt": "momentum grad_clip batch_seqs lora_eps lora_phase_lr",
+    "ttt": "momentum grad_clip batch_seqs lora_eps lora_phase_lr lora_confidence",
     "prove": "streams",
     "mixture": "low_weight threshold switch method exclusion match_min match_rate tilt_beta "
     "tilt_bits published_order published_tokens published_threshold published_low published_high "

@@ -28,8 +28,6 @@ from fairway.score.adam import AdamW
 
 # Memory that a recording is given beside what it is planned to take: pieces do not fit one another.
 _PIECES = 1.25
-# A token whose probability is above 0.9 is as certain as any other.
-_SURE_NATS = 0.1
 
 
 def adapting(model: GPT) -> AbstractContextManager[None]:
@@ -59,16 +57,6 @@ class Size:
     chunk: int
 
 
-def confidence_weights(nats_BC: Tensor, power: float) -> Tensor:
-    """Return the weight of every token of documents' chunks, [B, C]: its cost to a power over the
-    mean of that in its chunk, within 1/3 to 3.
-
-    Costs below _SURE_NATS count as that: a power below 0 of what is certain has no bound.
-    """
-    powers_BC = nats_BC.clamp(min=_SURE_NATS) ** power
-    return (powers_BC / powers_BC.mean(1, keepdim=True)).clamp(1.0 / 3.0, 3.0)
-
-
 class Way(Protocol):
     """How predictions and steps are computed, for some rows at a time.
 
@@ -87,8 +75,8 @@ class Way(Protocol):
     def log_probs(self, room: range, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
         """Return log-probabilities of the positions from `first` on, [B, C, V]."""
 
-    def learn(self, targets_BC: Tensor, share_B: Tensor, weights_BC: Tensor | None) -> None:
-        """Step on the last chunk's mean cost, by shares of rows and weights of tokens.
+    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
+        """Step on the last chunk's mean cost, by shares of rows.
 
         The step was counted. Where memory does not suffice, nothing has been learned.
         """
@@ -129,11 +117,9 @@ class Plain:
         self._log_probs_BCV = self.adapters.model.logits(states_BCD, extra).log_softmax(-1)
         return self._log_probs_BCV.detach()
 
-    def learn(self, targets_BC: Tensor, share_B: Tensor, weights_BC: Tensor | None) -> None:
-        """Step on the last chunk's mean cost, by shares of rows and weights of tokens."""
+    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
+        """Step on the last chunk's mean cost, by shares of rows."""
         nats_BC = chunk_nats(self._log_probs_BCV, targets_BC)
-        if weights_BC is not None:
-            nats_BC = nats_BC * weights_BC
         (nats_BC.mean(1) * share_B).sum().backward()  # type: ignore[no-untyped-call]
         grads = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
         assert len(grads) == len(self._leaves), "an adapter received no gradient"
@@ -222,10 +208,10 @@ class Fused:
         self._shape = self._shapes[key]
         return self._shape.forward(ids_BT, first)[:, : T - first]
 
-    def learn(self, targets_BC: Tensor, share_B: Tensor, weights_BC: Tensor | None) -> None:
-        """Step on the last chunk's mean cost, by shares of rows and weights of tokens."""
+    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
+        """Step on the last chunk's mean cost, by shares of rows."""
         assert self._shape is not None, "nothing was predicted"
-        self._shape.backward(targets_BC, share_B, weights_BC)
+        self._shape.backward(targets_BC, share_B)
 
     def forget(self) -> None:
         """Drop the way back of the last chunk, and the states it holds."""
@@ -322,12 +308,11 @@ class _Shape:
             self._live_PCV = self._compute()
         return self._out_PCV[:B]
 
-    def backward(self, targets_BC: Tensor, share_B: Tensor, weights_BC: Tensor | None) -> None:
+    def backward(self, targets_BC: Tensor, share_B: Tensor) -> None:
         """Step on the chunk; rows out of use have no share."""
         B, C = targets_BC.shape
         self._targets_PC[:B, :C] = targets_BC
-        share_BC = share_B[:, None] / C
-        self._weights_PC.zero_()[:B, :C] = share_BC if weights_BC is None else share_BC * weights_BC
+        self._weights_PC.zero_()[:B, :C] = share_B[:, None] / C
         if self._graphs:
             self._graphs[1].replay()
             return

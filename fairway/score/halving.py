@@ -71,9 +71,9 @@ class Halving:
                 return found_BCV
             self._make_room()
 
-    def learn(self, targets_BC: Tensor, share_B: Tensor, weights_BC: Tensor | None = None) -> None:
-        """Step on the last chunk's mean cost, by shares of rows and weights of tokens."""
-        work = functools.partial(self._learned, targets_BC, share_B, weights_BC)
+    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
+        """Step on the last chunk's mean cost, by shares of rows."""
+        work = functools.partial(self._learned, targets_BC, share_B)
         # The last part first: its way back is there.
         todo = self._parts(range(len(share_B)))
         while todo:
@@ -113,15 +113,12 @@ class Halving:
         self._kept = part
         return found_BCV
 
-    def _learned(
-        self, targets_BC: Tensor, share_B: Tensor, weights_BC: Tensor | None, part: range
-    ) -> bool:
+    def _learned(self, targets_BC: Tensor, share_B: Tensor, part: range) -> bool:
         if self._kept != part:
             self._predicted(part)
         self._kept = None
         rows = slice(part.start, part.stop)
-        own_BC = None if weights_BC is None else weights_BC[rows]
-        self._way.learn(targets_BC[rows], share_B[rows], own_BC)
+        self._way.learn(targets_BC[rows], share_B[rows])
         return True
 
     # -----------------------------------------------------------------------------------------

@@ -39,7 +39,6 @@ from fairway.score.adapting import (
     Way,
     adapting,
     chunk_nats,
-    confidence_weights,
     row_bytes,
 )
 from fairway.score.documents import (
@@ -169,12 +168,8 @@ class Documents:
     def learn(self, dist: "DocumentDistribution", targets_BC: Tensor, going_on: list[int]) -> None:
         """Take a step on the chunk of those windows (by place) that go on."""
         share_B = torch.tensor([float(place in going_on) for place in dist.places])
-        weights_BC = None
-        if power := self.config.lora_confidence:
-            # By what the chunk was scored with: nothing has been learned from it yet.
-            weights_BC = confidence_weights(chunk_nats(dist.log_probs_BCV, targets_BC), power)
         self.adam.count_step()
-        self.halving.learn(targets_BC, share_B.to(targets_BC.device), weights_BC)
+        self.halving.learn(targets_BC, share_B.to(targets_BC.device))
         self.version += 1
 
 

@@ -76,10 +76,7 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     (
         "confidence weights in test-time training",
         "ConfTTT",
-        lambda c: (
-            (c.ttt.method == "sgd" and c.ttt.confidence)
-            or (c.ttt.method == "lora" and c.ttt.lora_confidence != 0.0)
-        ),
+        lambda c: c.ttt.method == "sgd" and c.ttt.confidence,
     ),
 )
 

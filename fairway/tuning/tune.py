@@ -102,7 +102,7 @@ class Tuner:
         self.adam.config = replace(self.config, lora_lr=rate)
         self.adam.count_step()
         targets_BT = self._predict(ids)[1]
-        self.way.learn(targets_BT, torch.full((len(ids),), 1 / len(ids), device=self.device), None)
+        self.way.learn(targets_BT, torch.full((len(ids),), 1 / len(ids), device=self.device))
 
     def bpb(self, text: Lessons) -> float:
         """Return the bits per byte of some windows side by side."""

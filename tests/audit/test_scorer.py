@@ -311,7 +311,7 @@ def own_scorer(method: str, seed: int, tokens: int = 72) -> tuple[LedgerScorer, 
     )  # fmt: skip
     if method == "lora, more":
         ttt = replace(
-            ttt, lora_chunks="3@6 8", lora_context=40, lora_rope="plain", lora_confidence=1.0,
+            ttt, lora_chunks="3@6 8", lora_context=40, lora_rope="plain",
             lora_peers="lora_lr=0.03+lora_rank=1",
         )  # fmt: skip
         method = "lora"

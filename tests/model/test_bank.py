@@ -136,15 +136,15 @@ def repeating_text() -> Text:
 
 # Without a phase over the whole text: `test_halving` has that, too.
 @pytest.mark.parametrize(
-    ("phases", "power"),
-    [pytest.param(0, 0.0, marks=pytest.mark.slow), (1, 0.0), (0, 1.0)],
+    ("phases", "peers"),
+    [pytest.param(0, "", marks=pytest.mark.slow), (1, ""), (0, "lora_rank=2")],
 )
-def test_an_evaluation_learns_the_same_on_both_paths(phases: int, power: float) -> None:
+def test_an_evaluation_learns_the_same_on_both_paths(phases: int, peers: str) -> None:
     score = ScoreConfig(seq_len=16, stride=4, check_positions=6, truncate=False)
     config = TttConfig(
         method="lora", lora_rank=4, lora_alpha=6, lora_lr=0.01, lora_chunks="8", lora_wd=0.1,
         lora_documents=3, lora_lanes=1, lora_phases=phases, chunk_tokens=32,
-        lora_confidence=power, lora_peers="lora_rank=2" if power else "",
+        lora_peers=peers,
     )  # fmt: skip
     nats = {}
     for kernels in ("plain", "fused"):

@@ -158,10 +158,9 @@ class Rows:
         self.last = ids_BT[:, 0].tolist()
         return ids_BT[:, first:, None].double()
 
-    def learn(self, targets_BC: Tensor, share_B: Tensor, weights_BC: Tensor | None) -> None:
+    def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
         assert targets_BC[:, 0].tolist() == self.last, "another part was predicted last"
         assert share_B.tolist() == self.last
-        assert weights_BC is None or weights_BC[:, 0].tolist() == self.last
         self.learned += self.last
         self.last = []
 
@@ -188,8 +187,7 @@ def test_every_row_is_predicted_and_learned_once(count: int, fit: int) -> None:
     rope = (torch.empty(0), torch.empty(0))
     found_BCV = parts.log_probs(numbered(count), rope, 2)
     assert found_BCV[:, 0, 0].tolist() == list(range(count))
-    weights_BC = numbered(count) if count % 2 else None
-    parts.learn(numbered(count), torch.arange(count), weights_BC)
+    parts.learn(numbered(count), torch.arange(count))
     assert sorted(way.learned) == list(range(count))
     # No part may reach into slots that are in use behind it.
     used = [room for room in way.rooms if room.stop <= count]

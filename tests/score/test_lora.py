@@ -17,7 +17,6 @@ from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
 from fairway.model.operations import Operations
 from fairway.score import lora
-from fairway.score.adapting import confidence_weights
 from fairway.score.documents import batches, documents
 from fairway.score.evaluation import ALONE, Evaluation
 from fairway.score.ledger import Ledger, Text, Witness
@@ -217,50 +216,26 @@ def test_only_those_that_go_on_learn(
     monkeypatch.setattr(found.halving, "learn", lambda *given: told.append(given))
     targets, steps, version = dist.rectangle(np.arange(9)), found.adam.steps, found.version
     found.learn(dist, targets, going_on)
-    ((given, share_B, weights_BC),) = told
-    assert given is targets and share_B.tolist() == share and weights_BC is None
+    ((given, share_B),) = told
+    assert given is targets and share_B.tolist() == share
     assert (found.adam.steps, found.version) == (steps + 1, version + 1)
 
 
-@pytest.mark.parametrize("power", [-2.0, -0.5, 0.5, 1.0, 4.0])
-def test_tokens_weigh_by_their_cost_over_that_of_their_chunk(power: float) -> None:
-    nats = [[0.0, 1e-9, 0.1, 2.0, 5.5, 30.0], [1.0] * 6, [0.2, 0.3, 0.25, 0.3, 0.2, 0.35]]
-    found = confidence_weights(torch.tensor(nats), power)
-    for row, weights in zip(nats, found.tolist(), strict=True):
-        powers = [max(cost, 0.1) ** power for cost in row]
-        mean = math.fsum(powers) / len(powers)
-        assert weights == pytest.approx([min(max(p / mean, 1 / 3), 3.0) for p in powers], rel=1e-5)
-    assert found[1].tolist() == [1.0] * 6
-
-
-@pytest.mark.parametrize("power", [0.0, 1.0, -1.0])
-def test_a_step_is_that_of_the_weighted_costs(power: float) -> None:
+def test_a_step_is_that_of_the_costs() -> None:
     """Beside a plain one: the second moments are those of the gradients of what the chunk cost."""
     found, dist, context = predicted()
-    found.config = replace(CONFIG, lora_confidence=power)
     assert len(context.event.windows) == 2
     # Row 1 goes on, which has six positions and stands in slot 1.
     targets_BC = dist.rectangle(np.arange(3, 12))
-    nats_C = -dist.log_prob(np.arange(3, 12))[:6]
-    weights_C = np.ones(6)
-    if power:
-        powers = np.maximum(nats_C, 0.1) ** power
-        weights_C = np.clip(powers / powers.mean(), 1 / 3, 3.0)
     leaves = [value.clone().requires_grad_() for value in found.values_of([1])]
     ids_BT = torch.from_numpy(context.inputs(context.event.windows[0])[None])
     states = found.adapters.states(leaves, ids_BT, found.rope(10))[:, 4:]
     logits = found.model.logits(states, found.adapters.added("head", 0, states))
-    costs_C = torch.nn.functional.cross_entropy(logits[0], targets_BC[1], reduction="none")
-    (costs_C * torch.from_numpy(weights_C).float()).mean().backward()
+    torch.nn.functional.cross_entropy(logits[0], targets_BC[1]).backward()
     squares = [leaf.grad.square() for leaf in leaves if leaf.grad is not None]
     found.learn(dist, targets_BC, [0])
     for square, moment in zip(squares, found.adam.squares, strict=True):
         torch.testing.assert_close(moment[:, 1], 0.001 * square[:, 0], rtol=2e-2, atol=1e-9)
-    if not power:
-        return
-    other, again, _ = predicted()
-    other.learn(again, targets_BC, [0])
-    assert not torch.allclose(other.adam.squares[0][:, 1], found.adam.squares[0][:, 1], rtol=0.05)
 
 
 # ---------------------------------------------------------------------------------------------

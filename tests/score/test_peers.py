@@ -60,8 +60,8 @@ def costs(config: TttConfig, seed: int = 5) -> tuple[FloatArray, Score]:
         ("same", [{}, {}]),
         ("lora_lr=0.03+lora_rank=5", [{}, {"lora_lr": 0.03, "lora_rank": 5}]),
         ("lora_lr=0 same", [{}, {"lora_lr": 0.0}, {}]),
-        ("lora_confidence=1+lora_wd=2+lora_beta2=0.9+lora_alpha=1",
-         [{}, {"lora_confidence": 1.0, "lora_wd": 2.0, "lora_beta2": 0.9, "lora_alpha": 1.0}]),
+        ("lora_wd=2+lora_beta2=0.9+lora_alpha=1",
+         [{}, {"lora_wd": 2.0, "lora_beta2": 0.9, "lora_alpha": 1.0}]),
     ],
 )  # fmt: skip
 def test_what_is_charged_is_the_mean_of_what_each_would_charge(
