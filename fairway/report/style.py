@@ -8,7 +8,7 @@ CSS = """
   --line-1: #b35c00; --line-2: #1f7a5a; --line-3: #8a3d9c; --line-4: #b3303a; --line-5: #6a6a00;
   --line-6: #00758a;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --paper: #15171a; --panel: #1d2024; --ink: #e7e5e0; --muted: #a0a4aa; --rule: #33373d;
     --model: #78b4f2; --faint: #365f8b; --base: #4a4e55; --primed: #777c85; --rate: #e59a4b;
@@ -104,9 +104,6 @@ footer { margin-top: 2.6rem; border-top: 1px solid var(--rule); padding-top: 0.6
   :root {
     color-scheme: light;
     --paper: #fff; --panel: #f3f3f3; --ink: #000; --muted: #444; --rule: #ccc;
-    --model: #17599c; --faint: #9fc0e2; --base: #c3c5c8; --primed: #8c9097; --rate: #b35c00;
-    --line-1: #b35c00; --line-2: #1f7a5a; --line-3: #8a3d9c; --line-4: #b3303a; --line-5: #6a6a00;
-    --line-6: #00758a;
   }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   html { font-size: 9.5pt; }

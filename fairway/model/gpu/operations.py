@@ -384,15 +384,8 @@ class Kernels(Operations):
         u_BTD = _AddProduct.run(copy, u_BTD, y_BTC, weight, scale_D)
         return u_BTD if extra is None else extra.add_(u_BTD, 0, scale_D)
 
-    def mlp(
-        self,
-        u_BTD: Tensor,
-        g_BTD: Tensor,
-        layers: tuple[nn.Linear, nn.Linear],
-        leak: float,
-        scale_D: Tensor,
-        extra: Extra | None,
-    ) -> Tensor:
+    def mlp(self, u_BTD: Tensor, g_BTD: Tensor, layers: tuple[nn.Linear, nn.Linear], leak: float,
+            scale_D: Tensor, extra: Extra | None) -> Tensor:  # fmt: skip
         """Return u + scale * (down(leaky(up g)^2) + extra), in place."""
         if "mlp" in self._plain:
             return super().mlp(u_BTD, g_BTD, layers, leak, scale_D, extra)
@@ -438,15 +431,8 @@ class Watched(Kernels):
         self._tell(layer, y_BTC)
         return super().add(u_BTD, y_BTC, layer, scale_D, extra)
 
-    def mlp(
-        self,
-        u_BTD: Tensor,
-        g_BTD: Tensor,
-        layers: tuple[nn.Linear, nn.Linear],
-        leak: float,
-        scale_D: Tensor,
-        extra: Extra | None,
-    ) -> Tensor:
+    def mlp(self, u_BTD: Tensor, g_BTD: Tensor, layers: tuple[nn.Linear, nn.Linear], leak: float,
+            scale_D: Tensor, extra: Extra | None) -> Tensor:  # fmt: skip
         """Return u + scale * (down(leaky(up g)^2) + extra), in place, the activation kept."""
         if "mlp" in self._plain:
             return super().mlp(u_BTD, g_BTD, layers, leak, scale_D, extra)
