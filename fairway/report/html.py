@@ -11,6 +11,10 @@ from fairway.base.units import duration, megabytes
 Html = NewType("Html", str)
 
 DASH = Html("&ndash;")
+# How every page begins.
+HEAD = '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
+# Nothing of a page may be fetched or run, whatever a model wrote or an arm is called.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 # Not allowed in HTML, or not encodable; a byte-level model can write any of them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -109,6 +113,16 @@ def figure(wide_svg: str, narrow_svg: str, label: str, caption: Html) -> Html:
         for kind, svg in (("wide", wide_svg), ("narrow", narrow_svg))
     )
     return Html(f"<figure>{drawings}<figcaption>{caption}</figcaption></figure>")
+
+
+def document(title: str, css: str, body: str, policy: str = "") -> str:
+    """Return a whole page; `policy` is what it may do beyond being looked at."""
+    return (
+        f'{HEAD}<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY + policy)}">\n'
+        f"<title>{esc(title)}</title>\n<style>{css}</style>\n</head>\n"
+        f"<body>\n{body}</body>\n</html>\n"
+    )
 
 
 def section(title: str, *pieces: Html) -> Html:

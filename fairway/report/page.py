@@ -5,12 +5,10 @@ from typing import Any
 from urllib.parse import quote
 
 from fairway.report import audited, sections, tokens
-from fairway.report.html import Html, esc, megabytes_of, num, pairs, time_of
+from fairway.report.html import Html, document, esc, megabytes_of, num, pairs, time_of
 from fairway.report.spending import spending
 from fairway.report.style import CSS, TOKENS_CSS
 
-# Nothing of the page may be fetched or run, whatever a model wrote into its samples.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 # The card of the score that a run claims.
 _CLAIMED = {"sliding": "Sliding window", "ttt": "Test-time training", "mixture": "With experts"}
 
@@ -42,13 +40,7 @@ def page(
         sections.settings(results),
         _footer(links),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
-        f"<title>{esc(title)}</title>\n<style>{CSS}{audited.TEXT_CSS}{TOKENS_CSS}</style>\n</head>\n"
-        f"<body>\n{''.join(parts)}</body>\n</html>\n"
-    )
+    return document(title, CSS + audited.TEXT_CSS + TOKENS_CSS, "".join(parts))
 
 
 def _header(results: dict[str, Any], derived: dict[str, Any]) -> Html:

@@ -145,7 +145,7 @@ def _beside(derived: Values) -> Html:
     caption = Html(
         "Smoothed training loss of this run and of earlier runs of the same folder on the same "
         f"text, the latest {len(earlier)} that are there. They end at {ends}. A loss that is "
-        "made differently (another batch, second targets) is not a better model: compare scores."
+        "made differently (another batch, another weighting) is not a better model: compare scores."
     )
     drawings = [lines_figure(lines, width_in) for width_in in (WIDE_IN, NARROW_IN)]
     label = "Training loss of this run and of earlier runs"

@@ -3,9 +3,8 @@
 import base64
 import hashlib
 
-from fairway.report.html import Html, esc
+from fairway.report.html import HEAD, Html, document, esc
 
-HEAD = '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
 _CSS = """
 body { max-width: 84rem; }
 th button { all: unset; cursor: pointer; }
@@ -45,7 +44,7 @@ addEventListener("hashchange", unfold);
 unfold();
 """
 _DIGEST = base64.b64encode(hashlib.sha256(_SORT.encode()).digest()).decode()
-_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
+_POLICY = f"; script-src 'sha256-{_DIGEST}'"
 
 
 def sortable(title: str, css: str, content: Html) -> str:
@@ -53,14 +52,8 @@ def sortable(title: str, css: str, content: Html) -> str:
 
     Nothing is fetched, and nothing runs but the few lines that sort, known by their digest.
     """
-    return (
-        f"{HEAD}"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
-        f"<title>{esc(title)}</title>\n<style>{css}{_CSS}</style>\n</head>\n"
-        f"<body>\n<header><h1>{esc(title)}</h1></header>\n{content}"
-        f"<script>{_SORT}</script>\n</body>\n</html>\n"
-    )
+    body = f"<header><h1>{esc(title)}</h1></header>\n{content}<script>{_SORT}</script>\n"
+    return document(title, css + _CSS, body, _POLICY)
 
 
 def is_sortable(head: bytes, title: str) -> bool:

@@ -17,10 +17,8 @@ from fairway.data.tokens import Tokenizer
 from fairway.model.writing import BLANK, MAX_SEED, Row, before
 from fairway.serve.asked import Asked, asked_of, body_of, model_of
 from fairway.serve.models import Desk, Served
-from fairway.serve.watching import GoneError, Watching
+from fairway.serve.watching import CLIENT_GONE, GoneError, Watching
 
-# A client that went away hears nothing more; this is what servers write down then.
-_CLIENT_GONE = 499
 # A token with its place in the text, its log-probability, and the likeliest ones with theirs.
 Entry = tuple[int, int, float, list[tuple[int, float]]]
 
@@ -182,9 +180,9 @@ async def completions(request: Request) -> Response:
             choices = await desk.run(completion.choices, rows, watching)
             async for _ in _steps(desk, completion, choices):
                 if watching.gone:
-                    return Response(status_code=_CLIENT_GONE)
+                    return Response(status_code=CLIENT_GONE)
         except GoneError:
-            return Response(status_code=_CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
     whole = [completion.choice(number, choice) for number, choice in enumerate(choices)]
     return JSONResponse(completion.told(whole, usage=completion.usage(rows)))
 

@@ -10,9 +10,7 @@ from fairway.report.tokens import View, scale
 from fairway.score.costs import told
 from fairway.serve.asked import body_of, text_of
 from fairway.serve.models import Desk, Served
-from fairway.serve.watching import GoneError, Watching
-
-_CLIENT_GONE = 499
+from fairway.serve.watching import CLIENT_GONE, GoneError, Watching
 
 
 async def costs(request: Request) -> Response:
@@ -25,7 +23,7 @@ async def costs(request: Request) -> Response:
         try:
             return JSONResponse(await desk.run(shown, text, sides, watching))
         except GoneError:
-            return Response(status_code=_CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
 
 
 def shown(text: str, sides: list[Served], watching: Watching) -> dict[str, Any]:

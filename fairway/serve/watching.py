@@ -10,6 +10,9 @@ from starlette.requests import Request
 from fairway.score.ledger import Witness
 from fairway.score.windows import Event
 
+# A client that went away hears nothing more; this is what servers write down then.
+CLIENT_GONE = 499
+
 
 class GoneError(Exception):
     """Nobody waits for the rest."""

@@ -3,24 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fairway.report.html import DASH, Html, esc, join, note, num, section, table
+from fairway.report.html import DASH, Html, document, esc, join, note, num, section, table
 from fairway.report.style import CSS
 from fairway.studies.telling import number, reach
 
-# Nothing of a page may be fetched or run, whatever an arm is called.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _LEFT, _RIGHT, _ROW, _WIDTH = 170, 110, 26, 860
 
 
 def page(title: str, *sections: Html) -> str:
     """Return a whole page in the looks of a run's report."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">\n'
-        f"<title>{esc(title)}</title>\n<style>{CSS}</style>\n</head>\n"
-        f"<body>\n<header>\n<h1>{esc(title)}</h1>\n</header>\n{''.join(sections)}</body>\n</html>\n"
-    )
+    body = f"<header>\n<h1>{esc(title)}</h1>\n</header>\n{''.join(sections)}"
+    return document(title, CSS, body)
 
 
 def study_page(found: dict[str, Any]) -> str:
