@@ -21,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import interpreter
 import pytest
 import shared
 import warm
@@ -36,6 +37,8 @@ from fairway.data.build import build_data
 from fairway.data.documents import Document
 from fairway.recipes import recipe
 
+if not torch.cuda.is_available():
+    interpreter.quicken()
 # Until all is imported and collected: what is looked through lives, and would be again and again.
 gc.disable()
 # What this process compiles, those that it starts need not.

@@ -81,9 +81,12 @@ def slow(*values: object) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-# Two repetitions beside the frozen model, and all of them with `make test-slow`.
+# Beside the frozen model, and all repetitions with `make test-slow`.
 REPEATED = [
-    *itertools.product(("ppm", "match", "tilt", ALL), ["sliding"], range(2)),
+    ("ppm", "sliding", 1),
+    *itertools.product((ALL, "tilt"), ["sliding"], range(2)),
+    ("match", "sliding", 1),
+    *(slow(experts, "sliding", 0) for experts in ("ppm", "match")),
     *(
         slow(*c)
         for c in itertools.product(("ppm", "match", "tilt", ALL), ["sliding"], range(2, 20))

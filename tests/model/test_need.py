@@ -62,7 +62,7 @@ def per_token(model: GPT, T: int, learn: bool) -> float:
     fused = model.operations.fused
     taken(model, 1 if fused else 2, T, learn)
     # Triton's interpreter takes its time for every row.
-    few, many = (3, 6) if fused else (9, 17)
+    few, many = (2, 4) if fused else (9, 17)
     return (taken(model, many, T, learn) - taken(model, few, T, learn)) / ((many - few) * T)
 
 

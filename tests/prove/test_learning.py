@@ -1,9 +1,7 @@
 """Models that learn along are decoded by models that learn the same."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 from damage import run_command
 
-import fairway
 from fairway.base.errors import UserError
 from fairway.config.settings import RuntimeConfig, TttConfig
 from fairway.data.documents import Document
@@ -206,25 +203,21 @@ def test_methods_by_name() -> None:
 def test_a_fresh_process_learns_the_same(
     artifact: Path,
     tmp_path: Path,
+    forked: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = [json.dumps({"text": document.text}) for document in DOCUMENTS]
+    lines = [json.dumps({"text": document.text}) for document in SHORT]
     Path("t.jsonl").write_text("\n".join(lines))
     settings = "--set ttt.lora_rank=4 --set ttt.lora_lr=0.01 --set ttt.lora_chunks=16"
     fixed = "--set runtime.threads=1 --set runtime.dtype=float32 --set runtime.matmul=highest"
     words = f"prove {artifact} t.jsonl --out p --method lora --streams 2 {settings} {fixed}"
     code, _, err = run_command(words.split(), capsys, monkeypatch)
     assert code == 0, err
-    decoding = f"-m fairway.cli prove --decode p --artifact {artifact} --out back.jsonl"
-    ended = subprocess.run(
-        [sys.executable, *decoding.split()],
-        env={**os.environ, "PYTHONPATH": str(Path(fairway.__file__).parents[1])},
-        capture_output=True,
-        text=True,
-    )
+    decoding = f"prove --decode p --artifact {artifact} --out back.jsonl"
+    ended = subprocess.run([*forked, *decoding.split()], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert Path("back.jsonl").read_bytes() == written([d.text for d in DOCUMENTS])
+    assert Path("back.jsonl").read_bytes() == written([d.text for d in SHORT])
     code, _, err = run_command(f"{words} --set score.stride=4".split(), capsys, monkeypatch)
     assert code == 2 and "only those of runtime, ttt, mixture can be set" in err

@@ -3,6 +3,7 @@
 from audit.honest import Charges, Ids, Plain, frozen, nats, peeking
 
 PROBE = "P3 future flip"
+BUDGET_S = 20.0
 
 
 class Violator(Plain):

@@ -3,6 +3,7 @@
 from audit.honest import Charges, Ids, Plain, frozen, nats
 
 PROBE = "P1 substitution"
+BUDGET_S = 20.0
 
 
 class Violator(Plain):

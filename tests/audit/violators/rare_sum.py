@@ -4,6 +4,7 @@ import numpy as np
 from audit.honest import Charges, Ids, Plain, frozen, nats
 
 PROBE = "P1 substitution"
+BUDGET_S = 20.0
 TOKENS = 193
 
 
