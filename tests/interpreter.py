@@ -20,18 +20,15 @@ def quicken() -> None:
 
 
 def _keep_replacements(interpreter: Any) -> None:
-    replace, known = interpreter._patch_builtin, {}
+    """Replace what a kernel calls once, and leave it so: nothing else calls it without a GPU."""
+    replace, done, kept = interpreter._patch_builtin, set(), interpreter._LangPatchScope()
 
-    def keeping(place: Any, builder: Any, scope: Any) -> None:
-        if place in known:
-            for name, value in known[place]:
-                scope.set_attr(place, name, value)
-            return
-        before = len(scope._changes)
-        replace(place, builder, scope)
-        known[place] = [(name, getattr(place, name)) for _, name, _ in scope._changes[before:]]
+    def once(place: Any, builder: Any, scope: Any) -> None:
+        if place not in done:
+            done.add(place)
+            replace(place, builder, kept)
 
-    interpreter._patch_builtin = keeping
+    interpreter._patch_builtin = once
 
 
 def _keep_types(interpreter: Any) -> None:
