@@ -180,10 +180,12 @@ def smoke_run(tiny: Callable[..., Config]) -> Path:
 
 @pytest.fixture
 def evidence_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let stages of this process that prove and audit take the smoke run's facts.
+    """Let stages of this process that prove and audit take the smoke run's facts."""
+    take_evidence(smoke_run, monkeypatch)
 
-    Both have tests of their own, and each would take seconds.
-    """
+
+def take_evidence(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the same while a patch lasts: both have tests of their own, and each takes seconds."""
     results = read_json(smoke_run / "results.json")
 
     def prove(*inputs: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Triton's interpreter without its repetitions: the same results in three quarters of the time.
+"""Triton's interpreter without its repetitions: the same results in less time.
 
-At every launch of a kernel it looks through `triton.language` for what it replaces, for every number
-it makes a table of all types, and for every tensor an object per side. What it found is kept here.
+At every launch of a kernel it looks through `triton.language` for what it replaces, and for every
+number it makes a table of all types. What it found is kept here.
 """
 
 from typing import Any

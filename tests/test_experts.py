@@ -51,6 +51,7 @@ def test_experts_of_a_run(smoke_run: Path, tmp_path: Path) -> None:
     assert published["distribution"] is False and published["label"] == "not a distribution"
     assert published["tokens"] == sliding["tokens"] and published["coverage"] == 1.0
     assert "published" not in results["stages"], "it can be no headline"
+    assert "mixture" in {probe["stage"] for probe in results["audit"]["probes"]}
     assert results["proof"]["experts"] == "ppm match" and results["proof"]["equal"]
     assert any("not a distribution: prices of the vocabulary sum to" in line for line in said)
     assert any("less than sliding alone" in line for line in said)
@@ -65,16 +66,18 @@ def test_experts_of_a_run(smoke_run: Path, tmp_path: Path) -> None:
     assert all(row in page for row in rows) and f"{published['sums']['mean']:.3f}" in page
     assert published["sums"]["mean"] > 1.0 and 0.0 <= published["gate_share"] <= 1.0
     assert_in_no_submission(results)
-    said = walked(folder, [*CHANGES, "score.headline=mixture"])[1]
+    later = [*CHANGES, "audit.budget_s=0"]
+    said = walked(folder, [*later, "score.headline=mixture"])[1]
     assert "pack: unchanged, kept" not in said and "score.mixture: unchanged, kept" in said
     claimed = json.loads((folder / "results.json").read_text())
     assert claimed["headline"] == "mixture" and claimed["stages"] == results["stages"]
     people = {"name": "", "processes": 1}
     claim = submission([claimed], [""], {"bytes": 1, "digest": "", "fixed_digest": ""}, people)
     assert claim["stage"] == "mixture" and claim["val_bpb"] == results["stages"]["mixture"]["bpb"]
-    again = walked(folder, [*CHANGES, "score.headline=auto"])[1]
+    again = walked(folder, [*later, "score.headline=auto"])[1]
     assert "score.mixture: unchanged, kept" in again and "published: unchanged, kept" in again
     off = [
+        "audit.budget_s=0",
         "score.headline=auto",
         "mixture.experts=",
         "mixture.published=false",

@@ -62,12 +62,15 @@ def test_weights_that_learn_nothing_are_those_of_the_beginning(
     assert facts["init"]["recipe"] == "smoke" and facts["init"]["seed"] == 42
 
 
+NO_EVIDENCE = ("prove.bytes=0", "audit.budget_s=0")
+
+
 def test_such_a_run_goes_on_learning_and_tells_where_it_began(
     smoke_run: Path, tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     first = read_json(smoke_run / "results.json")
     moved = Path(shutil.copytree(smoke_run, tmp_path / "first"))
-    config = tiny(f"train.init={moved}", "train.loop_from=0", "train.steps=6", "prove.bytes=60")
+    config = tiny(f"train.init={moved}", "train.loop_from=0", "train.steps=6", *NO_EVIDENCE)
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
     with pipeline.writing():
         results = pipeline.walk()

@@ -125,7 +125,8 @@ def test_tensorboard_can_be_read_back(tiny: Tiny, tmp_path: Path, monkeypatch: A
     monkeypatch.setattr(live, "EVERY_S", 0.0)
     out = tmp_path / "run"
     for _ in range(2):
-        trained(tiny(), out, Watching(("tensorboard",), 1e-9), "pack")
+        config = tiny("train.steps=3", "train.warmup_steps=0")
+        trained(config, out, Watching(("tensorboard",), 1e-9), "pack")
         shutil.rmtree(out / "data", ignore_errors=True)
         (out / WEIGHTS).unlink()
     events = EventAccumulator(str(out / "live")).Reload()
@@ -142,7 +143,8 @@ def test_weights_and_biases_offline_needs_no_account(
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HOME", str(tmp_path))
-    trained(tiny(), tmp_path / "run", Watching(("wandb",), 1e-9))
+    config = tiny("train.steps=3", "train.warmup_steps=0")
+    trained(config, tmp_path / "run", Watching(("wandb",), 1e-9))
     files = list((tmp_path / "run/live/wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 1 and files[0].stat().st_size > 1000
     assert b"train/loss" in files[0].read_bytes()

@@ -51,6 +51,8 @@ def data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sets(settings: list[str], data: Path) -> list[str]:
     short = (f"train.steps={STEPS_RUN}", "train.warmup_steps=0", "score.batch_windows=4")
+    # An audit without probes: of trails, which two processes have written.
+    short += ("prove.bytes=0", "audit.budget_s=0")
     return [*settings, *short, f"data.source={data}"]
 
 

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from conftest import take_evidence
 from damage import Cli
 
 import fairway
@@ -218,7 +219,7 @@ def test_packages_register_recipes(
 
 @pytest.fixture(scope="module")
 def ran(
-    tmp_path_factory: pytest.TempPathFactory, settings: list[str]
+    tmp_path_factory: pytest.TempPathFactory, settings: list[str], smoke_run: Path
 ) -> tuple[Path, list[str], Path]:
     """Return a file, the options and the folder of a finished run of its recipe."""
     from fairway.config.overrides import override
@@ -229,7 +230,8 @@ def ran(
     found = find(str(file))
     config = override(found.config, [*settings, "pack.code_bytes=auto"])
     pipeline = Pipeline(config, RunFolder(folder / "run"), lambda text: None, found.origin)
-    with pipeline.writing():
+    with pytest.MonkeyPatch.context() as patch, pipeline.writing():
+        take_evidence(smoke_run, patch)
         pipeline.walk()
     return file, settings, folder / "run"
 

@@ -306,8 +306,20 @@ def test_the_place_of_the_data_changes_no_result(
 # Stopping half-way
 
 
-# Twelve steps take less time than a signal may take to reach a fork.
-COLD = [sys.executable, "-m", "fairway.cli"]
+# Twelve steps would take less time than a signal may take to reach a fork.
+SLOW = """
+import time
+from fairway.cli import main as cli
+from fairway.train.loop import Training
+advance = Training._advance
+
+def slow(*how):
+    time.sleep(0.3)
+    return advance(*how)
+
+Training._advance = slow
+cli.main()
+"""
 
 
 def command(folder: Path, settings: list[str], *more: str) -> list[str]:
@@ -326,15 +338,16 @@ def stopped(words: list[str], number: signal.Signals) -> tuple[int, str]:
 
 
 def test_a_run_stopped_twice_ends_like_one_that_never_stopped(
-    tiny: Tiny, smoke_run: Path, settings: list[str], tmp_path: Path
+    tiny: Tiny, smoke_run: Path, settings: list[str], tmp_path: Path, forked: list[str]
 ) -> None:
+    start = [*forked, "-c", SLOW]
     said = re.compile(r"fairway: stopped after step (\d+); --resume continues\n")
-    code, errors = stopped(COLD + command(tmp_path, settings), signal.SIGINT)
+    code, errors = stopped(start + command(tmp_path, settings), signal.SIGINT)
     assert (code, bool(said.fullmatch(errors))) == (130, True), errors
     assert (tmp_path / CHECKPOINT).exists()
     first = int(said.fullmatch(errors)[1])  # type: ignore[index]
 
-    code, errors = stopped(COLD + command(tmp_path, settings, "--resume"), signal.SIGTERM)
+    code, errors = stopped(start + command(tmp_path, settings, "--resume"), signal.SIGTERM)
     assert (code, bool(said.fullmatch(errors))) == (130, True), errors
     assert first < int(said.fullmatch(errors)[1]) < 12  # type: ignore[index]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import take_evidence
 from digits import Place, numbers, unnoticed
 
 from fairway.audit.records.audit import audit_record
@@ -33,7 +34,8 @@ def smoke_run(
     """Return the folder of a finished smoke run that counts its own bundle."""
     folder = Path(shutil.copytree(smoke_run, tmp_path_factory.mktemp("counted") / "smoke"))
     pipeline = Pipeline(tiny("pack.code_bytes=auto"), RunFolder(folder), lambda text: None)
-    with pipeline.writing():
+    with pytest.MonkeyPatch.context() as patch, pipeline.writing():
+        take_evidence(smoke_run, patch)
         pipeline.walk()
     return folder
 
