@@ -164,20 +164,27 @@ if __name__ == "__main__":
         sys.path[0] = os.path.dirname(os.path.dirname(__file__))
         import importlib
         from contextlib import suppress
+        from unittest import mock
 
-        # What optimisers and the Hub's client import, as far as this version has it; not they
-        # themselves: torch._dynamo has work to do at the end, the client reads the environment.
+        # What optimisers and the Hub's client import, as far as this version has it; not the client
+        # itself, which reads the environment.
         for name in (
             *("sympy", "torch.fx.experimental.symbolic_shapes", "torch.distributed.fsdp"),
+            "scipy.optimize",
             *("httpx", "httpx2", "yaml", "fsspec"),
         ):
             with suppress(ImportError):
                 importlib.import_module(name)
 
+        # It would tell at the end of every fork what it has compiled.
+        with mock.patch("atexit.register"), suppress(ImportError):
+            importlib.import_module("torch._dynamo")
+
         import fairway.api
         import fairway.cli.main
         import fairway.cli.show
         import fairway.pipeline.run
+        import fairway.pipeline.sizes
         import fairway.prove.archive
         import fairway.prove.proof
         import fairway.report.page
