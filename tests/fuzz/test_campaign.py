@@ -122,7 +122,7 @@ def format_named(name: str) -> Format:
 @pytest.mark.parametrize("name", FORMATS)
 def test_spoiled_inputs_are_refused_or_right(name: str) -> None:
     # A bundle takes a sixth of a second, a report of a run half of one.
-    count = {"run": 3, "bundle": 5, "record": 8}.get(name, 30)
+    count = {"run": 3, "bundle": 5, "record": 15}.get(name, 30)
     found = run(format_named(name), count, 1)
     assert found.failures == []
     assert found.refused + found.read == found.inputs == count
