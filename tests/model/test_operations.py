@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="kernels need Triton")
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 TINY = ModelConfig(
-    vocab_size=300, num_layers=3, dim=32, num_heads=2, num_kv_heads=1, mlp_dim=64, rope_dims=4,
+    vocab_size=300, num_layers=3, dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64, rope_dims=4,
     rope_train_len=64, xsa_layers=2, parallel_from=2, loop_first=1, loop_last=1, loop_extra=1,
     embed_bf16=False,
 )  # fmt: skip
