@@ -31,6 +31,7 @@ def next_lines(folder: Path) -> list[str]:
     text = "README.md" if Path("README.md").is_file() else "YOUR-TEXT.txt"
     steps = [
         (("sample", folder, "--prompt", "The"), "let the model continue a text"),
+        (("serve", folder), "see what each token costs"),
         (("score", folder, text), "score a text of your own"),
         (("compress", text, "--artifact", folder), "compress a file with it"),
         (("runs", folder.parent, "--html", "runs.html"), "compare it with other runs"),

@@ -29,7 +29,7 @@ _LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(\.part|\.old)?")
 # What a run writes into its folder.
 _OURS = re.compile(
     r"(run|results|report)\.json|report\.html|(weights|checkpoint)\.safetensors|steps\.jsonl|"
-    r"artifact\.fwy|proof\.fwp|costs\.json|tokenizer\.model|ledger-\w+\.jsonl\.gz|data"
+    r"artifact\.fwy|proof\.fwp|costs(-\w+)?\.json|tokenizer\.model|ledger-\w+\.jsonl\.gz|data"
 )
 
 

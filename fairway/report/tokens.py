@@ -11,7 +11,8 @@ from typing import Any
 from fairway.data.spans import Cell, cells
 from fairway.report.html import Html, esc, note, num, pairs, section, table
 
-# Costs of a text by one model, as `fairway.score.costs.told` returns them.
+# Costs of a text by one model, as `fairway.score.costs.told` returns them. Those that a stage of a
+# run recorded have no `ranks` and no `likeliest`.
 Told = dict[str, Any]
 
 # A cell has the colour of the last of these bits that it reaches; differences likewise.
@@ -175,15 +176,17 @@ def _line(some: Sequence[Cell]) -> str:
 
 
 def _token(side: Told, token: int) -> str:
-    """Return a token's cost, its rank and what was likelier, as HTML."""
-    bits, rank = side["bits"][token], side["ranks"][token]
-    name = esc(side["names"][token])
+    """Return a token's cost as HTML, with its rank and what was likelier unless it is a record."""
+    bits, name = side["bits"][token], esc(side["names"][token])
+    cost_told = f"<b><bdi>{name}</bdi> {bits:.2f} bits</b> {_share(bits)}"
+    if "ranks" not in side:
+        return cost_told
     lines = "".join(
         f"<i{' class=own' if other == side['names'][token] else ''}>"
         f"<bdi>{esc(other)}</bdi> {_share(cost)} <em>{cost:.2f}</em></i>"
         for other, cost in side["likeliest"][token]
     )
-    return f"<b><bdi>{name}</bdi> {bits:.2f} bits</b> {_share(bits)}, rank {rank:,}{lines}"
+    return f"{cost_told}, rank {side['ranks'][token]:,}{lines}"
 
 
 def _share(bits: float) -> str:

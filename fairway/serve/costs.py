@@ -7,9 +7,8 @@ from starlette.responses import JSONResponse, Response
 
 from fairway.report.html import Html, esc, num
 from fairway.report.tokens import View, scale
-from fairway.score.costs import told
 from fairway.serve.asked import body_of, text_of
-from fairway.serve.models import Desk, Served
+from fairway.serve.models import Desk, Record, Served
 from fairway.serve.watching import CLIENT_GONE, GoneError, Watching
 
 
@@ -17,7 +16,7 @@ async def costs(request: Request) -> Response:
     """Answer POST /costs: HTML of a text coloured by what its tokens cost one or two models."""
     desk: Desk = request.app.state.desk
     text, model, beside = text_of(await body_of(request))
-    sides = [desk.find(model), *([desk.find(beside)] if beside else [])]
+    sides = [desk.side(model), *([desk.side(beside)] if beside else [])]
     watching = Watching(desk.ending)
     async with desk.turn(), watching.over(request):
         try:
@@ -26,12 +25,9 @@ async def costs(request: Request) -> Response:
             return Response(status_code=CLIENT_GONE)
 
 
-def shown(text: str, sides: list[Served], watching: Watching) -> dict[str, Any]:
+def shown(text: str, sides: list[Served | Record], watching: Watching) -> dict[str, Any]:
     """Return what the page shows: every side's text, totals and tips, and the list of cells."""
-    found = [
-        told(text, side.language.costs(text, witness=watching), side.language.tokenizer)
-        for side in sides
-    ]
+    found = [side.costs(text, watching) for side in sides]
     view, names = View(found), [side.name for side in sides]
     heads = [*names, "difference"] if len(sides) == 2 else ["bits"]
     return {
