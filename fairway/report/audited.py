@@ -14,7 +14,10 @@ from fairway.report.style import CSS
 TEXT_CSS = """
 .text table { font-size: 0.84rem; }
 .text th, .text td { text-align: left; white-space: normal; }
+.text td.words { min-width: 15rem; }
 """
+# A cell with more letters holds a sentence.
+_WORD_LETTERS = 50
 _TITLE = "Fairway audit"
 _PAGE_CSS = """
 details { border-top: 1px solid var(--rule); padding: 0.4rem 0; }
@@ -28,9 +31,15 @@ _WORDS = {"invalid": "invalid", "warning": "look here", "note": "note"}
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Html]]) -> Html:
     head = "".join(f'<th scope="col">{esc(text)}</th>' for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return Html(f'<div class="scroll text">{table}</div>')
+
+
+def _cell(cell: Html) -> str:
+    """Return a cell; one with a sentence keeps a width in which it can be read."""
+    kind = ' class="words"' if len(cell) > _WORD_LETTERS else ""
+    return f"<td{kind}>{cell}</td>"
 
 
 def probes(results: dict[str, Any]) -> Html:

@@ -48,14 +48,26 @@ def shown(text: str, sides: list[Served | Record], watching: Watching) -> dict[s
 
 
 def _summary(names: list[str], found: list[dict[str, Any]]) -> Html:
-    """Return in a sentence which of two models pays less for the text."""
-    if len(names) == 1:
-        return Html("")
+    """Return which of two sides pays less for the text, and which sides are records."""
+    parts = [_difference(names, found)] if len(names) == 2 else []
+    parts += [
+        f"<b>{esc(name)}</b> is a record: what this stage of the run booked, with the context that "
+        "it had. It has no ranks and no likeliest tokens."
+        for name in dict.fromkeys(n for n, side in zip(names, found, strict=True) if _kept(side))
+    ]
+    return Html(" ".join(parts))
+
+
+def _kept(side: dict[str, Any]) -> bool:
+    return "ranks" not in side
+
+
+def _difference(names: list[str], found: list[dict[str, Any]]) -> str:
     a, b = (side["total_bits"] for side in found)
     if a == b:
-        return Html("Both models pay the same.")
+        return "Both pay the same."
     better, worse = names if a < b else names[::-1]
-    return Html(
+    return (
         f"<b>{esc(better)}</b> pays {num(abs(a - b), ',.1f', ' bits')} less than "
         f"<b>{esc(worse)}</b>: {num(100 * (1 - min(a, b) / max(a, b)), '.1f', ' %')}."
     )

@@ -68,7 +68,7 @@ def test_two_stages_are_compared(client: TestClient) -> None:
     sizes = [abs(float(value.replace("\u2212", "-"))) for value in shown]
     assert sizes == sorted(sizes, reverse=True) and len(sizes) == 20
     same = costs(client, TEXTS[0], model="smoke", beside="smoke")
-    assert same["summary"] == "Both models pay the same." and "<td>" not in same["list"]
+    assert same["summary"] == "Both pay the same." and "<td>" not in same["list"]
 
 
 def test_records_of_stages_are_compared(client: TestClient, desk: Desk) -> None:
@@ -78,6 +78,7 @@ def test_records_of_stages_are_compared(client: TestClient, desk: Desk) -> None:
     a, b = found["sides"]
     assert letters(a["text"]) == letters(b["text"]) == text and a["bpb"] != b["bpb"]
     assert a["bpb"] == desk.records["smoke:ttt"].by_text[text]["bpb"]
+    assert found["summary"].count("is a record") == 2
     assert "bits" in a["tips"][3] and "rank" not in a["tips"][3]
     # Beside a model: its first document is scored with the same context.
     live = costs(client, text, model="smoke", beside="smoke:sliding")["sides"]
