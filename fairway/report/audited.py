@@ -51,16 +51,16 @@ def probes(results: dict[str, Any]) -> Html:
         [
             esc(probe["stage"]),
             esc(probe["name"]),
+            strong(probe["verdict"]) if probe["verdict"] == "invalid" else esc(probe["verdict"]),
             esc(", ".join(probe["rules"])),
             num(probe["samples"]),
             DASH if probe["worst"] is None else num(probe["worst"], ".2g"),
-            strong(probe["verdict"]) if probe["verdict"] == "invalid" else esc(probe["verdict"]),
             esc(probe["why"]),
             esc(probe.get("power", "")),
         ]
         for probe in found["probes"]
     ]
-    heads = ["score", "probe", "rules", "samples", "worst", "verdict", "because", "power"]
+    heads = ["score", "probe", "verdict", "rules", "samples", "worst", "because", "power"]
     did = {probe["name"]: probe["did"] for probe in found["probes"]}
     meanings = [Html(f"<b>{esc(name)}</b>: {esc(text)}.") for name, text in did.items()]
     passed = "passed" if found["passed"] else "not passed: it cannot become a submission"
