@@ -1,4 +1,4 @@
-"""What a verb says when it is done: a sample of the model's text, and what can be done next."""
+"""The last lines of a verb: a sample of the model's text, and the next commands."""
 
 import textwrap
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the terminal shows: tables of a run's scores, of an artifact's bytes, of a dry run."""
+"""Tables for the terminal: scores of a run, bytes of an artifact, a dry run."""
 
 import dataclasses
 import re
@@ -231,7 +231,7 @@ def findings_table(title: str, findings: Iterable[dict[str, Any]]) -> Table:
 def record_lines(told: "Sequence[Told]", most: int | None = None) -> list[str]:
     """Return what was found in a record in lines: the gravest first, with what to ask about it.
 
-    With `most`, so many findings, the first place of each, and no notes; the rest is counted.
+    With `most`, this many findings, the first place of each, and no notes; the rest is counted.
     """
     whole = most is None
     shown = list(told) if whole else [one for one in told if one.severity != "note"][:most]

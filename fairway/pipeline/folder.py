@@ -1,4 +1,4 @@
-"""The run folder: stages cached by the digests of what they read, one writer at a time.
+"""The run folder: stages cached by the digests of their inputs, with one writer at a time.
 
 `run.json` is the folder's memory: for every finished stage what it read (settings, and digests of
 files), the digests of its files, its facts and its seconds; and the config and machine plan, which

@@ -1,4 +1,4 @@
-"""Which recipe a name stands for: one of several sizes is chosen by the machine's speed, once.
+"""Chooses a size of a recipe by the machine's speed, once for each run.
 
 A folder that holds a run keeps the size of that run, whatever the load of the machine is now.
 """
@@ -120,7 +120,7 @@ def _shape(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _measured(name: str, overrides: Sequence[str], say: Say) -> Sized:
-    """Return the size from which the law expects most at the speed that is measured now; tell."""
+    """Return the size with the best expected score at the speed measured now, and print it."""
     start_s = time.perf_counter()
     configs = {size: override(RECIPES[size](), overrides) for size in SIZES[name]}
     runtime, train = configs[SIZES[name][0]].runtime, configs[SIZES[name][0]].train

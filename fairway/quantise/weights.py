@@ -1,4 +1,4 @@
-"""Weight statistics: what the trained matrices look like to a quantiser and an entropy coder.
+"""Statistics of trained weights that matter for quantisation and entropy coding.
 
 Only matrices count: at least 16 rows and columns and more than 1,000 elements. Gains, scales and
 gates are vectors, or short stacks of vectors, and stay in fp16. A role is what the same matrix is

@@ -1,4 +1,4 @@
-"""What an audit found, as HTML: the section of a run's page, and the page of some records."""
+"""The findings of an audit as HTML: a section of a run's page, and the page of records."""
 
 from collections.abc import Sequence
 from typing import Any

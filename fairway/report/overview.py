@@ -1,4 +1,4 @@
-"""The page of all runs of a folder: a table that sorts, a curve for each, what sets them apart."""
+"""The page of all runs of a folder: a table that can be sorted, with curves and settings."""
 
 import math
 from collections.abc import Iterable, Sequence

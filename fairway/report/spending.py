@@ -1,4 +1,4 @@
-"""Where the bits of the claimed score go: tables by kind of token, frequency, place and context."""
+"""Tables of where the bits of a score go: by kind of token, frequency, place and context."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What each token costs, as HTML: a text coloured by bits, alone or beside another model's.
+"""The cost of each token as HTML: a text coloured by bits, of one model or two.
 
 The report shows it without a script: every cell of a text is a radio button, so a text takes one
 stop of the Tab key, the arrow keys go from token to token, and the style sheet shows what belongs
@@ -27,12 +27,12 @@ _BEFORE, _AFTER = 15, 30
 
 
 def level(bits: float) -> str:
-    """Return the class of a cell that costs so many bits."""
+    """Return the class of a cell that costs this many bits."""
     return f"c{sum(bits >= least for least in LEVELS_BITS)}"
 
 
 def difference(bits: float) -> str:
-    """Return the class of a cell that costs the first model so many bits more than the second."""
+    """Return the class of a cell that costs the first model this many bits more than the second."""
     size = sum(abs(bits) >= least for least in DIFFERENCES_BITS)
     return f"{'m' if bits < 0 else 'p'}{size}" if size else "c0"
 

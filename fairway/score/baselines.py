@@ -1,4 +1,4 @@
-"""What general compressors make of the validation text: the numbers a model has to beat.
+"""Sizes of the validation text under general compressors: the numbers that a model must beat.
 
 Compressors and models code the same bytes: the documents one after another, nothing between them.
 *Cold* is the validation text alone, as the tool would write the file. *Primed* lets the compressor

@@ -1,4 +1,4 @@
-"""POST /costs and GET /documents: what the page shows of a text, and texts to begin with."""
+"""POST /costs and GET /documents: the costs of a text for the page, and texts to start with."""
 
 from typing import Any
 
