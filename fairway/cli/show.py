@@ -68,7 +68,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 def score_table(results: dict[str, Any]) -> Table:
     """Return the scores of a run by stage, beside the compressors on the same bytes."""
     text = results["text"]
-    title = f"{text['bytes']:,} bytes of validation text, {text['documents']} documents"
+    title = f"{text['bytes']:,} bytes of validation text, {units.counted(text['documents'], 'document')}"
     headline = results["headline"]
     claimed = results["stages"][headline]["bpb"]
     stages = results["stages"].items()
@@ -122,7 +122,7 @@ def data_lines(manifest: dict[str, Any]) -> list[str]:
     sides = (("training", manifest["train"]), ("validation", manifest["val"]))
     return [
         *(
-            f"{name} text: {side['documents']:,} documents, {side['bytes']:,} bytes, "
+            f"{name} text: {units.counted(side['documents'], 'document')}, {side['bytes']:,} bytes, "
             f"{side['tokens']:,} tokens"
             for name, side in sides
         ),

@@ -131,8 +131,8 @@ def _measured(name: str, overrides: Sequence[str], say: Say) -> Sized:
     for option in sorted(options, key=lambda option: SIZES[name].index(option.name)):
         say(f"{option.name}: {_told(option)}")
     say(
-        f"{name} is {options[0].name} here, by steps timed for {took} before the "
-        f"{duration(train.budget_s)} begin"
+        f"{name} is {options[0].name} here: the steps were timed for {took}, before the "
+        f"{duration(train.budget_s)} of training"
     )
     return Sized(options[0].name, plan)
 
