@@ -68,7 +68,8 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 def score_table(results: dict[str, Any]) -> Table:
     """Return the scores of a run by stage, beside the compressors on the same bytes."""
     text = results["text"]
-    title = f"{text['bytes']:,} bytes of validation text, {units.counted(text['documents'], 'document')}"
+    documents = units.counted(text["documents"], "document")
+    title = f"{text['bytes']:,} bytes of validation text, {documents}"
     headline = results["headline"]
     claimed = results["stages"][headline]["bpb"]
     stages = results["stages"].items()
@@ -79,7 +80,7 @@ def score_table(results: dict[str, Any]) -> Table:
         least = min(tool["bpb"], tool["primed_bpb"] or tool["bpb"])
         against = f"{claimed / least - 1:+.1%}"
         rows.append((TOOL_NAMES.get(name, name), f"{tool['bpb']:.4f}", primed, against))
-    return plain_table(title, ("what", "bits per byte", "primed", f"{headline} against it"), rows)
+    return plain_table(title, ("what", "bits per byte", "primed", f"{headline} compared"), rows)
 
 
 def account_table(artifact: dict[str, Any]) -> Table:
@@ -122,8 +123,8 @@ def data_lines(manifest: dict[str, Any]) -> list[str]:
     sides = (("training", manifest["train"]), ("validation", manifest["val"]))
     return [
         *(
-            f"{name} text: {units.counted(side['documents'], 'document')}, {side['bytes']:,} bytes, "
-            f"{side['tokens']:,} tokens"
+            f"{name} text: {units.counted(side['documents'], 'document')}, "
+            f"{side['bytes']:,} bytes, {side['tokens']:,} tokens"
             for name, side in sides
         ),
         told(manifest["dropped"]) or "left out: nothing",

@@ -78,7 +78,7 @@ def sized(name: str, overrides: Sequence[str], folders: Iterable[RunFolder], say
     kept = (folder.memory for folder in folders)
     known = next(filter(SIZES[name].__contains__, map(_recipe_in, kept)), "") or _followed(base)
     if known in SIZES[name]:
-        say(f"{name} is {known}, as the run that is there already")
+        say(f"{name} is {known}, like the run in this folder")
         return Sized(known)
     if join_ranks().world > 1 or known or _is_settled(name, base, overrides):
         return Sized(name)
