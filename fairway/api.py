@@ -208,7 +208,7 @@ class LanguageModel:
         return text_of(ids, self.tokenizer.table, sum(len(text.encode()) for text in documents))
 
     def _asked(self, documents: Sequence[str], witness: Witness | None = None) -> Evaluation:
-        """Return what a scorer is asked of some documents."""
+        """Return the inputs of a scorer for some documents."""
         config, text = replace(self.score_config, truncate=False), self.proven(documents)
         return Evaluation(text, config, description="scoring", witness=witness or Witness())
 

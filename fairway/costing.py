@@ -1,4 +1,4 @@
-"""What continuations cost: many texts in one pass through the model.
+"""Costs of continuations: many texts in one pass through the model.
 
 The tokens are those of context and continuation as one document (`Packer.document`), so they stand
 for every byte of both. A continuation costs what the tokens that reach beyond its context cost; one
@@ -21,7 +21,7 @@ from fairway.model.block import Walk
 from fairway.model.gpt import rope_table
 from fairway.score.windows import Window, sliding_windows
 
-# Logits are formed for so many positions at a time: 1,024 x 8,192 in float64 is 67 MB.
+# Logits are formed for this many positions at a time: 1,024 x 8,192 in float64 is 67 MB.
 _ROWS_AT_ONCE = 1024
 
 

@@ -18,8 +18,8 @@ def test_commands_of_a_run_can_be_copied(smoke_run: Path, cli: Cli, tmp_path: Pa
     run = tmp_path / "a run's folder"
     shutil.copytree(smoke_run, run)
     words = [shlex.split(line) for line in next_lines(run) if line.strip().startswith("fairway ")]
-    assert [verb for _, verb, *_ in words] == ["sample", "score", "compress", "runs"]
-    for _, *words_of_one in (words[0], words[3]):
+    assert [verb for _, verb, *_ in words] == ["sample", "serve", "score", "compress", "runs"]
+    for _, *words_of_one in (words[0], words[4]):
         extra = ["--tokens", "2"] if words_of_one[0] == "sample" else []
         done = cli(*[str(tmp_path / w) if w == "runs.html" else w for w in words_of_one], *extra)
         assert done.code == 0, done

@@ -36,7 +36,7 @@ def test_data(cli: Cli, tmp_path: Path) -> None:
     wanted = f"--set data.source={tmp_path / 'more'} --set model.vocab_size=290"
     assert lines[-1] == f"built {tmp_path / 'more'}; train with: fairway run demo {wanted}"
     assert lines[0].startswith("training text: 12 documents, ") and lines[0].endswith(" tokens")
-    assert lines[1].startswith("validation text: 1 documents, 64 bytes, ")
+    assert lines[1].startswith("validation text: 1 document, 64 bytes, ")
     assert lines[2] == "left out: nothing"
     assert read_json(tmp_path / "more" / "manifest.json")["split"]["rule"] == "given"
 

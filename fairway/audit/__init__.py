@@ -1,1 +1,1 @@
-"""Is this score real? Probes of scorers, checks of ledgers, and audits of records."""
+"""Audits: probes of scorers, checks of ledgers, and audits of other people's records."""

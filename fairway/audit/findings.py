@@ -1,4 +1,4 @@
-"""What an audit has to say: findings with their evidence, and what follows from them."""
+"""The findings of an audit, their evidence, and the verdict that follows from them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

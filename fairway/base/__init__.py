@@ -1,1 +1,1 @@
-"""What every part needs: errors, units, files, terminals, processes, graphs."""
+"""Shared foundations: errors, units, files, terminals, processes, graphs."""

@@ -1,4 +1,4 @@
-"""How a command ends: by signals, and not because nobody reads what it says any more."""
+"""The ends of a command: signals, and readers of its output that go away."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""What leaves the command line as one sentence instead of a traceback."""
+"""Errors that the command line prints as one sentence instead of a traceback."""
 
 
 class UserError(ValueError):

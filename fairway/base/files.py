@@ -41,7 +41,7 @@ _KINDS = (
     (stat.S_ISBLK, "device"),
     (stat.S_ISSOCK, "socket"),
 )
-# So many characters of a name, of four bytes at most, and 15 bytes more make 255.
+# This many characters of a name, of four bytes at most, and 15 bytes more make 255.
 _NAME_CHARACTERS = 60
 
 

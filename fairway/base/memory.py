@@ -1,4 +1,4 @@
-"""Memory of a device: what is left, how to give back what nobody uses, the most that was used."""
+"""Memory of a device: what is free, how to release the cache, and the highest use."""
 
 import gc
 from pathlib import Path

@@ -7,3 +7,8 @@ CHECKPOINT, TOKENIZER_FILE, COSTS = "checkpoint.safetensors", "tokenizer.model",
 def trail_file(stage: str) -> str:
     """Return the name of the file that holds the trails of a stage of scoring."""
     return f"ledger-{stage}.jsonl.gz"
+
+
+def recorded_file(stage: str) -> str:
+    """Return the name of the file that holds what a stage booked for the first documents."""
+    return f"costs-{stage}.json"

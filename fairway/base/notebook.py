@@ -1,4 +1,4 @@
-"""What a notebook shows of an object: a caption and tables, plain enough for any theme."""
+"""Tables that a notebook shows for an object: a caption and rows, plain enough for any theme."""
 
 import html
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Paths, and where a command writes: its own files, and what the system only lends it.
+"""Output paths: the command's own files, and devices or pipes of the system.
 
 A file that is there already is replaced at once, its permissions kept, and only where links lead.
 Devices and pipes are written into. Folders, sockets and disks are refused.

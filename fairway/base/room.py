@@ -1,4 +1,4 @@
-"""Main memory: what this process may still take, who bounds it, and one sentence where it ends.
+"""Main memory: how much this process may still take, by which limit, and the error if it is short.
 
 Three bounds are read where the system tells them: the memory that the machine has free, that of the
 control group (a container, a batch system's job), and the limits of this process (`ulimit -v` and

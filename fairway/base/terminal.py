@@ -1,4 +1,4 @@
-"""What people see: letters of others made harmless, commands that a shell takes, JSON for all.
+"""Text for terminals: foreign characters made harmless, commands quoted for a shell, JSON.
 
 Names of files and machines, texts of records and models come from strangers. Whatever is printed
 goes through `clean` or `line`, and nothing that is printed fails for a letter.

@@ -1,4 +1,4 @@
-"""How long work takes here: once it is warm, and once the device has ended it."""
+"""Seconds of a call, measured after a warm-up and after the device has finished."""
 
 import statistics
 import time
@@ -56,7 +56,7 @@ def device_seconds(work: Work) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds of one call: median, least and most of some batches of so many calls."""
+    """Seconds of one call: median, least and most of some batches of this many calls."""
 
     median_s: float
     least_s: float

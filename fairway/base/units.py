@@ -39,6 +39,11 @@ def gigabytes(count_bytes: float) -> str:
     return f"{count_bytes / 1e9:.1f} GB" if count_bytes >= 5e7 else f"{count_bytes / 1e9:.3f} GB"
 
 
+def counted(count: int, word: str) -> str:
+    """Return a number of things: `1 document`, `1,200 documents`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return a duration for people: 8.2 s, 3 min 20 s, 1 h 05 min."""
     if seconds < 59.95:

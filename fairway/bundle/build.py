@@ -1,4 +1,4 @@
-"""`fairway bundle`: the files of a bundle, and what vouches for them."""
+"""`fairway bundle`: the files of a bundle and their digests."""
 
 import ast
 import functools

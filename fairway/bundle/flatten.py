@@ -211,7 +211,7 @@ def _own_names(nodes: Sequence[ast.AST]) -> dict[str, str]:
 
 
 def _told(name: str, words: int) -> str:
-    """Return a name as its module has it, and so many of the last words of the module's name."""
+    """Return a name as its module has it, and this many of the last words of the module's name."""
     module, _, inside = name[2:].partition("__")
     path = ["module", *module.replace("_dot_", "_").split("_")]
     inside = inside or path.pop()

@@ -1,4 +1,4 @@
-"""The modules behind an entry, parsed, and what every name in them refers to.
+"""The parsed modules behind an entry, and the definition of every name in them.
 
 `resolve` gives each definition of the package a name of its own (`G_fairway_model_ops__norm`), so
 that all modules can share one scope: whatever reads or imports it, under whatever alias, reads that

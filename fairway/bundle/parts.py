@@ -1,4 +1,4 @@
-"""What a recipe's settings leave out of its bundle.
+"""Parts of the package that a recipe's settings leave out of its bundle.
 
 A bundle is the package's code as it is, so a part that one setting switches on would cost bytes
 where it is off. The modules by which all others reach such a part stand in PARTS. Where it is off,

@@ -1,4 +1,4 @@
-"""Which definitions an entry can reach: statements of modules, and single methods of classes.
+"""Finds the definitions that an entry can reach: statements of modules, methods of classes.
 
 A class brings what stands in its body and the methods that Python or PyTorch call by themselves;
 any other method stays if something that stays names it as an attribute or in a string.

@@ -47,7 +47,7 @@ class Started:
     clock: str
 
     def call(self, size_bytes: int) -> str:
-        """Return the call that starts a program which is shipped in so many bytes."""
+        """Return the call that starts a program which is shipped in this many bytes."""
         words = f"{size_bytes:7},{self.seed:10},{self.source!r:10},{self.clock!r:7}"
         assert len(words) == 37, f"a field is too narrow: {words}"
         return f"{START}({words})\n"

@@ -1,4 +1,4 @@
-"""What a verb says when it is done: a sample of the model's text, and what can be done next."""
+"""The last lines of a verb: a sample of the model's text, and the next commands."""
 
 import textwrap
 from pathlib import Path
@@ -31,6 +31,7 @@ def next_lines(folder: Path) -> list[str]:
     text = "README.md" if Path("README.md").is_file() else "YOUR-TEXT.txt"
     steps = [
         (("sample", folder, "--prompt", "The"), "let the model continue a text"),
+        (("serve", folder), "see what each token costs"),
         (("score", folder, text), "score a text of your own"),
         (("compress", text, "--artifact", folder), "compress a file with it"),
         (("runs", folder.parent, "--html", "runs.html"), "compare it with other runs"),

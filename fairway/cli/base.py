@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: options, and how results are printed."""
+"""Shared by the verbs of the command line: options, and printing of results."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence

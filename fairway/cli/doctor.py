@@ -1,4 +1,4 @@
-"""What this machine has, and what a run would use: `fairway doctor`."""
+"""`fairway doctor`: the hardware and software of this machine, and what a run would use."""
 
 import os
 import platform
@@ -74,12 +74,12 @@ def _products(plan: Plan, stopwatch: Stopwatch = device_seconds) -> str:
 
 def product_rate(side: int, seconds: float) -> float:
     """Return the floating-point operations per second of a product of two square matrices: every
-    element of it is so many multiplications and additions."""
+    element of it is this many multiplications and additions."""
     return 2 * side**3 / seconds
 
 
 class _Shape(NamedTuple):
-    """What attention is measured on: rows of so many tokens, query and key/value heads of 64."""
+    """What attention is measured on: rows of this many tokens, query and key/value heads of 64."""
 
     rows: int
     length: int

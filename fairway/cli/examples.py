@@ -1,4 +1,4 @@
-"""Examples that the help of every verb shows, each a command and what it does."""
+"""Examples for the help of every verb: a command and its effect."""
 
 from typing import Any
 

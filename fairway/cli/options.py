@@ -1,4 +1,4 @@
-"""What stands after a verb: paths and numbers, each mistake told in one sentence."""
+"""Arguments and options of verbs: paths and numbers; each mistake is told in one sentence."""
 
 from collections.abc import Callable
 from pathlib import Path

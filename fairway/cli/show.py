@@ -1,4 +1,4 @@
-"""What the terminal shows: tables of a run's scores, of an artifact's bytes, of a dry run."""
+"""Tables for the terminal: scores of a run, bytes of an artifact, a dry run."""
 
 import dataclasses
 import re
@@ -68,7 +68,8 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 def score_table(results: dict[str, Any]) -> Table:
     """Return the scores of a run by stage, beside the compressors on the same bytes."""
     text = results["text"]
-    title = f"{text['bytes']:,} bytes of validation text, {text['documents']} documents"
+    documents = units.counted(text["documents"], "document")
+    title = f"{text['bytes']:,} bytes of validation text, {documents}"
     headline = results["headline"]
     claimed = results["stages"][headline]["bpb"]
     stages = results["stages"].items()
@@ -79,7 +80,7 @@ def score_table(results: dict[str, Any]) -> Table:
         least = min(tool["bpb"], tool["primed_bpb"] or tool["bpb"])
         against = f"{claimed / least - 1:+.1%}"
         rows.append((TOOL_NAMES.get(name, name), f"{tool['bpb']:.4f}", primed, against))
-    return plain_table(title, ("what", "bits per byte", "primed", f"{headline} against it"), rows)
+    return plain_table(title, ("what", "bits per byte", "primed", f"{headline} compared"), rows)
 
 
 def account_table(artifact: dict[str, Any]) -> Table:
@@ -122,8 +123,8 @@ def data_lines(manifest: dict[str, Any]) -> list[str]:
     sides = (("training", manifest["train"]), ("validation", manifest["val"]))
     return [
         *(
-            f"{name} text: {side['documents']:,} documents, {side['bytes']:,} bytes, "
-            f"{side['tokens']:,} tokens"
+            f"{name} text: {units.counted(side['documents'], 'document')}, "
+            f"{side['bytes']:,} bytes, {side['tokens']:,} tokens"
             for name, side in sides
         ),
         told(manifest["dropped"]) or "left out: nothing",
@@ -231,7 +232,7 @@ def findings_table(title: str, findings: Iterable[dict[str, Any]]) -> Table:
 def record_lines(told: "Sequence[Told]", most: int | None = None) -> list[str]:
     """Return what was found in a record in lines: the gravest first, with what to ask about it.
 
-    With `most`, so many findings, the first place of each, and no notes; the rest is counted.
+    With `most`, this many findings, the first place of each, and no notes; the rest is counted.
     """
     whole = most is None
     shown = list(told) if whole else [one for one in told if one.severity != "note"][:most]

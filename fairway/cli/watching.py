@@ -1,4 +1,4 @@
-"""Options of verbs that train: what is to be seen while they do."""
+"""Options of verbs that train: loggers, and samples of text during training."""
 
 from typing import Annotated, Any
 

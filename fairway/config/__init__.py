@@ -1,1 +1,1 @@
-"""The settings of a run: what they are, what they must obey, how they are changed."""
+"""The settings of a run: their definitions, their checks, and changes of them."""

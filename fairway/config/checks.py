@@ -1,4 +1,4 @@
-"""Which settings fit together: every refusal of a config, before any time is spent on it."""
+"""Checks that settings fit together; a config is refused before any time is spent on it."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence

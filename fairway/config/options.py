@@ -1,4 +1,4 @@
-"""How a setting is declared, and the values that several of them share."""
+"""Declaration of settings, and values that several settings share."""
 
 from dataclasses import field
 from typing import Any

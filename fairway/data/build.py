@@ -1,4 +1,4 @@
-"""From documents to a data folder: split, tokenizer, shards, and a manifest written last.
+"""Makes a data folder of documents: split, tokenizer, shards, and last the manifest.
 
 Everything in the folder is a function of the documents and the settings. A folder is either whole
 or one that no reader accepts (`fairway/base/folders.py`).

@@ -1,4 +1,4 @@
-"""The text column of a Parquet file, whatever the kind of strings it holds."""
+"""The text column of a Parquet file, for all kinds of strings."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A document: the unit that is split, encoded and scored; the digest of many; what is left out."""
+"""Documents, the unit of splitting, encoding and scoring: digests, and reasons to leave one out."""
 
 import hashlib
 from collections import Counter

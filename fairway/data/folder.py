@@ -1,4 +1,4 @@
-"""A data folder: a tokenizer, training and validation shards, and what is recorded about them.
+"""A data folder: a tokenizer, training and validation shards, and the manifest.
 
 Two kinds are read: those `fairway data build` made, with a manifest, and those fetched or copied
 from the challenge, which hold only shards and a tokenizer.
@@ -133,7 +133,7 @@ class DataFolder:
             check_vocabulary(tokens, self.tokenizer.vocab_size, str(path))
 
     def train_shards(self, most: int = 0) -> list[Tokens]:
-        """Return the training shards, or the first so many, mapped read-only, in name order."""
+        """Return the training shards, or the first this many, mapped read-only, in name order."""
         paths = find_shards(self.path, "train")
         return [open_shard(path) for path in paths[: most or None]]
 
@@ -193,7 +193,7 @@ def _sample(documents: list[str], max_bytes: int) -> Iterator[str]:
 
 
 def beginnings(documents: Sequence[str], most: int, size_bytes: int) -> list[str]:
-    """Return the beginnings of the first documents that have so many bytes, then of others.
+    """Return the beginnings of the first documents that have this many bytes, then of others.
 
     Each ends with a line if one ends in its second half, else with a word, else anywhere.
     """

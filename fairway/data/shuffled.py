@@ -34,7 +34,7 @@ class Shuffled:
         return len(self._tokens)
 
     def read(self, first: int, count: int) -> Tokens:
-        """Return so many tokens from a place on."""
+        """Return this many tokens from a place on."""
         place = int(np.searchsorted(self._ends_D, first, "right"))
         parts, end = [], first + count
         while first < end:

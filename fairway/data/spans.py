@@ -1,4 +1,4 @@
-"""Which part of a text each token stands for, and where a text may be cut to show its tokens.
+"""The part of a text that each token stands for, and the places where a text may be cut.
 
 A token stands for as many bytes as it counts in a score, so the parts add up to the text. They may
 end inside a character: an emoji is several byte tokens. A cell is the shortest part of a text that

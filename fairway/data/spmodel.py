@@ -1,4 +1,4 @@
-"""A bounded reader of SentencePiece model files: what is inside is checked before native code runs.
+"""A bounded reader of SentencePiece model files, which checks them before native code reads them.
 
 A tokenizer may come from anywhere. SentencePiece parses its protobuf safely, but walks the
 normaliser's trie without bounds in some releases, so every unit that any text can reach is

@@ -11,7 +11,7 @@ from fairway.base.units import megabytes
 MAX_LINE_BYTES = 1 << 28
 # The window of `zstd --long=31`, the largest that the program itself can write.
 MAX_WINDOW_BYTES = 1 << 31
-# A file of some bytes may hold this much text, and so many times its own size more: English text
+# A file of some bytes may hold this much text, and this many times its own size more: English text
 # shrinks three to five times, a log file fifty times, a bomb twenty thousand times.
 FREE_TEXT_BYTES, MAX_RATIO = 1 << 30, 100
 _READ_BYTES = 1 << 20

@@ -1,1 +1,1 @@
-"""Devices and processes: what this machine has, and who runs beside this process."""
+"""Devices and processes: this machine, and the other processes of a run."""

@@ -1,4 +1,4 @@
-"""What the machine will use: device, precision, threads.
+"""The machine plan of a run: device, precision, threads.
 
 What `auto` settings resolve to is a `Plan`; it is printed, kept with the checkpoint and recorded in
 the results, because a score is a function of it.
@@ -131,7 +131,7 @@ def _apple(config: RuntimeConfig) -> tuple[str, str, int]:
 
 
 def require_gpus(count: int, why: str, remedy: str) -> None:
-    """Raise UserError unless torch sees so many GPUs, which something needs."""
+    """Raise UserError unless torch sees this many GPUs, which something needs."""
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < count:
         gpus = "no GPU" if not seen else "1 GPU" if seen == 1 else f"{seen} GPUs"

@@ -1,4 +1,4 @@
-"""Forward passes a few tokens at a time: keys and values of what was read are kept.
+"""Forward passes of a few tokens at a time, with kept keys and values.
 
 There is no second transformer here. The model's own walk runs, but every visit attends by a
 function that adds the new keys and values to those of the same visit and lets the queries see

@@ -15,8 +15,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from fairway.model.seen import ALL, Seen
 
 _BLOCK = 128
-# After so many shapes PyTorch would stop compiling and hold all scores in memory; its own figure is
-# 8, and the lengths of texts alone are more.
+# After this many shapes PyTorch would stop compiling and hold all scores in memory; its own limit
+# is 8, and the lengths of texts alone are more.
 _MOST_SHAPES = 256
 
 

@@ -1,4 +1,4 @@
-"""What a parameter is: who steers it, how it begins, where an artifact puts it.
+"""The kind of a parameter: its optimiser, its initial values, its place in an artifact.
 
 Every class of the model declares the kinds of its own parameters. The optimiser, the quantiser and
 the artifact's layout read the declaration; a parameter without one is an error that names it.

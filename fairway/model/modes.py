@@ -1,4 +1,4 @@
-"""What a model may be for a while: plain, frozen, in order, restored; then it is as before."""
+"""Temporary modes of a model: plain, frozen, in order, restored. Afterwards it is as before."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What computing a model takes of memory: bytes as a function of its settings and of the shapes.
+"""Memory that a model needs for computing: bytes as a function of its settings and shapes.
 
 Every term names the tensors that it counts, by the steps of `operations` and `gpu.operations`;
 tests compare the sums with what PyTorch holds. Bytes per token do not depend on how many tokens go
@@ -31,7 +31,7 @@ _SHARE = 0.92
 _LOGIT_ROWS, _LOGIT_TABLES = 1024, 4
 # Tokens that a cache reads at once on a GPU.
 AT_ONCE = 1 << 16
-# Matrices A that wait for their lane's next batch stay on a device that has room for so many.
+# Matrices A that wait for their lane's next batch stay on a device that has room for this many.
 ROOMS_BESIDE = 8
 # A number of a parameter's gradient, of its average, of its momentum: float32.
 _WIDE = 4
@@ -39,7 +39,7 @@ _WIDE = 4
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a model computes: by kernels or plainly, in numbers of so many bytes; whether attention
+    """How a model computes: by kernels or plainly, in numbers of this many bytes; whether attention
     holds all scores."""
 
     fused: bool
@@ -67,7 +67,7 @@ class Need:
     most: int
 
     def at(self, count: int) -> int:
-        """Return the bytes that so many take together."""
+        """Return the bytes that this many take together."""
         return int(self.fixed + count * self.each)
 
     def fitting(self, free_bytes: float, counts: Sequence[int] = ()) -> int:

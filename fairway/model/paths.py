@@ -1,4 +1,4 @@
-"""Which steps of a model run as kernels, and which as plain formulas."""
+"""Chooses which steps of a model run as kernels and which as plain formulas."""
 
 import functools
 import importlib

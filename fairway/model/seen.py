@@ -1,4 +1,4 @@
-"""What a query may see: itself and positions before it, within a window, of its own document.
+"""The positions that a query sees: itself and earlier ones, in a window, of its own document.
 
 The keys that a query sees are always one run of positions, from a first one to its own. So one
 number per query says it all, and every mask and bias of the attention backends is made from it.

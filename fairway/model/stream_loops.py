@@ -1,4 +1,4 @@
-"""Loops for CPUs around the residual stream: what a block is entered by, what a branch adds.
+"""Loops for CPUs around the residual stream: the entry of a block, the addition of a branch.
 
 Gradients of weights are sums over rows. They are taken block by block of a fixed size, then over
 the blocks in their order: the bits do not depend on the number of threads.

@@ -181,7 +181,7 @@ def write(
     stride: int,
     steady: bool = True,
 ) -> Iterator[None]:
-    """Let rows grow side by side, a token per step, until all have ended.
+    """Continue rows side by side, one token per step, until all have ended.
 
     All are read from their first token on. Rows with a longer prompt read on while others draw, so
     a row's text does not depend on those beside it, but for rounding. A prompt fills the window of

@@ -1,1 +1,1 @@
-"""From integers to a file: entropy coding and the artifact container."""
+"""Packing of whole numbers into a file: entropy coding and the artifact's container."""

@@ -1,4 +1,4 @@
-"""Where an artifact's bytes go: by section and role, beside the entropy of what they hold."""
+"""Bytes of an artifact by section and role, beside the entropy of their content."""
 
 import math
 from dataclasses import dataclass

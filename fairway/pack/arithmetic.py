@@ -147,7 +147,7 @@ _MOST, _LEAST_PIVOT, _STEEPEST = 1 << 44, 1 << 24, 1 << 18
 
 @compiled
 def dot(a: Narrow, b: Narrow, count: int) -> int:
-    """Return the sum of products of the first so many numbers."""
+    """Return the sum of products of the first this many numbers."""
     total = 0
     for i in range(count):
         total += int(a[i]) * int(b[i])

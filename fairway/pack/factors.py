@@ -51,7 +51,7 @@ def correction_of(left_KR: Tensor, right_KC: Tensor, scales: Tensor) -> Correcti
 
 
 def require_factors(values: NDArray[Any], bits: int, name: str) -> None:
-    """Raise UserError, with the matrix's name, for a number that so many bits cannot be."""
+    """Raise UserError, with the matrix's name, for a number that this many bits cannot be."""
     beyond, numbers = 1 << (bits - 1), values.astype(np.int64)
     if numbers.min() < -beyond or numbers.max() >= beyond:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What an artifact holds: which tensors lie in which section, in which order and how many bytes.
+"""The layout of an artifact: the tensors of every section, their order and their bytes.
 
 All of it follows from the model's config, one number and the form of its numbers, so a file cannot
 claim other shapes.

@@ -39,7 +39,7 @@ def encode_lines(lines: Sequence[NDArray[np.int16]]) -> bytes:
 
 
 def decode_lines(data: bytes, counts: Sequence[int]) -> list[NDArray[np.int16]]:
-    """Return the lines that `encode_lines` was given, of so many numbers each.
+    """Return the lines that `encode_lines` was given, of this many numbers each.
 
     Raises UserError for a stream that was not made from such lines.
     """

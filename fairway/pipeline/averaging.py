@@ -1,4 +1,4 @@
-"""Whether the moving average of the weights suits the length of its run, in words.
+"""Warns if the moving average of the weights does not suit the length of the run.
 
 An average over more steps than a run has still holds the initial weights, and is what gets packed.
 """
@@ -17,7 +17,7 @@ _LONGEST_SHARE = 0.063
 
 
 def initial_share(optim: OptimConfig, steps: int) -> float:
-    """Return the share of the initial weights in what is kept after so many steps."""
+    """Return the share of the initial weights in what is kept after this many steps."""
     if optim.ema_decay is not None:
         return float(optim.ema_decay**steps)
     assert optim.ema_share is not None
@@ -32,7 +32,7 @@ def known_steps(train: TrainConfig) -> int:
 
 
 def lag_warning(optim: OptimConfig, steps: int) -> str:
-    """Return what is wrong with an average over a run of so many steps, or nothing."""
+    """Return what is wrong with an average over a run of this many steps, or nothing."""
     if not steps:
         return ""
     share = initial_share(optim, steps)

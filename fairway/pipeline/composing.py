@@ -1,4 +1,4 @@
-"""results.json put together from what the stages of a run came to."""
+"""Composes results.json from the facts of a run's stages."""
 
 from typing import Any
 

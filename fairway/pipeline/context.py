@@ -1,4 +1,4 @@
-"""What the work of a stage may use: the settings of a run, its text, its files, and who takes part.
+"""The inputs of a stage's work: settings, text, files and processes of a run.
 
 Every stage reads the files of the stages before it, never their memory, so that it can be repeated
 alone, and what is scored is what was written.

@@ -1,4 +1,4 @@
-"""What the memory of a run may hold: the kinds of its values, checked before anything reads them.
+"""The facts that the memory of a run may hold: their kinds, checked before use.
 
 A kind is a type (a `float` is any finite number), a range or a tuple of values to choose from, a
 list of a kind, the names that a dictionary must hold, `Named` for any names of one kind, or

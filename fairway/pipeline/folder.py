@@ -1,4 +1,4 @@
-"""The run folder: stages cached by the digests of what they read, one writer at a time.
+"""The run folder: stages cached by the digests of their inputs, with one writer at a time.
 
 `run.json` is the folder's memory: for every finished stage what it read (settings, and digests of
 files), the digests of its files, its facts and its seconds; and the config and machine plan, which
@@ -29,7 +29,7 @@ _LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(\.part|\.old)?")
 # What a run writes into its folder.
 _OURS = re.compile(
     r"(run|results|report)\.json|report\.html|(weights|checkpoint)\.safetensors|steps\.jsonl|"
-    r"artifact\.fwy|proof\.fwp|costs\.json|tokenizer\.model|ledger-\w+\.jsonl\.gz|data"
+    r"artifact\.fwy|proof\.fwp|costs(-\w+)?\.json|tokenizer\.model|ledger-\w+\.jsonl\.gz|data"
 )
 
 

@@ -1,4 +1,4 @@
-"""What the stages of a run read, and whether they fit together.
+"""The inputs of the stages of a run, and whether they fit together.
 
 A stage is kept while nothing that it reads has changed. Results are composed of stages that were
 all made with the settings of the run's record, or not at all.

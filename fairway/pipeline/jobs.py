@@ -1,4 +1,4 @@
-"""Runs as processes of their own, so many side by side: begun, resumed, and what each ended with.
+"""Runs as separate processes, several side by side: their start, resumption and end.
 
 One that fails takes none with it. What it says goes into a log; none outlives this process.
 """

@@ -1,4 +1,4 @@
-"""What a run would fail of after its training, told before it; and what exceeds a budget, told."""
+"""Refuses early a run that would fail after its training, and reports budgets that are exceeded."""
 
 import dataclasses
 

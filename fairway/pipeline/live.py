@@ -26,7 +26,7 @@ from fairway.pipeline.sink import Sink, TensorBoard, WeightsAndBiases, score_num
 from fairway.train.steps import Say, StepRecord
 
 FOLDER = "live"
-# Steps may be shorter than a screen shows: so many seconds lie between two that are sent.
+# Steps may be shorter than a screen shows: this many seconds lie between two that are sent.
 EVERY_S = 0.1
 SAMPLE_TOKENS = 64
 # Behind this share of a run nothing is written: what it took could overrun the budget.
@@ -37,7 +37,7 @@ _SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """What is to be seen of a training: kinds of sinks, and a text behind a prompt every so many
+    """What is to be seen of a training: kinds of sinks, and a text behind a prompt every this many
     seconds of training; 0 writes none."""
 
     kinds: Sequence[str] = ()

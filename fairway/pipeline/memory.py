@@ -1,4 +1,4 @@
-"""What every stage needs of the device's memory: told before it starts, the most of it measured.
+"""Device memory of every stage: announced before it starts, measured while it runs.
 
 The stages choose by the same sums (`fairway.model.need`) how much goes together.
 """

@@ -1,4 +1,4 @@
-"""What a run's stages need of main memory: counted before it starts, told, and refused if short.
+"""Main memory of a run's stages: estimated and announced before the start, refused if short.
 
 The figures are estimates from shapes. What is mapped or set aside counts only where a limit counts
 address space.

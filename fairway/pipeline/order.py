@@ -1,4 +1,4 @@
-"""The stages of a run in their order: what each reads, and what it writes.
+"""The stages of a run in their order, with the inputs and files of each.
 
 `fairway run` keeps a stage while nothing that it reads has changed. A generated file does those of
 `artifact_stages`, in the same order and by the same work, which `fairway.pipeline.stages` holds.

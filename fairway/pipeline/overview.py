@@ -1,4 +1,4 @@
-"""The page of all runs of a folder, within a budget of runs and of what is read for curves."""
+"""Writes the page of all runs of a folder, with limits on runs and on bytes of curves."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from fairway.report.derive import BESIDE_POINTS, curve_of
 from fairway.report.overview import Row, overview
 from fairway.train.steps import STEPS
 
-# A page of so many runs has 4 MB. Records of 400,000 steps are read for curves in seconds.
+# A page of this many runs has 4 MB. Records of 400,000 steps are read for curves in seconds.
 MOST_RUNS = 2_000
 MOST_STEPS_BYTES = 100_000_000
 

@@ -1,4 +1,4 @@
-"""What a run's record says of its settings, without the machinery that made it."""
+"""The settings in a run's record."""
 
 from collections.abc import Callable
 from pathlib import Path

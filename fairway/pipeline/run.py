@@ -27,7 +27,7 @@ from fairway.pipeline.order import Stage, stages_of
 from fairway.pipeline.planning import plan_key, plan_of_run
 from fairway.pipeline.record import config_of
 from fairway.pipeline.results import RESULTS
-from fairway.pipeline.spending import SCORE, WatchedRun, done_watched
+from fairway.pipeline.spending import SCORE, WatchedRun, done_watched, files_of
 from fairway.pipeline.text import open_text
 from fairway.pipeline.together import is_due, share_memory, told
 from fairway.report import write_report
@@ -256,7 +256,7 @@ class Pipeline:
                 read |= reads
                 watch = Watch(self.config, run.plan.device)
                 work = functools.partial(watch.done, stage.name, run, do)
-                self.folder.stage(stage.name, read, list(stage.files), work, self.say, watch)
+                self.folder.stage(stage.name, read, files_of(stage), work, self.say, watch)
             elif due:
                 do()
 

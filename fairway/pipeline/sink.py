@@ -1,4 +1,4 @@
-"""Where numbers of a run go beside its folder: TensorBoard, Weights & Biases.
+"""Numbers of a run for TensorBoard and Weights & Biases.
 
 Sent while a run trains (`fairway.pipeline.live`), or afterwards, from what it recorded.
 """

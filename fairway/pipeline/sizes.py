@@ -1,4 +1,4 @@
-"""Which recipe a name stands for: one of several sizes is chosen by the machine's speed, once.
+"""Chooses a size of a recipe by the machine's speed, once for each run.
 
 A folder that holds a run keeps the size of that run, whatever the load of the machine is now.
 """
@@ -78,7 +78,7 @@ def sized(name: str, overrides: Sequence[str], folders: Iterable[RunFolder], say
     kept = (folder.memory for folder in folders)
     known = next(filter(SIZES[name].__contains__, map(_recipe_in, kept)), "") or _followed(base)
     if known in SIZES[name]:
-        say(f"{name} is {known}, as the run that is there already")
+        say(f"{name} is {known}, like the run in this folder")
         return Sized(known)
     if join_ranks().world > 1 or known or _is_settled(name, base, overrides):
         return Sized(name)
@@ -120,7 +120,7 @@ def _shape(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _measured(name: str, overrides: Sequence[str], say: Say) -> Sized:
-    """Return the size from which the law expects most at the speed that is measured now; tell."""
+    """Return the size with the best expected score at the speed measured now, and print it."""
     start_s = time.perf_counter()
     configs = {size: override(RECIPES[size](), overrides) for size in SIZES[name]}
     runtime, train = configs[SIZES[name][0]].runtime, configs[SIZES[name][0]].train
@@ -131,8 +131,8 @@ def _measured(name: str, overrides: Sequence[str], say: Say) -> Sized:
     for option in sorted(options, key=lambda option: SIZES[name].index(option.name)):
         say(f"{option.name}: {_told(option)}")
     say(
-        f"{name} is {options[0].name} here, by steps timed for {took} before the "
-        f"{duration(train.budget_s)} begin"
+        f"{name} is {options[0].name} here: the steps were timed for {took}, before the "
+        f"{duration(train.budget_s)} of training"
     )
     return Sized(options[0].name, plan)
 

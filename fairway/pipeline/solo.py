@@ -1,4 +1,4 @@
-"""What a bundle does: train, pack and score from a data folder, without a run folder's memory.
+"""The program of a bundle: trains, packs and scores from a data folder, without a run folder.
 
 The same stages as `fairway run`, hence the same bits under `train.clock` steps or replay. It writes
 what they write, and score.json, and never a file that is there already. `fairway bundle` puts this

@@ -5,9 +5,12 @@ from functools import cached_property
 from typing import Any
 
 from fairway.base.arrays import IntArray
+from fairway.base.names import recorded_file
 from fairway.machine.ranks import Ranks
 from fairway.pipeline.context import Run
 from fairway.pipeline.live import Live
+from fairway.pipeline.order import Stage
+from fairway.pipeline.recorded import RECORDED, Opening, Recorder, openings
 from fairway.pipeline.stages import ALL_WORK, done
 from fairway.score.evaluation import Evaluation
 from fairway.score.spending import Spending, occurrences
@@ -21,19 +24,33 @@ class WatchedRun(Run):
     """A run that counts what tokens cost while a ledger books it; `live` looks at its training."""
 
     live: Live | None = None
-    counted: list[tuple[Spending, Ranks]] = field(default_factory=list)
+    counted: list[tuple[Spending, Recorder, Ranks]] = field(default_factory=list)
 
     @cached_property
     def occurrences(self) -> IntArray:
         """Return how often every token occurs in the training text, or its first part."""
         return occurrences(self.source.train_shards(), self.source.tokenizer.vocab_size)
 
+    @cached_property
+    def openings(self) -> list[Opening]:
+        """Return the documents whose costs are kept token by token."""
+        return openings(self.validation, self.source.tokenizer)
+
     def evaluation(self, description: str, trail: Trail, alone: bool = False) -> Evaluation:
         """Return what a scorer is asked, its costs counted beside the trail."""
         asked = super().evaluation(description, trail, alone)
-        spending = Spending(trail, asked.text.vocab_size, self.source.tokenizer.bos_id)
-        self.counted[:] = [(spending, asked.ranks)]
+        bos_id = self.source.tokenizer.bos_id
+        recorder = Recorder(trail, self.openings, bos_id)
+        spending = Spending(recorder, asked.text.vocab_size, bos_id)
+        self.counted[:] = [(spending, recorder, asked.ranks)]
         return replace(asked, witness=spending)
+
+
+def files_of(stage: Stage) -> list[str]:
+    """Return the files that a watched stage writes."""
+    name = stage.name.removeprefix(SCORE)
+    kept = stage.name.startswith(SCORE) and name in RECORDED
+    return [*stage.files, *([recorded_file(name)] if kept else [])]
 
 
 def done_watched(name: str, run: WatchedRun) -> dict[str, Any]:
@@ -45,6 +62,8 @@ def done_watched(name: str, run: WatchedRun) -> dict[str, Any]:
         return {**facts, "live": run.live.facts()}
     if not name.startswith(SCORE):
         return facts
-    (spending, ranks) = run.counted.pop()
+    spending, recorder, ranks = run.counted.pop()
     spending.total(ranks)
+    if (stage := name.removeprefix(SCORE)) in RECORDED:
+        recorder.write(run.file(recorded_file(stage)), ranks)
     return {**facts, "spending": spending.told(run.source.tokenizer, run.occurrences)}

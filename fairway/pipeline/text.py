@@ -1,4 +1,4 @@
-"""Which text a run reads: a folder of tokens, or the embedded corpus made on the spot."""
+"""Opens the text of a run: a data folder, or the embedded corpus, which is made when needed."""
 
 from collections.abc import Callable
 from pathlib import Path

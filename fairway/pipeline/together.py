@@ -1,4 +1,4 @@
-"""What the processes of one run tell one another: the first one alone knows its folder."""
+"""Messages between the processes of a run; only the first process knows the run's folder."""
 
 import json
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""A budget becomes a recipe: what a step costs, what a law expects, what this machine does."""
+"""Plans: a recipe for a budget, from the cost of steps, the fitted law and this machine's speed."""

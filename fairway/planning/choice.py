@@ -1,4 +1,4 @@
-"""Which of several configs suits this machine: steps of each are timed, the law says the rest."""
+"""Chooses the config that suits this machine, by timed steps and the fitted law."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

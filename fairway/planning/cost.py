@@ -1,4 +1,4 @@
-"""What a training step costs by its shapes: products of layers and head, attention, Muon."""
+"""The cost of a training step by its shapes: products of layers and head, attention, Muon."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ class Size:
 
     @property
     def parameters(self) -> int:
-        """Return all of them that count."""
+        """Return the products that count."""
         return self.matrices + self.embedding
 
 
 def size_of(model: ModelConfig, seq_len: int) -> Size:
-    """Return the size of a model that trains on sequences of so many tokens.
+    """Return the size of a model that trains on sequences of this many tokens.
 
     A weight is used in one product forward and in two backward; a block of the recurrence as often
     as it is visited in the late part of a run.

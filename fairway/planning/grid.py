@@ -1,4 +1,4 @@
-"""The grid behind a plan: models that fit the bytes, by what the law expects of them."""
+"""The grid of a plan: all models that fit the bytes, the best by the law first."""
 
 import dataclasses
 import itertools
@@ -136,14 +136,14 @@ def fitting(base: Config, budget: Budget, vocab: int, dim: int, layers: int) -> 
 
 
 def artifact_bytes(config: Config, bits: float) -> int:
-    """Return the bytes of an artifact at so many bits a weight, its tokenizer included."""
+    """Return the bytes of an artifact at this many bits a weight, its tokenizer included."""
     tokenizer = _TOKEN_BYTES * config.model.vocab_size if config.pack.with_tokenizer else 0.0
     quant = rounded(config, bits, fit=False).quant
     return expected_bytes(dataclasses.replace(config, quant=quant), 0) + round(tokenizer)
 
 
 def rounded(config: Config, bits: float, fit: bool) -> Config:
-    """Return a config that rounds to so many bits a weight, or as it is where they are 0."""
+    """Return a config that rounds to this many bits a weight, or as it is where they are 0."""
     if not bits:
         return config
     quant = dataclasses.replace(config.quant, method="trellis", rate_bits=bits, fit=fit)

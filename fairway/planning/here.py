@@ -19,7 +19,7 @@ from fairway.train.steps import Say
 def plan_here(
     seconds: float, limit_bytes: int, data: Path | None, runtime: RuntimeConfig, say: Say
 ) -> tuple[Proposal, Speed]:
-    """Return a proposal for so many seconds and bytes on this machine, and its measured speed.
+    """Return a proposal for this many seconds and bytes on this machine, and its measured speed.
 
     Takes about half a minute the first time and some seconds then. Raises UserError for a data
     folder that cannot be read, and for budgets that nothing fits.

@@ -1,4 +1,4 @@
-"""What suits a budget on this machine: the law's best points, their steps timed."""
+"""Proposes models for a budget on this machine: the law's best ones, with timed steps."""
 
 import dataclasses
 from collections.abc import Mapping

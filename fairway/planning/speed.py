@@ -1,4 +1,4 @@
-"""How fast this machine trains: a few steps of small models, and what follows for others.
+"""The training speed of this machine, from a few steps of small models.
 
 A step costs something per visit of a block whatever its size, its products, and the optimiser's
 products. Three numbers say how much of each; they are fitted to the steps that were measured, and

@@ -1,1 +1,1 @@
-"""From distributions to bytes and back: what can be decoded was predicted."""
+"""Proofs and compression: distributions become bytes, and bytes become the text again."""

@@ -39,7 +39,7 @@ _TRIALS = 8
 def compress(data: bytes, session: Session, streams: int | None) -> bytes:
     """Return a file from which `decompress` restores the bytes.
 
-    So many streams go side by side, or as many as suit the file and the device.
+    This many streams go side by side, or as many as suit the file and the device.
     """
     stored = stored_file(data)
     if not data:

@@ -53,7 +53,7 @@ class Method(Protocol):
         """Return documents, each behind its BOS, as streams, `count` of which go side by side."""
 
     def segments(self, targets: int, score: ScoreConfig) -> Segments:
-        """Return the segments for a longest stream of so many targets."""
+        """Return the segments for a longest stream of this many targets."""
 
     def learner(self, language: LanguageModel, course: Course) -> Learner:
         """Return who changes this model on its way through a course."""
@@ -152,7 +152,7 @@ class Session:
         return this_machine(self.plan)
 
     def streams(self, tokens: int, on_cpu: int) -> int:
-        """Return how many streams so many tokens are cut into, unless the user says."""
+        """Return how many streams this many tokens are cut into, unless the user says."""
         seq_len, on_gpu = self.language.score_config.seq_len, self.plan.device == "cuda"
         most = self._most_rows(seq_len) // 2 if on_gpu else on_cpu
         return default_streams(tokens, seq_len, self.plan.device, min(most, MAX_STREAMS))
@@ -243,7 +243,7 @@ class Session:
 
 
 def open_session(artifact: Path, tokenizer: Path | None, plan: Plan) -> Session:
-    """Return an artifact, or a run folder's, loaded under a plan, by which this process goes on."""
+    """Return an artifact, or that of a run folder, loaded under a plan that stays in effect."""
     path = artifact / ARTIFACT if artifact.is_dir() else artifact
     plan.apply()
     language = load(path, tokenizer=tokenizer, plan=plan)

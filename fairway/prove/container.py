@@ -1,4 +1,4 @@
-"""A coded file: what is needed to decode it, then what the coder wrote (docs/proof.md).
+"""The format of a coded file: all that decoding needs, then the coder's bytes (docs/proof.md).
 
     magic, version, kind, digest of the body | body
 
@@ -30,7 +30,7 @@ _MAX_HEADER_BYTES = 1 << 22
 # What a header may claim: tokens for every byte of the coder. Whoever codes puts zeros behind a
 # code that is shorter (`padded`), so that a token that is all but certain costs 1/128 bit.
 MOST_TOKENS_PER_BYTE = 1024
-# Rows whose stream has ended read on with dummies: so many times the tokens, and these beside.
+# Rows whose stream has ended read on with dummies: this many times the tokens, and these beside.
 _MOST_DUMMIES, _FEW_TOKENS = 16, 1 << 14
 
 
@@ -75,7 +75,7 @@ def uneven(targets: Sequence[int], rows: int) -> bool:
 
 
 def padded(payload: bytes, tokens: int) -> bytes:
-    """Return what a coder wrote for so many tokens, long enough for a header to claim them."""
+    """Return a coder's bytes, padded so that a header may claim this many tokens."""
     return payload.ljust(-(-tokens // MOST_TOKENS_PER_BYTE), b"\0")
 
 

@@ -1,4 +1,4 @@
-"""Proofs of a model with experts beside it: what is coded with is the mixture's whole distribution.
+"""Proofs of a model with experts, coded with the whole distribution of the mixture.
 
 Every stream has experts of its own, as every stream is scored by a ledger of its own. The scorer
 prices tokens along their paths; here all tokens are priced, node by node, at every position.
@@ -90,7 +90,7 @@ class ExpertLearner:
         self._log_probs_SV = torch.zeros(0, 0, dtype=torch.float64)
 
     def begin(self, streams: range) -> None:
-        """Begin with experts that know nothing; UserError where so many have no room."""
+        """Begin with experts that know nothing; UserError where this many have no room."""
         self._base.begin(streams)
         try:
             self._helpers = [self._fresh(self._targets[stream]) for stream in streams]

@@ -9,7 +9,7 @@ from fairway.data.tokens import Tokenizer
 
 
 def default_streams(tokens: int, seq_len: int, device: str, most: int) -> int:
-    """Return how many streams so many tokens are cut into, unless the user says: at most `most`.
+    """Return how many streams this many tokens are cut into, unless the user says: at most `most`.
 
     They begin without context. On a CPU, where more of them save little time, each is four windows
     long. A GPU reads hundreds of tokens in the time of one: there each fits a window, so that no

@@ -80,7 +80,7 @@ def window_segments(targets: int, seq_len: int, stride: int) -> Segments:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What is walked: streams of so many `targets`, `rows` at a time, by common segments.
+    """What is walked: streams of this many `targets`, `rows` at a time, by common segments.
 
     The segments must score the positions 0, 1, 2, ... of the longest stream once and in order;
     shorter streams end within one. None may see more than `seq_len` tokens; whether rotary
@@ -117,7 +117,7 @@ class Course:
         return found
 
     def walked(self, targets: int) -> Iterator[Segment]:
-        """Yield the segments that streams of up to so many targets go through."""
+        """Yield the segments that streams of up to this many targets go through."""
         return itertools.takewhile(lambda segment: segment.first < targets, self.segments)
 
 
@@ -129,7 +129,7 @@ class Source(Protocol):
     """What knows the tokens: the text itself, or a file that was made from it."""
 
     def begin(self, streams: range, targets_S: IntArray, device: torch.device) -> None:
-        """Prepare for streams that start now, in rows 0, 1, ..., with so many targets."""
+        """Prepare for streams that start now, in rows 0, 1, ..., with this many targets."""
 
     def tokens(self, position: int, active_A: IntArray, shares: Shares) -> Tensor:
         """Return the tokens that a position of all rows predicts, ids_S on the shares' device.

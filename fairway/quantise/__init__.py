@@ -1,1 +1,1 @@
-"""From float32 weights to small integers: number grids, GPTQ, and its calibration statistics."""
+"""Quantisation of float32 weights to small integers: number grids, GPTQ, calibration."""

@@ -1,4 +1,4 @@
-"""Calibration: what reaches every matrix when the model reads training text (#1493).
+"""Calibration: statistics of every matrix's inputs on training text (#1493).
 
 Shapes: B batch, T time, N = B * T positions, C inputs of a matrix, D width.
 """

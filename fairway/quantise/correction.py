@@ -1,4 +1,4 @@
-"""Corrections of restored matrices: products of two small coded ones, and what they add.
+"""Corrections of restored matrices by the product of two small coded matrices.
 
 Shapes: R rows (outputs), C columns (inputs), K components.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A correction's left factor has whole numbers of 2 bits, its right factor of 4 bits; so many of
+# A correction's left factor has whole numbers of 2 bits, its right factor of 4 bits; this many of
 # the right one's share a scale.
 LEFT_BITS, RIGHT_BITS, SCALE_GROUP = 2, 4, 64
 

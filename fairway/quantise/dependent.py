@@ -56,13 +56,13 @@ STATES, BLOCK, STRIPE = 32, 128, 64
 DAMP, OUTPUT_DAMP = 0.01, 0.1
 # Bounds of a step in deviations of its row. Beyond them a second-order model is no guide.
 LOW, HIGH = 0.04, 0.5
-# The coarsest level has so many times the steps of the one at which every row is at HIGH.
+# The coarsest level has this many times the steps of the one at which every row is at HIGH.
 _COARSEST = 16.0
 # Bounds of a column's step, in octaves. Where codes would end, damage would be large.
 FINEST, COARSEST = -3.0, 1.0
 # Columns' steps lie on every other sixteenth of an octave, as far apart as classes of rows.
 _PER_CLASS = 16 // PER_OCTAVE
-# Of so many rows of a matrix one is looked at for an estimate of bits, but of no fewer than these.
+# An estimate of bits looks at one row in this many, and at no fewer rows than these.
 _ROWS_PER_SAMPLE, _LEAST_SAMPLE = 8, 32
 # How much dearer or cheaper a bit may be in a row whose step is bounded.
 _PRICE_RANGE = 8.0
@@ -158,7 +158,7 @@ class Plan:
         return float(double(found_LRC).sum())
 
     def level_for(self, bits_per_weight: float) -> float:
-        """Return the level at which codes are expected to take so many bits per weight."""
+        """Return the level at which codes are expected to take this many bits per weight."""
         wanted = bits_per_weight * sum(group.weights.numel() for group in self.groups)
         low, high = self.levels()
         for _ in range(_HALVINGS):

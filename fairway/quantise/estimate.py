@@ -1,4 +1,4 @@
-"""How large the artifact will be, before there is one: for the dry run and for the step line.
+"""Expected size of the artifact, for the dry run and for the step line.
 
 File size follows the entropy of the codes, not their nominal bits (#1394): a Gaussian
 row clipped at k sigmas with codes up to qmax costs log2(qmax sqrt(2 pi e) / k) bits per weight.

@@ -12,7 +12,7 @@ from fairway.base.errors import UserError
 # A size below the limit by this share of it is near enough: 3,200 of 16,000,000 bytes. Sizes of
 # small models tremble by more than that.
 SLACK, LEAST_SLACK_BYTES = 0.0002, 256
-# Two packs fill a budget (tests, docs/LOG.md); no more than so many are made if sizes surprise.
+# Two packs fill a budget (tests, docs/LOG.md); no more than this many are made if sizes surprise.
 MAX_PACKS = 5
 _HALVINGS = 60
 

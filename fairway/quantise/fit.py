@@ -16,7 +16,7 @@ from fairway.config.settings import QuantConfig, settings
 PER_SIGMA = 100
 # A size below the limit by this share of it is near enough: 8,000 of 16,000,000 bytes.
 SLACK = 0.0005
-# Once something fits, no more than so many packs are spent on coming closer.
+# Once something fits, no more than this many packs are spent on coming closer.
 MAX_PACKS = 4
 
 LARGEST: float = next(

@@ -44,7 +44,7 @@ _MANTISSAS = (
 
 
 def largest_code(bits: int) -> int:
-    """Return the largest code of so many bits; the smallest is its negative."""
+    """Return the largest code of this many bits; the smallest is its negative."""
     return (1 << (bits - 1)) - 1
 
 
@@ -61,7 +61,7 @@ class QuantisedTensor:
     """Whole numbers codes_RC (int8, int16) within +-largest_code(bits), and a step for every row.
 
     w is the row's scale times the multiple that a code stands for: the code itself, or what a
-    trellis of so many states along the columns makes of it. scale_R is float16, or float32 if
+    trellis of this many states along the columns makes of it. scale_R is float16, or float32 if
     scale_steps (int16 [R]) gives it: `scale_of(scale_steps)`.
     With `columns` (int8 [C]) the step of a weight is `scale_of(scale_steps_R + columns_C)` instead.
     A `correction` is added at last.

@@ -109,7 +109,7 @@ def code(left_RK: Tensor, right_KC: Tensor) -> Correction:
 
 
 def _beyond(bits: int) -> int:
-    """Return the size of the smallest whole number of so many bits; the largest is one less."""
+    """Return the size of the smallest whole number of this many bits; the largest is one less."""
     return 1 << (bits - 1)
 
 

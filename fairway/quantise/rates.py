@@ -1,4 +1,4 @@
-"""What a code costs in bits, given its row's step: the rates that dependent quantisation weighs.
+"""Bits of a code, given its row's step: the rates that dependent quantisation weighs.
 
 Given its row, a trained weight is nearly Gaussian (docs/LOG.md), so that the chances of a row's
 codes follow from one number, the row's deviation over its step. Rows are sorted into classes of
@@ -31,7 +31,7 @@ def row_classes(ratio_R: Tensor) -> Tensor:
 
 
 def shifted(class_R: Tensor, classes: int | Tensor) -> Tensor:
-    """Return the classes of rows whose steps are finer by so many classes."""
+    """Return the classes of rows whose steps are finer by this many classes."""
     return (class_R + classes).clamp(0, _OCTAVES * PER_OCTAVE - 1)
 
 

@@ -1,4 +1,4 @@
-"""What an error costs, wherever it is made: second moments of the loss's gradients.
+"""Sensitivity of the loss to errors in the weights: second moments of its gradients.
 
 Of an error E of a matrix the loss grows by about tr(G E H E^T) / 2: H is the second moment of its
 inputs (`calibrate`), G that of the loss's gradient at its outputs. Labels are drawn from the model

@@ -64,7 +64,7 @@ class Encoder:
     """
 
     def __init__(self, states: int, block: int) -> None:
-        """Choose the states, 1 or those of TRELLIS, and the columns of which a path is found."""
+        """Choose the number of states (1 or one of TRELLIS) and the columns of the path."""
         self._states, self._block = states, block
         self._on_gpu: dict[tuple[int, ...], _Block] = {}
 

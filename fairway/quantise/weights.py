@@ -1,4 +1,4 @@
-"""Weight statistics: what the trained matrices look like to a quantiser and an entropy coder.
+"""Statistics of trained weights that matter for quantisation and entropy coding.
 
 Only matrices count: at least 16 rows and columns and more than 1,000 elements. Gains, scales and
 gates are vectors, or short stacks of vectors, and stay in fp16. A role is what the same matrix is
@@ -38,10 +38,10 @@ MEANINGS = {
 }
 # What the rule of #1858 takes, in words.
 VOID_RULE = (
-    "the void fraction by the rule of pull request #1858: of every tensor of more than 1,000 "
-    "elements with 'weight' in its name, skip weights among them, the elements that are at most as "
-    "large as the mean size in their tensor, over all elements. #1858 logs it once, of the weights "
-    "restored from the artifact, after they have learned from the text that was scored"
+    "the void fraction by the rule of pull request #1858. The rule takes every tensor of more than "
+    "1,000 elements that has 'weight' in its name, skip weights included. It counts the elements "
+    "that are at most as large as the mean size in their tensor, and divides by all elements. "
+    "#1858 logs it once: for the weights restored from the artifact, after test-time training"
 )
 
 _MIN_SIDE = 16

@@ -1,4 +1,4 @@
-"""What an audit found, as HTML: the section of a run's page, and the page of some records."""
+"""The findings of an audit as HTML: a section of a run's page, and the page of records."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,10 @@ from fairway.report.style import CSS
 TEXT_CSS = """
 .text table { font-size: 0.84rem; }
 .text th, .text td { text-align: left; white-space: normal; }
+.text td.words { min-width: 15rem; }
 """
+# A cell with more letters holds a sentence.
+_WORD_LETTERS = 50
 _TITLE = "Fairway audit"
 _PAGE_CSS = """
 details { border-top: 1px solid var(--rule); padding: 0.4rem 0; }
@@ -28,9 +31,15 @@ _WORDS = {"invalid": "invalid", "warning": "look here", "note": "note"}
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Html]]) -> Html:
     head = "".join(f'<th scope="col">{esc(text)}</th>' for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return Html(f'<div class="scroll text">{table}</div>')
+
+
+def _cell(cell: Html) -> str:
+    """Return a cell; one with a sentence keeps a width in which it can be read."""
+    kind = ' class="words"' if len(cell) > _WORD_LETTERS else ""
+    return f"<td{kind}>{cell}</td>"
 
 
 def probes(results: dict[str, Any]) -> Html:
@@ -42,16 +51,16 @@ def probes(results: dict[str, Any]) -> Html:
         [
             esc(probe["stage"]),
             esc(probe["name"]),
+            strong(probe["verdict"]) if probe["verdict"] == "invalid" else esc(probe["verdict"]),
             esc(", ".join(probe["rules"])),
             num(probe["samples"]),
             DASH if probe["worst"] is None else num(probe["worst"], ".2g"),
-            strong(probe["verdict"]) if probe["verdict"] == "invalid" else esc(probe["verdict"]),
             esc(probe["why"]),
             esc(probe.get("power", "")),
         ]
         for probe in found["probes"]
     ]
-    heads = ["score", "probe", "rules", "samples", "worst", "verdict", "because", "power"]
+    heads = ["score", "probe", "verdict", "rules", "samples", "worst", "because", "power"]
     did = {probe["name"]: probe["did"] for probe in found["probes"]}
     meanings = [Html(f"<b>{esc(name)}</b>: {esc(text)}.") for name, text in did.items()]
     passed = "passed" if found["passed"] else "not passed: it cannot become a submission"

@@ -1,4 +1,4 @@
-"""What the report shows beyond results.json: comparisons, shares, remainders, the loss curve."""
+"""Numbers of the report that results.json does not hold: comparisons, shares, the loss curve."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _FROZEN = "sliding"
 _CURVE_POINTS = 1_500
 # The same where several curves share a picture.
 BESIDE_POINTS = 200
-# The smoothed loss averages so many steps on either side, as a share of all.
+# The smoothed loss averages this many steps on either side, as a share of all.
 _SMOOTH_SHARE = 0.01
 # The first part of a run falls so steeply that it would flatten the rest; it may leave the frame.
 _STEEP_SHARE = 0.05

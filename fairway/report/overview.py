@@ -1,4 +1,4 @@
-"""The page of all runs of a folder: a table that sorts, a curve for each, what sets them apart."""
+"""The page of all runs of a folder: a table that can be sorted, with curves and settings."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -79,8 +79,8 @@ def _losses(rows: Sequence[Row]) -> Html:
     lines = [Line(_cut(row.name, "name")[:40], row.curve) for row in drawn if row.curve]
     which = "the" if len(drawn) == len(rows) else f"the {len(drawn)} best of {len(rows)}"
     caption = esc(
-        f"Smoothed training loss of {which} runs. Losses of runs on other texts or with another "
-        "tokenizer do not compare; bits per byte of the same text do."
+        f"Smoothed training loss of {which} runs. Losses are comparable only if text and tokenizer "
+        "are the same. Bits per byte are comparable if the validation text is the same."
     )
     drawings = [lines_figure(lines, width_in) for width_in in (WIDE_IN, NARROW_IN)]
     return section("Loss over time", figure(drawings[0], drawings[1], "Training losses", caption))
@@ -113,8 +113,9 @@ def _table(rows: Sequence[Row]) -> Html:
         if same
     ]
     meaning = (
-        "Settings: where a run departs from its recipe, but for what all runs of that recipe here "
-        "have in common. The best score of every column is bold. A head sorts the table."
+        "The column of settings shows what differs from the recipe. What all runs of a recipe "
+        "share is listed below instead. The best score of every column is bold. A click on the "
+        "head of a column sorts the table."
     )
     notes = [note(esc(text)) for text in (meaning, *told)]
     return section("All runs", Html(f'<div class="scroll">{table}</div>'), *notes)

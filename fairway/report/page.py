@@ -1,4 +1,4 @@
-"""The report page as a whole: what it opens with, its sections in reading order, its end."""
+"""The report page as a whole: its opening, its sections in order, its end."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -45,7 +45,7 @@ _STAGES = {
     "sliding": "artifact, sliding window",
     "ttt": "artifact, test-time training",
     "mixture": "artifact with experts",
-    "documents": "artifact, documents apart",
+    "documents": "artifact, documents alone",
 }
 
 
@@ -93,16 +93,16 @@ def _baselines(rows: list[Values], tools: Values) -> list[Html]:
         for row in rows
     ]
     primed = [(name, tool["primed_with_bytes"]) for name, tool in tools.items()]
-    cold = "Cold compressors see the validation text alone."
+    cold = "A cold compressor sees the validation text alone."
     seen = join([Html(f"{esc(tool_name(name))} {num(size)}") for name, size in primed], ", ")
     ways = Html(
-        f"{cold} Primed ones have seen the end of the training text before it, which is the closer "
-        f"comparison: the model has seen training text too. Bytes of it that each has seen: {seen}."
+        f"{cold} A primed one reads the end of the training text first. This is the fairer "
+        f"comparison, because the model has read training text too. Bytes of it: {seen}."
     )
     how = [
         Html(f"<b>{esc(tool_name(name))}</b>: {esc(tool['how'])}.") for name, tool in tools.items()
     ]
-    heads = ["compressor", "size (bytes)", "bits per byte", "model against it (%)"]
+    heads = ["compressor", "size (bytes)", "bits per byte", "model, compared (%)"]
     shown = ways if any(size for _, size in primed) else Html(cold)
     return [table(heads, cells), note(shown), note(join(how, " "))]
 
@@ -119,8 +119,8 @@ def loss(derived: Values) -> Html:
     caption = Html(
         f"Loss of the training batch at each of n = {num(curve['steps'])} steps{thinned}; the "
         f"strong line is a centred mean (n = {num(curve['smooth_steps'])}) and ends at "
-        f"{num(curve['last_smooth_loss'], '.4f')} nats/token. The frame cuts off the steep start, "
-        f"from {num(curve['first_loss'], '.3f')} at the first step. Events: {join(when, ', ')}."
+        f"{num(curve['last_smooth_loss'], '.4f')} nats/token. The picture leaves out the steep "
+        f"start ({num(curve['first_loss'], '.3f')} at the first step). Events: {join(when, ', ')}."
     )
     drawings = [loss_figure(curve, events, width_in) for width_in in (WIDE_IN, NARROW_IN)]
     label = "Training loss and learning rate over time"
@@ -279,10 +279,10 @@ def checks(results: Values, derived: Values) -> Html:
         for name, stage in results["stages"].items()
     ]
     meaning = (
-        "Bits per byte divide by the UTF-8 length of the raw text, to which the byte lengths of "
-        "the tokens were proven to sum before any score was printed. Full sums: positions, drawn "
-        "at random, where the probabilities of the whole vocabulary were added up by other code "
-        "than the scorer's; the last column is the largest deviation from one."
+        "Bits per byte are bits divided by the UTF-8 bytes of the raw text. Fairway checked that "
+        "the bytes of the tokens add up to that number. Full sums: the number of random positions "
+        "at which other code than the scorer's added up the probabilities of the whole vocabulary. "
+        "The last column is the largest difference of such a sum from 1."
     )
     return section("Scores and checks", table(heads, rows), note(esc(meaning)), _gains(results))
 
@@ -305,15 +305,15 @@ def experts(results: Values) -> Html:
     if mixture:
         facts = [
             ("Experts", esc(mixture["experts"])),
-            ("Beside", esc(_METHODS.get(mixture["base"], printable(mixture["base"])))),
+            ("Model", esc(_METHODS.get(mixture["base"], printable(mixture["base"])))),
             ("Bits per byte", num(mixture["bpb"], ".4f")),
-            ("Without them", num(mixture["base_bpb"], ".4f")),
+            ("Bits per byte without experts", num(mixture["base_bpb"], ".4f")),
             ("Gain", num(mixture["gain_bpb"], ".4f")),
             ("Time", time_of(mixture["seconds"])),
         ]
         meaning = (
-            "The experts learn each token after its cost is on record. With the model they are one "
-            "distribution over tokens, summed at the positions counted above."
+            "The experts learn each token after its cost is on record. The mixture of model and "
+            "experts is one distribution over tokens. Its sums are checked in the table above."
         )
         parts += [pairs(facts, "facts"), note(esc(meaning))]
     if published:
@@ -348,8 +348,8 @@ def _published(found: Values) -> Html:
 
 _METHODS = {
     "sliding": "the artifact under its sliding window",
-    "sgd": "the artifact, all of whose weights learn as they go on",
-    "lora": "the artifact, whose adapters learn from every document as they go on",
+    "sgd": "the artifact; all weights learn from the scored text",
+    "lora": "the artifact; adapters learn each document",
 }
 
 
@@ -375,9 +375,9 @@ def proof(results: Values, derived: Values) -> Html:
         ("Decoding, with its process", time_of(found["decode_s"])),
     ]
     meaning = (
-        "A fresh process restored this text byte for byte from the artifact and the coded file. "
-        "The ledger scored the same streams, which are shorter than the text of the scores above; "
-        "headers are not counted."
+        "A new process restored this text, byte for byte, from the artifact and the coded file. "
+        "The ledger scored the same streams. They are shorter than the text of the scores above. "
+        "The header of the file is not counted."
     )
     return section("Proof by decoding", pairs(facts, "facts"), note(esc(meaning)))
 

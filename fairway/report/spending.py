@@ -1,4 +1,4 @@
-"""Where the bits of the claimed score go: tables by kind of token, frequency, place and context."""
+"""Tables of where the bits of a score go: by kind of token, frequency, place and context."""
 
 from typing import Any
 
@@ -25,10 +25,11 @@ def spending(results: Values, derived: Values) -> Html:
     found = results["stages"][shares["stage"]]["spending"]
     tables = [_table(name, found[name], shares[name], shares["beside"]) for name in _TITLES]
     meaning = (
-        "Each table divides all scored tokens, so that its bits per byte add up to the score. "
-        "Bits per byte: the bits of a group over the bytes of the whole text. A token belongs to "
-        "the first kind that fits it. A document ends with the token that begins the next. "
-        f"Occurrences are counted in the training text, in at most {COUNTED_TOKENS:,} tokens."
+        "Each of the first four tables has every scored token in exactly one group. Bits per byte "
+        "of a group are its bits divided by the bytes of the whole text, so a column adds up to "
+        "the score. A token belongs to the first kind that fits it. The end of a document is the "
+        "token that begins the next one. Occurrences are those in the training text, in at most "
+        f"{COUNTED_TOKENS:,} tokens."
     )
     return section(
         "Where the bits go", *tables, _dearest(found["dearest"], shares), note(esc(meaning))

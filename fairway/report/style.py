@@ -154,7 +154,8 @@ TOKENS_CSS = """
   box-shadow: 0 3px 14px rgb(0 0 0 / 0.22); direction: ltr; unicode-bidi: isolate;
   font: 0.8rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
   white-space: normal; }
-.costs label:hover .tip, .costs:not(:has(label:hover)) label:has(:focus) .tip { display: block; }
+.costs label:hover .tip,
+body:not(:has(.costs label:hover)) .costs label:has(:focus) .tip { display: block; }
 .tip span { display: block; }
 .tip span + span { margin-top: 0.4rem; padding-top: 0.3rem; border-top: 1px solid var(--rule); }
 .tip i { display: grid; grid-template-columns: 1fr auto 3.2rem; gap: 0.6rem; font-style: normal;

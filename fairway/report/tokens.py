@@ -1,4 +1,4 @@
-"""What each token costs, as HTML: a text coloured by bits, alone or beside another model's.
+"""The cost of each token as HTML: a text coloured by bits, of one model or two.
 
 The report shows it without a script: every cell of a text is a radio button, so a text takes one
 stop of the Tab key, the arrow keys go from token to token, and the style sheet shows what belongs
@@ -11,7 +11,8 @@ from typing import Any
 from fairway.data.spans import Cell, cells
 from fairway.report.html import Html, esc, note, num, pairs, section, table
 
-# Costs of a text by one model, as `fairway.score.costs.told` returns them.
+# Costs of a text by one model, as `fairway.score.costs.told` returns them. Those that a stage of a
+# run recorded have no `ranks` and no `likeliest`.
 Told = dict[str, Any]
 
 # A cell has the colour of the last of these bits that it reaches; differences likewise.
@@ -26,12 +27,12 @@ _BEFORE, _AFTER = 15, 30
 
 
 def level(bits: float) -> str:
-    """Return the class of a cell that costs so many bits."""
+    """Return the class of a cell that costs this many bits."""
     return f"c{sum(bits >= least for least in LEVELS_BITS)}"
 
 
 def difference(bits: float) -> str:
-    """Return the class of a cell that costs the first model so many bits more than the second."""
+    """Return the class of a cell that costs the first model this many bits more than the second."""
     size = sum(abs(bits) >= least for least in DIFFERENCES_BITS)
     return f"{'m' if bits < 0 else 'p'}{size}" if size else "c0"
 
@@ -175,15 +176,17 @@ def _line(some: Sequence[Cell]) -> str:
 
 
 def _token(side: Told, token: int) -> str:
-    """Return a token's cost, its rank and what was likelier, as HTML."""
-    bits, rank = side["bits"][token], side["ranks"][token]
-    name = esc(side["names"][token])
+    """Return a token's cost as HTML, with its rank and what was likelier unless it is a record."""
+    bits, name = side["bits"][token], esc(side["names"][token])
+    cost_told = f"<b><bdi>{name}</bdi> {bits:.2f} bits</b> {_share(bits)}"
+    if "ranks" not in side:
+        return cost_told
     lines = "".join(
         f"<i{' class=own' if other == side['names'][token] else ''}>"
         f"<bdi>{esc(other)}</bdi> {_share(cost)} <em>{cost:.2f}</em></i>"
         for other, cost in side["likeliest"][token]
     )
-    return f"<b><bdi>{name}</bdi> {bits:.2f} bits</b> {_share(bits)}, rank {rank:,}{lines}"
+    return f"{cost_told}, rank {side['ranks'][token]:,}{lines}"
 
 
 def _share(bits: float) -> str:

@@ -1,1 +1,1 @@
-"""From an artifact to bits per byte: windows, the ledger, and the predictors it judges."""
+"""Scores in bits per byte: windows, the ledger, and predictors."""

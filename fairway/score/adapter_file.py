@@ -1,4 +1,4 @@
-"""Adapters of a fine-tuned model in a file of their own: tensors, and what they belong to.
+"""Adapters of a fine-tuned model in a separate file: tensors, and the artifact they belong to.
 
 A file is a safetensors file that carries a digest of all its bytes. Its adapters are added to the
 artifact that they were made with and to no other. Reading it executes nothing.

@@ -50,7 +50,7 @@ def row_bytes(adapters: Adapters, length: int, chunk: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What is computed of a step: so many rows of windows of some length, and of their chunks."""
+    """The size of a step's computation: rows, length of windows, length of chunks."""
 
     rows: int
     length: int

@@ -1,4 +1,4 @@
-"""What general compressors make of the validation text: the numbers a model has to beat.
+"""Sizes of the validation text under general compressors: the numbers that a model must beat.
 
 Compressors and models code the same bytes: the documents one after another, nothing between them.
 *Cold* is the validation text alone, as the tool would write the file. *Primed* lets the compressor
@@ -172,26 +172,26 @@ _TOOLS = {
     "brotli": _Tool(
         cold=lambda text: len(brotli_file(text)),
         primed=lambda text, prime: len(brotli_streams(prime, text)[1]),
-        how="quality 11, window 16 MiB; primed: the bytes one stream grows by after the priming "
-        "text was compressed into it and flushed",
+        how="quality 11, window 16 MiB; primed: the bytes that the text adds to a stream "
+        "after the training text",
     ),
     "xz": _Tool(
         cold=lambda text: len(xz_file(text)),
         primed=lambda text, prime: len(xz_file(prime + text)) - len(xz_file(prime)),
         how="preset 9 extreme, .xz container, dictionary 64 MiB or the text if longer; primed: "
-        "size of priming text and text together less size of the priming text alone",
+        "size of training text and text together, minus the size of the training text alone",
     ),
     "zstd": _Tool(
         cold=lambda text: len(zstd_file(text)),
         primed=lambda text, prime: len(zstd_file(text, prime)),
-        how="level 19, window 8 MiB or all it may refer to if longer, with checksum; primed: the "
-        "priming text is a raw-content dictionary",
+        how="level 19, window 8 MiB, or larger if text and dictionary are, with checksum; "
+        "primed: the training text is the dictionary",
     ),
     "ppmd": _Tool(
         cold=lambda text: len(ppmd_streams(b"", text)[1]),
         primed=lambda text, prime: len(ppmd_streams(prime, text)[1]),
         how="variant H of 7z, contexts of up to 16 bytes, 32 bytes of memory for each byte; "
-        "primed: the bytes one stream grows by after the priming text",
+        "primed: the bytes that the text adds to a stream after the training text",
         prime_bytes=PPMD_PRIME_BYTES,
     ),
 }

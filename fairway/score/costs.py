@@ -1,4 +1,4 @@
-"""What each token of a text costs, and which tokens were likelier, under the windows of a score.
+"""The cost of each token of a text, and the likeliest tokens, in the windows of a score.
 
 The costs are those that the ledger commits, so they add up to the score and to nothing else.
 
@@ -22,7 +22,7 @@ from fairway.score.predictor import Context, Receipt
 from fairway.score.sliding import FrozenDistribution, FrozenPredictor, evaluate_windows
 from fairway.score.windows import sliding_windows
 
-# Tables are formed for so many positions at a time: 1,024 x 8,192 in float64 is 67 MB.
+# Tables are formed for this many positions at a time: 1,024 x 8,192 in float64 is 67 MB.
 _ROWS_AT_ONCE = 1024
 
 

@@ -1,4 +1,4 @@
-"""What every scorer takes: the text and the settings of a score, and who looks on, as one value."""
+"""The inputs of every scorer in one value: text, settings, witness."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

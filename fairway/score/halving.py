@@ -136,7 +136,7 @@ class Halving:
             self._halve()
 
     def _size(self) -> Size:
-        """Return what is computed at a time."""
+        """Return the size of one computation."""
         rows, length = self._ids_BT.shape
         most = min(self._capacity, self.at_once)
         return self._way.size(min(rows, most), most, self._first, length, len(self._rope[0]))

@@ -1,4 +1,4 @@
-"""What a ledger and a predictor tell each other, and what a predictor must offer."""
+"""The messages between ledger and predictor, and the interface of a predictor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -203,7 +203,7 @@ def evaluate_sgd(model: GPT, asked: Evaluation) -> Score:
 
 
 def _shared_ledger(model: GPT, asked: Evaluation, plan: list[Chunk]) -> tuple[Ledger, Gather]:
-    """Return this process's ledger, with a span per chunk, and what joins all of them."""
+    """Return this process's ledger, with a span per chunk, and what joins all ledgers."""
     ranks, spans, numbers = asked.ranks, [], []
     for chunk in plan:
         own = share(len(chunk.events), ranks)

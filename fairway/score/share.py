@@ -1,4 +1,4 @@
-"""A text scored by several processes: what each tells the others, and how a score comes of it."""
+"""A text scored by several processes: their messages, and the joined score."""
 
 from collections.abc import Sequence
 

@@ -26,7 +26,7 @@ from fairway.score.predictor import Context, Receipt
 from fairway.score.share import gathering, share
 from fairway.score.windows import Event, Window, events, sliding_windows
 
-# Logits are formed for so many positions at a time: 1,024 x 8,192 in float32 is 34 MB.
+# Logits are formed for this many positions at a time: 1,024 x 8,192 in float32 is 34 MB.
 _ROWS_AT_ONCE = 1024
 
 # How far a position's cost may move between a batch of windows and its own window alone: kernels

@@ -1,4 +1,4 @@
-"""Where the bits of a score go: by kind of token, by its frequency, by place, by context.
+"""Where the bits of a score go: by kind of token, frequency, place and context.
 
 Each of the four divides all scored tokens into groups that do not overlap, so that the bits of its
 groups add up to the bits of the score.

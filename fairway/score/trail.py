@@ -1,4 +1,4 @@
-"""The record of an account: what was read, scored and learned, in which order, sealed step by step.
+"""The trail of a ledger: its reads, scores and lessons in order, each entry sealed with a digest.
 
 Every entry is sealed with the digest of all entries before it, so that one that is changed, left
 out or moved afterwards does not fit the last digest. `fairway.audit.scorers.trails` checks what it
@@ -81,7 +81,7 @@ def _digest(lines: Sequence[str]) -> str:
 
 
 def _gathered(own: bytes, ranks: Ranks) -> list[bytes]:
-    """Return what every process has to say, on each of them."""
+    """Return the bytes of all processes, on every process."""
     sizes = np.zeros(ranks.world)
     sizes[ranks.rank] = len(own)
     ends = np.cumsum(ranks.total(sizes)).astype(np.int64)

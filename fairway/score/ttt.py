@@ -62,7 +62,7 @@ def require_time(model: GPT, asked: Evaluation) -> None:
 def _within_budget(
     model: GPT, asked: Evaluation, most: float = 1.0
 ) -> tuple[Evaluation, float, tuple[str, ...]]:
-    """Return what is done in at most so many budgets, its estimate, and what was changed."""
+    """Return what is done in at most this many budgets, its estimate, and what was changed."""
     changes: list[str] = []
     while True:
         config = asked.ttt

@@ -1,4 +1,4 @@
-"""The ways to score a text: by a frozen model, or by one that learns from what it has scored."""
+"""The ways to score a text: with a frozen model, or with one that learns from scored text."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which position is scored where, with which context: integers only, no model.
+"""Windows: which position is scored in which, with which context. Integers only, no model.
 
 A text of N tokens x[0..N-1] has N - 1 targets. Position p reads x[p] and predicts x[p + 1], so
 target indices are position indices plus one and x[0] is never predicted.

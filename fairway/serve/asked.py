@@ -1,4 +1,4 @@
-"""What a request asks for, checked: its size, its fields, their bounds.
+"""The fields of a request, checked: size, names and bounds.
 
 A field that is known but not supported is refused, unless it asks for nothing.
 """

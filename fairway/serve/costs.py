@@ -1,4 +1,4 @@
-"""POST /costs and GET /documents: what the page shows of a text, and texts to begin with."""
+"""POST /costs and GET /documents: the costs of a text for the page, and texts to start with."""
 
 from typing import Any
 
@@ -7,9 +7,8 @@ from starlette.responses import JSONResponse, Response
 
 from fairway.report.html import Html, esc, num
 from fairway.report.tokens import View, scale
-from fairway.score.costs import told
 from fairway.serve.asked import body_of, text_of
-from fairway.serve.models import Desk, Served
+from fairway.serve.models import Desk, Record, Served
 from fairway.serve.watching import CLIENT_GONE, GoneError, Watching
 
 
@@ -17,7 +16,7 @@ async def costs(request: Request) -> Response:
     """Answer POST /costs: HTML of a text coloured by what its tokens cost one or two models."""
     desk: Desk = request.app.state.desk
     text, model, beside = text_of(await body_of(request))
-    sides = [desk.find(model), *([desk.find(beside)] if beside else [])]
+    sides = [desk.side(model), *([desk.side(beside)] if beside else [])]
     watching = Watching(desk.ending)
     async with desk.turn(), watching.over(request):
         try:
@@ -26,12 +25,9 @@ async def costs(request: Request) -> Response:
             return Response(status_code=CLIENT_GONE)
 
 
-def shown(text: str, sides: list[Served], watching: Watching) -> dict[str, Any]:
+def shown(text: str, sides: list[Served | Record], watching: Watching) -> dict[str, Any]:
     """Return what the page shows: every side's text, totals and tips, and the list of cells."""
-    found = [
-        told(text, side.language.costs(text, witness=watching), side.language.tokenizer)
-        for side in sides
-    ]
+    found = [side.costs(text, watching) for side in sides]
     view, names = View(found), [side.name for side in sides]
     heads = [*names, "difference"] if len(sides) == 2 else ["bits"]
     return {
@@ -52,14 +48,26 @@ def shown(text: str, sides: list[Served], watching: Watching) -> dict[str, Any]:
 
 
 def _summary(names: list[str], found: list[dict[str, Any]]) -> Html:
-    """Return in a sentence which of two models pays less for the text."""
-    if len(names) == 1:
-        return Html("")
+    """Return which of two sides pays less for the text, and which sides are records."""
+    parts = [_difference(names, found)] if len(names) == 2 else []
+    parts += [
+        f"<b>{esc(name)}</b> is a record: what this stage of the run booked, with the context that "
+        "it had. It has no ranks and no likeliest tokens."
+        for name in dict.fromkeys(n for n, side in zip(names, found, strict=True) if _kept(side))
+    ]
+    return Html(" ".join(parts))
+
+
+def _kept(side: dict[str, Any]) -> bool:
+    return "ranks" not in side
+
+
+def _difference(names: list[str], found: list[dict[str, Any]]) -> str:
     a, b = (side["total_bits"] for side in found)
     if a == b:
-        return Html("Both models pay the same.")
+        return "Both pay the same."
     better, worse = names if a < b else names[::-1]
-    return Html(
+    return (
         f"<b>{esc(better)}</b> pays {num(abs(a - b), ',.1f', ' bits')} less than "
         f"<b>{esc(worse)}</b>: {num(100 * (1 - min(a, b) / max(a, b)), '.1f', ' %')}."
     )

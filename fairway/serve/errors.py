@@ -1,4 +1,4 @@
-"""What is wrong with a request, as JSON in OpenAI's form."""
+"""Errors of a request, as JSON in OpenAI's form."""
 
 from typing import Any
 

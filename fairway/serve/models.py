@@ -1,11 +1,12 @@
-"""The models that are served: artifacts, and the weights of a run before they were packed.
+"""The models that are served: artifacts, and the weights of a run before they were packed; and
+records of what the stages of a run booked.
 
-All of them compute on one thread, one request after the other, and by one machine plan.
+All models compute on one thread, one request after the other, and by one machine plan.
 """
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -21,17 +22,25 @@ from fairway.config.settings import RuntimeConfig
 from fairway.data.folder import beginnings
 from fairway.pipeline.folder import MEMORY, RunFolder
 from fairway.pipeline.record import config_of
+from fairway.pipeline.recorded import DOCUMENT_BYTES, DOCUMENTS, RECORDED, recorded
 from fairway.pipeline.run import DATA
 from fairway.pipeline.text import open_text
+from fairway.score.costs import told
 from fairway.serve.errors import RequestError
+from fairway.serve.watching import Watching
 from fairway.train.saved import reading, weights_of
 
 # Weights of a run beside its artifact, by the word that stands behind its name.
 STAGES = {"raw": "raw", "average": "ema"}
 # Requests that may wait for the model.
 MOST_WAITING = 16
-# Validation documents that the page offers, and bytes of each.
-_DOCUMENTS, _DOCUMENT_BYTES = 12, 1500
+# What a run keeps the costs of, in the words of the page.
+_KEPT = {
+    "sliding": "sliding window",
+    "documents": "each document alone, no learning",
+    "ttt": "test-time training",
+    "mixture": "model with experts",
+}
 
 T = TypeVar("T")
 
@@ -73,12 +82,43 @@ class Served:
         kinds = {"raw": "last weights", "average": "averaged weights"}
         return kinds.get(self.stage, "with adapter" if self.adapter else "artifact")
 
+    def costs(self, text: str, watching: Watching) -> dict[str, Any]:
+        """Return what each token of a text costs this model, as `fairway.score.costs.told` does."""
+        model = self.language
+        return told(text, model.costs(text, witness=watching), model.tokenizer)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a stage of a run booked for the tokens of a few documents, by their texts.
+
+    It is no model: nothing is computed from it, and it knows no other text.
+    """
+
+    name: str
+    described: str
+    by_text: dict[str, dict[str, Any]]
+
+    def costs(self, text: str, watching: Watching) -> dict[str, Any]:
+        """Return what each token of a document cost; RequestError for any other text."""
+        if text not in self.by_text:
+            raise RequestError(
+                f"'{self.name}' is a record of {len(self.by_text)} validation documents and has no "
+                "costs of this text; choose a document under 'Text from', or a model"
+            )
+        return self.by_text[text]
+
 
 class Desk:
-    """All served models, and the one thread on which they compute, for one request at a time."""
+    """All served models and records, and the one thread on which the models compute, for one
+    request at a time.
+    """
 
-    def __init__(self, served: Sequence[Served], runs: Sequence[Path]) -> None:
+    def __init__(
+        self, served: Sequence[Served], runs: Sequence[Path], records: Sequence[Record] = ()
+    ) -> None:
         self.served = {one.name: one for one in served}
+        self.records = {one.name: one for one in records if one.name not in self.served}
         self._runs = runs
         self._worker = ThreadPoolExecutor(1, "fairway")
         self._lock = asyncio.Lock()
@@ -94,6 +134,10 @@ class Desk:
         """Return a model by its name; RequestError (404) for an unknown one."""
         if name is None:
             return self.first
+        if name in self.records:
+            raise RequestError(
+                f"'{name}' is a record of costs and cannot compute; choose a model", 400, "model"
+            )
         if name not in self.served:
             known = ", ".join(self.served)
             raise RequestError(
@@ -101,6 +145,10 @@ class Desk:
                 "model_not_found",
             )  # fmt: skip
         return self.served[name]
+
+    def side(self, name: str | None) -> Served | Record:
+        """Return a model or a record by its name; RequestError as `find`."""
+        return self.records[name] if name in self.records else self.find(name)
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """Return what a function comes to on the thread of the models."""
@@ -123,10 +171,13 @@ class Desk:
             self._waiting -= 1
 
     def documents(self) -> list[str]:
-        """Return the beginnings of some validation documents of the first run that has its text.
+        """Return the beginnings of some validation documents: those of the records, or else of the
+        first run that has its text.
 
         Raises UserError, with the reason, if none has.
         """
+        if kept := [text for one in self.records.values() for text in one.by_text]:
+            return list(dict.fromkeys(kept))
         reason = UserError("an artifact has no validation text; name the folder of its run")
         for run in self._runs:
             try:
@@ -140,7 +191,7 @@ def _documents(run: Path) -> list[str]:
     data = (config := config_of(RunFolder.existing(run))).data
     source = open_text(config, run / DATA, lambda reads, work: None)
     found = source.sample_validation(data.val_bytes, data.val_tokens).documents
-    return beginnings(found, _DOCUMENTS, _DOCUMENT_BYTES)
+    return beginnings(found, DOCUMENTS, DOCUMENT_BYTES)
 
 
 def open_desk(
@@ -172,7 +223,18 @@ def open_desk(
     stages = [one for one in served if one.stage]
     folders = dict.fromkeys(one.file.parent for one in artifacts)
     runs = [folder for folder in folders if (folder / MEMORY).is_file()]
-    return Desk([*artifacts, *stages], runs)
+    records = [record for one in artifacts if not one.adapter for record in _records(one)]
+    return Desk([*artifacts, *stages], runs, records)
+
+
+def _records(one: Served) -> Iterator[Record]:
+    """Yield the records of the run around an artifact. Raises UserError for a damaged one."""
+    if not (one.file.parent / MEMORY).is_file():
+        return
+    folder = RunFolder(one.file.parent)
+    for stage in RECORDED:
+        if kept := recorded(folder, stage, one.artifact.tokenizer):
+            yield Record(f"{one.name}:{stage}", _KEPT[stage], kept)
 
 
 def _name(file: Path, taken: Sequence[str]) -> str:

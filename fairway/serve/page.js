@@ -135,6 +135,9 @@ at("list").addEventListener("click", (event) => {
 });
 
 const write = async () => {
+  if ("record" in at("model").selectedOptions[0].dataset) {
+    return say(`${at("model").value} is a record of costs and cannot write: choose a model.`, true);
+  }
   const before = text.value;
   const body = { model: at("model").value, prompt: before, stream: true };
   for (const id of ["tokens", "temperature", "top_p", "seed"]) {

@@ -41,6 +41,7 @@ def page(desk: Desk) -> str:
         script=SCRIPT,
         version=VERSION,
         models=[(one.name, one.described) for one in desk.served.values()],
+        records=[(one.name, one.described) for one in desk.records.values()],
         first=desk.first.name,
         beside=artifacts[1].name if len(artifacts) > 1 else "",
         most_tokens=MAX_TOKENS,

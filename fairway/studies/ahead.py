@@ -1,4 +1,4 @@
-"""What a study is up to before it starts: runs, seconds, and which effects they can show."""
+"""Estimates of a study before it starts: runs, seconds, and the effects that it can show."""
 
 import math
 from typing import Any

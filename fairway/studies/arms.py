@@ -1,4 +1,4 @@
-"""What a study compares: a recipe and its arms, every setting checked before anything runs."""
+"""A recipe and the arms of a study; every setting is checked before anything runs."""
 
 import re
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ def run_logged(words: Sequence[str], processes: int, log: str) -> int:
 
 
 class Cluster:
-    """Jobs of submitit, so many in the queue at once."""
+    """Jobs of submitit, this many in the queue at once."""
 
     def __init__(
         self, kind: str, folder: Path, slots: int, settings: Sequence[str], expected_s: float | None

@@ -81,7 +81,7 @@ def half_width(n: int, planned: int, error: float) -> float:
 
 
 def smallest_seen(sd: float, pairs: int, planned: int, error: float) -> float:
-    """Return the smallest difference that so many pairs show four times out of five.
+    """Return the smallest difference that this many pairs show four times out of five.
 
     The t statistic of differences with that mean is noncentral.
     """

@@ -1,4 +1,4 @@
-"""What the lines of a study say: every arm against the base, and what to beware of."""
+"""Statistics of a study: every arm compared with the base, with warnings."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ DECIDED = ("better", "worse", "equal", "hopeless", "failing")
 NOISE_PAIRS = 4
 # Of several people together.
 _MOST_ARMS = 256
-# An arm is given up once so many runs of it failed and none succeeded.
+# An arm is given up once this many runs of it failed and none succeeded.
 _FAILURES = 2
 
 
@@ -83,7 +83,7 @@ class Table:
 
 
 def planned(arm: str, pairs: int) -> int:
-    """Return the pairs that are planned of an arm where so many are asked for."""
+    """Return the pairs that are planned of an arm where this many are asked for."""
     return min(pairs, NOISE_PAIRS) if arm == NOISE else pairs
 
 
@@ -202,7 +202,7 @@ def summary(table: Table, more: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _figures(table: Table, arm: str) -> dict[str, Any]:
-    """Return what the runs of an arm came to: means over those that succeeded."""
+    """Return the means over an arm's successful runs."""
     found = [line for line in table.of(arm) if not line.failed]
     scores = [line.bpb[table.metric] for line in found if table.metric in line.bpb]
     return {

@@ -1,4 +1,4 @@
-"""Do the rankings of a cheap proxy hold on a dearer one? Two tables of the same arms.
+"""Compares the rankings of arms in two studies, such as one of short runs and one of long runs.
 
 What is compared is the order of the arms, the base among them, by their mean differences to it.
 Kendall's tau-b counts pairs of arms, those in the same order less those in the other one, over all;

@@ -1,4 +1,4 @@
-"""The model card of a run that is shared: what was measured, in Markdown."""
+"""The model card of a shared run: its measurements, in Markdown."""
 
 from collections.abc import Mapping
 from typing import Any

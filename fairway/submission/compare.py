@@ -1,4 +1,4 @@
-"""Two runs side by side, or a run and a published record, and what forbids a comparison."""
+"""Two runs, or a run and a published record, side by side, with reasons against a comparison."""
 
 import statistics
 from collections.abc import Callable, Iterator

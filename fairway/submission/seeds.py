@@ -56,7 +56,7 @@ def run_seeds(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
 
 
 def _failures(plan: Plan, out: Path, say: Say) -> dict[int, str]:
-    """Run all seeds, so many at once; return what each failed of, or nothing."""
+    """Run all seeds, this many at once; return what each failed of, or nothing."""
     failures: dict[int, str] = {}
     waiting = list(plan.seeds)
 
@@ -81,7 +81,7 @@ def _log(out: Path, seed: int) -> Path:
 
 
 def _job(plan: Plan, seed: int, out: Path) -> Job:
-    """Return what runs one seed, or goes on with it."""
+    """Return the command that runs one seed or resumes it."""
     folder = seed_folder(out, seed)
     words = ["run", plan.recipe, "--out", str(folder)]
     for text in (*plan.overrides, f"seed={seed}"):

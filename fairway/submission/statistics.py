@@ -1,4 +1,4 @@
-"""Is one score lower than another? The tests that claims of the challenge rest on.
+"""Tests whether one score is lower than another; claims of the challenge rest on them.
 
 Lower is better throughout. A margin of 0.005 nats per token was asked of records; a token stands
 for more bytes in one tokenizer than in another, so in bits per byte the margin depends on it. The

@@ -1,4 +1,4 @@
-"""What a recipe uses, and whom it is from: the credits of a submission follow from its settings."""
+"""The techniques that a recipe uses and their sources; a submission's credits come from here."""
 
 from collections.abc import Callable
 

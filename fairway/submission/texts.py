@@ -1,4 +1,4 @@
-"""What a record's folder says, as a function of what was measured: README, submission.json, logs.
+"""The texts of a record, made of its results: README, submission.json, logs.
 
 `submission` writes these texts and `verify` writes them again: a number edited by hand differs from
 the one that follows from the results beside it. No host, path or environment is in them.
@@ -226,7 +226,7 @@ def step_lines(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -
 
 
 def log(results: Mapping[str, Any], steps: Sequence[str], code_bytes: int) -> str:
-    """Return the log of a run: the lines of its steps, then what each stage came to.
+    """Return the log of a run: the lines of its steps, then the result of each stage.
 
     Its size counts the bundle of the record it goes into.
     """

@@ -1,4 +1,4 @@
-"""What drives a run: seconds, steps, or the progress of another run."""
+"""The clock of a run: seconds, steps, or the progress of another run."""
 
 import time
 

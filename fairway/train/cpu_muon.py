@@ -1,4 +1,4 @@
-"""What stands before Muon's matrix products, in one pass over memory on a CPU.
+"""The steps before Muon's matrix products on a CPU, in one pass over memory.
 
 Per value of a matrix: gradient and momentum read, momentum and rounded row written. The plain
 steps of `rules` pass over matrices six times.

@@ -30,7 +30,7 @@ class Feed:
         self.use(rows)
 
     def use(self, rows: int) -> None:
-        """Take so many sequences at a time, and begin the data again."""
+        """Take this many sequences at a time, and begin the data again."""
         self.rows = rows
         self._start(self._loader())
 
@@ -43,7 +43,7 @@ class Feed:
         return self._batches.state()
 
     def go_on(self, state: dict[str, Any], drawn: int) -> None:
-        """Continue where a checkpoint left the data, after so many sequences of this process.
+        """Continue where a checkpoint left the data, after this many sequences of this process.
 
         Rank 0 takes its state, others draw again.
         """

@@ -1,4 +1,4 @@
-"""What surrounds Muon's matrix products, in as few passes over memory as it takes.
+"""The steps around Muon's matrix products on a GPU, in few passes over memory.
 
 Per value of a matrix: gradient and momentum read, momentum and rounded row written (14 bytes), then
 weight and update read, weight written (10). The plain steps of `rules` read and write 60.

@@ -1,4 +1,4 @@
-"""What reaches every matrix while a model trains, for Newton-Muon.
+"""Statistics of the inputs of every matrix during training, for Newton-Muon.
 
 Shapes: B sequences, T time, C inputs of a matrix.
 """

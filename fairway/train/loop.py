@@ -164,7 +164,7 @@ class Training:
         return loss, grad_norm
 
     def _look(self, step: int) -> None:
-        """Let Newton-Muon see what reaches every matrix, once in so many steps, of a few tokens."""
+        """Measure the inputs of every matrix for Newton-Muon now and then, on a few tokens."""
         if not self.config.optim.newton or step % INPUTS_EVERY:
             return
         look(self.optimisers, self.collect, self.model, self.seen_BT, self.ranks.world)

@@ -1,4 +1,4 @@
-"""How many sequences of a step go through the model together: all that is asked for, or what fits.
+"""Chooses how many sequences go through the model at once: all of a step, or as many as fit.
 
 A step adds the gradients of its micro-batches, so that its sums are the same however many there
 are, up to rounding.

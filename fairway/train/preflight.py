@@ -1,4 +1,4 @@
-"""What can be known to fail before any time is spent: data, disk and memory."""
+"""Checks before training starts: data, disk and memory."""
 
 import importlib.util
 import shutil

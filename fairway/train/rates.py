@@ -34,7 +34,7 @@ LARGEST_CODE = 127
 
 
 def step_ratio(bits: float) -> float:
-    """Return the step, in deviations of its row, at which Gaussian codes take so many bits.
+    """Return the step, in deviations of its row, at which Gaussian codes take this many bits.
 
     By the tables of `quantise.rates`, which lie further down: log2(2 + pi e x^2 / 2) / 2 bits at a
     deviation of x steps, within 0.03 from 1.5 bits on. It holds above half a bit.

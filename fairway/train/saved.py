@@ -1,4 +1,4 @@
-"""What a checkpoint is of: the settings that decide a training, and the weights it began with."""
+"""The identity of a checkpoint: the settings of its training and its initial weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

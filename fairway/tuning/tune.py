@@ -33,7 +33,7 @@ from fairway.score.adapting import Plain, chunk_nats
 
 # Fewer and faster steps than at test time, where every chunk of a document is one.
 TUNING = TttConfig(lora_rank=16, lora_alpha=32.0, lora_lr=3e-3, lora_wd=0.1)
-# Tokens of a step, or one window if that is longer. Of so many windows one is kept for the score.
+# Tokens of a step, or one window if that is longer. Of this many windows one is kept for the score.
 STEP_TOKENS, HELD_OUT = 4096, 10
 
 
@@ -83,7 +83,7 @@ class Tuner:
         self._generator = np.random.default_rng(seed)
 
     def learn(self, text: Lessons, epochs: int) -> int:
-        """Read some windows so many times, each time in another order; return the steps."""
+        """Read some windows this many times, each time in another order; return the steps."""
         length = int(text.ids.shape[1]) - 1
         rows = max(1, STEP_TOKENS // length)
         steps = -(-len(text.ids) // rows) * epochs

@@ -155,6 +155,24 @@ def test_two_stages_side_by_side_and_text_that_would_be_obeyed(page: Any, addres
     assert len(page.find_elements(By.CSS_SELECTOR, ".twin")) == 1
 
 
+def test_what_stages_have_recorded_is_compared(page: Any, address: str) -> None:
+    page.get(address)
+    until(page, "!document.querySelector('#result').hidden")
+    Select(page.find_element(By.ID, "model")).select_by_value("smoke:ttt")
+    until(page, "document.querySelector('#sides h3').textContent === 'smoke:ttt'")
+    Select(page.find_element(By.ID, "beside")).select_by_value("smoke:sliding")
+    until(page, "document.querySelectorAll('#sides .costs').length === 2")
+    page.find_element(By.CSS_SELECTOR, ".go").click()
+    assert "smoke:sliding" in tip(page) and "rank" not in tip(page)
+    page.find_element(By.ID, "write").click()
+    assert "cannot write" in page.find_element(By.ID, "status").text
+    page.find_element(By.ID, "text").send_keys("mine")
+    page.find_element(By.ID, "show").click()
+    until(page, "document.querySelector('#status').textContent.includes('no costs of this text')")
+    # The browser notes the refusal itself, and nothing else.
+    assert ["400" in entry["message"] for entry in page.get_log("browser")] == [True]
+
+
 def test_mistakes_are_told_on_the_page(page: Any, address: str) -> None:
     page.get(address)
     until(page, "!document.querySelector('#result').hidden")

@@ -68,7 +68,31 @@ def test_two_stages_are_compared(client: TestClient) -> None:
     sizes = [abs(float(value.replace("\u2212", "-"))) for value in shown]
     assert sizes == sorted(sizes, reverse=True) and len(sizes) == 20
     same = costs(client, TEXTS[0], model="smoke", beside="smoke")
-    assert same["summary"] == "Both models pay the same." and "<td>" not in same["list"]
+    assert same["summary"] == "Both pay the same." and "<td>" not in same["list"]
+
+
+def test_records_of_stages_are_compared(client: TestClient, desk: Desk) -> None:
+    assert set(desk.records) == {"smoke:sliding", "smoke:ttt"}
+    text = client.get("/documents").json()["documents"][0]
+    found = costs(client, text, model="smoke:ttt", beside="smoke:sliding")
+    a, b = found["sides"]
+    assert letters(a["text"]) == letters(b["text"]) == text and a["bpb"] != b["bpb"]
+    assert a["bpb"] == desk.records["smoke:ttt"].by_text[text]["bpb"]
+    assert found["summary"].count("is a record") == 2
+    assert "bits" in a["tips"][3] and "rank" not in a["tips"][3]
+    # Beside a model: its first document is scored with the same context.
+    live = costs(client, text, model="smoke", beside="smoke:sliding")["sides"]
+    assert "rank" in live[0]["tips"][3] and "rank" not in live[1]["tips"][3]
+
+
+def test_a_record_neither_computes_nor_knows_other_texts(client: TestClient) -> None:
+    answer = client.post("/costs", json={"text": "my own", "beside": "smoke:ttt"})
+    words = answer.json()["error"]["message"]
+    assert answer.status_code == 400 and "record of" in words and "'Text from'" in words
+    answer = client.post("/v1/completions", json={"model": "smoke:ttt", "prompt": "a"})
+    assert answer.status_code == 400 and "choose a model" in answer.json()["error"]["message"]
+    names = {one["id"] for one in client.get("/v1/models").json()["data"]}
+    assert names == {"smoke", "smoke:raw", "smoke:average"}
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Audits of records: what a folder in the format of the challenge says, and whether it agrees."""
+"""Audits of record folders in the format of the challenge."""

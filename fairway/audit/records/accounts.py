@@ -1,4 +1,4 @@
-"""A record's bytes, seconds and steps against what the challenge allows."""
+"""Compares a record's bytes, seconds and steps with the limits of the challenge."""
 
 import re
 from collections.abc import Iterator, Sequence

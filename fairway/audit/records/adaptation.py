@@ -1,4 +1,4 @@
-"""What logs say of the order of scoring and learning: epochs, passes, gates, warm-up, shards."""
+"""The order of scoring and learning by the logs: epochs, passes, gates, warm-up, shards."""
 
 import re
 from collections.abc import Iterator, Sequence

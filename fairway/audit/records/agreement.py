@@ -1,4 +1,4 @@
-"""Do logs agree with one another, and claim and README with the logs?"""
+"""Compares the logs of a record with one another, with its claim and with its README."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ from fairway.audit.records.logs import Log, source_hash
 from fairway.audit.records.runs import ROUNDING, unit
 from fairway.audit.records.said import Number
 
-# So many names are looked for in so many characters of source: seconds, whatever they are.
+# This many names are looked for in this many characters of source: seconds, whatever they are.
 _MOST_NAMES, _MOST_READ = 2_000, 1 << 22
 # Settings that may differ between runs of one configuration: places, and what is printed or kept.
 _OWN = re.compile(

@@ -137,7 +137,7 @@ def _all(record: _Record) -> Iterator[Finding]:
 
 
 def _few_of_each(found: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield findings, of each code so many; the rest are counted."""
+    """Yield findings, at most this many of each code; the rest are counted."""
     seen: Counter[str] = Counter()
     for finding in found:
         seen[finding.code] += 1

@@ -1,4 +1,4 @@
-"""Calls in a followed script: its functions and classes, methods, and what nobody knows."""
+"""Calls in a script that is followed: its own functions, classes and methods, and unknown ones."""
 
 import ast
 import re
@@ -220,7 +220,7 @@ class Calls(Expressions):
         return value
 
     def _unknown(self, name: str, call: Call) -> Value:
-        """Return what a function gives of which nothing is known."""
+        """Return the value of a call to an unknown function."""
         labels = Value(call.labels).without(Switch).labels
         stateful = call.receiver.of(Held) and COST not in call.receiver.labels
         if VAL in call.given.labels and stateful:

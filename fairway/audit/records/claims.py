@@ -1,4 +1,4 @@
-"""What a record claims: the numbers of submission.json and README, taken by meaning."""
+"""The claims of a record: numbers of submission.json and README, sorted by their meaning."""
 
 import re
 from collections.abc import Iterator

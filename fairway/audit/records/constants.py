@@ -1,4 +1,4 @@
-"""Values that a wrapper calculates before it runs what is inside it, calculated without running it.
+"""Values that a wrapper computes before it runs the code inside; nothing is executed here.
 
 Statements and calls are followed here, expressions in `literals.py`; files that lie beside the
 script are known. Whatever else a script does is unknown, and what depends on it too.

@@ -1,4 +1,4 @@
-"""How much of a log was read: of what looks like a setting, step, score, size or time, what share.
+"""The share of a log that was read: of all settings, steps, scores, sizes and times in it.
 
 What looks like one is told by other, cruder patterns than what is read, so that a gap shows.
 """
@@ -89,7 +89,7 @@ def _is(kind: str, meaning: str, event: object) -> bool:
 
 
 def gaps(file: str, coverage: Coverage) -> Iterator[Finding]:
-    """Yield a finding for every kind of which less than nine tenths could be read."""
+    """Yield a finding for every kind of line if less than nine tenths of it could be read."""
     for kind in KINDS:
         share, looked = coverage.share(kind), coverage.looked[kind]
         if share is None or share >= ENOUGH or looked < _FEW:

@@ -1,4 +1,4 @@
-"""Decoders and decompressors that wrappers of scripts use, each with a bound on what it returns."""
+"""Decoders and decompressors of script wrappers, each with a limit on its output."""
 
 import ast
 import base64

@@ -30,7 +30,7 @@ _TEXT_BYTES_OF = {
     47_853_343: 151_080_644,
 }
 # Nats per token over bits per byte, by what the names of the data sets hold.
-# Beyond this no text of the challenge's data, cut or joined otherwise, comes to so many bytes.
+# Beyond this no text of the challenge's data, cut or joined otherwise, comes to this many bytes.
 _TOO_MANY = 1.1
 _RATIOS = {
     r"caseops": 151_074_309 / 47_851_520 * NATS_PER_BIT,
@@ -129,7 +129,7 @@ def _other_ratios(log: Log, final: Stage) -> list[float]:
 
 
 def _known(ratio: float) -> str:
-    """Return what is wrong with bytes that are so many times the right ones, '' if not known."""
+    """Return what is wrong with bytes that are this many times the right ones, '' if not known."""
     return next(
         (why for r, why in _KNOWN_RATIOS if why and math.isclose(ratio, r, rel_tol=1.5e-3)), ""
     )

@@ -1,4 +1,4 @@
-"""What happens to validation tokens while a script is followed: training, scores, their sums."""
+"""Events of a script that is followed: trainings and scores of validation tokens, and sums."""
 
 import ast
 from collections.abc import Iterable, Iterator
@@ -142,7 +142,7 @@ class Events:
             self.parts.setdefault(held, {})[name] = part
 
     def vague_one(self, name: str) -> Held:
-        """Return what stands for a name of which nothing is known."""
+        """Return the value of an unknown name."""
         if name not in self.unknown:
             self.unknown[name] = self.new()
             self.born[self.unknown[name]] = ()

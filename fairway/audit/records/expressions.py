@@ -1,4 +1,4 @@
-"""Expressions of a script, followed by labels: what a name, an index, a call stands for."""
+"""Labels of expressions in a script: names, indices, calls."""
 
 import ast
 import builtins

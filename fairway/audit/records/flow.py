@@ -1,4 +1,4 @@
-"""A script followed statement by statement, without running it: what is trained on, what is scored.
+"""Follows a script statement by statement, without running it: its trainings and its scores.
 
 Labels stand for values (`values.py`). Every loop is gone through twice, for its first and its last
 turn; a condition is decided where the script or the logs decide it, else both ways are gone; calls
@@ -269,7 +269,7 @@ class Flow(Calls):
         return hash((id(node), tuple(self.calls)))
 
     def _is_vague_call(self, node: ast.expr) -> bool:
-        """Return whether a function is called of which nothing is known."""
+        """Return whether an unknown function is called."""
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             return False
         found = self.value(node.func)
@@ -291,7 +291,7 @@ class Flow(Calls):
         return Value(labels, what)
 
     def _in_step(self, value: Value, turns: set[Turn]) -> Value:
-        """Return what a loop over several things takes of one of them in a turn."""
+        """Return one item of a value that a loop goes through."""
         one = element(value)
         labels = set(one.labels) | turns
         if VAL in labels and COST not in labels:
@@ -400,7 +400,7 @@ class Flow(Calls):
 
 
 def _named(test: ast.expr) -> list[str]:
-    """Return the names in a condition of which nothing is known, if they tell what it is about."""
+    """Return the unknown names in a condition, if they tell what it is about."""
     inner = itertools.islice(ast.walk(test), _MOST_OF_TEST)
     names = (getattr(n, "attr", getattr(n, "id", "")) for n in inner)
     return sorted({name for name in names if _ABOUT.search(name)})

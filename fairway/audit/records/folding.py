@@ -1,4 +1,4 @@
-"""What expressions are by themselves: numbers folded, places named, the logarithm of 2 known."""
+"""Constant expressions: folded numbers, named places, the logarithm of 2."""
 
 import ast
 import operator

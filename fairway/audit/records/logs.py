@@ -34,7 +34,7 @@ from fairway.audit.records.settings import Setting, SettingsReader
 _LINE_BYTES = 16_384
 # So much of a file is read line by line; a run's log is 10 to 400 kB.
 _HEAD_BYTES, _HEAD_LINES = 1 << 21, 20_000
-# After it, of every kind of line so many are read, and the last of every block.
+# After it, of every kind of line this many are read, and the last of every block.
 _MOST_OF_A_KIND = 2_000
 _MOST_EVENTS = 20_000
 _MOST_RUNS = 50

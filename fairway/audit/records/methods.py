@@ -1,4 +1,4 @@
-"""Functions and methods that scripts call, and what they do to labels.
+"""Functions and methods of libraries, and their effect on labels.
 
 Each takes the flow and the call; it returns a value, or None if the call is to be followed like
 any other.

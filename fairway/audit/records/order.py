@@ -1,4 +1,4 @@
-"""What was trained on before it was scored: the events of a followed script, judged.
+"""Judges the events of a script: was the text trained on before it was scored?
 
 A score is right if nothing that it depends on has seen its tokens. So training is allowed on what
 the same sum already counts, and on nothing else.

@@ -48,7 +48,7 @@ def parsed(source: str) -> Parsed:
 
 
 def _tree(source: str) -> tuple[ast.Module | None, SyntaxError | None]:
-    """Return a tree, or the error; neither of them for what is too deep."""
+    """Return a tree, or the error; neither if the source is too deep."""
     try:
         with warnings.catch_warnings():
             # A stranger's script may have a warning in every line, told in its own words.

@@ -1,4 +1,4 @@
-"""What every finding means to a person: a title, why it matters, what to ask the author.
+"""The meaning of every finding: a title, why it matters, and what to ask the author.
 
 One entry for every code that the audit knows, the most important first; tests demand it. `kind` is
 the class of fault in the benchmark of records (docs/records.md), "" for what is none.

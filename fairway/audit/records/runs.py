@@ -1,4 +1,4 @@
-"""Which of a folder's runs a record claims: by their scores, seeds and names.
+"""Finds the runs that a record claims, by scores, seeds and names.
 
 Folders hold ablations, earlier runs, evaluations and failures beside what they claim. What is not
 claimed is read, and nothing of it is held against the record.

@@ -1,4 +1,4 @@
-"""What one line of a log says: scores, steps, sizes, seconds, counts, each with its place.
+"""The content of one log line: scores, steps, sizes, seconds and counts, with their places.
 
 Logs follow no schema. A number is taken for what the words beside it say; what no rule knows is
 left alone. All patterns are bounded, so a line of any kind costs microseconds.
@@ -87,7 +87,7 @@ def _seconds(found: re.Match[str]) -> float:
 # ---------------------------------------------------------------------------------------------
 # Scores
 
-# Ten million scores a second are no scores: of a line, so many are read.
+# Ten million scores a second are no scores: of a line, this many are read.
 _MOST_SCORES = 6
 _SCORE = re.compile(
     rf"(?<![\w.])([a-z][\w+./-]{{0,40}})?(?:bpb|bits[ _]per[ _]byte)(\w{{0,20}}){_IS}{_FLOAT}",

@@ -171,7 +171,7 @@ def _setting(name: str, value: str, line: int, listed: bool) -> list[Setting]:
 def _settings(
     pairs: Iterable[tuple[str, str]], line: int, listed: bool, prefix: str = ""
 ) -> list[Setting]:
-    """Return the settings of pairs, of so many of a line."""
+    """Return the settings of some pairs out of this many in a line."""
     several = itertools.islice(pairs, _MOST_PAIRS)
     return [one for name, value in several for one in _setting(prefix + name, value, line, listed)]
 

@@ -1,4 +1,4 @@
-"""Known patterns of invalid scoring in a script's syntax tree: what a reviewer should look at.
+"""Known patterns of invalid scoring in a script's syntax tree, for a reviewer to look at.
 
 Names are what a tree has to go by, so a pattern is at most a reason to look, with its line.
 """
@@ -24,7 +24,7 @@ _NETWORK = (
 _SHELLS = ("os.system", "os.popen", "subprocess.")
 # Strings that may be a program of their own: shorter ones are none.
 _LEAST_PROGRAM = 200
-# A character of them takes as long as so many nodes of a tree.
+# A character of them takes as long as this many nodes of a tree.
 _STEPS_A_CHAR = 8
 
 

@@ -1,4 +1,4 @@
-"""What an audit says to a person with ten minutes: a verdict first, then each finding once."""
+"""The report of an audit for a reader with ten minutes: the verdict, then each finding once."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from fairway.audit.records.questions import Question, importance, question
 Judgement = Literal["invalid", "not judged", "to ask about", "clean"]
 # The gravest first: the order of a page.
 JUDGEMENTS: tuple[Judgement, ...] = ("invalid", "not judged", "to ask about", "clean")
-# So many findings are told to a person; the rest is counted.
+# This many findings are told to a person; the rest is counted.
 MOST_TOLD = 10
 _FAILED = ("not-audited", "work-ended")
 
@@ -51,7 +51,7 @@ def told(findings: Sequence[Finding]) -> list[Told]:
 
 
 def failed(audit: RecordAudit) -> bool:
-    """Return whether an audit did not come to its end, so that its silence means nothing."""
+    """Return whether an audit did not finish; then the absence of findings means nothing."""
     return any(finding.code in _FAILED for finding in audit.findings)
 
 

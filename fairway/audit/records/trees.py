@@ -118,7 +118,7 @@ class Script:
 
 
 def short(node: ast.AST, most: int = 60) -> str:
-    """Return an expression of at most so many parts as text, or nothing."""
+    """Return an expression of at most this many parts as text, or nothing."""
     if sum(1 for _ in itertools.islice(ast.walk(node), most)) >= most:
         return ""
     try:

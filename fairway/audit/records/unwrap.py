@@ -53,7 +53,7 @@ def unwrap(
 ) -> Unwrapped:
     """Return the layers of a script; nothing of it is executed.
 
-    Of all layers together, so many characters are parsed; the tree of what is longer is None.
+    Of all layers together, this many characters are parsed; the tree of what is longer is None.
     `files` are those beside the script by their names; `own` is the script's name.
     """
     layers: list[Layer] = []

@@ -1,4 +1,4 @@
-"""What is known of a value in a script that nobody runs: labels that say where it comes from."""
+"""Labels of values in a script that is not run: they say where a value comes from."""
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a score is divided by, and what it is compared with: bytes, and text that came later."""
+"""Checks the bytes that a score is divided by, and compares it with a score of newer text."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from fairway.base.arrays import FloatArray, IntArray
 
 # Text of one source may differ from one time to another by this part of its cost.
 DRIFT = 0.05
-# An interval of this coverage, from so many resamples of at least so many blocks.
+# An interval of this coverage, from this many resamples of at least this many blocks.
 COVERAGE, _RESAMPLES, FEWEST_BLOCKS, _MOST_BLOCKS = 0.999, 8000, 12, 256
 _CUTS = 6
 

@@ -1,4 +1,4 @@
-"""What probes share: the scorer, the texts they put to it, the time they may take."""
+"""Shared by all probes: the scorer, the texts for it, and the time."""
 
 import copy
 import math
@@ -22,16 +22,16 @@ ROUNDING_NATS = 1e-5
 MOST_NOISE_NATS = 0.01
 # Costs that are rounded to coarser steps are no costs.
 _COARSEST_NATS = 0.02
-# A scorer that does not repeat itself is measured against its own noise, so many times of it.
+# A scorer that does not repeat itself is measured against its own noise, this many times of it.
 _NOISE_FACTOR = 4.0
-# Two costs are asked for again so many times before a difference counts: of a scorer that has
+# Two costs are asked for again this many times before a difference counts: of a scorer that has
 # always repeated itself, and of one that has not. If all of one lie above all of the other, chance
 # has done that once in 2.7 million times, whatever the noise (24! / 12!^2 orders, two of them so).
 _AGAIN, _OFTEN = 2, 12
 
 # Fewer tokens leave no place that a probe could change and look behind.
 MIN_TOKENS = 8
-# A longer text is audited on its beginning if the budget does not hold so many questions.
+# A longer text is audited on its beginning if the budget does not hold this many questions.
 _LONG_TOKENS, _QUESTIONS = 1024, 400
 _FIRST_TOKENS = 256
 # So often documents are made to begin elsewhere before a scorer is said not to know of it.

@@ -1,4 +1,4 @@
-"""Documents: those that are said to be apart, and what is known of where they begin."""
+"""Probes of documents: whether they influence one another, and whether beginnings are known."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""P3: what is scored later is changed, and what a token may be; what was scored must stay."""
+"""P3: changes future tokens and the current token; earlier costs must stay the same."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -16,7 +16,7 @@ from fairway.base.arrays import FloatArray, IntArray
 SHAVED_NATS = 1e-3
 # A text that is asked about at every place is asked about again with other changes, so often.
 _PASSES = 6
-# Other texts are cut at so many places.
+# Other texts are cut at this many places.
 _OTHER_CUTS = 96
 # Scorers may be started anew for so large a share of the probe's time.
 _ANEW = 0.3

@@ -64,7 +64,7 @@ class Pipe:
             self._process.wait(_END_S)
 
     def ask(self, question: dict[str, Any], most_bytes: int) -> dict[str, Any]:
-        """Return the answer to a question, a line of at most so many bytes."""
+        """Return the answer to a question, a line of at most this many bytes."""
         if not self._unread and self._ready(self._from, 0.0):
             self._unread = self._piece()
         if self._unread:

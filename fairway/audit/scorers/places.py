@@ -1,4 +1,4 @@
-"""Where a probe looks: first where cheats gain and borders lie, then everywhere, none twice."""
+"""The order in which a probe visits places: likely leaks and borders first, then all others."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Which leak a probe would have found, and with which probability."""
+"""The leaks that a probe would have found, with the probability of finding them."""
 
 import math
 from collections.abc import Sequence

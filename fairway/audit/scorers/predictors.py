@@ -1,4 +1,4 @@
-"""Fairway's evaluations as scorers to be audited: whatever keeps its account in a ledger.
+"""Fairway's own evaluations as scorers for an audit: all that keep a ledger.
 
 What is audited is the evaluation itself, not a copy of it. A ledger's witness hears every cost as
 it is committed, in the order of the account, and the rows that it wants before their targets.

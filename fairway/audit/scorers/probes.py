@@ -1,4 +1,4 @@
-"""Black-box probes: what any valid scorer must survive, whatever it is made of.
+"""Black-box probes, which every valid scorer passes.
 
 Each asks the scorer for costs of texts that were changed, drawn or joined, and compares; none knows
 how the scorer works. docs/RULES.md says which rule each belongs to, and what it cannot find.

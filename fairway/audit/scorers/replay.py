@@ -1,4 +1,4 @@
-"""The same again: a text costs what it costs, however often, when, how and of whom it is asked."""
+"""Replay: a text must have the same cost whenever, however and of whichever copy it is asked."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from fairway.base.arrays import IntArray
 OPEN_NOISE_NATS = 0.1
 # Tokens may cost so much more, on average, when a text is a token shorter or longer.
 _EDGE_NATS = 0.1
-# So many totals in strictly falling or rising order are no noise either (2 of 40,320 orders).
+# This many totals in strictly falling or rising order are no noise either (2 of 40,320 orders).
 _TREND = 8
 
 

@@ -1,4 +1,4 @@
-"""What a scorer must offer to be audited, and how other scorers than Fairway's offer it.
+"""The interface of a scorer for an audit, and adapters for scorers of other programs.
 
 `Scorer` is all of it. Whole distributions may be offered too (`RowScorer`), and are then audited;
 so may
@@ -28,9 +28,9 @@ from fairway.base.errors import UserError, shown
 
 # The largest vocabulary that is asked about.
 MOST_WORDS = 1 << 20
-# A line may have so many bytes, and so many for every number that it can hold, with its blanks.
+# A line may have this many bytes, and this many for every number that it can hold, with its blanks.
 _LINE_BYTES, _NUMBER_BYTES = 1 << 16, 32
-# All answers together may take so many budgets.
+# All answers together may take this many budgets.
 _TOTAL = 3.0
 
 
@@ -86,7 +86,7 @@ class Costs:
         return float(self.nats[found[0]]) if len(found) else float("nan")
 
     def by_index(self, count: int) -> FloatArray:
-        """Return the costs of the tokens of a text of so many, NaN where one has none."""
+        """Return the costs of the tokens of a text of this many, NaN where one has none."""
         found = np.full(count, np.nan)
         found[self.index] = self.nats
         return found

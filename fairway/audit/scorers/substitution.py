@@ -1,4 +1,4 @@
-"""P1 over many places: what all candidates for a place would have cost must sum to one."""
+"""P1 at many places: the probabilities of all candidates for a place must sum to one."""
 
 from collections.abc import Iterator
 from dataclasses import replace

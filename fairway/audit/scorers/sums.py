@@ -1,4 +1,4 @@
-"""P1: what all candidates for a place would have cost, asked wholly or in part.
+"""P1: the costs of all candidates for a place, asked for all of them or for a part.
 
 Of a scorer that shows its distributions the sum is taken at once, and some candidates are put at
 the place to see whether they are charged as shown. Of others every candidate is put there, or, of

@@ -1,4 +1,4 @@
-"""P4: what a ledger did, checked after the fact from its sealed trail (`fairway.score.trail`).
+"""P4: checks a ledger afterwards by its sealed trail (`fairway.score.trail`).
 
 At every entry everything that was read or learned before must be on record by then, every position
 exactly once. Of many processes each sealed its own order; a lesson is given out only once all of
@@ -118,7 +118,7 @@ def _parsed(line: str) -> list[Any]:
 
 @dataclass(eq=False)
 class _Walk:
-    """One trail on its way: which positions are its own, and which of them are on record."""
+    """The state of one trail: its own positions, and those on record."""
 
     own: NDArray[np.bool_]
     scored: NDArray[np.bool_]

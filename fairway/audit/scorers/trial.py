@@ -1,4 +1,4 @@
-"""A probe on its way to a verdict: steps of work, the worst case so far, and what follows."""
+"""A probe until its verdict: its steps, the worst case so far, and the conclusion."""
 
 import math
 from abc import ABC, abstractmethod

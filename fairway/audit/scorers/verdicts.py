@@ -1,4 +1,4 @@
-"""What an audit of a scorer says of one probe."""
+"""The verdict of one probe of a scorer."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""What runs on a GPU in place of plain formulas, and equals them."""
+"""GPU kernels that equal the plain formulas and run in their place."""

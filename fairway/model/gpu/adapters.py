@@ -25,9 +25,9 @@ from fairway.model.operations import Extras, Rope
 
 
 class Bank:
-    """Working copies and gradients of the adapters of up to so many rows, in the compute dtype.
+    """Working copies and gradients of the adapters of up to this many rows, in the compute dtype.
 
-    Both are like `Adapters.zeros`. What is computed next belongs to `rows` of them.
+    Both are like `Adapters.zeros`. `rows` are the rows of the next computation.
     """
 
     def __init__(self, adapters: Adapters, rows: int) -> None:
@@ -97,7 +97,7 @@ class Bank:
 
 @dataclass(slots=True)
 class _Tray:
-    """Where the gradients of z for several targets come to lie side by side, without a copy."""
+    """One tensor for the gradients of z of several targets, side by side without a copy."""
 
     rank: int
     count: int

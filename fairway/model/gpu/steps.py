@@ -1,4 +1,4 @@
-"""What steps of kernels have in common: a typed autograd function, working copies of weights.
+"""Shared by the kernel steps: a typed autograd function, working copies of weights.
 
 Shapes: M, N, L free; R rows, C columns of a matrix.
 """

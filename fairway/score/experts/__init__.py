@@ -1,1 +1,1 @@
-"""Experts beside the model: what they predict, how it is mixed, and what that scores."""
+"""Experts beside the model: their predictions, the mixture, and its score."""

@@ -207,7 +207,7 @@ class Helpers:
 def experts_of(
     config: MixtureConfig, nodes: int, text_bytes: int, zeros: Zeros = np.zeros
 ) -> mixing.Experts:
-    """Return experts that know nothing, for trees of so many nodes and a text of that size."""
+    """Return experts that know nothing, for trees of this many nodes and a text of that size."""
     chosen = names(config)
     how = np.zeros(7, np.int64)
     how[mixing.VARIANT_B] = config.variant == "B"

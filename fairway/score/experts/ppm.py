@@ -1,4 +1,4 @@
-"""Prediction by partial matching: what followed the last bytes whenever they stood together before.
+"""Prediction by partial matching: counts of the bytes that followed the last few bytes before.
 
 Contexts of order k are the last k bytes, k = 0 to 8. The deepest context that was seen predicts;
 what it never saw gets its escape mass, shared out by the next shorter one, and at the end all bytes
@@ -88,7 +88,7 @@ def room(words: Words) -> Room:
 
 
 def room_for(text_bytes: int, order: int, memory_bytes: int) -> tuple[int, int]:
-    """Return lines and blocks for a text of so many bytes, within a limit on memory.
+    """Return lines and blocks for a text of this many bytes, within a limit on memory.
 
     English of 1, 8 and 151 MB has 0.26, 0.86 and 4.0 million contexts of orders 3 to 5, and about
     0.42 million at 1 MB for each order above; a twentieth has more than eight followers. Of order 2
@@ -105,7 +105,7 @@ def room_for(text_bytes: int, order: int, memory_bytes: int) -> tuple[int, int]:
 
 
 def table_bytes(text_bytes: int, order: int, memory_bytes: int) -> int:
-    """Return the bytes of the tables for a text of so many bytes, within a limit on memory."""
+    """Return the bytes of the tables for a text of this many bytes, within a limit on memory."""
     lines, blocks = room_for(text_bytes, order, memory_bytes)
     return 4 * (lines * _LINE + (_FIXED[min(order, 1) + 1] + blocks) * _BLOCK)
 

@@ -42,7 +42,7 @@ class Runs(NamedTuple):
 
 
 def runs(tokens: int, bits: int, zeros: Zeros) -> Runs:
-    """Return empty tables of up to 2^bits runs and as many pairs, for a text of so many tokens.
+    """Return empty tables of up to 2^bits runs and as many pairs, for a text of this many tokens.
 
     A short text has fewer: sixteen places for each of its runs, so that each finds one.
     """

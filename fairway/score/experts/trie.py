@@ -250,5 +250,5 @@ class _Sums:
 
 
 def _sums(values: Tensor, lengths: Tensor) -> Tensor:
-    """Return the sums of consecutive rows, so many each; 0 for none."""
+    """Return the sums of consecutive rows, this many each; 0 for none."""
     return torch.segment_reduce(values, "sum", lengths=lengths, axis=0, initial=0.0, unsafe=True)

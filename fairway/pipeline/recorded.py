@@ -1,0 +1,169 @@
+"""The cost of each token of a few documents, as a stage of scoring booked it.
+
+A stage that learns cannot be repeated for one document: its costs depend on all that it read
+before. So the first documents of the validation text keep theirs in a file beside the ledger.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairway.base.arrays import FloatArray, IntArray
+from fairway.base.errors import UserError
+from fairway.base.files import canonical_json, read_json, write_atomic
+from fairway.base.names import recorded_file
+from fairway.base.units import bits_per_byte, nats_to_bits
+from fairway.data.folder import Validation, beginnings
+from fairway.data.spans import token_ends, token_name
+from fairway.data.tokens import Tokenizer
+from fairway.machine.ranks import Ranks
+from fairway.pipeline.folder import RunFolder
+from fairway.score.ledger import Text, Witness
+from fairway.score.predictor import Receipt
+from fairway.score.windows import Event
+
+# Stages whose costs are kept: those that score the artifact with all the context that they have.
+RECORDED = ("sliding", "documents", "ttt", "mixture")
+# Documents that are kept, the bytes of each, and the bytes of a file that is read.
+DOCUMENTS, DOCUMENT_BYTES = 12, 1500
+_MOST_FILE_BYTES = 1 << 22
+# Digits behind the point of a cost in nats.
+_DECIMALS = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opening:
+    """The beginning of a document, its tokens, and all tokens of the document, each with BOS."""
+
+    text: str
+    ids: IntArray
+    whole: IntArray
+
+
+def openings(text: Validation, tokenizer: Tokenizer) -> list[Opening]:
+    """Return the beginnings that are kept, each as the tokens of its document that fit into it."""
+    ids = np.asarray(text.ids, np.int64)
+    wholes = [ids[first:end] for first, end in _documents(ids, tokenizer.bos_id)]
+    if len(wholes) != len(text.documents):
+        return []
+    found = []
+    for beginning in beginnings(text.documents, DOCUMENTS, DOCUMENT_BYTES):
+        place = next(n for n, one in enumerate(text.documents) if one.startswith(beginning))
+        data, whole = text.documents[place].encode(), wholes[place]
+        count, size = _fitting(token_ends(whole, tokenizer), data, len(beginning.encode()))
+        if count:
+            found.append(Opening(data[:size].decode(), whole[: count + 1], whole))
+    return found
+
+
+def _documents(ids: IntArray, bos_id: int) -> Iterator[tuple[int, int]]:
+    starts = np.flatnonzero(ids == bos_id).tolist()
+    yield from zip(starts, [*starts[1:], len(ids)], strict=True)
+
+
+def _fitting(ends: IntArray, data: bytes, most_bytes: int) -> tuple[int, int]:
+    """Return how many tokens fit into the first bytes of a text and end with a character."""
+    for size in np.unique(ends[ends <= most_bytes])[::-1].tolist():
+        # A byte that continues a character begins with the bits 10.
+        if size and (size == len(data) or data[size] & 0xC0 != 0x80):
+            return int(np.searchsorted(ends, size)) + 1, size
+    return 0, 0
+
+
+class Recorder(Witness):
+    """Keeps the costs of some openings from what a ledger books; tells `witness` of everything."""
+
+    def __init__(self, witness: Witness, kept: Sequence[Opening], bos_id: int) -> None:
+        self.witness, self.wanted = witness, witness.wanted
+        self._kept, self._bos_id = kept, bos_id
+
+    def opened(self, text: Text) -> None:
+        """Find the openings in the order in which the text is scored."""
+        ids = np.asarray(text.ids, np.int64)
+        places = {ids[a:b].tobytes(): a for a, b in _documents(ids, self._bos_id)}
+        self._starts = [places.get(one.whole.tobytes()) for one in self._kept]
+        # Rows: how often a target was booked, its nats.
+        self._booked = np.zeros((2, len(ids)))
+        self.witness.opened(text)
+
+    def read(self, event: Event) -> None:
+        """Pass it on."""
+        self.witness.read(event)
+
+    def row(self, position: int, row: FloatArray) -> None:
+        """Pass it on."""
+        self.witness.row(position, row)
+
+    def learned(self, first: int, end: int) -> None:
+        """Pass it on."""
+        self.witness.learned(first, end)
+
+    def scored(self, receipt: Receipt) -> None:
+        """Note the costs of an event."""
+        self._booked[0, receipt.event.positions] += 1
+        self._booked[1, receipt.event.positions] = receipt.nats
+        self.witness.scored(receipt)
+
+    def write(self, path: Path, ranks: Ranks) -> None:
+        """Write the costs of the openings that were scored as a whole; all `ranks` call this."""
+        counts, nats = ranks.total(self._booked.ravel()).reshape(self._booked.shape)
+        found = []
+        for one, start in zip(self._kept, self._starts, strict=True):
+            if start is None or (counts[start : start + len(one.ids) - 1] != 1).any():
+                continue
+            own = nats[start : start + len(one.ids) - 1].round(_DECIMALS).tolist()
+            found.append({"text": one.text, "ids": one.ids.tolist(), "nats": own})
+        if ranks.first:
+            write_atomic(path, canonical_json(found))
+
+
+def recorded(folder: RunFolder, stage: str, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """Return the kept costs of a stage of a run, by the texts of the documents.
+
+    They have the form of `fairway.score.costs.told`, without ranks and likeliest tokens. There are
+    none if the stage was not scored, or by a Fairway that kept none. Raises UserError for a file
+    that is not what the stage wrote.
+    """
+    name, record = f"score.{stage}", folder.memory["stages"].get(f"score.{stage}")
+    if record is None or recorded_file(stage) not in record["files"]:
+        return {}
+    path = folder.file(recorded_file(stage))
+    folder.require_unchanged(name, path.name, again=f"fairway score {folder.path}")
+    return {one["text"]: one for one in read(path, tokenizer)}
+
+
+def read(path: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Return what a file holds; UserError if that is not costs of texts by this tokenizer."""
+    found = read_json(path, _MOST_FILE_BYTES)
+    try:
+        return [_told(one["text"], one["ids"], one["nats"], tokenizer) for one in found]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not hold the costs of tokens ({error})") from None
+
+
+def _told(text: str, ids: list[int], nats: list[float], tokenizer: Tokenizer) -> dict[str, Any]:
+    ids_N, nats_N = np.asarray(ids, np.int64), np.asarray(nats, np.float64)
+    if ids_N.ndim != 1 or nats_N.shape != (len(ids_N) - 1,) or not len(nats_N):
+        raise ValueError("tokens and costs do not belong together")
+    if ids_N.min() < 0 or ids_N.max() >= tokenizer.vocab_size:
+        raise ValueError("a token is not one of the tokenizer's")
+    if not (np.isfinite(nats_N) & (nats_N >= 0)).all():
+        raise ValueError("a cost is negative or not finite")
+    ends, size = token_ends(ids_N, tokenizer), len(text.encode())
+    if ends[-1] != size:
+        raise ValueError("the tokens are not those of the text")
+    total_nats = math.fsum(nats_N)
+    return {
+        "text": text,
+        "bpb": bits_per_byte(total_nats, size),
+        "total_bits": nats_to_bits(total_nats),
+        "tokens": len(nats_N),
+        "bytes": size,
+        "names": [token_name(tokenizer, token) for token in ids_N[1:].tolist()],
+        "ends": ends.tolist(),
+        "bits": [nats_to_bits(value) for value in nats_N.tolist()],
+    }
