@@ -242,8 +242,8 @@ def test_a_last_step_that_ruins_the_weights(
     """Nobody computes a loss after the last step, so the weights themselves must be looked at."""
     step = Optimisers.step
 
-    def ruining(optimisers: Optimisers, multiplier: float, number: int, now: float) -> Tensor:
-        norm = step(optimisers, multiplier, number, now)
+    def ruining(optimisers: Optimisers, multiplier: float, number: int) -> Tensor:
+        norm = step(optimisers, multiplier, number)
         for weight in optimisers.parameters if number == 1 else []:
             weight.data.fill_(torch.nan)
         return norm

@@ -99,7 +99,9 @@ def test_loss_and_gradients_are_those_of_the_plain_path(name: str, looping: bool
     assert fused.keys() == plain.keys()
     for name, grad in plain.items():
         # A skew's gradient is what is left of all logits' parts, which have both signs.
-        assert apart(fused[name], grad) < (1e-3 if name == "cap_skew" else 2e-5), name
+        most = 1e-3 if name == "cap_skew" else 2e-5
+        # Some gradients of lanes nearly cancel: 1e-8 is the rounding of their parts.
+        assert float((fused[name] - grad).norm()) < most * float(grad.norm()) + 1e-8, name
 
 
 @on_cpu
