@@ -138,7 +138,7 @@ def _fields(kind: Any) -> tuple[str, ...]:
 def children(node: ast.AST) -> list[ast.AST]:
     """Return the nodes directly in a node, in order, without operators and contexts.
 
-    A bundle looks at millions: this takes a third of the time of `ast.iter_child_nodes`.
+    A bundle looks at millions: this takes 0.6 of the time of `ast.iter_child_nodes`.
     """
     found: list[ast.AST] = []
     kind: Any = type(node)
