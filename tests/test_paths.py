@@ -34,6 +34,7 @@ from fairway.cli import (
     submission as cli_record,
 )
 from fairway.config.overrides import override
+from fairway.machine import plan
 from fairway.recipes import recipe
 
 Run = Callable[[list[str]], tuple[int, str, str]]
@@ -218,7 +219,8 @@ def test_no_machine_is_measured_for_a_path_that_is_not_there(
     place: Place, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two seconds of measuring come after what can be known before."""
-    monkeypatch.setattr("fairway.machine.plan._probe_seconds", lambda *_: pytest.fail("measured"))
+    plan._fastest.cache_clear()
+    monkeypatch.setattr(plan, "_probe_seconds", lambda *_: pytest.fail("measured"))
     for line in READ:
         refused(place, run, filled(line.removesuffix(f" {FIXED}"), "nowhere"))
 

@@ -28,7 +28,7 @@ from fairway.base.files import (
 from fairway.base.notes import Notes
 from fairway.base.outputs import require_absent
 from fairway.bundle.flatten import Flat, flatten
-from fairway.bundle.modules import ROOT, source_file
+from fairway.bundle.modules import ROOT, source_file, walk
 from fairway.bundle.parts import parts_left_out
 from fairway.bundle.shorten import library_names, shorten
 from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap
@@ -136,7 +136,7 @@ def program(flat: Flat) -> Program:
 def imported(tree: ast.Module) -> frozenset[str]:
     """Return the modules that a program imports, or takes names from."""
     found = set()
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.ImportFrom):
             found.add(node.module or "")
         elif isinstance(node, ast.Import):

@@ -6,15 +6,19 @@ name afterwards.
 """
 
 import ast
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import fairway
 
 ROOT = Path(fairway.__file__).parent
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SCOPES = (ast.FunctionDef, ast.ClassDef, ast.Lambda, *_COMPREHENSIONS)
+# Fields in which stand no nodes, or nodes that say nothing more than their kind: operators.
+_LEAVES = {"ctx", "op", "ops", "id", "attr", "arg", "asname", "kind", "level", "type_comment"}
 
 
 @dataclass
@@ -78,7 +82,7 @@ def load_modules(entry: str, instead: Mapping[str, str]) -> dict[str, Module]:
 def _read_imports(module: Module) -> set[str]:
     """Note what a module imports and defines; return the modules that it imports lazily."""
     waiting = set()
-    for node in ast.walk(module.tree):
+    for node in walk(module.tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 assert not alias.name.startswith("fairway"), "import names from Fairway's modules"
@@ -121,6 +125,41 @@ def lazy_import(node: ast.AST) -> tuple[str, str] | None:
 
 
 # ---------------------------------------------------------------------------------------------
+# Nodes
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[str, ...]:
+    if kind is ast.Constant:
+        return ()
+    return tuple(name for name in kind._fields if name not in _LEAVES)
+
+
+def children(node: ast.AST) -> list[ast.AST]:
+    """Return the nodes directly in a node, in order, without operators and contexts.
+
+    A bundle looks at millions: this takes 0.6 of the time of `ast.iter_child_nodes`.
+    """
+    found: list[ast.AST] = []
+    kind: Any = type(node)
+    for name in _fields(kind):
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            found += [item for item in value if isinstance(item, ast.AST)]
+        elif isinstance(value, ast.AST):
+            found.append(value)
+    return found
+
+
+def walk(node: ast.AST) -> list[ast.AST]:
+    """Return a node and all in it, in the order of `ast.walk`, without operators and contexts."""
+    found = [node]
+    for inner in found:
+        found += children(inner)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
 # Scopes
 
 
@@ -132,15 +171,13 @@ def own_nodes(node: ast.AST) -> list[ast.AST]:
 
 
 def _add_own(node: ast.AST, found: list[ast.AST]) -> None:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.expr_context):
-            continue
+    for child in children(node):
         found.append(child)
         if not isinstance(child, _SCOPES):
             _add_own(child, found)
         elif isinstance(child, _COMPREHENSIONS):
             # A walrus inside binds outside.
-            found += [n.target for n in ast.walk(child) if isinstance(n, ast.NamedExpr)]
+            found += [n.target for n in walk(child) if isinstance(n, ast.NamedExpr)]
 
 
 def bound_names(node: ast.AST) -> set[str]:
@@ -286,7 +323,7 @@ class _Resolver(ast.NodeTransformer):
         names = {
             name.id
             for generator in getattr(node, "generators", [])
-            for name in ast.walk(generator.target)
+            for name in walk(generator.target)
             if isinstance(name, ast.Name)
         }
         self.scopes.append(names)

@@ -10,7 +10,7 @@ import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fairway.bundle.modules import source_text
+from fairway.bundle.modules import source_text, walk
 from fairway.config.checks import knows_rate
 from fairway.config.settings import Config
 
@@ -119,7 +119,7 @@ def _refusing(module: str, asked_by: str) -> str:
         elif isinstance(node, ast.ClassDef):
             lines.append(f"class {node.name}:\n    __init__ = _absent")
         elif isinstance(node, ast.Assign) and not any(
-            isinstance(part, ast.Name | ast.Call) for part in ast.walk(node.value)
+            isinstance(part, ast.Name | ast.Call) for part in walk(node.value)
         ):
             lines.append(ast.unparse(node))
     return "\n".join(lines)

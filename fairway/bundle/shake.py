@@ -7,7 +7,7 @@ any other method stays if something that stays names it as an attribute or in a 
 import ast
 from dataclasses import dataclass, field
 
-from fairway.bundle.modules import Module, bound_names
+from fairway.bundle.modules import Module, bound_names, children, walk
 
 # What libraries call on their own on classes derived from theirs.
 _CALLED = {"forward", "backward", "__call__"}
@@ -120,7 +120,7 @@ def _walk(node: ast.AST, skipped: set[int]) -> list[ast.AST]:
     """Return a node and what is in it, but for the skipped."""
     found = [node]
     for inner in found:
-        found += [child for child in ast.iter_child_nodes(inner) if id(child) not in skipped]
+        found += [child for child in children(inner) if id(child) not in skipped]
     return found
 
 
@@ -143,6 +143,6 @@ def shake(items: list[Item], start: ast.stmt) -> tuple[list[Item], set[str]]:
 
 
 def _require_known(root: ast.stmt, reach: _Reach) -> None:
-    for node in ast.walk(root):
+    for node in walk(root):
         if isinstance(node, ast.Name) and node.id.startswith("G_"):
             assert node.id in reach.owner, f"{node.id} is not defined anywhere"

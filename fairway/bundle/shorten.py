@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairway.bundle.modules import bound_names, scope_of
+from fairway.bundle.modules import bound_names, children, scope_of, walk
 from fairway.bundle.wrap import START
 
 # Classes and modules whose attributes keep their names, wherever they stand.
@@ -110,7 +110,7 @@ def rename(nodes: Nodes, names: dict[str, str], spelt: Mapping[Any, str] = _SPEL
 
 def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
     """Give every name of a flat program that is its own a short one; return the shared ones."""
-    nodes = [*ast.walk(tree)]
+    nodes = walk(tree)
     mapping = _mapping(tree, nodes, libraries)
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     passed = {k.arg for call in calls for k in call.keywords if k.arg}
@@ -171,7 +171,7 @@ def _weights(tree: ast.Module) -> set[str]:
     """Return what classes of PyTorch's modules keep: the names of weights in files."""
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     modules = [node for node in classes if any("nn" in ast.unparse(base) for base in node.bases)]
-    return {name for node in modules for name in _assigned([*ast.walk(node)])}
+    return {name for node in modules for name in _assigned(walk(node))}
 
 
 def _assigned(nodes: Nodes) -> set[str]:
@@ -221,7 +221,7 @@ Function = ast.FunctionDef | ast.Lambda
 
 def _outermost(tree: ast.AST) -> Iterator[Function]:
     """Yield functions that no other one contains, methods too."""
-    for node in ast.iter_child_nodes(tree):
+    for node in children(tree):
         if isinstance(node, Function):
             yield node
         else:
@@ -244,7 +244,7 @@ def _rename_locals(function: Function, passed: set[str]) -> None:
 def _in_order(node: ast.AST) -> list[ast.AST]:
     """Return a node and all in it, in the order in which they stand."""
     found = [node]
-    for child in ast.iter_child_nodes(node):
+    for child in children(node):
         found += _in_order(child)
     return found
 
@@ -256,7 +256,7 @@ def _local_names(nodes: Nodes) -> set[str]:
         if isinstance(node, Function):
             names |= scope_of(node)
         elif isinstance(node, ast.comprehension):
-            names |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+            names |= {n.id for n in walk(node.target) if isinstance(n, ast.Name)}
     return names
 
 

@@ -5,6 +5,7 @@ the results, because a score is a function of it.
 """
 
 import ctypes
+import functools
 import importlib.util
 import os
 import platform
@@ -96,7 +97,7 @@ def _keep_freed_memory() -> None:
 
 
 def make_plan(config: RuntimeConfig) -> Plan:
-    """Resolve every `auto`; on a CPU by a probe of about two seconds.
+    """Resolve every `auto`; on a CPU by a probe of about two seconds, once in a process.
 
     Raises UserError for a device that is not there, or a dtype or attention that it does not run.
     """
@@ -194,6 +195,16 @@ def _probe_cpu(config: RuntimeConfig) -> tuple[int, str, str]:
         # The precision of float32 products has no bearing on bfloat16 ones: try it once.
         for matmul in (matmuls if dtype == "float32" else matmuls[:1])
     ]
+    return _fastest(tuple(options))
+
+
+@functools.cache
+def _fastest(options: tuple[tuple[int, str, str], ...]) -> tuple[int, str, str]:
+    """Return the fastest of some settings, measured once in a process.
+
+    Measured again, another one may win by chance; a process that loads many models would wait two
+    seconds for each.
+    """
     if len(options) == 1:
         return options[0]
     return min(options, key=lambda option: _probe_seconds(option, 2.0 / len(options)))

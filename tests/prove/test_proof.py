@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -327,7 +328,7 @@ CLAIMS = [
         (fields, told, kind)
         for number, (fields, told) in enumerate(CLAIMS)
         for kind in (ARCHIVE, PROOF)
-        if "ends before" not in told or kind == (ARCHIVE, PROOF)[number % 2]
+        if not re.search("ends before|1024 rows", told) or kind == (ARCHIVE, PROOF)[number % 2]
     ],
 )
 def test_what_a_header_claims_costs_no_more_than_its_payload(
