@@ -1,6 +1,6 @@
 """Numbers of a run for TensorBoard and Weights & Biases.
 
-Sent while a run trains (`fairway.pipeline.live`), or afterwards, from what it recorded.
+They are sent during training (`fairway.pipeline.live`), or afterwards from the records.
 """
 
 import html
@@ -22,7 +22,7 @@ KINDS = ("tensorboard", "wandb")
 
 
 class Sink(Protocol):
-    """Where numbers and texts of a run go."""
+    """A receiver of numbers and texts of a run."""
 
     def numbers(self, values: dict[str, float], step: int) -> None:
         """Take the numbers of a step."""

@@ -188,7 +188,7 @@ class Decoder:
 
     @property
     def beyond(self) -> bool:
-        """Return whether it read more zeros than an encoder leaves out; then the symbols are
+        """Return whether more zeros were read than an encoder leaves out; then symbols are
         meaningless."""
         return self._next > len(self._data) + _STATE_BITS // 8 + SPARE_BYTES
 

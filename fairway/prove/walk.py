@@ -306,7 +306,8 @@ class Walked:
 def walk(
     model: GPT, course: Course, source: Source, learner: Learner, advance: Callable[[int], None]
 ) -> Walked:
-    """Return the tokens of all streams and their costs; `advance` is called for every token.
+    """Return the tokens of all streams and their costs; `advance` receives the tokens fixed at each
+    position.
 
     Raises ValueError if the model's output is no distribution, for example if a weight is NaN.
     """
