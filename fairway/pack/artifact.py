@@ -395,7 +395,7 @@ def _check_sections(entries: Any, specs: list[SectionSpec]) -> None:
         entry["raw_bytes"] == spec.raw_bytes(entry["bits"])
         for entry, spec in zip(entries, specs, strict=False)
     ):
-        raise UserError("the sections are not those of the model that the header describes")
+        raise UserError("the sections do not match the model that the header describes")
 
 
 def _check_section(entry: Any) -> None:

@@ -124,8 +124,8 @@ class RunFolder:
         """Return a run folder that must exist already."""
         if path.is_file():
             raise UserError(
-                f"{path} is a file, and the folder of its run is needed, with its {MEMORY}; an "
-                "artifact alone can be scored on texts, sampled, exported and unpacked"
+                f"{path} is a file, but this command needs the folder of its run (with {MEMORY}); "
+                "an artifact alone can be scored on texts, sampled, exported and unpacked"
             )
         if not (path / MEMORY).is_file():
             raise UserError(
@@ -245,8 +245,8 @@ class RunFolder:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"{self.path / MEMORY} does not hold what a finished run has ({error!r}); delete "
-                "it and the stages run again"
+                f"{self.path / MEMORY} lacks facts of a finished run ({error!r}); delete it, "
+                "then the stages run again"
             ) from None
 
     def stage(

@@ -76,9 +76,9 @@ def initial(config: Config, source: DataFolder, say: Callable[[str], None]) -> I
     if own.digest != source.tokenizer.digest:
         again = command("data", "build", "TEXT", "--tokenizer", TOKENIZER_FILE)
         raise UserError(
-            f"the tokenizer of train.init {config.train.init} is {own.digest[:12]} and that of "
-            f"{source.path} is {source.tokenizer.digest[:12]}; build the data with that of "
-            f"train.init: {again}"
+            f"train.init {config.train.init} has the tokenizer {own.digest[:12]}, but "
+            f"{source.path} has {source.tokenizer.digest[:12]}; build the data with the tokenizer "
+            f"of train.init: {again}"
         )
     state, model, facts = _of_run(file) if file.name == WEIGHTS else _of_artifact(file)
     _require_fit(config, state, model, say)

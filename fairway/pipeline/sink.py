@@ -106,7 +106,7 @@ def require(kinds: Sequence[str]) -> None:
     """Raise UserError for a kind of sink that does not exist, or whose package is missing."""
     for kind in kinds:
         if kind not in KINDS:
-            raise UserError(f"'{kind}' is none of {', '.join(KINDS)}")
+            raise UserError(f"'{kind}' is unknown; choose one of {', '.join(KINDS)}")
         if importlib.util.find_spec(kind) is None:
             raise UserError(
                 f"the package {kind} is not installed; run: pip install 'fairway[{kind}]'"

@@ -239,9 +239,9 @@ class Session:
             needed_bytes += method.ttt.lora_documents * peers_bytes(*sizes, method.ttt)
         if needed_bytes > room.bytes:
             raise UserError(
-                f"{rows} streams side by side by this method take "
-                f"{units.megabytes(needed_bytes)} of memory, and {room.told()}; code with fewer "
-                "--streams, decode with more memory"
+                f"{rows} streams side by side need {units.megabytes(needed_bytes)} of memory "
+                f"with this method, and {room.told()}; code with fewer --streams, or decode with "
+                "more memory"
             )
 
 
@@ -264,6 +264,6 @@ def session_for(header: Header, artifact: Path, tokenizer: Path | None) -> Sessi
         raise UserError(f"{path} does not exist; name the artifact that the file was coded with")
     if (digest := digest_file(path)) != header.artifact:
         raise UserError(
-            f"it was coded with the artifact {header.artifact[:12]}, and {path} is {digest[:12]}"
+            f"it was coded with the artifact {header.artifact[:12]}, but {path} is {digest[:12]}"
         )
     return open_session(artifact, tokenizer, plan_of(header.machine))

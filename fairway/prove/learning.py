@@ -134,8 +134,8 @@ class DocumentLora:
         """Return the documents, one stream each."""
         if tokenizer.bos_id != BOS_ID:
             raise UserError(
-                f"this tokenizer begins documents with token {tokenizer.bos_id}, and method lora "
-                f"looks for token {BOS_ID}; take another method"
+                f"this tokenizer begins documents with token {tokenizer.bos_id}, but method lora "
+                f"needs token {BOS_ID} there; choose another method"
             )
         starts = np.flatnonzero(ids == BOS_ID)
         return [Stream(part, False) for part in np.split(ids, starts[1:])]

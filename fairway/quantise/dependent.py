@@ -257,9 +257,7 @@ def _group(
     for name in names:
         cost = costs[name]
         if not torch.isfinite(state[name]).all():
-            raise UserError(
-                f"{name} holds a weight that is not finite; was the training diverging?"
-            )
+            raise UserError(f"{name} holds a weight that is not finite; did the training diverge?")
         if id(cost.inputs) not in factors:
             factors[id(cost.inputs)] = inverse_factor(_alive(cost.inputs), DAMP, name)
         if cost.outputs is None:

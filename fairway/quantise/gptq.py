@@ -270,7 +270,7 @@ def as_half(name: str, weight: Tensor) -> Tensor:
         raise UserError(f"{name} is {weight.dtype}; an artifact holds floating-point tensors only")
     half = weight.detach().cpu().half()
     if not torch.isfinite(half).all():
-        raise UserError(f"{name} holds a value that float16 cannot; was the training diverging?")
+        raise UserError(f"{name} holds a value that float16 cannot; did the training diverge?")
     return half
 
 

@@ -82,7 +82,7 @@ def scale_of(steps_R: Tensor) -> Tensor:
     Raises UserError for steps beyond +-LARGEST_STEP.
     """
     if steps_R.numel() and int(steps_R.int().abs().max()) > LARGEST_STEP:
-        raise UserError(f"a scale step lies beyond +-{LARGEST_STEP}; was the training diverging?")
+        raise UserError(f"a scale step lies beyond +-{LARGEST_STEP}; did the training diverge?")
     steps_R = steps_R.int()
     mantissas = torch.tensor(_MANTISSAS, dtype=torch.int32, device=steps_R.device)
     # Bits put together: the leading one of the mantissa adds 1 to an exponent biased by 127.
@@ -100,7 +100,7 @@ def row_scales(w_RC: Tensor, grid: Grid, name: str) -> Tensor:
         raise UserError(f"{name} has shape {list(w_RC.shape)}; only filled matrices are quantised")
     w_RC = w_RC.float()
     if not torch.isfinite(w_RC).all():
-        raise UserError(f"{name} holds a weight that is not finite; was the training diverging?")
+        raise UserError(f"{name} holds a weight that is not finite; did the training diverge?")
     peak_R = w_RC.abs().amax(1)
     std_R = w_RC.std(1) if w_RC.shape[1] > 1 else torch.zeros_like(peak_R)
     clip_R = torch.where(std_R > 0, grid.sigmas * std_R, peak_R)
@@ -108,7 +108,7 @@ def row_scales(w_RC: Tensor, grid: Grid, name: str) -> Tensor:
     if not torch.isfinite(scale_R).all():
         raise UserError(
             f"{name} holds weights up to {float(peak_R.max()):.3g}, whose scale exceeds the "
-            "65,504 that float16 can hold; was the training diverging?"
+            "65,504 that float16 can hold; did the training diverge?"
         )
     return scale_R
 

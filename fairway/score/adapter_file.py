@@ -61,7 +61,7 @@ def load_adapter(
         tensors, facts = load_checkpoint(path)
     except UserError:
         raise UserError(
-            f"{path} is no adapter that `fairway tune` wrote, or it is damaged; make it again"
+            f"{path} is not an adapter file of `fairway tune`, or it is damaged; make it again"
         ) from None
     try:
         _check_facts(facts, base, tokenizer)
@@ -86,20 +86,20 @@ def _check_facts(facts: Any, base: str, tokenizer: str) -> None:
         raise UserError("this file holds no adapter; name one that `fairway tune` wrote")
     if facts.get("version") != VERSION:
         raise UserError(
-            f"the adapter has format version {facts.get('version')!r}, and this Fairway reads "
-            f"version {VERSION} alone; make it again"
+            f"the adapter has format version {facts.get('version')!r}, but this Fairway reads "
+            f"only version {VERSION}; make it again"
         )
     for name, kind in _FIELDS.items():
         if name not in facts or isinstance(facts[name], bool) or not isinstance(facts[name], kind):
             raise UserError(f"the adapter's field '{name}' is missing or of a wrong type")
     if facts["base"] != base:
         raise UserError(
-            f"the adapter belongs to the artifact {facts['base'][:12]}, and this artifact is "
-            f"{base[:12]}; name the one that it was made with, or tune this one"
+            f"the adapter belongs to the artifact {facts['base'][:12]}, but this artifact is "
+            f"{base[:12]}; name the artifact of the adapter, or tune this artifact"
         )
     if facts["tokenizer"] != tokenizer:
         raise UserError(
-            f"the adapter belongs to the tokenizer {facts['tokenizer'][:12]}, and this one is "
+            f"the adapter belongs to the tokenizer {facts['tokenizer'][:12]}, but this one is "
             f"{tokenizer[:12]}"
         )
     targets, rank, alpha = facts["targets"], facts["rank"], facts["alpha"]
@@ -117,7 +117,7 @@ def _checked(tensors: dict[str, Tensor], adapters: Adapters) -> list[Tensor]:
     shapes = adapters.shapes(1)
     names = _names(len(shapes))
     if sorted(tensors) != sorted(names):
-        raise UserError("the adapter's tensors are not those of its targets")
+        raise UserError("the adapter's tensors do not match its targets")
     values = [tensors[name] for name in names]
     for name, value, shape in zip(names, values, shapes, strict=True):
         if tuple(value.shape) != shape or value.dtype != torch.float32:

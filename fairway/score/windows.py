@@ -64,7 +64,7 @@ def usable_targets(num_tokens: int, seq_len: int, truncate: bool) -> int:
     """
     targets = num_tokens - 1
     if targets < 1:
-        raise UserError(f"a text of {num_tokens} tokens has nothing to predict; 2 are needed")
+        raise UserError(f"a text of {num_tokens} tokens is too short to score; it needs at least 2")
     if not truncate:
         return targets
     if targets < seq_len:

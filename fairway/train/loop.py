@@ -430,7 +430,7 @@ def train(
     except torch.OutOfMemoryError:
         raise UserError(
             f"the device's memory ran out with {training.rows} sequences per micro-step; lower "
-            "train.micro_tokens, and let train.warmup_steps be above 0 to find what fits"
+            "train.micro_tokens, or set train.warmup_steps above 0 to find a size that fits"
         ) from None
     finally:
         training.close()
