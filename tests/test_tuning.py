@@ -157,7 +157,7 @@ def test_what_is_no_adapter_or_damaged_is_refused(
 
 Spoil = Callable[[dict[str, Tensor], dict[str, Any]], Any]
 SPOILT: list[tuple[Spoil, str]] = [
-    (lambda t, f: f.update(version=2), "format version 2, and this Fairway reads version 1 alone"),
+    (lambda t, f: f.update(version=2), "format version 2, but this Fairway reads only version 1"),
     (lambda t, f: f.pop("rank"), "field 'rank' is missing or of a wrong type"),
     (lambda t, f: f.update(rank=True), "field 'rank' is missing or of a wrong type"),
     (lambda t, f: f.update(rank=0), "rank is 0; it must be from 1 to 4096"),
