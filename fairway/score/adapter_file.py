@@ -1,7 +1,7 @@
 """Adapters of a fine-tuned model in a separate file: tensors, and the artifact they belong to.
 
-A file is a safetensors file that carries a digest of all its bytes. Its adapters are added to the
-artifact that they were made with and to no other. Reading it executes nothing.
+A file is a safetensors file that carries a digest of all its bytes. Its adapters fit only the
+artifact that they were made with. Reading it executes nothing.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from fairway.model.gpt import GPT
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 
 KIND, VERSION = "adapter", 1
-# What a file may take: several times the adapters of the largest rank on the seed model.
+# The most bytes of a file: several times the adapters of the largest rank on the seed model.
 MOST_BYTES = 1 << 31
 # Fields, and the types that they have.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -50,8 +50,8 @@ def load_adapter(
     """Return the adapters of a file, their matrices on the model's device, and the file's facts.
 
     `base` and `tokenizer` are the digests of the artifact and of the tokenizer that are loaded.
-    Raises UserError, in one sentence that names the file, for anything else than what
-    `save_adapter` wrote for these.
+    Raises UserError, in one sentence that names the file, unless `save_adapter` wrote the file for
+    these.
     """
     with opened(path, "the adapter") as stream:
         size = stream.seek(0, 2)
@@ -72,7 +72,7 @@ def load_adapter(
 
 
 def attach_adapter(path: Path, model: GPT, base: str, tokenizer: str) -> None:
-    """Let a model have the adapters of a file in every walk; UserError as for `load_adapter`."""
+    """Add the adapters of a file to every walk of a model; UserError as for `load_adapter`."""
     adapters, values, _ = load_adapter(path, model, base, tokenizer)
     attach(model, adapters, values)
 
@@ -112,7 +112,7 @@ def _check_facts(facts: Any, base: str, tokenizer: str) -> None:
 
 
 def _checked(tensors: dict[str, Tensor], adapters: Adapters) -> list[Tensor]:
-    """Return the matrices of a file if they are those of the model that it is for."""
+    """Return the matrices of a file if they match its model."""
     model = adapters.model
     shapes = adapters.shapes(1)
     names = _names(len(shapes))
