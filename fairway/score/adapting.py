@@ -71,7 +71,7 @@ class Way(Protocol):
         """Update copies after values were set or the model may have changed."""
 
     def move(self, source: int, target: int) -> None:
-        """Follow a row that takes the slot of another."""
+        """Update copies after a row has moved into the slot of another."""
 
     def log_probs(self, room: range, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
         """Return log-probabilities of the positions from `first` on, [B, C, V]."""
@@ -195,7 +195,7 @@ class Fused:
             copy[:, : self.adam.count] = value[:, : self.adam.count]
 
     def move(self, source: int, target: int) -> None:
-        """Follow a row that takes the slot of another."""
+        """Update copies after a row has moved into the slot of another."""
         for copy in self.bank.copies:
             copy[:, target] = copy[:, source]
 

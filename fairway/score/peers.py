@@ -28,7 +28,7 @@ class Chunk(Protocol):
         """Return log p of all V tokens at the scored positions first..end-1, in float64."""
 
     def row(self, position: int) -> FloatArray:
-        """Return log p of all V tokens at a position, by another path than `log_prob`."""
+        """Return log p of all V tokens at a position, computed independently of `log_prob`."""
 
     def rectangle(self, targets: IntArray) -> Tensor:
         """Return targets, window after window, as [B, C] on the model's device."""
@@ -98,7 +98,7 @@ class Mean:
         return mean_of([member.tables(first, end) for member in self.members])
 
     def row(self, position: int) -> FloatArray:
-        """Return log p of all V tokens at a position, by another path than `log_prob`."""
+        """Return log p of all V tokens at a position, computed independently of `log_prob`."""
         found = [member.row(position) for member in self.members]
         return found[0] if len(found) == 1 else _mean_of(found)
 

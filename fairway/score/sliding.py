@@ -131,7 +131,7 @@ class FrozenDistribution:
 
     @torch.no_grad()
     def row(self, position: int) -> FloatArray:
-        """Return log p of all V tokens at a position, by another path than `log_prob`.
+        """Return log p of all V tokens at a position, computed independently of `log_prob`.
 
         The position's own window runs alone, cut right after the position (what follows is
         padding), and the softmax is taken by NumPy in float64.
