@@ -12,9 +12,8 @@ score-before-update, single pass and full coverage hold by construction. At rand
 for the whole distribution *before* it shows the event's targets. It sums the distribution by its
 own arithmetic, and compares the entry of the actual token with the committed cost.
 
-A predictor that learns from more than one event at a time, or from events of other processes, asks
-for a `lesson`: tokens with recorded costs. The ledger refuses if the cost of one is not recorded
-yet.
+To learn from several events at once, or from other processes' events, a predictor asks for a
+`lesson`: tokens whose costs are all recorded, else the ledger refuses.
 
 No torch here: the ledger runs on NumPy and the standard library.
 """
@@ -47,8 +46,7 @@ SUM_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive positions that one ledger accounts for, in events numbered from `first_event`
-    on."""
+    """Consecutive positions of one ledger, in events numbered from `first_event` on."""
 
     first_event: int
     positions: range
@@ -57,8 +55,7 @@ class Span:
 class Witness:
     """A witness receives every action of a ledger, in order; a subclass decides what to do with it.
 
-    `wanted` are positions that the ledger checks besides the random ones, so the witness gets their
-    rows.
+    `wanted` are further positions that the ledger checks, so the witness gets their rows.
     """
 
     wanted: tuple[int, ...] = ()
@@ -70,8 +67,7 @@ class Witness:
         """Learn that the ledger gave out the inputs of an event."""
 
     def row(self, position: int, row: FloatArray) -> None:
-        """Receive the log-probabilities of all tokens at a checked position, before its target is
-        shown."""
+        """Receive all log-probabilities at a checked position, before its target is shown."""
 
     def scored(self, receipt: Receipt) -> None:
         """Learn that the ledger recorded an event."""
@@ -85,8 +81,7 @@ class Score:
     """A finished account. `nats` and `bpb` are float64; `bytes` is the checked denominator.
 
     `worst_sum_error` is the largest |sum of probabilities - 1| over the checked positions.
-    `worst_row_error_nats` is the largest difference between row and committed cost at these
-    positions.
+    `worst_row_error_nats` is the largest difference there between row and committed cost.
     """
 
     bpb: float
@@ -234,8 +229,7 @@ class Ledger:
         return self._own - self._count
 
     def context(self, event: Event) -> Context:
-        """Return a copy of the inputs of the next event: the tokens of each window up to its last
-        position.
+        """Return a copy of the inputs of the next event's windows, up to their last positions.
 
         Raises LedgerError if the event may not come next.
         """
@@ -250,9 +244,8 @@ class Ledger:
         A stepwise prediction sees the targets up to a checked position, then gives its row, and
         sees the target of that position only afterwards.
 
-        Raises LedgerError for an event out of order; for costs that are negative, not finite or of
-        the wrong number; and for a checked row that is not a distribution or differs from the
-        committed cost.
+        Raises LedgerError for an event out of order, for costs that are negative, not finite or of
+        the wrong number, and for a checked row that is no distribution or differs from its cost.
         """
         self._require_next(event)
         positions = event.positions
@@ -275,8 +268,7 @@ class Ledger:
     def _advanced(
         self, dist: Stepwise, targets: IntArray, positions: IntArray, checked: IntArray
     ) -> tuple[list[FloatArray], FloatArray]:
-        """Return the rows of the checked positions and the log-probabilities of all targets, in
-        order."""
+        """Return the rows of checked positions and all targets' log-probabilities, in order."""
         rows: list[FloatArray] = []
         parts: list[FloatArray] = []
         at = 0
@@ -336,8 +328,7 @@ class Ledger:
         return self._join(gather(self._closed))
 
     def _join(self, parts: list[Part]) -> Score:
-        """Return the sum of the parts as a score, after the check that they cover the text
-        exactly."""
+        """Return the sum of the parts as a score, after checking that they cover the text."""
         event_nats = _in_order(parts, self.num_targets)
         checked = sum(part.checked_positions for part in parts)
         if checked != len(self._checked):
@@ -421,8 +412,7 @@ class Ledger:
         return row
 
     def _compare(self, position: int, row_nats: float, committed_nats: float) -> None:
-        # Two infinities would differ by NaN. Costs are finite here, so an infinite row gives an
-        # infinite difference.
+        # Costs are finite here, so an infinite row gives an infinite difference, not NaN.
         error = abs(row_nats - committed_nats)
         if not error <= self.row_tolerance_nats:
             raise LedgerError(
@@ -441,8 +431,7 @@ def score_events(
 ) -> Score:
     """Return the score of a predictor: run the protocol from the first event to the closed account.
 
-    If several ledgers share a text, `events` are the events of this one and `gather` collects all
-    parts.
+    If several ledgers share a text, `events` belong to this one and `gather` collects all parts.
     """
     with progress(description, ledger.remaining) as advance:
         for event in events:
