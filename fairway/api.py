@@ -280,8 +280,7 @@ def _tokenizer_of(
         tokenizer = Tokenizer.load(Path(given or beside))
     if tokenizer.digest != header["tokenizer_digest"]:
         raise UserError(
-            f"the tokenizer's digest {tokenizer.digest[:12]} is not that of the tokenizer {path} "
-            "was made with, "
-            f"{str(header['tokenizer_digest'])[:12]}"
+            f"{path} was made with the tokenizer {str(header['tokenizer_digest'])[:12]}, but this "
+            f"tokenizer is {tokenizer.digest[:12]}"
         )
     return tokenizer

@@ -230,8 +230,8 @@ def _device(device: Any) -> str:
     name = "auto" if str(device) in ("None", "cuda:0") else str(device)
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(
-            f"device is {told(device)}; it must be cpu or cuda, and CUDA_VISIBLE_DEVICES says "
-            "which GPU is the first"
+            f"device is {told(device)}; it must be cpu or cuda; choose the GPU with "
+            "CUDA_VISIBLE_DEVICES"
         )
     return name
 

@@ -69,4 +69,4 @@ def test_an_artifact_without_its_run_is_one_sentence(
     done = cli(verb, str(artifact), *words.get(verb, []))
     told = {"score": "name at least one text file", "pack": "is already packed"}
     assert done.code == 2 and done.err.count("fairway: ") == 1, done
-    assert told.get(verb, "is a file, and the folder of its run is needed") in done.err
+    assert told.get(verb, "is a file, but this command needs the folder of its run") in done.err

@@ -426,7 +426,9 @@ def test_another_tokenizer_is_refused(
     other = tmp_path / "other.model"
     other.write_bytes(train_tokenizer(documents, 295))
     for artifact in (bare, smoke_run):
-        with pytest.raises(UserError, match=r"is not that of the tokenizer .* was made with"):
+        with pytest.raises(
+            UserError, match=r"was made with the tokenizer .*, but this tokenizer is"
+        ):
             load(artifact, tokenizer=other, runtime=RUNTIME)
 
 

@@ -169,9 +169,9 @@ def test_weights_and_biases_that_cannot_begin_is_one_sentence(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--live", "tensorbord"), "'tensorbord' is none of tensorboard, wandb"),
-        (("--live", "tensorboard,,nothing"), "'nothing' is none of"),
-        (("--live", ","), "--live names nothing"),
+        (("--live", "tensorbord"), "'tensorbord' is unknown; choose one of tensorboard, wandb"),
+        (("--live", "tensorboard,,nothing"), "'nothing' is unknown; choose"),
+        (("--live", ","), "--live is empty"),
         (("--live", "wandb"), "pip install 'fairway[wandb]'"),
         (("--sample-every", "-1"), "-1 is out of bounds"),
         (("--sample-every", "often"), "'often' is not a number"),

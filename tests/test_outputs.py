@@ -206,7 +206,7 @@ def test_nothing_is_below_a_file(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"file is a file, not a folder"):
             write_atomic(tmp_path / below, b"")
     (tmp_path / "gone").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"gone is no folder"):
+    with pytest.raises(UserError, match=r"gone is not a folder"):
         write_atomic(tmp_path / "gone" / "x", b"")
 
 
@@ -292,7 +292,7 @@ def test_a_folder_is_a_folder(tmp_path: Path) -> None:
     for bad, told in (
         ("file", "is a file"),
         ("file/x", "is a file, not a folder"),
-        ("gone", "is a link to nothing"),
+        ("gone", "is a broken link"),
         ("pipe", "is no folder"),
     ):
         with pytest.raises(UserError, match=told):

@@ -112,7 +112,7 @@ def test_an_unfinished_seed_is_resumed_and_seeds_share_out_the_gpus(
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
 def test_each_seed_is_named_once(seeds: tuple[int, ...], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="name each once"):
+    with pytest.raises(UserError, match="name each seed once"):
         run_seeds(Plan("smoke", (), seeds), tmp_path, quiet)
 
 

@@ -419,7 +419,7 @@ def test_files_that_changed_are_named_where_they_are_asked_for(folder: RunFolder
     "error", [ZeroDivisionError, AttributeError, KeyError, IndexError, TypeError, ValueError]
 )
 def test_a_memory_of_odd_values_is_one_sentence(folder: RunFolder, error: type[Exception]) -> None:
-    told = r"run\.json does not hold what a finished run has \("
+    told = r"run\.json lacks facts of a finished run \("
     with pytest.raises(UserError, match=told), folder.reading():
         raise error("odd")
     for other in (UserError("mine"), OSError("disk"), KeyboardInterrupt()):

@@ -247,7 +247,7 @@ def changed(run: Path, tmp_path: Path, **facts: Any) -> list[Path]:
         ),
         (
             {"config": {"seed": 43}, "pack": {"code_bytes": 20_177}},
-            r"packed beside 20,177 bytes of code and its bundle has [\d,]+ now; run `fairway pack",
+            r"packed with 20,177 bytes of code, but its bundle has [\d,]+ now; run `fairway pack",
         ),
         ({"config": {"seed": 43}, "pack": {"budget": {"used_s": 9.0, "limit_s": 8.0}}}, "trained"),
         ({"config": {"seed": 43}, "text": {"digest": "0" * 64}}, "other text"),

@@ -130,17 +130,19 @@ def test_another_base_or_tokenizer_is_refused(
     for name in (ARTIFACT, TOKENIZER_FILE):
         (other / name).write_bytes((base / name).read_bytes())
     reheaded(other / ARTIFACT, change("provenance", "seed", to=7))
-    refused(other, made[0], "belongs to the artifact .*, and this artifact is .*; name the one")
+    refused(
+        other, made[0], "belongs to the artifact .*, but this artifact is .*; name the artifact"
+    )
     tensors, facts = load_checkpoint(made[0])
     save_checkpoint(tmp_path / "a", tensors, {**facts, "tokenizer": "0" * 64})
-    refused(base, tmp_path / "a", "belongs to the tokenizer 000000000000, and this one is")
+    refused(base, tmp_path / "a", "belongs to the tokenizer 000000000000, but this one is")
 
 
 def test_what_is_no_adapter_or_damaged_is_refused(
     base: Path, made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     file, data = tmp_path / "a.safetensors", made[0].read_bytes()
-    told = "is no adapter that `fairway tune` wrote, or it is damaged; make it again"
+    told = "is not an adapter file of `fairway tune`, or it is damaged; make it again"
     for damaged in (data[:-1], data[:40], b"", b"text", data[:-9] + b"x" + data[-8:], data + b"x"):
         file.write_bytes(damaged)
         refused(base, file, told)
@@ -155,7 +157,7 @@ def test_what_is_no_adapter_or_damaged_is_refused(
 
 Spoil = Callable[[dict[str, Tensor], dict[str, Any]], Any]
 SPOILT: list[tuple[Spoil, str]] = [
-    (lambda t, f: f.update(version=2), "format version 2, and this Fairway reads version 1 alone"),
+    (lambda t, f: f.update(version=2), "format version 2, but this Fairway reads only version 1"),
     (lambda t, f: f.pop("rank"), "field 'rank' is missing or of a wrong type"),
     (lambda t, f: f.update(rank=True), "field 'rank' is missing or of a wrong type"),
     (lambda t, f: f.update(rank=0), "rank is 0; it must be from 1 to 4096"),
@@ -165,9 +167,9 @@ SPOILT: list[tuple[Spoil, str]] = [
     (lambda t, f: f.update(alpha=1e300), "alpha is 1e.300; it must be from 0 to 1,000,000"),
     (lambda t, f: f.update(targets=[]), "targets are not some of q, k, v, o, mlp, head"),
     (lambda t, f: f.update(targets=["q", {}]), "targets are not some of q, k, v, o, mlp, head"),
-    (lambda t, f: f.update(targets=["q"]), "tensors are not those of its targets"),
-    (lambda t, f: t.pop("1.outer"), "tensors are not those of its targets"),
-    (lambda t, f: t.update({"2.inner": torch.zeros(1)}), "tensors are not those of its targets"),
+    (lambda t, f: f.update(targets=["q"]), "tensors do not match its targets"),
+    (lambda t, f: t.pop("1.outer"), "tensors do not match its targets"),
+    (lambda t, f: t.update({"2.inner": torch.zeros(1)}), "tensors do not match its targets"),
     (lambda t, f: t["0.outer"].fill_(torch.nan), r"'0\.outer' holds a number that is not finite"),
     (lambda t, f: t.update({"0.inner": t["0.inner"].half()}), r"'0\.inner' is torch\.float16"),
 ]
@@ -216,9 +218,9 @@ def test_tune_score_sample_and_export(
         (("tune", base, tmp_path / "none.md", "--out", out), "does not exist"),
         (("tune", base, text, "--out", out, "--epochs", 0), "must be between 1 and 10,000"),
         (("tune", base, text, "--out", out, "--set", "ttt.lora_chunks=8"), "has no effect on fine"),
-        (("tune", base, text, "--out", out, "--set", "quant.fit=true"), "carries its own settings"),
+        (("tune", base, text, "--out", out, "--set", "quant.fit=true"), "has its own settings"),
         (("score", base, "--adapter", out), "--adapter needs text files to score"),
-        (("score", base, text, "--adapter", text), "is no adapter that `fairway tune` wrote"),
+        (("score", base, text, "--adapter", text), "is not an adapter file of `fairway tune`"),
         (("export", base, "--out", tmp_path / "w", "--adapter", out), "choose --format torch or"),
     ):
         found = cli(*arguments)

@@ -122,7 +122,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise UserError(f"cannot write {path}: {error.filename} is no folder") from None
+        raise UserError(f"cannot write {path}: {error.filename} is not a folder") from None
     # A name of the longest that there may be has no room for an addition.
     start = f".{place.path.name[:_NAME_CHARACTERS]}."
     _sweep(folder, start)

@@ -233,7 +233,7 @@ def require_folder(out: Path) -> None:
     except FileNotFoundError:
         if not out.is_symlink():
             return
-        raise UserError(f"{out} is a link to nothing; name a folder with --out") from None
+        raise UserError(f"{out} is a broken link; name a folder with --out") from None
     except NotADirectoryError:
         raise _below_file(out, out) from None
     kind = "a file" if out.is_file() else "no folder"

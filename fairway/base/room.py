@@ -124,7 +124,7 @@ def require_start() -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY and soft < START_BYTES:
         raise UserError(
-            f"`ulimit -v` allows this process {units.megabytes(soft)} of address space, and "
+            f"`ulimit -v` allows this process {units.megabytes(soft)} of address space, but "
             f"Python and PyTorch alone need about {units.megabytes(START_BYTES)}; raise it, or "
             "remove it with `ulimit -v unlimited`"
         )

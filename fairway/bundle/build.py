@@ -209,8 +209,8 @@ def _portable(config: Config) -> Config:
         )
     if config.train.init:
         raise UserError(
-            f"train.init is {config.train.init}, and a bundle holds no weights: what it makes must "
-            "follow from its code and the text; bundle the recipe without train.init"
+            f"train.init is {config.train.init}, but a bundle holds no weights: it must train "
+            "from its code and the text alone; bundle the recipe without train.init"
         )
     return replace(config, data=replace(config.data, source=_portable_source(config)))
 
@@ -272,11 +272,11 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     for name, kind in _FIELDS.items():
         if not isinstance(manifest.get(name), kind):
             raise UserError(
-                f"{folder / MANIFEST} has no '{name}', or none that Fairway writes; make the "
-                "bundle again by fairway bundle"
+                f"{folder / MANIFEST} has no valid '{name}'; make the bundle again with "
+                "fairway bundle"
             )
     if needed != _lines(manifest["requirements"]):
-        raise UserError(f"{folder / REQUIREMENTS} is not what {folder / MANIFEST} asks for")
+        raise UserError(f"{folder / REQUIREMENTS} does not match {folder / MANIFEST}")
     if fixed_digest(from_dict(manifest["config"])) != manifest["fixed_digest"]:
-        raise UserError(f"{folder / MANIFEST} has other settings than its fixed_digest says")
+        raise UserError(f"the settings in {folder / MANIFEST} do not match its fixed_digest")
     return dict(manifest)

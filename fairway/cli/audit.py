@@ -115,7 +115,7 @@ def audit(
     """Check whether a score is real: of a run, a program, or a log; exit code 1 if invalid."""
     beside = (fresh, text_bytes, tokenizer)
     if program is not None and scorer is not None:
-        raise UserError("--program and --scorer are two ways to name what is audited; choose one")
+        raise UserError("--program and --scorer both name the scorer to audit; give only one")
     asked = _asked(program, scorer)
     if asked is None:
         _without_program((*beside, bos_id, seed))

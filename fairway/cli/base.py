@@ -107,7 +107,7 @@ def settings_of(
     for text in overrides or []:
         if text.strip().partition(".")[0] not in sections:
             raise UserError(
-                f"--set {text} would change a run; an artifact carries its own settings, and only "
-                f"those of {', '.join(sections)} can be set"
+                f"--set {text} changes a run, but an artifact has its own settings; for an "
+                f"artifact, set only {', '.join(sections)}"
             )
     return override(Config(ttt=ttt or TttConfig()), overrides or [])

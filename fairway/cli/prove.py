@@ -207,7 +207,7 @@ def compress(
     coded = compressed(data, session, streams)
     seconds = time.perf_counter() - start_s
     if decompressed(coded, artifact, tokenizer) != data:
-        raise UserError(f"{file} decoded to other bytes; nothing was written")
+        raise UserError(f"{file} does not decode to the same bytes; nothing was written")
     write_atomic(target, coded)
     others = _others(data) if beside else {}
     facts = {

@@ -136,8 +136,8 @@ def seeds(
         require_new(record)
     if record and declares_code(config.pack):
         raise UserError(
-            f"{recipe} declares {config.pack.code_bytes:,} bytes of code, and a record counts the "
-            "bundle that it ships; add --set pack.code_bytes=auto"
+            f"{recipe} declares {config.pack.code_bytes:,} bytes of code, but a record counts the "
+            "bytes of its bundle; add --set pack.code_bytes=auto"
         )
     begun = [RunFolder(seed_folder(target, seed)) for seed in wanted]
     size = sized(recipe, overrides or [], begun, say_to(as_json))

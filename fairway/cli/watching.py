@@ -37,7 +37,7 @@ def watching_of(live: str | None, sample_every_s: float, prompt: str) -> Any:
     """Return what is to be seen of a training, or None; UserError before any of it is begun."""
     kinds = tuple(dict.fromkeys(filter(None, (live or "").replace(" ", "").split(","))))
     if live is not None and not kinds:
-        raise UserError("--live names nothing; choose tensorboard, wandb, or both with a comma")
+        raise UserError("--live is empty; choose tensorboard, wandb, or both with a comma")
     if prompt != PROMPT and not sample_every_s:
         raise UserError("--sample-prompt has no effect without --sample-every")
     if not kinds and not sample_every_s:

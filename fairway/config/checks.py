@@ -91,7 +91,7 @@ def check_model(model: ModelConfig) -> None:
 
     if model.softcap_skew and not model.softcap:
         raise UserError(
-            "model.softcap_skew needs a cap to begin with, and model.softcap is 0; set it to 30, "
+            "model.softcap_skew needs a cap, but model.softcap is 0; set model.softcap to 30, "
             "or model.softcap_skew=false"
         )
     leaves = model.loop_first < model.parallel_from <= model.loop_last
@@ -214,8 +214,8 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
     if ttt.method == "sgd" and (ttt.chunk_tokens % score.seq_len or score.seq_len % score.stride):
         raise UserError(
             f"ttt.chunk_tokens {ttt.chunk_tokens} must be a multiple of score.seq_len "
-            f"{score.seq_len}, and that of score.stride {score.stride}, or a window would be "
-            "scored partly before and partly after a chunk is learned"
+            f"{score.seq_len}, and score.seq_len a multiple of score.stride {score.stride}; else a "
+            "window would be scored partly before and partly after a chunk is learned"
         )
     targets = ttt.lora_targets.split()
     _check_names("adapter target in ttt.lora_targets", targets, LORA_TARGETS)
@@ -278,8 +278,8 @@ def lora_peers(ttt: TttConfig) -> list[TttConfig]:
     found = [alone, *(_peer(alone, word) for word in ttt.lora_peers.split())]
     if len(found) > _MOST_PEERS:
         raise UserError(
-            f"ttt.lora_peers '{ttt.lora_peers}' asks for {len(found) - 1} adapters beside the "
-            f"first; name {_MOST_PEERS - 1} at most"
+            f"ttt.lora_peers '{ttt.lora_peers}' names {len(found) - 1} adapters in addition to "
+            f"the first; name at most {_MOST_PEERS - 1}"
         )
     return found
 

@@ -118,7 +118,7 @@ def build_data(
 
 def _check_bytes(tokenizer: Tokenizer, val: _Encoded) -> None:
     if prove_bytes(tokenizer, val.tokens) != val.bytes:
-        raise UserError("the bytes of the validation tokens are not those of its text")
+        raise UserError("the validation tokens stand for other bytes than the validation text")
 
 
 def _check_tokenizer(tokenizer: Tokenizer, vocab_size: int, case_ops: bool) -> None:

@@ -69,8 +69,8 @@ class DataFolder:
             raise UserError(f"there is no data folder {path}; make one with `fairway data build`")
         if sidecars := sorted(path.glob("*_val_bytes_*.bin")):
             raise UserError(
-                f"{sidecars[0]} belongs to CaseOps data of the challenge, whose byte counts are "
-                "not those of its tokens; Fairway cannot score it exactly"
+                f"{sidecars[0]} belongs to CaseOps data of the challenge, whose byte counts "
+                "differ from the bytes of its tokens; Fairway cannot score it exactly"
             )
         find_shards(path, "train")
         find_shards(path, "val")

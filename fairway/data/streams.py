@@ -31,8 +31,8 @@ class Budget:
         self._left -= size
         if self._left < 0:
             raise UserError(
-                f"{self._path} holds over {megabytes(self._most)} of text, too much for its size; "
-                "if it is what you want, decompress it first"
+                f"{self._path} unpacks to over {megabytes(self._most)} of text, too much for its "
+                "size; to use it all the same, decompress it first"
             )
 
 

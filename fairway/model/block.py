@@ -1,10 +1,10 @@
-"""One block of the transformer: attention, MLP, and how they are joined with the stream.
+"""One block of the transformer: attention, MLP, and how their outputs join the residual stream.
 
-What a visit of a block is given beside the stream is a `Visit` of a `Walk`. Which operations
-compute a step, plain formulas or kernels, is the walk's choice, not the block's.
+A `Visit` holds the inputs of one visit of a block, apart from the stream; a `Walk` holds those of
+all visits. The walk chooses whether plain formulas or kernels compute a step; the block does not.
 
 Shapes: B batch, T time, D width, C outputs of several projections, H query heads, S features of a
-gate, or shares of a token; R hidden width of what chooses them.
+gate, or shares of a token; R hidden width of the network that chooses the shares.
 """
 
 import functools
@@ -47,29 +47,30 @@ class Linear(nn.Linear):
 
 
 class Adapters(Protocol):
-    """What is added to the matrices of every visit; `adapters` makes such."""
+    """Additions to the outputs of the matrices at every visit; the module `adapters` makes them."""
 
     def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
-        """Return what the adapters of some targets of a visit make of their input, and the input.
+        """Return the outputs of the adapters of some targets at a visit, and their input.
 
-        `targets` are those that read it: of "q k v o mlp".
+        `targets` names the matrices that read the input, out of "q k v o mlp".
         """
 
 
 class Attached(Adapters, Protocol):
-    """Adapters that belong to a model: `head` is what they add to its raw logits, if anything."""
+    """Adapters that belong to a model. `head` gives their addition to its raw logits, if there is
+    one."""
 
     def head(self, x: Tensor) -> Tensor | None:
-        """Return what is added to the raw logits of final states, [..., V]."""
+        """Return the addition to the raw logits of final states, [..., V]."""
 
 
-# Attention of a visit in place of the block's own, which comes second.
+# Maps (number of the visit, the block's own attention) to the attention of that visit.
 Attending = Callable[[int, attention.Attention], attention.Attention]
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """What a walk through the blocks is given beside the stream."""
+    """The inputs of a walk through the blocks, apart from the stream."""
 
     rope: Rope
     adapters: Adapters | None = None
@@ -84,18 +85,18 @@ class Visit:
     number: int
     operations: Operations
     given: Walk
-    # What embeddings add to the values of attention, before every layer's own gate.
+    # The addition of embeddings to the values of attention, before the gate of each layer.
     x0_values_BTC: Tensor | None
 
     def attention(self, own: attention.Attention, window: int) -> attention.Attention:
-        """Return what the visit attends by, to what is seen through a window."""
+        """Return the attention function of the visit, limited to a window and to its documents."""
         attending = self.given.attending
         attend = own if attending is None else attending(self.number, own)
         seen = Seen(window, self.given.documents)
         return attend if seen == ALL else functools.partial(attend, seen=seen)
 
     def read(self, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
-        """Return what adapters make of an input, and the input."""
+        """Return the outputs of the adapters for an input, and the input."""
         adapters = self.given.adapters
         return ({}, x_BTD) if adapters is None else adapters.read(self.number, x_BTD, targets)
 
@@ -136,7 +137,7 @@ class Attention(nn.Module):
         self.attend: attention.Attention = attention.plain
 
     def forward(self, h_BTD: Tensor, extras: Extras, visit: Visit) -> tuple[Tensor, Tensor]:
-        """Return (what the output projection reads, [B, T, D]; h)."""
+        """Return (the input of the output projection, [B, T, D]; h)."""
         steps = visit.operations
         projected, h_BTD = steps.project(h_BTD, (self.c_q, self.c_k, self.c_v), extras)
         if visit.x0_values_BTC is not None:
@@ -199,9 +200,9 @@ class Block(nn.Module):
         join: Join | None,
         visit: Visit,
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Return the residual stream after this block; x0; what the stream was before.
+        """Return the residual stream after this block, x0, and the stream before this block.
 
-        The stream is one lane, [B, T, D], or two; a skip joins the first.
+        The stream has one lane or two, [B, T, D] each; a skip joins the first lane.
         """
         steps, x_BTD = visit.operations, lanes[0]
         before_BTD = None
@@ -233,10 +234,10 @@ class Block(nn.Module):
     def _two_lanes(
         self, lanes: tuple[Tensor, ...], a_BTD: Tensor, visit: Visit
     ) -> tuple[Tensor, ...]:
-        """Return both lanes after attention, whose output is given, and the MLP (#1530).
+        """Return both lanes after attention and the MLP (#1530); the output of attention is given.
 
         Attention reads the first lane, the MLP the second; each lane keeps a share of itself and
-        gets both outputs. They are one where the first such block begins.
+        receives both outputs. At the first block with two lanes, both lanes are the same stream.
         """
         g_BTD = visit.operations.norm(lanes[-1]) * self.scale
         extras, g_BTD = visit.read(g_BTD, "mlp")

@@ -1,6 +1,6 @@
 """The transformer of pull requests #1493 and #1858, read from top to bottom.
 
-What is unusual here, in the order in which a token meets it:
+The unusual parts, in the order in which a token passes through them:
 - the embedding is normalised, and the result x0 is mixed back into every block's input;
 - q and k are normalised per head, rotated on a few dimensions only, and q has a gain per head;
 - attention drops the part of its output that lies along the position's own value (XSA);
@@ -42,10 +42,10 @@ SMEAR_FEATURES = 12
 def rope_table(length: int, config: ModelConfig, ntk: bool = True) -> Rope:
     """Return (cos_TR, sin_TR) for R = rope_dims / 2 frequencies, float32, on the CPU.
 
-    The frequencies are base^(-2j / rope_dims) rounded to bfloat16, as the records' compiled
-    tables were; the positions stay exact. (Positions in bfloat16 would collapse 2,048 of them to
-    641.) Beyond the training length the base grows by the NTK rule, unless positions shall go on as
-    they were trained, and what the records calculate there anew is not rounded.
+    The frequencies are base^(-2j / rope_dims) rounded to bfloat16, as the records' compiled tables
+    were; the positions stay exact. (Positions in bfloat16 would collapse 2,048 of them to 641.)
+    Beyond the training length the base grows by the NTK rule if `ntk` is set. The frequencies of a
+    grown base are not rounded, as in the records.
     """
     dims = config.rope_dims
     base = config.rope_base
@@ -60,11 +60,11 @@ def rope_table(length: int, config: ModelConfig, ntk: bool = True) -> Rope:
 
 
 def smeared(e_BTE: Tensor, ids_BT: Tensor, gate_S: Tensor, strength: Tensor) -> Tensor:
-    """Return embeddings with a gated share of the one before added: SmearGate, [B, T, E].
+    """Return each embedding plus a gated share of the previous token's: SmearGate, [B, T, E].
 
-    The gate reads the first S features of the receiving token. A token that begins a document
-    receives nothing, nor does the first of a row: in packed streams what stands before BOS is
-    another document (pull requests #1851 and #1855; without the mask #1667 leaked it).
+    The gate reads the first S features of the receiving token. The first token of a document and
+    the first token of a row receive nothing. In packed streams the token before BOS belongs to
+    another document (pull requests #1851 and #1855; without the mask, #1667 leaked that token).
     """
     now_BTE, before_BTE = e_BTE[:, 1:], e_BTE[:, :-1]
     gate_BT = torch.sigmoid(now_BTE[..., : len(gate_S)] @ gate_S.to(e_BTE.dtype))
@@ -91,7 +91,8 @@ def visits(config: ModelConfig, looping: bool) -> tuple[list[int], list[int]]:
 
 
 def num_skips(config: ModelConfig) -> int:
-    """Return the rows of skip weights: enough for the longest order of visits, 0 without skips."""
+    """Return the number of rows of skip weights for the longest order of visits; 0 without
+    skips."""
     return len(visits(config, True)[0]) if config.skips else 0
 
 
@@ -107,12 +108,13 @@ class Embedding(nn.Embedding):
 
 
 class GPT(nn.Module):
-    """The whole stack. `model(ids, targets)` is the mean loss; `hidden` and `logits` its halves.
+    """The whole model. `model(ids, targets)` returns the mean loss; `hidden` and `logits` are its
+    two halves.
 
-    Its steps are `operations`: plain formulas, or kernels that equal them.
+    `operations` computes its steps: by plain formulas, or by kernels with equal results.
     """
 
-    # An artifact's sections have this order.
+    # The sections of an artifact follow this order.
     declares: ClassVar[dict[str, Kind]] = {
         "tok_emb.weight": Kind("embed", kinds.normal(EMBED_STD), "embedding"),
         "head.weight": Kind("head", kinds.zeros, "embedding"),
@@ -152,9 +154,9 @@ class GPT(nn.Module):
             self.head = Linear(embed_dim, config.vocab_size)
         self.compute_dtype = torch.float32
         self.operations = PLAIN
-        # A fine-tuned model's adapters, which every walk has.
+        # The adapters of a fine-tuned model; every walk uses them.
         self.attached: Attached | None = None
-        # Whether documents of a sequence do not see one another while the model trains.
+        # Whether attention stays within each document of a sequence during training.
         self.separate = False
         self.set_looping(False)
         self._rope: Rope = (torch.empty(0), torch.empty(0))
@@ -167,7 +169,7 @@ class GPT(nn.Module):
         self.encoder_visits, self.decoder_visits = visits(self.config, on)
 
     def set_window(self, most: int) -> None:
-        """Let no layer's attention see more positions than that; 0 leaves each its own window."""
+        """Limit every layer's attention to `most` positions; 0 leaves each layer its own window."""
         for block in self.blocks:
             attn = cast(Block, block).attn
             attn.window = min(attn.own_window or most, most) if most else attn.own_window
@@ -180,10 +182,10 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Set every parameter to what its kind begins with; queries' gains are a setting.
+        """Set every parameter to the initial value of its kind; a setting gives the gains of
+        queries.
 
-        Every block starts as the identity. Weights pass through one bfloat16 rounding, as they did
-        in the records.
+        Every block starts as the identity. Weights are rounded once to bfloat16, as in the records.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
@@ -201,11 +203,12 @@ class GPT(nn.Module):
         return self.states(self.embedded(ids_BT), given)
 
     def states(self, x_BTD: Tensor, given: Walk) -> Tensor:
-        """Return `hidden` of embedded tokens that stand where a rotary table says."""
+        """Return the same as `hidden` for embedded tokens, with the positions of a given rotary
+        table."""
         if self.attached is not None:
             assert given.adapters is None, "a model with adapters of its own takes no others"
             given = replace(given, adapters=self.attached)
-        # Kernels read rows one behind the other; a cache cuts its tokens out of longer rows.
+        # Kernels need contiguous rows; a cache passes slices of longer rows.
         return self.operations.norm(self._walk(x_BTD.contiguous(), given))
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
@@ -222,10 +225,10 @@ class GPT(nn.Module):
         return projected_BTD
 
     def _walk(self, x_BTD: Tensor, given: Walk) -> Tensor:
-        """Visit the blocks. The first half's outputs wait in a stack for the second half.
+        """Visit the blocks. A stack keeps the outputs of the first half for the second half.
 
-        A state enters the stack as the next block hands it on, and the last one, which is popped at
-        once, does not enter it.
+        The stack receives each state as the next block returns it. The last state of the first half
+        is used at once, so it is not put on the stack.
         """
         half, x0_BTD = len(self.encoder_visits), x_BTD
         more_BTC = self.x0_proj(x_BTD) if self.config.x0_values else None
@@ -273,7 +276,7 @@ class GPT(nn.Module):
         return self.head_proj(x) if hasattr(self, "head_proj") else x
 
     def head_table(self) -> Tensor:
-        """Return the head's matrix, [V, E]: the embedding again, or one of its own."""
+        """Return the matrix of the head, [V, E]: the embedding if tied, else a separate matrix."""
         weight: Tensor = (self.tok_emb if self.config.tie_embeddings else self.head).weight
         return weight
 
@@ -304,7 +307,7 @@ def build(config: ModelConfig, seed: int = 0) -> GPT:
 
 
 def shapes_of(config: ModelConfig) -> GPT:
-    """Return a model of parameters that have shapes, and take no memory."""
+    """Return a model whose parameters have shapes but take no memory."""
     with torch.device("meta"):
         return GPT(config)
 

@@ -1,11 +1,11 @@
-"""The steps of which the model's one walk is made, each as its plain formula.
+"""The steps of the model's forward walk, each as a plain formula.
 
-`gpt` says which step follows which; this page says what each computes. A CPU runs them as they
-stand here. `gpu.operations` has the same steps as kernels, and uses these for shapes that a kernel
-does not take.
+`gpt` and `block` give the order of the steps; this module gives the formula of each. A CPU runs
+these formulas. `gpu.operations` has the same steps as kernels, and uses the formulas for shapes
+that a kernel does not support.
 
-Some steps hand on what they were given: a tensor with several readers travels through them, so that
-a kernel can add the readers' gradients in passing. Here it comes back as it is.
+Some steps also return one of their inputs. Several later steps read that tensor, and passing it
+through lets a kernel add the gradients of all its readers. Here the tensor is returned unchanged.
 
 Shapes: B batch, T time, D width, E embedding width, C outputs of several projections,
 H query heads, G key/value heads, K head width, V vocabulary, N rows of a flattened batch,
@@ -46,13 +46,14 @@ class Join(NamedTuple):
 
 
 class Extra(Protocol):
-    """What an adapter adds to the output of a matrix, before that is scaled."""
+    """The addition of an adapter to the output of a matrix, before the output is scaled."""
 
     def value(self) -> Tensor:
-        """Return it, [B, T, O]."""
+        """Return the addition, [B, T, O]."""
 
     def add_(self, whole_BTC: Tensor, first: int, scale_O: Tensor | None) -> Tensor:
-        """Return `whole` with it, scaled, added to its columns from `first` on, in place."""
+        """Add the scaled addition in place to the columns of `whole` from `first` on; return
+        `whole`."""
 
 
 Extras = Mapping[str, Extra]
@@ -60,29 +61,31 @@ Extras = Mapping[str, Extra]
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """How attention reads projections: heads of queries, heads of keys and values, XSA or not."""
+    """The heads of attention: number for queries, number for keys and values, and whether XSA is
+    on."""
 
     queries: int
     keys: int
     exclude_self: bool
 
 
-# Is called with a matrix's layer, and its input or the gradient of its output.
+# A function of the layer of a matrix, and of its input or the gradient of its output.
 Tell = Callable[[nn.Linear, Tensor], None]
 
 
 class Operations:
-    """Plain formulas. Kernels say so by `fused`."""
+    """Plain formulas. A subclass with kernels sets `fused`."""
 
     fused = False
 
     def watched(self, tell: Tell) -> "Operations":
-        """Return the same steps, which tell the inputs of layers that they do not call."""
+        """Return the same steps, which report the inputs of layers to `tell` where they bypass
+        `forward`."""
         return self
 
     def watched_back(self, tell: Tell) -> "Operations":
-        """Return the same steps, which tell the gradients of outputs of layers that they do not
-        call."""
+        """Return the same steps, which report the gradients of layers' outputs to `tell` where they
+        bypass `forward`."""
         return self
 
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -96,8 +99,8 @@ class Operations:
     def joined(self, x_BTD: Tensor, join: Join) -> Tensor:
         """Return the stream with a skip blended in.
 
-        The rows of a join belong to decoder steps, not to layers: switching the recurrence on pairs
-        them anew, and the first skip is the state itself.
+        The weights of a join belong to decoder steps, not to layers. So they meet other layers when
+        recurrence is switched on. The first skip is the state itself.
         """
         s_BTD = join.weight_D.to(x_BTD.dtype) * join.skip_BTD
         if join.gate_D is None:
@@ -112,13 +115,13 @@ class Operations:
         return *entered(joined_BTD, x0_BTD, mix_2D, scale), x0_BTD, x_BTD
 
     def branch(self, u_BTD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Return (u, scale u / rms(u)): the stream goes on, a branch begins."""
+        """Return (u, scale u / rms(u)): the stream, and the input of a branch."""
         return u_BTD, norm(u_BTD, scale)
 
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
     ) -> tuple[Projected, Tensor]:
-        """Return (queries, keys and values; h). `extras` are by "q", "k" and "v"."""
+        """Return (queries, keys and values; h). The keys of `extras` are "q", "k" and "v"."""
         found = []
         for name, layer in zip("qkv", layers, strict=True):
             out_BTC = layer(h_BTD)
@@ -135,8 +138,8 @@ class Operations:
     ) -> Tensor:
         """Return attention over projections, [B, T, H K].
 
-        q and k are normalised per head, rotated on a few dimensions, q multiplied by its gain; the
-        output loses what lies along the position's own value (XSA).
+        q and k are normalised per head and rotated on a few dimensions, and q is multiplied by its
+        gain. XSA removes the part of the output that lies along the position's own value.
         """
         q_BTHK, k_BTGK, v_BTGK = (
             z.view(*z.shape[:2], count, -1)
@@ -160,7 +163,7 @@ class Operations:
     def add(
         self, u_BTD: Tensor, y_BTC: Tensor, layer: nn.Linear, scale_D: Tensor, extra: Extra | None
     ) -> Tensor:
-        """Return u + scale * (W y + extra): a branch comes back. u must not be used again."""
+        """Return u + scale * (W y + extra): a branch joins the stream. u must not be used again."""
         out_BTD = layer(y_BTC)
         if extra is not None:
             out_BTD = out_BTD + extra.value()

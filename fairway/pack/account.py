@@ -15,8 +15,8 @@ from fairway.pack.layout import Numbers, SectionSpec, split
 class Part:
     """A part of an artifact: stored bytes, how many numbers they hold (0 where it holds none).
 
-    entropy_bits: order-0 entropy of the codes, matrix by matrix, per number: what an ideal coder
-    without context needs that knows every matrix's distribution. None for all but codes.
+    entropy_bits: order-0 entropy of the codes per number, with a separate distribution for each
+    matrix. An ideal coder without context needs this many bits. None for other parts than codes.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Part:
 def byte_account(path: Path) -> list[Part]:
     """Return the parts of an artifact in file order; their bytes sum to the file's size.
 
-    Reads all of it, every digest checked. Raises UserError as `load_artifact` does.
+    It reads the whole file and checks every digest. Raises UserError as `load_artifact` does.
     """
     parts = {entry["name"]: _part(entry, spec, raw) for entry, spec, raw in read_sections(path)}
     return [parts.get(name, Part(name, "", count, 0, None)) for name, count in account(path)]

@@ -1,13 +1,13 @@
 """Every compiled function of the entropy coder: cells, range coder, context, one row of a matrix.
 
-A bit is coded with the probability in a cell, which learns from it. Which cell follows from what is
-known of a weight before it is coded: its likely mean and variance. Trained weights are, given row
-and column, nearly independent Gaussians, so all context goes into these two numbers.
+A bit is coded with the probability in a cell, which learns from the bit. The expected mean and
+variance of a weight, known before it is coded, select the cell. Given row and column, trained
+weights are nearly independent Gaussians, so these two numbers hold all context.
 
-Whole numbers only, in int64 and far from overflow; tables are rounded from decimal arithmetic,
-whose exp and ln are exact to the last place. So the bytes are the same on every machine, compiled
-or not (NUMBA_DISABLE_JIT=1). One file, because a compiled function kept on disk is renewed when its
-own file changes, not when one does that it calls from.
+All numbers are whole numbers in int64, far from overflow. Tables are rounded from decimal
+arithmetic, whose exp and ln are exact to the last place. So the bytes are the same on every
+machine, compiled or not (NUMBA_DISABLE_JIT=1). All of it is in one file, because numba renews a
+compiled function on disk if its own file changes, but not if the file of a called function changes.
 Range coding: Martin 1979; 32 bits without carries and adaptive cells as in Mahoney's lpaq, 2007.
 
 Shapes: R rows, C columns.
@@ -67,7 +67,7 @@ def exp2_256(v: int) -> int:
 
 @compiled
 def adapt(cells: Ints, at: int, bit: int) -> None:
-    """Move a cell towards the bit it met."""
+    """Move a cell towards the coded bit."""
     uses = cells[at] & MOST_USES
     p = cells[at] >> USES_BITS
     p += (((bit << 28) - p) * _RATE[uses]) >> 24
@@ -78,7 +78,8 @@ def adapt(cells: Ints, at: int, bit: int) -> None:
 
 @compiled
 def narrow(coder: Ints, buffer: Bytes, mode: int, bit: int, p: int) -> int:
-    """Code a bit whose chance of being one is p / 65536; return it (what was read, decoding)."""
+    """Code a bit that is 1 with probability p / 65536; return the bit (when decoding, the bit
+    read)."""
     low, high = coder[LOW], coder[HIGH]
     span = high - low
     middle = low + (span >> 16) * p + (((span & 0xFFFF) * p) >> 16)
@@ -196,7 +197,7 @@ def log_variance(features: Ints, powers: Ints, row: Ints) -> int:
 
 @compiled
 def likely(row: Ints, columns: Ints, factor: Narrow, left_over: Narrow, c: int) -> int:
-    """Return the mean expected of a weight, in 1/64."""
+    """Return the expected mean of a weight, in 1/64."""
     if row[PREDICT] == COLUMN_MEANS:
         return int(columns[TOTAL, c] << 6) // int(row[NUMBER] + _TOTAL_PRIOR)
     if row[PREDICT] == COVARIANCE:
@@ -207,7 +208,7 @@ def likely(row: Ints, columns: Ints, factor: Narrow, left_over: Narrow, c: int) 
 
 @compiled
 def learn(row: Ints, columns: Ints, left_over: Narrow, c: int, multiple: int, mean: int) -> int:
-    """Take in a weight that is now known; return its energy about the mean."""
+    """Learn from a weight after it is coded; return its energy about the mean."""
     multiple = min(max(multiple, -LARGEST_MULTIPLE), LARGEST_MULTIPLE)
     beyond = (multiple << 6) - mean
     beyond = min(max(beyond, -(LARGEST_MULTIPLE << 6)), LARGEST_MULTIPLE << 6)
@@ -278,7 +279,7 @@ LOWEST_LOG, LEVEL_LOG_BITS = 6 * 256, 5
 
 @compiled
 def _centre(mean: int, grid: int, fold: int) -> tuple[int, int]:
-    """Return the code nearest a mean given in 1/64, and how far it is off in 1/64 of a spacing."""
+    """Return the code nearest to a mean given in 1/64, and its distance in 1/64 of a spacing."""
     if not fold:
         nearest = (mean + 32) >> 6
         return nearest, mean - (nearest << 6)
@@ -312,7 +313,7 @@ def _code(
     mode: int, k: int, grid: int, fold: int, mean: int, log_var: int,
     cells: Ints, coder: Ints, buffer: Bytes,
 ) -> int:  # fmt: skip
-    """Code one code k, or read it; return it."""
+    """Encode or decode one code k; return it."""
     nearest, off = _centre(mean, grid, fold)
     up = 1 if off >= 0 else -1
     level = (log_var - 512 * fold - LOWEST_LOG + 16) >> LEVEL_LOG_BITS

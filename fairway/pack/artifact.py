@@ -45,7 +45,7 @@ from fairway.quantise.gptq import QuantisedModel
 from fairway.quantise.trellis import TRELLIS
 
 MAGIC = b"FAIRWAY\0"
-# 1 to 4 were forms of files before the first release, which nothing reads any more.
+# Versions 1 to 4 existed before the first release; nothing reads them any more.
 VERSION = 5
 _PREFIX = struct.Struct("<8sII32s")
 MAX_HEADER_BYTES = 1 << 16
@@ -53,15 +53,15 @@ MAX_TOKENIZER_BYTES = 1 << 24
 
 # Numbers of two bytes compress better with their lower bytes first; benchmarks/README.md.
 _STRIDE = 2
-# What a file may unfold to: 4 MiB, and 16 times its own size. Trained codes shrink to about 0.42
-# (2.4 times), a fresh model whose output projections are still zero by 4; a model of zeros alone
-# would shrink without end, which only small ones, made by tests, may do.
+# The most bytes that a file may unpack to: 4 MiB plus 16 times its own size. Trained codes shrink
+# by a factor of 2.4, and a fresh model with zero output projections by 4. A model of zeros would
+# shrink without limit; only small models of tests may do so.
 FREE_RAW_BYTES = 1 << 22
 MAX_EXPANSION = 16
 
 _FORM_KEYS = ("log_steps", "columns")
 _HEADER_KEYS = {"model", "min_numel", "provenance", "sections", "tokenizer_digest", *_FORM_KEYS}
-# A header has this field, and its value these fields, if matrices have corrections.
+# If matrices have corrections, a header has this field, whose value has these fields.
 _CORRECTIONS, _CORRECTION_KEYS = "corrections", {"matrices", "rank"}
 _MOST_RANK = 64
 _SECTION_KEYS = {
@@ -82,7 +82,7 @@ Account = list[tuple[str, int]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Artifact:
-    """A loaded file: the config, the weights in float32 by name, and where its bytes go."""
+    """A loaded file: the config, the weights in float32 by name, and the account of its bytes."""
 
     config: ModelConfig
     state: dict[str, Tensor]
@@ -93,7 +93,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Head:
-    """A checked header, with what follows from it."""
+    """A checked header, with the facts that follow from it."""
 
     header: dict[str, Any]
     bytes: int
@@ -119,11 +119,11 @@ def save_artifact(
     tokenizer: Tokenizer,
     provenance: Mapping[str, Any],
 ) -> Account:
-    """Write a model and return the bytes of every section, which sum to the file's size.
+    """Write a model; return the bytes of every section, which sum to the size of the file.
 
-    The same inputs give the same bytes: no time, host or path goes in. Raises UserError if the
-    tokenizer has another vocabulary, or if the weights hold so little that a file this small
-    would not be allowed to unfold to them.
+    The same inputs give the same bytes: the file contains no time, host or path. Raises UserError
+    if the tokenizer has another vocabulary, or if the file would be so small that loading refuses
+    to unpack it.
     """
     if tokenizer.vocab_size != model.vocab_size:
         raise UserError(
@@ -157,9 +157,9 @@ def save_artifact(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Section:
-    """A section about to be stored: its entry in the header, and the ways to make its bytes.
+    """A section to store: its entry in the header, and the ways to encode its bytes.
 
-    A way has codec, stride and what encodes; the shortest result is stored.
+    A way has a codec, a stride and an encoder; the shortest result is stored.
     """
 
     entry: dict[str, Any]
@@ -175,9 +175,10 @@ def _encode(spec: SectionSpec, quantised: QuantisedModel, pack: PackConfig) -> _
         ways.append(("cabac", 1, lambda: encode_section(spec, quantised)))
         if spec.kind == "codes":
             return _Section(entry, ways)
-    # Few scales of a fresh model repeat one another, which Brotli sees better.
+    # A fresh model has repeated scales, which Brotli compresses better.
     raw = section_bytes(spec, quantised)
-    # Only numbers of two bytes gain from the shuffle; it costs codes what their columns give.
+    # Only two-byte numbers gain from the shuffle; for codes it would undo the gain of their column
+    # order.
     stride = _STRIDE if spec.kind != "codes" and bits == 16 else 1
     return _Section(entry | {"raw_bytes": len(raw)}, [*ways, _way(raw, pack, stride)])
 
@@ -193,7 +194,7 @@ def _way(raw: bytes, pack: PackConfig, stride: int) -> tuple[str, int, Callable[
 
 
 def _all_at_once(sections: list[_Section]) -> list[bytes]:
-    """Return the stored bytes of all sections, which complete their entries.
+    """Return the stored bytes of all sections, and complete their header entries.
 
     The coders release the interpreter lock.
     """
@@ -219,8 +220,8 @@ def _all_at_once(sections: list[_Section]) -> list[bytes]:
 def load_artifact(path: Path) -> Artifact:
     """Return the model in a file, every digest and length checked.
 
-    Raises UserError, in one sentence that names the file, for anything that is not exactly what
-    `save_artifact` writes.
+    Raises UserError, in one sentence that names the file, unless the file is exactly in the form of
+    `save_artifact`.
     """
     with opened(path, "the artifact") as stream:
         try:
@@ -268,7 +269,7 @@ def _sections(
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Yield the entry and the raw bytes of every section, taken in by `loaded`.
 
-    Codes come last, since what decodes them needs the scales of their rows.
+    Codes come last, since decoding them needs the scales of their rows.
     """
     entries = head.header["sections"]
     ends = itertools.accumulate(entry["bytes"] for entry in entries)
@@ -322,7 +323,7 @@ def _parse(text: bytes) -> dict[str, Any]:
         same = canonical_json(header) == text
     except (ValueError, RecursionError):
         raise UserError("the header is not valid JSON") from None
-    # One encoding per header also rules out doubled keys, NaN and stray blanks.
+    # A unique encoding of the header also excludes repeated keys, NaN and extra blanks.
     if not same:
         raise UserError("the header is not in its canonical form")
     more = {_CORRECTIONS} & set(header) if isinstance(header, dict) else set()
@@ -330,7 +331,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _small(digits: str) -> int:
-    # No field needs more; a number of a thousand digits would overflow where a float is due.
+    # No field needs larger numbers; a number of a thousand digits would overflow in a float.
     if len(digits) > 16:
         raise ValueError("number too long")
     return int(digits)
@@ -341,7 +342,7 @@ def _small(digits: str) -> int:
 
 
 def _checked(header: dict[str, Any], header_bytes: int, file_bytes: int) -> _Head:
-    """Return the header if every field is of its type and follows from the model's config."""
+    """Return the header if every field has its type and agrees with the model's config."""
     config: ModelConfig = from_dict(header["model"], ModelConfig, "model.")
     check_model(config)
     _check_provenance(header["provenance"])
@@ -395,7 +396,7 @@ def _check_sections(entries: Any, specs: list[SectionSpec]) -> None:
         entry["raw_bytes"] == spec.raw_bytes(entry["bits"])
         for entry, spec in zip(entries, specs, strict=False)
     ):
-        raise UserError("the sections are not those of the model that the header describes")
+        raise UserError("the sections do not match the model that the header describes")
 
 
 def _check_section(entry: Any) -> None:
@@ -421,7 +422,7 @@ def _check_provenance(provenance: Any) -> None:
         if type(provenance[key]) is not kind:
             raise UserError(f"the provenance has {key} {provenance[key]!r}, not a {kind.__name__}")
     score: ScoreConfig = from_dict(provenance["score"], ScoreConfig, "score.")
-    # Whether there is the score that is claimed depends on settings that are not stored here.
+    # The settings that decide whether the claimed score exists are not stored here.
     check(Config(score=replace(score, headline=AUTO)))
 
 

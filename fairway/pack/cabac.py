@@ -1,8 +1,9 @@
-"""Entropy coding of integer matrices, in the context of every weight's likely mean and variance.
+"""Entropy coding of integer matrices, with the expected mean and variance of each weight as
+context.
 
-A stream holds the matrices of one section. They are coded row by row, and cells are shared: what
-one matrix taught serves the next. In front of each matrix lie its mean energy and its powers,
-fitted by the encoder in whole numbers.
+A stream holds the matrices of one section. They are coded row by row and share cells, so the next
+matrix profits from the previous ones. Before each matrix the stream has its mean energy and its
+powers, fitted by the encoder in whole numbers.
 
 Shapes: R rows, C columns.
 """
@@ -64,7 +65,7 @@ from fairway.pack.arithmetic import (
 from fairway.pack.moments import WIDEST, Covariance
 from fairway.quantise.trellis import GRIDS, TRELLIS
 
-# The trust in a Gaussian that a fresh cell starts with, in uses.
+# The weight of the Gaussian prior of a fresh cell, in uses.
 _PRIOR_USES = 24
 _PRIOR_REACH = 400
 
@@ -84,7 +85,8 @@ _NOTHING, _NO_BYTES = np.zeros(1, np.int64), np.zeros(1, np.uint8)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """What both sides know of a matrix: its shape, 256 log2 of its rows' steps, its trellis."""
+    """The facts about a matrix that both sides know: its shape, 256 log2 of its rows' steps, its
+    trellis."""
 
     shape: tuple[int, int]
     step_logs: Ints
@@ -93,7 +95,8 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What precedes a matrix: log2 of its mean energy, its powers; and how its stream predicts."""
+    """The data before a matrix: log2 of its mean energy and its powers; and how its stream
+    predicts."""
 
     log_energy: int
     powers: tuple[int, ...]
@@ -102,7 +105,8 @@ class _Head:
 
 @functools.cache
 def _gaussian_cells() -> Ints:
-    """Return the cells of Gaussians: IEEE products and sums in one order, the same everywhere."""
+    """Return the cells of Gaussians, by IEEE products and sums in a fixed order, equal on all
+    machines."""
     # w[t] is the density at t / 8 of every level: w[t + 1] / w[t] is q^(2t + 1).
     with localcontext() as context:
         context.prec = 20
@@ -130,7 +134,7 @@ def _gaussian_cells() -> Ints:
 
 
 def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return part / whole; half where nothing is left of the whole."""
+    """Return part / whole; a half if the whole is 0."""
     some = whole > 1e-250
     return np.asarray(np.where(some, part / np.where(some, whole, 1.0), 0.5))
 
@@ -140,7 +144,7 @@ def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
 
 
 class _Walk:
-    """A way through a matrix, some rows at a time, and what is learnt on it."""
+    """A walk through a matrix, some rows at a time, and the statistics that it learns."""
 
     def __init__(self, side: Side, head: _Head, covariance: Covariance) -> None:
         self._covariance = covariance
@@ -161,9 +165,9 @@ class _Walk:
         self, mode: int, codes_RC: Ints, means_RC: Narrow | None = None, cells: Ints = _NOTHING,
         coder: Ints = _NOTHING, buffer: Bytes = _NO_BYTES,
     ) -> int:  # fmt: skip
-        """Code the next rows, or add them to the fit; return the energy met about their means.
+        """Code the next rows, or add them to the fit; return their energy about their means.
 
-        means_RC takes the means, or gives them if that is how the head predicts.
+        means_RC receives the means, or supplies them if the head's prediction is GIVEN.
         """
         if means_RC is None:
             means_RC = np.zeros((len(codes_RC), 0), np.int32)
@@ -190,9 +194,9 @@ def _moves(trellis: int) -> Ints:
 
 
 class _Fit:
-    """The head that makes a matrix likeliest, found by Newton's method.
+    """The head of maximum likelihood for a matrix, found by Newton's method.
 
-    The means of its weights follow from its codes alone: the first walk keeps them for all others.
+    The means of the weights depend only on the codes, so the first walk keeps them for later walks.
     """
 
     def __init__(self, codes_RC: Ints, side: Side, predict: int) -> None:
@@ -202,11 +206,12 @@ class _Fit:
         energies = int((codes_RC**2).clip(0, 1 << 24).sum()) << (14 if side.trellis else 12)
         self._head = _Head(_log(energies, R * C), _in_units(_FIRST_POWERS), predict)
         self._means_RC = np.zeros((R, C if predict else 0), np.int32)
-        # What the matrix costs before the first step, in 2^-24 bits.
+        # The cost of the matrix before the first step, in 2^-24 bits.
         self.cost = 0
 
     def observe(self, covariance: Covariance) -> None:
-        """Take the first step and note all means; a covariance goes on to the matrix's end."""
+        """Take the first step and keep all means; with a covariance, up to the end of the
+        matrix."""
         walk = _Walk(self._side, self._head, covariance)
         self._step(walk)
         self.cost = int(walk.row[NLL])
@@ -230,7 +235,7 @@ class _Fit:
         return parts
 
     def packed(self) -> bytes:
-        """Return the head as it precedes the stream."""
+        """Return the bytes of the head, which precede the stream."""
         return _HEAD.pack(self._head.log_energy, *self._head.powers)
 
     def _walk(self) -> _Walk:
@@ -257,7 +262,8 @@ def _in_units(powers: Sequence[float]) -> tuple[int, ...]:
 
 
 def _solve(lower: Ints, gradient: Ints) -> list[float]:
-    """Return the Newton step of the powers: elimination in the one order, the same everywhere."""
+    """Return the Newton step of the powers, by elimination in a fixed order, equal on all
+    machines."""
     n = len(gradient)
     rows = [
         [float(lower[max(i, j), min(i, j)]) + (_RIDGE if i == j else 0.0) for j in range(n)]
@@ -280,9 +286,10 @@ def _solve(lower: Ints, gradient: Ints) -> list[float]:
 
 
 def encode_codes(codes: Sequence[NDArray[np.integer]], sides: Sequence[Side]) -> bytes:
-    """Return the stream of some matrices of int16 codes, each with what the decoder will know.
+    """Return the stream of some matrices of int16 codes, each with the facts that the decoder
+    knows.
 
-    Equal input gives equal bytes on every machine. Fits go side by side, on all cores.
+    Equal input gives equal bytes on every machine. Fits run in parallel on all cores.
     """
     wide = [_widened(codes_RC, side) for codes_RC, side in zip(codes, sides, strict=True)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -297,8 +304,8 @@ def encode_codes(codes: Sequence[NDArray[np.integer]], sides: Sequence[Side]) ->
 def decode_codes(data: bytes, sides: Sequence[Side]) -> list[NDArray[np.int16]]:
     """Return the codes that `encode_codes` was given, int16 [R, C] each.
 
-    Holds little more than the codes, whatever the bytes claim, and takes time in proportion to
-    their number. Raises UserError for a stream that was not made from these shapes.
+    Memory is little more than the codes, and time is in proportion to their number, even for
+    damaged bytes. Raises UserError for a stream that was not made from these shapes.
     """
     size = 1 + _HEAD.size * len(sides)
     if len(data) < size or data[0] > COVARIANCE:
@@ -319,7 +326,7 @@ def decode_codes(data: bytes, sides: Sequence[Side]) -> list[NDArray[np.int16]]:
         codes_1C = np.zeros((1, side.shape[1]), np.int64)
         for r in range(side.shape[0]):
             walk.go(DECODE, codes_1C, None, cells, coder, buffer)
-            # A coder that has read past its end decodes zeros: what follows is not worth its time.
+            # A coder that has read past the end decodes zeros, so stop there.
             beyond = coder[AT] > len(buffer) + 4
             if beyond or codes_1C.min() < -LARGEST_CODE - 1 or codes_1C.max() > LARGEST_CODE:
                 raise UserError(DAMAGED)
@@ -338,7 +345,8 @@ def _widened(codes_RC: NDArray[np.integer], side: Side) -> Ints:
 
 
 def _width(sides: Sequence[Side]) -> int:
-    """Return the number of columns if it is one for all and a covariance can have it, else 0."""
+    """Return the number of columns if it is equal for all matrices and allows a covariance, else
+    0."""
     widths = {side.shape[1] for side in sides}
     return widths.pop() if len(widths) == 1 and max(widths) <= WIDEST else 0
 
@@ -348,7 +356,7 @@ def _best_prediction(
 ) -> tuple[int, list[_Fit]]:
     """Return the way to predict means that makes the stream shortest, if Gaussian, and its fits."""
     ways = [NO_PREDICTION, COLUMN_MEANS, *([COVARIANCE] if _width(sides) else [])]
-    # The covariance, which goes from matrix to matrix, takes longest.
+    # The covariance continues from matrix to matrix, so it takes longest.
     found = {
         predict: [
             _Fit(codes_RC, side, predict) for codes_RC, side in zip(matrices, sides, strict=True)
@@ -395,7 +403,7 @@ def ending(coder: Ints) -> bytes:
 
 
 def read_to_the_end(coder: Ints, data: bytes) -> bool:
-    """Return whether a decoder's bytes are exactly those that the encoder wrote."""
+    """Return whether the decoder's bytes are exactly the encoder's output."""
     tail = ending(coder)
     read = int(coder[AT]) - 4
     return read + len(tail) == len(data) and data[read:] == tail

@@ -1,7 +1,7 @@
 """Lossless coding of a section: byte shuffle, then Brotli, LZMA2 or nothing.
 
 Every parameter is fixed here and none is stored, so a section decodes from its bytes, its codec,
-its stride and its length. Decoding is bounded by that length, whatever the bytes claim.
+its stride and its length. That length bounds the decoding, even for damaged bytes.
 """
 
 import lzma
@@ -14,8 +14,8 @@ from fairway.base.errors import UserError
 CODECS = ("brotli", "lzma", "raw")
 MAX_STRIDE = 16
 
-# Windows of 2^22 and 2^24 bytes gave equal sizes on trained codes, 2^16 0.1 % more: there is
-# nothing to find far back. The larger one only makes the decoder hold more.
+# Windows of 2^22 and 2^24 bytes gave equal sizes on trained codes, 2^16 0.1 % more: there are no
+# distant repeats. A larger window only takes more memory in the decoder.
 _BROTLI_QUALITY, _BROTLI_WINDOW = 11, 22
 
 # The whole chain, stated: a raw stream does not carry it. 4 MiB of dictionary for the same reason.
@@ -71,10 +71,10 @@ def compress(data: bytes, codec: str, stride: int) -> bytes:
 
 
 def decompress(data: bytes, codec: str, stride: int, expected_bytes: int) -> bytes:
-    """Return the bytes that `compress` was given, which must be `expected_bytes` many.
+    """Return the input bytes of `compress`; their number must be `expected_bytes`.
 
-    Never holds more than 32 KiB beyond that and the codec's own window of 4 MiB. Raises UserError
-    for a damaged, cut or longer stream and for bytes after its end.
+    It holds at most 32 KiB beyond that and the codec's own window of 4 MiB. Raises UserError for a
+    damaged, cut or longer stream and for bytes after its end.
     """
     _require_codec(codec)
     decode = {"brotli": _brotli, "lzma": _lzma, "raw": _raw}[codec]

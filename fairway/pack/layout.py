@@ -1,6 +1,6 @@
 """The layout of an artifact: the tensors of every section, their order and their bytes.
 
-All of it follows from the model's config, one number and the form of its numbers, so a file cannot
+The layout follows from the model's config, one number and the form of the scales, so a file cannot
 claim other shapes.
 """
 
@@ -30,8 +30,8 @@ _BY_MATRIX = ("codes", "scales", "steps", "columns")
 FACTOR_BITS = {"left factors": LEFT_BITS, "right factors": RIGHT_BITS}
 _FACTORS = (*FACTOR_BITS, "factor scales")
 
-# Like weights compress best beside one another: codes lie by their kind's section, in the order in
-# which the model declares them, the embedding first.
+# Similar weights compress best together: codes are grouped by the section of their kind, in the
+# order in which the model declares them, the embedding first.
 _SECTIONS = tuple(dict.fromkeys(kind.section for kind in GPT.declares.values() if kind.section))
 
 
@@ -85,9 +85,9 @@ class SectionSpec:
 def layout(config: ModelConfig, min_numel: int, form: Form) -> list[SectionSpec]:
     """Return the sections of a model in file order, from shapes alone.
 
-    Codes by role, corrections, and everything kept as float16, each in the model's order. Steps
-    come before the codes, float16 scales behind them. UserError if the form corrects what has no
-    codes.
+    The order is codes by role, corrections, then float16 tensors, each in the model's order. Steps
+    come before the codes, float16 scales after them. UserError if the form corrects a matrix
+    without codes.
     """
     with torch.device("meta"):
         state = GPT(config).state_dict()
@@ -245,7 +245,7 @@ def section_trellis(spec: SectionSpec, quantised: QuantisedModel) -> int:
 
 
 class Loaded:
-    """What has been read of an artifact so far, and in the end its float32 state dict."""
+    """The sections read so far of an artifact; after the last one, its float32 state dict."""
 
     def __init__(self) -> None:
         self.steps: dict[str, Numbers] = {}
@@ -256,7 +256,7 @@ class Loaded:
         self._factors: dict[tuple[str, str], Tensor] = {}
 
     def add(self, spec: SectionSpec, raw: bytes, bits: int, trellis: int) -> None:
-        """Take in a section's bytes, which have the length that its spec says.
+        """Add the bytes of a section, whose length matches its spec.
 
         Raises UserError for a code beyond its bits, a number that is not finite, and a step beyond
         LARGEST_STEP.

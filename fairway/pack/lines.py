@@ -1,8 +1,8 @@
 """Entropy coding of the steps of rows: a line of int16 numbers per matrix.
 
-float16 scales are coded by their bits, which grow with the number. Each line loses its median and
-a share of the number before (rows that lie together are alike in some matrices); what is left of
-all goes through `cabac` as a matrix of one column.
+float16 scales are coded by their bits, which grow with the number. Each line is reduced by its
+median and a share of the previous number (neighbouring rows are alike in some matrices). `cabac`
+codes the rest as a matrix of one column.
 """
 
 import struct
@@ -74,7 +74,7 @@ def _without(line: Ints, share: int) -> Ints:
 
 
 def _with(rest: list[int], base: int, share: int) -> list[int]:
-    """Return the numbers of which `_without` left this, with their median."""
+    """Return the numbers that `_without` reduced to this, with their median."""
     line, before = [], 0
     for left in rest:
         before = left + ((share * before + 2) >> 2)
@@ -85,7 +85,8 @@ def _with(rest: list[int], base: int, share: int) -> list[int]:
 
 
 def _size(rest: Ints, share: int) -> tuple[bool, float, int]:
-    """Return what ranks a share: does the rest fit int16, its bits, the share itself."""
+    """Return the sort key of a share: whether the rest exceeds int16, its bits, the share
+    itself."""
     magnitudes = np.abs(rest)
     # In whole numbers' bit lengths, which no library rounds.
     bits = sum(int(m).bit_length() for m in magnitudes * 16)

@@ -1,4 +1,4 @@
-"""From averaged weights to an artifact: calibrate, quantise, write, and say what came of it."""
+"""From averaged weights to an artifact: calibrate, quantise, write, and report the result."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ from fairway.quantise.sensitivity import curvatures
 from fairway.quantise.weights import void_fraction, weight_statistics
 from fairway.train.steps import Say
 
-# What a row's or a column's step takes in an artifact of a trained model.
+# Bytes that the step of a row or a column takes in an artifact of a trained model.
 _BYTES_PER_STEP = 0.32
 
 
@@ -53,10 +53,10 @@ def pack_model(
 ) -> dict[str, Any]:
     """Write the artifact of some weights and return its facts: bytes, sections, statistics.
 
-    `model` holds `state` and reads the calibration text in its present looping state. `code_bytes`
-    are those of the code that counts with the artifact. With quant.fit the clip multiplier is
-    raised, and `say` told so, until artifact and code fit; raises UserError, and leaves what was at
-    `path`, when none is large enough.
+    `model` holds `state` and reads the calibration text with recurrence on or off as it is now.
+    `code_bytes` is the size of the code that counts with the artifact. With quant.fit the clip
+    multiplier is raised, with a line through `say`, until artifact and code fit. If no multiplier
+    is large enough, it raises UserError and leaves the file at `path` unchanged.
     """
     start_s = time.perf_counter()
     text = _Calibration(config, source, model.tok_emb.weight.device)
@@ -64,7 +64,7 @@ def pack_model(
     method = _method(text, code_bytes, model, state, hessians)
     calibrate_s = time.perf_counter() - start_s
     packs: dict[float, _Pack] = {}
-    # Beside the artifact, since what does not fit must not take its place.
+    # Beside the artifact, since a file that does not fit must not replace it.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
 
         def size_at(setting: float) -> int:
@@ -104,7 +104,7 @@ def pack_model(
 def _statistics(
     state: dict[str, Tensor], quantised: QuantisedModel, hessians: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Return what rounding did to the weights, ready for JSON."""
+    """Return the effect of rounding on the weights, ready for JSON."""
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
     restored = (pair for n, t in quantised.items() for pair in dequantise({n: t}).items())
     return {
@@ -115,7 +115,7 @@ def _statistics(
                 "artifact": void_fraction(restored),
             },
         },
-        # What rounding did to every coded matrix.
+        # The effect of rounding on each coded matrix.
         "matrices": [
             dataclasses.asdict(tensor_stats(name, state[name], tensor, hessians.get(name)))
             for name, tensor in coded.items()
@@ -125,14 +125,15 @@ def _statistics(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Calibration:
-    """The training batches of rank 0, from the first one on: reading them is training time."""
+    """The training batches of rank 0, from the first one on; reading them counts as training
+    time."""
 
     config: Config
     source: DataFolder
     device: torch.device
 
     def batches(self, tokens: int) -> Iterator[Tensor]:
-        """Yield batches of token ids [B, T], those of about so many tokens."""
+        """Yield batches of token ids [B, T], about as many tokens in total as given."""
         train = self.config.train
         rows = train.micro_tokens // train.seq_len
         shards, order = self.source.train_shards(train.shards), order_seed(self.config)
@@ -141,7 +142,7 @@ class _Calibration:
             yield torch.from_numpy(loader.next_batch()[0]).to(self.device)
 
     def positions(self, tokens: int) -> int:
-        """Return how many tokens these are."""
+        """Return the number of these tokens."""
         return self._count(tokens) * self.config.train.micro_tokens
 
     def _count(self, tokens: int) -> int:
@@ -150,7 +151,7 @@ class _Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pack:
-    """The artifact of one clip multiplier, and what making it took."""
+    """The artifact of one clip multiplier, and the cost of making it."""
 
     file: Path
     quantised: QuantisedModel
@@ -173,10 +174,11 @@ def _pack(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Method:
-    """A quantiser with one number to set: what it is called, what was asked for, what to take.
+    """A quantiser with one adjustable number: its name, its requested value and how a value is
+    chosen.
 
-    `choose` packs at one setting or at several, by a function that returns bytes, and returns the
-    setting to keep.
+    `choose` packs at one or several values, by a function that returns bytes, and returns the value
+    to keep.
     """
 
     key: str
@@ -195,7 +197,7 @@ def _method(
 ) -> _Method:
     config, quant = text.config, text.config.quant
     if quant.method == "trellis":
-        # No more of them than the Hessians have seen.
+        # At most as many as the Hessians have read.
         few = text.batches(min(quant.gradient_tokens, quant.calibration_tokens))
         positions = text.positions(quant.calibration_tokens)
         plan = Plan(state, curvatures(model, few, hessians, positions), quant)
@@ -208,7 +210,7 @@ def _method(
 def _with_corrections(
     method: _Method, state: dict[str, Tensor], hessians: dict[str, Tensor], quant: QuantConfig
 ) -> _Method:
-    """Return a quantiser whose worst matrices have corrections."""
+    """Return a quantiser that adds corrections to the worst matrices."""
 
     def quantise(setting: float) -> QuantisedModel:
         return corrected(method.quantise(setting), state, hessians, quant)
@@ -231,7 +233,8 @@ def _by_level(config: Config, plan: Plan, code_bytes: int) -> _Method:
 
 
 def _estimate(config: Config, plan: Plan, code_bytes: int) -> Callable[[float], float]:
-    """Return what artifact and code take at a level, by the codes of a few rows near the limit."""
+    """Return the bytes of artifact and code at a level, estimated from the codes of a few rows near
+    the limit."""
     numbers = sum(group.cost.numel() + group.columns.numel() for group in plan.groups)
     beside = code_bytes + CONTAINER_BYTES + _BYTES_PER_STEP * numbers
     beside += 2 * sum(tensor.numel() for tensor in plan.kept.values() if isinstance(tensor, Tensor))

@@ -1,7 +1,7 @@
 """The sections of an artifact that `cabac` codes: tensors to streams, and streams to raw bytes.
 
-What it decodes is what `layout.section_bytes` would have written, so all else treats a section the
-same whatever its codec.
+It decodes to the bytes of `layout.section_bytes`, so other code does not depend on the codec of a
+section.
 """
 
 import math
@@ -24,7 +24,7 @@ from fairway.pack.layout import (
 from fairway.pack.lines import decode_lines, encode_lines
 from fairway.quantise.gptq import QuantisedModel
 
-# Integer tensors. What is kept as float16 has little to model.
+# Integer tensors; float16 tensors have little structure to model.
 KINDS = ("codes", "scales", "steps", "left factors", "right factors")
 
 

@@ -1,6 +1,6 @@
 """Warns if the moving average of the weights does not suit the length of the run.
 
-An average over more steps than a run has still holds the initial weights, and is what gets packed.
+An average over more steps than the run has still contains the initial weights, and it is packed.
 """
 
 import math
@@ -9,15 +9,15 @@ from pathlib import Path
 from fairway.config.settings import OptimConfig, TrainConfig
 from fairway.train.steps import STEPS, read_steps
 
-# What the average may hold of the initial weights, and lose to the last ones: seeds of one recipe
-# differ by more.
+# The allowed share of the initial weights in the average, and its allowed loss against the last
+# weights: seeds of one recipe differ by more.
 _INITIAL_SHARE, _WORSE_SHARE = 0.01, 0.002
-# Of the horizons tried on short and long runs none was longer.
+# No horizon that was tried on short and long runs was longer.
 _LONGEST_SHARE = 0.063
 
 
 def initial_share(optim: OptimConfig, steps: int) -> float:
-    """Return the share of the initial weights in what is kept after this many steps."""
+    """Return the share of the initial weights in the average after this many steps."""
     if optim.ema_decay is not None:
         return float(optim.ema_decay**steps)
     assert optim.ema_share is not None
@@ -25,14 +25,14 @@ def initial_share(optim: OptimConfig, steps: int) -> float:
 
 
 def known_steps(train: TrainConfig) -> int:
-    """Return the steps that a run is going to have; 0 where only its clock will tell."""
+    """Return the number of steps of a planned run; 0 if only its clock decides."""
     if train.clock == "replay":
         return len(read_steps(Path(train.replay) / STEPS))
     return train.steps if train.clock == "steps" else 0
 
 
 def lag_warning(optim: OptimConfig, steps: int) -> str:
-    """Return what is wrong with an average over a run of this many steps, or nothing."""
+    """Return a warning if the average does not suit a run of this many steps, else ''."""
     if not steps:
         return ""
     share = initial_share(optim, steps)
@@ -45,7 +45,7 @@ def lag_warning(optim: OptimConfig, steps: int) -> str:
 
 
 def loss_warning(optim: OptimConfig, steps: int, raw_bpb: float, ema_bpb: float) -> str:
-    """Return by how much the average scores worse than the last weights, or nothing."""
+    """Return a warning if the average scores worse than the last weights, else ''."""
     if ema_bpb <= raw_bpb * (1 + _WORSE_SHARE):
         return ""
     return (

@@ -9,14 +9,14 @@ from fairway.pipeline.folder import RunFolder, key_of
 from fairway.quantise.estimate import counted
 from fairway.train.steps import Say
 
-# What was measured, in the memory of a run.
+# The key of the measured size in the memory of a run.
 CODE = "code"
 
 
 def known_code(config: Config, folder: RunFolder) -> int:
     """Return the bytes of code that count with a run's artifact.
 
-    Raises UserError where they are not measured, as in a run of an earlier version.
+    Raises UserError if they are not measured, as in a run of an earlier version.
     """
     found = folder.proposed.get(CODE) or folder.memory.get(CODE)
     if found is None and not declares_code(config.pack):
@@ -28,10 +28,10 @@ def known_code(config: Config, folder: RunFolder) -> int:
 
 
 def measure_code(config: Config, folder: RunFolder, say: Say, packing: bool = False) -> int:
-    """Return the bytes of code of a run with these settings; they enter its memory with its stages.
+    """Return the bytes of code of a run with these settings; its stages write them into its memory.
 
-    Sources that were edited since the last time count when an artifact is packed, and not when it
-    is scored: the number tells what the artifact was packed beside.
+    Sources edited since the last measurement count when an artifact is packed, but not when it is
+    scored: the number belongs to the code at the time of packing.
     """
     if declares_code(config.pack):
         return counted(config.pack, 0)

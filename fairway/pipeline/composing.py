@@ -13,7 +13,7 @@ from fairway.score.ways import gains
 
 
 def average_warning(config: Config, folder: RunFolder) -> str:
-    """Return what a scored run shows of its weight average, if that was the worse choice."""
+    """Return a warning about the weight average of a scored run, if it was the worse choice."""
     train, raw, ema = (folder.facts(name) or {} for name in ("train", "score.raw", "score.ema"))
     return loss_warning(config.optim, train["steps"], raw["bpb"], ema["bpb"])
 
@@ -23,7 +23,8 @@ def compose(
 ) -> dict[str, Any]:
     """Return the results of a run folder whose stages fit together: see `fairway.pipeline.inputs`.
 
-    `public` is its config without paths, `code_bytes` those that count with its artifact.
+    `public` is its config without paths; `code_bytes` is the size of the code that counts with its
+    artifact.
     """
     facts = {name: folder.facts(name) for name in folder.memory["stages"]}
     packed = facts["pack"] or {}
@@ -33,7 +34,7 @@ def compose(
         for name, value in facts.items()
         if name.startswith("score.")
     }
-    # Counting the text is no work of its own.
+    # Counting the text is not reported as separate work.
     seconds = {name: taken_s for name, taken_s in folder.seconds().items() if name != "text"}
     return {
         "schema": SCHEMA,
@@ -50,7 +51,7 @@ def compose(
         "stages": stages,
         "headline": headline(public),
         "gains": gains(stages),
-        # Not among the stages: it is no score and can be no headline.
+        # Not among the stages, since it is no score and can be no headline.
         "published_mixture": facts.get("published"),
         "artifact": {
             **{name: packed[name] for name in artifact},
@@ -62,7 +63,7 @@ def compose(
         "baselines": facts.get("baselines"),
         "weights": packed["weights"],
         "matrices": packed["matrices"],
-        # What packing spent on its parts replaces its sum.
+        # The seconds of the parts of packing replace their sum.
         "seconds": {**seconds, **packed["seconds"], "total": sum(seconds.values())},
         "memory": folder.memory_of_stages(),
         "proof": facts.get("proof") if public.prove.bytes else None,
@@ -72,7 +73,7 @@ def compose(
 
 
 def _origin(origin: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a result says of the code of a recipe that is not Fairway's: no path, no text."""
+    """Return the facts of a recipe that is not Fairway's, without its path and its text."""
     if origin is None:
         return None
     files = {file["name"]: file["digest"] for file in origin["files"]}

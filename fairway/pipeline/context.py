@@ -1,7 +1,7 @@
 """The inputs of a stage's work: settings, text, files and processes of a run.
 
-Every stage reads the files of the stages before it, never their memory, so that it can be repeated
-alone, and what is scored is what was written.
+Every stage reads the files of earlier stages, never their memory. So each stage can be repeated
+alone, and the scored weights are the written ones.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,12 +30,12 @@ from fairway.train.steps import Beside, Say, nobody
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """One run, as its stages see it.
+    """A run from the view of its stages.
 
-    `public` is its config with digests in place of paths, `code_bytes` are those that count with
-    its artifact, and `facts` tells what the finished stages came to, by name. `begin` is called
-    once nothing refuses the training any more, and `beside` looks on; `resume` goes on with a
-    checkpoint.
+    `public` is its config with digests in place of paths, `code_bytes` is the size of the code that
+    counts with its artifact, and `facts` holds the facts of the finished stages by name. `begin` is
+    called after the last check before training, and `beside` observes the training; `resume`
+    continues from a checkpoint.
     """
 
     config: Config
@@ -57,17 +57,17 @@ class Run:
 
     @cached_property
     def validation(self) -> Validation:
-        """Return the validation text that the settings ask for."""
+        """Return the validation text by the settings."""
         data = self.config.data
         return self.source.sample_validation(data.val_bytes, data.val_tokens)
 
     @cached_property
     def text(self) -> Text:
-        """Return that text as scorers take it."""
+        """Return the validation text in the form for scorers."""
         return text_of(self.validation.ids, self.source.tokenizer.table, self.validation.bytes)
 
     def weights(self, kind: str) -> tuple[dict[str, Tensor], bool]:
-        """Return the 'raw' or 'ema' weights and whether the recurrence was on."""
+        """Return the 'raw' or 'ema' weights, and whether recurrence was on."""
         return weights_of(self.file(WEIGHTS), kind)
 
     def model(self, kind: str) -> GPT:
@@ -78,7 +78,7 @@ class Run:
         return model_from(state, self.config.model, self.plan, looping)
 
     def evaluation(self, description: str, trail: Trail, alone: bool = False) -> Evaluation:
-        """Return what a scorer is asked; `alone` if this process scores without the others."""
+        """Return the inputs of a scorer; `alone` if this process scores without the others."""
         config = self.config
         return Evaluation(
             *(self.text, config.score, config.ttt, config.seed, f"score {description}"),

@@ -1,4 +1,4 @@
-"""Step records of runs beside one another: those of a folder of runs, read without trust."""
+"""The step records of the other runs in a folder of runs; all files are checked before use."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from fairway.pipeline.folder import MEMORY, RunFolder
 from fairway.report.derive import Earlier
 from fairway.train.steps import STEPS, read_steps
 
-# How many earlier runs are shown, and how much of the disk is looked at for them.
+# How many earlier runs are shown, and how many folders and bytes are read for them.
 MOST_EARLIER = 6
 _MOST_FOLDERS = 1_000
 # 60,000 steps.
@@ -20,9 +20,9 @@ _NUMBERS = ("step", "seconds", "loss", "lr")
 
 
 def earlier_runs(run: RunFolder) -> list[Earlier]:
-    """Return the latest runs beside a run that were trained before it, in order of name.
+    """Return the latest runs in the same folder that were trained before a run, in order of name.
 
-    What cannot be read as a finished training, or as one on the same text, is left out.
+    Folders without a readable finished training on the same text are left out.
     """
     own = run.path.resolve()
     until_s = run.file(STEPS).stat().st_mtime
@@ -33,8 +33,8 @@ def earlier_runs(run: RunFolder) -> list[Earlier]:
 
 
 def known_steps(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the step records of a finished training; none if they are not what it wrote, are
-    too many, or hold no numbers."""
+    """Return the step records of a finished training; an empty result if they were changed, are too
+    many, or hold no numbers."""
     path = folder.file(STEPS)
     try:
         if folder.facts("train") is None or path.stat().st_size > MOST_STEPS_BYTES:

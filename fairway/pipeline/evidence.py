@@ -1,5 +1,5 @@
-"""The stages beside the scores: what documents cost unlearned, by all processes; by the first one
-baselines, samples, costs of tokens, proof and audit."""
+"""The stages beside the scores. All processes score documents without learning. The first process
+alone makes baselines, samples, costs of tokens, proof and audit."""
 
 import time
 from dataclasses import replace
@@ -27,12 +27,14 @@ from fairway.score.ways import gains_told
 
 Facts = dict[str, Any]
 
-# Validation documents whose tokens the report shows, and tokens of each: 400 bytes of page a token.
+# The number of validation documents in the report, and of tokens of each: 400 bytes of page per
+# token.
 _SHOWN_DOCUMENTS, _SHOWN_TOKENS = 3, 120
 
 
 def documents(run: Run) -> Facts:
-    """Score the artifact in the windows of test-time training by documents, without learning."""
+    """Score the artifact without learning, in the same windows as test-time training by
+    documents."""
 
     def work(trail: Trail) -> tuple[Score, Facts]:
         asked = run.evaluation("documents", trail)
@@ -46,7 +48,8 @@ def documents(run: Run) -> Facts:
 
 
 def published(run: Run) -> Facts:
-    """Price the published mixture, which is no distribution and no score."""
+    """Compute the cost by the published mixture, which is no distribution, so the result is no
+    score."""
     start_s, mixture = time.perf_counter(), run.config.mixture
     asked = run.evaluation("published mixture", Trail(), alone=True)
     found = evaluate_published(run.model("artifact"), asked, mixture, run.source.tokenizer)
@@ -74,7 +77,7 @@ def count_text(run: Run) -> Facts:
 
 
 def compress(run: Run) -> Facts:
-    """Compress the validation text by the usual tools."""
+    """Compress the validation text with the usual tools."""
     for title in baselines.missing():
         run.say(f"{title} is not measured: `pip install pyppmd` for the strongest comparison")
     return baselines.measure(run.validation.documents, run.source.train_documents())
@@ -87,7 +90,7 @@ def sample(run: Run) -> Facts:
 
 
 def show_costs(run: Run) -> Facts:
-    """Write what each token of a few validation documents costs, each scored alone."""
+    """Write the cost of each token of a few validation documents, each scored alone."""
     model = load(run.file(ARTIFACT), plan=run.plan)
     text = run.validation
     size_bytes = max(1, _SHOWN_TOKENS * text.bytes // len(text.ids))
@@ -98,13 +101,13 @@ def show_costs(run: Run) -> Facts:
 
 
 def prove(run: Run) -> Facts:
-    """Code the beginning of the validation text and let a fresh process restore it."""
+    """Code the beginning of the validation text, and restore it in a fresh process."""
     give_back()
     config, plan = run.config, run.plan
     runtime = replace(config.runtime, device=plan.device, threads=plan.threads)
     artifact, out = run.file(ARTIFACT), run.file(PROOF)
     facts = prove_run(config, runtime, artifact, run.validation.documents, out)
-    # Coding had arithmetic of its own.
+    # Coding uses other arithmetic than scoring.
     plan.apply()
     run.say(
         f"{'proof':>9}: {facts['bytes']:,} bytes coded in {facts['coded_bytes']:,} "
@@ -114,7 +117,7 @@ def prove(run: Run) -> Facts:
 
 
 def audit(run: Run) -> Facts:
-    """Check the ledgers and budgets of this run, and probe what scored its artifact."""
+    """Check the ledgers and budgets of this run, and probe the scorer of its artifact."""
     give_back()
     stages = {name: facts for name, facts in run.facts().items() if audited(name)}
     told, ids = RunFacts(run.folder, stages, run.code_bytes), run.validation.ids

@@ -14,7 +14,7 @@ from typing import Any
 from fairway.base.errors import UserError
 from fairway.config.settings import RuntimeConfig
 
-# Larger whole numbers are none of ours, and neither torch nor NumPy takes them.
+# Fairway writes no larger whole numbers, and neither torch nor NumPy accepts them.
 _LARGEST = 2**63 - 1
 _THREADS = range(1, 1 << 16)
 _WORDS = {bool: "true or false", str: "a text", dict: "an object", int: "a whole number"}
@@ -69,7 +69,7 @@ _PUBLISHED = {
     },
 }
 _TOOL = {"bytes": int, "bpb": float, "primed_bpb": Maybe(float)}
-# What the facts of a stage must hold; there may be more.
+# The required facts of each stage; a stage may have more.
 _FACTS: dict[str, Any] = {
     "train": _TRAIN,
     "pack": _PACK,
@@ -94,7 +94,7 @@ _PLAN = {
         if field.name != "threads"
     },
 }
-# Where a recipe of others is from: see `fairway.recipes.find`.
+# The source of a recipe that is not Fairway's: see `fairway.recipes.find`.
 _ORIGIN = {
     **dict.fromkeys(("argument", "function", "package"), str),
     "files": [dict.fromkeys(("name", "digest", "text"), str)],
@@ -112,7 +112,7 @@ _MEMORY = {
 
 
 def check_memory(memory: Mapping[str, Any], file: str) -> None:
-    """Raise UserError for a memory whose values are not of the kinds that Fairway writes."""
+    """Raise UserError if values of a memory are not of the kinds that Fairway writes."""
     if fault := _first(_faults(memory)):
         raise UserError(f"{file} is damaged: {fault}; delete it and the stages run again")
 
@@ -136,7 +136,7 @@ def _first(faults: Iterable[str]) -> str:
 
 
 def fault_of(value: Any, kind: Any, place: str) -> str:
-    """Return in words what is wrong with a value, or nothing."""
+    """Return the fault of a value in words, or an empty text."""
     if isinstance(kind, Maybe):
         return "" if value is None else fault_of(value, kind.kind, place)
     if isinstance(kind, list):

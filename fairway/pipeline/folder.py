@@ -1,9 +1,9 @@
 """The run folder: stages cached by the digests of their inputs, with one writer at a time.
 
-`run.json` is the folder's memory: for every finished stage what it read (settings, and digests of
-files), the digests of its files, its facts and its seconds; and the config and machine plan, which
-enter it together with the first stage that succeeds with them. It carries its own digest, so that
-one check refuses every kind of damage.
+`run.json` is the memory of the folder. For each finished stage it holds the inputs (settings, and
+digests of files), the digests of its files, its facts and its seconds. It also holds the config and
+the machine plan, which are written together with the first stage that succeeds with them. It
+contains its own digest, so one check finds every kind of damage.
 """
 
 import re
@@ -24,9 +24,9 @@ from fairway.version import VERSION
 
 SCHEMA = 2
 MEMORY, LOCK = "run.json", ".lock"
-# What a killed process leaves beside what it was writing: see `fairway.base.files`.
+# The temporary files of a killed process: see `fairway.base.files`.
 _LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(\.part|\.old)?")
-# What a run writes into its folder.
+# The files of a run folder.
 _OURS = re.compile(
     r"(run|results|report)\.json|report\.html|(weights|checkpoint)\.safetensors|steps\.jsonl|"
     r"artifact\.fwy|proof\.fwp|costs(-\w+)?\.json|tokenizer\.model|ledger-\w+\.jsonl\.gz|data"
@@ -34,18 +34,18 @@ _OURS = re.compile(
 
 
 def key_of(*parts: Any) -> str:
-    """Return a digest of JSON-able parts, with Fairway's version: what a stage depends on."""
+    """Return a digest of JSON-able parts and of Fairway's version: the key of a stage's inputs."""
     return digest_json([VERSION, *parts])
 
 
 def run_at(path: Path) -> Path:
-    """Return the folder of a run whose artifact is named; any other path as it is."""
+    """Return the folder of the run if the path is its artifact; any other path unchanged."""
     named = path.name == ARTIFACT and path.is_file() and (path.parent / MEMORY).is_file()
     return path.parent if named else path
 
 
 def _digest_of(path: Path) -> str | None:
-    """Return the digest of a file, or of all files in a folder; None if there is neither."""
+    """Return the digest of a file, or of all files in a folder; None if neither exists."""
     if path.is_dir():
         inside = sorted(item for item in path.rglob("*") if item.is_file())
         return key_of([[item.relative_to(path).as_posix(), digest_file(item)] for item in inside])
@@ -54,7 +54,7 @@ def _digest_of(path: Path) -> str | None:
 
 @contextmanager
 def locked(path: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold a folder, made if need be, against a second writer, or refuse after `wait_s`."""
+    """Lock a folder against a second writer; create it if it is missing; refuse after `wait_s`."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name a folder with --out")
     path.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def locked(path: Path, wait_s: float = 0.0) -> Iterator[None]:
 
 
 def sweep(path: Path, ours: re.Pattern[str]) -> None:
-    """Remove what killed writers of such names left in a folder whose lock is held."""
+    """Remove the temporary files of killed writers from a folder whose lock is held."""
     for left in path.iterdir():
         match = _LEFT.fullmatch(left.name)
         if match and ours.fullmatch(match["name"]):
@@ -83,15 +83,15 @@ def sweep(path: Path, ours: re.Pattern[str]) -> None:
 
 
 class Watched(Protocol):
-    """Tells of the memory that the last work took: `need_bytes`, `peak_bytes`."""
+    """Gives the memory of the last work: `need_bytes` (planned), `peak_bytes` (measured)."""
 
     facts: dict[str, int | None]
 
 
 class RunFolder:
-    """One run's folder and its memory.
+    """The folder of a run and its memory.
 
-    `proposed` is what enters the memory with the next stage that succeeds: see `propose`.
+    `proposed` holds facts that are written with the next stage that succeeds: see `propose`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,7 +100,8 @@ class RunFolder:
         self.proposed: dict[str, Any] = {}
 
     def _recall(self) -> dict[str, Any]:
-        """Return what run.json holds, without its digest; an empty memory if there is none."""
+        """Return the content of run.json without its digest; an empty memory if the file is
+        missing."""
         file = self.path / MEMORY
         if not file.exists():
             return {"schema": SCHEMA, "stages": {}}
@@ -120,11 +121,11 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":
-        """Return a run folder that must be there already."""
+        """Return a run folder that must exist already."""
         if path.is_file():
             raise UserError(
-                f"{path} is a file, and the folder of its run is needed, with its {MEMORY}; an "
-                "artifact alone can be scored on texts, sampled, exported and unpacked"
+                f"{path} is a file, but this command needs the folder of its run (with {MEMORY}); "
+                "an artifact alone can be scored on texts, sampled, exported and unpacked"
             )
         if not (path / MEMORY).is_file():
             raise UserError(
@@ -136,14 +137,15 @@ class RunFolder:
         return cls(path)
 
     def is_begun(self) -> bool:
-        """Return whether a command has begun a run here, however early it ended."""
+        """Return whether a command has begun a run here, even if it ended early."""
         return (self.path / MEMORY).is_file() or (self.path / LOCK).is_file()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against a second writer, or refuse at once; sweep what kills left."""
+        """Lock the folder against a second writer, or refuse at once; remove files of killed
+        writers."""
         with locked(self.path):
-            # Another process may have finished stages between our reading and our turn.
+            # Another process may have finished stages between our reading and our lock.
             self.memory = self._recall()
             sweep(self.path, _OURS)
             yield
@@ -153,29 +155,29 @@ class RunFolder:
         return self.path / name
 
     def propose(self, **facts: Any) -> None:
-        """Let facts enter the memory with the next stage that succeeds, or once a verb has.
+        """Let the next stage that succeeds write these facts, or the verb at its end.
 
-        What is refused, fails or is killed before that leaves the memory as it was. None takes a
-        name out of the memory.
+        A refusal, a failure or a kill before that leaves the memory unchanged. The value None
+        removes a name from the memory.
         """
         self.proposed |= facts
 
     def settle(self) -> None:
-        """Remember what was proposed: every stage of a verb is done with it."""
+        """Write the proposed facts, after all stages of a verb succeeded with them."""
         self._keep()
 
     def remember(self, name: str, value: Any) -> None:
-        """Keep a JSON-able value under a name; what is known already is not written again."""
+        """Store a JSON-able value under a name; an equal value is not written again."""
         self._write({**self.memory, name: value})
 
     def forget(self, stage: str) -> None:
-        """Drop what is known of a stage that is no longer asked for."""
+        """Remove the entry of a stage that the settings no longer include."""
         stages = self.memory["stages"]
         if stage in stages:
             self._keep({name: kept for name, kept in stages.items() if name != stage})
 
     def _keep(self, stages: Mapping[str, Any] | None = None) -> None:
-        """Write stages, those that are known if none are given, with what was proposed."""
+        """Write stages (by default those already known) together with the proposed facts."""
         known = self.memory["stages"] if stages is None else stages
         memory = {**self.memory, **self.proposed, "stages": known}
         self._write({name: value for name, value in memory.items() if value is not None})
@@ -199,30 +201,30 @@ class RunFolder:
         return {name: record["seconds"] for name, record in self.memory["stages"].items()}
 
     def memory_of_stages(self) -> dict[str, dict[str, int | None]]:
-        """Return what each stage was to take of memory, and took at most, where that is known."""
+        """Return the planned and the peak memory of each stage, where known."""
         stages = self.memory["stages"].items()
         return {name: dict(record["memory"]) for name, record in stages if "memory" in record}
 
     def is_done(self, stage: str, reads: Mapping[str, Any]) -> bool:
-        """Return whether a stage finished with what it reads, its files still what they were."""
+        """Return whether a stage finished with these inputs and its files are unchanged."""
         return self.has(stage, reads) and self.changed(stage) is None
 
     def has(self, stage: str, reads: Mapping[str, Any]) -> bool:
-        """Return whether a stage finished with what it reads, whatever became of its files."""
+        """Return whether a stage finished with these inputs, even if its files have changed."""
         record = self.memory["stages"].get(stage)
         return record is not None and record["key"] == key_of(reads)
 
     def changed(self, stage: str, *names: str) -> Path | None:
-        """Return the first of some files of a finished stage, by default of all, that is not what
-        it wrote, or None."""
+        """Return the first file of a finished stage (of some files, by default of all) that has
+        changed, or None."""
         files = self.memory["stages"][stage]["files"]
         paths = {self.file(n): digest for n, digest in files.items() if not names or n in names}
         return next((path for path, d in paths.items() if _digest_of(path) != d), None)
 
     def require_unchanged(self, stage: str, *names: str, again: str = "") -> None:
-        """Raise UserError if files of a finished stage, by default all, are not what it wrote.
+        """Raise UserError if files of a finished stage (by default any file) have changed.
 
-        `again` is the command that writes them again, where it is not one of the stage's name.
+        `again` is the command that writes them again, if its name differs from the stage's.
         """
         changed = self.changed(stage, *names)
         if changed and stage == "train" and "begun" in self.memory:
@@ -236,15 +238,15 @@ class RunFolder:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Tell in one sentence of a memory that cannot be read as what it says it is."""
+        """Turn errors of reading a malformed memory into one sentence."""
         try:
             yield
         except UserError:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"{self.path / MEMORY} does not hold what a finished run has ({error!r}); delete "
-                "it and the stages run again"
+                f"{self.path / MEMORY} lacks facts of a finished run ({error!r}); delete it, "
+                "then the stages run again"
             ) from None
 
     def stage(
@@ -256,11 +258,11 @@ class RunFolder:
         say: Callable[[str], None],
         watch: Watched | None = None,
     ) -> dict[str, Any]:
-        """Return a stage's facts: those remembered if nothing it reads has changed, else new.
+        """Return the facts of a stage: the stored ones if its inputs are unchanged, else new ones.
 
-        `reads` are the settings, and digests of files, that decide what comes out; `files` are the
-        files, or folders of files, that the stage writes. What a `watch` tells of the memory that
-        the work took is remembered beside the seconds.
+        `reads` holds the settings and digests of files that decide the result; `files` are the
+        files, or folders of files, that the stage writes. The memory of the work, from a `watch`,
+        is stored beside the seconds.
         """
         if self.is_done(name, reads):
             say(f"{name}: unchanged, kept")

@@ -14,13 +14,13 @@ from fairway.pipeline.folder import MEMORY, RunFolder
 from fairway.pipeline.order import stages_of
 from fairway.pipeline.record import config_of, differences
 
-# What a folder of runs holds at most: a run has some 20 files.
+# The most files in a folder of runs; a run has about 20 files.
 _MOST_ENTRIES = 100_000
 _FACTS = ("name", "recipe", "seed", "differences", "bytes", "train_s", "steps", "state")
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:
-    """Return the runs below a folder in order of name; UserError if there is no such folder."""
+    """Return the runs below a folder in order of name; UserError if the folder does not exist."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; runs lie in `runs` by default")
     return [_run(path, folder) for path in sorted(_folders(folder))]
@@ -40,7 +40,7 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 
 def _run(path: Path, root: Path) -> dict[str, Any]:
-    """Return what is known of a run; of one that cannot be read, a sentence as its state."""
+    """Return the facts of a run; for an unreadable run, a sentence as its state."""
     below = path.relative_to(root).as_posix()
     named = {"name": path.resolve().name if path == root else below, "path": below}
     try:
@@ -73,12 +73,12 @@ def _facts_of(folder: RunFolder) -> dict[str, Any]:
 
 
 def _is_apart(name: str) -> bool:
-    """Return whether a setting does not tell one run's recipe from another's."""
+    """Return whether a setting is irrelevant for comparing the recipes of runs."""
     return name == "seed" or name.startswith("runtime.")
 
 
 def _state(config: Config, facts: dict[str, Any]) -> str:
-    """Return how far a run has come: 'scored', or the last stage before one that is missing."""
+    """Return the state of a run: 'scored', or the last stage before the first missing one."""
     done = "begun"
     for stage in stages_of(config):
         if stage.name not in facts:
@@ -88,7 +88,7 @@ def _state(config: Config, facts: dict[str, Any]) -> str:
 
 
 def as_csv(found: Sequence[dict[str, Any]]) -> str:
-    """Return runs as comma-separated values: one column per stage that any of them has."""
+    """Return runs as comma-separated values, with one column for each stage of any run."""
     stages = list(dict.fromkeys(stage for run in found for stage in run["scores"]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -101,5 +101,5 @@ def as_csv(found: Sequence[dict[str, Any]]) -> str:
 
 
 def is_csv(head: bytes) -> bool:
-    """Return whether a file begins as these values do."""
+    """Return whether a file begins like these values."""
     return head.startswith(",".join(_FACTS).encode())

@@ -1,7 +1,7 @@
-"""Weights that a training begins with: those of another run, or of an artifact (`train.init`).
+"""The initial weights of a training from another run or from an artifact (`train.init`).
 
-A run gives its averaged weights as they were trained; an artifact gives what its codes restore.
-The text must be in tokens of the same tokenizer, and the model must have the same shapes.
+A run gives its averaged weights before quantisation; an artifact gives its restored weights. The
+text must be in tokens of the same tokenizer, and the model must have the same shapes.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,14 @@ from fairway.pack.artifact import load_artifact
 from fairway.pipeline.folder import RunFolder
 from fairway.train.saved import weights_of
 
-# What a model begins with when nothing is given, and where its embedding's moments are kept.
+# Settings that may differ: the gain of fresh weights, and the dtype of the embedding and its
+# moments.
 _FREE = ("qk_gain", "embed_bf16")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Initial:
-    """Weights by name, and what a result says of where they are from."""
+    """Weights by name, and the facts about their source for a result."""
 
     state: dict[str, Tensor]
     facts: dict[str, Any]
@@ -50,12 +51,12 @@ def initial_file(path: str) -> Path:
 
 
 def initial_digest(config: Config) -> str:
-    """Return the digest of the weights that a training begins with; '' if it begins anew."""
+    """Return the digest of the initial weights of a training; '' for fresh weights."""
     return digest_file(initial_file(config.train.init)) if config.train.init else ""
 
 
 def initial_tokenizer(config: Config) -> Tokenizer:
-    """Return the tokenizer of the weights that a training begins with."""
+    """Return the tokenizer of the initial weights of a training."""
     file = initial_file(config.train.init)
     if file.name != WEIGHTS or (file.parent / TOKENIZER_FILE).is_file():
         beside = None if file.name != WEIGHTS else file.parent / TOKENIZER_FILE
@@ -65,19 +66,19 @@ def initial_tokenizer(config: Config) -> Tokenizer:
 
 
 def initial(config: Config, source: DataFolder, say: Callable[[str], None]) -> Initial:
-    """Return the weights that a training begins with, if model and text of a run fit them.
+    """Return the initial weights of a training, if the model and the text of the run fit them.
 
-    Raises UserError, with both values, for another shape or another tokenizer. Settings of the
-    model that differ and leave its shapes alone are told.
+    Raises UserError, with both values, for another shape or another tokenizer. Other settings of
+    the model that differ are reported in a line.
     """
     file = initial_file(config.train.init)
     own = initial_tokenizer(config)
     if own.digest != source.tokenizer.digest:
         again = command("data", "build", "TEXT", "--tokenizer", TOKENIZER_FILE)
         raise UserError(
-            f"the tokenizer of train.init {config.train.init} is {own.digest[:12]} and that of "
-            f"{source.path} is {source.tokenizer.digest[:12]}; build the data with that of "
-            f"train.init: {again}"
+            f"train.init {config.train.init} has the tokenizer {own.digest[:12]}, but "
+            f"{source.path} has {source.tokenizer.digest[:12]}; build the data with the tokenizer "
+            f"of train.init: {again}"
         )
     state, model, facts = _of_run(file) if file.name == WEIGHTS else _of_artifact(file)
     _require_fit(config, state, model, say)
@@ -116,7 +117,7 @@ def _of_artifact(file: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, 
 def _require_fit(
     config: Config, state: dict[str, Tensor], model: ModelConfig, say: Callable[[str], None]
 ) -> None:
-    """Raise UserError for weights of other names or shapes; tell of other settings."""
+    """Raise UserError for weights of other names or shapes; report settings that differ."""
     there = {name: value for name, _, value in settings(model)}
     differ = [
         f"model.{name} is {there[name]} there and {value} here"

@@ -1,7 +1,7 @@
-"""The inputs of the stages of a run, and whether they fit together.
+"""The inputs of the stages of a run, and the checks that they fit together.
 
-A stage is kept while nothing that it reads has changed. Results are composed of stages that were
-all made with the settings of the run's record, or not at all.
+A stage is kept while its inputs are unchanged. Results are composed only if all stages were made
+with the settings of the run's record.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ from fairway.pipeline.record import command_of
 from fairway.train.saved import what_trains
 from fairway.train.steps import STEPS
 
-# The stage that writes a file which others read.
+# The stage that writes each file that other stages read.
 _WRITTEN_BY = {WEIGHTS: "train", ARTIFACT: "pack"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """What the stages of one run read now.
+    """The present inputs of the stages of a run.
 
-    `data` and `plan` are asked only where a stage reads them. A process that is not
-    the first knows its files by their own digests, so that a host with others is noticed.
+    `data` and `plan` are called only if a stage reads them. Every process but the first takes the
+    digests of its own files, so a host with other files is noticed.
     """
 
     config: Config
@@ -47,7 +47,7 @@ class Inputs:
     origin: dict[str, Any] | None
 
     def of(self, stage: str) -> dict[str, Any]:
-        """Return what a stage reads, by name, ready for JSON."""
+        """Return the inputs of a stage by name, ready for JSON."""
         reads = next(s.reads for s in stages_of(self.config) if s.name == stage)
         return {name: self._value(name) for name in reads}
 
@@ -56,12 +56,12 @@ class Inputs:
         if name in _WRITTEN_BY:
             return self._digest(name)
         if name == "ledgers":
-            # A ledger edited since is a ledger to be read again.
+            # An edited ledger must be read again.
             stages = self.folder.memory["stages"]
             read = {n: record["key"] for n, record in stages.items() if audited(n)}
             return {n: [key, str(self.folder.changed(n))] for n, key in read.items()}
         values: dict[str, Callable[[], Any]] = {
-            # What it was packed beside, until it is packed again.
+            # The size of the code at the last packing, until it is packed again.
             "beside": lambda: (self.folder.facts("pack") or {}).get("code_bytes"),
             "code": lambda: known_code(config, self.folder),
             "data": lambda: self.data().digest,
@@ -74,7 +74,7 @@ class Inputs:
         }
         if name in values:
             return values[name]()
-        # Which score is claimed changes none of them.
+        # The claimed score has no influence on any stage.
         return {n: v for n, v in to_dict(getattr(config, name)).items() if n != "headline"}
 
     def _digest(self, file: str) -> str | None:
@@ -85,9 +85,9 @@ class Inputs:
         return known
 
     def require(self, *but: str) -> None:
-        """Raise UserError unless every stage that the config asks for was made with it, and its
-        files are what it wrote. The weights may be gone: nothing reads them once all is scored. An
-        audit that is to be made looks at the ledgers itself."""
+        """Raise UserError unless every stage of the config was made with it and its files are
+        unchanged. The weights may be missing: nothing reads them after scoring. An audit that is
+        still due checks the ledgers itself."""
         for stage in (s.name for s in stages_of(self.config) if s.name not in but):
             if not self.folder.has(stage, self.of(stage)):
                 raise UserError(self._missing(stage))
@@ -100,26 +100,26 @@ class Inputs:
                 self.folder.require_unchanged(stage, *kept, again=self._remedy(stage))
 
     def public(self) -> Config:
-        """Return the config with digests in place of paths: what a result may say of it."""
+        """Return the config for a result, with digests in place of paths."""
         digest = "" if self.config.data.source == "embedded" else self.data().digest
         begun = initial_digest(self.config)
         return public(self.config, digest, replayed(self.config), begun)
 
     def forget_others(self) -> None:
-        """Drop the scores that are no longer asked for."""
+        """Remove the scores that the settings no longer include."""
         asked = {stage.name for stage in stages_of(self.config)}
         for name in self.folder.all_facts().keys() - asked:
             if name.startswith("score.") or name == "published":
                 self.folder.forget(name)
 
     def require_file(self, name: str, verb: str) -> None:
-        """Refuse to go on without a file that another verb writes."""
+        """Refuse to continue without a file that another verb writes."""
         path = self.folder.file(name)
         if not path.is_file():
             raise UserError(f"{path} does not exist; run `fairway {verb}` on it first")
 
     def refuse_unfinished(self) -> None:
-        """Refuse to begin anew where a training is unfinished."""
+        """Refuse a new training if an unfinished one exists."""
         unfinished = self.folder.file(CHECKPOINT).exists()
         if unfinished and not self.folder.is_done("train", self.of("train")):
             raise UserError(
@@ -128,9 +128,10 @@ class Inputs:
             )
 
     def require_stage(self, stage: str, reads: dict[str, Any] | None = None) -> None:
-        """Refuse to go on unless a stage was done with exactly these settings, or `reads`."""
+        """Refuse to continue unless a stage was done with exactly these settings, or with
+        `reads`."""
         path, config = self.folder.path, self.config
-        # No command has the name of the data stage, and training needs its recipe.
+        # No command is named after the data stage, and the training command needs its recipe.
         first = stage in ("data", "train")
         verb = "train" if first else stage
         if not self.folder.has(stage, self.of(stage) if reads is None else reads):
@@ -159,7 +160,7 @@ class Inputs:
 
 
 def replayed(config: Config) -> dict[str, Any] | None:
-    """Return the plan and the digest of the steps of the run that is followed, if one is."""
+    """Return the plan and the digest of the steps of the run that this run replays, if any."""
     if config.train.clock != "replay":
         return None
     other = RunFolder.existing(Path(config.train.replay))

@@ -13,7 +13,7 @@ from fairway.score.baselines import TOOL_NAMES
 
 
 class Results(dict[str, Any]):
-    """Everything known of a finished run, by the names of results.json; notebooks show a table."""
+    """The results of a finished run, by the names of results.json; notebooks show a table."""
 
     def __init__(self, values: dict[str, Any], folder: Path) -> None:
         super().__init__(values)
@@ -64,8 +64,8 @@ def run(
 ) -> Results:
     """Train, pack, score, prove, audit and report a recipe, as `fairway run`; return its results.
 
-    `settings` are changes such as "train.budget_s=60". What is done already is kept. Raises
-    UserError for whatever the command refuses.
+    `settings` are changes such as "train.budget_s=60". Finished stages are kept. Raises UserError
+    in every case that the command refuses.
     """
     folder = None if out is None else Path(out)
     pipeline = open_recipe(recipe, folder, settings, resume, restart, put)
@@ -74,6 +74,6 @@ def run(
 
 
 def results(path: str | Path) -> Results:
-    """Return the results of a finished run; UserError if its folder does not hold them."""
+    """Return the results of a finished run; UserError if its folder has none."""
     folder = run_at(Path(path))
     return Results(read_results(folder), folder)

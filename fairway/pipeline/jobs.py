@@ -1,6 +1,6 @@
-"""Runs as separate processes, several side by side: their start, resumption and end.
+"""Runs as separate processes, several at the same time: their start, resumption and end.
 
-One that fails takes none with it. What it says goes into a log; none outlives this process.
+A failed run does not stop the others. Its output goes to a log. No run outlives this process.
 """
 
 import os
@@ -18,16 +18,16 @@ from fairway.base.names import CHECKPOINT
 from fairway.pipeline.folder import locked
 
 _LOOK_S = 0.1
-# A process that was left alone saves its state and ends within this time.
+# An interrupted process saves its state and ends within this time.
 _WAIT_S = 60.0
-# The end of a log that may hold a last word.
+# The part at the end of a log that is searched for the last message.
 _LAST_BYTES = 1 << 16
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command of Fairway that makes a run in a folder; its log and its number of processes."""
+    """A Fairway command that makes a run in a folder, its log and its number of processes."""
 
     name: str
     words: tuple[str, ...]
@@ -36,30 +36,30 @@ class Job:
     processes: int = 1
 
     def command(self) -> list[str]:
-        """Return the words behind `fairway`: those that go on with a run that was left."""
-        # An earlier call that was killed may have left a process that saves its state now.
+        """Return the arguments of `fairway`; for an unfinished run, those that continue it."""
+        # A process of an earlier, killed call may still be saving its state.
         with locked(self.folder, wait_s=_WAIT_S):
             pass
         return [*self.words, *(["--resume"] if (self.folder / CHECKPOINT).exists() else [])]
 
 
 class Running(Protocol):
-    """A job that was begun."""
+    """A started job."""
 
     def reason(self) -> str | None:
-        """Return what it failed of, nothing if it did its work, None as long as it runs."""
+        """Return the reason of its failure, '' after success, None while it runs."""
 
 
 class Place(Protocol):
-    """Where jobs run: a host, or a cluster."""
+    """The place where jobs run: a host, or a cluster."""
 
     slots: int
 
     def begin(self, job: Job, slot: int) -> Running:
-        """Start a job in one of the slots."""
+        """Start a job in a slot."""
 
     def end(self, running: Iterable[Running]) -> None:
-        """End jobs, gently if that is possible, and return when they have."""
+        """Stop jobs, by an interrupt if possible, and return when they have ended."""
 
 
 def run_jobs(
@@ -68,10 +68,12 @@ def run_jobs(
     place: Place,
     until_s: float = float("inf"),
 ) -> None:
-    """Run the jobs that `following` names one by one, as many at once as the place has slots.
+    """Run the jobs that `following` returns one by one, at most as many at once as the place has
+    slots.
 
-    None from it means that none can begin before one ends. `ended` is told what each failed of, or
-    nothing. At the time `until_s` (`time.monotonic`) those that still run are ended.
+    None from `following` means that no job can start before another ends. `ended` receives the
+    reason of failure of each job, or ''. At the time `until_s` (`time.monotonic`) running jobs are
+    stopped.
     """
     running: dict[int, tuple[Job, Running]] = {}
     try:
@@ -91,9 +93,10 @@ def run_jobs(
 
 
 def gpus_of_slots(slots: int, processes: int = 1) -> list[str | None]:
-    """Return the GPUs of every slot as CUDA names them, those that this process may use in order.
+    """Return the GPUs of each slot by CUDA's names, in the order in which this process may use
+    them.
 
-    Raises UserError for fewer GPUs than slots and processes ask for, where their number is told.
+    Raises UserError if CUDA_VISIBLE_DEVICES names fewer GPUs than slots times processes.
     """
     named = os.environ.get(_GPUS)
     count = slots * processes
@@ -107,7 +110,7 @@ def gpus_of_slots(slots: int, processes: int = 1) -> list[str | None]:
 
 
 class Host:
-    """This host: a slot for every set of GPUs that is named, or None for what there is."""
+    """This host: one slot for each given set of GPUs; None uses the visible ones."""
 
     def __init__(self, gpus: Sequence[str | None]) -> None:
         self.gpus, self.slots = list(gpus), len(gpus)
@@ -125,20 +128,20 @@ class Host:
         return _Child(job, process, start)
 
     def end(self, running: Iterable[Running]) -> None:
-        """Interrupt the children, so that they save their state."""
+        """Interrupt the child processes, so that they save their state."""
         children.end(one.process for one in running if isinstance(one, _Child))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Child:
-    """A job's process, and how long its log was before."""
+    """The process of a job, and the length of its log before the start."""
 
     job: Job
     process: "subprocess.Popen[bytes]"
     log_bytes: int
 
     def reason(self) -> str | None:
-        """Return its own last word if it failed, nothing if not, None as long as it runs."""
+        """Return its last message if it failed, '' after success, None while it runs."""
         code = self.process.poll()
         if code is None:
             return None
@@ -148,7 +151,7 @@ class _Child:
 
 
 def last_word(log: Path, start: int, code: int) -> str:
-    """Return what a process failed of, by the part of its log behind `start` bytes."""
+    """Return the reason of a process's failure, from the part of its log after `start` bytes."""
     with log.open("rb") as stream:
         stream.seek(max(start, stream.seek(0, os.SEEK_END) - _LAST_BYTES))
         lines = stream.read().decode(errors="replace").strip().splitlines()

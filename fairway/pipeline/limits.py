@@ -1,4 +1,4 @@
-"""Refuses early a run that would fail after its training, and reports budgets that are exceeded."""
+"""Refuses a run early if it would fail after its training, and reports exceeded budgets."""
 
 import dataclasses
 
@@ -27,9 +27,10 @@ from fairway.train.steps import Say
 
 
 def check_later_stages(config: Config, tokens: int, code_bytes: int, plan: Plan, say: Say) -> None:
-    """Raise UserError for what would stop a run after its training; say what would spoil it.
+    """Raise UserError for a setting that would stop a run after its training; warn of others that
+    would spoil its result.
 
-    `tokens` are those of the validation text, its first one included.
+    `tokens` is the number of tokens of the validation text, including the first one.
     """
     usable_targets(tokens, config.score.seq_len, config.score.truncate)
     _check_audit(config, tokens)
@@ -38,24 +39,24 @@ def check_later_stages(config: Config, tokens: int, code_bytes: int, plan: Plan,
 
 
 def check_learning_time(config: Config, ids: Tokens, plan: Plan, ranks: Ranks) -> None:
-    """Refuse a time for learning from the validation text that is far too short on this machine.
+    """Refuse a time budget for test-time training that is far too short on this machine.
 
-    `ids` are the text's. Takes a few batches of an untrained model. On a GPU the model would be
-    compiled and its launches recorded for that, in memory that training needs: there the time is
-    estimated once the model is trained.
+    `ids` are the tokens of the text. It times a few batches of an untrained model. On a GPU this
+    would compile the model and record launches, in memory that training needs. So on a GPU the time
+    is estimated after training.
     """
     if config.ttt.method == "off" or plan.device != "cpu":
         return
     text = Text(ids, np.zeros(len(ids) - 1, np.int64), 0, config.model.vocab_size)
     model = build(config.model)
     prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
-    # The recurrence is on in nearly all of training, and when it is scored.
+    # Recurrence is on in most of the training and in scoring.
     model.set_looping(True)
     require_time(model.eval(), Evaluation(text, config.score, config.ttt, ranks=ranks))
 
 
 def tell_of_shards(config: Config, source: DataFolder, say: Say) -> None:
-    """Say so if there are fewer training shards than the recipe's own run reads."""
+    """Warn if there are fewer training shards than the original run of the recipe reads."""
     wanted, found = config.train.shards, len(source.train_shards())
     if found >= wanted:
         return
@@ -77,7 +78,8 @@ def _check_audit(config: Config, tokens: int) -> None:
 
 
 def _check_scoring_memory(config: Config, tokens: int, plan: Plan) -> None:
-    """Refuse windows that do not fit main memory: all of a pass, padded to the whole length."""
+    """Refuse a number of windows in one pass that does not fit main memory; windows are padded to
+    full length."""
     if plan.device != "cpu" or (room := host_room()) is None:
         return
     score, need_bytes = config.score, scoring_bytes(config, tokens, plan)
@@ -95,18 +97,18 @@ def _windows(config: Config, tokens: int) -> int:
 
 
 def scoring_bytes(config: Config, tokens: int, plan: Plan) -> int:
-    """Return the bytes that one pass of scoring takes on a CPU."""
+    """Return the bytes of memory for one pass of scoring on a CPU."""
     score, model, windows = config.score, config.model, _windows(config, tokens)
     numbers = windows * score.seq_len * (14 * model.dim + 2 * model.mlp_dim)
     if plan.attention == "plain":
-        # Scores and their softmax for all heads, the mask as numbers.
+        # Attention scores and their softmax for all heads, and the mask as numbers.
         heads = (2 * windows + 1) * model.num_heads
         numbers += heads * score.seq_len * score.seq_len
     return numbers * DTYPES[plan.dtype].itemsize
 
 
 def _check_bytes(config: Config, code_bytes: int, say: Say) -> None:
-    """Refuse to fit a limit that leaves no room; say so where nothing would be fitted."""
+    """Refuse a limit that is too small for any artifact; warn if nothing would be fitted to it."""
     quant, limit_bytes = config.quant, config.pack.limit_bytes
     if quant.fit and (fewest := code_bytes + smallest_bytes(config)) > limit_bytes:
         raise UserError(
@@ -124,10 +126,11 @@ def _check_bytes(config: Config, code_bytes: int, say: Say) -> None:
 
 
 def smallest_bytes(config: Config) -> int:
-    """Return artifact bytes that no packing of a recipe's model falls below, whatever it learns.
+    """Return a lower bound of the artifact bytes of a recipe's model, independent of what it
+    learns.
 
-    Half of the float16 tensors, which entropy coders do not halve; and with a clip multiplier half
-    of what the codes of Gaussian rows take at the largest one.
+    The bound is half of the float16 tensors, which no entropy coder halves. With a clip multiplier
+    it adds half of the bytes of Gaussian rows' codes at the largest multiplier.
     """
     model = shapes_of(config.model)
     if config.quant.method != "trellis":
@@ -138,7 +141,7 @@ def smallest_bytes(config: Config) -> int:
 
 
 def tell_of_size(config: Config, total_bytes: int, say: Say) -> None:
-    """Say so if artifact and code exceed their limit, and what to do."""
+    """Warn if artifact and code exceed their limit, and name the remedy."""
     limit_bytes = config.pack.limit_bytes
     if total_bytes > limit_bytes:
         say(
@@ -149,7 +152,7 @@ def tell_of_size(config: Config, total_bytes: int, say: Say) -> None:
 
 
 def time_budget(config: Config, train_s: float, calibrate_s: float, say: Say) -> dict[str, float]:
-    """Return training and calibration against the budget; say so if they exceed it."""
+    """Return the seconds of training and calibration, and the budget; warn if they exceed it."""
     train, used_s = config.train, train_s + calibrate_s
     if train.clock == "wall" and used_s > train.budget_s:
         say(

@@ -1,9 +1,9 @@
-"""A training watched while it goes on: numbers for TensorBoard and Weights & Biases, and now and
-then a text that the model writes.
+"""Observes a training: numbers for TensorBoard and Weights & Biases, and samples of text at
+intervals.
 
-All of it happens while the clock runs, so its seconds come out of the training's budget; a run
-records them. Nothing that the training computes depends on it: samples draw from a generator of
-their own. A sink that fails is told of once and left out; the training goes on.
+The clock runs meanwhile, so the seconds count against the training budget; the run records them.
+The training's numbers do not depend on it: samples use a separate random generator. If a sink
+fails, a line says so once, the sink is left out and the training continues.
 """
 
 import math
@@ -26,18 +26,18 @@ from fairway.pipeline.sink import Sink, TensorBoard, WeightsAndBiases, score_num
 from fairway.train.steps import Say, StepRecord
 
 FOLDER = "live"
-# Steps may be shorter than a screen shows: this many seconds lie between two that are sent.
+# The least seconds between two steps that are sent, since single steps may be too short to see.
 EVERY_S = 0.1
 SAMPLE_TOKENS = 64
-# Behind this share of a run nothing is written: what it took could overrun the budget.
+# After this share of a run no sample is written, since its time could exceed the budget.
 _LAST_SAMPLE = 0.97
-# Characters of a sample that the terminal shows.
+# The number of characters of a sample in the terminal.
 _SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """What is to be seen of a training: kinds of sinks, and a text behind a prompt every this many
+    """How a training is observed: kinds of sinks, and a sample after a prompt at intervals of some
     seconds of training; 0 writes none."""
 
     kinds: Sequence[str] = ()
@@ -46,7 +46,8 @@ class Watching:
 
 
 class Live:
-    """Tells sinks of a training. `open` it before the clock starts, and `close` it in any case."""
+    """Sends the numbers of a training to sinks. Call `open` before the clock starts, and `close` in
+    any case."""
 
     def __init__(self, asked: Watching, config: Config, folder: Path, say: Say) -> None:
         self.asked, self.config, self.folder, self.say = asked, config, folder, say
@@ -59,7 +60,7 @@ class Live:
         self._packer: Packer | None = None
 
     def open(self, tokenizer: Tokenizer, resumed: bool) -> None:
-        """Begin, or go on with what a checkpoint holds.
+        """Begin, or continue from a checkpoint.
 
         Raises UserError if a sink cannot begin, and for a prompt that is no text.
         """
@@ -79,12 +80,12 @@ class Live:
         return WeightsAndBiases(self.folder.parent.name, self.config, self.folder)
 
     def _forget(self) -> None:
-        """Remove what an earlier training of the same folder wrote for TensorBoard."""
+        """Remove TensorBoard's files of an earlier training in the same folder."""
         for file in self.folder.glob("events.out.tfevents.*"):
             file.unlink()
 
     def beside(self, training: Any, record: StepRecord) -> float:
-        """Look at a step that has ended; return the seconds that this took."""
+        """Process a finished step; return the seconds that this took."""
         start_s = time.perf_counter()
         self.last_step, self._waiting, self._device = record.step, record, training.device.type
         if record.seconds - self._sent_s >= EVERY_S:
@@ -93,7 +94,7 @@ class Live:
         if self._sample_s <= record.seconds and record.progress_after < _LAST_SAMPLE:
             write_one = partial(self._sample, training.model, training.step)
             done = self._guard("the sample of text", write_one)
-            # One that takes long leaves out those that were due meanwhile.
+            # A slow sample skips the samples that were due meanwhile.
             every_s = self.asked.sample_every_s if done else math.inf
             self._sample_s = max(record.seconds, self._sample_s) + every_s
         taken_s = time.perf_counter() - start_s
@@ -108,7 +109,7 @@ class Live:
         self._each(lambda sink: sink.numbers(values, record.step))
 
     def _sample(self, model: GPT, step: int) -> None:
-        """Let the present weights continue the prompt, and show it."""
+        """Continue the prompt with the present weights, and show the text."""
         assert self._packer is not None
         config = self.config
         row = Row(self._packer, self.asked.prompt, SAMPLE_TOKENS, config.seed)
@@ -125,11 +126,12 @@ class Live:
         self._each(lambda sink: sink.text("sample", text, step))
 
     def scores(self, scores: dict[str, float]) -> None:
-        """Tell sinks of the scores of stages, in bits per byte."""
+        """Send the scores of stages to the sinks, in bits per byte."""
         self._each(lambda sink: sink.numbers(score_numbers(scores), self.last_step + 1))
 
     def facts(self) -> dict[str, Any]:
-        """Return what a record says of it: what was watched, and the seconds of training."""
+        """Return the facts for a record: what was observed, and the seconds of training that it
+        took."""
         return {"to": list(self.asked.kinds), "samples": self.samples, "seconds": self.seconds}
 
     def close(self) -> None:
@@ -144,7 +146,7 @@ class Live:
                 del self.sinks[kind]
 
     def _guard(self, name: str, work: Callable[[], None]) -> bool:
-        """Return whether work succeeded; whatever it fails of is told and ends nothing."""
+        """Return whether work succeeded; report any failure and continue."""
         try:
             work()
         except Exception as error:

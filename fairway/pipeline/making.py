@@ -31,7 +31,7 @@ from fairway.version import VERSION
 
 
 def train_model(run: Run) -> dict[str, Any]:
-    """Train and write raw and averaged weights; refuse first what would fail afterwards."""
+    """Check the later stages, then train and write raw and averaged weights."""
     config, source = run.config, run.source
     source.verify()
     found = initial(config, source, run.say) if config.train.init else None
@@ -54,7 +54,7 @@ def train_model(run: Run) -> dict[str, Any]:
             beside=run.beside,
         )
     except InterruptedRun:
-        # The first to leave ends all: not before rank 0 has saved the state.
+        # The first process that exits ends all, so wait until rank 0 has saved the state.
         peers().tell("saved")
         raise
     if not run.ranks.first:
@@ -64,7 +64,7 @@ def train_model(run: Run) -> dict[str, Any]:
 
 
 def _written(run: Run, training: Training, known: int) -> dict[str, Any]:
-    """Write the weights; return what the training came to."""
+    """Write the weights; return the facts of the training."""
     tensors = {f"raw.{n}": w.detach() for n, w in training.model.named_parameters()}
     tensors |= {f"ema.{n}": w for n, w in training.average.average.items()}
     facts = {"looping": training.model.looping}

@@ -1,6 +1,6 @@
-"""Device memory of every stage: announced before it starts, measured while it runs.
+"""The device memory of every stage: announced before the stage starts, measured while it runs.
 
-The stages choose by the same sums (`fairway.model.need`) how much goes together.
+The stages use the same sums (`fairway.model.need`) to choose how much they compute at once.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from fairway.score.halving import HELD_TWICE
 from fairway.score.sgd import ROWS_AT_ONCE
 from fairway.train.micro import rows_that_fit, training_need
 
-# The stages that run a model on the device in amounts that are chosen.
+# The stages that run a model on the device and choose how much they compute at once.
 _FROZEN = tuple(f"score.{name}" for name in ("raw", "ema", "quantised", "sliding", "documents"))
 
 
@@ -37,9 +37,10 @@ def stage_needs(
     ids: Tokens | None = None,
     free_bytes: float = float("inf"),
 ) -> dict[str, Need]:
-    """Return what the stages of a run need of a process's device, by name.
+    """Return the needed memory of each stage on the device of a process, by name.
 
-    `ids` are those of the validation text: without them all documents are as long as a window.
+    `ids` are the tokens of the validation text; without them all documents count as long as a
+    window.
     """
     model, way, score = config.model, plan.way(), config.score
     looping = bool(model.loop_extra)
@@ -89,8 +90,8 @@ def _batches(ttt: TttConfig, ids: Tokens) -> int:
 
 
 def longest_windows(ttt: TttConfig, seq_len: int, ids: Tokens, fused: bool = False) -> int:
-    """Return the length of windows at which all documents of a batch would take as much as its
-    widest step does: those that have ended take nothing. Kernels compute rounded sizes."""
+    """Return the window length at which all documents of a batch would take the memory of its
+    widest step. Ended documents take none. Kernels compute rounded sizes."""
     lengths = np.array([len(found) for found in documents(ids, len(ids) - 1)])
     chunk = max(size for size, _ in lora_chunks(ttt))
     most = 0
@@ -116,14 +117,14 @@ def _coding(config: Config, plan: Plan, looping: bool) -> Need:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a stage needs of so much free memory, and how much of it goes together."""
+    """The memory that a stage needs out of the free memory, and how much it computes at once."""
 
     need: Need
     free_bytes: float
     count: int
 
     def line(self) -> str:
-        """Return it for people."""
+        """Return the plan in words."""
         return self.need.line(self.free_bytes, self.count)
 
 
@@ -134,7 +135,7 @@ def planned(
     world: int = 1,
     ids: Tokens | None = None,
 ) -> dict[str, Planned]:
-    """Return the plan of every stage that runs a model, by its name: see `stage_needs`."""
+    """Return the plan of every stage that runs a model, by name: see `stage_needs`."""
     found = {}
     for name, wanted in stage_needs(config, plan, world, ids, free_bytes).items():
         halves = halved(wanted.most) if wanted.units.startswith("documents") else ()
@@ -146,7 +147,7 @@ def planned(
 
 
 def halved(count: int) -> list[int]:
-    """Return how many documents go together as `Halving` makes them fewer."""
+    """Return how many documents are computed together, halved as `Halving` does."""
     found = [count]
     while found[-1] > 1:
         found.append(-(-found[-1] // 2))
@@ -154,16 +155,15 @@ def halved(count: int) -> list[int]:
 
 
 def plan_lines(config: Config, plan: Plan, free_bytes: float = float("inf")) -> list[str]:
-    """Return the plans of all stages, a line each, equal ones once."""
+    """Return the plans of all stages, one line each, equal lines once."""
     lines = (stage.line() for stage in planned(config, plan, free_bytes).values())
     return list(dict.fromkeys(lines))
 
 
 def memory_here(config: Config) -> list[str]:
-    """Return the plans of a recipe's stages on this machine, a line each.
+    """Return the plans of a recipe's stages on this machine, one line each.
 
-    Nothing is timed for that: on a CPU whose precision is found out by trying, the wider one is
-    taken.
+    Nothing is timed: on a CPU whose precision is chosen by a trial, the wider precision counts.
     """
     runtime = config.runtime
     if runtime.device == "cpu" or not torch.cuda.is_available():
@@ -175,7 +175,7 @@ def memory_here(config: Config) -> list[str]:
 
 
 def free_now(device: str) -> float:
-    """Return the bytes that a stage finds free on the device; main memory is planned elsewhere."""
+    """Return the free bytes of the device for a stage; main memory is planned elsewhere."""
     if device != "cuda":
         return float("inf")
     give_back()
@@ -183,14 +183,14 @@ def free_now(device: str) -> float:
 
 
 class Watch:
-    """Plans a stage, and measures it: `facts` are those of the last one."""
+    """Plans and measures a stage; `facts` belong to the last stage."""
 
     def __init__(self, config: Config, device: str) -> None:
         self.config, self.device = config, device
         self.facts: dict[str, int | None] = {}
 
     def done(self, name: str, run: Run, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return the facts of a stage's work; say before what it will take of a GPU."""
+        """Return the facts of a stage's work; first announce the GPU memory that it will take."""
         lora = "lora" in (self.config.ttt.method, self.config.mixture.base)
         ids = run.validation.ids if lora and name.startswith("score.") else None
         free = free_now(self.device)

@@ -1,6 +1,7 @@
-"""Main memory of a run's stages: estimated and announced before the start, refused if short.
+"""The main memory of a run's stages: estimated and announced before the start, refused if too
+small.
 
-The figures are estimates from shapes. What is mapped or set aside counts only where a limit counts
+The figures are estimates from shapes. Mapped and reserved memory counts only under a limit of
 address space.
 """
 
@@ -22,7 +23,7 @@ from fairway.score.experts.ppm import table_bytes
 from fairway.train.preflight import kept_numbers, training_bytes
 from fairway.train.steps import Say
 
-# What makes a stage's need smaller, by its first word.
+# The remedy that lowers the need of a stage, by the first word of its name.
 REMEDIES = {
     "data": "take less text",
     "train": "lower train.micro_tokens or take a smaller model",
@@ -36,21 +37,22 @@ REMEDIES = {
     "proof": "lower prove.bytes",
     "audit": "lower audit.tokens",
 }
-# The encoder of `xz -9e` sets aside 10.5 times its dictionary, of 64 MiB or the text if longer, and
-# uses as much of it as there is text, on top of 60 MB; brotli and zstd beside it take 0.3 GB.
+# The encoder of `xz -9e` reserves 10.5 times its dictionary (64 MiB, or the text if longer). It
+# uses a part in proportion to the text, plus 60 MB. brotli and zstd take a further 0.3 GB at the
+# same time.
 _XZ, _XZ_DICTIONARY, _XZ_LEAST, _OTHERS = 10.5, 1 << 26, 60_000_000, 300_000_000
 
 
 def remedy_of(stage: str) -> str:
-    """Return what makes a stage take less memory."""
+    """Return the remedy for a stage that needs too much memory."""
     first = stage.partition(".")[0]
     return REMEDIES.get(stage) or REMEDIES.get(first, "take a smaller model or less text")
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes of main memory that a stage takes on top of what it finds, and address space set aside
-    or mapped beside them."""
+    """Bytes of main memory that a stage takes in addition, and further address space that it
+    reserves or maps."""
 
     stage: str
     what: str
@@ -58,18 +60,18 @@ class Need:
     reserved_bytes: float = 0.0
 
     def within(self, room: Room) -> bool:
-        """Return whether a bound leaves so much."""
+        """Return whether the need fits a bound."""
         return self.of(room) <= room.bytes
 
     def of(self, room: Room) -> float:
-        """Return the bytes that a bound counts."""
+        """Return the bytes of the need that a bound counts."""
         return self.bytes + (self.reserved_bytes if room.reserved else 0.0)
 
 
 def host_needs(
     config: Config, shards: list[Tokens], validation: Validation, plan: Plan
 ) -> list[Need]:
-    """Return what the stages of a run take, in their order."""
+    """Return the needs of the stages of a run, in order."""
     model = shapes_of(config.model)
     parameters = sum(weight.numel() for weight in model.parameters())
     mapped = float(sum(shard.nbytes for shard in shards))
@@ -84,7 +86,8 @@ def host_needs(
 def check_host_memory(
     config: Config, shards: list[Tokens], validation: Validation, plan: Plan, say: Say
 ) -> None:
-    """Say what the stages need and what there is; raise UserError for the first that is short."""
+    """Report the needed and the available memory; raise UserError for the first stage that does not
+    fit."""
     bounds = sorted(rooms(), key=lambda room: room.bytes)
     needs = host_needs(config, shards, validation, plan)
     narrow = bounds[0] if bounds else Room(0)
@@ -103,7 +106,7 @@ def check_host_memory(
 def _training(config: Config, parameters: int, plan: Plan) -> float:
     if plan.device == "cpu":
         return float(training_bytes(config, parameters, plan))
-    # Beside the model as it is built: a checkpoint on its way to the disk.
+    # Beside the new model: a checkpoint while it is written.
     return 6.0 * 4 * parameters
 
 
@@ -126,9 +129,9 @@ def _packing(config: Config, model: GPT, parameters: int, plan: Plan) -> float:
 def _scores(config: Config, parameters: int, validation: Validation, plan: Plan) -> Iterator[Need]:
     score, ttt, model, mixture = config.score, config.ttt, config.model, config.mixture
     if plan.device == "cpu":
-        # States of a pass, and a slice of logits with its softmax.
+        # The states of a pass, and a slice of logits with its softmax.
         size = scoring_bytes(config, len(validation.ids), plan) + 1024 * model.vocab_size * 12
-        # Weights as they are read, and as they compute.
+        # The weights as read, and as used.
         yield Need("score", "scoring", size + 8.0 * parameters)
         if ttt.method == "sgd":
             rows = min(16, max(1, ttt.chunk_tokens // score.seq_len))

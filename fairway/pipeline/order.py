@@ -1,7 +1,7 @@
 """The stages of a run in their order, with the inputs and files of each.
 
-`fairway run` keeps a stage while nothing that it reads has changed. A generated file does those of
-`artifact_stages`, in the same order and by the same work, which `fairway.pipeline.stages` holds.
+`fairway run` keeps a stage while its inputs are unchanged. A bundle does the stages of
+`artifact_stages`, in the same order and with the same code (`fairway.pipeline.stages`).
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fairway.base.names import ARTIFACT, COSTS, PROOF, TOKENIZER_FILE, WEIGHTS, 
 from fairway.config.settings import Config
 from fairway.train.steps import STEPS
 
-# What stages read, by the names of `fairway.pipeline.inputs`.
+# The inputs of stages, by the names of `fairway.pipeline.inputs`.
 _MODEL = ("data", "trains", "plan", "replay")
 _TEXT = ("data", "sample")
 _SCORED = (*_TEXT, "score", "seed", "plan")
@@ -20,8 +20,8 @@ _SCORED = (*_TEXT, "score", "seed", "plan")
 class Stage:
     """One step of a run.
 
-    `reads` names the files and settings that decide what comes out, `files` what it writes. All
-    processes of a run do it `together`, or else the first one alone.
+    `reads` names the files and settings that decide the result, `files` the files that it writes.
+    With `together` all processes of a run do it, else only the first one.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Stage:
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """Return the stages that a config asks for, in order."""
+    """Return the stages of a config, in order."""
     scores = [*_weight_scores(), *_artifact_scores(config), *_unlearned(config)]
     return [*_making(config), *scores, *_evidence(config)]
 
 
 def artifact_stages(config: Config) -> list[Stage]:
-    """Return those that make and score an artifact, and no more."""
+    """Return only the stages that make and score an artifact."""
     return [*_making(config), *_artifact_scores(config)]
 
 
@@ -68,7 +68,7 @@ def _artifact_scores(config: Config) -> list[Stage]:
 
 
 def _unlearned(config: Config) -> list[Stage]:
-    """Return the score beside which adapters show what they have learned."""
+    """Return the score that shows, by comparison, the gain of adapters."""
     if config.ttt.method != "lora":
         return []
     return [_score("documents", ARTIFACT, "ttt")]

@@ -13,7 +13,7 @@ from fairway.report.derive import BESIDE_POINTS, curve_of
 from fairway.report.overview import Row, overview
 from fairway.train.steps import STEPS
 
-# A page of this many runs has 4 MB. Records of 400,000 steps are read for curves in seconds.
+# A page of this many runs has 4 MB. Reading records of 400,000 steps for curves takes seconds.
 MOST_RUNS = 2_000
 MOST_STEPS_BYTES = 100_000_000
 
@@ -40,5 +40,5 @@ def write_overview(folder: Path, page: Path) -> dict[str, Any]:
 
 
 def _link(report: Path, page: Path) -> str:
-    """Return where a run's page lies, seen from the page of all; nothing if there is none."""
+    """Return the link from the overview to the page of a run; '' if the run has none."""
     return os.path.relpath(report, page.parent) if report.is_file() else ""

@@ -1,4 +1,4 @@
-"""The machine plan of a run: remembered, so that later stages and processes compute alike."""
+"""The machine plan of a run: stored, so that later stages and processes compute alike."""
 
 from fairway.config.settings import Config
 from fairway.config.written import to_dict
@@ -10,9 +10,9 @@ from fairway.train.steps import Say
 
 
 def plan_of_run(config: Config, folder: RunFolder, ranks: Ranks, say: Say) -> Plan:
-    """Return what a run computes with; a replay takes the plan of the run that it follows.
+    """Return the machine plan of a run; a replay takes the plan of the run that it replays.
 
-    Raises UserError for more processes on a host than it has GPUs.
+    Raises UserError if a host has fewer GPUs than processes.
     """
     plan = _found(config, folder, say)
     own_device(plan, ranks)
@@ -32,10 +32,10 @@ def _found(config: Config, folder: RunFolder, say: Say) -> Plan:
 
 
 def keep_plan(plan: Plan, config: Config, folder: RunFolder) -> None:
-    """Let a run that has no plan yet compute with this one, which its speed was measured under."""
+    """Give a run without a plan this one, under which its speed was measured."""
     folder.propose(plan={"key": plan_key(config), **plan.as_dict()})
 
 
 def plan_key(config: Config) -> str:
-    """Return a digest of what a plan is found for."""
+    """Return a digest of the settings and the machine that decide a plan."""
     return key_of(to_dict(config.runtime), replayed(config))

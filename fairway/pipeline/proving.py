@@ -1,4 +1,4 @@
-"""The proof of a run: its validation text coded, then restored by a process of its own."""
+"""The proof of a run: its validation text is coded, then restored by a separate process."""
 
 import subprocess
 import tempfile
@@ -15,8 +15,8 @@ from fairway.data.documents import Document
 from fairway.prove.coding import method_named
 from fairway.prove.proof import Account, first_bytes, prove, written
 
-# Parts of the text side by side, documents where every one has adapters: enough for a machine of a
-# few cores, and the same on every machine.
+# The number of parts of the text side by side (documents, if each has adapters): enough for a few
+# cores, and equal on every machine.
 _STREAMS = 8
 
 
@@ -27,10 +27,11 @@ def prove_run(
     texts: Sequence[str],
     out: Path,
 ) -> dict[str, Any]:
-    """Write the proof of the first `config.prove.bytes` of some texts; return what it came to.
+    """Write the proof of the first `config.prove.bytes` bytes of some texts; return its facts.
 
-    Seconds of coding are those of the walk, seconds of decoding those of the whole process. Raises
-    UserError if a fresh process does not restore exactly these texts from proof and artifact.
+    The seconds of coding count the walk alone; the seconds of decoding count the whole process.
+    Raises UserError if a fresh process does not restore exactly these texts from proof and
+    artifact.
     """
     settings = config.prove
     streams = None if settings.method == "sgd" else _STREAMS
@@ -82,8 +83,8 @@ def _facts(account: Account) -> dict[str, Any]:
 
 
 def _restored(proof: Path, artifact: Path) -> bytes:
-    """Return what a fresh process restores, which is told of two files and where to write."""
-    # Beside the proof: what a kill leaves is swept with the run's folder.
+    """Return the text that a fresh process restores, given only two files and an output path."""
+    # Beside the proof, since the run folder removes files left by a kill.
     with tempfile.TemporaryDirectory(prefix=f".{proof.name}.", dir=proof.parent) as empty:
         out = Path(empty).resolve() / "text"
         files = ("--decode", proof.resolve(), "--artifact", artifact.resolve(), "--out", out)

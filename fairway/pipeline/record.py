@@ -13,7 +13,7 @@ from fairway.recipes import RECIPES
 
 
 def config_of(folder: RunFolder) -> Config:
-    """Return the config of a run's record; UserError, with the command to go on, if none is yet."""
+    """Return the config of a run's record; without one, UserError with the command to continue."""
     memory, path = folder.memory, folder.path
     if "config" in memory and "plan" in memory:
         config: Config = from_dict(memory["config"])
@@ -30,9 +30,10 @@ def config_of(folder: RunFolder) -> Config:
 def differences(
     config: Config, origin: dict[str, Any] | None, without: Callable[[str], bool]
 ) -> list[str]:
-    """Return the settings, but for some, in which a config departs from its recipe.
+    """Return the settings, except some, in which a config differs from its recipe.
 
-    What a recipe of others returned stands in its `origin`; its code is not executed again.
+    For a recipe that is not Fairway's, `origin` holds the returned config; its code is not executed
+    again.
     """
     if origin is None and config.recipe not in RECIPES:
         return []
@@ -46,7 +47,7 @@ def differences(
 
 
 def command_of(config: Config, path: Path, origin: dict[str, Any] | None) -> str:
-    """Return the command that goes on with a run of this config in a folder."""
+    """Return the command that continues a run of this config in a folder."""
     sets = differences(config, origin, lambda name: name == "recipe")
     words = (word for text in sets for word in ("--set", text))
     named = config.recipe if origin is None else origin["argument"]

@@ -1,7 +1,7 @@
-"""The cost of each token of a few documents, as a stage of scoring booked it.
+"""The cost of each token of a few documents, as a scoring stage recorded it.
 
-A stage that learns cannot be repeated for one document: its costs depend on all that it read
-before. So the first documents of the validation text keep theirs in a file beside the ledger.
+A stage that learns cannot be repeated for one document, since its costs depend on all text before.
+So a file beside the ledger keeps the costs of the first validation documents.
 """
 
 import math
@@ -26,18 +26,19 @@ from fairway.score.ledger import Text, Witness
 from fairway.score.predictor import Receipt
 from fairway.score.windows import Event
 
-# Stages whose costs are kept: those that score the artifact with all the context that they have.
+# The stages whose costs are kept: they score the artifact with all available context.
 RECORDED = ("sliding", "documents", "ttt", "mixture")
-# Documents that are kept, the bytes of each, and the bytes of a file that is read.
+# The most documents, bytes of each document, and bytes of a file to read.
 DOCUMENTS, DOCUMENT_BYTES = 12, 1500
 _MOST_FILE_BYTES = 1 << 22
-# Digits behind the point of a cost in nats.
+# Decimal places of a cost in nats.
 _DECIMALS = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opening:
-    """The beginning of a document, its tokens, and all tokens of the document, each with BOS."""
+    """The beginning of a document as text, its tokens, and all tokens of the document, both with
+    BOS."""
 
     text: str
     ids: IntArray
@@ -45,7 +46,7 @@ class Opening:
 
 
 def openings(text: Validation, tokenizer: Tokenizer) -> list[Opening]:
-    """Return the beginnings that are kept, each as the tokens of its document that fit into it."""
+    """Return the kept beginnings; each holds the tokens that fit into its bytes."""
     ids = np.asarray(text.ids, np.int64)
     wholes = [ids[first:end] for first, end in _documents(ids, tokenizer.bos_id)]
     if len(wholes) != len(text.documents):
@@ -66,27 +67,28 @@ def _documents(ids: IntArray, bos_id: int) -> Iterator[tuple[int, int]]:
 
 
 def _fitting(ends: IntArray, data: bytes, most_bytes: int) -> tuple[int, int]:
-    """Return how many tokens fit into the first bytes of a text and end with a character."""
+    """Return how many tokens fit into the first bytes of a text and end at the end of a
+    character."""
     for size in np.unique(ends[ends <= most_bytes])[::-1].tolist():
-        # A byte that continues a character begins with the bits 10.
+        # A continuation byte of UTF-8 begins with the bits 10.
         if size and (size == len(data) or data[size] & 0xC0 != 0x80):
             return int(np.searchsorted(ends, size)) + 1, size
     return 0, 0
 
 
 class Recorder(Witness):
-    """Keeps the costs of some openings from what a ledger books; tells `witness` of everything."""
+    """Keeps the costs of some openings from a ledger; passes everything on to `witness`."""
 
     def __init__(self, witness: Witness, kept: Sequence[Opening], bos_id: int) -> None:
         self.witness, self.wanted = witness, witness.wanted
         self._kept, self._bos_id = kept, bos_id
 
     def opened(self, text: Text) -> None:
-        """Find the openings in the order in which the text is scored."""
+        """Find the openings in the order of scoring."""
         ids = np.asarray(text.ids, np.int64)
         places = {ids[a:b].tobytes(): a for a, b in _documents(ids, self._bos_id)}
         self._starts = [places.get(one.whole.tobytes()) for one in self._kept]
-        # Rows: how often a target was booked, its nats.
+        # Rows: how often a target was recorded, and its nats.
         self._booked = np.zeros((2, len(ids)))
         self.witness.opened(text)
 
@@ -109,7 +111,7 @@ class Recorder(Witness):
         self.witness.scored(receipt)
 
     def write(self, path: Path, ranks: Ranks) -> None:
-        """Write the costs of the openings that were scored as a whole; all `ranks` call this."""
+        """Write the costs of the completely scored openings; all `ranks` call this."""
         counts, nats = ranks.total(self._booked.ravel()).reshape(self._booked.shape)
         found = []
         for one, start in zip(self._kept, self._starts, strict=True):
@@ -122,11 +124,11 @@ class Recorder(Witness):
 
 
 def recorded(folder: RunFolder, stage: str, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
-    """Return the kept costs of a stage of a run, by the texts of the documents.
+    """Return the kept costs of a stage of a run, by the text of each document.
 
-    They have the form of `fairway.score.costs.told`, without ranks and likeliest tokens. There are
-    none if the stage was not scored, or by a Fairway that kept none. Raises UserError for a file
-    that is not what the stage wrote.
+    They have the form of `fairway.score.costs.told`, without ranks and likeliest tokens. The result
+    is empty if the stage was not scored, or if an earlier version of Fairway scored it. Raises
+    UserError if the file of the stage has changed.
     """
     name, record = f"score.{stage}", folder.memory["stages"].get(f"score.{stage}")
     if record is None or recorded_file(stage) not in record["files"]:
@@ -137,7 +139,7 @@ def recorded(folder: RunFolder, stage: str, tokenizer: Tokenizer) -> dict[str, d
 
 
 def read(path: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Return what a file holds; UserError if that is not costs of texts by this tokenizer."""
+    """Return the content of a file; UserError unless it holds costs of texts by this tokenizer."""
     found = read_json(path, _MOST_FILE_BYTES)
     try:
         return [_told(one["text"], one["ids"], one["nats"], tokenizer) for one in found]

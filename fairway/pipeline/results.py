@@ -1,8 +1,8 @@
-"""results.json: everything known of a finished run, in a versioned schema, nothing of its machine
-but what the numbers depend on. No host, no path, no environment.
+"""results.json: all facts of a finished run in a versioned schema. Of the machine it holds only the
+facts that affect the numbers: no host, no path, no environment.
 
-Who reads it needs no PyTorch, which takes longer to import than all that `compare` does; it is put
-together in `fairway.pipeline.composing`."""
+Reading it needs no PyTorch, whose import takes longer than all other work of `compare`.
+`fairway.pipeline.composing` composes it."""
 
 import platform
 from importlib import metadata
@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "numpy", "sentencepiece", "brotli", "safetensors", "zstand
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions of the software that a result depends on."""
     found = {name: metadata.version(name) for name in _PACKAGES}
     return {"fairway": VERSION, "python": platform.python_version(), **found}
 
@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 def read_results(path: Path) -> dict[str, Any]:
     """Return the results.json of a run folder.
 
-    Raises UserError unless it is what the last report wrote, of the artifact that is there.
+    Raises UserError unless the last report wrote it for the present artifact.
     """
     folder = RunFolder.existing(path)
     file, report = folder.file(RESULTS), f"`{command('report', path)}`"

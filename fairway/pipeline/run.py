@@ -1,4 +1,4 @@
-"""A run: its stages walked in a folder that remembers them. Every verb does some of them."""
+"""A run: its stages, done and remembered in a folder. Every verb does some of them."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -34,18 +34,17 @@ from fairway.report import write_report
 from fairway.train.preflight import require_packages
 from fairway.train.steps import STEPS, Say, nobody, read_steps
 
-# How far `Pipeline.screen` goes.
+# The last stage of `Pipeline.screen`.
 UNTIL = ("train", "pack", "score")
 DATA, REPORT = "data", "report.html"
 
 
 class Pipeline:
-    """A config, the folder of its run, and the verbs that do its stages.
+    """A config, the run folder, and the verbs that do the stages.
 
-    Under `torchrun` all ranks train and score. The first alone packs, writes, and decides what is
-    done already; the others wait for its word. `origin` is where the recipe is from, if it is not
-    one of Fairway's: see `fairway.recipes.find`. `watching` says what is to be seen of its training
-    while it goes on.
+    Under `torchrun` all ranks train and score. Only the first rank packs, writes, and decides which
+    stages are done; the others wait for its decision. `origin` is the source of a recipe that is
+    not Fairway's: see `fairway.recipes.find`. `watching` says how the training is observed.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Pipeline:
     ) -> None:
         self.ranks: Ranks = join_ranks()
         self.config, self.folder, self.origin = config, folder, origin
-        # Of many processes only the first speaks.
+        # Only the first process prints.
         self.say: Say = say if self.ranks.first else lambda text: None
         self.live: Live | None = None
         if watching is not None and self.ranks.first:
@@ -68,7 +67,7 @@ class Pipeline:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder against other writers; ranks but the first only pass through."""
+        """Lock the folder against other writers; only the first rank does so."""
         if not self.ranks.first:
             yield
             return
@@ -91,10 +90,10 @@ class Pipeline:
         return self.results()
 
     def screen(self, until: str, resume: bool = False, restart: bool = False) -> dict[str, Any]:
-        """Do what tells one recipe from another; return the facts of every stage that is done.
+        """Do the stages that distinguish recipes; return the facts of every finished stage.
 
-        `until` train scores the weights, pack the artifact too, side by side, and score all that is
-        a score. Nothing doubts or illustrates them: no comparison, samples, proof or audit.
+        `until` train scores the weights; pack also scores the artifact in windows side by side;
+        score does all scores. It leaves out comparison, samples, proof and audit.
         """
         self.train(resume, restart)
         if self.ranks.first:
@@ -105,7 +104,8 @@ class Pipeline:
         return self.folder.all_facts()
 
     def train(self, resume: bool = False, restart: bool = False) -> dict[str, Any]:
-        """Train and write raw and averaged weights; an unfinished run needs a word first."""
+        """Train and write raw and averaged weights; an unfinished run needs `resume` or
+        `restart`."""
         if self.ranks.first:
             require_packages()
             self.data(build=True)
@@ -113,7 +113,7 @@ class Pipeline:
                 self._inputs.refuse_unfinished()
             measure_code(self.config, self.folder, self.say)
             self._propose()
-            # Nothing is unfinished once this training is on record.
+            # After this training is recorded, nothing is unfinished.
             self.folder.propose(begun=None)
         share_memory(self.folder, self.ranks)
         self._do(self._run(resume and self._checkpoint()), lambda stage: stage.name == "train")
@@ -123,7 +123,7 @@ class Pipeline:
             )
         if self.ranks.first:
             self.folder.settle()
-            # Not before the training is on record: a disk that fills up now must not cost it.
+            # Only after the training is recorded: a full disk must not lose the training.
             self.folder.file(CHECKPOINT).unlink(missing_ok=True)
         share_memory(self.folder, self.ranks)
         return self._facts("train")
@@ -142,7 +142,8 @@ class Pipeline:
         return self._facts("pack")
 
     def score(self) -> dict[str, Any]:
-        """Score weights and artifact, as read from disk; then do all that doubts the score."""
+        """Score weights and artifact, as read from disk; then do the stages that check the
+        score."""
         if self.ranks.first:
             self.data()
             self._inputs.require_file(ARTIFACT, "pack")
@@ -155,7 +156,7 @@ class Pipeline:
         return self._facts("score.sliding")
 
     def _scored(self, wanted: Callable[[Stage], bool]) -> None:
-        """Do some of the stages behind training and packing, on every rank."""
+        """Do some of the stages after training and packing, on every rank."""
         share_memory(self.folder, self.ranks)
         self.data().verify(("val",))
         self._do(self._run(), wanted)
@@ -167,7 +168,7 @@ class Pipeline:
         share_memory(self.folder, self.ranks)
 
     def audit(self) -> dict[str, Any]:
-        """Audit a scored run once more if anything that its audit reads has changed."""
+        """Audit a scored run again if any input of its audit has changed."""
         self._inputs.require("audit")
         self._measure_for_score()
         self._propose()
@@ -190,7 +191,7 @@ class Pipeline:
             return write_report(self.folder.path, results, steps, page, beside, costs)
 
     def results(self) -> dict[str, Any]:
-        """Return everything known of this run, in the versioned schema of results.json."""
+        """Return all facts of this run, in the versioned schema of results.json."""
         self._inputs.require()
         with self.folder.reading():
             plan = self.plan().as_dict()
@@ -198,10 +199,10 @@ class Pipeline:
             return compose(self.folder, self._inputs.public(), plan, code_bytes)
 
     # -----------------------------------------------------------------------------------------
-    # What the stages read
+    # The inputs of the stages
 
     def data(self, build: bool = False) -> DataFolder:
-        """Return the tokens to train and score on; only training builds the embedded corpus."""
+        """Return the tokens for training and scoring; only training builds the embedded corpus."""
 
         def embedded(reads: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
             if build:
@@ -214,7 +215,7 @@ class Pipeline:
         return self._source
 
     def plan(self) -> Plan:
-        """Return what this run computes with, applied to this process."""
+        """Return the machine plan of this run, applied to this process."""
         if self._plan is None:
             self._plan = plan_of_run(self.config, self.folder, self.ranks, self.say)
         return self._plan
@@ -245,7 +246,7 @@ class Pipeline:
     # Doing them
 
     def _do(self, run: WatchedRun, wanted: Callable[[Stage], bool], **reads: Any) -> None:
-        """Do some stages, unless nothing that they read has changed."""
+        """Do those of some stages whose inputs have changed."""
         for stage in filter(wanted, stages_of(self.config)):
             if not (stage.together or self.ranks.first):
                 continue
@@ -265,7 +266,7 @@ class Pipeline:
         return {"config": to_dict(self.config), "plan": plan, "origin": self.origin}
 
     def _propose(self) -> None:
-        """Let config and machine plan enter the record once a stage has succeeded with them."""
+        """Write config and machine plan to the record after a stage has succeeded with them."""
         self.folder.propose(**self._settings())
 
     def _begin(self, resume: bool) -> None:
@@ -275,14 +276,14 @@ class Pipeline:
             self.folder.remember("begun", self._settings())
 
     def _checkpoint(self) -> bool:
-        """Return whether there is a checkpoint to resume from, the same on every rank."""
+        """Return whether a checkpoint exists to resume from; the same on every rank."""
         found = bool(told(self.folder.file(CHECKPOINT).exists()))
         if not found and not self.folder.is_done("train", self._inputs.of("train")):
             self.say(f"{self.folder.path} has no checkpoint yet: training starts at step 1")
         return found
 
     def _measure_for_score(self) -> None:
-        """Measure the code anew where settings of the score change the bundle."""
+        """Measure the code again if settings of the score change the bundle."""
         code_bytes, packed = measure_code(self.config, self.folder, self.say), self._facts("pack")
         if code_bytes != packed["code_bytes"]:
             tell_of_size(self.config, packed["bytes"] + code_bytes, self.say)
@@ -292,7 +293,7 @@ class Pipeline:
 
 
 def _is_score(stage: str, until: str) -> bool:
-    """Return whether a stage is a score that `screen` makes up to a verb."""
+    """Return whether `screen` does this scoring stage for a verb."""
     verbs = {"score.raw": "train", "score.ema": "train", "score.quantised": "pack"}
     return stage.startswith("score.") and UNTIL.index(verbs.get(stage, "score")) <= UNTIL.index(
         until
@@ -300,7 +301,7 @@ def _is_score(stage: str, until: str) -> bool:
 
 
 def open_run(path: Path, overrides: list[str], say: Say) -> Pipeline:
-    """Return the pipeline of an existing run folder, its config changed by overrides."""
+    """Return the pipeline of an existing run folder, with overrides of its config."""
     folder = RunFolder.existing(path)
     config = override(config_of(folder), overrides)
     return Pipeline(config, folder, say, folder.memory.get("origin"))

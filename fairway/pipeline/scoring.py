@@ -1,7 +1,7 @@
-"""The stages of a run that score its weights and its artifact, each by a ledger of its own.
+"""The stages of a run that score its weights and its artifact, each with a separate ledger.
 
-Under `torchrun` every process scores a part; the first one writes what came of it. Experts follow
-the text token by token: there one process scores.
+Under `torchrun` every process scores a part and the first one writes the result. Experts follow the
+text token by token, so one process scores with them.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ def raw(run: Run) -> Facts:
 
 
 def ema(run: Run) -> Facts:
-    """Score the averaged weights likewise; say so if they are the worse choice."""
+    """Score the averaged weights likewise; warn if they are the worse choice."""
     found = _frozen(run, "ema", "ema")
     if run.ranks.first:
-        # The others know nothing of the stages before.
+        # The other processes do not know the earlier stages.
         facts = run.facts()
         bpb, steps = facts["score.raw"]["bpb"], facts["train"]["steps"]
         if warning := loss_warning(run.config.optim, steps, bpb, found["bpb"]):
@@ -63,7 +63,7 @@ def _frozen(run: Run, name: str, kind: str, sliding: bool = False) -> Facts:
 
 
 def adapted(run: Run) -> Facts:
-    """Score the artifact as it learns from what is scored, within its budget."""
+    """Score the artifact while it learns from scored text, within its budget."""
     found = scored(run, "ttt", ARTIFACT, run.ranks, lambda trail: _adapted(run, trail))
     if run.ranks.first:
         facts = run.facts()
@@ -84,7 +84,7 @@ def _adapted(run: Run, trail: Trail) -> tuple[Score, Facts]:
         )
     facts: Facts = {"estimate_s": found.estimate_s, "budget_s": ttt.budget_s}
     if ttt.method == "sgd":
-        # All weights have learned, as in #1858, which logs this.
+        # All weights learn here, as in #1858, which logs this.
         facts["void_fraction"] = void_fraction(model.named_parameters())
     return found.score, {"method": ttt.method, "changes": list(found.changes), **facts}
 
@@ -109,7 +109,7 @@ def scored(
     ranks: Ranks,
     evaluate: Callable[[Trail], tuple[Score, Facts]],
 ) -> Facts:
-    """Return the account of a score of one of the run's files, its ledger written beside it."""
+    """Return the account of a score of one of the run's files; write its ledger beside it."""
     give_back()
     start_s, trail = time.perf_counter(), Trail()
     score, facts = evaluate(trail)

@@ -1,6 +1,6 @@
 """Numbers of a run for TensorBoard and Weights & Biases.
 
-Sent while a run trains (`fairway.pipeline.live`), or afterwards, from what it recorded.
+They are sent during training (`fairway.pipeline.live`), or afterwards from the records.
 """
 
 import html
@@ -22,7 +22,7 @@ KINDS = ("tensorboard", "wandb")
 
 
 class Sink(Protocol):
-    """Where numbers and texts of a run go."""
+    """A receiver of numbers and texts of a run."""
 
     def numbers(self, values: dict[str, float], step: int) -> None:
         """Take the numbers of a step."""
@@ -106,7 +106,7 @@ def require(kinds: Sequence[str]) -> None:
     """Raise UserError for a kind of sink that does not exist, or whose package is missing."""
     for kind in kinds:
         if kind not in KINDS:
-            raise UserError(f"'{kind}' is none of {', '.join(KINDS)}")
+            raise UserError(f"'{kind}' is unknown; choose one of {', '.join(KINDS)}")
         if importlib.util.find_spec(kind) is None:
             raise UserError(
                 f"the package {kind} is not installed; run: pip install 'fairway[{kind}]'"

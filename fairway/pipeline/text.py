@@ -25,8 +25,8 @@ def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
     data, model = config.data, config.model
     if not data.source:
         raise UserError(
-            f"recipe {config.recipe} has no text of its own; get the challenge's by "
-            "`fairway data fetch --out DATA`, or make a folder of your own by `fairway data "
+            f"recipe {config.recipe} needs a data folder; fetch the challenge's with "
+            "`fairway data fetch --out DATA`, or build your own with `fairway data "
             f"build --vocab-size {model.vocab_size} --out DATA`, then add --set "
             "data.source=DATA"
         )

@@ -1,7 +1,7 @@
 """Files compressed with a language model: decompression restores exactly the same bytes.
 
-Text is coded with the model's tokens, anything else with one token per byte (`pieces`). If coding
-does not pay, the bytes are stored, so no file grows by more than `container.PREFIX_BYTES`.
+Text is coded with the model's tokens, other content with one token per byte (`pieces`). If coding
+saves nothing, the bytes are stored, so no file grows by more than `container.PREFIX_BYTES`.
 """
 
 from dataclasses import replace
@@ -30,16 +30,16 @@ from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text
 from fairway.score.sliding import evaluate_frozen
 
-# Streams that a long file is cut into on a CPU.
+# The number of streams of a long file on a CPU.
 _STREAMS_ON_CPU = 16
-# Windows looked at before a long file is coded.
+# The number of windows that are tested before a long file is coded.
 _TRIALS = 8
 
 
 def compress(data: bytes, session: Session, streams: int | None) -> bytes:
     """Return a file from which `decompress` restores the bytes.
 
-    This many streams go side by side, or as many as suit the file and the device.
+    `streams` streams are coded side by side; None lets the file and the device decide.
     """
     stored = stored_file(data)
     if not data:
@@ -57,10 +57,10 @@ def compress(data: bytes, session: Session, streams: int | None) -> bytes:
 
 
 def _hopeless(ids: IntArray, session: Session) -> bool:
-    """Return whether windows from all over a long file cost more than their bytes.
+    """Return whether sample windows of a long file cost more than their bytes.
 
-    Noise would cost as much time as text, only to be stored. The windows begin without context, so
-    a tenth more is forgiven.
+    This saves the time to code noise, which is stored in the end. The windows begin without
+    context, so a tenth more is allowed.
     """
     language = session.language
     score = replace(language.score_config, truncate=False, check_positions=0)
@@ -99,8 +99,9 @@ def header_of(session: Session, data: bytes, parts: list[IntArray]) -> Header:
 def decompress(file: bytes, artifact: Path, tokenizer: Path | None) -> bytes:
     """Return the bytes that were compressed, their digest compared.
 
-    Raises UserError, in words that follow the file's name, if it is damaged, of another artifact or
-    of another machine. A stored file needs neither.
+    Raises UserError, worded to follow the name of the file, if the file is damaged or was coded
+    with another artifact or on another machine. A stored file needs neither the artifact nor the
+    machine.
     """
     kind, body = open_file(file)
     if kind == PROOF:

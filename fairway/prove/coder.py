@@ -1,17 +1,17 @@
 """A range coder in whole numbers, and probabilities as whole numbers that sum to a power of two.
 
 A coder narrows an interval by the share of every symbol and writes the shortest number inside the
-last one. Nothing is rounded twice: encoder and decoder do the same integer arithmetic on the same
-frequencies, so the frequencies alone must be the same on both sides.
+last one. Encoder and decoder do the same integer arithmetic on the same frequencies, so only the
+frequencies must be the same on both sides.
 
-The interval is [low, low + range) with range below 2^64. Its leading byte is written as soon as 56
-bits hold the range; a later carry out of `low` is added to the bytes already written. Range coding:
-G. N. N. Martin (1979).
+The interval is [low, low + range) with range below 2^64. The leading byte is written as soon as the
+range fits into 56 bits. A later carry out of `low` is added to the bytes already written. Range
+coding: G. N. N. Martin (1979).
 
-Encoder and decoder exist twice: symbol by symbol in Python's exact integers, and compiled, for many
-at once.
+Encoder and decoder exist in two forms: symbol by symbol in Python's exact integers, and compiled
+for many symbols at once.
 
-Shapes: [...] any, V vocabulary, N symbols, S rows, A those that are coded.
+Shapes: [...] any, V vocabulary, N symbols, S rows, A coded rows.
 """
 
 from typing import Any
@@ -25,25 +25,27 @@ from fairway.base.native import compiled, int64
 
 BitsArray = NDArray[np.uint32]
 
-# Frequencies sum to 2^32. At 8,192 symbols the least frequency of 1 then costs the others 3e-6 bits
-# per symbol; 2^24 would cost 7e-4. Products with the range stay exact, as integers of Python are.
+# Frequencies sum to 2^32. With 8,192 symbols, the least frequency of 1 costs the other symbols 3e-6
+# bits each; a sum of 2^24 would cost 7e-4. Products with the range stay exact, since Python's
+# integers are exact.
 TOTAL_BITS = 32
 _STATE_BITS = 64
 _RENORM = 1 << (_STATE_BITS - 8)
-# The same and others for compiled code, where a signed number among these would make floats.
+# This constant and others for compiled code, where one signed number among them would give floats.
 uint64: Any = np.uint64
 _MOST, _LEAST = uint64((1 << _STATE_BITS) - 1), uint64(_RENORM)
 _TOTAL, _HALF, _BYTE, _TOP = uint64(1 << TOTAL_BITS), uint64(32), uint64(8), uint64(56)
 _ONE, _NOTHING = uint64(1), uint64(0)
-# Zeros that a decoder may have to imagine behind a file's end, beside those of its state: the
-# encoder writes all others. A file that is no code's runs past this at once.
+# The number of zeros that a decoder may assume after the end of a file, beyond those of its state;
+# the encoder writes all others. A file that no encoder wrote soon exceeds this number.
 SPARE_BYTES = 8
-# |sum of the probabilities - 1| accepted; float64 log-probabilities miss by some 1e-13.
+# |sum of the probabilities - 1| accepted; float64 log-probabilities are off by about 1e-13.
 SUM_TOLERANCE = 1e-9
 
 
 def spare_of(size: int, total_bits: int) -> int:
-    """Return what is left of 2^total_bits when each of `size` symbols has 1; ValueError if none."""
+    """Return the rest of 2^total_bits after each of `size` symbols has 1; ValueError if it is not
+    above 0."""
     spare = (1 << total_bits) - size
     if spare < size or total_bits > 48:
         raise ValueError(f"{size} symbols do not fit frequencies that sum to 2^{total_bits}")
@@ -53,13 +55,14 @@ def spare_of(size: int, total_bits: int) -> int:
 def frequencies(log_probs: FloatArray, total_bits: int = TOTAL_BITS) -> IntArray:
     """Return whole numbers of at least 1 that sum to 2^total_bits, int64[..., V].
 
-    Every symbol gets 1 and its share, rounded down, of what is left; the remainder goes to the
-    likeliest symbol, the first of several. Raises ValueError for rows that are not distributions
-    and for totals that leave no room.
+    Each symbol gets 1 and its share of the rest, rounded down. The remainder goes to the likeliest
+    symbol, or the first one of several. Raises ValueError for rows that are not distributions and
+    for totals that leave no room.
     """
     size = log_probs.shape[-1]
     spare = spare_of(size, total_bits)
-    # PyTorch's exp takes a third of NumPy's time, and compiled shares a third of array operations.
+    # PyTorch's exp takes a third of the time of NumPy's; compiled shares take a third of the time
+    # of array operations.
     probs = torch.from_numpy(np.ascontiguousarray(log_probs)).exp().numpy()
     counts: IntArray = np.empty(log_probs.shape, np.int64)
     if not _shares(probs.reshape(-1, size), spare, counts.reshape(-1, size)):
@@ -90,12 +93,12 @@ def _shares(probs_NV: FloatArray, spare: int, counts_NV: IntArray) -> bool:
 
 
 def cost_bits(frequencies_N: IntArray, total_bits: int = TOTAL_BITS) -> FloatArray:
-    """Return what coding symbols of these frequencies costs, in bits."""
+    """Return the cost of coding symbols of these frequencies, in bits."""
     return np.asarray(total_bits - np.log2(frequencies_N))
 
 
 class Encoder:
-    """Writes symbols, given where their share of the total begins and how wide it is."""
+    """Writes symbols, each given by the start and the width of its share of the total."""
 
     def __init__(self) -> None:
         self._low, self._range = 0, (1 << _STATE_BITS) - 1
@@ -120,7 +123,8 @@ class Encoder:
             self._range <<= 8
 
     def encode_all(self, starts_N: IntArray, widths_N: IntArray) -> None:
-        """Add symbols whose shares of 2^TOTAL_BITS begin and are wide as said, as `encode` does.
+        """Add symbols as `encode` does, given the starts and widths of their shares of
+        2^TOTAL_BITS.
 
         Raises ValueError for a share that is empty or outside the total.
         """
@@ -128,7 +132,7 @@ class Encoder:
         if not ((starts_N >= 0) & (widths_N > 0) & (ends_N <= 1 << TOTAL_BITS)).all():
             raise ValueError(f"a share is not within 2^{TOTAL_BITS}")
         state = np.array([self._low, self._range], np.uint64)
-        # A symbol leaves at least 2^24 of a range of 2^56: four bytes.
+        # A symbol narrows a range of 2^56 to 2^24 at the least, which writes four bytes.
         out = np.empty(4 * len(starts_N), np.uint8)
         count, carried = _encode_all(
             state, starts_N.astype(np.uint64), widths_N.astype(np.uint64), out
@@ -146,9 +150,9 @@ class Encoder:
         self._written[at] += 1
 
     def finish(self) -> bytes:
-        """Return everything written: the fewest bytes that, with zeros after them, decode.
+        """Return all bytes written: the fewest that decode if zeros follow them.
 
-        Of zeros at the end SPARE_BYTES are left out at most, beside those of the last 64 bits.
+        At most SPARE_BYTES zeros at the end are left out, beside those of the last 64 bits.
         """
         end = self._low + self._range
         for bits in range(_STATE_BITS, -1, -8):
@@ -166,9 +170,10 @@ class Encoder:
 
 
 class Decoder:
-    """Reads back what an `Encoder` wrote; behind its end the bytes count as zeros.
+    """Reads the output of an `Encoder`; bytes after its end count as zeros.
 
-    Whoever decodes asks from time to time whether it is `beyond` what an encoder can have meant.
+    The caller must check `beyond` from time to time: whether it read past the possible end of a
+    code.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -178,16 +183,18 @@ class Decoder:
 
     @property
     def exhausted(self) -> bool:
-        """Return whether every byte was needed so far."""
+        """Return whether all bytes were read."""
         return self._next >= len(self._data)
 
     @property
     def beyond(self) -> bool:
-        """Return whether more was read than an encoder leaves out, so that symbols mean nothing."""
+        """Return whether more zeros were read than an encoder leaves out; then symbols are
+        meaningless."""
         return self._next > len(self._data) + _STATE_BITS // 8 + SPARE_BYTES
 
     def decode(self, counts_V: IntArray, total_bits: int = TOTAL_BITS) -> int:
-        """Return the next symbol, given all frequencies; bytes nobody wrote give some symbol."""
+        """Return the next symbol, given all frequencies; bytes that no encoder wrote give an
+        arbitrary symbol."""
         unit = self._range >> total_bits
         target = min(self._offset // unit, (1 << total_bits) - 1)
         ends_V = counts_V.cumsum()
@@ -197,16 +204,18 @@ class Decoder:
         self._range = unit * frequency
         while self._range < _RENORM:
             byte = self._data[self._next] if self._next < len(self._data) else 0
-            # Only damaged data can leave the offset outside the interval; keep it a 64-bit number.
+            # Only damaged data can put the offset outside the interval; this keeps it within 64
+            # bits.
             self._offset = (self._offset << 8 | byte) & int(_MOST)
             self._range <<= 8
             self._next += 1
         return symbol
 
     def decode_rows(self, starts_SV: BitsArray, rows_A: IntArray, ids_S: IntArray) -> None:
-        """Fill in the next symbols of some rows, one after another, as `decode` finds them.
+        """Fill in the next symbols of some rows, one row after another, with the same results as
+        `decode`.
 
-        Given is where shares of 2^TOTAL_BITS begin; numbers that nobody computed give some symbol.
+        The input is the start of each share of 2^TOTAL_BITS; damaged data give an arbitrary symbol.
         """
         state = np.array([self._offset, self._range, self._next], np.uint64)
         data = np.frombuffer(self._data, np.uint8)
@@ -215,7 +224,7 @@ class Decoder:
 
 
 # ---------------------------------------------------------------------------------------------
-# The same, compiled: `state` is what the classes keep
+# The same, compiled: `state` holds the fields of the classes
 
 
 @compiled
@@ -225,9 +234,9 @@ def _encode_all(
     widths_N: NDArray[np.uint64],
     out: NDArray[np.uint8],
 ) -> tuple[int, bool]:
-    """Return how many bytes were filled in, and whether a carry ran out at their front.
+    """Return how many bytes were filled in, and whether a carry left their first byte.
 
-    That happens at most once: what was written before is within 1 of its final value.
+    That happens at most once: the number written before is within 1 of its final value.
     """
     low, width = state[0], state[1]
     count, carried = 0, False
@@ -271,8 +280,8 @@ def _decode_rows(
     for row in rows_A:
         unit = width >> _HALF
         target = min(offset // unit, _TOTAL - _ONE)
-        # The last share that begins no later than the target, which the next one does not: so even
-        # in a table that is not sorted it is not empty.
+        # The last share that begins at or before the target, while the next share begins after it.
+        # So the share is not empty, even if the table is not sorted.
         symbol, after = 0, size
         while after - symbol > 1:
             middle = (symbol + after) >> 1

@@ -1,8 +1,8 @@
 """Streams of tokens through a model and the coder, in both directions.
 
-A *method* says how streams are predicted: by which segments, and who learns on the way. Methods are
-frozen dataclasses, so that their settings travel in a file's header. `Sliding` is the scorer's
-frozen model; those that learn are in `learning`.
+A *method* defines how streams are predicted: the segments, and what learns during the walk. Methods
+are frozen dataclasses, and the header of a file stores their settings. `Sliding` is the scorer's
+frozen model; the methods that learn are in `learning`.
 """
 
 from collections.abc import Sequence
@@ -50,18 +50,19 @@ class Method(Protocol):
     """A way to predict streams, the same for encoder and decoder."""
 
     def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
-        """Return documents, each behind its BOS, as streams, `count` of which go side by side."""
+        """Return documents, each after its BOS, as streams; `count` streams are coded side by
+        side."""
 
     def segments(self, targets: int, score: ScoreConfig) -> Segments:
-        """Return the segments for a longest stream of this many targets."""
+        """Return the segments if the longest stream has this many targets."""
 
     def learner(self, language: LanguageModel, course: Course) -> Learner:
-        """Return who changes this model on its way through a course."""
+        """Return the learner that changes this model during the walk of a course."""
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
-        """Return what the scorer's own fast path makes of streams, each from its BOS on.
+        """Return the nats of streams by the scorer's own fast path, each from its BOS on.
 
-        It leaves the model as it was.
+        The model is unchanged afterwards.
         """
 
 
@@ -78,12 +79,13 @@ class Sliding:
         return window_segments(targets, score.seq_len, score.stride)
 
     def learner(self, language: LanguageModel, course: Course) -> Learner:
-        """Return one that learns nothing."""
+        """Return a learner that changes nothing."""
         course.require_one_group()
         return Frozen(language.model)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
-        """Return the sum of the streams' scores, each by a ledger of its own with its checks."""
+        """Return the sum of the streams' scores; a separate ledger scores and checks each
+        stream."""
         config = language.score_config
         checks = -(-config.check_positions // max(len(streams), 1))
         config = replace(config, truncate=False, check_positions=checks)
@@ -103,12 +105,12 @@ METHODS: dict[str, type[Any]] = {
 def method_named(
     name: str, ttt: TttConfig, seed: int, streams: int | None, mixture: MixtureConfig | None = None
 ) -> tuple[Method, int | None]:
-    """Return a method with its settings, and how many streams go side by side.
+    """Return a method with its settings, and the number of streams that are coded side by side.
 
-    `streams` None leaves that to the method: as many documents as `ttt` says, one stream where
-    something learns along, and for the frozen model None, which `Session.streams` decides. The
-    experts of `mixture`, if it has some, stand beside it. Raises UserError for an unknown name, and
-    for several streams where one is learned along.
+    With `streams` None the method decides the number: the documents of `ttt` for LoRA, one stream
+    if all weights or experts learn, and None for the frozen model, where `Session.streams` decides.
+    The experts of `mixture`, if there are any, are added to the method. Raises UserError for an
+    unknown name, and for several streams if the method learns along one stream.
     """
     if name not in METHODS or name == "experts":
         raise UserError(unknown_name("method", name, [n for n in METHODS if n != "experts"]))
@@ -140,7 +142,7 @@ def method_of(record: dict[str, Any]) -> Method:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
-    """An artifact loaded to code with, its digest and the machine; for one walk."""
+    """An artifact loaded for coding, its digest and the machine; for one walk."""
 
     language: LanguageModel
     artifact: str
@@ -148,17 +150,17 @@ class Session:
 
     @property
     def machine(self) -> Machine:
-        """Return this machine as it computes now."""
+        """Return this machine with its present settings."""
         return this_machine(self.plan)
 
     def streams(self, tokens: int, on_cpu: int) -> int:
-        """Return how many streams this many tokens are cut into, unless the user says."""
+        """Return the number of streams for this many tokens, unless the user sets it."""
         seq_len, on_gpu = self.language.score_config.seq_len, self.plan.device == "cuda"
         most = self._most_rows(seq_len) // 2 if on_gpu else on_cpu
         return default_streams(tokens, seq_len, self.plan.device, min(most, MAX_STREAMS))
 
     def _most_rows(self, room: int, method: Method | None = None) -> int:
-        """Return how many rows the GPU has room for: what is kept of them, and their adapters."""
+        """Return how many rows fit into the GPU's memory with their caches and adapters."""
         model = self.language.model
         config, way = model.config, way_of(model)
         wanted = coding(config, way, model.looping, room, MAX_STREAMS)
@@ -166,12 +168,12 @@ class Session:
             own = peers_bytes(config, way, model.looping, method.ttt)
             copies = len(lora_peers(method.ttt))
             wanted = replace(wanted, each=copies * wanted.each + own)
-        # The weights, which the need counts, are there already.
+        # The planned need includes the weights, which are in memory already.
         free = free_bytes(model.tok_emb.weight.device) + weight_bytes(config)
         return wanted.fitting(free)
 
     def fingerprint(self, rows: int) -> str:
-        """Return what the model's numbers are here: see `machine`."""
+        """Return the fingerprint of the model's numbers on this machine: see `machine`."""
         language = self.language
         return fingerprint(
             language.model, rows, language.score_config.seq_len, language.tokenizer.bos_id
@@ -180,14 +182,14 @@ class Session:
     def encode(
         self, streams: Sequence[IntArray], rows: int, method: Method
     ) -> tuple[bytes, Walked]:
-        """Return the coded streams, whose BOS is left out, and what the walk found."""
+        """Return the coded streams, without their BOS, and the result of the walk."""
         encoder = Encoder()
         targets = tuple(len(ids) for ids in streams)
         walked = self._walk(targets, rows, method, Known(streams, encoder), "coding")
         return padded(encoder.finish(), sum(targets)), walked
 
     def decode(self, header: Header, payload: bytes) -> tuple[IntArray, ...]:
-        """Return the streams of a file; UserError if this machine's numbers are others."""
+        """Return the streams of a file; UserError if this machine computes other numbers."""
         if self.fingerprint(header.rows) != header.fingerprint:
             raise UserError(
                 "this machine looks like the one that coded it, but computes other numbers "
@@ -224,7 +226,8 @@ class Session:
             return walk(language.model, course, source, learner, advance)
 
     def _check_memory(self, method: Method, rows: int, positions: int) -> None:
-        """Raise UserError if a CPU lacks the memory for rows and adapters, which a file claims."""
+        """Raise UserError if the memory of a CPU does not suffice for the rows and adapters that a
+        file claims."""
         room = host_room()
         if self.plan.device == "cuda" or room is None:
             return
@@ -236,14 +239,15 @@ class Session:
             needed_bytes += method.ttt.lora_documents * peers_bytes(*sizes, method.ttt)
         if needed_bytes > room.bytes:
             raise UserError(
-                f"{rows} streams side by side by this method take "
-                f"{units.megabytes(needed_bytes)} of memory, and {room.told()}; code with fewer "
-                "--streams, decode with more memory"
+                f"{rows} streams side by side need {units.megabytes(needed_bytes)} of memory "
+                f"with this method, and {room.told()}; code with fewer --streams, or decode with "
+                "more memory"
             )
 
 
 def open_session(artifact: Path, tokenizer: Path | None, plan: Plan) -> Session:
-    """Return an artifact, or that of a run folder, loaded under a plan that stays in effect."""
+    """Return a session of an artifact, or of the artifact of a run folder; its plan stays in
+    effect."""
     path = artifact / ARTIFACT if artifact.is_dir() else artifact
     plan.apply()
     language = load(path, tokenizer=tokenizer, plan=plan)
@@ -251,15 +255,15 @@ def open_session(artifact: Path, tokenizer: Path | None, plan: Plan) -> Session:
 
 
 def session_for(header: Header, artifact: Path, tokenizer: Path | None) -> Session:
-    """Return the session that can decode a file.
+    """Return a session that can decode a file.
 
-    Raises UserError for another artifact, and with the difference for another machine.
+    Raises UserError for another artifact, and for another machine, naming the difference.
     """
     path = artifact / ARTIFACT if artifact.is_dir() else artifact
     if not path.is_file():
         raise UserError(f"{path} does not exist; name the artifact that the file was coded with")
     if (digest := digest_file(path)) != header.artifact:
         raise UserError(
-            f"it was coded with the artifact {header.artifact[:12]}, and {path} is {digest[:12]}"
+            f"it was coded with the artifact {header.artifact[:12]}, but {path} is {digest[:12]}"
         )
     return open_session(artifact, tokenizer, plan_of(header.machine))

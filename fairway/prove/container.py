@@ -1,9 +1,11 @@
-"""The format of a coded file: all that decoding needs, then the coder's bytes (docs/proof.md).
+"""The format of a coded file: a header with all that decoding needs, then the coder's bytes
+(docs/proof.md).
 
     magic, version, kind, digest of the body | body
 
-The body of a stored file is its bytes. That of a coded one is the lengths of its header, packed and
-unpacked, the header as packed JSON, and the coder's bytes. Whatever is read is checked before use.
+The body of a stored file is its bytes. The body of a coded file has the two lengths of its header
+(packed and unpacked), the header as packed JSON, and the coder's bytes. Every field is checked
+before use.
 """
 
 import hashlib
@@ -27,20 +29,20 @@ _PREFIX = struct.Struct("<8sBB32s")
 _LENGTHS = struct.Struct("<II")
 PREFIX_BYTES = _PREFIX.size
 _MAX_HEADER_BYTES = 1 << 22
-# What a header may claim: tokens for every byte of the coder. Whoever codes puts zeros behind a
-# code that is shorter (`padded`), so that a token that is all but certain costs 1/128 bit.
+# The most tokens that a header may claim per byte of the coder. The encoder pads a shorter code
+# with zeros (`padded`), so an almost certain token costs 1/128 bit.
 MOST_TOKENS_PER_BYTE = 1024
-# Rows whose stream has ended read on with dummies: this many times the tokens, and these beside.
+# Rows whose stream has ended read dummies: at most this factor times the tokens, plus this number.
 _MOST_DUMMIES, _FEW_TOKENS = 16, 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What a decoder must know.
+    """The facts that a decoder needs.
 
-    artifact, digest: SHA-256 in hex of the artifact file and of the bytes to restore; bytes: how
-    many these are. targets: tokens of every stream, without BOS. joined: of every stream, whether
-    it goes on within the document that the stream before it ends in. documents: how many there are.
+    artifact, digest: SHA-256 in hex of the artifact file and of the bytes to restore; bytes: the
+    number of these bytes. targets: the number of tokens of each stream, without BOS. joined: for
+    each stream, whether it continues the document of the previous stream. documents: their number.
     method: the name of a `fairway.prove.coding` method, with its settings. fingerprint: see
     `fairway.prove.machine`.
     """
@@ -58,19 +60,20 @@ class Header:
 
 
 def stored_file(data: bytes) -> bytes:
-    """Return a file that holds some bytes as they are; it is PREFIX_BYTES longer."""
+    """Return a file that holds some bytes unchanged; it is PREFIX_BYTES longer."""
     return _file(STORED, data)
 
 
 def coded_file(kind: int, header: Header, payload: bytes) -> bytes:
-    """Return a file of a header and what the coder wrote."""
+    """Return a file of a header and the coder's bytes."""
     text = canonical_json(to_dict(header))
     packed = compress(text, "brotli", 1)
     return _file(kind, _LENGTHS.pack(len(packed), len(text)) + packed + payload)
 
 
 def uneven(targets: Sequence[int], rows: int) -> bool:
-    """Return whether most of what a walk computes would be dummies beside one long stream."""
+    """Return whether most positions of a walk would be dummies, because one stream is much
+    longer."""
     return rows * max(targets, default=0) > _MOST_DUMMIES * sum(targets) + _FEW_TOKENS
 
 
@@ -84,14 +87,14 @@ def _file(kind: int, body: bytes) -> bytes:
 
 
 def kind_of(head: bytes) -> int | None:
-    """Return the kind of the file that begins so, or None if it is none of these files."""
+    """Return the kind of a file by its first bytes, or None if Fairway did not write it."""
     if len(head) < PREFIX_BYTES or not head.startswith(MAGIC):
         return None
     return int(_PREFIX.unpack(head[:PREFIX_BYTES])[2])
 
 
 def open_file(data: bytes) -> tuple[int, bytes]:
-    """Return the kind and the body of a file; UserError unless every byte is as it was written."""
+    """Return the kind and the body of a file; UserError if any byte has changed."""
     if data[: len(MAGIC)] != MAGIC:
         raise UserError("it was not written by fairway compress or fairway prove")
     if len(data) < PREFIX_BYTES:
@@ -109,7 +112,7 @@ def open_file(data: bytes) -> tuple[int, bytes]:
 
 
 def open_coded(body: bytes) -> tuple[Header, bytes]:
-    """Return the checked header of a coded file's body, and what the coder wrote."""
+    """Return the checked header of a coded file's body, and the coder's bytes."""
     if len(body) < _LENGTHS.size:
         raise UserError(f"its body has {len(body)} bytes, too few for a header")
     packed_bytes, text_bytes = _LENGTHS.unpack(body[: _LENGTHS.size])
@@ -140,7 +143,8 @@ def _checked(fields: dict[str, Any], payload_bytes: int) -> Header:
             raise UserError("its header has a stream of no tokens")
     if len(joined) != len(targets) or not all(type(flag) is bool for flag in joined):
         raise UserError(f"its header joins {len(joined)} of {len(targets)} streams")
-    # Every token but BOS stands for a byte, and only documents, which are not empty, have a BOS.
+    # Every token but BOS stands for at least one byte. Only documents have a BOS, and none is
+    # empty.
     most = max(1, min(MAX_STREAMS, len(targets)))
     if not 1 <= rows <= most or sum(targets) > 2 * size:
         raise UserError(
@@ -154,7 +158,7 @@ def _checked(fields: dict[str, Any], payload_bytes: int) -> Header:
         )
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise UserError("its header names no method")
-    # Documents are as long as they are; all else was cut evenly.
+    # Documents keep their lengths; all other streams were cut evenly.
     if method["name"] != "lora" and uneven(targets, rows):
         raise UserError(
             f"its header has a stream of {max(targets)} tokens among {len(targets)}, which have "
@@ -187,7 +191,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def check_digest(data: bytes, header: Header) -> None:
-    """Raise UserError unless the restored bytes are those that were coded."""
+    """Raise UserError unless the restored bytes equal the coded bytes."""
     if len(data) != header.bytes or digest_bytes(data) != header.digest:
         raise UserError(
             "decoding gave other bytes than were coded: this machine computes differently, though "

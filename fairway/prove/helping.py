@@ -1,7 +1,8 @@
 """Proofs of a model with experts, coded with the whole distribution of the mixture.
 
-Every stream has experts of its own, as every stream is scored by a ledger of its own. The scorer
-prices tokens along their paths; here all tokens are priced, node by node, at every position.
+Each stream has its own experts, as each stream has its own ledger when it is scored. The scorer
+computes costs along the paths of the actual tokens. Here the cost of every token is computed, node
+by node, at every position.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from fairway.score.ways import evaluate
 
 @dataclass(frozen=True, slots=True)
 class WithExperts:
-    """The model that `mixture.base` names, with experts; frozen, or learning by `ttt`."""
+    """The model of `mixture.base` with experts; the model is frozen or learns by `ttt`."""
 
     mixture: MixtureConfig
     ttt: TttConfig
@@ -41,7 +42,7 @@ class WithExperts:
         return cut_evenly(ids, count, tokenizer)
 
     def segments(self, targets: int, score: ScoreConfig) -> Segments:
-        """Return the segments of the base; UserError for experts that cannot be decoded with."""
+        """Return the segments of the base; UserError for experts that cannot decode."""
         if self.mixture.base == "lora":
             raise UserError(
                 "experts follow one text, but method lora reads documents side by side; use method "
@@ -59,7 +60,7 @@ class WithExperts:
         return ExpertLearner(base, language.tokenizer, self.mixture, course)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
-        """Return the sum of what the scorer makes of the streams, each with fresh experts."""
+        """Return the sum of the scorer's nats over the streams, each with fresh experts."""
         config = replace(language.score_config, truncate=False)
         checks = -(-config.check_positions // max(len(streams), 1))
         nats, tries = 0.0, Tries(token_strings(language.tokenizer))
@@ -76,7 +77,7 @@ class WithExperts:
 
 
 class ExpertLearner:
-    """Puts the experts between the model's distributions and the coder."""
+    """Mixes the experts into the model's distributions before the coder."""
 
     def __init__(
         self, base: Learner, tokenizer: Tokenizer, mixture: MixtureConfig, course: Course
@@ -90,7 +91,7 @@ class ExpertLearner:
         self._log_probs_SV = torch.zeros(0, 0, dtype=torch.float64)
 
     def begin(self, streams: range) -> None:
-        """Begin with experts that know nothing; UserError where this many have no room."""
+        """Begin with fresh experts; UserError if so many do not fit into memory."""
         self._base.begin(streams)
         try:
             self._helpers = [self._fresh(self._targets[stream]) for stream in streams]
@@ -102,7 +103,7 @@ class ExpertLearner:
             ) from None
 
     def _fresh(self, targets: int) -> Helpers:
-        # A file claims how long its streams are: what their tables take follows what is read.
+        # A file claims the lengths of its streams, so the tables grow only with the tokens read.
         return Helpers(self._tokenizer, self._mixture, targets, self._tries, untouched)
 
     def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class ExpertLearner:
         return mixed_SV
 
     def heard(self, active_A: IntArray, ids_S: Tensor) -> None:
-        """Let the experts learn the tokens that were fixed."""
+        """Let the experts learn the fixed tokens."""
         tokens = ids_S.tolist()
         for row in active_A.tolist():
             token, previous = np.array([tokens[row]]), np.array([self._previous[row]])

@@ -1,8 +1,9 @@
-"""Methods whose model learns on the way: encoder and decoder learn the same from the same tokens.
+"""Methods whose model learns during the walk: encoder and decoder learn the same from the same
+tokens.
 
-They are the two ways of test-time training (`score.sgd`, `score.lora`), with the same steps on the
-same tokens in the same order. What is learned from is fixed by then: the decoder has it from the
-file.
+They are the two methods of test-time training (`score.sgd`, `score.lora`), with the same steps on
+the same tokens in the same order. A learner reads only fixed tokens: the decoder has already
+decoded them.
 
 Shapes: S rows, B rows whose document has not ended, T positions, C positions of a chunk, D width.
 """
@@ -39,7 +40,7 @@ from fairway.score.windows import Event, Window
 
 
 def proven_text(language: LanguageModel, streams: Sequence[IntArray]) -> Text:
-    """Return streams as one text with the bytes that their documents stand for."""
+    """Return streams as one text, with the number of bytes of their documents."""
     ids = np.concatenate(list(streams))
     text_bytes = sum(map(len, language.packer.documents(ids)))
     return text_of(ids, language.tokenizer.table, text_bytes)
@@ -56,7 +57,7 @@ class ChunkSgd:
     ttt: TttConfig
 
     def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
-        """Return the whole text as one stream: what is learned here is good for what follows."""
+        """Return the whole text as one stream, so that later documents profit from earlier ones."""
         return [Stream(ids, False)]
 
     def segments(self, targets: int, score: ScoreConfig) -> Segments:
@@ -68,14 +69,14 @@ class ChunkSgd:
         check_learning("sgd", self.ttt, score)
 
     def learner(self, language: LanguageModel, course: Course) -> "ChunkLearner":
-        """Return one that changes the weights; UserError for several streams."""
+        """Return a learner that changes the weights; UserError for several streams."""
         if len(course.targets) > 1:
             count = len(course.targets)
             raise UserError(f"method sgd uses one stream, but there are {count:,}")
         return ChunkLearner(language.model, self.ttt, course)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
-        """Return what `evaluate_sgd` makes of the text, in windows side by side."""
+        """Return the nats of the text by `evaluate_sgd`, in windows side by side."""
         model, config = language.model, replace(language.score_config, truncate=False)
         self._check(config)
         text = proven_text(language, streams)
@@ -85,7 +86,7 @@ class ChunkSgd:
 
 
 class ChunkLearner(Frozen):
-    """Learns a chunk as soon as its last token is fixed, unless nothing comes after it."""
+    """Learns a chunk as soon as its last token is fixed, unless it is the last chunk."""
 
     def __init__(self, model: GPT, ttt: TttConfig, course: Course) -> None:
         super().__init__(model)
@@ -97,11 +98,11 @@ class ChunkLearner(Frozen):
         self._nats: list[FloatArray] = []
 
     def begin(self, streams: range) -> None:
-        """Begin with the BOS, which is read and not predicted."""
+        """Begin with the BOS, which is an input but no target."""
         self._ids = [np.array([self._bos_id])]
 
     def adapt(self, fixed: Fixed) -> None:
-        """Keep what was fixed; learn it where a chunk ends and another one follows."""
+        """Keep the fixed tokens; learn them at the end of a chunk if another one follows."""
         self._ids += fixed.ids
         self._nats += fixed.nats
         ended = fixed.segment.end == (self._index + 1) * self._ttt.chunk_tokens
@@ -121,20 +122,20 @@ class ChunkLearner(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class DocumentLora:
-    """Every document has adapters that learn from it; `ttt.lora_documents` go side by side.
+    """Each document has adapters that learn from it; `ttt.lora_documents` are coded side by side.
 
-    seed: of the adapters' matrices A.
+    seed: the seed of the adapters' matrices A.
     """
 
     ttt: TttConfig
     seed: int
 
     def cut(self, ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
-        """Return the documents, each a stream."""
+        """Return the documents, one stream each."""
         if tokenizer.bos_id != BOS_ID:
             raise UserError(
-                f"this tokenizer begins documents with token {tokenizer.bos_id}, and method lora "
-                f"looks for token {BOS_ID}; take another method"
+                f"this tokenizer begins documents with token {tokenizer.bos_id}, but method lora "
+                f"needs token {BOS_ID} there; choose another method"
             )
         starts = np.flatnonzero(ids == BOS_ID)
         return [Stream(part, False) for part in np.split(ids, starts[1:])]
@@ -158,7 +159,7 @@ class DocumentLora:
             )
 
     def learner(self, language: LanguageModel, course: Course) -> "DocumentLearner":
-        """Return one that changes adapters; UserError for more rows than have some."""
+        """Return a learner that changes adapters; UserError for more rows than adapters."""
         if course.rows > self.ttt.lora_documents:
             raise UserError(
                 f"{course.rows} rows cannot have the adapters of {self.ttt.lora_documents}"
@@ -167,7 +168,7 @@ class DocumentLora:
         return DocumentLearner(language.model, lanes, course, len(lora_peers(self.ttt)))
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
-        """Return what `evaluate_lora` makes of the documents, less what it takes for their ends."""
+        """Return the nats of the documents by `evaluate_lora`, without the nats of their ends."""
         config = replace(language.score_config, truncate=False)
         self._check(config)
         paid = _Paid()
@@ -178,24 +179,24 @@ class DocumentLora:
 
 
 class _Paid(Witness):
-    """Hears what all tokens but BOS cost, event by event."""
+    """Sums the costs of all tokens but BOS, event by event."""
 
     def __init__(self) -> None:
         self.nats: list[float] = []
 
     def scored(self, receipt: Receipt) -> None:
-        """Take the cost of an event."""
+        """Add the cost of an event."""
         self.nats.append(float(receipt.nats[receipt.targets != BOS_ID].sum()))
 
 
 class DocumentLearner(Frozen):
-    """Adapters of the rows, those of `score.lora`; rows without a document have zeros.
+    """The adapters of the rows, as in `score.lora`; rows without a document have zeros.
 
-    A document counts as one position longer than it has tokens to predict, unless it is the last,
-    since the scorer also predicts that it ends. So the same rows take the same steps.
+    Each document but the last counts as one position longer than its tokens to predict, since the
+    scorer also predicts its end. So the same rows take the same steps as in the scorer.
     """
 
-    # The adapters that are hooked on are other tensors after every chunk.
+    # The attached adapters are new tensors after each chunk.
     steady = False
 
     def __init__(self, model: GPT, lanes: PeerLanes, course: Course, copies: int) -> None:
@@ -212,7 +213,7 @@ class DocumentLearner(Frozen):
         self._ids: list[IntArray] = []
 
     def begin(self, streams: range) -> None:
-        """Begin a batch of documents with fresh adapters, or those of its lane."""
+        """Begin a batch of documents with fresh adapters, or with the adapters of its lane."""
         if streams.start:
             self._documents.save()
         self._documents = self._lanes.start(self._batch, len(streams))
@@ -223,7 +224,7 @@ class DocumentLearner(Frozen):
 
     @contextmanager
     def predicting(self) -> Iterator[Adapters]:
-        """Give the adapters of all rows."""
+        """Attach the adapters of all rows while a segment is walked."""
         members = self._documents.members
         for member in members:
             values = member.values_of(self._rows)
@@ -233,13 +234,14 @@ class DocumentLearner(Frozen):
             yield sets[0] if len(sets) == 1 else Beside(sets)
 
     def _of_all_rows(self, value: Tensor) -> Tensor:
-        """Return matrices of the present rows, of B, among zeros for the others, of S."""
+        """Return matrices for all S rows: those of the B present rows, and zeros for the others."""
         whole = value.new_zeros(value.shape[0], self._course.rows, *value.shape[2:])
         whole[:, list(self._rows)] = value
         return whole
 
     def logits(self, states_SD: Tensor) -> Tensor:
-        """Return the model's own with what the head's adapters add; of several sets the mean."""
+        """Return the model's logits plus the addition of the head's adapters; the mean over several
+        sets."""
         parts = zip(self._documents.members, states_SD.chunk(self.copies), strict=True)
         found = [self._logits(member, own_SD[:, None]) for member, own_SD in parts]
         if self.copies == 1:
@@ -251,8 +253,9 @@ class DocumentLearner(Frozen):
         return self._model.logits(states_S1D, extra)[:, 0]
 
     def adapt(self, fixed: Fixed) -> None:
-        """Let the rows whose document goes on learn the chunk; drop the others before the next."""
-        # What was fixed ends with the longest document; a chunk is whole.
+        """Let the rows whose document continues learn the chunk; drop the others before the next
+        chunk."""
+        # The fixed tokens end with the longest document; a chunk has its full length.
         chunk = next(self._chunks)
         first, end = chunk.first, chunk.end
         assert first == fixed.segment.first, "chunks come in their order"
@@ -262,7 +265,7 @@ class DocumentLearner(Frozen):
         going_on = [place for place, row in enumerate(self._rows) if lengths[row] > end]
         if going_on:
             self._learn(Segment(fixed.segment.start, first, end), going_on)
-            # The scorer drops rows when the next chunk begins; nothing is read in between.
+            # The scorer drops rows when the next chunk begins; nothing reads the rows in between.
             self._rows = tuple(row for row in self._rows if lengths[row] > end)
             self._documents.keep(self._rows)
 
@@ -275,7 +278,7 @@ class DocumentLearner(Frozen):
             self._documents.learn(dist, targets_BC, going_on)
 
     def _context(self, chunk: Segment) -> Context:
-        """Return the chunk of the present rows as one event, documents one after another."""
+        """Return the chunk of the present rows as one event, one document after another."""
         ids: dict[Window, IntArray] = {}
         at = 0
         for row in self._rows:
@@ -287,7 +290,8 @@ class DocumentLearner(Frozen):
 
 
 def _filled(parts: list[IntArray], event: Event) -> IntArray:
-    """Return the targets of an event; 0 for a document's end, which nothing learns from."""
+    """Return the targets of an event; 0 for the end of a document, which has no effect on
+    learning."""
     filled = [
         np.append(part, np.zeros(window.end - window.score_from - len(part), np.int64))
         for part, window in zip(parts, event.windows, strict=True)

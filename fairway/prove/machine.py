@@ -1,8 +1,9 @@
-"""The machine whose arithmetic a coded file depends on, and whether this one computes the same.
+"""The machine whose arithmetic a coded file needs, and the check that this machine computes the
+same.
 
 Decoding repeats the encoder's floating-point numbers to the bit. They depend on library versions,
-the processor's instructions, the precision and the number of threads, so a file names them all and
-is refused elsewhere. Nothing here names a host.
+the processor's instructions, the precision and the number of threads. So a file names them all, and
+a machine that differs refuses it. The file names no host.
 """
 
 import hashlib
@@ -22,13 +23,13 @@ from fairway.model.gpt import GPT
 from fairway.prove.coder import Decoder
 from fairway.prove.walk import Coded, Course, Frozen, Segment, walk
 
-# Positions that the fingerprint reads at once and in turn.
+# The positions that the fingerprint reads in one pass, and those that it reads one by one.
 _READ, _STEPS = 24, 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """Versions, processor and settings; two equal ones compute the same numbers."""
+    """Versions, processor and settings; two machines with equal fields compute the same numbers."""
 
     torch: str
     numpy: str
@@ -44,7 +45,7 @@ class Machine:
     kernels: str
 
     def runtime(self) -> RuntimeConfig:
-        """Return the settings that give this arithmetic again; UserError for impossible ones."""
+        """Return the settings that reproduce this arithmetic; UserError for impossible ones."""
         config = RuntimeConfig(
             device=self.device,
             dtype=self.dtype,
@@ -60,12 +61,12 @@ class Machine:
 
 
 def coding_plan(runtime: RuntimeConfig, exact: bool = True) -> Plan:
-    """Return the plan to code with: float32, in full and by plain formulas, where nothing is said.
+    """Return the plan for coding: full float32 and plain formulas, unless the user chooses others.
 
     One token at a time gains nothing from bfloat16 on a CPU: every step would cast all weights. On
-    a GPU it halves what steps read of the past and takes a tenth of the time to read windows. It is
-    taken there, with kernels, where nothing has to be `exact`, as a proof's distance from the
-    score. Attention is of those that PyTorch brings ready to run.
+    a GPU it halves what steps read of the past and takes a tenth of the time to read windows. So a
+    GPU uses bfloat16 and kernels, unless the result must be `exact`, as for the difference between
+    a proof and its score. Attention is a backend that PyTorch ships compiled.
     """
     dtype, matmul, backend = runtime.dtype, runtime.matmul, runtime.attention
     kernels = "plain" if exact and runtime.kernels == "auto" else runtime.kernels
@@ -87,7 +88,7 @@ def this_machine(plan: Plan) -> Machine:
     return Machine(
         torch=str(torch.__version__),
         numpy=np.__version__,
-        # On a CPU its loops compute what is element-wise.
+        # On a CPU its compiled loops compute the element-wise steps.
         numba="off" if numba.config.DISABLE_JIT else numba.__version__,
         processor=platform.machine(),
         instructions=torch.backends.cpu.get_cpu_capability(),
@@ -102,9 +103,9 @@ def this_machine(plan: Plan) -> Machine:
 
 
 def plan_of(machine: Machine) -> Plan:
-    """Return the plan that a file was coded under.
+    """Return the plan of a coded file.
 
-    Raises UserError with the first difference if this machine is another one.
+    Raises UserError with the first difference if this machine differs.
     """
     if machine.device == "cuda":
         require_gpus(1, f"it was coded on the GPU {machine.gpu}", "decode it where there is one")
@@ -120,9 +121,10 @@ def plan_of(machine: Machine) -> Plan:
 
 
 def fingerprint(model: GPT, rows: int, seq_len: int, bos_id: int) -> str:
-    """Return 16 hex digits of what the model's frequencies are here, on a walk of made-up tokens.
+    """Return 16 hex digits of a digest of the model's frequencies here, on a walk of made-up
+    tokens.
 
-    Two machines whose names agree may still add in another order; then their fingerprints differ.
+    Two machines with equal fields may still add in another order; then their fingerprints differ.
     """
     read = min(_READ, seq_len // 2)
     steps = min(_STEPS, seq_len - read)

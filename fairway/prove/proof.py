@@ -1,7 +1,7 @@
-"""Proof by decoding: a text is coded with the scorer's own distributions, and restored again.
+"""Proof by decoding: a text is coded with the scorer's own distributions, then restored.
 
-A score says what a text would cost; the size of the file is what it does cost. Restoring the text
-needs the artifact and the file only, so the model has predicted everything that was counted.
+A score is the calculated cost of a text; the size of the file is its real cost. Restoring the text
+needs only the artifact and the file, so the model has predicted every counted token.
 """
 
 import json
@@ -37,7 +37,7 @@ from fairway.prove.walk import Walked
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The result of a proof. Differences are relative to `ideal_bits`, the sum of the walk's own
+    """The result of a proof. Differences are relative to `ideal_bits`, the cost by the walk's own
     log-probabilities. `scorer_bits` is the cost of the same streams by the ledger."""
 
     text_bytes: int
@@ -60,7 +60,7 @@ class Account:
 def first_bytes(documents: Iterable[Document], limit_bytes: int) -> Iterator[str]:
     """Yield the texts of the first documents, of `limit_bytes` bytes or less; 0 yields all.
 
-    The last is cut between characters.
+    The last document is cut between characters.
     """
     left = limit_bytes
     for document in documents:
@@ -75,7 +75,7 @@ def first_bytes(documents: Iterable[Document], limit_bytes: int) -> Iterator[str
 
 
 def written(documents: list[str]) -> bytes:
-    """Return what a text is as a file: one document as it is, several as lines of JSON."""
+    """Return a text in the form of a file: one document unchanged, several as lines of JSON."""
     if len(documents) == 1:
         return documents[0].encode()
     lines = (json.dumps({"text": text}, ensure_ascii=False) for text in documents)
@@ -95,7 +95,8 @@ def prove(
     """Return the proof of the first bytes of a text as a file, and its account.
 
     With `streams` None the device decides their number: one on a CPU, many for a long text on a
-    GPU. Every byte of a document is coded, as in its score. Raises UserError if there is no text.
+    GPU. All bytes of each document are coded, as in its score. Raises UserError if there is no
+    text.
     """
     session = open_session(artifact, tokenizer, coding_plan(runtime))
     language = session.language
@@ -106,7 +107,7 @@ def prove(
     while not isinstance(method, DocumentLora) and uneven(
         [len(part.ids) - 1 for part in parts], count
     ):
-        # Few places in this text can begin a stream.
+        # Streams can begin at few places of this text.
         count //= 2
         parts = method.cut(ids, count, language.tokenizer)
     scorer_nats = method.scorer_nats(language, [part.ids for part in parts])
@@ -166,8 +167,8 @@ def _account(
 def restore(file: Path, artifact: Path, tokenizer: Path | None) -> tuple[bytes, dict[str, Any]]:
     """Return the text of a proof and its header; the digest of the text is checked.
 
-    Raises UserError, in one sentence that names the file, if it is damaged, of another artifact or
-    of another machine.
+    Raises UserError, in one sentence that names the file, if the file is damaged or was coded with
+    another artifact or on another machine.
     """
     try:
         kind, body = open_file(read_bytes(file))
@@ -187,7 +188,7 @@ def _restored(session: Session, header: Header, payload: bytes) -> bytes:
     for ids, joined in zip(session.decode(header, payload), header.joined, strict=True):
         parts += [ids] if joined else [bos, ids]
     documents = session.language.packer.documents(np.concatenate(parts))
-    # What is no text was not coded, and has another digest.
+    # Bytes that are no text were never coded, so their digest differs.
     data = written([document.decode(errors="replace") for document in documents])
     check_digest(data, header)
     return data

@@ -1,4 +1,4 @@
-"""A text's tokens in parts that are coded side by side, and how many there are."""
+"""Cuts the tokens of a text into streams that are coded side by side, and chooses their number."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,13 @@ from fairway.data.tokens import Tokenizer
 
 
 def default_streams(tokens: int, seq_len: int, device: str, most: int) -> int:
-    """Return how many streams this many tokens are cut into, unless the user says: at most `most`.
+    """Return the default number of streams for this many tokens, at most `most`.
 
-    They begin without context. On a CPU, where more of them save little time, each is four windows
-    long. A GPU reads hundreds of tokens in the time of one: there each fits a window, so that no
-    token is read twice, with a sixteenth to spare for streams that come out longer than others.
-    Where that makes too many, longer ones read a window anew for every stride of tokens.
+    Each stream begins without context. On a CPU, where more streams save little time, each is four
+    windows long. A GPU reads hundreds of tokens in the time of one. So there each stream fits into
+    a window with a sixteenth to spare, since some streams are longer than others, and no token is
+    read twice. If that gives too many streams, they are longer and read a window again for each
+    stride of tokens.
     """
     on_gpu, on_cpu = -(-tokens // (seq_len - seq_len // 16)), tokens // (4 * seq_len)
     return max(1, min(most, on_gpu if device == "cuda" else on_cpu))
@@ -22,22 +23,23 @@ def default_streams(tokens: int, seq_len: int, device: str, most: int) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stream:
-    """Tokens from a BOS on; `joined` says that they go on within a document, behind a new BOS."""
+    """Tokens from a BOS on. `joined`: they continue the document of the previous stream, after a
+    new BOS."""
 
     ids: IntArray
     joined: bool
 
 
 def cut_evenly(ids: IntArray, count: int, tokenizer: Tokenizer) -> list[Stream]:
-    """Return documents, each behind its BOS, as up to `count` streams of about equal length.
+    """Return documents, each after its BOS, as up to `count` streams of about equal length.
 
-    A stream begins with a document, or within one at a token that is no byte and has no space
-    before it, so that behind its new BOS it stands for the same bytes as before.
+    A stream begins with a document, or inside a document at a token that is no byte token and has
+    no space before it. So the token stands for the same bytes after its new BOS as before.
     """
     table, bos = tokenizer.table, tokenizer.bos_id
     apart = np.isin(np.arange(tokenizer.vocab_size), tokenizer.byte_ids)
     free = ~(table.leading | table.boundary | apart)[ids]
-    # What follows a mark belongs to it.
+    # The tokens after a mark belong to it.
     free[1:] &= ~np.isin(ids[:-1], [bos, *tokenizer.mark_ids.values()])
     places = np.flatnonzero(free | (ids == bos))
     ideal = len(ids) * np.arange(1, count) / count

@@ -1,18 +1,18 @@
 """The walk through a text that encoder and decoder share: read, predict, fix a token, read it.
 
-Both sides run this code with this model and the same shapes, so that all numbers agree to the bit;
-they differ in the source alone, which gives the token that was predicted: the encoder's source
-knows it and writes it down, the decoder's reads it from the file.
+Both sides run this code with the same model and the same shapes, so all numbers agree to the bit.
+They differ only in the source, which gives the predicted token: the encoder's source knows the
+token and writes it, the decoder's source reads it from the file.
 
-A *stream* is a sequence of tokens behind a BOS, which nobody has to predict. Streams know nothing
-of one another. `rows` of them go side by side; a row whose stream has ended reads on with
-dummies, and what it predicts is ignored.
+A *stream* is a sequence of tokens after a BOS, which is not predicted. Streams do not depend on one
+another. `rows` streams are coded side by side. A row whose stream has ended reads dummies, and its
+predictions are ignored.
 
-On a GPU the numbers stay there: a step launches work and waits for nothing, but that the decoder
-has to see where the shares begin. What a segment's tokens cost is fetched when it ends.
+On a GPU the numbers stay there: a step launches work without waiting, except that the decoder needs
+the starts of the shares on the host. The costs of a segment's tokens are fetched when it ends.
 
-Shapes: S rows, T time, P positions of a segment, V vocabulary, A rows whose stream has not ended,
-D width.
+Shapes: S rows, T time, P positions of a segment, V vocabulary, A active rows (their stream has not
+ended), D width.
 """
 
 import itertools
@@ -36,7 +36,7 @@ from fairway.prove.coder import Decoder, Encoder, cost_bits
 from fairway.prove.shares import Shares, shares_of
 from fairway.score.windows import sliding_windows
 
-# Positions that tables have room for at first.
+# The number of positions in a new table.
 _FIRST_ROOM = 4_096
 Number = TypeVar("Number", np.int64, np.float64)
 
@@ -47,7 +47,8 @@ Number = TypeVar("Number", np.int64, np.float64)
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens start..first are read at once, then the positions first..end-1 predicted in turn.
+    """Tokens start..first are read at once; then the positions first..end-1 are predicted one by
+    one.
 
     Position p reads token p and predicts token p + 1, as in `score.windows`.
     """
@@ -59,7 +60,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Segments that are made as they are walked: a file claims how many there are."""
+    """Segments that are made one by one during the walk, since a file claims their number."""
 
     made: Callable[[], Iterator[Segment]]
 
@@ -68,7 +69,8 @@ class Segments:
 
 
 def window_segments(targets: int, seq_len: int, stride: int) -> Segments:
-    """Return the segments in which the sliding scorer's windows see `targets` positions."""
+    """Return the segments of `targets` positions with the contexts of the sliding scorer's
+    windows."""
 
     def made() -> Iterator[Segment]:
         if targets:
@@ -80,11 +82,11 @@ def window_segments(targets: int, seq_len: int, stride: int) -> Segments:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What is walked: streams of this many `targets`, `rows` at a time, by common segments.
+    """The work of a walk: streams of these `targets`, `rows` at a time, in common segments.
 
     The segments must score the positions 0, 1, 2, ... of the longest stream once and in order;
-    shorter streams end within one. None may see more than `seq_len` tokens; whether rotary
-    frequencies depend on how many these are is `ntk`.
+    shorter streams end inside a segment. No segment may read more than `seq_len` tokens. `ntk` says
+    whether rotary frequencies depend on this length.
     """
 
     targets: tuple[int, ...]
@@ -95,7 +97,7 @@ class Course:
     ntk: bool = True
 
     def require_one_group(self) -> None:
-        """Raise UserError unless all streams go side by side, as those of one text do."""
+        """Raise UserError unless all streams are coded side by side, as for one text."""
         if len(self.targets) > self.rows:
             raise UserError(
                 f"its header has {len(self.targets)} streams side by side in {self.rows} rows; it "
@@ -103,12 +105,12 @@ class Course:
             )
 
     def groups(self) -> list[range]:
-        """Return the streams that go side by side."""
+        """Return the groups of streams that are coded side by side."""
         count = len(self.targets)
         return [range(at, min(at + self.rows, count)) for at in range(0, count, self.rows)]
 
     def room(self) -> int:
-        """Return how many positions of a row are ever read at once."""
+        """Return the most positions of a row that are read at once."""
         longest, found = max(self.targets, default=0), 1
         for segment in self.walked(longest):
             found = max(found, min(segment.end, longest) - segment.start)
@@ -117,7 +119,7 @@ class Course:
         return found
 
     def walked(self, targets: int) -> Iterator[Segment]:
-        """Yield the segments that streams of up to this many targets go through."""
+        """Yield the segments of streams of up to this many targets."""
         return itertools.takewhile(lambda segment: segment.first < targets, self.segments)
 
 
@@ -126,30 +128,30 @@ class Course:
 
 
 class Source(Protocol):
-    """What knows the tokens: the text itself, or a file that was made from it."""
+    """Gives the tokens: from the text itself, or from a file that was made from it."""
 
     def begin(self, streams: range, targets_S: IntArray, device: torch.device) -> None:
         """Prepare for streams that start now, in rows 0, 1, ..., with this many targets."""
 
     def tokens(self, position: int, active_A: IntArray, shares: Shares) -> Tensor:
-        """Return the tokens that a position of all rows predicts, ids_S on the shares' device.
+        """Return the targets of all rows at a position, ids_S on the device of the shares.
 
-        Rows that are not active get 0, the dummy.
+        Inactive rows get 0, the dummy.
         """
 
     def fixed(self, starts_N: IntArray, widths_N: IntArray) -> None:
-        """Hear of the shares of a segment's tokens, position by position, row by row."""
+        """Receive the shares of a segment's tokens, position by position, row by row."""
 
 
 class Known:
-    """Tokens that are known, which an encoder writes down; a stream's BOS is left out."""
+    """Known tokens, which an encoder writes; the BOS of a stream is left out."""
 
     def __init__(self, streams: Sequence[IntArray], encoder: Encoder) -> None:
         self._streams, self._encoder = streams, encoder
         self._ids_TS = torch.zeros(0, 0, dtype=torch.long)
 
     def begin(self, streams: range, targets_S: IntArray, device: torch.device) -> None:
-        """Put the streams side by side where the model is."""
+        """Put the streams side by side on the model's device."""
         ids_TS = np.zeros((int(targets_S.max()), len(targets_S)), np.int64)
         for row, stream in enumerate(streams):
             ids_TS[: targets_S[row], row] = self._streams[stream]
@@ -160,12 +162,12 @@ class Known:
         return self._ids_TS[position].to(shares.counts_SV.device)
 
     def fixed(self, starts_N: IntArray, widths_N: IntArray) -> None:
-        """Write the tokens down."""
+        """Write the tokens."""
         self._encoder.encode_all(starts_N, widths_N)
 
 
 class Coded:
-    """Tokens as a decoder finds them; UserError when the file has no more."""
+    """Tokens that a decoder reads; UserError if the file ends too early."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -173,7 +175,7 @@ class Coded:
         self._landing_SV = torch.zeros(0, 0, dtype=torch.int32)
 
     def begin(self, streams: range, targets_S: IntArray, device: torch.device) -> None:
-        """Go on in the file."""
+        """Continue at the present place of the file."""
         self._rows = len(targets_S)
 
     def tokens(self, position: int, active_A: IntArray, shares: Shares) -> Tensor:
@@ -192,22 +194,22 @@ class Coded:
         if not bits_SV.is_cuda:
             return bits_SV
         if self._landing_SV.shape != bits_SV.shape:
-            # Pages that stay where they are, so that the device writes into them itself.
+            # Pinned memory, so that the device writes into it directly.
             self._landing_SV = torch.empty_like(bits_SV, device="cpu", pin_memory=True)
         self._landing_SV.copy_(bits_SV, non_blocking=True)
         torch.cuda.current_stream().synchronize()
         return self._landing_SV
 
     def fixed(self, starts_N: IntArray, widths_N: IntArray) -> None:
-        """Do nothing: they were found in the file."""
+        """Do nothing: the tokens came from the file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fixed:
-    """What a segment fixed: for each of `streams` the tokens that its positions predicted.
+    """The fixed tokens of a segment: for each of `streams`, the targets of its positions.
 
     ids: int64 and nats: float64, one array per stream, for the positions first..end-1 of the
-    segment, or fewer where the stream ends. Nothing else may be learned from.
+    segment, or fewer where the stream ends. Learners may use nothing else.
     """
 
     streams: range
@@ -217,44 +219,45 @@ class Fixed:
 
 
 class Learner(Protocol):
-    """Changes the model between segments, by what both sides know: the tokens that are fixed.
+    """Changes the model between segments, using only the fixed tokens, which both sides know.
 
-    It must be deterministic. After `adapt` the window is read anew, so weights may change freely;
-    while a segment is walked they may not. One that changes weights in place alone is `steady`.
+    It must be deterministic. After `adapt` the window is read again, so weights may change there,
+    but not during the walk of a segment. A learner that changes weights only in place is `steady`.
     """
 
     @property
     def copies(self) -> int:
-        """Return how often all rows are read side by side, S rows for each set of adapters."""
+        """Return the number of copies of all rows in a batch: S rows for each set of adapters."""
 
     @property
     def steady(self) -> bool:
-        """Return whether launches that were recorded once go on computing the model."""
+        """Return whether recorded launches (CUDA graphs) stay valid for the model."""
 
     def begin(self, streams: range) -> None:
         """Prepare for streams that start now, in rows 0, 1, ..."""
 
     def predicting(self) -> AbstractContextManager[Adapters | None]:
-        """Return what is entered while a segment is walked; it gives what is added to the model."""
+        """Return a context manager for the walk of a segment; it gives the adapters of the
+        model."""
 
     def logits(self, states_SD: Tensor) -> Tensor:
-        """Return the capped logits [S, V] of final states of all rows, of `copies` times S."""
+        """Return the capped logits [S, V] of the final states of `copies` times S rows."""
 
     def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
-        """Return log p of all tokens [S, V] after `previous`, given the model's, in float64.
+        """Return log p of all tokens [S, V] after `previous`, given the model's log p, in float64.
 
-        The coder's are these. Rows that are not active do not matter.
+        The coder uses these. Inactive rows have no effect.
         """
 
     def heard(self, active_A: IntArray, ids_S: Tensor) -> None:
-        """Learn the tokens that were fixed, behind `mixed`."""
+        """Learn the tokens fixed after `mixed`."""
 
     def adapt(self, fixed: Fixed) -> None:
-        """Learn from a segment that was walked."""
+        """Learn from a finished segment."""
 
 
 class Frozen:
-    """Learns nothing: the sliding scorer's model."""
+    """The model of the sliding scorer, which learns nothing."""
 
     steady = True
     copies = 1
@@ -290,7 +293,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Walked:
-    """What a walk found: tokens without BOS and nats by stream, and the cost of all frequencies.
+    """The result of a walk: tokens without BOS and nats by stream, and the cost of all frequencies.
 
     `nats` are minus the log-probabilities before they became frequencies.
     """
@@ -303,9 +306,10 @@ class Walked:
 def walk(
     model: GPT, course: Course, source: Source, learner: Learner, advance: Callable[[int], None]
 ) -> Walked:
-    """Return the tokens of all streams and what they cost; `advance` hears of every token.
+    """Return the tokens of all streams and their costs; `advance` receives the tokens fixed at each
+    position.
 
-    Raises ValueError if the model's probabilities are none, as when a weight is not a number.
+    Raises ValueError if the model's output is no distribution, for example if a weight is NaN.
     """
     rows = course.rows * learner.copies
     cache = Cache(model, rows, course.seq_len, course.room(), learner.steady, course.ntk)
@@ -327,9 +331,9 @@ def walk(
 
 
 class _Group:
-    """Streams side by side: their tokens so far, BOS left out, and what these cost.
+    """Streams side by side: their tokens so far, without BOS, and the costs of these.
 
-    The tables grow with the walk, since the streams' lengths are what a file claims.
+    The tables grow during the walk, since a file claims the lengths of the streams.
     """
 
     def __init__(
@@ -346,12 +350,12 @@ class _Group:
         self._read_ST = torch.full((course.rows, 1), course.bos_id, device=cache.device)
 
     def begin(self) -> None:
-        """Let source and learner prepare; every row begins with a BOS."""
+        """Prepare source and learner; every row begins with a BOS."""
         self.learner.begin(self.streams)
         self.source.begin(self.streams, self.targets_S, self.cache.device)
 
     def make_room(self, end: int) -> None:
-        """Let the tables hold the positions up to `end`, of all that there are."""
+        """Grow the tables to hold the positions up to `end`."""
         rows, width = self.ids_ST.shape
         if min(end, self.longest) <= width:
             return
@@ -362,7 +366,7 @@ class _Group:
 
     @torch.no_grad()
     def walk(self, segment: Segment, advance: Callable[[int], None]) -> Fixed:
-        """Predict and fix the positions of a segment."""
+        """Predict and fix the tokens of a segment."""
         end = min(segment.end, self.longest)
         self.cache.clear()
         unread = segment.start
@@ -391,7 +395,7 @@ class _Group:
         taken.add(ids_S, mixed_SV, shares)
 
     def _fetch(self, first: int, end: int, taken: "_Taken") -> None:
-        """Take over what a segment's tokens cost, and let the source write them down."""
+        """Fetch the costs of a segment's tokens, and let the source write the tokens."""
         nats_PS, starts_PS, widths_PS = taken.fetched()
         self.ids_ST[:, first:end] = self._read_ST[:, first + 1 : end + 1].cpu().numpy()
         self.nats_ST[:, first:end] = nats_PS.T
@@ -403,14 +407,14 @@ class _Group:
     def result(
         self, table_ST: NDArray[Number], first: int = 0, end: int | None = None
     ) -> tuple[NDArray[Number], ...]:
-        """Return the part of a table between two positions by stream, without what is dummy."""
+        """Return a part of a table between two positions for each stream, without dummies."""
         counts = self.targets_S[: len(self.streams)].tolist()
         rows = zip(table_ST, counts, strict=False)
         return tuple(row[first : min(count, end or count)].copy() for row, count in rows)
 
 
 class _Taken:
-    """What the tokens of a segment's positions cost, kept where it was computed."""
+    """The costs of a segment's tokens, kept on the device that computed them."""
 
     def __init__(self) -> None:
         self._nats: list[Tensor] = []
@@ -418,13 +422,13 @@ class _Taken:
         self._sound: list[Tensor] = []
 
     def add(self, ids_S: Tensor, log_probs_SV: Tensor, shares: Shares) -> None:
-        """Keep the costs of a position's tokens."""
+        """Store the costs of the tokens at a position."""
         self._nats.append(-log_probs_SV.gather(1, ids_S[:, None])[:, 0])
         self._shares.append(shares.taken(ids_S))
         self._sound.append(shares.sound)
 
     def fetched(self) -> tuple[FloatArray, IntArray, IntArray]:
-        """Return nats_PS, and where shares begin and how wide they are; ValueError if unsound."""
+        """Return nats_PS, and the starts and widths of shares; ValueError if they are not sound."""
         if not bool(torch.stack(self._sound).all()):
             raise ValueError("the probabilities of a row do not sum to 1")
         shares_2PS = torch.stack(self._shares, 1).cpu().numpy()

@@ -19,8 +19,8 @@ from fairway.model.need import passing_bytes, together, way_of
 class _Collector:
     """Adds up X^T X by name. Matrices that read the same tensor share one sum.
 
-    Query, key and value read one tensor, and after the attention's output projection so does a
-    parallel MLP. That saves about half of the products of that width, and of GPTQ's factorisations.
+    Query, key and value read one tensor, and a parallel MLP reads the same one. One sum saves about
+    half of the products of that width, and of GPTQ's factorisations.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class _Collector:
 def gram(x_NC: Tensor) -> Tensor:
     """Return X^T X in float32.
 
-    A GPU takes 16-bit inputs as they are: their products are exact in float32, in which it adds.
+    A GPU uses 16-bit inputs directly: their products are exact in float32, and it adds in float32.
     """
     if x_NC.is_cuda and x_NC.element_size() == 2:
         return torch.mm(x_NC.T, x_NC, out_dtype=torch.float32)
@@ -65,9 +65,9 @@ def collect_hessians(
     `batches` yields token ids [B, T] on the model's device. The model reads them in evaluation
     mode, without gradients or autocast, in its present looping state: a block that is visited
     several times adds every visit. Matrices that read one tensor get one Hessian, the same object.
-    The head, tied or not, reads the normalised final states. The scale of a Hessian means nothing
-    to GPTQ, so nothing is divided by the number of positions.
-    Raises ValueError if there is no batch, KeyError for a name that is no matrix of the model.
+    The head, tied or not, reads the normalised final states. GPTQ does not depend on the scale of a
+    Hessian, so the sums are not divided by the number of positions. Raises ValueError if there is
+    no batch, KeyError for a name that is no matrix of the model.
     """
     collector = _Collector()
     head = "tok_emb.weight" if model.config.tie_embeddings else "head.weight"
@@ -86,7 +86,7 @@ def collect_hessians(
 
 
 def _pieces(model: GPT, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the rows of batches, as many together as the free memory of a GPU takes."""
+    """Yield the rows of batches, as many together as fit into the free memory of a GPU."""
     for ids_BT in batches:
         T = ids_BT.shape[1]
         each = T * passing_bytes(model.config, way_of(model), model.looping, T)
@@ -95,7 +95,7 @@ def _pieces(model: GPT, batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
 @contextmanager
 def _hooked(model: GPT, names: list[str], collector: _Collector) -> Iterator[None]:
-    """Let a collector hear of the inputs of matrices, from their layers or from kernels."""
+    """Pass the inputs of matrices to a collector, from their layers or from kernels."""
     modules = dict(model.named_modules())
     layers = {modules[name.removesuffix(".weight")]: name for name in names}
 

@@ -15,7 +15,7 @@ LEFT_BITS, RIGHT_BITS, SCALE_GROUP = 2, 4, 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Correction:
-    """What is added to a restored matrix: the product of two small ones (`low_rank`).
+    """The addition to a restored matrix: the product of two small matrices (`low_rank`).
 
     left_RK and right_KC are int8. `scales` is float16: the left factor's, then one for every
     SCALE_GROUP numbers of the right one, counted row by row.
@@ -27,9 +27,10 @@ class Correction:
 
 
 def product(correction: Correction) -> Tensor:
-    """Return what a correction adds to a matrix, [R, C] in float32.
+    """Return the addition of a correction to a matrix, [R, C] in float32.
 
-    Component by component: a library's matrix product would add in an order of its own.
+    It adds component by component, because the order of addition in a library's matrix product is
+    not defined.
     """
     right_KC = correction.right.float()
     scales_N = correction.scales[1:].float().repeat_interleave(SCALE_GROUP)[: right_KC.numel()]

@@ -1,18 +1,18 @@
 """Dependent quantisation of a whole model: steps by sensitivity, paths through a trellis.
 
-One number, the level, sets every step. An error of a row costs rows_R times that of its inputs, so
-at the level m the row's step is m / sqrt(rows_R c), c being the mean cost of a column's error under
-feedback: then a bit less costs the same loss in every row of every matrix. Steps lie on the
-logarithmic grid of `grid`, between LOW and HIGH deviations of their row; HIGH gives way only to
-levels at which every row is there already.
+One number, the level, sets every step. The cost of a row's error is rows_R times the cost from its
+inputs. So at the level m the row's step is m / sqrt(rows_R c), where c is the mean cost of a
+column's error under feedback. Then one bit less costs the same loss in every row of every matrix.
+Steps lie on the logarithmic grid of `grid`, between LOW and HIGH deviations of their row. A step
+exceeds HIGH only at levels where every row has reached it.
 
-With quant.column_steps the columns of a matrix differ too: by the same reasoning a column's step is
-the smaller the more its errors cost that later columns cannot make up for, between FINEST and
-COARSEST octaves of its rows'.
+With quant.column_steps the columns of a matrix also have different steps. A column has a smaller
+step if its errors cost more after compensation by later columns, within FINEST and COARSEST octaves
+of the rows' steps.
 
-Errors are fed back over columns (GPTQ), as they lie, and over rows: the loss mixes outputs as the
-Fisher information's other factor says, so a stripe of rows makes up for the errors of the stripes
-before it. (Two-sided feedback: Tseng et al. 2025, arXiv 2505.22988.)
+Errors are fed back over columns (GPTQ, in their order) and over rows: the other factor of the
+Fisher information mixes outputs, so a stripe of rows compensates for the errors of earlier stripes.
+(Two-sided feedback: Tseng et al. 2025, arXiv 2505.22988.)
 
 Shapes: L matrices of one shape, R rows (outputs), C columns (inputs), S rows of a stripe.
 """
@@ -51,10 +51,11 @@ from fairway.quantise.viterbi import Encoder, Problem
 
 # States of the trellis; 1 is a plain grid. Columns whose path is found together. Rows that later
 # rows make up for together. The shares of the mean diagonals that are added to the moments of
-# inputs and of outputs. What other values cost: benchmarks/README.md, by benchmarks/pack.py.
+# inputs and of outputs. The cost of other values is in benchmarks/README.md, from
+# benchmarks/pack.py.
 STATES, BLOCK, STRIPE = 32, 128, 64
 DAMP, OUTPUT_DAMP = 0.01, 0.1
-# Bounds of a step in deviations of its row. Beyond them a second-order model is no guide.
+# Bounds of a step in deviations of its row. The second-order model is not valid beyond them.
 LOW, HIGH = 0.04, 0.5
 # The coarsest level has this many times the steps of the one at which every row is at HIGH.
 _COARSEST = 16.0
@@ -62,7 +63,7 @@ _COARSEST = 16.0
 FINEST, COARSEST = -3.0, 1.0
 # Columns' steps lie on every other sixteenth of an octave, as far apart as classes of rows.
 _PER_CLASS = 16 // PER_OCTAVE
-# An estimate of bits looks at one row in this many, and at no fewer rows than these.
+# An estimate of bits reads one row in this many, and at least this number of rows.
 _ROWS_PER_SAMPLE, _LEAST_SAMPLE = 8, 32
 # How much dearer or cheaper a bit may be in a row whose step is bounded.
 _PRICE_RANGE = 8.0
@@ -91,12 +92,14 @@ class Group:
 
 
 class Plan:
-    """A model's matrices and what their errors cost: codes at any level, as often as asked."""
+    """The matrices of a model and the costs of their errors; it gives codes at any level,
+    repeatedly."""
 
     def __init__(
         self, state: Mapping[str, Tensor], costs: Mapping[str, Curvature], config: QuantConfig
     ) -> None:
-        """Factorise once. Raises UserError, with the tensor's name, for what cannot be stored."""
+        """Factorise once. Raises UserError, with the tensor's name, for values that cannot be
+        stored."""
         self.config = config
         self.kept: QuantisedModel = {}
         shapes: dict[tuple[int, ...], list[str]] = {}
@@ -127,7 +130,7 @@ class Plan:
         return total
 
     def sampled_bits(self, level: float) -> float:
-        """Return the same, set right by the codes that a sample of rows takes without row feedback.
+        """Return the same, corrected by the codes of a sample of rows without row feedback.
 
         An eighth of the work of `quantise`, and on a GPU less: its stripes cost more than its rows.
         """
@@ -148,7 +151,7 @@ class Plan:
         return total
 
     def _bits(self, group: Group, level: float) -> float:
-        """Return the bits of the codes that a group gets, where they follow their rates."""
+        """Return the bits of a group's codes if they follow their expected rates."""
         steps_LR = self.steps(group, level)
         multiples_LRC = torch.cat(list(self._paths(group, steps_LR, level)), 1).long()
         classes_LR = row_classes(group.spread / scale_of(steps_LR))
@@ -218,7 +221,8 @@ class Plan:
     def _paths(self, group: Group, steps_LR: Tensor, level: float) -> Iterator[Tensor]:
         """Yield multiples_LSC of the steps, a stripe of rows at a time."""
         scale_LR = scale_of(steps_LR)
-        # A bit costs as much loss in every row: where the step is not free, it costs other errors.
+        # A bit has the same cost in loss in every row. Where the step is bounded, its price in
+        # errors differs.
         price_LR = level**2 / (scale_LR.square() * group.cost)
         price_LR = self.config.rate_price * price_LR.clamp(1 / _PRICE_RANGE, _PRICE_RANGE)
         classes_LR = row_classes(group.spread / scale_LR)
@@ -257,9 +261,7 @@ def _group(
     for name in names:
         cost = costs[name]
         if not torch.isfinite(state[name]).all():
-            raise UserError(
-                f"{name} holds a weight that is not finite; was the training diverging?"
-            )
+            raise UserError(f"{name} holds a weight that is not finite; did the training diverge?")
         if id(cost.inputs) not in factors:
             factors[id(cost.inputs)] = inverse_factor(_alive(cost.inputs), DAMP, name)
         if cost.outputs is None:
@@ -282,20 +284,20 @@ def _group(
     return Group(
         names=names,
         weights=weights_LRC,
-        # A column's error is in units of its own step, and so is what it takes off another's.
+        # The error of a column is in units of its own step, and so is its effect on another column.
         feed=upper_LCC / diagonal_LC[..., None] * (wider_LC[..., None] / wider_LC[:, None]),
         weight=weight_LC / mean_L1,
         columns=columns_LC,
         shares=[(int(at), (columns_LC == at).sum(1)) for at in torch.unique(columns_LC)],
         mix=torch.stack(mixes) if mixes else None,
         cost=torch.stack(rows) * mean_L1,
-        # A row without spread is coded like one whose deviation is its largest weight.
+        # A row without spread is coded like a row whose deviation is its largest weight.
         spread=torch.where(spread_LR > 1e-6 * peak_LR, spread_LR, peak_LR),
     )
 
 
 def _narrowed(codes_RC: Tensor) -> tuple[Tensor, int]:
-    """Return codes as bytes if they are, else as they are; and their width in bits."""
+    """Return codes as int8 if they fit, else unchanged; and their width in bits."""
     if int(codes_RC.abs().max()) <= largest_code(CODE_BITS):
         return codes_RC.to(torch.int8), CODE_BITS
     return codes_RC.clone(), WIDE_BITS
@@ -310,7 +312,7 @@ def _columns(weight_LC: Tensor) -> Tensor:
 
 
 def _alive(moments_CC: Tensor) -> Tensor:
-    """Return moments in which what nothing ever reached counts as much as the mean."""
+    """Return moments in which inputs that were always zero have the mean moment."""
     moments_CC = moments_CC.float().clone()
     diagonal_C = moments_CC.diagonal()
     mean = diagonal_C.mean().clamp_min(1e-30)
@@ -319,7 +321,7 @@ def _alive(moments_CC: Tensor) -> Tensor:
 
 
 def _conditional(mix_RR: Tensor, stripe: int) -> Tensor:
-    """Return the cost of every row's error given that later stripes make up for it."""
+    """Return the cost of each row's error after compensation by later stripes."""
     rows = []
     for first in range(0, len(mix_RR), stripe):
         within_SS = mix_RR[first : first + stripe, first : first + stripe]
@@ -330,7 +332,7 @@ def _conditional(mix_RR: Tensor, stripe: int) -> Tensor:
 
 
 def _make_up(left_LRC: Tensor, mix_LRR: Tensor, error_LSC: Tensor, first: int, last: int) -> None:
-    """Let the rows after a stripe make up for its errors, in place."""
+    """Compensate in place for the errors of a stripe in the rows after it."""
     within_LSS = mix_LRR[:, first:last, first:last].mT
     shared_LSC = torch.linalg.solve_triangular(within_LSS, error_LSC, upper=False)
     left_LRC[:, last:].baddbmm_(mix_LRR[:, first:last, last:].mT, shared_LSC, alpha=-1.0)

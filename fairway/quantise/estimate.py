@@ -16,7 +16,8 @@ from fairway.quantise.correction import LEFT_BITS, RIGHT_BITS, SCALE_GROUP
 from fairway.quantise.gptq import grid_of
 from fairway.quantise.grid import Grid, largest_code, round_to_grid, row_scales
 
-# Rows of a matrix that the step line looks at: enough for 1 %, a few milliseconds in all.
+# The number of rows of a matrix that the step line reads: enough for 1 %, a few milliseconds in
+# all.
 SAMPLE_ROWS = 64
 # Magic, header and section table of the container.
 CONTAINER_BYTES = 4000
@@ -29,17 +30,18 @@ def gaussian_bits(grid: Grid) -> float:
 
 
 def counted(pack: PackConfig, bundle_bytes: int) -> int:
-    """Return the bytes of code that count with an artifact: the bundle's, or what is declared."""
+    """Return the bytes of code that count with an artifact: those of the bundle, or the declared
+    ones."""
     return bundle_bytes if isinstance(pack.code_bytes, str) else pack.code_bytes
 
 
 def how_counted(pack: PackConfig) -> str:
-    """Return how the bytes of code came to be: 'measured' or 'declared'."""
+    """Return the origin of the bytes of code: 'measured' or 'declared'."""
     return "declared" if declares_code(pack) else "measured"
 
 
 def expected_bytes(config: Config, code_bytes: int) -> int:
-    """Return the artifact bytes to expect of a recipe, from shapes alone (Gaussian weights)."""
+    """Return the expected artifact bytes of a recipe, from shapes alone (Gaussian weights)."""
     if fills(config.quant):
         return filled_bytes(config.pack, code_bytes)
     model = shapes_of(config.model)
@@ -47,17 +49,17 @@ def expected_bytes(config: Config, code_bytes: int) -> int:
 
 
 def fills(quant: QuantConfig) -> bool:
-    """Return whether the artifact takes all bytes of its limit: a trellis has steps of any size."""
+    """Return whether the artifact fills its limit: a trellis can have steps of any size."""
     return quant.fit and quant.method == "trellis"
 
 
 def filled_bytes(pack: PackConfig, code_bytes: int) -> int:
-    """Return the artifact bytes of a run that fills its budget: what the code leaves."""
+    """Return the artifact bytes of a run that fills its budget: the limit minus the code."""
     return max(0, pack.limit_bytes - code_bytes)
 
 
 def estimated_total(model: GPT, config: Config, code_bytes: int) -> int:
-    """Return the bytes of artifact and code to expect, given the present weights."""
+    """Return the expected bytes of artifact and code, given the present weights."""
     if fills(config.quant):
         return filled_bytes(config.pack, code_bytes) + code_bytes
     return estimate_bytes(model, config.quant) + code_bytes
@@ -66,7 +68,7 @@ def estimated_total(model: GPT, config: Config, code_bytes: int) -> int:
 def estimate_bytes(model: GPT, config: QuantConfig) -> int:
     """Return the artifact bytes of the present weights, from the entropy of a few rows' codes.
 
-    A trellis is told its bits per weight.
+    For a trellis the setting gives the bits per weight.
     """
     return _total(model, config, _sampled_bits)
 
@@ -86,9 +88,9 @@ def _total(model: GPT, config: QuantConfig, bits_of: Callable[[str, Tensor, Grid
 
 
 def factor_bytes(shapes: Iterable[tuple[int, ...]], config: QuantConfig) -> float:
-    """Return the bytes to expect of the corrections of a model with coded matrices of some shapes.
+    """Return the expected bytes of the corrections of a model with coded matrices of some shapes.
 
-    Which matrices are the worst is not known yet: those whose factors are the largest are counted.
+    The worst matrices are not known yet, so the matrices with the largest factors are counted.
     """
     bits = []
     for rows, columns in shapes:

@@ -1,18 +1,18 @@
 """Fill the budget: the finest steps at which artifact and code are within the limit.
 
-One level sets all steps (`dependent`), so that filling is a search for one number. Real sizes take
-a quantisation and an encoding each. A good estimate makes the first fall near the limit; set right
-by it, the second falls as close as the search has to come.
+One level sets all steps (`dependent`), so that filling is a search for one number. Each real size
+needs a quantisation and an encoding. With a good estimate the first size is near the limit. The
+first size corrects the estimate, so the second one is close enough.
 """
 
 from collections.abc import Callable
 
 from fairway.base.errors import UserError
 
-# A size below the limit by this share of it is near enough: 3,200 of 16,000,000 bytes. Sizes of
-# small models tremble by more than that.
+# A size below the limit by at most this share is close enough: 3,200 of 16,000,000 bytes. Sizes of
+# small models vary by more than that.
 SLACK, LEAST_SLACK_BYTES = 0.0002, 256
-# Two packs fill a budget (tests, docs/LOG.md); no more than this many are made if sizes surprise.
+# Two packs usually fill a budget (tests, docs/LOG.md). This is the most packs for irregular sizes.
 MAX_PACKS = 5
 _HALVINGS = 60
 
@@ -25,9 +25,9 @@ def finest_fitting(
 ) -> float:
     """Return the smallest level found whose size is within the limit: at most `MAX_PACKS` are made.
 
-    `size_at` packs and returns bytes; `estimate_at` is cheap, and the nearer it comes the fewer
-    packs there are. Both fall as the level rises. Raises UserError, with the smallest size
-    reachable, if not even the largest level fits.
+    `size_at` packs and returns bytes; `estimate_at` is cheap, and a better estimate needs fewer
+    packs. Both fall as the level rises. Raises UserError, with the smallest size reachable, if not
+    even the largest level fits.
     """
     low, high = levels
     best = best_size = 0.0
@@ -38,7 +38,7 @@ def finest_fitting(
         aim = _estimate_wanted(tried, limit_bytes - margin_bytes)
         level = _within(estimate_at, aim, low, high)
         if len(tried) == MAX_PACKS - 1 and not best:
-            # The last try is not spent on coming near unless something fits already.
+            # The last try takes the coarsest level unless a size fits already.
             level = high
         size = size_at(level)
         tried.append((estimate_at(level), size))
@@ -47,7 +47,7 @@ def finest_fitting(
             if level == levels[0]:
                 break
         else:
-            # An estimate's own error says nothing of how far one set right goes wrong.
+            # The error of an estimate does not predict the error of a corrected estimate.
             low = level
             margin_bytes *= 1 if best or len(tried) == 1 else 2
     if not best:
@@ -59,7 +59,8 @@ def finest_fitting(
 
 
 def _estimate_wanted(tried: list[tuple[float, int]], size: float) -> float:
-    """Return the estimate at which a size is to be expected, by the sizes of the last two tries."""
+    """Return the estimate that corresponds to a wanted size, from the sizes of the last two
+    tries."""
     if not tried:
         return size
     estimate, last_size = tried[-1]

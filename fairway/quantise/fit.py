@@ -1,8 +1,8 @@
-"""The clip multiplier at which an artifact just fits its limit.
+"""Finds the smallest clip multiplier at which an artifact fits its limit.
 
-File size follows the multiplier (`estimate`), so a model that misses the limit by little is made to
-fit by raising it. Real packs of the seed model take half a minute each: the entropy estimate, set
-right by the last real size, says where to try next.
+File size depends on the multiplier (`estimate`), so raising it makes a slightly too large model
+fit. Each real pack of the seed model takes half a minute. So the entropy estimate, corrected by the
+last real size, gives the next multiplier to try.
 """
 
 import math
@@ -16,7 +16,7 @@ from fairway.config.settings import QuantConfig, settings
 PER_SIGMA = 100
 # A size below the limit by this share of it is near enough: 8,000 of 16,000,000 bytes.
 SLACK = 0.0005
-# Once something fits, no more than this many packs are spent on coming closer.
+# After a size fits, at most this many packs come closer to the limit.
 MAX_PACKS = 4
 
 LARGEST: float = next(
@@ -25,7 +25,7 @@ LARGEST: float = next(
 
 
 def with_sigmas(quant: QuantConfig, sigmas: float) -> QuantConfig:
-    """Return settings with another clip multiplier; that of MLPs keeps its proportion to it."""
+    """Return settings with another clip multiplier; the multiplier of MLPs keeps its proportion."""
     of_mlp = quant.mlp_sigmas
     if of_mlp is not None:
         of_mlp *= sigmas / quant.matrix_sigmas

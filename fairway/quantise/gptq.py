@@ -1,9 +1,9 @@
-"""GPTQ: round a matrix column by column and let the rest of each row make up for the error.
+"""GPTQ: round a matrix column by column; the later columns of each row compensate for the error.
 
-Frantar et al. 2022, arXiv 2210.17323, with the row scales of `grid` fixed beforehand; the order of
-the steps is that of #1493. Everything runs in full float32 on the device of the Hessians, and
-matrices of one shape go through the columns together: 67 of them then cost five rounds of columns,
-which on a GPU is a matter of launches, not of arithmetic.
+Frantar et al. 2022, arXiv 2210.17323, with the row scales of `grid` fixed beforehand; the steps
+have the order of #1493. Everything runs in full float32 on the device of the Hessians. Matrices of
+one shape are processed together, column by column: 67 matrices need five passes over columns. On a
+GPU the launches take the time, not the arithmetic.
 
 Shapes: L matrices of one shape, R rows (outputs), C columns (inputs), B columns of a block.
 """
@@ -33,7 +33,7 @@ from fairway.quantise.grid import (
     row_scales,
 )
 
-# A model on its way into an artifact: matrices as codes, everything else as float16, by name.
+# A quantised model: matrices as codes, everything else as float16, by name.
 QuantisedModel = dict[str, QuantisedTensor | Tensor]
 
 # The share of the Hessian's mean diagonal that is added to it (as in #1493), and the columns whose
@@ -44,7 +44,8 @@ _DAMPING_TRIES = 6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
-    """What GPTQ needs of a matrix: weight [R, C], hessian X^T X [C, C] of its inputs, a grid."""
+    """The inputs of GPTQ for a matrix: weight [R, C], hessian X^T X [C, C] of its inputs, a
+    grid."""
 
     name: str
     weight: Tensor
@@ -84,7 +85,8 @@ def gptq_all(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Factor:
-    """A Hessian as the column loop wants it: (H + damping)^-1 = U^T U in the order of rounding."""
+    """A Hessian in the form for the column loop: (H + damping)^-1 = U^T U in the order of
+    rounding."""
 
     order: Tensor
     dead: Tensor
@@ -151,7 +153,7 @@ def _gptq_group(group: list[Matrix], factors: list[_Factor], block: int) -> list
         )
     places_LC = torch.stack([f.order.argsort() for f in factors])
     codes_LCR = codes_LCR.to(torch.int8).gather(1, places_LC[..., None].expand_as(codes_LCR))
-    # Copies of their own: slices of one tensor would drag the whole group into whatever keeps one.
+    # Separate copies, since a slice would keep the memory of the whole group.
     codes = [codes_RC.clone() for codes_RC in codes_LCR.mT.contiguous().cpu()]
     return [
         QuantisedTensor(codes_RC, scale_R.clone(), bits)
@@ -185,9 +187,9 @@ def _feed_back(w_LCR: Tensor, U_LCC: Tensor, scale_LR: Tensor, bits: int, block:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Multiply in full float32 inside, whatever the machine's plan allows a training step.
+    """Multiply in full float32 in this context, even if the machine plan allows less in training.
 
-    Ten bits of an update would change codes that are nowhere near a tie.
+    Updates with a mantissa of ten bits would change codes that are not close to a tie.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -270,7 +272,7 @@ def as_half(name: str, weight: Tensor) -> Tensor:
         raise UserError(f"{name} is {weight.dtype}; an artifact holds floating-point tensors only")
     half = weight.detach().cpu().half()
     if not torch.isfinite(half).all():
-        raise UserError(f"{name} holds a value that float16 cannot; was the training diverging?")
+        raise UserError(f"{name} holds a value that float16 cannot; did the training diverge?")
     return half
 
 
@@ -283,12 +285,12 @@ def dequantise(quantised: Mapping[str, QuantisedTensor | Tensor]) -> dict[str, T
 
 
 # ---------------------------------------------------------------------------------------------
-# What to say about it
+# Statistics
 
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """One quantised matrix in figures; errors are of outputs, relative to the outputs' energy.
+    """Statistics of a quantised matrix; errors refer to outputs, relative to the outputs' energy.
 
     entropy_bits: order-0 entropy of the codes. zero_share: codes that are 0. kurtosis: of the
     weights (3 is Gaussian). error, error_rounded: tr(E H E^T) / tr(W H W^T) of these codes and of
@@ -310,7 +312,7 @@ def tensor_stats(
 ) -> TensorStats:
     """Return the statistics of a matrix and its codes, for the report.
 
-    Computed where the Hessian is, or else where the weights are.
+    They are computed on the device of the Hessian, or else of the weights.
     """
     device = w_RC.device if hessian_CC is None else hessian_CC.device
     w_RC = w_RC.detach().to(device, torch.float32)

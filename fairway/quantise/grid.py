@@ -1,4 +1,4 @@
-"""Number grids: round a matrix to small integers, restore it, and say how far off it can be.
+"""Number grids: round a matrix to small integers, restore it, and bound its error.
 
 The clip range of a row is `sigmas` of its standard deviations (SDClip, pull request #1493), so the
 step, and with it the entropy of the codes, follows `sigmas` and not the number of bits.
@@ -20,7 +20,7 @@ SMALLEST_SCALE = 2.0**-24
 
 # Scales on a logarithmic grid, in sixteenths of an octave: from 2^-40 to 2^40.
 LARGEST_STEP = 640
-# Rows restored together: numbers on the way to a step take many times a code's bytes.
+# Rows restored together; intermediate numbers take many times the bytes of a code.
 _ROWS_AT_ONCE = 256
 # 2^(i/16) as multiples of 2^-23, the nearest float32; a library's pow() may miss the last bit.
 _MANTISSAS = (
@@ -82,7 +82,7 @@ def scale_of(steps_R: Tensor) -> Tensor:
     Raises UserError for steps beyond +-LARGEST_STEP.
     """
     if steps_R.numel() and int(steps_R.int().abs().max()) > LARGEST_STEP:
-        raise UserError(f"a scale step lies beyond +-{LARGEST_STEP}; was the training diverging?")
+        raise UserError(f"a scale step lies beyond +-{LARGEST_STEP}; did the training diverge?")
     steps_R = steps_R.int()
     mantissas = torch.tensor(_MANTISSAS, dtype=torch.int32, device=steps_R.device)
     # Bits put together: the leading one of the mantissa adds 1 to an exponent biased by 127.
@@ -100,7 +100,7 @@ def row_scales(w_RC: Tensor, grid: Grid, name: str) -> Tensor:
         raise UserError(f"{name} has shape {list(w_RC.shape)}; only filled matrices are quantised")
     w_RC = w_RC.float()
     if not torch.isfinite(w_RC).all():
-        raise UserError(f"{name} holds a weight that is not finite; was the training diverging?")
+        raise UserError(f"{name} holds a weight that is not finite; did the training diverge?")
     peak_R = w_RC.abs().amax(1)
     std_R = w_RC.std(1) if w_RC.shape[1] > 1 else torch.zeros_like(peak_R)
     clip_R = torch.where(std_R > 0, grid.sigmas * std_R, peak_R)
@@ -108,7 +108,7 @@ def row_scales(w_RC: Tensor, grid: Grid, name: str) -> Tensor:
     if not torch.isfinite(scale_R).all():
         raise UserError(
             f"{name} holds weights up to {float(peak_R.max()):.3g}, whose scale exceeds the "
-            "65,504 that float16 can hold; was the training diverging?"
+            "65,504 that float16 can hold; did the training diverge?"
         )
     return scale_R
 
@@ -116,7 +116,7 @@ def row_scales(w_RC: Tensor, grid: Grid, name: str) -> Tensor:
 def round_to_grid(w_RC: Tensor, scale_R: Tensor, bits: int) -> Tensor:
     """Return the nearest codes, codes_RC (int8; int16 if of more than 8 bits).
 
-    Ties go to the even code, what lies beyond the largest code is clipped to it.
+    Ties go to the even code; values beyond the largest code are clipped to it.
     """
     codes_RC = torch.round(w_RC.float() / scale_R.float()[:, None])
     codes_RC.clamp_(-largest_code(bits), largest_code(bits))

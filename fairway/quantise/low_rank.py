@@ -1,4 +1,4 @@
-"""LQER: the worst errors of quantised matrices made up for by products of two small matrices.
+"""LQER: products of two small matrices correct the worst errors of quantised matrices.
 
 Zhang et al. 2024, arXiv 2402.02446, as pull request #1797 has it and #1874 uses it: the error E of
 a matrix is approximated by the first components of its singular value decomposition, whose two
@@ -37,9 +37,9 @@ def corrected(
 ) -> QuantisedModel:
     """Return a model whose worst matrices have corrections of rank quant.lqer_rank.
 
-    Worst are those with the largest error in the norm quant.lqer_norm: that of the weights, or that
-    of the outputs, for which a matrix needs a Hessian. A matrix that its coded factors would not
-    bring closer stays as it is.
+    The worst matrices have the largest error in the norm quant.lqer_norm: the norm of the weights,
+    or of the outputs, for which a matrix needs a Hessian. A matrix gets no correction if its coded
+    factors do not reduce the error.
     """
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
     if config.lqer_norm == "outputs":

@@ -1,4 +1,4 @@
-"""Bits of a code, given its row's step: the rates that dependent quantisation weighs.
+"""Bits of a code, given the step of its row: the rates that dependent quantisation uses.
 
 Given its row, a trained weight is nearly Gaussian (docs/LOG.md), so that the chances of a row's
 codes follow from one number, the row's deviation over its step. Rows are sorted into classes of
@@ -18,7 +18,7 @@ from fairway.quantise.grid import largest_code
 CODE_BITS, WIDE_BITS = 8, 10
 PER_OCTAVE = 8
 _LOWEST_OCTAVE, _OCTAVES = -4, 12
-# What a magnitude costs that a grid does not have: 0 on the second one.
+# The cost of a magnitude that a grid does not have: 0 on the second grid.
 _NEVER_BITS = 64.0
 # Share of the codes that follow no Gaussian, halved by every 4 further codes.
 _STRAY_SHARE = 0.005

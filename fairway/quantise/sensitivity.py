@@ -1,10 +1,10 @@
 """Sensitivity of the loss to errors in the weights: second moments of its gradients.
 
-Of an error E of a matrix the loss grows by about tr(G E H E^T) / 2: H is the second moment of its
-inputs (`calibrate`), G that of the loss's gradient at its outputs. Labels are drawn from the model
-itself, so that G H is the Fisher information in the Kronecker form of Martens and Grosse 2015,
-arXiv 1503.05671. Both are per position; a matrix that is visited several times has the sum of its
-visits' G and the mean of their H.
+An error E of a matrix raises the loss by about tr(G E H E^T) / 2. H is the second moment of its
+inputs (`calibrate`), G the second moment of the loss's gradient at its outputs. Labels are drawn
+from the model itself, so that G H is the Fisher information in the Kronecker form of Martens and
+Grosse 2015, arXiv 1503.05671. Both are per position; a matrix that is visited several times has the
+sum of its visits' G and the mean of their H.
 
 Shapes: B batch, T time, N positions, R rows (outputs), C columns (inputs), V vocabulary.
 """
@@ -21,13 +21,13 @@ from fairway.model.gpt import GPT
 from fairway.model.need import sensitivity_bytes, together, way_of
 from fairway.quantise.calibrate import calibrating, gram
 
-# Positions that go through the model, forth and back, at a time: what a GPU holds easily.
+# The number of positions in one forward and backward pass; they fit easily on a GPU.
 AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curvature:
-    """What an error of a matrix costs: inputs_CC, and outputs_RR or, if rows never mix, rows_R."""
+    """The cost of an error of a matrix: inputs_CC, and outputs_RR or, if rows never mix, rows_R."""
 
     inputs: Tensor
     outputs: Tensor | None
@@ -77,7 +77,7 @@ def curvatures(
     if not sums.positions:
         raise ValueError("sensitivities need at least one batch")
     found = {}
-    # Matrices that read one tensor go on sharing one Hessian.
+    # Matrices that read one tensor still share one Hessian.
     means: dict[int, Tensor] = {}
     for name in inner:
         outputs_RR = sums.outputs[name] / sums.positions

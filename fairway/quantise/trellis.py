@@ -1,11 +1,11 @@
-"""Dependent quantisation: two interleaved grids, and a state machine that says which comes next.
+"""Dependent quantisation: two interleaved grids, and a state machine that selects the next grid.
 
 With step D a weight coded k is restored as 2k D on the first grid and (2k - 1) D on the second:
 together they are the multiples of D, of which each weight may take every other one. The parity of
-every code moves the state, the state names the grid of the next weight, so a path through the
-states packs the reconstruction points of a row more densely than any one grid can.
-Trellis-coded quantisation: Marcellin and Fischer 1990; entropy-constrained: Fischer and Wang 1992;
-the codes are Ungerboeck's of 1982. (A second grid that has 0 too, as VVC's, loses: docs/LOG.md.)
+each code changes the state, and the state selects the grid of the next weight. So the
+reconstruction points of a row are packed more densely than on any single grid. Trellis-coded
+quantisation: Marcellin and Fischer 1990; entropy-constrained: Fischer and Wang 1992; the codes are
+Ungerboeck's of 1982. (A second grid that has 0 too, as VVC's, loses: docs/LOG.md.)
 
 Shapes: R rows (outputs), C columns (inputs), N states.
 """

@@ -1,10 +1,10 @@
 """The encoder of dependent quantisation: the path through a trellis that costs least.
 
-Every state keeps its cheapest path, and with it what the path's errors leave of the columns to
-come: GPTQ's error feedback, of a path's own choices on its own copy. After a block of columns the
-cheapest path is fixed, and its errors reach the remaining columns exactly. What a code costs is
-its squared error, weighted as `gptq` weighs it, plus its bits. (Viterbi over a trellis with rates:
-Fischer and Wang 1992; feedback by survivors is what a sequential quantiser needs of it.)
+Every state keeps its cheapest path, and a copy of the next columns with the error feedback (GPTQ)
+of that path. After a block of columns the cheapest path is fixed, and its errors are applied
+exactly to the remaining columns. The cost of a code is its squared error, weighted as in `gptq`,
+plus its bits. (Viterbi over a trellis with rates: Fischer and Wang 1992; feedback by survivors is
+what a sequential quantiser needs of it.)
 
 On a GPU all rows of all matrices of a shape go column by column through torch; on a CPU row by row
 through numba. Both follow one arithmetic, so they agree but for ties.
@@ -31,7 +31,7 @@ from fairway.quantise.trellis import GRIDS, TRELLIS
 _NEXT = {1: np.zeros((1, 2), np.int8), **TRELLIS}
 _GRIDS = {1: np.zeros(1, np.int8), **GRIDS}
 
-# What no path costs; finite, so that sums and comparisons stay ordinary.
+# A cost above that of any path; finite, so that sums and comparisons stay normal.
 NEVER = 1e30
 # Rows that a thread takes at a time.
 _ROWS_OF_A_JOB = 256
@@ -39,7 +39,7 @@ _ROWS_OF_A_JOB = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """What is to be coded, in units of every row's step: weights_LCR (used up), and its costs.
+    """The weights to code, in units of each row's step (weights_LCR, overwritten), and their costs.
 
     feed_LCC: row j of the inverse's factor over its diagonal entry, so that an error e of column j
     takes e * feed[j, i] off column i. weight_LC: cost of a squared error; price_LR: cost of a bit.

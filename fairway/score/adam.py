@@ -1,4 +1,4 @@
-"""AdamW without first moments (beta1 = 0), over matrices of which only the first rows are in use.
+"""AdamW without first moments (beta1 = 0), on matrices with only their first rows in use.
 
 The learning rule of adapters at test time (pull request #1530). `AdamW.step` is the plain rule;
 `fused_adam` makes the same step in one pass over memory.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fairway.config.settings import TttConfig
 
-# What is added to the root of the second moment: small, since rates are as in #1530.
+# Added to the root of the second moment; small, since learning rates are as in #1530.
 EPS = 1e-10
 
 
@@ -24,7 +24,7 @@ class AdamW:
         self.config, self.values = config, list(values)
         self.squares = [torch.zeros_like(value) for value in values]
         self.count = self.steps = 0
-        # What roots of second moments are multiplied by: on the device, where graphs read it.
+        # The factor of the roots of second moments; on the device, where CUDA graphs read it.
         self.unbiased = values[0].new_ones(())
 
     def start(self, count: int) -> None:
@@ -39,14 +39,15 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, grads: list[Tensor], first: int = 0) -> None:
-        """Decay the values of the rows from `first` on, move them against their gradients.
+        """Decay the values of the rows from `first` on, then move them against their gradients.
 
-        The step was counted before (`count_step`): rows may take it in several calls.
+        Call `count_step` before: rows may take the step in several calls.
         """
         config, count = self.config, grads[0].shape[1]
         values = self.rows(first, count)
         squares = [square[:, first : first + count] for square in self.squares]
-        # Memory is taken before anything changes: where it does not suffice, no step was taken.
+        # Memory is allocated before anything changes, so a lack of memory leaves the values
+        # unchanged.
         roots = [torch.empty_like(square) for square in squares]
         torch._foreach_mul_(squares, config.lora_beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1.0 - config.lora_beta2)

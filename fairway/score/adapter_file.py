@@ -1,7 +1,7 @@
 """Adapters of a fine-tuned model in a separate file: tensors, and the artifact they belong to.
 
-A file is a safetensors file that carries a digest of all its bytes. Its adapters are added to the
-artifact that they were made with and to no other. Reading it executes nothing.
+A file is a safetensors file that carries a digest of all its bytes. Its adapters fit only the
+artifact that they were made with. Reading it executes nothing.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from fairway.model.gpt import GPT
 from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 
 KIND, VERSION = "adapter", 1
-# What a file may take: several times the adapters of the largest rank on the seed model.
+# The most bytes of a file: several times the adapters of the largest rank on the seed model.
 MOST_BYTES = 1 << 31
 # Fields, and the types that they have.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -50,8 +50,8 @@ def load_adapter(
     """Return the adapters of a file, their matrices on the model's device, and the file's facts.
 
     `base` and `tokenizer` are the digests of the artifact and of the tokenizer that are loaded.
-    Raises UserError, in one sentence that names the file, for anything else than what
-    `save_adapter` wrote for these.
+    Raises UserError, in one sentence that names the file, unless `save_adapter` wrote the file for
+    these.
     """
     with opened(path, "the adapter") as stream:
         size = stream.seek(0, 2)
@@ -61,7 +61,7 @@ def load_adapter(
         tensors, facts = load_checkpoint(path)
     except UserError:
         raise UserError(
-            f"{path} is no adapter that `fairway tune` wrote, or it is damaged; make it again"
+            f"{path} is not an adapter file of `fairway tune`, or it is damaged; make it again"
         ) from None
     try:
         _check_facts(facts, base, tokenizer)
@@ -72,7 +72,7 @@ def load_adapter(
 
 
 def attach_adapter(path: Path, model: GPT, base: str, tokenizer: str) -> None:
-    """Let a model have the adapters of a file in every walk; UserError as for `load_adapter`."""
+    """Add the adapters of a file to every walk of a model; UserError as for `load_adapter`."""
     adapters, values, _ = load_adapter(path, model, base, tokenizer)
     attach(model, adapters, values)
 
@@ -86,20 +86,20 @@ def _check_facts(facts: Any, base: str, tokenizer: str) -> None:
         raise UserError("this file holds no adapter; name one that `fairway tune` wrote")
     if facts.get("version") != VERSION:
         raise UserError(
-            f"the adapter has format version {facts.get('version')!r}, and this Fairway reads "
-            f"version {VERSION} alone; make it again"
+            f"the adapter has format version {facts.get('version')!r}, but this Fairway reads "
+            f"only version {VERSION}; make it again"
         )
     for name, kind in _FIELDS.items():
         if name not in facts or isinstance(facts[name], bool) or not isinstance(facts[name], kind):
             raise UserError(f"the adapter's field '{name}' is missing or of a wrong type")
     if facts["base"] != base:
         raise UserError(
-            f"the adapter belongs to the artifact {facts['base'][:12]}, and this artifact is "
-            f"{base[:12]}; name the one that it was made with, or tune this one"
+            f"the adapter belongs to the artifact {facts['base'][:12]}, but this artifact is "
+            f"{base[:12]}; name the artifact of the adapter, or tune this artifact"
         )
     if facts["tokenizer"] != tokenizer:
         raise UserError(
-            f"the adapter belongs to the tokenizer {facts['tokenizer'][:12]}, and this one is "
+            f"the adapter belongs to the tokenizer {facts['tokenizer'][:12]}, but this one is "
             f"{tokenizer[:12]}"
         )
     targets, rank, alpha = facts["targets"], facts["rank"], facts["alpha"]
@@ -112,12 +112,12 @@ def _check_facts(facts: Any, base: str, tokenizer: str) -> None:
 
 
 def _checked(tensors: dict[str, Tensor], adapters: Adapters) -> list[Tensor]:
-    """Return the matrices of a file if they are those of the model that it is for."""
+    """Return the matrices of a file if they match its model."""
     model = adapters.model
     shapes = adapters.shapes(1)
     names = _names(len(shapes))
     if sorted(tensors) != sorted(names):
-        raise UserError("the adapter's tensors are not those of its targets")
+        raise UserError("the adapter's tensors do not match its targets")
     values = [tensors[name] for name in names]
     for name, value, shape in zip(names, values, shapes, strict=True):
         if tuple(value.shape) != shape or value.dtype != torch.float32:

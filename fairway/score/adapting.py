@@ -1,9 +1,9 @@
-"""Two ways for documents' adapters to predict and learn: plain, and with GPU kernels.
+"""Two ways to predict and learn with the adapters of documents: plain formulas, and GPU kernels.
 
-Both give log-probabilities of a chunk of windows and then, if asked, take one step on it. The
-fused way rounds the number of rows and the length of windows up to a few sizes and records what it
+Both give log-probabilities of a chunk of windows and then, if asked, take one step on it. The fused
+way rounds the number of rows and the length of windows up to a few sizes and records what it
 launches for each as a CUDA graph: at 64 rows of 144 positions the launches took 67 ms and the work
-18 ms (H100). What is added in rounding up is computed and thrown away.
+18 ms (H100). The results of the added rows and positions are discarded.
 
 Shapes: B rows in use, P rows after rounding, T positions of a window, C of a chunk, D width,
 V vocabulary.
@@ -26,12 +26,13 @@ from fairway.model.need import document_bytes, way_of
 from fairway.model.operations import Rope
 from fairway.score.adam import AdamW
 
-# Memory that a recording is given beside what it is planned to take: pieces do not fit one another.
+# Memory for a recording in addition to the planned memory, since its pieces leave gaps.
 _PIECES = 1.25
 
 
 def adapting(model: GPT) -> AbstractContextManager[None]:
-    """While this lasts, a model takes adapters: frozen, its gradients in order."""
+    """In this context a model takes adapters: its weights are frozen and gradients are
+    deterministic."""
     return mode(model, frozen=True, in_order=True)
 
 
@@ -41,7 +42,7 @@ def chunk_nats(log_probs_BCV: Tensor, targets_BC: Tensor) -> Tensor:
 
 
 def row_bytes(adapters: Adapters, length: int, chunk: int) -> float:
-    """Return what a document takes of memory, by the length of its window and of its chunk."""
+    """Return a function of the length of window and chunk that gives the memory of a document."""
     model, targets = adapters.model, " ".join(adapters.targets)
     return document_bytes(
         model.config, way_of(model), model.looping, targets, adapters.rank, length, chunk
@@ -64,13 +65,13 @@ class Way(Protocol):
     """
 
     def size(self, rows: int, most: int, first: int, end: int, seq_len: int) -> Size:
-        """Return what is computed for rows in a room of `most`, scored from `first` to `end`."""
+        """Return the computed size for rows in a room of `most`, scored from `first` to `end`."""
 
     def renew(self) -> None:
-        """Follow values that were set, and a model that may have changed."""
+        """Update copies after values were set or the model may have changed."""
 
     def move(self, source: int, target: int) -> None:
-        """Follow a row that takes the slot of another."""
+        """Update copies after a row has moved into the slot of another."""
 
     def log_probs(self, room: range, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
         """Return log-probabilities of the positions from `first` on, [B, C, V]."""
@@ -78,14 +79,14 @@ class Way(Protocol):
     def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
         """Step on the last chunk's mean cost, by shares of rows.
 
-        The step was counted. Where memory does not suffice, nothing has been learned.
+        The step must be counted before. If memory does not suffice, nothing has been learned.
         """
 
     def forget(self) -> None:
         """Drop the way back of the last chunk, and the states it holds."""
 
     def release(self) -> bool:
-        """Drop what was recorded to be faster; return whether there was anything."""
+        """Drop recordings that only save time; return whether there were any."""
 
 
 class Plain:
@@ -98,7 +99,7 @@ class Plain:
         self._log_probs_BCV = torch.empty(0)
 
     def size(self, rows: int, most: int, first: int, end: int, seq_len: int) -> Size:
-        """Return what is asked for and no more."""
+        """Return the requested size without rounding."""
         return Size(rows, end, end - first)
 
     def renew(self) -> None:
@@ -182,9 +183,9 @@ class Fused:
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Make the copies anew; in the beginning B is zero, and so is its copy.
+        """Make the copies again; at first B is zero, and so is its copy.
 
-        Graphs hold addresses of what was made from the model's weights.
+        Graphs hold addresses of tensors made from the model's weights.
         """
         versions = tuple(weight._version for weight in self.adapters.model.parameters())
         if versions != self._versions:
@@ -194,7 +195,7 @@ class Fused:
             copy[:, : self.adam.count] = value[:, : self.adam.count]
 
     def move(self, source: int, target: int) -> None:
-        """Follow a row that takes the slot of another."""
+        """Update copies after a row has moved into the slot of another."""
         for copy in self.bank.copies:
             copy[:, target] = copy[:, source]
 
@@ -222,7 +223,7 @@ class Fused:
         """Drop all recordings and their memory; return whether there were any."""
         recorded = any(shape.recorded for shape in self._shapes.values())
         self._shapes.clear()
-        # Nobody records into memory whose graphs are gone.
+        # The memory of dropped graphs must not be used for new recordings.
         self._shape = self._room = None
         return recorded
 

@@ -1,6 +1,6 @@
 """The cost of each token of a text, and the likeliest tokens, in the windows of a score.
 
-The costs are those that the ledger commits, so they add up to the score and to nothing else.
+The ledger commits these costs, so they add up exactly to the score.
 
 Shapes: N targets of the text, K alternatives, V vocabulary.
 """
@@ -28,7 +28,7 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """A text's tokens and what each costs.
+    """The tokens of a text and the cost of each.
 
     `ids` (N + 1) begins with BOS; entry i of the others belongs to ids[i + 1]: its cost in nats,
     its rank among all tokens (1 is the likeliest), and the K likeliest tokens with their costs.
@@ -43,7 +43,7 @@ class Costs:
 
 
 class _Recorder(FrozenPredictor):
-    """A frozen model that keeps what the ledger's receipts say, and the likeliest tokens."""
+    """A frozen model that keeps the costs of the ledger's receipts, and the likeliest tokens."""
 
     def __init__(self, model: GPT, seq_len: int, alternatives: int) -> None:
         super().__init__(model, seq_len)
@@ -77,9 +77,11 @@ class _Recorder(FrozenPredictor):
 
 
 def costs_of(model: GPT, asked: Evaluation, alternatives: int) -> Costs:
-    """Return what each token of a text costs a frozen model under the sliding window of a score.
+    """Return the cost of each token of a text by a frozen model under the sliding window of a
+    score.
 
-    With no `alternatives` ranks and likeliest tokens are empty. Raises what `evaluate_frozen` does.
+    Without `alternatives`, ranks and likeliest tokens are empty. Raises the same errors as
+    `evaluate_frozen`.
     """
     config = asked.score
     alternatives = min(alternatives, model.config.vocab_size)

@@ -1,10 +1,10 @@
-"""Documents scored side by side: which positions of which, in which order. Integers only.
+"""Documents scored side by side: the positions of each event and their order. Integers only.
 
-A document runs from its BOS to the next one, which is the last thing it predicts; so every position
-of the text belongs to one document. Batches take documents in the order of the text. A batch moves
-through its documents together, chunk by chunk, and those that have ended drop out. Nothing here
-needs a document's length before its last chunk: a decoder, which sees the end when it comes,
-arrives at the same events.
+A document goes from its BOS to the next BOS, which is its last target. So every position of the
+text belongs to one document. Batches take documents in the order of the text. A batch moves through
+its documents together, chunk by chunk, and those that have ended drop out. No event needs a
+document's length before its last chunk, so a decoder that learns the end only there makes the same
+events.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from fairway.score.windows import Event, Window
 class Step:
     """One event of a batch: the chunk first..end-1 of the documents in `rows`, one window each.
 
-    `going_on` are those of the rows that have positions after it.
+    `going_on` are the rows that have positions after this chunk.
     """
 
     event: Event
@@ -80,7 +80,7 @@ def _steps(group: tuple[range, ...], config: TttConfig, seq_len: int, index: int
     for first, end in chunk_bounds(config, max(map(len, group))):
         rows = tuple(n for n, document in enumerate(group) if len(document) > first)
         going_on = tuple(n for n in rows if len(group[n]) > end)
-        # Where a window starts must not depend on where its document ends.
+        # The start of a window must not depend on the end of its document.
         start = max(0, end - seq_len)
         windows = tuple(
             Window(d.start + start, d.start + min(end, len(d)), d.start + first)
@@ -91,7 +91,7 @@ def _steps(group: tuple[range, ...], config: TttConfig, seq_len: int, index: int
 
 
 def unlearned_windows(found: Sequence[range], config: TttConfig, seq_len: int) -> Iterator[Window]:
-    """Yield the windows in which a frozen model sees what documents side by side see.
+    """Yield windows that give a frozen model the same contexts as documents side by side.
 
     Documents follow one another. Chunks whose windows begin with their document are one window.
     """
@@ -106,7 +106,7 @@ def unlearned_windows(found: Sequence[range], config: TttConfig, seq_len: int) -
 
 
 def longest_first(text: Text, targets: int) -> Text:
-    """Return the same documents in another order: by falling length, the last one left in place.
+    """Return the documents in order of falling length; the last one stays in place.
 
     This reads lengths of text that has not been scored. The last document may be cut off, and does
     not end in a BOS, so it stays where it is.

@@ -14,12 +14,12 @@ from fairway.score.windows import usable_targets
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """A text to be scored and how.
+    """A text to score, and the settings of scoring.
 
-    `ttt` says how a model learns meanwhile, if it does. `seed` draws the positions that are checked
-    (and the adapters of LoRA), `description` stands beside the progress. All `ranks` call a scorer
-    with the same model and evaluation, and get the same score. `helped` puts experts beside the
-    model; those that learn need one rank. The `witness` hears what the ledger does.
+    `ttt` holds the settings of test-time training, if any. `seed` draws the positions that are
+    checked (and the adapters of LoRA), `description` stands beside the progress. All `ranks` call a
+    scorer with the same model and evaluation, and get the same score. `helped` adds experts to the
+    model; experts that learn need one rank. The `witness` receives every action of the ledger.
     """
 
     text: Text
@@ -33,7 +33,7 @@ class Evaluation:
 
     @property
     def targets(self) -> int:
-        """Return how many targets are scored; UserError if the text is too short for any."""
+        """Return how many targets are scored; UserError if the text is too short."""
         return usable_targets(len(self.text.ids), self.score.seq_len, self.score.truncate)
 
     def ledger(

@@ -1,9 +1,10 @@
 """Documents side by side, computed in parts where the memory of the device is short.
 
-All documents of a batch are predicted before any of them is on record. Where memory does not
-suffice for the way back of all, they are computed in parts: the states of all parts but one are
-dropped and computed again to learn from. Documents do not see one another, so the sums are the
-same, up to the rounding of products of another size. A part takes about a third longer that way.
+All documents of a batch are predicted before the cost of any is recorded. If the memory does not
+suffice for the backward pass of all, they are computed in parts: the states of all parts but one
+are dropped and computed again for learning. Documents do not depend on one another, so the sums are
+the same, up to the rounding of products of another size. A part takes about a third longer in this
+way.
 
 Shapes: B rows in use, T positions of a window, C of a chunk, V vocabulary.
 """
@@ -22,9 +23,9 @@ from fairway.model.need import together
 from fairway.model.operations import Rope
 from fairway.score.adapting import Size, Way
 
-# One chunk runs as it is, another one is held by recordings; both at once are the most.
+# At most, one chunk runs directly while recordings hold the memory of another one.
 HELD_TWICE = 2.0
-# Larger batches than this share above what was found to fit are looked at anew.
+# The memory is checked again for batches that exceed the largest known fitting size by this share.
 _LOOK_AGAIN = 1.125
 
 

@@ -1,4 +1,4 @@
-"""The account of a score: it alone reads the targets, and it adds the cost of each once.
+"""The account of a score: only the ledger reads the targets, and it counts the cost of each once.
 
 The protocol (docs/scoring.md):
 
@@ -7,13 +7,13 @@ The protocol (docs/scoring.md):
         receipt = ledger.commit(event, dist)
         predictor.adapt(receipt)
 
-A predictor returns distributions, never costs. The ledger refuses gaps, repeats and rewrites, so
-score-before-update, single pass and full coverage hold by construction. At positions drawn at
-random it asks for the whole distribution *before* it shows the event's targets, sums it by its
-own arithmetic, and compares the entry of the realised token with the cost that was committed.
+A predictor returns distributions, never costs. The ledger refuses gaps, repeats and rewrites. So
+score-before-update, single pass and full coverage hold by construction. At random positions it asks
+for the whole distribution *before* it shows the event's targets. It sums the distribution by its
+own arithmetic, and compares the entry of the actual token with the committed cost.
 
-What adapts on more than one event at a time, or on what other processes scored, asks for a
-`lesson`: tokens whose cost is on record, and a refusal if one of them is not.
+To learn from several events at once, or from other processes' events, a predictor asks for a
+`lesson`: tokens whose costs are all recorded, else the ledger refuses.
 
 No torch here: the ledger runs on NumPy and the standard library.
 """
@@ -39,49 +39,49 @@ from fairway.score.predictor import (
 )
 from fairway.score.windows import Event
 
-# |sum of exp(row) - 1| allowed at a checked position. Rows are float64; one that was normalised
-# in float32 misses by up to 1e-6 and is refused, so that the sum is a check and not a formality.
+# |sum of exp(row) - 1| allowed at a checked position. Rows are float64. A row normalised in float32
+# is off by up to 1e-6 and is refused, so the sum is a real check.
 SUM_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Positions in a row that one ledger accounts for, by events numbered from `first_event` on."""
+    """Consecutive positions of one ledger, in events numbered from `first_event` on."""
 
     first_event: int
     positions: range
 
 
 class Witness:
-    """Told of what a ledger does, in the order in which it happens; a subclass says what for.
+    """A witness receives every action of a ledger, in order; a subclass decides what to do with it.
 
-    `wanted` are positions to be checked besides those drawn, so that their rows are heard.
+    `wanted` are further positions that the ledger checks, so the witness gets their rows.
     """
 
     wanted: tuple[int, ...] = ()
 
     def opened(self, text: "Text") -> None:
-        """Hear which text the account is of, in the order in which it is scored."""
+        """Receive the text of the account, in the order in which it is scored."""
 
     def read(self, event: Event) -> None:
-        """Hear that the inputs of an event are given out."""
+        """Learn that the ledger gave out the inputs of an event."""
 
     def row(self, position: int, row: FloatArray) -> None:
-        """Hear the log-probabilities of all tokens at a checked position, before its target."""
+        """Receive all log-probabilities at a checked position, before its target is shown."""
 
     def scored(self, receipt: Receipt) -> None:
-        """Hear that an event is on record."""
+        """Learn that the ledger recorded an event."""
 
     def learned(self, first: int, end: int) -> None:
-        """Hear that positions first..end-1, which are on record, are given out to be learned."""
+        """Learn that the ledger gave out the recorded positions first..end-1 for learning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A finished account. `nats` and `bpb` are float64; `bytes` is the proven denominator.
+    """A finished account. `nats` and `bpb` are float64; `bytes` is the checked denominator.
 
     `worst_sum_error` is the largest |sum of probabilities - 1| over the checked positions.
-    `worst_row_error_nats` is the largest difference there between the row and the committed cost.
+    `worst_row_error_nats` is the largest difference there between row and committed cost.
     """
 
     bpb: float
@@ -98,10 +98,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The closed account of a span: one of several that make a score together.
+    """The closed account of a span; several parts together make a score.
 
     The events are first_event, first_event + 1, ... with one float64 sum of nats each; they score
-    the positions first..end-1. The checks are those of `Score`.
+    the positions first..end-1. The fields about checks are the same as in `Score`.
     """
 
     first_event: int
@@ -114,9 +114,9 @@ class Part:
     worst_row_error_nats: float
 
 
-# Turns the parts of one ledger into all parts of the text, in the order of the text.
+# Takes the parts of one ledger; returns all parts of the text, in the order of the text.
 Gather = Callable[[list[Part]], list[Part]]
-# Adds arrays of float64 over the processes that share a text.
+# Sums float64 arrays over the processes that share a text.
 Total = Callable[[FloatArray], FloatArray]
 
 
@@ -158,11 +158,11 @@ class Ledger:
     """The account of one evaluation of the first `num_targets` targets of a text.
 
     `check_positions` positions are drawn with `seed`; `row_tolerance_nats` bounds the difference
-    between a checked row and the committed cost. Several ledgers may share the work: each then
-    accounts for the positions of its `spans`, in their order, and checks those drawn positions that
-    are its own. Inside a span positions come in the order of the text, or, if `side_by_side`, in
-    any order, as documents that are scored at the same time need it. `witness` is told of all that
-    happens. Raises LedgerError if the token bytes do not sum to the text's, or a token lies outside
+    between a checked row and the committed cost. Several ledgers may share the work: each accounts
+    for the positions of its `spans`, in order, and checks the drawn positions inside them. Inside a
+    span the positions come in the order of the text. With `side_by_side` they come in any order,
+    for documents that are scored at the same time. `witness` receives every action. Raises
+    LedgerError if the token bytes do not sum to the bytes of the text, or if a token lies outside
     the vocabulary.
     """
 
@@ -187,14 +187,14 @@ class Ledger:
         self._checked: IntArray = np.union1d(draw.astype(np.int64), wanted)
         if self.spans is None:
             self.spans = [Span(0, range(self.num_targets))]
-        # The cost of every position on record here; NaN where there is none.
+        # The recorded cost of each position in this ledger; NaN without one.
         self._nats: FloatArray = np.full(self.num_targets, np.nan)
         self._own = sum(len(span.positions) for span in self.spans)
         self._count = 0
         self._enter_span()
 
     def _enter_span(self) -> None:
-        """Turn to the next span that has positions; keep the last one when there is none."""
+        """Move to the next span that has positions; stay at the last span if there is none."""
         assert self.spans is not None
         while len(self._closed) < len(self.spans):
             self._span = self.spans[len(self._closed)]
@@ -225,13 +225,13 @@ class Ledger:
 
     @property
     def remaining(self) -> int:
-        """Return how many positions this ledger has yet to account for."""
+        """Return how many positions of this ledger have no recorded cost yet."""
         return self._own - self._count
 
     def context(self, event: Event) -> Context:
-        """Return the inputs of the next event, copied: of every window up to its last position.
+        """Return a copy of the inputs of the next event's windows, up to their last positions.
 
-        Raises LedgerError if the event is not one that may come next.
+        Raises LedgerError if the event may not come next.
         """
         self._require_next(event)
         self.witness.read(event)
@@ -239,13 +239,13 @@ class Ledger:
         return Context(event, {w: np.array(ids[w.start : w.end], np.int64) for w in event.windows})
 
     def commit(self, event: Event, dist: Distribution | Stepwise) -> Receipt:
-        """Add the cost of the next event's targets and return them with their cost.
+        """Add the cost of the next event's targets; return the targets with their costs.
 
-        A stepwise prediction is shown the targets up to a checked position, then asked for its row,
-        and shown that position's target only afterwards.
+        A stepwise prediction sees the targets up to a checked position, then gives its row, and
+        sees the target of that position only afterwards.
 
-        Raises LedgerError for an event out of order, costs that are negative, not finite or of
-        the wrong number, and a checked row that is not a distribution or not the one committed.
+        Raises LedgerError for an event out of order, for costs that are negative, not finite or of
+        the wrong number, and for a checked row that is no distribution or differs from its cost.
         """
         self._require_next(event)
         positions = event.positions
@@ -268,7 +268,7 @@ class Ledger:
     def _advanced(
         self, dist: Stepwise, targets: IntArray, positions: IntArray, checked: IntArray
     ) -> tuple[list[FloatArray], FloatArray]:
-        """Return rows of the checked positions and all log-probabilities, in the order of both."""
+        """Return the rows of checked positions and all targets' log-probabilities, in order."""
         rows: list[FloatArray] = []
         parts: list[FloatArray] = []
         at = 0
@@ -293,10 +293,10 @@ class Ledger:
             self._enter_span()
 
     def lesson(self, first: int, end: int, total: Total = _own) -> Lesson:
-        """Return the tokens and costs of positions first..end-1, all of which have been scored.
+        """Return the tokens and costs of positions first..end-1; all of them must be scored.
 
-        `total` adds over the ledgers that share the text; all of them must then ask. Raises
-        LedgerError if a position is not on record: nothing may be learned from it.
+        `total` sums over the ledgers that share the text; then all of them must call this. Raises
+        LedgerError if a position has no recorded cost, because nothing may learn from it.
         """
         known = ~np.isnan(self._nats[first:end])
         numbers = np.stack([known, np.where(known, self._nats[first:end], 0.0)])
@@ -314,8 +314,8 @@ class Ledger:
     def finish(self, gather: Gather = _alone) -> Score:
         """Close the account and return the score of the whole text.
 
-        `gather` brings the parts of all ledgers that share it. Raises LedgerError before every
-        position has been scored, or twice, and for parts that leave a gap or overlap.
+        `gather` collects the parts of all ledgers that share the text. Raises LedgerError if a
+        position is not scored yet, on a second call, and for parts with a gap or an overlap.
         """
         if self._finished:
             raise LedgerError("this account is closed already")
@@ -328,12 +328,12 @@ class Ledger:
         return self._join(gather(self._closed))
 
     def _join(self, parts: list[Part]) -> Score:
-        """Return the score that parts add up to, once they are proven to cover the text."""
+        """Return the sum of the parts as a score, after checking that they cover the text."""
         event_nats = _in_order(parts, self.num_targets)
         checked = sum(part.checked_positions for part in parts)
         if checked != len(self._checked):
             raise LedgerError(f"{checked} of {len(self._checked)} drawn positions were checked")
-        # Correctly rounded, so that the sum is the same however the events were shared out.
+        # Correctly rounded, so the sum does not depend on how ledgers share the events.
         nats = math.fsum(event_nats)
         scored_bytes = int(np.sum(self.text.target_bytes[: self.num_targets], dtype=np.int64))
         return Score(
@@ -378,7 +378,7 @@ class Ledger:
             expected = window.end
 
     def _require_unscored(self, event: Event) -> None:
-        """Refuse a position that has a cost, or has none but is read by a later one."""
+        """Refuse a position that has a cost already, or whose context is not scored yet."""
         positions = event.positions
         again = positions[~np.isnan(self._nats[positions])]
         values, counts = np.unique(positions, return_counts=True)
@@ -412,7 +412,7 @@ class Ledger:
         return row
 
     def _compare(self, position: int, row_nats: float, committed_nats: float) -> None:
-        # Two infinities would differ by NaN; costs are finite by now, so this is infinite then.
+        # Costs are finite here, so an infinite row gives an infinite difference, not NaN.
         error = abs(row_nats - committed_nats)
         if not error <= self.row_tolerance_nats:
             raise LedgerError(
@@ -429,9 +429,9 @@ def score_events(
     description: str,
     gather: Gather = _alone,
 ) -> Score:
-    """Return the score of a predictor: the protocol from first event to closed account.
+    """Return the score of a predictor: run the protocol from the first event to the closed account.
 
-    Where several ledgers share a text, `events` are this one's and `gather` brings all parts.
+    If several ledgers share a text, `events` belong to this one and `gather` collects all parts.
     """
     with progress(description, ledger.remaining) as advance:
         for event in events:
@@ -443,7 +443,7 @@ def score_events(
 
 
 def _in_order(parts: list[Part], num_targets: int) -> list[float]:
-    """Return the nats of all events; LedgerError unless every position is accounted for once."""
+    """Return the nats of all events; LedgerError unless each position is counted exactly once."""
     event_nats: list[float] = []
     position = 0
     for part in parts:

@@ -1,12 +1,13 @@
-"""Test-time training of low-rank adapters, one set per document, scored before it is learned.
+"""Test-time training of low-rank adapters: one set per document; each chunk is scored, then
+learned.
 
-Documents are scored side by side, chunk by chunk. After each chunk every document's own adapters
-take one step of AdamW on it, so that they know the document better as it goes on; the model itself
-stays as it is, unless phases are asked for, in which all its weights learn from all that has been
-scored. Pull request #1530 and its successors; algorithms.md 5.5 and 5.6.
+Documents are scored side by side, chunk by chunk. After each chunk the adapters of each document
+take one step of AdamW on it, so they fit the later chunks of the document better. The model's
+weights do not change, except in phases (a setting): there all weights learn from all text scored so
+far. Pull request #1530 and its successors; algorithms.md 5.5 and 5.6.
 
-One forward pass does both: its graph is kept until the chunk's cost is on record, and then tells
-how to learn from it.
+One forward pass serves both purposes: its graph is kept until the ledger has recorded the cost of
+the chunk, and then gives the gradients.
 
 Shapes: B documents, T positions of a window, C positions of a chunk, D width, V vocabulary.
 """
@@ -58,12 +59,13 @@ from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
 from fairway.score.sliding import FrozenPredictor, evaluate_windows, whole_row
 
-# How far a position's cost may move between a batch of documents and its document alone. Logits are
-# bfloat16 numbers of up to 30 there, whose neighbours lie 0.125 apart, and a batch of another shape
-# adds in another order (largest difference seen on GPUs: 0.13).
+# The largest difference allowed between the cost of a position in a batch and in its document
+# alone. Logits are bfloat16 numbers of up to 30, where neighbours lie 0.125 apart, and a batch of
+# another shape adds in another order (largest difference seen on GPUs: 0.13).
 ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.25}
 
-# SGD's rate of the first chunk of a phase, in which all weights learn from what is scored (#1530).
+# The learning rate of SGD for the first chunk of a phase, in which all weights learn from scored
+# text (#1530).
 _PHASE_RATE = 0.001
 
 # ---------------------------------------------------------------------------------------------
@@ -77,9 +79,10 @@ def _rope(model: GPT, config: TttConfig, seq_len: int) -> Rope:
 
 
 class Documents:
-    """The documents of a batch as a predictor: every row of the model's batch has its adapters.
+    """A predictor of the documents of a batch: each row of the batch has its own adapters.
 
-    Rows that end leave their slot to the last one in use, so that those in use are the first.
+    When the document of a row ends, the last slot in use moves into its slot, so the slots in use
+    are always the first ones.
     """
 
     def __init__(
@@ -98,20 +101,21 @@ class Documents:
         self.adam = AdamW(config, self.adapters.zeros(rows))
         self.way: Way = (Fused if fast else Plain)(self.adapters, self.adam)
         device = model.tok_emb.weight.device
-        # Not a method: two that hold one another wait for the garbage collector, and gigabytes too.
+        # Not a method: two objects that refer to each other stay in memory until the garbage
+        # collector runs, and these hold gigabytes.
         taken_bytes = functools.partial(row_bytes, self.adapters)
         self.halving = Halving(self.way, rows, device, fixed, taken_bytes)
         self.version = 0
-        # The row in every slot that is in use, and the matrices A kept beyond this batch.
+        # The row in each slot in use, and the matrices A that outlive this batch.
         self.rows: list[int] = []
         self._inner: list[Tensor] = []
         self._cos_TR, self._sin_TR = _rope(model, config, seq_len)
 
     @torch.no_grad()
     def start(self, rows: int, inner: list[Tensor]) -> None:
-        """Begin a batch of some rows: A from `inner`, every B zero, fresh moments.
+        """Begin a batch of some rows: A from `inner`, each B zero, fresh moments.
 
-        Rows leave what they have learned of A in `inner`.
+        Finished rows store their learned A in `inner`.
         """
         self.rows, self._inner = list(range(rows)), inner
         self.adam.start(rows)
@@ -125,7 +129,7 @@ class Documents:
 
     @torch.no_grad()
     def keep(self, rows: tuple[int, ...]) -> None:
-        """Go on with some of the rows; `inner` keeps what the others have learned."""
+        """Continue with some of the rows; `inner` keeps the learned A of the others."""
         for row in [row for row in self.rows if row not in rows]:
             slot, last = self.rows.index(row), len(self.rows) - 1
             self._save(slot)
@@ -139,7 +143,7 @@ class Documents:
         self.adam.count = len(self.rows)
 
     def save(self) -> None:
-        """Keep what the present rows have learned of A."""
+        """Store the learned A of the present rows."""
         for slot in range(len(self.rows)):
             self._save(slot)
 
@@ -154,9 +158,11 @@ class Documents:
         return [value[:, slots] for value in self.adam.values]
 
     def predict(self, context: Context) -> "DocumentDistribution":
-        """Return the distributions of a chunk of the present rows, a window each by rising row.
+        """Return the distributions of a chunk of the present rows: one window per row, in ascending
+        order.
 
-        Those of the chunk before answer no more: the next ones take their memory on a GPU.
+        The distributions of the previous chunk become invalid: on a GPU the new ones reuse their
+        memory.
         """
         self.version += 1
         return DocumentDistribution(self, context)
@@ -166,7 +172,7 @@ class Documents:
         return self._cos_TR[:length], self._sin_TR[:length]
 
     def learn(self, dist: "DocumentDistribution", targets_BC: Tensor, going_on: list[int]) -> None:
-        """Take a step on the chunk of those windows (by place) that go on."""
+        """Take a step on the chunk, for the windows (by index) whose documents continue."""
         share_B = torch.tensor([float(place in going_on) for place in dist.places])
         self.adam.count_step()
         self.halving.learn(targets_BC, share_B.to(targets_BC.device))
@@ -174,17 +180,18 @@ class Documents:
 
 
 class DocumentDistribution:
-    """The predictions of one chunk of all rows, valid until the next or until adapters learn."""
+    """The predictions of one chunk of all rows; valid until the next chunk or the next adapter
+    step."""
 
     def __init__(self, predictor: Documents, context: Context) -> None:
         self._predictor, self._version, self._context = predictor, predictor.version, context
         self._windows = context.event.windows
-        # The place among the windows of every slot.
+        # The index of each slot's window.
         rising = sorted(predictor.rows)
         self.places = [rising.index(row) for row in predictor.rows]
         lengths = [window.end - window.start for window in self._windows]
         scored = [window.score_from - window.start for window in self._windows]
-        # All rows stand at the same place of their documents.
+        # All rows are at the same position of their documents.
         (first,) = set(scored)
         filled_BT = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
         for slot, place in enumerate(self.places):
@@ -217,7 +224,7 @@ class DocumentDistribution:
     def rectangle(self, targets: IntArray) -> Tensor:
         """Return targets, window after window, as [B, C] on the model's device, slot by slot.
 
-        Windows that end sooner are filled up with 0.
+        Shorter windows are padded with 0.
         """
         filled_BC = np.zeros((len(self._counts), max(self._counts)), dtype=np.int64)
         parts = np.split(targets, np.cumsum(self._counts)[:-1])
@@ -227,7 +234,7 @@ class DocumentDistribution:
 
     @torch.no_grad()
     def row(self, position: int) -> FloatArray:
-        """Return log p of all V tokens at a position, by another path than `log_prob`.
+        """Return log p of all V tokens at a position, computed independently of `log_prob`.
 
         The document runs alone with its adapters through the plain path, cut right after the
         position, and the softmax is taken by NumPy in float64.
@@ -253,7 +260,7 @@ class DocumentDistribution:
 
 
 class _Made:
-    """A predictor of one event, whose prediction is made already."""
+    """A predictor of one event with a prediction computed beforehand."""
 
     def __init__(self, dist: Mean) -> None:
         self._dist = dist
@@ -267,10 +274,9 @@ class _Made:
 
 
 class Lanes:
-    """Batches of one lane follow one another and share matrices A; one batch runs at a time.
+    """A lane is a sequence of batches that share matrices A; one batch runs at a time.
 
-    Created while the model still has the kernels that it shall use. `fixed` ones never compute a
-    batch in parts.
+    Create it after the model's kernels are chosen. With `fixed` a batch is never computed in parts.
     """
 
     def __init__(
@@ -283,7 +289,7 @@ class Lanes:
         self._inner: dict[int, list[Tensor]] = {}
 
     def start(self, batch: int, rows: int) -> Documents:
-        """Return the predictor of a batch: with A of its lane, or fresh ones."""
+        """Return the predictor of a batch, with the matrices A of its lane or with fresh ones."""
         config, number = self.config, batch % self.config.lora_lanes
         if number not in self._inner or not config.lora_warm:
             # Warm or not, a lane's first A depends on its number alone, not on the process.
@@ -296,7 +302,7 @@ class Lanes:
         return self._documents
 
     def _for_all_rows(self, drawn: list[Tensor]) -> list[Tensor]:
-        """Return a copy of matrices A for every row, on the device where there is plenty of room.
+        """Return a copy of matrices A for each row; on the device if it has ample memory.
 
         In host memory they cost a batch two copies: 0.5 s for the seed system's 128 rows.
         """
@@ -308,7 +314,7 @@ class Lanes:
 
 
 class PeerLanes:
-    """Lanes of every set of adapters that predict together; their first A differ."""
+    """One lane for each set of adapters that predict together; their first matrices A differ."""
 
     def __init__(
         self, model: GPT, config: TttConfig, seq_len: int, seed: int, fixed: bool = False
@@ -325,7 +331,7 @@ class PeerLanes:
 
 @dataclass(eq=False)
 class _Lora:
-    """What the evaluation of one process holds."""
+    """The objects that the evaluation of one process needs."""
 
     model: GPT
     ledger: Ledger
@@ -335,7 +341,7 @@ class _Lora:
     helped: Helped
 
     def run(self, batch: Batch, advance: Callable[[int], None]) -> None:
-        """Score a batch of documents, learning each from its own chunks."""
+        """Score a batch of documents; the adapters of each document learn from its chunks."""
         lane = self.lanes.start(batch.index, len(batch.documents))
         for step in batch.steps:
             lane.keep(step.rows)
@@ -359,11 +365,11 @@ class _Lora:
 
 
 def evaluate_lora(model: GPT, asked: Evaluation) -> Score:
-    """Return the score of a model whose adapters learn every document as it is scored.
+    """Return the score of a model whose adapters learn each document while it is scored.
 
-    Without phases the model's weights stay as they are. Batches belong to lanes and lanes to ranks,
-    so that the score does not depend on their number. Raises LedgerError if the account does not
-    add up.
+    Without phases the model's weights do not change. Each batch belongs to a lane and each lane to
+    a rank, so the score does not depend on the number of ranks. Raises LedgerError if the account
+    is not consistent.
     """
     score, config, ranks, targets = asked.score, asked.ttt, asked.ranks, asked.targets
     if config.lora_sort:
@@ -389,9 +395,9 @@ def evaluate_lora(model: GPT, asked: Evaluation) -> Score:
 
 
 def evaluate_unlearned(model: GPT, asked: Evaluation) -> Score:
-    """Return the score of the same documents in the same windows by a model that learns nothing.
+    """Return the score of the same documents in the same windows without learning.
 
-    What `evaluate_lora` gains over it is what it has learned.
+    The difference from `evaluate_lora` is the gain by learning.
     """
     found, context = documents(asked.text.ids, asked.targets), lora_context(asked.ttt, asked.score)
     frozen = FrozenPredictor(model, context, _rope(model, asked.ttt, context))
@@ -399,16 +405,16 @@ def evaluate_unlearned(model: GPT, asked: Evaluation) -> Score:
 
 
 def phase_bounds(count: int, phases: int) -> list[int]:
-    """Return 0, the numbers of the batches before which all weights learn, and `count`.
+    """Return 0, the indices of the batches before which all weights learn, and `count`.
 
-    They divide the batches evenly; where there are fewer batches than that, so are phases.
+    The phases divide the batches evenly; there are at most as many phases as batches.
     """
     inner = {count * n // (phases + 1) for n in range(1, phases + 1)} - {0}
     return [0, *sorted(inner), count]
 
 
 def _phase(state: _Lora, end: int, ranks: Ranks) -> None:
-    """Let all weights learn from the text scored so far, by chunks, with fresh momentum."""
+    """Train all weights on the text scored so far, chunk by chunk, with fresh momentum."""
     config = state.config
     learner = Sgd(state.model, config, state.score.seq_len, ranks)
     firsts = range(0, end, config.chunk_tokens)

@@ -1,7 +1,7 @@
 """Sets of adapters side by side whose probabilities are averaged: an ensemble that learns.
 
-Every set predicts and learns by itself, as if it were alone. What is charged for is the mean of
-their distributions, which is a distribution; it is on record before any of them learns.
+Every set predicts and learns independently. The score uses the mean of their distributions, which
+is a distribution. Its cost is recorded before any set learns.
 
 Shapes: B documents, C positions of a chunk, V vocabulary.
 """
@@ -28,7 +28,7 @@ class Chunk(Protocol):
         """Return log p of all V tokens at the scored positions first..end-1, in float64."""
 
     def row(self, position: int) -> FloatArray:
-        """Return log p of all V tokens at a position, by another path than `log_prob`."""
+        """Return log p of all V tokens at a position, computed independently of `log_prob`."""
 
     def rectangle(self, targets: IntArray) -> Tensor:
         """Return targets, window after window, as [B, C] on the model's device."""
@@ -57,7 +57,7 @@ S = TypeVar("S", bound=Side)  # type: ignore[type-arg]
 
 
 class Peers(Generic[S]):
-    """The members of an ensemble as one predictor; one member alone is itself."""
+    """The members of an ensemble as one predictor."""
 
     def __init__(self, members: Sequence[S]) -> None:
         self.members = members
@@ -77,7 +77,7 @@ class Peers(Generic[S]):
         return Mean([member.predict(context) for member in self.members])
 
     def learn(self, dist: "Mean", targets_BC: Tensor, going_on: list[int]) -> None:
-        """Let every member take its step on what it predicted itself."""
+        """Let every member take a step on its own prediction."""
         for member, own in zip(self.members, dist.members, strict=True):
             member.learn(own, targets_BC, going_on)
 
@@ -98,7 +98,7 @@ class Mean:
         return mean_of([member.tables(first, end) for member in self.members])
 
     def row(self, position: int) -> FloatArray:
-        """Return log p of all V tokens at a position, by another path than `log_prob`."""
+        """Return log p of all V tokens at a position, computed independently of `log_prob`."""
         found = [member.row(position) for member in self.members]
         return found[0] if len(found) == 1 else _mean_of(found)
 

@@ -10,7 +10,8 @@ from fairway.score.windows import Event, Window
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """What a predictor may see of an event: the inputs of its windows, and no later token."""
+    """The part of an event that a predictor may read: the inputs of its windows, and no later
+    token."""
 
     event: Event
     ids: dict[Window, IntArray]
@@ -24,7 +25,7 @@ class Context:
 class Receipt:
     """A committed event: its targets (int64) and their cost in nats (float64), read-only.
 
-    Entry i belongs to event.positions[i]. Whatever a predictor learns, it learns from here.
+    Entry i belongs to event.positions[i]. A predictor learns only from receipts and lessons.
     """
 
     event: Event
@@ -34,7 +35,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """What may be learned from: consecutive targets that have all been scored, and their cost.
+    """Tokens for learning: consecutive targets that have all been scored, and their costs.
 
     inputs: the token before each target; the first of them is the target of the position before.
     """
@@ -56,12 +57,12 @@ class Distribution(Protocol):
 
 @runtime_checkable
 class Stepwise(Protocol):
-    """A prediction that moves on with every token inside its event, as adaptive experts do."""
+    """A prediction that advances with every token inside its event, as adaptive experts need."""
 
     def advance(self, targets: IntArray) -> FloatArray:
-        """Return the natural log-probabilities of the next targets, and move behind them.
+        """Return the natural log-probabilities of the next targets, and advance past them.
 
-        Each is fixed before the target is used for anything that comes after.
+        Each is fixed before its target influences any later prediction.
         """
 
     def row(self, position: int) -> FloatArray:
@@ -72,16 +73,16 @@ class Predictor(Protocol):
     """Anything that predicts text: a frozen model, one that adapts, a table of counts."""
 
     def predict(self, context: Context) -> "Distribution | Stepwise":
-        """Return a distribution for the event: frozen, or one that moves on within it."""
+        """Return a distribution for the event, either frozen or stepwise."""
 
     def adapt(self, receipt: Receipt) -> None:
         """Learn from a committed event, or do nothing."""
 
 
-# What experts make of a predictor: another one that has them beside it.
+# Maps a predictor to a predictor with experts added.
 Helped = Callable[[Predictor], Predictor]
 
 
 def alone(predictor: Predictor) -> Predictor:
-    """Return the predictor as it is."""
+    """Return the predictor unchanged."""
     return predictor

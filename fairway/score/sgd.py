@@ -1,8 +1,8 @@
 """Test-time training of all weights, chunk by chunk, each scored before it is learned (#1413).
 
-The text is cut into chunks. The windows of a chunk are scored with the weights as they are, then
-all weights take a few steps of SGD on the chunk, which scores the next one better. The last chunk
-is never learned: nothing comes after it. Algorithms.md 5.3.
+The text is cut into chunks. The windows of a chunk are scored with the present weights. Then all
+weights take a few steps of SGD on the chunk, which improves the score of the next one. The last
+chunk is never learned, because no text follows it. Algorithms.md 5.3.
 
 Shapes: B sequences, T = seq_len, N = B T positions, D width.
 """
@@ -89,8 +89,8 @@ def token_weights(nats: FloatArray) -> FloatArray:
 class Sgd:
     """SGD with momentum over all weights of a model, learning from lessons in whole sequences.
 
-    A `fixed` one never takes fewer sequences together where memory is short: what is coded must be
-    decoded by the same sums.
+    With `fixed` the number of sequences per pass never depends on free memory, because decoding
+    must repeat the sums of coding.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Sgd:
         self.optimiser = torch.optim.SGD(self.weights, momentum=_MOMENTUM)
 
     def learn(self, lesson: Lesson, lr: float, epochs: int) -> None:
-        """Take one step per _SEQUENCES sequences and epoch; what fills no sequence is left out.
+        """Take one step per _SEQUENCES sequences and epoch; an incomplete sequence is left out.
 
         Each process computes the gradient of its share of a step's sequences, and all step by the
         sum, so that their weights stay equal.
@@ -123,7 +123,7 @@ class Sgd:
         self.gradients(lesson, sequences)
         torch.nn.utils.clip_grad_norm_(self.weights, _CLIP)
         self.optimiser.step()
-        # Whoever keeps copies of weights (its operations) watches their versions.
+        # Code with copies of weights (the operations) checks their versions.
         torch.autograd.graph.increment_version(self.weights)
 
     def gradients(self, lesson: Lesson, sequences: range) -> None:
@@ -178,7 +178,7 @@ class Sgd:
 
 
 def evaluate_sgd(model: GPT, asked: Evaluation) -> Score:
-    """Return the score of a model that learns every chunk once it is scored.
+    """Return the score of a model that learns every chunk after its costs are recorded.
 
     The model's weights change; load it anew for another evaluation. Each rank scores a share of a
     chunk's events, then all learn the whole chunk together. Experts stand beside the model, whose

@@ -29,14 +29,15 @@ from fairway.score.windows import Event, Window, events, sliding_windows
 # Logits are formed for this many positions at a time: 1,024 x 8,192 in float32 is 34 MB.
 _ROWS_AT_ONCE = 1024
 
-# How far a position's cost may move between a batch of windows and its own window alone: kernels
-# may add in another order. Measured on the trained seed model: 1.5e-5 in float32, 5e-3 when its
-# products run in TF32, 2e-6 in bfloat16, whose kernels gave the same bits (docs/scoring.md).
+# The largest difference allowed between the cost of a position in a batch of windows and in its
+# window alone: kernels may add in another order. Measured on the trained seed model: 1.5e-5 in
+# float32, 5e-3 when its products run in TF32, 2e-6 in bfloat16, whose kernels gave the same bits
+# (docs/scoring.md).
 ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.05}
 
 
 class FrozenPredictor:
-    """A model as it is: `predict` runs it, `adapt` does nothing.
+    """A model that does not learn: `predict` runs it, `adapt` does nothing.
 
     Every window is padded on the right with id 0 to `seq_len`, so that the rotary base, which may
     depend on the length, is the same in all of them; causality keeps the padding unseen. A `rope`
@@ -73,7 +74,7 @@ class FrozenPredictor:
     def hidden(self, rows: list[IntArray]) -> Tensor:
         """Return the final states [B, T, D] of some inputs, each padded to seq_len.
 
-        As many go together as memory takes: rows do not see one another.
+        As many inputs run together as fit into memory, since rows are independent.
         """
         ids_BT = np.zeros((len(rows), self.seq_len), dtype=np.int64)
         for row, ids in enumerate(rows):
@@ -130,7 +131,7 @@ class FrozenDistribution:
 
     @torch.no_grad()
     def row(self, position: int) -> FloatArray:
-        """Return log p of all V tokens at a position, by another path than `log_prob`.
+        """Return log p of all V tokens at a position, computed independently of `log_prob`.
 
         The position's own window runs alone, cut right after the position (what follows is
         padding), and the softmax is taken by NumPy in float64.
@@ -164,10 +165,10 @@ def evaluate_frozen(model: GPT, asked: Evaluation, *, sliding: bool) -> Score:
     """Return the score of a frozen model on a text, in its present looping state.
 
     `sliding` scores score.stride positions per window of score.seq_len; otherwise windows lie side
-    by side. Each rank scores a share of the events, and as the events are what they are for one
-    rank, so is the score, to the bit where the kernels are the same. Raises UserError if the text
-    is shorter than a window and truncated to whole ones, LedgerError if the account does not add
-    up.
+    by side. Each rank scores a share of the events. The events do not depend on the number of
+    ranks, so the score does not either: it is equal to the bit if the kernels are the same. Raises
+    UserError if the text is truncated to whole windows and shorter than one, LedgerError if the
+    account is not consistent.
     """
     config = asked.score
     stride = config.stride if sliding else config.seq_len

@@ -47,7 +47,7 @@ _LINE_ENDS = (0x0A, 0x0D)
 
 
 class Spending(Witness):
-    """Adds up what a ledger books, by token and by place; tells `witness` of all that happens."""
+    """Sums the costs of a ledger by token and by place; passes every action on to `witness`."""
 
     def __init__(self, witness: Witness, vocab_size: int, bos_id: int) -> None:
         self.witness, self.wanted, self.bos_id = witness, witness.wanted, bos_id
@@ -57,7 +57,7 @@ class Spending(Witness):
         self.by_context = np.zeros((3, _GROUPS))
 
     def opened(self, text: Text) -> None:
-        """Note where the documents of the text begin, which its scorer may have put in order."""
+        """Note where the documents of the text begin; its scorer may have sorted them."""
         self.target_bytes = text.target_bytes
         self.starts = np.flatnonzero(np.asarray(text.ids) == self.bos_id)
         self.witness.opened(text)
@@ -97,7 +97,7 @@ class Spending(Witness):
         return positions + 1 - np.where(before < 0, 0, starts)
 
     def total(self, ranks: Ranks) -> None:
-        """Add what the other processes counted; all of them must call this."""
+        """Add the counts of the other processes; all of them must call this."""
         tables = (self.by_token, self.by_place, self.by_context)
         summed = ranks.total(np.concatenate([table.ravel() for table in tables]))
         ends = np.cumsum([table.size for table in tables])[:-1]

@@ -1,8 +1,7 @@
 """The trail of a ledger: its reads, scores and lessons in order, each entry sealed with a digest.
 
-Every entry is sealed with the digest of all entries before it, so that one that is changed, left
-out or moved afterwards does not fit the last digest. `fairway.audit.scorers.trails` checks what it
-says.
+Every entry is sealed with the digest of all earlier entries. So an entry that is changed, left out
+or moved later does not match the last digest. `fairway.audit.scorers.trails` checks what it says.
 
 An entry is a line of JSON: ["read", event], ["score", event, [[start, end, score_from], ...], nats]
 or ["learn", first, end]. Several processes keep one trail each.
@@ -33,7 +32,7 @@ def sealed(before: str, line: str) -> str:
 
 
 class Trail(Witness):
-    """Writes down what a ledger does; `digest` seals all of it so far."""
+    """Writes every action of a ledger; `digest` seals all entries so far."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -1,8 +1,8 @@
 """Test-time training inside a time budget: estimated before it starts, timed as it runs.
 
-What the estimate measures, scores and learns is all inside the timed region. An estimate above the
-budget is refused with its numbers, or less is done, if `ttt.over_budget` says so, and what changed
-is told.
+The timed region includes all measuring, scoring and learning of the estimate. An estimate above the
+budget is refused with its numbers. With `ttt.over_budget=shrink` the evaluation does less instead,
+and the changes are reported.
 """
 
 import time
@@ -31,7 +31,7 @@ from fairway.score.windows import Event, Window
 
 @dataclass(frozen=True, slots=True)
 class Budgeted:
-    """A score, its seconds beside the estimate, and what was changed to stay within the budget."""
+    """A score, its estimated and real seconds, and the changes made to stay within the budget."""
 
     score: Score
     estimate_s: float
@@ -42,8 +42,8 @@ class Budgeted:
 def evaluate_ttt(model: GPT, asked: Evaluation) -> Budgeted:
     """Return the score under `asked.ttt.method`, which must not be off.
 
-    Raises UserError, before anything is scored, for an estimate above the budget that may not
-    shrink or cannot.
+    Raises UserError before scoring if the estimate exceeds the budget and the work may not or
+    cannot shrink.
     """
     start_s = time.perf_counter()
     asked, estimate_s, changes = _within_budget(model, asked)
@@ -52,9 +52,10 @@ def evaluate_ttt(model: GPT, asked: Evaluation) -> Budgeted:
 
 
 def require_time(model: GPT, asked: Evaluation) -> None:
-    """Raise UserError, as `evaluate_ttt` will, if even twice the budget is too little here.
+    """Raise the UserError of `evaluate_ttt` early if even twice the budget does not suffice here.
 
-    Any weights will do. Times of a shared machine scatter: only what is certain is refused early.
+    Any weights serve for this. Times of a shared machine vary, so only clear cases are refused
+    early.
     """
     _within_budget(model, asked, most=2.0)
 
@@ -62,7 +63,7 @@ def require_time(model: GPT, asked: Evaluation) -> None:
 def _within_budget(
     model: GPT, asked: Evaluation, most: float = 1.0
 ) -> tuple[Evaluation, float, tuple[str, ...]]:
-    """Return what is done in at most this many budgets, its estimate, and what was changed."""
+    """Return the settings that take at most this many budgets, their estimate, and the changes."""
     changes: list[str] = []
     while True:
         config = asked.ttt
@@ -81,10 +82,10 @@ def _within_budget(
 
 
 def shrunk(score: ScoreConfig, config: TttConfig) -> tuple[ScoreConfig, TttConfig, str] | None:
-    """Return settings that do less, and what was changed; None if nothing less is known.
+    """Return settings that do less, and the changes; None if no reduction is left.
 
-    Weights first learn in one epoch, then windows stride further. Documents have one set of
-    adapters, then are learned in larger chunks.
+    For SGD the first reduction is one epoch, then a larger stride. For LoRA it is one set of
+    adapters, then larger chunks.
     """
     if config.method == "lora":
         if config.lora_peers:
@@ -108,7 +109,7 @@ def shrunk(score: ScoreConfig, config: TttConfig) -> tuple[ScoreConfig, TttConfi
 
 
 def estimate(model: GPT, asked: Evaluation) -> float:
-    """Return the seconds that an evaluation would take here, from a few timed pieces of it."""
+    """Return the estimated seconds of an evaluation here, from a few timed pieces of it."""
     with mode(model):
         work = _estimate_lora if asked.ttt.method == "lora" else _estimate_sgd
         return work(model, asked) / asked.ranks.world
@@ -142,7 +143,8 @@ def _estimate_lora(model: GPT, asked: Evaluation) -> float:
     context = lora_context(config, score)
     plan = batches(documents(asked.text.ids, asked.targets), config, context)
     steps = [step for batch in plan for step in batch.steps]
-    # The widest step that there is: a wider one might not fit the memory, and all of it would.
+    # The widest step of the evaluation; a wider one might not fit into memory although the
+    # evaluation does.
     widest = max(steps, key=lambda step: len(step.rows) * min(step.end, context))
     size = steps[0].end
     sizes = ((1, size), (len(widest.rows), max(size, min(widest.end, context))))
@@ -155,7 +157,7 @@ def _estimate_lora(model: GPT, asked: Evaluation) -> float:
     per_step_s = max(0.0, small_s - small * per_token_s)
     tokens = sum(len(step.rows) * min(step.end, context) for step in steps)
     seconds = len(steps) * per_step_s + tokens * per_token_s
-    # Every phase learns all that was scored before it.
+    # Every phase learns all text scored before it.
     ends = [plan[n - 1].positions.stop for n in phase_bounds(len(plan), config.lora_phases)[1:-1]]
     if ends:
         seconds += sum(ends) / score.seq_len * _sequence_s(model, score, config)
@@ -178,13 +180,14 @@ def _lora_step(
         lane.learn(dist, dist.rectangle(targets), list(range(rows)))
 
     with adapting(model):
-        # A size is run as it is at first, then recorded; what most steps take comes after that.
+        # A size runs directly at first and is then recorded; the time of most steps appears only
+        # after that.
         work()
         return _seconds(work)
 
 
 def _dummy(rows: int, length: int, scored: int) -> Context:
-    """Return windows of zeros, whose last `scored` positions are asked for."""
+    """Return windows of zeros that score their last `scored` positions."""
     windows = tuple(
         Window(row * length, (row + 1) * length, (row + 1) * length - scored) for row in range(rows)
     )

@@ -1,4 +1,4 @@
-"""Windows: which position is scored in which, with which context. Integers only, no model.
+"""Windows: they define which position is scored with which context. Integers only, no model.
 
 A text of N tokens x[0..N-1] has N - 1 targets. Position p reads x[p] and predicts x[p + 1], so
 target indices are position indices plus one and x[0] is never predicted.
@@ -24,7 +24,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Windows that are predicted before any of their targets may be learned from.
+    """Windows that are all predicted before anything learns from their targets.
 
     Their scored positions follow one another, unless the windows belong to documents that are
     scored side by side.
@@ -59,12 +59,12 @@ class Event:
 def usable_targets(num_tokens: int, seq_len: int, truncate: bool) -> int:
     """Return how many targets of a text are scored.
 
-    All of them; with `truncate`, as many as fill whole windows of seq_len, which is what the
-    challenge counts. Raises UserError if that leaves none.
+    All targets count; with `truncate`, only those in whole windows of seq_len, as in the challenge.
+    Raises UserError if none is left.
     """
     targets = num_tokens - 1
     if targets < 1:
-        raise UserError(f"a text of {num_tokens} tokens has nothing to predict; 2 are needed")
+        raise UserError(f"a text of {num_tokens} tokens is too short to score; it needs at least 2")
     if not truncate:
         return targets
     if targets < seq_len:

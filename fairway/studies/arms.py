@@ -150,7 +150,7 @@ def read_arm(text: str) -> Arm:
         raise UserError(f"every study already has an arm named '{name}'; choose another name")
     settings = tuple(part.strip() for part in _BETWEEN.split(rest) if part.strip())
     if not settings:
-        raise UserError(f"arm '{name}' sets nothing; write --arm {name}:section.field=value")
+        raise UserError(f"arm '{name}' has no setting; write --arm {name}:section.field=value")
     names = [setting.partition("=")[0].strip() for setting in settings]
     for setting in settings:
         _refuse_shared(setting, (*_SHARED, *_TEXT), f"arm '{name}'")
@@ -189,7 +189,7 @@ def _check_arms(made: Study) -> None:
     names: set[str] = set()
     for arm in made.arms:
         if arm.name in names:
-            raise UserError(f"two arms are named '{arm.name}'; give each a name of its own")
+            raise UserError(f"two arms are named '{arm.name}'; give each arm its own name")
         names.add(arm.name)
         try:
             key = _told_apart_by(made.config(arm))

@@ -172,7 +172,7 @@ def _read(text: bytes, where: str) -> Line:
     if said != _id(facts):
         raise UserError(
             f"{where}: it is damaged or was edited, since it does not match its own digest; "
-            "take the line out, and the study runs it again"
+            "delete the line, and the study runs it again"
         )
     return Line(**facts)
 

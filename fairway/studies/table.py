@@ -134,8 +134,8 @@ def _of_question(path: Path, lines: Sequence[Line], asked: Line) -> list[Line]:
         other, mine = lines[-1], {"clock": asked.clock, "until": asked.until, "base": asked.base}
         differs = next(name for name, value in mine.items() if getattr(other, name) != value)
         raise UserError(
-            f"{path} holds no run of the same question: its last one has another '{differs}' "
-            f"({getattr(other, differs)}, not {mine[differs]}); merge tables of one question"
+            f"{path} cannot be merged: its last run has another '{differs}' "
+            f"({getattr(other, differs)}, not {mine[differs]}); merge tables of the same study"
         )
     last = {line.arm: line.config for line in found}
     return [line for line in found if line.config == last[line.arm]]

@@ -91,7 +91,7 @@ def fetch_model(repo: str, out: Path, revision: str = "main") -> dict[str, Any]:
             path = _download(repo, commit, name, staged)
             if path.stat().st_size > _MOST_BYTES[name] or digest_file(path) != digests[name]:
                 raise UserError(
-                    f"{name} of {repo} is not what {MANIFEST} says (SHA-256 {digest_file(path)}, "
+                    f"{name} of {repo} does not match {MANIFEST} (SHA-256 {digest_file(path)}, "
                     f"expected {digests[name]}); nothing was kept"
                 )
         # Before anything is kept: an artifact that cannot be loaded is none.

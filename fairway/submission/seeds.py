@@ -47,7 +47,7 @@ def run_seeds(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
     that fails is in the summary. No seed outlives this process.
     """
     if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
-        raise UserError(f"seeds {', '.join(map(str, plan.seeds)) or '(none)'}: name each once")
+        raise UserError(f"seeds {', '.join(map(str, plan.seeds)) or '(none)'}: name each seed once")
     with locked(out):
         sweep(out, _OURS)
         summary = summarise(out, plan.seeds, _failures(plan, out, say))

@@ -153,8 +153,8 @@ def _require_comparable(paths: Sequence[Path], runs: list[dict[str, Any]], least
 def _require_measured(path: Path, run: Mapping[str, Any]) -> None:
     if run["artifact"]["code"] == "declared":
         raise UserError(
-            f"{path} declares {run['artifact']['code_bytes']:,} bytes of code, and a record counts "
-            "the bundle that it ships; run "
+            f"{path} declares {run['artifact']['code_bytes']:,} bytes of code, but a record counts "
+            "the bytes of its bundle; run "
             f"`{command('pack', path, '--set', 'pack.code_bytes=auto')}`, then "
             f"`{command('score', path)}`"
         )
@@ -166,7 +166,7 @@ def _require_own_code(pipelines: Sequence[Pipeline], size: int) -> None:
         path, packed = pipeline.folder.path, pipeline.folder.facts("pack") or {}
         if packed["code_bytes"] != size:
             raise UserError(
-                f"{path} was packed beside {packed['code_bytes']:,} bytes of code and its bundle "
+                f"{path} was packed with {packed['code_bytes']:,} bytes of code, but its bundle "
                 f"has {size:,} now; run `{command('pack', path)}`, then `{command('score', path)}`"
             )
 
@@ -237,7 +237,7 @@ def _commit() -> str:
     if changed:
         raise UserError(
             f"{len(changed)} source files differ from their commit ({changed[0][3:]}, ...); commit "
-            "them, so that the record can name what made it"
+            "them, so that the record can name its source"
         )
     return commit
 

@@ -1,7 +1,7 @@
 """A run's state on disk: named tensors and a JSON text in one safetensors file, nothing executable.
 
-Written under a temporary name and renamed, so that a stop at any moment leaves the last good one.
-The file carries the digest of all its bytes, as if the place of the digest held zeros.
+The file is written under a temporary name and renamed, so a stop at any moment leaves the last good
+checkpoint. It contains the digest of all its bytes, computed with zeros in place of the digest.
 """
 
 import hashlib
@@ -73,14 +73,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def damaged(path: Path, why: object) -> UserError:
-    """Return the refusal of a checkpoint that is not what was written."""
+    """Return the error for a checkpoint whose bytes have changed."""
     return UserError(
         f"{path} is a damaged checkpoint ({why}); delete it, or begin again with --restart"
     )
 
 
 def check_digest(stream: BinaryIO) -> None:
-    """Raise ValueError unless the bytes of a file are those that its digest was made of."""
+    """Raise ValueError unless the bytes of a file match its digest."""
     start = stream.read(8)
     size = int.from_bytes(start, "little")
     if not 0 < size <= _MOST_HEADER_BYTES:

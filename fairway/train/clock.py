@@ -30,7 +30,7 @@ class Clock:
         train = config.train
         self.mode = train.clock
         self.budget_s, self.allowance_s = train.budget_s, train.budget_s - train.reserve_s
-        # What the last step took. The device may be one step behind the host's decisions.
+        # The seconds of the last step. The device may be one step behind the host's decisions.
         self.step_s = 0.0
         self.left_steps = 2 + calibration_steps(config, ranks, device)
         self.total_steps = len(recorded) - 1 if recorded is not None else train.steps
@@ -56,11 +56,10 @@ class Clock:
         return self.elapsed_s + running_s
 
     def progress(self, step: int) -> float:
-        """Return the share of the run behind us when `step` is about to start.
+        """Return the finished share of the run just before `step` starts.
 
-        With wall time the run is over, whatever its share, when the step in flight, one more and
-        the calibration that follows would not end within the budget: this matters where the reserve
-        is too short.
+        By wall time the run also ends if the running step, one more step and the calibration would
+        exceed the budget. This matters if the reserve is too short.
         """
         if self.mode == "wall":
             seconds = self.seconds()

@@ -11,7 +11,7 @@ from fairway.machine.ranks import Ranks
 
 
 class Feed:
-    """Batches of `rows` sequences, in an order that the process and a seed decide.
+    """Batches of `rows` sequences; the process and a seed decide their order.
 
     `order` is that seed, and whether documents are shuffled. `close` it: a thread gathers batches.
     """
@@ -30,7 +30,7 @@ class Feed:
         self.use(rows)
 
     def use(self, rows: int) -> None:
-        """Take this many sequences at a time, and begin the data again."""
+        """Set the number of sequences per batch, and start the data again."""
         self.rows = rows
         self._start(self._loader())
 
@@ -45,7 +45,7 @@ class Feed:
     def go_on(self, state: dict[str, Any], drawn: int) -> None:
         """Continue where a checkpoint left the data, after this many sequences of this process.
 
-        Rank 0 takes its state, others draw again.
+        Rank 0 restores its state; the other ranks draw their data again.
         """
         loader = self._loader()
         if self._ranks.first:

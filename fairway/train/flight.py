@@ -1,4 +1,4 @@
-"""A step between its launch and the moment at which its figures are there."""
+"""A step between its launch and the arrival of its figures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fairway.train.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A step that was launched: what the host knows of it, and where its figures will arrive."""
+    """A launched step: the facts known to the host, and the tensors for its figures."""
 
     step: int
     now: float

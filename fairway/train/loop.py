@@ -1,8 +1,8 @@
 """The training loop: step, clock, budget, checkpoint; nothing else.
 
-The host stays one step ahead of the device: it launches a step, then reads the figures of the one
-before. What is inside the timed region: waiting for a batch, forward, backward, update, weight
-average, step lines. What is outside: building, warm-up steps (undone afterwards), checkpoints.
+The host stays one step ahead of the device: it launches a step, then reads the figures of the
+previous step. The timed region includes waiting for a batch, forward, backward, update, weight
+average and step lines. It excludes building, warm-up steps (undone afterwards) and checkpoints.
 Algorithms.md 3.5 to 3.8.
 
 Shapes: B sequences, T time.
@@ -59,14 +59,15 @@ from fairway.train.steps import (
 
 @dataclass(frozen=True, slots=True)
 class TrainingText:
-    """What the loop needs to know of its data."""
+    """The facts about its data that the loop needs."""
 
     shards: list[Tokens]
     bytes_per_token: float
 
 
 class Training:
-    """Everything a run holds between two steps. `close` it: a thread gathers its batches."""
+    """The whole state of a run between two steps. Call `close` at the end: it stops a thread that
+    gathers batches."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Training:
         self.config, self.plan, self.ranks, self.text = config, plan, ranks, text
         self.folder, self.say, self.begun = folder, say, begun
         self.device = own_device(plan, ranks)
-        # Before anything is there: the plan counts all that will be.
+        # Before anything is allocated, since the plan counts everything that the run allocates.
         self.per_rank, rows = micro_batch(config, plan, ranks, free_bytes(self.device))
         self.model = build(config.model, config.seed)
         if begun is not None:
@@ -109,7 +110,7 @@ class Training:
 
     @property
     def rows(self) -> int:
-        """Return how many sequences go through the model at once."""
+        """Return the number of sequences in one forward pass."""
         return self.feed.rows
 
     @property
@@ -122,7 +123,7 @@ class Training:
         self.feed.close()
 
     def _enter(self, now: float) -> None:
-        """Set what changes on the way: recurrence and windows."""
+        """Set the parts of the model that change during training: recurrence and windows."""
         config, train = self.config, self.config.train
         self.model.set_looping(bool(config.model.loop_extra) and now >= train.loop_from)
         self.model.set_window(due(now, windows(train), 0))
@@ -133,8 +134,9 @@ class Training:
     def _accumulate(self, send: bool) -> Tensor:
         """Run the micro-steps forward and backward; return this rank's share of the mean loss.
 
-        With `send` the ranks begin to add their gradients, once, during the last backward pass;
-        without it nothing is sent before the optimisers' step, so that a rank may fail here.
+        With `send` the ranks start to sum their gradients, once, during the last backward pass.
+        Without it nothing is sent before the step of the optimisers, so a rank may fail here
+        safely.
         """
         share = torch.zeros((), device=self.device)
         for left in reversed(range(self.micro_steps)):
@@ -151,7 +153,7 @@ class Training:
         """Launch one optimiser step at a progress; return (mean loss in nats per token, gradient
         norm).
 
-        Both stay on the device, which may not have computed them yet.
+        Both stay on the device, and may not be computed yet.
         """
         with self.rates.errors(now, step) if self.rates else nullcontext():
             loss = self._accumulate(send=True)
@@ -164,15 +166,15 @@ class Training:
         return loss, grad_norm
 
     def _look(self, step: int) -> None:
-        """Measure the inputs of every matrix for Newton-Muon now and then, on a few tokens."""
+        """At intervals, measure the inputs of each matrix for Newton-Muon on a few tokens."""
         if not self.config.optim.newton or step % INPUTS_EVERY:
             return
         look(self.optimisers, self.collect, self.model, self.seen_BT, self.ranks.world)
 
     def warm_up(self) -> None:
-        """Run a few real steps in every mode, then undo them: they buy compiled and warm code,
-        no learning. The data starts over, the momentum is cleared. Where memory does not suffice
-        the micro-batch is halved."""
+        """Run a few real steps in every mode, then undo them. They compile the code and fill
+        caches; the model keeps nothing of them. The data starts again and the momentum is cleared.
+        If the memory does not suffice, the micro-batch is halved."""
         before = {name: w.detach().clone() for name, w in self.model.named_parameters()}
         for now in self._changes() if self.config.train.warmup_steps else ():
             self._enter(now)
@@ -189,13 +191,14 @@ class Training:
         self.feed.use(self.feed.rows)
 
     def _changes(self) -> list[float]:
-        """Return the progress at which a run begins, and at which code of another form is due."""
+        """Return the progress values at which a run begins and at which it needs code of another
+        form."""
         ends = {end for _, end in windows(self.config.train)}
         ends |= {self.config.train.loop_from} if self.config.model.loop_extra else set()
         return sorted({0.0} | {end for end in ends if end < 1.0})
 
     def _fits_memory(self) -> bool:
-        """Run the micro-steps; return whether the device's memory was enough for them."""
+        """Run the micro-steps; return whether they fit into the memory of the device."""
         try:
             self._accumulate(send=False)
         except torch.OutOfMemoryError:
@@ -203,7 +206,7 @@ class Training:
         return True
 
     def _halve_rows(self) -> None:
-        """Take micro-batches of at most half the sequences, on every rank: the same step."""
+        """Halve the sequences per micro-batch, on every rank; the step stays the same."""
         self.optimisers.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -224,9 +227,9 @@ class Training:
     # The loop
 
     def run(self, estimate_bytes: Callable[[GPT], int]) -> None:
-        """Train until the clock says stop, writing step records and checkpoints on the way.
+        """Train until the clock ends the run; write step records and checkpoints meanwhile.
 
-        Raises InterruptedRun after a signal, once the state is saved, and UserError for a loss that
+        Raises InterruptedRun after a signal, when the state is saved, and UserError for a loss that
         is not finite.
         """
         line = StepLine(
@@ -251,7 +254,7 @@ class Training:
         self.clock.start()
         while not self.clock.done(self.step, now):
             if log.lasting(now):
-                # The line tells the size of the weights: they must be those of its step.
+                # The line contains the size of the weights, which must be the weights of its step.
                 self._land(log)
             due = time.perf_counter() - saved_s > every_s
             now, stopping, saving = self._launch(now, log, stop, due)
@@ -268,7 +271,7 @@ class Training:
         self.save(log)
 
     def _launch(self, now: float, log: StepLog, stop: threading.Event, due: bool) -> list[float]:
-        """Launch a step, then read the figures of the one before.
+        """Launch a step, then read the figures of the previous step.
 
         Returns, the same on every rank: the progress after the step, whether a signal asks to
         stop, whether a checkpoint is due.
@@ -276,7 +279,8 @@ class Training:
         self._enter(now)
         multiplier = lr_multiplier(now, self.config.optim)
         loss, grad_norm = self._advance(multiplier, self.step, now)
-        # Copied behind the step's own work: asked for later, the copy would wait for the next step.
+        # Queued right after the work of the step. A copy requested later would wait for the next
+        # step.
         figures_2 = torch.stack((loss, grad_norm)).to(
             "cpu", non_blocking=self.device.type == "cuda"
         )
@@ -326,16 +330,16 @@ class Training:
             looping=flight.looping,
         )
         log.write(record)
-        # The clock goes on meanwhile; the next step did not take it.
+        # The clock runs during this time, which does not belong to the next step.
         self.ended_s = seconds + self.beside(self, record)
 
     # -----------------------------------------------------------------------------------------
     # Checkpoints
 
     def save(self, log: StepLog) -> None:
-        """Write the whole state; the step records up to here are on disk before it.
+        """Write the whole state, after the step records up to here are on disk.
 
-        Every rank must call it: each holds a share of the momentum.
+        Every rank must call it, since each holds a share of the momentum.
         """
         tensors = self.optimisers.state()
         if not self.ranks.first:
@@ -357,10 +361,11 @@ class Training:
         save_checkpoint(self.folder / CHECKPOINT, tensors, facts)
 
     def expect(self, facts: dict[str, Any]) -> None:
-        """Prepare to warm up for a checkpoint's run: its clock, its sequences per micro-step.
+        """Prepare the warm-up for the run of a checkpoint: its clock and its sequences per
+        micro-step.
 
-        Raises UserError when the world size differs, since each rank's place in its data is its
-        own.
+        Raises UserError if the number of ranks differs, since each rank has its own place in its
+        data.
         """
         if facts["world"] != self.ranks.world:
             raise UserError(
@@ -372,7 +377,8 @@ class Training:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Continue from a checkpoint of the same run: weights, averages, moments, data order.
+        """Continue from a checkpoint of the same run: restore weights, averages, moments and data
+        order.
 
         Step records written after the checkpoint are dropped.
         """
@@ -390,7 +396,7 @@ class Training:
 
 
 # ---------------------------------------------------------------------------------------------
-# Before the clock, and the whole stage
+# Before the clock starts, and the whole stage
 
 
 def train(
@@ -406,9 +412,9 @@ def train(
     collect: Collect = no_inputs,
     beside: Beside = nobody,
 ) -> Training:
-    """Train a model in a run folder and return its final state; with `resume`, continue one.
+    """Train a model in a run folder and return its final state; with `resume`, continue a training.
 
-    `begun` are the weights that it begins with, and their digest. `beside` looks on.
+    `begun` are the initial weights and their digest. `beside` observes the training.
     """
     found = saved(key_of_training(config, begun), folder / CHECKPOINT) if resume else None
     training = Training(config, plan, ranks, text, folder, say, begun, collect, beside)
@@ -424,7 +430,7 @@ def train(
     except torch.OutOfMemoryError:
         raise UserError(
             f"the device's memory ran out with {training.rows} sequences per micro-step; lower "
-            "train.micro_tokens, and let train.warmup_steps be above 0 to find what fits"
+            "train.micro_tokens, or set train.warmup_steps above 0 to find a size that fits"
         ) from None
     finally:
         training.close()
@@ -432,7 +438,7 @@ def train(
 
 
 def _continue(training: Training, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Warm up, unless the run is over already, and put the saved state in place."""
+    """Warm up, unless the run is finished, and restore the saved state."""
     path, clock = training.folder / CHECKPOINT, training.clock
     with reading(path):
         training.expect(facts)

@@ -2,10 +2,10 @@
 
 Muon: Jordan et al. 2024. Row normalisation before orthogonalising: MuonEq-R, pull request #1217.
 Matrices of one shape form a bank, so that a step costs a few kernels per shape. Over several ranks
-a bank is divided: each rank receives the summed gradients of its share, keeps the momentum of
-those alone, orthogonalises them and sends the updates round (algorithms.md 3.3). There a shape has
-several banks, of late to early layers, so that the sums begin during the backward pass. Nothing
-here waits for the device.
+a bank is divided: each rank receives the summed gradients of its share, keeps the momentum of those
+alone, orthogonalises them and sends the updates round (algorithms.md 3.3). Over several ranks a
+shape has several banks, from late to early layers, so the sums begin during the backward pass. No
+function here waits for the device.
 
 Shapes: L matrices of one shape, P the same padded to a multiple of the ranks, K = P / ranks those
 of one rank, R rows, C columns, N elements in a row.
@@ -54,7 +54,8 @@ def kernels(
 
 
 def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Return the gradients and take them from their weights, so that backward makes new ones.
+    """Return the gradients and remove them from their weights, so that the next backward pass makes
+    new ones.
 
     Handing over a new tensor costs nothing; adding into one that stays costs a pass over it.
     """
@@ -286,7 +287,7 @@ class Muon:
                 bank.restore(kind, every)
 
     def reset(self) -> None:
-        """Forget the momentum and all else of former steps."""
+        """Clear the momentum and all other state of former steps."""
         for bank in self.banks:
             for own in bank.own.values():
                 own.zero_()
@@ -384,7 +385,7 @@ class Optimisers:
     def look(self, moments: Mapping[str, Tensor]) -> None:
         """Learn second moments [C, C] of the inputs of all matrices, by name, before a step.
 
-        Each rank has those of its own tokens, divided as its losses are.
+        Each rank gives the moments of its own tokens, divided like its losses.
         """
         for bank in self.muon.banks:
             bank.look(moments)

@@ -1,4 +1,4 @@
-"""Training that knows its rate: how many bits the codes of its matrices will take.
+"""Training that takes the rate into account: the bits that the codes of its matrices will take.
 
 In the last part of a run two things may be asked for, both at steps at which codes take about
 `train.rate_bits` bits a weight. Where a packer sets steps by what errors cost, the rows of a matrix
@@ -28,7 +28,8 @@ from fairway.base.errors import UserError
 from fairway.config.settings import Config
 from fairway.train.muon import Bank
 
-# Rows of a matrix whose codes are counted for the step line, and the largest that is told apart.
+# The number of rows of a matrix whose codes are counted for the step line, and the largest distinct
+# code.
 SAMPLE_ROWS = 64
 LARGEST_CODE = 127
 
@@ -51,7 +52,7 @@ def steps_of(weights_LRC: Tensor, bits: float, by_row: bool) -> Tensor:
 
 
 def cost_bits(weights_LRC: Tensor, steps: Tensor) -> Tensor:
-    """Return what the codes of some weights cost in bits, a smooth number each."""
+    """Return a smooth estimate of the cost of the code of each weight, in bits."""
     return (weights_LRC / steps).square().log1p() / (2 * math.log(2))
 
 

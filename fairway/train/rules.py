@@ -1,4 +1,4 @@
-"""What Muon does to a stack of matrices: the plain formulas, and who computes them.
+"""Muon's update of a stack of matrices: the plain formulas, and the choice of their implementation.
 
 Shapes: L matrices of one shape, K those of one rank, R rows, C columns, M running means.
 """
@@ -104,7 +104,7 @@ def move(
 ) -> None:
     """Decay the weights, then subtract the updates.
 
-    Cautious decay leaves alone what the update does not make smaller. A floor makes rows of the
+    Cautious decay applies only to weights that the update makes smaller. A floor makes rows of the
     update longer, up to that share of the weights' norm in the row.
     """
     if floor:

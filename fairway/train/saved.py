@@ -17,7 +17,8 @@ Begun = tuple[dict[str, Tensor], str] | None
 
 
 def what_trains(config: Config) -> dict[str, Any]:
-    """Return the settings that decide what a training computes, not what it shows or where."""
+    """Return the settings that decide the numbers of a training, without those of display and
+    place."""
     quiet = ("checkpoint_every_s", "init", "replay")
     train = {name: value for name, value in to_dict(config.train).items() if name not in quiet}
     model, optim = to_dict(config.model), to_dict(config.optim)
@@ -52,7 +53,7 @@ def weights_of(path: Path, kind: str) -> tuple[dict[str, Tensor], bool]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Tell of a checkpoint whose parts are missing or do not fit in one sentence."""
+    """Turn errors about missing or unfitting parts of a checkpoint into one sentence."""
     try:
         yield
     except (KeyError, TypeError, IndexError, RuntimeError) as error:

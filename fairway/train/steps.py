@@ -65,7 +65,7 @@ def cut_steps(path: Path, count: int, digest: str) -> None:
     kept = b"".join(lines[:count])
     if digest_bytes(kept) != digest:
         raise UserError(
-            f"{path} is damaged: its first {count} step records are not those of the checkpoint; "
+            f"{path} is damaged: its first {count} step records do not match the checkpoint; "
             "begin again with --restart"
         )
     write_atomic(path, kept)

@@ -122,7 +122,7 @@ def test_members_are_told_by_their_settings() -> None:
         ("lora_lr=-1", "ttt.lora_lr is -1"),
         ("lora_lr", "write a number"),
         ("same+lora_lr=1", "unknown setting in ttt.lora_peers 'same'"),
-        ("same same same same", "asks for 4 adapters beside the first; name 3 at most"),
+        ("same same same same", "names 4 adapters in addition to the first; name at most 3"),
     ],
 )
 def test_peers_that_are_none_cost_a_sentence(peers: str, told: str) -> None:

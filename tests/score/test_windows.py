@@ -100,7 +100,7 @@ def test_usable_targets() -> None:
     assert usable_targets(5, 4, truncate=True) == 4
     with pytest.raises(UserError, match="one window needs 5"):
         usable_targets(4, 4, truncate=True)
-    with pytest.raises(UserError, match="nothing to predict"):
+    with pytest.raises(UserError, match="too short to score"):
         usable_targets(1, 4, truncate=False)
 
 

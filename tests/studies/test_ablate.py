@@ -194,7 +194,7 @@ BAD = [
     ("--arm ../up:model.dim=8", "is not an arm"),
     ("--arm base:model.dim=128", "choose another name"),
     ("--arm noise:model.dim=128", "choose another name"),
-    ("--arm a:", "sets nothing"),
+    ("--arm a:", "has no setting"),
     ("--arm a:model.dim", "arm 'a': override 'model.dim' has no '='"),
     ("--arm a:model.dimm=64", "arm 'a': unknown setting 'model.dimm'; did you mean"),
     ("--arm a:model.dim=x", "must be a whole number"),

@@ -167,13 +167,13 @@ def test_a_pushed_run_is_loaded_again(hub: Hub, smoke_run: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
-        ("artifact.fwy", lambda data: data[:-1] + b"x", "artifact.fwy of some/poems is not what"),
-        ("tokenizer.model", lambda data: b"", "tokenizer.model of some/poems is not what"),
+        ("artifact.fwy", lambda data: data[:-1] + b"x", "artifact.fwy of some/poems does not"),
+        ("tokenizer.model", lambda data: b"", "tokenizer.model of some/poems does not match"),
         ("fairway.json", lambda data: b"{", "is not valid JSON"),
         ("fairway.json", lambda data: b"[]", "names no files with digests"),
         ("fairway.json", lambda data: b'{"files": {"README.md": "0"}}', "has no artifact.fwy"),
         ("fairway.json", lambda data: data.replace(b'"artifact.fwy": "', b'"artifact.fwy": "0'),
-         "artifact.fwy of some/poems is not what"),
+         "artifact.fwy of some/poems does not match"),
         ("fairway.json", None, "has no fairway.json; it was not made by `fairway push`"),
     ],
 )  # fmt: skip

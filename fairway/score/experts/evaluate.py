@@ -1,6 +1,6 @@
 """Scores with experts beside the model: the valid mixture, and the published one to compare.
 
-Experts follow the text token by token, so one process scores, whatever their number.
+Experts follow the text token by token, so only one process scores, even if there are several.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +28,8 @@ _SUMMED = 32
 def evaluate_mixture(
     model: GPT, asked: Evaluation, mixture: MixtureConfig, tokenizer: Tokenizer
 ) -> tuple[Score, dict[str, Any]]:
-    """Return the score of the mixture, and facts: what the model alone takes by the same tables.
+    """Return the score of the mixture, and facts, such as the cost by the model alone with the same
+    tables.
 
     A model that learns (`mixture.base`) changes its weights.
     """
@@ -50,7 +51,7 @@ def evaluate_mixture(
 
 @dataclass(eq=False)
 class _Notes:
-    """What is kept of a scorer: the cost of all positions, and some rows."""
+    """Keeps the costs of all positions of a scorer, and some rows."""
 
     nats: FloatArray
     wanted: set[int]

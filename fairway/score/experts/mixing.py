@@ -1,19 +1,20 @@
 """A model and byte-level experts as one distribution over tokens: the loops (see `mixture`).
 
-At every node of the tree that a token's bytes lead through (`trie`), the next thing is one of its
-children's bytes, or the end of the token. The model says how likely each is: `ends` and `inner`
-over their sum. PPM says which child's byte to expect. The node's mixture is
+The bytes of a token are a path in a tree (`trie`). At every node of the path, either one of the
+children's bytes follows, or the token ends. The model gives the probability of each: `ends` and
+`inner` over their sum. PPM gives the probability of each child's byte. The node's mixture is
 
     variant A:  stop:  s                          byte b:  w c(b) + (1 - w) (1 - s) r(b)
     variant B:  stop:  w s + (1 - w) u            byte b:  w c(b) + (1 - w) (1 - u) r(b)
 
-with c, s the model's shares, r the expert's share among the children, u how often a token ended at
-this node when it got there. A repeat that is being followed then moves the share of the one byte it
-predicts, by logistic mixing in the stretch domain; the other children keep their proportions. A
-token's probability is the product over its nodes times its share of the tokens that end with it:
-all sum to one, whatever w is, as long as it does not depend on the outcome (algorithms.md 6.3).
+with c, s the model's shares, r the expert's share among the children, u the share of tokens that
+ended at this node after reaching it. A current repeat then changes the share of the one byte that
+it predicts, by logistic mixing in the stretch domain; the other children keep their proportions.
+The probability of a token is the product over its nodes, times its share among the tokens that end
+at the same node. These sum to one for every w that does not depend on the outcome (algorithms.md
+6.3).
 
-Everything here is frozen while a token is scored; what is learned is learned after its last byte.
+All state is frozen while a token is scored; learning happens after its last byte.
 """
 
 import math
@@ -87,7 +88,7 @@ class Hints(NamedTuple):
 
 @compiled
 def heard(e: Experts, symbol: int) -> None:
-    """Add a byte to the text; go on with the repeat, or look for one."""
+    """Add a byte to the text; continue the repeat, or look for one."""
     used, place, length, mixed = e.follow[0], e.follow[1], e.follow[2], e.follow[3]
     shortest, bits = e.how[MIN_MATCH], e.heads.size - 1
     if length > 0 and e.text[place] == symbol:
@@ -202,7 +203,7 @@ def kept_share(e: Experts, bucket: int, model: float) -> float:
 
 @compiled
 def _learn_repeat(e: Experts, bucket: int, model: float, hit: int) -> None:
-    """Move the weights of a repeat's length against the cost of what came."""
+    """Move the weights of a repeat's length against the gradient of the cost."""
     own = (e.hits[bucket, 1] + 0.5) / (e.hits[bucket, 0] + e.hits[bucket, 1] + 1.0)
     error = e.rates[MATCH_RATE] * (hit - kept_share(e, bucket, model))
     e.gains[bucket, 0] += error * _stretch(model)
@@ -263,7 +264,8 @@ def model_weight(e: Experts, bucket: int, confidence: float) -> float:
 
 @compiled
 def _learn_weight(e: Experts, bucket: int, model: float, expert: float) -> None:
-    """Weigh model and expert by what they gave to what came, then switch between them a little."""
+    """Update the weights of model and expert by their probabilities of the outcome, then switch a
+    little between them."""
     weight = e.weights[bucket]
     total = weight * model + (1.0 - weight) * expert
     weight = weight * model / total
@@ -461,7 +463,7 @@ def _token(
 
 @compiled
 def _learn_token(e: Experts, trie: Trie, path: IntArray, depth: int, notes: FloatArray) -> None:
-    """Learn a token whose cost is on record: weights, ends, repeats, then its bytes."""
+    """Learn a token after its cost is recorded: weights, ends, repeats, then its bytes."""
     learned = e.how[WEIGHTING] == SHARE
     for i in range(depth + 1):
         if learned and notes[i, 0] >= 0.0:

@@ -1,10 +1,10 @@
 """A model and byte-level experts as one predictor in the ledger's protocol.
 
-The mixture is of two *distributions*: whoever is helped must give whole tables of log-
-probabilities, of which the masses of the nodes are made (`trie`); PPM, repeats and the token tilt
-(`mixing`, `tilt`) have seen the text as far as it is on record. The ledger hands over the targets
-piece by piece (`ledger.Stepwise`), and a piece's tokens go through the loops one by one. On a GPU
-the next piece's tables and masses are under way while the processor mixes this one.
+It mixes two *distributions*. The base predictor must give whole tables of log-probabilities, from
+which the masses of the nodes are computed (`trie`). PPM, repeats and the token tilt (`mixing`,
+`tilt`) have read the recorded text. The ledger shows the targets piece by piece
+(`ledger.Stepwise`), and the loops process the tokens of a piece one by one. A GPU computes the
+tables and masses of the next piece while the processor mixes this one.
 
 Shapes: N positions, V vocabulary.
 """
@@ -30,17 +30,17 @@ from fairway.score.windows import Event, Window
 
 # Positions whose tables are made at a time: 512 x 8,192 in float64 is 34 MB.
 _AT_ONCE = 512
-# Bytes of a document that are read again where its scoring goes on.
+# The number of bytes of a document that are read again when its scoring continues.
 _TAIL_BYTES = 32
 # More than tokens of text have on average.
 _BYTES_PER_TOKEN = 5
-# A probability is not taken to be less, so that masses can be divided.
+# The smallest probability in use, so that masses can be divided.
 _LEAST = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """The experts' numbers that have one good value (docs/experts.md has what others cost).
+    """Constants of the experts with one good value (docs/experts.md has the cost of other values).
 
     low_weight: the model's weight where PPM's confidence is at least `threshold` (weights=gate).
     switch: the part of a learned weight that returns to its start per step (weights=share).
@@ -77,7 +77,7 @@ def names(config: MixtureConfig) -> list[str]:
 
 
 class Helpers:
-    """The experts with all they have learned; several predictors of one text may share them.
+    """The experts with their learned state; several predictors of one text may share them.
 
     `tokens` is how long the text is: it sizes the tables, alike for a scorer and a decoder, and
     `zeros` makes them. `tries` are the tokenizer's, where several helpers share them. `own_nats`
@@ -115,7 +115,7 @@ class Helpers:
         return Mixture(predictor, self)
 
     def begin(self, ids: IntArray) -> None:
-        """Go on after some tokens of another place than the last one: its bytes are the history."""
+        """Continue at another place of the text, after some tokens; their bytes are the history."""
         e = self._state
         e.past[:], e.follow[2:] = 0, 0
         tail = b"".join(self._bytes(ids[-_TAIL_BYTES:]))[-_TAIL_BYTES:]
@@ -207,7 +207,7 @@ class Helpers:
 def experts_of(
     config: MixtureConfig, nodes: int, text_bytes: int, zeros: Zeros = np.zeros
 ) -> mixing.Experts:
-    """Return experts that know nothing, for trees of this many nodes and a text of that size."""
+    """Return fresh experts for trees of this many nodes and a text of that size."""
     chosen = names(config)
     how = np.zeros(7, np.int64)
     how[mixing.VARIANT_B] = config.variant == "B"
@@ -267,7 +267,7 @@ class Mixture:
         self.base, self.helpers = base, helpers
 
     def predict(self, context: Context) -> "MixedDistribution":
-        """Return the mixture for an event: the experts as they are now."""
+        """Return the mixture for an event, with the present state of the experts."""
         return MixedDistribution(self.base, self.helpers, context)
 
     def adapt(self, receipt: Receipt) -> None:
@@ -276,7 +276,7 @@ class Mixture:
 
 
 class MixedDistribution:
-    """The mixture for one event, which moves on as its targets are committed."""
+    """The mixture for one event, which advances as its targets are committed."""
 
     def __init__(self, base: Predictor, helpers: Helpers, context: Context) -> None:
         self._base, self._helpers, self._context = base, helpers, context

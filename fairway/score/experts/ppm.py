@@ -1,11 +1,12 @@
 """Prediction by partial matching: counts of the bytes that followed the last few bytes before.
 
-Contexts of order k are the last k bytes, k = 0 to 8. The deepest context that was seen predicts;
-what it never saw gets its escape mass, shared out by the next shorter one, and at the end all bytes
-alike. Method C (Moffat, 1990): a byte seen c times out of N, among q different ones, gets c / (N +
-q), the escape q / (N + q). Method D (Howard and Vitter, 1992): (2c - 1) / 2N and q / 2N. With
-*exclusion* a byte that a deeper context knows takes no part in the shorter ones, so that the shares
-of all bytes sum to one; without it (the published code) they sum to less.
+Contexts of order k are the last k bytes, k = 0 to 8. The longest known context predicts. Bytes that
+never followed it share its escape mass, which the next shorter context divides in the same way;
+after the shortest one all bytes have equal shares. Method C (Moffat, 1990): a byte seen c times out
+of N, among q different ones, gets c / (N + q), the escape q / (N + q). Method D (Howard and Vitter,
+1992): (2c - 1) / 2N and q / 2N. With *exclusion* a byte that a longer context knows is left out of
+the shorter ones, so the shares of all bytes sum to one. Without it (as in the published code) they
+sum to less.
 
 `allowed` restricts a prediction to some bytes, as the inside of a token does: with exclusion all
 others are excluded from the start.
@@ -14,7 +15,7 @@ others are excluded from the start.
 which is asked for some bytes ahead. It holds eight different followers; a ninth moves them to a
 block of 256. Orders 0 and 1 have blocks at fixed places. Lines and blocks are allocated once. When
 seven eighths of the lines are taken, new contexts are not learned; when the blocks are, no ninth
-follower is. What is known goes on counting.
+follower is. Known contexts and followers are still counted.
 """
 
 from typing import NamedTuple

@@ -4,9 +4,9 @@ The model's cost of a token is spread evenly over its bytes, each of which is th
 (method C, no exclusion): weight 0.9 for the model, or 0.05 where PPM is confident; in #1858 (after
 #1885) a byte that the model finds cheap keeps the model's price alone. The price of a token then
 depends on how *that* token was priced byte by byte, and the prices of all tokens sum to more than
-one, which `sums` measures. A score made this way is no score: nothing could be decoded by it. It is
-kept to be looked at, cannot be a headline, and is labelled wherever it is printed. Algorithms.md
-6.1 and 6.2.
+one, which `sums` measures. The result is no score, because no decoder could use it. It serves for
+comparison only, cannot be a headline, and is labelled wherever it is printed. Algorithms.md 6.1 and
+6.2.
 """
 
 import itertools
@@ -58,7 +58,7 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """What the published mixture makes of a text; `distribution` is False, for whoever reads it.
+    """The result of the published mixture for a text; `distribution` is False, to mark it in files.
 
     bpb, ppm_bpb and model_bpb (of the same tokens) over `bytes`. Tokens without bytes are free in
     all three, as published: `free_tokens` of them, whose cost by the model, `free_bpb`, a score

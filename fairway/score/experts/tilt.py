@@ -1,4 +1,4 @@
-"""The token tilt: after a long run of tokens that was seen before, what followed it becomes
+"""The token tilt: after a long run of tokens that occurred before, its earlier follower becomes
 likelier.
 
 The hint h is the commonest follower of the longest known run of 16, 14, 12, 10 or 8 tokens, if it
@@ -21,7 +21,7 @@ from fairway.score.experts.mixing import Hints
 
 LENGTHS = (16, 14, 12, 10, 8)
 _LONGEST = LENGTHS[0]
-# Places looked at before a run is not kept.
+# The number of places tried before a run is dropped.
 _PROBES = 16
 
 

@@ -1,14 +1,13 @@
-"""The vocabulary as two trees of bytes, and how much probability passes through every node.
+"""The vocabulary as two trees of bytes, and the probability mass at every node.
 
-A token stands for a string of bytes that depends on what stands before it: after a boundary (BOS)
-its leading space is dropped. So there are two trees, for `after` = 0 and 1; which one holds is
-known before the token is. A node is a prefix of strings; tokens end at nodes, several at one if
-they share a string (a byte piece and the character, or all control tokens at the root).
-Algorithms.md 6.3, 6.6.
+A token stands for a string of bytes that depends on the previous token: after a boundary (BOS) its
+leading space is dropped. So there are two trees, for `after` = 0 and 1. The valid tree is known
+before the token. A node is a prefix of strings; tokens end at nodes, several at one if they share a
+string (a byte piece and the character, or all control tokens at the root). Algorithms.md 6.3, 6.6.
 
-Under a distribution over tokens, `ends` of a node is the mass of the tokens that end there, `inner`
-that of all longer ones below it. Both are summed upwards, child by child, so that a node's mass is
-the sum of its parts to the last rounding also where it is tiny.
+Under a distribution over tokens, `ends` of a node is the mass of the tokens that end there, and
+`inner` is the mass of all longer tokens below it. Both are summed upwards, child by child, so that
+a node's mass is the sum of its parts to the last rounding also where it is tiny.
 
 Nodes of both trees are numbered together, first one tree, then the other, each level by level, so
 that the children of a node follow one another.

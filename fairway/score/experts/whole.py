@@ -1,7 +1,7 @@
 """The mixture's probability of every token of the vocabulary at once, node by node from the root.
 
-What `mixing` computes along one token's path is computed here for all nodes of the tree, in other
-code and in another order. So rows are a check of the scorer, and what a decoder needs.
+`mixing` computes along the path of one token. This module computes the same for all nodes of the
+tree, with other code and in another order. So rows check the scorer, and a decoder needs them.
 """
 
 import numpy as np
@@ -75,7 +75,7 @@ def _children(
     stops: FloatArray,
     row: FloatArray,
 ) -> None:
-    """Share a node's reach out to the end of the token and to its children."""
+    """Divide the probability of reaching a node among the end of the token and its children."""
     size, first = int64(trie.size[node]), int64(trie.first[node])
     total, both = mass[0, node] + mass[1, node], e.how[VARIANT_B] == 1
     stop, on, weight, until = mass[0, node] / total, mass[1, node] / total, 1.0, 1.0
