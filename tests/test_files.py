@@ -122,7 +122,7 @@ ODD_FILES = [
     (Path.mkdir, "it is a folder, not a file"),
     (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a file"),
     (lambda path: path.symlink_to(path.name), "cannot read .*symbolic links"),
-    (lambda path: path.symlink_to("nowhere"), "does not exist"),
+    (lambda path: path.symlink_to("nowhere"), "is a link that leads nowhere"),
 ]
 
 

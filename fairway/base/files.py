@@ -56,7 +56,7 @@ def opened(path: Path, what: str = "") -> BinaryIO:
         # Without waiting, so that a pipe opens at once and can be refused.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
-        raise UserError(f"{named} does not exist") from None
+        raise UserError(f"{named} {missing(path)}") from None
     except OSError as error:
         raise UserError(f"cannot read {named}: {error.strerror}") from None
     except ValueError:
@@ -67,6 +67,11 @@ def opened(path: Path, what: str = "") -> BinaryIO:
         kind = next((name for holds, name in _KINDS if holds(mode)), "special file")
         raise UserError(f"cannot read {named}: it is a {kind}, not a file")
     return os.fdopen(handle, "rb")
+
+
+def missing(path: Path) -> str:
+    """Return what is wrong with a path where nothing is, in words."""
+    return "is a link that leads nowhere" if path.is_symlink() else "does not exist"
 
 
 def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:

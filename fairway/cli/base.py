@@ -80,14 +80,14 @@ def require_inputs(
     artifact: Path, tokenizer: Path | None, *texts: Path, adapter: Path | None = None
 ) -> None:
     """Raise UserError for an input that is not there, before a machine is measured."""
-    from fairway.base.files import opened
+    from fairway.base.files import missing, opened
     from fairway.base.names import ARTIFACT
     from fairway.data.sources import require_text
 
     opened(artifact / ARTIFACT if artifact.is_dir() else artifact, "the artifact").close()
     for name, given in (("tokenizer", tokenizer), ("adapter", adapter)):
         if given is not None and not given.exists():
-            raise UserError(f"the {name} {given} does not exist")
+            raise UserError(f"the {name} {given} {missing(given)}")
     for text in texts:
         require_text(text)
 

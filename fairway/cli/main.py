@@ -241,8 +241,10 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score a run on its validation text, or its artifact on text files."""
+    from fairway.base.files import missing
+
     if not path.exists():
-        raise UserError(f"{path} does not exist; name a run folder or an artifact")
+        raise UserError(f"{path} {missing(path)}; name a run folder or an artifact")
     path = path if texts else run_path(path)
     if path.is_dir() and not texts:
         for name, given in (("--tokenizer", tokenizer), ("--adapter", adapter)):

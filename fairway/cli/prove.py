@@ -189,13 +189,16 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress a file with a model, and check that it decodes to the same bytes."""
-    from fairway.base.files import read_bytes, write_atomic
+    from fairway.base.files import opened, read_bytes, write_atomic
     from fairway.prove.archive import compress as compressed
     from fairway.prove.archive import decompress as decompressed
     from fairway.prove.coding import open_session
     from fairway.prove.container import ARCHIVE, STORED
     from fairway.prove.machine import coding_plan
 
+    if not file.is_file():
+        opened(file).close()
+    # The names . and / have no ending: what is no file is refused above.
     target = _free(out, file.with_name(file.name + SUFFIX))
     inputs = {"file": file, "artifact": artifact, "tokenizer": tokenizer}
     require_file(target, inputs, _of_kind(STORED, ARCHIVE))
@@ -251,7 +254,7 @@ def decompress(
 
     if out is None and file.suffix != SUFFIX:
         raise UserError(f"{file} does not end in {SUFFIX}; name the file to write with --out")
-    target = _free(out, file.with_suffix(""))
+    target = out or _free(None, file.with_suffix(""))
     require_file(target, {"file": file, "artifact": artifact, "tokenizer": tokenizer})
     coded = read_bytes(file)
     start_s = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fairway.base.units import counted
 from fairway.cli.base import emit, require_inputs, runtime_of
 
 
@@ -25,7 +26,7 @@ def score_texts(
     runtime = runtime_of(overrides)
     model = load(path, tokenizer=tokenizer, adapter=adapter, runtime=runtime)
     result = model.score([document.text for document in read_documents(texts, left_out)])
-    line = f"{result.bpb:.4f} bits per byte on {result.bytes:,} bytes"
+    line = f"{result.bpb:.4f} bits per byte on {counted(result.bytes, 'byte')}"
     line += f", with the adapter {adapter}" if adapter else ""
     facts = {**asdict(result), "left_out": dict(left_out)}
     emit(as_json, facts, line, *filter(None, [told(left_out)]))

@@ -48,6 +48,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         name = name.strip()
         if not equals:
             raise UserError(f"override '{text}' has no '='; write section.field=value")
+        if not name:
+            raise UserError(f"override '{text}' names no setting; write section.field=value")
         # A folder's name may end in a blank, or in a new line.
         config = _assign(config, name, value if name in _PATHS else value.strip())
     check(config)

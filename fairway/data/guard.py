@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fairway.base.errors import UserError
 from fairway.base.progress import progress
+from fairway.base.units import counted
 from fairway.data.documents import Document, document_key
 from fairway.data.shingles import (
     SHINGLE_WEIGHT,
@@ -56,8 +57,8 @@ def split_documents(documents: Iterable[Document], val_share: float) -> Split:
     unique, repeats = _without_repeats(documents)
     if len(unique) < 2:
         raise UserError(
-            f"{len(unique)} distinct documents cannot be split into training and validation; "
-            "give at least two, or separate validation files"
+            f"{counted(len(unique), 'distinct document')} cannot be split into training and "
+            "validation; give at least two, or separate validation files"
         )
     unique.sort(key=document_key)
     bound = int(val_share * 2**128)

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fairway.base.errors import UserError
+from fairway.base.errors import UserError, shown
+from fairway.base.files import missing
 from fairway.base.progress import progress
 from fairway.base.units import megabytes
 from fairway.data.columns import column_texts
@@ -56,8 +57,8 @@ def _kind(path: Path) -> str | None:
 def require_text(path: Path) -> None:
     """Raise UserError for what is neither a file nor a folder."""
     if not path.is_dir() and not path.is_file():
-        missing = "is neither a file nor a folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {missing}")
+        known = "is neither a file nor a folder" if path.exists() else missing(path)
+        raise UserError(f"{path} {known}")
 
 
 def _files(path: Path, left_out: LeftOut) -> list[tuple[str, Path]]:
@@ -161,8 +162,19 @@ def _json_text(line: bytes, place: str) -> str | None:
     if len(found) > 1:
         raise UserError(f'{place} has {len(found)} fields "{TEXT_FIELD}"; keep one')
     if not found or not isinstance(found[0], str | None):
-        raise UserError(f'{place} has no text; expected {{"{TEXT_FIELD}": "..."}}')
+        raise UserError(f'{place} has {_instead(value)}; expected {{"{TEXT_FIELD}": "..."}}')
     return _whole(found[0], place) if found[0] is not None else None
+
+
+def _instead(value: Any) -> str:
+    """Return what a line of JSON has where a text should be, in words."""
+    if not isinstance(value, _Object):
+        return "no text: it is no JSON object"
+    names = [key for key, _ in value]
+    if TEXT_FIELD in names:
+        return f'no text: the field "{TEXT_FIELD}" is not a string'
+    fields = shown(", ".join(names))
+    return f'no field "{TEXT_FIELD}": its fields are {fields}' if names else "no text: it is empty"
 
 
 def _json(text: str, place: str) -> Any:

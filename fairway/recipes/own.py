@@ -27,7 +27,7 @@ from fairway.config.settings import unknown_name
 _FILE = re.compile(r"(?P<file>.+\.py)(:(?P<name>.*))?", re.DOTALL)
 _MOST_FILE_BYTES = 1 << 20
 _MOST_WORDS = 300
-_DEFINED = (ast.FunctionDef, ast.ClassDef)
+_DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 # Under this name the code of a file stands among Python's modules while it runs.
 _MODULE = "fairway_own_code"
 
@@ -71,7 +71,7 @@ def call_in_file(argument: str, what: str, kind: type[Any] | None) -> Called:
     path, name = Path(found["file"]), found["name"]
     own = _read(path)
     tree = _parsed(own, path)
-    if name is None and not any(isinstance(node, _DEFINED) for node in tree.body):
+    if name is None and not any(isinstance(node, _DEFINED) for node in ast.walk(tree)):
         raise UserError(
             f"{path} defines no function; write one that returns a {_kind_name(kind, what)}"
         )
@@ -265,7 +265,10 @@ def guarded(work: Callable[[], Any], place: str) -> Any:
     """Return what somebody's code returns; what it raises is a UserError with the line."""
     try:
         return work()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    # Exceptions may be of any class: SystemExit ends a program, and some tools have their own.
+    except BaseException as error:
         said = line(str(error))[:_MOST_WORDS]
         raise UserError(
             f"{place} raised {type(error).__name__}{f': {said}' if said else ''}{_line_of(error)}"

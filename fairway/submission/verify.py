@@ -20,7 +20,7 @@ from fairway.api import load
 from fairway.audit.records.audit import audit_record
 from fairway.audit.records.folder import open_folder
 from fairway.base.errors import UserError
-from fairway.base.files import MOST_BYTES, digest_file, read_bytes, read_json
+from fairway.base.files import MOST_BYTES, digest_file, missing, read_bytes, read_json
 from fairway.bundle.build import SCRIPT, bundle, check_bundle
 from fairway.config.settings import Config, declares_code
 from fairway.config.written import config_hash, fixed_digest, from_dict
@@ -72,6 +72,10 @@ def verify(
     `rescore` and `retrain` name the data folder: for the artifact in the record scored again, or
     for the record's own script run from the beginning.
     """
+    if not folder.exists():
+        raise UserError(f"{folder} {missing(folder)}; name the folder of a record")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name the folder of a record")
     if not (folder / DIGESTS).is_file():
         raise UserError(f"{folder} is not a record of Fairway (no {DIGESTS})")
     faults = list(_wrong_files(folder))

@@ -450,3 +450,11 @@ def test_another_text_than_the_challenges_is_asked_about(
     files = {"val_files": f"{folder}/fineweb_val_*.bin"}
     case = Case(settings=dict.fromkeys((42, 314, 999), files), bytes_per_token=5.0)
     assert of(case, tmp_path).get("denominator") == severity
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.txt", b""), ("a.log", b"hello\n"), ("a.dat", b"\0")]
+)
+def test_a_file_alone_that_is_no_log_is_not_judged(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert "no-log" in {finding.code for finding in audit_record(tmp_path / name).findings}

@@ -132,7 +132,7 @@ def test_what_cannot_be_represented_is_left_out_and_counted(tmp_path: Path) -> N
     ("given", "changes", "sentence"),
     [
         ([Document("a", " ")], {}, "no text in the 1 documents"),
-        ([Document("a", "b")], {}, "1 distinct documents cannot be split"),
+        ([Document("a", "b")], {}, "1 distinct document cannot be split"),
         (documents(), {"val_documents": [Document("v", "\n")]}, "no text in the validation"),
         (documents(), {"vocab_size": 60_000}, "the largest possible is"),
         (

@@ -157,9 +157,10 @@ def test_a_stream_is_not_held_in_memory(tmp_path: Path) -> None:
 
 BAD_LINES = [
     (b"{", "line 2 is not JSON"),
-    (b"[1]", "line 2 has no text"),
-    (b'{"txt": "a"}', "line 2 has no text"),
-    (b'{"text": 3}', "line 2 has no text"),
+    (b"[1]", "line 2 has no text: it is no JSON object"),
+    (b'{"txt": "a", "b": 1}', "line 2 has no field \"text\": its fields are 'txt, b'"),
+    (b"{}", "line 2 has no text: it is empty"),
+    (b'{"text": 3}', 'line 2 has no text: the field "text" is not a string'),
     (b'{"text": "\\ud800"}', "line 2 has half a character"),
     (b'{"text": "\xff"}', "line 2 is not UTF-8"),
     (b"[" * 100_000, "line 2 is not JSON: nested too deeply"),
@@ -167,7 +168,7 @@ BAD_LINES = [
     (b'{"text": "a", "text": "b"}', r'line 2 has 2 fields "text"'),
     (b'{"text": ' + b"9" * 5000 + b"}", "line 2 has no text"),
     (b'{"text": ["a"]}', "line 2 has no text"),
-    (b'{"meta": {"text": "a"}}', "line 2 has no text"),
+    (b'{"meta": {"text": "a"}}', 'line 2 has no field "text"'),
     (b"\xff\xfe{", "line 2 is not UTF-8"),
     (b'\xef\xbb\xbf{"text": "a"}', "line 2 is not JSON"),
 ]

@@ -33,7 +33,7 @@ from fairway.audit.records.folder import (
 )
 from fairway.audit.records.logs import Log, read_runs
 from fairway.audit.records.runs import Runs, choose
-from fairway.audit.records.sources import check_sources
+from fairway.audit.records.sources import NATIVE, check_sources
 from fairway.base.errors import UserError
 from fairway.config.settings import LIMIT_BYTES
 
@@ -50,7 +50,7 @@ _MOST_LINE = 1 << 16
 # Of one code; the rest of them is counted.
 _MOST_OF_A_CODE = 200
 # What can be said of a folder, and not of a log or a script alone.
-_OF_FOLDERS = frozenset({"no-claim", "no-log", "few-seeds"})
+_OF_FOLDERS = frozenset({"no-claim", "few-seeds"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +193,10 @@ def _logs(record: _Record) -> Iterator[Finding]:
             why = "a line so long is read at its beginning only"
             yield Finding("note", "long-line", why, file.name, line, f"{length:,} bytes")
     record.facts["coverage"] = {log.shown: log.coverage.shares() for log in record.logs}
-    if not record.logs:
-        yield from _told(record, [Finding("warning", "no-log", "no training log could be found")])
+    # A script may be audited alone; of any other file that is no log, nothing can be judged.
+    scripts = record.folder.ending(".py", *NATIVE)
+    if not record.logs and (record.folder.whole or not scripts):
+        yield Finding("warning", "no-log", "no training log could be found")
 
 
 def _told(record: _Record, found: Iterable[Finding]) -> Iterator[Finding]:

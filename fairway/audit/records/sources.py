@@ -46,7 +46,7 @@ _STARTS = re.compile(
 )
 _FLAG = re.compile(r"(?<!\S)--([a-z][\w-]{1,60})(?:[= ] {0,3}(?!-)([\w.+]{1,60}))?(?=[\s;&|`]|$)")
 _NATIVE_CHARS = 300_000
-_NATIVE = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".cxx")
+NATIVE = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".cxx")
 # Scripts that make training and validation data.
 _PREPARES = re.compile(
     r"(prep|tokeni[sz]e|build|download|retoken|data|caseops|shard)", re.IGNORECASE
@@ -117,7 +117,7 @@ def check_sources(
 def _native(folder: Folder) -> Iterator[Finding]:
     """Yield what is found in programs in C and its kin."""
     left = _NATIVE_CHARS
-    for file in folder.ending(*_NATIVE):
+    for file in folder.ending(*NATIVE):
         if left <= 0:
             why = f"of all programs in C together {_NATIVE_CHARS:,} characters are read"
             yield Finding("note", "syntax", why, file.name)
