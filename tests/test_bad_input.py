@@ -67,7 +67,7 @@ WRONG_WORDS = [
     ("score data", "data is not a run folder"),
     ("score run --tokenizer text.txt", "--tokenizer needs text files to score"),
     ("score run/artifact.fwy --adapter text.txt", "--adapter needs text files to score"),
-    ("score run/artifact.fwy text.txt --set score.stride=8", "only those of runtime can be set"),
+    ("score run/artifact.fwy text.txt --set score.stride=8", "for an artifact, set only runtime"),
     ("audit", "name a run folder to audit, or --program"),
     ("audit run --program x --tokens y", "name a run folder to audit, or --program"),
     ("audit --program x", "--program and --scorer take --tokens FILE"),

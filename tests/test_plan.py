@@ -268,7 +268,7 @@ def test_the_verb_writes_a_recipe_and_shows_its_grid(quick: None, cli: Cli, tmp_
         (["--seconds", "50", "--bytes", "12"], "between 10,000 and"),
         (["--seconds", "50", "--bytes", "12000"], "raise --seconds or --bytes"),
         (["--seconds", "50", "--data", "nowhere"], "no data folder nowhere"),
-        (["--seconds", "50", "--set", "model.dim=64"], "only those of runtime"),
+        (["--seconds", "50", "--set", "model.dim=64"], "set only runtime"),
         (["--seconds", "50", "--out", "."], "folder"),
         ([], "--seconds"),
     ],

@@ -85,7 +85,7 @@ def test_the_verbs(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
         (f"compress nowhere --artifact {artifact}", "nowhere"),
         (
             f"compress a.txt --artifact {artifact} --out b --set score.stride=3",
-            "only those of runtime",
+            "set only runtime",
         ),
     ):
         code, _, err = cli(line)

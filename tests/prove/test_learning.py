@@ -220,4 +220,4 @@ def test_a_fresh_process_learns_the_same(
     assert ended.returncode == 0, ended.stderr
     assert Path("back.jsonl").read_bytes() == written([d.text for d in SHORT])
     code, _, err = run_command(f"{words} --set score.stride=4".split(), capsys, monkeypatch)
-    assert code == 2 and "only those of runtime, ttt, mixture can be set" in err
+    assert code == 2 and "for an artifact, set only runtime, ttt, mixture" in err
