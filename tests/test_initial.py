@@ -133,7 +133,7 @@ def test_another_tokenizer_is_refused_and_that_of_the_weights_can_be_kept(
         found = cli("train", "smoke", "--out", tmp_path / name / "run", *sets)
         assert found.code == code, found.err
         if code:
-            assert "build the data with that of train.init" in found.err
+            assert "build the data with the tokenizer of train.init" in found.err
 
 
 def test_a_bundle_holds_no_weights(smoke_run: Path, tmp_path: Path, cli: Cli) -> None:

@@ -90,12 +90,12 @@ def test_flags_are_all_there_and_true_or_false(
 @pytest.mark.parametrize(
     ("kind", "flag", "value", "told"),
     [
-        ("scales", "log_steps", True, "not those of the model"),
+        ("scales", "log_steps", True, "do not match the model"),
         ("scales", "columns", True, "steps for columns but none for rows"),
-        ("steps", "log_steps", False, "not those of the model"),
-        ("steps", "columns", True, "not those of the model"),
+        ("steps", "log_steps", False, "do not match the model"),
+        ("steps", "columns", True, "do not match the model"),
         ("columns", "log_steps", False, "steps for columns but none for rows"),
-        ("columns", "columns", False, "not those of the model"),
+        ("columns", "columns", False, "do not match the model"),
     ],
 )
 def test_a_flag_is_held_to_the_sections(
@@ -129,11 +129,11 @@ def test_every_field_of_a_section_is_needed_and_of_its_type(
         (("corrections", "rank"), 0, "the rank of corrections is 0; it must be .* from 1 to 64"),
         (("corrections", "rank"), 65, "the rank of corrections is 65; it must be"),
         (("corrections", "rank"), True, "the rank of corrections is True; it must be"),
-        (("corrections", "rank"), 7, "not those of the model"),
+        (("corrections", "rank"), 7, "do not match the model"),
         (("corrections", "matrices"), [], "name no list of matrices"),
         (("corrections", "matrices"), "tok_emb.weight", "name no list of matrices"),
         (("corrections", "matrices"), [1], "name no list of matrices"),
-        (("corrections", "matrices"), ["tok_emb.weight"], "not those of the model"),
+        (("corrections", "matrices"), ["tok_emb.weight"], "do not match the model"),
         (("corrections", "matrices"), ["q_gain"], "not of matrices that have codes, in order"),
         (("corrections", "matrices"), ["tok_emb.weight"] * 2, "not of matrices that have codes, i"),
     ],
@@ -148,9 +148,9 @@ def test_corrections_are_named_where_there_are_such(
     forge: Callable[[str, Change], Path],
 ) -> None:
     named = {"rank": 8, "matrices": ["tok_emb.weight"]}
-    refuse(forge("scales", change("corrections", to=named)), "not those of the model")
+    refuse(forge("scales", change("corrections", to=named)), "do not match the model")
     without = forge("corrections", lambda header: header.pop("corrections") and None)
-    refuse(without, "not those of the model")
+    refuse(without, "do not match the model")
     # A rank above what a side of every matrix has changes nothing.
     load_artifact(forge("corrections", change("corrections", "rank", to=64)))
 
@@ -239,8 +239,8 @@ def test_lengths_have_bounds(forge: Callable[[str, Change], Path]) -> None:
         path = forge("steps", section("steps", key, 2**40 + 1))
         refuse(path, f"{what} of section 'steps' is {2**40 + 1}; it must be a whole")
     refuse(forge("steps", section("steps", "bytes", 2**40)), "but its header describes")
-    refuse(forge("steps", section("steps", "raw_bytes", 2**40)), "not those of the model")
-    refuse(forge("steps", change("min_numel", to=2**40)), "not those of the model")
+    refuse(forge("steps", section("steps", "raw_bytes", 2**40)), "do not match the model")
+    refuse(forge("steps", change("min_numel", to=2**40)), "do not match the model")
     refuse(
         forge("steps", change("min_numel", to=2**40 + 1)), "min_numel is 1099511627777; it must be"
     )
@@ -257,7 +257,7 @@ def test_raw_lengths_follow_from_the_model(
     [entry] = [e for e in header_of(kept["columns"])["sections"] if e["name"] == name]
     refuse(
         forge("columns", section(name, "raw_bytes", entry["raw_bytes"] + off)),
-        "not those of the mod",
+        "do not match the mod",
     )
 
 
@@ -268,8 +268,8 @@ def test_a_tokenizer_comes_last_under_its_name_and_within_16_mib(
         path = forge("steps", section("tokenizer", "raw_bytes", to))
         above = "the length of the tokenizer is 16777217; .* number from 0 to 16777216"
         refuse(path, above if to > 2**24 else "decode to")
-    refuse(forge("steps", section("tokenizer", "name", "words")), "not those of the model")
-    refuse(forge("steps", section("tokenizer", "kind", "codes")), "not those of the model")
+    refuse(forge("steps", section("tokenizer", "name", "words")), "do not match the model")
+    refuse(forge("steps", section("tokenizer", "kind", "codes")), "do not match the model")
 
     def doubled(header: dict[str, Any]) -> None:
         header["sections"].append(dict(header["sections"][-1]))
@@ -277,8 +277,8 @@ def test_a_tokenizer_comes_last_under_its_name_and_within_16_mib(
     def first(header: dict[str, Any]) -> None:
         header["sections"].insert(0, header["sections"].pop())
 
-    refuse(forge("steps", doubled), "not those of the model")
-    refuse(forge("steps", first), "not those of the model")
+    refuse(forge("steps", doubled), "do not match the model")
+    refuse(forge("steps", first), "do not match the model")
 
 
 def test_a_file_unfolds_to_16_times_its_size_and_4_mib(

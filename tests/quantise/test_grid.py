@@ -166,7 +166,7 @@ def test_scales_on_the_logarithmic_grid_are_the_nearest_float32() -> None:
             off = abs(Decimal(float(scale)) - exact)
             assert off < min(abs(Decimal(float(other)) - exact) for other in (below, above))
     for beyond in (641, -641):
-        with pytest.raises(UserError, match="a scale step lies beyond \\+-640; was the training"):
+        with pytest.raises(UserError, match="a scale step lies beyond \\+-640; did the training"):
             scale_of(torch.tensor([3, beyond], dtype=torch.int16))
     assert scale_of(torch.zeros(0, 3, dtype=torch.int16)).shape == (0, 3)
 
