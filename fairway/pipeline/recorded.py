@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fairway.base.arrays import FloatArray, IntArray
+from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import canonical_json, read_json, write_atomic
 from fairway.base.names import recorded_file
@@ -24,7 +24,7 @@ from fairway.machine.ranks import Ranks
 from fairway.pipeline.folder import RunFolder
 from fairway.score.ledger import Text, Witness
 from fairway.score.predictor import Receipt
-from fairway.score.windows import Event
+from fairway.score.spending import Passing
 
 # The stages whose costs are kept: they score the artifact with all available context.
 RECORDED = ("sliding", "documents", "ttt", "mixture")
@@ -76,11 +76,11 @@ def _fitting(ends: IntArray, data: bytes, most_bytes: int) -> tuple[int, int]:
     return 0, 0
 
 
-class Recorder(Witness):
+class Recorder(Passing):
     """Keeps the costs of some openings from a ledger; passes everything on to `witness`."""
 
     def __init__(self, witness: Witness, kept: Sequence[Opening], bos_id: int) -> None:
-        self.witness, self.wanted = witness, witness.wanted
+        super().__init__(witness)
         self._kept, self._bos_id = kept, bos_id
 
     def opened(self, text: Text) -> None:
@@ -91,18 +91,6 @@ class Recorder(Witness):
         # Rows: how often a target was recorded, and its nats.
         self._booked = np.zeros((2, len(ids)))
         self.witness.opened(text)
-
-    def read(self, event: Event) -> None:
-        """Pass it on."""
-        self.witness.read(event)
-
-    def row(self, position: int, row: FloatArray) -> None:
-        """Pass it on."""
-        self.witness.row(position, row)
-
-    def learned(self, first: int, end: int) -> None:
-        """Pass it on."""
-        self.witness.learned(first, end)
 
     def scored(self, receipt: Receipt) -> None:
         """Note the costs of an event."""

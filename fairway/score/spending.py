@@ -46,20 +46,14 @@ COUNTED_TOKENS = 10_000_000
 _LINE_ENDS = (0x0A, 0x0D)
 
 
-class Spending(Witness):
-    """Sums the costs of a ledger by token and by place; passes every action on to `witness`."""
+class Passing(Witness):
+    """Passes every action of a ledger on to another witness."""
 
-    def __init__(self, witness: Witness, vocab_size: int, bos_id: int) -> None:
-        self.witness, self.wanted, self.bos_id = witness, witness.wanted, bos_id
-        # Rows: tokens, bytes, nats.
-        self.by_token = np.zeros((3, vocab_size))
-        self.by_place = np.zeros((3, _GROUPS))
-        self.by_context = np.zeros((3, _GROUPS))
+    def __init__(self, witness: Witness) -> None:
+        self.witness, self.wanted = witness, witness.wanted
 
     def opened(self, text: Text) -> None:
-        """Note where the documents of the text begin; its scorer may have sorted them."""
-        self.target_bytes = text.target_bytes
-        self.starts = np.flatnonzero(np.asarray(text.ids) == self.bos_id)
+        """Pass it on."""
         self.witness.opened(text)
 
     def read(self, event: Event) -> None:
@@ -73,6 +67,28 @@ class Spending(Witness):
     def learned(self, first: int, end: int) -> None:
         """Pass it on."""
         self.witness.learned(first, end)
+
+    def scored(self, receipt: Receipt) -> None:
+        """Pass it on."""
+        self.witness.scored(receipt)
+
+
+class Spending(Passing):
+    """Sums the costs of a ledger by token and by place; passes every action on to `witness`."""
+
+    def __init__(self, witness: Witness, vocab_size: int, bos_id: int) -> None:
+        super().__init__(witness)
+        self.bos_id = bos_id
+        # Rows: tokens, bytes, nats.
+        self.by_token = np.zeros((3, vocab_size))
+        self.by_place = np.zeros((3, _GROUPS))
+        self.by_context = np.zeros((3, _GROUPS))
+
+    def opened(self, text: Text) -> None:
+        """Note where the documents of the text begin; its scorer may have sorted them."""
+        self.target_bytes = text.target_bytes
+        self.starts = np.flatnonzero(np.asarray(text.ids) == self.bos_id)
+        self.witness.opened(text)
 
     def scored(self, receipt: Receipt) -> None:
         """Add an event's costs to the groups of its tokens."""
