@@ -1,4 +1,4 @@
-"""What calibration and GPTQ of the seed model cost, stage by stage, and are the codes right?
+"""What calibration, sensitivities and GPTQ of the seed model cost; are the codes right?
 
     python benchmarks/quantise.py [--weights FILE.safetensors] [--data FOLDER] [--small]
 
@@ -28,6 +28,7 @@ from fairway.model.paths import prepare
 from fairway.quantise.calibrate import collect_hessians, gram
 from fairway.quantise.gptq import Matrix, gptq_all, grid_of, quantise_model, tensor_stats
 from fairway.quantise.grid import QuantisedTensor
+from fairway.quantise.sensitivity import curvatures
 from fairway.recipes import recipe
 
 T = TypeVar("T")
@@ -117,6 +118,17 @@ def measure_hessians(
     return hessians, taken_s
 
 
+def measure_sensitivities(
+    config: Config, model: GPT, ids: Callable[[int], Iterator[Tensor]], hessians: dict[str, Tensor],
+    count: int,
+) -> None:  # fmt: skip
+    """Print the seconds of sensitivities, of the first call and of the second."""
+    tokens = count * config.train.micro_tokens
+    _, first_s = timed(lambda: curvatures(model, ids(count), hessians, tokens))
+    _, again_s = timed(lambda: curvatures(model, ids(count), hessians, tokens))
+    print(f"sensitivities of {tokens:,} tokens: {first_s:.2f} s, once more {again_s:.2f} s")
+
+
 def measure_codes(
     config: Config, state: dict[str, Tensor], hessians: dict[str, Tensor]
 ) -> tuple[dict[str, QuantisedTensor], float]:
@@ -175,9 +187,12 @@ def main() -> None:
     model = model_of(config, arguments.weights).to(plan.device)
     prepare(model, DTYPES[plan.dtype], plan.attention, plan.kernels)
     state = dict(model.state_dict())
-    hessians, hessians_s = measure_hessians(
-        config, model, lambda number: batches(config, arguments.data, number, plan.device), count
-    )
+
+    def ids(number: int) -> Iterator[Tensor]:
+        return batches(config, arguments.data, number, plan.device)
+
+    hessians, hessians_s = measure_hessians(config, model, ids, count)
+    measure_sensitivities(config, model, ids, hessians, count)
     coded, codes_s = measure_codes(config, state, hessians)
     print(f"Hessians, GPTQ and statistics together: {hessians_s + codes_s:.2f} s")
     compare(config, state, hessians, coded)

@@ -97,7 +97,7 @@ def test_openings_are_found_in_any_order(
     scored = longest_first(text, len(ids) - 1) if ordered else text
     kept, left = openings(Validation(ids, DOCUMENTS, size), tokenizer), []
     for rank in reversed(range(world)):
-        recorder = Recorder(Witness(), kept, tokenizer.bos_id)
+        recorder = Recorder(Witness(), kept)
         recorder.opened(scored)
         booked(recorder, np.asarray(scored.ids), range(rank, len(ids) - 1, world))
         recorder.write(tmp_path / "kept.json", cast(Any, Side(left, rank == 0)))
@@ -105,7 +105,7 @@ def test_openings_are_found_in_any_order(
     assert {one["text"] for one in found} == set(DOCUMENTS)
     assert all(one["nats"] == one["ids"][1:] for one in found)
     # What was not scored as a whole is not kept.
-    recorder = Recorder(Witness(), kept, tokenizer.bos_id)
+    recorder = Recorder(Witness(), kept)
     recorder.opened(scored)
     booked(recorder, np.asarray(scored.ids), range(len(ids) - 2))
     recorder.write(tmp_path / "kept.json", Ranks())

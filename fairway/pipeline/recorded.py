@@ -5,7 +5,7 @@ So a file beside the ledger keeps the costs of the first validation documents.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import canonical_json, read_json, write_atomic
 from fairway.base.names import recorded_file
-from fairway.base.units import bits_per_byte, nats_to_bits
 from fairway.data.folder import Validation, beginnings
-from fairway.data.spans import token_ends, token_name
+from fairway.data.spans import token_ends
 from fairway.data.tokens import Tokenizer
 from fairway.machine.ranks import Ranks
 from fairway.pipeline.folder import RunFolder
+from fairway.score.costs import priced
+from fairway.score.documents import documents
 from fairway.score.ledger import Text, Witness
 from fairway.score.predictor import Receipt
 from fairway.score.spending import Passing
@@ -48,7 +49,7 @@ class Opening:
 def openings(text: Validation, tokenizer: Tokenizer) -> list[Opening]:
     """Return the kept beginnings; each holds the tokens that fit into its bytes."""
     ids = np.asarray(text.ids, np.int64)
-    wholes = [ids[first:end] for first, end in _documents(ids, tokenizer.bos_id)]
+    wholes = [ids[one.start : one.stop] for one in documents(ids, len(ids))]
     if len(wholes) != len(text.documents):
         return []
     found = []
@@ -59,11 +60,6 @@ def openings(text: Validation, tokenizer: Tokenizer) -> list[Opening]:
         if count:
             found.append(Opening(data[:size].decode(), whole[: count + 1], whole))
     return found
-
-
-def _documents(ids: IntArray, bos_id: int) -> Iterator[tuple[int, int]]:
-    starts = np.flatnonzero(ids == bos_id).tolist()
-    yield from zip(starts, [*starts[1:], len(ids)], strict=True)
 
 
 def _fitting(ends: IntArray, data: bytes, most_bytes: int) -> tuple[int, int]:
@@ -79,14 +75,14 @@ def _fitting(ends: IntArray, data: bytes, most_bytes: int) -> tuple[int, int]:
 class Recorder(Passing):
     """Keeps the costs of some openings from a ledger; passes everything on to `witness`."""
 
-    def __init__(self, witness: Witness, kept: Sequence[Opening], bos_id: int) -> None:
+    def __init__(self, witness: Witness, kept: Sequence[Opening]) -> None:
         super().__init__(witness)
-        self._kept, self._bos_id = kept, bos_id
+        self._kept = kept
 
     def opened(self, text: Text) -> None:
         """Find the openings in the order of scoring."""
         ids = np.asarray(text.ids, np.int64)
-        places = {ids[a:b].tobytes(): a for a, b in _documents(ids, self._bos_id)}
+        places = {ids[d.start : d.stop].tobytes(): d.start for d in documents(ids, len(ids))}
         self._starts = [places.get(one.whole.tobytes()) for one in self._kept]
         # Rows: how often a target was recorded, and its nats.
         self._booked = np.zeros((2, len(ids)))
@@ -146,14 +142,4 @@ def _told(text: str, ids: list[int], nats: list[float], tokenizer: Tokenizer) ->
     ends, size = token_ends(ids_N, tokenizer), len(text.encode())
     if ends[-1] != size:
         raise ValueError("the tokens are not those of the text")
-    total_nats = math.fsum(nats_N)
-    return {
-        "text": text,
-        "bpb": bits_per_byte(total_nats, size),
-        "total_bits": nats_to_bits(total_nats),
-        "tokens": len(nats_N),
-        "bytes": size,
-        "names": [token_name(tokenizer, token) for token in ids_N[1:].tolist()],
-        "ends": ends.tolist(),
-        "bits": [nats_to_bits(value) for value in nats_N.tolist()],
-    }
+    return priced(text, ids_N, nats_N, (math.fsum(nats_N), size), tokenizer)

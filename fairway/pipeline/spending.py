@@ -39,9 +39,8 @@ class WatchedRun(Run):
     def evaluation(self, description: str, trail: Trail, alone: bool = False) -> Evaluation:
         """Return what a scorer is asked, its costs counted beside the trail."""
         asked = super().evaluation(description, trail, alone)
-        bos_id = self.source.tokenizer.bos_id
-        recorder = Recorder(trail, self.openings, bos_id)
-        spending = Spending(recorder, asked.text.vocab_size, bos_id)
+        recorder = Recorder(trail, self.openings)
+        spending = Spending(recorder, asked.text.vocab_size, self.source.tokenizer.bos_id)
         self.counted[:] = [(spending, recorder, asked.ranks)]
         return replace(asked, witness=spending)
 

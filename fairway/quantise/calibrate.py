@@ -26,7 +26,8 @@ class _Collector:
     def __init__(self) -> None:
         self.hessians: dict[str, Tensor] = {}
         self._first_of: dict[str, str] = {}
-        # The last two tensors seen, with the name that came first with each.
+        # The last two tensors seen, with the name that came first with each: the output projection
+        # of attention comes between q, k, v and a parallel MLP, which read the same tensor.
         self._recent: deque[tuple[Tensor, str]] = deque(maxlen=2)
 
     def add(self, name: str, x: Tensor) -> None:

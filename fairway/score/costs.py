@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fairway.base.arrays import FloatArray, IntArray
-from fairway.base.units import nats_to_bits
+from fairway.base.units import bits_per_byte, nats_to_bits
 from fairway.data.spans import token_ends, token_name
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
@@ -99,6 +99,23 @@ def costs_of(model: GPT, asked: Evaluation, alternatives: int) -> Costs:
     )
 
 
+def priced(
+    text: str, ids: IntArray, nats_N: FloatArray, total: tuple[float, int], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Return the part of `told` that needs no model: `ids` begin with BOS, `total` is the sum in
+    nats and the bytes of the text."""
+    return {
+        "text": text,
+        "bpb": bits_per_byte(*total),
+        "total_bits": nats_to_bits(total[0]),
+        "tokens": len(nats_N),
+        "bytes": total[1],
+        "names": [token_name(tokenizer, token) for token in ids[1:].tolist()],
+        "ends": token_ends(ids, tokenizer).tolist(),
+        "bits": [nats_to_bits(nats) for nats in nats_N.tolist()],
+    }
+
+
 def told(text: str, costs: Costs, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the costs of a document, ready for JSON and for the pages that show them.
 
@@ -108,15 +125,7 @@ def told(text: str, costs: Costs, tokenizer: Tokenizer) -> dict[str, Any]:
     """
     score = costs.score
     names = [token_name(tokenizer, token) for token in range(tokenizer.vocab_size)]
-    return {
-        "text": text,
-        "bpb": score.bpb,
-        "total_bits": nats_to_bits(score.nats),
-        "tokens": score.tokens,
-        "bytes": score.bytes,
-        "names": [names[token] for token in costs.ids[1:].tolist()],
-        "ends": token_ends(costs.ids, tokenizer).tolist(),
-        "bits": [nats_to_bits(nats) for nats in costs.nats.tolist()],
+    return priced(text, costs.ids, costs.nats, (score.nats, score.bytes), tokenizer) | {
         "ranks": costs.ranks.tolist(),
         "likeliest": [
             [[names[token], round(nats_to_bits(nats), 4)] for token, nats in zip(*row, strict=True)]
