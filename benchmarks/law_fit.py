@@ -27,14 +27,15 @@ CORE = {
     "floor": (0.7, 0.15), "size": (0.25, 0.5), "size_power": (0.35, 0.3), "embedding": (0.3, 0.7),
     "text": (0.7, 0.5), "text_power": (0.45, 0.3), "batch": (4000.0, 0.7), "repeats": (10.0, 0.3),
     "vocab": (0.02, 0.7), "length": (0.01, 0.7), "depth": (0.01, 0.7), "rate": (0.03, 0.7),
-    "embed": (0.01, 0.7),
+    "embed": (0.01, 0.7), "batch_off": (0.01, 0.7),
 }  # fmt: skip
 # ... and of where settings are best, and of what may help or harm.
 BEST = {
     "vocab_best": (7.6, 0.5), "vocab_text": (0.0, 0.3), "length_best": (6.3, 0.7),
     "length_text": (0.0, 0.3), "depth_best": (0.3, 0.5), "rate_best": (-2.9, 0.3),
     "rate_steps": (-0.1, 0.15), "rate_width": (0.0, 0.3), "embed_best": (-2.9, 0.3),
-    "embed_steps": (0.0, 0.15), "loops": (0.0, 0.02),
+    "embed_steps": (0.0, 0.15), "batch_best": (7.6, 0.5), "batch_text": (0.5, 0.4),
+    "loops": (0.0, 0.02),
 }  # fmt: skip
 LEVEL_BPB, ANCHOR_BPB = 0.02, 0.3
 # Settings whose levels are told apart beside the law.

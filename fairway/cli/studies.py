@@ -72,6 +72,13 @@ Metric = Annotated[
 Noise = Annotated[
     bool, flag("--noise", "Run the base twice in the first pairs to measure its noise.")
 ]
+KeepHopeless = Annotated[
+    bool,
+    flag(
+        "--keep-hopeless",
+        "Go on with variants that cannot gain any more, until it is clear whether they are worse.",
+    ),
+]
 Effect = Annotated[
     float,
     number_option(
@@ -132,6 +139,7 @@ def ablate(
     until: Until = "train",
     metric: Metric = None,
     noise: Noise = False,
+    keep_hopeless: KeepHopeless = False,
     effect: Effect = 0.002,
     error: Error = 0.05,
     first_seed: FirstSeed = 1,
@@ -163,7 +171,13 @@ def ablate(
     from fairway.studies.arms import study
     from fairway.studies.running import Where
 
-    rest = {"first_seed": first_seed, "until": until, "error": error, "noise": noise}
+    rest = {
+        "first_seed": first_seed,
+        "until": until,
+        "error": error,
+        "noise": noise,
+        "keep_hopeless": keep_hopeless,
+    }
     asked = study(recipe, arms or [], pairs, overrides or [], clock, metric, **rest)
     target = out or Path("runs") / f"{asked.own.recipe}-study"
     _require_place(target)

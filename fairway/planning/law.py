@@ -5,8 +5,9 @@
 M and E are millions of parameters in matrices and in the embedding, D is the text that is read, in
 millions of bytes, where repeated text counts less and less (Muennighoff et al. 2023), B the tokens
 of a step. Penalties are squares of how far a setting lies from the best one: logarithms of the
-vocabulary, of the sequence's length, of the depth over the width, of the rates. The best vocabulary
-moves with the text that is read: a model that reads little learns more from long tokens. The
+vocabulary, of the sequence's length, of the depth over the width, of the tokens of a step, of the
+rates. The best vocabulary moves with the text that is read: a model that reads little learns more
+from long tokens. The best step grows with that text: many tiny steps are too noisy. The
 coefficients are fitted to measured runs (benchmarks/law.py) and lie in law.json with their command
 and date.
 """
@@ -80,6 +81,7 @@ def penalties(c: Mapping[str, float], f: Features) -> Any:
         "vocab": f["vocab"] - (c["vocab_best"] + c["vocab_text"] * text),
         "length": f["length"] - (c["length_best"] + c["length_text"] * text),
         "depth": f["depth"] - c["depth_best"],
+        "batch_off": np.log(f["batch"]) - (c["batch_best"] + c["batch_text"] * text),
         "rate": f["rate"] - (
             c["rate_best"] + c["rate_steps"] * steps + c["rate_width"] * f["width"]
         ),

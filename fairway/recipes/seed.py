@@ -141,9 +141,8 @@ def best() -> Config:
 
     The measurements are in docs/recipes.md.
 
-    It trains like `pr1858_proxy`, but with momentum for 2,000 steps, heads of 128 and a higher
-    learning rate of the embedding. It has no recurrence, which costs more steps than it gains in
-    150 s. Experts gained nothing at this size.
+    It trains like `pr1858_proxy`, but with momentum for 2,000 steps and heads of 128. It has no
+    recurrence, which costs more steps than it gains in 150 s. Experts gained nothing at this size.
     """
     base = best_8()
     proxy = pr1858_proxy()
@@ -153,12 +152,9 @@ def best() -> Config:
         model=replace(base.model, num_heads=4, num_kv_heads=2, rope_dims=32, loop_extra=0),
         optim=replace(
             proxy.optim,
-            embed_lr=0.06,
             momentum_start=0.85,
             momentum=0.95,
             momentum_warmup_steps=300,
-            beta2=0.99,
-            min_lr=0.05,
         ),
         train=proxy.train,
     )
@@ -168,8 +164,8 @@ def best_600() -> Config:
     """Best measured settings on one GPU, 600 s of training.
 
     It trains as `best`, but for what follows from 5,300 steps in place of 2,000: larger batches,
-    longer momentum, and documents in a new order at each of several passes; NorMuon and cautious
-    decay as well. Measured once (docs/recipes.md).
+    longer momentum, and documents in a new order at each of several passes; other learning rates,
+    NorMuon and cautious decay as well. Measured once (docs/recipes.md).
     """
     base = best()
     return replace(
@@ -180,6 +176,9 @@ def best_600() -> Config:
             base.optim,
             momentum=0.965,
             momentum_warmup_steps=600,
+            embed_lr=0.06,
+            beta2=0.99,
+            min_lr=0.05,
             cautious=True,
             row_beta=0.95,
         ),

@@ -44,7 +44,8 @@ class Study:
     """A question: whose settings, against which, how often, and by which score.
 
     `recipe` is the word that names it and `own` its settings; `common` are overrides of every arm,
-    the base among them; pair p has seed `first_seed` + p.
+    the base among them; pair p has seed `first_seed` + p. With `keep_hopeless`, an arm that cannot
+    gain any more goes on until it is clear whether it is worse.
     """
 
     recipe: str
@@ -57,6 +58,7 @@ class Study:
     metric: str = "ema"
     error: float = 0.05
     noise: bool = False
+    keep_hopeless: bool = False
 
     def all_arms(self) -> tuple[Arm, ...]:
         """Return the base, the same again if that is asked for, and the arms."""

@@ -6,6 +6,7 @@ one. A line that was cut off by the end of the machine is no line, and gives way
 
 import json
 import os
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from fairway.studies.intervals import MOST_PAIRS
 LINES, SCHEMA = "study.jsonl", 1
 # A line has some 2 kB, of which most are settings; 64 arms in 1,000 pairs are 64,000 lines.
 _MOST_BYTES, _MOST_LINE, _MOST_LINES = 1 << 28, 1 << 16, 100_000
+# A run by the clock with fewer steps than this share of its arm's median ran on a busy machine.
+STEADY = 0.85
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,6 +194,23 @@ def once_each(lines: Iterable[Line]) -> tuple[list[Line], int]:
     made = {(line.arm, line.seed) for line in done}
     kept = [line for line in seen.values() if not line.failed or (line.arm, line.seed) not in made]
     return kept, count - len(done)
+
+
+def slowed(lines: Iterable[Line]) -> list[Line]:
+    """Return the runs by the clock that took far fewer steps than their arm on that device does.
+
+    Other work slowed the machine, so their scores are not those of the settings. The rule reads
+    steps only, never scores. An arm needs three runs, since two have no usual number of steps.
+    """
+    alike: dict[tuple[Any, ...], list[Line]] = {}
+    for line in lines:
+        if line.clock == "wall" and line.steps is not None and not line.failed:
+            alike.setdefault((line.arm, line.config, *line.where()), []).append(line)
+    found = []
+    for runs in alike.values():
+        usual = statistics.median(line.steps or 0 for line in runs)
+        found += [line for line in runs if len(runs) > 2 and (line.steps or 0) < STEADY * usual]
+    return found
 
 
 def paired(lines: Sequence[Line], arm: str, base: str, metric: str) -> list[float]:

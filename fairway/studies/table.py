@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from fairway.base.errors import UserError, shown
+from fairway.base.units import counted
 from fairway.studies.arms import BASE, NOISE, SCORES, Study, digest
 from fairway.studies.intervals import Estimate, estimate
-from fairway.studies.lines import LINES, Line, existing, once_each, paired, read_lines
+from fairway.studies.lines import (
+    LINES,
+    STEADY,
+    Line,
+    existing,
+    once_each,
+    paired,
+    read_lines,
+    slowed,
+)
 
 # Verdicts that end an arm before its pairs do.
 DECIDED = ("better", "worse", "equal", "hopeless", "failing")
@@ -27,7 +37,7 @@ class Table:
     """The runs of one question, the score that decides it, and the error rate of its intervals.
 
     `pairs` are those that are planned of an arm that has no run yet; what is `merged` of several
-    studies has no plan.
+    studies has no plan. With `keep_hopeless`, an arm without hope stays open.
     """
 
     lines: list[Line]
@@ -35,6 +45,7 @@ class Table:
     error: float
     pairs: int = 0
     merged: bool = False
+    keep_hopeless: bool = False
     _estimates: dict[tuple[str, int], Estimate] = field(default_factory=dict)
 
     def of(self, arm: str) -> list[Line]:
@@ -53,8 +64,13 @@ class Table:
         return found[0].planned if found else planned(arm, self.pairs)
 
     def differences(self, arm: str) -> list[float]:
-        """Return the scores of an arm minus the base's, pair by pair."""
-        return paired(self.lines, arm, BASE, self.metric)
+        """Return the scores of an arm minus the base's, pair by pair, without slowed runs."""
+        return paired(self.steady(), arm, BASE, self.metric)
+
+    def steady(self) -> list[Line]:
+        """Return the runs that other work on the machine did not slow."""
+        out = {line.identity() for line in slowed(self.lines)}
+        return [line for line in self.lines if line.identity() not in out]
 
     def estimate(self, arm: str) -> Estimate:
         """Return what the pairs of an arm say."""
@@ -68,7 +84,10 @@ class Table:
         """Return the word for where an arm stands: that of its estimate, or failing."""
         found = self.of(arm)
         failed = sum(bool(line.failed) for line in found)
-        return "failing" if len(found) == failed >= _FAILURES else self.estimate(arm).verdict
+        if len(found) == failed >= _FAILURES:
+            return "failing"
+        verdict = self.estimate(arm).verdict
+        return "open" if verdict == "hopeless" and self.keep_hopeless else verdict
 
     def is_over(self, arm: str) -> bool:
         """Return whether an arm needs no more runs, as its pairs so far say."""
@@ -97,7 +116,7 @@ def table_of(study: Study, out: Path) -> Table:
         for line in once_each(read_lines(out / LINES))[0]
         if (line.base, line.until, line.clock) == mine and configs.get(line.arm) == line.config
     ]
-    return Table(lines, study.metric, study.error, study.pairs)
+    return Table(lines, study.metric, study.error, study.pairs, keep_hopeless=study.keep_hopeless)
 
 
 def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Table, list[str]]:
@@ -202,14 +221,15 @@ def summary(table: Table, more: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _figures(table: Table, arm: str) -> dict[str, Any]:
-    """Return the means over an arm's successful runs."""
-    found = [line for line in table.of(arm) if not line.failed]
+    """Return the means over an arm's successful runs, without slowed ones."""
+    own = table.of(arm)
+    found = [line for line in table.steady() if line.arm == arm and not line.failed]
     scores = [line.bpb[table.metric] for line in found if table.metric in line.bpb]
     return {
         "arm": arm,
-        "settings": table.of(arm)[0].settings if table.of(arm) else [],
+        "settings": own[0].settings if own else [],
         "runs": len(found),
-        "failed": len(table.of(arm)) - len(found),
+        "failed": sum(bool(line.failed) for line in own),
         "bpb": _mean(scores),
         "bpb_sd": statistics.stdev(scores) if len(scores) > 1 else None,
         "seconds": _mean([line.train_s for line in found]),
@@ -237,6 +257,13 @@ def cautions(table: Table) -> list[str]:
             found.append(f"the runs are of {len(values)} {what}: {', '.join(sorted(values))}")
     if len({line.sources for line in done}) > len({line.commit for line in done}):
         found.append("sources were changed between runs of one commit")
+    if out := slowed(table.lines):
+        names = ", ".join(f"{line.arm} with seed {line.seed} ({line.steps:,})" for line in out[:4])
+        more = ", ..." if len(out) > 4 else ""
+        found.append(
+            f"other work slowed the machine in {counted(len(out), 'run')}, which the table leaves "
+            f"out (fewer steps than {STEADY} of the arm's median): {names}{more}"
+        )
     for arm in table.arms():
         lost = _lost(table, arm)
         if lost:

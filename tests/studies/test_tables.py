@@ -22,9 +22,10 @@ from fairway.studies.lines import (
     once_each,
     paired,
     read_lines,
+    slowed,
     written,
 )
-from fairway.studies.table import merge
+from fairway.studies.table import Table, cautions, merge, summary
 from fairway.studies.transfer import kendall, spearman, transfer
 
 LINE = Line(
@@ -202,11 +203,32 @@ def test_an_arm_of_one_name_and_two_settings_is_refused(
 
 
 def test_a_pair_of_two_devices_is_told() -> None:
-    from fairway.studies.table import Table, cautions
-
     base, wide = lines({"wide": -0.01}, pairs=1)
     table = Table([base, replace(wide, device="two")], "ema", 0.05)
     assert any("1 pair is left out of wide" in text for text in cautions(table))
+
+
+def test_runs_that_other_work_slowed_do_not_count() -> None:
+    runs = [replace(run, clock="wall", steps=1000 + run.seed) for run in lines({"wide": -0.01}, 5)]
+    clean = Table(runs[2:], "ema", 0.05)
+    for first in (853, 852):
+        busy = [replace(run, steps=first, bpb={"ema": 2.0 + n}) for n, run in enumerate(runs[:2])]
+        table = Table([*busy, *runs[2:]], "ema", 0.05)
+        assert (table.differences("wide") == clean.differences("wide")) == (first == 852)
+    assert table.differences("wide") and summary(table)["arms"][0]["runs"] == 4
+    assert any("in 2 runs" in text and "(852)" in text for text in cautions(table))
+    # Steps that are counted have no slow runs, and two runs have no usual number of steps.
+    assert not slowed([replace(run, clock="steps") for run in table.lines])
+    assert not slowed(table.lines[:4])
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_arm_without_hope_goes_on_if_that_is_asked(keep: bool) -> None:
+    runs = lines({"wide": 0.002}, pairs=3, sd=0.0012)
+    table = Table(runs, "ema", 0.05, pairs=4, keep_hopeless=keep)
+    assert table.estimate("wide").verdict == "hopeless"
+    assert table.verdict("wide") == ("open" if keep else "hopeless")
+    assert table.is_over("wide") != keep
 
 
 # ---------------------------------------------------------------------------------------------
