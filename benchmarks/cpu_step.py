@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairway.machine.plan import DTYPES, Plan, make_plan
 from fairway.model import gpt, operations, ops
-from fairway.model.gpt import build
+from fairway.model.gpt import SOFTCAP, build
 from fairway.recipes import recipe
 from fairway.train.muon import Optimisers
 
@@ -170,7 +170,7 @@ def inputs(dtype: torch.dtype) -> dict[str, tuple[list[Tensor], list[Any]]]:
         "position": ([drawn(B, T, H, K)], [gain_H, *rope]),
         "without_self": ([y_BTHK, drawn(B, T, G, K)], []),
         "leaky_square": ([drawn(B, T, model.mlp_dim)], [gpt.LEAK]),
-        "mean_loss": ([drawn(B * T, model.vocab_size)], [targets_N, model.softcap]),
+        "mean_loss": ([drawn(B * T, model.vocab_size)], [targets_N, SOFTCAP]),
     }
 
 

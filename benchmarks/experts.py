@@ -48,14 +48,13 @@ from fairway.score.ways import evaluate
 
 # Settings of a mixture, and numbers of `mixture.Tuning`.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "ppm, fixed 0.98": {"experts": "ppm", "weights": "fixed", "weight": 0.98},
-    "ppm, gate": {"experts": "ppm", "weights": "gate", "weight": 0.99, "low_weight": 0.9},
+    # All of a learned weight returns at each step: it is not learned.
+    "ppm, fixed 0.98": {"experts": "ppm", "weight": 0.98, "switch": 1.0},
     "ppm": {"experts": "ppm"},
     "ppm, variant B": {"experts": "ppm", "variant": "B"},
     "ppm, method C": {"experts": "ppm", "escapes": "C"},
     "ppm, no exclusion": {"experts": "ppm", "exclusion": False},
     "ppm, order 8": {"experts": "ppm", "order": 8},
-    "ppm, per document": {"experts": "ppm", "per_document": True},
     "match": {"experts": "match"},
     "match, 24 bytes": {"experts": "match", "match_min": 24},
     "tilt": {"experts": "tilt"},

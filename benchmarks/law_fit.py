@@ -41,10 +41,13 @@ LEVEL_BPB, ANCHOR_BPB = 0.02, 0.3
 # Settings whose levels are told apart beside the law.
 LEVELS = (
     "model.num_kv_heads", "model.mlp_dim", "model.rope_dims", "model.parallel_from", "model.smear",
-    "model.x0_values", "model.attn_gate", "model.xsa_layers", "optim.matrix_wd", "optim.momentum",
-    "optim.momentum_warmup_steps", "optim.beta2", "optim.grad_clip", "optim.warmdown_share",
+    "model.gate_features", "optim.matrix_wd", "optim.momentum", "optim.momentum_warmup_steps",
+    "optim.beta2", "optim.grad_clip", "optim.warmdown_share",
     "optim.ema_share",
 )  # fmt: skip
+# Settings of the trials that no longer exist: the level that is the only one today. Models with
+# others had a few more weights than the law counts now.
+FORMER = {"model.x0_values": "False", "model.attn_gate": "off", "model.xsa_layers": "all"}
 COVERED = ("matrices", "embedding", "seen", "batch", "steps", "vocab", "length", "depth")
 # A run is off by this share of what it scores above the level of a well trained model: runs that
 # have learned little differ more (seeds of a run of 20 s: 0.013 bpb at 1.88).
@@ -66,6 +69,12 @@ def config_of(trial: Trial, base: Config) -> Config:
 PLANNED = "as planned"
 
 
+def former(name: str, trial: Trial) -> str:
+    """Return the level of a setting that no longer exists."""
+    value = trial.get(name, FORMER[name])
+    return ("all" if value else "none") if name == "model.xsa_layers" else str(value)
+
+
 def level(name: str, config: Config) -> str:
     """Return a setting's level, sizes as what they are a part of."""
     model = config.model
@@ -77,7 +86,6 @@ def level(name: str, config: Config) -> str:
         "model.mlp_dim": f"{model.mlp_dim / model.dim:g} x width",
         "model.rope_dims": "head" if model.rope_dims == model.dim // model.num_heads else "16",
         "model.parallel_from": "none" if model.parallel_from >= model.num_layers else "late",
-        "model.xsa_layers": "all" if model.xsa_layers else "none",
     }
     if name in relative:
         return relative[name]
@@ -102,10 +110,14 @@ class Design:
         self.features = stacked([known_of(trial, config) for trial, config in both])
         self.scores = np.array([trial["ema"] for trial, _ in both])
         self.own = np.arange(len(both)) < len(trials)
-        usual = {name: level(name, base) for name in LEVELS}
+        usual = {name: level(name, base) for name in LEVELS} | FORMER
         usual["optim.momentum_warmup_steps"] = PLANNED
-        rows = [{name: level(name, config) for name in LEVELS} for config in configs]
-        pairs = sorted({(name, row[name]) for row in rows for name in LEVELS})
+        rows = [
+            {name: level(name, config) for name in LEVELS}
+            | {name: former(name, trial) for name in FORMER}
+            for trial, config in zip(trials, configs, strict=True)
+        ]
+        pairs = sorted({(name, row[name]) for row in rows for name in usual})
         levels = [(name, value) for name, value in pairs if value != usual[name]]
         has = [[row[name] == value for name, value in levels] + [False] for row in rows]
         has += [[False] * len(levels) + [True]] * len(anchors)

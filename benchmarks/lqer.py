@@ -21,7 +21,7 @@ from fairway.data.tokens import Tokenizer, encode_documents
 from fairway.model.gpt import build
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.correction import product
-from fairway.quantise.gptq import energy, quantise_model
+from fairway.quantise.gptq import DAMP, energy, inverse_factor, quantise_model
 from fairway.quantise.grid import QuantisedTensor, restore
 from fairway.quantise.low_rank import code, factors
 
@@ -49,6 +49,19 @@ def shares(error_RC: Tensor, hessian_CC: Tensor, added_RC: Tensor) -> str:
     return f"weights {weights:.4f} outputs {outputs:.4f}"
 
 
+def nearest(error_RC: Tensor, hessian_CC: Tensor, norm: str, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the factors of a rank nearest to an error, by weights or by outputs.
+
+    With U as for GPTQ, H + damping = U^-1 U^-T, so tr(E H E^T) is the square of |E U^-1|.
+    """
+    if norm == "weights":
+        return factors(error_RC, rank)
+    upper_CC = inverse_factor(hessian_CC, DAMP, "H")
+    whitened_RC = torch.linalg.solve_triangular(upper_CC, error_RC, upper=True, left=False)
+    left_RK, right_KC = factors(whitened_RC, rank)
+    return left_RK, right_KC @ upper_CC
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("weights", type=Path)
@@ -68,8 +81,7 @@ def main() -> None:
         error_RC = state[name].double() - restore(tensor).double()
         print(f"{name}: norm of the error {float(error_RC.norm()):.2f}")
         for norm, rank in itertools.product(("weights", "outputs"), (4, 16)):
-            by = hessian_CC if norm == "outputs" else None
-            left_RK, right_KC = factors(error_RC, by, rank, name)
+            left_RK, right_KC = nearest(error_RC, hessian_CC, norm, rank)
             exact = shares(error_RC, hessian_CC, left_RK @ right_KC)
             as_coded = shares(error_RC, hessian_CC, product(code(left_RK, right_KC)).double())
             print(f"  {norm}, rank {rank:2}: exact {exact}; coded {as_coded}", flush=True)

@@ -35,7 +35,7 @@ from fairway.model.gpt import GPT, build
 from fairway.model.paths import prepare
 from fairway.pipeline.memory import Planned, planned
 from fairway.quantise.calibrate import collect_hessians
-from fairway.quantise.gptq import grid_of, needs_hessian
+from fairway.quantise.gptq import grid_of
 from fairway.quantise.sensitivity import curvatures
 from fairway.recipes import recipe
 from fairway.score.evaluation import Evaluation
@@ -83,10 +83,7 @@ def pack(config: Config, plan: Plan) -> None:
     """A batch of calibration, and sensitivities where the recipe has them."""
     model, loop = new_model(config, plan), config.train
     state = dict(model.named_parameters())
-    names = [
-        n for n, w in state.items()
-        if grid_of(n, w, config.quant) is not None and needs_hessian(n, state)
-    ]  # fmt: skip
+    names = [n for n, w in state.items() if grid_of(n, w, config.quant) is not None]
     ids = torch.from_numpy(tokens(config, loop.micro_tokens)).to(DEVICE)
     rows: list[Tensor] = [ids.view(-1, loop.seq_len)]
     hessians = collect_hessians(model, rows, names)

@@ -37,7 +37,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "polar_express": {"newton_schulz": "polar_express"},
     "row_beta=0.95": {"row_beta": 0.95},
     "cautious": {"cautious": True},
-    "row_floor=0.35": {"row_floor": 0.35},
     "momentum_buffers=4": {"momentum_buffers": 4},
     "momentum_buffers=6": {"momentum_buffers": 6},
     "newton=0.1": {"newton": 0.1},

@@ -44,7 +44,7 @@ from fairway.pack.cabac import Side, encode_codes
 from fairway.quantise import dependent
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.dependent import Group, Plan
-from fairway.quantise.gptq import QuantisedModel, dequantise, needs_hessian, quantise_model
+from fairway.quantise.gptq import QuantisedModel, dequantise, quantise_model
 from fairway.quantise.grid import QuantisedTensor
 from fairway.quantise.rates import row_classes, shifted
 from fairway.quantise.sensitivity import Curvature, curvatures
@@ -64,6 +64,7 @@ class Row:
     """A way to quantise: settings and constants, what is left out of it, and the text behind it.
 
     calibration: share of the tokens. looping: whether calibration reads with the recurrence on.
+    columns: whether columns have steps of their own.
     """
 
     settings: dict[str, object]
@@ -71,12 +72,14 @@ class Row:
     one_sided: bool = False
     calibration: float = 1.0
     looping: bool = True
+    columns: bool = False
 
 
 # What rows may change, as it is in the package.
 CONSTANTS = {
     "STATES": dependent.STATES, "STRIPE": dependent.STRIPE, "DAMP": dependent.DAMP,
-    "OUTPUT_DAMP": dependent.OUTPUT_DAMP,
+    "OUTPUT_DAMP": dependent.OUTPUT_DAMP, "FINEST": dependent.FINEST,
+    "COARSEST": dependent.COARSEST,
 }  # fmt: skip
 PARTS = {
     "trellis": Row({}),
@@ -87,8 +90,8 @@ PARTS = {
     "4 states": Row({"STATES": 4}),
     "8 states": Row({"STATES": 8}),
     "plain grid, bits weighed": Row({"STATES": 1, "rate_price": 0.1}, True, True),
-    "and steps by column": Row({"column_steps": True}),
-    "columns and bits weighed 0.12": Row({"column_steps": True, "rate_price": 0.12}),
+    "and steps by column": Row({}, columns=True),
+    "columns and bits weighed 0.12": Row({"rate_price": 0.12}, columns=True),
 }
 CHOICES = {
     "trellis alone": Row({}, uniform_steps=True, one_sided=True),
@@ -122,7 +125,7 @@ def ideal_bytes(state: Mapping[str, Tensor], quantised: QuantisedModel) -> float
             total += 2 * tensor.numel()
             continue
         classes_RC = row_classes(state[name].cpu().std(1) / tensor.scale)[:, None]
-        if tensor.columns is not None:
+        if tensor.columns is not None and tensor.columns.any():
             # A column's steps take about three bits in the artifact.
             classes_RC = shifted(classes_RC, -tensor.columns.long() // 2)
             total += 3 / 8 * len(tensor.columns)
@@ -288,7 +291,6 @@ class Bench:
 
     def hessians_of(self, share: float, looping: bool) -> dict[str, Tensor]:
         names = [n for n, w in self.state.items() if n.endswith(".weight") and w.ndim == 2]
-        names = [n for n in names if needs_hessian(n, self.state)]
         self.model.set_looping(looping)
         all_of_it = batches(self.ids(share), 2**40, self.plan.device)
         found = collect_hessians(self.model, all_of_it, names)
@@ -412,7 +414,8 @@ class Bench:
             costs = {n: Curvature(c.inputs, None, c.rows) for n, c in costs.items()}
         own = {key: value for key, value in row.settings.items() if not key.isupper()}
         config = replace(QuantConfig(method="trellis"), **own)  # type: ignore[arg-type]
-        for key, value in (CONSTANTS | row.settings).items():
+        alike = {} if row.columns else {"FINEST": 0.0, "COARSEST": 0.0}
+        for key, value in (CONSTANTS | alike | row.settings).items():
             if key.isupper():
                 setattr(dependent, key, value)
         plan = Plan(self.state, costs, config)

@@ -11,7 +11,6 @@ moments, which take a CPU ten minutes.
 import argparse
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import make_plan
 from fairway.pack.cabac import Side, encode_codes
 from fairway.pack.codec import compress
+from fairway.quantise import dependent
 from fairway.quantise.calibrate import collect_hessians
 from fairway.quantise.dependent import Plan
 from fairway.quantise.gptq import Matrix, QuantisedModel, dequantise, gptq_all, quantise_model
@@ -267,12 +267,15 @@ def main() -> None:
     )
     trials.rotated()
     trials.ordered(seed)
+    bounds = dependent.FINEST, dependent.COARSEST
+    dependent.FINEST = dependent.COARSEST = 0.0
     plan = Plan(state, costs, trials.trellis)
     level = plan.level_for(3.45)
     paths = plan.quantise(level)
     trials.quantised("trellis, base", paths)
     trials.corrections(paths)
-    plan = Plan(state, costs, replace(trials.trellis, column_steps=True))
+    dependent.FINEST, dependent.COARSEST = bounds
+    plan = Plan(state, costs, trials.trellis)
     trials.quantised("  steps by column", plan.quantise(plan.level_for(3.45)))
 
 

@@ -191,7 +191,7 @@ def run_mixture(data: bytes, words: Tokenizer, config: MixtureConfig) -> None:
         nats += out.sum()
     found = ppm.room(state.words)
     print(
-        f"  mixture of {config.experts}, variant {config.variant}, {config.weights}: "
+        f"  mixture of {config.experts}, variant {config.variant}: "
         f"{size / seconds / 1e6:.2f} MB/s, {1e6 * seconds / len(tokens):.2f} us per token, "
         f"{nats / len(tokens):.4f} nats per token (the model alone "
         f"{-np.log(probs[tokens]).mean():.4f}); tables {found.bytes / 1e9:.2f} GB, peak "

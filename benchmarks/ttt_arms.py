@@ -45,17 +45,11 @@ ARMS = [
     "small chunks:lora_chunks=8@64 24@512 48",
     "lr 1.5e-4 wd 0.5:lora_lr=1.5e-4,lora_wd=0.5",
     "no q v:lora_targets=k o mlp head",
-    "context 2560 plain:lora_context=2560,lora_rope=plain",
-    "several:lora_chunks=8@64 24@512 48,lora_lr=1.5e-4,lora_wd=0.5,"
-    "lora_targets=k o mlp head,lora_context=2560,lora_rope=plain",
-    "two peers:lora_peers=same",
+    "24:lora_chunks=24",
     "16@256 48:lora_chunks=16@256 48",
     "lr 1.5e-4 wd 0.25:lora_lr=1.5e-4,lora_wd=0.25",
     "8@256 24@2000 48:lora_chunks=8@256 24@2000 48",
-    "context 3072 plain:lora_context=3072,lora_rope=plain",
-    "context 2560 ntk:lora_context=2560",
-    "peers of two rates:lora_peers=lora_lr=2e-4",
-    "beta2 0.99 rank 80:lora_beta2=0.99,lora_rank=80",
+    "rank 80:lora_rank=80",
 ]
 _FIELD = re.compile(r",(?=[a-z_0-9]+=)")
 

@@ -20,11 +20,10 @@ from fairway.train.muon import Optimisers
 # Five layers: banks of 10 and 5 matrices, which neither two nor three ranks divide evenly.
 MODEL = ModelConfig(
     vocab_size=260, num_layers=5, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
-    xsa_layers=2, parallel_from=1, loop_first=0, loop_last=1, loop_extra=1, embed_bf16=False,
-    tie_embeddings=False, embed_dim=8,
+    parallel_from=1, loop_first=0, loop_last=1, loop_extra=1, embed_bf16=False,
 )  # fmt: skip
 CONFIG = OptimConfig(
-    matrix_wd=0.4, embed_wd=0.7, scalar_wd=0.9, embed_lr=0.03, head_lr=0.05, scalar_lr=0.07,
+    matrix_wd=0.4, embed_lr=0.03, scalar_lr=0.07,
     momentum_start=0.5, momentum=0.9, momentum_warmup_steps=4, grad_clip=0.0,
 )  # fmt: skip
 FIXED = [(3.4445, -4.7750, 2.0315)] * 5
@@ -38,13 +37,12 @@ POLAR = [
 
 
 def plain_update(
-    grad: Tensor, buffer: Tensor, mu: float, triples: list[Any], normalise: bool
+    grad: Tensor, buffer: Tensor, mu: float, triples: list[Any]
 ) -> tuple[Tensor, Tensor]:
     """Return (update, new buffer) of one matrix: momentum, rows, singular values, shape."""
     buffer = mu * buffer + grad
     u = grad + mu * buffer
-    if normalise:
-        u = u / u.square().sum(1, keepdim=True).sqrt()
+    u = u / u.square().sum(1, keepdim=True).sqrt()
     left, values, right = torch.linalg.svd(u, full_matrices=False)
     values = values / (u.square().sum().sqrt() + 1e-7)
     for a, b, c in triples:

@@ -29,7 +29,7 @@ def rotated(z: Tensor, c: ModelConfig) -> Tensor:
     """Turn pairs (j, j + half) of the first dimensions of [B, T, heads, K], one pair at a time."""
     z, half = z.clone(), c.rope_dims // 2
     for j in range(half):
-        f = torch.tensor(c.rope_base ** (-2 * j / c.rope_dims)).bfloat16().float()
+        f = torch.tensor(10_000.0 ** (-2 * j / c.rope_dims)).bfloat16().float()
         angle = (torch.arange(z.shape[1]) * f)[:, None]
         a, b = z[..., j].clone(), z[..., j + half].clone()
         z[..., j] = a * angle.cos() + b * angle.sin()
@@ -37,13 +37,11 @@ def rotated(z: Tensor, c: ModelConfig) -> Tensor:
     return z
 
 
-def gates(h: Tensor, w: State, kind: str) -> Tensor:
-    """One number per position and head: g = 2 sigmoid, sigmoid of a few features, or of all."""
-    if kind == "off":
+def gates(h: Tensor, w: State, features: int) -> Tensor:
+    """One number per position and head: 2 sigmoid of a few features."""
+    if not features:
         return torch.ones(1, dtype=h.dtype)
-    weight = w[f"attn.{kind}_gate"]
-    wanted = h[..., : weight.shape[1]]
-    return torch.sigmoid(wanted @ weight.T) * (2 if kind == "head" else 1)
+    return torch.sigmoid(h[..., :features] @ w["attn.head_gate"].T) * 2
 
 
 def unseen(ids: Tensor, window: int, separate: bool) -> Tensor:
@@ -61,26 +59,20 @@ def unseen(ids: Tensor, window: int, separate: bool) -> Tensor:
     return hidden
 
 
-def attention(
-    h: Tensor, more: Tensor | None, w: State, c: ModelConfig, xsa: bool, hidden: Tensor
-) -> Tensor:
+def attention(h: Tensor, w: State, c: ModelConfig, hidden: Tensor) -> Tensor:
     B, T, _ = h.shape
     K = c.dim // c.num_heads
     q = rotated(rms((h @ w["attn.c_q.weight"].T).view(B, T, -1, K)), c) * w["attn.q_gain"][:, None]
     k = rotated(rms((h @ w["attn.c_k.weight"].T).view(B, T, -1, K)), c)
-    v = h @ w["attn.c_v.weight"].T
-    if more is not None:
-        v = v + w["attn.x0_gate"] * more
-    v = v.view(B, T, -1, K)
-    open_ = gates(h, w, c.attn_gate).expand(B, T, c.num_heads)
+    v = (h @ w["attn.c_v.weight"].T).view(B, T, -1, K)
+    open_ = gates(h, w, c.gate_features).expand(B, T, c.num_heads)
     heads = []
     for head in range(c.num_heads):
         g = head // (c.num_heads // c.num_kv_heads)
         scores = q[:, :, head] @ k[:, :, g].mT / math.sqrt(K)
         y = scores.masked_fill(hidden, -math.inf).softmax(-1) @ v[:, :, g]
-        if xsa:
-            unit = v[:, :, g] / v[:, :, g].norm(dim=-1, keepdim=True).clamp_min(1e-12)
-            y = y - (y * unit).sum(-1, keepdim=True) * unit
+        unit = v[:, :, g] / v[:, :, g].norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        y = y - (y * unit).sum(-1, keepdim=True) * unit
         heads.append(y * open_[:, :, head, None])
     return torch.cat(heads, -1) @ w["attn.proj.weight"].T
 
@@ -96,7 +88,6 @@ class Given:
     """What every block is given."""
 
     x0: Tensor
-    more: Tensor | None
     ids: Tensor
     separate: bool
 
@@ -110,9 +101,8 @@ def block(i: int, lanes: list[Tensor], given: Given, p: State, c: ModelConfig) -
     w = {n.split(".", 2)[2]: t for n, t in p.items() if n.startswith(f"blocks.{i}.")}
     s = 1 / math.sqrt(i + 1)
     u = w["resid_mix"][0] * lanes[0] + w["resid_mix"][1] * given.x0
-    xsa = i >= c.num_layers - c.xsa_layers
     hidden = unseen(given.ids, window_of(i, c), given.separate)
-    a = w["attn_scale"] * attention(rms(u) * s, given.more, w, c, xsa, hidden)
+    a = w["attn_scale"] * attention(rms(u) * s, w, c, hidden)
     parallel = i >= c.parallel_from
     if parallel and c.lanes == 2:
         first, second = lanes[0], lanes[-1]
@@ -142,14 +132,7 @@ def embedded(p: State, c: ModelConfig, ids: Tensor) -> Tensor:
             gate = torch.sigmoid(e[:, t, :12] @ p["smear_gate"]) * (ids[:, t] != 1)
             out.append((e[:, t] + p["smear_lambda"] * gate[:, None] * e[:, t - 1])[:, None])
         e = torch.cat(out, 1)
-    return rms(e) @ p["embed_proj.weight"].T if c.embed_dim else rms(e)
-
-
-def capped(z: Tensor, p: State, c: ModelConfig) -> Tensor:
-    if not c.softcap_skew:
-        return c.softcap * torch.tanh(z / c.softcap)
-    above, below = (c.softcap * torch.exp(p["cap_skew"][n]) for n in range(2))
-    return torch.where(z >= 0, above * torch.tanh(z / above), below * torch.tanh(z / below))
+    return rms(e)
 
 
 def loss(
@@ -162,7 +145,7 @@ def loss(
 ) -> Tensor:
     """Return the mean loss in nats per token, in the parameters' dtype."""
     x0 = embedded(p, c, ids)
-    given = Given(x0, x0 @ p["x0_proj.weight"].T if c.x0_values else None, ids, separate)
+    given = Given(x0, ids, separate)
     lanes, stack = [x0], list[Tensor]()
     encoder, decoder = order(c, looping)
     for i in encoder:
@@ -175,10 +158,8 @@ def loss(
             # The second lane begins where the first such block reads the joined stream.
             lanes = [joined, *lanes[1:]]
         lanes = block(i, lanes, given, p, c)
-    x = rms(sum(lanes) / len(lanes))
-    x = x @ p["head_proj.weight"].T if c.embed_dim else x
-    head = p["tok_emb.weight"] if c.tie_embeddings else p["head.weight"]
-    return F.cross_entropy(capped(x @ head.T, p, c).flatten(0, 1), targets.flatten())
+    logits = rms(sum(lanes) / len(lanes)) @ p["tok_emb.weight"].T
+    return F.cross_entropy((30.0 * torch.tanh(logits / 30.0)).flatten(0, 1), targets.flatten())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -221,9 +202,9 @@ class Learner:
             if w.ndim == 2 and name.startswith("blocks.") and "resid_mix" not in name:
                 self._muon(name, w, g, rate)
             elif name == "tok_emb.weight":
-                self._adam(name, w, g, rate * c.embed_lr, c.embed_wd)
+                self._adam(name, w, g, rate * c.embed_lr, 0.085)
             else:
-                self._adam(name, w, g, rate * c.scalar_lr, c.scalar_wd)
+                self._adam(name, w, g, rate * c.scalar_lr, 0.02)
         self.steps += 1
         for name, w in self.weights.items():
             self.average[name] = decay * self.average[name] + (1 - decay) * w
@@ -243,8 +224,8 @@ class Learner:
     def _adam(self, name: str, w: Tensor, g: Tensor, lr: float, wd: float) -> None:
         c, t = self.config, self.steps + 1
         first, second = self.moments.setdefault(name, [torch.zeros_like(w), torch.zeros_like(w)])
-        first.mul_(c.beta1).add_((1 - c.beta1) * g)
+        first.mul_(0.9).add_(0.1 * g)
         second.mul_(c.beta2).add_((1 - c.beta2) * g * g)
         w.mul_(1 - lr * wd)
         root = (second / (1 - c.beta2**t)).sqrt() + 1e-8
-        w.sub_(lr * (first / (1 - c.beta1**t)) / root)
+        w.sub_(lr * (first / (1 - 0.9**t)) / root)

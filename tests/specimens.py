@@ -21,7 +21,7 @@ from fairway.quantise.grid import QuantisedTensor, scale_of
 
 TINY = ModelConfig(
     vocab_size=260, num_layers=2, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8, rope_dims=2,
-    xsa_layers=2, parallel_from=1, loop_first=0, loop_last=1, loop_extra=1,
+    parallel_from=1, loop_first=0, loop_last=1, loop_extra=1,
 )  # fmt: skip
 PUNY = replace(TINY, num_layers=1, loop_extra=0)
 # A stand-in for the tokenizer: the container knows its bytes, digest and size only.

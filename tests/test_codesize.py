@@ -28,7 +28,7 @@ LIMIT = 110_000
 # Recipe `best`, but for the sizes of its parts.
 BEST = (
     "pack.code_bytes=auto", "quant.method=trellis", "quant.rate_price=0.12", "quant.fit=true",
-    "quant.column_steps=true", "quant.gradient_tokens=1024", "pack.codec=cabac",
+    "quant.gradient_tokens=1024", "pack.codec=cabac",
     "ttt.method=lora", "ttt.lora_rank=4", "ttt.lora_chunks=16", "prove.bytes=0", "audit.budget_s=0",
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ SETTINGS = [f"model.{name}={value}" for name, value in ALL.items()]
 TRAINED = [
     "train.documents=true", "train.windows=8@0.3 16@0.6",
     "optim.momentum_buffers=3", "optim.row_beta=0.9", "optim.newton=0.5", "optim.cautious=true",
-    "optim.row_floor=0.5", "optim.min_lr=0.1",
+    "optim.min_lr=0.1",
     "quant.lqer_rank=2", "train.rate_errors=noise", "train.rate_weight=0.1", "quant.min_numel=256",
     "data.shuffle_documents=true",
 ]  # fmt: skip
@@ -31,8 +31,7 @@ def test_every_stage_takes_every_feature(
     config = tiny(
         *SETTINGS, *TRAINED, f"ttt.method={method}", f"prove.method={proving}", "prove.bytes=60",
         "quant.method=trellis", "quant.gradient_tokens=512", "pack.codec=cabac",
-        "ttt.lora_rank=2", "ttt.lora_chunks=4@8 16", "ttt.lora_context=80", "ttt.lora_peers=same",
-        "ttt.lora_rope=plain", "audit.budget_s=1", "data.val_bytes=700",
+        "ttt.lora_rank=2", "ttt.lora_chunks=4@8 16", "audit.budget_s=1", "data.val_bytes=700",
     )  # fmt: skip
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
     with pipeline.writing():

@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-3
 # A trellis with steps by column, our own coder, adapters per document, experts, proven together.
 RICH = (
-    "quant.method=trellis", "quant.column_steps=true", "quant.gradient_tokens=512",
+    "quant.method=trellis", "quant.gradient_tokens=512",
     "pack.codec=cabac", "ttt.method=lora", "ttt.lora_rank=4", "ttt.lora_chunks=16",
     "mixture.experts=ppm match tilt", "mixture.base=lora", "prove.method=lora", "prove.bytes=120",
     "audit.budget_s=0",

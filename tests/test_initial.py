@@ -93,7 +93,7 @@ def test_such_a_run_goes_on_learning_and_tells_where_it_began(
         (["model.dim=32"], "model.dim is 64 there and 32 here"),
         (["model.mlp_dim=64", "model.smear=true"], "model.mlp_dim is 128 there and 64 here, "),
         (["model.num_layers=3"], "model.num_layers is 4 there and 3 here"),
-        (["model.attn_gate=head"], "model.attn_gate is off there and head here"),
+        (["model.gate_features=3"], "model.gate_features is 0 there and 3 here"),
     ],
 )
 def test_other_shapes_are_refused_with_both_values(

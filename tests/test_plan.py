@@ -50,9 +50,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         [],
         ["model.loop_extra=2", "model.num_layers=5", "model.loop_last=3"],
-        ["model.tie_embeddings=false", "model.embed_dim=64", "model.x0_values=true"],
         [
-            "model.attn_gate=dense",
+            "model.gate_features=16",
             "model.num_heads=4",
             "model.num_kv_heads=2",
             "model.rope_dims=16",
@@ -68,9 +67,7 @@ def test_a_size_is_that_of_the_model_and_its_products(changes: list[str]) -> Non
     few = sum(w.numel() for name, w in named.items() if "skip" in name or w.ndim < 2)
     assert 0 <= matrices - size.matrices <= few + 16 * model.dim * model.num_layers
     assert size.parameters <= num_parameters(model) <= size.parameters + few + 16 * model.dim * 8
-    # A table that reads and one that predicts are two, of which only one is multiplied with.
-    double = 1 if model.tie_embeddings else 2
-    assert size.embedding == double * model.vocab_size * (model.embed_dim or model.dim)
+    assert size.embedding == model.vocab_size * model.dim
 
 
 def test_a_loop_costs_its_visits_and_no_parameter() -> None:

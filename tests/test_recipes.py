@@ -26,34 +26,23 @@ LOGGED = {
     "model.vocab_size": 8192,
     "model.num_layers": 11,
     "model.dim": 512,
-    "model.embed_dim": 0,
     "model.num_heads": 8,
     "model.num_kv_heads": 4,
     "model.mlp_dim": 4.0 * 512,
     "model.rope_dims": 16,
-    "model.rope_base": 10_000.0,
     "model.rope_train_len": 2048,
     "model.qk_gain": 5.25,
-    "model.xsa_layers": 11,
-    "model.softcap": 30.0,
     "model.parallel_from": 7,
-    "model.skip_gates": True,
     "model.loop_first": 3,
     "model.loop_last": 5,
     "model.loop_extra": 2,
-    "model.tie_embeddings": True,
     "optim.matrix_lr": 0.022,
     "optim.matrix_wd": 0.095,
     "optim.momentum": 0.99,
     "optim.momentum_start": 0.92,
     "optim.momentum_warmup_steps": 1500,
-    "optim.row_normalise": True,
     "optim.embed_lr": 0.03,
-    "optim.embed_wd": 0.085,
-    "optim.head_lr": 0.008,
     "optim.scalar_lr": 0.02,
-    "optim.scalar_wd": 0.02,
-    "optim.beta1": 0.9,
     "optim.beta2": 0.95,
     "optim.grad_clip": 0.3,
     "optim.warmdown_share": 0.72,
@@ -79,7 +68,6 @@ LOGGED = {
 }
 # What the logs do not print: read in the sources.
 READ = {
-    "model.skips": True,
     "model.embed_bf16": True,
     "model.smear": False,
     "optim.newton_schulz": "fixed",
@@ -154,7 +142,7 @@ def test_best_on_eight_gpus_trains_as_the_seed_does() -> None:
 # What the three logs of #1874 print with one value, by our names; what they share with #1858's is
 # in LOGGED. The rank and alpha of adapters, phases and warm matrices A: logs and source.
 LOGGED_1874 = {
-    "model.lanes": 2, "model.parallel_from": 8, "model.smear": True, "model.attn_gate": "head",
+    "model.lanes": 2, "model.parallel_from": 8, "model.smear": True,
     "model.gate_features": 24,
     "optim.matrix_lr": 0.026, "optim.momentum": 0.97, "optim.newton_schulz": "polar_express",
     "optim.warmdown_share": 0.75, "optim.min_lr": 0.1,
@@ -169,9 +157,8 @@ LOGGED_1874 = {
 def test_every_setting_is_that_of_the_logs_of_1874() -> None:
     assert differing(recipe("pr1858"), recipe("pr1874")) == {"recipe": "pr1874"} | LOGGED_1874
     same = {
-        "quant.lqer_matrices": 3, "quant.lqer_norm": "weights", "ttt.lora_alpha": 144.0,
-        "ttt.lora_lr": 1e-4, "ttt.lora_beta2": 0.999, "ttt.lora_wd": 1.0, "ttt.lora_chunks": "48",
-        "ttt.lora_documents": 64, "ttt.lora_warm": True, "train.shards": 80, "optim.beta2": 0.95,
+        "ttt.lora_alpha": 144.0, "ttt.lora_lr": 1e-4, "ttt.lora_wd": 1.0, "ttt.lora_chunks": "48",
+        "ttt.lora_documents": 64, "train.shards": 80, "optim.beta2": 0.95,
     }  # fmt: skip
     found = values(recipe("pr1874"))
     assert {name: found[name] for name in same} == same

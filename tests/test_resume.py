@@ -21,7 +21,7 @@ def test_what_optimisers_remember_is_resumed(
     stop_at: int,
 ) -> None:
     config = tiny(
-        "optim.row_beta=0.9", "optim.cautious=true", "optim.row_floor=1",
+        "optim.row_beta=0.9", "optim.cautious=true",
         "optim.momentum_buffers=3", "train.windows=8@0.3",
     )  # fmt: skip
     whole = run(config, data_folder, tmp_path / "whole")

@@ -323,7 +323,7 @@ def test_micro_steps_add_up_to_the_batch(
 CHANGES = [
     "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=20",
     "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1",
-    "optim.row_beta=0.9", "optim.row_floor=5",
+    "optim.row_beta=0.9",
     "data.shuffle_documents=true",
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from fairway.train import rules
 
 TINY = ModelConfig(
     vocab_size=260, num_layers=3, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
-    xsa_layers=3, parallel_from=2, loop_first=1, loop_last=1, loop_extra=1,
+    parallel_from=2, loop_first=1, loop_last=1, loop_extra=1,
 )  # fmt: skip
 
 

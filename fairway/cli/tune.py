@@ -19,7 +19,7 @@ from fairway.cli.options import file_option, path_argument, whole_option
 from fairway.config.settings import MOST_SEED
 
 # Settings of test-time training that say what adapters are and how they learn.
-_TAKEN = ("lora_targets", "lora_rank", "lora_alpha", "lora_lr", "lora_beta2", "lora_wd")
+_TAKEN = ("lora_targets", "lora_rank", "lora_alpha", "lora_lr", "lora_wd")
 
 
 def tune(

@@ -33,12 +33,6 @@ def check(config: Config) -> None:
             "the other to 0"
         )
     _check_training(config)
-    quant = config.quant
-    if quant.lqer_rank and quant.lqer_norm == "outputs" and quant.method == "round":
-        raise UserError(
-            "quant.lqer_norm=outputs needs calibration text, which quant.method=round does not "
-            "read; set quant.method=gptq, or quant.lqer_norm=weights"
-        )
     _check_scoring(config)
 
 
@@ -87,12 +81,6 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(
             f"the recurrence runs over blocks {model.loop_first} to {model.loop_last}, but the "
             f"model has {model.num_layers}; set model.loop_last below that, or model.loop_extra=0"
-        )
-
-    if model.softcap_skew and not model.softcap:
-        raise UserError(
-            "model.softcap_skew needs a cap, but model.softcap is 0; set model.softcap to 30, "
-            "or model.softcap_skew=false"
         )
     leaves = model.loop_first < model.parallel_from <= model.loop_last
     if model.lanes > 1 and model.loop_extra and leaves:
@@ -224,13 +212,11 @@ def check_ttt(ttt: TttConfig, score: ScoreConfig) -> None:
             f"ttt.lora_targets '{ttt.lora_targets}' must name some of "
             f"{', '.join(LORA_TARGETS)}, each once"
         )
-    lora_peers(ttt)
-    longest, context = max(size for size, _ in lora_chunks(ttt)), lora_context(ttt, score)
-    if longest > context:
-        name = "ttt.lora_context" if ttt.lora_context else "score.seq_len"
+    longest = max(size for size, _ in lora_chunks(ttt))
+    if longest > score.seq_len:
         raise UserError(
-            f"ttt.lora_chunks '{ttt.lora_chunks}' has a size of {longest}, but {name} is "
-            f"{context}; lower the size or raise {name}"
+            f"ttt.lora_chunks '{ttt.lora_chunks}' has a size of {longest}, but score.seq_len is "
+            f"{score.seq_len}; lower the size or raise score.seq_len"
         )
 
 
@@ -265,46 +251,6 @@ def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
             "a proof reads documents in their order and does not change the model's weights; set "
             "ttt.lora_sort=false and ttt.lora_phases=0"
         )
-
-
-# In what peers may differ from the first adapters, and how many there may be.
-_PEER_SETTINGS = ("lora_rank", "lora_alpha", "lora_lr", "lora_beta2", "lora_wd")
-_MOST_PEERS = 4
-
-
-def lora_peers(ttt: TttConfig) -> list[TttConfig]:
-    """Return the settings of all adapters that predict together, the first ones' first."""
-    alone = dataclasses.replace(ttt, lora_peers="")
-    found = [alone, *(_peer(alone, word) for word in ttt.lora_peers.split())]
-    if len(found) > _MOST_PEERS:
-        raise UserError(
-            f"ttt.lora_peers '{ttt.lora_peers}' names {len(found) - 1} adapters in addition to "
-            f"the first; name at most {_MOST_PEERS - 1}"
-        )
-    return found
-
-
-def _peer(alone: TttConfig, word: str) -> TttConfig:
-    changed: dict[str, Any] = {}
-    for part in [] if word == "same" else word.split("+"):
-        name, _, text = part.partition("=")
-        _check_names("setting in ttt.lora_peers", [name], _PEER_SETTINGS)
-        kind = type(getattr(alone, name))
-        try:
-            changed[name] = kind(text)
-        except ValueError:
-            usual = f"{name}={getattr(alone, name)}"
-            raise UserError(
-                f"ttt.lora_peers has '{part}'; write a number, as in '{usual}'"
-            ) from None
-    peer: TttConfig = dataclasses.replace(alone, **changed)
-    _check_bounds(peer, "ttt.lora_peers: ttt.")
-    return peer
-
-
-def lora_context(ttt: TttConfig, score: ScoreConfig) -> int:
-    """Return how many tokens of a document are seen at once."""
-    return ttt.lora_context or score.seq_len
 
 
 def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:

@@ -56,9 +56,6 @@ class TttConfig:
     lr: float = opt(
         0.005, "Initial learning rate; it follows a cosine down to 0 (sgd).", lo=0.0, hi=10.0
     )
-    confidence: bool = opt(
-        False, "Weight each token by its cost divided by the mean cost (sgd, ConfTTT)."
-    )
     lora_targets: str = opt(
         "q k v o mlp head", "Matrices that get adapters, chosen from q k v o mlp head (lora)."
     )
@@ -67,34 +64,13 @@ class TttConfig:
         144.0, "Adapters are multiplied by alpha / rank (lora).", lo=0.0, hi=1e6
     )
     lora_lr: float = opt(1e-4, "Learning rate of AdamW (lora).", lo=0.0, hi=1.0)
-    lora_beta2: float = opt(0.999, "Decay of AdamW's second moment (lora).", lo=0.0, hi=1.0)
     lora_wd: float = opt(1.0, "Decoupled weight decay of AdamW (lora).", lo=0.0, hi=1000.0)
-    lora_peers: str = opt(
-        "",
-        "More sets of adapters; the predictions of all sets are averaged. Name each by 'same'"
-        " (another random start) or by its own settings, 'lora_lr=2e-4+lora_rank=48' (lora).",
-    )
     lora_chunks: str = opt(
         "48",
         "Tokens between two training steps. '8@256 24@2000 48' means every 8 tokens until token 256"
         " of a document, every 24 until token 2000, then every 48 (lora).",
     )
-    lora_context: int = opt(
-        0,
-        "Longest context within a document, in tokens; 0 uses score.seq_len (lora).",
-        lo=0,
-        hi=1_048_576,
-    )
-    lora_rope: str = opt(
-        "ntk",
-        "Rotary frequencies of contexts longer than model.rope_train_len: with a larger base (ntk),"
-        " or as in training (plain) (lora).",
-        choices=("ntk", "plain"),
-    )
     lora_documents: int = opt(64, "Documents scored side by side (lora).", lo=1, hi=65_536)
-    lora_warm: bool = opt(
-        True, "Keep the A matrices of the adapters from one batch of documents to the next (lora)."
-    )
     lora_lanes: int = opt(
         8,
         "Number of independent sequences of batches, divided among the processes (lora).",
@@ -130,17 +106,6 @@ class MixtureConfig:
         "What predicts the end of a token: the model alone (A), or model and counts (B).",
         choices=("A", "B"),
     )
-    weights: str = opt(
-        "share",
-        "Weight of the model: constant (fixed), set by the confidence of ppm (gate), or learned"
-        " while scoring (share).",
-        choices=("fixed", "gate", "share"),
-    )
-    weight: float = opt(
-        0.9, "Weight of the model; the initial weight if it is learned.", lo=0.0, hi=1.0
-    )
-    order: int = opt(5, "Longest context of ppm, in bytes.", lo=0, hi=8)
-    per_document: bool = opt(False, "Start every document with an empty context (ppm).")
     memory_mb: int = opt(4000, "Largest memory for the counts, in megabytes (ppm).", lo=8)
     published: bool = opt(
         False, "Also report the mixture of #1858, whose probabilities do not sum to 1."

@@ -19,19 +19,22 @@ _PATHS = ("data.source", "train.init", "train.replay")
 # Settings of earlier days. All but one are constants of the code that uses them.
 _FIXED = {
     "data": "shard_tokens",
-    "model": "leak layer_scale embed_std reads",
+    "model": "leak layer_scale embed_std reads embed_dim xsa_layers softcap softcap_skew skips "
+    "skip_gates tie_embeddings x0_values rope_base",
     "optim": "newton_schulz_steps eps radius momentum_end momentum_fall grad_power embed_beta2 "
-    "cool_power",
+    "cool_power row_normalise head_lr row_floor beta1 embed_wd scalar_wd",
     "train": "log_every_s",
-    "quant": "damp block act_order states gradient_damp stripe tune_lr tune_steps",
+    "quant": "damp block act_order states gradient_damp stripe tune_lr tune_steps column_steps "
+    "lqer_matrices lqer_norm",
     "pack": "shuffle",
-    "ttt": "momentum grad_clip batch_seqs lora_eps lora_phase_lr lora_confidence",
+    "ttt": "momentum grad_clip batch_seqs confidence lora_eps lora_phase_lr lora_confidence "
+    "lora_beta2 lora_peers lora_context lora_rope lora_warm",
     "prove": "streams",
-    "mixture": "low_weight threshold switch method exclusion match_min match_rate tilt_beta "
-    "tilt_bits published_order published_tokens published_threshold published_low published_high "
-    "published_hijack",
+    "mixture": "weights weight order per_document low_weight threshold switch method exclusion "
+    "match_min match_rate tilt_beta tilt_bits published_order published_tokens "
+    "published_threshold published_low published_high published_hijack",
 }
-_RENAMED = {"quant.fill": "quant.fit"}
+_RENAMED = {"quant.fill": "quant.fit", "model.attn_gate": "model.gate_features"}
 
 # Longer numbers fit no setting, and Python refuses to read those of thousands of digits.
 MAX_CHARACTERS = 100

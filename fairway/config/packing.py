@@ -49,22 +49,12 @@ class QuantConfig:
     gradient_tokens: int = opt(
         1_048_576, "Training tokens from which sensitivities are estimated (trellis).", lo=1
     )
-    column_steps: bool = opt(
-        False, "Use finer steps in the columns whose errors raise the loss most (trellis)."
-    )
     lqer_rank: int = opt(
         0,
-        "Rank of the low-rank correction (LQER) that is stored with the matrices whose quantisation"
-        " errors are the largest; 0 is off.",
+        "Rank of the low-rank correction (LQER) that is stored with the three matrices whose"
+        " quantisation errors are the largest; 0 is off.",
         lo=0, hi=64,
     )  # fmt: skip
-    lqer_matrices: int = opt(3, "Number of matrices that get a correction (LQER).", lo=1, hi=1000)
-    lqer_norm: str = opt(
-        "weights",
-        "What a correction minimises (LQER): the squared error of the weights (weights), or that of"
-        " the matrix's outputs on the calibration text (outputs).",
-        choices=("weights", "outputs"),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,31 +75,17 @@ class ModelConfig:
     vocab_size: int = opt(8192, "Number of tokens in the vocabulary.", lo=260, hi=65_535)
     num_layers: int = opt(11, "Number of transformer blocks.", lo=1, hi=256)
     dim: int = opt(512, "Width of the residual stream.", lo=8, hi=16_384)
-    embed_dim: int = opt(
-        0, "Width of a factorised embedding; 0 turns factorisation off.", lo=0, hi=16_384
-    )
     num_heads: int = opt(8, "Number of query heads.", lo=1, hi=256)
     num_kv_heads: int = opt(4, "Number of key and value heads.", lo=1, hi=256)
     mlp_dim: int = opt(2048, "Hidden width of the MLP.", lo=8, hi=65_536)
     rope_dims: int = opt(
         16, "Dimensions of each head that RoPE (rotary positions) rotates.", lo=0, hi=1024
     )
-    rope_base: float = opt(10_000.0, "Base of the RoPE frequencies.", lo=1.0)
     rope_train_len: int = opt(
-        2048, "Longest sequence that uses rope_base; longer ones use a larger base.", lo=1
+        2048, "Longest sequence with the RoPE base 10,000; longer ones use a larger base.", lo=1
     )
     qk_gain: float = opt(
         5.25, "Initial scale of the queries; each head learns its own.", lo=0.01, hi=100.0
-    )
-    xsa_layers: int = opt(
-        11,
-        "Number of last layers with exclusive self-attention (XSA): it removes from the output"
-        " of attention the component along the token's own value vector.",
-        lo=0,
-    )
-    softcap: float = opt(30.0, "Logits become softcap * tanh(logits / softcap); 0 is off.", lo=0.0)
-    softcap_skew: bool = opt(
-        False, "Learn two soft caps: one for positive logits, one for negative logits (AsymLogit)."
     )
     parallel_from: int = opt(7, "First block whose MLP runs in parallel with attention.", lo=0)
     lanes: int = opt(
@@ -108,14 +94,11 @@ class ModelConfig:
         lo=1,
         hi=2,
     )
-    skips: bool = opt(True, "Add U-Net skip connections from the first layers to the last.")
-    skip_gates: bool = opt(True, "Scale every skip connection by a learned gate.")
     loop_first: int = opt(3, "First block of the loop (depth recurrence).", lo=0)
     loop_last: int = opt(5, "Last block of the loop.", lo=0)
     loop_extra: int = opt(
         2, "Number of extra runs of the looped blocks; 0 turns the loop off.", lo=0, hi=16
     )
-    tie_embeddings: bool = opt(True, "Use the embedding matrix as the output head as well.")
     embed_bf16: bool = opt(True, "Store the embedding and its Adam moments in bfloat16.")
     smear: bool = opt(
         False, "Add part of the previous token's embedding to each token's embedding (SmearGate)."
@@ -125,18 +108,12 @@ class ModelConfig:
         "Attention window of each layer, in tokens, such as '512 512 0'. 0 means no limit. The last"
         " number applies to all further layers. Empty means no limit.",
     )
-    x0_values: bool = opt(
-        False, "Add a gated projection of token embeddings to the values of every layer."
-    )
-    attn_gate: str = opt(
-        "off",
-        "Multiply the output of each attention head by a gate. The gate reads"
-        " model.gate_features features of its input and starts at 1 (head) or 1/2 (sparse), or it"
-        " reads all features (dense).",
-        choices=("off", "head", "dense", "sparse"),
-    )
     gate_features: int = opt(
-        12, "Input features that a gate of heads reads (head, sparse).", lo=1, hi=16_384
+        0,
+        "Multiply the output of each attention head by a learned gate that reads this many features"
+        " of its input; 0 turns the gates off.",
+        lo=0,
+        hi=16_384,
     )
 
 
@@ -154,12 +131,6 @@ class OptimConfig:
         "Decay of the second moment per neuron in NorMuon; 0 turns NorMuon off.",
         lo=0.0,
         hi=0.9999,
-    )
-    row_floor: float = opt(
-        0.0,
-        "Smallest norm of a row of Muon's update, as a share of that row of weights; 0 is off.",
-        lo=0.0,
-        hi=100.0,
     )
     momentum: float = opt(0.99, "Momentum of Muon after its warm-up.", lo=0.0, hi=0.9999)
     momentum_start: float = opt(0.92, "Momentum of Muon at the first step.", lo=0.0, hi=0.9999)
@@ -185,13 +156,8 @@ class OptimConfig:
         lo=0.0,
         hi=1000.0,
     )
-    row_normalise: bool = opt(True, "Divide rows by their norms before Newton-Schulz (MuonEq-R).")
     embed_lr: float = opt(0.03, "AdamW learning rate of the embedding.", lo=0.0, hi=10.0)
-    embed_wd: float = opt(0.085, "AdamW weight decay of the embedding.", lo=0.0, hi=10.0)
-    head_lr: float = opt(0.008, "AdamW learning rate of an untied output head.", lo=0.0, hi=10.0)
     scalar_lr: float = opt(0.02, "AdamW learning rate of gains, scales and gates.", lo=0.0, hi=10.0)
-    scalar_wd: float = opt(0.02, "AdamW weight decay of gains, scales and gates.", lo=0.0, hi=10.0)
-    beta1: float = opt(0.9, "Decay of AdamW's first moment.", lo=0.0, hi=0.9999)
     beta2: float = opt(0.95, "Decay of AdamW's second moment.", lo=0.0, hi=0.99999)
     grad_clip: float = opt(
         0.3, "Gradients with a larger norm are scaled down to this; 0 turns it off.", lo=0.0

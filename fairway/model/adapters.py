@@ -24,7 +24,7 @@ from torch import Tensor
 from fairway.config.checks import LORA_TARGETS
 from fairway.model.block import Walk
 from fairway.model.gpt import GPT
-from fairway.model.operations import Extra, Extras, Rope
+from fairway.model.operations import Extras, Rope
 
 
 def _outputs(model: GPT, target: str) -> int:
@@ -171,32 +171,4 @@ class _Extra:
         if scale_O is not None:
             extra_BTO = extra_BTO * scale_O.to(extra_BTO.dtype)
         whole_BTC[:, :, first : first + extra_BTO.shape[2]] += extra_BTO
-        return whole_BTC
-
-
-class Beside:
-    """Several sets of adapters with the same targets, each for its part of a batch's rows."""
-
-    def __init__(self, sets: Sequence[Adapters]) -> None:
-        self._sets = sets
-
-    def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
-        """Return what the adapters of some targets of a visit add for an input, and the input."""
-        parts = zip(self._sets, x_BTD.chunk(len(self._sets)), strict=True)
-        found = [own.read(visit, part_BTD, targets)[0] for own, part_BTD in parts]
-        return {target: _Several([own[target] for own in found]) for target in found[0]}, x_BTD
-
-
-@dataclass(frozen=True, slots=True)
-class _Several:
-    parts: Sequence[Extra]
-
-    def value(self) -> Tensor:
-        """Return what is added, [B, T, O]."""
-        return torch.cat([part.value() for part in self.parts])
-
-    def add_(self, whole_BTC: Tensor, first: int, scale_O: Tensor | None) -> Tensor:
-        """Return `whole` with it added, scaled, to its columns from `first` on, in place."""
-        for part, own_BTC in zip(self.parts, whole_BTC.chunk(len(self.parts)), strict=True):
-            part.add_(own_BTC, first, scale_O)
         return whole_BTC

@@ -4,7 +4,7 @@ A `Visit` holds the inputs of one visit of a block, apart from the stream; a `Wa
 all visits. The walk chooses whether plain formulas or kernels compute a step; the block does not.
 
 Shapes: B batch, T time, D width, C outputs of several projections, H query heads, S features of a
-gate, or shares of a token; R hidden width of the network that chooses the shares.
+gate.
 """
 
 import functools
@@ -28,8 +28,6 @@ from fairway.model.seen import ALL, Documents, Seen
 LEAK = 0.5
 # The initial share of its own lane that a block with two lanes keeps.
 LANE_KEEP = 1.1
-# The deviation of initial dense gates of heads.
-GATE_STD = 0.01
 
 
 class Linear(nn.Linear):
@@ -85,8 +83,6 @@ class Visit:
     number: int
     operations: Operations
     given: Walk
-    # The addition of embeddings to the values of attention, before the gate of each layer.
-    x0_values_BTC: Tensor | None
 
     def attention(self, own: attention.Attention, window: int) -> attention.Attention:
         """Return the attention function of the visit, limited to a window and to its documents."""
@@ -110,46 +106,32 @@ class Attention(nn.Module):
         "c_v.weight": matrix("value"),
         "proj.weight": matrix("attention output", kinds.zeros),
         "q_gain": scalar(kinds.ones),
-        "x0_gate": scalar(kinds.zeros),
         "head_gate": scalar(kinds.zeros),
-        "sparse_gate": scalar(kinds.zeros),
-        "dense_gate": scalar(kinds.normal(GATE_STD)),
     }
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         kv_dim = config.dim // config.num_heads * config.num_kv_heads
-        exclude_self = layer >= config.num_layers - config.xsa_layers
         self.own_window = self.window = layer_windows(config)[layer]
-        self.heads = Heads(config.num_heads, config.num_kv_heads, exclude_self)
+        self.heads = Heads(config.num_heads, config.num_kv_heads)
         self.c_q = Linear(config.dim, config.dim)
         self.c_k = Linear(config.dim, kv_dim)
         self.c_v = Linear(config.dim, kv_dim)
         self.proj = Linear(config.dim, config.dim)
         self.q_gain = nn.Parameter(torch.empty(config.num_heads))
-        if config.x0_values:
-            self.x0_gate = nn.Parameter(torch.empty(1))
-        self.gate = config.attn_gate
-        if self.gate != "off":
-            features = config.dim if self.gate == "dense" else min(config.gate_features, config.dim)
-            gate_HS = nn.Parameter(torch.empty(config.num_heads, features))
-            self.register_parameter(f"{self.gate}_gate", gate_HS)
+        self.gated = config.gate_features > 0
+        if self.gated:
+            features = min(config.gate_features, config.dim)
+            self.head_gate = nn.Parameter(torch.empty(config.num_heads, features))
         self.attend: attention.Attention = attention.plain
 
     def forward(self, h_BTD: Tensor, extras: Extras, visit: Visit) -> tuple[Tensor, Tensor]:
         """Return (the input of the output projection, [B, T, D]; h)."""
         steps = visit.operations
         projected, h_BTD = steps.project(h_BTD, (self.c_q, self.c_k, self.c_v), extras)
-        if visit.x0_values_BTC is not None:
-            more_BTC = self.x0_gate.to(h_BTD.dtype) * visit.x0_values_BTC
-            projected = steps.add_values(projected, more_BTC)
         attend = visit.attention(self.attend, self.window)
         y_BTC = steps.attend(projected, self.q_gain, visit.given.rope, attend, self.heads)
-        if self.gate != "off":
-            # Pull requests #1667 (head), #1736 (dense) and #1787 (sparse).
-            gate_HS = self.get_parameter(f"{self.gate}_gate")
-            y_BTC = steps.gated(y_BTC, h_BTD, gate_HS, 2.0 if self.gate == "head" else 1.0)
-        return y_BTC, h_BTD
+        return steps.gated(y_BTC, h_BTD, self.head_gate) if self.gated else y_BTC, h_BTD
 
 
 class MLP(nn.Module):

@@ -34,7 +34,7 @@ def _visits(model: GPT) -> int:
 class Cache:
     """What a model has read of up to `room` positions in each of `rows` rows.
 
-    Positions are turned by the rotary table of `length`, whose base may depend on it (`ntk`), so
+    Positions are turned by the rotary table of `length`, whose base may depend on it, so
     that states equal those of a window padded to that length. Between calls the model is as it was:
     its weights may change as long as `clear` is called before reading on. It must not change its
     looping state or dtype. If weights change in place alone and nothing is added, the cache may
@@ -49,13 +49,12 @@ class Cache:
         length: int,
         room: int | None = None,
         steady: bool = False,
-        ntk: bool = True,
     ) -> None:
         config, weight = model.config, model.tok_emb.weight
         self.model, self.rows, self.steady = model, rows, steady
         self.room = length if room is None else room
         self.device = weight.device
-        self._rope = tuple(table.to(weight.device) for table in rope_table(length, config, ntk))
+        self._rope = tuple(table.to(weight.device) for table in rope_table(length, config))
         self._visits = _visits(model)
         width = config.dim // config.num_heads
         shape = (2, self._visits, rows, config.num_kv_heads, self.room, width)

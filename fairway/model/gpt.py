@@ -10,8 +10,8 @@ The unusual parts, in the order in which a token passes through them:
 - the visits form a U-Net: outputs of the first half are blended into the second half;
 - the head is the embedding again, its logits capped by a tanh.
 
-Shapes: B batch, T time, D width, E embedding width, H query heads, G key/value heads,
-K head width, V vocabulary, N rows of a flattened batch, S features of SmearGate.
+Shapes: B batch, T time, D width, H query heads, G key/value heads, K head width, V vocabulary,
+N rows of a flattened batch, S features of SmearGate.
 """
 
 from dataclasses import replace
@@ -23,12 +23,16 @@ from torch import Tensor, nn
 
 from fairway.config.settings import BOS_ID, ModelConfig
 from fairway.model import attention, kinds
-from fairway.model.block import Attached, Block, Linear, Visit, Walk
-from fairway.model.kinds import Kind, kind_in, matrix, scalar
+from fairway.model.block import Attached, Block, Visit, Walk
+from fairway.model.kinds import Kind, kind_in, scalar
 from fairway.model.operations import PLAIN, Join, Rope
-from fairway.model.ops import by_sign, softcapped, softcapped_apart
+from fairway.model.ops import softcapped
 from fairway.model.seen import documents_of
 
+# The base of rotary frequencies, as in #1493.
+ROPE_BASE = 10_000.0
+# Logits become SOFTCAP tanh(logits / SOFTCAP), as in #1493.
+SOFTCAP = 30.0
 # The deviation of initial embeddings, as in #1493.
 EMBED_STD = 0.005
 # Features of a token's embedding that SmearGate reads.
@@ -39,37 +43,37 @@ SMEAR_FEATURES = 12
 # Positions
 
 
-def rope_table(length: int, config: ModelConfig, ntk: bool = True) -> Rope:
+def rope_table(length: int, config: ModelConfig) -> Rope:
     """Return (cos_TR, sin_TR) for R = rope_dims / 2 frequencies, float32, on the CPU.
 
     The frequencies are base^(-2j / rope_dims) rounded to bfloat16, as the records' compiled tables
     were; the positions stay exact. (Positions in bfloat16 would collapse 2,048 of them to 641.)
-    Beyond the training length the base grows by the NTK rule if `ntk` is set. The frequencies of a
+    Beyond the training length the base grows by the NTK rule. The frequencies of a
     grown base are not rounded, as in the records.
     """
     dims = config.rope_dims
-    base = config.rope_base
-    if ntk and length > config.rope_train_len and dims > 2:
+    base = ROPE_BASE
+    if length > config.rope_train_len and dims > 2:
         base *= (length / config.rope_train_len) ** (dims / (dims - 2))
     exponents_R = torch.arange(0, dims, 2, dtype=torch.float32) / max(dims, 1)
     frequencies_R = 1.0 / base**exponents_R
-    if base == config.rope_base:
+    if base == ROPE_BASE:
         frequencies_R = frequencies_R.bfloat16().float()
     angles_TR = torch.arange(length, dtype=torch.float32)[:, None] * frequencies_R
     return angles_TR.cos(), angles_TR.sin()
 
 
-def smeared(e_BTE: Tensor, ids_BT: Tensor, gate_S: Tensor, strength: Tensor) -> Tensor:
-    """Return each embedding plus a gated share of the previous token's: SmearGate, [B, T, E].
+def smeared(e_BTD: Tensor, ids_BT: Tensor, gate_S: Tensor, strength: Tensor) -> Tensor:
+    """Return each embedding plus a gated share of the previous token's: SmearGate, [B, T, D].
 
     The gate reads the first S features of the receiving token. The first token of a document and
     the first token of a row receive nothing. In packed streams the token before BOS belongs to
     another document (pull requests #1851 and #1855; without the mask, #1667 leaked that token).
     """
-    now_BTE, before_BTE = e_BTE[:, 1:], e_BTE[:, :-1]
-    gate_BT = torch.sigmoid(now_BTE[..., : len(gate_S)] @ gate_S.to(e_BTE.dtype))
-    share_BT = strength.to(e_BTE.dtype) * gate_BT * (ids_BT[:, 1:] != BOS_ID)
-    return torch.cat([e_BTE[:, :1], now_BTE + share_BT[..., None] * before_BTE], 1)
+    now_BTD, before_BTD = e_BTD[:, 1:], e_BTD[:, :-1]
+    gate_BT = torch.sigmoid(now_BTD[..., : len(gate_S)] @ gate_S.to(e_BTD.dtype))
+    share_BT = strength.to(e_BTD.dtype) * gate_BT * (ids_BT[:, 1:] != BOS_ID)
+    return torch.cat([e_BTD[:, :1], now_BTD + share_BT[..., None] * before_BTD], 1)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -91,9 +95,8 @@ def visits(config: ModelConfig, looping: bool) -> tuple[list[int], list[int]]:
 
 
 def num_skips(config: ModelConfig) -> int:
-    """Return the number of rows of skip weights for the longest order of visits; 0 without
-    skips."""
-    return len(visits(config, True)[0]) if config.skips else 0
+    """Return the number of rows of skip weights for the longest order of visits."""
+    return len(visits(config, True)[0])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -117,12 +120,7 @@ class GPT(nn.Module):
     # The sections of an artifact follow this order.
     declares: ClassVar[dict[str, Kind]] = {
         "tok_emb.weight": Kind("embed", kinds.normal(EMBED_STD), "embedding"),
-        "head.weight": Kind("head", kinds.zeros, "embedding"),
-        "embed_proj.weight": matrix("projection"),
-        "head_proj.weight": matrix("projection"),
-        "x0_proj.weight": matrix("projection"),
         **Block.declares,
-        "cap_skew": scalar(kinds.zeros),
         "skip_weights": scalar(kinds.ones),
         "skip_gates": scalar(kinds.zeros),
         "smear_gate": scalar(kinds.zeros),
@@ -132,26 +130,15 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        embed_dim = config.embed_dim or config.dim
-        self.tok_emb = Embedding(config.vocab_size, embed_dim)
+        self.tok_emb = Embedding(config.vocab_size, config.dim)
         if config.smear:
-            self.smear_gate = nn.Parameter(torch.empty(min(SMEAR_FEATURES, embed_dim)))
+            self.smear_gate = nn.Parameter(torch.empty(min(SMEAR_FEATURES, config.dim)))
             self.smear_lambda = nn.Parameter(torch.empty(1))
-        if embed_dim != config.dim:
-            self.embed_proj = Linear(embed_dim, config.dim)
-            self.head_proj = Linear(config.dim, embed_dim)
-        if config.x0_values:
-            self.x0_proj = Linear(config.dim, config.dim // config.num_heads * config.num_kv_heads)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.num_skips = num_skips(config)
         if self.num_skips:
             self.skip_weights = nn.Parameter(torch.empty(self.num_skips, config.dim))
-        if self.num_skips and config.skip_gates:
             self.skip_gates = nn.Parameter(torch.empty(self.num_skips, config.dim))
-        if config.softcap_skew:
-            self.cap_skew = nn.Parameter(torch.empty(2))
-        if not config.tie_embeddings:
-            self.head = Linear(embed_dim, config.vocab_size)
         self.compute_dtype = torch.float32
         self.operations = PLAIN
         # The adapters of a fine-tuned model; every walk uses them.
@@ -214,15 +201,10 @@ class GPT(nn.Module):
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """Return x0, the normalised embeddings, [B, T, D] in the compute dtype."""
         if self.config.smear:
-            e_BTE = self.tok_emb(ids_BT).to(self.compute_dtype)
-            e_BTE = smeared(e_BTE, ids_BT, self.smear_gate, self.smear_lambda)
-            x_BTE = self.operations.norm(e_BTE)
-        else:
-            x_BTE = self.operations.embed(self.tok_emb, ids_BT, self.compute_dtype)
-        if not hasattr(self, "embed_proj"):
-            return x_BTE
-        projected_BTD: Tensor = self.embed_proj(x_BTE)
-        return projected_BTD
+            e_BTD = self.tok_emb(ids_BT).to(self.compute_dtype)
+            e_BTD = smeared(e_BTD, ids_BT, self.smear_gate, self.smear_lambda)
+            return self.operations.norm(e_BTD)
+        return self.operations.embed(self.tok_emb, ids_BT, self.compute_dtype)
 
     def _walk(self, x_BTD: Tensor, given: Walk) -> Tensor:
         """Visit the blocks. A stack keeps the outputs of the first half for the second half.
@@ -231,11 +213,10 @@ class GPT(nn.Module):
         is used at once, so it is not put on the stack.
         """
         half, x0_BTD = len(self.encoder_visits), x_BTD
-        more_BTC = self.x0_proj(x_BTD) if self.config.x0_values else None
         lanes: tuple[Tensor, ...] = (x_BTD,)
         stack: list[Tensor] = []
         for number, layer in enumerate((*self.encoder_visits, *self.decoder_visits)):
-            visit = Visit(number, self.operations, given, more_BTC)
+            visit = Visit(number, self.operations, given)
             step, join = number - half, None
             if 0 <= step < self.num_skips and (step == 0 < half or stack):
                 join = self._join(lanes[0] if step == 0 else stack.pop(), step)
@@ -245,49 +226,28 @@ class GPT(nn.Module):
         return lanes[0] if len(lanes) == 1 else torch.stack(lanes).mean(0)
 
     def _join(self, skip_BTD: Tensor, step: int) -> Join:
-        gate_D = self.skip_gates[step] if self.config.skip_gates else None
-        return Join(skip_BTD, self.skip_weights[step], gate_D)
+        return Join(skip_BTD, self.skip_weights[step], self.skip_gates[step])
 
     def logits(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
         """Return the capped logits of final states, [..., V] in float32.
 
         `extra` is added before the cap.
         """
-        table_VE = self.head_table()
-        raw = F.linear(self.to_head(x), table_VE.to(x.dtype))
+        raw = F.linear(x, self.tok_emb.weight.to(x.dtype))
         if self.attached is not None:
             extra = self.attached.head(x)
         raw = raw if extra is None else raw + extra
-        if self.config.softcap_skew:
-            return softcapped_apart(raw, self.config.softcap, self.cap_skew)
-        return softcapped(raw, self.config.softcap)
+        return softcapped(raw, SOFTCAP)
 
     def cap_slope(self, logits: Tensor) -> Tensor:
         """Return the derivative of the cap at capped logits: 1 - (z / cap)^2."""
-        if not self.config.softcap:
-            return torch.ones_like(logits)
-        caps: Tensor | float = self.config.softcap
-        if self.config.softcap_skew:
-            caps = caps * by_sign(logits, self.cap_skew.float().exp())
-        return 1 - (logits / caps).square()
-
-    def to_head(self, x: Tensor) -> Tensor:
-        """Return final states as the head reads them, [..., E]."""
-        return self.head_proj(x) if hasattr(self, "head_proj") else x
-
-    def head_table(self) -> Tensor:
-        """Return the matrix of the head, [V, E]: the embedding if tied, else a separate matrix."""
-        weight: Tensor = (self.tok_emb if self.config.tie_embeddings else self.head).weight
-        return weight
+        return 1 - (logits / SOFTCAP).square()
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats per token, a float32 scalar."""
         assert self.attached is None, "a model with adapters of its own does not train"
-        h_NE = self.to_head(self.hidden(ids_BT)).flatten(0, 1)
-        skew_2 = self.cap_skew if self.config.softcap_skew else None
-        return self.operations.loss(
-            h_NE, self.head_table(), targets_BT.flatten(), self.config.softcap, skew_2
-        )
+        h_ND = self.hidden(ids_BT).flatten(0, 1)
+        return self.operations.loss(h_ND, self.tok_emb.weight, targets_BT.flatten(), SOFTCAP)
 
     def rope_for(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rotary table (cos_TR, sin_TR) of a batch's length, kept between calls."""

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-# matrix: steered by Muon. embed, head, scalar: by AdamW, with a rate of their own each.
-Group = Literal["matrix", "embed", "head", "scalar"]
+# matrix: steered by Muon. embed, scalar: by AdamW, with a rate of their own each.
+Group = Literal["matrix", "embed", "scalar"]
 # The value of a shape, given a generator for what is drawn.
 Start = Callable[[torch.Size, torch.Generator], Tensor]
 
@@ -95,7 +95,7 @@ def inside(prefix: str, kinds: Mapping[str, Kind]) -> dict[str, Kind]:
 
 def by_group(kinds: Mapping[str, Kind], names: Iterable[str]) -> dict[Group, list[str]]:
     """Return names by group, in their order; every group is there."""
-    found: dict[Group, list[str]] = {"matrix": [], "embed": [], "head": [], "scalar": []}
+    found: dict[Group, list[str]] = {"matrix": [], "embed": [], "scalar": []}
     for name in names:
         found[kind_in(kinds, name).group].append(name)
     return found

@@ -373,13 +373,9 @@ def _loss(
     cap, share = f32(cap), f32(share)
     for n in range(first, end):
         row, out = logits[n], grad[n]
-        if cap > 0:
-            rate = f32(f32(-2) / cap)
-            for j in range(width):
-                z[j] = f32(2) * cap / (ONE + exp(f32(wide(row[j]) * rate))) - cap
-        else:
-            for j in range(width):
-                z[j] = wide(row[j])
+        rate = f32(f32(-2) / cap)
+        for j in range(width):
+            z[j] = f32(2) * cap / (ONE + exp(f32(wide(row[j]) * rate))) - cap
         most = _most(z)
         for j in range(width):
             p[j] = exp(f32(z[j] - most))
@@ -390,7 +386,7 @@ def _loss(
         loss[n] = np.log(np.float64(total)) + np.float64(most) - np.float64(z[target])
         factor = f32(share / total)
         # The slope of the cap, 1 - (z / cap)^2.
-        rate = f32(ONE / cap) if cap > 0 else f32(0)
+        rate = f32(ONE / cap)
         for j in range(width):
             part = f32(z[j] * rate)
             put(out, j, p[j] * factor * (ONE - part * part))

@@ -4,8 +4,8 @@ Every term names the tensors that it counts, by the steps of `operations` and `g
 tests compare the sums with what PyTorch holds. Bytes per token do not depend on how many tokens go
 together, so a stage needs `fixed` bytes and `each` for every sequence, window or document.
 
-Shapes: D width, E embedding width, C = (H + 2 G) K columns of a projection, W = G K, F hidden width
-of the MLP, H query heads, G key/value heads, V vocabulary, T positions of a sequence.
+Shapes: D width, C = (H + 2 G) K columns of a projection, W = G K, F hidden width of the MLP,
+H query heads, G key/value heads, V vocabulary, T positions of a sequence.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fairway.base import units
-from fairway.config.checks import lora_chunks, lora_peers
+from fairway.config.checks import lora_chunks
 from fairway.config.settings import ModelConfig, TttConfig
 from fairway.model import attention
 from fairway.model.block import Block
@@ -116,9 +116,9 @@ def copies_bytes(config: ModelConfig, way: Way) -> int:
     if not way.fused:
         return 0
     sizes = {n: w.numel() for n, w in _parameters(config).items() if _is_matrix(n)}
-    numbers = sum(size for name, size in sizes.items() if name.startswith("blocks."))
+    numbers = sum(sizes.values())
     numbers += sum(size for name, size in sizes.items() if name.endswith("mlp.proj.weight"))
-    numbers += config.vocab_size * (config.embed_dim or config.dim)
+    numbers += config.vocab_size * config.dim
     return numbers * way.itemsize
 
 
@@ -164,7 +164,7 @@ def _scores(config: ModelConfig, way: Way, T: int) -> int:
     return config.num_heads * T if way.scores else 0
 
 
-def _attention_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
+def _attention_kept(config: ModelConfig, way: Way, T: int) -> float:
     """Return the bytes that attention of a visit leaves: what it reads, makes, and XSA makes of it.
 
     Kernels turn queries and keys where they lie, in one tensor with the values. Inverse norms, sums
@@ -172,16 +172,14 @@ def _attention_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
     """
     D, W, _, H = _widths(config)
     G = config.num_kv_heads
-    numbers, wide = 2 * D + 2 * W, 2 * H + G
-    if way.scores or layer >= config.num_layers - config.xsa_layers:
-        numbers += D
+    numbers, wide = 3 * D + 2 * W, 2 * H + G
     if way.scores:
         # What it multiplies lies in another order, hence copies.
         numbers += D + 2 * W + _scores(config, way, T)
     if not way.fused or "attend" in plain_steps(config):
         # Queries and keys before they are turned.
         numbers += D + W
-    if config.attn_gate != "off":
+    if config.gate_features:
         # What is gated, and the gates.
         numbers += D + 3 * H
     return way.itemsize * numbers + 4 * wide
@@ -206,7 +204,7 @@ def _visit_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
     elif config.lanes == 2:
         # The second lane, both outputs, its norm before and after the scale.
         numbers += 5 * D
-    return way.itemsize * numbers + 8 + _attention_kept(config, way, layer, T)
+    return way.itemsize * numbers + 8 + _attention_kept(config, way, T)
 
 
 def _joins(config: ModelConfig, looping: bool) -> int:
@@ -216,15 +214,13 @@ def _joins(config: ModelConfig, looping: bool) -> int:
 
 def kept_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
     """Return the bytes that a token leaves for the way back through all visits and both norms."""
-    D, W, _, _ = _widths(config)
-    E = config.embed_dim or D
+    D = config.dim
     total = sum(_visit_kept(config, way, layer, T) for layer in _looped(config, looping))
     if not way.fused:
         # A skip is scaled, then blended in.
-        total += way.itemsize * D * _joins(config, looping) * (2 if config.skip_gates else 1)
-    numbers = D + (2 * E if E != D else 0) + (W if config.x0_values else 0)
-    numbers += 4 * E if config.smear else 0
-    numbers += 0 if way.fused else D + E
+        total += way.itemsize * 2 * D * _joins(config, looping)
+    numbers = 5 * D if config.smear else D
+    numbers += 0 if way.fused else 2 * D
     return total + way.itemsize * numbers + 8
 
 
@@ -235,8 +231,8 @@ def learning_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> floa
     or the last visit's gradients do: those of the stream and of the MLP, or of attention.
     """
     D, W, F, _ = _widths(config)
-    V, E = config.vocab_size, config.embed_dim or D
-    loss = V + E if way.fused else 2 * V
+    V = config.vocab_size
+    loss = V + D if way.fused else 2 * V
     mlp = F + 2 * D
     attend = 6 * D + 4 * W + _scores(config, way, T)
     back = (0 if way.fused else V) + D + max(mlp, attend)
@@ -254,7 +250,6 @@ def passing_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float
     mlp = D + (F if way.fused else 2 * F)
     attend = 3 * D + 2 * W + (0 if way.fused else D + W) + 2 * _scores(config, way, T)
     numbers = (6 + stack) * D + max(mlp, attend)
-    numbers += W if config.x0_values else 0
     numbers += 4 * D if config.lanes == 2 else 0
     return way.itemsize * numbers
 
@@ -290,7 +285,7 @@ def training(
     """Return what training needs, `most` sequences of T tokens in a micro-batch."""
     fixed = training_state_bytes(config, world, means, moments) + copies_bytes(config, way)
     # The head's gradient, formed with the loss.
-    fixed += _WIDE * config.vocab_size * (config.embed_dim or config.dim)
+    fixed += _WIDE * config.vocab_size * config.dim
     each = T * max(learning_bytes(config, way, looping, T) for looping in (False, True))
     return Need("training", "sequences", fixed, each, most)
 
@@ -325,7 +320,7 @@ def learning_all(config: ModelConfig, way: Way, looping: bool, T: int, most: int
     momentum beside them."""
     weights = weight_bytes(config)
     fixed = 3 * weights + copies_bytes(config, way)
-    fixed += _WIDE * config.vocab_size * (config.embed_dim or config.dim)
+    fixed += _WIDE * config.vocab_size * config.dim
     each = T * learning_bytes(config, way, looping, T)
     return Need("test-time training", "sequences", fixed, each, most)
 
@@ -348,14 +343,6 @@ def adapters_bytes(config: ModelConfig, way: Way, looping: bool, targets: str, r
     numbers = sum(adapter_numbers(config, looping, targets, rank))
     beside = 2 * way.itemsize if way.fused else 2 * _WIDE + 2 * way.itemsize
     return numbers * (2 * _WIDE + beside)
-
-
-def peers_bytes(config: ModelConfig, way: Way, looping: bool, lora: TttConfig) -> int:
-    """Return the bytes of all adapters that one document has."""
-    return sum(
-        adapters_bytes(config, way, looping, peer.lora_targets, peer.lora_rank)
-        for peer in lora_peers(lora)
-    )
 
 
 def document_bytes(
@@ -390,18 +377,14 @@ def learning_documents(
     the device has room for ROOMS_BESIDE more. What goes together is `held` times: as it is computed
     at first, and as it is recorded.
     """
-    targets, rows = lora.lora_targets, lora.lora_documents
-    ranks = [peer.lora_rank for peer in lora_peers(lora)]
-    inner = sum(adapter_numbers(config, looping, targets, rank)[0] for rank in ranks)
+    rows, own = lora.lora_documents, (lora.lora_targets, lora.lora_rank)
     fixed = weight_bytes(config) + copies_bytes(config, way)
-    fixed += rows * peers_bytes(config, way, looping, lora)
-    waiting = rows * _WIDE * inner
+    fixed += rows * adapters_bytes(config, way, looping, *own)
+    waiting = rows * _WIDE * adapter_numbers(config, looping, *own)[0]
     rooms = (free_bytes - fixed) / waiting - ROOMS_BESIDE + 1
     fixed += int(min(lanes, max(rooms, 0.0))) * waiting
     chunk = min(T, max(size for size, _ in lora_chunks(lora)))
-    each = held * sum(
-        document_bytes(config, way, looping, targets, rank, T, chunk) for rank in ranks
-    )
+    each = held * document_bytes(config, way, looping, *own, T, chunk)
     return Need("test-time training", "documents", fixed, each, rows)
 
 

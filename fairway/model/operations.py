@@ -7,9 +7,8 @@ that a kernel does not support.
 Some steps also return one of their inputs. Several later steps read that tensor, and passing it
 through lets a kernel add the gradients of all its readers. Here the tensor is returned unchanged.
 
-Shapes: B batch, T time, D width, E embedding width, C outputs of several projections,
-H query heads, G key/value heads, K head width, V vocabulary, N rows of a flattened batch,
-S shares of a token.
+Shapes: B batch, T time, D width, C outputs of several projections, H query heads, G key/value
+heads, K head width, V vocabulary, N rows of a flattened batch, S features of a gate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,6 @@ from fairway.model.ops import (
     mean_loss,
     norm,
     position,
-    softcapped_apart,
     without_self,
 )
 
@@ -38,11 +36,11 @@ Projected = tuple[Tensor, ...] | Tensor
 
 
 class Join(NamedTuple):
-    """A skip to blend into the stream: its state, its weights, and its gates if it has any."""
+    """A skip to blend into the stream: its state, its weights, and its gates."""
 
     skip_BTD: Tensor
     weight_D: Tensor
-    gate_D: Tensor | None
+    gate_D: Tensor
 
 
 class Extra(Protocol):
@@ -61,12 +59,10 @@ Extras = Mapping[str, Extra]
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The heads of attention: number for queries, number for keys and values, and whether XSA is
-    on."""
+    """The heads of attention: number for queries, number for keys and values."""
 
     queries: int
     keys: int
-    exclude_self: bool
 
 
 # A function of the layer of a matrix, and of its input or the gradient of its output.
@@ -89,7 +85,7 @@ class Operations:
         return self
 
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return normalised embeddings, [B, T, E]."""
+        """Return normalised embeddings, [B, T, D]."""
         return self.norm(table(ids_BT).to(dtype))
 
     def norm(self, x: Tensor) -> Tensor:
@@ -103,8 +99,6 @@ class Operations:
         recurrence is switched on. The first skip is the state itself.
         """
         s_BTD = join.weight_D.to(x_BTD.dtype) * join.skip_BTD
-        if join.gate_D is None:
-            return x_BTD + s_BTD
         return torch.lerp(s_BTD, x_BTD, torch.sigmoid(join.gate_D).to(x_BTD.dtype))
 
     def enter(
@@ -128,11 +122,6 @@ class Operations:
             found.append(out_BTC + extras[name].value() if name in extras else out_BTC)
         return tuple(found), h_BTD
 
-    def add_values(self, projected: Projected, more_BTC: Tensor) -> Projected:
-        """Return projections with something added to their values."""
-        q_BTC, k_BTC, v_BTC = projected
-        return q_BTC, k_BTC, v_BTC + more_BTC
-
     def attend(
         self, projected: Projected, gain_H: Tensor, rope: Rope, attend: Attention, heads: Heads
     ) -> Tensor:
@@ -148,15 +137,13 @@ class Operations:
         q_BTHK = position(q_BTHK, gain_H, *rope)
         k_BTGK = position(k_BTGK, gain_H.new_ones(heads.keys), *rope)
         y_BHTK = attend(*(z.transpose(1, 2) for z in (q_BTHK, k_BTGK, v_BTGK)))
-        y_BTHK = y_BHTK.transpose(1, 2)
-        if heads.exclude_self:
-            y_BTHK = without_self(y_BTHK, v_BTGK)
+        y_BTHK = without_self(y_BHTK.transpose(1, 2), v_BTGK)
         return y_BTHK.reshape(*y_BTHK.shape[:2], -1)
 
-    def gated(self, y_BTC: Tensor, h_BTD: Tensor, gate_HS: Tensor, most: float) -> Tensor:
-        """Return y with every head times most * sigmoid(gate h), by the first S features of h."""
+    def gated(self, y_BTC: Tensor, h_BTD: Tensor, gate_HS: Tensor) -> Tensor:
+        """Return y with every head times 2 sigmoid(gate h), by S features of h (#1667)."""
         H, S = gate_HS.shape
-        open_BTH = torch.sigmoid(h_BTD[..., :S] @ gate_HS.to(h_BTD.dtype).T) * most
+        open_BTH = torch.sigmoid(h_BTD[..., :S] @ gate_HS.to(h_BTD.dtype).T) * 2.0
         y_BTHK = y_BTC.view(*y_BTC.shape[:2], H, -1)
         return (y_BTHK * open_BTH[..., None]).view_as(y_BTC)
 
@@ -182,14 +169,9 @@ class Operations:
         up, down = layers
         return self.add(u_BTD, leaky_square(up(g_BTD), leak), down, scale_D, extra)
 
-    def loss(
-        self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor | None
-    ) -> Tensor:
+    def loss(self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float) -> Tensor:
         """Return the mean cross-entropy in nats of final states, a float32 scalar."""
-        logits_NV = F.linear(h_ND, head.to(h_ND.dtype))
-        if skew_2 is None:
-            return mean_loss(logits_NV, targets_N, cap)
-        return F.cross_entropy(softcapped_apart(logits_NV, cap, skew_2), targets_N)
+        return mean_loss(F.linear(h_ND, head.to(h_ND.dtype)), targets_N, cap)
 
 
 PLAIN = Operations()

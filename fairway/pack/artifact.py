@@ -130,7 +130,7 @@ def save_artifact(
             f"the tokenizer has {tokenizer.vocab_size} pieces but the model {model.vocab_size}; "
             "pack with the tokenizer of the training run"
         )
-    form = form_of(quantised)
+    form = form_of(quantised, model)
     min_numel = threshold(quantised)
     sections = [_encode(spec, quantised, pack) for spec in layout(model, min_numel, form)]
     if pack.with_tokenizer:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairway.base.errors import UserError
 from fairway.config.settings import ModelConfig
-from fairway.model.gpt import GPT
+from fairway.model.gpt import GPT, shapes_of
 from fairway.model.kinds import kind_in
 from fairway.pack.factors import correction_of, factor_line, factor_shapes, require_factors
 from fairway.quantise.correction import LEFT_BITS, RIGHT_BITS, Correction
@@ -89,8 +89,7 @@ def layout(config: ModelConfig, min_numel: int, form: Form) -> list[SectionSpec]
     come before the codes, float16 scales after them. UserError if the form corrects a matrix
     without codes.
     """
-    with torch.device("meta"):
-        state = GPT(config).state_dict()
+    state = _state(config)
     roles: dict[str, list[TensorSpec]] = {role: [] for role in _SECTIONS}
     coded, kept = [], []
     for name, tensor in state.items():
@@ -118,6 +117,11 @@ def layout(config: ModelConfig, min_numel: int, form: Form) -> list[SectionSpec]
     return [scales, *columns, *codes, *rest]
 
 
+def _state(config: ModelConfig) -> dict[str, Tensor]:
+    """Return the tensors of a model in its order, without memory."""
+    return shapes_of(config).state_dict()
+
+
 def role_of(name: str) -> str:
     """Return the section of a matrix; ValueError for a name that the model does not declare."""
     return kind_in(GPT.declares, name).section
@@ -137,8 +141,11 @@ def threshold(quantised: QuantisedModel) -> int:
 # Tensors to bytes
 
 
-def form_of(quantised: QuantisedModel) -> Form:
-    """Return the form of a model's scales; UserError if it has both kinds."""
+def form_of(quantised: QuantisedModel, config: ModelConfig) -> Form:
+    """Return the form of a model's scales; UserError if it has both kinds.
+
+    Corrections are in the model's order: weights of a file are in that of their names.
+    """
     tensors = [tensor for tensor in quantised.values() if isinstance(tensor, QuantisedTensor)]
     steps = {tensor.scale_steps is not None for tensor in tensors}
     if len(steps) > 1:
@@ -150,7 +157,8 @@ def form_of(quantised: QuantisedModel) -> Form:
         if isinstance(tensor, QuantisedTensor) and tensor.correction is not None
     }
     rank = max((correction.left.shape[1] for correction in corrections.values()), default=0)
-    return Form(True in steps, columns, rank, tuple(corrections))
+    corrected = tuple(name for name in _state(config) if name in corrections)
+    return Form(True in steps, columns, rank, corrected)
 
 
 def matrices(spec: SectionSpec, quantised: QuantisedModel) -> list[QuantisedTensor]:

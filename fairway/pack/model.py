@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fairway.base.files import digest_file
-from fairway.config.settings import Config, QuantConfig, order_seed
+from fairway.config.settings import Config, order_seed
 from fairway.data.folder import DataFolder
 from fairway.data.loader import ShuffledLoader
 from fairway.model.gpt import GPT
@@ -27,7 +27,6 @@ from fairway.quantise.gptq import (
     QuantisedModel,
     dequantise,
     grid_of,
-    needs_hessian,
     quantise_model,
     tensor_stats,
 )
@@ -204,16 +203,14 @@ def _method(
         method = _by_level(config, plan, code_bytes)
     else:
         method = _by_sigmas(config, model, state, hessians)
-    return _with_corrections(method, state, hessians, quant) if quant.lqer_rank else method
+    return _with_corrections(method, state, quant.lqer_rank) if quant.lqer_rank else method
 
 
-def _with_corrections(
-    method: _Method, state: dict[str, Tensor], hessians: dict[str, Tensor], quant: QuantConfig
-) -> _Method:
+def _with_corrections(method: _Method, state: dict[str, Tensor], rank: int) -> _Method:
     """Return a quantiser that adds corrections to the worst matrices."""
 
     def quantise(setting: float) -> QuantisedModel:
-        return corrected(method.quantise(setting), state, hessians, quant)
+        return corrected(method.quantise(setting), state, rank)
 
     return dataclasses.replace(method, quantise=quantise)
 
@@ -271,11 +268,7 @@ def _by_sigmas(
 
 def _hessians(text: _Calibration, model: GPT, state: dict[str, Tensor]) -> dict[str, Tensor]:
     quant = text.config.quant
-    names = [
-        name
-        for name, weight in state.items()
-        if grid_of(name, weight, quant) is not None and needs_hessian(name, state)
-    ]
+    names = [name for name, weight in state.items() if grid_of(name, weight, quant) is not None]
     if quant.method == "round" or not names:
         return {}
     return collect_hessians(model, text.batches(quant.calibration_tokens), names)

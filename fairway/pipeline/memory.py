@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fairway.base.memory import begin_peak, free_bytes, give_back, peak_bytes
-from fairway.config.checks import lora_chunks, lora_context
+from fairway.config.checks import lora_chunks
 from fairway.config.settings import AUTO, Config, TttConfig
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan, make_plan
@@ -76,7 +76,7 @@ def _adapting(
         rows = min(ROWS_AT_ONCE, max(1, config.ttt.chunk_tokens // seq_len))
         return need.learning_all(model, way, looping, seq_len, rows)
     lanes = 1 if ids is None else min(config.ttt.lora_lanes, _batches(config.ttt, ids))
-    T = lora_context(config.ttt, config.score)
+    T = config.score.seq_len
     length = T if ids is None else longest_windows(config.ttt, T, ids, way.fused)
     held = HELD_TWICE if way.fused else 1.0
     found = need.learning_documents(
@@ -111,8 +111,7 @@ def _coding(config: Config, plan: Plan, looping: bool) -> Need:
     # A token stands for three bytes or more.
     guessed = default_streams(prove.bytes // 3, score.seq_len, plan.device, 1024)
     rows = {"sliding": guessed, "lora": config.ttt.lora_documents}.get(prove.method, 1)
-    room = lora_context(config.ttt, score) if prove.method == "lora" else score.seq_len
-    return need.coding(config.model, plan.way(), looping, room, rows)
+    return need.coding(config.model, plan.way(), looping, score.seq_len, rows)
 
 
 @dataclass(frozen=True, slots=True)

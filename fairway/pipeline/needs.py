@@ -19,7 +19,7 @@ from fairway.model.gpt import GPT, shapes_of
 from fairway.pipeline.limits import scoring_bytes
 from fairway.quantise.gptq import grid_of
 from fairway.score.baselines import PPMD_PRIME_BYTES, PRIME_BYTES, ppmd_memory
-from fairway.score.experts.ppm import table_bytes
+from fairway.score.experts.ppm import ORDER, table_bytes
 from fairway.train.preflight import kept_numbers, training_bytes
 from fairway.train.steps import Say
 
@@ -138,7 +138,7 @@ def _scores(config: Config, parameters: int, validation: Validation, plan: Plan)
             kept = rows * score.seq_len * kept_numbers(config) * DTYPES[plan.dtype].itemsize
             yield Need("score.ttt", "test-time training", kept + 12.0 * parameters)
     if "ppm" in mixture.experts or mixture.published:
-        size = table_bytes(validation.bytes, mixture.order, mixture.memory_mb * 1_000_000)
+        size = table_bytes(validation.bytes, ORDER, mixture.memory_mb * 1_000_000)
         yield Need("score.mixture", "the tables of ppm", size)
 
 

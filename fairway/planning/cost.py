@@ -37,29 +37,25 @@ def size_of(model: ModelConfig, seq_len: int) -> Size:
     """
     matrices = _matrices(dataclasses.replace(model, vocab_size=260, rope_train_len=1))
     order = [layer for half in visits(model, bool(model.loop_extra)) for layer in half]
-    products = sum(
-        shape.numel() * (order.count(layer) if layer is not None else 1)
-        for layer, shape in matrices
-    )
-    table = model.vocab_size * (model.embed_dim or model.dim)
+    products = sum(shape.numel() * order.count(layer) for layer, shape in matrices)
+    table = model.vocab_size * model.dim
     attention = 2 * seq_len * model.dim * len(order)
     return Size(
         matrices=sum(shape.numel() for _, shape in matrices),
-        embedding=table if model.tie_embeddings else 2 * table,
+        embedding=table,
         token_flops=6.0 * (products + table + attention),
         update_flops=float(sum(_update_flops(shape) for _, shape in matrices)),
     )
 
 
 @functools.lru_cache(maxsize=1024)
-def _matrices(model: ModelConfig) -> list[tuple[int | None, torch.Size]]:
-    """Return the block and the shape of every matrix; None for those outside of blocks."""
+def _matrices(model: ModelConfig) -> list[tuple[int, torch.Size]]:
+    """Return the block and the shape of every matrix."""
     with torch.device("meta"):
         net = GPT(model)
     named = dict(net.named_parameters())
     names = kinds.by_group(net.declares, named)["matrix"]
-    words = [(name.split("."), named[name].shape) for name in names]
-    return [(int(word[1]) if word[0] == "blocks" else None, shape) for word, shape in words]
+    return [(int(name.split(".")[1]), named[name].shape) for name in names]
 
 
 def _update_flops(shape: torch.Size) -> float:

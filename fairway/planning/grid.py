@@ -72,7 +72,7 @@ def shaped(
     middle = layers // 2
     model = dataclasses.replace(
         base.model, vocab_size=vocab, dim=dim, num_layers=layers, num_heads=dim // head,
-        num_kv_heads=1, mlp_dim=4 * dim, parallel_from=min(2, middle), xsa_layers=layers,
+        num_kv_heads=1, mlp_dim=4 * dim, parallel_from=min(2, middle),
         loop_extra=loops, loop_first=middle, loop_last=middle, rope_train_len=length,
     )  # fmt: skip
     train = dataclasses.replace(

@@ -112,7 +112,7 @@ def sized(base: Config, vocab: int, dim: int, layers: int, batch: int) -> Config
     """Return a config with a model of another shape: heads of 64, an MLP four times as wide."""
     model: ModelConfig = dataclasses.replace(
         base.model, vocab_size=vocab, dim=dim, num_layers=layers, num_heads=dim // 64,
-        num_kv_heads=1, mlp_dim=4 * dim, parallel_from=min(2, layers), xsa_layers=layers,
+        num_kv_heads=1, mlp_dim=4 * dim, parallel_from=min(2, layers),
         loop_extra=0,
     )  # fmt: skip
     micro = min(batch, base.train.micro_tokens)

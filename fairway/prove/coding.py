@@ -19,12 +19,12 @@ from fairway.base.memory import free_bytes
 from fairway.base.names import ARTIFACT
 from fairway.base.progress import progress
 from fairway.base.room import host_room
-from fairway.config.checks import lora_context, lora_peers
 from fairway.config.settings import MAX_STREAMS, MixtureConfig, ScoreConfig, TttConfig, unknown_name
 from fairway.config.written import from_dict, to_dict
 from fairway.data.tokens import Tokenizer
 from fairway.machine.plan import Plan
-from fairway.model.need import cached_bytes, coding, peers_bytes, way_of, weight_bytes
+from fairway.model.gpt import GPT
+from fairway.model.need import adapters_bytes, cached_bytes, coding, way_of, weight_bytes
 from fairway.prove.coder import Decoder, Encoder
 from fairway.prove.container import Header, padded
 from fairway.prove.helping import WithExperts
@@ -140,6 +140,13 @@ def method_of(record: dict[str, Any]) -> Method:
     return method
 
 
+def _adapters_bytes(model: GPT, method: DocumentLora) -> int:
+    """Return the bytes of the adapters of one document."""
+    ttt = method.ttt
+    own = ttt.lora_targets, ttt.lora_rank
+    return adapters_bytes(model.config, way_of(model), model.looping, *own)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
     """An artifact loaded for coding, its digest and the machine; for one walk."""
@@ -165,9 +172,8 @@ class Session:
         config, way = model.config, way_of(model)
         wanted = coding(config, way, model.looping, room, MAX_STREAMS)
         if isinstance(method, DocumentLora):
-            own = peers_bytes(config, way, model.looping, method.ttt)
-            copies = len(lora_peers(method.ttt))
-            wanted = replace(wanted, each=copies * wanted.each + own)
+            own = _adapters_bytes(model, method)
+            wanted = replace(wanted, each=wanted.each + own)
         # The planned need includes the weights, which are in memory already.
         free = free_bytes(model.tok_emb.weight.device) + weight_bytes(config)
         return wanted.fitting(free)
@@ -210,10 +216,7 @@ class Session:
         language = self.language
         score = language.score_config
         segments = method.segments(max(targets, default=0), score)
-        bos_id, context, ntk = language.tokenizer.bos_id, score.seq_len, True
-        if isinstance(method, DocumentLora):
-            context, ntk = lora_context(method.ttt, score), method.ttt.lora_rope == "ntk"
-        course = Course(targets, rows, context, bos_id, segments, ntk)
+        course = Course(targets, rows, score.seq_len, language.tokenizer.bos_id, segments)
         if self.plan.device == "cuda" and rows > (most := self._most_rows(course.room(), method)):
             raise UserError(
                 f"{rows} streams side by side do not fit this GPU, which has memory for {most} "
@@ -235,8 +238,7 @@ class Session:
         sizes = model.config, way_of(model), model.looping
         needed_bytes = rows * cached_bytes(*sizes, positions)
         if isinstance(method, DocumentLora):
-            needed_bytes *= len(lora_peers(method.ttt))
-            needed_bytes += method.ttt.lora_documents * peers_bytes(*sizes, method.ttt)
+            needed_bytes += method.ttt.lora_documents * _adapters_bytes(model, method)
         if needed_bytes > room.bytes:
             raise UserError(
                 f"{rows} streams side by side need {units.megabytes(needed_bytes)} of memory "

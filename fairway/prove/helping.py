@@ -83,7 +83,7 @@ class ExpertLearner:
         self, base: Learner, tokenizer: Tokenizer, mixture: MixtureConfig, course: Course
     ) -> None:
         self._base, self._tokenizer, self._mixture = base, tokenizer, mixture
-        self.copies, self.steady = base.copies, base.steady
+        self.steady = base.steady
         self.predicting, self.logits = base.predicting, base.logits
         self._targets, self._tries = course.targets, Tries(token_strings(tokenizer))
         self._helpers: list[Helpers] = []

@@ -16,12 +16,11 @@ import numpy as np
 from torch import Tensor
 
 from fairway.api import LanguageModel
-from fairway.base.arrays import FloatArray, IntArray
+from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
-from fairway.config.checks import check_learning, lora_context, lora_peers
+from fairway.config.checks import check_learning
 from fairway.config.settings import BOS_ID, MAX_STREAMS, ScoreConfig, TttConfig
 from fairway.data.tokens import Tokenizer
-from fairway.model.adapters import Beside
 from fairway.model.block import Adapters
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
@@ -31,8 +30,7 @@ from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text, Witness
-from fairway.score.lora import Documents, PeerLanes, evaluate_lora
-from fairway.score.peers import Peers, mean_of
+from fairway.score.lora import Documents, Lanes, evaluate_lora
 from fairway.score.predictor import Context, Lesson, Receipt
 from fairway.score.sgd import Sgd, chunk_rate, evaluate_sgd
 from fairway.score.sliding import text_of
@@ -95,7 +93,6 @@ class ChunkLearner(Frozen):
         self._chunks = -(-sum(course.targets) // ttt.chunk_tokens)
         self._index = 0
         self._ids: list[IntArray] = []
-        self._nats: list[FloatArray] = []
 
     def begin(self, streams: range) -> None:
         """Begin with the BOS, which is an input but no target."""
@@ -104,15 +101,14 @@ class ChunkLearner(Frozen):
     def adapt(self, fixed: Fixed) -> None:
         """Keep the fixed tokens; learn them at the end of a chunk if another one follows."""
         self._ids += fixed.ids
-        self._nats += fixed.nats
         ended = fixed.segment.end == (self._index + 1) * self._ttt.chunk_tokens
         if not ended or self._index == self._chunks - 1:
             return
         ids = np.concatenate(self._ids)
-        lesson = Lesson(ids[:-1], ids[1:], np.concatenate(self._nats))
+        lesson = Lesson(ids[:-1], ids[1:])
         rate = chunk_rate(self._ttt.lr, self._index, self._chunks)
         self._sgd.learn(lesson, rate, self._ttt.epochs)
-        self._ids, self._nats = [ids[-1:]], []
+        self._ids = [ids[-1:]]
         self._index += 1
 
 
@@ -146,7 +142,7 @@ class DocumentLora:
 
         def made() -> Iterator[Segment]:
             for first, end in chunk_bounds(self.ttt, targets):
-                yield Segment(max(0, end - lora_context(self.ttt, score)), first, end)
+                yield Segment(max(0, end - score.seq_len), first, end)
 
         return Segments(made)
 
@@ -164,8 +160,8 @@ class DocumentLora:
             raise UserError(
                 f"{course.rows} rows cannot have the adapters of {self.ttt.lora_documents}"
             )
-        lanes = PeerLanes(language.model, self.ttt, course.seq_len, self.seed, fixed=True)
-        return DocumentLearner(language.model, lanes, course, len(lora_peers(self.ttt)))
+        lanes = Lanes(language.model, self.ttt, course.seq_len, self.seed, fixed=True)
+        return DocumentLearner(language.model, lanes, course)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
         """Return the nats of the documents by `evaluate_lora`, without the nats of their ends."""
@@ -199,15 +195,14 @@ class DocumentLearner(Frozen):
     # The attached adapters are new tensors after each chunk.
     steady = False
 
-    def __init__(self, model: GPT, lanes: PeerLanes, course: Course, copies: int) -> None:
+    def __init__(self, model: GPT, lanes: Lanes, course: Course) -> None:
         super().__init__(model)
-        self.copies = copies
         self._lanes, self._course = lanes, course
         self._chunks: Iterator[Segment] = iter(())
         last = len(course.targets) - 1
         self._lengths = [count + (n < last) for n, count in enumerate(course.targets)]
         self._batch = 0
-        self._documents: Peers[Documents]
+        self._documents: Documents
         self._streams = range(0)
         self._rows: tuple[int, ...] = ()
         self._ids: list[IntArray] = []
@@ -225,13 +220,10 @@ class DocumentLearner(Frozen):
     @contextmanager
     def predicting(self) -> Iterator[Adapters]:
         """Attach the adapters of all rows while a segment is walked."""
-        members = self._documents.members
-        for member in members:
-            values = member.values_of(self._rows)
-            member.adapters.use([self._of_all_rows(value) for value in values])
+        adapters, values = self._documents.adapters, self._documents.values_of(self._rows)
+        adapters.use([self._of_all_rows(value) for value in values])
         with adapting(self._model):
-            sets = [member.adapters for member in members]
-            yield sets[0] if len(sets) == 1 else Beside(sets)
+            yield adapters
 
     def _of_all_rows(self, value: Tensor) -> Tensor:
         """Return matrices for all S rows: those of the B present rows, and zeros for the others."""
@@ -240,16 +232,9 @@ class DocumentLearner(Frozen):
         return whole
 
     def logits(self, states_SD: Tensor) -> Tensor:
-        """Return the model's logits plus the addition of the head's adapters; the mean over several
-        sets."""
-        parts = zip(self._documents.members, states_SD.chunk(self.copies), strict=True)
-        found = [self._logits(member, own_SD[:, None]) for member, own_SD in parts]
-        if self.copies == 1:
-            return found[0]
-        return mean_of([logits_SV.double().log_softmax(-1) for logits_SV in found])
-
-    def _logits(self, member: Documents, states_S1D: Tensor) -> Tensor:
-        extra = member.adapters.head(states_S1D)
+        """Return the model's logits plus the addition of the head's adapters."""
+        states_S1D = states_SD[:, None]
+        extra = self._documents.adapters.head(states_S1D)
         return self._model.logits(states_S1D, extra)[:, 0]
 
     def adapt(self, fixed: Fixed) -> None:

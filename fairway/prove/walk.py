@@ -85,8 +85,7 @@ class Course:
     """The work of a walk: streams of these `targets`, `rows` at a time, in common segments.
 
     The segments must score the positions 0, 1, 2, ... of the longest stream once and in order;
-    shorter streams end inside a segment. No segment may read more than `seq_len` tokens. `ntk` says
-    whether rotary frequencies depend on this length.
+    shorter streams end inside a segment. No segment may read more than `seq_len` tokens.
     """
 
     targets: tuple[int, ...]
@@ -94,7 +93,6 @@ class Course:
     seq_len: int
     bos_id: int
     segments: Iterable[Segment]
-    ntk: bool = True
 
     def require_one_group(self) -> None:
         """Raise UserError unless all streams are coded side by side, as for one text."""
@@ -226,10 +224,6 @@ class Learner(Protocol):
     """
 
     @property
-    def copies(self) -> int:
-        """Return the number of copies of all rows in a batch: S rows for each set of adapters."""
-
-    @property
     def steady(self) -> bool:
         """Return whether recorded launches (CUDA graphs) stay valid for the model."""
 
@@ -241,7 +235,7 @@ class Learner(Protocol):
         model."""
 
     def logits(self, states_SD: Tensor) -> Tensor:
-        """Return the capped logits [S, V] of the final states of `copies` times S rows."""
+        """Return the capped logits [S, V] of the final states of S rows."""
 
     def mixed(self, active_A: IntArray, previous_S: Tensor, log_probs_SV: Tensor) -> Tensor:
         """Return log p of all tokens [S, V] after `previous`, given the model's log p, in float64.
@@ -260,7 +254,6 @@ class Frozen:
     """The model of the sliding scorer, which learns nothing."""
 
     steady = True
-    copies = 1
 
     def __init__(self, model: GPT) -> None:
         self._model = model
@@ -311,8 +304,7 @@ def walk(
 
     Raises ValueError if the model's output is no distribution, for example if a weight is NaN.
     """
-    rows = course.rows * learner.copies
-    cache = Cache(model, rows, course.seq_len, course.room(), learner.steady, course.ntk)
+    cache = Cache(model, course.rows, course.seq_len, course.room(), learner.steady)
     ids: list[IntArray] = []
     nats: list[FloatArray] = []
     bits = 0.0
@@ -373,7 +365,7 @@ class _Group:
         taken = _Taken()
         for position in range(segment.first, end):
             active_A = np.flatnonzero(self.targets_S > position)
-            read_ST = self._read_ST[:, unread : position + 1].repeat(self.learner.copies, 1)
+            read_ST = self._read_ST[:, unread : position + 1]
             self._fix(position, active_A, self.cache.last(read_ST), taken)
             unread = position + 1
             advance(len(active_A))

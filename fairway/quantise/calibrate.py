@@ -15,6 +15,9 @@ from fairway.model.gpt import GPT
 from fairway.model.modes import mode
 from fairway.model.need import passing_bytes, together, way_of
 
+# The matrix that is both the embedding and the head.
+EMBEDDING = "tok_emb.weight"
+
 
 class _Collector:
     """Adds up X^T X by name. Matrices that read the same tensor share one sum.
@@ -66,21 +69,18 @@ def collect_hessians(
     `batches` yields token ids [B, T] on the model's device. The model reads them in evaluation
     mode, without gradients or autocast, in its present looping state: a block that is visited
     several times adds every visit. Matrices that read one tensor get one Hessian, the same object.
-    The head, tied or not, reads the normalised final states. GPTQ does not depend on the scale of a
-    Hessian, so the sums are not divided by the number of positions. Raises ValueError if there is
-    no batch, KeyError for a name that is no matrix of the model.
+    The embedding, which is the head, reads the normalised final states. GPTQ does not depend on
+    the scale of a Hessian, so the sums are not divided by the number of positions. Raises
+    ValueError if there is no batch, KeyError for a name that is no matrix of the model.
     """
     collector = _Collector()
-    head = "tok_emb.weight" if model.config.tie_embeddings else "head.weight"
     names = list(names)
-    inner = [name for name in names if name not in (head, "tok_emb.weight")]
+    inner = [name for name in names if name != EMBEDDING]
     with calibrating(model, plain=False), _hooked(model, inner, collector):
         for ids_BT in _pieces(model, batches):
             x_BTD = model.hidden(ids_BT)
-            if hasattr(model, "head_proj"):
-                x_BTD = model.head_proj(x_BTD)
-            if head in names:
-                collector.add(head, x_BTD)
+            if EMBEDDING in names:
+                collector.add(EMBEDDING, x_BTD)
     if not collector.hessians:
         raise ValueError("calibration needs at least one batch and one matrix")
     return collector.hessians

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# So many matrices have corrections, as in #1874.
+MATRICES = 3
 # A correction's left factor has whole numbers of 2 bits, its right factor of 4 bits; this many of
 # the right one's share a scale.
 LEFT_BITS, RIGHT_BITS, SCALE_GROUP = 2, 4, 64

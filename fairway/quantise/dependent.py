@@ -6,9 +6,8 @@ column's error under feedback. Then one bit less costs the same loss in every ro
 Steps lie on the logarithmic grid of `grid`, between LOW and HIGH deviations of their row. A step
 exceeds HIGH only at levels where every row has reached it.
 
-With quant.column_steps the columns of a matrix also have different steps. A column has a smaller
-step if its errors cost more after compensation by later columns, within FINEST and COARSEST octaves
-of the rows' steps.
+The columns of a matrix also have different steps. A column has a smaller step if its errors cost
+more after compensation by later columns, within FINEST and COARSEST octaves of the rows' steps.
 
 Errors are fed back over columns (GPTQ, in their order) and over rows: the other factor of the
 Fisher information mixes outputs, so a stripe of rows compensates for the errors of earlier stripes.
@@ -109,9 +108,9 @@ class Plan:
             else:
                 self.kept[name] = as_half(name, weight)
         self.order = list(state)
-        self.groups = [_group(names, state, costs, config) for names in shapes.values()]
+        self.groups = [_group(names, state, costs) for names in shapes.values()]
         device = self.groups[0].weights.device if self.groups else "cpu"
-        self.bits = code_bits(WIDE_BITS if config.column_steps else CODE_BITS).to(device)
+        self.bits = code_bits(WIDE_BITS).to(device)
         self._encoder = Encoder(STATES, BLOCK)
         self._expected = expected_bits(self.bits)
         free = [float((group.spread * group.cost.sqrt()).max()) for group in self.groups]
@@ -214,7 +213,7 @@ class Plan:
                 bits,
                 steps_LR[i].cpu().clone(),
                 STATES if STATES > 1 else 0,
-                columns=columns_LC[i].clone() if self.config.column_steps else None,
+                columns=columns_LC[i].clone(),
             )
         return found
 
@@ -249,12 +248,7 @@ class Plan:
                 _make_up(left_LRC, group.mix, error_LSC, first, last)
 
 
-def _group(
-    names: list[str],
-    state: Mapping[str, Tensor],
-    costs: Mapping[str, Curvature],
-    config: QuantConfig,
-) -> Group:
+def _group(names: list[str], state: Mapping[str, Tensor], costs: Mapping[str, Curvature]) -> Group:
     device = costs[names[0]].inputs.device
     factors: dict[int, Tensor] = {}
     mixes, rows = [], []
@@ -275,7 +269,7 @@ def _group(
     upper_LCC = torch.stack([factors[id(costs[name].inputs)] for name in names])
     diagonal_LC = upper_LCC.diagonal(dim1=1, dim2=2)
     weight_LC = diagonal_LC.square().reciprocal()
-    columns_LC = _columns(weight_LC) if config.column_steps else torch.zeros_like(weight_LC).short()
+    columns_LC = _columns(weight_LC)
     wider_LC = scale_of(columns_LC)
     weight_LC *= wider_LC.square()
     mean_L1 = weight_LC.mean(1, keepdim=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairway.config.settings import Config, PackConfig, QuantConfig, declares_code
 from fairway.model.gpt import GPT, shapes_of
-from fairway.quantise.correction import LEFT_BITS, RIGHT_BITS, SCALE_GROUP
+from fairway.quantise.correction import LEFT_BITS, MATRICES, RIGHT_BITS, SCALE_GROUP
 from fairway.quantise.gptq import grid_of
 from fairway.quantise.grid import Grid, largest_code, round_to_grid, row_scales
 
@@ -97,7 +97,7 @@ def factor_bytes(shapes: Iterable[tuple[int, ...]], config: QuantConfig) -> floa
         rank = min(config.lqer_rank, rows, columns)
         groups = -(-rank * columns // SCALE_GROUP)
         bits.append(rank * (LEFT_BITS * rows + RIGHT_BITS * columns) + 16 * (1 + groups))
-    return sum(sorted(bits)[-config.lqer_matrices :]) / 8 if config.lqer_rank else 0.0
+    return sum(sorted(bits)[-MATRICES:]) / 8 if config.lqer_rank else 0.0
 
 
 @torch.no_grad()

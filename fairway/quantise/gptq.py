@@ -219,16 +219,11 @@ def grid_of(name: str, weight: Tensor, config: QuantConfig) -> Grid | None:
 
 
 def is_coded(name: str, weight: Tensor, min_numel: int) -> bool:
-    """Return whether a parameter is a matrix, embedding or head with more than min_numel values.
+    """Return whether a parameter is a matrix or embedding with more than min_numel values.
 
     Raises ValueError for a name that the model does not declare.
     """
     return kind_in(GPT.declares, name).group != "scalar" and weight.numel() > min_numel
-
-
-def needs_hessian(name: str, state: Mapping[str, Tensor]) -> bool:
-    """Return whether a matrix multiplies activations; an untied embedding is only looked up."""
-    return not (name == "tok_emb.weight" and "head.weight" in state)
 
 
 def quantise_model(
@@ -236,9 +231,8 @@ def quantise_model(
 ) -> QuantisedModel:
     """Return every tensor of a state dict as codes or as float16, on the CPU, in its order.
 
-    With method 'gptq' each quantised matrix needs its Hessian (see `calibrate`); an untied
-    embedding is rounded plainly, since lookups have none. Raises UserError, with the tensor's
-    name, for values that cannot be stored.
+    With method 'gptq' each quantised matrix needs its Hessian (see `calibrate`). Raises UserError,
+    with the tensor's name, for values that cannot be stored.
     """
     quantised: QuantisedModel = {}
     matrices: list[Matrix] = []
@@ -246,7 +240,7 @@ def quantise_model(
         grid = grid_of(name, weight, config)
         if grid is None:
             quantised[name] = as_half(name, weight)
-        elif config.method == "gptq" and needs_hessian(name, state):
+        elif config.method == "gptq":
             if name not in hessians:
                 raise UserError(f"{name} has no calibration statistics; set quant.method=round")
             matrices.append(Matrix(name, weight, hessians[name], grid))

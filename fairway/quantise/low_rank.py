@@ -15,79 +15,53 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairway.base.floats import double
-from fairway.config.settings import QuantConfig
 from fairway.quantise.correction import (
     LEFT_BITS,
+    MATRICES,
     RIGHT_BITS,
     SCALE_GROUP,
     Correction,
     product,
 )
-from fairway.quantise.gptq import DAMP, QuantisedModel, energy, inverse_factor
+from fairway.quantise.gptq import QuantisedModel, energy
 from fairway.quantise.grid import SMALLEST_SCALE, QuantisedTensor, restore
 
 _LARGEST_HALF = 65_504.0
 
 
-def corrected(
-    quantised: QuantisedModel,
-    state: Mapping[str, Tensor],
-    hessians: Mapping[str, Tensor],
-    config: QuantConfig,
-) -> QuantisedModel:
-    """Return a model whose worst matrices have corrections of rank quant.lqer_rank.
+def corrected(quantised: QuantisedModel, state: Mapping[str, Tensor], rank: int) -> QuantisedModel:
+    """Return a model whose worst matrices, by the norm of their error, have corrections of a rank.
 
-    The worst matrices have the largest error in the norm quant.lqer_norm: the norm of the weights,
-    or of the outputs, for which a matrix needs a Hessian. A matrix gets no correction if its coded
-    factors do not reduce the error.
+    A matrix gets no correction if its coded factors do not reduce the error.
     """
     coded = {n: t for n, t in quantised.items() if isinstance(t, QuantisedTensor)}
-    if config.lqer_norm == "outputs":
-        coded = {name: tensor for name, tensor in coded.items() if name in hessians}
     found = dict(quantised)
 
-    def error(name: str) -> tuple[Tensor, Tensor | None]:
-        error_RC = double(state[name].detach().cpu()) - double(restore(coded[name]))
-        by_outputs = config.lqer_norm == "outputs"
-        return error_RC, double(hessians[name].cpu()) if by_outputs else None
+    def error(name: str) -> Tensor:
+        return double(state[name].detach().cpu()) - double(restore(coded[name]))
 
     # Errors of all matrices at once would be twice the model.
-    sizes = {name: energy(*error(name)) for name in coded}
+    sizes = {name: energy(error(name), None) for name in coded}
     wrong = [name for name in coded if sizes[name] > 0]
-    for name in sorted(wrong, key=lambda name: -sizes[name])[: config.lqer_matrices]:
-        error_RC, hessian_CC = error(name)
-        correction = code(*factors(error_RC, hessian_CC, config.lqer_rank, name))
-        if energy(error_RC - double(product(correction)), hessian_CC) < sizes[name]:
+    for name in sorted(wrong, key=lambda name: -sizes[name])[:MATRICES]:
+        error_RC = error(name)
+        correction = code(*factors(error_RC, rank))
+        if energy(error_RC - double(product(correction)), None) < sizes[name]:
             found[name] = replace(coded[name], correction=correction)
     return found
 
 
-def factors(
-    error_RC: Tensor, hessian_CC: Tensor | None, rank: int, name: str
-) -> tuple[Tensor, Tensor]:
+def factors(error_RC: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return left_RK and right_KC, whose product is the nearest of its rank to an error (float64).
 
-    Nearest in the Frobenius norm, or with a Hessian H, damped as for GPTQ, in tr(E H E^T). The
-    largest number of every component of the left factor is negative: two bits reach to -2 and 1.
+    The largest number of every component of the left factor is negative: two bits reach to -2 and
+    1.
     """
-    if hessian_CC is None:
-        left_RK, right_KC = _components(error_RC, rank)
-    else:
-        # H + damping = U^-1 U^-T, so that tr(E H E^T) is the square of |E U^-1|.
-        upper_CC = inverse_factor(hessian_CC, DAMP, name)
-        whitened_RC: Tensor = torch.linalg.solve_triangular(
-            upper_CC, error_RC, upper=True, left=False
-        )
-        left_RK, right_KC = _components(whitened_RC, rank)
-        right_KC = right_KC @ upper_CC
+    u_RM, size_M, v_MC = torch.linalg.svd(error_RC, full_matrices=False)
+    left_RK, right_KC = u_RM[:, :rank] * size_M[:rank], v_MC[:rank]
     largest_K = left_RK.gather(0, left_RK.abs().argmax(0, keepdim=True))[0]
     sign_K = torch.where(largest_K > 0, -1.0, 1.0)
     return left_RK * sign_K, right_KC * sign_K[:, None]
-
-
-def _components(error_RC: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    u_RM, size_M, v_MC = torch.linalg.svd(error_RC, full_matrices=False)
-    return u_RM[:, :rank] * size_M[:rank], v_MC[:rank]
 
 
 def code(left_RK: Tensor, right_KC: Tensor) -> Correction:

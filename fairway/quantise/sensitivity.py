@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fairway.base.memory import free_bytes
 from fairway.model.gpt import GPT
 from fairway.model.need import sensitivity_bytes, together, way_of
-from fairway.quantise.calibrate import calibrating, gram
+from fairway.quantise.calibrate import EMBEDDING, calibrating, gram
 
 # The number of positions in one forward and backward pass; they fit easily on a GPU.
 AT_ONCE = 16_384
@@ -60,14 +60,14 @@ class _Sums:
 def curvatures(
     model: GPT, batches: Iterable[Tensor], hessians: Mapping[str, Tensor], positions: int
 ) -> dict[str, Curvature]:
-    """Return the curvature of every matrix in `hessians`, and of an untied embedding.
+    """Return the curvature of every matrix in `hessians`.
 
     `batches` yields token ids [B, T] on the model's device; `hessians` are those of `calibrate`,
     summed over so many positions, in the model's present looping state. Raises ValueError if there
     is no batch.
     """
     sums = _Sums()
-    inner = [name for name in hessians if name not in ("tok_emb.weight", "head.weight")]
+    inner = [name for name in hessians if name != EMBEDDING]
     generator = torch.Generator(model.tok_emb.weight.device).manual_seed(0)
     reading = calibrating(model, plain=False, frozen=True)
     with reading, torch.enable_grad(), _hooked(model, inner, sums):
@@ -86,7 +86,9 @@ def curvatures(
             means[id(hessian_CC)] = hessian_CC / (positions * _visits(model, name))
         inputs_CC = means[id(hessian_CC)]
         found[name] = Curvature(inputs_CC, outputs_RR, outputs_RR.diagonal().clone())
-    return found | _embeddings(model, hessians, positions, sums)
+    if EMBEDDING in hessians:
+        found[EMBEDDING] = _embedding(hessians[EMBEDDING] / positions, sums)
+    return found
 
 
 def _at_once(model: GPT, ids_BT: Tensor) -> int:
@@ -97,10 +99,7 @@ def _at_once(model: GPT, ids_BT: Tensor) -> int:
 
 
 def _visits(model: GPT, name: str) -> int:
-    parts = name.split(".")
-    if parts[0] != "blocks":
-        return 1
-    return [*model.encoder_visits, *model.decoder_visits].count(int(parts[1]))
+    return [*model.encoder_visits, *model.decoder_visits].count(int(name.split(".")[1]))
 
 
 def _read(model: GPT, ids_BT: Tensor, sums: _Sums, generator: torch.Generator) -> None:
@@ -119,10 +118,8 @@ def _read(model: GPT, ids_BT: Tensor, sums: _Sums, generator: torch.Generator) -
     sums.positions += ids_BT.numel()
 
 
-def _embeddings(
-    model: GPT, hessians: Mapping[str, Tensor], positions: int, sums: _Sums
-) -> dict[str, Curvature]:
-    """Return the curvature of the head and of the embedding, which are one matrix if tied.
+def _embedding(final_CC: Tensor, sums: _Sums) -> Curvature:
+    """Return the curvature of the embedding, which is the head as well.
 
     A row that is read costs what its token's state passes on, a row that is chosen by the head
     what its logit does: one row's two parts are as frequent as its token, and so share a sum.
@@ -130,18 +127,9 @@ def _embeddings(
     assert sums.entering is not None and sums.chosen is not None and sums.read is not None
     entering_CC = sums.entering / sums.positions
     chosen_V, read_V = sums.chosen / sums.positions, sums.read / sums.positions
-    if "head.weight" in hessians:
-        inputs_CC = hessians["head.weight"] / positions
-        return {
-            "head.weight": Curvature(inputs_CC, None, chosen_V),
-            "tok_emb.weight": Curvature(entering_CC, None, read_V),
-        }
-    if "tok_emb.weight" not in hessians:
-        return {}
-    final_CC = hessians["tok_emb.weight"] / positions
     both_CC = final_CC + read_V.sum() / chosen_V.sum() * entering_CC
     rows_V = chosen_V * final_CC.trace() + read_V * entering_CC.trace()
-    return {"tok_emb.weight": Curvature(both_CC, None, rows_V / both_CC.trace())}
+    return Curvature(both_CC, None, rows_V / both_CC.trace())
 
 
 @contextmanager

@@ -66,9 +66,7 @@ def pr1874() -> Config:
     return replace(
         base,
         recipe="pr1874",
-        model=replace(
-            base.model, parallel_from=8, lanes=2, smear=True, attn_gate="head", gate_features=24
-        ),
+        model=replace(base.model, parallel_from=8, lanes=2, smear=True, gate_features=24),
         optim=replace(
             base.optim,
             matrix_lr=0.026,
@@ -128,7 +126,6 @@ def best_8() -> Config:
             base.quant,
             method="trellis",
             rate_price=0.12,
-            column_steps=True,
             calibration_tokens=2_097_152,
         ),
         pack=replace(base.pack, codec="cabac", code_bytes=AUTO),

@@ -15,6 +15,8 @@ from fairway.config.settings import TttConfig
 
 # Added to the root of the second moment; small, since learning rates are as in #1530.
 EPS = 1e-10
+# The decay of the second moment.
+BETA2 = 0.999
 
 
 class AdamW:
@@ -49,8 +51,8 @@ class AdamW:
         # Memory is allocated before anything changes, so a lack of memory leaves the values
         # unchanged.
         roots = [torch.empty_like(square) for square in squares]
-        torch._foreach_mul_(squares, config.lora_beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1.0 - config.lora_beta2)
+        torch._foreach_mul_(squares, BETA2)
+        torch._foreach_addcmul_(squares, grads, grads, 1.0 - BETA2)
         torch._foreach_copy_(roots, squares)
         torch._foreach_sqrt_(roots)
         torch._foreach_mul_(roots, self.unbiased)
@@ -61,4 +63,4 @@ class AdamW:
     def count_step(self) -> None:
         """Count a step, before the rows take it."""
         self.steps += 1
-        self.unbiased.fill_((1.0 - self.config.lora_beta2**self.steps) ** -0.5)
+        self.unbiased.fill_((1.0 - BETA2**self.steps) ** -0.5)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fairway.score.adam import EPS, AdamW
+from fairway.score.adam import BETA2, EPS, AdamW
 
 _VALUES, _WARPS = 2048, 4
 
@@ -63,6 +63,6 @@ def fused_step(
         _step_kernel[(triton.cdiv(count, _VALUES), S)](
             *parts, value if factor is None else factor,
             adam.unbiased, count, B * M * L, config.lora_lr, 1.0 - config.lora_lr * config.lora_wd,
-            config.lora_beta2, EPS,
+            BETA2, EPS,
             M=M, L=L, FACTOR=factor is not None, VALUES=_VALUES, num_warps=_WARPS,
         )  # fmt: skip

@@ -293,14 +293,12 @@ class Ledger:
             self._enter_span()
 
     def lesson(self, first: int, end: int, total: Total = _own) -> Lesson:
-        """Return the tokens and costs of positions first..end-1; all of them must be scored.
+        """Return the tokens of positions first..end-1; all of them must be scored.
 
         `total` sums over the ledgers that share the text; then all of them must call this. Raises
         LedgerError if a position has no recorded cost, because nothing may learn from it.
         """
-        known = ~np.isnan(self._nats[first:end])
-        numbers = np.stack([known, np.where(known, self._nats[first:end], 0.0)])
-        counts, nats = total(numbers)
+        counts = total((~np.isnan(self._nats[first:end])).astype(np.float64))
         wrong = np.flatnonzero(counts != 1)
         if len(wrong) or not 0 <= first < end <= self.num_targets:
             at = first + int(wrong[0]) if len(wrong) else end
@@ -309,7 +307,7 @@ class Ledger:
             )
         self.witness.learned(first, end)
         ids = np.array(self.text.ids[first : end + 1], dtype=np.int64)
-        return Lesson(ids[:-1], ids[1:], nats)
+        return Lesson(ids[:-1], ids[1:])
 
     def finish(self, gather: Gather = _alone) -> Score:
         """Close the account and return the score of the whole text.

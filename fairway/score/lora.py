@@ -26,7 +26,6 @@ from fairway.base.errors import LedgerError
 from fairway.base.floats import double
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
-from fairway.config.checks import lora_context, lora_peers
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import Ranks
 from fairway.model.adapters import Adapters
@@ -53,7 +52,6 @@ from fairway.score.documents import (
 from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
 from fairway.score.ledger import Ledger, Score, Span
-from fairway.score.peers import Mean, Peers
 from fairway.score.predictor import Context, Helped, Receipt
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
@@ -72,8 +70,8 @@ _PHASE_RATE = 0.001
 # One batch of documents
 
 
-def _rope(model: GPT, config: TttConfig, seq_len: int) -> Rope:
-    cos_TR, sin_TR = rope_table(seq_len, model.config, config.lora_rope == "ntk")
+def _rope(model: GPT, seq_len: int) -> Rope:
+    cos_TR, sin_TR = rope_table(seq_len, model.config)
     device = model.tok_emb.weight.device
     return cos_TR.to(device), sin_TR.to(device)
 
@@ -109,7 +107,7 @@ class Documents:
         # The row in each slot in use, and the matrices A that outlive this batch.
         self.rows: list[int] = []
         self._inner: list[Tensor] = []
-        self._cos_TR, self._sin_TR = _rope(model, config, seq_len)
+        self._cos_TR, self._sin_TR = _rope(model, seq_len)
 
     @torch.no_grad()
     def start(self, rows: int, inner: list[Tensor]) -> None:
@@ -262,10 +260,10 @@ class DocumentDistribution:
 class _Made:
     """A predictor of one event with a prediction computed beforehand."""
 
-    def __init__(self, dist: Mean) -> None:
+    def __init__(self, dist: DocumentDistribution) -> None:
         self._dist = dist
 
-    def predict(self, context: Context) -> Mean:
+    def predict(self, context: Context) -> DocumentDistribution:
         """Return the prediction."""
         return self._dist
 
@@ -289,15 +287,12 @@ class Lanes:
         self._inner: dict[int, list[Tensor]] = {}
 
     def start(self, batch: int, rows: int) -> Documents:
-        """Return the predictor of a batch, with the matrices A of its lane or with fresh ones."""
-        config, number = self.config, batch % self.config.lora_lanes
-        if number not in self._inner or not config.lora_warm:
-            # Warm or not, a lane's first A depends on its number alone, not on the process.
-            draw = number if config.lora_warm else batch
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
-            drawn = self._documents.adapters.drawn(generator)
-            self._inner.pop(number, None)
-            self._inner[number] = self._for_all_rows(drawn)
+        """Return the predictor of a batch, with the matrices A of its lane, fresh ones at first."""
+        number = batch % self.config.lora_lanes
+        if number not in self._inner:
+            # A lane's first A depends on its number alone, not on the process.
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            self._inner[number] = self._for_all_rows(self._documents.adapters.drawn(generator))
         self._documents.start(rows, self._inner[number])
         return self._documents
 
@@ -313,22 +308,6 @@ class Lanes:
         return [inner.to(device).expand(-1, count, -1, -1).clone() for inner in drawn]
 
 
-class PeerLanes:
-    """One lane for each set of adapters that predict together; their first matrices A differ."""
-
-    def __init__(
-        self, model: GPT, config: TttConfig, seq_len: int, seed: int, fixed: bool = False
-    ) -> None:
-        self._lanes = [
-            Lanes(model, peer, seq_len, seed + number, fixed)
-            for number, peer in enumerate(lora_peers(config))
-        ]
-
-    def start(self, batch: int, rows: int) -> Peers[Documents]:
-        """Return the predictor of a batch."""
-        return Peers([lanes.start(batch, rows) for lanes in self._lanes])
-
-
 @dataclass(eq=False)
 class _Lora:
     """The objects that the evaluation of one process needs."""
@@ -337,7 +316,7 @@ class _Lora:
     ledger: Ledger
     score: ScoreConfig
     config: TttConfig
-    lanes: PeerLanes
+    lanes: Lanes
     helped: Helped
 
     def run(self, batch: Batch, advance: Callable[[int], None]) -> None:
@@ -349,7 +328,7 @@ class _Lora:
             advance(len(step.event.positions))
         lane.save()
 
-    def _run_step(self, lane: Peers[Documents], step: Step, batch: Batch) -> None:
+    def _run_step(self, lane: Documents, step: Step, batch: Batch) -> None:
         context = self.ledger.context(step.event)
         dist = lane.predict(context)
         self.ledger.commit(step.event, self.helped(_Made(dist)).predict(context))
@@ -374,12 +353,11 @@ def evaluate_lora(model: GPT, asked: Evaluation) -> Score:
     score, config, ranks, targets = asked.score, asked.ttt, asked.ranks, asked.targets
     if config.lora_sort:
         asked = replace(asked, text=longest_first(asked.text, targets))
-    context = lora_context(config, score)
-    plan = batches(documents(asked.text.ids, targets), config, context)
+    plan = batches(documents(asked.text.ids, targets), config, score.seq_len)
     own = [b for b in plan if b.index % config.lora_lanes % ranks.world == ranks.rank]
     spans = [Span(batch.steps[0].event.index, batch.positions) for batch in own]
     ledger = asked.ledger(ROW_TOLERANCE_NATS, model.compute_dtype, spans, side_by_side=True)
-    lanes = PeerLanes(model, config, context, asked.seed)
+    lanes = Lanes(model, config, score.seq_len, asked.seed)
     state = _Lora(model, ledger, score, config, lanes, asked.helped)
     with progress(asked.description, ledger.remaining) as advance:
         for first, end in itertools.pairwise(phase_bounds(len(plan), config.lora_phases)):
@@ -399,9 +377,9 @@ def evaluate_unlearned(model: GPT, asked: Evaluation) -> Score:
 
     The difference from `evaluate_lora` is the gain by learning.
     """
-    found, context = documents(asked.text.ids, asked.targets), lora_context(asked.ttt, asked.score)
-    frozen = FrozenPredictor(model, context, _rope(model, asked.ttt, context))
-    return evaluate_windows(frozen, asked, lambda: unlearned_windows(found, asked.ttt, context))
+    found, T = documents(asked.text.ids, asked.targets), asked.score.seq_len
+    frozen = FrozenPredictor(model, T, _rope(model, T))
+    return evaluate_windows(frozen, asked, lambda: unlearned_windows(found, asked.ttt, T))
 
 
 def phase_bounds(count: int, phases: int) -> list[int]:

@@ -35,14 +35,13 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """Tokens for learning: consecutive targets that have all been scored, and their costs.
+    """Tokens for learning: consecutive targets that have all been scored.
 
     inputs: the token before each target; the first of them is the target of the position before.
     """
 
     inputs: IntArray
     targets: IntArray
-    nats: FloatArray
 
 
 class Distribution(Protocol):

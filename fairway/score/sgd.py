@@ -11,12 +11,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fairway.base.arrays import FloatArray, IntArray
+from fairway.base.arrays import IntArray
 from fairway.base.memory import free_bytes
 from fairway.base.progress import progress
 from fairway.config.settings import ScoreConfig, TttConfig
@@ -78,12 +76,6 @@ def chunks(targets: int, score: ScoreConfig, chunk_tokens: int) -> Iterator[Chun
 def chunk_rate(lr: float, index: int, count: int) -> float:
     """Return the rate of a chunk out of `count`: a cosine from `lr` to 0."""
     return lr * 0.5 * (1.0 + math.cos(math.pi * index / max(count - 1, 1)))
-
-
-def token_weights(nats: FloatArray) -> FloatArray:
-    """Return ConfTTT's weight of every token: its cost over the mean cost, within 1/3 to 3."""
-    weights: FloatArray = np.clip(nats / max(float(nats.mean()), 1e-12), 1.0 / 3.0, 3.0)
-    return weights
 
 
 class Sgd:
@@ -149,16 +141,12 @@ class Sgd:
         return together(each, free_bytes(self.weights[0].device) - gradients, ROWS_AT_ONCE)
 
     def _mean_loss(self, lesson: Lesson, rows: list[int]) -> Tensor:
-        ids_BT, targets_BT = (self._rows(ids, rows) for ids in (lesson.inputs, lesson.targets))
-        if not self.config.confidence:
-            loss: Tensor = self.model(ids_BT, targets_BT)
-            return loss
-        weights_BT = self._rows(token_weights(lesson.nats), rows)
-        logits_NV = self.model.logits(self.model.hidden(ids_BT)).flatten(0, 1)
-        nats_N = F.cross_entropy(logits_NV, targets_BT.flatten(), reduction="none")
-        return (nats_N * weights_BT.flatten().float()).mean()
+        loss: Tensor = self.model(
+            *(self._rows(ids, rows) for ids in (lesson.inputs, lesson.targets))
+        )
+        return loss
 
-    def _rows(self, values: IntArray | FloatArray, rows: list[int]) -> Tensor:
+    def _rows(self, values: IntArray, rows: list[int]) -> Tensor:
         whole = len(values) // self.seq_len * self.seq_len
         rows_BT = values[:whole].reshape(-1, self.seq_len)[rows]
         return torch.from_numpy(rows_BT).to(self.weights[0].device)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fairway.base.errors import UserError
 from fairway.base.timing import wall_seconds
-from fairway.config.checks import lora_chunks, lora_context, lora_peers
+from fairway.config.checks import lora_chunks
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.model.gpt import GPT
 from fairway.model.modes import mode
@@ -84,14 +84,11 @@ def _within_budget(
 def shrunk(score: ScoreConfig, config: TttConfig) -> tuple[ScoreConfig, TttConfig, str] | None:
     """Return settings that do less, and the changes; None if no reduction is left.
 
-    For SGD the first reduction is one epoch, then a larger stride. For LoRA it is one set of
-    adapters, then larger chunks.
+    For SGD the first reduction is one epoch, then a larger stride. For LoRA it is larger chunks.
     """
     if config.method == "lora":
-        if config.lora_peers:
-            return score, replace(config, lora_peers=""), "ttt.lora_peers="
         sizes = lora_chunks(config)
-        if 2 * max(size for size, _ in sizes) > lora_context(config, score):
+        if 2 * max(size for size, _ in sizes) > score.seq_len:
             return None
         words = [f"{2 * n}@{end}" if end is not None else f"{2 * n}" for n, end in sizes]
         text = " ".join(words)
@@ -132,7 +129,7 @@ def _estimate_sgd(model: GPT, asked: Evaluation) -> float:
 def _sequence_s(model: GPT, score: ScoreConfig, config: TttConfig) -> float:
     """Return the seconds that all weights take to learn one sequence of two."""
     ids = np.zeros(2 * score.seq_len, np.int64)
-    learner, lesson = Sgd(model, config, score.seq_len), Lesson(ids, ids, np.ones(len(ids)))
+    learner, lesson = Sgd(model, config, score.seq_len), Lesson(ids, ids)
     taken_s = _seconds(lambda: learner.gradients(lesson, range(2))) / 2
     model.zero_grad(set_to_none=True)
     return taken_s
@@ -140,7 +137,7 @@ def _sequence_s(model: GPT, score: ScoreConfig, config: TttConfig) -> float:
 
 def _estimate_lora(model: GPT, asked: Evaluation) -> float:
     score, config = asked.score, asked.ttt
-    context = lora_context(config, score)
+    context = score.seq_len
     plan = batches(documents(asked.text.ids, asked.targets), config, context)
     steps = [step for batch in plan for step in batch.steps]
     # The widest step of the evaluation; a wider one might not fit into memory although the
@@ -148,10 +145,7 @@ def _estimate_lora(model: GPT, asked: Evaluation) -> float:
     widest = max(steps, key=lambda step: len(step.rows) * min(step.end, context))
     size = steps[0].end
     sizes = ((1, size), (len(widest.rows), max(size, min(widest.end, context))))
-    small_s, large_s = (
-        sum(_lora_step(model, context, peer, rows, T, size) for peer in lora_peers(config))
-        for rows, T in sizes
-    )
+    small_s, large_s = (_lora_step(model, context, config, rows, T, size) for rows, T in sizes)
     (small, large) = (rows * T for rows, T in sizes)
     per_token_s = max(0.0, large_s - small_s) / max(1, large - small)
     per_step_s = max(0.0, small_s - small * per_token_s)

@@ -16,10 +16,9 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         lambda c: c.model.parallel_from < c.model.num_layers,
     ),
     ("two lanes in parallel blocks", "#1204, #1529, #1530", lambda c: c.model.lanes > 1),
-    ("caps of logits by sign", "#1923", lambda c: c.model.softcap_skew),
-    ("XSA: attention without its own value", "#478, #1019", lambda c: c.model.xsa_layers > 0),
+    ("XSA: attention without its own value", "#478, #1019", lambda c: True),
     ("gain of normalised queries", "#1217, #1276, #1493", lambda c: c.model.qk_gain != 1.0),
-    ("U-Net skips with gates", "#289", lambda c: c.model.skips and c.model.skip_gates),
+    ("U-Net skips with gates", "#289", lambda c: c.model.num_layers > 1),
     (
         "attention windows",
         "Beltagy et al. 2020, arXiv 2004.05150",
@@ -36,10 +35,9 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
         lambda c: c.train.rate_weight > 0,
     ),
     ("documents that do not see one another", "#1530", lambda c: c.train.documents),
-    ("values from the embeddings", "#2005", lambda c: c.model.x0_values),
-    ("gates of heads", "#1667, #1736, #1787", lambda c: c.model.attn_gate != "off"),
+    ("gates of heads", "#1667", lambda c: c.model.gate_features > 0),
     ("SmearGate with a mask at BOS", "#1667, #1851, #1855", lambda c: c.model.smear),
-    ("MuonEq-R", "Jordan et al. 2024; #1217", lambda c: c.optim.row_normalise),
+    ("MuonEq-R", "Jordan et al. 2024; #1217", lambda c: True),
     (
         "Polar Express",
         "Amsel et al. 2025, arXiv 2505.16932; #1344",
@@ -53,7 +51,6 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     ("Newton-Muon", "arXiv 2604.01472", lambda c: c.optim.newton > 0),
     ("NorMuon", "arXiv 2510.05491", lambda c: c.optim.row_beta > 0),
     ("cautious weight decay", "modded-nanogpt track 3", lambda c: c.optim.cautious),
-    ("least norm of an update's rows", "modded-nanogpt track 3", lambda c: c.optim.row_floor > 0),
     ("moving average of the weights", "#1421, #1445", lambda c: True),
     (
         "GPTQ with SDClip",
@@ -68,16 +65,6 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     ("sliding-window evaluation", "#1493", lambda c: c.score.stride < c.score.seq_len),
     ("score-first test-time training by chunks", "#1413", lambda c: c.ttt.method == "sgd"),
     ("score-first adapters by document", "#1530", lambda c: c.ttt.method == "lora"),
-    (
-        "mean of several sets of adapters",
-        "Fairway",
-        lambda c: c.ttt.method == "lora" and bool(c.ttt.lora_peers),
-    ),
-    (
-        "confidence weights in test-time training",
-        "ConfTTT",
-        lambda c: c.ttt.method == "sgd" and c.ttt.confidence,
-    ),
 )
 
 

@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fairway.base.floats import ONE, array, each, f32, put
+from fairway.base.floats import array, each, f32, put
 from fairway.base.native import compiled_sums
 
 
 @compiled_sums
-def _nesterov(
-    grad: Any, buffer: Any, out: Any, scale: Any, mu: Any, normalise: Any, first: Any, end: Any
-) -> None:
+def _nesterov(grad: Any, buffer: Any, out: Any, scale: Any, mu: Any, first: Any, end: Any) -> None:
     width = grad.shape[1]
     row = np.empty(width, np.float32)
     scale, mu = f32(scale), f32(mu)
@@ -32,17 +30,17 @@ def _nesterov(
         square = f32(0)
         for j in range(width):
             square += row[j] * row[j]
-        norm = np.sqrt(square) if normalise else ONE
+        norm = np.sqrt(square)
         norm = f32(1e-7) if norm < f32(1e-7) else norm
         for j in range(width):
             put(to, j, row[j] / norm)
 
 
 def loop_nesterov(
-    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
+    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, out: Tensor
 ) -> None:
     """Do what `rules.nesterov` does; the gradient stays as it was."""
     C, scale = grad_KRC.shape[2], scale_1.item()
     rows = (array(x.view(-1, C)) for x in (grad_KRC, buffer_KRC, out))
     count = grad_KRC.numel() // C
-    each(count, grad_KRC, _nesterov, *rows, scale, mu, normalise)
+    each(count, grad_KRC, _nesterov, *rows, scale, mu)

@@ -16,7 +16,7 @@ _VALUES, _WARPS = 2048, 4
 @triton.jit
 def _nesterov_kernel(
     grad_ptr, buffer_ptr, out_ptr, scale_ptr, N, mu,
-    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, NORMALISE: tl.constexpr,
+    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     columns = tl.arange(0, COLUMNS)[None, :]
@@ -26,15 +26,14 @@ def _nesterov_kernel(
     buffer = tl.load(buffer_ptr + at, mask, other=0.0) * mu + grad
     tl.store(buffer_ptr + at, buffer, mask)
     u = grad + mu * buffer
-    if NORMALISE:
-        u /= tl.maximum(tl.sqrt(tl.sum(u * u, 1)), 1e-7)[:, None]
+    u /= tl.maximum(tl.sqrt(tl.sum(u * u, 1)), 1e-7)[:, None]
     tl.store(out_ptr + at, u.to(out_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
 def _several_kernel(
     grad_ptr, mean_ptr, out_ptr, scale_ptr, N, first,
-    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, NORMALISE: tl.constexpr,
+    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
     MEANS: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
@@ -51,62 +50,44 @@ def _several_kernel(
         u += (1.0 - decay) * grad + decay * mean
         age = age * 2.0
     u /= MEANS
-    if NORMALISE:
-        u /= tl.maximum(tl.sqrt(tl.sum(u * u, 1)), 1e-7)[:, None]
+    u /= tl.maximum(tl.sqrt(tl.sum(u * u, 1)), 1e-7)[:, None]
     tl.store(out_ptr + at, u.to(out_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
-def _move_kernel(weight_ptr, update_ptr, N, keep, lr, VALUES: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
-    weight = tl.load(weight_ptr + at, at < N) * keep
-    weight -= lr * tl.load(update_ptr + at, at < N).to(tl.float32)
-    tl.store(weight_ptr + at, weight, at < N)
-
-
-@triton.jit
-def _move_rows_kernel(
-    weight_ptr, update_ptr, N, keep, lr, floor,
-    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-    CAUTIOUS: tl.constexpr, FLOOR: tl.constexpr,
+def _move_kernel(
+    weight_ptr, update_ptr, N, keep, lr, VALUES: tl.constexpr, CAUTIOUS: tl.constexpr
 ):  # fmt: skip
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
-    columns = tl.arange(0, COLUMNS)[None, :]
-    mask = (rows < N) & (columns < C)
-    at = rows.to(tl.int64) * C + columns
-    weight = tl.load(weight_ptr + at, mask, other=0.0)
-    update = tl.load(update_ptr + at, mask, other=0.0).to(tl.float32)
-    if FLOOR:
-        least = floor * tl.sqrt(tl.sum(weight * weight, 1))
-        norm = tl.maximum(tl.sqrt(tl.sum(update * update, 1)), 1e-7)
-        update *= tl.maximum(least / norm, 1.0)[:, None]
+    at = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
+    weight = tl.load(weight_ptr + at, at < N)
+    update = tl.load(update_ptr + at, at < N).to(tl.float32)
     if CAUTIOUS:
         weight *= tl.where(weight * update > 0, keep, 1.0)
     else:
         weight *= keep
-    tl.store(weight_ptr + at, weight - lr * update, mask)
+    tl.store(weight_ptr + at, weight - lr * update, at < N)
 
 
 def fused_nesterov(
-    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
+    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, out: Tensor
 ) -> None:
     """Do what `rules.nesterov` does; the gradient stays as it was."""
     N, C, columns, rows = _by_rows(grad_KRC)
     _nesterov_kernel[(triton.cdiv(N, rows),)](
         grad_KRC, buffer_KRC, out, scale_1, N, mu,
-        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, num_warps=_WARPS,
+        C=C, COLUMNS=columns, ROWS=rows, num_warps=_WARPS,
     )  # fmt: skip
 
 
 def fused_several(
-    grad_KRC: Tensor, means_KRMC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
+    grad_KRC: Tensor, means_KRMC: Tensor, scale_1: Tensor, mu: float, out: Tensor
 ) -> None:
     """Do what `rules.several` does; the gradient stays as it was."""
     (N, C, columns, rows), means = _by_rows(grad_KRC), means_KRMC.shape[2]
     first = mu / (1.0 - mu) * means / (2**means - 1)
     _several_kernel[(triton.cdiv(N, rows),)](
         grad_KRC, means_KRMC, out, scale_1, N, first,
-        C=C, COLUMNS=columns, ROWS=rows, NORMALISE=normalise, MEANS=means, num_warps=_WARPS,
+        C=C, COLUMNS=columns, ROWS=rows, MEANS=means, num_warps=_WARPS,
     )  # fmt: skip
 
 
@@ -123,18 +104,10 @@ def fused_move(
     lr: float,
     decay: float,
     cautious: bool = False,
-    floor: float = 0.0,
 ) -> None:
     """Do what `rules.move` does."""
-    if cautious or floor:
-        N, C, columns, rows = _by_rows(weights_LRC)
-        _move_rows_kernel[(triton.cdiv(N, rows),)](
-            weights_LRC, updates_LRC, N, 1.0 - lr * decay, lr, floor,
-            C=C, COLUMNS=columns, ROWS=rows, CAUTIOUS=cautious, FLOOR=floor > 0,
-            num_warps=_WARPS,
-        )  # fmt: skip
-        return
     N = weights_LRC.numel()
     _move_kernel[(triton.cdiv(N, _VALUES),)](
-        weights_LRC, updates_LRC, N, 1.0 - lr * decay, lr, VALUES=_VALUES, num_warps=_WARPS
-    )
+        weights_LRC, updates_LRC, N, 1.0 - lr * decay, lr,
+        VALUES=_VALUES, CAUTIOUS=cautious, num_warps=_WARPS,
+    )  # fmt: skip

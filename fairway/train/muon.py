@@ -29,8 +29,9 @@ from fairway.train.cpu_muon import loop_nesterov
 from fairway.train.rules import inverses, move, muon_update, nesterov, neurons, several
 from fairway.train.schedule import momentum
 
-# What AdamW adds to the root of its second moment, as in #1493.
-_EPS = 1e-8
+# AdamW as in #1493: the decay of its first moment, what is added to the root of the second, and
+# the decays of weights.
+_BETA1, _EPS, EMBED_WD, SCALAR_WD = 0.9, 1e-8, 0.085, 0.02
 # Banks per shape over several ranks: more sums travel during the backward pass, by more kernels.
 STAGES = 3
 # The share of what is seen at a look in the second moments of inputs.
@@ -145,10 +146,7 @@ class Bank:
         self.wait()
         updates_LRC = self.updates_PRC[: len(self.weights)]
         config = self.config
-        self.move(
-            *(self.weights_LRC, updates_LRC, lr, config.matrix_wd),
-            *(config.cautious, config.row_floor),
-        )
+        self.move(self.weights_LRC, updates_LRC, lr, config.matrix_wd, config.cautious)
 
     def look(self, moments: Mapping[str, Tensor]) -> None:
         """Move the second moments [C, C] of inputs towards new ones, summed over the ranks."""
@@ -353,15 +351,12 @@ class Optimisers:
         self.clip = config.grad_clip or math.inf
         named = dict(model.named_parameters())
         by_group = kinds.by_group(model.declares, named)
-        # In the order of the layers: the backward pass meets what leads to the head first.
-        matrices = sorted(by_group["matrix"], key=lambda name: name == "head_proj.weight")
         groups = [
-            (by_group["embed"], config.embed_lr, config.embed_wd),
-            (by_group["head"], config.head_lr, 0.0),
-            (by_group["scalar"], config.scalar_lr, config.scalar_wd),
+            (by_group["embed"], config.embed_lr, EMBED_WD),
+            (by_group["scalar"], config.scalar_lr, SCALAR_WD),
         ]
         self.muon = Muon(
-            [(name, named[name]) for name in matrices],
+            [(name, named[name]) for name in by_group["matrix"]],
             config,
             self.ranks,
             model.operations.fused,
@@ -372,7 +367,7 @@ class Optimisers:
                 {"params": [named[n] for n in names], "base_lr": lr, "weight_decay": wd}
                 for names, lr, wd in groups
             ],
-            betas=(config.beta1, config.beta2),
+            betas=(_BETA1, config.beta2),
             eps=_EPS,
             fused=True,
         )

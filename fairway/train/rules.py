@@ -47,17 +47,15 @@ def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
     return x_LRC.mT if tall else x_LRC
 
 
-def nesterov(
-    grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
-) -> None:
+def nesterov(grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, out: Tensor) -> None:
     """Advance the momentum in place by scaled gradients; write what is to be orthogonalised.
 
-    `out` [K, R, C] gets Nesterov momentum, rows divided by their norms if asked to. The gradients
+    `out` [K, R, C] gets Nesterov momentum, rows divided by their norms. The gradients
     become scratch.
     """
     grad_KRC.mul_(scale_1)
     torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
-    _write(torch.add(grad_KRC, buffer_KRC, alpha=mu), normalise, out)
+    _write(torch.add(grad_KRC, buffer_KRC, alpha=mu), out)
 
 
 def decays(mu: float, count: int) -> list[float]:
@@ -69,9 +67,7 @@ def decays(mu: float, count: int) -> list[float]:
     return [age / (1.0 + age) for age in (first * 2**m for m in range(count))]
 
 
-def several(
-    grad_KRC: Tensor, means_KRMC: Tensor, scale_1: Tensor, mu: float, normalise: bool, out: Tensor
-) -> None:
+def several(grad_KRC: Tensor, means_KRMC: Tensor, scale_1: Tensor, mu: float, out: Tensor) -> None:
     """Do what `nesterov` does with M running means of gradients, young to old, and their mean.
 
     Each of them looks one step ahead, as Nesterov momentum does.
@@ -82,13 +78,10 @@ def several(
         mean_KRC = means_KRMC[:, :, m]
         mean_KRC.mul_(decay).add_(grad_KRC, alpha=1.0 - decay)
         u_KRC.add_(grad_KRC, alpha=1.0 - decay).add_(mean_KRC, alpha=decay)
-    _write(u_KRC.div_(count), normalise, out)
+    _write(u_KRC.div_(count), out)
 
 
-def _write(u_KRC: Tensor, normalise: bool, out: Tensor) -> None:
-    if not normalise:
-        out.copy_(u_KRC)
-        return
+def _write(u_KRC: Tensor, out: Tensor) -> None:
     norms_KR1 = torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
     # Divided in float32, rounded on the way out: the quotient is not stored twice.
     torch.div(u_KRC, norms_KR1, out=out)
@@ -100,31 +93,17 @@ def move(
     lr: float,
     decay: float,
     cautious: bool = False,
-    floor: float = 0.0,
 ) -> None:
     """Decay the weights, then subtract the updates.
 
-    Cautious decay applies only to weights that the update makes smaller. A floor makes rows of the
-    update longer, up to that share of the weights' norm in the row.
+    Cautious decay applies only to weights that the update makes smaller.
     """
-    if floor:
-        updates_LRC = raised(weights_LRC, updates_LRC, floor)
     if cautious:
         shrinks_LRC = (weights_LRC * updates_LRC > 0).to(weights_LRC.dtype)
         weights_LRC.mul_(1.0 - lr * decay * shrinks_LRC)
     else:
         weights_LRC.mul_(1.0 - lr * decay)
     weights_LRC.sub_(updates_LRC, alpha=lr)
-
-
-def raised(weights_LRC: Tensor, updates_LRC: Tensor, floor: float) -> Tensor:
-    """Return updates whose rows have at least a share of the weights' norms; zeros stay."""
-    wide_LRC = updates_LRC.to(weights_LRC.dtype)
-    norms_LR1, least_LR1 = (
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (wide_LRC, weights_LRC)
-    )
-    factors_LR1: Tensor = (floor * least_LR1 / norms_LR1.clamp_min(1e-7)).clamp_min(1.0)
-    return wide_LRC * factors_LR1
 
 
 def muon_update(
@@ -142,7 +121,7 @@ def muon_update(
     All products are in its dtype. The momentum advances in place; `rows` is `nesterov`, its GPU
     kernel or its loop. With `row_beta` so do the mean squares of `balance`.
     """
-    rows(grad_KRC, buffer_KRC, scale_1, mu, config.row_normalise, out)
+    rows(grad_KRC, buffer_KRC, scale_1, mu, out)
     x_KRC = orthogonalise(out, coefficients(config))
     factor: Tensor | float = math.sqrt(max(1.0, out.shape[1] / out.shape[2]))
     if squares is not None:

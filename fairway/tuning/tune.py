@@ -27,7 +27,7 @@ from fairway.config.settings import RuntimeConfig, TttConfig
 from fairway.model.adapters import Adapters
 from fairway.model.gpt import rope_table
 from fairway.model.modes import mode
-from fairway.score.adam import AdamW
+from fairway.score.adam import BETA2, AdamW
 from fairway.score.adapter_file import save_adapter
 from fairway.score.adapting import Plain, chunk_nats
 
@@ -163,7 +163,7 @@ def tune(
         "alpha": config.lora_alpha,
         "settings": {
             "lr": config.lora_lr,
-            "beta2": config.lora_beta2,
+            "beta2": BETA2,
             "wd": config.lora_wd,
             "epochs": epochs,
             "seed": seed,

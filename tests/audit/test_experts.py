@@ -62,16 +62,14 @@ def probed(experts: str, base: str, seed: int, data: DataFolder) -> list[Probe]:
     ids = np.where(np.arange(48) % 13 == 0, BOS_ID, ids)
     score, ttt = small(
         ScoreConfig(seq_len=16, stride=8, batch_windows=2),
-        TttConfig(epochs=1, lora_rank=2, lora_chunks="8", lora_documents=2, lora_warm=seed % 3 > 0),
+        TttConfig(epochs=1, lora_rank=2, lora_chunks="8", lora_documents=2),
         len(ids),
     )
-    mixture = MixtureConfig(
-        experts=experts, variant="AB"[seed // 2 % 2], weights=("share", "gate", "fixed")[seed % 3],
-        order=seed % 6, per_document=seed % 4 == 3, memory_mb=8,
-    )  # fmt: skip
+    mixture = MixtureConfig(experts=experts, variant="AB"[seed // 2 % 2], memory_mb=8)
     scorer = scorer_of(model, base, score, ttt, seed, (data.tokenizer, mixture))
     with tuned({
-        "low_weight": 0.1, "escapes": "DC"[seed // 4 % 2], "exclusion": seed % 5 > 0,
+        "order": seed % 6, "switch": (0.002, 1.0)[seed % 3 == 2],
+        "escapes": "DC"[seed // 4 % 2], "exclusion": seed % 5 > 0,
         "tilt_bits": 10, "match_min": 4,
     }):  # fmt: skip
         return audit_scorer(Bench(scorer, exercise(ids, 48), seed, 0.0))

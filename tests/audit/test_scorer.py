@@ -307,22 +307,16 @@ def own_scorer(method: str, seed: int, tokens: int = 72) -> tuple[LedgerScorer, 
     score = ScoreConfig(seq_len=24, stride=8, batch_windows=2)
     ttt = TttConfig(
         lr=0.05, epochs=1, lora_rank=2, lora_alpha=3.0, lora_chunks="8", lora_documents=3,
-        lora_lr=0.01, lora_warm=seed % 2 == 0,
+        lora_lr=0.01,
     )  # fmt: skip
     if method == "lora, more":
-        ttt = replace(
-            ttt, lora_chunks="3@6 8", lora_context=40, lora_rope="plain",
-            lora_peers="lora_lr=0.03+lora_rank=1",
-        )  # fmt: skip
-        method = "lora"
+        ttt, method = replace(ttt, lora_chunks="3@6 8"), "lora"
     score, ttt = small(score, ttt, len(text))
     return scorer_of(alive(), method, score, ttt, seed), text
 
 
 def own(method: str, seed: int) -> list[Probe]:
-    # Of two sets of adapters in longer windows a shorter text is asked as much.
-    tokens = 48 if method == "lora, more" else 72
-    return audit_scorer(Bench(*own_scorer(method, seed, tokens), seed, 0.0))
+    return audit_scorer(Bench(*own_scorer(method, seed), seed, 0.0))
 
 
 @pytest.mark.parametrize("method", ["sliding", "sgd", "lora"])
@@ -357,9 +351,4 @@ def test_probed_settings_leave_room_for_three_chunks() -> None:
     assert (score.seq_len, score.stride, ttt.chunk_tokens) == (128, 64, 128)
     score, ttt = small(ScoreConfig(seq_len=64, stride=48), TttConfig(lora_chunks="64"), 30)
     assert (score.seq_len, score.stride, ttt.lora_chunks) == (8, 2, "4")
-    # A context of its own stays as many times as long.
-    longer = TttConfig(lora_context=3072, lora_chunks="8@256 24@2000 48")
-    assert small(ScoreConfig(), longer, 384)[1].lora_context == 192
-    longer = TttConfig(lora_context=3072, lora_chunks="300")
-    wide = small(ScoreConfig(), longer, 384)[1]
-    assert (wide.lora_context, wide.lora_chunks) == (192, "96")
+    assert small(ScoreConfig(), TttConfig(lora_chunks="300"), 384)[1].lora_chunks == "64"

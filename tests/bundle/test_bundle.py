@@ -67,7 +67,7 @@ def test_it_trains_by_the_techniques_of_its_settings(
 ) -> None:
     config = tiny(
         "optim.momentum_buffers=3", "optim.row_beta=0.9", "optim.newton=0.5", "optim.cautious=true",
-        "optim.row_floor=0.5", "prove.bytes=0",
+        "prove.bytes=0",
         "audit.budget_s=0", "ttt.method=off",
     )  # fmt: skip
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
@@ -245,7 +245,7 @@ def test_its_gpu_kernels_are_those_of_the_package(
     theirs = dict(model.named_parameters())
     for name, weight in own.named_parameters():
         assert weight.grad is not None and torch.equal(weight.grad, theirs[name].grad), name
-    optim = {"momentum_buffers": 3, "cautious": True, "row_floor": 0.5}
+    optim = {"momentum_buffers": 3, "cautious": True}
     named("Optimisers")(model, named("OptimConfig")(**optim)).step(1.0, 3)
     Optimisers(own, OptimConfig(**optim)).step(1.0, 3)
     for name, weight in own.named_parameters():

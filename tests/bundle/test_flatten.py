@@ -23,7 +23,7 @@ def test_a_config_is_stated_by_what_differs(name: str) -> None:
     config = recipe(name)
     assert evaluated(config) == config
     assert _stated(Config()) == "G_fairway_config_settings__Config()"
-    odd = override(config, ["optim.ema_decay=none", "optim.ema_share=0.5", "model.softcap=0"])
+    odd = override(config, ["optim.ema_decay=none", "optim.ema_share=0.5", "model.qk_gain=1"])
     assert evaluated(odd) == odd
 
 

@@ -24,14 +24,13 @@ SMALL = ModelConfig(
     mlp_dim=80,
     rope_dims=4,
     rope_train_len=16,
-    xsa_layers=4,
     parallel_from=3,
     loop_first=1,
     loop_last=2,
     loop_extra=2,
     embed_bf16=False,
 )
-ODD = replace(SMALL, num_layers=3, dim=21, num_heads=3, num_kv_heads=1, rope_dims=2, embed_dim=13)
+ODD = replace(SMALL, num_layers=3, dim=21, num_heads=3, num_kv_heads=1, rope_dims=2)
 LENGTH = 23  # beyond rope_train_len, so that the base depends on it
 
 

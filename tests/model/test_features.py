@@ -11,10 +11,8 @@ from fairway.config.settings import BOS_ID
 from fairway.model.gpt import GPT, build
 
 IDS_BT = torch.randint(2, 260, (3, 12), generator=torch.Generator().manual_seed(0))
-# At their initial values these change nothing; dense and sparse gates begin half open.
-NEUTRAL = [
-    name for name in FEATURES if name not in ("windows", "two lanes", "dense gates", "sparse gates")
-]
+# At their initial values these change nothing.
+NEUTRAL = [name for name in FEATURES if name not in ("windows", "two lanes")]
 
 
 def copied(model: GPT, source: GPT) -> GPT:

@@ -25,7 +25,6 @@ SMALL = ModelConfig(
     mlp_dim=80,
     rope_dims=4,
     rope_train_len=16,
-    xsa_layers=4,
     parallel_from=3,
     loop_first=1,
     loop_last=2,
@@ -55,13 +54,12 @@ def ids(rows: int = 2, length: int = 11, vocab: int = 300) -> Tensor:
 
 # All that a model can have, at odd sizes.
 EVERYTHING = replace(
-    SMALL, **ALL, dim=51, num_heads=3, num_kv_heads=1, mlp_dim=37, embed_dim=29, rope_train_len=99
+    SMALL, **ALL, dim=51, num_heads=3, num_kv_heads=1, mlp_dim=37, rope_train_len=99
 )
 ALIKE = {
     "the recipes": SMALL,
     **{name: replace(SMALL, **feature) for name, feature in FEATURES.items()},
-    **{f"all, gates {gate}": replace(EVERYTHING, attn_gate=gate) for gate in ("head", "dense")},
-    "all": replace(EVERYTHING, attn_gate="sparse"),
+    "all": EVERYTHING,
     "two lanes from the first block on": replace(SMALL, lanes=2, parallel_from=0),
 }
 
@@ -176,22 +174,15 @@ def test_no_future_token_reaches_an_earlier_state() -> None:
 
 SWITCHES = [
     {"rope_dims": 0},
-    {"rope_base": 100.0},
     {"rope_train_len": 4},
     {"qk_gain": 2.0},
-    {"xsa_layers": 0},
-    {"softcap": 5.0},
-    {"softcap": 0.0},
     {"parallel_from": 0},
     {"parallel_from": 5},
-    {"skips": False},
-    {"skip_gates": False},
     {"loop_extra": 0},
     {"loop_extra": 2},
     {"loop_first": 2},
     {"loop_last": 3},
-    {"tie_embeddings": False},
-    {"embed_dim": 16},
+    {"gate_features": 3},
     {"num_kv_heads": 2},
 ]
 

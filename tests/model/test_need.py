@@ -22,18 +22,16 @@ if torch.cuda.is_available():
 # So small that sums of weights' gradients do not hide what tokens take.
 SMALL = ModelConfig(
     vocab_size=300, num_layers=4, dim=32, num_heads=4, num_kv_heads=2, mlp_dim=96, rope_dims=4,
-    rope_train_len=64, xsa_layers=3, parallel_from=3, loop_first=1, loop_last=2, loop_extra=1,
+    rope_train_len=64, parallel_from=3, loop_first=1, loop_last=2, loop_extra=1,
     embed_bf16=False,
 )  # fmt: skip
 TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not TRITON, reason="needs Triton")
 SHAPES = {
     "as it is": {},
-    "no skips": {"skips": False},
-    "plain skips": {"skip_gates": False},
     "wide MLP": {"mlp_dim": 256, "parallel_from": 0},
     "narrow head": {"vocab_size": 261, "mlp_dim": 32, "parallel_from": 9},
-    "gates and more": {"attn_gate": "head", "x0_values": True, "smear": True, "xsa_layers": 0},
+    "gates and more": {"gate_features": 12, "smear": True},
     "two lanes": {"lanes": 2, "parallel_from": 2},
 }
 
@@ -105,7 +103,7 @@ def test_scores_written_out_are_counted() -> None:
 @pytest.mark.parametrize(("embed_bf16", "means"), [(False, 1), (True, 1), (True, 5)])
 def test_what_training_holds_beside_activations(embed_bf16: bool, means: int) -> None:
     """Weights, averages, their copy, gradients, momentum, moments: counted on the objects."""
-    config = replace(SMALL, embed_bf16=embed_bf16, tie_embeddings=False)
+    config = replace(SMALL, embed_bf16=embed_bf16)
     with Meter() as meter:
         model = build(config, 1)
         prepare(model, torch.float32, "sdpa", "plain")
@@ -176,17 +174,3 @@ def test_documents_take_less_in_shorter_windows() -> None:
     way, lora = Way(True, 2), TttConfig(method="lora")
     sizes = [need.learning_documents(ModelConfig(), way, True, lora, T, 1, 1.0) for T in (256, 512)]
     assert sizes[0].fixed == sizes[1].fixed and sizes[0].each < sizes[1].each < 2.1 * sizes[0].each
-
-
-def test_peers_take_what_each_would_take() -> None:
-    """Beside the weights; of matrices that wait for their lane, one set each."""
-    way, lora = Way(True, 2), TttConfig(method="lora")
-    weights = need.weight_bytes(ModelConfig()) + need.copies_bytes(ModelConfig(), way)
-
-    def found(lora: TttConfig) -> Need:
-        return need.learning_documents(ModelConfig(), way, True, lora, 512, 1, 2.0)
-
-    alone, other = found(lora), found(replace(lora, lora_rank=48))
-    both = found(replace(lora, lora_peers="lora_rank=48"))
-    assert both.fixed - weights == pytest.approx(alone.fixed + other.fixed - 2 * weights, rel=1e-9)
-    assert both.each == pytest.approx(alone.each + other.each)

@@ -199,7 +199,7 @@ def test_bits_do_not_depend_on_threads(name: str, dtype: torch.dtype, thread_cou
 # The loss
 
 
-@pytest.mark.parametrize("cap", [0.0, 30.0, 100.0])
+@pytest.mark.parametrize("cap", [30.0, 100.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [0.1, 20.0, 1000.0])
 @pytest.mark.parametrize("rows, columns", [(13, 37), (1, 1), (3, 16)])

@@ -14,7 +14,7 @@ from fairway.train.muon import Optimisers
 
 OFF = ModelConfig(
     vocab_size=300, num_layers=3, dim=24, num_heads=3, num_kv_heads=1, mlp_dim=40, rope_dims=4,
-    rope_train_len=16, xsa_layers=2, parallel_from=2, loop_first=1, loop_last=1, loop_extra=1,
+    rope_train_len=16, parallel_from=2, loop_first=1, loop_last=1, loop_extra=1,
     embed_bf16=False,
 )  # fmt: skip
 ON = replace(OFF, smear=True)

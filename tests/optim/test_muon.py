@@ -18,7 +18,7 @@ from fairway.train.rules import POLAR_EXPRESS, coefficients, orthogonalise
 CONFIG = OptimConfig()
 TINY = ModelConfig(
     vocab_size=260, num_layers=2, dim=16, num_heads=2, num_kv_heads=1, mlp_dim=32, rope_dims=4,
-    xsa_layers=2, parallel_from=1, loop_first=0, loop_last=1, loop_extra=1,
+    parallel_from=1, loop_first=0, loop_last=1, loop_extra=1,
 )  # fmt: skip
 
 
@@ -74,9 +74,6 @@ def test_rows_are_normalised_first() -> None:
     scaled = grads * torch.logspace(-3, 3, 8)[None, :, None]
     a, b = (muon_update(g, torch.zeros(1, 8, 8), 0.0, CONFIG).float() for g in (grads, scaled))
     assert (a - b).norm() / a.norm() < 0.02
-    plain = replace(CONFIG, row_normalise=False)
-    c = muon_update(scaled, torch.zeros(1, 8, 8), 0.0, plain).float()
-    assert (c - a).norm() / a.norm() > 0.2
 
 
 def test_step_on_fixed_numbers() -> None:
@@ -112,11 +109,7 @@ def test_stages_cover_every_matrix_and_pad_no_more_than_one_bank(count: int, wor
 
 
 def test_every_parameter_is_in_one_group() -> None:
-    for config in (
-        TINY,
-        replace(TINY, tie_embeddings=False, embed_dim=8),
-        replace(TINY, skips=False),
-    ):
+    for config in (replace(TINY, smear=True, gate_features=3), TINY):
         model = build(config)
         optimisers = Optimisers(model, CONFIG)
         muon = [name.removeprefix("muon.") for name, _ in optimisers.muon.named_state()]
@@ -142,11 +135,11 @@ def losses(config: OptimConfig, count: int = 4) -> list[float]:
 
 CHANGES = [
     {"matrix_lr": 0.1}, {"matrix_wd": 5.0}, {"momentum_start": 0.5, "momentum": 0.5},
-    {"momentum_warmup_steps": 1}, {"row_normalise": False},
+    {"momentum_warmup_steps": 1},
     {"newton_schulz": "polar_express"},
-    {"embed_lr": 0.1}, {"embed_wd": 5.0}, {"scalar_lr": 0.5}, {"scalar_wd": 5.0}, {"beta1": 0.1},
+    {"embed_lr": 0.1}, {"scalar_lr": 0.5},
     {"beta2": 0.1}, {"grad_clip": 1e-3},
-    {"cautious": True}, {"row_beta": 0.9}, {"row_floor": 2.0},
+    {"cautious": True}, {"row_beta": 0.9},
     {"momentum_buffers": 4},
 ]  # fmt: skip
 

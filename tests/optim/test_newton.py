@@ -56,7 +56,7 @@ def by_formulas(steps: int) -> dict[str, Tensor]:
             mean = seen[name].trace() / len(seen[name])
             damped = seen[name] / mean + DAMPING * torch.eye(len(seen[name])).double()
             grad = gradients(step)[name] @ torch.linalg.inv(damped)
-            update, buffers[name] = plain_update(grad, buffers[name], 0.5, FIXED, True)
+            update, buffers[name] = plain_update(grad, buffers[name], 0.5, FIXED)
             lr = 0.5 * BASE.matrix_lr
             weights[name] = weight * (1 - lr * BASE.matrix_wd) - lr * update
     return weights

@@ -78,7 +78,7 @@ def test_the_forger_can_write_a_good_file(tmp_path: Path) -> None:
         (change("model", "dim", to=16), "do not match the model"),
         (change("model", "dim", to=16384), "do not match the model"),
         (change("model", "num_heads", to=3), "does not divide"),
-        (change("model", "rope_base", to=10**30), "not valid JSON"),
+        (change("model", "qk_gain", to=10**30), "not valid JSON"),
         (change("model", "speed", to=1), r"unknown config field 'model\.speed'"),
         (change("model", to=[]), "must be an object"),
         (change("min_numel", to=10**9), "do not match the model"),

@@ -66,13 +66,12 @@ def test_steps_lie_before_the_codes_and_scales_behind() -> None:
 
 
 def test_every_matrix_has_the_section_of_its_role() -> None:
-    config = replace(TINY, dim=16, embed_dim=8, num_kv_heads=2, tie_embeddings=False)
+    config = replace(TINY, dim=16, num_kv_heads=2)
     found = {
         spec.name: [tensor.name for tensor in spec.tensors] for spec in layout(config, 40, Form())
     }
     whole = {
-        "embedding": ["tok_emb", "head"],
-        "projection": ["embed_proj", "head_proj"],
+        "embedding": ["tok_emb"],
         "query": ["blocks.0.attn.c_q", "blocks.1.attn.c_q"],
         "key": ["blocks.0.attn.c_k", "blocks.1.attn.c_k"],
         "value": ["blocks.0.attn.c_v", "blocks.1.attn.c_v"],
@@ -84,7 +83,7 @@ def test_every_matrix_has_the_section_of_its_role() -> None:
     assert {role: sorted(found[role]) for role in whole} == {
         role: sorted(f"{name}.weight" for name in names) for role, names in whole.items()
     }
-    for name in ("x.weight", "my_head.weight", "head.weights", "mlp.fc"):
+    for name in ("x.weight", "my_tok_emb.weight", "tok_emb.weights", "mlp.fc"):
         with pytest.raises(ValueError, match=f"the parameter {name} is declared nowhere"):
             role_of(name)
 

@@ -18,9 +18,20 @@ CONFIG = QuantConfig(method="trellis", min_numel=16)
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several stripes and blocks even of small matrices."""
+    """Several stripes and blocks even of small matrices, columns alike."""
     monkeypatch.setattr(dependent, "STRIPE", 8)
     monkeypatch.setattr(dependent, "BLOCK", 16)
+    monkeypatch.setattr(dependent, "FINEST", 0.0)
+    monkeypatch.setattr(dependent, "COARSEST", 0.0)
+
+
+COLUMNS = {False: (0.0, 0.0), True: (dependent.FINEST, dependent.COARSEST)}
+
+
+def let_differ(monkeypatch: pytest.MonkeyPatch, columns: bool) -> None:
+    """Choose whether columns have steps of their own."""
+    for name, value in zip(("FINEST", "COARSEST"), COLUMNS[columns], strict=True):
+        monkeypatch.setattr(dependent, name, value)
 
 
 NAMES = ("blocks.0.mlp.fc.weight", "blocks.1.mlp.fc.weight", "tok_emb.weight")
@@ -89,7 +100,9 @@ def test_steps_follow_sensitivity_within_their_bounds() -> None:
     assert len(product_R) > 5 and float(product_R.max() / product_R.min()) < 1.1
 
 
-def test_columns_that_cost_more_have_finer_steps_and_less_is_lost() -> None:
+def test_columns_that_cost_more_have_finer_steps_and_less_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     state, costs = problem()
     # One input that is far larger than the others, as one of a trained model's final states is.
     for name in (NAMES[0], NAMES[2]):
@@ -98,8 +111,9 @@ def test_columns_that_cost_more_have_finer_steps_and_less_is_lost() -> None:
         inputs_CC[:, 5] *= 20
         costs[name] = replace(costs[name], inputs=inputs_CC)
     losses = []
-    for column_steps in (False, True):
-        plan = Plan(state, costs, replace(CONFIG, column_steps=column_steps))
+    for columns in (False, True):
+        let_differ(monkeypatch, columns)
+        plan = Plan(state, costs, CONFIG)
         level = plan.level_for(4.0)
         found = coded(plan, level)
         bits = sum(float(order_0(t)) for t in found.values()) / len(found)
@@ -115,10 +129,12 @@ def test_columns_that_cost_more_have_finer_steps_and_less_is_lost() -> None:
         if name != NAMES[1]:
             assert int(tensor.columns[5]) == int(tensor.columns.min()) < -16
     assert losses[1] < 0.8 * losses[0]
-    assert all(t.columns is None for t in coded(Plan(state, costs, CONFIG), level).values())
 
 
-def test_codes_beyond_a_byte_are_kept_where_columns_ask_for_them() -> None:
+def test_codes_beyond_a_byte_are_kept_where_columns_ask_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let_differ(monkeypatch, True)
     state, costs = problem()
     name = NAMES[2]
     state[name][3, 5] = 12.0
@@ -126,7 +142,7 @@ def test_codes_beyond_a_byte_are_kept_where_columns_ask_for_them() -> None:
     inputs_CC[5] *= 40
     inputs_CC[:, 5] *= 40
     costs[name] = replace(costs[name], inputs=inputs_CC)
-    plan = Plan(state, costs, replace(CONFIG, column_steps=True))
+    plan = Plan(state, costs, CONFIG)
     tensor = coded(plan, plan.level_for(5.5))[name]
     assert (tensor.codes.dtype, tensor.bits) == (torch.int16, 10)
     largest = int(tensor.codes.abs().max())
@@ -154,15 +170,17 @@ def test_a_level_sets_the_bits_over_the_whole_range() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_a_sample_of_rows_tells_the_bits_that_no_gaussian_tells() -> None:
+def test_a_sample_of_rows_tells_the_bits_that_no_gaussian_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Codes of rows with long tails fit the rates of Gaussians of their deviation badly."""
     generator = torch.Generator().manual_seed(3)
     weights_RC = torch.randn(1200, 24, generator=generator)
     weights_RC *= torch.randn(1200, 24, generator=generator).abs() + 0.1
     costs = {"tok_emb.weight": Curvature(moments(24, 8), None, torch.logspace(-7, -3, 1200))}
-    for column_steps in (False, True):
-        config = replace(CONFIG, column_steps=column_steps)
-        plan = Plan({"tok_emb.weight": weights_RC}, costs, config)
+    for columns in (False, True):
+        let_differ(monkeypatch, columns)
+        plan = Plan({"tok_emb.weight": weights_RC}, costs, CONFIG)
         level = plan.level_for(3.0)
         whole = plan._bits(plan.groups[0], level)
         assert whole > 1.015 * plan.expected_bits(level)

@@ -19,7 +19,6 @@ from fairway.quantise.gptq import (
     gptq_all,
     grid_of,
     is_coded,
-    needs_hessian,
     quantise_model,
     round_plainly,
     tensor_stats,
@@ -86,16 +85,6 @@ def test_method_and_damping_change_the_codes_and_the_block_does_not() -> None:
     assert torch.equal(base, found.codes) and not torch.equal(base, other.codes)
 
 
-def test_untied_embedding_is_rounded_plainly() -> None:
-    state = {**toy_state(), "head.weight": toy_state()["tok_emb.weight"]}
-    hessians = toy_hessians()
-    hessians["head.weight"] = hessians.pop("tok_emb.weight")
-    embedding = quantise_model(state, hessians, CONFIG)["tok_emb.weight"]
-    expected = round_plainly(state["tok_emb.weight"], Grid(8, 20.0), "w")
-    assert isinstance(embedding, QuantisedTensor)
-    assert torch.equal(embedding.codes, expected.codes)
-
-
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -132,7 +121,6 @@ def test_seed_configuration_has_the_known_split() -> None:
         ("blocks.0.attn.c_q.weight", (11, 1), False),
         ("blocks.12.mlp.fc.weight", (1, 12), True),
         ("tok_emb.weight", (3, 4), True),
-        ("head.weight", (3, 4), True),
         ("skip_weights", (3, 4), False),
         ("blocks.0.resid_mix", (3, 4), False),
     ],
@@ -156,18 +144,9 @@ def test_grids_are_those_of_the_settings() -> None:
     weight = torch.zeros(2, 3)
     for name, grid in (
         ("tok_emb.weight", Grid(7, 11.5)),
-        ("head.weight", Grid(7, 11.5)),
-        ("embed_proj.weight", Grid(5, 9.5)),
         ("blocks.0.attn.c_q.weight", Grid(5, 9.5)),
     ):
         assert grid_of(name, weight, config) == grid
-
-
-def test_only_an_untied_embedding_is_not_multiplied() -> None:
-    tied, untied = {"tok_emb.weight": 0, "x.weight": 0}, {"tok_emb.weight": 0, "head.weight": 0}
-    assert needs_hessian("tok_emb.weight", tied) and needs_hessian("x.weight", tied)
-    assert not needs_hessian("tok_emb.weight", untied)
-    assert needs_hessian("head.weight", untied) and needs_hessian("x.weight", untied)
 
 
 def test_progress_counts_the_matrices_that_feedback_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,12 @@ from fairway.score import sgd
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, Text, Witness
 from fairway.score.predictor import Lesson
-from fairway.score.sgd import Sgd, chunk_rate, chunks, evaluate_sgd, token_weights
+from fairway.score.sgd import Sgd, chunk_rate, chunks, evaluate_sgd
 from fairway.score.sliding import FrozenPredictor
 from fairway.score.windows import Event
 
 V, T = 260, 8
-MODEL = replace(TINY, num_layers=2, xsa_layers=1, loop_first=0, loop_last=0)
+MODEL = replace(TINY, num_layers=2, loop_first=0, loop_last=0)
 CONFIG = TttConfig(method="sgd", chunk_tokens=16, lr=0.05, epochs=1)
 SCORE = ScoreConfig(seq_len=T, stride=4, batch_windows=2, check_positions=5, truncate=False)
 
@@ -38,7 +38,7 @@ def alive() -> GPT:
 def lesson(tokens: int, seed: int = 0) -> Lesson:
     draw = np.random.default_rng(seed)
     ids = draw.integers(2, V, tokens + 1)
-    return Lesson(ids[:-1], ids[1:], draw.random(tokens) * 5)
+    return Lesson(ids[:-1], ids[1:])
 
 
 def gradients(model: GPT) -> list[torch.Tensor]:
@@ -72,13 +72,6 @@ def test_rates_by_hand() -> None:
     assert chunk_rate(0.1, 2, 5) == pytest.approx(0.05)
 
 
-def test_weights_of_tokens_by_hand() -> None:
-    found = token_weights(np.array([0.4, 1.0, 1.6, 0.2, 5.8, 0.0]))
-    assert found.tolist() == pytest.approx([1 / 3, 2 / 3, 3.2 / 3, 1 / 3, 3.0, 1 / 3])
-    assert token_weights(np.array([5e-13, 5e-13])).tolist() == [0.5, 0.5]
-    assert token_weights(np.zeros(2)).tolist() == [1 / 3, 1 / 3]
-
-
 def test_steps_are_of_so_many_sequences_and_leave_out_what_fills_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -97,10 +90,9 @@ def test_steps_are_of_so_many_sequences_and_leave_out_what_fills_none(
     assert steps == []
 
 
-@pytest.mark.parametrize("confidence", [False, True])
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [3], [2, 4]])
 def test_gradients_are_those_of_the_mean_loss(
-    rows: list[int], confidence: bool, monkeypatch: pytest.MonkeyPatch
+    rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, learned = alive(), lesson(5 * T + 3)
     ids, targets = (
@@ -108,12 +100,8 @@ def test_gradients_are_those_of_the_mean_loss(
     )
     logits = model.logits(model.hidden(ids)).flatten(0, 1).log_softmax(-1)
     nats = -logits[torch.arange(len(logits)), targets.flatten()]
-    if confidence:
-        # The mean is that of the whole lesson.
-        weights = np.clip(learned.nats / learned.nats.mean(), 1 / 3, 3)
-        nats = nats * torch.from_numpy(weights[: 5 * T].reshape(5, T)[rows].flatten()).float()
     wanted = torch.autograd.grad(nats.mean(), list(model.parameters()))
-    learner = Sgd(model, replace(CONFIG, confidence=confidence), T)
+    learner = Sgd(model, CONFIG, T)
     first = rows[0]
     sequences = range(first, rows[-1] + 1, 2 if rows == [2, 4] else 1)
     assert list(sequences) == rows
@@ -217,7 +205,7 @@ def test_an_evaluation_asks_for_lessons_and_rates_in_order(
 ) -> None:
     """39 targets in chunks of 16: two are learned, at the full rate and at half of it."""
     learned: list[tuple[int, float, int]] = []
-    monkeypatch.setattr(Sgd, "learn", lambda self, a, b, c: learned.append((len(a.nats), b, c)))
+    monkeypatch.setattr(Sgd, "learn", lambda self, a, b, c: learned.append((len(a.targets), b, c)))
     told: list[int] = []
     witness = Hearing()
     books: list[Ledger] = []

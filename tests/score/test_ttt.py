@@ -30,7 +30,7 @@ from fairway.score.lora import (
     evaluate_lora,
     phase_bounds,
 )
-from fairway.score.sgd import chunk_rate, chunks, evaluate_sgd, token_weights
+from fairway.score.sgd import chunk_rate, chunks, evaluate_sgd
 from fairway.score.sliding import FrozenPredictor, evaluate_frozen
 from fairway.score.windows import Event, Window
 
@@ -180,15 +180,6 @@ def test_the_last_chunk_is_never_learned(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked == [(0, 64), (64, 128), (128, 192), (192, 256)]
 
 
-def test_confident_tokens_weigh_less() -> None:
-    weights = token_weights(np.array([0.001, 1.0, 2.0, 100.0, 2.0]))
-    assert weights.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 3.0, 1 / 3])
-    plain, weighed = (
-        costs(evaluate_sgd, replace(SGD, confidence=on), text()) for on in (False, True)
-    )
-    assert np.array_equal(plain[:64], weighed[:64]) and not np.array_equal(plain, weighed)
-
-
 # ---------------------------------------------------------------------------------------------
 # Documents
 
@@ -260,15 +251,6 @@ def test_documents_learn_and_from_themselves_alone() -> None:
     for document in documents(text().ids, 299):
         first = slice(document.start, min(document.stop, document.start + 8))
         np.testing.assert_allclose(learned[first], still[first], atol=1e-5)
-
-
-def test_cold_adapters_do_not_care_who_came_before() -> None:
-    cold = replace(LORA, lora_warm=False)
-    other = text()
-    other.ids[2:30] = 7
-    first, second = costs(evaluate_lora, cold, text()), costs(evaluate_lora, cold, other)
-    assert not np.array_equal(first[:40], second[:40])
-    np.testing.assert_allclose(first[40:], second[40:], atol=1e-6)
 
 
 def test_phases_change_what_comes_after_them_alone() -> None:

@@ -77,15 +77,10 @@ def test_less_is_done_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
         evaluate_ttt(alive(), Evaluation(text(), SCORE, config))
 
 
-def test_documents_shrink_to_one_set_of_adapters_first() -> None:
-    less = shrunk(SCORE, replace(LORA, lora_peers="same", lora_chunks="4"))
-    assert less == (SCORE, replace(LORA, lora_chunks="4"), "ttt.lora_peers=")
-
-
-def test_documents_shrink_within_their_context() -> None:
-    for context, stays in ((0, True), (16, True), (24, True), (32, False)):
-        asked = replace(LORA, lora_chunks="16", lora_context=context)
-        assert (shrunk(SCORE, asked) is None) == stays
+def test_documents_shrink_within_a_window() -> None:
+    for seq_len, stays in ((16, True), (24, True), (32, False)):
+        score = replace(SCORE, seq_len=seq_len)
+        assert (shrunk(score, replace(LORA, lora_chunks="16")) is None) == stays
 
 
 def test_documents_shrink_by_larger_chunks() -> None:

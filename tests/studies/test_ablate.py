@@ -201,7 +201,7 @@ BAD = [
     ("--arm a:model.dim=-8", "arm 'a': model.dim is -8; it must be"),
     ("--arm a:model.dim=65", "does not divide into"),
     ("--arm a:model.dim=96,model.dim=128", "sets model.dim twice"),
-    ("--arm a:optim.beta2=0.9 --arm a:optim.beta1=0.8", "two arms are named 'a'"),
+    ("--arm a:optim.beta2=0.9 --arm a:optim.grad_clip=0.8", "two arms are named 'a'"),
     ("--arm a:optim.beta2=0.9 --arm b:optim.beta2=0.90", "same settings as a"),
     ("--arm a:train.steps=12", "same settings as base"),
     ("--arm a:train.warmup_steps=1", "same settings as base"),

@@ -63,14 +63,10 @@ class LedgerScorer:
     """A scorer made of an evaluation that keeps its account in a ledger."""
 
     def __init__(
-        self,
-        vocab_size: int,
-        evaluation: Evaluate,
-        row_tolerance_nats: float = 1e-6,
-        separate: bool = False,
+        self, vocab_size: int, evaluation: Evaluate, row_tolerance_nats: float = 1e-6
     ) -> None:
         self.vocab_size, self.row_tolerance_nats = vocab_size, row_tolerance_nats
-        self.separate, self._evaluation = separate, evaluation
+        self._evaluation = evaluation
 
     def score(self, ids: IntArray) -> Iterable[tuple[int, float]]:
         """Evaluate a text and return its costs in the order of the account."""
@@ -106,13 +102,12 @@ def small(score: ScoreConfig, ttt: TttConfig, tokens: int) -> tuple[ScoreConfig,
     """
     seq_len = min(score.seq_len, max(8, tokens // 3 // 8 * 8))
     stride = next(s for s in (score.stride, seq_len // 4) if seq_len % s == 0 and s <= seq_len)
-    context = ttt.lora_context * seq_len // score.seq_len
     sizes = ttt.lora_chunks
-    if max(size for size, _ in lora_chunks(ttt)) > (context or seq_len):
-        sizes = str(max(1, (context or seq_len) // 2))
+    if max(size for size, _ in lora_chunks(ttt)) > seq_len:
+        sizes = str(seq_len // 2)
     return (
         replace(score, seq_len=seq_len, stride=stride, truncate=False, check_positions=0),
-        replace(ttt, chunk_tokens=seq_len, lora_chunks=sizes, lora_context=context),
+        replace(ttt, chunk_tokens=seq_len, lora_chunks=sizes),
     )
 
 
@@ -141,5 +136,4 @@ def scorer_of(
         return evaluate_mixture(model, asked, replace(mixture, base=method), tokenizer)
 
     tolerances = LORA_TOLERANCE_NATS if method == "lora" else ROW_TOLERANCE_NATS
-    apart = method == "lora" and not ttt.lora_warm and not ttt.lora_phases and experts is None
-    return LedgerScorer(model.config.vocab_size, evaluation, tolerances[model.compute_dtype], apart)
+    return LedgerScorer(model.config.vocab_size, evaluation, tolerances[model.compute_dtype])

@@ -64,7 +64,7 @@ def _position_kernel(
 def _position_backward_kernel(
     qkv_ptr, gain_ptr, cos_ptr, sin_ptr, inverse_ptr, dq_ptr, dk_ptr, dv_ptr, extra_ptr,
     out_ptr, sums_ptr, N, T, qb, qh, qt, kb, kh, kt, vb, vh, vt,
-    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, R: tl.constexpr, EXTRA: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
     ROWS: tl.constexpr, HEADS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
@@ -102,9 +102,8 @@ def _position_backward_kernel(
         is_v = inside & (heads < G)
         v_at = batch * vb + heads * vh + times * vt
         dv = tl.load(dv_ptr + v_at + dims, is_v, other=0.0).to(tl.float32)
-        if EXTRA:
-            extra_at = rows.to(tl.int64) * (G * K) + heads * K
-            dv += tl.load(extra_ptr + extra_at + dims, is_v, other=0.0).to(tl.float32)
+        extra_at = rows.to(tl.int64) * (G * K) + heads * K
+        dv += tl.load(extra_ptr + extra_at + dims, is_v, other=0.0).to(tl.float32)
         tl.store(out_ptr + base + (H + G) * K + dims, dv.to(DTYPE), is_v)
     at = tl.program_id(0) * H + heads
     tl.store(sums_ptr + at, tl.sum(sums, 0)[None, :, :] / gain, heads < H)
@@ -130,7 +129,7 @@ def position_backward(
     gain_H: Tensor,
     rope: tuple[Tensor, Tensor],
     inverse: Tensor,
-    grads: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    grads: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Return (gradient of the projections [N, C], gradient of the gains [H]).
 
@@ -148,9 +147,8 @@ def position_backward(
     strides = [s for z in (dq_BHTK, dk_BGTK, dv_BGTK) for s in z.stride()[:3]]
     _position_backward_kernel[(programs,)](
         qkv_NC, gain_H, *rope, inverse, dq_BHTK, dk_BGTK, dv_BGTK,
-        qkv_NC if extra is None else extra, out_NC, sums_SH, N, T, *strides,
-        H=H, G=G, K=K, R=R, EXTRA=extra is not None, ROWS=rows, HEADS=heads, DIMS=dims,
-        num_warps=_WARPS,
+        extra, out_NC, sums_SH, N, T, *strides,
+        H=H, G=G, K=K, R=R, ROWS=rows, HEADS=heads, DIMS=dims, num_warps=_WARPS,
     )  # fmt: skip
     return out_NC, sums_SH.sum(0)
 

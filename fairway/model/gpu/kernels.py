@@ -40,16 +40,12 @@ def _rows(x: Tensor) -> tuple[int, int]:
 
 
 @triton.jit
-def _joined(
-    x, skip, weight, gate, JOIN: tl.constexpr, GATED: tl.constexpr, DTYPE: tl.constexpr
-):  # fmt: skip
+def _joined(x, skip, weight, gate, JOIN: tl.constexpr, DTYPE: tl.constexpr):
     """The stream after a skip: JOIN 0 none, 1 from the stack, 2 the stream itself."""
     if JOIN == 0:
         return x
     scaled = (weight[None, :] * skip).to(DTYPE).to(tl.float32)
-    if GATED:
-        return (scaled + gate[None, :] * (x - scaled)).to(DTYPE).to(tl.float32)
-    return (x + scaled).to(DTYPE).to(tl.float32)
+    return (scaled + gate[None, :] * (x - scaled)).to(DTYPE).to(tl.float32)
 
 
 @triton.jit
@@ -71,7 +67,7 @@ def _gate(pointer, columns, mask, USED: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit
 def _entered(
     x_ptr, x0_ptr, skip_ptr, at, mask, mix, mix0, weight, gate,
-    JOIN: tl.constexpr, GATED: tl.constexpr, SAME: tl.constexpr, DTYPE: tl.constexpr,
+    JOIN: tl.constexpr, SAME: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Load a tile; return x, x0, skip, the joined stream, and u, their mix, rounded."""
     x = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32)
@@ -81,7 +77,7 @@ def _entered(
     skip = x
     if JOIN == 1:
         skip = tl.load(skip_ptr + at, mask, other=0.0).to(tl.float32)
-    joined = _joined(x, skip, weight, gate, JOIN, GATED, DTYPE)
+    joined = _joined(x, skip, weight, gate, JOIN, DTYPE)
     u = (mix[None, :] * joined + mix0[None, :] * x0).to(DTYPE).to(tl.float32)
     return x, x0, skip, joined, u
 
@@ -90,7 +86,7 @@ def _entered(
 def _enter_kernel(
     x_ptr, x0_ptr, skip_ptr, mix_ptr, weight_ptr, gate_ptr, u_ptr, h_ptr, N, scale, eps,
     D: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, JOIN: tl.constexpr,
-    GATED: tl.constexpr, SAME: tl.constexpr,
+    SAME: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -99,11 +95,11 @@ def _enter_kernel(
     mask = (rows[:, None] < N) & inside[None, :]
     at = rows[:, None].to(tl.int64) * D + columns[None, :]
     weight = _vector(weight_ptr, columns, inside, JOIN > 0, DTYPE)
-    gate = _gate(gate_ptr, columns, inside, GATED, DTYPE)
+    gate = _gate(gate_ptr, columns, inside, JOIN > 0, DTYPE)
     mix = _vector(mix_ptr, columns, inside, True, DTYPE)
     mix0 = _vector(mix_ptr + D, columns, inside, True, DTYPE)
     _, _, _, _, u = _entered(
-        x_ptr, x0_ptr, skip_ptr, at, mask, mix, mix0, weight, gate, JOIN, GATED, SAME, DTYPE
+        x_ptr, x0_ptr, skip_ptr, at, mask, mix, mix0, weight, gate, JOIN, SAME, DTYPE
     )
     tl.store(u_ptr + at, u.to(DTYPE), mask)
     inverse = tl.rsqrt(tl.sum(u * u, 1) / D + eps) * scale
@@ -115,13 +111,13 @@ def _enter_backward_kernel(
     x_ptr, x0_ptr, skip_ptr, mix_ptr, weight_ptr, gate_ptr, du_ptr, dh_ptr, dx0_ptr, dpass_ptr,
     dx_ptr, dx0_out_ptr, dskip_ptr, sums_ptr, N, scale, eps,
     D: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, JOIN: tl.constexpr,
-    GATED: tl.constexpr, SAME: tl.constexpr, HAS_DX0: tl.constexpr, HAS_PASS: tl.constexpr,
+    SAME: tl.constexpr, HAS_DX0: tl.constexpr, HAS_PASS: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     columns = tl.arange(0, COLUMNS)
     inside = columns < D
     weight = _vector(weight_ptr, columns, inside, JOIN > 0, DTYPE)
-    gate = _gate(gate_ptr, columns, inside, GATED, DTYPE)
+    gate = _gate(gate_ptr, columns, inside, JOIN > 0, DTYPE)
     mix = _vector(mix_ptr, columns, inside, True, DTYPE)
     mix0 = _vector(mix_ptr + D, columns, inside, True, DTYPE)
     # Kept apart by row until the end: a sum over rows crosses warps.
@@ -134,7 +130,7 @@ def _enter_backward_kernel(
         mask = (rows[:, None] < N) & inside[None, :]
         at = rows[:, None].to(tl.int64) * D + columns[None, :]
         x, x0, skip, joined, u = _entered(
-            x_ptr, x0_ptr, skip_ptr, at, mask, mix, mix0, weight, gate, JOIN, GATED, SAME, DTYPE
+            x_ptr, x0_ptr, skip_ptr, at, mask, mix, mix0, weight, gate, JOIN, SAME, DTYPE
         )
         du = _mixed_gradient(u, du_ptr + at, dh_ptr + at, mask, scale, eps, D)
         sum_mix += du * joined
@@ -143,8 +139,8 @@ def _enter_backward_kernel(
         if HAS_DX0:
             dx0 += tl.load(dx0_ptr + at, mask, other=0.0).to(tl.float32)
         if JOIN > 0:
-            dx, dskip, for_gate = _unjoined(dx, x, skip, weight, gate, GATED)
-            sum_gate += for_gate
+            sum_gate += dx * (x - weight[None, :] * skip)
+            dx, dskip = gate[None, :] * dx, (1.0 - gate[None, :]) * dx
             sum_weight += dskip * skip
             if JOIN == 1:
                 tl.store(dskip_ptr + at, (weight[None, :] * dskip).to(DTYPE), mask)
@@ -175,21 +171,10 @@ def _mixed_gradient(u, du_ptr, dh_ptr, mask, scale, eps, D: tl.constexpr):
     return du + scale * inverse * (dh - unit * along)
 
 
-@triton.jit
-def _unjoined(dx, x, skip, weight, gate, GATED: tl.constexpr):
-    """The gradients of the stream, of the scaled skip, and per row of the gate's logistic."""
-    if GATED:
-        for_gate = dx * (x - weight[None, :] * skip)
-        return gate[None, :] * dx, (1.0 - gate[None, :]) * dx, for_gate
-    return dx, dx, tl.zeros_like(dx)
-
-
 class Join:
     """What an entering block blends in: nothing, a stacked state, or (`own`) the stream itself."""
 
-    def __init__(
-        self, skip_ND: Tensor | None, weight_D: Tensor, gate_D: Tensor | None, own: bool
-    ) -> None:
+    def __init__(self, skip_ND: Tensor | None, weight_D: Tensor, gate_D: Tensor, own: bool) -> None:
         self.skip_ND, self.weight_D, self.gate_D, self.own = skip_ND, weight_D, gate_D, own
 
 
@@ -206,7 +191,7 @@ def enter(
     _enter_kernel[(triton.cdiv(N, rows),)](
         x_ND, x_ND if x0_ND is None else x0_ND, *_join_args(x_ND, mix_2D, join), u_ND, h_ND,
         N, scale, NORM_EPS, D=D, COLUMNS=triton.next_power_of_2(D), ROWS=rows,
-        **_join_flags(join), SAME=x0_ND is None, num_warps=4,
+        JOIN=_join_flag(join), SAME=x0_ND is None, num_warps=4,
     )  # fmt: skip
     return u_ND, h_ND
 
@@ -239,7 +224,7 @@ def enter_backward(
         x_ND if dx0_ND is None else dx0_ND, x_ND if dpass_ND is None else dpass_ND, dx_ND,
         x_ND if out_x0_ND is None else out_x0_ND, x_ND if dskip_ND is None else dskip_ND,
         sums_S4D, N, scale, NORM_EPS,
-        D=D, COLUMNS=triton.next_power_of_2(D), ROWS=rows, **_join_flags(join),
+        D=D, COLUMNS=triton.next_power_of_2(D), ROWS=rows, JOIN=_join_flag(join),
         SAME=x0_ND is None, HAS_DX0=dx0_ND is not None, HAS_PASS=dpass_ND is not None,
         num_warps=warps,
     )  # fmt: skip
@@ -250,13 +235,13 @@ def _join_args(x_ND: Tensor, mix_2D: Tensor, join: Join | None) -> tuple[Tensor,
     if join is None:
         return x_ND, mix_2D, mix_2D, mix_2D
     skip_ND = x_ND if join.skip_ND is None else join.skip_ND
-    return skip_ND, mix_2D, join.weight_D, mix_2D if join.gate_D is None else join.gate_D
+    return skip_ND, mix_2D, join.weight_D, join.gate_D
 
 
-def _join_flags(join: Join | None) -> dict[str, int | bool]:
+def _join_flag(join: Join | None) -> int:
     if join is None:
-        return {"JOIN": 0, "GATED": False}
-    return {"JOIN": 2 if join.own else 1, "GATED": join.gate_D is not None}
+        return 0
+    return 2 if join.own else 1
 
 
 # ---------------------------------------------------------------------------------------------

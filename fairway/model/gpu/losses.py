@@ -21,7 +21,7 @@ def _half(x, scale):
 
 
 @triton.jit
-def _capped_loss_kernel(
+def _loss_kernel(
     logits_ptr, targets_ptr, loss_ptr, cap, scale, share,
     V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
@@ -51,27 +51,8 @@ def _capped_loss_kernel(
         tl.store(row + target, own.to(DTYPE))
 
 
-@triton.jit
-def _loss_kernel(
-    logits_ptr, targets_ptr, loss_ptr, share,
-    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr,
-):  # fmt: skip
-    row = logits_ptr + tl.program_id(0).to(tl.int64) * V
-    columns = tl.arange(0, COLUMNS)
-    x = tl.load(row + columns, columns < V, other=-float("inf")).to(tl.float32)
-    target = tl.load(targets_ptr + tl.program_id(0))
-    largest = tl.max(x, 0)
-    weights = tl.exp2((x - largest) * LOG2_E)
-    total = tl.sum(weights, 0)
-    chosen = tl.sum(tl.where(columns == target, x, 0.0), 0)
-    tl.store(loss_ptr + tl.program_id(0), largest + tl.log(total) - chosen)
-    if GRAD:
-        grad = (weights / total - tl.where(columns == target, 1.0, 0.0)) * share
-        tl.store(row + columns, grad.to(logits_ptr.dtype.element_ty), columns < V)
-
-
 def loss_(logits_NV: Tensor, targets_N: Tensor, cap: float, grad: bool) -> Tensor:
-    """Return the loss of every row in nats, float32 [N]; a cap of 0 is none.
+    """Return the loss of every row in nats, float32 [N].
 
     With `grad` the logits are replaced by their gradient of the mean loss: read once, written once,
     no table in float32.
@@ -79,59 +60,8 @@ def loss_(logits_NV: Tensor, targets_N: Tensor, cap: float, grad: bool) -> Tenso
     N, V = logits_NV.shape
     loss_N = torch.empty(N, device=logits_NV.device)
     columns = triton.next_power_of_2(V)
-    sizes = {"V": V, "COLUMNS": columns, "GRAD": grad}
-    warps = min(32, max(1, columns // 1024))
-    if cap:
-        scale = -2.0 * LOG2_E.value / cap
-        _capped_loss_kernel[(N,)](
-            logits_NV, targets_N, loss_N, cap, scale, 1.0 / N, **sizes, num_warps=warps
-        )
-    else:
-        _loss_kernel[(N,)](logits_NV, targets_N, loss_N, 1.0 / N, **sizes, num_warps=warps)
-    return loss_N
-
-
-@triton.jit
-def _skewed_loss_kernel(
-    logits_ptr, targets_ptr, skew_ptr, loss_ptr, sums_ptr, cap, share,
-    V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr,
-):  # fmt: skip
-    row = logits_ptr + tl.program_id(0).to(tl.int64) * V
-    columns = tl.arange(0, COLUMNS)
-    inside = columns < V
-    above = cap * tl.exp(tl.load(skew_ptr))
-    below = cap * tl.exp(tl.load(skew_ptr + 1))
-    x = tl.load(row + columns, inside, other=0.0).to(tl.float32)
-    target = tl.load(targets_ptr + tl.program_id(0))
-    caps = tl.where(x >= 0, above, below)
-    tanh = 2.0 * _half(x, -2.0 * LOG2_E / caps) - 1.0
-    z = caps * tanh
-    most = tl.maximum(above, below)
-    weights = tl.where(inside, tl.exp2((z - most) * LOG2_E), 0.0)
-    total = tl.sum(weights, 0)
-    hit = columns == target
-    tl.store(loss_ptr + tl.program_id(0), tl.log(total) + most - tl.sum(tl.where(hit, z, 0.0), 0))
-    if GRAD:
-        dz = (weights / total - tl.where(hit, 1.0, 0.0)) * share
-        slope = 1.0 - tanh * tanh
-        # With c = cap exp(s): the derivative of c tanh(x / c) by s.
-        by_skew = tl.where(inside, dz * (z - x * slope), 0.0)
-        at = sums_ptr + tl.program_id(0) * 2
-        tl.store(at, tl.sum(tl.where(x >= 0, by_skew, 0.0), 0))
-        tl.store(at + 1, tl.sum(tl.where(x >= 0, 0.0, by_skew), 0))
-        tl.store(row + columns, (dz * slope).to(logits_ptr.dtype.element_ty), inside)
-
-
-def skewed_loss_(
-    logits_NV: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor, grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return what `loss_` returns with a cap for each sign, and the gradient of their skews."""
-    N, V = logits_NV.shape
-    loss_N = torch.empty(N, device=logits_NV.device)
-    sums_N2 = torch.empty(N, 2, device=logits_NV.device)
-    columns = triton.next_power_of_2(V)
-    _skewed_loss_kernel[(N,)](
-        logits_NV, targets_N, skew_2.float(), loss_N, sums_N2, cap, 1.0 / N,
+    _loss_kernel[(N,)](
+        logits_NV, targets_N, loss_N, cap, -2.0 * LOG2_E.value / cap, 1.0 / N,
         V=V, COLUMNS=columns, GRAD=grad, num_warps=min(32, max(1, columns // 1024)),
     )  # fmt: skip
-    return loss_N, sums_N2.sum(0) if grad else None
+    return loss_N

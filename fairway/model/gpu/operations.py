@@ -48,7 +48,9 @@ class _Enter(Step):
     def forward(ctx: Any, scale: float, own: bool, x: Tensor, x0: Tensor | None,
                 skip: Tensor | None, weight_D: Tensor | None, gate_D: Tensor | None,
                 mix_2D: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-        join = None if weight_D is None else kernels.Join(skip, weight_D, gate_D, own)
+        join = None
+        if weight_D is not None and gate_D is not None:
+            join = kernels.Join(skip, weight_D, gate_D, own)
         u, h = kernels.enter(x, x0, mix_2D, join, scale)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, x0, skip, weight_D, gate_D, mix_2D)
@@ -62,12 +64,11 @@ class _Enter(Step):
         x, x0, skip, weight_D, gate_D, mix_2D = ctx.saved_tensors
         # Two lanes do not go on with u.
         du = torch.zeros_like(x) if du is None else du
-        join = None if weight_D is None else kernels.Join(skip, weight_D, gate_D, ctx.own)
+        join = None if gate_D is None else kernels.Join(skip, weight_D, gate_D, ctx.own)
         dx, dx0, dskip, sums_4D = kernels.enter_backward(
             x, x0, mix_2D, join, ctx.scale, (du, dh, dx0, dpass)
         )
-        d_weight = None if weight_D is None else sums_4D[2]
-        d_gate = None if gate_D is None else sums_4D[3]
+        d_weight, d_gate = (None, None) if join is None else sums_4D[2:]
         return None, None, dx, dx0, dskip, d_weight, d_gate, sums_4D[:2]
 
 
@@ -156,22 +157,6 @@ class _Project(Step):
         return None, dh, *torch.split(d_weights, ctx.rows)
 
 
-class _AddColumns(Step):
-    """A product with something added to its last columns, in place."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: Tensor, more: Tensor) -> Tensor:
-        ctx.columns = more.shape[-1]
-        whole[..., -ctx.columns :] += more
-        ctx.mark_dirty(whole)
-        return whole
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_whole: Tensor) -> tuple[Tensor, Tensor]:
-        return d_whole, d_whole[..., -ctx.columns :]
-
-
 class _Attend(Step):
     """Head norms, rotation, gain, attention and XSA over projections, which it turns in place."""
 
@@ -186,10 +171,7 @@ class _Attend(Step):
         q, k, v = (z.detach().requires_grad_(learn) for z in split)
         with torch.set_grad_enabled(learn):
             y_BHTK = attend(q, k, v)
-        if sizes.exclude_self:
-            out_NC = heads.without_self(y_BHTK.detach(), qkv_NC, G)
-        else:
-            out_NC = y_BHTK.detach().transpose(1, 2).reshape(B * T, -1)
+        out_NC = heads.without_self(y_BHTK.detach(), qkv_NC, G)
         if learn:
             ctx.tape = qkv_NC, inverse, (q, k, v), y_BHTK
             ctx.sizes, ctx.rope, ctx.gain_H = sizes, rope, gain_H
@@ -200,14 +182,10 @@ class _Attend(Step):
     def backward(ctx: Any, grad_BTC: Tensor) -> tuple[Tensor | None, ...]:
         qkv_NC, inverse, inputs, y_BHTK = ctx.tape
         # What attention keeps is not in autograd's hands.
-        ctx.tape, extra = None, None
-        if ctx.sizes.exclude_self:
-            dy, extra = heads.without_self_backward(
-                y_BHTK.detach(), qkv_NC, rows_of(grad_BTC.contiguous()), ctx.sizes.keys
-            )
-        else:
-            B, H, T, K = y_BHTK.shape
-            dy = grad_BTC.reshape(B, T, H, K).transpose(1, 2)
+        ctx.tape = None
+        dy, extra = heads.without_self_backward(
+            y_BHTK.detach(), qkv_NC, rows_of(grad_BTC.contiguous()), ctx.sizes.keys
+        )
         dq, dk, dv = torch.autograd.grad(y_BHTK, inputs, dy)
         d_qkv, d_gain = heads.position_backward(
             qkv_NC, ctx.gain_H, ctx.rope, inverse, (dq, dk, dv, extra)
@@ -271,23 +249,19 @@ class _Loss(Step):
 
     @staticmethod
     def forward(ctx: Any, copy_VD: Tensor, cap: float, learn: bool, h_ND: Tensor,
-                weight_VD: Tensor, targets_N: Tensor, skew_2: Tensor | None) -> Tensor:  # fmt: skip
+                weight_VD: Tensor, targets_N: Tensor) -> Tensor:  # fmt: skip
         logits_NV = h_ND @ copy_VD.T
-        if skew_2 is None:
-            loss_N, d_skew = losses.loss_(logits_NV, targets_N, cap, learn), None
-        else:
-            loss_N, d_skew = losses.skewed_loss_(logits_NV, targets_N, cap, skew_2, learn)
+        loss_N = losses.loss_(logits_NV, targets_N, cap, learn)
         if learn:
             d_weight = product_f32(logits_NV.T, h_ND).to(weight_VD.dtype)
-            ctx.save_for_backward(logits_NV @ copy_VD, d_weight, d_skew)
+            ctx.save_for_backward(logits_NV @ copy_VD, d_weight)
         return loss_N.double().mean().float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dh_ND, d_weight, d_skew = ctx.saved_tensors
-        d_skew = None if d_skew is None else d_skew * grad
-        return None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None, d_skew
+        dh_ND, d_weight = ctx.saved_tensors
+        return None, None, None, dh_ND.mul_(grad), d_weight.mul_(grad), None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -319,7 +293,7 @@ class Kernels(Operations):
         return WatchedBack(self, tell)
 
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return normalised embeddings, [B, T, E]."""
+        """Return normalised embeddings, [B, T, D]."""
         out: Tensor = _Embed.run(table.weight, ids_BT.contiguous(), dtype)
         return out
 
@@ -358,11 +332,6 @@ class Kernels(Operations):
                 qkv_BTC = extras[name].add_(qkv_BTC, first, None)
         return qkv_BTC, h_BTD
 
-    def add_values(self, projected: Projected, more_BTC: Tensor) -> Projected:
-        """Return projections with something added to their values, in place."""
-        out: Tensor = _AddColumns.run(projected, more_BTC)
-        return out
-
     def attend(
         self, projected: Projected, gain_H: Tensor, rope: Rope, attend: Attention, heads: Heads
     ) -> Tensor:
@@ -398,14 +367,10 @@ class Kernels(Operations):
         u_BTD = _Mlp.run(copies, leak, u_BTD, g_BTD, up, down, scale_D)
         return u_BTD if extra is None else extra.add_(u_BTD, 0, scale_D)
 
-    def loss(
-        self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float, skew_2: Tensor | None
-    ) -> Tensor:
+    def loss(self, h_ND: Tensor, head: Tensor, targets_N: Tensor, cap: float) -> Tensor:
         """Return the mean cross-entropy in nats of final states, a float32 scalar."""
         copy = self.copy(side_by_side, head.shape, head)
-        found: Tensor = _Loss.run(
-            copy.get(), cap, torch.is_grad_enabled(), h_ND, head, targets_N, skew_2
-        )
+        found: Tensor = _Loss.run(copy.get(), cap, torch.is_grad_enabled(), h_ND, head, targets_N)
         return found
 
 
@@ -454,7 +419,7 @@ class WatchedBack(Kernels):
         self._copies, self._tell = steps._copies, tell
 
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return normalised embeddings, [B, T, E]."""
+        """Return normalised embeddings, [B, T, D]."""
         return Operations.embed(self, table, ids_BT, dtype)
 
     def project(

@@ -29,10 +29,9 @@ from fairway.score.experts.ppm import EXCLUSION, Words, allows, ask, learn, push
 from fairway.score.experts.trie import Trie
 
 # Settings, by place: `how`.
-VARIANT_B, WEIGHTING, PPM, MATCH, MIN_MATCH, PER_DOCUMENT, BOS = range(7)
-FIXED, GATE, SHARE = range(3)
+VARIANT_B, PPM, MATCH, MIN_MATCH = range(4)
 # Settings, by place: `rates`.
-WEIGHT, LOW_WEIGHT, THRESHOLD, SWITCH, MATCH_RATE = range(5)
+WEIGHT, SWITCH, MATCH_RATE = range(3)
 # Buckets of learned weights: depth in the token, order that the expert speaks from, confidence.
 _DEPTHS, _ORDERS, _LEVELS = 3, 10, 12
 BUCKETS = _DEPTHS * _ORDERS * _LEVELS
@@ -181,8 +180,6 @@ def plan(
                 break
         for i in range(depth):
             heard(e, int64(trie.symbol[path[i + 1]]))
-        if e.how[PER_DOCUMENT] == 1 and tokens[n] == e.how[BOS]:
-            e.follow[2] = 0
     starts[tokens.size] = count
     return count
 
@@ -250,16 +247,6 @@ def weight_bucket(depth: int, order: int, confidence: float) -> int:
     """Return the bucket of a node by its depth, the order of the context, and its confidence."""
     level = min(_LEVELS - 1, int64(confidence * _LEVELS))
     return (min(depth, _DEPTHS - 1) * _ORDERS + order + 1) * _LEVELS + level
-
-
-@compiled
-def model_weight(e: Experts, bucket: int, confidence: float) -> float:
-    """Return the weight of the model at a node, from what is known before its outcome."""
-    if e.how[WEIGHTING] == SHARE:
-        return e.weights[bucket]
-    if e.how[WEIGHTING] == GATE and confidence >= e.rates[THRESHOLD]:
-        return e.rates[LOW_WEIGHT]
-    return e.rates[WEIGHT]
 
 
 @compiled
@@ -343,8 +330,6 @@ def mix(
         log_share = _token(e, trie, path, depth, ends, inner, aside, p.follow[n], past, row, notes)
         nats[n] = -log_share - math.log(mine / ends[depth])
         _learn_token(e, trie, path, depth, notes)
-        if e.how[PER_DOCUMENT] == 1 and tokens[n] == e.how[BOS]:
-            e.past[2] = 0
 
 
 @compiled
@@ -432,7 +417,7 @@ def _token(
             asked = symbol if i < depth else int64(trie.symbol[trie.first[node]])
             share, confidence, order = ppm_share(e, trie, node, past, asked, row)
             bucket = weight_bucket(i, order, confidence)
-            weight = model_weight(e, bucket, confidence)
+            weight = e.weights[bucket]
             until = 1.0 - ends_here(e, trie, node) if both else on
             notes[i, 0] = bucket
         if i == depth:
@@ -464,9 +449,8 @@ def _token(
 @compiled
 def _learn_token(e: Experts, trie: Trie, path: IntArray, depth: int, notes: FloatArray) -> None:
     """Learn a token after its cost is recorded: weights, ends, repeats, then its bytes."""
-    learned = e.how[WEIGHTING] == SHARE
     for i in range(depth + 1):
-        if learned and notes[i, 0] >= 0.0:
+        if notes[i, 0] >= 0.0:
             _learn_weight(e, int64(notes[i, 0]), notes[i, 1], notes[i, 2])
         if notes[i, 3] >= 0.0:
             hit = 1 if notes[i, 3] >= 2.0 else 0

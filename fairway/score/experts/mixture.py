@@ -42,17 +42,17 @@ _LEAST = 1e-300
 class Tuning:
     """Constants of the experts with one good value (docs/experts.md has the cost of other values).
 
-    low_weight: the model's weight where PPM's confidence is at least `threshold` (weights=gate).
-    switch: the part of a learned weight that returns to its start per step (weights=share).
-    escapes: PPM's method, C or D. exclusion: PPM leaves out bytes that a longer context knows.
-    match_min: bytes of the shortest repeat that is followed, 4 to 32. match_rate: the learning rate
-    of its gains. A hint multiplies a probability by exp(tilt_beta x confidence); there are at most
-    2 to `tilt_bits` places for the contexts of hints.
+    weight: the model's weight at the start. switch: the part of a learned weight that returns to
+    its start per step. order: bytes of PPM's longest context, up to 8. escapes: PPM's method, C or
+    D. exclusion: PPM leaves out bytes that a longer context knows. match_min: bytes of the shortest
+    repeat that is followed, 4 to 32. match_rate: the learning rate of its gains. A hint multiplies
+    a probability by exp(tilt_beta x confidence); there are at most 2 to `tilt_bits` places for the
+    contexts of hints.
     """
 
-    low_weight: float = 0.5
-    threshold: float = 0.9
+    weight: float = 0.9
     switch: float = 0.002
+    order: int = ppm.ORDER
     escapes: str = "D"
     exclusion: bool = True
     match_min: int = 12
@@ -103,7 +103,6 @@ class Helpers:
         self.by_bytes = "ppm" in chosen or "match" in chosen
         nodes = len(self.tries.trie.parent)
         self._state = experts_of(config, nodes, _BYTES_PER_TOKEN * tokens, zeros)
-        self._state.how[mixing.BOS] = tokenizer.bos_id
 
     @property
     def room(self) -> ppm.Room:
@@ -209,25 +208,21 @@ def experts_of(
 ) -> mixing.Experts:
     """Return fresh experts for trees of this many nodes and a text of that size."""
     chosen = names(config)
-    how = np.zeros(7, np.int64)
-    how[mixing.VARIANT_B] = config.variant == "B"
-    how[mixing.WEIGHTING] = ("fixed", "gate", "share").index(config.weights)
+    how = np.zeros(4, np.int64)
+    how[mixing.VARIANT_B], how[mixing.MIN_MATCH] = config.variant == "B", TUNING.match_min
     how[mixing.PPM], how[mixing.MATCH] = "ppm" in chosen, "match" in chosen
-    how[mixing.MIN_MATCH], how[mixing.PER_DOCUMENT] = TUNING.match_min, config.per_document
     lines, blocks = (16, 0)
     if "ppm" in chosen:
-        lines, blocks = ppm.room_for(text_bytes, config.order, config.memory_mb * 1_000_000)
-    order = config.order if "ppm" in chosen else 0
+        lines, blocks = ppm.room_for(text_bytes, TUNING.order, config.memory_mb * 1_000_000)
+    order = TUNING.order if "ppm" in chosen else 0
     heads = 1 << (max(16, min(22, text_bytes.bit_length())) if "match" in chosen else 1)
     gains = np.array([[1.0, 0.25]] * mixing.LENGTHS)
     return mixing.Experts(
         how=how,
-        rates=np.array(
-            [config.weight, TUNING.low_weight, TUNING.threshold, TUNING.switch, TUNING.match_rate]
-        ),
+        rates=np.array([TUNING.weight, TUNING.switch, TUNING.match_rate]),
         words=ppm.tables(order, TUNING.escapes, TUNING.exclusion, lines, blocks, zeros),
         past=np.zeros(3, np.int64),
-        weights=np.full(mixing.BUCKETS, config.weight),
+        weights=np.full(mixing.BUCKETS, TUNING.weight),
         stops=zeros((nodes, 2), np.float64),
         text=zeros(text_bytes + 64 if "match" in chosen else 1, np.uint8),
         heads=zeros(heads, np.int32),

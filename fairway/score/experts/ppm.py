@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from fairway.base.arrays import ByteArray, FloatArray, IntArray, Zeros
 from fairway.base.native import compiled, fetch, int64
 
-MAX_ORDER = 8
+# The longest context that there can be, and that of the experts, in bytes.
+MAX_ORDER, ORDER = 8, 5
 # One array of 32-bit words holds everything, so that compiled functions have one to pass on: first
 # settings and counters, a mark for every byte, the line last found of every order, lines, blocks.
 _LIMIT, _TWICE, EXCLUSION, _LINES, _LINES_USED, _BLOCKS, _BLOCKS_USED, _FORGONE, _NOW = range(9)

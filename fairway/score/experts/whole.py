@@ -18,7 +18,6 @@ from fairway.score.experts.mixing import (
     ends_here,
     kept_share,
     length_bucket,
-    model_weight,
     ppm_share,
     weight_bucket,
 )
@@ -85,7 +84,7 @@ def _children(
     until, summed = on, 1.0
     if e.how[PPM] == 1 and (both or size > 1):
         _, confidence, order = ppm_share(e, trie, node, past, int64(trie.symbol[first]), row)
-        weight = model_weight(e, weight_bucket(depth, order, confidence), confidence)
+        weight = e.weights[weight_bucket(depth, order, confidence)]
         until = 1.0 - ends_here(e, trie, node) if both else on
         row[trie.symbol[first]] = 1.0
         if size > 1:
