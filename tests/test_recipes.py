@@ -173,6 +173,7 @@ def test_recipes_by_budget_differ_in_what_follows_from_the_budget() -> None:
     assert differing(best, recipe("best_600")) == {
         "recipe": "best_600", "train.budget_s": 600.0, "optim.momentum_warmup_steps": 600,
         "optim.momentum": 0.965, "optim.cautious": True, "optim.row_beta": 0.95,
+        "optim.beta2": 0.99, "optim.embed_lr": 0.06, "optim.min_lr": 0.05,
         "train.batch_tokens": 147_456, "train.micro_tokens": 147_456,
         "data.shuffle_documents": True,
     }  # fmt: skip
