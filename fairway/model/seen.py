@@ -21,7 +21,7 @@ from fairway.config.settings import BOS_ID
 class Documents:
     """The documents of a batch of rows, separate in attention; `documents_of` makes them.
 
-    of_BT: int32, the number of every position's document, counted on from row to row.
+    of_BT: int32, the number of every position's document, counted through all rows.
     first_BT: int32, the position in its row where a position's document begins.
     lengths: whether kernels may use `starts` and `longest`, which wait for the GPU once per batch.
     Recorded launches cannot wait.

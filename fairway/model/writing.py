@@ -53,7 +53,7 @@ def require_number(name: str, value: Any, lo: float, hi: float) -> None:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not lo <= value <= hi:
         bound = f"of {lo} or more" if hi == sys.float_info.max else f"from {lo} to {hi}"
-        raise UserError(f"{name} is {told(value)}; it must be a number {bound}")
+        raise UserError(f"{name} is {described(value)}; it must be a number {bound}")
 
 
 def require_whole(name: str, value: Any, lo: int, hi: int | None = None) -> None:
@@ -61,10 +61,10 @@ def require_whole(name: str, value: Any, lo: int, hi: int | None = None) -> None
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < lo or (hi is not None and value > hi):
         bound = f"of {lo} or more" if hi is None else f"from {lo} to {written(hi)}"
-        raise UserError(f"{name} is {told(value)}; it must be a whole number {bound}")
+        raise UserError(f"{name} is {described(value)}; it must be a whole number {bound}")
 
 
-def told(value: Any) -> str:
+def described(value: Any) -> str:
     """Return any value for a sentence: numbers for people, other values shortened."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return written(value)

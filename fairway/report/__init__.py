@@ -21,9 +21,9 @@ def write_report(
 
     `results` is a run's results.json (schema 1), and `steps` its steps.jsonl. The page shows the
     losses of `earlier` runs beside its own. `costs` is the run's costs.json: documents with the
-    cost of each token (`fairway.score.costs.told`). The JSON contains the results, these costs and
-    all derived numbers, so that every `<data value>` of the page is in it. Equal input gives equal
-    bytes. Raises UserError for the results of an unfinished run.
+    cost of each token (`fairway.score.costs.document_costs`). The JSON contains the results, these
+    costs and all derived numbers, so that every `<data value>` of the page is in it. Equal input
+    gives equal bytes. Raises UserError for the results of an unfinished run.
     """
     numbers = out.with_suffix(".json")
     derived = derive(results, steps, earlier)

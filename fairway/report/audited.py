@@ -5,7 +5,7 @@ from typing import Any
 
 from fairway.audit.findings import SEVERITIES, SEVERITY_WORDS, Finding
 from fairway.audit.records.audit import RecordAudit
-from fairway.audit.records.telling import JUDGEMENTS, judged, sentence, summary, told
+from fairway.audit.records.telling import JUDGEMENTS, grouped, judged, sentence, summary
 from fairway.report.html import DASH, Html, esc, join, note, num, raw, section, strong
 from fairway.report.sorting import is_sortable, sortable
 from fairway.report.style import CSS
@@ -119,7 +119,7 @@ def _overview(audits: Sequence[RecordAudit]) -> Html:
     """Return the table of all records: one line each, with a link to its findings."""
     rows = []
     for number, audit in enumerate(audits):
-        figures, found = summary(audit), told(audit.findings)
+        figures, found = summary(audit), grouped(audit.findings)
         counts = [sum(one.severity == word for one in found) for word in SEVERITIES]
         name = Html(f'<a href="#r{number}">{esc(audit.folder.name)}</a>')
         word = judged(audit)
@@ -145,7 +145,7 @@ def _record(number: int, audit: RecordAudit) -> Html:
             esc(one.question.matters),
             esc(one.question.ask),
         ]
-        for one in told(audit.findings)
+        for one in grouped(audit.findings)
     ]
     heads = ["", "what", "where", "it says", "why it matters", "ask"]
     inside = _table(heads, groups) if groups else Html("")

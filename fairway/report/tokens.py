@@ -11,9 +11,9 @@ from typing import Any
 from fairway.data.spans import Cell, cells
 from fairway.report.html import Html, esc, note, num, pairs, section, table
 
-# The costs of a text by one model, from `fairway.score.costs.told`. Costs that a stage of a run
-# recorded have no `ranks` and no `likeliest`.
-Told = dict[str, Any]
+# The costs of a text by one model, from `fairway.score.costs.document_costs`. Costs that a stage of
+# a run recorded have no `ranks` and no `likeliest`.
+TextCosts = dict[str, Any]
 
 # A cell has the colour of the highest of these bounds that it reaches; so have differences.
 LEVELS_BITS = (1, 2, 3, 4, 6, 8, 11, 15)
@@ -40,7 +40,7 @@ def difference(bits: float) -> str:
 class View:
     """A text in cells, with their costs by one or two models."""
 
-    def __init__(self, sides: Sequence[Told]) -> None:
+    def __init__(self, sides: Sequence[TextCosts]) -> None:
         self.sides = sides
         self.cells = cells(sides[0]["text"], [side["ends"] for side in sides])
         self.bits = [[self._bits(cell, at) for at in range(len(sides))] for cell in self.cells]
@@ -150,7 +150,7 @@ def _boxes(letter: str, bounds: Sequence[float]) -> list[str]:
     return [f'<span class="{letter}{number}">{least:g}</span>' for number, least in kinds]
 
 
-def documents(costs: Sequence[Told]) -> Html:
+def documents(costs: Sequence[TextCosts]) -> Html:
     """Return the section of the report that shows a few documents; nothing if there are none."""
     parts = [piece for number, told in enumerate(costs) for piece in _document(number, told)]
     meaning = Html(
@@ -163,7 +163,7 @@ def documents(costs: Sequence[Told]) -> Html:
     return section("What each token costs", *pieces)
 
 
-def _document(number: int, told: Told) -> tuple[Html, Html]:
+def _document(number: int, told: TextCosts) -> tuple[Html, Html]:
     size, cost = num(told["bytes"], ",", " bytes"), num(told["total_bits"], ",.1f", " bits")
     tokens, bpb = num(told["tokens"], ",", " tokens"), num(told["bpb"], ".4f", " bits per byte")
     words = Html(f"<p>Document {number + 1}: {size} in {tokens} cost {cost}, {bpb}.</p>")
@@ -175,7 +175,7 @@ def _line(some: Sequence[Cell]) -> str:
     return "".join(cell.text for cell in some).replace("\n", "\u23ce").replace("\t", " ")
 
 
-def _token(side: Told, token: int) -> str:
+def _token(side: TextCosts, token: int) -> str:
     """Return a token's cost as HTML; unless it was recorded, also its rank and likelier tokens."""
     bits, name = side["bits"][token], esc(side["names"][token])
     cost_told = f"<b><bdi>{name}</bdi> {bits:.2f} bits</b> {_share(bits)}"

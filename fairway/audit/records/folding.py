@@ -30,7 +30,7 @@ def plain_setting(text: str) -> object:
 
 
 def element(value: Value) -> Value:
-    """Return an item of a value that a loop iterates over, without its turn."""
+    """Return an item of a value in a loop over it, for any iteration."""
     if isinstance(value.what, Items) and value.what.values:
         whats = value.what.values
         first = whats[0].what if len(whats) == 1 else None

@@ -23,7 +23,7 @@ MOST_BYTES = 3 << 30
 
 
 def serve() -> None:
-    """Answer every line, a path in JSON, with a line for each finding and one for the facts."""
+    """Answer each line (a path in JSON) with a line for each finding and one for the facts."""
     if (resource := limits()) is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)

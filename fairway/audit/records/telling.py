@@ -12,12 +12,12 @@ Judgement = Literal["invalid", "not judged", "to ask about", "clean"]
 # In the order of a page, by severity.
 JUDGEMENTS: tuple[Judgement, ...] = ("invalid", "not judged", "to ask about", "clean")
 # The most findings in a report for people; the rest are counted.
-MOST_TOLD = 10
+MOST_SHOWN = 10
 _FAILED = ("not-audited", "work-ended")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Group:
     """All findings of one severity and code, in order of place."""
 
     severity: Severity
@@ -41,12 +41,12 @@ class Told:
         return f"{count} places" + (f" in {len(names)} files" if len(names) > 1 else "")
 
 
-def told(findings: Sequence[Finding]) -> list[Told]:
+def grouped(findings: Sequence[Finding]) -> list[Group]:
     """Return findings grouped by code, sorted by severity, then by importance."""
     groups: dict[tuple[Severity, str], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.severity, finding.code), []).append(finding)
-    made = [Told(severity, code, tuple(each)) for (severity, code), each in groups.items()]
+    made = [Group(severity, code, tuple(each)) for (severity, code), each in groups.items()]
     return sorted(made, key=lambda one: (SEVERITIES.index(one.severity), importance(one.code)))
 
 
@@ -66,7 +66,7 @@ def judged(audit: RecordAudit) -> Judgement:
 
 
 def _to_ask(audit: RecordAudit) -> int:
-    return sum(one.severity == "warning" for one in told(audit.findings))
+    return sum(one.severity == "warning" for one in grouped(audit.findings))
 
 
 def sentence(audit: RecordAudit) -> str:
@@ -75,7 +75,7 @@ def sentence(audit: RecordAudit) -> str:
     to_ask = f"{asked} {'thing' if asked == 1 else 'things'} to ask about" if asked else ""
     match judged(audit):
         case "invalid":
-            first, *others = [one for one in told(audit.findings) if one.severity == "invalid"]
+            first, *others = [one for one in grouped(audit.findings) if one.severity == "invalid"]
             place = first.findings[0].place
             where = f" ({place})" if place else ""
             more = f", and {len(others)} more" if others else ""

@@ -233,7 +233,7 @@ class Wholes(Trial):
                 return
 
     def _dearer(self, ids: IntArray) -> float:
-        """Return a lower bound of how much more tokens cost in another text, on average."""
+        """Return a lower bound of the mean additional cost of tokens in another text."""
         text = self.bench.text
         both = (self.bench.costs(text), scored(self.bench.scorer, ids))
         costs, other = (charged.by_index(len(text) + 3) for charged in both)
