@@ -64,7 +64,7 @@ def test_what_was_withdrawn_is_said() -> None:
     assert "8,000,000 of 40,540,160 tokens" in told
     assert "in no single order are both causal" in told
     assert "the same documents, but different tokens" in told
-    assert "3.73 bytes in pr1858 and for 3.16 in pr2135" in told
+    assert "3.73 bytes in pr1858 and 3.16 in pr2135" in told
     assert "compare machines" not in told
 
 
@@ -108,7 +108,7 @@ def test_a_run_beside_a_record(run: Path) -> None:
     assert "another text, or only a part of it" in told
     assert "trained on cpu" in told and "8 x H100" in told
     assert f"{run} is one run, pr1858 the mean of 3 seeds" in told
-    assert "scatter by 0.0004 in 'bpb, sliding'" in told
+    assert "deviation of 0.0004 in 'bpb, sliding'" in told
 
 
 def test_a_run_on_the_records_text_is_comparable(run: Path) -> None:
