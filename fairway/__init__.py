@@ -10,8 +10,8 @@ Importing this loads nothing heavy.
 import os
 import sys
 
-# `python -m fairway` puts the folder it starts in on the module path, where a stranger's `json.py`
-# may lie. Fairway itself is found by now, and nothing else has been imported.
+# `python -m fairway` adds the current folder to the module path, and that folder may contain a
+# foreign `json.py`. At this point only Fairway itself has been imported.
 _started = sys.orig_argv[-len(sys.argv)].partition(".")[0] if sys.argv[:1] == ["-m"] else ""
 _ours = _started == "fairway" or (_started.startswith("-") and _started.endswith("mfairway"))
 if _ours and not sys.flags.safe_path:
@@ -19,8 +19,9 @@ if _ours and not sys.flags.safe_path:
 
 from fairway.version import VERSION as __version__  # noqa: E402
 
-# Read once, when torch starts its thread pool. Spinning threads on two shared cores can make every
-# operation ten times slower than one thread; passive ones cost nothing measurable when alone.
+# Read once, when torch starts its thread pool. Threads that wait actively on two shared cores can
+# make every operation ten times slower than one thread. Passive waiting has no measurable cost on a
+# free machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TYPE_CHECKING = False

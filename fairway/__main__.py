@@ -1,7 +1,7 @@
-"""`python -m fairway`, which is `fairway`."""
+"""`python -m fairway`: the same as the command `fairway`."""
 
 from fairway.cli.main import main
 
-# Processes that share out work import this module, too.
+# Worker processes import this module, too.
 if __name__ == "__main__":
     main()

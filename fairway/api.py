@@ -55,7 +55,7 @@ def model_from(state: dict[str, Tensor], config: ModelConfig, plan: Plan, loopin
 
 def model_of(artifact: Artifact, plan: Plan) -> GPT:
     """Return the model of an artifact, ready to run under a plan."""
-    # Weights before they are read draw numbers, which are not the caller's.
+    # The model draws initial weights; the caller's random state must not change.
     with torch.random.fork_rng(devices=()):
         looping = bool(artifact.header["provenance"]["looping"])
         return model_from(artifact.state, artifact.config, plan, looping)
@@ -68,7 +68,7 @@ def model_shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def tokenizer_of(path: Path) -> Tokenizer:
-    """Return the tokenizer inside an artifact or beside it; UserError for another's."""
+    """Return the tokenizer in an artifact or in its folder; UserError if it is another one's."""
     artifact = load_artifact(path)
     return _tokenizer_of(path, artifact.tokenizer, None, artifact.header)
 
@@ -112,8 +112,8 @@ class LanguageModel:
     def score(self, text: str | Sequence[str], *, sliding: bool = True) -> TextScore:
         """Return the score of a text, or of several documents, with the ledger's account.
 
-        Every byte of a document counts: what the tokenizer's usual form drops, such as blanks at
-        the ends, is scored as tokens of single bytes. Raises UserError for an empty text and for
+        Every byte of a document counts. Bytes that the tokenizer normally drops, such as blanks at
+        the ends, are scored as tokens of single bytes. Raises UserError for an empty text and for
         half a character.
         """
         asked = self._asked([text] if isinstance(text, str) else list(text))
@@ -132,9 +132,10 @@ class LanguageModel:
         return -self.costs(text, alternatives=0).nats
 
     def costs(self, text: str, *, alternatives: int = 5, witness: Witness | None = None) -> Costs:
-        """Return what every token of one document costs, and the likeliest tokens in its place.
+        """Return the cost of every token of one document, and the likeliest tokens at its place.
 
-        The costs add up to the score of the text, to the bit. A `witness` hears what is scored.
+        The costs add up to the score of the text, to the bit. A `witness` receives everything that
+        is scored.
         """
         with self.plan.applied():
             return costs_of(self.model, self._asked([text], witness), alternatives)
@@ -168,9 +169,9 @@ class LanguageModel:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Yield the text of `generate` in parts, as soon as they are written."""
+        """Yield the text of `generate` in parts, each as soon as it is complete."""
         row = Row(self.packer, prompt, max_tokens, seed)
-        # A character of several byte tokens is whole with the last of them.
+        # A character of several byte tokens is complete with the last of them.
         decoder, told = codecs.getincrementaldecoder("utf-8")("replace"), 0
         for _ in self.writing([row], Manner(temperature, top_k, top_p)):
             yield decoder.decode(row.text[told:])
@@ -178,7 +179,7 @@ class LanguageModel:
         yield decoder.decode(b"", final=True)
 
     def write(self, rows: Sequence[Row], manner: Manner) -> None:
-        """Let several rows grow side by side until all have ended."""
+        """Extend several rows side by side until all have ended."""
         with progress("writing", max((row.most for row in rows), default=0)) as advance:
             for _ in self.writing(rows, manner):
                 advance(1)
@@ -186,7 +187,7 @@ class LanguageModel:
     def writing(
         self, rows: Sequence[Row], manner: Manner, length: int | None = None
     ) -> Iterator[None]:
-        """Let rows grow by a token per step, reading up to `length` tokens back; the window's."""
+        """Extend rows by a token per step, with `length` tokens of context or the window's."""
         config = self.score_config
         steps = write(self.model, rows, manner, length or config.seq_len, config.stride)
         going = True
@@ -198,13 +199,13 @@ class LanguageModel:
 
     @cached_property
     def packer(self) -> Packer:
-        """What turns any text into tokens, and tokens into text."""
+        """The conversion of any text into tokens, and of tokens into text."""
         return Packer(self.tokenizer)
 
     def proven(self, documents: Sequence[str]) -> Text:
-        """Return documents, each behind a BOS, as tokens that stand for all of their bytes."""
+        """Return the tokens of documents, each after a BOS; they represent all bytes."""
         ids = self.packer.stream(documents)
-        # Where tokens counted other bytes than the text has, the ledger would give no score.
+        # The ledger gives no score if the bytes of the tokens differ from those of the text.
         return text_of(ids, self.tokenizer.table, sum(len(text.encode()) for text in documents))
 
     def _asked(self, documents: Sequence[str], witness: Witness | None = None) -> Evaluation:
@@ -241,10 +242,10 @@ def load(
 ) -> LanguageModel:
     """Return the model of an artifact file or of a run folder; nothing in it is executed.
 
-    The tokenizer is the one inside the artifact, or the given file, or `tokenizer.model` beside
-    the artifact. A tokenizer with another digest is refused. `adapter` is a file of `fairway tune`
-    for this artifact. `plan` sets device, precision and threads; without it they are chosen as for
-    training. Those of the process do not change. Raises UserError for a damaged file.
+    The tokenizer is the one inside the artifact, or the given file, or `tokenizer.model` beside the
+    artifact. A tokenizer with another digest is refused. `adapter` is a file of `fairway tune` for
+    this artifact. `plan` sets device, precision and threads; without it they are chosen as for
+    training. The settings of the process do not change. Raises UserError for a damaged file.
     """
     path = Path(path)
     if path.is_dir():
@@ -256,7 +257,7 @@ def load(
             f"the tokenizer has {words.vocab_size} pieces, but the model has "
             f"{artifact.config.vocab_size}; name the tokenizer of its training"
         )
-    # The probe of a CPU draws numbers, which are not the caller's.
+    # The measurement of a CPU draws numbers; the caller's random state must not change.
     with torch.random.fork_rng(devices=()):
         plan = plan or make_plan(runtime or RuntimeConfig())
     model = model_of(artifact, plan)

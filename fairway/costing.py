@@ -1,8 +1,8 @@
 """Costs of continuations: many texts in one pass through the model.
 
-The tokens are those of context and continuation as one document (`Packer.document`), so they stand
-for every byte of both. A continuation costs what the tokens that reach beyond its context cost; one
-that begins inside the context, as a word does whose blank ends the context, is among them.
+Context and continuation are tokenised as one document (`Packer.document`), so the tokens represent
+every byte of both. The cost of a continuation is that of all tokens that end after its context. If
+the context ends in a blank, the token of blank and word begins inside the context and counts too.
 
 Shapes: B rows of a pass, T positions, N scored positions, D width, V vocabulary.
 """
@@ -27,26 +27,26 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """The tokens of a document, BOS first, and the first position whose target is asked for."""
+    """The tokens of a document, BOS first, and the first position whose target is counted."""
 
     ids: IntArray
     first: int
 
     @property
     def count(self) -> int:
-        """Return how many targets are asked for."""
+        """Return how many targets are counted."""
         return len(self.ids) - 1 - self.first
 
 
 def continuation(packer: Packer, context: str, text: str) -> Continuation:
-    """Return the tokens of a text after a context, and which of them are the text's.
+    """Return the tokens of a text after a context, and which of them belong to the text.
 
-    Raises UserError for half a character.
+    Raises UserError for an incomplete character.
     """
     before_bytes = len(encoded(context, "the context"))
     ids = packer.document(context + text)
     tokenizer = packer.tokenizer
-    # Behind BOS the space of the first piece counts nothing.
+    # After BOS the space of the first piece has no bytes.
     sizes = token_bytes(ids, np.insert(ids, 0, tokenizer.bos_id)[:-1], tokenizer.table)
     ends = np.cumsum(sizes, dtype=np.int64)
     reaching = (ends > before_bytes) | (ends - sizes >= before_bytes)
@@ -57,8 +57,9 @@ def continuation(packer: Packer, context: str, text: str) -> Continuation:
 def windows(asked: Continuation, length: int, stride: int) -> list[Window]:
     """Return the windows that score a continuation, every position once.
 
-    One window that ends with it and begins as early as the length allows; a continuation longer
-    than that is scored under the sliding windows of its whole document, as any text is.
+    This is one window that ends with the continuation and begins as early as its length allows. A
+    continuation longer than that is scored under the sliding windows of its whole document, like
+    any text.
     """
     targets = len(asked.ids) - 1
     if not asked.count:
@@ -74,7 +75,7 @@ def windows(asked: Continuation, length: int, stride: int) -> list[Window]:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The log-probability in nats of a continuation; whether greedy decoding would give it."""
+    """The log-probability of a continuation in nats, and whether greedy decoding gives it."""
 
     nats: float = 0.0
     greedy: bool = True
@@ -85,7 +86,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Windows of several continuations, by number, that go through the model together."""
+    """Windows of several continuations, by number, in one pass through the model."""
 
     numbers: tuple[int, ...]
     windows: tuple[Window, ...]
@@ -94,7 +95,7 @@ class Pass:
 class Coster:
     """Costs of continuations under windows of `length`, up to `rows` of them in one pass.
 
-    Without `rows`, as many as have together the positions of a pass of the scorer.
+    Without `rows`, a pass has as many positions as a pass of the scorer.
     """
 
     def __init__(self, language: LanguageModel, length: int, rows: int | None) -> None:
@@ -102,7 +103,7 @@ class Coster:
         self._model, self._length, self._rows = language.model, length, rows
         self._stride, self._plan = min(config.stride, length), language.plan
         self._most_positions = config.batch_windows * config.seq_len
-        # Turned as in windows of full length, on which the rotary base may depend.
+        # Rotated as in windows of full length, since the rotary base may depend on it.
         self._device = self._model.tok_emb.weight.device
         table = rope_table(config.seq_len, self._model.config)
         self._cos_LR, self._sin_LR = (part.to(self._device) for part in table)
@@ -110,7 +111,7 @@ class Coster:
     def costs(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, Cost]]:
         """Yield the number and cost of every continuation as soon as its last window is scored.
 
-        The longest windows come first, so that a pass too large for memory is known at once.
+        The longest windows come first, so that a lack of memory appears at once.
         """
         planned = [windows(item, self._length, self._stride) for item in asked]
         left = [len(parts) for parts in planned]
@@ -138,7 +139,7 @@ class Coster:
 
     @torch.no_grad()
     def _pass(self, texts: list[IntArray], parts: Sequence[Window]) -> Iterator[Cost]:
-        """Yield the costs of windows, padded on the right: causality keeps that unseen."""
+        """Yield the costs of windows, padded on the right, which causal attention does not see."""
         T = max(window.end - window.start for window in parts)
         ids_BT = np.zeros((len(parts), T), np.int64)
         for row, (ids, window) in enumerate(zip(texts, parts, strict=True)):

@@ -2,7 +2,7 @@
 
 Needs the package lm_eval (the extra `harness`), which nothing else imports. The arguments are those
 of lm_eval's own command; `--model_args path=runs/demo` names an artifact or a run, and docs/api.md
-says what else it takes and by which rules texts are costed and continued.
+has the other arguments, and the rules for costs and continuations of texts.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ from fairway.config.overrides import override
 from fairway.config.settings import Config, RuntimeConfig, unknown_name
 from fairway.costing import Continuation, Coster, continuation
 from fairway.data.pieces import encoded
-from fairway.model.writing import Manner, Row, require_number, require_whole, told
+from fairway.model.writing import Manner, Row, described, require_number, require_whole
 
-# What lm_eval's models write where a task does not say.
+# The default of lm_eval's models if a task does not set it.
 MOST_TOKENS = 256
-# Names of the same bound, by the programs that lm_eval drives.
+# Names of the same bound in the programs that lm_eval uses.
 _BOUNDS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _WISHES = ("until", "do_sample", "temperature", "top_k", "top_p", *_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How a request is to be continued: how tokens are drawn, how many, and what ends the text."""
+    """The settings of a continuation: how tokens are drawn, how many, and the stop words."""
 
     manner: Manner
     most: int
@@ -47,7 +47,7 @@ class Wish:
 
 @register_model("fairway")
 class FairwayLM(LM):  # type: ignore[misc]
-    """The three questions of the harness, answered by an artifact, many in one pass."""
+    """The three kinds of requests of the harness, computed with an artifact, many in one pass."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class FairwayLM(LM):  # type: ignore[misc]
         _refuse_unknown("model argument", unknown, _ARGUMENTS)
         if not path:
             raise UserError("there is no model; name an artifact or a run: --model_args path=PATH")
-        # lm_eval reads digits as a number.
+        # lm_eval parses digits as a number.
         name = str(path) if isinstance(path, int) else path
         _require_name("path", name)
         if tokenizer is not None:
@@ -88,18 +88,18 @@ class FairwayLM(LM):  # type: ignore[misc]
         require_whole("max_length", self.max_length, 1, longest)
         require_whole("max_gen_toks", max_gen_toks, 0)
         self.max_gen_toks = max_gen_toks
-        # lm_eval's own --seed has set that of torch before it builds a model.
+        # lm_eval's own --seed sets the seed of torch before a model is built.
         self._seed = torch.initial_seed() if seed is None else seed
         require_whole("seed", self._seed, 0)
         self._coster = Coster(self.model, self.max_length, self.batch_size)
 
     @property
     def tokenizer_name(self) -> str:
-        """Return what tells this tokenizer from others, for lm_eval's cache of requests."""
+        """Return an identifier of this tokenizer, for lm_eval's cache of requests."""
         return f"fairway-{self.model.tokenizer.digest}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Return that there is no chat template; UserError if one is asked for."""
+        """Return '', since there is no chat template; UserError if one is requested."""
         return self.apply_chat_template([]) if chat_template else ""
 
     def apply_chat_template(
@@ -120,7 +120,7 @@ class FairwayLM(LM):  # type: ignore[misc]
     ) -> list[float]:
         """Return the log-probability in nats of every byte of each text, its blanks included.
 
-        A text of blanks alone costs 0.0, as an empty one: it says nothing.
+        A text of only blanks costs 0.0, like an empty one.
         """
         asked = [self._asked("", *map(_unless_blank, request.args)) for request in requests]
         answers = ((number, nats) for number, (nats, _) in self._costed(asked))
@@ -141,13 +141,13 @@ class FairwayLM(LM):  # type: ignore[misc]
             yield number, (cost.nats, cost.greedy)
 
     def _written(self, asked: Sequence[tuple[str, Any]]) -> Iterator[tuple[int, str]]:
-        """Yield the number and continuation of every request: alike ones side by side."""
+        """Yield the number and continuation of every request; equal settings run side by side."""
         alike: dict[Wish, list[tuple[int, Row]]] = {}
         seen: Counter[str] = Counter()
         for number, (context, options) in enumerate(asked):
             _require_text("a context", context)
             wish = self._wish(options)
-            # A request that is repeated gets other draws, whatever is asked beside it.
+            # A repeated request gets other draws, independent of the other requests.
             drawn = hashlib.blake2b(f"{self._seed} {seen[context]} ".encode(), digest_size=8)
             drawn.update(encoded(context, "a context"))
             seen[context] += 1
@@ -167,7 +167,7 @@ class FairwayLM(LM):  # type: ignore[misc]
     def _answers(
         self, kind: str, requests: Sequence[Any], answers: Iterator[tuple[int, Any]], quiet: bool
     ) -> list[Any]:
-        """Return answers in the order of their requests, and keep each as soon as it is there."""
+        """Return answers in the order of their requests, and store each in the cache at once."""
         found: dict[int, Any] = {}
         with tqdm(total=len(requests), disable=quiet, desc=f"Running {kind} requests") as bar:
             for number, answer in answers:
@@ -178,7 +178,9 @@ class FairwayLM(LM):  # type: ignore[misc]
 
     def _wish(self, options: Any) -> Wish:
         if not isinstance(options, dict):
-            raise UserError(f"generation settings are {told(options)}; they must be names = values")
+            raise UserError(
+                f"generation settings are {described(options)}; they must be names = values"
+            )
         _refuse_unknown("generation setting", options, _WISHES)
         given = {name: value for name, value in options.items() if value is not None}
         bounds = {name: given[name] for name in _BOUNDS if name in given}
@@ -187,7 +189,7 @@ class FairwayLM(LM):  # type: ignore[misc]
         most = next(iter(bounds.values()), self.max_gen_toks)
         require_whole(next(iter(bounds), "max_gen_toks"), most, 0)
         everything = self.model.tokenizer.vocab_size
-        # 0 is how others say that all tokens may be drawn.
+        # In other programs 0 means that all tokens may be drawn.
         top_k = given["top_k"] if given.get("top_k", 0) != 0 else everything
         manner = Manner(_temperature(given), top_k, given.get("top_p", 1.0))
         return Wish(manner, most, tuple(_stops(given.get("until", []))))
@@ -199,17 +201,17 @@ _ARGUMENTS = ("path", *(FairwayLM.__init__.__kwdefaults__ or {}))
 def _refuse_unknown(what: str, given: dict[str, Any], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            raise UserError(unknown_name(what, told(name).strip("'"), known))
+            raise UserError(unknown_name(what, described(name).strip("'"), known))
 
 
 def _unless_blank(text: Any) -> Any:
-    """Return a text, or nothing where it is blank."""
+    """Return a text, or '' if it is blank."""
     return "" if isinstance(text, str) and not text.strip() else text
 
 
 def _require_text(what: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise UserError(f"{what} is {told(value)}; it must be text")
+        raise UserError(f"{what} is {described(value)}; it must be text")
 
 
 def _require_name(what: str, value: Any) -> None:
@@ -219,18 +221,18 @@ def _require_name(what: str, value: Any) -> None:
     except UnicodeEncodeError:
         named = False
     if not named:
-        raise UserError(f"{what} is {told(value)}; it must be the name of a file")
+        raise UserError(f"{what} is {described(value)}; it must be the name of a file")
 
 
 def _device(device: Any) -> str:
-    """Return a device of Fairway's settings for one as lm_eval names it.
+    """Return Fairway's name of a device that lm_eval names.
 
-    Its command says cuda:0 where nobody said anything, so that is the first GPU if there is one.
+    Its command has the default cuda:0, so this means the first GPU if there is one.
     """
     name = "auto" if str(device) in ("None", "cuda:0") else str(device)
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(
-            f"device is {told(device)}; it must be cpu or cuda; choose the GPU with "
+            f"device is {described(device)}; it must be cpu or cuda; choose the GPU with "
             "CUDA_VISIBLE_DEVICES"
         )
     return name
@@ -242,7 +244,7 @@ def _runtime(values: dict[str, Any]) -> RuntimeConfig:
 
 
 def _rows(batch_size: int | str, max_batch_size: int | None) -> int | None:
-    """Return the most rows of a pass; None where length decides."""
+    """Return the most rows of a pass; None if the length decides."""
     if max_batch_size is not None:
         require_whole("max_batch_size", max_batch_size, 1)
     if batch_size == "auto":
@@ -250,23 +252,25 @@ def _rows(batch_size: int | str, max_batch_size: int | None) -> int | None:
     if isinstance(batch_size, str) and batch_size.isdecimal():
         batch_size = int(batch_size)
     if isinstance(batch_size, str):
-        raise UserError(f"batch_size is {told(batch_size)}; it must be a whole number, or auto")
+        raise UserError(
+            f"batch_size is {described(batch_size)}; it must be a whole number, or auto"
+        )
     require_whole("batch_size", batch_size, 1)
     return min(batch_size, max_batch_size or batch_size)
 
 
 def _temperature(given: dict[str, Any]) -> float:
-    """Return what lm_eval's names for greedy and drawn mean as a temperature; 0 is greedy."""
+    """Return the temperature of lm_eval's settings for greedy or random decoding; 0 is greedy."""
     sampled = given.get("do_sample")
     if not isinstance(sampled, bool | None):
-        raise UserError(f"do_sample is {told(sampled)}; it must be true or false")
+        raise UserError(f"do_sample is {described(sampled)}; it must be true or false")
     temperature = given.get("temperature", 1.0 if sampled else 0.0)
     require_number("temperature", temperature, 0, sys.float_info.max)
     return 0.0 if sampled is False else float(temperature)
 
 
 def _stops(until: Any) -> Iterator[bytes]:
-    """Yield stop words as UTF-8; an empty one ends nothing."""
+    """Yield stop words as UTF-8, without empty ones."""
     for stop in until if isinstance(until, list | tuple) else [until]:
         _require_text("until", stop)
         if stop:
@@ -274,7 +278,7 @@ def _stops(until: Any) -> Iterator[bytes]:
 
 
 def main() -> None:
-    """Run lm_eval's command; bad input leaves with one sentence and exit code 2."""
+    """Run lm_eval's command; bad input ends it with one sentence and exit code 2."""
     try:
         cli_evaluate()
     except UserError as error:

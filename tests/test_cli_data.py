@@ -56,7 +56,7 @@ def test_building_says_what_was_left_out_and_replaces_when_told(
     build = ("data", "build", "texts", "--vocab-size", 290, "--val-share", 0.2, "--out")
     told = cli(*build, "data")
     assert told.out.splitlines()[2] == (
-        "left out: files of unknown ending (1), links to folders that are read already (1), "
+        "left out: files of unknown ending (1), links to folders that were already read (1), "
         "rows or lines whose text is null (1), documents without text (1)"
     )
     refused = cli(*build, "data")

@@ -138,4 +138,4 @@ def test_another_tokenizer_is_refused_and_that_of_the_weights_can_be_kept(
 
 def test_a_bundle_holds_no_weights(smoke_run: Path, tmp_path: Path, cli: Cli) -> None:
     found = cli("bundle", "smoke", "--out", tmp_path / "b", "--set", f"train.init={smoke_run}")
-    assert found.code == 2 and "a bundle holds no weights" in found.err
+    assert found.code == 2 and "a bundle contains no weights" in found.err

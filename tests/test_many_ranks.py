@@ -220,7 +220,7 @@ def test_a_process_killed_by_the_kernel_is_one_sentence(
     start_s = time.monotonic()
     (code, _, errors), *_ = ended(process)
     assert code != 0 and time.monotonic() - start_s < 30
-    assert errors.count("fairway: another process of this run ended without a word") == 1, errors
+    assert errors.count("fairway: another process of this run ended without a message") == 1, errors
     assert errors.count("fairway: ") == 1
     assert errors.count("Traceback") <= 1, "that of torchrun"
 

@@ -17,7 +17,7 @@ from fairway.machine import peers as module
 from fairway.machine.peers import Peers, end_together, peers
 
 HOST = socket.gethostname()
-LOST = "fairway: another process of this run ended without a word"
+LOST = "fairway: another process of this run ended without a message"
 
 
 class Gone:

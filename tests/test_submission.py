@@ -60,7 +60,7 @@ def test_a_record_holds_and_its_artifact_scores_the_same(
 ) -> None:
     found = verify(made, rescore=data_folder)
     assert found.faults == () and found.holds
-    assert found.notes == ("the bundle follows from the sources installed here, to the byte",)
+    assert found.notes == ("the bundle follows from the installed sources, to the byte",)
     assert found.repeated is not None and found.repeated["exact"]
     # One seed here, and the text is not that of the challenge, whose bytes are known.
     assert {finding.code for finding in audit_record(made).findings} <= {
@@ -101,7 +101,7 @@ def test_a_refused_record_leaves_nothing(
 @pytest.mark.parametrize("words", ["\x1b[31mred", "two\nlines", "caf\udce9"])
 def test_words_that_no_page_can_hold_are_refused(tmp_path: Path, words: str) -> None:
     for claim in (replace(ONE, name=words), replace(ONE, author=words)):
-        with pytest.raises(UserError, match="shows only letters"):
+        with pytest.raises(UserError, match="only printable characters are allowed"):
             submit([], claim, tmp_path / "record", lambda text: None)
     (tmp_path / "gone").symlink_to("nowhere")
     with pytest.raises(UserError, match="exists already"):
@@ -206,7 +206,7 @@ def test_files_that_come_or_go_are_found(record: Path) -> None:
     (record / "more.txt").write_text("x")
     (record / "requirements.txt").unlink()
     assert verify(record).faults == (
-        "more.txt is in no list of the record",
+        "more.txt is not listed in the record",
         "requirements.txt is missing",
     )
 

@@ -9,17 +9,17 @@ from fairway.base.terminal import line
 Severity = Literal["invalid", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("invalid", "warning", "note")
 
-# How each is told to people.
+# The words that a report shows for each.
 SEVERITY_WORDS: dict[Severity, str] = {"invalid": "INVALID", "warning": "ask", "note": "note"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found: how grave, its code, why it matters, and where it stands.
+    """One finding: its severity, its code, why it matters, and its place.
 
-    invalid: a rule is broken. warning: a reviewer should ask. note: worth knowing, or could not be
-    found. `file` is relative to what was audited, '' for the whole; `line` counts from 1; `value`
-    is what stands there.
+    invalid: a rule is broken. warning: a reviewer should ask. note: worth knowing, or impossible to
+    check. `file` is relative to the audited folder, '' for the whole; `line` counts from 1; `value`
+    is the text at that place.
     """
 
     severity: Severity
@@ -31,17 +31,17 @@ class Finding:
 
     @property
     def place(self) -> str:
-        """Return file and line as people write them."""
+        """Return file and line in the usual form."""
         return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
 def plain(text: str, most: int = 400) -> str:
-    """Return text of others as a terminal may show it, in one line, and not too long."""
+    """Return foreign text as one short line that is safe for a terminal."""
     return line(text[:most])[:most]
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings as plain text, none twice, the gravest first, else by file and line."""
+    """Return findings as plain text without duplicates, sorted by severity, then file and line."""
     unique = dict.fromkeys(
         replace(f, why=plain(f.why, 1_000), file=plain(f.file), value=plain(f.value))
         for f in findings

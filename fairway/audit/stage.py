@@ -17,15 +17,15 @@ from fairway.config.settings import AuditConfig, Config, declares_code
 from fairway.data.tokens import Tokenizer
 from fairway.model.gpt import GPT
 
-# What scores the artifact, by the stage that does; side-by-side windows are a case of sliding ones.
+# The stages that score the artifact. Side-by-side windows are a case of sliding ones.
 _PROBED = ("sliding", "ttt", "mixture")
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What a run says of itself: facts of its stages by name, such as 'pack' or 'score.ttt'.
+    """The facts that a run recorded, by the name of the stage, such as 'pack' or 'score.ttt'.
 
-    `code_bytes` are those that count with its artifact.
+    `code_bytes` is the size of the code that counts with its artifact.
     """
 
     folder: Path
@@ -53,15 +53,15 @@ def audit_run(
 ) -> dict[str, Any]:
     """Return the audit of a run: {passed, verdict, findings, probes}, ready for JSON.
 
-    `model` is the artifact as read from disk, whose weights may be changed; `ids` its validation
-    text. Nothing of a run's own word is believed that can be measured again here.
+    `model` is the artifact as read from disk; the audit may change its weights. `ids` is its
+    validation text. Whatever can be measured again here is measured, not taken from the record.
     """
     probes: list[tuple[str, Probe]] = []
     for name, facts in run.stages.items():
         stage = name.removeprefix("score.")
         if stage != name:
             file = run.folder / trail_file(stage)
-            # A stage that an earlier version scored left no trail.
+            # Earlier versions wrote no trail.
             digests = facts.get("trail", [])
             found = check_trail_file(file, digests, facts["tokens"], facts["nats"])
             probes.append((stage, found))
@@ -71,7 +71,7 @@ def audit_run(
         for stage, facts in methods.items():
             share_s = config.audit.budget_s / len(methods)
             scorer, text = _scorer(config, model, ids, facts, tokenizer)
-            # The usual questions, and more of them only for who gives more than the usual time.
+            # More than the usual questions are asked only if the budget is above the default.
             asked = config.audit.budget_s > AuditConfig().budget_s
             bench = Bench(scorer, text, config.seed, share_s, thorough=asked)
             found_all = audit_scorer(bench)
@@ -92,7 +92,7 @@ def audit_run(
 def _scorer(
     config: Config, model: GPT, ids: IntArray, facts: Mapping[str, Any], tokenizer: Tokenizer
 ) -> tuple[LedgerScorer, IntArray]:
-    """Return what a stage scored with as a scorer, and the text to probe it on."""
+    """Return the scorer of a stage, and the text to probe it on."""
     text = exercise(ids, config.audit.tokens)
     score, ttt = small(config.score, config.ttt, len(text))
     experts = (tokenizer, config.mixture) if "experts" in facts else None
@@ -101,7 +101,7 @@ def _scorer(
 
 
 def _budgets(run: RunFacts, config: Config) -> list[Finding]:
-    """Return what exceeds the limits that the run was given."""
+    """Return a finding for each limit of the run that is exceeded."""
     found = []
     packed = run.stages["pack"]
     total, limit = packed["bytes"] + run.code_bytes, packed["limit_bytes"]

@@ -10,17 +10,17 @@ from numpy.typing import DTypeLike, NDArray
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 ByteArray = NDArray[np.uint8]
-# What makes tables: of a shape and a dtype.
+# A function that makes a table of a shape and a dtype.
 Zeros = Callable[[Any, Any], NDArray[Any]]
 
 
 def untouched(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Return zeros of which a page takes memory when it is written to, and not before.
+    """Return zeros whose pages take memory only when they are written to.
 
-    `np.zeros` promises nothing of that kind: glibc clears what it has kept (`machine.plan` has it
-    keep all), and NumPy asks for pages of 2 MB. Those are faster where all of a table is used, and
-    this is for tables that a file claims. They are returned to the system when they are dropped.
-    Raises MemoryError.
+    `np.zeros` does not guarantee this: glibc clears memory that it has kept (`machine.plan` lets it
+    keep all), and NumPy asks for pages of 2 MB. Those are faster if all of a table is used, but
+    this function is for tables whose size a file claims. The memory returns to the system when the
+    array is deleted. Raises MemoryError.
     """
     size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     try:

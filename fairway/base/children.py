@@ -1,6 +1,6 @@
-"""Fairway started anew as processes of their own, which end with the one that started them.
+"""New processes that run Fairway and end with the process that started them.
 
-They find Fairway where this process found it, and no module in the folder they start in.
+They import Fairway from the same place as this process, and no module from the current folder.
 """
 
 import os
@@ -14,9 +14,9 @@ from typing import Any
 import fairway
 from fairway.base.endings import HELD
 
-# A process that finds these takes itself for one of many that work together.
+# A process with these variables acts as one of many that work together.
 _OF_MANY = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-# What a process gets to save its state: a step and a checkpoint, or one long loop without Python.
+# The time for a process to save its state: a step and a checkpoint, or one long compiled loop.
 _GRACE_S = 30.0
 
 
@@ -25,8 +25,8 @@ def begin(
 ) -> "subprocess.Popen[bytes]":
     """Start `fairway WORDS`, or several processes of it by torchrun; options are those of Popen.
 
-    `module` is another entry than the command line. The standard input is a pipe that stays open as
-    long as this process lives; see `fairway.base.endings.end_with_parent`.
+    `module` replaces the command line as the entry point. The standard input is a pipe that stays
+    open while this process runs; see `fairway.base.endings.end_with_parent`.
     """
     start = [sys.executable]
     if processes > 1:
@@ -42,7 +42,7 @@ def begin(
 
 
 def end(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
-    """End processes that `begin` started, and return when they have: gently, then by force."""
+    """End processes that `begin` started, by a request, then by force; return after their end."""
     left = [process for process in processes if process.poll() is None]
     try:
         for process in left:
@@ -61,7 +61,7 @@ def end(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
 
 @contextmanager
 def child(words: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    """Yield a process that `begin` started, which is ended when the block is left."""
+    """Yield a process that `begin` started, and end it after the block."""
     process = begin(words, **options)
     try:
         yield process

@@ -1,4 +1,4 @@
-"""The ends of a command: signals, and readers of its output that go away."""
+"""The end of a command: by signals, or when the reader of its output closes it."""
 
 import errno
 import io
@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Set for a process that shall end with the one that started it: see `fairway.base.children`.
+# Set for a process that must end with the one that started it: see `fairway.base.children`.
 HELD = "FAIRWAY_HELD"
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ESHUTDOWN)
 
 
 def interrupt_by_signals() -> None:
-    """Let whoever ends this process by a signal end it as Ctrl-C does: cleaned up, and saved.
+    """Let a signal to end have the effect of Ctrl-C: the process cleans up and saves its state.
 
-    A closed terminal (SIGHUP) counts, unless the process was started to outlive it, as by nohup.
+    A closed terminal (SIGHUP) counts too, unless the process was started to survive it, as by
+    nohup.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for closed in _closed_terminal():
@@ -27,14 +28,14 @@ def interrupt_by_signals() -> None:
 
 
 def _closed_terminal() -> list[signal.Signals]:
-    """Return the signal of a closed terminal, unless nohup asked to outlive it or there is none."""
+    """Return the signal of a closed terminal, or None if nohup disabled it or there is none."""
     found = getattr(signal, "SIGHUP", None)
     return [] if found is None or signal.getsignal(found) is signal.SIG_IGN else [found]
 
 
 @contextmanager
 def stop_requested() -> Iterator[threading.Event]:
-    """Yield an event that a signal to end sets, so that a step is never cut in half."""
+    """Yield an event that a signal to end sets, so that a step is always completed."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -49,9 +50,9 @@ def stop_requested() -> Iterator[threading.Event]:
 
 
 class _Patient(io.FileIO):
-    """Standard output or errors: once nobody takes what is written, it is dropped.
+    """Standard output or errors; text is dropped after the reader has closed it.
 
-    `error` is the first failure that is more than a reader or a terminal that went away.
+    `error` is the first failure that has another reason than a closed reader or terminal.
     """
 
     def __init__(self, number: int) -> None:
@@ -60,7 +61,7 @@ class _Patient(io.FileIO):
         self.error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """Write, or drop what nobody takes."""
+        """Write a text, or drop it if the reader has closed."""
         try:
             return super().write(data) or 0
         except OSError as error:
@@ -73,7 +74,7 @@ class _Patient(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Go on in silence when the reader of standard output or errors has gone (`| head`)."""
+    """Continue without output if the reader of standard output or errors closes (`| head`)."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
@@ -93,8 +94,7 @@ def outlive_readers() -> None:
 
 
 def unwritten() -> str:
-    """Return why standard output could not be written, or nothing; a reader that left is no
-    reason."""
+    """Return why standard output could not be written, or nothing; a closed reader is no reason."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     error = raw.error if isinstance(raw, _Patient) else None
@@ -102,8 +102,10 @@ def unwritten() -> str:
 
 
 def end_with_parent() -> None:
-    """If this process is held, interrupt it once the one that started it is gone, however that
-    ended: nobody holds the other end of its standard input then."""
+    """If this process must end with its parent, interrupt it when the parent has ended in any way.
+
+    The other end of its standard input is then closed.
+    """
     if os.environ.pop(HELD, None):
         threading.Thread(target=_wait_for_parent, daemon=True).start()
 

@@ -1,7 +1,7 @@
-"""Files: bounded reading, digests, and writes that either happen whole or not at all.
+"""Files: bounded reading, digests, and writes that are either complete or absent.
 
-Whoever reads a file that another may have written opens it here: only regular files, of a size that
-is stated, and JSON of bounded depth and numbers.
+All files that others may have written are opened here: only regular files up to a given size, and
+JSON of bounded depth and numbers.
 """
 
 import glob
@@ -23,15 +23,15 @@ from fairway.base.locks import lock
 from fairway.base.outputs import keep_permissions, lent_stream, place_of
 
 _READ_BYTES = 1 << 20
-# Neither behind a link nor waiting for a writer, where the system can be told so.
+# Without following a link or waiting for a writer, if the system supports that.
 _NOT_ELSEWHERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-# The largest that Fairway writes, results.json, has some 100 kB. Python's objects take up to
-# 32 times the bytes of hostile JSON.
+# The largest JSON file that Fairway writes, results.json, has about 100 kB. Objects of Python take
+# up to 32 times the bytes of hostile JSON.
 MOST_JSON_BYTES = 1 << 23
-# The largest that is held in memory whole: files to compress and what was made of them.
+# The largest files that are held in memory: files to compress and compressed files.
 MOST_BYTES = 1 << 31
 _MOST_DEPTH = 64
-# Seeds and counts have at most 20.
+# Seeds and counts have at most 20 digits.
 _MOST_DIGITS = 40
 _MANY_DIGITS = re.compile(rf"\d{{{_MOST_DIGITS + 1}}}")
 _KINDS = (
@@ -41,19 +41,19 @@ _KINDS = (
     (stat.S_ISBLK, "device"),
     (stat.S_ISSOCK, "socket"),
 )
-# This many characters of a name, of four bytes at most, and 15 bytes more make 255.
+# This many characters of at most four bytes and 15 more bytes make a name of 255 bytes.
 _NAME_CHARACTERS = 60
 
 
 def opened(path: Path, what: str = "") -> BinaryIO:
-    """Return a regular file, open to be read; `what` it should be is named in sentences.
+    """Return a regular file, open for reading; sentences call it `what`.
 
-    UserError for what is missing, may not be read, or is no file: a pipe would wait for a writer,
-    and a device has no end.
+    UserError if it is missing, may not be read, or is not a regular file: a pipe would wait for a
+    writer, and a device has no end.
     """
     named = f"{what} {path}" if what else str(path)
     try:
-        # Without waiting, so that a pipe opens at once and can be refused.
+        # Opening does not wait, so that a pipe can be refused.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         raise UserError(f"{named} {missing(path)}") from None
@@ -70,7 +70,7 @@ def opened(path: Path, what: str = "") -> BinaryIO:
 
 
 def missing(path: Path) -> str:
-    """Return what is wrong with a path where nothing is, in words."""
+    """Return in words what is wrong with a path that does not exist."""
     return "is a link that leads nowhere" if path.is_symlink() else "does not exist"
 
 
@@ -78,7 +78,7 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file; UserError as `opened`, and for more than `most_bytes`."""
     with opened(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-        # What is asked for is allocated; only a file that grows has more than it said.
+        # `read` allocates the size requested; only a growing file has more bytes than it stated.
         data = b"" if size > most_bytes else stream.read(size + 1)
         while size < len(data) <= most_bytes and (piece := stream.read(_READ_BYTES)):
             data += piece
@@ -93,12 +93,12 @@ def digest_bytes(data: bytes) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the one encoding of a value: sorted keys, no blanks, ASCII; ValueError for NaN."""
+    """Return the canonical JSON of a value: sorted keys, no blanks, ASCII; ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def digest_json(value: Any) -> str:
-    """Return the SHA-256 in hex of a value, whatever the order of its keys."""
+    """Return the SHA-256 in hex of a value, independent of the order of its keys."""
     return digest_bytes(canonical_json(value))
 
 
@@ -115,8 +115,8 @@ def digest_file(path: Path) -> str:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a binary file that takes its final name only if the block ends without an error.
 
-    It stands behind links and keeps the permissions of a file that it replaces. Devices and pipes
-    are written into. Raises UserError for what `fairway.base.outputs` refuses.
+    Links are followed, and the permissions of a replaced file are kept. Devices and pipes are
+    written directly. Raises UserError for what `fairway.base.outputs` refuses.
     """
     place = place_of(path)
     if place.lent:
@@ -128,7 +128,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise UserError(f"cannot write {path}: {error.filename} is not a folder") from None
-    # A name of the longest that there may be has no room for an addition.
+    # A name of the greatest length has no room for an addition.
     start = f".{place.path.name[:_NAME_CHARACTERS]}."
     _sweep(folder, start)
     handle, name = _part(folder, start)
@@ -138,32 +138,32 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
             keep_permissions(Path(name), place.old)
-            # Before it is closed, which gives up its lock.
+            # Before closing, which releases the lock.
             Path(name).replace(place.path)
     except BaseException as error:
         with suppress(OSError):
             Path(name).unlink()
         if isinstance(error, OSError) and error.filename in (None, name):
-            # The temporary name means nothing to whoever asked for this file.
+            # The caller does not know the temporary name.
             error.filename = str(path)
         raise
 
 
 def _part(folder: Path, start: str) -> tuple[int, str]:
-    """Return an open new file in a folder, locked as long as it is open, and its name."""
+    """Return a new file in a folder, locked while it is open, and its name."""
     while True:
         handle, name = tempfile.mkstemp(prefix=start, suffix=".part", dir=folder)
-        # Some network disks have no locks: nothing is swept there.
+        # Some network disks have no locks: there nothing is removed.
         with suppress(OSError):
             lock(handle)
-        # A sweeper may have met it before it was locked.
+        # Another process may have removed it before it was locked.
         if Path(name).exists():
             return handle, name
         os.close(handle)
 
 
 def _sweep(folder: Path, start: str) -> None:
-    """Remove what killed writers of a file left beside it; a locked one is being written."""
+    """Remove temporary files of killed writers of this file; a locked one is in use."""
     for left in folder.glob(f"{glob.escape(start)}????????.part"):
         with suppress(OSError):
             handle = os.open(left, os.O_RDONLY | _NOT_ELSEWHERE)
@@ -199,16 +199,16 @@ def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
 def parse_json(text: bytes | str) -> Any:
     """Return a JSON value.
 
-    Raises ValueError, in a few words, for what is no JSON and for what other programs read in other
-    ways: a key given twice, NaN and infinities, numbers of more than 40 digits, and values nested
-    more than 64 deep.
+    Raises ValueError with a few words if the text is no JSON, or if other programs could read it
+    differently: with repeated keys, NaN and infinities, numbers of more than 40 digits, or values
+    nested more than 64 deep.
     """
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text), "surrogatepass")
     try:
         value = json.loads(
             text,
-            # Asking for every number takes as long as all the rest.
+            # A check of every number takes as long as all the rest.
             parse_int=_whole if _MANY_DIGITS.search(text) else None,
             parse_float=_finite,
             parse_constant=_finite,
@@ -225,7 +225,7 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def _inner(value: Any) -> list[Any]:
-    """Return the lists and objects inside one."""
+    """Return the lists and objects inside a list or an object."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [item for item in inside if isinstance(item, dict | list)]
 

@@ -1,8 +1,8 @@
 """Numbers in compiled loops: float32, and bfloat16 as its bits, the upper half of a float32.
 
-Loops treat rows one by one in float32, so that bits do not depend on the number of threads. A
-change of a function here is not seen by those loops of other files that are kept compiled on disk:
-change them too, or remove `__pycache__`.
+Loops treat rows one by one in float32, so that bits do not depend on the number of threads. numba
+does not recompile stored loops of other files when a function here changes: change those files too,
+or remove `__pycache__`.
 """
 
 from collections.abc import Callable
@@ -16,21 +16,21 @@ from torch import Tensor
 from fairway.base.native import compiled, compiled_sums
 from fairway.base.threads import in_pieces
 
-# NumPy's numbers are not `float` to a type checker, though compiled code knows no difference.
+# To a type checker NumPy's numbers are not `float`; compiled code accepts both.
 f32: Any = np.float32
 _i32: Any = np.int32
 _u16: Any = np.uint16
 _u32: Any = np.uint32
 
-# Numbers that a thread must at least have to treat, some 50 us: fewer are not worth waking one.
+# The fewest numbers for a thread, about 50 us of work; waking a thread for less does not pay.
 _LEAST = 1 << 18
 ONE = f32(1.0)
-# What exp treats: beyond, its result is 0 or infinite in float32, or nearly so.
+# The range of exp; outside it the result is 0 or infinite in float32, or nearly so.
 _LOWEST, _HIGHEST = f32(-87.0), f32(88.0)
 # log 2 in two parts, the first exact when multiplied by whole numbers up to 2^11.
 _LOG2_HIGH, _LOG2_LOW = f32(0.693359375), f32(np.log(2.0) - 0.693359375)
 _PER_LOG2, _BIAS, _HALF = f32(1.0 / np.log(2.0)), f32(127.0), f32(0.5)
-# 1 / n! for n = 2 to 7: what follows is below 6e-9 within half a log 2.
+# 1 / n! for n = 2 to 7: the remainder is below 6e-9 within half a log 2.
 _C2, _C3, _C4, _C5, _C6, _C7 = (f32(1.0 / f) for f in (2, 6, 24, 120, 720, 5040))
 
 
@@ -44,7 +44,7 @@ def fit(*tensors: Tensor) -> bool:
     )
 
 
-# Devices whose floats end with 32 bits.
+# Devices without floats of 64 bits.
 _WITHOUT_DOUBLE = ("mps",)
 
 
@@ -77,7 +77,7 @@ def each(rows: int, x: Tensor, loop: Callable[..., None], *arguments: Any) -> No
 
 @compiled_sums
 def wide(x: Any) -> Any:
-    """Return a float32, or one whose upper half is given."""
+    """Return the float32 of a value, which is a float32 or the upper half of one."""
     if isinstance(x, np.uint16):
         return _u32(_u32(x) << _u32(16)).view(np.float32)
     return f32(x)
@@ -88,7 +88,7 @@ def put(y: Any, at: Any, value: Any) -> None:
     """Set y[at] to a float32, rounded to its upper half, ties to even, if that is what y holds."""
     if isinstance(y[0], np.uint16):
         bits = f32(value).view(np.uint32)
-        # A NaN that arithmetic makes has no bits in its lower half: it stays one.
+        # A NaN from arithmetic has no bits in its lower half, so it stays a NaN.
         odd = _u32(_u32(bits >> _u32(16)) & _u32(1))
         y[at] = _u16(_u32(_u32(bits + _u32(0x7FFF) + odd) >> _u32(16)))
     else:
@@ -99,11 +99,11 @@ def put(y: Any, at: Any, value: Any) -> None:
 def exp(x: Any) -> Any:
     """Return e^x in float32 to two units of the last place; NaN stays NaN.
 
-    In this order: taken together, the two parts of log 2 would be one rounded number.
+    The order of operations matters: the two parts of log 2 must not be added first.
     """
     x = _LOWEST if x < _LOWEST else x
     x = _HIGHEST if x > _HIGHEST else x
-    # The exponent of 2^n as float32 keeps it: n + 127, never negative here.
+    # The exponent of 2^n in float32 is n + 127, never negative here.
     biased = _i32(x * _PER_LOG2 + _BIAS + _HALF)
     n = f32(f32(biased) - _BIAS)
     r = f32(f32(x - n * _LOG2_HIGH) - n * _LOG2_LOW)

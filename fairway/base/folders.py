@@ -1,8 +1,8 @@
-"""Folders that are written whole: beside their place and swapped in, or filled with a marker.
+"""Folders that are complete or invalid: written beside their place and swapped in, or filled.
 
-A folder being written carries a random name and a lock of the system (flock), so other processes,
-in other containers too, know that it is in use; what a killed process left is unlocked and goes
-with the next write to the same place.
+A folder being written has a random name and a system lock (flock), so other processes, also in
+other containers, can see that it is in use. Folders of killed processes are unlocked; the next
+write to the same place removes them.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ from fairway.base.errors import UserError
 from fairway.base.outputs import allowed
 
 _PART = ".part"
-# renameat2 of Linux: both names exist before and after, each time with whole contents.
+# renameat2 of Linux: both names exist before and after, always with complete contents.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-# What an empty disk may hold.
+# Names that an empty disk may contain.
 _EMPTY = frozenset({"lost+found"})
 
 
@@ -30,14 +30,13 @@ def new_folder(
 ) -> Iterator[Path]:
     """Yield an empty folder whose files are those of `out` when the block ends without an error.
 
-    A link is followed: the folder behind it is written. Where nothing is, the folder is renamed
-    into place. One that holds files is exchanged in one step, and the old one deleted. One that
-    must stay itself (it is empty, the working folder, a mount point, or in a folder that cannot be
-    written), or a system that cannot exchange, is filled: `mark(out)` makes it one that no reader
-    accepts, old files go, the new ones move in, `last` at the end.
-
-    Raises UserError when `out` holds a file whose name is not `ours`, and when another process
-    fills it at the same time.
+    A link is followed: the folder that it leads to is written. If `out` does not exist, the folder
+    is renamed to it. A folder with files is exchanged in one step, and the old one is deleted. A
+    folder that cannot be exchanged (it is empty, the working folder, a mount point, in a folder
+    that cannot be written, or the system has no such call) is filled: `mark(out)` makes it invalid
+    for readers, old files are removed, and the new ones are moved in, `last` at the end. Raises
+    UserError if `out` has a file whose name is not `ours`, or if another process fills it at the
+    same time.
     """
     final = behind(out)
     refuse_foreign(out, ours)
@@ -60,7 +59,7 @@ def new_folder(
 
 
 def behind(out: Path) -> Path:
-    """Return where a path leads; a link that leads to itself is a UserError."""
+    """Return the target of a path; UserError for a link that leads to itself."""
     try:
         return out.resolve()
     except (OSError, RuntimeError):
@@ -68,7 +67,7 @@ def behind(out: Path) -> Path:
 
 
 def held(folder: Path) -> list[str]:
-    """Return the names in a folder, sorted, without what an empty disk or a killed write leaves."""
+    """Return the sorted names in a folder, without those of an empty disk or a killed write."""
     own = f".{behind(folder).name}."
     names = (path.name for path in folder.iterdir())
     return sorted(
@@ -91,9 +90,9 @@ def refuse_foreign(out: Path, ours: Callable[[str], bool]) -> None:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock; raise UserError where another process holds it.
+    """Hold the lock of a folder; UserError if another process holds it.
 
-    Where the system has no locks for folders, as on some network disks, nothing is held.
+    Without locks for folders, as on some network disks, nothing is locked.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -105,7 +104,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def _must_stay(folder: Path) -> bool:
-    """Return whether a folder cannot become another one."""
+    """Return whether a folder cannot be exchanged for another one."""
     here = Path.cwd()
     return (
         not held(folder)
@@ -116,12 +115,12 @@ def _must_stay(folder: Path) -> bool:
 
 
 def _mode(final: Path) -> int:
-    """Return the rights of the folder that is there, or those that the user's mask allows."""
+    """Return the permissions of an existing folder, or those that the user's mask allows."""
     return final.stat().st_mode & 0o7777 if final.is_dir() else allowed(0o777)
 
 
 def _lock(handle: int) -> bool:
-    """Return whether this process has the lock now, or there are none on this disk."""
+    """Return whether this process has the lock now, or this disk has no locks."""
     try:
         locks.lock(handle)
     except OSError as error:
@@ -137,14 +136,14 @@ def _part(home: Path, name: str) -> tuple[Path, int]:
             return part, os.open(os.devnull, os.O_RDONLY)
         with suppress(FileNotFoundError):
             lock = os.open(part, os.O_RDONLY)
-            # A sweeper may have met it before it was locked.
+            # Another process may have removed it before it was locked.
             if _lock(lock) and part.exists():
                 return part, lock
             os.close(lock)
 
 
 def _sweep(home: Path, name: str) -> None:
-    """Delete what killed processes left of folders of this name; a locked one is in use."""
+    """Delete temporary folders of killed processes for this name; a locked one is in use."""
     for part in home.iterdir():
         if not part.name.startswith(f".{name}.") or part.suffix != _PART or part.is_symlink():
             continue
@@ -158,7 +157,7 @@ def _sweep(home: Path, name: str) -> None:
 
 
 def _swapped(part: Path, final: Path) -> bool:
-    """Put a folder in its place, the old one's contents under its name; False if that cannot be."""
+    """Exchange a new folder with the one at its place; return False if that is not possible."""
     if final.exists():
         return _exchange(part, final)
     part.rename(final)
@@ -166,7 +165,7 @@ def _swapped(part: Path, final: Path) -> bool:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Exchange two names in one step; return whether this system and disk can."""
+    """Exchange two names in one step; return whether this system and disk support it."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

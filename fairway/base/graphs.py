@@ -1,4 +1,4 @@
-"""Launches of a GPU recorded once and replayed: launching small ones takes longer than they do."""
+"""Recorded launches of a GPU: launching small kernels takes longer than running them."""
 
 import gc
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from fairway.base.memory import untaken_bytes
 def recording(
     pool: Any = None, stream: Any = None, room_bytes: float = float("inf")
 ) -> Iterator[Any]:
-    """Record what is launched inside as a CUDA graph, which is yielded; nothing of it runs.
+    """Record the launches inside as a CUDA graph, which is yielded; they do not run.
 
-    On a `stream`, a new one if it is not given, with memory of `pool`. No garbage is collected
-    meanwhile: a recording ends when memory of the device is freed, as old graphs would. For the
-    same reason memory that PyTorch keeps for later use is given back before, unless the device has
-    `room_bytes` beside it: while PyTorch records, it cannot do so, and afterwards it takes all of
-    it anew. An error inside ends the recording.
+    They are recorded on `stream`, or on a new one, with memory of `pool`. No garbage is collected
+    meanwhile, because freeing memory of the device, as old graphs do, would end the recording. For
+    the same reason memory that PyTorch keeps for later use is released before, unless the device
+    has `room_bytes` free without it: PyTorch cannot release memory while it records, and afterwards
+    it allocates all of it again. An error inside ends the recording.
     """
     if untaken_bytes(torch.device("cuda", torch.cuda.current_device())) < room_bytes:
         torch.cuda.empty_cache()
@@ -35,7 +35,7 @@ def recording(
             try:
                 yield graph
             except BaseException:
-                # Left open, it would refuse everything that the device is asked for later.
+                # An open recording would make all later work of the device fail.
                 with suppress(RuntimeError):
                     graph.capture_end()
                 raise

@@ -1,4 +1,4 @@
-"""Locks of open files, and limits of a process, where the system has them: POSIX does.
+"""Locks of open files, and limits of a process, on systems that have them (POSIX).
 
 Their modules are imported when they are needed, so that Fairway can be imported anywhere.
 """
@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 def limits() -> ModuleType | None:
-    """Return the module that tells the limits and the use of a process, or None."""
+    """Return the module for limits and resources of a process, or None."""
     try:
         import resource
     except ImportError:
@@ -19,7 +19,7 @@ def limits() -> ModuleType | None:
 def lock(handle: int) -> None:
     """Lock an open file or folder for this process; OSError if another one has it.
 
-    Some disks have no locks, which is another OSError, and some systems none: nothing is locked.
+    Disks without locks raise another OSError; on systems without locks nothing happens.
     """
     try:
         import fcntl
@@ -38,5 +38,5 @@ def are_known() -> bool:
 
 
 def is_taken(error: OSError) -> bool:
-    """Return whether another process has a lock, by what `lock` raised."""
+    """Return whether an error of `lock` means that another process has the lock."""
     return error.errno in (errno.EWOULDBLOCK, errno.EACCES)

@@ -7,28 +7,29 @@ import torch
 
 from fairway.base.locks import limits
 
-# Linux: what is written there makes the next peak begin now; where it is read.
+# Linux: writing to the first file resets the peak, which the second one contains.
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def free_bytes(device: torch.device) -> float:
     """Return the bytes that new tensors can take: unbounded on a CPU.
 
-    What PyTorch keeps for later use counts as free, what a share of the card forbids does not.
+    Memory that PyTorch keeps for later use counts as free; memory beyond a share of the card does
+    not.
     """
     if device.type != "cuda":
         return float("inf")
     if device.index is None:
-        # Not every version takes the current one for a device without a number.
+        # Not all versions use the current device if none is numbered.
         device = torch.device("cuda", torch.cuda.current_device())
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return untaken_bytes(device) + kept
 
 
 def untaken_bytes(device: torch.device) -> float:
-    """Return the bytes of a numbered GPU that PyTorch may take beside what it keeps."""
+    """Return the bytes of a numbered GPU that PyTorch may still take from the device."""
     left, total = torch.cuda.mem_get_info(device)
-    # torch 2.11 cannot be asked for the share, later versions can.
+    # torch 2.11 cannot return the share; later versions can.
     asked = getattr(torch.cuda, "get_per_process_memory_fraction", None)
     if asked is not None:
         left = min(left, asked(device) * total - torch.cuda.memory_reserved(device))
@@ -36,14 +37,14 @@ def untaken_bytes(device: torch.device) -> float:
 
 
 def give_back() -> None:
-    """Return to the device what PyTorch keeps for later use, and what waits for the collector."""
+    """Release memory that PyTorch keeps for later use, after collecting garbage."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def begin_peak(device: str) -> None:
-    """Let `peak_bytes` tell of what comes from now on, as far as the system lets it."""
+    """Reset the peak that `peak_bytes` returns, if the system supports it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
@@ -54,8 +55,10 @@ def begin_peak(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """Return the most bytes in use since `begin_peak`: of a GPU what tensors took, else the
-    resident set of the process, whose highest one ever stands where none can begin."""
+    """Return the most bytes in use since `begin_peak`: of tensors on a GPU, else resident.
+
+    On systems that cannot reset the peak, it is that of the whole process.
+    """
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
     try:

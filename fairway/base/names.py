@@ -1,4 +1,4 @@
-"""Names of the files of a run that one part of the package writes and another reads."""
+"""Names of files in a run that one part of the package writes and another part reads."""
 
 WEIGHTS, ARTIFACT, PROOF = "weights.safetensors", "artifact.fwy", "proof.fwp"
 CHECKPOINT, TOKENIZER_FILE, COSTS = "checkpoint.safetensors", "tokenizer.model", "costs.json"
@@ -10,5 +10,5 @@ def trail_file(stage: str) -> str:
 
 
 def recorded_file(stage: str) -> str:
-    """Return the name of the file that holds what a stage booked for the first documents."""
+    """Return the name of the file with the ledger entries of a stage for the first documents."""
     return f"costs-{stage}.json"

@@ -1,7 +1,7 @@
-"""Loops at native speed: functions that numba compiles, and the memory hint they need.
+"""Loops compiled by numba, and the memory hint that they need.
 
-Compiled code is kept on disk where that is possible. With NUMBA_DISABLE_JIT=1 the same functions
-run as plain Python, slowly and with the same results.
+Compiled code is kept on disk if possible. With NUMBA_DISABLE_JIT=1 the same functions run as plain
+Python, slowly and with the same results.
 """
 
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# NumPy's numbers are not `int` to a type checker, though compiled code knows no difference.
+# To a type checker NumPy's numbers are not `int`; compiled code accepts both.
 int64: Any = np.int64
 
 
 def compiled(function: Function) -> Function:
     """Return a function compiled on its first call, without reordering of its arithmetic.
 
-    It releases the interpreter's lock, and divides by zero as NumPy does. Where no folder for
-    compiled code can be written, every process compiles anew.
+    It releases the interpreter's lock, and divides by zero as NumPy does. If no folder for compiled
+    code can be written, every process compiles again.
     """
     return _compiled(function, False)
 
 
 def compiled_sums(function: Function) -> Function:
-    """Return the same, where sums may be taken in the order that suits the processor's vectors.
+    """Return a compiled function whose sums may be in any order, as vector instructions need.
 
     Products may be fused with sums, and the sign of a zero may change. NaN and infinity stay.
     """
@@ -47,10 +47,10 @@ def _compiled(function: Function, fastmath: set[str] | bool) -> Function:
 
 
 def _stamp(made: Any, function: Any) -> None:
-    """Let what is kept on disk be compiled anew when a module of a function that it calls changes.
+    """Compile a stored function again when the module of a function it calls changes.
 
-    numba looks at the function's own module alone, and its code has the others' built in. Names are
-    looked up as text: a bundle shortens those of attributes.
+    numba checks only the function's own module, although the code of the others is included.
+    Attributes are looked up by strings, because a bundle shortens names of attributes.
     """
     index = getattr(getattr(made, "_cache", None), "_cache_file", None)
     if index is None:
@@ -75,7 +75,7 @@ def _fetching(typing_context: Any, array: Any, index: Any) -> Any:
             ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word]),
             "llvm.prefetch.p0",
         )
-        # To be written, kept in all caches, data.
+        # The arguments mean: for writing, in all caches, data.
         builder.call(hint, [pointer, word(1), word(3), word(1)])
         return context.get_dummy_value()
 

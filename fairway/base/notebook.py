@@ -1,4 +1,4 @@
-"""Tables that a notebook shows for an object: a caption and rows, plain enough for any theme."""
+"""Tables that a notebook shows for an object: a caption and rows, without styles, for any theme."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ def page(caption: str, *parts: str) -> str:
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Return names beside what they are, as HTML."""
+    """Return names and values as a table in HTML."""
     return table((), ((name, value) for name, value in pairs), numbers=False)
 
 

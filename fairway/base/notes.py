@@ -1,7 +1,7 @@
-"""Results of measuring, kept in the user's folder for caches, one small file each.
+"""Results of measurements, kept in the user's folder for caches, one small file each.
 
-A note serves every process without a word between them. It counts only with its own digest and the
-digest of all that the result follows from; what cannot be read or written is measured again.
+All processes can use a note without messages between them. A note is valid only with its own digest
+and the digest of everything that the result depends on. Otherwise the measurement is repeated.
 """
 
 import os
@@ -13,20 +13,20 @@ from typing import Any
 from fairway.base.errors import UserError
 from fairway.base.files import digest_json, read_json, write_json
 
-# Two hex digits name a note: the folder never grows beyond 256, and a later one takes its place.
+# Names have two hex digits, so there are at most 256 notes; a later note may replace another.
 _DIGITS = 2
 _MOST_BYTES = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Notes of one kind: the folder they lie in, and what a result is called in them."""
+    """Notes of one kind: their folder, and the name of the result in them."""
 
     folder: str
     result: str
 
     def find(self, key: str) -> Any:
-        """Return the result that was noted for a key; None if there is no whole note of it."""
+        """Return the result that was noted for a key; None if there is no valid note."""
         place = self._place(key)
         with suppress(UserError, OSError, TypeError, KeyError):
             if place:
@@ -39,15 +39,15 @@ class Notes:
         """Note a result, plain values, if the user's folder for caches can be written."""
         place = self._place(key)
         with suppress(UserError, OSError):
-            # Into a pipe or a device in its place nothing is written.
+            # Nothing is written to a pipe or a device at this path.
             if place and (place.is_file() or not os.path.lexists(place)):
                 write_json(place, self._note(key, value))
 
     def _place(self, key: str) -> Path | None:
-        """Return where the note of a key is, or None where the user has no place for it."""
+        """Return the path of the note of a key, or None if the user has no folder for caches."""
         named = os.environ.get("XDG_CACHE_HOME", "")
         with suppress(RuntimeError):
-            # A relative one is to be ignored, says the XDG base directory specification.
+            # The XDG base directory specification says that relative paths are to be ignored.
             base = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
             return base / "fairway" / self.folder / f"{key[:_DIGITS]}.json"
         return None

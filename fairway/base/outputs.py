@@ -1,7 +1,7 @@
 """Output paths: the command's own files, and devices or pipes of the system.
 
-A file that is there already is replaced at once, its permissions kept, and only where links lead.
-Devices and pipes are written into. Folders, sockets and disks are refused.
+An existing file is replaced in one step, at the target of links, and its permissions are kept.
+Devices and pipes are written directly. Folders, sockets and disks are refused.
 """
 
 import errno
@@ -21,14 +21,15 @@ from fairway.base.terminal import put
 # As many links as Linux follows.
 _MOST_LINKS = 40
 _NO_TERMINAL = getattr(os, "O_NOCTTY", 0)
-# Where a system shows the open files of a process: /dev/stdout and <(command) lead there.
+# The folders in which systems list the open files of a process; /dev/stdout and <(command) lead
+# there.
 _OPEN_FILES = re.compile(r"/dev/fd|/proc/(\d+)(?:/task/\d+)?/fd")
 _HEAD_BYTES = 1 << 16
 _HOME = re.compile(r"~[^/]*(/|$)")
 
 
 def why_no_path(text: str) -> str:
-    """Return why a word is no path, or not the one that was meant; nothing if it is one."""
+    """Return why a word is no path, or probably not the intended one; nothing if it is one."""
     if not text:
         return "the path is empty; was a variable of the shell not set?"
     if "\0" in text:
@@ -42,10 +43,10 @@ def why_no_path(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an output goes once links are followed.
+    """The place of an output after following links.
 
-    `old` is what a file that will be replaced is now; `descriptor` an open file of this process. A
-    place that is `lent` is a device, a pipe or an open file, and is written into.
+    `old` is the state of a file that will be replaced, and `descriptor` an open file of this
+    process. A `lent` place is a device, a pipe or an open file, and is written directly.
     """
 
     path: Path
@@ -55,10 +56,10 @@ class Place:
 
 
 def place_of(out: Path) -> Place:
-    """Return where an output goes.
+    """Return the place of an output.
 
-    Raises UserError for what may not be written: a folder, a socket, a disk, a link that leads
-    nowhere but to itself, a file that is read-only, and whatever is below a file.
+    Raises UserError if it may not be written: a folder, a socket, a disk, a link that leads to
+    itself, a read-only file, or a path below a file.
     """
     path = _behind(out)
     if _open_file(path):
@@ -86,7 +87,7 @@ def _below_file(out: Path, path: Path) -> UserError:
 
 
 def _behind(out: Path) -> Path:
-    """Return the path that links lead to, whether there is something or not."""
+    """Return the path that links lead to; it need not exist."""
     path = out
     for _ in range(_MOST_LINKS):
         if _open_file(path) or not path.is_symlink():
@@ -110,14 +111,14 @@ def _descriptor(path: Path) -> int | None:
 
 @contextmanager
 def lent_stream(place: Place) -> Iterator[BinaryIO]:
-    """Yield a device, a pipe or an open file to write into; it is neither cut nor replaced."""
+    """Yield a device, a pipe or an open file for writing; it is neither truncated nor replaced."""
     try:
         if place.descriptor is None:
             handle = _opened(place.path)
         else:
-            # What was printed before comes first.
+            # Earlier output must come first.
             sys.stdout.flush()
-            # A copy has the same place in the file, and sockets, too, can be copied.
+            # A copy of the descriptor has the same position, and this works for sockets too.
             handle = os.dup(place.descriptor)
         with os.fdopen(handle, "wb") as stream:
             yield stream
@@ -130,7 +131,7 @@ def lent_stream(place: Place) -> Iterator[BinaryIO]:
 
 
 def _opened(path: Path) -> int:
-    """Return a device or a pipe, open to be written; say so where a pipe waits for its reader."""
+    """Return a device or a pipe, open for writing; print a line if a pipe waits for a reader."""
     try:
         handle = os.open(path, os.O_WRONLY | _NO_TERMINAL | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
@@ -143,7 +144,7 @@ def _opened(path: Path) -> int:
 
 
 def allowed(mode: int) -> int:
-    """Return a mode without what the user's mask takes away."""
+    """Return a mode without the permissions that the user's mask removes."""
     mask = os.umask(0)
     os.umask(mask)
     return mode & ~mask
@@ -170,7 +171,7 @@ def is_standard_output(out: Path) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------
-# What commands check before they begin
+# Checks before a command begins
 
 
 def require_file(
@@ -181,9 +182,9 @@ def require_file(
 ) -> None:
     """Raise UserError unless a command that reads `inputs` may write its file to `out`.
 
-    What is read is not replaced, nor is anything in a folder that is read. A file that is there
-    already, and not empty, is replaced only if its beginning says that the same command wrote it
-    (`ours`). `option` is the one that names the file.
+    An input is not replaced, and nothing in an input folder. An existing file that is not empty is
+    replaced only if its beginning shows that the same command wrote it (`ours`). `option` names the
+    option for the file.
     """
     place = place_of(out)
     if place.old is None:
@@ -202,7 +203,7 @@ def require_file(
 
 
 def _is_part(path: Path, read: Path) -> bool:
-    """Return whether a file is another, or lies in it."""
+    """Return whether a path is the same file as another, or is inside it."""
     if not read.exists():
         return False
     if not read.is_dir():
@@ -211,21 +212,21 @@ def _is_part(path: Path, read: Path) -> bool:
 
 
 def require_absent(folder: Path, *names: str) -> None:
-    """Raise UserError if a folder holds one of the files that are to be written into it."""
+    """Raise UserError if a folder already has one of the files that will be written to it."""
     for name in names:
         if os.path.lexists(folder / name):
             raise UserError(f"{folder / name} exists already; name another folder with --out")
 
 
 def require_new(out: Path) -> None:
-    """Raise UserError unless nothing is at a path, and a folder can be made there."""
+    """Raise UserError if a path exists, or if no folder can be made there."""
     if os.path.lexists(out):
         raise UserError(f"{out} exists already; name a new folder with --out")
     require_folder(out)
 
 
 def require_folder(out: Path) -> None:
-    """Raise UserError unless there is a folder at a path, or room for one."""
+    """Raise UserError unless a folder exists at a path or can be made there."""
     _behind(out)
     try:
         if stat.S_ISDIR(out.stat().st_mode):

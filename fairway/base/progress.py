@@ -1,4 +1,4 @@
-"""Progress bars on a terminal and in a notebook, silence elsewhere."""
+"""Progress bars on a terminal and in a notebook, and no output elsewhere."""
 
 import importlib.util
 import os
@@ -28,20 +28,23 @@ class Advance(Protocol):
 
 
 def speaks() -> bool:
-    """Return whether this process is the one that people see: rank 0, or the only one."""
+    """Return whether this process is the one that prints: rank 0, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def notice(text: str) -> None:
-    """Tell people, on standard error, of something that goes on otherwise than was asked for."""
+    """Print on standard error that something continues in another way than requested."""
     if speaks():
         put(text, sys.stderr)
 
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
-    """Yield `advance`: a bar with time left on a terminal's standard error or, where ipywidgets
-    is installed, in a notebook; else nothing."""
+    """Yield `advance`, which moves a bar with the remaining time.
+
+    The bar is on a terminal's standard error or, if ipywidgets is installed, in a notebook;
+    elsewhere there is none.
+    """
     console = Console(stderr=True)
     shown = (console.is_terminal and not console.is_dumb_terminal) or (
         console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None

@@ -1,8 +1,8 @@
-"""Main memory: how much this process may still take, by which limit, and the error if it is short.
+"""Main memory: how much this process may still take, by which limit, and its error.
 
-Three bounds are read where the system tells them: the memory that the machine has free, that of the
-control group (a container, a batch system's job), and the limits of this process (`ulimit -v` and
-`-d`). The first of these counts address space: what is mapped or only set aside counts too.
+Three bounds are read if the system has them: free memory of the machine, free memory of the control
+group (a container, a batch system's job), and the limits of this process (`ulimit -v` and `-d`).
+`ulimit -v` counts address space, so mapped and reserved memory counts too.
 """
 
 import errno
@@ -17,7 +17,7 @@ from fairway.base.locks import limits
 
 # Python and PyTorch with their libraries map 0.93 GB before anything is computed.
 START_BYTES = 1_150_000_000
-# What control groups of the first version write for no bound.
+# The value without a bound in control groups of version 1.
 _UNBOUND = 1 << 60
 _WORDS = (
     "allocate memory",
@@ -31,7 +31,7 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes that may still be taken by one bound; `reserved` if address space is what it counts."""
+    """The bytes that one bound still allows; `reserved` if the bound counts address space."""
 
     bytes: int
     bound: str = "free"
@@ -43,12 +43,12 @@ class Room:
 
 
 def rooms(root: Path = Path("/")) -> list[Room]:
-    """Return what each bound leaves; one that is not set, or not told, is left out."""
+    """Return the rest of every bound that is set and can be read."""
     return [*_of_machine(root), *_of_groups(root), *_of_process(root)]
 
 
 def host_room() -> Room | None:
-    """Return the narrowest of all bounds, or None where the system tells none."""
+    """Return the narrowest of all bounds, or None if none can be read."""
     return min(rooms(), key=lambda room: room.bytes, default=None)
 
 
@@ -59,7 +59,7 @@ def _of_machine(root: Path) -> Iterator[Room]:
 
 
 def _of_groups(root: Path) -> Iterator[Room]:
-    """Yield the room of this process's control group and of those around it, of both versions."""
+    """Yield the rest of this process's control group and of its parents, in both versions."""
     top, named = root / "sys/fs/cgroup", "left by the limit of this container or job (cgroup)"
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -71,7 +71,7 @@ def _of_groups(root: Path) -> Iterator[Room]:
         else:
             continue
         folder = base / place.strip("/")
-        # In a container the path may be that of the host, of which only the top is mounted.
+        # In a container the path may be a path of the host, where only the top is mounted.
         for group in (folder, *(p for p in folder.parents if p.is_relative_to(base))):
             limit = _number(group / most)
             if limit is not None and limit < _UNBOUND:
@@ -80,14 +80,14 @@ def _of_groups(root: Path) -> Iterator[Room]:
 
 
 def _reclaimable(group: Path) -> int:
-    """Return the bytes of files that a group holds and would give up: they count as used."""
+    """Return the bytes of cached files that a group can release; they count as used."""
     facts = dict(line.split()[:2] for line in _text(group / "memory.stat").splitlines() if line)
     found = facts.get("total_inactive_file", facts.get("inactive_file", "0"))
     return int(found) if found.isdigit() else 0
 
 
 def _of_process(root: Path) -> Iterator[Room]:
-    """Yield what the limits of this process leave."""
+    """Yield the rest of this process's limits."""
     numbers, resource = _text(root / "proc/self/statm").split(), limits()
     if len(numbers) < 6 or resource is None:
         return
@@ -113,12 +113,12 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-# ---------------------------------------------------------------------------------------------
-# Where it ends
+# --------------------------------------------------------------------------------------------- Lack
+# of memory
 
 
 def require_start() -> None:
-    """Raise UserError where not even the libraries fit: they end the process by themselves."""
+    """Raise UserError if the libraries do not fit: without memory they would end the process."""
     if (resource := limits()) is None:
         return
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -131,23 +131,23 @@ def require_start() -> None:
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that main memory, or a thread's part of it, was not given."""
+    """Return whether an error means that main memory, or memory for a thread, was refused."""
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
-    # PyTorch, Python's threads and the system's loader say so in words alone.
+    # PyTorch, Python's threads and the system's loader say this only in their messages.
     told = isinstance(error, RuntimeError | ImportError | OSError)
     return told and any(word in str(error).lower() for word in _WORDS)
 
 
 @contextmanager
 def memory_told(what: str, remedy: str) -> Iterator[None]:
-    """Turn a lack of main memory inside into one sentence: for what, what is left, the remedy."""
+    """Turn a lack of main memory inside into one sentence: the purpose, the rest, the remedy."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
-        # A GPU's memory has sentences of its own.
+        # Memory of a GPU has its own sentences.
         if type(error).__name__ == "OutOfMemoryError" or not is_lack_of_memory(error):
             raise
         raise UserError(lack_sentence(what, remedy)) from None

@@ -1,7 +1,7 @@
-"""Text for terminals: foreign characters made harmless, commands quoted for a shell, JSON.
+"""Text for terminals: harmless characters, commands quoted for a shell, JSON.
 
-Names of files and machines, texts of records and models come from strangers. Whatever is printed
-goes through `clean` or `line`, and nothing that is printed fails for a letter.
+Names of files and machines and texts of records and models come from others. Everything printed
+passes `clean` or `line`, and no character makes printing fail.
 """
 
 import io
@@ -13,23 +13,23 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-# What a terminal obeys or reorders by: control characters but for the end of a line and the tab,
-# marks and separators of direction and line, and halves of characters.
+# Characters that control a terminal or the order of text: control characters except line end and
+# tab, marks and separators of direction and line, and surrogates.
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb"
     "\ud800-\udfff]"
 )
-# How Python keeps the bytes of a file name that it could not decode.
+# The characters by which Python represents bytes of a file name that it could not decode.
 _BYTES = re.compile("[\udc80-\udcff]+")
-# A sentence is not longer; two paths of ordinary length have room in it.
+# The longest sentence; it has room for two paths of ordinary length.
 _MOST_CHARACTERS = 2_000
 
 
 def clean(text: str) -> str:
-    """Return a text of any number of lines whose characters are only to be seen.
+    """Return a text of any number of lines without characters that control a terminal.
 
-    The others are written as Python writes them: an escape becomes `\\x1b`, a byte of a name that
-    is not UTF-8 `\\xff`.
+    Those are written as in Python: an escape becomes `\\x1b`, a byte of a name that is not UTF-8
+    `\\xff`.
     """
     return _OBEYED.sub(_escape, whole(text))
 
@@ -40,7 +40,7 @@ def line(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a text as `line` does, its middle left out if it is too long to be read."""
+    """Return a text as `line` does; if it is too long, its middle is left out."""
     shown = line(text)
     left_out = len(shown) - _MOST_CHARACTERS
     if left_out <= 0:
@@ -71,7 +71,7 @@ def _escape(found: re.Match[str]) -> str:
 def quoted(value: object) -> str:
     """Return a word that a shell reads as this value: a path, or a text.
 
-    What cannot be shown as it is stands in $'...', which bash, zsh and ksh read.
+    Values that cannot be shown directly are quoted as $'...', which bash, zsh and ksh read.
     """
     text = str(value)
     if isinstance(value, Path) and text.startswith("-"):
@@ -82,7 +82,7 @@ def quoted(value: object) -> str:
 
 
 def _speakable(text: str) -> bool:
-    """Return whether standard output can show every letter of a text."""
+    """Return whether standard output can show every character of a text."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -100,7 +100,7 @@ def _in_quotes(letter: str) -> str:
 
 
 def command(*words: object) -> str:
-    """Return a command of Fairway that a shell takes as it stands."""
+    """Return a command of Fairway, quoted for a shell."""
     return " ".join(["fairway", *(quoted(word) for word in words)])
 
 
@@ -109,28 +109,29 @@ def command(*words: object) -> str:
 
 
 def prepare() -> None:
-    """Let standard output and errors write any letter: what they cannot encode becomes `\\u...`."""
+    """Let standard output and errors write any character; `\\u...` if their encoding lacks it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def put(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
-    """Print a text, cleaned, at once; to standard output if nothing is said."""
+    """Print a cleaned text immediately, by default to standard output."""
     print(clean(text), file=stream or sys.stdout, end=end, flush=True)
 
 
 def put_bytes(data: bytes) -> None:
-    """Write what is for programs to standard output as it is."""
+    """Write text for programs to standard output, unchanged."""
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def as_json(value: Any) -> str:
-    """Return JSON in ASCII that every reader takes: no halves of characters, no NaN.
+    """Return JSON in ASCII that every reader accepts: without surrogates and NaN.
 
-    Bytes of names that are no UTF-8 are written as `\\xff`; a number that is not finite is null.
+    Bytes of names that are not UTF-8 are written as `\\xff`; numbers that are not finite become
+    null.
     """
     return json.dumps(_plain(value), indent=2, allow_nan=False)
 

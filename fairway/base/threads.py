@@ -1,7 +1,8 @@
-"""Rows of an array divided among the threads that torch uses, for compiled loops.
+"""Rows of an array, divided among as many threads as torch uses, for compiled loops.
 
-The threads are Python's: they run while the loops, which release the interpreter's lock, do. A pool
-of numba's or OpenMP's own would not survive a fork, and costs seconds of compiling for each loop.
+They are threads of Python and run in parallel, because compiled loops release the interpreter's
+lock. A pool of numba or OpenMP would not survive a fork, and takes seconds of compilation for each
+loop.
 """
 
 import os
@@ -10,14 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-# Pieces per thread: a thread that another process keeps from its core leaves them to the others.
+# Pieces per thread: if another process delays a thread, the others take its pieces.
 _PIECES = 4
-# By process: the threads of a pool are not there in a forked one.
+# By process: a forked process does not have the threads of the pool.
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def in_pieces(rows: int, values: int, work: Callable[[int, int], object], least: int) -> None:
-    """Call `work(first, end)` for pieces that make up all rows, side by side where that pays.
+    """Call `work(first, end)` for pieces of all rows, in parallel if that pays.
 
     `values` is the size of all rows together; no piece has fewer than `least` of them. Which rows
     form a piece depends on the number of threads, so `work` must treat every row by itself.
@@ -49,7 +50,7 @@ def _drain(pieces: Iterator[tuple[int, int]], work: Callable[[int, int], object]
 
 
 def _finish(helpers: list["Future[None]"]) -> None:
-    """Wait for those that have begun; one that has not finds nothing to do any more."""
+    """Wait for the threads that have begun; later ones find no work."""
     for helper in helpers:
         if not helper.cancel():
             helper.result()

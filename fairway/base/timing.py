@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 
 Work = Callable[[], object]
-# Returns the seconds of some work.
+# A function that returns the seconds of some work.
 Stopwatch = Callable[[Work], float]
 
-# Batches that are measured, and as many as go before them, in which a GPU's clock rises.
+# Batches that are measured, and as many before them, in which a GPU's clock rises.
 _BATCHES, _WARM = 7, 3
 _FEWEST = 3
 _MOST_CALLS = 10_000
 
 
 def settle() -> None:
-    """Wait until the device has finished what it was given."""
-    # Where nothing has used a GPU, asking would start one.
+    """Wait until the device has finished its work."""
+    # If nothing has used a GPU yet, the question would initialise it.
     if _gpu_used():
         torch.cuda.synchronize()
 
@@ -29,7 +29,7 @@ def _gpu_used() -> bool:
 
 
 def wall_seconds(work: Work) -> float:
-    """Return the seconds of some work by the host's clock, the device's part included."""
+    """Return the seconds of some work by the host's clock, including the device's work."""
     settle()
     start_s = time.perf_counter()
     work()
@@ -38,10 +38,10 @@ def wall_seconds(work: Work) -> float:
 
 
 def device_seconds(work: Work) -> float:
-    """Return the seconds between the first and the last thing a GPU does of some work.
+    """Return the seconds between the first and the last operation of some work on a GPU.
 
-    By marks that the GPU itself sets, so that launching and waiting do not count unless the GPU
-    waits for them too. Without a GPU this is `wall_seconds`.
+    The GPU itself records both times, so launching and waiting count only if the GPU waits for
+    them. Without a GPU this is `wall_seconds`.
     """
     if not _gpu_used():
         return wall_seconds(work)
@@ -56,7 +56,7 @@ def device_seconds(work: Work) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds of one call: median, least and most of some batches of this many calls."""
+    """Seconds of one call: median, minimum and maximum of several batches of `calls` calls."""
 
     median_s: float
     least_s: float
@@ -66,10 +66,10 @@ class Pace:
 
 
 def pace(work: Work, allowance_s: float, stopwatch: Stopwatch = wall_seconds) -> Pace:
-    """Return what a call of some work takes, in about `allowance_s`, by batches of calls.
+    """Measure a call of some work in batches of calls, in about `allowance_s`.
 
-    Two calls come first, of which one may compile and the other says how many fill a batch. Work of
-    which few fit is measured three times at least, whatever is allowed.
+    Of the two calls before, the first may compile, and the second gives the number of calls in a
+    batch. At least three calls are measured, even if that exceeds the allowance.
     """
     stopwatch(work)
     once_s = max(stopwatch(work), 1e-9)

@@ -22,7 +22,7 @@ def bits_per_byte(total_nats: float, text_bytes: int) -> float:
 
 
 def compression_bits_per_byte(compressed_bytes: int, text_bytes: int) -> float:
-    """Return the bits per byte of a compressed file, for setting compressors beside models."""
+    """Return the bits per byte of a compressed file, to compare compressors with models."""
     return bits_per_byte(8 * compressed_bytes * NATS_PER_BIT, text_bytes)
 
 
@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def written(value: float) -> str:
-    """Return a number as people write it: 4,294,967,295, 0.0001; of very long ones the digits."""
+    """Return a number for people: 4,294,967,295, 0.0001; very long ones as a number of digits."""
     if isinstance(value, int) and abs(value) >= 10**21:
         return f"a number of about {int(math.log10(abs(value))) + 1:,} digits"
     return f"{value:,}".removesuffix(".0")

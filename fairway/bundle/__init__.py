@@ -1,5 +1,5 @@
 """Bundles: one file `train_gpt.py` made of the modules that a recipe needs.
 
-modules (what a name refers to), parts (what settings leave out), shake (what is reached), wrap
-(bytes), shorten (short names), flatten (one readable program), build (the files).
+modules (the definition of every name), parts (code that settings leave out), shake (reachable
+code), wrap (packed bytes), shorten (short names), flatten (one readable program), build (files).
 """

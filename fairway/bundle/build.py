@@ -38,24 +38,24 @@ from fairway.version import VERSION
 
 SCRIPT, MANIFEST, REQUIREMENTS = "train_gpt.py", "bundle.json", "requirements.txt"
 SCHEMA = 1
-# What a manifest says beside the digests, and `verify` reads.
+# The fields of a manifest besides the digests; `verify` reads them.
 _FIELDS = {"config": dict, "fairway": str, "fixed_digest": str, "requirements": list}
 _FIELDS |= {"sources": dict, "tools": dict}
-# What a bundle may import besides what comes with Python, and what these bring by themselves.
+# The packages that a bundle may import besides Python's own, and the packages that these include.
 PACKAGES = ("brotli", "numba", "numpy", "rich", "safetensors", "sentencepiece", "torch")
 _BROUGHT = ("llvmlite", "triton")
 _BUNDLER = tuple(f"fairway.bundle.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
-# What the bytes of a bundle are a function of, besides recipe and sources.
+# Besides recipe and sources, the bytes of a bundle depend on these versions.
 _TOOLS = (*PACKAGES, "llvmlite", "python-minifier")
-# How large bundles were when they were measured before. Only that number is kept, never a program:
-# what is shipped is always made anew.
+# The recorded sizes of earlier bundles. Only the number is kept, and never a program: a shipped
+# bundle is always built anew.
 SIZES = Notes("bundle-bytes", "bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A short program: its text, what became of the names it shares, and, for each module, how many
-    of its characters came from there. ("" stands for imports and for the start.)"""
+    """A short program: its text, the new names of shared names, and the number of characters from
+    each module ("" stands for imports and the start)."""
 
     text: str
     names: dict[str, str]
@@ -64,7 +64,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle's file, its program with long names, its manifest, and what became of names."""
+    """A bundle's file, its program with long names, its manifest, and the new names."""
 
     file: bytes
     plain: str
@@ -80,7 +80,7 @@ def bundle(config: Config, ascii_only: bool = False) -> Bundle:
 def bundle_bytes(config: Config) -> int:
     """Return the bytes of a recipe's bundle: the same for every seed, text and clock.
 
-    Takes three or four seconds the first time; it is noted for the next process that asks.
+    It takes three or four seconds the first time; the number is kept for later processes.
     """
     key = digest_json(bundle_key(config))
     if type(found := SIZES.find(key)) is int:
@@ -91,7 +91,7 @@ def bundle_bytes(config: Config) -> int:
 
 
 def bundle_key(config: Config) -> list[Any]:
-    """Return what the bytes of a recipe's bundle are a function of, ready for JSON."""
+    """Return everything that the bytes of a recipe's bundle depend on, ready for JSON."""
     python = [platform.python_version(), sys.platform, platform.machine()]
     return [fixed_digest(config), _sources(), python, _tools()]
 
@@ -124,7 +124,7 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
 
 
 def program(flat: Flat) -> Program:
-    """Return a flat program as short as it gets; it defines and calls the same things."""
+    """Return a flat program in its shortest form; it defines and calls the same things."""
     tree = ast.parse(flat.text)
     names = shorten(tree, library_names(imported(tree)))
     counts: Counter[str] = Counter()
@@ -146,7 +146,7 @@ def imported(tree: ast.Module) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=8)
 def _made(config: Config, sources: str) -> tuple[Flat, Program]:
-    """Return the programs of a recipe out of sources of a digest, which are those on disk."""
+    """Return the programs of a recipe; `sources` is the digest of the sources on disk."""
     with _uncollected():
         flat = flatten(config)
         return flat, program(flat)
@@ -154,9 +154,9 @@ def _made(config: Config, sources: str) -> tuple[Flat, Program]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Look for no garbage meanwhile: of millions of nodes nearly all live, or go by their counts.
+    """Turn the garbage collector off: of millions of nodes, nearly all stay alive.
 
-    To look at them, and at all of PyTorch, again and again takes a third of a bundle's time.
+    Repeated collections over them and all of PyTorch take a third of a bundle's time.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -172,7 +172,7 @@ def _file(fixed: Config, started: Started, ascii_only: bool = False) -> bytes:
 
 
 def _sources() -> str:
-    """Return a digest of all of the package's sources, as they lie on disk now."""
+    """Return a digest of all sources of the package, as they are on disk now."""
     files = sorted(ROOT.rglob("*.py"))
     return digest_bytes("".join(map(digest_file, files)).encode())
 
@@ -182,26 +182,26 @@ def _tools() -> dict[str, str]:
 
 
 def _unstarted(config: Config) -> Config:
-    """Return a config whose program is told seed, text and clock when it starts."""
+    """Return a config without seed, text and clock, which the program gets at its start."""
     data, train = replace(config.data, source=""), replace(config.train, clock="wall", replay="")
     train = replace(train, init="")
     return replace(config, seed=0, data=data, train=train)
 
 
 def _started(config: Config) -> Started:
-    """Return what starts the bundle of a config; one that follows a run is told so elsewhere."""
+    """Return the start arguments of a config's bundle; a run to follow is given elsewhere."""
     clock = "wall" if config.train.clock == "replay" else config.train.clock
     return Started(config.seed, _portable_source(config), clock)
 
 
 def left_out(config: Config) -> list[str]:
-    """Return what a recipe asks for and its bundle does not do: neither belongs to a score."""
+    """Return settings of a recipe that its bundle ignores, because no score depends on them."""
     asked = {"prove.bytes": config.prove.bytes, "mixture.published": config.mixture.published}
     return [name for name, value in asked.items() if value]
 
 
 def _portable(config: Config) -> Config:
-    """Return a config without the paths of this machine: a bundle is told where its text is."""
+    """Return a config without this machine's paths: a bundle gets the path of its text later."""
     if config.train.clock == "replay":
         raise UserError(
             "train.clock is replay, which belongs to one run; bundle the recipe with wall or steps "
@@ -209,7 +209,7 @@ def _portable(config: Config) -> Config:
         )
     if config.train.init:
         raise UserError(
-            f"train.init is {config.train.init}, but a bundle holds no weights: it must train "
+            f"train.init is {config.train.init}, but a bundle contains no weights: it must train "
             "from its code and the text alone; bundle the recipe without train.init"
         )
     return replace(config, data=replace(config.data, source=_portable_source(config)))
@@ -247,19 +247,19 @@ def _lines(needed: Sequence[str]) -> bytes:
 @functools.lru_cache(maxsize=8)
 def requirements(program: str) -> tuple[str, ...]:
     """Return the packages that a bundle imports, at the versions installed here."""
-    # The file unpacks itself by Brotli.
+    # The file unpacks itself with Brotli.
     needed = {"brotli", *(name.partition(".")[0] for name in imported(ast.parse(program)))}
     unknown = needed - {*PACKAGES, *_BROUGHT, *sys.stdlib_module_names}
-    assert not unknown, f"what must be installed for {sorted(unknown)}?"
-    # A local build of PyTorch is called 2.13.0+cpu; the index knows it without that.
+    assert not unknown, f"the package of {sorted(unknown)} is missing from PACKAGES"
+    # A local build of PyTorch has a version like 2.13.0+cpu; the index lists it without the suffix.
     versions = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
     return tuple(f"{name}=={version}" for name, version in versions.items() if name in needed)
 
 
 def check_bundle(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a bundle whose files are what it says.
+    """Return the manifest of a bundle after checking its files against it.
 
-    Raises UserError for a byte that differs.
+    Raises UserError if any byte differs.
     """
     manifest, path = read_json(folder / MANIFEST), folder / SCRIPT
     data = read_bytes(path, MOST_FILE_BYTES)

@@ -1,8 +1,8 @@
-"""One program out of the modules that a recipe needs, as readable as they were.
+"""Makes one program from the modules that a recipe needs, as readable as they are.
 
-Modules are followed by their imports, every name is resolved to one definition, and what nothing
-reaches is left out, single methods too. The code stays as it is, but for what is there for readers:
-docstrings, the annotations of functions and variables, and the help of settings.
+Modules are found by their imports, and every name is resolved to one definition. Everything that
+cannot be reached is left out, even single methods. The code stays the same, except for parts that
+only readers need: docstrings, annotations of functions and variables, and the help of settings.
 """
 
 import ast
@@ -20,19 +20,19 @@ from fairway.bundle.wrap import START
 from fairway.config.settings import Config
 
 ENTRY = "fairway.pipeline.solo"
-# Spinning threads cost more than they save; read once, when torch starts its pool.
+# Waiting threads that spin cost more than they save. Torch reads this when it starts its threads.
 _FIRST = 'import os\nos.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")\n'
 
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """A program under its own names, and where its statements come from, in their order."""
+    """A program with its own names, and the modules of its statements, in order."""
 
     text: str
     origins: tuple[str, ...]
 
     def statements(self, tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
-        """Yield the statements of this program's tree, each with its module ("" is none)."""
+        """Yield the statements of this program's tree, each with its module ("" for none)."""
         nodes: list[ast.stmt] = []
         for node in tree.body:
             nodes += [*node.body, *node.orelse] if isinstance(node, ast.Try) else [node]
@@ -40,10 +40,10 @@ class Flat:
 
 
 def flatten(config: Config) -> Flat:
-    """Return what a recipe's run needs, in one scope and in the order in which it must stand.
+    """Return the code that a recipe's run needs, in one scope and in a working order.
 
-    It ends by defining `START`, which runs the recipe: threads that compile or import would wait
-    for a program that is still being imported.
+    It ends by defining `START`, which runs the recipe. The import must end before the run starts:
+    threads that compile or import would otherwise wait for it.
     """
     run = f"{_flat_name(ENTRY, 'main')}({_stated(config)}, *told)"
     start = ast.parse(f"def {START}(*told): {run}").body[0]
@@ -53,11 +53,11 @@ def flatten(config: Config) -> Flat:
 
 
 def flatten_module(entry: str, names: Sequence[str], instead: Mapping[str, str]) -> Flat:
-    """Return a module of the package, with all that some of its names need, as one module.
+    """Return a module of the package as one module, with everything that the given names need.
 
-    Docstrings, the help of settings, and all methods of classes in the module's folder stay. Some
-    modules have another text `instead` of their own. What the module imports lazily is defined
-    where its packages are installed.
+    Docstrings, the help of settings, and all methods of classes in the module's folder stay.
+    `instead` has other texts for some modules. Definitions that need optional packages are made
+    only if these are installed.
     """
     wanted = ", ".join(_flat_name(entry, name) for name in names)
     start = ast.parse(f"({wanted},)").body[0]
@@ -75,7 +75,7 @@ def _reached(
 ) -> tuple[list[Item], set[str]]:
     """Return the items of a module, and of what it imports, that a statement reaches.
 
-    Classes of modules whose names begin with one of `whole` keep all methods.
+    Classes of modules whose names begin with one of `whole` keep all their methods.
     """
     modules = load_modules(entry, instead)
     for module in modules.values():
@@ -84,7 +84,7 @@ def _reached(
     items = items_of(modules)
     for item in items:
         if item.module.startswith(whole):
-            # Who will call its methods is not known here.
+            # The callers of its methods are not known here.
             item.methods = {}
     return shake(items, start)
 
@@ -94,7 +94,7 @@ def _flat_name(module: str, name: str) -> str:
 
 
 def _stated(node: Any) -> str:
-    """Return the expression that makes a part of a config: what differs from the defaults."""
+    """Return the expression for a part of a config, with the values that are not defaults."""
     if not dataclasses.is_dataclass(node):
         return repr(node)
     kind: Any = type(node)
@@ -106,10 +106,10 @@ def _stated(node: Any) -> str:
 
 
 class _Stripper(ast.NodeTransformer):
-    """Drops what is there for readers alone.
+    """Removes parts that only readers need.
 
-    Annotations that a program reads stay: those of fields and of compiled functions. `for_readers`
-    of a program that people read, docstrings and help stay too.
+    Annotations that a program reads stay: those of fields and of compiled functions. In a program
+    `for_readers`, docstrings and help stay, too.
     """
 
     def __init__(self, for_readers: bool = False) -> None:
@@ -153,15 +153,15 @@ class _Stripper(ast.NodeTransformer):
 
 
 # ---------------------------------------------------------------------------------------------
-# One text
+# The text of the program
 
 
 def _program(
     items: list[Item], externals: set[str], first: list[ast.stmt], last: list[ast.stmt]
 ) -> Flat:
-    """Return imports, what every machine runs, and what needs more packages, as a program.
+    """Return a program of imports, of items for every machine, and of items with more packages.
 
-    Some statements come first, and some last.
+    The statements of `first` come first, and those of `last` last.
     """
     eager = [item for item in items if not item.lazy]
     lazy = [item for item in items if item.lazy]
@@ -192,10 +192,10 @@ def _import(name: str, alias: str) -> ast.stmt:
 
 
 def _own_names(nodes: Sequence[ast.AST]) -> dict[str, str]:
-    """Return for everything its own name, with as much of its module's as tells two apart."""
+    """Return for every item its own name, with as much of its module's name as makes it unique."""
     used = {START, *identifiers(nodes)}
     left = {name for name in used if name[:2] in ("G_", "X_")}
-    # Triton's interpreter knows compile-time constants by this spelling of their annotation.
+    # Triton's interpreter recognises compile-time constants by this spelling of the annotation.
     mapping = {"X_triton_dot_language__": "tl"}
     left, taken, words = left - mapping.keys(), used - left, 0
     while left:
@@ -209,7 +209,7 @@ def _own_names(nodes: Sequence[ast.AST]) -> dict[str, str]:
 
 
 def _told(name: str, words: int) -> str:
-    """Return a name as its module has it, and this many of the last words of the module's name."""
+    """Return a name without its module, plus this number of last words of the module's name."""
     module, _, inside = name[2:].partition("__")
     path = ["module", *module.replace("_dot_", "_").split("_")]
     inside = inside or path.pop()

@@ -1,8 +1,8 @@
 """The parsed modules behind an entry, and the definition of every name in them.
 
-`resolve` gives each definition of the package a name of its own (`G_fairway_model_ops__norm`), so
-that all modules can share one scope: whatever reads or imports it, under whatever alias, reads that
-name afterwards.
+`resolve` gives each definition of the package a unique name (`G_fairway_model_ops__norm`), so that
+all modules can share one scope. Code that reads or imports it, under any alias, then uses that
+name.
 """
 
 import ast
@@ -17,15 +17,15 @@ import fairway
 ROOT = Path(fairway.__file__).parent
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SCOPES = (ast.FunctionDef, ast.ClassDef, ast.Lambda, *_COMPREHENSIONS)
-# Fields in which stand no nodes, or nodes that say nothing more than their kind: operators.
+# Fields without nodes, or with nodes that have no content but their kind, such as operators.
 _LEAVES = {"ctx", "op", "ops", "id", "attr", "arg", "asname", "kind", "level", "type_comment"}
 
 
 @dataclass
 class Module:
-    """A source file: its statements, and what its names import.
+    """A source file: its statements, and the imports behind its names.
 
-    `internal` maps an alias to (module, name in it or "" for the module itself), `external` to
+    `internal` maps an alias to (module, name in it, or "" for the module itself), `external` to
     (module, name or ""). `lazy` modules are imported only when they are needed.
     """
 
@@ -52,9 +52,9 @@ def source_text(module: str) -> str:
 
 
 def load_modules(entry: str, instead: Mapping[str, str]) -> dict[str, Module]:
-    """Return the entry and all that it imports, each after what it needs; lazy ones last.
+    """Return the entry and all modules that it imports, each after its imports; lazy ones last.
 
-    Some modules have another text `instead` of their source.
+    `instead` has other texts for some modules.
     """
     found: dict[str, Module] = {}
 
@@ -68,7 +68,7 @@ def load_modules(entry: str, instead: Mapping[str, str]) -> dict[str, Module]:
         for target, _ in module.internal.values():
             if target not in waiting:
                 visit(target, lazy)
-        # In the order of their end: what a module needs stands before it.
+        # In the order of completion, so that every module comes after its imports.
         del found[name]
         found[name] = module
         for target in sorted(waiting):
@@ -80,7 +80,7 @@ def load_modules(entry: str, instead: Mapping[str, str]) -> dict[str, Module]:
 
 
 def _read_imports(module: Module) -> set[str]:
-    """Note what a module imports and defines; return the modules that it imports lazily."""
+    """Record the imports and definitions of a module; return its lazily imported modules."""
     waiting = set()
     for node in walk(module.tree):
         if isinstance(node, ast.Import):
@@ -138,7 +138,7 @@ def _fields(kind: Any) -> tuple[str, ...]:
 def children(node: ast.AST) -> list[ast.AST]:
     """Return the nodes directly in a node, in order, without operators and contexts.
 
-    A bundle looks at millions: this takes 0.6 of the time of `ast.iter_child_nodes`.
+    A bundle visits millions of nodes: this takes 0.6 of the time of `ast.iter_child_nodes`.
     """
     found: list[ast.AST] = []
     kind: Any = type(node)
@@ -152,7 +152,7 @@ def children(node: ast.AST) -> list[ast.AST]:
 
 
 def walk(node: ast.AST) -> list[ast.AST]:
-    """Return a node and all in it, in the order of `ast.walk`, without operators and contexts."""
+    """Return a node and all nodes in it, in the order of `ast.walk`, without operators."""
     found = [node]
     for inner in found:
         found += children(inner)
@@ -164,7 +164,7 @@ def walk(node: ast.AST) -> list[ast.AST]:
 
 
 def own_nodes(node: ast.AST) -> list[ast.AST]:
-    """Return the nodes of a body that share its scope; inner scopes are there, not entered."""
+    """Return the nodes of a body that share its scope; inner scopes are listed but not entered."""
     found: list[ast.AST] = []
     _add_own(node, found)
     return found
@@ -176,12 +176,12 @@ def _add_own(node: ast.AST, found: list[ast.AST]) -> None:
         if not isinstance(child, _SCOPES):
             _add_own(child, found)
         elif isinstance(child, _COMPREHENSIONS):
-            # A walrus inside binds outside.
+            # A walrus inside a comprehension binds a name outside it.
             found += [n.target for n in walk(child) if isinstance(n, ast.NamedExpr)]
 
 
 def bound_names(node: ast.AST) -> set[str]:
-    """Return the names that a statement, or all of a body, binds in its own scope."""
+    """Return the names that a statement or a whole body binds in its own scope."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
     names: set[str] = set()
@@ -205,7 +205,7 @@ def parameters(function: ast.FunctionDef | ast.Lambda) -> list[ast.arg]:
 
 
 def scope_of(function: ast.FunctionDef | ast.Lambda) -> set[str]:
-    """Return the names local to a function, without those of functions inside it."""
+    """Return the local names of a function, without those of inner functions."""
     names = {arg.arg for arg in parameters(function)}
     body = function.body if isinstance(function.body, list) else [function.body]
     for statement in body:
@@ -220,7 +220,7 @@ def scope_of(function: ast.FunctionDef | ast.Lambda) -> set[str]:
 
 
 def _imported_inside(function: ast.FunctionDef) -> set[str]:
-    """Return the names of our own modules' things that a function imports when it runs."""
+    """Return the names from Fairway's modules that a function imports when it runs."""
     names: set[str] = set()
     for node in own_nodes(ast.Module(function.body, [])):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fairway"):
@@ -231,13 +231,13 @@ def _imported_inside(function: ast.FunctionDef) -> set[str]:
 
 
 def is_kernel(node: ast.FunctionDef) -> bool:
-    """Return whether a compiler or a registry reads this function: its annotations are code."""
+    """Return whether a compiler or a registry reads the annotations of a function."""
     words = ("jit", "custom_op")
     return any(word in ast.unparse(item) for item in node.decorator_list for word in words)
 
 
 class _Resolver(ast.NodeTransformer):
-    """Gives every name that is not local its one name in the whole program."""
+    """Gives every name that is not local its unique name in the whole program."""
 
     def __init__(self, module: Module, modules: dict[str, Module]) -> None:
         self.module, self.modules = module, modules
@@ -303,7 +303,7 @@ class _Resolver(ast.NodeTransformer):
         own = bound_names(ast.Module(node.body, []))
         body: list[ast.stmt] = []
         for statement in node.body:
-            # Methods do not see the names of their class.
+            # Methods cannot use the names of their class directly.
             inner = not isinstance(statement, ast.FunctionDef)
             self.scopes.append(own if inner else set())
             if isinstance(statement, ast.FunctionDef):
@@ -348,7 +348,7 @@ class _Resolver(ast.NodeTransformer):
 
 
 def unique(module: Module, name: str, modules: dict[str, Module]) -> str:
-    """Return the name that a global name of a module has in the whole program."""
+    """Return the unique name of a module's global name in the whole program."""
     if name in module.internal:
         target, inside = module.internal[name]
         return unique(modules[target], inside, modules) if inside else name
@@ -361,7 +361,7 @@ def unique(module: Module, name: str, modules: dict[str, Module]) -> str:
 
 
 def resolve(modules: dict[str, Module]) -> None:
-    """Rename, in every module, what refers to a definition or an import of any of them."""
+    """Rename, in every module, all references to definitions and imports of the modules."""
     for module in modules.values():
         resolver = _Resolver(module, modules)
         module.tree.body = resolver._body(module.tree.body)

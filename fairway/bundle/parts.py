@@ -1,9 +1,9 @@
 """Parts of the package that a recipe's settings leave out of its bundle.
 
-A bundle is the package's code as it is, so a part that one setting switches on would cost bytes
-where it is off. The modules by which all others reach such a part stand in PARTS. Where it is off,
-functions and classes of the same names take their place, which refuse in one sentence; literal
-constants stay. What only those modules need is then reached by nothing.
+A bundle contains the package's code unchanged, so a part for one setting would cost bytes even when
+the setting is off. PARTS lists, for each part, the modules through which other code uses it. If the
+part is off, functions and classes of the same names replace theirs and raise an error of one
+sentence; literal constants stay. Modules that only these modules need are then unreachable.
 """
 
 import ast
@@ -17,7 +17,7 @@ from fairway.config.settings import Config
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the package: the settings that ask for it, whether a config does, its modules."""
+    """A part of the package: the settings that need it, a test of a config, and its modules."""
 
     asked_by: str
     asked: Callable[[Config], bool]
@@ -37,7 +37,7 @@ def _learns_by_sgd(config: Config) -> bool:
 
 PARTS = (
     Part(
-        # What stands beside a score decides nothing of it.
+        # Scores do not depend on these modules.
         "`fairway run`",
         lambda config: False,
         (
@@ -100,16 +100,16 @@ def parts_left_out(config: Config) -> list[Part]:
 
 
 def texts_instead(config: Config) -> dict[str, str]:
-    """Return the source that takes the place of each module that a config does not ask for."""
+    """Return the replacement source of each module that a config does not need."""
     parts = parts_left_out(config)
     return {name: _refusing(name, part.asked_by) for part in parts for name in part.modules}
 
 
 def _refusing(module: str, asked_by: str) -> str:
-    """Return a source with a module's functions and classes, which refuse, and its literals."""
+    """Return a source with a module's functions and classes, all raising an error, and literals."""
     sentence = (
-        f"this file was made without {module}, which {asked_by} asks for; take Fairway itself, or "
-        "a bundle of such settings"
+        f"this file was made without {module}, which {asked_by} needs; use Fairway itself, or a "
+        "bundle with such settings"
     )
     lines = ["from fairway.base.errors import UserError", "def _absent(*given, **named):"]
     lines.append(f"    raise UserError({sentence!r})")

@@ -1,7 +1,7 @@
 """Finds the definitions that an entry can reach: statements of modules, methods of classes.
 
-A class brings what stands in its body and the methods that Python or PyTorch call by themselves;
-any other method stays if something that stays names it as an attribute or in a string.
+A class keeps the statements of its body, and the methods that Python or PyTorch call themselves.
+Any other method stays if reachable code names it as an attribute or in a string.
 """
 
 import ast
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fairway.bundle.modules import Module, bound_names, children, walk
 
-# What libraries call on their own on classes derived from theirs.
+# Methods that libraries call on classes derived from theirs.
 _CALLED = {"forward", "backward", "__call__"}
 
 
@@ -17,7 +17,7 @@ _CALLED = {"forward", "backward", "__call__"}
 class Item:
     """A top-level statement: the names it defines, its module, and its methods by name.
 
-    `acts_on` are definitions that it completes, without being named by anybody: a registration.
+    `acts_on` are definitions that it completes without being named itself, such as a registration.
     """
 
     module: str
@@ -49,7 +49,7 @@ def _item(module: Module, node: ast.stmt) -> Item:
 
 
 def _acts_on(node: ast.stmt) -> set[str]:
-    """Return the definition that a bare call, or a decorator, belongs to."""
+    """Return the definition that a bare call or a decorator belongs to."""
     roots: list[ast.expr] = node.decorator_list if isinstance(node, ast.FunctionDef) else []
     if isinstance(node, ast.Expr):
         roots = [node.value]
@@ -98,7 +98,7 @@ class _Reach:
             self.externals.add(name)
 
     def settle(self, items: list[Item]) -> None:
-        """Take the methods that are called, and what they reach, until nothing new comes."""
+        """Add the methods that are called, and the code they reach, until nothing is added."""
         grown = True
         while grown:
             grown, waiting = False, self.waiting
@@ -117,7 +117,7 @@ class _Reach:
 
 
 def _walk(node: ast.AST, skipped: set[int]) -> list[ast.AST]:
-    """Return a node and what is in it, but for the skipped."""
+    """Return a node and all nodes in it, except the skipped ones."""
     found = [node]
     for inner in found:
         found += [child for child in children(inner) if id(child) not in skipped]
@@ -125,9 +125,9 @@ def _walk(node: ast.AST, skipped: set[int]) -> list[ast.AST]:
 
 
 def shake(items: list[Item], start: ast.stmt) -> tuple[list[Item], set[str]]:
-    """Return the items that a statement reaches, without unreached methods, and the outside names.
+    """Return the items that a statement reaches, without unreached methods, and external names.
 
-    Raises AssertionError for a name that nothing defines.
+    Raises AssertionError for a name without a definition.
     """
     reach = _Reach(items)
     reach.node(start, set())

@@ -1,9 +1,9 @@
-"""Short names for a flat program, the same for the same program.
+"""Gives a flat program short names, the same ones for the same program.
 
-Three kinds of names. Those of the program's scope and of its attributes, methods, fields and
-parameters that calls name are renamed by their spelling, everywhere alike; whatever a library, a
-file or a string may know them by keeps its name. Names local to one function are renamed inside it,
-in the order in which they stand, so that functions look alike.
+Global names, attributes, methods, fields, and parameters that calls name are renamed by spelling,
+the same everywhere. A name that a library, a file or a string may use stays. Names local to a
+function are renamed inside it in order of appearance, so that functions look alike and compress
+well.
 """
 
 import ast
@@ -33,7 +33,7 @@ import torch
 from fairway.bundle.modules import bound_names, children, scope_of, walk
 from fairway.bundle.wrap import START
 
-# Classes and modules whose attributes keep their names, wherever they stand.
+# Classes and modules whose attribute names are kept everywhere.
 _LIBRARIES: tuple[Any, ...] = (
     *(torch, torch.Tensor, torch.nn.Module, torch.nn.Embedding, torch.nn.functional, torch.cuda),
     *(torch.optim.Optimizer, torch.distributed, torch.ops, torch.autograd.Function, torch.dtype),
@@ -45,19 +45,19 @@ _LIBRARIES: tuple[Any, ...] = (
     *(hashlib.sha256(), json, dataclasses, contextlib.ExitStack, importlib, itertools),
     *(FunctionType, BaseException, OSError, property, memoryview),
 )
-# Triton's language, which only some machines have: what kernels say besides our own names.
+# Names of Triton's language, which only some machines have, in kernels.
 _KERNEL_WORDS = {"constexpr", "dtype", "element_ty", "T", "to"}
-# Classes besides the settings whose fields stand in files.
+# Classes besides the settings whose fields are written to files.
 _WRITTEN = {"Plan", "StepRecord", "Score"}
-# Arguments of libraries that are functions, whose own arguments the library names.
+# Arguments of libraries that are functions; the library names the arguments of these functions.
 _CALLBACKS = {"setup_context"}
-# What starts a program; and how Triton's interpreter knows the annotation of constants.
+# The function that starts a program, and the annotation by which Triton recognises constants.
 _KEPT = {START, "tl"}
 
 
 @functools.cache
 def library_names(modules: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Return the attribute names of libraries, and the parameters that calls to them may name."""
+    """Return attribute names of libraries, and names of parameters that calls to them may use."""
     names = {name for library in _LIBRARIES for name in _attributes(library)} | _KERNEL_WORDS
     for module in sorted(modules):
         if module.partition(".")[0] == "triton":
@@ -76,14 +76,14 @@ def library_names(modules: frozenset[str] = frozenset()) -> frozenset[str]:
 
 
 def _attributes(library: Any) -> set[str]:
-    """Return the attributes of a class or module, but for what was imported by now."""
+    """Return the attributes of a class or module, except modules imported in it."""
     with warnings.catch_warnings():
-        # Looking at a deprecated attribute is not using it.
+        # Reading a deprecated attribute warns, although it is not used.
         warnings.simplefilter("ignore")
         return {name for name in dir(library) if not inspect.ismodule(getattr(library, name, None))}
 
 
-# In which field a node of some kind has a name; of these kinds are variables.
+# The field with the name, for each kind of node that has one; the first kinds are variables.
 _VARIABLES = {ast.Name: "id", ast.arg: "arg", ast.FunctionDef: "name", ast.ExceptHandler: "name"}
 _SPELT = {**_VARIABLES, ast.Attribute: "attr", ast.ClassDef: "name", ast.keyword: "arg"}
 
@@ -91,13 +91,13 @@ Nodes = Sequence[ast.AST]
 
 
 def identifiers(nodes: Nodes) -> list[str]:
-    """Return the names that stand in some nodes themselves, once for each place."""
+    """Return the names in some nodes themselves, once for each occurrence."""
     named = ((node, _SPELT.get(type(node))) for node in nodes)
     return [name for node, field in named if field and (name := getattr(node, field))]
 
 
 def rename(nodes: Nodes, names: dict[str, str], spelt: Mapping[Any, str] = _SPELT) -> None:
-    """Rename by spelling, wherever a name of these kinds of nodes stands."""
+    """Replace names in all nodes of these kinds, wherever they occur."""
     for node in nodes:
         if field := spelt.get(type(node)):
             name = getattr(node, field)
@@ -109,12 +109,12 @@ def rename(nodes: Nodes, names: dict[str, str], spelt: Mapping[Any, str] = _SPEL
 
 
 def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
-    """Give every name of a flat program that is its own a short one; return the shared ones."""
+    """Give every own name of a flat program a short one; return the shared ones."""
     nodes = walk(tree)
     mapping = _mapping(tree, nodes, libraries)
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     passed = {k.arg for call in calls for k in call.keywords if k.arg}
-    # What is called with a dictionary of arguments, whose keys are strings somewhere.
+    # Functions called with a dictionary of arguments, whose keys are strings elsewhere.
     unpacked = {_callee(call) for call in calls if any(k.arg is None for k in call.keywords)}
     passed |= _parameters_of_callbacks(nodes)
     words = _strings(nodes)
@@ -126,11 +126,11 @@ def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Names that the whole program shares
+# Names shared by the whole program
 
 
 def _mapping(tree: ast.Module, nodes: Nodes, libraries: frozenset[str]) -> dict[str, str]:
-    """Return short names for all that the whole program shares, the frequent ones first."""
+    """Return short names for all names that the program shares, the shortest for frequent ones."""
     fixed = libraries | _strings(nodes) | _fields_in_files(tree) | _weights(tree)
     fixed |= _foreign_keywords(nodes) | _parameters_of_callbacks(nodes)
     ours = {name for name in _members(nodes) - fixed if not name.startswith("__")}
@@ -142,7 +142,7 @@ def _mapping(tree: ast.Module, nodes: Nodes, libraries: frozenset[str]) -> dict[
 
 
 def _names(first: str) -> Iterator[str]:
-    """Yield names that begin with one of some letters, the short ones before the long ones."""
+    """Yield names that begin with one of the given letters, short ones first."""
     rest = string.ascii_letters + string.digits
     for length in itertools.count():
         for parts in itertools.product(first, *[rest] * length):
@@ -150,13 +150,13 @@ def _names(first: str) -> Iterator[str]:
 
 
 def _strings(nodes: Nodes) -> set[str]:
-    """Return the strings that may be names: of attributes, of keys, in launches of kernels."""
+    """Return strings that may be names: of attributes, of keys, in launches of kernels."""
     texts = (node.value for node in nodes if isinstance(node, ast.Constant))
     return {text for text in texts if isinstance(text, str) and text.isidentifier()}
 
 
 def _fields_in_files(tree: ast.Module) -> set[str]:
-    """Return the names of the fields that files hold: settings, plans, steps, scores."""
+    """Return the names of fields that are written to files: settings, plans, steps, scores."""
     return {
         item.target.id
         for node in tree.body
@@ -168,7 +168,7 @@ def _fields_in_files(tree: ast.Module) -> set[str]:
 
 
 def _weights(tree: ast.Module) -> set[str]:
-    """Return what classes of PyTorch's modules keep: the names of weights in files."""
+    """Return the attributes of classes derived from `torch.nn`: names of weights in files."""
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     modules = [node for node in classes if any("nn" in ast.unparse(base) for base in node.bases)]
     return {name for node in modules for name in _assigned(walk(node))}
@@ -180,8 +180,8 @@ def _assigned(nodes: Nodes) -> set[str]:
 
 
 def _members(nodes: Nodes) -> set[str]:
-    """Return what the program itself makes and names from afar: methods, fields, what it assigns,
-    parameters that some call passes by name."""
+    """Return the program's own names that other code may use: methods, fields, assigned
+    attributes, and parameters that some call passes by name."""
     passed = {node.arg for node in nodes if isinstance(node, ast.keyword)}
     names = {node.arg for node in nodes if isinstance(node, ast.arg)} & passed
     for node in nodes:
@@ -191,7 +191,7 @@ def _members(nodes: Nodes) -> set[str]:
 
 
 def _callee(call: ast.Call) -> str:
-    """Return the last name of what is called; a kernel stands before the brackets of its grid."""
+    """Return the last name of a called function; for a kernel, the name before its grid."""
     function = call.func
     while isinstance(function, ast.Subscript):
         function = function.value
@@ -199,14 +199,14 @@ def _callee(call: ast.Call) -> str:
 
 
 def _foreign_keywords(nodes: Nodes) -> set[str]:
-    """Return the names that calls of functions from elsewhere pass."""
+    """Return the keywords in calls of functions that the program does not define."""
     defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     calls = (n for n in nodes if isinstance(n, ast.Call) and _callee(n) not in defined)
     return {k.arg for call in calls for k in call.keywords if k.arg}
 
 
 def _parameters_of_callbacks(nodes: Nodes) -> set[str]:
-    """Return the parameters of functions that a library calls by name: what an operator keeps."""
+    """Return the parameters of functions that a library calls by keyword."""
     given = (k for n in nodes if isinstance(n, ast.Call) for k in n.keywords)
     called = {getattr(k.value, "id", "") for k in given if k.arg in _CALLBACKS}
     functions = (n for n in nodes if isinstance(n, ast.FunctionDef) and n.name in called)
@@ -220,7 +220,7 @@ Function = ast.FunctionDef | ast.Lambda
 
 
 def _outermost(tree: ast.AST) -> Iterator[Function]:
-    """Yield functions that no other one contains, methods too."""
+    """Yield functions, and methods, that are not inside another function."""
     for node in children(tree):
         if isinstance(node, Function):
             yield node
@@ -229,7 +229,7 @@ def _outermost(tree: ast.AST) -> Iterator[Function]:
 
 
 def _rename_locals(function: Function, passed: set[str]) -> None:
-    """Rename what only this function knows; parameters that calls name are not its own."""
+    """Rename the local names of a function, except parameters that calls name."""
     nodes = _in_order(function)
     named = {node.arg for node in nodes if isinstance(node, ast.arg)} & passed
     bound = [name for node in nodes[1:] for name in _bound_here(node)]
@@ -242,7 +242,7 @@ def _rename_locals(function: Function, passed: set[str]) -> None:
 
 
 def _in_order(node: ast.AST) -> list[ast.AST]:
-    """Return a node and all in it, in the order in which they stand."""
+    """Return a node and all nodes in it, in the order of the source."""
     found = [node]
     for child in children(node):
         found += _in_order(child)
@@ -250,7 +250,7 @@ def _in_order(node: ast.AST) -> list[ast.AST]:
 
 
 def _local_names(nodes: Nodes) -> set[str]:
-    """Return all names bound inside a function, in whatever scope of it."""
+    """Return all names bound inside a function, in any of its scopes."""
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, Function):

@@ -1,8 +1,8 @@
-"""A program in as few bytes as a Python file can carry it, and back.
+"""Packs a program into a Python file of as few bytes as possible, and unpacks it.
 
-The file unpacks the program into a folder of its own that goes when the process ends, since kernels
-and numba functions need real source lines, and imports it from there. It neither reads its own file
-nor writes over anything.
+The file unpacks the program into a temporary folder and imports it from there, because kernels and
+numba functions need real source lines. The folder is removed when the process ends. The file
+neither reads itself nor overwrites anything.
 """
 
 import ast
@@ -16,9 +16,9 @@ import brotli
 
 from fairway.base.errors import UserError
 
-# What the unpacked program is called, and how a wrapped file is known.
+# The name of the unpacked program, by which a packed file is recognised.
 MODULE = "fairway_bundle"
-# What runs it, once it is imported.
+# The function that runs it after the import.
 START = "start"
 _STEPS = (
     "import {imported},sys,tempfile as t\n"
@@ -28,18 +28,18 @@ _STEPS = (
     f"import {MODULE}\n"
 )
 _HEAD = "#coding:latin1\n"
-# The largest bundle has 75 kB and unfolds to 220. A syntax tree takes hundreds of times the size of
-# its source.
+# The largest bundle has 75 kB and unpacks to 220 kB. A syntax tree takes hundreds of times the size
+# of its source.
 MOST_FILE_BYTES = 1 << 19
 _MOST_PROGRAM_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What starts a program: the settings that its command line may still say.
+    """The start arguments of a program: the settings that its command line may still change.
 
-    They stand behind the packed program, each in as many characters as the longest value takes. So
-    the bytes of a bundle follow from the other settings alone, and a bundle can hold that number.
+    They are written after the packed program, each padded to the length of its longest value. So
+    the bytes of a bundle depend only on the other settings, and a bundle can contain its own size.
     """
 
     seed: int
@@ -47,17 +47,17 @@ class Started:
     clock: str
 
     def call(self, size_bytes: int) -> str:
-        """Return the call that starts a program which is shipped in this many bytes."""
+        """Return the call that starts a program of this shipped size."""
         words = f"{size_bytes:7},{self.seed:10},{self.source!r:10},{self.clock!r:7}"
         assert len(words) == 37, f"a field is too narrow: {words}"
         return f"{START}({words})\n"
 
 
 def wrap(program: str, started: Started, ascii_only: bool = False) -> bytes:
-    """Return a Python file that unpacks a program by Brotli and runs it.
+    """Return a Python file that unpacks a program with Brotli and runs it.
 
-    The packed bytes stand in a Latin-1 literal, or, with `ascii_only`, in base85. The program is
-    told the bytes of the whole file. What comes out is checked to hold the program again.
+    The packed bytes are in a Latin-1 literal, or, with `ascii_only`, in base85. The start call
+    passes the size of the file. The result is unpacked again and compared.
     """
     packed = _packed(program)
     if ascii_only:
@@ -68,7 +68,7 @@ def wrap(program: str, started: Started, ascii_only: bool = False) -> bytes:
         text = _HEAD + _STEPS.format(imported="brotli", literal=literal)
     size = len(text) + len(f"{MODULE}.{started.call(0)}")
     file = f"{text}{MODULE}.{started.call(size)}".encode("latin1")
-    assert len(file) == size and unwrap(file) == program, "the file does not hold its program"
+    assert len(file) == size and unwrap(file) == program, "the file does not contain its program"
     return file
 
 
@@ -79,10 +79,10 @@ def _packed(program: str) -> bytes:
 
 
 def _latin1(packed: bytes) -> str:
-    """Return bytes as a string literal in Latin-1 with as few escapes as Python lets pass.
+    """Return bytes as a string literal in Latin-1 with as few escapes as Python allows.
 
-    NUL may not stand in a source, and a carriage return would become a newline. Between three
-    quotes newlines and single quotes stand for themselves.
+    A source must not contain NUL, and a carriage return would become a newline. In a string with
+    triple quotes, newlines and single quotes need no escape.
     """
     body = packed.decode("latin1").replace("\\", "\\\\").replace("\r", "\\r")
     body = re.sub("\0(?=[0-7])", r"\\000", body).replace("\0", "\\0")
@@ -99,7 +99,7 @@ def unwrap(file: bytes) -> str:
         if len(file) > MOST_FILE_BYTES:
             raise ValueError("too long")
         with warnings.catch_warnings():
-            # Escapes that Python does not know, of which a bundle has some, would each be told.
+            # A bundle contains some escapes that Python does not know; each would cause a warning.
             warnings.simplefilter("ignore")
             tree = ast.parse(file)
         packed = next(found for node in ast.walk(tree) if (found := _unpacked(node)))
@@ -111,7 +111,7 @@ def unwrap(file: bytes) -> str:
 
 
 def _unpacked(node: ast.AST) -> ast.expr | None:
-    """Return on what a node calls `brotli.decompress`; None if it calls no such thing."""
+    """Return the argument if a node calls `brotli.decompress`, else None."""
     match node:
         case ast.Call(
             func=ast.Attribute(value=ast.Name(id="brotli"), attr="decompress"), args=[packed, *_]

@@ -1,7 +1,7 @@
-"""`python -m fairway.cli`, as child processes are started."""
+"""`python -m fairway.cli`: the command of child processes."""
 
 from fairway.cli.main import main
 
-# Processes that share out work import this module, too.
+# Worker processes import this module, too.
 if __name__ == "__main__":
     main()

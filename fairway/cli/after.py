@@ -6,15 +6,15 @@ from typing import Any
 
 from fairway.base.terminal import command, line
 
-# Columns of a terminal, and characters of a sample that is shown.
+# The width of the text in columns, and the number of characters of a sample.
 _WIDTH, _SAMPLE = 80, 300
 _INDENT = "  "
 
 
 def sample_lines(results: dict[str, Any]) -> list[str]:
-    """Return how the artifact went on with a document that it had not seen, by the run's samples.
+    """Return how the artifact continued a document that it had not seen, from the run's samples.
 
-    They were drawn with fixed seeds when the run was scored, so that nothing is computed here.
+    They were drawn with fixed seeds when the run was scored, so nothing is computed here.
     """
     found = next((one for one in results["samples"] if one["text"].strip()), None)
     if found is None:
@@ -27,7 +27,7 @@ def sample_lines(results: dict[str, Any]) -> list[str]:
 
 
 def next_lines(folder: Path) -> list[str]:
-    """Return the commands that are of use once a run is scored, each with what it does."""
+    """Return the commands that are useful after scoring a run, each with its purpose."""
     text = "README.md" if Path("README.md").is_file() else "YOUR-TEXT.txt"
     steps = [
         (("sample", folder, "--prompt", "The"), "let the model continue a text"),
@@ -40,7 +40,7 @@ def next_lines(folder: Path) -> list[str]:
 
 
 def _aligned(steps: list[tuple[str, str]]) -> list[str]:
-    """Return commands with their meaning beside them, or below where a line is too long."""
+    """Return commands with their meanings beside them, or below them if a line is too long."""
     width = max(len(words) for words, _ in steps)
     longest = max(len(told) for _, told in steps)
     if len(_INDENT) + width + 2 + longest <= _WIDTH:
@@ -51,5 +51,5 @@ def _aligned(steps: list[tuple[str, str]]) -> list[str]:
 
 
 def then(verb: str, folder: Path) -> str:
-    """Return the line that names the next verb of a pipeline and its command."""
+    """Return a line with the command of the next verb of a pipeline."""
     return f"next: {command(verb, folder)}"

@@ -1,4 +1,4 @@
-"""The verbs that doubt a score: audit, audit-record."""
+"""The verbs that check scores: audit, audit-record."""
 
 import shlex
 from dataclasses import asdict
@@ -24,9 +24,9 @@ from fairway.cli.options import (
 if TYPE_CHECKING:
     from fairway.audit.records.audit import RecordAudit
 
-# Probes take a few thousand tokens of a text; this holds ten million.
+# Probes use a few thousand tokens of a text; a file of this size can list ten million.
 _MOST_TOKENS_BYTES = 1 << 26
-# More records than these are told by a line each.
+# If there are more records than these, each is reported in one line.
 _MOST_IN_FULL = 5
 
 _Program = Annotated[
@@ -70,9 +70,9 @@ _Fresh = Annotated[
     ),
 ]
 _Run = Annotated[Path | None, run_argument("RUN", "Folder of a scored run, or the artifact in it.")]
-# Beside a program's text: fresh text, the bytes of its text, a tokenizer that knows them.
+# In addition to a program's text: new text, the bytes of its text, a tokenizer for them.
 _Beside = tuple[Path | None, int | None, Path | None]
-# The command of what scores, and how it is called.
+# The command of a scorer, and its name.
 _Asked = tuple[list[str], str]
 
 
@@ -136,7 +136,7 @@ def audit(
 
 
 def _asked(program: str | None, scorer: str | None) -> _Asked | None:
-    """Return the command of what scores, and how it is called; None for a run or a log."""
+    """Return the command of a scorer, and its name; None for a run or a log."""
     if scorer is not None:
         from fairway.audit.scorers.host import command_of
 
@@ -172,7 +172,7 @@ def _logs(logs: list[Path], as_json: bool, alone: bool) -> None:
 
 
 def _without_program(values: tuple[object, ...]) -> None:
-    """Raise UserError for options that say something of a program's text."""
+    """Raise UserError for options that concern the text of a program."""
     options = zip(("--fresh", "--bytes", "--tokenizer", "--bos", "--seed"), values, strict=True)
     given = [name for name, value in options if value is not None]
     if given:
@@ -185,7 +185,7 @@ def _without_program(values: tuple[object, ...]) -> None:
 def _check(
     run: Path | None, asked: _Asked | None, tokens: Path | None, beside: _Beside, overrides: Set
 ) -> None:
-    """Raise UserError for arguments that do not go together."""
+    """Raise UserError for arguments that exclude each other."""
     if (run is None) == (asked is None):
         raise UserError(
             "name a run folder to audit, or --program 'COMMAND' --tokens FILE, or --scorer FILE.py "
@@ -248,7 +248,7 @@ def _token_ids(file: Path) -> Any:
 
 
 def _bytes_of(file: Path, ids: Any) -> int:
-    """Return the bytes of the text that some ids stand for, by a tokenizer."""
+    """Return the bytes of the text of some ids, by a tokenizer."""
     from fairway.data.tokens import Tokenizer, token_bytes
 
     tokenizer = Tokenizer.load(file)
@@ -280,7 +280,7 @@ def audit_record(
 
 
 def _records(paths: list[Path], page: Path | None, whole: bool, as_json: bool) -> None:
-    """Audit records, logs and scripts, tell what was found, and leave with what came of it."""
+    """Audit records, logs and scripts, report the findings, and exit with the matching code."""
     from fairway.audit.records.fence import Reader
     from fairway.audit.records.folder import records_in
     from fairway.audit.records.telling import as_facts, failed
@@ -308,8 +308,15 @@ def _records(paths: list[Path], page: Path | None, whole: bool, as_json: bool) -
 
 
 def _lines(paths: list[Path], audits: "list[RecordAudit]", whole: bool) -> list[str]:
-    """Return what people read of audits: each in full, or many by their verdicts alone."""
-    from fairway.audit.records.telling import JUDGEMENTS, MOST_TOLD, judged, sentence, summary, told
+    """Return the output of audits for people: each in full, or only the verdicts of many."""
+    from fairway.audit.records.telling import (
+        JUDGEMENTS,
+        MOST_SHOWN,
+        grouped,
+        judged,
+        sentence,
+        summary,
+    )
     from fairway.cli.show import record_figures, record_lines
 
     lines = []
@@ -319,7 +326,7 @@ def _lines(paths: list[Path], audits: "list[RecordAudit]", whole: bool) -> list[
         for one in audits:
             lines += [f"{line(str(one.folder))}: {sentence(one)}"]
             lines += filter(None, [record_figures(summary(one))])
-            lines += [*record_lines(told(one.findings), None if whole else MOST_TOLD), ""]
+            lines += [*record_lines(grouped(one.findings), None if whole else MOST_SHOWN), ""]
     else:
         ranked = sorted(audits, key=lambda one: JUDGEMENTS.index(judged(one)))
         lines += [f"{line(str(one.folder))}: {sentence(one)}" for one in ranked]

@@ -16,7 +16,7 @@ from fairway.config.settings import Config, RuntimeConfig, TttConfig
 
 
 def recipe_names(begun: str) -> list[str]:
-    """Return the names of Fairway's recipes that a word on the command line may become."""
+    """Return the names of Fairway's recipes that begin like a word on the command line."""
     from fairway.recipes import RECIPES
 
     return [name for name in RECIPES if name.startswith(begun)]
@@ -46,7 +46,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 
 
 def say_to(as_json: bool) -> Callable[[str], None]:
-    """Return where progress lines go: standard error when standard output carries JSON."""
+    """Return the stream of progress lines: standard error if standard output has JSON."""
     return lambda text: terminal.put(text, sys.stderr if as_json else sys.stdout)
 
 
@@ -58,10 +58,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def emit(as_json: bool, value: Any, *things: Any, beside: Path | None = None) -> None:
-    """Print the value as JSON, or the things for people; of many processes, only the first.
+    """Print the value as JSON, or tables and texts for people, only in the first process.
 
-    `beside` is where the command wrote its file: if that is standard output, nothing is mixed into
-    it, and what is said goes to standard error.
+    `beside` is the file that the command wrote: if that is standard output, everything else is
+    printed on standard error.
     """
     from fairway.base.progress import speaks
 
@@ -79,7 +79,7 @@ def emit(as_json: bool, value: Any, *things: Any, beside: Path | None = None) ->
 def require_inputs(
     artifact: Path, tokenizer: Path | None, *texts: Path, adapter: Path | None = None
 ) -> None:
-    """Raise UserError for an input that is not there, before a machine is measured."""
+    """Raise UserError for a missing input, before the machine is measured."""
     from fairway.base.files import missing, opened
     from fairway.base.names import ARTIFACT
     from fairway.data.sources import require_text

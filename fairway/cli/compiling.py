@@ -10,12 +10,12 @@ TEXT = "compiling loops for this processor; this happens once and takes 10 to 30
 
 
 class _First(event.Listener):  # type: ignore[misc]
-    """Tells of the first compilation; code that is loaded from disk is none."""
+    """Announces the first compilation; loading compiled code from disk does not count."""
 
     told = False
 
     def on_start(self, event: Any) -> None:
-        """Tell, once in a process, if the loop is one of Fairway."""
+        """Announce, once in a process, that a loop of Fairway is compiled."""
         if not self.told and event.data["dispatcher"].py_func.__module__.startswith("fairway."):
             _First.told = True
             notice(TEXT)
@@ -25,7 +25,7 @@ class _First(event.Listener):  # type: ignore[misc]
 
 
 def tell_of_compiling() -> None:
-    """Let this process say when it begins to compile loops, unless that was asked for before."""
+    """Let this process announce its first compilation of a loop; a second call has no effect."""
     if not _listening:
         _listening.append(_First())
         event.register("numba:compile", _listening[0])

@@ -37,26 +37,26 @@ def examine() -> dict[str, Any]:
 
 
 def _measured(measure: Callable[[], str]) -> str:
-    """Return what a measurement says, or why it failed: one that does must not hide the others."""
+    """Return a measurement, or why it failed, so that a failure does not hide the others."""
     try:
         return measure()
     except Exception as error:
-        # Other people's kernels and their compilers raise whatever they like.
+        # Foreign kernels and their compilers may raise any exception.
         return f"failed: {(str(error).strip() or repr(error)).splitlines()[0]}"
 
 
-# Rows and columns of the matrices that are multiplied. A GPU's units are busy with large ones only:
-# 2048 x 512 x 2048 is launched in the time of 157 TFLOP/s by an H100 that computes 780.
+# Rows and columns of the multiplied matrices. Only large ones keep a GPU busy: at 2048 x 512 x 2048
+# the launch alone limits an H100 to 157 TFLOP/s, while it can compute 780.
 _SIDES = {"cpu": 1024, "cuda": 8192}
-# Seconds for measuring: a GPU's clock needs some tenths of one to rise.
+# Seconds for measuring; a GPU's clock needs some tenths of a second to rise.
 _ALLOWANCES_S = {"cpu": 0.4, "cuda": 1.0}
 
 
 def _products(plan: Plan, stopwatch: Stopwatch = device_seconds) -> str:
-    """Return the rate of square matrix products in words: how it was measured belongs to it."""
+    """Return the rate of square matrix products in words, with the way of measuring."""
     device, dtype = torch.device(plan.device), DTYPES[plan.dtype]
     side = _SIDES[plan.device]
-    # Factors and product, beside whatever else is there.
+    # Factors and product, beside everything else in memory.
     while 3 * side * side * dtype.itemsize > free_bytes(device) / 2:
         side //= 2
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -73,13 +73,12 @@ def _products(plan: Plan, stopwatch: Stopwatch = device_seconds) -> str:
 
 
 def product_rate(side: int, seconds: float) -> float:
-    """Return the floating-point operations per second of a product of two square matrices: every
-    element of it is this many multiplications and additions."""
+    """Return the floating-point operations per second of a product of two square matrices."""
     return 2 * side**3 / seconds
 
 
 class _Shape(NamedTuple):
-    """What attention is measured on: rows of this many tokens, query and key/value heads of 64."""
+    """Sizes for measuring attention: rows, tokens of a row, query and key/value heads of 64."""
 
     rows: int
     length: int
@@ -91,12 +90,12 @@ class _Shape(NamedTuple):
         return f"{self.rows} x {self.length} tokens, {heads}"
 
 
-# Layers of the demo and of the published system, at the size of their forward passes.
+# Layers of the demo and of the published system, with the sizes of their forward passes.
 _SHAPES = {"cpu": _Shape(16, 256, 4, 4), "cuda": _Shape(48, 2048, 8, 4)}
 
 
 def _attention_facts(name: str, plan: Plan) -> str:
-    """Return a backend's time here, or why it has none."""
+    """Return a backend's time on this machine, or why it does not run."""
     if reason := attention.why_not(name, plan.device, DTYPES[plan.dtype]):
         return f"not here: {reason}"
     used = " (used)" if name == plan.attention else ""

@@ -6,7 +6,7 @@ from typer.core import TyperCommand
 
 from fairway.cli.options import show_values
 
-# What `fairway` alone shows first.
+# The first commands in the output of `fairway` without arguments.
 START = (
     ("run demo", "train and score a model of English"),
     ("data build FILES --out my-data", "prepare your own text"),
@@ -77,7 +77,7 @@ class Verb(TyperCommand):
 
 
 def start_lines() -> str:
-    """Return the help of `fairway` alone: what it is, and three commands to begin with."""
+    """Return the help of `fairway` without arguments: its purpose, and three first commands."""
     lines = [f"fairway {words:33} {meaning}" for words, meaning in START]
     return "Train, pack and prove small language models.\n\n" + _block("Start here", lines)
 
@@ -95,5 +95,5 @@ def _first(text: str | None) -> str:
 
 
 def _block(title: str, lines: list[str]) -> str:
-    # Brackets would be read as markup.
+    # Brackets would be parsed as markup.
     return "\n".join([f"{title}:", *lines]).replace("[", "\\[")

@@ -72,7 +72,7 @@ Until = Annotated[
         help="Stop after train, pack or score. Skip samples, proof, audit and report.",
     ),
 ]
-# The verb that goes on where another one ended.
+# The verb that follows each verb of the pipeline.
 _FOLLOWING = {"train": "pack", "pack": "score", "score": "score"}
 DryRun = Annotated[
     bool, flag("--dry-run", "Print settings, parameters, bytes and memory; then stop.")
@@ -327,14 +327,14 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Take options that stand before the verb."""
+    """Process options before the verb."""
 
 
 def main() -> None:
-    """Run the command line; the user's mistakes leave with one sentence and exit code 2.
+    """Run the command line; mistakes of the user end it with one sentence and exit code 2.
 
-    Under `torchrun`, whose own exit code is always 1 then, all processes end with the first that
-    fails, and that one speaks.
+    Under `torchrun`, whose own exit code is then always 1, all processes end with the first
+    failure, and only the failed process prints its sentence.
     """
     interrupt_by_signals()
     outlive_readers()
@@ -354,7 +354,7 @@ def main() -> None:
 
 
 def _attempt() -> tuple[str, int]:
-    """Run one verb; return what is left to say on standard error, and the exit code."""
+    """Run one verb; return the last sentence for standard error, and the exit code."""
     try:
         if not {"--version", "--help"} & set(sys.argv):
             require_start()
@@ -369,13 +369,13 @@ def _attempt() -> tuple[str, int]:
     except InterruptedRun as error:
         return _told(str(error)), 130
     except RuntimeError as error:
-        # By name: nothing heavy is imported before a verb needs it.
+        # Compared by name, because nothing heavy is imported before a verb needs it.
         if type(error).__name__ != "OutOfMemoryError":
             raise
         return _told(_memory_sentence(error)), 2
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-        # Typer turns KeyboardInterrupt into this code without a word.
+        # Typer turns KeyboardInterrupt into this exit code, without a message.
         return _told("interrupted") if code == 130 else "", code
     return "", 0
 

@@ -1,4 +1,4 @@
-"""Arguments and options of verbs: paths and numbers; each mistake is told in one sentence."""
+"""Arguments and options of verbs: paths and numbers; each mistake gives one sentence."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +17,9 @@ _MOST_CHARACTERS = 40
 
 
 def path_name(text: str | Path) -> Path:
-    """Return a path; typer.BadParameter for a word that is none, or not the one that was meant."""
+    """Return a path; typer.BadParameter for a word that is none or probably another argument."""
     if isinstance(text, Path):
-        # A default, which nobody typed.
+        # A default value needs no check.
         return text
     if why := why_no_path(text):
         raise typer.BadParameter(why)
@@ -32,7 +32,7 @@ def flag(name: str, help: str) -> Any:
 
 
 def run_path(text: str | Path) -> Path:
-    """Return the path of a run's folder, which may be named by the artifact in it."""
+    """Return the path of a run's folder; the artifact inside it also names the folder."""
     from fairway.pipeline.folder import run_at
 
     return run_at(path_name(text))
@@ -84,7 +84,7 @@ def number_option(*names: str, lo: float, hi: float, help: str) -> Any:
 
 
 def number(lo: float, hi: float) -> Callable[[str | float], float]:
-    """Return what reads a number within bounds; the value and the bounds are named otherwise."""
+    """Return a parser of numbers within bounds; its errors give the value and the bounds."""
 
     def read(word: str | float) -> float:
         text = str(word)
@@ -103,12 +103,12 @@ def number(lo: float, hi: float) -> Callable[[str | float], float]:
 
 
 def _plain(help: str) -> str:
-    """Return a help text whose brackets Typer shows, instead of reading them as markup."""
+    """Return a help text whose brackets Typer prints instead of parsing them as markup."""
     return help.replace("[", "\\[")
 
 
 def whole(lo: int, hi: int = LARGEST) -> Callable[[str], int]:
-    """Return what reads a whole number within bounds: 1000, 1_000, 1e3."""
+    """Return a parser of whole numbers within bounds: 1000, 1_000, 1e3."""
 
     def read(word: str | int) -> int:
         text = str(word)
@@ -128,7 +128,7 @@ def _short(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 
-# What the help shows in the place of Typer's types: a type after a flag would look like a value.
+# Replacements of Typer's types in the help; a type after a flag would look like a value.
 _VALUES = {"<bool>": "", "<int>": "N", "<float>": "X", "<str>": "TEXT"}
 
 
@@ -145,7 +145,7 @@ def show_values(command: Any, context: Any) -> None:
 
 
 class Verbs(TyperGroup):
-    """The verbs of the command line. Words that make no command are refused in one sentence."""
+    """The verbs of the command line. An unknown command is refused in one sentence."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
@@ -157,7 +157,7 @@ class Verbs(TyperGroup):
         try:
             ended = super().main(*args, **{**how, "standalone_mode": False})
         except Exception as error:
-            # Whose class it is depends on the version of Typer.
+            # The module of its class depends on the version of Typer.
             message = getattr(error, "format_message", None)
             if message is None:
                 raise

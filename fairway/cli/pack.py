@@ -58,12 +58,12 @@ def unpack(artifact: AnyArtifact, out: Weights, as_json: Json = False) -> None:
 
 
 def _unpacked(head: bytes) -> bool:
-    """Return whether a file begins as unpacked weights do; those of a training have other facts."""
+    """Return whether a file begins like unpacked weights, not like weights of a training."""
     return head[8:].startswith(b'{"__metadata__":{"digest":') and b'\\"provenance\\"' in head
 
 
 def show_account(path: Path, as_json: bool) -> None:
-    """Print where an artifact's bytes go, by section and role."""
+    """Print the bytes of an artifact by section and role."""
     from fairway.cli.show import parts_table
     from fairway.pack.account import byte_account
 

@@ -50,7 +50,7 @@ def plan(
     require_file(out, {}, lambda head: head.startswith(MARK.encode()))
     runtime = runtime_of(overrides)
     found, speed = plan_here(seconds, limit_bytes, data, runtime, say_to(as_json))
-    lines = told(found)
+    lines = proposal_lines(found)
     write_atomic(out, recipe_text(found.config, "planned", lines).encode())
     shown = [_row(point) for point in found.grid[:rows]]
     timed = [_row(point) for point in found.timed]
@@ -65,7 +65,7 @@ def plan(
     )
 
 
-def told(found: "Proposal") -> list[str]:
+def proposal_lines(found: "Proposal") -> list[str]:
     """Return what is proposed and expected, in sentences."""
     model, train, point = found.config.model, found.config.train, found.chosen
     score = point.prediction

@@ -142,21 +142,21 @@ def _prove(
 
 
 def _of_kind(*kinds: int) -> Callable[[bytes], bool]:
-    """Return what says whether a file begins as coded files of some kinds do."""
+    """Return a function that tests whether a file begins like a coded file of some kinds."""
     from fairway.prove.container import kind_of
 
     return lambda head: kind_of(head) in kinds
 
 
 def _documents(text: Path, limit_bytes: int, left_out: LeftOut) -> Iterator[Document]:
-    """Yield the documents of a text, or those of a data folder that are for validation."""
+    """Yield the documents of a text, or the validation documents of a data folder."""
     from fairway.data.folder import DataFolder
     from fairway.data.sources import read_documents
 
     if not any(text.glob("*_val_*.bin")):
         yield from read_documents([text], left_out)
         return
-    # Every target but BOS stands for a byte or more, so these suffice.
+    # Every target except BOS is at least one byte, so these suffice.
     taken = DataFolder.open(text).sample_validation(max_tokens=2 * limit_bytes)
     for number, document in enumerate(taken.documents):
         yield Document(str(number), document)
@@ -198,7 +198,7 @@ def compress(
 
     if not file.is_file():
         opened(file).close()
-    # The names . and / have no ending: what is no file is refused above.
+    # The names . and / have no ending, but paths that are no files were refused above.
     target = _free(out, file.with_name(file.name + SUFFIX))
     inputs = {"file": file, "artifact": artifact, "tokenizer": tokenizer}
     require_file(target, inputs, _of_kind(STORED, ARCHIVE))
@@ -313,7 +313,7 @@ def sample(
         emit(True, {"prompt": prompt, "text": text})
         return
     parts = model.stream(prompt, max_tokens=tokens, **options)
-    # The first part first: if the prompt is refused, nothing but the reason is printed.
+    # Compute the first part before printing: if the prompt is refused, only the reason is printed.
     first = next(parts, "")
     put(prompt + first, end="")
     for part in parts:

@@ -14,7 +14,7 @@ def score_texts(
     overrides: list[str] | None,
     as_json: bool,
 ) -> None:
-    """Print the score of an artifact, with an adapter if there is one, on text files."""
+    """Print the score of an artifact on text files, with an adapter if one is given."""
     from dataclasses import asdict
 
     from fairway.api import load

@@ -67,7 +67,7 @@ def serve(
             "Ctrl-C ends it",
         )
         sys.stdout.flush()
-        # Ctrl-C is how a server ends.
+        # Ctrl-C is the normal end of a server.
         with suppress(KeyboardInterrupt):
             server(desk, host).run(sockets=[bound])
 

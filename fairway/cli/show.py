@@ -18,24 +18,24 @@ from fairway.config.settings import Config, settings
 from fairway.score.baselines import TOOL_NAMES
 
 if TYPE_CHECKING:
-    from fairway.audit.records.telling import Told
+    from fairway.audit.records.telling import Group
     from fairway.pack.account import Part
 
 
-# Columns of a table in a pipe or a file, and the most that a table of numbers may have.
+# The width of a table in a pipe or a file, and the largest width of a table of numbers.
 _PIPE, _WIDEST = 100, 10_000
-# What a column of numbers holds: a number, whatever follows it, or nothing.
+# A cell of a column of numbers: a number with any text after it, or nothing.
 _NUMBER = re.compile(r"[-+]?[\d.]|$")
 
 
 class Table(rich.table.Table):
-    """A table whose title and cells are shown as they are: no markup, one line, all harmless."""
+    """A table whose title and cells are printed literally: no markup, one line, cleaned."""
 
     def __init__(self, title: str, *, footer: bool = False) -> None:
         super().__init__(title=Text(clean(title)), title_justify="left", show_footer=footer)
 
     def add_column(self, header: Any = "", footer: Any = "", **how: Any) -> None:
-        """Add a column; one that stands to the right holds numbers, which stay on one line."""
+        """Add a column; right-aligned columns have numbers, which are not wrapped."""
         how.setdefault("no_wrap", how.get("justify") == "right")
         super().add_column(_cell(header), _cell(footer), **how)
 
@@ -48,7 +48,7 @@ def _cell(cell: str | Text) -> str | Text:
     if isinstance(cell, Text):
         return Text(line(cell.plain), cell.style)
     shown = line(cell)
-    # In a plain string Rich looks for markup and names of pictures.
+    # Rich would parse markup and names of emoji in a plain string.
     return Text(shown) if "[" in shown or ":" in shown else shown
 
 
@@ -56,7 +56,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     """Return a table, its first column to the left and numbers to the right."""
     made, rows = Table(title), list(rows)
     for number, column in enumerate(columns):
-        # A row may end early, as a figure that only one side has.
+        # A row may have fewer cells, if only one side has a figure.
         cells = (row[number] for row in rows if number < len(row))
         whole = bool(number) and all(map(_NUMBER.match, cells))
         made.add_column(column, justify="right" if number else "left", no_wrap=whole)
@@ -66,7 +66,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def score_table(results: dict[str, Any]) -> Table:
-    """Return the scores of a run by stage, beside the compressors on the same bytes."""
+    """Return the scores of a run by stage, with those of compressors on the same bytes."""
     text = results["text"]
     documents = units.counted(text["documents"], "document")
     title = f"{text['bytes']:,} bytes of validation text, {documents}"
@@ -76,7 +76,8 @@ def score_table(results: dict[str, Any]) -> Table:
     rows = [(f"model, {name}", f"{stage['bpb']:.4f}", "", "") for name, stage in stages]
     for name, tool in (results["baselines"] or {}).items():
         primed = "" if tool["primed_bpb"] is None else f"{tool['primed_bpb']:.4f}"
-        # The stronger of the two ways: a score that beats cold compressors alone flatters.
+        # The stronger of the two ways; a comparison with untrained compressors alone would be too
+        # favourable.
         least = min(tool["bpb"], tool["primed_bpb"] or tool["bpb"])
         against = f"{claimed / least - 1:+.1%}"
         rows.append((TOOL_NAMES.get(name, name), f"{tool['bpb']:.4f}", primed, against))
@@ -132,7 +133,7 @@ def data_lines(manifest: dict[str, Any]) -> list[str]:
 
 
 def config_table(config: Config) -> Table:
-    """Return every setting with its value and help, those that differ from the default marked."""
+    """Return every setting with its value and help; changed settings are marked."""
     table = Table(f"recipe {line(config.recipe)}")
     table.add_column("setting")
     table.add_column("value", justify="right", no_wrap=False)
@@ -145,7 +146,7 @@ def config_table(config: Config) -> Table:
 
 
 def compare_table(comparison: dict[str, Any]) -> Table:
-    """Return the figures of two sides with their differences; what one side lacks is blank."""
+    """Return the figures of two sides with their differences; missing figures are blank."""
     a, b, differences = comparison["a"], comparison["b"], comparison["differences"]
     sides = {"A": a, "B": b}
     titles = [
@@ -217,7 +218,7 @@ def probe_table(facts: dict[str, Any]) -> Table:
 
 
 def findings_table(title: str, findings: Iterable[dict[str, Any]]) -> Table:
-    """Return what an audit found, the gravest first; names and values are shown as they are."""
+    """Return the findings of an audit, the gravest first; names and values are literal."""
     table = Table(title)
     for name in ("severity", "what", "where", "value", "why it matters"):
         table.add_column(name, overflow="fold")
@@ -229,13 +230,14 @@ def findings_table(title: str, findings: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
-def record_lines(told: "Sequence[Told]", most: int | None = None) -> list[str]:
-    """Return what was found in a record in lines: the gravest first, with what to ask about it.
+def record_lines(groups: "Sequence[Group]", most: int | None = None) -> list[str]:
+    """Return the findings of a record in lines: the gravest first, with a question about each.
 
-    With `most`, this many findings, the first place of each, and no notes; the rest is counted.
+    With `most` there are at most this many findings, with the first place of each and without
+    notes; the others are counted.
     """
     whole = most is None
-    shown = list(told) if whole else [one for one in told if one.severity != "note"][:most]
+    shown = list(groups) if whole else [one for one in groups if one.severity != "note"][:most]
     lines = []
     for number, one in enumerate(shown, start=1):
         word = SEVERITY_WORDS[one.severity]
@@ -246,7 +248,7 @@ def record_lines(told: "Sequence[Told]", most: int | None = None) -> list[str]:
             lines += _indented(place) + _indented(f"It says: {line(finding.why)}.")
         for head, text in (("Why it matters", one.question.matters), ("Ask", one.question.ask)):
             lines += _indented(f"{head}: {text}") if text else []
-    rest = len(told) - len(shown)
+    rest = len(groups) - len(shown)
     if rest:
         kinds = "kind" if rest == 1 else "kinds"
         lines.append(f"     {rest} more {kinds} of finding or note: see --all, or --json")
@@ -258,7 +260,7 @@ def _indented(text: str) -> list[str]:
 
 
 def record_figures(summary: dict[str, Any]) -> str:
-    """Return the figures of a record in one line; what was not found is left out."""
+    """Return the figures of a record in one line, without those that were not found."""
     figures = (
         ("claimed_bpb", "{:.5g} bpb claimed"), ("recomputed_bpb", "{:.5f} recomputed"),
         ("seeds", "seeds: {}"), ("steps", "{:,.0f} steps"), ("bytes", "{:,.0f} bytes"),
@@ -283,9 +285,9 @@ def _number(name: str, value: float, sign: str = "") -> str:
 
 
 def show(*things: Any, stream: TextIO | None = None) -> None:
-    """Print tables and lines, cleaned, to a stream; standard output if nothing is said.
+    """Print cleaned tables and lines to a stream, by default standard output.
 
-    A table is as wide as the screen, or wider if its numbers need that: none is ever cut.
+    A table is as wide as the screen, or wider if its numbers need it; numbers are never cut.
     """
     console = Console(file=stream)
     widest = Console(file=stream, width=_WIDEST)

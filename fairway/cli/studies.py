@@ -24,7 +24,7 @@ from fairway.cli.options import (
 from fairway.config.settings import MOST_SEED
 
 _SCORES = ("raw", "ema", "quantised", "sliding", "ttt", "mixture")
-# What is left to do after a budget is no mistake, and yet not done.
+# Unfinished work at the end of a budget is no mistake, but the study is not complete.
 UNFINISHED = 3
 _PAGE = "study.html"
 _MOST_S = 30 * 86_400
@@ -196,7 +196,7 @@ def _on_cluster(asked: Any, out: Path, where: Any, kind: str, settings: list[str
     from fairway.studies.running import expected_s
     from fairway.studies.table import table_of
 
-    # By default the runs of one pair at a time.
+    # By default one pair of runs at a time.
     slots = where.at_once or len(asked.all_arms())
     expected = expected_s(asked, table_of(asked, out))
     return replace(where, place=Cluster(kind, out / "jobs", slots, settings, expected))
@@ -227,7 +227,7 @@ def _ablate(asked: Any, out: Path, where: Any, effect: float, dry_run: bool, as_
 
 
 def _require_place(out: Path) -> None:
-    """Raise UserError for a folder that is none, or holds a run or a page of somebody else."""
+    """Raise UserError if the path is no folder, or has a run or a page from another source."""
     from fairway.pipeline.folder import MEMORY
     from fairway.studies.page import is_study_page
 

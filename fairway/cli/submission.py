@@ -31,7 +31,7 @@ from fairway.cli.options import (
 from fairway.config.overrides import override
 from fairway.config.settings import MOST_SEED, Config, declares_code
 
-# More than any host has processors.
+# More processors than any host has.
 MOST_PROCESSES = 4096
 
 _PROCESSES, _CARRY = "--nproc-per-node", "--with-artifacts"
@@ -73,7 +73,7 @@ def bundle(
 
     config = override(_recipe_of(recipe), overrides or [])
     if plain:
-        # A program is UTF-8, whatever this terminal shows.
+        # A program is UTF-8, independent of the terminal's encoding.
         put_bytes(bundled(config, ascii_only).plain.encode())
         return
     require_folder(out)

@@ -34,7 +34,7 @@ SamplePrompt = Annotated[
 
 
 def watching_of(live: str | None, sample_every_s: float, prompt: str) -> Any:
-    """Return what is to be seen of a training, or None; UserError before any of it is begun."""
+    """Return how a training is observed, or None; UserError before the training begins."""
     kinds = tuple(dict.fromkeys(filter(None, (live or "").replace(" ", "").split(","))))
     if live is not None and not kinds:
         raise UserError("--live is empty; choose tensorboard, wandb, or both with a comma")

@@ -18,7 +18,7 @@ from fairway.config.settings import (
     unknown_name,
 )
 
-# The bound of a number that has none of its own: what 64 bits hold.
+# The bound of numbers without a bound of their own: the range of 64 bits.
 LARGEST = 2**63 - 1
 
 
@@ -45,7 +45,7 @@ def _check_bound(name: str, item: dataclasses.Field[Any], value: Any) -> None:
     lo, hi = item.metadata["lo"], item.metadata["hi"]
     choices = item.metadata["choices"]
     if choices and isinstance(value, str) and value not in choices:
-        # A number may stand where a word does not.
+        # Such a setting may be a number or one of its words.
         number = "" if lo is None else f", or a number that is at least {lo:g}"
         raise UserError(f"{name} is '{value}'; choose one of {', '.join(choices)}{number}")
     if value is None or isinstance(value, str):
@@ -93,7 +93,7 @@ def check_model(model: ModelConfig) -> None:
 
 
 def layer_windows(model: ModelConfig) -> list[int]:
-    """Return how many positions attention sees in every layer; 0 is all that came before."""
+    """Return how many positions attention sees in every layer; 0 means all earlier ones."""
     words = model.window.split() or ["0"]
     if not all(word.isdigit() for word in words) or len(words) > model.num_layers:
         raise UserError(
@@ -105,7 +105,7 @@ def layer_windows(model: ModelConfig) -> list[int]:
 
 
 def knows_rate(train: TrainConfig) -> bool:
-    """Return whether a training reckons with the bits of its matrices' codes."""
+    """Return whether a training considers the bits of its matrices' codes."""
     return train.rate_errors != "off" or train.rate_weight > 0
 
 
@@ -192,7 +192,7 @@ def _check_scoring(config: Config) -> None:
         check_learning(config.prove.method, config.ttt, score)
 
 
-# What can have adapters, in the order of the forward pass.
+# The matrices that can have adapters, in the order of the forward pass.
 LORA_TARGETS = ("q", "k", "v", "o", "mlp", "head")
 
 
@@ -226,12 +226,12 @@ def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
             raise UserError(unknown_name(what, name, known))
 
 
-# Who can help a model, in the order in which they do.
+# The experts, in the order in which they are applied.
 EXPERTS = ("tilt", "ppm", "match")
 
 
 def check_mixture(mixture: MixtureConfig, ttt: TttConfig, score: ScoreConfig) -> None:
-    """Raise UserError unless experts can stand beside the model."""
+    """Raise UserError unless experts can be combined with the model."""
     _check_bounds(mixture, "mixture.")
     chosen = mixture.experts.split()
     _check_names("expert in mixture.experts", chosen, EXPERTS)

@@ -112,7 +112,7 @@ class MixtureConfig:
     )
 
 
-# Streams that may be coded side by side.
+# The most streams that are coded side by side.
 MAX_STREAMS = 1024
 
 

@@ -3,12 +3,12 @@
 from dataclasses import field
 from typing import Any
 
-# A setting that is found out: on the machine, or by measuring.
+# The value of a setting that Fairway determines: from the machine, or by measuring.
 AUTO = "auto"
-# A seed of something else than the initial weights that is theirs nevertheless.
+# The value of a seed that is equal to the seed of the initial weights.
 OWN_SEED = "seed"
 MOST_SEED = 2**32 - 1
-# What the challenge allows artifact and code to have together.
+# The limit of the challenge for artifact and code together.
 LIMIT_BYTES = 16_000_000
 # The token that begins every document: in the challenge's tokenizers and in those trained here.
 BOS_ID = 1
@@ -22,5 +22,5 @@ def opt(
     hi: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """Declare a setting: its default, its help, and the bounds (inclusive) or choices it obeys."""
+    """Declare a setting: its default, its help, and its inclusive bounds or choices."""
     return field(default=default, metadata={"help": text, "lo": lo, "hi": hi, "choices": choices})

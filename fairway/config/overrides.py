@@ -16,7 +16,7 @@ from fairway.config.settings import Config, settings, unknown_name
 # Settings that name a folder of this machine.
 _PATHS = ("data.source", "train.init", "train.replay")
 
-# Settings of earlier days. All but one are constants of the code that uses them.
+# Settings of earlier versions. All except one are now constants in the code.
 _FIXED = {
     "data": "shard_tokens",
     "model": "leak layer_scale embed_std reads embed_dim xsa_layers softcap softcap_skew skips "
@@ -36,7 +36,7 @@ _FIXED = {
 }
 _RENAMED = {"quant.fill": "quant.fit", "model.attn_gate": "model.gate_features"}
 
-# Longer numbers fit no setting, and Python refuses to read those of thousands of digits.
+# Longer numbers fit no setting, and Python refuses numbers of thousands of digits.
 MAX_CHARACTERS = 100
 
 
@@ -53,7 +53,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             raise UserError(f"override '{text}' has no '='; write section.field=value")
         if not name:
             raise UserError(f"override '{text}' names no setting; write section.field=value")
-        # A folder's name may end in a blank, or in a new line.
+        # The name of a folder may end in a blank or a newline.
         config = _assign(config, name, value if name in _PATHS else value.strip())
     check(config)
     return config
@@ -100,7 +100,7 @@ def _parse(hint: Any, text: str, name: str) -> Any:
         number = float(text.replace("_", "")) if kind is float else _whole(text)
     except ValueError:
         if str in kinds:
-            # A word that stands for a number: `check` knows which there are.
+            # A word in the place of a number; `check` has the list of these words.
             return text
         word = "a number" if kind is float else "a whole number"
         raise UserError(f"{name} must be {word}, got '{text}'") from None
@@ -108,7 +108,7 @@ def _parse(hint: Any, text: str, name: str) -> Any:
 
 
 def _words(text: str, name: str) -> str:
-    """Return a text that may stand in files and on pages, or a path."""
+    """Return a text that is allowed in files and on pages, or a path."""
     if name not in _PATHS:
         if text != line(text):
             raise UserError(f"{name} is '{text}', which has characters that cannot be shown")
@@ -128,14 +128,15 @@ _WHOLE = re.compile(
     r"(?P<sign>[+-]?)(?P<whole>\d+(_\d+)*)(\.(?P<fraction>\d*))?([eE]\+?(?P<power>\d{1,3}))?",
     re.ASCII,
 )
-# More than any power of three digits adds to a short number, and fewer than Python refuses to read.
+# More digits than an exponent of three digits adds to a short number, and fewer than Python
+# refuses.
 _MOST_DIGITS = 1200
 
 
 def whole_number(text: str) -> int | None:
-    """Return the whole number that a text states to the last digit, or None: 16_000_000, 1.5e6.
+    """Return the exact whole number of a text, or None: 16_000_000, 1.5e6.
 
-    Of one with more digits than any bound has, the first are taken, so that it is beyond them all.
+    If it has more digits than any bound, only the first ones are read, which exceed all bounds.
     """
     if not (found := _WHOLE.fullmatch(text)):
         return None

@@ -1,7 +1,7 @@
 """Every setting of a run, as one tree of frozen dataclasses.
 
-Those of evaluation stand in `evaluation`, those of artifacts in `packing`; what declares one, in
-`options`.
+Settings of evaluation are in `evaluation`, those of artifacts in `packing`; `options` declares a
+setting.
 
 The defaults are those of pull request #1858's seed runs (and #1493's, its base); a
 recipe (`fairway.recipes`) is a function that returns this tree with its own values. `--help`, the
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-# Whoever asks for a setting finds it here, wherever it stands.
+# All settings can be imported from here, wherever they are defined.
 from fairway.config.evaluation import MAX_STREAMS as MAX_STREAMS
 from fairway.config.evaluation import AuditConfig as AuditConfig
 from fairway.config.evaluation import MixtureConfig as MixtureConfig
@@ -315,12 +315,12 @@ def order_seed(config: Config) -> int:
 
 
 def declares_code(pack: PackConfig) -> bool:
-    """Return whether the bytes of code are a number of the recipe's, not those of its bundle."""
+    """Return whether the recipe declares the bytes of code, instead of measuring its bundle."""
     return not isinstance(pack.code_bytes, str)
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """Return the sentence that refuses an unknown name and offers the nearest known one."""
+    """Return the error sentence for an unknown name, with the nearest known one."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     leaf = name.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""A config as plain values and back, and the digests that tell one from another."""
+"""A config as plain values and back, and the digests that identify it."""
 
 import dataclasses
 import types

@@ -1,1 +1,1 @@
-"""Text becomes tokens: tokenizers, shards and batches; then where text comes from and its guard."""
+"""Turns text into tokens: tokenizers, shards and batches, sources of text, and the guard."""

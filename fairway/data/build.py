@@ -1,7 +1,7 @@
-"""Makes a data folder of documents: split, tokenizer, shards, and last the manifest.
+"""Builds a data folder from documents: split, tokenizer, shards, and last the manifest.
 
-Everything in the folder is a function of the documents and the settings. A folder is either whole
-or one that no reader accepts (`fairway/base/folders.py`).
+Everything in the folder depends only on the documents and the settings. A folder is either complete
+or refused by every reader (`fairway/base/folders.py`).
 """
 
 import functools
@@ -42,7 +42,7 @@ _SPLIT_RULE = "validation is the share of documents with the smallest BLAKE2b of
 _NEAR_RULE = (
     f"over {NEAR_SHARE:.0%} of its runs of {SHINGLE_WORDS} words or {SHINGLE_CHARS} characters"
 )
-# SentencePiece holds its training text several times over; more than this changes little.
+# SentencePiece keeps several copies of its training text in memory; more text changes little.
 _TOKENIZER_SAMPLE_CHARS = 50_000_000
 _CHUNK_CHARS = 1_000_000
 _SHARD = re.compile(r"fairway_(train|val)_\d+\.bin")
@@ -50,7 +50,7 @@ _SHARD = re.compile(r"fairway_(train|val)_\d+\.bin")
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One side: its stream of tokens, the documents in it, their canonical bytes, how many fell."""
+    """One side: its token stream, its documents, their canonical bytes, and the dropped number."""
 
     tokens: Tokens
     documents: list[Document]
@@ -74,18 +74,18 @@ def build_data(
 ) -> dict[str, Any]:
     """Write a data folder at `out` and return its manifest.
 
-    Without a tokenizer one of `vocab_size` pieces is trained on the training side, with marks for
-    capital letters if `case_ops`; a given one must have them then. Documents that
-    the tokenizer cannot restore exactly are left out and counted, beside what reading left out and
-    counts in `left_out`. Documents are held in memory. Raises UserError for no text, overlap with
-    the given validation documents, a tokenizer of another size, an `out` that holds something else,
-    or Fairway data that are not to be replaced, and a full or read-only disk.
+    Without a tokenizer, one of `vocab_size` pieces is trained on the training side, with marks for
+    capital letters if `case_ops`; a given tokenizer must then have them. Documents that the
+    tokenizer cannot restore exactly are left out and counted; `left_out` has the counts of the
+    reader. All documents are held in memory. Raises UserError if there is no text, if text overlaps
+    with given validation documents, if the tokenizer has another size, if `out` contains other
+    files, or Fairway data without `replace`, and for a full or read-only disk.
     """
     _check_out(out, replace)
     left_out = LeftOut() if left_out is None else left_out
     if tokenizer:
         _check_tokenizer(tokenizer, vocab_size, case_ops)
-    # Read first: the new folder may lie in a folder that is read.
+    # The text is read first: the new folder may be inside a folder that is read.
     split = _split(documents, val_share, val_documents, left_out)
     digest = corpus_digest(sorted([*split.train, *split.val], key=document_key))
     with _folder(out) as folder:
@@ -118,7 +118,7 @@ def build_data(
 
 def _check_bytes(tokenizer: Tokenizer, val: _Encoded) -> None:
     if prove_bytes(tokenizer, val.tokens) != val.bytes:
-        raise UserError("the validation tokens stand for other bytes than the validation text")
+        raise UserError("the validation tokens do not have the bytes of the validation text")
 
 
 def _check_tokenizer(tokenizer: Tokenizer, vocab_size: int, case_ops: bool) -> None:
@@ -142,7 +142,7 @@ def _write(
     val: _Encoded,
     shard_tokens: int,
 ) -> None:
-    """Write all files; the manifest, which gains their digests, comes last."""
+    """Write all files; the manifest is last, because it contains the digests of the others."""
     write_atomic(folder / TOKENIZER, tokenizer.data)
     manifest["train"] = _write_side(folder, "train", train, shard_tokens)
     manifest["val"] = _write_side(folder, "val", val, shard_tokens)
@@ -175,7 +175,7 @@ def _split(
 
 
 def _sample(documents: Iterable[Document]) -> Iterator[str]:
-    """Yield texts in hash order until there are enough to train a tokenizer."""
+    """Yield texts in hash order until they are enough to train a tokenizer."""
     left = _TOKENIZER_SAMPLE_CHARS
     for document in sorted(documents, key=document_key):
         if left <= 0:
@@ -201,7 +201,7 @@ def _encode(tokenizer: Tokenizer, documents: list[Document], description: str) -
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yield runs of documents of about a megabyte, whatever the number of processes."""
+    """Yield groups of documents of about a megabyte, independent of the number of processes."""
     chunk: list[Document] = []
     chars = 0
     for document in documents:
@@ -215,7 +215,7 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _encode_texts(model: bytes, texts: list[str]) -> tuple[Tokens, list[int]]:
-    """Return the stream of the texts, and each one's canonical bytes, 0 where it is left out."""
+    """Return the token stream of texts, and each one's canonical bytes, 0 if it is left out."""
     tokenizer = _tokenizer(model)
     documents: list[Ids] = []
     sizes: list[int] = []
@@ -246,7 +246,7 @@ def _tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _write_side(folder: Path, split: str, side: _Encoded, shard_tokens: int) -> dict[str, Any]:
-    """Write one side's shards, of nearly equal length so that none is too short to train on."""
+    """Write one side's shards; they have nearly equal lengths, so that none is too short."""
     count = -(-len(side.tokens) // shard_tokens)
     shards = []
     for number, part in enumerate(np.array_split(side.tokens, count)):
@@ -276,12 +276,14 @@ def _check_out(out: Path, replace: bool) -> None:
         return
     if (out / MANIFEST).exists() and is_unfinished(read_json(out / MANIFEST)):
         return
-    raise UserError(f"{out} holds data already; replace them with --replace or name another folder")
+    raise UserError(
+        f"{out} already contains data; replace it with --replace, or name another folder"
+    )
 
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """Yield a folder that takes the place of `out` if the block ends without an error."""
+    """Yield a new folder that replaces `out` if the block ends without an error."""
 
     def mark(final: Path) -> None:
         write_json(final / MANIFEST, unfinished_record())

@@ -1,19 +1,20 @@
-"""Capital letters as marks before small ones, and back: a tokenizer then has one form of a word.
+"""Writes capital letters as marks before small letters, so that each word has one form.
 
-A run of ASCII letters that has capitals is written small behind a mark: TITLE where the first
-letter alone is one, ALL where all of several are, else TITLE or NEXT before each. A mark that the
-text itself has is written as ESCAPE and a letter that numbers it. So every text has its own form,
-and no other text has it. (CaseOps of #1729, but for what follows an ESCAPE: a mark there would
-make the bytes of a token depend on more than the token before.)
+A run of ASCII letters with capitals is written in small letters after a mark. The mark is TITLE if
+only the first letter is a capital, and ALL if all of several letters are. Otherwise TITLE or NEXT
+comes before each capital. A mark in the original text is written as ESCAPE and a letter that
+numbers it. So every text has its own form, which no other text has. (This is CaseOps of #1729
+except after an ESCAPE: a mark there would make the bytes of a token depend on more than the token
+before.)
 
-All of it works on UTF-8, and on bytes that are none.
+It works on UTF-8 and on any other bytes.
 """
 
 import re
 
-# U+E001 to U+E004, of an area that Unicode leaves to private use.
+# U+E001 to U+E004, from the private use area of Unicode.
 TITLE, ALL, NEXT, ESCAPE = MARKS = ("\ue001", "\ue002", "\ue003", "\ue004")
-# Bytes of text that a mark stands for: an ESCAPE and its letter are the three of a literal mark.
+# Bytes of the original text that a mark represents; ESCAPE and its letter represent three bytes.
 MARK_BYTES = {TITLE: 0, ALL: 0, NEXT: 0, ESCAPE: 2}
 
 _TITLE, _ALL, _NEXT, _ESCAPE = _MARKS = tuple(mark.encode() for mark in MARKS)
@@ -29,7 +30,7 @@ def marked(data: bytes) -> bytes:
 
 
 def restored(data: bytes) -> bytes:
-    """Return the text that marks stand for. A mark that says nothing is left out."""
+    """Return the text that marks represent. A mark without meaning is left out."""
     return _MARKED.sub(_read, data)
 
 

@@ -1,4 +1,4 @@
-"""The text column of a Parquet file, for all kinds of strings."""
+"""Reads the text column of a Parquet file, for all kinds of strings."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +14,15 @@ from fairway.data.streams import MAX_LINE_BYTES, Budget
 
 _MAX_BATCH_ROWS, _BATCH_BYTES = 256, 1 << 26
 _STRINGS = (types.is_string, types.is_large_string, types.is_string_view)
-# Some writers do not mark their strings as such; what is not UTF-8 is refused.
+# Some writers do not declare strings as such; bytes that are not UTF-8 are refused.
 _BYTES = (types.is_binary, types.is_large_binary, types.is_binary_view)
 
 
 def column_texts(path: Path, name: str) -> Iterator[tuple[int, str | None]]:
     """Yield (number, text) of every row from 1, None for a null; a few rows are read at a time.
 
-    Plain, large, view, dictionary and unmarked strings are read. Raises UserError for a file that
-    is damaged, larger than its budget, or has no such column of strings.
+    Plain, large, view, dictionary and undeclared strings can be read. Raises UserError for a file
+    that is damaged, larger than its budget, or without such a column of strings.
     """
     number = 0
     budget = Budget(path)
@@ -43,7 +43,7 @@ def column_texts(path: Path, name: str) -> Iterator[tuple[int, str | None]]:
 
 
 def _batch_rows(metadata: Any) -> int:
-    """Return how many rows are read at once, so that they take about 64 MB."""
+    """Return how many rows are read at once, for about 64 MB."""
     rows = max(1, metadata.num_rows)
     size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
     return int(min(_MAX_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(1, size))))

@@ -1,8 +1,8 @@
 """The embedded corpus: English documentation that every machine with Fairway already has.
 
-Docstrings and help topics of the standard library and of the packages Fairway runs on, read with
-`ast` (nothing is imported), one document per module, repeated paragraphs kept once. The text is a
-function of the versions in `corpus_versions`.
+It consists of docstrings and help topics of the standard library and of the packages that Fairway
+uses. They are read with `ast`, so nothing is imported. Each module is one document, and repeated
+paragraphs are kept once. The text depends only on the versions in `corpus_versions`.
 """
 
 import ast
@@ -19,8 +19,8 @@ from fairway.data.prose import prose
 
 __all__ = ["Document", "corpus_digest", "corpus_versions", "embedded_documents"]
 
-# Distributions that Fairway needs at run time, directly or not. Developers' tools are left out, so
-# that the corpus of a checkout and of an installation are the same.
+# Packages that Fairway needs at run time, directly or not. Developers' tools are left out, so that
+# the corpus of a checkout and of an installation are the same.
 _PACKAGE_NAMES = """
 anyio click contourpy cycler filelock fonttools fsspec h11 httpcore httpcore2 httpx httpx2
 huggingface_hub idna jinja2 markdown-it-py matplotlib mpmath networkx numpy packaging pillow pyarrow
@@ -82,14 +82,14 @@ def _is_wanted(path: PurePosixPath) -> bool:
 
 
 def _module_prose(path: Path) -> list[str]:
-    """Return the prose paragraphs of one source file; one that cannot be read has none."""
+    """Return the prose paragraphs of one source file; none if it cannot be read."""
     try:
         source = path.read_bytes()
-        # Half of all files hold no text of more than a line; parsing is what takes the time.
+        # Half of all files have no text of more than a line; parsing takes most of the time.
         if b'"""' not in source and b"'''" not in source:
             return []
         with warnings.catch_warnings():
-            # Other people's escape sequences are not our user's business.
+            # Users need no warnings about escape sequences in other packages.
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError, RecursionError):
@@ -100,8 +100,9 @@ def _module_prose(path: Path) -> list[str]:
 def _literals(node: ast.AST) -> Iterator[str]:
     """Yield the documentation among statements, in order: docstrings, and long texts in calls.
 
-    Torch and NumPy attach documentation by calls, help topics are a dictionary; a text of one line
-    in a call is a message, not documentation. Other expressions, most of a tree, are not visited.
+    Torch and NumPy attach documentation with calls, and help topics are a dictionary. A text of one
+    line in a call is a message and not documentation. Other expressions, which are most of a tree,
+    are not visited.
     """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Expr | ast.Assign):
@@ -119,7 +120,7 @@ def _literals(node: ast.AST) -> Iterator[str]:
 
 
 def _first_time(paragraph: str, seen: set[str]) -> bool:
-    """Return whether no paragraph with the same letters was met before, and remember it."""
+    """Return whether no earlier paragraph had the same letters, and record this one."""
     key = "".join(filter(str.isalpha, paragraph.casefold()))
     if key in seen:
         return False

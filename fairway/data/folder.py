@@ -1,7 +1,7 @@
 """A data folder: a tokenizer, training and validation shards, and the manifest.
 
-Two kinds are read: those `fairway data build` made, with a manifest, and those fetched or copied
-from the challenge, which hold only shards and a tokenizer.
+There are two kinds: folders from `fairway data build`, with a manifest, and folders fetched or
+copied from the challenge, with only shards and a tokenizer.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ MANIFEST, FETCHED, TOKENIZER, VAL_TEXT = (
 )
 FORMAT, FORMAT_VERSION = "fairway-data", 1
 UNFINISHED = "unfinished"
-# No file has a longer name; a record may.
+# File names have at most this many characters, but names in a record may be longer.
 _LONGEST_NAME = 255
-# A sampled piece is long enough for a model to warm up on, short enough to reach many documents.
+# A sampled piece is long enough as context for a model, and short enough for many documents.
 PIECE_BYTES = 4096
 _MIN_PIECE_BYTES = 256
 
@@ -51,7 +51,7 @@ class Validation:
 
 
 class DataFolder:
-    """A folder of token shards with the tokenizer they were made with."""
+    """A folder of token shards with their tokenizer."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer, digests: dict[str, str]):
         self.path = path
@@ -60,10 +60,10 @@ class DataFolder:
 
     @classmethod
     def open(cls, path: Path) -> "DataFolder":
-        """Return a data folder, its tokenizer checked; shards are checked when they are read.
+        """Return a data folder after checking its tokenizer; shards are checked when they are read.
 
-        Raises UserError when the folder, its tokenizer or its shards are missing, and for data
-        whose bytes per token lie in a sidecar (CaseOps), which tokens alone cannot give.
+        Raises UserError if the folder, its tokenizer or its shards are missing, and for data whose
+        bytes per token are in a sidecar file (CaseOps), because tokens alone do not determine them.
         """
         if not path.is_dir():
             raise UserError(f"there is no data folder {path}; make one with `fairway data build`")
@@ -80,28 +80,28 @@ class DataFolder:
             raise UserError(f"{path / name} is missing; build or fetch the data again")
         tokenizer = Tokenizer.load(_tokenizer_file(path))
         if digests.get(TOKENIZER, tokenizer.digest) != tokenizer.digest:
-            raise UserError(f"{path / TOKENIZER} is not the tokenizer the shards were made with")
+            raise UserError(f"{path / TOKENIZER} is not the tokenizer that made the shards")
         return cls(path, tokenizer, digests)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 in hex of what the folder holds: of its record, or of all files without one."""
+        """SHA-256 in hex of the folder's content: of its record, or of all files if it has none."""
         for name in (MANIFEST, FETCHED):
             if (self.path / name).exists():
                 return digest_file(self.path / name)
         files = [*find_shards(self.path, "train"), *find_shards(self.path, "val")]
-        # A name may be no UTF-8: its bytes are taken.
+        # A name may not be valid UTF-8, so its bytes are used.
         lines = [os.fsencode(file.name) + f" {digest_file(file)}\n".encode() for file in files]
         return digest_bytes(b"".join([*lines, self.tokenizer.digest.encode()]))
 
     @cached_property
     def bytes_per_token(self) -> float:
-        """Text bytes per training token, from the first million tokens: for step lines only."""
+        """Text bytes per training token, from the first million tokens; only for step lines."""
         ids = self.train_shards()[0][:1_000_000]
         return float(token_bytes(ids[1:], ids[:-1], self.tokenizer.table).mean())
 
     def facts(self) -> dict[str, Any]:
-        """Return what a result says of its data; bytes and documents are None without a record."""
+        """Return the facts of the data for a result; bytes and documents are None if unknown."""
         record = read_json(self.path / MANIFEST) if (self.path / MANIFEST).exists() else {}
         train = record.get("train", {})
         return {
@@ -123,7 +123,7 @@ class DataFolder:
                 advance(1)
 
     def _verify_file(self, path: Path) -> None:
-        # First what the file itself tells: "cut short" says more than "not the one recorded".
+        # The file's own checks come first: "cut short" explains more than "not the one recorded".
         tokens = open_shard(path) if path.suffix == ".bin" else None
         if self._digests and self._digests.get(path.name) != digest_file(path):
             raise UserError(
@@ -133,13 +133,13 @@ class DataFolder:
             check_vocabulary(tokens, self.tokenizer.vocab_size, str(path))
 
     def train_shards(self, most: int = 0) -> list[Tokens]:
-        """Return the training shards, or the first this many, mapped read-only, in name order."""
+        """Return all training shards, or the first `most`, mapped read-only, in name order."""
         paths = find_shards(self.path, "train")
         return [open_shard(path) for path in paths[: most or None]]
 
     @property
     def fetched(self) -> bool:
-        """Whether this is the challenge's data, by the record that `fetch` leaves."""
+        """Whether this is the challenge's data, according to the record of `fetch`."""
         return (self.path / FETCHED).exists()
 
     def val_tokens(self) -> Tokens:
@@ -147,7 +147,7 @@ class DataFolder:
         return np.concatenate([open_shard(path) for path in find_shards(self.path, "val")])
 
     def train_documents(self) -> Iterator[str]:
-        """Yield the training texts; a document that shards cut in two is joined again."""
+        """Yield the training texts; a document that two shards share is joined again."""
         rest = np.zeros(0, np.uint16)
         for shard in self.train_shards():
             ids = np.concatenate([rest, shard])
@@ -159,11 +159,11 @@ class DataFolder:
 
     def sample_validation(self, max_bytes: int = 0, max_tokens: int = 0) -> Validation:
         """Return the text to be scored: everything by default, about `max_bytes` across documents,
-        or the first `max_tokens` targets, whose last document may be cut.
+        or the first `max_tokens` targets; then the last document may be cut.
 
-        A sample takes documents in the order of their hash, and from each a run of whole
-        paragraphs of at most `PIECE_BYTES`, or more where few documents must fill it. It depends on
-        the text alone. Bytes are proven to be those of the documents.
+        A sample takes documents in the order of their hash, and from each a run of whole paragraphs
+        of at most `PIECE_BYTES`, or more if there are few documents. It depends only on the text.
+        The bytes are checked against the documents.
         """
         ids = self.val_tokens()
         if max_tokens:
@@ -181,7 +181,7 @@ class DataFolder:
 
 
 def _sample(documents: list[str], max_bytes: int) -> Iterator[str]:
-    """Yield pieces of documents, `max_bytes` in all or a little less."""
+    """Yield pieces of documents with about `max_bytes` in all, and never more."""
     cap = max(PIECE_BYTES, _level([len(document.encode()) for document in documents], max_bytes))
     left = max_bytes
     for key, document in sorted((_hash(document), document) for document in documents):
@@ -193,9 +193,9 @@ def _sample(documents: list[str], max_bytes: int) -> Iterator[str]:
 
 
 def beginnings(documents: Sequence[str], most: int, size_bytes: int) -> list[str]:
-    """Return the beginnings of the first documents that have this many bytes, then of others.
+    """Return the beginnings of the first documents of at least this size, then of shorter ones.
 
-    Each ends with a line if one ends in its second half, else with a word, else anywhere.
+    Each ends at a line end in its second half, else at the end of a word there, else anywhere.
     """
     long = [text for text in documents if len(text.encode()) >= size_bytes]
     chosen = [*long, *(text for text in documents if text and text not in long)][:most]
@@ -211,7 +211,7 @@ def _beginning(text: str, size_bytes: int) -> str:
 
 
 def _level(sizes: list[int], total: int) -> int:
-    """Return how much each document may give so that all together give `total`."""
+    """Return the limit per document at which all documents together give `total`."""
     for number, size in enumerate(sorted(sizes)):
         if size * (len(sizes) - number) >= total:
             return -(-total // (len(sizes) - number))
@@ -224,9 +224,9 @@ def _hash(text: str) -> int:
 
 
 def _run_of_paragraphs(text: str, limit: int, key: int) -> str:
-    """Return paragraphs of at most `limit` bytes, from where `key` says and enough text follows.
+    """Return paragraphs of at most `limit` bytes; `key` chooses the first one.
 
-    A first paragraph that is longer is cut at a blank.
+    It is chosen among those with enough text after them. If it is too long, it is cut at a blank.
     """
     paragraphs = text.split("\n")
     sizes = np.array([len(paragraph.encode()) + 1 for paragraph in paragraphs])
@@ -244,12 +244,12 @@ def _run_of_paragraphs(text: str, limit: int, key: int) -> str:
 
 
 def unfinished_record() -> dict[str, Any]:
-    """Return what a manifest says while the folder is being filled; `open` refuses it."""
+    """Return the content of a manifest while the folder is being filled; `open` refuses it."""
     return {"format": FORMAT, "version": FORMAT_VERSION, UNFINISHED: True}
 
 
 def is_unfinished(record: Any) -> bool:
-    """Return whether a record says that its folder was never completed."""
+    """Return whether a record is of a folder that was never completed."""
     return isinstance(record, dict) and bool(record.get(UNFINISHED))
 
 
@@ -286,7 +286,7 @@ def _tokenizer_file(path: Path) -> Path:
     found = [path / TOKENIZER] if (path / TOKENIZER).exists() else sorted(path.glob("*.model"))
     if len(found) != 1:
         raise UserError(
-            f"{path} has {len(found)} tokenizers; copy the one its shards were made with to "
+            f"{path} has {len(found)} tokenizers; copy the one that made its shards to "
             f"{path / TOKENIZER}"
         )
     return found[0]

@@ -1,11 +1,11 @@
-"""Training and validation text are kept apart: the split, and the search for overlap.
+"""Keeps training and validation text apart: the split, and the search for overlap.
 
-Documents are compared by runs of 13 words, or of 20 characters where a script has no blanks
-(`fairway/data/shingles.py`). A document is a near duplicate of the other side when more than
-`NEAR_SHARE` of its runs occur there. Both directions are searched: a short validation document may
-be a small part of a long training one. One that is shorter than a run, from 8 words or 12
-characters on, is a near duplicate when the other side holds the whole of it; a shorter one, when
-the other side has an equal document.
+Documents are compared by runs of 13 words, or of 20 characters in scripts without blanks
+(`fairway/data/shingles.py`). A document is a near duplicate of the other side if more than
+`NEAR_SHARE` of its runs occur there. The search goes in both directions, because a short validation
+document may be a small part of a long training document. A document shorter than a run, but of at
+least 8 words or 12 characters, is a near duplicate if the other side contains all of it. A still
+shorter one is a near duplicate if the other side has an equal document.
 """
 
 from collections.abc import Iterable
@@ -29,10 +29,10 @@ from fairway.data.shingles import (
     views,
 )
 
-# Stock phrases shared by honest neighbours (licences, boilerplate) stay below a fifth; an edited
-# copy that has one word in thirteen replaced at random still shares a third of its runs.
+# Stock phrases that different documents share (licences, boilerplate) stay below a fifth. An edited
+# copy with one word in thirteen replaced at random still shares a third of its runs.
 NEAR_SHARE = 0.2
-# Any text may hold a greeting or a name; eight words in a row are hardly met by chance.
+# Any text may contain a greeting or a name; eight words in a row rarely coincide.
 SHORT_WEIGHT = 8 * WORD_WEIGHT
 
 Shares = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ Shares = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides, and how many documents were left out of each and why."""
+    """The two sides, and how many documents were left out of each, by reason."""
 
     train: list[Document]
     val: list[Document]
@@ -50,9 +50,9 @@ class Split:
 def split_documents(documents: Iterable[Document], val_share: float) -> Split:
     """Return documents divided by a hash of their name and text, without overlap.
 
-    Repeats of a text (but for case, punctuation and blanks) are kept once. Near duplicates of
-    validation text leave training; validation documents that training still covers leave
-    validation. Raises UserError when there are not two documents to divide.
+    Repeats of a text (apart from case, punctuation and blanks) are kept once. Near duplicates of
+    validation text are removed from training; validation documents that training still covers are
+    removed from validation. Raises UserError if there are fewer than two documents.
     """
     unique, repeats = _without_repeats(documents)
     if len(unique) < 2:
@@ -84,7 +84,7 @@ def split_documents(documents: Iterable[Document], val_share: float) -> Split:
 
 
 def check_overlap(train: Iterable[Document], val: Iterable[Document]) -> None:
-    """Raise UserError when the two sides share documents or near duplicates, naming the first."""
+    """Raise UserError if the two sides share documents or near duplicates, naming the first."""
     train, val = list(train), list(val)
     train_shares, val_shares = _overlap(train, val)
     for documents, shares, side, other in (
@@ -116,7 +116,7 @@ def _without_repeats(documents: Iterable[Document]) -> tuple[list[Document], int
 
 
 class _Pool:
-    """Distinct hashes of one side, and where each is, for a search from the other."""
+    """Distinct hashes of one side with their indices, for searches from the other side."""
 
     def __init__(self, parts: Iterable[Hashes]) -> None:
         self.keys = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
@@ -124,7 +124,7 @@ class _Pool:
         index_of(self.keys, self.slots)
 
     def find(self, hashes: Hashes) -> Slots:
-        """Return the places of the hashes that are here, once each."""
+        """Return the indices of the given hashes that are here, once each."""
         return np.unique(look_up(self.keys, self.slots, hashes))
 
 
@@ -137,7 +137,7 @@ def _share(found: Slots, runs: Hashes) -> float:
 
 
 class _Side:
-    """Validation text, made ready to be searched from training documents one after another."""
+    """Validation text, prepared for searches from one training document after another."""
 
     def __init__(self, documents: list[Document]) -> None:
         self._views = [views(document.text) for document in documents]
@@ -145,7 +145,7 @@ class _Side:
         self._pool = _Pool(view.runs(SHINGLE_WEIGHT) for view in self._all)
         self._covered = np.zeros(len(self._pool.keys), bool)
         short = [view for view in self._all if _is_short(view)]
-        # By weight: the short validation documents, and whether training text holds them.
+        # By weight: the short validation documents, and whether training text contains them.
         self._short = {
             weight: _Pool(v.runs(weight) for v in short if v.weight == weight)
             for weight in {v.weight for v in short}
@@ -154,7 +154,7 @@ class _Side:
         self._runs: dict[int, _Pool] = {}
 
     def meet(self, text: str) -> float:
-        """Return the share of a training document that is here; if it may stay, remember it."""
+        """Return the share of a training document that is here; record it if it may stay."""
         readings = views(text)
         runs = [view.runs(SHINGLE_WEIGHT) for view in readings]
         found = [self._pool.find(some) for some in runs]
@@ -170,14 +170,14 @@ class _Side:
         return share
 
     def _holds(self, short: Units) -> bool:
-        """Return whether some validation text holds a short training document."""
+        """Return whether some validation text contains a short training document."""
         weight = short.weight
         if weight not in self._runs:
             self._runs[weight] = _Pool(view.runs(weight) for view in self._all)
         return len(self._runs[weight].find(short.runs(weight))) > 0
 
     def shares(self) -> Shares:
-        """Return the share of every validation document that the training documents cover."""
+        """Return for every validation document the share that training documents cover."""
         return np.array([max(map(self._covered_share, some)) for some in self._views])
 
     def _covered_share(self, view: Units) -> float:
@@ -192,8 +192,8 @@ class _Side:
 def _overlap(train: list[Document], val: list[Document]) -> tuple[Shares, Shares]:
     """Return for each document of both sides the share of its runs found on the other side.
 
-    Training documents that are near duplicates do not count against validation, as they go first.
-    Only the validation side is held in memory.
+    Training documents that are near duplicates do not count against validation, because they are
+    removed first. Only the validation side is held in memory.
     """
     side = _Side(val)
     train_shares = np.zeros(len(train))

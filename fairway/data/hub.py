@@ -1,8 +1,8 @@
-"""The challenge's published shards and tokenizer, from a repository of the Hugging Face Hub.
+"""Downloads the challenge's published shards and tokenizer from the Hugging Face Hub.
 
-The repository the field uses for SP8192 keeps shards in `datasets/datasets/fineweb10B_sp8192/` and
-tokenizers in `datasets/tokenizers/` (field notes of #1394 and later records). A fetched folder is
-flat, and its `fetch.json` names the commit and the digest of every file.
+The usual repository for SP8192 has shards in `datasets/datasets/fineweb10B_sp8192/` and tokenizers
+in `datasets/tokenizers/` (field notes of #1394 and later records). A fetched folder is flat, and
+its `fetch.json` has the commit and the digest of every file.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class _Remote:
-    """A file of the repository: where it is, what it is called here, and how it is recognised."""
+    """A file of the repository: its path, its local name, and its size and digests."""
 
     path: str
     name: str
@@ -63,14 +63,14 @@ def fetch(
 ) -> dict[str, Any]:
     """Download training shards, all validation shards and the tokenizer; return the record.
 
-    `revision` is resolved to a commit first, and all comes from that commit. Files that are
-    there and right are kept, so an interrupted fetch continues with the file it was at. `expected`
-    pins SHA-256 by local file name, beside what the repository announces. Progress is the Hub
+    `revision` is resolved to a commit first, and all files come from that commit. Existing correct
+    files are kept, so an interrupted fetch continues at the file where it stopped. `expected` pins
+    SHA-256 by local file name, in addition to the repository's own digests. Progress is the Hub
     library's own bar for each file.
 
     Raises UserError when offline, for an unknown repository, revision or file, a damaged download,
-    a full disk, a folder that holds something else or that another process fetches into, or one
-    fetched from another commit (unless `new_commit`).
+    a full disk, a folder with other content, a folder that another process fetches into, or one
+    that was fetched from another commit (unless `new_commit`).
     """
     if out.exists() and not (out.is_dir() and (_is_fetched(out) or not held(out))):
         raise UserError(f"{out} holds something other than fetched data; name another folder")
@@ -84,7 +84,7 @@ def fetch(
     digests = {file.name: file.sha256 or "" for file in wanted}
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
-        # Written first as well, so that what is not complete, or of two commits, is not opened.
+        # Written first as well, so that an incomplete folder, or one of two commits, is refused.
         write_json(folder / FETCHED, {**record, UNFINISHED: True, "files": digests})
         for file in wanted:
             pinned = (expected or {}).get(file.name)
@@ -111,7 +111,7 @@ def _list_files(repo: str, revision: str) -> tuple[str, list[_Remote]]:
             git_blob=item.blob_id,
         )
         for item in info.siblings or []
-        # A path that climbs would be written outside the folder.
+        # A path with '..' would be written outside the folder.
         if ".." not in PurePosixPath(item.rfilename).parts
     ]
 
@@ -134,14 +134,14 @@ def _select(
     if len({file.name for file in inside}) < len(inside):
         raise UserError(f"{repo} has two files of one name in folders named '{dataset}'")
     if not 1 <= shards <= len(train):
-        raise UserError(f"{shards} training shards were asked for; {repo} has 1 to {len(train)}")
+        raise UserError(f"{shards} training shards were requested; {repo} has 1 to {len(train)}")
     model = _Remote(**{**vars(models[0]), "name": TOKENIZER})
     more = [file for file in train[shards:] if file.name in kept]
     return [model, *val, *train[:shards], *more]
 
 
 def _fetch_file(out: Path, repo: str, commit: str, file: _Remote, expected: str | None) -> str:
-    """Return the SHA-256 of a file that is now in `out`, downloaded unless it was there."""
+    """Return the SHA-256 of a file in `out`, after downloading it if necessary."""
     final = out / file.name
     if final.exists() and _is_right(final, file, expected):
         return digest_file(final)
@@ -175,7 +175,7 @@ def _is_right(path: Path, file: _Remote, expected: str | None) -> bool:
 
 
 def _git_blob(path: Path) -> str:
-    """Return the name git gives to a file's content; the Hub announces it for small files."""
+    """Return git's name for a file's content; the Hub gives it for small files."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\x00" % len(data) + data, usedforsecurity=False).hexdigest()
 
@@ -192,7 +192,7 @@ def _is_fetched(out: Path) -> bool:
 
 
 def _recorded(out: Path, repo: str, commit: str, new_commit: bool) -> dict[str, str]:
-    """Return the files of an earlier fetch, refusing to mix two commits without being told."""
+    """Return the files of an earlier fetch; refuse to mix two commits unless allowed."""
     if not _is_fetched(out):
         return {}
     record = read_json(out / FETCHED)
@@ -201,7 +201,7 @@ def _recorded(out: Path, repo: str, commit: str, new_commit: bool) -> dict[str, 
     if (record.get("repo"), record.get("commit")) != (repo, commit) and not new_commit:
         raise UserError(
             f"{out} was fetched from {record.get('repo')} at {record.get('commit')}, not from "
-            f"{repo} at {commit}; name another folder, or say that it may change"
+            f"{repo} at {commit}; name another folder, or use --new-commit"
         )
     return dict(record["files"])
 
@@ -222,16 +222,16 @@ def _check_space(out: Path, wanted: list[_Remote]) -> None:
     free = shutil.disk_usage(folder).free
     if missing > free:
         raise UserError(
-            f"{megabytes(missing)} are to be fetched, but {folder} has {megabytes(free)} free"
+            f"{megabytes(missing)} must be fetched, but {folder} has {megabytes(free)} free"
         )
 
 
 def hub_error(
     error: Exception, repo: str, revision: str = "", file: str = "", kind: str = "model"
 ) -> UserError:
-    """Return what the Hub library raised as one sentence.
+    """Return an error of the Hub library as one sentence.
 
-    `kind` of repository is model or dataset; a `file` that is missing was never pushed.
+    `kind` of repository is model or dataset. A missing `file` was never pushed.
     """
     if isinstance(error, GatedRepoError):
         return UserError(f"{repo} is gated; accept its terms and log in with `hf auth login`")
@@ -241,7 +241,7 @@ def hub_error(
         return UserError(f"{repo} has no revision '{revision}'")
     status = getattr(getattr(error, "response", None), "status_code", None)
     if kind == "model" and (isinstance(error, LocalTokenNotFoundError) or status == 401):
-        return UserError(f"the Hub does not know who writes to {repo}; log in with `hf auth login`")
+        return UserError(f"writing to {repo} needs an account; log in with `hf auth login`")
     if file and status == 404 and isinstance(error, HfHubHTTPError):
         return UserError(f"{repo} has no {file}; it was not made by `fairway push`")
     if isinstance(error, HfHubHTTPError):

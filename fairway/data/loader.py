@@ -1,11 +1,11 @@
-"""Shuffled-sequence batches, the same for everybody (#1394) or by a seed, and resumable.
+"""Batches of shuffled sequences in a fixed order (#1394) or by a seed; they can be resumed.
 
-Rank r of W reads shards[r::W] with a PCG64 generator seeded by the rank alone: the order of the
-data does not depend on the run's seed. A seed of the order (`data.order_seed`) deals the shards out
-anew, alike on every rank, and seeds the generator too. Every shard is cut at a random phase into
-sequences; each row of a batch takes one from a shard drawn in proportion to what it has left. With
-`data.shuffle_documents` every pass first puts the documents of every shard in a new order, so that
-others stand in front of each.
+Rank r of W reads shards[r::W] with a PCG64 generator seeded only by the rank: the order of the data
+does not depend on the run's seed. If the order has its own seed (`data.order_seed`), that seed
+distributes the shards anew, equally on every rank, and also seeds the generator. Every shard is cut
+into sequences at a random phase. Each row of a batch takes one sequence from a shard that is drawn
+in proportion to its remaining sequences. With `data.shuffle_documents` every pass first puts the
+documents of every shard into a new order, so that each follows other documents.
 
 Shapes: B sequences, T time, S = T + 1 tokens of a sequence and its last target.
 """
@@ -29,8 +29,8 @@ Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 class ShuffledLoader:
     """Batches of `rows` sequences of `seq_len` tokens for one rank.
 
-    `shards` are all shards in name order; the loader takes its rank's own. `order_seed` 0 is the
-    order that everybody has. Raises UserError when there are fewer shards than ranks, or one is too
+    `shards` are all shards in name order; the loader takes its rank's own. With `order_seed` 0 the
+    order is the common one. Raises UserError if there are fewer shards than ranks, or if one is too
     short for a single sequence.
     """
 
@@ -49,7 +49,7 @@ class ShuffledLoader:
                 f"{len(shards)} training shards cannot feed {world} ranks; use fewer ranks, or "
                 "more and smaller shards (fairway data build --shard-tokens, train.shards)"
             )
-        # NumPy fills seeds up with zeros: a second number above 0 is another seed than the first.
+        # NumPy pads seeds with zeros, so a second number must be above 0 to give another seed.
         own = [order_seed, 1 + rank] if order_seed else rank
         if order_seed:
             dealt = np.random.Generator(np.random.PCG64(order_seed)).permutation(len(shards))
@@ -89,9 +89,9 @@ class ShuffledLoader:
         return self._shards[shard][start : start + count]
 
     def state(self) -> dict[str, Any]:
-        """Return all that `restore` needs to continue with the next batch, ready for JSON.
+        """Return the state that `restore` needs to continue with the next batch, ready for JSON.
 
-        The orders are not stored: they follow from the generator's state before the last reset.
+        The orders are not stored: the generator's state before the last reset determines them.
         """
         return {
             "epoch_rng": self._epoch_rng,
@@ -100,7 +100,7 @@ class ShuffledLoader:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state` was taken; a state of other shards is a UserError."""
+        """Continue exactly at a state; UserError for a state of other shards."""
         try:
             self._rng.bit_generator.state = state["epoch_rng"]
             self._reset()
@@ -116,7 +116,7 @@ class ShuffledLoader:
         self._remaining = remaining
 
     def _reset(self) -> None:
-        """Cut every shard anew: one draw for the phase, one permutation, in shard order."""
+        """Cut every shard anew, in order: one draw for its phase, and one permutation."""
         self._epoch_rng = self._rng.bit_generator.state
         self._shuffled = [
             Shuffled(shard, starts, self._rng)
@@ -143,10 +143,10 @@ class ShuffledLoader:
 
 
 class Prefetcher:
-    """Batches on the device, gathered ahead of it by one thread; close it when done.
+    """Batches on the device, prepared in advance by one thread; close it when done.
 
-    Two batches wait at most. What the thread meets is raised where a batch is asked for.
-    The loader belongs to the thread from here on: `state` is that of the batch last handed out.
+    At most two batches wait. An error of the thread is raised at the request of a batch. The thread
+    owns the loader from here on: `state` is the state after the last returned batch.
     """
 
     def __init__(self, loader: ShuffledLoader, device: torch.device) -> None:
@@ -167,16 +167,16 @@ class Prefetcher:
             raise item
         windows_BS, self._state = item
         self._room.release()
-        # Half the bytes travel; ids become int64 on the device.
+        # Half the bytes are copied; ids become int64 on the device.
         windows_BS = windows_BS.to(self._device, non_blocking=True)
         return windows_BS[:, :-1].long(), windows_BS[:, 1:].long()
 
     def state(self) -> dict[str, Any]:
-        """Return the loader's state after the batch last handed out."""
+        """Return the loader's state after the last returned batch."""
         return self._state
 
     def close(self) -> None:
-        """End the thread; batches still waiting are dropped."""
+        """End the thread; waiting batches are dropped."""
         self._closed = True
         self._room.release()
         self._thread.join()
@@ -185,7 +185,7 @@ class Prefetcher:
         try:
             cuda = self._device.type == "cuda"
             if cuda:
-                # A thread starts on the first device: pinning there would open it once per rank.
+                # Threads start on the first device; pinning there would open it once per rank.
                 torch.cuda.set_device(self._device)
             while self._room.acquire() and not self._closed:
                 windows_BS = torch.from_numpy(self._loader.next_windows())

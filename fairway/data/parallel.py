@@ -1,4 +1,4 @@
-"""A pure function over many items in several processes, in order, with a progress bar."""
+"""Applies a pure function to many items in several processes, in order, with a progress bar."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ _MAX_PROCESSES = 16
 
 
 def processes() -> int:
-    """Return how many processes this machine has room for."""
+    """Return how many processes this machine can run at once."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(usable or 1, _MAX_PROCESSES)
 
@@ -26,11 +26,11 @@ def processes() -> int:
 def map_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], description: str, chunk: int = 1
 ) -> Iterator[Result]:
-    """Yield function(item) for every item, in order, whatever the number of processes.
+    """Yield function(item) for every item, in order, with any number of processes.
 
-    `function` is a module-level one. Work that fits one chunk stays in this process, as starting
-    another costs about half a second: it is spawned, since forking a process whose libraries have
-    threads can hang. Raises UserError when one of them is killed.
+    `function` must be at module level. Work of a single chunk stays in this process, because
+    starting another one takes about half a second. Processes are spawned: forking a process whose
+    libraries have threads can hang. Raises UserError if a process is killed.
     """
     workers = min(processes(), -(-len(items) // chunk))
     with progress(description, len(items)) as advance:
@@ -40,7 +40,7 @@ def map_parallel(
                 advance(1)
             return
         spawn = multiprocessing.get_context("spawn")
-        # A pool's locks start a process too.
+        # Creating a pool's locks also starts a process.
         with _modules_of_this_process():
             pool = ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent)
         try:
@@ -60,7 +60,7 @@ def map_parallel(
 
 @contextmanager
 def _modules_of_this_process() -> Iterator[None]:
-    """Let processes that are started here find no module in the folder they start in."""
+    """Prevent processes started here from importing modules from their working folder."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -72,7 +72,7 @@ def _modules_of_this_process() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """End this worker when the process that shares out the work is killed: it would wait on."""
+    """End this worker when its parent process is killed; it would wait for ever."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 

@@ -1,16 +1,16 @@
-"""Any bytes as tokens, and tokens as bytes, by a rule that cannot lose one.
+"""Converts any bytes to tokens, and tokens to bytes, without loss.
 
-A token stands for fixed bytes, whatever stands before it: a piece for its text with U+2581 read as
-a space, a byte piece for its byte, control tokens for nothing. Joining those bytes is the whole of
-`unpack`, so a file may be cut between any two tokens, and every byte has a token of its own to
-fall back to. What SentencePiece makes of a text is used only where these bytes are the text's:
-its normaliser may fold blanks, line ends or characters, and then the bytes differ.
+A token represents fixed bytes, independent of the tokens before it: a piece its text with U+2581
+as a space, a byte piece its byte, control tokens nothing. `unpack` only joins these bytes, so a
+file may be cut between any two tokens, and every byte has a token of its own as a fallback. The
+result of SentencePiece is used only if its bytes are those of the text: its normaliser may change
+blanks, line ends or characters.
 
-A document is read by the rule of `token_bytes`: the space of a piece behind BOS counts nothing.
+A document is read by the rule of `token_bytes`: the space of a piece after BOS does not count.
 
-A tokenizer with marks for capital letters (`case`) has them among those bytes, which are then
-those of a marked text: a mark has a token of its own, and what is unpacked is what marks stand for.
-Tokens that were cut apart are unpacked together.
+If a tokenizer has marks for capital letters (`case`), the bytes are those of a marked text. A mark
+has its own token, and unpacking applies the marks. Tokens that were cut apart are unpacked
+together.
 """
 
 import re
@@ -24,22 +24,22 @@ from fairway.data.case import MARKS
 from fairway.data.spmodel import SPACE
 from fairway.data.tokens import Ids, Tokenizer
 
-# What is encoded as one text; longer texts are cut at a line end, or anywhere.
+# The longest text that is encoded at once; longer texts are cut at a line end, or anywhere.
 _MOST_CHARACTERS = 1 << 16
-# A byte that is not UTF-8 becomes one of these characters, and nothing else does.
+# Bytes that are not UTF-8 become these characters; nothing else does.
 _STRAY = re.compile("[\udc80-\udcff]+")
 _LINES = re.compile(rf"[^\n]{{0,{_MOST_CHARACTERS}}}\n?")
-# Words with single spaces before or between them, as every tokenizer knows them; the rest apart.
+# Words with single spaces before or between them, which all tokenizers keep; the rest separately.
 _WORDS = re.compile(rf" ?[^\s{SPACE}]+(?: [^\s{SPACE}]+)*|[\s{SPACE}]")
 _WORD = re.compile(r" ?[^ ]+| ")
-# Split by it, a text's marks are parts of their own.
+# Splitting a text by this makes its marks separate parts.
 _MARK = re.compile("|".join(MARKS).join("()").encode())
-# What some tokenizers fold: a text that has it need not be encoded to know.
+# Texts that some tokenizers change. A text with one of them is not tried on such a tokenizer.
 _FOLDED = ("\n", "\r", "\t", "  ", SPACE)
 
 
 class Packer:
-    """The two directions between bytes and tokens for one tokenizer.
+    """Both directions between bytes and tokens for one tokenizer.
 
     `leading_ids` are the tokens that begin with a space.
     """
@@ -57,35 +57,35 @@ class Packer:
         return self.joined(self.tokenizer.encode_marked(text))
 
     def joined(self, ids: Ids) -> bytes:
-        """Return the bytes of pieces, marks as they are."""
+        """Return the bytes of pieces, with marks unchanged."""
         piece_bytes = self.tokenizer.piece_bytes
         return b"".join(piece_bytes[token] for token in ids.tolist())
 
     def unpack(self, ids: Ids) -> bytes:
-        """Return the bytes that tokens stand for."""
+        """Return the bytes that tokens represent."""
         return self.tokenizer.restore(self.joined(ids))
 
     def pack(self, data: bytes) -> IntArray:
-        """Return tokens that stand for exactly these bytes."""
+        """Return tokens that represent exactly these bytes."""
         parts = [self._text_or_bytes(run) for run in _runs(self.tokenizer.mark(data))]
         ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        assert self.unpack(ids) == data, "a part was accepted that stands for other bytes"
+        assert self.unpack(ids) == data, "the tokens of some part have other bytes than the part"
         return ids
 
     def document(self, text: str) -> IntArray:
-        """Return tokens that stand for exactly this text right behind a BOS.
+        """Return tokens that represent exactly this text directly after a BOS.
 
-        What SentencePiece makes of the text, as in training, if that is the text. Raises UserError
-        for half a character, which has no bytes.
+        These are SentencePiece's own tokens, as in training, if they represent the text. Raises
+        UserError for half a character, which has no bytes.
         """
         data = encoded(text, "the text")
         candidates = self._readings(text, data)
         return next(ids for ids in candidates if self.unpack_document(ids) == data)
 
     def stream(self, documents: Sequence[str]) -> IntArray:
-        """Return the tokens of documents, each behind a BOS, that stand for all of their bytes.
+        """Return the tokens of documents, each after a BOS, that represent all their bytes.
 
-        Raises UserError for half a character, and where there is no text.
+        Raises UserError for half a character, and for an empty text.
         """
         bytes_ = sum(len(encoded(text, f"document {n}")) for n, text in enumerate(documents))
         if not bytes_:
@@ -100,23 +100,23 @@ class Packer:
         return [self.unpack_document(part[1:]) for part in np.split(ids, starts[1:])]
 
     def _readings(self, text: str, data: bytes) -> Iterator[IntArray]:
-        """Yield tokens that may stand for a document, the usual ones first; the last ones do."""
+        """Yield tokens that may represent a document, the usual ones first; the last ones do."""
         yield self.tokenizer.encode(text)
         if self._adds_space:
             yield self.pack(b" " + data)
         ids = self.pack(data)
         yield ids
-        # A lone space counts nothing behind BOS, so that of the next piece does.
+        # A single space after BOS does not count, so the space of the next piece does.
         for space in self._spaces[:1]:
             yield np.insert(ids, 0, space)
         yield self._as_bytes(self.tokenizer.mark(data))
 
     def unpack_document(self, ids: Ids) -> bytes:
-        """Return the bytes that tokens stand for right behind a BOS."""
+        """Return the bytes that tokens represent directly after a BOS."""
         return self.tokenizer.restore(self.joined_document(ids))
 
     def joined_document(self, ids: Ids) -> bytes:
-        """Return the bytes of pieces right behind a BOS, marks as they are."""
+        """Return the bytes of pieces directly after a BOS, with marks unchanged."""
         return self.joined(ids)[len(ids) and int(self._leading[ids[0]]) :]
 
     def _text_or_bytes(self, run: str) -> IntArray:
@@ -133,7 +133,7 @@ class Packer:
     def _by(
         self, pattern: re.Pattern[str], text: str, otherwise: Callable[[str], IntArray]
     ) -> IntArray:
-        """Return the tokens of a text's matches, each encoded as it is or else otherwise."""
+        """Return the tokens of a text's matches, exact ones if possible, else by `otherwise`."""
         parts = []
         for match in pattern.finditer(text):
             if match[0]:
@@ -142,10 +142,10 @@ class Packer:
         return np.concatenate(parts)
 
     def _exactly(self, text: str) -> IntArray | None:
-        """Return tokens of a text that stand for exactly its bytes, or None.
+        """Return tokens of a text that represent exactly its bytes, or None.
 
-        Some tokenizers put a space before every text. That space is the text's own first one, or
-        it goes to a digit put before the text, which is one token or two and left out again.
+        Some tokenizers put a space before every text. It either serves as the text's own first
+        space, or goes to a digit put before the text; the digit's one or two tokens are dropped.
         """
         if any(blanks in text for blanks in self._lost):
             return None
@@ -180,7 +180,7 @@ def encoded(text: str, name: str) -> bytes:
 
 
 def _runs(data: bytes) -> Iterator[str]:
-    """Yield text and what is not text in turn; the latter as characters of `_STRAY`."""
+    """Yield text and other bytes in turn; the latter as characters of `_STRAY`."""
     text = data.decode(errors="surrogateescape")
     at = 0
     for stray in _STRAY.finditer(text):

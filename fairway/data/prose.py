@@ -1,8 +1,8 @@
-"""Prose out of documentation: the paragraphs of a docstring that read as English sentences.
+"""Extracts prose from documentation: the paragraphs of a docstring that are English sentences.
 
-Docstrings mix sentences with markup (reStructuredText, numpydoc, Google style, Markdown). What is
-not a sentence goes: doctests, code and other literal blocks, tables, titles, names and types of
-parameters, references. What stays is unwrapped to one line a paragraph, its inline markup removed.
+Docstrings mix sentences with markup (reStructuredText, numpydoc, Google style, Markdown). All else
+is removed: doctests, code and other literal blocks, tables, titles, names and types of parameters,
+and references. The sentences are joined to one line per paragraph, without inline markup.
 """
 
 import inspect
@@ -52,16 +52,16 @@ def prose(text: str) -> Iterator[str]:
     """Yield the paragraphs of a docstring that are English prose, each on one line."""
     for lines in _paragraphs(_outside_code(inspect.cleandoc(text).split("\n"))):
         joined = " ".join(lines)
-        # Nine runs in ten are titles and labels; cleaning them first would double the time.
+        # Nine runs in ten are titles and labels; cleaning them first would take twice as long.
         if len(joined) >= _MIN_CHARS and is_prose(paragraph := _plain(joined)):
             yield paragraph
 
 
 def is_prose(text: str) -> bool:
-    """Return whether one line of text reads as English sentences rather than code or a label.
+    """Return whether a line of text is English sentences and not code or a label.
 
-    Tests length, first and last character, the share of letters, of stop words, and of words that
-    look like code; the bounds were set by reading what each lets through and holds back.
+    Tests length, first and last character, and the shares of letters, of stop words, and of words
+    that look like code. The limits were set by reading what each accepts and rejects.
     """
     words = text.split()
     if len(words) < _MIN_WORDS or len(text) < _MIN_CHARS or _FOREIGN.search(text):
@@ -104,7 +104,7 @@ def _outside_code(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Yield runs of lines that belong together, without markers; tables and titles are left out."""
+    """Yield runs of lines that belong together, without markers, tables and titles."""
     current: list[str] = []
     indent = 0
     for line in lines:
@@ -129,7 +129,7 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _plain(text: str) -> str:
-    """Return text without inline markup; a closing '::' becomes the colon it is read as."""
+    """Return text without inline markup; a final '::' becomes a colon."""
     if _MARKUP.search(text):
         for pattern, replacement in _INLINE:
             text = pattern.sub(replacement, text)

@@ -20,7 +20,7 @@ Tokens = npt.NDArray[np.uint16]
 
 
 def write_shard(path: Path, tokens: Tokens) -> None:
-    """Write token ids (N,) as one shard, whole or not at all."""
+    """Write token ids (N,) as one shard, completely or not at all."""
     if tokens.dtype != np.uint16 or tokens.ndim != 1 or not 0 < len(tokens) < 2**31:
         raise UserError(f"{path.name}: a shard holds a row of uint16 ids, at least one")
     header = np.zeros(HEADER_WORDS, "<i4")
@@ -33,8 +33,8 @@ def write_shard(path: Path, tokens: Tokens) -> None:
 def open_shard(path: Path) -> Tokens:
     """Return the token ids (N,) of a shard, mapped read-only.
 
-    Raises UserError for a missing file, a foreign magic or version, and a size that disagrees
-    with the announced count.
+    Raises UserError for a missing file, another magic number or version, and a size that does not
+    match the stated count.
     """
     try:
         with path.open("rb") as stream:
@@ -59,10 +59,10 @@ def open_shard(path: Path) -> Tokens:
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
-    """Return the shards of `split` ('train' or 'val') in a folder, by name; none is a UserError.
+    """Return the shards of `split` ('train' or 'val') in a folder, by name; UserError for none.
 
-    The challenge's names (`fineweb_*`) are known too; its `_bytes_` files hold byte counts, not
-    tokens, and are passed over.
+    The challenge's names (`fineweb_*`) are accepted, too; its `_bytes_` files contain byte counts
+    and no tokens, and are skipped.
     """
     found = [
         path
@@ -76,7 +76,7 @@ def find_shards(folder: Path, split: str) -> list[Path]:
 
 
 def check_vocabulary(tokens: Tokens, vocab_size: int, name: str) -> None:
-    """Raise UserError when some id of a shard (or stream) is not below `vocab_size`."""
+    """Raise UserError if an id of a shard or stream is not below `vocab_size`."""
     if len(tokens) and (largest := int(tokens.max())) >= vocab_size:
         raise UserError(
             f"{name} has token id {largest}, outside the vocabulary of {vocab_size}; "

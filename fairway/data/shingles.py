@@ -1,19 +1,19 @@
-"""Texts as units to compare, and the runs of units by which two texts are recognised.
+"""Divides texts into units, and units into runs by which two texts are compared.
 
-A unit is a word where the script puts blanks between words, and a character where it does not
-(Han, kana, Thai, Lao, Khmer, Burmese, Tibetan and others), and an emoji. A run, or shingle, is the
-shortest one from a unit on that weighs 39, at 3 a word and 2 a character: 13 words, the length
-customary in contamination checks since GPT-3 (Brown et al. 2020, appendix C), or 20 characters,
-which in Chinese are about as many words. Of a word of more than 40 letters the letters after these
-are units too: text without blanks, such as base64 or a genome, would be one word that any edit
-changes.
+A unit is a word in scripts with blanks between words, a character in other scripts (Han, kana,
+Thai, Lao, Khmer, Burmese, Tibetan and others), or an emoji. A run, or shingle, is the shortest
+sequence from a unit on with a weight of at least 39; a word weighs 3 and a character 2. That is 13
+words, the usual length in contamination checks since GPT-3 (Brown et al. 2020, appendix C), or 20
+characters, which in Chinese are about as many words. In a word of more than 40 letters, each
+further letter is a unit, too: text without blanks, such as base64 or a genome, would otherwise be
+one word that any edit changes.
 
-What writers, editors and programs change without changing the text is taken away first: forms of
-Unicode (NFKD), case, punctuation, symbols, blanks of all kinds, accents and vowel points, soft
-hyphens, the stroke that stretches Arabic words. Characters without width may stand for a blank or
-for nothing, so a text that has any is compared both ways.
+Differences that do not change the text are removed first: forms of Unicode (NFKD), case,
+punctuation, symbols, blanks of all kinds, accents and vowel points, soft hyphens, and the stroke
+that stretches Arabic words. A character without width may represent a blank or nothing, so a text
+with such characters is compared both ways.
 
-Runs are compared as hashes of 64 bits: equal runs always have equal ones, so nothing is missed.
+Runs are compared by hashes of 64 bits: equal runs always have equal hashes, so nothing is missed.
 """
 
 import functools
@@ -37,12 +37,12 @@ Codes = npt.NDArray[np.uint32]
 Classes = npt.NDArray[np.uint8]
 Weights = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.int64]
-# NumPy's numbers are not `int` to a type checker, though compiled code knows no difference.
+# To a type checker NumPy's numbers are not `int`; compiled code has no such difference.
 uint64: Any = np.uint64
 
 _BREAK, _WORD, _CHAR, _MARK, _WIDTHLESS, _NOTHING = range(6)
 _SOFT_HYPHEN, _TATWEEL, _EMPTY_BRAILLE = 0xAD, 0x640, 0x2800
-# Hangul letters that are seen by nobody.
+# Hangul letters that are invisible.
 _FILLERS = [0x115F, 0x1160]
 _FIRST_EMOJI = 0x2600
 # Blocks of scripts without blanks between words, first and last code point.
@@ -84,30 +84,30 @@ class Units:
 
     @functools.cached_property
     def weight(self) -> int:
-        """What all units weigh together."""
+        """The total weight of all units."""
         return int(self.weights.sum())
 
     def key(self) -> bytes:
-        """Return 16 bytes that are equal for texts of the same units, accents told apart."""
+        """Return 16 bytes that are equal for texts with the same units, including accents."""
         return hashlib.blake2b(self.full.tobytes(), digest_size=16).digest()
 
     def runs(self, weight: int) -> Hashes:
         """Return the hash of the shortest run of at least `weight` from each unit on.
 
-        Where all units weigh less they are one run.
+        If all units together weigh less, they are one run.
         """
         with np.errstate(over="ignore"):
             return _runs(self.bare, self.weights, min(weight, self.weight))
 
 
 def views(text: str) -> list[Units]:
-    """Return the units of a text: one reading, or two where it has characters without width."""
+    """Return the units of a text: one reading, or two if it has characters without width."""
     folded = text.lower() if text.isascii() else unicodedata.normalize("NFKD", text).casefold()
     codes = np.frombuffer(folded.encode("utf-32-le"), np.uint32)
     classes = _classes()
     whole, has_widthless = _read(codes, classes, False)
     if not len(whole.bare):
-        # Signs alone, such as a drawing in stars: each counts as a character.
+        # A text of symbols alone, such as a drawing of stars: each counts as a character.
         classes = _sign_classes()
         whole, has_widthless = _read(codes, classes, False)
     return [whole, _read(codes, classes, True)[0]] if has_widthless else [whole]
@@ -122,12 +122,12 @@ def _read(codes: Codes, classes: Classes, breaks: bool) -> tuple[Units, bool]:
 
 
 # ---------------------------------------------------------------------------------------------
-# What a character is
+# Classes of characters
 
 
 @functools.cache
 def _classes() -> Classes:
-    """Return by code point how it is read."""
+    """Return the class of every code point."""
     classes = np.full(0x110000, _WORD, np.uint8)
     for first, last in _UNSPACED:
         classes[first : last + 1] = _CHAR
@@ -146,7 +146,7 @@ def _classes() -> Classes:
 
 @functools.cache
 def _sign_classes() -> Classes:
-    """Return the same for texts of signs alone: all but blanks are characters."""
+    """Return the classes for texts of symbols alone: all but blanks are characters."""
     classes = _classes().copy()
     blank = [kind[0] == "Z" or kind == "Cc" for kind in _categories()]
     classes[(classes == _BREAK) & ~np.array(blank)] = _CHAR
@@ -177,7 +177,7 @@ def _units(
     count = letters = 0
     inside = has_widthless = False
     word, marked = _SEED, _SEED
-    # One place more than there is, where the last word ends.
+    # One index more than the length, to end the last word.
     for place in range(len(codes) + 1):
         code, kind = _SEED, _BREAK
         if place < len(codes):
@@ -208,7 +208,7 @@ def _units(
 
 @compiled
 def _runs(units: Hashes, weights: Weights, least: int) -> Hashes:
-    """Return a hash of each run: a polynomial modulo 2^64 of values that are mixed already."""
+    """Return a hash of each run: a polynomial modulo 2^64 of mixed values."""
     powers = np.ones(least // CHAR_WEIGHT + 1, np.uint64)
     for n in range(1, len(powers)):
         powers[n] = powers[n - 1] * _BASE
@@ -229,7 +229,7 @@ def _runs(units: Hashes, weights: Weights, least: int) -> Hashes:
 
 @compiled
 def index_of(keys: Hashes, slots: Slots) -> None:
-    """Fill a table of -1, a power of two long, with the places of distinct hashes."""
+    """Fill a table of -1, whose length is a power of two, with the indices of distinct hashes."""
     mask = uint64(len(slots) - 1)
     for place in range(len(keys)):
         slot = keys[place] & mask
@@ -240,7 +240,7 @@ def index_of(keys: Hashes, slots: Slots) -> None:
 
 @compiled
 def look_up(keys: Hashes, slots: Slots, wanted: Hashes) -> Slots:
-    """Return the places among `keys` of those hashes that are there, in the order of `wanted`."""
+    """Return the indices in `keys` of those wanted hashes that are there, in order."""
     mask = uint64(len(slots) - 1)
     found = np.empty(len(wanted), np.int64)
     count = 0

@@ -1,4 +1,4 @@
-"""A shard whose documents come in another order, without a copy of it.
+"""A shard with its documents in another order, without a copy of it.
 
 Shapes: D documents.
 """
@@ -9,19 +9,19 @@ import numpy.typing as npt
 from fairway.config.settings import BOS_ID
 from fairway.data.shards import Tokens
 
-# Tokens that are looked through at a time: comparing makes a byte of each.
+# The number of tokens that are compared at once; a comparison needs a byte for each.
 _AT_ONCE = 1 << 24
 
 
 def document_starts(tokens: Tokens) -> npt.NDArray[np.int64]:
-    """Return where documents begin: at every BOS, and at the beginning of what a cut left."""
+    """Return where documents begin: at every BOS, and at the beginning of the shard."""
     pieces = range(0, len(tokens), _AT_ONCE)
     found = [np.flatnonzero(tokens[at : at + _AT_ONCE] == BOS_ID) + at for at in pieces]
     return np.union1d(np.concatenate(found), [0])
 
 
 class Shuffled:
-    """The tokens of a shard, its documents in an order drawn from a generator."""
+    """The tokens of a shard, with its documents in a random order."""
 
     def __init__(
         self, tokens: Tokens, starts_D: npt.NDArray[np.int64], rng: np.random.Generator
@@ -34,11 +34,11 @@ class Shuffled:
         return len(self._tokens)
 
     def read(self, first: int, count: int) -> Tokens:
-        """Return this many tokens from a place on."""
+        """Return `count` tokens from `first` on."""
         place = int(np.searchsorted(self._ends_D, first, "right"))
         parts, end = [], first + count
         while first < end:
-            # Counted from the end: a document's tokens lie together in the shard.
+            # Counted from the end: a document's tokens are contiguous in the shard.
             length = int(self._ends_D[place] - (self._ends_D[place - 1] if place else 0))
             begin = int(self._starts_D[place]) + length - int(self._ends_D[place]) + first
             take = min(end, int(self._ends_D[place])) - first

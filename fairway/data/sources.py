@@ -1,12 +1,12 @@
-"""Documents from the user's own files: .txt and .md, .jsonl and .jsonl.zst, .parquet, folders.
+"""Reads documents from the user's own files: .txt, .md, .jsonl, .jsonl.zst, .parquet, and folders.
 
-One rule holds for all kinds: a text is taken as it is. No character is removed or replaced, be it a
-carriage return, a byte order mark or a control character, so the same text has the same bytes in
-every kind of file. What cannot be read is refused with its file and line; what is not taken is
+One rule applies to all kinds: a text is used unchanged. No character is removed or replaced, not
+even a carriage return, a byte order mark or a control character, so the same text has the same
+bytes in every kind of file. Unreadable text is refused with its file and line. Skipped items are
 counted.
 
-Lines and columns are read as streams, so memory is bounded by the longest document rather than by
-the file.
+Lines and columns are read as streams, so memory depends on the longest document and not on the
+file.
 """
 
 import json
@@ -26,7 +26,7 @@ from fairway.data.streams import lines
 
 TEXT_FIELD = "text"
 KINDS = (".txt", ".md", ".jsonl", ".jsonl.zst", ".parquet")
-# A text file is one document and held in memory several times over.
+# A text file is one document, and several copies of it are in memory.
 _MAX_FILE_BYTES = 1 << 32
 _BOM = b"\xef\xbb\xbf"
 
@@ -34,10 +34,10 @@ _BOM = b"\xef\xbb\xbf"
 def read_documents(paths: list[Path], left_out: LeftOut | None = None) -> Iterator[Document]:
     """Yield the documents of files and folders (searched in depth, by name).
 
-    A text file is one document; a line of JSON or a row of Parquet is one, its field `text`. In a
-    folder links are followed, each folder is read once, and hidden files, files of another kind and
-    what is no file are left out. Null texts are left out too. `left_out` counts them by reason.
-    Raises UserError for what is missing, unknown, damaged or not UTF-8, when it is reached.
+    A text file is one document; so is the field `text` of a line of JSON or a row of Parquet. In a
+    folder, links are followed and each folder is read once. Hidden files, files of other kinds and
+    entries that are not files are left out; so are null texts. `left_out` counts them by reason.
+    Raises UserError for missing, unknown, damaged and non-UTF-8 files, when they are reached.
     """
     left_out = LeftOut() if left_out is None else left_out
     files = [item for path in paths for item in _files(path, left_out)]
@@ -55,7 +55,7 @@ def _kind(path: Path) -> str | None:
 
 
 def require_text(path: Path) -> None:
-    """Raise UserError for what is neither a file nor a folder."""
+    """Raise UserError for a path that is neither a file nor a folder."""
     if not path.is_dir() and not path.is_file():
         known = "is neither a file nor a folder" if path.exists() else missing(path)
         raise UserError(f"{path} {known}")
@@ -84,9 +84,9 @@ def _inside(top: Path, left_out: LeftOut) -> list[tuple[str, Path]]:
 
 
 def _walk(top: Path, left_out: LeftOut) -> Iterator[Path]:
-    """Yield the files below a folder; links to folders wait until the folders have been read.
+    """Yield the files below a folder; links to folders are read after all folders.
 
-    A folder is entered once, and a link to one that holds `top` never, so loops end.
+    A folder is entered once, and links to folders above `top` are skipped, so loops end.
     """
     above = {_identity(folder) for folder in top.resolve().parents}
     seen = set(above)
@@ -114,7 +114,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _name(path: str) -> str:
-    """Return a file's name as a text; bytes of it that are not UTF-8 are written as `\\xff`."""
+    """Return a file's name as text; bytes that are not UTF-8 are written as `\\xff`."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
@@ -146,11 +146,11 @@ def _decoded(data: bytes, place: str) -> str:
 
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object as its pairs, so that a key that stands twice is seen."""
+    """A JSON object as its pairs, so that repeated keys are noticed."""
 
 
 def _line_texts(path: Path, kind: str | None) -> Iterator[tuple[int, str | None]]:
-    """Yield (number, text) of every line that is not blank; a null text is None."""
+    """Yield (number, text) of every line that is not blank; None for a null text."""
     for number, line in enumerate(lines(path, kind == ".jsonl.zst"), 1):
         if bare := (line.removeprefix(_BOM) if number == 1 else line).strip():
             yield number, _json_text(bare, f"{path} line {number}")
@@ -167,9 +167,9 @@ def _json_text(line: bytes, place: str) -> str | None:
 
 
 def _instead(value: Any) -> str:
-    """Return what a line of JSON has where a text should be, in words."""
+    """Return what a line of JSON has in place of a text, in words."""
     if not isinstance(value, _Object):
-        return "no text: it is no JSON object"
+        return "no text: it is not a JSON object"
     names = [key for key, _ in value]
     if TEXT_FIELD in names:
         return f'no text: the field "{TEXT_FIELD}" is not a string'
@@ -178,7 +178,7 @@ def _instead(value: Any) -> str:
 
 
 def _json(text: str, place: str) -> Any:
-    """Return a parsed line; its numbers, of any length, are read as zero, as none is used."""
+    """Return a parsed line; its numbers, of any length, are read as zero, because none is used."""
     try:
         return json.loads(text, object_pairs_hook=_Object, parse_int=lambda digits: 0)
     except json.JSONDecodeError as error:
@@ -189,7 +189,7 @@ def _json(text: str, place: str) -> Any:
 
 
 def _whole(text: str, place: str) -> str:
-    """Return a text that can be written as UTF-8; JSON may smuggle in halves of characters."""
+    """Return a text if it can be written as UTF-8; JSON may contain halves of characters."""
     try:
         text.encode()
     except UnicodeEncodeError:

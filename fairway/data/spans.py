@@ -1,8 +1,9 @@
-"""The part of a text that each token stands for, and the places where a text may be cut.
+"""Finds the part of a text that each token represents, and the places where a text may be cut.
 
-A token stands for as many bytes as it counts in a score, so the parts add up to the text. They may
-end inside a character: an emoji is several byte tokens. A cell is the shortest part of a text that
-ends with a token and with a character that is whole; marks that belong to a character stay with it.
+A token represents as many bytes as it counts in a score, so that the parts add up to the text. A
+part may end inside a character: an emoji is several byte tokens. A cell is the shortest part of a
+text that ends both with a token and with a complete character; combining marks stay with their
+character.
 """
 
 import unicodedata
@@ -14,33 +15,33 @@ import numpy as np
 from fairway.base.arrays import IntArray
 from fairway.data.tokens import Ids, Tokenizer, token_bytes
 
-# What joins the character before it and the one after it into one.
+# This character joins its two neighbours into one.
 _JOINER = "\u200d"
 # Skin colours of emoji, and letters of flags, which come in pairs.
 _SKINS = range(0x1F3FB, 0x1F400)
 _FLAGS = range(0x1F1E6, 0x1F200)
-# Letters that show blanks in the name of a token.
+# Letters that represent blanks in the name of a token.
 _SHOWN = str.maketrans({" ": "\u2423", "\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"})
 _LONGEST_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A part of a text, and which tokens are in it for each of several tokenizers."""
+    """A part of a text, and the tokens in it for each of several tokenizers."""
 
     text: str
     tokens: tuple[range, ...]
 
 
 def token_ends(ids: Ids, tokenizer: Tokenizer) -> IntArray:
-    """Return the byte of the text at which each target ids[1:] ends, for a document behind BOS."""
+    """Return the byte of the text at which each target ids[1:] ends, for a document after BOS."""
     return np.cumsum(token_bytes(ids[1:], ids[:-1], tokenizer.table), dtype=np.int64)
 
 
 def cells(text: str, sides: Sequence[Sequence[int]]) -> list[Cell]:
     """Return a text in cells, given where the tokens of each side end; together they are the text.
 
-    Every token is in one cell. One without bytes is in that of the token after it.
+    Every token is in one cell; a token without bytes is in the cell of the token after it.
     """
     places = [np.asarray(ends, np.int64) for ends in sides]
     found, start, firsts = [], 0, [0] * len(places)
@@ -70,7 +71,7 @@ def _cuts(text: str, places: Sequence[IntArray]) -> list[tuple[int, int]]:
 
 
 def _belongs(letter: str, following: str, in_flag: bool) -> bool:
-    """Return whether a character is part of what is seen of the one before it."""
+    """Return whether a character is displayed as one with the character before it."""
     return (
         following == _JOINER
         or letter == _JOINER
@@ -81,7 +82,7 @@ def _belongs(letter: str, following: str, in_flag: bool) -> bool:
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """Return what a token is called in a list: its text, its byte in hex, or what it does."""
+    """Return a token's name for lists: its text, its bytes in hex, or its function."""
     if token == tokenizer.bos_id:
         return "end of document"
     data = tokenizer.piece_bytes[token]

@@ -1,8 +1,8 @@
 """A bounded reader of SentencePiece model files, which checks them before native code reads them.
 
-A tokenizer may come from anywhere. SentencePiece parses its protobuf safely, but walks the
-normaliser's trie without bounds in some releases, so every unit that any text can reach is
-followed here first. Layout: sentencepiece_model.proto and darts-clone (both public).
+A tokenizer may be foreign. SentencePiece parses its protobuf safely, but some of its releases read
+the normaliser's trie without bounds. Therefore every unit that any text can reach is followed here
+first. Layout: sentencepiece_model.proto and darts-clone (both public).
 """
 
 import struct
@@ -27,7 +27,7 @@ Value = int | float | bytes
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The parts of a model file Fairway relies on: pieces and types by id, and the normaliser."""
+    """The parts of a model file that Fairway uses: pieces and types by id, and the normaliser."""
 
     pieces: list[str]
     types: list[int]
@@ -37,8 +37,8 @@ class ModelFile:
 def parse_model(data: bytes) -> ModelFile:
     """Return the checked contents of a SentencePiece model file.
 
-    Raises UserError with the reason when it is damaged, hostile, or lacks what exact bytes per
-    token need: byte fallback, a control token for BOS, a piece for the space, ids below 65,535.
+    Raises UserError with the reason if it is damaged or hostile, or lacks something that exact byte
+    counts need: byte fallback, a control token for BOS, a piece for the space, ids below 65,535.
     """
     if not 0 < len(data) <= MAX_FILE_BYTES:
         _refuse(f"it has {len(data)} bytes; expected 1 to {MAX_FILE_BYTES}")
@@ -66,7 +66,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
-    """Yield (number, value) for each field of one protobuf message; lengths stay inside it."""
+    """Yield (number, value) for each field of one protobuf message; lengths must stay inside it."""
     position = 0
     while position < len(data):
         key, position = _varint(data, position)
@@ -83,7 +83,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
         elif kind == _FIXED64:
             value, position = _slice(data, position, 8)
         else:
-            _refuse(f"byte {position} starts no known kind of field")
+            _refuse(f"byte {position} starts an unknown kind of field")
         yield key >> 3, value
 
 
@@ -97,7 +97,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    _refuse(f"byte {position} ends no number")
+    _refuse(f"the number that ends at byte {position} is too long")
 
 
 def _slice(data: bytes, position: int, length: int) -> tuple[bytes, int]:
@@ -152,7 +152,7 @@ def _check_trainer(spec: dict[int, Value], pieces: list[str], types: list[int]) 
 
 
 def _check_normaliser(spec: dict[int, Value]) -> bool:
-    """Return whether the normaliser keeps text as it is; raise UserError for a damaged one."""
+    """Return whether the normaliser leaves text unchanged; UserError for a damaged one."""
     charsmap = spec.get(2, b"")
     if not isinstance(charsmap, bytes):
         _refuse("its normaliser is not a byte string")
@@ -165,7 +165,7 @@ def _check_normaliser(spec: dict[int, Value]) -> bool:
 
 
 def _check_charsmap(charsmap: bytes) -> None:
-    """Follow every trie unit that some text reaches; refuse one that leads out of the tables."""
+    """Follow every trie unit that some text reaches; refuse one that points outside the tables."""
     size = int.from_bytes(charsmap[:4], "little")
     strings = charsmap[4 + size :]
     if size % 4 or not 1024 <= size < len(charsmap) - 4 or strings[-1] != 0:

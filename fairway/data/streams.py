@@ -1,4 +1,4 @@
-"""Lines of files as streams, plain or compressed, within a budget of memory and of work."""
+"""Reads lines of files as streams, plain or compressed, with limits on memory and work."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,23 +11,23 @@ from fairway.base.units import megabytes
 MAX_LINE_BYTES = 1 << 28
 # The window of `zstd --long=31`, the largest that the program itself can write.
 MAX_WINDOW_BYTES = 1 << 31
-# A file of some bytes may hold this much text, and this many times its own size more: English text
-# shrinks three to five times, a log file fifty times, a bomb twenty thousand times.
+# A file may unpack to this much text, plus this many times its own size: English text shrinks three
+# to five times, a log file fifty times, a decompression bomb twenty thousand times.
 FREE_TEXT_BYTES, MAX_RATIO = 1 << 30, 100
 _READ_BYTES = 1 << 20
-# So little is given to the decompressor at once, as 4 bytes may be a block of 128 kB: 4 MB in all.
+# The decompressor gets this little at once, because 4 bytes may be a block of 128 kB: 4 MB in all.
 _FEED_BYTES = 1 << 7
 
 
 class Budget:
-    """How much text a compressed file may still give."""
+    """The remaining amount of text that a compressed file may unpack to."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._most = self._left = FREE_TEXT_BYTES + MAX_RATIO * path.stat().st_size
 
     def spend(self, size: int) -> None:
-        """Count some bytes of text; raise UserError where they are too many for the file."""
+        """Count bytes of text; raise UserError if they are too many for the file."""
         self._left -= size
         if self._left < 0:
             raise UserError(
@@ -37,11 +37,11 @@ class Budget:
 
 
 def lines(path: Path, compressed: bool) -> Iterator[bytes]:
-    """Yield the lines of a file without their line feeds, the last one also where it is empty.
+    """Yield the lines of a file without their line feeds, and the last one even if it is empty.
 
-    Compressed means zstandard: any number of frames, windows up to 2 GiB, skippable frames passed
-    over. Raises UserError for a line over 256 MiB, and for a stream that is damaged, cut short,
-    followed by something else, or larger than its budget.
+    Compressed means zstandard: any number of frames, windows up to 2 GiB, and skippable frames,
+    which are skipped. Raises UserError for a line over 256 MiB, and for a stream that is damaged,
+    cut short, followed by other data, or larger than its budget.
     """
     parts: list[bytes] = []
     size, number = 0, 1
@@ -72,7 +72,7 @@ def _morsels(path: Path) -> Iterator[bytes]:
 
 
 def _unpacked(path: Path) -> Iterator[bytes]:
-    """Yield what a file of zstandard frames holds; every frame must be whole."""
+    """Yield the content of a file of zstandard frames; every frame must be complete."""
     budget = Budget(path)
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     frame = decompressor.decompressobj()

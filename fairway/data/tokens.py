@@ -1,8 +1,8 @@
-"""The tokenizer, and the one definition of how many bytes of text a token stands for.
+"""The tokenizer, and the one definition of how many bytes of text a token represents.
 
-Bytes per token follow the challenge: a piece counts its UTF-8 length, its
-leading space counts unless the token before is a boundary (BOS), control tokens count nothing.
-`prove_bytes` checks that sum against the decoded documents, so no score rests on a wrong length.
+Bytes per token follow the challenge. A piece counts its UTF-8 length. Its leading space counts
+unless the token before is a boundary (BOS). Control tokens count nothing. `prove_bytes` compares
+the sum with the decoded documents, so that no score uses a wrong length.
 """
 
 import io
@@ -53,10 +53,10 @@ def token_bytes(targets: Ids, previous: Ids, table: ByteTable) -> npt.NDArray[np
 
 
 class Tokenizer:
-    """A checked SentencePiece model. Not lossless means text is normalised before encoding.
+    """A checked SentencePiece model. Unless it is lossless, text is normalised before encoding.
 
-    A model that has pieces for the marks of `case` reads and writes texts with them (case_ops);
-    what comes in and goes out is the text itself, and so are the bytes of `table`.
+    A model with pieces for the marks of `case` reads and writes texts with them (case_ops). Its
+    input and output are still the text itself, and so are the bytes of `table`.
     """
 
     def __init__(self, data: bytes):
@@ -71,7 +71,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Return the tokenizer of a model file; a missing or unusable one is a UserError."""
+        """Return the tokenizer of a model file; UserError for a missing or unusable one."""
         try:
             with path.open("rb") as stream:
                 data = stream.read(MAX_FILE_BYTES + 1)
@@ -84,7 +84,7 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Tokenizer":
-        """Return the tokenizer of a model file's bytes; an unusable one is a UserError."""
+        """Return the tokenizer of a model file's bytes; UserError for an unusable one."""
         return cls(data)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
@@ -97,7 +97,7 @@ class Tokenizer:
 
     @property
     def pieces(self) -> list[str]:
-        """The piece of every id, as the model file has it."""
+        """The piece of every id, as in the model file."""
         return list(self._model.pieces)
 
     @cached_property
@@ -123,7 +123,7 @@ class Tokenizer:
 
     @cached_property
     def byte_ids(self) -> npt.NDArray[np.int64]:
-        """The id of the piece of every byte from 0 to 255, int64[256]."""
+        """The id of the byte piece of every value from 0 to 255, int64[256]."""
         ids = {piece: token for token, piece in enumerate(self._model.pieces)}
         return np.array([ids[f"<0x{value:02X}>"] for value in range(256)], np.int64)
 
@@ -135,9 +135,9 @@ class Tokenizer:
 
     @cached_property
     def piece_bytes(self) -> list[bytes]:
-        """The bytes that each id stands for wherever it stands: no space is ever dropped.
+        """The bytes that each id represents in any position: no space is ever dropped.
 
-        With case_ops marks are among them; `restore` takes joined ones to the text's.
+        With case_ops they include marks; `restore` converts joined bytes to those of the text.
         """
         found = [
             b"" if boundary else piece.replace(SPACE, " ").encode()
@@ -148,11 +148,11 @@ class Tokenizer:
         return found
 
     def mark(self, data: bytes) -> bytes:
-        """Return the bytes that pieces are made of, from a text's."""
+        """Return the bytes that pieces consist of, from the bytes of a text."""
         return marked(data) if self.case_ops else data
 
     def restore(self, data: bytes) -> bytes:
-        """Return a text's bytes from those of its pieces."""
+        """Return the bytes of a text, from those of its pieces."""
         return restored(data) if self.case_ops else data
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
@@ -171,22 +171,22 @@ class Tokenizer:
     def canonical(self, text: str) -> str:
         """Return the text as this tokenizer can represent it, the text that scores refer to.
 
-        Blanks at both ends go, since a space after BOS counts no byte; nothing else does, carriage
-        returns and byte order marks neither. A tokenizer that is not lossless also normalises
-        (SP8192 folds line ends and runs of blanks to one space).
+        Blanks at both ends are removed, because a space after BOS counts no byte. Nothing else is,
+        not even carriage returns and byte order marks. A tokenizer that is not lossless also
+        normalises (SP8192 replaces line ends and runs of blanks by one space).
         """
         return text.strip() if self.lossless else self.decode(self.encode(text)).strip()
 
     def encode_exactly(self, text: str) -> npt.NDArray[np.int64] | None:
-        """Return the token ids of a text, or None where they do not give exactly this text back.
+        """Return the token ids of a text, or None if they do not restore exactly this text.
 
-        A literal U+2581 never comes back: SentencePiece cannot tell it from a space.
+        A literal U+2581 is never restored: SentencePiece cannot distinguish it from a space.
         """
         ids = self.encode(text)
         return ids if self.decode(ids) == text else None
 
     def represents(self, text: str) -> bool:
-        """Return whether encoding and decoding give exactly this text back."""
+        """Return whether encoding and decoding restore exactly this text."""
         return self.encode_exactly(text) is not None
 
 
@@ -216,14 +216,14 @@ def join_documents(tokenizer: Tokenizer, documents: Iterable[Ids]) -> npt.NDArra
 
 
 def decode_documents(tokenizer: Tokenizer, ids: Ids) -> list[str]:
-    """Return the texts between the BOS tokens of a stream; what precedes the first is one too."""
+    """Return the texts between the BOS tokens of a stream, including any before the first BOS."""
     return list(_decoded(tokenizer, ids, _document_starts(tokenizer, ids)))
 
 
 def prove_bytes(tokenizer: Tokenizer, ids: Ids) -> int:
-    """Return the text bytes of all targets ids[1:], after proving them document by document.
+    """Return the text bytes of all targets ids[1:], after a check of every document.
 
-    `ids` holds whole documents, each after its BOS. Raises UserError when the bytes of some
+    `ids` contains complete documents, each after its BOS. Raises UserError if the bytes of some
     document's tokens do not sum to the UTF-8 length of its decoded text.
     """
     starts = _document_starts(tokenizer, ids)
@@ -246,7 +246,7 @@ def _document_starts(tokenizer: Tokenizer, ids: Ids) -> npt.NDArray[np.intp]:
     if len(wrong):
         raise UserError(
             f"token id {int(wrong[0])} is outside the tokenizer's {tokenizer.vocab_size} ids; "
-            "take the tokenizer that the tokens were made with"
+            "use the tokenizer that made the tokens"
         )
     return np.flatnonzero(ids == tokenizer.bos_id)
 
@@ -263,11 +263,12 @@ def _decoded(tokenizer: Tokenizer, ids: Ids, starts: npt.NDArray[np.intp]) -> It
 def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = False) -> bytes:
     """Return a new SentencePiece BPE model file of exactly `vocab_size` pieces.
 
-    The field's settings (byte fallback, digits split, 99.9 % of characters, ids 0 to 3 for pad,
-    BOS, EOS, unknown), except that text is kept as it is: no normalisation, so decoding restores
-    it and the bytes are those of the raw text. With case_ops it knows the marks of `case`, which
-    stand for capital letters. One thread, because the count is written into the
-    file. Raises UserError when the texts cannot fill the vocabulary, naming what they can fill.
+    The settings are the usual ones of the field (byte fallback, digits split, 99.9 % of characters,
+    ids 0 to 3 for pad, BOS, EOS, unknown), but without normalisation, so decoding restores the text
+    and the bytes are those of the raw text. With case_ops it has pieces for the marks of `case`,
+    which represent capital letters. It uses one thread, because the file records the number of
+    threads. Raises UserError with the largest possible size if the texts cannot fill the
+    vocabulary.
     """
     if not 260 <= vocab_size <= MAX_PIECES:
         raise UserError(f"vocabulary size {vocab_size} is not between 260 and {MAX_PIECES}")
@@ -311,7 +312,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = Fals
 
 
 def _too_small(reason: str, vocab_size: int) -> UserError:
-    """Return why SentencePiece trains no tokenizer; it checks the characters before any work."""
+    """Return why SentencePiece cannot train; it checks the characters first."""
     needed = re.search(r"required_chars\. \d+ vs (\d+)", reason)
     if not needed:
         told = " ".join(reason.rpartition("] ")[2].split())
@@ -333,7 +334,7 @@ def _set_vocabulary(size: int) -> str:
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Yield paragraphs: line ends are left to byte fallback, as no piece may hold one."""
+    """Yield paragraphs; line ends become byte tokens, because no piece may contain one."""
     for text in texts:
         for line in text.split("\n"):
             for start in range(0, len(line), _MAX_SENTENCE_BYTES // 4):

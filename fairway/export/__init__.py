@@ -1,1 +1,1 @@
-"""A model taken elsewhere: its weights, and code that needs neither Fairway nor kernels."""
+"""A model for other programs: its weights, and code that needs neither Fairway nor kernels."""

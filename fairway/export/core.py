@@ -1,8 +1,8 @@
-"""The model as other programs run it: weights and code of one folder, PyTorch and no more.
+"""The model in other programs: weights and code of one folder that need only PyTorch.
 
-`fairway.export.program` puts this module, and what it needs of the package, into one file. The walk
-through the blocks is the package's own; here are only the attention of positions that may be
-padded or kept from earlier calls, and how a folder is read.
+`fairway.export.program` writes this module and the parts of the package that it needs into one
+file. The package defines the walk through the blocks. This module adds the attention over padded
+positions and positions of earlier calls, and reads a folder.
 
 Shapes: B rows, T new positions, N all positions, H query heads, G key/value heads, K head width,
 V vocabulary.
@@ -29,7 +29,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Past:
-    """Keys, values and tokens of the positions that were read before; they grow by `update`."""
+    """Keys, values and tokens of positions that were read before; `update` adds to them."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
@@ -49,7 +49,7 @@ class Past:
 
 
 class Reader:
-    """How a model reads new positions, padded or after others. `gpt` is the model itself."""
+    """Reads new positions, padded or after others. `gpt` is the model itself."""
 
     gpt: GPT
     length: int
@@ -58,23 +58,23 @@ class Reader:
     lora_values: nn.ParameterList
 
     def begin(self, values: dict[str, Any]) -> None:
-        """Make the model, not yet with its weights, from what config.json says of it."""
+        """Make the model from config.json, without its weights."""
         known = {field.name for field in dataclasses.fields(ModelConfig)}
         settings = ModelConfig(**{k: v for k, v in values["model"].items() if k in known})
         self.gpt = GPT(settings)
         self.gpt.set_looping(values["looping"])
         self.rope_length = values["length"]
         self.lora = None
-        # What `fairway tune` learned beside the model.
+        # The adapters that `fairway tune` trained.
         if own := values.get("adapter"):
             self.lora = Adapters(self.gpt, own["targets"], own["rank"], own["alpha"])
             self.lora_values = nn.ParameterList(map(nn.Parameter, self.lora.zeros(1)))
-        # The most positions that are read piece by piece: their rotary table has one base.
+        # The most positions that are read in pieces, since these have one rotary base.
         self.length = max(self.rope_length, settings.rope_train_len)
 
     @property
     def visits(self) -> int:
-        """How many times blocks are visited on a walk; each visit keeps keys of its own."""
+        """The number of visits of blocks on a walk; each visit has its own keys."""
         return len(self.gpt.encoder_visits) + len(self.gpt.decoder_visits)
 
     def hidden(self, ids: Tensor, mask: Tensor | None = None, past: Any = None) -> Tensor:
@@ -95,10 +95,10 @@ class Reader:
         return gpt.states(x_BTD, Walk(self._rope(first, end, past is not None), None, attend.at))
 
     def _embedded(self, ids: Tensor, past: Any, first: int) -> Tensor:
-        """Return embeddings. SmearGate looks one token back, so that tokens are kept, too."""
+        """Return embeddings. SmearGate reads the previous token, so tokens are kept too."""
         if past is None or not self.gpt.config.smear:
             return self.gpt.embedded(ids)
-        # Whole numbers up to 2^24 are exact in float32, and caches keep tensors of four dimensions.
+        # Whole numbers up to 2^24 are exact in float32, and caches have tensors of four dimensions.
         new_B1T1 = ids[:, None, :, None].float()
         all_B1N1, _ = past.update(new_B1T1, new_B1T1, self.visits)
         if not first:
@@ -106,7 +106,7 @@ class Reader:
         return self.gpt.embedded(all_B1N1[:, 0, first - 1 :, 0].long())[:, 1:]
 
     def _rope(self, first: int, end: int, kept: bool) -> tuple[Tensor, Tensor]:
-        """Return the rotary table of new positions: a text's own, or that of the full window."""
+        """Return the rotary table of new positions: for the text's length, or the full window."""
         length = max(end, self.rope_length) if kept else end
         device = self.gpt.tok_emb.weight.device
         cos_NR, sin_NR = rope_table(length, self.gpt.config)
@@ -123,8 +123,8 @@ class FairwayModel(Reader, nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None = None, past: Any = None) -> Tensor:
         """Return the logits behind every token of `ids`, [B, T].
 
-        `mask`, [B, N], is 0 at positions that are padding. `past` holds what was read before and is
-        added to: a `Past`, or a cache of transformers.
+        `mask`, [B, N], is 0 at padded positions. `past` has the positions that were read before,
+        and the new ones are added to it: a `Past`, or a cache of transformers.
         """
         return self.gpt.logits(self.hidden(ids, mask, past))
 
@@ -137,7 +137,7 @@ class FairwayModel(Reader, nn.Module):
         past, unread = Past(), ids
         for _ in range(max_tokens):
             if past.get_seq_length() + unread.shape[1] > self.length:
-                # The oldest half goes, and the rest is read anew.
+                # Drop the oldest half and read the rest again.
                 past, unread = Past(), ids[:, -(self.length // 2) :]
             logits_BV = self(unread, None, past)[:, -1].cpu()
             if temperature > 0:
@@ -151,14 +151,14 @@ class FairwayModel(Reader, nn.Module):
 
 
 class _Attend:
-    """Attention over new positions and those kept, but for padding, through each layer's window."""
+    """Attention over new and kept positions without padding, in each layer's window."""
 
     def __init__(self, padding_BN: Tensor | None, past: Any, first: int) -> None:
         self.padding_BN, self.past, self.first = padding_BN, past, first
         self.hidden: dict[int, Tensor] = {}
 
     def at(self, visit: int, own: Any) -> Any:
-        """Return what a visit attends by."""
+        """Return the attention of a visit."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor, seen: Seen = ALL) -> Tensor:
             if self.past is not None:
@@ -176,7 +176,7 @@ class _Attend:
             own_T1 = at_N[self.first : self.first + new, None]
             seen_1TN = ((at_N <= own_T1) & ((at_N > own_T1 - window) | (not window)))[None]
             if self.padding_BN is not None:
-                # Padding sees itself alone, so that nothing is divided by a sum of nothing.
+                # Padding sees only itself, so that no softmax divides by zero.
                 shown_B1N = ~self.padding_BN.to(device)[:, None]
                 seen_1TN = (seen_1TN & shown_B1N) | (at_N == own_T1)
             self.hidden[window] = seen_1TN[:, None]
@@ -194,6 +194,6 @@ def load(folder: str | Path) -> FairwayModel:
 
 
 def for_transformers() -> Any:
-    """Return the classes that transformers takes; they need that package."""
+    """Return the classes for transformers; they need that package."""
     hugging = importlib.import_module("fairway.export.hugging")
     return hugging.FairwayConfig, hugging.FairwayForCausalLM

@@ -25,7 +25,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "torch": (MODEL_FILE, WORDS_FILE),
     "transformers": (MODEL_FILE, WORDS_FILE, GENERATION, TOKENIZER_CONFIG),
 }
-# Nothing is computed: no need to try what is fastest here.
+# Nothing is computed, so no trial of speed is needed.
 _PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 
 
@@ -35,9 +35,9 @@ def export(
     """Write an artifact into a folder in one of `FORMATS`; return its facts.
 
     Weights are float32, as `fairway.load` has them. Their names are those of `fairway.model.gpt`,
-    with the prefix 'gpt.' in formats with code. An adapter file's matrices lie beside those. Raises
-    UserError for an unknown format, for one that cannot have an adapter, and for files that exist
-    already.
+    with the prefix 'gpt.' in formats with code. The matrices of an adapter file are stored with
+    them. Raises UserError for an unknown format, for one that cannot have an adapter, and for files
+    that exist already.
     """
     if kind not in FORMATS:
         raise UserError(f"format '{kind}' is unknown; choose one of {', '.join(FORMATS)}")
@@ -66,7 +66,7 @@ def export(
     if kind == "transformers":
         write_json(out / GENERATION, _generation(model))
         write_json(out / TOKENIZER_CONFIG, _tokenizer_config(model, facts))
-    # Last, so that a folder that can be read is whole.
+    # Written last, so that a readable folder is complete.
     write_json(out / CONFIG, _config(facts, model, kind))
     return facts
 
@@ -88,7 +88,7 @@ def _facts(artifact: Artifact, data: bytes) -> dict[str, Any]:
 
 
 def _config(facts: dict[str, Any], model: LanguageModel, kind: str) -> dict[str, Any]:
-    """Return config.json. What the code reads stands under `fairway`."""
+    """Return config.json; the settings for the code are under `fairway`."""
     if kind == "safetensors":
         return facts
     length = facts["provenance"]["score"]["seq_len"]
@@ -108,7 +108,7 @@ def _config(facts: dict[str, Any], model: LanguageModel, kind: str) -> dict[str,
         "vocab_size": shape["vocab_size"],
         "hidden_size": shape["dim"],
         "num_attention_heads": shape["num_heads"],
-        # Each visit keeps keys and values of its own, and SmearGate keeps the tokens.
+        # Each visit has its own keys and values, and SmearGate keeps the tokens.
         "num_hidden_layers": visits + shape["smear"],
         "max_position_embeddings": max(length, shape["rope_train_len"]),
         "tie_word_embeddings": False,
@@ -118,7 +118,7 @@ def _config(facts: dict[str, Any], model: LanguageModel, kind: str) -> dict[str,
 
 
 def _ids(model: LanguageModel) -> dict[str, int]:
-    """Return the tokens that transformers asks for: the one that begins a document also ends it."""
+    """Return the special tokens for transformers: the one that begins a document also ends it."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return dict.fromkeys(names, model.tokenizer.bos_id)
 
@@ -134,7 +134,7 @@ def _tokenizer_config(model: LanguageModel, facts: dict[str, Any]) -> dict[str, 
         "tokenizer_class": "FairwayTokenizer",
         **dict.fromkeys(("bos_token", "eos_token", "pad_token"), begins),
         "model_max_length": facts["provenance"]["score"]["seq_len"],
-        # What is continued stands at the end of every row.
+        # Texts to continue are at the end of each row.
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
     }

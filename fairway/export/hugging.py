@@ -1,6 +1,6 @@
 """The exported model as a class of transformers, for `trust_remote_code=True`.
 
-Versions 4 of transformers call what was read before `past_key_values`, later ones `cache`.
+Version 4 of transformers names the earlier positions `past_key_values`, later ones `cache`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ _PAST = "cache" if "cache" in _FIELDS else "past_key_values"
 
 
 class FairwayConfig(PretrainedConfig):
-    """What config.json says: Fairway's own settings stand under `fairway`."""
+    """The content of config.json; Fairway's own settings are under `fairway`."""
 
     model_type = "fairway"
 
@@ -29,7 +29,7 @@ class FairwayConfig(PretrainedConfig):
 
 
 class FairwayForCausalLM(Reader, PreTrainedModel, GenerationMixin):
-    """A trained model of Fairway that transformers loads, runs and lets generate."""
+    """A trained model of Fairway that transformers can load, run and generate with."""
 
     config_class = FairwayConfig
     main_input_name = "input_ids"
@@ -44,10 +44,10 @@ class FairwayForCausalLM(Reader, PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave weights alone: they were set when the model was made, or are read from a file."""
+        """Change no weights: they are set when the model is made, or read from a file."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the embedding; it is the head too, unless the settings say otherwise."""
+        """Return the embedding, which is also the head unless the settings separate them."""
         return self.gpt.tok_emb
 
     def forward(
@@ -61,7 +61,7 @@ class FairwayForCausalLM(Reader, PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **named: Any,
     ) -> CausalLMOutputWithPast:
-        """Return logits, the loss of `labels` (-100 counts nothing), and what was read."""
+        """Return logits, the loss of `labels` (-100 does not count), and all positions read."""
         past = past_key_values if cache is None else cache
         if past is None and use_cache:
             past = DynamicCache(config=self.config)

@@ -50,7 +50,7 @@ class FairwayTokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Return a text behind the token that begins a document; a second one behind another."""
+        """Return a text after the token that begins a document; a second text after another one."""
         begins = [self.words.bos_id]
         return begins + token_ids_0 + (begins + token_ids_1 if token_ids_1 else [])
 

@@ -1,6 +1,7 @@
 """The exported tokenizer: Fairway's own reading of a text, also as a class of transformers.
 
-A text is read as behind the token that begins a document; the tokens stand for exactly its bytes.
+A text is tokenised as after the token that begins a document; its tokens represent exactly its
+bytes.
 """
 
 import importlib

@@ -1,10 +1,10 @@
-"""Processes that run together end together: one speaks for all, and none is left waiting.
+"""Processes of a run end together: one prints the reason, and none is left waiting.
 
-`torchrun` starts equal processes and ends those of a host when one of them fails. That leaves
-gaps: a process inside a GPU collective hears no signal (`torchrun` waits 30 s before it kills it),
-another host is not told, and every process would explain the failure in its own words. So whoever
-fails leaves word in the store that `torchrun` keeps for its processes, and a thread in each of
-them looks there.
+`torchrun` starts equal processes and ends those of a host when one of them fails. Three problems
+remain: a process inside a GPU collective does not react to signals (`torchrun` kills it after 30
+s), other hosts are not informed, and every process would print its own reason. So a failing process
+writes a message into the store that `torchrun` keeps for its processes, and a thread in each
+process reads the store.
 """
 
 import os
@@ -28,21 +28,21 @@ from fairway.base.terminal import line, put
 _FAILED, _SPOKEN, _TOLD = "fairway/failed", "fairway/spoken", "fairway/told"
 _PROCESS = "fairway/process"
 
-# All processes must have started within this time.
+# The time within which all processes must have started.
 _MEET = timedelta(minutes=5)
-# How often a process looks into the store: a question costs 50 microseconds.
+# The interval at which a process reads the store; a request costs 50 microseconds.
 _LOOK_S = 0.1
-# What the others say of a process that could say nothing itself.
+# The message about a process that could not write one itself.
 _LOST = (
-    "fairway: another process of this run ended without a word (killed, or out of memory?); the "
+    "fairway: another process of this run ended without a message (killed, or out of memory?); the "
     "last checkpoint is kept, --resume continues"
 )
-# What a process gets, once another has failed, to end by itself and leave no half-written file.
+# The time for a process to end by itself after another has failed, without an incomplete file.
 _GRACE_S = 2.0
 
 
 class Store(Protocol):
-    """What is needed of a torch.distributed store; RuntimeError when its keeper is gone."""
+    """The used methods of a torch.distributed store; RuntimeError if its host process has ended."""
 
     def set(self, key: str, value: str) -> None:
         """Keep a value."""
@@ -51,14 +51,14 @@ class Store(Protocol):
         """Return a value, waiting for it."""
 
     def add(self, key: str, amount: int) -> int:
-        """Count, and return the count."""
+        """Add to a counter, and return it."""
 
     def check(self, keys: list[str]) -> bool:
         """Return whether all keys have a value."""
 
 
 class Peers:
-    """The processes of this run as one of them sees them; without a store, there is only one."""
+    """The processes of this run as seen by one of them; without a store there is only one."""
 
     def __init__(self, rank: int = 0, store: Store | None = None) -> None:
         self._rank, self._store = rank, store
@@ -67,10 +67,11 @@ class Peers:
         self._over = threading.Event()
 
     def tell(self, text: str) -> str:
-        """Return rank 0's text on every rank; they wait as long as it takes rank 0 to get here.
+        """Return rank 0's text on every rank; the others wait for rank 0.
 
-        Every rank must call this as often. Unlike a collective it has no time limit (packing a
-        model may outlast that of NCCL); a rank 0 that fails ends the wait with the process.
+        Every rank must call this equally often. Unlike a collective it has no time limit, since
+        packing a model may take longer than NCCL's limit. If rank 0 fails, the waiting processes
+        end.
         """
         if self._store is None:
             return text
@@ -84,7 +85,7 @@ class Peers:
         return self._store.get(key).decode()
 
     def watch(self) -> None:
-        """From now on, end this process soon after another one has failed."""
+        """From now on, end this process soon after another one fails."""
         assert self._store is not None
         self._store.set(f"{_PROCESS}/{self._rank}", _name_of(os.getpid()))
         threading.Thread(target=self._watch, daemon=True).start()
@@ -98,7 +99,7 @@ class Peers:
             _exit(code)
 
     def _failure(self) -> int | None:
-        """Return the exit code of a process that failed; 1 if the store itself is gone."""
+        """Return the exit code of a process that failed; 1 if the store is lost."""
         assert self._store is not None
         try:
             return int(self._store.get(_FAILED)) if self._store.check([_FAILED]) else None
@@ -106,21 +107,23 @@ class Peers:
             return 1
 
     def fail(self, sentence: str, code: int) -> NoReturn:
-        """End this process at once, and the others with it; the first to fail says why."""
+        """End this process at once, and then the others; the first to fail prints the reason."""
         assert self._store is not None
         try:
             if self._store.add(_SPOKEN, 1) == 1:
                 _speak(sentence)
-                # Only now: others may end as soon as they see it, and torchrun ends this one then.
+                # This comes last: others may end as soon as they read it, and then torchrun ends
+                # this one.
                 self._store.set(_FAILED, str(code))
         except RuntimeError:
-            # The store ends with the first host, which said why if this process heard of it.
+            # The store ends with the first host, which printed the reason if this process got its
+            # message.
             if not self._heard:
                 _speak(sentence)
         _exit(code)
 
     def explained(self, error: BaseException) -> tuple[str, int]:
-        """Return what to say of an error that ends this process, and its exit code."""
+        """Return the sentence for an error that ends this process, and its exit code."""
         if _is_of_a_lost_process(error):
             return _LOST, 1
         if isinstance(error, KeyboardInterrupt):
@@ -128,14 +131,14 @@ class Peers:
         return "".join(traceback.format_exception(error)), 1
 
     def told_apart(self, interrupted: str) -> tuple[str, int]:
-        """Return what to say of a signal, and the exit code.
+        """Return the sentence for a signal, and the exit code.
 
-        torchrun ends us by the same signal when another process is gone and when its user wants it.
+        torchrun sends the same signal when another process has ended and when its user stops it.
         """
         return (_LOST, 1) if self._lost_one() else (interrupted, 130)
 
     def _lost_one(self) -> bool:
-        """Return whether another process of this host has ended."""
+        """Return whether another process of this host has ended already."""
         assert self._store is not None
         try:
             keys = [f"{_PROCESS}/{rank}" for rank in range(int(os.environ.get("WORLD_SIZE", "1")))]
@@ -146,7 +149,7 @@ class Peers:
         return not all(map(_is_alive, ours))
 
     def part(self) -> None:
-        """End well: nobody leaves before rank 0 has finished."""
+        """End without error: all processes wait until rank 0 has finished."""
         self.tell("finished")
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -154,7 +157,7 @@ class Peers:
 
 
 def _is_of_a_lost_process(error: BaseException) -> bool:
-    """Return whether an error says that messages between processes ended: Gloo's, NCCL's."""
+    """Return whether an error of Gloo or NCCL means that messages between processes failed."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
@@ -188,9 +191,9 @@ def _exit(code: int) -> NoReturn:
 
 @cache
 def peers() -> Peers:
-    """Return the peers of this process, met when first asked for.
+    """Return the peers of this process; the first call connects to them.
 
-    Raises UserError where the environment promises others that cannot be met.
+    Raises UserError if the environment names others that cannot be reached.
     """
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
@@ -206,9 +209,9 @@ def peers() -> Peers:
 
 
 def end_together(attempt: Callable[[], tuple[str, int]]) -> None:
-    """Run what returns (last sentence, exit code) in every process, and end them all alike.
+    """Run a function in every process, and end all with its (last sentence, exit code).
 
-    Only returns if the exit code is 0. An error that nobody foresaw counts as exit code 1, its
+    This returns only if the exit code is 0. An unexpected error counts as exit code 1, with its
     traceback as the sentence.
     """
     try:
@@ -220,10 +223,10 @@ def end_together(attempt: Callable[[], tuple[str, int]]) -> None:
     try:
         sentence, code = _tried(group, attempt)
         if code:
-            # The signal by which torchrun ends us, when another was faster, must come no more.
+            # Ignore torchrun's signal, which comes if another process ended faster.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except KeyboardInterrupt as late:
-        # It came while an error was being explained.
+        # The signal came while the sentence of an error was made.
         sentence, code = group.explained(late.__context__ or late)
     if code:
         group.fail(sentence, code)

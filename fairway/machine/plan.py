@@ -1,7 +1,7 @@
 """The machine plan of a run: device, precision, threads.
 
-What `auto` settings resolve to is a `Plan`; it is printed, kept with the checkpoint and recorded in
-the results, because a score is a function of it.
+A `Plan` has the values of all `auto` settings. It is printed, kept with the checkpoint and recorded
+in the results, because a score depends on it.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ class Plan:
         )
 
     def way(self) -> Way:
-        """Return how a model computes under this plan, as far as memory goes."""
+        """Return the settings of this plan that affect a model's memory."""
         return Way(self.kernels == "fused", DTYPES[self.dtype].itemsize, self.attention == "plain")
 
     def as_dict(self) -> dict[str, str | int]:
@@ -56,7 +56,7 @@ class Plan:
 
     @classmethod
     def recalled(cls, record: Mapping[str, Any]) -> "Plan":
-        """Return the plan that a run's memory holds, beside the digest that it was found for."""
+        """Return the plan in a run's record; a digest of its inputs is stored with it."""
         return cls(**{name: value for name, value in record.items() if name != "key"})
 
     def apply(self) -> None:
@@ -71,7 +71,7 @@ class Plan:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Compute as planned inside, and as the caller of this library has it outside."""
+        """Use the settings of a plan inside, and restore those of the caller afterwards."""
         before = torch.get_num_threads(), torch.get_float32_matmul_precision()
         self._set()
         try:
@@ -84,9 +84,8 @@ class Plan:
 def _keep_freed_memory() -> None:
     """Ask glibc to reuse freed blocks of any size instead of returning them to the system.
 
-    Fresh pages cost a fault each: without this a step of the demo takes up to 1.4 times as long
-    (benchmarks/cpu_step.py).
-    Other C libraries are left alone.
+    Each new page costs a page fault: without this a step of the demo takes up to 1.4 times as long
+    (benchmarks/cpu_step.py). Other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -99,7 +98,7 @@ def _keep_freed_memory() -> None:
 def make_plan(config: RuntimeConfig) -> Plan:
     """Resolve every `auto`; on a CPU by a probe of about two seconds, once in a process.
 
-    Raises UserError for a device that is not there, or a dtype or attention that it does not run.
+    Raises UserError for a missing device, or a dtype or attention that it does not support.
     """
     if config.device == "cuda":
         require_gpus(1, "runtime.device is cuda", "set runtime.device=cpu")
@@ -132,7 +131,7 @@ def _apple(config: RuntimeConfig) -> tuple[str, str, int]:
 
 
 def require_gpus(count: int, why: str, remedy: str) -> None:
-    """Raise UserError unless torch sees this many GPUs, which something needs."""
+    """Raise UserError unless torch finds this many GPUs for a purpose."""
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < count:
         gpus = "no GPU" if not seen else "1 GPU" if seen == 1 else f"{seen} GPUs"
@@ -140,7 +139,7 @@ def require_gpus(count: int, why: str, remedy: str) -> None:
 
 
 def device_name(plan: Plan) -> str:
-    """Return what the device of this process is called: of a GPU its model, of a CPU its kind."""
+    """Return the name of this process's device: the model of a GPU, the architecture of a CPU."""
     if plan.device == "cuda":
         return str(torch.cuda.get_device_name())
     about = Path("/proc/cpuinfo")
@@ -192,7 +191,7 @@ def _probe_cpu(config: RuntimeConfig) -> tuple[int, str, str]:
         (threads, dtype, matmul)
         for threads in counts
         for dtype in dtypes
-        # The precision of float32 products has no bearing on bfloat16 ones: try it once.
+        # The precision of float32 products has no effect on bfloat16 ones, so one is tried.
         for matmul in (matmuls if dtype == "float32" else matmuls[:1])
     ]
     return _fastest(tuple(options))
@@ -202,8 +201,8 @@ def _probe_cpu(config: RuntimeConfig) -> tuple[int, str, str]:
 def _fastest(options: tuple[tuple[int, str, str], ...]) -> tuple[int, str, str]:
     """Return the fastest of some settings, measured once in a process.
 
-    Measured again, another one may win by chance; a process that loads many models would wait two
-    seconds for each.
+    A second measurement might choose another one by chance, and a process that loads many models
+    would wait two seconds for each.
     """
     if len(options) == 1:
         return options[0]

@@ -1,4 +1,4 @@
-"""This process among its equals."""
+"""The rank of this process in a run, and messages between ranks."""
 
 import os
 import random
@@ -10,16 +10,16 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-# Ends a collective: afterwards the device's stream (or the CPU) sees the result.
+# A function that ends a collective: after it the device's stream (or the CPU) has the result.
 Wait = Callable[[], object]
-# torch 2.13 renamed these two and warns about the old names, which are the only ones of 2.11.
+# torch 2.13 renamed these two and warns about the old names; torch 2.11 has only the old ones.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among its equals: `rank` of `world`, one process per device."""
+    """The number of this process, `rank`, among `world` processes, one per device."""
 
     rank: int = 0
     world: int = 1
@@ -37,7 +37,7 @@ class Ranks:
     def broadcast_all(self, values: Sequence[float]) -> list[float]:
         """Return rank 0's values on every rank, by one message between the hosts.
 
-        The numbers travel from CPU to CPU, so that no device has to finish its work first.
+        They are sent from CPU to CPU, so no device has to finish its work first.
         """
         box = torch.tensor(values, dtype=torch.float64)
         if self.world > 1:
@@ -62,8 +62,8 @@ class Ranks:
     def start_scatter(self, whole: torch.Tensor) -> Wait:
         """Begin to replace this rank's shard by its sum over the ranks; the rest is then undefined.
 
-        In place, which NCCL allows at exactly this offset. Gloo has a reduce-scatter of equal parts
-        since torch 2.3; it sums everything and keeps a part.
+        The sum is in place, which NCCL allows at exactly this offset. Gloo has a reduce-scatter of
+        equal parts since torch 2.3; it sums everything and keeps one part.
         """
         own = self.shard(whole)
         return self._wait(lambda: _reduce_scatter(own, whole, async_op=True))
@@ -85,7 +85,7 @@ class Ranks:
         return np.asarray(box.numpy(), dtype=np.float64)
 
 
-# A process without others.
+# A single process.
 ALONE = Ranks()
 
 
@@ -98,13 +98,16 @@ def join_ranks() -> Ranks:
     if ranks.local < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local)
     if not dist.is_initialized():
-        # Gloo stays for what the hosts agree on: asking NCCL would wait for the device.
+        # Gloo is kept for decisions of the hosts; NCCL would wait for the device.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return ranks
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch. The data order ignores this seed by design, as in #1493."""
+    """Seed Python, NumPy and torch.
+
+    The order of the data does not depend on this seed, as in #1493.
+    """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

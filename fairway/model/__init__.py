@@ -1,1 +1,1 @@
-"""Tokens become a model: the transformer and its attention backends."""
+"""The model: the transformer and its attention backends."""

@@ -1,12 +1,12 @@
-"""Low-rank adapters on a frozen model, a set per row of the batch and per visit of a block.
+"""Low-rank adapters on a frozen model, one set per row of the batch and per visit of a block.
 
-There is no second transformer here: the model's walk asks what is added to each of its matrices
+There is no second transformer here: the model's walk asks for the additions to each of its matrices
 (LoRA: Hu et al. 2021, arXiv 2106.09685; per document at test time: pull request #1530). With B = 0,
-as at the start, that is zero, and the model is itself. `gpu.adapters` does the same with fewer and
-wider products.
+as at the start, the additions are zero and the model is unchanged. `gpu.adapters` does the same
+with fewer and wider products.
 
-Adapters of a visit lie side by side: the matrices A of its targets are rows of one matrix, and so
-are the matrices B, so that a few wide tensors hold everything that learns.
+All adapters of a visit share tensors: the matrices A of its targets are rows of one matrix, and so
+are the matrices B. So a few wide tensors contain all learned values.
 
 Shapes: B rows, T positions, I inputs, O outputs of all targets, R rank, Q rank of all targets,
 S visits, D width.
@@ -59,10 +59,10 @@ def _group(model: GPT, targets: Sequence[str], slots: int, rank: int) -> Group:
 
 
 class Adapters:
-    """The adapters of a model: what tensors they are, how they begin, what they add.
+    """The adapters of a model: the shapes of their tensors, their initial values, their effect.
 
-    The product B A is scaled by alpha / rank. A is uniform within 1 / sqrt(I) at first, B zero.
-    `use` chooses what the next forward passes run with.
+    The product B A is scaled by alpha / rank. Initially A is uniform within 1 / sqrt(I), and B is
+    zero. `use` chooses the adapters of the next forward passes.
     """
 
     def __init__(self, model: GPT, targets: Sequence[str], rank: int, alpha: float) -> None:
@@ -77,8 +77,8 @@ class Adapters:
     def drawn(self, generator: torch.Generator) -> list[Tensor]:
         """Return fresh matrices A of every group, [S, 1, Q, I]: the same for all rows.
 
-        Drawn on the CPU, so that all devices get the same; for each row it would take 2 s for 64
-        rows of the seed system.
+        They are drawn on the CPU, so that all devices get the same. Separate ones for each row
+        would take 2 s for 64 rows of the seed system.
         """
         width = self.model.config.dim
         bound = 1.0 / math.sqrt(width)
@@ -93,7 +93,7 @@ class Adapters:
         return made
 
     def shapes(self, rows: int) -> list[tuple[int, ...]]:
-        """Return the shapes of A and B of every group for some rows."""
+        """Return the shapes of A and B of every group for a number of rows."""
         width = self.model.config.dim
         made: list[tuple[int, ...]] = []
         for group in self.groups:
@@ -103,14 +103,15 @@ class Adapters:
         return made
 
     def zeros(self, rows: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """Return A and B of every group for some rows, all zero."""
+        """Return A and B of every group for a number of rows, all zero."""
         like = self.model.tok_emb.weight
         return [like.new_zeros(shape, dtype=dtype) for shape in self.shapes(rows)]
 
     def use(self, values: Sequence[Tensor]) -> None:
-        """Let the next forward pass run with these matrices, which are like those of `zeros`.
+        """Use these matrices in the next forward passes; they have the shapes of `zeros`.
 
-        Those of one row serve any number of rows. Cast and scaled here, once for all visits.
+        Matrices of one row apply to any number of rows. They are cast and scaled here, once for all
+        visits.
         """
         dtype = self.model.compute_dtype
         inner = [value.to(dtype).unbind(0) for value in values[::2]]
@@ -118,7 +119,7 @@ class Adapters:
         self._used = list(zip(inner, outer, strict=True))
 
     def added(self, target: str, slot: int, x_BTI: Tensor) -> Tensor | None:
-        """Return what the adapters of a target add for an input, [B, T, O]; None without any."""
+        """Return the addition of a target's adapters for an input, [B, T, O], or None."""
         for group, (inner, outer) in zip(self.groups, self._used, strict=True):
             if target in group.targets:
                 inner_BRI = inner[slot][:, group.inner[target]]
@@ -129,11 +130,11 @@ class Adapters:
         return None
 
     def head(self, x: Tensor) -> Tensor | None:
-        """Return what is added to the raw logits of final states, None without the head's own."""
+        """Return the addition to the raw logits of final states, or None without head adapters."""
         return self.added("head", 0, x)
 
     def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
-        """Return what the adapters of some targets of a visit add for an input, and the input."""
+        """Return the additions of a visit's targets for an input, and the input."""
         found = {}
         for target in targets.split():
             if target in self.targets:
@@ -141,13 +142,13 @@ class Adapters:
         return found, x_BTD
 
     def states(self, values: Sequence[Tensor], ids_BT: Tensor, rope: Rope) -> Tensor:
-        """Return the model's final states under some adapters, [B, T, D]."""
+        """Return the model's final states with some adapters, [B, T, D]."""
         self.use(values)
         return self.model.states(self.model.embedded(ids_BT), Walk(rope, self))
 
 
 def attach(model: GPT, adapters: Adapters, values: Sequence[Tensor]) -> None:
-    """Let a model have one set of adapters in every walk from now on."""
+    """Use one set of adapters in every walk of a model from now on."""
     adapters.use(values)
     model.attached = adapters
 
@@ -160,13 +161,13 @@ class _Extra:
     x_BTD: Tensor
 
     def value(self) -> Tensor:
-        """Return what is added, [B, T, O]."""
+        """Return the addition, [B, T, O]."""
         extra_BTO = self.adapters.added(self.target, self.slot, self.x_BTD)
         assert extra_BTO is not None
         return extra_BTO
 
     def add_(self, whole_BTC: Tensor, first: int, scale_O: Tensor | None) -> Tensor:
-        """Return `whole` with it added, scaled, to its columns from `first` on, in place."""
+        """Add it, scaled, to the columns of `whole` from `first` on, in place; return `whole`."""
         extra_BTO = self.value()
         if scale_O is not None:
             extra_BTO = extra_BTO * scale_O.to(extra_BTO.dtype)

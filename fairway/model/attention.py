@@ -1,11 +1,12 @@
 """Causal attention backends: one plain reference, and faster paths that must equal it.
 
 Every backend takes q_BHTK, k_BGTK and v_BGTK, usually transposed views of [B, T, heads, K] and
-possibly slices of one wider buffer, and returns y_BHTK; query head h reads key/value head
-h // (H // G). The fast ones lay y out as [B, T, H, K] underneath, so transposing it back is free.
+possibly slices of one wider buffer. It returns y_BHTK. Query head h uses key/value head
+h // (H // G). The fast ones store y as [B, T, H, K], so transposing it back is free.
 
-What a query may see (`seen.Seen`: a window, documents) is the fourth argument of all of them. A
-kernel that does not take that, or the head width, gives way to another backend, which is told once.
+The fourth argument of all of them limits what a query attends to (`seen.Seen`: a window,
+documents). If a kernel does not support it, or the head width, another backend runs instead, with
+one notice.
 
 Shapes: B batch, H query heads, G key/value heads, T time, K head width, A = 1 or B masks.
 """
@@ -29,20 +30,20 @@ from fairway.model.flash import by_head, by_position, fa3, fa4, reach
 from fairway.model.flex import flex
 from fairway.model.seen import ALL, Seen
 
-# y_BHTK of queries, keys and values, and of what a query may see: all before it if not given.
+# Returns y_BHTK from queries, keys and values; without a limit, all earlier positions are seen.
 Attention = Callable[..., Tensor]
 
-# What `auto` takes on a GPU: the first that works there. Forward and backward of one layer on an
+# `auto` on a GPU is the first of these that works there. Forward and backward of one layer on an
 # H200 (48 x 2,048 tokens, 8/4 heads of 64, bfloat16): fa4 1.88 ms, cudnn 2.13, flash 3.28.
 AUTO_ON_CUDA = ("fa4", "cudnn", "flash", "efficient", "plain")
 
 
 def plain(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
-    """Return softmax(q k^T / sqrt(K)) v over what is seen, written out; y_BHTK in q's dtype.
+    """Return softmax(q k^T / sqrt(K)) v over the seen keys, by plain formulas; y_BHTK in q's dtype.
 
-    Query head h reads key/value head h // (H // G). The softmax runs in float32 inside, whatever
-    the input dtype. Costs T * T scores per head in memory, which at T = 256 on a CPU is cheaper
-    than the blocked kernel's bookkeeping.
+    Query head h uses key/value head h // (H // G). The softmax computes in float32 for any input
+    dtype. It needs memory for T * T scores per head. At T = 256 on a CPU that is cheaper than the
+    overhead of a blocked kernel.
     """
     B, H, T, K = q_BHTK.shape
     G = k_BGTK.shape[1]
@@ -55,17 +56,17 @@ def plain(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> T
 
 
 def _bias(seen: Seen, like_BHTK: Tensor) -> Tensor:
-    """Return 0 where a key is seen and -inf elsewhere; bias_ATT in the dtype of a tensor."""
+    """Return 0 for seen keys and -inf for others; bias_ATT in the dtype of a tensor."""
     hidden_ATT = seen.hidden(like_BHTK.shape[2], like_BHTK.device)
     return like_BHTK.new_zeros(hidden_ATT.shape).masked_fill(hidden_ATT, -math.inf)
 
 
 # ---------------------------------------------------------------------------------------------
-# Through PyTorch
+# With PyTorch's kernels
 
 
 def sdpa(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
-    """Return the same through whichever fused kernel PyTorch picks for the device and dtype."""
+    """Return the same with the fused kernel that PyTorch chooses for the device and dtype."""
     grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
     mask_A1TT = None if seen == ALL else ~seen.hidden(q_BHTK.shape[2], q_BHTK.device)[:, None]
     return F.scaled_dot_product_attention(
@@ -74,33 +75,34 @@ def sdpa(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Te
 
 
 def cudnn(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
-    """Return the same through cuDNN's kernel."""
+    """Return the same with cuDNN's kernel."""
     if q_BHTK.shape[2] == 1:
-        # cuDNN has no plan for a single position, where there is nothing to fuse anyway.
+        # cuDNN has no plan for a single position, where fusing brings nothing.
         return plain(q_BHTK, k_BGTK, v_BGTK)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return sdpa(q_BHTK, k_BGTK, v_BGTK, seen)
 
 
 def flash(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
-    """Return the same through PyTorch's FlashAttention 2.
+    """Return the same with PyTorch's FlashAttention 2.
 
-    Windows and documents by its operator, which has the same arguments in every PyTorch that has
-    it: the public `varlen_attn` takes windows since 2.11, and grouped heads in words since 2.12.
+    Windows and documents use its internal operator, whose arguments are the same in every PyTorch
+    version that has it. The public `varlen_attn` supports windows since 2.11, and an argument for
+    grouped heads since 2.12.
     """
     if seen == ALL:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return sdpa(q_BHTK, k_BGTK, v_BGTK)
     starts, longest = None, q_BHTK.shape[2]
     if seen.documents is not None:
-        # For a longest of 1 the operator would take its way for decoding.
+        # For a longest document of 1 the operator would use its decoding path.
         starts, longest = seen.documents.starts, max(2, seen.documents.longest)
     before, after = reach(seen)
     y: Tensor = torch.ops.aten._flash_attention_forward(
         *(by_position(z, seen) for z in (q_BHTK, k_BGTK, v_BGTK)),
         *(starts, starts, longest, longest),
         dropout_p=0.0,
-        # With a window it is these two numbers that make it causal.
+        # With a window these two numbers make it causal.
         is_causal=not seen.window,
         return_debug_mask=False,
         window_size_left=before,
@@ -110,9 +112,9 @@ def flash(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> T
 
 
 def flash_in_order(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
-    """Return what `flash` returns; its gradients are added up in the same order every time.
+    """Return the result of `flash`; gradients are summed in the same order every time.
 
-    What `flash` does not take runs by the plain formulas, which repeat their bits too.
+    If `flash` does not support the input, the plain formulas run, which also repeat bit for bit.
     """
     seen = seen.within(q_BHTK.shape[0], q_BHTK.shape[2])
     attend = KERNELS[_told("flash", q_BHTK, seen, ("plain",))]
@@ -122,9 +124,9 @@ def flash_in_order(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = 
 
 
 class _InOrder(torch.autograd.Function):
-    """Attention whose way back alone runs under PyTorch's demand for repeatable results.
+    """Attention whose backward alone runs in PyTorch's deterministic mode.
 
-    As a demand on the whole model it would refuse operations that repeat their bits anyway.
+    For the whole model that mode would refuse operations that repeat bit for bit anyway.
     """
 
     @staticmethod
@@ -148,10 +150,10 @@ _DETERMINISTIC: Any = torch.utils.deterministic
 
 @contextmanager
 def _demanding_order() -> Iterator[None]:
-    """While this lasts, PyTorch takes operations that repeat their bits.
+    """Make PyTorch use deterministic operations while this context lasts.
 
-    Without filling what it allocates, as it otherwise does then: 8 launches a layer. The mode is
-    set because `torch.use_deterministic_algorithms` also imports PyTorch's compiler: 3 s.
+    The mode usually also fills new tensors, with 8 launches per layer; that is turned off. The mode
+    is set directly: `torch.use_deterministic_algorithms` would import PyTorch's compiler in 3 s.
     """
     asked = torch.get_deterministic_debug_mode()
     filled = _DETERMINISTIC.fill_uninitialized_memory
@@ -165,9 +167,9 @@ def _demanding_order() -> Iterator[None]:
 
 
 def efficient(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
-    """Return the same through the one fused GPU kernel that also takes float32.
+    """Return the same with the one fused GPU kernel that also supports float32.
 
-    It knows no grouped heads: keys and values are copied once per query head.
+    It does not support grouped heads: keys and values are copied for each query head.
     """
     k_BHTK, v_BHTK = (_per_query_head(z, q_BHTK) for z in (k_BGTK, v_BGTK))
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
@@ -180,7 +182,7 @@ def _per_query_head(z_BGTK: Tensor, q_BHTK: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------
-# What works where
+# Support by device, dtype and model
 
 KERNELS: dict[str, Attention] = {
     "plain": plain,
@@ -197,7 +199,7 @@ KERNELS: dict[str, Attention] = {
 def why_not(name: str, device: str, dtype: torch.dtype) -> str:
     """Return why a backend does not run on this kind of device and dtype; '' if it does.
 
-    Looks, but imports and runs nothing. What it takes of a model is said by `takes`.
+    It imports and runs nothing. `takes` checks the model.
     """
     if name in ("plain", "sdpa"):
         return ""
@@ -251,19 +253,19 @@ _MISSING: dict[str, Callable[[], str]] = {
 }
 
 
-# Multiples of 8 up to these. PyTorch's memory-efficient kernel has no widest one.
+# Head widths may be multiples of 8 up to these. PyTorch's memory-efficient kernel has no limit.
 _WIDEST = {"cudnn": 128, "flash": 256, "efficient": 0, "fa3": 256, "fa4": 128}
-# The generated kernel's products are of 16 columns at least.
+# The products of the generated kernel have at least 16 columns.
 _FLEX_NARROWEST = 16
 _BY_LENGTHS = ("flash", "fa3", "fa4")
-# FlashAttention 2 counts documents in a dimension of its grid, which CUDA bounds.
+# FlashAttention 2 has one grid dimension for documents, which CUDA limits.
 _MOST_DOCUMENTS = 65_535
 
 
 def takes(name: str, width: int, seen: Seen = ALL) -> str:
-    """Return what of a model a backend does not take; '' if it takes head width and what is seen.
+    """Return why a backend does not support a head width or limit of attention; '' if it does.
 
-    Where documents are many, one question waits for the GPU: how many `flash` would be given.
+    With many documents one check waits for the GPU: the number of documents for `flash`.
     """
     if name in _WIDEST and (width % 8 or 0 < _WIDEST[name] < width):
         most = f" up to {_WIDEST[name]}" if _WIDEST[name] else ""
@@ -275,14 +277,14 @@ def takes(name: str, width: int, seen: Seen = ALL) -> str:
     if seen.documents is None or name not in _BY_LENGTHS:
         return ""
     if not seen.documents.lengths:
-        return "it asks for lengths of documents, which launches that are recorded cannot"
+        return "it needs lengths of documents, which recorded launches do not have"
     counted = name == "flash" and seen.documents.of_BT.numel() > _MOST_DOCUMENTS
     if counted and len(seen.documents.starts) - 1 > _MOST_DOCUMENTS:
         return f"it takes up to {_MOST_DOCUMENTS:,} documents at a time"
     return ""
 
 
-# What runs in the place of a kernel that does not take something: the first that does.
+# Replacements for a kernel without support, in this order.
 INSTEAD = ("flash", "flex", "plain")
 
 
@@ -294,7 +296,7 @@ def serving(
     seen: Seen = ALL,
     instead: tuple[str, ...] = INSTEAD,
 ) -> tuple[str, str]:
-    """Return the backend that runs for a named one, and why it is another ('' if it is not)."""
+    """Return the backend that runs for a named one, and why it is another, or ''."""
 
     def refusal(other: str) -> str:
         return _why_not(other, device, dtype) or takes(other, width, seen)
@@ -304,7 +306,7 @@ def serving(
     return name, ""
 
 
-# Asked at every call: looking for packages takes longer than the rest.
+# Cached, because every call asks, and looking for packages takes longer than the rest.
 @functools.cache
 def _why_not(name: str, device: str, dtype: torch.dtype) -> str:
     return why_not(name, device, dtype)
@@ -316,7 +318,7 @@ def _tell(name: str, found: str, reason: str) -> None:
 
 
 def _told(name: str, q_BHTK: Tensor, seen: Seen, instead: tuple[str, ...] = INSTEAD) -> str:
-    """Return the backend that runs for a named one; another is told, once for every reason."""
+    """Return the backend that runs for a named one; print a notice once for each reason."""
     kind = q_BHTK.device.type, q_BHTK.dtype, q_BHTK.shape[3]
     found, reason = serving(name, *kind, seen, instead)
     if reason:
@@ -325,7 +327,7 @@ def _told(name: str, q_BHTK: Tensor, seen: Seen, instead: tuple[str, ...] = INST
 
 
 def _with_another(name: str) -> Attention:
-    """Return a backend that another runs for where its kernel does not take something."""
+    """Return a backend that uses another kernel if its own lacks support."""
 
     def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
         seen = seen.within(q_BHTK.shape[0], q_BHTK.shape[2])
@@ -339,10 +341,10 @@ BACKENDS["plain"] = plain
 
 
 def choose(name: str, device: str, dtype: torch.dtype) -> str:
-    """Return the backend that 'auto' or a name stands for on this kind of device and dtype.
+    """Return the backend that 'auto' or a name means on this kind of device and dtype.
 
-    Short contexts on a CPU: the plain path's three batched products beat the blocked kernel.
-    Raises UserError, with the reason, for a backend that does not run here.
+    On a CPU with short contexts, the plain path's three batched products are faster than the
+    blocked kernel. Raises UserError with the reason for a backend that does not run here.
     """
     if name == "auto":
         order = AUTO_ON_CUDA if device == "cuda" else ("plain",)

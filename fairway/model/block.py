@@ -68,7 +68,7 @@ Attending = Callable[[int, attention.Attention], attention.Attention]
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """The inputs of a walk through the blocks, apart from the stream."""
+    """The inputs of a walk through the blocks, without the stream."""
 
     rope: Rope
     adapters: Adapters | None = None

@@ -1,8 +1,8 @@
 """Forward passes of a few tokens at a time, with kept keys and values.
 
-There is no second transformer here. The model's own walk runs, but every visit attends by a
-function that adds the new keys and values to those of the same visit and lets the queries see
-both. A block that the recurrence visits three times keeps three sets.
+There is no second transformer here. The model's own walk runs, but every visit attends with a
+function that appends the new keys and values to those of the same visit; the queries attend to all
+of them. A block that the recurrence visits three times has three sets.
 
 Shapes: S rows side by side, B some of them, T new positions, N positions read so far, D width,
 V visits of blocks, H query heads, G key/value heads, P = H / G, K head width, R rotated pairs,
@@ -32,14 +32,13 @@ def _visits(model: GPT) -> int:
 
 
 class Cache:
-    """What a model has read of up to `room` positions in each of `rows` rows.
+    """The keys and values of up to `room` positions in each of `rows` rows.
 
-    Positions are turned by the rotary table of `length`, whose base may depend on it, so
-    that states equal those of a window padded to that length. Between calls the model is as it was:
-    its weights may change as long as `clear` is called before reading on. It must not change its
-    looping state or dtype. If weights change in place alone and nothing is added, the cache may
-    be `steady`: many tokens are then read some rows at a time and, on a GPU, single tokens by
-    recorded launches.
+    Positions use the rotary table of `length`, whose base may depend on it (`ntk`), so that states
+    equal those of a window padded to that length. The cache does not change the model. The model's
+    weights may change if `clear` is called before further reading, but its looping state and dtype
+    must stay. If weights only change in place and there are no adapters, the cache may be `steady`:
+    it then reads many tokens some rows at a time and, on a GPU, single tokens by recorded launches.
     """
 
     def __init__(
@@ -61,12 +60,12 @@ class Cache:
         self._kept_2VSGLK = torch.zeros(shape, dtype=model.compute_dtype, device=weight.device)
         self.last_S1 = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
         self.filled = 0
-        # What is added to the model for all rows; its rows must be read together.
+        # Adapters for all rows; with them, all rows must be read together.
         self.adapters: Adapters | None = None
         self.single = Single(self) if steady and weight.is_cuda else None
 
     def clear(self) -> None:
-        """Forget everything; the next token read stands at the beginning."""
+        """Drop everything; the next token is at the first position."""
         self.filled = 0
 
     def read(self, ids_ST: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ class Cache:
 
     @torch.no_grad()
     def _read(self, ids_ST: Tensor) -> Iterator[Tensor]:
-        """Yield the states [B, T, D] of some rows after another; then all rows were read."""
+        """Yield the states [B, T, D] of groups of rows in turn; at the end all rows are read."""
         S, T = ids_ST.shape
         if self.rows != S or not 1 <= T <= self.room - self.filled:
             raise ValueError(
@@ -93,7 +92,7 @@ class Cache:
         if T == 1 and self.filled and self.single is not None:
             yield self.single.read(self, ids_ST)
         else:
-            # What is hooked on has a part for every row.
+            # Adapters have a part for every row, so all rows are read at once.
             count = max(1, AT_ONCE // T) if self.steady else S
             for first in range(0, S, count):
                 yield self._states(ids_ST[first : first + count], slice(first, first + count))
@@ -116,7 +115,7 @@ class Cache:
     def _embedded(self, ids_BT: Tensor, last_B1: Tensor) -> Tensor:
         if not self.filled:
             return self.model.embedded(ids_BT)
-        # SmearGate looks one token back, so that one is embedded again.
+        # SmearGate uses the previous token, so that one is embedded again.
         return self.model.embedded(torch.cat((last_B1, ids_BT), 1))[:, 1:]
 
     def attending(self, attend: Callable[..., Tensor], rows: slice = _ALL) -> Attending:
@@ -136,24 +135,24 @@ class Cache:
         v_BGTK: Tensor,
         seen: Seen = ALL,
     ) -> Tensor:
-        """Return y_BHTK of new queries over everything read, the new positions included."""
+        """Return y_BHTK of new queries over all positions read, the new ones included."""
         first, end = self.filled, self.filled + q_BHTK.shape[2]
         kept_2BGLK[0, :, :, first:end] = k_BGTK
         kept_2BGLK[1, :, :, first:end] = v_BGTK
         if not first:
-            # A beginning is what the model's own backend computes, and faster.
+            # For the first tokens the model's own backend computes the same, and faster.
             return plain(q_BHTK, k_BGTK, v_BGTK, seen)
         k_BGNK, v_BGNK = kept_2BGLK[:, :, :, :end]
         return attend_after(q_BHTK, k_BGNK, v_BGNK, seen.window)
 
 
 class Single:
-    """Reads one token per row by launches that do not depend on where it stands.
+    """Reads one token per row with launches that do not depend on the position.
 
-    They can be recorded: 17 visits of small products cost a GPU far less than their launches. The
-    position is a number on the device, and queries see whole stretches of the cache under a mask. A
-    stretch is run once as it is, then recorded as a CUDA graph. The cache is told at every call: if
-    it were kept, nothing would free the two before Python looks for cycles.
+    Such launches can be recorded: 17 visits of small products take a GPU far less time than their
+    launches. The position is a number on the device, and queries attend to whole stretches of the
+    cache under a mask. Each stretch is first run normally and then recorded as a CUDA graph. The
+    cache is passed to every call; a stored reference would form a cycle, which Python frees late.
     """
 
     STRETCH = 256
@@ -167,7 +166,7 @@ class Single:
             cache.rows, 1, config.dim, dtype=cache.model.compute_dtype, device=device
         )
         self._graphs: dict[int, Any] = {}
-        # Graphs run one after another, so they may share what they write in between.
+        # Graphs run one at a time, so they may share intermediate memory.
         self._shared: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def read(self, cache: Cache, ids_S1: Tensor) -> Tensor:
@@ -202,16 +201,16 @@ class Single:
             passed_N = self._places_L[:stretch] <= self._at_1 - seen.window
             return attend_to(q_SH1K, k_SGNK, v_SGNK, hidden_N | passed_N)
 
-        # SmearGate looks one token back.
+        # SmearGate uses the previous token.
         x_S1D = cache.model.embedded(self._ids_S2)[:, 1:]
         given = Walk(rope, attending=cache.attending(attend))
         self._states_S1D.copy_(cache.model.states(x_S1D, given))
 
 
 def attend_after(q_SHTK: Tensor, k_SGNK: Tensor, v_SGNK: Tensor, window: int = 0) -> Tensor:
-    """Return attention of the last T of N positions over those up to their own; y_SHTK.
+    """Return attention of the last T of N positions over all positions up to each; y_SHTK.
 
-    Through a window a position sees itself and the window - 1 before it.
+    With a window a position attends to itself and the window - 1 positions before it.
     """
     T, N = q_SHTK.shape[2], k_SGNK.shape[2]
     if T == 1:
@@ -224,10 +223,10 @@ def attend_after(q_SHTK: Tensor, k_SGNK: Tensor, v_SGNK: Tensor, window: int = 0
 
 
 def attend_to(q_SHTK: Tensor, k_SGNK: Tensor, v_SGNK: Tensor, hidden_TN: Tensor | None) -> Tensor:
-    """Return attention of T queries over N positions but the hidden ones; y_SHTK."""
+    """Return attention of T queries over N positions except the hidden ones; y_SHTK."""
     S, H, T, K = q_SHTK.shape
     G = k_SGNK.shape[1]
-    # Read as [S, G, P T, K]: the query heads of one key head become rows of one product.
+    # As [S, G, P T, K], the query heads of one key head become rows of one product.
     q = q_SHTK.reshape(S, G, (H // G) * T, K)
     scores = (q @ k_SGNK.mT) * (1.0 / math.sqrt(K))
     if hidden_TN is not None:

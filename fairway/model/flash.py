@@ -1,7 +1,7 @@
 """Attention through FlashAttention 3 and 4, packages that take [B, T, heads, K].
 
-Documents are handed over as one row of all positions, [N, heads, K], with the starts of all
-documents. What these kernels do not take is said in `attention.takes`.
+Documents are passed as one row of all positions, [N, heads, K], with the starts of all documents.
+`attention.takes` says which inputs these kernels do not support.
 """
 
 import importlib
@@ -20,7 +20,7 @@ def by_position(z_BHTK: Tensor, seen: Seen) -> Tensor:
 
 
 def by_head(y: Tensor, like_BHTK: Tensor) -> Tensor:
-    """Return y_BHTK of what `by_position` made of a tensor like the given one."""
+    """Return y_BHTK, the inverse of `by_position`, in the shape of a given tensor."""
     B, _, T, _ = like_BHTK.shape
     return y.reshape(B, T, *y.shape[-2:]).transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""Attention through PyTorch's generated kernel, which takes any window and documents as a formula.
+"""Attention through PyTorch's generated kernel, whose mask is a formula of window and documents.
 
 Shapes as in `attention`; M blocks of queries, J blocks of keys.
 """
@@ -15,16 +15,17 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from fairway.model.seen import ALL, Seen
 
 _BLOCK = 128
-# After this many shapes PyTorch would stop compiling and hold all scores in memory; its own limit
-# is 8, and the lengths of texts alone are more.
+# After this many shapes PyTorch stops compiling and keeps all scores in memory. Its default is 8,
+# but texts alone have more lengths.
 _MOST_SHAPES = 256
 
 
 def flex(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, seen: Seen = ALL) -> Tensor:
     """Return what `attention.plain` does, by a kernel compiled at the first call of a shape.
 
-    Contexts grow to whole blocks: for fewer than 128 queries PyTorch takes its decoding kernel,
-    which has no tile for 65 to 127 of them in groups of two. Causality hides the added keys.
+    Contexts are padded to whole blocks, because for fewer than 128 queries PyTorch uses its
+    decoding kernel, which has no tile for 65 to 127 queries in groups of two. Causal attention does
+    not see the added keys.
     """
     T = q_BHTK.shape[2]
     mask = _mask(seen, T, q_BHTK.device)
@@ -41,7 +42,7 @@ def _compiled() -> Callable[..., Any]:
 
 
 def _mask(seen: Seen, T: int, device: torch.device) -> BlockMask:
-    """Return the blocks that are seen: made once per length and window, or per batch and window."""
+    """Return the mask of visible blocks, made once per length (or batch) and window."""
     if seen.documents is None:
         return _window_mask(seen.window, T, device)
     masks: dict[int, BlockMask] = seen.documents.masks
@@ -50,7 +51,7 @@ def _mask(seen: Seen, T: int, device: torch.device) -> BlockMask:
     return masks[seen.window]
 
 
-# Runs of one length ask for one mask of every window; scoring and sampling add a few more.
+# Training at one length needs one mask per window; scoring and sampling add a few more.
 @functools.lru_cache(maxsize=64)
 def _window_mask(window: int, T: int, device: torch.device) -> BlockMask:
     return block_mask(Seen(window), T, device)
@@ -59,11 +60,12 @@ def _window_mask(window: int, T: int, device: torch.device) -> BlockMask:
 def block_mask(seen: Seen, T: int, device: torch.device) -> BlockMask:
     """Return which blocks of keys every block of queries sees, wholly or in part.
 
-    First positions never fall, so those of a block's first and last query decide: no mask of T * T
-    is made, nothing is compiled, no GPU waited for. T grows to whole blocks.
+    First positions never decrease, so those of a block's first and last query decide. So no mask of
+    T * T is made, nothing is compiled, and the host does not wait for a GPU. T is padded to whole
+    blocks.
     """
     first_AT = seen.first(T, device)
-    # The queries that are added see what the last one does, and themselves.
+    # Added queries see the same keys as the last one, and themselves.
     first_AT = torch.cat([first_AT, first_AT[:, -1:].expand(-1, -T % _BLOCK)], 1)
     A, length = first_AT.shape
     first_AMQ = first_AT.view(A, -1, _BLOCK)
@@ -81,16 +83,16 @@ def block_mask(seen: Seen, T: int, device: torch.device) -> BlockMask:
 
 
 def _listed(blocks_AMJ: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many blocks there are, and their numbers before those of the others; int32."""
+    """Return the number of marked blocks, and all blocks with the marked ones first; int32."""
     blocks_A1MJ = blocks_AMJ[:, None].int()
     order_A1MJ = blocks_A1MJ.argsort(stable=True, dim=-1, descending=True)
     return blocks_A1MJ.sum(-1, dtype=torch.int32), order_A1MJ.int()
 
 
 def _formula(seen: Seen, first_AT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return whether a query sees a key, as flex asks.
+    """Return the mask function for flex: whether a query sees a key.
 
-    A window stands in it as a tensor: the kernel would be compiled anew for another number.
+    The window is a tensor in it, because another number would need another compilation.
     """
     first_T = first_AT[0]
 

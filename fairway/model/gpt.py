@@ -169,8 +169,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Set every parameter to the initial value of its kind; a setting gives the gains of
-        queries.
+        """Set every parameter to the initial value of its kind; the gains of queries are a setting.
 
         Every block starts as the identity. Weights are rounded once to bfloat16, as in the records.
         """
@@ -195,7 +194,7 @@ class GPT(nn.Module):
         if self.attached is not None:
             assert given.adapters is None, "a model with adapters of its own takes no others"
             given = replace(given, adapters=self.attached)
-        # Kernels need contiguous rows; a cache passes slices of longer rows.
+        # Kernels need contiguous rows, but a cache passes slices of longer rows.
         return self.operations.norm(self._walk(x_BTD.contiguous(), given))
 
     def embedded(self, ids_BT: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-# matrix: steered by Muon. embed, scalar: by AdamW, with a rate of their own each.
+# matrix: trained by Muon. embed, scalar: by AdamW, each with its own rate.
 Group = Literal["matrix", "embed", "scalar"]
-# The value of a shape, given a generator for what is drawn.
+# A function from a shape and a random generator to initial values.
 Start = Callable[[torch.Size, torch.Generator], Tensor]
 
 
@@ -40,7 +40,7 @@ def ones(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def constant(value: float) -> Start:
-    """Return a start that is the same number everywhere."""
+    """Return initial values that are all one number."""
     return lambda shape, generator: torch.full(shape, value)
 
 
@@ -59,7 +59,7 @@ def orthogonal(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def normal(deviation: float) -> Start:
-    """Return a start that draws from a normal distribution around 0."""
+    """Return initial values from a normal distribution around 0."""
 
     def drawn(shape: torch.Size, generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator) * deviation
@@ -68,12 +68,12 @@ def normal(deviation: float) -> Start:
 
 
 def matrix(section: str, start: Start = orthogonal) -> Kind:
-    """Return the kind of a matrix that Muon steers."""
+    """Return the kind of a matrix that Muon trains."""
     return Kind("matrix", start, section)
 
 
 def scalar(start: Start) -> Kind:
-    """Return the kind of gains, mixes and gates, whatever their shape."""
+    """Return the kind of gains, mixes and gates of any shape."""
     return Kind("scalar", start)
 
 
@@ -94,7 +94,7 @@ def inside(prefix: str, kinds: Mapping[str, Kind]) -> dict[str, Kind]:
 
 
 def by_group(kinds: Mapping[str, Kind], names: Iterable[str]) -> dict[Group, list[str]]:
-    """Return names by group, in their order; every group is there."""
+    """Return names by group, in their order; empty groups are included."""
     found: dict[Group, list[str]] = {"matrix": [], "embed": [], "scalar": []}
     for name in names:
         found[kind_in(kinds, name).group].append(name)

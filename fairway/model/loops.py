@@ -1,13 +1,13 @@
-"""The element-wise operations of `ops` as loops for CPUs: one pass over memory each way.
+"""The element-wise operations of `ops` as loops for CPUs: one pass over memory in each direction.
 
-A row is read, treated in float32 and rounded once; nothing else is written. Sums over a row are
-taken in the order that suits the processor's vectors. A loop that sums writes nothing: before one
-that does both, compiled code asks where memory lies, and takes one by one what may overlap, so that
-the order of a sum, and its last bit, would depend on the heap.
+A row is read, computed in float32 and rounded once; nothing else is written. Sums over a row use
+the order that suits the processor's vector units. A loop that sums must not write: before a loop
+that does both, compiled code checks whether the arrays overlap, and sums one by one if they may.
+The order of the sum, and its last bit, would then depend on the heap.
 
 Shapes: N rows, D columns; B batch, T time, H query heads, G key/value heads, K head width,
-R rotated pairs, V vocabulary. A `flat` array is the memory behind a tensor whose last dimension
-is dense, with the steps of the others beside it.
+R rotated pairs, V vocabulary. A `flat` array is the memory of a tensor whose last dimension is
+dense, accompanied by the strides of its other dimensions.
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ from torch import Tensor
 from fairway.base.floats import ONE, array, each, exp, f32, put, wide
 from fairway.base.native import compiled_sums
 
-# A vector shorter than this has no direction; see `ops.without_self_plain`.
+# A shorter vector has no direction; see `ops.without_self_plain`.
 _SHORTEST = f32(1e-12)
 
 
 def _flat(x: Tensor) -> Any:
-    """Return the memory behind a tensor with a dense last dimension, from its first number on."""
+    """Return the memory of a tensor with a dense last dimension, from its first element on."""
     span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
     return array(x.detach().as_strided((span,), (1,)))
 
@@ -82,7 +82,7 @@ def norm(x: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def norm_back(x: Tensor, grad: Tensor, inverse_N: Tensor, scale: float) -> Tensor:
-    """Return the gradient by x of what `norm` returned, given that by its result."""
+    """Return the gradient of `norm` by x, given the gradient by its result."""
     x_ND = _rows(x)
     dx = torch.empty(x.shape, dtype=x.dtype)
     arrays = (x_ND, _rows(grad), _rows(dx), inverse_N.numpy())
@@ -135,7 +135,7 @@ def _position_back(
     x: Any, step: Any, grad: Any, grad_step: Any, dx: Any, inverse: Any, along: Any, gain: Any,
     cos: Any, back: Any, size: Any, first: Any, end: Any,
 ) -> None:  # fmt: skip
-    # `back` is -sin: it turns the other way.
+    # `back` is -sin: it rotates in the other direction.
     T, H, K = size
     turned = np.empty(K, np.float32)
     for n in range(first, end):
@@ -162,7 +162,7 @@ def position(
 ) -> tuple[Tensor, Tensor]:
     """Return x normalised per head, times a gain per head, rotated; and 1 / rms of every head.
 
-    The result is laid out head by head underneath, [B, H, T, K], as attention reads it.
+    The result is stored head by head, [B, H, T, K], as attention reads it.
     """
     B, T, H, K = x_BTHK.shape
     x_BTHK = _dense(x_BTHK)
@@ -182,7 +182,7 @@ def position_back(
     cos_TR: Tensor,
     sin_TR: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients by x and by the gains, given that by the result of `position`."""
+    """Return the gradients of `position` by x and by the gains, given that by its result."""
     B, T, H, K = x_BTHK.shape
     x_BTHK, grad_BTHK = _dense(x_BTHK), _dense(grad_BTHK)
     dx_BTHK = torch.empty(B, T, H, K, dtype=x_BTHK.dtype)
@@ -191,7 +191,7 @@ def position_back(
     arrays = (*inputs, array(dx_BTHK.view(-1, H, K)), inverse_NH.numpy(), along_NH)
     tables = (_float(gain_H, H), *(_float(table, T) for table in (cos_TR, -sin_TR)))
     each(B * T, x_BTHK, _position_back, *arrays, *tables, (T, H, K))
-    # By one thread, in one order.
+    # Summed by one thread, in a fixed order.
     return dx_BTHK, torch.from_numpy(along_NH.sum(0, dtype=np.float64)).float()
 
 
@@ -201,7 +201,7 @@ def _steps(x_BTHK: Tensor) -> tuple[int, int, int]:
 
 
 def _float(x: Tensor, length: int) -> Any:
-    """Return a tensor as a float32 array with this first dimension, which loops rely on."""
+    """Return a tensor as a contiguous float32 array with this first dimension, for the loops."""
     return x.detach().float().expand(length, *x.shape[1:]).contiguous().numpy()
 
 
@@ -229,7 +229,7 @@ def _without_self(y: Any, step: Any, v: Any, out: Any, size: Any, first: Any, en
 
 @compiled_sums
 def _unit(v: Any, unit: Any) -> Any:
-    """Write v / |v| and return 1 / |v|; a length below the shortest counts as that."""
+    """Write v / |v| and return 1 / |v|; shorter vectors count as of the shortest length."""
     for j in range(unit.size):
         unit[j] = wide(v[j])
     square = f32(0)
@@ -247,8 +247,8 @@ def _without_self_back(
     y: Any, step: Any, v: Any, grad: Any, dy: Any, dy_step: Any, dv: Any, size: Any, first: Any,
     end: Any,
 ) -> None:  # fmt: skip
-    # With u = v / |v|, c = y.u and e = g.u: dy = g - e u, and by u: -(c g + e y) of all heads,
-    # of which v gets what is not along u.
+    # With u = v / |v|, c = y.u and e = g.u: dy = g - e u. The gradient by u is -(c g + e y), summed
+    # over all heads; its part orthogonal to u, over |v|, is the gradient by v.
     T, H, G, K = size
     unit, total = np.empty(K, np.float32), np.empty(K, np.float32)
     for n in range(first, end):
@@ -269,7 +269,7 @@ def _without_self_back(
                 for j in range(K):
                     total[j] += c * wide(back[j]) + e * wide(row[j])
                     put(out, j, wide(back[j]) - e * unit[j])
-            # A vector that has no direction is divided by a constant.
+            # A vector without a direction was divided by a constant.
             both = both if inverse * _SHORTEST < ONE else f32(0)
             to_v = dv[n, g]
             for j in range(K):
@@ -277,7 +277,7 @@ def _without_self_back(
 
 
 def without_self(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
-    """Return y less its part along the position's own value, [B, T, H, K]."""
+    """Return y minus its part along the position's own value, [B, T, H, K]."""
     B, T, H, K = y_BTHK.shape
     G = v_BTGK.shape[2]
     y_BTHK = _dense(y_BTHK)
@@ -289,7 +289,7 @@ def without_self(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
 
 
 def without_self_back(y_BTHK: Tensor, v_BTGK: Tensor, grad_BTHK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients by y, laid out as y is, and by v."""
+    """Return the gradients by y, in the layout of y, and by v."""
     B, T, H, K = y_BTHK.shape
     G = v_BTGK.shape[2]
     y_BTHK = _dense(y_BTHK)
@@ -336,7 +336,7 @@ def leaky_square(x: Tensor, leak: float) -> Tensor:
 
 
 def leaky_square_back(x: Tensor, grad: Tensor, leak: float) -> Tensor:
-    """Return the gradient by x, given that by the result of `leaky_square`."""
+    """Return the gradient of `leaky_square` by x, given that by its result."""
     x_ND = _rows(x)
     dx = torch.empty(x.shape, dtype=x.dtype)
     each(len(x_ND), x, _leaky_square_back, x_ND, _rows(grad), _rows(dx), float(leak))
@@ -349,7 +349,7 @@ def leaky_square_back(x: Tensor, grad: Tensor, leak: float) -> Tensor:
 
 @compiled_sums
 def _most(z: Any) -> Any:
-    """Return the largest number. Sixteen at once: compilers take a running maximum one by one."""
+    """Return the largest number, in 16 lanes: compilers do not vectorise a running maximum."""
     lanes = np.full(16, -np.inf, np.float32)
     whole = z.size // 16
     for block in range(whole):
@@ -397,7 +397,7 @@ def _loss(
 def mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """Return the mean cross-entropy in nats of capped logits, float32, and its gradient [N, V].
 
-    Raises IndexError for a target that is no column.
+    Raises IndexError for a target outside the columns.
     """
     low, high = (int(bound) for bound in targets_N.aminmax())
     if low < 0 or high >= logits_NV.shape[1]:
@@ -408,5 +408,5 @@ def mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> tuple[Tensor,
     targets = targets_N.expand(len(logits_NV)).contiguous().numpy()
     arguments = (_rows(logits_NV), targets, float(cap), 1.0 / count, loss_N, _rows(grad_NV))
     each(count, logits_NV, _loss, *arguments)
-    # By one thread, in one order.
+    # Summed by one thread, in a fixed order.
     return torch.tensor(loss_N.sum() / count, dtype=torch.float32), grad_NV

@@ -21,13 +21,12 @@ def mode(
     in_order: bool = False,
     restored: bool = False,
 ) -> Iterator[None]:
-    """While this lasts, a model is in evaluation mode.
+    """A context in which a model is in evaluation mode.
 
-    plain: it runs by the plain formulas, which those who look inside can watch. frozen: no
-    parameter gathers gradients, so that only states carry them. in_order: gradients are added up in
-    a fixed order, which gives the same bits every time; CPUs need nothing for that, and on a GPU
-    PyTorch's FlashAttention has a fixed order for those who ask. restored: the weights are given
-    back afterwards, and gradients taken away.
+    plain: it runs by the plain formulas, so hooks can observe it. frozen: parameters get no
+    gradients, only states do. in_order: gradients are added in a fixed order, so the bits repeat;
+    CPUs always do that, and on a GPU PyTorch's FlashAttention has a fixed order on request.
+    restored: the weights are restored afterwards, and gradients removed.
     """
     training, operations = model.training, model.operations
     needed = [weight.requires_grad for weight in model.parameters()]
@@ -58,7 +57,7 @@ def mode(
 
 @torch.no_grad()
 def restore(model: GPT, weights: list[torch.Tensor]) -> None:
-    """Give a model some weights, in the order of its parameters; gradients go."""
+    """Set the weights of a model, in the order of its parameters, and remove gradients."""
     for weight, before in zip(model.parameters(), weights, strict=True):
         weight.copy_(before)
         weight.grad = None

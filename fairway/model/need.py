@@ -1,8 +1,9 @@
-"""Memory that a model needs for computing: bytes as a function of its settings and shapes.
+"""Memory that a model needs for its computations, as a function of its settings and shapes.
 
-Every term names the tensors that it counts, by the steps of `operations` and `gpu.operations`;
-tests compare the sums with what PyTorch holds. Bytes per token do not depend on how many tokens go
-together, so a stage needs `fixed` bytes and `each` for every sequence, window or document.
+Every term names the tensors that it counts, by the steps of `operations` and `gpu.operations`.
+Tests compare the sums with the memory that PyTorch uses. Bytes per token do not depend on how many
+tokens are processed together, so a stage needs `fixed` bytes and `each` for every sequence, window
+or document.
 
 Shapes: D width, C = (H + 2 G) K columns of a projection, W = G K, F hidden width of the MLP,
 H query heads, G key/value heads, V vocabulary, T positions of a sequence.
@@ -24,23 +25,23 @@ from fairway.model.gpt import GPT, num_skips, shapes_of, visits
 from fairway.model.kinds import kind_in
 from fairway.model.paths import plain_steps
 
-# A stage plans with this share of what is free: memory falls into pieces, and libraries take some.
+# A stage plans with this share of the free memory, because of fragmentation and of libraries.
 _SHARE = 0.92
-# Positions whose logits are formed at a time where a frozen model scores, and the float32 tables
-# that stand side by side then: logits, their cap, and what the sum of exponentials needs.
+# The positions whose logits a frozen model computes at once, and the number of float32 tables in
+# memory then: logits, capped logits, and those for the sum of exponentials.
 _LOGIT_ROWS, _LOGIT_TABLES = 1024, 4
-# Tokens that a cache reads at once on a GPU.
+# The tokens that a cache reads at once on a GPU.
 AT_ONCE = 1 << 16
-# Matrices A that wait for their lane's next batch stay on a device that has room for this many.
+# Waiting matrices A stay on the device if it has room for this many.
 ROOMS_BESIDE = 8
-# A number of a parameter's gradient, of its average, of its momentum: float32.
+# Bytes of a float32 number: gradients, averages and momentum.
 _WIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a model computes: by kernels or plainly, in numbers of this many bytes; whether attention
-    holds all scores."""
+    """How a model computes: with kernels or plainly, the bytes of a number, and whether attention
+    stores all scores."""
 
     fused: bool
     itemsize: int
@@ -57,8 +58,8 @@ def way_of(model: GPT) -> Way:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The bytes of a stage: `fixed`, and `each` for every one of `most` that go together if they
-    can."""
+    """The memory of a stage: `fixed` bytes, and `each` for every item processed together, of which
+    there are at most `most`."""
 
     what: str
     units: str
@@ -67,18 +68,18 @@ class Need:
     most: int
 
     def at(self, count: int) -> int:
-        """Return the bytes that this many take together."""
+        """Return the bytes for this many items together."""
         return int(self.fixed + count * self.each)
 
     def fitting(self, free_bytes: float, counts: Sequence[int] = ()) -> int:
-        """Return the largest of some counts (all up to `most`) that fits, or the smallest."""
+        """Return the largest of the counts (default: all up to `most`) that fits, or the least."""
         within = (free_bytes * _SHARE - self.fixed) / max(self.each, 1.0)
         if not counts:
             return max(1, int(min(within, self.most)))
         return max((n for n in counts if n <= within), default=min(counts))
 
     def line(self, free_bytes: float, count: int) -> str:
-        """Return the plan for people: bytes of those that are free, and how many go together."""
+        """Return the plan as a line: bytes needed and free, and how many items run together."""
         need = units.gigabytes(self.at(count))
         of = "" if free_bytes == float("inf") else f" of {units.gigabytes(free_bytes)}"
         fewer = "" if count == self.most else f" instead of {self.most:,}"
@@ -86,12 +87,12 @@ class Need:
 
 
 def together(each_bytes: float, free_bytes: float, most: int = 1 << 30) -> int:
-    """Return how many of something fit what is free, one at least."""
+    """Return how many items fit into the free memory, at least one."""
     return Need("", "", 0.0, each_bytes, most).fitting(free_bytes)
 
 
 # ---------------------------------------------------------------------------------------------
-# The model's own bytes
+# The memory of the model itself
 
 
 def _parameters(config: ModelConfig) -> dict[str, Tensor]:
@@ -111,8 +112,8 @@ def weight_bytes(config: ModelConfig) -> int:
 
 
 def copies_bytes(config: ModelConfig, way: Way) -> int:
-    """Return those of the kernels' working copies: every matrix of the
-    blocks, the MLP's second once more, turned, and the head."""
+    """Return the bytes of the kernels' working copies: every matrix of the blocks, the MLP's second
+    matrix again, transposed, and the head."""
     if not way.fused:
         return 0
     sizes = {n: w.numel() for n, w in _parameters(config).items() if _is_matrix(n)}
@@ -125,11 +126,11 @@ def copies_bytes(config: ModelConfig, way: Way) -> int:
 def training_state_bytes(
     config: ModelConfig, world: int = 1, means: int = 1, moments: bool = False
 ) -> int:
-    """Return what training holds beside activations.
+    """Return the bytes of training besides activations.
 
-    Of every parameter the weight, its average, its copy for the time of the warm-up, its gradient;
-    of a matrix the stacked gradient, running means for the momentum (divided by the ranks) and the
-    update in bfloat16; of others a gradient in a row and AdamW's two moments.
+    For every parameter: the weight, its average, its copy during the warm-up, its gradient. For a
+    matrix: the stacked gradient, running means for the momentum (divided by the ranks) and the
+    update in bfloat16. For others: a gradient in a row, and AdamW's two moments.
     """
     total = 0.0
     for name, weight in _parameters(config).items():
@@ -137,7 +138,7 @@ def training_state_bytes(
         if _is_matrix(name):
             total += (_WIDE + means * _WIDE / world + 2) * weight.numel()
             if moments:
-                # Second moments of inputs, and their inverses: our share; new ones while we look.
+                # Second moments of inputs and their inverses: this rank's share, and the new ones.
                 total += (2 / world + 1) * _WIDE * weight.shape[1] ** 2
         else:
             total += 3 * weight.nbytes
@@ -160,37 +161,37 @@ def _looped(config: ModelConfig, looping: bool) -> list[int]:
 
 
 def _scores(config: ModelConfig, way: Way, T: int) -> int:
-    """Return the numbers of a token that attention written out holds: its shares of all keys."""
+    """Return the numbers per token that plain attention stores: its shares of all keys."""
     return config.num_heads * T if way.scores else 0
 
 
 def _attention_kept(config: ModelConfig, way: Way, T: int) -> float:
-    """Return the bytes that attention of a visit leaves: what it reads, makes, and XSA makes of it.
+    """Return the bytes that attention of a visit keeps: its inputs, its result, and that of XSA.
 
-    Kernels turn queries and keys where they lie, in one tensor with the values. Inverse norms, sums
-    of exponentials and the values' squares are float32, a few of them per head.
+    Kernels rotate queries and keys in place, in one tensor with the values. Inverse norms, sums of
+    exponentials and squares of the values are float32, a few of them per head.
     """
     D, W, _, H = _widths(config)
     G = config.num_kv_heads
     numbers, wide = 3 * D + 2 * W, 2 * H + G
     if way.scores:
-        # What it multiplies lies in another order, hence copies.
+        # The order of the factors requires copies.
         numbers += D + 2 * W + _scores(config, way, T)
     if not way.fused or "attend" in plain_steps(config):
-        # Queries and keys before they are turned.
+        # Queries and keys before the rotation.
         numbers += D + W
     if config.gate_features:
-        # What is gated, and the gates.
+        # The gated values, and the gates.
         numbers += D + 3 * H
     return way.itemsize * numbers + 4 * wide
 
 
 def _visit_kept(config: ModelConfig, way: Way, layer: int, T: int) -> float:
-    """Return the bytes that a token leaves for the way back through a visit, without a skip's.
+    """Return the bytes per token that a visit keeps for the backward pass, without skips.
 
-    The stream as it comes in, what attention and the MLP read after a norm, the MLP's square; by
-    plain formulas also what is normalised, what is squared, and both branches' outputs before they
-    are scaled.
+    These are the incoming stream, the normalised inputs of attention and the MLP, and the MLP's
+    square. Plain formulas also keep the inputs of the norms, the input of the square, and both
+    branches' outputs before scaling.
     """
     D, _, F, _ = _widths(config)
     numbers = 2 * D + F
@@ -213,7 +214,7 @@ def _joins(config: ModelConfig, looping: bool) -> int:
 
 
 def kept_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
-    """Return the bytes that a token leaves for the way back through all visits and both norms."""
+    """Return the bytes per token kept for the backward pass, for all visits and both norms."""
     D = config.dim
     total = sum(_visit_kept(config, way, layer, T) for layer in _looped(config, looping))
     if not way.fused:
@@ -225,10 +226,11 @@ def kept_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
 
 
 def learning_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
-    """Return the bytes that a token takes at most on its way forth and back, loss included.
+    """Return the largest bytes per token in a forward and backward pass, with the loss.
 
-    Either the head's logits stand beside all that is kept, by plain formulas with their gradient;
-    or the last visit's gradients do: those of the stream and of the MLP, or of attention.
+    The maximum is either at the head, with its logits (and their gradient, by plain formulas)
+    beside everything kept; or in the last visit, with the gradients of the stream and of the MLP or
+    attention.
     """
     D, W, F, _ = _widths(config)
     V = config.vocab_size
@@ -240,10 +242,11 @@ def learning_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> floa
 
 
 def passing_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
-    """Return the bytes that a token takes at most as it passes without a way back.
+    """Return the largest bytes per token in a forward pass without a backward pass.
 
-    x0, the states that wait for the second half, the stream before and in a visit, what its
-    branches read, what attention gave; and what the MLP makes, or attention reads and makes.
+    These are x0, the states that wait for the second half, the stream before and in a visit, the
+    inputs of its branches and the result of attention; and the MLP's values, or the inputs and
+    results inside attention.
     """
     D, W, F, _ = _widths(config)
     stack = max(0, len(visits(config, looping)[0]) - 1)
@@ -255,10 +258,10 @@ def passing_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float
 
 
 def sensitivity_bytes(config: ModelConfig, way: Way, looping: bool, T: int) -> float:
-    """Return what a token takes whose label is drawn: beside its way forth and back the logits,
-    their capped and their distribution's tables, in float32.
+    """Return the bytes per token for sensitivities, whose labels are drawn. Besides a forward and
+    backward pass these are the float32 tables of logits, capped logits and the distribution.
 
-    Kernels call the MLP's layers one by one then, and so keep the activation's input as well.
+    Kernels then run the MLP's layers one by one, and so keep the activation's input as well.
     """
     apart = _widths(config)[2] * len(_looped(config, looping)) if way.fused else 0
     kept = kept_bytes(config, way, looping, T) + way.itemsize * apart
@@ -282,20 +285,20 @@ def training(
     means: int = 1,
     moments: bool = False,
 ) -> Need:
-    """Return what training needs, `most` sequences of T tokens in a micro-batch."""
+    """Return the memory for training with `most` sequences of T tokens in a micro-batch."""
     fixed = training_state_bytes(config, world, means, moments) + copies_bytes(config, way)
-    # The head's gradient, formed with the loss.
+    # The head's gradient, computed with the loss.
     fixed += _WIDE * config.vocab_size * config.dim
     each = T * max(learning_bytes(config, way, looping, T) for looping in (False, True))
     return Need("training", "sequences", fixed, each, most)
 
 
 def packing(config: ModelConfig, way: Way, looping: bool, T: int, rows: int, read: int) -> Need:
-    """Return what calibration needs, `rows` sequences of T tokens passing together, or
-    sensitivities, for which `read` tokens go forth and back.
+    """Return the memory for calibration with `rows` sequences of T tokens together, or for
+    sensitivities with a forward and backward pass over `read` tokens.
 
-    Sums of outer products are float32: of inputs, and for sensitivities of outputs; their means
-    stand beside them once.
+    Sums of outer products are float32: of inputs and, for sensitivities, of outputs. Their means
+    are in memory at the same time once.
     """
     matrices = [w for w in _parameters(config).values() if w.dim() == 2]
     sums = sum(_WIDE * (w.shape[1] ** 2 + (min(w.shape) ** 2 if read else 0)) for w in matrices)
@@ -305,9 +308,9 @@ def packing(config: ModelConfig, way: Way, looping: bool, T: int, rows: int, rea
 
 
 def scoring(config: ModelConfig, way: Way, looping: bool, T: int, most: int) -> Need:
-    """Return what a frozen model needs that scores `most` windows of T tokens together.
+    """Return the memory for a frozen model that scores `most` windows of T tokens together.
 
-    The final states of all of them are kept while logits are formed, a slice at a time.
+    The final states of all windows are kept while logits are computed, a slice at a time.
     """
     fixed = weight_bytes(config) + copies_bytes(config, way) + _table_bytes(config)
     each = T * passing_bytes(config, way, looping, T)
@@ -316,8 +319,8 @@ def scoring(config: ModelConfig, way: Way, looping: bool, T: int, most: int) -> 
 
 
 def learning_all(config: ModelConfig, way: Way, looping: bool, T: int, most: int) -> Need:
-    """Return what all weights need that learn (SGD) from `most` sequences at a time: gradients and
-    momentum beside them."""
+    """Return the memory for test-time training of all weights (SGD) on `most` sequences at a time,
+    with gradients and momentum."""
     weights = weight_bytes(config)
     fixed = 3 * weights + copies_bytes(config, way)
     fixed += _WIDE * config.vocab_size * config.dim
@@ -326,7 +329,7 @@ def learning_all(config: ModelConfig, way: Way, looping: bool, T: int, most: int
 
 
 def adapter_numbers(config: ModelConfig, looping: bool, targets: str, rank: int) -> tuple[int, int]:
-    """Return (numbers of matrices A, of matrices B) of one document's adapters."""
+    """Return the numbers in the matrices A and in the matrices B of one document's adapters."""
     D, W, _, _ = _widths(config)
     inside = [target for target in targets.split() if target != "head"]
     count = len(_looped(config, looping))
@@ -338,8 +341,8 @@ def adapter_numbers(config: ModelConfig, looping: bool, targets: str, rank: int)
 
 
 def adapters_bytes(config: ModelConfig, way: Way, looping: bool, targets: str, rank: int) -> int:
-    """Return the bytes of one document's adapters: values, second moments, and beside kernels
-    copies and gradients in the compute dtype; plainly gradients and roots in float32."""
+    """Return the bytes of one document's adapters: values and second moments; with kernels, copies
+    and gradients in the compute dtype; by plain formulas, gradients and roots in float32."""
     numbers = sum(adapter_numbers(config, looping, targets, rank))
     beside = 2 * way.itemsize if way.fused else 2 * _WIDE + 2 * way.itemsize
     return numbers * (2 * _WIDE + beside)
@@ -348,10 +351,11 @@ def adapters_bytes(config: ModelConfig, way: Way, looping: bool, targets: str, r
 def document_bytes(
     config: ModelConfig, way: Way, looping: bool, targets: str, rank: int, length: int, chunk: int
 ) -> float:
-    """Return what the way forth and back of a document takes, its adapters apart.
+    """Return the bytes for a forward and backward pass of a document, without its adapters.
 
-    Everything a token leaves, what goes between A and B of every adapter, and of a chunk's
-    positions the logits: raw, what adapters add, capped, their logarithms, and gradients of them.
+    These are all values kept per token, the values between A and B of every adapter, and for the
+    positions of a chunk the logits: raw, the adapters' additions, capped, their logarithms, and
+    their gradients.
     """
     count = len(_looped(config, looping))
     between = count * rank * len([target for target in targets.split() if target != "head"])
@@ -371,11 +375,11 @@ def learning_documents(
     held: float,
     free_bytes: float = float("inf"),
 ) -> Need:
-    """Return what adapters of documents side by side need, each in a window of T tokens.
+    """Return the memory for adapters of several documents at once, each in a window of T tokens.
 
-    Their matrices stand whatever goes together. So do matrices A that wait, of so many lanes, where
-    the device has room for ROOMS_BESIDE more. What goes together is `held` times: as it is computed
-    at first, and as it is recorded.
+    All adapters stay in memory, whatever number runs together. So do waiting matrices A, of as many
+    lanes, if the device has room for ROOMS_BESIDE more. The part that runs together counts `held`
+    times: once for the first computation, and once for the recorded one.
     """
     rows, own = lora.lora_documents, (lora.lora_targets, lora.lora_rank)
     fixed = weight_bytes(config) + copies_bytes(config, way)
@@ -389,16 +393,16 @@ def learning_documents(
 
 
 def cached_bytes(config: ModelConfig, way: Way, looping: bool, room: int) -> int:
-    """Return the bytes of the keys and values that a cache keeps of a row of `room` positions."""
+    """Return the bytes of the keys and values in a cache for a row of `room` positions."""
     _, W, _, _ = _widths(config)
     return 2 * len(_looped(config, looping)) * W * room * way.itemsize
 
 
 def coding(config: ModelConfig, way: Way, looping: bool, room: int, most: int) -> Need:
-    """Return what streams side by side need that see up to `room` positions each.
+    """Return the memory for parallel streams of up to `room` positions each.
 
-    Keys and values of every visit; and of a row's next token the logits, their logarithms, the
-    shares of the coder and where they begin, in numbers of eight bytes.
+    These are keys and values of every visit, and for a row's next token the logits, their
+    logarithms, the coder's shares and their starts, in numbers of eight bytes.
     """
     kept = cached_bytes(config, way, looping, room)
     fixed = weight_bytes(config) + copies_bytes(config, way)

@@ -1,11 +1,11 @@
-"""The model's elementwise mathematics: each plain formula, and beside it the lean path it checks.
+"""The model's elementwise mathematics: plain formulas, each with a lean path that must equal it.
 
 A small model on a CPU spends more time moving activations than multiplying matrices. Each lean path
-is an autograd function with a hand-written backward that reads and writes every activation once or
+is an autograd function with a hand-written backward. It reads and writes every activation once or
 twice instead of five to ten times, saves one tensor instead of several, and equals its plain
-formula (tests/model/test_ops.py). It has two forms: `loops` for CPUs, and tensor operations for
-whatever loops do not take. Both calculate in float32 and round once, to the activations' dtype.
-benchmarks/README.md tells what they save.
+formula (tests/model/test_ops.py). It has two forms: `loops` for CPUs, and tensor operations for all
+other cases. Both compute in float32 and round once, to the activations' dtype.
+benchmarks/README.md has the measured gains.
 
 Shapes: B batch, T time, H query heads, G key/value heads, P = H / G, K head width, R rotated pairs,
 N rows of a flattened batch, V vocabulary; [...] anything.
@@ -20,14 +20,14 @@ from torch import Tensor
 from fairway.base.floats import fit, widest
 from fairway.model import loops, stream_loops
 
-# The float32 machine epsilon, also for bfloat16 input: what eps=None meant in the records.
+# The float32 machine epsilon, also for bfloat16 input: the meaning of eps=None in the records.
 NORM_EPS = 1.1920929e-07
-# Rows of logits that tensor operations treat at a time.
+# The rows of logits that tensor operations process at a time.
 LOSS_ROWS = 256
 
 
 class _Function(torch.autograd.Function):
-    """An autograd function whose `run` is typed; contexts are Any because torch's are."""
+    """An autograd function with a typed `run`; contexts are Any, because torch's are untyped."""
 
     @classmethod
     def run(cls, *args: Any) -> Tensor:
@@ -37,7 +37,7 @@ class _Function(torch.autograd.Function):
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Return a tensor in float32, or as it is in float64."""
+    """Return a tensor in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -55,7 +55,7 @@ def _squares(x: Tensor) -> Tensor:
 def norm_plain(x: Tensor, scale: float = 1.0) -> Tensor:
     """Return scale * x / rms(x) over the last dimension: float32 inside, x's dtype outside.
 
-    Not F.rms_norm, whose output dtype under autocast changed between torch 2.11 and 2.13.
+    F.rms_norm is not used: its output dtype under autocast changed between torch 2.11 and 2.13.
     """
     wide = x.float()
     mean_square = wide.square().mean(-1, keepdim=True)
@@ -86,7 +86,7 @@ class _Norm(_Function):
 
 
 def _rounded_product(x: Tensor, factor: Tensor) -> Tensor:
-    """Return x times a wider factor, rounded to x's dtype as it is written: one pass on a GPU."""
+    """Return x times a wider factor, written directly in x's dtype: one pass on a GPU."""
     return torch.mul(x, factor, out=torch.empty_like(x))
 
 
@@ -95,12 +95,12 @@ def _inverse_rms(x: Tensor) -> Tensor:
 
 
 def norm(x: Tensor, scale: float = 1.0) -> Tensor:
-    """Return what `norm_plain` returns, in one pass over x each way."""
+    """Return the result of `norm_plain`, with one pass over x in each direction."""
     return _Norm.run(x, scale)
 
 
 # ---------------------------------------------------------------------------------------------
-# The residual stream: a block is entered, a branch comes back
+# The residual stream: the input of a block, and the addition of a branch
 
 
 def entered_plain(
@@ -130,7 +130,7 @@ class _Entered(_Function):
 
 
 def entered(x: Tensor, x0: Tensor, mix_2D: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return what `entered_plain` returns."""
+    """Return the result of `entered_plain`."""
     if not fit(x, x0):
         mix_2D = mix_2D.to(x.dtype)
         u = torch.addcmul(mix_2D[0] * x, mix_2D[1], x0)
@@ -159,7 +159,7 @@ class _Added(_Function):
 
 
 def added(u: Tensor, scale_D: Tensor, out: Tensor) -> Tensor:
-    """Return what `added_plain` returns."""
+    """Return the result of `added_plain`."""
     if fit(u, out):
         return _Added.run(u, scale_D, out)
     return torch.addcmul(u, scale_D.to(u.dtype), out)
@@ -170,10 +170,10 @@ def added(u: Tensor, scale_D: Tensor, out: Tensor) -> Tensor:
 
 
 def rotate(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Return x with its first 2R dimensions rotated by the position; the rest passes through.
+    """Return x with its first 2R dimensions rotated by the position; the others are unchanged.
 
-    Dimension j pairs with j + R. The sign is the transpose of the common convention and is kept
-    from the records; q and k agree, so only relative positions matter.
+    Dimension j pairs with j + R. The sign is that of the records, the transpose of the common
+    convention. q and k use the same one, so only relative positions matter.
     """
     R = cos_TR.shape[-1]
     a, b, rest = torch.split(x_BTHK, [R, R, x_BTHK.shape[-1] - 2 * R], dim=-1)
@@ -187,7 +187,7 @@ def position_plain(x_BTHK: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tenso
 
 
 class _Position(_Function):
-    # The norm's way back, of a gradient that is turned back; gain r and (g x) r give the gain's.
+    # The norm's backward of the gradient rotated back; (g x) r summed is the gradient by the gain.
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
         if fit(x):
@@ -219,7 +219,7 @@ def _turned(x: Tensor, factor: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor
 
 
 def position(x_BTHK: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Return what `position_plain` returns."""
+    """Return the result of `position_plain`."""
     return _Position.run(x_BTHK, gain_H, cos_TR, sin_TR)
 
 
@@ -228,7 +228,7 @@ def position(x_BTHK: Tensor, gain_H: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> 
 
 
 def without_self_plain(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
-    """Return y less its part along the position's own raw value, per query head (XSA)."""
+    """Return y minus its part along the position's own raw value, per query head (XSA)."""
     B, T, G, K = v_BTGK.shape
     unit_BTG1K = F.normalize(v_BTGK.float(), dim=-1, eps=1e-12)[:, :, :, None].to(y_BTHK.dtype)
     y_BTGPK = y_BTHK.reshape(B, T, G, -1, K)
@@ -264,14 +264,14 @@ class _WithoutSelf(_Function):
 
 
 def _by_group(y_BTHK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y_BTGPK, v_BTG1K and the squares of v's lengths."""
+    """Return y_BTGPK, v_BTG1K and the squared lengths of v."""
     v = v_BTGK[:, :, :, None]
     y = y_BTHK.reshape(*v_BTGK.shape[:3], -1, v_BTGK.shape[-1])
     return y, v, _squares(v).clamp_min(1e-24)
 
 
 def without_self(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
-    """Return what `without_self_plain` returns."""
+    """Return the result of `without_self_plain`."""
     return _WithoutSelf.run(y_BTHK, v_BTGK)
 
 
@@ -300,7 +300,7 @@ class _LeakySquare(_Function):
 
 
 def leaky_square(x: Tensor, leak: float) -> Tensor:
-    """Return what `leaky_square_plain` returns, keeping one tensor for the way back."""
+    """Return the result of `leaky_square_plain`; only one tensor is kept for the backward pass."""
     return _LeakySquare.run(x, leak)
 
 
@@ -311,8 +311,8 @@ def leaky_square(x: Tensor, leak: float) -> Tensor:
 def softcapped(logits: Tensor, cap: float) -> Tensor:
     """Return cap * tanh(logits / cap) in float32.
 
-    Written as 2 cap sigmoid(2 logits / cap) - cap, which is the same and, on CPUs, ten times
-    cheaper.
+    It is computed as 2 cap sigmoid(2 logits / cap) - cap, which is the same and ten times faster on
+    CPUs.
     """
     return (logits.float() * (2.0 / cap)).sigmoid() * (2.0 * cap) - cap
 
@@ -323,8 +323,8 @@ def mean_loss_plain(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
 
 
 class _MeanLoss(_Function):
-    # The gradient is formed on the way forward, a few rows at a time: no float32 table of the
-    # whole batch ever exists, and the way back is at most one multiplication in place.
+    # The forward pass computes the gradient, a few rows at a time. So no float32 table of the whole
+    # batch ever exists, and the backward pass is at most one multiplication in place.
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
         if fit(logits_NV):
@@ -337,7 +337,7 @@ class _MeanLoss(_Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (grad_NV,) = ctx.saved_tensors
-        # On a CPU, where asking costs nothing, the pass over memory that changes nothing is saved.
+        # On a CPU the check is free, and saves a pass over memory that would change nothing.
         if not grad.is_cuda and grad == 1.0:
             return grad_NV, None, None
         return grad_NV.mul_(grad.to(grad_NV.dtype)), None, None
@@ -370,5 +370,5 @@ def _loss_rows(
 
 
 def mean_loss(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
-    """Return what `mean_loss_plain` returns, without its float32 tables."""
+    """Return the result of `mean_loss_plain`, without its float32 tables."""
     return _MeanLoss.run(logits_NV, targets_N, cap)

@@ -14,7 +14,10 @@ _STEPS = {"mlp": "the MLP runs", "attend": "what is around attention runs"}
 
 
 def place(model: GPT, device: torch.device | str) -> GPT:
-    """Return a model on a device. Not every Apple GPU has bfloat16: there all is float32."""
+    """Return a model on a device.
+
+    Not every Apple GPU has bfloat16, so there everything is float32.
+    """
     if torch.device(device).type == "mps":
         model.float()
     return model.to(device)
@@ -25,7 +28,7 @@ def prepare(model: GPT, dtype: torch.dtype, backend: str, kernels: str) -> None:
     model.set_compute(dtype, backend)
     model.operations = PLAIN
     if kernels == "fused":
-        # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
+        # Imported here, because it needs Triton, which only GPU builds of PyTorch include.
         gpu = importlib.import_module("fairway.model.gpu.operations")
         plain = plain_steps(model.config)
         model.operations = gpu.Kernels(dtype, plain)

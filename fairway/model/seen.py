@@ -1,7 +1,7 @@
 """The positions that a query sees: itself and earlier ones, in a window, of its own document.
 
-The keys that a query sees are always one run of positions, from a first one to its own. So one
-number per query says it all, and every mask and bias of the attention backends is made from it.
+The keys that a query sees are always consecutive positions, from a first one to its own. So one
+number per query is enough, and every mask and bias of the attention backends is made from it.
 
 Shapes: B rows, T positions of a row, N = B * T, A rows of a mask (1 if all rows have the same, else
 B).
@@ -19,13 +19,13 @@ from fairway.config.settings import BOS_ID
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """The documents of a batch of rows, which do not see one another; `documents_of` makes them.
+    """The documents of a batch of rows, separate in attention; `documents_of` makes them.
 
-    of_BT: int32, the number of every position's document, counted on from row to row.
+    of_BT: int32, the number of every position's document, counted through all rows.
     first_BT: int32, the position in its row where a position's document begins.
-    lengths: whether kernels may ask for `starts` and `longest`, for which a GPU has to be waited
-    for, once per batch. Launches that are recorded cannot wait.
-    masks: what a backend made of these documents, kept for the next layer.
+    lengths: whether kernels may use `starts` and `longest`, which wait for the GPU once per batch.
+    Recorded launches cannot wait.
+    masks: masks of these documents that a backend made, kept for the next layer.
     """
 
     of_BT: Tensor
@@ -50,9 +50,9 @@ class Documents:
 def documents_of(ids_BT: Tensor, lengths: bool = True) -> Documents:
     """Return the documents of a batch: one begins at every BOS, and at the start of every row.
 
-    Does not wait for a GPU. `lengths` is False for launches that are recorded: then only backends
-    run that need no lengths, and the documents must be made inside the recording, from the token
-    ids that it reads.
+    Does not wait for a GPU. `lengths` is False for recorded launches: then only backends without
+    lengths run, and the documents must be made inside the recording, from the token ids that it
+    reads.
     """
     begins_BT = ids_BT == BOS_ID
     begins_BT[:, 0] = True
@@ -64,9 +64,9 @@ def documents_of(ids_BT: Tensor, lengths: bool = True) -> Documents:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a query sees of the positions up to its own.
+    """The positions up to its own that a query sees.
 
-    window: itself and the window - 1 positions before it; 0: all of them. documents: only those
+    window: its own and the window - 1 positions before; 0: all of them. documents: only positions
     of its own document; None: of all.
     """
 
@@ -78,7 +78,7 @@ class Seen:
             raise ValueError(f"a window has 0 or more positions, not {self.window}")
 
     def within(self, B: int, T: int) -> "Seen":
-        """Return the same for B rows of T positions, without a window that hides nothing there.
+        """Return the same for B rows of T positions, with no window if it is T or more.
 
         Raises ValueError for documents of another batch.
         """

@@ -1,7 +1,7 @@
 """Loops for CPUs around the residual stream: the entry of a block, the addition of a branch.
 
-Gradients of weights are sums over rows. They are taken block by block of a fixed size, then over
-the blocks in their order: the bits do not depend on the number of threads.
+Gradients of weights are sums over rows. They are summed within blocks of a fixed size, then over
+the blocks in order, so the bits do not depend on the number of threads.
 
 Shapes: N rows, D columns, P blocks of rows.
 """
@@ -32,8 +32,8 @@ def _sum(partial: Any) -> Tensor:
     return torch.from_numpy(partial.sum(0, dtype=np.float64)).float()
 
 
-# ---------------------------------------------------------------------------------------------
-# A block is entered
+# --------------------------------------------------------------------------------------------- The
+# entry of a block
 
 
 @compiled_sums
@@ -114,8 +114,8 @@ def entered_back(
     return dx, dx0, _sum(partial_P2D)
 
 
-# ---------------------------------------------------------------------------------------------
-# A branch comes back
+# --------------------------------------------------------------------------------------------- The
+# addition of a branch
 
 
 @compiled_sums

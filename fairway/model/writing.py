@@ -1,8 +1,8 @@
-"""Prompts continued, several side by side: which token comes next, and which text it adds.
+"""Continuations of prompts, several side by side: the next tokens, and the text that they add.
 
-A prompt is continued where it ends. Tokenizers put a blank before a word, not after one, so a blank
-at the end of a prompt is not read but owed: the first token drawn is one that begins with it, and
-its text is added without the blank.
+A prompt is continued at its end. Tokenizers put a blank before a word, not after one, so a blank at
+the end of a prompt is not read. Instead the first drawn token must begin with that blank, and its
+text is added without the blank.
 
 Shapes: S rows side by side, V vocabulary, K tokens to choose from.
 """
@@ -25,14 +25,16 @@ from fairway.model.gpt import GPT
 
 MAX_SEED = 2**63 - 1
 BLANK = " "
-# What ends a text, and is not part of it.
+# Stop words end a text and are not part of it.
 Stops = Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How tokens are drawn: among the `top_k` likeliest, and of these the fewest that together have
-    the share `top_p` or more of what they have; temperature 0 takes the likeliest.
+    """How tokens are drawn; temperature 0 takes the likeliest.
+
+    The choice is among the `top_k` likeliest, and of these the fewest that have at least the share
+    `top_p` of their sum.
     """
 
     temperature: float = 0.8
@@ -47,11 +49,11 @@ class Manner:
 
 def require_number(name: str, value: Any, lo: float, hi: float) -> None:
     """Raise UserError unless a value is a number from `lo` to `hi`."""
-    # Written so that what is not a number (NaN) fails too.
+    # In this form NaN fails too.
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not lo <= value <= hi:
         bound = f"of {lo} or more" if hi == sys.float_info.max else f"from {lo} to {hi}"
-        raise UserError(f"{name} is {told(value)}; it must be a number {bound}")
+        raise UserError(f"{name} is {described(value)}; it must be a number {bound}")
 
 
 def require_whole(name: str, value: Any, lo: int, hi: int | None = None) -> None:
@@ -59,11 +61,11 @@ def require_whole(name: str, value: Any, lo: int, hi: int | None = None) -> None
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < lo or (hi is not None and value > hi):
         bound = f"of {lo} or more" if hi is None else f"from {lo} to {written(hi)}"
-        raise UserError(f"{name} is {told(value)}; it must be a whole number {bound}")
+        raise UserError(f"{name} is {described(value)}; it must be a whole number {bound}")
 
 
-def told(value: Any) -> str:
-    """Return any value for a sentence: numbers as people write them, the rest in short."""
+def described(value: Any) -> str:
+    """Return any value for a sentence: numbers for people, other values shortened."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return written(value)
     text = repr(value) if isinstance(value, str) else str(value)
@@ -72,8 +74,9 @@ def told(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A token that was drawn: the byte of the row's text at which it begins, its log-probability in
-    nats before anything is made of it by temperature or choice, and those of the likeliest tokens.
+    """A drawn token, the byte of the row's text at which it begins, and log-probabilities.
+
+    These are in nats, before temperature and selection, of the token and the likeliest tokens.
     """
 
     token: int
@@ -83,9 +86,9 @@ class Drawn:
 
 
 class Row:
-    """A prompt and the text that follows it, as it grows to `most` tokens or to a stop word.
+    """A prompt and its continuation, which grows to `most` tokens or to a stop word.
 
-    With `alternatives` it keeps what was drawn, and as many of the likeliest tokens each time.
+    With `alternatives` it keeps the drawn tokens, and this many of the likeliest tokens each time.
     """
 
     def __init__(
@@ -104,12 +107,12 @@ class Row:
         if isinstance(prompt, str):
             prompt = np.insert(packer.document(prompt.removesuffix(BLANK)), 0, bos)
         self.prompt: list[int] = prompt.tolist()
-        # Bytes of pieces so far, and the bytes of text of those that were there before.
+        # Bytes of the pieces so far, and the bytes of text before the continuation.
         self._pieces = packer.joined(prompt)
         self._read_bytes = len(packer.tokenizer.restore(self._pieces))
         self.text = b""
         self.ended = most == 0
-        # Whether it ended by itself: by a stop word, or with the document.
+        # Whether it ended by a stop word, or with the document.
         self.stopped = False
         self.drawn: list[Drawn] = []
         self._alternatives = alternatives
@@ -118,11 +121,11 @@ class Row:
         self._generator = torch.Generator().manual_seed(int(seed))
 
     def said(self) -> str:
-        """Return the text. Bytes that are no character are U+FFFD there, which may be a stop."""
+        """Return the text. Bytes that are no character become U+FFFD, which may be a stop word."""
         return before(self.text.decode(errors="replace"), [stop.decode() for stop in self.stops])
 
     def draw(self, logits_V: Tensor, manner: Manner) -> int:
-        """Return the token that is drawn next, whose text is added unless the row has ended."""
+        """Draw and return the next token; its text is added unless the row has ended."""
         allowed_K = torch.from_numpy(self._packer.leading_ids) if self.owed else None
         token = draw(logits_V, manner, self._generator, allowed_K)
         if not self.ended:
@@ -151,20 +154,20 @@ class Row:
 
 
 def before(text: AnyStr, stops: Sequence[AnyStr]) -> AnyStr:
-    """Return what stands before the first place where a stop stands; all of it if none does."""
+    """Return the text before the first stop word; all of it if there is none."""
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
 
 
 def draw(
     logits_V: Tensor, manner: Manner, generator: torch.Generator, allowed_K: Tensor | None = None
 ) -> int:
-    """Return a token drawn from logits on a CPU, among all or those that are allowed."""
+    """Return a token drawn from logits on a CPU, among all or the allowed ones."""
     logits_K = logits_V if allowed_K is None else logits_V[allowed_K]
     if manner.temperature == 0:
         choice = logits_K.argmax()
     else:
         values_K, choices_K = logits_K.double().topk(min(int(manner.top_k), len(logits_K)))
-        # The greatest is 0, so that no temperature however small makes it infinite.
+        # The largest logit becomes 0, so that even a tiny temperature makes none infinite.
         shares_K = ((values_K - values_K[0]) / float(manner.temperature)).softmax(0)
         before_K = shares_K.cumsum(0) - shares_K
         shares_K = shares_K.where((before_K < manner.top_p) | (before_K == 0), 0.0)
@@ -183,10 +186,10 @@ def write(
 ) -> Iterator[None]:
     """Continue rows side by side, one token per step, until all have ended.
 
-    All are read from their first token on. Rows with a longer prompt read on while others draw, so
-    a row's text does not depend on those beside it, but for rounding. A prompt fills the window of
-    `length` tokens as far as it can; a full window moves on by the stride, at most half its length,
-    and is read anew.
+    All are read from their first token on. Rows with a longer prompt continue reading while others
+    draw, so a row's text does not depend on other rows, except by rounding. A prompt fills the
+    window of `length` tokens as far as it can. A full window moves by the stride, at most half its
+    length, and is read again.
     """
     read = [row.prompt[-length:] for row in rows]
     shortest = min(map(len, read))

@@ -50,7 +50,7 @@ _RATE = _table(lambda n: 2**24 / (n + Decimal("1.6")), MOST_USES + 1)
 @compiled
 def log2_256(x: int) -> int:
     """Return 256 log2(x), truncated to 8 bits of mantissa, for 1 <= x < 2^63."""
-    # The leading one to bit 62, so that the eight bits below it are the mantissa.
+    # Shift the leading one to bit 62, so that the eight bits below it are the mantissa.
     top = 62
     for shift in (32, 16, 8, 4, 2, 1):
         if x < 1 << (63 - shift):
@@ -111,36 +111,39 @@ def code_bit(coder: Ints, buffer: Bytes, mode: int, bit: int, cells: Ints, at: i
     return bit
 
 
-# ---------------------------------------------------------------------------------------------
-# What is known of a weight
+# --------------------------------------------------------------------------------------------- The
+# context of a weight
 
 # Weights are multiples of the step, energies their squares in 2^-12, logarithms in 1/256 octave.
-# What a matrix has per column: sum of energies, mean and its log2, energy of the last rows (about
-# 16 and 64) relative to the mean, 2^16 for 1, sum of multiples; and the multiple in this row.
+# The variables per column: sum of energies, mean and its log2, energy of the last rows (about 16
+# and 64) relative to the mean (2^16 means 1), sum of multiples, and the multiple in this row.
 SUM, MEAN, LOG, NEAR, FAR, TOTAL, MULTIPLE = range(7)
 PER_COLUMN = 7
 
-# A weight's variance is a product of powers: of its column's energy, of what is left of the row's,
-# of the row so far, of the row's last 16 weights, of the column's last 16 and 64, of the row's
-# step, and a constant factor 2^power. The encoder fits the powers and sends them, a byte each.
+# The variance of a weight is a product of powers of seven numbers: the energies of its column, of
+# the rest of the row, of the row so far, of the row's last 16 weights, of the column's last 16 and
+# 64, and the row's step; and of a constant factor 2^power. The encoder fits the powers and writes
+# them, a byte each.
 POWERS = 8
 OF_COLUMN, OF_REST, OF_ROW, OF_LEFT, OF_NEAR, OF_FAR, OF_STEP, CONSTANT = range(POWERS)
 POWER_UNIT = 32  # a power is a signed byte in 1/32
 
-# Rows' worth of belief in the matrix's mean energy, weights' in a row's, rows' in a mean of 0.
+# Weights of the priors: of the matrix's mean energy in rows, of a row's energy in weights, of a
+# mean of 0 in rows.
 _COLUMN_PRIOR, _ROW_PRIOR, _TOTAL_PRIOR = 40, 64, 64
 _MOST_RELATIVE = 1 << 22
 _SOFT = 20_000  # added to relative energies before their logarithm, which must not jump at 0
 _LOG_SOFT = 16 * 256 + int(_LOG[(65_536 + _SOFT) >> 8 & 255])
 LARGEST_LOG = 40 * 256
-_EVERY = 8  # columns from one look at the row's sums to the next
+_EVERY = 8  # columns between two updates from the row's sums
 
-# A row's variables: step relative to the matrix's, number of the row, log2 of the matrix's energy,
-# that energy, how to predict; then running sums: energies met, means met, all means; recent energy.
+# The variables of a row: step relative to the matrix's, number of the row, log2 of the matrix's
+# energy, that energy, the way to predict; then running sums: energies so far, means so far, all
+# means; recent energy.
 STEP, NUMBER, LOG_ENERGY, ENERGY, PREDICT, MET, EXPECTED, ALL, LEFT, NLL = range(10)
 PER_ROW = 10
 
-# GIVEN is no way of a stream's own: an encoder repeats means that it has found before.
+# A stream never has GIVEN: with it an encoder uses means that it computed before.
 NO_PREDICTION, COLUMN_MEANS, COVARIANCE, GIVEN = range(4)
 LARGEST_MULTIPLE = 4095  # in statistics; larger weights count as this
 _MOST, _LEAST_PIVOT, _STEEPEST = 1 << 44, 1 << 24, 1 << 18
@@ -157,7 +160,7 @@ def dot(a: Narrow, b: Narrow, count: int) -> int:
 
 @compiled
 def begin_row(row: Ints, columns: Ints) -> None:
-    """Take the columns' mean energies from the rows before and clear the row's sums."""
+    """Compute the columns' mean energies from the rows before and clear the row's sums."""
     row[MET], row[EXPECTED], row[ALL], row[LEFT] = 0, 0, 0, 65_536
     belief, log_rows = _COLUMN_PRIOR * row[ENERGY], log2_256(row[NUMBER] + _COLUMN_PRIOR)
     for c in range(columns.shape[1]):
@@ -172,8 +175,9 @@ def observe(features: Ints, row: Ints, columns: Ints, c: int) -> None:
     features[OF_COLUMN] = columns[LOG, c] - row[LOG_ENERGY]
     if c % _EVERY == 0:
         C, energy = columns.shape[1], row[ENERGY]
-        # A row's energy is known where its step follows from it, but for rounding: as many weights'
-        # worth of doubt as makes both uncertainties equal (4 w^2 / 12 each against 2 w^4).
+        # If the step of a row follows from its energy, the energy is known except for rounding. The
+        # prior has as many weights as make both uncertainties equal (4 w^2 / 12 each against 2
+        # w^4).
         doubt = 2 * energy + ((C << 12) // 6)
         rest = max(C * energy - row[MET], 0)
         belief = _ROW_PRIOR * energy
@@ -232,7 +236,8 @@ def fit(
 ) -> None:
     """Add a weight to the normal equations of the powers, and its cost to the row's."""
     ratio = min((energy << 16) // exp2_256(variance), 25 << 16)
-    # Of a Gaussian: half the log variance, and 128 / ln 2 times the relative energy, in 2^-24 bits.
+    # The cost under a Gaussian: half the log variance, and 128 / ln 2 times the relative energy, in
+    # 2^-24 bits.
     row[NLL] += (variance << 15) + 185 * ratio
     for i in range(POWERS):
         gradient[i] += (ratio - 65_536) * features[i]
@@ -245,8 +250,9 @@ def fit(
 def factorise(covariance_CC: Ints, factor_CC: Narrow, scaled_CC: Narrow) -> None:
     """Write L of covariance = L D L^T, unit lower triangular, in 2^-16; covariance is in 2^-40.
 
-    Row c of L times what was left over of the columns before c predicts column c. scaled is scratch
-    for L D in 2^-24. Clamps, for what no trained matrix has, keep everything within its type.
+    Row c of L times the residuals of the columns before c predicts column c. scaled is scratch
+    memory for L D in 2^-24. Clamps keep all numbers within their types; no trained matrix reaches
+    them.
     """
     C = len(covariance_CC)
     pivots = np.zeros(C, np.int64)
@@ -264,15 +270,17 @@ def factorise(covariance_CC: Ints, factor_CC: Narrow, scaled_CC: Narrow) -> None
 # ---------------------------------------------------------------------------------------------
 # A code and a row
 
-# A code is its distance from the one nearest the mean: is it 0, on which side, then 1, 2, ... by
-# unary decisions, and what is beyond by exponent (unary) and mantissa (Exp-Golomb of order 0).
+# A code is written as its distance from the code nearest to the mean: whether it is 0, its sign,
+# then 1, 2, ... by unary decisions, and larger distances by exponent (unary) and mantissa
+# (Exp-Golomb of order 0).
 UNARY, EXPONENTS = 20, 18
 # Cells of one context.
 ZERO, SIDE, BEYOND = range(3)
 EXPONENT = BEYOND + 2 * UNARY
 MANTISSA = EXPONENT + EXPONENTS
 SLOTS = MANTISSA + 3 * EXPONENTS
-# Contexts: how far the mean lies off the nearest code (in eighths, 0 to 4), log variance.
+# Contexts: the distance of the mean from the nearest code (in eighths, 0 to 4), and the log
+# variance.
 OFFSETS, LEVELS = 5, 192
 LOWEST_LOG, LEVEL_LOG_BITS = 6 * 256, 5
 
@@ -283,7 +291,7 @@ def _centre(mean: int, grid: int, fold: int) -> tuple[int, int]:
     if not fold:
         nearest = (mean + 32) >> 6
         return nearest, mean - (nearest << 6)
-    # Codes stand two steps apart, on the second grid one step lower.
+    # Codes are two steps apart; on the second grid they are one step lower.
     mean += 64 * grid
     nearest = (mean + 64) >> 7
     return nearest, (mean - (nearest << 7)) >> 1
@@ -341,8 +349,8 @@ def code_rows(
 ) -> int:  # fmt: skip
     """Encode rows, decode them into codes_RC, or fit: add them to the normal equations.
 
-    means_RC is read if the means are GIVEN; else it takes them, unless it is empty. Returns the
-    energy met about the means.
+    means_RC is read if the means are GIVEN; else they are written to it, unless it is empty.
+    Returns the energy about the means.
     """
     fold, met = 1 if len(moves) > 1 else 0, int64(0)
     given, taken = row[PREDICT] == GIVEN, means_RC.size > 0

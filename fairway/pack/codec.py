@@ -18,7 +18,8 @@ MAX_STRIDE = 16
 # distant repeats. A larger window only takes more memory in the decoder.
 _BROTLI_QUALITY, _BROTLI_WINDOW = 11, 22
 
-# The whole chain, stated: a raw stream does not carry it. 4 MiB of dictionary for the same reason.
+# The complete chain of filters, since a raw stream does not contain it. 4 MiB of dictionary for the
+# same reason.
 _LZMA_CHAIN: list[dict[str, Any]] = [
     {
         "id": lzma.FILTER_LZMA2,
@@ -40,8 +41,8 @@ _PIECE_BYTES = 1 << 15
 def shuffle(data: bytes, stride: int) -> bytes:
     """Return the bytes at 0, s, 2s, ..., then those at 1, s + 1, ..., and so on: s planes.
 
-    Puts the like bytes of s-byte numbers side by side. Any length will do: with n = qs + r bytes
-    the first r planes have q + 1 bytes and the others q. A stride of 1 changes nothing.
+    So bytes of equal place in s-byte numbers are side by side. Any length is possible: with n = qs
+    + r bytes the first r planes have q + 1 bytes and the others q. A stride of 1 changes nothing.
     """
     _require_stride(stride)
     return b"".join(data[plane::stride] for plane in range(stride))
@@ -96,7 +97,7 @@ def _raw(data: bytes, expected_bytes: int) -> bytes:
 
 def _brotli(data: bytes, expected_bytes: int) -> bytes:
     decoder = brotli.Decompressor()
-    # Bytes after the stream's end are an error of the decoder itself.
+    # The decoder itself reports bytes after the end of the stream.
     pieces = [decoder.process(data, output_buffer_limit=_PIECE_BYTES)]
     total = len(pieces[0])
     while total <= expected_bytes and not decoder.is_finished():
@@ -111,7 +112,8 @@ def _brotli(data: bytes, expected_bytes: int) -> bytes:
 
 def _lzma(data: bytes, expected_bytes: int) -> bytes:
     decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_LZMA_CHAIN)
-    # One byte more than expected, so that the decoder meets the end marker, or gives itself away.
+    # Ask for one byte more than expected, so that the decoder reads the end marker or a longer
+    # stream shows.
     out = decoder.decompress(data, max_length=expected_bytes + 1)
     if not decoder.eof or decoder.unused_data:
         raise lzma.LZMAError("unfinished")

@@ -1,6 +1,6 @@
-"""The factors of corrections in an artifact: shapes, numbers in their order, and their bounds.
+"""The factors of corrections in an artifact: shapes, numbers in their order, and limits.
 
-Left factors lie as their transposes, [K, R]: component by component, as right ones do.
+Left factors are stored as their transposes, [K, R]: component by component, like right ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ Shapes = dict[str, tuple[int, ...]]
 def factor_shapes(
     coded: Mapping[str, tuple[int, ...]], corrected: Sequence[str], rank: int
 ) -> dict[str, Shapes]:
-    """Return the shapes of factors and scales by the kind of their section and their matrix.
+    """Return the shapes of factors and scales, by the kind of section and the matrix.
 
-    `coded` are the shapes of all matrices that have codes. UserError if others are corrected, or
-    not in their order.
+    `coded` are the shapes of all matrices with codes. UserError if other matrices are corrected, or
+    in another order.
     """
     names = [name for name in coded if name in corrected]
     if names != list(corrected):
-        raise UserError("the header's corrections are not of matrices that have codes, in order")
+        raise UserError("the header's corrections are not of matrices with codes, in order")
     found: dict[str, Shapes] = {"left factors": {}, "right factors": {}, "factor scales": {}}
     for name in names:
         rows, columns = coded[name]
@@ -38,7 +38,7 @@ def factor_shapes(
 
 
 def factor_line(kind: str, correction: Correction) -> NDArray[np.generic]:
-    """Return the numbers of a correction in a section of some kind, of two bytes each."""
+    """Return the numbers of a correction for a section of some kind, two bytes each."""
     if kind == "factor scales":
         return correction.scales.numpy().astype("<f2")
     factor = correction.left.T if kind == "left factors" else correction.right
@@ -46,12 +46,12 @@ def factor_line(kind: str, correction: Correction) -> NDArray[np.generic]:
 
 
 def correction_of(left_KR: Tensor, right_KC: Tensor, scales: Tensor) -> Correction:
-    """Return the correction of what lies in the three sections."""
+    """Return the correction from the content of the three sections."""
     return Correction(left_KR.T, right_KC, scales)
 
 
 def require_factors(values: NDArray[Any], bits: int, name: str) -> None:
-    """Raise UserError, with the matrix's name, for a number that this many bits cannot be."""
+    """Raise UserError with the matrix's name for a number outside the range of `bits`."""
     beyond, numbers = 1 << (bits - 1), values.astype(np.int64)
     if numbers.min() < -beyond or numbers.max() >= beyond:
         raise UserError(

@@ -1,6 +1,6 @@
-"""The covariance of a matrix's columns, learnt from its rows, as a predictor of the next ones.
+"""The covariance of a matrix's columns, learned from its rows, to predict the next rows.
 
-Embeddings alone have columns that are far from independent: on trained ones this saves 1.6 %.
+Only embeddings have columns that are far from independent: on trained ones this saves 1.6 %.
 
 Shapes: C columns.
 """
@@ -10,14 +10,14 @@ import numpy as np
 from fairway.pack.arithmetic import Ints, factorise
 
 WIDEST = 1024
-# Rows' worth of belief that columns are independent.
+# The weight, in rows, of the prior that columns are independent.
 _PRIOR_ROWS = 2400
 
 
 class Covariance:
-    """The second moments of the rows so far, and the predictor that follows from them now and then.
+    """The second moments of all rows so far, and the predictor, which is updated at intervals.
 
-    Carried from matrix to matrix of a stream as long as they have the same number of columns.
+    It is kept for the next matrix of a stream if that has the same number of columns.
     """
 
     def __init__(self, C: int) -> None:
@@ -27,13 +27,13 @@ class Covariance:
         self.factor_CC = np.zeros((C, C), np.int32)
 
     def add(self, multiples_C: Ints) -> None:
-        """Take in a row; the predictor changes after 128 rows and whenever it knows 1/8 more."""
+        """Add a row; the predictor is updated after 128 rows, and after every 1/8 more rows."""
         self._rows.append(multiples_C.copy())
         if self._known + len(self._rows) >= self._next + max(128, self._next // 8):
             self._update()
 
     def copy(self) -> "Covariance":
-        """Return another that goes on from here."""
+        """Return an independent copy of the present state."""
         other = Covariance(len(self.factor_CC))
         other._moments_CC = self._moments_CC.copy()
         other._rows = list(self._rows)
@@ -42,7 +42,7 @@ class Covariance:
         return other
 
     def _update(self) -> None:
-        # Exact: whole numbers below 2^53, whatever the order of the sums.
+        # The sums are exact in any order: whole numbers below 2^53.
         rows_RC = np.stack(self._rows).astype(np.float64)
         self._moments_CC += rows_RC.T @ rows_RC
         self._known += len(self._rows)

@@ -17,7 +17,7 @@ from fairway.pipeline.context import Run
 from fairway.pipeline.proving import prove_run
 from fairway.pipeline.scoring import scored
 from fairway.score import baselines
-from fairway.score.costs import told
+from fairway.score.costs import document_costs
 from fairway.score.experts.evaluate import evaluate_published, published_facts
 from fairway.score.experts.published import LABEL, described
 from fairway.score.ledger import Score
@@ -95,7 +95,7 @@ def show_costs(run: Run) -> Facts:
     text = run.validation
     size_bytes = max(1, _SHOWN_TOKENS * text.bytes // len(text.ids))
     texts = beginnings(text.documents, _SHOWN_DOCUMENTS, size_bytes)
-    costs = [told(text, model.costs(text), model.tokenizer) for text in texts]
+    costs = [document_costs(text, model.costs(text), model.tokenizer) for text in texts]
     write_atomic(run.file(COSTS), canonical_json(costs))
     return {"documents": len(texts)}
 

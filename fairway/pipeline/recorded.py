@@ -110,9 +110,9 @@ class Recorder(Passing):
 def recorded(folder: RunFolder, stage: str, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     """Return the kept costs of a stage of a run, by the text of each document.
 
-    They have the form of `fairway.score.costs.told`, without ranks and likeliest tokens. The result
-    is empty if the stage was not scored, or if an earlier version of Fairway scored it. Raises
-    UserError if the file of the stage has changed.
+    They have the form of `fairway.score.costs.document_costs`, without ranks and likeliest tokens.
+    The result is empty if the stage was not scored, or if an earlier version of Fairway scored it.
+    Raises UserError if the file of the stage has changed.
     """
     name, record = f"score.{stage}", folder.memory["stages"].get(f"score.{stage}")
     if record is None or recorded_file(stage) not in record["files"]:

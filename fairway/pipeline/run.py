@@ -119,7 +119,7 @@ class Pipeline:
         self._do(self._run(resume and self._checkpoint()), lambda stage: stage.name == "train")
         if self.live and not self.live.opened:
             self.say(
-                "nothing was watched: the training is kept; `fairway runs --export` sends its steps"
+                "the training was kept and is not observed; `fairway runs --export` sends its steps"
             )
         if self.ranks.first:
             self.folder.settle()

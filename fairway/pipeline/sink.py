@@ -25,19 +25,19 @@ class Sink(Protocol):
     """A receiver of numbers and texts of a run."""
 
     def numbers(self, values: dict[str, float], step: int) -> None:
-        """Take the numbers of a step."""
+        """Record the numbers of a step."""
 
     def text(self, name: str, text: str, step: int) -> None:
-        """Take a text that was written at a step."""
+        """Record a text that was written at a step."""
 
     def close(self) -> None:
-        """Return when all of them are kept."""
+        """Finish; return when everything is stored."""
 
 
 class TensorBoard:
-    """Numbers for TensorBoard, in files of a folder, which are opened with the first number.
+    """Numbers for TensorBoard, in files of a folder that are opened with the first number.
 
-    Those of a training that goes on at a later step replace what was written from there on.
+    If a training continues at a later step, its numbers replace those from that step on.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,16 +51,16 @@ class TensorBoard:
         return self._writer
 
     def numbers(self, values: dict[str, float], step: int) -> None:
-        """Take the numbers of a step."""
+        """Record the numbers of a step."""
         for name, value in values.items():
             self._at(step).add_scalar(name, value, step)
 
     def text(self, name: str, text: str, step: int) -> None:
-        """Take a text that was written at a step; TensorBoard shows Markdown, so it is indented."""
+        """Record a text at a step, indented, because TensorBoard shows Markdown."""
         self._at(step).add_text(name, "    " + text.replace("\n", "\n    "), step)
 
     def close(self) -> None:
-        """Return when all of them are kept."""
+        """Finish; return when everything is stored."""
         if self._writer is not None:
             self._writer.close()
 
@@ -71,30 +71,30 @@ class WeightsAndBiases:
     def __init__(self, name: str, config: Config, folder: Path | None = None) -> None:
         self._module: Any = importlib.import_module("wandb")
         options: dict[str, Any] = {} if folder is None else {"dir": str(folder)}
-        # Its copy of what is printed would take the terminal from the progress bar.
+        # Its own copy of the output would take the terminal from the progress bar.
         options["settings"] = self._module.Settings(console="off", silent=True)
         try:
             self._run: Any = self._module.init(
                 project="fairway", name=name, config=to_dict(config), **options
             )
         except Exception as error:
-            # Whatever it fails of: no key, no network, no space.
+            # The reason may be anything: no key, no network, no space.
             raise UserError(
                 f"Weights & Biases cannot begin ({_first_line(error)}); log in with `wandb login`, "
                 "or set WANDB_MODE=offline to keep its files here"
             ) from None
 
     def numbers(self, values: dict[str, float], step: int) -> None:
-        """Take the numbers of a step."""
+        """Record the numbers of a step."""
         self._run.log(values, step=step)
 
     def text(self, name: str, text: str, step: int) -> None:
-        """Take a text that was written at a step."""
+        """Record a text that was written at a step."""
         page = f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
         self._run.log({name: self._module.Html(page, inject=False)}, step=step)
 
     def close(self) -> None:
-        """Return when all of them are kept."""
+        """Finish; return when everything is stored."""
         self._run.finish()
 
 
@@ -114,7 +114,7 @@ def require(kinds: Sequence[str]) -> None:
 
 
 def send(run: RunFolder, sink: Sink) -> int:
-    """Give a sink all that a run recorded; return how many steps there were."""
+    """Send everything that a run recorded to a sink; return the number of steps."""
     steps = read_steps(run.file(STEPS))
     for record in steps:
         sink.numbers(step_numbers(record), int(record["step"]))
@@ -129,12 +129,12 @@ def send(run: RunFolder, sink: Sink) -> int:
 
 
 def step_numbers(record: dict[str, Any]) -> dict[str, float]:
-    """Return what sinks show of a step record."""
+    """Return the numbers of a step record for sinks."""
     return {f"train/{name}": float(record[name]) for name in SHOWN}
 
 
 def score_numbers(scores: dict[str, float]) -> dict[str, float]:
-    """Return what sinks show of the scores of stages, in bits per byte."""
+    """Return the scores of stages for sinks, in bits per byte."""
     return {f"bpb/{stage.removeprefix('score.')}": bpb for stage, bpb in scores.items()}
 
 

@@ -1,6 +1,6 @@
 """Chooses a size of a recipe by the machine's speed, once for each run.
 
-A folder that holds a run keeps the size of that run, whatever the load of the machine is now.
+A folder with a run keeps the size of that run, independent of the machine's present load.
 """
 
 import time
@@ -31,7 +31,7 @@ from fairway.train.steps import Say
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A recipe's name, and the machine plan that its speed was measured under, if it was."""
+    """A recipe's name, and the machine plan of its speed measurement, or None."""
 
     name: str
     plan: Plan | None = None
@@ -48,8 +48,8 @@ def open_recipe(
 ) -> Pipeline:
     """Return the pipeline of a run of a recipe in a folder, by default runs/RECIPE.
 
-    Raises UserError for a wrong recipe or setting, and where there is nothing to resume. With
-    `restart` the size of a run that is there does not count.
+    Raises UserError for a wrong recipe or setting, and if there is nothing to resume. With
+    `restart` the size of an existing run is ignored.
     """
     found = find(recipe)
     config = override(found.config, overrides)
@@ -65,12 +65,13 @@ def open_recipe(
 
 
 def sized(name: str, overrides: Sequence[str], folders: Iterable[RunFolder], say: Say) -> Sized:
-    """Return the recipe that a name stands for on this machine, under these overrides.
+    """Return the recipe that a name means on this machine, under these overrides.
 
-    A name that stands for itself alone is returned. The first of the folders that holds a run of
-    one of the sizes decides, then the run whose weights or progress are taken over, then the speed
-    of this machine, measured in some seconds. Settings in which the sizes differ, a run by steps
-    and several processes leave nothing to choose. Raises UserError for wrong overrides.
+    A name of a single recipe is returned unchanged. Otherwise the first folder with a run of one of
+    the sizes decides; then the run whose weights or progress are used; then the speed of this
+    machine, measured for some seconds. There is no choice if the overrides set a setting in which
+    the sizes differ, for a run by steps, and with several processes. Raises UserError for wrong
+    overrides.
     """
     if name not in SIZES:
         return Sized(name)
@@ -86,13 +87,13 @@ def sized(name: str, overrides: Sequence[str], folders: Iterable[RunFolder], say
 
 
 def _recipe_in(memory: Mapping[str, Any]) -> str:
-    """Return the recipe of the run that a folder's memory tells of, finished or begun."""
+    """Return the recipe of the run in a folder's memory, finished or begun."""
     config = memory.get("config") or memory.get("begun", {}).get("config", {})
     return str(config.get("recipe", ""))
 
 
 def _followed(config: Config) -> str:
-    """Return the recipe of the run or artifact that a config takes over; '' if there is none."""
+    """Return the recipe of the run or artifact that a config continues, or ''."""
     train = config.train
     if train.clock == "replay":
         return _recipe_in(RunFolder.existing(Path(train.replay)).memory)
@@ -105,7 +106,7 @@ def _followed(config: Config) -> str:
 
 
 def _is_settled(name: str, config: Config, overrides: Sequence[str]) -> bool:
-    """Return whether there is no choice: no budget of seconds, or a shape that was asked for."""
+    """Return whether there is no choice: no budget of seconds, or a requested shape."""
     asked = {text.partition("=")[0].strip() for text in overrides}
     shapes = [dict(_shape(RECIPES[size]())) for size in SIZES[name]]
     differ = {key for key, value in shapes[0].items() if any(s[key] != value for s in shapes)}
@@ -113,14 +114,14 @@ def _is_settled(name: str, config: Config, overrides: Sequence[str]) -> bool:
 
 
 def _shape(config: Config) -> Iterator[tuple[str, Any]]:
-    """Yield the settings of the model and of its batches, but for the vocabulary: the text's."""
+    """Yield the settings of the model and its batches, except the vocabulary of the text."""
     for name, _, value in settings(config):
         if name.startswith(("model.", "train.")) and name != "model.vocab_size":
             yield name, value
 
 
 def _measured(name: str, overrides: Sequence[str], say: Say) -> Sized:
-    """Return the size with the best expected score at the speed measured now, and print it."""
+    """Return and print the size with the best expected score at the speed measured now."""
     start_s = time.perf_counter()
     configs = {size: override(RECIPES[size](), overrides) for size in SIZES[name]}
     runtime, train = configs[SIZES[name][0]].runtime, configs[SIZES[name][0]].train

@@ -1,8 +1,8 @@
 """The program of a bundle: trains, packs and scores from a data folder, without a run folder.
 
-The same stages as `fairway run`, hence the same bits under `train.clock` steps or replay. It writes
-what they write, and score.json, and never a file that is there already. `fairway bundle` puts this
-module and what it needs into one file.
+It runs the same stages as `fairway run`, so it gives the same bits under `train.clock` steps or
+replay. It writes the same files and score.json, and never overwrites a file. `fairway bundle` puts
+this module and the code it needs into one file.
 """
 
 import argparse
@@ -32,11 +32,11 @@ SCORE_FILE = "score.json"
 
 
 def main(config: Config, bundle_bytes: int, seed: int, text: str, clock: str) -> None:
-    """Read `DATA OUT [--seed N] [--replay RUN] [--dry-run]` and do all of it.
+    """Read `DATA OUT [--seed N] [--replay RUN] [--dry-run]` and run all stages.
 
-    Told are the bytes of the file that carries this program, and what may be another one in every
-    bundle of it: seed, `data.source` and `train.clock`. What a user can mend is one sentence, and
-    ends the process with 2.
+    The arguments are the bytes of the program's own file, and the values that may differ between
+    bundles of one recipe: seed, `data.source` and `train.clock`. An error of the user is printed as
+    one sentence, and the exit code is 2.
     """
     try:
         with memory_told("this run", "take a smaller model or less text"):
@@ -79,7 +79,7 @@ def _main(config: Config, bundle_bytes: int, seed: int, text: str, clock: str) -
 
 
 def _driven(config: Config, followed: str) -> tuple[Config, Plan, dict[str, Any] | None]:
-    """Return the config and the machine plan, those of a followed run if there is one, and the
+    """Return the config and the machine plan, from a followed run if there is one, and the
     digest of its steps."""
     if not followed:
         return config, make_plan(config.runtime), None
@@ -90,14 +90,14 @@ def _driven(config: Config, followed: str) -> tuple[Config, Plan, dict[str, Any]
 
 
 def _walk(run: Run, done: dict[str, dict[str, Any]]) -> None:
-    """Do the stages that make and score an artifact; write what came of them."""
+    """Run the stages that make and score an artifact; write their results."""
     if run.folder.exists():
         raise UserError(f"{run.folder} exists already; name another folder")
     run.ranks.broadcast(0.0)
     if run.ranks.first:
         run.folder.mkdir(parents=True)
     for stage in artifact_stages(run.config):
-        # Until the files of the stage before are there.
+        # Wait until the files of the previous stage are there.
         run.ranks.broadcast(0.0)
         if stage.together or run.ranks.first:
             done[stage.name] = do(ARTIFACT_WORK, stage.name, run)

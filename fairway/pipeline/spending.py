@@ -1,4 +1,4 @@
-"""The stages of a run, done with an eye on its training and on where the bits of a score go."""
+"""The stages of a run, with its training watched and the costs of its scores recorded."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +21,7 @@ SCORE = "score."
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WatchedRun(Run):
-    """A run that counts what tokens cost while a ledger books it; `live` looks at its training."""
+    """A run that records the costs of tokens during a score; `live` watches its training."""
 
     live: Live | None = None
     counted: list[tuple[Spending, Recorder, Ranks]] = field(default_factory=list)
@@ -33,11 +33,11 @@ class WatchedRun(Run):
 
     @cached_property
     def openings(self) -> list[Opening]:
-        """Return the documents whose costs are kept token by token."""
+        """Return the documents whose costs are recorded token by token."""
         return openings(self.validation, self.source.tokenizer)
 
     def evaluation(self, description: str, trail: Trail, alone: bool = False) -> Evaluation:
-        """Return what a scorer is asked, its costs counted beside the trail."""
+        """Return the evaluation, with a witness that records costs beside the trail."""
         asked = super().evaluation(description, trail, alone)
         recorder = Recorder(trail, self.openings)
         spending = Spending(recorder, asked.text.vocab_size, self.source.tokenizer.bos_id)
@@ -53,8 +53,8 @@ def files_of(stage: Stage) -> list[str]:
 
 
 def done_watched(name: str, run: WatchedRun) -> dict[str, Any]:
-    """Do a stage and return its facts; those of a score say where its bits went, those of a
-    training what looked on."""
+    """Run a stage and return its facts; a score's facts include the use of its bits, and a
+    training's the watchers."""
     run.counted.clear()
     facts = done(ALL_WORK, name, run)
     if name == "train" and run.live is not None:
@@ -65,4 +65,4 @@ def done_watched(name: str, run: WatchedRun) -> dict[str, Any]:
     spending.total(ranks)
     if (stage := name.removeprefix(SCORE)) in RECORDED:
         recorder.write(run.file(recorded_file(stage)), ranks)
-    return {**facts, "spending": spending.told(run.source.tokenizer, run.occurrences)}
+    return {**facts, "spending": spending.groups(run.source.tokenizer, run.occurrences)}

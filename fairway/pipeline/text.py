@@ -1,4 +1,4 @@
-"""Opens the text of a run: a data folder, or the embedded corpus, which is made when needed."""
+"""Opens the text of a run: a data folder, or the embedded corpus, which is built when needed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +12,15 @@ from fairway.pipeline.initial import initial_tokenizer
 
 # Tokens of a shard of the embedded corpus: small, so that several processes have one each.
 _SHARD_TOKENS = 1_000_000
-# What sees to it that the embedded corpus of some settings exists, by the work that makes it.
+# Builds the embedded corpus if it does not exist, given what it depends on and the work.
 Embedded = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], None]
 
 
 def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
     """Return the tokens to train and score on, if the model of `config` can read them.
 
-    The embedded corpus lies at `out`; `embedded` is told what it depends on and the work that makes
-    it. Raises UserError where there is no text, or one of another tokenizer than the model's.
+    The embedded corpus is at `out`. `embedded` receives what it depends on and the work that builds
+    it. Raises UserError if there is no text, or if its tokenizer is not the model's.
     """
     data, model = config.data, config.model
     if not data.source:
@@ -44,7 +44,7 @@ def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
         raise UserError(
             f"the tokenizer of {data.source} begins documents with token "
             f"{source.tokenizer.bos_id}, but model.smear stops at token {BOS_ID}; set "
-            "model.smear=false or take another tokenizer"
+            "model.smear=false or use another tokenizer"
         )
     return source
 

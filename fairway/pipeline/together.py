@@ -1,4 +1,4 @@
-"""Messages between the processes of a run; only the first process knows the run's folder."""
+"""Messages between the processes of a run; only the first process reads the run's folder."""
 
 import json
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ from fairway.pipeline.folder import RunFolder, key_of
 
 
 def told(value: Any) -> Any:
-    """Return the first process's value of this, ready for JSON, on every process."""
+    """Return the first process's value on every process; it must be ready for JSON."""
     return json.loads(peers().tell(json.dumps(value)))
 
 
 def share_memory(folder: RunFolder, ranks: Ranks) -> None:
-    """Let every process know what the first one knows of a run by now."""
+    """Send the first process's present memory of a run to every process."""
     if ranks.world > 1:
         folder.memory, folder.proposed = told([folder.memory, folder.proposed])
 
 
 def is_due(folder: RunFolder, ranks: Ranks, stage: str, reads: Mapping[str, Any]) -> bool:
-    """Return whether the first process finds that a stage is to be done.
+    """Return whether the first process decides that a stage must run.
 
-    Raises UserError on a process that would read or do something else than the first one.
+    Raises UserError on a process whose files or settings differ from those of the first one.
     """
     key, done = key_of(reads), ranks.first and folder.is_done(stage, reads)
     expected, done = told([key, done])

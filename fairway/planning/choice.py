@@ -11,13 +11,14 @@ from fairway.planning.law import Law, Reading
 from fairway.planning.proposal import embedded_text, texts_of
 from fairway.planning.speed import Measure
 
-# Every config is timed so often, by turns, and the least counts: a load that passes is no speed.
+# Configs are timed in turn, each this many times, and the shortest time counts, so that a temporary
+# load has no effect.
 _ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A config by its name: seconds of a step here, steps in its budget, score that is expected."""
+    """A config by its name: seconds per step here, steps in its budget, expected score."""
 
     name: str
     step_s: float
@@ -28,7 +29,7 @@ class Option:
 def options_of(
     configs: Mapping[str, Config], plan: Plan, law: Law, measure: Measure
 ) -> list[Option]:
-    """Return what each config would reach in its budget of seconds here, the best first."""
+    """Return the expected results of configs in their budgets on this machine, the best first."""
     rounds = [
         {name: measure(config, plan) for name, config in configs.items()} for _ in range(_ROUNDS)
     ]
@@ -43,7 +44,7 @@ def _option(name: str, config: Config, step_s: float, law: Law) -> Option:
 
 
 def reading_of(config: Config) -> Reading:
-    """Return the text that a config trains on as the law sees it; UserError for a broken folder."""
+    """Return the facts of a config's training text for the law; UserError for a broken folder."""
     vocab_size = config.model.vocab_size
     if config.data.source == "embedded":
         return embedded_text(vocab_size)

@@ -16,7 +16,7 @@ _NEWTON_STEPS = 5
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Parameters of a model by what they are for, and what a token and a step cost in FLOPs."""
+    """The parameters of a model by purpose, and the FLOPs of a token and of a step."""
 
     matrices: int
     embedding: int
@@ -25,15 +25,15 @@ class Size:
 
     @property
     def parameters(self) -> int:
-        """Return the products that count."""
+        """Return the matrix products that are counted."""
         return self.matrices + self.embedding
 
 
 def size_of(model: ModelConfig, seq_len: int) -> Size:
     """Return the size of a model that trains on sequences of this many tokens.
 
-    A weight is used in one product forward and in two backward; a block of the recurrence as often
-    as it is visited in the late part of a run.
+    A weight is used in one product forward and in two backward. A block of the recurrence counts
+    once per visit in the late part of a run.
     """
     matrices = _matrices(dataclasses.replace(model, vocab_size=260, rope_train_len=1))
     order = [layer for half in visits(model, bool(model.loop_extra)) for layer in half]
@@ -59,7 +59,7 @@ def _matrices(model: ModelConfig) -> list[tuple[int, torch.Size]]:
 
 
 def _update_flops(shape: torch.Size) -> float:
-    """Return what orthogonalising one matrix costs: two wide products and a square one a step."""
+    """Return the FLOPs of orthogonalising a matrix: two wide products and a square one per step."""
     few, many = sorted(shape)
     return _NEWTON_STEPS * (4.0 * few * few * many + 2.0 * few**3)
 

@@ -18,17 +18,17 @@ DEPTHS = (2, 3, 4, 5, 6, 8)
 BATCHES = (1024, 2048, 4096, 8192)
 LENGTHS = (128, 256, 512)
 LOOPS = (0, 1)
-# Bits a weight that rounding leaves: 0 is GPTQ with its usual range, the rest are a trellis'.
+# Bits per weight: 0 is GPTQ with its usual range, all others are for a trellis.
 BITS = (0.0, 3.4, 3.0, 2.6, 2.2)
-# What a tokenizer takes in an artifact, for each of its tokens.
+# Bytes of a tokenizer in an artifact, per token of its vocabulary.
 _TOKEN_BYTES = 8.0
-# Fewer steps than these are no training that the law knows of.
+# The law is not fitted to runs of fewer steps.
 _FEWEST_STEPS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a plan may use: seconds of training, bytes of artifact and code."""
+    """The budget of a plan: seconds of training, bytes of artifact and code."""
 
     seconds: float
     limit_bytes: int
@@ -42,7 +42,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a shape fits its bytes: bits a weight (0: GPTQ), bytes of artifact and code."""
+    """The sizes of a model that fits: bits per weight (0: GPTQ), bytes of artifact and code."""
 
     bits: float
     bytes: int
@@ -50,7 +50,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One point of the grid: a config, its steps in the time, how it fits, what it should score."""
+    """One point of the grid: a config, its steps in the time, its sizes, its expected score."""
 
     config: Config
     step_s: float
@@ -60,7 +60,7 @@ class Candidate:
 
 
 def readings(vocabularies: Mapping[int, float], train_bytes: float) -> dict[int, Reading]:
-    """Return the text as tokens of each vocabulary: bytes a token, by its size."""
+    """Return the facts of the text by the size of the vocabulary: the bytes per token."""
     return {size: Reading(train_bytes, each) for size, each in vocabularies.items()}
 
 
@@ -105,14 +105,14 @@ def candidates(
 
 
 def momentum_warmup(steps: int) -> int:
-    """Return the steps in which momentum rises in a planned run of so many steps."""
+    """Return the steps of the rise of momentum in a planned run of this many steps."""
     return max(10, min(200, steps // 4))
 
 
 def judged(
     config: Config, budget: Budget, text: Reading, law: Law, step_s: float, fit: Fit
 ) -> Candidate | None:
-    """Return a point of the grid whose rates are the best the law knows; None if it is too slow."""
+    """Return a point of the grid with the best rates by the law; None if it is too slow."""
     steps = int((budget.seconds - budget.reserve_s) / step_s)
     if steps < _FEWEST_STEPS:
         return None
@@ -126,7 +126,7 @@ def judged(
 
 
 def fitting(base: Config, budget: Budget, vocab: int, dim: int, layers: int) -> Fit | None:
-    """Return the most bits a weight with which a shape fits the bytes, or None."""
+    """Return the most bits per weight with which a model fits the bytes, or None."""
     config = shaped(base, vocab, dim, layers, BATCHES[0], LENGTHS[0], 0)
     for bits in BITS:
         size = artifact_bytes(config, bits) + budget.code_bytes
@@ -136,14 +136,14 @@ def fitting(base: Config, budget: Budget, vocab: int, dim: int, layers: int) -> 
 
 
 def artifact_bytes(config: Config, bits: float) -> int:
-    """Return the bytes of an artifact at this many bits a weight, its tokenizer included."""
+    """Return the bytes of an artifact at this many bits per weight, including its tokenizer."""
     tokenizer = _TOKEN_BYTES * config.model.vocab_size if config.pack.with_tokenizer else 0.0
     quant = rounded(config, bits, fit=False).quant
     return expected_bytes(dataclasses.replace(config, quant=quant), 0) + round(tokenizer)
 
 
 def rounded(config: Config, bits: float, fit: bool) -> Config:
-    """Return a config that rounds to this many bits a weight, or as it is where they are 0."""
+    """Return a config that rounds to this many bits per weight, or unchanged for 0 bits."""
     if not bits:
         return config
     quant = dataclasses.replace(config.quant, method="trellis", rate_bits=bits, fit=fit)

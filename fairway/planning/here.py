@@ -1,4 +1,4 @@
-"""A plan for this machine: its text, its speed, the law, put together."""
+"""A plan for this machine, from its text, its speed and the law."""
 
 import dataclasses
 from pathlib import Path
@@ -21,8 +21,8 @@ def plan_here(
 ) -> tuple[Proposal, Speed]:
     """Return a proposal for this many seconds and bytes on this machine, and its measured speed.
 
-    Takes about half a minute the first time and some seconds then. Raises UserError for a data
-    folder that cannot be read, and for budgets that nothing fits.
+    Takes about half a minute the first time and some seconds then. Raises UserError if the data
+    folder cannot be read, or if no model fits the budgets.
     """
     base = dataclasses.replace(recipe("demo"), recipe="planned", runtime=runtime)
     if data is not None:

@@ -2,13 +2,13 @@
 
     bpb = floor + size (M + w E)^-a + text D^-b (1 + B / batch)^b + penalties
 
-M and E are millions of parameters in matrices and in the embedding, D is the text that is read, in
-millions of bytes, where repeated text counts less and less (Muennighoff et al. 2023), B the tokens
-of a step. Penalties are squares of how far a setting lies from the best one: logarithms of the
-vocabulary, of the sequence's length, of the depth over the width, of the tokens of a step, of the
-rates. The best vocabulary moves with the text that is read: a model that reads little learns more
-from long tokens. The best step grows with that text: many tiny steps are too noisy. The
-coefficients are fitted to measured runs (benchmarks/law.py) and lie in law.json with their command
+M and E are millions of parameters in matrices and in the embedding. D is the training text in
+millions of bytes, in which each repetition counts less (Muennighoff et al. 2023). B is the tokens
+of a step. Penalties are squared distances of a setting from its best value, in logarithms of the
+vocabulary, the sequence's length, the depth over the width, the tokens of a step, and the rates.
+The best vocabulary depends on the amount of text: with little text a model learns more from long
+tokens. The best step grows with the amount of text, because many tiny steps are too noisy. The
+coefficients are fitted to measured runs (benchmarks/law.py); law.json has them, with their command
 and date.
 """
 
@@ -25,21 +25,21 @@ from fairway.base.arrays import FloatArray
 from fairway.config.settings import Config
 from fairway.planning.cost import size_of
 
-# Deviations of the error of a prediction on either side that hold 90 % of a normal law.
+# 90 % of a normal distribution are within this many deviations of the mean.
 _NINETY = 1.645
 DAMAGE_BITS = 3.4
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A training text: its bytes, and how many of them a token stands for."""
+    """A training text: its bytes, and its bytes per token."""
 
     train_bytes: float
     bytes_per_token: float
 
 
 def features(config: Config, steps: float, text: Reading) -> dict[str, float]:
-    """Return what the law knows of a run of so many steps."""
+    """Return the features of a run of this many steps for the law."""
     model, train, optim = config.model, config.train, config.optim
     size = size_of(model, train.seq_len)
     return {
@@ -75,7 +75,7 @@ def expected(c: Mapping[str, float], f: Features) -> Any:
 
 
 def penalties(c: Mapping[str, float], f: Features) -> Any:
-    """Return what settings off their best cost, in bits per byte."""
+    """Return the penalties of settings, in bits per byte."""
     steps, text = np.log(f["steps"] / 500.0), np.log(f["seen"] / 5.0)
     off = {
         "vocab": f["vocab"] - (c["vocab_best"] + c["vocab_text"] * text),
@@ -92,7 +92,7 @@ def penalties(c: Mapping[str, float], f: Features) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a run is expected to score, and between what it lies in 9 of 10 cases."""
+    """The expected score of a run, and the range that contains it in 9 of 10 cases."""
 
     bpb: float
     low_bpb: float
@@ -102,13 +102,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """Fitted coefficients, the spread of runs about them, and what they were fitted to.
+    """Fitted coefficients, the spread of runs about them, and the runs that they were fitted to.
 
-    `covers` holds the least and the most of every feature among those runs. `sizes` has runs of
-    recipes by their names, as steps and how far the score lay off the law: such shapes compare by
-    their own runs, and the law tells what is between and beyond them. `damage_bpb` is what rounding
-    by a trellis costs at `DAMAGE_BITS` bits a weight; with a bit less it is four times that, as
-    errors are twice as large and cost their squares. `gptq_bpb` is what GPTQ costs.
+    `covers` has the minimum and maximum of every feature among those runs. `sizes` has runs of
+    recipes by name, as steps and difference of the score from the law: these recipes are compared
+    by their own runs, and the law is used between and beyond them. `damage_bpb` is the loss from
+    rounding by a trellis at `DAMAGE_BITS` bits per weight. With one bit less it is four times as
+    large, because the errors are twice as large and the loss grows with their squares. `gptq_bpb`
+    is the loss from GPTQ.
     """
 
     coefficients: dict[str, float]
@@ -121,7 +122,10 @@ class Law:
     told: str
 
     def predict(self, config: Config, steps: float, text: Reading, bits: float) -> Prediction:
-        """Return the expected score of a run of so many steps at so many bits a weight; 0: GPTQ."""
+        """Return the expected score of a run of this many steps and bits per weight; 0 bits:
+
+        GPTQ.
+        """
         found = features(config, steps, text)
         own = self._own(config.recipe, steps)
         bpb = float(expected(self.coefficients, found)) + own + self.damage(bits)
@@ -132,7 +136,7 @@ class Law:
         return Prediction(bpb, bpb - near, bpb + near, inside)
 
     def _own(self, recipe: str, steps: float) -> float:
-        """Return how far a recipe's own runs lie off at so many steps, between the nearest two."""
+        """Return the difference of a recipe's own runs from the law, between the nearest two."""
         runs = self.sizes.get(recipe)
         if not runs:
             return 0.0
@@ -140,7 +144,7 @@ class Law:
         return float(np.interp(math.log(steps), np.log(known), off))
 
     def damage(self, bits: float) -> float:
-        """Return what rounding to so many bits a weight costs; 0 is GPTQ with its usual range."""
+        """Return the loss from rounding to this many bits per weight; 0: GPTQ, usual range."""
         return self.damage_bpb * 4.0 ** (DAMAGE_BITS - bits) if bits else self.gptq_bpb
 
     def rates(self, config: Config, steps: float) -> tuple[float, float]:
@@ -152,13 +156,13 @@ class Law:
 
 
 def fitted_law() -> Law:
-    """Return the law that comes with Fairway."""
+    """Return the law that is part of Fairway."""
     text = resources.files("fairway.planning").joinpath("law.json").read_text()
     return law_of(json.loads(text))
 
 
 def law_of(record: Mapping[str, Any]) -> Law:
-    """Return the law of a record as `benchmarks/law.py fit` writes it."""
+    """Return the law of a record that `benchmarks/law.py fit` wrote."""
     return Law(
         coefficients=dict(record["coefficients"]),
         spread_bpb=record["spread_bpb"],

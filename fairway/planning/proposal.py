@@ -1,4 +1,4 @@
-"""Proposes models for a budget on this machine: the law's best ones, with timed steps."""
+"""Proposes models for a budget on this machine: the best ones by the law, with timed steps."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from fairway.planning.grid import Budget, Candidate, candidates, judged, rounded
 from fairway.planning.law import Law, Reading
 from fairway.planning.speed import Measure, Speed
 
-# Shapes whose steps are timed before one is chosen.
+# The number of models whose steps are timed before one is chosen.
 _FINALISTS = 3
 
 
@@ -23,8 +23,8 @@ _FINALISTS = 3
 class Proposal:
     """A plan: the chosen point with its config ready to run, and the grid it was chosen from.
 
-    `grid` is sorted by what the law expects, the best first, at expected seconds a step; the
-    seconds of `timed` were measured.
+    `grid` is sorted by the expected score at expected seconds per step, the best first; the seconds
+    of `timed` were measured.
     """
 
     config: Config
@@ -35,21 +35,22 @@ class Proposal:
     law: Law
 
 
-# The embedded corpus as tokens, of what size whatever the versions on a machine are: 8.3 MB.
+# The bytes of the embedded corpus, nearly the same with all versions of a machine's software, and
+# its bytes per token by vocabulary.
 EMBEDDED_BYTES = 8_270_645.0
 _EMBEDDED = {512: 1.961, 1024: 2.737, 2048: 3.408, 4096: 3.985}
 
 
 def embedded_text(vocab_size: int) -> Reading:
-    """Return the embedded corpus as tokens of a vocabulary of any size, between those measured."""
+    """Return the facts of the embedded corpus for a vocabulary, between measured ones."""
     each = np.interp(np.log(vocab_size), np.log([*_EMBEDDED]), [*_EMBEDDED.values()])
     return Reading(EMBEDDED_BYTES, float(each))
 
 
 def texts_of(source: DataFolder | None) -> dict[int, Reading]:
-    """Return the text to learn as tokens of every vocabulary: a folder's, or the embedded corpus.
+    """Return the facts of the training text by vocabulary.
 
-    A folder has one vocabulary.
+    The text is that of a folder, which has one vocabulary, or the embedded corpus.
     """
     if source is None:
         return {size: embedded_text(size) for size in _EMBEDDED}
@@ -67,10 +68,10 @@ def propose(
     plan: Plan,
     measure: Measure,
 ) -> Proposal:
-    """Return what the law makes the most of in a budget; UserError if nothing fits it.
+    """Return the best models for a budget by the law; UserError if nothing fits it.
 
-    The best shapes are timed by real steps, and the best of them by their own time is taken: what a
-    fitted speed gets wrong by a tenth, a step tells.
+    The best ones are timed by real steps, and the best of them by its measured time is chosen,
+    because the fitted speed can be wrong by a tenth.
     """
     grid = candidates(base, budget, texts, law, speed)
     timed = []

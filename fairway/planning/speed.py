@@ -1,8 +1,8 @@
 """The training speed of this machine, from a few steps of small models.
 
-A step costs something per visit of a block whatever its size, its products, and the optimiser's
-products. Three numbers say how much of each; they are fitted to the steps that were measured, and
-noted for this machine and version.
+The time of a step has three parts: a constant per visit of a block, the matrix products, and the
+products of the optimiser. Three numbers give the cost of each part. They are fitted to measured
+steps and noted for this machine and version.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ from fairway.planning.cost import size_of
 from fairway.train.muon import Optimisers
 from fairway.version import VERSION
 
-# Returns the seconds of an optimiser step of a config under a plan.
+# A function that returns the seconds of an optimiser step of a config under a plan.
 Measure = Callable[[Config, Plan], float]
 
-# Seconds for a measured shape, beside building it: at least five steps are taken.
+# Seconds for measuring a model, without building it; at least five steps are made.
 _ALLOWANCE_S = 1.5
-# Vocabulary, width, blocks and tokens of a step of what is measured.
+# Vocabulary, width, blocks and tokens of a step of the measured models.
 _SHAPES = ((512, 128, 4, 1024), (2048, 192, 4, 4096), (1024, 320, 6, 2048), (4096, 256, 3, 2048))
 _NOTES = Notes("speed", "seconds")
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What steps take: seconds by what they consist of, and the steps that this is known from.
+    """The seconds of steps by their parts, and the measured steps.
 
     `costs_3`: seconds per visit of a block in every micro-step, per FLOP of a token, per FLOP of an
     update. `off`: the largest share by which a measured step and the three numbers differ.
@@ -53,7 +53,7 @@ class Speed:
     measured: int
 
     def step_s(self, config: Config) -> float:
-        """Return the seconds that an optimiser step of a config is expected to take."""
+        """Return the expected seconds of an optimiser step of a config."""
         return float(_parts(config) @ self.costs_3)
 
     @cached_property
@@ -63,7 +63,7 @@ class Speed:
 
 
 def measured_speed(base: Config, plan: Plan, measure: Measure | None = None) -> Speed:
-    """Return the speed of this machine under a plan: noted before, or measured in some 15 s."""
+    """Return the speed of this machine under a plan: noted before, or measured in about 15 s."""
     configs = [sized(base, *shape) for shape in _SHAPES]
     key = digest_json([stamp(plan), _SHAPES])
     noted = None if measure else _NOTES.find(key)
@@ -81,21 +81,21 @@ def _are_seconds(found: Any, count: int) -> TypeGuard[list[float]]:
 
 
 def fitted(configs: Sequence[Config], seconds: Sequence[float]) -> Speed:
-    """Return the speed under which steps of these configs take these seconds, each as near by."""
+    """Return the speed that fits measured steps of configs, by relative errors."""
     parts = np.array([_parts(config) for config in configs])
     took = np.array(seconds)
     scale = parts.max(0)
     costs_3, _ = nnls(parts / scale / took[:, None], np.ones(len(took)))
     costs_3 = np.asarray(costs_3 / scale)
     if not costs_3[1] > 0:
-        # Too noisy to tell parts apart: all of it is arithmetic.
+        # The times are too noisy to separate the parts, so all time counts as arithmetic.
         costs_3 = np.array([0.0, 1.0, 1.0]) * float((took / parts[:, 1:].sum(1)).mean())
     off = float(np.abs(parts @ costs_3 / took - 1.0).max())
     return Speed(costs_3, off, len(took))
 
 
 def _parts(config: Config) -> FloatArray:
-    """Return what a step consists of: visits of blocks, FLOPs of tokens, FLOPs of the update."""
+    """Return the parts of a step: visits of blocks, FLOPs of tokens, FLOPs of the update."""
     train, size = config.train, size_of(config.model, config.train.seq_len)
     order = visits(config.model, bool(config.model.loop_extra))
     micro_steps = train.batch_tokens / train.micro_tokens
@@ -121,12 +121,12 @@ def sized(base: Config, vocab: int, dim: int, layers: int, batch: int) -> Config
 
 
 def step_seconds(config: Config, plan: Plan) -> float:
-    """Return the median seconds of an optimiser step here, by real ones on random tokens."""
+    """Return the seconds of an optimiser step on this machine, from real steps on random tokens."""
     return _step_pace(config, plan).median_s
 
 
 def least_step_seconds(config: Config, plan: Plan) -> float:
-    """Return the least seconds of some steps: a load that passes while they run does not count."""
+    """Return the shortest time of some steps, so that a temporary load does not count."""
     return _step_pace(config, plan).least_s
 
 
@@ -150,7 +150,7 @@ def _step_pace(config: Config, plan: Plan) -> Pace:
 
 
 def stamp(plan: Plan) -> Mapping[str, object]:
-    """Return what a measured speed belongs to: the machine, its cores, and the versions."""
+    """Return the key of a measured speed: the machine, its cores, and the versions."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     gpu = torch.cuda.get_device_name() if plan.device == "cuda" else ""
@@ -162,7 +162,7 @@ def stamp(plan: Plan) -> Mapping[str, object]:
 
 
 def _processor() -> str:
-    """Return the name and the abilities of the processor, as far as the system tells."""
+    """Return the name and the features of the processor, if the system lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

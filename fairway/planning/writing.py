@@ -6,13 +6,13 @@ from typing import Any
 
 from fairway.config.settings import Config
 
-# The first line of a recipe that was planned: only such a file is replaced.
+# The first line of a planned recipe; only a file with this line is replaced.
 MARK = '"""Planned by `fairway plan`'
 _WIDTH = 96
 
 
 def recipe_text(config: Config, name: str, why: list[str]) -> str:
-    """Return a Python file with one recipe: what differs from the defaults, section by section.
+    """Return a Python file with one recipe: the settings that differ from the defaults, by section.
 
     `why` are lines of its docstring.
     """

@@ -148,7 +148,7 @@ def _checked(fields: dict[str, Any], payload_bytes: int) -> Header:
     most = max(1, min(MAX_STREAMS, len(targets)))
     if not 1 <= rows <= most or sum(targets) > 2 * size:
         raise UserError(
-            f"its header speaks of {rows} rows and {sum(targets)} tokens in {len(targets)} streams "
+            f"its header claims {rows} rows and {sum(targets)} tokens in {len(targets)} streams "
             f"for {size} bytes; at most {most} rows and 2 tokens a byte can be"
         )
     if sum(targets) > MOST_TOKENS_PER_BYTE * payload_bytes:

@@ -64,7 +64,7 @@ FINEST, COARSEST = -3.0, 1.0
 _PER_CLASS = 16 // PER_OCTAVE
 # An estimate of bits reads one row in this many, and at least this number of rows.
 _ROWS_PER_SAMPLE, _LEAST_SAMPLE = 8, 32
-# How much dearer or cheaper a bit may be in a row whose step is bounded.
+# The bounds of the factor on the price of a bit in a row whose step is bounded.
 _PRICE_RANGE = 8.0
 _HALVINGS = 40
 
@@ -74,8 +74,8 @@ class Group:
     """Matrices of one shape, ready to be quantised at any level.
 
     feed_LCC and weight_LC as `viterbi` wants them; columns_LC (int16): what a column adds to its
-    rows' steps, and `shares`: (such a number, in how many columns it is, by matrix) for each;
-    mix_LRR is the upper factor of the inverse of the outputs' moments, None where rows do not mix;
+    rows' steps, and `shares`: for each such number, the number and its count of columns by matrix;
+    mix_LRR is the upper factor of the inverse of the outputs' moments, None if rows do not mix;
     cost_LR: rows_R times c; spread_LR.
     """
 
@@ -181,7 +181,7 @@ class Plan:
         wanted_LR = level * group.cost.rsqrt()
         bounded_LR = torch.minimum(torch.maximum(wanted_LR, low_LR), high_LR)
         bounded_LR = bounded_LR * max(1.0, level / self._all_high)
-        # A margin for what columns add, and the plain grid of one state.
+        # A margin for the columns' additions, and the plain grid of one state.
         most = LARGEST_STEP - 64
         steps_LR = (16 * bounded_LR.log2()).round().clamp(-most, most)
         return steps_LR.to(torch.int16)
@@ -200,7 +200,8 @@ class Plan:
         self, group: Group, steps_LR: Tensor, level: float
     ) -> dict[str, QuantisedTensor]:
         codes_LRC = torch.cat([codes_of(m) for m in self._paths(group, steps_LR, level)], 1).cpu()
-        # A plain grid has no second one between its points: its step is two of ours.
+        # A plain grid has no second grid between its points, so its step is two steps of the
+        # trellis.
         steps_LR = steps_LR + 16 if STATES == 1 else steps_LR
         scale_LR = scale_of(steps_LR)
         columns_LC = group.columns.to(torch.int8).cpu()

@@ -40,10 +40,10 @@ def smallest_fitting(
 ) -> float:
     """Return the smallest clip multiplier from `start` upwards whose size is within the limit.
 
-    `size_at` packs and returns bytes; `estimate_at` is cheap and need only change as sizes do.
-    Smallest means: `start` itself, or the next hundredth does not fit, or less than `SLACK` of the
-    limit is left, or `MAX_PACKS` are spent. Raises UserError when not even the largest multiplier
-    fits.
+    `size_at` packs and returns bytes; `estimate_at` is cheap, and only its changes must follow
+    those of sizes. Smallest means: `start` itself, or the next hundredth does not fit, or less than
+    `SLACK` of the limit is left, or `MAX_PACKS` are spent. Raises UserError when not even the
+    largest multiplier fits.
     """
     size = size_at(start)
     if size <= limit_bytes:
@@ -61,7 +61,7 @@ def smallest_fitting(
         if size <= limit_bytes:
             high, best = at, size
         else:
-            # Until something fits, leave more room each time.
+            # Until a size fits, leave more room at each try.
             low, margin = at, margin if high else 4 * margin
     if not high:
         raise UserError(

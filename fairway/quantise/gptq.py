@@ -36,8 +36,9 @@ from fairway.quantise.grid import (
 # A quantised model: matrices as codes, everything else as float16, by name.
 QuantisedModel = dict[str, QuantisedTensor | Tensor]
 
-# The share of the Hessian's mean diagonal that is added to it (as in #1493), and the columns whose
-# errors reach those behind them together: codes are the same for any number, 128 is fast.
+# The share of the Hessian's mean diagonal that is added to it (as in #1493), and the columns of a
+# block, whose errors are applied to later blocks together: any number gives the same codes, 128 is
+# fast.
 DAMP, BLOCK = 0.01, 128
 _DAMPING_TRIES = 6
 
@@ -59,17 +60,18 @@ def gptq_all(
     """Yield the name and codes of every matrix, those of one shape and number of bits together.
 
     The codes keep w X closest to its old value, given hessian = X^T X; any positive multiple of
-    that gives the same codes. `damp` times its mean diagonal is added to it, more of it where that
-    is not enough. The columns of largest energy are rounded first, equal ones in their order in the
-    matrix (a stable sort, so the codes do not depend on the device). Columns that no input ever
-    reached become 0. Updates leave a block of `block` columns only at its end.
-    Raises UserError for weights or Hessians that are not finite or do not fit each other.
+    that gives the same codes. `damp` times its mean diagonal is added to it, or more if that is not
+    enough. The columns of largest energy are rounded first, equal ones in their order in the matrix
+    (a stable sort, so the codes do not depend on the device). Columns whose inputs were always zero
+    become 0. Updates leave a block of `block` columns only at its end. Raises UserError for weights
+    or Hessians that are not finite or do not fit each other.
     """
     groups: dict[tuple[int, int, int], list[Matrix]] = {}
     for matrix in matrices:
         rows, columns = matrix.weight.shape
         groups.setdefault((columns, rows, matrix.grid.bits), []).append(matrix)
-    # By the Hessian itself: matrices that read one tensor share one. Kept for one width at a time.
+    # Stored by Hessian, because matrices that read one tensor share one; kept for one width at a
+    # time.
     factors: dict[int, _Factor] = {}
     width = 0
     for columns, rows, bits in sorted(groups):
@@ -162,7 +164,7 @@ def _gptq_group(group: list[Matrix], factors: list[_Factor], block: int) -> list
 
 
 def _feed_back(w_LCR: Tensor, U_LCC: Tensor, scale_LR: Tensor, bits: int, block: int) -> Tensor:
-    """Return codes_LCR (float32 whole numbers) of columns in the order given; w is used up.
+    """Return codes_LCR (float32 whole numbers) of columns in the given order; w is overwritten.
 
     The matrices lie transposed so that a column is contiguous.
     """
@@ -313,7 +315,8 @@ def tensor_stats(
     H_CC = None if hessian_CC is None else hessian_CC.float()
     scale_R, codes_RC = quantised.scale.to(device), quantised.codes.to(device)
     here = dataclasses.replace(quantised, codes=codes_RC, scale=scale_R)
-    # One grid of a trellis has twice the step, and about as many bits as a plain grid of that.
+    # One grid of a trellis has twice the step, and needs about as many bits as a plain grid with
+    # that step.
     plain_R = scale_R * (2 if quantised.trellis else 1)
     plain = QuantisedTensor(round_to_grid(w_RC, plain_R, quantised.bits), plain_R, quantised.bits)
     qmax = largest_code(quantised.bits)

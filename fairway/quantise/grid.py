@@ -60,11 +60,10 @@ class Grid:
 class QuantisedTensor:
     """Whole numbers codes_RC (int8, int16) within +-largest_code(bits), and a step for every row.
 
-    w is the row's scale times the multiple that a code stands for: the code itself, or what a
-    trellis of this many states along the columns makes of it. scale_R is float16, or float32 if
-    scale_steps (int16 [R]) gives it: `scale_of(scale_steps)`.
-    With `columns` (int8 [C]) the step of a weight is `scale_of(scale_steps_R + columns_C)` instead.
-    A `correction` is added at last.
+    w is the row's scale times the multiple of a code: the code itself, or the result of a trellis
+    of this many states along the columns. scale_R is float16, or float32 if scale_steps (int16 [R])
+    gives it: `scale_of(scale_steps)`. With `columns` (int8 [C]) the step of a weight is
+    `scale_of(scale_steps_R + columns_C)` instead. A `correction` is added at the end.
     """
 
     codes: Tensor
@@ -85,7 +84,7 @@ def scale_of(steps_R: Tensor) -> Tensor:
         raise UserError(f"a scale step lies beyond +-{LARGEST_STEP}; did the training diverge?")
     steps_R = steps_R.int()
     mantissas = torch.tensor(_MANTISSAS, dtype=torch.int32, device=steps_R.device)
-    # Bits put together: the leading one of the mantissa adds 1 to an exponent biased by 127.
+    # The sum of both parts: the leading one of the mantissa adds 1 to the exponent, biased by 127.
     return ((126 + (steps_R >> 4) << 23) + mantissas[(steps_R & 15).long()]).view(torch.float32)
 
 

@@ -1,8 +1,9 @@
 """Bits of a code, given the step of its row: the rates that dependent quantisation uses.
 
-Given its row, a trained weight is nearly Gaussian (docs/LOG.md), so that the chances of a row's
-codes follow from one number, the row's deviation over its step. Rows are sorted into classes of
-that number, an eighth of an octave wide; a little is left for codes that no Gaussian would give.
+Given its row, a trained weight is nearly Gaussian (docs/LOG.md), so the probabilities of a row's
+codes follow from one number, the row's deviation over its step. Rows are divided into classes by
+that number, an eighth of an octave wide. A small share is reserved for codes that are improbable
+under a Gaussian.
 
 Shapes: R rows, X classes, G = 2 grids, K magnitudes: half a multiple's, rounded up.
 """
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fairway.quantise.grid import largest_code
 
-# Codes of dependent quantisation are bytes; where columns have finer steps, some need more.
+# Codes of dependent quantisation are bytes; if columns have finer steps, some need more.
 CODE_BITS, WIDE_BITS = 8, 10
 PER_OCTAVE = 8
 _LOWEST_OCTAVE, _OCTAVES = -4, 12
@@ -31,7 +32,7 @@ def row_classes(ratio_R: Tensor) -> Tensor:
 
 
 def shifted(class_R: Tensor, classes: int | Tensor) -> Tensor:
-    """Return the classes of rows whose steps are finer by this many classes."""
+    """Return the classes of rows after their steps become finer by this many classes."""
     return (class_R + classes).clamp(0, _OCTAVES * PER_OCTAVE - 1)
 
 
@@ -44,7 +45,7 @@ def code_bits(width: int = CODE_BITS) -> Tensor:
     stray_K = 0.5 ** (k_K / 4 + 3)
     tables = []
     for grid in (0, 1):
-        # Points lie two steps apart, those of magnitude k at 2k - grid.
+        # Points are two steps apart; magnitude k is at 2k - grid.
         above_K = 2 * k_K - grid + 1
         share_XK = _below(above_K / ratio_X1) - _below((above_K - 2) / ratio_X1)
         tables.append(-torch.log2((1 - _STRAY_SHARE) * share_XK + _STRAY_SHARE * stray_K))
@@ -53,7 +54,7 @@ def code_bits(width: int = CODE_BITS) -> Tensor:
 
 
 def expected_bits(bits_XGK: Tensor) -> Tensor:
-    """Return bits_X per weight to expect of a class: both grids equally often."""
+    """Return the expected bits per weight of each class, bits_X, with both grids equally often."""
     signs_K = torch.full((bits_XGK.shape[2],), 2.0)
     signs_K[0] = 1.0
     share_XGK = torch.exp2(-bits_XGK) * signs_K.to(bits_XGK.device)

@@ -36,7 +36,7 @@ class Curvature:
 
 @dataclass(slots=True, eq=False)
 class _Sums:
-    """Sums over positions: by matrix, and what the embedding is read and chosen for."""
+    """Sums over positions: by matrix, and for the embedding as input and as head."""
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
     entering: Tensor | None = None
@@ -92,7 +92,7 @@ def curvatures(
 
 
 def _at_once(model: GPT, ids_BT: Tensor) -> int:
-    """Return how many rows are read together: fewer where a GPU's free memory says so."""
+    """Return how many rows are read together; the free memory of a GPU may reduce them."""
     T = ids_BT.shape[1]
     each = T * sensitivity_bytes(model.config, way_of(model), model.looping, T)
     return together(each, free_bytes(ids_BT.device), max(1, AT_ONCE // T))
@@ -103,7 +103,7 @@ def _visits(model: GPT, name: str) -> int:
 
 
 def _read(model: GPT, ids_BT: Tensor, sums: _Sums, generator: torch.Generator) -> None:
-    """Read some rows, draw a label everywhere, and send the sum of the costs back."""
+    """Read some rows, draw a label at every position, and propagate the sum of the costs back."""
     logits_NV = model.logits(model.hidden(ids_BT)).flatten(0, 1)
     with torch.no_grad():
         shares_NV = logits_NV.softmax(-1)
@@ -111,7 +111,7 @@ def _read(model: GPT, ids_BT: Tensor, sums: _Sums, generator: torch.Generator) -
         variance_NV = shares_NV * (1 - shares_NV) * model.cap_slope(logits_NV).square()
         chosen_V = variance_NV.sum(0)
         seen_V = torch.bincount(ids_BT.flatten(), minlength=len(chosen_V))
-        # What was read says nothing of tokens that are rare; what was expected to come does.
+        # Tokens in the text give no estimate for rare tokens; the expected tokens do.
         sums.choose(chosen_V, (shares_NV.sum(0) + seen_V) / 2)
     costs_N1 = logits_NV.logsumexp(-1, keepdim=True) - logits_NV.gather(1, labels_N1)
     torch.autograd.backward(costs_N1.sum())
@@ -121,8 +121,9 @@ def _read(model: GPT, ids_BT: Tensor, sums: _Sums, generator: torch.Generator) -
 def _embedding(final_CC: Tensor, sums: _Sums) -> Curvature:
     """Return the curvature of the embedding, which is the head as well.
 
-    A row that is read costs what its token's state passes on, a row that is chosen by the head
-    what its logit does: one row's two parts are as frequent as its token, and so share a sum.
+    The cost of a row as input comes from the gradient of its token's state, its cost in the head
+    from the gradient of its logit. Both parts of a row are as frequent as its token, so they share
+    a sum.
     """
     assert sums.entering is not None and sums.chosen is not None and sums.read is not None
     entering_CC = sums.entering / sums.positions
@@ -134,7 +135,7 @@ def _embedding(final_CC: Tensor, sums: _Sums) -> Curvature:
 
 @contextmanager
 def _hooked(model: GPT, names: list[str], sums: _Sums) -> Iterator[None]:
-    """Let sums get the gradients of outputs of matrices, from their layers or from kernels."""
+    """Pass the gradients of the outputs of matrices to sums, from their layers or from kernels."""
     modules = dict(model.named_modules())
     layers = {modules[name.removesuffix(".weight")]: name for name in names}
 

@@ -1,13 +1,13 @@
-"""The encoder of dependent quantisation: the path through a trellis that costs least.
+"""The encoder of dependent quantisation: the cheapest path through a trellis.
 
 Every state keeps its cheapest path, and a copy of the next columns with the error feedback (GPTQ)
 of that path. After a block of columns the cheapest path is fixed, and its errors are applied
 exactly to the remaining columns. The cost of a code is its squared error, weighted as in `gptq`,
-plus its bits. (Viterbi over a trellis with rates: Fischer and Wang 1992; feedback by survivors is
-what a sequential quantiser needs of it.)
+plus its bits. (Viterbi over a trellis with rates: Fischer and Wang 1992; a sequential quantiser
+needs the feedback of each surviving path.)
 
-On a GPU all rows of all matrices of a shape go column by column through torch; on a CPU row by row
-through numba. Both follow one arithmetic, so they agree but for ties.
+On a GPU torch processes all rows of all matrices of a shape, column by column; on a CPU numba
+processes them row by row. Both use the same arithmetic, so they agree except for ties.
 
 Shapes: L matrices of one shape, R rows, C columns, B columns of a block, N states, P = 2 parities,
 X classes of rows, G = 2 grids, K magnitudes of codes.
@@ -27,7 +27,7 @@ from fairway.base.graphs import recording
 from fairway.base.native import compiled
 from fairway.quantise.trellis import GRIDS, TRELLIS
 
-# One state is no trellis: every code is a multiple of two steps, chosen by its bits all the same.
+# One state is no trellis: every code is a multiple of two steps, still chosen by error and bits.
 _NEXT = {1: np.zeros((1, 2), np.int8), **TRELLIS}
 _GRIDS = {1: np.zeros(1, np.int8), **GRIDS}
 
@@ -41,10 +41,11 @@ _ROWS_OF_A_JOB = 256
 class Problem:
     """The weights to code, in units of each row's step (weights_LCR, overwritten), and their costs.
 
-    feed_LCC: row j of the inverse's factor over its diagonal entry, so that an error e of column j
-    takes e * feed[j, i] off column i. weight_LC: cost of a squared error; price_LR: cost of a bit.
-    bits_XGK: bits of a code by class, grid and magnitude (`rates`), its sign included. The class of
-    a weight is its row's, class_LR, and its column's, finer_LC, together, as far as classes go.
+    feed_LCC: row j of the inverse's factor over its diagonal entry; an error e of column j
+    subtracts e * feed[j, i] from column i. weight_LC: cost of a squared error; price_LR: cost of a
+    bit. bits_XGK: bits of a code by class, grid and magnitude (`rates`), its sign included. The
+    class of a weight is the sum of its row's class_LR and its column's finer_LC, within the range
+    of classes.
     """
 
     weights: Tensor
@@ -57,10 +58,10 @@ class Problem:
 
 
 class Encoder:
-    """Finds paths for problems of one trellis; what a GPU has run once it repeats as a CUDA graph.
+    """Finds paths for problems of one trellis; on a GPU each shape is recorded as a CUDA graph.
 
-    A block of columns is thousands of launches too small to fill a GPU, whose calls by Python take
-    most of the time. Stripes of rows ask for the same shapes again and again.
+    A block of columns has thousands of launches too small to fill a GPU, and Python's calls take
+    most of the time. Stripes of rows have the same shapes many times.
     """
 
     def __init__(self, states: int, block: int) -> None:
@@ -71,9 +72,9 @@ class Encoder:
     def cheapest_paths(self, problem: Problem) -> Tensor:
         """Return multiples_LCR (int16) of the steps that every row's cheapest path restores.
 
-        problem.weights is used up; `trellis.codes_of` turns multiples into codes. Codes end at
-        the largest magnitude that the table of bits knows: what lies beyond takes the nearest code
-        there is, and its error is fed back like any other.
+        problem.weights is overwritten; `trellis.codes_of` turns multiples into codes. The table of
+        bits has a largest magnitude: a weight beyond it gets the nearest code, and its error is fed
+        back like any other.
         """
         w_LCR = problem.weights
         L, C, R = w_LCR.shape
@@ -101,7 +102,7 @@ class Encoder:
     def _block_on_cpu(
         self, problem: Problem, columns: slice, state_LR: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `_block_on_gpu` returns; rows are shared out over torch's threads."""
+        """Return what `_block_on_gpu` returns; rows are divided among torch's threads."""
         return _on_cpu(problem, columns, state_LR, self._states)
 
 
@@ -111,7 +112,7 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Inputs(Problem):
-    """What a block is computed from: a problem's fields on its columns, and states before it."""
+    """The inputs of a block: a problem's fields on its columns, and the states before it."""
 
     state: Tensor
 
@@ -140,10 +141,10 @@ def _arrivals(states: int) -> NDArray[np.int64]:
 
 
 class _Block:
-    """Blocks of one shape: places for what goes in and comes out, and the graph between them."""
+    """Blocks of one shape: tensors for inputs and results, and the graph that computes them."""
 
     def __init__(self, inputs: _Inputs, states: int) -> None:
-        """Make the places, and every constant, since a graph can fetch nothing from the host."""
+        """Make these tensors, and all constants, since a graph cannot read from the host."""
         device = inputs.weights.device
         self._in = _Inputs(*(torch.empty_like(x).contiguous() for x in inputs.all()))
         self._multiples_LBR = torch.empty_like(self._in.weights, dtype=torch.int16)
@@ -160,7 +161,7 @@ class _Block:
         """Return (multiples_LBR, error_LBR, state_LR); the next call overwrites them."""
         for place, value in zip(self._in.all(), inputs.all(), strict=True):
             place.copy_(value)
-        # The first run is plain: what libraries set up on the way is not to be recorded.
+        # The first run is not recorded, because libraries initialise themselves then.
         if self._seen and self._graph is None and inputs.weights.is_cuda:
             with recording() as self._graph:
                 self._compute()
@@ -172,7 +173,7 @@ class _Block:
         return self._multiples_LBR, self._error_LBR, self._state_LR
 
     def _compute(self) -> None:
-        """Find the paths. Touches nothing but the device: no copies, no waiting."""
+        """Find the paths, on the device alone: without copies and without waiting."""
         inputs, states, arrival_N2 = self._in, self._states, self._arrival_N2
         L, B, R = inputs.weights.shape
         device = inputs.weights.device
@@ -184,7 +185,7 @@ class _Block:
         error_BNLR = torch.empty((B, states, L, R), device=device)
         for j in range(B):
             cost_PNLR, code_PNLR, err_PNLR = self._step(left_NLBR[:, :, j], inputs, j, cost_NLR)
-            # By 2 * state + parity, as `arrival` counts.
+            # Ordered by 2 * state + parity, as in `arrival`.
             shape = (2 * states, L, R)
             cost_ALR = cost_PNLR.transpose(0, 1).reshape(shape)
             first_NLR, second_NLR = cost_ALR[arrival_N2[:, 0]], cost_ALR[arrival_N2[:, 1]]
@@ -206,7 +207,7 @@ class _Block:
         self._trace(back_BNLR, code_BNLR, error_BNLR)
 
     def _trace(self, back_BNLR: Tensor, code_BNLR: Tensor, error_BNLR: Tensor) -> None:
-        """Follow the paths that end in the states found back to the block's beginning."""
+        """Follow the paths from the final states back to the beginning of the block."""
         at_1LR = self._state_LR[None]
         for j in range(len(back_BNLR) - 1, -1, -1):
             code_LR = code_BNLR[j].gather(0, at_1LR)[0]
@@ -216,26 +217,26 @@ class _Block:
 
 
 class _Step:
-    """The best code of either parity for every survivor: of the nearest two, the cheaper one."""
+    """The best code of each parity for every path: the cheaper of the two nearest."""
 
     def __init__(self, states: int, last: int, device: torch.device) -> None:
-        """Lay out what is the same for all columns. O is the nearest code below and above."""
+        """Compute the constants of all columns. O = 2 are the nearest codes below and above."""
         self._last = last
         self._grid_N11 = torch.from_numpy(_GRIDS[states]).to(device).long()[:, None, None]
         self._shift_N11 = self._grid_N11.float()
         self._parity_P111 = torch.arange(2.0, device=device)[:, None, None, None]
         self._option_O1111 = torch.arange(2.0, device=device)[:, None, None, None, None]
-        # Of half the codes of a parity: their bounds.
+        # The bounds of half the codes of a parity.
         self._largest_P111 = ((last - self._parity_P111) / 2).floor()
         self._least_PN11 = -((last - self._shift_N11 + self._parity_P111) / 2).floor()
 
     def __call__(
         self, x_NLR: Tensor, inputs: _Inputs, j: int, cost_NLR: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return what a path costs with it, the code, and its error: [P, N, L, R] each."""
+        """Return the cost of a path with the code, the code, and its error: [P, N, L, R] each."""
         class_LR = inputs.row_class + inputs.finer[:, j, None]
         class_LR = class_LR.clamp_(0, len(inputs.bits) - 1)
-        # Where the bits of a row's codes on a state's grid begin in the flattened table.
+        # The start of the bits of a row's codes on a state's grid in the flattened table.
         table_NLR = (2 * class_LR + self._grid_N11) * (self._last + 1)
         place_NLR = (x_NLR + self._shift_N11) * 0.25
         low_PNLR = (place_NLR - self._parity_P111 * 0.5).floor_()
@@ -255,8 +256,8 @@ class _Step:
         return cost_PNLR, code_PNLR.to(torch.int16), error_PNLR
 
 
-# ---------------------------------------------------------------------------------------------
-# In numba: row by row, the survivors in the cache
+# --------------------------------------------------------------------------------------------- In
+# numba: row by row, the paths in the cache
 
 
 def _on_cpu(
@@ -312,7 +313,7 @@ def _encode_rows(
     multiple_RB: Any,
     error_RB: Any,
 ) -> None:
-    """Fill multiple_RB and error_RB; state_R holds the states before, and then those after."""
+    """Fill in multiple_RB and error_RB; state_R has the states before, then those after."""
     R, B = x_RB.shape
     N = len(next_N2)
     left_NB, next_left_NB = np.empty((N, B), np.float32), np.empty((N, B), np.float32)
@@ -358,7 +359,7 @@ def _branch(
     x: Any, cost: Any, weight: Any, price: Any, grid: Any, bits_K: Any,
     total_P: Any, code_P: Any, error_P: Any,
 ) -> None:  # fmt: skip
-    """Fill in the best code of either parity: the cost of a path with it, the code, its error."""
+    """Fill in the best code of each parity: the cost of a path with it, the code, its error."""
     last, shift = len(bits_K) - 1, np.float32(grid)
     quarter, half = np.float32(0.25), np.float32(0.5)
     for parity in range(2):

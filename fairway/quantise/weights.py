@@ -1,12 +1,12 @@
 """Statistics of trained weights that matter for quantisation and entropy coding.
 
 Only matrices count: at least 16 rows and columns and more than 1,000 elements. Gains, scales and
-gates are vectors, or short stacks of vectors, and stay in fp16. A role is what the same matrix is
-called in every block: `blocks.3.attn.c_q.weight` has the role `attn.c_q`.
+gates are vectors, or short stacks of vectors, and stay in fp16. A role is the name of the same
+matrix in every block: `blocks.3.attn.c_q.weight` has the role `attn.c_q`.
 
-Pull request #1858 logs one figure, its void fraction, after test-time training: of the weights that
-were restored from the artifact and have learned since, and by a rule of its own for which tensors
-count. `void_fraction` is that rule, for any weights.
+Pull request #1858 logs one figure, its void fraction, after test-time training: for the weights
+that were restored from the artifact and have learned since, with its own rule for which tensors
+count. `void_fraction` applies that rule to any weights.
 """
 
 import math
@@ -23,7 +23,7 @@ from fairway.base.errors import UserError
 Tensor = npt.NDArray[Any] | torch.Tensor
 Reals = npt.NDArray[np.float64]
 
-# P(|z| <= E|z|) of a zero-mean Gaussian z, 0.5751: what weights without any structure give.
+# P(|z| <= E|z|) of a zero-mean Gaussian z, 0.5751: the value for weights without any structure.
 VOID_FRACTION_GAUSSIAN = math.erf(1.0 / math.sqrt(math.pi))
 
 MEANINGS = {
@@ -36,7 +36,7 @@ MEANINGS = {
     "most the mean |w| of their tensor; it describes the shape of the distribution only (Gaussian "
     "0.5751, Laplace 0.632, uniform 0.500) and says nothing about quality",
 }
-# What the rule of #1858 takes, in words.
+# The rule of #1858 in words.
 VOID_RULE = (
     "the void fraction by the rule of pull request #1858. The rule takes every tensor of more than "
     "1,000 elements that has 'weight' in its name, skip weights included. It counts the elements "
@@ -46,7 +46,7 @@ VOID_RULE = (
 
 _MIN_SIDE = 16
 _MIN_ELEMENTS = 1_000
-# Rows at a time, so that an embedding is never held whole in float64.
+# Rows are processed in pieces, so that an embedding is never in memory as a whole in float64.
 _CHUNK_ELEMENTS = 1 << 20
 
 
@@ -68,9 +68,9 @@ def weight_statistics(
 ) -> dict[str, Any]:
     """Return statistics of the weight matrices by role and pooled; `MEANINGS` defines them.
 
-    `state` holds the unquantised weights by name, `codes` the integers they became (None, or a
-    tensor missing from it, leaves the two code statistics None). Constant rows have no kurtosis
-    and are counted in `constant_rows`. Raises UserError for weights that are not finite.
+    `state` has the unquantised weights by name, `codes` the integers that they became. If `codes`
+    is None or lacks a tensor, the two code statistics are None. Constant rows have no kurtosis and
+    are counted in `constant_rows`. Raises UserError for weights that are not finite.
     """
     groups: dict[str, list[_Matrix]] = {}
     for name, tensor in state.items():
@@ -116,7 +116,7 @@ def row_kurtosis(values_RC: npt.NDArray[Any]) -> Reals:
     """Return the kurtosis (3 for a Gaussian) of every row of a matrix that is not constant."""
     rows_RC = values_RC[values_RC.min(axis=1) < values_RC.max(axis=1)].astype(np.float64)
     centred_RC = rows_RC - rows_RC.mean(axis=1, keepdims=True)
-    # Scaling by the largest deviation keeps the fourth powers of tiny rows from vanishing.
+    # Division by the largest deviation prevents underflow of the fourth powers of tiny rows.
     centred_RC /= np.abs(centred_RC).max(axis=1, keepdims=True)
     variance_R = np.mean(centred_RC**2, axis=1)
     return np.asarray(np.mean(centred_RC**4, axis=1) / variance_R**2)

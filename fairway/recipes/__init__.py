@@ -30,11 +30,11 @@ RECIPES: dict[str, Callable[[], Config]] = {
         *(pr1858, pr1493, pr1874, pr1858_proxy),
     )
 }
-# A recipe that stands for several, of which the machine's speed decides one: smallest first.
+# A recipe with several sizes, smallest first; the speed of the machine decides which is used.
 SIZES = {"demo": ("demo_small", "demo_wide")}
 # The entry points by which an installed package registers recipes.
 GROUP = "fairway.recipes"
-# A recipe's name is also that of a folder.
+# The name of a recipe is also the name of a folder.
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 
 
@@ -87,9 +87,9 @@ def _unknown(argument: str) -> str:
 
 
 def _checked(called: Called, argument: str) -> Config:
-    """Return the config of somebody's recipe, its values of the right types and within bounds.
+    """Return the config of a foreign recipe after checks of types and bounds.
 
-    One that has no name of its own is called by its function.
+    A recipe without a name gets the name of its function.
     """
     given = called.value
     if given.recipe in (Config().recipe, *RECIPES):
@@ -100,7 +100,7 @@ def _checked(called: Called, argument: str) -> Config:
     except UserError as error:
         raise UserError(f"{argument}: {error}") from None
     except Exception as error:
-        # What a stranger put in the place of a setting may refuse to be copied.
+        # A foreign value in the place of a setting may not support copying.
         raise UserError(
             f"{argument} returned settings that are not plain values: {error}"
         ) from None

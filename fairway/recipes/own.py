@@ -1,7 +1,7 @@
 """Recipes of others: a function in a Python file, or one that an installed package registers.
 
-The code of a recipe runs only when a command names it. What it returned and the text of its files
-then stand in the run's folder, so that whoever reads the folder executes nothing.
+The code of a recipe runs only when a command names it. The returned settings and the text of its
+files are then stored in the run's folder, so reading the folder executes nothing.
 """
 
 import ast
@@ -28,7 +28,7 @@ _FILE = re.compile(r"(?P<file>.+\.py)(:(?P<name>.*))?", re.DOTALL)
 _MOST_FILE_BYTES = 1 << 20
 _MOST_WORDS = 300
 _DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
-# Under this name the code of a file stands among Python's modules while it runs.
+# The name of the file's module among Python's modules while it runs.
 _MODULE = "fairway_own_code"
 
 
@@ -43,10 +43,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """What a function of somebody else returned, and where the function is from.
+    """The result of a foreign function, and its origin.
 
     `package` is the name and version of the package that registers it; empty for a file. `files`
-    begins with the function's own; the others lie beside it and were imported by it.
+    begins with the function's own file; the others are imported files of the same folder.
     """
 
     value: Any
@@ -63,8 +63,8 @@ def is_file(argument: str) -> bool:
 def call_in_file(argument: str, what: str, kind: type[Any] | None) -> Called:
     """Execute a Python file and call its function: the one named behind ':', or the only one.
 
-    `what` the function makes is named in sentences; `kind` is the class of what it must return.
-    Every mistake of the file is a UserError of one sentence.
+    Error sentences name `what` the function makes; `kind` is the class that it must return. Every
+    mistake in the file is a UserError with one sentence.
     """
     found = _FILE.fullmatch(argument)
     assert found is not None
@@ -86,7 +86,7 @@ def call_in_file(argument: str, what: str, kind: type[Any] | None) -> Called:
 def call_registered(group: str, name: str, what: str, kind: type[Any] | None) -> Called | None:
     """Call the function that an installed package registers under a name, or return None.
 
-    `group` is that of its entry point. UserError if two packages register the name, or if the
+    `group` is the group of its entry point. UserError if two packages register the name, or if the
     function cannot be loaded, fails or returns something else.
     """
     points = [point for point in metadata.entry_points(group=group) if point.name == name]
@@ -117,7 +117,7 @@ def _package(point: metadata.EntryPoint) -> str:
 
 
 def _module_file(function: Any) -> Iterator[Source]:
-    """Yield the file of a function, where it is a Python file that can be read."""
+    """Yield the file of a function, if it is a readable Python file."""
     try:
         yield _read(Path(inspect.getsourcefile(function) or ""))
     except (TypeError, UserError):
@@ -125,7 +125,7 @@ def _module_file(function: Any) -> Iterator[Source]:
 
 
 # ---------------------------------------------------------------------------------------------
-# A file, read and executed
+# Reading and executing a file
 
 
 def _read(path: Path, name: str = "") -> Source:
@@ -148,7 +148,7 @@ def _parsed(source: Source, path: Path) -> ast.Module:
 
 
 class _Text(importlib.abc.SourceLoader):
-    """Python code that was read already: what is executed is what the record holds."""
+    """Python code that was read before, so that the executed code is the recorded code."""
 
     def __init__(self, source: Source, path: Path) -> None:
         self._source, self._path = source, path
@@ -162,10 +162,10 @@ class _Text(importlib.abc.SourceLoader):
 
 @contextmanager
 def _executing(path: Path) -> Iterator[Callable[[], list[Source]]]:
-    """Let a file import those beside it, and print to standard error; yield what tells which.
+    """Let a file import files of its folder, and print to standard error; yield a list of these.
 
-    Its folder comes last in the search for modules, so that it hides none that is installed. The
-    modules of the folder are forgotten afterwards: another file may have others of these names.
+    Its folder is last in the search for modules, so that it hides no installed module. The modules
+    of the folder are removed afterwards, since another file may have others with these names.
     """
     folder, before = path.parent.resolve(), set(sys.modules)
     sys.path.append(str(folder))
@@ -188,7 +188,7 @@ def _executing(path: Path) -> Iterator[Callable[[], list[Source]]]:
 
 
 def _beside(file: Path, folder: Path) -> bool:
-    """Return whether a module is one of a recipe's folder: not one installed somewhere below it."""
+    """Return whether a module belongs to a recipe's folder and is not installed below it."""
     if file.suffix != ".py" or not file.is_relative_to(folder):
         return False
     return not {"site-packages", "dist-packages"} & set(file.relative_to(folder).parts)
@@ -199,14 +199,14 @@ def _executed(source: Source, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_loader(_MODULE, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look for the module that they stand in.
+    # Dataclasses look up their module.
     sys.modules[_MODULE] = module
     guarded(lambda: loader.exec_module(module), str(path))
     return module
 
 
 # ---------------------------------------------------------------------------------------------
-# A function, chosen and called
+# Choosing and calling a function
 
 
 def _function(
@@ -237,8 +237,8 @@ def _function(
 
 
 def _fits(value: Any, name: str, kind: type[Any] | None) -> bool:
-    """Return whether a function of a file may be meant without being named."""
-    # A class makes objects of its own, but no config.
+    """Return whether a function of a file can be chosen without a name."""
+    # A class makes its own objects, but no config.
     callables = inspect.isfunction(value) or (kind is None and inspect.isclass(value))
     if not callables or name.startswith("_") or value.__module__ != _MODULE:
         return False
@@ -262,12 +262,12 @@ def _value(function: Callable[..., Any], place: str, what: str, kind: type[Any] 
 
 
 def guarded(work: Callable[[], Any], place: str) -> Any:
-    """Return what somebody's code returns; what it raises is a UserError with the line."""
+    """Return the result of foreign code; its exceptions become a UserError with the line."""
     try:
         return work()
     except KeyboardInterrupt:
         raise
-    # Exceptions may be of any class: SystemExit ends a program, and some tools have their own.
+    # Exceptions may have any class: SystemExit ends a program, and some tools have their own.
     except BaseException as error:
         said = line(str(error))[:_MOST_WORDS]
         raise UserError(
@@ -290,7 +290,7 @@ def _of_python(file: Path) -> bool:
 
 
 def _short(value: Any) -> str:
-    """Return what a value is, in a word or two."""
+    """Return the kind of a value, in a word or two."""
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 

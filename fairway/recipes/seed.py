@@ -2,7 +2,7 @@
 
 The defaults of `fairway.config.settings` are the settings of the published runs, so a recipe states
 what differs from them; `--dry-run` prints all. Facts: the logs and sources of the two pull
-requests. Why every recipe has its values is in docs/recipes.md.
+requests. docs/recipes.md gives the reasons for the values of every recipe.
 """
 
 from dataclasses import replace
@@ -160,9 +160,9 @@ def best() -> Config:
 def best_600() -> Config:
     """Best measured settings on one GPU, 600 s of training.
 
-    It trains as `best`, but for what follows from 5,300 steps in place of 2,000: larger batches,
-    longer momentum, and documents in a new order at each of several passes; other learning rates,
-    NorMuon and cautious decay as well. Measured once (docs/recipes.md).
+    It trains like `best`, with changes for 5,300 steps instead of 2,000: larger batches, longer
+    momentum, and documents in a new order at each of several passes; other learning rates, NorMuon
+    and cautious decay as well. Measured once (docs/recipes.md).
     """
     base = best()
     return replace(

@@ -19,11 +19,11 @@ def write_report(
 ) -> Path:
     """Write the page to `out` and its numbers to the same name with .json; return `out`.
 
-    `results` is a run's results.json (schema 1), `steps` its steps.jsonl; the loss of `earlier`
-    runs stands beside its own. `costs` is its costs.json: documents with the cost of each token
-    (`fairway.score.costs.told`). The JSON holds the results, these costs and what the page
-    derives, so that every `<data value>` of the page is in it.
-    Equal input gives equal bytes. Raises UserError for results that do not hold a finished run.
+    `results` is a run's results.json (schema 1), and `steps` its steps.jsonl. The page shows the
+    losses of `earlier` runs beside its own. `costs` is the run's costs.json: documents with the
+    cost of each token (`fairway.score.costs.document_costs`). The JSON contains the results, these
+    costs and all derived numbers, so that every `<data value>` of the page is in it. Equal input
+    gives equal bytes. Raises UserError for the results of an unfinished run.
     """
     numbers = out.with_suffix(".json")
     derived = derive(results, steps, earlier)
@@ -37,6 +37,6 @@ def write_report(
 
 
 def _files(folder: Path, without: tuple[Path, ...]) -> list[str]:
-    """Return the names of a run's own files, for links that hold wherever the folder goes."""
+    """Return the names of a run's own files; the links stay valid if the folder moves."""
     found = (path for path in folder.glob("[!.]*") if path.is_file() and path.suffix != ".lock")
     return sorted(path.name for path in found if path not in without)

@@ -5,18 +5,18 @@ from typing import Any
 
 from fairway.audit.findings import SEVERITIES, SEVERITY_WORDS, Finding
 from fairway.audit.records.audit import RecordAudit
-from fairway.audit.records.telling import JUDGEMENTS, judged, sentence, summary, told
+from fairway.audit.records.telling import JUDGEMENTS, grouped, judged, sentence, summary
 from fairway.report.html import DASH, Html, esc, join, note, num, raw, section, strong
 from fairway.report.sorting import is_sortable, sortable
 from fairway.report.style import CSS
 
-# Words of an audit are sentences: cells of these tables wrap and stand to the left.
+# Texts of an audit are sentences: cells of these tables wrap and are aligned to the left.
 TEXT_CSS = """
 .text table { font-size: 0.84rem; }
 .text th, .text td { text-align: left; white-space: normal; }
 .text td.words { min-width: 15rem; }
 """
-# A cell with more letters holds a sentence.
+# A cell with more letters contains a sentence.
 _WORD_LETTERS = 50
 _TITLE = "Fairway audit"
 _PAGE_CSS = """
@@ -24,7 +24,7 @@ details { border-top: 1px solid var(--rule); padding: 0.4rem 0; }
 details:target { background: var(--panel); }
 summary { cursor: pointer; overflow-wrap: anywhere; }
 """
-# Places of one finding that the page shows.
+# The most places of one finding that the page shows.
 _MOST_PLACES = 20
 _WORDS = {"invalid": "invalid", "warning": "look here", "note": "note"}
 
@@ -37,13 +37,13 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Html]]) -> Html:
 
 
 def _cell(cell: Html) -> str:
-    """Return a cell; one with a sentence keeps a width in which it can be read."""
+    """Return a cell; a cell with a sentence keeps a readable width."""
     kind = ' class="words"' if len(cell) > _WORD_LETTERS else ""
     return f"<td{kind}>{cell}</td>"
 
 
 def probes(results: dict[str, Any]) -> Html:
-    """Return the audit of a run: every probe with what it did, and what was found beside them."""
+    """Return the audit of a run: every probe with its action and result, and other findings."""
     found = results.get("audit")
     if not found:
         return Html("")
@@ -93,12 +93,12 @@ def _findings(findings: Sequence[Finding]) -> Html:
 
 
 def is_page(head: bytes) -> bool:
-    """Return whether a file begins as pages of audited records do."""
+    """Return whether a file begins like a page of audited records."""
     return is_sortable(head, _TITLE)
 
 
 def records_page(audits: Sequence[RecordAudit]) -> str:
-    """Return a self-contained page of audited records, by verdict; a click on a head sorts it."""
+    """Return a self-contained page of audited records by verdict; click a column head to sort."""
     ranked = sorted(audits, key=lambda one: JUDGEMENTS.index(judged(one)))
     counts = [(word, sum(judged(one) == word for one in audits)) for word in JUDGEMENTS]
     words = ", ".join(f"{count} {word}" for word, count in counts if count)
@@ -116,10 +116,10 @@ _FIGURES = (
 
 
 def _overview(audits: Sequence[RecordAudit]) -> Html:
-    """Return the table of all records: a line each, with a link to its findings."""
+    """Return the table of all records: one line each, with a link to its findings."""
     rows = []
     for number, audit in enumerate(audits):
-        figures, found = summary(audit), told(audit.findings)
+        figures, found = summary(audit), grouped(audit.findings)
         counts = [sum(one.severity == word for one in found) for word in SEVERITIES]
         name = Html(f'<a href="#r{number}">{esc(audit.folder.name)}</a>')
         word = judged(audit)
@@ -135,7 +135,7 @@ def _marked(word: str) -> Html:
 
 
 def _record(number: int, audit: RecordAudit) -> Html:
-    """Return a record's findings, folded."""
+    """Return a record's findings, as a section that can be opened."""
     groups = [
         [
             _marked(SEVERITY_WORDS[one.severity].lower()),
@@ -145,7 +145,7 @@ def _record(number: int, audit: RecordAudit) -> Html:
             esc(one.question.matters),
             esc(one.question.ask),
         ]
-        for one in told(audit.findings)
+        for one in grouped(audit.findings)
     ]
     heads = ["", "what", "where", "it says", "why it matters", "ask"]
     inside = _table(heads, groups) if groups else Html("")

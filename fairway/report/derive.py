@@ -1,4 +1,4 @@
-"""Numbers of the report that results.json does not hold: comparisons, shares, the loss curve."""
+"""Numbers of the report that are not in results.json: comparisons, shares, the loss curve."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ SCHEMA = 1
 _REQUIRED = (
     *("recipe", "seed", "text", "model", "train", "stages", "headline", "artifact", "seconds"),
 )
-# How `score.spending` divides the tokens of a text, and the score of a model that stays as it is.
+# The divisions of tokens by `score.spending`, and the score of the unchanged model.
 _DIVISIONS = ("kinds", "frequency", "place", "context")
 _FROZEN = "sliding"
-# Points of a curve: more than a page has pixels only makes the page heavy.
+# Points of a curve. With more points than pixels the page only gets larger.
 _CURVE_POINTS = 1_500
-# The same where several curves share a picture.
+# Points of each curve, if a picture has several.
 BESIDE_POINTS = 200
 # The smoothed loss averages this many steps on either side, as a share of all.
 _SMOOTH_SHARE = 0.01
-# The first part of a run falls so steeply that it would flatten the rest; it may leave the frame.
+# The start of a run is so steep that it would flatten the rest; it may be outside the frame.
 _STEEP_SHARE = 0.05
 
 
 def derive(
     results: dict[str, Any], steps: list[dict[str, Any]], earlier: Sequence[Earlier] = ()
 ) -> dict[str, Any]:
-    """Return the numbers of the report that results.json does not hold, ready for JSON.
+    """Return the numbers of the report that are not in results.json, ready for JSON.
 
-    `earlier` are other runs on the same text: names and step records.
-    Raises UserError when the schema is another one or the results end before the last score.
+    `earlier` are other runs on the same text: names and step records. Raises UserError for another
+    schema, and for results that end before the last score.
     """
     _check(results)
     artifact, seconds, text = results["artifact"], results["seconds"], results["text"]
@@ -70,7 +70,7 @@ def _check(results: dict[str, Any]) -> None:
 
 
 def _versus(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row per compressor and way of using it: its bpb and the model's against it."""
+    """Return one row per compressor and way of use: its bpb, and the model's bpb against it."""
     bpb = results["stages"][results["headline"]]["bpb"]
     rows = []
     for prefix, way in (("", "cold"), ("primed_", "primed")):
@@ -84,9 +84,9 @@ def _versus(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _shares(parts: dict[str, float], total: float, rest_name: str) -> list[dict[str, Any]]:
-    """Return the parts with their percentage of the total; what they leave over is a part too."""
+    """Return the parts with their percentage of the total; a remainder becomes another part."""
     rest = total - sum(parts.values())
-    # Seconds are sums of floats; a remainder below a thousandth is rounding, a byte never is.
+    # A remainder of seconds below a thousandth is rounding; a remaining byte is not.
     if abs(rest) > (0 if isinstance(rest, int) else 1e-3 * total):
         parts = {**parts, rest_name: rest}
     scale = 100.0 / total if total else 0.0
@@ -96,11 +96,11 @@ def _shares(parts: dict[str, float], total: float, rest_name: str) -> list[dict[
 
 
 def _spending(results: dict[str, Any]) -> dict[str, Any] | None:
-    """Return where the bits of the claimed score go, and of the frozen model's beside it.
+    """Return the use of the bits of the claimed score, and of the frozen model's for comparison.
 
     Every group gets its share of all bits, its bits per token, and its bits per byte of the whole
-    text: those of a division add up to the score. `plain_bpb` is the same under the sliding window,
-    where that is another score of the same text.
+    text: the groups of one division add up to the score. `plain_bpb` is the group's value under the
+    sliding window, if that is another score of the same text.
     """
     stages, headline = results["stages"], results["headline"]
     stage, plain = stages[headline], stages.get(_FROZEN, {})
@@ -150,14 +150,14 @@ def curve_of(steps: list[dict[str, Any]], points: int) -> dict[str, Any] | None:
 
 
 def _smooth(values: list[float], reach: int) -> list[float]:
-    """Return the mean of each value and its neighbours up to `reach` steps away on either side."""
+    """Return the mean of each value and its neighbours, up to `reach` steps away on each side."""
     sums = [0.0, *itertools.accumulate(values)]
     ends = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
     return [(sums[last] - sums[first]) / (last - first) for first, last in ends]
 
 
 def _events(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what happened when, read from the steps themselves: recurrence, warm-down, stop."""
+    """Return the times of events, read from the steps: recurrence, warm-down, stop."""
     if not steps:
         return []
     peak = max(range(len(steps)), key=lambda i: (steps[i]["lr"], i))

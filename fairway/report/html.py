@@ -1,4 +1,4 @@
-"""The few pieces of HTML that the page is made of; everything from outside is escaped here."""
+"""The small pieces of HTML that pages consist of; all foreign text is escaped here."""
 
 import html
 import re
@@ -7,26 +7,26 @@ from typing import NewType
 
 from fairway.base.units import duration, megabytes
 
-# Text that is safe inside a page. Markup of this package is wrapped by hand.
+# Text that is safe inside a page. Code of this package wraps its own markup in it.
 Html = NewType("Html", str)
 
 DASH = Html("&ndash;")
-# How every page begins.
+# The beginning of every page.
 HEAD = '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">\n'
-# Nothing of a page may be fetched or run, whatever a model wrote or an arm is called.
+# A page may fetch and run nothing, whatever text of a model or a name it contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
-# Not allowed in HTML, or not encodable; a byte-level model can write any of them.
+# Characters that HTML does not allow, or that have no encoding; byte-level models can write them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def printable(value: object) -> str:
-    """Return any value as text in which characters that a page cannot hold are U+FFFD."""
+    """Return any value as text; characters that a page cannot contain become U+FFFD."""
     return _UNPRINTABLE.sub("\ufffd", str(value))
 
 
 def esc(value: object) -> Html:
-    """Return any value as text of a page, with nothing in it that a browser would obey."""
+    """Return any value as text of a page, without any markup."""
     return Html(html.escape(printable(value)))
 
 
@@ -39,12 +39,12 @@ def num(value: float | None, spec: str = ",", unit: str = "") -> Html:
 
 
 def shown(value: float, text: str) -> Html:
-    """Return a number in words of its own, such as 2.81 MB, that carries its exact value."""
+    """Return a number with a given text, such as 2.81 MB; it carries its exact value."""
     return Html(f'<data value="{value!r}">{esc(text)}</data>')
 
 
 def megabytes_of(count: int) -> Html:
-    """Return a byte count in decimal megabytes, or kilobytes below one of them."""
+    """Return a byte count in decimal megabytes, or in kilobytes below one megabyte."""
     return shown(count, megabytes(count) if count >= 1_000_000 else f"{count / 1e3:.1f} kB")
 
 
@@ -69,12 +69,12 @@ def code(digest: str | None) -> Html:
 
 
 def raw(text: str) -> Html:
-    """Return text of others, such as a path or a line of a log, which may break anywhere."""
+    """Return foreign text, such as a path or a line of a log, which may break anywhere."""
     return Html(f'<span class="raw">{esc(text)}</span>') if text else Html("")
 
 
 def strong(name: str) -> Html:
-    """Return a name that makes the whole row of its table bold."""
+    """Return a name in bold; the whole row of its table becomes bold."""
     return Html(f'<span class="key">{esc(name)}</span>')
 
 
@@ -107,7 +107,7 @@ def meter(percent: float) -> Html:
 
 
 def figure(wide_svg: str, narrow_svg: str, label: str, caption: Html) -> Html:
-    """Return a figure drawn twice, for wide pages and for phones; the style sheet shows one."""
+    """Return a figure in two drawings, for wide pages and for phones; the style sheet shows one."""
     drawings = "".join(
         f'<div class="{kind}" role="img" aria-label="{esc(label)}">{svg}</div>'
         for kind, svg in (("wide", wide_svg), ("narrow", narrow_svg))
@@ -116,7 +116,7 @@ def figure(wide_svg: str, narrow_svg: str, label: str, caption: Html) -> Html:
 
 
 def document(title: str, css: str, body: str, policy: str = "") -> str:
-    """Return a whole page; `policy` is what it may do beyond being looked at."""
+    """Return a whole page; `policy` lists what it may do in addition."""
     return (
         f'{HEAD}<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY + policy)}">\n'
@@ -126,6 +126,6 @@ def document(title: str, css: str, body: str, policy: str = "") -> str:
 
 
 def section(title: str, *pieces: Html) -> Html:
-    """Return a section with its heading; an empty one is nothing at all."""
+    """Return a section with its heading, or nothing if it is empty."""
     inner = "\n".join(piece for piece in pieces if piece)
     return Html(f"<section>\n<h2>{esc(title)}</h2>\n{inner}\n</section>\n" if inner else "")

@@ -13,7 +13,7 @@ from fairway.report.sorting import is_sortable, sortable
 from fairway.report.style import CSS
 
 _TITLE = "Fairway runs"
-# Characters of one cell that are shown: a name or a setting may come from elsewhere.
+# The most characters of one cell: names and settings may be foreign.
 _LONGEST = {"name": 120, "settings": 600, "state": 300}
 # Points of a small curve, and its size in pixels.
 _POINTS, _WIDTH, _HEIGHT = 40, 96, 22
@@ -34,7 +34,7 @@ tbody th { white-space: normal; overflow-wrap: break-word; min-width: 7rem; max-
 
 @dataclass(frozen=True)
 class Row:
-    """A run: what `fairway.pipeline.index` says of it, its loss if it was read, and its page."""
+    """A run: its facts from `fairway.pipeline.index`, its loss if it was read, and its page."""
 
     facts: dict[str, Any]
     curve: dict[str, Any] | None = None
@@ -47,12 +47,12 @@ class Row:
 
 
 def is_page(head: bytes) -> bool:
-    """Return whether a file begins as pages of runs do."""
+    """Return whether a file begins like a page of runs."""
     return is_sortable(head, _TITLE)
 
 
 def overview(rows: Sequence[Row], left_out: int = 0, without_curve: int = 0) -> str:
-    """Return the page. `left_out` runs are not on it, and `without_curve` were not read further."""
+    """Return the page. `left_out` runs are not on it; the loss of `without_curve` was not read."""
     broken = [row for row in rows if row.facts["recipe"] is None]
     whole = [row for row in rows if row.facts["recipe"] is not None]
     title = f"{_TITLE}: {len(whole)} run{'' if len(whole) == 1 else 's'}"
@@ -149,7 +149,7 @@ def _score(bpb: float | None, least: float) -> Html:
 
 
 def _common(rows: Sequence[Row]) -> dict[str, frozenset[str]]:
-    """Return by recipe the settings that all of its runs change alike; none for a single run."""
+    """Return for each recipe the settings that all its runs change alike; none for one run."""
     found: dict[str, list[frozenset[str]]] = {}
     for row in rows:
         changed = frozenset(row.facts["differences"] or [])
@@ -161,7 +161,7 @@ def _common(rows: Sequence[Row]) -> dict[str, frozenset[str]]:
 
 
 def _small(curve: dict[str, Any] | None) -> str:
-    """Return a run's loss as a line without axes; its exact last value sorts the column."""
+    """Return a run's loss as a line without axes."""
     if curve is None:
         return DASH
     every = -(-len(curve["smooth"]) // _POINTS)
@@ -195,7 +195,7 @@ def _cut(text: str, kind: str) -> str:
 
 
 def _within(texts: Iterable[str], most: int) -> list[str]:
-    """Return texts up to a number of characters in all; what is left out is counted."""
+    """Return texts up to a total number of characters, then the count of the others."""
     shown: list[str] = []
     texts = list(texts)
     for text in texts:

@@ -9,7 +9,7 @@ from fairway.report.html import Html, document, esc, megabytes_of, num, pairs, t
 from fairway.report.spending import spending
 from fairway.report.style import CSS, TOKENS_CSS
 
-# The card of the score that a run claims.
+# The title of the card for the claimed score.
 _CLAIMED = {"sliding": "Sliding window", "ttt": "Test-time training", "mixture": "With experts"}
 
 
@@ -19,7 +19,7 @@ def page(
     links: Sequence[str],
     costs: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """Return the whole page as HTML; `links` names files beside it, its own numbers first."""
+    """Return the whole page as HTML; `links` are names of other files, its own numbers first."""
     title = f"Fairway report: {results['recipe']}, seed {results['seed']}"
     parts = [
         _header(results, derived),
@@ -64,7 +64,7 @@ def _header(results: dict[str, Any], derived: dict[str, Any]) -> Html:
 
 
 def _row_name(row: dict[str, Any]) -> Html:
-    """Return what the headline says of a compressor: its name, how it was used, its score."""
+    """Return a compressor for the headline: its name, its way of use, its score."""
     return Html(
         f'<span class="whole">{esc(sections.tool_name(row["tool"]))} ({esc(row["way"])}), takes '
         f"{num(row['bpb'], '.4f')}</span>"
@@ -89,7 +89,7 @@ def _cards(results: dict[str, Any], derived: dict[str, Any]) -> Html:
 
 
 def _best(derived: dict[str, Any], way: str) -> list[tuple[str, Html, Html]]:
-    """Return the card of the best compressor used in one way, if there is one."""
+    """Return the card of the best compressor for one way of use, if there is one."""
     rows = [row for row in derived["baselines"] if row["way"] == way]
     best = sorted(rows, key=lambda row: float(row["bpb"]))[:1]
     return [

@@ -1,7 +1,7 @@
 """The report's figures as SVG text whose colours are the page's CSS variables.
 
-Text stays text (readable by machines, in the page's own font) and nothing in the SVG depends on
-the day or the machine, so equal numbers give equal bytes.
+Text stays text, in the page's own font, so that programs can read it. Nothing in the SVG depends on
+the date or the machine, so equal numbers give equal bytes.
 """
 
 import io
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# Matplotlib knows no CSS variables: draw in marker colours, then name them in the finished SVG.
+# Matplotlib has no CSS variables: draw in marker colours, and replace them in the finished SVG.
 _MARKERS = [f"#{i:02x}{i:02x}fe" for i in range(1, 15)]
 _INK, _MUTED, _RULE, _MODEL, _FAINT, _BASE, _PRIMED, _RATE, *_OTHERS = _MARKERS
 _VARIABLES = {
@@ -30,7 +30,7 @@ _VARIABLES = {
     _RATE: "var(--rate)",
     **{colour: f"var(--line-{number})" for number, colour in enumerate(_OTHERS, 1)},
 }
-# Lines of several runs: a colour each, then the same again in another pattern.
+# Lines of several runs: one colour each, then the same colours in another pattern.
 _PATTERNS: tuple[Any, ...] = ("-", (0, (4, 1.5)))
 MOST_LINES = len(_OTHERS) * len(_PATTERNS)
 
@@ -58,7 +58,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """The smoothed loss of a run over its seconds; `frame_loss` is where its steep start ends."""
+    """The smoothed loss of a run over its seconds; its steep start is above `frame_loss`."""
 
     label: str
     curve: dict[str, Any]
@@ -66,7 +66,7 @@ class Line:
 
 
 def lines_figure(lines: list[Line], width_in: float) -> str:
-    """Return the training losses of up to `MOST_LINES` runs over time, the own one strong."""
+    """Return the training losses of up to `MOST_LINES` runs over time; the own one is thick."""
     assert len(lines) <= MOST_LINES + 1, len(lines)
     with _style(f"lines {width_in}"):
         rows = -(-len(lines) // (2 if width_in < WIDE_IN else 3))
@@ -97,7 +97,7 @@ def lines_figure(lines: list[Line], width_in: float) -> str:
 
 
 def loss_figure(curve: dict[str, Any], events: list[dict[str, Any]], width_in: float) -> str:
-    """Return the training loss in nats/token over time, learning rate below, events marked."""
+    """Return the training loss in nats/token over time with events; the learning rate below."""
     with _style(f"loss {width_in}"):
         figure = Figure(figsize=(width_in, 3.9), layout="constrained")
         top, low = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1.3])
@@ -122,7 +122,7 @@ def loss_figure(curve: dict[str, Any], events: list[dict[str, Any]], width_in: f
 
 
 def bars_figure(bars: list[Bar], width_in: float) -> str:
-    """Return horizontal bars of bits per byte, the model's stages and the compressors together."""
+    """Return horizontal bars of bits per byte, of the model's stages and of compressors."""
     with _style(f"bars {width_in}"):
         figure = Figure(figsize=(width_in, 0.8 + 0.26 * len(bars)), layout="constrained")
         axes = figure.subplots()
@@ -151,28 +151,28 @@ def bars_figure(bars: list[Bar], width_in: float) -> str:
 
 
 def label_at(bar: Bar, bars: list[Bar]) -> float:
-    """Return where a bar's number begins: at its end, or beyond the line it would be crossed by."""
+    """Return where a bar's number begins: at its end, or after a line that would cross it."""
     lines = [other.bpb for other in bars if other.kind == "headline"]
     wide = 0.09 * max(other.bpb for other in bars)
     return max([bar.bpb, *(line for line in lines if line - wide < bar.bpb)])
 
 
 def _places(bars: list[Bar]) -> list[float]:
-    """Return the height of each bar, with a gap between model, cold and primed compressors."""
+    """Return the vertical place of each bar, with gaps between model, cold and primed ones."""
     groups = ["model" if bar.kind in ("stage", "headline") else bar.kind for bar in bars]
     gaps = [0, *(before != after for before, after in itertools.pairwise(groups))]
     return [row + 0.4 * gap for row, gap in enumerate(itertools.accumulate(gaps))]
 
 
 def _frame_loss(axes: Axes, curve: dict[str, Any]) -> None:
-    """Cut the frame above the steep start, whose height the caption states."""
+    """Cut the frame below the steep start; the caption states its height."""
     bottom = min(min(curve["loss"]), min(curve["smooth"]))
     height = max(curve["frame_loss"] - bottom, 1e-3)
     axes.set_ylim(bottom - 0.05 * height, bottom + 1.1 * height)
 
 
 def _mark(top: Axes, low: Axes, events: list[tuple[str, float]]) -> None:
-    """Draw the events as vertical lines through both axes, labelled above in turns of height."""
+    """Draw the events as vertical lines through both axes, with labels at alternating heights."""
     for row, (name, time) in enumerate(events):
         for axes in (top, low):
             axes.axvline(time, color=_INK, linewidth=0.7, dashes=(2, 2))
@@ -195,7 +195,7 @@ def _time_unit(seconds: float) -> tuple[str, float]:
 
 
 def _style(name: str) -> AbstractContextManager[None]:
-    # Ids are hashes of the drawing and this salt: fixed, and different for each figure of a page.
+    # Ids are hashes of the drawing and this salt, which is fixed and differs between figures.
     return matplotlib.rc_context({**_STYLE, "svg.hashsalt": name})
 
 

@@ -1,6 +1,6 @@
-"""The sections of the report page: each a function from results to HTML, in reading order.
+"""The sections of the report page in reading order, each a function from results to HTML.
 
-A section whose results are absent (an issue not built yet, a stage left out) is no HTML at all.
+If results are missing, because a stage was left out, the section is empty.
 """
 
 from typing import Any
@@ -50,12 +50,12 @@ _STAGES = {
 
 
 def stage_name(stage: str) -> str:
-    """Return what the page calls a stage of results.json."""
+    """Return the page's name for a stage of results.json."""
     return _STAGES.get(stage, printable(stage))
 
 
 def tool_name(tool: str) -> str:
-    """Return what the page calls a compressor of results.json."""
+    """Return the page's name for a compressor of results.json."""
     return TOOL_NAMES.get(tool, printable(tool))
 
 
@@ -129,7 +129,7 @@ def loss(derived: Values) -> Html:
 
 
 def _beside(derived: Values) -> Html:
-    """Return the losses of earlier runs of the same folder beside this run's, if there are any."""
+    """Return the losses of this run and of earlier runs of the same folder, if there are any."""
     earlier = derived["earlier"]
     if not earlier:
         return Html("")
@@ -179,7 +179,7 @@ def made(results: Values) -> Html:
 
 
 def _own_recipe(origin: Values | None) -> list[tuple[str, Html]]:
-    """Return which files the code of a recipe is from, if it is not one of Fairway's."""
+    """Return the files of a recipe's code, if it is not one of Fairway's."""
     if origin is None:
         return []
     files = [Html(f"{esc(name)} {code(digest)}") for name, digest in origin["files"].items()]
@@ -194,7 +194,7 @@ def _amount(text: Values, prefix: str) -> Html:
 
 
 def artifact(results: Values, derived: Values) -> Html:
-    """Return the bytes of the artifact against its limit and by section, summing to the file."""
+    """Return the bytes of the artifact against its limit, and by section with their sum."""
     found, percent = results["artifact"], derived["shipped_percent"]
     limit = Html(
         f'<p class="limit">{num(derived["shipped_bytes"])} of {num(found["limit_bytes"])} bytes '
@@ -236,7 +236,7 @@ def weights(results: Values) -> Html:
 
 
 def _void_fractions(results: Values) -> Html:
-    """Return one figure of three states of the weights, and which of them #1858 logs."""
+    """Return one figure for three states of the weights; #1858 logs one of them."""
     fractions = results["weights"]["void_fractions"]
     ttt = results["stages"].get("ttt", {})
     facts = [
@@ -262,7 +262,7 @@ def _weight_row(role: str, found: Values) -> list[Html]:
 
 
 def checks(results: Values, derived: Values) -> Html:
-    """Return every stage's score with what was checked about it."""
+    """Return every stage's score with its checks."""
     heads = ["score", "bits per byte", "nats/token", "tokens (n)", "bytes", "of the text (%)"]
     heads += ["full sums", "worst |sum - 1|"]
     rows = [
@@ -288,7 +288,7 @@ def checks(results: Values, derived: Values) -> Html:
 
 
 def _gains(results: Values) -> Html:
-    """Return what test-time training takes off the artifact's other scores."""
+    """Return the gain of test-time training over the artifact's other scores."""
     found = results.get("gains") or {}
     facts = [
         (f"Gain of test-time training {words}", num(found[gain], ".4f", " bpb"))
@@ -299,7 +299,7 @@ def _gains(results: Values) -> Html:
 
 
 def experts(results: Values) -> Html:
-    """Return what experts beside the artifact gain, and what the published mixture is worth."""
+    """Return the gain of experts, and the figures of the published mixture."""
     mixture, published = results["stages"].get("mixture"), results.get("published_mixture")
     parts: list[Html] = []
     if mixture:
@@ -337,11 +337,10 @@ def _published(found: Values) -> Html:
         ("Of all tokens", num(100 * found["coverage"], ".1f", " %")),
     ]
     meaning = (
-        "The mixture of pull request 1858 as published is not a distribution: what it calls "
-        "probabilities of all tokens sums to more than one, so its figure is no score, and no text "
-        "could be decoded by it. It leaves out what the model pays for tokens without bytes (the "
-        "beginnings of documents), which the scores above count. It stands here for comparison "
-        "alone."
+        "The mixture of pull request 1858 as published is not a distribution: its probabilities of "
+        "all tokens sum to more than one. So its figure is not a score, and no text can be decoded "
+        "with it. It leaves out the cost of tokens without bytes (the beginnings of documents), "
+        "which the scores above include. It is shown only for comparison."
     )
     return Html(f"{pairs(facts, 'facts')}{note(esc(meaning))}")
 
@@ -354,7 +353,7 @@ _METHODS = {
 
 
 def proof(results: Values, derived: Values) -> Html:
-    """Return what was coded by the model's predictions, and that it was restored from that."""
+    """Return the facts of the proof: the text that was coded and restored, and its cost."""
     found = results.get("proof")
     if not found:
         return Html("")
@@ -390,7 +389,7 @@ def seconds(results: Values, derived: Values) -> Html:
 
 
 def samples(results: Values) -> Html:
-    """Return the sampled continuations, prompt and text marked apart."""
+    """Return the sampled continuations; prompts are marked."""
     texts = [
         Html(f'<p class="sample"><mark>{esc(item["prompt"])}</mark>{esc(item["text"])}</p>')
         for item in results.get("samples") or []

@@ -1,4 +1,4 @@
-"""A page whose first table can be sorted: the few lines that do it, and nothing else that runs."""
+"""A page with a table that can be sorted, and the only script that may run on it."""
 
 import base64
 import hashlib
@@ -12,8 +12,8 @@ th button:focus-visible { outline: 2px solid var(--model); outline-offset: 2px; 
 th[aria-sort="ascending"] button::after { content: " \\25B2"; }
 th[aria-sort="descending"] button::after { content: " \\25BC"; }
 """
-# Heads of the first table become buttons that sort its rows; without it, they stay heads. A cell
-# sorts by the exact value of its number, else by its text; cells without a number come last.
+# Heads of the first table become buttons that sort its rows; without scripts they stay heads. A
+# cell sorts by the exact value of its number, else by its text; cells without a number come last.
 _SORT = """
 const table = document.querySelector("table"), body = table && table.tBodies[0];
 const key = (row, at) => {
@@ -48,14 +48,14 @@ _POLICY = f"; script-src 'sha256-{_DIGEST}'"
 
 
 def sortable(title: str, css: str, content: Html) -> str:
-    """Return a self-contained page; a click on a head of its first table, or a key, sorts it.
+    """Return a self-contained page; a click or a key on a head of its first table sorts it.
 
-    Nothing is fetched, and nothing runs but the few lines that sort, known by their digest.
+    The page fetches nothing. Only the script for sorting may run, which its digest identifies.
     """
     body = f"<header><h1>{esc(title)}</h1></header>\n{content}<script>{_SORT}</script>\n"
     return document(title, css + _CSS, body, _POLICY)
 
 
 def is_sortable(head: bytes, title: str) -> bool:
-    """Return whether a file begins as such a page, whose title begins with these words."""
+    """Return whether a file begins like such a page with a title that begins with these words."""
     return head.startswith(HEAD.encode()) and f"<title>{title}".encode() in head

@@ -1,4 +1,4 @@
-"""Tables of where the bits of a score go: by kind of token, frequency, place and context."""
+"""Tables of the bits of a score, by kind of token, frequency, place and context."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from fairway.score.spending import COUNTED_TOKENS
 
 Values = dict[str, Any]
 
-# Of these divisions the picture shows bits per token, of the others shares of all bits.
+# For these divisions the bars show bits per token, for the others shares of all bits.
 _BY_DISTANCE = ("place", "context")
 _TITLES = {
     "kinds": "kind of token",
@@ -18,7 +18,7 @@ _TITLES = {
 
 
 def spending(results: Values, derived: Values) -> Html:
-    """Return the tables; nothing where the run did not count what its tokens cost."""
+    """Return the tables, or nothing if the run did not record the costs of its tokens."""
     shares = derived["spending"]
     if shares is None:
         return Html("")
@@ -53,7 +53,7 @@ def _table(name: str, groups: list[Values], shares: list[Values], beside: str | 
 
 
 def _named(group: Values) -> Html:
-    """Return a group's name; a kind has examples of its tokens, those that cost most first."""
+    """Return a group's name; a kind also has examples of its tokens, the most expensive first."""
     examples = [
         Html(f'<code class="token">{esc(text)}</code>') for text in group.get("examples", [])
     ]

@@ -114,7 +114,7 @@ footer { margin-top: 2.6rem; border-top: 1px solid var(--rule); padding-top: 0.6
 }
 """
 
-# Texts whose tokens are coloured by cost. Their letters keep a contrast of 4.5 on every colour.
+# Texts whose tokens are coloured by cost. The letters keep a contrast of 4.5 on every colour.
 TOKENS_CSS = """
 :root {
   --c1: #fff3e0; --c2: #ffe6c2; --c3: #ffd8a1; --c4: #ffc97f; --c5: #ffb85c; --c6: #fba53c;

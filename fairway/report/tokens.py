@@ -1,8 +1,8 @@
 """The cost of each token as HTML: a text coloured by bits, of one model or two.
 
-The report shows it without a script: every cell of a text is a radio button, so a text takes one
-stop of the Tab key, the arrow keys go from token to token, and the style sheet shows what belongs
-to the token under the pointer or the focus.
+The report shows it without a script. Every cell of a text is a radio button, so that a text takes
+one stop of the Tab key, and the arrow keys move from token to token. The style sheet shows the tip
+of the token under the pointer or the focus.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ from typing import Any
 from fairway.data.spans import Cell, cells
 from fairway.report.html import Html, esc, note, num, pairs, section, table
 
-# Costs of a text by one model, as `fairway.score.costs.told` returns them. Those that a stage of a
-# run recorded have no `ranks` and no `likeliest`.
-Told = dict[str, Any]
+# The costs of a text by one model, from `fairway.score.costs.document_costs`. Costs that a stage of
+# a run recorded have no `ranks` and no `likeliest`.
+TextCosts = dict[str, Any]
 
-# A cell has the colour of the last of these bits that it reaches; differences likewise.
+# A cell has the colour of the highest of these bounds that it reaches; so have differences.
 LEVELS_BITS = (1, 2, 3, 4, 6, 8, 11, 15)
 DIFFERENCES_BITS = (0.25, 0.5, 1, 2, 4)
-# Rows of the list of cells.
+# The most rows in the list of cells.
 MOST_ROWS = 20
-# Tokens of a cell, and characters of its text, that a tip shows.
+# The most tokens of a cell, and the most characters of its text, in a tip.
 _TIP_TOKENS, _TIP_LETTERS = 6, 40
-# Letters before and after it.
+# The most letters that a row of the list shows before and after the cell.
 _BEFORE, _AFTER = 15, 30
 
 
 def level(bits: float) -> str:
-    """Return the class of a cell that costs this many bits."""
+    """Return the class of a cell with this cost in bits."""
     return f"c{sum(bits >= least for least in LEVELS_BITS)}"
 
 
@@ -38,9 +38,9 @@ def difference(bits: float) -> str:
 
 
 class View:
-    """A text in cells, with what they cost each of one or two models."""
+    """A text in cells, with their costs by one or two models."""
 
-    def __init__(self, sides: Sequence[Told]) -> None:
+    def __init__(self, sides: Sequence[TextCosts]) -> None:
         self.sides = sides
         self.cells = cells(sides[0]["text"], [side["ends"] for side in sides])
         self.bits = [[self._bits(cell, at) for at in range(len(sides))] for cell in self.cells]
@@ -57,15 +57,15 @@ class View:
         return [difference(a - b) for a, b in self.bits]
 
     def text(self, group: str, label: str, at: int = 0, tips: bool = True) -> Html:
-        """Return the text, each cell coloured; `group` is a name that no other text has.
+        """Return the text with coloured cells; `group` is a name that no other text has.
 
-        Without tips each cell has its number alone, by which a page asks for its tip.
+        Without tips, each cell only has its number, with which a page requests the tip.
         """
         parts = []
         for number, (cell, kind) in enumerate(zip(self.cells, self.classes, strict=True)):
             tip = f'<span class="tip">{self.tip(number, at)}</span>' if tips else ""
             shown = esc(cell.text)
-            # The mark of a line's end is the style sheet's, so that a copied text has none.
+            # The style sheet draws the mark of a line's end, so that copied text does not have it.
             ends = " nl" if "\n" in cell.text else ""
             parts.append(
                 f'<label class="{kind}{ends}"><input type="radio" name="{group}" value="{number}">'
@@ -77,7 +77,7 @@ class View:
         )
 
     def tip(self, number: int, at: int = 0) -> Html:
-        """Return what is shown of a cell: each token's bits, rank and likeliest tokens."""
+        """Return the tip of a cell: each token's bits, rank and likeliest tokens."""
         side, tokens = self.sides[at], self.cells[number].tokens[at]
         parts = [_token(side, token) for token in tokens[:_TIP_TOKENS]]
         if len(tokens) > 1:
@@ -104,13 +104,13 @@ class View:
         )
 
     def ranked(self) -> list[int]:
-        """Return the cells that matter most: the dearest, or those where two models differ most."""
+        """Return the most important cells: the most expensive, or those that differ most."""
         sizes = [row[0] if len(row) == 1 else abs(row[0] - row[1]) for row in self.bits]
         order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
         return [number for number in order[:MOST_ROWS] if sizes[number] > 0]
 
     def list(self, heads: Sequence[str]) -> Html:
-        """Return a table of those cells, each with the text around it and a button to go there."""
+        """Return a table of these cells, each with the text around it and a button to go there."""
         rows = []
         for number in self.ranked():
             bits = [Html(f"{value:.2f}") for value in self.bits[number]]
@@ -135,7 +135,7 @@ class View:
 
 
 def scale(differs: bool = False) -> Html:
-    """Return the colours of cells with what they mean: bits, or differences of two models."""
+    """Return the colours of cells with their meaning: bits, or differences of two models."""
     if differs:
         lower, upper = (_boxes(letter, DIFFERENCES_BITS) for letter in "mp")
         parts = ["<i>A costs less, by bits</i>", *reversed(lower), *upper, "<i>B costs less</i>"]
@@ -150,7 +150,7 @@ def _boxes(letter: str, bounds: Sequence[float]) -> list[str]:
     return [f'<span class="{letter}{number}">{least:g}</span>' for number, least in kinds]
 
 
-def documents(costs: Sequence[Told]) -> Html:
+def documents(costs: Sequence[TextCosts]) -> Html:
     """Return the section of the report that shows a few documents; nothing if there are none."""
     parts = [piece for number, told in enumerate(costs) for piece in _document(number, told)]
     meaning = Html(
@@ -163,7 +163,7 @@ def documents(costs: Sequence[Told]) -> Html:
     return section("What each token costs", *pieces)
 
 
-def _document(number: int, told: Told) -> tuple[Html, Html]:
+def _document(number: int, told: TextCosts) -> tuple[Html, Html]:
     size, cost = num(told["bytes"], ",", " bytes"), num(told["total_bits"], ",.1f", " bits")
     tokens, bpb = num(told["tokens"], ",", " tokens"), num(told["bpb"], ".4f", " bits per byte")
     words = Html(f"<p>Document {number + 1}: {size} in {tokens} cost {cost}, {bpb}.</p>")
@@ -175,8 +175,8 @@ def _line(some: Sequence[Cell]) -> str:
     return "".join(cell.text for cell in some).replace("\n", "\u23ce").replace("\t", " ")
 
 
-def _token(side: Told, token: int) -> str:
-    """Return a token's cost as HTML, with its rank and what was likelier unless it is a record."""
+def _token(side: TextCosts, token: int) -> str:
+    """Return a token's cost as HTML; unless it was recorded, also its rank and likelier tokens."""
     bits, name = side["bits"][token], esc(side["names"][token])
     cost_told = f"<b><bdi>{name}</bdi> {bits:.2f} bits</b> {_share(bits)}"
     if "ranks" not in side:

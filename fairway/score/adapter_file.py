@@ -21,7 +21,7 @@ from fairway.train.checkpoint import load_checkpoint, save_checkpoint
 KIND, VERSION = "adapter", 1
 # The most bytes of a file: several times the adapters of the largest rank on the seed model.
 MOST_BYTES = 1 << 31
-# Fields, and the types that they have.
+# Fields and their types.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "version": int,

@@ -1,9 +1,9 @@
 """Two ways to predict and learn with the adapters of documents: plain formulas, and GPU kernels.
 
-Both give log-probabilities of a chunk of windows and then, if asked, take one step on it. The fused
-way rounds the number of rows and the length of windows up to a few sizes and records what it
-launches for each as a CUDA graph: at 64 rows of 144 positions the launches took 67 ms and the work
-18 ms (H100). The results of the added rows and positions are discarded.
+Both give log-probabilities of a chunk of windows and then, if asked, take one step on it. The
+kernels round the number of rows and the length of windows up to a few sizes and record the launches
+of each size as a CUDA graph: at 64 rows of 144 positions the launches took 67 ms and the work 18 ms
+(H100). The results of the added rows and positions are discarded.
 
 Shapes: B rows in use, P rows after rounding, T positions of a window, C of a chunk, D width,
 V vocabulary.
@@ -31,8 +31,7 @@ _PIECES = 1.25
 
 
 def adapting(model: GPT) -> AbstractContextManager[None]:
-    """In this context a model takes adapters: its weights are frozen and gradients are
-    deterministic."""
+    """A context in which a model takes adapters, with frozen weights, deterministically."""
     return mode(model, frozen=True, in_order=True)
 
 
@@ -83,7 +82,7 @@ class Way(Protocol):
         """
 
     def forget(self) -> None:
-        """Drop the way back of the last chunk, and the states it holds."""
+        """Drop the graph of the last chunk, and the states that it keeps."""
 
     def release(self) -> bool:
         """Drop recordings that only save time; return whether there were any."""
@@ -128,7 +127,7 @@ class Plain:
         self.adam.step(grads, self._at)
 
     def forget(self) -> None:
-        """Drop the way back of the last chunk."""
+        """Drop the graph of the last chunk."""
         self._leaves, self._log_probs_BCV = [], torch.empty(0)
 
     def release(self) -> bool:
@@ -165,7 +164,7 @@ class Fused:
     """GPU kernels; copies in the compute dtype, gradients written beside them."""
 
     def __init__(self, adapters: Adapters, adam: AdamW) -> None:
-        # Imported here: they need Triton, which comes with GPU builds of PyTorch alone.
+        # Imported here, because they need Triton, which only GPU builds of PyTorch include.
         gpu = importlib.import_module("fairway.model.gpu.adapters")
         self._fused_step = importlib.import_module("fairway.score.fused_adam").fused_step
         self.adam, self.adapters = adam, adapters
@@ -178,14 +177,14 @@ class Fused:
         self._out: dict[int, Tensor] = {}
 
     def size(self, rows: int, most: int, first: int, end: int, seq_len: int) -> Size:
-        """Return it rounded up."""
+        """Return the size, rounded up."""
         return rounded(rows, most, first, end, seq_len)
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Make the copies again; at first B is zero, and so is its copy.
+        """Make the copies again; B is zero at first, and its copy too.
 
-        Graphs hold addresses of tensors made from the model's weights.
+        Graphs contain addresses of tensors that are made from the model's weights.
         """
         versions = tuple(weight._version for weight in self.adapters.model.parameters())
         if versions != self._versions:
@@ -215,7 +214,7 @@ class Fused:
         self._shape.backward(targets_BC, share_B)
 
     def forget(self) -> None:
-        """Drop the way back of the last chunk, and the states it holds."""
+        """Drop the graph of the last chunk, and the states that it keeps."""
         if self._shape is not None:
             self._shape.forget()
 
@@ -234,11 +233,11 @@ class Fused:
             self._out[chunk] = like.new_empty(most, chunk, len(like), dtype=torch.float32)
         return self._out[chunk][:rows]
 
-    # -----------------------------------------------------------------------------------------
-    # What graphs record
+    # ----------------------------------------------------------------------------------------- The
+    # recorded work
 
     def compute(self, rows: range, ids_PT: Tensor, places_C: Tensor, rope: Rope) -> Tensor:
-        """Return log-probabilities of some places of windows, [P, C, V], with their way back."""
+        """Return log-probabilities of windows' positions, [P, C, V], with a graph for gradients."""
         self.bank.rows = rows
         states_PCD = self.bank.states(ids_PT, rope).index_select(1, places_C)
         logits_PCV = self.adapters.model.logits(states_PCD, self.bank.head(states_PCD))
@@ -247,16 +246,16 @@ class Fused:
     def step(
         self, rows: range, log_probs_PCV: Tensor, targets_PC: Tensor, weights_PC: Tensor
     ) -> None:
-        """Go the way back and let the values of the rows follow."""
+        """Run the backward pass and update the values of the rows."""
         nats_PC = chunk_nats(log_probs_PCV, targets_PC)
         self.bank.rows = rows
         (nats_PC * weights_PC).sum().backward()  # type: ignore[no-untyped-call]
         self._fused_step(self.adam, rows, self.bank.grads, self.bank.copies, self._factors)
 
     def room(self) -> tuple[Any, Any]:
-        """Return (stream, memory) of all recordings: they share it, one runs after the other.
+        """Return (stream, memory) of all recordings, which run one after another.
 
-        Memory freed on one stream serves that stream alone.
+        Memory freed on one stream can be used only on that stream.
         """
         if self._room is None:
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -275,7 +274,7 @@ class _Shape:
         device = way.adapters.model.tok_emb.weight.device
         rows, length, chunk = size.rows, size.length, size.chunk
         self._room_bytes = _PIECES * rows * row_bytes(way.adapters, length, chunk)
-        # It keeps its shapes; a cycle would hold gigabytes until garbage is collected.
+        # Only the shapes are kept; a reference cycle would keep gigabytes until garbage collection.
         self.way: Fused = weakref.proxy(way)
         self._rows = range(at, at + rows)
         self.rope = rope[0][:length], rope[1][:length]
@@ -286,7 +285,7 @@ class _Shape:
         self._weights_PC = torch.zeros(rows, chunk, device=device)
         self._out_PCV = way.out(rows, chunk)
         self._graphs: list[Any] = []
-        # Without a recording: log-probabilities with their way back.
+        # Log-probabilities with their graph for gradients, if there is no recording.
         self._live_PCV: Tensor | None = None
         self._ready = bool(way._shapes)
 
@@ -310,7 +309,7 @@ class _Shape:
         return self._out_PCV[:B]
 
     def backward(self, targets_BC: Tensor, share_B: Tensor) -> None:
-        """Step on the chunk; rows out of use have no share."""
+        """Step on the chunk; unused rows have share 0."""
         B, C = targets_BC.shape
         self._targets_PC[:B, :C] = targets_BC
         self._weights_PC.zero_()[:B, :C] = share_B[:, None] / C
@@ -322,7 +321,7 @@ class _Shape:
         self._step(live_PCV)
 
     def forget(self) -> None:
-        """Drop the way back of a chunk that nobody learned, and the states it holds."""
+        """Drop the graph for gradients of a chunk that was not learned, and its states."""
         self._live_PCV = None
 
     def _compute(self) -> Tensor:
@@ -334,7 +333,7 @@ class _Shape:
         self.way.step(self._rows, log_probs_PCV, self._targets_PC, self._weights_PC)
 
     def _record(self) -> None:
-        """Record both halves. The way back runs on the stream of the way there."""
+        """Record both passes. The backward pass runs on the stream of the forward pass."""
         stream, memory = self.way.room()
         with recording(memory, stream, self._room_bytes) as forward:
             log_probs_PCV = self._compute()

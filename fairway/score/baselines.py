@@ -1,9 +1,10 @@
 """Sizes of the validation text under general compressors: the numbers that a model must beat.
 
-Compressors and models code the same bytes: the documents one after another, nothing between them.
-*Cold* is the validation text alone, as the tool would write the file. *Primed* lets the compressor
-see training text first, which is the fairer comparison, since the model has seen it too. PPMd is
-the strongest that a user would pick: it mixes contexts of up to 16 bytes, and learns 2 MB a second.
+Compressors and models code the same bytes: the documents in order, with nothing between them.
+*Cold* is the validation text alone, in the file that the tool would write. *Primed* lets the
+compressor read training text first, which is the fairer comparison, because the model has read it,
+too. PPMd is the strongest usual compressor: it mixes contexts of up to 16 bytes, and codes 2 MB a
+second.
 """
 
 import importlib.util
@@ -22,9 +23,9 @@ from fairway.base.errors import UserError
 from fairway.base.progress import progress
 from fairway.base.units import compression_bits_per_byte
 
-# Priming with 3 MB costs one core about 6 s in brotli, 4 s in xz (two passes) and 2 s in zstd, and
-# 10 MB three times that; zstd's figure then falls by a further 5 %. PPMd takes 4 s for 8 MB, all of
-# the demo's training text, and what it sees beyond 3 MB takes 5 % off its figure.
+# Priming with 3 MB costs one core about 6 s in brotli, 4 s in xz (two passes) and 2 s in zstd.
+# Priming with 10 MB costs three times that, and makes zstd's figure 5 % lower. PPMd takes 4 s for 8
+# MB, all of the demo's training text; the text beyond 3 MB makes its figure 5 % lower.
 PRIME_BYTES = 3_000_000
 PPMD_PRIME_BYTES = 12_000_000
 
@@ -35,13 +36,13 @@ TOOL_NAMES = {
 _XZ_DICT_BYTES = 1 << 26
 _ZSTD_WINDOW_LOG = 23
 _PPMD_ORDER = 16
-# Counts of English take 25 bytes a byte of text; with less memory than that PPMd forgets them all.
+# PPMd's counts for English take 25 bytes per byte of text; with too little memory it drops them.
 PPMD_MEMORY, _PPMD_LEAST, _PPMD_MOST = 32, 1 << 24, 1 << 30
 
 
 @dataclass(frozen=True)
 class _Tool:
-    """A compressor: bytes of a text alone, bytes it adds after some priming text, and how."""
+    """A compressor: bytes of a text alone, bytes it adds after a priming text, and its settings."""
 
     cold: Callable[[bytes], int]
     primed: Callable[[bytes, bytes], int]
@@ -54,11 +55,11 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Return, for xz, brotli, zstd and PPMd at their strongest, the size of the validation text.
 
-    Each holds `bytes` and `bpb` (cold), `primed_bytes` and `primed_bpb` (after the last bytes of
-    the training text, as many as the tool is given and `prime_bytes` at most; None without any),
-    `primed_with_bytes`, `seconds` (CPU time of both) and `how`. They run side by side: they release
-    the interpreter lock. PPMd is missing where `pyppmd` is not installed. Raises UserError when
-    there is no validation text.
+    Each has `bytes` and `bpb` (cold), `primed_bytes` and `primed_bpb` (after the last bytes of the
+    training text, at most the tool's limit and `prime_bytes`; None without any),
+    `primed_with_bytes`, `seconds` (CPU time of both) and `how`. The tools run in parallel, because
+    they release the interpreter lock. PPMd is left out if `pyppmd` is not installed. Raises
+    UserError if there is no validation text.
     """
     tools = usable()
     text = "".join(val_documents).encode()
@@ -76,13 +77,13 @@ def measure(
 
 
 def usable() -> dict[str, _Tool]:
-    """Return the tools that this installation has, the longest first."""
+    """Return the tools of this installation, the slowest first."""
     has_ppmd = importlib.util.find_spec("pyppmd") is not None
     return {name: tool for name, tool in _TOOLS.items() if name != "ppmd" or has_ppmd}
 
 
 def missing() -> list[str]:
-    """Return what users call the tools that are not installed."""
+    """Return the titles of the tools that are not installed."""
     return [title for name, title in TOOL_NAMES.items() if name not in usable()]
 
 
@@ -105,7 +106,7 @@ def _measure(tool: _Tool, text: bytes, prime: bytes) -> dict[str, Any]:
 
 
 def last_bytes(texts: Iterable[str], limit_bytes: int) -> bytes:
-    """Return the last `limit_bytes` bytes of the texts joined, holding little more than that."""
+    """Return the last `limit_bytes` bytes of the joined texts, with little more in memory."""
     kept: deque[bytes] = deque()
     total = 0
     for text in texts:
@@ -117,7 +118,7 @@ def last_bytes(texts: Iterable[str], limit_bytes: int) -> bytes:
 
 
 def xz_file(text: bytes) -> bytes:
-    """Return the file that `xz -9e` writes; the dictionary grows to hold a longer text."""
+    """Return the file that `xz -9e` writes; the dictionary grows with a longer text."""
     dictionary = {"dict_size": max(_XZ_DICT_BYTES, len(text))}
     lzma2 = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, **dictionary}
     return lzma.compress(text, lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=[lzma2])
@@ -137,7 +138,7 @@ def brotli_streams(prime: bytes, text: bytes) -> tuple[bytes, bytes]:
 
 def ppmd_streams(prime: bytes, text: bytes) -> tuple[bytes, bytes]:
     """Return one PPMd stream (variant H, as in 7z) in two parts: the priming text, the text."""
-    # Only who compares pays for it, and a GPU host without it still runs everything else.
+    # Imported only here: comparisons alone need it, and other code must work without it.
     import pyppmd
 
     encoder = pyppmd.Ppmd7Encoder(_PPMD_ORDER, ppmd_memory(len(prime) + len(text)))
@@ -146,12 +147,12 @@ def ppmd_streams(prime: bytes, text: bytes) -> tuple[bytes, bytes]:
 
 
 def ppmd_memory(text_bytes: int) -> int:
-    """Return the memory in bytes that PPMd is given for a text."""
+    """Return the memory in bytes that PPMd gets for a text."""
     return max(_PPMD_LEAST, min(_PPMD_MOST, PPMD_MEMORY * text_bytes))
 
 
 def zstd_file(text: bytes, dictionary: bytes = b"") -> bytes:
-    """Return the file that `zstd -19` writes, with the window as long as all it may refer to."""
+    """Return the file that `zstd -19` writes, with a window over dictionary and text."""
     window_log = max(_ZSTD_WINDOW_LOG, (len(dictionary) + len(text)).bit_length())
     settings = zstandard.ZstdCompressionParameters.from_level(
         19,
@@ -167,7 +168,7 @@ def zstd_file(text: bytes, dictionary: bytes = b"") -> bytes:
     return bytes(encoder.compress(text))
 
 
-# Longest first, so that two cores finish together.
+# The slowest first, so that two cores finish at about the same time.
 _TOOLS = {
     "brotli": _Tool(
         cold=lambda text: len(brotli_file(text)),

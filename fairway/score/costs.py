@@ -102,8 +102,10 @@ def costs_of(model: GPT, asked: Evaluation, alternatives: int) -> Costs:
 def priced(
     text: str, ids: IntArray, nats_N: FloatArray, total: tuple[float, int], tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Return the part of `told` that needs no model: `ids` begin with BOS, `total` is the sum in
-    nats and the bytes of the text."""
+    """Return the part of `document_costs` that needs no model.
+
+    `ids` begin with BOS; `total` is the sum in nats and the bytes of the text.
+    """
     return {
         "text": text,
         "bpb": bits_per_byte(*total),
@@ -116,7 +118,7 @@ def priced(
     }
 
 
-def told(text: str, costs: Costs, tokenizer: Tokenizer) -> dict[str, Any]:
+def document_costs(text: str, costs: Costs, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the costs of a document, ready for JSON and for the pages that show them.
 
     `bits`, `ranks`, `ends` (the byte of the text at which a token ends) and `names` have an entry

@@ -106,7 +106,7 @@ def unlearned_windows(found: Sequence[range], config: TttConfig, seq_len: int) -
 
 
 def longest_first(text: Text, targets: int) -> Text:
-    """Return the documents in order of falling length; the last one stays in place.
+    """Return the documents in order of decreasing length; the last one stays in place.
 
     This reads lengths of text that has not been scored. The last document may be cut off, and does
     not end in a BOS, so it stays where it is.

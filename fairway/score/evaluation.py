@@ -16,10 +16,10 @@ from fairway.score.windows import usable_targets
 class Evaluation:
     """A text to score, and the settings of scoring.
 
-    `ttt` holds the settings of test-time training, if any. `seed` draws the positions that are
-    checked (and the adapters of LoRA), `description` stands beside the progress. All `ranks` call a
-    scorer with the same model and evaluation, and get the same score. `helped` adds experts to the
-    model; experts that learn need one rank. The `witness` receives every action of the ledger.
+    `ttt` holds the settings of test-time training, if any. `seed` determines the positions that are
+    checked (and the adapters of LoRA); progress lines show `description`. All `ranks` call a scorer
+    with the same model and evaluation, and get the same score. `helped` adds experts to the model;
+    experts that learn need one rank. The `witness` receives every action of the ledger.
     """
 
     text: Text

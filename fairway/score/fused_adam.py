@@ -1,7 +1,7 @@
-"""AdamW of `adapters` in one pass over memory, which renews the working copies on its way.
+"""AdamW of `adapters` in one pass over memory, which also updates the working copies.
 
-Per value it reads a gradient, the value and its second moment, and writes value, moment and copy:
-20 bytes where the working copies are bfloat16. The plain steps and the copies read and write 70.
+For each value it reads gradient, value and second moment, and writes value, moment and copy: 20
+bytes if the working copies are bfloat16. The plain steps and copies read and write 70 bytes.
 
 Shapes: S slots, B rows, M outputs, L inputs of a matrix.
 """
@@ -47,10 +47,10 @@ def fused_step(
     copies: list[Tensor],
     factors: list[Tensor | None],
 ) -> None:
-    """Step some rows as `adam.step` does on gradients times factors; copies follow the values.
+    """Step some rows like `adam.step` with gradients times factors, and update the copies.
 
-    Gradients and copies are like the values in shape, of any dtype; a factor [S, M] belongs to the
-    outputs of a slot, None is 1. Copies become values times factors.
+    Gradients and copies have the shapes of the values and any dtype. A factor [S, M] applies to the
+    outputs of a slot; None is 1. Copies become values times factors.
     """
     config = adam.config
     for value, square, grad, copy, factor in zip(
@@ -58,7 +58,7 @@ def fused_step(
     ):
         S, B, M, L = value.shape
         count = len(rows) * M * L
-        # Views begin at the first of the rows; the way from slot to slot stays that of all.
+        # The views begin at the first of these rows; the stride between slots is that of all rows.
         parts = (tensor[:, rows.start : rows.stop] for tensor in (value, square, grad, copy))
         _step_kernel[(triton.cdiv(count, _VALUES), S)](
             *parts, value if factor is None else factor,

@@ -1,4 +1,4 @@
-"""Documents side by side, computed in parts where the memory of the device is short.
+"""Documents side by side, computed in parts if the memory of the device is short.
 
 All documents of a batch are predicted before the cost of any is recorded. If the memory does not
 suffice for the backward pass of all, they are computed in parts: the states of all parts but one
@@ -30,11 +30,11 @@ _LOOK_AGAIN = 1.125
 
 
 class Halving:
-    """A way to predict and learn for any number of rows; `at_once` of them run together at most.
+    """A way to predict and learn for any number of rows, of which at most `at_once` run together.
 
-    `capacity` is the number of slots, `row_bytes` tells what a row takes of memory by the length of
-    its window and of its chunk. A `fixed` one takes all rows together or refuses: what is
-    coded must be decoded by the same sums.
+    `capacity` is the number of slots; `row_bytes` gives the memory of a row by the lengths of its
+    window and its chunk. If it is `fixed`, all rows run together, or it refuses: decoding must
+    repeat the sums of coding.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Halving:
     def log_probs(self, ids_BT: Tensor, rope: Rope, first: int) -> Tensor:
         """Return log-probabilities of the positions from `first` on, [B, C, V].
 
-        Raises UserError where the memory does not suffice for one row.
+        Raises UserError if the memory does not suffice for one row.
         """
         self._ids_BT, self._rope, self._first = ids_BT, rope, first
         self._choose()
@@ -75,7 +75,7 @@ class Halving:
     def learn(self, targets_BC: Tensor, share_B: Tensor) -> None:
         """Step on the last chunk's mean cost, by shares of rows."""
         work = functools.partial(self._learned, targets_BC, share_B)
-        # The last part first: its way back is there.
+        # The last part comes first, because its graph for gradients exists.
         todo = self._parts(range(len(share_B)))
         while todo:
             part = todo.pop()
@@ -103,10 +103,10 @@ class Halving:
         return found_BCV
 
     def _predicted(self, part: range) -> Tensor:
-        """Return the log-probabilities of a part, whose way back is the one that is kept."""
+        """Return the log-probabilities of a part; only its graph for gradients is kept."""
         self._kept = None
         self._way.forget()
-        # Slots behind the last row are nobody's: the number of rows may be rounded up to them.
+        # Slots after the last row are unused, so the number of rows may be rounded up.
         last = part.stop == len(self._ids_BT)
         room = range(part.start, min(self._capacity, part.start + self.at_once)) if last else part
         ids_PT = self._ids_BT[part.start : part.stop]
@@ -122,11 +122,11 @@ class Halving:
         self._way.learn(targets_BC[rows], share_B[rows])
         return True
 
-    # -----------------------------------------------------------------------------------------
-    # What fits
+    # ----------------------------------------------------------------------------------------- Rows
+    # that fit into memory
 
     def _choose(self) -> None:
-        """Take fewer rows together where what is free would not suffice."""
+        """Take fewer rows together if the free memory would not suffice."""
         size = self._size()
         if size.rows * size.length <= self._fitting or self._fixed:
             return
@@ -143,7 +143,7 @@ class Halving:
         return self._way.size(min(rows, most), most, self._first, length, len(self._rope[0]))
 
     def _make_room(self) -> None:
-        """Drop recordings, or take fewer rows together if there are none."""
+        """Drop recordings or, if there are none, take fewer rows together."""
         self._way.forget()
         if not self._way.release():
             if self.at_once == 1 or self._fixed:
@@ -164,9 +164,9 @@ class Halving:
 
 
 def _unless_full(work: Callable[[], Any]) -> Any:
-    """Return the result of some work, or None where memory did not suffice.
+    """Return the result of some work, or None if memory did not suffice.
 
-    The error is gone when this returns, and with it what its frames held.
+    The error is freed before this returns, with all objects that its frames referred to.
     """
     try:
         return work()

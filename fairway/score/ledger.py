@@ -401,7 +401,7 @@ class Ledger:
         error = abs(math.fsum(np.exp(row)) - 1.0)
         if not error <= SUM_TOLERANCE:
             raise LedgerError(
-                f"the probabilities at position {position} miss 1 by {error:.3g}; "
+                f"the probabilities at position {position} sum to 1 with an error of {error:.3g}; "
                 f"at most {SUM_TOLERANCE:g} is allowed"
             )
         self.witness.row(position, row)

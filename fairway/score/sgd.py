@@ -31,7 +31,7 @@ from fairway.score.windows import Event, Window, events, sliding_windows
 
 # Sequences per forward and backward pass: more need more memory and are not faster.
 ROWS_AT_ONCE = 16
-# SGD as in #1413: momentum, kept from chunk to chunk, the bound on the gradient's norm, and the
+# SGD as in #1413: momentum (kept from chunk to chunk), the bound on the gradient's norm, and the
 # most sequences of a step.
 _MOMENTUM, _CLIP, _SEQUENCES = 0.9, 1.0, 32
 
@@ -115,7 +115,7 @@ class Sgd:
         self.gradients(lesson, sequences)
         torch.nn.utils.clip_grad_norm_(self.weights, _CLIP)
         self.optimiser.step()
-        # Code with copies of weights (the operations) checks their versions.
+        # Owners of copied weights (the operations) check version counters.
         torch.autograd.graph.increment_version(self.weights)
 
     def gradients(self, lesson: Lesson, sequences: range) -> None:
@@ -132,7 +132,7 @@ class Sgd:
         self._add_gradients()
 
     def _at_once(self) -> int:
-        """Return how many sequences go together: fewer where a GPU's free memory says so."""
+        """Return how many sequences run together; the free memory of a GPU may reduce them."""
         if self.fixed:
             return ROWS_AT_ONCE
         model, T = self.model, self.seq_len
@@ -168,9 +168,9 @@ class Sgd:
 def evaluate_sgd(model: GPT, asked: Evaluation) -> Score:
     """Return the score of a model that learns every chunk after its costs are recorded.
 
-    The model's weights change; load it anew for another evaluation. Each rank scores a share of a
+    The model's weights change; load it again for another evaluation. Each rank scores a share of a
     chunk's events, then all learn the whole chunk together. Experts stand beside the model, whose
-    own loss alone it learns by. Raises LedgerError if the account does not add up.
+    own loss alone it learns by. Raises LedgerError if the account is inconsistent.
     """
     score, config, ranks = asked.score, asked.ttt, asked.ranks
     plan = list(chunks(asked.targets, score, config.chunk_tokens))
@@ -191,7 +191,7 @@ def evaluate_sgd(model: GPT, asked: Evaluation) -> Score:
 
 
 def _shared_ledger(model: GPT, asked: Evaluation, plan: list[Chunk]) -> tuple[Ledger, Gather]:
-    """Return this process's ledger, with a span per chunk, and what joins all ledgers."""
+    """Return this process's ledger, with a span per chunk, and functions to join all ledgers."""
     ranks, spans, numbers = asked.ranks, [], []
     for chunk in plan:
         own = share(len(chunk.events), ranks)

@@ -8,22 +8,22 @@ from fairway.base.arrays import FloatArray
 from fairway.machine.ranks import Ranks
 from fairway.score.ledger import Gather, Part
 
-# What is told of a part besides the nats of its events.
+# The numbers sent for a part besides the nats of its events.
 _PART_NUMBERS = 8
 
 
 def share(count: int, ranks: Ranks) -> range:
-    """Return which of `count` things in a row are this process's."""
+    """Return which of `count` items in a row belong to this process."""
     first, end = (count * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1))
     return range(first, end)
 
 
 def gathering(ranks: Ranks, own: Sequence[int], parts: int, events: int) -> Gather:
-    """Return what brings together all `parts` of a text, which have `events` events in all.
+    """Return a function that collects all `parts` of a text, which have `events` events in all.
 
-    `own` are the numbers, among the parts, of those that this process made. One float64 sum over
-    the processes: each adds its own numbers to zeros, so that nothing is rounded. A part's row has
-    the number of its events in place of their nats, which follow after the rows.
+    `own` are the indices of the parts that this process made. The collection is one float64 sum
+    over the processes; each adds its own numbers to zeros, so nothing is rounded. A part's row has
+    the number of its events; their nats follow after all rows.
     """
     rows = parts * _PART_NUMBERS
 

@@ -1,7 +1,7 @@
-"""Where the bits of a score go: by kind of token, frequency, place and context.
+"""The bits of a score by kind of token, frequency, place and context.
 
-Each of the four divides all scored tokens into groups that do not overlap, so that the bits of its
-groups add up to the bits of the score.
+Each of the four divides all scored tokens into separate groups, so the bits of its groups add up to
+the bits of the score.
 """
 
 import re
@@ -33,15 +33,15 @@ KINDS = (
     "parts inside words",
     "punctuation and signs",
 )
-# Bounds of the groups of frequency: occurrences in a million tokens of training text, falling.
+# Bounds of the groups of frequency: occurrences in a million tokens of training text, decreasing.
 _PER_MILLION = (1_000, 100, 10)
 # The last token of the first group of places and contexts; each further group ends twice as far.
 _FIRST_GROUP = 64
 _GROUPS = 14
 _ENDS = _FIRST_GROUP << np.arange(_GROUPS - 1, dtype=np.int64)
-# Tokens that are named because they cost most, and of every kind.
+# The numbers of named tokens: those with the largest total cost, and in every kind.
 _DEAREST, _EXAMPLES = 12, 4
-# Tokens of training text that are counted at most: a tenth of a second.
+# The most tokens of training text that are counted, in a tenth of a second.
 COUNTED_TOKENS = 10_000_000
 _LINE_ENDS = (0x0A, 0x0D)
 
@@ -85,7 +85,7 @@ class Spending(Passing):
         self.by_context = np.zeros((3, _GROUPS))
 
     def opened(self, text: Text) -> None:
-        """Note where the documents of the text begin; its scorer may have sorted them."""
+        """Note the beginnings of the documents of the text; its scorer may have sorted them."""
         self.target_bytes = text.target_bytes
         self.starts = np.flatnonzero(np.asarray(text.ids) == self.bos_id)
         self.witness.opened(text)
@@ -107,7 +107,7 @@ class Spending(Passing):
         self.witness.scored(receipt)
 
     def _place(self, positions: IntArray) -> IntArray:
-        """Return which token of its document every target is; the first behind BOS is 1."""
+        """Return the number of every target in its document; the first after BOS is 1."""
         before = np.searchsorted(self.starts, positions, side="right") - 1
         starts = self.starts[np.maximum(before, 0)] if len(self.starts) else 0
         return positions + 1 - np.where(before < 0, 0, starts)
@@ -120,7 +120,7 @@ class Spending(Passing):
         for table, part in zip(tables, np.split(summed, ends), strict=True):
             table[:] = part.reshape(table.shape)
 
-    def told(self, tokenizer: Tokenizer, counts: IntArray) -> dict[str, Any]:
+    def groups(self, tokenizer: Tokenizer, counts: IntArray) -> dict[str, Any]:
         """Return the groups, ready for JSON; `counts` are occurrences in training text by id."""
         kinds, pieces = kinds_of(tokenizer), tokenizer.pieces
         names = [shown(piece) for piece in pieces]
@@ -143,7 +143,7 @@ class Spending(Passing):
 
 
 def kinds_of(tokenizer: Tokenizer) -> IntArray:
-    """Return the kind of every token id, as an index into `KINDS`; the first that fits is taken."""
+    """Return the kind of every token id, as an index into `KINDS`: the first that fits."""
     kinds = np.array([_kind(piece) for piece in tokenizer.pieces], np.int64)
     kinds[tokenizer.byte_ids] = KINDS.index("other single bytes")
     kinds[tokenizer.byte_ids[list(_LINE_ENDS)]] = KINDS.index("line ends")
@@ -187,7 +187,7 @@ def occurrences(shards: Sequence[NDArray[np.integer]], vocab_size: int) -> IntAr
 
 
 def _rarity(counts: IntArray) -> IntArray:
-    """Return the group of frequency of every token; the last one is of those that never occur."""
+    """Return the group of frequency of every token; the last one is for absent tokens."""
     per_million = counts * (1e6 / max(1, int(counts.sum())))
     groups = sum((per_million < bound).astype(np.int64) for bound in _PER_MILLION)
     return np.where(counts == 0, len(_PER_MILLION) + 1, groups)
@@ -216,7 +216,7 @@ def _placed(table: FloatArray) -> Iterator[dict[str, Any]]:
 
 
 def _summed(names: Sequence[str], groups: IntArray, table: FloatArray) -> Iterator[dict[str, Any]]:
-    """Yield the sums of a table's columns by group, but for groups without a token."""
+    """Yield the sums of a table's columns by group, without empty groups."""
     for number, name in enumerate(names):
         column = table[:, groups == number].sum(axis=1)
         if column[0]:

@@ -10,8 +10,8 @@ from fairway.score.lora import evaluate_lora
 from fairway.score.sgd import evaluate_sgd
 from fairway.score.sliding import evaluate_frozen
 
-# The scores of a frozen artifact that test-time training is held against: what results call the
-# gain, their stage, and the words for it.
+# The scores of a frozen artifact with which test-time training is compared: the name of the gain in
+# results, the stage, and words for it.
 BESIDE = {
     "side_by_side": ("quantised", "over windows side by side"),
     "sliding": ("sliding", "over the sliding window"),
@@ -20,9 +20,9 @@ BESIDE = {
 
 
 def gains(stages: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the bits per byte that test-time training takes off the scores of the artifact.
+    """Return the gains of test-time training over scores of the artifact, in bits per byte.
 
-    `stages` are those of results.json. None where nothing learned.
+    `stages` are those of results.json. Gains are None if nothing learned.
     """
     learned = stages.get("ttt")
     if learned is None:
@@ -32,7 +32,7 @@ def gains(stages: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def gains_told(stages: Mapping[str, Any]) -> str:
-    """Return these gains in words, '' where nothing learned."""
+    """Return these gains in words, '' if nothing learned."""
     found = gains(stages) or {}
     return ", ".join(f"{found[name]:.4f} bpb {BESIDE[name][1]}" for name in found)
 
@@ -40,8 +40,8 @@ def gains_told(stages: Mapping[str, Any]) -> str:
 def evaluate(model: GPT, asked: Evaluation, way: str) -> Score:
     """Return the score of a text by `blocks` (windows side by side), `sliding`, `sgd` or `lora`.
 
-    The weights of a model that learns change: load it anew for another evaluation. Raises UserError
-    for a text that is too short, LedgerError if the account does not add up.
+    The weights of a model that learns change; load it again for another evaluation. Raises
+    UserError for a text that is too short, LedgerError if the account is inconsistent.
     """
     if way == "sgd":
         return evaluate_sgd(model, asked)

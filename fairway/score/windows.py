@@ -49,7 +49,7 @@ class Event:
         return np.concatenate([np.arange(w.score_from, w.end) for w in self.windows])
 
     def window_of(self, position: int) -> Window:
-        """Return the window that scores a position; ValueError if none of this event's does."""
+        """Return the window of this event that scores a position; ValueError if there is none."""
         for window in self.windows:
             if window.score_from <= position < window.end:
                 return window
@@ -78,10 +78,10 @@ def usable_targets(num_tokens: int, seq_len: int, truncate: bool) -> int:
 def sliding_windows(num_targets: int, seq_len: int, stride: int) -> Iterator[Window]:
     """Yield overlapping windows that score every position 0..num_targets-1 once, in order.
 
-    The first window scores all of its positions; each later one starts `stride` further and
-    scores the positions that no window reached before: `stride` of them, fewer at the end of the
-    text. So every position but the first seq_len sees at least seq_len - stride tokens before it.
-    Raises UserError if the stride is not within 1..seq_len or there is nothing to score.
+    The first window scores all of its positions. Each later one starts `stride` further and scores
+    the positions after the previous window: `stride` of them, fewer at the end of the text. So
+    every position except the first seq_len has at least seq_len - stride tokens of context. Raises
+    UserError if the stride is not within 1..seq_len or there is nothing to score.
     """
     if not 1 <= stride <= seq_len:
         raise UserError(
@@ -104,7 +104,7 @@ def _windows(num_targets: int, seq_len: int, stride: int) -> Iterator[Window]:
 
 
 def events(windows: Iterable[Window], windows_per_event: int, index: int = 0) -> Iterator[Event]:
-    """Yield the windows in order, grouped into events of up to `windows_per_event`.
+    """Yield the windows in order, in events of up to `windows_per_event` windows.
 
     The first event has number `index`.
     """

@@ -1,4 +1,4 @@
-"""The page and the endpoint as one application, and the server around it."""
+"""The page and the endpoint as one application, and its server."""
 
 import socket
 from collections.abc import Sequence
@@ -14,33 +14,33 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fairway.base.errors import UserError
 from fairway.serve.completions import completions
 from fairway.serve.costs import costs, documents
-from fairway.serve.errors import HANDLERS, told
+from fairway.serve.errors import HANDLERS, error_response
 from fairway.serve.models import Desk
 from fairway.serve.page import POLICY, page
 
 LOOPBACK = "127.0.0.1"
-# Names under which this machine reaches itself.
+# The names of this machine for itself.
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _ANY_HOST = ("0.0.0.0", "::")
-# Seconds for the step or the window that is computed when the server ends.
+# The seconds that the step or window in progress may take when the server ends.
 _LAST_S = 10
 
 
 class Guard:
-    """Refuses requests that were meant for another host, as those of a site whose name was turned
-    to this machine in a browser.
+    """Refuses requests for another host. A foreign site may point its name to this machine in a
+    browser.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
         self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "http" and self._hosts:
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
             if _without_port(host) not in self._hosts:
                 words = f"this server does not answer for the host '{host[:100]}'"
-                await told(words, 400)(scope, receive, send)
+                await error_response(words, 400)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -71,7 +71,7 @@ def _model(name: str) -> dict[str, object]:
 
 
 def application(desk: Desk, hosts: Sequence[str] = _OWN_NAMES) -> Starlette:
-    """Return the application; it answers for these hosts alone, for any if there are none."""
+    """Return the application; it answers only for these hosts, or for any if the list is empty."""
     routes = [
         Route("/", home),
         Route("/v1/models", models),
@@ -87,7 +87,7 @@ def application(desk: Desk, hosts: Sequence[str] = _OWN_NAMES) -> Starlette:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address; UserError if that cannot be had. Port 0 is any free."""
+    """Return a socket bound to an address; UserError if that fails. Port 0 is any free port."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         bound = socket.socket(family, socket.SOCK_STREAM)
@@ -96,14 +96,14 @@ def listening(host: str, port: int) -> socket.socket:
         bound.listen(64)
     except OSError as error:
         raise UserError(
-            f"cannot listen at {host} port {port}: {error.strerror or error}; name another with "
+            f"cannot listen at {host} port {port}: {error.strerror or error}; choose another with "
             "--port or --host"
         ) from None
     return bound
 
 
 def is_loopback(bound: socket.socket) -> bool:
-    """Return whether only this machine reaches a socket."""
+    """Return whether only this machine can reach a socket."""
     address = str(bound.getsockname()[0])
     return address == "::1" or address.startswith("127.")
 
@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
         self._desk = desk
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End what the models do, and then the server."""
+        """End the work of the models, and then the server."""
         self._desk.ending.set()
         super().handle_exit(sig, frame)
 

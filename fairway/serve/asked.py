@@ -1,6 +1,6 @@
-"""The fields of a request, checked: size, names and bounds.
+"""Checks the fields of a request: size, names and bounds.
 
-A field that is known but not supported is refused, unless it asks for nothing.
+A known but unsupported field is refused, unless its value changes nothing.
 """
 
 import json
@@ -13,21 +13,21 @@ from starlette.requests import Request
 
 from fairway.base.errors import UserError
 from fairway.data.pieces import encoded
-from fairway.model.writing import MAX_SEED, Manner, require_number, require_whole, told
+from fairway.model.writing import MAX_SEED, Manner, described, require_number, require_whole
 from fairway.serve.errors import RequestError
 
 MAX_BODY_BYTES = 1 << 20
 MAX_PROMPT_BYTES = 1 << 17
 MAX_TOKENS = 4096
-# Continuations of one request, which are written side by side.
+# The most continuations of one request; they are written together.
 MAX_ROWS = 16
 MAX_STOPS, MAX_STOP_BYTES = 16, 1000
 MAX_LOGPROBS = 20
-# A text whose tokens are shown: some thousand cells, with what each has to tell.
+# The longest text whose tokens are shown: some thousand cells with their tips.
 MAX_TEXT_BYTES = 20_000
 _MAX_TEMPERATURE = 100.0
 
-# What a field may be besides not given or null: it then asks for nothing.
+# Values of unsupported fields that change nothing, besides null.
 _NEUTRAL: dict[str, Sequence[Any]] = {
     "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
     "suffix": ("",),
@@ -56,10 +56,10 @@ class Asked:
 
 
 async def body_of(request: Request) -> dict[str, Any]:
-    """Return the JSON object of a request; RequestError if it is too large, or none."""
+    """Return the JSON object of a request; RequestError if it is too large, or not an object."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        # A page of another site can send a browser here with any other kind.
+        # With any other kind, a page of another site could make a browser send this.
         raise RequestError("the body must be JSON, with the header Content-Type: application/json")
     parts, size = [], 0
     async for part in request.stream():
@@ -73,12 +73,14 @@ async def body_of(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise RequestError(f"the body is {told(value)}; it must be an object with named fields")
+        raise RequestError(
+            f"the body is {described(value)}; it must be an object with named fields"
+        )
     return value
 
 
 def asked_of(body: dict[str, Any], vocab_size: int) -> Asked:
-    """Return a request for completions; RequestError names the field that is wrong."""
+    """Return a request for completions; RequestError names the wrong field."""
     fields = {name: value for name, value in body.items() if value is not None}
     _require_known(fields)
     prompts = _prompts(fields.get("prompt", ""))
@@ -94,7 +96,7 @@ def asked_of(body: dict[str, Any], vocab_size: int) -> Asked:
         prompts=prompts,
         most=_whole(fields, "max_tokens", 16, 0, MAX_TOKENS),
         manner=_manner(fields, vocab_size),
-        # As nobody asked for the same text again, it is another one each time.
+        # Without a requested seed, the text differs each time.
         seed=secrets.randbelow(MAX_SEED // 2) if seed is None else _whole(fields, "seed", 0, 0),
         n=n,
         stops=_stops(fields.get("stop", [])),
@@ -106,31 +108,31 @@ def asked_of(body: dict[str, Any], vocab_size: int) -> Asked:
 
 
 def text_of(fields: dict[str, Any]) -> tuple[str, str | None, str | None]:
-    """Return the text whose costs are asked for, the model, and the one beside it."""
+    """Return the text whose costs are requested, the model, and a second model or None."""
     for name in fields:
         if name not in ("text", "model", "beside"):
-            raise RequestError(f"'{name[:60]}' is no field of this request", param=name[:60])
+            raise RequestError(f"'{name[:60]}' is not a field of this request", param=name[:60])
     text, beside = fields.get("text"), fields.get("beside")
     if not isinstance(text, str) or not text:
         raise RequestError("the text is empty; give at least one character", param="text")
     _require_size(text, "text", MAX_TEXT_BYTES)
     if beside is not None and not isinstance(beside, str):
-        raise RequestError(f"beside is {told(beside)}; it must be a name", param="beside")
+        raise RequestError(f"beside is {described(beside)}; it must be a name", param="beside")
     return text, model_of(fields), beside
 
 
 def model_of(fields: dict[str, Any]) -> str | None:
-    """Return the name of the model that is asked for, if one is."""
+    """Return the name of the requested model, or None."""
     name = fields.get("model")
     if name is not None and not isinstance(name, str):
-        raise RequestError(f"model is {told(name)}; it must be a name", param="model")
+        raise RequestError(f"model is {described(name)}; it must be a name", param="model")
     return name
 
 
 def _require_known(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if name not in _FIELDS:
-            raise RequestError(f"'{name[:60]}' is no field of this request", param=name[:60])
+            raise RequestError(f"'{name[:60]}' is not a field of this request", param=name[:60])
         if name in _NEUTRAL and value not in _NEUTRAL[name]:
             raise RequestError(f"{name} is not supported; leave it out", param=name)
 
@@ -138,8 +140,8 @@ def _require_known(fields: dict[str, Any]) -> None:
 def _prompts(value: Any) -> tuple[str, ...]:
     prompts = value if isinstance(value, list) else [value]
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        words = "it must be a text or a list of texts; token ids are not taken"
-        raise RequestError(f"prompt is {told(value)}; {words}", param="prompt")
+        words = "it must be a text or a list of texts; token ids are not accepted"
+        raise RequestError(f"prompt is {described(value)}; {words}", param="prompt")
     if len(prompts) > MAX_ROWS:
         raise RequestError(f"{len(prompts)} prompts are more than {MAX_ROWS}", param="prompt")
     for prompt in prompts:
@@ -154,7 +156,7 @@ def _require_size(text: str, name: str, most_bytes: int) -> None:
         raise RequestError(str(error), param=name) from None
     if size > most_bytes:
         raise RequestError(
-            f"the {name} has {size:,} bytes; at most {most_bytes:,} are taken", param=name,
+            f"the {name} has {size:,} bytes; at most {most_bytes:,} are accepted", param=name,
             code="context_length_exceeded",
         )  # fmt: skip
 
@@ -171,7 +173,7 @@ def _whole(fields: dict[str, Any], name: str, usual: int, lo: int, hi: int = MAX
 def _flag(fields: dict[str, Any], name: str) -> bool:
     value = fields.get(name, False)
     if not isinstance(value, bool):
-        raise RequestError(f"{name} is {told(value)}; it must be true or false", param=name)
+        raise RequestError(f"{name} is {described(value)}; it must be true or false", param=name)
     return value
 
 
@@ -191,10 +193,10 @@ def _stops(value: Any) -> tuple[bytes, ...]:
     stops = value if isinstance(value, list) else [value]
     if not all(isinstance(stop, str) for stop in stops) or len(stops) > MAX_STOPS:
         words = f"it must be a text or a list of at most {MAX_STOPS} texts"
-        raise RequestError(f"stop is {told(value)}; {words}", param="stop")
+        raise RequestError(f"stop is {described(value)}; {words}", param="stop")
     for stop in stops:
         _require_size(stop, "stop", MAX_STOP_BYTES)
-    # An empty one ends nothing.
+    # An empty stop text would stop nothing.
     return tuple(stop.encode() for stop in stops if stop)
 
 
@@ -206,5 +208,7 @@ def _usage(fields: dict[str, Any], stream: bool) -> bool:
         or options.keys() - {"include_usage"}
     ):
         words = "it may be an object with include_usage, and needs stream"
-        raise RequestError(f"stream_options is {told(options)}; {words}", param="stream_options")
+        raise RequestError(
+            f"stream_options is {described(options)}; {words}", param="stream_options"
+        )
     return _flag(options, "include_usage")

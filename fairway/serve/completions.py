@@ -1,4 +1,4 @@
-"""POST /v1/completions: prompts continued, whole or as they are written, in OpenAI's form."""
+"""POST /v1/completions: continues prompts, as a whole or as a stream, in OpenAI's form."""
 
 import codecs
 import json
@@ -19,21 +19,21 @@ from fairway.serve.asked import Asked, asked_of, body_of, model_of
 from fairway.serve.models import Desk, Served
 from fairway.serve.watching import CLIENT_GONE, GoneError, Watching
 
-# A token with its place in the text, its log-probability, and the likeliest ones with theirs.
+# A token, its place in the text, its log-probability, and the likeliest tokens with theirs.
 Entry = tuple[int, int, float, list[tuple[int, float]]]
 
 
 class Choice:
-    """One continuation as it grows, and what of it has been told."""
+    """One continuation as it grows, and how much of it was sent."""
 
     def __init__(self, row: Row, prompt: str, heads: list[Entry], tokenizer: Tokenizer) -> None:
         self.row, self._tokenizer = row, tokenizer
-        # What an echo tells before the first token is drawn.
+        # The prompt and its tokens, which an echo sends before the first new token.
         self._prompt, self._heads = prompt, heads
         self._told, self._count, self._echoed = 0, 0, False
 
     def part(self, with_logprobs: bool) -> tuple[str, dict[str, Any] | None]:
-        """Return the text that is certain since the last time, and its tokens."""
+        """Return the text that became certain since the last call, and its tokens."""
         text = self._certain()
         new, entries = text[self._told :], list(self._entries(text)) if with_logprobs else []
         if not self._echoed:
@@ -42,7 +42,7 @@ class Choice:
         return new, _logprobs(self._tokenizer, entries) if with_logprobs else None
 
     def _certain(self) -> str:
-        """Return the text but for half characters, and for what may become a stop word."""
+        """Return the text without half characters, and without a possible start of a stop text."""
         row = self.row
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text = decoder.decode(row.text, final=row.ended)
@@ -57,13 +57,13 @@ class Choice:
         return text[: len(text) - max(held, default=0)]
 
     def _entries(self, text: str) -> Iterator[Entry]:
-        """Yield the tokens that begin in a text and have not been told yet."""
+        """Yield the unsent tokens that begin inside a text."""
         while self._count < len(self.row.drawn):
             drawn = self.row.drawn[self._count]
             place = len(self.row.text[: drawn.start].decode(errors="ignore"))
             if place >= len(text):
                 return
-            # The blank at a prompt's end is the first token's.
+            # A blank at the prompt's end belongs to the first token.
             owed = not self._count and self._prompt.endswith(BLANK)
             self._count += 1
             offset = place + len(self._prompt) - owed
@@ -83,7 +83,7 @@ def _logprobs(tokenizer: Tokenizer, entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """Return the text of a token in OpenAI's form: `bytes:\\xf0` if it is no text by itself."""
+    """Return the text of a token in OpenAI's form: `bytes:\\xf0` if it is not valid text alone."""
     if token == tokenizer.bos_id:
         return "<|endoftext|>"
     data = tokenizer.piece_bytes[token]
@@ -111,12 +111,12 @@ class Completion:
         ]  # fmt: skip
 
     def choices(self, rows: list[tuple[str, Row]], watching: Watching) -> list[Choice]:
-        """Return the choices; with an echo and logprobs prompts are scored for it."""
+        """Return the choices; for an echo with logprobs, prompts are scored."""
         asked, language = self.asked, self.served.language
         heads: dict[str, list[Entry]] = {}
         if asked.echo and asked.logprobs is not None:
             for prompt in dict.fromkeys(asked.prompts):
-                # A blank at the end is not read before a continuation: its first token has it.
+                # A blank at the end is not read before a continuation: the first token has it.
                 read = prompt.removesuffix(BLANK) if asked.most else prompt
                 heads[prompt] = prompt_entries(language, read, asked.logprobs, watching)
         return [
@@ -124,21 +124,21 @@ class Completion:
             for prompt, row in rows
         ]
 
-    def told(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    def response(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """Return an answer, or a part of one."""
         head = {"id": self.id, "object": "text_completion", "created": self.created}
         names = {"model": self.served.name, "system_fingerprint": self.served.fingerprint}
         return {**head, **names, "choices": choices, **more}
 
     def choice(self, number: int, choice: Choice) -> dict[str, Any]:
-        """Return what is new of a choice, in OpenAI's form."""
+        """Return the new part of a choice, in OpenAI's form."""
         text, logprobs = choice.part(self.asked.logprobs is not None)
         row = choice.row
         reason = ("stop" if row.stopped else "length") if row.ended else None
         return {"text": text, "index": number, "logprobs": logprobs, "finish_reason": reason}
 
     def usage(self, rows: list[tuple[str, Row]]) -> dict[str, int]:
-        """Return how many tokens were read and written. BOS before a prompt is one."""
+        """Return how many tokens were read and written. BOS before a prompt counts as one."""
         read = sum(len(row.prompt) for _, row in rows[:: self.asked.n])
         wrote = sum(row.count for _, row in rows)
         total = read + wrote
@@ -148,7 +148,7 @@ class Completion:
 def prompt_entries(
     language: LanguageModel, prompt: str, alternatives: int, watching: Watching
 ) -> list[Entry]:
-    """Return the tokens of a prompt with what they cost under the windows of a score."""
+    """Return the tokens of a prompt with their costs under the windows of a score."""
     if not prompt:
         return []
     costs = language.costs(prompt, alternatives=alternatives, witness=watching)
@@ -171,7 +171,7 @@ async def completions(request: Request) -> Response:
     rows = await desk.run(completion.rows)
     if completion.asked.stream:
         parts = _streamed(desk, completion, rows)
-        # The first part first: what is refused then is still an answer of its own.
+        # The first part is computed first, so that a refusal is still an ordinary answer.
         first = await anext(parts, "")
         return _Events(_followed(first, parts), media_type="text/event-stream")
     watching = Watching(desk.ending)
@@ -184,11 +184,11 @@ async def completions(request: Request) -> Response:
         except GoneError:
             return Response(status_code=CLIENT_GONE)
     whole = [completion.choice(number, choice) for number, choice in enumerate(choices)]
-    return JSONResponse(completion.told(whole, usage=completion.usage(rows)))
+    return JSONResponse(completion.response(whole, usage=completion.usage(rows)))
 
 
 class _Events(StreamingResponse):
-    """Events; when the client goes away their source is closed at once, and others may go on."""
+    """Events; when the client leaves, their source is closed at once, and others may continue."""
 
     async def stream_response(self, send: Send) -> None:
         """Send all events."""
@@ -201,7 +201,7 @@ class _Events(StreamingResponse):
 
 
 async def _steps(desk: Desk, completion: Completion, choices: list[Choice]) -> AsyncIterator[None]:
-    """Let all choices grow by a token per step, each on the thread of the models."""
+    """Add a token to all choices per step, each on the thread of the models."""
     rows = [choice.row for choice in choices]
     steps = completion.served.language.writing(rows, completion.asked.manner)
     while await desk.run(next, steps, True) is None:
@@ -211,32 +211,32 @@ async def _steps(desk: Desk, completion: Completion, choices: list[Choice]) -> A
 async def _streamed(
     desk: Desk, completion: Completion, rows: list[tuple[str, Row]]
 ) -> AsyncGenerator[str, None]:
-    """Yield what is new, as events, as soon as it is certain."""
+    """Yield new text as events, as soon as it is certain."""
     watching, ended = Watching(desk.ending), set[int]()
     async with desk.turn():
         try:
             choices = await desk.run(completion.choices, rows, watching)
             if new := _news(completion, choices, ended):
-                yield _event(completion.told(new))
+                yield _event(completion.response(new))
             async for _ in _steps(desk, completion, choices):
                 if watching.gone:
                     return
                 if new := _news(completion, choices, ended):
-                    yield _event(completion.told(new))
+                    yield _event(completion.response(new))
         except GoneError:
             return
         finally:
             watching.left = True
     if completion.asked.usage:
-        yield _event(completion.told([], usage=completion.usage(rows)))
+        yield _event(completion.response([], usage=completion.usage(rows)))
     yield "data: [DONE]\n\n"
 
 
 def _news(completion: Completion, choices: list[Choice], ended: set[int]) -> list[dict[str, Any]]:
-    """Return the choices that have something new to tell, and note which of them have ended."""
+    """Return the choices with something new, and record which of them have ended."""
     open_ = [(n, completion.choice(n, c)) for n, c in enumerate(choices) if n not in ended]
-    ended.update(number for number, told in open_ if told["finish_reason"])
-    return [told for _, told in open_ if told["text"] or told["finish_reason"]]
+    ended.update(number for number, choice in open_ if choice["finish_reason"])
+    return [choice for _, choice in open_ if choice["text"] or choice["finish_reason"]]
 
 
 async def _followed(first: str, rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:

@@ -13,7 +13,7 @@ from fairway.serve.watching import CLIENT_GONE, GoneError, Watching
 
 
 async def costs(request: Request) -> Response:
-    """Answer POST /costs: HTML of a text coloured by what its tokens cost one or two models."""
+    """Answer POST /costs: HTML of a text coloured by its tokens' costs, by one or two models."""
     desk: Desk = request.app.state.desk
     text, model, beside = text_of(await body_of(request))
     sides = [desk.side(model), *([desk.side(beside)] if beside else [])]
@@ -26,7 +26,7 @@ async def costs(request: Request) -> Response:
 
 
 def shown(text: str, sides: list[Served | Record], watching: Watching) -> dict[str, Any]:
-    """Return what the page shows: every side's text, totals and tips, and the list of cells."""
+    """Return the content of the page: every side's text, totals and tips, and the list of cells."""
     found = [side.costs(text, watching) for side in sides]
     view, names = View(found), [side.name for side in sides]
     heads = [*names, "difference"] if len(sides) == 2 else ["bits"]
@@ -48,11 +48,11 @@ def shown(text: str, sides: list[Served | Record], watching: Watching) -> dict[s
 
 
 def _summary(names: list[str], found: list[dict[str, Any]]) -> Html:
-    """Return which of two sides pays less for the text, and which sides are records."""
+    """Return which of two sides has the lower cost, and which sides are records."""
     parts = [_difference(names, found)] if len(names) == 2 else []
     parts += [
-        f"<b>{esc(name)}</b> is a record: what this stage of the run booked, with the context that "
-        "it had. It has no ranks and no likeliest tokens."
+        f"<b>{esc(name)}</b> is a record: the costs that this stage of the run stored, with the "
+        "context that it had. It has no ranks and no likeliest tokens."
         for name in dict.fromkeys(n for n, side in zip(names, found, strict=True) if _kept(side))
     ]
     return Html(" ".join(parts))
@@ -65,15 +65,15 @@ def _kept(side: dict[str, Any]) -> bool:
 def _difference(names: list[str], found: list[dict[str, Any]]) -> str:
     a, b = (side["total_bits"] for side in found)
     if a == b:
-        return "Both pay the same."
+        return "Both have the same cost."
     better, worse = names if a < b else names[::-1]
     return (
-        f"<b>{esc(better)}</b> pays {num(abs(a - b), ',.1f', ' bits')} less than "
+        f"<b>{esc(better)}</b> costs {num(abs(a - b), ',.1f', ' bits')} less than "
         f"<b>{esc(worse)}</b>: {num(100 * (1 - min(a, b) / max(a, b)), '.1f', ' %')}."
     )
 
 
 async def documents(request: Request) -> Response:
-    """Answer GET /documents: beginnings of validation documents, or why there are none."""
+    """Answer GET /documents: beginnings of validation documents, or the reason for none."""
     desk: Desk = request.app.state.desk
     return JSONResponse({"documents": await desk.run(desk.documents)})

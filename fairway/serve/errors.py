@@ -11,7 +11,7 @@ from fairway.base.terminal import sentence
 
 
 class RequestError(Exception):
-    """A request that is refused: why, by which status, and for which field."""
+    """A refused request: the reason, the status, and the field."""
 
     def __init__(
         self, message: str, status: int = 400, param: str | None = None, code: str | None = None
@@ -20,10 +20,10 @@ class RequestError(Exception):
         self.status, self.param, self.code = status, param, code
 
 
-def told(
+def error_response(
     message: str, status: int, param: str | None = None, code: str | None = None
 ) -> JSONResponse:
-    """Return the answer to a request that is refused."""
+    """Return the answer to a refused request."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     error: dict[str, Any] = {"message": sentence(message), "type": kind}
     return JSONResponse({"error": {**error, "param": param, "code": code}}, status)
@@ -32,15 +32,15 @@ def told(
 async def refused(request: Request, error: Exception) -> Response:
     """Answer a request that this package refuses."""
     if isinstance(error, RequestError):
-        return told(str(error), error.status, error.param, error.code)
-    return told(str(error), 400)
+        return error_response(str(error), error.status, error.param, error.code)
+    return error_response(str(error), 400)
 
 
 async def unknown(request: Request, error: Exception) -> Response:
-    """Answer a request for a path that is not there, or by another method than the path has."""
+    """Answer a request for an unknown path, or with a wrong method."""
     assert isinstance(error, HTTPException)
-    words = {404: f"there is nothing at {request.url.path}", 405: "this path takes another method"}
-    answer = told(words.get(error.status_code, error.detail), error.status_code)
+    words = {404: f"there is nothing at {request.url.path}", 405: "this path has another method"}
+    answer = error_response(words.get(error.status_code, error.detail), error.status_code)
     answer.headers.update(error.headers or {})
     return answer
 

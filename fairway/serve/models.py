@@ -1,7 +1,7 @@
-"""The models that are served: artifacts, and the weights of a run before they were packed; and
-records of what the stages of a run booked.
+"""The served models: artifacts, the weights of a run before packing, and recorded costs of stages
+of a run.
 
-All models compute on one thread, one request after the other, and by one machine plan.
+All models compute on one thread, one request at a time, with one machine plan.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from fairway.pipeline.record import config_of
 from fairway.pipeline.recorded import DOCUMENT_BYTES, DOCUMENTS, RECORDED, recorded
 from fairway.pipeline.run import DATA
 from fairway.pipeline.text import open_text
-from fairway.score.costs import told
+from fairway.score.costs import document_costs
 from fairway.serve.errors import RequestError
 from fairway.serve.watching import Watching
 from fairway.train.saved import reading, weights_of
 
-# Weights of a run beside its artifact, by the word that stands behind its name.
+# Weights of a run besides its artifact, by the word after the run's name.
 STAGES = {"raw": "raw", "average": "ema"}
-# Requests that may wait for the model.
+# The most requests that may wait for the model.
 MOST_WAITING = 16
-# What a run keeps the costs of, in the words of the page.
+# The stages whose costs a run stores, in the words of the page.
 _KEPT = {
     "sliding": "sliding window",
     "documents": "each document alone, no learning",
@@ -47,8 +47,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Served:
-    """One model by its name: an artifact, alone or with an adapter, or the weights of a stage of
-    the run around it.
+    """One model with its name: an artifact, alone or with an adapter, or the weights of a stage of
+    its run.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Served:
 
     @cached_property
     def language(self) -> LanguageModel:
-        """Return the model; weights of a stage are read when they are first asked for."""
+        """Return the model; weights of a stage are read on first use."""
         if not self.stage:
             return self.artifact
         whole, path = self.artifact, self.file.parent / WEIGHTS
@@ -70,7 +70,7 @@ class Served:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return what tells these weights from others."""
+        """Return a text that identifies these weights."""
         if self.stage:
             return f"fairway-{digest_file(self.file.parent / WEIGHTS)[:12]}-{self.stage}"
         files = [self.file, *([self.adapter] if self.adapter else [])]
@@ -78,21 +78,21 @@ class Served:
 
     @property
     def described(self) -> str:
-        """Return what it is, in few words."""
+        """Return its kind, in a few words."""
         kinds = {"raw": "last weights", "average": "averaged weights"}
         return kinds.get(self.stage, "with adapter" if self.adapter else "artifact")
 
     def costs(self, text: str, watching: Watching) -> dict[str, Any]:
-        """Return what each token of a text costs this model, as `fairway.score.costs.told` does."""
+        """Return the cost of each token of a text by this model, as `document_costs` does."""
         model = self.language
-        return told(text, model.costs(text, witness=watching), model.tokenizer)
+        return document_costs(text, model.costs(text, witness=watching), model.tokenizer)
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a stage of a run booked for the tokens of a few documents, by their texts.
+    """The costs that a stage of a run stored for the tokens of a few documents, by their texts.
 
-    It is no model: nothing is computed from it, and it knows no other text.
+    It is not a model: it computes nothing, and has no costs of other texts.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Record:
     by_text: dict[str, dict[str, Any]]
 
     def costs(self, text: str, watching: Watching) -> dict[str, Any]:
-        """Return what each token of a document cost; RequestError for any other text."""
+        """Return the stored costs of a document's tokens; RequestError for any other text."""
         if text not in self.by_text:
             raise RequestError(
                 f"'{self.name}' is a record of {len(self.by_text)} validation documents and has no "
@@ -127,7 +127,7 @@ class Desk:
 
     @property
     def first(self) -> Served:
-        """Return the model that answers where none is named."""
+        """Return the model for requests that name none."""
         return next(iter(self.served.values()))
 
     def find(self, name: str | None) -> Served:
@@ -147,20 +147,20 @@ class Desk:
         return self.served[name]
 
     def side(self, name: str | None) -> Served | Record:
-        """Return a model or a record by its name; RequestError as `find`."""
+        """Return a model or a record by its name; RequestError like `find`."""
         return self.records[name] if name in self.records else self.find(name)
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """Return what a function comes to on the thread of the models."""
+        """Return the result of a function that runs on the thread of the models."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, work, *args)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Hold the models for one request; RequestError (503) if too many wait already."""
+        """Hold the models for one request; RequestError (503) if too many requests wait."""
         if self._waiting >= MOST_WAITING:
             raise RequestError(
-                f"{self._waiting} requests wait for the model already; try again later", 503,
+                f"{self._waiting} requests already wait for the model; try again later", 503,
                 None, "busy",
             )  # fmt: skip
         self._waiting += 1
@@ -171,10 +171,10 @@ class Desk:
             self._waiting -= 1
 
     def documents(self) -> list[str]:
-        """Return the beginnings of some validation documents: those of the records, or else of the
+        """Return the beginnings of some validation documents: those of the records, else of the
         first run that has its text.
 
-        Raises UserError, with the reason, if none has.
+        Raises UserError with the reason if no run has it.
         """
         if kept := [text for one in self.records.values() for text in one.by_text]:
             return list(dict.fromkeys(kept))
@@ -228,7 +228,7 @@ def open_desk(
 
 
 def _records(one: Served) -> Iterator[Record]:
-    """Yield the records of the run around an artifact. Raises UserError for a damaged one."""
+    """Yield the records of an artifact's run. Raises UserError for a damaged one."""
     if not (one.file.parent / MEMORY).is_file():
         return
     folder = RunFolder(one.file.parent)
@@ -238,7 +238,7 @@ def _records(one: Served) -> Iterator[Record]:
 
 
 def _name(file: Path, taken: Sequence[str]) -> str:
-    """Return the name of an artifact: its folder's, or its own if it has one; none twice."""
+    """Return a unique name for an artifact: its own, or its folder's if it has the usual one."""
     whole = file.resolve()
     name = whole.parent.name if whole.name == ARTIFACT else whole.stem
     name = name or "model"

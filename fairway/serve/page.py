@@ -1,4 +1,4 @@
-"""The page of the models that are served: one file, nothing of which is fetched from elsewhere."""
+"""The page of the served models: one file that loads nothing from elsewhere."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ def _file(name: str) -> str:
 
 SCRIPT = _file("page.js")
 _DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-# No script runs but this one, whatever a text holds, and nothing is asked of another server.
+# Only this script may run, whatever text the page contains, and no other server is contacted.
 POLICY = (
     f"default-src 'none'; script-src 'sha256-{_DIGEST}'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "

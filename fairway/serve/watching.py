@@ -1,4 +1,4 @@
-"""A client that goes away, or a server that ends, ends the work that was done for a request."""
+"""Ends the work for a request when its client leaves or the server ends."""
 
 import asyncio
 import threading
@@ -10,18 +10,18 @@ from starlette.requests import Request
 from fairway.score.ledger import Witness
 from fairway.score.windows import Event
 
-# A client that went away hears nothing more; this is what servers write down then.
+# The usual status in logs for a client that left; the client itself never receives it.
 CLIENT_GONE = 499
 
 
 class GoneError(Exception):
-    """Nobody waits for the rest."""
+    """Nobody waits for the result any more."""
 
 
 class Watching(Witness):
-    """Looks whether a client and the server are still there; else it ends a score.
+    """Watches whether a client and the server are still there, and ends a score if not.
 
-    `ending` is set once the server ends.
+    `ending` is set when the server ends.
     """
 
     def __init__(self, ending: threading.Event) -> None:
@@ -29,7 +29,7 @@ class Watching(Witness):
 
     @property
     def gone(self) -> bool:
-        """Whether nobody waits for the rest any more."""
+        """Whether nobody waits for the result any more."""
         return self.left or self._ending.is_set()
 
     def read(self, event: Event) -> None:
@@ -39,7 +39,7 @@ class Watching(Witness):
 
     @asynccontextmanager
     async def over(self, request: Request) -> AsyncIterator[None]:
-        """Look after the client of a request whose body has been read, while this lasts."""
+        """Watch the client of a request whose body has been read, while this context lasts."""
         task = asyncio.create_task(self._watch(request))
         try:
             yield

@@ -1,1 +1,1 @@
-"""Paired runs of a recipe and of its variants: is a gain real, and does it hold elsewhere."""
+"""Paired runs of a recipe and of its variants: whether a gain is real, and whether it transfers."""

@@ -7,9 +7,9 @@ from fairway.studies.arms import NOISE, Study
 from fairway.studies.intervals import pairs_needed, smallest_seen
 from fairway.studies.table import Table, planned
 
-# Standard deviations of one run in bits per byte, between seeds of one recipe: the least and the
-# most that this field and this project have seen (docs/studies.md). Pairs that share a seed and an
-# order scatter by as much at most.
+# Standard deviations of one run between seeds of one recipe, in bits per byte: the smallest and the
+# largest known ones (docs/studies.md). Pairs with the same seed and order of data vary at most as
+# much.
 PUBLISHED_SD = (
     (0.0005, "12 seeds of one recipe, pull request #1130"),
     (0.005, "seeds of small runs, benchmarks/README.md"),
@@ -19,10 +19,10 @@ PUBLISHED_SD = (
 def ahead(
     study: Study, table: Table, effect: float, slots: int, run_s: float | None
 ) -> dict[str, Any]:
-    """Return how many runs a study has, how long they take, and what they can show.
+    """Return the number of runs of a study, their time, and the effects that they can show.
 
-    `effect` is the smallest difference that is of interest, in bits per byte; `run_s` the seconds
-    of one run, if they can be known.
+    `effect` is the smallest difference of interest, in bits per byte; `run_s` is the time of one
+    run in seconds, if it is known.
     """
     noise = planned(NOISE, study.pairs) if study.noise else 0
     known = measured_sd(table)
@@ -40,7 +40,7 @@ def ahead(
 
 
 def measured_sd(table: Table) -> float | None:
-    """Return the sd of one run that the pairs of all arms show together; None without any."""
+    """Return the sd of one run, from the pairs of all arms together, or None without pairs."""
     spreads = [(e.n - 1, e.sd**2) for e in map(table.estimate, table.arms()) if e.sd]
     if not spreads:
         return None

@@ -12,28 +12,28 @@ from fairway.config.settings import MOST_SEED, Config, headline
 from fairway.config.written import to_dict
 from fairway.recipes import recipe as recipe_of
 
-# The recipe as it is, and the same once more: what two runs of one seed differ by.
+# The names of the unchanged recipe, and of its repetition, which measures the noise of one seed.
 BASE, NOISE = "base", "noise"
 MOST_ARMS = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
-# A comma may stand in a value: it ends one where a setting follows.
+# A value may contain a comma; only a comma before another setting ends the value.
 _BETWEEN = re.compile(r",(?=\s*[a-z0-9_.]+\s*=)")
-# What a pair has in common, and the text on which all arms are scored.
+# Settings that both runs of a pair share, and settings of the text on which all arms are scored.
 _SHARED = ("recipe", "seed", "data.order_seed", "train.clock", "train.replay")
 _TEXT = ("data.val_bytes", "data.val_tokens", "data.val_share")
-# Scores of the weights, and what an artifact needs before they are there.
+# The scores of runs up to each verb.
 SCORES = {
     "train": ("raw", "ema"),
     "pack": ("raw", "ema", "quantised"),
     "score": ("raw", "ema", "quantised", "sliding", "ttt", "mixture"),
 }
-# Steps of warm-up: enough to compile what runs, for runs that last seconds.
+# The number of warm-up steps: enough for compilation, and short for runs of seconds.
 _WARMUP_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A variant: its name, and the settings in which it departs from the base."""
+    """A variant: its name, and the settings that differ from the base."""
 
     name: str
     settings: tuple[str, ...] = ()
@@ -41,11 +41,11 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A question: whose settings, against which, how often, and by which score.
+    """The plan of a study: its arms, their base, the number of pairs, and the score that decides.
 
-    `recipe` is the word that names it and `own` its settings; `common` are overrides of every arm,
-    the base among them; pair p has seed `first_seed` + p. With `keep_hopeless`, an arm that cannot
-    gain any more goes on until it is clear whether it is worse.
+    `recipe` is the recipe's name and `own` its settings. `common` are overrides of every arm and of
+    the base. Pair p has seed `first_seed` + p. With `keep_hopeless`, an arm that cannot gain any
+    more continues until it is clear whether it is worse.
     """
 
     recipe: str
@@ -61,12 +61,12 @@ class Study:
     keep_hopeless: bool = False
 
     def all_arms(self) -> tuple[Arm, ...]:
-        """Return the base, the same again if that is asked for, and the arms."""
+        """Return the base, its repetition if `noise` is set, and the arms."""
         again = (Arm(NOISE),) if self.noise else ()
         return (Arm(BASE), *again, *self.arms)
 
     def overrides(self, arm: Arm, pair: int) -> tuple[str, ...]:
-        """Return the overrides of one run; its order of the data follows its seed."""
+        """Return the overrides of one run; its order of the data has the same seed."""
         seeds = (f"seed={self.first_seed + pair}", "data.order_seed=seed")
         return (*self.common, *arm.settings, *seeds)
 
@@ -84,10 +84,10 @@ def study(
     metric: str | None = None,
     **more: Any,
 ) -> Study:
-    """Return a study of `NAME:section.field=value,...` texts.
+    """Return a study from texts of the form `NAME:section.field=value,...`.
 
-    Raises UserError for arms that are none, that are alike, or that change what a pair shares, and
-    for a score that these runs do not have.
+    Raises UserError for malformed arms, for arms that are alike or change a setting that a pair
+    shares, and for a score that these runs do not have.
     """
     base = recipe_of(recipe)
     shared = ("recipe", "seed", "data.order_seed", *(("train.clock",) if clock else ()))
@@ -115,7 +115,7 @@ def study(
 
 
 def _scored(made: Study, config: Config, metric: str | None) -> Study:
-    """Return the study with the score that decides it: by default the last one that runs have."""
+    """Return the study with the score that decides; the default is the last score of its runs."""
     last = {"train": "ema", "pack": "quantised", "score": headline(config)}[made.until]
     chosen = metric or last
     for arm in (Arm(BASE), *made.arms):
@@ -129,18 +129,18 @@ def _scored(made: Study, config: Config, metric: str | None) -> Study:
 
 
 def _scores(config: Config, until: str) -> tuple[str, ...]:
-    """Return the scores of a run that goes until a verb."""
+    """Return the scores of a run up to a verb."""
     off = {"ttt": config.ttt.method == "off", "mixture": not config.mixture.experts}
     return tuple(name for name in SCORES[until] if not off.get(name, False))
 
 
 def is_name(text: str) -> bool:
-    """Return whether an arm may have a name: it stands in names of folders and in tables."""
+    """Return whether a text is valid as an arm's name, in names of folders and in tables."""
     return _NAME.fullmatch(text) is not None
 
 
 def read_arm(text: str) -> Arm:
-    """Return an arm by its `NAME:section.field=value,...`; UserError for what is none."""
+    """Return an arm from its `NAME:section.field=value,...`; UserError for a malformed text."""
     name, colon, rest = text.partition(":")
     if not colon or not is_name(name):
         raise UserError(
@@ -210,10 +210,10 @@ def _told_apart_by(config: Config) -> tuple[str, str]:
 
 
 def digest(config: Config) -> str:
-    """Return 16 hex digits of what an arm is: its settings without seeds and paths."""
+    """Return 16 hex digits that identify an arm: its settings without seeds and paths."""
     values = to_dict(config)
     del values["seed"]
     del values["data"]["source"], values["data"]["order_seed"]
-    # How long code is prepared decides nothing.
+    # The length of the warm-up does not change results.
     del values["train"]["warmup_steps"]
     return digest_json(values)[:16]

@@ -1,7 +1,7 @@
 """A study's runs on a cluster, through submitit: `pip install 'fairway[cluster]'`.
 
-What schedules them is the cluster's own (Slurm), or processes of this host (local, debug). The
-study's folder must be one that all machines see.
+The cluster's own scheduler runs them (Slurm), or processes of this host do (local, debug). All
+machines must be able to read and write the study's folder.
 """
 
 import subprocess
@@ -15,12 +15,12 @@ from fairway.base.errors import UserError, shown
 from fairway.pipeline.jobs import Job, Running, last_word
 
 EXECUTORS = ("slurm", "local", "debug")
-# Minutes that a job may take where nobody says how many: Slurm asks for a bound.
+# The minutes that a job may take, if no time is known: Slurm requires a limit.
 _MINUTES = 60
 
 
 def run_logged(words: Sequence[str], processes: int, log: str) -> int:
-    """Run a command of Fairway on the machine where this is called; return its exit code."""
+    """Run a command of Fairway on the calling machine; return its exit code."""
     with Path(log).open("ab") as stream:
         process = children.begin(words, processes, stdout=stream, stderr=subprocess.STDOUT)
         try:
@@ -30,7 +30,7 @@ def run_logged(words: Sequence[str], processes: int, log: str) -> int:
 
 
 class Cluster:
-    """Jobs of submitit, this many in the queue at once."""
+    """Jobs of submitit; `slots` is the number of jobs in the queue at once."""
 
     def __init__(
         self, kind: str, folder: Path, slots: int, settings: Sequence[str], expected_s: float | None
@@ -67,14 +67,14 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
-    """A job that the cluster holds, and how long its log was before."""
+    """A submitted job, and the length of its log before it."""
 
     job: Job
     held: Any
     log_bytes: int
 
     def reason(self) -> str | None:
-        """Return what it failed of, nothing if not, None as long as it waits or runs."""
+        """Return why it failed, '' if it did not, or None while it waits or runs."""
         if not self.held.done():
             return None
         if error := self.held.exception():
@@ -85,7 +85,7 @@ class _Held:
 
 
 def _parameter(text: str) -> tuple[str, Any]:
-    """Return a setting of the executor: a whole number where the text is one."""
+    """Return a setting of the executor; a whole number if the text is one."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip().isidentifier():
         raise UserError(f"--cluster-set {shown(text)} is not a setting; write NAME=VALUE")

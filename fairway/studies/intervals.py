@@ -1,23 +1,23 @@
-"""Intervals of a mean difference that hold whenever somebody looks: docs/studies.md.
+"""Intervals of a mean difference that are valid at every look (docs/studies.md).
 
-The differences of n pairs have mean m and standard deviation s (n - 1). A study that planned N
-pairs may look after each of n = 2 ... N: look n has an error rate a(n), which doubles from look to
+The differences of n pairs have mean m and standard deviation s (n - 1). With N planned pairs a
+study may look after each of n = 2 ... N. Look n has an error rate a(n), which doubles with each
 look, and its interval is Student's,
 
     m +- t(1 - a(n)/2; n - 1) s / sqrt(n),    a(2) + ... + a(N) = 0.8 a.
 
 By Bonferroni's inequality all of them hold together with probability 1 - 0.8 a (error spending: Lan
-and DeMets, Biometrika 70, 1983; repeated intervals: Jennison and Turnbull, JRSS B 51, 1989). What
-was not planned, more pairs or tables of several people, has the rest of the error rate, a' = 0.2 a,
-and a sequence of intervals that hold together for every n there will ever be,
+and DeMets, Biometrika 70, 1983; repeated intervals: Jennison and Turnbull, JRSS B 51, 1989).
+Unplanned looks, at more pairs or at tables of several people, have the rest of the error rate, a' =
+0.2 a, and a sequence of intervals that hold together for every n,
 
     m +- s sqrt((n - 1) x / n),  x = (k - 1) / (1 - k / (1 + n g)),  k = ((1 + n g) / a'^2)^(1/n),
 
-unbounded as long as k >= 1 + n g. It is where the Bayes factor of the t statistic, with a normal
-prior of variance g for the effect over its standard deviation (Goenen et al., The American
-Statistician 59, 2005), stays below 1 / a'; Ville's inequality bounds how often it ever exceeds that
-(Lai, Annals of Statistics 4, 1976; Wang and Ramdas, arXiv 2310.03722). Whoever stops by any rule
-may take the narrowest of the intervals so far.
+unbounded while k >= 1 + n g. This is the region where the Bayes factor of the t statistic, with a
+normal prior of variance g for the effect over its standard deviation (Goenen et al., The American
+Statistician 59, 2005), is below 1 / a'. Ville's inequality bounds the probability that it ever
+exceeds that (Lai, Annals of Statistics 4, 1976; Wang and Ramdas, arXiv 2310.03722). Under any
+stopping rule the narrowest of the intervals so far may be used.
 """
 
 import functools
@@ -27,23 +27,23 @@ from dataclasses import dataclass
 
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
-# Of the error rate, what the planned looks have.
+# The share of the error rate for planned looks.
 _PLANNED = 0.8
-# Variance of the standardised effect in the Bayes factor: narrowest between 5 and 20 pairs.
+# The variance of the standardised effect in the Bayes factor: the narrowest for 5 to 20 pairs.
 _PRIOR = 4.0
-# An arm is given up when the pairs that are left would show a gain with less than this probability.
+# An arm is stopped if the remaining pairs would show a gain with less than this probability.
 _HOPELESS = 0.05
-# How often a difference must be seen to count as one that could have been seen.
+# A difference counts as detectable if it is shown with this probability.
 _POWER = 0.8
 MOST_PAIRS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What n differences say: their mean and sd, an interval, and where that leaves the question.
+    """The estimate from n differences: mean, sd, interval and verdict.
 
-    `seen` is the smallest difference that as many pairs as planned, at least n, would show four
-    times out of five. All in the unit of the differences; None where n does not suffice.
+    `seen` is the smallest difference that the planned pairs, or n if that is more, would show four
+    times out of five. All are in the unit of the differences; None if n is too small.
     """
 
     n: int
@@ -65,7 +65,7 @@ def look_error(n: int, planned: int, error: float) -> float:
 def half_width(n: int, planned: int, error: float) -> float:
     """Return half of the interval after n pairs, in standard deviations of a difference.
 
-    `planned` 0 is a study without a plan, whose whole error rate is that of unplanned looks.
+    With `planned` 0, a study without a plan, unplanned looks have the whole error rate.
     """
     if n < 2:
         return math.inf
@@ -83,7 +83,7 @@ def half_width(n: int, planned: int, error: float) -> float:
 def smallest_seen(sd: float, pairs: int, planned: int, error: float) -> float:
     """Return the smallest difference that this many pairs show four times out of five.
 
-    The t statistic of differences with that mean is noncentral.
+    The t statistic of such differences follows a noncentral t distribution.
     """
     root, half = math.sqrt(pairs), half_width(pairs, planned, error)
     if math.isinf(half):
@@ -92,16 +92,16 @@ def smallest_seen(sd: float, pairs: int, planned: int, error: float) -> float:
 
 
 def pairs_needed(effect: float, sd: float, error: float) -> int | None:
-    """Return the fewest planned pairs that show an effect so; None for more than 1,000."""
+    """Return the fewest planned pairs that show an effect with `_POWER`; None above 1,000."""
     enough = (n for n in range(2, MOST_PAIRS + 1) if smallest_seen(sd, n, n, error) <= effect)
     return next(enough, None)
 
 
 def estimate(differences: Sequence[float], planned: int, error: float) -> Estimate:
-    """Return what differences say in the order in which they came; lower is better.
+    """Return the estimate from differences in the order of their arrival; lower is better.
 
-    The verdict is better, worse, equal (the same bits in every pair), hopeless, undecided once all
-    planned pairs are there, or else open. What was decided once stays so.
+    The verdict is better, worse, equal (the same bits in every pair), hopeless, undecided (after
+    all planned pairs), or open. A decided verdict does not change with later pairs.
     """
     n = len(differences)
     if n < 2:
@@ -113,7 +113,7 @@ def estimate(differences: Sequence[float], planned: int, error: float) -> Estima
         half = half_width(count, planned, error) * sd if sd else 0.0
         low, high = max(low, mean - half), min(high, mean + half)
     if low > high:
-        # Intervals that exclude one another: some of them are wrong, and the last knows most.
+        # The intervals exclude one another, so some are wrong; the last has the most data.
         low, high = mean - half, mean + half
     seen = smallest_seen(sd, max(n, planned), planned, error) if sd else 0.0
     verdict = _verdict(mean, sd, low, high, n, planned, error)
@@ -150,10 +150,10 @@ def _verdict(
 
 
 def _chance(mean: float, sd: float, n: int, planned: int, error: float) -> float:
-    """Return how probable it is that the interval after all planned pairs lies below zero.
+    """Return the probability that the interval after all planned pairs is below zero.
 
-    The mean of all N pairs differs from that of n by s sqrt((N - n) / (n N)) times a t statistic
-    of n - 1 degrees of freedom, for whoever knew nothing of the effect before.
+    Without prior knowledge of the effect, the mean of all N pairs differs from that of n by
+    s sqrt((N - n) / (n N)) times a t statistic with n - 1 degrees of freedom.
     """
     needed = -half_width(planned, planned, error) * sd
     spread = sd * math.sqrt((planned - n) / (n * planned))

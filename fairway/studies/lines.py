@@ -1,7 +1,7 @@
-"""The table of a study: one JSON line for every run that ended, in a file that only grows.
+"""The table of a study: one JSON line for every finished run, in a file that only grows.
 
-A line says what ran, where, and what came of it; its own digest, `id`, tells an edited or damaged
-one. A line that was cut off by the end of the machine is no line, and gives way to the next.
+A line has the run's settings, machine and results. Its own digest, `id`, detects edits and damage.
+The next line replaces an incomplete line at the end of the file.
 """
 
 import json
@@ -19,7 +19,7 @@ from fairway.studies.arms import SCORES, is_name
 from fairway.studies.intervals import MOST_PAIRS
 
 LINES, SCHEMA = "study.jsonl", 1
-# A line has some 2 kB, of which most are settings; 64 arms in 1,000 pairs are 64,000 lines.
+# A line has about 2 kB, mostly settings; 64 arms in 1,000 pairs are 64,000 lines.
 _MOST_BYTES, _MOST_LINE, _MOST_LINES = 1 << 28, 1 << 16, 100_000
 # A run by the clock with fewer steps than this share of its arm's median ran on a busy machine.
 STEADY = 0.85
@@ -27,11 +27,11 @@ STEADY = 0.85
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """One run of a study. What is not known of a failed run is None or empty.
+    """One run of a study. Unknown values of a failed run are None or empty.
 
-    `base` and `config` are digests of the settings of the base and of this arm, `data` of the text,
-    `sources` of Fairway's own; `planned` is how many pairs the study wanted when it began. Seconds
-    are those of the training and of the whole process.
+    `base` and `config` are digests of the settings of the base and of this arm, `data` is that of
+    the text, and `sources` that of Fairway's own code. `planned` is the number of pairs that the
+    study planned at its start. The seconds are those of the training and of the whole process.
     """
 
     schema: int = SCHEMA
@@ -64,16 +64,16 @@ class Line:
     failed: str
 
     def where(self) -> tuple[str, str]:
-        """Return what the two runs of a pair must share beside their seed: device, and sources."""
+        """Return what the two runs of a pair must share besides the seed: device and sources."""
         return self.device, self.sources
 
     def identity(self) -> tuple[Any, ...]:
-        """Return what tells one run from another, whatever it measured."""
+        """Return what identifies a run, without its results."""
         what = (self.base, self.config, self.arm, self.seed, self.until, self.clock, self.data)
         return (*what, *self.where())
 
     def question(self) -> tuple[str, str, str, str]:
-        """Return what lines of one table have in common: base, text, clock, and how far they go."""
+        """Return what all lines of one table share: base, text, clock, and the last verb."""
         return self.base, self.data, self.clock, self.until
 
 
@@ -100,7 +100,7 @@ _KIND = {
 
 
 def written(line: Line) -> bytes:
-    """Return a line as it stands in the file."""
+    """Return the bytes of a line in the file."""
     facts = asdict(line)
     return json.dumps({**facts, "id": _id(facts)}, allow_nan=False).encode() + b"\n"
 
@@ -110,9 +110,9 @@ def _id(facts: dict[str, Any]) -> str:
 
 
 def append(path: Path, line: Line) -> None:
-    """Add a line at the end of a file whose lock is held, and see to it that it is on the disk.
+    """Append a line to a file whose lock is held, and flush it to the disk.
 
-    What was cut off there before gives way.
+    An incomplete line at the end is overwritten.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     with os.fdopen(handle, "r+b") as stream:
@@ -126,10 +126,9 @@ def append(path: Path, line: Line) -> None:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Return the lines of a file in order; none where there is no file.
+    """Return the lines of a file in order; none if there is no file.
 
-    Raises UserError, with the number of the line, for one that no study wrote, and for a file of
-    more than 256 MB.
+    Raises UserError for a line that no study wrote, with its number, and for a file above 256 MB.
     """
     if not os.path.lexists(path):
         return []
@@ -141,7 +140,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def existing(path: Path) -> list[Line]:
-    """Return the lines of a study's file or of its folder; UserError for neither, or no line."""
+    """Return the lines of a study's file or folder; UserError if there is no file or no line."""
     file = path / LINES if path.is_dir() else path
     if not os.path.lexists(file):
         raise UserError(f"{file} does not exist; name the {LINES} of a study, or its folder")
@@ -181,9 +180,9 @@ def _read(text: bytes, where: str) -> Line:
 
 
 def once_each(lines: Iterable[Line]) -> tuple[list[Line], int]:
-    """Return runs once each, the first of those that are the same run, and how many others.
+    """Return every run once, the first of equal ones, and the number of the others.
 
-    A run that failed and was repeated with success is the one that succeeded.
+    If a failed run was repeated with success, the failure is left out.
     """
     seen: dict[tuple[Any, ...], Line] = {}
     count = 0
@@ -214,7 +213,7 @@ def slowed(lines: Iterable[Line]) -> list[Line]:
 
 
 def paired(lines: Sequence[Line], arm: str, base: str, metric: str) -> list[float]:
-    """Return arm minus base for every pair that has both, in the order in which they came."""
+    """Return arm minus base for every complete pair, in the order of the pairs."""
     scores: dict[tuple[Any, ...], dict[str, float]] = {}
     found = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""A study, and a comparison of two, as pages: the forest plot as SVG, and the table below it."""
+"""Pages of a study, and of a comparison of two: the forest plot as SVG, and tables."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _LEFT, _RIGHT, _ROW, _WIDTH = 170, 110, 26, 860
 
 
 def page(title: str, *sections: Html) -> str:
-    """Return a whole page in the looks of a run's report."""
+    """Return a whole page in the style of a run's report."""
     body = f"<header>\n<h1>{esc(title)}</h1>\n</header>\n{''.join(sections)}"
     return document(title, CSS, body)
 
@@ -21,8 +21,8 @@ def study_page(found: dict[str, Any]) -> str:
     percent = f"{100 * (1 - found['error']):g} %"
     what = (
         f"Differences in bits per byte ({found['metric']}) to the base of {found['recipe']}, runs "
-        f"until {found['until']}, clock {found['clock']}. Intervals of {percent} hold whenever one "
-        "looks; less is better."
+        f"until {found['until']}, clock {found['clock']}. Intervals of {percent} are valid at "
+        "every look; less is better."
     )
     said = [*found["cautions"], *_failures(found)]
     return page(
@@ -30,7 +30,7 @@ def study_page(found: dict[str, Any]) -> str:
         section("Effects", figure(found["arms"]), note(esc(what))),
         section("Numbers", _numbers(found)),
         section("Settings", _settings(found)),
-        section("What to beware of", join(Html(f"<p>{esc(text)}</p>") for text in said)),
+        section("Cautions", join(Html(f"<p>{esc(text)}</p>") for text in said)),
         section("Where", note(esc(_where(found)))),
     )
 
@@ -81,7 +81,7 @@ def _settings(found: dict[str, Any]) -> Html:
 
 
 def figure(arms: Sequence[dict[str, Any]]) -> Html:
-    """Return a forest plot of arms, each with its interval and mean, as SVG."""
+    """Return a forest plot of arms as SVG, with the interval and the mean of each arm."""
     if not arms:
         return Html("")
     far, height = reach(list(arms)), _ROW * len(arms) + 34
@@ -119,7 +119,7 @@ def _arm(arm: dict[str, Any], y: float, far: float, at: Any) -> list[str]:
         return parts
     low = -far if arm["low"] is None else arm["low"]
     high = far if arm["high"] is None else arm["high"]
-    # What nothing bounds yet is drawn thin, from end to end.
+    # An unbounded interval is drawn as a thin line from end to end.
     dashes = ' stroke-dasharray="2 4"' if arm["low"] is None else ""
     parts.append(
         f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
@@ -130,12 +130,12 @@ def _arm(arm: dict[str, Any], y: float, far: float, at: Any) -> list[str]:
 
 
 def is_study_page(head: bytes) -> bool:
-    """Return whether a file begins as `study_page` does."""
+    """Return whether a file begins like the result of `study_page`."""
     return head.startswith(b"<!DOCTYPE html>") and b"<title>Study of " in head
 
 
 def is_transfer_page(head: bytes) -> bool:
-    """Return whether a file begins as `transfer_page` does."""
+    """Return whether a file begins like the result of `transfer_page`."""
     return head.startswith(b"<!DOCTYPE html>") and b"<title>Does " in head
 
 
@@ -160,7 +160,7 @@ def transfer_page(found: dict[str, Any]) -> str:
             for side in ("cheap", "dear")
         ),
         section("Arms", table(("arm", "cheap", "dear", "sign"), rows)),
-        section("What to beware of", note(esc(f"Arms that change sign: {changed}."))),
+        section("Cautions", note(esc(f"Arms that change sign: {changed}."))),
     )
 
 

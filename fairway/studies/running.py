@@ -1,7 +1,7 @@
-"""A study's runs: which comes next, how it is begun, and the line that it leaves.
+"""The runs of a study: which comes next, how it is started, and its line in the table.
 
-Every run is `fairway run --until` in a folder of its own below the study's. Pairs go one after
-another, the base first, so that whoever stops early has whole pairs.
+Every run is `fairway run --until` in its own folder below the study's. Pairs run in turn, the base
+first, so that a study that is stopped early has complete pairs.
 """
 
 import functools
@@ -34,9 +34,9 @@ from fairway.train.steps import Say
 from fairway.version import VERSION
 
 _BASE = Arm(BASE)
-# A run takes as long as the longest before it, and a little more.
+# A run is expected to take as long as the longest one so far, times this.
 _SLACK = 1.1
-# What a run needs beside its training before one has shown it: start, data, kernels, scores.
+# The time that the first run needs besides its training: start, data, kernels, scores.
 _OVERHEAD_S = 30.0
 # Seconds at the end of a budget in which runs save their state.
 _SAVING_S = 15.0
@@ -44,7 +44,7 @@ _SAVING_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """How a study runs: seconds that this call may take, runs at once, and what is kept."""
+    """How a study runs: the seconds of this call, the runs at once, and what is kept."""
 
     budget_s: float = math.inf
     at_once: int = 0
@@ -55,7 +55,7 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A run that was begun: when, and of which sources."""
+    """A started run: its arm and pair, its start, and its sources."""
 
     arm: Arm
     pair: int
@@ -66,7 +66,7 @@ class _Begun:
 
 @dataclass(eq=False)
 class _Queue:
-    """The runs of a study that are still to be made, in order."""
+    """The remaining runs of a study, in order."""
 
     study: Study
     table: Table
@@ -88,7 +88,7 @@ class _Queue:
         running = {(one.arm.name, one.pair) for one in self.begun.values()}
         failed = {line.seed - study.first_seed for line in self.table.of(BASE) if line.failed}
         over = {arm.name for arm in study.all_arms() if self.table.is_over(arm.name)}
-        # Once all arms are decided, the base has nothing to be compared with.
+        # After all arms are decided, the base has no further use.
         if self.table.verdict(BASE) == "failing" or all(arm.name in over for arm in study.arms):
             return
         for pair in range(study.pairs):
@@ -103,10 +103,10 @@ class _Queue:
         return next(self._missing(), None) is None
 
     def _in_time(self, arm: Arm) -> bool:
-        """Return whether a run may begin: it ends in time, or no call of this length would do.
+        """Return whether a run may begin: it will end in time, or no call is long enough for it.
 
-        One that is longer than the whole budget begins with the call, saves its state at the end,
-        and goes on with the next call.
+        A run that is longer than the whole budget begins at the start of the call, saves its state
+        at the end, and continues with the next call.
         """
         if math.isinf(self.where.budget_s):
             return True
@@ -127,7 +127,7 @@ class _Queue:
         return Job(name, tuple(words), folder, folder.with_name(f"{folder.name}.log"))
 
     def ended(self, job: Job, reason: str) -> None:
-        """Write the line of a run, and say what came of it."""
+        """Write the line of a run, and report its result."""
         begun = self.begun.pop(job.name)
         arm, pair = begun.arm, begun.pair
         line = line_of(self.study, begun, job, reason, time.monotonic() - begun.start_s)
@@ -142,7 +142,7 @@ class _Queue:
 
 
 def expected_s(study: Study, table: Table, arm: Arm = _BASE) -> float | None:
-    """Return the seconds that a run of an arm will take, if that can be known."""
+    """Return the seconds that a run of an arm will take, or None if unknown."""
     for lines in (table.of(arm.name), table.lines):
         if taken := [line.whole_s for line in lines if not line.failed]:
             return _SLACK * max(taken)
@@ -151,7 +151,7 @@ def expected_s(study: Study, table: Table, arm: Arm = _BASE) -> float | None:
 
 
 def saving_s(budget_s: float) -> float:
-    """Return the seconds at the end of a budget that are kept for runs to save their state."""
+    """Return the seconds at the end of a budget in which runs save their state."""
     return min(_SAVING_S, budget_s / 4)
 
 
@@ -160,16 +160,16 @@ def _score(line: Line, metric: str) -> str:
 
 
 def run_folder(out: Path, study: Study, arm: Arm, pair: int) -> Path:
-    """Return the folder of one run: of a name that says which, and settings that no other has."""
+    """Return the folder of one run; its name has the arm, the seed and a digest of settings."""
     key = digest_json([digest(study.config(arm)), study.config(arm).data.source])[:8]
     return out / "runs" / f"{arm.name}-{study.first_seed + pair}-{key}"
 
 
 def run_study(study: Study, out: Path, where: Where, say: Say) -> tuple[Table, bool]:
-    """Run what is missing of a study; return its table, and whether nothing is left to do.
+    """Run the missing runs of a study; return its table, and whether none is left.
 
-    Lines enter `study.jsonl` as runs end. Raises UserError for a folder that another process writes
-    and a table that is damaged.
+    Lines are added to `study.jsonl` as runs end. Raises UserError if another process writes to the
+    folder, and for a damaged table.
     """
     until_s = time.monotonic() + where.budget_s
     if math.isfinite(until_s):
@@ -183,7 +183,7 @@ def run_study(study: Study, out: Path, where: Where, say: Say) -> tuple[Table, b
         if queue.is_done():
             return table, True
         for arm in study.all_arms():
-            # A cluster's machines find out for themselves.
+            # The machines of a cluster choose their own settings.
             machine = _machine(study.config(arm).runtime) if where.place is None else []
             queue.here[arm.name] = [*_text(study, arm, out, say), *machine]
         place = where.place or _host(study, where)
@@ -192,7 +192,7 @@ def run_study(study: Study, out: Path, where: Where, say: Say) -> tuple[Table, b
 
 
 def slots_of(study: Study, where: Where) -> int:
-    """Return how many runs go side by side: as many as asked for, or one a GPU."""
+    """Return how many runs go at once: as many as requested, or one per GPU."""
     if where.place is not None:
         return where.place.slots
     return where.at_once or max(1, _gpus(study))
@@ -216,7 +216,8 @@ def _host(study: Study, where: Where) -> Host:
 def _machine(runtime: RuntimeConfig) -> list[str]:
     """Return the machine settings that a CPU's probe finds, once for all runs of an arm.
 
-    Each run would find them anew, and two of a pair might differ. A GPU leaves nothing to find.
+    Otherwise each run would probe again, and the two runs of a pair might differ. With a GPU there
+    is nothing to probe.
     """
     if runtime.device != "cpu" and torch.cuda.is_available():
         return []
@@ -225,7 +226,7 @@ def _machine(runtime: RuntimeConfig) -> list[str]:
 
 
 def _text(study: Study, arm: Arm, out: Path, say: Say) -> list[str]:
-    """Return the setting that names an arm's text; the embedded corpus is made once for all."""
+    """Return the setting that names an arm's text; the embedded corpus is built once for all."""
     config = study.config(arm)
 
     def embedded(reads: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
@@ -247,20 +248,20 @@ def _text(study: Study, arm: Arm, out: Path, say: Say) -> list[str]:
 
 
 def sources_digest() -> str:
-    """Return 16 hex digits of Fairway's sources: what another version of them would change."""
+    """Return 16 hex digits that identify the version of Fairway's sources."""
     root = Path(fairway.__file__).parent
     files = sorted(root.rglob("*.py"))
     return digest_json({p.relative_to(root).as_posix(): digest_file(p) for p in files})[:16]
 
 
 def _commit() -> str:
-    """Return the commit of the sources, with a word if they differ from it."""
+    """Return the commit of the sources, with ', changed' if they differ from it."""
     commit, changed = commit_of_sources()
     return f"{commit}, changed" if changed else commit
 
 
 def line_of(study: Study, begun: _Begun, job: Job, failed: str, whole_s: float) -> Line:
-    """Return the line of a run that ended: what its folder remembers, or why it failed."""
+    """Return the line of a finished run: the facts of its folder, or why it failed."""
     arm, pair = begun.arm, begun.pair
     config = study.config(arm, pair)
     known = _facts(job.folder, failed)
@@ -290,7 +291,7 @@ def line_of(study: Study, begun: _Begun, job: Job, failed: str, whole_s: float) 
 
 
 def _facts(folder: Path, failed: str) -> dict[str, Any]:
-    """Return what the memory of a run says of it; nothing where there is none."""
+    """Return the recorded facts of a run; unknown ones are None or empty."""
     unknown = ("steps", "tokens", "train_s", "text_bytes", "artifact_bytes", "code_bytes")
     found: dict[str, Any] = dict.fromkeys((*unknown, "peak_bytes"))
     found |= {"data": "", "device": "", "bpb": {}, "stages_s": 0.0}
@@ -299,7 +300,7 @@ def _facts(folder: Path, failed: str) -> dict[str, Any]:
     except UserError:
         return found
     facts, stages = run.all_facts(), run.memory["stages"]
-    # What a training took counts over all calls that it took, the other stages once.
+    # Training time is the sum over all calls; other stages count once.
     seconds = run.seconds()
     if "train" in facts:
         seconds["train"] = max(seconds["train"], facts["train"]["seconds"])

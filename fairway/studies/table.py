@@ -24,19 +24,19 @@ from fairway.studies.lines import (
 
 # Verdicts that end an arm before its pairs do.
 DECIDED = ("better", "worse", "equal", "hopeless", "failing")
-# Runs of the base that are repeated for the noise floor.
+# The most repetitions of the base for the noise floor.
 NOISE_PAIRS = 4
-# Of several people together.
+# The most arms in a merged table.
 _MOST_ARMS = 256
-# An arm is given up once this many runs of it failed and none succeeded.
+# An arm is stopped after this many failed runs without a successful one.
 _FAILURES = 2
 
 
 @dataclass(eq=False)
 class Table:
-    """The runs of one question, the score that decides it, and the error rate of its intervals.
+    """The runs of one study, the score that decides, and the error rate of its intervals.
 
-    `pairs` are those that are planned of an arm that has no run yet; what is `merged` of several
+    `pairs` is the number of pairs planned for an arm without runs. A table `merged` from several
     studies has no plan. With `keep_hopeless`, an arm without hope stays open.
     """
 
@@ -53,18 +53,18 @@ class Table:
         return [line for line in self.lines if line.arm == arm]
 
     def arms(self) -> list[str]:
-        """Return the arms beside the base, in the order in which they came."""
+        """Return the arms without the base, in order of appearance."""
         return [n for n in dict.fromkeys(line.arm for line in self.lines) if n != BASE]
 
     def planned(self, arm: str) -> int:
-        """Return how many pairs were planned when the arm began; 0 without a plan."""
+        """Return the number of pairs planned when the arm began; 0 without a plan."""
         if self.merged:
             return 0
         found = self.of(arm)
         return found[0].planned if found else planned(arm, self.pairs)
 
     def differences(self, arm: str) -> list[float]:
-        """Return the scores of an arm minus the base's, pair by pair, without slowed runs."""
+        """Return the differences arm minus base, pair by pair, without slowed runs."""
         return paired(self.steady(), arm, BASE, self.metric)
 
     def steady(self) -> list[Line]:
@@ -73,7 +73,7 @@ class Table:
         return [line for line in self.lines if line.identity() not in out]
 
     def estimate(self, arm: str) -> Estimate:
-        """Return what the pairs of an arm say."""
+        """Return the estimate from the pairs of an arm."""
         key = arm, len(self.lines)
         if key not in self._estimates:
             found = estimate(self.differences(arm), self.planned(arm), self.error)
@@ -81,7 +81,7 @@ class Table:
         return self._estimates[key]
 
     def verdict(self, arm: str) -> str:
-        """Return the word for where an arm stands: that of its estimate, or failing."""
+        """Return the verdict on an arm: that of its estimate, or 'failing'."""
         found = self.of(arm)
         failed = sum(bool(line.failed) for line in found)
         if len(found) == failed >= _FAILURES:
@@ -90,9 +90,9 @@ class Table:
         return "open" if verdict == "hopeless" and self.keep_hopeless else verdict
 
     def is_over(self, arm: str) -> bool:
-        """Return whether an arm needs no more runs, as its pairs so far say."""
+        """Return whether an arm needs no more runs."""
         verdict = self.verdict(arm)
-        # The noise floor is measured, not decided; a run that repeats its bits has none.
+        # The noise floor is measured and not decided; runs that repeat bit for bit have none.
         return verdict in (("equal", "failing") if arm == NOISE else DECIDED)
 
     def noise_sd(self) -> float | None:
@@ -102,12 +102,12 @@ class Table:
 
 
 def planned(arm: str, pairs: int) -> int:
-    """Return the pairs that are planned of an arm where this many are asked for."""
+    """Return the number of pairs planned for an arm if `pairs` are requested."""
     return min(pairs, NOISE_PAIRS) if arm == NOISE else pairs
 
 
 def table_of(study: Study, out: Path) -> Table:
-    """Return what a study's folder holds of its runs; lines of other settings are left out."""
+    """Return the runs in a study's folder; lines with other settings are left out."""
     asked = {arm.name: study.config(arm) for arm in study.all_arms()}
     configs = {name: digest(config) for name, config in asked.items()}
     mine = (configs[BASE], study.until, asked[BASE].train.clock)
@@ -120,10 +120,10 @@ def table_of(study: Study, out: Path) -> Table:
 
 
 def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Table, list[str]]:
-    """Return the table of several studies of one question, each run once, and what to say of it.
+    """Return the merged table of several studies with one base, each run once, and remarks.
 
-    The question is that of the first table's last run; runs of others are left out. Raises
-    UserError for tables without a run of it, and arms of one name with other settings.
+    Runs that do not match the last run of the first table in base, clock and last verb are left
+    out. Raises UserError for a table without matching runs, and for equal names of different arms.
     """
     files = {path: existing(path) for path in paths}
     asked = files[paths[0]][-1]
@@ -138,7 +138,7 @@ def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Tabl
         f"{count} {'run is' if count == 1 else 'runs are'} {what}"
         for count, what in (
             (twice, "in more than one table, or twice in one; each counts once"),
-            (left_out, "of other settings, and left out"),
+            (left_out, "left out because of other settings"),
         )
         if count
     ]
@@ -146,7 +146,7 @@ def merge(paths: Sequence[Path], metric: str | None, error: float) -> tuple[Tabl
 
 
 def _of_question(path: Path, lines: Sequence[Line], asked: Line) -> list[Line]:
-    """Return the runs of a table that stand beside another run; of an arm, as it was set last."""
+    """Return a table's runs that match another run; of each arm, those with its last settings."""
     question = (asked.base, asked.clock, asked.until)
     found = [line for line in lines if (line.base, line.clock, line.until) == question]
     if not found:
@@ -161,7 +161,7 @@ def _of_question(path: Path, lines: Sequence[Line], asked: Line) -> list[Line]:
 
 
 def _require_one_each(files: Mapping[Path, Sequence[Line]]) -> None:
-    """Raise UserError unless every arm is one in all tables, and their text too."""
+    """Raise UserError unless each arm has the same settings and text in all tables."""
     arms: dict[str, tuple[Path, Line]] = {}
     text: tuple[Path, str] | None = None
     for path, line in ((path, line) for path, lines in files.items() for line in lines):
@@ -178,21 +178,21 @@ def _require_one_each(files: Mapping[Path, Sequence[Line]]) -> None:
 
 
 def _metric(lines: Sequence[Line], metric: str | None, path: Path) -> str:
-    """Return the score that decides: the one that is asked for, or the last that runs have."""
+    """Return the score that decides: the requested one, or the last that runs have."""
     known = [name for name in SCORES[lines[0].until] if any(name in line.bpb for line in lines)]
     if not known:
-        raise UserError(f"{path} holds no run that succeeded, so there is nothing to compare")
+        raise UserError(f"{path} has no successful run, so there is nothing to compare")
     if metric is not None and metric not in known:
         raise UserError(f"--metric is {shown(metric)}, but these runs have {', '.join(known)}")
     return metric or known[-1]
 
 
 # ---------------------------------------------------------------------------------------------
-# All of it, for JSON
+# The summary, for JSON
 
 
 def summary(table: Table, more: Iterable[str] = ()) -> dict[str, Any]:
-    """Return everything that a table says, ready for JSON."""
+    """Return all results of a table, ready for JSON."""
     first = table.lines[0] if table.lines else None
     base = _figures(table, BASE)
     return {
@@ -245,7 +245,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def cautions(table: Table) -> list[str]:
-    """Return a sentence for everything that makes a table say less than it seems to."""
+    """Return a sentence for each reason to trust a table less."""
     done = [line for line in table.lines if not line.failed]
     found = []
     for what, values in (
@@ -269,15 +269,15 @@ def cautions(table: Table) -> list[str]:
         if lost:
             pairs = "pair is" if lost == 1 else "pairs are"
             found.append(
-                f"{lost} {pairs} left out of {arm}: the two runs are of other devices or sources"
+                f"{lost} {pairs} left out of {arm}: the two runs have different devices or sources"
             )
         if len({line.text_bytes for line in done if line.arm in (arm, BASE)}) > 1:
-            found.append(f"{arm} and {BASE} were not scored on as many bytes of text")
+            found.append(f"{arm} and {BASE} were scored on different numbers of bytes")
     return found
 
 
 def _lost(table: Table, arm: str) -> int:
-    """Return how many seeds have both runs of a pair, but none that can be compared."""
+    """Return how many seeds have both runs of a pair, but none that are comparable."""
     seeds = [{line.seed for line in table.of(name) if not line.failed} for name in (arm, BASE)]
     both = {(line.seed, *line.where()) for line in table.of(arm) if not line.failed} & {
         (line.seed, *line.where()) for line in table.of(BASE) if not line.failed

@@ -1,4 +1,4 @@
-"""A study's table for the terminal, 80 columns wide: numbers, and a forest plot beside them."""
+"""A study's table for the terminal, 80 columns wide: numbers, and a forest plot below them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,11 +14,11 @@ _PLOT = WIDTH - _NAME - _VERDICT - 3
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """Return the table, the forest plot and what to beware of."""
+    """Return the table, the forest plot and the cautions."""
     percent = f"{100 * (1 - found['error']):g} %"
     head = (
-        f"{found['metric']} bpb against the base of {found['recipe']}; {percent} intervals that "
-        "hold whenever one looks"
+        f"{found['metric']} bpb against the base of {found['recipe']}; {percent} intervals, valid "
+        "at every look"
     )
     base = found["base"]
     lines = [head, _row(_HEADS), *_rows(found), "", *forest(found), ""]
@@ -62,21 +62,21 @@ def _row(cells: tuple[str, ...]) -> str:
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """Return bits per byte with five digits, or three that count where they are many."""
+    """Return bits per byte with five decimals, or three significant digits from 10 on."""
     if value is None:
         return "-"
     return f"{value:{sign}.5f}" if abs(value) < 10 else f"{value:{sign}.3g}"
 
 
 def interval(arm: dict[str, Any]) -> str:
-    """Return an interval in words; a dash where nothing bounds it."""
+    """Return an interval as text; a dash if it is unbounded."""
     if arm["low"] is None or arm["high"] is None:
         return "-"
     return f"[{number(arm['low'], '+')}, {number(arm['high'], '+')}]"
 
 
 def reach(arms: list[dict[str, Any]]) -> float:
-    """Return how far from zero a forest plot goes: three times its farthest effect at most."""
+    """Return the largest value of a forest plot: at most three times its largest effect."""
     ends = [abs(arm[end]) for arm in arms for end in ("low", "high") if arm[end] is not None]
     means = [abs(arm["mean"]) for arm in arms if arm["mean"] is not None]
     if not means:
@@ -85,7 +85,7 @@ def reach(arms: list[dict[str, Any]]) -> float:
 
 
 def forest(found: dict[str, Any]) -> list[str]:
-    """Return a forest plot: an interval a line, o its mean, | zero; arrows go on beyond."""
+    """Return a forest plot: one line per arm, o at the mean, : at zero; arrows go beyond it."""
     arms, far = found["arms"], reach(found["arms"])
     if not arms:
         return []
@@ -122,7 +122,7 @@ def _bar(arm: dict[str, Any], far: float) -> str:
 
 
 def plan_lines(found: dict[str, Any]) -> list[str]:
-    """Return what a study says before it starts: runs, seconds, and what they can show."""
+    """Return the estimate for a study before it starts: runs, seconds, and detectable effects."""
     lines = [
         f"{found['runs']} runs: {found['arms']} beside the base, {found['pairs']} pairs"
         + (f"; {found['done']} are done" if found["done"] else "")

@@ -1,10 +1,10 @@
 """Compares the rankings of arms in two studies, such as one of short runs and one of long runs.
 
-What is compared is the order of the arms, the base among them, by their mean differences to it.
-Kendall's tau-b counts pairs of arms, those in the same order less those in the other one, over all;
-Spearman's rho is the correlation of the ranks. Their interval is a bootstrap over pairs of runs
-(Efron, Annals of Statistics 7, 1979): pairs are drawn anew from each table, all arms of a pair
-together, since they share its base.
+The comparison uses the order of the arms, with the base among them, by their mean differences to
+it. Kendall's tau-b is the number of pairs of arms in the same order, minus those in the other
+order, over all pairs. Spearman's rho is the correlation of the ranks. Their intervals are a
+bootstrap over pairs of runs (Efron, Annals of Statistics 7, 1979): pairs are resampled from each
+table, with all arms of a pair together, because they share its base.
 """
 
 import math
@@ -25,12 +25,12 @@ Matrix = npt.NDArray[np.float64]
 
 _DRAWS = 2000
 _SEED = 20
-# Fewer arms have no order worth the name.
+# Fewer arms have no useful order.
 _FEWEST_ARMS = 2
 
 
 def transfer(cheap: Path, dear: Path, metric: str | None, error: float) -> dict[str, Any]:
-    """Return how far the arms of two tables agree, for JSON.
+    """Return how well the arms of two tables agree, for JSON.
 
     Raises UserError for tables without two arms in common.
     """
@@ -52,7 +52,7 @@ def transfer(cheap: Path, dear: Path, metric: str | None, error: float) -> dict[
         "left_out": left_out,
     }
     for name, measure in (("kendall", kendall), ("spearman", spearman)):
-        # The base is an arm of effect zero: to fall behind it is a change of order too.
+        # The base counts as an arm of effect zero: falling behind it is a change of order, too.
         value = measure([0.0, *effects[0]], [0.0, *effects[1]])
         found[name] = {"value": value, **_interval(measure, draws, error)}
     found["changed"] = [row["arm"] for row in found["arms"] if row["sign"] != "same"]
@@ -60,13 +60,13 @@ def transfer(cheap: Path, dear: Path, metric: str | None, error: float) -> dict[
 
 
 def _metric_of(path: Path, metric: str | None) -> str | None:
-    """Return the score asked for where a table has it; each table may go as far as it likes."""
+    """Return the requested score if a table has it; the tables may end at different verbs."""
     known = {name for line in existing(path) for name in line.bpb}
     return metric if metric in known else None
 
 
 def _common(cheap: Table, dear: Table) -> tuple[list[str], list[str]]:
-    """Return the arms with pairs in both tables, and why others are left out."""
+    """Return the arms with pairs in both tables, and reasons for the others."""
     arms, left_out = [], []
     for arm in dict.fromkeys([*cheap.arms(), *dear.arms()]):
         if arm == NOISE:
@@ -75,9 +75,9 @@ def _common(cheap: Table, dear: Table) -> tuple[list[str], list[str]]:
         if None in settings:
             left_out.append(f"{arm} is in one table only")
         elif settings[0] != settings[1]:
-            left_out.append(f"{arm} has other settings in each table")
+            left_out.append(f"{arm} has different settings in the two tables")
         elif not (cheap.differences(arm) and dear.differences(arm)):
-            left_out.append(f"{arm} has no whole pair in both tables")
+            left_out.append(f"{arm} has no complete pair in both tables")
         else:
             arms.append(arm)
     return arms, left_out
@@ -104,9 +104,9 @@ def _side(path: Path, table: Table) -> dict[str, Any]:
 
 
 def _row(arm: str, tables: Sequence[Table]) -> dict[str, Any]:
-    """Return an arm's effects in both tables, and whether they have one sign.
+    """Return an arm's effects in both tables, and whether they have the same sign.
 
-    A sign that changes is sure if both intervals exclude zero.
+    A change of sign is sure if both intervals exclude zero.
     """
     cheap, dear = (table.estimate(arm) for table in tables)
     sign = "same" if (cheap.mean or 0.0) * (dear.mean or 0.0) > 0 or cheap.mean == dear.mean else ""
@@ -120,14 +120,14 @@ def _row(arm: str, tables: Sequence[Table]) -> dict[str, Any]:
 
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return Kendall's tau-b of two rows of numbers; None where all of a row are equal."""
+    """Return Kendall's tau-b of two rows of numbers; None if a row has only equal numbers."""
     first, second = (np.sign(np.subtract.outer(row, row)) for row in (a, b))
     counted = math.sqrt(int(np.count_nonzero(first)) * int(np.count_nonzero(second)))
     return float((first * second).sum()) / counted if counted else None
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return Spearman's rho of two rows of numbers; None where all of a row are equal."""
+    """Return Spearman's rho of two rows of numbers; None if a row has only equal numbers."""
     ranks = [_ranks(np.asarray(row)) for row in (a, b)]
     centred = [row - row.mean() for row in ranks]
     size = math.sqrt(float(np.prod([(row**2).sum() for row in centred])))
@@ -135,14 +135,14 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 
 def _ranks(values: Matrix) -> Matrix:
-    """Return the rank of every value; equal ones have the mean of theirs."""
+    """Return the rank of every value; equal values have the mean of their ranks."""
     below = (values[:, None] > values[None, :]).sum(1)
     ranks: Matrix = below + ((values[:, None] == values[None, :]).sum(1) - 1) / 2.0
     return ranks
 
 
 def _drawn(table: Table, arms: Sequence[str], seed: int) -> Matrix:
-    """Return the arms' effects, the base's zero first, in tables drawn anew: [draws, 1 + arms]."""
+    """Return the arms' effects in resampled tables, the base's zero first: [draws, 1 + arms]."""
     rng = np.random.default_rng([_SEED, seed])
     by_pair: dict[Any, dict[str, float]] = {}
     for line in table.lines:
@@ -150,7 +150,7 @@ def _drawn(table: Table, arms: Sequence[str], seed: int) -> Matrix:
             pair = by_pair.setdefault((*line.where(), line.seed), {})
             pair[line.arm] = line.bpb[table.metric]
     pairs = [pair for pair in by_pair.values() if BASE in pair]
-    # What a pair lacks, because its arm had stopped, is not a number and counts for nothing.
+    # Missing runs of a pair, whose arm had stopped, are NaN and do not count.
     gains = np.array([[pair.get(arm, np.nan) - pair[BASE] for arm in arms] for pair in pairs])
     there, sums = ~np.isnan(gains), np.nan_to_num(gains)
     means = np.full((_DRAWS, len(arms)), np.nan)
@@ -161,7 +161,7 @@ def _drawn(table: Table, arms: Sequence[str], seed: int) -> Matrix:
 
 
 def _interval(measure: Any, draws: Sequence[Matrix], error: float) -> dict[str, Any]:
-    """Return the middle of what a measure gives over the draws; draws that lack an arm are none."""
+    """Return the interval of a measure over the draws; draws without all arms are left out."""
     rows = zip(*draws, strict=True)
     whole = [(a, b) for a, b in rows if not (np.isnan(a).any() or np.isnan(b).any())]
     values = [value for a, b in whole if (value := measure(list(a), list(b))) is not None]

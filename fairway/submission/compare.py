@@ -1,4 +1,4 @@
-"""Two runs, or a run and a published record, side by side, with reasons against a comparison."""
+"""Compares two runs, or a run and a published record, with reasons against the comparison."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -24,9 +24,9 @@ from fairway.submission.statistics import (
     welch,
 )
 
-# What a record's folder says of its text: its tokens and bytes, which its audit has checked.
+# The text of a record's folder, known by the tokens and bytes in its logs, which its audit checks.
 _OF_LOGS = "as its logs say"
-# Two texts count as equally dense in tokens up to this ratio.
+# Two texts count as equally dense in tokens if their ratio is within this.
 _SAME_DENSITY = 0.005
 _DECLARED = "its bytes of code are declared, and not those of its own bundle"
 
@@ -42,10 +42,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one side of a comparison says of itself.
+    """One side of a comparison.
 
-    `text` tells one scored text from another, `tokens` and `bytes` how much of it was scored.
-    `scores` are bits per byte by stage and seed.
+    `text` identifies the scored text; `tokens` and `bytes` are the scored amounts. `scores` are
+    bits per byte by stage and seed.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Side:
 
 
 def compare(a: str, b: str) -> dict[str, Any]:
-    """Return both sides, the figures with the differences a - b, cautions and tests for JSON.
+    """Return both sides, the figures with the differences a - b, cautions and tests, for JSON.
 
-    Each name is a published record's, the path of a run folder with results, several of those with
-    commas between (seeds of one system), or the folder of a record in the challenge's format.
-    Raises UserError for anything else.
+    Each name is that of a published record, the path of a run folder with results, several such
+    paths separated by commas (seeds of one system), or the folder of a record in the challenge's
+    format. Raises UserError for anything else.
     """
     left, right = side(a), side(b)
     names = [*left.figures, *(name for name in right.figures if name not in left.figures)]
@@ -96,7 +96,7 @@ def side(name: str) -> Side:
 
 
 def _found(name: str) -> Path:
-    """Return a run's path, or where runs lie that of its name; an artifact stands for its run."""
+    """Return the path of a run, also by its name in `runs`; an artifact means its run."""
     inside = Path("runs") / name
     return run_at(inside if inside.exists() and not Path(name).exists() else Path(name))
 
@@ -177,7 +177,7 @@ def _of_results(name: str, results: dict[str, Any]) -> Side:
         figures={name: Figure(value) for name, value in figures.items()},
         notes=(_DECLARED,) if artifact.get("code") == "declared" else (),
         scores={
-            # What the challenge's records call adapted is test-time training here.
+            # The challenge's records call test-time training 'adapted'.
             "adapted" if stage == "ttt" else stage: {results["seed"]: value["bpb"]}
             for stage, value in results["stages"].items()
         },
@@ -185,7 +185,7 @@ def _of_results(name: str, results: dict[str, Any]) -> Side:
 
 
 def _of_runs(name: str, runs: list[Side]) -> Side:
-    """Return several runs as seeds of one system; UserError unless they scored the same text."""
+    """Return several runs as seeds of one system; UserError if they scored different texts."""
     first = runs[0]
     for run in runs[1:]:
         if (run.text, run.tokens, run.bytes) != (first.text, first.tokens, first.bytes):
@@ -212,7 +212,7 @@ def _of_folder(path: Path) -> Side:
     logs = [log for log in facts["logs"] if log["seed"] is not None and log["stages"]]
     counted = [log for log in logs if "val tokens" in log and log["text_bytes"]]
     if not counted:
-        raise UserError(f"{path} has no log with a seed, a score and the tokens that it is of")
+        raise UserError(f"{path} has no log with a seed, a score and its number of tokens")
     of_log = {"training seconds": "train_s", "steps": "steps", "bytes in all": "total_bytes"}
     figures = {
         name: _mean(values) if len(values) > 1 else Figure(values[0])
@@ -221,7 +221,7 @@ def _of_folder(path: Path) -> Side:
     }
     stages = [s for s in logs[0]["stages"] if all(s in log["stages"] for log in logs)]
     scores = {s: {log["seed"]: log["stages"][s] for log in logs} for s in stages}
-    # The stage that is claimed is what other records call by other names.
+    # Other records have other names for the claimed stage.
     if facts.get("claimed_stage") in scores:
         scores["adapted"] = scores[facts["claimed_stage"]]
     for stage, by_seed in scores.items():
@@ -246,8 +246,8 @@ def _of_folder(path: Path) -> Side:
 def statistics_of(a: Side, b: Side) -> dict[str, Any] | None:
     """Return the tests of 'the better side is better', or None without two seeds on each.
 
-    They are of the last stage that both sides have, in bits per byte. With the margin they ask for
-    0.005 nats per token, which in bits per byte depends on the tokenizer: that of the better side.
+    The tests use the last stage that both sides have, in bits per byte. The margin is 0.005 nats
+    per token; in bits per byte it depends on the tokenizer, here that of the better side.
     """
     shared = [s for s in a.scores if s in b.scores]
     if not shared or min(len(a.scores[shared[-1]]), len(b.scores[shared[-1]])) < 2:
@@ -282,16 +282,16 @@ def statistics_of(a: Side, b: Side) -> dict[str, Any] | None:
 
 
 # ---------------------------------------------------------------------------------------------
-# What forbids a comparison
+# Reasons against a comparison
 
 
 def cautions(a: Side, b: Side) -> Iterator[str]:
-    """Yield a sentence for everything that makes figures of two sides say different things."""
+    """Yield a sentence for every reason why figures of the two sides are not comparable."""
     yield from _text_caution(a, b)
     density_a, density_b = a.bytes / a.tokens, b.bytes / b.tokens
     if abs(density_a / density_b - 1) > _SAME_DENSITY:
         yield (
-            f"a token stands for {density_a:.2f} bytes in {a.name} and for {density_b:.2f} in "
+            f"a token has {density_a:.2f} bytes in {a.name} and {density_b:.2f} in "
             f"{b.name}: tokens per second and losses per token are not comparable"
         )
     if a.hardware != b.hardware:
@@ -302,8 +302,8 @@ def cautions(a: Side, b: Side) -> Iterator[str]:
     for one, other in ((a, b), (b, a)):
         if "bpb, adapted" in one.figures and "bpb, adapted" not in other.figures:
             yield (
-                f"'adapted' is {one.name} after test-time training, which {other.name} has not: "
-                "compare the stages that both have"
+                f"'adapted' is {one.name} after test-time training, which {other.name} does not "
+                "have: compare the stages that both have"
             )
     yield from _seed_caution(a, b)
     yield from (f"{one.name}: {note}" for one in (a, b) for note in one.notes)
@@ -317,7 +317,7 @@ def _text_caution(a: Side, b: Side) -> Iterator[str]:
         f"{one.name} on {one.bytes:,} bytes ({one.tokens:,} tokens)" for one in (a, b)
     )
     if all(published):
-        yield f"the same documents, counted in other tokens: scored was {counted}"
+        yield f"the same documents, but different tokens: scored was {counted}"
     elif not any(published) or (a.bytes, a.tokens) != (b.bytes, b.tokens):
         part = "another text, or only a part of it" if any(published) else "another text"
         yield f"bits per byte are not comparable: scored was {counted}: {part}"
@@ -329,6 +329,6 @@ def _seed_caution(a: Side, b: Side) -> Iterator[str]:
         figure = one.figures[name]
         if figure.sd is not None and other.figures[name].seeds == 1:
             yield (
-                f"{other.name} is one run, {one.name} the mean of {figure.seeds} seeds, which "
-                f"scatter by {figure.sd:.4f} in '{name}' (sd)"
+                f"{other.name} is one run, {one.name} the mean of {figure.seeds} seeds with a "
+                f"standard deviation of {figure.sd:.4f} in '{name}'"
             )

@@ -1,7 +1,7 @@
-"""Runs shared through the Hugging Face Hub: `fairway push` and `fairway load`.
+"""Shares runs through the Hugging Face Hub: `fairway push` and `fairway load`.
 
-A repository holds the artifact, its tokenizer, the results and a card, and `fairway.json` with the
-digest of each. Whoever loads it takes all files from one commit and checks every digest.
+A repository contains the artifact, its tokenizer, the results, a card, and `fairway.json` with
+the digest of each. `fairway load` takes all files from one commit and checks every digest.
 """
 
 import re
@@ -29,16 +29,16 @@ _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SCHEMA = 1
 _MOST_MANIFEST_BYTES = 1 << 16
-# What a repository may hold for us, and how large each may be.
+# The files of a repository that Fairway reads, and the largest size of each.
 _MOST_BYTES = {ARTIFACT: 1 << 31, TOKENIZER_FILE: 1 << 26, RESULTS: 1 << 23, CARD: 1 << 20}
-# Nothing is computed: the loaded artifact is read, not run.
+# No computation is needed: the artifact is only loaded.
 _PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 
 
 def push(run: Path, repo: str, private: bool = False) -> dict[str, Any]:
-    """Upload a finished run in one commit to a repository, made if need be; return its facts.
+    """Upload a finished run in one commit to a repository, new or existing; return its facts.
 
-    Raises UserError for a run without results, a wrong name, and where the Hub refuses.
+    Raises UserError for a run without results, a wrong name, and a refusal by the Hub.
     """
     _require_name(repo)
     files = files_of(run, repo)
@@ -54,7 +54,7 @@ def push(run: Path, repo: str, private: bool = False) -> dict[str, Any]:
 
 
 def files_of(run: Path, repo: str) -> dict[str, bytes]:
-    """Return the files by which a finished run is shared, by name; UserError as `push`."""
+    """Return the files that share a finished run, by name; UserError like `push`."""
     results = read_results(run)
     files = {
         ARTIFACT: read_bytes(run / ARTIFACT),
@@ -70,10 +70,10 @@ def files_of(run: Path, repo: str) -> dict[str, bytes]:
 
 
 def fetch_model(repo: str, out: Path, revision: str = "main") -> dict[str, Any]:
-    """Download a pushed run into a folder, every digest checked; return where it is from.
+    """Download a pushed run into a folder and check every digest; return its source.
 
     All files come from one commit. Raises UserError for a repository without a manifest, a file
-    that is not what the manifest says, an artifact that cannot be loaded, and files that are there.
+    that differs from the manifest, an artifact that cannot be loaded, and existing files.
     """
     _require_name(repo)
     require_folder(out)
@@ -94,7 +94,7 @@ def fetch_model(repo: str, out: Path, revision: str = "main") -> dict[str, Any]:
                     f"{name} of {repo} does not match {MANIFEST} (SHA-256 {digest_file(path)}, "
                     f"expected {digests[name]}); nothing was kept"
                 )
-        # Before anything is kept: an artifact that cannot be loaded is none.
+        # Check before anything is kept that the artifact can be loaded.
         load(staged / ARTIFACT, plan=_PLAN)
         for name in (*digests, MANIFEST):
             write_atomic(out / name, read_bytes(staged / name))
@@ -107,7 +107,7 @@ def _require_name(repo: str) -> None:
 
 
 def _manifest(repo: str, commit: str, staged: Path) -> dict[str, str]:
-    """Return the digests of the files that a repository holds for us."""
+    """Return the digests of the files that Fairway reads from a repository."""
     path = _download(repo, commit, MANIFEST, staged)
     try:
         said = parse_json(read_bytes(path, _MOST_MANIFEST_BYTES))
@@ -118,7 +118,7 @@ def _manifest(repo: str, commit: str, staged: Path) -> dict[str, str]:
         raise UserError(f"{MANIFEST} of {repo} names no files with digests; push the run again")
     if missing := [name for name in (ARTIFACT, TOKENIZER_FILE) if name not in files]:
         raise UserError(f"{MANIFEST} of {repo} has no {missing[0]}; push the run again")
-    # Others may lie beside them, and are left there.
+    # The repository may contain other files, which are not downloaded.
     return {name: digest for name, digest in files.items() if name in _MOST_BYTES}
 
 

@@ -1,8 +1,8 @@
-"""Figures that pull requests of the challenge published: facts, by seed and by stage.
+"""Published figures of pull requests of the challenge, by seed and by stage.
 
-They are from the logs of their authors, read but not run again here. Every record trained for up to
-600 s on 8 H100 GPUs, with 786,432 tokens per step, and was scored on the challenge's validation
-text, the first 50,000 documents of FineWeb.
+They are from the authors' logs; the runs were not repeated here. Every record trained for up to 600
+s on 8 H100 GPUs, with 786,432 tokens per step. It was scored on the challenge's validation text,
+the first 50,000 documents of FineWeb.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from fairway.config.settings import unknown_name
 
 HARDWARE = "8 x H100"
 STEP_TOKENS = 786_432
-# What the logs call them: last validation during training, post-EMA, quantised, sliding window,
-# and, in any form, score-first test-time training.
+# The stages of the logs: last validation during training, post-EMA, quantised, sliding window, and
+# any form of score-first test-time training.
 STAGES = ("raw", "ema", "quantised", "sliding", "adapted")
 
 # record, seed, training seconds, steps, artifact and code bytes, then bits per byte by stage.
@@ -67,7 +67,7 @@ pr2135     0  599.608  4997  15905667  37155  1.0729  1.06105556   1.0693937    
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """One run of a record: seconds, steps, bytes, and bits per byte by stage where logged."""
+    """One run of a record: seconds, steps, bytes, and bits per byte of the logged stages."""
 
     seed: int
     train_s: float
@@ -79,9 +79,9 @@ class Seed:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a pull request claims (bits per byte), how it stands, and on what it was scored.
+    """A pull request: its claim (bits per byte) and state, and the text of its score.
 
-    `notes` say what its figures are not, as the review found.
+    `notes` are the limits of its figures that a review found.
     """
 
     name: str
@@ -117,12 +117,11 @@ def _caseops(
 
 
 _LATE = (
-    "its reserve of 0.5 s does not hold the reading of training text for GPTQ, which ends after "
-    "600 s"
+    "its reserve of 0.5 s is too short for reading training text for GPTQ, which ends after 600 s"
 )
 _ORDERS = (
-    "its n-gram hints follow the order of the text and its test-time training another one: no "
-    "single order makes both causal"
+    "its n-gram hints and its test-time training use different orders of the text: in no single "
+    "order are both causal"
 )
 
 RECORDS = {
@@ -141,7 +140,7 @@ RECORDS = {
             "pr1530",
             "1.0734, merged",
             35_944_602,
-            "its claimed score is of a stage not listed here",
+            "its claimed score is from a stage that is not listed here",
         ),
         _sp8192("pr1626", "1.0719, merged", 35_944_602),
         _caseops("pr1736", "1.0655, merged", 35_989_658),
@@ -164,7 +163,7 @@ RECORDS = {
 
 
 def record(name: str) -> Record:
-    """Return a published record; an unknown name is a UserError with the nearest one."""
+    """Return a published record; UserError with the nearest name for an unknown one."""
     if name not in RECORDS:
         raise UserError(unknown_name("run folder or published record", name, RECORDS))
     return RECORDS[name]

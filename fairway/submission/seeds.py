@@ -1,7 +1,7 @@
-"""Several seeds of one recipe: run or resumed, one after another or side by side, and their spread.
+"""Runs or resumes several seeds of one recipe, in turn or at once, and summarises them.
 
-Every seed is a process of its own, so that one that fails takes none with it; what it says goes
-into a log beside its folder. A failed seed is reported and counts: it is never left out.
+Every seed is a process of its own, so that a failure does not affect the others; its output goes
+into a log beside its folder. A failed seed is reported and counted, and never left out.
 """
 
 import re
@@ -23,9 +23,9 @@ _OURS = re.compile(re.escape(SUMMARY))
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: a recipe with its overrides, and the seeds; how many at once, on how many GPUs.
+    """The plan of the runs: a recipe with overrides, the seeds, and how many run at once.
 
-    `processes` is the number of processes per seed, one GPU each.
+    `processes` is the number of processes per seed, with one GPU each.
     """
 
     recipe: str
@@ -43,8 +43,8 @@ def seed_folder(out: Path, seed: int) -> Path:
 def run_seeds(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
     """Run all seeds and return their summary, which is also written to `seeds.json`.
 
-    Raises UserError for seeds that are not distinct, or a folder where others run theirs; a seed
-    that fails is in the summary. No seed outlives this process.
+    Raises UserError for repeated seeds, and for a folder in use by another call. A failed seed is
+    in the summary. No seed runs longer than this process.
     """
     if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
         raise UserError(f"seeds {', '.join(map(str, plan.seeds)) or '(none)'}: name each seed once")
@@ -56,7 +56,7 @@ def run_seeds(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
 
 
 def _failures(plan: Plan, out: Path, say: Say) -> dict[int, str]:
-    """Run all seeds, this many at once; return what each failed of, or nothing."""
+    """Run all seeds, `at_once` at a time; return why each failed, or ''."""
     failures: dict[int, str] = {}
     waiting = list(plan.seeds)
 
@@ -70,7 +70,7 @@ def _failures(plan: Plan, out: Path, say: Say) -> dict[int, str]:
     def ended(job: Job, reason: str) -> None:
         failures[int(job.name)] = reason
 
-    # One seed at a time has all GPUs that this process sees.
+    # If seeds run one at a time, each has all GPUs that this process sees.
     gpus = gpus_of_slots(plan.at_once, plan.processes) if plan.at_once > 1 else [None]
     run_jobs(following, ended, Host(gpus))
     return failures
@@ -81,7 +81,7 @@ def _log(out: Path, seed: int) -> Path:
 
 
 def _job(plan: Plan, seed: int, out: Path) -> Job:
-    """Return the command that runs one seed or resumes it."""
+    """Return the job that runs or resumes one seed."""
     folder = seed_folder(out, seed)
     words = ["run", plan.recipe, "--out", str(folder)]
     for text in (*plan.overrides, f"seed={seed}"):
@@ -90,7 +90,7 @@ def _job(plan: Plan, seed: int, out: Path) -> Job:
 
 
 def summarise(out: Path, seeds: tuple[int, ...], failures: dict[int, str]) -> dict[str, Any]:
-    """Return every seed's figures, or what it failed of; means, spreads and worst cases."""
+    """Return every seed's figures or its failure, and means, spreads and worst cases."""
     runs: dict[str, dict[str, Any]] = {}
     for seed in seeds:
         failed = failures.get(seed, "")

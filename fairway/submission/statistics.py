@@ -1,9 +1,9 @@
-"""Tests whether one score is lower than another; claims of the challenge rest on them.
+"""Tests whether one score is lower than another, as claims of the challenge require.
 
-Lower is better throughout. A margin of 0.005 nats per token was asked of records; a token stands
-for more bytes in one tokenizer than in another, so in bits per byte the margin depends on it. The
-README's own test asks for p < 0.01 with the margin; late in the challenge p < 0.25 without it was
-applied (pull requests #1900, #1902). Welch, Biometrika 34 (1947).
+Lower is always better. The challenge requires a margin of 0.005 nats per token of records. Tokens
+of different tokenizers have different lengths, so the margin in bits per byte depends on the
+tokenizer. The test in the challenge's README is p < 0.01 with the margin; late in the challenge
+p < 0.25 without a margin was applied (pull requests #1900, #1902). Welch, Biometrika 34 (1947).
 """
 
 import math
@@ -19,7 +19,7 @@ from fairway.base.units import nats_to_bits
 MARGIN_NATS = 0.005
 RECORD_P, FRONTIER_P = 0.01, 0.25
 
-# More seeds than this nobody will run; the search for a number of seeds ends here.
+# The search for a number of seeds stops here; more seeds are not practical.
 _MOST_SEEDS = 1000
 
 
@@ -36,7 +36,7 @@ class Sample:
 class TTest:
     """A one-sided t-test of 'a is lower than b by more than the margin'.
 
-    `difference` is mean a - mean b, in the unit of the scores; p is small if the claim holds.
+    `difference` is mean a - mean b, in the unit of the scores; a small p supports the claim.
     """
 
     difference: float
@@ -59,12 +59,12 @@ def margin_bpb(bytes_per_token: float, margin_nats: float = MARGIN_NATS) -> floa
 
 
 def welch(a: Sample, b: Sample, margin: float = 0.0) -> TTest:
-    """Return Welch's test of 'a lies more than `margin` below b', all in one unit."""
+    """Return Welch's test of 'a is more than `margin` below b', all in one unit."""
     variances = a.sd**2 / a.n, b.sd**2 / b.n
     error = math.sqrt(sum(variances))
     gained = b.mean - a.mean - margin
     if error == 0.0:
-        # Equal scores in every seed: the difference is what it is.
+        # All seeds have equal scores, so the difference is certain.
         certain = 0.0 if gained > 0 else 1.0
         return TTest(a.mean - b.mean, margin, math.copysign(math.inf, gained), math.inf, certain)
     shares = variances[0] ** 2 / (a.n - 1) + variances[1] ** 2 / (b.n - 1)
@@ -74,7 +74,7 @@ def welch(a: Sample, b: Sample, margin: float = 0.0) -> TTest:
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], margin: float = 0.0) -> TTest | None:
-    """Return the paired test over the seeds that both have; None if those are fewer than two."""
+    """Return the paired test over the common seeds, or None if they are fewer than two."""
     common = a.keys() & b.keys()
     if len(common) < 2:
         return None
@@ -88,10 +88,10 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], margin: float = 0.0) 
 
 
 def power(difference: float, sd: float, seeds: int, p: float, margin: float = 0.0) -> float:
-    """Return how often `seeds` runs a side show p when the truth is `difference` below, sd equal.
+    """Return the probability that `seeds` runs per side reach p if the true gain is `difference`.
 
-    `difference` is positive for better. The t statistic is then noncentral with 2 seeds - 2
-    degrees of freedom.
+    `difference` is positive for better, and both sides have the same sd. The t statistic is then
+    noncentral with 2 seeds - 2 degrees of freedom.
     """
     if seeds < 2:
         return 0.0
@@ -101,14 +101,14 @@ def power(difference: float, sd: float, seeds: int, p: float, margin: float = 0.
     centre = (difference - margin) / (sd * math.sqrt(2.0 / seeds))
     critical = float(stdtrit(df, 1.0 - p))
     missed = float(nctdtr(df, centre, critical))
-    # SciPy gives up far out in the tail, where nothing is missed.
+    # SciPy returns NaN far out in the tail, where the power is 1.
     return 1.0 if math.isnan(missed) and centre > critical else 1.0 - missed
 
 
 def seeds_needed(
     difference: float, sd: float, p: float, margin: float = 0.0, wanted: float = 0.8
 ) -> int | None:
-    """Return the fewest runs a side with power `wanted`; None if no number up to 1,000 has it."""
+    """Return the fewest runs per side with power `wanted`; None if more than 1,000 are needed."""
     if difference <= margin:
         return None
     return next(

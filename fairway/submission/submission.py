@@ -1,4 +1,4 @@
-"""`fairway submit`: a record's folder out of finished runs, or the reason why there is none."""
+"""`fairway submit`: makes a record's folder from finished runs, or says why it cannot."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ _SAID = ("--name", "--author", "--github-id")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What only people know of a submission, and how much of it goes into the folder."""
+    """The parts of a submission that only people know, and how much goes into the folder."""
 
     name: str
     track: str
@@ -51,14 +51,12 @@ class Claim:
 def submit(paths: Sequence[Path], claim: Claim, out: Path, say: Say) -> dict[str, Any]:
     """Write the record of some runs into a new folder; return its submission.json.
 
-    Raises UserError for anything that a reviewer would have to refuse.
+    Raises UserError for every reason for which a reviewer would refuse it.
     """
     require_new(out)
     for option, words in zip(_SAID, (claim.name, claim.author, claim.github_id), strict=True):
         if words != line(words):
-            raise UserError(
-                f"{option} is '{words}'; it is printed on a page, which shows only letters"
-            )
+            raise UserError(f"{option} is '{words}'; only printable characters are allowed")
     if claim.track not in TRACKS:
         raise UserError(f"track '{claim.track}' is unknown; choose one of {', '.join(TRACKS)}")
     pipelines = [open_run(path, [], _silent) for path in paths]
@@ -75,12 +73,12 @@ def submit(paths: Sequence[Path], claim: Claim, out: Path, say: Say) -> dict[str
 
 
 def _is_ours(name: str) -> bool:
-    """Return that no file of a folder that is there already may be replaced."""
+    """Return False: no file of an existing folder may be replaced."""
     return False
 
 
 def _never(folder: Path) -> None:
-    raise AssertionError(f"a record is new, and {folder} is not filled")
+    raise AssertionError(f"a record's folder is always new, but {folder} was to be marked")
 
 
 def _write(
@@ -113,7 +111,7 @@ def _write(
 
 
 def _silent(text: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -121,7 +119,7 @@ def _silent(text: str) -> None:
 
 
 def settings_but_seed(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's settings without its seed: what the seeds of a record have in common."""
+    """Return a run's settings without its seed, which all seeds of a record share."""
     return {name: value for name, value in results["config"].items() if name != "seed"}
 
 
@@ -161,7 +159,7 @@ def _require_measured(path: Path, run: Mapping[str, Any]) -> None:
 
 
 def _require_own_code(pipelines: Sequence[Pipeline], size: int) -> None:
-    """Refuse an artifact that was packed beside other code: the bundle would make another one."""
+    """Raise UserError if an artifact was packed beside other code than the bundle's."""
     for pipeline in pipelines:
         path, packed = pipeline.folder.path, pipeline.folder.facts("pack") or {}
         if packed["code_bytes"] != size:
@@ -209,9 +207,9 @@ def _require_budgets(
 
 
 def commit_of_sources() -> tuple[str, list[str]]:
-    """Return the commit of the sources, and which of them differ from it, as git tells.
+    """Return the commit of the sources and the changed files, from git.
 
-    Where they are an installed package, or git is missing, it is the version.
+    Without git, or for an installed package, the version takes the place of the commit.
     """
     git = ["git", "-C", str(Path(fairway.__file__).parent)]
     try:
@@ -229,7 +227,7 @@ def commit_of_sources() -> tuple[str, list[str]]:
 
 
 def _commit() -> str:
-    """Return the commit of the sources, or the version where they are an installed package.
+    """Return the commit of the sources, or the version of an installed package.
 
     Raises UserError for sources that differ from their commit.
     """
@@ -263,7 +261,7 @@ def log_file(seed: int) -> str:
 
 
 def artifact_file(seed: int) -> str:
-    """Return the name of a seed's artifact in a record, if it is there."""
+    """Return the name of a seed's artifact in a record; the file is optional."""
     return f"artifact_seed{seed}.fwy"
 
 
@@ -280,20 +278,20 @@ def _write_run(folder: Path, pipeline: Pipeline, run: dict[str, Any], with_artif
 
 
 def _write_recipe(folder: Path, pipeline: Pipeline, run: Mapping[str, Any]) -> None:
-    """Write the files of a recipe that is not Fairway's: to be read, and never executed here."""
+    """Write the files of a recipe that is not Fairway's, for readers; they are never executed."""
     texts = [file["text"] for file in (pipeline.origin or {"files": []})["files"]]
     for name, text in zip(recipe_files(run), texts, strict=True):
         write_atomic(folder / name, text.encode())
 
 
 def data_of(pipeline: Pipeline) -> Path:
-    """Return the data folder that a run read."""
+    """Return the data folder of a run."""
     source = pipeline.config.data.source
     return pipeline.folder.file(DATA) if source == "embedded" else Path(source)
 
 
 def _dry_run(folder: Path, pipeline: Pipeline, claim: Mapping[str, Any]) -> None:
-    """Run the README's command up to the point where training would begin."""
+    """Run the README's command up to the start of training."""
     seed, data = next(iter(claim["seeds"])), data_of(pipeline).resolve()
     with tempfile.TemporaryDirectory() as empty:
         command = [str((folder / SCRIPT).resolve()), str(data), "RUN", "--seed", seed]

@@ -7,7 +7,7 @@ from fairway.config.settings import Config
 
 _Used = Callable[[Config], bool]
 
-# (name, where it is from, whether a config uses it)
+# (name, source, whether a config uses it)
 _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
     ("depth recurrence", "#1331, #1445", lambda c: c.model.loop_extra > 0),
     (
@@ -69,5 +69,5 @@ _TECHNIQUES: tuple[tuple[str, str, _Used], ...] = (
 
 
 def techniques(config: Config) -> list[tuple[str, str]]:
-    """Return (technique, credit) of everything listed that a recipe uses."""
+    """Return (technique, credit) for each listed technique that a recipe uses."""
     return [(name, credit) for name, credit, used in _TECHNIQUES if used(config)]

@@ -1,7 +1,7 @@
-"""The texts of a record, made of its results: README, submission.json, logs.
+"""Makes the texts of a record from its results: README, submission.json, logs.
 
-`submission` writes these texts and `verify` writes them again: a number edited by hand differs from
-the one that follows from the results beside it. No host, path or environment is in them.
+`submission` writes these texts and `verify` writes them again, so that a number edited by hand is
+noticed. They contain no host, path or environment.
 """
 
 import json
@@ -19,10 +19,10 @@ from fairway.submission.techniques import techniques
 
 SCHEMA = 1
 TRACKS = {"10min_16mb": "track_10min_16mb", "non_record": "track_non_record_16mb"}
-# Where a record keeps the files of a recipe that is not Fairway's, and which names are kept.
+# The folder of a recipe's own files in a record, and the file names that are kept.
 RECIPE = "recipe"
 _SAFE = re.compile(r"(\w[\w-]*/)*\w[\w.-]*\.py", re.ASCII)
-# How the line of a step begins in a log.
+# The beginning of a step's line in a log.
 STEP = "step:"
 
 
@@ -32,10 +32,10 @@ def submission(
     manifest: Mapping[str, Any],
     claim: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return submission.json of some results of one configuration, and their logs.
+    """Return submission.json for results of one configuration and their logs.
 
-    `claim` holds what only people know: name, author, github_id, track; and the commit. Every other
-    file of the record stands in it by its digest or follows from it.
+    `claim` has the parts that only people know (name, author, github_id, track) and the commit.
+    Every other file of the record is in it by its digest, or follows from it.
     """
     stage = runs[0]["headline"]
     scores = [run["stages"][stage]["bpb"] for run in runs]
@@ -82,7 +82,7 @@ def submission(
 def recipe_files(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the digests of a recipe's own files, by their names in a record's folder.
 
-    A recipe of Fairway has none. A name that no system could mistake is kept.
+    A recipe of Fairway has none. Names that are safe on every system are kept.
     """
     found = dict((results.get("recipe_origin") or {"files": {}})["files"])
     names = [n if _SAFE.fullmatch(n) else f"recipe-{at}.py" for at, n in enumerate(found)]
@@ -163,7 +163,7 @@ def _stages(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _gains(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what test-time training takes off the artifact's other scores, if there is any."""
+    """Return the gain of test-time training over the artifact's other scores, if there is any."""
     found = [gains(run["stages"]) or {} for run in runs]
     lines = ["| gain of test-time training | mean bits per byte |", "|---|--:|"]
     for name, (_, words) in BESIDE.items():
@@ -217,7 +217,7 @@ def command(claim: Mapping[str, Any]) -> str:
 
 
 def step_lines(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of a run's log that tell of its recorded steps."""
+    """Return the lines of a run's log for its recorded steps."""
     return [
         f"{STEP}{s['step'] + 1}/{results['train']['steps']} train_loss:{s['loss']:.6f} "
         f"grad_norm:{s['grad_norm']:.6f} tokens:{s['tokens']} train_time:{s['seconds']:.3f}s"
@@ -228,7 +228,7 @@ def step_lines(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -
 def log(results: Mapping[str, Any], steps: Sequence[str], code_bytes: int) -> str:
     """Return the log of a run: the lines of its steps, then the result of each stage.
 
-    Its size counts the bundle of the record it goes into.
+    The total size includes the bundle of the record.
     """
     machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     lines = [
@@ -253,5 +253,5 @@ def log(results: Mapping[str, Any], steps: Sequence[str], code_bytes: int) -> st
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:
-    """Return a value as it is written: indented JSON with a final newline."""
+    """Return a value as written in files: indented JSON with a final newline."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()

@@ -1,7 +1,7 @@
-"""`fairway verify`: does a record hold? Its files against one another, and against a new run.
+"""`fairway verify`: checks a record's files against one another, and against a new run.
 
-Nothing of a record is executed unless a training is asked for; then its own train_gpt.py is, in a
-folder and a process of its own.
+Nothing of a record is executed, except on request: a new training runs its own train_gpt.py, in a
+separate folder and process.
 """
 
 import math
@@ -42,13 +42,13 @@ from fairway.submission.submission import (
 from fairway.submission.texts import STEP, TRACKS, as_json, log, readme, recipe_files, submission
 from fairway.version import VERSION
 
-# A repeated run should fall into the interval that this share of new seeds falls into.
+# A repeated run should be in the interval that contains this share of new seeds.
 CONFIDENCE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a record holds, and what was found: faults, notes, and a repeated score."""
+    """The result of a verification: faults, notes, and a repeated score."""
 
     faults: tuple[str, ...]
     notes: tuple[str, ...]
@@ -67,10 +67,10 @@ def verify(
     retrain: Path | None = None,
     seed: int | None = None,
 ) -> Verdict:
-    """Return what became of checking a record's files and, if asked, of repeating one seed.
+    """Return the result of checking a record's files and, on request, of repeating one seed.
 
-    `rescore` and `retrain` name the data folder: for the artifact in the record scored again, or
-    for the record's own script run from the beginning.
+    `rescore` and `retrain` name the data folder, either to score the record's artifact again, or
+    to run the record's own script from the beginning.
     """
     if not folder.exists():
         raise UserError(f"{folder} {missing(folder)}; name the folder of a record")
@@ -86,7 +86,7 @@ def verify(
         faults += _disagreements(folder, claim)
     except (LookupError, TypeError, ValueError, ArithmeticError, OSError) as error:
         faults.append(f"a file is not as Fairway writes it ({type(error).__name__}: {error})")
-    # A bundle takes some seconds to rebuild, which nothing that is wrong already is worth.
+    # Rebuilding a bundle takes some seconds, so it is skipped if something is already wrong.
     notes = [] if faults else list(_notes(folder))
     faults += [f"{f.place}: {f.why}" for f in audit_record(folder).findings if _grave(f.severity)]
     repeated = None
@@ -107,7 +107,7 @@ def _grave(severity: str) -> bool:
 
 
 def _wrong_files(folder: Path) -> Iterator[str]:
-    """Yield every file that is missing, new, or not what its digest says."""
+    """Yield every file that is missing, new, or different from its digest."""
     known = read_json(folder / DIGESTS)
     if not isinstance(known, dict):
         raise UserError(f"{folder / DIGESTS} is damaged: it is not a table of digests")
@@ -117,9 +117,9 @@ def _wrong_files(folder: Path) -> Iterator[str]:
         yield f"its files have {sum(sizes.values()):,} bytes; at most {MOST_BYTES:,} are read"
         return
     for name in opened.skipped:
-        yield f"{name} is not a regular file, or one too many"
+        yield f"{name} is not a regular file, or exceeds the number of files"
     for name in sorted(sizes.keys() - known.keys() - {DIGESTS}):
-        yield f"{name} is in no list of the record"
+        yield f"{name} is not listed in the record"
     for name, digest in known.items():
         if name not in sizes:
             yield f"{name} is missing"
@@ -128,7 +128,7 @@ def _wrong_files(folder: Path) -> Iterator[str]:
 
 
 def _disagreements(folder: Path, claim: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what does not follow from the results of the record's own runs."""
+    """Yield everything that does not follow from the results of the record's own runs."""
     try:
         manifest = check_bundle(folder)
     except UserError as error:
@@ -137,7 +137,7 @@ def _disagreements(folder: Path, claim: Mapping[str, Any]) -> Iterator[str]:
     runs = [read_json(folder / results_file(int(seed))) for seed in claim["seeds"]]
     logs = [read_bytes(folder / log_file(int(seed))).decode() for seed in claim["seeds"]]
     if claim["track"] not in TRACKS.values():
-        yield f"{CLAIM} names a track that there is not: {claim['track']}"
+        yield f"{CLAIM} names an unknown track: {claim['track']}"
     people = {name: claim[name] for name in ("name", "author", "github_id")}
     facts = {name: claim[name] for name in ("track", "commit", "processes")}
     expected = submission(runs, logs, manifest, {**people, **facts})
@@ -157,10 +157,10 @@ def _first_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> 
 def _inner_faults(
     folder: Path, seed: int, run: Mapping[str, Any], text: str, manifest: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yield what contradicts itself in a run's results, or its log."""
+    """Yield contradictions inside a run's results, or with its log."""
     name = results_file(seed)
     if as_json(run) != read_bytes(folder / name):
-        yield f"{name} is not written as Fairway writes it"
+        yield f"{name} is not in the form that Fairway writes"
     config: Config = from_dict(run["config"])
     if fixed_digest(config) != manifest["fixed_digest"]:
         yield f"{name} has other settings than the bundle"
@@ -179,7 +179,7 @@ def _inner_faults(
         yield f"{name} counts {counted} bytes of code, its bundle has {manifest['bytes']}"
     for file, digest in recipe_files(run).items():
         if digest_file(folder / file) != digest:
-            yield f"{file} is not the recipe's file that {name} tells of"
+            yield f"{file} is not the recipe's file that {name} describes"
     if declares_code(config.pack):
         yield f"{name} declares its bytes of code instead of counting its bundle"
     artifact = folder / artifact_file(seed)
@@ -193,7 +193,7 @@ def _inner_faults(
 
 
 def _notes(folder: Path) -> Iterator[str]:
-    """Yield whether the bundle follows from the sources that are installed here."""
+    """Yield whether the bundle follows from the installed sources."""
     manifest = read_json(folder / "bundle.json")
     if manifest["fairway"] != VERSION:
         yield f"made by Fairway {manifest['fairway']}, this is {VERSION}: the bundle is not rebuilt"
@@ -202,16 +202,16 @@ def _notes(folder: Path) -> Iterator[str]:
     same = made.manifest["digest"] == manifest["digest"]
     changed = [n for n, d in made.manifest["sources"].items() if manifest["sources"].get(n) != d]
     if same:
-        yield "the bundle follows from the sources installed here, to the byte"
+        yield "the bundle follows from the installed sources, to the byte"
     elif changed:
         yield f"{len(changed)} modules differ from those of the record ({changed[0]}, ...)"
     else:
         tools = ", ".join(f"{name} {version}" for name, version in manifest["tools"].items())
-        yield f"the bundle comes out otherwise here; the record was made with {tools}"
+        yield f"the bundle is different here; the record was made with {tools}"
 
 
 # ---------------------------------------------------------------------------------------------
-# Once more
+# A repeated score
 
 
 def _repeat(
@@ -224,7 +224,7 @@ def _repeat(
     assert data is not None
     source = DataFolder.open(data)
     if source.digest != claim["data_sha256"]:
-        raise UserError(f"{data} is not the data of this record, whose digest is another")
+        raise UserError(f"{data} is not the data of this record: its digest differs")
     if rescore:
         found = _rescored(folder, claim, results, source)
     else:
@@ -233,10 +233,10 @@ def _repeat(
 
 
 def judged(found: float, claim: Mapping[str, Any], seed: int, how: str) -> dict[str, Any]:
-    """Return whether a repeated score is the claimed one, or within what the seeds spread.
+    """Return whether a repeated score is the claimed one, or within the spread of the seeds.
 
-    A new run of another machine is one more draw: it should lie within the interval that 99 % of
-    new seeds fall into, given the mean and the spread of those that are claimed.
+    A new run on another machine is one more draw: it should be within the interval that contains
+    99 % of new seeds, given the mean and the spread of the claimed ones.
     """
     scores = [run["val_bpb"] for run in claim["seeds"].values()]
     claimed = claim["seeds"][str(seed)]["val_bpb"]
@@ -250,7 +250,7 @@ def judged(found: float, claim: Mapping[str, Any], seed: int, how: str) -> dict[
 
 
 def prediction_margin(scores: Sequence[float]) -> float:
-    """Return how far one more seed may lie from the mean of some; 0 for a single one."""
+    """Return how far one more seed may be from the mean of others; 0 for a single one."""
     n = len(scores)
     if n < 2:
         return 0.0
@@ -264,7 +264,7 @@ def _rescored(
     path = folder / artifact_file(results["seed"])
     if not path.is_file():
         raise UserError(
-            f"the record holds no {path.name}; train it again, or submit with --with-artifacts"
+            f"the record contains no {path.name}; train it again, or submit with --with-artifacts"
         )
     config: Config = from_dict(results["config"])
     plan = Plan(**results["machine"])

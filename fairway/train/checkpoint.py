@@ -18,18 +18,18 @@ from fairway.base.errors import UserError
 from fairway.base.files import atomic_file, opened, parse_json
 
 _ZEROS = b"0" * 64
-# No name and no fact can hold these bytes: quotes inside a JSON text are escaped.
+# No name and no fact can contain these bytes, since quotes inside JSON text are escaped.
 _MARK = b'"digest":"'
-# Where metadata begin.
+# The beginning of metadata.
 _FIRST = 8 + len('{"__metadata__":{')
 _READ_BYTES = 1 << 20
-# What safetensors itself takes as a header.
+# The largest header that safetensors itself accepts.
 _MOST_HEADER_BYTES = 100_000_000
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> int:
-    """Write tensors and JSON-able facts atomically; return how many bytes are on disk."""
-    # Views and shared storage are not storable: every tensor is stored as its own copy.
+    """Write tensors and JSON-able facts atomically; return the size of the file in bytes."""
+    # safetensors cannot store views and shared storage, so every tensor is copied.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     metadata = {"fairway": json.dumps(facts), "digest": _ZEROS.decode()}
     data = memoryview(save(plain, metadata=metadata))
@@ -45,7 +45,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
 
 
 def _digest_first(header: bytes) -> bytes:
-    """Return a header whose digest stands first: safetensors writes metadata in any order."""
+    """Return a header with the digest first, since safetensors writes metadata in any order."""
     pair = _MARK + _ZEROS + b'"'
     at = header.index(pair)
     if at == _FIRST:
@@ -67,7 +67,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except UserError:
         raise
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        # What is no shape for PyTorch is told by it in many lines.
+        # PyTorch's messages about invalid shapes have many lines.
         raise damaged(path, str(error).partition("\n")[0]) from None
     return tensors, facts
 
@@ -85,10 +85,10 @@ def check_digest(stream: BinaryIO) -> None:
     size = int.from_bytes(start, "little")
     if not 0 < size <= _MOST_HEADER_BYTES:
         raise ValueError("its header is not one of safetensors")
-    # What is asked for is allocated, and the size is what the file says.
+    # The requested size is allocated, so it must be compared with the file's size first.
     header = stream.read(min(size, os.fstat(stream.fileno()).st_size))
     before, mark, rest = header.partition(_MARK)
-    # Without a mark nothing is told, which no digest equals.
+    # Without a mark the stored digest is empty, and no digest equals that.
     told, rest = rest[: len(_ZEROS)], rest[len(_ZEROS) :]
     found = hashlib.sha256(start + before + mark + _ZEROS + rest)
     while piece := stream.read(_READ_BYTES):

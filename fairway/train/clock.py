@@ -6,17 +6,17 @@ from fairway.base.timing import settle
 from fairway.config.settings import Config
 from fairway.machine.ranks import ALONE, Ranks
 
-# What a token costs that calibration reads in float32, over what training on it costs: on two
-# cores, and on a GPU, whose training has kernels and bfloat16 (64 batches in 5.9 s on an H200,
-# where a step of one took 69 to 108 ms).
+# The time of a token in calibration (float32) relative to training: on two cores, and on a GPU,
+# where training has kernels and bfloat16 (64 batches in 5.9 s on an H200, where a step of one batch
+# took 69 to 108 ms).
 _READING = {"cpu": 0.5, "cuda": 1.0, "mps": 1.0}
 
 
 class Clock:
     """Training progress in [0, 1], from elapsed seconds, from steps, or from a recorded run.
 
-    wall: elapsed training seconds over the budget net of its reserve; only the time between
-    `start` and `stop` counts, so validation and checkpoints stand outside.
+    wall: elapsed training seconds over the budget without its reserve; only the time between
+    `start` and `stop` counts, so validation and checkpoints do not.
     steps: step over steps. replay: the recorded progress of each step of another run.
     """
 
@@ -39,12 +39,12 @@ class Clock:
         self._since_s: float | None = None
 
     def start(self) -> None:
-        """Let time count."""
+        """Start to count time."""
         settle()
         self._since_s = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop counting, once the device has finished what it was given."""
+        """Stop counting after the device has finished its work."""
         settle()
         if self._since_s is not None:
             self.elapsed_s += time.perf_counter() - self._since_s
@@ -75,11 +75,12 @@ class Clock:
 
 
 def calibration_steps(config: Config, ranks: Ranks, device: str) -> float:
-    """Return how many training steps take as long as the calibration that follows them.
+    """Return how many training steps take as long as the calibration after them.
 
-    The first process calibrates alone, as each of the original's did, with as many tokens however
-    many there are. A step's tokens are shared, so that its seconds are those of one part of them.
-    Gradients (trellis) go back too: a token costs what it costs in training.
+    The first process calibrates alone, as each process of the original did; the number of tokens
+    does not depend on the number of processes. The tokens of a step are divided among the
+    processes, so its seconds are those of one part. For a trellis, calibration also computes
+    gradients, so a token takes as long as in training.
     """
     quant = config.quant
     tokens = 0.0

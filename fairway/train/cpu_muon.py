@@ -1,7 +1,7 @@
 """The steps before Muon's matrix products on a CPU, in one pass over memory.
 
-Per value of a matrix: gradient and momentum read, momentum and rounded row written. The plain
-steps of `rules` pass over matrices six times.
+For each value of a matrix: gradient and momentum are read, momentum and rounded row are written.
+The plain steps of `rules` pass over the matrices six times.
 
 Shapes: K matrices, R rows, C columns, N = K R, as in `rules`.
 """
@@ -26,7 +26,7 @@ def _nesterov(grad: Any, buffer: Any, out: Any, scale: Any, mu: Any, first: Any,
             value = scale * g[j]
             kept[j] = value + mu * kept[j]
             row[j] = value + mu * kept[j]
-        # A loop of its own, as in `model.loops`.
+        # A separate loop, as in `model.loops`.
         square = f32(0)
         for j in range(width):
             square += row[j] * row[j]
@@ -39,7 +39,7 @@ def _nesterov(grad: Any, buffer: Any, out: Any, scale: Any, mu: Any, first: Any,
 def loop_nesterov(
     grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, out: Tensor
 ) -> None:
-    """Do what `rules.nesterov` does; the gradient stays as it was."""
+    """Do the same as `rules.nesterov`; the gradient stays unchanged."""
     C, scale = grad_KRC.shape[2], scale_1.item()
     rows = (array(x.view(-1, C)) for x in (grad_KRC, buffer_KRC, out))
     count = grad_KRC.numel() // C

@@ -13,7 +13,8 @@ from fairway.machine.ranks import Ranks
 class Feed:
     """Batches of `rows` sequences; the process and a seed decide their order.
 
-    `order` is that seed, and whether documents are shuffled. `close` it: a thread gathers batches.
+    `order` is that seed, and whether documents are shuffled. Call `close` at the end, because a
+    thread gathers batches.
     """
 
     def __init__(

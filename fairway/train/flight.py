@@ -25,17 +25,17 @@ class Flight:
     def wait(self, clock: Clock) -> float:
         """Wait until the device has done the step; return the training seconds at its end."""
         if self.landed is None:
-            # A CPU works while it launches: the step had ended then.
+            # A CPU computes during the launch, so the step had already ended.
             return self.launched_s
         self.landed.synchronize()
         return clock.seconds()
 
 
 def event_on(device: torch.device) -> torch.cuda.Event | None:
-    """Return a mark behind all that was launched on a CUDA GPU so far; others are waited for."""
+    """Return a mark after all launched work of a CUDA GPU; wait for any other device."""
     if device.type != "cuda":
         return None
-    # Sleeping instead of spinning leaves the core to the thread that gathers batches.
+    # Sleeping instead of active waiting frees the core for the thread that gathers batches.
     make: Callable[..., torch.cuda.Event] = torch.cuda.Event
     event = make(blocking=True)
     event.record()

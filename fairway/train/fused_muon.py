@@ -1,7 +1,8 @@
 """The steps around Muon's matrix products on a GPU, in few passes over memory.
 
-Per value of a matrix: gradient and momentum read, momentum and rounded row written (14 bytes), then
-weight and update read, weight written (10). The plain steps of `rules` read and write 60.
+For each value of a matrix: gradient and momentum are read, momentum and rounded row are written (14
+bytes); then weight and update are read and the weight is written (10). The plain steps of `rules`
+read and write 60 bytes.
 
 Shapes: K matrices, R rows, C columns, as in `rules`.
 """
@@ -71,7 +72,7 @@ def _move_kernel(
 def fused_nesterov(
     grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, out: Tensor
 ) -> None:
-    """Do what `rules.nesterov` does; the gradient stays as it was."""
+    """Do the same as `rules.nesterov`; the gradient stays unchanged."""
     N, C, columns, rows = _by_rows(grad_KRC)
     _nesterov_kernel[(triton.cdiv(N, rows),)](
         grad_KRC, buffer_KRC, out, scale_1, N, mu,
@@ -82,7 +83,7 @@ def fused_nesterov(
 def fused_several(
     grad_KRC: Tensor, means_KRMC: Tensor, scale_1: Tensor, mu: float, out: Tensor
 ) -> None:
-    """Do what `rules.several` does; the gradient stays as it was."""
+    """Do the same as `rules.several`; the gradient stays unchanged."""
     (N, C, columns, rows), means = _by_rows(grad_KRC), means_KRMC.shape[2]
     first = mu / (1.0 - mu) * means / (2**means - 1)
     _several_kernel[(triton.cdiv(N, rows),)](
@@ -92,7 +93,7 @@ def fused_several(
 
 
 def _by_rows(x_KRC: Tensor) -> tuple[int, int, int, int]:
-    """Return rows and columns of a stack, and of the block that one program treats."""
+    """Return rows and columns of a stack, and of the block that one program processes."""
     C = x_KRC.shape[2]
     columns = triton.next_power_of_2(C)
     return x_KRC.numel() // C, C, columns, max(1, _VALUES // columns)
@@ -105,7 +106,7 @@ def fused_move(
     decay: float,
     cautious: bool = False,
 ) -> None:
-    """Do what `rules.move` does."""
+    """Do the same as `rules.move`."""
     N = weights_LRC.numel()
     _move_kernel[(triton.cdiv(N, _VALUES),)](
         weights_LRC, updates_LRC, N, 1.0 - lr * decay, lr,

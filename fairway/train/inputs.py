@@ -10,19 +10,19 @@ from torch import Tensor
 from fairway.model.gpt import GPT
 from fairway.train.muon import Optimisers
 
-# Steps from one look to the next, and the tokens of a rank that the model reads for it.
+# Steps between two measurements, and the tokens of a rank that the model reads for each.
 INPUTS_EVERY, INPUTS_TOKENS = 64, 16_384
-# Returns X^T X of the inputs of named matrices, summed over batches of token ids.
+# A function that returns X^T X of the inputs of named matrices, summed over batches of token ids.
 Collect = Callable[[GPT, Iterable[Tensor], Iterable[str]], dict[str, Tensor]]
 
 
 def no_inputs(*given: object) -> dict[str, Tensor]:
-    """Refuse to collect inputs: whoever trains with optim.newton says how."""
+    """Refuse to collect inputs; a caller that trains with optim.newton passes a function for it."""
     raise ValueError("optim.newton needs a function that collects the inputs of matrices")
 
 
 def look(optimisers: Optimisers, collect: Collect, model: GPT, ids_BT: Tensor, world: int) -> None:
-    """Let the optimisers see the second moments [C, C] of what some tokens send to each matrix."""
+    """Give the optimisers the second moments [C, C] of each matrix's inputs for some tokens."""
     names = [name for bank in optimisers.muon.banks for name in bank.names]
     sums = collect(model, [ids_BT], names)
     tokens = ids_BT.numel() * world

@@ -153,7 +153,7 @@ class Training:
         """Launch one optimiser step at a progress; return (mean loss in nats per token, gradient
         norm).
 
-        Both stay on the device, and may not be computed yet.
+        Both stay on the device and may still be in computation.
         """
         with self.rates.errors(now, step) if self.rates else nullcontext():
             loss = self._accumulate(send=True)

@@ -1,7 +1,7 @@
-"""Chooses how many sequences go through the model at once: all of a step, or as many as fit.
+"""Chooses how many sequences the model processes at once: all of a step, or as many as fit.
 
-A step adds the gradients of its micro-batches, so that its sums are the same however many there
-are, up to rounding.
+A step adds the gradients of its micro-batches, so that the sums are the same for any number of
+them, up to rounding.
 """
 
 from fairway.base.errors import UserError
@@ -12,7 +12,7 @@ from fairway.model import need
 
 
 def training_need(config: Config, plan: Plan, world: int = 1) -> need.Need:
-    """Return what training needs of a process's device; UserError for a batch not to be shared."""
+    """Return the memory that training needs; UserError for a batch that cannot be shared."""
     train = config.train
     most = _wanted(config, _share(config, world))
     state = (world, config.optim.momentum_buffers, config.optim.newton > 0)
@@ -25,15 +25,15 @@ def divisors(count: int, most: int) -> list[int]:
 
 
 def rows_that_fit(config: Config, wanted: need.Need, world: int, free_bytes: float) -> int:
-    """Return the sequences of a micro-batch that fit so much memory and divide a process's."""
+    """Return the largest micro-batch that fits the memory and divides a process's sequences."""
     return wanted.fitting(free_bytes, divisors(_share(config, world), wanted.most))
 
 
 def micro_batch(config: Config, plan: Plan, ranks: Ranks, free_bytes: float) -> tuple[int, int]:
     """Return (sequences of this process in a step, of a micro-batch), the same on all ranks.
 
-    Where the narrowest device has too little memory for what is asked for, the largest divisor
-    that fits is taken.
+    If the device with the least memory cannot hold the requested size, the largest divisor that
+    fits is used.
     """
     per_rank, wanted = _share(config, ranks.world), training_need(config, plan, ranks.world)
     fit = rows_that_fit(config, wanted, ranks.world, free_bytes)
@@ -42,7 +42,7 @@ def micro_batch(config: Config, plan: Plan, ranks: Ranks, free_bytes: float) -> 
 
 
 def _share(config: Config, world: int) -> int:
-    """Return the sequences of one rank per optimiser step, a multiple of a micro-step's."""
+    """Return the sequences of one rank per optimiser step, a multiple of a micro-batch."""
     train = config.train
     sequences = train.batch_tokens // train.seq_len
     per_rank, rest = divmod(sequences, world)

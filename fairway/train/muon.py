@@ -1,10 +1,10 @@
 """MuonEq-R for the block matrices, AdamW for everything else, as in #1493.
 
 Muon: Jordan et al. 2024. Row normalisation before orthogonalising: MuonEq-R, pull request #1217.
-Matrices of one shape form a bank, so that a step costs a few kernels per shape. Over several ranks
-a bank is divided: each rank receives the summed gradients of its share, keeps the momentum of those
-alone, orthogonalises them and sends the updates round (algorithms.md 3.3). Over several ranks a
-shape has several banks, from late to early layers, so the sums begin during the backward pass. No
+Matrices of one shape form a bank, so that a step needs only a few kernels per shape. With several
+ranks a bank is divided: each rank receives the summed gradients of its share, keeps the momentum of
+only this share, orthogonalises it and sends the updates to all (algorithms.md 3.3). A shape then
+has several banks, from late to early layers, so the sums begin during the backward pass. No
 function here waits for the device.
 
 Shapes: L matrices of one shape, P the same padded to a multiple of the ranks, K = P / ranks those
@@ -29,24 +29,26 @@ from fairway.train.cpu_muon import loop_nesterov
 from fairway.train.rules import inverses, move, muon_update, nesterov, neurons, several
 from fairway.train.schedule import momentum
 
-# AdamW as in #1493: the decay of its first moment, what is added to the root of the second, and
+# AdamW as in #1493: the decay of its first moment, the number added to the root of the second, and
 # the decays of weights.
 _BETA1, _EPS, EMBED_WD, SCALAR_WD = 0.9, 1e-8, 0.085, 0.02
-# Banks per shape over several ranks: more sums travel during the backward pass, by more kernels.
+# Banks per shape with several ranks: with more banks, more is sent during the backward pass, by
+# more kernels.
 STAGES = 3
-# The share of what is seen at a look in the second moments of inputs.
+# The weight of a new measurement in the second moments of inputs.
 INPUTS_NEW = 0.25
 
 
 def kernels(
     fused: bool, weights_LRC: Tensor, means: int
 ) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return the rules of rows and of moves: plain, one GPU kernel each, or a loop on a CPU.
+    """Return the functions for rows and for moves: plain, one GPU kernel each, or a loop on a CPU.
 
-    Several running means have no loop: beside a CPU's products their passes cost little.
+    Several running means have no loop, since their passes take little time compared with a CPU's
+    products.
     """
     if fused:
-        # Imported here: it needs Triton, which comes with GPU builds of PyTorch alone.
+        # Imported here, because it needs Triton, which only GPU builds of PyTorch include.
         rows = importlib.import_module("fairway.train.fused_muon")
         return rows.fused_several if means > 1 else rows.fused_nesterov, rows.fused_move
     if means > 1:
@@ -55,10 +57,11 @@ def kernels(
 
 
 def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Return the gradients and remove them from their weights, so that the next backward pass makes
-    new ones.
+    """Return the gradients and remove them from their weights.
 
-    Handing over a new tensor costs nothing; adding into one that stays costs a pass over it.
+    So the next backward pass makes new tensors, which are passed without cost; adding into existing
+    ones costs a pass over them.
+
     """
     grads = []
     for weight in weights:
@@ -69,9 +72,9 @@ def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
 
 
 class Bank:
-    """Matrices of one shape: weights, gradients and updates stacked, momentum of our share.
+    """Matrices of one shape: stacked weights, gradients and updates, and momentum of our share.
 
-    The weights become views of the stack, so that one kernel decays and moves them all.
+    The weights become views of the stack, so that one kernel decays and moves all of them.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class Bank:
             # Several running means stand in its place: [K, R, M, C].
             K, R, C = self.momentum_KRC.shape
             self.momentum_KRC = self.momentum_KRC.new_zeros(K, R, config.momentum_buffers, C)
-        # What a checkpoint keeps, by the name it has there, and `reset` forgets.
+        # The state in a checkpoint, by its name there; `reset` clears it.
         self.own = {"muon": self.momentum_KRC}
         self.squares: Tensor | None = None
         if config.row_beta:
@@ -112,18 +115,19 @@ class Bank:
         self.wait: Wait
 
     def collect(self) -> None:
-        """Stack the gradients and begin to sum them over the ranks, each its share."""
+        """Stack the gradients and begin to sum them over the ranks; each rank gets its share."""
         count = len(self.weights)
-        # One kernel for all: a stack copies matrix by matrix.
+        # One kernel for all; torch.stack would copy matrix by matrix.
         torch._foreach_copy_(list(self.grads_PRC[:count]), _gradients(self.weights))
-        # The last sum may have left anything behind our own share.
+        # Outside our own share the last sum may have left any values.
         self.grads_PRC[count:].zero_()
         self.wait = self.ranks.start_scatter(self.grads_PRC)
 
     def square(self) -> Tensor:
         """Return the sum of squares of our share of the gradients, a float64 scalar.
 
-        Norms per matrix, added in float64: the sum over the ranks does not depend on their number.
+        Norms are computed per matrix and added in float64, so the sum does not depend on the number
+        of ranks.
         """
         self.wait()
         own_KRC = self.ranks.shard(self.grads_PRC)
@@ -131,7 +135,7 @@ class Bank:
         return norms_K.to(widest(norms_K)).square().sum()
 
     def propose(self, scale_1: Tensor, mu: float) -> None:
-        """Compute the updates of our share from scaled gradients; begin to send them round."""
+        """Compute the updates of our share from scaled gradients; begin to send them to all."""
         own_KRC, updates_KRC = map(self.ranks.shard, (self.grads_PRC, self.updates_PRC))
         if self.inverses_KCC is not None:
             own_KRC = own_KRC @ self.inverses_KCC
@@ -142,7 +146,7 @@ class Bank:
         self.wait = self.ranks.start_gather(self.updates_PRC)
 
     def apply(self, lr: float) -> None:
-        """Decay the weights, then subtract everybody's updates."""
+        """Decay the weights, then subtract the updates of all ranks."""
         self.wait()
         updates_LRC = self.updates_PRC[: len(self.weights)]
         config = self.config
@@ -162,14 +166,14 @@ class Bank:
         self.inverses_KCC = inverses(self.own["muon_inputs"], self.config.newton)
 
     def whole(self, own: Tensor) -> Tensor:
-        """Return our own state [K, ...] of all matrices [L, ...], on every rank; all must ask."""
+        """Return the state [L, ...] of all matrices from shares [K, ...]; all ranks call this."""
         whole = own.new_empty(len(self.grads_PRC), *own.shape[1:])
         self.ranks.shard(whole).copy_(own)
         self.ranks.start_gather(whole)()
         return whole[: len(self.weights)]
 
     def restore(self, name: str, every: Tensor) -> None:
-        """Put our share of a state of all matrices back."""
+        """Restore our share from a state of all matrices."""
         own = self.own[name]
         whole = own.new_zeros(len(self.grads_PRC), *own.shape[1:])
         whole[: len(self.weights)] = every
@@ -179,10 +183,10 @@ class Bank:
 
 
 def in_stages(count: int, world: int) -> list[slice]:
-    """Cut matrices in the order of the layers into those of each bank, the last layers first.
+    """Divide matrices in the order of the layers into banks, the last layers first.
 
-    All banks but the last are multiples of the ranks, so that all together are padded no more than
-    one bank would be. A single rank sends nothing and has one bank.
+    The sizes of all banks except the last are multiples of the ranks, so that the padding is not
+    more than that of one bank. A single rank sends nothing and has one bank.
     """
     share = -(-count // world)
     size = world * -(-share // (STAGES if world > 1 else 1))
@@ -190,9 +194,9 @@ def in_stages(count: int, world: int) -> list[slice]:
 
 
 class Departures:
-    """Begins the sum of each bank over the ranks once the backward pass has all its gradients.
+    """Begins the sum of each bank over the ranks when the backward pass has all its gradients.
 
-    The order is the same on every rank: that in which a backward pass completes the banks.
+    The order, in which a backward pass completes the banks, is the same on every rank.
     """
 
     def __init__(self, banks: Sequence[Bank]) -> None:
@@ -207,7 +211,7 @@ class Departures:
                 weight.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
 
     def expect(self) -> None:
-        """Let the coming backward pass, the last one of the step, begin the sums."""
+        """Let the next backward pass, the last one of the step, begin the sums."""
         self.missing = [len(bank.weights) for bank in self.banks]
 
     def _arrived(self, number: int, _: Tensor) -> None:
@@ -222,7 +226,7 @@ class Departures:
         self.left += 1
 
     def finish(self) -> None:
-        """Begin the sums that no backward pass has begun."""
+        """Begin the sums that the backward pass has not begun."""
         while self.left < len(self.banks):
             self._leave()
         self.missing, self.left = [], 0
@@ -231,7 +235,7 @@ class Departures:
 class Muon:
     """Muon over matrices in the order of the layers.
 
-    `banks` has the largest first: the longest message has most work to hide in.
+    `banks` has the largest first, so that the longest message overlaps with the most work.
     """
 
     def __init__(
@@ -254,16 +258,16 @@ class Muon:
             for part in in_stages(len(named), ranks.world)
         ]
         self.banks = sorted(banks, key=lambda bank: -bank.grads_PRC.numel())
-        # The backward pass completes a bank with the earliest of its matrices.
+        # In the backward pass the matrix of the earliest layer completes a bank.
         self.departures = Departures(sorted(banks, key=lambda bank: -places[bank.names[0]]))
 
     def propose(self, scale_1: Tensor, mu: float) -> None:
-        """Compute all updates; those of one bank travel while the next is worked on."""
+        """Compute all updates; those of one bank are sent while the next is computed."""
         for bank in self.banks:
             bank.propose(scale_1, mu)
 
     def apply(self, lr: float) -> None:
-        """Move all matrices by what `propose` found."""
+        """Move all matrices by the updates of `propose`."""
         for bank in self.banks:
             bank.apply(lr)
 
@@ -278,7 +282,7 @@ class Muon:
                 yield from zip(names, bank.whole(own), strict=True)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `named_state` yielded."""
+        """Restore the result of `named_state`."""
         for bank in self.banks:
             for kind in bank.own:
                 every = torch.stack([tensors[f"{kind}.{name}"] for name in bank.names])
@@ -315,7 +319,7 @@ class FlatGradients:
     def square(self) -> Tensor:
         """Return the sum of squares, a float64 scalar, the same on every rank."""
         self.wait()
-        # At least float32: a norm in bfloat16 would have three digits.
+        # At least float32, since a norm in bfloat16 would have three digits.
         wide = torch.promote_types(self.row_N.dtype, torch.float32)
         norm: Tensor = torch.linalg.vector_norm(self.row_N, dtype=wide)
         return norm.to(widest(norm)).square()
@@ -331,8 +335,8 @@ def _by_dtype(weights: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
 def products_dtype(model: GPT) -> torch.dtype:
     """Return the dtype of Muon's products: bfloat16, as in #1493, or a CPU model's own.
 
-    Where a CPU has no products of bfloat16, PyTorch's stand-in takes 20 to 40 times as long as
-    float32: three quarters of a step of the demo.
+    On a CPU without bfloat16 products, PyTorch's substitute takes 20 to 40 times as long as
+    float32, which was three quarters of a step of the demo.
     """
     on_gpu = any(weight.is_cuda for weight in model.parameters())
     return torch.bfloat16 if on_gpu else model.compute_dtype
@@ -341,9 +345,9 @@ def products_dtype(model: GPT) -> torch.dtype:
 class Optimisers:
     """Both learning rules over one model, each parameter in exactly one group.
 
-    With several ranks the losses must already be divided by their number: gradients are summed.
-    Those of matrices leave during the backward pass that `expect_gradients` announces, all others
-    in `step`.
+    With several ranks the losses must already be divided by their number, because gradients are
+    summed. Those of matrices are sent during the backward pass that `expect_gradients` announces,
+    all others in `step`.
     """
 
     def __init__(self, model: GPT, config: OptimConfig, ranks: Ranks | None = None) -> None:
@@ -400,13 +404,13 @@ class Optimisers:
         for flat in self.flats:
             flat.collect()
         grad_norm = self._grad_norm()
-        # It has a dimension: a scalar would be rounded to the gradients' dtype first.
+        # It has a dimension, because a scalar would be rounded to the gradients' dtype first.
         scale_1 = (self.clip / (grad_norm + 1e-6)).clamp(max=1.0).reshape(1)
         self.muon.propose(scale_1, momentum(step, self.config))
         self._step_adam(scale_1, multiplier)
         self.muon.apply(self.config.matrix_lr * multiplier)
-        # Neither the banks nor fused AdamW count versions of the parameters they change, and
-        # whoever keeps copies of weights (its operations) watches those.
+        # Neither the banks nor fused AdamW change version counters of parameters, but owners of
+        # copied weights (the operations) check these.
         torch.autograd.graph.increment_version(self.parameters)
         self.clear()
         return grad_norm
@@ -431,7 +435,7 @@ class Optimisers:
             weight.grad = None
 
     def reset(self) -> None:
-        """Forget momentum and moments, as before a first step."""
+        """Clear momentum and moments, as before a first step."""
         self.muon.reset()
         self.adam.state.clear()
 
@@ -449,7 +453,7 @@ class Optimisers:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `state` returned."""
+        """Restore the result of `state`."""
         self.muon.restore(tensors)
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
         for name, weight in zip(self.adam_names, parameters, strict=True):

@@ -13,7 +13,7 @@ from fairway.config.settings import Config
 from fairway.data.shards import Tokens
 from fairway.machine.plan import DTYPES, Plan
 
-# What the stages beside the scores, and the report, import; a bundle has none of them.
+# Packages for the report and for stages that a bundle does not have.
 _NEEDED = ("zstandard", "matplotlib")
 
 
@@ -29,9 +29,9 @@ def require_packages() -> None:
 def preflight(
     config: Config, shards: list[Tokens], folder: Path, parameters: int, plan: Plan
 ) -> None:
-    """Raise UserError if data, disk or memory cannot carry the run."""
+    """Raise UserError if data, disk or memory are not enough for the run."""
     _check_data(config, shards)
-    # Second moments of inputs are about twice as many numbers as there are weights.
+    # Second moments of inputs are about twice as many numbers as weights.
     optim = config.optim
     _check_disk(folder, parameters, optim.momentum_buffers + 2 * (optim.newton > 0))
     _check_memory(config, parameters, plan)
@@ -48,7 +48,7 @@ def _check_data(config: Config, shards: list[Tokens]) -> None:
 
 
 def _check_disk(folder: Path, parameters: int, kept: int) -> None:
-    # Weights, average, momentum and two moments at most, twice: the old file lives until renamed.
+    # Weights, average, momentum and two moments at most, twice: the old file stays until renamed.
     need_bytes = 2 * 4 * (3 + kept) * parameters + 50_000_000
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < need_bytes:
@@ -59,7 +59,7 @@ def _check_disk(folder: Path, parameters: int, kept: int) -> None:
 
 
 def _check_memory(config: Config, parameters: int, plan: Plan) -> None:
-    """Refuse what cannot fit. On a GPU that is one sequence: a larger micro-batch is halved."""
+    """Raise UserError if training cannot fit; on a GPU, if one sequence cannot."""
     on_gpu = plan.device == "cuda"
     room = Room(_device_memory()) if on_gpu else host_room()
     need_bytes = training_bytes(config, parameters, plan)
@@ -71,19 +71,20 @@ def _check_memory(config: Config, parameters: int, plan: Plan) -> None:
 
 
 def training_bytes(config: Config, parameters: int, plan: Plan) -> int:
-    """Return the bytes that training takes of the device at least; on a GPU, one sequence's."""
+    """Return the least bytes that training needs on the device; on a GPU for one sequence."""
     tokens = config.train.seq_len if plan.device == "cuda" else config.train.micro_tokens
-    # Weights, their average, their copy during the warm-up, gradients as backward leaves them and
-    # stacked, momentum: float32. Updates: bfloat16.
+    # In float32: weights, their average, their copy during the warm-up, gradients from backward and
+    # stacked, momentum. In bfloat16: updates.
     state_bytes = ((5 + config.optim.momentum_buffers) * 4 + 2) * parameters
     return state_bytes + tokens * kept_numbers(config) * DTYPES[plan.dtype].itemsize
 
 
 def kept_numbers(config: Config) -> int:
-    """Return how many numbers a token leaves for the way back, by the plain formulas.
+    """Return how many numbers per token are kept for the backward pass, by the plain formulas.
 
-    About fourteen tensors of the width and two of the MLP's per visit, and the logits twice: for
-    98,304 tokens of the seed system with recurrence 40.9 GB; its compiled code took 42.8 GB.
+    These are about fourteen tensors of the width and two of the MLP's per visit, and the logits
+    twice. For 98,304 tokens of the seed system with recurrence that is 40.9 GB; its compiled code
+    used 42.8 GB.
     """
     model = config.model
     visits = model.num_layers + model.loop_extra * (model.loop_last - model.loop_first + 1)

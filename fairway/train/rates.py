@@ -1,14 +1,14 @@
-"""Training that takes the rate into account: the bits that the codes of its matrices will take.
+"""Training that considers the rate: the bits that the codes of its matrices will take.
 
-In the last part of a run two things may be asked for, both at steps at which codes take about
-`train.rate_bits` bits a weight. Where a packer sets steps by what errors cost, the rows of a matrix
-have one step here, and few bits where they are small; where it sets them by deviations, each row
-has its own. Steps follow the weights as they learn.
+In the last part of a run two methods can be switched on, both with steps at which codes take about
+`train.rate_bits` bits per weight. If the packer sets steps by the cost of errors, all rows of a
+matrix have one step here, and small rows have few bits; if it sets them by deviations, each row has
+its own step. Steps change with the weights.
 
 Errors: every forward and backward pass runs on weights with the errors of such codes, and the
-gradient goes to the weights without them. Noise, even within half a distance of two codes (Defossez
-et al. 2021, arXiv 2104.09987), is what any quantiser leaves; rounding is what the nearest code does
-(straight through: Bengio et al. 2013, arXiv 1308.3432).
+gradient goes to the weights without them. The errors are either uniform noise within half a
+distance of two codes (Defossez et al. 2021, arXiv 2104.09987), as any quantiser leaves it, or those
+of rounding to the nearest code (straight through: Bengio et al. 2013, arXiv 1308.3432).
 
 Decay: a code costs about log2(1 + u^2) / 2 bits, u being its weight in steps; weights move against
 that cost's derivative, beside the optimiser as weight decay does (a rate in the loss: BackSlash,
@@ -37,14 +37,15 @@ LARGEST_CODE = 127
 def step_ratio(bits: float) -> float:
     """Return the step, in deviations of its row, at which Gaussian codes take this many bits.
 
-    By the tables of `quantise.rates`, which lie further down: log2(2 + pi e x^2 / 2) / 2 bits at a
-    deviation of x steps, within 0.03 from 1.5 bits on. It holds above half a bit.
+    This is a formula for the tables of `quantise.rates`, which this module may not import: log2(2 +
+    pi e x^2 / 2) / 2 bits at a deviation of x steps, within 0.03 from 1.5 bits on. It is valid
+    above half a bit.
     """
     return math.sqrt(math.pi * math.e / (2 * (math.pow(4.0, bits) - 2)))
 
 
 def steps_of(weights_LRC: Tensor, bits: float, by_row: bool) -> Tensor:
-    """Return the step of every row, [L, R, 1], or matrix, [L, 1, 1]; of zeros a tiny one."""
+    """Return the step of every row, [L, R, 1], or matrix, [L, 1, 1]; a tiny one for zeros."""
     over = (-1,) if by_row else (-2, -1)
     norms: Tensor = torch.linalg.vector_norm(weights_LRC, dim=over, keepdim=True)
     counts = math.prod(weights_LRC.shape[dim] for dim in over)
@@ -58,16 +59,17 @@ def cost_bits(weights_LRC: Tensor, steps: Tensor) -> Tensor:
 
 def decay_(weights_LRC: Tensor, steps: Tensor, rate: float) -> None:
     """Move weights, in steps, by -rate times the derivative of `cost_bits`."""
-    # u - rate u / (1 + u^2) / ln 2, u being w / step: of a weight the same share.
+    # With u = w / step this is u - rate u / (1 + u^2) / ln 2, so the weight shrinks by the same
+    # share.
     slope_LRC = (weights_LRC / steps).square_().add_(1.0)
     weights_LRC.addcdiv_(weights_LRC, slope_LRC, value=-rate / math.log(2))
 
 
 def entropy_bits(weights_LRC: Tensor, steps: Tensor) -> float:
-    """Return the entropy of rows' codes in bits a weight, given each row's own distribution.
+    """Return the entropy of rows' codes in bits per weight, with a distribution for each row.
 
-    A trellis takes either of two grids equally often, the even or the odd multiples of a step; here
-    a weight takes the nearest of both.
+    A trellis uses both grids equally often, the even and the odd multiples of a step; here a weight
+    takes the nearest multiple of both.
     """
     u_LRC = weights_LRC.float() / steps
     return (_entropy((u_LRC / 2).round()) + _entropy(((u_LRC + 1) / 2).round())) / 2
@@ -80,15 +82,15 @@ def _entropy(codes_LRC: Tensor) -> float:
     counts_LRK.scatter_add_(2, places_LRC, torch.ones_like(places_LRC, dtype=torch.float32))
     shares_LRK = counts_LRK.double() / C
     bits_LR = -torch.special.xlogy(shares_LRK, shares_LRK).sum(2) / math.log(2)
-    # So few draws show too little entropy: Miller 1955.
+    # Few samples give too small an entropy: Miller 1955.
     missed_LR = ((counts_LRK > 0).sum(2) - 1) / (2 * C * math.log(2))
     return float((bits_LR + missed_LR).mean())
 
 
 class Rates:
-    """The matrices that a packer codes, while they are trained.
+    """The matrices that a packer codes, during training.
 
-    Noise depends on how many processes there are, as the banks do.
+    Noise depends on the number of processes, as the banks do.
     """
 
     def __init__(self, config: Config, banks: Sequence[Bank], device: torch.device) -> None:
@@ -107,12 +109,12 @@ class Rates:
         self._generator = torch.Generator(device)
 
     def begun(self, progress: float) -> bool:
-        """Return whether a run is in the part that knows its rate."""
+        """Return whether a run is in the part that considers the rate."""
         return progress >= 1.0 - self.config.rate_share
 
     @contextmanager
     def errors(self, progress: float, step: int) -> Iterator[None]:
-        """Let the weights have the errors of codes meanwhile, the same if a step is redone."""
+        """Give the weights the errors of codes in this context; a repeated step has the same."""
         if self.config.rate_errors == "off" or not self.begun(progress):
             yield
             return
@@ -142,11 +144,11 @@ class Rates:
             weights_LRC.addcmul_(noise_LRC, apart)
 
     def _tell(self) -> None:
-        # Banks do not count versions of their parameters; whoever copies weights watches those.
+        # Banks do not change version counters, which owners of copied weights check.
         torch.autograd.graph.increment_version(self.parameters)
 
     def decay(self, progress: float, lr: float) -> None:
-        """Decay what costs bits, at a learning rate of matrices, if the time has come."""
+        """Decay weights by the cost of their bits, in this part of the run, at a learning rate."""
         rate = lr * self.config.rate_weight
         if not rate or not self.begun(progress):
             return
@@ -155,7 +157,7 @@ class Rates:
         self._tell()
 
     def bits(self) -> float:
-        """Return the entropy of the codes at these steps, in bits a weight, by some rows."""
+        """Return the entropy of the codes at these steps, in bits per weight, from some rows."""
         total = 0.0
         for bank in self.banks:
             steps, every = self.steps(bank.weights_LRC), bank.weights_LRC.shape[1] // SAMPLE_ROWS

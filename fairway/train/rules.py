@@ -34,7 +34,7 @@ def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
     """Return the nearly orthogonal factor of each matrix by a quintic Newton-Schulz iteration.
 
     X <- a X + (b A + c A^2) X with A = X X^T, in the dtype given, on the wide orientation. The
-    fixed coefficients push small singular values up fast and leave them between about 0.7 and 1.2.
+    fixed coefficients raise small singular values quickly and end between about 0.7 and 1.2.
     """
     x_LRC: Tensor = u_LRC / (u_LRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x_LRC.shape[-2] > x_LRC.shape[-1]
@@ -48,10 +48,10 @@ def orthogonalise(u_LRC: Tensor, triples: Sequence[Triple]) -> Tensor:
 
 
 def nesterov(grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, out: Tensor) -> None:
-    """Advance the momentum in place by scaled gradients; write what is to be orthogonalised.
+    """Advance the momentum in place by scaled gradients; write the matrices to orthogonalise.
 
-    `out` [K, R, C] gets Nesterov momentum, rows divided by their norms. The gradients
-    become scratch.
+    `out` [K, R, C] gets Nesterov momentum, with rows divided by their norms. The gradients are
+    overwritten.
     """
     grad_KRC.mul_(scale_1)
     torch.add(grad_KRC, buffer_KRC, alpha=mu, out=buffer_KRC)
@@ -59,7 +59,7 @@ def nesterov(grad_KRC: Tensor, buffer_KRC: Tensor, scale_1: Tensor, mu: float, o
 
 
 def decays(mu: float, count: int) -> list[float]:
-    """Return the decays of running means whose ages double and have on average that of `mu`.
+    """Return the decays of running means whose ages double and have the age of `mu` as their mean.
 
     The age of a mean with decay d is d / (1 - d) steps.
     """
@@ -83,7 +83,7 @@ def several(grad_KRC: Tensor, means_KRMC: Tensor, scale_1: Tensor, mu: float, ou
 
 def _write(u_KRC: Tensor, out: Tensor) -> None:
     norms_KR1 = torch.linalg.vector_norm(u_KRC, dim=-1, keepdim=True).clamp_min(1e-7)
-    # Divided in float32, rounded on the way out: the quotient is not stored twice.
+    # Divided in float32 and rounded on output, so that the quotient is not stored twice.
     torch.div(u_KRC, norms_KR1, out=out)
 
 
@@ -119,7 +119,7 @@ def muon_update(
     """Write the updates into `out` [K, R, C]: orthogonal, times sqrt(max(1, R / C)).
 
     All products are in its dtype. The momentum advances in place; `rows` is `nesterov`, its GPU
-    kernel or its loop. With `row_beta` so do the mean squares of `balance`.
+    kernel or its loop. With `row_beta` the mean squares of `balance` advance too.
     """
     rows(grad_KRC, buffer_KRC, scale_1, mu, out)
     x_KRC = orthogonalise(out, coefficients(config))
@@ -132,7 +132,7 @@ def muon_update(
 def inverses(moments_KCC: Tensor, damping: float) -> Tensor:
     """Return the inverse of each second moment plus a share of its mean, times that mean.
 
-    Of moments of nothing it is nothing. Nothing here waits for the device.
+    For zero moments the result is zero. Nothing here waits for the device.
     """
     mean_K11 = moments_KCC.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     eye_CC = torch.eye(moments_KCC.shape[-1], dtype=moments_KCC.dtype, device=moments_KCC.device)
@@ -145,14 +145,15 @@ def inverses(moments_KCC: Tensor, damping: float) -> Tensor:
 def neurons(shape: torch.Size) -> tuple[int, ...]:
     """Return the shape of one number per neuron: a row of a tall matrix, a column of a wide one.
 
-    Those of the longer side: the shorter side of an orthogonal matrix has equal norms already.
+    Neurons are on the longer side, because the shorter side of an orthogonal matrix already has
+    equal norms.
     """
     *before, R, C = shape
     return (*before, R, 1) if R >= C else (*before, 1, C)
 
 
 def balance(x_KRC: Tensor, squares: Tensor, beta: float) -> Tensor:
-    """Advance running mean squares of neurons; return the factors that even them out (NorMuon).
+    """Advance running mean squares of neurons; return the factors that make them equal (NorMuon).
 
     Each matrix keeps its norm. `squares` has the shape `neurons`, and so has what is returned.
     """

@@ -27,7 +27,7 @@ def what_trains(config: Config) -> dict[str, Any]:
 
 
 def key_of_training(config: Config, begun: Begun) -> dict[str, Any]:
-    """Return what a checkpoint is of: settings, and the weights that the training began with."""
+    """Return the identity of a training: its settings and its initial weights."""
     return {**what_trains(config), "begun": begun and begun[1]}
 
 
@@ -53,7 +53,7 @@ def weights_of(path: Path, kind: str) -> tuple[dict[str, Tensor], bool]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn errors about missing or unfitting parts of a checkpoint into one sentence."""
+    """Turn errors about missing or mismatched parts of a checkpoint into one sentence."""
     try:
         yield
     except (KeyError, TypeError, IndexError, RuntimeError) as error:

@@ -35,8 +35,8 @@ def due(progress: float, stages: Iterable[tuple[int, float]], otherwise: int) ->
 def average_decay(advance: float, config: OptimConfig) -> float:
     """Return the weight average's decay for a step that advances the run by `advance`.
 
-    Either a constant per step, as in the records, or exp(-advance / ema_share): then the horizon is
-    the same share of a short and of a long run (0.9965 over 4,550 steps is a share of 0.063).
+    Either a constant per step, as in the records, or exp(-advance / ema_share). With the latter the
+    horizon is the same share of short and long runs (0.9965 over 4,550 steps is a share of 0.063).
     """
     if config.ema_decay is not None:
         return config.ema_decay

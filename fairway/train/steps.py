@@ -1,4 +1,4 @@
-"""Step records: one JSON line per optimiser step, and the line that shows where a run stands."""
+"""Step records: one JSON line per optimiser step, and the line that shows a run's progress."""
 
 import json
 import math
@@ -16,16 +16,16 @@ from fairway.base.progress import Advance
 from fairway.config.settings import Config
 
 STEPS = "steps.jsonl"
-# A record takes 250 bytes: a million steps.
+# A record takes 250 bytes, so this is a million steps.
 _MOST_STEPS_BYTES = 1 << 28
-# Seconds between two step lines that are shown: as often as an eye follows.
+# Seconds between two updates of the step line: as fast as people can read.
 _LOG_EVERY_S = 2.0
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One line of steps.jsonl: what a step saw and did."""
+    """One line of steps.jsonl: the state and the result of a step."""
 
     step: int
     progress: float
@@ -39,12 +39,12 @@ class StepRecord:
     looping: bool
 
 
-# Who looks on while a training goes on: told of it and of each record, returns the seconds taken.
+# A watcher of a training: it gets the training and each record, and returns the seconds it took.
 Beside = Callable[[Any, StepRecord], float]
 
 
 def nobody(training: Any, record: StepRecord) -> float:
-    """Look at nothing."""
+    """Watch nothing."""
     return 0.0
 
 
@@ -58,8 +58,8 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_steps(path: Path, count: int, digest: str) -> None:
-    """Keep the first `count` records, whose digest is known; a crash may have left more, or half
-    of one."""
+    """Keep the first `count` records, whose digest is known. After a crash the file may have more
+    records, and a part of one."""
     data = read_bytes(path, _MOST_STEPS_BYTES) if path.exists() else b""
     lines = data.splitlines(keepends=True)
     kept = b"".join(lines[:count])
@@ -81,7 +81,7 @@ def recorded_progress(run: Path) -> list[float]:
 
 
 class StepLine:
-    """The line that shows where a run stands: at most 80 columns, with the time left."""
+    """The line that shows a run's progress: at most 80 columns, with the time left."""
 
     def __init__(
         self,
@@ -93,23 +93,23 @@ class StepLine:
     ) -> None:
         self.config, self.bytes_per_token = config, bytes_per_token
         self.estimate_bytes, self.say = estimate_bytes, say
-        # Bits a weight of the codes, for a training that knows its rate.
+        # Bits per weight of the codes, if the training measures its rate.
         self.rate_bits, self.bits = rate_bits, 0.0
         self.smooth_loss: float | None = None
         self.shown_s = -math.inf
-        # Steps, tokens and seconds at the last line that stayed: a GPU's single steps are seen to
-        # end whenever the host looks.
+        # Steps, tokens and seconds at the last lasting line. On a GPU, times of single steps are
+        # not meaningful, because the host sees them end only when it checks.
         self.since = 0, 0, 0.0
         self.size_bytes = 0
         self.printed = -1
         self.permille = 0
 
     def lasting(self, progress: float) -> bool:
-        """Return whether the next line, at this progress, is one that stays on the screen."""
+        """Return whether the next line, at this progress, stays on the screen."""
         return int(progress * 10) != self.printed
 
     def show(self, record: StepRecord, advance: Advance) -> None:
-        """Move the bar; print a lasting line at every tenth of the run."""
+        """Update the bar; print a lasting line at every tenth of the run."""
         mean = record.loss if self.smooth_loss is None else self.smooth_loss
         self.smooth_loss = mean + 0.1 * (record.loss - mean)
         tenth, permille = int(record.progress_after * 10), int(record.progress_after * 1000)
@@ -119,11 +119,11 @@ class StepLine:
             return
         self.shown_s = now_s
         if lasting:
-            # Reading sizes off the weights waits for the device: ten times a run, not every line.
+            # Measuring the size of weights waits for the device, so it is done ten times a run.
             self.size_bytes = self.estimate_bytes()
             self.bits = self.rate_bits() if self.rate_bits else 0.0
         text = self.text(record)
-        # The bar has its own place, share and time left.
+        # The bar itself shows the share and the time left.
         advance(permille - self.permille, f"step {record.step + 1} loss {self.smooth_loss:.4f}")
         self.permille = permille
         if lasting:
@@ -132,10 +132,10 @@ class StepLine:
             self.say(text)
 
     def text(self, record: StepRecord) -> str:
-        """Return the step line; `bpb~` takes the training text's bytes per token.
+        """Return the step line; `bpb~` uses the training text's bytes per token.
 
-        Time and pace are means since the last line that stayed. The size is the estimate of
-        artifact and code. A training that knows its rate shows it instead of the pace.
+        Time and pace are means since the last lasting line. The size is the estimate for artifact
+        and code. If the training measures its rate, the line shows the rate instead of the pace.
         """
         assert self.smooth_loss is not None
         bpb = units.nats_to_bits(self.smooth_loss) / self.bytes_per_token
@@ -170,13 +170,13 @@ def _clock(seconds: float) -> str:
 
 
 class StepLog:
-    """Where the records of a run go: its file and its line. Ranks but the first keep silent."""
+    """Writes a run's records to its file and its step line; only the first rank does."""
 
     def __init__(self, file: TextIO, line: StepLine, advance: Advance, active: bool) -> None:
         self.file, self.line, self.advance, self.active = file, line, advance, active
 
     def lasting(self, progress: float) -> bool:
-        """Return whether the record that ends at this progress will be read with its weights."""
+        """Return whether the record at this progress will cause a read of the weights."""
         return self.active and self.line.lasting(progress)
 
     def write(self, record: StepRecord) -> None:
@@ -186,6 +186,6 @@ class StepLog:
             self.line.show(record, self.advance)
 
     def keep(self) -> None:
-        """Return when all records are on disk."""
+        """Return after all records are on disk."""
         self.file.flush()
         os.fsync(self.file.fileno())

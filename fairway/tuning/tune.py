@@ -1,7 +1,7 @@
 """Fine-tuning: adapters of a frozen model learn a text, in windows side by side, and are saved.
 
-The adapters are those of test-time training, one set for all rows, and so is what they learn by;
-here the same text is read several times and the rate falls to zero.
+The adapters and their learning rule are those of test-time training, with one set for all rows.
+Here the same text is read several times and the rate falls to zero.
 
 Shapes: B windows, T time.
 """
@@ -31,7 +31,7 @@ from fairway.score.adam import BETA2, AdamW
 from fairway.score.adapter_file import save_adapter
 from fairway.score.adapting import Plain, chunk_nats
 
-# Fewer and faster steps than at test time, where every chunk of a document is one.
+# Fewer and larger steps than at test time, where every chunk of a document is a step.
 TUNING = TttConfig(lora_rank=16, lora_alpha=32.0, lora_lr=3e-3, lora_wd=0.1)
 # Tokens of a step, or one window if that is longer. Of this many windows one is kept for the score.
 STEP_TOKENS, HELD_OUT = 4096, 10
@@ -50,10 +50,10 @@ class Lessons:
 
 
 def lessons(model: LanguageModel, documents: Sequence[str]) -> Lessons:
-    """Return the windows of documents, each behind a BOS, side by side and equally long.
+    """Return the windows of documents, each after a BOS, side by side and equally long.
 
-    They are a little shorter than the model's window where the text does not divide into those; at
-    most one token per window is left over. Raises UserError for an empty text.
+    They are a little shorter than the model's window if the text does not divide into those; at
+    most one token per window is left out. Raises UserError for an empty text.
     """
     text = model.proven(documents)
     targets = len(text.ids) - 1
@@ -83,7 +83,7 @@ class Tuner:
         self._generator = np.random.default_rng(seed)
 
     def learn(self, text: Lessons, epochs: int) -> int:
-        """Read some windows this many times, each time in another order; return the steps."""
+        """Learn some windows this many times, each time in another order; return the steps."""
         length = int(text.ids.shape[1]) - 1
         rows = max(1, STEP_TOKENS // length)
         steps = -(-len(text.ids) // rows) * epochs
@@ -133,10 +133,10 @@ def tune(
     runtime: RuntimeConfig | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Let adapters of an artifact learn documents, write them into a file, return its facts.
+    """Train adapters of an artifact on documents, write them to a file, and return its facts.
 
-    Of ten windows or more, every tenth is not learned and shows what is gained on text that the
-    adapters have not seen. Raises UserError for an empty text.
+    Of ten windows or more, every tenth is not learned and shows the gain on unseen text. Raises
+    UserError for an empty text.
     """
     file = path / ARTIFACT if path.is_dir() else path
     language = load(file, tokenizer=tokenizer, runtime=runtime)
@@ -146,7 +146,7 @@ def tune(
     held = numbers[len(numbers) >= HELD_OUT and numbers % HELD_OUT == HELD_OUT - 1]
     parts = {"learned": text.some(np.setdiff1d(numbers, held)), "held_out": text.some(held)}
     parts = {name: part for name, part in parts.items() if len(part.ids)}
-    # Plain formulas, whose gradients have one order everywhere.
+    # Plain formulas, whose gradients are added in one order on all machines.
     with language.plan.applied(), mode(language.model, plain=True, frozen=True, in_order=True):
         tuner = Tuner(language, config, seed)
         say(f"tuning {sum(w.numel() for w in tuner.adam.values):,} weights")

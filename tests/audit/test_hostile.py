@@ -12,7 +12,7 @@ from audit.record import Case
 from fairway.audit.records import folder as folder_module
 from fairway.audit.records.audit import audit_record
 from fairway.audit.records.fence import Reader
-from fairway.audit.records.telling import sentence, told
+from fairway.audit.records.telling import grouped, sentence
 from fairway.cli.show import record_lines
 
 # 8 s of processor time, on a machine with the work of others.
@@ -35,7 +35,7 @@ def test_reading_ends_in_time_and_every_part_was_read(
     found = reader.audit(folder)
     assert time.monotonic() - start_s < MOST_WALL_S
     assert "not-audited" not in {finding.code for finding in found.findings}, sentence(found)
-    text = "\n".join(record_lines(told(found.findings)))
+    text = "\n".join(record_lines(grouped(found.findings)))
     assert not set(text) & {"\x1b", "\u202e", "\0"}
     json.dumps(found.facts)
 

@@ -185,7 +185,7 @@ def test_newer_syntax_is_read(newer: str) -> None:
     ("source", "words"),
     [
         ("x = 1\ny = 2\n| 0  GPU  On |\n", "up to line 2 only"),
-        ("(" * 5_000, "brackets lie more than"),
+        ("(" * 5_000, "brackets are nested more than"),
         ("x = " + "-" * 50_000 + "1", "too deep"),
         ("x = a" + ".b()" * 20_000, "too deep"),
         ("if", "could not be read"),

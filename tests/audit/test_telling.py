@@ -7,7 +7,7 @@ import pytest
 
 from fairway.audit.findings import Finding, Severity, ordered
 from fairway.audit.records.audit import RecordAudit
-from fairway.audit.records.telling import as_facts, judged, sentence, summary, told
+from fairway.audit.records.telling import as_facts, grouped, judged, sentence, summary
 from fairway.cli.show import record_figures, record_lines
 
 
@@ -54,7 +54,7 @@ def test_the_verdict_comes_first(findings: list[Finding], word: str, expected: s
 
 def test_a_finding_of_five_logs_is_told_once() -> None:
     found = audit(*(finding("warning", "train-time", f"{n}.log", n) for n in range(5)))
-    (one,) = told(found.findings)
+    (one,) = grouped(found.findings)
     assert (one.often, one.findings[0].place) == ("5 logs", "0.log:0")
     lines = record_lines([one], 10)
     assert lines[0] == "  1. ask: training over its budget, 5 logs [train-time]"
@@ -71,7 +71,7 @@ def test_a_finding_of_five_logs_is_told_once() -> None:
     ],
 )  # fmt: skip
 def test_how_often_is_told_in_words(files: list[str], often: str) -> None:
-    (one,) = told([finding("note", "skipped", file, n) for n, file in enumerate(files)])
+    (one,) = grouped([finding("note", "skipped", file, n) for n, file in enumerate(files)])
     assert one.often == often
 
 
@@ -79,18 +79,18 @@ def test_at_most_ten_are_told_the_most_important_first_and_the_rest_is_counted()
     codes = ("sd", "steps", "no-readme", "mixed-config", "claim", "eval-time", "train-time",
              "denominator", "subset", "hashed-target", "uniform-spread", "json")  # fmt: skip
     found = audit(*(finding("warning", code) for code in codes), finding("note", "few-seeds"))
-    lines = record_lines(told(found.findings), 10)
+    lines = record_lines(grouped(found.findings), 10)
     heads = [text for text in lines if "ask: " in text and "[" in text]
     assert len(heads) == 10
     assert "[hashed-target]" in heads[0] and "[uniform-spread]" in heads[1]
     assert "[sd]" in heads[-1]
     assert lines[-1].strip() == "3 more kinds of finding or note: see --all, or --json"
-    assert len([t for t in record_lines(told(found.findings)) if "[" in t]) == 13
+    assert len([t for t in record_lines(grouped(found.findings)) if "[" in t]) == 13
 
 
 def test_names_and_values_of_others_are_only_seen() -> None:
     bad = Finding("warning", "steps", "why", "a\x1b[2J\n.log", 3, "[bold]\u202e\x07")
-    text = "\n".join(record_lines(told(audit(bad).findings)))
+    text = "\n".join(record_lines(grouped(audit(bad).findings)))
     assert not set(text) & {"\x1b", "\x07", "\u202e"} and "[bold]" in text
 
 

@@ -80,7 +80,7 @@ def test_all_functions_and_classes_of_a_part_refuse_and_its_literals_stay(name: 
     exec(texts_instead(config())[name], scope)
     for node in ast.parse(source_text(name)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            with pytest.raises(UserError, match=f"made without {name}, which .* asks for"):
+            with pytest.raises(UserError, match=f"made without {name}, which .* needs"):
                 scope[node.name](1, two=2)
     if name == "fairway.pack.streams":
         factors = ("left factors", "right factors")

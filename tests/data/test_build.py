@@ -213,10 +213,10 @@ def test_an_unfinished_folder_is_refused_and_built_again(
 def test_data_are_replaced_only_when_told(tmp_path: Path) -> None:
     build_small(tmp_path / "data")
     before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
-    with pytest.raises(UserError, match="data holds data already; replace them with --replace"):
+    with pytest.raises(UserError, match="data already contains data; replace it with --replace"):
         build_small(tmp_path / "data", vocab_size=330)
     (tmp_path / "link").symlink_to("data")
-    with pytest.raises(UserError, match="link holds data already"):
+    with pytest.raises(UserError, match="link already contains data"):
         build_small(tmp_path / "link", vocab_size=330)
     assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
     build_small(tmp_path / "link", vocab_size=330, replace=True)
@@ -247,7 +247,7 @@ def test_data_are_built_in_the_working_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     build_small(Path())
-    with pytest.raises(UserError, match="holds data already"):
+    with pytest.raises(UserError, match="already contains data"):
         build_small(Path())
     build_small(Path(), vocab_size=330, replace=True)
     source = DataFolder.open(tmp_path)

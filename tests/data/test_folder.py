@@ -120,7 +120,7 @@ def test_two_tokenizers_or_a_foreign_one_are_refused(tmp_path: Path) -> None:
         DataFolder.open(path)
     path = built_folder(tmp_path / "b")
     (path / "tokenizer.model").write_bytes(train_tokenizer(TRAIN, 286))
-    with pytest.raises(UserError, match="is not the tokenizer the shards were made with"):
+    with pytest.raises(UserError, match="is not the tokenizer that made the shards"):
         DataFolder.open(path)
 
 

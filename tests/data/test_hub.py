@@ -267,8 +267,8 @@ def test_a_shard_that_is_none_is_refused(hub: Hub, tmp_path: Path) -> None:
         ({"revision": "old"}, "some/data has no revision 'old'"),
         ({"dataset": "sp512"}, "no complete data set 'sp512'; it has fineweb10B_sp8192"),
         ({"tokenizer": "x.model"}, "has 0 files named x.model"),
-        ({"shards": 4}, "4 training shards were asked for; some/data has 1 to 3"),
-        ({"shards": 0}, "0 training shards were asked for"),
+        ({"shards": 4}, "4 training shards were requested; some/data has 1 to 3"),
+        ({"shards": 0}, "0 training shards were requested"),
     ],
 )
 def test_what_is_not_there_is_named(
@@ -293,7 +293,7 @@ def test_other_folders_are_left_alone(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_path_that_climbs_is_ignored(hub: Hub, tmp_path: Path) -> None:
     hub.files["../fineweb10B_sp8192/fineweb_train_000009.bin"] = b"x"
-    assert "asked for; some/data has 1 to 3" in refusal(fetch(hub, tmp_path / "data", shards=4))
+    assert "requested; some/data has 1 to 3" in refusal(fetch(hub, tmp_path / "data", shards=4))
 
 
 def test_a_fetch_that_was_interrupted_is_not_opened(hub: Hub, tmp_path: Path) -> None:

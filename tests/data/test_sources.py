@@ -157,7 +157,7 @@ def test_a_stream_is_not_held_in_memory(tmp_path: Path) -> None:
 
 BAD_LINES = [
     (b"{", "line 2 is not JSON"),
-    (b"[1]", "line 2 has no text: it is no JSON object"),
+    (b"[1]", "line 2 has no text: it is not a JSON object"),
     (b'{"txt": "a", "b": 1}', "line 2 has no field \"text\": its fields are 'txt, b'"),
     (b"{}", "line 2 has no text: it is empty"),
     (b'{"text": 3}', 'line 2 has no text: the field "text" is not a string'),

@@ -336,7 +336,7 @@ RECORDED = documents_of(torch.tensor([[1, 2, 1, 2]]), lengths=False)
         ("cudnn", 128, ALL, ""),
         ("flash", 12, ALL, "multiples of 8 up to 256, not 12"),
         ("flash", 256, Seen(2, APART), ""),
-        ("flash", 64, Seen(0, RECORDED), "launches that are recorded"),
+        ("flash", 64, Seen(0, RECORDED), "recorded launches do not have"),
         ("efficient", 36, ALL, "multiples of 8, not 36"),
         ("efficient", 512, Seen(2, RECORDED), ""),
         ("flex", 12, ALL, "from 16, not 12"),
@@ -345,7 +345,7 @@ RECORDED = documents_of(torch.tensor([[1, 2, 1, 2]]), lengths=False)
         ("fa3", 128, Seen(2, APART), ""),
         ("fa4", 10, ALL, "multiples of 8 up to 128, not 10"),
         ("fa4", 128, Seen(2, APART), ""),
-        ("fa4", 64, Seen(2, RECORDED), "launches that are recorded"),
+        ("fa4", 64, Seen(2, RECORDED), "recorded launches do not have"),
     ],
 )
 def test_what_of_a_model_a_backend_takes(name: str, width: int, seen: Seen, reason: str) -> None:

@@ -134,8 +134,8 @@ def test_every_field_of_a_section_is_needed_and_of_its_type(
         (("corrections", "matrices"), "tok_emb.weight", "name no list of matrices"),
         (("corrections", "matrices"), [1], "name no list of matrices"),
         (("corrections", "matrices"), ["tok_emb.weight"], "do not match the model"),
-        (("corrections", "matrices"), ["q_gain"], "not of matrices that have codes, in order"),
-        (("corrections", "matrices"), ["tok_emb.weight"] * 2, "not of matrices that have codes, i"),
+        (("corrections", "matrices"), ["q_gain"], "not of matrices with codes, in order"),
+        (("corrections", "matrices"), ["tok_emb.weight"] * 2, "not of matrices with codes, in"),
     ],
 )
 def test_corrections_are_held_to_the_model(

@@ -8,7 +8,7 @@ import pytest
 from fairway.api import LanguageModel, load
 from fairway.base.errors import UserError
 from fairway.config.settings import RuntimeConfig
-from fairway.score.costs import told
+from fairway.score.costs import document_costs
 
 RUNTIME = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 
@@ -24,7 +24,7 @@ def test_costs_add_up_to_the_score_to_the_bit(model: LanguageModel, text: str) -
     assert asdict(costs.score) == asdict(model.score(text))
     assert math.fsum(costs.nats) == pytest.approx(costs.score.nats, rel=1e-12)
     assert costs.nats.tolist() == (-model.logprobs(text)).tolist()
-    shown = told(text, costs, model.tokenizer)
+    shown = document_costs(text, costs, model.tokenizer)
     assert math.fsum(shown["bits"]) / shown["bytes"] == pytest.approx(model.bits_per_byte(text))
     assert len(shown["names"]) == len(shown["ends"]) == len(shown["likeliest"]) == shown["tokens"]
 

@@ -129,12 +129,14 @@ def test_costs_must_be_float64_and_complete() -> None:
 
 def test_a_sum_that_is_not_one_is_refused() -> None:
     row = np.full(V, -math.log(V) + 1e-6)
-    with pytest.raises(LedgerError, match="position 0 miss 1 by 1e-06; at most 1e-09"):
+    with pytest.raises(
+        LedgerError, match="position 0 sum to 1 with an error of 1e-06; at most 1e-09"
+    ):
         ledger().commit(all_events()[0], fixed(row=lambda: row))
 
 
 def test_a_row_of_nan_or_of_another_vocabulary_is_refused() -> None:
-    with pytest.raises(LedgerError, match="miss 1 by nan"):
+    with pytest.raises(LedgerError, match="sum to 1 with an error of nan"):
         ledger().commit(all_events()[0], fixed(row=lambda: np.full(V, math.nan)))
     with pytest.raises(LedgerError, match=r"must be float64\[7\]"):
         ledger().commit(all_events()[0], fixed(row=lambda: np.full(V + 1, -math.log(V + 1))))
@@ -268,7 +270,9 @@ def test_a_sum_within_its_bound_is_kept_and_told(error: float) -> None:
 
 @pytest.mark.parametrize("error", [1.1e-9, -1.1e-9, 0.5, -0.5])
 def test_a_sum_outside_its_bound_is_refused(error: float) -> None:
-    with pytest.raises(LedgerError, match="the probabilities at position 0 miss 1 by"):
+    with pytest.raises(
+        LedgerError, match="the probabilities at position 0 sum to 1 with an error of"
+    ):
         ledger().commit(all_events()[0], fixed(row=lambda: uniform(1 + error)))
 
 

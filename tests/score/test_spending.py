@@ -72,7 +72,7 @@ def test_groups_are_those_of_a_plain_count(
         plain["kinds"][KINDS[kinds[target]]] += bits
         low = 1 if place <= 64 else 1 + (64 << ((place - 1) // 64).bit_length() - 1)
         plain["place"][f"{low:,} to {max(64, 2 * (low - 1)):,}"] += bits
-    told = spending.told(tokenizer, np.arange(V))
+    told = spending.groups(tokenizer, np.arange(V))
     for name, expected in plain.items():
         found = {one["name"]: one["bits"] for one in told[name]}
         assert found == pytest.approx(expected)

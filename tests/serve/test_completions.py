@@ -146,8 +146,8 @@ LONG = "a" * (MAX_PROMPT_BYTES + 1)
     [
         ({"prompt": 3}, "prompt", "prompt is 3; it must be a text"),
         ({"prompt": []}, "prompt", "must be a text or a list of texts"),
-        ({"prompt": [1, 2]}, "prompt", "token ids are not taken"),
-        ({"prompt": LONG}, "prompt", "at most 131,072 are taken"),
+        ({"prompt": [1, 2]}, "prompt", "token ids are not accepted"),
+        ({"prompt": LONG}, "prompt", "at most 131,072 are accepted"),
         ({"prompt": "\ud800"}, "prompt", "half a character"),
         ({"prompt": ["a"] * (MAX_ROWS + 1)}, "prompt", "17 prompts are more than 16"),
         ({"prompt": ["a"] * 4, "n": 5}, "n", "more than 16 completions"),
@@ -172,7 +172,7 @@ LONG = "a" * (MAX_PROMPT_BYTES + 1)
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"best_of": 3}, "best_of", "not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
-        ({"messages": []}, "messages", "is no field"),
+        ({"messages": []}, "messages", "is not a field"),
         ({"model": 7}, "model", "must be a name"),
     ],
 )

@@ -63,12 +63,12 @@ def test_two_stages_are_compared(client: TestClient) -> None:
     found = costs(client, TEXTS[0], model="smoke", beside="smoke:raw")
     a, b = found["sides"]
     assert (a["model"], b["model"]) == ("smoke", "smoke:raw") and a["bpb"] != b["bpb"]
-    assert "pays" in found["summary"] and "A costs less" in found["scale"]
+    assert "</b> costs " in found["summary"] and "A costs less" in found["scale"]
     shown = re.findall(r"<td>([+\u2212][\d.]+)</td>", found["list"])
     sizes = [abs(float(value.replace("\u2212", "-"))) for value in shown]
     assert sizes == sorted(sizes, reverse=True) and len(sizes) == 20
     same = costs(client, TEXTS[0], model="smoke", beside="smoke")
-    assert same["summary"] == "Both pay the same." and "<td>" not in same["list"]
+    assert same["summary"] == "Both have the same cost." and "<td>" not in same["list"]
 
 
 def test_records_of_stages_are_compared(client: TestClient, desk: Desk) -> None:
@@ -105,7 +105,7 @@ def test_a_record_neither_computes_nor_knows_other_texts(client: TestClient) -> 
         ({"text": "a", "model": "none"}, 404, "there is no model 'none'"),
         ({"text": "a", "beside": "none"}, 404, "there is no model 'none'"),
         ({"text": "a", "beside": 3}, 400, "beside is 3"),
-        ({"text": "a", "colour": 1}, 400, "'colour' is no field"),
+        ({"text": "a", "colour": 1}, 400, "'colour' is not a field"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(

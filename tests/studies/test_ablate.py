@@ -57,7 +57,7 @@ def test_pairs_share_a_seed_and_an_order_and_decided_arms_stop(
     assert [f"{line.arm}-{line.seed}" for line in lines] == names
     assert "good: better; no more runs of it" in done.out
     assert re.search(r"^good +-0\.0\d+ \[-0\.\d+, -0\.\d+\] ", done.out, re.MULTILINE)
-    table = done.out.partition("whenever one looks\n")[2].partition("noise floor")[0]
+    table = done.out.partition("valid at every look\n")[2].partition("noise floor")[0]
     assert table.count("\n") > 12 and all(len(text) <= 80 for text in table.splitlines())
     page = (tmp_path / "study/study.html").read_text()
     assert "<svg" in page and "hopeless" in page and "optim.momentum=0.9" in page

@@ -121,7 +121,10 @@ def test_what_no_study_wrote_is_told_by_its_line(name: str, tmp_path: Path, cli:
         (lambda path: path.mkdir(), "does not exist"),
         (lambda path: path.touch(), "no line of a study yet"),
         (lambda path: path.write_bytes(written(LINE)[:-9]), "no line of a study yet"),
-        (lambda path: path.write_bytes(written(replace(LINE, failed="x", bpb={}))), "no run that"),
+        (
+            lambda path: path.write_bytes(written(replace(LINE, failed="x", bpb={}))),
+            "no successful run",
+        ),
     ],
 )  # fmt: skip
 def test_tables_without_runs(
@@ -198,7 +201,7 @@ def test_an_arm_of_one_name_and_two_settings_is_refused(
     assert done.code == 2 and "arm 'wide' is optim.beta2=4" in done.err
     # In one table, the arm as it was set last counts.
     table, said = merge([write("c", *runs, *others[1:])], None, 0.05)
-    assert "4 runs are of other settings, and left out" in said
+    assert "4 runs are left out because of other settings" in said
     assert {line.config for line in table.of("wide")} == {"x" * 16}
 
 
@@ -285,7 +288,7 @@ def test_what_cannot_be_ranked_is_told(write: Callable[..., Path], cli: Cli) -> 
     changed = [replace(r, settings=["model.dim=8"]) if r.arm == "a" else r for r in runs]
     found = transfer(cheap, write("changed", *changed), None, 0.05)
     assert found["left_out"] == [
-        "a has other settings in each table", "dddd is in one table only",
+        "a has different settings in the two tables", "dddd is in one table only",
     ]  # fmt: skip
     for line in ("x y", f"{shlex.quote(str(cheap))} y"):
         assert cli("transfer", *shlex.split(line)).code == 2

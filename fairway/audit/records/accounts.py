@@ -11,25 +11,25 @@ from fairway.audit.records.said import IN_TRAINING, Number, Stage
 from fairway.config.settings import LIMIT_BYTES
 
 BUDGET_S = 600.0
-# A run notices the end of its budget after the step that crosses it.
+# A run notices the end of its budget only after the step that crosses it.
 _LAST_STEP_S = 1.0
-# Who is so much over it, and does not say on what, may have run on fewer processes.
+# Above this multiple of the budget, a run of unknown size probably used fewer processes.
 _MUCH = 1.3
 
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """Bytes on disk: the script, all Python files, what may be a model; the script packed."""
+    """Bytes on disk: the script, all Python files, possible models, and the packed script."""
 
     script_bytes: int | None
     code_bytes: int
     models: tuple[tuple[str, int], ...]
-    # The script once more, packed, where the folder has it.
+    # The script in packed form, if the folder has it.
     packed_bytes: int | None = None
 
 
 def of(severity: Severity, code: str, why: str, number: Number, value: str = "") -> Finding:
-    """Return a finding about a number where it stands."""
+    """Return a finding about a number, at its place."""
     return Finding(severity, code, why, number.file, number.line or None, value or number.text)
 
 
@@ -41,7 +41,7 @@ def total_bytes(log: Log) -> Number | None:
     """Return the bytes that a log counts for its submission: as printed, or model and code."""
     totals = log.packed_totals[-3:]
     if totals:
-        # Sizes are printed of every attempt: one that fits is enough.
+        # Some logs print the size of every attempt; one that fits is enough.
         return min(reversed(totals), key=lambda number: number.value > LIMIT_BYTES)
     model, code = log.numbers.get("model bytes"), log.numbers.get("code bytes")
     if model is None or code is None:
@@ -50,7 +50,7 @@ def total_bytes(log: Log) -> Number | None:
 
 
 def check_bytes(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterator[Finding]:
-    """Yield what is wrong with the bytes of a record."""
+    """Yield findings about the bytes of a record."""
     totals = [found for log in logs if (found := total_bytes(log)) is not None]
     claimed = claims.numbers.get("total bytes")
     for log in logs:
@@ -70,15 +70,15 @@ def check_bytes(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterat
 
 
 def _packed_again(log: Log, logs: Sequence[Log]) -> bool:
-    """Return whether another log packs the model of a training, and has the score claimed."""
+    """Return whether a log only trains, and another log packs its model and has the score."""
     others = (o for o in logs if o.seed == log.seed and not o.training_only)
     return log.training_only and any(total_bytes(other) is not None for other in others)
 
 
 def _over(total: Number, log: Log | None, shipped: Shipped) -> Finding:
-    """Return a total above the limit: a note where the file as shipped is small enough."""
+    """Return a finding for a total above the limit; a note if the shipped file is small enough."""
     code = log.get("code bytes") if log is not None else None
-    # All that is no code: the model, and what else the total counts.
+    # Everything but the code: the model, and whatever else the total counts.
     model = total.value - code if code is not None else None
     value = f"{total.value:,.0f} is {total.value - LIMIT_BYTES:,.0f} over"
     scripts = [size for size in (shipped.script_bytes, shipped.packed_bytes) if size is not None]
@@ -112,7 +112,7 @@ def _against_largest(
 
 
 def _code_size(logs: Sequence[Log], claims: Claims, shipped: Shipped) -> Iterator[Finding]:
-    """Yield where the code that was counted is not the code that is shipped."""
+    """Yield a finding if the counted code is not the shipped code."""
     counted = [log.numbers["code bytes"] for log in logs if "code bytes" in log.numbers]
     counted += [claims.numbers["code bytes"]] if "code bytes" in claims.numbers else []
     if shipped.script_bytes is None:
@@ -146,7 +146,7 @@ def _models(logs: Sequence[Log], shipped: Shipped) -> Iterator[Finding]:
 
 
 def check_times(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
-    """Yield what took longer than a record may; what competes for no budget gets notes."""
+    """Yield findings for too long times; runs outside the record track get notes."""
     for log in logs:
         known = log.processes or claims.accelerators
         world = known or 8
@@ -164,18 +164,18 @@ def check_times(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
 
 
 def _on(finding: Finding, aside: str, known: bool) -> Finding:
-    """Return a finding about time as grave as what is known of the machine allows."""
+    """Return a finding about time, less severe if the machine is unknown or a different one."""
     if aside and finding.severity != "note":
         return replace(finding, severity="note", why=f"{finding.why} ({aside})")
     seconds = float(finding.value.split()[0]) if finding.value.endswith(" s") else 0.0
     if finding.severity == "invalid" and not known and seconds > _MUCH * BUDGET_S:
-        why = f"{finding.why} (on how many processes is not said)"
+        why = f"{finding.why} (the number of processes is not stated)"
         return replace(finding, severity="warning", why=why)
     return finding
 
 
 def _on_eight(log: Log, world: int) -> Iterator[Finding]:
-    """Yield an evaluation that eight processes would not end in time either."""
+    """Yield a finding if the evaluation would take too long on eight processes too."""
     final = final_stage(log)
     taken_s = final.seconds if final is not None else None
     if final is not None and taken_s is not None and taken_s * world / 8 > BUDGET_S:
@@ -216,9 +216,9 @@ def _times(log: Log) -> Iterator[Finding]:
 
 
 def _late(seconds: float, log: Log) -> Severity:
-    """Return how grave an end after the budget is: the step that crosses it may end.
+    """Return the severity of an end after the budget: the last step may run beyond it.
 
-    It is read after that step, which may take twice the mean of all.
+    Runs read the time after a step, and one step may take twice the mean.
     """
     last = log.last_step
     step_s = last.ms_per_step / 1e3 if last is not None and last.ms_per_step else 0.0
@@ -228,7 +228,7 @@ def _late(seconds: float, log: Log) -> Severity:
 
 
 def _evaluation(log: Log) -> Iterator[Finding]:
-    """Yield the evaluation if it took too long: that of the score claimed, or the total printed."""
+    """Yield a finding if the evaluation of the claimed score, or the printed total, is too long."""
     scored = [stage for stage in log.evaluations if stage.seconds is not None]
     final = final_stage(log)
     total = log.numbers.get("eval seconds")
@@ -241,7 +241,7 @@ def _evaluation(log: Log) -> Iterator[Finding]:
         return
     if not scored:
         return
-    # A mixture's own line may have no time: that of the evaluation around it stands beside.
+    # The line of a mixture may have no time; then the evaluation around it has one.
     total = total or scored[-1].bpb
     all_s = sum({stage.name: stage.seconds or 0.0 for stage in scored}.values())
     packed_s = sum(
@@ -261,14 +261,14 @@ _BEFORE = re.compile(r"diagnostic|pre-?_?quant|post_?ema|post_?swa|raw", re.IGNO
 
 
 def final_stage(log: Log) -> Stage | None:
-    """Return the evaluation that is claimed, else the last one that is not during training."""
+    """Return the evaluation that is claimed, else the last one after training."""
     if log.claimed is not None:
         return log.claimed
     return next((s for s in reversed(log.stages) if s.name != IN_TRAINING), None)
 
 
 def check_steps(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
-    """Yield step lines that contradict themselves, and steps claimed that no log has."""
+    """Yield step lines that contradict themselves, and claimed steps that no log has."""
     for log in logs:
         last = log.last_step
         if last is None or last.seconds is None or last.ms_per_step is None or not last.step:

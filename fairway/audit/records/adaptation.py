@@ -1,4 +1,4 @@
-"""The order of scoring and learning by the logs: epochs, passes, gates, warm-up, shards."""
+"""Checks the order of scoring and learning that logs report: epochs, passes, gates, warm-up."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,12 +9,12 @@ from fairway.audit.records.logs import Log
 from fairway.audit.records.runs import ROUNDING
 from fairway.audit.records.said import Epoch, Stage
 
-# Shards of training text that the preparation of issue #2127 leaves, and that of the whole text.
+# The number of training shards: by the preparation of issue #2127, and by that of the whole text.
 _SHARDS_OF_LEAK = (1_499, 1_502)
 
 
 def check_adaptation(logs: Sequence[Log]) -> Iterator[Finding]:
-    """Yield what breaks the order of scoring and learning by a log's own words."""
+    """Yield findings about the order of scoring and learning that a log reports."""
     told: set[str] = set()
     for log in logs:
         for finding in _of_log(log):
@@ -34,15 +34,15 @@ def _of_log(log: Log) -> Iterator[Finding]:
     shards = log.numbers.get("train shards")
     if shards is not None and int(shards.value) in _SHARDS_OF_LEAK:
         why = (
-            "so many shards of training text are what a preparation script makes that leaves only "
-            "10,000 documents for validation: the others of the 50,000 may be in training (#2127)"
+            "a preparation script that leaves only 10,000 documents for validation makes this "
+            "number of shards: the others of the 50,000 may be in training (#2127)"
         )
         yield of("warning", "val-in-train", why, shards)
     slot = next((s for s in _claimed(log) if re.search(r"(?<![a-z])slot", s.name, re.I)), None)
     if slot is not None:
         why = (
-            "the score claimed is by SLOT, which fits numbers on a window before it scores it: ask "
-            "which tokens they are fitted on"
+            "the claimed score uses SLOT, which fits numbers on a window before it scores the "
+            "window: ask which tokens they are fitted on"
         )
         yield of("warning", "slot-score", why, slot.bpb)
     if not log.training_only:
@@ -50,7 +50,7 @@ def _of_log(log: Log) -> Iterator[Finding]:
 
 
 def _claimed(log: Log) -> list[Stage]:
-    """Return the lines that all tell the score claimed, by whatever name."""
+    """Return all evaluations with the claimed score, under any name."""
     if log.claimed is None:
         return []
     value = log.claimed.bpb.value
@@ -58,7 +58,7 @@ def _claimed(log: Log) -> list[Stage]:
 
 
 _ADAPTED = re.compile(r"ttt|slot|n_?gram|ppm|lora|mix|etlb|cache|knn|adapt|hedge|tilt|pass", re.I)
-# What adaptation to scored text and overlapping windows gave at most, in published logs: 3 %.
+# The largest published gain from adaptation to scored text and overlapping windows is 3 %.
 _GAIN = 0.05
 
 
@@ -78,15 +78,15 @@ def _gain(log: Log) -> Iterator[Finding]:
         f"({best.bpb.file}:{best.bpb.line}, {best.name})"
     )
     if re.search(r"ttt|lora|adapt", names, re.IGNORECASE):
-        why = "adaptation to text already scored gains a few per cent at most, this one far more"
+        why = "adaptation to scored text gains a few per cent at most, and this score far more"
         yield of("warning", "adaptation-gain", why, claimed.bpb, value)
     else:
-        why = "the score claimed is far better than that of the model alone: ask what gave it"
+        why = "the claimed score is far better than that of the model alone: ask for the reason"
         yield of("warning", "unusual-gain", why, claimed.bpb, value)
 
 
 def _epochs(log: Log) -> Iterator[Finding]:
-    """Yield epochs of adaptation to the whole text that end before the score that is claimed."""
+    """Yield findings for epochs over the whole text that end before the claimed score."""
     final = log.claimed or final_stage(log)
     if final is None:
         return
@@ -95,19 +95,19 @@ def _epochs(log: Log) -> Iterator[Finding]:
         after = final.bpb.line > last.place.line
         later = [s for s in log.evaluations if s.bpb.line > last.place.line]
         value = f"{last.place.text}; then {final.bpb.file}:{final.bpb.line} {final.bpb.text}"
-        # A log that says it scores first may count its epochs after that.
+        # A log that states 'score first' may count its epochs after the scoring.
         sure = log.claimed is not None and "score first" not in log.numbers
         grave: Severity = "invalid" if sure else "warning"
         if after and _score_themselves(epochs):
             why = (
-                f"of {last.epoch} epochs over the text the last one is scored: every token by a "
-                "model that learned it in those before (C3)"
+                f"the last of {last.epoch} epochs over the text is scored: the model has learned "
+                "every token in the epochs before (C3)"
             )
             yield of(grave, "last-epoch", why, last.place, value)
         elif after and sure:
             why = (
-                f"the model learns the validation text for {last.epoch} epochs before the score "
-                "that is claimed: every token is scored by a model that has seen it (C3)"
+                f"the model learns the validation text for {last.epoch} epochs before the claimed "
+                "score: every token is scored by a model that has seen it (C3)"
             )
             yield of("invalid", "ttt-before-score", why, last.place, value)
         elif later:
@@ -116,13 +116,13 @@ def _epochs(log: Log) -> Iterator[Finding]:
 
 
 def _score_themselves(epochs: Sequence[Epoch]) -> bool:
-    """Return whether the lines of the last epoch score the text while it is learned."""
+    """Return whether the lines of the last epoch print a score of the text during learning."""
     last = [epoch for epoch in epochs if epoch.epoch == epochs[-1].epoch]
     return any("bpb" in e.place.text.lower() and "pre" not in e.name for e in last)
 
 
 def _global_epochs(epochs: Sequence[Epoch]) -> Iterator[list[Epoch]]:
-    """Yield epochs by name that go up once through a log: chunks of a text begin again."""
+    """Yield epochs by name whose counts rise once through a log; counts per chunk restart."""
     names: dict[str, list[Epoch]] = {}
     for epoch in epochs:
         names.setdefault(re.sub(r"\d+", "#", epoch.name), []).append(epoch)
@@ -133,7 +133,7 @@ def _global_epochs(epochs: Sequence[Epoch]) -> Iterator[list[Epoch]]:
 
 
 def _passes(log: Log) -> Iterator[Finding]:
-    """Yield a second pass over the text whose scores are claimed."""
+    """Yield a finding for a second pass over the text whose scores are claimed."""
     first = [p for p in log.passes if p.number == 1]
     second = [p for p in log.passes if p.number == 2]
     final = log.claimed or final_stage(log)
@@ -142,21 +142,21 @@ def _passes(log: Log) -> Iterator[Finding]:
     begin = second[0].place
     if final.bpb.line >= begin.line:
         why = (
-            "tokens are scored a second time after later ones were seen, and that score counts "
-            "(C1, C4)"
+            "tokens are scored a second time after later ones were seen, and the second score is "
+            "claimed (C1, C4)"
         )
         grave: Severity = "invalid" if log.claimed is not None else "warning"
         yield of(grave, "second-pass", why, begin)
 
 
 def _gates(log: Log) -> Iterator[Finding]:
-    """Yield hints that depend on the token they are for, by their counts."""
+    """Yield findings for hints that depend on the token they predict, by their printed counts."""
     for name in ("within gate", "word gate"):
         number = log.numbers.get(name)
         if number is not None and number.value > 0:
             why = (
-                "an expert that asks whether the token to predict begins a word was at work: "
-                "its probabilities depend on that token (C2)"
+                "an expert was used that asks whether the token to predict begins a word: its "
+                "probabilities depend on that token (C2)"
             )
             yield of("invalid", "target-gate", why, number, f"{name}: {number.value:,.0f}")
             return

@@ -14,9 +14,9 @@ from fairway.audit.records.logs import Log, source_hash
 from fairway.audit.records.runs import ROUNDING, unit
 from fairway.audit.records.said import Number
 
-# This many names are looked for in this many characters of source: seconds, whatever they are.
+# The search for this many names in this many characters of source takes seconds at most.
 _MOST_NAMES, _MOST_READ = 2_000, 1 << 22
-# Settings that may differ between runs of one configuration: places, and what is printed or kept.
+# Settings that may differ between runs of one configuration: paths, and what is printed or saved.
 _OWN = re.compile(
     r"(^|_)(seed|id|run_id|rank|local_rank|path|paths|dir|dirs|file|files|logfile|name|host|port|"
     r"is_main_process|date|time|device|world_size|grad_accum_steps|log|every|verbose|debug|wandb|save|"
@@ -25,9 +25,9 @@ _OWN = re.compile(
     r"pattern|dataset|version|torch|cuda|python|gpu|driver|pids?|kind)(_|\.|$)"
 )
 _NUMBER = re.compile(r"[-+]?\d[\d_.]{0,30}(?:[eE][-+]?\d{1,3})?|True|False|true|false|None")
-# Settings of an evaluation matter where that evaluation is claimed.
+# Settings of an evaluation count only if that evaluation is claimed.
 _OF_EVALUATION = re.compile(r"^(ttt|eval|slot|ngram|ppm|etlb|tilt|phased|knn|cache|sliding|val)_")
-# Pairs that a log prints outside a list are settings if they are named as such.
+# Pairs that a log prints outside a list count as settings if their names match this.
 _KNOB = re.compile(
     r"(^|[_.])(lr|wd|weight_decay|epochs?|iterations|momentum|beta[12]?|layers|num_layers|dim|heads|"
     r"kv_heads|mult|seq_len|bits|rank|alpha|stride|chunk|chunk_tokens|gain|clip|vocab_size|order|"
@@ -37,7 +37,7 @@ _KNOB = re.compile(
 
 
 def check_settings(logs: Sequence[Log]) -> Iterator[Finding]:
-    """Yield what differs between logs that should have one configuration."""
+    """Yield differences between logs that should have one configuration."""
     for trained in (True, False):
         yield from _settings([log for log in logs if log.trained is trained and log.settings])
     yield from _same_number(logs, "parameters", "invalid", "parameters", "not one model")
@@ -68,7 +68,7 @@ def _setting(first: Log, log: Log, name: str, listed: bool) -> Iterator[Finding]
     line = log.setting_lines.get(name)
     value = f"{name}: {a} in {first.shown}, {b} in {log.shown}"
     if a is None or b is None:
-        # A log whose list is another one, or none, says nothing of single settings.
+        # If the lists of two logs are quite different, a missing setting means nothing.
         whole = (
             min(len(first.listed), len(log.listed)) > max(len(first.listed), len(log.listed)) // 2
         )
@@ -76,23 +76,23 @@ def _setting(first: Log, log: Log, name: str, listed: bool) -> Iterator[Finding]
             why = "a setting is listed in one log and not in another: not the same script"
             yield Finding("warning", "other-settings", why, log.name, line, value)
     else:
-        why = "the seeds have different configurations: they are no repetitions of one run"
+        why = "the seeds have different configurations: they do not repeat one run"
         of_evaluation = _OF_EVALUATION.match(name)
         used = not of_evaluation or (log.claimed and of_evaluation[1] in log.claimed.name.lower())
-        # Words may name a run; numbers and switches are what it was.
+        # Text may be the name of a run; numbers and switches are real settings.
         plain = all(_NUMBER.fullmatch(value) for value in (a, b))
         grave: Severity = "invalid" if listed and used and plain else "warning"
         yield Finding(grave, "mixed-config", why, log.name, line, value)
 
 
 def _without_seed(value: str, log: Log) -> str:
-    """Return a setting with the log's own seed taken out: names of runs hold it."""
+    """Return a setting without the log's own seed, which names of runs contain."""
     seed = str(log.seed)
     return "#" if value == seed else re.sub(rf"(?<![0-9.]){seed}(?![0-9.])", "#", value, count=9)
 
 
 def _same_value(a: str | None, b: str | None) -> bool:
-    """Return whether two settings are one number, written in two ways."""
+    """Return whether two settings are the same number in different notation."""
     try:
         return float(a or "nan") == float(b or "nan")
     except ValueError:
@@ -118,7 +118,7 @@ def _same_number(
 def check_scores(
     logs: Sequence[Log], claims: Claims, facts: dict[str, Any], readme: str = ""
 ) -> Iterator[Finding]:
-    """Yield where scores claimed are not those of the logs; put what was recomputed in `facts`."""
+    """Yield claimed scores that differ from the logs; put the recomputed values in `facts`."""
     scored = _scored(logs)
     found = _stages_of_all(scored)
     facts["stages"] = found
@@ -130,7 +130,7 @@ def check_scores(
         yield from _mean(scored, claims, claimed, found, facts)
     yield from _each_seed(scored, claims, readme)
     if scored and len(scored) < 3:
-        why = f"scores of {len(scored)} log were found; three seeds are usual, two needed to test"
+        why = f"logs with a score: {len(scored)}; three seeds are usual, and a test needs two"
         yield Finding("note", "few-seeds", why)
     seeds = [log.seed for log in scored if log.seed is not None]
     for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
@@ -140,7 +140,7 @@ def check_scores(
 
 
 def _scored(logs: Sequence[Log]) -> list[Log]:
-    """Return the logs that have a score; of a seed with a claimed one, not its training too."""
+    """Return the logs with a score. If a seed has a claimed score, its other logs are left out."""
     scored = [log for log in logs if final_stage(log) is not None]
     claimed = {log.seed for log in scored if log.claimed is not None}
     return [log for log in scored if log.claimed is not None or log.seed not in claimed]
@@ -190,7 +190,7 @@ def _mean(
         yield of("warning", "one-seed-claimed", why, claimed, value)
         return
     means = ", ".join(f"{name} {stage['mean']:.5f}" for name, stage in list(stages.items())[-3:])
-    # Whatever stages are meant, no mean of them is below that of the best of every log.
+    # No mean of stages can be below the mean of the best stage of every log.
     best = statistics.fmean(min(stage.bpb.value for stage in log.stages) for log in logs)
     complete = claims.seeds <= {log.seed for log in logs} and len(logs) >= 2
     if complete and claimed.value < best - allowed:
@@ -220,20 +220,20 @@ def _each_seed(logs: Sequence[Log], claims: Claims, readme: str) -> Iterator[Fin
         if log.seed is not None:
             by_seed.setdefault(log.seed, []).append(log)
     for seed in sorted(claims.seeds - by_seed.keys()):
-        why = "a seed is claimed for which no log could be found"
+        why = "no log could be found for a claimed seed"
         yield Finding("warning", "no-log-of-seed", why, value=f"seed {seed}")
     rows = seed_rows(readme, set(by_seed))
     for seed, claimed in claims.by_seed.items():
         found = [stage.bpb for log in by_seed.get(seed, ()) for stage in log.stages]
-        # Some cut decimals off where others round.
+        # Some records cut off decimals instead of rounding.
         allowed = max(ROUNDING, 2 * unit(claimed.text))
         if not found or any(abs(bpb.value - claimed.value) <= allowed for bpb in found):
             continue
         best = min(found, key=lambda bpb: bpb.value)
         value = f"seed {seed}: {claimed.value}; best {best.value} in {best.file}:{best.line}"
-        # A log that says its score in words that were not read proves nothing.
+        # If score lines of the log could not be read, it proves nothing.
         unread = any((log.coverage.share("scores") or 0.0) < ENOUGH for log in by_seed[seed])
-        # A README that has both scores tells of an evaluation whose log is missing.
+        # If the README has both scores, the log of one evaluation is missing.
         row = [score for score, _ in rows.get(seed, ())]
         told = all(any(abs(s - v.value) <= ROUNDING for s in row) for v in (claimed, best))
         few = all(len(log.evaluations) < 2 for log in by_seed[seed])
@@ -246,14 +246,14 @@ def _each_seed(logs: Sequence[Log], claims: Claims, readme: str) -> Iterator[Fin
 
 
 def check_seed_claims(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
-    """Yield steps, bytes and seconds claimed of a seed that its log does not bear out."""
+    """Yield steps, bytes and seconds claimed for a seed that its log contradicts."""
     told: dict[str, list[tuple[Number, str]]] = {}
     for seed, said in sorted(claims.of_seed.items()):
         for log in (log for log in logs if log.seed == seed and log.trained):
             for what, number, value in _of_seed(log, said):
                 told.setdefault(what, []).append((number, f"{log.shown}: {value}"))
     for what, places in told.items():
-        why = f"{_SEED_CLAIMS[what]} claimed of {len(places)} seeds are not those of their logs"
+        why = f"{_SEED_CLAIMS[what]} claimed for {len(places)} seeds differ from their logs"
         yield of("warning", f"seed-{what}", why, places[0][0], places[0][1])
 
 
@@ -261,7 +261,7 @@ _SEED_CLAIMS = {"steps": "steps", "bytes": "bytes", "time": "seconds of training
 
 
 def _of_seed(log: Log, said: SeedClaim) -> Iterator[tuple[str, Number, str]]:
-    """Yield what it is, the claim and what the log has, for what is claimed of a seed otherwise."""
+    """Yield (quantity, claim, what the log has) for every claim of a seed that differs."""
     steps, size = said.numbers.get("steps"), said.numbers.get("total bytes")
     seconds = said.numbers.get("train seconds")
     if steps is not None and log.steps and abs(steps.value - log.steps) > 1:
@@ -276,17 +276,17 @@ def _of_seed(log: Log, said: SeedClaim) -> Iterator[tuple[str, Number, str]]:
 
 
 def check_source(logs: Sequence[Log], sources: Sequence[str]) -> Iterator[Finding]:
-    """Yield logs that begin with another script than the others, or than the one shipped."""
+    """Yield logs that begin with another script than the other logs, or than the shipped one."""
     carrying = [log for log in logs if log.source is not None]
     if len({log.source for log in carrying}) > 1:
         other = next(log for log in carrying if log.source != carrying[0].source)
-        why = "the script that a log begins with is not that of another seed: not one code"
+        why = "the scripts at the beginning of two logs differ: the seeds used different code"
         value = f"{carrying[0].shown} and {other.shown}"
         yield Finding("warning", "mixed-source", why, other.name, other.first_line, value)
     shipped = {source_hash(text) for text in sources}
     foreign = [log for log in carrying if log.source not in shipped]
     if foreign and sources:
-        why = "the script that a log begins with is not the one shipped"
+        why = "the script at the beginning of a log is not the shipped one"
         value = f"{len(foreign)} of {len(carrying)} logs"
         yield Finding("note", "other-source", why, foreign[0].name, foreign[0].first_line, value)
 
@@ -298,12 +298,12 @@ def check_source(logs: Sequence[Log], sources: Sequence[str]) -> Iterator[Findin
 def check_readme(
     text: str, file: str, logs: Sequence[Log], claims: Claims, sources: Sequence[str]
 ) -> Iterator[Finding]:
-    """Yield where the README contradicts claim, logs or script."""
+    """Yield contradictions of the README with claim, logs or script."""
     claimed, written = claims.numbers.get("bpb"), bpb_like(text)
     if claimed is not None and written:
         near = [w for w, _ in written if abs(float(w) - claimed.value) <= max(unit(w), ROUNDING)]
         if not near:
-            why = "the score of submission.json stands nowhere in the README"
+            why = "the README does not contain the score of submission.json"
             value = f"{claimed.value}; the README has {', '.join(w for w, _ in written[:5])}"
             yield Finding("warning", "readme-score", why, file, written[0][1], value)
     yield from _rows(text, file, claims)
@@ -311,7 +311,7 @@ def check_readme(
     yield from _admitted(text, file)
     if sources:
         read = "\n".join(sources)[:_MOST_READ]
-        # A script that goes through all variables reads this one too.
+        # A script that loops over all variables also reads this one.
         whole = re.search(r"in\s+(?:os\.)?environ\b(?!\.get|\[)|environ\.items\(\)", read)
         for name, line in itertools.islice(variables(text).items(), _MOST_NAMES):
             if not whole and name not in read:
@@ -320,7 +320,7 @@ def check_readme(
 
 
 def _rows(text: str, file: str, claims: Claims) -> Iterator[Finding]:
-    """Yield seeds whose rows in the README have another score than submission.json."""
+    """Yield seeds whose score in the README's tables differs from submission.json."""
     for seed, scores in seed_rows(text, set(claims.by_seed)).items():
         claimed = claims.by_seed[seed]
         # A README may round to three decimals.
@@ -332,7 +332,7 @@ def _rows(text: str, file: str, claims: Claims) -> Iterator[Finding]:
 
 
 def _epochs(text: str, file: str, logs: Sequence[Log]) -> Iterator[Finding]:
-    """Yield epochs of test-time training that the README states otherwise than the logs."""
+    """Yield counts of test-time training epochs in the README that differ from the logs."""
     used = {str(log.settings["ttt_epochs"]) for log in logs if "ttt_epochs" in log.settings}
     if not used:
         return
@@ -341,7 +341,7 @@ def _epochs(text: str, file: str, logs: Sequence[Log]) -> Iterator[Finding]:
         if re.search(r"\bttt\b|test-time", line[:4_096], re.IGNORECASE):
             stated += [(n, number) for n in re.findall(r"\b(\d{1,2})[ -]epochs?\b", line[:4_096])]
     if stated and not any(n in used for n, _ in stated):
-        why = "the README states other epochs of test-time training than the logs"
+        why = "the README states another number of test-time training epochs than the logs"
         value = f"{stated[0][0]} in the README, {', '.join(sorted(used))} in the logs"
         yield Finding("warning", "readme-epochs", why, file, stated[0][1], value)
 
@@ -358,7 +358,7 @@ _ADMITTED = {
         re.IGNORECASE,
     ),
 }
-# Such lines say that something is not done, quote a rule, or speak of tokens scored before.
+# Such lines deny something, quote a rule, or are about tokens scored before.
 _DENIED = re.compile(
     r"\b(?:no|not|never|without|cannot|instead|avoid\w*|zero|removed?|disabled|only allowed|cheat|"
     r"illegal|invalid|already|after|scored|graded|evaluated|single-pass|test-time)\b|n't\b|\[ \]",
@@ -367,7 +367,7 @@ _DENIED = re.compile(
 
 
 def _admitted(text: str, file: str) -> Iterator[Finding]:
-    """Yield what the README itself says of the order of scoring and learning, once each."""
+    """Yield admissions in the README about the order of scoring and learning, each kind once."""
     for code, pattern in _ADMITTED.items():
         for number, line in enumerate(text.splitlines()[:20_000], start=1):
             shown = line[:4_096]
@@ -378,7 +378,7 @@ def _admitted(text: str, file: str) -> Iterator[Finding]:
 
 
 def check_known_settings(logs: Sequence[Log], sources: Sequence[str]) -> Iterator[Finding]:
-    """Yield settings of a log that the script does not have: another script wrote the log."""
+    """Yield settings of a log that are not in the script: another script wrote the log."""
     read = "\n".join(sources)[:_MOST_READ].lower()
     looked: dict[str, bool] = {}
     for log in logs:
@@ -387,7 +387,7 @@ def check_known_settings(logs: Sequence[Log], sources: Sequence[str]) -> Iterato
             return
         looked |= {name: name in read for name in names if name not in looked}
         unknown = [name for name in names if not looked[name]]
-        # If most are unknown, what we read is not the script, and nothing follows.
+        # If most are unknown, the files we read are not the script; report nothing.
         if unknown and 4 * len(unknown) <= len(names):
             line = log.setting_lines[unknown[0]]
             why = "the log lists settings that the script shipped does not have"

@@ -1,7 +1,7 @@
-"""A record's folder, audited: do README, submission.json, logs, source and files agree?
+"""Audits a record's folder: do README, submission.json, logs, source and files agree?
 
-A folder in the challenge's format has no fixed schema, so numbers are taken where they stand, by
-what they mean; what could not be found is said. Nothing of it is executed or imported.
+A folder in the challenge's format has no fixed schema, so numbers are found by their meaning,
+wherever they are. The audit reports what it could not find. It executes and imports nothing.
 """
 
 import os
@@ -41,21 +41,21 @@ _MODELS = (".ptz", ".pt", ".bin", ".fwy", ".safetensors", ".pth", ".br", ".zst",
 _ARCHIVES = (".gz", ".zip", ".bz2", ".tar", ".tgz", ".7z", ".rar")
 _README_BYTES = 1_000_000
 _LOGS = (".log", ".txt", ".out", ".err", ".jsonl", ".ndjson", ".csv", ".tsv", "")
-# What reading one record may take, whatever it holds. Honest records take 0.1 to 3 s. A part that
-# has begun is finished; the process that reads is ended a little later (`fence`).
+# The limit of processor time for one record, whatever it contains. Honest records take 0.1 to 3 s.
+# A part that has begun is finished; the reading process is ended a little later (`fence`).
 MOST_S = 6.0
 _MOST_LOGS, _LOG_BYTES = 50, 1 << 26
-# Longer lines of a log are told; a packed script in one line has 50,000 bytes at most.
+# Longer lines of a log are reported; a packed script in one line has 50,000 bytes at most.
 _MOST_LINE = 1 << 16
-# Of one code; the rest of them is counted.
+# The most findings of one code that are listed; the rest are counted.
 _MOST_OF_A_CODE = 200
-# What can be said of a folder, and not of a log or a script alone.
+# Codes of findings about a folder that do not apply to a single log or script.
 _OF_FOLDERS = frozenset({"no-claim", "few-seeds"})
 
 
 @dataclass(frozen=True, slots=True)
 class RecordAudit:
-    """What was found in a record: findings, the gravest first, and the numbers behind them."""
+    """The findings of a record, sorted by severity, and the numbers behind them."""
 
     folder: Path
     findings: tuple[Finding, ...]
@@ -68,16 +68,16 @@ class RecordAudit:
 
 
 def audit_record(path: Path) -> RecordAudit:
-    """Return the audit of a record's folder, or of a log or script alone; UserError if neither.
+    """Return the audit of a record's folder, or of a single log or script; UserError if neither.
 
-    It takes a bounded amount of work, and what goes wrong inside one part of it is a finding.
+    The work is bounded, and an error inside one part becomes a finding.
     """
     facts: dict[str, Any] = {}
     return RecordAudit(path, ordered(findings(path, facts)), facts)
 
 
 def findings(path: Path, facts: dict[str, Any]) -> Iterator[Finding]:
-    """Yield the findings of a record as they are made; put the numbers behind them in `facts`."""
+    """Yield the findings of a record as they are found; put the numbers behind them in `facts`."""
     folder = open_folder(path) if path.is_dir() else open_file(path)
     facts |= {
         "files": {file.name: file.size_bytes for file in folder.files},
@@ -89,14 +89,14 @@ def findings(path: Path, facts: dict[str, Any]) -> Iterator[Finding]:
 
 @dataclass
 class Work:
-    """The work that is left for one record; every part of an audit takes from it."""
+    """The remaining work for one record; every part of the audit draws on it."""
 
     log_bytes: int = _LOG_BYTES
     most_s: float = MOST_S
     began_s: float = field(default_factory=time.process_time)
 
     def take_log(self, size_bytes: int) -> int:
-        """Return how many bytes of a log of this size may be read, and take them."""
+        """Return how many bytes of a log of this size may be read, and subtract them."""
         taken = min(size_bytes, self.log_bytes)
         self.log_bytes -= taken
         return taken
@@ -109,7 +109,7 @@ class Work:
 
 @dataclass
 class _Record:
-    """A record while it is read: what later parts take from earlier ones."""
+    """The state of an audit: later parts use the results of earlier ones."""
 
     folder: Folder
     facts: dict[str, Any]
@@ -122,10 +122,10 @@ class _Record:
 
 
 def _all(record: _Record) -> Iterator[Finding]:
-    """Yield what all parts find; a part that fails says so, and does not hide the others."""
+    """Yield the findings of all parts; if one part fails, the others still run."""
     for name, part in _PARTS.items():
         if record.work.ended:
-            why = f"after {MOST_S:.0f} s of processor time the rest was not looked at"
+            why = f"the audit stopped after {MOST_S:.0f} s of processor time"
             rest = list(_PARTS)[list(_PARTS).index(name) :]
             yield Finding("warning", "work-ended", why, value=", ".join(rest))
             return
@@ -137,7 +137,7 @@ def _all(record: _Record) -> Iterator[Finding]:
 
 
 def _few_of_each(found: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield findings, at most this many of each code; the rest are counted."""
+    """Yield findings, at most this many of each code, then the counts of the rest."""
     seen: Counter[str] = Counter()
     for finding in found:
         seen[finding.code] += 1
@@ -150,7 +150,7 @@ def _few_of_each(found: Iterable[Finding]) -> Iterator[Finding]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Its parts
+# The parts
 
 
 def _files(record: _Record) -> Iterator[Finding]:
@@ -160,23 +160,25 @@ def _files(record: _Record) -> Iterator[Finding]:
             shown = name.replace("readme", "README")
             yield Finding("warning", code, f"{shown} could not be found")
     for name in folder.skipped:
-        yield Finding("note", "skipped", "not a regular file, or not readable: not read", name)
+        yield Finding(
+            "note", "skipped", "not a regular file, or not readable; it was skipped", name
+        )
     if folder.left_out:
-        why = "files beyond those that are read were left out"
+        why = "the folder has too many files, and some were not read"
         yield Finding("warning", "many-files", why, value=f"{folder.left_out:,} or more")
     for file in folder.ending(*_ARCHIVES):
-        yield Finding("note", "archive", "an archive is not opened", file.name)
+        yield Finding("note", "archive", "archives are not opened", file.name)
 
 
 def _logs(record: _Record) -> Iterator[Finding]:
     files = _log_files(record.folder)
     if len(files) > _MOST_LOGS:
-        why = f"of {len(files):,} logs and texts {_MOST_LOGS} are read"
+        why = f"only {_MOST_LOGS} of {len(files):,} logs and texts are read"
         yield Finding("warning", "many-logs", why, files[_MOST_LOGS].name)
     for file in files[:_MOST_LOGS]:
         most_bytes = record.work.take_log(file.size_bytes)
         if file.size_bytes > most_bytes:
-            why = f"of all logs together {_LOG_BYTES:,} bytes are read; this one has more"
+            why = f"only {_LOG_BYTES:,} bytes of all logs together are read; this one has more"
             yield Finding("warning", "long-log", why, file.name, value=f"{file.size_bytes:,}")
         if record.work.ended:
             why = f"after {MOST_S:.0f} s of processor time this log was not read"
@@ -190,17 +192,17 @@ def _logs(record: _Record) -> Iterator[Finding]:
         record.logs += [log for log in logs if log.ran]
         line, length = longest_line(file, most_bytes)
         if length > _MOST_LINE:
-            why = "a line so long is read at its beginning only"
+            why = "only the beginning of a very long line is read"
             yield Finding("note", "long-line", why, file.name, line, f"{length:,} bytes")
     record.facts["coverage"] = {log.shown: log.coverage.shares() for log in record.logs}
-    # A script may be audited alone; of any other file that is no log, nothing can be judged.
+    # A script may be audited alone. Any other single file must be a log.
     scripts = record.folder.ending(".py", *NATIVE)
     if not record.logs and (record.folder.whole or not scripts):
         yield Finding("warning", "no-log", "no training log could be found")
 
 
 def _told(record: _Record, found: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield what can be said of what was given: a folder, or a file without one."""
+    """Yield the findings that apply to the given path, a folder or a single file."""
     for finding in found:
         if record.folder.whole or finding.code not in _OF_FOLDERS:
             yield finding
@@ -220,11 +222,11 @@ def _claim(record: _Record) -> Iterator[Finding]:
 
 
 def _runs(record: _Record) -> Iterator[Finding]:
-    """Leave the runs aside that are not claimed; yield which, and what of the others is unread."""
+    """Set aside the runs that are not claimed; yield which, and the unread parts of the others."""
     for file in record.folder.named(README)[:1]:
         record.readme = read_text(file, _README_BYTES)
     if not record.folder.whole:
-        # What is given alone is meant.
+        # A single file is always meant.
         record.runs = Runs(claimed=record.logs)
     else:
         record.runs = choose(record.logs, record.claims, record.readme)
@@ -270,7 +272,7 @@ def _denominators(record: _Record) -> Iterator[Finding]:
     yield from record.runs.tempered(check_denominators(record.logs, record.claims))
 
 
-# In this order, and each by the name that a finding gives it.
+# The order of the parts, and their names in findings.
 _PARTS: dict[str, Callable[[_Record], Iterator[Finding]]] = {
     "files": _files,
     "logs": _logs,

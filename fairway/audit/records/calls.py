@@ -1,4 +1,4 @@
-"""Calls in a script that is followed: its own functions, classes and methods, and unknown ones."""
+"""Follows calls in a script: its own functions, classes and methods, and unknown ones."""
 
 import ast
 import re
@@ -28,28 +28,28 @@ from fairway.audit.records.values import (
     union,
 )
 
-# Calls inside one another that are followed, and how often one function may be in them.
+# The greatest depth of calls that is followed, and how often one function may be among them.
 _MOST_CALLS = 14
 _MOST_SAME = 2
-# Names of what measures activations, or rounds by them.
+# Names of functions that measure activations, or round by them.
 _CALIBRATES = re.compile(r"^(?!.*(?:eval|score|valid))\w*(?:calib|hessian|gptq|awq)", re.IGNORECASE)
-# Calls that print, and are remembered.
+# The most print calls that are recorded.
 _MOST_PRINTS = 2_000
 
 
 @dataclass(eq=False)
 class Calls(Expressions):
-    """Follows calls; the statements of a function are followed by `block`, which `Flow` adds."""
+    """Follows calls; `block`, which `Flow` adds, follows the statements of a function."""
 
     running: list[ast.AST] = field(default_factory=list)
     training_inside: dict[ast.AST, bool] = field(default_factory=dict)
 
     @abstractmethod
     def block(self, body: list[ast.stmt]) -> bool:
-        """Follow statements; return whether what stands behind them is not reached."""
+        """Follow statements; return whether the statements after them cannot be reached."""
 
     def _call(self, node: ast.Call) -> Value:
-        """Return what a call gives."""
+        """Return the value of a call."""
         name, receiver = self._callee(node)
         if PRINTS.match(name) and len(self.prints) < _MOST_PRINTS:
             self._note_print(node)
@@ -77,7 +77,7 @@ class Calls(Expressions):
         return self._unknown(name, call)
 
     def _note_print(self, node: ast.Call) -> None:
-        """Remember what a call prints: its texts, and the scores that its names stand for."""
+        """Record what a call prints: its texts, and the scores that its names stand for."""
         pieces = [piece for argument in node.args for piece in self._pieces(argument)]
         labels: set[Label] = set()
         for argument in [*node.args, *(k.value for k in node.keywords)]:
@@ -95,7 +95,7 @@ class Calls(Expressions):
             self.prints.add(Printed(node.lineno, texts, frozenset(s.number for s in scores)))
 
     def _pieces(self, node: ast.expr) -> list[str]:
-        """Return the texts of what is printed; a name that stands for a text is one."""
+        """Return the printed texts, including those of names that stand for a text."""
         match node:
             case ast.Constant(value=str() as text):
                 return [text]
@@ -124,7 +124,7 @@ class Calls(Expressions):
         return not self.training_inside[callee.node]
 
     def _callee(self, node: ast.Call) -> tuple[str, Value]:
-        """Return the last name of what is called, and what it belongs to (or is itself)."""
+        """Return the last name of the called function, and its owner, or the function itself."""
         if isinstance(node.func, ast.Attribute):
             return node.func.attr, self.value(node.func.value)
         if isinstance(node.func, ast.Name):
@@ -174,7 +174,7 @@ class Calls(Expressions):
         return self._one_of(scope.returned)
 
     def _one_of(self, values: list[Value]) -> Value:
-        """Return what may be any of several values; parts stay parts if all have as many."""
+        """Return a value that may be any of several; parts are kept if all have equally many."""
         shapes = {len(v.what.values) if isinstance(v.what, Items) else 0 for v in values}
         labels = union(values)
         if len(shapes) == 1 and shapes != {0}:
@@ -224,12 +224,12 @@ class Calls(Expressions):
         labels = Value(call.labels).without(Switch).labels
         stateful = call.receiver.of(Held) and COST not in call.receiver.labels
         if VAL in call.given.labels and stateful:
-            # Something that keeps state is given tokens: a model.
+            # Tokens are given to something that keeps state: a model.
             return self.with_training(Value(labels | {COST}))
         if PATH in labels:
             labels = (labels - {PATH}) | {VAL}
         if name[:1].isupper() and not Value(labels).of(Held):
-            # An instance of a class that is not here: a layer, a model, a generator.
+            # An instance of a class from elsewhere: a layer, a model, a generator.
             labels = (labels & {VAL}) | {self.new()}
         if not labels:
             labels = frozenset({self.new(), *self.turns[-1:]})

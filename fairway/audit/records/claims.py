@@ -34,10 +34,10 @@ _EVAL_ALL_S = (
     "eval_ops_seconds", "eval_seconds", "eval_time_s_max", "max_eval_time_s", *_EVAL_S,
     "eval_time_s_mean",
 )  # fmt: skip
-# What says that a record competes for no budget.
+# The mark of a record outside the budgets.
 NON_RECORD = re.compile(r"non[-_ ]?record", re.IGNORECASE)
 _KINDS = ("name", "submission_type", "category", "type")
-# What is told of others, or of what is not claimed.
+# Names of values that are about other records, or that are not claimed.
 _OTHERS = re.compile(
     r"baseline|compar|ablation|reference|previous|prior|rerun|re_run|experimental|legacy|original|"
     r"control|disclosure|pending|parent|delta|cross_|verification|slurm|unclaimed|excluded|not_included",
@@ -51,7 +51,7 @@ _NO_BPB = re.compile(r"gain|delta|std|_sd$|improve|diff|degrad|gap|train_bpb", r
 
 @dataclass(eq=False)
 class SeedClaim:
-    """What is claimed of one seed: scores by name, and numbers by meaning; the log it names."""
+    """The claims for one seed: scores by name, numbers by meaning, and the name of its log."""
 
     scores: dict[str, Number] = field(default_factory=dict)
     numbers: dict[str, Number] = field(default_factory=dict)
@@ -60,10 +60,10 @@ class SeedClaim:
 
 @dataclass(eq=False)
 class Claims:
-    """The numbers of a submission.json by meaning, and what it claims of every seed.
+    """The numbers of a submission.json by meaning, and its claims for every seed.
 
-    `of_seed` has all that is said of a seed; `by_seed` the one score by which it is claimed.
-    `others` are log files that the claim names as not its own.
+    `of_seed` has all claims for a seed; `by_seed` has the one score that is claimed for it.
+    `others` are log files that the claim names but does not count as its own.
     """
 
     numbers: dict[str, Number] = field(default_factory=dict)
@@ -71,16 +71,16 @@ class Claims:
     by_seed: dict[int, Number] = field(default_factory=dict)
     seeds: set[int] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
-    # The seed that the claim as a whole names as its own.
+    # The seed that is named for the claim as a whole.
     seed: int | None = None
-    # The number of accelerators that it names, None where it names none.
+    # The number of accelerators that it names, or None.
     accelerators: int | None = None
-    # Whether the record says of itself that it competes for no budget.
+    # Whether the record declares that it is outside the budgets.
     unlimited: bool = False
 
 
 def read_claims(value: dict[str, Any], file: str) -> Claims:
-    """Return what a parsed submission.json claims."""
+    """Return the claims of a parsed submission.json."""
     claims = Claims()
     for names, meaning in (
         (_MEAN, "bpb"), (_SD, "sd"), (_TOTAL, "total bytes"), (_CODE, "code bytes"),
@@ -105,7 +105,7 @@ def read_claims(value: dict[str, Any], file: str) -> Claims:
 
 
 def _first(value: dict[str, Any], names: tuple[str, ...], file: str) -> Number | None:
-    """Return the first of some names, of the object itself or of one of its objects."""
+    """Return the first number under one of the names, in the object or in an object inside it."""
     places = [value]
     places += [
         v for k, v in list(value.items())[:_MOST_VALUES]
@@ -136,7 +136,7 @@ def _number(value: object) -> float | None:
 
 
 def _read_seeds(value: dict[str, Any], file: str, claims: Claims, depth: int, above: str) -> None:
-    """Take what an object says of seeds: by key, by list, by parallel lists, nested."""
+    """Read claims for seeds in all forms: by key, in lists, in parallel lists, and nested."""
     items = [(str(k), v) for k, v in list(value.items())[:_MOST_VALUES]]
     for name, part in items:
         if _OTHERS.search(name):
@@ -169,7 +169,7 @@ def _read_list(part: list[Any], name: str, file: str, claims: Claims) -> None:
 
 
 def _parallel(value: dict[str, Any], file: str, claims: Claims) -> None:
-    """Take lists of scores that stand beside a list of seeds of the same length."""
+    """Read lists of scores beside a list of seeds of the same length."""
     seeds = value.get("seeds")
     if (
         not isinstance(seeds, list)
@@ -186,7 +186,7 @@ def _parallel(value: dict[str, Any], file: str, claims: Claims) -> None:
 
 
 def _take(claims: Claims, seed: int, part: object, file: str, above: str) -> None:
-    """Take what is said of one seed: an object of numbers, or a score."""
+    """Record a claim for one seed: an object of numbers, or a score."""
     if isinstance(part, dict):
         of = claims.of_seed.setdefault(seed, SeedClaim())
         _take_object(of, {str(k): v for k, v in list(part.items())[:200]}, seed, file)
@@ -237,7 +237,7 @@ def _like_bpb(number: float) -> bool:
 
 
 def _choose(claims: Claims) -> None:
-    """Choose of every seed the score that is claimed: the one whose mean is, else by its name."""
+    """Choose the claimed score of every seed: the one whose mean is claimed, else by its name."""
     seeds = {seed: of.scores for seed, of in claims.of_seed.items() if of.scores}
     if not seeds:
         return
@@ -256,7 +256,7 @@ def _choose(claims: Claims) -> None:
 
 
 def _logs_of_others(value: dict[str, Any], depth: int = 0, other: bool = False) -> Iterator[str]:
-    """Yield the names of log files that stand under a name of what is not claimed."""
+    """Yield the names of log files under a key of values that are not claimed."""
     for key, part in list(value.items())[:_MOST_VALUES]:
         aside = other or bool(_OTHERS.search(str(key)))
         parts = part[:200] if isinstance(part, list) else [part]
@@ -273,7 +273,7 @@ def _logs_of_others(value: dict[str, Any], depth: int = 0, other: bool = False) 
 _BPB_LIKE = re.compile(r"(?<![\d.])([0-3]\.\d{4,8})(?![\d.])")
 _ASSIGNED = re.compile(r"(?<![\w$./-])([A-Z][A-Z0-9_]{2,60})=(?=[^=\s]|$)")
 _FENCE = re.compile(r"^\s*(```|~~~)")
-# Read by the machine below the script, not by the script.
+# Variables that other programs read, not the script.
 _OF_OTHERS = re.compile(
     r"^(CUDA|NCCL|OMP|MKL|PYTHON|PYTORCH|TORCH|TRITON|HF|HUGGINGFACE|LD|PATH|PIP|HOME|CC|CXX|TMP|"
     r"XDG|WANDB|UV|VIRTUAL|DEBIAN|GLOO|CUBLAS|TOKENIZERS|NPROC|MASTER|WORLD|RANK|LOCAL|NVTE|XLA)"
@@ -281,7 +281,7 @@ _OF_OTHERS = re.compile(
 
 
 def bpb_like(text: str) -> list[tuple[str, int]]:
-    """Return what may be scores in a README, as written, with their lines."""
+    """Return numbers in a README that look like scores, as written, with their lines."""
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         found += [(match[1], number) for match in _BPB_LIKE.finditer(line[:4_096])]
@@ -291,7 +291,7 @@ def bpb_like(text: str) -> list[tuple[str, int]]:
 def variables(text: str) -> dict[str, int]:
     """Return the variables that a README's commands set for the script, with their lines.
 
-    Only fenced code counts, and of it commands that start Python and what is exported for them.
+    Only fenced code counts, and in it commands that start Python and exports for them.
     """
     found: dict[str, int] = {}
     for first, block in _blocks(text):
@@ -320,7 +320,7 @@ def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def seed_rows(text: str, seeds: set[int]) -> dict[int, list[tuple[float, int]]]:
-    """Return the scores in rows of a README's tables that name one of some seeds, with lines."""
+    """Return the scores, with lines, in rows of a README's tables that name one of the seeds."""
     found: dict[int, list[tuple[float, int]]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if "|" not in line:

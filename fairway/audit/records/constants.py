@@ -1,7 +1,7 @@
-"""Values that a wrapper computes before it runs the code inside; nothing is executed here.
+"""Computes values that a wrapper computes before it runs the code inside, without executing it.
 
-Statements and calls are followed here, expressions in `literals.py`; files that lie beside the
-script are known. Whatever else a script does is unknown, and what depends on it too.
+This module follows statements and calls; `literals.py` follows expressions. Files beside the script
+are known. Everything else a script does is unknown, and so is every value that depends on it.
 """
 
 import ast
@@ -48,14 +48,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class _Opener:
-    """An object that decompresses, by the name of the function that it is like."""
+    """A decompressor object, with the name of the equivalent function."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Constants(Literals):
-    """Follows a script's statements, as far as its values are known."""
+    """Follows a script's statements as far as their values are known."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     left: int = MOST_BYTES
@@ -70,7 +70,7 @@ class Constants(Literals):
     # Statements
 
     def follow(self, body: Iterable[ast.stmt]) -> Any:
-        """Follow statements; return what the first `return` among them gives, or None."""
+        """Follow statements; return the value of the first `return` among them, or None."""
         for node in body:
             self.spend()
             try:
@@ -119,7 +119,7 @@ class Constants(Literals):
         try:
             truth = bool(self.value(node.test))
         except LOST:
-            # Either may be taken.
+            # The condition is unknown: follow both branches.
             self.follow([*node.body, *node.orelse])
             return
         self.follow(node.body if truth else node.orelse)
@@ -128,7 +128,7 @@ class Constants(Literals):
     # Calls
 
     def called(self, node: ast.Call) -> Any:
-        """Return what a call gives; Unknown if it is none of those followed."""
+        """Return the value of a call; raise Unknown for a function that is not followed."""
         name = self._name(node.func)
         if name in _COMPILED:
             self.refused = f"it holds compiled or pickled Python ({name}), which is not read"
@@ -167,7 +167,7 @@ class Constants(Literals):
         return None
 
     def _started(self, path: Any) -> None:
-        """Note that a file is run that the script wrote, or that lies beside it."""
+        """Record that a file is run that the script wrote, or that is beside it."""
         self.executed.append(self._read(_base(path)))
 
     def _own(self, node: ast.Call, function: ast.FunctionDef | ast.Lambda) -> Any:
@@ -320,7 +320,7 @@ class Constants(Literals):
         raise Unknown
 
     def _is_module(self, node: ast.expr) -> bool:
-        """Return whether an expression is a module, and no value."""
+        """Return whether an expression is a module and not a value."""
         if isinstance(node, ast.Name):
             return node.id in self.modules and node.id not in self.names
         if isinstance(node, ast.Attribute):

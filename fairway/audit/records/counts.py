@@ -1,4 +1,4 @@
-"""Bytes that a script counts for its pieces, and documents it takes for validation: patterns."""
+"""Checks how a script counts bytes of pieces, and how many documents it validates on."""
 
 import ast
 import re
@@ -12,12 +12,12 @@ _TABLE = re.compile(r"(byte|blen|piece_len|tok_len)", re.IGNORECASE)
 _SPACES = re.compile(r"(space|leading)", re.IGNORECASE)
 _VAL_DOCS = re.compile(r"^--?(n(um)?[-_])?val(idation)?[-_](n(um)?[-_])?(docs|documents)$")
 _VAL_DOCS_NAME = re.compile(r"^(n(um)?_)?val(idation)?_(n(um)?_)?(docs|documents)$", re.IGNORECASE)
-# Documents of the challenge's validation text.
+# The number of documents in the challenge's validation text.
 _DOCUMENTS = 50_000
 
 
 def check_bytes_of_pieces(scripts: Sequence[Script]) -> Iterator[Finding]:
-    """Yield tables of bytes that count a piece wrong, in the scripts of one record."""
+    """Yield tables of bytes that count a piece wrongly, in the scripts of one record."""
     adds = any(_adds_space(script) for script in scripts)
     for script in scripts:
         for function in script.functions:
@@ -28,7 +28,7 @@ def check_bytes_of_pieces(scripts: Sequence[Script]) -> Iterator[Finding]:
 
 
 def _adds_space(script: Script) -> bool:
-    """Return whether a byte is added for a leading space where scores are summed."""
+    """Return whether a script adds a byte for a leading space when it sums scores."""
     for node in script.walk(script.tree):
         value = None
         if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
@@ -43,7 +43,7 @@ def _adds_space(script: Script) -> bool:
 
 
 def _table(script: Script, function: Function, adds: bool) -> Iterator[Finding]:
-    """Yield what is wrong with one function that fills a table of bytes."""
+    """Yield findings about a function that fills a table of bytes."""
     stores = [
         node
         for node in script.inside(function.body)
@@ -56,8 +56,8 @@ def _table(script: Script, function: Function, adds: bool) -> Iterator[Finding]:
         one_more = isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.Add)
         if adds and one_more and _is_one(node.value):
             why = (
-                "a leading space is counted in the table of bytes, and once more where scores are "
-                "summed: the bytes are too many, and the score too low"
+                "a leading space is counted in the table of bytes, and again in the sum of the "
+                "scores: there are too many bytes, and the score is too low"
             )
             yield script.finding("invalid", "space-twice", why, node)
             return
@@ -67,22 +67,22 @@ def _table(script: Script, function: Function, adds: bool) -> Iterator[Finding]:
     }  # fmt: skip
     if stores and not stripped:
         why = (
-            "the marker of a leading space is counted as its three bytes of UTF-8: the bytes are "
-            "too many, and the score too low"
+            "the marker of a leading space is counted as its three bytes of UTF-8: there are too "
+            "many bytes, and the score is too low"
         )
         yield script.finding("warning", "marker-bytes", why, stores[-1])
         return
     asked = any("byte" in name.lower() for name in _asked(script, function))
     if stores and not asked and not any("0x" in text.lower() for text in texts):
         why = (
-            "pieces that stand for one byte (<0x..>) are counted by their names of six letters: "
-            "the bytes are too many where the text has any"
+            "pieces for one byte (<0x..>) are counted by their names of six letters: a text with "
+            "such pieces gets too many bytes"
         )
         yield script.finding("note", "byte-pieces", why, stores[-1])
 
 
 def _asked(script: Script, function: Function) -> set[str]:
-    """Return the names of what a function asks a tokenizer."""
+    """Return the names of the questions (`is...`) that a function asks a tokenizer."""
     return {
         node.func.attr
         for node in script.walk(function)
@@ -98,14 +98,14 @@ def _is_one(node: ast.expr) -> bool:
 
 
 def check_val_docs(script: Script) -> Iterator[Finding]:
-    """Yield a preparation script whose default takes too few documents for validation."""
+    """Yield a finding if a preparation script takes too few documents for validation by default."""
     for node in script.walk(script.tree):
         found = _default(node)
         if found is not None and 0 < found < _DOCUMENTS:
             why = (
-                f"by default the first {found:,} documents are set aside for validation and all "
-                f"that follow are training text; the challenge scores the first {_DOCUMENTS:,}: "
-                "the others are trained on"
+                f"by default the first {found:,} documents are for validation and all that follow "
+                f"are training text; the challenge scores the first {_DOCUMENTS:,}, so the model "
+                "is trained on some of them"
             )
             yield script.finding("warning", "val-docs-default", why, node)
             return

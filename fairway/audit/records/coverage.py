@@ -1,6 +1,6 @@
-"""The share of a log that was read: of all settings, steps, scores, sizes and times in it.
+"""Measures which share of a log was read: of its settings, steps, scores, sizes and times.
 
-What looks like one is told by other, cruder patterns than what is read, so that a gap shows.
+Separate, simpler patterns decide which lines look like one of these, so that a gap is noticed.
 """
 
 import re
@@ -13,9 +13,9 @@ from fairway.audit.records.said import Line, Number, Stage, StepLine
 from fairway.audit.records.settings import Setting, is_setting
 
 KINDS = ("settings", "steps", "scores", "sizes", "times")
-# Below this share, what was not read is said.
+# Below this share, a finding reports the gap.
 ENOUGH = 0.9
-# Of so few lines a share says nothing.
+# With fewer lines a share has no meaning.
 _FEW = 3
 
 _SETTING = re.compile(
@@ -31,20 +31,20 @@ _TIME = re.compile(r"\b(?:train_time|eval_time)\w{0,8}[\"']?\s{0,3}[:=]\s{0,3}\d
 _OF_KIND = {"steps": _STEP, "scores": _SCORE, "sizes": _SIZE, "times": _TIME}
 _WORD = {"steps": "train", "scores": "bpb", "sizes": "bytes", "times": "_time"}
 _SIZES = ("total bytes", "model bytes", "code bytes", "raw bytes")
-# Said of something else than the text or the run.
+# Scores of something else than the text or the run.
 _OTHER = re.compile(r"train_bpb|batch_bpb|delta|gain|improve|best|baseline|target")
 
 
 @dataclass(slots=True)
 class Coverage:
-    """Lines by kind: how many look like one, how many were read, and the first that was not."""
+    """Lines by kind: how many look like it, how many were read, and the first unread one."""
 
     looked: Counter[str] = field(default_factory=Counter)
     read: Counter[str] = field(default_factory=Counter)
     missed: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def count(self, line: Line, said: Sequence[tuple[str, object]], preamble: bool) -> None:
-        """Count a line and what was read of it."""
+        """Count a line, and whether it was read."""
         low = line.low
         for kind, pattern in _OF_KIND.items():
             if _WORD[kind] in low and pattern.search(low) and not _OTHER.search(low):
@@ -59,14 +59,14 @@ class Coverage:
             self.missed.setdefault(kind, (line.number, line.shown[:120]))
 
     def add(self, other: "Coverage") -> None:
-        """Add what was counted elsewhere in the same log."""
+        """Add the counts of another part of the same log."""
         self.looked.update(other.looked)
         self.read.update(other.read)
         for kind, place in other.missed.items():
             self.missed.setdefault(kind, place)
 
     def share(self, kind: str) -> float | None:
-        """Return the share of lines of a kind that were read; None where none looks like one."""
+        """Return the share of a kind's lines that were read, or None without such lines."""
         return self.read[kind] / self.looked[kind] if self.looked[kind] else None
 
     def shares(self) -> dict[str, float]:
@@ -89,12 +89,12 @@ def _is(kind: str, meaning: str, event: object) -> bool:
 
 
 def gaps(file: str, coverage: Coverage) -> Iterator[Finding]:
-    """Yield a finding for every kind of line if less than nine tenths of it could be read."""
+    """Yield a finding for every kind of line of which less than nine tenths could be read."""
     for kind in KINDS:
         share, looked = coverage.share(kind), coverage.looked[kind]
         if share is None or share >= ENOUGH or looked < _FEW:
             continue
         line, text = coverage.missed[kind]
-        why = f"less than {ENOUGH:.0%} of the {kind} in this log could be read: it is no proof"
-        value = f"{coverage.read[kind]} of {looked} lines; the first that could not: {text}"
+        why = f"less than {ENOUGH:.0%} of the {kind} in this log could be read: it proves nothing"
+        value = f"{coverage.read[kind]} of {looked} lines; the first unread one: {text}"
         yield Finding("note", "log-unread", why, file, line, value)

@@ -12,22 +12,22 @@ from typing import Any
 import brotli
 import zstandard
 
-# A dictionary larger than this is no part of an honest script, but takes memory.
+# A larger dictionary takes memory, and no honest script needs it.
 _MOST_DICTIONARY = 64_000_000
 _MEMORY = 128_000_000
-# What they raise on what is none of theirs.
+# The errors that they raise on data in another format.
 BROKEN = (
     ValueError, EOFError, OSError, TypeError, LookupError, OverflowError, lzma.LZMAError,
     zlib.error, brotli.error, zstandard.ZstdError,
 )  # fmt: skip
 
 
-class Unknown(Exception):  # noqa: N818 - no error: the expression is none that is followed
-    """An expression that is not followed."""
+class Unknown(Exception):  # noqa: N818 - not an error of this code
+    """An expression that cannot be followed."""
 
 
-class TooMuch(Exception):  # noqa: N818 - what is found, not what went wrong here
-    """A layer that unpacks to more than may be unpacked."""
+class TooMuch(Exception):  # noqa: N818 - it is a finding, not an error of this code
+    """A layer that unpacks to more bytes than allowed."""
 
 
 DECODERS: dict[str, Callable[[bytes], bytes]] = {
@@ -45,7 +45,7 @@ DECODERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def options(node: ast.Call, modules: dict[str, str]) -> dict[str, Any]:
-    """Return the keywords of a call whose values are plain; names of lzma's constants count."""
+    """Return the keywords of a call with plain values; names of lzma's constants are allowed."""
 
     def plain(value: ast.expr) -> Any:
         if isinstance(value, ast.Constant):

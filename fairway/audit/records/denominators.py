@@ -1,4 +1,4 @@
-"""The bytes behind a score: of the whole validation text, counted once, as their unit demands."""
+"""Checks the bytes behind a score: the whole validation text, each byte counted once."""
 
 import math
 import re
@@ -12,8 +12,8 @@ from fairway.audit.records.logs import Log
 from fairway.audit.records.said import Number, Stage
 from fairway.base.units import NATS_PER_BIT
 
-# The validation text of the challenge, 50,000 documents: its bytes by the tokens that count them,
-# and what is known to be wrong (pull requests #1804, #1916, #2138, #2039, #1795).
+# The validation text of the challenge, 50,000 documents: its bytes by the count of their tokens,
+# and the known errors (pull requests #1804, #1916, #2138, #2039, #1795).
 TEXT_BYTES = 151_080_891
 _KNOWN_RATIOS: tuple[tuple[float, str], ...] = (
     (1.0, ""),
@@ -21,7 +21,7 @@ _KNOWN_RATIOS: tuple[tuple[float, str], ...] = (
     (164_594_398 / 151_074_309, "the sentinels of CaseOps pieces were counted as bytes (+8.95 %)"),
     (176_332_748 / TEXT_BYTES, "leading spaces were counted twice (+16.71 %)"),
 )
-# Tokens scored of that text, by tokenizer and by what is done with its end, and their bytes.
+# Scored tokens of that text, by tokenizer and treatment of the end, and their bytes.
 _TEXT_BYTES_OF = {
     40_540_160: 151_078_222,
     40_540_802: TEXT_BYTES,
@@ -29,9 +29,9 @@ _TEXT_BYTES_OF = {
     47_851_520: 151_074_309,
     47_853_343: 151_080_644,
 }
-# Nats per token over bits per byte, by what the names of the data sets hold.
-# Beyond this no text of the challenge's data, cut or joined otherwise, comes to this many bytes.
+# If the ratio is above this, it cannot be the challenge's text, however it is cut or joined.
 _TOO_MANY = 1.1
+# Nats per token over bits per byte, by a pattern of the data set's name.
 _RATIOS = {
     r"caseops": 151_074_309 / 47_851_520 * NATS_PER_BIT,
     r"sp8192|fineweb_8192_bpe": 151_078_222 / 40_540_160 * NATS_PER_BIT,
@@ -45,7 +45,7 @@ _SUBSETS = {
 
 
 def check_denominators(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
-    """Yield scores whose bytes are not those of the validation text."""
+    """Yield findings about scores whose bytes are not those of the validation text."""
     told: set[str] = set()
     undecided = 0
     for log in logs:
@@ -60,27 +60,27 @@ def check_denominators(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]
                 told.add(finding.code)
                 yield finding
     if undecided:
-        why = "tokens scored, loss and bits per byte could not all be found: bytes not checked"
+        why = "scored tokens, loss and bits per byte were not all found: bytes are not checked"
         yield Finding("note", "no-denominator", why, value=f"{undecided} of {len(logs)} logs")
     yield from _claimed_ratio(logs, claims)
 
 
 def _subset(log: Log, final: Stage) -> Iterator[Finding]:
-    """Yield that a part of the text stands for the whole, where a line says so."""
+    """Yield a finding if a line says that only a part of the text was scored."""
     tokens, subset = log.numbers.get("val tokens"), log.numbers.get("subset tokens")
     if tokens is not None and int(tokens.value) in _SUBSETS:
-        why = f"not the whole text was scored: {_SUBSETS[int(tokens.value)]}"
+        why = f"only a part of the text was scored: {_SUBSETS[int(tokens.value)]}"
         yield of("invalid", "subset", why, tokens)
         return
     of_text = final.text_bytes
     if of_text is None or not 0 < of_text < 0.9 * TEXT_BYTES or (tokens or subset) is None:
         return
-    # What one process of several counted is no part that stands for the whole.
+    # One of several processes counts only its own part.
     processes = log.processes or 8
     if processes > 1 and math.isclose(of_text * processes, TEXT_BYTES, rel_tol=0.03):
         return
     share = of_text / TEXT_BYTES
-    why = f"the score claimed is of {share:.0%} of the bytes of the validation text"
+    why = f"the claimed score is of {share:.0%} of the bytes of the validation text"
     near = subset is not None and abs(subset.line - final.bpb.line) <= 3
     grave: Severity = "invalid" if near and log.claimed is not None else "warning"
     place = subset if subset is not None and near else final.bpb
@@ -88,7 +88,7 @@ def _subset(log: Log, final: Stage) -> Iterator[Finding]:
 
 
 def _bytes_behind(log: Log, final: Stage) -> Iterator[Finding | None]:
-    """Yield what is wrong with the bytes behind a score, None where they are right."""
+    """Yield a finding about the bytes behind a score, or None if they are right."""
     tokens = log.numbers.get("val tokens")
     if final.text_bytes is not None:
         wrong = _known(final.text_bytes / TEXT_BYTES)
@@ -99,16 +99,16 @@ def _bytes_behind(log: Log, final: Stage) -> Iterator[Finding | None]:
         return
     ratio = final.loss / final.bpb.value
     if math.isclose(ratio, NATS_PER_BIT, rel_tol=1e-3):
-        # Nats per byte beside bits per byte: they say nothing of tokens.
+        # These are nats per byte and bits per byte, so tokens play no part.
         return
     ratios = _other_ratios(log, final)
     usual = statistics.median(ratios) if len(ratios) > 1 else ratio
     alike = sum(math.isclose(one, usual, rel_tol=3e-3) for one in ratios)
     if 2 * alike <= len(ratios):
-        # Loss and score of the other evaluations are not of one measure, so neither may these be.
+        # The evaluations mix different measures, so this one may be mixed, too.
         return
     if not math.isclose(ratio, usual, rel_tol=3e-3):
-        # The loss of a model beside the score of a mixture; or bytes counted otherwise at the end.
+        # The loss of a model and the score of a mixture, or other bytes in the last evaluation.
         wrong = _known(ratio / usual)
         if wrong:
             value = f"{final.loss} nats over {final.bpb.value} bpb is {ratio:.4f}, not {usual:.4f}"
@@ -123,20 +123,20 @@ def _bytes_behind(log: Log, final: Stage) -> Iterator[Finding | None]:
 
 
 def _other_ratios(log: Log, final: Stage) -> list[float]:
-    """Return nats per token over bits per byte of a log's other evaluations."""
+    """Return nats per token over bits per byte for the log's other evaluations."""
     others = (s for s in log.stages if s.bpb.line != final.bpb.line and 0 < s.bpb.value < 100)
     return [s.loss / s.bpb.value for s in others if s.loss is not None]
 
 
 def _known(ratio: float) -> str:
-    """Return what is wrong with bytes that are this many times the right ones, '' if not known."""
+    """Return the known error that makes the bytes this many times too large, or ''."""
     return next(
         (why for r, why in _KNOWN_RATIOS if why and math.isclose(ratio, r, rel_tol=1.5e-3)), ""
     )
 
 
 def _of_others(log: Log) -> bool:
-    """Return whether the folder of a log's validation files is not one of the challenge's data."""
+    """Return whether the validation files of a log are from another data set."""
     for name in ("val_files", "data_path", "datasets_dir"):
         folder = log.settings.get(name, "").rpartition("*")[0] or log.settings.get(name, "")
         last = [part for part in folder.split("/") if part and not part.startswith("fineweb_val")]
@@ -146,7 +146,7 @@ def _of_others(log: Log) -> bool:
 
 
 def _ratio_of_data(log: Log) -> float | None:
-    """Return nats per token over bits per byte that the data set named in a log must have."""
+    """Return the right ratio of nats per token to bits per byte for the log's data set."""
     words = " ".join(
         value for value in log.settings.values() if "/" in value or "sp" in value
     ).lower()
@@ -161,12 +161,12 @@ def _against_known(ratio: float, known: float, place: Number) -> Finding | None:
         return None
     value = f"{ratio:.4f}; the bytes of this data set give {known:.4f}"
     wrong = _known(ratio / known)
-    why = wrong or "nats per token over bits per byte is not that of the data set named"
+    why = wrong or "nats per token over bits per byte does not fit the named data set"
     return of("invalid" if wrong else "warning", "denominator", why, place, value)
 
 
 def _claimed_ratio(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
-    """Yield a loss and a score in the claim that only wrong bytes bring together."""
+    """Yield a finding if loss and score of the claim fit together only with wrong bytes."""
     loss, bpb = claims.numbers.get("loss"), claims.numbers.get("bpb")
     known = next((r for log in logs if (r := _ratio_of_data(log)) is not None), None)
     if loss is None or bpb is None or known is None or bpb.value <= 0:
@@ -179,7 +179,7 @@ def _claimed_ratio(logs: Sequence[Log], claims: Claims) -> Iterator[Finding]:
 
 
 def text_bytes(log: Log) -> int | None:
-    """Return the bytes that a log's last score is of: those known for its tokens, or implied."""
+    """Return the bytes of a log's last score: the known number for its tokens, or the implied."""
     final, tokens = final_stage(log), log.numbers.get("val tokens")
     if final is None or tokens is None:
         return None
@@ -203,12 +203,12 @@ def _denominator(final: Stage, loss: float, tokens: Number, sure: bool) -> Findi
         return of("invalid", "denominator", near[1], final.bpb, value) if near[1] else None
     if ratio > _TOO_MANY:
         why = (
-            f"more bytes are behind this score than the validation text has ({TEXT_BYTES:,}): they "
-            "are counted wrongly, or it is another text"
+            f"the score has more bytes than the validation text ({TEXT_BYTES:,}): they are counted "
+            "wrongly, or it is another text"
         )
         return of("invalid" if sure else "warning", "denominator", why, final.bpb, value)
     if ratio < 0.9:
         why = f"only {ratio:.1%} of the bytes of the validation text ({TEXT_BYTES:,}) were scored"
         return of("warning", "part-of-text", why, final.bpb, value)
-    why = f"the bytes behind this score are {ratio:.4f} of those of the validation text"
+    why = f"the bytes behind this score are {ratio:.4f} times those of the validation text"
     return of("warning", "denominator", why, final.bpb, value)

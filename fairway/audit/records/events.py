@@ -1,4 +1,4 @@
-"""Events of a script that is followed: trainings and scores of validation tokens, and sums."""
+"""Events of a followed script: training on validation tokens, scores of them, and sums."""
 
 import ast
 from collections.abc import Iterable, Iterator
@@ -21,13 +21,13 @@ from fairway.audit.records.values import (
     Value,
 )
 
-# Events that are kept; a script that has more repeats itself.
+# The most events that are kept; a script with more repeats itself.
 _MOST_EVENTS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something stands: file, line, the expression as text, the function around it."""
+    """The place of something: file, line, the expression as text, the function around it."""
 
     file: str
     line: int
@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """Something that happened to tokens: where, when, under which conditions, in which turns."""
+    """An event with tokens: where, when, under which conditions, in which turns of loops."""
 
     place: Place
     when: int
@@ -48,35 +48,35 @@ class _Event:
 
     @property
     def pieces(self) -> set[Slice]:
-        """Return the pieces of the text that it is about."""
+        """Return the pieces of the text that the event is about."""
         return Value(self.labels).of(Slice)
 
     @property
     def cuts(self) -> set[Cut]:
-        """Return the ends of ranges in it."""
+        """Return the ends of ranges in its labels."""
         return Value(self.labels).of(Cut)
 
 
 @dataclass(frozen=True, slots=True)
 class Training(_Event):
-    """A step on a loss of validation tokens, and whether all that it changed is new."""
+    """A step on a loss of validation tokens; `fresh` if everything it changed is new."""
 
     fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Score(_Event):
-    """A cost of validation tokens that was added up, and the training it depends on."""
+    """A summed cost of validation tokens, and the training that it depends on."""
 
     @property
     def trained(self) -> set[int]:
-        """Return the places in `Events.trainings` of what it depends on."""
+        """Return the indices in `Events.trainings` that it depends on."""
         return {t.number for t in Value(self.labels).of(Trained)}
 
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """Bits that were calculated from scores: those that went into them, in their order."""
+    """A place where scores are converted to bits, with these scores in order."""
 
     place: Place
     calls: tuple[int, ...]
@@ -85,7 +85,7 @@ class Sink:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A loss that was differentiated and waits for a step."""
+    """A differentiated loss that waits for an optimiser step."""
 
     place: Place
     labels: Labels
@@ -93,7 +93,7 @@ class _Pending:
 
 @dataclass(eq=False)
 class Events:
-    """State of a script that is followed, and what happened so far."""
+    """The state of a followed script, and its events so far."""
 
     work: Steps
     clock: int = 0
@@ -106,43 +106,43 @@ class Events:
     scores: list[Score] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
     prints: set[Printed] = field(default_factory=set)
-    # Calls that are given validation tokens to calibrate a quantiser.
+    # Calls that receive validation tokens to calibrate a quantiser.
     calibrations: list[Place] = field(default_factory=list)
-    # What everything that keeps state depends on, holds as parts, and has summed up.
+    # For every object with state: the training it depends on, its parts, and its sums.
     learned: dict[Held, set[Trained]] = field(default_factory=dict)
     parts: dict[Held, dict[str, Value]] = field(default_factory=dict)
     summed: dict[Held, set[Summed]] = field(default_factory=dict)
     born: dict[Held, tuple[Turn, ...]] = field(default_factory=dict)
-    # What stands for a name that is defined nowhere, or for a parameter of which nothing is known.
+    # Objects for names that are defined nowhere, and for unknown parameters.
     unknown: dict[str, Held] = field(default_factory=dict)
     vague: set[Held] = field(default_factory=set)
     disk: set[Label] = field(default_factory=set)
     waiting: list[_Pending] = field(default_factory=list)
-    # Switches that a log shows to be on, and where.
+    # Switches that a log shows to be on, with the place in the log.
     seen: dict[str, str] = field(default_factory=dict)
 
     def place(self, node: ast.AST, text: str = "") -> Place:
-        """Return where a node stands."""
+        """Return the place of a node."""
         line = getattr(node, "lineno", 0)
         return Place(self.scope.file, line, text, self.scope.function)
 
     def new(self) -> Held:
-        """Return a new thing that keeps state."""
+        """Return a new object with state."""
         held = Held(len(self.born))
         self.born[held] = tuple(self.turns)
         return held
 
     def parts_of(self, value: Value) -> Iterator[dict[str, Value]]:
-        """Yield the parts of all that keeps state in a value."""
+        """Yield the parts of all objects with state in a value."""
         return (self.parts[held] for held in value.of(Held) if held in self.parts)
 
     def set_part(self, value: Value, name: str, part: Value) -> None:
-        """Give all that keeps state in a value a part."""
+        """Set a part of all objects with state in a value."""
         for held in value.of(Held):
             self.parts.setdefault(held, {})[name] = part
 
     def vague_one(self, name: str) -> Held:
-        """Return the value of an unknown name."""
+        """Return the object for an unknown name."""
         if name not in self.unknown:
             self.unknown[name] = self.new()
             self.born[self.unknown[name]] = ()
@@ -150,21 +150,21 @@ class Events:
         return self.unknown[name]
 
     def with_training(self, value: Value) -> Value:
-        """Return a value of validation tokens with all training that what it was made of had."""
+        """Return a value of validation tokens with the training of everything it depends on."""
         if VAL not in value.labels:
             return value
         return value.plus(self._learned_by(value))
 
     def _learned_by(self, value: Value) -> set[Trained]:
-        """Return the training of all that keeps state in a value."""
+        """Return the training of all objects with state in a value."""
         return {t for h in value.of(Held) for t in self.learned.get(h, ())}
 
     def summed_in(self, value: Value) -> set[Summed]:
-        """Return the scores that went into a value, or into what keeps state in it."""
+        """Return the scores that a value, or an object with state in it, contains."""
         return value.of(Summed) | {s for h in value.of(Held) for s in self.summed.get(h, ())}
 
     def snapshot(self, value: Value) -> Value:
-        """Return a copy that no longer follows what it was taken from."""
+        """Return a copy that later changes of the original do not reach."""
         if not value.of(Held):
             return value
         learned, new = self._learned_by(value), self.new()
@@ -173,18 +173,18 @@ class Events:
         return Value(value.without(Held).labels | learned | {new})
 
     def differentiated(self, node: ast.AST, value: Value) -> None:
-        """Note that a loss was differentiated."""
+        """Record that a loss was differentiated."""
         value = self._opened(value)
         if VAL in value.labels:
             self.waiting.append(_Pending(self.place(node, short(node)), value.labels))
 
     def _opened(self, value: Value) -> Value:
-        """Return a sum with what was added to it."""
+        """Return a sum with the labels of its summands."""
         summed = sorted(self.summed_in(value))[:20]
         return value.plus(n for s in summed for n in self.scores[s.number].labels)
 
     def stepped(self, changed: Iterable[Held]) -> None:
-        """Note that what is held was changed by the losses that wait."""
+        """Record that an optimiser step changed objects by the waiting losses."""
         waiting, self.waiting = self.waiting, []
         holders = set(changed)
         for pending in waiting:
@@ -208,31 +208,31 @@ class Events:
     def _next(
         self, labels: Labels
     ) -> tuple[int, Labels, tuple[str, ...], tuple[Turn, ...], tuple[int, ...]]:
-        """Return what an event that happens now keeps behind its place."""
+        """Return the fields of a new event after its place."""
         state = tuple(self.guards), tuple(self.turns), tuple(self.calls)
         return self.clock + 1, labels, *state
 
     def gradient(self, node: ast.AST, loss: Value) -> Value:
-        """Return a gradient that is given back: who adds it has trained."""
+        """Return a gradient; adding it to a weight is training."""
         if VAL not in loss.labels:
             return Value(loss.labels)
         trained = self._train(self.place(node, short(node)), loss.labels, set())
         return Value(frozenset({trained}) if trained else frozenset())
 
     def forget(self, value: Value) -> None:
-        """Note that what is held was set back to what it was at the start."""
+        """Record that objects were reset to their initial state."""
         for held in value.of(Held):
             self.learned.pop(held, None)
             self.summed.pop(held, None)
 
     def load(self, target: Value, source: Value) -> None:
-        """Note that what is held was replaced by another state."""
+        """Record that the state of objects was replaced by another one."""
         learned = source.of(Trained) | self._learned_by(source)
         for held in target.of(Held):
             self.learned[held] = set(learned)
 
     def absorb(self, target: Value, source: Value) -> None:
-        """Note that what is held has taken in something trained: a gradient, an average."""
+        """Record that objects took in something trained, such as a gradient or an average."""
         others = Value(source.labels - target.of(Held))
         trained = source.of(Trained) | self._learned_by(others)
         for held in target.of(Held):
@@ -240,11 +240,11 @@ class Events:
                 self.learned.setdefault(held, set()).update(trained)
 
     def save(self, value: Value) -> None:
-        """Note that something was written to disk."""
+        """Record that something was written to disk."""
         self.disk |= value.of(Trained) | self._learned_by(value)
 
     def added(self, node: ast.AST, target: Value, value: Value) -> Value:
-        """Return a sum to which a value is added; a cost of validation tokens is a score."""
+        """Return a sum after an addition; an added cost of validation tokens is a score."""
         value = self.with_training(value)
         if not (VAL in value.labels and COST in value.labels):
             kept = self.summed_in(value)
@@ -261,7 +261,7 @@ class Events:
         return Value(target.labels | {label})
 
     def bits(self, node: ast.AST, value: Value) -> None:
-        """Note that a value is turned into bits."""
+        """Record that a value is converted to bits."""
         value = self.with_training(value)
         scores = [self.scores[s.number] for s in sorted(self.summed_in(value))]
         if VAL in value.labels and COST in value.labels:

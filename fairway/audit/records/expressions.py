@@ -1,4 +1,4 @@
-"""Labels of expressions in a script: names, indices, calls."""
+"""Computes the labels of expressions in a script: names, indices, calls."""
 
 import ast
 import builtins
@@ -47,9 +47,9 @@ from fairway.audit.records.values import (
     union,
 )
 
-# Expressions inside one another that are followed; what lies deeper is unknown.
+# The greatest depth of nested expressions that is followed; deeper ones are unknown.
 _MOST_DEPTH = 40
-# Names that hold validation tokens wherever they come from, and strings that name their files.
+# Names of validation tokens, whatever their origin, and strings that name their files.
 TOKENS = re.compile(r"^_?val(id|idation)?_(tok|toks|tokens?|data|ids|text)(_\w+)?$", re.I)
 _FILES = re.compile(
     r"(^|[_/\\\-.*])val(id|idation)?[_\-.*/\\][^\s:=]*(\*|\.(bin|npy|pt|txt|jsonl?|u16|npz))"
@@ -57,43 +57,43 @@ _FILES = re.compile(
 )
 _PATHS = re.compile(r"^_?val(id|idation)?_(\w+_)?(files?|paths?|glob|pattern|shards?)$", re.I)
 _BUILTINS = frozenset(dir(builtins))
-# What gives a number or text another form, and what asks the environment.
+# Functions that convert a number or text, and names that read the environment.
 CONVERTERS: dict[str, Callable[[Any], object]] = {
     "int": int, "float": float, "bool": bool, "str": str,
 }  # fmt: skip
 ENVIRONMENT = ("environ", "getenv")
-# What goes through several things in step: its items are no parts of it.
+# Functions that iterate over several values together; the items of their result are not its parts.
 IN_STEP = (("enumerate",), ("zip",))
-# What the machine sets, not the author.
+# Variables set by the machine and not by the author.
 _OF_MACHINE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 _NUMBERS = {"shape", "ndim", "dtype", "device", "requires_grad", "itemsize", "nbytes", "is_cuda"}
 
 
 @dataclass(eq=False)
 class Expressions(Events, ABC):
-    """Follows expressions; calls are followed by `_call`, which `Calls` adds."""
+    """Follows expressions; `_call`, which `Calls` adds, follows calls."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
-    # Settings that differ among commands, by names in lower case; None is the default.
+    # Settings that differ among commands, by lower-case names; None stands for the default.
     unsettled: Mapping[str, Collection[str | None]] = field(default_factory=dict)
     depth: int = 0
 
     @abstractmethod
     def _call(self, node: ast.Call) -> Value:
-        """Return what a call gives."""
+        """Return the value of a call."""
 
     @abstractmethod
     def run(self, callee: Callee, call: Call) -> Value:
         """Follow a function of the script and return what it returns."""
 
     def value(self, node: ast.AST | None) -> Value:
-        """Return what an expression stands for."""
+        """Return the value of an expression."""
         if node is None or self.depth > _MOST_DEPTH:
             return UNKNOWN
         self.work.spend()
         self.depth += 1
         try:
-            # By the name of the node's class, in lower case.
+            # The method has the name of the node's class, in lower case.
             return getattr(self, f"_{type(node).__name__.lower()}", self._any)(node)
         finally:
             self.depth -= 1
@@ -145,7 +145,7 @@ class Expressions(Events, ABC):
         return Value(base.labels | {Switch(name)} if vague else base.labels)
 
     def _part(self, base: Value, name: str) -> Value | None:
-        """Return a part that is known of something: of an object, of its class, of a module."""
+        """Return a known part of an object, of its class, or of a module."""
         if isinstance(base.what, Kind):
             return base.what.scope.names.get(name)
         for parts in self.parts_of(base):
@@ -183,9 +183,9 @@ class Expressions(Events, ABC):
         return self.with_training(Value(frozenset(labels)))
 
     def environment(self, name: Value, default: Value | None) -> Value:
-        """Return a variable of the environment: its default, unless the logs list the setting.
+        """Return a variable of the environment: the logged setting, else its default.
 
-        Without a default the script needs it.
+        Without a default its value is unknown.
         """
         if not isinstance(name.what, Known) or name.what.value in _OF_MACHINE:
             return UNKNOWN
@@ -199,7 +199,7 @@ class Expressions(Events, ABC):
         return Value(default.labels | {switch}, self.by_default(switch.name, default.what))
 
     def by_default(self, name: str, what: What) -> Known | None:
-        """Return the default of a setting, if no command that is told sets it otherwise."""
+        """Return the default of a setting, unless a command in the README sets another value."""
         if not isinstance(what, Known):
             return None
         others = self.unsettled.get(name.lower(), ())
@@ -207,13 +207,13 @@ class Expressions(Events, ABC):
         return None if differ - {plain_setting(str(what.value))} else Known(what.value, False)
 
     def _always(self) -> set[Turn]:
-        """Return the turns of loops whose passes differ without a variable that says so."""
+        """Return the turns of loops that have no variable of their own (`while`)."""
         return {turn for turn in self.turns if turn.loop in self.unbound}
 
     unbound: set[int] = field(default_factory=set)
 
     def _cuts(self, index: ast.expr) -> set[Cut]:
-        """Return the ends of the ranges in an index that are no plain numbers."""
+        """Return the ends of the ranges in an index, except plain numbers."""
         parts = index.elts if isinstance(index, ast.Tuple) else [index]
         found = set()
         for part in parts:
@@ -225,7 +225,7 @@ class Expressions(Events, ABC):
         return found
 
     def _where(self, end: ast.expr | None) -> str:
-        """Return what a place is called: by what it was calculated from, if that is known."""
+        """Return a name for a position: the formula it was computed from, if that is known."""
         if isinstance(end, ast.Name):
             return self.scope.formulas.get(end.id, end.id)
         if isinstance(end, ast.Attribute):
@@ -233,7 +233,7 @@ class Expressions(Events, ABC):
         return formula(end) if end is not None else ""
 
     def _binop(self, node: ast.BinOp) -> Value:
-        # Long sums are chains to the left: they are followed in a loop.
+        # A long sum is a chain to the left; a loop follows it.
         chain: list[ast.BinOp] = []
         left: ast.expr = node
         while isinstance(left, ast.BinOp):
@@ -253,7 +253,7 @@ class Expressions(Events, ABC):
                 sure = left.what.sure and right.what.sure
                 return Value(left.labels | right.labels, Known(number, sure))
         if isinstance(node.op, ast.Sub) and (ONE_HOT in left.labels) != (ONE_HOT in right.labels):
-            # Probabilities less the token to predict: the gradient of its cost, by hand.
+            # Probabilities minus the one-hot target: the gradient of the cost, written by hand.
             other = left if ONE_HOT in right.labels else right
             if COST in other.labels and ONE_HOT not in other.labels:
                 return self.gradient(node, Value(left.labels | right.labels))
@@ -263,7 +263,7 @@ class Expressions(Events, ABC):
 
     def _compare(self, node: ast.Compare) -> Value:
         values = [self.value(node.left), *(self.value(n) for n in node.comparators)]
-        # A truth about tokens is none of them: where documents begin, say.
+        # A comparison of tokens has no tokens in it; it may ask where documents begin.
         labels = frozenset(n for n in union(values) if isinstance(n, Turn | Switch))
         if len(values) == 2:
             truth = self._truth(node, values[0], values[1])
@@ -316,7 +316,7 @@ class Expressions(Events, ABC):
             return self.value(node.body if test.what.value else node.orelse)
         both = [self.value(node.body), self.value(node.orelse)]
         labels = union(both) | test.of(Switch)
-        # Which files are meant is not known.
+        # The files are known only if both branches name them.
         return Value(labels if all(PATH in v.labels for v in both) else labels - {PATH})
 
     def _list(self, node: ast.List | ast.Tuple | ast.Set) -> Value:
@@ -338,7 +338,7 @@ class Expressions(Events, ABC):
             values.append(found)
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
                 parts[f"[{key.value}]"] = found
-        # Names of files are asked for by their keys; what stands beside them is another file.
+        # Files are looked up by key; the other values name other files.
         return Value(union(values) - {PATH} | {held})
 
     def _listcomp(
@@ -349,7 +349,7 @@ class Expressions(Events, ABC):
             for test in part.ifs:
                 self.value(test)
         if isinstance(node, ast.DictComp):
-            # A key is a name; it holds no state.
+            # A key is a name and has no state.
             inner = union([self.value(node.key).without(Held), self.value(node.value)])
         else:
             inner = self.value(node.elt).labels
@@ -378,7 +378,7 @@ class Expressions(Events, ABC):
         return self.value(node.value)
 
     def bind(self, target: ast.expr, value: Value) -> None:
-        """Give what stands left of an assignment its value."""
+        """Assign a value to the target of an assignment."""
         if isinstance(target, ast.Name):
             if TOKENS.match(target.id) and not value.labels and value.what is None:
                 value = Value(frozenset({VAL}))
@@ -402,7 +402,7 @@ class Expressions(Events, ABC):
             self.set_part(base, name, value)
 
     def _store(self, target: ast.Subscript, value: Value) -> None:
-        """Put a value into a place of something: it takes over the labels."""
+        """Store a value at an index of an object, which takes over the labels."""
         base, index = self.value(target.value), self.value(target.slice)
         if index.text is not None:
             self.set_part(base, f"[{index.text}]", value)
@@ -421,7 +421,7 @@ class Expressions(Events, ABC):
         self.rebind(target.value, base.plus(n for n in new if not isinstance(n, Held)))
 
     def rebind(self, node: ast.expr, value: Value) -> None:
-        """Give a name or an attribute a value that has taken in another."""
+        """Update the value of a name or an attribute after it has taken in another value."""
         while isinstance(node, ast.Subscript):
             node = node.value
         if isinstance(node, ast.Name) and self.scope.get(node.id) is not None:

@@ -1,7 +1,7 @@
-"""Records audited in a process of their own, which is ended where one takes too much.
+"""Audits records in a separate process, which is stopped if a record takes too much.
 
-What was found until then stays, and that the audit did not come to its end is a finding. One
-process reads many records, one after another; it starts in a fifth of a second.
+The findings so far are kept, and one more says that the audit was not finished. One process reads
+many records in turn; it starts in a fifth of a second.
 """
 
 import json
@@ -18,17 +18,17 @@ from fairway.audit.records import serving
 from fairway.audit.records.audit import RecordAudit
 from fairway.base.children import begin, end
 
-# By the clock, for what waits instead of working: an honest record on a machine with twenty other
-# tasks must not be ended.
+# The limit of wall-clock time, for a process that waits. It is long, because an honest record must
+# pass on a machine with twenty other tasks.
 MOST_WALL_S = 15 * serving.MOST_S
-# What a process may say of one record.
+# The limit of output for one record.
 _MOST_SAID_BYTES = 1 << 26
 
 
 class Reader:
-    """Audits records one after another, each within its bounds. Close it, or use it in a `with`.
+    """Audits records in turn, each within its limits. Close it, or use it in a `with` block.
 
-    `cpu_s` is the processor time that the last one took.
+    `cpu_s` is the processor time of the last record.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """End the process that reads."""
+        """End the reading process."""
         if self._process is not None:
             if self._process.stdin:
                 self._process.stdin.close()
@@ -53,7 +53,7 @@ class Reader:
         self._process = None
 
     def audit(self, path: Path) -> RecordAudit:
-        """Return the audit of a record's folder, or of a log or script alone."""
+        """Return the audit of a record's folder, or of a single log or script."""
         found: list[Finding] = []
         facts: dict[str, Any] = {}
         failure = self._asked(path, found, facts)
@@ -62,7 +62,7 @@ class Reader:
         return RecordAudit(path, ordered(found), facts)
 
     def _asked(self, path: Path, found: list[Finding], facts: dict[str, Any]) -> str:
-        """Have a path read; return why it was not read to its end, or an empty text."""
+        """Send a path to the process; return why the audit was not finished, or an empty text."""
         process = self._process = self._process or _started()
         assert process.stdin and process.stdout
         until_s, rest, said = time.monotonic() + MOST_WALL_S, b"", 0
@@ -81,7 +81,7 @@ class Reader:
                         return ""
                     found.append(Finding(**line["finding"]))
         except (BrokenPipeError, ValueError):
-            # It ended before it was asked, or in the middle of a word.
+            # The process ended before the question, or in the middle of a line.
             pass
         self.cpu_s = serving.MOST_S
         late = time.monotonic() >= until_s
@@ -91,19 +91,19 @@ class Reader:
 
 
 def _started() -> "subprocess.Popen[bytes]":
-    # Without a buffer, in which a word to a process that has ended would wait to fail.
+    # No buffer: after the process has ended, a buffered question would fail only later.
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     return begin([], module=serving.__name__, bufsize=0, **pipes)
 
 
 def _piece(handle: int, until_s: float) -> bytes:
-    """Return what a process says next; nothing if it has ended, or the time has."""
+    """Return the next output of a process; nothing if it has ended or the time is over."""
     ready, _, _ = select.select([handle], [], [], max(0.0, until_s - time.monotonic()))
     return os.read(handle, 1 << 16) if ready else b""
 
 
 def _why(process: "subprocess.Popen[bytes]", late: bool, said: int) -> str:
-    """Return in words why a process did not finish a record."""
+    """Return the reason why a process did not finish a record."""
     if said > _MOST_SAID_BYTES:
         return f"it gives more than {_MOST_SAID_BYTES:,} bytes of findings"
     if late:

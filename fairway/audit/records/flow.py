@@ -1,9 +1,10 @@
-"""Follows a script statement by statement, without running it: its trainings and its scores.
+"""Follows a script statement by statement without running it, to find its trainings and scores.
 
-Labels stand for values (`values.py`). Every loop is gone through twice, for its first and its last
-turn; a condition is decided where the script or the logs decide it, else both ways are gone; calls
-of the script's own functions are followed. So trainings and scores come in the order in which the
-script would make them. What is not understood has no labels, and nothing follows from it.
+Labels represent values (`values.py`). Every loop is followed for its first and its last turn. A
+condition is decided if the script or the logs decide it; otherwise both branches are followed.
+Calls of the script's own functions are followed, too. So trainings and scores come in the order in
+which the script would make them. A value that is not understood has no labels, and leads to no
+finding.
 """
 
 import ast
@@ -41,10 +42,10 @@ from fairway.audit.records.values import (
 )
 
 _RANGES = ("range", "trange")
-# Names of conditions that tell of learning from the text that is scored.
+# Names of conditions about learning from the scored text.
 _ABOUT = re.compile(r"ttt|slot|adapt|refine|fine_?tun|test_time|pre_?quant", re.IGNORECASE)
 _MOST_OF_TEST = 50
-# Functions that start a script.
+# Names of functions that start a script.
 _STARTS = re.compile(r"^_?(main|run|start|entry|train_and_eval|evaluate_all)", re.IGNORECASE)
 
 
@@ -58,7 +59,7 @@ class Flow(Calls):
     shown: Shown | None = None
 
     def follow(self, file: str, tree: ast.Module) -> None:
-        """Follow a module as if it were started; `finished` says whether the work sufficed."""
+        """Follow a module like a started script; `finished` says whether the budget was enough."""
         self.scope = Scope(file)
         self.loaded[file] = self.scope
         try:
@@ -69,7 +70,7 @@ class Flow(Calls):
             self.finished = False
 
     def _roots(self, tree: ast.Module) -> None:
-        """Follow the functions that no other one names, if nothing else starts them."""
+        """Follow the functions that no other function names, if nothing else starts them."""
         named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         self.work.spend(len(named))
         functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
@@ -78,7 +79,7 @@ class Flow(Calls):
             given = [Value(frozenset({self.vague_one(a.arg)})) for a in node.args.args]
             call = ast.copy_location(ast.Call(ast.Name(node.name), [], []), node)
             self.run(Callee(node, self.scope), Call(call, arguments=given))
-            # The next one starts anew.
+            # The next function starts with a fresh state.
             for known in (self.learned, self.summed, self.unknown, self.disk, self.waiting):
                 known.clear()
 
@@ -86,7 +87,7 @@ class Flow(Calls):
     # Statements
 
     def block(self, body: list[ast.stmt]) -> bool:
-        """Follow statements; return whether what stands behind them is not reached."""
+        """Follow statements; return whether the statements after them cannot be reached."""
         guards = len(self.guards)
         try:
             return any(self.statement(node) for node in body)
@@ -94,7 +95,7 @@ class Flow(Calls):
             del self.guards[guards:]
 
     def statement(self, node: ast.stmt) -> bool:
-        """Follow one statement; return whether the next is not reached."""
+        """Follow one statement; return whether the next one cannot be reached."""
         self.work.spend()
         match node:
             case ast.Assign():
@@ -150,7 +151,7 @@ class Flow(Calls):
         return False
 
     def _return(self, value: Value) -> None:
-        """Keep what a function returns; what a switch decided is no more certain than it."""
+        """Record the result of a function; it is uncertain if a switch decides it."""
         guards = self.guards[self.scope.guards :]
         if guards and isinstance(value.what, Known) and value.what.sure:
             labels = value.labels | {Switch(guard) for guard in guards}
@@ -165,7 +166,7 @@ class Flow(Calls):
             if grown.labels == target.labels:
                 grown = grown.plus(value.without(Held, Summed).labels)
             if self.turns and known:
-                # A counter: another value in every turn.
+                # A counter has another value in every turn.
                 grown = grown.plus({self.turns[-1]})
             self._put_back(node.target, Value(grown.labels))
         else:
@@ -185,7 +186,7 @@ class Flow(Calls):
         if not isinstance(what, Known) or not what.sure:
             what = self._looked_up(named, what, node)
         elif not what.value and self.shown is not None and self.shown.where(node.body):
-            # Loops are followed for two turns; what a log shows has happened in a later one.
+            # Only two turns are followed; the log shows a branch from a later turn.
             what = Known(True)
         if isinstance(what, Known):
             taken, other = (node.body, node.orelse) if what.value else (node.orelse, node.body)
@@ -202,7 +203,7 @@ class Flow(Calls):
         return first and second and bool(node.orelse)
 
     def _looked_up(self, switches: list[str], what: What, node: ast.If) -> What:
-        """Return what a condition is, if the logs show one of its branches."""
+        """Return the value of a condition if the logs show one of its branches."""
         if not switches or self.shown is None:
             return what
         for truth, body in ((True, node.body), (False, node.orelse)):
@@ -215,7 +216,7 @@ class Flow(Calls):
         return what
 
     def _merge(self, other: dict[str, Value]) -> None:
-        """Let names stand for either of two values, after two branches."""
+        """Let names have either of two values after two branches."""
         names = self.scope.names
         for name, value in other.items():
             here = names.get(name)
@@ -229,7 +230,7 @@ class Flow(Calls):
                 names[name] = Value(here.labels | value.labels, what if keeps else None)
 
     def _perhaps(self, switches: list[str], taken: list[ast.stmt], other: list[ast.stmt]) -> bool:
-        """Follow what a default says; what depends on it is not certain."""
+        """Follow the default branch, and mark everything in it as uncertain."""
         guards = len(self.guards)
         self.guards += switches
         stops = self.block(taken)
@@ -244,7 +245,7 @@ class Flow(Calls):
             if values is not None:
                 labels = set(values.labels) | {number}
                 if self._is_vague_call(node.iter):
-                    # Pieces of tokens, cut by a function that is not here.
+                    # Pieces of tokens from a function in another file.
                     labels.discard(COST)
                 if VAL in labels and COST not in labels:
                     labels = cut(labels, loop, {number})
@@ -255,7 +256,7 @@ class Flow(Calls):
         self.block(node.orelse)
 
     def _turns(self, loop: int, count: int) -> Iterator[Turn]:
-        """Yield the turns of a loop; a second one only if something happened in the first."""
+        """Yield the turns of a loop; a second one only if the first had events."""
         for number in range(count):
             self.turns.append(Turn(loop, number))
             events = self.clock
@@ -265,7 +266,7 @@ class Flow(Calls):
                 return
 
     def _loop(self, node: ast.AST) -> int:
-        """Return what stands for a loop: in another call it is another one."""
+        """Return an identity of a loop; another call of its function gives another one."""
         return hash((id(node), tuple(self.calls)))
 
     def _is_vague_call(self, node: ast.expr) -> bool:
@@ -276,7 +277,7 @@ class Flow(Calls):
         return found.what is None and found.of(Held) <= self.vague
 
     def _turned(self, values: Value, labels: Labels, turn: Position) -> Value:
-        """Return the value of a loop's variable in a turn."""
+        """Return the value of the loop variable in a turn."""
         turns = {n for n in labels if isinstance(n, Turn)}
         if isinstance(values.what, Items) and values.what.names == ("enumerate",):
             inner = values.what.values[0]
@@ -291,7 +292,7 @@ class Flow(Calls):
         return Value(labels, what)
 
     def _in_step(self, value: Value, turns: set[Turn]) -> Value:
-        """Return one item of a value that a loop goes through."""
+        """Return one item of an iterated value."""
         one = element(value)
         labels = set(one.labels) | turns
         if VAL in labels and COST not in labels:
@@ -299,7 +300,7 @@ class Flow(Calls):
         return Value(frozenset(labels), one.what if not isinstance(one.what, Known) else None)
 
     def _turns_of(self, node: ast.expr) -> tuple[Value | None, list[Position]]:
-        """Return what a loop goes over (None for numbers), and its first and last turn."""
+        """Return the iterated value (None for numbers), and the first and last turn."""
         if not isinstance(node, ast.Call) or not node.args or called(node) not in _RANGES:
             both = [Position(True, False), Position(False, True)]
             return self.value(node), both
@@ -333,7 +334,7 @@ class Flow(Calls):
     def _try(self, node: ast.Try) -> bool:
         stops = self.block(node.body)
         for handler in node.handlers:
-            # What is defined there stands in for what could not be imported.
+            # Its definitions replace names whose import failed.
             defined = [n for n in handler.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
             known = set(self.scope.names)
             self.block([n for n in defined if n.name not in known])
@@ -383,7 +384,7 @@ class Flow(Calls):
                 self.scope.put(alias.asname or alias.name, found)
 
     def _module(self, name: str) -> Scope | None:
-        """Return the names of a script that lies beside this one, or None."""
+        """Return the names of another script in the same folder, or None."""
         file = name.rpartition(".")[2] + ".py"
         if file in self.loaded:
             return self.loaded[file]
@@ -400,7 +401,7 @@ class Flow(Calls):
 
 
 def _named(test: ast.expr) -> list[str]:
-    """Return the unknown names in a condition, if they tell what it is about."""
+    """Return the unknown names in a condition that show what it is about."""
     inner = itertools.islice(ast.walk(test), _MOST_OF_TEST)
     names = (getattr(n, "attr", getattr(n, "id", "")) for n in inner)
     return sorted({name for name in names if _ABOUT.search(name)})
@@ -417,5 +418,5 @@ def _ends(node: ast.expr) -> bool:
 
 
 def _leaves(body: list[ast.stmt]) -> bool:
-    """Return whether a branch leaves the block that it stands in."""
+    """Return whether a branch leaves its block."""
     return bool(body) and isinstance(body[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)

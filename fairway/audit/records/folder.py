@@ -1,4 +1,4 @@
-"""A record's folder, read without trusting it: which files it has, and bounded pieces of them.
+"""Reads a record's folder without trusting it: the list of its files, and bounded pieces of them.
 
 Nothing is executed, no link is followed, and nothing outside the folder is opened.
 """
@@ -18,18 +18,18 @@ from fairway.audit.findings import plain
 from fairway.base.errors import UserError
 from fairway.base.files import opened, parse_json, read_bytes
 
-# A record has a handful of files; whoever puts in more is not audited further than this.
+# Honest records have few files. Files beyond this number are not audited.
 MOST_FILES = 2_000
-# Names of one folder that are looked at: a tenth of a second.
+# The most names of one folder that are read, in a tenth of a second.
 _MOST_ENTRIES = 200_000
 MOST_JSON_BYTES = 4_000_000
 MOST_TEXT_BYTES = 4_000_000
 _MOST_DEPTH = 6
 _BLOCK_BYTES = 1 << 22
-# What every record has, which comes first where there are too many files to read.
+# The files of every record; they are read first if there are too many files.
 CLAIM, SCRIPT, README = "submission.json", "train_gpt.py", "readme.md"
 _TEXTS = (".log", ".py", ".txt", ".json", ".md", ".out")
-# Records lie in the folder of their track, which lies in a folder of all.
+# A record is in the folder of its track, which is in a folder of all tracks.
 _DEPTH_OF_RECORDS = 3
 _MOST_RECORDS = 5_000
 _CLAIMED = re.compile(r"submission.*\.json")
@@ -38,7 +38,7 @@ _RAN = re.compile(r"train.*\.(py|log|txt)|.*\.log")
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A regular file of a record: its path, its name as it may be printed, its size."""
+    """A regular file of a record: its path, its printable name, its size."""
 
     path: Path
     name: str
@@ -47,9 +47,9 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The regular files of a record in order of name, and the names that were left alone.
+    """The regular files of a record in order of name, and the names of skipped entries.
 
-    `left_out` counts the files that are one too many. `whole` is false for a file without a folder.
+    `left_out` counts the files beyond the limit. `whole` is false for a file without a folder.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class Folder:
     whole: bool = True
 
     def named(self, *names: str) -> list[File]:
-        """Return the files of these names (in lower case), those that lie deeper last."""
+        """Return the files of these names (in lower case); deeper ones come last."""
         found = [file for file in self.files if file.path.name.lower() in names]
         return sorted(found, key=lambda file: (file.name.count("/"), file.name))
 
@@ -69,7 +69,7 @@ class Folder:
 
 
 def open_folder(path: Path) -> Folder:
-    """Return the files of a folder; UserError if it is none, or cannot be read."""
+    """Return the files of a folder; UserError if it is not a folder, or cannot be read."""
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; name the folder of a record")
     walk = _Walk(path)
@@ -79,14 +79,14 @@ def open_folder(path: Path) -> Folder:
 
 
 def open_file(path: Path) -> Folder:
-    """Return a single log or script as a folder that is not whole; UserError if it is no file."""
+    """Return a single log or script as a folder with `whole` false; UserError if it is no file."""
     with opened(path) as stream:
         size = os.fstat(stream.fileno()).st_size
     return Folder(path, (File(path, plain(path.name), size),), whole=False)
 
 
 class _Walk:
-    """The files below a folder, within bounds."""
+    """Collects the files below a folder, within limits."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.left_out = root, 0
@@ -94,7 +94,7 @@ class _Walk:
         self.skipped: list[str] = []
 
     def into(self, path: Path, depth: int) -> None:
-        """Add what lies in a folder."""
+        """Add the entries of a folder."""
         try:
             with os.scandir(path) as found:
                 first = list(itertools.islice(found, _MOST_ENTRIES))
@@ -116,14 +116,14 @@ class _Walk:
         try:
             info = entry.stat(follow_symlinks=False)
         except OSError:
-            # It went while the folder was read.
+            # The file disappeared while the folder was read.
             self._skip(Path(entry.path))
             return
         if stat.S_ISDIR(info.st_mode) and depth < _MOST_DEPTH:
             before = len(self.files) + len(self.skipped)
             self.into(Path(entry.path), depth + 1)
             if len(self.files) + len(self.skipped) == before:
-                # Folders without an end would be walked in silence.
+                # Record empty folders, so that endless ones also reach the limit.
                 self._skip(Path(entry.path))
         elif stat.S_ISREG(info.st_mode):
             self.files.append(File(Path(entry.path), self._name(entry.path), info.st_size))
@@ -138,7 +138,7 @@ class _Walk:
 
 
 def _importance(entry: "os.DirEntry[str]") -> tuple[int, str]:
-    """Return by what the entries of a folder are read in order: what an audit reads comes first."""
+    """Return the sort key of an entry: files that the audit reads come first."""
     name = entry.name.lower()
     if name in (CLAIM, SCRIPT, README):
         return 0, entry.name
@@ -150,10 +150,10 @@ def _importance(entry: "os.DirEntry[str]") -> tuple[int, str]:
 
 
 def records_in(path: Path) -> list[Path]:
-    """Return the records that a folder holds, or the path itself if it is one, or holds none.
+    """Return the records in a folder, or the path itself if it is a record or has none.
 
-    A record is a folder with a submission.json; below a folder of records also one with a training
-    script or a log.
+    A record is a folder with a submission.json. Below a folder of records, a folder with a training
+    script or a log counts, too.
     """
     return sorted(_records(path, _DEPTH_OF_RECORDS))[:_MOST_RECORDS] or [path]
 
@@ -184,15 +184,15 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def read_text(file: File, most_bytes: int = MOST_TEXT_BYTES) -> str:
-    """Return the beginning of a file as text; bytes that are none become U+FFFD."""
+    """Return the beginning of a file as text; invalid bytes become U+FFFD."""
     with opened(file.path) as stream:
         return decoded(stream.read(most_bytes))
 
 
 def open_text(file: File, most_bytes: int) -> BinaryIO:
-    """Return a file to be read as UTF-8 by lines; UTF-16 and lines that end in CR are turned so.
+    """Return a file as UTF-8 lines; UTF-16 and line ends of CR alone are converted.
 
-    Of what is turned, `most_bytes` are read.
+    Of a file that is converted, only `most_bytes` are read.
     """
     stream = opened(file.path)
     head = stream.read(4_096)
@@ -206,7 +206,7 @@ def open_text(file: File, most_bytes: int) -> BinaryIO:
 
 
 def longest_line(file: File, most_bytes: int) -> tuple[int, int]:
-    """Return the number and the bytes of the longest line in the beginning of a file."""
+    """Return the number of the longest line in the beginning of a file, and its bytes."""
     longest, number, rest = (1, 0), 1, 0
     with open_text(file, most_bytes) as stream:
         for _ in range(0, most_bytes, _BLOCK_BYTES):
@@ -220,12 +220,12 @@ def longest_line(file: File, most_bytes: int) -> tuple[int, int]:
 
 
 def decoded(data: bytes) -> str:
-    """Return text of UTF-8 or UTF-16, with or without a mark at its beginning."""
+    """Return the text of UTF-8 or UTF-16, with or without a byte order mark."""
     return data.decode(_encoding(data[:4_096]), "replace").removeprefix("\ufeff")
 
 
 def _encoding(head: bytes) -> str:
-    """Return the encoding of a text by its first bytes: a mark, or every other byte zero."""
+    """Return the encoding of a text, from a byte order mark or a zero in every other byte."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     half = len(head) // 2
@@ -239,13 +239,13 @@ def _encoding(head: bytes) -> str:
 
 
 def read_object(file: File) -> dict[str, Any] | str:
-    """Return a JSON object, or in words why there is none."""
+    """Return a JSON object, or a text that says why it cannot be read."""
     if file.size_bytes > MOST_JSON_BYTES:
-        return f"{file.size_bytes:,} bytes are too many for it"
+        return f"{file.size_bytes:,} bytes are more than the limit of {MOST_JSON_BYTES:,}"
     try:
         value = parse_json(read_bytes(file.path, MOST_JSON_BYTES))
     except UserError as error:
         return str(error)
     except ValueError as error:
         return f"it is not valid JSON ({error})"
-    return value if isinstance(value, dict) else "it does not hold a JSON object"
+    return value if isinstance(value, dict) else "it is not a JSON object"

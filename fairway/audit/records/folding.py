@@ -1,4 +1,4 @@
-"""Constant expressions: folded numbers, named places, the logarithm of 2."""
+"""Constant expressions: folded numbers, named positions, the logarithm of 2."""
 
 import ast
 import operator
@@ -17,7 +17,7 @@ COMPARED: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def plain_setting(text: str) -> object:
-    """Return a setting as a log prints it, as a value."""
+    """Return the value of a setting that a log prints."""
     low = text.strip().strip("'\"")
     if low.lower() in ("true", "false", "none", ""):
         return {"true": True, "false": False}.get(low.lower())
@@ -30,7 +30,7 @@ def plain_setting(text: str) -> object:
 
 
 def element(value: Value) -> Value:
-    """Return what a loop over a value gives, without its turn."""
+    """Return an item of a value in a loop over it, for any iteration."""
     if isinstance(value.what, Items) and value.what.values:
         whats = value.what.values
         first = whats[0].what if len(whats) == 1 else None
@@ -39,7 +39,7 @@ def element(value: Value) -> Value:
 
 
 def item(base: Value, index: object) -> Value:
-    """Return one of the parts of a value, or what all of them have."""
+    """Return one part of a value, or the labels of all parts."""
     assert isinstance(base.what, Items)
     values = base.what.values
     if isinstance(index, int) and -len(values) <= index < len(values):
@@ -48,7 +48,7 @@ def item(base: Value, index: object) -> Value:
 
 
 def formula(node: ast.expr) -> str:
-    """Return what a place is calculated from, as text: without a choice of 0, or a bound by it."""
+    """Return the formula of a position as text, without a choice of 0 or a bound by 0."""
     match node:
         case (
             ast.IfExp(body=ast.Constant(), orelse=inner)
@@ -66,7 +66,7 @@ def formula(node: ast.expr) -> str:
 
 
 def is_until(index: ast.expr) -> bool:
-    """Return whether an index is a range from the start up to somewhere."""
+    """Return whether an index is a range from the start to some end."""
     parts = index.elts if isinstance(index, ast.Tuple) else [index]
     return any(isinstance(n, ast.Slice) and n.lower is None and n.upper is not None for n in parts)
 
@@ -87,7 +87,7 @@ def is_log2(node: ast.expr) -> bool:
 
 
 def at_end(position: Position, compared: ast.cmpop, other: object, node: ast.expr) -> bool | None:
-    """Return what a comparison of a loop's variable gives in its first or last turn."""
+    """Return the result of comparing a loop's variable in its first or last turn."""
     text = short(node, 20)
     at_start = isinstance(other, Known) and str(other.value) == position.start
     ends = {f"{position.stop} - 1", position.stop.removesuffix(" + 1")} - {position.stop}
@@ -102,7 +102,7 @@ def at_end(position: Position, compared: ast.cmpop, other: object, node: ast.exp
 
 
 def folded(operation: ast.operator, a: object, b: object) -> object:
-    """Return a simple calculation with small numbers and short strings, or None."""
+    """Return the result of a simple operation on small numbers and short strings, or None."""
     if isinstance(operation, ast.Add) and isinstance(a, str) and isinstance(b, str):
         return a + b if len(a) + len(b) < 1_000 else None
     if not (isinstance(a, int | float) and isinstance(b, int | float)):

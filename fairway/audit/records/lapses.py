@@ -1,4 +1,4 @@
-"""Smaller lapses: files taken for training, losses that are scored, documents that are mixed."""
+"""Finds smaller errors: wrong training files, smoothed losses as scores, mixed documents."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from fairway.audit.findings import Finding
 from fairway.audit.records.trees import Function, Script, targets
 
 _TRAIN_FILES = re.compile(r"^_?train\w*(files?|glob|pattern|paths?|shards?)$", re.IGNORECASE)
-# How the validation shards of the challenge are called.
+# The name of a validation shard of the challenge.
 _VAL_SHARD = "fineweb_val_000000.bin"
 _SMEAR = re.compile(r"smear", re.IGNORECASE)
 _BOS = re.compile(r"(^|_)bos(_|$)|not_bos|doc_start|is_first|document_start", re.IGNORECASE)
@@ -17,14 +17,14 @@ _PACKED = re.compile(r"cu_seqlens|varlen|doc(ument)?_mask|block_mask|doc_ids", r
 
 
 def check_lapses(script: Script) -> Iterator[Finding]:
-    """Yield training files that hold the validation text, smoothed scores, mixed documents."""
+    """Yield findings: training files with the validation text, smoothed scores, mixed documents."""
     yield from _train_files(script)
     yield from _smoothed(script)
     yield from _smeared(script)
 
 
 def _train_files(script: Script) -> Iterator[Finding]:
-    """Yield a pattern of training files that the validation shards have as well."""
+    """Yield a pattern of training files that also matches the validation shards."""
     for node in script.walk(script.tree):
         names: list[str] = []
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
@@ -38,8 +38,8 @@ def _train_files(script: Script) -> Iterator[Finding]:
             pattern = text.replace("\\", "/").rpartition("/")[2]
             if "*" in pattern and fnmatchcase(_VAL_SHARD, pattern):
                 why = (
-                    f"the pattern of the training files also fits {_VAL_SHARD}: where both lie in "
-                    "one folder, the validation text is trained on"
+                    f"the pattern of the training files also matches {_VAL_SHARD}: if both are in "
+                    "one folder, the model trains on the validation text"
                 )
                 line = getattr(node, "lineno", getattr(value, "lineno", 0))
                 yield Finding("warning", "train-glob", why, script.file, line, text[:120])
@@ -47,7 +47,7 @@ def _train_files(script: Script) -> Iterator[Finding]:
 
 
 def _smoothed(script: Script) -> Iterator[Finding]:
-    """Yield a loss with label smoothing that evaluations use as well."""
+    """Yield a loss with label smoothing that evaluations also use."""
     for function in script.functions:
         if "training" in script.names(function) or not _evaluates(function):
             continue
@@ -58,8 +58,8 @@ def _smoothed(script: Script) -> Iterator[Finding]:
                 plain = isinstance(keyword.value, ast.Constant) and not keyword.value.value
                 if keyword.arg == "label_smoothing" and not plain:
                     why = (
-                        "the loss is smoothed whether the model trains or is scored: such a score "
-                        "is no cost of the text"
+                        "the loss is smoothed in training and in scoring: such a score is not the "
+                        "cost of the text"
                     )
                     shown = script.shown(keyword.value)
                     yield Finding("warning", "smoothed-eval", why, script.file, node.lineno, shown)
@@ -67,12 +67,12 @@ def _smoothed(script: Script) -> Iterator[Finding]:
 
 
 def _evaluates(function: Function) -> bool:
-    """Return whether evaluations call a function: by its name, or as a model."""
+    """Return whether evaluations call a function, by its name or as a model."""
     return function.name == "forward" or bool(re.search(r"eval|score|valid", function.name))
 
 
 def _smeared(script: Script) -> Iterator[Finding]:
-    """Yield a mixing with the token before that crosses documents, where these are kept apart."""
+    """Yield a mixing with the previous token that crosses documents which should be separate."""
     gates = [n for n in script.walk(script.tree) if isinstance(n, ast.ClassDef)]
     methods = {id(f) for n in gates if _SMEAR.search(n.name) for f in n.body}
     smears = [f for f in script.functions if _mixes_before(script, f, id(f) in methods)]
@@ -83,14 +83,14 @@ def _smeared(script: Script) -> Iterator[Finding]:
         if of_gate and any(_masks(script, node) for node in script.walk(function)):
             return
     why = (
-        "documents are kept apart by attention, but each token is mixed with the one before, and "
-        "nothing masks the first of a document: the end of another document leaks into it"
+        "attention keeps documents apart, but each token is mixed with the one before, and nothing "
+        "masks the first token of a document: the end of another document leaks into it"
     )
     yield Finding("warning", "smear", why, script.file, smears[0].lineno, smears[0].name)
 
 
 def _masks(script: Script, node: ast.AST) -> bool:
-    """Return whether a node compares tokens with the one that begins a document."""
+    """Return whether a node compares tokens with the token that begins a document."""
     if not isinstance(node, ast.Compare):
         return False
     names = script.names(node)
@@ -101,7 +101,7 @@ def _masks(script: Script, node: ast.AST) -> bool:
 
 
 def _mixes_before(script: Script, function: Function, of_gate: bool) -> bool:
-    """Return whether a function mixes each place with the one before: x[:, :-1] and a gate."""
+    """Return whether a function mixes each position with the one before: x[:, :-1] and a gate."""
     names = {function.name, *script.names(function)}
     if not of_gate and not any(_SMEAR.search(name) for name in names):
         return False

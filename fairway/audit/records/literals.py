@@ -1,7 +1,7 @@
-"""Expressions of a wrapper, calculated as far as their values are known; nothing is run.
+"""Computes expressions of a wrapper as far as their values are known, without running it.
 
-Known are strings, bytes, whole numbers, lists of them, and what is done with these. Whatever else
-an expression holds is unknown, and the expression too.
+Known are strings, bytes, whole numbers, lists of them, and operations on these. Every other
+expression is unknown, and so is everything that contains it.
 """
 
 import ast
@@ -13,13 +13,13 @@ from typing import Any
 
 from fairway.audit.records.decoders import BROKEN, TooMuch, Unknown
 
-# Bytes of one value; steps of one script, and bytes of all values that they give.
+# Limits: bytes of one value; steps of one script; bytes of all its values together.
 MOST_BYTES = 16_000_000
 _MOST_STEPS = 400_000
 _MOST_MADE = 200_000_000
 _MOST_DEPTH = 60
 _MOST_TURNS = 100_000
-# Exceptions that mean: not known.
+# Exceptions that mean that a value is unknown.
 LOST = (Unknown, RecursionError, ArithmeticError, AttributeError, *BROKEN)
 BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.BitXor: operator.xor, ast.Mod: operator.mod,
@@ -34,7 +34,7 @@ ORDERED: dict[type, Callable[[Any, Any], Any]] = {
 
 @dataclass(eq=False)
 class Literals(ABC):
-    """Calculates expressions; calls are calculated by `called`, which `Constants` adds."""
+    """Computes expressions; `called`, which `Constants` adds, computes calls."""
 
     own: str
     names: dict[str, Any] = field(default_factory=dict)
@@ -44,10 +44,10 @@ class Literals(ABC):
 
     @abstractmethod
     def called(self, node: ast.Call) -> Any:
-        """Return what a call gives; Unknown if it is none of those followed."""
+        """Return the value of a call; raise Unknown for a function that is not followed."""
 
     def bind(self, target: ast.expr, value: Any) -> None:
-        """Give what stands left of an assignment its value."""
+        """Assign a value to the target of an assignment."""
         if isinstance(target, ast.Name):
             self.names[target.id] = value
         elif isinstance(target, ast.Tuple | ast.List):
@@ -55,14 +55,14 @@ class Literals(ABC):
                 self.bind(inner, part)
 
     def spend(self, made: int = 0) -> None:
-        """Count a step, and bytes that it makes; TooMuch past the bounds."""
+        """Count a step and the bytes that it makes; raise TooMuch above the limits."""
         self.steps += 1
         self.made += made
         if self.steps > _MOST_STEPS or self.made > _MOST_MADE:
             raise TooMuch(f"it takes more than {_MOST_STEPS:,} steps, or {_MOST_MADE:,} bytes")
 
     def value(self, node: ast.expr) -> Any:
-        """Return what an expression gives; Unknown if it is none of those followed."""
+        """Return the value of an expression; raise Unknown if it cannot be followed."""
         self.spend()
         self.depth += 1
         try:
@@ -151,7 +151,7 @@ class Literals(ABC):
         return BINARY[type(node.op)](left, right)
 
     def several(self, value: Any) -> list[Any]:
-        """Return the items of something that is gone through, if they are few enough."""
+        """Return the items of an iterable value; raise Unknown for others or too many items."""
         if not isinstance(value, str | bytes | list | tuple | range | dict):
             raise Unknown
         if len(value) > _MOST_TURNS:
@@ -171,12 +171,12 @@ class Literals(ABC):
 
 
 def bounded(size_bytes: int) -> None:
-    """Raise TooMuch for a value of more bytes than one may have."""
+    """Raise TooMuch if a value would exceed the limit of bytes."""
     if size_bytes > MOST_BYTES:
         raise TooMuch(f"it is put together from more than {MOST_BYTES:,} bytes")
 
 
 def _small(*values: Any) -> None:
-    """Refuse a product of numbers so long that it takes time."""
+    """Raise Unknown for numbers so long that their product would take time."""
     if any(isinstance(v, int) and v.bit_length() > 1 << 20 for v in values):
         raise Unknown

@@ -1,7 +1,7 @@
-"""A training log of the challenge, read for its numbers: one pass, bounded in time and memory.
+"""Reads the numbers of a training log of the challenge in one pass, with bounded time and memory.
 
-The beginning of a file is read line by line; what comes after it by words that matter. A file may
-hold several runs, one after the other: each becomes a log of its own.
+The beginning of a file is read line by line. After it, only lines with certain words are read. A
+file may contain several runs in turn; each becomes a log of its own.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ from fairway.audit.records.said import (
 )
 from fairway.audit.records.settings import Setting, SettingsReader
 
-# A line is read up to here; what a program prints for people is shorter.
+# The rest of a longer line is not read; programs print shorter lines for people.
 _LINE_BYTES = 16_384
-# So much of a file is read line by line; a run's log is 10 to 400 kB.
+# The beginning that is read line by line; the log of one run has 10 to 400 kB.
 _HEAD_BYTES, _HEAD_LINES = 1 << 21, 20_000
-# After it, of every kind of line this many are read, and the last of every block.
+# After that, this many lines of every kind are read, and the last one of every block.
 _MOST_OF_A_KIND = 2_000
 _MOST_EVENTS = 20_000
 _MOST_RUNS = 50
-# What stands before a run trains in more lines is no list of settings.
+# Lines before the training that are read as settings; a longer beginning is not a list of them.
 _MOST_AHEAD = 3_000
-# Patterns try every part of a run of blanks; what people write has few.
+# Long runs of blanks make the patterns slow; text for people has short ones.
 _BLANKS = re.compile(r"\s{10,}")
 _BLOCK_BYTES = 1 << 22
 _COLOUR = re.compile(r"\x1b\[[0-9;?]{0,20}[A-Za-z]")
-# What loggers and launchers put before a line.
+# Prefixes of loggers and launchers.
 _PREFIX = re.compile(
     r"\s{0,4}(?:"
     r"\[?\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d(?::\d\d)?(?:[.,]\d{1,9})?"
@@ -62,11 +62,11 @@ _PREFIX = re.compile(
 
 @dataclass(eq=False)
 class Log:
-    """What a run's log says. `numbers` are by meaning: 'seed', 'code bytes', 'total bytes', ...
+    """The content of a run's log. `numbers` are by meaning, such as 'seed' or 'total bytes'.
 
-    `listed` are the settings that stand in a list, `mentioned` those among other words; `totals`
-    are all sizes of a submission that it prints; `source` is a hash of the script that it begins
-    with, None without one.
+    `listed` are the settings in a list, and `mentioned` those between other words. `totals` are all
+    printed sizes of a submission. `source` is the hash of the script at the beginning of the log,
+    or None.
     """
 
     name: str
@@ -86,19 +86,19 @@ class Log:
     warm_up: Number | None = None
     source: str | None = None
     coverage: Coverage = field(default_factory=Coverage)
-    # The evaluation that the record claims, where that could be told (`runs.choose`).
+    # The evaluation that the record claims, if it is known (`runs.choose`).
     claimed: Stage | None = None
-    # Whether it is the training behind an evaluation that has a log of its own.
+    # Whether this log only has the training; another log has its evaluation.
     training_only: bool = False
 
     @property
     def shown(self) -> str:
-        """Return the log's name as it may be printed, with its part of the file."""
+        """Return the printable name of the log, with the number of the run in the file."""
         return self.name if self.part == 1 else f"{self.name} (run {self.part})"
 
     @property
     def seed(self) -> int | None:
-        """Return the seed that the log states, else that of its file name."""
+        """Return the seed that the log states, else the one in its file name."""
         if "seed" in self.numbers:
             return int(self.numbers["seed"].value)
         found = re.search(r"(?:seed|(?<![a-z])s)[_-]?(\d{1,10})(?!\d)", self.name, re.IGNORECASE)
@@ -106,12 +106,12 @@ class Log:
 
     @property
     def ran(self) -> bool:
-        """Return whether this is the log of a run at all."""
+        """Return whether this is the log of a run."""
         return bool(self.stages or self.last_step)
 
     @property
     def trained(self) -> bool:
-        """Return whether the run trained; an evaluation alone has no steps."""
+        """Return whether the run trained; a pure evaluation has no steps."""
         return self.last_step is not None and self.last_step.step > 1
 
     def get(self, name: str) -> float | None:
@@ -120,14 +120,14 @@ class Log:
 
     @property
     def packed_totals(self) -> list[Number]:
-        """Return the sizes of a submission that are not of the model before it is packed."""
+        """Return the sizes of a submission, except those of the model before packing."""
         raw = self.get("raw bytes")
         codes = {0.0, self.get("code bytes") or 0.0}
         return [n for n in self.totals if raw is None or n.value - raw not in codes]
 
     @property
     def evaluations(self) -> list[Stage]:
-        """Return the evaluations that are no step on the way."""
+        """Return the evaluations without intermediate ones."""
         return [stage for stage in self.stages if not stage.running]
 
     @property
@@ -145,7 +145,7 @@ class Log:
 
     @property
     def train_s(self) -> Number | None:
-        """Return the seconds of training: where it says that it stops, else the last step's."""
+        """Return the seconds of training: at its stated end, else at the last step."""
         if "stop seconds" in self.numbers:
             return self.numbers["stop seconds"]
         last = self.last_step
@@ -172,7 +172,7 @@ _WORDS = (
 
 
 def read_runs(file: File, most_bytes: int = 1 << 26) -> list[Log]:
-    """Return the logs of the runs in the first `most_bytes` of a file, the first one at least."""
+    """Return the logs of the runs in the first `most_bytes` of a file, at least one."""
     reader = _Reader(file.name)
     table: list[str] | None = None
     for number, raw in _lines(file, most_bytes):
@@ -195,7 +195,7 @@ def _as_pairs(names: list[str], row: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return a line without colours and without what a logger put before it."""
+    """Return a line without colours and without a logger's prefix."""
     if "\x1b" in text:
         text = _COLOUR.sub("", text)
     for _ in range(4):
@@ -211,7 +211,7 @@ _PREFIXED = frozenset("[(0123456789IDWEr_")
 
 
 def _lines(file: File, most_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yield lines with their numbers: all at the beginning, then those that hold a word."""
+    """Yield lines with their numbers: all in the beginning, then those with one of the words."""
     seen: Counter[bytes] = Counter()
     number, offset = 1, 0
     with open_text(file, most_bytes) as stream:
@@ -234,7 +234,7 @@ def _lines(file: File, most_bytes: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield a file in blocks that end with a line, if one ends in them."""
+    """Yield a file in blocks that end at the end of a line, if they contain one."""
     rest = b""
     while data := stream.read(_BLOCK_BYTES):
         block = rest + data
@@ -246,7 +246,7 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _hits(low: bytes, first: int, seen: Counter[bytes]) -> list[int]:
-    """Return where the lines begin that hold a word; of a frequent word, the block's last too."""
+    """Return the starts of lines with a word; of a frequent word, also the block's last line."""
     found: set[int] = set()
     for word in _WORDS:
         at = low.find(word, first)
@@ -262,14 +262,14 @@ def _hits(low: bytes, first: int, seen: Counter[bytes]) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------
-# What the lines say, and where a run begins
+# The events of the lines, and where a run begins
 
 _SOURCE = re.compile(
     r"(?:from [\w.]{1,60} import\b|import [\w., ]{1,80}$)|#!/|\"\"\"|'''|# -\*- coding"
 )
 _RULE = re.compile(r"^={20,}$")
 _RUNNING = re.compile(r"^Running (?:Python|PyTorch)", re.IGNORECASE)
-# A script that a log begins with has ended where one of these stands.
+# Such a line shows that the script at the beginning of a log has ended.
 _LOGS = re.compile(
     r"^(?:hyperparameters:$|(?:warmup_)?step:\d|model_params:\d|seed:\d{1,10}$|train_loader:|"
     r"val_loader:|\d{1,9}/\d{1,9} (?:train|val)_loss)",
@@ -279,7 +279,7 @@ _LOGS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Begin:
-    """A line that may begin a run; a strong one does, once another has run."""
+    """A line that may begin a run; a strong one always does after another run."""
 
     line: int
     strong: bool
@@ -289,7 +289,7 @@ _Event = Number | Stage | StepLine | Setting | Epoch | Pass | _Begin
 
 
 def source_hash(text: str) -> str:
-    """Return the hash of a script that a log would have if it began with it."""
+    """Return the hash that a log with this script at its beginning would have."""
     lines = iter(text.splitlines())
     first = next((line for line in lines if _SOURCE.match(line)), "")
     digest = hashlib.sha256()
@@ -304,7 +304,7 @@ def _update(digest: "hashlib._Hash", text: str) -> None:
 
 
 class _Reader:
-    """Takes lines and keeps what they say; of consecutive lines of one kind, two are kept."""
+    """Reads lines and keeps their events; of consecutive steps or scores only two are kept."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -315,13 +315,13 @@ class _Reader:
         self._source: hashlib._Hash | None = None
         self._source_line = 0
         self._step: StepLine | None = None
-        # Whether a run has not trained yet, and whether the last one was scored at its end.
+        # Whether the run has not trained yet, and whether its final score was printed.
         self._preamble, self._scored = True, False
         self._ahead = 0
         self._said: list[tuple[str, _Event]] = []
 
     def read(self, text: str, line: int) -> None:
-        """Take one line."""
+        """Read one line."""
         if not text or self._is_source(text, line):
             return
         self._said = []
@@ -364,7 +364,7 @@ class _Reader:
             self._add("warm-up", line.holds(0.0))
 
     def _is_source(self, text: str, line: int) -> bool:
-        """Return whether a line is of a script that the log begins with."""
+        """Return whether a line belongs to a script at the beginning of the log."""
         if self._source is None:
             if not _SOURCE.match(text):
                 return False
@@ -399,7 +399,7 @@ class _Reader:
         self._add("stop" if step.stops else "step", step)
 
     def runs(self) -> list[Log]:
-        """Return a log for every run that the lines tell of."""
+        """Return a log for every run in the file."""
         cuts = self._cuts()
         lines = [1, *(self._line(cut) for cut in cuts[1:-1]), 1 << 62]
         found = []
@@ -416,13 +416,13 @@ class _Reader:
         return found
 
     def _cuts(self) -> list[int]:
-        """Return where in the events runs begin, and their end."""
+        """Return the indices of events where runs begin, and the end."""
         cuts, ran = [0], -1
         for i, (kind, event) in enumerate(self.events):
             if kind == "stage" or (isinstance(event, StepLine) and event.step > 1):
                 ran = i
             elif isinstance(event, _Begin) and event.strong and ran >= 0 and len(cuts) < _MOST_RUNS:
-                # A run begins with what it says of itself before, its seed and its settings.
+                # A run begins with its own seed and settings, before its first step.
                 begins = (j for j in range(ran + 1, i + 1) if self.events[j][0] == "begin")
                 cuts.append(next(begins))
                 ran = -1
@@ -435,12 +435,12 @@ class _Reader:
 
 
 _ON_THE_WAY = ("running", "step")
-# Steps of a launch's warm-up, or of processes that print out of order, begin no run again.
+# Warm-up steps, and processes that print out of order, do not begin a new run.
 _WARM_STEPS = 10
 
 
 def _take(log: Log, kind: str, event: _Event) -> None:
-    """Put what a line says into a log."""
+    """Put an event of a line into a log."""
     if isinstance(event, Setting):
         if event.loose:
             log.mentioned[event.name] = event.value
@@ -466,7 +466,7 @@ def _take(log: Log, kind: str, event: _Event) -> None:
         if kind == "warm-up":
             log.warm_up = log.warm_up or event
             return
-        # The last word counts: sizes are printed again after another attempt.
+        # The last number counts: sizes are printed again after another attempt.
         log.numbers[kind] = event
         if kind == "total bytes":
             log.totals.append(event)

@@ -1,7 +1,7 @@
 """Functions and methods of libraries, and their effect on labels.
 
-Each takes the flow and the call; it returns a value, or None if the call is to be followed like
-any other.
+Each takes the flow and the call. It returns a value, or None if the call is to be followed like any
+other.
 """
 
 import ast
@@ -45,7 +45,7 @@ def _for(*names: str) -> Callable[[Method], Method]:
 
 
 def _put_back(flow: Expressions, call: Call, value: Value) -> Value:
-    """Give what a method belongs to its new value, and return it."""
+    """Rebind the owner of a method to its new value, and return the value."""
     if call.owner is not None:
         flow.rebind(call.owner, value)
     return value
@@ -57,7 +57,7 @@ def _put_back(flow: Expressions, call: Call, value: Value) -> Value:
 
 @_for("backward")
 def _backward(flow: Expressions, call: Call) -> Value:
-    """`loss.backward()`, or a helper that is given the loss."""
+    """Handle `loss.backward()`, or a helper that takes the loss."""
     if call.arguments and VAL in call.arguments[0].labels:
         flow.differentiated(call.node.args[0], call.arguments[0])
     elif call.owner is not None:
@@ -67,7 +67,7 @@ def _backward(flow: Expressions, call: Call) -> Value:
 
 @_for("step")
 def _step(flow: Expressions, call: Call) -> Value:
-    """`optimizer.step()`, also with a closure, or through a scaler."""
+    """Handle `optimizer.step()`, also with a closure, or through a scaler."""
     for argument in call.values:
         if isinstance(argument.what, Callee):
             flow.run(argument.what, Call(call.node))
@@ -83,7 +83,7 @@ def _zero_grad(flow: Expressions, call: Call) -> Value:
 
 @_for("grad_and_value", "value_and_grad")
 def _of_function(flow: Expressions, call: Call) -> Value | None:
-    """A function that gives a gradient, of the first function that is named."""
+    """Handle a function that returns the gradient of its first argument that is a function."""
     losses = [v.what for v in call.values if isinstance(v.what, Callee)]
     return Value(what=Gradient(losses[0], last_name(call.node) != "grad")) if losses else None
 
@@ -102,7 +102,7 @@ def _in_step(flow: Expressions, call: Call) -> Value | None:
 
 @_for("update")
 def _update(flow: Expressions, call: Call) -> Value | None:
-    """`optimizer.update(model, gradients)`."""
+    """Handle `optimizer.update(model, gradients)`."""
     if len(call.arguments) == 2 and call.arguments[0].of(Held) and call.arguments[1].of(Trained):
         flow.absorb(call.arguments[0], call.arguments[1])
         return UNKNOWN
@@ -111,7 +111,7 @@ def _update(flow: Expressions, call: Call) -> Value | None:
 
 @_for("grad")
 def _grad(flow: Expressions, call: Call) -> Value | None:
-    """`torch.autograd.grad(loss, inputs)`, or the gradient of a function."""
+    """Handle `torch.autograd.grad(loss, inputs)`, or the gradient of a function."""
     if call.arguments and isinstance(call.arguments[0].what, Callee):
         return _of_function(flow, call)
     return flow.gradient(call.node.args[0], call.arguments[0]) if call.arguments else None
@@ -192,7 +192,7 @@ def _load(flow: Expressions, call: Call) -> Value:
     "with_suffix", "with_name", "as_posix", "fspath", "startswith", "endswith", "split",
 )  # fmt: skip
 def _path(flow: Expressions, call: Call) -> Value | None:
-    """What is done to names of files gives names of files."""
+    """Handle operations on names of files, whose result is a name of a file."""
     labels = call.labels
     if not labels and not call.arguments:
         return Value(frozenset({flow.new()}))
@@ -204,7 +204,7 @@ def _path(flow: Expressions, call: Call) -> Value | None:
 
 @_for("next", "next_batch", "popleft", "pop", "get_batch")
 def _next(flow: Expressions, call: Call) -> Value:
-    """The next of something: other tokens in every turn."""
+    """Handle the next item of an iterator: other tokens in every turn."""
     labels = call.labels
     if PATH in labels:
         labels = labels - {PATH} | {VAL}
@@ -222,7 +222,7 @@ def _cost(flow: Expressions, call: Call) -> Value:
     labels = call.labels
     target = call.named.get("target", [*call.arguments, UNKNOWN, UNKNOWN][1])
     if target.of(Slice):
-        # What is scored are the targets; other pieces are context, or a state that was carried.
+        # Only the targets are scored; other pieces are context, or a carried state.
         labels = Value(labels).without(Slice).labels | target.of(Slice)
     return flow.with_training(Value(labels | {COST} if VAL in labels else labels))
 
@@ -263,7 +263,7 @@ def _printed(flow: Expressions, call: Call) -> Value | None:
 
 @_for("log2")
 def _log2(flow: Expressions, call: Call) -> None:
-    """A logarithm in bits of something that is no plain number."""
+    """Handle a logarithm in bits of a value that is not a plain number."""
     if call.arguments and not isinstance(call.arguments[0].what, Known):
         flow.bits(call.node, call.arguments[0])
 
@@ -273,14 +273,14 @@ def _log2(flow: Expressions, call: Call) -> None:
 
 
 def library(flow: Expressions, name: str, call: Call) -> Value | None:
-    """Return what a function of Python gives; None where nothing is known of it."""
+    """Return the value of a function of Python, or None if it is unknown."""
     if name in ENVIRONMENT and call.arguments:
         return flow.environment(*[*call.arguments, call.named.get("default", _NONE)][:2])
     if name not in CONVERTERS or len(call.arguments) != 1:
         return None
     argument = call.arguments[0]
     if not isinstance(argument.what, Known):
-        # A setting of which only the name is known stays one.
+        # A setting whose value is unknown stays a setting.
         return argument if {type(n) for n in argument.labels} == {Switch} else None
     try:
         value = CONVERTERS[name](argument.what.value)
@@ -299,7 +299,7 @@ def _text(flow: Expressions, call: Call) -> Value | None:
 
 @_for("add_argument")
 def _add_argument(flow: Expressions, call: Call) -> Value:
-    """An option of the command line: its default, unless the logs list the setting."""
+    """Handle an option of the command line: the logged setting, else its default."""
     known = [v.what.value for v in call.arguments if isinstance(v.what, Known)]
     words = [str(word).lstrip("-").replace("-", "_") for word in known]
     wanted = call.named.get("dest", UNKNOWN).what
@@ -315,7 +315,7 @@ def _add_argument(flow: Expressions, call: Call) -> Value:
 
 @_for("parse_args", "add_argument_group", "add_mutually_exclusive_group")
 def _parse_args(flow: Expressions, call: Call) -> Value | None:
-    """Options are parts of what they were added to."""
+    """Return the parser itself, which has its options as parts."""
     return call.receiver if call.receiver.of(Held) else None
 
 
@@ -349,7 +349,7 @@ def _partial(flow: Expressions, call: Call) -> Value | None:
 
 @_for("map", "imap", "starmap", "submit", "apply", "apply_async", "checkpoint", "Thread")
 def _handed(flow: Expressions, call: Call) -> Value | None:
-    """A function that is called by something else."""
+    """Handle a function that another function calls."""
     for number, value in enumerate(call.values):
         if isinstance(value.what, Callee):
             rest = [Value(v.labels) for v in call.values[number + 1 :]]
@@ -359,5 +359,5 @@ def _handed(flow: Expressions, call: Call) -> Value | None:
 
 @_for("eval", "train", "requires_grad_", "to", "cuda", "float", "bfloat16", "half", "double")
 def _itself(flow: Expressions, call: Call) -> Value | None:
-    """What changes the form of something and gives it back."""
+    """Handle a method that changes the form of an object and returns it."""
     return Value(call.receiver.labels) if call.owner is not None else None

@@ -1,6 +1,6 @@
-"""Programs in C, C++ or CUDA beside a script or inside its strings: patterns in their text.
+"""Checks programs in C, C++ or CUDA beside a script or inside its strings, by patterns of text.
 
-No compiler reads them: statements are what stands between semicolons and braces.
+There is no compiler here: a statement is the text between semicolons and braces.
 """
 
 import re
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from fairway.audit.findings import Finding
 from fairway.audit.records import peeks, spreading
 
-# Characters of a program that are looked at, and of one statement.
+# The most characters that are read, of a program and of one statement.
 _MOST_CHARS, _MOST_STATEMENT = 400_000, 2_000
-# Statements behind one that reads a token in which a test of it is looked for.
+# The number of statements after the reading of a token that are searched for a test of it.
 _REACH = 60
 _TARGET = r"(?:tgt|target|next_tok|next_token|gold|actual|realized|realised|label)\w*"
 _MIXED = re.compile(rf"\^[^=][^;]*\b{_TARGET}|\^=[^;]*\b{_TARGET}|\b{_TARGET}[^;]*\^")
@@ -45,7 +45,7 @@ _HINT = re.compile(r"\b\w*(?:hint|top_|prob|gate|boost|valid|beta)\w*\[\s*(?:i|p
 
 
 def check_native(text: str, file: str, line: int = 1) -> Iterator[Finding]:
-    """Yield what is found in a program; `line` is where its text begins."""
+    """Yield the findings in a program; `line` is the number of its first line."""
     statements = list(_statements(text[:_MOST_CHARS], line))
     mixes = bool(_WEIGHTS.search(text[:_MOST_CHARS]))
     told: set[str] = set()
@@ -69,14 +69,14 @@ def _statements(text: str, line: int) -> Iterator[_Statement]:
     text = re.sub(r"//[^\n]*", "", _without_comments(text))
     for part in re.split(r"(?<=[;{}])", text):
         lead = len(part) - len(part.lstrip())
-        # Patterns take the square of a run of blanks, or of the letters of one word.
+        # Patterns take quadratic time in long blanks, and in long words.
         short = re.sub(r"\w{80,}", "_", re.sub(r"\s+", " ", part.strip()[:_MOST_STATEMENT]))
         yield line + part.count("\n", 0, lead), short
         line += part.count("\n")
 
 
 def _without_comments(text: str) -> str:
-    """Return a program without its comments of many lines, which keep their line ends."""
+    """Return a program without comments of several lines; line ends stay."""
     parts, at = [], 0
     while (start := text.find("/*", at)) >= 0 and (end := text.find("*/", start + 2)) >= 0:
         parts += [text[at:start], "\n" * text.count("\n", start, end)]
@@ -108,7 +108,7 @@ def _simple(statements: list[_Statement], mixes: bool) -> Iterator[_Found]:
 
 
 def _expert(statements: list[_Statement]) -> Iterator[_Found]:
-    """Yield tests of the token of a place under which a hint for that place is written."""
+    """Yield tests of a place's token that guard the writing of a hint for that place."""
     for number, (_, text) in enumerate(statements):
         if not _READS.search(text):
             continue
@@ -125,5 +125,5 @@ def _expert(statements: list[_Statement]) -> Iterator[_Found]:
                 yield "target-expert", *test
                 return
             elif inner == "}":
-                # The test holds for its own block, and blocks inside it are short.
+                # The test applies to its own block, and blocks inside it are short.
                 test = test if test is not None and line - test[0] < 20 else None

@@ -1,7 +1,7 @@
 """Judges the events of a script: was the text trained on before it was scored?
 
-A score is right if nothing that it depends on has seen its tokens. So training is allowed on what
-the same sum already counts, and on nothing else.
+A score is right if nothing that it depends on has seen its tokens. So training is allowed only on
+tokens that the same sum already counts.
 """
 
 import re
@@ -15,25 +15,24 @@ from fairway.audit.records.shown import scores_in
 
 _WHY = {
     "last-epoch": (
-        "the same tokens are trained on in one pass and scored in a later one: only a score from "
-        "before the first pass counts"
+        "one pass trains on the same tokens that a later pass scores: only a score from before the "
+        "first pass counts"
     ),
     "val-training": (
-        "validation tokens are trained on before the first of them is scored: the text is "
-        "learned, then scored"
+        "the model trains on validation tokens before the first of them is scored: it learns the "
+        "text before the score"
     ),
     "slot": (
-        "values are fitted to the targets of a window, then the same window is scored with them"
+        "values are fitted to the targets of a window, and the same window is then scored with them"
     ),
-    "trained-before-scored": "a piece of the text is trained on before it is scored",
-    "second-pass": "a text that was trained on while it was scored is scored again with the result",
+    "trained-before-scored": "the model trains on a piece of the text before the piece is scored",
+    "second-pass": "a text is scored again after training on it during its first scoring",
     "slot-context": (
-        "values are fitted to the part of a window that was scored before; whether that is allowed "
-        "was never ruled"
+        "values are fitted to the scored part of a window; no ruling says whether that is allowed"
     ),
     "val-warm-up": (
         "a warm-up takes steps on validation tokens before they are scored; no score seems to "
-        "depend on them, but other tokens would do"
+        "depend on them, but training tokens would serve as well"
     ),
 }
 _SWITCHES = re.compile(r"ttt|slot|adapt|enable|_on$|^use_|^do_|mode|epochs|warm|tune|refine", re.I)
@@ -42,7 +41,7 @@ _ALWAYS_WARNING = ("slot-context", "second-pass", "val-warm-up")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One training that is out of order: its kind, and the score that shows it."""
+    """A training in the wrong order: its kind, and the score that shows it."""
 
     kind: str
     training: Training
@@ -55,10 +54,10 @@ def check_order(
     said: Mapping[str, str],
     claimed: Sequence[str] = (),
 ) -> Iterator[Finding]:
-    """Yield trainings on validation tokens that come before their score, one for each line.
+    """Yield findings for trainings on validation tokens before their score, one for each line.
 
-    `said` names who says a setting, if not the logs; `claimed` are the lines of logs that tell the
-    score claimed: where the script prints them, what comes before other scores convicts nobody.
+    `said` names the source of a setting that is not from the logs. `claimed` are the lines of logs
+    with the claimed score. If the script prints them, the order before other scores is no proof.
     """
     worst: dict[tuple[str, int], Verdict] = {}
     grave = list(_WHY)
@@ -66,7 +65,7 @@ def check_order(
     meant = {id(events.scores[number]) for number in numbers}
 
     def rank(verdict: Verdict) -> tuple[bool, bool, int]:
-        # The sum of a training's own losses tells least, where another score depends on it.
+        # If another score depends on a training, the sum of its own losses matters least.
         score, loops = verdict.score, {t.loop for t in verdict.training.turns}
         own = score is not None and {t.loop for t in score.turns} == loops
         return _elsewhere(verdict, meant), own, grave.index(verdict.kind)
@@ -83,18 +82,18 @@ def check_order(
         finding = _finding(verdict, known)
         if _elsewhere(verdict, meant):
             milder: Severity = "warning" if finding.severity == "invalid" else "note"
-            why = f"{finding.why}; the score claimed is another one"
+            why = f"{finding.why}; the claimed score is another one"
             finding = replace(finding, severity=milder, why=why)
         yield finding
 
 
 def _elsewhere(verdict: Verdict, meant: Collection[int]) -> bool:
-    """Return whether the score of a verdict is not among those claimed, which are known."""
+    """Return whether the claimed scores are known, and the score of a verdict is another."""
     return bool(meant) and verdict.score is not None and id(verdict.score) not in meant
 
 
 def verdicts(events: Events) -> Iterator[Verdict]:
-    """Yield all trainings that are out of order, as often as scores show it."""
+    """Yield all trainings in the wrong order, once for every score that shows it."""
     used: set[int] = set()
     for scores in _grouped(events):
         for score in scores:
@@ -110,13 +109,13 @@ def verdicts(events: Events) -> Iterator[Verdict]:
 
 
 def _grouped(events: Events) -> list[list[Score]]:
-    """Return the scores behind each figure, in order; a figure may be printed many times."""
+    """Return the scores of each printed figure, in order; a figure may be printed many times."""
     groups: dict[tuple[object, ...], dict[int, Score]] = {}
     for sink in events.sinks:
         key = (sink.place.file, sink.place.line, sink.calls)
         groups.setdefault(key, {}).update({id(score): score for score in sink.scores})
     if not groups:
-        # Nothing is turned into bits: sums are taken for figures, but those of training itself.
+        # Without a conversion to bits, sums count as figures, except those of training itself.
         first: dict[tuple[object, ...], int] = {}
         for training in events.trainings:
             first.setdefault((training.calls, training.turns), training.when)
@@ -127,7 +126,7 @@ def _grouped(events: Events) -> list[list[Score]]:
 
 
 def _kind(events: Events, training: Training, score: Score, first: bool) -> str:
-    """Return how a training is out of order before a score, or nothing."""
+    """Return the kind of a training in the wrong order before a score, or ''."""
     if training.when > score.when:
         return ""
     if _same(training, score):
@@ -147,30 +146,30 @@ def _kind(events: Events, training: Training, score: Score, first: bool) -> str:
 
 
 def _same(training: Training, score: Score) -> bool:
-    """Return whether a training saw tokens of a score for certain."""
+    """Return whether a training certainly saw tokens of a score."""
     ours = [p for p in training.pieces if p.turns]
     theirs = [p for p in score.pieces if p.turns]
     return any(a.within(b) or b.within(a) for a in ours for b in theirs)
 
 
 def _shared(training: Training, score: Score) -> bool:
-    """Return whether a window is trained on up to where it is scored from."""
+    """Return whether a training on a window ends where its score begins."""
     upto = {c.where for c in training.cuts if c.side == "upto"}
     if upto & {c.where for c in score.cuts if c.side == "from"}:
         return True
-    # A mask that is set up to somewhere, and a score that begins somewhere.
+    # The training masks a beginning, and the score starts after one.
     masked = any(c.side == "masked" for c in training.cuts)
     return masked and any(c.side == "from" for c in score.cuts)
 
 
 def _passes(training: Training, score: Score) -> bool:
-    """Return whether both stand in one loop, the training in an earlier turn of it."""
+    """Return whether both are in one loop, with the training in an earlier turn."""
     turns = {t.loop: t.number for t in score.turns}
     return any(t.loop in turns and t.number < turns[t.loop] for t in training.turns)
 
 
 def _interleaved(events: Events, training: Training) -> bool:
-    """Return whether tokens were scored before, turn by turn with those that are trained on."""
+    """Return whether the loop of a training also scores, in turn with the training."""
     loops = {t.loop for piece in training.pieces for t in piece.turns}
     loops &= {t.loop for t in training.turns}
     return any(
@@ -185,9 +184,9 @@ def _switches(
     said: Mapping[str, str],
     seen: Mapping[str, str],
 ) -> tuple[str, bool]:
-    """Return in words what is known of the switches around a training, and if that is enough."""
+    """Return what is known of the switches around a training, and whether that is certain."""
     asked = list(dict.fromkeys(guard.lower() for guard in training.guards))
-    # Of the conditions around a training, those decide that switch it on.
+    # If some of the conditions are switches for such training, only these count.
     asked = [name for name in asked if _SWITCHES.search(name)] or asked
     shown = [name for name in asked if name in seen]
     known = [n for n in asked if n in settings and plain_setting(settings[n]) not in (0, None)]
@@ -203,7 +202,7 @@ def _switches(
 
 
 def _finding(verdict: Verdict, known: tuple[str, bool]) -> Finding:
-    """Return the finding, as grave as what is known of the switches around it."""
+    """Return the finding; its severity depends on what is known of the switches around it."""
     training = verdict.training
     words, sure = known
     place = training.place

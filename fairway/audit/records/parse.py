@@ -1,7 +1,7 @@
-"""Python of any recent version read as a syntax tree by the Python that is here; none is run.
+"""Reads Python of any recent version as a syntax tree, with the present Python, without running it.
 
-What a newer grammar allows is rewritten first, line for line: f-strings with quotes inside, type
-parameters, type statements. If that does not help, the part before the first error is read.
+Newer grammar is first rewritten, line for line: f-strings with quotes inside, type parameters, type
+statements. If that does not help, only the part before the first error is read.
 """
 
 import ast
@@ -9,32 +9,32 @@ import re
 import warnings
 from dataclasses import dataclass
 
-# Brackets inside one another: a parser takes no more.
+# The deepest nesting of brackets that a parser accepts.
 _MOST_NESTED = 150
 _PREFIXES = {"f", "rf", "fr", "F", "rF", "fR", "Rf", "Fr", "RF", "FR"}
 _TYPE = re.compile(r"^([ \t]*)type[ \t]+(\w+)[ \t]*(?=[\[=])", re.MULTILINE)
 _GENERIC = re.compile(r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+\w+(\[)", re.MULTILINE)
 _EXCEPT = re.compile(r"^([ \t]*except[ \t]+)([\w.]+(?:[ \t]*,[ \t]*[\w.]+)+)([ \t]*:)", re.M)
-# Stands for an f-string until the tree is there.
+# Replaces an f-string until the tree exists.
 _PLACEHOLDER = "__fairway_joined__"
-_DEEP = "its expressions lie too deep inside one another"
-# Attempts to read a part of a script.
+_DEEP = "its expressions are nested too deeply"
+# The number of attempts to read a part of a script.
 _MOST_CUTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A syntax tree, or None; and in words what of the source it leaves out, if anything."""
+    """A syntax tree, or None, and a text that says what it leaves out, if anything."""
 
     tree: ast.Module | None
     why: str = ""
 
 
 def parsed(source: str) -> Parsed:
-    """Return the syntax tree of a source; nothing is raised whatever the source is."""
+    """Return the syntax tree of a source; this raises nothing for any source."""
     source = source.removeprefix("\ufeff").replace("\x00", " ")
     if _nested(source) > _MOST_NESTED:
-        return Parsed(None, f"its brackets lie more than {_MOST_NESTED} deep")
+        return Parsed(None, f"its brackets are nested more than {_MOST_NESTED} deep")
     tree, error = _tree(source)
     if tree is None and error is not None:
         try:
@@ -51,7 +51,7 @@ def _tree(source: str) -> tuple[ast.Module | None, SyntaxError | None]:
     """Return a tree, or the error; neither if the source is too deep."""
     try:
         with warnings.catch_warnings():
-            # A stranger's script may have a warning in every line, told in its own words.
+            # A foreign script may cause a warning in every line.
             warnings.simplefilter("ignore")
             return ast.parse(source), None
     except SyntaxError as error:
@@ -61,7 +61,7 @@ def _tree(source: str) -> tuple[ast.Module | None, SyntaxError | None]:
 
 
 def _part(source: str, error: SyntaxError) -> Parsed:
-    """Return what stands before an error, by whole statements."""
+    """Return the part before an error, in whole statements."""
     lines = source.split("\n")
     end = min(error.lineno or 0, len(lines)) - 1
     for _ in range(_MOST_CUTS):
@@ -69,8 +69,8 @@ def _part(source: str, error: SyntaxError) -> Parsed:
             break
         tree, found = _tree("\n".join(lines[:end]))
         if tree is not None and tree.body:
-            return Parsed(_joined(tree), f"it could be read up to line {end} only")
-        # The statement with the error begins at a line that is not indented.
+            return Parsed(_joined(tree), f"it could be read only up to line {end}")
+        # The statement with the error begins at an unindented line.
         end = min(end, (found.lineno if found is not None else None) or end) - 1
         while end > 0 and not re.match(r"[A-Za-z@]", lines[end]):
             end -= 1
@@ -78,7 +78,7 @@ def _part(source: str, error: SyntaxError) -> Parsed:
 
 
 def _nested(source: str) -> int:
-    """Return how deep brackets lie inside one another, at most; strings count as text."""
+    """Return the deepest nesting of brackets outside strings."""
     deepest = depth = at = 0
     while (match := _BRACKET.search(source, at)) is not None:
         at = match.end()
@@ -100,7 +100,7 @@ _BRACKET = re.compile(r"[\[({})\]]|#[^\n]*|(?P<quote>\"\"\"|'''|\"|')")
 
 
 def rewritten(source: str) -> str:
-    """Return a source without what only newer versions of Python read, line for line."""
+    """Return a source without grammar of newer versions of Python, line for line."""
     source = _without_nested_quotes(source)
     source = _EXCEPT.sub(r"\1(\2)\3", source)
     source = _without_parameters(source)
@@ -121,7 +121,7 @@ def _without_parameters(source: str) -> str:
 
 
 def _closing(source: str, start: int) -> int:
-    """Return the place behind the bracket that closes the one at `start`."""
+    """Return the index after the bracket that closes the one at `start`."""
     depth = 0
     for at in range(start, min(len(source), start + 2_000)):
         depth += (source[at] in "[(") - (source[at] in "])")
@@ -131,7 +131,7 @@ def _closing(source: str, start: int) -> int:
 
 
 def _without_nested_quotes(source: str) -> str:
-    """Return a source whose newer f-strings are calls of a placeholder with text and values."""
+    """Return a source with newer f-strings replaced by calls of a placeholder with their parts."""
     parts: list[str] = []
     at, after, was_call = 0, -1, False
     while (match := _TOKEN.search(source, at)) is not None:
@@ -146,7 +146,7 @@ def _without_nested_quotes(source: str) -> str:
             call, at = _fstring(source, match.end(), match["quote"])
         else:
             at = _string_end(source, match.end(), match["quote"])
-        # Strings side by side are one; a call among them is added.
+        # Adjacent strings are joined; a call among them needs a plus.
         if after >= 0 and (call or was_call) and not source[after : match.start()].strip():
             parts.append("+")
         parts.append(call or source[match.start() : at])
@@ -160,7 +160,7 @@ _TOKEN = re.compile(
 
 
 def _string_end(source: str, at: int, quote: str) -> int:
-    """Return the place behind a string whose text begins at `at`."""
+    """Return the index after a string whose text begins at `at`."""
     while at < len(source):
         if source.startswith(quote, at):
             return at + len(quote)
@@ -171,7 +171,7 @@ def _string_end(source: str, at: int, quote: str) -> int:
 
 
 def _fstring(source: str, at: int, quote: str) -> tuple[str, int]:
-    """Return a call for an f-string that only a newer Python reads, else '', and its end."""
+    """Return a call for an f-string of newer Python, or '' for others, and the end."""
     start, text, arguments, newer = at, "", [], False
     while at < len(source):
         if source.startswith(quote, at):
@@ -200,7 +200,7 @@ def _fstring(source: str, at: int, quote: str) -> tuple[str, int]:
 
 
 def _replacement(source: str, at: int) -> tuple[str, int]:
-    """Return the expression of a replacement field, and the place behind its brace."""
+    """Return the expression of a replacement field, and the index after its brace."""
     depth, parts, start = 0, [], at
     while at < len(source):
         match = _TOKEN.match(source, at)
@@ -223,7 +223,7 @@ def _replacement(source: str, at: int) -> tuple[str, int]:
     expression = "".join(parts).rstrip()
     if expression.endswith("=") and not expression.endswith(("==", "!=", "<=", ">=")):
         expression = expression[:-1]
-    # The format of a field may hold fields.
+    # The format of a field may contain fields.
     at, depth = max(at, start), 1
     while at < len(source) and depth:
         depth += (source[at] == "{") - (source[at] == "}")

@@ -1,6 +1,6 @@
-"""Scores that depend on the token they are for: patterns in a script's functions.
+"""Finds scores that depend on the token they are for, by patterns in a script's functions.
 
-Names are what a tree has to go by, so each finding is a reason to look, with its line.
+A syntax tree gives only names, so each finding is a reason to look at its line.
 """
 
 import ast
@@ -14,14 +14,14 @@ _HASHES = re.compile(r"hash|prime|key|bucket|mix|slot|ctx|^h\d?$|full", re.IGNOR
 _WEIGHT = re.compile(
     r"^_?(lam|lambda_?|lmbda|alpha|gate|w_nn|w_ppm|mix_?w|weight|mixing|blend)\w*$", re.IGNORECASE
 )
-# A cost that was known before the token: an average, the cost of what came before.
+# A cost that was known before the token: an average, or the cost of earlier tokens.
 _BEFORE = re.compile(
     r"(ema|avg|mean|prev|last|running|history|expected|entropy|sum|best|train)", re.I
 )
 _TOKENS = re.compile(r"(tok|token|tgt|target|chunk|seq|ids|data|stream)", re.IGNORECASE)
 _HINTS = re.compile(r"(hint|top|prob|gate|boost|valid|beta|conf|pred|expert|within|word)", re.I)
 _STARTS = re.compile(r"(start|new_word|boundary|space|bnd|ws|is_word|begins)", re.IGNORECASE)
-# Probabilities of the realised token by name, and names of what is.
+# Names of probabilities of the realised token.
 _OF_TARGET = re.compile(
     r"(?:^|_)p(?:rob)?s?_(?:\w{1,12}_)?(?:tgt|targets?|gold|true|realised|realized|y)$|"
     r"(?:^|_)(?:tgt|target|gold)_p(?:rob)?s?$|^(?:\w{1,12}_)?p(?:rob)?s?_(?:tgt|target|gold)\b",
@@ -31,26 +31,26 @@ _HASH_CALLS = ("hash", "crc32", "adler32", "bitwise_xor", "xor")
 _EACH = re.compile(r"(nll|ptl|per_tok|token_loss|logp|log_prob|tok_loss|p_tgt|prob_tgt)", re.I)
 WHY = {
     "hashed-target": (
-        "a hash key holds the target: a count looked up by it belongs to whatever shares the "
-        "bucket, and over all candidates such ratios sum to more than one"
+        "a hash key contains the target: a looked-up count belongs to all contexts in the bucket, "
+        "and over all candidates such ratios sum to more than one"
     ),
     "target-gate": (
-        "a mixing weight is chosen by what the realised symbol costs: whoever chooses so has seen "
-        "it, and the probabilities no longer sum to one"
+        "the cost of the realised symbol decides a mixing weight: this choice needs the symbol, "
+        "and the probabilities no longer sum to one"
     ),
     "target-expert": (
-        "an expert speaks up for a place only if the token that stands there begins a word, or "
-        "does not: its probabilities depend on that token"
+        "an expert gives a hint for a place only if the token at that place begins a word, or only "
+        "if it does not: its probabilities depend on that token"
     ),
     "oracle": (
-        "the better of two costs of the realised token is taken: no distribution gives both, and "
+        "the better of two costs of the realised token is taken: no distribution has both, and "
         "over all candidates such probabilities sum to more than one"
     ),
 }
 
 
 def check_peeks(script: Script, function: Function) -> Iterator[Finding]:
-    """Yield where a function's probabilities seem to depend on the token they are for."""
+    """Yield findings where a function's probabilities seem to depend on the token they are for."""
     for code, find in (
         ("hashed-target", _hashed_target),
         ("target-gate", _gate_on_target),
@@ -63,7 +63,7 @@ def check_peeks(script: Script, function: Function) -> Iterator[Finding]:
 
 
 def _hashed_target(script: Script, function: Function) -> ast.expr | None:
-    """Return a masked hash into which the target was mixed."""
+    """Return a masked hash that contains the target."""
     mixed: set[str] = set()
     every = _enumerated(script, function)
     for node in script.inside(function.body):
@@ -95,7 +95,7 @@ def _hashed_target(script: Script, function: Function) -> ast.expr | None:
 
 
 def _is_mixed(script: Script, value: ast.expr) -> bool:
-    """Return whether parts of an expression are mixed as hashes are."""
+    """Return whether parts of an expression are combined like a hash."""
     for node in script.walk(value):
         if isinstance(node, ast.BitXor):
             return True
@@ -105,7 +105,7 @@ def _is_mixed(script: Script, value: ast.expr) -> bool:
 
 
 def _is_summed(script: Script, value: ast.expr) -> bool:
-    """Return whether the target is added to a hash that is multiplied by a large number."""
+    """Return whether the target is added to a hash that was multiplied by a large number."""
     for node in script.walk(value):
         if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
             continue
@@ -117,7 +117,7 @@ def _is_summed(script: Script, value: ast.expr) -> bool:
 
 
 def _is_grown(node: ast.expr) -> bool:
-    """Return whether something is multiplied by a number that no size of a vocabulary is."""
+    """Return whether a value is multiplied by a number above any size of a vocabulary."""
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult):
         return False
     numbers = [n.value for n in (node.left, node.right) if isinstance(n, ast.Constant)]
@@ -125,7 +125,7 @@ def _is_grown(node: ast.expr) -> bool:
 
 
 def _enumerated(script: Script, function: Function) -> set[str]:
-    """Return names that go through all candidates: loops over a vocabulary, `arange` of one."""
+    """Return names that take every candidate: loops over a vocabulary, or its `arange`."""
     found: set[str] = set()
     for node in script.inside(function.body):
         if isinstance(node, ast.For) and isinstance(node.target, ast.Name):
@@ -139,7 +139,7 @@ def _enumerated(script: Script, function: Function) -> set[str]:
 
 
 def _gate_on_target(script: Script, function: Function) -> ast.expr | None:
-    """Return a condition on the realised symbol's cost by which a mixing weight is chosen."""
+    """Return a condition on the realised symbol's cost that decides a mixing weight."""
     read = _of_target(script, function)
     for node in script.walk(function):
         test, weights = _chosen(script, function, node)
@@ -154,7 +154,7 @@ def _gate_on_target(script: Script, function: Function) -> ast.expr | None:
 
 
 def _chosen(script: Script, function: Function, node: ast.AST) -> tuple[ast.expr | None, set[str]]:
-    """Return a condition, and the names of what is chosen by it."""
+    """Return a condition, and the names that it decides."""
     if isinstance(node, ast.If):
         return node.test, {n for s in node.body for n in script.assigned(s)}
     if not isinstance(node, ast.Assign | ast.Return) or node.value is None:
@@ -170,7 +170,7 @@ def _chosen(script: Script, function: Function, node: ast.AST) -> tuple[ast.expr
 
 
 def _of_target(script: Script, function: Function) -> set[str]:
-    """Return names of what was read of a distribution at the realised token."""
+    """Return names of values that were read from a distribution at the realised token."""
     found: set[str] = set()
     if not script.names(function) & {"gather", "take_along_axis"}:
         return found
@@ -188,7 +188,7 @@ def _of_target(script: Script, function: Function) -> set[str]:
 
 
 def _at_target(script: Script, test: ast.expr) -> bool:
-    """Return whether a condition asks what the realised token is: whether it begins a word."""
+    """Return whether a condition asks about the realised token, for example the start of a word."""
     return any(
         isinstance(node, ast.Subscript)
         and script.says(node.slice, TARGET)
@@ -198,7 +198,7 @@ def _at_target(script: Script, test: ast.expr) -> bool:
 
 
 def _expert_on_target(script: Script, function: Function) -> ast.expr | None:
-    """Return a condition on token i under which a hint for place i is written."""
+    """Return a condition on token i that guards the writing of a hint for place i."""
     for loop in script.walk(function):
         if not isinstance(loop, ast.For):
             continue
@@ -223,7 +223,7 @@ def _expert_on_target(script: Script, function: Function) -> ast.expr | None:
 
 
 def _loop_names(loop: ast.For) -> tuple[str, str]:
-    """Return the names of a loop's place and token, as far as it has them."""
+    """Return the names of a loop's index and token, or ''."""
     target = loop.target
     if isinstance(target, ast.Name):
         return target.id, ""
@@ -235,12 +235,12 @@ def _loop_names(loop: ast.For) -> tuple[str, str]:
 
 
 def _reads_token(value: ast.expr, index: str) -> bool:
-    """Return whether an expression is the token of this place."""
+    """Return whether an expression is the token at this index."""
     return any(_is_item(node, index, _TOKENS) for node in ast.walk(value))
 
 
 def _is_item(node: ast.AST, index: str, of: re.Pattern[str]) -> bool:
-    """Return whether an expression is the item at an index of something of such a name."""
+    """Return whether an expression is the item at an index of an object with such a name."""
     match node:
         case ast.Subscript(value=ast.Name(id=name), slice=ast.Name(id=at)):
             return at == index and bool(of.search(name))
@@ -248,7 +248,7 @@ def _is_item(node: ast.AST, index: str, of: re.Pattern[str]) -> bool:
 
 
 def _writes(script: Script, body: list[ast.stmt], index: str) -> bool:
-    """Return whether statements write a hint for a place."""
+    """Return whether statements write a hint at an index."""
     stores = (node for node in script.inside(body) if isinstance(node, ast.Assign))
     return any(_is_item(target, index, _HINTS) for node in stores for target in node.targets)
 
@@ -264,7 +264,7 @@ def _better_of_two(script: Script, function: Function) -> ast.expr | None:
         for name in script.names(node)
     }
     for node in script.walk(function):
-        # The largest of two logarithms is subtracted to add them safely: that is no choice.
+        # The larger of two logarithms is subtracted to add them safely; that is not a choice.
         if isinstance(node, ast.Assign) and script.assigned(node) & subtracted:
             continue
         value = getattr(node, "value", None)
@@ -277,7 +277,7 @@ def _better_of_two(script: Script, function: Function) -> ast.expr | None:
 
 
 def _is_better(script: Script, call: ast.Call) -> bool:
-    """Return whether a call gives the better of two costs of the realised token."""
+    """Return whether a call returns the better of two costs of the realised token."""
     name, sides = last_name(call), [script.names(argument) for argument in call.args]
     if name == "where" and len(sides) == 3 and isinstance(call.args[0], ast.Compare):
         compared = [call.args[0].left, call.args[0].comparators[0]]

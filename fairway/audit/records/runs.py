@@ -1,7 +1,7 @@
 """Finds the runs that a record claims, by scores, seeds and names.
 
-Folders hold ablations, earlier runs, evaluations and failures beside what they claim. What is not
-claimed is read, and nothing of it is held against the record.
+Beside the claimed runs, folders contain ablations, earlier runs, evaluations and failures. Those
+are read, but they do not count against the record.
 """
 
 import re
@@ -14,9 +14,9 @@ from fairway.audit.records.claims import Claims, seed_rows
 from fairway.audit.records.logs import Log
 from fairway.audit.records.said import Number, Stage
 
-# A rounded score may miss the one it stands for by this much.
+# A rounded score may differ from the exact one by this much.
 ROUNDING = 6e-5
-# Names of runs that nobody claims, where others have the same seed.
+# Names of runs that are not claimed if another run has the same seed.
 _ASIDE = re.compile(
     r"ablat|baseline|control|original|smoke|debug|fail|crash|abort|partial|snapshot|old|prev|proxy|"
     r"test_|sweep|screen|rerun|attempt|no_?ttt|without",
@@ -29,10 +29,10 @@ _COMPARES = re.compile(r"mixed-|other-settings|seed-twice|no-log-of-seed|bytes-n
 
 @dataclass(eq=False)
 class Runs:
-    """The runs that a record claims, and the others, each with why it was left aside.
+    """The runs that a record claims, and the others, each with the reason why it is set aside.
 
-    `certain` is False where the claim does not tell its runs from others: then nothing that only a
-    log says convicts.
+    `certain` is False if the claim does not distinguish its runs from others. Then no finding that
+    rests on a log alone is 'invalid'.
     """
 
     claimed: list[Log] = field(default_factory=list)
@@ -40,22 +40,20 @@ class Runs:
     certain: bool = True
 
     def tempered(self, findings: Iterable[Finding]) -> Iterator[Finding]:
-        """Yield findings about logs, as warnings where no run is known to be claimed."""
+        """Yield findings about logs; as warnings if the claimed runs are not known."""
         for finding in findings:
             if not self.certain and _COMPARES.match(finding.code):
-                # Runs that may not belong together need not agree.
+                # These runs may not belong together, so they need not agree.
                 continue
             if finding.severity == "invalid" and not self.certain:
-                why = f"{finding.why} (whether the record claims this run could not be told)"
+                why = f"{finding.why} (it is not known whether the record claims this run)"
                 finding = replace(finding, severity="warning", why=why)
             yield finding
 
     def findings(self) -> Iterator[Finding]:
-        """Yield which logs were left aside, folded into one note; or that none could be told."""
+        """Yield one note about the logs set aside, or a warning if no run could be identified."""
         if not self.certain and len(self.claimed) > 1:
-            why = (
-                "none of these runs has the score claimed, so which of them are meant is not known"
-            )
+            why = "none of these runs has the claimed score, so it is not known which are claimed"
             names = _some([log.shown for log in self.claimed])
             yield Finding("warning", "runs-unknown", why, value=names)
         if self.aside:
@@ -64,9 +62,7 @@ class Runs:
                 reasons.setdefault(why, []).append(log.shown)
             value = "; ".join(f"{why}: {_some(names)}" for why, names in reasons.items())
             why = f"{len(self.aside)} of {len(self.aside) + len(self.claimed)} runs are not claimed"
-            yield Finding(
-                "note", "runs-aside", f"{why}; nothing of them is held against it", value=value
-            )
+            yield Finding("note", "runs-aside", f"{why}; they do not count against it", value=value)
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
@@ -75,10 +71,10 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 
 
 def choose(logs: Sequence[Log], claims: Claims, readme: str) -> Runs:
-    """Return the runs that a record claims; where a score matches, `claimed` of a log is set."""
+    """Return the runs that a record claims; if a score matches, `claimed` of the log is set."""
     left, aside = _without_copies(logs)
     named = [log for log in left if _base(log) in claims.others]
-    aside += [(log, "the claim names it as another's") for log in named]
+    aside += [(log, "the claim names it as a log of something else") for log in named]
     left = [log for log in left if log not in named]
     runs = _by_seed(left, _scores_by_seed(claims, readme, left), claims) or _by_mean(left, claims)
     runs.aside = aside + runs.aside
@@ -93,7 +89,7 @@ def _base(log: Log) -> str:
 
 
 def _without_copies(logs: Sequence[Log]) -> tuple[list[Log], list[tuple[Log, str]]]:
-    """Return logs without those that say what another one says, which come second."""
+    """Return logs without copies of others, and the copies."""
     seen: dict[tuple[object, ...], Log] = {}
     left, aside = [], []
     for log in sorted(logs, key=lambda log: log.name.count("/")):
@@ -109,33 +105,33 @@ def _without_copies(logs: Sequence[Log]) -> tuple[list[Log], list[tuple[Log, str
 
 
 def _values(claims: Claims, log: Log) -> list[Number]:
-    """Return the scores that may be claimed of a log: that of its seed, else that of the whole."""
+    """Return the scores that may be claimed for a log: that of its seed, else the overall one."""
     found = [claims.by_seed[log.seed]] if log.seed in claims.by_seed else []
     return found or ([claims.numbers["bpb"]] if "bpb" in claims.numbers else [])
 
 
 def unit(text: str) -> float:
-    """Return half a unit of the last decimal of a number as it was written."""
+    """Return half a unit of the last written decimal of a number."""
     digits = re.search(r"\d\.(\d{1,30})\s*$", text)
     return 0.51 * 10.0 ** -len(digits[1]) if digits else 0.0
 
 
 def _match(log: Log, values: Iterable[Number]) -> Stage | None:
-    """Return the stage of a log that one of some scores is of: the nearest, of those the last."""
+    """Return the stage of a log whose score is nearest to one of the values; of equals the last."""
     stages = log.evaluations or log.stages[-1:]
     best: tuple[float, Stage] | None = None
     for value in values:
         for stage in stages:
             off = abs(stage.bpb.value - value.value)
             near = off <= max(ROUNDING, min(unit(value.text), 6e-4))
-            # Rounded scores stand beside exact ones of the same evaluation: the last exact one.
+            # Logs print rounded and exact scores of one evaluation; the last exact one is taken.
             if near and (best is None or off <= best[0] + 1e-9):
                 best = (off, stage)
     return _timed(best[1], stages) if best else None
 
 
 def _timed(stage: Stage, stages: Sequence[Stage]) -> Stage:
-    """Return a stage with the seconds and the loss that its lines together say."""
+    """Return a stage with the seconds and the loss from all lines about it."""
     same = [s for s in stages if abs(s.bpb.value - stage.bpb.value) <= ROUNDING]
     seconds = max((s.seconds for s in same if s.seconds is not None), default=None)
     losses = [s.loss for s in same if s.loss is not None and s.name.startswith(stage.name[:12])]
@@ -148,7 +144,7 @@ def _timed(stage: Stage, stages: Sequence[Stage]) -> Stage:
 
 
 def _scores_by_seed(claims: Claims, readme: str, logs: Sequence[Log]) -> dict[int, list[Number]]:
-    """Return the scores that are claimed of every seed, by submission.json, else by the README."""
+    """Return the claimed scores of every seed, from submission.json, else from the README."""
     if claims.by_seed:
         return {seed: [score] for seed, score in claims.by_seed.items()}
     rows = seed_rows(readme, {log.seed for log in logs if log.seed is not None})
@@ -168,7 +164,7 @@ def _scores_by_seed(claims: Claims, readme: str, logs: Sequence[Log]) -> dict[in
 
 
 def _by_seed(logs: list[Log], scores: dict[int, list[Number]], claims: Claims) -> Runs | None:
-    """Return the runs whose scores are claimed seed by seed; None where none matches."""
+    """Return the runs whose scores are claimed seed by seed, or None if none matches."""
     runs, matched = Runs(), 0
     for seed, values in scores.items():
         of_seed = [log for log in logs if log.seed == seed]
@@ -192,13 +188,13 @@ def _by_seed(logs: list[Log], scores: dict[int, list[Number]], claims: Claims) -
     for log in logs:
         if log not in runs.claimed:
             known = log.seed in scores
-            why = "not the score claimed of its seed" if known else "of no seed that is claimed"
+            why = "it does not have the claimed score of its seed" if known else "no claimed seed"
             runs.aside.append((log, why))
     return runs
 
 
 def _nearest(logs: Sequence[Log], values: Sequence[Number]) -> Log | None:
-    """Return the log whose score is claimed: the nearest, of equals one that trained."""
+    """Return the log whose score is nearest to a claimed one; of equals one that trained."""
     matches = []
     for log in logs:
         stage = _match(log, values)
@@ -211,7 +207,7 @@ def _nearest(logs: Sequence[Log], values: Sequence[Number]) -> Log | None:
 
 
 def _training_of(found: Log, of_seed: Sequence[Log], claims: Claims) -> list[Log]:
-    """Return the training behind an evaluation: the one log of its seed that can be it."""
+    """Return the training behind an evaluation, if exactly one log of its seed can be it."""
     if found.trained or found.seed is None:
         return []
     trained = [log for log in of_seed if log.trained and log is not found]
@@ -223,11 +219,11 @@ def _training_of(found: Log, of_seed: Sequence[Log], claims: Claims) -> list[Log
 
 
 # ---------------------------------------------------------------------------------------------
-# By the score of the whole
+# By the overall score
 
 
 def _by_mean(logs: list[Log], claims: Claims) -> Runs:
-    """Return the runs whose mean is claimed, or the one whose score is."""
+    """Return the runs whose mean is claimed, or the run whose score is."""
     claimed = claims.numbers.get("bpb")
     if claimed is None or not logs:
         return Runs(claimed=list(logs), certain=False)
@@ -250,12 +246,12 @@ def _by_mean(logs: list[Log], claims: Claims) -> Runs:
 
 
 def _rest(logs: Sequence[Log], claimed: list[Log]) -> Runs:
-    aside = [(log, "its score is no part of the claim") for log in logs if log not in claimed]
+    aside = [(log, "the claim does not use its score") for log in logs if log not in claimed]
     return Runs(claimed, aside)
 
 
 def _groups(logs: list[Log], claims: Claims) -> Iterator[list[Log]]:
-    """Yield sets of logs that may be the seeds of one claim: named so, alike in name, all."""
+    """Yield sets of logs that may be the seeds of a claim: by seed, by similar names, and all."""
     if claims.seeds:
         yield [log for log in logs if log.seed in claims.seeds]
     stems: dict[str, list[Log]] = {}
@@ -266,7 +262,7 @@ def _groups(logs: list[Log], claims: Claims) -> Iterator[list[Log]]:
 
 
 def _common(group: Sequence[Log], value: float, allowed: float) -> str | None:
-    """Return the stage of all logs of a group whose mean is a value, or None."""
+    """Return the stage that all logs of a group have and whose mean is a value, or None."""
     seeds = [log.seed for log in group if log.seed is not None]
     if len(group) < 2 or len(set(seeds)) < len(seeds):
         return None
@@ -280,7 +276,7 @@ def _common(group: Sequence[Log], value: float, allowed: float) -> str | None:
 
 
 def _same_run(log: Log, single: Log) -> bool:
-    """Return whether a log is of another seed of the same configuration."""
+    """Return whether a log has another seed of the same configuration."""
     if log.seed is None or log.seed == single.seed or log.trained != single.trained:
         return False
     if re.sub(r"\d+", "#", log.name) != re.sub(r"\d+", "#", single.name):

@@ -1,16 +1,16 @@
 """The content of one log line: scores, steps, sizes, seconds and counts, with their places.
 
-Logs follow no schema. A number is taken for what the words beside it say; what no rule knows is
-left alone. All patterns are bounded, so a line of any kind costs microseconds.
+Logs have no schema. The words beside a number give its meaning; a number that no rule covers is
+left out. All patterns are bounded, so any line costs only microseconds.
 """
 
 import re
 from dataclasses import dataclass
 
-# Numbers beyond this mean nothing, and their products would be none.
+# Larger numbers have no meaning here, and their products would overflow.
 _LARGEST = 1e18
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-# What stands between a name and its value: name: 1, name=1, "name": 1, name (words): 1.
+# The text between a name and its value: name: 1, name=1, "name": 1, name (words): 1.
 _IS = r"[\"']?(?:\s{0,3}\([^()]{0,40}\))?\s{0,3}[:=]\s{0,20}[\"']?"
 _INT = r"(\d{1,3}(?:[,_]\d{3}){1,6}|\d{1,18})(?![\d.]*[eE]?\d)"
 _FLOAT = r"(\d{1,15}(?:\.\d{1,17})?(?:[eE][-+]?\d{1,3})?)"
@@ -38,11 +38,11 @@ class Line:
 
     @property
     def shown(self) -> str:
-        """Return the line as evidence."""
+        """Return the shortened line, as evidence."""
         return self.text.strip()[:200]
 
     def holds(self, value: float) -> Number:
-        """Return a number that stands in this line."""
+        """Return a number found in this line."""
         return Number(value, self.file, self.number, self.shown)
 
 
@@ -50,8 +50,8 @@ class Line:
 class Stage:
     """One evaluation in a log: its name, bits per byte, loss in nats per token, seconds.
 
-    `text_bytes` are those that the line itself says were scored, None where it does not.
-    `running` says that it is a step on the way: validation in training, a chunk of many.
+    `text_bytes` is the number of scored bytes that the line states, or None. `running` means an
+    intermediate result: validation in training, or one chunk of many.
     """
 
     name: str
@@ -75,7 +75,7 @@ class StepLine:
 
 
 def value_of(digits: str) -> float:
-    """Return a number as it is written, with or without marks between thousands."""
+    """Return the value of a written number, with or without separators of thousands."""
     return min(float(digits.replace(",", "").replace("_", "")), _LARGEST)
 
 
@@ -87,7 +87,7 @@ def _seconds(found: re.Match[str]) -> float:
 # ---------------------------------------------------------------------------------------------
 # Scores
 
-# Ten million scores a second are no scores: of a line, this many are read.
+# The most scores that are read from one line.
 _MOST_SCORES = 6
 _SCORE = re.compile(
     rf"(?<![\w.])([a-z][\w+./-]{{0,40}})?(?:bpb|bits[ _]per[ _]byte)(\w{{0,20}}){_IS}{_FLOAT}",
@@ -96,7 +96,7 @@ _SCORE = re.compile(
 _SPACED = re.compile(
     rf"(?<![\w.])((?:[A-Za-z][\w+-]{{0,20}} ){{0,3}})(?:BPB|bpb){_IS}{_FLOAT}(?![%\w])"
 )
-# These name no score of the text: of the batch, of training, of a difference, of a limit.
+# These words mark other scores: of a batch, of training, of a difference, of a limit.
 _NO_SCORE = re.compile(
     r"(train|batch|delta|gain|improve|diff|gap|std|_sd$|target|threshold|limit|baseline|best|"
     r"reference|champion|prev|static|clean|ours|record|penalty|degrad)",
@@ -123,7 +123,7 @@ def scores(line: Line) -> list[Stage]:
 
 
 def _score(line: Line, match: re.Match[str], key: str, digits: str) -> Stage | None:
-    """Return the score of a match, None if it is none of the text; `key` is its name."""
+    """Return the score of a match, or None if it is not of the text; `key` is its name."""
     text, value = line.text, value_of(digits)
     if _NO_SCORE.search(key) or not 0 < value < 100 or "." not in digits:
         return None
@@ -139,7 +139,7 @@ def _score(line: Line, match: re.Match[str], key: str, digits: str) -> Stage | N
     return Stage(
         IN_TRAINING if running else label or "unnamed",
         line.holds(value),
-        # A mixture's own score stands beside the model's loss: those two say nothing together.
+        # A mixture's score beside the model's loss: the two do not belong together.
         value_of(loss[1]) if loss and plain else None,
         _seconds(took) if took else None,
         int(value_of(of_text[1])) if of_text else None,
@@ -148,7 +148,7 @@ def _score(line: Line, match: re.Match[str], key: str, digits: str) -> Stage | N
 
 
 def _label(before: str) -> str:
-    """Return the name of a stage: the words before it, up to the first number by name."""
+    """Return the name of a stage: the words before it, up to the first named number."""
     words = re.sub(r"\s+", " ", before[-120:])
     named = re.search(r"\b[\w.]{1,30}\s?[=:]\s?-?\d", words)
     if named and words[: named.start()].strip(" :|,-=("):
@@ -177,7 +177,7 @@ _WARM = re.compile(r"warm-?up|\bttt|adapt|slot|calib|epoch|ngram|pass", re.IGNOR
 
 
 def step_of(line: Line) -> StepLine | None:
-    """Return a line of training, or None: it has a step, and a loss or a time of training."""
+    """Return a line of training, with a step and a loss or a time of training, or None."""
     text = line.text
     found = _STEP.search(text)
     if not found or not _TRAINS.search(text) or _WARM.search(text[: found.start() + 1]):
@@ -198,7 +198,7 @@ def step_of(line: Line) -> StepLine | None:
 
 
 # ---------------------------------------------------------------------------------------------
-# Other numbers: a meaning, a word that must stand in the line, and the pattern
+# Other numbers: a meaning, a word that the line must contain, and the pattern
 
 _PACKED = r"(?:quant|int\d|zlib|brotli|lzma|zst|xz|pergroup|compress|export|packed|bz2|arith|rans)"
 _TAKEN = rf"(?:elapsed|took|done|in|time)[:= ]{_FLOAT}\s?s"
@@ -241,7 +241,7 @@ _NUMBERS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
 
 
 def numbers(line: Line) -> list[tuple[str, Number]]:
-    """Return what else a line says, by meaning."""
+    """Return the other numbers of a line, by meaning."""
     found = []
     for name, word, pattern in _NUMBERS:
         match = pattern.search(line.text) if word in line.low else None
@@ -272,13 +272,13 @@ _WARM_ON_TEXT = re.compile(
 )
 
 
-# What is learned in these is training text, whatever else the name says.
+# Such names mean that the epoch learns training text.
 _ON_OTHER_TEXT = re.compile(r"burst|replay|buffer|distil|meta|(?<!time )(?<!time-)train")
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch of adaptation to the text: which of how many, and where the log says so."""
+    """One epoch of adaptation to the text: its number, the total, and its place in the log."""
 
     name: str
     epoch: int
@@ -288,7 +288,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A pass over the text by number, where a log names it."""
+    """A pass over the text, by the number that a log gives it."""
 
     number: int
     place: Number
@@ -306,7 +306,7 @@ def epoch_of(line: Line) -> Epoch | None:
 
 
 def pass_of(line: Line) -> Pass | None:
-    """Return the pass over the text that a line reports, or None: a setting reports none."""
+    """Return the pass over the text that a line reports, or None; a setting is not a report."""
     found = _PASS.search(line.text)
     if not found or re.match(r"^\s*[\w.]{1,60}\s?[:=]\s?\S{1,20}$", line.text):
         return None

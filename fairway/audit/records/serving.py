@@ -1,7 +1,7 @@
-"""A process that audits records and nothing else: paths come in, findings go out as they are made.
+"""A process that only audits records: it reads paths, and writes findings as they are found.
 
-`fairway.audit.records.fence` starts it and ends it where a record takes too much. It limits its own
-processor time and memory, so that whatever a record holds, only this process ends.
+`fairway.audit.records.fence` starts it, and ends it if a record takes too much. It limits its own
+processor time and memory, so that no record can stop more than this process.
 """
 
 import json
@@ -16,27 +16,27 @@ from fairway.audit.findings import Finding, plain
 from fairway.audit.records.audit import findings
 from fairway.base.locks import limits
 
-# The audit ends itself after 6 s; this is for what cannot be interrupted.
+# The audit stops itself after 6 s; this limit is for code that cannot be interrupted.
 MOST_S = 8.0
-# Trees of what is parsed take 400 bytes a character, and logs are read in blocks.
+# Syntax trees take 400 bytes per character; logs are read in blocks.
 MOST_BYTES = 3 << 30
 
 
 def serve() -> None:
-    """Answer every line, a path in JSON, by a line for each finding and one for the facts."""
+    """Answer each line (a path in JSON) with a line for each finding and one for the facts."""
     if (resource := limits()) is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     for line in sys.stdin:
-        # Processor time, since a machine may be shared; at its end the system ends this process.
+        # Processor time, because the machine may be shared; after it the system ends this process.
         _allow(MOST_S)
         _answer(Path(json.loads(line)))
         _allow(0.0)
 
 
 def _allow(seconds: float) -> None:
-    """Let this process have so much processor time from now on, where a system can be told so."""
+    """Limit the processor time of this process from now on, if the system can do that."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 

@@ -1,6 +1,6 @@
-"""Settings as logs print them: lists, pairs, tables, dictionaries, JSON, a Namespace.
+"""Reads settings from logs: lists, pairs, tables, dictionaries, JSON, a Namespace.
 
-One line at a time, with what was seen before it: a list goes on until a line is none of its kind.
+It reads one line at a time and keeps the state: a list continues until a line does not fit.
 """
 
 import itertools
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 _NAME = r"[A-Za-z][\w.]{0,60}"
-# What begins a list of settings, alone in its line.
+# The head of a list of settings, alone in its line.
 _HEAD = re.compile(
     r"^[\s=#*\-\[]{0,40}(?:[a-z]{1,20} ){0,2}(?:hyper-?parameters?|config(?:uration)?|settings|"
     r"arguments|args|environment|env vars?)\b[\s:=#*\-\]{(]{0,40}$",
@@ -46,23 +46,23 @@ _SINGLE = re.compile(
 # Pairs between words, brackets and bars.
 _BETWEEN = re.compile(r"[()|;×\[\]]|,(?=\s)|,$")
 _LOOSE = re.compile(r"(?<!\S)([^\W\d][\w.]{0,60})\s?[=:]\s?(\d{1,3}(?:,\d{3}){1,6}|[^\s,]{1,120})")
-# The first word of a line says what the others are about, if it sets nothing itself.
+# The first word of a line is the topic of the others, unless it is itself a setting.
 _TOPIC = re.compile(r"\s{0,12}([A-Za-z]\w{0,40})(?::\s|:(?=[a-z])|\s(?!\s{0,9}[=:]))")
 _PROGRESS = re.compile(r"\b[A-Za-z]{0,8}\d{1,9}/\d{1,9}\b|\d\s?%")
-# What is measured, or is of the machine, is no setting.
+# Measured values, and values about the machine, are not settings.
 MEASURED = re.compile(
     r"^(val_loss|val_bpb|train_loss|train_time|step_avg|step|loss|eval_time|elapsed|time|tok_s|"
     r"tokens_per_s|mem|peak_memory|lr_scale|grad_norm|bpb|t)$|(?:_|^)bpb$|_ms$|(?:train|eval)_time_s$|"
     r"^(http|https|file|line)$",
     re.IGNORECASE,
 )
-# Brackets, and members of a list that goes over lines, inside an object.
+# Brackets, and members of a list over several lines, inside an object.
 _INNER = re.compile(
     r"^\s{0,40}(?:[\]}\[{,]|(?:[-+.\deE]{1,40}|\"[^\"]{0,200}\"|true|false|null),?$)"
 )
 _MOST_PAIRS = 200
 _MOST_STRAYS = 3
-# Without one of these a line has no value; a list's head may be a word of its kind alone.
+# A line without any of these has no value. The head of a list may consist of one such word.
 _MARKS = (
     ":", "=", "|", "\u2502", "{", "ypar", "etting", "onfig", "rgument", "nviron", "ARG", "CONF",
 )  # fmt: skip
@@ -72,7 +72,7 @@ _MARKS = (
 class Setting:
     """One setting: its name in lower case, its value as written, its line; whether in a list.
 
-    `loose` is what stands among other words: it may be of a part of the run, or no setting at all.
+    A `loose` setting is between other words: it may belong to a part of the run, or be no setting.
     """
 
     name: str
@@ -84,14 +84,14 @@ class Setting:
 
 @dataclass(slots=True)
 class SettingsReader:
-    """Reads settings line by line; `lines` counts those that were taken for lines of settings."""
+    """Reads settings line by line; `lines` counts the lines that were read as settings."""
 
     inside: str = ""
     indented: bool | None = None
     blanks: int = 0
     strays: int = 0
     lines: int = 0
-    # Whether the last line was read word by word: it may say more than settings.
+    # Whether the last line was read word by word, so that it may also contain other values.
     loose: bool = False
 
     def begins(self, text: str) -> bool:
@@ -99,7 +99,7 @@ class SettingsReader:
         return bool(_HEAD.match(text))
 
     def read(self, text: str, line: int, preamble: bool) -> list[Setting]:
-        """Return the settings of a line; pairs without a list count only in the preamble."""
+        """Return the settings of a line; pairs outside a list count only in the preamble."""
         self.loose = False
         if not self.inside and not any(mark in text for mark in _MARKS):
             return []
@@ -117,18 +117,18 @@ class SettingsReader:
 
     def _in_list(self, text: str, line: int) -> list[Setting]:
         if not text.strip(" =-+#*|:│─━┃┼"):
-            # A rule or a blank line may stand in a list, not many of them.
+            # A list may contain a rule or a blank line, but not many of them.
             self.blanks += 1
             self.inside = self.inside if self.blanks <= 2 else ""
             return []
         indented = text[:1].isspace()
-        # What stands at the margin is of no indented list.
+        # An unindented line does not belong to an indented list.
         outside = self.inside == "list" and self.indented and not indented
         found = [] if outside else _list_item(text, line)
         if found:
             self.blanks, self.strays, self.indented = 0, 0, indented
         elif not (self.inside == "{" and _INNER.match(text)):
-            # Another process may have printed a line in between.
+            # Another process may have printed this line.
             self.strays += 1
             self.inside = self.inside if self.strays <= _MOST_STRAYS else ""
         return found
@@ -142,7 +142,7 @@ class SettingsReader:
             return []
         found = _pairs(text, line) if preamble else []
         if preamble and not found:
-            # A list that another line interrupted goes on.
+            # A list continues after another line has interrupted it.
             goes_on = self.lines > _MOST_STRAYS and self.indented and text[:1].isspace()
             found = _list_item(text, line) if goes_on and is_setting(text) else []
             found = found or [replace(one, loose=True) for one in _loose(text, line)]
@@ -151,7 +151,7 @@ class SettingsReader:
 
 
 def is_setting(text: str) -> bool:
-    """Return whether a line that looks like a setting is one: no measure, progress or code."""
+    """Return whether a line is a setting, and not a measurement, progress or code."""
     single = _SINGLE.match(text)
     if single:
         return not MEASURED.search(single[1].strip()) and not re.match(r"[\w.]*\(", single[2])
@@ -171,13 +171,13 @@ def _setting(name: str, value: str, line: int, listed: bool) -> list[Setting]:
 def _settings(
     pairs: Iterable[tuple[str, str]], line: int, listed: bool, prefix: str = ""
 ) -> list[Setting]:
-    """Return the settings of some pairs out of this many in a line."""
+    """Return the settings of pairs in a line, up to a limit."""
     several = itertools.islice(pairs, _MOST_PAIRS)
     return [one for name, value in several for one in _setting(prefix + name, value, line, listed)]
 
 
 def _loose(text: str, line: int) -> list[Setting]:
-    """Return what a line sets among other words; the first word says what it is about."""
+    """Return the settings between other words of a line; the first word is their topic."""
     if not is_setting(text):
         return []
     single = _SINGLE.match(text)
@@ -203,7 +203,7 @@ def _list_item(text: str, line: int) -> list[Setting]:
 
 
 def _pairs(text: str, line: int) -> list[Setting]:
-    """Return the pairs of a line that holds nothing else, but for the name of their group."""
+    """Return the pairs of a line that contains nothing else except the name of their group."""
     row = _ROW.match(text)
     if row and "_" in row[1]:
         return _setting(row[1], row[2], line, True)

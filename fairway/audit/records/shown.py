@@ -1,4 +1,4 @@
-"""What a script's logs show: which of its parts ran, and which of its scores stands in a line."""
+"""Finds what the logs show of a script: which parts ran, and which scores a line prints."""
 
 import ast
 import itertools
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 from fairway.audit.records.trees import last_name
 
-# A text that stands for a part must have so many letters, as must all texts of a print together
-# before a line is taken for its. At most so many texts are looked for.
+# A text identifies a part only with this many letters. The same holds for the texts of a print
+# together, before a line counts as its output. At most this many texts are searched.
 _LEAST_LETTERS = 6
 _MOST_TEXTS = 40
-# A line that was cut at so many characters may lack what the print writes at its end.
+# A line cut at this length may lack the end of the print.
 _CUT = 200
 _HOLES = re.compile(r"%[-+.\d]{0,6}[sdfgir]|\{[^{}]{0,40}\}")
-# Texts that are looked for in all logs of a record: a millisecond each.
+# The most searches in all logs of a record; each takes a millisecond.
 _MOST_SEARCHES = 400
-# Statements that are looked at for what they print.
+# The most statements that are searched for prints.
 _MOST_NODES = 5_000
-# Names of what prints.
+# Names of functions that print.
 PRINTS = re.compile(r"^_?(print|log|info|debug|warning|write|master_print|print_rank|say)", re.I)
 
 
@@ -33,7 +33,7 @@ class LogText:
 
 @dataclass(eq=False)
 class Shown:
-    """Looks for what a script prints in its logs."""
+    """Searches the logs for the texts that a script prints."""
 
     logs: Sequence[LogText]
     source: str
@@ -43,9 +43,9 @@ class Shown:
     calls: dict[str, int] = field(default_factory=dict)
 
     def where(self, body: list[ast.stmt]) -> str | None:
-        """Return 'file:line' of a log that shows that statements ran, '' if none does.
+        """Return 'file:line' of a log that shows that statements ran, '' if no log does.
 
-        None: they print nothing that only they print, or there are no logs.
+        None if they print no text of their own, or if there are no logs.
         """
         if not self.logs or not body:
             return None
@@ -64,7 +64,7 @@ class Shown:
         return "" if looked else None
 
     def _searched(self, text: str) -> str | None:
-        """Return where a log holds a text, '' if none does; None if other parts print it too."""
+        """Return where a log has a text, '' if none has it, None if other parts also print it."""
         if text not in self.lines:
             if len(self.lines) >= _MOST_SEARCHES:
                 return None
@@ -75,7 +75,7 @@ class Shown:
         return self.lines[text]
 
     def _texts(self, body: list[ast.stmt]) -> Iterator[str]:
-        """Yield what statements print, and the functions that they call."""
+        """Yield the texts that statements print, also in functions that they call."""
         waiting: list[ast.AST] = list(body)
         seen: set[str] = set()
         nodes = 0
@@ -96,7 +96,7 @@ class Shown:
                     waiting.append(self.functions[name])
 
     def _only_here(self, name: str) -> bool:
-        """Return whether a function is called once: prints may be those of another call."""
+        """Return whether a function is called only once, so that its prints are of this call."""
         if name not in self.functions:
             return False
         if name not in self.calls:
@@ -106,7 +106,7 @@ class Shown:
 
 
 def _longest(node: ast.expr) -> str:
-    """Return the longest text of a string that a log would hold, or nothing."""
+    """Return the longest text of a string that a log would contain, or ''."""
     parts: list[str] = []
     for inner in [node] if isinstance(node, ast.Constant) else getattr(node, "values", []):
         if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
@@ -116,7 +116,7 @@ def _longest(node: ast.expr) -> str:
 
 
 def _line_of(text: str, log: str) -> int:
-    """Return the line of a log that holds a text which is no source of the script, or 0."""
+    """Return the line of a log with a text outside the script's source, or 0."""
     at = log.find(text)
     for _ in range(20):
         if at < 0:
@@ -134,18 +134,18 @@ def _line_of(text: str, log: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """What one call prints: the texts between its values, in order, and the scores in them."""
+    """The output of one call: the texts between its values, in order, and the scores in them."""
 
     line: int
     texts: tuple[str, ...]
     scores: frozenset[int]
 
     def letters(self) -> int:
-        """Return how many letters its texts have."""
+        """Return the number of letters in its texts."""
         return sum(c.isalpha() for text in self.texts for c in text)
 
     def fits(self, line: str) -> bool:
-        """Return whether a line of a log holds its texts, one behind the other."""
+        """Return whether a line of a log contains its texts in order."""
         at = 0
         for text in self.texts:
             at = line.find(text, at)
@@ -156,15 +156,15 @@ class Printed:
 
 
 def texts_of(pieces: Iterable[str]) -> tuple[str, ...]:
-    """Return what is sure to stand in a line of pieces that may have holes for values."""
+    """Return the texts that a printed line always contains; format fields are left out."""
     parts = (part.strip() for piece in pieces for part in _HOLES.split(piece))
     return tuple(part for part in parts if part)
 
 
 def scores_in(prints: Sequence[Printed], lines: Iterable[str]) -> frozenset[int]:
-    """Return the scores that prints put into lines: of each line those whose texts fit it best.
+    """Return the scores that the best-fitting prints put into lines.
 
-    Nothing: no print fits a line, or what it prints is not known to be a score.
+    Empty if no print fits a line, or if a print's value is not known to be a score.
     """
     found: set[int] = set()
     for line in lines:

@@ -1,4 +1,4 @@
-"""The scripts of a record: read, unpacked, and looked at for known faults; none is run."""
+"""Reads and unpacks the scripts of a record, and checks them for known errors; runs none."""
 
 import ast
 import re
@@ -22,15 +22,15 @@ from fairway.audit.records.unwrap import MOST_PARSED, unwrap
 from fairway.base.errors import UserError
 from fairway.base.files import read_bytes
 
-# More scripts than these are not read, nor more bytes of all of them: seconds of work.
+# The most scripts, and the most bytes of all of them, that are read: seconds of work.
 _MOST_SCRIPTS = 50
 _SCRIPT_BYTES = 1 << 24
-# Expressions that are followed, of all scripts: a few microseconds each.
+# The most expressions that are followed, in all scripts: a few microseconds each.
 _MOST_STEPS = 400_000
-# Nodes that are visited for patterns, of all scripts: about a microsecond each. The longest script
-# of a record that was seen takes about half of them.
+# The most nodes visited for patterns, in all scripts: about a microsecond each. The longest script
+# of a known record takes about half of them.
 _MOST_VISITS = 1_200_000
-# Characters of a log in which is looked for what a script prints, and of all logs.
+# The most characters of one log, and of all, that are searched for the prints of a script.
 _LOG_CHARS, _ALL_LOG_CHARS = 2_000_000, 6_000_000
 _MAIN = "train_gpt.py"
 _README_BYTES, _README_LINES = 1_000_000, 20_000
@@ -47,7 +47,7 @@ _STARTS = re.compile(
 _FLAG = re.compile(r"(?<!\S)--([a-z][\w-]{1,60})(?:[= ] {0,3}(?!-)([\w.+]{1,60}))?(?=[\s;&|`]|$)")
 _NATIVE_CHARS = 300_000
 NATIVE = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".cxx")
-# Scripts that make training and validation data.
+# Names of scripts that make training and validation data.
 _PREPARES = re.compile(
     r"(prep|tokeni[sz]e|build|download|retoken|data|caseops|shard)", re.IGNORECASE
 )
@@ -55,7 +55,7 @@ _PREPARES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A script that was read: its file, its innermost source and tree, its name in findings."""
+    """A parsed script: its file, its innermost source and tree, its name in findings."""
 
     file: File
     source: str
@@ -65,7 +65,7 @@ class _Read:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """Settings of a record's runs, who says them if not the logs, and what commands vary."""
+    """The settings of a record's runs, their sources if not logs, and those that commands vary."""
 
     settings: dict[str, str]
     said: dict[str, str]
@@ -73,7 +73,7 @@ class _Told:
 
 
 class _Beside(UserDict[str, bytes]):
-    """The files of a folder by their last names, read when they are asked for."""
+    """The files of a folder by their names without folders; each is read on first use."""
 
     def __init__(self, folder: Folder) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Beside(UserDict[str, bytes]):
 def check_sources(
     folder: Folder, logs: Sequence[Log], facts: dict[str, Any]
 ) -> Generator[Finding, None, list[str]]:
-    """Yield what the scripts of a record do; return the text of all layers of all scripts."""
+    """Yield findings about the scripts of a record; return the texts of all their layers."""
     texts: list[str] = []
     scripts = yield from _read_all(folder, texts, facts)
     told = _told(folder, settings_of(logs))
@@ -115,11 +115,11 @@ def check_sources(
 
 
 def _native(folder: Folder) -> Iterator[Finding]:
-    """Yield what is found in programs in C and its kin."""
+    """Yield findings in programs in C and related languages."""
     left = _NATIVE_CHARS
     for file in folder.ending(*NATIVE):
         if left <= 0:
-            why = f"of all programs in C together {_NATIVE_CHARS:,} characters are read"
+            why = f"only {_NATIVE_CHARS:,} characters of all C programs together are read"
             yield Finding("note", "syntax", why, file.name)
             return
         text = read_text(file, left)
@@ -157,7 +157,7 @@ def _imported(tree: ast.Module) -> set[str]:
 
 
 def settings_of(logs: Sequence[Log]) -> dict[str, str]:
-    """Return the settings on which all logs that list them agree, by names in lower case."""
+    """Return the settings that have one value in all logs that list them, by lower-case names."""
     found: dict[str, str] = {}
     differ: set[str] = set()
     for log in logs:
@@ -168,9 +168,9 @@ def settings_of(logs: Sequence[Log]) -> dict[str, str]:
 
 
 def commanded(text: str) -> dict[str, tuple[set[str | None], int]]:
-    """Return what commands set, by names in lower case: all values, and the line of the first.
+    """Return the settings of commands by lower-case names: all values, and the first line.
 
-    None stands for a command that does not set what another one sets.
+    None stands for a command without a setting that another command has.
     """
     found: dict[str, tuple[set[str | None], int]] = {}
     runs: list[set[str]] = []
@@ -190,7 +190,7 @@ def commanded(text: str) -> dict[str, tuple[set[str | None], int]]:
 
 
 def _logical(text: str) -> Iterator[tuple[int, str]]:
-    """Yield lines by number, those that go on behind a backslash as one."""
+    """Yield lines with their numbers; lines joined by backslashes are one."""
     begun: list[str] = []
     for number, line in enumerate(text.splitlines()[:_README_LINES], start=1):
         begun.append(line[:2_000])
@@ -200,7 +200,7 @@ def _logical(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _told(folder: Folder, settings: dict[str, str]) -> _Told:
-    """Return what is said of a script's settings: by logs, else by the files with commands."""
+    """Return a script's settings, from the logs, else from the files with commands."""
     told = _Told(settings, {}, {})
     commands = [
         file
@@ -225,11 +225,11 @@ def _read_all(
     found: list[_Read] = []
     left_bytes, left_parsed = _SCRIPT_BYTES, MOST_PARSED
     beside = _Beside(folder)
-    # The script that was run comes first, so that no other takes what may be parsed.
+    # The main script comes first, so that no other one uses up the limit of parsed characters.
     scripts = sorted(folder.ending(".py"), key=lambda f: f.path.name.lower() != _MAIN)
     for file in scripts[:_MOST_SCRIPTS]:
         if left_bytes <= 0:
-            why = f"of all scripts together {_SCRIPT_BYTES:,} bytes are read"
+            why = f"only {_SCRIPT_BYTES:,} bytes of all scripts together are read"
             yield Finding("warning", "unpack", why, file.name)
             break
         opened = unwrap(read_text(file), left_parsed, beside, file.path.name)
@@ -253,7 +253,7 @@ def _read_all(
 def _order(
     script: _Read, scripts: Sequence[_Read], told: _Told, folder: Folder, logs: Sequence[Log]
 ) -> Iterator[Finding]:
-    """Yield what is trained on before it is scored."""
+    """Yield findings about training before scoring."""
     beside = {s.file.path.name: s.tree for s in scripts if s is not script}
     shown = Shown(_logs(folder, logs), "\n".join(s.source for s in scripts))
     for read in scripts:
@@ -268,12 +268,12 @@ def _order(
     lines = [log.claimed.bpb.text for log in logs if log.claimed is not None]
     yield from check_order(flow, told.settings, told.said, lines)
     if not flow.finished:
-        why = f"the script is long: {_MOST_STEPS:,} steps of what it trains on were followed"
+        why = f"the script is long: only {_MOST_STEPS:,} of its steps were followed"
         yield Finding("note", "syntax", why, script.shown)
 
 
 def _logs(folder: Folder, logs: Sequence[Log]) -> list[LogText]:
-    """Return the texts of logs, as far as they are looked at."""
+    """Return the texts of logs, up to the limit."""
     names = {log.name for log in logs}
     left, found = _ALL_LOG_CHARS, []
     for file in folder.files:

@@ -1,4 +1,4 @@
-"""A token's probability divided among its bytes: patterns in a script's functions."""
+"""Finds functions in a script that divide a token's probability among its bytes, by patterns."""
 
 import ast
 import re
@@ -22,8 +22,8 @@ _TOTALS = re.compile(
 )
 WHY = {
     "uniform-spread": (
-        "a token's cost is spread evenly over its bytes: such shares are no distribution over "
-        "bytes, and a mixture with one sums to more than one over the tokens"
+        "a token's cost is spread evenly over its bytes: such shares are not a distribution over "
+        "bytes, and a mixture with them sums to more than one over the tokens"
     ),
     "first-byte-mix": (
         "a token is split into its first byte and the rest, and the rest is mixed with a byte "
@@ -33,7 +33,7 @@ WHY = {
 
 
 def check_spreading(script: Script, function: Function) -> Iterator[Finding]:
-    """Yield where a function makes probabilities of bytes from those of tokens."""
+    """Yield findings where a function computes probabilities of bytes from those of tokens."""
     names = script.names(function) | {function.name}
     if not all(any(map(pattern.search, names)) for pattern in (_MIXES, _BYTE_CODE)):
         return
@@ -44,7 +44,7 @@ def check_spreading(script: Script, function: Function) -> Iterator[Finding]:
 
 
 def _uniform(script: Script, function: Function) -> ast.expr | None:
-    """Return a cost divided by a number of bytes, or a probability raised to one over it."""
+    """Return a cost divided by a number of bytes, or a probability to the power of 1 / bytes."""
     for node in script.walk(function):
         if isinstance(node, ast.Call) and node.args and _is_root(script, node):
             return node
@@ -64,7 +64,7 @@ def _uniform(script: Script, function: Function) -> ast.expr | None:
 
 
 def _is_root(script: Script, node: ast.Call) -> bool:
-    """Return whether an exponential of a cost over a number of bytes is taken: a root."""
+    """Return whether a call is the exponential of a cost over a number of bytes: a root."""
     match node.args[0]:
         case ast.BinOp(op=ast.Div(), right=count) if last_name(node) == "exp":
             return "len" in script.names(count) or script.says(count, _BYTES)
@@ -72,7 +72,7 @@ def _is_root(script: Script, node: ast.Call) -> bool:
 
 
 def _first_byte(script: Script, function: Function) -> ast.expr | None:
-    """Return a token's probability divided by that of its first byte."""
+    """Return a token's probability divided by the probability of its first byte."""
     for node in script.walk(function):
         if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Div | ast.Sub):
             continue

@@ -1,6 +1,6 @@
-"""Known patterns of invalid scoring in a script's syntax tree, for a reviewer to look at.
+"""Searches a script's syntax tree for known patterns of invalid scoring, for a reviewer.
 
-Names are what a tree has to go by, so a pattern is at most a reason to look, with its line.
+A syntax tree gives only names, so a pattern is at most a reason to look at its line.
 """
 
 import ast
@@ -22,14 +22,14 @@ _NETWORK = (
     "hf_hub_download", "snapshot_download", "socket.create_connection", "load_dataset",
 )  # fmt: skip
 _SHELLS = ("os.system", "os.popen", "subprocess.")
-# Strings that may be a program of their own: shorter ones are none.
+# Shorter strings are not programs.
 _LEAST_PROGRAM = 200
-# A character of them takes as long as this many nodes of a tree.
+# The steps that a character of such a string costs.
 _STEPS_A_CHAR = 8
 
 
 def patterns(script: Script) -> Iterator[Finding]:
-    """Yield what a reviewer should look at."""
+    """Yield findings that a reviewer should look at."""
     try:
         for function in script.functions:
             yield from check_peeks(script, function)
@@ -44,7 +44,7 @@ def patterns(script: Script) -> Iterator[Finding]:
 
 
 def _programs(script: Script) -> Iterator[Finding]:
-    """Yield what is found in programs that stand in strings."""
+    """Yield findings in programs inside strings."""
     for node in script.walk(script.tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value
@@ -54,7 +54,7 @@ def _programs(script: Script) -> Iterator[Finding]:
 
 
 def _calls(script: Script) -> Iterator[Finding]:
-    """Yield what a self-contained script does not do."""
+    """Yield findings about calls that a self-contained script does not make."""
     for node in script.walk(script.tree):
         if not isinstance(node, ast.Call):
             continue
@@ -68,5 +68,5 @@ def _calls(script: Script) -> Iterator[Finding]:
                 why = "the script fetches something: a submission must contain what it needs"
                 yield Finding("warning", "network", why, script.file, line, words[:120])
         elif any(name == n or name.endswith(f".{n}") for n in _NETWORK):
-            why = "the script reaches for the network: a submission must contain what it needs"
+            why = "the script uses the network: a submission must contain what it needs"
             yield Finding("warning", "network", why, script.file, line, name)

@@ -9,15 +9,15 @@ from fairway.audit.records.audit import RecordAudit
 from fairway.audit.records.questions import Question, importance, question
 
 Judgement = Literal["invalid", "not judged", "to ask about", "clean"]
-# The gravest first: the order of a page.
+# In the order of a page, by severity.
 JUDGEMENTS: tuple[Judgement, ...] = ("invalid", "not judged", "to ask about", "clean")
-# This many findings are told to a person; the rest is counted.
-MOST_TOLD = 10
+# The most findings in a report for people; the rest are counted.
+MOST_SHOWN = 10
 _FAILED = ("not-audited", "work-ended")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Group:
     """All findings of one severity and code, in order of place."""
 
     severity: Severity
@@ -26,12 +26,12 @@ class Told:
 
     @property
     def question(self) -> Question:
-        """Return what this finding means, and what to ask about it."""
+        """Return the meaning of this finding, and the question about it."""
         return question(self.code)
 
     @property
     def often(self) -> str:
-        """Return how often it was found, in words: '', '5 logs', '12 places in 2 files'."""
+        """Return how often it was found: '', '5 logs', or '12 places in 2 files'."""
         count, names = len(self.findings), {finding.file for finding in self.findings}
         if count == 1:
             return ""
@@ -41,22 +41,22 @@ class Told:
         return f"{count} places" + (f" in {len(names)} files" if len(names) > 1 else "")
 
 
-def told(findings: Sequence[Finding]) -> list[Told]:
-    """Return findings, those of one code as one: the gravest first, then the most important."""
+def grouped(findings: Sequence[Finding]) -> list[Group]:
+    """Return findings grouped by code, sorted by severity, then by importance."""
     groups: dict[tuple[Severity, str], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.severity, finding.code), []).append(finding)
-    made = [Told(severity, code, tuple(each)) for (severity, code), each in groups.items()]
+    made = [Group(severity, code, tuple(each)) for (severity, code), each in groups.items()]
     return sorted(made, key=lambda one: (SEVERITIES.index(one.severity), importance(one.code)))
 
 
 def failed(audit: RecordAudit) -> bool:
-    """Return whether an audit did not finish; then the absence of findings means nothing."""
+    """Return whether an audit did not finish; in that case a lack of findings means nothing."""
     return any(finding.code in _FAILED for finding in audit.findings)
 
 
 def judged(audit: RecordAudit) -> Judgement:
-    """Return what came of an audit, in one word."""
+    """Return the result of an audit, in a word or two."""
     if not audit.valid:
         return "invalid"
     # Without a log there is nothing to judge.
@@ -66,7 +66,7 @@ def judged(audit: RecordAudit) -> Judgement:
 
 
 def _to_ask(audit: RecordAudit) -> int:
-    return sum(one.severity == "warning" for one in told(audit.findings))
+    return sum(one.severity == "warning" for one in grouped(audit.findings))
 
 
 def sentence(audit: RecordAudit) -> str:
@@ -75,7 +75,7 @@ def sentence(audit: RecordAudit) -> str:
     to_ask = f"{asked} {'thing' if asked == 1 else 'things'} to ask about" if asked else ""
     match judged(audit):
         case "invalid":
-            first, *others = [one for one in told(audit.findings) if one.severity == "invalid"]
+            first, *others = [one for one in grouped(audit.findings) if one.severity == "invalid"]
             place = first.findings[0].place
             where = f" ({place})" if place else ""
             more = f", and {len(others)} more" if others else ""
@@ -92,7 +92,7 @@ def sentence(audit: RecordAudit) -> str:
 def summary(audit: RecordAudit) -> dict[str, Any]:
     """Return the figures of a record: claimed and recomputed score, seeds, steps, bytes, seconds.
 
-    What was not found is None. `coverage` is the smallest share of a kind of line, of all logs.
+    Missing figures are None. `coverage` is the smallest share of any kind of line in any log.
     """
     facts = audit.facts
     logs = facts.get("logs", [])
@@ -118,7 +118,7 @@ def _most(logs: Sequence[dict[str, Any]], name: str) -> float | None:
 
 
 def as_facts(audit: RecordAudit) -> dict[str, Any]:
-    """Return all of an audit, ready for JSON: findings one by one, questions by code, facts."""
+    """Return the whole audit, ready for JSON: findings in order, questions by code, facts."""
     return {
         "folder": audit.folder.name,
         "path": str(audit.folder),

@@ -1,4 +1,4 @@
-"""A script's syntax tree, asked for names, statements and texts within one budget of work."""
+"""A script's syntax tree, with searches for names, statements and texts within one budget."""
 
 import ast
 import itertools
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from fairway.audit.findings import Finding, Severity
 
-# Nodes of an expression that is shown; longer ones take a place, not a text.
+# The most nodes of an expression that is shown; a longer one is shown by its place only.
 _MOST_SHOWN = 150
-# Parts of a dotted name that are looked at.
+# The most parts of a dotted name that are read.
 _MOST_PARTS = 8
 
-# Names of the token that is scored, and of what it costs.
+# Names of the scored token, and of its cost.
 TARGET = re.compile(
     r"^_?(tgt|target|targets|next_tok|next_token|gold|actual|realized|realised|y|label|labels)(_\w*)?$"
 )
@@ -22,18 +22,18 @@ COST = re.compile(r"(nll|logp|log_p|log_prob|logprob|_lp|^lp)", re.IGNORECASE)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class OverBudget(Exception):  # noqa: N818 - what is found, not what went wrong here
-    """A script that takes more steps than there are."""
+class OverBudget(Exception):  # noqa: N818 - it is a finding, not an error of this code
+    """A script takes more steps than the budget."""
 
 
 @dataclass(eq=False)
 class Steps:
-    """Steps that are left, for all that look at one record."""
+    """The remaining steps, shared by all checks of one record."""
 
     left: int
 
     def spend(self, steps: int = 1) -> None:
-        """Take steps; OverBudget once none are left."""
+        """Subtract steps; OverBudget if there are not enough."""
         self.left -= steps
         if self.left < 0:
             raise OverBudget
@@ -41,7 +41,7 @@ class Steps:
 
 @dataclass(eq=False)
 class Script:
-    """A parsed script: its file as named in findings, its tree, and the work that may be spent."""
+    """A parsed script: its file as named in findings, its tree, and its budget of work."""
 
     file: str
     tree: ast.Module
@@ -49,9 +49,9 @@ class Script:
     _names: dict[int, frozenset[str]] = field(default_factory=dict)
 
     def walk(self, node: ast.AST) -> Iterator[ast.AST]:
-        """Yield a node and all below it; OverBudget once no steps are left.
+        """Yield a node and all nodes below it; OverBudget at the end of the budget.
 
-        The budget is for all calls: what is nested would be visited many times.
+        All calls share the budget, because nested nodes would be visited many times.
         """
         for found in ast.walk(node):
             self.work.spend()
@@ -59,7 +59,7 @@ class Script:
 
     @property
     def functions(self) -> list[Function]:
-        """Return all functions, wherever they stand."""
+        """Return all functions, also nested ones."""
         return [n for n in self.walk(self.tree) if isinstance(n, Function)]
 
     def names(self, node: ast.AST) -> frozenset[str]:
@@ -77,11 +77,11 @@ class Script:
         return self._names[id(node)]
 
     def says(self, node: ast.AST, pattern: re.Pattern[str]) -> bool:
-        """Return whether a pattern is found in a name inside a node."""
+        """Return whether a name inside a node matches a pattern."""
         return any(pattern.search(name) for name in self.names(node))
 
     def finding(self, severity: Severity, code: str, why: str, node: ast.AST) -> Finding:
-        """Return a finding about a node, which is its value."""
+        """Return a finding about a node; its value is the node's text."""
         line = getattr(node, "lineno", 0)
         return Finding(severity, code, why, self.file, line, self.shown(node))
 
@@ -92,7 +92,7 @@ class Script:
                 yield inner.value
 
     def inside(self, body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-        """Yield statements and those inside them, in their order; functions are not entered."""
+        """Yield statements and those inside them in order, but not those of inner functions."""
         waiting = list(reversed(list(body)))
         while waiting:
             node = waiting.pop()
@@ -112,13 +112,13 @@ class Script:
         return {t.id for t in targets(node) if isinstance(t, ast.Name)}
 
     def shown(self, node: ast.AST) -> str:
-        """Return an expression as text, or nothing if it is long."""
+        """Return an expression as text, or '' if it is long."""
         self.work.spend(_MOST_SHOWN)
         return short(node, _MOST_SHOWN)
 
 
 def short(node: ast.AST, most: int = 60) -> str:
-    """Return an expression of at most this many parts as text, or nothing."""
+    """Return an expression of fewer than this many parts as text, or ''."""
     if sum(1 for _ in itertools.islice(ast.walk(node), most)) >= most:
         return ""
     try:
@@ -128,18 +128,18 @@ def short(node: ast.AST, most: int = 60) -> str:
 
 
 def targets(node: ast.AST) -> list[ast.expr]:
-    """Return what stands left of an assignment, or in a loop's head."""
+    """Return the targets of an assignment or a loop."""
     found = getattr(node, "targets", [getattr(node, "target", None)])
     return [target for target in found if target is not None]
 
 
 def last_name(node: ast.Call) -> str:
-    """Return the last name of what is called, '' if it has none."""
+    """Return the last name of the called function, '' if it has none."""
     return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
 def called(node: ast.Call) -> str:
-    """Return the dotted name of what is called: at most its last parts."""
+    """Return the dotted name of the called function: at most its last parts."""
     parts: list[str] = []
     function = node.func
     while isinstance(function, ast.Attribute) and len(parts) < _MOST_PARTS:
@@ -148,6 +148,6 @@ def called(node: ast.Call) -> str:
     if isinstance(function, ast.Name):
         parts.append(function.id)
     elif parts:
-        # A method of a value that has no name.
+        # A method of a value without a name.
         parts.append("")
     return ".".join(reversed(parts))

@@ -1,8 +1,8 @@
-"""A self-extracting script unpacked without running any of it.
+"""Unpacks a self-extracting script without running any of it.
 
-Records ship their code as `exec(decompress(b85decode("...")))`, at times several layers deep, from
-files beside the script, or by way of a file that it writes. Values are followed (`constants.py`) to
-what is executed; whatever is not followed is said.
+Records ship their code as `exec(decompress(b85decode("...")))`. It may be several layers deep, come
+from files beside the script, or pass through a file that the script writes. This module computes
+the executed code (`constants.py`), and reports whatever it cannot follow.
 """
 
 import ast
@@ -17,19 +17,19 @@ from fairway.audit.records.literals import MOST_BYTES
 from fairway.audit.records.parse import Parsed, parsed
 
 MOST_DEPTH = 8
-# Characters of all layers that are parsed. Each takes a microsecond, and up to 400 bytes of a tree.
+# The most characters of all layers that are parsed; each takes a microsecond and up to 400 bytes.
 MOST_PARSED = 450_000
-# A shorter string is a statement of the script, no script of its own.
+# A shorter string is a statement of the script and not another script.
 _LEAST_CHARS = 40
 _PYTHON = re.compile(r"^\s*(import|from|def|class|@|if|for|with|try)\b", re.MULTILINE)
-# What a script does that is no wrapper.
+# Names of calls that execute other code.
 _RUNS = re.compile(r"\b(exec|eval|runpy|importlib|marshal|pickle|getattr|__import__)\b")
 _TRAINS = re.compile(r"\.backward\(|\.step\(|class \w+\((\w+\.)*Module\)")
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of a script: its source, how deep it lay, its tree if it is Python, else why."""
+    """One layer of a script: its source, its depth, its tree if it is Python, else the reason."""
 
     source: str
     depth: int
@@ -39,7 +39,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Unwrapped:
-    """All layers of a script, outermost first, and why the innermost could not be opened, if so."""
+    """All layers of a script, outermost first, and why the innermost could not be opened, or ''."""
 
     layers: tuple[Layer, ...]
     stopped: str = ""
@@ -53,8 +53,8 @@ def unwrap(
 ) -> Unwrapped:
     """Return the layers of a script; nothing of it is executed.
 
-    Of all layers together, this many characters are parsed; the tree of what is longer is None.
-    `files` are those beside the script by their names; `own` is the script's name.
+    `most_parsed` limits the parsed characters of all layers; the tree of a longer layer is None.
+    `files` are the files beside the script by name; `own` is the script's name.
     """
     layers: list[Layer] = []
     beside = {} if files is None else files
@@ -80,7 +80,7 @@ def unwrap(
 
 
 def _inner(values: Constants, known: set[str]) -> str | None:
-    """Return the longest source that a script executes, or writes to be executed, or None."""
+    """Return the longest source that a script executes, or writes for execution, or None."""
     for found in (values.executed, list(values.written.values())):
         texts = [v if isinstance(v, str) else v.decode("utf-8", "replace") for v in found]
         sources = [t for t in texts if len(t) > _LEAST_CHARS and t not in known]
@@ -92,7 +92,7 @@ def _inner(values: Constants, known: set[str]) -> str | None:
 
 
 def _unread(values: Constants, source: str, stopped: str) -> str:
-    """Return in words what a wrapper executes that could not be followed, or nothing."""
+    """Return why the code that a wrapper executes could not be followed, or ''."""
     if _TRAINS.search(source) or not _RUNS.search(source):
         return ""
     if stopped:
@@ -100,5 +100,5 @@ def _unread(values: Constants, source: str, stopped: str) -> str:
     if values.refused:
         return values.refused
     if values.unread:
-        return f"what it executes in line {values.unread} could not be followed"
+        return f"the code that it executes in line {values.unread} could not be followed"
     return ""

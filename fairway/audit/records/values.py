@@ -1,4 +1,4 @@
-"""Labels of values in a script that is not run: they say where a value comes from."""
+"""Labels of values in a script that is not run: they record where a value comes from."""
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Slice:
-    """A piece of the validation tokens: where it was cut, depending on which turns, from what."""
+    """A piece of the validation tokens: where it was cut, by which turns, and from which pieces."""
 
     site: int
     turns: frozenset[Turn]
@@ -29,21 +29,21 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Held:
-    """Something that keeps state: a model, a tensor, a table."""
+    """An object with state: a model, a tensor, a table."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Trained:
-    """A piece of training that this value depends on: its place in `Flow.trainings`."""
+    """A piece of training that this value depends on: its index in `Flow.trainings`."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Summed:
-    """A score that went into this value: its place in `Flow.scores`."""
+    """A score that this value contains: its index in `Flow.scores`."""
 
     number: int
 
@@ -63,11 +63,11 @@ class Cut:
     where: str
 
 
-# Tokens of the validation text, or what was calculated from them.
+# Tokens of the validation text, or values computed from them.
 VAL = "validation"
-# The name of a file of them.
+# The name of a file of validation tokens.
 PATH = "path"
-# What went through a model or a cost.
+# The result of a model or a cost.
 COST = "cost"
 # A vector that is 1 at the token to predict, and 0 elsewhere.
 ONE_HOT = "one-hot"
@@ -75,15 +75,15 @@ ONE_HOT = "one-hot"
 Label = str | Turn | Slice | Held | Trained | Summed | Switch | Cut
 Labels = frozenset[Label]
 NOTHING: Labels = frozenset()
-# More labels than these tell nothing more.
+# More labels than this give no further information.
 _MOST_LABELS = 200
-# Pieces that a piece may be cut from, and that are remembered.
+# The most outer pieces that are recorded for a piece.
 _MOST_OUTER = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A value itself; `sure` unless it is a default that the environment may replace."""
+    """A known value; `sure` unless it is a default that the environment may replace."""
 
     value: Any
     sure: bool = True
@@ -109,7 +109,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Callee:
-    """A function of the script: its tree, where its names are looked up, and what is bound."""
+    """A function of the script: its tree, the scope of its names, and its bound arguments."""
 
     node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
     scope: "Scope"
@@ -132,20 +132,20 @@ class Kind:
 
     @property
     def is_optimiser(self) -> bool:
-        """Return whether instances change what they were given, by `step`."""
+        """Return whether `step` of an instance changes the values that it was given."""
         return "Optimizer" in self.bases
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A function of Python itself by its name, whatever the script calls it."""
+    """A function of Python itself, by its original name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """A function that gives the gradient of another one, which is a loss."""
+    """A function that returns the gradient of a loss function."""
 
     of: Callee
     with_loss: bool
@@ -156,7 +156,7 @@ What = Known | Position | Items | Callee | Kind | Library | Gradient | None
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """Labels of a value, and what it is if that is known."""
+    """The labels of a value, and the value itself if it is known."""
 
     labels: Labels = NOTHING
     what: What = None
@@ -171,18 +171,18 @@ class Value:
 
     @property
     def text(self) -> str | None:
-        """Return the text that the value is, None if it is none that is known."""
+        """Return the value if it is a known text, else None."""
         known = self.what.value if isinstance(self.what, Known) else None
         return known if isinstance(known, str) else None
 
     def plus(self, labels: Iterable[Label]) -> "Value":
-        """Return the value with more labels; past a number of them none is added."""
+        """Return the value with more labels, up to a limit."""
         if len(self.labels) > _MOST_LABELS:
             return self
         return Value(self.labels.union(labels), self.what)
 
     def without(self, *kinds: type) -> "Value":
-        """Return the value without labels of some kinds."""
+        """Return the value without labels of the given kinds."""
         return Value(frozenset(n for n in self.labels if not isinstance(n, kinds)), self.what)
 
 
@@ -192,7 +192,7 @@ UNKNOWN = Value()
 def cut(labels: Iterable[Label], site: int, turns: Iterable[Turn]) -> set[Label]:
     """Return the labels of a piece that was cut from tokens with these labels.
 
-    A piece that depends on no turn replaces nothing: it stands for all that it was cut from.
+    If the piece depends on no turn, the labels stay: it represents all that it was cut from.
     """
     known, turned = set(labels), frozenset(turns)
     whole = {n for n in known if isinstance(n, Slice)}
@@ -214,7 +214,7 @@ def union(values: Iterable[Value]) -> Labels:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call: its node, what the method belongs to (or the function itself), the arguments."""
+    """A call: its node, the owner of the method (or the function itself), the arguments."""
 
     node: ast.Call
     receiver: Value = UNKNOWN
@@ -238,7 +238,7 @@ class Call:
 
     @property
     def owner(self) -> ast.expr | None:
-        """Return the expression whose method is called; None for a function."""
+        """Return the expression whose method is called, or None for a function."""
         return self.node.func.value if isinstance(self.node.func, ast.Attribute) else None
 
 
@@ -253,13 +253,13 @@ class Scope:
     returned: list[Value] = field(default_factory=list)
     function: str = ""
     guards: int = 0
-    # What names were calculated from, as text.
+    # The formulas of names, as text.
     formulas: dict[str, str] = field(default_factory=dict)
     kind_is_model: bool = False
     kind_is_optimiser: bool = False
 
     def get(self, name: str) -> Value | None:
-        """Return what a name stands for, here or further out."""
+        """Return the value of a name, here or in an outer scope."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.names:
@@ -268,7 +268,7 @@ class Scope:
         return None
 
     def put(self, name: str, value: Value) -> None:
-        """Give a name a value, where `global` and `nonlocal` say."""
+        """Set the value of a name, in the scope that `global` or `nonlocal` gives."""
         scope: Scope = self
         if name in self.elsewhere:
             while scope.outer is not None and (name not in scope.names or scope is self):

@@ -1,4 +1,4 @@
-"""Checks the bytes that a score is divided by, and compares it with a score of newer text."""
+"""Checks the byte count that a score is divided by, and compares the score with newer text."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +10,9 @@ from fairway.audit.scorers.scorer import Costs, scored
 from fairway.audit.scorers.trial import Trial
 from fairway.base.arrays import FloatArray, IntArray
 
-# Text of one source may differ from one time to another by this part of its cost.
+# Two texts of one source may differ in cost by this share.
 DRIFT = 0.05
-# An interval of this coverage, from this many resamples of at least this many blocks.
+# The coverage of the interval, the number of resamples, and the least and most blocks.
 COVERAGE, _RESAMPLES, FEWEST_BLOCKS, _MOST_BLOCKS = 0.999, 8000, 12, 256
 _CUTS = 6
 
@@ -29,18 +29,18 @@ class Bytes(Trial):
 
     @classmethod
     def concerns(cls, bench: Bench) -> bool:
-        """Return whether the scorer says bytes, or somebody has given them."""
+        """Return whether the scorer gives byte counts, or the user gave the text's."""
         return hasattr(bench.scorer, "byte_counts") or bench.text_bytes is not None
 
     def steps(self) -> Iterator[None]:
-        """Count the whole text, then its beginnings before other tokens."""
+        """Count the whole text, then count it again with the tokens after a cut changed."""
         bench = self.bench
         ask: Callable[[IntArray], Sequence[float]] | None
         ask = getattr(bench.scorer, "byte_counts", None)
         if ask is None:
             self.doubt = (
-                'the scorer says no bytes ("bytes": true), so that its count cannot be compared '
-                f"with the text's {bench.text_bytes:,}"
+                'the scorer gives no byte counts ("bytes": true), so its count cannot be compared '
+                f"with the {bench.text_bytes:,} bytes of the text"
             )
             return
         counts = np.array(ask(bench.whole.copy()), np.float64)
@@ -83,7 +83,7 @@ class Bytes(Trial):
             )
 
     def passed(self) -> str:
-        """Return the count, and the score that follows."""
+        """Return the byte count and the resulting bits per byte."""
         costs = scored(self.bench.scorer, self.bench.whole).nats.sum()
         bits = costs / math.log(2) / max(1, self.counted)
         held = "as the text has" if self.bench.text_bytes is not None else "not compared (--bytes)"
@@ -91,7 +91,7 @@ class Bytes(Trial):
 
 
 class Memory(Trial):
-    """Compare the text with text of the same source that came later: is the first remembered?"""
+    """Compare the text with later text of the same source, to find memorised text."""
 
     name = "fresh text"
     rules = ("C1",)
@@ -102,11 +102,11 @@ class Memory(Trial):
 
     @classmethod
     def concerns(cls, bench: Bench) -> bool:
-        """Return whether there is such a text."""
+        """Return whether the user gave a later text."""
         return bench.later is not None
 
     def steps(self) -> Iterator[None]:
-        """Compare as much of both as both have."""
+        """Compare the two texts over the length of the shorter one."""
         bench = self.bench
         assert bench.later is not None
         count = min(len(bench.text), len(bench.later))
@@ -132,7 +132,7 @@ class Memory(Trial):
         yield
 
     def _blocks(self, ids: IntArray, costs: Costs) -> FloatArray:
-        """Return (nats, tokens) by document, or by blocks where documents are few."""
+        """Return (nats, tokens) by document, or by blocks if there are few documents."""
         nats = costs.by_index(len(ids))
         charged = ~np.isnan(nats)
         document = np.cumsum(ids == self.bench.bos_id)
@@ -157,8 +157,8 @@ def interval(
 ) -> tuple[float, float, float]:
     """Return the difference of mean costs, later less audited, and the ends of its interval.
 
-    Rows are (nats, tokens) of documents or blocks, which are drawn again with replacement. Few
-    blocks make such an interval too short, so it is stretched as Student's t is to the normal.
+    Rows are (nats, tokens) of documents or blocks, resampled with replacement. With few blocks the
+    interval is too short, so it is widened as Student's t widens the normal.
     """
     means = []
     for part in (audited, later):

@@ -16,37 +16,37 @@ from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
 from fairway.config.settings import BOS_ID
 
-# Costs that move by less are rounding; a leak of information is larger by far.
+# Smaller differences between costs are rounding; a leak of information is much larger.
 ROUNDING_NATS = 1e-5
-# More noise than this between two runs of one text and nothing small can be told from it.
+# If two runs of one text differ by more than this, small effects cannot be detected.
 MOST_NOISE_NATS = 0.01
-# Costs that are rounded to coarser steps are no costs.
+# Costs with coarser rounding steps than this get no allowance for rounding.
 _COARSEST_NATS = 0.02
-# A scorer that does not repeat itself is measured against its own noise, this many times of it.
+# If a scorer is noisy, a difference must exceed its noise by this factor.
 _NOISE_FACTOR = 4.0
-# Two costs are asked for again this many times before a difference counts: of a scorer that has
-# always repeated itself, and of one that has not. If all of one lie above all of the other, chance
-# has done that once in 2.7 million times, whatever the noise (24! / 12!^2 orders, two of them so).
+# A difference counts only after both costs were asked for this many times: the first number is for
+# scorers without noise so far, the second for noisy ones. Equal costs give 12 answers that all lie
+# above the 12 others once in 1.35 million times, whatever the noise (2 of 24! / 12!^2 orders).
 _AGAIN, _OFTEN = 2, 12
 
-# Fewer tokens leave no place that a probe could change and look behind.
+# Shorter texts have too few places for the probes.
 MIN_TOKENS = 8
-# A longer text is audited on its beginning if the budget does not hold this many questions.
+# Only the beginning of a longer text is audited if the budget does not hold this many questions.
 _LONG_TOKENS, _QUESTIONS = 1024, 400
 _FIRST_TOKENS = 256
-# So often documents are made to begin elsewhere before a scorer is said not to know of it.
+# Later beginnings of documents count as unknown after this many moves of them without effect.
 _MOVES = 32
-# Longer texts than that of the audit take this part of the budget for one question, and no more.
+# Texts longer than the audited one may take this share of the budget per question, at most 0.1 s.
 _LONG_SHARE, _LONG_S = 0.002, 0.1
 
 
 @dataclass(eq=False)
 class Bench:
-    """A scorer under audit, the text it is audited on (BOS first), and the seconds left.
+    """A scorer under audit, the audited text (BOS first), and the seconds left.
 
-    With equal `seed` a probe looks at the same places; more time only means more of them. A budget
-    of 0 means the least questions, whatever they take. Not
-    `thorough` means that probes end after the usual number of questions, whatever the budget.
+    With an equal `seed` a probe visits the same places; a larger budget only adds places. With a
+    budget of 0 each probe asks its minimum, however long that takes. Without `thorough` the probes
+    stop after the usual number of questions, even if time is left.
     """
 
     scorer: Scorer
@@ -56,17 +56,17 @@ class Bench:
     bos_id: int = BOS_ID
     noise_nats: float = 0.0
     thorough: bool = True
-    # Raw bytes of all of the text, and text of the same source that came later, where known.
+    # If known: the raw bytes of the whole text, and later text of the same source.
     text_bytes: int | None = None
     later: IntArray | None = None
-    # What the budget is measured by: seconds by the wall, or of this process.
+    # The clock of the budget: wall-clock seconds, or seconds of this process.
     clock: Callable[[], float] = time.perf_counter
-    # What a question about the text takes, and the step to which its costs are rounded.
+    # The seconds of one question about the text, and the rounding step of its costs.
     once_s: float = field(default=0.0, init=False)
     grain_nats: float = field(default=0.0, init=False)
-    # The text as it was given; `text` becomes its beginning where all would take too long.
+    # The whole text. `text` is shortened to its beginning if the whole would take too long.
     whole: IntArray = field(init=False)
-    # Excess of sums in which BOS was put at the place of a word; see `documents`.
+    # For each BOS put in place of a word: by how much the probabilities exceed 1; see `documents`.
     with_bos: list[float] = field(default_factory=list, init=False)
     _kept: dict[bytes, Costs] = field(default_factory=dict, init=False)
 
@@ -85,7 +85,7 @@ class Bench:
         self.begin("")
 
     def _check(self, name: str, ids: IntArray) -> None:
-        """Raise UserError for a text that is too short, or has tokens that the scorer has not."""
+        """Raise UserError for a text that is too short, or has tokens outside the vocabulary."""
         size = self.scorer.vocab_size
         if len(ids) < MIN_TOKENS:
             raise UserError(
@@ -96,11 +96,11 @@ class Bench:
             raise UserError(f"{name} has tokens up to {ids.max()}, the scorer knows {size}")
 
     def begin(self, probe: str) -> None:
-        """Give a probe random numbers of its own, whatever those before it have used."""
+        """Give a probe its own random numbers, independent of earlier probes."""
         self.draw = np.random.default_rng([self.seed, *probe.encode()])
 
     def start(self) -> None:
-        """Start the clock of the audit, and choose how much of a long text it takes."""
+        """Start the clock of the audit, and choose how much of a long text to audit."""
         self._start_s = self.clock()
         first = self.whole[:_FIRST_TOKENS]
         self.costs(first)
@@ -112,35 +112,35 @@ class Bench:
         self.grain_nats = grain(self.costs(self.text).nats)
 
     def lengths(self) -> list[int]:
-        """Return lengths of texts beyond that of the text: what is judged later may be long."""
+        """Return lengths of longer texts to try: some scorers are judged on long texts later."""
         most_s = min(_LONG_SHARE * self.budget_s, _LONG_S)
         fit = [times for times in (4, 16, 64) if times * self.once_s <= most_s]
         return [len(self.text) * times for times in (2, *fit)]
 
     def longer(self, length: int) -> IntArray:
-        """Return a natural text of another length."""
+        """Return a natural text of the given length."""
         if length <= len(self.whole):
             return self.whole[:length]
         return of_pieces(self.text, self.bos_id, length, self.draw)
 
     @property
     def left_s(self) -> float:
-        """Return the seconds that are left of the budget, by one clock for all probes."""
+        """Return the seconds left of the budget; all probes share one clock."""
         return self.budget_s - (self.clock() - self._start_s)
 
     @property
     def debt_s(self) -> float:
-        """Return what must be left for a first step: one that is not thorough makes it always."""
+        """Return the seconds left that a first step needs; without `thorough` it always runs."""
         return 0.0 if self.thorough else -math.inf
 
     @property
     def tolerance_nats(self) -> float:
-        """Return how far a cost may move when nothing it may depend on has changed."""
+        """Return how much a cost may move if nothing that it may depend on has changed."""
         return ROUNDING_NATS + _NOISE_FACTOR * self.noise_nats
 
     @property
     def rows(self) -> RowScorer | None:
-        """Return the scorer if it shows whole distributions."""
+        """Return the scorer if it shows whole distributions, else None."""
         return self.scorer if isinstance(self.scorer, RowScorer) else None
 
     @cached_property
@@ -149,11 +149,11 @@ class Bench:
         return np.setdiff1d(np.arange(self.scorer.vocab_size), [self.bos_id])
 
     def met(self, noise_nats: float) -> None:
-        """Take a difference between equal questions for noise, which is allowed from then on."""
+        """Record a difference between equal questions as noise; later comparisons allow for it."""
         self.noise_nats = max(self.noise_nats, noise_nats)
 
     def costs(self, ids: IntArray) -> Costs:
-        """Return what the scorer charges for all of a text; asked once only."""
+        """Return the scorer's costs of all tokens of a text; each text is asked for only once."""
         key = ids.tobytes()
         if key not in self._kept:
             self._kept[key] = scored(self.scorer, ids)
@@ -161,9 +161,9 @@ class Bench:
 
     @contextmanager
     def anew(self) -> Iterator[Scorer | None]:
-        """Yield a scorer that was asked nothing yet: the same program started again, or a copy.
+        """Yield a scorer that has answered no question: the same program restarted, or a copy.
 
-        None if it can neither be started again nor copied.
+        Yield None if it can be neither restarted nor copied.
         """
         fresh = self._new()
         try:
@@ -174,10 +174,11 @@ class Bench:
                 close()
 
     def moved_beginnings(self) -> tuple[bool, float]:
-        """Put later BOS elsewhere; return whether the order before changes, and by how much costs.
+        """Move later BOS tokens; return whether the earlier scoring order changes, and by how many
+        nats earlier costs change.
 
-        Behind a cut one document begins soon, or none at all. By turns in the text, and in one of
-        few words, in which whatever is learned shows at once.
+        After the cut one document begins soon, or none begins. The text is drawn from the audited
+        one and one of few words, in which learning shows at once.
         """
         ids = (self.text, self.few_words)[int(self.draw.integers(2))]
         costs = self.costs(ids)
@@ -197,19 +198,19 @@ class Bench:
 
     @cached_property
     def few_words(self) -> IntArray:
-        """Return a text of the same documents in three words."""
+        """Return a text with the same document lengths that uses only three words."""
         return of_few_words(self.text, self.words, self.bos_id, self.draw)
 
     @cached_property
     def beginnings_known(self) -> bool:
-        """Return whether later beginnings of documents reach what is scored before them."""
+        """Return whether later beginnings of documents change earlier costs or their order."""
         found = (self.moved_beginnings() for _ in range(_MOVES))
         return any(order or not nats <= self.tolerance_nats for order, nats in found)
 
     def differ(self, one: Callable[[], float], other: Callable[[], float]) -> bool:
-        """Return whether two costs differ for certain: both are asked for again and again.
+        """Return whether two costs really differ: both are asked for several times.
 
-        What differs between equal questions is noise, and from then on it is allowed for.
+        Differences between equal questions are recorded as noise, which is allowed for.
         """
         heard: tuple[list[float], list[float]] = ([], [])
         times = _OFTEN if self.noise_nats > 0 else _AGAIN
@@ -218,7 +219,7 @@ class Bench:
             for which in (first, 1 - first):
                 heard[which].append((one, other)[which]())
             if np.isnan(heard).any():
-                # A token that is charged for only sometimes, or never.
+                # The token is charged for only sometimes, or never.
                 return not np.isnan(heard).all()
             spread = max(max(moved_by(np.array(h), np.array(h[:1]))) for h in heard)
             if spread > ROUNDING_NATS:
@@ -228,10 +229,10 @@ class Bench:
         return max(a) < min(b) - ROUNDING_NATS or max(b) < min(a) - ROUNDING_NATS
 
     def changed(self, ids: IntArray, places: IntArray) -> IntArray:
-        """Return a text with other tokens at some places; BOS stays what and where it is."""
+        """Return a text with other tokens at some places; no BOS is added or removed."""
         found = ids.copy()
         places = places[found[places] != self.bos_id]
-        # One of the words but the last, moved up where it would be the token itself.
+        # Draw from all words but the last; where the token itself was drawn, use the last.
         words = self.words
         drawn = words[self.draw.integers(0, max(1, len(words) - 1), len(places))]
         found[places] = np.where(drawn == found[places], words[-1], drawn)
@@ -245,9 +246,9 @@ class Bench:
 
 
 def grain(costs: FloatArray) -> float:
-    """Return the step to which numbers are rounded, 0 if it is fine: decimals, or float16.
+    """Return the rounding step of costs (decimals or float16), or 0 if they are not rounded.
 
-    Steps above 0.02 nats are no rounding that an audit could allow for.
+    Steps above 0.02 nats return 0: an audit could not allow for them.
     """
     finite = costs[np.isfinite(costs)]
     for step in (0.01, 0.001, 0.0001):
@@ -262,7 +263,7 @@ def grain(costs: FloatArray) -> float:
 
 
 def _copied(scorer: Scorer) -> Callable[[], Scorer | None]:
-    """Return what makes a scorer that has been asked nothing."""
+    """Return a function that makes a scorer that has answered no question."""
     again = getattr(scorer, "fresh", None)
     if again is not None:
         made: Callable[[], Scorer | None] = again
@@ -272,7 +273,7 @@ def _copied(scorer: Scorer) -> Callable[[], Scorer | None]:
 
 
 def _copy(scorer: Scorer) -> Scorer | None:
-    """Return a copy; None for what has pipes or locks, or is too large, which replay says."""
+    """Return a copy; None for a scorer with pipes or locks, or too large; `replay` reports that."""
     try:
         return copy.deepcopy(scorer)
     except (TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError, copy.Error):
@@ -280,9 +281,9 @@ def _copy(scorer: Scorer) -> Scorer | None:
 
 
 def exercise(ids: IntArray, tokens: int) -> IntArray:
-    """Return the beginning of a text, its last third replaced by a copy of what it began with.
+    """Return the beginning of a text with its last third replaced by a copy of its first.
 
-    Caches and gates act on what they have seen before; a text that never repeats wakes none.
+    Caches and gates react to repeated text; without a repeat they would stay unused.
     """
     found = ids[:tokens].copy()
     third = len(found) // 3
@@ -296,7 +297,7 @@ def mean_error(values: FloatArray) -> tuple[float, float]:
 
 
 def moved_by(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Return |a - b|; equal infinities have not moved, and what is no number has, infinitely."""
+    """Return |a - b|: 0 for equal infinities, infinity where either is NaN."""
     with np.errstate(invalid="ignore"):
         moved = np.where(a == b, 0.0, np.abs(a - b))
     return np.where(np.isnan(moved), np.inf, moved)

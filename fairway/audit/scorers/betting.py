@@ -1,10 +1,10 @@
 """Bets against fair odds on texts that nobody can predict.
 
-Whoever predicts by distributions from the past is, at any time, ahead of fair odds by L nats with a
-probability of at most exp(-L): what such a bet is worth is a martingale (Ville's inequality). That
-needs no assumption about the scorer. Several bets share one stake, so the bound holds for all of
-them together: one from the beginning, one from every later place (a gain that was paid for by one
-huge cost is still a gain), and one at every n-th token (a leak at the end of every chunk).
+A scorer that predicts by distributions from the past gains L nats over fair odds, at any time, with
+a probability of at most exp(-L): the value of such a bet is a martingale (Ville's inequality). This
+needs no assumption about the scorer. Several bets share one stake, so the bound holds for their
+sum. One bet starts at the beginning. One starts at every later place, so that a gain after one huge
+cost still counts. One is placed at every n-th token, to find a leak at the end of every chunk.
 """
 
 import math
@@ -15,18 +15,18 @@ import numpy as np
 from fairway.audit.scorers.scorer import Costs
 from fairway.base.arrays import FloatArray, IntArray
 
-# A valid scorer is this far ahead of fair odds in one of a million audits.
+# A valid scorer gains this much over fair odds in one of a million audits.
 AHEAD_NATS = math.log(1e6)
-# Of the stake: from the beginning, from every place; the rest is for every n-th token.
+# Shares of the stake: from the beginning, from every place; the rest is for every n-th token.
 _STRAIGHT, _RESTARTED = 0.25, 0.25
 _PERIODS = (8, 16, 32, 64)
-# A cost without bound costs a bet everything; so does one of this size.
+# Larger costs, infinite ones included, count as this one; it loses the whole bet.
 _MOST_NATS = 1e6
 
 
 @dataclass(eq=False)
 class Bets:
-    """A bet that goes on over several texts drawn independently: their gains add up."""
+    """A bet that continues over several independently drawn texts: their gains add up."""
 
     rounds: int = 0
     ahead_nats: float = -math.inf
@@ -46,7 +46,7 @@ class Bets:
             return
         index = costs.index[random]
         gains = fair[random] - costs.nats[random]
-        # What is no number is no cost.
+        # NaN counts as the largest cost.
         gains = np.clip(np.where(np.isnan(gains), _MOST_NATS, gains), -_MOST_NATS, _MOST_NATS)
         self.rounds += 1
         self.gains.append(gains)
@@ -54,7 +54,7 @@ class Bets:
         self._finish(gains, index)
 
     def _follow(self, gains: FloatArray, index: IntArray) -> None:
-        """Carry on the bets from the beginning and from every place, token by token."""
+        """Continue the bets from the beginning and from every place, token by token."""
         total = np.cumsum(gains)
         straight = self._straight + total
         restarted = total + _entered(self._restarted, total - gains, self.rounds)
@@ -65,7 +65,7 @@ class Bets:
         self._straight, self._restarted = float(straight[-1]), float(restarted[-1])
 
     def _finish(self, gains: FloatArray, index: IntArray) -> None:
-        """Carry on the bets at every n-th token, and take the sum of all."""
+        """Continue the bets at every n-th token, and update the sum of all bets."""
         share = math.log((1 - _STRAIGHT - _RESTARTED) / len(_PERIODS))
         parts = [math.log(_STRAIGHT) + self._straight, math.log(_RESTARTED) + self._restarted]
         for period, totals in zip(_PERIODS, self._periodic, strict=True):
@@ -77,9 +77,9 @@ class Bets:
 
 
 def _entered(before: float, totals: FloatArray, number: int) -> FloatArray:
-    """Return the log of what was bet up to each token of text `number`, less what came since.
+    """Return the log of the stakes placed up to each token of text `number`, less later gains.
 
-    Every place of text n has 1 / (n (n + 1)) of the stake, shared by its tokens.
+    All places of text n share 1 / (n (n + 1)) of the stake.
     """
     stake = -math.log(number * (number + 1) * len(totals))
     return np.asarray(np.logaddexp.accumulate(np.concatenate([[before], stake - totals]))[1:])
@@ -88,7 +88,7 @@ def _entered(before: float, totals: FloatArray, number: int) -> FloatArray:
 def fair_shuffle(ids: IntArray, costs: Costs, bos_id: int) -> FloatArray:
     """Return the fair cost of every token of a shuffled text, by index, in its scoring order.
 
-    Even who knows which tokens come, and how often, can do no better than to bet on what is left.
+    Even a predictor that has the count of every token can only bet on the remaining ones.
     """
     stakes = np.full(len(ids), np.nan)
     left = np.bincount(ids[1:][ids[1:] != bos_id], minlength=1).astype(np.float64)

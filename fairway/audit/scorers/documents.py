@@ -1,4 +1,4 @@
-"""Probes of documents: whether they influence one another, and whether beginnings are known."""
+"""Probes of documents: whether they influence one another, and whether beginnings leak."""
 
 import math
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from fairway.audit.scorers.trial import Trial
 from fairway.base.arrays import FloatArray, IntArray
 
 _DOCUMENTS, _STREAMS, _MOVES, _PLACES = 48, 24, 24, 24
-# BOS put at the place of a word may cost so much less than it did there, on average: what was
-# learned before may be another thing when documents are others, but not by so much.
+# The mean probability of BOS put in place of a word may exceed its probability there by this much.
+# A small excess is legitimate: with other documents the model may have learned other things.
 _FREE_SHARE = 0.1
 _FEWEST_SUMS = 8
 
 
 class Packed(Trial):
-    """Put a document behind others: who claims to score documents apart must charge the same."""
+    """Score a document after others: a scorer of separate documents must charge the same."""
 
     name = "packed documents"
     rules = ("C1",)
@@ -28,7 +28,7 @@ class Packed(Trial):
     share, least, usual = 0.05, 2, 6
 
     def steps(self) -> Iterator[None]:
-        """Compare two pasts of equal length before the same document."""
+        """Score one document after two different pasts of equal length, and compare."""
         bench = self.bench
         half = max(3, len(bench.text) // 2)
         makers = (self._random, self._natural, self._several, self._same)
@@ -64,7 +64,7 @@ class Packed(Trial):
         self.see(moved, np.arange(len(others[0]) + 1, len(others[0]) + len(moved) + 1))
 
     def _document(self, piece: IntArray) -> IntArray:
-        """Return one document: BOS in front and nowhere else."""
+        """Return one document, with BOS only at its beginning."""
         bench, found = self.bench, piece.copy()
         inside = np.flatnonzero(found == bench.bos_id)
         found[inside] = bench.draw.choice(bench.words, len(inside))
@@ -88,7 +88,7 @@ class Packed(Trial):
         return document.copy()
 
     def passed(self) -> str:
-        """Return whether documents are apart."""
+        """Return whether documents are separate."""
         if not self.above(self.bench.tolerance_nats):
             return "documents do not influence one another"
         return (
@@ -98,7 +98,7 @@ class Packed(Trial):
 
 
 class Beginnings(Trial):
-    """See what is made of knowing where documents begin: reported, and bounded, by itself."""
+    """Find whether the scorer uses beginnings of later documents, and bound the gain."""
 
     name = "known beginnings"
     rules = ("C1", "C2")
@@ -113,7 +113,7 @@ class Beginnings(Trial):
         yield from in_turn(self._bet(), self._move(), self._insert())
 
     def _bet(self) -> Iterator[None]:
-        """Draw lengths of documents at random: who pays too little for them gets ahead."""
+        """Draw random lengths of documents; a scorer that pays too little for them gains."""
         bench = self.bench
         text, sizes = bench.text, [len(bench.text), *bench.lengths()]
         rate = min(0.25, max(1 / 24, float((text[1:] == bench.bos_id).mean())))
@@ -139,7 +139,7 @@ class Beginnings(Trial):
             yield
 
     def _move(self) -> Iterator[None]:
-        """Put the next BOS, and all later ones, elsewhere: does that reach costs before them?"""
+        """Move the next BOS and all later ones, and compare the costs before them."""
         for _ in range(_MOVES):
             ordered, moved_nats = self.bench.moved_beginnings()
             self.ordered |= ordered
@@ -148,7 +148,7 @@ class Beginnings(Trial):
             yield
 
     def _insert(self) -> Iterator[None]:
-        """Compare what BOS costs where it is put with what was left for it by the words."""
+        """Compare the probability of BOS at an inserted place with its probability before."""
         bench = self.bench
         rows = bench.rows
         found = places(bench, bench.text, bench.costs(bench.text))[:_PLACES]
@@ -164,7 +164,7 @@ class Beginnings(Trial):
             if self.wrong:
                 return
             yield
-        # Other scorers are asked by P1, which keeps what it finds here.
+        # For scorers without rows, P1 collects these sums.
         self._judge()
 
     def _judge(self) -> None:
@@ -180,13 +180,13 @@ class Beginnings(Trial):
             )
 
     def bound_nats(self) -> float:
-        """Return what knowing all beginnings of the text is worth at most: ln of their choices."""
+        """Return the most nats that knowing all beginnings can gain: ln of their arrangements."""
         ids = self.bench.text[1:]
         n, k = len(ids), int((ids == self.bench.bos_id).sum())
         return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + math.log(n + 1)
 
     def passed(self) -> str:
-        """Return what is known of beginnings, and what that may be worth."""
+        """Return whether beginnings are known in advance, and the most that this can gain."""
         bench = self.bench
         self._judge()
         costs = bench.costs(bench.text)

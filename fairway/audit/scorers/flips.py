@@ -12,18 +12,18 @@ from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
 from fairway.audit.scorers.trial import Trial
 from fairway.base.arrays import FloatArray, IntArray
 
-# Costs may lie this far below the distributions shown, on average.
+# The mean cost may be this far below the cost by the shown distributions.
 SHAVED_NATS = 1e-3
-# A text that is asked about at every place is asked about again with other changes, so often.
+# The number of passes over all places of the text, each with another kind of change.
 _PASSES = 6
 # Other texts are cut at this many places.
 _OTHER_CUTS = 96
-# Scorers may be started anew for so large a share of the probe's time.
+# The share of the probe's time that may go into starting the scorer anew.
 _ANEW = 0.3
 
 
 class FutureFlip(Trial):
-    """Change what is scored later: what was scored before must not move, nor the order."""
+    """Change later tokens: earlier costs and their order must stay the same."""
 
     name = "P3 future flip"
     rules = ("C1", "C3")
@@ -32,7 +32,7 @@ class FutureFlip(Trial):
     anew_s = 0.0
 
     def steps(self) -> Iterator[None]:
-        """Cut the text and others of its kind at every place, in turn."""
+        """Cut the text, and texts made from it, at every place, in turn."""
         bench = self.bench
         text = bench.text
         self.looked: set[int] = set()
@@ -46,7 +46,7 @@ class FutureFlip(Trial):
         yield from in_turn(dense, in_turn(*(self._cut(ids) for ids in others)))
 
     def _first(self, ids: IntArray) -> Iterator[None]:
-        """Cut at a dozen places, with three changes each."""
+        """Cut at up to twelve places, with three changes each."""
         costs = self.bench.costs(ids)
         for cut in cuts(self.bench, ids, len(costs.index))[:12]:
             for change in (self._all, self._next, self._natural):
@@ -58,7 +58,7 @@ class FutureFlip(Trial):
             yield
 
     def _cut(self, ids: IntArray) -> Iterator[None]:
-        """Cut at every place of the text, again and again with other changes; at some of others."""
+        """Cut the audited text at every place in several passes, other texts at some places."""
         costs = self.bench.costs(ids)
         found = cuts(self.bench, ids, len(costs.index))
         main = ids is self.bench.text
@@ -75,7 +75,7 @@ class FutureFlip(Trial):
                 yield
 
     def _anew(self) -> Iterator[None]:
-        """Ask a scorer that has heard nothing yet of another future first."""
+        """Ask a freshly started scorer about another future first."""
         text = self.bench.text
         costs = self.bench.costs(text)
         count = len(costs.index)
@@ -99,7 +99,7 @@ class FutureFlip(Trial):
         self, ids: IntArray, costs: Costs, cut: int,
         change: Callable[[IntArray, IntArray, IntArray], IntArray], scorer: Scorer | None = None,
     ) -> None:  # fmt: skip
-        """Change the tokens after a cut, and compare what stands before it."""
+        """Change the tokens after a cut, and compare the costs before it."""
         bench, before, later = self.bench, costs.index[:cut], costs.index[cut:]
         other = change(ids, before, later)
         asked = bench.scorer if scorer is None else scorer
@@ -122,7 +122,7 @@ class FutureFlip(Trial):
                     return scored(fresh, which, count=cut).at(at)
 
             if not bench.differ(lambda: cost_in(ids), lambda: cost_in(other)):
-                # Answers that cannot be had again are noise, or the work of an earlier question.
+                # A difference that does not repeat is noise, or was caused by an earlier question.
                 bench.met(float(moved[worst]))
                 return
             self.see(moved, before)
@@ -130,7 +130,7 @@ class FutureFlip(Trial):
             return
         self.see(moved, before)
 
-    # What may follow instead: (text, places before the cut, places after it) to another text.
+    # Ways to change the future: (text, places before the cut, places after it) to another text.
 
     def _all(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
         return self.bench.changed(ids, later)
@@ -142,11 +142,11 @@ class FutureFlip(Trial):
         return self.bench.changed(ids, self.bench.draw.choice(later, 1))
 
     def _natural(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
-        """Go on as the text does elsewhere."""
+        """Continue as the text does elsewhere after the same token."""
         return self._put(ids, later, int(ids[before[-1]]), len(later))
 
     def _following(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
-        """Let another token come next that follows the same one elsewhere."""
+        """Replace the next token by one that follows the same token elsewhere."""
         return self._put(ids, later, int(ids[before[-1]]), 1)
 
     def _put(self, ids: IntArray, later: IntArray, last: int, most: int) -> IntArray:
@@ -163,14 +163,14 @@ class FutureFlip(Trial):
         return bench.changed(ids, words)
 
     def _moved(self, ids: IntArray, before: IntArray, later: IntArray) -> IntArray:
-        """Put the same tokens into another order."""
+        """Put the later tokens into another order."""
         found = ids.copy()
         words = later[ids[later] != self.bench.bos_id]
         found[words] = ids[self.bench.draw.permutation(words)]
         return found
 
     def passed(self) -> str:
-        """Return how exactly costs stayed."""
+        """Return how exactly the costs stayed the same."""
         exact = "to the bit" if not self.worst else "within rounding"
         return f"costs before a cut are the same {exact}, whatever follows"
 
@@ -182,7 +182,7 @@ class FutureFlip(Trial):
 
 
 class CurrentFlip(Trial):
-    """Change a token itself: the distribution it is scored by must stay, and be the one charged."""
+    """Change the scored token: its distribution must stay, and must be the one charged."""
 
     name = "P3 current flip"
     rules = ("C1", "C2")
@@ -192,7 +192,7 @@ class CurrentFlip(Trial):
     judged_at = 12
 
     def steps(self) -> Iterator[None]:
-        """Look at places of the text, then at those of another natural one."""
+        """Visit places of the text, then places of another natural text."""
         bench = self.bench
         rows = bench.rows
         self.shaved: list[float] = []
@@ -213,7 +213,7 @@ class CurrentFlip(Trial):
                 return
 
     def _starts(self, rows: RowScorer, ids: IntArray, costs: Costs) -> None:
-        """Compare what BOS was charged with what was shown; BOS itself is never changed."""
+        """Compare the charged and the shown cost of BOS, which is itself never changed."""
         for index in np.flatnonzero(ids[1:] == self.bench.bos_id)[:64] + 1:
             at = np.flatnonzero(costs.index == index)
             if len(at) and not self.wrong:
@@ -239,7 +239,7 @@ class CurrentFlip(Trial):
         return self.bench.tolerance_nats + 4 * self.row_noise + self.bench.grain_nats
 
     def _moves(self, rows: RowScorer, ids: IntArray, flipped: IntArray, index: int) -> bool:
-        """Return whether one entry moves for certain, the one that has moved most."""
+        """Return whether the entry that moved most differs for certain."""
         one, other = (np.maximum(rows.row(i.copy(), index), -30.0) for i in (ids, flipped))
         entry = int(np.argmax(moved_by(one, other)))
         return self.bench.differ(
@@ -257,9 +257,9 @@ class CurrentFlip(Trial):
             self.convict("the cost charged is not that of the distribution shown")
 
     def _mean(self) -> None:
-        """Convict of small differences that all point one way."""
+        """Convict if small differences all have the same sign."""
         shaved = np.array(self.shaved)
-        # Looked at when there are twice as many as before, so that chance has few tries.
+        # Judged only when the number has doubled, so that chance gets few tries.
         if self.wrong or len(shaved) < self.judged_at:
             return
         self.judged_at = 2 * len(shaved)
@@ -269,7 +269,7 @@ class CurrentFlip(Trial):
             self.convict("costs lie below those of the distributions shown, on average")
 
     def passed(self) -> str:
-        """Return what held."""
+        """Return that the distribution stayed."""
         return "the distribution stays, and is the one charged"
 
     def power(self) -> str:
@@ -280,6 +280,6 @@ class CurrentFlip(Trial):
 
 
 def _row_moved(one: FloatArray, other: FloatArray) -> float:
-    """Return the most that a likely entry differs."""
+    """Return the largest difference among likely entries."""
     likely = np.maximum(one, other) > -30.0
     return float(moved_by(np.where(likely, one, 0), np.where(likely, other, 0)).max())

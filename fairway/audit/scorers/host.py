@@ -1,7 +1,7 @@
-"""A process that holds one Python scorer and answers for it, line by line, as any program does.
+"""A process that holds one Python scorer and answers questions line by line.
 
-`python -m fairway.audit.scorers.host SCORER`: the scorer's code runs here, where the audit can
-bound its time, end it, and start it anew.
+`python -m fairway.audit.scorers.host SCORER` runs the scorer's code here, where the audit can limit
+its time, stop it, and start it anew.
 """
 
 import functools
@@ -30,7 +30,7 @@ def command_of(scorer: str) -> list[str]:
 def made(argument: str) -> Any:
     """Return the scorer that a file makes, or one that an installed package registers.
 
-    UserError for a name that nobody registers, and for an object that is no scorer.
+    Raises UserError for a name that nobody registers, and for an object that is no scorer.
     """
     if is_file(argument):
         called = call_in_file(argument, "scorer", None)
@@ -49,7 +49,7 @@ def made(argument: str) -> Any:
 
 
 def serve(argument: str, lines: Any, say: Callable[[dict[str, Any]], None]) -> None:
-    """Say what a scorer is, then answer every line; what goes wrong is an answer, too."""
+    """Describe the scorer, then answer every line; an error is an answer, too."""
     try:
         scorer = made(argument)
         size = guarded(lambda: int(scorer.vocab_size), f"vocab_size of {argument}")
@@ -67,13 +67,13 @@ def _answer(scorer: Any, question: dict[str, Any]) -> dict[str, Any]:
         return {"row": [float(nats) for nats in scorer.row(ids, question["row"])]}
     if "bytes" in question:
         return {"bytes": [float(count) for count in scorer.byte_counts(ids)]}
-    # One that charges without end is cut where the audit refuses it.
+    # A scorer that never stops is cut at the length that the audit refuses.
     found = [pair for pair, _ in zip(scorer.score(ids), range(2 * len(ids) + 1), strict=False)]
     return {"index": [int(at) for at, _ in found], "nats": [float(nats) for _, nats in found]}
 
 
 def main() -> None:
-    """Answer on standard output; whatever the scorer prints goes to standard error."""
+    """Answer on standard output; all prints of the scorer go to standard error."""
     out = sys.stdout
 
     def say(value: dict[str, Any]) -> None:

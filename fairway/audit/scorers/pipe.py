@@ -1,9 +1,8 @@
-"""A program that answers lines of JSON by lines of JSON, with a bound on all that it may do.
+"""A foreign program that answers lines of JSON with lines of JSON, within limits.
 
-It runs in a session of its own and ends with the conversation, and with it all processes that it
-has started (`processes`). It may write nothing that it was not asked for, no line longer than an
-answer can be, and has its time. Nothing here waits without a limit: not for a line, nor for a
-program that reads nothing, nor for its end.
+It runs in its own session. When the conversation ends, it is stopped with all processes that it has
+started (`processes`). It may write only answers, each line has a maximum length, and its time is
+limited. Every wait here has a limit: for a line, for a program that reads nothing, and for its end.
 """
 
 import json
@@ -25,9 +24,9 @@ _END_S = 2.0
 
 
 class Pipe:
-    """A running program; `answer_s` is the time for one answer, `total_s` that for all.
+    """A running program; `answer_s` is the time for one answer, `total_s` the time for all.
 
-    Sentences call it by its `name`, or else by the first word of its command."""
+    Error texts call it by its `name`, or else by the first word of its command."""
 
     def __init__(
         self, command: Sequence[str], answer_s: float, total_s: float, name: str = ""
@@ -55,7 +54,7 @@ class Pipe:
         os.set_blocking(self._from.fileno(), False)
 
     def close(self) -> None:
-        """End the program and all that it has started; what it still says is not heard."""
+        """End the program and all processes it has started; later output is ignored."""
         end_all(self._process.pid, self._mark, self._process.returncode is None)
         for stream in (self._to, self._from):
             with suppress(OSError):
@@ -77,7 +76,7 @@ class Pipe:
         return self.answer(most_bytes, start_s)
 
     def answer(self, most_bytes: int, start_s: float | None = None) -> dict[str, Any]:
-        """Return the object that the next line holds."""
+        """Return the JSON object of the next line."""
         start_s = time.monotonic() if start_s is None else start_s
         while b"\n" not in self._unread:
             if len(self._unread) > most_bytes:
@@ -93,7 +92,7 @@ class Pipe:
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
-            # Costs may be infinite; what is no number is no cost.
+            # Costs may be infinite, but not NaN.
             found = json.loads(line, parse_constant=_constant)
         except (ValueError, RecursionError):
             found = None
@@ -115,7 +114,7 @@ class Pipe:
                 raise UserError(f"{self.name} {self._ending()}; nothing can be asked") from None
 
     def _piece(self) -> bytes:
-        """Return what there is to read; UserError if nothing will come any more."""
+        """Return the available output; UserError if the output is closed."""
         data = self._from.read(_PIECE_BYTES)
         if not data:
             raise UserError(f"{self.name} {self._ending()} and gave no answer")
@@ -130,7 +129,7 @@ class Pipe:
         return self._unread[:100].decode("utf-8", "replace").strip()
 
     def _wait(self, stream: Any, start_s: float) -> None:
-        """Return when a stream is ready; UserError when the time is over."""
+        """Wait until a stream is ready; UserError after the time limit."""
         taken_s = time.monotonic() - start_s
         left_s = min(self._answer_s - taken_s, self._total_s - self._used_s - taken_s)
         if left_s > 0 and self._ready(stream, left_s):

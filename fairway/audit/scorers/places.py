@@ -8,16 +8,16 @@ from fairway.audit.scorers.bench import Bench
 from fairway.audit.scorers.scorer import Costs
 from fairway.base.arrays import IntArray
 
-# Chunks and windows are mostly multiples of these; both sides of every border are looked at.
+# Chunks and windows are mostly multiples of these; probes visit both sides of every border.
 _BORDERS = (64, 32, 16, 8, 100, 50, 10)
 _DENSE = 48
 
 
 def cuts(bench: Bench, ids: IntArray, count: int) -> list[int]:
-    """Return numbers of scored tokens at which to cut, 1 to count - 1, every one once.
+    """Return the numbers of scored tokens to cut after, 1 to count - 1, each one once.
 
-    A dozen anywhere and around documents first, then both sides of the borders of chunks, every
-    one for a while, and the rest at random.
+    Order: a dozen random places and beginnings of documents, both sides of chunk borders, a run of
+    neighbouring places, and the rest at random.
     """
     if count < 2:
         return []
@@ -42,10 +42,10 @@ def borders(count: int, draw: np.random.Generator) -> list[int]:
 
 
 def places(bench: Bench, ids: IntArray, costs: Costs) -> list[int]:
-    """Return tokens to look at closely, every one but BOS once.
+    """Return the tokens to visit, every one but BOS once.
 
-    The cheapest first, where cheats gain; one of the second half; then by strata of their cost,
-    behind BOS, at borders, at both ends; and the rest at random.
+    Order: the cheapest, where cheating gains most; one of the second half; tokens by deciles of
+    cost, after BOS, at borders and at both ends; then the rest at random.
     """
     words = np.flatnonzero(ids[costs.index] != bench.bos_id)
     if not len(words):
@@ -71,7 +71,7 @@ def places(bench: Bench, ids: IntArray, costs: Costs) -> list[int]:
 
 
 def in_turn(*queues: Iterator[None]) -> Iterator[None]:
-    """Yield from some works in turn, until all have ended."""
+    """Run the iterators in turn, one step each, until all have ended."""
     left = list(queues)
     while left:
         for queue in list(left):

@@ -8,7 +8,7 @@ import numpy as np
 from fairway.audit.scorers.betting import AHEAD_NATS, Bets
 from fairway.base.arrays import FloatArray
 
-# Leaks at one of a hundred places are the example; of others the reader can tell from the number.
+# The report assumes leaks at one of a hundred places; readers can scale from that.
 SHARE = 0.01
 _SIZES_NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _SHARES = (1.0, 0.1)
@@ -16,11 +16,11 @@ _TRIALS, _SURE = 10, 0.9
 
 
 def by_places(looked: int, of: int, least_nats: float, what: str) -> str:
-    """Return the power of a probe that looked closely at some of all places.
+    """Return the power of a probe that visited some of all places.
 
-    `least_nats` is what a cost must move by to be seen.
+    `least_nats` is the smallest detectable change of a cost.
     """
-    # Of fewer than a hundred places it is one.
+    # With fewer than a hundred places, one is leaky.
     leaky = max(1, round(SHARE * of))
     found = 1.0 if looked + leaky > of else 1.0 - _none_of(looked, leaky, of)
     return (
@@ -30,7 +30,7 @@ def by_places(looked: int, of: int, least_nats: float, what: str) -> str:
 
 
 def _none_of(looked: int, leaky: int, of: int) -> float:
-    """Return how likely it is that none of the places looked at is one of the leaky ones."""
+    """Return the probability that no visited place is leaky."""
     log = math.lgamma
     return math.exp(
         log(of - leaky + 1) - log(of - leaky - looked + 1) - log(of + 1) + log(of - looked + 1)
@@ -38,7 +38,7 @@ def _none_of(looked: int, leaky: int, of: int) -> float:
 
 
 def by_bets(bets: Sequence[Bets], draw: np.random.Generator) -> str:
-    """Return the power of bets, measured: a leak is planted into the costs that were charged."""
+    """Return the measured power of bets: leaks are planted into the charged costs."""
     played = [np.concatenate(bet.gains) for bet in bets if bet.gains]
     if not played:
         return ""
@@ -57,7 +57,7 @@ def by_bets(bets: Sequence[Bets], draw: np.random.Generator) -> str:
 def _found(
     played: list[FloatArray], size_nats: float, share: float, draw: np.random.Generator
 ) -> float:
-    """Return how often a leak of a size, at a share of the tokens, would have convicted."""
+    """Return the share of trials in which a leak of this size and frequency would convict."""
     found = 0
     for _ in range(_TRIALS):
         found += any(
@@ -68,5 +68,5 @@ def _found(
 
 
 def _ahead(gains: FloatArray) -> float:
-    """Return the most that the plainest of the bets, from the beginning, is ahead."""
+    """Return the largest lead of the simplest bet, the one from the beginning."""
     return float(np.cumsum(gains).max()) + math.log(0.25)

@@ -1,7 +1,8 @@
 """Fairway's own evaluations as scorers for an audit: all that keep a ledger.
 
-What is audited is the evaluation itself, not a copy of it. A ledger's witness hears every cost as
-it is committed, in the order of the account, and the rows that it wants before their targets.
+The audit runs the evaluation itself, not a copy of it. A witness of the ledger receives every cost
+when it is committed, in the order of the account. It receives the rows that it asked for before
+their targets are shown.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,23 +24,23 @@ from fairway.score.predictor import Receipt
 from fairway.score.sliding import ROW_TOLERANCE_NATS
 from fairway.score.ways import evaluate
 
-# Scores a text from a fresh state and lets the witness hear of it.
+# Scores a text from a fresh state and passes every cost to the witness.
 Evaluate = Callable[[Text, Witness], object]
 
 
-class _Enough(Exception):  # noqa: N818 - no error: what was asked for has been heard
-    """Leave an evaluation before its end."""
+class _Enough(Exception):  # noqa: N818 - no error: the wanted costs have arrived
+    """Ends an evaluation early."""
 
 
 class _Costs(Witness):
-    """Hears what every position costs, and leaves when it has heard `count`, or of `until`."""
+    """Collects costs, and stops the evaluation after `count` of them or at index `until`."""
 
     def __init__(self, count: int | None, until: int) -> None:
         self._count, self._until = count, until
         self.found: list[tuple[int, float]] = []
 
     def scored(self, receipt: Receipt) -> None:
-        """Take the costs of an event; position p predicts token p + 1."""
+        """Record the costs of an event; position p predicts token p + 1."""
         positions = (receipt.event.positions + 1).tolist()
         self.found += zip(positions, receipt.nats.tolist(), strict=True)
         many = self._count is not None and len(self.found) >= self._count
@@ -48,19 +49,19 @@ class _Costs(Witness):
 
 
 class _Row(Witness):
-    """Wants the distribution of one position, and leaves with it."""
+    """Takes the distribution of one position, then stops the evaluation."""
 
     def __init__(self, position: int) -> None:
         self.wanted, self.found = (position,), np.empty(0)
 
     def row(self, position: int, row: FloatArray) -> None:
-        """Take it, before its target is shown to anyone."""
+        """Record the row, before its target is shown to anyone."""
         self.found = row
         raise _Enough
 
 
 class LedgerScorer:
-    """A scorer made of an evaluation that keeps its account in a ledger."""
+    """A scorer that runs an evaluation with a ledger."""
 
     def __init__(
         self, vocab_size: int, evaluation: Evaluate, row_tolerance_nats: float = 1e-6
@@ -75,19 +76,19 @@ class LedgerScorer:
     def score_part(
         self, ids: IntArray, count: int | None, until: int
     ) -> Iterable[tuple[int, float]]:
-        """Return the beginning of that, and leave the rest of the text unscored."""
+        """Return the first costs only, and leave the rest of the text unscored."""
         witness = _Costs(count, until)
         self._run(ids, witness)
         return witness.found
 
     def row(self, ids: IntArray, index: int) -> FloatArray:
-        """Return the distribution that a token was scored by."""
+        """Return the distribution by which a token was scored."""
         witness = _Row(index - 1)
         self._run(ids, witness)
         return witness.found
 
     def _run(self, ids: IntArray, witness: Witness) -> None:
-        # Bytes do not matter here: one for every token.
+        # Byte counts do not matter here: every token counts as one byte.
         ones = np.ones(len(ids) - 1, np.int64)
         try:
             self._evaluation(Text(ids, ones, len(ones), self.vocab_size), witness)
@@ -96,9 +97,9 @@ class LedgerScorer:
 
 
 def small(score: ScoreConfig, ttt: TttConfig, tokens: int) -> tuple[ScoreConfig, TttConfig]:
-    """Return the same evaluation with windows and chunks of which a short text holds three.
+    """Return the same evaluation with windows and chunks so small that the text holds three.
 
-    All code paths stay: overlapping windows, several chunks that are learned one after another.
+    All code paths stay in use: overlapping windows, and several chunks learned in turn.
     """
     seq_len = min(score.seq_len, max(8, tokens // 3 // 8 * 8))
     stride = next(s for s in (score.stride, seq_len // 4) if seq_len % s == 0 and s <= seq_len)
@@ -121,9 +122,9 @@ def scorer_of(
 ) -> LedgerScorer:
     """Return a model under an evaluation ('sliding', 'sgd' or 'lora') as a scorer.
 
-    With `experts` it is the mixture of them with the model, whose base is `method`.
+    With `experts` it is the mixture of the experts with the model, whose method is `method`.
 
-    Every evaluation begins with the weights that the model has now.
+    Every evaluation begins with the weights that the model has at this call.
     """
     weights = [weight.detach().clone() for weight in model.parameters()]
 

@@ -1,8 +1,8 @@
 """Black-box probes, which every valid scorer passes.
 
-Each asks the scorer for costs of texts that were changed, drawn or joined, and compares; none knows
-how the scorer works. docs/RULES.md says which rule each belongs to, and what it cannot find.
-Sources: issue #1017 for the conditions, #1240 for the flip; `betting` has the bound of the bets.
+Each probe asks the scorer for costs of changed, drawn or joined texts, and compares them. A probe
+needs no access to the scorer's code. docs/RULES.md lists the rule of each probe, and what it cannot
+find. Sources: issue #1017 for the conditions, #1240 for the flip; `betting` has the bound.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,17 +21,17 @@ KINDS: tuple[type[Trial], ...] = (
     Replay, Coverage, FutureFlip, CurrentFlip, Substitution, Incompressible, Shuffled, Packed,
     Beginnings, Wholes, Bytes, Memory,
 )  # fmt: skip
-# The usual questions may take this part of the budget; the rest is for more of them, and the end.
+# Shares of the budget: for the usual questions, and for all questions before the final replay.
 _USUAL, _ALL = 0.6, 0.97
 
 
 def audit_scorer(bench: Bench) -> list[Probe]:
-    """Return what every probe found, replay first: its noise is the measure of the others.
+    """Return the findings of every probe, replay first: the others need its measure of noise.
 
-    One clock holds for all. First every probe makes its least steps (with a budget of 0 whatever
-    they take), what asks most last; then its usual ones; then, unless something was found,
-    all go on by turns until the budget or the questions are at an end. Last, the text is asked for
-    once more.
+    All probes share one clock. First every probe makes its minimum of steps (with a budget of 0,
+    however long they take); the most expensive comes last. Then each makes its usual steps. Unless
+    something was found, they then continue in turn until the budget or the questions end. At the
+    end the text is scored once more.
     """
     bench.start()
     probed = [kind(bench) for kind in KINDS if kind.concerns(bench)]
@@ -51,7 +51,7 @@ def audit_scorer(bench: Bench) -> list[Probe]:
 
 
 def _least(bench: Bench, trial: Trial, work: Iterator[None]) -> None:
-    """Make the least steps: of a slow scorer one, and none when a budget that binds is over."""
+    """Make the minimum of steps; a slow scorer gets one, or none if the budget is used up."""
     for step in range(trial.least):
         if bench.budget_s and bench.left_s < (0.5 * bench.budget_s if step else bench.debt_s):
             break
@@ -71,15 +71,15 @@ def _usual(bench: Bench, trial: Trial, work: Iterator[None]) -> None:
 
 
 def _go_on(bench: Bench, trials: Sequence[tuple[Trial, Iterator[None]]]) -> None:
-    """Give time to whoever has had the least of its share, until it is over."""
+    """Give time to the probe that has used least of its share, until the budget ends."""
     end_s = (1 - _ALL) * bench.budget_s
     while bench.left_s > end_s and not any(trial.wrong for trial, _ in trials):
-        # A scorer is asked again for ever: that alone is no reason to go on.
+        # Replay can repeat for ever; it alone does not continue.
         going = [pair for pair in trials if not pair[0].done]
         if all(isinstance(trial, Replay) for trial, _ in going):
             return
         trial, work = min(going, key=lambda pair: pair[0].used_s / pair[0].share)
-        # A step that the budget does not hold is not begun.
+        # A step is not started if the remaining budget is too short for it.
         if trial.used_s > trial.steps_made * bench.left_s:
             return
         trial.make_step(work)

@@ -1,8 +1,8 @@
-"""All processes that a program has started, however they hide, and their end (Linux).
+"""Finds all processes that a program has started, and ends them (Linux).
 
-A child may leave the process group and its parent (setsid, two forks). Orphans of a subreaper stay
-its descendants, and all inherit a mark in their environment. What clears the mark after its program
-has ended cannot be told from other programs, and is not ended.
+A child may leave its process group and its parent (setsid, two forks). Orphans of a subreaper stay
+its descendants, and all inherit a mark in their environment. A process that clears the mark after
+its program has ended looks like any other, and is not ended.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _ROUNDS, _PAUSE_S = 50, 0.01
 
 
 def keeper_of_orphans() -> Callable[[], None] | None:
-    """Return what a program does before it begins, so that its orphans stay its own."""
+    """Return a function that a program runs before it starts, so that it keeps its orphans."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -32,13 +32,13 @@ def keeper_of_orphans() -> Callable[[], None] | None:
 
 
 def end_all(leader: int, mark: str, alive: bool) -> None:
-    """Kill a program's process group, its descendants, and whatever bears its mark.
+    """Kill a program's process group, its descendants, and every process with its mark.
 
-    `alive` says that the leader was not waited for, so that its number is still its own.
+    `alive` means that nobody has waited for the leader yet, so its process number is still its own.
     """
     for _ in range(_ROUNDS):
         found = _family({leader} if alive else set(), f"{MARK}={mark}".encode())
-        # The leader last: while it lives, no descendant can leave it.
+        # The leader comes last: while it lives, no descendant can leave it.
         for pid in sorted(found, key=lambda pid: pid == leader):
             _kill(os.kill, pid)
         _kill(getattr(os, "killpg", os.kill), leader)
@@ -53,11 +53,11 @@ def _kill(how: Callable[[int, int], None], number: int) -> None:
 
 
 def _family(found: set[int], mark: bytes) -> set[int]:
-    """Return the living processes that descend from some, or bear the mark."""
+    """Return the living processes that descend from the given ones or have the mark."""
     found, parents = set(found), dict[int, int]()
     for folder in _PROCESSES.glob("[0-9]*") if _PROCESSES.is_dir() else ():
         with suppress(OSError, ValueError, IndexError):
-            # The name stands in brackets and may hold anything.
+            # The name is in brackets and may contain any character.
             state, parent = (folder / "stat").read_text("latin-1").rpartition(")")[2].split()[:2]
             if state in "ZX":
                 continue

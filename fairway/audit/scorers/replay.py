@@ -1,4 +1,4 @@
-"""Replay: a text must have the same cost whenever, however and of whichever copy it is asked."""
+"""Replay: a text must have the same cost every time, also from a copy of the scorer."""
 
 from collections.abc import Iterator
 
@@ -11,16 +11,16 @@ from fairway.audit.scorers.trial import Trial
 from fairway.audit.scorers.verdicts import Probe
 from fairway.base.arrays import IntArray
 
-# Noise up to this leaves the audit open; what moves further is no noise.
+# Noise up to this leaves the verdict open; larger differences are not noise.
 OPEN_NOISE_NATS = 0.1
-# Tokens may cost so much more, on average, when a text is a token shorter or longer.
+# A text that is one token shorter or longer may change the mean cost of a token by this much.
 _EDGE_NATS = 0.1
-# This many totals in strictly falling or rising order are no noise either (2 of 40,320 orders).
+# This many totals in strictly falling or rising order are not noise either (2 of 40,320 orders).
 _TREND = 8
 
 
 class Replay(Trial):
-    """Score one text again and again, between the other probes and at the end, also anew."""
+    """Score one text repeatedly: between the other probes, at the end, and with fresh copies."""
 
     name = "replay"
     rules = ("C1",)
@@ -31,8 +31,8 @@ class Replay(Trial):
     started_anew = 0
 
     def steps(self) -> Iterator[None]:
-        """Ask twice at first; then once a step, now and then of a scorer that was started anew."""
-        # Those of the scorer itself; copies of it may have the same noise.
+        """Ask twice at first, then once a step; some of the questions go to a fresh scorer."""
+        # Totals of the scorer itself only; copies of it may have the same noise.
         self.totals = [float(self.bench.costs(self.bench.text).nats.sum())]
         self.samples = 1
         while True:
@@ -40,7 +40,7 @@ class Replay(Trial):
             yield
 
     def again(self, anew: bool = False) -> None:
-        """Ask once more: the scorer itself, or one that was asked nothing before."""
+        """Score the text once more, by the scorer itself or by a fresh one."""
         bench = self.bench
         if not anew:
             self._compare(bench.scorer)
@@ -66,19 +66,19 @@ class Replay(Trial):
             self._judge(most)
 
     def _judge(self, most: float) -> None:
-        """Tell noise from what an earlier question has left behind."""
+        """Distinguish noise from effects of earlier questions."""
         totals = np.array(self.totals)
         steps = np.diff(totals[-_TREND:])
         trend = len(totals) >= _TREND and bool((steps < 0).all() or (steps > 0).all())
         repeats = len(np.unique(totals)) < len(totals)
         if repeats or trend or most > OPEN_NOISE_NATS:
             self.convict(
-                "a text costs another time something else: the score depends on more than artifact "
-                "and text, such as what an earlier run left behind"
+                "the cost of a text changes from run to run: the score depends on more than "
+                "artifact and text, such as the state that an earlier run left"
             )
 
     def probe(self) -> Probe:
-        """Return the result; what other probes met as noise counts too."""
+        """Return the result; noise that other probes found counts too."""
         noise = self.bench.noise_nats
         if not self.wrong and noise > OPEN_NOISE_NATS:
             self.convict(
@@ -87,13 +87,13 @@ class Replay(Trial):
             )
         elif noise > MOST_NOISE_NATS:
             self.doubt = (
-                f"costs are noise of up to {noise:.2g} nats and {MOST_NOISE_NATS} are allowed: no "
-                "leak of that size can be told from it; fix the scorer's seeds and order of sums"
+                f"costs have noise of up to {noise:.2g} nats, and {MOST_NOISE_NATS} are allowed: a "
+                "leak of that size cannot be detected; fix the scorer's seeds and order of sums"
             )
         return super().probe()
 
     def passed(self) -> str:
-        """Return what the noise was."""
+        """Return how large the noise was."""
         anew = (
             f", {self.started_anew} times of a scorer started anew or copied"
             if self.started_anew
@@ -108,16 +108,16 @@ class Replay(Trial):
 
 
 class Coverage(Trial):
-    """See which tokens were charged for: every one, once, and nothing less than nothing."""
+    """Check that every token is charged exactly once, and that no cost is below zero."""
 
     name = "coverage"
     rules = ("C4", "C2")
-    did = "looked which tokens were scored, how often, and whether a cost is below zero"
+    did = "checked which tokens were scored, how often, and whether a cost is below zero"
     share, least, usual = 0.05, 1, 2
     turn = 1
 
     def steps(self) -> Iterator[None]:
-        """Look at the text, then at longer ones."""
+        """Check the text, then longer ones."""
         bench = self.bench
         costs = bench.costs(bench.text)
         self.samples = len(costs.index)
@@ -138,7 +138,7 @@ class Coverage(Trial):
             yield
 
     def _wrong(self, costs: Costs, count: int) -> int:
-        """Convict of what no scorer may do; return how many tokens at the end have no cost."""
+        """Convict for impossible charges; return the number of tokens at the end without a cost."""
         strange = np.flatnonzero((costs.index < 1) | (costs.index >= count))
         if len(strange):
             self.convict("a token was scored that the text does not have", costs, strange)
@@ -158,7 +158,7 @@ class Coverage(Trial):
         return len(missing)
 
     def _windows(self, costs: Costs, missing: int) -> None:
-        """Whole windows leave out less than one of them, however long the text."""
+        """Check that a scorer of whole windows leaves out less than one window of a longer text."""
         text = self.bench.text
         double = np.concatenate([text, text])
         missed = len(double) - 1 - len(scored(self.bench.scorer, double).index)
@@ -175,12 +175,12 @@ class Coverage(Trial):
         )
 
     def passed(self) -> str:
-        """Return what was counted."""
+        """Return the number of scored tokens."""
         return f"all {len(self.bench.text) - 1} tokens were scored once"
 
 
 class Wholes(Trial):
-    """Ask for parts, and by every method: they must be parts of the same score."""
+    """Score parts of texts, and use every method: all answers must agree with the whole score."""
 
     name = "whole and part"
     rules = ("C1", "C4")
@@ -189,7 +189,7 @@ class Wholes(Trial):
     by_length = 0.0
 
     def steps(self) -> Iterator[None]:
-        """Compare methods, then beginnings of the text with all of it."""
+        """Compare the methods, then beginnings of the text with the whole."""
         bench = self.bench
         texts = [bench.text, of_pieces(bench.text, bench.bos_id, len(bench.text), bench.draw)]
         for ids in texts:
@@ -201,7 +201,7 @@ class Wholes(Trial):
         yield
         whole = bench.costs(bench.text)
         if not np.array_equal(whole.index, np.arange(1, len(bench.text))):
-            # Where a text ends may decide in which order its documents are scored.
+            # The end of a text may decide the order in which its documents are scored.
             return
         sizes = [2**k + more for k in range(3, 20) for more in (0, 1)]
         sizes += bench.draw.integers(4, len(bench.text), 24).tolist()
@@ -214,9 +214,9 @@ class Wholes(Trial):
             yield
 
     def _edges(self) -> None:
-        """Leave out the last tokens, or add some: no schedule over the text notices that much.
+        """Remove or add a few tokens at the end, which changes an honest schedule very little.
 
-        A scorer that knows the whole text again, or its length, does.
+        A scorer that recognises the whole text, or its length, changes its costs.
         """
         bench, text = self.bench, self.bench.text
         more = np.concatenate([text, bench.draw.choice(bench.words, 3)])
@@ -233,7 +233,7 @@ class Wholes(Trial):
                 return
 
     def _dearer(self, ids: IntArray) -> float:
-        """Return by how much tokens cost more in another text, on average, for certain."""
+        """Return a lower bound of the mean additional cost of tokens in another text."""
         text = self.bench.text
         both = (self.bench.costs(text), scored(self.bench.scorer, ids))
         costs, other = (charged.by_index(len(text) + 3) for charged in both)
@@ -246,7 +246,7 @@ class Wholes(Trial):
         return mean - 5 * error
 
     def _until(self, ids: IntArray, costs: Costs) -> None:
-        """Ask for the score up to one token: it must cost what it costs in the whole."""
+        """Score up to one token only: its cost must be the same as in the whole."""
         for at in self.bench.draw.choice(costs.index, min(8, len(costs.index)), False).tolist():
             off = moved_by(
                 np.array([scored(self.bench.scorer, ids, until=at).at(at)]),
@@ -258,7 +258,7 @@ class Wholes(Trial):
                 return
 
     def _methods(self, ids: IntArray) -> None:
-        """Compare `score` with `score_part`: who asks for all must hear what who asks for part."""
+        """Compare `score` with `score_part`: a part must have the same costs as in the whole."""
         scorer = self.bench.scorer
         self.samples += 1
         if not isinstance(scorer, PartScorer):
@@ -280,10 +280,10 @@ class Wholes(Trial):
         self._until(ids, Costs(index, nats))
 
     def passed(self) -> str:
-        """Return whether the length of a text matters."""
+        """Return whether the length of a text changes its costs."""
         if self.by_length <= max(ROUNDING_NATS, self.bench.tolerance_nats):
             return "parts of a text cost what they cost in the whole"
         return (
             f"a token's cost depends on the length of the text, by up to {self.by_length:.2g} "
-            "nats, as a schedule over the text may do; the other probes asked at several lengths"
+            "nats; a schedule over the text may do this; the other probes asked at several lengths"
         )

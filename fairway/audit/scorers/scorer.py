@@ -1,18 +1,18 @@
 """The interface of a scorer for an audit, and adapters for scorers of other programs.
 
-`Scorer` is all of it. Whole distributions may be offered too (`RowScorer`), and are then audited;
-so may
+`Scorer` is the whole interface. A scorer may also show whole distributions (`RowScorer`), which are
+then audited. It may also declare
 
         separate: bool = True       # documents, each from BOS on, do not influence one another
 
-Two more methods serve an audit and are not needed:
+Two more methods help an audit and are optional:
 
         def byte_counts(self, ids: IntArray) -> Sequence[float]:
             '''Return the bytes of text that every token but the first stands for.'''
         def fresh(self) -> Scorer:
-            '''Return a scorer that was asked nothing before; without it, a copy is made.'''
+            '''Return a scorer that has answered no question; without it, a copy is made.'''
 
-A scorer whose `score` makes everything before it yields anything may offer `score_part`, which
+If `score` computes the whole text before its first result, the scorer may offer `score_part`, which
 saves time and changes nothing else (`PartScorer`).
 """
 
@@ -26,11 +26,11 @@ from fairway.audit.scorers.pipe import Pipe
 from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError, shown
 
-# The largest vocabulary that is asked about.
+# The largest vocabulary that an audit accepts.
 MOST_WORDS = 1 << 20
-# A line may have this many bytes, and this many for every number that it can hold, with its blanks.
+# A line may have this many bytes, plus this many for every number that it can hold.
 _LINE_BYTES, _NUMBER_BYTES = 1 << 16, 32
-# All answers together may take this many budgets.
+# The time for all answers together, in budgets.
 _TOTAL = 3.0
 
 
@@ -53,47 +53,47 @@ class RowScorer(Protocol):
     """A scorer that also shows whole distributions."""
 
     vocab_size: int
-    # How far a row may lie from the cost that was charged: rounding of another path.
+    # The largest difference between a row and the charged cost: rounding of another code path.
     row_tolerance_nats: float
 
     def score(self, ids: IntArray) -> Iterable[tuple[int, float]]:
         """Score a text; see `Scorer`."""
 
     def row(self, ids: IntArray, index: int) -> FloatArray:
-        """Return the log-probabilities of all V tokens at an index, as they stood there."""
+        """Return the log-probabilities by which the token at an index was scored, for all V."""
 
 
 @runtime_checkable
 class PartScorer(Protocol):
-    """A scorer that can end early: most probes ask for the beginning of a score alone."""
+    """A scorer that can end early: most probes need only the beginning of a score."""
 
     def score_part(
         self, ids: IntArray, count: int | None, until: int
     ) -> Iterable[tuple[int, float]]:
-        """Yield what `score` would, at least its first `count` or up to the index `until`."""
+        """Yield the same as `score`: at least the first `count`, or up to the index `until`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """What a scorer charged: indices in the order of scoring, and the cost of each in nats."""
+    """The charges of a scorer: indices in the order of scoring, and the cost of each in nats."""
 
     index: IntArray
     nats: FloatArray
 
     def at(self, index: int) -> float:
-        """Return the cost of a token, NaN if it has none."""
+        """Return the cost of a token, or NaN if it has none."""
         found = np.flatnonzero(self.index == index)
         return float(self.nats[found[0]]) if len(found) else float("nan")
 
     def by_index(self, count: int) -> FloatArray:
-        """Return the costs of the tokens of a text of this many, NaN where one has none."""
+        """Return the costs of a text of `count` tokens by index, NaN for tokens without a cost."""
         found = np.full(count, np.nan)
         found[self.index] = self.nats
         return found
 
 
 def scored(scorer: Scorer, ids: IntArray, count: int | None = None, until: int = -1) -> Costs:
-    """Return what a scorer charges for a text: all, the first `count`, or up to an index."""
+    """Return the costs of a text: of all tokens, of the first `count`, or up to an index."""
     index: list[int] = []
     nats: list[float] = []
     if isinstance(scorer, PartScorer):
@@ -109,29 +109,29 @@ def scored(scorer: Scorer, ids: IntArray, count: int | None = None, until: int =
 
 
 class FromCallable:
-    """A scorer made from a function: it returns the cost in nats of each token but the first."""
+    """A scorer made from a function that returns the cost in nats of each token but the first."""
 
     def __init__(self, vocab_size: int, function: Callable[[IntArray], Sequence[float]]) -> None:
         self.vocab_size, self._function = vocab_size, function
 
     def score(self, ids: IntArray) -> Iterable[tuple[int, float]]:
-        """Score a text in its own order."""
+        """Score a text from left to right."""
         return enumerate(self._function(ids), start=1)
 
 
 class FromProgram:
     """A scorer that is a program: one line of JSON in, one line of JSON out.
 
-    The program speaks first: it writes {"vocab_size": V}. Then it answers {"ids": [...]} by
-    {"nats": [...]}, the cost of every token but the first, or, if it scores in another order, by
+    The program writes the first line: {"vocab_size": V}. Then it answers {"ids": [...]} with
+    {"nats": [...]}, the cost of every token but the first, or, if it scores in another order, with
     {"nats": [...], "index": [...]}. A program that writes {"vocab_size": V, "rows": true} also
-    answers {"ids": [...], "row": t} by {"row": [...]}; one that writes "bytes": true answers
-    {"ids": [...], "bytes": true} by {"bytes": [...]}, one for every cost. Instead of any line it
-    may write {"error": "why"}. UserError for that, and for a program that ends, takes longer than
-    `pipe` allows, or writes something else. `open_program` starts one.
+    answers {"ids": [...], "row": t} with {"row": [...]}; one that writes "bytes": true answers
+    {"ids": [...], "bytes": true} with {"bytes": [...]}, one for every cost. Instead of any line it
+    may write {"error": "why"}. This raises UserError, and so does a program that ends, takes longer
+    than `pipe` allows, or writes something else. `open_program` starts one.
     """
 
-    # What stands in JSON has been rounded, and by whom we do not know.
+    # Numbers in JSON may have been rounded by the program.
     row_tolerance_nats = 1e-3
 
     def __init__(
@@ -151,7 +151,7 @@ class FromProgram:
             self.byte_counts = self._byte_counts
 
     def close(self) -> None:
-        """End the program, and what it has started."""
+        """End the program and all processes that it has started."""
         self._pipe.close()
 
     def score(self, ids: IntArray) -> Iterable[tuple[int, float]]:
@@ -159,14 +159,14 @@ class FromProgram:
         found = self._ask({"ids": ids.tolist()}, len(ids))
         if "index" not in found:
             return enumerate(self._numbers(found, "nats", len(ids) - 1), start=1)
-        # One that charges twice is to be found out, not to be silenced.
+        # Twice the length is accepted, so that the audit can find a scorer that charges twice.
         nats, index = (self._numbers(found, name, 2 * len(ids)) for name in ("nats", "index"))
         strange = [at for at in index if not at.is_integer() or not 1 <= at < len(ids)]
         if len(index) != len(nats) or strange:
             of = f", {strange[0]:g} among them," if strange else ""
             raise UserError(
                 f"{self._pipe.name} gave {len(nats)} costs and {len(index)} places{of} for a text "
-                f"of {len(ids)} tokens; every cost has a place, a whole number from 1 on"
+                f"of {len(ids)} tokens; every cost needs a place, a whole number of at least 1"
             )
         return zip(map(int, index), nats, strict=True)
 
@@ -194,7 +194,7 @@ def _is_number(value: Any) -> bool:
 
 
 class _RowProgram(FromProgram):
-    """A program that shows whole distributions too."""
+    """A program that also shows whole distributions."""
 
     def row(self, ids: IntArray, index: int) -> FloatArray:
         """Ask for the distribution at an index."""
@@ -208,10 +208,10 @@ class _RowProgram(FromProgram):
 
 
 def open_program(command: Sequence[str], budget_s: float = 60.0, name: str = "") -> FromProgram:
-    """Start a program that scores, called by its `name` in sentences; see `FromProgram`.
+    """Start a program that scores; error texts call it by its `name`; see `FromProgram`.
 
-    No answer may take longer than the budget, and all together not three times as long: a slow
-    program still gets the few questions that every probe has to ask.
+    One answer may take at most the budget, and all answers together at most three budgets, so that
+    a slow program can still answer the minimum of questions of every probe.
     """
     pipe = Pipe(command, budget_s, _TOTAL * budget_s, name)
     try:

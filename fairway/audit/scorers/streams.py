@@ -1,4 +1,4 @@
-"""P2 and P5: texts that nobody can predict, drawn by odds that are known."""
+"""P2 and P5: texts that nobody can predict, drawn with known odds."""
 
 import math
 from abc import abstractmethod
@@ -12,17 +12,17 @@ from fairway.audit.scorers.scorer import Costs, scored
 from fairway.audit.scorers.trial import Trial
 from fairway.base.arrays import FloatArray, IntArray
 
-# More streams of a kind than this add little to what the first have shown.
+# More streams of a kind add little information.
 _STREAMS = 48
 
 
 class Streams(Trial):
-    """Bet on texts at fair odds. Kinds have a bet each; rounds of independent texts multiply."""
+    """Bet on texts at fair odds. Each kind has one bet; gains of independent texts multiply."""
 
     kinds: tuple[str, ...]
 
     def steps(self) -> Iterator[None]:
-        """Draw and bet, all kinds in turn; later rounds are of other lengths too."""
+        """Draw and bet, all kinds in turn; later rounds use other lengths too."""
         self.bets = {kind: Bets() for kind in self.kinds}
         text = self.bench.text
         sizes = [len(text)] * 4 + [max(8, len(text) // 2)] + self.bench.lengths()
@@ -50,23 +50,23 @@ class Streams(Trial):
 
     @abstractmethod
     def draw_text(self, kind: str, length: int) -> tuple[IntArray, FloatArray]:
-        """Return a text of a kind, and the fair cost of its tokens, NaN where one is known."""
+        """Return a text of a kind, and the fair costs of its tokens, NaN for tokens not drawn."""
 
     @abstractmethod
     def odds(self, kind: str, ids: IntArray, stakes: FloatArray, costs: Costs) -> FloatArray | None:
-        """Return the fair costs in the order in which the text was scored; None for no bet."""
+        """Return the fair costs by index, or None for no bet."""
 
     @abstractmethod
     def sentence(self, kind: str) -> str:
-        """Return what is wrong with who wins."""
+        """Return what is wrong with a scorer that wins."""
 
     def power(self) -> str:
-        """Return the power of the bets, by planting leaks into what was charged."""
+        """Return the power of the bets, measured with planted leaks."""
         return power.by_bets(list(self.bets.values()), self.bench.draw)
 
 
 class Incompressible(Streams):
-    """Score tokens drawn at random from known sets: nobody can be ahead of fair odds for long."""
+    """Score tokens drawn at random from known sets: no valid scorer gains over fair odds."""
 
     name = "P2 incompressible stream"
     rules = ("C2", "C3", "C1")
@@ -90,7 +90,7 @@ class Incompressible(Streams):
         yield from super().steps()
 
     def draw_text(self, kind: str, length: int) -> tuple[IntArray, FloatArray]:
-        """Return random tokens, with BOS where the text has it."""
+        """Return random tokens, with BOS at the same places as in the text."""
         bench = self.bench
         places = texts.marks(bench.text, bench.bos_id, length)
         start = np.full(length, bench.words[0])
@@ -103,13 +103,13 @@ class Incompressible(Streams):
         return ids, np.where(ids == bench.bos_id, np.nan, math.log(len(tokens)))
 
     def odds(self, kind: str, ids: IntArray, stakes: FloatArray, costs: Costs) -> FloatArray | None:
-        """Return the stakes; pairs are bet on only where documents are scored from the left."""
+        """Return the stakes; pairs are bet on only if documents are scored from left to right."""
         if kind == "pairs" and not texts.in_order(costs.index, ids, self.bench.bos_id):
             return None
         return stakes
 
     def sentence(self, kind: str) -> str:
-        """Return what is wrong with who wins."""
+        """Return what is wrong with a scorer that wins."""
         drawn = (
             "tokens drawn by the pairs of the text"
             if kind == "pairs"
@@ -121,21 +121,21 @@ class Incompressible(Streams):
         )
 
     def passed(self) -> str:
-        """Return what held."""
+        """Return that no gain was found."""
         return "random tokens cost what they must"
 
 
 class Shuffled(Streams):
-    """Score shuffled texts: what adapts must not find in them what is not there."""
+    """Score shuffled texts: a scorer that adapts must not gain from patterns that do not exist."""
 
     name = "P5 shuffled targets"
     rules = ("C3", "C1")
-    did = "scored the text's tokens in random order (nats ahead of who knows which they are)"
+    did = "scored the text's tokens in random order (nats ahead of a bet that knows their counts)"
     share, least, usual = 0.1, 1, 3
     kinds = ("shuffled",)
 
     def draw_text(self, kind: str, length: int) -> tuple[IntArray, FloatArray]:
-        """Return tokens of the text in random order; BOS stays."""
+        """Return the tokens of the text in random order; BOS stays."""
         bench = self.bench
         ids = np.resize(bench.text, length)
         places = np.flatnonzero(ids[1:] != bench.bos_id) + 1
@@ -143,16 +143,16 @@ class Shuffled(Streams):
         return ids, np.empty(0)
 
     def odds(self, kind: str, ids: IntArray, stakes: FloatArray, costs: Costs) -> FloatArray | None:
-        """Return what it costs to bet on what is left."""
+        """Return the fair costs of the tokens, given the remaining ones."""
         return fair_shuffle(ids, costs, self.bench.bos_id)
 
     def sentence(self, kind: str) -> str:
-        """Return what is wrong with who wins."""
+        """Return what is wrong with a scorer that wins."""
         return (
-            "shuffled tokens cost less than they can cost whoever has not seen them: what adapts "
-            "reads its own targets"
+            "shuffled tokens cost less than is possible without having seen them: a scorer that "
+            "adapts reads its own targets"
         )
 
     def passed(self) -> str:
-        """Return what held."""
-        return "nothing is found where there is nothing"
+        """Return that no gain was found."""
+        return "no pattern is found where there is none"

@@ -1,4 +1,4 @@
-"""P1 at many places: the probabilities of all candidates for a place must sum to one."""
+"""P1: the probabilities of all candidates for a place must sum to one, at many places."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,16 +14,16 @@ from fairway.audit.scorers.sums import SUM_TOLERANCE, Place, Sum
 from fairway.audit.scorers.trial import Trial
 from fairway.base.arrays import IntArray
 
-# A small vocabulary is asked wholly if so much of the time that is left is enough.
+# All tokens of a small vocabulary are asked if this share of the remaining time is enough.
 _SMALL_WORDS, _SMALL = 64, 0.7
 _LEAST_ASKED, _FEWEST_ASKED = 48, 16
-# What a place may take of the time that is left, and in any case.
+# The share of the remaining time that one place may take, and the seconds that it may always take.
 _PLACE, _FREE_S = 0.1, 0.01
 _OTHER_PLACES = 40
 
 
 class Substitution(Trial):
-    """Put other tokens at a place: the probabilities that they are charged by must sum to one."""
+    """Put other tokens at a place: the probabilities that they are charged must sum to one."""
 
     name = "P1 substitution"
     rules = ("C2", "C1")
@@ -32,7 +32,7 @@ class Substitution(Trial):
     turn = 3
 
     def steps(self) -> Iterator[None]:
-        """Take sums on the text, and on texts in which habits form or that are longer."""
+        """Sum at places of the text, of repetitive texts, and of longer ones."""
         bench = self.bench
         text = bench.text
         self.looked: set[int] = set()
@@ -55,7 +55,7 @@ class Substitution(Trial):
             yield
 
     def _anew(self) -> Iterator[None]:
-        """Put every candidate to a scorer of its own, which cannot know of the others."""
+        """Ask a fresh scorer about each candidate, so that it cannot know the others."""
         bench = self.bench
 
         def start() -> None:
@@ -76,7 +76,7 @@ class Substitution(Trial):
         found = place.sure(lambda: self._sum(place))
         self.samples += found.asked
         if found.with_bos is not None and bench.beginnings_known:
-            # BOS is then judged by itself, on the average of many places.
+            # BOS is judged separately then, by the average of many places.
             bench.with_bos.append(found.with_bos)
             found = replace(found, wrong="", excess=min(found.excess, 0.0))
         if found.wrong:
@@ -95,7 +95,7 @@ class Substitution(Trial):
         if bench.rows is not None:
             return place.shown_sum(bench.rows)
         size = bench.scorer.vocab_size
-        # What takes little in all is not worth an open question.
+        # If the total time is small, ask more, so that the verdict does not stay open.
         cheap = self.once_s * _LEAST_ASKED < 0.2 * bench.budget_s or not bench.budget_s
         least = _LEAST_ASKED if cheap else _FEWEST_ASKED
         asked = max(int(self._time() / self.once_s), least)
@@ -109,7 +109,7 @@ class Substitution(Trial):
         return max(_PLACE * self.bench.left_s, _FREE_S)
 
     def passed(self) -> str:
-        """Return what held, and what is off alike everywhere though it is small."""
+        """Return the result, and the mean excess if it is small but the same everywhere."""
         words = "probabilities sum to one, and are those charged"
         excess = np.array(self.excesses)
         if len(excess) < 2:
@@ -117,7 +117,7 @@ class Substitution(Trial):
         mean, error = mean_error(excess)
         if abs(mean) > max(0.02 * SUM_TOLERANCE, 5 * error):
             words += (
-                f"; but for {mean:+.2g} on average, alike at {len(excess)} places: less than the "
+                f"; the mean excess is {mean:+.2g}, alike at {len(excess)} places: less than the "
                 f"{SUM_TOLERANCE} allowed, and worth {abs(mean):.2g} nats a token to "
                 f"{'the scorer' if mean > 0 else 'nobody'}"
             )

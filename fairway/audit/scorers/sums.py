@@ -1,8 +1,8 @@
-"""P1: the costs of all candidates for a place, asked for all of them or for a part.
+"""P1: the sum of the probabilities of all candidates for a place, exact or by a sample.
 
-Of a scorer that shows its distributions the sum is taken at once, and some candidates are put at
-the place to see whether they are charged as shown. Of others every candidate is put there, or, of
-a large vocabulary, a sample by strata.
+If a scorer shows its distributions, they are summed at once, and some candidates are put at the
+place to check that they are charged as shown. For other scorers every candidate is put there; of a
+large vocabulary only a stratified sample is.
 """
 
 import math
@@ -17,44 +17,44 @@ from fairway.base.arrays import IntArray
 
 # |sum of probabilities - 1| allowed: costs may come from float32.
 SUM_TOLERANCE = 1e-3
-# An excess below this may be noise that was not met before, and is asked for again, so often.
+# A smaller excess may be noise that was not seen before. It is measured again this many times.
 _SMALL, _AGAIN = 0.05, 2
-# How many of the likeliest and of all tokens are put at a place whose distribution is shown, and
-# how many of these in any case, when time is up.
+# For a shown distribution: how many of the likeliest tokens and of random ones are put at the
+# place, and how many of both together even if the time is over.
 _LIKELY, _ANY, _LEAST = 4, 6, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """One place: how many candidates were asked, sum - 1, and what is wrong or open."""
+    """The sum at one place: the number of candidates, sum - 1, and what is wrong or open."""
 
     index: int
     asked: int
     excess: float
     wrong: str = ""
     doubt: str = ""
-    # The excess with BOS at the place, where the words alone leave room for it.
+    # The excess with BOS at the place, if the words alone sum to at most one.
     with_bos: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """A place in a text, at which other tokens are put."""
+    """A place in a text where other tokens are put."""
 
     bench: Bench
     ids: IntArray
     index: int
-    # Every candidate is put to a scorer that was asked nothing before.
+    # A fresh scorer answers for every candidate.
     anew: bool = False
 
     @property
     def allowed(self) -> float:
-        """Return how far a sum may be from one: what replay called noise is allowed here too."""
+        """Return how far a sum may be from one; the noise that replay found is allowed too."""
         noise_nats = self.bench.tolerance_nats - ROUNDING_NATS + self.bench.grain_nats / 2
         return SUM_TOLERANCE + math.expm1(noise_nats)
 
     def cost_of(self, token: int) -> float:
-        """Return what a token would have cost here."""
+        """Return the cost of another token at this place."""
         ids = self.ids.copy()
         ids[self.index] = token
         if not self.anew:
@@ -64,7 +64,7 @@ class Place:
             return scored(asked, ids, until=self.index).at(self.index)
 
     def sure(self, take: Callable[[], Sum]) -> Sum:
-        """Return a sum; a small excess is taken again, and is wrong only if it always is."""
+        """Return a sum; a small excess is measured again, and is wrong only if it repeats."""
         found = take()
         for _ in range(_AGAIN):
             if not found.wrong or not abs(found.excess) < _SMALL:
@@ -76,18 +76,18 @@ class Place:
         return found
 
     def shown_sum(self, rows: RowScorer) -> Sum:
-        """Return the sum of the distribution shown; candidates must be charged as it says.
+        """Return the sum of the shown distribution; candidates must be charged as it shows.
 
-        Beyond the first few they are asked while the budget lasts.
+        After the first few, candidates are asked only while time is left.
         """
         row = rows.row(self.ids.copy(), self.index)
         excess = float(np.exp(row).sum()) - 1.0
         if not abs(excess) <= self.allowed + math.expm1(grain(row) / 2):
             return Sum(self.index, len(row), excess, _sentence(excess))
         drawn = self.bench.draw.choice(self.bench.words, _ANY).tolist()
-        # BOS would begin a document, which may be known before: see `documents`.
+        # BOS would begin a document, and the scorer may know beginnings: see `documents`.
         likely = [t for t in np.argsort(row)[::-1].tolist() if t != self.bench.bos_id][:_LIKELY]
-        # Taken by turns, so that whoever has time for few asks for both kinds.
+        # Mixed, so that a short time still covers both kinds.
         mixed = [t for pair in zip(likely, drawn, strict=False) for t in pair]
         candidates = list(dict.fromkeys([*mixed, *drawn]))
         allowed = rows.row_tolerance_nats + 2 * self.bench.tolerance_nats + self.bench.grain_nats
@@ -111,14 +111,14 @@ class Place:
         with_bos = excess + math.exp(-self.cost_of(self.bench.bos_id))
         wrong = "" if abs(with_bos) <= self.allowed else _sentence(with_bos)
         if known or (wrong and self._next_beginning_known()):
-            # What BOS would have cost here cannot be asked: it is what is left.
+            # The cost of BOS here cannot be asked; it gets the remaining probability.
             return Sum(self.index, asked, max(excess, 0.0), with_bos=with_bos)
         return Sum(self.index, asked + 1, with_bos, wrong, with_bos=with_bos)
 
     def _bos_decides_order(self) -> bool:
-        """Return whether BOS here changes what is scored before it, such as the order.
+        """Return whether BOS here changes earlier costs or their order.
 
-        Where documents begin is then taken for known in advance, which the challenge allows.
+        If so, beginnings of documents count as known in advance, which the challenge allows.
         """
         ids, before = self.ids.copy(), self.bench.costs(self.ids)
         ids[self.index] = self.bench.bos_id
@@ -130,9 +130,9 @@ class Place:
         return bool((moved > self.bench.tolerance_nats).any())
 
     def _next_beginning_known(self) -> bool:
-        """Return whether this token costs something else when the document ends behind it, or not.
+        """Return whether the cost of this token depends on a document ending after it.
 
-        Then BOS put here is another text to the scorer, and not only another token.
+        If so, BOS at this place changes the text for the scorer, and not only one token.
         """
         bench, before = self.bench, self.cost_of(int(self.ids[self.index]))
         behind = np.arange(len(self.ids)) > self.index
@@ -145,9 +145,9 @@ class Place:
         return bool((moved_by(np.array(costs), np.array(before)) > bench.tolerance_nats).any())
 
     def sampled_sum(self, asked: int) -> Sum:
-        """Return the sum by strata: tokens of the text are asked, of the others a random sample.
+        """Return a stratified sum: the text's common tokens, and a random sample of all others.
 
-        What was asked bounds the sum from below without error; the rest is an estimate.
+        The asked tokens give an exact lower bound of the sum; the rest is an estimate.
         """
         seen = np.concatenate([self.ids, self.bench.text])
         common, counts = np.unique(seen, return_counts=True)
@@ -163,7 +163,7 @@ class Place:
             return Sum(self.index, asked, least, _sentence(least) + ", by those asked alone")
         error = len(rest) * float(guessed.std(ddof=1)) / math.sqrt(len(drawn))
         excess = float(known.sum() + len(rest) * guessed.mean()) - 1.0
-        # One large value must not carry the estimate.
+        # One large value must not decide the estimate.
         without = float(known.sum() + len(rest) * np.sort(guessed)[:-1].mean()) - 1.0
         if without - 5 * error > self.allowed:
             wrong = f"{_sentence(excess)} (estimated, +-{error:.3g})"
@@ -180,8 +180,8 @@ class Place:
 
 def _sentence(excess: float) -> str:
     if excess > 0:
-        return f"the probabilities sum to {1 + excess:.4g}: more than there is to give away"
+        return f"the probabilities sum to {1 + excess:.4g}, more than one"
     return (
-        f"the probabilities sum to {1 + excess:.4g}: mass is missing, so that the score is not "
-        "that of a distribution (it is higher, not lower, for it)"
+        f"the probabilities sum to {1 + excess:.4g}, less than one: the score is not that of a "
+        "distribution (the missing mass makes it higher, not lower)"
     )

@@ -1,7 +1,7 @@
-"""Texts that probes put to a scorer: drawn at random, or made of the pieces of a natural one.
+"""Texts for the probes: drawn at random, or made of the pieces of a natural one.
 
-A scorer may behave well on what no one writes. So some texts here have the habits of the text
-under audit: its pieces in another order, its pairs of tokens, its lengths of documents.
+A scorer may be honest only on random text. Therefore some texts resemble the audited one: its
+pieces in another order, its pairs of tokens, or its lengths of documents.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ import numpy as np
 
 from fairway.base.arrays import FloatArray, IntArray
 
-# The share of draws that follow a pair of the text; the others keep every token possible.
+# The share of draws from pairs of the text. The other draws keep every token possible.
 _PAIRS, _SEEN = 0.9, 0.9
 _LONGEST_PIECE = 24
 
 
 def marks(text: IntArray, bos_id: int, length: int) -> IntArray:
-    """Return the places of BOS in a text of another length that has documents like this one."""
+    """Return the places of BOS in a text of another length with documents of the same lengths."""
     return np.flatnonzero(np.resize(text, length) == bos_id)
 
 
@@ -30,13 +30,13 @@ def with_marks(drawn: IntArray, places: IntArray, bos_id: int) -> IntArray:
 def of_few_words(
     text: IntArray, words: IntArray, bos_id: int, draw: np.random.Generator
 ) -> IntArray:
-    """Return a text of three words in random order: whatever is learned is soon used."""
+    """Return a text of three words in random order, so that learned counts are soon used."""
     drawn = draw.choice(draw.choice(words, min(3, len(words)), False), len(text))
     return with_marks(drawn, np.flatnonzero(text == bos_id), bos_id)
 
 
 def of_habits(text: IntArray, words: IntArray, bos_id: int, draw: np.random.Generator) -> IntArray:
-    """Return a text of three words in turn, now and then another: whoever counts gets sure."""
+    """Return a text of three repeated words with a few others, so that counts become confident."""
     drawn = np.resize(draw.choice(words, min(3, len(words)), False), len(text))
     odd = draw.random(len(drawn)) < 0.1
     drawn = np.where(odd, draw.choice(words, len(drawn)), drawn)
@@ -44,9 +44,9 @@ def of_habits(text: IntArray, words: IntArray, bos_id: int, draw: np.random.Gene
 
 
 def of_pieces(text: IntArray, bos_id: int, length: int, draw: np.random.Generator) -> IntArray:
-    """Return a natural text that nobody has seen: pieces of a text in random order.
+    """Return a natural but new text: pieces of a text in random order.
 
-    It begins as the text does. BOS comes along with its piece, so that documents stay natural.
+    It begins like the text. Pieces keep their BOS, so that documents stay natural.
     """
     found = [text[:1]]
     total = 1
@@ -66,7 +66,7 @@ def of_pieces(text: IntArray, bos_id: int, length: int, draw: np.random.Generato
 def natural_words(
     text: IntArray, bos_id: int, count: int, before: int, draw: np.random.Generator
 ) -> IntArray:
-    """Return words that go on naturally after a token: a piece of the text, without BOS."""
+    """Return words that can follow a token naturally: a piece of the text, without BOS."""
     words = text[text != bos_id]
     if not len(words):
         return np.full(count, before)
@@ -77,7 +77,7 @@ def natural_words(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
-    """Draws tokens by what followed them in a text, and knows the fair cost of every draw."""
+    """Draws each token from those that followed the token before in a text, with fair costs."""
 
     followers: dict[int, IntArray]
     seen: IntArray
@@ -87,13 +87,13 @@ class Pairs:
 
     @classmethod
     def of(cls, text: IntArray, bos_id: int, vocab_size: int) -> "Pairs":
-        """Return the pairs of a text, BOS only as what stands before."""
+        """Return the pairs of a text; BOS may only be the first of a pair."""
         pairs: dict[int, list[int]] = {}
         for before, token in zip(text[:-1].tolist(), text[1:].tolist(), strict=True):
             if token != bos_id:
                 pairs.setdefault(before, []).append(token)
         words = np.setdiff1d(np.arange(vocab_size), [bos_id])
-        # A text of nothing but BOS has no words to go by.
+        # A text of nothing but BOS has no words; use the vocabulary.
         seen = text[text != bos_id] if (text != bos_id).any() else words
         counts = np.bincount(seen, minlength=vocab_size)
         share = (1 - _SEEN) / len(words) + _SEEN * counts / len(seen)
@@ -124,9 +124,9 @@ class Pairs:
 
 
 def in_order(index: IntArray, ids: IntArray, bos_id: int) -> bool:
-    """Return whether every document is scored from left to right, whichever comes first.
+    """Return whether every document is scored from left to right; documents may be in any order.
 
-    Then what is drawn by pairs costs by its own pair, whatever else has been scored.
+    The fair cost of a token drawn by pairs then depends only on the token before it.
     """
     rank = np.full(len(ids), -1)
     rank[index] = np.arange(len(index))

@@ -1,8 +1,8 @@
 """P4: checks a ledger afterwards by its sealed trail (`fairway.score.trail`).
 
-At every entry everything that was read or learned before must be on record by then, every position
-exactly once. Of many processes each sealed its own order; a lesson is given out only once all of
-them have arrived at it.
+At every entry, all positions that were read or learned must be recorded before, each exactly once.
+With several processes each has sealed its own order; a lesson is given out only after all processes
+have reached it.
 """
 
 import gzip
@@ -21,14 +21,14 @@ from fairway.audit.scorers.verdicts import Probe, Verdict
 from fairway.base.files import parse_json, read_bytes
 from fairway.score.trail import START, sealed
 
-# A trail of the challenge's whole validation text has about 50 MB and shrinks to a sixth.
+# A trail of the challenge's whole validation text has about 50 MB; gzip makes that a sixth.
 _FREE_BYTES, _MOST_EXPANSION = 1 << 22, 64
 
-_DID = "read the sealed entries of the ledger again: reads, scores, lessons, in their order"
+_DID = "read the sealed entries of the ledger again: reads, scores and lessons, in their order"
 
 
-class _Broken(Exception):  # noqa: N818 - what is found, not what went wrong here
-    """A trail that does not hold: why, and at which position."""
+class _Broken(Exception):  # noqa: N818 - it is a finding, not an error of this code
+    """A trail that is wrong: why, and at which position."""
 
     def __init__(self, why: str, position: int | None = None) -> None:
         super().__init__(why)
@@ -36,7 +36,7 @@ class _Broken(Exception):  # noqa: N818 - what is found, not what went wrong her
 
 
 def read_trails(path: Path) -> list[list[str]] | str:
-    """Return the trails of a stage of scoring, or in words why there are none."""
+    """Return the trails of a stage of scoring, or a text that says why they cannot be read."""
     try:
         packed = read_bytes(path)
         most_bytes = _FREE_BYTES + _MOST_EXPANSION * len(packed)
@@ -53,7 +53,7 @@ def read_trails(path: Path) -> list[list[str]] | str:
 
 
 def _pieces(stream: gzip.GzipFile, most_bytes: int) -> Iterator[bytes]:
-    """Yield a stream up to `most_bytes`, and a little more where it goes on."""
+    """Yield a stream up to `most_bytes`, and one more piece if it is longer."""
     while most_bytes >= 0 and (piece := stream.read(1 << 20)):
         most_bytes -= len(piece)
         yield piece
@@ -62,9 +62,9 @@ def _pieces(stream: gzip.GzipFile, most_bytes: int) -> Iterator[bytes]:
 def check_trails(
     trails: Sequence[Sequence[str]], digests: Sequence[str], targets: int, nats: float
 ) -> Probe:
-    """Return whether trails account for `targets` positions and `nats`, in an order that is valid.
+    """Return whether trails account for `targets` positions and `nats`, in a valid order.
 
-    `digests` are those that the score carries, one for each process.
+    `digests` are the digests stored with the score, one for each process.
     """
     entries = sum(map(len, trails))
     try:
@@ -82,7 +82,7 @@ def check_trails(
 
 
 def check_trail_file(path: Path, digests: Sequence[str], targets: int, nats: float) -> Probe:
-    """Return what the trail file of a stage says; see `check_trails`."""
+    """Return the result for the trail file of a stage; see `check_trails`."""
     if not path.is_file():
         return _probe("not decidable", f"{path.name} could not be found", 0)
     trails = read_trails(path)
@@ -102,7 +102,7 @@ def _check_seal(number: int, lines: Sequence[str], digest: str) -> None:
     if found != digest:
         raise _Broken(
             f"the entries of process {number} were changed after the score: their digest is "
-            f"{found[:12]}, the score carries {digest[:12]}"
+            f"{found[:12]}, and the score stores {digest[:12]}"
         )
 
 
@@ -118,14 +118,14 @@ def _parsed(line: str) -> list[Any]:
 
 @dataclass(eq=False)
 class _Walk:
-    """The state of one trail: its own positions, and those on record."""
+    """The state of one trail: its own positions, and the recorded ones."""
 
     own: NDArray[np.bool_]
     scored: NDArray[np.bool_]
     reading: int | None = None
 
     def step(self, entry: list[Any]) -> None:
-        """Take one entry; _Broken if it may not come here."""
+        """Process one entry; _Broken if it may not come here."""
         kind, numbers = entry[0], entry[1:]
         if kind == "read":
             self.reading = numbers[0]
@@ -150,7 +150,7 @@ class _Walk:
             raise _Broken(f"position {at} was learned before it was scored", at)
 
     def _not_yet(self, first: int, end: int) -> int | None:
-        """Return the first of some positions that is the trail's own and not on record, if any."""
+        """Return the trail's first own position in the range that is not yet recorded, or None."""
         early = np.flatnonzero((self.own & ~self.scored)[first:end])
         return first + int(early[0]) if len(early) else None
 

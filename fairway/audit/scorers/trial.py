@@ -1,4 +1,4 @@
-"""A probe until its verdict: its steps, the worst case so far, and the conclusion."""
+"""The base class of probes: steps, the worst case so far, and the verdict."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,10 +15,10 @@ _END = object()
 
 
 class Trial(ABC):
-    """A probe. Its work is cut into steps, so that a clock can share the budget among probes.
+    """A probe. Its work is divided into steps, so that probes can share the budget.
 
-    `least` steps are made in any case, `usual` ones if the budget lasts, more where the audit is
-    thorough. `share` is the part of the budget that it may take; who has a lower `turn` asks first.
+    `least` steps are always made, `usual` ones if the budget allows, and more in a thorough audit.
+    `share` is the probe's part of the budget; probes with a lower `turn` begin earlier.
     """
 
     name: str
@@ -43,19 +43,19 @@ class Trial(ABC):
 
     @classmethod
     def concerns(cls, bench: Bench) -> bool:
-        """Return whether there is anything to look at."""
+        """Return whether the probe applies."""
         return True
 
     @abstractmethod
     def steps(self) -> Iterator[None]:
-        """Work, and yield after every step; what is convicted goes no step further."""
+        """Do the work, and yield after every step; stop after a conviction."""
 
     @abstractmethod
     def passed(self) -> str:
-        """Return what is said of a scorer in which nothing was found."""
+        """Return the sentence for a scorer without a fault."""
 
     def make_step(self, work: Iterator[None]) -> None:
-        """Make one step, with random numbers of the probe's own, and note the time it took."""
+        """Make one step with the probe's own random numbers, and record its time."""
         start_s = self.bench.clock()
         self.bench.draw = self._draw
         self.done = next(work, _END) is _END or bool(self.wrong)
@@ -63,11 +63,11 @@ class Trial(ABC):
         self.steps_made += 1
 
     def power(self) -> str:
-        """Return which leak would have been found."""
+        """Return which leaks would have been found."""
         return ""
 
     def see(self, moved: FloatArray | float, index: IntArray | int) -> None:
-        """Keep the worst case so far."""
+        """Update the worst case."""
         values, places = np.atleast_1d(moved), np.atleast_1d(index)
         if not len(values):
             return
@@ -80,7 +80,7 @@ class Trial(ABC):
         return self.worst is not None and not self.worst <= bound
 
     def convict(self, why: str, costs: Costs | None = None, places: IntArray | None = None) -> None:
-        """Take the probe as failed; `places` are entries of `costs` at fault."""
+        """Mark the probe as failed; `places` are the entries of `costs` at fault."""
         self.wrong = why
         if costs is not None and places is not None:
             self.position, self.worst = int(costs.index[places[0]]), float(costs.nats[places[0]])

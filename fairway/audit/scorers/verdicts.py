@@ -9,11 +9,11 @@ Verdict = Literal["valid", "invalid", "not decidable"]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One probe's result: what was done, how often, the worst case, and what follows.
+    """The result of one probe: what was done, how often, the worst case, and the verdict.
 
-    `rules` are the conditions it concerns, of C1 to C4. `worst` is in the unit that `did` states;
-    `position` is the token it was found at. `power` says which leak would have been found, and with
-    which probability.
+    `rules` are the conditions that it tests, from C1 to C4. `worst` has the unit that `did` states;
+    `position` is the token where it was found. `power` says which leak would have been found, and
+    with which probability.
     """
 
     name: str
@@ -28,9 +28,9 @@ class Probe:
 
 
 def verdict_of(probes: Sequence[Probe]) -> Verdict:
-    """Return what follows from all probes: one that fails decides, one left open leaves it open.
+    """Return the verdict of all probes: 'invalid' if one fails, else open if one is open.
 
-    A probe of whole distributions is not missed where every candidate was charged for (P1).
+    An open probe of whole distributions does not count if P1 has charged every candidate.
     """
     verdicts = {probe.name: probe.verdict for probe in probes}
     if verdicts.get("P1 substitution") == "valid":
@@ -39,7 +39,7 @@ def verdict_of(probes: Sequence[Probe]) -> Verdict:
 
 
 def joined(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the worst of some verdicts."""
+    """Return the worst of the given verdicts."""
     found = set(verdicts)
     order: tuple[Verdict, ...] = ("invalid", "not decidable", "valid")
     return next((verdict for verdict in order if verdict in found), "valid")

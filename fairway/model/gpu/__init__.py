@@ -1,1 +1,1 @@
-"""GPU kernels that equal the plain formulas and run in their place."""
+"""GPU kernels that equal the plain formulas and replace them."""

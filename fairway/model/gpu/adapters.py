@@ -1,13 +1,13 @@
-"""Adapters beside the kernels: every document's matrices learn, the model's are frozen.
+"""Adapters with GPU kernels: every document's matrices learn, and the model's are frozen.
 
-Beside `model.adapters`, whose sums it must equal:
-- the inputs of a visit meet all matrices A that read them in one product;
-- what an adapter adds is added inside its matrix product, into the place it belongs to;
-- attn_scale, mlp_scale and alpha / rank are multiplied into the working copies of B, and into
-  their gradients when they are used (`factors`);
-- gradients are written straight into the tensors from which the optimiser reads.
+The sums must equal those of `model.adapters`. The differences:
+- all matrices A that read one input of a visit are multiplied by it in one product;
+- an adapter's addition is made inside its matrix product, directly into its target;
+- attn_scale, mlp_scale and alpha / rank are multiplied into the working copies of B, and into the
+  gradients when these are used (`factors`);
+- gradients are written directly into the tensors that the optimiser reads.
 
-Shapes: those of `model.adapters`; C columns of what is added to.
+Shapes: those of `model.adapters`; C columns of the target of an addition.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ from fairway.model.operations import Extras, Rope
 
 
 class Bank:
-    """Working copies and gradients of the adapters of up to this many rows, in the compute dtype.
+    """Working copies and gradients of the adapters of up to `rows` rows, in the compute dtype.
 
-    Both are like `Adapters.zeros`. `rows` are the rows of the next computation.
+    Both have the shapes of `Adapters.zeros`. `rows` are the rows of the next computation.
     """
 
     def __init__(self, adapters: Adapters, rows: int) -> None:
@@ -36,7 +36,7 @@ class Bank:
         self.copies, self.grads = adapters.zeros(rows, dtype), adapters.zeros(rows, dtype)
 
     def factors(self) -> list[Tensor | None]:
-        """Return what stands between every matrix and its working copy: [S, O] for B."""
+        """Return the factor between every matrix and its working copy: [S, O] for B."""
         made: list[Tensor | None] = []
         for group in self.adapters.groups:
             made += [None, self._outer_factors(group)]
@@ -56,14 +56,14 @@ class Bank:
         return factors_SO
 
     def pair(self, tensors: Sequence[Tensor], head: bool, slot: int) -> tuple[Tensor, Tensor]:
-        """Return A [B, Q, I] and B [B, O, R] of a visit, or of the head, out of copies or grads."""
+        """Return A [B, Q, I] and B [B, O, R] of a visit or of the head, from copies or grads."""
         place = 2 * (len(self.adapters.groups) - 1) if head else 0
         inner, outer = tensors[place : place + 2]
         rows = slice(self.rows.start, self.rows.stop)
         return inner[slot, rows], outer[slot, rows]
 
     def read(self, visit: int, x_BTD: Tensor, targets: str) -> tuple[Extras, Tensor]:
-        """Return what the adapters of some targets of a visit add for an input, and the input."""
+        """Return the additions of a visit's targets for an input, and the input."""
         group = self.adapters.groups[0]
         here = [target for target in group.targets if target in targets.split()]
         if not here:
@@ -77,18 +77,18 @@ class Bank:
         }, x_BTD
 
     def states(self, ids_BT: Tensor, rope: Rope) -> Tensor:
-        """Return the final states of windows that stand where a rotary table says, [B, T, D].
+        """Return the final states of windows at the positions of a rotary table, [B, T, D].
 
-        The way back from them keeps the adapters' gradients here.
+        Their backward pass stores the adapters' gradients here.
         """
         model = self.adapters.model
-        # Something must want a gradient for there to be a way back.
+        # An input must require a gradient, or there is no backward pass.
         x_BTD = model.embedded(ids_BT).detach().requires_grad_(torch.is_grad_enabled())
         inside = self.adapters.targets != ["head"]
         return model.states(x_BTD, Walk(rope, self if inside else None))
 
     def head(self, x_BCD: Tensor) -> Tensor | None:
-        """Return what the head's adapters, if any, add to the raw logits of some states."""
+        """Return the addition of the head's adapters to the raw logits of some states, or None."""
         if "head" not in self.adapters.targets:
             return None
         extra: Tensor = _Head.run(x_BCD.contiguous(), self)
@@ -97,14 +97,14 @@ class Bank:
 
 @dataclass(slots=True)
 class _Tray:
-    """One tensor for the gradients of z of several targets, side by side without a copy."""
+    """One tensor for the gradients of z of several targets, joined without a copy."""
 
     rank: int
     count: int
     dz_BTQ: Tensor | None = None
 
     def place(self, number: int, like_BTR: Tensor) -> Tensor:
-        """Return the place of one target's gradient, [B, T, R]."""
+        """Return the slice for one target's gradient, [B, T, R]."""
         if self.dz_BTQ is None:
             self.dz_BTQ = like_BTR.new_empty(*like_BTR.shape[:2], self.rank * self.count)
         return self.dz_BTQ[:, :, number * self.rank : (number + 1) * self.rank]
@@ -112,7 +112,7 @@ class _Tray:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Which adapter it is, and where its gradients go."""
+    """An adapter's identity, and where its gradients are written."""
 
     bank: Bank
     visit: int
@@ -127,17 +127,17 @@ class _Extra:
     z_BTR: Tensor
 
     def value(self) -> Tensor:
-        """Adding is all that this one does."""
+        """Raise: in a bank, adapters are only added."""
         raise AssertionError("adapters in a bank are added in place")
 
     def add_(self, whole_BTC: Tensor, first: int, scale_O: Tensor | None) -> Tensor:
-        """Return `whole` with it added to its columns from `first` on; the copies are scaled."""
+        """Add it to the columns of `whole` from `first` on; the copies are already scaled."""
         added: Tensor = _Add.run(self.place, first, whole_BTC, self.z_BTR)
         return added
 
 
 class _Read(Step):
-    """x -> (x A^T of every target, x). A gradient of x is nobody else's."""
+    """x -> (x A^T of every target, x). No other code uses the gradient of x."""
 
     @staticmethod
     def forward(ctx: Any, bank: Bank, visit: int, inner: slice, tray: _Tray,
@@ -154,9 +154,9 @@ class _Read(Step):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (x_BTD,), (bank, visit, inner, tray) = ctx.saved_tensors, ctx.at
         dz_BTQ, dx_BTD = tray.dz_BTQ, grads[-1]
-        # It would stay with the graph: 4 GB of 128 documents side by side.
+        # Otherwise it would stay with the graph: 4 GB for 128 documents at once.
         tray.dz_BTQ = None
-        # Every part has one reader, whose gradient lies in the tray already.
+        # Every part has one reader, whose gradient is already in the tray.
         assert dz_BTQ is not None and all(grad is not None for grad in grads[:-1])
         inner_BQD, _ = bank.pair(bank.copies, False, visit)
         d_inner_BQD, _ = bank.pair(bank.grads, False, visit)
@@ -169,7 +169,7 @@ class _Read(Step):
 
 
 class _Add(Step):
-    """Columns of a product plus z B^T, in place."""
+    """Adds z B^T to columns of a product, in place."""
 
     @staticmethod
     def forward(ctx: Any, place: _Place, first: int, whole_BTC: Tensor,
@@ -198,7 +198,7 @@ class _Add(Step):
 
 
 class _Head(Step):
-    """What the adapters of the head add to raw logits, [B, C, V]."""
+    """The addition of the head's adapters to raw logits, [B, C, V]."""
 
     @staticmethod
     def forward(ctx: Any, x_BCD: Tensor, bank: Bank) -> Tensor:

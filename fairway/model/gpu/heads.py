@@ -1,7 +1,7 @@
-"""Triton kernels around attention: queries and keys made ready, and the part along the own value.
+"""Triton kernels around attention: preparation of queries and keys, and XSA.
 
-As in `kernels`, whose notes hold here too. One buffer holds queries, keys and values of a position
-side by side: [N, (H + 2 G) K].
+The notes in `kernels` apply here too. One buffer has queries, keys and values of a position next to
+each other: [N, (H + 2 G) K].
 
 Shapes: N rows, B batch, T time, H query heads, G key/value heads, P = H / G, K head width,
 R rotated pairs, S programs.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairway.model.ops import NORM_EPS
 
-# Values of a tile, warps, and programs of the kernel that sums over rows: fastest on an H200.
+# Values of a tile, warps, and programs of the kernel that sums over rows: the fastest on an H200.
 _VALUES, _WARPS, _PROGRAMS = 2048, 2, 1056
 
 
@@ -24,7 +24,7 @@ _VALUES, _WARPS, _PROGRAMS = 2048, 2, 1056
 
 @triton.jit
 def _turn(cos_ptr, sin_ptr, times, dims, mask, R: tl.constexpr, DTYPE: tl.constexpr):
-    """Cosine and signed sine with which a dimension and its partner make the rotated value."""
+    """Return cosine and signed sine that combine a dimension and its partner in a rotation."""
     turned = (dims < 2 * R) & mask
     pair = tl.where(dims < R, dims, dims - R)
     cos = tl.load(cos_ptr + times * R + pair, turned, other=1.0)
@@ -53,7 +53,7 @@ def _position_kernel(
     gain = tl.load(gain_ptr + heads, heads < H, other=1.0).to(DTYPE).to(tl.float32)
     cos, sin = _turn(cos_ptr, sin_ptr, rows % T, dims, mask, R, DTYPE)
     y = (x * cos + other * sin) * (inverse * gain)
-    # In place: every value must have been read as a partner before it is overwritten.
+    # In place: every value must be read as a partner before it is overwritten.
     tl.debug_barrier()
     tl.store(qkv_ptr + base + dims, y.to(DTYPE), mask)
     at = rows * (H + G) + heads
@@ -79,7 +79,7 @@ def _position_backward_kernel(
         batch, times = (rows // T).to(tl.int64), rows % T
         base = rows.to(tl.int64) * ((H + 2 * G) * K) + heads * K
         is_q, is_k = heads < H, (heads >= H) & (heads < H + G)
-        # One pointer per head: queries and keys have their gradients in tensors of their own.
+        # One pointer per head: gradients of queries and keys are in separate tensors.
         q_at = batch * qb + heads * qh + times * qt
         k_at = batch * kb + (heads - H) * kh + times * kt
         inside = row_mask & (dims < K)
@@ -94,7 +94,7 @@ def _position_backward_kernel(
         inverse = tl.load(inverse_ptr + at, row_mask & (heads < H + G), other=0.0)
         along = tl.sum(dy * y, 2)[:, :, None]
         sums += along
-        # A rotation keeps dot products, so the norm's way back works on rotated vectors.
+        # A rotation keeps dot products, so the norm's backward also works on rotated vectors.
         share = along / (K * gain * gain)
         cos, sin = _turn(cos_ptr, sin_ptr, times, dims, mask, R, DTYPE)
         dx = (dy - y * share) * cos - (dy_other - y_other * share) * sin
@@ -133,8 +133,8 @@ def position_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return (gradient of the projections [N, C], gradient of the gains [H]).
 
-    `grads` are those of queries, keys and values from attention ([B, heads, T, K], any strides) and
-    what the exclusion of the own value adds to the values' ([N, G K]).
+    `grads` are those of queries, keys and values from attention ([B, heads, T, K], any strides),
+    and the addition to the values' gradient from XSA ([N, G K]).
     """
     dq_BHTK, dk_BGTK, dv_BGTK = (_dense(grad) for grad in grads[:3])
     extra = grads[3]
@@ -154,7 +154,7 @@ def position_backward(
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Return x with neighbouring values of a head side by side, as the kernels expect."""
+    """Return x with contiguous values of a head, as the kernels expect."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -223,7 +223,7 @@ def _without_self_backward_kernel(
 
 
 def without_self(y_BHTK: Tensor, qkv_NC: Tensor, G: int) -> Tensor:
-    """Return attention's output less its part along the position's own value, [N, H K]."""
+    """Return attention's output minus its part along the position's own value, [N, H K]."""
     y_BHTK = _dense(y_BHTK)
     _, H, T, K = y_BHTK.shape
     N = len(qkv_NC)
@@ -239,7 +239,7 @@ def without_self(y_BHTK: Tensor, qkv_NC: Tensor, G: int) -> Tensor:
 def without_self_backward(
     y_BHTK: Tensor, qkv_NC: Tensor, grad: Tensor, G: int
 ) -> tuple[Tensor, Tensor]:
-    """Return (gradient of y, laid out as y; what the values' gradient gains, [N, G K])."""
+    """Return the gradient of y in its layout, and the added gradient of the values [N, G K]."""
     y_BHTK = _dense(y_BHTK)
     _, H, T, K = y_BHTK.shape
     N = len(qkv_NC)

@@ -1,12 +1,12 @@
 """Triton kernels for everything in the model that is not a plain matrix product.
 
-Each reads and writes a tensor of activations once. The formulas they must equal are in `ops` and
-`gpt`; tests/model/test_kernels.py compares them, without a GPU through Triton's interpreter.
-Arithmetic is float32; vectors of parameters are rounded to the activations' dtype as the plain path
-rounds them. That dtype is bfloat16 in use and float32 in exact tests.
+Each reads and writes a tensor of activations once. They must equal the formulas in `ops` and `gpt`;
+tests/model/test_kernels.py compares them, without a GPU in Triton's interpreter. Arithmetic is in
+float32. Vectors of parameters are rounded to the activations' dtype, as in the plain path. That
+dtype is bfloat16 in use, and float32 in exact tests.
 
-The sums over rows that parameters need are collected per program and added up afterwards in a fixed
-order, so that they are the same every time.
+Sums over rows for parameters are collected per program and added up afterwards in a fixed order, so
+that they repeat bit for bit.
 
 Shapes: N rows (positions), D width, H query heads, G key/value heads, P = H / G, K head width,
 R rotated pairs, V vocabulary, S programs.
@@ -19,29 +19,29 @@ from torch import Tensor
 
 from fairway.model.ops import NORM_EPS
 
-# (values of a tile, warps, programs) of the way back into a block, without and with a skip: the
+# (values of a tile, warps, programs) for the backward of `enter`, without and with a skip: the
 # fastest of ten on an H200 (0.21 and 0.30 ms at 98,304 x 512; the bytes alone take 0.17 and 0.24).
 _BACK, _BACK_JOINED = (2048, 2, 528), (512, 1, 2112)
 
 
 def _rows_per_program(width: int) -> int:
-    """Return how many rows of a width one program holds: about 2,048 values, a power of two."""
+    """Return how many rows of a width one program processes: about 2,048 values, a power of two."""
     rows: int = 2048 // triton.next_power_of_2(width)
     return max(1, rows)
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
-    """Return (N, D) of a dense tensor read as rows; leading dimensions are free."""
+    """Return (N, D) of a dense tensor as rows; it may have any leading dimensions."""
     return x.numel() // x.shape[-1], x.shape[-1]
 
 
 # ---------------------------------------------------------------------------------------------
-# Entering a block: join a skip, mix in x0, normalise
+# The input of a block: join a skip, mix in x0, normalise
 
 
 @triton.jit
 def _joined(x, skip, weight, gate, JOIN: tl.constexpr, DTYPE: tl.constexpr):
-    """The stream after a skip: JOIN 0 none, 1 from the stack, 2 the stream itself."""
+    """Return the stream after a skip: JOIN 0 none, 1 from the stack, 2 the stream itself."""
     if JOIN == 0:
         return x
     scaled = (weight[None, :] * skip).to(DTYPE).to(tl.float32)
@@ -50,7 +50,7 @@ def _joined(x, skip, weight, gate, JOIN: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _vector(pointer, columns, mask, USED: tl.constexpr, DTYPE: tl.constexpr):
-    """A parameter vector rounded to the activations' dtype, or zeros."""
+    """Return a parameter vector rounded to the activations' dtype, or zeros."""
     if USED:
         return tl.load(pointer + columns, mask, other=0.0).to(DTYPE).to(tl.float32)
     return tl.zeros_like(columns).to(tl.float32)
@@ -69,7 +69,7 @@ def _entered(
     x_ptr, x0_ptr, skip_ptr, at, mask, mix, mix0, weight, gate,
     JOIN: tl.constexpr, SAME: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Load a tile; return x, x0, skip, the joined stream, and u, their mix, rounded."""
+    """Load a tile; return x, x0, skip, the joined stream, and their rounded mix u."""
     x = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32)
     x0 = x
     if not SAME:
@@ -120,7 +120,7 @@ def _enter_backward_kernel(
     gate = _gate(gate_ptr, columns, inside, JOIN > 0, DTYPE)
     mix = _vector(mix_ptr, columns, inside, True, DTYPE)
     mix0 = _vector(mix_ptr + D, columns, inside, True, DTYPE)
-    # Kept apart by row until the end: a sum over rows crosses warps.
+    # Kept separate by row until the end, because a sum over rows crosses warps.
     sum_mix = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_mix0 = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_weight = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -162,7 +162,7 @@ def _enter_backward_kernel(
 
 @triton.jit
 def _mixed_gradient(u, du_ptr, dh_ptr, mask, scale, eps, D: tl.constexpr):
-    """The gradient of u, as a residual and through its norm."""
+    """Return the gradient of u, as a residual and through its norm."""
     inverse = tl.rsqrt(tl.sum(u * u, 1) / D + eps)[:, None]
     dh = tl.load(dh_ptr, mask, other=0.0).to(tl.float32)
     unit = u * inverse
@@ -172,7 +172,7 @@ def _mixed_gradient(u, du_ptr, dh_ptr, mask, scale, eps, D: tl.constexpr):
 
 
 class Join:
-    """What an entering block blends in: nothing, a stacked state, or (`own`) the stream itself."""
+    """What a block blends into its input: nothing, a stacked state, or (`own`) the stream."""
 
     def __init__(self, skip_ND: Tensor | None, weight_D: Tensor, gate_D: Tensor, own: bool) -> None:
         self.skip_ND, self.weight_D, self.gate_D, self.own = skip_ND, weight_D, gate_D, own
@@ -204,10 +204,10 @@ def enter_backward(
     scale: float,
     grads: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Return (dx, dx0, dskip, sums_4D) for `enter`; without an x0, dx holds its gradient too.
+    """Return (dx, dx0, dskip, sums_4D) for `enter`; without an x0, dx includes its gradient.
 
-    `grads` are those of u and h, what later blocks want of x0, and what others want of x itself.
-    The sums are the gradients of both mix rows, the skip weight and the skip gate.
+    `grads` are those of u and h, of x0 from later blocks, and of x from its other uses. The sums
+    are the gradients of both mix rows, the skip weight and the skip gate.
     """
     du_ND, dh_ND, dx0_ND, dpass_ND = (None if g is None else g.contiguous() for g in grads)
     assert du_ND is not None and dh_ND is not None
@@ -314,7 +314,7 @@ def _normalised(
 def norm_backward(
     y_ND: Tensor, inverse_N: Tensor, dy_ND: Tensor, add_ND: Tensor | None, scale: float = 1.0
 ) -> Tensor:
-    """Return the gradient of x from what `norm` returned, plus `add`: what reaches x past it."""
+    """Return the gradient of x from the results of `norm`, plus `add`, that of its other uses."""
     N, D = _rows(y_ND)
     dy_ND = dy_ND.contiguous()
     add_ND = None if add_ND is None else add_ND.contiguous()
@@ -328,7 +328,7 @@ def norm_backward(
 
 
 # ---------------------------------------------------------------------------------------------
-# Gradients of matrices whose rows were scaled
+# Gradients of matrices with scaled rows
 
 
 @triton.jit
@@ -347,7 +347,7 @@ def _unscale_kernel(
 
 
 def unscale_(grad_RC: Tensor, weight_RC: Tensor, scale_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of W and s from that of s W, rows scaled, whose memory it takes."""
+    """Return the gradients of W and s, given that of s W (scaled rows), in the latter's memory."""
     N, C = grad_RC.shape
     sums_R = torch.empty_like(scale_R)
     rows = _rows_per_program(C)

@@ -1,6 +1,6 @@
-"""Triton kernels of the loss: the logits of a batch replaced by their gradients where they lie.
+"""Triton kernels of the loss, which replace the logits of a batch by their gradients in place.
 
-As in `kernels`, whose notes hold here too.
+The notes in `kernels` apply here too.
 
 Shapes: N rows (positions), V vocabulary.
 """
@@ -15,7 +15,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _half(x, scale):
-    """The logistic of 2 x / cap, for scale = -2 log2(e) / cap: tanh(x / cap) = 2 half - 1."""
+    """Return the logistic of 2 x / cap; scale = -2 log2(e) / cap, tanh(x / cap) = 2 half - 1."""
     root = tl.rsqrt(1.0 + tl.exp2(x * scale))
     return root * root
 
@@ -25,8 +25,8 @@ def _loss_kernel(
     logits_ptr, targets_ptr, loss_ptr, cap, scale, share,
     V: tl.constexpr, COLUMNS: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
-    # Arithmetic is what limits this kernel, hence no division and no comparison with the target per
-    # logit. The capped logits are at most cap, which takes the place of their maximum.
+    # Arithmetic limits this kernel, so it has no division and no comparison with the target per
+    # logit. The capped logits are at most cap, so cap replaces their maximum.
     row = logits_ptr + tl.program_id(0).to(tl.int64) * V
     columns = tl.arange(0, COLUMNS)
     x = tl.load(row + columns, columns < V, other=-float("inf")).to(tl.float32)
@@ -54,8 +54,8 @@ def _loss_kernel(
 def loss_(logits_NV: Tensor, targets_N: Tensor, cap: float, grad: bool) -> Tensor:
     """Return the loss of every row in nats, float32 [N].
 
-    With `grad` the logits are replaced by their gradient of the mean loss: read once, written once,
-    no table in float32.
+    With `grad` the logits are replaced by their gradient of the mean loss: they are read once and
+    written once, without a table in float32.
     """
     N, V = logits_NV.shape
     loss_N = torch.empty(N, device=logits_NV.device)

@@ -1,16 +1,17 @@
-"""The steps of the model's walk as few, wide kernels, each with its own way back.
+"""The steps of the model's walk as a few wide kernels, each with its own backward.
 
-What is different from the plain formulas of `model.operations`, and why the function is the same:
-- queries, keys and values come from one product with the three matrices side by side;
+The differences from the plain formulas of `model.operations`, and why the function is the same:
+- queries, keys and values come from one product with the three matrices joined;
 - attn_scale and mlp_scale are multiplied into the rows of the output matrices, so that a branch is
   added to the stream inside its matrix product; their gradients are row sums of W * dW;
-- the activation is part of the up-projection's product, its slope part of the way back;
-- a tensor that several steps read travels through them, and its gradients are added in passing;
-- matrices' gradients are float32, where the plain formulas round them to bfloat16 first;
-- the loss's gradient is formed in the logits' own memory on the way forward.
-Working copies of the weights in bfloat16 are renewed when an optimiser has changed them.
+- the activation is part of the up-projection's product, and its slope part of the backward;
+- a tensor that several steps read is passed through them, and each adds its gradient;
+- matrices' gradients are float32; the plain formulas round them to bfloat16 first;
+- the forward pass computes the loss's gradient in the memory of the logits.
+Working copies of the weights in bfloat16 are updated after an optimiser has changed the weights.
 
-Some steps change the stream in place and tell autograd so: no step before needs what it was.
+Some steps change the stream in place and declare that to autograd; no earlier step needs the old
+values.
 
 Shapes: B batch, T time, N = B T rows, D width, F hidden width of the MLP, H query heads,
 G key/value heads, K head width, C = (H + 2 G) K, V vocabulary.
@@ -42,7 +43,7 @@ from fairway.model.operations import Extra, Extras, Heads, Join, Operations, Pro
 
 
 class _Enter(Step):
-    """(x, x0, skip, its weight and gate, mix) -> (u, h, x0, x). The first visit's x is its x0."""
+    """(x, x0, skip, its weight and gate, mix) -> (u, h, x0, x). In the first visit x is x0."""
 
     @staticmethod
     def forward(ctx: Any, scale: float, own: bool, x: Tensor, x0: Tensor | None,
@@ -62,7 +63,7 @@ class _Enter(Step):
     def backward(ctx: Any, du: Tensor | None, dh: Tensor, dx0: Tensor | None,
                  dpass: Tensor | None) -> tuple[Any, ...]:  # fmt: skip
         x, x0, skip, weight_D, gate_D, mix_2D = ctx.saved_tensors
-        # Two lanes do not go on with u.
+        # With two lanes, u itself has no further use.
         du = torch.zeros_like(x) if du is None else du
         join = None if gate_D is None else kernels.Join(skip, weight_D, gate_D, ctx.own)
         dx, dx0, dskip, sums_4D = kernels.enter_backward(
@@ -87,7 +88,7 @@ class _Norm(Step):
 
 
 class _Branch(Step):
-    """u -> (u, scale u / rms(u)): what reaches u past its norm is added on the way back."""
+    """u -> (u, scale u / rms(u)); backward adds the gradient of u from its other uses."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -105,7 +106,7 @@ class _Branch(Step):
 
 
 class _AddProduct(Step):
-    """u + scale * (W y), in place."""
+    """Computes u + scale * (W y), in place."""
 
     @staticmethod
     def forward(ctx: Any, copy: Working, u: Tensor, y: Tensor, weight: Tensor,
@@ -133,7 +134,7 @@ class _AddProduct(Step):
 
 
 class _Project(Step):
-    """(h, matrices) -> (their products side by side, h). A gradient of h is nobody else's."""
+    """(h, matrices) -> (their joined products, h). No other code uses the gradient of h."""
 
     @staticmethod
     def forward(ctx: Any, copy: Working, h: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,13 +159,13 @@ class _Project(Step):
 
 
 class _Attend(Step):
-    """Head norms, rotation, gain, attention and XSA over projections, which it turns in place."""
+    """Head norms, rotation, gain, attention and XSA; the projections are rotated in place."""
 
     @staticmethod
     def forward(ctx: Any, sizes: Heads, rope: Rope, attend: Attention, learn: bool,
                 qkv_BTC: Tensor, gain_H: Tensor) -> Tensor:  # fmt: skip
         (B, T, _), (H, G) = qkv_BTC.shape, (sizes.queries, sizes.keys)
-        # Detached: autograd shall not count the turn, since nobody else reads the projections.
+        # Detached, so that autograd ignores the rotation; no other code reads the projections.
         qkv_NC = rows_of(qkv_BTC.detach())
         inverse = heads.position_(qkv_NC, gain_H, rope, T, H, G)
         split = torch.split(qkv_NC.view(B, T, H + 2 * G, -1).transpose(1, 2), [H, G, G], 1)
@@ -181,7 +182,7 @@ class _Attend(Step):
     @once_differentiable
     def backward(ctx: Any, grad_BTC: Tensor) -> tuple[Tensor | None, ...]:
         qkv_NC, inverse, inputs, y_BHTK = ctx.tape
-        # What attention keeps is not in autograd's hands.
+        # Attention's own saved tensors are not managed by autograd.
         ctx.tape = None
         dy, extra = heads.without_self_backward(
             y_BHTK.detach(), qkv_NC, rows_of(grad_BTC.contiguous()), ctx.sizes.keys
@@ -194,7 +195,7 @@ class _Attend(Step):
 
 
 class _Mlp(Step):
-    """u + scale * down(leaky(up g)^2), in place."""
+    """Computes u + scale * down(leaky(up g)^2), in place."""
 
     @staticmethod
     def forward(ctx: Any, copies: tuple[Working, Working, Working], leak: float, u: Tensor,
@@ -223,7 +224,7 @@ class _Mlp(Step):
 
 
 # ---------------------------------------------------------------------------------------------
-# Both ends
+# Embedding and loss
 
 
 class _Embed(Step):
@@ -245,7 +246,7 @@ class _Embed(Step):
 
 
 class _Loss(Step):
-    """Head, cap, cross-entropy. All gradients are formed on the way forward, the logits freed."""
+    """Head, cap and cross-entropy; forward computes all gradients and frees the logits."""
 
     @staticmethod
     def forward(ctx: Any, copy_VD: Tensor, cap: float, learn: bool, h_ND: Tensor,
@@ -269,7 +270,7 @@ class _Loss(Step):
 
 
 class Kernels(Operations):
-    """Kernels for every step whose shapes they take, and working copies of the weights."""
+    """Kernels for every step whose shapes they support, and working copies of the weights."""
 
     fused = True
 
@@ -285,11 +286,11 @@ class Kernels(Operations):
         return self._copies[key]
 
     def watched(self, tell: Tell) -> Operations:
-        """Return the same steps without gradients, which tell of matrices before they multiply."""
+        """Return the same steps without gradients, which report the inputs of all matrices."""
         return Watched(self, tell)
 
     def watched_back(self, tell: Tell) -> Operations:
-        """Return the same steps, which tell the gradients of outputs of matrices."""
+        """Return the same steps, which report the gradients of the outputs of matrices."""
         return WatchedBack(self, tell)
 
     def embed(self, table: nn.Embedding, ids_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -322,7 +323,7 @@ class Kernels(Operations):
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
     ) -> tuple[Projected, Tensor]:
-        """Return (queries, keys and values side by side; h)."""
+        """Return (joined queries, keys and values; h)."""
         weights = [layer.weight for layer in layers]
         rows = [len(weight) for weight in weights]
         copy = self.copy(side_by_side, (sum(rows), h_BTD.shape[2]), *weights)
@@ -375,7 +376,7 @@ class Kernels(Operations):
 
 
 class Watched(Kernels):
-    """Kernels that tell what every matrix multiplies, for calibration; they have no way back."""
+    """Kernels that report the input of every matrix, for calibration; they have no backward."""
 
     def __init__(self, steps: Kernels, tell: Tell) -> None:
         super().__init__(steps._dtype, steps._plain)
@@ -384,7 +385,7 @@ class Watched(Kernels):
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
     ) -> tuple[Projected, Tensor]:
-        """Return (queries, keys and values side by side; h, the tensor that was told)."""
+        """Return (joined queries, keys and values; h, the reported tensor)."""
         for layer in layers:
             self._tell(layer, h_BTD)
         return super().project(h_BTD, layers, extras)[0], h_BTD
@@ -398,7 +399,7 @@ class Watched(Kernels):
 
     def mlp(self, u_BTD: Tensor, g_BTD: Tensor, layers: tuple[nn.Linear, nn.Linear], leak: float,
             scale_D: Tensor, extra: Extra | None) -> Tensor:  # fmt: skip
-        """Return u + scale * (down(leaky(up g)^2) + extra), in place, the activation kept."""
+        """Return u + scale * (down(leaky(up g)^2) + extra), in place; the activation is kept."""
         if "mlp" in self._plain:
             return super().mlp(u_BTD, g_BTD, layers, leak, scale_D, extra)
         up, down = layers
@@ -409,9 +410,9 @@ class Watched(Kernels):
 
 
 class WatchedBack(Kernels):
-    """Kernels that tell the gradient of every matrix's output, for sensitivities.
+    """Kernels that report the gradient of every matrix's output, for sensitivities.
 
-    The embedding and the MLP's first matrix call their layers, which hooks can watch.
+    The embedding and the MLP's first matrix call their layers, so that hooks work on them.
     """
 
     def __init__(self, steps: Kernels, tell: Tell) -> None:
@@ -425,7 +426,7 @@ class WatchedBack(Kernels):
     def project(
         self, h_BTD: Tensor, layers: Sequence[nn.Linear], extras: Extras
     ) -> tuple[Projected, Tensor]:
-        """Return (queries, keys and values side by side; h)."""
+        """Return (joined queries, keys and values; h)."""
         qkv_BTC, h_BTD = super().project(h_BTD, layers, extras)
         assert isinstance(qkv_BTC, Tensor)
 

@@ -1,9 +1,10 @@
 """Triton matrix products whose last step is the MLP's activation, forward and backward.
 
-A separate activation would read and write the widest tensor of the model once more each way. Here
-it is applied to a tile of the product before the tile leaves the multiprocessor, and the input of
-the activation is never stored: leaky(h)^2 tells |h|, and the sign of h travels in its last bit, so
-that a stored value is off by at most one unit in the last place instead of a half.
+A separate activation would read and write the widest tensor of the model once more in each
+direction. Here it is applied to a tile of the product before the tile leaves the multiprocessor.
+The input h of the activation is never stored: |h| follows from leaky(h)^2, and the last bit of each
+value stores the sign of h. So a stored value is off by at most one unit in the last place instead
+of half a unit.
 
 Shapes: N rows (positions), D inputs, F outputs.
 """
@@ -14,15 +15,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# Tiles of 128 x 128 with 64 inputs at a time leave room for two on a multiprocessor: the end of one
-# hides behind the products of the other (benchmarks/README.md has what larger ones cost).
+# Tiles of 128 x 128 with 64 inputs at a time leave room for two on a multiprocessor, so that the
+# end of one overlaps the products of the other (benchmarks/README.md has the cost of larger ones).
 _ROWS, _OUTPUTS, _INPUTS = 128, 128, 64
 _WARPS, _STAGES, _STAGES_BACK = 4, 3, 2
 
 
 @triton.jit
 def _square(h, leak, DTYPE: tl.constexpr):
-    """The value of a dtype nearest to leaky(h)^2 whose last bit is set where h is negative."""
+    """Return the value of a dtype nearest to leaky(h)^2 whose last bit is set if h is negative."""
     root = tl.where(h > 0, h, leak * h)
     negative = tl.where(h < 0, 1, 0)
     bits = (root * root).to(tl.int32, bitcast=True)
@@ -33,7 +34,7 @@ def _square(h, leak, DTYPE: tl.constexpr):
 
 @triton.jit
 def _slope(square, leak, DTYPE: tl.constexpr):
-    """The derivative of leaky(h)^2, from the value that `_square` made."""
+    """Return the derivative of leaky(h)^2, from the result of `_square`."""
     wide = square.to(tl.float32)
     unit: tl.constexpr = 1 << 16 if tl.bfloat16 == DTYPE else 1
     negative = (wide.to(tl.int32, bitcast=True) & unit) != 0
@@ -51,7 +52,7 @@ def _tile(a_desc, b_desc, row, column, D, ROWS: tl.constexpr, OUTPUTS: tl.conste
             product = tl.dot(a.to(tl.float32), b.to(tl.float32).T, product)
         else:
             product = tl.dot(a, b.T, product)
-    # In two halves: staging memory for a whole tile would leave no room for a second program.
+    # In two halves: memory for a whole tile would leave no room for a second program.
     return tl.split(tl.permute(tl.reshape(product, (ROWS, 2, OUTPUTS // 2)), (0, 2, 1)))
 
 
@@ -63,7 +64,7 @@ def _up_kernel(
 ):  # fmt: skip
     across = tl.cdiv(F, OUTPUTS)
     tiles = tl.cdiv(N, ROWS) * across
-    # Tiles of the same rows follow each other, so that a's rows are read from memory once.
+    # Tiles of the same rows follow one another, so that a's rows are read from memory once.
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row = tile // across * ROWS
         column = tile % across * OUTPUTS
@@ -78,7 +79,7 @@ def _slope_kernel(
     F: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    # One tile per program: here that is faster than programs that stay (0.43 against 0.50 ms).
+    # One tile per program: here that is faster than persistent programs (0.43 against 0.50 ms).
     across = tl.cdiv(F, OUTPUTS)
     row = tl.program_id(0) // across * ROWS
     column = tl.program_id(0) % across * OUTPUTS
@@ -91,7 +92,7 @@ def _slope_kernel(
 
 
 def up_square(x_ND: Tensor, weight_FD: Tensor, leak: float) -> Tensor:
-    """Return leaky(x W^T)^2, [N, F], with the sign of x W^T in the last bit of every value."""
+    """Return leaky(x W^T)^2, [N, F]; the last bit of every value is the sign of x W^T."""
     N, F = len(x_ND), len(weight_FD)
     out_NF = x_ND.new_empty(N, F)
     sizes = _sizes(x_ND, weight_FD, _STAGES)
@@ -103,7 +104,7 @@ def up_square(x_ND: Tensor, weight_FD: Tensor, leak: float) -> Tensor:
 
 
 def slope_product(g_ND: Tensor, weight_FD: Tensor, square_NF: Tensor, leak: float) -> Tensor:
-    """Return (g W^T) times the slope of leaky(h)^2, [N, F], from what `up_square` returned."""
+    """Return (g W^T) times the slope of leaky(h)^2, [N, F], from the result of `up_square`."""
     N, F = square_NF.shape
     out_NF = torch.empty_like(square_NF)
     sizes = _sizes(g_ND, weight_FD, _STAGES_BACK)
@@ -122,7 +123,7 @@ def _sizes(a_ND: Tensor, b_FD: Tensor, stages: int) -> dict[str, int | bool]:
         "ROWS": _ROWS,
         "OUTPUTS": min(_OUTPUTS, max(32, triton.next_power_of_2(F))),
         "INPUTS": min(_INPUTS, max(16, triton.next_power_of_2(D))),
-        # Triton's interpreter, which runs this without a GPU, knows no products of bfloat16.
+        # Triton's interpreter, for machines without a GPU, has no products of bfloat16.
         "WIDE": not a_ND.is_cuda,
         "num_warps": _WARPS,
         "num_stages": stages,

@@ -1,4 +1,4 @@
-"""Shared by the kernel steps: a typed autograd function, working copies of weights.
+"""Shared code of the kernel steps: a typed autograd function, and working copies of weights.
 
 Shapes: M, N, L free; R rows, C columns of a matrix.
 """
@@ -24,7 +24,7 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 class Step(torch.autograd.Function):
-    """An autograd function whose `run` is typed; a gradient that is not asked for stays None."""
+    """An autograd function with a typed `run`; gradients that are not needed stay None."""
 
     @classmethod
     def run(cls, *args: Any) -> Any:
@@ -33,9 +33,9 @@ class Step(torch.autograd.Function):
 
 
 class Working:
-    """A tensor made from parameters, made again in its place once one of them has changed.
+    """A tensor computed from parameters, and computed again in place when one has changed.
 
-    `make(out, *sources)` writes it: rounding on the way out saves a float32 tensor in between.
+    `make(out, *sources)` writes it, with rounding, so that no float32 tensor is needed in between.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Working:
 
 
 def side_by_side(out_RC: Tensor, *weights: Tensor) -> None:
-    """Write matrices below one another."""
+    """Write matrices one below the other."""
     parts = torch.split(out_RC, [len(weight) for weight in weights])
     torch._foreach_copy_(list(parts), list(weights))
 
@@ -66,5 +66,5 @@ def scaled(out_RC: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
 
 
 def scaled_transposed(out_CR: Tensor, weight_RC: Tensor, scale_R: Tensor) -> None:
-    """Write the transpose of that."""
+    """Write the transpose of a matrix with scaled rows."""
     scaled(out_CR.T, weight_RC, scale_R)

@@ -21,7 +21,7 @@ from fairway.score.ledger import Score
 from fairway.score.predictor import Context, Distribution, Predictor, Receipt
 from fairway.score.ways import evaluate
 
-# Positions at which the published mixture's prices of the whole vocabulary are summed.
+# The number of positions at which the published mixture's prices of all tokens are summed.
 _SUMMED = 32
 
 
@@ -58,7 +58,7 @@ class _Notes:
     rows: dict[int, FloatArray]
 
     def beside(self, predictor: Predictor) -> Predictor:
-        """Return the predictor with these notes taken beside it."""
+        """Return the predictor, whose costs are noted here."""
         return _Noting(predictor, self)
 
 
@@ -67,13 +67,13 @@ class _Noting:
         self._base, self._notes = base, notes
 
     def predict(self, context: Context) -> "_NotedDistribution":
-        """Return the prediction, its costs to be noted."""
+        """Return the prediction, and note its costs."""
         return _NotedDistribution(
             cast(Distribution, self._base.predict(context)), context, self._notes
         )
 
     def adapt(self, receipt: Receipt) -> None:
-        """Pass on what may be learned."""
+        """Pass on the receipt."""
         self._base.adapt(receipt)
 
 
@@ -82,7 +82,7 @@ class _NotedDistribution:
         self._base, self._notes, self._positions = base, notes, context.event.positions
 
     def log_prob(self, targets: IntArray) -> FloatArray:
-        """Return the base's, noted."""
+        """Return the base's log-probabilities, and note them."""
         found = self._base.log_prob(targets)
         self._notes.nats[self._positions] = -found
         for position in self._notes.wanted.intersection(self._positions.tolist()):
@@ -90,7 +90,7 @@ class _NotedDistribution:
         return found
 
     def row(self, position: int) -> FloatArray:
-        """Return the base's."""
+        """Return the base's log-probabilities."""
         return self._base.row(position)
 
 

@@ -28,34 +28,35 @@ from fairway.base.native import compiled, int64
 from fairway.score.experts.ppm import EXCLUSION, Words, allows, ask, learn, pushed, share_of, shares
 from fairway.score.experts.trie import Trie
 
-# Settings, by place: `how`.
+# Indices of the settings in `how`.
 VARIANT_B, PPM, MATCH, MIN_MATCH = range(4)
-# Settings, by place: `rates`.
+# Indices of the settings in `rates`.
 WEIGHT, SWITCH, MATCH_RATE = range(3)
-# Buckets of learned weights: depth in the token, order that the expert speaks from, confidence.
+# Buckets of learned weights: depth in the token, order of the expert's context, confidence.
 _DEPTHS, _ORDERS, _LEVELS = 3, 10, 12
 BUCKETS = _DEPTHS * _ORDERS * _LEVELS
 # Buckets of repeats, by length.
 LENGTHS = 16
-# A repeat's length is not told apart beyond this.
+# Longer repeats count as of this length.
 _LONGEST = 400
-# The end of a token at a node that was never reached: as good as a guess; at the root, where only
-# control tokens end, rare.
+# Prior counts of the end of a token at a node that was never reached: nearly a guess; at the root,
+# where only control tokens end, rare.
 _STOP_PRIOR, _ROOT_PRIOR, _PRIOR_COUNT = 0.5, 0.01, 2.0
-# Tokens between the hint to the processor's memory and its use.
+# Tokens between the prefetch and its use.
 _AHEAD = 2
-# Where the model is as sure of a repeat's byte as this, rounding would outweigh the rest.
+# If the model is this certain of a repeat's byte, rounding would exceed the rest.
 SURE = 1.0 - 1e-6
 
 
 class Experts(NamedTuple):
     """The state of the experts; arrays that the loops change.
 
-    words: PPM's tables. past: int64[3], the last eight bytes and how many. weights:
-    float64[BUCKETS], of the model. stops: float64[nodes, 2], tokens ended and gone on. text: the
-    bytes so far; heads: int32[2^k], where a hash of bytes was last followed. follow: int64[4],
-    bytes of text, place and length of the repeat, rolling hash. hits: float64[LENGTHS, 2], repeats
-    broken and kept; gains: float64[LENGTHS, 2], weights of the model's and the repeat's stretch.
+    words: PPM's tables. past: int64[3], the last eight bytes and their number. weights:
+    float64[BUCKETS], of the model. stops: float64[nodes, 2], tokens that ended and that continued.
+    text: the bytes so far; heads: int32[2^k], the last place after each hash of bytes. follow:
+    int64[4], bytes of text, place and length of the repeat, rolling hash. hits: float64[LENGTHS,
+    2], repeats broken and kept; gains: float64[LENGTHS, 2], weights of the model's and the repeat's
+    stretch.
     """
 
     how: IntArray
@@ -72,7 +73,7 @@ class Experts(NamedTuple):
 
 
 class Hints(NamedTuple):
-    """What tilts the model's distribution at every position: a token (-1: none) and what it gains.
+    """The tilt of the model's distribution at every position: a token (-1: none) and its gain.
 
     gain: e^beta - 1, by which the token's probability is multiplied and added.
     """
@@ -96,7 +97,7 @@ def heard(e: Experts, symbol: int) -> None:
         length = 0
     e.text[used] = symbol
     used += 1
-    # A byte has left the hash after `shortest` steps, as the shifts add up to all its bits.
+    # After `shortest` steps a byte has left the hash, because its bits are shifted out.
     shift = (22 + shortest - 1) // shortest
     mixed = (mixed * (5 << shift) + symbol + 1) & 0x3FFFFF
     at = (mixed * 0x9E3779B1 >> 8) & bits
@@ -116,7 +117,7 @@ def heard(e: Experts, symbol: int) -> None:
 
 @compiled
 def _path(trie: Trie, node: int, out: IntArray) -> int:
-    """Write the nodes from the root to a node; return how many bytes lead there."""
+    """Write the nodes from the root to a node; return the number of bytes of its path."""
     depth, at = 0, node
     while trie.parent[at] != at:
         depth += 1
@@ -130,7 +131,7 @@ def _path(trie: Trie, node: int, out: IntArray) -> int:
 
 @compiled
 def child_of(trie: Trie, node: int, symbol: int) -> int:
-    """Return the child that a byte leads to, or -1."""
+    """Return the child for a byte, or -1."""
     if not allows(trie.mask, node, symbol):
         return -1
     at = int64(trie.first[node])
@@ -150,11 +151,11 @@ def plan(
     depths: IntArray,
     follow: IntArray,
 ) -> int:
-    """Write which nodes each token needs, and the repeat before it; return how many nodes.
+    """Write the nodes that each token needs, and the repeat before it; return the nodes' number.
 
-    nodes: those of the token's path; after them, at most one where the repeat leaves it. starts:
-    int64[N + 1], where a token's begin. depths: int64[N], bytes of the token. follow: int64[N, 3],
-    bytes of text, place and length.
+    nodes: those of the token's path; then at most one, where the repeat leaves the path. starts:
+    int64[N + 1], the first node of each token. depths: int64[N], bytes of the token. follow:
+    int64[N, 3], bytes of text, place and length.
     """
     path = np.empty(trie.depth[0] + 1, np.int64)
     count = 0
@@ -192,7 +193,7 @@ def _stretch(share: float) -> float:
 
 @compiled
 def kept_share(e: Experts, bucket: int, model: float) -> float:
-    """Return the share of a repeat's byte, of what does not end the token; `model`: before it."""
+    """Return the share of a repeat's byte if the token continues; `model`: without the repeat."""
     own = (e.hits[bucket, 1] + 0.5) / (e.hits[bucket, 0] + e.hits[bucket, 1] + 1.0)
     sum_ = e.gains[bucket, 0] * _stretch(model) + e.gains[bucket, 1] * _stretch(own)
     return 1.0 / (1.0 + math.exp(-min(max(sum_, -30.0), 30.0)))
@@ -210,7 +211,7 @@ def _learn_repeat(e: Experts, bucket: int, model: float, hit: int) -> None:
 
 @compiled
 def length_bucket(e: Experts, length: int) -> int:
-    """Return the bucket of a repeat's length: by ones, then ever coarser."""
+    """Return the bucket of a repeat's length: one per length, then increasingly coarse."""
     more = length - e.how[MIN_MATCH]
     if more < 4:
         return more
@@ -233,7 +234,7 @@ def ppm_share(
         e.words, trie.mask, node, size, past[0], past[1], past[2], symbol
     )
     if e.words[EXCLUSION] == 0:
-        # Without exclusion the children's shares do not sum to one by themselves.
+        # Without exclusion the children's shares do not sum to one.
         shares(e.words, trie.mask, node, size, past[0], past[1], past[2], row)
         total, first = 0.0, int64(trie.first[node])
         for child in range(first, first + size):
@@ -262,7 +263,7 @@ def _learn_weight(e: Experts, bucket: int, model: float, expert: float) -> None:
 
 @compiled
 def ends_here(e: Experts, trie: Trie, node: int) -> float:
-    """Return how often a token ended at a node that it had reached: the expert's u."""
+    """Return the share of tokens that ended at a node after reaching it: the expert's u."""
     if trie.ends[node] == 0:
         return 0.0
     if trie.size[node] == 0:
@@ -277,7 +278,7 @@ def ends_here(e: Experts, trie: Trie, node: int) -> float:
 
 
 class Planned(NamedTuple):
-    """What `plan` wrote of some tokens, with the masses of the nodes: float64."""
+    """The results of `plan` for some tokens, with the masses of the nodes: float64."""
 
     nodes: IntArray
     starts: IntArray
@@ -343,7 +344,7 @@ def _tilt(
     ends: FloatArray,
     inner: FloatArray,
 ) -> float:
-    """Add what the hint gains to the nodes of its path; return what of it goes aside."""
+    """Add the gain of the hint to the common nodes of both paths; return it for `aside_node`."""
     aside = 0.0
     for i in range(min(depth, hint_depth) + 1):
         if hint_path[i] != path[i]:
@@ -359,7 +360,7 @@ def _tilt(
 
 @compiled
 def _ask_for(e: Experts, trie: Trie, p: Planned, n: int, low: int, high: int) -> tuple[int, int]:
-    """Ask for the contexts within a later token; return the last bytes after it."""
+    """Prefetch the contexts within a later token; return the last bytes after it."""
     for i in range(p.starts[n] + 1, p.starts[n] + p.depths[n] + 1):
         low, high = pushed(low, high, int64(trie.symbol[p.nodes[i]]))
         if e.how[PPM] == 1:
@@ -371,7 +372,7 @@ def _ask_for(e: Experts, trie: Trie, p: Planned, n: int, low: int, high: int) ->
 def _with_repeat(
     e: Experts, length: int, before: float, hit: bool, gone_on: float, mixed: float
 ) -> tuple[float, float]:
-    """Return a child's share once the repeat has spoken, and the note for whoever learns.
+    """Return a child's share after the effect of the repeat, and the note for learning.
 
     before, gone_on: the share of the repeat's byte among the children, and that of all of them.
     """
@@ -397,10 +398,10 @@ def _token(
     row: FloatArray,
     notes: FloatArray,
 ) -> float:
-    """Return log of the product over a token's nodes; note what can be learned at each.
+    """Return log of the product over a token's nodes; note the facts for learning at each.
 
-    notes: bucket (-1: none), what the model and PPM gave, and the model's share of the repeat's
-    byte, negative where there is none.
+    notes: bucket (-1: none), the shares by the model and by PPM, and the model's share of the
+    repeat's byte, negative if there is none.
     """
     log_share = 0.0
     both, ppm = e.how[VARIANT_B] == 1, e.how[PPM] == 1
@@ -441,7 +442,7 @@ def _token(
         log_share += math.log(mixed)
         past[0], past[1] = pushed(past[0], past[1], symbol)
         past[2] = min(past[2] + 1, 8)
-    # The repeat's bucket, for whoever learns.
+    # The bucket of the repeat, for learning.
     notes[depth + 1, 0] = length
     return log_share
 

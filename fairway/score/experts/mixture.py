@@ -32,7 +32,7 @@ from fairway.score.windows import Event, Window
 _AT_ONCE = 512
 # The number of bytes of a document that are read again when its scoring continues.
 _TAIL_BYTES = 32
-# More than tokens of text have on average.
+# More bytes per token than text has on average.
 _BYTES_PER_TOKEN = 5
 # The smallest probability in use, so that masses can be divided.
 _LEAST = 1e-300
@@ -79,9 +79,9 @@ def names(config: MixtureConfig) -> list[str]:
 class Helpers:
     """The experts with their learned state; several predictors of one text may share them.
 
-    `tokens` is how long the text is: it sizes the tables, alike for a scorer and a decoder, and
-    `zeros` makes them. `tries` are the tokenizer's, where several helpers share them. `own_nats`
-    adds up what the tokens cost the model alone, by the same tables.
+    `tokens` is the length of the text; it determines the size of the tables, equally for a scorer
+    and a decoder, and `zeros` makes them. `tries` are the tokenizer's, if several helpers share
+    them. `own_nats` sums the costs of the tokens by the model alone, from the same tables.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Helpers:
             yield self.tries.strings[int(which)][token]
 
     def _make_room(self, count: int) -> None:
-        """Let the text grow; it takes a byte per byte."""
+        """Make room for a longer text, one byte per byte."""
         e = self._state
         if e.follow[0] + count > len(e.text):
             longer = np.zeros(2 * (int(e.follow[0]) + count), np.uint8)
@@ -141,16 +141,17 @@ class Helpers:
             self._state = e._replace(text=longer)
 
     def after(self, previous: IntArray) -> IntArray:
-        """Return which tree holds after each token, int64[N]."""
+        """Return which tree is valid after each token, int64[N]."""
         return self.table.boundary[previous].astype(np.int64)
 
     def start(
         self, log_probs_NV: Tensor, tokens: IntArray, previous: IntArray
     ) -> Callable[[], FloatArray]:
-        """Read tokens in their order and start what their costs need of the model.
+        """Read tokens in their order and start the model's part of their costs.
 
-        The function returned finishes: nats of every token, each fixed before it was learned. Calls
-        must be finished in the order in which they were started.
+        The returned function completes the work and returns the nats of every token, each fixed
+        before the token was learned. Calls must be completed in the order in which they were
+        started.
         """
         count, trie = len(tokens), self.tries.trie
         after = self.after(previous)
@@ -233,7 +234,7 @@ def experts_of(
 
 
 def planned_for(count: int, depth: int) -> mixing.Planned:
-    """Return room for what `plan` writes of `count` tokens of up to `depth` bytes."""
+    """Return arrays for the results of `plan` for `count` tokens of up to `depth` bytes."""
     empty = np.zeros(0)
     return mixing.Planned(
         np.empty(count * (depth + 2), np.int64),
@@ -246,7 +247,7 @@ def planned_for(count: int, depth: int) -> mixing.Planned:
 
 
 def _pick(probs_NV: Tensor, tokens: IntArray, hints: IntArray) -> Callable[[], FloatArray]:
-    """Start picking the probabilities of tokens and hints, [N, 2]; no hint picks anything."""
+    """Start to select the probabilities of tokens and hints, [N, 2]; arbitrary without a hint."""
     both = torch.from_numpy(np.stack([tokens, np.maximum(hints, 0)], 1))
     return arriving(probs_NV.gather(1, both.to(probs_NV.device, non_blocking=True)))
 
@@ -284,16 +285,16 @@ class MixedDistribution:
         self._at = 0
 
     def advance(self, targets: IntArray) -> FloatArray:
-        """Return log p of the targets that come next, each fixed before the following is read.
+        """Return log p of the next targets, each fixed before the following one is read.
 
-        While the loops work on one run of positions, the device works on the next.
+        While the loops process one run of positions, the device computes the next.
         """
         nats: list[FloatArray] = []
         waiting: list[Callable[[], FloatArray]] = []
         begun, end = self._at, self._at + len(targets)
         while self._at < end:
             if self._positions[self._at] != self._helpers.next_position:
-                # The experts turn to another place when they are done with the last one.
+                # The experts move to another place after they have finished the last one.
                 nats += [finish() for finish in waiting]
                 waiting = []
                 self._turn()
@@ -312,7 +313,7 @@ class MixedDistribution:
         self._helpers.next_position = position
 
     def _run_end(self) -> int:
-        """Return where the positions from here on stop to follow one another, or their piece."""
+        """Return the end of the consecutive positions from here on, or of their piece."""
         limit = min(self._at + _AT_ONCE, self._piece(self._at)[1].stop)
         ahead = self._positions[self._at : limit] - self._positions[self._at]
         return self._at + int(np.count_nonzero(ahead == np.arange(len(ahead))))
@@ -321,7 +322,7 @@ class MixedDistribution:
         return next((piece, own) for piece, own in self._pieces if place in own)
 
     def _predicted(self, place: int) -> tuple[Tabular, int]:
-        """Return the base's distribution of a piece, and where the piece begins."""
+        """Return the base's distribution of a piece, and the beginning of the piece."""
         context, own = self._piece(place)
         if own.start not in self._made:
             self._made[own.start] = cast(Tabular, self._base.predict(context))

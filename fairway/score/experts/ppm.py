@@ -1,21 +1,19 @@
-"""Prediction by partial matching: counts of the bytes that followed the last few bytes before.
+"""Prediction by partial matching: counts of the bytes that followed the same few bytes before.
 
 Contexts of order k are the last k bytes, k = 0 to 8. The longest known context predicts. Bytes that
 never followed it share its escape mass, which the next shorter context divides in the same way;
 after the shortest one all bytes have equal shares. Method C (Moffat, 1990): a byte seen c times out
 of N, among q different ones, gets c / (N + q), the escape q / (N + q). Method D (Howard and Vitter,
-1992): (2c - 1) / 2N and q / 2N. With *exclusion* a byte that a longer context knows is left out of
-the shorter ones, so the shares of all bytes sum to one. Without it (as in the published code) they
-sum to less.
-
-`allowed` restricts a prediction to some bytes, as the inside of a token does: with exclusion all
-others are excluded from the start.
+1992): (2c - 1) / 2N and q / 2N. With *exclusion* a byte that a longer context has counted is left
+out of the shorter ones, so the shares of all bytes sum to one. Without it (as in the published
+code) they sum to less. `allowed` restricts a prediction to some bytes, as inside a token: with
+exclusion all others are excluded from the start.
 
 **Memory.** A context of order 2 to 8 is one line of 64 bytes: one cache miss per order and byte,
-which is asked for some bytes ahead. It holds eight different followers; a ninth moves them to a
-block of 256. Orders 0 and 1 have blocks at fixed places. Lines and blocks are allocated once. When
-seven eighths of the lines are taken, new contexts are not learned; when the blocks are, no ninth
-follower is. Known contexts and followers are still counted.
+and the line is prefetched some bytes before. It has room for eight different followers; a ninth
+moves them to a block of 256. Orders 0 and 1 have blocks at fixed places. Lines and blocks are
+allocated once. When seven eighths of the lines are in use, no new contexts are added; when all
+blocks are in use, no ninth followers are. Known contexts and followers are still counted.
 """
 
 from typing import NamedTuple
@@ -28,21 +26,22 @@ from fairway.base.native import compiled, fetch, int64
 
 # The longest context that there can be, and that of the experts, in bytes.
 MAX_ORDER, ORDER = 8, 5
-# One array of 32-bit words holds everything, so that compiled functions have one to pass on: first
-# settings and counters, a mark for every byte, the line last found of every order, lines, blocks.
+# One array of 32-bit words has everything, so that compiled functions pass only one array: settings
+# and counters, a mark for every byte, the last line found of every order, lines, blocks.
 _LIMIT, _TWICE, EXCLUSION, _LINES, _LINES_USED, _BLOCKS, _BLOCKS_USED, _FORGONE, _NOW = range(9)
 _MARKS, _LAST, _LINES_AT = 16, 272, 320
 # Words of a line: the last four bytes, the four before, the order (0: free), different followers,
-# all occurrences, those of the commonest; two words of 4 followers each, then their counts. A line
-# whose followers have moved has its block's number in place of the first count.
+# all occurrences, those of the commonest; two words of 4 followers each, then their counts. If the
+# followers of a line have moved, its first count is the number of their block.
 _LINE, _INLINE = 16, 8
 _HIGH, _ORDER, _DISTINCT, _TOTAL, _TOP, _FOLLOWERS, _COUNTS = 1, 2, 3, 4, 5, 6, 8
-# Words of a block: the same three facts, then the followers as they came, then 256 counts.
+# Words of a block: the same three facts, then the followers in order of occurrence, then 256
+# counts.
 _BLOCK = 336
 _BLOCK_FACTS, _BLOCK_FOLLOWERS, _BLOCK_COUNTS = 0, 16, 80
-# Blocks of orders 0 and 1 begin at these numbers, all others at the last.
+# The first blocks of orders 0 and 1, and the first of all others.
 _FIXED = (0, 1, 257)
-# Bytes between the hint and its use.
+# Bytes between the prefetch and its use.
 AHEAD = 10
 
 Words = NDArray[np.uint32]
@@ -62,7 +61,7 @@ def tables(
     fixed = _FIXED[min(order, 1) + 1]
     count = fixed + (blocks if order > 1 else 0)
     size = _LINES_AT + lines * _LINE + count * _BLOCK
-    # Lines must begin where cache lines do.
+    # Lines must be aligned to cache lines.
     raw = zeros(size + _LINE, np.uint32)
     shift = -(raw.ctypes.data // 4) % _LINE
     words = raw[shift : shift + size]
@@ -72,7 +71,7 @@ def tables(
 
 
 class Room(NamedTuple):
-    """How full tables are; `forgone` counts what was not learned for lack of room."""
+    """How full tables are; `forgone` counts contexts and followers without room."""
 
     lines: int
     lines_used: int
@@ -143,10 +142,10 @@ def pushed(low: int, high: int, symbol: int) -> tuple[int, int]:
 
 @compiled
 def _line_of(m: Words, order: int, low: int, high: int) -> int:
-    """Return where the line of a context of order 2 or more begins; minus that if it is new."""
+    """Return the start of the line of a context of order 2 or more, negative if it is new."""
     lines = int64(m[_LINES])
     low, high = _low_part(order, low), _high_part(order, high)
-    # What predicted is learned next: it need not be searched for again.
+    # The context of a prediction is learned next, so its line is not searched again.
     last = int64(m[_LAST + order])
     if last and m[last] == low and m[last + _HIGH] == high:
         return last
@@ -169,13 +168,13 @@ def _block_at(m: Words, block: int) -> int:
 
 @compiled
 def _fixed_block(m: Words, order: int, low: int) -> int:
-    """Return where the block of a context of order 0 or 1 begins."""
+    """Return the start of the block of a context of order 0 or 1."""
     return _block_at(m, 0 if order == 0 else 1 + (low & 255))
 
 
 @compiled
 def ask(m: Words, low: int, high: int) -> None:
-    """Ask for the contexts that end in these bytes."""
+    """Prefetch the contexts that end in these bytes."""
     limit, lines = int64(m[_LIMIT]), int64(m[_LINES])
     for order in range(2, limit + 1):
         at = _home(order, _low_part(order, low), _high_part(order, high), lines)
@@ -188,9 +187,9 @@ def ask(m: Words, low: int, high: int) -> None:
 
 @compiled
 def _place(m: Words, order: int, low: int, high: int) -> tuple[int, int, int]:
-    """Return where the facts, followers and counts of a context are; (0, 0, 0) if it is new.
+    """Return the places of facts, followers and counts of a context; (0, 0, 0) if it is new.
 
-    Followers are where a line's are, or minus the place of a block's.
+    The place of followers is negative in a block.
     """
     if order <= 1:
         at = _fixed_block(m, order, low)
@@ -233,7 +232,7 @@ def allows(mask: Words, row: int, symbol: int) -> bool:
 
 @compiled
 def _fresh_mark(m: Words) -> int:
-    """Return a mark that no byte has."""
+    """Return a mark that no byte has yet."""
     now = int64(m[_NOW]) + 1
     if now == 1 << 32:
         now = 1
@@ -249,8 +248,8 @@ def share_of(
     """Return the share of an allowed byte, the confidence, and the order of the context behind it.
 
     `mask[row]` are the `size` allowed bytes; `length` bytes of history exist. The confidence is the
-    share that the deepest context with an allowed follower gives its commonest one; it does not
-    depend on `symbol`. Without exclusion the mask is not looked at.
+    share of the commonest follower in the longest context with an allowed follower; it does not
+    depend on `symbol`. Without exclusion the mask is not used.
     """
     twice, exclusion = int64(m[_TWICE]), m[EXCLUSION] == 1
     now = _fresh_mark(m)
@@ -261,7 +260,7 @@ def share_of(
             continue
         distinct, weight = int64(m[facts]), 0
         if not exclusion or left == 256:
-            # Every follower takes part, so the facts of all will do.
+            # Every follower takes part, so the sums over all followers can be used.
             summed = twice * int64(m[facts + 1]) - (twice - 1) * distinct
             novel, best = distinct, twice * int64(m[facts + 2]) - (twice - 1)
             count = _count_of(m, followers, counts, distinct, symbol)
@@ -281,7 +280,7 @@ def share_of(
                     weight = part
             if novel == 0:
                 continue
-        # Where nothing is left that an escape could lead to, there is none.
+        # If no other byte is left, there is no escape.
         whole = summed if exclusion and novel == left else summed + novel
         if deepest < 0:
             deepest, confidence = order, best / whole
@@ -301,7 +300,7 @@ def shares(
 ) -> None:
     """Write the shares of all allowed bytes to out[256]; the others keep what they had there.
 
-    One walk down the orders, beside `share_of`, which walks for a single byte.
+    This is one walk down the orders; `share_of` walks for a single byte.
     """
     twice, exclusion = int64(m[_TWICE]), m[EXCLUSION] == 1
     now = _fresh_mark(m)
@@ -344,7 +343,7 @@ def _set_symbol(m: Words, followers: int, n: int, symbol: int) -> None:
 
 @compiled
 def _count_in_block(m: Words, block: int, facts: int, symbol: int) -> None:
-    """Count a follower in a block, with its facts there or in a line."""
+    """Count a follower in a block; the facts are in the block or in a line."""
     at = block + _BLOCK_COUNTS + symbol
     count = int64(m[at]) + 1
     m[at] = count
@@ -375,7 +374,7 @@ def _moved(m: Words, line: int) -> int:
 
 @compiled
 def _count_in_line(m: Words, line: int, symbol: int) -> None:
-    """Count a follower of a context in its line, or in the block that takes over its ninth."""
+    """Count a follower of a context in its line, or in its block."""
     distinct, facts = int64(m[line + _DISTINCT]), line + _DISTINCT
     if distinct > _INLINE:
         _count_in_block(m, _block_at(m, int64(m[line + _COUNTS])), facts, symbol)
@@ -402,7 +401,7 @@ def _count_in_line(m: Words, line: int, symbol: int) -> None:
 
 @compiled
 def learn(m: Words, low: int, high: int, length: int, symbol: int) -> None:
-    """Count a byte after all contexts that the history before it ends in."""
+    """Count a byte in all contexts that end just before it."""
     for order in range(min(int64(m[_LIMIT]), length) + 1):
         if order <= 1:
             block = _fixed_block(m, order, low)
@@ -432,7 +431,7 @@ def score_bytes(
 ) -> None:
     """Write share and confidence of every byte of a text, each before it is learned.
 
-    history: int64[3], the last eight bytes and how many there are; moved on. mask: all bytes.
+    history: int64[3], the last eight bytes and their number; updated. mask: all bytes.
     """
     low, high, length = history[0], history[1], history[2]
     ahead_low, ahead_high = low, high
@@ -458,7 +457,7 @@ ALL_BYTES = np.full((1, 8), 0xFFFFFFFF, np.uint32)
 
 
 class PlainPpm:
-    """The same by dictionaries of unbounded size; `predict` answers for all bytes at once."""
+    """The same by dictionaries of unbounded size; `predict` returns the shares of all bytes."""
 
     def __init__(self, order: int, method: str, exclusion: bool) -> None:
         self.order, self.twice, self.exclusion = order, 1 if method == "C" else 2, exclusion
@@ -491,7 +490,7 @@ class PlainPpm:
         return found | dict.fromkeys(left, share / rest), confidence
 
     def learn(self, history: bytes, symbol: int) -> None:
-        """Count a byte after all contexts that the history before it ends in."""
+        """Count a byte in all contexts that end just before it."""
         for context in self.suffixes(history):
             seen = self.contexts.setdefault(context, {})
             seen[symbol] = seen.get(symbol, 0) + 1

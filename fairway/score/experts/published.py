@@ -2,9 +2,9 @@
 
 The model's cost of a token is spread evenly over its bytes, each of which is then mixed with PPM
 (method C, no exclusion): weight 0.9 for the model, or 0.05 where PPM is confident; in #1858 (after
-#1885) a byte that the model finds cheap keeps the model's price alone. The price of a token then
-depends on how *that* token was priced byte by byte, and the prices of all tokens sum to more than
-one, which `sums` measures. The result is no score, because no decoder could use it. It serves for
+#1885) a byte that is cheap by the model keeps the model's price. So the price of a token depends on
+the cost of *that* token byte by byte, and the probabilities of all tokens sum to more than one,
+which `sums` measures. The result is no score, because no decoder could use it. It serves for
 comparison only, cannot be a headline, and is labelled wherever it is printed. Algorithms.md 6.1 and
 6.2.
 """
@@ -21,17 +21,17 @@ from fairway.base.native import compiled, int64
 from fairway.score.experts import ppm
 
 LABEL = "not a distribution"
-# Whose costs #1858 mixed with: those of test-time training. Any other base is told beside it.
+# In #1858 the costs were those of test-time training. Any other base is named in the report.
 BASE = "sgd"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a mixture of this kind weighs, by default as in #1858 after #1885.
+    """The weights of a mixture of this kind, by default as in #1858 after #1885.
 
     order: bytes of PPM's longest context. tokens: how many targets are scored, 0 for all. low and
     high: the model's weight where PPM's confidence is at least `threshold`, and below. hijack: a
-    byte that the model finds cheaper than this, in nats, keeps the model's price; 0 is off.
+    byte that the model prices below this, in nats, keeps the model's price; 0 is off.
     """
 
     order: int = 5
@@ -47,7 +47,7 @@ PUBLISHED = Rule()
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The prices of all tokens at some positions, added up: a distribution has 1 everywhere."""
+    """The sums of the probabilities of all tokens at some positions; a distribution has 1."""
 
     positions: int
     mean: float
@@ -87,7 +87,7 @@ def _price(
 ) -> tuple[float, int]:
     """Return the nats of a byte and what happened: 0 mixed, 1 with the low weight, 2 the model's.
 
-    rates: threshold, low weight, high weight, price below which the model's stands.
+    rates: threshold, low weight, high weight, price below which the model's price is kept.
     """
     if model_nats < rates[3]:
         return model_nats, 2
@@ -118,7 +118,7 @@ def _score(
     """Write the price of every token; return PPM's own nats. counts: int64[3], what happened.
 
     Bytes starts[n]..starts[n + 1] - 1 are token n's. Without bytes a token is free, as published.
-    With `learns` every byte is counted; else each token is priced after the same past.
+    With `learns` every byte is counted; else each token is priced after the same history.
     """
     own = 0.0
     low, high, length = past[0], past[1], past[2]
@@ -143,7 +143,7 @@ def _score(
 
 
 def described(base: str) -> str:
-    """Return in words which costs were mixed, beside those that #1858 mixed."""
+    """Return in words which costs were mixed, in comparison with those in #1858."""
     if base == BASE:
         return "over test-time training (sgd), as in #1858"
     model = "the frozen model" if base == "sliding" else f"test-time training ({base})"
@@ -164,11 +164,11 @@ def spread(
     text_bytes: int,
     rule: Rule = PUBLISHED,
 ) -> Spread:
-    """Return what the published mixture makes of tokens, given their bytes and the model's nats.
+    """Return the result of the published mixture, given tokens' bytes and the model's nats.
 
     rows: before some of the tokens, the model's log-probabilities of the whole vocabulary and
-    what its tokens' bytes are there; the sum of prices is measured at these. `text_bytes` is the
-    denominator: the bytes of the tokens scored. `memory_bytes` bounds the tables of PPM.
+    the bytes of its tokens there; the sum of probabilities is measured at these. `text_bytes` is
+    the denominator: the bytes of the tokens scored. `memory_bytes` bounds the tables of PPM.
     """
     size = sum(map(len, strings))
     room = ppm.room_for(size, rule.order, memory_bytes)
@@ -210,11 +210,11 @@ def _sum(
     vocabulary: Sequence[bytes],
     rates: FloatArray,
 ) -> float:
-    """Return the sum over the vocabulary of what the mixture calls probabilities."""
+    """Return the sum over the vocabulary of the mixture's so-called probabilities."""
     data, starts = _joined(vocabulary)
     out, counts = np.empty(len(row)), np.zeros(3, np.int64)
     _score(words, ppm.ALL_BYTES, past.copy(), data, starts, -row, rates, False, out, counts)
-    # Tokens without bytes are free as published; here they count what the model gives them.
+    # Tokens without bytes are free as published; here they count with the model's probability.
     free = np.diff(starts) == 0
     return math.fsum(np.exp(np.where(free, row, -out)))
 

@@ -60,7 +60,7 @@ def runs(tokens: int, bits: int, zeros: Zeros) -> Runs:
 
 @compiled
 def _place(keys: IntArray, key: int) -> int:
-    """Return the place of a key, or the free one it would take; -1 if it finds neither."""
+    """Return the place of a key, or a free place for it; -1 if there is neither."""
     last = keys.size - 1
     at = (key ^ (key >> 23)) & last
     for _ in range(_PROBES):
@@ -98,7 +98,7 @@ def _hint(r: Runs) -> tuple[int, float]:
 
 @compiled
 def _learn(r: Runs, token: int) -> None:
-    """Count a token after the runs before it, then let it be the newest."""
+    """Count a token after the runs before it, then add it to the last tokens."""
     for length in LENGTHS:
         if length > r.recent[_LONGEST]:
             continue
@@ -135,7 +135,7 @@ class Tilt:
         self._beta, self._runs = beta, tables
 
     def begin(self, ids: IntArray) -> None:
-        """Go on after some tokens; they are not counted again."""
+        """Continue after some tokens; they are not counted again."""
         last = ids[-_LONGEST:][::-1]
         self._runs.recent[: len(last)] = last
         self._runs.recent[_LONGEST] = len(last)

@@ -6,8 +6,8 @@ before the token. A node is a prefix of strings; tokens end at nodes, several at
 string (a byte piece and the character, or all control tokens at the root). Algorithms.md 6.3, 6.6.
 
 Under a distribution over tokens, `ends` of a node is the mass of the tokens that end there, and
-`inner` is the mass of all longer tokens below it. Both are summed upwards, child by child, so that
-a node's mass is the sum of its parts to the last rounding also where it is tiny.
+`inner` is the mass of all longer tokens below it. Both are summed upwards, child by child, so a
+node's mass is the correct sum of its parts even if it is tiny.
 
 Nodes of both trees are numbered together, first one tree, then the other, each level by level, so
 that the children of a node follow one another.
@@ -50,7 +50,7 @@ class Trie(NamedTuple):
 
 
 def token_strings(tokenizer: Tokenizer) -> tuple[list[bytes], list[bytes]]:
-    """Return the bytes of every token, where the token before is no boundary and where it is."""
+    """Return the bytes of every token: after a token that is no boundary, and after a boundary."""
     whole = tokenizer.piece_bytes
     leading = tokenizer.table.leading.tolist()
     return whole, [text[cut:] for text, cut in zip(whole, leading, strict=True)]
@@ -87,9 +87,9 @@ class Tries:
     def ask(
         self, probs_NV: Tensor, wanted: "Wanted"
     ) -> Callable[[], tuple[FloatArray, FloatArray]]:
-        """Start finding `ends` and `inner` of some nodes; the function returned waits for them.
+        """Start to compute `ends` and `inner` of nodes; the returned function waits for them.
 
-        probs_NV: float64. On a CPU one compiled loop per position takes the place of `masses`.
+        probs_NV: float64. On a CPU one compiled loop per position replaces `masses`.
         """
         if probs_NV.device.type == "cpu":
             probs = probs_NV.contiguous().numpy()
@@ -109,7 +109,7 @@ class Tries:
             of_tree = wanted.after[wanted.rows] == after
             place = np.searchsorted(positions, wanted.rows[of_tree])
             nodes = wanted.nodes[of_tree] - self.trie.root[after]
-            # Copies that the device is not waited for: it is busy with what comes before them.
+            # Copies without waiting, because the device is still busy with earlier work.
             rows, columns, where, chosen = (
                 torch.from_numpy(array).to(device, non_blocking=True)
                 for array in (place, nodes, np.flatnonzero(of_tree), positions)
@@ -124,7 +124,7 @@ class Tries:
 class Wanted:
     """Nodes whose masses are needed: `nodes[i]` at position `rows[i]`, rows rising.
 
-    after: int64[N], which tree holds at every position.
+    after: int64[N], which tree is valid at every position.
     """
 
     rows: IntArray
@@ -133,7 +133,7 @@ class Wanted:
 
 
 def arriving(values: Tensor) -> Callable[[], FloatArray]:
-    """Start a copy from the device; the function returned waits for it, and no later work."""
+    """Start a copy from the device; the returned function waits only for this copy."""
     if values.device.type == "cpu":
         return lambda: np.asarray(values.numpy())
     kept = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -173,7 +173,7 @@ def _pick(
     ends: FloatArray,
     inner: FloatArray,
 ) -> None:
-    """Sum every position's tree upwards and pick what is wanted of it."""
+    """Sum every position's tree upwards and select the needed nodes."""
     for row in range(probs.shape[0]):
         tree = after[row]
         first = root[tree]
@@ -227,7 +227,7 @@ class _Tree:
 
 
 class _Sums:
-    """The sums over one tree on a device: no atomics, so they repeat to the bit."""
+    """The sums over one tree on a device, without atomics, so that the bits repeat."""
 
     def __init__(self, tree: _Tree, device: torch.device) -> None:
         self._order_V = torch.from_numpy(np.argsort(tree.node, kind="stable")).to(device)
@@ -236,7 +236,7 @@ class _Sums:
         self._sizes = [(first, end, sizes[first:end]) for first, end in tree.levels]
 
     def __call__(self, probs_NV: Tensor) -> tuple[Tensor, Tensor]:
-        # Columns are positions: a segment is then a sum of rows.
+        # Columns are positions, so a segment is a sum of rows.
         sorted_VN = probs_NV.T.index_select(0, self._order_V)
         ends_QN = _sums(sorted_VN, self._ends_Q)
         inner_QN = torch.zeros_like(ends_QN)
