@@ -91,7 +91,7 @@ Nodes = Sequence[ast.AST]
 
 
 def identifiers(nodes: Nodes) -> list[str]:
-    """Return the names in some nodes themselves, once for each occurrence."""
+    """Return the names in the given nodes without their children, once per occurrence."""
     named = ((node, _SPELT.get(type(node))) for node in nodes)
     return [name for node, field in named if field and (name := getattr(node, field))]
 

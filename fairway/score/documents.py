@@ -65,7 +65,7 @@ def chunk_bounds(config: TttConfig, length: int) -> Iterator[tuple[int, int]]:
 
 
 def batches(found: Sequence[range], config: TttConfig, seq_len: int) -> list[Batch]:
-    """Return the batches of some documents, with events numbered through."""
+    """Return the batches of some documents; the numbers of their events continue across batches."""
     made: list[Batch] = []
     index = 0
     for first in range(0, len(found), config.lora_documents):

@@ -279,7 +279,7 @@ _LOGS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Begin:
-    """A line that may begin a run; a strong one always does after another run."""
+    """A line that may begin a run; a `strong` line always begins one after another run."""
 
     line: int
     strong: bool

@@ -269,7 +269,7 @@ class CurrentFlip(Trial):
             self.convict("costs lie below those of the distributions shown, on average")
 
     def passed(self) -> str:
-        """Return that the distribution stayed."""
+        """Return the sentence for a probe without findings."""
         return "the distribution stays, and is the one charged"
 
     def power(self) -> str:
