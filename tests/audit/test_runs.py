@@ -147,7 +147,7 @@ def test_nothing_convicts_where_no_run_is_known_to_be_claimed(tmp_path: Path) ->
     audit = audit_record(folder)
     assert audit.valid
     assert {"train-time", "over-cap", "claim"} <= codes(audit).keys()
-    assert "could not be told" in next(f for f in audit.findings if f.code == "over-cap").why
+    assert "it is not known" in next(f for f in audit.findings if f.code == "over-cap").why
 
 
 def test_what_every_claimed_run_does_wrong_is_found_beside_others(tmp_path: Path) -> None:
