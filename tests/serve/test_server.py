@@ -156,7 +156,7 @@ def test_addresses(smoke_run: Path) -> None:
     with pytest.raises(UserError, match="cannot listen at no.such.host"):
         listening("no.such.host", 0)
     for host in ("a" * 300, "\u00fc" * 70, "a\0b"):
-        with pytest.raises(UserError, match="cannot listen at .* name another with --port or --ho"):
+        with pytest.raises(UserError, match="cannot listen at .* choose another with --port or"):
             listening(host, 0)
 
 
