@@ -7,7 +7,8 @@ model.generate("The function returns")
 """
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fairway.base import notebook
-from fairway.base.errors import UserError
+from fairway.base.errors import UserError, shown
 from fairway.base.files import digest_file
 from fairway.base.names import ARTIFACT, TOKENIZER_FILE
 from fairway.base.progress import progress
@@ -27,10 +28,10 @@ from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig
 from fairway.config.written import from_dict
 from fairway.data.pieces import Packer
 from fairway.data.tokens import Tokenizer
-from fairway.machine.plan import DTYPES, Plan, make_plan
+from fairway.machine.plan import DTYPES, Plan, make_plan, unaffected
 from fairway.model.gpt import GPT, build, num_parameters
 from fairway.model.paths import place, prepare
-from fairway.model.writing import Manner, Row, write
+from fairway.model.writing import Manner, Row, require_whole, write
 from fairway.pack.artifact import Artifact, load_artifact
 from fairway.score.adapter_file import attach_adapter
 from fairway.score.costs import Costs, costs_of
@@ -116,7 +117,7 @@ class LanguageModel:
         the ends, are scored as tokens of single bytes. Raises UserError for an empty text and for
         half a character.
         """
-        asked = self._asked([text] if isinstance(text, str) else list(text))
+        asked = self._asked(_documents(text))
         with self.plan.applied():
             return TextScore(**asdict(evaluate_frozen(self.model, asked, sliding=sliding)))
 
@@ -137,8 +138,11 @@ class LanguageModel:
         The costs add up to the score of the text, to the bit. A `witness` receives everything that
         is scored.
         """
+        if not isinstance(text, str):
+            raise UserError(f"the text is {_kind(text)}; give one document as str")
+        require_whole("alternatives", alternatives, 0)
         with self.plan.applied():
-            return costs_of(self.model, self._asked([text], witness), alternatives)
+            return costs_of(self.model, self._asked([text], witness), int(alternatives))
 
     def generate(
         self,
@@ -214,6 +218,31 @@ class LanguageModel:
         return Evaluation(text, config, description="scoring", witness=witness or Witness())
 
 
+def _kind(value: object) -> str:
+    return f"of the type {type(value).__name__}"
+
+
+def _documents(text: str | Sequence[str]) -> list[str]:
+    """Return the documents of a text; UserError for what is neither str nor a sequence of str."""
+    # Where there is no order, as in a set, the score would be another one each time.
+    if isinstance(text, str):
+        return [text]
+    if isinstance(text, bytes | bytearray | Mapping | Set) or not isinstance(text, Iterable):
+        hint = "; decode it first, as with .decode()" * isinstance(text, bytes | bytearray)
+        raise UserError(f"the text is {_kind(text)}; give str, or a list of str{hint}")
+    documents = list(text)
+    for number, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise UserError(f"document {number} is {_kind(document)}; give str")
+    return documents
+
+
+def _path(value: str | Path, what: str) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise UserError(f"{what} is {shown(value)}; give the path of a file as str or Path")
+    return Path(value)
+
+
 def openings(model: LanguageModel, documents: Sequence[str]) -> list[dict[str, str]]:
     """Return continuations of the first 16 tokens of up to four documents."""
     tokenizer, length = model.tokenizer, 16
@@ -247,9 +276,22 @@ def load(
     this artifact. `plan` sets device, precision and threads; without it they are chosen as for
     training. The settings of the process do not change. Raises UserError for a damaged file.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= ARTIFACT
+    if not isinstance(runtime, RuntimeConfig | None) or not isinstance(plan, Plan | None):
+        raise UserError("runtime must be a RuntimeConfig, and plan the plan of a loaded model")
+    with unaffected():
+        return _loaded(_path(path, "the artifact"), tokenizer, adapter, runtime, plan)
+
+
+def _loaded(
+    path: Path,
+    tokenizer: str | Path | None,
+    adapter: str | Path | None,
+    runtime: RuntimeConfig | None,
+    plan: Plan | None,
+) -> LanguageModel:
+    # What cannot be looked at is told where it is opened.
+    with suppress(OSError):
+        path = path / ARTIFACT if path.is_dir() else path
     artifact = load_artifact(path)
     words = _tokenizer_of(path, artifact.tokenizer, tokenizer, artifact.header)
     if words.vocab_size != artifact.config.vocab_size:
@@ -260,9 +302,10 @@ def load(
     # The measurement of a CPU draws numbers; the caller's random state must not change.
     with torch.random.fork_rng(devices=()):
         plan = plan or make_plan(runtime or RuntimeConfig())
-    model = model_of(artifact, plan)
+    with plan.applied():
+        model = model_of(artifact, plan)
     if adapter is not None:
-        attach_adapter(Path(adapter), model, digest_file(path), words.digest)
+        attach_adapter(_path(adapter, "the adapter"), model, digest_file(path), words.digest)
     score: ScoreConfig = from_dict(artifact.header["provenance"]["score"], ScoreConfig, "score.")
     return LanguageModel(model, words, score, plan)
 
@@ -278,7 +321,7 @@ def _tokenizer_of(
             f"{path} carries no tokenizer and {beside} does not exist; name one with --tokenizer"
         )
     else:
-        tokenizer = Tokenizer.load(Path(given or beside))
+        tokenizer = Tokenizer.load(beside if given is None else _path(given, "the tokenizer"))
     if tokenizer.digest != header["tokenizer_digest"]:
         raise UserError(
             f"{path} was made with the tokenizer {str(header['tokenizer_digest'])[:12]}, but this "

@@ -1,10 +1,13 @@
 """The run index: differences from the recipe, scores, and what cannot be read."""
 
 import csv
+import errno
 import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +59,24 @@ def test_a_recipe_as_it_is_differs_in_nothing(tiny: Tiny) -> None:
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a folder"):
         runs(tmp_path / "none")
+
+
+def test_a_folder_that_may_not_be_read_is_not_called_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    scan, closed = os.scandir, {str(tmp_path / "below")}
+
+    def guarded(path: str) -> Any:
+        # The tests may run as one who may read everything.
+        if str(path) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", guarded)
+    assert runs(tmp_path) == []
+    with pytest.raises(UserError, match="cannot read .*below: Permission denied"):
+        runs(tmp_path / "below")
 
 
 def test_runs_are_compared_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import typer
 from fairway.base import terminal
 from fairway.base.endings import end_with_parent, interrupt_by_signals, outlive_readers, unwritten
 from fairway.base.errors import InterruptedRun, LedgerError, UserError
+from fairway.base.outputs import require_folder
 from fairway.base.room import memory_told, require_start
 from fairway.cli.after import next_lines, sample_lines, then
 from fairway.cli.audit import audit, audit_record
@@ -123,7 +124,7 @@ def run(
 ) -> None:
     """Train, pack, score, prove, audit and report a recipe."""
     if dry_run:
-        _dry_run(recipe, overrides or [], as_json)
+        _dry_run(recipe, out, overrides or [], as_json)
         return
     from fairway.cli.show import run_summary
 
@@ -142,16 +143,24 @@ def run(
     emit(as_json, results, *run_summary(results, str(folder)), *ending)
 
 
-def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
+def _dry_run(recipe: str, out: Path | None, overrides: list[str], as_json: bool) -> None:
     from fairway.bundle.build import bundle_bytes
     from fairway.cli.show import config_table
     from fairway.model.gpt import num_parameters
     from fairway.pipeline.memory import memory_here
+    from fairway.pipeline.text import check_text
     from fairway.quantise.estimate import counted, expected_bytes, how_counted
     from fairway.recipes import SIZES
     from fairway.recipes import recipe as recipe_of
 
     config = override(recipe_of(recipe), overrides)
+    lines: list[str] = []
+    if out is not None:
+        require_folder(out)
+    check_text(config, lines.append)
+    if not config.data.source:
+        # Recipes of the challenge name no text. Their settings can be looked at without one.
+        lines.append("a run also needs the text of a data folder: --set data.source=DATA")
     size_bytes = bundle_bytes(config)
     code_bytes = counted(config.pack, size_bytes)
     facts = {
@@ -163,7 +172,7 @@ def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
         "limit_bytes": config.pack.limit_bytes,
         "recipe_hash": config_hash(config),
     }
-    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()]
+    lines += [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()]
     if sizes := SIZES.get(recipe):
         lines.append(
             f"{recipe} is {' or '.join(sizes)} by the machine's speed when a run begins; "

@@ -213,20 +213,24 @@ def compress(
         raise UserError(f"{file} does not decode to the same bytes; nothing was written")
     write_atomic(target, coded)
     others = _others(data) if beside else {}
+    bytes_per_s = len(data) / seconds
+    pace = f"{bytes_per_s:,.{0 if bytes_per_s >= 10 else 1}f} bytes per second"
     facts = {
         "file": str(target),
         "bytes": len(data),
         "compressed_bytes": len(coded),
         "seconds": seconds,
-        "bytes_per_s": len(data) / seconds,
+        "bytes_per_s": bytes_per_s,
         "others": others,
     }
-    share = f" ({len(coded) / len(data):.1%})" if data else ""
+    share = " (no shorter: too few bytes, or bytes that the model cannot predict)"
+    if len(coded) < len(data):
+        share = f" ({len(coded) / len(data):.1%})"
     emit(
         as_json,
         facts,
         f"{target}: {len(data):,} to {len(coded):,} bytes{share}, decoded again and compared",
-        f"{seconds:.1f} s to code, {facts['bytes_per_s']:,.0f} bytes per second",
+        f"{seconds:.1f} s to code, {pace}",
         *(f"{name}: {size:,} bytes" for name, size in others.items()),
         beside=target,
     )

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -60,12 +62,15 @@ def map_parallel(
 
 @contextmanager
 def _modules_of_this_process() -> Iterator[None]:
-    """Prevent processes started here from importing modules from their working folder."""
-    before = os.environ.get("PYTHONSAFEPATH")
+    """Prevent processes started here from importing modules from their working folder, and from
+    executing the caller's script, which would start again without `if __name__ == "__main__"`."""
+    before, script = os.environ.get("PYTHONSAFEPATH"), sys.modules["__main__"]
     os.environ["PYTHONSAFEPATH"] = "1"
+    sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = script
         del os.environ["PYTHONSAFEPATH"]
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before

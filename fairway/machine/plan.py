@@ -9,8 +9,9 @@ import functools
 import importlib.util
 import os
 import platform
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,55 @@ class Plan:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Use the settings of a plan inside, and restore those of the caller afterwards."""
-        before = torch.get_num_threads(), torch.get_float32_matmul_precision()
-        self._set()
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before[0])
-            torch.set_float32_matmul_precision(before[1])
+        """Use the settings of a plan inside, and restore those of the caller afterwards.
+
+        Raises UserError in a forked process that would hang.
+        """
+        with unaffected():
+            before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+            if self.device == "cpu" and self.threads > 1:
+                _require_threads()
+            self._set()
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before[0])
+                torch.set_float32_matmul_precision(before[1])
+
+
+# Threads of a process take turns, because a plan's settings and a model's modes are global. There
+# is a lock per process: nobody would release a lock that a fork copied.
+_turns: dict[int, threading.RLock] = {}
+# Processes in which torch has started threads: this one, or those from which it was forked.
+_threaded: set[int] = set()
+
+
+@contextmanager
+def unaffected() -> Iterator[None]:
+    """Compute inside as a fresh process does, whatever the caller has set in torch; one thread at a
+    time."""
+    with _turns.setdefault(os.getpid(), threading.RLock()), ExitStack() as inside:
+        inside.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        inside.enter_context(torch.inference_mode(False))
+        inside.enter_context(torch.enable_grad())
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda", "mps")):
+            inside.enter_context(torch.autocast(device, enabled=False))
+        # Only when necessary: it makes every call of torch pass through Python.
+        if torch.get_default_device().type != "cpu":
+            inside.enter_context(torch.device("cpu"))
+        yield
+
+
+def _require_threads() -> None:
+    """Raise UserError if torch would wait for threads that a fork did not copy."""
+    if _threaded - {os.getpid()}:
+        raise UserError(
+            "this process was forked from one in which torch had started threads, and a fork does "
+            "not copy threads; start it with the method 'spawn', or load the model with "
+            "runtime=RuntimeConfig(threads=1)"
+        )
+    _threaded.add(os.getpid())
 
 
 def _keep_freed_memory() -> None:

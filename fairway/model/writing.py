@@ -51,7 +51,8 @@ def require_number(name: str, value: Any, lo: float, hi: float) -> None:
     """Raise UserError unless a value is a number from `lo` to `hi`."""
     # In this form NaN fails too.
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not lo <= value <= hi:
+    # As Python's own: a narrow type of NumPy would round the bound.
+    if not number or not lo <= float(value) <= hi:
         bound = f"of {lo} or more" if hi == sys.float_info.max else f"from {lo} to {hi}"
         raise UserError(f"{name} is {described(value)}; it must be a number {bound}")
 
@@ -104,6 +105,8 @@ class Row:
         require_whole("seed", seed, 0, MAX_SEED)
         bos = packer.tokenizer.bos_id
         self.owed = isinstance(prompt, str) and prompt.endswith(BLANK)
+        if not isinstance(prompt, str | np.ndarray):
+            raise UserError(f"the prompt is of the type {type(prompt).__name__}; give str")
         if isinstance(prompt, str):
             prompt = np.insert(packer.document(prompt.removesuffix(BLANK)), 0, bos)
         self.prompt: list[int] = prompt.tolist()

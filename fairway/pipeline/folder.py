@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, digest_json, read_json, write_json
 from fairway.base.names import ARTIFACT
+from fairway.base.outputs import require_folder
 from fairway.pipeline.facts import check_memory
 from fairway.version import VERSION
 
@@ -55,8 +56,7 @@ def _digest_of(path: Path) -> str | None:
 @contextmanager
 def locked(path: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Lock a folder against a second writer; create it if it is missing; refuse after `wait_s`."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; name a folder with --out")
+    require_folder(path)
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / LOCK)
     try:

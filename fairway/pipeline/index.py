@@ -29,7 +29,13 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 def _folders(folder: Path) -> Iterator[Path]:
     """Yield the run folders below a folder; links are not followed."""
     seen = 0
-    for path, folders, files in os.walk(folder):
+
+    def unreadable(error: OSError) -> None:
+        # One below it may be somebody else's, such as the lost+found of a disk.
+        if error.filename == str(folder):
+            raise UserError(f"cannot read {folder}: {error.strerror}") from None
+
+    for path, folders, files in os.walk(str(folder), onerror=unreadable):
         seen += len(folders) + len(files)
         if seen > _MOST_ENTRIES:
             raise UserError(

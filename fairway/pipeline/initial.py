@@ -65,15 +65,16 @@ def initial_tokenizer(config: Config) -> Tokenizer:
     return DataFolder.open(file.parent / "data" if str(source) == "embedded" else source).tokenizer
 
 
-def initial(config: Config, source: DataFolder, say: Callable[[str], None]) -> Initial:
+def initial(config: Config, source: DataFolder | None, say: Callable[[str], None]) -> Initial:
     """Return the initial weights of a training, if the model and the text of the run fit them.
 
-    Raises UserError, with both values, for another shape or another tokenizer. Other settings of
-    the model that differ are reported in a line.
+    Raises UserError, with both values, for another shape or another tokenizer; a text that is still
+    to be made (no `source`) gets theirs. Other settings of the model that differ are reported in a
+    line.
     """
     file = initial_file(config.train.init)
     own = initial_tokenizer(config)
-    if own.digest != source.tokenizer.digest:
+    if source and own.digest != source.tokenizer.digest:
         again = command("data", "build", "TEXT", "--tokenizer", TOKENIZER_FILE)
         raise UserError(
             f"train.init {config.train.init} has the tokenizer {own.digest[:12]}, but "

@@ -5,6 +5,7 @@ from typing import Any
 
 from fairway.base import notebook, units
 from fairway.base.terminal import put
+from fairway.machine.plan import unaffected
 from fairway.pipeline.folder import run_at
 from fairway.pipeline.results import read_results
 from fairway.pipeline.run import REPORT
@@ -68,9 +69,10 @@ def run(
     in every case that the command refuses.
     """
     folder = None if out is None else Path(out)
-    pipeline = open_recipe(recipe, folder, settings, resume, restart, put)
-    with pipeline.writing():
-        return Results(pipeline.walk(resume, restart), pipeline.folder.path)
+    with unaffected():
+        pipeline = open_recipe(recipe, folder, settings, resume, restart, put)
+        with pipeline.writing():
+            return Results(pipeline.walk(resume, restart), pipeline.folder.path)
 
 
 def results(path: str | Path) -> Results:

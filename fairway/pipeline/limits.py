@@ -32,8 +32,7 @@ def check_later_stages(config: Config, tokens: int, code_bytes: int, plan: Plan,
 
     `tokens` is the number of tokens of the validation text, including the first one.
     """
-    usable_targets(tokens, config.score.seq_len, config.score.truncate)
-    _check_audit(config, tokens)
+    check_text_length(config, tokens)
     _check_scoring_memory(config, tokens, plan)
     _check_bytes(config, code_bytes, say)
 
@@ -69,7 +68,9 @@ def tell_of_shards(config: Config, source: DataFolder, say: Say) -> None:
     )
 
 
-def _check_audit(config: Config, tokens: int) -> None:
+def check_text_length(config: Config, tokens: int) -> None:
+    """Raise UserError for a validation text too short to be scored or audited."""
+    usable_targets(tokens, config.score.seq_len, config.score.truncate)
     if config.audit.budget_s and tokens < MIN_TOKENS:
         raise UserError(
             f"the validation text has {tokens} tokens and an audit needs {MIN_TOKENS}; use more "

@@ -8,7 +8,10 @@ from fairway.base.errors import UserError
 from fairway.config.settings import BOS_ID, Config
 from fairway.data.build import DataFolder, build_data
 from fairway.data.corpus import corpus_versions, embedded_documents
-from fairway.pipeline.initial import initial_tokenizer
+from fairway.data.tokens import Tokenizer
+from fairway.pipeline.initial import initial, initial_tokenizer
+from fairway.pipeline.limits import check_text_length
+from fairway.train.preflight import check_data
 
 # Tokens of a shard of the embedded corpus: small, so that several processes have one each.
 _SHARD_TOKENS = 1_000_000
@@ -34,19 +37,40 @@ def open_text(config: Config, out: Path, embedded: Embedded) -> DataFolder:
         source = _embedded(config, out, embedded)
     else:
         source = DataFolder.open(Path(data.source))
-    if source.tokenizer.vocab_size != model.vocab_size:
-        raise UserError(
-            f"the tokenizer of {data.source} has {source.tokenizer.vocab_size} pieces, but "
-            f"model.vocab_size is {model.vocab_size}; set model.vocab_size="
-            f"{source.tokenizer.vocab_size}"
-        )
-    if model.smear and source.tokenizer.bos_id != BOS_ID:
-        raise UserError(
-            f"the tokenizer of {data.source} begins documents with token "
-            f"{source.tokenizer.bos_id}, but model.smear stops at token {BOS_ID}; set "
-            "model.smear=false or use another tokenizer"
-        )
+    _require_words(config, source.tokenizer, data.source)
     return source
+
+
+def check_text(config: Config, say: Callable[[str], None]) -> None:
+    """Raise UserError for a text or initial weights with which a run would not begin.
+
+    Nothing is made: the embedded text, which is made for the run, is not looked at, and neither is
+    a text that no setting names.
+    """
+    source = None
+    if config.data.source not in ("", "embedded"):
+        source = open_text(config, Path(), lambda reads, work: None)
+        check_data(config, source.train_shards(config.train.shards))
+        sizes = config.data.val_bytes, config.data.val_tokens
+        check_text_length(config, len(source.sample_validation(*sizes).ids))
+    if config.train.init:
+        _require_words(config, initial_tokenizer(config), config.train.init)
+        initial(config, source, say)
+
+
+def _require_words(config: Config, words: Tokenizer, where: str) -> None:
+    """Raise UserError unless the model can read the tokens of a tokenizer."""
+    model = config.model
+    if words.vocab_size != model.vocab_size:
+        raise UserError(
+            f"the tokenizer of {where} has {words.vocab_size} pieces, but model.vocab_size is "
+            f"{model.vocab_size}; set model.vocab_size={words.vocab_size}"
+        )
+    if model.smear and words.bos_id != BOS_ID:
+        raise UserError(
+            f"the tokenizer of {where} begins documents with token {words.bos_id}, but model.smear "
+            f"stops at token {BOS_ID}; set model.smear=false or use another tokenizer"
+        )
 
 
 def _embedded(config: Config, out: Path, embedded: Embedded) -> DataFolder:

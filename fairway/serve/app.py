@@ -1,5 +1,6 @@
 """The page and the endpoint as one application, and its server."""
 
+import logging
 import socket
 from collections.abc import Sequence
 from types import FrameType
@@ -39,14 +40,19 @@ class Guard:
         if scope["type"] == "http" and self._hosts:
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
             if _without_port(host) not in self._hosts:
-                words = f"this server does not answer for the host '{host[:100]}'"
-                await error_response(words, 400)(scope, receive, send)
+                await error_response(
+                    f"this server does not answer for the host '{host[:100]}'; it answers for "
+                    f"{', '.join(self._hosts)}, and for the one that --host names",
+                    400,
+                )(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
 def _without_port(host: str) -> str:
-    return host if host.endswith("]") else host.rpartition(":")[0] or host
+    """Return the name of a host in the form for comparison: lower case, without its port."""
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    return name.lower().removesuffix(".")
 
 
 async def home(request: Request) -> Response:
@@ -94,10 +100,12 @@ def listening(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
         bound.listen(64)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # A name that cannot be encoded raises ValueError.
+        reason = error.strerror if isinstance(error, OSError) else "this is not the name of a host"
         raise UserError(
-            f"cannot listen at {host} port {port}: {error.strerror or error}; choose another with "
-            "--port or --host"
+            f"cannot listen at {host[:100] or repr(host)} port {port}: {reason}; choose another "
+            "with --port or --host"
         ) from None
     return bound
 
@@ -125,12 +133,15 @@ class Server(uvicorn.Server):
         """End the work of the models, and then the server."""
         self._desk.ending.set()
         super().handle_exit(sig, frame)
+        # A second signal cuts off all clients; that is not an error to log.
+        if self.force_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 
 def server(desk: Desk, host: str) -> Server:
     """Return the server of a desk; it runs until it is interrupted."""
     name = f"[{host}]" if ":" in host else host
-    hosts = [] if host in _ANY_HOST else [*_OWN_NAMES, name]
+    hosts = [] if host in _ANY_HOST else list(dict.fromkeys([*_OWN_NAMES, _without_port(name)]))
     config = uvicorn.Config(
         application(desk, hosts),
         **{"http": "h11", "ws": "none", "lifespan": "off", "loop": "asyncio"},  # type: ignore[arg-type]

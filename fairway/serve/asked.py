@@ -3,7 +3,6 @@
 A known but unsupported field is refused, unless its value changes nothing.
 """
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from fairway.base.errors import UserError
+from fairway.base.files import parse_json
 from fairway.data.pieces import encoded
 from fairway.model.writing import MAX_SEED, Manner, described, require_number, require_whole
 from fairway.serve.errors import RequestError
@@ -69,8 +69,8 @@ async def body_of(request: Request) -> dict[str, Any]:
             raise RequestError(bound, 413)
         parts.append(part)
     try:
-        value = json.loads(b"".join(parts))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(b"".join(parts))
+    except ValueError as error:
         raise RequestError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise RequestError(
@@ -112,8 +112,10 @@ def text_of(fields: dict[str, Any]) -> tuple[str, str | None, str | None]:
     for name in fields:
         if name not in ("text", "model", "beside"):
             raise RequestError(f"'{name[:60]}' is not a field of this request", param=name[:60])
-    text, beside = fields.get("text"), fields.get("beside")
-    if not isinstance(text, str) or not text:
+    text, beside = fields.get("text", ""), fields.get("beside")
+    if not isinstance(text, str):
+        raise RequestError(f"text is {described(text)}; it must be a text", param="text")
+    if not text:
         raise RequestError("the text is empty; give at least one character", param="text")
     _require_size(text, "text", MAX_TEXT_BYTES)
     if beside is not None and not isinstance(beside, str):

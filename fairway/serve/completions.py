@@ -1,5 +1,6 @@
 """POST /v1/completions: continues prompts, as a whole or as a stream, in OpenAI's form."""
 
+import asyncio
 import codecs
 import json
 import time
@@ -16,8 +17,9 @@ from fairway.data.spans import token_ends
 from fairway.data.tokens import Tokenizer
 from fairway.model.writing import BLANK, MAX_SEED, Row, before
 from fairway.serve.asked import Asked, asked_of, body_of, model_of
+from fairway.serve.errors import CLIENT_GONE
 from fairway.serve.models import Desk, Served
-from fairway.serve.watching import CLIENT_GONE, GoneError, Watching
+from fairway.serve.watching import GoneError, Watching
 
 # A token, its place in the text, its log-probability, and the likeliest tokens with theirs.
 Entry = tuple[int, int, float, list[tuple[int, float]]]
@@ -170,7 +172,7 @@ async def completions(request: Request) -> Response:
     completion = Completion(asked_of(body, served.artifact.tokenizer.vocab_size), served)
     rows = await desk.run(completion.rows)
     if completion.asked.stream:
-        parts = _streamed(desk, completion, rows)
+        parts = _ahead(_streamed(desk, completion, rows))
         # The first part is computed first, so that a refusal is still an ordinary answer.
         first = await anext(parts, "")
         return _Events(_followed(first, parts), media_type="text/event-stream")
@@ -230,6 +232,32 @@ async def _streamed(
     if completion.asked.usage:
         yield _event(completion.response([], usage=completion.usage(rows)))
     yield "data: [DONE]\n\n"
+
+
+async def _ahead(parts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """Yield all parts of a source, which continues while they are read.
+
+    So a client that reads slowly or stops does not block the models for others. The waiting parts
+    have the same bounds as an answer in one piece.
+    """
+    waiting = asyncio.Queue[str | None]()
+
+    async def fill() -> None:
+        try:
+            async for part in parts:
+                waiting.put_nowait(part)
+        finally:
+            waiting.put_nowait(None)
+
+    filling = asyncio.create_task(fill())
+    try:
+        while (part := await waiting.get()) is not None:
+            yield part
+        await filling
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+        await parts.aclose()
 
 
 def _news(completion: Completion, choices: list[Choice], ended: set[int]) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ from starlette.responses import JSONResponse, Response
 from fairway.report.html import Html, esc, num
 from fairway.report.tokens import View, scale
 from fairway.serve.asked import body_of, text_of
+from fairway.serve.errors import CLIENT_GONE
 from fairway.serve.models import Desk, Record, Served
-from fairway.serve.watching import CLIENT_GONE, GoneError, Watching
+from fairway.serve.watching import GoneError, Watching
 
 
 async def costs(request: Request) -> Response:

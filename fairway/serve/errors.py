@@ -3,11 +3,14 @@
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from fairway.base.errors import UserError
 from fairway.base.terminal import sentence
+
+# The usual status in logs for a client that left; the client itself never receives it.
+CLIENT_GONE = 499
 
 
 class RequestError(Exception):
@@ -39,10 +42,24 @@ async def refused(request: Request, error: Exception) -> Response:
 async def unknown(request: Request, error: Exception) -> Response:
     """Answer a request for an unknown path, or with a wrong method."""
     assert isinstance(error, HTTPException)
-    words = {404: f"there is nothing at {request.url.path}", 405: "this path has another method"}
+    takes = (error.headers or {}).get("Allow", "none")
+    words = {
+        404: f"there is nothing at {request.url.path[:100]}",
+        405: f"this path has another method: {takes}",
+    }
     answer = error_response(words.get(error.status_code, error.detail), error.status_code)
     answer.headers.update(error.headers or {})
     return answer
 
 
-HANDLERS = {RequestError: refused, UserError: refused, HTTPException: unknown}
+async def left(request: Request, error: Exception) -> Response:
+    """End a request whose client left before its body was complete."""
+    return Response(status_code=CLIENT_GONE)
+
+
+HANDLERS = {
+    RequestError: refused,
+    UserError: refused,
+    HTTPException: unknown,
+    ClientDisconnect: left,
+}

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fairway.api import LanguageModel, load, model_from
 from fairway.base.errors import UserError
-from fairway.base.files import digest_file
+from fairway.base.files import digest_file, missing
 from fairway.base.names import ARTIFACT, WEIGHTS
 from fairway.config.settings import RuntimeConfig
 from fairway.data.folder import beginnings
@@ -54,27 +54,34 @@ class Served:
     name: str
     file: Path
     artifact: LanguageModel
+    # The digest of the artifact and its adapter as loaded: the files may be replaced later.
+    digest: str
     stage: str = ""
     adapter: Path | None = None
 
-    @cached_property
+    @property
     def language(self) -> LanguageModel:
         """Return the model; weights of a stage are read on first use."""
-        if not self.stage:
-            return self.artifact
+        return self._of_stage[0] if self.stage else self.artifact
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a text that identifies these weights."""
+        return f"fairway-{self._of_stage[1] if self.stage else self.digest}"
+
+    @cached_property
+    def _of_stage(self) -> tuple[LanguageModel, str]:
         whole, path = self.artifact, self.file.parent / WEIGHTS
+        if not path.is_file():
+            raise UserError(
+                f"the weights of '{self.name}' are gone: {path} {missing(path)}; ask another model"
+            )
+        digest = digest_file(path)[:12]
         with reading(path):
             state, looping = weights_of(path, STAGES[self.stage])
             model = model_from(state, whole.model.config, whole.plan, looping)
-        return LanguageModel(model, whole.tokenizer, whole.score_config, whole.plan)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Return a text that identifies these weights."""
-        if self.stage:
-            return f"fairway-{digest_file(self.file.parent / WEIGHTS)[:12]}-{self.stage}"
-        files = [self.file, *([self.adapter] if self.adapter else [])]
-        return "-".join(["fairway", *(digest_file(file)[:12] for file in files)])
+        language = LanguageModel(model, whole.tokenizer, whole.score_config, whole.plan)
+        return language, f"{digest}-{self.stage}"
 
     @property
     def described(self) -> str:
@@ -212,11 +219,13 @@ def open_desk(
             raise UserError(f"{path} is named twice; name two different runs or artifacts")
         plan = served[0].artifact.plan if served else None
         model = load(file, tokenizer=tokenizer, runtime=runtime, plan=plan)
-        one = Served(_name(file, [other.name for other in served]), file, model)
+        name, digest = _name(file, [other.name for other in served]), digest_file(file)[:12]
+        one = Served(name, file, model, digest)
         served.append(one)
         if adapter and len(served) == 1:
             tuned = load(file, tokenizer=tokenizer, adapter=adapter, plan=model.plan)
-            served.append(Served(f"{one.name}:{adapter.stem}", file, tuned, adapter=adapter))
+            digest += f"-{digest_file(adapter)[:12]}"
+            served.append(Served(f"{name}:{adapter.stem}", file, tuned, digest, adapter=adapter))
         if (file.parent / MEMORY).is_file() and (file.parent / WEIGHTS).is_file():
             served += [replace(one, name=f"{one.name}:{stage}", stage=stage) for stage in STAGES]
     artifacts = [one for one in served if not one.stage]

@@ -10,9 +10,6 @@ from starlette.requests import Request
 from fairway.score.ledger import Witness
 from fairway.score.windows import Event
 
-# The usual status in logs for a client that left; the client itself never receives it.
-CLIENT_GONE = 499
-
 
 class GoneError(Exception):
     """Nobody waits for the result any more."""

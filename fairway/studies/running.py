@@ -8,6 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from fairway.data.folder import DataFolder
 from fairway.machine.plan import make_plan
 from fairway.pipeline.folder import RunFolder, locked
 from fairway.pipeline.jobs import Host, Job, Place, gpus_of_slots, run_jobs
-from fairway.pipeline.text import open_text
+from fairway.pipeline.text import check_text, open_text
 from fairway.studies.arms import BASE, NOISE, Arm, Study, digest
 from fairway.studies.lines import LINES, Line, append
 from fairway.studies.table import Table, planned, table_of
@@ -240,11 +241,26 @@ def _text(study: Study, arm: Arm, out: Path, say: Say) -> list[str]:
 
     key = digest_json([config.data.val_share, config.model.vocab_size])[:8]
     folder = out / f"data-{key}"
-    try:
+    with _named(arm):
         open_text(config, folder, embedded)
+    return [f"data.source={folder.resolve()}"] if config.data.source == "embedded" else []
+
+
+def check_arms(study: Study) -> None:
+    """Raise UserError, before the first run, for an arm whose text or initial weights a run would
+    refuse."""
+    for arm in study.all_arms():
+        with _named(arm):
+            check_text(study.config(arm), lambda text: None)
+
+
+@contextmanager
+def _named(arm: Arm) -> Iterator[None]:
+    """Begin the sentence of an error with the name of an arm."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"arm '{arm.name}': {error}") from None
-    return [f"data.source={folder.resolve()}"] if config.data.source == "embedded" else []
 
 
 def sources_digest() -> str:

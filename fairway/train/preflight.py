@@ -30,14 +30,15 @@ def preflight(
     config: Config, shards: list[Tokens], folder: Path, parameters: int, plan: Plan
 ) -> None:
     """Raise UserError if data, disk or memory are not enough for the run."""
-    _check_data(config, shards)
+    check_data(config, shards)
     # Second moments of inputs are about twice as many numbers as weights.
     optim = config.optim
     _check_disk(folder, parameters, optim.momentum_buffers + 2 * (optim.newton > 0))
     _check_memory(config, parameters, plan)
 
 
-def _check_data(config: Config, shards: list[Tokens]) -> None:
+def check_data(config: Config, shards: list[Tokens]) -> None:
+    """Raise UserError for less training text than one step needs."""
     rows = config.train.batch_tokens // config.train.seq_len
     windows = sum(max(0, len(s) - 1) // config.train.seq_len for s in shards)
     if windows < rows:

@@ -1,6 +1,9 @@
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +54,19 @@ def test_a_helper_that_is_killed_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("fairway.data.parallel.processes", lambda: 2)
     with pytest.raises(UserError, match="a process that helped with 'counting' was killed"):
         list(map_parallel(end, [1, 2, 3], "counting"))
+
+
+# As people write scripts: nothing keeps a process that imports it from doing all of it again.
+SCRIPT = """
+import fairway.data.parallel as parallel
+print("begun", flush=True)
+parallel.processes = lambda: 2
+print(list(parallel.map_parallel(len, ["a", "bb", "ccc"], "measuring")))
+"""
+
+
+def test_helpers_do_not_execute_the_script_of_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = [sys.executable, str(tmp_path / "script.py")]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.returncode) == ("begun\n[1, 2, 3]\n", 0), ended.stderr

@@ -96,6 +96,15 @@ def test_the_verbs(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
     assert (code, Path("b").read_bytes()) == (0, TEXT), err
 
 
+@pytest.mark.parametrize("text", [b"", b"a", b"\xff\n"])
+def test_a_file_that_does_not_shrink_is_told_so(cli, artifact: Path, text: bytes) -> None:  # type: ignore[no-untyped-def]
+    Path("a.txt").write_bytes(text)
+    code, out, err = cli(f"compress a.txt --artifact {artifact} {FIXED}")
+    size = Path("a.txt.fwz").stat().st_size
+    told = f"a.txt.fwz: {len(text)} to {size} bytes (no shorter: too few bytes, or bytes that the "
+    assert code == 0 and out.startswith(told) and "%" not in out, err
+
+
 def test_prove_by_words(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
     Path("a.txt").write_text("The model predicts a token.")
     code, out, err = cli(f"prove {artifact} a.txt --bytes 9 --out p {FIXED}")

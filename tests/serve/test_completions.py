@@ -206,11 +206,15 @@ def test_requests_of_other_kinds_are_refused(client: TestClient) -> None:
     refused(413, "1,048,576 bytes", content=b" " * (MAX_BODY_BYTES + 1))
     refused(404, "there is no model 'gpt-4'; there are smoke", json={"model": "gpt-4"})
     refused(404, "nothing at /v1/chat/completions", json={}, url="/v1/chat/completions")
-    refused(405, "another method", method="GET")
+    refused(405, "another method: POST", method="GET")
+    refused(400, "it has the number NaN, which is not finite", content=b'{"temperature": NaN}')
+    refused(400, "it has the key 'n' twice", content=b'{"n": 1, "n": 2}')
+    refused(400, "a number of 5,000 digits", content=b'{"seed": ' + b"9" * 5000 + b"}")
 
 
 def test_a_name_turned_to_this_machine_is_not_served(client: TestClient) -> None:
-    for host, status in (("localhost:8000", 200), ("[::1]:80", 200), ("evil.example", 400)):
+    own = ("localhost:8000", "LocalHost", "localhost.:80", "[::1]:80")
+    for host, status in (*((name, 200) for name in own), ("evil.example", 400)):
         answer = client.get("/v1/models", headers={"host": host})
         assert answer.status_code == status, host
     assert "evil.example" in answer.json()["error"]["message"]

@@ -100,6 +100,7 @@ def test_a_record_neither_computes_nor_knows_other_texts(client: TestClient) -> 
     [
         ({}, 400, "the text is empty"),
         ({"text": ""}, 400, "the text is empty"),
+        ({"text": ["a"]}, 400, "text is ['a']; it must be a text"),
         ({"text": "a" * (MAX_TEXT_BYTES + 1)}, 400, "the text has 20,001 bytes"),
         ({"text": "\ud800"}, 400, "half a character"),
         ({"text": "a", "model": "none"}, 404, "there is no model 'none'"),

@@ -10,16 +10,19 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from fairway.base.errors import UserError
 from fairway.cli.main import app
-from fairway.serve.app import is_loopback, listening, server
+from fairway.serve.app import application, is_loopback, listening, server
+from fairway.serve.completions import _ahead
 from fairway.serve.models import Desk, open_desk
 from fairway.tuning import tune
 
@@ -81,6 +84,67 @@ def test_a_client_that_leaves_ends_its_generation(
     assert len(steps) < most / 2
 
 
+def test_a_client_that_leaves_in_its_body_is_no_error(desk: Desk) -> None:
+    parts = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(parts, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+    asyncio.run(application(desk)({**scope, "query_string": b""}, receive, send))
+    assert sent[0]["status"] == 499
+
+
+def test_a_slow_reader_keeps_no_model_from_others() -> None:
+    async def read() -> list[int]:
+        written, closed = [], []
+
+        async def source() -> AsyncGenerator[str, None]:
+            try:
+                for number in range(1000):
+                    written.append(number)
+                    yield str(number)
+                    await asyncio.sleep(0)
+            finally:
+                closed.append(True)
+
+        parts = _ahead(source())
+        assert await anext(parts) == "0"
+        while not closed:
+            await asyncio.sleep(0)
+        assert len(written) == 1000 and [part async for part in parts] == [*map(str, written[1:])]
+        left = _ahead(source())
+        assert await anext(left) == "0"
+        await left.aclose()
+        return [len(written), len(closed)]
+
+    count, closed = asyncio.run(read())
+    assert count < 1990 and closed == 2
+
+
+def test_weights_that_are_gone_or_others_are_told(smoke_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(smoke_run, run)
+    desk = open_desk([run], None, RUNTIME)
+    before = desk.first.fingerprint
+    (run / "artifact.fwy").write_bytes(b"another")
+    assert desk.first.fingerprint == before and before.startswith("fairway-")
+    (run / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the weights of 'run:raw' are gone: .* does not exist; a"):
+        desk.find("run:raw").language.score("a")
+
+
+def test_a_name_of_either_case_is_served(desk: Desk) -> None:
+    with TestClient(server(desk, "MyHost.").config.app) as client:  # type: ignore[arg-type]
+        for host in ("myhost", "MYHOST:8000", "localhost"):
+            assert client.get("/v1/models", headers={"host": host}).status_code == 200
+
+
 def test_addresses(smoke_run: Path) -> None:
     with listening("127.0.0.1", 0) as bound:
         assert is_loopback(bound)
@@ -91,6 +155,9 @@ def test_addresses(smoke_run: Path) -> None:
         assert not is_loopback(bound)
     with pytest.raises(UserError, match="cannot listen at no.such.host"):
         listening("no.such.host", 0)
+    for host in ("a" * 300, "\u00fc" * 70, "a\0b"):
+        with pytest.raises(UserError, match="cannot listen at .* choose another with --port or"):
+            listening(host, 0)
 
 
 def test_runs_and_artifacts_have_names(smoke_run: Path, tmp_path: Path) -> None:
