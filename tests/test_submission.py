@@ -134,10 +134,17 @@ def test_an_edited_number_is_found(record: Path) -> None:
             assert set(unnoticed(record, places, fitting=True)) <= known
 
 
+# An edit takes a third of a second and each number is edited twice: two minutes instead of thirty.
+SAMPLE = 160
+
+
 @pytest.mark.slow
 def test_every_edited_number_is_found(record: Path) -> None:
+    """A sample of all numbers, the same every time; PLACES=all in the environment takes all."""
     places = numbers(record)
     assert len(places) > 2500 and {name for name, _ in places} >= {CLAIM, "results/seed42.json"}
+    if os.environ.get("PLACES") != "all":
+        places = sorted(random.Random(1).sample(places, SAMPLE))
     assert not list(unnoticed(record, places, fitting=False))
     places = [place for place in places if place[0] != DIGESTS]
     assert set(unnoticed(record, places, fitting=True)) <= beyond_proof(record)
