@@ -83,7 +83,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    # What was frozen stays so: pytest looks for garbage several times when it ends.
+    gc.unfreeze()
     if not hasattr(config, "workerinput"):
         shared.end()
 
