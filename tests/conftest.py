@@ -1,5 +1,6 @@
 """Shared fixtures: one thread, a tiny text, a data folder of it, and one finished smoke run."""
 
+import functools
 import gc
 import os
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 import interpreter
 import pytest
 import shared
+import typer.main
 import warm
 from damage import FIXED as FIXED_OPTIONS
 from damage import Call, Cli, Outcome, Place, run_command
@@ -107,6 +109,14 @@ def warm_children() -> Iterator[None]:
         patch.setattr(
             children, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start})
         )
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def verbs_once() -> Iterator[None]:
+    """Let the tree of verbs be built once: each of a thousand command lines would build it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         yield
 
 

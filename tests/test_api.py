@@ -381,7 +381,7 @@ def test_rows_side_by_side_say_what_they_say_alone(
 ) -> None:
     prompts = ["", "The", "The model predicts ", documents[0][:90], documents[0], documents[1]]
     # Beyond the window, and not.
-    for manner, most in ((Manner(0.0), 70), (Manner(1.0, 20, 0.9), 12)):
+    for manner, most in ((Manner(0.0), 48), (Manner(1.0, 20, 0.9), 12)):
         rows = [Row(model.packer, text, most, seed) for seed, text in enumerate(prompts)]
         model.write(rows, manner)
         alone = [Row(model.packer, text, most, seed) for seed, text in enumerate(prompts)]

@@ -118,14 +118,22 @@ def stop_at_once() -> Iterator[threading.Event]:
     yield event
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where the first `stopped` leaves its folder for the others."""
+    return tmp_path_factory.mktemp("stopped") / "new"
+
+
 @pytest.fixture
-def stopped(place: Place, call: Call, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stopped(place: Place, call: Call, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of a training that was stopped after its first step."""
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "stop_requested", stop_at_once)
-        code, errors = call("train smoke --out new SMOKE")
-    assert (code, errors) == (130, "fairway: stopped after step 1; --resume continues\n")
-    return place / "new"
+    if not kept.exists():
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "stop_requested", stop_at_once)
+            code, errors = call("train smoke --out new SMOKE")
+        assert (code, errors) == (130, "fairway: stopped after step 1; --resume continues\n")
+        (place / "new").rename(kept)
+    return Path(shutil.copytree(kept, place / "new"))
 
 
 def test_an_unfinished_training(place: Place, call: Call, stopped: Path) -> None:

@@ -223,6 +223,8 @@ def test_run_without_running(
     cli: Cli, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # `best_8` below makes one.
+    monkeypatch.setattr("fairway.bundle.build.bundle_bytes", lambda config: 20_000)
     told = cli("run", "smoke", "--dry-run", *quick, "--json").json
     assert told["config"]["train"]["steps"] == 2
     assert told["parameters"] == 135_304

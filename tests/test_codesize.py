@@ -30,6 +30,7 @@ BEST = (
     "pack.code_bytes=auto", "quant.method=trellis", "quant.rate_price=0.12", "quant.fit=true",
     "quant.gradient_tokens=1024", "pack.codec=cabac",
     "ttt.method=lora", "ttt.lora_rank=4", "ttt.lora_chunks=16", "prove.bytes=0", "audit.budget_s=0",
+    "data.val_bytes=700",
 )  # fmt: skip
 
 

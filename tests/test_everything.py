@@ -31,7 +31,8 @@ def test_every_stage_takes_every_feature(
     config = tiny(
         *SETTINGS, *TRAINED, f"ttt.method={method}", f"prove.method={proving}", "prove.bytes=60",
         "quant.method=trellis", "quant.gradient_tokens=512", "pack.codec=cabac",
-        "ttt.lora_rank=2", "ttt.lora_chunks=4@8 16", "audit.budget_s=1", "data.val_bytes=700",
+        "ttt.lora_rank=2", "ttt.lora_chunks=8@16 32", "audit.budget_s=1", "data.val_bytes=500",
+        "train.steps=8",
     )  # fmt: skip
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
     with pipeline.writing():

@@ -19,7 +19,7 @@ from fairway.harness import FairwayLM
 
 FIXED: dict[str, Any] = {"threads": 1, "dtype": "float32", "matmul": "highest"}
 CLOSE = {"abs": 1e-4, "rel": 1e-6}
-LONG = "It was the text that every byte is in. The model predicts a small token.\n" * 12
+LONG = "It was the text that every byte is in. The model predicts a small token.\n" * 4
 LONGER = LONG * 3
 
 
@@ -265,8 +265,8 @@ def test_texts_of_other_bytes_have_other_costs(lm: FairwayLM) -> None:
 
 def test_texts_are_those_that_generate_writes(lm: FairwayLM) -> None:
     contexts = ["", "The", "The model ", "It was\n", LONG, LONGER, "The"]
-    written = generate(lm, {"max_gen_toks": 40, "until": []}, *contexts)
-    alone = [lm.model.generate(text, max_tokens=40, temperature=0) for text in contexts]
+    written = generate(lm, {"max_gen_toks": 20, "until": []}, *contexts)
+    alone = [lm.model.generate(text, max_tokens=20, temperature=0) for text in contexts]
     assert written == alone
     assert any(alone)
 
@@ -335,7 +335,7 @@ def test_the_bound_of_the_model_holds_where_a_task_has_none(smoke_run: Path, lm:
 
 
 def test_do_sample_draws(smoke_run: Path, lm: FairwayLM) -> None:
-    greedy = generate(lm, {"max_gen_toks": 12}, "The")
+    greedy = generate(lm, {"max_gen_toks": 8}, "The")
     same = [
         {"do_sample": False, "temperature": 9.0},
         {"do_sample": False, "top_p": 0.5},
@@ -347,9 +347,9 @@ def test_do_sample_draws(smoke_run: Path, lm: FairwayLM) -> None:
         {"do_sample": None, "temperature": None, "until": None, "top_k": None},
     ]
     for options in same:
-        assert generate(lm, {"max_gen_toks": 12, **options}, "The") == greedy
+        assert generate(lm, {"max_gen_toks": 8, **options}, "The") == greedy
     for options in ({"do_sample": True}, {"temperature": 1.5}, {"do_sample": True, "top_k": 0}):
-        wish = {"max_gen_toks": 12, **options}
+        wish = {"max_gen_toks": 8, **options}
         drawn = generate(lm, wish, "The", "It", "The", "The")
         assert drawn != 4 * greedy
         # Repeated requests differ, and the same evaluation gives the same texts.
@@ -357,7 +357,7 @@ def test_do_sample_draws(smoke_run: Path, lm: FairwayLM) -> None:
         assert generate(lm, wish, "The", "The", "The", "It") == [*drawn[:1], *drawn[2:], drawn[1]]
     seeds = [FairwayLM(str(smoke_run), seed=seed, **FIXED) for seed in (1, 1, 2)]
     one, again, other = (
-        generate(lm, {"do_sample": True, "max_gen_toks": 12}, "The") for lm in seeds
+        generate(lm, {"do_sample": True, "max_gen_toks": 8}, "The") for lm in seeds
     )
     assert one == again != other
 

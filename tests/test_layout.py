@@ -1,6 +1,7 @@
 """The shape of the package: one direction of imports, files for a sitting, nothing executed."""
 
 import ast
+import functools
 import importlib.metadata
 import re
 import sys
@@ -31,9 +32,15 @@ def reading_order() -> list[str]:
     return re.split(r"\s*[,|]\s*", text[1].strip())
 
 
+@functools.cache
+def nodes(source: str) -> tuple[ast.AST, ...]:
+    """Return all nodes of a source, the module first; several rules look at each."""
+    return tuple(ast.walk(ast.parse(source)))
+
+
 def imports(source: str) -> Iterator[str]:
     """Yield the modules of Fairway that a source imports anywhere, such as 'data.tokens'."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -104,7 +111,7 @@ def too_long(source: str) -> list[str]:
     """Return what of a file does not fit a sitting: itself, its functions, its classes."""
     lines = len(source.splitlines())
     found = [f"{lines} lines"] if lines > MAX_FILE_LINES else []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             most = MAX_FUNCTION_LINES if isinstance(node, ast.FunctionDef) else MAX_CLASS_LINES
             found += [node.name] if (node.end_lineno or 0) - node.lineno >= most else []
@@ -124,7 +131,7 @@ def test_what_is_too_long_is_noticed() -> None:
 def forbidden(source: str) -> list[str]:
     """Return what a source does that loads code from data, or hides errors."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             found.append("bare except")
         elif isinstance(node, ast.Call):
@@ -159,7 +166,8 @@ def undocumented(source: str) -> list[str]:
                 if isinstance(node, ast.ClassDef):
                     visit(node.body)
 
-    module = ast.parse(source)
+    module = nodes(source)[0]
+    assert isinstance(module, ast.Module)
     visit(module.body)
     return found if ast.get_docstring(module) else ["the module", *found]
 

@@ -98,7 +98,8 @@ def test_a_sink_or_sample_that_fails_is_told_of_once(
     heard["wandb"].fails = True
     monkeypatch.setattr(live, "write", lambda *rest, **more: 1 / 0)
     watching = Watching(("wandb", "tensorboard"), 1e-9)
-    pipeline, _ = trained(tiny(), tmp_path / "run", watching)
+    config = tiny("train.steps=4", "train.warmup_steps=0")
+    pipeline, _ = trained(config, tmp_path / "run", watching)
     told = capsys.readouterr().err
     assert told.count("wandb failed (the disk is full): the run goes on without it") == 1
     assert told.count("the sample of text failed (division by zero)") == 1
@@ -110,11 +111,12 @@ def test_many_short_steps_are_sent_now_and_then_with_the_last(
     tiny: Tiny, tmp_path: Path, heard: dict[str, Heard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "EVERY_S", 1e9)
-    pipeline, said = trained(tiny(), tmp_path / "run", Watching(("tensorboard",)))
+    config = tiny("train.steps=4", "train.warmup_steps=0")
+    pipeline, said = trained(config, tmp_path / "run", Watching(("tensorboard",)))
     count = pipeline.folder.all_facts()["train"]["steps"]
     assert list(heard["tensorboard"].steps) == [0, count - 1]
     assert not [line for line in said if line.startswith("sample")]
-    _, said = trained(tiny(), tmp_path / "run", Watching(("tensorboard",)))
+    _, said = trained(config, tmp_path / "run", Watching(("tensorboard",)))
     assert [line for line in said if "the training was kept" in line]
 
 
@@ -143,7 +145,8 @@ def test_weights_and_biases_offline_needs_no_account(
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HOME", str(tmp_path))
-    trained(tiny(), tmp_path / "run", Watching(("wandb",), 1e-9))
+    config = tiny("train.steps=3", "train.warmup_steps=0")
+    trained(config, tmp_path / "run", Watching(("wandb",), 1e-9))
     files = list((tmp_path / "run/live/wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 1 and files[0].stat().st_size > 1000
     assert b"train/loss" in files[0].read_bytes()

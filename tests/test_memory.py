@@ -304,7 +304,8 @@ def test_results_tell_what_stages_took(smoke_run: Path) -> None:
     assert found["baselines"]["need_bytes"] is None
 
 
-def test_a_dry_run_tells_the_plan(cli: Cli) -> None:
+def test_a_dry_run_tells_the_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairway.bundle.build.bundle_bytes", lambda config: 20_000)
     told = cli("run", "smoke", "--dry-run", "--set", "runtime.device=cpu", "--json").json
     assert told["memory"][0].startswith("training needs about")
     assert told["memory"][0].endswith("GB: 8 sequences at a time")

@@ -213,6 +213,7 @@ def test_packages_register_recipes(
         ("twice", "registered 2 times, by fairway_twice_one 1.5 and fairway_twice_two 1.5"),
     ):
         assert told in (err := cli("run", name).err) and err.count("\n") == 1, err
+    monkeypatch.setattr("fairway.bundle.build.bundle_bytes", lambda config: 20_000)
     dry = cli("run", "poems", "--dry-run", "--json")
     assert dry.code == 0 and json.loads(dry.out)["config"]["seed"] == 7
     assert metadata.entry_points(group="fairway.recipes", name="poems")

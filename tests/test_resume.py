@@ -12,22 +12,19 @@ from fairway.machine.ranks import Ranks
 from fairway.train.feed import Feed
 
 
-@pytest.mark.parametrize("stop_at", [2, 8])
 def test_what_optimisers_remember_is_resumed(
-    tiny: Callable[..., Config],
-    data_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stop_at: int,
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(
         "optim.row_beta=0.9", "optim.cautious=true",
         "optim.momentum_buffers=3", "train.windows=8@0.3",
     )  # fmt: skip
     whole = run(config, data_folder, tmp_path / "whole")
-    resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, stop_at)
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    assert_same(whole, resumed)
+    for stop_at in (2, 8):
+        parts = tmp_path / f"stopped at {stop_at}"
+        resumed = stopped_and_resumed(config, data_folder, parts, monkeypatch, stop_at)
+        assert losses(parts) == losses(tmp_path / "whole")
+        assert_same(whole, resumed)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

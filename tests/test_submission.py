@@ -134,10 +134,18 @@ def test_an_edited_number_is_found(record: Path) -> None:
             assert set(unnoticed(record, places, fitting=True)) <= known
 
 
+# Each number is edited twice. An edit takes 0.04 s of processor time: with all of them, nearly four
+# minutes of a quiet core, and half an hour of a busy machine.
+SAMPLE = 600
+
+
 @pytest.mark.slow
 def test_every_edited_number_is_found(record: Path) -> None:
+    """A sample of all numbers, the same every time; PLACES=all in the environment takes all."""
     places = numbers(record)
     assert len(places) > 2500 and {name for name, _ in places} >= {CLAIM, "results/seed42.json"}
+    if os.environ.get("PLACES") != "all":
+        places = sorted(random.Random(1).sample(places, SAMPLE))
     assert not list(unnoticed(record, places, fitting=False))
     places = [place for place in places if place[0] != DIGESTS]
     assert set(unnoticed(record, places, fitting=True)) <= beyond_proof(record)

@@ -72,19 +72,21 @@ def assert_same(a: Training, b: Training) -> None:
         assert torch.equal(value, weights(b)[name]), name
 
 
+Whole = tuple[Training, list[float], list[str]]
+
+
 @pytest.fixture(scope="module")
 def whole(
     tiny: Callable[..., Config], data_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Training, list[float]]:
-    """Return a training that nothing interrupted, and its losses."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    return run(tiny(), data_folder, folder), losses(folder)
+) -> Whole:
+    """Return a training that nothing interrupted, its losses, and what it said."""
+    folder, said = tmp_path_factory.mktemp("whole") / "run", []
+    return run(tiny(), data_folder, folder, said=said), losses(folder), said
 
 
-def test_golden_losses(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    run(tiny(), data_folder, tmp_path, said=said)
-    assert losses(tmp_path) == pytest.approx(GOLDEN, abs=2e-3)
+def test_golden_losses(whole: Whole) -> None:
+    _, found, said = whole
+    assert found == pytest.approx(GOLDEN, abs=2e-3)
     assert "step 00012 100% " in said[-1] and said[-1].endswith(" 0:00 left  0.00 MB")
 
 
@@ -155,7 +157,7 @@ def stopped_and_resumed(
 
 @pytest.mark.parametrize("stop_at", [1, 7])
 def test_resume_continues_bit_for_bit(
-    whole: tuple[Training, list[float]],
+    whole: Whole,
     tiny: Callable[..., Config],
     data_folder: Path,
     tmp_path: Path,
@@ -168,6 +170,7 @@ def test_resume_continues_bit_for_bit(
 
 
 def test_a_training_that_knows_its_rate_resumes_too(
+    whole: Whole,
     tiny: Callable[..., Config],
     data_folder: Path,
     tmp_path: Path,
@@ -178,16 +181,15 @@ def test_a_training_that_knows_its_rate_resumes_too(
         "quant.min_numel=1000",
     )  # fmt: skip
     said: list[str] = []
-    whole = run(config, data_folder, tmp_path / "whole", said=said)
-    without = run(tiny(), data_folder, tmp_path / "without")
-    same, other = (losses(tmp_path / name) for name in ("whole", "without"))
+    knowing = run(config, data_folder, tmp_path / "whole", said=said)
+    same, (without, other, _) = losses(tmp_path / "whole"), whole
     # Errors are there from the middle on.
     assert same[:6] == other[:6] and same[6] != other[6]
     assert re.search(r" ms [23]\.\d{3} bits/w .* MB$", said[-1])
     assert without.rates is None
     resumed = stopped_and_resumed(config, data_folder, tmp_path / "parts", monkeypatch, 8)
     assert losses(tmp_path / "parts") == same
-    assert_same(whole, resumed)
+    assert_same(knowing, resumed)
 
 
 def test_replay_follows_a_wall_clock_run(
@@ -206,8 +208,9 @@ def test_replay_follows_a_wall_clock_run(
 def test_warm_up_leaves_no_trace(
     tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
 ) -> None:
-    warm = run(tiny("train.warmup_steps=3"), data_folder, tmp_path / "warm")
-    cold = run(tiny("train.warmup_steps=0"), data_folder, tmp_path / "cold")
+    steps = "train.steps=3"
+    warm = run(tiny(steps, "train.warmup_steps=3"), data_folder, tmp_path / "warm")
+    cold = run(tiny(steps, "train.warmup_steps=0"), data_folder, tmp_path / "cold")
     assert_same(warm, cold)
 
 
@@ -296,7 +299,8 @@ def test_the_host_is_one_step_ahead_and_no_more(
     note(StepLine, "text", "line")
     note(Training, "save", "save")
     monkeypatch.setattr(steps, "_LOG_EVERY_S", 1000.0)
-    config = tiny("train.steps=25", "train.warmup_steps=0")
+    small = ("train.batch_tokens=128", "train.micro_tokens=128")
+    config = tiny("train.steps=25", "train.warmup_steps=0", *small)
     threads = threading.active_count()
     run(config, data_folder, tmp_path)
     ahead, most = 0, 0
@@ -320,25 +324,34 @@ def test_micro_steps_add_up_to_the_batch(
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "four"), abs=2e-3)
 
 
+# The warm-up leaves no trace.
+SHORT = ("train.warmup_steps=0", "train.steps=4")
 CHANGES = [
-    "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=20",
+    "train.batch_tokens=2048", "train.seq_len=32", "train.loop_from=0.9", "train.steps=5",
     "optim.warmdown_share=0.1", "optim.min_lr=0.9", "seed=1",
     "optim.row_beta=0.9",
     "data.shuffle_documents=true",
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def short(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[float]:
+    """Return the losses of a few steps."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    run(tiny(*SHORT), data_folder, folder)
+    return losses(folder)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_training_setting_has_an_effect(
-    whole: tuple[Training, list[float]],
-    tiny: Callable[..., Config],
-    data_folder: Path,
-    tmp_path: Path,
-    change: str,
+    short: list[float], tiny: Callable[..., Config], data_folder: Path, tmp_path: Path, change: str
 ) -> None:
-    # The warm-up leaves no trace.
-    run(tiny("train.warmup_steps=0", change), data_folder, tmp_path)
-    assert losses(tmp_path) != whole[1]
+    run(tiny(*SHORT, change), data_folder, tmp_path)
+    found = losses(tmp_path)
+    # More steps must change those that both have.
+    assert found[: len(short)] != short
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ where, and whether a command imports all that it uses. Such tests start `python 
 
 # ruff: noqa: PTH100, PTH109, PTH110, PTH120, PTH208
 # The launcher must not cost what it saves: it starts without `site`, and imports little.
+import functools
 import gc
 import json
 import os
@@ -188,6 +189,13 @@ if __name__ == "__main__":
         import fairway.prove.archive
         import fairway.prove.proof
         import fairway.report.page
+
+        # The tree of verbs, and what Typer imports with the first command line.
+        build = functools.cache(importlib.import_module("typer.main").get_command)
+        sys.modules["typer.main"].get_command = build  # type: ignore[attr-defined]
+        build(fairway.cli.main.app)
+        with suppress(ImportError):
+            importlib.import_module("typer._adapters")
 
         # Forks share what is here as long as they look at none of it.
         gc.freeze()

@@ -46,6 +46,9 @@ def finest_fitting(
             best, best_size, high = level, size, level
             if level == levels[0]:
                 break
+        elif level == levels[1]:
+            # Nothing is coarser.
+            break
         else:
             # The error of an estimate does not predict the error of a corrected estimate.
             low = level

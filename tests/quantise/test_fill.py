@@ -57,3 +57,10 @@ def test_a_budget_that_cannot_be_met_names_the_smallest_size() -> None:
     with pytest.raises(UserError, match=f"take {smallest:,} bytes"):
         search(wavy, smallest - 1)
     assert search(wavy, smallest)[0] == pytest.approx(LEVELS[1], rel=1e-6)
+
+
+def test_steps_that_cannot_be_coarser_are_packed_once() -> None:
+    tried: list[float] = []
+    with pytest.raises(UserError, match="take 70,000 bytes"):
+        finest_fitting(1000, lambda level: tried.append(level) or 70_000, bytes_at, LEVELS)
+    assert tried == [LEVELS[1]]
