@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shared import forking
+
 # Imports nothing of Fairway: a finder in front of all others refuses it.
 ABSENT = """
 import sys
+for name in [n for n in sys.modules if n.partition(".")[0] == "fairway"]:
+    del sys.modules[name]
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name == "fairway" or name.startswith("fairway."):
@@ -19,11 +23,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def start(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script in a folder, and return what became of it."""
+def start(
+    script: Path, *arguments: str, cwd: Path, warm: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in a folder, and return what became of it.
+
+    `warm` it finds PyTorch imported, which takes two seconds; how it starts is not tested then.
+    """
     cwd.mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, "-c", ABSENT, str(script), *arguments],
+        [*(forking() if warm else [sys.executable]), "-c", ABSENT, str(script), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -63,13 +63,13 @@ def seen_keys(query: int, window: int, ids: list[int] | None) -> list[int]:
 def by_query(q: Tensor, k: Tensor, v: Tensor, window: int = 0, ids: Tensor | None = None) -> Tensor:
     """Softmax attention, a query at a time over the list of its keys; [B, heads, T, K]."""
     (B, H, T, K), G = q.shape, k.shape[1]
-    out = []
-    for row, head, query in itertools.product(range(B), range(H), range(T)):
+    groups, out = [head // (H // G) for head in range(H)], []
+    for row, query in itertools.product(range(B), range(T)):
         keys = seen_keys(query, window, None if ids is None else ids[row].tolist())
-        group = head // (H // G)
-        scores = k[row, group, keys] @ q[row, head, query] / K**0.5
-        out.append(scores.softmax(0) @ v[row, group, keys])
-    return torch.stack(out).view(B, H, T, K)
+        k_HNK, v_HNK = k[row, groups][:, keys], v[row, groups][:, keys]
+        scores_HN = (k_HNK @ q[row, :, query, :, None]).squeeze(-1) / K**0.5
+        out.append((scores_HN.softmax(-1)[:, None] @ v_HNK).squeeze(1))
+    return torch.stack(out).view(B, T, H, K).transpose(1, 2)
 
 
 def with_gradients(

@@ -188,6 +188,14 @@ def smoke_run(tiny: Callable[..., Config]) -> Path:
     return once("smoke", walk)
 
 
+@pytest.fixture(scope="session")
+def smoke_bundle(tiny: Callable[..., Config]) -> Path:
+    """Return the folder of that run's bundle, which nobody changes."""
+    from fairway.bundle.build import write_bundle
+
+    return once("bundle", lambda out: write_bundle(tiny(), out))
+
+
 @pytest.fixture
 def evidence_at_once(smoke_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stages of this process that prove and audit take the smoke run's facts."""

@@ -3,19 +3,32 @@
 import base64
 import json
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import brotli
 
 from fairway.base.files import digest_bytes, read_bytes
-from fairway.bundle.build import MANIFEST, REQUIREMENTS, SCRIPT, bundle, check_bundle
+from fairway.bundle.build import MANIFEST, REQUIREMENTS, SCRIPT, check_bundle, write_bundle
 from fairway.bundle.wrap import Started, unwrap, wrap
 from fairway.config.written import fixed_digest, from_dict
 from fairway.recipes import recipe
 
 from . import Case, Files
 from .damage import damaged, odd_json, spoil_value
+
+
+def _whole() -> Files:
+    """Return the bundle of a recipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_bundle(recipe("smoke"), Path(folder) / "made")
+        return files_of(Path(folder) / "made")
+
+
+def files_of(made: Path) -> Files:
+    """Return the files of a bundle that are spoiled here."""
+    return {name: (made / name).read_bytes() for name in (SCRIPT, MANIFEST, REQUIREMENTS)}
 
 
 class Bundles:
@@ -25,17 +38,10 @@ class Bundles:
 
     def specimens(self) -> list[Files]:
         """Return a whole bundle and single scripts."""
-        made = bundle(recipe("smoke"))
-        lines = "".join(f"{line}\n" for line in made.manifest["requirements"])
-        whole = {
-            SCRIPT: made.file,
-            MANIFEST: json.dumps(made.manifest, indent=2).encode() + b"\n",
-            REQUIREMENTS: lines.encode(),
-        }
         program = "import sys\n\n\ndef start():\n    print(sys.argv, '\u00e9')\n" * 20
         started = Started(seed=42, source="local", clock="")
         alone = [wrap(program, started, ascii_only) for ascii_only in (False, True)]
-        return [whole, *({SCRIPT: script} for script in alone)]
+        return [_whole(), *({SCRIPT: script} for script in alone)]
 
     def spoil(self, files: Files, rng: random.Random) -> Case:
         """Spoil bytes, or what they carry, with the manifest's digests made right again."""

@@ -161,7 +161,7 @@ class Proofs(_Coded):
         lines = source.sample_validation().documents[0].split("\n")[:2]
         texts = [text[:16] for text in lines]
         parts = [Document(str(n), text) for n, text in enumerate(texts)]
-        experts = MixtureConfig(experts="ppm match tilt", memory_mb=8, order=2)
+        experts = MixtureConfig(experts="ppm match tilt", memory_mb=8)
         found: list[Files] = []
         for name, streams, beside in (
             ("sliding", 1, None), ("sliding", 3, None), ("sgd", None, None), ("lora", 2, None),

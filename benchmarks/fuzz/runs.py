@@ -43,8 +43,13 @@ def _good() -> tuple[Files, tempfile.TemporaryDirectory[str]]:
     pipeline = Pipeline(override(recipe("smoke"), words), RunFolder(out), lambda text: None)
     with pipeline.writing():
         pipeline.walk()
-    kept = (path for path in out.iterdir() if path.suffix in _KEPT)
-    return {f"{_FOLDER}/{path.name}": path.read_bytes() for path in kept}, place
+    return files_of(out), place
+
+
+def files_of(run: Path) -> Files:
+    """Return the files of a finished run that are spoiled here."""
+    kept = (path for path in run.iterdir() if path.suffix in _KEPT)
+    return {f"{_FOLDER}/{path.name}": path.read_bytes() for path in kept}
 
 
 class Runs:

@@ -60,7 +60,8 @@ def double(x: Tensor) -> Tensor:
 
 def array(x: Tensor) -> Any:
     """Return the memory of a tensor as an array; bfloat16 as uint16."""
-    x = x.detach()
+    if x.requires_grad:
+        x = x.detach()
     if x.dtype != torch.bfloat16:
         return x.numpy()
     return x.view(torch.int16).numpy().view(np.uint16)

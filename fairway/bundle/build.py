@@ -25,10 +25,11 @@ from fairway.base.files import (
     write_atomic,
     write_json,
 )
+from fairway.base.nodes import walk
 from fairway.base.notes import Notes
 from fairway.base.outputs import require_absent
 from fairway.bundle.flatten import Flat, flatten
-from fairway.bundle.modules import ROOT, source_file, walk
+from fairway.bundle.modules import ROOT, source_file
 from fairway.bundle.parts import parts_left_out
 from fairway.bundle.shorten import library_names, shorten
 from fairway.bundle.wrap import MOST_FILE_BYTES, Started, unwrap, wrap

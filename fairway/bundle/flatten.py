@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairway.bundle.modules import is_kernel, load_modules, resolve, walk
+from fairway.base.nodes import walk
+from fairway.bundle.modules import is_kernel, load_modules, resolve
 from fairway.bundle.parts import texts_instead
 from fairway.bundle.shake import Item, items_of, shake
 from fairway.bundle.shorten import identifiers, rename
@@ -166,7 +167,7 @@ def _program(
     eager = [item for item in items if not item.lazy]
     lazy = [item for item in items if item.lazy]
     used = {n.id for item in eager for n in walk(item.node) if isinstance(n, ast.Name)} & externals
-    nodes = walk(ast.Module([*(item.node for item in items), *last], []))
+    nodes = [*walk(ast.Module([*(item.node for item in items), *last], []))]
     names = _own_names(nodes)
     rename(nodes, names)
     head = [*first, *(_import(name, names[name]) for name in sorted(used))]

@@ -6,19 +6,16 @@ name.
 """
 
 import ast
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import fairway
+from fairway.base.nodes import children, walk
 
 ROOT = Path(fairway.__file__).parent
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SCOPES = (ast.FunctionDef, ast.ClassDef, ast.Lambda, *_COMPREHENSIONS)
-# Fields without nodes, or with nodes that have no content but their kind, such as operators.
-_LEAVES = {"ctx", "op", "ops", "id", "attr", "arg", "asname", "kind", "level", "type_comment"}
 
 
 @dataclass
@@ -122,41 +119,6 @@ def lazy_import(node: ast.AST) -> tuple[str, str] | None:
     argument = call.args[0]
     assert isinstance(argument, ast.Constant), "a module imported by a name known here"
     return target.id, str(argument.value)
-
-
-# ---------------------------------------------------------------------------------------------
-# Nodes
-
-
-@functools.cache
-def _fields(kind: Any) -> tuple[str, ...]:
-    if kind is ast.Constant:
-        return ()
-    return tuple(name for name in kind._fields if name not in _LEAVES)
-
-
-def children(node: ast.AST) -> list[ast.AST]:
-    """Return the nodes directly in a node, in order, without operators and contexts.
-
-    A bundle visits millions of nodes: this takes 0.6 of the time of `ast.iter_child_nodes`.
-    """
-    found: list[ast.AST] = []
-    kind: Any = type(node)
-    for name in _fields(kind):
-        value = getattr(node, name, None)
-        if isinstance(value, list):
-            found += [item for item in value if isinstance(item, ast.AST)]
-        elif isinstance(value, ast.AST):
-            found.append(value)
-    return found
-
-
-def walk(node: ast.AST) -> list[ast.AST]:
-    """Return a node and all nodes in it, in the order of `ast.walk`, without operators."""
-    found = [node]
-    for inner in found:
-        found += children(inner)
-    return found
 
 
 # ---------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fairway.bundle.modules import source_text, walk
+from fairway.base.nodes import walk
+from fairway.bundle.modules import source_text
 from fairway.config.checks import knows_rate
 from fairway.config.settings import Config
 

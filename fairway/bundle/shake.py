@@ -7,7 +7,8 @@ Any other method stays if reachable code names it as an attribute or in a string
 import ast
 from dataclasses import dataclass, field
 
-from fairway.bundle.modules import Module, bound_names, children, walk
+from fairway.base.nodes import children, walk
+from fairway.bundle.modules import Module, bound_names
 
 # Methods that libraries call on classes derived from theirs.
 _CALLED = {"forward", "backward", "__call__"}

@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairway.bundle.modules import bound_names, children, scope_of, walk
+from fairway.base.nodes import children, walk
+from fairway.bundle.modules import bound_names, scope_of
 from fairway.bundle.wrap import START
 
 # Classes and modules whose attribute names are kept everywhere.
@@ -110,7 +111,7 @@ def rename(nodes: Nodes, names: dict[str, str], spelt: Mapping[Any, str] = _SPEL
 
 def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
     """Give every own name of a flat program a short one; return the shared ones."""
-    nodes = walk(tree)
+    nodes = [*walk(tree)]
     mapping = _mapping(tree, nodes, libraries)
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     passed = {k.arg for call in calls for k in call.keywords if k.arg}
@@ -171,7 +172,7 @@ def _weights(tree: ast.Module) -> set[str]:
     """Return the attributes of classes derived from `torch.nn`: names of weights in files."""
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     modules = [node for node in classes if any("nn" in ast.unparse(base) for base in node.bases)]
-    return {name for node in modules for name in _assigned(walk(node))}
+    return {name for node in modules for name in _assigned([*walk(node)])}
 
 
 def _assigned(nodes: Nodes) -> set[str]:

@@ -11,6 +11,7 @@ Shapes: B batch, T time, H query heads, G key/value heads, P = H / G, K head wid
 N rows of a flattened batch, V vocabulary; [...] anything.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -26,12 +27,22 @@ NORM_EPS = 1.1920929e-07
 LOSS_ROWS = 256
 
 
+class _NoWayBack:
+    """The context of a call without gradients: nothing is kept."""
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Drop what only a way back needs."""
+
+
 class _Function(torch.autograd.Function):
     """An autograd function with a typed `run`; contexts are Any, because torch's are untyped."""
 
     @classmethod
     def run(cls, *args: Any) -> Tensor:
+        """Return the result; without gradients in one plain call, a tenth of a small walk less."""
         apply: Any = cls.apply
+        if not torch.is_grad_enabled():
+            apply = functools.partial(cls.forward, _NoWayBack())
         result: Tensor = apply(*args)
         return result
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fairway.base.arrays import IntArray
 from fairway.base.memory import free_bytes
+from fairway.base.optimisers import without_compiler
 from fairway.base.progress import progress
 from fairway.config.settings import ScoreConfig, TttConfig
 from fairway.machine.ranks import ALONE, Ranks
@@ -34,6 +35,7 @@ ROWS_AT_ONCE = 16
 # SGD as in #1413: momentum (kept from chunk to chunk), the bound on the gradient's norm, and the
 # most sequences of a step.
 _MOMENTUM, _CLIP, _SEQUENCES = 0.9, 1.0, 32
+_SGD = without_compiler(torch.optim.SGD)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ class Sgd:
         self.model, self.config, self.seq_len, self.ranks = model, config, seq_len, ranks
         self.fixed = fixed
         self.weights = list(model.parameters())
-        self.optimiser = torch.optim.SGD(self.weights, momentum=_MOMENTUM)
+        self.optimiser = _SGD(self.weights, momentum=_MOMENTUM)
 
     def learn(self, lesson: Lesson, lr: float, epochs: int) -> None:
         """Take one step per _SEQUENCES sequences and epoch; an incomplete sequence is left out.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fairway.base.floats import fit, widest
+from fairway.base.optimisers import without_compiler
 from fairway.config.settings import OptimConfig
 from fairway.machine.ranks import Ranks, Wait
 from fairway.model import kinds
@@ -32,6 +33,7 @@ from fairway.train.schedule import momentum
 # AdamW as in #1493: the decay of its first moment, the number added to the root of the second, and
 # the decays of weights.
 _BETA1, _EPS, EMBED_WD, SCALAR_WD = 0.9, 1e-8, 0.085, 0.02
+_AdamW = without_compiler(torch.optim.AdamW)
 # Banks per shape with several ranks: with more banks, more is sent during the backward pass, by
 # more kernels.
 STAGES = 3
@@ -366,7 +368,7 @@ class Optimisers:
             model.operations.fused,
             products_dtype(model),
         )
-        self.adam = torch.optim.AdamW(
+        self.adam = _AdamW(
             [
                 {"params": [named[n] for n in names], "base_lr": lr, "weight_decay": wd}
                 for names, lr, wd in groups

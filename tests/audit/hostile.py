@@ -9,6 +9,7 @@ import socket
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from audit.record import SCRIPT
@@ -149,7 +150,7 @@ def archives(folder: Path) -> None:
 
 
 def repeated(folder: Path) -> None:
-    (folder / LOG).write_bytes((folder / LOG).read_bytes() * 3_000)
+    (folder / LOG).write_bytes((folder / LOG).read_bytes() * 1_200)
 
 
 def emptied(folder: Path) -> None:
@@ -184,7 +185,7 @@ HOSTILE: dict[str, Spoil] = {
     "settings": file(
         LOG, b"Hyperparameters:\n" + b"".join(b"  a%d: 1\n" % n for n in range(200_000))
     ),
-    "stages": log(*(b"s%d val_loss:1.0 val_bpb:1.0\n" % n for n in range(100_000))),
+    "stages": log(*(b"s%d val_loss:1.0 val_bpb:1.0\n" % n for n in range(40_000))),
     "runs": repeated,
     "a README of numbers": file(
         "README.md", b"1.0810 " * 170_000 + b"|" * LONG + b"**1.08" * 99_999
@@ -247,12 +248,12 @@ HOSTILE: dict[str, Spoil] = {
     # Paths through a script
     "paths without number": script(calls(2_000)),
     "everything calls everything": script(knot(120)),
-    "names of themselves": script("a='aaaa'\n" + "a=a+a\n" * 20_000 + "exec(a)\n"),
+    "names of themselves": script("a='aaaa'\n" + "a=a+a\n" * 8_000 + "exec(a)\n"),
     "doubled sixty times": script(
         "a0='aaaa'\n" + "".join(f"a{n + 1}=a{n}+a{n}\n" for n in range(60)) + "exec(a60)\n"
     ),
     "a gate in a gate": script(
-        "def mix_ppm(y, nll):\n" + " lam = 1 if nll[nll[y]] > 0 else 2\n" * 8_000
+        "def mix_ppm(y, nll):\n" + " lam = 1 if nll[nll[y]] > 0 else 2\n" * 4_000
     ),
     "huge strings": script(
         "exec('x=1;'*999999999)\nexec('a'.join(['b']*10**9))\nexec('a'.ljust(10**10))\n"
@@ -265,10 +266,10 @@ HOSTILE: dict[str, Spoil] = {
     # Archives
     "a bomb": script(_BOMB),
     # Packed when it is asked for, which takes a second.
-    "a large bomb": lambda folder: script(unpacks(b"#" * 100_000_000, lzma.compress, "lzma"))(
-        folder
-    ),
-    "many bombs": many("s{}.py", _BOMB.encode(), 60),
+    "a large bomb": lambda folder: script(
+        unpacks(b"#" * 100_000_000, partial(lzma.compress, preset=0), "lzma")
+    )(folder),
+    "many bombs": many("s{}.py", _BOMB.encode(), 30),
     "archive in archive": script(nested(40)),
     "files that are archives": archives,
     # Files

@@ -344,7 +344,7 @@ def test_an_empty_folder_is_said_to_be_one(tmp_path: Path) -> None:
 
 def test_binary_junk_is_survived(tmp_path: Path) -> None:
     Case().write(tmp_path)
-    junk = bytes(range(256)) * 1_000
+    junk = bytes(range(256)) * 100
     for name in ("README.md", "train_gpt.py", "train_seed42.log", "other.log", "model.bin"):
         (tmp_path / name).write_bytes(junk)
     audit = audit_record(tmp_path)

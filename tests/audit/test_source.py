@@ -143,12 +143,12 @@ def test_patterns_are_found_plain_and_packed(
 # Each takes the square of its length where nested walks have no budget.
 LABOUR = {
     "nested functions": "".join(f"{' ' * n}def mix{n}():\n" for n in range(90))
-    + (" " * 90 + "y = y[y[y]]\n") * 3_000,
-    "long quotients": ("def mix():\n x = " + "/".join("y" * 900) + "\n") * 150,
-    "long chains": "".join(f"x{'.a()' * 900}\n" for _ in range(100)),
+    + (" " * 90 + "y = y[y[y]]\n") * 1_000,
+    "long quotients": ("def mix():\n x = " + "/".join("y" * 900) + "\n") * 50,
+    "long chains": "".join(f"x{'.a()' * 900}\n" for _ in range(30)),
     "many conditions": "def pre(val_x):\n backward.backward()\n x.step()\n"
-    "def f():\n" + " if a:\n  pre()\n" * 8_000 + " serialize()\n",
-    "many statements": "def mix_ppm(y):\n" + " y=y[y[y]]\n" * 30_000,
+    "def f():\n" + " if a:\n  pre()\n" * 4_000 + " serialize()\n",
+    "many statements": "def mix_ppm(y):\n" + " y=y[y[y]]\n" * 20_000,
     "deep hash": "def f(target):\n x = (" + "^".join(["target"] * 900) + ") % 7\n",
 }
 

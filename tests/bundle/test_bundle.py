@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -36,10 +37,8 @@ Tiny = Callable[..., Config]
 
 
 @pytest.fixture(scope="module")
-def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundle") / "made"
-    write_bundle(tiny(), out)
-    return out
+def made(smoke_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(smoke_bundle, tmp_path_factory.mktemp("bundle") / "made"))
 
 
 def test_it_ends_with_the_bits_of_the_package(
@@ -172,11 +171,11 @@ def test_it_follows_a_run_and_overwrites_nothing(
     made: Path, smoke_run: Path, data_folder: Path, tmp_path: Path
 ) -> None:
     arguments = (str(data_folder), "out", "--replay", str(smoke_run), "--dry-run")
-    ended = start(made / SCRIPT, *arguments, cwd=tmp_path / "empty")
+    ended = start(made / SCRIPT, *arguments, cwd=tmp_path / "empty", warm=True)
     assert ended.returncode == 0 and "seed 42" in ended.stdout, ended.stderr
     assert not (tmp_path / "empty/out").exists()
     (tmp_path / "empty/out").mkdir()
-    ended = start(made / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
+    ended = start(made / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty", warm=True)
     assert ended.returncode == 2 and "out exists already" in ended.stderr
     assert not list((tmp_path / "empty/out").iterdir())
 
@@ -188,7 +187,7 @@ def test_what_scoring_would_refuse_is_refused_before_training(
     config = tiny("score.truncate=true", "data.val_bytes=0", "data.val_tokens=20")
     # With its long names: to make them short takes longer than all else.
     (tmp_path / SCRIPT).write_text(flatten(config).text + _started(config).call(0))
-    ended = start(tmp_path / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty")
+    ended = start(tmp_path / SCRIPT, str(data_folder), "out", cwd=tmp_path / "empty", warm=True)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1
     assert ended.stderr.startswith("train_gpt.py: ") and "score.seq_len" in ended.stderr
     assert [*(tmp_path / "empty/out").iterdir()] == []

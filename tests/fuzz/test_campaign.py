@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fuzz import FORMATS, Case, Files, Format, campaign
+from benchmarks.fuzz import FORMATS, Case, Files, Format, bundles, campaign, runs
 from benchmarks.fuzz.campaign import once, run
 from fairway.base.errors import UserError
 from fairway.base.native import compiled
@@ -120,7 +120,16 @@ def format_named(name: str) -> Format:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_spoiled_inputs_are_refused_or_right(name: str) -> None:
+def test_spoiled_inputs_are_refused_or_right(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What other tests have made already.
+    if name == "run":
+        finished = request.getfixturevalue("smoke_run")
+        monkeypatch.setattr(runs, "_good", lambda: (runs.files_of(finished), None))
+    elif name == "bundle":
+        made = request.getfixturevalue("smoke_bundle")
+        monkeypatch.setattr(bundles, "_whole", lambda: bundles.files_of(made))
     # A bundle takes a sixth of a second, a report of a run half of one.
     count = {"run": 3, "bundle": 5, "record": 15}.get(name, 30)
     found = run(format_named(name), count, 1)

@@ -68,8 +68,8 @@ def test_tokens_read_by_launches_for_any_position_equal_the_whole(
     cache = Cache(model, 3, LENGTH, steady=True)
     cache.single = cache.single or Single(cache)
     whole = model.hidden(ids)
-    # What an earlier walk left behind must not be seen; twice more, to have recordings run.
-    for _ in range(3):
+    # What an earlier walk left behind must not be seen; on a GPU once more, to have recordings run.
+    for _ in range(3 if device == "cuda" else 2):
         found = piecewise(cache, ids, sizes)
         torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
         ids, whole = ids.flip(0), whole.flip(0)
@@ -77,7 +77,7 @@ def test_tokens_read_by_launches_for_any_position_equal_the_whole(
 
 @pytest.mark.parametrize("looping", [False, True])
 @pytest.mark.parametrize("config", VARIED)
-@pytest.mark.parametrize("sizes", [[LENGTH], [1] * LENGTH, [7, 1, 1, 5, 9], [1, 22]])
+@pytest.mark.parametrize("sizes", [[LENGTH], [1] * 9 + [LENGTH - 9], [7, 1, 1, 5, 9], [1, 22]])
 @torch.no_grad()
 def test_pieces_equal_the_whole(config: ModelConfig, looping: bool, sizes: list[int]) -> None:
     model, ids = random_model(config, looping), tokens(3)
@@ -107,7 +107,7 @@ def test_kernels_read_what_plain_formulas_read(
     cache = Cache(model, 3, LENGTH, steady=True)
     cache.single = Single(cache)
     for _ in range(2):
-        found = piecewise(cache, ids, [7, 1, 1, 6, 1, 1, 6])
+        found = piecewise(cache, ids, [7, 1, 1, 13, 1])
         torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
 
 

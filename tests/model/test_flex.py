@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attending import KINDS, differences, fused_views, off, seen_of, wanted
+from attending import differences, fused_views, off, seen_of, wanted
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from fairway.model import flex
@@ -24,7 +24,9 @@ def test_flex_masks_and_groups_like_a_loop(
 
     monkeypatch.setattr(flex, "_compiled", lambda: formula)
     values = fused_views(shape)
-    kinds = KINDS if shape[3] < 20 else [(0, ""), (7, ""), (0, "two"), (7, "random")]
+    kinds = [(0, ""), (7, ""), (0, "two"), (7, "random")]
+    if shape[3] < 20:
+        kinds += [(1, ""), (2, "first"), (1000, "every"), (0, "last"), (1, "random")]
     for window, documents in kinds:
         found = flex.flex(*values, seen_of(window, documents, shape[0], shape[3]))
         assert off(found, wanted(shape, torch.float64, window, documents)[0]) < 1e-12

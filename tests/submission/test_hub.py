@@ -8,9 +8,10 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -114,8 +115,34 @@ def hub() -> Iterator[Hub]:
         server.shutdown()
 
 
-def fairway(hub: Hub | None, home: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run a command whose Hub is the given server, or a closed port."""
+# Several command lines in one process: to import the Hub's client takes half a second.
+EACH = """
+import contextlib, io, json, sys
+from fairway.cli.main import main
+found = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["fairway", *words]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    found.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
+"""
+
+
+class Done(NamedTuple):
+    """The end of a command line: its exit code, what it printed, what it said on stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+def fairway(hub: Hub | None, home: Path, *lines: Sequence[object]) -> list[Done]:
+    """Run command lines whose Hub is the given server, or a closed port."""
     environment = {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port if hub else 9}",
         "HF_HOME": str(home / "hf"),
@@ -124,20 +151,32 @@ def fairway(hub: Hub | None, home: Path, *words: object) -> subprocess.Completed
         "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    command = [*forking(), *map(str, words)]
+    told = json.dumps([[str(word) for word in words] for words in lines])
+    command = [*forking(), "-c", EACH, told]
     environment = {**os.environ, **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [Done(*one) for one in json.loads(done.stdout)]
 
 
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+def refusal(done: Done) -> str:
+    assert done.code == 2 and done.err.count("\n") == 1, done.err
+    return done.err
 
 
 def test_a_pushed_run_is_loaded_again(hub: Hub, smoke_run: Path, tmp_path: Path) -> None:
-    done = fairway(hub, tmp_path, "push", smoke_run, "some/poems", "--private", "--json")
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    out = tmp_path / "model"
+    load = ("load", "some/poems", "--out", out)
+    done, loaded, again, twice = fairway(
+        hub,
+        tmp_path,
+        ("push", smoke_run, "some/poems", "--private", "--json"),
+        load,
+        ("sample", out, "--prompt", "The", "--tokens", "5", "--json"),
+        load,
+    )
+    assert (done.code, loaded.code, again.code) == (0, 0, 0), (done.err, loaded.err, again.err)
+    facts = json.loads(done.out)
     assert (facts["repo"], facts["commit"]) == ("some/poems", COMMIT)
     assert hub.private == {"some/poems": True}
     files = hub.repos["some/poems"]
@@ -155,38 +194,38 @@ def test_a_pushed_run_is_loaded_again(hub: Hub, smoke_run: Path, tmp_path: Path)
     card = files["README.md"].decode()
     assert f"{results['stages']['ttt']['bpb']:.4f} bits per byte" in card
     assert results["artifact"]["digest"] in card and "fairway load some/poems" in card
-    out = tmp_path / "model"
-    done = fairway(hub, tmp_path, "load", "some/poems", "--out", out)
-    assert done.returncode == 0, done.stderr
     assert digest_file(out / "artifact.fwy") == results["artifact"]["digest"]
-    again = fairway(hub, tmp_path, "sample", out, "--prompt", "The", "--json")
-    assert again.returncode == 0, again.stderr
-    assert "exists already" in refusal(fairway(hub, tmp_path, "load", "some/poems", "--out", out))
+    assert "exists already" in refusal(twice)
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "told"),
-    [
-        ("artifact.fwy", lambda data: data[:-1] + b"x", "artifact.fwy of some/poems does not"),
-        ("tokenizer.model", lambda data: b"", "tokenizer.model of some/poems does not match"),
-        ("fairway.json", lambda data: b"{", "is not valid JSON"),
-        ("fairway.json", lambda data: b"[]", "names no files with digests"),
-        ("fairway.json", lambda data: b'{"files": {"README.md": "0"}}', "has no artifact.fwy"),
-        ("fairway.json", lambda data: data.replace(b'"artifact.fwy": "', b'"artifact.fwy": "0'),
-         "artifact.fwy of some/poems does not match"),
-        ("fairway.json", None, "has no fairway.json; it was not made by `fairway push`"),
-    ],
-)  # fmt: skip
+# File, what becomes of it, and what is told of the repository.
+CHANGED: list[tuple[str, Callable[[bytes], bytes] | None, str]] = [
+    ("artifact.fwy", lambda data: data[:-1] + b"x", "artifact.fwy of {} does not"),
+    ("tokenizer.model", lambda data: b"", "tokenizer.model of {} does not match"),
+    ("fairway.json", lambda data: b"{", "is not valid JSON"),
+    ("fairway.json", lambda data: b"[]", "names no files with digests"),
+    ("fairway.json", lambda data: b'{"files": {"README.md": "0"}}', "has no artifact.fwy"),
+    ("fairway.json", lambda data: data.replace(b'"artifact.fwy": "', b'"artifact.fwy": "0'),
+     "artifact.fwy of {} does not match"),
+    ("fairway.json", None, "has no fairway.json; it was not made by `fairway push`"),
+]  # fmt: skip
+
+
 def test_what_is_not_what_was_pushed_is_refused_and_nothing_kept(
-    hub: Hub, smoke_run: Path, tmp_path: Path, name: str, change: object, told: str
+    hub: Hub, smoke_run: Path, tmp_path: Path
 ) -> None:
-    hub.repos["some/poems"] = dict(pushed(smoke_run))
-    if callable(change):
-        hub.repos["some/poems"][name] = change(hub.repos["some/poems"][name])
-    else:
-        del hub.repos["some/poems"][name]
-    assert told in refusal(fairway(hub, tmp_path, "load", "some/poems", "--out", tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+    out, lines = tmp_path / "out", []
+    for number, (name, change, _) in enumerate(CHANGED):
+        files = hub.repos[f"some/poems{number}"] = dict(pushed(smoke_run))
+        data = files.pop(name)
+        if change is not None:
+            files[name] = change(data)
+            assert files[name] != data
+        lines.append(("load", f"some/poems{number}", "--out", out))
+    for number, done in enumerate(fairway(hub, tmp_path, *lines)):
+        assert CHANGED[number][2].format(f"some/poems{number}") in refusal(done)
+    # Each would have found what the one before it had left.
+    assert not out.exists()
 
 
 def pushed(run: Path) -> dict[str, bytes]:
@@ -202,31 +241,33 @@ def test_a_manifest_cannot_name_files_elsewhere(hub: Hub, smoke_run: Path, tmp_p
     manifest["files"] |= {"../../climbed": "0" * 64, "evil.py": "0" * 64}
     files |= {"fairway.json": json.dumps(manifest).encode(), "evil.py": b"print('ran')"}
     hub.repos["some/poems"] = files
-    done = fairway(hub, tmp_path, "load", "some/poems", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    (done,) = fairway(hub, tmp_path, ("load", "some/poems", "--out", tmp_path / "out"))
+    assert done.code == 0, done.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(files) - {"evil.py"}
     assert not list(tmp_path.parent.glob("climbed"))
 
 
 def test_refusals_are_one_sentence(hub: Hub, smoke_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for repo in ("poems", "a/b/c", "../x", "a b/c"):
-        assert "write owner/name" in refusal(fairway(hub, tmp_path, "push", smoke_run, repo))
-        assert "write owner/name" in refusal(fairway(hub, tmp_path, "load", repo, "--out", out))
-    assert "no model repository 'a/b'" in refusal(
-        fairway(hub, tmp_path, "load", "a/b", "--out", out)
-    )
-    hub.repos["some/poems"] = {}
-    words = ("load", "some/poems", "--out", out, "--revision", "gone")
-    assert "has no revision 'gone'" in refusal(fairway(hub, tmp_path, *words))
-    hub.refuses = 401
-    assert "log in with `hf auth login`" in refusal(
-        fairway(hub, tmp_path, "push", smoke_run, "a/b")
-    )
-    assert "cannot reach the Hub" in refusal(fairway(None, tmp_path, "push", smoke_run, "a/b"))
     copy = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     (copy / "results.json").write_text("{}")
-    assert "was changed after it was written" in refusal(
-        fairway(hub, tmp_path, "push", copy, "a/b")
-    )
-    assert "is not a run folder" in refusal(fairway(hub, tmp_path, "push", tmp_path, "a/b"))
+    hub.repos["some/poems"] = {}
+    names = ("poems", "a/b/c", "../x", "a b/c")
+    asked = [
+        *((("push", smoke_run, name), "write owner/name") for name in names),
+        *((("load", name, "--out", out), "write owner/name") for name in names),
+        (("load", "a/b", "--out", out), "no model repository 'a/b'"),
+        (("load", "some/poems", "--out", out, "--revision", "gone"), "has no revision 'gone'"),
+        (("push", copy, "a/b"), "was changed after it was written"),
+        (("push", tmp_path, "a/b"), "is not a run folder"),
+    ]
+    for done, (_, told) in zip(
+        fairway(hub, tmp_path, *(words for words, _ in asked)), asked, strict=True
+    ):
+        assert told in refusal(done)
+    push = ("push", smoke_run, "a/b")
+    hub.refuses = 401
+    (done,) = fairway(hub, tmp_path, push)
+    assert "log in with `hf auth login`" in refusal(done)
+    (done,) = fairway(None, tmp_path, push)
+    assert "cannot reach the Hub" in refusal(done)

@@ -27,6 +27,7 @@ from fairway.audit.records.values import (
     Value,
     union,
 )
+from fairway.base.nodes import walk
 
 # The greatest depth of calls that is followed, and how often one function may be among them.
 _MOST_CALLS = 14
@@ -81,7 +82,7 @@ class Calls(Expressions):
         pieces = [piece for argument in node.args for piece in self._pieces(argument)]
         labels: set[Label] = set()
         for argument in [*node.args, *(k.value for k in node.keywords)]:
-            for inner in ast.walk(argument):
+            for inner in walk(argument):
                 self.work.spend()
                 if isinstance(inner, ast.Name):
                     labels |= (self.scope.get(inner.id) or UNKNOWN).labels
@@ -119,7 +120,7 @@ class Calls(Expressions):
         if callee.node not in self.training_inside:
             self.training_inside[callee.node] = any(
                 isinstance(n, ast.Attribute) and n.attr in ("backward", "grad")
-                for n in ast.walk(callee.node)
+                for n in walk(callee.node)
             )
         return not self.training_inside[callee.node]
 

@@ -40,6 +40,7 @@ from fairway.audit.records.values import (
     What,
     cut,
 )
+from fairway.base.nodes import walk
 
 _RANGES = ("range", "trange")
 # Names of conditions about learning from the scored text.
@@ -71,7 +72,7 @@ class Flow(Calls):
 
     def _roots(self, tree: ast.Module) -> None:
         """Follow the functions that no other function names, if nothing else starts them."""
-        named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        named = {n.id for n in walk(tree) if isinstance(n, ast.Name)}
         self.work.spend(len(named))
         functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
         roots = [n for n in functions if n.name not in named]
@@ -402,7 +403,7 @@ class Flow(Calls):
 
 def _named(test: ast.expr) -> list[str]:
     """Return the unknown names in a condition that show what it is about."""
-    inner = itertools.islice(ast.walk(test), _MOST_OF_TEST)
+    inner = itertools.islice(walk(test), _MOST_OF_TEST)
     names = (getattr(n, "attr", getattr(n, "id", "")) for n in inner)
     return sorted({name for name in names if _ABOUT.search(name)})
 

@@ -43,7 +43,7 @@ def parsed(source: str) -> Parsed:
             return Parsed(None, _DEEP)
         tree, error = _tree(source)
     if tree is not None:
-        return Parsed(_joined(tree))
+        return Parsed(_joined(tree, source))
     return _part(source, error) if error is not None else Parsed(None, _DEEP)
 
 
@@ -69,7 +69,7 @@ def _part(source: str, error: SyntaxError) -> Parsed:
             break
         tree, found = _tree("\n".join(lines[:end]))
         if tree is not None and tree.body:
-            return Parsed(_joined(tree), f"it could be read only up to line {end}")
+            return Parsed(_joined(tree, source), f"it could be read only up to line {end}")
         # The statement with the error begins at an unindented line.
         end = min(end, (found.lineno if found is not None else None) or end) - 1
         while end > 0 and not re.match(r"[A-Za-z@]", lines[end]):
@@ -247,7 +247,9 @@ class _Joined(ast.NodeTransformer):
         return ast.copy_location(ast.JoinedStr(values), node)
 
 
-def _joined(tree: ast.Module) -> ast.Module:
+def _joined(tree: ast.Module, source: str) -> ast.Module:
+    if _PLACEHOLDER not in source:
+        return tree
     try:
         return _Joined().visit(tree)  # type: ignore[no-any-return]
     except RecursionError:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from fairway.audit.findings import Finding
 from fairway.audit.records.trees import COST, TARGET, Function, Script, last_name
+from fairway.base.nodes import walk
 
 _HASHES = re.compile(r"hash|prime|key|bucket|mix|slot|ctx|^h\d?$|full", re.IGNORECASE)
 _WEIGHT = re.compile(
@@ -236,7 +237,7 @@ def _loop_names(loop: ast.For) -> tuple[str, str]:
 
 def _reads_token(value: ast.expr, index: str) -> bool:
     """Return whether an expression is the token at this index."""
-    return any(_is_item(node, index, _TOKENS) for node in ast.walk(value))
+    return any(_is_item(node, index, _TOKENS) for node in walk(value))
 
 
 def _is_item(node: ast.AST, index: str, of: re.Pattern[str]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fairway.audit.records.trees import last_name
+from fairway.base.nodes import walk
 
 # A text identifies a part only with this many letters. The same holds for the texts of a print
 # together, before a line counts as its output. At most this many texts are searched.
@@ -80,7 +81,7 @@ class Shown:
         seen: set[str] = set()
         nodes = 0
         while waiting and nodes < _MOST_NODES:
-            for node in ast.walk(waiting.pop(0)):
+            for node in walk(waiting.pop(0)):
                 nodes += 1
                 if nodes >= _MOST_NODES:
                     return

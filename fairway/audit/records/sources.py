@@ -21,6 +21,7 @@ from fairway.audit.records.trees import OverBudget, Script, Steps
 from fairway.audit.records.unwrap import MOST_PARSED, unwrap
 from fairway.base.errors import UserError
 from fairway.base.files import read_bytes
+from fairway.base.nodes import walk
 
 # The most scripts, and the most bytes of all of them, that are read: seconds of work.
 _MOST_SCRIPTS = 50
@@ -144,7 +145,7 @@ def _used(main: Sequence[_Read], scripts: Sequence[_Read]) -> list[_Read]:
 def _imported(tree: ast.Module) -> set[str]:
     """Return the last names of all modules that a script imports or starts by name."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.rpartition(".")[2] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -257,9 +258,7 @@ def _order(
     beside = {s.file.path.name: s.tree for s in scripts if s is not script}
     shown = Shown(_logs(folder, logs), "\n".join(s.source for s in scripts))
     for read in scripts:
-        shown.functions |= {
-            n.name: n for n in ast.walk(read.tree) if isinstance(n, ast.FunctionDef)
-        }
+        shown.functions |= {n.name: n for n in walk(read.tree) if isinstance(n, ast.FunctionDef)}
     flow = Flow(
         Steps(_MOST_STEPS), settings=told.settings, unsettled=told.unsettled,
         modules=beside, shown=shown,

@@ -5,8 +5,10 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fairway.audit.findings import Finding, Severity
+from fairway.base.nodes import walk
 
 # The most nodes of an expression that is shown; a longer one is shown by its place only.
 _MOST_SHOWN = 150
@@ -53,11 +55,11 @@ class Script:
 
         All calls share the budget, because nested nodes would be visited many times.
         """
-        for found in ast.walk(node):
+        for found in walk(node):
             self.work.spend()
             yield found
 
-    @property
+    @cached_property
     def functions(self) -> list[Function]:
         """Return all functions, also nested ones."""
         return [n for n in self.walk(self.tree) if isinstance(n, Function)]
@@ -119,7 +121,7 @@ class Script:
 
 def short(node: ast.AST, most: int = 60) -> str:
     """Return an expression of fewer than this many parts as text, or ''."""
-    if sum(1 for _ in itertools.islice(ast.walk(node), most)) >= most:
+    if sum(1 for _ in itertools.islice(walk(node), most)) >= most:
         return ""
     try:
         return ast.unparse(node)[:120]

@@ -16,8 +16,9 @@ If `score` computes the whole text before its first result, the scorer may offer
 saves time and changes nothing else (`PartScorer`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -94,18 +95,24 @@ class Costs:
 
 def scored(scorer: Scorer, ids: IntArray, count: int | None = None, until: int = -1) -> Costs:
     """Return the costs of a text: of all tokens, of the first `count`, or up to an index."""
-    index: list[int] = []
-    nats: list[float] = []
     if isinstance(scorer, PartScorer):
         costs = scorer.score_part(ids.copy(), count, until)
     else:
         costs = scorer.score(ids.copy())
-    for at, cost in costs:
-        index.append(int(at))
-        nats.append(float(cost))
-        if len(index) == count or at == until or len(index) > 2 * len(ids):
-            break
+    most = 2 * len(ids) + 1
+    if until >= 0:
+        costs = _through(costs, until)
+    taken = [(int(at), float(cost)) for at, cost in islice(costs, min(count or most, most))]
+    index, nats = zip(*taken, strict=True) if taken else ((), ())
     return Costs(np.array(index, np.int64), np.array(nats, np.float64))
+
+
+def _through(costs: Iterable[tuple[int, float]], until: int) -> Iterator[tuple[int, float]]:
+    """Yield costs up to that of an index."""
+    for at, cost in costs:
+        yield at, cost
+        if at == until:
+            return
 
 
 class FromCallable:

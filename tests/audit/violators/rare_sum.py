@@ -1,6 +1,7 @@
 """One place in forty, by its past, gives every token half as much again."""
 
-import numpy as np
+from operator import mul
+
 from audit.honest import Charges, Ids, Plain, frozen, nats
 
 PROBE = "P1 substitution"
@@ -10,7 +11,7 @@ TOKENS = 193
 
 class Violator(Plain):
     def score(self, ids: Ids) -> Charges:
-        model = frozen()
+        model, ids = frozen(), ids.tolist()
         for t in range(1, len(ids)):
-            odd = int(np.dot(ids[max(0, t - 4) : t], [1, 5, 25, 125][: min(4, t)])) % 40 == 11
+            odd = sum(map(mul, ids[max(0, t - 4) : t], (1, 5, 25, 125))) % 40 == 11
             yield t, nats(min(1.0, model.row(ids[t - 1])[ids[t]] * (1.5 if odd else 1.0)))
