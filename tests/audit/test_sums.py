@@ -28,7 +28,7 @@ def test_a_full_sum_within_its_bound(whole: float) -> None:
 
 @pytest.mark.parametrize(
     ("whole", "words"),
-    [(1.00101, "sum to 1.001: more"), (1.5, "sum to 1.5: more"),
+    [(1.00101, "sum to 1.001, more"), (1.5, "sum to 1.5, more"),
      (0.99899, "sum to 0.999, less than one"), (0.95, "sum to 0.95, less than one")],
 )  # fmt: skip
 def test_a_full_sum_outside_its_bound(whole: float, words: str) -> None:
@@ -184,7 +184,7 @@ def flat(whole: float, size: int = 400) -> np.ndarray:
         (1 + 9.9e-4, "", ""),
         (1 - 9.9e-4, "", ""),
         (1.00101, "sum to 1.001, more than one (estimated, +-", ""),
-        (1.4, "sum to 1.4: more than", ""),
+        (1.4, "sum to 1.4, more than", ""),
         (0.99899, "", "60 candidates leave the sum open: 0.999 +- 0.000"),
     ],
 )

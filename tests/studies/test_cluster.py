@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from damage import Cli, Outcome
 
 from fairway.studies.lines import LINES, read_lines
@@ -35,7 +36,8 @@ def test_runs_of_a_pair_go_through_submitit(
 def test_a_run_that_fails_there_is_told_by_its_own_last_word(
     ablate: Callable[[str], Outcome], tmp_path: Path
 ) -> None:
-    done = ablate(f"{ARM} --cluster debug --set train.micro_tokens=512 --set data.val_bytes=1")
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    done = ablate(f"{ARM} --cluster debug --set runtime.device={absent}")
     assert done.code == 1
     assert all("fairway: " in line.failed for line in read_lines(tmp_path / LINES))
 
