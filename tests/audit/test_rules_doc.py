@@ -62,6 +62,6 @@ def test_codes_and_limits_are_those_of_the_code() -> None:
         assert stem in source, code
     assert f"{LIMIT_BYTES:,} bytes" in table and f"{TEXT_BYTES:,} bytes" in table
     assert table.count(f"{BUDGET_S:.0f} s") == 2
-    assert f"{AHEAD_NATS:.1f} nats convict" in rules
+    assert f"{AHEAD_NATS:.1f} nats are enough for a verdict" in rules
     assert f"up to {MOST_NOISE_NATS} nats are noise" in rules
     assert f"within {SUM_TOLERANCE}" in rules
