@@ -157,13 +157,7 @@ def ablate(
 ) -> None:
     """Compare variants of a recipe in paired runs, and stop when the answer is clear."""
     if merged:
-        if recipe:
-            raise UserError(
-                f"--merge joins tables and takes no recipe; leave '{recipe[:60]}' out, or put "
-                "--merge before it if it is a table"
-            )
-        if arms or overrides or clock:
-            raise UserError("--merge joins finished runs; leave --arm, --set and --clock out")
+        _require_tables_alone(recipe, bool(arms or overrides or clock or noise or keep_hopeless))
         _merge(merged, metric, error, out, as_json)
         return
     if recipe is None:
@@ -189,6 +183,20 @@ def ablate(
     if cluster:
         where = _on_cluster(asked, target, where, cluster, cluster_set or [])
     _ablate(asked, target, where, effect, dry_run, as_json)
+
+
+def _require_tables_alone(recipe: str | None, more: bool) -> None:
+    """Raise UserError if --merge came with a recipe, or with options of runs."""
+    if recipe:
+        raise UserError(
+            f"--merge joins tables and takes no recipe; leave '{recipe[:60]}' out, or put "
+            "--merge before it if it is a table"
+        )
+    if more:
+        raise UserError(
+            "--merge joins finished runs; leave --arm, --set, --clock, --noise and "
+            "--keep-hopeless out"
+        )
 
 
 def _on_cluster(asked: Any, out: Path, where: Any, kind: str, settings: list[str]) -> Any:

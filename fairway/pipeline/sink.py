@@ -94,7 +94,7 @@ class WeightsAndBiases:
         self._run.log({name: self._module.Html(page, inject=False)}, step=step)
 
     def close(self) -> None:
-        """Finish; return when everything is stored."""
+        """Finish the run. Weights & Biases may write its file a moment later in its own process."""
         self._run.finish()
 
 

@@ -122,10 +122,7 @@ class Law:
     told: str
 
     def predict(self, config: Config, steps: float, text: Reading, bits: float) -> Prediction:
-        """Return the expected score of a run of this many steps and bits per weight; 0 bits:
-
-        GPTQ.
-        """
+        """Return the expected score of a run of this many steps; `bits` per weight, 0 for GPTQ."""
         found = features(config, steps, text)
         own = self._own(config.recipe, steps)
         bpb = float(expected(self.coefficients, found)) + own + self.damage(bits)

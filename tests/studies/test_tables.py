@@ -329,7 +329,8 @@ def test_a_table_that_does_not_exist_is_told_without_reading_it_all(tmp_path: Pa
 def test_what_a_merge_does_not_take_is_refused(cli: Cli) -> None:
     for words, told in (
         (("--merge", "a", "b"), "takes no recipe; leave 'b' out"),
-        (("--merge", "a", "--set", "seed=1"), "leave --arm, --set and --clock out"),
+        (("--merge", "a", "--set", "seed=1"), "leave --arm, --set, --clock, --noise"),
+        (("--merge", "a", "--keep-hopeless"), "and --keep-hopeless out"),
         (("demo", "b"), "unexpected extra argument"),
     ):
         done = cli("ablate", *words)
