@@ -62,4 +62,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Helper processes find `encode` by the name of its module, and never execute a script.
+    from proxy_data import main
+
     main()

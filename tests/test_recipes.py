@@ -124,6 +124,7 @@ def test_best_is_the_proxy_with_what_paid() -> None:
     changed = differing(recipe("pr1858_proxy"), recipe("best"))
     assert {name for name in changed if name.startswith(("model.", "train.", "data."))} == {
         "model.num_heads", "model.num_kv_heads", "model.rope_dims", "model.loop_extra",
+        "model.num_layers", "model.parallel_from", "model.mlp_dim",
     }  # fmt: skip
     packed = differing(recipe("best_8"), recipe("best"))
     assert not [name for name in packed if name.startswith(("quant.", "pack.", "ttt.", "score."))]
@@ -171,6 +172,7 @@ def test_every_setting_is_that_of_the_logs_of_1874() -> None:
 def test_recipes_by_budget_differ_in_what_follows_from_the_budget() -> None:
     best = recipe("best")
     assert differing(best, recipe("best_600")) == {
+        "model.num_layers": 11, "model.parallel_from": 8, "model.mlp_dim": 2048,
         "recipe": "best_600", "train.budget_s": 600.0, "optim.momentum_warmup_steps": 600,
         "optim.momentum": 0.965, "optim.cautious": True, "optim.row_beta": 0.95,
         "optim.beta2": 0.99, "optim.embed_lr": 0.06, "optim.min_lr": 0.05,
@@ -180,7 +182,7 @@ def test_recipes_by_budget_differ_in_what_follows_from_the_budget() -> None:
     assert differing(best, recipe("small")) == {
         "recipe": "small", "train.budget_s": 600.0, "train.micro_tokens": 49_152,
         "optim.momentum_warmup_steps": 200, "quant.calibration_tokens": 524_288,
-        "quant.gradient_tokens": 262_144, "ttt.lora_documents": 32, "ttt.over_budget": "shrink",
+        "quant.gradient_tokens": 262_144, "ttt.lora_documents": 16, "ttt.over_budget": "shrink",
     }  # fmt: skip
 
 

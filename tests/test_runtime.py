@@ -39,7 +39,7 @@ def test_probe_takes_the_fastest_of_what_is_open(monkeypatch: pytest.MonkeyPatch
         return 0.1 if option[1] == "float32" and option[2] == "medium" else 1.0
 
     monkeypatch.setattr("fairway.machine.plan._probe_seconds", seconds)
-    monkeypatch.setattr("fairway.machine.plan._usable_cores", lambda: 2)
+    monkeypatch.setattr("fairway.machine.plan.usable_cores", lambda: 2)
     made = make_plan(RuntimeConfig(device="cpu"))
     assert (made.dtype, made.matmul) == ("float32", "medium")
     assert len(tried) == 6

@@ -25,6 +25,7 @@ class Runner:
         self.commands: list[list[str]] = []
         self.processes: list[int] = []
         self.gpus: list[str | None] = []
+        self.threads: list[str | None] = []
 
     def __call__(
         self, words: list[str], processes: int, **options: Any
@@ -32,6 +33,7 @@ class Runner:
         self.commands.append(words)
         self.processes.append(processes)
         self.gpus.append(options["env"].get("CUDA_VISIBLE_DEVICES"))
+        self.threads.append(options["env"].get("OMP_NUM_THREADS"))
         seed = int(words[-1 - ("--resume" in words)].removeprefix("seed="))
         out = Path(words[words.index("--out") + 1])
         if seed not in self.failing:
@@ -64,7 +66,7 @@ def test_figures_of_all_seeds(
     assert sliding["mean"] == pytest.approx(results["stages"]["sliding"]["bpb"])
     assert summary["worst"]["artifact_bytes"] == results["artifact"]["bytes"]
     assert runner.commands[0][-4:] == ["--set", "train.steps=3", "--set", "seed=42"]
-    assert runner.gpus == [None, None, None]
+    assert runner.gpus == runner.threads == [None, None, None]
 
 
 TOLD = "import sys; print('step 1'); print('fairway: the loss became nan'); sys.exit(2)"
@@ -95,12 +97,14 @@ def test_a_failed_seed_is_told_by_its_own_last_word_and_leaves_the_others(
     assert summary["bpb"]["ttt"]["n"] == 2
 
 
-def test_an_unfinished_seed_is_resumed_and_seeds_share_out_the_gpus(
+def test_an_unfinished_seed_is_resumed_and_seeds_share_out_gpus_and_cores(
     smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = use(monkeypatch, smoke_run)
     seed_folder(tmp_path, 2).mkdir()
     (seed_folder(tmp_path, 2) / "checkpoint.safetensors").touch()
+    monkeypatch.setattr("fairway.pipeline.jobs.usable_cores", lambda: 64)
+    monkeypatch.delenv("OMP_NUM_THREADS")
     run_seeds(Plan("smoke", (), (1, 2), at_once=2, processes=4), tmp_path, quiet)
     assert {c[c.index("--set") + 1]: "--resume" in c for c in runner.commands} == {
         "seed=1": False,
@@ -108,6 +112,7 @@ def test_an_unfinished_seed_is_resumed_and_seeds_share_out_the_gpus(
     }
     assert runner.processes == [4, 4]
     assert set(runner.gpus) == {"0,1,2,3", "4,5,6,7"}
+    assert runner.threads == ["8", "8"]
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])

@@ -1,6 +1,5 @@
 """`fairway doctor`: the hardware and software of this machine, and what a run would use."""
 
-import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairway.base import units
+from fairway.base.cores import usable_cores
 from fairway.base.memory import free_bytes
 from fairway.base.timing import Stopwatch, device_seconds, pace
 from fairway.config.settings import RuntimeConfig
@@ -26,7 +26,7 @@ def examine() -> dict[str, Any]:
     plan.apply()
     facts: dict[str, Any] = {f"version of {name}": text for name, text in versions().items()}
     facts["system"] = f"{platform.system()} {platform.machine()}"
-    facts["CPU cores"] = os.cpu_count()
+    facts["CPU cores"] = usable_cores()
     facts["disk free here"] = units.megabytes(shutil.disk_usage(Path.cwd()).free)
     facts["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     facts["a run would use"] = plan.describe()

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
+from fairway.base.cores import usable_cores
 from fairway.base.errors import UserError
 from fairway.base.progress import progress
 
@@ -21,8 +22,7 @@ _MAX_PROCESSES = 16
 
 def processes() -> int:
     """Return how many processes this machine can run at once."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(usable or 1, _MAX_PROCESSES)
+    return min(usable_cores(), _MAX_PROCESSES)
 
 
 def map_parallel(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from fairway.base.cores import usable_cores
 from fairway.base.errors import UserError
 from fairway.base.timing import pace
 from fairway.config.settings import RuntimeConfig
@@ -218,14 +219,9 @@ def _kernels(name: str, device: str, dtype: str) -> str:
     return "plain" if missing or name == "plain" else "fused"
 
 
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def _probe_cpu(config: RuntimeConfig) -> tuple[int, str, str]:
     """Return the fastest (threads, dtype, matmul) among those the config leaves open."""
-    cores = _usable_cores()
+    cores = usable_cores()
     counts = [config.threads] if config.threads else sorted({1, max(1, cores // 2), cores})
     dtypes = [config.dtype] if config.dtype != "auto" else ["bfloat16", "float32"]
     matmuls = [config.matmul] if config.matmul != "auto" else ["highest", "medium"]

@@ -7,12 +7,11 @@ claims before anything of that size is allocated; every byte is covered by a dig
 """
 
 import hashlib
-import itertools
 import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from fairway.base.cores import usable_cores
 from fairway.base.errors import UserError
 from fairway.base.files import canonical_json, digest_bytes, opened, write_atomic
 from fairway.base.progress import progress
@@ -209,7 +209,7 @@ def _all_at_once(sections: list[_Section]) -> list[bytes]:
             advance(section.entry["raw_bytes"])
             return stored
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             return list(pool.map(work, sections))
 
 
@@ -269,30 +269,45 @@ def _sections(
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Yield the entry and the raw bytes of every section, taken in by `loaded`.
 
-    Codes come last, since decoding them needs the scales of their rows.
+    Codes come last, since decoding them needs the scales of their rows. Their sections do not need
+    one another and are decoded in parallel: 36 million weights in 7 sections take one core 20 s.
     """
-    entries = head.header["sections"]
-    ends = itertools.accumulate(entry["bytes"] for entry in entries)
-    first = _PREFIX.size + head.bytes
-    for entry, end in sorted(
-        zip(entries, ends, strict=True), key=lambda pair: pair[0]["kind"] == "codes"
-    ):
-        stream.seek(first + end - entry["bytes"])
-        stored = stream.read(entry["bytes"])
-        if digest_bytes(stored) != entry["sha256"]:
-            raise UserError(f"section '{entry['name']}' is damaged; copy the file again")
-        spec = head.specs.get(entry["name"])
-        bits, trellis = entry["bits"], entry["trellis"]
-        try:
-            if entry["codec"] == "cabac" and spec is not None:
-                raw = decode_section(spec, stored, bits, trellis, loaded)
-            else:
-                raw = decompress(stored, entry["codec"], entry["stride"], entry["raw_bytes"])
-        except UserError as error:
-            raise UserError(f"in section '{entry['name']}' {error}") from None
-        if spec is not None:
-            loaded.add(spec, raw, bits, trellis)
-        yield entry, raw
+    stream.seek(_PREFIX.size + head.bytes)
+    stored = [(entry, _stored(stream, entry)) for entry in head.header["sections"]]
+
+    def work(pair: tuple[dict[str, Any], bytes]) -> tuple[dict[str, Any], bytes]:
+        return pair[0], _raw(*pair, head.specs.get(pair[0]["name"]), loaded)
+
+    def taken(
+        found: Iterable[tuple[dict[str, Any], bytes]],
+    ) -> Iterator[tuple[dict[str, Any], bytes]]:
+        for entry, raw in found:
+            spec = head.specs.get(entry["name"])
+            if spec is not None:
+                loaded.add(spec, raw, entry["bits"], entry["trellis"])
+            yield entry, raw
+
+    yield from taken(map(work, (pair for pair in stored if pair[0]["kind"] != "codes")))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        yield from taken(pool.map(work, [pair for pair in stored if pair[0]["kind"] == "codes"]))
+
+
+def _stored(stream: BinaryIO, entry: dict[str, Any]) -> bytes:
+    """Return the next section of a file as it is stored."""
+    stored = stream.read(entry["bytes"])
+    if digest_bytes(stored) != entry["sha256"]:
+        raise UserError(f"section '{entry['name']}' is damaged; copy the file again")
+    return stored
+
+
+def _raw(entry: dict[str, Any], stored: bytes, spec: SectionSpec | None, loaded: Loaded) -> bytes:
+    """Return the raw bytes of a section."""
+    try:
+        if entry["codec"] == "cabac" and spec is not None:
+            return decode_section(spec, stored, entry["bits"], entry["trellis"], loaded)
+        return decompress(stored, entry["codec"], entry["stride"], entry["raw_bytes"])
+    except UserError as error:
+        raise UserError(f"in section '{entry['name']}' {error}") from None
 
 
 def _read_head(stream: BinaryIO) -> _Head:

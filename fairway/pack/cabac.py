@@ -9,7 +9,6 @@ Shapes: R rows, C columns.
 """
 
 import functools
-import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 from numpy.typing import NDArray
 
+from fairway.base.cores import usable_cores
 from fairway.base.errors import UserError
 from fairway.pack.arithmetic import (
     AT,
@@ -292,7 +292,7 @@ def encode_codes(codes: Sequence[NDArray[np.integer]], sides: Sequence[Side]) ->
     Equal input gives equal bytes on every machine. Fits run in parallel on all cores.
     """
     wide = [_widened(codes_RC, side) for codes_RC, side in zip(codes, sides, strict=True)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         predict, fits = _best_prediction(wide, sides, pool)
         list(pool.map(_Fit.finish, fits))
     cells, coder = _gaussian_cells().copy(), new_coder()

@@ -6,7 +6,6 @@ steps and noted for this machine and version.
 """
 
 import dataclasses
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from scipy.optimize import nnls
 
 from fairway.base.arrays import FloatArray
+from fairway.base.cores import usable_cores
 from fairway.base.files import digest_json
 from fairway.base.notes import Notes
 from fairway.base.timing import Pace, pace
@@ -151,12 +151,10 @@ def _step_pace(config: Config, plan: Plan) -> Pace:
 
 def stamp(plan: Plan) -> Mapping[str, object]:
     """Return the key of a measured speed: the machine, its cores, and the versions."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
     gpu = torch.cuda.get_device_name() if plan.device == "cuda" else ""
     versions = [VERSION, torch.__version__, platform.python_version()]
     return {
-        "plan": plan.as_dict(), "processor": _processor(), "cores": cores, "gpu": gpu,
+        "plan": plan.as_dict(), "processor": _processor(), "cores": usable_cores(), "gpu": gpu,
         "versions": versions,
     }  # fmt: skip
 

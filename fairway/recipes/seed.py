@@ -138,15 +138,25 @@ def best() -> Config:
 
     The measurements are in docs/recipes.md.
 
-    It trains like `pr1858_proxy`, but with momentum for 2,000 steps and heads of 128. It has no
-    recurrence, which costs more steps than it gains in 150 s. Experts gained nothing at this size.
+    It trains like `pr1858_proxy`, but with momentum for 2,000 steps, heads of 128, and nine wider
+    layers with the bytes of eleven. It has no recurrence, which costs more steps than it gains in
+    150 s. Experts gained nothing at this size.
     """
     base = best_8()
     proxy = pr1858_proxy()
     return replace(
         base,
         recipe="best",
-        model=replace(base.model, num_heads=4, num_kv_heads=2, rope_dims=32, loop_extra=0),
+        model=replace(
+            base.model,
+            num_layers=9,
+            parallel_from=6,
+            mlp_dim=2624,
+            num_heads=4,
+            num_kv_heads=2,
+            rope_dims=32,
+            loop_extra=0,
+        ),
         optim=replace(
             proxy.optim,
             momentum_start=0.85,
@@ -160,14 +170,15 @@ def best() -> Config:
 def best_600() -> Config:
     """Best measured settings on one GPU, 600 s of training.
 
-    It trains like `best`, with changes for 5,300 steps instead of 2,000: larger batches, longer
-    momentum, and documents in a new order at each of several passes; other learning rates, NorMuon
-    and cautious decay as well. Measured once (docs/recipes.md).
+    It trains like `best`, with changes for 5,300 steps instead of 2,000: eleven layers as in #1858,
+    larger batches, longer momentum, and documents in a new order at each of several passes; other
+    learning rates, NorMuon and cautious decay as well. Measured once (docs/recipes.md).
     """
     base = best()
     return replace(
         base,
         recipe="best_600",
+        model=replace(base.model, num_layers=11, parallel_from=8, mlp_dim=2048),
         data=replace(base.data, shuffle_documents=True),
         optim=replace(
             base.optim,
@@ -187,7 +198,7 @@ def small() -> Config:
     """Best for one GPU of 24 GB and 600 s of training. Not run yet.
 
     Such cards are four to ten times slower than an H100: about 800 to 1,900 steps. Half of a step
-    and 32 documents at a time leave half of the memory free; calibration reads a quarter of the
+    and 16 documents at a time leave half of the memory free; calibration reads a quarter of the
     text, and test-time training does what its 600 s allow.
     """
     base = best()
@@ -197,5 +208,5 @@ def small() -> Config:
         optim=replace(base.optim, momentum_warmup_steps=200),
         train=replace(base.train, budget_s=600.0, micro_tokens=49_152),
         quant=replace(base.quant, calibration_tokens=524_288, gradient_tokens=262_144),
-        ttt=replace(base.ttt, lora_documents=32, over_budget="shrink"),
+        ttt=replace(base.ttt, lora_documents=16, over_budget="shrink"),
     )
