@@ -292,7 +292,18 @@ def _loaded(
     # What cannot be looked at is told where it is opened.
     with suppress(OSError):
         path = path / ARTIFACT if path.is_dir() else path
-    artifact = load_artifact(path)
+    return language_model(load_artifact(path), path, tokenizer, adapter, runtime, plan)
+
+
+def language_model(
+    artifact: Artifact,
+    path: Path,
+    tokenizer: str | Path | None = None,
+    adapter: str | Path | None = None,
+    runtime: RuntimeConfig | None = None,
+    plan: Plan | None = None,
+) -> LanguageModel:
+    """Return what `load` does for an artifact that was read from a path."""
     words = _tokenizer_of(path, artifact.tokenizer, tokenizer, artifact.header)
     if words.vocab_size != artifact.config.vocab_size:
         raise UserError(

@@ -6,12 +6,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_json
+from fairway.base.names import ARTIFACT
+from fairway.pack.artifact import Artifact, load_artifact
+from fairway.pipeline import context
 from fairway.pipeline import folder as stages
 from fairway.pipeline.folder import MEMORY, RunFolder, key_of
 
@@ -456,3 +460,24 @@ def test_facts_are_copies_and_seconds_are_those_of_the_work(folder: RunFolder) -
         assert facts == {"a": 1}
         facts["a"] = 2
     assert folder.facts("slow") == {"a": 1}
+
+
+def test_an_artifact_is_decoded_once_until_its_file_changes(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Path] = []
+
+    def load(path: Path) -> Artifact:
+        decoded.append(path)
+        return load_artifact(path)
+
+    monkeypatch.setattr(context, "load_artifact", load)
+    file = tmp_path / ARTIFACT
+    file.write_bytes((smoke_run / ARTIFACT).read_bytes())
+    run: Any = SimpleNamespace(file=tmp_path.joinpath)
+    first, second = (context.Run.artifact(run) for _ in range(2))
+    assert first is second and decoded == [file]
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match="is damaged"):
+        context.Run.artifact(run)

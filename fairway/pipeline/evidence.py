@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fairway.api import load, openings
+from fairway.api import language_model, openings
 from fairway.audit.stage import RunFacts, audit_run, audited, summary
 from fairway.base.files import canonical_json, digest_bytes, digest_file, write_atomic
 from fairway.base.memory import give_back
@@ -85,13 +85,13 @@ def compress(run: Run) -> Facts:
 
 def sample(run: Run) -> Facts:
     """Continue the openings of a few validation documents."""
-    model = load(run.file(ARTIFACT), plan=run.plan)
+    model = language_model(run.artifact(), run.file(ARTIFACT), plan=run.plan)
     return {"samples": openings(model, run.validation.documents)}
 
 
 def show_costs(run: Run) -> Facts:
     """Write the cost of each token of a few validation documents, each scored alone."""
-    model = load(run.file(ARTIFACT), plan=run.plan)
+    model = language_model(run.artifact(), run.file(ARTIFACT), plan=run.plan)
     text = run.validation
     size_bytes = max(1, _SHOWN_TOKENS * text.bytes // len(text.ids))
     texts = beginnings(text.documents, _SHOWN_DOCUMENTS, size_bytes)
