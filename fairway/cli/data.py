@@ -73,9 +73,7 @@ def data_build(
     from fairway.data.sources import read_documents
     from fairway.data.tokens import Tokenizer
 
-    if embedded == bool(texts):
-        raise UserError("name text files to build from, or pass --embedded, but not both")
-    _require_effects(context, tokenizer, validation)
+    _require_sense(context, bool(texts) != embedded, bool(tokenizer), bool(validation))
     # The bounds of these settings are those of a recipe.
     override(Config(), [f"data.val_share={val_share}", f"model.vocab_size={vocab_size}"])
     words = Tokenizer.load(tokenizer) if tokenizer else None
@@ -97,9 +95,10 @@ def data_build(
     emit(as_json, manifest, *data_lines(manifest), _how_to_train("built", out))
 
 
-def _require_effects(
-    context: typer.Context, tokenizer: Path | None, validation: list[Path] | None
-) -> None:
+def _require_sense(context: typer.Context, text: bool, tokenizer: bool, validation: bool) -> None:
+    """Raise UserError unless there is one source of text, and for options without effect."""
+    if not text:
+        raise UserError("name text files to build from, or pass --embedded, but not both")
     if tokenizer:
         require_none(context, "with --tokenizer, which has its own tokens", "vocab_size")
     if validation:
