@@ -1,9 +1,11 @@
-"""Options that would have no effect are refused, not ignored."""
+"""Options that would have no effect are refused, and a useless split is told."""
 
 from pathlib import Path
 
 import pytest
 from damage import Cli
+
+from fairway.cli.show import data_lines
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,18 @@ def test_an_option_without_effect_is_refused(
 def test_options_with_an_effect_and_defaults_pass(cli: Cli, tmp_path: Path) -> None:
     done = cli("ablate", "--merge", tmp_path / "t", "--error", "0.1", "--metric", "raw", "--json")
     assert "does not exist; name the study.jsonl" in done.err
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "rule", "warned"),
+    [(27, 9000, "by hash", True), (9000, 27, "by hash", False), (27, 9000, "given", False)],
+)
+def test_a_split_that_leaves_the_text_to_validation_is_told(
+    train: int, val: int, rule: str, warned: bool
+) -> None:
+    sides = {
+        name: {"documents": 1, "bytes": size, "tokens": size}
+        for name, size in (("train", train), ("val", val))
+    }
+    lines = data_lines({**sides, "split": {"rule": rule}, "dropped": {}})
+    assert any("longer than the training text, since documents" in line for line in lines) == warned

@@ -10,7 +10,8 @@ from fairway.api import LanguageModel, load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, digest_file, write_atomic, write_json
 from fairway.base.folders import added_files, held
-from fairway.base.names import ARTIFACT, TOKENIZER_FILE
+from fairway.base.mistaken import artifact_at
+from fairway.base.names import TOKENIZER_FILE
 from fairway.config.written import to_dict
 from fairway.export.core import CONFIG, WEIGHTS
 from fairway.export.program import MODEL_FILE, WORDS_FILE, program
@@ -67,7 +68,7 @@ def _export(
     path: Path, out: Path, kind: str, tokenizer: Path | None, adapter: Path | None
 ) -> dict[str, Any]:
     """Write the files into an empty folder; return their facts."""
-    file = path / ARTIFACT if path.is_dir() else path
+    file = artifact_at(path)
     model, artifact = load(file, tokenizer=tokenizer, plan=_PLAN), load_artifact(file)
     prefix = "gpt." if FORMATS[kind] else ""
     tensors = {f"{prefix}{name}": value for name, value in artifact.state.items()}
