@@ -1,11 +1,17 @@
 """Files that a command adds to a folder appear together, or not at all."""
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from damage import Cli
 
 from fairway.base.errors import UserError
+from fairway.base.files import write_atomic
 from fairway.base.folders import added_files
+from fairway.base.outputs import require_file, require_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -61,3 +67,49 @@ def test_files_that_are_there_stay(tmp_path: Path) -> None:
     (tmp_path / "out" / "a").unlink()
     add(tmp_path / "link", "a", "last")
     assert (tmp_path / "link").is_symlink() and set(contents(tmp_path / "out")) == {"a", "last"}
+
+
+# ---------------------------------------------------------------------------------------------
+# Places that cannot be written
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only disk, or a folder of another user; the superuser may write in the latter."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    told = f"the folder {closed}, which is read-only or belongs to another user"
+    for place in (closed / "file", closed / "deep" / "file"):
+        with pytest.raises(UserError, match=f"cannot write {place}: no file can be .*{told}"):
+            require_file(place, {})
+        with pytest.raises(UserError, match=told):
+            require_folder(place)
+    with pytest.raises(UserError, match=told):
+        require_folder(closed)
+    with pytest.raises(UserError, match="name another place with --html"):
+        require_file(closed / "file", {}, option="--html")
+    for words in ("plan --seconds 20 --out", "bundle smoke --out"):
+        done = cli(*words.split(), closed / "x")
+        assert done.code == 2 and told in done.err
+    require_file(tmp_path / "file", {})
+    require_folder(tmp_path / "new" / "folder")
+
+
+def test_no_error_names_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **how: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / ".x.abc.part"))
+
+    with pytest.raises(OSError, match="full") as caught, added_files(tmp_path / "x", "a") as part:
+        raise OSError(errno.ENOSPC, "full", str(part / "a"))
+    assert caught.value.filename == str(tmp_path / "x" / "a")
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_atomic(tmp_path / "x", b"")
+    assert caught.value.filename == str(tmp_path / "x")
+    with pytest.raises(OSError, match="Read-only") as caught, added_files(tmp_path / "x", "a"):
+        pass
+    assert caught.value.filename == str(tmp_path / "x")

@@ -99,6 +99,11 @@ def _beside(final: Path, inside: bool) -> Iterator[Path]:
     part, lock = _part(home, final.name)
     try:
         yield part
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(part):
+            # The caller does not know the temporary name.
+            error.filename = str(final / Path(error.filename).relative_to(part))
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
         os.close(lock)
@@ -180,7 +185,11 @@ def _lock(handle: int) -> bool:
 def _part(home: Path, name: str) -> tuple[Path, int]:
     """Return a new folder in `home` and the handle that holds its lock."""
     while True:
-        part = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_PART, dir=home))
+        try:
+            part = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_PART, dir=home))
+        except OSError as error:
+            error.filename = str(home / name)
+            raise
         if not locks.are_known():
             return part, os.open(os.devnull, os.O_RDONLY)
         with suppress(FileNotFoundError):
