@@ -188,7 +188,7 @@ def require_file(
     """
     place = place_of(out)
     if not place.lent:
-        _require_writable(out, place.path.parent, option)
+        _require_writable(out, place.path.parent, f"name another place with {option}")
     if place.old is None:
         return
     for name, read in inputs.items():
@@ -204,7 +204,7 @@ def require_file(
         )
 
 
-def _require_writable(out: Path, folder: Path, option: str = "--out") -> None:
+def _require_writable(out: Path, folder: Path, remedy: str) -> None:
     """Raise UserError if no file can be made in a folder, or where the folder would be made.
 
     Otherwise this would be noticed only when the work is done.
@@ -213,7 +213,7 @@ def _require_writable(out: Path, folder: Path, option: str = "--out") -> None:
     if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
         raise UserError(
             f"cannot write {out}: no file can be made in the folder {above}, which is read-only "
-            f"or belongs to another user; name another place with {option}"
+            f"or belongs to another user; {remedy}"
         )
 
 
@@ -240,16 +240,19 @@ def require_new(out: Path) -> None:
     require_folder(out)
 
 
-def require_folder(out: Path) -> None:
-    """Raise UserError unless a folder exists at a path or can be made there."""
+def require_folder(out: Path, remedy: str = "name another place with --out") -> None:
+    """Raise UserError unless a folder that can be written exists at a path, or can be made there.
+
+    `remedy` is told if it cannot be written.
+    """
     _behind(out)
     try:
         if stat.S_ISDIR(out.stat().st_mode):
-            _require_writable(out, out)
+            _require_writable(out, out, remedy)
             return
     except FileNotFoundError:
         if not out.is_symlink():
-            _require_writable(out, out.absolute().parent)
+            _require_writable(out, out.absolute().parent, remedy)
             return
         raise UserError(f"{out} is a broken link; name a folder with --out") from None
     except NotADirectoryError:
