@@ -91,7 +91,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
         require_folder(closed)
     with pytest.raises(UserError, match="name another place with --html"):
         require_file(closed / "file", {}, option="--html")
-    for words in ("plan --seconds 20 --out", "bundle smoke --out"):
+    for words in (
+        "plan --seconds 20 --out",
+        "bundle smoke --out",
+        f"data build {__file__}.txt --out",
+    ):
         done = cli(*words.split(), closed / "x")
         assert done.code == 2 and told in done.err
     require_file(tmp_path / "file", {})
