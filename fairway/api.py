@@ -8,7 +8,6 @@ model.generate("The function returns")
 
 import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,8 @@ from torch import Tensor
 from fairway.base import notebook
 from fairway.base.errors import UserError, shown
 from fairway.base.files import digest_file
-from fairway.base.names import ARTIFACT, TOKENIZER_FILE
+from fairway.base.mistaken import artifact_at
+from fairway.base.names import TOKENIZER_FILE
 from fairway.base.progress import progress
 from fairway.base.units import nats_to_bits
 from fairway.config.settings import ModelConfig, RuntimeConfig, ScoreConfig
@@ -227,7 +227,9 @@ def _documents(text: str | Sequence[str]) -> list[str]:
     # Where there is no order, as in a set, the score would be another one each time.
     if isinstance(text, str):
         return [text]
-    if isinstance(text, bytes | bytearray | Mapping | Set) or not isinstance(text, Iterable):
+    if isinstance(text, bytes | bytearray | memoryview | Mapping | Set) or not isinstance(
+        text, Iterable
+    ):
         hint = "; decode it first, as with .decode()" * isinstance(text, bytes | bytearray)
         raise UserError(f"the text is {_kind(text)}; give str, or a list of str{hint}")
     documents = list(text)
@@ -237,7 +239,8 @@ def _documents(text: str | Sequence[str]) -> list[str]:
     return documents
 
 
-def _path(value: str | Path, what: str) -> Path:
+def path_of(value: str | Path, what: str) -> Path:
+    """Return a path; UserError for a value of another type, and for an empty one."""
     if not isinstance(value, str | Path) or not str(value):
         raise UserError(f"{what} is {shown(value)}; give the path of a file as str or Path")
     return Path(value)
@@ -279,7 +282,7 @@ def load(
     if not isinstance(runtime, RuntimeConfig | None) or not isinstance(plan, Plan | None):
         raise UserError("runtime must be a RuntimeConfig, and plan the plan of a loaded model")
     with unaffected():
-        return _loaded(_path(path, "the artifact"), tokenizer, adapter, runtime, plan)
+        return _loaded(path_of(path, "the artifact"), tokenizer, adapter, runtime, plan)
 
 
 def _loaded(
@@ -289,9 +292,7 @@ def _loaded(
     runtime: RuntimeConfig | None,
     plan: Plan | None,
 ) -> LanguageModel:
-    # What cannot be looked at is told where it is opened.
-    with suppress(OSError):
-        path = path / ARTIFACT if path.is_dir() else path
+    path = artifact_at(path)
     return language_model(load_artifact(path), path, tokenizer, adapter, runtime, plan)
 
 
@@ -316,7 +317,7 @@ def language_model(
     with plan.applied():
         model = model_of(artifact, plan)
     if adapter is not None:
-        attach_adapter(_path(adapter, "the adapter"), model, digest_file(path), words.digest)
+        attach_adapter(path_of(adapter, "the adapter"), model, digest_file(path), words.digest)
     score: ScoreConfig = from_dict(artifact.header["provenance"]["score"], ScoreConfig, "score.")
     return LanguageModel(model, words, score, plan)
 
@@ -332,7 +333,7 @@ def _tokenizer_of(
             f"{path} carries no tokenizer and {beside} does not exist; name one with --tokenizer"
         )
     else:
-        tokenizer = Tokenizer.load(beside if given is None else _path(given, "the tokenizer"))
+        tokenizer = Tokenizer.load(beside if given is None else path_of(given, "the tokenizer"))
     if tokenizer.digest != header["tokenizer_digest"]:
         raise UserError(
             f"{path} was made with the tokenizer {str(header['tokenizer_digest'])[:12]}, but this "

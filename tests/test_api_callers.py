@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import fairway
 from fairway.api import LanguageModel, load
 from fairway.base.errors import UserError
 from fairway.config.settings import RuntimeConfig
@@ -106,3 +107,26 @@ def test_a_fork_that_would_wait_for_ever_is_one_sentence(monkeypatch: pytest.Mon
         pytest.fail("this would wait")
     with Plan("cpu", "float32", "highest", 1, "plain").applied():
         pass
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("run(None)", "the recipe is None; give str, as on the command line"),
+        ("run('smoke', 7)", "a setting is 7; give str"),
+        ("run('smoke', out=b'x')", "the folder is b'x'; give the path"),
+        ("results(None)", "the run is None; give the path"),
+        ("results(b'runs/a')", "the run is b'runs/a'; give the path"),
+    ],
+)
+def test_a_run_asked_with_other_types_is_one_sentence(call: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        eval(call, {"run": fairway.run, "results": fairway.results})
+    assert str(caught.value).startswith(told)
+
+
+def test_numbers_without_a_float_and_floats_that_look_whole_are_told(model: LanguageModel) -> None:
+    with pytest.raises(UserError, match="temperature is a number of about 401 digits; it must be"):
+        model.generate("The", temperature=10**400)
+    with pytest.raises(UserError, match=r"seed is 1\.0; it must be a whole number"):
+        model.generate("The", seed=1.0)  # type: ignore[arg-type]

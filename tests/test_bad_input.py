@@ -234,7 +234,7 @@ CORPORA = [
     (lines('{"words": "a"}'), "lines.jsonl", "its fields are 'words'; expected"),
     (nothing, "text.txt --tokenizer empty.txt", "not a usable SentencePiece model"),
     (nothing, "text.txt --tokenizer nowhere", "cannot read the tokenizer nowhere"),
-    (nothing, "text.txt --validation text.txt", "overlap with the validation text"),
+    (nothing, "text.txt --validation text.txt", "overlaps with the validation text"),
     (nothing, "text.txt --validation empty.txt", "no text in the validation documents"),
 ]
 

@@ -131,7 +131,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     # A name of the greatest length has no room for an addition.
     start = f".{place.path.name[:_NAME_CHARACTERS]}."
     _sweep(folder, start)
-    handle, name = _part(folder, start)
+    try:
+        handle, name = _part(folder, start)
+    except OSError as error:
+        # The caller does not know the temporary name.
+        error.filename = str(path)
+        raise
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream

@@ -9,13 +9,13 @@ import ctypes
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fairway.base import locks
 from fairway.base.errors import UserError
-from fairway.base.outputs import allowed
+from fairway.base.outputs import allowed, require_absent, require_folder
 
 _PART = ".part"
 # renameat2 of Linux: both names exist before and after, always with complete contents.
@@ -41,11 +41,7 @@ def new_folder(
     final = behind(out)
     refuse_foreign(out, ours)
     inside = final.is_dir() and _must_stay(final)
-    home = final if inside else final.parent
-    home.mkdir(parents=True, exist_ok=True)
-    _sweep(home, final.name)
-    part, lock = _part(home, final.name)
-    try:
+    with _beside(final, inside) as part:
         yield part
         part.chmod(_mode(final))
         refuse_foreign(out, ours)
@@ -53,9 +49,67 @@ def new_folder(
             with locked_folder(final):
                 mark(final)
                 _fill(part, final, last)
+
+
+@contextmanager
+def added_files(out: Path, *names: str) -> Iterator[Path]:
+    """Yield an empty folder whose files `names` lie in `out` when the block ends without an error.
+
+    After an error, as on a full disk, there are none of them, so the same command can be repeated.
+    The last of the names is moved last, so a folder that has it is complete. Other files of `out`
+    stay. Raises UserError if one of the names exists already, or if `out` is no folder.
+    """
+    require_folder(out)
+    require_absent(out, *names)
+    final = behind(out)
+    there = final.is_dir()
+    with _beside(final, inside=there) as part:
+        yield part
+        if not there and not final.exists():
+            part.chmod(_mode(final))
+            part.rename(final)
+            return
+        with locked_folder(final):
+            require_absent(out, *names)
+            _move(part, final, names)
+
+
+def _move(part: Path, final: Path, names: Sequence[str]) -> None:
+    """Move files into a folder, all or none."""
+    moved: list[Path] = []
+    try:
+        for name in names:
+            moved.append((part / name).rename(final / name))
+    except BaseException:
+        for path in moved:
+            path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _beside(final: Path, inside: bool) -> Iterator[Path]:
+    """Yield a locked temporary folder inside a folder or beside it, and remove it at the end.
+
+    Folders above it that were made for nothing are removed too.
+    """
+    home = final if inside else final.parent
+    new = [folder for folder in (home, *home.parents) if not folder.exists()]
+    home.mkdir(parents=True, exist_ok=True)
+    _sweep(home, final.name)
+    part, lock = _part(home, final.name)
+    try:
+        yield part
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(part):
+            # The caller does not know the temporary name.
+            error.filename = str(final / Path(error.filename).relative_to(part))
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
         os.close(lock)
+        with suppress(OSError):
+            for folder in new:
+                folder.rmdir()
 
 
 def behind(out: Path) -> Path:
@@ -131,7 +185,11 @@ def _lock(handle: int) -> bool:
 def _part(home: Path, name: str) -> tuple[Path, int]:
     """Return a new folder in `home` and the handle that holds its lock."""
     while True:
-        part = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_PART, dir=home))
+        try:
+            part = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_PART, dir=home))
+        except OSError as error:
+            error.filename = str(home / name)
+            raise
         if not locks.are_known():
             return part, os.open(os.devnull, os.O_RDONLY)
         with suppress(FileNotFoundError):

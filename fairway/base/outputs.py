@@ -187,6 +187,8 @@ def require_file(
     option for the file.
     """
     place = place_of(out)
+    if not place.lent:
+        _require_writable(out, place.path.parent, f"name another place with {option}")
     if place.old is None:
         return
     for name, read in inputs.items():
@@ -199,6 +201,19 @@ def require_file(
         raise UserError(
             f"{out} exists already, and this command did not write it; name another file with "
             f"{option}, or delete it first"
+        )
+
+
+def _require_writable(out: Path, folder: Path, remedy: str) -> None:
+    """Raise UserError if no file can be made in a folder, or where the folder would be made.
+
+    Otherwise this would be noticed only when the work is done.
+    """
+    above = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"cannot write {out}: no file can be made in the folder {above}, which is read-only "
+            f"or belongs to another user; {remedy}"
         )
 
 
@@ -225,14 +240,19 @@ def require_new(out: Path) -> None:
     require_folder(out)
 
 
-def require_folder(out: Path) -> None:
-    """Raise UserError unless a folder exists at a path or can be made there."""
+def require_folder(out: Path, remedy: str = "name another place with --out") -> None:
+    """Raise UserError unless a folder that can be written exists at a path, or can be made there.
+
+    `remedy` is told if it cannot be written.
+    """
     _behind(out)
     try:
         if stat.S_ISDIR(out.stat().st_mode):
+            _require_writable(out, out, remedy)
             return
     except FileNotFoundError:
         if not out.is_symlink():
+            _require_writable(out, out.absolute().parent, remedy)
             return
         raise UserError(f"{out} is a broken link; name a folder with --out") from None
     except NotADirectoryError:

@@ -25,9 +25,9 @@ from fairway.base.files import (
     write_atomic,
     write_json,
 )
+from fairway.base.folders import added_files
 from fairway.base.nodes import walk
 from fairway.base.notes import Notes
-from fairway.base.outputs import require_absent
 from fairway.bundle.flatten import Flat, flatten
 from fairway.bundle.modules import ROOT, source_file
 from fairway.bundle.parts import parts_left_out
@@ -233,11 +233,11 @@ def _shares(short: Program, size_bytes: int) -> list[dict[str, Any]]:
 
 def write_bundle(config: Config, out: Path, ascii_only: bool = False) -> Bundle:
     """Write train_gpt.py, its manifest and its requirements into a folder; overwrite nothing."""
-    require_absent(out, SCRIPT, MANIFEST, REQUIREMENTS)
-    made = bundle(config, ascii_only)
-    write_atomic(out / SCRIPT, made.file)
-    write_json(out / MANIFEST, made.manifest)
-    write_atomic(out / REQUIREMENTS, _lines(made.manifest["requirements"]))
+    with added_files(out, SCRIPT, REQUIREMENTS, MANIFEST) as folder:
+        made = bundle(config, ascii_only)
+        write_atomic(folder / SCRIPT, made.file)
+        write_atomic(folder / REQUIREMENTS, _lines(made.manifest["requirements"]))
+        write_json(folder / MANIFEST, made.manifest)
     return made
 
 

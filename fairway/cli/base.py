@@ -81,10 +81,10 @@ def require_inputs(
 ) -> None:
     """Raise UserError for a missing input, before the machine is measured."""
     from fairway.base.files import missing, opened
-    from fairway.base.names import ARTIFACT
+    from fairway.base.mistaken import artifact_at
     from fairway.data.sources import require_text
 
-    opened(artifact / ARTIFACT if artifact.is_dir() else artifact, "the artifact").close()
+    opened(artifact_at(artifact), "the artifact").close()
     for name, given in (("tokenizer", tokenizer), ("adapter", adapter)):
         if given is not None and not given.exists():
             raise UserError(f"the {name} {given} {missing(given)}")

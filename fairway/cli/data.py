@@ -9,7 +9,14 @@ from fairway.base.errors import UserError
 from fairway.base.terminal import command
 from fairway.cli.base import Json, emit
 from fairway.cli.examples import Verb
-from fairway.cli.options import Verbs, flag, path_argument, path_option, whole_option
+from fairway.cli.options import (
+    Verbs,
+    flag,
+    path_argument,
+    path_option,
+    require_none,
+    whole_option,
+)
 from fairway.config.overrides import override
 from fairway.config.settings import Config, DataConfig, ModelConfig
 
@@ -27,6 +34,7 @@ NewCommit = Annotated[bool, flag("--new-commit", "Replace shards of another comm
 
 @data_app.command("build", cls=Verb)
 def data_build(
+    context: typer.Context,
     texts: Annotated[
         list[Path] | None,
         path_argument(
@@ -65,8 +73,7 @@ def data_build(
     from fairway.data.sources import read_documents
     from fairway.data.tokens import Tokenizer
 
-    if embedded == bool(texts):
-        raise UserError("name text files to build from, or pass --embedded, but not both")
+    _require_sense(context, bool(texts) != embedded, bool(tokenizer), bool(validation))
     # The bounds of these settings are those of a recipe.
     override(Config(), [f"data.val_share={val_share}", f"model.vocab_size={vocab_size}"])
     words = Tokenizer.load(tokenizer) if tokenizer else None
@@ -86,6 +93,16 @@ def data_build(
         replace=replace,
     )
     emit(as_json, manifest, *data_lines(manifest), _how_to_train("built", out))
+
+
+def _require_sense(context: typer.Context, text: bool, tokenizer: bool, validation: bool) -> None:
+    """Raise UserError unless there is one source of text, and for options without effect."""
+    if not text:
+        raise UserError("name text files to build from, or pass --embedded, but not both")
+    if tokenizer:
+        require_none(context, "with --tokenizer, which has its own tokens", "vocab_size")
+    if validation:
+        require_none(context, "with --validation, which is the whole validation text", "val_share")
 
 
 @data_app.command("fetch", cls=Verb)

@@ -397,7 +397,8 @@ def _os_sentence(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{where}; free some space and run the same command again"
-    return f"{error.strerror or error}{where}"
+    remedy = "; name another place with --out" * (error.errno == errno.EROFS)
+    return f"{error.strerror or error}{where}{remedy}"
 
 
 def _memory_sentence(error: RuntimeError) -> str:

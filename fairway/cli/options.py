@@ -102,6 +102,34 @@ def number(lo: float, hi: float) -> Callable[[str | float], float]:
     return read
 
 
+def require_only(context: typer.Context, where: str, *taken: str) -> None:
+    """Raise UserError if the command line names an option other than the parameters `taken`."""
+    _refuse([option for name, option in _given(context).items() if name not in taken], where)
+
+
+def require_none(context: typer.Context, where: str, *names: str) -> None:
+    """Raise UserError if the command line names one of some options, which has no effect there."""
+    _refuse([option for name, option in _given(context).items() if name in names], where)
+
+
+def _given(context: typer.Context) -> dict[str, str]:
+    """Return the options that the command line names: parameter, and its name there."""
+    return {
+        item.name: item.opts[0]
+        for item in context.command.params
+        if item.name
+        and item.param_type_name == "option"
+        # Compared by name: the module of this class depends on the version of Typer.
+        and getattr(context.get_parameter_source(item.name), "name", "") == "COMMANDLINE"
+    }
+
+
+def _refuse(options: list[str], where: str) -> None:
+    if options:
+        has, them = ("has", "it") if len(options) == 1 else ("have", "them")
+        raise UserError(f"{' and '.join(options)} {has} no effect {where}; leave {them} out")
+
+
 def _plain(help: str) -> str:
     """Return a help text whose brackets Typer prints instead of parsing them as markup."""
     return help.replace("[", "\\[")

@@ -74,9 +74,9 @@ def show_account(path: Path, as_json: bool) -> None:
 
 def artifact_of(path: Path) -> Path:
     """Return the artifact at a path: itself, or the one of a run folder."""
-    from fairway.base.names import ARTIFACT
+    from fairway.base.mistaken import artifact_at
 
-    file = path / ARTIFACT if path.is_dir() else path
+    file = artifact_at(path)
     if not file.is_file():
         raise UserError(f"{file} does not exist; name an artifact or the folder of a packed run")
     return file

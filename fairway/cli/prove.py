@@ -23,7 +23,13 @@ from fairway.cli.base import (
     runtime_of,
     settings_of,
 )
-from fairway.cli.options import file_option, path_argument, path_option, whole_option
+from fairway.cli.options import (
+    file_option,
+    path_argument,
+    path_option,
+    require_only,
+    whole_option,
+)
 from fairway.config.settings import MAX_STREAMS
 from fairway.data.documents import Document, LeftOut, told
 
@@ -44,6 +50,7 @@ Streams = Annotated[
 
 
 def prove(
+    context: typer.Context,
     out: Annotated[Path, file_option("--out", help="File to write.")],
     artifact: Annotated[
         Path | None, path_argument("RUN|ARTIFACT", "Folder of a run, or an artifact.")
@@ -84,10 +91,12 @@ def prove(
             raise UserError("name an artifact and a text to code, or --decode FILE --artifact FILE")
         _prove(artifact, text, out, limit_bytes, streams, method, tokenizer, overrides, as_json)
         return
-    if text is not None or artifact is not None or decode_with is None or overrides:
+    if text is not None or artifact is not None or decode_with is None:
         raise UserError(
             "to restore a text, give --decode FILE, --artifact FILE and --out FILE only"
         )
+    taken = ("out", "decode", "decode_with", "tokenizer", "as_json")
+    require_only(context, "with --decode, because the file says how it was coded", *taken)
     _restore(decode, decode_with, out, tokenizer, as_json)
 
 

@@ -129,6 +129,20 @@ def data_lines(manifest: dict[str, Any]) -> list[str]:
             for name, side in sides
         ),
         told(manifest["dropped"]) or "left out: nothing",
+        *_lopsided(manifest),
+    ]
+
+
+def _lopsided(manifest: dict[str, Any]) -> list[str]:
+    """Return a warning if a split by documents leaves most of the text to validation."""
+    if (
+        manifest["val"]["bytes"] <= manifest["train"]["bytes"]
+        or manifest["split"]["rule"] == "given"
+    ):
+        return []
+    return [
+        "the validation text is longer than the training text, since documents stay whole: divide "
+        "long files into documents (lines of a .jsonl file), or name files with --validation"
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fairway.base import terminal
-from fairway.base.errors import UserError
+from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.outputs import require_file, require_folder
 from fairway.cli.base import Json, Set, emit, recipe_names, say_to
 from fairway.cli.options import (
@@ -18,6 +18,7 @@ from fairway.cli.options import (
     number_option,
     path_argument,
     path_option,
+    require_only,
     whole_option,
     word_option,
 )
@@ -132,6 +133,7 @@ Merge = Annotated[
 
 
 def ablate(
+    context: typer.Context,
     recipe: Recipe = None,
     arms: Arms = None,
     pairs: Pairs = 8,
@@ -157,7 +159,7 @@ def ablate(
 ) -> None:
     """Compare variants of a recipe in paired runs, and stop when the answer is clear."""
     if merged:
-        _require_tables_alone(recipe, bool(arms or overrides or clock or noise or keep_hopeless))
+        _require_tables_alone(recipe, context)
         _merge(merged, metric, error, out, as_json)
         return
     if recipe is None:
@@ -185,18 +187,15 @@ def ablate(
     _ablate(asked, target, where, effect, dry_run, as_json)
 
 
-def _require_tables_alone(recipe: str | None, more: bool) -> None:
+def _require_tables_alone(recipe: str | None, context: typer.Context) -> None:
     """Raise UserError if --merge came with a recipe, or with options of runs."""
     if recipe:
         raise UserError(
             f"--merge joins tables and takes no recipe; leave '{recipe[:60]}' out, or put "
             "--merge before it if it is a table"
         )
-    if more:
-        raise UserError(
-            "--merge joins finished runs; leave --arm, --set, --clock, --noise and "
-            "--keep-hopeless out"
-        )
+    taken = ("merged", "metric", "error", "out", "as_json")
+    require_only(context, "with --merge, which joins finished runs", *taken)
 
 
 def _on_cluster(asked: Any, out: Path, where: Any, kind: str, settings: list[str]) -> Any:
@@ -224,7 +223,10 @@ def _ablate(asked: Any, out: Path, where: Any, effect: float, dry_run: bool, as_
         return
     for text in plan_lines(plan):
         say(text)
-    table, done = run_study(asked, out, where, say)
+    try:
+        table, done = run_study(asked, out, where, say)
+    except KeyboardInterrupt:
+        raise InterruptedRun("interrupted; the same command continues the study") from None
     found = {**summary(table), "recipe": asked.own.recipe, "done": done, "plan": plan}
     page = write_page(found, out)
     emit(as_json, found, *lines_of(found), f"page {page}, lines {out / 'study.jsonl'}")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fairway.base.errors import UserError
+from fairway.base.errors import InterruptedRun, UserError
 from fairway.base.outputs import require_file, require_folder, require_new
 from fairway.base.terminal import command, put_bytes
 from fairway.cli.base import (
@@ -24,6 +24,7 @@ from fairway.cli.options import (
     flag,
     path_argument,
     path_option,
+    require_none,
     run_argument,
     whole,
     whole_option,
@@ -100,6 +101,7 @@ def bundle(
 
 
 def seeds(
+    context: typer.Context,
     recipe: Recipe,
     more: Annotated[
         list[int] | None,
@@ -134,6 +136,8 @@ def seeds(
     target = out or Path("runs") / f"{config.recipe}-seeds"
     if record:
         require_new(record)
+    else:
+        require_none(context, "without --record", "track", "with_artifacts")
     if record and declares_code(config.pack):
         raise UserError(
             f"{recipe} declares {config.pack.code_bytes:,} bytes of code, but a record counts the "
@@ -142,7 +146,10 @@ def seeds(
     begun = [RunFolder(seed_folder(target, seed)) for seed in wanted]
     size = sized(recipe, overrides or [], begun, say_to(as_json))
     plan = Plan(size.name, tuple(overrides or []), wanted, at_once, processes)
-    summary = run_seeds(plan, target, say_to(as_json))
+    try:
+        summary = run_seeds(plan, target, say_to(as_json))
+    except KeyboardInterrupt:
+        raise InterruptedRun("interrupted; the same command continues the seeds") from None
     emit(as_json, summary, _seed_table(summary), *_failures(summary))
     if summary["failed"]:
         raise UserError(
@@ -209,6 +216,7 @@ def submit(
 
 
 def verify(
+    context: typer.Context,
     record: Annotated[Path, path_argument("RECORD", "Folder of a record.")],
     rescore: Annotated[
         Path | None,
@@ -232,6 +240,8 @@ def verify(
 
     if rescore and retrain:
         raise UserError("--rescore and --retrain are two ways to check a score; choose one")
+    if not rescore and not retrain:
+        require_none(context, "without --rescore or --retrain", "seed")
     found = verified(record, rescore=rescore, retrain=retrain, seed=seed)
     lines = [*(f"- {fault}" for fault in found.faults), *(f"- {note}" for note in found.notes)]
     if found.repeated:
@@ -243,6 +253,7 @@ def verify(
 
 
 def runs(
+    context: typer.Context,
     folder: Annotated[Path, path_argument("FOLDER", "Folder that contains the runs.")] = Path(
         "runs"
     ),
@@ -271,8 +282,11 @@ def runs(
     if html is not None:
         if kind is not None:
             raise UserError("--html and --export are two outputs; choose one")
+        require_none(context, "with --html, which names the page", "out")
         _overview(folder, html, as_json)
         return
+    if kind is None:
+        require_none(context, "without --export", "out")
     if kind == "csv" and out is not None:
         require_file(out, {}, is_csv)
     found = runs_of(folder)

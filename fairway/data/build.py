@@ -17,7 +17,8 @@ import numpy as np
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, read_json, write_atomic, write_json
-from fairway.base.folders import held, new_folder, refuse_foreign
+from fairway.base.folders import behind, held, new_folder, refuse_foreign
+from fairway.base.outputs import require_folder
 from fairway.data.documents import Document, LeftOut, corpus_digest, document_key, told
 from fairway.data.folder import (
     FORMAT,
@@ -272,6 +273,7 @@ def _is_ours(name: str) -> bool:
 
 def _check_out(out: Path, replace: bool) -> None:
     refuse_foreign(out, _is_ours)
+    require_folder(behind(out))
     if replace or not out.is_dir() or not held(out):
         return
     if (out / MANIFEST).exists() and is_unfinished(read_json(out / MANIFEST)):

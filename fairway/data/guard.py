@@ -93,9 +93,11 @@ def check_overlap(train: Iterable[Document], val: Iterable[Document]) -> None:
     ):
         near = np.flatnonzero(shares > NEAR_SHARE)
         if len(near):
+            does = "overlaps" if len(near) == 1 else "overlap"
+            name, share = documents[near[0]].name, shares[near[0]]
             raise UserError(
-                f"{len(near)} {side} documents overlap with the {other} text, the first is "
-                f"'{documents[near[0]].name}' (by {shares[near[0]]:.0%}); remove them from one side"
+                f"{counted(len(near), f'{side} document')} {does} with the {other} text, the first "
+                f"is '{name}' (by {share:.0%}); remove them from one side"
             )
 
 

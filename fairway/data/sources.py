@@ -18,6 +18,7 @@ from typing import Any
 
 from fairway.base.errors import UserError, shown
 from fairway.base.files import missing
+from fairway.base.mistaken import require_no_pointer
 from fairway.base.progress import progress
 from fairway.base.units import megabytes
 from fairway.data.columns import column_texts
@@ -44,6 +45,7 @@ def read_documents(paths: list[Path], left_out: LeftOut | None = None) -> Iterat
     with progress("reading text", len(files)) as advance:
         for name, file in files:
             try:
+                require_no_pointer(file)
                 yield from _documents(name, file, left_out)
             except OSError as error:
                 raise UserError(f"cannot read {file}: {error.strerror or error}") from None

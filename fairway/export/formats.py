@@ -9,8 +9,9 @@ from torch import Tensor
 from fairway.api import LanguageModel, load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, digest_file, write_atomic, write_json
-from fairway.base.names import ARTIFACT, TOKENIZER_FILE
-from fairway.base.outputs import require_absent
+from fairway.base.folders import added_files, held
+from fairway.base.mistaken import artifact_at
+from fairway.base.names import TOKENIZER_FILE
 from fairway.config.written import to_dict
 from fairway.export.core import CONFIG, WEIGHTS
 from fairway.export.program import MODEL_FILE, WORDS_FILE, program
@@ -25,6 +26,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "torch": (MODEL_FILE, WORDS_FILE),
     "transformers": (MODEL_FILE, WORDS_FILE, GENERATION, TOKENIZER_CONFIG),
 }
+# Loaders read such files too if they lie beside a model, and would mix two models.
+_MIXED = (".json", ".safetensors", ".bin", ".pt", ".model", ".py", ".jinja")
 # Nothing is computed, so no trial of speed is needed.
 _PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 
@@ -34,10 +37,10 @@ def export(
 ) -> dict[str, Any]:
     """Write an artifact into a folder in one of `FORMATS`; return its facts.
 
-    Weights are float32, as `fairway.load` has them. Their names are those of `fairway.model.gpt`,
-    with the prefix 'gpt.' in formats with code. The matrices of an adapter file are stored with
-    them. Raises UserError for an unknown format, for one that cannot have an adapter, and for files
-    that exist already.
+    The files appear together at the end. Weights are float32, as `fairway.load` has them. Their
+    names are those of `fairway.model.gpt`, with the prefix 'gpt.' in formats with code. The
+    matrices of an adapter file are stored with them. Raises UserError for an unknown format, for
+    one that cannot have an adapter, and for a folder with files of a model.
     """
     if kind not in FORMATS:
         raise UserError(f"format '{kind}' is unknown; choose one of {', '.join(FORMATS)}")
@@ -46,8 +49,26 @@ def export(
             f"--format {kind} holds the model's own matrices, which do not contain an adapter; "
             "choose --format torch or transformers, whose code adds it"
         )
-    require_absent(out, WEIGHTS, CONFIG, TOKENIZER_FILE, *FORMATS[kind])
-    file = path / ARTIFACT if path.is_dir() else path
+    # The config is last, so that a readable folder is complete.
+    with added_files(out, WEIGHTS, TOKENIZER_FILE, *FORMATS[kind], CONFIG) as folder:
+        _require_no_model(out)
+        return _export(path, folder, kind, tokenizer, adapter)
+
+
+def _require_no_model(out: Path) -> None:
+    for name in held(out) if out.is_dir() else []:
+        if name.endswith(_MIXED):
+            raise UserError(
+                f"{out} holds {name}, which programs could take for a part of the exported model; "
+                "name another folder with --out"
+            )
+
+
+def _export(
+    path: Path, out: Path, kind: str, tokenizer: Path | None, adapter: Path | None
+) -> dict[str, Any]:
+    """Write the files into an empty folder; return their facts."""
+    file = artifact_at(path)
     model, artifact = load(file, tokenizer=tokenizer, plan=_PLAN), load_artifact(file)
     prefix = "gpt." if FORMATS[kind] else ""
     tensors = {f"{prefix}{name}": value for name, value in artifact.state.items()}
@@ -66,7 +87,6 @@ def export(
     if kind == "transformers":
         write_json(out / GENERATION, _generation(model))
         write_json(out / TOKENIZER_CONFIG, _tokenizer_config(model, facts))
-    # Written last, so that a readable folder is complete.
     write_json(out / CONFIG, _config(facts, model, kind))
     return facts
 

@@ -51,8 +51,8 @@ def require_number(name: str, value: Any, lo: float, hi: float) -> None:
     """Raise UserError unless a value is a number from `lo` to `hi`."""
     # In this form NaN fails too.
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    # As Python's own: a narrow type of NumPy would round the bound.
-    if not number or not lo <= float(value) <= hi:
+    # A narrow type of NumPy would round the bound; Python's own whole numbers may have no float.
+    if not number or not lo <= (float(value) if isinstance(value, np.number) else value) <= hi:
         bound = f"of {lo} or more" if hi == sys.float_info.max else f"from {lo} to {hi}"
         raise UserError(f"{name} is {described(value)}; it must be a number {bound}")
 
@@ -62,7 +62,9 @@ def require_whole(name: str, value: Any, lo: int, hi: int | None = None) -> None
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < lo or (hi is not None and value > hi):
         bound = f"of {lo} or more" if hi is None else f"from {lo} to {written(hi)}"
-        raise UserError(f"{name} is {described(value)}; it must be a whole number {bound}")
+        # Not 1 for 1.0, which would look whole.
+        said = repr(value) if isinstance(value, float) else described(value)
+        raise UserError(f"{name} is {said}; it must be a whole number {bound}")
 
 
 def described(value: Any) -> str:

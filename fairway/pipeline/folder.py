@@ -56,7 +56,7 @@ def _digest_of(path: Path) -> str | None:
 @contextmanager
 def locked(path: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Lock a folder against a second writer; create it if it is missing; refuse after `wait_s`."""
-    require_folder(path)
+    require_folder(path, "copy the run to another place, or name one with --out")
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / LOCK)
     try:

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from fairway.api import path_of
 from fairway.base import notebook, units
+from fairway.base.errors import UserError, shown
 from fairway.base.terminal import put
 from fairway.machine.plan import unaffected
 from fairway.pipeline.folder import run_at
@@ -68,7 +70,10 @@ def run(
     `settings` are changes such as "train.budget_s=60". Finished stages are kept. Raises UserError
     in every case that the command refuses.
     """
-    folder = None if out is None else Path(out)
+    for what, word in (("the recipe", recipe), *(("a setting", setting) for setting in settings)):
+        if not isinstance(word, str):
+            raise UserError(f"{what} is {shown(word)}; give str, as on the command line")
+    folder = None if out is None else path_of(out, "the folder")
     with unaffected():
         pipeline = open_recipe(recipe, folder, settings, resume, restart, put)
         with pipeline.writing():
@@ -77,5 +82,5 @@ def run(
 
 def results(path: str | Path) -> Results:
     """Return the results of a finished run; UserError if its folder has none."""
-    folder = run_at(Path(path))
+    folder = run_at(path_of(path, "the run"))
     return Results(read_results(folder), folder)

@@ -16,7 +16,7 @@ from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
 from fairway.base.memory import free_bytes
-from fairway.base.names import ARTIFACT
+from fairway.base.mistaken import artifact_at
 from fairway.base.progress import progress
 from fairway.base.room import host_room
 from fairway.config.settings import MAX_STREAMS, MixtureConfig, ScoreConfig, TttConfig, unknown_name
@@ -250,7 +250,7 @@ class Session:
 def open_session(artifact: Path, tokenizer: Path | None, plan: Plan) -> Session:
     """Return a session of an artifact, or of the artifact of a run folder; its plan stays in
     effect."""
-    path = artifact / ARTIFACT if artifact.is_dir() else artifact
+    path = artifact_at(artifact)
     plan.apply()
     language = load(path, tokenizer=tokenizer, plan=plan)
     return Session(language, digest_file(path), plan)
@@ -261,7 +261,7 @@ def session_for(header: Header, artifact: Path, tokenizer: Path | None) -> Sessi
 
     Raises UserError for another artifact, and for another machine, naming the difference.
     """
-    path = artifact / ARTIFACT if artifact.is_dir() else artifact
+    path = artifact_at(artifact)
     if not path.is_file():
         raise UserError(f"{path} does not exist; name the artifact that the file was coded with")
     if (digest := digest_file(path)) != header.artifact:

@@ -17,7 +17,7 @@ from fairway.data.spans import token_ends
 from fairway.data.tokens import Tokenizer
 from fairway.model.writing import BLANK, MAX_SEED, Row, before
 from fairway.serve.asked import Asked, asked_of, body_of, model_of
-from fairway.serve.errors import CLIENT_GONE
+from fairway.serve.errors import gone
 from fairway.serve.models import Desk, Served
 from fairway.serve.watching import GoneError, Watching
 
@@ -182,9 +182,9 @@ async def completions(request: Request) -> Response:
             choices = await desk.run(completion.choices, rows, watching)
             async for _ in _steps(desk, completion, choices):
                 if watching.gone:
-                    return Response(status_code=CLIENT_GONE)
+                    return gone(desk.ending.is_set())
         except GoneError:
-            return Response(status_code=CLIENT_GONE)
+            return gone(desk.ending.is_set())
     whole = [completion.choice(number, choice) for number, choice in enumerate(choices)]
     return JSONResponse(completion.response(whole, usage=completion.usage(rows)))
 

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from fairway.report.html import Html, esc, num
 from fairway.report.tokens import View, scale
 from fairway.serve.asked import body_of, text_of
-from fairway.serve.errors import CLIENT_GONE
+from fairway.serve.errors import gone
 from fairway.serve.models import Desk, Record, Served
 from fairway.serve.watching import GoneError, Watching
 
@@ -23,7 +23,7 @@ async def costs(request: Request) -> Response:
         try:
             return JSONResponse(await desk.run(shown, text, sides, watching))
         except GoneError:
-            return Response(status_code=CLIENT_GONE)
+            return gone(desk.ending.is_set())
 
 
 def shown(text: str, sides: list[Served | Record], watching: Watching) -> dict[str, Any]:

@@ -43,13 +43,22 @@ async def unknown(request: Request, error: Exception) -> Response:
     """Answer a request for an unknown path, or with a wrong method."""
     assert isinstance(error, HTTPException)
     takes = (error.headers or {}).get("Allow", "none")
+    path = request.url.path[:100]
+    hint = "; this model continues texts: use /v1/completions" if "/chat/" in path else ""
     words = {
-        404: f"there is nothing at {request.url.path[:100]}",
+        404: f"there is nothing at {path}{hint}",
         405: f"this path has another method: {takes}",
     }
     answer = error_response(words.get(error.status_code, error.detail), error.status_code)
     answer.headers.update(error.headers or {})
     return answer
+
+
+def gone(ending: bool) -> Response:
+    """Return the answer to a request whose work was given up: its client left, or we end."""
+    if ending:
+        return error_response("the server has been stopped; ask again when it runs", 503)
+    return Response(status_code=CLIENT_GONE)
 
 
 async def left(request: Request, error: Exception) -> Response:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from fairway.api import LanguageModel, load, model_from
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file, missing
+from fairway.base.mistaken import artifact_at
 from fairway.base.names import ARTIFACT, WEIGHTS
 from fairway.config.settings import RuntimeConfig
 from fairway.data.folder import beginnings
@@ -214,7 +215,7 @@ def open_desk(
     """
     served: list[Served] = []
     for path in paths:
-        file = path / ARTIFACT if path.is_dir() else path
+        file = artifact_at(path)
         if any(one.file.resolve() == file.resolve() for one in served):
             raise UserError(f"{path} is named twice; name two different runs or artifacts")
         plan = served[0].artifact.plan if served else None

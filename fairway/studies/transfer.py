@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairway.base.errors import UserError
+from fairway.base.units import counted
 from fairway.studies.arms import BASE, NOISE
 from fairway.studies.lines import Line, existing
 from fairway.studies.table import Table, merge
@@ -38,8 +39,8 @@ def transfer(cheap: Path, dear: Path, metric: str | None, error: float) -> dict[
     arms, left_out = _common(*tables)
     if len(arms) < _FEWEST_ARMS:
         raise UserError(
-            f"{cheap} and {dear} have {len(arms)} arms with pairs in common; a ranking needs at "
-            f"least {_FEWEST_ARMS}"
+            f"{cheap} and {dear} have {counted(len(arms), 'arm')} with pairs in common; a ranking "
+            f"needs at least {_FEWEST_ARMS}"
         )
     effects = [[_mean(table, arm) for arm in arms] for table in tables]
     draws = [_drawn(table, arms, seed) for seed, table in enumerate(tables)]

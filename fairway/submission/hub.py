@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from fairway.api import load
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, digest_file, parse_json, read_bytes, write_atomic
+from fairway.base.folders import added_files
 from fairway.base.names import ARTIFACT, TOKENIZER_FILE
 from fairway.base.outputs import require_absent, require_folder
 from fairway.data.hub import hub_error
@@ -96,8 +97,9 @@ def fetch_model(repo: str, out: Path, revision: str = "main") -> dict[str, Any]:
                 )
         # Check before anything is kept that the artifact can be loaded.
         load(staged / ARTIFACT, plan=_PLAN)
-        for name in (*digests, MANIFEST):
-            write_atomic(out / name, read_bytes(staged / name))
+        with added_files(out, *digests, MANIFEST) as new:
+            for name in (*digests, MANIFEST):
+                write_atomic(new / name, read_bytes(staged / name))
     return {"repo": repo, "commit": commit, "files": digests}
 
 

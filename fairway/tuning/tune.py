@@ -20,7 +20,7 @@ from fairway.base import units
 from fairway.base.arrays import IntArray
 from fairway.base.errors import UserError
 from fairway.base.files import digest_file
-from fairway.base.names import ARTIFACT
+from fairway.base.mistaken import artifact_at
 from fairway.base.progress import progress
 from fairway.config.checks import check_ttt
 from fairway.config.settings import RuntimeConfig, TttConfig
@@ -138,7 +138,7 @@ def tune(
     Of ten windows or more, every tenth is not learned and shows the gain on unseen text. Raises
     UserError for an empty text.
     """
-    file = path / ARTIFACT if path.is_dir() else path
+    file = artifact_at(path)
     language = load(file, tokenizer=tokenizer, runtime=runtime)
     check_ttt(config, language.score_config)
     text = lessons(language, documents)

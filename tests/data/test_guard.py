@@ -118,13 +118,13 @@ def test_separate_sides_pass() -> None:
 
 def test_an_exact_copy_is_named() -> None:
     val = [Document("v0", text(98)), Document("v1", text(3))]
-    with pytest.raises(UserError, match=r"1 training documents overlap .* the first is 'd3'"):
+    with pytest.raises(UserError, match=r"1 training document overlaps .* the first is 'd3'"):
         check_overlap(documents(20), val)
 
 
 def test_a_validation_document_inside_training_is_named() -> None:
     book = Document("book", " ".join([text(100, 3000), text(7), text(101, 3000)]))
-    with pytest.raises(UserError, match=r"1 validation documents .* the first is 'v' \(by 100%\)"):
+    with pytest.raises(UserError, match=r"1 validation document .* the first is 'v' \(by 100%\)"):
         check_overlap([book], [Document("v", text(7))])
 
 
@@ -142,7 +142,7 @@ def test_a_near_duplicate_shares_over_a_fifth_of_its_runs() -> None:
     assert len(split.train) == len(split.val) == 1 and not any(split.dropped.values())
     # What stays in training counts against validation.
     inside = Document("v", " ".join(a.text.split()[:112]))
-    with pytest.raises(UserError, match="1 validation documents overlap with the training text"):
+    with pytest.raises(UserError, match="1 validation document overlaps with the training text"):
         check_overlap([a], [inside])
     a, b = shared(101)
     with pytest.raises(UserError, match=r"the first is 'a' \(by 20%\)"):
@@ -219,7 +219,8 @@ def test_split_and_check_are_those_of_a_plain_search(seed: int) -> None:
         found = [n for n, part in enumerate(near) if part > 0.2]
         if found:
             name, part = of[found[0]].name, near[found[0]]
-            told = f"{len(found)} {side} documents overlap with the {other} text, the first is "
+            does = "document overlaps" if len(found) == 1 else "documents overlap"
+            told = f"{len(found)} {side} {does} with the {other} text, the first is "
             told += f"'{name}' (by {part:.0%}); remove them from one side"
     assert said(train, val) == told
 

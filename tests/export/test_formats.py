@@ -167,3 +167,14 @@ def test_transformers_loads_runs_and_generates(
     )
     assert told["beams"] == 9 and told["again"] == 0.0 and told["fresh"]
     assert told["loss"] == pytest.approx(float(-own.logprobs(TEXTS[0]).mean()), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "adapter_config.json", "tokenizer.json", "x.py"]
+)
+def test_two_models_are_not_mixed_in_one_folder(smoke_run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name}, which programs could take"):
+        export(smoke_run, tmp_path, "safetensors")
+    assert len(list(tmp_path.iterdir())) == 2

@@ -283,7 +283,7 @@ def test_noise_widens_the_interval_of_a_rank_correlation(write: Callable[..., Pa
 def test_what_cannot_be_ranked_is_told(write: Callable[..., Path], cli: Cli) -> None:
     cheap = write("cheap", *lines(CHEAP))
     few = write("few", *lines({"a": 0.1, "eeeee": 0.2}))
-    assert "have 1 arms with pairs in common" in cli("transfer", cheap, few).err
+    assert "have 1 arm with pairs in common" in cli("transfer", cheap, few).err
     runs = lines({"a": 0.1, "bb": 0.1, "ccc": 0.2})
     changed = [replace(r, settings=["model.dim=8"]) if r.arm == "a" else r for r in runs]
     found = transfer(cheap, write("changed", *changed), None, 0.05)
@@ -329,8 +329,9 @@ def test_a_table_that_does_not_exist_is_told_without_reading_it_all(tmp_path: Pa
 def test_what_a_merge_does_not_take_is_refused(cli: Cli) -> None:
     for words, told in (
         (("--merge", "a", "b"), "takes no recipe; leave 'b' out"),
-        (("--merge", "a", "--set", "seed=1"), "leave --arm, --set, --clock, --noise"),
-        (("--merge", "a", "--keep-hopeless"), "and --keep-hopeless out"),
+        (("--merge", "a", "--set", "seed=1"), "--set has no effect with --merge, which joins"),
+        (("--merge", "a", "--keep-hopeless"), "--keep-hopeless has no effect"),
+        (("--merge", "a", "--pairs", "8", "--retry"), "--pairs and --retry have no effect"),
         (("demo", "b"), "unexpected extra argument"),
     ):
         done = cli("ablate", *words)
