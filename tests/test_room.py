@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shared import forking
 
 from fairway.base import room
 from fairway.base.errors import UserError
@@ -167,7 +168,7 @@ except UserError as error:
      "lzma.compress(b'', preset=9 | lzma.PRESET_EXTREME)"],
 )  # fmt: skip
 def test_what_really_happens_at_a_limit_is_one_sentence(work: str) -> None:
-    words = [sys.executable, "-c", REAL.format(work=work)]
+    words = [*forking(), "-c", REAL.format(work=work)]
     ended = subprocess.run(words, capture_output=True, text=True, check=True)
     assert ended.stderr == "" and ended.stdout.count("\n") == 1
     assert ended.stdout.startswith("main memory does not suffice for the test: ")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import forking
 
 from fairway.base.errors import UserError
 from fairway.base.files import read_json
@@ -46,6 +47,7 @@ class Runner:
 def use(monkeypatch: pytest.MonkeyPatch, finished: Path, **failing: str) -> Runner:
     runner = Runner(finished, {int(seed[1:]): program for seed, program in failing.items()})
     monkeypatch.setattr("fairway.base.children.begin", runner)
+    monkeypatch.setattr("fairway.pipeline.jobs._LOOK_S", 0.01)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return runner
 
@@ -153,7 +155,7 @@ try:
     print(__import__("os").getpid(), flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
-    time.sleep(0.5)
+    time.sleep(0.2)
     print("saved", flush=True)
     sys.exit(130)
 '''
@@ -165,8 +167,8 @@ cli.main()
 
 def seeds_of(tmp_path: Path) -> tuple["subprocess.Popen[str]", int]:
     """Start `fairway seeds` with a seed that only waits; return both, once it does."""
-    words = ["seeds", "smoke", "--seeds", "7", "--out", str(tmp_path)]
-    call = subprocess.Popen([sys.executable, "-c", CALL, *words], stderr=subprocess.PIPE, text=True)
+    words = [*forking(), "-c", CALL, "seeds", "smoke", "--seeds", "7", "--out", str(tmp_path)]
+    call = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     log, end_s = tmp_path / "seed-7.log", time.monotonic() + 60
     while not (log.exists() and log.read_text().endswith("\n")):
         assert time.monotonic() < end_s and call.poll() is None

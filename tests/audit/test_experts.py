@@ -49,6 +49,8 @@ def test_the_published_mixture_and_its_gate_are_no_distribution(hijack: float) -
 
 
 ALL = "ppm match tilt"
+# A probe asks about a hundred times, each time about a text of so many tokens.
+TOKENS = 32
 
 
 def probed(experts: str, base: str, seed: int, data: DataFolder) -> list[Probe]:
@@ -56,10 +58,10 @@ def probed(experts: str, base: str, seed: int, data: DataFolder) -> list[Probe]:
     model = alive(replace(TINY, vocab_size=data.tokenizer.vocab_size), seed)
     draw = np.random.default_rng(seed)
     written = data.sample_validation(0, 0).ids
-    first = int(draw.integers(len(written) - 48))
+    first = int(draw.integers(len(written) - TOKENS))
     # Text, whose words experts know again, or tokens that nobody can know.
-    ids = written[first : first + 48] if seed % 2 else draw.integers(4, model.config.vocab_size, 48)
-    ids = np.where(np.arange(48) % 13 == 0, BOS_ID, ids)
+    ids = written[first : first + TOKENS] if seed % 2 else draw.integers(4, model.config.vocab_size, TOKENS)
+    ids = np.where(np.arange(TOKENS) % 13 == 0, BOS_ID, ids)
     score, ttt = small(
         ScoreConfig(seq_len=16, stride=8, batch_windows=2),
         TttConfig(epochs=1, lora_rank=2, lora_chunks="8", lora_documents=2),
@@ -72,7 +74,7 @@ def probed(experts: str, base: str, seed: int, data: DataFolder) -> list[Probe]:
         "escapes": "DC"[seed // 4 % 2], "exclusion": seed % 5 > 0,
         "tilt_bits": 10, "match_min": 4,
     }):  # fmt: skip
-        return audit_scorer(Bench(scorer, exercise(ids, 48), seed, 0.0))
+        return audit_scorer(Bench(scorer, exercise(ids, TOKENS), seed, 0.0))
 
 
 def slow(*values: object) -> Any:

@@ -21,6 +21,8 @@ from fairway.base.terminal import sentence
 
 _PIECE_BYTES = 1 << 16
 _END_S = 2.0
+# So long may a program go on that has closed its output, before that is what is told.
+_LAST_S = 0.5
 
 
 class Pipe:
@@ -122,7 +124,7 @@ class Pipe:
 
     def _ending(self) -> str:
         with suppress(subprocess.TimeoutExpired):
-            return f"has ended with exit code {self._process.wait(0.5)}"
+            return f"has ended with exit code {self._process.wait(_LAST_S)}"
         return "has closed its output"
 
     def _text(self) -> str:
