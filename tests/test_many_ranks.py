@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -35,6 +34,8 @@ from fairway.train.steps import STEPS, read_steps
 STEPS_RUN = 16
 # What starts the processes, without the seconds that its imports take.
 TORCHRUN = "from torch.distributed.run import main; main()"
+# Told first, on the way: which process that is.
+NAMED = "import os; print('torchrun', os.getpid(), flush=True); " + TORCHRUN
 Ended = tuple[int, str, str]
 
 
@@ -56,11 +57,10 @@ def sets(settings: list[str], data: Path) -> list[str]:
     return [*settings, *short, f"data.source={data}"]
 
 
-def launcher(*options: str, program: str = "", warm: bool = True) -> list[str]:
-    """Return the words that start torchrun: as a fork, or as a child of this process."""
+def launcher(*options: str, program: str = "", run: str = TORCHRUN) -> list[str]:
+    """Return the words that start torchrun as a fork."""
     start = [*forking(), *(["-c", program] if program else [])]
-    run = [*forking(), "-c", TORCHRUN] if warm else [sys.executable, "-m", "torch.distributed.run"]
-    return [*run, *options, "--no-python", *start]
+    return [*forking(), "-c", run, *options, "--no-python", *start]
 
 
 def on_host(rank: int, port: int) -> list[str]:
@@ -212,11 +212,12 @@ def test_a_process_killed_by_the_kernel_is_one_sentence(
     sets: list[str], tmp_path: Path, rank: int
 ) -> None:
     long = [*sets, "train.steps=2000"]
-    cold = launcher("--standalone", "--nproc-per-node=2", warm=False)
-    process = started(cold, tmp_path / "run", long)
+    named = launcher("--standalone", "--nproc-per-node=2", run=NAMED)
+    process = started(named, tmp_path / "run", long)
     assert process.stdout
+    _, pid = process.stdout.readline().split()
     assert any(line.startswith("step ") for line in process.stdout)
-    os.kill(ranks_of(process.pid)[rank], signal.SIGKILL)
+    os.kill(ranks_of(int(pid))[rank], signal.SIGKILL)
     start_s = time.monotonic()
     (code, _, errors), *_ = ended(process)
     assert code != 0 and time.monotonic() - start_s < 30
@@ -226,7 +227,7 @@ def test_a_process_killed_by_the_kernel_is_one_sentence(
 
 
 def ranks_of(launcher: int) -> list[int]:
-    """Return the processes of a launcher by rank."""
+    """Return the processes of torchrun by rank; the end of one ends the fork that it started."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     ranks = {}
     for child in children:

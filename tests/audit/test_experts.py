@@ -60,7 +60,11 @@ def probed(experts: str, base: str, seed: int, data: DataFolder) -> list[Probe]:
     written = data.sample_validation(0, 0).ids
     first = int(draw.integers(len(written) - TOKENS))
     # Text, whose words experts know again, or tokens that nobody can know.
-    ids = written[first : first + TOKENS] if seed % 2 else draw.integers(4, model.config.vocab_size, TOKENS)
+    ids = (
+        written[first : first + TOKENS]
+        if seed % 2
+        else draw.integers(4, model.config.vocab_size, TOKENS)
+    )
     ids = np.where(np.arange(TOKENS) % 13 == 0, BOS_ID, ids)
     score, ttt = small(
         ScoreConfig(seq_len=16, stride=8, batch_windows=2),

@@ -97,8 +97,14 @@ def test_a_program_is_a_scorer(command: list[str], rows: str) -> None:
             "import os, time; os.close(1); time.sleep(60)",
             "has closed its output and gave no answer",
         ),
-        ("import time; time.sleep(60)", "gave no answer within 0.3 s; it must write the first line"),
-        ("import sys; sys.stdin.read()", "gave no answer within 0.3 s; it must write the first line"),
+        (
+            "import time; time.sleep(60)",
+            "gave no answer within 0.3 s; it must write the first line",
+        ),
+        (
+            "import sys; sys.stdin.read()",
+            "gave no answer within 0.3 s; it must write the first line",
+        ),
         (
             "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)",
             "gave no answer within 0.3 s",

@@ -1,9 +1,7 @@
 import functools
 import hashlib
 import json
-import os
 import re
-import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from shared import forking
+from calls import Calls, Done, hub_environment
 
 from fairway.base.errors import UserError
 from fairway.base.folders import locked_folder
@@ -26,17 +24,21 @@ COMMITS = {"main": "a" * 40, "next": "b" * 40}
 SHARDS = "datasets/datasets/fineweb10B_sp8192"
 MODEL = "datasets/tokenizers/fineweb_8192_bpe.model"
 TEXTS = ["A published text.", "Another published text, longer."]
-SCRIPT = """
+PROGRAM = """
 import json, sys
 from pathlib import Path
 from fairway.data.hub import fetch
 from fairway.base.errors import UserError
-try:
-    print(json.dumps(fetch(Path(sys.argv[1]), **json.loads(sys.argv[2]))))
-except UserError as error:
-    print(error, file=sys.stderr)
-    sys.exit(2)
+
+def work(words):
+    try:
+        print(json.dumps(fetch(Path(words[0]), **json.loads(words[1]))))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 """
+# Nobody listens there.
+CLOSED = 9
 
 
 @functools.cache
@@ -57,6 +59,11 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.calls: Calls
+        self.begin()
+
+    def begin(self) -> None:
+        """Hold the repository as it was published, and have served nothing."""
         self.files = dict(repository())
         self.served: list[tuple[str, str | None]] = []
         self.damaged: set[str] = set()
@@ -137,39 +144,37 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     with Hub() as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        home = tmp_path_factory.mktemp("hf")
+        server.calls = Calls(PROGRAM, hub_environment(server.server_port, home))
         yield server
+        server.calls.close()
         server.shutdown()
 
 
-def fetch(hub: Hub | None, out: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run `fetch` in a process whose Hub is the given server, or a closed port."""
-    endpoint = f"http://127.0.0.1:{hub.server_port if hub else 9}"
-    environment = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(out.parent / "hf"),
-        # Tests of the harness, which may run in this process, fetch nothing.
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    command = [*forking(), "-c", SCRIPT, str(out), json.dumps({"repo": "some/data", **options})]
-    # Forking has set a variable, too.
-    environment = {**os.environ, **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def hub(server: Hub) -> Hub:
+    server.begin()
+    return server
 
 
-def record(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def fetch(hub: Hub, out: Path, **options: Any) -> Done:
+    """Run `fetch` in a process whose Hub is the given server."""
+    return hub.calls((out, json.dumps({"repo": "some/data", **options})))
 
 
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 2, done.stderr
-    return done.stderr.strip().splitlines()[-1]
+def record(done: Done) -> dict[str, Any]:
+    assert done.code == 0, done.err
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+def refusal(done: Done) -> str:
+    assert done.code == 2, done.err
+    return done.err.strip().splitlines()[-1]
 
 
 def test_a_fetched_folder_can_be_used_and_extended(hub: Hub, tmp_path: Path) -> None:
@@ -279,9 +284,11 @@ def test_what_is_not_there_is_named(
 
 
 def test_without_a_connection_there_is_one_sentence(tmp_path: Path) -> None:
-    done = fetch(None, tmp_path / "data")
+    calls = Calls(PROGRAM, hub_environment(CLOSED, tmp_path / "hf"))
+    done = calls((tmp_path / "data", json.dumps({"repo": "some/data"})))
+    calls.close()
     assert "cannot reach the Hub for some/data" in refusal(done)
-    assert "Traceback" not in done.stderr and not (tmp_path / "data").exists()
+    assert "Traceback" not in done.err and not (tmp_path / "data").exists()
 
 
 def test_other_folders_are_left_alone(hub: Hub, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ ARMS = "--arm good:optim.matrix_lr=0.01 --arm bad:optim.matrix_lr=0.03,optim.mom
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> FakePlace:
     made = FakePlace(noisy(EFFECTS))
+    # Such runs end at once, and nothing is to be waited for.
+    monkeypatch.setattr("fairway.pipeline.jobs._LOOK_S", 0.0)
     monkeypatch.setattr("fairway.studies.running._host", lambda study, where: made)
     return made
 

@@ -3,19 +3,16 @@
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from shared import forking
+from calls import Calls, Done, hub_environment
 
 from fairway.base.files import digest_file, read_json
 
@@ -27,6 +24,11 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.calls: Calls
+        self.begin()
+
+    def begin(self) -> None:
+        """Hold nothing, and have been asked nothing."""
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.asked: list[str] = []
@@ -107,56 +109,39 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     with Hub() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        home = tmp_path_factory.mktemp("hf")
+        server.calls = Calls(PROGRAM, hub_environment(server.server_port, home))
         yield server
+        server.calls.close()
         server.shutdown()
 
 
-# Several command lines in one process: to import the Hub's client takes half a second.
-EACH = """
-import contextlib, io, json, sys
+@pytest.fixture
+def hub(server: Hub) -> Hub:
+    server.begin()
+    return server
+
+
+PROGRAM = """
+import sys
+import fairway.data.hub, fairway.submission.hub
 from fairway.cli.main import main
-found = []
-for words in json.loads(sys.argv[1]):
+
+def work(words):
     sys.argv = ["fairway", *words]
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-    found.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps(found))
+    main()
 """
+# Nobody listens there.
+CLOSED = 9
 
 
-class Done(NamedTuple):
-    """The end of a command line: its exit code, what it printed, what it said on stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-def fairway(hub: Hub | None, home: Path, *lines: Sequence[object]) -> list[Done]:
-    """Run command lines whose Hub is the given server, or a closed port."""
-    environment = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port if hub else 9}",
-        "HF_HOME": str(home / "hf"),
-        "HF_TOKEN": "hf_none",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    told = json.dumps([[str(word) for word in words] for words in lines])
-    command = [*forking(), "-c", EACH, told]
-    environment = {**os.environ, **environment}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return [Done(*one) for one in json.loads(done.stdout)]
+def fairway(hub: Hub, *lines: Sequence[object]) -> list[Done]:
+    """Run command lines whose Hub is the given server."""
+    return [hub.calls(words) for words in lines]
 
 
 def refusal(done: Done) -> str:
@@ -169,7 +154,6 @@ def test_a_pushed_run_is_loaded_again(hub: Hub, smoke_run: Path, tmp_path: Path)
     load = ("load", "some/poems", "--out", out)
     done, loaded, again, twice = fairway(
         hub,
-        tmp_path,
         ("push", smoke_run, "some/poems", "--private", "--json"),
         load,
         ("sample", out, "--prompt", "The", "--tokens", "5", "--json"),
@@ -222,7 +206,7 @@ def test_what_is_not_what_was_pushed_is_refused_and_nothing_kept(
             files[name] = change(data)
             assert files[name] != data
         lines.append(("load", f"some/poems{number}", "--out", out))
-    for number, done in enumerate(fairway(hub, tmp_path, *lines)):
+    for number, done in enumerate(fairway(hub, *lines)):
         assert CHANGED[number][2].format(f"some/poems{number}") in refusal(done)
     # Each would have found what the one before it had left.
     assert not out.exists()
@@ -241,7 +225,7 @@ def test_a_manifest_cannot_name_files_elsewhere(hub: Hub, smoke_run: Path, tmp_p
     manifest["files"] |= {"../../climbed": "0" * 64, "evil.py": "0" * 64}
     files |= {"fairway.json": json.dumps(manifest).encode(), "evil.py": b"print('ran')"}
     hub.repos["some/poems"] = files
-    (done,) = fairway(hub, tmp_path, ("load", "some/poems", "--out", tmp_path / "out"))
+    (done,) = fairway(hub, ("load", "some/poems", "--out", tmp_path / "out"))
     assert done.code == 0, done.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(files) - {"evil.py"}
     assert not list(tmp_path.parent.glob("climbed"))
@@ -261,13 +245,12 @@ def test_refusals_are_one_sentence(hub: Hub, smoke_run: Path, tmp_path: Path) ->
         (("push", copy, "a/b"), "was changed after it was written"),
         (("push", tmp_path, "a/b"), "is not a run folder"),
     ]
-    for done, (_, told) in zip(
-        fairway(hub, tmp_path, *(words for words, _ in asked)), asked, strict=True
-    ):
+    for done, (_, told) in zip(fairway(hub, *(words for words, _ in asked)), asked, strict=True):
         assert told in refusal(done)
     push = ("push", smoke_run, "a/b")
     hub.refuses = 401
-    (done,) = fairway(hub, tmp_path, push)
+    (done,) = fairway(hub, push)
     assert "log in with `hf auth login`" in refusal(done)
-    (done,) = fairway(None, tmp_path, push)
-    assert "cannot reach the Hub" in refusal(done)
+    calls = Calls(PROGRAM, hub_environment(CLOSED, tmp_path / "hf"))
+    assert "cannot reach the Hub" in refusal(calls(push))
+    calls.close()
