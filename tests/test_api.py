@@ -2,7 +2,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import forking
 
 import fairway
 from fairway.api import LanguageModel, load
@@ -106,7 +106,7 @@ def test_a_fresh_process_scores_what_the_run_did(
     shutil.copy(smoke_run / "artifact.fwy", tmp_path)
     (tmp_path / "documents.json").write_text(json.dumps(documents))
     ended = subprocess.run(
-        [sys.executable, "-c", FRESH], cwd=tmp_path, capture_output=True, text=True, check=True
+        [*forking(), "-c", FRESH], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     found = json.loads(ended.stdout)
     results: dict[str, Any] = read_json(smoke_run / "results.json")

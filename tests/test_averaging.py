@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_run import FEW, sample_little
 
 from fairway.config.settings import Config, OptimConfig
 from fairway.pipeline.averaging import initial_share, lag_warning, loss_warning
@@ -50,11 +51,12 @@ def test_a_worse_average_names_a_shorter_horizon() -> None:
 
 
 def test_a_short_run_says_so_before_it_trains_and_when_it_is_scored(
-    tiny: Callable[..., Config], tmp_path: Path
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     settings = ("optim.ema_decay=0.9965", "optim.ema_share=none", "ttt.method=off", "prove.bytes=0")
-    config = tiny(*settings, "audit.budget_s=0")
+    sample_little(monkeypatch)
+    config = tiny(*FEW, *settings, "audit.budget_s=0", "data.val_bytes=300")
     pipeline = Pipeline(config, RunFolder(tmp_path), said.append)
     with pipeline.writing():
         results = pipeline.walk()

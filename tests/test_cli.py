@@ -475,6 +475,7 @@ def test_a_record_that_cannot_be_audited_does_not_hide_the_others(
 def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
     monkeypatch.setattr(doctor, "make_plan", lambda config: make_plan(fixed))
+    monkeypatch.setitem(doctor._ALLOWANCES_S, "cpu", 0.02)
     told = cli("doctor", "--json").json
     assert told["a run would use"].startswith("cpu, 1 threads, float32")
     assert told["version of fairway"] == VERSION

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from alone import start
+from small_run import sample_little
 
 from fairway.base.files import read_json
 from fairway.bundle import build
@@ -30,7 +31,7 @@ BEST = (
     "pack.code_bytes=auto", "quant.method=trellis", "quant.rate_price=0.12", "quant.fit=true",
     "quant.gradient_tokens=1024", "pack.codec=cabac",
     "ttt.method=lora", "ttt.lora_rank=4", "ttt.lora_chunks=16", "prove.bytes=0", "audit.budget_s=0",
-    "data.val_bytes=700",
+    "data.val_bytes=300",
 )  # fmt: skip
 
 
@@ -42,7 +43,8 @@ def full(
     config = tiny(*BEST, f"pack.limit_bytes={LIMIT}")
     folder, said = RunFolder(tmp_path_factory.mktemp("full") / "run"), []
     pipeline = Pipeline(config, folder, said.append)
-    with pipeline.writing():
+    with pytest.MonkeyPatch.context() as patch, pipeline.writing():
+        sample_little(patch)
         pipeline.train()
         pipeline.pack()
         pipeline.score()
@@ -113,6 +115,7 @@ def test_other_code_packs_anew_and_the_same_code_does_not(
     full: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Edited sources count when an artifact is packed; scoring leaves the number as it was."""
+    sample_little(monkeypatch)
     config, folder, results, _ = full
     pipeline, said = again(folder, config, tmp_path)
     with pipeline.writing():

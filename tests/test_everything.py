@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from features import ALL
+from small_run import sample_little
 
 from fairway.base.files import read_json
 from fairway.config.settings import Config
@@ -26,14 +27,19 @@ TRAINED = [
     ("method", "proving"), [("lora", "sgd"), pytest.param("sgd", "lora", marks=pytest.mark.slow)]
 )
 def test_every_stage_takes_every_feature(
-    method: str, proving: str, tiny: Callable[..., Config], tmp_path: Path
+    method: str,
+    proving: str,
+    tiny: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny(
         *SETTINGS, *TRAINED, f"ttt.method={method}", f"prove.method={proving}", "prove.bytes=60",
         "quant.method=trellis", "quant.gradient_tokens=512", "pack.codec=cabac",
-        "ttt.lora_rank=2", "ttt.lora_chunks=8@16 32", "audit.budget_s=1", "data.val_bytes=500",
+        "ttt.lora_rank=2", "ttt.lora_chunks=8@16 32", "audit.budget_s=0.1", "data.val_bytes=200",
         "train.steps=8",
     )  # fmt: skip
+    sample_little(monkeypatch)
     pipeline = Pipeline(config, RunFolder(tmp_path / "run"), lambda text: None)
     with pipeline.writing():
         pipeline.walk()

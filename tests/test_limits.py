@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_run import FEW
 
 from fairway.base.errors import UserError
 from fairway.base.room import Room
@@ -133,7 +134,9 @@ def test_a_run_reads_the_first_shards_only(tiny: Tiny, data_folder: Path, tmp_pa
         (["train.shards=1"], [f"data.source={bare}"], [f"data.source={bare}", "train.shards=2"])
     ):
         pipeline = Pipeline(
-            tiny("train.steps=3", *changes), RunFolder(tmp_path / f"run {number}"), told.append
+            tiny(*FEW, "train.steps=3", *changes),
+            RunFolder(tmp_path / f"run {number}"),
+            told.append,
         )
         with pipeline.writing():
             pipeline.train()

@@ -48,6 +48,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Heard]]:
     monkeypatch.setattr(live, "TensorBoard", lambda folder: sinks["tensorboard"])
     monkeypatch.setattr(live, "WeightsAndBiases", lambda *rest: sinks["wandb"])
     monkeypatch.setattr(live, "EVERY_S", 0.0)
+    monkeypatch.setattr(live, "SAMPLE_TOKENS", 8)
     return sinks
 
 
@@ -126,6 +127,7 @@ def test_tensorboard_can_be_read_back(tiny: Tiny, tmp_path: Path, monkeypatch: A
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setattr(live, "EVERY_S", 0.0)
+    monkeypatch.setattr(live, "SAMPLE_TOKENS", 8)
     out = tmp_path / "run"
     for _ in range(2):
         config = tiny("train.steps=3", "train.warmup_steps=0")

@@ -12,6 +12,7 @@ import pytest
 import tiny as small
 import torch
 from damage import Cli
+from small_run import FEW
 from torch import Tensor
 
 from fairway.base import memory as base_memory
@@ -63,7 +64,7 @@ def test_training_takes_the_largest_micro_batch_that_fits(
     tiny: Tiny, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A divisor of the step's sequences, found before any memory is short; the same sums."""
-    config = tiny("train.batch_tokens=1536", "train.micro_tokens=768", "train.steps=3")
+    config = tiny(*FEW, "train.batch_tokens=1536", "train.micro_tokens=768", "train.steps=3")
     wanted = training_need(config, CPU)
     free = (wanted.fixed + 5.5 * wanted.each) / 0.92
     monkeypatch.setattr(loop, "free_bytes", lambda device: free)

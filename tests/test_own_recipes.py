@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import take_evidence
 from damage import Cli
+from small_run import FEW, sample_little
 
 import fairway
 from fairway.audit.records.audit import audit_record
@@ -232,12 +233,14 @@ def ran(
     from fairway.pipeline.run import Pipeline
 
     folder = tmp_path_factory.mktemp("own")
+    settings = [*settings, *FEW, "data.val_bytes=300"]
     file = written(folder, SMALL)
     found = find(str(file))
     config = override(found.config, [*settings, "pack.code_bytes=auto"])
     pipeline = Pipeline(config, RunFolder(folder / "run"), lambda text: None, found.origin)
     with pytest.MonkeyPatch.context() as patch, pipeline.writing():
         take_evidence(smoke_run, patch)
+        sample_little(patch)
         pipeline.walk()
     return file, settings, folder / "run"
 
@@ -257,7 +260,7 @@ def test_a_folder_that_is_read_executes_nothing(
         ("score", copy),
         ("pack", copy),
         ("runs", tmp_path / "runs"),
-        ("sample", copy, "--prompt", "the"),
+        ("sample", copy, "--prompt", "the", "--tokens", "5"),
         ("compare", copy, run),
     ):
         assert cli(*words).code == 0, words
@@ -289,6 +292,8 @@ def test_a_record_carries_the_file_and_nobody_executes_it(
     file, _, run = ran
     before = executions(file)
     monkeypatch.setattr("fairway.submission.submission._commit", lambda: "0" * 40)
+    # tests/test_submission.py has it: seconds for a bundle that knows nothing of the file.
+    monkeypatch.setattr("fairway.submission.submission._dry_run", lambda *_: None)
     out = tmp_path / "record"
     claim = submit([run], Claim("Small", "non_record", "A. B.", min_seeds=1), out, lambda _: None)
     assert claim["recipe_files"] == {"recipe/mine.py": digest_file(file)}

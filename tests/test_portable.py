@@ -102,7 +102,10 @@ def test_an_apple_gpu_is_planned_with_what_it_has(monkeypatch: pytest.MonkeyPatc
     ):
         with pytest.raises(UserError, match=why):
             make_plan(wrong)
-    assert make_plan(RuntimeConfig(device="cpu", threads=1, dtype="float32")).device == "cpu"
+    assert (
+        make_plan(RuntimeConfig(device="cpu", threads=1, dtype="float32", matmul="highest")).device
+        == "cpu"
+    )
 
 
 class Apple(TorchDispatchMode):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_run import FEW
 from test_train import assert_same, losses, run, stopped_and_resumed, text_of
 
 from fairway.config.settings import Config
@@ -16,7 +17,7 @@ def test_what_optimisers_remember_is_resumed(
     tiny: Callable[..., Config], data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(
-        "optim.row_beta=0.9", "optim.cautious=true",
+        *FEW, "optim.row_beta=0.9", "optim.cautious=true",
         "optim.momentum_buffers=3", "train.windows=8@0.3",
     )  # fmt: skip
     whole = run(config, data_folder, tmp_path / "whole")

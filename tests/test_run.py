@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import FEW, QUICK, quick_run, sample_little
 
 from fairway.api import load
 from fairway.base.errors import UserError
@@ -21,6 +22,7 @@ from fairway.config.settings import Config
 from fairway.config.written import to_dict
 from fairway.data.documents import Document
 from fairway.data.folder import DataFolder
+from fairway.machine.plan import Plan
 from fairway.machine.ranks import Ranks
 from fairway.pipeline.folder import RunFolder
 from fairway.pipeline.run import Pipeline, open_run
@@ -33,6 +35,7 @@ EVIDENCE = {"samples", "costs", "proof", "audit"}
 AFTER_PACKING = {"score.quantised", "score.sliding", "score.ttt", *EVIDENCE}
 ALL = {"train", "pack", "baselines", *SCORES, *EVIDENCE}
 Tiny = Callable[..., Config]
+PLAN = Plan("cpu", "float32", "highest", 1, "plain")
 
 pytestmark = pytest.mark.usefixtures("evidence_at_once")
 
@@ -53,6 +56,13 @@ def repeated_by(config: Config, folder: Path) -> set[str]:
 def run(smoke_run: Path, tmp_path: Path) -> Path:
     """Return a finished run that may be changed."""
     return Path(shutil.copytree(smoke_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def quick(tiny: Tiny, smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a finished run that may be changed, whose stages all do little."""
+    sample_little(monkeypatch)
+    return Path(shutil.copytree(quick_run(tiny, smoke_run), tmp_path / "run"))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -90,13 +100,14 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
         ("runtime.attention=sdpa", ALL - {"baselines"}),
     ],
 )
-def test_what_a_setting_repeats(tiny: Tiny, run: Path, change: str, repeated: set[str]) -> None:
-    assert repeated_by(tiny(change), run) == repeated
+def test_what_a_setting_repeats(tiny: Tiny, quick: Path, change: str, repeated: set[str]) -> None:
+    # Which stages are repeated does not depend on how much they do.
+    assert repeated_by(tiny(*QUICK, change), quick) == repeated
 
 
-def test_a_score_that_is_no_longer_asked_for_is_forgotten(tiny: Tiny, run: Path) -> None:
-    assert repeated_by(tiny("ttt.method=off"), run) == {"audit"}
-    assert "score.ttt" not in RunFolder(run).memory["stages"]
+def test_a_score_that_is_no_longer_asked_for_is_forgotten(tiny: Tiny, quick: Path) -> None:
+    assert repeated_by(tiny(*QUICK, "ttt.method=off"), quick) == {"audit"}
+    assert "score.ttt" not in RunFolder(quick).memory["stages"]
 
 
 @pytest.mark.parametrize(
@@ -109,13 +120,14 @@ def test_a_score_that_is_no_longer_asked_for_is_forgotten(tiny: Tiny, run: Path)
     ],
 )
 def test_a_changed_output_is_noticed_and_made_again(
-    tiny: Tiny, run: Path, file: str, repeated: set[str]
+    tiny: Tiny, quick: Path, file: str, repeated: set[str]
 ) -> None:
+    run = quick
     before = {name: digest_file(run / name) for name in ("artifact.fwy", "weights.safetensors")}
     data = bytearray((run / file).read_bytes())
     data[len(data) // 2] ^= 1
     (run / file).write_bytes(data)
-    assert repeated_by(tiny(), run) == repeated
+    assert repeated_by(tiny(*QUICK), run) == repeated
     # What is made again is the same to the bit, so that nothing after it has to be.
     assert before == {name: digest_file(run / name) for name in before}
 
@@ -265,7 +277,7 @@ def test_void_fractions_are_of_the_weights_they_name(
     """Of the average as it is on disk, and of the artifact as it is loaded; learning moves it."""
     saved, _ = load_checkpoint(smoke_run / WEIGHTS)
     average = [(name, w) for name, w in saved.items() if name.startswith("ema.")]
-    loaded = load(smoke_run / "artifact.fwy").model.named_parameters()
+    loaded = load(smoke_run / "artifact.fwy", plan=PLAN).model.named_parameters()
     found = results["weights"]["void_fractions"]
     assert found == {"average": void_fraction(average), "artifact": void_fraction(loaded)}
     learned = results["stages"]["ttt"]["void_fraction"]
@@ -283,7 +295,7 @@ def test_results_do_not_say_where_they_were_made(
     for name in ("socket.gethostname", "platform.node", "getpass.getuser"):
         monkeypatch.setattr(name, lambda: f"name-{mark}")
     source = shutil.copytree(data_folder, place / "data")
-    config = tiny(f"data.source={source}", "train.steps=1", "train.warmup_steps=0")
+    config = tiny(*QUICK, f"data.source={source}")
     pipeline = Pipeline(config, RunFolder(place / "run"), lambda text: None)
     with pipeline.writing():
         pipeline.walk()
@@ -314,7 +326,7 @@ from fairway.train.loop import Training
 advance = Training._advance
 
 def slow(*how):
-    time.sleep(0.3)
+    time.sleep(0.2)
     return advance(*how)
 
 Training._advance = slow
@@ -383,9 +395,9 @@ def test_limits_that_are_exceeded_are_said(tiny: Tiny, run: Path) -> None:
 
 def test_a_budget_that_is_exceeded_is_said(tiny: Tiny, run: Path) -> None:
     said: list[str] = []
-    limits = ("train.clock=wall", "train.budget_s=0.1", "train.reserve_s=0.0001")
+    limits = (*FEW, "train.clock=wall", "train.budget_s=0.1", "train.reserve_s=0.0001")
     # Training keeps to its budget: calibration must be what exceeds it.
-    config = tiny(*limits, "quant.calibration_tokens=65536")
+    config = tiny(*limits, "quant.calibration_tokens=32768")
     pipeline = Pipeline(config, RunFolder(run), said.append)
     with pipeline.writing():
         pipeline.train()

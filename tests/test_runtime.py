@@ -1,11 +1,12 @@
 """Machine plans and ranks."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from shared import forking
 
 from fairway.base.errors import UserError
 from fairway.config.settings import RuntimeConfig
@@ -98,7 +99,16 @@ def test_one_process_is_its_own_world() -> None:
     assert ranks.any(True) and not ranks.any(False)
 
 
-def _member(rank: int, store: str) -> None:
+MEMBER = """
+import sys
+_, folder, store, rank = sys.argv
+sys.path.insert(0, folder)
+import test_runtime
+test_runtime.member(int(rank), store)
+"""
+
+
+def member(rank: int, store: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2
     )
@@ -118,4 +128,6 @@ def _member(rank: int, store: str) -> None:
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:
-    mp.spawn(_member, args=(str(tmp_path / "store"),), nprocs=2)
+    words = [*forking(), "-c", MEMBER, str(Path(__file__).parent), str(tmp_path / "store")]
+    both = [subprocess.Popen([*words, str(rank)]) for rank in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from damage import Cli
+from small_run import FEW
 
 from fairway.base.errors import InterruptedRun
 from fairway.base.files import digest_file
@@ -21,7 +22,7 @@ from fairway.pipeline.run import Pipeline, open_run
 from fairway.train.loop import Training
 from fairway.train.saved import what_trains
 
-SHORT = ("train.steps=3", "train.warmup_steps=0")
+SHORT = (*FEW, "train.steps=3", "train.warmup_steps=0")
 
 
 def walk(config: Config, folder: Path, until: str = "train", **how: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from by_threads import CONFIG, FIXED, gradients, is_matrix, plain_update, together, walk, wide
+from small_run import FEW
 from torch import Tensor
 
 from fairway.config.settings import Config
@@ -117,7 +118,7 @@ def test_a_training_looks_at_its_own_tokens_and_resumes_to_the_bit(
 ) -> None:
     monkeypatch.setattr(loop, "INPUTS_EVERY", 4)
     monkeypatch.setattr(loop, "INPUTS_TOKENS", 128)
-    config = tiny("optim.newton=0.1", "train.warmup_steps=0")
+    config = tiny(*FEW, "optim.newton=0.1", "train.warmup_steps=0")
     looked: list[Any] = []
 
     def noted(model: Any, batches: Any, names: Any) -> dict[str, Tensor]:
@@ -149,7 +150,7 @@ def test_a_training_looks_at_its_own_tokens_and_resumes_to_the_bit(
     resumed = run(config, data_folder, tmp_path / "parts", resume=True)
     for name, weight in whole.model.named_parameters():
         assert torch.equal(weight, resumed.model.get_parameter(name)), name
-    plain = run(tiny("train.warmup_steps=0"), data_folder, tmp_path / "plain")
+    plain = run(tiny(*FEW, "train.warmup_steps=0"), data_folder, tmp_path / "plain")
     assert any(
         not torch.equal(weight, plain.model.get_parameter(name))
         for name, weight in whole.model.named_parameters()
@@ -159,6 +160,6 @@ def test_a_training_looks_at_its_own_tokens_and_resumes_to_the_bit(
 def test_without_a_way_to_see_inputs_it_is_refused(
     tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
 ) -> None:
-    config = tiny("optim.newton=0.1", "train.warmup_steps=0")
+    config = tiny(*FEW, "optim.newton=0.1", "train.warmup_steps=0")
     with pytest.raises(ValueError, match="collects the inputs"):
         run(config, data_folder, tmp_path, inputs.no_inputs)

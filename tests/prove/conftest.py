@@ -1,10 +1,11 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import small_run
 
-from fairway.config.settings import RuntimeConfig
+from fairway.config.settings import Config, RuntimeConfig
 from fairway.prove.coding import Session, open_session
 from fairway.prove.machine import coding_plan
 
@@ -32,11 +33,11 @@ def _fingerprints_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def artifact(smoke_run: Path) -> Path:
-    return smoke_run / "artifact.fwy"
+def artifact(tiny: Callable[..., Config]) -> Path:
+    return small_run(tiny) / "artifact.fwy"
 
 
 @pytest.fixture(scope="session")
 def session(artifact: Path) -> Session:
-    """Return the smoke run's artifact, frozen, to code with any number of times."""
+    """Return that artifact, frozen, to code with any number of times."""
     return open_session(artifact, None, coding_plan(RUNTIME))

@@ -147,7 +147,7 @@ def test_a_decoding_that_differs_is_never_a_success(
 
 
 def test_altered_bytes_with_a_fitting_digest_are_noticed(session: Session, artifact: Path) -> None:
-    header, payload = open_coded(open_file(compress(SHORT, session, 2))[1])
+    header, payload = open_coded(open_file(compress(SHORT, session, 8))[1])
     assert isinstance(header, Header) and header.documents == 0
     for at, told in ((40, "decoding gave other bytes|ends before the tokens"), (-1, "other bytes")):
         spoilt = bytearray(payload)

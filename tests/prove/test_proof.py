@@ -2,18 +2,16 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from shared import forking
 
-import fairway
 from fairway.base.errors import UserError
 from fairway.base.units import nats_to_bits
 from fairway.config.settings import RuntimeConfig
@@ -86,11 +84,7 @@ def test_a_fresh_process_restores_the_text(
     (tmp_path / "proof.fwp").write_bytes(proven[0])
     words = "prove --decode proof.fwp --artifact artifact.fwy --out text.jsonl --json"
     ended = subprocess.run(
-        [sys.executable, "-m", "fairway.cli", *words.split()],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(fairway.__file__).parents[1])},
-        capture_output=True,
-        text=True,
+        [*forking(), *words.split()], cwd=tmp_path, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["documents"] == 3

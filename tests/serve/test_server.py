@@ -178,7 +178,7 @@ def test_an_adapter_is_a_model_of_its_own(smoke_run: Path, tmp_path: Path) -> No
     file = tmp_path / "moon.safetensors"
     text = "the moon rises over the hill; count and wait.\n" * 10
     config = replace(tune.TUNING, lora_rank=2, lora_lr=0.02)
-    tune.tune(smoke_run, [text] * 8, file, config, epochs=1)
+    tune.tune(smoke_run, [text] * 8, file, config, epochs=1, runtime=RUNTIME)
     desk = open_desk([smoke_run], None, RUNTIME, file)
     assert list(desk.served)[:2] == ["smoke", "smoke:moon"]
     alone, tuned = (desk.find(name) for name in ("smoke", "smoke:moon"))
