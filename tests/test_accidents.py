@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from damage import Call, Place, contents, refused, untouched
+from small_run import sample_little
 
 from fairway.base.files import digest_json, read_json
 from fairway.base.names import CHECKPOINT
@@ -23,6 +24,11 @@ from fairway.train.steps import STEPS, read_steps
 HERE = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.usefixtures("evidence_at_once")
+
+
+@pytest.fixture(autouse=True)
+def _samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample_little(monkeypatch)
 
 
 def quiet(text: str) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from shared import forking
+from small_run import small_run
 
 import fairway
 from fairway.api import LanguageModel, load
 from fairway.base.errors import UserError
 from fairway.base.files import read_json
-from fairway.config.settings import RuntimeConfig
+from fairway.config.settings import Config, RuntimeConfig
 from fairway.data.build import DataFolder
 from fairway.data.tokens import train_tokenizer
 from fairway.model.writing import Manner, Row, draw
@@ -30,7 +31,7 @@ TEXT = "The model predicts a small token.\nIt was the text that every byte is in
 FRESH = """
 import json, pathlib
 import fairway
-from fairway.config.settings import RuntimeConfig
+from fairway.config.settings import Config, RuntimeConfig
 runtime = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 model = fairway.load("artifact.fwy", runtime=runtime)
 documents = json.loads(pathlib.Path("documents.json").read_text())
@@ -49,8 +50,14 @@ def always(token: int | Iterator[int]) -> Callable[[torch.Tensor], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def model(smoke_run: Path) -> LanguageModel:
+def smoke_model(smoke_run: Path) -> LanguageModel:
     return load(smoke_run / "artifact.fwy", runtime=RUNTIME)
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Callable[..., Config]) -> LanguageModel:
+    """Return a smaller model, to score and to write with many times."""
+    return load(small_run(tiny) / "artifact.fwy", runtime=RUNTIME)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +108,7 @@ def test_the_process_keeps_its_own_threads_and_precision(
 
 
 def test_a_fresh_process_scores_what_the_run_did(
-    smoke_run: Path, model: LanguageModel, documents: list[str], tmp_path: Path
+    smoke_run: Path, smoke_model: LanguageModel, documents: list[str], tmp_path: Path
 ) -> None:
     shutil.copy(smoke_run / "artifact.fwy", tmp_path)
     (tmp_path / "documents.json").write_text(json.dumps(documents))
@@ -110,8 +117,10 @@ def test_a_fresh_process_scores_what_the_run_did(
     )
     found = json.loads(ended.stdout)
     results: dict[str, Any] = read_json(smoke_run / "results.json")
-    assert found["bpb"] == results["stages"]["sliding"]["bpb"] == model.bits_per_byte(documents)
-    assert found["text"] == model.generate("The", seed=3)
+    assert (
+        found["bpb"] == results["stages"]["sliding"]["bpb"] == smoke_model.bits_per_byte(documents)
+    )
+    assert found["text"] == smoke_model.generate("The", seed=3)
 
 
 def test_the_package_offers_the_interface_and_nothing_else() -> None:
@@ -121,8 +130,10 @@ def test_the_package_offers_the_interface_and_nothing_else() -> None:
         fairway.lode  # noqa: B018
 
 
-def test_a_run_folder_is_as_good_as_its_artifact(smoke_run: Path, model: LanguageModel) -> None:
-    assert load(smoke_run, runtime=RUNTIME).bits_per_byte(TEXT) == model.bits_per_byte(TEXT)
+def test_a_run_folder_is_as_good_as_its_artifact(
+    smoke_run: Path, smoke_model: LanguageModel
+) -> None:
+    assert load(smoke_run, runtime=RUNTIME).bits_per_byte(TEXT) == smoke_model.bits_per_byte(TEXT)
 
 
 def test_logprobs_sum_to_the_score(model: LanguageModel, documents: list[str]) -> None:
@@ -378,7 +389,7 @@ def test_rows_side_by_side_say_what_they_say_alone(
 ) -> None:
     prompts = ["", "The", "The model predicts ", documents[0][:90], documents[0], documents[1]]
     # Beyond the window, and not.
-    for manner, most in ((Manner(0.0), 48), (Manner(1.0, 20, 0.9), 12)):
+    for manner, most in ((Manner(0.0), 30), (Manner(1.0, 20, 0.9), 12)):
         rows = [Row(model.packer, text, most, seed) for seed, text in enumerate(prompts)]
         model.write(rows, manner)
         alone = [Row(model.packer, text, most, seed) for seed, text in enumerate(prompts)]
@@ -410,14 +421,14 @@ def test_a_row_ends_before_its_first_stop(
 
 
 def test_an_artifact_without_tokenizer_takes_the_one_beside_it(
-    bare: Path, model: LanguageModel, tmp_path: Path
+    bare: Path, smoke_model: LanguageModel, tmp_path: Path
 ) -> None:
-    assert load(bare, runtime=RUNTIME).bits_per_byte(TEXT) == model.bits_per_byte(TEXT)
+    assert load(bare, runtime=RUNTIME).bits_per_byte(TEXT) == smoke_model.bits_per_byte(TEXT)
     alone = Path(shutil.copy(bare / "artifact.fwy", tmp_path))
     with pytest.raises(UserError, match="carries no tokenizer"):
         load(alone, runtime=RUNTIME)
     named = load(alone, tokenizer=bare / "tokenizer.model", runtime=RUNTIME)
-    assert named.bits_per_byte(TEXT) == model.bits_per_byte(TEXT)
+    assert named.bits_per_byte(TEXT) == smoke_model.bits_per_byte(TEXT)
 
 
 def test_another_tokenizer_is_refused(

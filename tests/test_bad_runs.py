@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from damage import ARTIFACT, Call, Damage, Place, flip, halve, refused, remove, rewrite, untouched
+from small_run import sample_little
 from torch import Tensor
 
 from fairway.base.room import Room
@@ -28,6 +29,12 @@ from fairway.train.muon import Optimisers
 from fairway.train.steps import STEPS, read_steps
 
 pytestmark = pytest.mark.usefixtures("evidence_at_once")
+
+
+@pytest.fixture(autouse=True)
+def _samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample_little(monkeypatch)
+
 
 # ---------------------------------------------------------------------------------------------
 # Run folders

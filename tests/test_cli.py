@@ -15,6 +15,7 @@ import torch
 import typer.main
 from audit.record import Case
 from damage import FIXED, Cli, Outcome
+from small_run import FEW, sample_little
 
 from fairway.audit.findings import Finding
 from fairway.audit.records import fence
@@ -206,7 +207,9 @@ def test_what_is_no_command_is_refused(cli: Cli, words: tuple[str, ...]) -> None
 
 
 @pytest.mark.usefixtures("evidence_at_once")
-def test_run(cli: Cli, quick: list[str], tmp_path: Path) -> None:
+def test_run(cli: Cli, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample_little(monkeypatch)
+    quick = [*quick, *(word for setting in FEW for word in ("--set", setting))]
     told = cli("run", "smoke", "--out", tmp_path, *quick, "--json")
     assert told.json == read_json(tmp_path / "results.json")
     assert told.json["train"]["steps"] == 2
@@ -410,10 +413,10 @@ def test_audit_a_program(cli: Cli, tmp_path: Path) -> None:
         "  print(json.dumps({'nats': [math.log(12)] * (len(ids) - 1)}), flush=True)\n"
     )
     words = ["audit", "--program", f"{sys.executable} {program}", "--tokens", str(ids)]
-    found = cli(*words, "--budget", "1", "--json").json
+    found = cli(*words, "--budget", "0.3", "--json").json
     assert (found["verdict"], found["passed"]) == ("valid", True)
     program.write_text(program.read_text().replace("math.log(12)", "2.0"))
-    assert cli(*words, "--budget", "1").code == 1
+    assert cli(*words, "--budget", "0.3").code == 1
 
 
 def test_audit_records(cli: Cli, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_run import FEW
 
 from fairway.base.errors import UserError
 from fairway.config.settings import Config
@@ -24,7 +25,7 @@ Pack = Callable[..., Packed]
 @pytest.fixture
 def pack(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> Pack:
     """Return a function: pack a model of random weights, return the facts and what was said."""
-    config = tiny()
+    config = tiny(*FEW)
     model = build(config.model)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
@@ -33,7 +34,7 @@ def pack(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> Pack
 
     def call(*settings: str) -> Packed:
         said: list[str] = []
-        config = tiny(*settings)
+        config = tiny(*FEW, *settings)
         provenance = {
             "recipe": "test",
             "recipe_hash": "0123456789abcdef",
@@ -52,7 +53,7 @@ def pack(tiny: Callable[..., Config], data_folder: Path, tmp_path: Path) -> Pack
 
 def test_a_model_that_is_too_large_is_made_to_fit(pack: Pack, tmp_path: Path) -> None:
     asked, _ = pack()
-    limit = asked["bytes"] + CODE_BYTES - 4000
+    limit = asked["bytes"] + CODE_BYTES - 2000
     facts, said = pack("quant.fit=true", f"pack.limit_bytes={limit}")
     size = (tmp_path / "artifact.fwy").stat().st_size
     assert facts["bytes"] == size

@@ -288,6 +288,7 @@ def test_void_fractions_are_of_the_weights_they_name(
 def test_results_do_not_say_where_they_were_made(
     tiny: Tiny, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sample_little(monkeypatch)
     mark = "z7f3aq"
     place = tmp_path / f"place-{mark}"
     for name in ("USER", "LOGNAME", "HOME", "HOSTNAME", "FAIRWAY"):

@@ -120,7 +120,7 @@ def test_a_run_holds_the_numbers_and_keeps_them(
     cli: Cli, data_folder: Path, tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = [f"data.source={data_folder}", "model.vocab_size=300", "pack.code_bytes=0"]
-    short = ["train.budget_s=1.5", "train.reserve_s=0.1", "train.warmup_steps=1"]
+    short = ["train.budget_s=0.7", "train.reserve_s=0.1", "train.warmup_steps=1"]
     words = [word for pair in [*text, *short, *FIXED] for word in ("--set", pair)]
     out = tmp_path / "run"
     seconds = {"demo_small": 0.5, "demo_wide": 0.02}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import take_evidence
 from digits import Place, numbers, unnoticed
+from small_run import sample_little
 
 from fairway.audit.records.audit import audit_record
 from fairway.base.errors import UserError
@@ -36,6 +37,7 @@ def smoke_run(
     pipeline = Pipeline(tiny("pack.code_bytes=auto"), RunFolder(folder), lambda text: None)
     with pytest.MonkeyPatch.context() as patch, pipeline.writing():
         take_evidence(smoke_run, patch)
+        sample_little(patch)
         pipeline.walk()
     return folder
 

@@ -463,7 +463,7 @@ def test_packages_that_are_imported_after_training_are_asked_for_before(
 
 
 def test_preflight_counts_text_disk_and_memory(
-    few: Callable[..., Config],
+    tiny: Callable[..., Config],
     data_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -471,19 +471,19 @@ def test_preflight_counts_text_disk_and_memory(
     shards = text_of(data_folder).shards
     short = [shards[0][:500]]
     with pytest.raises(UserError, match=r"holds 7 sequences of 64 tokens and one\s+step needs 16"):
-        preflight(few(), short, tmp_path, 1000, CPU)
+        preflight(tiny(), short, tmp_path, 1000, CPU)
     with pytest.raises(UserError, match="disk has .* free and checkpoints need"):
-        preflight(few(), shards, tmp_path, 10**14, CPU)
+        preflight(tiny(), shards, tmp_path, 10**14, CPU)
     monkeypatch.setattr("fairway.train.preflight.host_room", lambda: Room(10**6))
     with pytest.raises(UserError, match="of memory are needed and 1.00 MB are free"):
-        preflight(few(), shards, tmp_path, 1000, CPU)
+        preflight(tiny(), shards, tmp_path, 1000, CPU)
     # A micro-batch too large for a GPU is halved, so that one sequence decides: 1.92 MB of
     # activations, where all sixteen would take 30.
     monkeypatch.setattr("fairway.train.preflight._device_memory", lambda: 2 * 10**6)
     gpu = replace(CPU, device="cuda")
-    preflight(few("train.micro_tokens=1024"), shards, tmp_path, 1000, gpu)
+    preflight(tiny("train.micro_tokens=1024"), shards, tmp_path, 1000, gpu)
     with pytest.raises(UserError, match="and 2.00 MB are free; take a smaller model"):
-        preflight(few("train.micro_tokens=1024"), shards, tmp_path, 10**4, gpu)
+        preflight(tiny("train.micro_tokens=1024"), shards, tmp_path, 10**4, gpu)
 
 
 def test_signals_are_given_back() -> None:

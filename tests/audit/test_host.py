@@ -44,7 +44,7 @@ def test_a_file_is_audited_in_a_process_of_its_own(
     ids = [1, *(int(n) for n in np.random.default_rng(0).integers(0, 7, 60))]
     (tmp_path / "ids.json").write_text(json.dumps(ids))
     words = ("audit", "--scorer", tmp_path / "mine.py", "--tokens", tmp_path / "ids.json")
-    found = cli(*words, "--budget", 4, "--json")
+    found = cli(*words, "--budget", 1, "--json")
     assert found.code == exit_code, found.err
     facts = json.loads(found.out)
     assert facts["passed"] == (exit_code == 0)
