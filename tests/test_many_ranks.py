@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from shared import forking
+from small_run import FEW
 
 from fairway.api import load
 from fairway.base.files import read_json
@@ -31,7 +32,7 @@ from fairway.score.sliding import evaluate_frozen, text_of
 from fairway.train.checkpoint import load_checkpoint
 from fairway.train.steps import STEPS, read_steps
 
-STEPS_RUN = 16
+STEPS_RUN = 8
 # What starts the processes, without the seconds that its imports take.
 TORCHRUN = "from torch.distributed.run import main; main()"
 # Told first, on the way: which process that is.
@@ -51,7 +52,8 @@ def data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sets(settings: list[str], data: Path) -> list[str]:
-    short = (f"train.steps={STEPS_RUN}", "train.warmup_steps=0", "score.batch_windows=4")
+    short = (f"train.steps={STEPS_RUN}", "train.warmup_steps=0", "score.batch_windows=2")
+    short += (*FEW, "data.val_bytes=700")
     # An audit without probes: of trails, which two processes have written.
     short += ("prove.bytes=0", "audit.budget_s=0")
     return [*settings, *short, f"data.source={data}"]
@@ -128,11 +130,27 @@ def test_every_world_size_gets_the_same_score(two_hosts: Path, sets: list[str]) 
     assert (audit["passed"], audit["verdict"]) == (True, "valid")
 
 
+# All steps would take less time than a signal may take to reach the processes.
+SLOW = """
+import time
+from fairway.cli import main as cli
+from fairway.train.loop import Training
+advance = Training._advance
+
+def slow(*how):
+    time.sleep(0.2)
+    return advance(*how)
+
+Training._advance = slow
+cli.main()
+"""
+
+
 def test_a_job_stopped_and_resumed_on_one_host_ends_like_two_hosts(
     two_hosts: Path, sets: list[str], tmp_path: Path
 ) -> None:
-    both = launcher("--standalone", "--nproc-per-node=2")
-    process = started(both, tmp_path / "run", sets)
+    slow = launcher("--standalone", "--nproc-per-node=2", program=SLOW)
+    process = started(slow, tmp_path / "run", sets)
     assert process.stdout
     if any(line.startswith("step ") for line in process.stdout):
         process.send_signal(signal.SIGTERM)
@@ -141,6 +159,7 @@ def test_a_job_stopped_and_resumed_on_one_host_ends_like_two_hosts(
     assert code != 0 and len(told) == 1 and int(told[0]) < STEPS_RUN, errors
     assert load_checkpoint(tmp_path / "run" / CHECKPOINT)[1]["step"] == int(told[0])
 
+    both = launcher("--standalone", "--nproc-per-node=2")
     (code, output, errors), *_ = ended(started(both, tmp_path / "run", sets, "--resume"))
     assert code == 0, errors
     assert output.count(f"resumed at step {told[0]},") == 1
