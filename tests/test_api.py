@@ -35,7 +35,7 @@ from fairway.config.settings import Config, RuntimeConfig
 runtime = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 model = fairway.load("artifact.fwy", runtime=runtime)
 documents = json.loads(pathlib.Path("documents.json").read_text())
-print(json.dumps({"bpb": model.bits_per_byte(documents), "text": model.generate("The", seed=3)}))
+print(json.dumps({"bpb": model.bits_per_byte(documents), "text": model.generate("The", max_tokens=40, seed=3)}))
 """
 
 
@@ -120,7 +120,7 @@ def test_a_fresh_process_scores_what_the_run_did(
     assert (
         found["bpb"] == results["stages"]["sliding"]["bpb"] == smoke_model.bits_per_byte(documents)
     )
-    assert found["text"] == smoke_model.generate("The", seed=3)
+    assert found["text"] == smoke_model.generate("The", max_tokens=40, seed=3)
 
 
 def test_the_package_offers_the_interface_and_nothing_else() -> None:
@@ -191,9 +191,9 @@ def test_odd_text_can_be_scored(model: LanguageModel, text: str) -> None:
 
 
 def test_one_seed_gives_one_continuation(model: LanguageModel) -> None:
-    first = model.generate("The model", seed=1)
-    assert first == model.generate("The model", seed=1)
-    assert first != model.generate("The model", seed=2)
+    first = model.generate("The model", max_tokens=40, seed=1)
+    assert first == model.generate("The model", max_tokens=40, seed=1)
+    assert first != model.generate("The model", max_tokens=40, seed=2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_run import sample_little
 import torch
 from damage import Cli
 
@@ -66,8 +67,12 @@ NO_EVIDENCE = ("prove.bytes=0", "audit.budget_s=0")
 
 
 def test_such_a_run_goes_on_learning_and_tells_where_it_began(
-    smoke_run: Path, tiny: Callable[..., Config], tmp_path: Path
+    smoke_run: Path,
+    tiny: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    sample_little(monkeypatch)
     first = read_json(smoke_run / "results.json")
     moved = Path(shutil.copytree(smoke_run, tmp_path / "first"))
     config = tiny(f"train.init={moved}", "train.loop_from=0", "train.steps=6", *NO_EVIDENCE)

@@ -51,7 +51,9 @@ def test_probe_takes_the_fastest_of_what_is_open(monkeypatch: pytest.MonkeyPatch
     assert {option[1] for option in tried} == {"bfloat16"} and len(tried) == 2
 
 
-def test_probe_measures_and_leaves_no_trace() -> None:
+def test_probe_measures_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = plan._probe_seconds
+    monkeypatch.setattr(plan, "_probe_seconds", lambda option, _: measured(option, 0.05))
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     made = make_plan(RuntimeConfig(device="cpu", threads=1))
     assert made.dtype in ("bfloat16", "float32")

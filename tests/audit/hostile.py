@@ -150,7 +150,7 @@ def archives(folder: Path) -> None:
 
 
 def repeated(folder: Path) -> None:
-    (folder / LOG).write_bytes((folder / LOG).read_bytes() * 1_200)
+    (folder / LOG).write_bytes((folder / LOG).read_bytes() * 500)
 
 
 def emptied(folder: Path) -> None:
@@ -185,7 +185,7 @@ HOSTILE: dict[str, Spoil] = {
     "settings": file(
         LOG, b"Hyperparameters:\n" + b"".join(b"  a%d: 1\n" % n for n in range(200_000))
     ),
-    "stages": log(*(b"s%d val_loss:1.0 val_bpb:1.0\n" % n for n in range(40_000))),
+    "stages": log(*(b"s%d val_loss:1.0 val_bpb:1.0\n" % n for n in range(25_000))),
     "runs": repeated,
     "a README of numbers": file(
         "README.md", b"1.0810 " * 170_000 + b"|" * LONG + b"**1.08" * 99_999
@@ -265,11 +265,11 @@ HOSTILE: dict[str, Spoil] = {
     "bytes that are none": script(b"# -*- coding: rot13 -*-\n\xff\xfe\0" * 1_000),
     # Archives
     "a bomb": script(_BOMB),
-    # Packed when it is asked for, which takes a second.
+    # Packed when it is asked for, which takes its time.
     "a large bomb": lambda folder: script(
-        unpacks(b"#" * 100_000_000, partial(lzma.compress, preset=0), "lzma")
+        unpacks(b"#" * 40_000_000, partial(lzma.compress, preset=0), "lzma")
     )(folder),
-    "many bombs": many("s{}.py", _BOMB.encode(), 30),
+    "many bombs": many("s{}.py", _BOMB.encode(), 16),
     "archive in archive": script(nested(40)),
     "files that are archives": archives,
     # Files
@@ -278,7 +278,7 @@ HOSTILE: dict[str, Spoil] = {
     "a script in UTF-16": recoded("utf-16", "train_gpt.py"),
     "Latin-1": log(b"\xe9\xff\n" * 10_000),
     "many logs": many("{}.log", b"step:1/2 val_bpb: 1.0\n" * 50, 2_500),
-    "many files": many("a{}", b"", 20_000),
+    "many files": many("a{}", b"", 4_000),
     "many scripts": many("s{}.py", SCRIPT.encode() * 200, 60),
     "pipes": pipes,
     "sockets": sockets,

@@ -131,7 +131,7 @@ def test_spoiled_inputs_are_refused_or_right(
         made = request.getfixturevalue("smoke_bundle")
         monkeypatch.setattr(bundles, "_whole", lambda: bundles.files_of(made))
     # A bundle takes a sixth of a second, a report of a run half of one.
-    count = {"run": 3, "bundle": 5, "record": 15}.get(name, 30)
+    count = {"run": 3, "bundle": 5, "record": 15}.get(name, 20)
     found = run(format_named(name), count, 1)
     assert found.failures == []
     assert found.refused + found.read == found.inputs == count
