@@ -35,7 +35,8 @@ from fairway.config.settings import Config, RuntimeConfig
 runtime = RuntimeConfig(threads=1, dtype="float32", matmul="highest")
 model = fairway.load("artifact.fwy", runtime=runtime)
 documents = json.loads(pathlib.Path("documents.json").read_text())
-print(json.dumps({"bpb": model.bits_per_byte(documents), "text": model.generate("The", max_tokens=40, seed=3)}))
+text = model.generate("The", max_tokens=40, seed=3)
+print(json.dumps({"bpb": model.bits_per_byte(documents), "text": text}))
 """
 
 

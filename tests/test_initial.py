@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_run import sample_little
 import torch
 from damage import Cli
+from small_run import sample_little
 
 from fairway.api import load
 from fairway.base.files import digest_file, read_json
