@@ -7,6 +7,7 @@ alone. Elsewhere nothing waits for it, and asking would take most of the time.
 """
 
 import gc
+import importlib
 import weakref
 from typing import Any
 
@@ -27,6 +28,8 @@ class Meter(TorchDispatchMode):
     def __enter__(self) -> "Meter":
         """Begin."""
         if self.kernels:
+            # The first operation would import this, and each collection look through all of it.
+            importlib.import_module("torch._dynamo")
             gc.collect()
             gc.freeze()
         super().__enter__()

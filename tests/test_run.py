@@ -122,14 +122,13 @@ def test_a_score_that_is_no_longer_asked_for_is_forgotten(tiny: Tiny, quick: Pat
 def test_a_changed_output_is_noticed_and_made_again(
     tiny: Tiny, quick: Path, file: str, repeated: set[str]
 ) -> None:
-    run = quick
-    before = {name: digest_file(run / name) for name in ("artifact.fwy", "weights.safetensors")}
-    data = bytearray((run / file).read_bytes())
+    before = {name: digest_file(quick / name) for name in ("artifact.fwy", "weights.safetensors")}
+    data = bytearray((quick / file).read_bytes())
     data[len(data) // 2] ^= 1
-    (run / file).write_bytes(data)
-    assert repeated_by(tiny(*QUICK), run) == repeated
+    (quick / file).write_bytes(data)
+    assert repeated_by(tiny(*QUICK), quick) == repeated
     # What is made again is the same to the bit, so that nothing after it has to be.
-    assert before == {name: digest_file(run / name) for name in before}
+    assert before == {name: digest_file(quick / name) for name in before}
 
 
 def test_the_embedded_text_is_built_once_and_again_when_damaged(

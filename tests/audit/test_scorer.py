@@ -47,7 +47,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the command of a program that imports no package and so starts at once."""
-    # How long an output that was closed may stay without the end of its program.
+    # How long to wait for the end of a program that has closed its output.
     monkeypatch.setattr("fairway.audit.scorers.pipe._LAST_S", 0.1)
     return [sys.executable, "-S", "-E", str(tmp_path / "scorer.py")]
 

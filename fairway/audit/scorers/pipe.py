@@ -21,7 +21,7 @@ from fairway.base.terminal import sentence
 
 _PIECE_BYTES = 1 << 16
 _END_S = 2.0
-# So long may a program go on that has closed its output, before that is what is told.
+# How long to wait for the end of a program that has closed its output.
 _LAST_S = 0.5
 
 
