@@ -3,7 +3,13 @@
 import functools
 import gc
 import os
+import signal
 import sys
+
+# A shell without job control starts what runs in its background (`make test &`) with interrupts
+# ignored, and so would be all that tests start: those that interrupt a process would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Test processes run side by side: threads of one would wait for those of the other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -109,6 +115,19 @@ def warm_children() -> Iterator[None]:
         patch.setattr(
             children, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start})
         )
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unprobed() -> Iterator[None]:
+    """Let one thread and float32 be the fastest settings of a CPU: to measure takes two seconds."""
+
+    def seconds(option: tuple[int, str, str], allowance_s: float) -> float:
+        threads, dtype, _ = option
+        return threads + 100.0 * (dtype != "float32")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fairway.machine.plan._probe_seconds", seconds)
         yield
 
 

@@ -11,7 +11,7 @@ from shared import forking
 from fairway.base.errors import UserError
 from fairway.config.settings import RuntimeConfig
 from fairway.machine import plan
-from fairway.machine.plan import Plan, make_plan
+from fairway.machine.plan import Plan, _probe_seconds, make_plan
 from fairway.machine.ranks import Ranks, join_ranks, seed_everything
 
 
@@ -52,8 +52,8 @@ def test_probe_takes_the_fastest_of_what_is_open(monkeypatch: pytest.MonkeyPatch
 
 
 def test_probe_measures_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = plan._probe_seconds
-    monkeypatch.setattr(plan, "_probe_seconds", lambda option, _: measured(option, 0.05))
+    # The session has put another function in its place.
+    monkeypatch.setattr(plan, "_probe_seconds", lambda option, _: _probe_seconds(option, 0.05))
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     made = make_plan(RuntimeConfig(device="cpu", threads=1))
     assert made.dtype in ("bfloat16", "float32")

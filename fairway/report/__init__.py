@@ -6,7 +6,6 @@ from typing import Any
 
 from fairway.base.files import write_atomic, write_json
 from fairway.report.derive import Earlier, derive
-from fairway.report.page import page
 
 
 def write_report(
@@ -25,6 +24,9 @@ def write_report(
     costs and all derived numbers, so that every `<data value>` of the page is in it. Equal input
     gives equal bytes. Raises UserError for the results of an unfinished run.
     """
+    # Half a second of Matplotlib and of the record auditor, which other commands do without.
+    from fairway.report.page import page
+
     numbers = out.with_suffix(".json")
     derived = derive(results, steps, earlier)
     links = [
