@@ -1,5 +1,6 @@
 """Shared fixtures: one thread, a tiny text, a data folder of it, and one finished smoke run."""
 
+import atexit
 import functools
 import gc
 import os
@@ -89,7 +90,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    gc.unfreeze()
+    # pytest now looks for garbage several times. Python does so when it ends, and that suffices.
+    gc.freeze()
+    atexit.register(gc.unfreeze)
     if not hasattr(config, "workerinput"):
         shared.end()
 
