@@ -312,7 +312,7 @@ def _far(mode: int, x: int, base: int, cells: Ints, coder: Ints, buffer: Bytes) 
             at = base + MANTISSA + 3 * exponent + found - 1
             found = 2 * found + code_bit(coder, buffer, mode, bit, cells, at)
         else:
-            found = 2 * found + narrow(coder, buffer, mode, bit, 32_768)
+            found = 2 * found + narrow(coder, buffer, mode, bit, int64(32_768))
     return found - 1
 
 

@@ -161,10 +161,13 @@ def plan(
     count = 0
     for n in range(tokens.size):
         starts[n] = count
-        follow[n] = e.follow[:3]
         depth = _path(trie, int64(trie.node[after[n], tokens[n]]), path)
         depths[n] = depth
-        nodes[count : count + depth + 1] = path[: depth + 1]
+        # One by one: for slices numba compiles texts of errors, too, which takes two seconds.
+        for i in range(3):
+            follow[n, i] = e.follow[i]
+        for i in range(depth + 1):
+            nodes[count + i] = path[i]
         count += depth + 1
         if e.how[MATCH] == 0:
             continue
@@ -327,7 +330,8 @@ def mix(
             mine += added if hints.token[n] == tokens[n] else 0.0
             hint_depth = _path(trie, int64(trie.node[after[n], hints.token[n]]), hint_path)
             aside += _tilt(hint_path, hint_depth, path, depth, aside_node, added, ends, inner)
-        past[:] = e.past
+        for i in range(3):
+            past[i] = e.past[i]
         log_share = _token(e, trie, path, depth, ends, inner, aside, p.follow[n], past, row, notes)
         nats[n] = -log_share - math.log(mine / ends[depth])
         _learn_token(e, trie, path, depth, notes)

@@ -154,6 +154,9 @@ class Helpers:
         started.
         """
         count, trie = len(tokens), self.tries.trie
+        # Loops would be compiled again for arrays that can be written.
+        tokens = tokens.view()
+        tokens.flags.writeable = False
         after = self.after(previous)
         probs_NV = log_probs_NV.exp().clamp_min_(_LEAST)
         hints = mixing.Hints(np.full(count, -1), np.zeros(count))

@@ -434,6 +434,7 @@ def score_bytes(
     history: int64[3], the last eight bytes and their number; updated. mask: all bytes.
     """
     low, high, length = history[0], history[1], history[2]
+    root, all_bytes = int64(0), int64(256)
     ahead_low, ahead_high = low, high
     for n in range(min(AHEAD, data.size)):
         ahead_low, ahead_high = pushed(ahead_low, ahead_high, int64(data[n]))
@@ -442,7 +443,7 @@ def score_bytes(
             ahead_low, ahead_high = pushed(ahead_low, ahead_high, int64(data[n + AHEAD]))
             ask(m, ahead_low, ahead_high)
         symbol = int64(data[n])
-        share[n], confidence[n], _ = share_of(m, mask, 0, 256, low, high, length, symbol)
+        share[n], confidence[n], _ = share_of(m, mask, root, all_bytes, low, high, length, symbol)
         learn(m, low, high, length, symbol)
         low, high = pushed(low, high, symbol)
         length = min(length + 1, 8)

@@ -120,14 +120,16 @@ def _score(
     Bytes starts[n]..starts[n + 1] - 1 are token n's. Without bytes a token is free, as published.
     With `learns` every byte is counted; else each token is priced after the same history.
     """
-    own = 0.0
+    own, root, all_bytes = 0.0, int64(0), int64(256)
     low, high, length = past[0], past[1], past[2]
     for n in range(out.size):
         out[n] = 0.0
         size = starts[n + 1] - starts[n]
         for at in range(starts[n], starts[n + 1]):
             symbol = int64(data[at])
-            share, confidence, _ = ppm.share_of(words, mask, 0, 256, low, high, length, symbol)
+            share, confidence, _ = ppm.share_of(
+                words, mask, root, all_bytes, low, high, length, symbol
+            )
             nats, what = _price(share, confidence, model_nats[n] / size, rates)
             out[n] += nats
             own -= math.log(share)
