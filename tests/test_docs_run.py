@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import sentence, tiny_settings
+from common import sentence, tiny_settings
 from damage import Cli
 from test_docs import DOCUMENTS, ROOT
 

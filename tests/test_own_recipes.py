@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import take_evidence
+from common import take_evidence
 from damage import Cli
 from small_run import FEW, sample_little
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import take_evidence
+from common import take_evidence
 from digits import Place, numbers, unnoticed
 from small_run import sample_little
 
