@@ -55,12 +55,13 @@ SIZES = Notes("bundle-bytes", "bytes")
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A short program: its text, the new names of shared names, and the number of characters from
-    each module ("" stands for imports and the start)."""
+    """A short program: its text, the new names of shared names, the number of characters from each
+    module ("" stands for imports and the start), and the modules that it imports."""
 
     text: str
     names: dict[str, str]
     characters: dict[str, int]
+    imports: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
         "digest": digest_bytes(file),
         "program_digest": digest_bytes(short.text.encode()),
         "plain_digest": digest_bytes(plain.encode()),
-        "requirements": list(requirements(flat.text)),
+        "requirements": list(requirements(short.imports)),
         "sources": sources,
         "python": platform.python_version(),
         "tools": _tools(),
@@ -127,11 +128,12 @@ def _bundle(config: Config, ascii_only: bool) -> Bundle:
 def program(flat: Flat) -> Program:
     """Return a flat program in its shortest form; it defines and calls the same things."""
     tree = ast.parse(flat.text)
-    names = shorten(tree, library_names(imported(tree)))
+    modules = imported(tree)
+    names = shorten(tree, library_names(modules))
     counts: Counter[str] = Counter()
     for origin, node in flat.statements(tree):
         counts[origin] += len(ast.unparse(node))
-    return Program(python_minifier.unparse(tree), names, dict(counts))
+    return Program(python_minifier.unparse(tree), names, dict(counts), modules)
 
 
 def imported(tree: ast.Module) -> frozenset[str]:
@@ -245,11 +247,10 @@ def _lines(needed: Sequence[str]) -> bytes:
     return "".join(f"{line}\n" for line in needed).encode(errors="surrogatepass")
 
 
-@functools.lru_cache(maxsize=8)
-def requirements(program: str) -> tuple[str, ...]:
+def requirements(imports: frozenset[str]) -> tuple[str, ...]:
     """Return the packages that a bundle imports, at the versions installed here."""
     # The file unpacks itself with Brotli.
-    needed = {"brotli", *(name.partition(".")[0] for name in imported(ast.parse(program)))}
+    needed = {"brotli", *(name.partition(".")[0] for name in imports)}
     unknown = needed - {*PACKAGES, *_BROUGHT, *sys.stdlib_module_names}
     assert not unknown, f"the package of {sorted(unknown)} is missing from PACKAGES"
     # A local build of PyTorch has a version like 2.13.0+cpu; the index lists it without the suffix.

@@ -14,6 +14,7 @@ Shapes: B batch, T time, D width, H query heads, G key/value heads, K head width
 N rows of a flattened batch, S features of SmearGate.
 """
 
+import functools
 from dataclasses import replace
 from typing import ClassVar, cast
 
@@ -265,8 +266,10 @@ def build(config: ModelConfig, seed: int = 0) -> GPT:
     return model
 
 
+# Each preparation of a run asks for the same shapes ten times.
+@functools.lru_cache(maxsize=4)
 def shapes_of(config: ModelConfig) -> GPT:
-    """Return a model whose parameters have shapes but take no memory."""
+    """Return a model whose parameters have shapes but take no memory; nobody may change it."""
     with torch.device("meta"):
         return GPT(config)
 

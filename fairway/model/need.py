@@ -96,10 +96,10 @@ def together(each_bytes: float, free_bytes: float, most: int = 1 << 30) -> int:
 
 
 def _parameters(config: ModelConfig) -> dict[str, Tensor]:
-    model = shapes_of(config)
+    named: dict[str, Tensor] = dict(shapes_of(config).named_parameters())
     if config.embed_bf16:
-        model.tok_emb.to(torch.bfloat16)
-    return dict(model.named_parameters())
+        named["tok_emb.weight"] = named["tok_emb.weight"].to(torch.bfloat16)
+    return named
 
 
 def _is_matrix(name: str) -> bool:

@@ -34,6 +34,7 @@ def part(field: int, value: bytes | int) -> bytes:
     return number(field << 3 | 2) + number(len(value)) + value
 
 
+@functools.cache
 def piece(text: str | bytes, kind: int, score: float = 0.0) -> bytes:
     raw = text.encode() if isinstance(text, str) else text
     return part(1, part(1, raw) + b"\x15" + struct.pack("<f", score) + part(3, kind))
