@@ -202,7 +202,9 @@ def _steps(x_BTHK: Tensor) -> tuple[int, int, int]:
 
 def _float(x: Tensor, length: int) -> Any:
     """Return a tensor as a contiguous float32 array with this first dimension, for the loops."""
-    return x.detach().float().expand(length, *x.shape[1:]).contiguous().numpy()
+    if x.dtype != torch.float32 or len(x) != length or not x.is_contiguous():
+        x = x.detach().float().expand(length, *x.shape[1:]).contiguous()
+    return array(x)
 
 
 # ---------------------------------------------------------------------------------------------
