@@ -1,4 +1,4 @@
-"""What every process of a test session does first; the fixtures are in `common`."""
+"""What every process of a test session does first; the fixtures are in `everywhere`."""
 
 import atexit
 import gc
@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # With `-n` the first process only hands out tests, and the others wait for it to begin: it
     # imports neither Fairway nor PyTorch.
     if works or config.getoption("dist", "no") == "no":
-        config.pluginmanager.register(importlib.import_module("common"))
+        config.pluginmanager.register(importlib.import_module("everywhere"))
 
 
 def pytest_collection_finish() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import take_evidence
+from everywhere import take_evidence
 from shared import once
 
 from fairway.config.settings import Config

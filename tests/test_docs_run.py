@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from common import sentence, tiny_settings
 from damage import Cli
+from everywhere import sentence, tiny_settings
 from test_docs import DOCUMENTS, ROOT
 
 from fairway.recipes import RECIPES

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from common import take_evidence
 from digits import Place, numbers, unnoticed
+from everywhere import take_evidence
 from small_run import sample_little
 
 from fairway.audit.records.audit import audit_record

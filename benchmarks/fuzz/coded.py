@@ -11,7 +11,7 @@ from typing import Any
 
 import brotli
 import numpy as np
-from common import documents
+from everywhere import documents
 from specimens import PROVENANCE, PUNY, quantised
 
 from fairway.base.files import digest_bytes

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import documents
+from everywhere import documents
 from specimens import PROVENANCE, PUNY, quantised
 
 from fairway.base.files import read_json

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common import FIXED, documents
+from everywhere import FIXED, documents
 
 from fairway.base.errors import UserError
 from fairway.base.files import digest_bytes, read_json

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from common import documents
+from everywhere import documents
 
 from fairway.base.files import read_json
 from fairway.data.tokens import Tokenizer, train_tokenizer
