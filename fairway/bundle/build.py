@@ -236,10 +236,15 @@ def _shares(short: Program, size_bytes: int) -> list[dict[str, Any]]:
 def write_bundle(config: Config, out: Path, ascii_only: bool = False) -> Bundle:
     """Write train_gpt.py, its manifest and its requirements into a folder; overwrite nothing."""
     with added_files(out, SCRIPT, REQUIREMENTS, MANIFEST) as folder:
-        made = bundle(config, ascii_only)
-        write_atomic(folder / SCRIPT, made.file)
-        write_atomic(folder / REQUIREMENTS, _lines(made.manifest["requirements"]))
-        write_json(folder / MANIFEST, made.manifest)
+        return write_files(config, folder, ascii_only)
+
+
+def write_files(config: Config, folder: Path, ascii_only: bool = False) -> Bundle:
+    """Write the same files into a folder of the caller, who keeps them together."""
+    made = bundle(config, ascii_only)
+    write_atomic(folder / SCRIPT, made.file)
+    write_atomic(folder / REQUIREMENTS, _lines(made.manifest["requirements"]))
+    write_json(folder / MANIFEST, made.manifest)
     return made
 
 

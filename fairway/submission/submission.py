@@ -16,7 +16,7 @@ from fairway.base.folders import new_folder
 from fairway.base.names import ARTIFACT
 from fairway.base.outputs import require_new
 from fairway.base.terminal import command, line
-from fairway.bundle.build import SCRIPT, write_bundle
+from fairway.bundle.build import SCRIPT, write_files
 from fairway.config.settings import LIMIT_BYTES, Config
 from fairway.pipeline.run import DATA, Pipeline, open_run
 from fairway.submission.texts import (
@@ -90,7 +90,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write the files of a record and audit it; return its submission.json."""
     config: Config = replace(pipelines[0].config, seed=runs[0]["seed"])
-    made = write_bundle(config, folder)
+    made = write_files(config, folder)
     _require_own_code(pipelines, made.manifest["bytes"])
     _require_budgets(pipelines, runs, made.manifest["bytes"])
     people = {"name": claim.name, "author": claim.author, "github_id": claim.github_id}
