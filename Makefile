@@ -5,13 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow lint types docs clean
+.PHONY: demo test test-long test-slow lint types docs clean
 
 demo: .venv/installed
 	$(BIN)/fairway run demo
 
 test: .venv/developer
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-long: .venv/developer
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'long and not slow'
 
 test-slow: .venv/developer
 	$(BIN)/python -m pytest -m slow

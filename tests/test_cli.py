@@ -238,6 +238,7 @@ def test_run_without_running(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("recipe", "declared"),
     # A declared figure is taken as it is: tests/test_codesize.py has that without two bundles.
@@ -312,6 +313,7 @@ def test_unpack_writes_the_weights(cli: Cli, run: Path, tmp_path: Path) -> None:
         assert refusal.code == 2 and words in refusal.err
 
 
+@pytest.mark.long
 def test_pack_fills_a_budget(cli: Cli, run: Path) -> None:
     budget = cli("pack", run, "--json").json["bytes"] - 5000
     told = cli("pack", run, "--budget", str(budget), "--json").json

@@ -53,6 +53,7 @@ def full(
     return config, folder, results, said
 
 
+@pytest.mark.long
 def test_artifact_and_bundle_together_keep_the_limit_and_fill_it(full: Any, tmp_path: Path) -> None:
     config, folder, results, said = full
     write_bundle(config, tmp_path / "made")
@@ -111,6 +112,7 @@ def again(folder: RunFolder, config: Config, tmp_path: Path) -> tuple[Pipeline, 
     return Pipeline(config, RunFolder(copy), said.append), said
 
 
+@pytest.mark.long
 def test_other_code_packs_anew_and_the_same_code_does_not(
     full: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_bug_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 NAMES = ("torch", "json", "numpy", "typing", "typer", "rich", "signal", "pickle", "fairway_data")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", ["fairway", "fairway.cli"])
 def test_no_module_of_the_folder_it_starts_in_is_imported(
     place: Place, smoke_run: Path, module: str

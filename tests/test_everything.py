@@ -23,6 +23,7 @@ TRAINED = [
 
 
 # Each method scores in one run and proves in the other.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "proving"), [("lora", "sgd"), pytest.param("sgd", "lora", marks=pytest.mark.slow)]
 )

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fairway.pipeline.run import Pipeline, open_run
 from fairway.submission.texts import as_json, log, readme, submission
 
@@ -37,6 +39,7 @@ def assert_in_no_submission(results: dict[str, Any]) -> None:
     assert not [text for text in texts if figure in text or "published" in text]
 
 
+@pytest.mark.long
 def test_experts_of_a_run(smoke_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(smoke_run, folder)

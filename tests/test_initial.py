@@ -66,6 +66,7 @@ def test_weights_that_learn_nothing_are_those_of_the_beginning(
 NO_EVIDENCE = ("prove.bytes=0", "audit.budget_s=0")
 
 
+@pytest.mark.long
 def test_such_a_run_goes_on_learning_and_tells_where_it_began(
     smoke_run: Path,
     tiny: Callable[..., Config],

@@ -142,6 +142,7 @@ def test_tensorboard_can_be_read_back(tiny: Tiny, tmp_path: Path, monkeypatch: A
     assert events.Tags()["tensors"] == ["sample/text_summary"]
 
 
+@pytest.mark.long
 def test_weights_and_biases_offline_needs_no_account(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

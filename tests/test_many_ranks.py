@@ -107,6 +107,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.long
 def test_every_world_size_gets_the_same_score(two_hosts: Path, sets: list[str]) -> None:
     config: Config = override(recipe("smoke"), sets)
     pipeline = Pipeline(config, RunFolder(two_hosts), lambda text: None)
@@ -146,6 +147,7 @@ cli.main()
 """
 
 
+@pytest.mark.long
 def test_a_job_stopped_and_resumed_on_one_host_ends_like_two_hosts(
     two_hosts: Path, sets: list[str], tmp_path: Path
 ) -> None:

@@ -249,6 +249,7 @@ def executions(file: Path) -> int:
     return len(file.with_name("executed").read_text())
 
 
+@pytest.mark.long
 def test_a_folder_that_is_read_executes_nothing(
     ran: tuple[Path, list[str], Path], tmp_path: Path, cli: Cli
 ) -> None:

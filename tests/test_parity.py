@@ -64,6 +64,7 @@ def learned_plainly(config: Config, data: Path) -> tuple[plain.Learner, list[flo
     return learner, losses
 
 
+@pytest.mark.long
 def test_a_run_is_that_of_a_second_implementation(
     tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
 ) -> None:

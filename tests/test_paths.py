@@ -388,6 +388,7 @@ def in_turn(
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "environment",
     [{**ASCII, **OLD}, *(pytest.param(one, marks=pytest.mark.slow) for one in (ASCII, OLD))],

@@ -70,6 +70,7 @@ print(found)
 """
 
 
+@pytest.mark.long
 def test_every_module_is_imported_and_files_are_written_without_posix(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", HIDDEN, tmp_path], capture_output=True, text=True, check=False

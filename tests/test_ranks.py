@@ -179,6 +179,7 @@ def outcome(folder: Path) -> tuple[list[list[float]], dict[str, Tensor], dict[st
     return figures, *load_checkpoint(folder / CHECKPOINT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["2", "4", "4-short_of_memory"])
 def test_every_world_trains_the_same_model(trained: Path, name: str) -> None:
     """To rounding: gradients are summed in another order, the orthogonalisation is bfloat16."""
@@ -202,6 +203,7 @@ def test_the_sharded_step_is_exact(trained: Path, world: int) -> None:
 
 
 # Banks: two shapes of six matrices and two of three, cut where all are multiples of the ranks.
+@pytest.mark.long
 @pytest.mark.parametrize(("world", "banks"), [(2, 10), (4, 6)])
 def test_sums_begin_during_the_last_backward_pass_of_a_step(
     trained: Path, world: int, banks: int

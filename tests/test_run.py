@@ -349,6 +349,7 @@ def stopped(words: list[str], number: signal.Signals) -> tuple[int, str]:
     return process.returncode, errors
 
 
+@pytest.mark.long
 def test_a_run_stopped_twice_ends_like_one_that_never_stopped(
     tiny: Tiny, smoke_run: Path, settings: list[str], tmp_path: Path, forked: list[str]
 ) -> None:

@@ -116,6 +116,7 @@ def test_the_sizes_are_recipes_of_one_text_and_one_budget() -> None:
         assert len(same) == 1 and dataclasses.replace(configs[0], recipe=name) == recipe(name)
 
 
+@pytest.mark.long
 def test_a_run_holds_the_numbers_and_keeps_them(
     cli: Cli, data_folder: Path, tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

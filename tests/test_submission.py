@@ -57,6 +57,7 @@ def record(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "record"))
 
 
+@pytest.mark.long
 def test_a_record_holds_and_its_artifact_scores_the_same(
     made: Path, smoke_run: Path, data_folder: Path
 ) -> None:
@@ -127,6 +128,7 @@ def beyond_proof(record: Path) -> set[Place]:
     return {(CLAIM, at) for at in range(first, text.index("\n", first))}
 
 
+@pytest.mark.long
 def test_an_edited_number_is_found(record: Path) -> None:
     """Some of every file; with fitting digests too, but for what follows from nothing."""
     draw, known = random.Random(0), beyond_proof(record)

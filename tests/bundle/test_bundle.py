@@ -41,6 +41,7 @@ def made(smoke_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(smoke_bundle, tmp_path_factory.mktemp("bundle") / "made"))
 
 
+@pytest.mark.long
 def test_it_ends_with_the_bits_of_the_package(
     made: Path, smoke_run: Path, data_folder: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_what_scoring_would_refuse_is_refused_before_training(
     assert [*(tmp_path / "empty/out").iterdir()] == []
 
 
+@pytest.mark.long
 def test_another_process_elsewhere_makes_the_same_bytes(
     made: Path, settings: list[str], tmp_path: Path
 ) -> None:
@@ -213,6 +215,7 @@ def test_the_size_that_is_told_is_that_of_the_file_and_of_its_modules(made: Path
     assert {"fairway.model.gpu.kernels", "fairway.score.sgd"} <= names
 
 
+@pytest.mark.long
 def test_its_gpu_kernels_are_those_of_the_package(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def defined(config: Config) -> set[str]:
     return {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
 
 
+@pytest.mark.long
 def test_what_is_off_is_left_out_and_what_is_on_is_there() -> None:
     assert {part.asked_by for part in PARTS} == {RUN, *ASKED}
     everything = [setting for settings, _ in ASKED.values() for setting in settings]

@@ -85,6 +85,7 @@ print(json.dumps([ids, logits, [words.decode(one) for one in ids], words.decode(
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["torch", "transformers"])
 def test_an_exported_folder_runs_in_plain_pytorch(
     smoke_run: Path, tmp_path: Path, kind: str, cli: Cli

@@ -71,6 +71,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bare_python(tmp_path_factory.mktemp("bare"))
 
 
+@pytest.mark.long
 def test_every_feature_gives_the_same_logits_elsewhere_and_a_cache_has_its_room(
     python: Path, tmp_path: Path
 ) -> None:

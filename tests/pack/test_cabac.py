@@ -79,6 +79,7 @@ def test_all_ways_to_predict_are_used() -> None:
     assert {encode_codes(*sample)[0] for sample in samples()} == {0, 1, 2}
 
 
+@pytest.mark.long
 def test_the_plain_path_writes_and_reads_the_same_bytes() -> None:
     program = (
         "import json, test_cabac as t\n"

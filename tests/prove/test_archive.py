@@ -23,6 +23,7 @@ TEXT = (
 SHORT = TEXT[:700]
 
 
+@pytest.mark.long
 @settings(
     max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -107,6 +107,7 @@ def test_sgd_learns_from_the_first_chunk_on(
     assert not np.array_equal(changed[128:], learned[128:])
 
 
+@pytest.mark.long
 def test_lora_learns_from_its_own_document(
     session: Session, walked: Callable[[Method, list[np.ndarray]], Walked]
 ) -> None:
@@ -199,6 +200,7 @@ def test_methods_by_name() -> None:
         method_named("sgd", ttt, 1, 2)
 
 
+@pytest.mark.long
 def test_a_fresh_process_learns_the_same(
     artifact: Path,
     tmp_path: Path,

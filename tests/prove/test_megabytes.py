@@ -61,6 +61,7 @@ def artifact_of(config: ModelConfig, seq_len: int, text: str, out: Path) -> Path
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("config", "seq_len", "words", "size"),
     [

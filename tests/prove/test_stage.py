@@ -26,6 +26,7 @@ def validation(data_folder: Path) -> list[str]:
     return DataFolder.open(data_folder).sample_validation(1500).documents
 
 
+@pytest.mark.long
 def test_a_run_is_proven(smoke_run: Path, data_folder: Path) -> None:
     facts: dict[str, Any] = read_json(smoke_run / "results.json")["proof"]
     assert (facts["method"], facts["streams"], facts["equal"]) == ("sliding", 8, True)
@@ -60,6 +61,7 @@ def proving(
     return work
 
 
+@pytest.mark.long
 def test_a_fresh_process_learns_whole_weights_too(
     proving: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

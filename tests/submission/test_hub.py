@@ -149,6 +149,7 @@ def refusal(done: Done) -> str:
     return done.err
 
 
+@pytest.mark.long
 def test_a_pushed_run_is_loaded_again(hub: Hub, smoke_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     load = ("load", "some/poems", "--out", out)
