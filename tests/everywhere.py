@@ -128,6 +128,17 @@ def figures_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compressed_once() -> Iterator[None]:
+    """Let every compressor take each pair of texts once: most runs of tests have the same."""
+    from fairway.score import baselines
+
+    measured = functools.cache(baselines._measure)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "_measure", lambda *asked: dict(measured(*asked)))
+        yield
+
+
 # ---------------------------------------------------------------------------------------------
 # Text, data, and a run
 
