@@ -41,6 +41,7 @@ _LIBRARIES: tuple[Any, ...] = (
     *(torch.autograd.function.FunctionCtx, torch.Generator, torch.backends, torch.linalg),
     *(torch.cuda.Event, torch.cuda.Stream, torch.device, torch.Size, torch.nn, torch.optim),
     *(np, np.ndarray, np.random.Generator, np.random.PCG64, np.float64, np.dtype, np.memmap),
+    *(np.ufunc, type(np.empty(0).flags)),
     *(pathlib.Path, str, bytes, int, float, list, dict, set, tuple, range, slice, object),
     *(io.BytesIO, io.TextIOWrapper, threading.Event, threading.Thread, threading.Semaphore),
     *(hashlib.sha256(), json, dataclasses, contextlib.ExitStack, importlib, itertools),
@@ -133,7 +134,7 @@ def shorten(tree: ast.Module, libraries: frozenset[str]) -> dict[str, str]:
 def _mapping(tree: ast.Module, nodes: Nodes, libraries: frozenset[str]) -> dict[str, str]:
     """Return short names for all names that the program shares, the shortest for frequent ones."""
     fixed = libraries | _strings(nodes) | _fields_in_files(tree) | _weights(tree)
-    fixed |= _foreign_keywords(nodes) | _parameters_of_callbacks(nodes)
+    fixed |= _foreign_keywords(nodes) | _parameters_of_callbacks(nodes) | _of_imports(nodes)
     ours = {name for name in _members(nodes) - fixed if not name.startswith("__")}
     ours |= {name for node in tree.body for name in bound_names(node)}
     counts = Counter(identifiers(nodes))
@@ -204,6 +205,20 @@ def _foreign_keywords(nodes: Nodes) -> set[str]:
     defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     calls = (n for n in nodes if isinstance(n, ast.Call) and _callee(n) not in defined)
     return {k.arg for call in calls for k in call.keywords if k.arg}
+
+
+def _of_imports(nodes: Nodes) -> set[str]:
+    """Return the attributes that are looked up in what is imported: `at` for `np.add.at`."""
+    imports = (node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
+    imported = {(name.asname or name.name.partition(".")[0]) for n in imports for name in n.names}
+    found = set()
+    for node in nodes:
+        root = node
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        if isinstance(node, ast.Attribute) and isinstance(root, ast.Name) and root.id in imported:
+            found.add(node.attr)
+    return found
 
 
 def _parameters_of_callbacks(nodes: Nodes) -> set[str]:
