@@ -415,10 +415,10 @@ def test_audit_a_program(cli: Cli, tmp_path: Path) -> None:
         "  print(json.dumps({'nats': [math.log(12)] * (len(ids) - 1)}), flush=True)\n"
     )
     words = ["audit", "--program", f"{sys.executable} {program}", "--tokens", str(ids)]
-    found = cli(*words, "--budget", "0.3", "--json").json
+    found = cli(*words, "--budget", "1", "--json").json
     assert (found["verdict"], found["passed"]) == ("valid", True)
     program.write_text(program.read_text().replace("math.log(12)", "2.0"))
-    assert cli(*words, "--budget", "0.3").code == 1
+    assert cli(*words, "--budget", "1").code == 1
 
 
 def test_audit_records(cli: Cli, tmp_path: Path) -> None:

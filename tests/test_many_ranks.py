@@ -16,6 +16,7 @@ import pytest
 from shared import forking
 from small_run import FEW
 
+import fairway
 from fairway.api import load
 from fairway.base.files import read_json
 from fairway.base.names import ARTIFACT, CHECKPOINT
@@ -244,7 +245,8 @@ def test_a_process_killed_by_the_kernel_is_one_sentence(
     assert code != 0 and time.monotonic() - start_s < 30
     assert errors.count("fairway: another process of this run ended without a message") == 1, errors
     assert errors.count("fairway: ") == 1
-    assert errors.count("Traceback") <= 1, "that of torchrun"
+    # torchrun and PyTorch's own processes may print tracebacks, Fairway does not.
+    assert str(Path(fairway.__file__).parent) not in errors, errors
 
 
 def ranks_of(launcher: int) -> list[int]:

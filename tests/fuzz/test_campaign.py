@@ -59,9 +59,9 @@ class Toy:
             case "sleep":
                 time.sleep(60)
             case "memory":
-                # 240 MB: far above the 64 MB that are justified, below what is refused. Pages of
+                # 120 MB: far above the 64 MB that are justified, below what is refused. Pages of
                 # its own: the C library may have freed memory to give that is resident already.
-                with mmap.mmap(-1, 240_000_000) as room:
+                with mmap.mmap(-1, 120_000_000) as room:
                     room[:: mmap.PAGESIZE] = bytes(len(range(0, len(room), mmap.PAGESIZE)))
             case "claimed memory":
                 np.zeros(1 << 33)
