@@ -22,6 +22,23 @@ FEW = (
 QUICK = (*FEW, "train.steps=3", "train.warmup_steps=1", "data.val_bytes=300")
 
 
+# The command line with slow steps: a dozen would take less time than a signal may take to reach a
+# fork.
+SLOW = """
+import time
+from fairway.cli import main as cli
+from fairway.train.loop import Training
+advance = Training._advance
+
+def slow(*how):
+    time.sleep(0.2)
+    return advance(*how)
+
+Training._advance = slow
+cli.main()
+"""
+
+
 def small_run(tiny: Callable[..., Config]) -> Path:
     """Return the folder of such a run, trained and packed, which nobody changes."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from shared import forking
-from small_run import FEW
+from small_run import FEW, SLOW
 
 import fairway
 from fairway.api import load
@@ -130,22 +130,6 @@ def test_every_world_size_gets_the_same_score(two_hosts: Path, sets: list[str]) 
     # One process audits what both did: their trails must fit together.
     audit = read_json(two_hosts / "results.json")["audit"]
     assert (audit["passed"], audit["verdict"]) == (True, "valid")
-
-
-# All steps would take less time than a signal may take to reach the processes.
-SLOW = """
-import time
-from fairway.cli import main as cli
-from fairway.train.loop import Training
-advance = Training._advance
-
-def slow(*how):
-    time.sleep(0.2)
-    return advance(*how)
-
-Training._advance = slow
-cli.main()
-"""
 
 
 @pytest.mark.long

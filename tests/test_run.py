@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import FEW, QUICK, quick_run, sample_little
+from small_run import FEW, QUICK, SLOW, quick_run, sample_little
 
 from fairway.api import load
 from fairway.base.errors import UserError
@@ -316,22 +316,6 @@ def test_the_place_of_the_data_changes_no_result(
 
 # ---------------------------------------------------------------------------------------------
 # Stopping half-way
-
-
-# Twelve steps would take less time than a signal may take to reach a fork.
-SLOW = """
-import time
-from fairway.cli import main as cli
-from fairway.train.loop import Training
-advance = Training._advance
-
-def slow(*how):
-    time.sleep(0.2)
-    return advance(*how)
-
-Training._advance = slow
-cli.main()
-"""
 
 
 def command(folder: Path, settings: list[str], *more: str) -> list[str]:

@@ -351,6 +351,7 @@ def test_the_beginning_of_a_score_is_that_of_the_whole(method: str) -> None:
         assert len(begun.nats) == (count or 24)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["sliding", "sgd", "lora", "lora, more"])
 def test_fairways_own_evaluations_are_valid(method: str) -> None:
     found = own(method, 0)

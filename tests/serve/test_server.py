@@ -203,6 +203,7 @@ def test_mistakes_of_the_command_are_sentences(
     assert "pip install 'fairway[serve]'" in refused(str(smoke_run))
 
 
+@pytest.mark.long
 def test_the_command_says_who_can_reach_it_and_ends_quietly(
     smoke_run: Path, forked: list[str]
 ) -> None:
