@@ -53,6 +53,7 @@ def test_values_of_another_type_are_one_sentence(
     assert str(caught.value).startswith(told)
 
 
+@pytest.mark.long
 def test_what_the_caller_has_set_in_torch_changes_no_number(
     smoke_run: Path, model: LanguageModel
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_worse_average_names_a_shorter_horizon() -> None:
     assert "ema_share=0.01" in loss_warning(short, 12, 1.0, 1.1)
 
 
+@pytest.mark.long
 def test_a_short_run_says_so_before_it_trains_and_when_it_is_scored(
     tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def test_packing_never_builds_the_text_anew(
     untouched(place, call, "pack new --set model.vocab_size=295", "run `fairway train`")
 
 
+@pytest.mark.long
 def test_scores_of_another_artifact_are_not_reported(place: Place, call: Call) -> None:
     assert call("pack run --set quant.matrix_bits=5") == (0, "")
     untouched(place, call, "report run", "run `fairway score run` first")

@@ -65,6 +65,7 @@ def trained(
     return pipeline, said
 
 
+@pytest.mark.long
 def test_sinks_get_every_step_the_scores_and_samples(
     tiny: Tiny, smoke_run: Path, tmp_path: Path, heard: dict[str, Heard]
 ) -> None:

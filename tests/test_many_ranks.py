@@ -161,6 +161,7 @@ def test_a_job_stopped_and_resumed_on_one_host_ends_like_two_hosts(
         assert second["stages"][name]["nats"] == stage["nats"]
 
 
+@pytest.mark.long
 def test_a_host_with_damaged_data_ends_the_others(
     sets: list[str], data: Path, tmp_path: Path
 ) -> None:

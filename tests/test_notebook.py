@@ -71,6 +71,7 @@ def test_names_of_others_are_text(smoke_run: Path) -> None:
     assert Cells(notebook.facts([("<u>", "a & b")])).texts == ["<u>", "a & b"]
 
 
+@pytest.mark.long
 def test_a_run_from_python_is_that_of_the_command(
     settings: list[str],
     tmp_path: Path,

@@ -334,6 +334,7 @@ def test_a_damaged_origin_is_refused(
         RunFolder(copy)
 
 
+@pytest.mark.long
 def test_seeds_run_it_in_processes_of_their_own(
     ran: tuple[Path, list[str], Path], tmp_path: Path, cli: Cli
 ) -> None:

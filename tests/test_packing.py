@@ -108,6 +108,7 @@ def test_a_trellis_takes_about_the_bits_asked_for(pack: Pack) -> None:
     assert sizes[5.0] - sizes[3.0] == pytest.approx(2 * weights / 8, rel=0.2)
 
 
+@pytest.mark.long
 def test_a_budget_is_filled_and_not_exceeded(pack: Pack, tmp_path: Path) -> None:
     asked, _ = pack(*TRELLIS)
     limit = asked["bytes"] + CODE_BYTES + 5000

@@ -13,6 +13,7 @@ from fairway.machine.ranks import Ranks
 from fairway.train.feed import Feed
 
 
+@pytest.mark.long
 def test_what_optimisers_remember_is_resumed(
     tiny: Callable[..., Config], data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def test_the_command_ends_after_the_verb(cli: Cli, settings: list[str], tmp_path
     assert wrong.code == 2 and "none of train, pack, score" in wrong.err
 
 
+@pytest.mark.long
 def test_the_order_of_the_text_is_a_setting_of_its_own(
     tiny: Callable[..., Config], tmp_path: Path
 ) -> None:

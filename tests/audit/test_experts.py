@@ -39,6 +39,7 @@ class Published:
             before = total
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hijack", [0.0, 0.277])
 def test_the_published_mixture_and_its_gate_are_no_distribution(hijack: float) -> None:
     found = {p.name: p for p in audit_scorer(Bench(Published(hijack), text(0, 13), 0, 0.0))}

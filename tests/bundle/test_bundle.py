@@ -181,6 +181,7 @@ def test_it_follows_a_run_and_overwrites_nothing(
     assert not list((tmp_path / "empty/out").iterdir())
 
 
+@pytest.mark.long
 def test_what_scoring_would_refuse_is_refused_before_training(
     tiny: Tiny, data_folder: Path, tmp_path: Path
 ) -> None:
@@ -254,6 +255,7 @@ def test_its_gpu_kernels_are_those_of_the_package(
         assert torch.equal(weight, theirs[name]), name
 
 
+@pytest.mark.long
 def test_any_edited_byte_is_noticed(made: Path) -> None:
     """One of every value that a byte has, and places all over; changed, dropped, doubled, cut."""
     path = made / SCRIPT

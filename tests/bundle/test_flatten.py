@@ -71,6 +71,7 @@ def test_as_much_of_a_module_is_in_a_name_as_tells_two_apart() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_every_statement_has_its_module() -> None:
     flat = flatten(recipe("smoke"))
     found: dict[str, Any] = {}

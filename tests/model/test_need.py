@@ -73,6 +73,7 @@ BY_KERNELS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shape", "kernels"), [*((shape, "plain") for shape in SHAPES), *BY_KERNELS]
 )

@@ -51,6 +51,7 @@ def test_long_noise_is_not_even_walked(
         compress(TEXT * 8, session, 8)
 
 
+@pytest.mark.long
 def test_text_is_coded_in_several_streams(session: Session, artifact: Path) -> None:
     file = compress(TEXT, session, 2)
     header, _ = open_coded(open_file(file)[1])
@@ -69,6 +70,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     return call
 
 
+@pytest.mark.long
 def test_the_verbs(cli, artifact: Path) -> None:  # type: ignore[no-untyped-def]
     Path("a.txt").write_bytes(SHORT)
     code, out, err = cli(f"compress a.txt --artifact {artifact} --compare --json {FIXED}")

@@ -92,6 +92,7 @@ def test_the_scorer_leaves_the_model_as_it_was(session: Session, method: Method)
     assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
 
 
+@pytest.mark.long
 def test_sgd_learns_from_the_first_chunk_on(
     session: Session, walked: Callable[[Method, list[np.ndarray]], Walked]
 ) -> None:

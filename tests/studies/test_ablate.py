@@ -275,6 +275,7 @@ def test_a_comma_may_stand_in_a_value() -> None:
 REAL = "--arm quick:optim.matrix_lr=0.04 --pairs 1 --set train.steps=3 --json"
 
 
+@pytest.mark.long
 def test_real_runs(ablate: Ablate, tmp_path: Path) -> None:
     """Two arms, one pair, by processes of their own."""
     found = json.loads(ablate(REAL).out)
