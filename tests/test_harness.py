@@ -212,6 +212,7 @@ def test_greedy_is_what_greedy_decoding_writes(lm: FairwayLM) -> None:
         assert not wrong or written == ""
 
 
+@pytest.mark.long
 def test_answers_do_not_depend_on_what_is_asked_beside(smoke_run: Path, lm: FairwayLM) -> None:
     pairs = PLAIN + AWKWARD + LARGE
     together = loglikelihood(lm, *pairs)

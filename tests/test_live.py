@@ -123,6 +123,7 @@ def test_many_short_steps_are_sent_now_and_then_with_the_last(
     assert [line for line in said if "the training was kept" in line]
 
 
+@pytest.mark.long
 def test_tensorboard_can_be_read_back(tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -91,6 +91,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_lm_eval_itself(
     smoke_run: Path, lm: FairwayLM, tasks: list[dict[str, Any]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -83,6 +83,7 @@ def test_options_that_are_numbers(place: Place, call: Call, line: str, bad: str,
         untouched(place, call, line.format(text), "is not a whole number")
 
 
+@pytest.mark.long
 def test_a_budget_may_be_written_as_people_write_it(place: Place, call: Call) -> None:
     # `test_cli` has one with an underscore.
     refused(call, "pack run --budget 3e3", "budget of 3,000")

@@ -97,6 +97,7 @@ def test_a_limit_below_any_clip_leaves_the_artifact_alone(pack: Pack, tmp_path: 
 TRELLIS = ("quant.method=trellis", "pack.codec=cabac", "quant.gradient_tokens=256")
 
 
+@pytest.mark.long
 def test_a_trellis_takes_about_the_bits_asked_for(pack: Pack) -> None:
     sizes = {}
     for bits in (3.0, 5.0):

@@ -148,6 +148,7 @@ def test_text_that_is_read_again_counts_less() -> None:
     assert once < often
 
 
+@pytest.mark.long
 def test_a_slow_machine_gets_less_to_compute() -> None:
     slow, fast = (
         candidates(DEMO, Budget(200, 16_000_000, 40_000), TEXTS, LAW, machine(flops))[0]

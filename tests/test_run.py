@@ -78,6 +78,7 @@ def test_nothing_is_repeated_when_nothing_changed(tiny: Tiny, run: Path) -> None
     assert before == {file: digest_file(run / file) for file in before}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "repeated"),
     [
@@ -284,6 +285,7 @@ def test_void_fractions_are_of_the_weights_they_name(
     assert len({learned, *found.values()}) == 3
 
 
+@pytest.mark.long
 def test_results_do_not_say_where_they_were_made(
     tiny: Tiny, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

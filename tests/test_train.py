@@ -179,6 +179,7 @@ def test_resume_continues_bit_for_bit(
     assert_same(whole[0], resumed)
 
 
+@pytest.mark.long
 def test_a_training_that_knows_its_rate_resumes_too(
     whole: Whole,
     few: Callable[..., Config],
@@ -202,6 +203,7 @@ def test_a_training_that_knows_its_rate_resumes_too(
     assert_same(knowing, resumed)
 
 
+@pytest.mark.long
 def test_replay_follows_a_wall_clock_run(
     few: Callable[..., Config], data_folder: Path, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def logits(model: LanguageModel) -> Tensor:
         return model.model.logits(model.model.hidden(ids))
 
 
+@pytest.mark.long
 def test_learning_lowers_the_cost_of_text_that_was_learned_and_of_more_of_its_kind(
     base: Path, made: tuple[Path, dict[str, Any]]
 ) -> None:
@@ -90,6 +91,7 @@ def test_the_base_is_what_it_was_without_the_adapter(
     assert not torch.equal(logits(load(base, adapter=made[0], plan=PLAN)), seen)
 
 
+@pytest.mark.long
 def test_what_was_learned_comes_back_to_the_bit(
     base: Path, made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def peeks():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("code", "exit_code"), [(HONEST, 0), (PEEKS, 1)])
 def test_a_file_is_audited_in_a_process_of_its_own(
     code: str, exit_code: int, tmp_path: Path, cli: Cli

@@ -374,6 +374,7 @@ def test_hostile_names_links_and_pipes_are_left_alone(tmp_path: Path) -> None:
     assert found(audit) == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["steps", "scores", "one line", "noise", "short lines"])
 def test_a_huge_log_takes_seconds(kind: str, tmp_path: Path) -> None:
     lines = {

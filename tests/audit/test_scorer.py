@@ -248,6 +248,7 @@ if {leaves == "child"}:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_a_program_says_bytes_and_is_started_anew(command: list[str]) -> None:
     ids = text(0)
     program = open_program(written(command), budget_s=30.0)

@@ -153,6 +153,7 @@ LABOUR = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", LABOUR)
 def test_a_script_takes_so_many_steps_and_is_told(kind: str, tmp_path: Path) -> None:
     start_s = time.process_time()

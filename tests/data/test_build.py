@@ -83,6 +83,7 @@ def test_nothing_is_lost_and_the_sides_are_apart(tmp_path: Path) -> None:
     assert train != [document.text for document in documents() if document.text in set(train)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_build_is_a_function_of_its_input(
     tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch

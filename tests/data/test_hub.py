@@ -201,6 +201,7 @@ def test_a_fetched_folder_can_be_used_and_extended(hub: Hub, tmp_path: Path) -> 
     assert DataFolder.open(out).digest != digest
 
 
+@pytest.mark.long
 def test_a_broken_connection_is_resumed(hub: Hub, tmp_path: Path) -> None:
     # The client keeps what arrived in whole pieces of 10 MiB.
     write_shard(tmp_path / "large.bin", np.ones(12_000_000, np.uint16))

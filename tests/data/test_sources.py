@@ -146,6 +146,7 @@ def test_lines_may_be_longer_than_one_read(tmp_path: Path) -> None:
     assert [text for _, text in read(tmp_path)] == texts
 
 
+@pytest.mark.long
 def test_a_stream_is_not_held_in_memory(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(json_lines("x" * 1000) * 30_000))
     tracemalloc.start()

@@ -144,6 +144,7 @@ def follow(units: list[int], strings: int, key: bytes) -> bool:
     return True
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 2**32 - 1)), max_size=3))
 def test_accepted_tables_never_lead_outside(damage: list[tuple[int, int]]) -> None:

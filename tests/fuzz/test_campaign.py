@@ -91,6 +91,7 @@ def test_every_kind_of_failure_is_noticed_and_the_rest_goes_on(kind: str, told: 
     assert time.perf_counter() - start_s < 60
 
 
+@pytest.mark.long
 def test_what_sleeps_is_ended_and_what_waits_for_its_turn_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,6 +120,7 @@ def format_named(name: str) -> Format:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FORMATS)
 def test_spoiled_inputs_are_refused_or_right(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,7 @@ def test_pieces_equal_the_whole(config: ModelConfig, looping: bool, sizes: list[
     torch.testing.assert_close(found, model.hidden(ids), atol=1e-5, rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="in float32, which kernels on a GPU refuse")
 @pytest.mark.parametrize(
     "config",

@@ -10,6 +10,7 @@ from fairway.model.attention import plain
 from fairway.model.seen import Seen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(2, 4, 2, 7, 16), (1, 4, 1, 130, 16), (2, 4, 2, 128, 12)])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_masks_and_groups_like_a_loop(

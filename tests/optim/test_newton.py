@@ -63,6 +63,7 @@ def by_formulas(steps: int) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world", [1, 3])
 def test_gradients_meet_inverse_moments(world: int) -> None:
     wanted = by_formulas(3)
@@ -113,6 +114,7 @@ def run(
     )
 
 
+@pytest.mark.long
 def test_a_training_looks_at_its_own_tokens_and_resumes_to_the_bit(
     tiny: Callable[..., Config], data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.long
 @settings(
     deadline=None,
     max_examples=75,

@@ -33,6 +33,7 @@ WITH_WORDS = {"with_tokenizer": True}
 AMENDED = ["tok_emb.weight", "blocks.0.mlp.proj.weight", "blocks.1.mlp.proj.weight"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [

@@ -93,6 +93,7 @@ def forged(session: Session, targets: list[int], method: WithExperts, payload: b
     return coded_file(PROOF, header, payload)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("targets", [[5000, 1, 1], [60] * 64, [1] * 1024, [100_000]])
 def test_what_a_header_claims_for_experts_takes_no_memory_until_it_is_read(
     artifact: Path, session: Session, tmp_path: Path, targets: list[int]

@@ -65,6 +65,7 @@ def streams_of(session: Session, method: Method) -> list[np.ndarray]:
     return [part.ids for part in method.cut(ids, 2, session.language.tokenizer)]
 
 
+@pytest.mark.long
 @METHODS
 def test_a_model_loaded_anew_restores_the_text(
     proven: Callable[[Method], tuple[bytes, Account]],

@@ -127,6 +127,7 @@ def test_hooks_go_when_a_batch_fails() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.long
 def test_autocast_is_off_and_bfloat16_activations_are_added_in_float32() -> None:
     model = alive()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -99,6 +99,7 @@ class Full:
         return limited
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kernels", "rows", "where"),
     [

@@ -301,6 +301,7 @@ TTT = TttConfig(
 )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", ["sliding", "sgd", "lora"])
 def test_beside_every_scorer(words: Tokenizer, text: Text, base: str) -> None:
     def model() -> Any:

@@ -174,6 +174,7 @@ def test_runs_and_artifacts_have_names(smoke_run: Path, tmp_path: Path) -> None:
         desk.documents()
 
 
+@pytest.mark.long
 def test_an_adapter_is_a_model_of_its_own(smoke_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "moon.safetensors"
     text = "the moon rises over the hill; count and wait.\n" * 10

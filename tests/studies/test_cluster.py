@@ -22,6 +22,7 @@ def ablate(cli: Cli, settings: list[str], tmp_path: Path) -> Callable[[str], Out
     return lambda line: cli("ablate", "smoke", *sets, "--out", tmp_path, *shlex.split(line))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["debug", pytest.param("local", marks=pytest.mark.slow)])
 def test_runs_of_a_pair_go_through_submitit(
     kind: str, ablate: Callable[[str], Outcome], tmp_path: Path
