@@ -8,6 +8,8 @@ import torch
 from small_run import FEW
 from test_train import assert_same, losses, run, stopped_and_resumed, text_of
 
+from fairway.base.errors import UserError
+from fairway.base.names import CHECKPOINT
 from fairway.config.settings import Config
 from fairway.machine.ranks import Ranks
 from fairway.train.feed import Feed
@@ -42,3 +44,14 @@ def test_every_process_goes_on_where_it_was(rank: int, data_folder: Path) -> Non
             assert torch.equal(first.next_batch()[0], second.next_batch()[0])
     finally:
         first.close(), second.close()
+
+
+def test_damaged_checkpoint_is_refused(
+    tiny: Callable[..., Config], data_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny(*FEW, "train.steps=1")
+    run(config, data_folder, tmp_path)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is a damaged checkpoint"):
+        run(config, data_folder, tmp_path, resume=True)

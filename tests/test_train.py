@@ -494,13 +494,3 @@ def test_signals_are_given_back() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_set()
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_damaged_checkpoint_is_refused(
-    few: Callable[..., Config], data_folder: Path, tmp_path: Path
-) -> None:
-    run(few("train.steps=1"), data_folder, tmp_path)
-    path = tmp_path / CHECKPOINT
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="is a damaged checkpoint"):
-        run(few("train.steps=1"), data_folder, tmp_path, resume=True)
