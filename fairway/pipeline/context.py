@@ -80,7 +80,7 @@ class Run:
         """Return the artifact as its file is now.
 
         An unchanged file is decoded once, because six stages read it and 36 million weights take
-        one core 20 s.
+        seconds (`artifact.py`).
         """
         path = self.file(ARTIFACT)
         return _decoded(path, digest_file(path))
