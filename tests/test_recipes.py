@@ -127,7 +127,10 @@ def test_best_is_the_proxy_with_what_paid() -> None:
         "model.num_layers", "model.parallel_from", "model.mlp_dim",
     }  # fmt: skip
     packed = differing(recipe("best_8"), recipe("best"))
-    assert not [name for name in packed if name.startswith(("quant.", "pack.", "ttt.", "score."))]
+    assert not [name for name in packed if name.startswith(("quant.", "pack.", "score."))]
+    assert {name for name in packed if name.startswith("ttt.")} == {
+        "ttt.lora_chunks", "ttt.lora_lr", "ttt.lora_phases", "ttt.lr",
+    }  # fmt: skip
 
 
 def test_best_on_eight_gpus_trains_as_the_seed_does() -> None:
@@ -152,6 +155,7 @@ LOGGED_1874 = {
     "quant.embed_sigmas": 15.0, "quant.calibration_tokens": 16 * 786_432 // 8, "quant.lqer_rank": 4,
     "pack.code_bytes": 32_360,
     "ttt.method": "lora", "ttt.lora_rank": 128, "ttt.lora_sort": True, "ttt.lora_phases": 3,
+    "ttt.lr": 0.001,
 }  # fmt: skip
 
 
@@ -177,7 +181,9 @@ def test_recipes_by_budget_differ_in_what_follows_from_the_budget() -> None:
         "optim.momentum": 0.965, "optim.cautious": True, "optim.row_beta": 0.95,
         "optim.beta2": 0.99, "optim.embed_lr": 0.06, "optim.min_lr": 0.05,
         "train.batch_tokens": 147_456, "train.micro_tokens": 147_456,
-        "data.shuffle_documents": True,
+        "data.shuffle_documents": True, "optim.warmdown_share": 0.72,
+        # Those of best_8, with which it was measured.
+        "ttt.lora_chunks": "48", "ttt.lora_lr": 1e-4, "ttt.lora_phases": 0, "ttt.lr": 0.005,
     }  # fmt: skip
     assert differing(best, recipe("small")) == {
         "recipe": "small", "train.budget_s": 600.0, "train.micro_tokens": 49_152,

@@ -246,11 +246,8 @@ def check_mixture(mixture: MixtureConfig, ttt: TttConfig, score: ScoreConfig) ->
 def check_learning(method: str, ttt: TttConfig, score: ScoreConfig) -> None:
     """Raise UserError unless a proof can follow test-time training by a method."""
     check_ttt(dataclasses.replace(ttt, method=method), score)
-    if method == "lora" and (ttt.lora_sort or ttt.lora_phases):
-        raise UserError(
-            "a proof reads documents in their order and does not change the model's weights; set "
-            "ttt.lora_sort=false and ttt.lora_phases=0"
-        )
+    if method == "lora" and ttt.lora_sort:
+        raise UserError("a proof reads documents in their order; set ttt.lora_sort=false")
 
 
 def lora_chunks(ttt: TttConfig) -> list[tuple[int, int | None]]:

@@ -50,11 +50,17 @@ class TttConfig:
         choices=("refuse", "shrink"),
     )
     chunk_tokens: int = opt(
-        32_768, "Tokens that are scored before the model trains on them (sgd).", lo=2
+        32_768,
+        "Tokens of a chunk, on which all weights train together (sgd, and lora with phases).",
+        lo=2,
     )
     epochs: int = opt(2, "Passes over each scored chunk (sgd).", lo=1, hi=100)
     lr: float = opt(
-        0.005, "Initial learning rate; it follows a cosine down to 0 (sgd).", lo=0.0, hi=10.0
+        0.005,
+        "Initial learning rate of SGD on all weights; it follows a cosine down to 0 (sgd, and lora"
+        " with phases).",
+        lo=0.0,
+        hi=10.0,
     )
     lora_targets: str = opt(
         "q k v o mlp head", "Matrices that get adapters, chosen from q k v o mlp head (lora)."

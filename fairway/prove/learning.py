@@ -30,7 +30,7 @@ from fairway.score.adapting import adapting
 from fairway.score.documents import chunk_bounds
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Text, Witness
-from fairway.score.lora import Documents, Lanes, evaluate_lora
+from fairway.score.lora import Documents, Lanes, evaluate_lora, learn_again, phase_bounds
 from fairway.score.predictor import Context, Lesson, Receipt
 from fairway.score.sgd import Sgd, chunk_rate, evaluate_sgd
 from fairway.score.sliding import text_of
@@ -161,7 +161,7 @@ class DocumentLora:
                 f"{course.rows} rows cannot have the adapters of {self.ttt.lora_documents}"
             )
         lanes = Lanes(language.model, self.ttt, course.seq_len, self.seed, fixed=True)
-        return DocumentLearner(language.model, lanes, course)
+        return DocumentLearner(language.model, self.ttt, lanes, course)
 
     def scorer_nats(self, language: LanguageModel, streams: Sequence[IntArray]) -> float:
         """Return the nats of the documents by `evaluate_lora`, without the nats of their ends."""
@@ -170,7 +170,9 @@ class DocumentLora:
         paid = _Paid()
         text = proven_text(language, streams)
         asked = Evaluation(text, config, self.ttt, self.seed, "scoring", witness=paid)
-        evaluate_lora(language.model, asked)
+        # Phases change the weights.
+        with mode(language.model, restored=True):
+            evaluate_lora(language.model, asked)
         return sum(paid.nats)
 
 
@@ -195,12 +197,16 @@ class DocumentLearner(Frozen):
     # The attached adapters are new tensors after each chunk.
     steady = False
 
-    def __init__(self, model: GPT, lanes: Lanes, course: Course) -> None:
+    def __init__(self, model: GPT, ttt: TttConfig, lanes: Lanes, course: Course) -> None:
         super().__init__(model)
-        self._lanes, self._course = lanes, course
+        self._ttt, self._lanes, self._course = ttt, lanes, course
         self._chunks: Iterator[Segment] = iter(())
         last = len(course.targets) - 1
         self._lengths = [count + (n < last) for n, count in enumerate(course.targets)]
+        batches = -(-len(course.targets) // course.rows)
+        # The batches before which all weights learn, and all documents of the batches before them.
+        self._phases = phase_bounds(batches, ttt.lora_phases)[1:-1]
+        self._past: list[IntArray] = []
         self._batch = 0
         self._documents: Documents
         self._streams = range(0)
@@ -211,11 +217,20 @@ class DocumentLearner(Frozen):
         """Begin a batch of documents with fresh adapters, or with the adapters of its lane."""
         if streams.start:
             self._documents.save()
+            self._past += self._ids
+        if self._batch in self._phases:
+            self._learn_again()
         self._documents = self._lanes.start(self._batch, len(streams))
         self._batch += 1
         self._streams, self._rows = streams, tuple(range(len(streams)))
         self._chunks = iter(self._course.segments)
         self._ids = [np.array([self._course.bos_id]) for _ in streams]
+
+    def _learn_again(self) -> None:
+        """Train all weights on all documents so far, up to the BOS that begins the next one."""
+        ids = np.concatenate([*self._past, [self._course.bos_id]])
+        learner = Sgd(self._model, self._ttt, self._course.seq_len, fixed=True)
+        learn_again(learner, len(ids) - 1, lambda a, b: Lesson(ids[a:b], ids[a + 1 : b + 1]))
 
     @contextmanager
     def predicting(self) -> Iterator[Adapters]:

@@ -86,7 +86,9 @@ def pr1874() -> Config:
             lqer_rank=4,
         ),
         pack=replace(base.pack, code_bytes=32_360),
-        ttt=replace(base.ttt, method="lora", lora_rank=128, lora_sort=True, lora_phases=3),
+        ttt=replace(
+            base.ttt, method="lora", lora_rank=128, lora_sort=True, lora_phases=3, lr=0.001
+        ),
     )
 
 
@@ -162,8 +164,10 @@ def best() -> Config:
             momentum_start=0.85,
             momentum=0.95,
             momentum_warmup_steps=300,
+            warmdown_share=1.0,
         ),
         train=proxy.train,
+        ttt=replace(base.ttt, lora_chunks="24", lora_lr=6e-5, lora_phases=6, lr=0.015),
     )
 
 
@@ -184,6 +188,7 @@ def best_600() -> Config:
             base.optim,
             momentum=0.965,
             momentum_warmup_steps=600,
+            warmdown_share=0.72,
             embed_lr=0.06,
             beta2=0.99,
             min_lr=0.05,
@@ -191,6 +196,7 @@ def best_600() -> Config:
             row_beta=0.95,
         ),
         train=replace(base.train, budget_s=600.0, batch_tokens=147_456, micro_tokens=147_456),
+        ttt=replace(base.ttt, lora_chunks="48", lora_lr=1e-4, lora_phases=0, lr=0.005),
     )
 
 

@@ -52,19 +52,15 @@ from fairway.score.documents import (
 from fairway.score.evaluation import Evaluation
 from fairway.score.halving import Halving
 from fairway.score.ledger import Ledger, Score, Span
-from fairway.score.predictor import Context, Helped, Receipt
+from fairway.score.predictor import Context, Helped, Lesson, Receipt
 from fairway.score.sgd import Sgd, chunk_rate
 from fairway.score.share import gathering
-from fairway.score.sliding import FrozenPredictor, evaluate_windows, whole_row
-
-# The largest difference allowed between the cost of a position in a batch and in its document
-# alone. Logits are bfloat16 numbers of up to 30, where neighbours lie 0.125 apart, and a batch of
-# another shape adds in another order (largest difference seen on GPUs: 0.13).
-ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.25}
-
-# The learning rate of SGD for the first chunk of a phase, in which all weights learn from scored
-# text (#1530).
-_PHASE_RATE = 0.001
+from fairway.score.sliding import (
+    ROW_TOLERANCE_NATS,
+    FrozenPredictor,
+    evaluate_windows,
+    whole_row,
+)
 
 # ---------------------------------------------------------------------------------------------
 # One batch of documents
@@ -392,10 +388,19 @@ def phase_bounds(count: int, phases: int) -> list[int]:
 
 
 def _phase(state: _Lora, end: int, ranks: Ranks) -> None:
-    """Train all weights on the text scored so far, chunk by chunk, with fresh momentum."""
-    config = state.config
-    learner = Sgd(state.model, config, state.score.seq_len, ranks)
+    """Train all weights on the text scored so far."""
+    learner = Sgd(state.model, state.config, state.score.seq_len, ranks)
+    learn_again(learner, end, lambda first, stop: state.ledger.lesson(first, stop, ranks.total))
+
+
+def learn_again(learner: Sgd, end: int, lesson: Callable[[int, int], Lesson]) -> None:
+    """Train all weights on the positions before `end`, chunk by chunk, once.
+
+    The learner must be new, so that momentum starts at zero. The rate falls from `ttt.lr` to 0.
+    `lesson` returns the tokens of the positions first..stop-1.
+    """
+    config = learner.config
     firsts = range(0, end, config.chunk_tokens)
     for index, first in enumerate(firsts):
-        lesson = state.ledger.lesson(first, min(first + config.chunk_tokens, end), ranks.total)
-        learner.learn(lesson, chunk_rate(_PHASE_RATE, index, len(firsts)), 1)
+        rate = chunk_rate(config.lr, index, len(firsts))
+        learner.learn(lesson(first, min(first + config.chunk_tokens, end)), rate, 1)

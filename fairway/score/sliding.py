@@ -29,11 +29,11 @@ from fairway.score.windows import Event, Window, events, sliding_windows
 # Logits are formed for this many positions at a time: 1,024 x 8,192 in float32 is 34 MB.
 _ROWS_AT_ONCE = 1024
 
-# The largest difference allowed between the cost of a position in a batch of windows and in its
-# window alone: kernels may add in another order. Measured on the trained seed model: 1.5e-5 in
-# float32, 5e-3 when its products run in TF32, 2e-6 in bfloat16, whose kernels gave the same bits
-# (docs/scoring.md).
-ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.05}
+# The largest difference allowed between the cost of a position in a batch and the cost in its own
+# window or document alone: kernels of another size may add in another order. Logits in bfloat16 are
+# up to 30, where neighbours lie 0.125 apart. Largest differences seen on GPUs: 0.12 in windows of
+# 128 tokens, 0.13 in documents side by side, none in windows of 512 and more (docs/scoring.md).
+ROW_TOLERANCE_NATS = {torch.float32: 0.02, torch.bfloat16: 0.25}
 
 
 class FrozenPredictor:

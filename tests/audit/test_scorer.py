@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from audit.honest import Adaptive, V, WithRows, text
 from tiny import TINY, alive
 
@@ -15,9 +16,12 @@ from fairway.audit.scorers.predictors import LedgerScorer, scorer_of, small
 from fairway.audit.scorers.probes import audit_scorer
 from fairway.audit.scorers.scorer import FromCallable, RowScorer, open_program, scored
 from fairway.audit.scorers.verdicts import Probe, joined, verdict_of
-from fairway.base.arrays import IntArray
+from fairway.base.arrays import FloatArray, IntArray
 from fairway.base.errors import UserError
 from fairway.config.settings import BOS_ID, ScoreConfig, TttConfig
+from fairway.model.paths import prepare
+from fairway.score import lora, sliding
+from fairway.score.sliding import whole_row
 
 PROGRAM = """
 import json, sys
@@ -319,7 +323,9 @@ def test_the_worst_verdict_counts() -> None:
 # Fairway's own
 
 
-def own_scorer(method: str, seed: int, tokens: int = 48) -> tuple[LedgerScorer, IntArray]:
+def own_scorer(
+    method: str, seed: int, tokens: int = 48, dtype: torch.dtype = torch.float32, **changes: int
+) -> tuple[LedgerScorer, IntArray]:
     draw = np.random.default_rng(seed)
     ids = draw.integers(2, TINY.vocab_size, tokens)
     ids[::17] = BOS_ID
@@ -327,12 +333,14 @@ def own_scorer(method: str, seed: int, tokens: int = 48) -> tuple[LedgerScorer, 
     score = ScoreConfig(seq_len=24, stride=8, batch_windows=2)
     ttt = TttConfig(
         lr=0.05, epochs=1, lora_rank=2, lora_alpha=3.0, lora_chunks="8", lora_documents=3,
-        lora_lr=0.01,
+        lora_lr=0.01, **changes,
     )  # fmt: skip
     if method == "lora, more":
         ttt, method = replace(ttt, lora_chunks="3@6 8"), "lora"
     score, ttt = small(score, ttt, len(text))
-    return scorer_of(alive(), method, score, ttt, seed), text
+    model = alive()
+    prepare(model, dtype, "plain", "plain")
+    return scorer_of(model, method, score, ttt, seed), text
 
 
 def own(method: str, seed: int) -> list[Probe]:
@@ -358,6 +366,32 @@ def test_fairways_own_evaluations_are_valid(method: str) -> None:
     found = own(method, 0)
     assert verdict_of(found) == "valid", [p for p in found if p.verdict != "valid"]
     assert {p.verdict for p in found} == {"valid"}
+
+
+@pytest.mark.parametrize("method", ["sliding", "lora"])
+@pytest.mark.parametrize(
+    ("dtype", "verdict"), [(torch.bfloat16, "valid"), (torch.float32, "invalid")]
+)
+def test_a_step_of_bfloat16_between_batch_and_row_is_rounding(
+    method: str, dtype: torch.dtype, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU products of another size move logits of 16 and more by a step of 0.125."""
+
+    def moved(logits_V: torch.Tensor) -> FloatArray:
+        signs = 2 * (torch.arange(len(logits_V)) % 2) - 1
+        return whole_row(logits_V.float() + 0.1 * signs)
+
+    for module in (sliding, lora):
+        monkeypatch.setattr(module, "whole_row", moved)
+    bench = Bench(*own_scorer(method, 0, dtype=dtype), 0, 0.0)
+    assert verdict_of(audit_scorer(bench)) == verdict
+
+
+def test_an_audit_learns_in_phases_if_the_run_does() -> None:
+    plain, phased = (
+        scored(*own_scorer("lora", 0, lora_phases=count, chunk_tokens=8)) for count in (0, 1)
+    )
+    assert not np.array_equal(plain.nats, phased.nats)
 
 
 @pytest.mark.slow

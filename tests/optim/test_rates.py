@@ -19,6 +19,8 @@ from fairway.train.muon import Optimisers
 from fairway.train.rates import Rates, cost_bits, decay_, entropy_bits, step_ratio, steps_of
 
 CPU = torch.device("cpu")
+# Where kernels run: on a CPU through Triton's interpreter.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
 
 
@@ -26,12 +28,12 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def rates(method: str = "trellis", **train: Any) -> Rates:
+def rates(method: str = "trellis", device: str = "cpu", **train: Any) -> Rates:
     """Return the rates of a tiny model whose matrices are all coded."""
-    model = alive(replace(TINY, embed_bf16=False))
+    model = alive(replace(TINY, embed_bf16=False)).to(device)
     quant = QuantConfig(min_numel=0, method=method)
     config = Config(model=model.config, train=TrainConfig(**train), quant=quant)
-    made = Rates(config, Optimisers(model, OptimConfig()).muon.banks, CPU)
+    made = Rates(config, Optimisers(model, OptimConfig()).muon.banks, torch.device(device))
     made.model = model  # type: ignore[attr-defined]
     return made
 
@@ -119,10 +121,11 @@ def test_weights_have_errors_meanwhile_and_are_what_they_were(errors: str, metho
 @pytest.mark.parametrize("kernels", ["plain", pytest.param("fused", marks=needs_triton)])
 @pytest.mark.parametrize("errors", ["noise", "round"])
 def test_gradients_are_those_at_the_weights_with_errors(errors: str, kernels: str) -> None:
-    made = rates(rate_errors=errors, rate_bits=2.5, rate_share=1.0)
+    device = DEVICE if kernels == "fused" else "cpu"
+    made = rates(device=device, rate_errors=errors, rate_bits=2.5, rate_share=1.0)
     model = made.model  # type: ignore[attr-defined]
     prepare(model, torch.float32, "plain", kernels)
-    ids = torch.randint(0, 260, (2, 12), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 260, (2, 12), generator=torch.Generator().manual_seed(0)).to(device)
     whole = model(ids[:, :-1], ids[:, 1:]).item()
     named = dict(model.named_parameters())
     with made.errors(0.0, 7):

@@ -94,9 +94,9 @@ def test_a_text_that_does_not_come_back_is_an_error(
 def test_what_cannot_be_proven_is_told_before_training(tiny: Tiny) -> None:
     for settings in (
         ("prove.method=sgd", "ttt.method=off", "ttt.chunk_tokens=100"),
-        ("prove.method=lora", "ttt.lora_phases=1"),
+        ("prove.method=lora", "ttt.lora_sort=true"),
     ):
-        with pytest.raises(UserError, match="multiple of score.seq_len|lora_phases=0"):
+        with pytest.raises(UserError, match="multiple of score.seq_len|lora_sort=false"):
             tiny(*settings)
         tiny(*settings, "prove.bytes=0")
 

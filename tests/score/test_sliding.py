@@ -17,7 +17,12 @@ from fairway.score import sliding
 from fairway.score.evaluation import Evaluation
 from fairway.score.ledger import Ledger, LedgerError, Text, Witness
 from fairway.score.predictor import Context
-from fairway.score.sliding import FrozenDistribution, FrozenPredictor, evaluate_frozen, text_of
+from fairway.score.sliding import (
+    FrozenDistribution,
+    FrozenPredictor,
+    evaluate_frozen,
+    text_of,
+)
 from fairway.score.windows import Event, Window, events, sliding_windows
 
 V, T = 260, 16
@@ -140,7 +145,7 @@ def test_a_model_that_sees_the_future_is_caught() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bound_nats"), [(torch.float32, 0.02), (torch.bfloat16, 0.05)], ids=str
+    ("dtype", "bound_nats"), [(torch.float32, 0.02), (torch.bfloat16, 0.25)], ids=str
 )
 def test_the_tolerance_of_a_type_is_enough_and_not_too_much(
     dtype: torch.dtype, bound_nats: float, monkeypatch: pytest.MonkeyPatch

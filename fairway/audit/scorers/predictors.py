@@ -19,7 +19,6 @@ from fairway.model.modes import restore
 from fairway.score.evaluation import Evaluation
 from fairway.score.experts.evaluate import evaluate_mixture
 from fairway.score.ledger import Text, Witness
-from fairway.score.lora import ROW_TOLERANCE_NATS as LORA_TOLERANCE_NATS
 from fairway.score.predictor import Receipt
 from fairway.score.sliding import ROW_TOLERANCE_NATS
 from fairway.score.ways import evaluate
@@ -106,9 +105,11 @@ def small(score: ScoreConfig, ttt: TttConfig, tokens: int) -> tuple[ScoreConfig,
     sizes = ttt.lora_chunks
     if max(size for size, _ in lora_chunks(ttt)) > seq_len:
         sizes = str(seq_len // 2)
+    # Phases come between batches, and so short a text has few documents.
+    documents = 1 if ttt.lora_phases else ttt.lora_documents
     return (
         replace(score, seq_len=seq_len, stride=stride, truncate=False, check_positions=0),
-        replace(ttt, chunk_tokens=seq_len, lora_chunks=sizes),
+        replace(ttt, chunk_tokens=seq_len, lora_chunks=sizes, lora_documents=documents),
     )
 
 
@@ -136,5 +137,5 @@ def scorer_of(
         tokenizer, mixture = experts
         return evaluate_mixture(model, asked, replace(mixture, base=method), tokenizer)
 
-    tolerances = LORA_TOLERANCE_NATS if method == "lora" else ROW_TOLERANCE_NATS
-    return LedgerScorer(model.config.vocab_size, evaluation, tolerances[model.compute_dtype])
+    tolerance_nats = ROW_TOLERANCE_NATS[model.compute_dtype]
+    return LedgerScorer(model.config.vocab_size, evaluation, tolerance_nats)
