@@ -344,16 +344,17 @@ def _code(
 @compiled
 def code_rows(
     mode: int, codes_RC: Ints, row: Ints, steps_R: Ints, columns: Ints, powers: Ints,
-    factor: Narrow, left_over: Narrow, means_RC: Narrow, moves: Ints, cells: Ints, coder: Ints,
-    buffer: Bytes, features: Ints, gradient: Ints, curvature: Ints,
+    factor: Narrow, left_over: Narrow, means_RC: Narrow, multiples_RC: Narrow, moves: Ints,
+    cells: Ints, coder: Ints, buffer: Bytes, features: Ints, gradient: Ints, curvature: Ints,
 ) -> int:  # fmt: skip
     """Encode rows, decode them into codes_RC, or fit: add them to the normal equations.
 
     means_RC is read if the means are GIVEN; else they are written to it, unless it is empty.
-    Returns the energy about the means.
+    multiples_RC receives the weights in steps, unless it is empty. Returns the energy about the
+    means.
     """
     fold, met = 1 if len(moves) > 1 else 0, int64(0)
-    given, taken = row[PREDICT] == GIVEN, means_RC.size > 0
+    given, taken, kept = row[PREDICT] == GIVEN, means_RC.size > 0, multiples_RC.size > 0
     for r in range(len(codes_RC)):
         row[STEP] = steps_R[row[NUMBER]]
         begin_row(row, columns)
@@ -370,6 +371,8 @@ def code_rows(
                 codes_RC[r, c] = k
             multiple = (k << fold) - grid
             energy = learn(row, columns, left_over, c, multiple, mean)
+            if kept:
+                multiples_RC[r, c] = columns[MULTIPLE, c]
             if mode == FIT:
                 fit(features, row, variance, energy, gradient, curvature)
             state = moves[state, k & 1]

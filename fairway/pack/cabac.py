@@ -39,7 +39,6 @@ from fairway.pack.arithmetic import (
     LOG_ENERGY,
     LOW,
     LOWEST_LOG,
-    MULTIPLE,
     NEAR,
     NLL,
     NO_PREDICTION,
@@ -171,18 +170,21 @@ class _Walk:
         """
         if means_RC is None:
             means_RC = np.zeros((len(codes_RC), 0), np.int32)
-        # A covariance learns between rows.
-        learns, met = self.row[PREDICT] == COVARIANCE, 0
-        at_once = 1 if learns else max(1, len(codes_RC))
-        for first in range(0, len(codes_RC), at_once):
-            rows = slice(first, first + at_once)
+        learns, met, first = self.row[PREDICT] == COVARIANCE, 0, 0
+        while first < len(codes_RC):
+            # All rows up to the next change of the predictor in one call: each call takes the
+            # interpreter's lock, for which the other sections' threads wait.
+            end = min(len(codes_RC), first + (self._covariance.due if learns else len(codes_RC)))
+            rows = slice(first, end)
+            multiples_RC = np.zeros((end - first, codes_RC.shape[1] if learns else 0), np.int32)
             met += code_rows(
                 mode, codes_RC[rows], self.row, self._steps_R, self._columns, self._powers,
-                self._covariance.factor_CC, self._left_over, means_RC[rows], self._moves, cells,
-                coder, buffer, self._features, self.gradient, self.curvature,
+                self._covariance.factor_CC, self._left_over, means_RC[rows], multiples_RC,
+                self._moves, cells, coder, buffer, self._features, self.gradient, self.curvature,
             )  # fmt: skip
             if learns:
-                self._covariance.add(self._columns[MULTIPLE])
+                self._covariance.add(multiples_RC)
+            first = end
         return met
 
 
@@ -322,15 +324,17 @@ def decode_codes(data: bytes, sides: Sequence[Side]) -> list[NDArray[np.int16]]:
         if log_energy > LARGEST_LOG:
             raise UserError(DAMAGED)
         walk = _Walk(side, _Head(log_energy, tuple(powers), predict), covariance)
+        R, C = side.shape
         codes_RC = np.zeros(side.shape, np.int16)
-        codes_1C = np.zeros((1, side.shape[1]), np.int64)
-        for r in range(side.shape[0]):
-            walk.go(DECODE, codes_1C, None, cells, coder, buffer)
+        at_once = max(1, _CODES_AT_ONCE // C)
+        for first in range(0, R, at_once):
+            some_RC = np.zeros((min(at_once, R - first), C), np.int64)
+            walk.go(DECODE, some_RC, None, cells, coder, buffer)
             # A coder that has read past the end decodes zeros, so stop there.
             beyond = coder[AT] > len(buffer) + 4
-            if beyond or codes_1C.min() < -LARGEST_CODE - 1 or codes_1C.max() > LARGEST_CODE:
+            if beyond or some_RC.min() < -LARGEST_CODE - 1 or some_RC.max() > LARGEST_CODE:
                 raise UserError(DAMAGED)
-            codes_RC[r] = codes_1C[0]
+            codes_RC[first : first + len(some_RC)] = some_RC
         found.append(codes_RC)
     if not read_to_the_end(coder, data[size:]):
         raise UserError(DAMAGED)

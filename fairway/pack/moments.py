@@ -7,7 +7,7 @@ Shapes: C columns.
 
 import numpy as np
 
-from fairway.pack.arithmetic import Ints, factorise
+from fairway.pack.arithmetic import Narrow, factorise
 
 WIDEST = 1024
 # The weight, in rows, of the prior that columns are independent.
@@ -22,31 +22,29 @@ class Covariance:
 
     def __init__(self, C: int) -> None:
         self._moments_CC = np.zeros((C, C))
-        self._rows: list[Ints] = []
-        self._known, self._next = 0, 0
+        # Rows since the last update.
+        self._rows: list[Narrow] = []
+        self._known = 0
         self.factor_CC = np.zeros((C, C), np.int32)
 
-    def add(self, multiples_C: Ints) -> None:
-        """Add a row; the predictor is updated after 128 rows, and after every 1/8 more rows."""
-        self._rows.append(multiples_C.copy())
-        if self._known + len(self._rows) >= self._next + max(128, self._next // 8):
-            self._update()
+    @property
+    def due(self) -> int:
+        """Return the rows until the next update: 128, or 1/8 of the rows before the last one."""
+        return max(128, self._known // 8) - sum(map(len, self._rows))
 
-    def copy(self) -> "Covariance":
-        """Return an independent copy of the present state."""
-        other = Covariance(len(self.factor_CC))
-        other._moments_CC = self._moments_CC.copy()
-        other._rows = list(self._rows)
-        other._known, other._next = self._known, self._next
-        other.factor_CC = self.factor_CC.copy()
-        return other
+    def add(self, multiples_RC: Narrow) -> None:
+        """Add at most `due` rows; the predictor is updated when none is due."""
+        assert len(multiples_RC) <= self.due
+        self._rows.append(multiples_RC)
+        if not self.due:
+            self._update()
 
     def _update(self) -> None:
         # The sums are exact in any order: whole numbers below 2^53.
-        rows_RC = np.stack(self._rows).astype(np.float64)
+        rows_RC = np.concatenate(self._rows).astype(np.float64)
         self._moments_CC += rows_RC.T @ rows_RC
-        self._known += len(self._rows)
-        self._rows, self._next = [], self._known
+        self._known += len(rows_RC)
+        self._rows = []
         largest = self._moments_CC.diagonal().max()
         if largest == 0:
             return
