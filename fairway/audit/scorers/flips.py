@@ -8,10 +8,13 @@ import numpy as np
 from fairway.audit.scorers import power, texts
 from fairway.audit.scorers.bench import mean_error, moved_by
 from fairway.audit.scorers.places import cuts, in_turn, places
-from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored
+from fairway.audit.scorers.scorer import Costs, RowScorer, Scorer, scored, unlike
 from fairway.audit.scorers.trial import Trial
+from fairway.audit.scorers.verdicts import Probe
 from fairway.base.arrays import FloatArray, IntArray
 
+# The number of differences that show whether they have one sign, if their size is stated.
+_FEWEST = 8
 # The mean cost may be this far below the cost by the shown distributions.
 SHAVED_NATS = 1e-3
 # The number of passes over all places of the text, each with another kind of change.
@@ -197,6 +200,8 @@ class CurrentFlip(Trial):
         rows = bench.rows
         self.shaved: list[float] = []
         self.row_noise = 0.0
+        self.rounds = getattr(rows, "rounds", False)
+        self.judged_at = _FEWEST if self.rounds else self.judged_at
         if rows is None:
             self.doubt = "the scorer shows no distributions; P1 stands in for this probe"
             return
@@ -254,7 +259,8 @@ class CurrentFlip(Trial):
         self.shaved.append(0.0 if row[ids[index]] == -np.inf and np.isnan(off) else off)
         if not abs(self.shaved[-1]) <= rows.row_tolerance_nats + self._allowed():
             self.worst, self.position = abs(self.shaved[-1]), index
-            self.convict("the cost charged is not that of the distribution shown")
+            what = "the cost charged is not that of the distribution shown"
+            self.convict(unlike(what, self.worst))
 
     def _mean(self) -> None:
         """Convict if small differences all have the same sign."""
@@ -268,9 +274,21 @@ class CurrentFlip(Trial):
             self.worst = mean
             self.convict("costs lie below those of the distributions shown, on average")
 
+    def probe(self) -> Probe:
+        """Return the result; with stated rounding it takes some differences to see their sign."""
+        if self.rounds and len(self.shaved) < _FEWEST:
+            self.doubt = self.doubt or (
+                f"{len(self.shaved)} differences between rows and costs are too few to see whether "
+                "they have one sign; raise the budget (--budget)"
+            )
+        return super().probe()
+
     def passed(self) -> str:
         """Return the sentence for a probe without findings."""
-        return "the distribution stays, and is the one charged"
+        words = "the distribution stays, and is the one charged"
+        if self.rounds and self.bench.rows is not None:
+            words += f" within the {self.bench.rows.row_tolerance_nats:g} nats that it states"
+        return words
 
     def power(self) -> str:
         """Return the power of the places of the text itself."""

@@ -54,6 +54,9 @@ def serve(argument: str, lines: Any, say: Callable[[dict[str, Any]], None]) -> N
         scorer = made(argument)
         size = guarded(lambda: int(scorer.vocab_size), f"vocab_size of {argument}")
         hello = {"vocab_size": size, "separate": getattr(scorer, "separate", False) is True}
+        if hasattr(scorer, "row_tolerance_nats"):
+            what = f"row_tolerance_nats of {argument}"
+            hello["row_tolerance"] = guarded(lambda: float(scorer.row_tolerance_nats), what)
         say({**hello, "rows": hasattr(scorer, "row"), "bytes": hasattr(scorer, "byte_counts")})
         for line in lines:
             say(guarded(functools.partial(_answer, scorer, json.loads(line)), argument))

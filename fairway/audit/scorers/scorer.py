@@ -49,6 +49,11 @@ class Scorer(Protocol):
         """
 
 
+# How far a row may be from the charged cost: numbers in JSON may have been rounded. A program may
+# state more, up to the rounding of logits in bfloat16 (score.sliding).
+ROUNDED_NATS, MOST_ROUNDED_NATS = 1e-3, 0.25
+
+
 @runtime_checkable
 class RowScorer(Protocol):
     """A scorer that also shows whole distributions."""
@@ -132,14 +137,12 @@ class FromProgram:
     The program writes the first line: {"vocab_size": V}. Then it answers {"ids": [...]} with
     {"nats": [...]}, the cost of every token but the first, or, if it scores in another order, with
     {"nats": [...], "index": [...]}. A program that writes {"vocab_size": V, "rows": true} also
-    answers {"ids": [...], "row": t} with {"row": [...]}; one that writes "bytes": true answers
+    answers {"ids": [...], "row": t} with {"row": [...]}, and may state by how many nats rows and
+    costs differ by rounding ("row_tolerance"); one that writes "bytes": true answers
     {"ids": [...], "bytes": true} with {"bytes": [...]}, one for every cost. Instead of any line it
     may write {"error": "why"}. This raises UserError, and so does a program that ends, takes longer
     than `pipe` allows, or writes something else. `open_program` starts one.
     """
-
-    # Numbers in JSON may have been rounded by the program.
-    row_tolerance_nats = 1e-3
 
     def __init__(
         self, pipe: Pipe, hello: dict[str, Any], fresh: Callable[[], "FromProgram"]
@@ -151,6 +154,9 @@ class FromProgram:
                 f"wrote {shown(hello)}"
             )
         self._pipe, self.vocab_size = pipe, size
+        self.row_tolerance_nats = _row_tolerance_nats(pipe, hello)
+        # Whether the program itself states that its rows are rounded.
+        self.rounds = self.row_tolerance_nats > ROUNDED_NATS
         self.separate = hello.get("separate") is True
         # The same program, started once more.
         self.fresh = fresh
@@ -194,6 +200,23 @@ class FromProgram:
                 "most that a text of this length can need"
             )
         return [float(value) for value in values]
+
+
+def _row_tolerance_nats(pipe: Pipe, hello: dict[str, Any]) -> float:
+    stated = hello.get("row_tolerance", ROUNDED_NATS)
+    if not _is_number(stated) or not 0 <= stated <= MOST_ROUNDED_NATS:
+        raise UserError(
+            f'{pipe.name} stated {shown(stated)} as "row_tolerance"; it must be a number of nats '
+            f"from 0 to {MOST_ROUNDED_NATS}"
+        )
+    return max(ROUNDED_NATS, float(stated))
+
+
+def unlike(what: str, off_nats: float) -> str:
+    """Return the sentence for a cost that is not the one shown; a small difference gets advice."""
+    if not off_nats <= MOST_ROUNDED_NATS:
+        return what
+    return f'{what}; if this is rounding, as in bfloat16, the scorer must state "row_tolerance"'
 
 
 def _is_number(value: Any) -> bool:

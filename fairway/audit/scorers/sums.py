@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fairway.audit.scorers.bench import ROUNDING_NATS, Bench, grain, moved_by
-from fairway.audit.scorers.scorer import RowScorer, scored
+from fairway.audit.scorers.scorer import RowScorer, scored, unlike
 from fairway.base.arrays import IntArray
 
 # |sum of probabilities - 1| allowed: costs may come from float32.
@@ -97,7 +97,7 @@ class Place:
             off = abs(self.cost_of(token) + float(row[token]))
             if not off <= allowed and not (np.isnan(off) and row[token] == -np.inf):
                 wrong = "a candidate put at the place is not charged as the distribution shows"
-                return Sum(self.index, asked, off, wrong)
+                return Sum(self.index, asked, off, unlike(wrong, off))
         return Sum(self.index, asked, excess)
 
     def full_sum(self) -> Sum:

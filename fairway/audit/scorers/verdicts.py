@@ -30,11 +30,13 @@ class Probe:
 def verdict_of(probes: Sequence[Probe]) -> Verdict:
     """Return the verdict of all probes: 'invalid' if one fails, else open if one is open.
 
-    An open probe of whole distributions does not count if P1 has charged every candidate.
+    A probe of whole distributions that saw none does not count if P1 is valid: it charged
+    candidates instead.
     """
     verdicts = {probe.name: probe.verdict for probe in probes}
-    if verdicts.get("P1 substitution") == "valid":
-        verdicts.pop("P3 current flip", None)
+    unseen = [p.name for p in probes if p.verdict == "not decidable" and not p.samples]
+    if verdicts.get("P1 substitution") == "valid" and "P3 current flip" in unseen:
+        del verdicts["P3 current flip"]
     return joined(verdicts.values())
 
 
