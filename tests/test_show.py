@@ -86,16 +86,23 @@ def test_the_summary_says_where_things_are(results: dict[str, Any]) -> None:
     assert "runs/x/report.html" in lines[1]
 
 
+@pytest.mark.parametrize("first", [["a row of several words"], []])
 @pytest.mark.parametrize("columns", [3, 12, 40])
 def test_no_number_is_cut(
-    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    columns: int, first: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setenv("COLUMNS", "80")
     numbers = [f"{1234567.125 + column:,.3f}" for column in range(columns)]
-    names = ["a name of several words", *(f"c{column}" for column in range(columns))]
-    show.show(show.plain_table("numbers", names, [["a row of several words", *numbers]]))
-    row = next(line for line in capsys.readouterr().out.splitlines() if numbers[0] in line)
-    assert cells(row)[1:] == numbers
+    names = [
+        *["a name of several words"] * len(first),
+        *(f"c{column}" for column in range(columns)),
+    ]
+    names[-1] = "thousandths of names"
+    show.show(show.plain_table("numbers", names, [[*first, *numbers]]))
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if numbers[0] in line)
+    assert cells(row)[len(first) :] == numbers and "thousandths" in out
 
 
 def test_words_of_a_table_are_broken_to_fit(

@@ -57,9 +57,11 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     made, rows = Table(title), list(rows)
     for number, column in enumerate(columns):
         # A row may have fewer cells, if only one side has a figure.
-        cells = (row[number] for row in rows if number < len(row))
-        whole = bool(number) and all(map(_NUMBER.match, cells))
-        made.add_column(column, justify="right" if number else "left", no_wrap=whole)
+        cells = [row[number] for row in rows if number < len(row)]
+        whole, justify = all(map(_NUMBER.match, cells)), "right" if number else "left"
+        width = max(map(len, [column, *cells])) if whole else None
+        # Words continue on the next line; nothing is left out.
+        made.add_column(column, justify=justify, no_wrap=whole, min_width=width, overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

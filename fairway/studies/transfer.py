@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairway.base.errors import UserError
-from fairway.base.units import counted
+from fairway.base.units import counted, duration
 from fairway.studies.arms import BASE, NOISE
 from fairway.studies.lines import Line, existing
 from fairway.studies.table import Table, merge
@@ -33,9 +33,15 @@ _FEWEST_ARMS = 2
 def transfer(cheap: Path, dear: Path, metric: str | None, error: float) -> dict[str, Any]:
     """Return how well the arms of two tables agree, for JSON.
 
-    Raises UserError for tables without two arms in common.
+    Raises UserError for tables without two arms in common, and for tables with a run in common.
     """
     tables = [merge([path], _metric_of(path, metric), error)[0] for path in (cheap, dear)]
+    first, second = ({line.identity() for line in table.lines} for table in tables)
+    if same := len(first & second):
+        raise UserError(
+            f"{cheap} and {dear} have {counted(same, 'run')} in common, which agree in any case; "
+            "name the tables of two studies, one with short runs and one with long runs"
+        )
     arms, left_out = _common(*tables)
     if len(arms) < _FEWEST_ARMS:
         raise UserError(
@@ -184,7 +190,12 @@ def lines_of(found: dict[str, Any]) -> list[str]:
             f"{dear['n']:>3}  {row['sign']}"
         )
     changed = ", ".join(found["changed"]) or "none"
-    return [*lines, f"arms that change sign: {changed}", *(f"- {t}" for t in found["left_out"])]
+    lines += [f"arms that change sign: {changed}", *(f"- {t}" for t in found["left_out"])]
+    seconds = found["cheap"]["seconds"], found["dear"]["seconds"]
+    if seconds[0] > seconds[1]:
+        cheap, dear = map(duration, seconds)
+        lines.append(f"- the first table has the longer runs ({cheap}, and {dear} in the second)")
+    return lines
 
 
 def _told(name: str, found: dict[str, Any]) -> str:

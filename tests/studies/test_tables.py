@@ -26,7 +26,7 @@ from fairway.studies.lines import (
     written,
 )
 from fairway.studies.table import Table, cautions, merge, summary
-from fairway.studies.transfer import kendall, spearman, transfer
+from fairway.studies.transfer import kendall, lines_of, spearman, transfer
 
 LINE = Line(
     arm="base", pair=0, seed=1, planned=4, recipe="smoke", common=[], settings=[], base="b" * 16,
@@ -254,8 +254,12 @@ def test_a_ranking_that_holds_and_one_that_does_not(
     write: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:
     cheap = write("cheap", *lines(CHEAP))
-    same = write("same", *lines({arm: 2 * x for arm, x in CHEAP.items()}, recipe="best"))
-    other = write("other", *lines({arm: -x for arm, x in CHEAP.items()}, recipe="best"))
+    same = write(
+        "same", *lines({arm: 2 * x for arm, x in CHEAP.items()}, recipe="best", base="d" * 16)
+    )
+    other = write(
+        "other", *lines({arm: -x for arm, x in CHEAP.items()}, recipe="best", base="d" * 16)
+    )
     held, lost = (json.loads(cli("transfer", cheap, dear, "--json").out) for dear in (same, other))
     assert held["kendall"]["value"] == held["spearman"]["value"] == 1.0 and held["changed"] == []
     assert lost["kendall"]["value"] == -1.0 and lost["kendall"]["high"] < 0
@@ -282,14 +286,17 @@ def test_noise_widens_the_interval_of_a_rank_correlation(write: Callable[..., Pa
 
 def test_what_cannot_be_ranked_is_told(write: Callable[..., Path], cli: Cli) -> None:
     cheap = write("cheap", *lines(CHEAP))
-    few = write("few", *lines({"a": 0.1, "eeeee": 0.2}))
+    few = write("few", *lines({"a": 0.1, "eeeee": 0.2}, device="another"))
     assert "have 1 arm with pairs in common" in cli("transfer", cheap, few).err
     runs = lines({"a": 0.1, "bb": 0.1, "ccc": 0.2})
     changed = [replace(r, settings=["model.dim=8"]) if r.arm == "a" else r for r in runs]
+    changed = [replace(r, device="another", train_s=1e-3) for r in changed]
     found = transfer(cheap, write("changed", *changed), None, 0.05)
+    assert "the first table has the longer runs" in lines_of(found)[-1]
     assert found["left_out"] == [
         "a has different settings in the two tables", "dddd is in one table only",
     ]  # fmt: skip
+    assert "have 20 runs in common, which agree in any case" in cli("transfer", cheap, cheap).err
     for line in ("x y", f"{shlex.quote(str(cheap))} y"):
         assert cli("transfer", *shlex.split(line)).code == 2
 
@@ -298,7 +305,8 @@ def test_an_arm_that_stopped_early_is_ranked_by_the_pairs_it_has(
     write: Callable[..., Path],
 ) -> None:
     cheap = [r for r in lines(CHEAP, pairs=6) if r.arm != "a" or r.seed < 3]
-    found = transfer(write("cheap", *cheap), write("dear", *lines(CHEAP)), None, 0.05)
+    dear = lines(CHEAP, device="another")
+    found = transfer(write("cheap", *cheap), write("dear", *dear), None, 0.05)
     counts = {row["arm"]: row["cheap"]["n"] for row in found["arms"]}
     assert counts == {"a": 2, "bb": 6, "ccc": 6, "dddd": 6}
     assert found["kendall"]["value"] == 1.0 and found["kendall"]["low"] is not None
