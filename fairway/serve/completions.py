@@ -17,7 +17,7 @@ from fairway.data.spans import token_ends
 from fairway.data.tokens import Tokenizer
 from fairway.model.writing import BLANK, MAX_SEED, Row, before
 from fairway.serve.asked import Asked, asked_of, body_of, model_of
-from fairway.serve.errors import gone
+from fairway.serve.errors import STOPPED, error_body, gone
 from fairway.serve.models import Desk, Served
 from fairway.serve.watching import GoneError, Watching
 
@@ -175,6 +175,8 @@ async def completions(request: Request) -> Response:
         parts = _ahead(_streamed(desk, completion, rows))
         # The first part is computed first, so that a refusal is still an ordinary answer.
         first = await anext(parts, "")
+        if not first:
+            return gone(desk.ending.is_set())
         return _Events(_followed(first, parts), media_type="text/event-stream")
     watching = Watching(desk.ending)
     async with desk.turn(), watching.over(request):
@@ -213,19 +215,27 @@ async def _steps(desk: Desk, completion: Completion, choices: list[Choice]) -> A
 async def _streamed(
     desk: Desk, completion: Completion, rows: list[tuple[str, Row]]
 ) -> AsyncGenerator[str, None]:
-    """Yield new text as events, as soon as it is certain."""
-    watching, ended = Watching(desk.ending), set[int]()
+    """Yield new text as events, as soon as it is certain.
+
+    If the server ends before the text does, the last event is an error instead of [DONE]; if it
+    ends before the first event, there is none.
+    """
+    watching, ended, began = Watching(desk.ending), set[int](), False
     async with desk.turn():
         try:
             choices = await desk.run(completion.choices, rows, watching)
             if new := _news(completion, choices, ended):
+                began = True
                 yield _event(completion.response(new))
             async for _ in _steps(desk, completion, choices):
                 if watching.gone:
-                    return
+                    raise GoneError
                 if new := _news(completion, choices, ended):
+                    began = True
                     yield _event(completion.response(new))
         except GoneError:
+            if began:
+                yield _event(error_body(*STOPPED))
             return
         finally:
             watching.left = True

@@ -11,6 +11,7 @@ from fairway.base.terminal import sentence
 
 # The usual status in logs for a client that left; the client itself never receives it.
 CLIENT_GONE = 499
+STOPPED = "the server has been stopped; ask again when it runs", 503
 
 
 class RequestError(Exception):
@@ -27,9 +28,15 @@ def error_response(
     message: str, status: int, param: str | None = None, code: str | None = None
 ) -> JSONResponse:
     """Return the answer to a refused request."""
+    return JSONResponse(error_body(message, status, param, code), status)
+
+
+def error_body(
+    message: str, status: int, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """Return an error as the body of an answer, or as an event of a stream."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    error: dict[str, Any] = {"message": sentence(message), "type": kind}
-    return JSONResponse({"error": {**error, "param": param, "code": code}}, status)
+    return {"error": {"message": sentence(message), "type": kind, "param": param, "code": code}}
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -57,7 +64,7 @@ async def unknown(request: Request, error: Exception) -> Response:
 def gone(ending: bool) -> Response:
     """Return the answer to a request whose work was given up: its client left, or we end."""
     if ending:
-        return error_response("the server has been stopped; ask again when it runs", 503)
+        return error_response(*STOPPED)
     return Response(status_code=CLIENT_GONE)
 
 
